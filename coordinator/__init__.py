@@ -1,0 +1,1 @@
+"""Baleen: one global reference table for the blobs of many container registries."""
