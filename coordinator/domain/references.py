@@ -1,0 +1,148 @@
+"""What a manifest lists: its config, its layers, its child manifests.
+
+Route: `parse_manifest(bytes)` when a registry did not say, `from_descriptors` when its event did.
+A manifest's `subject` is not a reference: a registry accepts it before the subject exists (OCI distribution
+specification, "Pushing Manifests with Subject"), and the subject does not need the referrer.
+"""
+
+import json
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from coordinator.domain.names import Digest, parse_digest
+from coordinator.errors import BaleenError, InvalidNameError
+
+BLOB_MEDIA_TYPE = "application/octet-stream"
+
+#: Distribution refuses manifests over 4 MiB (`maxManifestBodySize`), so a larger one is not a manifest.
+MANIFEST_BYTES_LIMIT = 4 * 1024 * 1024
+#: Each reference takes at least 80 bytes of JSON, so this bound follows from the one above.
+REFERENCES_LIMIT = 50_000
+
+
+class ManifestKind(IntEnum):
+    """How to read a manifest's list of references. The numbers are stored: never reuse one."""
+
+    #: The first reference is the config, the others are layers.
+    IMAGE = 1
+    #: All references are child manifests.
+    INDEX = 2
+    #: All references are layers: docker schema 1, artifact manifests.
+    LAYERS = 3
+
+
+class ReferenceKind(IntEnum):
+    CONFIG = 1
+    LAYER = 2
+    CHILD = 3
+    SELF = 4
+
+
+MANIFEST_KINDS = {
+    "application/vnd.oci.image.manifest.v1+json": ManifestKind.IMAGE,
+    "application/vnd.docker.distribution.manifest.v2+json": ManifestKind.IMAGE,
+    "application/vnd.oci.image.index.v1+json": ManifestKind.INDEX,
+    "application/vnd.docker.distribution.manifest.list.v2+json": ManifestKind.INDEX,
+    "application/vnd.docker.distribution.manifest.v1+json": ManifestKind.LAYERS,
+    "application/vnd.docker.distribution.manifest.v1+prettyjws": ManifestKind.LAYERS,
+    "application/vnd.oci.artifact.manifest.v1+json": ManifestKind.LAYERS,
+}
+
+
+class Reference(NamedTuple):
+    """One entry of a manifest; `size` in bytes as the manifest claims it, None where it does not say."""
+
+    digest: Digest
+    size: int | None
+
+
+class ManifestContent(NamedTuple):
+    """What a manifest lists, in its order, each digest once."""
+
+    kind: ManifestKind
+    references: tuple[Reference, ...]
+
+
+class MalformedManifestError(BaleenError):
+    """Bytes that claim to be a manifest, and are not."""
+
+
+def reference_kind(kind: ManifestKind, position: int) -> ReferenceKind:
+    """Return what the reference at the position (from 0) of a manifest of this kind is."""
+    if kind is ManifestKind.INDEX:
+        return ReferenceKind.CHILD
+    return ReferenceKind.CONFIG if kind is ManifestKind.IMAGE and position == 0 else ReferenceKind.LAYER
+
+
+def unique(references: Sequence[Reference]) -> tuple[Reference, ...]:
+    """Keep the first of each digest: a layer listed twice is still one reference."""
+    first: dict[Digest, Reference] = {}
+    for reference in references:
+        first.setdefault(reference.digest, reference)
+    return tuple(first.values())
+
+
+def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestContent:
+    """Read what a manifest lists from its bytes.
+
+    `media_type` is what the registry said; without it, the body's own `mediaType` or its shape decides.
+    Raises MalformedManifestError with the reason.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedManifestError(f"The manifest is not JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise MalformedManifestError("The manifest is not a JSON object.")
+    kind = MANIFEST_KINDS.get(media_type or "") or _kind_by_content(document)
+    references = [_reference(entry) for entry in _entries(kind, document)]
+    if len(references) > REFERENCES_LIMIT:
+        raise MalformedManifestError(f"The manifest lists more than {REFERENCES_LIMIT} references.")
+    return ManifestContent(kind, unique(references))
+
+
+def _kind_by_content(document: dict[str, Any]) -> ManifestKind:
+    if (kind := MANIFEST_KINDS.get(str(document.get("mediaType")))) is not None:
+        return kind
+    if "manifests" in document:
+        return ManifestKind.INDEX
+    if "config" in document:
+        return ManifestKind.IMAGE
+    if "fsLayers" in document or "blobs" in document:
+        return ManifestKind.LAYERS
+    raise MalformedManifestError("The manifest is of no known kind.")
+
+
+def _entries(kind: ManifestKind, document: dict[str, Any]) -> list[Any]:
+    if kind is ManifestKind.INDEX:
+        return _list(document, "manifests")
+    if kind is ManifestKind.IMAGE:
+        return [document.get("config"), *_list(document, "layers")]
+    if "fsLayers" in document:
+        return [
+            {"digest": entry.get("blobSum")} if isinstance(entry, dict) else entry
+            for entry in _list(document, "fsLayers")
+        ]
+    return _list(document, "blobs")
+
+
+def _list(document: dict[str, Any], name: str) -> list[Any]:
+    # JSON null stands for an empty list in manifests that Go programs write.
+    value = document.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise MalformedManifestError(f"The manifest's {name!r} is not a list.")
+    return value
+
+
+def _reference(entry: Any) -> Reference:
+    if not isinstance(entry, dict) or not isinstance(entry.get("digest"), str):
+        raise MalformedManifestError("The manifest lists something without a digest.")
+    try:
+        digest = parse_digest(entry["digest"])
+    except InvalidNameError as error:
+        raise MalformedManifestError(f"The manifest lists a digest that Baleen cannot follow: {error}") from error
+    size = entry.get("size")
+    return Reference(digest, size if isinstance(size, int) and size >= 0 else None)

@@ -1,0 +1,86 @@
+"""The notification envelope of distribution, as registries send it.
+
+Source: distribution's "Work with notifications" and captured envelopes of 2.8.3; GitLab's registry adds
+`actor.user_type`, `actor.user`, `meta`, and the action `rename` with `target.rename`.
+Lenient: unknown fields are ignored, and fields that Baleen does not need may be absent. Each event of an envelope
+is decoded by itself, so that a malformed one does not take its neighbours with it.
+Not here: what an event means (coordinator/ingest/normalise.py).
+"""
+
+import datetime
+from typing import Any
+
+import msgspec
+
+#: Content types of distribution 2.x and 3.x. Both carry the same shape.
+CONTENT_TYPES = frozenset(
+    {
+        "application/vnd.docker.distribution.events.v1+json",
+        "application/vnd.docker.distribution.events.v2+json",
+    }
+)
+
+
+class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
+    digest: str
+    media_type: str = ""
+    size: int | None = None
+
+
+class Rename(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """GitLab: `type` is `name` (this repository only) or `namespace` (all repositories below it too)."""
+
+    type: str
+    from_: str
+    to: str
+
+
+class Target(msgspec.Struct, frozen=True, rename="camel"):
+    """The subject of an event. A delete has only a digest or a tag, or neither (the whole repository)."""
+
+    repository: str
+    media_type: str | None = None
+    digest: str | None = None
+    size: int | None = None
+    #: What 2.x also calls `size`; some writers send only this one.
+    length: int | None = None
+    url: str | None = None
+    tag: str | None = None
+    from_repository: str | None = None
+    references: list[Descriptor] | None = None
+    rename: Rename | None = None
+
+
+class Request(msgspec.Struct, frozen=True):
+    id: str = ""
+    addr: str = ""
+    host: str = ""
+    method: str = ""
+    useragent: str = ""
+
+
+class Actor(msgspec.Struct, frozen=True):
+    name: str = ""
+    user_type: str = ""
+
+
+class Source(msgspec.Struct, frozen=True, rename={"instance_id": "instanceID"}):
+    addr: str = ""
+    #: New at every start of a registry process.
+    instance_id: str = ""
+
+
+class Event(msgspec.Struct, frozen=True):
+    id: str
+    timestamp: datetime.datetime
+    action: str
+    target: Target
+    request: Request = Request()
+    actor: Actor = Actor()
+    source: Source = Source()
+    meta: Any = None
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    #: Distribution sends exactly one event per envelope; the format allows more, in order.
+    events: list[msgspec.Raw]

@@ -1,0 +1,123 @@
+"""Kafka records that Baleen writes: JSON, with the schema's name and version in the header `schema`.
+
+| topic                  | record         | key             |
+|------------------------|----------------|-----------------|
+| registry.events        | RegistryEvent  | pod/repository  |
+| registry.dead-letters  | DeadLetter     | pod             |
+| blob.lifecycle         | BlobLifecycle  | digest          |
+
+Strict: what is written validates against the published JSON Schema. A pod that produces to registry.events
+with Kafka credentials of its own writes RegistryEvent too. A reader ignores fields that it does not know, so a
+field may be added without a new version; a field's meaning never changes.
+"""
+
+import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+DigestText = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+RepositoryText = Annotated[str, Meta(min_length=1, max_length=255)]
+PodText = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Timestamp = Annotated[datetime.datetime, Meta(tz=True)]
+Bytes = Annotated[int, Meta(ge=0)]
+
+SCHEMA_HEADER = "schema"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A record names its schema and version; the name goes into the Kafka header."""
+
+
+class ReferenceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    digest: DigestText
+    size: Bytes | None = None
+    media_type: str = ""
+
+
+class RenameRecord(msgspec.Struct, frozen=True):
+    """`name` renames one repository; `namespace` also all repositories below `source/`."""
+
+    type: Literal["name", "namespace"]
+    source: RepositoryText
+    destination: RepositoryText
+
+
+class RegistryEvent(Record):
+    """What a registry said happened to one of its repositories. Pulls are not recorded.
+
+    A delete with neither digest nor tag is of the whole repository; one with a tag changes nothing that counts.
+    """
+
+    id: str
+    action: Literal["push", "mount", "delete", "rename"]
+    pod: PodText
+    repository: RepositoryText
+    #: By the registry's clock. It orders only the events of one registry process.
+    timestamp: Timestamp
+    digest: DigestText | None = None
+    media_type: str | None = None
+    #: Of the blob or manifest itself, in bytes.
+    size: Bytes | None = None
+    tag: str | None = None
+    #: What a pushed manifest lists, in its order; None when the registry did not say.
+    references: list[ReferenceRecord] | None = None
+    from_repository: str | None = None
+    rename: RenameRecord | None = None
+    #: The registry process: its `source.instanceID`.
+    source: str = ""
+    actor: str = ""
+    request_id: str = ""
+
+
+class DeadLetter(Record):
+    """Something that a pod sent and that could not be understood. GC holds for the pod until it is settled."""
+
+    pod: PodText
+    reason: Literal[
+        "content-type",
+        "oversized",
+        "malformed",
+        "unknown-action",
+        "unknown-media-type",
+        "not-owned",
+        "invalid-name",
+        "unreadable-manifest",
+    ]
+    #: One sentence for a person.
+    detail: str
+    received_at: Timestamp
+    #: What was sent, as text; cut at 64 KiB, then `payload_bytes` says how long it was.
+    payload: str
+    payload_bytes: Bytes
+    content_type: str = ""
+
+
+class BlobLifecycle(Record):
+    """One change of a blob's state."""
+
+    digest: DigestText
+    change: Literal["live", "unreferenced", "hidden", "restored", "purged", "missing"]
+    #: By the database's clock.
+    at: Timestamp
+    reference_count: Annotated[int, Meta(ge=0)]
+    link_count: Annotated[int, Meta(ge=0)]
+
+
+#: Schema name and version of each record: the value of the Kafka header, and the name of the published file.
+SCHEMAS: dict[type[Record], str] = {
+    RegistryEvent: "registry.event/1",
+    DeadLetter: "registry.dead-letter/1",
+    BlobLifecycle: "blob.lifecycle/1",
+}
+
+
+def headers(record: Record) -> list[tuple[str, bytes]]:
+    """Kafka headers of a record."""
+    return [(SCHEMA_HEADER, SCHEMAS[type(record)].encode())]
+
+
+def key_of(event: RegistryEvent) -> bytes:
+    """The partition key: everything about one repository is in one partition, in order."""
+    return f"{event.pod}/{event.repository}".encode()
