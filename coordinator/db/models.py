@@ -1,0 +1,304 @@
+"""The tables, with their constraints and indexes beside the columns.
+
+    pods ─< pod_prefixes
+    pods ─< repositories ─< repository_manifests >─ manifests ── blobs
+                         ─< repository_blobs     >──────────────── blobs
+                         ─< removals                    (what delete events said)
+    pods ─< gaps    pods ─< dead_letters    partition_progress    api_tokens
+
+Facts are rows of repository_manifests, manifests and repository_blobs; blobs.reference_count, link_count and state
+are derived from them by the batch apply, and `check` recomputes them.
+
+Compactness decides between this table fitting in memory and not, so in the hot tables columns stand in the order of
+their alignment, a blob row has eight columns (its null bitmap then costs nothing), and a manifest keeps what
+it lists as one array of blob ids, once, whatever number of repositories hold it.
+Not here: SQL that changes them (apply.py), questions (queries.py).
+"""
+
+import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ExcludeConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+TIMESTAMP = DateTime(timezone=True)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime.datetime: TIMESTAMP,
+        bytes: LargeBinary,
+        str: Text,
+        int: BigInteger,
+    }
+
+
+class Pod(Base):
+    """One registry deployment that owns repository name prefixes."""
+
+    __tablename__ = "pods"
+    __table_args__ = (
+        CheckConstraint("mode IN ('manifest', 'link')", name="mode"),
+        CheckConstraint("linker IN ('link', 'relay')", name="linker"),
+        CheckConstraint("octet_length(event_token_sha256) = 32", name="event_token"),
+    )
+
+    id: Mapped[int] = mapped_column(SmallInteger, Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    mode: Mapped[str] = mapped_column(server_default="manifest")
+    linker: Mapped[str] = mapped_column(server_default="link")
+    registries: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    #: Of the bearer token that its notifications carry. The token has 256 random bits, so one hash is enough.
+    event_token_sha256: Mapped[bytes]
+    created_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+class PodPrefix(Base):
+    """Prefix `team` owns `team` and `team/…`. That no two overlap is checked under a lock (pods.py)."""
+
+    __tablename__ = "pod_prefixes"
+
+    prefix: Mapped[str] = mapped_column(primary_key=True)
+    pod_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("pods.id"), index=True)
+
+
+class ApiToken(Base):
+    __tablename__ = "api_tokens"
+    __table_args__ = (
+        CheckConstraint("role IN ('read', 'operate')", name="role"),
+        CheckConstraint("octet_length(token_sha256) = 32", name="token"),
+    )
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str]
+    token_sha256: Mapped[bytes] = mapped_column(unique=True)
+    created_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+class Repository(Base):
+    __tablename__ = "repositories"
+    __table_args__ = (
+        # text_pattern_ops serves both equality and `name LIKE 'team/%'`, whatever the collation.
+        Index("uq_repositories_name", "name", unique=True, postgresql_ops={"name": "text_pattern_ops"}),
+        Index("ix_repositories_pod_id", "pod_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, Identity(), primary_key=True)
+    pod_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("pods.id"))
+    name: Mapped[str]
+
+
+class Blob(Base):
+    """Any content by digest: layers, configs and manifests alike.
+
+    `state`: see domain/lifecycle.py. `unreferenced_since` is set exactly while both counts are zero.
+    """
+
+    __tablename__ = "blobs"
+    __table_args__ = (
+        CheckConstraint("octet_length(digest) = 32", name="digest"),
+        CheckConstraint("reference_count >= 0", name="reference_count"),
+        CheckConstraint("link_count >= 0", name="link_count"),
+        CheckConstraint(
+            "(unreferenced_since IS NOT NULL) = (reference_count = 0 AND link_count = 0)", name="unreferenced"
+        ),
+        # Unique, and less than half of what a unique B-tree over 32 random bytes takes.
+        ExcludeConstraint(("digest", "="), name="uq_blobs_digest", using="hash"),
+        Index(
+            "ix_blobs_unreferenced",
+            "unreferenced_since",
+            "id",
+            postgresql_where=text("unreferenced_since IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    #: Bytes; -1 while nobody has said.
+    size: Mapped[int]
+    first_seen: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    unreferenced_since: Mapped[datetime.datetime | None]
+    #: Holdings that need it: holdings whose manifest lists it, plus holdings of itself.
+    reference_count: Mapped[int] = mapped_column(Integer)
+    #: Rows of repository_blobs.
+    link_count: Mapped[int] = mapped_column(Integer)
+    state: Mapped[int] = mapped_column(SmallInteger)
+    digest: Mapped[bytes]
+
+
+class Manifest(Base):
+    """What a manifest lists, stored once. `refs` is NULL while its bytes could not be read."""
+
+    __tablename__ = "manifests"
+    __table_args__ = (
+        # Without the pending list: the price of an insert stays even, and a query never scans what is pending.
+        Index(
+            "ix_manifests_refs",
+            "refs",
+            postgresql_using="gin",
+            postgresql_with={"fastupdate": "off"},
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(ForeignKey("blobs.id"), primary_key=True, autoincrement=False)
+    kind: Mapped[int | None] = mapped_column(SmallInteger)
+    #: blobs.id of each distinct reference, in the manifest's order; `kind` tells what each position is.
+    refs: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
+
+
+class RepositoryManifest(Base):
+    """A holding: this repository has this manifest."""
+
+    __tablename__ = "repository_manifests"
+    __table_args__ = (
+        PrimaryKeyConstraint("manifest_id", "repository_id"),
+        Index("ix_repository_manifests_repository_id", "repository_id", "manifest_id"),
+    )
+
+    manifest_id: Mapped[int] = mapped_column(ForeignKey("manifests.id"))
+    #: By the registry's clock: orders this addition against removals.
+    pushed_at: Mapped[datetime.datetime]
+    repository_id: Mapped[int] = mapped_column(Integer, ForeignKey("repositories.id"))
+
+
+class RepositoryBlob(Base):
+    """A direct link that still counts: the repository uploaded or mounted the blob.
+
+    In a pod of mode `manifest` a sweep deletes the row once it is older than the link grace.
+    """
+
+    __tablename__ = "repository_blobs"
+    __table_args__ = (
+        PrimaryKeyConstraint("blob_id", "repository_id"),
+        Index("ix_repository_blobs_repository_id", "repository_id", "blob_id"),
+        Index("ix_repository_blobs_linked_at", "linked_at"),
+    )
+
+    blob_id: Mapped[int] = mapped_column(ForeignKey("blobs.id"))
+    #: By the database's clock, when the link was applied: the grace counts from here.
+    linked_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    #: By the registry's clock: orders this link against removals.
+    event_at: Mapped[datetime.datetime]
+    repository_id: Mapped[int] = mapped_column(Integer, ForeignKey("repositories.id"))
+
+
+class RemovalSeen(Base):
+    """A delete event that was seen, so that an older addition which comes after it is noticed.
+
+    `doubtful_since`: whether the thing is really gone is not proved; it is kept until links in storage were looked at.
+    """
+
+    __tablename__ = "removals"
+    __table_args__ = (
+        PrimaryKeyConstraint("repository_id", "digest"),
+        CheckConstraint("octet_length(digest) = 32", name="digest"),
+        Index("ix_removals_seen_at", "seen_at"),
+        Index(
+            "ix_removals_doubtful",
+            "doubtful_since",
+            postgresql_where=text("doubtful_since IS NOT NULL"),
+        ),
+    )
+
+    repository_id: Mapped[int] = mapped_column(Integer, ForeignKey("repositories.id"))
+    #: By the registry's clock.
+    removed_at: Mapped[datetime.datetime]
+    seen_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    doubtful_since: Mapped[datetime.datetime | None]
+    digest: Mapped[bytes]
+
+
+class PartitionProgress(Base):
+    """How far a partition is applied: written in the transaction that applies, so effect and offset never part."""
+
+    __tablename__ = "partition_progress"
+    __table_args__ = (PrimaryKeyConstraint("topic", "partition"),)
+
+    topic: Mapped[str]
+    partition: Mapped[int] = mapped_column(Integer)
+    #: The first offset that is not applied.
+    next_offset: Mapped[int]
+    #: Of the record before `next_offset`: another record there means another log. NULL where none was applied.
+    fingerprint: Mapped[int | None]
+    #: The broker's id of the topic, if it gives one.
+    topic_id: Mapped[str | None]
+    updated_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+class Gap(Base):
+    """Events that may have been lost on their way. Holds GC for the pod until a reconcile has settled it."""
+
+    __tablename__ = "gaps"
+    __table_args__ = (
+        CheckConstraint("reason IN ('log-replaced', 'records-removed', 'records-skipped')", name="reason"),
+        Index("ix_gaps_open", "pod_id", postgresql_where=text("settled_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    pod_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("pods.id"))
+    topic: Mapped[str]
+    partition: Mapped[int] = mapped_column(Integer)
+    reason: Mapped[str]
+    #: Offsets that may hold what was lost: from_offset <= lost < to_offset.
+    from_offset: Mapped[int]
+    to_offset: Mapped[int | None]
+    noticed_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    settled_at: Mapped[datetime.datetime | None]
+    settled_why: Mapped[str | None]
+
+
+class DeadLetterRow(Base):
+    """Something that could not be understood. Holds GC for the pod until it is settled."""
+
+    __tablename__ = "dead_letters"
+    __table_args__ = (
+        # One Kafka record makes one dead letter, however often it is read.
+        UniqueConstraint("origin_topic", "origin_partition", "origin_offset", "origin_log"),
+        CheckConstraint("(settled_at IS NULL) = (settlement IS NULL)", name="settled"),
+        CheckConstraint("settlement IN ('retried', 'discarded')", name="settlement"),
+        Index("ix_dead_letters_open", "pod", "id", postgresql_where=text("settled_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    #: A name, not a reference: the pod may have been removed since.
+    pod: Mapped[str]
+    reason: Mapped[str]
+    detail: Mapped[str]
+    received_at: Mapped[datetime.datetime]
+    payload: Mapped[str]
+    payload_bytes: Mapped[int]
+    content_type: Mapped[str]
+    origin_topic: Mapped[str]
+    origin_partition: Mapped[int] = mapped_column(Integer)
+    origin_offset: Mapped[int]
+    #: Distinguishes logs in which offsets began anew: the record's time in ms.
+    origin_log: Mapped[int]
+    settled_at: Mapped[datetime.datetime | None]
+    settlement: Mapped[str | None]
+    settled_why: Mapped[str | None]

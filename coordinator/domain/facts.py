@@ -1,0 +1,57 @@
+"""What an event says about the table, as facts.
+
+Events are hints about a registry's state; a fact is the part of one that can change who references what.
+Not here: JSON (schemas/), what a fact does to the table (fold.py).
+"""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import ManifestContent
+
+
+class ManifestPushed(NamedTuple):
+    """The repository holds the manifest. `content` is None while nobody has said what it lists."""
+
+    repository: RepositoryName
+    digest: Digest
+    at: datetime
+    size: int | None
+    content: ManifestContent | None
+
+
+class BlobLinked(NamedTuple):
+    """The repository links the blob directly: an upload or a mount."""
+
+    repository: RepositoryName
+    digest: Digest
+    at: datetime
+    size: int | None
+
+
+class Removed(NamedTuple):
+    """The repository no longer has this digest. A manifest and a blob look the same here."""
+
+    repository: RepositoryName
+    digest: Digest
+    at: datetime
+
+
+class RepositoryRemoved(NamedTuple):
+    """The repository no longer has anything."""
+
+    repository: RepositoryName
+    at: datetime
+
+
+class RepositoryRenamed(NamedTuple):
+    """All that `repository` has is now under `destination`; with `below`, repositories under it move too."""
+
+    repository: RepositoryName
+    destination: RepositoryName
+    below: bool
+    at: datetime
+
+
+Fact = ManifestPushed | BlobLinked | Removed | RepositoryRemoved | RepositoryRenamed
