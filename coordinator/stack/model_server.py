@@ -1,0 +1,399 @@
+"""Answer the OCI distribution protocol as CNCF distribution 2.8 answers it, with its notifications.
+
+Route: socket -> _Handler._dispatch (ROUTES) -> one method per endpoint -> ModelStorage, then Notifier
+Invariants: storage is written before the event is emitted, but a tag's links after it, as in distribution; a
+refused request emits nothing.
+Not here, because no client of Baleen needs it: authentication, ranges, content negotiation, the catalogue.
+"""
+
+import json
+import re
+import socket
+import traceback
+import uuid
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from coordinator.domain.names import parse_digest, parse_repository
+from coordinator.errors import BaleenError, InvalidNameError
+from coordinator.stack.model_notifications import Notifier, Webhook
+from coordinator.stack.model_storage import ModelStorage, digest_of
+
+FORM_TYPE = "application/x-www-form-urlencoded"
+BLOB_TYPE = "application/octet-stream"
+IMAGE_TYPES = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+INDEX_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+REFERENCE_FIELDS = ("mediaType", "size", "digest", "urls", "annotations")
+
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+ROUTES = tuple(
+    (re.compile(pattern), methods)
+    for pattern, methods in (
+        (r"/v2/", {"GET": "_ping", "HEAD": "_ping"}),
+        (r"/v2/(?P<name>.+)/blobs/uploads/", {"POST": "_start_upload"}),
+        (
+            rf"/v2/(?P<name>.+)/blobs/uploads/(?P<upload>{_UUID})",
+            {
+                "GET": "_upload_status",
+                "PATCH": "_append_upload",
+                "PUT": "_finish_upload",
+                "DELETE": "_cancel_upload",
+            },
+        ),
+        (
+            r"/v2/(?P<name>.+)/blobs/(?P<digest>[^/]+)",
+            {"GET": "_get_blob", "HEAD": "_get_blob", "DELETE": "_delete_blob"},
+        ),
+        (
+            r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)",
+            {
+                "GET": "_get_manifest",
+                "HEAD": "_get_manifest",
+                "PUT": "_put_manifest",
+                "DELETE": "_delete_manifest",
+            },
+        ),
+        (r"/v2/(?P<name>.+)/tags/list", {"GET": "_list_tags"}),
+    )
+)
+
+
+class _Refusal(Exception):  # noqa: N818 - it is an answer, not a fault
+    def __init__(self, status: int, code: str, details: tuple[Any, ...] = (None,)) -> None:
+        super().__init__(code)
+        self.status, self.code, self.details = status, code, details
+
+
+class ModelServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: str, port: int, storage: ModelStorage, webhook: Webhook | None) -> None:
+        super().__init__((address, port), _Handler)
+        self.storage = storage
+        self.notifier = Notifier(webhook, f"{socket.gethostname()}:{self.server_port}")
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.server_address[0]!s}:{self.server_port}"
+
+    def server_bind(self) -> None:
+        # HTTPServer looks up the address's host name here, which can take seconds where there is no DNS.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.notifier.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ModelServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: together they would wait for an ACK
+    timeout = 120
+
+    def _dispatch(self) -> None:
+        self._request_id = str(uuid.uuid4())
+        self._body = self._read_body()
+        try:
+            self._route()
+        except InvalidNameError:
+            self._refuse(_Refusal(404, "NAME_UNKNOWN"))
+        except _Refusal as refusal:
+            self._refuse(refusal)
+        except BaleenError:
+            self.log_error("%s", traceback.format_exc())
+            self._refuse(_Refusal(500, "UNKNOWN"))
+
+    # The names that http.server calls.
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _dispatch  # noqa: N815
+
+    def _route(self) -> None:
+        url = urlsplit(self.path)
+        self._query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        for pattern, methods in ROUTES:
+            if match := pattern.fullmatch(url.path):
+                if self.command not in methods:
+                    raise _Refusal(405, "UNSUPPORTED")
+                names = match.groupdict()
+                self._repository = parse_repository(names.pop("name")) if "name" in names else ""
+                getattr(self, methods[self.command])(**names)
+                return
+        raise _Refusal(404, "NAME_UNKNOWN")
+
+    def _ping(self) -> None:
+        self._answer(200, {"Content-Type": "application/json"}, b"{}")
+
+    # Blobs
+
+    def _get_blob(self, digest: str) -> None:
+        size = self._storage.layer_size(self._repository, _digest(digest))
+        if size is None:
+            raise _Refusal(404, "BLOB_UNKNOWN", (digest,))
+        headers = {"Content-Type": BLOB_TYPE, "Docker-Content-Digest": digest, "Etag": f'"{digest}"'}
+        if self.command == "HEAD":
+            self._answer(200, headers | {"Content-Length": str(size)})
+        else:
+            self._answer(200, headers, self._storage.read(digest))
+        self._emit("pull", self._blob_target(digest, size))
+
+    def _delete_blob(self, digest: str) -> None:
+        if self._storage.layer_size(self._repository, _digest(digest)) is None:
+            raise _Refusal(404, "BLOB_UNKNOWN", (digest,))
+        self._storage.unlink_layer(self._repository, digest)
+        self._emit("delete", {"digest": digest, "repository": self._repository})
+        self._answer(202)
+
+    # Uploads and mounts
+
+    def _start_upload(self) -> None:
+        wanted = dict(self._query)
+        if self.headers.get_content_type() == FORM_TYPE:
+            wanted |= {name: values[0] for name, values in parse_qs(self._body.decode()).items()}
+        if wanted.get("mount") and wanted.get("from") and self._mount(wanted["mount"], wanted["from"]):
+            return
+        upload = self._storage.start_upload(self._repository)
+        self._answer(202, self._upload_headers(upload, 0))
+
+    def _mount(self, digest: str, source: str) -> bool:
+        try:
+            size = self._storage.layer_size(parse_repository(source), _digest(digest))
+        except (InvalidNameError, _Refusal):
+            return False
+        if size is None:
+            return False
+        self._storage.link_layer(self._repository, digest)
+        self._emit("mount", self._blob_target(digest, size) | {"fromRepository": source})
+        self._answer(201, self._blob_headers(digest))
+        return True
+
+    def _upload_status(self, upload: str) -> None:
+        self._require(upload)
+        content = self._storage.uploaded(self._repository, upload)
+        self._answer(204, self._upload_headers(upload, len(content)))
+
+    def _append_upload(self, upload: str) -> None:
+        self._require(upload)
+        length = self._storage.append(self._repository, upload, self._body)
+        self._answer(202, self._upload_headers(upload, length))
+
+    def _finish_upload(self, upload: str) -> None:
+        self._require(upload)
+        digest = _digest(self._query.get("digest", ""))
+        content = self._storage.uploaded(self._repository, upload) + self._body
+        if digest_of(content) != digest:
+            self._storage.end_upload(self._repository, upload)
+            raise _Refusal(400, "DIGEST_INVALID", ("the content has another digest",))
+        self._storage.add_layer(self._repository, digest, content)
+        self._storage.end_upload(self._repository, upload)
+        self._emit("push", self._blob_target(digest, len(content)))
+        self._answer(201, self._blob_headers(digest))
+
+    def _cancel_upload(self, upload: str) -> None:
+        self._require(upload)
+        self._storage.end_upload(self._repository, upload)
+        self._answer(204)
+
+    def _require(self, upload: str) -> None:
+        if not self._storage.has_upload(self._repository, upload):
+            raise _Refusal(404, "BLOB_UPLOAD_UNKNOWN")
+
+    # Manifests
+
+    def _get_manifest(self, reference: str) -> None:
+        tag = None if ":" in reference else reference
+        digest = _digest(reference) if tag is None else self._storage.resolve(self._repository, tag)
+        if digest is None or self._storage.manifest_size(self._repository, digest) is None:
+            raise _Refusal(404, "MANIFEST_UNKNOWN", (reference,))
+        content = self._storage.read(digest)
+        try:
+            manifest = json.loads(content)
+        except ValueError:  # a layer's digest: its link makes it visible here too
+            raise _Refusal(404, "MANIFEST_UNKNOWN", (reference,)) from None
+        headers = {
+            "Content-Type": _media_type(manifest),
+            "Docker-Content-Digest": digest,
+            "Etag": f'"{digest}"',
+        }
+        self._answer(200, headers, content)
+        self._emit("pull", self._manifest_target(digest, content, manifest, tag))
+
+    def _put_manifest(self, reference: str) -> None:
+        digest = digest_of(self._body)
+        tag = None if ":" in reference else reference
+        if tag is None and _digest(reference) != digest:
+            raise _Refusal(400, "DIGEST_INVALID")
+        if tag is not None and _TAG.fullmatch(tag) is None:
+            raise _Refusal(404, "NAME_UNKNOWN")
+        manifest = self._parsed_manifest()
+        if missing := tuple(self._missing(manifest)):
+            raise _Refusal(400, "MANIFEST_BLOB_UNKNOWN", missing)
+        self._storage.add_manifest(self._repository, digest, self._body)
+        self._emit("push", self._manifest_target(digest, self._body, manifest, tag))
+        if tag is not None:
+            self._storage.tag(self._repository, tag, digest)
+        location = f"/v2/{self._repository}/manifests/{digest}"
+        self._answer(201, {"Location": location, "Docker-Content-Digest": digest})
+
+    def _parsed_manifest(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads(self._body)
+            media_type = _media_type(manifest)
+            for reference in _references(manifest):
+                parse_digest(reference["digest"])
+        except (ValueError, LookupError, TypeError, AttributeError, InvalidNameError):
+            raise _Refusal(400, "MANIFEST_INVALID") from None
+        known = media_type in IMAGE_TYPES or media_type in INDEX_TYPES
+        if manifest.get("schemaVersion") != 2 or not known or self.headers.get_content_type() != media_type:
+            raise _Refusal(400, "MANIFEST_INVALID", ("the media type is unknown or not the manifest's own",))
+        parsed: dict[str, Any] = manifest
+        return parsed
+
+    def _missing(self, manifest: dict[str, Any]) -> Iterator[str]:
+        held = self._storage.manifest_size if _is_index(manifest) else self._storage.layer_size
+        for reference in _references(manifest):
+            if held(self._repository, reference["digest"]) is None:
+                yield reference["digest"]
+
+    def _delete_manifest(self, reference: str) -> None:
+        digest = _digest(reference)
+        if self._storage.manifest_size(self._repository, digest) is None:
+            raise _Refusal(404, "MANIFEST_UNKNOWN")
+        self._storage.unlink_manifest(self._repository, digest)
+        self._emit("delete", {"digest": digest, "repository": self._repository})
+        for tag in self._storage.tags(self._repository):
+            if self._storage.resolve(self._repository, tag) == digest:
+                self._storage.untag(self._repository, tag)
+                self._emit("delete", {"repository": self._repository, "tag": tag})
+        self._answer(202)
+
+    def _list_tags(self) -> None:
+        tags = self._storage.tags(self._repository)
+        if not tags:
+            raise _Refusal(404, "NAME_UNKNOWN", ({"name": self._repository},))
+        body = json.dumps({"name": self._repository, "tags": tags}).encode()
+        self._answer(200, {"Content-Type": "application/json; charset=utf-8"}, body)
+
+    # Events
+
+    def _blob_target(self, digest: str, size: int) -> dict[str, Any]:
+        return self._target(BLOB_TYPE, digest, size, "blobs")
+
+    def _manifest_target(
+        self, digest: str, content: bytes, manifest: dict[str, Any], tag: str | None
+    ) -> dict[str, Any]:
+        references = [
+            _without_empty({name: reference.get(name) for name in REFERENCE_FIELDS})
+            for reference in _references(manifest)
+        ]
+        target = self._target(_media_type(manifest), digest, len(content), "manifests")
+        return target | _without_empty({"tag": tag, "references": references})
+
+    def _target(self, media_type: str, digest: str, size: int, kind: str) -> dict[str, Any]:
+        described = {
+            "mediaType": media_type,
+            "size": size,
+            "digest": digest,
+            "length": size,
+            "repository": self._repository,
+            "url": f"/v2/{self._repository}/{kind}/{digest}",
+        }
+        return _without_empty(described)
+
+    def _emit(self, action: str, target: dict[str, Any]) -> None:
+        request = {
+            "id": self._request_id,
+            "addr": f"{self.client_address[0]}:{self.client_address[1]}",
+            "host": self.headers.get("Host", ""),
+            "method": self.command,
+            "useragent": self.headers.get("User-Agent", ""),
+        }
+        self.server.notifier.emit(action, target, request)
+
+    # Reading and answering
+
+    @property
+    def _storage(self) -> ModelStorage:
+        return self.server.storage
+
+    def _read_body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", "").lower():
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(chunks)
+
+    def _blob_headers(self, digest: str) -> dict[str, str]:
+        location = f"/v2/{self._repository}/blobs/{digest}"
+        return {"Location": location, "Docker-Content-Digest": digest}
+
+    def _upload_headers(self, upload: str, length: int) -> dict[str, str]:
+        return {
+            "Location": f"/v2/{self._repository}/blobs/uploads/{upload}",
+            "Docker-Upload-Uuid": upload,
+            "Range": f"0-{max(length - 1, 0)}",
+        }
+
+    def _refuse(self, refusal: _Refusal) -> None:
+        message = refusal.code.replace("_", " ").lower()
+        errors = [{"code": refusal.code, "message": message, "detail": detail} for detail in refusal.details]
+        headers = {"Content-Type": "application/json; charset=utf-8"}
+        self._answer(refusal.status, headers, json.dumps({"errors": errors}).encode())
+
+    def _answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            if status != 204 or name != "Content-Length":
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing: what happened is in the events and in the storage."""
+
+
+def _digest(text: str) -> str:
+    try:
+        parse_digest(text)
+    except InvalidNameError:
+        raise _Refusal(400, "DIGEST_INVALID") from None
+    return text
+
+
+def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is zero or empty, as Go's `omitempty` does: an empty blob's event has no size."""
+    return {name: value for name, value in fields.items() if value}
+
+
+def _is_index(manifest: dict[str, Any]) -> bool:
+    return "manifests" in manifest
+
+
+def _media_type(manifest: dict[str, Any]) -> str:
+    fallback = INDEX_TYPES[0] if _is_index(manifest) else IMAGE_TYPES[0]
+    return str(manifest.get("mediaType") or fallback)
+
+
+def _references(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """List what the manifest needs, in the order of the events; a `subject` is not needed."""
+    if _is_index(manifest):
+        return list(manifest["manifests"])
+    return [manifest["config"], *manifest["layers"]]

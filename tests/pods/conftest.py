@@ -1,0 +1,30 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.pods.registry_client import RegistryClient
+from tests.pods.registries import RunningRegistry, running_distribution, running_model
+from tests.pods.sink import NotificationSink
+
+
+@pytest.fixture
+def sink() -> Iterator[NotificationSink]:
+    with NotificationSink() as sink:
+        yield sink
+
+
+@pytest.fixture(params=["model", pytest.param("distribution", marks=pytest.mark.registry)])
+def registry(
+    request: pytest.FixtureRequest, sink: NotificationSink, tmp_path: Path
+) -> Iterator[RunningRegistry]:
+    """Each test of the contract runs on the model and on the real program."""
+    running = running_model(sink) if request.param == "model" else running_distribution(sink, tmp_path)
+    with running as registry:
+        yield registry
+
+
+@pytest.fixture
+def client(registry: RunningRegistry) -> Iterator[RegistryClient]:
+    with RegistryClient(registry.url, timeout=10) as client:
+        yield client
