@@ -33,6 +33,8 @@ class Machine(TypedDict):
     postgres: str
     fsync_ms_median: float
     fsync_ms_p95: float
+    load: float
+    """Programs that wanted a core in the last minute; far above zero before a run, its figures are too low."""
 
 
 def describe(directory: Path | None = None, database_url: str | None = None) -> Machine:
@@ -47,6 +49,7 @@ def describe(directory: Path | None = None, database_url: str | None = None) -> 
         "postgres": _postgres(database_url) if database_url else UNKNOWN,
         "fsync_ms_median": round(median * 1000, 3),
         "fsync_ms_p95": round(p95 * 1000, 3),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
@@ -55,7 +58,8 @@ def line(machine: Machine) -> str:
     return (
         f"**Machine:** {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
         f" {machine['kernel']}, {machine['python']}, PostgreSQL {machine['postgres']},"
-        f" fsync {machine['fsync_ms_median']} ms (95 %: {machine['fsync_ms_p95']} ms)"
+        f" fsync {machine['fsync_ms_median']} ms (95 %: {machine['fsync_ms_p95']} ms),"
+        f" load {machine['load']}"
     )
 
 
