@@ -34,7 +34,7 @@ class Machine(TypedDict):
     fsync_ms_median: float
     fsync_ms_p95: float
     load: float
-    """Programs that wanted a core in the last minute; far above zero before a run, its figures are too low."""
+    """Programs that wanted a core in the last minute; if high before a run, its figures are too low."""
 
 
 def describe(directory: Path | None = None, database_url: str | None = None) -> Machine:
