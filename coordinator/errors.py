@@ -4,12 +4,18 @@ A message is one sentence that says what to do. `status` is the HTTP status with
 answers, `exit_code` the one with which the command ends. Not here: rendering (api/problems.py, cli.py).
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
 
 class BaleenError(Exception):
     """Something was refused or failed, and the message says what to do about it."""
 
     status = 500
     exit_code = 1
+    #: HTTP headers that belong to the answer.
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
 
 class UsageError(BaleenError):
@@ -43,6 +49,7 @@ class UnauthorizedError(BaleenError):
     """No token, or one that is not known."""
 
     status = 401
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class ForbiddenError(BaleenError):
@@ -55,6 +62,7 @@ class UnavailableError(BaleenError):
     """A service that Baleen needs (database, Kafka, object store) does not answer: try again later."""
 
     status = 503
+    headers = MappingProxyType({"Retry-After": "1"})
 
 
 class StackError(BaleenError):

@@ -2,12 +2,12 @@
 
 Source: distribution's "Work with notifications" and captured envelopes of 2.8.3; GitLab's registry adds
 `actor.user_type`, `actor.user`, `meta`, and the action `rename` with `target.rename`.
-Lenient: unknown fields are ignored, and fields that Baleen does not need may be absent. Each event of an envelope
-is decoded by itself, so that a malformed one does not take its neighbours with it.
+Lenient: unknown fields are ignored, and fields that Baleen does not need may be absent. Each event of an
+envelope is decoded by itself, so that a malformed one does not take its neighbours with it.
 Not here: what an event means (coordinator/ingest/normalise.py).
 """
 
-import datetime
+import datetime as dt
 from typing import Any
 
 import msgspec
@@ -72,7 +72,7 @@ class Source(msgspec.Struct, frozen=True, rename={"instance_id": "instanceID"}):
 
 class Event(msgspec.Struct, frozen=True):
     id: str
-    timestamp: datetime.datetime
+    timestamp: dt.datetime
     action: str
     target: Target
     request: Request = Request()

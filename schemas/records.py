@@ -7,11 +7,11 @@
 | blob.lifecycle         | BlobLifecycle  | digest          |
 
 Strict: what is written validates against the published JSON Schema. A pod that produces to registry.events
-with Kafka credentials of its own writes RegistryEvent too. A reader ignores fields that it does not know, so a
-field may be added without a new version; a field's meaning never changes.
+with Kafka credentials of its own writes RegistryEvent too. A reader ignores fields that it does not know, so
+a field may be added without a new version; a field's meaning never changes.
 """
 
-import datetime
+import datetime as dt
 from typing import Annotated, Literal
 
 import msgspec
@@ -20,8 +20,9 @@ from msgspec import Meta
 DigestText = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 RepositoryText = Annotated[str, Meta(min_length=1, max_length=255)]
 PodText = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-Timestamp = Annotated[datetime.datetime, Meta(tz=True)]
-Bytes = Annotated[int, Meta(ge=0)]
+Timestamp = Annotated[dt.datetime, Meta(tz=True)]
+#: The upper bound is that of the table's 64-bit column.
+Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 SCHEMA_HEADER = "schema"
 
@@ -44,10 +45,11 @@ class RenameRecord(msgspec.Struct, frozen=True):
     destination: RepositoryText
 
 
-class RegistryEvent(Record):
+class RegistryEvent(Record, frozen=True):
     """What a registry said happened to one of its repositories. Pulls are not recorded.
 
-    A delete with neither digest nor tag is of the whole repository; one with a tag changes nothing that counts.
+    A delete with neither digest nor tag is of the whole repository; one with a tag changes nothing that
+    counts.
     """
 
     id: str
@@ -71,8 +73,8 @@ class RegistryEvent(Record):
     request_id: str = ""
 
 
-class DeadLetter(Record):
-    """Something that a pod sent and that could not be understood. GC holds for the pod until it is settled."""
+class DeadLetter(Record, frozen=True):
+    """What a pod sent and could not be understood. GC holds for the pod until it is settled."""
 
     pod: PodText
     reason: Literal[
@@ -94,7 +96,7 @@ class DeadLetter(Record):
     content_type: str = ""
 
 
-class BlobLifecycle(Record):
+class BlobLifecycle(Record, frozen=True):
     """One change of a blob's state."""
 
     digest: DigestText

@@ -1,0 +1,89 @@
+"""Publish JSON Schema (draft 2020-12) for what crosses a process boundary, from the types that read it.
+
+Route: `python -m schemas.publish` writes `schemas/json/<name>.json`; a test holds the files to the types.
+The files say no more than the types do: what a reader checks beyond them (owned repositories, times that can
+be) is in coordinator/ingest/normalise.py.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from schemas.envelope import Event
+from schemas.records import SCHEMAS
+
+DIRECTORY = Path(__file__).parent / "json"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class NotificationEnvelope(msgspec.Struct, frozen=True):
+    """What a registry posts: `application/vnd.docker.distribution.events.v1+json` or `…v2+json`."""
+
+    # The reader keeps each event raw at first (see Envelope in envelope.py).
+    events: list[Event]
+
+
+#: Type of each published file, by schema name and version.
+PUBLISHED: Final[dict[str, type[msgspec.Struct]]] = {
+    "registry.notification/1": NotificationEnvelope,
+    **{name: record for record, name in SCHEMAS.items()},
+}
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """Return the JSON Schema that is published under a name such as `registry.event/1`."""
+    title, version = name.split("/")
+    return {
+        "$schema": DIALECT,
+        "$id": f"urn:baleen:{title}:{version}",
+        "title": title,
+        "version": int(version),
+        **_tidy(msgspec.json.schema(PUBLISHED[name])),
+    }
+
+
+def inlined(name: str) -> dict[str, Any]:
+    """The same schema without `$ref`, to stand inside another document such as OpenAPI."""
+    schema = schema_of(name)
+    definitions = schema.pop("$defs")
+    body = _resolve({"$ref": schema.pop("$ref")}, definitions)
+    return {"title": schema["title"], **{key: value for key, value in body.items() if key != "title"}}
+
+
+def files() -> dict[Path, str]:
+    """Every file that is published, and its text: the same types always give the same bytes."""
+    return {
+        DIRECTORY
+        / f"{name.split('/')[0]}.json": f"{json.dumps(schema_of(name), indent=2, ensure_ascii=False)}\n"
+        for name in PUBLISHED
+    }
+
+
+def main() -> None:
+    DIRECTORY.mkdir(exist_ok=True)
+    for path, text in files().items():
+        path.write_text(text, encoding="utf-8")
+
+
+def _tidy(node: Any) -> Any:
+    # A docstring's line breaks are those of the source file.
+    if isinstance(node, dict):
+        return {
+            key: " ".join(value.split()) if key == "description" and isinstance(value, str) else _tidy(value)
+            for key, value in node.items()
+        }
+    return [_tidy(entry) for entry in node] if isinstance(node, list) else node
+
+
+def _resolve(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            return _resolve(definitions[node["$ref"].rpartition("/")[2]], definitions)
+        return {key: _resolve(value, definitions) for key, value in node.items()}
+    return [_resolve(entry, definitions) for entry in node] if isinstance(node, list) else node
+
+
+if __name__ == "__main__":
+    main()
