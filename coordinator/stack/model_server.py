@@ -1,6 +1,6 @@
 """Answer the OCI distribution protocol as CNCF distribution 2.8 answers it, with its notifications.
 
-Route: socket -> _Handler._dispatch (ROUTES) -> one method per endpoint -> ModelStorage, then Notifier
+Route: socket -> _Handler._route (ROUTES) -> one method per endpoint -> ModelStorage, then Notifier
 Invariants: storage is written before the event is emitted, but a tag's links after it, as in distribution; a
 refused request emits nothing.
 Not here, because no client of Baleen needs it: authentication, ranges, content negotiation, the catalogue.
@@ -18,53 +18,23 @@ from urllib.parse import parse_qs, urlsplit
 
 from coordinator.domain.names import parse_digest, parse_repository
 from coordinator.errors import BaleenError, InvalidNameError
+from coordinator.stack.model_manifest import ModelManifest, NotAManifestError, without_empty
 from coordinator.stack.model_notifications import Notifier, Webhook
 from coordinator.stack.model_storage import ModelStorage, digest_of
 
 FORM_TYPE = "application/x-www-form-urlencoded"
 BLOB_TYPE = "application/octet-stream"
-IMAGE_TYPES = (
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-)
-INDEX_TYPES = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
-REFERENCE_FIELDS = ("mediaType", "size", "digest", "urls", "annotations")
-
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-ROUTES = tuple(
-    (re.compile(pattern), methods)
-    for pattern, methods in (
-        (r"/v2/", {"GET": "_ping", "HEAD": "_ping"}),
-        (r"/v2/(?P<name>.+)/blobs/uploads/", {"POST": "_start_upload"}),
-        (
-            rf"/v2/(?P<name>.+)/blobs/uploads/(?P<upload>{_UUID})",
-            {
-                "GET": "_upload_status",
-                "PATCH": "_append_upload",
-                "PUT": "_finish_upload",
-                "DELETE": "_cancel_upload",
-            },
-        ),
-        (
-            r"/v2/(?P<name>.+)/blobs/(?P<digest>[^/]+)",
-            {"GET": "_get_blob", "HEAD": "_get_blob", "DELETE": "_delete_blob"},
-        ),
-        (
-            r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)",
-            {
-                "GET": "_get_manifest",
-                "HEAD": "_get_manifest",
-                "PUT": "_put_manifest",
-                "DELETE": "_delete_manifest",
-            },
-        ),
-        (r"/v2/(?P<name>.+)/tags/list", {"GET": "_list_tags"}),
-    )
-)
+#: The method `_<HTTP method>_<kind>` answers; HEAD is answered as GET, without the body.
+ROUTES = {
+    "base": re.compile(r"/v2/"),
+    "uploads": re.compile(r"/v2/(?P<name>.+)/blobs/uploads/"),
+    "upload": re.compile(rf"/v2/(?P<name>.+)/blobs/uploads/(?P<upload>{_UUID})"),
+    "blob": re.compile(r"/v2/(?P<name>.+)/blobs/(?P<digest>[^/]+)"),
+    "manifest": re.compile(r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)"),
+    "tags": re.compile(r"/v2/(?P<name>.+)/tags/list"),
+}
 
 
 class _Refusal(Exception):  # noqa: N818 - it is an answer, not a fault
@@ -123,17 +93,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         url = urlsplit(self.path)
         self._query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        for pattern, methods in ROUTES:
+        for kind, pattern in ROUTES.items():
             if match := pattern.fullmatch(url.path):
-                if self.command not in methods:
+                method = "get" if self.command == "HEAD" else self.command.lower()
+                handler = getattr(self, f"_{method}_{kind}", None)
+                if handler is None:
                     raise _Refusal(405, "UNSUPPORTED")
                 names = match.groupdict()
                 self._repository = parse_repository(names.pop("name")) if "name" in names else ""
-                getattr(self, methods[self.command])(**names)
+                handler(**names)
                 return
         raise _Refusal(404, "NAME_UNKNOWN")
 
-    def _ping(self) -> None:
+    def _get_base(self) -> None:
         self._answer(200, {"Content-Type": "application/json"}, b"{}")
 
     # Blobs
@@ -158,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Uploads and mounts
 
-    def _start_upload(self) -> None:
+    def _post_uploads(self) -> None:
         wanted = dict(self._query)
         if self.headers.get_content_type() == FORM_TYPE:
             wanted |= {name: values[0] for name, values in parse_qs(self._body.decode()).items()}
@@ -179,17 +151,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(201, self._blob_headers(digest))
         return True
 
-    def _upload_status(self, upload: str) -> None:
+    def _get_upload(self, upload: str) -> None:
         self._require(upload)
         content = self._storage.uploaded(self._repository, upload)
         self._answer(204, self._upload_headers(upload, len(content)))
 
-    def _append_upload(self, upload: str) -> None:
+    def _patch_upload(self, upload: str) -> None:
         self._require(upload)
         length = self._storage.append(self._repository, upload, self._body)
         self._answer(202, self._upload_headers(upload, length))
 
-    def _finish_upload(self, upload: str) -> None:
+    def _put_upload(self, upload: str) -> None:
         self._require(upload)
         digest = _digest(self._query.get("digest", ""))
         content = self._storage.uploaded(self._repository, upload) + self._body
@@ -201,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._emit("push", self._blob_target(digest, len(content)))
         self._answer(201, self._blob_headers(digest))
 
-    def _cancel_upload(self, upload: str) -> None:
+    def _delete_upload(self, upload: str) -> None:
         self._require(upload)
         self._storage.end_upload(self._repository, upload)
         self._answer(204)
@@ -217,53 +189,42 @@ class _Handler(BaseHTTPRequestHandler):
         digest = _digest(reference) if tag is None else self._storage.resolve(self._repository, tag)
         if digest is None or self._storage.manifest_size(self._repository, digest) is None:
             raise _Refusal(404, "MANIFEST_UNKNOWN", (reference,))
-        content = self._storage.read(digest)
         try:
-            manifest = json.loads(content)
-        except ValueError:  # a layer's digest: its link makes it visible here too
+            manifest = ModelManifest.parse(self._storage.read(digest))
+        except NotAManifestError:  # a layer's digest: its link makes it visible here too
             raise _Refusal(404, "MANIFEST_UNKNOWN", (reference,)) from None
         headers = {
-            "Content-Type": _media_type(manifest),
+            "Content-Type": manifest.media_type,
             "Docker-Content-Digest": digest,
             "Etag": f'"{digest}"',
         }
-        self._answer(200, headers, content)
-        self._emit("pull", self._manifest_target(digest, content, manifest, tag))
+        self._answer(200, headers, manifest.content)
+        self._emit("pull", self._manifest_target(manifest, tag))
 
     def _put_manifest(self, reference: str) -> None:
-        digest = digest_of(self._body)
         tag = None if ":" in reference else reference
-        if tag is None and _digest(reference) != digest:
+        if tag is None and _digest(reference) != digest_of(self._body):
             raise _Refusal(400, "DIGEST_INVALID")
         if tag is not None and _TAG.fullmatch(tag) is None:
             raise _Refusal(404, "NAME_UNKNOWN")
-        manifest = self._parsed_manifest()
+        try:
+            manifest = ModelManifest.parse(self._body)
+        except NotAManifestError:
+            raise _Refusal(400, "MANIFEST_INVALID") from None
+        if self.headers.get_content_type() != manifest.media_type:
+            raise _Refusal(400, "MANIFEST_INVALID", ("the Content-Type is not the manifest's mediaType",))
         if missing := tuple(self._missing(manifest)):
             raise _Refusal(400, "MANIFEST_BLOB_UNKNOWN", missing)
-        self._storage.add_manifest(self._repository, digest, self._body)
-        self._emit("push", self._manifest_target(digest, self._body, manifest, tag))
+        self._storage.add_manifest(self._repository, manifest.digest, manifest.content)
+        self._emit("push", self._manifest_target(manifest, tag))
         if tag is not None:
-            self._storage.tag(self._repository, tag, digest)
-        location = f"/v2/{self._repository}/manifests/{digest}"
-        self._answer(201, {"Location": location, "Docker-Content-Digest": digest})
+            self._storage.tag(self._repository, tag, manifest.digest)
+        location = f"/v2/{self._repository}/manifests/{manifest.digest}"
+        self._answer(201, {"Location": location, "Docker-Content-Digest": manifest.digest})
 
-    def _parsed_manifest(self) -> dict[str, Any]:
-        try:
-            manifest = json.loads(self._body)
-            media_type = _media_type(manifest)
-            for reference in _references(manifest):
-                parse_digest(reference["digest"])
-        except (ValueError, LookupError, TypeError, AttributeError, InvalidNameError):
-            raise _Refusal(400, "MANIFEST_INVALID") from None
-        known = media_type in IMAGE_TYPES or media_type in INDEX_TYPES
-        if manifest.get("schemaVersion") != 2 or not known or self.headers.get_content_type() != media_type:
-            raise _Refusal(400, "MANIFEST_INVALID", ("the media type is unknown or not the manifest's own",))
-        parsed: dict[str, Any] = manifest
-        return parsed
-
-    def _missing(self, manifest: dict[str, Any]) -> Iterator[str]:
-        held = self._storage.manifest_size if _is_index(manifest) else self._storage.layer_size
-        for reference in _references(manifest):
+    def _missing(self, manifest: ModelManifest) -> Iterator[str]:
+        held = self._storage.manifest_size if manifest.is_index else self._storage.layer_size
+        for reference in manifest.references:
             if held(self._repository, reference["digest"]) is None:
                 yield reference["digest"]
 
@@ -279,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._emit("delete", {"repository": self._repository, "tag": tag})
         self._answer(202)
 
-    def _list_tags(self) -> None:
+    def _get_tags(self) -> None:
         tags = self._storage.tags(self._repository)
         if not tags:
             raise _Refusal(404, "NAME_UNKNOWN", ({"name": self._repository},))
@@ -291,15 +252,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _blob_target(self, digest: str, size: int) -> dict[str, Any]:
         return self._target(BLOB_TYPE, digest, size, "blobs")
 
-    def _manifest_target(
-        self, digest: str, content: bytes, manifest: dict[str, Any], tag: str | None
-    ) -> dict[str, Any]:
-        references = [
-            _without_empty({name: reference.get(name) for name in REFERENCE_FIELDS})
-            for reference in _references(manifest)
-        ]
-        target = self._target(_media_type(manifest), digest, len(content), "manifests")
-        return target | _without_empty({"tag": tag, "references": references})
+    def _manifest_target(self, manifest: ModelManifest, tag: str | None) -> dict[str, Any]:
+        target = self._target(manifest.media_type, manifest.digest, len(manifest.content), "manifests")
+        return target | without_empty({"tag": tag, "references": manifest.references})
 
     def _target(self, media_type: str, digest: str, size: int, kind: str) -> dict[str, Any]:
         described = {
@@ -310,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
             "repository": self._repository,
             "url": f"/v2/{self._repository}/{kind}/{digest}",
         }
-        return _without_empty(described)
+        return without_empty(described)
 
     def _emit(self, action: str, target: dict[str, Any]) -> None:
         request = {
@@ -376,24 +331,3 @@ def _digest(text: str) -> str:
     except InvalidNameError:
         raise _Refusal(400, "DIGEST_INVALID") from None
     return text
-
-
-def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is zero or empty, as Go's `omitempty` does: an empty blob's event has no size."""
-    return {name: value for name, value in fields.items() if value}
-
-
-def _is_index(manifest: dict[str, Any]) -> bool:
-    return "manifests" in manifest
-
-
-def _media_type(manifest: dict[str, Any]) -> str:
-    fallback = INDEX_TYPES[0] if _is_index(manifest) else IMAGE_TYPES[0]
-    return str(manifest.get("mediaType") or fallback)
-
-
-def _references(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """List what the manifest needs, in the order of the events; a `subject` is not needed."""
-    if _is_index(manifest):
-        return list(manifest["manifests"])
-    return [manifest["config"], *manifest["layers"]]
