@@ -1,0 +1,293 @@
+"""Decide what becomes of each event that a registry posts: accepted, dropped or dead-lettered.
+
+Route: `normalise(body, origin)` -> outcomes in the order of the envelope -> EventProducer.publish.
+Invariants: every event of an envelope has exactly one outcome, and an envelope that cannot be read has one
+dead letter; nothing that a registry sends raises; what is accepted validates against the published schema.
+Not here: who sent it (service.py), what an accepted event does to the table (the reference processor).
+"""
+
+import datetime as dt
+from collections.abc import Collection
+from typing import Final, Literal, NamedTuple, cast
+
+import msgspec
+
+from coordinator.domain.names import RepositoryName, parse_digest, parse_repository
+from coordinator.domain.pods import prefixes_of
+from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, REFERENCES_LIMIT
+from coordinator.errors import InvalidNameError
+from schemas.envelope import CONTENT_TYPES, Descriptor, Envelope, Event, Rename
+from schemas.records import DeadLetter, ReferenceRecord, RegistryEvent, RenameRecord
+
+Reason = Literal[
+    "content-type",
+    "oversized",
+    "malformed",
+    "unknown-action",
+    "unknown-media-type",
+    "not-owned",
+    "invalid-name",
+    "unreadable-manifest",
+]
+
+#: What a dead letter keeps of what was sent.
+PAYLOAD_LIMIT: Final = 64 * 1024
+#: Registries send one event per envelope; each dead letter costs memory beyond its own bytes.
+EVENTS_LIMIT: Final = 10_000
+#: A body with more commas has more JSON values than any manifest; reading it may cost 30 times its size.
+COMMAS_LIMIT: Final = 400_000
+#: Ids, and names of processes: what is longer is not one.
+ID_LIMIT: Final = 255
+SIZE_LIMIT: Final = 2**63 - 1
+EARLIEST: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
+
+#: What msgspec raises on bytes that are not what they should be; UnicodeDecodeError is a ValueError.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+_envelope = msgspec.json.Decoder(Envelope)
+_event = msgspec.json.Decoder(Event)
+
+
+class Accepted(NamedTuple):
+    """Goes to registry.events."""
+
+    event: RegistryEvent
+
+
+class Dropped(NamedTuple):
+    """Says nothing that Baleen needs."""
+
+    reason: Literal["pull"]
+
+
+class DeadLettered(NamedTuple):
+    """Goes to registry.dead-letters."""
+
+    letter: DeadLetter
+
+
+Outcome = Accepted | Dropped | DeadLettered
+
+
+class Origin(NamedTuple):
+    """Who sent a body, as authenticated, and when it came."""
+
+    pod: str
+    prefixes: Collection[str]
+    received_at: dt.datetime
+    content_type: str = ""
+
+
+class _Refused(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+def normalise(body: bytes, origin: Origin) -> list[Outcome]:
+    """Return the outcome of each event in a body, in order."""
+    if base_type(origin.content_type) not in CONTENT_TYPES:
+        detail = "The content type is not that of a notification: point only notifications here."
+        return [DeadLettered(dead_letter(origin, "content-type", detail, body))]
+    return _normalise(body, origin)
+
+
+def retry(letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
+    """Return the outcomes of a dead letter's payload under the rules and prefixes of now.
+
+    What was cut cannot be read again, and stays a dead letter.
+    """
+    body = letter.payload.encode()
+    if letter.payload_bytes != len(body):
+        return [DeadLettered(letter)]
+    origin = Origin(letter.pod, prefixes, letter.received_at, letter.content_type)
+    if letter.reason == "content-type" or _is_envelope(body):
+        return normalise(body, origin)
+    return [_outcome(body, origin)]
+
+
+def dead_letter(
+    origin: Origin, reason: Reason, detail: str, sent: bytes, size: int | None = None
+) -> DeadLetter:
+    """Make a dead letter of what was sent, or of its beginning; then `size` is how long all of it was."""
+    text = _clean(bytes(sent[:PAYLOAD_LIMIT]).decode("utf-8", "replace"))
+    return DeadLetter(
+        pod=origin.pod,
+        reason=reason,
+        detail=_clean(detail)[:500],
+        received_at=origin.received_at,
+        # Replacement characters are longer than what they replace.
+        payload=text.encode()[:PAYLOAD_LIMIT].decode("utf-8", "ignore"),
+        payload_bytes=len(sent) if size is None else size,
+        content_type=_clean(origin.content_type)[:ID_LIMIT],
+    )
+
+
+def _is_envelope(body: bytes) -> bool:
+    try:
+        _envelope.decode(body)
+    except _UNREADABLE:
+        return False
+    return True
+
+
+def base_type(media_type: str) -> str:
+    """A media type without its parameters, in lower case."""
+    return media_type.partition(";")[0].strip().lower()
+
+
+def _normalise(body: bytes, origin: Origin) -> list[Outcome]:
+    if body.count(b",") > COMMAS_LIMIT:
+        detail = f"The envelope holds more than {COMMAS_LIMIT} values."
+        return [DeadLettered(dead_letter(origin, "oversized", detail, body))]
+    try:
+        events = _envelope.decode(body).events
+    except _UNREADABLE as error:
+        detail = f"The envelope cannot be read: {error}."
+        return [DeadLettered(dead_letter(origin, "malformed", detail, body))]
+    if len(events) > EVENTS_LIMIT:
+        detail = f"The envelope holds more than {EVENTS_LIMIT} events."
+        return [DeadLettered(dead_letter(origin, "oversized", detail, body))]
+    return [_outcome(bytes(memoryview(raw)), origin) for raw in events]
+
+
+def _outcome(raw: bytes, origin: Origin) -> Outcome:
+    try:
+        return _decide(raw, origin)
+    except _Refused as refused:
+        return DeadLettered(dead_letter(origin, refused.reason, refused.detail, raw))
+
+
+def _decide(raw: bytes, origin: Origin) -> Outcome:
+    try:
+        event = _event.decode(raw)
+    except _UNREADABLE as error:
+        raise _Refused("malformed", f"The event cannot be read: {error}.") from error
+    if event.action == "pull":
+        return Dropped("pull")
+    if event.action not in {"push", "mount", "delete", "rename"}:
+        raise _Refused("unknown-action", f"The action {event.action[:100]!r} is not known.")
+    _check_form(event)
+    try:
+        repository = _owned(event.target.repository, origin)
+        digest = _digest(event.target.digest) if event.target.digest else None
+        media_type, references = _content(event)
+        rename = _rename(event.target.rename, origin) if event.action == "rename" else None
+    except InvalidNameError as error:
+        raise _Refused("invalid-name", str(error)) from error
+    target = event.target
+    return Accepted(
+        RegistryEvent(
+            id=event.id,
+            action=cast('Literal["push", "mount", "delete", "rename"]', event.action),
+            pod=origin.pod,
+            repository=repository,
+            timestamp=event.timestamp.astimezone(dt.UTC),
+            digest=digest,
+            media_type=media_type,
+            size=target.length if target.size is None else target.size,
+            tag=None if target.tag is None else _clean(target.tag)[:ID_LIMIT] or None,
+            references=references,
+            from_repository=_valid_repository(target.from_repository),
+            rename=rename,
+            source=event.source.instance_id,
+            actor=_clean(event.actor.name)[:ID_LIMIT],
+            request_id=_clean(event.request.id)[:ID_LIMIT],
+        )
+    )
+
+
+def _check_form(event: Event) -> None:
+    """Refuse as malformed what no registry can mean."""
+    target = event.target
+    for name, value in (("id", event.id), ("instanceID", event.source.instance_id)):
+        if len(value) > ID_LIMIT or "\0" in value:
+            raise _Refused("malformed", f"The event's {name} is too long or holds NUL.")
+    if not event.id:
+        raise _Refused("malformed", "The event has no id.")
+    if event.timestamp.tzinfo is None or not EARLIEST <= event.timestamp < LATEST:
+        raise _Refused("malformed", "The event's timestamp has no zone, or is not of our time.")
+    if not target.repository:
+        raise _Refused("malformed", "The event names no repository.")
+    if event.action in {"push", "mount"} and not target.digest:
+        raise _Refused("malformed", f"The {event.action} has no digest.")
+    if event.action == "delete" and "" in {target.digest, target.tag} and not (target.digest or target.tag):
+        # Only absence may mean the whole repository: an empty name is a fault of whoever wrote it.
+        raise _Refused("malformed", "The delete names an empty digest or tag.")
+    for size in (target.size, target.length):
+        _check_size(size)
+
+
+def _check_size(size: int | None) -> None:
+    if size is not None and not 0 <= size <= SIZE_LIMIT:
+        raise _Refused("malformed", "A size is negative or absurd.")
+
+
+def _content(event: Event) -> tuple[str | None, list[ReferenceRecord] | None]:
+    """Return the media type and references to record; only a push says what its content is."""
+    target = event.target
+    if event.action != "push":
+        return _clean(target.media_type or "")[:ID_LIMIT] or None, None
+    media_type = base_type(target.media_type or "")
+    if media_type == BLOB_MEDIA_TYPE:
+        return media_type, None
+    if media_type not in MANIFEST_KINDS:
+        raise _Refused(
+            "unknown-media-type",
+            f"The media type {(target.media_type or '')[:100]!r} is neither a blob's nor a known manifest's.",
+        )
+    return media_type, _references(target.references)
+
+
+def _references(descriptors: list[Descriptor] | None) -> list[ReferenceRecord] | None:
+    # None listed and listing not switched on look alike: the manifest's bytes will tell.
+    if not descriptors:
+        return None
+    if len(descriptors) > REFERENCES_LIMIT:
+        raise _Refused("malformed", f"The manifest lists more than {REFERENCES_LIMIT} references.")
+    for descriptor in descriptors:
+        _check_size(descriptor.size)
+    return [
+        ReferenceRecord(
+            digest=_digest(descriptor.digest),
+            size=descriptor.size,
+            media_type=_clean(descriptor.media_type)[:ID_LIMIT],
+        )
+        for descriptor in descriptors
+    ]
+
+
+def _rename(rename: Rename | None, origin: Origin) -> RenameRecord:
+    if rename is None or rename.type not in {"name", "namespace"}:
+        raise _Refused("malformed", "The rename does not say from where to where.")
+    return RenameRecord(
+        type=cast('Literal["name", "namespace"]', rename.type),
+        source=_owned(rename.from_, origin),
+        destination=_owned(rename.to, origin),
+    )
+
+
+def _digest(text: str) -> str:
+    parse_digest(text)
+    return text
+
+
+def _owned(text: str, origin: Origin) -> RepositoryName:
+    repository = parse_repository(text)
+    if not any(prefix in origin.prefixes for prefix in prefixes_of(repository)):
+        raise _Refused("not-owned", f"Pod {origin.pod} does not own the repository {repository!r}.")
+    return repository
+
+
+def _valid_repository(text: str | None) -> RepositoryName | None:
+    """Where a mount came from is told for people; what is not a name is left out."""
+    try:
+        return parse_repository(text) if text else None
+    except InvalidNameError:
+        return None
+
+
+def _clean(text: str) -> str:
+    # PostgreSQL's text holds every character but NUL.
+    return text.replace("\0", "\ufffd")
