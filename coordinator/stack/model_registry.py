@@ -8,123 +8,105 @@ Not here: HTTP (model_server.py), storage (model_storage.py), notifications (mod
 """
 
 import json
+import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Self
 
-from coordinator.errors import BaleenError, SettingsError, StackError
+from coordinator.errors import BaleenError, SettingsError
+from coordinator.settings import Duration
+from coordinator.stack.distribution import Notifications, Storage
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage
 from coordinator.stack.process import ManagedProcess
 from coordinator.storage.s3 import S3ObjectStore
 
-PROBE_SECONDS = 2.0
+PROBE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What the child is told, by a file that only its owner may read."""
 
+    host: str
     port: int
-    address: str = "127.0.0.1"
-    s3_endpoint_url: str
-    s3_bucket: str
-    s3_region: str = "us-east-1"
-    s3_access_key: str = field(repr=False)
-    s3_secret_key: str = field(repr=False)
-    root: str = ""
-    notification_url: str | None = None
-    notification_token: str | None = field(default=None, repr=False)
-    notification_timeout_seconds: float = 5.0
-    notification_backoff_seconds: float = 1.0
+    storage: Storage
+    notifications: Notifications | None
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, file: Path) -> Self:
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            known = json.loads(file.read_text())
+            told = known["notifications"]
+            return cls(
+                host=known["host"],
+                port=known["port"],
+                storage=Storage(**known["storage"]),
+                notifications=None if told is None else Notifications(**told),
+            )
+        except (OSError, ValueError, TypeError, LookupError) as error:
             raise SettingsError(
-                f"{path} is no configuration of the model registry ({error}): write it with save()."
+                f"{file} is no configuration of the model registry ({error}): let ModelRegistry write it."
             ) from error
 
-    def save(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(asdict(self), indent=1))
+    def save(self, file: Path) -> None:
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            json.dump(asdict(self), stream, indent=1)
 
     def store(self) -> S3ObjectStore:
         return S3ObjectStore(
-            self.s3_bucket,
-            self.root,
-            endpoint_url=self.s3_endpoint_url,
-            region=self.s3_region,
-            access_key=self.s3_access_key,
-            secret_key=self.s3_secret_key,
+            self.storage.bucket,
+            self.storage.root,
+            endpoint_url=self.storage.endpoint_url,
+            region=self.storage.region,
+            access_key=self.storage.access_key,
+            secret_key=self.storage.secret_key,
         )
 
     def webhook(self) -> Webhook | None:
-        if self.notification_url is None:
+        told = self.notifications
+        if told is None:
             return None
-        return Webhook(
-            self.notification_url,
-            self.notification_token,
-            self.notification_timeout_seconds,
-            self.notification_backoff_seconds,
-        )
+        return Webhook(told.url, told.token, _seconds(told.timeout), _seconds(told.backoff))
 
 
+@dataclass(frozen=True, kw_only=True)
 class ModelRegistry:
-    """The model as a child process; each start is a new process with a new `instanceID`."""
+    """One registry process of a pod, in place of a DistributionRegistry."""
 
-    def __init__(self, name: str, directory: Path, config: ModelConfig) -> None:
-        self.name = name
-        self._directory = directory
-        self._config = config
-        self._process: ManagedProcess | None = None
-
-    @staticmethod
-    def available() -> bool:
-        return True
+    name: str
+    directory: Path
+    port: int
+    storage: Storage
+    notifications: Notifications | None = None
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        return f"http://{self._config.address}:{self._config.port}"
+        return f"http://{self.host}:{self.port}"
 
-    @property
-    def pid(self) -> int:
-        return self._started.pid
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        file = (self._directory / f"{self.name}.json").resolve()
-        self._config.save(file)
-        self._process = ManagedProcess(
-            name=f"model registry {self.name}",
+    def process(self) -> ManagedProcess:
+        """The registry, ready when /v2/ answers, with a new instanceID; writes its configuration."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = self.directory.absolute() / f"{self.name}.json"
+        ModelConfig(
+            host=self.host, port=self.port, storage=self.storage, notifications=self.notifications
+        ).save(file)
+        return ManagedProcess(
+            name=f"Model registry {self.name}",
             argv=[sys.executable, "-m", "coordinator.stack.model_registry", file],
-            log_file=self._directory / f"{self.name}.log",
             cwd=Path(__file__).parents[2],  # where `coordinator` is, installed or not
-            probe=self._answers,
-            advice="see that its port is free and the object store runs",
-        ).start()
+            log_file=self.directory.absolute() / f"{self.name}.log",
+            probe=self._ready,
+            advice="see that its port is free and that the object store runs",
+        )
 
-    def stop(self) -> None:
-        """End it; as with the real program, what it did not yet announce is lost."""
-        self._started.stop()
-
-    def kill(self) -> None:
-        self._started.kill()
-
-    @property
-    def _started(self) -> ManagedProcess:
-        if self._process is None:
-            raise StackError(f"The model registry {self.name} was not started yet: call start().")
-        return self._process
-
-    def _answers(self) -> bool:
-        connection = HTTPConnection(self._config.address, self._config.port, timeout=PROBE_SECONDS)
+    def _ready(self) -> bool:
+        connection = HTTPConnection(self.host, self.port, timeout=PROBE_SECONDS)
         try:
             connection.request("GET", "/v2/")
             return connection.getresponse().status == 200
@@ -134,7 +116,15 @@ class ModelRegistry:
             connection.close()
 
 
+def _seconds(duration: str) -> float:
+    try:
+        return Duration.parse(duration)
+    except ValueError as error:
+        raise SettingsError(f"{duration!r} is not a duration: {error}.") from error
+
+
 def main(arguments: list[str]) -> int:
+    """Serve until killed. No signal is handled: the end of this process is never orderly."""
     if len(arguments) != 1:
         print("usage: python -m coordinator.stack.model_registry CONFIG.json", file=sys.stderr)  # noqa: T201
         return 2
@@ -142,12 +132,11 @@ def main(arguments: list[str]) -> int:
         config = ModelConfig.load(Path(arguments[0]))
         store = config.store()
         store.check()
-        server = ModelServer(config.address, config.port, ModelStorage(store), config.webhook())
+        server = ModelServer(config.host, config.port, ModelStorage(store), config.webhook())
     except (BaleenError, OSError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the parent shows the end of this log
         return 1
-    with server:
-        server.serve_forever()
+    server.serve_forever()
     return 0
 
 

@@ -63,8 +63,8 @@ class ModelServer(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
-    def server_close(self) -> None:
-        super().server_close()
+    def close(self) -> None:
+        self.server_close()
         self.notifier.close()
 
 

@@ -143,7 +143,7 @@ def running_model(sink: NotificationSink) -> Iterator[RunningModel]:
         yield RunningModel(server.url, sink, store)
     finally:
         server.shutdown()
-        server.server_close()
+        server.close()
         thread.join(10)
 
 
