@@ -27,7 +27,6 @@ Reason = Literal[
     "unknown-media-type",
     "not-owned",
     "invalid-name",
-    "unreadable-manifest",
 ]
 
 #: What a dead letter keeps of what was sent.

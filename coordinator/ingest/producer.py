@@ -1,0 +1,216 @@
+"""Write outcomes to Kafka, and return only when Kafka has them all.
+
+Route: Ingest -> `publish(outcomes)` -> registry.events and registry.dead-letters, in order.
+Invariants: records of one partition arrive in the order of the outcomes; after a failure nothing of what was
+not acknowledged is kept for later, since the registry sends it again and a late copy would be out of order.
+
+A client (aiokafka's producer, idempotent, `acks=all`) that failed once is thrown away and another connected
+in the background: an idempotent client that missed an acknowledgement can have a gap in its numbering,
+and would be refused for ever. While there is none, `publish` waits for up to its time limit.
+A client's buffer holds a batch or two per partition; what waits for a place is bounded by ingest's memory.
+Not here: topics are made by topics.py; a client never makes one, for it would have one partition only.
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
+
+from coordinator.errors import UnavailableError
+from coordinator.ingest.connection import client_arguments
+from coordinator.ingest.normalise import Accepted, DeadLettered, Dropped, Origin, Outcome, dead_letter
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, largest_event
+from coordinator.settings import Settings
+from schemas.records import Record, headers, key_of
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES: Final = 256 * 1024
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 2.0
+#: What is kept of a dead letter that Kafka refuses as too large.
+SHORT_PAYLOAD: Final = 1000
+
+_encoder = msgspec.json.Encoder()
+
+
+class EventProducer:
+    """Publishes outcomes. `start` and `stop` bracket its life, in one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._arguments = client_arguments(settings)
+        self._timeout = float(settings.ingest_timeout)
+        self._client: AIOKafkaProducer | None = None
+        self._connected = asyncio.Event()
+        self._connector: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to connect; does not wait for Kafka, which may be away."""
+        if self._connector is None:
+            self._connector = asyncio.create_task(self._connect())
+
+    async def stop(self) -> None:
+        """Close the connections; a `publish` that is under way fails."""
+        if self._connector is not None:
+            self._connector.cancel()
+            await asyncio.gather(self._connector, return_exceptions=True)
+            self._connector = None
+        if self._client is not None:
+            self._discard(self._client, reconnect=False)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a client that has not failed."""
+        return self._client is not None
+
+    async def publish(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Write what is accepted and dead-lettered; return the outcomes as they were written.
+
+        They differ from those given only where Kafka takes no record of that size: such an event is
+        dead-lettered. Raises UnavailableError when Kafka did not acknowledge everything in time.
+        """
+        written = list(outcomes)
+        waiting = [at for at, outcome in enumerate(written) if not isinstance(outcome, Dropped)]
+        try:
+            async with asyncio.timeout(self._timeout):
+                while waiting:
+                    waiting = await self._deliver(written, waiting)
+        except TimeoutError:
+            raise UnavailableError("Kafka did not acknowledge the events in time: send them again.") from None
+        return written
+
+    async def _deliver(self, written: list[Outcome], waiting: list[int]) -> list[int]:
+        """Send what waits, in order; return what must be sent again, because a neighbour was too large."""
+        client = await self._any_client()
+        try:
+            sent = [(at, await self._send(client, written, at)) for at in waiting]
+            await asyncio.wait([future for _, future in sent])
+        except KafkaError as error:
+            self._discard(client)
+            raise UnavailableError(f"Kafka does not take the events: {error!r}.") from error
+        except asyncio.CancelledError:
+            self._discard(client)
+            raise
+        failed = [(at, problem) for at, future in sent if (problem := future.exception()) is not None]
+        if not failed:
+            return []
+        self._discard(client)
+        too_large = [at for at, problem in failed if isinstance(problem, MessageSizeTooLargeError)]
+        if not too_large:
+            raise UnavailableError(f"Kafka does not take the events: {failed[0][1]!r}.") from failed[0][1]
+        for at in too_large:
+            written[at] = _as_oversized(written[at])
+        return [at for at, _ in failed]
+
+    async def _send(
+        self, client: AIOKafkaProducer, written: list[Outcome], at: int
+    ) -> asyncio.Future[object]:
+        try:
+            future = await _hand_over(client, written[at])
+        except MessageSizeTooLargeError:
+            written[at] = _as_oversized(written[at])
+            future = await _hand_over(client, written[at])
+        # A failure that nobody waits for any longer is no surprise.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    async def _any_client(self) -> AIOKafkaProducer:
+        while self._client is None:
+            await self._connected.wait()
+        return self._client
+
+    async def _connect(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            client = AIOKafkaProducer(
+                **self._arguments,
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=0,
+                max_batch_size=BATCH_BYTES,
+                max_request_size=largest_event(self._settings),
+                request_timeout_ms=round(self._timeout * 1000),
+            )
+            try:
+                async with asyncio.timeout(2 * self._timeout):
+                    await client.start()
+                    await _check_topics(client)
+            except (KafkaError, OSError, TimeoutError, UnavailableError) as error:
+                log.warning("Kafka cannot be used at %s: %r", self._settings.kafka_bootstrap, error)
+                await _close(client)
+            except BaseException:
+                await _close(client)
+                raise
+            else:
+                self._client = client
+                self._connected.set()
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _discard(self, client: AIOKafkaProducer, *, reconnect: bool = True) -> None:
+        """Give up a client with all that it holds, once, and connect another."""
+        if self._client is not client:
+            return
+        self._client = None
+        self._connected.clear()
+        closing = asyncio.create_task(_close(client))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        if reconnect:
+            self._connector = asyncio.create_task(self._connect())
+
+
+async def _hand_over(client: AIOKafkaProducer, outcome: Outcome) -> asyncio.Future[object]:
+    """Put one record into the client's buffer, waiting for a place in it."""
+    topic: str
+    record: Record
+    match outcome:
+        case Accepted(event):
+            topic, record, key = EVENTS, event, key_of(event)
+        case DeadLettered(letter):
+            topic, record, key = DEAD_LETTERS, letter, letter.pod.encode()
+        case Dropped():  # pragma: no cover
+            raise AssertionError("What is dropped is not published.")
+    future: asyncio.Future[object] = await client.send(
+        topic, _encoder.encode(record), key=key, headers=headers(record)
+    )
+    return future
+
+
+def _as_oversized(outcome: Outcome) -> Outcome:
+    """What Kafka is set up to refuse must not come back for ever, and must not be forgotten."""
+    match outcome:
+        case Accepted(event):
+            origin = Origin(event.pod, (), dt.datetime.now(dt.UTC))
+            detail = "Kafka takes no record as large as this event: mend it as `baleen topics create` says."
+            return DeadLettered(dead_letter(origin, "oversized", detail, _encoder.encode(event)))
+        case DeadLettered(letter) if len(letter.payload) > SHORT_PAYLOAD:
+            return DeadLettered(msgspec.structs.replace(letter, payload=letter.payload[:SHORT_PAYLOAD]))
+        case _:
+            raise UnavailableError("Kafka takes only tiny records: mend it as `baleen topics create` says.")
+
+
+async def _check_topics(client: AIOKafkaProducer) -> None:
+    # Asks for all topics: to ask for one by name would make it.
+    known = (await client.client.fetch_all_metadata()).topics()
+    for topic in (EVENTS, DEAD_LETTERS):
+        if topic not in known:
+            raise UnavailableError(f"Kafka has no topic {topic}: create it with `baleen topics create`.")
+
+
+async def _close(client: AIOKafkaProducer) -> None:
+    # Without this, `stop` would wait until Kafka is back and has everything.
+    client._message_accumulator.fail_all(KafkaConnectionError("given up"))  # noqa: SLF001
+    with contextlib.suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(10):
+            await client.stop()

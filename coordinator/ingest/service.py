@@ -1,0 +1,221 @@
+"""Take one posted body: authenticate, read it within bounds, normalise it, have Kafka keep it.
+
+Route: api/events.py -> `Ingest.receive` -> normalise -> EventProducer.publish -> Receipt.
+Invariants: a Receipt is returned only after Kafka has acknowledged everything that the body came to; an
+authenticated body is refused (UnavailableError) only where sending it again can help, because a registry
+repeats whatever is not answered 2xx for ever, and its later events wait meanwhile.
+Not here: HTTP (api/events.py), what events mean (normalise.py).
+"""
+
+import asyncio
+import datetime as dt
+import hmac
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from hashlib import sha256
+from typing import Final, NamedTuple, Protocol
+
+from coordinator.domain.names import parse_pod
+from coordinator.errors import InvalidNameError, UnauthorizedError, UnavailableError
+from coordinator.ingest import metrics
+from coordinator.ingest.directory import KnownPod, PodDirectory
+from coordinator.ingest.normalise import (
+    PAYLOAD_LIMIT,
+    Accepted,
+    DeadLettered,
+    Dropped,
+    Origin,
+    Outcome,
+    dead_letter,
+    normalise,
+)
+from coordinator.settings import Settings
+
+#: A body that is still arriving after so long is refused. Registries send theirs in one go.
+BODY_SECONDS: Final = 30.0
+#: An oversized body is read to its end, so that its sender hears the answer, but no further than this.
+DRAIN_LIMIT: Final = 256 * 1024 * 1024
+#: What an unknown pod's token is compared with, so that it takes as long as a known one's.
+_NO_TOKEN: Final = bytes(32)
+
+
+class Publisher(Protocol):
+    """What ingest needs of the EventProducer."""
+
+    async def publish(self, outcomes: Sequence[Outcome]) -> list[Outcome]: ...
+
+
+class Receipt(NamedTuple):
+    """What became of the events of one body. `drained` is False where the rest of it was not read."""
+
+    accepted: int
+    dropped: int
+    dead_lettered: int
+    drained: bool = True
+
+
+class _Body(NamedTuple):
+    data: bytes
+    size: int
+    drained: bool
+
+
+class MemoryBudget:
+    """Bytes of bodies that are held at once, over all requests."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+
+    def take(self, size: int) -> None:
+        """Count bytes as held; raises UnavailableError, and counts none, where they are too many."""
+        if self._held + size > self._limit:
+            metrics.REFUSED.labels("memory").inc()
+            raise UnavailableError("Ingest holds as much as it may: send the events again in a second.")
+        self._set(self._held + size)
+
+    def give_back(self, size: int) -> None:
+        self._set(self._held - size)
+
+    def _set(self, held: int) -> None:
+        self._held = held
+        metrics.BYTES_IN_FLIGHT.set(held)
+
+
+class Ingest:
+    """One replica's ingest: all state is the memory budget, so any replica may be ended at any time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        directory: PodDirectory,
+        producer: Publisher,
+        *,
+        body_seconds: float = BODY_SECONDS,
+        drain_limit: int = DRAIN_LIMIT,
+    ) -> None:
+        self._directory = directory
+        self._producer = producer
+        self._body_limit = settings.ingest_body_limit
+        self._body_seconds = body_seconds
+        self._drain_limit = drain_limit
+        self._budget = MemoryBudget(settings.ingest_memory_limit)
+
+    async def receive(
+        self, pod: str, authorization: str, content_type: str, chunks: AsyncIterator[bytes]
+    ) -> Receipt:
+        """Return what became of a body; raises UnauthorizedError and UnavailableError."""
+        began = time.perf_counter()
+        known = await self._authenticate(pod, authorization)
+        try:
+            return await self._take(known, content_type, chunks)
+        finally:
+            metrics.SECONDS.observe(time.perf_counter() - began)
+
+    async def _authenticate(self, pod: str, authorization: str) -> KnownPod:
+        scheme, _, token = authorization.partition(" ")
+        presented = sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        try:
+            name = parse_pod(pod)
+        except InvalidNameError:
+            name = None
+        if name is not None and scheme.lower() == "bearer":
+            # The second look asks the database: the pod, or its token, may be new.
+            for fresh in (False, True):
+                known = await self._directory.get(name, fresh=fresh)
+                expected = _NO_TOKEN if known is None else known.token_sha256
+                if hmac.compare_digest(presented, expected) and known is not None:
+                    return known
+        metrics.REFUSED.labels("unauthorized").inc()
+        raise UnauthorizedError(
+            "The pod or its token is not known: use the token that `baleen pods add` printed."
+        )
+
+    async def _take(self, pod: KnownPod, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
+        held = _Held(self._budget)
+        try:
+            body = await self._read(chunks, held)
+            origin = Origin(pod.name, frozenset(pod.prefixes), dt.datetime.now(dt.UTC), content_type)
+            if body.size > self._body_limit:
+                detail = f"The body is of {body.size} bytes, and {self._body_limit} are allowed."
+                outcomes: list[Outcome] = [
+                    DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))
+                ]
+            else:
+                outcomes = normalise(body.data, origin)
+            written = await self._publish(outcomes)
+        finally:
+            held.release()
+        return _receipt(pod, written, drained=body.drained)
+
+    async def _read(self, chunks: AsyncIterator[bytes], held: "_Held") -> _Body:
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if size <= self._body_limit:
+                        held.take(len(chunk))
+                        parts.append(chunk)
+                        continue
+                    if held.size > PAYLOAD_LIMIT:
+                        parts = [b"".join(parts)[:PAYLOAD_LIMIT]]
+                        held.keep(PAYLOAD_LIMIT)
+                    elif beginning := chunk[: PAYLOAD_LIMIT - held.size]:
+                        held.take(len(beginning))
+                        parts.append(beginning)
+                    if size > self._drain_limit:
+                        return _Body(b"".join(parts), size, drained=False)
+        except TimeoutError:
+            metrics.REFUSED.labels("slow-body").inc()
+            raise UnavailableError(
+                f"The body did not arrive within {self._body_seconds:g} s: send it again."
+            ) from None
+        return _Body(b"".join(parts), size, drained=True)
+
+    async def _publish(self, outcomes: list[Outcome]) -> list[Outcome]:
+        if all(isinstance(outcome, Dropped) for outcome in outcomes):
+            return outcomes
+        try:
+            return await self._producer.publish(outcomes)
+        except UnavailableError:
+            metrics.REFUSED.labels("kafka").inc()
+            raise
+
+
+class _Held:
+    """What one request holds of the budget."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+        self.size = 0
+
+    def take(self, size: int) -> None:
+        self._budget.take(size)
+        self.size += size
+
+    def keep(self, size: int) -> None:
+        self._budget.give_back(self.size - size)
+        self.size = size
+
+    def release(self) -> None:
+        self.keep(0)
+
+
+def _receipt(pod: KnownPod, outcomes: list[Outcome], *, drained: bool) -> Receipt:
+    kinds: Counter[str] = Counter()
+    kind: str
+    reason: str
+    for outcome in outcomes:
+        match outcome:
+            case Accepted(event):
+                kind, reason = "accepted", event.action
+            case Dropped(why):
+                kind, reason = "dropped", why
+            case DeadLettered(letter):
+                kind, reason = "dead_lettered", letter.reason
+        kinds[kind] += 1
+        metrics.EVENTS.labels(pod.name, kind, reason).inc()
+    return Receipt(kinds["accepted"], kinds["dropped"], kinds["dead_lettered"], drained)
