@@ -86,6 +86,7 @@ class DeadLetter(Record, frozen=True):
         "not-owned",
         "invalid-name",
         "unreadable-manifest",
+        "unappliable",
     ]
     #: One sentence for a person.
     detail: str

@@ -157,12 +157,12 @@ class Manifest(Base):
 
     __tablename__ = "manifests"
     __table_args__ = (
-        # Without the pending list: the price of an insert stays even, and a query never scans what is pending.
+        # A short pending list: half the index work of none, and far less to scan and to flush than the default 4 MB.
         Index(
             "ix_manifests_refs",
             "refs",
             postgresql_using="gin",
-            postgresql_with={"fastupdate": "off"},
+            postgresql_with={"fastupdate": "on", "gin_pending_list_limit": 256},
         ),
     )
 
@@ -173,7 +173,10 @@ class Manifest(Base):
 
 
 class RepositoryManifest(Base):
-    """A holding: this repository has this manifest."""
+    """A holding: this repository has this manifest.
+
+    No foreign keys: they cost a tenth of the batch apply, and rows are written by it alone; `check` looks for orphans.
+    """
 
     __tablename__ = "repository_manifests"
     __table_args__ = (
@@ -181,10 +184,10 @@ class RepositoryManifest(Base):
         Index("ix_repository_manifests_repository_id", "repository_id", "manifest_id"),
     )
 
-    manifest_id: Mapped[int] = mapped_column(ForeignKey("manifests.id"))
+    manifest_id: Mapped[int]
     #: By the registry's clock: orders this addition against removals.
     pushed_at: Mapped[datetime.datetime]
-    repository_id: Mapped[int] = mapped_column(Integer, ForeignKey("repositories.id"))
+    repository_id: Mapped[int] = mapped_column(Integer)
 
 
 class RepositoryBlob(Base):

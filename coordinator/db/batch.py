@@ -1,0 +1,73 @@
+"""A batch of facts as the worker hands it to the database, and what came of it. Data only (see apply.py)."""
+
+from typing import NamedTuple
+
+from coordinator.domain.facts import Fact
+from coordinator.errors import BaleenError
+
+
+class DeadLetterFound(NamedTuple):
+    """A dead letter on its way into the table."""
+
+    pod: str
+    reason: str
+    detail: str
+    #: Unix time in milliseconds.
+    received_at_ms: int
+    payload: str
+    payload_bytes: int
+    content_type: str
+
+
+class Item(NamedTuple):
+    """One Kafka record: a fact of a pod, a dead letter, or (both None) something that changes nothing."""
+
+    offset: int
+    #: Of the Kafka record, in milliseconds.
+    timestamp_ms: int
+    pod_id: int
+    fact: Fact | None
+    dead_letter: DeadLetterFound | None
+
+
+class Slice(NamedTuple):
+    """Consecutive records of one partition: offsets first_offset <= offset < next_offset."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    #: Of the record at next_offset - 1.
+    fingerprint: int
+    items: list[Item]
+
+
+class Applied(NamedTuple):
+    """What a batch changed; the numbers are rows."""
+
+    records: int = 0
+    holdings_added: int = 0
+    holdings_removed: int = 0
+    links_added: int = 0
+    links_removed: int = 0
+    removals_doubtful: int = 0
+    removals_overtaken: int = 0
+    dead_letters: int = 0
+
+
+class OutOfStepError(BaleenError):
+    """The slice does not begin where the partition's progress stands: another worker was here, or records are gone.
+
+    `expected` is the partition's next_offset, or None when its progress was never begun.
+    """
+
+    def __init__(self, piece: Slice, expected: int | None) -> None:
+        super().__init__(
+            f"Partition {piece.partition} of {piece.topic} stands at {expected}, not at {piece.first_offset}."
+        )
+        self.piece = piece
+        self.expected = expected
+
+
+class StateChangedError(BaleenError):
+    """Another writer changed rows that this batch had read. The batch is repeated from its beginning."""

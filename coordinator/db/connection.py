@@ -1,0 +1,62 @@
+"""A connection that a thread of the worker keeps, and gets anew when the database was away.
+
+Not here: retrying what failed (the caller knows whether its work may be repeated).
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from coordinator.db.engine import connect
+from coordinator.errors import UnavailableError
+
+
+class Connections:
+    """One connection per thread. `prepare` sets a new one up."""
+
+    def __init__(
+        self, url: str, *, name: str, prepare: Callable[[psycopg.Connection[Any]], None] | None = None
+    ) -> None:
+        self._url = url
+        self._name = name
+        self._prepare = prepare
+        self._local = threading.local()
+        self._open: set[psycopg.Connection[Any]] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def use(self) -> Iterator[psycopg.Connection[Any]]:
+        """Give this thread's connection; one that breaks in use is dropped, and UnavailableError raised."""
+        try:
+            yield self._connected()
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            self._drop()
+            raise UnavailableError(f"The database does not answer ({type(error).__name__}): try again.") from error
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            connection = connect(self._url, name=self._name)
+            if self._prepare is not None:
+                self._prepare(connection)
+            with self._lock:
+                self._open.add(connection)
+            self._local.connection = connection
+        return connection
+
+    def _drop(self) -> None:
+        connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
+        self._local.connection = None
+        if connection is not None:
+            with self._lock:
+                self._open.discard(connection)
+            connection.close()

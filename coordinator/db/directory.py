@@ -1,0 +1,34 @@
+"""Which pods there are and what they own, as the worker needs it. Not here: changing them (pods.py)."""
+
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.domain.names import Digest, PodName
+
+
+class Directory(NamedTuple):
+    """One reading of the registered pods."""
+
+    #: Pod name to id.
+    pods: dict[PodName, int]
+    #: Prefix to the pod that owns it.
+    owners: dict[str, PodName]
+
+
+def load(connection: Connection[Any]) -> Directory:
+    pods = {PodName(row[1]): int(row[0]) for row in connection.execute("SELECT id, name FROM pods")}
+    owners = connection.execute("SELECT x.prefix, p.name FROM pod_prefixes x JOIN pods p ON p.id = x.pod_id")
+    return Directory(pods, {row[0]: PodName(row[1]) for row in owners})
+
+
+def known_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
+    """Of these digests, the manifests of which it is known what they list."""
+    found = connection.execute(
+        """
+        SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest
+        JOIN manifests m ON m.id = b.id WHERE m.refs IS NOT NULL
+        """,
+        (list(wanted),),
+    )
+    return {Digest(row[0]) for row in found}

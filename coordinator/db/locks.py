@@ -1,0 +1,19 @@
+"""One lock over the facts: writers share it, and who needs the table at rest takes it alone.
+
+What a manifest lists is read before it is counted. The few changes that would make such a reading wrong (a manifest's
+list grows, a repository is renamed or emptied) take the lock alone, so that no writer has to re-check.
+The lock ends with its transaction.
+"""
+
+from typing import Any
+
+from psycopg import Connection
+
+#: A constant of ours in the space of advisory locks.
+FACTS_LOCK = 0x62616C66
+
+
+def enter(connection: Connection[Any], *, alone: bool = False) -> None:
+    """Join the writers of facts for this transaction, or keep them all out."""
+    function = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
+    connection.execute(f"SELECT {function}(%s)", (FACTS_LOCK,))

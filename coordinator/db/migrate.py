@@ -1,0 +1,52 @@
+"""Bring the database to the schema of this release, and say whether it is there.
+
+Each migration runs in one transaction, waits at most LOCK_TIMEOUT for a lock and at most STATEMENT_TIMEOUT for a
+statement: a migration that cannot get through gives up and leaves everything as it was.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from coordinator.db.engine import sync_engine
+
+LOCK_TIMEOUT = "5s"
+STATEMENT_TIMEOUT = "10min"
+#: One migration at a time: a constant of ours, for pg_advisory_xact_lock.
+MIGRATION_LOCK = 0x62616C65
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def upgrade(url: str) -> None:
+    """Apply every migration that is not applied yet; safe to call from several processes at once."""
+    engine = sync_engine(url, timeout_ms=0, name="baleen-migrate")
+    config = _config()
+    try:
+        with engine.begin() as connection:
+            # Waiting for another migrator is not waiting for a lock of the tables, so this comes before the timeout.
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def wanted() -> str | None:
+    """The revision that this release works on."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def current(connection: Connection) -> str | None:
+    """The revision that the database has."""
+    return MigrationContext.configure(connection).get_current_revision()

@@ -1,0 +1,12 @@
+"""How alembic runs here: on the connection that coordinator.db.migrate gives, inside its transaction."""
+
+from alembic import context
+
+from coordinator.db.models import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    transaction_per_migration=False,
+)
+context.run_migrations()

@@ -1,0 +1,66 @@
+"""Where partitions stand, and the gaps that were found in them.
+
+Not here: how a position is decided (domain/progress.py), how it moves on (apply.py, with what it applied).
+"""
+
+from typing import Any
+
+from psycopg import Connection
+
+from coordinator.domain.progress import Position, Progress
+
+Partition = tuple[str, int]
+
+
+def read(connection: Connection[Any], partitions: list[Partition]) -> dict[Partition, Progress]:
+    """Return the progress of those partitions that have any."""
+    rows = connection.execute(
+        """
+        SELECT topic, partition, next_offset, fingerprint, topic_id
+        FROM partition_progress JOIN unnest(%s::text[], %s::int[]) wanted (topic, partition) USING (topic, partition)
+        """,
+        ([topic for topic, _ in partitions], [number for _, number in partitions]),
+    )
+    return {(row[0], row[1]): Progress(row[2], row[3], row[4]) for row in rows}
+
+
+def move(connection: Connection[Any], partition: Partition, seen: Progress | None, position: Position) -> bool:
+    """Set a partition to a position that was decided on `seen`, and record the gap for every pod.
+
+    Return False, with nothing changed, if the partition has moved since: decide again. A partition's key is of a
+    repository that may not be known, so a gap concerns every pod.
+    """
+    topic, number = partition
+    with connection.transaction():
+        connection.execute(
+            """
+            INSERT INTO partition_progress (topic, partition, next_offset, fingerprint, topic_id)
+            VALUES (%s, %s, -1, NULL, NULL) ON CONFLICT DO NOTHING
+            """,
+            (topic, number),
+        )
+        row = connection.execute(
+            "SELECT next_offset FROM partition_progress WHERE topic = %s AND partition = %s FOR UPDATE",
+            (topic, number),
+        ).fetchone()
+        assert row is not None
+        if row[0] != (-1 if seen is None else seen.next_offset):
+            return False
+        progress = position.progress
+        connection.execute(
+            """
+            UPDATE partition_progress
+            SET next_offset = %s, fingerprint = %s, topic_id = %s, updated_at = now()
+            WHERE topic = %s AND partition = %s
+            """,
+            (progress.next_offset, progress.fingerprint, progress.topic_id, topic, number),
+        )
+        if position.gap is not None:
+            connection.execute(
+                """
+                INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, to_offset)
+                SELECT id, %s, %s, %s, %s, %s FROM pods
+                """,
+                (topic, number, position.gap.reason.value, position.gap.from_offset, position.gap.to_offset),
+            )
+    return True

@@ -1,0 +1,38 @@
+"""Opaque cursors: the key of the last row that was returned or looked at, in base64.
+
+A cursor names its list, so that one of another list is refused and not misread. It is not a secret and not signed:
+whoever forges one sees what he could have asked for anyway.
+"""
+
+import base64
+import binascii
+from typing import Any, TypeVar
+
+import msgspec
+
+from coordinator.errors import UsageError
+
+DEFAULT_LIMIT = 100
+LIMIT = 1000
+CURSOR_LENGTH_LIMIT = 2000
+
+Key = TypeVar("Key")
+
+
+def encode(name: str, key: Any) -> str:
+    """Make a cursor for the list `name` that goes on after `key`."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode((name, key))).decode().rstrip("=")
+
+
+def decode(name: str, cursor: str | None, kind: type[Key]) -> Key | None:
+    """Return the key in a cursor of the list `name`, None without one; raises UsageError for anything else."""
+    if cursor is None:
+        return None
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        of, key = msgspec.msgpack.decode(raw, type=tuple[str, kind])  # type: ignore[valid-type]
+    except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
+        raise UsageError("The cursor is malformed: pass `next` of the page before as it is.") from error
+    if of != name:
+        raise UsageError("The cursor belongs to another list: start again without it.")
+    return key  # type: ignore[no-any-return]

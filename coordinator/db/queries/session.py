@@ -1,0 +1,50 @@
+"""Connections for questions and small changes, with the driver's errors translated once.
+
+A statement that was cancelled by its timeout, a full pool and a server that is away are all UnavailableError: the
+caller may try again. Anything else the driver raises is a bug and stays what it is.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from psycopg import errors
+from sqlalchemy import exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.errors import UnavailableError
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    try:
+        yield
+    except exc.TimeoutError as error:
+        raise UnavailableError("All database connections are in use: try again in a moment.") from error
+    except exc.DBAPIError as error:
+        if isinstance(error.orig, errors.QueryCanceled):
+            raise UnavailableError(
+                "The question took longer than the database may work on one: narrow it, or try again later."
+            ) from error
+        if isinstance(error.orig, errors.UndefinedTable | errors.UndefinedColumn):
+            raise UnavailableError("The database has another schema: run `baleen db migrate`.") from error
+        if isinstance(error, exc.OperationalError | exc.InterfaceError | exc.InternalError):
+            raise UnavailableError(
+                "The database does not answer: check BALEEN_DATABASE_URL, or try again."
+            ) from error
+        raise
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Yield a connection for single statements, each its own transaction: no BEGIN and ROLLBACK to wait for."""
+    with translated():
+        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            yield connection
+
+
+@asynccontextmanager
+async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Yield a connection in one transaction that commits at the end."""
+    with translated():
+        async with engine.begin() as connection:
+            yield connection

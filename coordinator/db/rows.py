@@ -1,0 +1,425 @@
+"""The SQL of the batch apply: each function is one statement over arrays, whatever the size of the batch.
+
+Joins against `unnest` are told to use indexes (see `prepare`): the planner cannot know how long an array will be.
+Writes say how many rows they must change, and raise StateChangedError if it were others.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg import Connection, Cursor
+
+from coordinator.db.arrays import digests, integers, register, times
+from coordinator.db.batch import Item, Slice, StateChangedError
+from coordinator.domain.fold import Difference, Key, Removal
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import ManifestKind
+
+Pair = tuple[int, int]
+
+
+class NewBlob(NamedTuple):
+    id: int
+    digest: Digest
+    size: int | None
+    reference_count: int
+    link_count: int
+
+
+class Delta(NamedTuple):
+    """How a known blob's counts change, and its size in bytes if that was not known."""
+
+    blob: int
+    references: int
+    links: int
+    size: int | None = None
+
+
+class NewManifest(NamedTuple):
+    id: int
+    kind: ManifestKind | None
+    refs: list[int] | None
+
+
+def prepare(connection: Connection[Any]) -> None:
+    """Set the connection up for batches: statements are planned once, and for index look-ups."""
+    register(connection)
+    connection.prepare_threshold = 0
+    for setting in ("enable_seqscan = off", "enable_hashjoin = off", "enable_mergejoin = off"):
+        connection.execute(f"SET {setting}")
+    connection.execute("SET plan_cache_mode = force_generic_plan")
+
+
+def _run(connection: Connection[Any], statement: str, parameters: Sequence[Any]) -> Cursor[Any]:
+    return connection.cursor(binary=True).execute(statement, parameters)
+
+
+def _change(connection: Connection[Any], expected: int, statement: str, parameters: Sequence[Any]) -> None:
+    if expected and _run(connection, statement, parameters).rowcount != expected:
+        raise StateChangedError("Rows were added or removed by another writer.")
+
+
+def lock_progress(connection: Connection[Any], partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """Lock the partitions' progress, in order; return where each stands."""
+    stands: dict[tuple[str, int], int] = {}
+    for topic, partition in partitions:
+        row = _run(
+            connection,
+            "SELECT next_offset FROM partition_progress WHERE topic = %s AND partition = %s FOR UPDATE",
+            (topic, partition),
+        ).fetchone()
+        if row is not None:
+            stands[topic, partition] = row[0]
+    return stands
+
+
+def advance_progress(connection: Connection[Any], slices: Sequence[Slice]) -> None:
+    _change(
+        connection,
+        len(slices),
+        """
+        UPDATE partition_progress p SET next_offset = d.next_offset, fingerprint = d.fingerprint, updated_at = now()
+        FROM unnest(%b::text[], %s::int[], %s::bigint[], %s::bigint[]) d (topic, partition, next_offset, fingerprint)
+        WHERE p.topic = d.topic AND p.partition = d.partition
+        """,
+        (
+            [piece.topic for piece in slices],
+            integers(piece.partition for piece in slices),
+            integers(piece.next_offset for piece in slices),
+            integers(piece.fingerprint for piece in slices),
+        ),
+    )
+
+
+def repository_ids(
+    connection: Connection[Any], owners: Mapping[RepositoryName, int]
+) -> dict[RepositoryName, int]:
+    """Return the id of each repository, creating those that are not there; `owners` gives their pods."""
+    found = dict(
+        _run(
+            connection,
+            "SELECT r.name, r.id FROM unnest(%b::text[]) d (name) JOIN repositories r ON r.name = d.name",
+            (list(owners),),
+        ).fetchall()
+    )
+    missing = sorted(owners.keys() - found.keys())
+    if missing:
+        created = _run(
+            connection,
+            """
+            INSERT INTO repositories (name, pod_id) SELECT * FROM unnest(%b::text[], %s::smallint[])
+            ON CONFLICT (name) DO NOTHING RETURNING name, id
+            """,
+            (missing, integers(owners[name] for name in missing)),
+        ).fetchall()
+        if len(created) != len(missing):
+            raise StateChangedError("A repository was created at the same time.")
+        found.update(created)
+    return found
+
+
+def blob_ids(connection: Connection[Any], wanted: list[Digest]) -> tuple[dict[Digest, int], list[Digest]]:
+    """Return the ids of those digests that have a row, and which of these have no size yet."""
+    found = _run(
+        connection,
+        "SELECT b.digest, b.id, b.size < 0 FROM unnest(%b::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest",
+        (digests(wanted),),
+    ).fetchall()
+    return {row[0]: row[1] for row in found}, [row[0] for row in found if row[2]]
+
+
+def new_blob_ids(connection: Connection[Any], count: int) -> list[int]:
+    if not count:
+        return []
+    statement = "SELECT nextval('blobs_id_seq') FROM generate_series(1, %b)"
+    return [row[0] for row in _run(connection, statement, (count,))]
+
+
+def insert_blobs(connection: Connection[Any], blobs: list[NewBlob]) -> int:
+    """Insert blobs, sorted by digest; return how many had no row yet."""
+    if not blobs:
+        return 0
+    return _run(
+        connection,
+        f"""
+        INSERT INTO blobs (id, size, unreferenced_since, reference_count, link_count, state, digest)
+        SELECT id, size, CASE WHEN refs = 0 AND links = 0 THEN now() END, refs, links,
+               CASE WHEN refs = 0 AND links = 0 THEN {BlobState.UNREFERENCED:d} ELSE {BlobState.LIVE:d} END, digest
+        FROM unnest(%s::bigint[], %s::bigint[], %s::int[], %s::int[], %b::bytea[]) d (id, size, refs, links, digest)
+        ON CONFLICT DO NOTHING
+        """,
+        (
+            integers(blob.id for blob in blobs),
+            integers(-1 if blob.size is None else blob.size for blob in blobs),
+            integers(blob.reference_count for blob in blobs),
+            integers(blob.link_count for blob in blobs),
+            digests(blob.digest for blob in blobs),
+        ),
+    ).rowcount
+
+
+def manifests(connection: Connection[Any], ids: list[int]) -> dict[int, list[int] | None]:
+    """Return what each known manifest lists."""
+    if not ids:
+        return {}
+    statement = "SELECT m.id, m.refs FROM unnest(%s::bigint[]) d (id) JOIN manifests m ON m.id = d.id"
+    return dict(_run(connection, statement, (integers(ids),)).fetchall())
+
+
+def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> None:
+    _change(
+        connection,
+        len(new),
+        """
+        INSERT INTO manifests (id, kind, refs)
+        SELECT id, nullif(kind, 0), refs::bigint[] FROM unnest(%s::bigint[], %s::smallint[], %b::text[]) d (id, kind, refs)
+        ON CONFLICT DO NOTHING
+        """,
+        (
+            integers(manifest.id for manifest in new),
+            integers(0 if manifest.kind is None else manifest.kind for manifest in new),
+            [None if manifest.refs is None else integers(manifest.refs) for manifest in new],
+        ),
+    )
+
+
+def widen_manifest(connection: Connection[Any], manifest: int, kind: ManifestKind, refs: list[int]) -> int:
+    """Set what a manifest lists; return how many holdings it has. Only while nobody else writes (locks.py)."""
+    _change(
+        connection,
+        1,
+        "UPDATE manifests SET kind = coalesce(kind, %b), refs = %s::bigint[] WHERE id = %b",
+        (int(kind), integers(refs), manifest),
+    )
+    row = _run(
+        connection, "SELECT count(*) FROM repository_manifests WHERE manifest_id = %b", (manifest,)
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
+    """Return those (repository, manifest) pairs that are held, with the registry's time of the push."""
+    return _pairs(
+        connection,
+        """
+        SELECT h.repository_id, h.manifest_id, h.pushed_at
+        FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+        JOIN repository_manifests h ON h.manifest_id = d.id AND h.repository_id = d.repository_id
+        """,
+        pairs,
+    )
+
+
+def links(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
+    """Return those (repository, blob) pairs that are linked, with the registry's time of the link."""
+    return _pairs(
+        connection,
+        """
+        SELECT l.repository_id, l.blob_id, l.event_at
+        FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+        JOIN repository_blobs l ON l.blob_id = d.id AND l.repository_id = d.repository_id
+        """,
+        pairs,
+    )
+
+
+def _pairs(connection: Connection[Any], statement: str, pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
+    if not pairs:
+        return []
+    found = _run(
+        connection, statement, (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs))
+    )
+    return [((row[0], row[1]), row[2]) for row in found]
+
+
+def removals(
+    connection: Connection[Any], keys: list[Key], repositories: Mapping[RepositoryName, int]
+) -> dict[Key, Removal]:
+    """Return the removals that were seen of these (repository, digest) pairs."""
+    names = {number: name for name, number in repositories.items()}
+    found = _run(
+        connection,
+        """
+        SELECT r.repository_id, r.digest, r.removed_at, r.doubtful_since IS NOT NULL
+        FROM unnest(%s::int[], %b::bytea[]) d (repository_id, digest)
+        JOIN removals r ON r.repository_id = d.repository_id AND r.digest = d.digest
+        """,
+        (integers(repositories[name] for name, _ in keys), digests(digest for _, digest in keys)),
+    )
+    return {(names[row[0]], Digest(row[1])): Removal(row[2], row[3]) for row in found}
+
+
+def write_holdings(
+    connection: Connection[Any],
+    difference: Difference[datetime],
+    ids: Mapping[Digest, int],
+    repositories: Mapping[RepositoryName, int],
+) -> None:
+    _write_pairs(connection, "repository_manifests", "manifest_id", "pushed_at", difference, ids, repositories)
+
+
+def write_links(
+    connection: Connection[Any],
+    difference: Difference[datetime],
+    ids: Mapping[Digest, int],
+    repositories: Mapping[RepositoryName, int],
+) -> None:
+    """As holdings; a link that was made again counts anew from now."""
+    _write_pairs(connection, "repository_blobs", "blob_id", "event_at", difference, ids, repositories)
+
+
+def _write_pairs(
+    connection: Connection[Any],
+    table: str,
+    column: str,
+    time: str,
+    difference: Difference[datetime],
+    ids: Mapping[Digest, int],
+    repositories: Mapping[RepositoryName, int],
+) -> None:
+    def arrays(keys: Sequence[Key]) -> tuple[str, str]:
+        return integers(repositories[name] for name, _ in keys), integers(ids[digest] for _, digest in keys)
+
+    # In the order of ids, so that an index grows at its end and its pages fill up.
+    added = sorted(difference.added, key=lambda key: ids[key[1]])
+
+    again = ", linked_at = now()" if table == "repository_blobs" else ""
+    _change(
+        connection,
+        len(difference.added),
+        f"""
+        INSERT INTO {table} (repository_id, {column}, {time})
+        SELECT * FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[]) ON CONFLICT DO NOTHING
+        """,
+        (*arrays(added), times(difference.added[key] for key in added)),
+    )
+    _change(
+        connection,
+        len(difference.changed),
+        f"""
+        UPDATE {table} t SET {time} = d.at{again}
+        FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[]) d (repository_id, id, at)
+        WHERE t.{column} = d.id AND t.repository_id = d.repository_id
+        """,
+        (*arrays(list(difference.changed)), times(difference.changed.values())),
+    )
+    _change(
+        connection,
+        len(difference.removed),
+        f"""
+        DELETE FROM {table} t USING unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+        WHERE t.{column} = d.id AND t.repository_id = d.repository_id
+        """,
+        arrays(difference.removed),
+    )
+
+
+def write_removals(
+    connection: Connection[Any], difference: Difference[Removal], repositories: Mapping[RepositoryName, int]
+) -> None:
+    written = difference.added | difference.changed
+    _change(
+        connection,
+        len(written),
+        """
+        INSERT INTO removals (repository_id, digest, removed_at, doubtful_since)
+        SELECT repository_id, digest, at, CASE WHEN doubtful THEN now() END
+        FROM unnest(%s::int[], %b::bytea[], %s::timestamptz[], %b::bool[]) d (repository_id, digest, at, doubtful)
+        ON CONFLICT (repository_id, digest) DO UPDATE
+        SET removed_at = excluded.removed_at, seen_at = now(), doubtful_since = excluded.doubtful_since
+        """,
+        (
+            integers(repositories[name] for name, _ in written),
+            digests(digest for _, digest in written),
+            times(removal.at for removal in written.values()),
+            [removal.doubtful for removal in written.values()],
+        ),
+    )
+    _change(
+        connection,
+        len(difference.removed),
+        """
+        DELETE FROM removals r USING unnest(%s::int[], %b::bytea[]) d (repository_id, digest)
+        WHERE r.repository_id = d.repository_id AND r.digest = d.digest
+        """,
+        (
+            integers(repositories[name] for name, _ in difference.removed),
+            digests(digest for _, digest in difference.removed),
+        ),
+    )
+
+
+def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
+    """Add to counts, and move between live and unreferenced; `deltas` sorted by blob.
+
+    Rows are locked first and in order: an UPDATE alone promises no order, and two workers would deadlock.
+    """
+    if not deltas:
+        return
+    blobs = [delta.blob for delta in deltas]
+    _run(
+        connection,
+        """
+        SELECT b.id FROM unnest(%s::bigint[]) d (id) JOIN blobs b ON b.id = d.id
+        ORDER BY b.id FOR NO KEY UPDATE OF b
+        """,
+        (integers(blobs),),
+    )
+    gone = "b.reference_count + d.refs = 0 AND b.link_count + d.links = 0"
+    _change(
+        connection,
+        len(deltas),
+        f"""
+        UPDATE blobs b
+        SET reference_count = b.reference_count + d.refs,
+            link_count = b.link_count + d.links,
+            size = CASE WHEN b.size < 0 THEN d.size ELSE b.size END,
+            unreferenced_since = CASE WHEN {gone} THEN coalesce(b.unreferenced_since, now()) END,
+            state = CASE
+                WHEN b.state NOT IN ({BlobState.LIVE:d}, {BlobState.UNREFERENCED:d}) THEN b.state
+                WHEN {gone} THEN {BlobState.UNREFERENCED:d} ELSE {BlobState.LIVE:d} END
+        FROM unnest(%s::bigint[], %s::int[], %s::int[], %s::bigint[]) d (id, refs, links, size)
+        WHERE b.id = d.id
+        """,
+        (
+            integers(blobs),
+            integers(delta.references for delta in deltas),
+            integers(delta.links for delta in deltas),
+            integers(-1 if delta.size is None else delta.size for delta in deltas),
+        ),
+    )
+
+
+def insert_dead_letters(connection: Connection[Any], found: Sequence[tuple[Slice, Item]]) -> None:
+    """Insert dead letters; one that came from the same record before stays as it is."""
+    if not found:
+        return
+    letters = [item.dead_letter for _, item in found if item.dead_letter is not None]
+    _run(
+        connection,
+        """
+        INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,
+                                  origin_topic, origin_partition, origin_offset, origin_log)
+        SELECT pod, reason, detail, to_timestamp(received / 1000.0), payload, bytes, content_type, topic, number, at, log
+        FROM unnest(%b::text[], %b::text[], %b::text[], %s::bigint[], %b::text[], %s::bigint[], %b::text[],
+                    %b::text[], %s::int[], %s::bigint[], %s::bigint[])
+             d (pod, reason, detail, received, payload, bytes, content_type, topic, number, at, log)
+        ON CONFLICT DO NOTHING
+        """,
+        (
+            [letter.pod for letter in letters],
+            [letter.reason for letter in letters],
+            [letter.detail for letter in letters],
+            integers(letter.received_at_ms for letter in letters),
+            [letter.payload for letter in letters],
+            integers(letter.payload_bytes for letter in letters),
+            [letter.content_type for letter in letters],
+            [piece.topic for piece, _ in found],
+            integers(piece.partition for piece, _ in found),
+            integers(item.offset for _, item in found),
+            integers(item.timestamp_ms for _, item in found),
+        ),
+    )

@@ -1,0 +1,184 @@
+"""One run of facts about single digests: load what they touch, fold them, write the difference.
+
+Every blob gets its id before anything is written, so that all that follows speaks of ids: new manifests, holdings,
+links, and counts, which a new blob's row carries from its first version.
+Not here: SQL (rows.py), the rules (domain/fold.py), transactions and progress (apply.py).
+"""
+
+from collections import Counter
+from datetime import timedelta
+from itertools import chain
+from typing import Any
+
+from psycopg import Connection
+
+from coordinator.db import rows
+from coordinator.db.batch import Applied, Item, StateChangedError
+from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
+from coordinator.domain.fold import Before, Changes, Fold, Key
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import ManifestKind
+from coordinator.errors import BaleenError
+
+
+class AloneNeededError(BaleenError):
+    """The run must change what a known manifest lists, which is done only while nobody else writes."""
+
+
+class Run:
+    """Used once. `alone`: this transaction keeps all other writers out (see locks.py)."""
+
+    def __init__(
+        self, connection: Connection[Any], items: list[Item], margin: timedelta, *, alone: bool
+    ) -> None:
+        self._connection = connection
+        self._margin = margin
+        self._alone = alone
+        self._facts = [item.fact for item in items if isinstance(item.fact, ManifestPushed | BlobLinked | Removed)]
+        self._owners: dict[RepositoryName, int] = {
+            item.fact.repository: item.pod_id for item in items if item.fact is not None
+        }
+        #: A push of each manifest, one that says what the manifest lists if there is any.
+        self._pushes: dict[Digest, ManifestPushed] = {}
+        #: Size of every blob that gets a row, in bytes; None where nobody said.
+        self._sizes: dict[Digest, int | None] = {}
+        self._ids: dict[Digest, int] = {}
+        self._new: set[Digest] = set()
+        #: Known blobs whose size nobody has said yet.
+        self._unsized: list[Digest] = []
+        self._repositories: dict[RepositoryName, int] = {}
+        #: What each manifest of this run lists, by id; None while it could not be read.
+        self._refs: dict[int, list[int] | None] = {}
+        self._references: Counter[int] = Counter()
+        self._links: Counter[int] = Counter()
+
+    def apply(self) -> Applied:
+        self._collect()
+        self._repositories = rows.repository_ids(self._connection, self._owners)
+        self._name_blobs()
+        fold = Fold(self._before(), self._margin)
+        fold.take(self._facts)
+        changes = fold.changes()
+        new_manifests = self._learn_manifests(changes)
+        self._count(changes)
+        self._write(changes, new_manifests)
+        removals = chain(changes.removals.added.values(), changes.removals.changed.values())
+        return Applied(
+            holdings_added=len(changes.holdings.added),
+            holdings_removed=len(changes.holdings.removed),
+            links_added=len(changes.links.added),
+            links_removed=len(changes.links.removed),
+            removals_doubtful=sum(removal.doubtful for removal in removals),
+            removals_overtaken=fold.overtaken,
+        )
+
+    def _collect(self) -> None:
+        sizes, pushes = self._sizes, self._pushes
+        for fact in self._facts:
+            if isinstance(fact, Removed):
+                continue
+            if isinstance(fact, ManifestPushed):
+                known = pushes.get(fact.digest)
+                if known is None or known.content is None:
+                    pushes[fact.digest] = fact
+                    for reference, size in fact.content.references if fact.content is not None else ():
+                        if sizes.get(reference) is None:
+                            sizes[reference] = size
+            if fact.size is not None or fact.digest not in sizes:
+                sizes[fact.digest] = fact.size
+
+    def _name_blobs(self) -> None:
+        """Find the ids of known blobs, and give ids to the others, in the order in which they will be written."""
+        wanted = list(self._sizes)
+        wanted += {fact.digest for fact in self._facts if isinstance(fact, Removed)} - self._sizes.keys()
+        self._ids, self._unsized = rows.blob_ids(self._connection, wanted)
+        ids = self._ids
+        new = sorted(self._sizes.keys() - ids.keys())
+        ids.update(zip(new, rows.new_blob_ids(self._connection, len(new)), strict=True))
+        self._new = set(new)
+
+    def _before(self) -> Before:
+        """Load the holdings, links and removals of exactly the pairs that the facts name."""
+        keys: dict[Key, None] = {(fact.repository, fact.digest): None for fact in self._facts}
+        known = {
+            (self._repositories[repository], self._ids[digest]): (repository, digest)
+            for repository, digest in keys
+            if digest in self._ids and digest not in self._new
+        }
+        pairs = list(known)
+        return Before(
+            holdings={known[pair]: at for pair, at in rows.holdings(self._connection, pairs)},
+            links={known[pair]: at for pair, at in rows.links(self._connection, pairs)},
+            removals=rows.removals(self._connection, list(keys), self._repositories),
+        )
+
+    def _learn_manifests(self, changes: Changes) -> list[rows.NewManifest]:
+        """Fill in what the manifests of this run list; return those that have no row yet."""
+        ids = self._ids
+        touched = {digest for _, digest in changes.holdings.removed} | self._pushes.keys()
+        known = rows.manifests(self._connection, [ids[digest] for digest in touched if digest not in self._new])
+        self._refs.update(known)
+        new: list[rows.NewManifest] = []
+        for digest, push in self._pushes.items():
+            manifest = ids[digest]
+            said = None if push.content is None else [ids[reference] for reference, _ in push.content.references]
+            kind = None if push.content is None else push.content.kind
+            if manifest not in known:
+                self._refs[manifest] = said
+                new.append(rows.NewManifest(manifest, kind, said))
+            elif said is not None and kind is not None:
+                self._widen(manifest, kind, known[manifest], said)
+        return new
+
+    def _widen(self, manifest: int, kind: ManifestKind, known: list[int] | None, said: list[int]) -> None:
+        """Add what this push says beyond what is known. Nobody's word may take a reference away from another."""
+        extra = said if known is None else [blob for blob in said if blob not in set(known)]
+        if known is not None and not extra:
+            return
+        if not self._alone:
+            raise AloneNeededError(f"Manifest {manifest} lists more than was known.")
+        widened = (known or []) + extra
+        holdings = rows.widen_manifest(self._connection, manifest, kind, widened)
+        self._refs[manifest] = widened
+        for blob in extra:
+            self._references[blob] += holdings
+
+    def _count(self, changes: Changes) -> None:
+        ids, refs, references = self._ids, self._refs, self._references
+        for _, digest in changes.holdings.added:
+            manifest = ids[digest]
+            references[manifest] += 1
+            references.update(refs[manifest] or ())
+        for _, digest in changes.holdings.removed:
+            manifest = ids[digest]
+            references[manifest] -= 1
+            references.subtract(refs[manifest] or ())
+        self._links.update(ids[digest] for _, digest in changes.links.added)
+        self._links.subtract(ids[digest] for _, digest in changes.links.removed)
+
+    def _write(self, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
+        ids = self._ids
+        new_ids = {ids[digest] for digest in self._new}
+        self._insert_blobs()
+        rows.insert_manifests(self._connection, sorted(new_manifests))
+        rows.write_holdings(self._connection, changes.holdings, ids, self._repositories)
+        rows.write_links(self._connection, changes.links, ids, self._repositories)
+        rows.write_removals(self._connection, changes.removals, self._repositories)
+        sizes = {ids[digest]: self._sizes.get(digest) for digest in self._unsized}
+        touched = sorted((self._references.keys() | self._links.keys() | sizes.keys()) - new_ids)
+        deltas = [
+            rows.Delta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched
+        ]
+        rows.add_counts(self._connection, [delta for delta in deltas if any(delta[1:])])
+
+    def _insert_blobs(self) -> None:
+        ids, sizes = self._ids, self._sizes
+        inserted = rows.insert_blobs(
+            self._connection,
+            [
+                rows.NewBlob(ids[digest], digest, sizes[digest], self._references[ids[digest]], self._links[ids[digest]])
+                for digest in sorted(self._new)
+            ],
+        )
+        if inserted != len(self._new):
+            raise StateChangedError("Another worker met the same new blob.")

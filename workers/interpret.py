@@ -1,0 +1,185 @@
+"""From Kafka records to what the database applies.
+
+Route: processor.py -> `Interpreter.slices(chunks)` -> `BatchApply`. A record of registry.events becomes a fact, one of
+registry.dead-letters a row of that table; what cannot be understood becomes a dead letter of its own, and nothing is
+passed over: every offset of a chunk is in its slice.
+Ingest has checked most of this already, but a pod may produce to the topic itself.
+Not here: what a fact does (coordinator/domain/fold.py), manifests' contents (contents.py).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from coordinator.db.batch import DeadLetterFound, Item, Slice
+from coordinator.db.directory import Directory
+from coordinator.domain.facts import (
+    BlobLinked,
+    Fact,
+    ManifestPushed,
+    Removed,
+    RepositoryRemoved,
+    RepositoryRenamed,
+)
+from coordinator.domain.names import Digest, PodName, RepositoryName, parse_digest, parse_repository
+from coordinator.domain.pods import owner_of
+from coordinator.domain.references import (
+    BLOB_MEDIA_TYPE,
+    MANIFEST_KINDS,
+    REFERENCES_LIMIT,
+    ManifestContent,
+    Reference,
+    unique,
+)
+from coordinator.errors import BaleenError
+from coordinator.ingest.log import fingerprint_of
+from coordinator.ingest.topics import DEAD_LETTERS
+from schemas.records import DeadLetter, RegistryEvent
+
+#: What a dead letter made here says its payload is: a record, not an envelope.
+RECORD_CONTENT_TYPE = "application/json; schema=registry.event/1"
+PAYLOAD_LIMIT = 64 * 1024
+
+
+class KafkaRecord(Protocol):
+    """The part of aiokafka's ConsumerRecord that is used."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Chunk(NamedTuple):
+    """Records that one fetch brought for a partition."""
+
+    topic: str
+    partition: int
+    records: Sequence[KafkaRecord]
+
+
+class _NotUnderstoodError(BaleenError):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Interpreter:
+    """Decodes chunks against one reading of the pods; made anew for each batch."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._events = msgspec.json.Decoder(RegistryEvent)
+        self._letters = msgspec.json.Decoder(DeadLetter)
+        #: (pod, repository) pairs that were checked, with the pod's id.
+        self._checked: dict[tuple[str, str], int] = {}
+
+    def slice_of(self, chunk: Chunk) -> Slice:
+        """Interpret a chunk. Offsets between its records, which compaction or transactions leave, are not its own."""
+        read = self._letter if chunk.topic == DEAD_LETTERS else self._event
+        last = chunk.records[-1]
+        return Slice(
+            chunk.topic,
+            chunk.partition,
+            chunk.records[0].offset,
+            last.offset + 1,
+            fingerprint_of(last.timestamp, last.key, last.value),
+            [read(record) for record in chunk.records],
+        )
+
+    def _letter(self, record: KafkaRecord) -> Item:
+        try:
+            letter = self._letters.decode(record.value or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _dead(record, "", "malformed", f"A dead letter that cannot be read: {error}.")
+        found = DeadLetterFound(
+            letter.pod,
+            letter.reason,
+            storable(letter.detail),
+            int(letter.received_at.timestamp() * 1000),
+            storable(letter.payload),
+            letter.payload_bytes,
+            storable(letter.content_type),
+        )
+        return Item(record.offset, record.timestamp, 0, None, found)
+
+    def _event(self, record: KafkaRecord) -> Item:
+        pod = ""
+        try:
+            event = self._events.decode(record.value or b"")
+            pod = event.pod
+            pod_id = self._checked.get((pod, event.repository)) or self._check(event)
+            return Item(record.offset, record.timestamp, pod_id, self._fact(event), None)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _dead(record, pod, "malformed", f"Not a registry.event record: {error}.")
+        except _NotUnderstoodError as error:
+            return _dead(record, pod, error.reason, str(error))
+        except BaleenError as error:
+            return _dead(record, pod, "invalid-name", str(error))
+
+    def _check(self, event: RegistryEvent) -> int:
+        pod = self._directory.pods.get(PodName(event.pod))
+        repository = parse_repository(event.repository)
+        if pod is None or owner_of(repository, self._directory.owners) != event.pod:
+            raise _NotUnderstoodError("not-owned", f"Pod {event.pod} does not own repository {repository}.")
+        self._checked[event.pod, event.repository] = pod
+        return pod
+
+    def _fact(self, event: RegistryEvent) -> Fact | None:
+        repository = RepositoryName(event.repository)
+        if event.action == "rename":
+            return self._renamed(event)
+        if event.action == "delete":
+            if event.digest is not None:
+                return Removed(repository, parse_digest(event.digest), event.timestamp)
+            return None if event.tag is not None else RepositoryRemoved(repository, event.timestamp)
+        if event.digest is None:
+            raise _NotUnderstoodError("malformed", f"A {event.action} without a digest.")
+        digest = parse_digest(event.digest)
+        if event.action == "mount" or event.media_type == BLOB_MEDIA_TYPE:
+            return BlobLinked(repository, digest, event.timestamp, event.size)
+        return ManifestPushed(repository, digest, event.timestamp, event.size, _content(event))
+
+    def _renamed(self, event: RegistryEvent) -> Fact:
+        rename = event.rename
+        if rename is None:
+            raise _NotUnderstoodError("malformed", "A rename that does not say from what to what.")
+        # The event is keyed by the repository under its old name.
+        source, destination = parse_repository(rename.source), parse_repository(rename.destination)
+        if any(owner_of(name, self._directory.owners) != event.pod for name in (source, destination)):
+            raise _NotUnderstoodError("not-owned", f"Pod {event.pod} does not own {source} and {destination}.")
+        return RepositoryRenamed(source, destination, rename.type == "namespace", event.timestamp)
+
+
+def _content(event: RegistryEvent) -> ManifestContent | None:
+    kind = MANIFEST_KINDS.get(event.media_type or "")
+    if kind is None:
+        raise _NotUnderstoodError("unknown-media-type", f"{event.media_type!r} is no media type that Baleen knows.")
+    if event.references is None:
+        return None
+    if len(event.references) > REFERENCES_LIMIT:
+        raise _NotUnderstoodError("malformed", f"More than {REFERENCES_LIMIT} references.")
+    # The record's schema has checked the form of each digest.
+    return ManifestContent(
+        kind,
+        unique([Reference(Digest(bytes.fromhex(entry.digest[7:])), entry.size) for entry in event.references]),
+    )
+
+
+def storable(text: str) -> str:
+    """PostgreSQL's text holds neither NUL nor half a surrogate pair."""
+    return text.encode(errors="replace").decode().replace("\0", "\ufffd")
+
+
+def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> DeadLetterFound:
+    """A dead letter whose payload is the record itself, so that it can be retried as it is."""
+    value = record.value or b""
+    payload = storable(value[:PAYLOAD_LIMIT].decode(errors="replace"))
+    return DeadLetterFound(
+        storable(pod), reason, storable(detail), record.timestamp, payload, len(value), RECORD_CONTENT_TYPE
+    )
+
+
+def _dead(record: KafkaRecord, pod: str, reason: str, detail: str) -> Item:
+    return Item(record.offset, record.timestamp, 0, None, dead_letter(record, pod, reason, detail))

@@ -1,0 +1,235 @@
+"""The reference processor: takes chunks, applies them in batches, retries what the world interrupts.
+
+Route: app.py's agent -> `submit` -> one pump: gather what is there -> decode while the previous batch is being
+applied -> contents of unsaid manifests -> `BatchApply` -> settle new doubts. All of it off the event loop.
+
+What stops a batch, and what is done:
+- the database or the store is away: the batch waits, and is tried again for as long as the partitions are ours;
+- a slice does not begin where its partition stands: the position is asked again (position.py), what is
+  already applied is cut off, what does not follow is read again from the right offset;
+- the database refuses a record's data: the batch is taken apart, and the one record becomes a dead letter.
+
+Invariant: a chunk is either applied whole, or its partition is sought back to the first record that was not.
+Not here: Faust (app.py, transport.py), the meaning of records (interpret.py).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psycopg
+import structlog
+
+from coordinator.db import directory
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Applied, OutOfStepError, Slice
+from coordinator.db.connection import Connections
+from coordinator.errors import UnavailableError
+from coordinator.ingest.log import fingerprint_of
+from coordinator.storage.port import ObjectStore
+from workers import contents, metrics
+from workers.interpret import Chunk, Interpreter, dead_letter
+from workers.position import Partition, Positions
+from workers.settle import Settler
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+#: Chunks that wait to be applied, over all partitions; beyond it Faust's buffers fill and fetching pauses.
+QUEUE_LIMIT = 16
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
+
+#: Goes on reading a partition at an offset.
+Seek = Callable[[Partition, int], Awaitable[None]]
+
+
+class Processor:
+    """One per worker process. Chunks of one partition are applied in the order of `submit`."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        positions: Positions,
+        *,
+        margin: timedelta,
+        batch_records: int,
+    ) -> None:
+        self._connections = connections
+        self._store = store
+        self._positions = positions
+        self._margin = margin
+        self._batch_records = batch_records
+        self._settler = Settler(connections, store)
+        self._queue: asyncio.Queue[Chunk] = asyncio.Queue(QUEUE_LIMIT)
+        #: Taken from the queue, and kept for the next batch.
+        self._held: Chunk | None = None
+        #: One thread decodes, one applies: a batch is decoded while the one before it is applied.
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._applying = ThreadPoolExecutor(1, thread_name_prefix="apply")
+        self.seek: Seek | None = None
+
+    async def submit(self, chunk: Chunk) -> None:
+        """Take a chunk; waits while too many are waiting already."""
+        await self._queue.put(chunk)
+
+    async def run(self) -> None:
+        """Apply what is submitted, until cancelled. Raises what it cannot mend: the process then ends."""
+        loop = asyncio.get_running_loop()
+        before: asyncio.Future[None] | None = None
+        while True:
+            chunks = await self._gather()
+            slices = await self._persist(loop, self._decoding, self._decode, chunks)
+            if before is not None:
+                await before
+            before = asyncio.ensure_future(self._apply(loop, chunks, slices))
+
+    def close(self) -> None:
+        for pool in (self._decoding, self._applying):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _gather(self) -> list[Chunk]:
+        """Wait for a chunk, and join to it what else is there: each partition's records are then one run."""
+        first = self._held or await self._queue.get()
+        self._held = None
+        gathered: dict[Partition, Chunk] = {(first.topic, first.partition): first}
+        records = len(first.records)
+        while records < self._batch_records and not self._queue.empty():
+            chunk = self._queue.get_nowait()
+            known = gathered.get((chunk.topic, chunk.partition))
+            if known is not None:
+                if chunk.records[0].offset != known.records[-1].offset + 1:
+                    # Not what comes next: the partition was sought elsewhere in between.
+                    self._held = chunk
+                    break
+                chunk = chunk._replace(records=[*known.records, *chunk.records])
+                records -= len(known.records)
+            gathered[chunk.topic, chunk.partition] = chunk
+            records += len(chunk.records)
+        return list(gathered.values())
+
+    def _decode(self, chunks: Sequence[Chunk]) -> list[Slice]:
+        with self._connections.use() as connection:
+            pods = directory.load(connection)
+        interpreter = Interpreter(pods)
+        slices = [interpreter.slice_of(chunk) for chunk in chunks]
+        unsaid = contents.unsaid(slices)
+        if not unsaid:
+            return slices
+        with self._connections.use() as connection:
+            wanted = unsaid - directory.known_manifests(connection, unsaid)
+        found = {digest: contents.read(self._store, digest) for digest in wanted}
+        names = {number: str(name) for name, number in pods.pods.items()}
+        return [
+            contents.fill(piece, chunk, found, names) for piece, chunk in zip(slices, chunks, strict=True)
+        ]
+
+    async def _apply(
+        self, loop: asyncio.AbstractEventLoop, chunks: Sequence[Chunk], slices: Sequence[Slice]
+    ) -> None:
+        waiting = list(slices)
+        while waiting:
+            try:
+                applied = await self._persist(loop, self._applying, self._apply_once, waiting)
+            except OutOfStepError as error:
+                waiting.remove(error.piece)
+                if (rest := await self._in_step(loop, error)) is not None:
+                    waiting.append(rest)
+            except psycopg.DataError as error:
+                await self._take_apart(loop, chunks, waiting, error)
+                return
+            else:
+                metrics.count(applied)
+                if applied.removals_doubtful:
+                    await self._persist(loop, self._applying, self._settler.settle)
+                return
+
+    def _apply_once(self, slices: Sequence[Slice]) -> Applied:
+        with self._connections.use() as connection:
+            return BatchApply(connection, self._margin).apply(slices)
+
+    async def _in_step(self, loop: asyncio.AbstractEventLoop, error: OutOfStepError) -> Slice | None:
+        """Return what is left of a slice after what is applied already; None if it is to be read again."""
+        piece = error.piece
+        partition = (piece.topic, piece.partition)
+        positions = await self._persist(loop, self._applying, self._positions.of, [partition])
+        stands = positions[partition]
+        if piece.first_offset < stands == error.expected:
+            return _after(piece, stands)
+        if piece.first_offset == stands:
+            return piece
+        if stands < piece.first_offset and await self._persist(
+            loop, self._applying, self._positions.nothing_between, partition, stands, piece.first_offset
+        ):
+            return piece._replace(first_offset=stands)
+        log.info("seek", topic=piece.topic, partition=piece.partition, offset=stands, came=piece.first_offset)
+        if self.seek is not None:
+            await self.seek(partition, stands)
+        return None
+
+    async def _take_apart(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        chunks: Sequence[Chunk],
+        slices: Sequence[Slice],
+        error: psycopg.DataError,
+    ) -> None:
+        """Apply record by record; the one that the database refuses becomes a dead letter."""
+        log.warning("batch refused by the database", error=str(error).splitlines()[0])
+        by_partition = {(chunk.topic, chunk.partition): chunk for chunk in chunks}
+        for piece in slices:
+            chunk = by_partition[piece.topic, piece.partition]
+            records = {record.offset: record for record in chunk.records}
+            for single in _singles(piece, chunk):
+                try:
+                    await self._apply_single(loop, single)
+                except psycopg.DataError as refused:
+                    (item,) = single.items
+                    why = str(refused).splitlines()[0]
+                    letter = dead_letter(records[item.offset], "", "unappliable", why)
+                    instead = single._replace(items=[item._replace(fact=None, dead_letter=letter)])
+                    await self._apply_single(loop, instead)
+
+    async def _apply_single(self, loop: asyncio.AbstractEventLoop, single: Slice) -> None:
+        try:
+            metrics.count(await self._persist(loop, self._applying, self._apply_once, [single]))
+        except OutOfStepError as error:
+            await self._in_step(loop, error)
+
+    async def _persist(
+        self, loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any
+    ) -> T:
+        """Do work in a thread, again and again while a service is away."""
+        pause = RETRY_FIRST_S
+        while True:
+            try:
+                return await loop.run_in_executor(pool, work, *arguments)
+            except UnavailableError as error:
+                metrics.RETRIES.inc()
+                log.warning("waiting for a service", reason=str(error), again_in_s=pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_LONGEST_S)
+
+
+def _after(piece: Slice, offset: int) -> Slice | None:
+    """Cut off what is applied already; None if nothing is left."""
+    if offset >= piece.next_offset:
+        return None
+    items = [item for item in piece.items if item.offset >= offset]
+    return piece._replace(first_offset=offset, items=items)
+
+
+def _singles(piece: Slice, chunk: Chunk) -> list[Slice]:
+    """One slice per record of the piece; together they cover the same offsets."""
+    records = {record.offset: record for record in chunk.records}
+    singles: list[Slice] = []
+    first = piece.first_offset
+    for item in piece.items:
+        record = records[item.offset]
+        mark = fingerprint_of(record.timestamp, record.key, record.value)
+        singles.append(Slice(piece.topic, piece.partition, first, item.offset + 1, mark, [item]))
+        first = item.offset + 1
+    return singles

@@ -1,0 +1,73 @@
+"""Settle doubtful removals by looking at the pod's own links in storage.
+
+Route: processor.py after a batch that left doubts, and app.py at intervals -> `Settler.settle`.
+
+Why the facts are locked while storage is asked (coordinator/db/locks.py): a push that wrote its link before the
+look-up is seen by it; one that writes it later announces itself later, and finds the table as the settlement left it.
+Without the lock a push could be applied between the two, change nothing because the holding is still there, and
+then lose it.
+Only pods whose links are in shared storage can be settled so; the doubts of others stay until a reconcile.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import structlog
+
+from coordinator.db import doubts, locks
+from coordinator.db.connection import Connections
+from coordinator.db.doubts import Doubt
+from coordinator.errors import UnavailableError
+from coordinator.storage.layout import layer_link_key, revision_link_key
+from coordinator.storage.port import ObjectStore
+
+log = structlog.get_logger()
+
+#: Doubts that one transaction settles: all writers wait for it, so it must be short.
+BATCH = 64
+LOOKUPS_AT_ONCE = 16
+LOOKUP_TIMEOUT_S = 5.0
+
+
+class Settled(NamedTuple):
+    removed: int = 0
+    kept: int = 0
+
+
+class Settler:
+    def __init__(self, connections: Connections, store: ObjectStore) -> None:
+        self._connections = connections
+        self._store = store
+        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
+
+    def close(self) -> None:
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    def settle(self) -> Settled:
+        """Settle all doubts that can be settled; returns how many things were removed and how many kept."""
+        settled = Settled()
+        after = doubts.BEGINNING
+        while True:
+            # Outside the lock: a store that is away must not stop the writers.
+            self._store.check()
+            with self._connections.use() as connection, connection.transaction():
+                locks.enter(connection, alone=True)
+                found = doubts.load(connection, after, BATCH)
+                if not found:
+                    return settled
+                verdicts = self._look_up(found)
+                removed = doubts.settle(connection, verdicts)
+            settled = Settled(settled.removed + removed, settled.kept + len(found) - removed)
+            log.info("doubts settled", removed=removed, kept=len(found) - removed)
+            after = found[-1].key
+
+    def _look_up(self, found: list[Doubt]) -> list[doubts.Verdict]:
+        try:
+            return list(self._lookups.map(self._verdict, found, timeout=LOOKUP_TIMEOUT_S))
+        except TimeoutError as error:
+            raise UnavailableError("The object store answers too slowly to settle removals: try again.") from error
+
+    def _verdict(self, doubt: Doubt) -> doubts.Verdict:
+        held = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None
+        linked = doubt.linked and self._store.head(layer_link_key(doubt.repository, doubt.digest)) is not None
+        return doubts.Verdict(doubt, held=held, linked=linked)

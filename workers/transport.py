@@ -1,0 +1,78 @@
+"""How Faust reads for Baleen: chunks instead of single records, and from the database's offsets.
+
+Two of Faust's extension points are used, both methods of its Consumer:
+- `getmany` gives what it fetched record by record, and each record then costs Faust's drain loop, conductor and
+  channel about a dozen event loop callbacks. Here one message carries all records that a fetch brought for a
+  partition, so that this price is paid once per fetch. Order within a partition is the order of the list.
+- `seek_to_committed` is where Faust goes after each rebalance. The offset that counts is in the transaction
+  that applied the records, so positions come from the database (workers/position.py), not from the group.
+
+Not here: what is done with a chunk (processor.py).
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from aiokafka import TopicPartition
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+#: Gives, for the partitions of an assignment, the offset at which each goes on.
+Positions = Callable[[set[TP]], Awaitable[Mapping[TP, int]]]
+
+
+class ChunkConsumer(driver.Consumer):  # type: ignore[misc]
+    """Faust's consumer, with one message per fetched partition: its value is the list of records."""
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109
+        records, active = await self._wait_next_records(timeout)
+        generation = self.app.consumer_generation_id
+        if records is None or self.should_stop:
+            return
+        if not self.flow_active:
+            await self.perform_seek()
+            return
+        for tp, chunk in records.items():
+            # A rebalance began: what is left of this fetch is read again from the database's offsets.
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                break
+            if chunk and (active is None or tp in active or tp in self._buffered_partitions):
+                yield tp, self._chunk(tp, chunk)
+
+    def _chunk(self, tp: TP, records: list[Any]) -> ConsumerMessage:
+        last = records[-1]
+        return ConsumerMessage(
+            last.topic,
+            last.partition,
+            last.offset,
+            last.timestamp / 1000.0,
+            last.timestamp_type,
+            [],
+            None,
+            records,
+            None,
+            -1,
+            -1,
+            tp,
+            generation_id=self.app.consumer_generation_id,
+        )
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        positions = await self.app.positions(set(self.assignment()))
+        for tp, offset in positions.items():
+            await self.seek_applied(tp, offset)
+        return positions
+
+    async def seek_applied(self, tp: TP, offset: int) -> None:
+        """Go on at an offset; what was fetched before is read again."""
+        # Faust's own seek works on the consumer from outside its thread's loop.
+        await self._thread.call_thread(self._seek_in_thread, TopicPartition(tp.topic, tp.partition), offset)
+        self._read_offset[tp] = offset or None
+
+    async def _seek_in_thread(self, tp: TopicPartition, offset: int) -> None:
+        self._thread._ensure_consumer().seek(tp, offset)  # noqa: SLF001
+
+
+class Transport(driver.Transport):  # type: ignore[misc]
+    Consumer = ChunkConsumer
