@@ -2,7 +2,7 @@
 
 A parent that is killed cannot stop anything, so a small process of its own session watches a pipe from the
 parent: each line names a child (`pid identity signal`) or takes one back (`gone pid`). When the pipe ends,
-for whatever reason, every child left is sent its signal, given END_SECONDS, and then SIGKILL. After an orderly
+for whatever reason, every child left is sent its signal, given END_SECONDS, then SIGKILL. After an orderly
 stop all are gone and the guard simply ends.
 
 A process id may be used again by a stranger, so each goes with an identity: the time its process was started.

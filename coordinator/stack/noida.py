@@ -12,7 +12,8 @@ What survives. The log is in memory. About a second after a change the whole of 
   **Offsets jump back and are given again to other records**, and nothing in the protocol tells: there are no
   topic ids (Metadata goes up to v8, Fetch and DeleteTopics are by name) and leader epochs are -1. A consumer
   beyond the new end gets OFFSET_OUT_OF_RANGE, until new records have passed it. `noida.control.json` is
-  removed at a clean end only: `prepare()` tells that the last run was cut off (`StackEndpoints.kafka_log_cut`).
+  removed at a clean end only, so `prepare()` can tell that the last run was cut off
+  (`StackEndpoints.kafka_log_cut`).
 - A topic that is deleted and created again starts at offset 0, with no sign but the offsets.
 
 Consumer groups. Two members share the partitions, and rebalance within a second when one joins or leaves.
@@ -26,8 +27,9 @@ So: one worker, a group name of its own for each start of it, and no group commi
 Supported and seen: acks=all, idempotent and transactional producers (read_committed, abort, offsets in a
 transaction), headers, keys, order within a partition, own timestamps, earliest, latest and by-time offsets,
 seek, create, delete and describe topics, DeleteRecords, DescribeConfigs (only what was set). retention.ms is
-enforced within seconds, by the records' own timestamps and 7 days by default: a record dated long ago vanishes
-at once. retention.bytes is ignored. Asking for a topic creates it; a replication factor above 1 is refused.
+enforced within seconds, by the records' own timestamps and 7 days by default: a record dated long ago
+vanishes at once. retention.bytes is ignored. Asking for a topic creates it. A replication factor above 1 is
+refused.
 
 Speed with 8 partitions and 20 000 records of 1.5 kB: written in 0.4 s (50 000/s) with aiokafka; 37 MB of
 memory, 72 MB after reading and saving; 480 MB for 95 000 such records under load, since each save copies the

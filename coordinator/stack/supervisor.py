@@ -4,7 +4,7 @@ Route: lock DIR -> end what a killed run left -> guard -> the services in parall
 for further children -> wait() until one died -> stop() in reverse order.
 
 One run per directory: the lock is held by the parent and by the guard, so after a SIGKILL of the parent the
-next run waits until the children of the killed one are gone. `children` in DIR names them for the case that the
+next run waits until the children of the killed one are gone. `children` in DIR names them in case the
 guard was killed as well.
 Not here: signals (the command turns SIGTERM and Ctrl-C into stop()), which services are replaced (settings),
 topics, migrations, and versioning of the bucket (bootstrap).

@@ -1,0 +1,65 @@
+"""Services that tests share: each is started once for a run, when the first test asks for it.
+
+They are stopped at the end, also after failures; when the test run itself is killed, the stack's guard ends
+the embedded ones. Tests keep apart by names of their own (databases, topics, prefixes).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from coordinator.stack import guard as guarding
+from coordinator.stack.supervisor import Stack, StackEndpoints
+from tests.services.apache_kafka import ApacheKafka
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A directory for a stack, outside pytest's own.
+
+    Run as root, PostgreSQL is another user there, and each new pytest run makes /tmp/pytest-of-root private
+    again, which would lock the servers of a run beside it out of their data.
+    """
+    with temporary_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def embedded_stack() -> Iterator[StackEndpoints]:
+    """PostgreSQL, S3 and the embedded broker."""
+    with temporary_directory() as directory, Stack(directory) as stack:
+        yield stack.endpoints
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(apache_kafka_server: ApacheKafka) -> str:
+    """The bootstrap address of an Apache Kafka that nobody restarts."""
+    return apache_kafka_server.bootstrap
+
+
+@pytest.fixture(scope="session")
+def apache_kafka_server() -> Iterator[ApacheKafka]:
+    with temporary_directory() as directory, guarded_kafka(directory) as server:
+        yield server
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="baleen-tests-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@contextmanager
+def guarded_kafka(directory: Path) -> Iterator[ApacheKafka]:
+    """An Apache Kafka that ends with this process, whatever ends it."""
+    guard = guarding.Guard()
+    try:
+        with ApacheKafka(directory, guard=guard) as server:
+            yield server
+    finally:
+        guard.close()
