@@ -6,12 +6,14 @@ Not here: what becomes of the events (coordinator/ingest), how errors are render
 """
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 from litestar import Request, Response, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.params import FromPath
 from litestar.types.asgi_types import HTTPRequestEvent
 
 from coordinator.errors import BaleenError
@@ -34,6 +36,7 @@ class EventsReceipt(msgspec.Struct, frozen=True):
     dead_lettered: int
 
 
+@dataclass
 class _EventsOperation(Operation):
     """The operation with its request body, which the handler's signature does not show."""
 
@@ -65,7 +68,7 @@ def _problem(description: str) -> ResponseSpec:
         503: _problem("Kafka is away, or ingest holds as much as it may: send the same again."),
     },
 )
-async def post_events(request: Request[Any, Any, Any], pod: str) -> Response[EventsReceipt]:
+async def post_events(request: Request[Any, Any, Any], pod: FromPath[str]) -> Response[EventsReceipt]:
     """202 only after Kafka has the events. What cannot be understood is dead-lettered, and counted."""
     ingest = cast("Ingest", request.app.state.ingest)
     headers = request.headers

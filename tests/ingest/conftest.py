@@ -1,0 +1,46 @@
+"""One embedded broker with Baleen's topics for all tests of ingest: topics have fixed names."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from coordinator.ingest.topics import ensure_topics
+from coordinator.settings import Settings, build
+from coordinator.stack.supervisor import Stack
+from tests.ingest.harness import TOKENS, V1, Tape, serving
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with Stack(tmp_path_factory.mktemp("ingest"), services=("kafka",)) as stack:
+        assert stack.endpoints.kafka_bootstrap is not None
+        yield stack.endpoints.kafka_bootstrap
+
+
+@pytest.fixture(scope="session")
+def settings(broker: str) -> Settings:
+    settings = build({"kafka_bootstrap": broker, "kafka_partitions": 4})
+    ensure_topics(settings)
+    return settings
+
+
+@pytest.fixture
+def tape(broker: str, settings: Settings) -> Iterator[Tape]:
+    del settings  # it made the topics
+    with Tape(broker) as tape:
+        yield tape
+
+
+@pytest.fixture(scope="session")
+def url(settings: Settings) -> Iterator[str]:
+    with serving(settings) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[httpx.Client]:
+    """Speaks as pod-a, unless told otherwise."""
+    headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
+    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+        yield client

@@ -1,0 +1,202 @@
+"""Ingest behind a real HTTP server, and what Kafka holds afterwards. Not here: what must hold (test_*.py)."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from hashlib import sha256
+from typing import Any, NamedTuple, Self
+
+import uvicorn
+import uvloop
+from kafka import KafkaConsumer, TopicPartition
+from litestar import Litestar, Request, Response
+from litestar.openapi import OpenAPIConfig
+
+from coordinator.api.events import post_events
+from coordinator.domain.names import PodName
+from coordinator.errors import BaleenError
+from coordinator.ingest.directory import KnownPod
+from coordinator.ingest.producer import EventProducer
+from coordinator.ingest.service import Ingest
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.settings import Settings
+
+V1 = "application/vnd.docker.distribution.events.v1+json"
+V2 = "application/vnd.docker.distribution.events.v2+json"
+TOKENS = {"pod-a": "token-of-a", "pod-b": "token-of-b"}
+DIGEST = "sha256:" + "ab" * 32
+
+
+class FixedDirectory:
+    """The pods of the captured notifications."""
+
+    def __init__(self) -> None:
+        self.pods = {
+            name: KnownPod(PodName(name), (name,), sha256(token.encode()).digest())
+            for name, token in TOKENS.items()
+        }
+
+    async def get(self, name: PodName, *, fresh: bool = False) -> KnownPod | None:
+        del fresh
+        return self.pods.get(name)
+
+
+def _problem(_: Request[Any, Any, Any], error: BaleenError) -> Response[dict[str, Any]]:
+    return Response({"title": str(error)}, status_code=error.status, headers=dict(error.headers))
+
+
+def make_app(settings: Settings, **arguments: Any) -> Litestar:
+    producer = EventProducer(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        await producer.start()
+        app.state.ingest = Ingest(settings, FixedDirectory(), producer, **arguments)
+        yield
+        await producer.stop()
+
+    return Litestar(
+        [post_events],
+        lifespan=[lifespan],
+        exception_handlers={BaleenError: _problem},  # type: ignore[dict-item]
+        openapi_config=OpenAPIConfig("Baleen", "0"),
+        debug=False,
+    )
+
+
+@contextlib.contextmanager
+def serving(settings: Settings, **arguments: Any) -> Iterator[str]:
+    """The base URL of an ingest that runs in a thread of its own until the block ends."""
+    # asyncio switches Nagle's delay off only where the protocol number tells it that this is TCP.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(settings, **arguments),
+                log_level="warning",
+                timeout_graceful_shutdown=5,
+                lifespan="on",
+            )
+        )
+
+        def run() -> None:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(server.serve([listening]))
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for a condition; fails after the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+class Stored(NamedTuple):
+    """A record as Kafka holds it."""
+
+    partition: int
+    key: bytes
+    value: dict[str, Any]
+    schema: str
+
+
+class Tape:
+    """What was written to both topics since this was made, or since the last `rewind`."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=bootstrap,
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            max_partition_fetch_bytes=16 * 1024 * 1024,
+            max_poll_records=10_000,
+        )
+        self._from: dict[TopicPartition, int] = {}
+        self.rewind()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def _ends(self) -> dict[TopicPartition, int]:
+        partitions = [
+            TopicPartition(topic, partition)
+            for topic in (EVENTS, DEAD_LETTERS)
+            for partition in self._consumer.partitions_for_topic(topic)
+        ]
+        ends: dict[TopicPartition, int] = self._consumer.end_offsets(partitions)
+        return ends
+
+    def rewind(self) -> None:
+        self._from = self._ends()
+
+    def count(self) -> tuple[int, int]:
+        """How many events and dead letters were written."""
+        ends = self._ends()
+        events, letters = (
+            sum(ends[at] - self._from[at] for at in ends if at.topic == topic)
+            for topic in (EVENTS, DEAD_LETTERS)
+        )
+        return events, letters
+
+    def read(self, topic: str) -> list[Stored]:
+        """The records of one topic, each partition's in order."""
+        wanted = {at: end for at, end in self._ends().items() if at.topic == topic and end > self._from[at]}
+        self._consumer.assign(list(wanted))
+        for at in wanted:
+            self._consumer.seek(at, self._from[at])
+        found: list[Stored] = []
+        deadline = time.monotonic() + 20
+        while any(self._consumer.position(at) < end for at, end in wanted.items()):
+            assert time.monotonic() < deadline
+            for records in self._consumer.poll(timeout_ms=200).values():
+                found += [
+                    Stored(
+                        each.partition,
+                        each.key,
+                        json.loads(each.value),
+                        dict(each.headers)["schema"].decode(),
+                    )
+                    for each in records
+                ]
+        return found
+
+    def events(self) -> list[Stored]:
+        return self.read(EVENTS)
+
+    def letters(self) -> list[Stored]:
+        return self.read(DEAD_LETTERS)
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    """A blob push of pod-a, with changes: keys of `target` by their names there, others on the event."""
+    target = {"mediaType": "application/octet-stream", "size": 5, "digest": DIGEST, "repository": "pod-a/app"}
+    base: dict[str, Any] = {"id": "e-1", "timestamp": "2026-11-24T05:31:11.842050262Z", "action": "push"}
+    for name, value in changes.items():
+        if name in {"id", "timestamp", "action", "source", "actor", "request", "meta"}:
+            base[name] = value
+        else:
+            target[name] = value
+    return base | {"target": {name: value for name, value in target.items() if value is not ...}}
+
+
+def envelope(*events: dict[str, Any]) -> bytes:
+    return json.dumps({"events": events}).encode()
