@@ -105,6 +105,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     #: Records that one transaction applies at most, over all partitions of a worker.
     worker_batch: int = 2000
+    #: Workers of one group share the partitions. The embedded broker never forgets a member that was killed, so there
+    #: `baleen up` gives each worker that it starts a group of its own.
+    worker_group: str = "baleen-reference-processor"
     #: Prometheus metrics of a worker are served here on loopback; 0 serves none.
     worker_metrics_port: int = 0
     log_format: str = "auto"
@@ -185,7 +188,8 @@ def _running_stack(data_dir: Path) -> dict[str, Any]:
         pass
     except (OSError, msgspec.DecodeError) as error:
         raise SettingsError(f"{data_dir} cannot be read: {error}.") from error
-    return {name: value for name, value in values.items() if value is not None}
+    # The file tells more than settings, for whoever looks after the stack.
+    return {name: values[name] for name in values.keys() & Settings.__annotations__.keys() if values[name] is not None}
 
 
 def shown(settings: Settings) -> dict[str, Any]:

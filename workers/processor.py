@@ -54,6 +54,7 @@ class Processor:
         connections: Connections,
         store: ObjectStore,
         positions: Positions,
+        settler: Settler,
         *,
         margin: timedelta,
         batch_records: int,
@@ -63,7 +64,7 @@ class Processor:
         self._positions = positions
         self._margin = margin
         self._batch_records = batch_records
-        self._settler = Settler(connections, store)
+        self._settler = settler
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue(QUEUE_LIMIT)
         #: Taken from the queue, and kept for the next batch.
         self._held: Chunk | None = None

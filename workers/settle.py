@@ -18,7 +18,7 @@ from coordinator.db import doubts, locks
 from coordinator.db.connection import Connections
 from coordinator.db.doubts import Doubt
 from coordinator.errors import UnavailableError
-from coordinator.storage.layout import layer_link_key, revision_link_key
+from coordinator.storage.layout import layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
@@ -55,19 +55,24 @@ class Settler:
                 found = doubts.load(connection, after, BATCH)
                 if not found:
                     return settled
-                verdicts = self._look_up(found)
+                verdicts = [verdict for verdict in self._look_up(found) if verdict is not None]
                 removed = doubts.settle(connection, verdicts)
             settled = Settled(settled.removed + removed, settled.kept + len(found) - removed)
-            log.info("doubts settled", removed=removed, kept=len(found) - removed)
+            if verdicts:
+                log.info("doubts settled", doubts=len(verdicts), removed=removed)
             after = found[-1].key
 
-    def _look_up(self, found: list[Doubt]) -> list[doubts.Verdict]:
+    def _look_up(self, found: list[Doubt]) -> list[doubts.Verdict | None]:
         try:
             return list(self._lookups.map(self._verdict, found, timeout=LOOKUP_TIMEOUT_S))
         except TimeoutError as error:
             raise UnavailableError("The object store answers too slowly to settle removals: try again.") from error
 
-    def _verdict(self, doubt: Doubt) -> doubts.Verdict:
+    def _verdict(self, doubt: Doubt) -> doubts.Verdict | None:
         held = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None
         linked = doubt.linked and self._store.head(layer_link_key(doubt.repository, doubt.digest)) is not None
+        gone = held < doubt.held or linked < doubt.linked
+        if gone and not self._store.list(repository_prefix(doubt.repository), limit=1):
+            # A repository without a single object was never in this bucket and root: its absence proves nothing.
+            return None
         return doubts.Verdict(doubt, held=held, linked=linked)

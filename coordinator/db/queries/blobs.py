@@ -10,13 +10,14 @@ import asyncio
 import datetime
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db.queries import paging
-from coordinator.db.queries.session import reading
+from coordinator.db.queries.session import reading, writing
 from coordinator.db.queries.views import STATE_NUMBERS, STATES, Blob, BlobPage, BlobSummary, StateName
 from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.errors import NotFoundError, UsageError
@@ -34,7 +35,9 @@ POD_WALK = 4_000
 
 Sort = Literal["first_seen", "unreferenced_since", "references"]
 
-_ROW = """b.id, b.digest, b.size, b.state, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since"""
+_ROW = (
+    """b.id, b.digest, b.size, b.state, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since"""
+)
 
 # OFFSET 0 keeps the planner from turning a walk along an index into a scan of a whole table.
 _USAGE = """
@@ -68,12 +71,12 @@ JOIN blobs b ON b.digest = wanted.digest
 
 # All of them in one pass: the more hot blobs are asked for, the more of them each manifest lists.
 _HOT = text("""
-SELECT n.blob_id, now() AS counted_at, count(*) AS repositories, array_agg(DISTINCT p.name ORDER BY p.name) AS pods
+SELECT n.blob_id, p.name AS pod, count(*) AS repositories, now() AS counted_at
 FROM (
-  SELECT x.blob_id, held.repository_id
+  SELECT DISTINCT x.blob_id, held.repository_id
   FROM manifests m
-  CROSS JOIN LATERAL unnest(m.refs) x (blob_id)
   JOIN repository_manifests held ON held.manifest_id = m.id
+  CROSS JOIN LATERAL unnest(m.refs) x (blob_id)
   WHERE m.refs && CAST(:ids AS bigint[]) AND x.blob_id = ANY(CAST(:ids AS bigint[]))
   UNION
   SELECT manifest_id, repository_id FROM repository_manifests WHERE manifest_id = ANY(CAST(:ids AS bigint[]))
@@ -82,8 +85,10 @@ FROM (
 ) n
 JOIN repositories r ON r.id = n.repository_id
 JOIN pods p ON p.id = r.pod_id
-GROUP BY n.blob_id
+GROUP BY n.blob_id, p.name ORDER BY n.blob_id, p.name
 """)
+#: Millions of pairs are made distinct here; on disk that takes three times as long.
+_HOT_MEMORY = text("SET LOCAL work_mem = '64MB'")
 
 
 class Usage(NamedTuple):
@@ -198,12 +203,19 @@ class BlobQueries:
             clock = asyncio.get_running_loop().time
             missing = [i for i in ids if i not in self._hot or self._hot[i][0] < clock()]
             if missing:
-                async with reading(self._engine) as connection:
+                async with writing(self._engine) as connection:
+                    await connection.execute(_HOT_MEMORY)
                     rows = (await connection.execute(_HOT, {"ids": missing})).all()
                 until = clock() + HOT_SECONDS
-                for row in rows:
-                    self._hot[row.blob_id] = (until, Usage(row.repositories, row.pods, row.counted_at))
-                    self._hot.move_to_end(row.blob_id)
+                for blob, of_blob in groupby(rows, key=lambda row: row.blob_id):
+                    parts = list(of_blob)
+                    usage = Usage(
+                        sum(part.repositories for part in parts),
+                        [part.pod for part in parts],
+                        parts[0].counted_at,
+                    )
+                    self._hot[blob] = (until, usage)
+                    self._hot.move_to_end(blob)
             answer = {i: self._hot[i][1] for i in ids if i in self._hot}
             while len(self._hot) > HOT_ENTRIES:
                 self._hot.popitem(last=False)

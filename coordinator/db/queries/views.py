@@ -22,7 +22,8 @@ STATES: dict[int, StateName] = {
 STATE_NUMBERS = {name: number for number, name in STATES.items()}
 
 Next = Annotated[
-    str | None, Meta(description="Pass it as `cursor` for the next page; null after the last. A page may be short.")
+    str | None,
+    Meta(description="Pass it as `cursor` for the next page; null after the last. A page may be short."),
 ]
 
 
@@ -54,7 +55,9 @@ class Blob(View):
     pinned: bool
     counted_at: Annotated[
         datetime.datetime,
-        Meta(description="When repository_count and pods were exact: now, but for blobs with thousands of references."),
+        Meta(
+            description="When repository_count and pods were exact: now, but for blobs with thousands of references."
+        ),
     ]
 
 
@@ -68,7 +71,9 @@ class Reference(View):
     repository: str
     manifest: str
     kind: Literal["config", "layer", "child", "self"]
-    since: Annotated[datetime.datetime, Meta(description="When the repository got the manifest, by its registry.")]
+    since: Annotated[
+        datetime.datetime, Meta(description="When the repository got the manifest, by its registry.")
+    ]
 
 
 class ReferencePage(View):
@@ -82,7 +87,9 @@ class Repository(View):
     manifests: Annotated[int, Meta(description="Manifests that it holds.")]
     blobs: Annotated[
         int | None,
-        Meta(description="Distinct blobs that it needs or links, manifests included. In lists null where costly."),
+        Meta(
+            description="Distinct blobs that it needs or links, manifests included. In lists null where costly."
+        ),
     ]
     logical_bytes: Annotated[int | None, Meta(description="Sum of those blobs' sizes.")]
     unique_bytes: Annotated[int | None, Meta(description="Of those that no other repository needs or links.")]

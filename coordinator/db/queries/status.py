@@ -1,0 +1,25 @@
+"""How far the partitions are applied, as the table says. Not here: where their logs end (api/status.py asks Kafka)."""
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from coordinator.db.migrate import wanted
+
+_PROGRESS = text("SELECT topic, partition, next_offset FROM partition_progress")
+_REVISION = text("SELECT version_num FROM alembic_version")
+
+
+async def progress(connection: AsyncConnection) -> dict[tuple[str, int], int]:
+    """Return the first offset that is not applied, of each partition that has any applied."""
+    rows = await connection.execute(_PROGRESS)
+    return {(row.topic, row.partition): row.next_offset for row in rows}
+
+
+async def schema_problem(connection: AsyncConnection) -> str | None:
+    """Say what is wrong with the database's schema; None if it is this release's."""
+    if not await connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL")):
+        return "The database has no schema yet: run `baleen db migrate`."
+    found, needed = await connection.scalar(_REVISION), wanted()
+    if found == needed:
+        return None
+    return f"The database has schema {found}, this release works on {needed}: run `baleen db migrate`."

@@ -1,0 +1,63 @@
+"""`python -m workers`: one stream worker, until SIGTERM or SIGINT. Ends with 1 when it cannot go on.
+
+State is in the database, so a worker may be killed at any time; whoever started it starts it again.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+
+import structlog
+from prometheus_client import start_http_server
+
+from coordinator import settings as configuration
+from coordinator.errors import BaleenError
+from coordinator.settings import Settings
+from coordinator.telemetry import configure
+from workers.build import Worker, build
+
+log = structlog.get_logger()
+
+
+async def _run(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    pump = asyncio.create_task(worker.processor.run())
+    await worker.app.start()
+    crashed = asyncio.create_task(worker.app.wait_until_stopped())
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait({pump, crashed, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    pump.cancel()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(worker.app.stop(), 10)
+    if stopping not in done:
+        if pump in done:
+            pump.result()
+        raise worker.app.crash_reason or BaleenError("The stream processor stopped by itself: see its log.")
+
+
+def main() -> int:
+    try:
+        settings: Settings = configuration.load()
+        configure(settings)
+        worker = build(settings)
+    except BaleenError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    if settings.worker_metrics_port:
+        start_http_server(settings.worker_metrics_port, addr="127.0.0.1")
+    try:
+        asyncio.run(_run(worker))
+    except Exception as error:
+        log.exception("worker ends", reason=str(error))
+        return 1
+    finally:
+        worker.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

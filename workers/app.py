@@ -1,0 +1,104 @@
+"""The Faust app: one agent hands chunks to the processor; timers settle doubts, sweep links, look at positions.
+
+Not here: how Faust reads (transport.py), what is done with a chunk (processor.py).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import faust
+import structlog
+from faust.auth import Credentials
+from faust.types import TP
+
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from workers import metrics
+from workers.housekeeping import Housekeeping
+from workers.interpret import Chunk
+from workers.position import Partition, Positions
+from workers.processor import Processor
+from workers.transport import Transport
+
+log = structlog.get_logger()
+
+#: How long a worker may be silent before its partitions move.
+SESSION_TIMEOUT_S = 10.0
+#: Times between looks at what no event triggers.
+POSITIONS_EVERY_S = 30.0
+SETTLE_EVERY_S = 60.0
+SWEEP_EVERY_S = 60.0
+
+
+class ReferenceApp(faust.App):  # type: ignore[misc]
+    """Faust's app, with the positions that its consumer asks for (transport.py)."""
+
+    def __init__(self, *args: Any, positions: Positions, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._positions = positions
+        self._assigned: list[Partition] = []
+
+    async def positions(self, tps: set[TP]) -> Mapping[TP, int]:
+        wanted = sorted((tp.topic, tp.partition) for tp in tps)
+        metrics.PARTITIONS.set(len(wanted))
+        self._assigned = wanted
+        found = await asyncio.to_thread(self._positions.of, wanted)
+        return {TP(topic, partition): offset for (topic, partition), offset in found.items()}
+
+    async def seek(self, partition: Partition, offset: int) -> None:
+        tp = TP(*partition)
+        if tp in self.consumer.assignment():
+            await self.consumer.seek_applied(tp, offset)
+
+    async def look_at_positions(self) -> None:
+        """Notice a log that was replaced while it was being read."""
+        if self._assigned:
+            await asyncio.to_thread(self._positions.of, self._assigned)
+
+
+def build(
+    brokers: list[str],
+    processor: Processor,
+    positions: Positions,
+    housekeeping: Housekeeping,
+    *,
+    credentials: Credentials | None = None,
+    group: str,
+    fetch_records: int,
+) -> ReferenceApp:
+    """Make the app. Kafka keeps only the group's membership: offsets and state are in the database."""
+    app = ReferenceApp(
+        group,
+        positions=positions,
+        broker=";".join(f"kafka://{broker}" for broker in brokers),
+        broker_credentials=credentials,
+        broker_session_timeout=SESSION_TIMEOUT_S,
+        broker_heartbeat_interval=SESSION_TIMEOUT_S / 4,
+        broker_request_timeout=30.0,
+        broker_max_poll_records=fetch_records,
+        # A fetch must be able to carry the largest record, and several thousand ordinary ones.
+        consumer_max_fetch_size=16 * 1024 * 1024,
+        consumer_auto_offset_reset="earliest",
+        stream_buffer_maxsize=8,
+        stream_wait_empty=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        web_enabled=False,
+        store="memory://",
+        autodiscover=False,
+    )
+    app.transport = Transport(app.conf.broker_consumer, app)
+    processor.seek = app.seek
+    # Progress is in the database, so there is nothing to acknowledge to Kafka.
+    channel = app.topic(EVENTS, DEAD_LETTERS, value_serializer="raw", key_serializer="raw", acks=False)
+
+    @app.agent(channel, name="references")  # type: ignore[untyped-decorator]
+    async def references(stream: AsyncIterator[list[Any]]) -> None:
+        async for records in stream:
+            await processor.submit(Chunk(records[0].topic, records[0].partition, records))
+
+    _ = references
+    app.timer(POSITIONS_EVERY_S)(app.look_at_positions)
+    app.timer(SETTLE_EVERY_S, on_leader=False)(housekeeping.settle)
+    app.timer(SWEEP_EVERY_S, on_leader=False)(housekeeping.sweep)
+    return app

@@ -1,0 +1,79 @@
+"""Builds a worker's parts from the settings: the bootstrap of this package."""
+
+from datetime import timedelta
+from typing import NamedTuple
+
+import faust
+from faust.auth import Credentials
+
+from coordinator import bootstrap
+from coordinator.db import rows
+from coordinator.db.connection import Connections
+from coordinator.ingest.connection import bootstrap_servers, client_arguments
+from coordinator.ingest.log import LogInspector
+from coordinator.settings import Settings
+from workers.app import ReferenceApp
+from workers.app import build as build_app
+from workers.housekeeping import Housekeeping
+from workers.position import Positions
+from workers.processor import Processor
+from workers.settle import Settler
+
+
+class Worker(NamedTuple):
+    app: ReferenceApp
+    processor: Processor
+    settler: Settler
+    connections: Connections
+    inspector: LogInspector
+
+    def close(self) -> None:
+        self.processor.close()
+        self.settler.close()
+        self.connections.close()
+        self.inspector.close()
+
+
+def build(settings: Settings) -> Worker:
+    """Make a worker that is not started; raises SettingsError that names what is missing."""
+    url = bootstrap.database_url(settings)
+    connections = Connections(url, name="baleen-worker", prepare=rows.prepare)
+    inspector = LogInspector(settings)
+    store = bootstrap.object_store(settings)
+    positions = Positions(connections, inspector)
+    settler = Settler(connections, store)
+    processor = Processor(
+        connections,
+        store,
+        positions,
+        settler,
+        margin=timedelta(seconds=settings.safety_clock_skew),
+        batch_records=settings.worker_batch,
+    )
+    housekeeping = Housekeeping(
+        connections, settler, link_grace=timedelta(seconds=settings.safety_link_grace)
+    )
+    app = build_app(
+        bootstrap_servers(settings),
+        processor,
+        positions,
+        housekeeping,
+        credentials=_credentials(settings),
+        group=settings.worker_group,
+        fetch_records=settings.worker_batch,
+    )
+    return Worker(app, processor, settler, connections, inspector)
+
+
+def _credentials(settings: Settings) -> Credentials | None:
+    """The same connection as the other Kafka clients have, in Faust's words."""
+    arguments = client_arguments(settings)
+    tls = arguments.get("ssl_context")
+    if "sasl_mechanism" in arguments:
+        return faust.SASLCredentials(
+            username=arguments["sasl_plain_username"],
+            password=arguments["sasl_plain_password"],
+            mechanism=arguments["sasl_mechanism"],
+            ssl_context=tls,
+        )
+    return faust.SSLCredentials(context=tls) if tls is not None else None

@@ -1,0 +1,42 @@
+"""What time changes without an event: links that outlive their grace, removals that nothing will contradict any more.
+
+Any worker may do it at any time: the work is in bounded transactions, and repeating it changes nothing.
+"""
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from coordinator.db import sweep
+from coordinator.db.connection import Connections
+from coordinator.errors import UnavailableError
+from workers.settle import Settler
+
+log = structlog.get_logger()
+
+
+class Housekeeping:
+    def __init__(self, connections: Connections, settler: Settler, *, link_grace: timedelta) -> None:
+        self._connections = connections
+        self._settler = settler
+        self._link_grace = link_grace
+
+    async def settle(self) -> None:
+        await self._quietly(self._settler.settle)
+
+    async def sweep(self) -> None:
+        await self._quietly(self._sweep)
+
+    def _sweep(self) -> None:
+        with self._connections.use() as connection:
+            expired = sweep.expire_links(connection, self._link_grace)
+            forgotten = sweep.forget_removals(connection)
+        if expired or forgotten:
+            log.info("swept", links_expired=expired, removals_forgotten=forgotten)
+
+    async def _quietly(self, work: object) -> None:
+        try:
+            await asyncio.to_thread(work)  # type: ignore[arg-type]
+        except UnavailableError as error:
+            log.warning("housekeeping put off", reason=str(error))
