@@ -99,10 +99,11 @@ def check(engine: Engine, progress: Progress = lambda what, number, total: None)
             count, shown = _compare_counts(connection)
             for number, (what, query) in enumerate(_ORPHANS, 3):
                 progress(f"looking for a {what}", number, total)
-                found = connection.execute(text(query)).scalars().all()
-                count += len(found)
-                shown += [Difference(what, subject, "a row", "none") for subject in found]
-    return CheckReport(blobs, int(references), count, shown[:SHOWN])
+                for subject in connection.execute(text(query)).yield_per(1000).scalars():
+                    count += 1
+                    if len(shown) < SHOWN:
+                        shown.append(Difference(what, subject, "a row", "none"))
+    return CheckReport(blobs, int(references), count, shown)
 
 
 def _compare_counts(connection: Connection) -> tuple[int, list[Difference]]:
