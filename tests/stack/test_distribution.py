@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 
 pytestmark = pytest.mark.registry
-EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+LAYER = b"the bytes of a layer" * 1000
+DIGEST = "sha256:" + hashlib.sha256(LAYER).hexdigest()
 
 
 def test_a_blob_that_one_pod_stored_is_served_by_another(
@@ -51,11 +53,11 @@ def test_a_blob_that_one_pod_stored_is_served_by_another(
             started = first.post("/v2/team/app/blobs/uploads/")
             assert started.status_code == 202
             # A session that one pod began is finished on the other: they share http.secret.
-            session = f"{pods[1].url}{started.headers['Location']}&digest={EMPTY}"
-            done = second.put(session, content=b"")
+            session = f"{pods[1].url}{started.headers['Location']}&digest={DIGEST}"
+            done = second.put(session, content=LAYER)
             assert done.status_code == 201
-            assert first.head(f"/v2/team/app/blobs/{EMPTY}").status_code == 200
-            assert first.delete(f"/v2/team/app/blobs/{EMPTY}").status_code == 202
+            assert first.get(f"/v2/team/app/blobs/{DIGEST}").content == LAYER
+            assert first.delete(f"/v2/team/app/blobs/{DIGEST}").status_code == 202
     finally:
         for process in running:
             process.stop()

@@ -200,13 +200,15 @@ def test_a_pid_file_that_names_a_stranger_does_not_hinder_the_database(data_dir:
     with Stack(data_dir, services=["postgres"]):
         left = (data_dir / "postgres" / "data" / "postmaster.pid").read_text()
     owner = (data_dir / "postgres").stat()
-    with subprocess.Popen(["sleep", "600"], user=owner.st_uid) as stranger:
-        file = data_dir / "postgres" / "data" / "postmaster.pid"
-        file.write_text(f"{stranger.pid}\n" + left.partition("\n")[2])
-        os.chown(file, owner.st_uid, owner.st_gid)
-        with Stack(data_dir, services=["postgres"]) as stack:
-            assert stack.endpoints.database_url is not None
-        stranger.kill()
+    file = data_dir / "postgres" / "data" / "postmaster.pid"
+    with subprocess.Popen(["sleep", "600"], user=owner.st_uid if os.geteuid() == 0 else None) as stranger:
+        try:
+            file.write_text(f"{stranger.pid}\n" + left.partition("\n")[2])
+            os.chown(file, owner.st_uid, owner.st_gid)
+            with Stack(data_dir, services=["postgres"]) as stack:
+                assert stack.endpoints.database_url is not None
+        finally:
+            stranger.kill()
 
 
 def test_one_failing_service_leaves_none_running(data_dir: Path) -> None:
