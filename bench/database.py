@@ -1,0 +1,105 @@
+"""The database alone: the workload's facts given to BatchApply by hand, with no Kafka before it.
+
+Route: `Loader` -> `load(count)` -> `Applied`. Time is that of `apply` only, which ends with a durable commit; `wall`
+also has the making of the facts.
+"""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any, NamedTuple
+
+import psycopg
+
+from bench.services import Database
+from bench.workload import REFERENCES_PER_MANIFEST, Manifest, manifests
+from coordinator.db import rows
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Item, Slice
+from coordinator.db.engine import connect
+from coordinator.domain.facts import ManifestPushed
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import ManifestContent, ManifestKind, Reference
+
+BATCH = 2000
+"""As a worker's (settings.worker_batch)."""
+
+TOPIC = "bench"
+LONGEST = 10_000_000
+
+
+class Loaded(NamedTuple):
+    manifests: int
+    seconds: float
+    wall: float
+    #: Of this process, inside `apply`.
+    cpu: float
+
+    @property
+    def references_per_s(self) -> float:
+        return self.manifests * REFERENCES_PER_MANIFEST / self.seconds
+
+
+class Loader:
+    """Applies a seeded sequence of pushes, any number at a time. Close it."""
+
+    def __init__(self, database: Database, seed: int, *, batch: int = BATCH) -> None:
+        self.connection: psycopg.Connection[Any] = connect(database.url, name="baleen-bench")
+        rows.prepare(self.connection)
+        self.connection.execute(
+            "INSERT INTO partition_progress (topic, partition, next_offset) VALUES (%s, 0, 0)", [TOPIC]
+        )
+        found = self.connection.execute("SELECT name, id FROM pods").fetchall()
+        self._pods: dict[str, int] = dict(found)
+        self._manifests = manifests(seed, LONGEST)
+        self._apply = BatchApply(self.connection, timedelta(minutes=5))
+        self._batch = batch
+        self._offset = 0
+        self._begun = datetime.now(UTC)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def load(self, count: int) -> Loaded:
+        seconds, cpu, start = 0.0, 0.0, time.perf_counter()
+        for piece in self._slices(count):
+            before, cpu_before = time.perf_counter(), time.process_time()
+            applied = self._apply.apply([piece])
+            seconds += time.perf_counter() - before
+            cpu += time.process_time() - cpu_before
+            assert applied.holdings_added == len(piece.items), applied
+        return Loaded(count, seconds, time.perf_counter() - start, cpu)
+
+    def _slices(self, count: int) -> Iterator[Slice]:
+        wanted = islice(self._manifests, count)
+        while some := list(islice(wanted, self._batch)):
+            first = self._offset
+            items = [self._item(first + n, manifest) for n, manifest in enumerate(some)]
+            self._offset += len(some)
+            yield Slice(TOPIC, 0, first, self._offset, 1, items)
+
+    def _item(self, offset: int, manifest: Manifest) -> Item:
+        references = tuple([Reference(Digest(digest), size) for digest, size in manifest.references])
+        fact = ManifestPushed(
+            RepositoryName(manifest.repository),
+            Digest(manifest.digest),
+            self._begun + timedelta(milliseconds=offset),
+            manifest.size,
+            ManifestContent(ManifestKind.IMAGE, references),
+        )
+        return Item(offset, 0, self._pods[manifest.repository.partition("/")[0]], fact, None)
+
+
+def check(connection: psycopg.Connection[Any], count: int) -> None:
+    """Whether the tables hold exactly `count` pushes: a fast wrong answer is no measurement."""
+    row = connection.execute(
+        "SELECT (SELECT count(*) FROM repository_manifests), (SELECT sum(reference_count) FROM blobs)"
+    ).fetchone()
+    # Each holding also counts for the manifest itself.
+    wanted = (count, count * (REFERENCES_PER_MANIFEST + 1))
+    if row != wanted:
+        raise AssertionError(f"{row} is not what {count} pushes should leave, {wanted} is.")

@@ -1,0 +1,70 @@
+"""The workload as Kafka records, made as ingest makes them, and written in bulk.
+
+Route: `records` (workload -> envelope event -> normalise -> JSON) -> `publish`.
+Not here: the webhook (webhook.py posts one by one).
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import msgspec
+from aiokafka import AIOKafkaProducer
+
+from bench.workload import Manifest, envelope_event, manifests
+from coordinator.ingest.normalise import Accepted, Origin, normalise
+from coordinator.ingest.topics import EVENTS
+from schemas.records import headers, key_of
+
+CONTENT_TYPE = "application/vnd.docker.distribution.events.v2+json"
+#: Records that are under way at once.
+WINDOW = 4000
+
+_encoder = msgspec.json.Encoder()
+
+
+class Record(NamedTuple):
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+def body_of(manifest: Manifest, at: datetime) -> bytes:
+    """What a registry posts for a push."""
+    return json.dumps({"events": [envelope_event(manifest, at, "bench")]}).encode()
+
+
+def records(seed: int, count: int) -> Iterator[Record]:
+    """`count` pushes as ingest writes them to registry.events."""
+    now = datetime.now(UTC)
+    for number, manifest in enumerate(manifests(seed, count)):
+        pod = manifest.repository.partition("/")[0]
+        origin = Origin(pod, (pod,), now, CONTENT_TYPE)
+        (outcome,) = normalise(body_of(manifest, now + timedelta(milliseconds=number)), origin)
+        assert isinstance(outcome, Accepted), outcome
+        yield Record(key_of(outcome.event), _encoder.encode(outcome.event), headers(outcome.event))
+
+
+def publish(bootstrap: str, found: Iterable[Record]) -> int:
+    """Write records as fast as the broker takes them; return how many it acknowledged."""
+    return asyncio.run(_publish(bootstrap, found))
+
+
+async def _publish(bootstrap: str, found: Iterable[Record]) -> int:
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap, acks="all", linger_ms=5, max_batch_size=256 * 1024, request_timeout_ms=30_000
+    )
+    await producer.start()
+    try:
+        sent, waiting = 0, []
+        for record in found:
+            waiting.append(await producer.send(EVENTS, record.value, key=record.key, headers=record.headers))
+            if len(waiting) >= WINDOW:
+                await asyncio.gather(*waiting)
+                sent, waiting = sent + len(waiting), []
+        await asyncio.gather(*waiting)
+        return sent + len(waiting)
+    finally:
+        await producer.stop()

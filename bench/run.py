@@ -1,0 +1,51 @@
+"""What every measurement is given. Not here: what is measured, and in which order (__main__.py)."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.events import Record, records
+from bench.services import Services
+
+SEED = 7
+
+
+@dataclass
+class Context:
+    """One run of the bench."""
+
+    services: Services
+    quick: bool
+    #: Multiplies the amounts of the full run.
+    scale: float = 1.0
+    seed: int = SEED
+    #: Results so far, by the measurement's name: some are compared with others of the same run.
+    results: dict[str, Any] = field(default_factory=dict)
+    _records: list[Record] = field(default_factory=list)
+
+    def count(self, full: int, *, quick: int) -> int:
+        return quick if self.quick else max(quick, int(full * self.scale))
+
+    def seconds(self, full: float, *, quick: float) -> float:
+        return quick if self.quick else full
+
+    def records(self, count: int) -> list[Record]:
+        """The first `count` records, made once for all measurements."""
+        if len(self._records) < count:
+            say(f"making {count} records")
+            self._records = list(records(self.seed, count))
+        return self._records[:count]
+
+    def forget_records(self) -> None:
+        """Give back their memory."""
+        self._records = []
+
+
+_begun = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Progress, on stderr: stdout is the table's."""
+    sys.stderr.write(f"[{time.monotonic() - _begun:6.1f} s] {text}\n")
+    sys.stderr.flush()

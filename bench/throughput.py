@@ -1,0 +1,119 @@
+"""How fast one worker takes the CI-like workload from Kafka to Postgres, with durable commits.
+
+The topic is filled first, then the worker started; what counts is the time from the first commit that is seen to the
+last. The database alone, in the same run on the same server, says what Kafka, Faust and JSON cost.
+"""
+
+import time
+from typing import Any
+
+import psycopg
+
+from bench import events
+from bench.cpu import Meter, wait_quiet
+from bench.database import Loader, check
+from bench.run import Context, say
+from bench.services import BrokerKind, apache_reason
+from bench.workload import REFERENCES_PER_MANIFEST
+
+POLL_S = 0.01
+#: A worker that commits nothing for so long will not.
+STALL_S = 60.0
+PARTITIONS = (8, 4)
+
+
+def measure(context: Context) -> dict[str, Any]:
+    count = context.count(200_000, quick=10_000)
+    found: dict[str, Any] = {"database_alone": database_alone(context, count)}
+    found["record_bytes"] = round(sum(len(r.value) + len(r.key) for r in context.records(1000)) / 1000)
+    kinds: list[BrokerKind] = ["embedded"]
+    if (reason := apache_reason()) is None:
+        kinds.append("apache")
+    else:
+        found["apache_skipped"] = reason
+    for kind in kinds:
+        for partitions in PARTITIONS[:1] if context.quick else PARTITIONS:
+            name = f"{kind}_{partitions}_partitions"
+            found[name] = one(context, kind, partitions, count)
+            of_alone = found[name]["references_per_s"] / found["database_alone"]["references_per_s"]
+            found[name]["of_database_alone"] = round(of_alone, 2)
+    return found
+
+
+def database_alone(context: Context, count: int) -> dict[str, Any]:
+    with context.services.database() as database, Loader(database, context.seed) as loader:
+        meter = Meter({"postgres": context.services.postgres_pid})
+        loaded = loader.load(count)
+        cores = meter.cores()
+        check(loader.connection, count)
+        durable = loader.connection.execute(
+            "SELECT current_setting('fsync'), current_setting('synchronous_commit')"
+        ).fetchone()
+    assert durable == ("on", "on"), durable
+    return {
+        "manifests": count,
+        "manifests_per_s": round(count / loaded.seconds),
+        "references_per_s": round(loaded.references_per_s),
+        "client_us_per_manifest": round(loaded.cpu / count * 1e6, 1),
+        "cores": cores,
+    }
+
+
+def one(context: Context, kind: BrokerKind, partitions: int, count: int) -> dict[str, Any]:
+    services = context.services
+    with services.database() as database, services.broker(kind, partitions, database) as broker:
+        start = time.perf_counter()
+        written = events.publish(broker.bootstrap, context.records(count))
+        assert written == count
+        preload = time.perf_counter() - start
+        wait_quiet(broker.pid)
+        with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
+            started = time.perf_counter()
+            with services.worker(database, broker, partitions) as worker:
+                meter = Meter({"worker": worker.pid, "postgres": services.postgres_pid, "broker": broker.pid})
+                samples = _watch(connection, count, worker.alive, meter)
+                cores = meter.cores()
+            check(connection, count)
+    (first_at, first), (last_at, last) = samples[0], samples[-1]
+    rate = (last - first) / (last_at - first_at)
+    result = {
+        "manifests": count,
+        "manifests_per_s": round(rate),
+        "references_per_s": round(rate * REFERENCES_PER_MANIFEST),
+        "seconds": round(last_at - first_at, 2),
+        "commits_seen": len(samples),
+        "start_to_first_commit_s": round(first_at - started, 2),
+        "cores": cores,
+        "us_per_manifest": {name: round(used / rate * 1e6, 1) for name, used in cores.items()},
+        "preload_records_per_s": round(count / preload),
+    }
+    say(f"{kind}, {partitions} partitions: {result['manifests_per_s']} manifests/s")
+    return result
+
+
+def _watch(
+    connection: psycopg.Connection[Any], count: int, alive: Any, meter: Meter
+) -> list[tuple[float, int]]:
+    """Look at the progress until all is applied: a sample for each change that is seen."""
+    samples: list[tuple[float, int]] = []
+    changed = time.perf_counter()
+    while True:
+        row = connection.execute(
+            "SELECT coalesce(sum(next_offset), 0)::bigint FROM partition_progress WHERE topic = %s",
+            [events.EVENTS],
+            prepare=True,
+        ).fetchone()
+        assert row is not None
+        now = time.perf_counter()
+        if row[0] > (samples[-1][1] if samples else 0):
+            if not samples:
+                meter.start()
+            samples.append((now, row[0]))
+            changed = now
+        if row[0] >= count:
+            return samples
+        if not alive():
+            raise RuntimeError("The worker ended: see its log.")
+        if now - changed > STALL_S:
+            raise RuntimeError(f"The worker stands still at {row[0]} of {count}.")
+        time.sleep(POLL_S)
