@@ -146,7 +146,9 @@ def build(values: Mapping[str, Any]) -> Settings:
     fields = Settings.__annotations__
     for name in values:
         if name not in fields:
-            raise SettingsError(f"{PREFIX}{name.upper()} is not a setting: see `baleen config show` for those that are.")
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} is not a setting: see `baleen config show` for those that are."
+            )
     converted: dict[str, Any] = {}
     for name, value in values.items():
         try:
@@ -189,7 +191,11 @@ def _running_stack(data_dir: Path) -> dict[str, Any]:
     except (OSError, msgspec.DecodeError) as error:
         raise SettingsError(f"{data_dir} cannot be read: {error}.") from error
     # The file tells more than settings, for whoever looks after the stack.
-    return {name: values[name] for name in values.keys() & Settings.__annotations__.keys() if values[name] is not None}
+    return {
+        name: values[name]
+        for name in values.keys() & Settings.__annotations__.keys()
+        if values[name] is not None
+    }
 
 
 def shown(settings: Settings) -> dict[str, Any]:

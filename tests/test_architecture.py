@@ -57,7 +57,9 @@ def inside(path: str, folders: tuple[str, ...]) -> bool:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_drivers_stay_in_their_package(driver: str) -> None:
     """A library that speaks to the outside is imported only in the package that owns it."""
-    users = [path for path, tree in sources(*PACKAGES) if driver in {name.split(".")[0] for name in imports(tree)}]
+    users = [
+        path for path, tree in sources(*PACKAGES) if driver in {name.split(".")[0] for name in imports(tree)}
+    ]
     assert users, f"nobody imports {driver} any more: drop it from the table"
     assert [path for path in users if not inside(path, DRIVERS[driver])] == []
 

@@ -4,21 +4,22 @@ Not here: how Faust reads (transport.py), what is done with a chunk (processor.p
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import faust
 import structlog
 from faust.auth import Credentials
-from faust.types import TP
+from faust.types import TP, StreamT
 
+from coordinator.errors import UnavailableError
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from workers import metrics
 from workers.housekeeping import Housekeeping
 from workers.interpret import Chunk
 from workers.position import Partition, Positions
 from workers.processor import Processor
-from workers.transport import Transport
+from workers.transport import ChunkConsumer, Transport
 
 log = structlog.get_logger()
 
@@ -27,10 +28,11 @@ SESSION_TIMEOUT_S = 10.0
 #: Times between looks at what no event triggers.
 POSITIONS_EVERY_S = 30.0
 SETTLE_EVERY_S = 60.0
+RETRY_S = 1.0
 SWEEP_EVERY_S = 60.0
 
 
-class ReferenceApp(faust.App):  # type: ignore[misc]
+class ReferenceApp(faust.App):
     """Faust's app, with the positions that its consumer asks for (transport.py)."""
 
     def __init__(self, *args: Any, positions: Positions, **options: Any) -> None:
@@ -42,18 +44,28 @@ class ReferenceApp(faust.App):  # type: ignore[misc]
         wanted = sorted((tp.topic, tp.partition) for tp in tps)
         metrics.PARTITIONS.set(len(wanted))
         self._assigned = wanted
-        found = await asyncio.to_thread(self._positions.of, wanted)
+        # Without positions nothing may be read. Faust gives this call as long as one request to the broker.
+        while True:
+            try:
+                found = await asyncio.to_thread(self._positions.of, wanted)
+                break
+            except UnavailableError as error:
+                log.warning("waiting for positions", reason=str(error))
+                await asyncio.sleep(RETRY_S)
         return {TP(topic, partition): offset for (topic, partition), offset in found.items()}
 
     async def seek(self, partition: Partition, offset: int) -> None:
         tp = TP(*partition)
         if tp in self.consumer.assignment():
-            await self.consumer.seek_applied(tp, offset)
+            await cast(ChunkConsumer, self.consumer).seek_applied(tp, offset)
 
     async def look_at_positions(self) -> None:
         """Notice a log that was replaced while it was being read."""
         if self._assigned:
-            await asyncio.to_thread(self._positions.of, self._assigned)
+            try:
+                await asyncio.to_thread(self._positions.of, self._assigned)
+            except UnavailableError as error:
+                log.warning("positions not looked at", reason=str(error))
 
 
 def build(
@@ -92,8 +104,8 @@ def build(
     # Progress is in the database, so there is nothing to acknowledge to Kafka.
     channel = app.topic(EVENTS, DEAD_LETTERS, value_serializer="raw", key_serializer="raw", acks=False)
 
-    @app.agent(channel, name="references")  # type: ignore[untyped-decorator]
-    async def references(stream: AsyncIterator[list[Any]]) -> None:
+    @app.agent(channel, name="references")
+    async def references(stream: StreamT[list[Any]]) -> None:
         async for records in stream:
             await processor.submit(Chunk(records[0].topic, records[0].partition, records))
 

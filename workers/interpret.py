@@ -148,14 +148,18 @@ class Interpreter:
         # The event is keyed by the repository under its old name.
         source, destination = parse_repository(rename.source), parse_repository(rename.destination)
         if any(owner_of(name, self._directory.owners) != event.pod for name in (source, destination)):
-            raise _NotUnderstoodError("not-owned", f"Pod {event.pod} does not own {source} and {destination}.")
+            raise _NotUnderstoodError(
+                "not-owned", f"Pod {event.pod} does not own {source} and {destination}."
+            )
         return RepositoryRenamed(source, destination, rename.type == "namespace", event.timestamp)
 
 
 def _content(event: RegistryEvent) -> ManifestContent | None:
     kind = MANIFEST_KINDS.get(event.media_type or "")
     if kind is None:
-        raise _NotUnderstoodError("unknown-media-type", f"{event.media_type!r} is no media type that Baleen knows.")
+        raise _NotUnderstoodError(
+            "unknown-media-type", f"{event.media_type!r} is no media type that Baleen knows."
+        )
     if event.references is None:
         return None
     if len(event.references) > REFERENCES_LIMIT:
@@ -163,7 +167,9 @@ def _content(event: RegistryEvent) -> ManifestContent | None:
     # The record's schema has checked the form of each digest.
     return ManifestContent(
         kind,
-        unique([Reference(Digest(bytes.fromhex(entry.digest[7:])), entry.size) for entry in event.references]),
+        unique(
+            [Reference(Digest(bytes.fromhex(entry.digest[7:])), entry.size) for entry in event.references]
+        ),
     )
 
 

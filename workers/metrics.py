@@ -10,7 +10,6 @@ LINKS = Counter("baleen_worker_links_total", "Direct links added or removed.", [
 REMOVALS = Counter("baleen_worker_removals_total", "Removals that were doubtful or overtaken.", ["verdict"])
 DEAD_LETTERS = Counter("baleen_worker_dead_letters_total", "Records that could not be understood or applied.")
 RETRIES = Counter("baleen_worker_retries_total", "Batches put off because a service did not answer.")
-BATCH_SECONDS = Histogram("baleen_worker_batch_seconds", "From the first record taken to the commit.")
 BATCH_RECORDS = Histogram(
     "baleen_worker_batch_records", "Records in a batch.", buckets=(1, 4, 16, 64, 256, 1024, 4096, 16384)
 )

@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 import structlog
@@ -44,6 +44,13 @@ RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
 #: Goes on reading a partition at an offset.
 Seek = Callable[[Partition, int], Awaitable[None]]
+
+
+class Batch(NamedTuple):
+    """Chunks, and what they mean: a slice for each."""
+
+    chunks: Sequence[Chunk]
+    slices: Sequence[Slice]
 
 
 class Processor:
@@ -79,14 +86,21 @@ class Processor:
 
     async def run(self) -> None:
         """Apply what is submitted, until cancelled. Raises what it cannot mend: the process then ends."""
-        loop = asyncio.get_running_loop()
-        before: asyncio.Future[None] | None = None
+        # One batch may wait decoded while another is applied: more would only hold memory.
+        decoded: asyncio.Queue[Batch] = asyncio.Queue(1)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._decode_all(decoded))
+            group.create_task(self._apply_all(decoded))
+
+    async def _decode_all(self, decoded: asyncio.Queue[Batch]) -> None:
         while True:
             chunks = await self._gather()
-            slices = await self._persist(loop, self._decoding, self._decode, chunks)
-            if before is not None:
-                await before
-            before = asyncio.ensure_future(self._apply(loop, chunks, slices))
+            slices = await self._persist(self._decoding, self._decode, chunks)
+            await decoded.put(Batch(chunks, slices))
+
+    async def _apply_all(self, decoded: asyncio.Queue[Batch]) -> None:
+        while True:
+            await self._apply(await decoded.get())
 
     def close(self) -> None:
         for pool in (self._decoding, self._applying):
@@ -128,42 +142,40 @@ class Processor:
             contents.fill(piece, chunk, found, names) for piece, chunk in zip(slices, chunks, strict=True)
         ]
 
-    async def _apply(
-        self, loop: asyncio.AbstractEventLoop, chunks: Sequence[Chunk], slices: Sequence[Slice]
-    ) -> None:
-        waiting = list(slices)
+    async def _apply(self, batch: Batch) -> None:
+        waiting = list(batch.slices)
         while waiting:
             try:
-                applied = await self._persist(loop, self._applying, self._apply_once, waiting)
+                applied = await self._persist(self._applying, self._apply_once, waiting)
             except OutOfStepError as error:
                 waiting.remove(error.piece)
-                if (rest := await self._in_step(loop, error)) is not None:
+                if (rest := await self._in_step(error)) is not None:
                     waiting.append(rest)
             except psycopg.DataError as error:
-                await self._take_apart(loop, chunks, waiting, error)
+                await self._take_apart(batch.chunks, waiting, error)
                 return
             else:
                 metrics.count(applied)
                 if applied.removals_doubtful:
-                    await self._persist(loop, self._applying, self._settler.settle)
+                    await self._persist(self._applying, self._settler.settle)
                 return
 
     def _apply_once(self, slices: Sequence[Slice]) -> Applied:
         with self._connections.use() as connection:
             return BatchApply(connection, self._margin).apply(slices)
 
-    async def _in_step(self, loop: asyncio.AbstractEventLoop, error: OutOfStepError) -> Slice | None:
+    async def _in_step(self, error: OutOfStepError) -> Slice | None:
         """Return what is left of a slice after what is applied already; None if it is to be read again."""
         piece = error.piece
         partition = (piece.topic, piece.partition)
-        positions = await self._persist(loop, self._applying, self._positions.of, [partition])
+        positions = await self._persist(self._applying, self._positions.of, [partition])
         stands = positions[partition]
         if piece.first_offset < stands == error.expected:
             return _after(piece, stands)
         if piece.first_offset == stands:
             return piece
         if stands < piece.first_offset and await self._persist(
-            loop, self._applying, self._positions.nothing_between, partition, stands, piece.first_offset
+            self._applying, self._positions.nothing_between, partition, stands, piece.first_offset
         ):
             return piece._replace(first_offset=stands)
         log.info("seek", topic=piece.topic, partition=piece.partition, offset=stands, came=piece.first_offset)
@@ -172,11 +184,7 @@ class Processor:
         return None
 
     async def _take_apart(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        chunks: Sequence[Chunk],
-        slices: Sequence[Slice],
-        error: psycopg.DataError,
+        self, chunks: Sequence[Chunk], slices: Sequence[Slice], error: psycopg.DataError
     ) -> None:
         """Apply record by record; the one that the database refuses becomes a dead letter."""
         log.warning("batch refused by the database", error=str(error).splitlines()[0])
@@ -186,28 +194,26 @@ class Processor:
             records = {record.offset: record for record in chunk.records}
             for single in _singles(piece, chunk):
                 try:
-                    await self._apply_single(loop, single)
+                    await self._apply_single(single)
                 except psycopg.DataError as refused:
                     (item,) = single.items
                     why = str(refused).splitlines()[0]
                     letter = dead_letter(records[item.offset], "", "unappliable", why)
                     instead = single._replace(items=[item._replace(fact=None, dead_letter=letter)])
-                    await self._apply_single(loop, instead)
+                    await self._apply_single(instead)
 
-    async def _apply_single(self, loop: asyncio.AbstractEventLoop, single: Slice) -> None:
+    async def _apply_single(self, single: Slice) -> None:
         try:
-            metrics.count(await self._persist(loop, self._applying, self._apply_once, [single]))
+            metrics.count(await self._persist(self._applying, self._apply_once, [single]))
         except OutOfStepError as error:
-            await self._in_step(loop, error)
+            await self._in_step(error)
 
-    async def _persist(
-        self, loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any
-    ) -> T:
+    async def _persist(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         """Do work in a thread, again and again while a service is away."""
         pause = RETRY_FIRST_S
         while True:
             try:
-                return await loop.run_in_executor(pool, work, *arguments)
+                return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
             except UnavailableError as error:
                 metrics.RETRIES.inc()
                 log.warning("waiting for a service", reason=str(error), again_in_s=pause)

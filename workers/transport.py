@@ -10,19 +10,25 @@ Two of Faust's extension points are used, both methods of its Consumer:
 Not here: what is done with a chunk (processor.py).
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol, cast
 
 from aiokafka import TopicPartition
-from faust.transport.drivers import aiokafka as driver
+from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
+from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-#: Gives, for the partitions of an assignment, the offset at which each goes on.
-Positions = Callable[[set[TP]], Awaitable[Mapping[TP, int]]]
+
+class PositionedApp(Protocol):
+    """What the consumer asks of its app."""
+
+    async def positions(self, tps: set[TP]) -> Mapping[TP, int]:
+        """Return, for the partitions of an assignment, the offset at which each goes on."""
+        ...
 
 
-class ChunkConsumer(driver.Consumer):  # type: ignore[misc]
+class ChunkConsumer(FaustConsumer):
     """Faust's consumer, with one message per fetched partition: its value is the list of records."""
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109
@@ -48,7 +54,7 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]
             last.offset,
             last.timestamp / 1000.0,
             last.timestamp_type,
-            [],
+            None,
             None,
             records,
             None,
@@ -59,7 +65,8 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]
         )
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        positions = await self.app.positions(set(self.assignment()))
+        app = cast(PositionedApp, self.app)
+        positions = await app.positions(set(self.assignment()))
         for tp, offset in positions.items():
             await self.seek_applied(tp, offset)
         return positions
@@ -74,5 +81,5 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]
         self._thread._ensure_consumer().seek(tp, offset)  # noqa: SLF001
 
 
-class Transport(driver.Transport):  # type: ignore[misc]
+class Transport(FaustTransport):
     Consumer = ChunkConsumer

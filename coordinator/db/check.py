@@ -67,7 +67,10 @@ _COUNTS = f"""
 
 #: What must be empty: a name, and a query that gives the rows' ids as text.
 _ORPHANS = (
-    ("reference to no blob", "SELECT r.id::text FROM recomputed r LEFT JOIN blobs b USING (id) WHERE b.id IS NULL"),
+    (
+        "reference to no blob",
+        "SELECT r.id::text FROM recomputed r LEFT JOIN blobs b USING (id) WHERE b.id IS NULL",
+    ),
     (
         "holding of no manifest",
         """
@@ -88,21 +91,22 @@ _ORPHANS = (
 def check(engine: Engine, progress: Progress = lambda what, number, total: None) -> CheckReport:
     """Compare all derived numbers with the facts; long on a large table, and it changes nothing."""
     total = 2 + len(_ORPHANS)
-    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        with connection.begin():
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
-            progress("recomputing counts from the facts", 1, total)
-            connection.execute(text(_RECOMPUTED))
-            blobs = connection.execute(text("SELECT count(*) FROM blobs")).scalar_one()
-            references = connection.execute(text("SELECT coalesce(sum(refs), 0) FROM recomputed")).scalar_one()
-            progress("comparing counts", 2, total)
-            count, shown = _compare_counts(connection)
-            for number, (what, query) in enumerate(_ORPHANS, 3):
-                progress(f"looking for a {what}", number, total)
-                for subject in connection.execute(text(query)).yield_per(1000).scalars():
-                    count += 1
-                    if len(shown) < SHOWN:
-                        shown.append(Difference(what, subject, "a row", "none"))
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        progress("recomputing counts from the facts", 1, total)
+        connection.execute(text(_RECOMPUTED))
+        blobs = connection.execute(text("SELECT count(*) FROM blobs")).scalar_one()
+        references = connection.execute(
+            text("SELECT coalesce(sum(refs), 0) FROM recomputed")
+        ).scalar_one()
+        progress("comparing counts", 2, total)
+        count, shown = _compare_counts(connection)
+        for number, (what, query) in enumerate(_ORPHANS, 3):
+            progress(f"looking for a {what}", number, total)
+            for subject in connection.execute(text(query)).yield_per(1000).scalars():
+                count += 1
+                if len(shown) < SHOWN:
+                    shown.append(Difference(what, subject, "a row", "none"))
     return CheckReport(blobs, int(references), count, shown)
 
 
@@ -112,7 +116,9 @@ def _compare_counts(connection: Connection) -> tuple[int, list[Difference]]:
     for row in connection.execute(text(_COUNTS)).yield_per(1000):
         count += 1
         if len(shown) < SHOWN:
-            stored = f"references={row.reference_count} links={row.link_count} state={BlobState(row.state).name}"
+            stored = (
+                f"references={row.reference_count} links={row.link_count} state={BlobState(row.state).name}"
+            )
             recomputed = f"references={row.refs} links={row.links}"
             shown.append(Difference("blob", f"sha256:{row.digest}", stored, recomputed))
     return count, shown

@@ -61,7 +61,9 @@ def _change(connection: Connection[Any], expected: int, statement: str, paramete
         raise StateChangedError("Rows were added or removed by another writer.")
 
 
-def lock_progress(connection: Connection[Any], partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+def lock_progress(
+    connection: Connection[Any], partitions: Sequence[tuple[str, int]]
+) -> dict[tuple[str, int], int]:
     """Lock the partitions' progress, in order; return where each stands."""
     stands: dict[tuple[str, int], int] = {}
     for topic, partition in partitions:
@@ -258,7 +260,9 @@ def write_holdings(
     ids: Mapping[Digest, int],
     repositories: Mapping[RepositoryName, int],
 ) -> None:
-    _write_pairs(connection, "repository_manifests", "manifest_id", "pushed_at", difference, ids, repositories)
+    _write_pairs(
+        connection, "repository_manifests", "manifest_id", "pushed_at", difference, ids, repositories
+    )
 
 
 def write_links(

@@ -34,7 +34,9 @@ class Run:
         self._connection = connection
         self._margin = margin
         self._alone = alone
-        self._facts = [item.fact for item in items if isinstance(item.fact, ManifestPushed | BlobLinked | Removed)]
+        self._facts = [
+            item.fact for item in items if isinstance(item.fact, ManifestPushed | BlobLinked | Removed)
+        ]
         self._owners: dict[RepositoryName, int] = {
             item.fact.repository: item.pod_id for item in items if item.fact is not None
         }
@@ -116,12 +118,16 @@ class Run:
         """Fill in what the manifests of this run list; return those that have no row yet."""
         ids = self._ids
         touched = {digest for _, digest in changes.holdings.removed} | self._pushes.keys()
-        known = rows.manifests(self._connection, [ids[digest] for digest in touched if digest not in self._new])
+        known = rows.manifests(
+            self._connection, [ids[digest] for digest in touched if digest not in self._new]
+        )
         self._refs.update(known)
         new: list[rows.NewManifest] = []
         for digest, push in self._pushes.items():
             manifest = ids[digest]
-            said = None if push.content is None else [ids[reference] for reference, _ in push.content.references]
+            said = (
+                None if push.content is None else [ids[reference] for reference, _ in push.content.references]
+            )
             kind = None if push.content is None else push.content.kind
             if manifest not in known:
                 self._refs[manifest] = said
@@ -176,7 +182,13 @@ class Run:
         inserted = rows.insert_blobs(
             self._connection,
             [
-                rows.NewBlob(ids[digest], digest, sizes[digest], self._references[ids[digest]], self._links[ids[digest]])
+                rows.NewBlob(
+                    ids[digest],
+                    digest,
+                    sizes[digest],
+                    self._references[ids[digest]],
+                    self._links[ids[digest]],
+                )
                 for digest in sorted(self._new)
             ],
         )

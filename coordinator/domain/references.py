@@ -143,6 +143,8 @@ def _reference(entry: Any) -> Reference:
     try:
         digest = parse_digest(entry["digest"])
     except InvalidNameError as error:
-        raise MalformedManifestError(f"The manifest lists a digest that Baleen cannot follow: {error}") from error
+        raise MalformedManifestError(
+            f"The manifest lists a digest that Baleen cannot follow: {error}"
+        ) from error
     size = entry.get("size")
     return Reference(digest, size if isinstance(size, int) and size >= 0 else None)

@@ -95,7 +95,9 @@ class S3ObjectStore:
                 self._client.head_bucket(Bucket=self.bucket)
             except ClientError as error:
                 if _status(error) == 404:
-                    raise UnavailableError(f"Bucket {self.bucket!r} does not exist: check BALEEN_S3_BUCKET.") from error
+                    raise UnavailableError(
+                        f"Bucket {self.bucket!r} does not exist: check BALEEN_S3_BUCKET."
+                    ) from error
                 raise
 
     def enable_versioning(self) -> None:
@@ -113,9 +115,13 @@ class S3ObjectStore:
             code = error.response.get("Error", {}).get("Code", "")
             if code in {"NoSuchKey", "404"}:
                 raise ObjectNotFoundError(f"There is no object {key!r} in bucket {self.bucket!r}.") from error
-            raise UnavailableError(f"The object store refused {key!r} ({code}): check the S3 settings.") from error
+            raise UnavailableError(
+                f"The object store refused {key!r} ({code}): check the S3 settings."
+            ) from error
         except (BotoCoreError, OSError) as error:
-            raise UnavailableError(f"The object store does not answer ({type(error).__name__}): try again.") from error
+            raise UnavailableError(
+                f"The object store does not answer ({type(error).__name__}): try again."
+            ) from error
 
 
 def _status(error: ClientError) -> int:
