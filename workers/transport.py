@@ -56,7 +56,7 @@ class ChunkConsumer(FaustConsumer):
             last.timestamp_type,
             None,
             None,
-            records,
+            cast(Any, records),
             None,
             -1,
             -1,
