@@ -104,8 +104,13 @@ def test_children_whose_parent_and_guard_were_killed_are_ended_by_the_next_run(d
         running.process.kill()
         running.process.wait()
         assert not any(gone(pid) for pid in running.children)
-        with Stack(data_dir):
-            assert all(gone(pid) for pid in running.children)
+        try:
+            with Stack(data_dir):
+                assert all(gone(pid) for pid in running.children)
+        finally:
+            for pid in running.children:
+                if not gone(pid):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_service_that_dies_is_named(data_dir: Path) -> None:
