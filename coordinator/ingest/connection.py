@@ -26,9 +26,7 @@ def bootstrap_servers(settings: Settings) -> list[str]:
     """Return the brokers to ask first; raises SettingsError where none is configured."""
     servers = [server.strip() for server in (settings.kafka_bootstrap or "").split(",") if server.strip()]
     if not servers:
-        raise SettingsError(
-            "BALEEN_KAFKA_BOOTSTRAP is not set: name the Kafka brokers as host:port,host:port."
-        )
+        raise SettingsError("BALEEN_KAFKA_BOOTSTRAP is not set: name the Kafka brokers as host:port,host:port.")
     return servers
 
 
@@ -53,9 +51,7 @@ def _tls(ca_file: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
-        raise SettingsError(
-            f"BALEEN_KAFKA_CA_FILE {ca_file!r} cannot be read as certificates: {error}."
-        ) from error
+        raise SettingsError(f"BALEEN_KAFKA_CA_FILE {ca_file!r} cannot be read as certificates: {error}.") from error
 
 
 def _sasl(settings: Settings) -> dict[str, Any]:
@@ -63,9 +59,7 @@ def _sasl(settings: Settings) -> dict[str, Any]:
     if mechanism not in MECHANISMS:
         raise SettingsError(f"BALEEN_KAFKA_SASL_MECHANISM is not one of {', '.join(sorted(MECHANISMS))}.")
     if settings.kafka_sasl_username is None or settings.kafka_sasl_password is None:
-        raise SettingsError(
-            "BALEEN_KAFKA_SASL_USERNAME and BALEEN_KAFKA_SASL_PASSWORD are both needed for SASL."
-        )
+        raise SettingsError("BALEEN_KAFKA_SASL_USERNAME and BALEEN_KAFKA_SASL_PASSWORD are both needed for SASL.")
     return {
         "sasl_mechanism": mechanism,
         "sasl_plain_username": settings.kafka_sasl_username,

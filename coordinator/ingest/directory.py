@@ -91,8 +91,6 @@ class CachedPodDirectory:
             self._pods = {pod.name: pod for pod in pods}
             self._loaded_at = time.monotonic()
         except Exception as error:  # noqa: BLE001 - whatever it is, what is known stays good
-            log.warning(
-                "The pods cannot be read from the database, and ingest goes on with what it knows: %r", error
-            )
+            log.warning("The pods cannot be read from the database, and ingest goes on with what it knows: %r", error)
         finally:
             self._refreshing = None

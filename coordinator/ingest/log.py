@@ -19,6 +19,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from coordinator.errors import NotFoundError, UnavailableError
@@ -76,60 +77,60 @@ class LogInspector:
 
     def _guarded(self, ask: Callable[[], _Result]) -> _Result:
         if not self._lock.acquire(timeout=2 * self._timeout):
-            raise UnavailableError(
-                "Kafka answers too slowly for all that is asked about its log: try again later."
-            )
+            raise UnavailableError("Kafka answers too slowly for all that is asked about its log: try again later.")
         try:
             return ask()
-        except (KafkaError, OSError, TimeoutError) as error:
+        except (KafkaError, OSError, TimeoutError, LookupError) as error:
             self._disconnect()
             raise UnavailableError(f"Kafka does not answer about its log: {error!r}.") from error
         finally:
             self._lock.release()
 
     def _state(self, topic: str) -> TopicState:
-        if self._admin is None:
-            self._admin = KafkaAdminClient(**self._arguments, **self._timeouts())
-        described = self._admin.describe_topics([topic])[0]
+        described = self._administrator().describe_topics([topic])[0]
         if described["error_code"] == _UNKNOWN_TOPIC:
             raise NotFoundError(f"Kafka has no topic {topic}: create it with `baleen topics create`.")
-        consumer = self._connected()
-        asked = [TopicPartition(topic, entry["partition_index"]) for entry in described["partitions"]]
+        offsets = self._offsets([TopicPartition(topic, at["partition_index"]) for at in described["partitions"]])
+        return TopicState(_topic_id(described.get("topic_id")), {at.partition: offsets[at] for at in sorted(offsets)})
+
+    def _offsets(self, asked: list[TopicPartition]) -> dict[TopicPartition, Offsets]:
+        # The consumer's own way to ask returns now and then without some of the partitions.
+        ask = self._administrator().list_partition_offsets
         milliseconds = round(self._timeout * 1000)
-        earliest = consumer.beginning_offsets(asked, timeout_ms=milliseconds)
-        latest = consumer.end_offsets(asked, timeout_ms=milliseconds)
-        return TopicState(
-            _topic_id(described.get("topic_id")),
-            {tp.partition: Offsets(earliest[tp], latest[tp]) for tp in asked},
-        )
+        earliest = ask(dict.fromkeys(asked, OffsetSpec.EARLIEST), timeout_ms=milliseconds)
+        latest = ask(dict.fromkeys(asked, OffsetSpec.LATEST), timeout_ms=milliseconds)
+        return {at: Offsets(earliest[at].offset, latest[at].offset) for at in asked}
 
     def _fingerprint(self, asked: TopicPartition, offset: int) -> int | None:
-        consumer = self._connected()
-        milliseconds = round(self._timeout * 1000)
-        earliest = consumer.beginning_offsets([asked], timeout_ms=milliseconds)[asked]
-        latest = consumer.end_offsets([asked], timeout_ms=milliseconds)[asked]
-        if not earliest <= offset < latest:
+        offsets = self._offsets([asked])[asked]
+        if not offsets.earliest <= offset < offsets.latest:
             return None
+        consumer = self._connected()
         consumer.assign([asked])
         try:
             consumer.seek(asked, offset)
-            deadline = time.monotonic() + self._timeout
-            while (left := deadline - time.monotonic()) > 0:
-                for record in consumer.poll(timeout_ms=round(left * 1000), max_records=1).get(asked, ()):
-                    return (
-                        fingerprint_of(record.timestamp, record.key, record.value)
-                        if record.offset == offset
-                        else None
-                    )
+            return self._next_record(consumer, asked, offset)
         except OffsetOutOfRangeError:
             return None  # retention was faster
         finally:
             consumer.assign([])
+
+    def _next_record(self, consumer: KafkaConsumer, asked: TopicPartition, offset: int) -> int | None:
+        deadline = time.monotonic() + self._timeout
+        while (left := deadline - time.monotonic()) > 0:
+            for record in consumer.poll(timeout_ms=round(left * 1000), max_records=1).get(asked, ()):
+                # A later one comes where this offset holds a transaction's marker, for example.
+                return fingerprint_of(record.timestamp, record.key, record.value) if record.offset == offset else None
         raise TimeoutError(f"no record at offset {offset} of {asked.topic}/{asked.partition} came")
+
+    def _administrator(self) -> KafkaAdminClient:
+        if self._admin is None:
+            self._admin = KafkaAdminClient(**self._arguments, **self._timeouts())
+        return self._admin
 
     def _connected(self) -> KafkaConsumer:
         if self._consumer is None:
-            self._consumer = KafkaConsumer(
+            consumer = KafkaConsumer(
                 **self._arguments,
                 **self._timeouts(),
                 group_id=None,
@@ -138,6 +139,10 @@ class LogInspector:
                 allow_auto_create_topics=False,
                 max_partition_fetch_bytes=FETCH_BYTES,
             )
+            # kafka-python 3.0 does not hand this argument on: a topic that was deleted would be made anew by
+            # the consumer's next look at the cluster, with one partition.
+            consumer._client.cluster.config["allow_auto_create_topics"] = False  # noqa: SLF001
+            self._consumer = consumer
         return self._consumer
 
     def _timeouts(self) -> dict[str, int]:

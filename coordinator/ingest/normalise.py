@@ -106,9 +106,7 @@ def retry(letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
     return [_outcome(body, origin)]
 
 
-def dead_letter(
-    origin: Origin, reason: Reason, detail: str, sent: bytes, size: int | None = None
-) -> DeadLetter:
+def dead_letter(origin: Origin, reason: Reason, detail: str, sent: bytes, size: int | None = None) -> DeadLetter:
     """Make a dead letter of what was sent, or of its beginning; then `size` is how long all of it was."""
     text = _clean(bytes(sent[:PAYLOAD_LIMIT]).decode("utf-8", "replace"))
     return DeadLetter(

@@ -31,7 +31,8 @@ from schemas.records import Record, headers, key_of
 
 log = logging.getLogger(__name__)
 
-BATCH_BYTES: Final = 256 * 1024
+#: The topic's size limit is on batches. Below it, one large record makes no small one fail beside it.
+BATCH_BYTES: Final = 16 * 1024
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 #: What is kept of a dead letter that Kafka refuses as too large.
@@ -97,7 +98,7 @@ class EventProducer:
         except KafkaError as error:
             self._discard(client)
             raise UnavailableError(f"Kafka does not take the events: {error!r}.") from error
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, UnavailableError):
             self._discard(client)
             raise
         failed = [(at, problem) for at, future in sent if (problem := future.exception()) is not None]
@@ -111,9 +112,7 @@ class EventProducer:
             written[at] = _as_oversized(written[at])
         return [at for at, _ in failed]
 
-    async def _send(
-        self, client: AIOKafkaProducer, written: list[Outcome], at: int
-    ) -> asyncio.Future[object]:
+    async def _send(self, client: AIOKafkaProducer, written: list[Outcome], at: int) -> asyncio.Future[object]:
         try:
             future = await _hand_over(client, written[at])
         except MessageSizeTooLargeError:
@@ -181,9 +180,8 @@ async def _hand_over(client: AIOKafkaProducer, outcome: Outcome) -> asyncio.Futu
             topic, record, key = DEAD_LETTERS, letter, letter.pod.encode()
         case Dropped():  # pragma: no cover
             raise AssertionError("What is dropped is not published.")
-    future: asyncio.Future[object] = await client.send(
-        topic, _encoder.encode(record), key=key, headers=headers(record)
-    )
+    _check_topic(client, topic)
+    future: asyncio.Future[object] = await client.send(topic, _encoder.encode(record), key=key, headers=headers(record))
     return future
 
 
@@ -201,11 +199,15 @@ def _as_oversized(outcome: Outcome) -> Outcome:
 
 
 async def _check_topics(client: AIOKafkaProducer) -> None:
-    # Asks for all topics: to ask for one by name would make it.
-    known = (await client.client.fetch_all_metadata()).topics()
+    # The client then asks for all topics that there are; asking for one by its name would make it.
+    await client.client.set_topics(())
     for topic in (EVENTS, DEAD_LETTERS):
-        if topic not in known:
-            raise UnavailableError(f"Kafka has no topic {topic}: create it with `baleen topics create`.")
+        _check_topic(client, topic)
+
+
+def _check_topic(client: AIOKafkaProducer, topic: str) -> None:
+    if client.client.cluster.partitions_for_topic(topic) is None:
+        raise UnavailableError(f"Kafka has no topic {topic}: create it with `baleen topics create`.")
 
 
 async def _close(client: AIOKafkaProducer) -> None:

@@ -102,9 +102,7 @@ class Ingest:
         self._drain_limit = drain_limit
         self._budget = MemoryBudget(settings.ingest_memory_limit)
 
-    async def receive(
-        self, pod: str, authorization: str, content_type: str, chunks: AsyncIterator[bytes]
-    ) -> Receipt:
+    async def receive(self, pod: str, authorization: str, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
         """Return what became of a body; raises UnauthorizedError and UnavailableError."""
         began = time.perf_counter()
         known = await self._authenticate(pod, authorization)
@@ -128,9 +126,7 @@ class Ingest:
                 if hmac.compare_digest(presented, expected) and known is not None:
                     return known
         metrics.REFUSED.labels("unauthorized").inc()
-        raise UnauthorizedError(
-            "The pod or its token is not known: use the token that `baleen pods add` printed."
-        )
+        raise UnauthorizedError("The pod or its token is not known: use the token that `baleen pods add` printed.")
 
     async def _take(self, pod: KnownPod, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
         held = _Held(self._budget)
@@ -139,9 +135,7 @@ class Ingest:
             origin = Origin(pod.name, frozenset(pod.prefixes), dt.datetime.now(dt.UTC), content_type)
             if body.size > self._body_limit:
                 detail = f"The body is of {body.size} bytes, and {self._body_limit} are allowed."
-                outcomes: list[Outcome] = [
-                    DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))
-                ]
+                outcomes: list[Outcome] = [DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))]
             else:
                 outcomes = normalise(body.data, origin)
             written = await self._publish(outcomes)
@@ -170,9 +164,7 @@ class Ingest:
                         return _Body(b"".join(parts), size, drained=False)
         except TimeoutError:
             metrics.REFUSED.labels("slow-body").inc()
-            raise UnavailableError(
-                f"The body did not arrive within {self._body_seconds:g} s: send it again."
-            ) from None
+            raise UnavailableError(f"The body did not arrive within {self._body_seconds:g} s: send it again.") from None
         return _Body(b"".join(parts), size, drained=True)
 
     async def _publish(self, outcomes: list[Outcome]) -> list[Outcome]:

@@ -167,8 +167,7 @@ def _verify(
     if replication < safe_replication(cluster.brokers)[0]:
         problem = f"{spec.name} has {replication} replicas, and {cluster.brokers} brokers can keep more."
         mend = (
-            f"kafka-reassign-partitions.sh --bootstrap-server {cluster.server} --execute "
-            "--reassignment-json-file FILE"
+            f"kafka-reassign-partitions.sh --bootstrap-server {cluster.server} --execute --reassignment-json-file FILE"
         )
         findings.append(Finding(problem, mend))
     configs = _configs(admin, spec.name)
@@ -187,9 +186,7 @@ def _verify(
 def _configs(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
     """What the broker says of the topic's configuration; nothing where it does not know the question."""
     try:
-        answer = admin.describe_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all"
-        )
+        answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
     except (IncompatibleBrokerVersion, NotImplementedError):
         return {}
     values = answer.get("topic", {}).get(topic, {})

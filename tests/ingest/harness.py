@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Self
 
 import uvicorn
 import uvloop
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import OffsetSpec
 from litestar import Litestar, Request, Response
 from litestar.openapi import OpenAPIConfig
 
@@ -36,8 +37,7 @@ class FixedDirectory:
 
     def __init__(self) -> None:
         self.pods = {
-            name: KnownPod(PodName(name), (name,), sha256(token.encode()).digest())
-            for name, token in TOKENS.items()
+            name: KnownPod(PodName(name), (name,), sha256(token.encode()).digest()) for name, token in TOKENS.items()
         }
 
     async def get(self, name: PodName, *, fresh: bool = False) -> KnownPod | None:
@@ -127,6 +127,7 @@ class Tape:
             max_partition_fetch_bytes=16 * 1024 * 1024,
             max_poll_records=10_000,
         )
+        self._admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         self._from: dict[TopicPartition, int] = {}
         self.rewind()
 
@@ -135,6 +136,7 @@ class Tape:
 
     def __exit__(self, *_: object) -> None:
         self._consumer.close()
+        self._admin.close()
 
     def _ends(self) -> dict[TopicPartition, int]:
         partitions = [
@@ -142,18 +144,20 @@ class Tape:
             for topic in (EVENTS, DEAD_LETTERS)
             for partition in self._consumer.partitions_for_topic(topic)
         ]
-        ends: dict[TopicPartition, int] = self._consumer.end_offsets(partitions)
-        return ends
+        found = self._admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
+        return {at: found[at].offset for at in partitions}
 
     def rewind(self) -> None:
         self._from = self._ends()
+
+    def from_the_beginning(self) -> None:
+        self._from = dict.fromkeys(self._ends(), 0)
 
     def count(self) -> tuple[int, int]:
         """How many events and dead letters were written."""
         ends = self._ends()
         events, letters = (
-            sum(ends[at] - self._from[at] for at in ends if at.topic == topic)
-            for topic in (EVENTS, DEAD_LETTERS)
+            sum(ends[at] - self._from[at] for at in ends if at.topic == topic) for topic in (EVENTS, DEAD_LETTERS)
         )
         return events, letters
 

@@ -37,15 +37,9 @@ def test_captured_notifications(client: httpx.Client, tape: Tape) -> None:
         )
         outcomes = [expected_of(pod, each) for each in posted]
         assert answer.status_code == 202
-        assert answer.json() == {
-            kind: outcomes.count(kind) for kind in ("accepted", "dropped", "dead_lettered")
-        }
-        want_events += [
-            (pod, each) for each, what in zip(posted, outcomes, strict=True) if what == "accepted"
-        ]
-        want_letters += [
-            (pod, each) for each, what in zip(posted, outcomes, strict=True) if what == "dead_lettered"
-        ]
+        assert answer.json() == {kind: outcomes.count(kind) for kind in ("accepted", "dropped", "dead_lettered")}
+        want_events += [(pod, each) for each, what in zip(posted, outcomes, strict=True) if what == "accepted"]
+        want_letters += [(pod, each) for each, what in zip(posted, outcomes, strict=True) if what == "dead_lettered"]
     # Some were captured twice, as a registry sends again what was answered too late.
     records = tape.events()
     stored = {record.value["id"]: record for record in records}
@@ -74,9 +68,7 @@ def test_captured_notifications(client: httpx.Client, tape: Tape) -> None:
     letters = tape.letters()
     assert [record.value["reason"] for record in letters] == ["not-owned"] * len(want_letters)
     assert sorted(record.key.decode() for record in letters) == sorted(pod for pod, _ in want_letters)
-    assert all(
-        json.loads(record.value["payload"]) in [each for _, each in want_letters] for record in letters
-    )
+    assert all(json.loads(record.value["payload"]) in [each for _, each in want_letters] for record in letters)
 
 
 def test_order_of_a_batch(client: httpx.Client, tape: Tape) -> None:
@@ -212,28 +204,32 @@ junk = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=5,
 )
-fuzzed_event = st.one_of(
-    junk,
-    st.builds(
-        event,
-        id=st.sampled_from(["", "1", "x" * 300, "a\0b"]) | junk,
-        action=st.sampled_from(["push", "pull", "mount", "delete", "rename", "tag"]) | junk,
-        timestamp=st.sampled_from(
-            ["2026-11-24T05:31:11Z", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00Z"]
-        )
-        | st.just("2026-11-24T05:31:11.1+14:00"),
-        repository=st.sampled_from(["pod-a/x", "pod-b/x", "pod-a", "", "pod-a/\0", "/", "x" * 300]) | junk,
-        digest=st.sampled_from([DIGEST, "", "sha256:", "md5:00", ...]) | junk,
-        tag=st.sampled_from(["v1", "", ...]) | junk,
-        size=st.sampled_from([0, -1, 2**63, 2**63 - 1, ...]) | junk,
-        mediaType=st.sampled_from(
-            ["application/octet-stream", "application/vnd.oci.image.index.v1+json; a=b", "\0", ...]
-        ),
-        references=st.sampled_from([[], [{"digest": DIGEST}], [{"digest": "x"}], [{}], ...]) | junk,
-        fromRepository=st.sampled_from(["pod-b/x", "UPPER", ...]) | junk,
-        rename=st.sampled_from([{"type": "name", "from": "pod-a/x", "to": "pod-a/y"}, {}, ...]) | junk,
+#: Each field of a good event is left alone, nearly good, or anything; most events have few that are not good.
+CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "id": st.sampled_from(["", "1", "x" * 300, "a\0b"]) | junk,
+    "action": st.sampled_from(["push", "pull", "mount", "delete", "rename", "tag"]) | junk,
+    "timestamp": st.sampled_from(
+        [
+            "2026-11-24T05:31:11Z",
+            "9999-12-31T23:59:59-23:59",
+            "0001-01-01T00:00:00Z",
+            "2026-11-24T05:31:11.1+14:00",
+        ]
     ),
-)
+    "repository": st.sampled_from(["pod-a/x", "pod-b/x", "pod-a", "", "pod-a/\0", "/", "x" * 300]) | junk,
+    "digest": st.sampled_from([DIGEST, "", "sha256:", "md5:00", ...]) | junk,
+    "tag": st.sampled_from(["v1", "", ...]) | junk,
+    "size": st.sampled_from([0, -1, 2**63, 2**63 - 1, ...]) | junk,
+    "mediaType": st.sampled_from(
+        ["application/octet-stream", "application/vnd.oci.image.index.v1+json; a=b", "\0", ...]
+    ),
+    "references": st.sampled_from([[], [{"digest": DIGEST}], [{"digest": "x"}], [{}], ...]) | junk,
+    "fromRepository": st.sampled_from(["pod-b/x", "UPPER", ...]) | junk,
+    "rename": st.sampled_from([{"type": "name", "from": "pod-a/x", "to": "pod-a/y"}, {}, ...]) | junk,
+}
+fuzzed_event = junk | st.lists(st.sampled_from(list(CHANGES)), max_size=3, unique=True).flatmap(
+    lambda names: st.fixed_dictionaries({name: CHANGES[name] for name in names})
+).map(lambda changes: event(**changes))
 
 
 def events_in(text: str, *, strict: bool) -> int:
@@ -259,10 +255,8 @@ def test_fuzzed_envelopes(client: httpx.Client, tape: Tape) -> None:
     """Whatever is posted is answered 202, counted event by event, and in Kafka as counted."""
     totals = {"accepted": 0, "dropped": 0, "dead_lettered": 0}
 
-    @hypothesis_settings(
-        max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
-    )
-    @given(st.lists(fuzzed_event, max_size=4), st.binary(max_size=3), st.integers(0, 400))
+    @hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+    @given(st.lists(fuzzed_event, max_size=4), st.just(b"") | st.binary(max_size=3), st.integers(0, 400))
     def post(events: list[Any], noise: bytes, at: int) -> None:
         body = json.dumps({"events": events}).encode()
         body = body[:at] + noise + body[at:]
@@ -278,4 +272,4 @@ def test_fuzzed_envelopes(client: httpx.Client, tape: Tape) -> None:
 
     post()
     assert tape.count() == (totals["accepted"], totals["dead_lettered"])
-    assert min(totals.values()) > 0
+    assert min(totals["accepted"], totals["dead_lettered"]) > 0

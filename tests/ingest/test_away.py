@@ -1,0 +1,140 @@
+"""Ingest while Kafka is away, comes back, or takes less than it should."""
+
+import asyncio
+import datetime as dt
+from pathlib import Path
+
+import httpx
+import pytest
+from kafka import KafkaAdminClient
+
+from coordinator.errors import UnavailableError
+from coordinator.ingest.normalise import DeadLettered, Origin, normalise
+from coordinator.ingest.producer import EventProducer
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, ensure_topics
+from coordinator.settings import Settings, build
+from coordinator.stack.supervisor import Stack
+from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serving, until
+
+HEADERS = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
+#: Short, so that a test that waits for it is short.
+TIMEOUT = "500ms"
+
+
+def post(url: str, identity: str) -> httpx.Response:
+    body = envelope(event(id=identity))
+    return httpx.post(f"{url}/v1/events/pod-a", content=body, headers=HEADERS, timeout=30)
+
+
+def accepted(url: str, identity: str) -> bool:
+    return post(url, identity).status_code == 202
+
+
+def stored_ids(tape: Tape) -> list[str]:
+    """Ids as stored, without what was stored more than once in a row."""
+    ids = [record.value["id"] for record in tape.events()]
+    return [each for at, each in enumerate(ids) if at == 0 or ids[at - 1] != each]
+
+
+def settings_for(bootstrap: str) -> Settings:
+    return build({"kafka_bootstrap": bootstrap, "kafka_partitions": 2, "ingest_timeout": TIMEOUT})
+
+
+def test_broker_stops_and_starts(tmp_path: Path) -> None:
+    """Without its broker ingest answers 503; when it is back the event is accepted, in order."""
+    with Stack(tmp_path, services=("kafka",)) as stack:
+        bootstrap = stack.endpoints.kafka_bootstrap
+        assert bootstrap is not None
+        ensure_topics(settings_for(bootstrap))
+        serve = serving(settings_for(bootstrap))
+        url = serve.__enter__()
+        assert accepted(url, "1")
+    try:
+        away = post(url, "2")
+        assert (away.status_code, away.headers["Retry-After"]) == (503, "1")
+        assert post(url, "2").status_code == 503
+        with Stack(tmp_path, services=("kafka",)) as stack:
+            assert stack.endpoints.kafka_bootstrap == bootstrap
+            until(lambda: accepted(url, "2"))
+            assert accepted(url, "3")
+            with Tape(bootstrap) as tape:
+                tape.from_the_beginning()
+                assert stored_ids(tape) == ["1", "2", "3"]
+    finally:
+        serve.__exit__(None, None, None)
+
+
+def test_broker_away_at_start(tmp_path: Path) -> None:
+    """Ingest starts without its broker, answers 503, and takes events once broker and topics are there."""
+    with Stack(tmp_path, services=("kafka",)) as stack:
+        bootstrap = stack.endpoints.kafka_bootstrap
+        assert bootstrap is not None
+    with serving(settings_for(bootstrap)) as url:
+        assert post(url, "1").status_code == 503
+        pull = envelope(event(action="pull"))
+        assert httpx.post(f"{url}/v1/events/pod-a", content=pull, headers=HEADERS).json()["dropped"] == 1
+        with Stack(tmp_path, services=("kafka",)):
+            assert post(url, "1").status_code == 503
+            ensure_topics(settings_for(bootstrap))
+            until(lambda: accepted(url, "1"))
+
+
+def test_topics_are_never_made_by_writing(tmp_path: Path) -> None:
+    """Where the topics are missing nothing is written: a topic made by the way has one partition."""
+    with Stack(tmp_path, services=("kafka",)) as stack:
+        bootstrap = stack.endpoints.kafka_bootstrap
+        assert bootstrap is not None
+        with serving(settings_for(bootstrap)) as url:
+            assert post(url, "1").status_code == 503
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        assert not {EVENTS, DEAD_LETTERS} & set(admin.list_topics())
+        admin.close()
+
+
+def test_topic_takes_only_small_records(tmp_path: Path) -> None:
+    """An event that Kafka refuses as too large is dead-lettered, and does not block those beside it."""
+    with Stack(tmp_path, services=("kafka",)) as stack:
+        bootstrap = stack.endpoints.kafka_bootstrap
+        assert bootstrap is not None
+        small = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        admin.create_topics({EVENTS: small, DEAD_LETTERS: small})
+        admin.close()
+        settings = build({"kafka_bootstrap": bootstrap})
+        listed = [{"digest": f"sha256:{n:064x}"} for n in range(1000)]
+        manifest = "application/vnd.oci.image.manifest.v1+json"
+        posted = [event(id="1"), event(id="2", mediaType=manifest, references=listed), event(id="3")]
+        with serving(settings) as url, Tape(bootstrap) as tape:
+            answer = httpx.post(f"{url}/v1/events/pod-a", content=envelope(*posted), headers=HEADERS, timeout=30)
+            assert answer.json() == {"accepted": 2, "dropped": 0, "dead_lettered": 1}
+            assert stored_ids(tape) == ["1", "3"]
+            (letter,) = tape.letters()
+            assert letter.value["reason"] == "oversized"
+            assert accepted(url, "4")
+
+
+def test_nothing_is_left_for_later(tmp_path: Path) -> None:
+    """What was answered with a failure is not written when the broker is back: its sender sends it again."""
+    origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V1)
+
+    async def scenario() -> None:
+        with Stack(tmp_path, services=("kafka",)) as stack:
+            bootstrap = stack.endpoints.kafka_bootstrap
+            assert bootstrap is not None
+            ensure_topics(settings_for(bootstrap))
+            producer = EventProducer(settings_for(bootstrap))
+            await producer.start()
+            await producer.publish(normalise(envelope(event(id="first")), origin))
+        with pytest.raises(UnavailableError):
+            await producer.publish(normalise(envelope(event(id="lost")), origin))
+        assert not producer.connected
+        with Stack(tmp_path, services=("kafka",)):
+            await asyncio.to_thread(until, lambda: producer.connected)
+            written = await producer.publish(normalise(envelope(event(id="last"), event(action="?")), origin))
+            assert isinstance(written[1], DeadLettered)
+            with Tape(bootstrap) as tape:
+                tape.from_the_beginning()
+                assert stored_ids(tape) == ["first", "last"]
+            await producer.stop()
+
+    asyncio.run(scenario())

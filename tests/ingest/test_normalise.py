@@ -1,0 +1,198 @@
+"""What becomes of one posted body, without any I/O."""
+
+import datetime as dt
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.domain.references import MANIFEST_KINDS
+from coordinator.ingest.normalise import (
+    PAYLOAD_LIMIT,
+    Accepted,
+    DeadLettered,
+    Dropped,
+    Origin,
+    Outcome,
+    normalise,
+    retry,
+)
+from schemas.records import RegistryEvent
+from tests.ingest.harness import DIGEST, V1, envelope, event
+
+OCI = "application/vnd.oci.image.manifest.v1+json"
+NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+ORIGIN = Origin("pod-a", {"pod-a", "shared/a"}, NOW, V1)
+OTHER = "sha256:" + "cd" * 32
+
+
+def outcome_of(**changes: Any) -> Outcome:
+    (outcome,) = normalise(envelope(event(**changes)), ORIGIN)
+    return outcome
+
+
+def accepted(**changes: Any) -> RegistryEvent:
+    outcome = outcome_of(**changes)
+    assert isinstance(outcome, Accepted), outcome
+    return outcome.event
+
+
+def reason_of(**changes: Any) -> str:
+    outcome = outcome_of(**changes)
+    assert isinstance(outcome, DeadLettered), outcome
+    return outcome.letter.reason
+
+
+@pytest.mark.parametrize("media_type", [*MANIFEST_KINDS, f"{OCI}; charset=utf-8", OCI.upper()])
+def test_manifest_push(media_type: str) -> None:
+    """A push of any known manifest type keeps its references in order, the type without its parameters."""
+    listed = [{"mediaType": "a/b", "size": 1, "digest": OTHER}, {"digest": DIGEST}, {"digest": OTHER}]
+    record = accepted(mediaType=media_type, references=listed)
+    assert record.media_type == media_type.partition(";")[0].lower()
+    assert record.references is not None
+    assert [entry.digest for entry in record.references] == [OTHER, DIGEST, OTHER]
+    assert [entry.size for entry in record.references] == [1, None, None]
+
+
+@pytest.mark.parametrize("listed", [..., None, []])
+def test_manifest_without_references(listed: Any) -> None:
+    """Where a registry lists no references, the record says that they are not known."""
+    assert accepted(mediaType=OCI, references=listed).references is None
+
+
+def test_blob_push() -> None:
+    """A blob's push has no references, whatever is sent, and takes its size from `length` if need be."""
+    record = accepted(references=[{"digest": OTHER}], size=..., length=7)
+    assert (record.action, record.digest, record.size, record.references) == ("push", DIGEST, 7, None)
+
+
+@pytest.mark.parametrize(("source", "kept"), [("team/x", "team/x"), ("UPPER", None), ("", None), (None, None)])
+def test_mount(source: str | None, kept: str | None) -> None:
+    """A mount counts whatever its source is called; a source that is no name is left out."""
+    record = accepted(action="mount", mediaType=..., fromRepository=source)
+    assert (record.action, record.digest, record.from_repository) == ("mount", DIGEST, kept)
+
+
+@pytest.mark.parametrize(("digest", "tag"), [(DIGEST, ...), (..., "v1"), (..., ...), (DIGEST, "v1")])
+def test_delete(digest: Any, tag: Any) -> None:
+    """A delete names a digest, a tag, or by the absence of both the repository."""
+    record = accepted(action="delete", mediaType=..., size=..., digest=digest, tag=tag)
+    assert (record.digest or ..., record.tag or ...) == (digest, tag)
+
+
+@pytest.mark.parametrize(("digest", "tag"), [("", ...), (..., ""), ("", "")])
+def test_delete_of_an_empty_name(digest: Any, tag: Any) -> None:
+    """An empty digest or tag never makes a delete one of the whole repository."""
+    assert reason_of(action="delete", digest=digest, tag=tag) == "malformed"
+
+
+def test_rename() -> None:
+    """GitLab's rename is recorded if source and destination are both the pod's own."""
+    rename = {"type": "namespace", "from": "pod-a/x", "to": "shared/a/y"}
+    record = accepted(action="rename", digest=..., mediaType=..., rename=rename)
+    assert record.rename is not None
+    assert (record.rename.source, record.rename.destination) == ("pod-a/x", "shared/a/y")
+    assert reason_of(action="rename", rename=rename | {"to": "shared/b"}) == "not-owned"
+    assert reason_of(action="rename", rename=rename | {"from": "pod-b"}) == "not-owned"
+    assert reason_of(action="rename", rename=rename | {"type": "?"}) == "malformed"
+    assert reason_of(action="rename") == "malformed"
+
+
+def test_pull_is_dropped() -> None:
+    """A pull says nothing that counts, of whichever repository."""
+    assert outcome_of(action="pull", repository="pod-b/x") == Dropped("pull")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"repository": "shared/ab"}, "not-owned"),
+        ({"repository": "shared"}, "not-owned"),
+        ({"repository": "pod-b/x", "action": "delete", "digest": ..., "tag": "v1"}, "not-owned"),
+        ({"repository": ""}, "malformed"),
+        ({"repository": ...}, "malformed"),
+        ({"repository": "a//b"}, "invalid-name"),
+        ({"digest": ...}, "malformed"),
+        ({"digest": ..., "action": "mount"}, "malformed"),
+        ({"digest": "sha512:" + "ab" * 64}, "invalid-name"),
+        ({"digest": DIGEST.upper()}, "invalid-name"),
+        ({"digest": "md5:00", "action": "delete"}, "invalid-name"),
+        ({"mediaType": OCI, "references": [{"digest": "md5:00"}]}, "invalid-name"),
+        ({"mediaType": OCI, "references": [{"digest": DIGEST, "size": -1}]}, "malformed"),
+        ({"mediaType": OCI, "references": [{"digest": DIGEST}] * 50_001}, "malformed"),
+        ({"mediaType": ...}, "unknown-media-type"),
+        ({"mediaType": ""}, "unknown-media-type"),
+        ({"mediaType": "application/json"}, "unknown-media-type"),
+        ({"action": "PUSH"}, "unknown-action"),
+        ({"action": ""}, "unknown-action"),
+        ({"size": -1}, "malformed"),
+        ({"size": 2**63}, "malformed"),
+        ({"size": "5"}, "malformed"),
+        ({"length": 10**30}, "malformed"),
+        ({"timestamp": "2026-11-24T05:31:11"}, "malformed"),
+        ({"timestamp": "1969-12-31T23:59:59Z"}, "malformed"),
+        ({"timestamp": "2200-01-01T00:00:00Z"}, "malformed"),
+        ({"timestamp": "9999-12-31T23:59:59-23:59"}, "malformed"),
+        ({"timestamp": 5}, "malformed"),
+        ({"id": ""}, "malformed"),
+        ({"id": "a\0b"}, "malformed"),
+        ({"id": "x" * 256}, "malformed"),
+        ({"source": {"instanceID": "\0"}}, "malformed"),
+    ],
+)
+def test_dead_letters(changes: dict[str, Any], reason: str) -> None:
+    """What cannot be understood is dead-lettered for the first reason that holds."""
+    assert reason_of(**changes) == reason
+
+
+def test_times_become_utc() -> None:
+    """A timestamp keeps its instant, in UTC."""
+    record = accepted(timestamp="2026-11-24T05:31:11.842050262+02:00")
+    assert record.timestamp.isoformat() == "2026-11-24T03:31:11.842050+00:00"
+
+
+def test_nul_never_reaches_the_table() -> None:
+    """PostgreSQL cannot hold NUL: it is replaced in what is only told, and in a dead letter's payload."""
+    assert accepted(actor={"name": "a\0b"}).actor == "a\ufffdb"
+    (outcome,) = normalise(b"\0" * 100_000, ORIGIN)
+    assert isinstance(outcome, DeadLettered)
+    assert outcome.letter.payload == "\ufffd" * (PAYLOAD_LIMIT // 3)
+    assert outcome.letter.payload_bytes == 100_000
+
+
+@given(st.binary(max_size=300), st.integers(0, 400))
+@settings(max_examples=200, deadline=None)
+def test_payload_is_text_and_bounded(noise: bytes, copies: int) -> None:
+    """A dead letter's payload is valid text without NUL and of at most 64 KiB, whatever bytes were sent."""
+    for outcome in normalise(noise * copies, ORIGIN):
+        assert isinstance(outcome, DeadLettered)
+        assert len(outcome.letter.payload.encode()) <= PAYLOAD_LIMIT
+        assert "\0" not in outcome.letter.payload
+        assert msgspec.json.decode(msgspec.json.encode(outcome.letter), type=type(outcome.letter)) == outcome.letter
+
+
+def test_retry() -> None:
+    """A dead letter's payload is judged anew: by the prefixes of now, be it an event or an envelope."""
+    (outcome,) = normalise(envelope(event(repository="late/x")), ORIGIN)
+    assert isinstance(outcome, DeadLettered)
+    assert retry(outcome.letter, {"pod-a"}) == [outcome]
+    (again,) = retry(outcome.letter, {"pod-a", "late"})
+    assert isinstance(again, Accepted)
+    assert again.event.repository == "late/x"
+    whole = envelope(event(), event(action="pull"))
+    (outcome,) = normalise(whole, ORIGIN._replace(content_type="text/plain"))
+    assert isinstance(outcome, DeadLettered)
+    mended = msgspec.structs.replace(outcome.letter, content_type=V1)
+    assert [type(each) for each in retry(mended, {"pod-a"})] == [Accepted, Dropped]
+    assert retry(outcome.letter, {"pod-a"}) == [outcome]
+
+
+def test_retry_of_what_was_cut() -> None:
+    """What was cut is not read again: the rest of it might have said anything."""
+    body = json.dumps({"events": [event()], "rest": "x" * PAYLOAD_LIMIT}).encode()
+    (outcome,) = normalise(body, ORIGIN._replace(content_type=""))
+    assert isinstance(outcome, DeadLettered)
+    assert retry(outcome.letter, {"pod-a"}) == [outcome]
