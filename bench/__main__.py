@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import throughput
+from bench import profiling, throughput
 from bench.machine import describe
 from bench.run import Context, say
 from bench.services import Services
@@ -24,6 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 
 MEASUREMENTS: dict[str, Callable[[Context], dict[str, Any]]] = {
     "throughput": throughput.measure,
+    "profile": profiling.measure,
 }
 
 

@@ -1,0 +1,128 @@
+"""Where a worker's time goes under full load: py-spy looks at all of its threads a hundred times a second.
+
+Two looks, one after the other: threads that use a processor, for the shares of processor time; then all threads, for
+what the applying thread (the one that bounds the rate when the database is slow) spends its time on.
+Route: py-spy's raw stacks -> `subject` of each -> shares. Not here: rates (throughput.py); being looked at costs some.
+"""
+
+import linecache
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from bench import events
+from bench.cpu import wait_quiet
+from bench.run import Context
+
+RATE = 100
+SECONDS = 8.0
+#: Before the first look the worker has to be at work.
+WARM_UP_S = 60.0
+
+#: The first rule whose text is in any frame of a stack names its subject; rules are ordered from what is
+#: called to what calls it.
+RULES: tuple[tuple[str, str], ...] = (
+    ("coordinator/db/arrays.py", "arrays for SQL"),
+    ("psycopg/transaction.py", "begin and commit"),
+    ("psycopg/", "SQL: sent, waited for, rows read"),
+    ("coordinator/domain/fold.py", "fold"),
+    ("coordinator/db/rows.py", "rows for SQL"),
+    ("coordinator/db/run.py", "ids and counts of the batch"),
+    ("coordinator/db/", "the rest of the apply"),
+    ("workers/interpret.py", "interpretation"),
+    ("coordinator/ingest/log.py", "fingerprints and positions"),
+    ("workers/", "the processor's own steps"),
+    ("aiokafka/", "aiokafka: fetch, parse records"),
+    ("faust/", "Faust"),
+    ("mode/", "Faust"),
+    ("asyncio/", "event loop"),
+)
+
+
+def measure(context: Context) -> dict[str, Any]:
+    if (program := _program()) is None:
+        return {"skipped": "py-spy is not installed"}
+    services = context.services
+    seconds = context.seconds(SECONDS, quick=2.0)
+    count = context.count(200_000, quick=30_000)
+    with services.database() as database, services.broker("embedded", 8, database) as broker:
+        events.publish(broker.bootstrap, context.records(count))
+        wait_quiet(broker.pid)
+        with services.worker(database, broker, 8) as worker:
+            _wait_for_work(database.url)
+            busy = _look(program, worker.pid, seconds, services.directory / "busy.txt", "--threads", "--gil")
+            every = _look(program, worker.pid, seconds, services.directory / "every.txt", "--threads", "--idle")
+    if busy is None or every is None:
+        return {"skipped": "py-spy may not look at another process here: it needs ptrace"}
+    return {
+        "processor_time": _shares(busy),
+        "applying_thread": _shares({stack: n for stack, n in every.items() if _thread(stack) == "apply"}),
+        "samples": sum(busy.values()),
+    }
+
+
+def subject(stack: str) -> str:
+    """What a stack is about: its frames are `function (file:line)`, the outermost first."""
+    frames = stack.split(";")[1:]
+    for text, name in RULES:
+        inner = next((frame for frame in reversed(frames) if text in frame), None)
+        if inner is not None:
+            return "JSON decoding" if name == "interpretation" and "decode(" in _source(inner) else name
+    return "other"
+
+
+def _shares(stacks: dict[str, int]) -> dict[str, float]:
+    found: Counter[str] = Counter()
+    for stack, samples in stacks.items():
+        found[f"{_thread(stack)}: {subject(stack)}"] += samples
+    total = sum(found.values()) or 1
+    return {name: round(samples / total, 3) for name, samples in found.most_common() if samples * 200 > total}
+
+
+def _thread(stack: str) -> str:
+    """`thread (12): apply_0` is `apply`."""
+    name = stack.partition(";")[0].rpartition(": ")[2]
+    return name.rstrip("0123456789").rstrip("_-") or "unnamed"
+
+
+def _source(frame: str) -> str:
+    file, _, line = frame.rpartition("(")[2].rstrip(")").rpartition(":")
+    return linecache.getline(file, int(line)) if line.isdigit() else ""
+
+
+def _look(program: str, pid: int, seconds: float, file: Path, *arguments: str) -> dict[str, int] | None:
+    command = [program, "record", "--format", "raw", "--full-filenames", "--rate", str(RATE)]
+    command += ["--duration", str(int(seconds)), "--output", str(file), "--pid", str(pid), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=seconds + 30, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode != 0 or not file.exists():
+        return None
+    found: Counter[str] = Counter()
+    for line in file.read_text().splitlines():
+        stack, _, samples = line.rpartition(" ")
+        found[stack] += int(samples)
+    return found
+
+
+def _program() -> str | None:
+    beside = Path(sys.executable).with_name("py-spy")
+    return str(beside) if beside.exists() else shutil.which("py-spy")
+
+
+def _wait_for_work(url: str) -> None:
+    deadline = time.monotonic() + WARM_UP_S
+    with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
+        while time.monotonic() < deadline:
+            row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM partition_progress").fetchone()
+            if row is not None and row[0] > 0:
+                return
+            time.sleep(0.05)
+    raise RuntimeError("The worker has applied nothing in a minute: see its log.")
