@@ -95,7 +95,5 @@ def _record(row: Row[Any]) -> Outcome:
     except (msgspec.MsgspecError, ValueError) as error:
         raise ConflictError(f"Dead letter {row.id} is not a whole record ({error}): discard it.") from error
     if event.pod != row.pod:
-        raise ConflictError(
-            f"Dead letter {row.id} speaks of pod {event.pod}, which did not send it: discard it."
-        )
+        raise ConflictError(f"Dead letter {row.id} speaks of pod {event.pod}, which did not send it: discard it.")
     return Accepted(event)

@@ -45,9 +45,7 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
     async with writing(engine) as connection:
         await _lock(connection, PODS_LOCK)
         if await _id(connection, pod.name) is not None:
-            raise ConflictError(
-                f"There is a pod {pod.name} already: choose another name, or remove it first."
-            )
+            raise ConflictError(f"There is a pod {pod.name} already: choose another name, or remove it first.")
         owners = await connection.execute(
             text("SELECT x.prefix, p.name FROM pod_prefixes x JOIN pods p ON p.id = x.pod_id")
         )
@@ -162,9 +160,7 @@ async def _lock(connection: AsyncConnection, key: int) -> None:
 
 
 async def _id(connection: AsyncConnection, name: PodName) -> int | None:
-    found: int | None = await connection.scalar(
-        text("SELECT id FROM pods WHERE name = :name"), {"name": name}
-    )
+    found: int | None = await connection.scalar(text("SELECT id FROM pods WHERE name = :name"), {"name": name})
     return found
 
 

@@ -23,7 +23,7 @@ TOKENS_LIMIT = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-class ApiToken(View):
+class ApiToken(View, frozen=True, kw_only=True):
     name: str
     role: Role
     created_at: str
@@ -45,9 +45,7 @@ def hash_of(token: str) -> bytes:
 
 def check_name(name: str) -> str:
     if _NAME.fullmatch(name) is None:
-        raise InvalidNameError(
-            f"{name[:100]!r} is not a token name: use up to 63 letters, digits, dots and hyphens."
-        )
+        raise InvalidNameError(f"{name[:100]!r} is not a token name: use up to 63 letters, digits, dots and hyphens.")
     return name
 
 
@@ -58,9 +56,7 @@ async def create(engine: AsyncEngine, name: str, role: Role) -> Secret:
         async with writing(engine) as connection:
             await _insert(connection, check_name(name), role, hash_of(token.reveal()))
     except IntegrityError as error:
-        raise ConflictError(
-            f"There is a token {name} already: choose another name, or revoke it first."
-        ) from error
+        raise ConflictError(f"There is a token {name} already: choose another name, or revoke it first.") from error
     return token
 
 
@@ -68,9 +64,7 @@ async def replace(engine: AsyncEngine, name: str, role: Role) -> Secret:
     """Make a token of this name, in place of one that may be there."""
     token = new_token()
     async with writing(engine) as connection:
-        await connection.execute(
-            text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)}
-        )
+        await connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
         await _insert(connection, name, role, hash_of(token.reveal()))
     return token
 
@@ -78,9 +72,7 @@ async def replace(engine: AsyncEngine, name: str, role: Role) -> Secret:
 async def revoke(engine: AsyncEngine, name: str) -> None:
     """End a token; every API replica has forgotten it within seconds. Raises NotFoundError."""
     async with writing(engine) as connection:
-        done = await connection.execute(
-            text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)}
-        )
+        done = await connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
         if not done.rowcount:
             raise NotFoundError(f"There is no token {name}: see `baleen tokens list`.")
 

@@ -1,33 +1,30 @@
 """Who needs a blob: look-ups by digest, and browsing.
 
-A look-up's price is the number of holdings that need the blob: they are found through the index over manifests'
-references, and repositories are counted among them. Up to LIVE_LIMIT it is done at once. For a blob that more
-holdings need it would take longer than a look-up may; it is done in one pass for all such blobs of the question, and
-kept for HOT_SECONDS. `counted_at` says when.
+A look-up's price is the number of holdings that need the blob: they are found through the index over
+manifests' references, and repositories are counted among them, at 1 to 3 µs each. Blobs of a question are
+counted at once, the rarest first, up to LIVE_LIMIT for one and LIVE_TOTAL for all. The others are *hot*: they
+are counted by hot.py. `counted_at` says when that was.
 """
 
-import asyncio
-import datetime
-from collections import OrderedDict
-from collections.abc import Sequence
-from itertools import groupby
-from typing import Any, Literal, NamedTuple
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db.queries import paging
-from coordinator.db.queries.session import reading, writing
+from coordinator.db.queries.coalesce import Coalescer
+from coordinator.db.queries.hot import HotUsage, Usage
+from coordinator.db.queries.session import reading
 from coordinator.db.queries.views import STATE_NUMBERS, STATES, Blob, BlobPage, BlobSummary, StateName
 from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.errors import NotFoundError, UsageError
 
 LOOKUP_LIMIT = 1000
-#: Holdings; about 3 µs each.
+#: Holdings that are looked at while a user waits: of one blob, of all blobs of a question.
 LIVE_LIMIT = 5_000
-#: Much longer than counting takes (1 µs a holding), much shorter than anybody's decision.
-HOT_SECONDS = 60.0
-HOT_ENTRIES = 20_000
+LIVE_TOTAL = 50_000
 #: Blobs that one page looks at, at most, for those that match.
 WALK = 100_000
 #: The same where each must be asked about by itself.
@@ -35,11 +32,10 @@ POD_WALK = 4_000
 
 Sort = Literal["first_seen", "unreferenced_since", "references"]
 
-_ROW = (
-    """b.id, b.digest, b.size, b.state, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since"""
-)
+_ROW = """b.id, b.digest, b.size, b.state, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since"""
 
-# OFFSET 0 keeps the planner from turning a walk along an index into a scan of a whole table.
+# OFFSET 0 keeps the planner from turning a walk along an index into a scan of a whole table. `b.live` is false for
+# blobs that cost too much, and then nothing below is looked at.
 _USAGE = """
 LEFT JOIN LATERAL (
   SELECT count(*) AS repositories, array_agg(DISTINCT r.pod_id) AS pod_ids
@@ -48,13 +44,11 @@ LEFT JOIN LATERAL (
       SELECT held.repository_id
       FROM manifests m
       CROSS JOIN LATERAL (SELECT repository_id FROM repository_manifests WHERE manifest_id = m.id OFFSET 0) held
-      WHERE m.refs @> ARRAY[b.id] AND b.reference_count + b.link_count <= :live
+      WHERE m.refs @> ARRAY[b.id] AND b.live
       UNION ALL
-      SELECT repository_id FROM repository_manifests
-      WHERE manifest_id = b.id AND b.reference_count + b.link_count <= :live
+      SELECT repository_id FROM repository_manifests WHERE manifest_id = b.id AND b.live
       UNION ALL
-      SELECT repository_id FROM repository_blobs
-      WHERE blob_id = b.id AND b.reference_count + b.link_count <= :live
+      SELECT repository_id FROM repository_blobs WHERE blob_id = b.id AND b.live
     ) h
   ) d
   CROSS JOIN LATERAL (SELECT pod_id FROM repositories WHERE id = d.repository_id OFFSET 0) r
@@ -62,39 +56,19 @@ LEFT JOIN LATERAL (
 """
 
 _LOOKUP = text(f"""
-SELECT wanted.position, {_ROW}, now() AS counted_at, used.repositories,
+SELECT b.position, {_ROW}, b.live, now() AS counted_at, used.repositories,
        ARRAY(SELECT p.name FROM pods p WHERE p.id = ANY(used.pod_ids) ORDER BY p.name) AS pods
-FROM unnest(CAST(:digests AS bytea[])) WITH ORDINALITY wanted (digest, position)
-JOIN blobs b ON b.digest = wanted.digest
+FROM (
+  SELECT wanted.position, found.*,
+         found.reference_count + found.link_count <= :live
+         AND sum(found.reference_count + found.link_count)
+             OVER (ORDER BY found.reference_count + found.link_count, position) <= :total AS live
+  FROM unnest(CAST(:digests AS bytea[])) WITH ORDINALITY wanted (digest, position)
+  JOIN blobs found ON found.digest = wanted.digest
+  OFFSET 0
+) b
 {_USAGE}
 """)
-
-# All of them in one pass: the more hot blobs are asked for, the more of them each manifest lists.
-_HOT = text("""
-SELECT n.blob_id, p.name AS pod, count(*) AS repositories, now() AS counted_at
-FROM (
-  SELECT DISTINCT x.blob_id, held.repository_id
-  FROM manifests m
-  JOIN repository_manifests held ON held.manifest_id = m.id
-  CROSS JOIN LATERAL unnest(m.refs) x (blob_id)
-  WHERE m.refs && CAST(:ids AS bigint[]) AND x.blob_id = ANY(CAST(:ids AS bigint[]))
-  UNION
-  SELECT manifest_id, repository_id FROM repository_manifests WHERE manifest_id = ANY(CAST(:ids AS bigint[]))
-  UNION
-  SELECT blob_id, repository_id FROM repository_blobs WHERE blob_id = ANY(CAST(:ids AS bigint[]))
-) n
-JOIN repositories r ON r.id = n.repository_id
-JOIN pods p ON p.id = r.pod_id
-GROUP BY n.blob_id, p.name ORDER BY n.blob_id, p.name
-""")
-#: Millions of pairs are made distinct here; on disk that takes three times as long.
-_HOT_MEMORY = text("SET LOCAL work_mem = '64MB'")
-
-
-class Usage(NamedTuple):
-    repositories: int
-    pods: list[str]
-    counted_at: datetime.datetime
 
 
 class BlobQueries:
@@ -102,27 +76,31 @@ class BlobQueries:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._hot: OrderedDict[int, tuple[float, Usage]] = OrderedDict()
-        self._counting = asyncio.Lock()
+        self._hot = HotUsage(engine)
+        self._single: Coalescer[Digest, Row[Any] | None] = Coalescer(self._rows)
 
     async def lookup(self, digests: Sequence[Digest]) -> list[Blob | None]:
         """Return what is known of each digest, in order; None for one that nobody has ever spoken of."""
         if len(digests) > LOOKUP_LIMIT:
             raise UsageError(f"At most {LOOKUP_LIMIT} digests can be looked up at once.")
-        async with reading(self._engine) as connection:
-            rows = (await connection.execute(_LOOKUP, {"digests": list(digests), "live": LIVE_LIMIT})).all()
-        hot = await self._usage_of_hot([row.id for row in rows if _is_hot(row)])
-        answers: list[Blob | None] = [None] * len(digests)
-        for row in rows:
-            usage = hot.get(row.id) if _is_hot(row) else None
-            answers[row.position - 1] = _blob(row, usage or Usage(row.repositories, row.pods, row.counted_at))
-        return answers
+        rows = await self._rows(digests)
+        hot = await self._hot.of([row for row in rows if row is not None and not row.live])
+        return [None if row is None else _blob(row, hot) for row in rows]
 
     async def get(self, digest: Digest) -> Blob:
-        (blob,) = await self.lookup([digest])
-        if blob is None:
+        """Return what is known of one digest; raises NotFoundError."""
+        row = await self._single.ask(digest)
+        if row is None:
             raise NotFoundError(f"No registry has spoken of {format_digest(digest)} yet: check the digest.")
-        return blob
+        return _blob(row, {} if row.live else await self._hot.of([row]))
+
+    async def _rows(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
+        values = {"digests": list(digests), "live": LIVE_LIMIT, "total": LIVE_TOTAL}
+        rows: list[Row[Any] | None] = [None] * len(digests)
+        async with reading(self._engine) as connection:
+            for row in await connection.execute(_LOOKUP, values):
+                rows[row.position - 1] = row
+        return rows
 
     async def browse(
         self,
@@ -162,8 +140,8 @@ class BlobQueries:
         return BlobPage(items=[_summary(row) for row in rows], next=_next_by_id(rows, filters["limit"], edge))
 
     async def _browse_unreferenced(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
-        key = paging.decode("unreferenced", cursor, tuple[datetime.datetime, int])
-        since, after = key or (datetime.datetime.min.replace(tzinfo=datetime.UTC), 0)
+        key = paging.decode("unreferenced", cursor, tuple[dt.datetime, int])
+        since, after = key or (dt.datetime.min.replace(tzinfo=dt.UTC), 0)
         values = filters | {"since": since, "after": after, "walk": WALK}
         async with reading(self._engine) as connection:
             edge = (await connection.execute(_UNREFERENCED_EDGE, values)).one_or_none()
@@ -192,36 +170,9 @@ class BlobQueries:
             edge = await connection.scalar(_ID_EDGE, {"after": after, "walk": POD_WALK})
             values = filters | {"after": after, "edge": edge, "live": LIVE_LIMIT, "pod": pod}
             rows = (await connection.execute(_OF_POD, values)).all()
-        hot = await self._usage_of_hot([row.id for row in rows if _is_hot(row)])
-        kept = [row for row in rows if not _is_hot(row) or pod in hot[row.id].pods]
+        hot = await self._hot.of([row for row in rows if not row.live])
+        kept = [row for row in rows if row.live or pod in hot[row.id].pods]
         return BlobPage(items=[_summary(row) for row in kept], next=_next_by_id(rows, filters["limit"], edge))
-
-    async def _usage_of_hot(self, ids: Sequence[int]) -> dict[int, Usage]:
-        if not ids:
-            return {}
-        async with self._counting:
-            clock = asyncio.get_running_loop().time
-            missing = [i for i in ids if i not in self._hot or self._hot[i][0] < clock()]
-            if missing:
-                async with writing(self._engine) as connection:
-                    await connection.execute(_HOT_MEMORY)
-                    rows = (await connection.execute(_HOT, {"ids": missing})).all()
-                until = clock() + HOT_SECONDS
-                for blob, of_blob in groupby(rows, key=lambda row: row.blob_id):
-                    parts = list(of_blob)
-                    usage = Usage(
-                        sum(part.repositories for part in parts),
-                        [part.pod for part in parts],
-                        parts[0].counted_at,
-                    )
-                    self._hot[blob] = (until, usage)
-                    self._hot.move_to_end(blob)
-            answer = {i: self._hot[i][1] for i in ids if i in self._hot}
-            while len(self._hot) > HOT_ENTRIES:
-                self._hot.popitem(last=False)
-        # A blob may have lost its last reference since its row was read.
-        now = datetime.datetime.now(datetime.UTC)
-        return {i: answer.get(i) or Usage(0, [], now) for i in ids}
 
 
 _FILTER = """(CAST(:state AS smallint) IS NULL OR b.state = :state) AND b.reference_count >= :min"""
@@ -251,12 +202,13 @@ SELECT {_ROW} FROM blobs b WHERE {_FILTER} ORDER BY b.reference_count DESC, b.id
 
 # Hot ones pass here and are judged by the caller.
 _OF_POD = text(f"""
-SELECT {_ROW} FROM (SELECT * FROM blobs b WHERE {_ID_RANGE} AND {_FILTER} ORDER BY b.id OFFSET 0) b
+SELECT {_ROW}, b.live FROM (
+  SELECT b.*, b.reference_count + b.link_count <= :live AS live
+  FROM blobs b WHERE {_ID_RANGE} AND {_FILTER} ORDER BY b.id OFFSET 0
+) b
 {_USAGE}
-WHERE (
-  b.reference_count + b.link_count > :live
-  OR (SELECT p.id FROM pods p WHERE p.name = :pod) = ANY(used.pod_ids)
-) ORDER BY b.id LIMIT :limit
+WHERE NOT b.live OR (SELECT p.id FROM pods p WHERE p.name = :pod) = ANY(used.pod_ids)
+ORDER BY b.id LIMIT :limit
 """)
 
 
@@ -266,11 +218,8 @@ def _next_by_id(rows: Sequence[Row[Any]], limit: int, edge: int | None) -> str |
     return None if last is None else paging.encode("blobs", last)
 
 
-def _is_hot(row: Row[Any]) -> bool:
-    return bool(row.reference_count + row.link_count > LIVE_LIMIT)
-
-
-def _blob(row: Row[Any], usage: Usage) -> Blob:
+def _blob(row: Row[Any], hot: Mapping[int, Usage]) -> Blob:
+    usage = Usage(row.repositories, row.pods, row.counted_at) if row.live else hot[row.id]
     return Blob(
         digest=format_digest(Digest(row.digest)),
         size=None if row.size < 0 else row.size,

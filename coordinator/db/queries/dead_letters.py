@@ -11,21 +11,15 @@ from coordinator.db.queries.views import DeadLetter, DeadLetterPage, DeadLetterS
 from coordinator.domain.names import PodName
 from coordinator.errors import NotFoundError
 
-_SUMMARY = (
-    "id, pod, reason, detail, received_at, payload_bytes, content_type, settlement, settled_at, settled_why"
-)
+_SUMMARY = "id, pod, reason, detail, received_at, payload_bytes, content_type, settlement, settled_at, settled_why"
 # Four statements rather than one with switches, so that each is served by its index whatever the plan.
-_OPEN = text(
-    f"SELECT {_SUMMARY} FROM dead_letters WHERE settled_at IS NULL AND id > :after ORDER BY id LIMIT :limit"
-)
+_OPEN = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE settled_at IS NULL AND id > :after ORDER BY id LIMIT :limit")
 _OPEN_OF_POD = text(
     f"SELECT {_SUMMARY} FROM dead_letters WHERE settled_at IS NULL AND pod = :pod AND id > :after "
     "ORDER BY id LIMIT :limit"
 )
 _ALL = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE id > :after ORDER BY id LIMIT :limit")
-_ALL_OF_POD = text(
-    f"SELECT {_SUMMARY} FROM dead_letters WHERE pod = :pod AND id > :after ORDER BY id LIMIT :limit"
-)
+_ALL_OF_POD = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE pod = :pod AND id > :after ORDER BY id LIMIT :limit")
 _ONE = text(
     f"SELECT {_SUMMARY}, payload, origin_topic, origin_partition, origin_offset FROM dead_letters WHERE id = :id"
 )

@@ -30,9 +30,10 @@ def decode(name: str, cursor: str | None, kind: type[Key]) -> Key | None:
         return None
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        of, key = msgspec.msgpack.decode(raw, type=tuple[str, kind])  # type: ignore[valid-type]
+        of, raw_key = msgspec.msgpack.decode(raw, type=tuple[str, Any])
+        key = msgspec.convert(raw_key, kind)
     except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
         raise UsageError("The cursor is malformed: pass `next` of the page before as it is.") from error
     if of != name:
         raise UsageError("The cursor belongs to another list: start again without it.")
-    return key  # type: ignore[no-any-return]
+    return key

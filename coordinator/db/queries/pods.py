@@ -5,7 +5,7 @@ Every count is over a partial index that holds only what is open, but for reposi
 Dead letters of pods that are no longer registered are shown by the status alone.
 """
 
-import datetime
+import datetime as dt
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ class Open(NamedTuple):
 
     dead_letters: int = 0
     gaps: int = 0
-    oldest_gap: datetime.datetime | None = None
+    oldest_gap: dt.datetime | None = None
     doubtful_removals: int = 0
     unread_manifests: int = 0
 
@@ -97,9 +97,7 @@ async def pod(engine: AsyncEngine, name: PodName) -> Pod:
         return _pod(row, await holds(connection))
 
 
-async def pods(
-    engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
-) -> PodPage:
+async def pods(engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> PodPage:
     """Return a page of pods by name."""
     after = paging.decode("pods", cursor, str) or ""
     async with reading(engine) as connection:

@@ -5,7 +5,7 @@ lists the blob, whatever part of them the page shows: right up to INDEX_LIMIT. B
 the order of the page and filtered, at most WALK of them: 8 ms, and the page may be short.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -20,7 +20,11 @@ from coordinator.errors import NotFoundError
 INDEX_LIMIT = 20_000
 WALK = 30_000
 
-Key = tuple[int, int]
+
+class Key(NamedTuple):
+    manifest: int
+    repository: int
+
 
 # OFFSET 0: the planner may think the walk cheaper, and then walks without bound.
 _BY_INDEX = """
@@ -65,7 +69,7 @@ async def references(
     engine: AsyncEngine, digest: Digest, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
 ) -> ReferencePage:
     """Return a page of the holdings that need the blob."""
-    manifest, repository = paging.decode("references", cursor, Key) or (0, BEFORE_REPOSITORIES)
+    manifest, repository = paging.decode("references", cursor, Key) or Key(0, BEFORE_REPOSITORIES)
     async with reading(engine) as connection:
         blob = (await connection.execute(_BLOB, {"digest": digest})).one_or_none()
         if blob is None:
@@ -81,9 +85,9 @@ async def references(
             rows = (await connection.execute(_FROM_INDEX, key)).all()
     after: Key | None = None
     if len(rows) == limit:
-        after = (rows[-1].manifest_id, rows[-1].repository_id)
+        after = Key(rows[-1].manifest_id, rows[-1].repository_id)
     elif edge is not None:
-        after = (edge, BEFORE_REPOSITORIES)
+        after = Key(edge, BEFORE_REPOSITORIES)
     return ReferencePage(
         items=[_reference(row) for row in rows],
         next=None if after is None else paging.encode("references", after),

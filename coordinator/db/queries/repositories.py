@@ -67,9 +67,7 @@ SELECT {_COLUMNS} FROM (
 """
 _PAGE_OF_ALL = text(_PAGE.format(source=_ALL))
 _PAGE_UNDER = text(_PAGE.format(source=_UNDER))
-_PREFIXES = text(
-    "SELECT ARRAY(SELECT prefix FROM pod_prefixes WHERE pod_id = p.id) FROM pods p WHERE p.name = :pod"
-)
+_PREFIXES = text("SELECT ARRAY(SELECT prefix FROM pod_prefixes WHERE pod_id = p.id) FROM pods p WHERE p.name = :pod")
 
 
 async def repository(engine: AsyncEngine, name: RepositoryName) -> Repository:

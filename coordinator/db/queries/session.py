@@ -13,6 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.errors import UnavailableError
 
+#: What others hold to ask with; they do not know the driver.
+Database = AsyncEngine
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -28,9 +31,7 @@ def translated() -> Iterator[None]:
         if isinstance(error.orig, errors.UndefinedTable | errors.UndefinedColumn):
             raise UnavailableError("The database has another schema: run `baleen db migrate`.") from error
         if isinstance(error, exc.OperationalError | exc.InterfaceError | exc.InternalError):
-            raise UnavailableError(
-                "The database does not answer: check BALEEN_DATABASE_URL, or try again."
-            ) from error
+            raise UnavailableError("The database does not answer: check BALEEN_DATABASE_URL, or try again.") from error
         raise
 
 
