@@ -1,0 +1,79 @@
+"""The HTTP application: routes, errors, OpenAPI, and nothing that knows where anything is.
+
+Route: bootstrap -> `create_app(deps)` -> server.py serves it.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from litestar import Litestar, Router
+from litestar.datastructures import State
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from coordinator.api import blobs, dead_letters, metrics, pods, problems, repositories, status
+from coordinator.api.deps import Deps
+from coordinator.api.events import post_events
+from coordinator.api.parameters import refuse_unknown
+
+#: Of calls without a limit of their own.
+BODY_LIMIT = 1024 * 1024
+
+
+def create_app(deps: Deps) -> Litestar:
+    """Make the application. It opens and closes `deps.lifespan` with its own life."""
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with deps.lifespan():
+            yield
+
+    ours = Router(
+        path="/",
+        before_request=refuse_unknown,
+        route_handlers=[
+            handler
+            for module in (blobs, repositories, pods, dead_letters, status, metrics)
+            for handler in module.HANDLERS
+        ],
+    )
+    return Litestar(
+        # Registries may put anything into the query of their webhook's URL.
+        route_handlers=[ours, post_events],
+        exception_handlers=problems.HANDLERS,  # type: ignore[arg-type]
+        middleware=[metrics.count_requests],
+        lifespan=[lifespan],
+        state=State({"deps": deps, "ingest": deps.ingest}),
+        request_max_body_size=BODY_LIMIT,
+        logging_config=None,
+        openapi_config=_openapi(),
+    )
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Baleen",
+        version=_version(),
+        description="Who references which blob, over all pods. Lists have `items` and `next`; errors are problem+json.",
+        path="/schema",
+        render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
+        use_handler_docstrings=True,
+        components=Components(
+            security_schemes={
+                "bearer": SecurityScheme(
+                    type="http",
+                    scheme="bearer",
+                    description="A token of `baleen tokens create`, role read or operate; a pod's for its events.",
+                )
+            }
+        ),
+    )
+
+
+def _version() -> str:
+    try:
+        return version("baleen-registry")
+    except PackageNotFoundError:
+        return "0"

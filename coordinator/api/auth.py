@@ -1,0 +1,86 @@
+"""Who may ask: bearer tokens with a role, read < operate.
+
+All tokens are held in memory by their hash and read again every REFRESH_SECONDS, so a revoked one is refused within
+that time. An unknown one is looked for at once, but not more often than every MISS_SECONDS. While the database is away
+known tokens go on, up to STALE_SECONDS. Pods' tokens are no tokens here: they are good for events alone (ingest).
+"""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+
+from coordinator.db.tokens import KnownToken, Role, hash_of
+from coordinator.errors import ForbiddenError, UnauthorizedError, UnavailableError
+
+REFRESH_SECONDS = 5.0
+MISS_SECONDS = 0.5
+STALE_SECONDS = 60.0
+
+Load = Callable[[], Awaitable[dict[bytes, KnownToken]]]
+
+
+class TokenDirectory:
+    """The API tokens, as `load` last gave them."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._known: dict[bytes, KnownToken] = {}
+        self._loaded_at = self._tried_at = float("-inf")
+        self._loading = asyncio.Lock()
+
+    async def get(self, token: str) -> KnownToken | None:
+        """Return what is known of a token, or None; raises UnavailableError if that cannot be said now."""
+        sha256 = hash_of(token)
+        if time.monotonic() - self._loaded_at > REFRESH_SECONDS:
+            await self._refresh(REFRESH_SECONDS)
+        found = self._find(sha256)
+        if found is None:
+            await self._refresh(MISS_SECONDS)
+            found = self._find(sha256)
+        return found
+
+    def _find(self, sha256: bytes) -> KnownToken | None:
+        found = self._known.get(sha256)
+        # The look-up is by a hash that nobody can choose; the comparison takes the same time for every token.
+        return found if found is not None and hmac.compare_digest(found.sha256, sha256) else None
+
+    async def _refresh(self, interval: float) -> None:
+        async with self._loading:
+            now = time.monotonic()
+            if now - self._loaded_at <= interval or now - self._tried_at <= MISS_SECONDS:
+                return
+            self._tried_at = now
+            try:
+                self._known = await self._load()
+            except UnavailableError:
+                if now - self._loaded_at > STALE_SECONDS:
+                    raise
+            else:
+                self._loaded_at = now
+
+
+def requires(role: Role) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]:
+    """A guard that lets through tokens of at least this role."""
+
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        scheme, _space, token = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise UnauthorizedError(
+                "This needs a token: send `Authorization: Bearer …` with one of `baleen tokens create`."
+            )
+        known = await connection.app.state.deps.tokens.get(token.strip())
+        if known is None:
+            raise UnauthorizedError("The token is not known: it may have been revoked.")
+        if role == "operate" and known.role != "operate":
+            raise ForbiddenError("The token may only read: use one of role operate.")
+
+    return guard
+
+
+READ: dict[str, Any] = {"guards": [requires("read")], "security": [{"bearer": []}]}
+OPERATE: dict[str, Any] = {"guards": [requires("operate")], "security": [{"bearer": []}]}

@@ -1,0 +1,96 @@
+"""`/v1/dead-letters`: events that could not be applied. Not here: settling them (db/dead_letters.py)."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, get, post
+from litestar.params import Parameter
+from msgspec import Meta
+
+from coordinator.api.auth import OPERATE, READ
+from coordinator.api.deps import deps_of
+from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
+from coordinator.api.problems import documented
+from coordinator.db import dead_letters as settling
+from coordinator.db.queries import dead_letters as queries
+from coordinator.db.queries.paging import DEFAULT_LIMIT
+from coordinator.db.queries.views import DeadLetter, DeadLetterPage
+
+BODY_LIMIT = 16 * 1024
+
+Number = Annotated[int, Parameter(ge=1, le=2**63 - 1)]
+
+
+class Retried(msgspec.Struct, frozen=True):
+    events: Annotated[int, Meta(description="Events that were published; they are applied like any other.")]
+
+
+class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    why: Annotated[str, Meta(min_length=1, max_length=settling.WHY_LIMIT)]
+
+
+@get(
+    "/v1/dead-letters",
+    operation_id="listDeadLetters",
+    summary="Dead letters, the oldest first",
+    tags=["dead letters"],
+    responses=documented(),
+    **READ,
+)
+async def list_dead_letters(
+    request: Request[Any, Any, Any],
+    pod: PodFilter = None,
+    settled: Annotated[bool, Parameter(description="Also those that are settled.")] = False,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+) -> DeadLetterPage:
+    return await queries.dead_letters(
+        deps_of(request).engine, pod=pod_or_none(pod), settled=settled, cursor=cursor, limit=limit
+    )
+
+
+@get(
+    "/v1/dead-letters/{number:int}",
+    operation_id="getDeadLetter",
+    summary="One dead letter, with what was sent",
+    tags=["dead letters"],
+    responses=documented(404),
+    **READ,
+)
+async def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> DeadLetter:
+    return await queries.dead_letter(deps_of(request).engine, number)
+
+
+@post(
+    "/v1/dead-letters/{number:int}/retry",
+    status_code=200,
+    operation_id="retryDeadLetter",
+    summary="Publish what can be understood now",
+    tags=["dead letters"],
+    responses=documented(404, 409),
+    **OPERATE,
+)
+async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> Retried:
+    """By the rules and prefixes of now. 409 with the reason while it still cannot be understood."""
+    deps = deps_of(request)
+    return Retried(await settling.retry(deps.engine, number, deps.publish))
+
+
+@post(
+    "/v1/dead-letters/{number:int}/discard",
+    status_code=200,
+    operation_id="discardDeadLetter",
+    summary="Give a dead letter up",
+    tags=["dead letters"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 409, 413),
+    **OPERATE,
+)
+async def discard_dead_letter(request: Request[Any, Any, Any], number: Number, data: Discard) -> DeadLetter:
+    """`why` is kept with it. What it spoke of stays unknown until a reconcile of the pod."""
+    deps = deps_of(request)
+    await settling.discard(deps.engine, number, data.why)
+    return await queries.dead_letter(deps.engine, number)
+
+
+HANDLERS = [list_dead_letters, get_dead_letter, retry_dead_letter, discard_dead_letter]

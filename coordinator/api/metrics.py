@@ -1,0 +1,78 @@
+"""`/metrics` for Prometheus, and the middleware that counts requests.
+
+Open to whoever reaches the port, as is usual for it: it names pods and counts, and no digest and no repository. Bind
+the API to an address that only those reach, or let the proxy in front of it keep `/metrics` in.
+Labels are route templates, never paths, so that nobody can make new ones.
+"""
+
+import time
+from typing import Any
+
+from litestar import MediaType, Request, Response, get
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+from coordinator.api.deps import deps_of
+from coordinator.api.status import Status, status_of
+from coordinator.errors import BaleenError
+
+REQUESTS = Counter("baleen_http_requests_total", "Requests that were answered.", ["method", "route", "status"])
+SECONDS = Histogram(
+    "baleen_http_request_seconds",
+    "Duration of requests.",
+    ["route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+LAG = Gauge("baleen_lag_records", "Records that are not applied yet.", ["partition"])
+CAUGHT_UP = Gauge("baleen_caught_up", "1 if everything that Kafka has is applied.")
+OPEN = Gauge("baleen_open", "Things that are not settled and hold garbage collection.", ["what"])
+
+METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+
+
+def count_requests(app: ASGIApp) -> ASGIApp:
+    """Wrap the application so that each request is counted when its answer begins."""
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = scope.get("path_template") or "none"
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                REQUESTS.labels(method, route, str(message["status"])).inc()
+                SECONDS.labels(route).observe(time.perf_counter() - began)
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return counted
+
+
+@get("/metrics", operation_id="metrics", summary="Prometheus metrics", tags=["status"], media_type=MediaType.TEXT)
+async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """Open without a token. Lag and open things are as of now, and left out while the database is away."""
+    try:
+        _show(await status_of(deps_of(request)))
+    except BaleenError:
+        LAG.clear()
+        OPEN.clear()
+        CAUGHT_UP.set(0)
+    return Response(generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _show(status: Status) -> None:
+    LAG.clear()
+    for partition, lag in status.lag.items():
+        if lag is not None:
+            LAG.labels(partition).set(lag)
+    CAUGHT_UP.set(status.caught_up)
+    for what in ("dead_letters", "gaps", "doubtful_removals", "unread_manifests"):
+        OPEN.labels(what).set(getattr(status, what))
+
+
+HANDLERS = [metrics]

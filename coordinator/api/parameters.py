@@ -1,0 +1,54 @@
+"""Parameters that several calls share, and the refusal of those that a call does not know.
+
+A misspelt filter that is ignored answers another question than was asked, so unknown ones are refused by name.
+"""
+
+from functools import cache
+from typing import Annotated, Any, get_args, get_type_hints
+
+from litestar import Request
+from litestar.params import Parameter, ParameterKwarg
+
+from coordinator.db.queries import paging
+from coordinator.domain.names import PodName, parse_pod
+from coordinator.errors import UsageError
+
+Limit = Annotated[int, Parameter(ge=1, le=paging.LIMIT, description="Items of a page, at most.")]
+Cursor = Annotated[
+    str | None,
+    Parameter(max_length=paging.CURSOR_LENGTH_LIMIT, description="`next` of the page before.", required=False),
+]
+PodFilter = Annotated[str | None, Parameter(description="Only of this pod.", required=False)]
+
+DigestText = Annotated[
+    str, Parameter(description="sha256: and 64 lower-case hex digits.", pattern="^sha256:[0-9a-f]{64}$")
+]
+
+#: Parameters of handlers that come from the path, the body or the framework.
+NO_QUERY = frozenset({"request", "return", "data", "digest", "name", "pod_name", "number"})
+
+
+def pod_or_none(text: str | None) -> PodName | None:
+    return None if text is None else parse_pod(text)
+
+
+async def refuse_unknown(request: Request[Any, Any, Any]) -> None:
+    """Run before every handler of ours; raises UsageError."""
+    if not request.scope["query_string"]:
+        return
+    known = _known(request.route_handler.fn)
+    for name in request.query_params:
+        if name not in known:
+            meant = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+            raise UsageError(f"{name[:100]!r} is not a parameter of this call: {meant}.")
+
+
+@cache
+def _known(handler: Any) -> frozenset[str]:
+    """The names of a handler's query parameters, as clients write them."""
+    hints = get_type_hints(handler, include_extras=True)
+    return frozenset(
+        next((mark.query for mark in get_args(hint) if isinstance(mark, ParameterKwarg) and mark.query), name)
+        for name, hint in hints.items()
+        if name not in NO_QUERY
+    )

@@ -1,0 +1,145 @@
+"""`/v1/pods`: the registries that Baleen serves. Not here: what a pod may own (db/pods.py, domain/pods.py)."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, delete, get, post
+from msgspec import Meta
+
+from coordinator.api.auth import OPERATE, READ
+from coordinator.api.deps import deps_of
+from coordinator.api.parameters import Cursor, Limit
+from coordinator.api.problems import documented
+from coordinator.db import pods as registry
+from coordinator.db.queries import pods as queries
+from coordinator.db.queries.paging import DEFAULT_LIMIT
+from coordinator.db.queries.views import Pod, PodPage
+from coordinator.domain.names import parse_pod, parse_repository
+from coordinator.domain.pods import Linker, PodMode
+from coordinator.settings import Secret
+
+BODY_LIMIT = 256 * 1024
+
+PodText = Annotated[str, Meta(min_length=1, max_length=63)]
+
+
+class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: PodText
+    prefixes: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(min_length=1, max_length=1000)]
+    registries: Annotated[
+        list[Annotated[str, Meta(max_length=2000, pattern=r"^https?://[^\s\x00]+$")]], Meta(max_length=100)
+    ] = []
+    mode: PodMode = PodMode.MANIFEST
+    linker: Linker = Linker.LINK
+
+
+class PodToken(msgspec.Struct, frozen=True, kw_only=True):
+    """The token is shown here and never again."""
+
+    pod: str
+    event_token: str
+    registry_config: Annotated[str, Meta(description="The section to paste into the registry's configuration.")]
+
+
+@get(
+    "/v1/pods",
+    operation_id="listPods",
+    summary="Pods, and what holds garbage collection for each",
+    tags=["pods"],
+    responses=documented(),
+    **READ,
+)
+async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PodPage:
+    return await queries.pods(deps_of(request).engine, cursor=cursor, limit=limit)
+
+
+@get(
+    "/v1/pods/{pod_name:str}",
+    operation_id="getPod",
+    summary="One pod",
+    tags=["pods"],
+    responses=documented(404),
+    **READ,
+)
+async def get_pod(request: Request[Any, Any, Any], pod_name: str) -> Pod:
+    return await queries.pod(deps_of(request).engine, parse_pod(pod_name))
+
+
+@post(
+    "/v1/pods",
+    operation_id="addPod",
+    summary="Register a pod",
+    tags=["pods"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(409, 413),
+    **OPERATE,
+)
+async def add_pod(request: Request[Any, Any, Any], data: PodRequest) -> PodToken:
+    """Prefix `team` owns `team` and `team/…`; no two pods' prefixes may overlap."""
+    pod = registry.NewPod(
+        name=parse_pod(data.name),
+        prefixes=[parse_repository(prefix) for prefix in data.prefixes],
+        registries=data.registries,
+        mode=data.mode,
+        linker=data.linker,
+    )
+    return _token(request, pod.name, await registry.add(deps_of(request).engine, pod))
+
+
+@post(
+    "/v1/pods/{pod_name:str}/token",
+    operation_id="rotatePodToken",
+    summary="Give a pod another event token",
+    tags=["pods"],
+    responses=documented(404),
+    **OPERATE,
+)
+async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: str) -> PodToken:
+    """The old one is refused within seconds; the registry then repeats its events until it has the new one."""
+    pod = parse_pod(pod_name)
+    return _token(request, pod, await registry.rotate_token(deps_of(request).engine, pod))
+
+
+@delete(
+    "/v1/pods/{pod_name:str}",
+    operation_id="removePod",
+    summary="Forget a pod",
+    tags=["pods"],
+    responses=documented(404, 409),
+    **OPERATE,
+)
+async def remove_pod(request: Request[Any, Any, Any], pod_name: str) -> None:
+    """Refused while it holds or links anything, or has open gaps or dead letters."""
+    await registry.remove(deps_of(request).engine, parse_pod(pod_name))
+
+
+def _token(request: Request[Any, Any, Any], pod: str, token: Secret) -> PodToken:
+    base = (deps_of(request).url or str(request.base_url)).rstrip("/")
+    return PodToken(
+        pod=pod,
+        event_token=token.reveal(),
+        registry_config=registry_config(f"{base}/v1/events/{pod}", token.reveal()),
+    )
+
+
+def registry_config(url: str, token: str) -> str:
+    """The notifications section for distribution, version 2.8 or 3.
+
+    Pulls are not ignored: a registry's answer to a probe is the pull that it tells of.
+    """
+    return f"""\
+notifications:
+  events:
+    includereferences: true
+  endpoints:
+    - name: baleen
+      url: {url}
+      headers:
+        Authorization: [Bearer {token}]
+      timeout: 10s
+      threshold: 5
+      backoff: 1s
+"""
+
+
+HANDLERS = [list_pods, get_pod, add_pod, rotate_pod_token, remove_pod]

@@ -1,0 +1,77 @@
+"""Every error as application/problem+json (RFC 9457): type, title, status, detail. Never a stack trace.
+
+An error that Baleen did not raise on purpose is logged with its trace and told as 500 without a word about it.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
+
+from coordinator.errors import BaleenError
+
+MEDIA_TYPE = "application/problem+json"
+
+log = structlog.get_logger()
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong, and in `detail` what to do about it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response[Problem]:
+    body = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return Response(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def refused(_: Request[Any, Any, Any], error: BaleenError) -> Response[Problem]:
+    if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request failed", error=str(error))
+    return problem(error.status, str(error), dict(error.headers))
+
+
+def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    """What the framework refuses: no such path, wrong method, parameters that do not fit."""
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"There is nothing at {request.url.path}: see /schema."
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"{request.method} does not work on {request.url.path}: see /schema."
+    else:
+        detail = _told(error)
+    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
+    return problem(error.status_code, detail, headers)
+
+
+def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    return problem(500, "Baleen failed to answer this: its log says why.")
+
+
+def _told(error: HTTPException) -> str:
+    extra = error.extra if isinstance(error.extra, list) else []
+    parts = [
+        f"{entry['key']}: {entry['message']}" if entry.get("key") else str(entry.get("message"))
+        for entry in extra
+        if isinstance(entry, dict) and entry.get("message")
+    ]
+    return "; ".join(parts) or error.detail or HTTPStatus(error.status_code).phrase
+
+
+def documented(*statuses: int) -> dict[int, ResponseSpec]:
+    """Problems that a handler can answer, for the OpenAPI document; 401, 403 and 503 can come from all."""
+    return {
+        status: ResponseSpec(Problem, description=HTTPStatus(status).phrase, media_type=MEDIA_TYPE)
+        for status in sorted({*statuses, 400, 401, 403, 503})
+    }
+
+
+HANDLERS = {BaleenError: refused, HTTPException: http_error, Exception: failed}

@@ -1,0 +1,59 @@
+"""`/v1/repositories`: what a repository holds. Not here: how it is computed (db/queries/repositories.py)."""
+
+from typing import Annotated, Any
+
+from litestar import Request, get
+from litestar.params import Parameter
+
+from coordinator.api.auth import READ
+from coordinator.api.deps import deps_of
+from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
+from coordinator.api.problems import documented
+from coordinator.db.queries import repositories as queries
+from coordinator.db.queries.paging import DEFAULT_LIMIT
+from coordinator.db.queries.views import Repository, RepositoryPage
+from coordinator.domain.names import parse_repository
+
+
+@get(
+    "/v1/repositories",
+    operation_id="listRepositories",
+    summary="Repositories by name",
+    tags=["repositories"],
+    responses=documented(404),
+    **READ,
+)
+async def list_repositories(
+    request: Request[Any, Any, Any],
+    pod: PodFilter = None,
+    prefix: Annotated[
+        str | None, Parameter(description="`team` stands for `team` and `team/…`, as for pods.", required=False)
+    ] = None,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+) -> RepositoryPage:
+    """`blobs` and bytes are null for repositories whose many manifests a list does not follow: ask for one."""
+    return await queries.repositories(
+        deps_of(request).engine,
+        pod=pod_or_none(pod),
+        prefix=None if prefix is None else parse_repository(prefix.removesuffix("/")),
+        cursor=cursor,
+        limit=limit,
+    )
+
+
+@get(
+    "/v1/repositories/{name:path}",
+    operation_id="getRepository",
+    summary="What one repository holds",
+    tags=["repositories"],
+    responses=documented(404),
+    **READ,
+)
+async def get_repository(
+    request: Request[Any, Any, Any], name: Annotated[str, Parameter(description="With its slashes: team/app.")]
+) -> Repository:
+    return await queries.repository(deps_of(request).engine, parse_repository(name.removeprefix("/")))
+
+
+HANDLERS = [list_repositories, get_repository]

@@ -1,0 +1,130 @@
+"""`/v1/status`, `/healthz`, `/readyz`: how far events are applied, what holds GC, and whether Baleen can work.
+
+Lag is the difference between where a partition's log ends (asked of Kafka, at most once a second) and what is
+applied (the table). What Kafka cannot tell is null and not caught up, never zero.
+"""
+
+import asyncio
+import datetime as dt
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Request, Response, get
+from msgspec import Meta
+
+from coordinator.api.auth import READ
+from coordinator.api.deps import Check, Deps, deps_of
+from coordinator.api.problems import documented
+from coordinator.db.queries import pods as holds
+from coordinator.db.queries.session import reading
+from coordinator.db.queries.status import progress
+from coordinator.errors import BaleenError
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+
+CHECK_SECONDS = 3.0
+
+
+class GarbageCollection(msgspec.Struct, frozen=True):
+    enabled: bool
+    held_by: Annotated[list[str], Meta(description="Why it may not run, by pod.")]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    lag: Annotated[
+        dict[str, int | None], Meta(description="Events not applied yet, by partition; null where not known.")
+    ]
+    dead_letter_lag: Annotated[int | None, Meta(description="The same for dead letters, over all partitions.")]
+    caught_up: Annotated[bool, Meta(description="Everything that Kafka has is applied.")]
+    watermark: dt.datetime | None
+    gc: GarbageCollection
+    dead_letters: Annotated[int, Meta(description="Open ones.")]
+    gaps: Annotated[int, Meta(description="Open ones, over all pods.")]
+    doubtful_removals: int
+    unread_manifests: int
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    ok: bool
+    detail: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    status: Literal["ok"]
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    ready: bool
+    checks: dict[str, Verdict]
+
+
+async def status_of(deps: Deps) -> Status:
+    """Gather the status. The table is read first: what is applied meanwhile makes the lag larger, never smaller."""
+    async with reading(deps.engine) as connection:
+        applied = await progress(connection)
+        held = await holds.holds(connection)
+        orphans = await holds.orphaned_dead_letters(connection)
+    log = await deps.lag.read(applied)
+    told = [f"pod {pod}: {reason}" for pod in sorted(held) for reason in held[pod].reasons()]
+    if orphans:
+        told.append(f"{orphans} open dead letters of pods that are not registered any more: discard them")
+    told += log.problems
+    events = {str(number): lag for (topic, number), lag in sorted(log.lag.items()) if topic == EVENTS}
+    letters = [lag for (topic, _), lag in log.lag.items() if topic == DEAD_LETTERS]
+    known = [lag for lag in letters if lag is not None]
+    return Status(
+        lag=events,
+        dead_letter_lag=sum(known) if known and len(known) == len(letters) else None,
+        caught_up=not log.problems and bool(events) and not any(log.lag.values()) and None not in log.lag.values(),
+        watermark=None,
+        gc=GarbageCollection(enabled=False, held_by=told),
+        dead_letters=sum(each.dead_letters for each in held.values()) + orphans,
+        gaps=sum(each.gaps for each in held.values()),
+        doubtful_removals=sum(each.doubtful_removals for each in held.values()),
+        unread_manifests=sum(each.unread_manifests for each in held.values()),
+    )
+
+
+@get(
+    "/v1/status",
+    operation_id="getStatus",
+    summary="How far events are applied, and what holds garbage collection",
+    tags=["status"],
+    responses=documented(),
+    **READ,
+)
+async def get_status(request: Request[Any, Any, Any]) -> Status:
+    return await status_of(deps_of(request))
+
+
+@get("/healthz", operation_id="health", summary="The process is alive", tags=["status"])
+async def healthz() -> Health:
+    return Health("ok")
+
+
+@get(
+    "/readyz",
+    operation_id="readiness",
+    summary="Everything that Baleen needs answers",
+    tags=["status"],
+    responses={503: documented()[503]},
+)
+async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
+    """503 with the same body while something does not."""
+    checks = deps_of(request).checks
+    verdicts = await asyncio.gather(*(_verdict(check) for check in checks.values()))
+    ready = all(verdict.ok for verdict in verdicts)
+    return Response(Readiness(ready, dict(zip(checks, verdicts, strict=True))), status_code=200 if ready else 503)
+
+
+async def _verdict(check: Check) -> Verdict:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await check()
+    except TimeoutError:
+        return Verdict(ok=False, detail=f"No answer within {CHECK_SECONDS:.0f} s.")
+    except BaleenError as error:
+        return Verdict(ok=False, detail=str(error))
+    return Verdict(ok=True, detail="")
+
+
+HANDLERS = [get_status, healthz, readyz]

@@ -1,0 +1,104 @@
+"""Build the real adapters from settings. Nobody else does; the worker has its own (workers/build.py).
+
+A setting that is missing is named, with what may stand in for it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from coordinator.db import pods, tokens
+from coordinator.db.engine import async_engine
+from coordinator.db.queries.blobs import BlobQueries
+from coordinator.db.queries.session import Database, reading
+from coordinator.db.queries.status import schema_problem
+from coordinator.errors import SettingsError, UnavailableError
+from coordinator.ingest.directory import CachedPodDirectory
+from coordinator.ingest.log import LogInspector
+from coordinator.ingest.producer import EventProducer
+from coordinator.ingest.service import Ingest
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.settings import Settings
+from coordinator.storage.s3 import S3ObjectStore
+
+if TYPE_CHECKING:
+    from litestar import Litestar
+
+#: The API answers what waits on a broker that is away within the time that clients wait.
+KAFKA_SECONDS = 2.5
+
+
+def database_url(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise SettingsError("BALEEN_DATABASE_URL is not set: name a PostgreSQL, or start one with `baleen up`.")
+    return settings.database_url.reveal()
+
+
+def engine(settings: Settings, *, pool_size: int = 8, name: str = "baleen-api") -> Database:
+    return async_engine(database_url(settings), pool_size=pool_size, name=name)
+
+
+def object_store(settings: Settings) -> S3ObjectStore:
+    if settings.s3_bucket is None:
+        raise SettingsError("BALEEN_S3_BUCKET is not set: name the bucket that the pods share, or use `baleen up`.")
+    return S3ObjectStore(
+        settings.s3_bucket,
+        settings.s3_root,
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        access_key=settings.s3_access_key,
+        secret_key=None if settings.s3_secret_key is None else settings.s3_secret_key.reveal(),
+    )
+
+
+def api(settings: Settings) -> "Litestar":
+    """The whole API. Raises SettingsError; does not wait for any service."""
+    # Whoever only runs a command need not load the web framework.
+    from coordinator.api.app import create_app  # noqa: PLC0415
+    from coordinator.api.auth import TokenDirectory  # noqa: PLC0415
+    from coordinator.api.deps import Deps  # noqa: PLC0415
+    from coordinator.api.lag import LagReader  # noqa: PLC0415
+
+    database = engine(settings)
+    store = object_store(settings)
+    producer = EventProducer(settings)
+    inspector = LogInspector(settings, timeout=KAFKA_SECONDS)
+    lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
+    directory = CachedPodDirectory(lambda: pods.known_pods(database))
+
+    async def answers() -> None:
+        async with reading(database) as connection:
+            await connection.exec_driver_sql("SELECT 1")
+
+    async def migrated() -> None:
+        async with reading(database) as connection:
+            if (problem := await schema_problem(connection)) is not None:
+                raise UnavailableError(problem)
+
+    async def stored() -> None:
+        await asyncio.to_thread(store.check)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        await producer.start()
+        try:
+            yield
+        finally:
+            await producer.stop()
+            await asyncio.to_thread(inspector.close)
+            await database.dispose()
+
+    return create_app(
+        Deps(
+            engine=database,
+            tokens=TokenDirectory(lambda: tokens.known(database)),
+            blobs=BlobQueries(database),
+            lag=lag,
+            publish=producer.publish,
+            ingest=Ingest(settings, directory, producer),
+            checks={"database": answers, "migrations": migrated, "kafka": lag.check, "store": stored},
+            url=settings.url,
+            lifespan=lifespan,
+        )
+    )
