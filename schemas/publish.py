@@ -55,8 +55,7 @@ def inlined(name: str) -> dict[str, Any]:
 def files() -> dict[Path, str]:
     """Every file that is published, and its text: the same types always give the same bytes."""
     return {
-        DIRECTORY
-        / f"{name.split('/')[0]}.json": f"{json.dumps(schema_of(name), indent=2, ensure_ascii=False)}\n"
+        DIRECTORY / f"{name.split('/')[0]}.json": f"{json.dumps(schema_of(name), indent=2, ensure_ascii=False)}\n"
         for name in PUBLISHED
     }
 

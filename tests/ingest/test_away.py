@@ -138,3 +138,30 @@ def test_nothing_is_left_for_later(tmp_path: Path) -> None:
             await producer.stop()
 
     asyncio.run(scenario())
+
+
+def test_deleted_topic_stays_deleted(tmp_path: Path) -> None:
+    """A topic that is deleted under a running producer is not made anew by it: nothing is written."""
+    origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V1)
+
+    async def scenario(bootstrap: str, admin: KafkaAdminClient) -> None:
+        producer = EventProducer(settings_for(bootstrap))
+        await producer.start()
+        await producer.publish(normalise(envelope(event()), origin))
+        admin.delete_topics([EVENTS])
+        assert producer._client is not None
+        # What happens by itself now and then: the client looks at the cluster anew.
+        await producer._client.client.force_metadata_update()
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                await producer.publish(normalise(envelope(event()), origin))
+        assert EVENTS not in admin.list_topics()
+        await producer.stop()
+
+    with Stack(tmp_path, services=("kafka",)) as stack:
+        bootstrap = stack.endpoints.kafka_bootstrap
+        assert bootstrap is not None
+        ensure_topics(settings_for(bootstrap))
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        asyncio.run(scenario(bootstrap, admin))
+        admin.close()

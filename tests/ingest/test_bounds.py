@@ -46,7 +46,7 @@ def test_flood(broker: str, tape: Tape) -> None:
         while not over.wait(0.0005):
             seen.append(in_flight())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     with serving(limited) as url, ThreadPoolExecutor(12) as pool:
 

@@ -145,9 +145,7 @@ RECORDS = {
     "registry.notification/1": notification,
 }
 #: Integral floats are left out: for JSON Schema 1.0 is an integer, for the decoder it is not.
-JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.just(0.5), text, st.just([]), st.just({})
-)
+JUNK = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.just(0.5), text, st.just([]), st.just({}))
 
 
 def mutate(document: Any, data: st.DataObject) -> Any:
