@@ -14,8 +14,7 @@ RepositoryName = NewType("RepositoryName", str)
 PodName = NewType("PodName", str)
 
 #: A digest is sha256 only: it is the one algorithm that registries store under in practice.
-_ALGORITHM = "sha256:"
-_DIGEST_LENGTH = len(_ALGORITHM) + 64
+DIGEST_BYTES = 32
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _POD = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -26,14 +25,14 @@ REPOSITORY_NAME_LIMIT = 255
 
 def parse_digest(text: str) -> Digest:
     """Return the 32 bytes of `sha256:<64 hex>`; raises InvalidNameError for anything else."""
-    # Eleven of these stand in an ordinary event, and a regular expression would take twice as long.
+    # Eleven of these stand in an ordinary event. Writing it back is a quicker check than a regular expression.
     try:
-        digest = bytes.fromhex(text[len(_ALGORITHM) :])
+        digest = bytes.fromhex(text[7:])
     except ValueError:
         digest = b""
-    if len(digest) != 32 or len(text) != _DIGEST_LENGTH or not text.startswith(_ALGORITHM) or not text.islower():
-        raise InvalidNameError(f"{text[:100]!r} is not a digest: write sha256: and 64 lower-case hex digits.")
-    return Digest(digest)
+    if len(digest) == DIGEST_BYTES and text == "sha256:" + digest.hex():
+        return Digest(digest)
+    raise InvalidNameError(f"{text[:100]!r} is not a digest: write sha256: and 64 lower-case hex digits.")
 
 
 def format_digest(digest: Digest) -> str:
