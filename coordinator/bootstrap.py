@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from coordinator.db import pods, tokens
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import async_engine, sync_engine
 from coordinator.db.queries.blobs import BlobQueries
-from coordinator.db.queries.session import Database, reading
+from coordinator.db.queries.session import BlockingDatabase, Database, reading
 from coordinator.db.queries.status import schema_problem
 from coordinator.errors import SettingsError, UnavailableError
 from coordinator.ingest.directory import CachedPodDirectory
@@ -37,6 +37,11 @@ def database_url(settings: Settings) -> str:
 
 def engine(settings: Settings, *, pool_size: int = 8, name: str = "baleen-api") -> Database:
     return async_engine(database_url(settings), pool_size=pool_size, name=name)
+
+
+def job_engine(settings: Settings) -> BlockingDatabase:
+    """For a job that may take long."""
+    return sync_engine(database_url(settings), timeout_ms=0)
 
 
 def object_store(settings: Settings) -> S3ObjectStore:

@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from psycopg import errors
-from sqlalchemy import exc
+from sqlalchemy import Engine, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.errors import UnavailableError
 
 #: What others hold to ask with; they do not know the driver.
 Database = AsyncEngine
+#: The same for jobs.
+BlockingDatabase = Engine
 
 
 @contextmanager

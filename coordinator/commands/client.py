@@ -1,0 +1,84 @@
+"""How a command asks the API: where it is, with which token, and what its refusals become.
+
+A problem's `detail` is already the sentence that says what to do. A usage error there (400) is one here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from coordinator.errors import BaleenError, SettingsError, UnavailableError, UsageError
+from coordinator.settings import Settings
+
+#: The API's own statements end after 30 s.
+TIMEOUT = httpx.Timeout(40, connect=5)
+PAGE = 1000
+
+
+class Api:
+    """One connection to the API, for one command."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        return self._ask("GET", path, params=_given(parameters))
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self._ask("POST", path, json=body)
+
+    def delete(self, path: str) -> None:
+        self._ask("DELETE", path)
+
+    def pages(self, path: str, limit: int, cursor: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """Return up to `limit` items over as many pages as it takes, and where to go on."""
+        items: list[Any] = []
+        while True:
+            page = self.get(path, cursor=cursor, limit=min(limit - len(items), PAGE), **parameters)
+            items += page["items"]
+            cursor = page["next"]
+            if cursor is None or len(items) >= limit:
+                return {"items": items, "next": cursor}
+
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            answer = self._client.request(method, path, **options)
+        except httpx.TimeoutException as error:
+            raise UnavailableError(f"The API at {self._client.base_url} took too long to answer: try again.") from error
+        except httpx.HTTPError as error:
+            raise UnavailableError(
+                f"The API does not answer at {self._client.base_url}: start `baleen up`, or check BALEEN_URL."
+            ) from error
+        if answer.is_success:
+            return answer.json() if answer.content else None
+        raise _refusal(answer)
+
+
+@contextmanager
+def connected(settings: Settings) -> Iterator[Api]:
+    """Yield the API that the settings, or a running `baleen up`, name."""
+    if settings.url is None:
+        raise SettingsError("No API is known: start `baleen up` in this directory, or set BALEEN_URL.")
+    if settings.token is None:
+        raise SettingsError("No token is known: set BALEEN_TOKEN to one of `baleen tokens create`.")
+    headers = {"Authorization": f"Bearer {settings.token.reveal()}"}
+    try:
+        client = httpx.Client(base_url=settings.url, headers=headers, timeout=TIMEOUT)
+    except (httpx.InvalidURL, UnicodeEncodeError) as error:
+        raise SettingsError("BALEEN_URL or BALEEN_TOKEN is malformed: write the URL as http://host:port.") from error
+    with client:
+        yield Api(client)
+
+
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _refusal(answer: httpx.Response) -> BaleenError:
+    try:
+        detail = str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = f"{answer.url} answered {answer.status_code}, and not as Baleen does: check BALEEN_URL."
+    return UsageError(detail) if answer.status_code == httpx.codes.BAD_REQUEST else BaleenError(detail)

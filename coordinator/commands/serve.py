@@ -1,0 +1,63 @@
+"""`baleen up`, `api`, `worker` and `demo`: the processes."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator import settings
+
+Host = Annotated[str, typer.Option(help="The address to listen on.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="The port of the API.")]
+
+LOOPBACK = "127.0.0.1"
+PORT = 8640
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(api)
+    app.command()(worker)
+    app.command()(demo)
+
+
+def up(
+    *,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the state stays; default .baleen, or BALEEN_DATA_DIR.")
+    ] = None,
+    host: Host = LOOPBACK,
+    port: Port = PORT,
+) -> None:
+    """Run everything on this machine until Ctrl-C. What has a setting of its own is not started."""
+    from coordinator.commands.up import run  # noqa: PLC0415 - the embedded stack is optional
+
+    run(data_dir, host=host, port=port)
+
+
+def api(*, host: Host = LOOPBACK, port: Port = PORT) -> None:
+    """Run one API replica."""
+    # Only this command needs the web framework.
+    from coordinator import bootstrap, telemetry  # noqa: PLC0415
+    from coordinator.api.server import serve  # noqa: PLC0415
+
+    loaded = settings.load()
+    telemetry.configure(loaded)
+    serve(bootstrap.api(loaded), host=host, port=port, log_level=loaded.log_level)
+
+
+def worker() -> None:
+    """Run one stream worker."""
+    # Nothing here may import it; and as this process it gets our signals.
+    os.execv(sys.executable, [sys.executable, "-m", "workers"])  # noqa: S606 - no shell
+
+
+def demo(
+    *, keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False
+) -> None:
+    """Run two registries on one bucket and check every step; exit 0 only if all held."""
+    from coordinator.commands.demo import run  # noqa: PLC0415 - the embedded stack is optional
+
+    run(keep=keep)

@@ -1,0 +1,114 @@
+"""`baleen db`, `topics`, `config` and `check`: what stands before and behind the API.
+
+Drivers are imported by the commands that need them: all of them take a second, and most commands need none.
+"""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from coordinator import settings
+from coordinator.commands.output import Json, notes, print_json, print_table
+
+if TYPE_CHECKING:
+    from coordinator.db.check import CheckReport
+
+db = typer.Typer(help="The database's schema.", no_args_is_help=True)
+topics = typer.Typer(help="The Kafka topics.", no_args_is_help=True)
+config = typer.Typer(help="The settings.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(db, name="db")
+    app.add_typer(topics, name="topics")
+    app.add_typer(config, name="config")
+    app.command()(check)
+
+
+@db.command(name="migrate")
+def migrate_database(*, json: Json = False) -> None:
+    """Bring the database to the schema of this release; harmless if it is there."""
+    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.db import migrate  # noqa: PLC0415
+    from coordinator.db.queries.session import translated  # noqa: PLC0415
+
+    with translated():
+        migrate.upgrade(bootstrap.database_url(settings.load()))
+    revision = migrate.wanted()
+    print_json({"revision": revision}) if json else typer.echo(f"The database has schema {revision}.")
+
+
+@topics.command(name="create")
+def create_topics(*, json: Json = False) -> None:
+    """Create the topics that are missing and verify the others; exit 1 if one is not as it should be."""
+    from coordinator.ingest.topics import ensure_topics  # noqa: PLC0415
+
+    reports = ensure_topics(settings.load())
+    if json:
+        print_json({"items": [report._asdict() for report in reports]})
+    else:
+        print_table(
+            ("topic", "created", "partitions", "replication", "to mend"),
+            [
+                (
+                    report.name,
+                    report.created,
+                    report.partitions,
+                    report.replication,
+                    [f"{finding.problem} {finding.mend}" for finding in report.findings],
+                )
+                for report in reports
+            ],
+        )
+    if any(report.findings for report in reports):
+        raise typer.Exit(1)
+
+
+@config.command(name="show")
+def show_config(*, json: Json = False) -> None:
+    """Show every setting as it is in force; of secrets only that they are set."""
+    shown = settings.shown(settings.load())
+    print_json(shown) if json else print_table(
+        ("setting", "value"), [(f"BALEEN_{name.upper()}", shown[name]) for name in shown]
+    )
+
+
+def check(*, json: Json = False) -> None:
+    """Recompute every count from the facts and compare; exit 1 on a difference."""
+    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.db.check import check as run_check  # noqa: PLC0415
+    from coordinator.db.queries.session import translated  # noqa: PLC0415
+
+    engine = bootstrap.job_engine(settings.load())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    try:
+        with translated(), Progress(*columns, console=notes(), transient=True) as progress:
+            task = progress.add_task("connecting")
+            report = run_check(
+                engine, lambda what, number, total: progress.update(task, description=f"{number}/{total} {what}")
+            )
+    finally:
+        engine.dispose()
+    print_json(_report(report)) if json else _print_report(report)
+    if not report.agrees:
+        raise typer.Exit(1)
+
+
+def _report(report: "CheckReport") -> dict[str, object]:
+    return {
+        "agrees": report.agrees,
+        "blobs": report.blobs,
+        "references": report.references,
+        "differences_count": report.differences_count,
+        "differences": [msgspec.to_builtins(difference._asdict()) for difference in report.differences],
+    }
+
+
+def _print_report(report: "CheckReport") -> None:
+    if report.agrees:
+        typer.echo(f"All counts agree with the facts: {report.blobs} blobs, {report.references} references.")
+        return
+    print_table(("what", "subject", "stored", "recomputed"), report.differences)
+    notes().print(f"{report.differences_count} differences: the counts are not what the facts make them.")

@@ -1,0 +1,77 @@
+"""`baleen tokens`: who may ask the API. Straight to the database, for without a token there is no asking the API.
+
+Drivers are imported by the commands: all commands import this module, and most need no database.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from coordinator import settings
+from coordinator.commands.output import Json, print_json, print_table
+
+if TYPE_CHECKING:
+    from coordinator.db.queries.session import Database
+
+app = typer.Typer(help="Who may ask the API. Needs BALEEN_DATABASE_URL or a running stack.", no_args_is_help=True)
+
+T = TypeVar("T")
+
+
+class RoleName(StrEnum):
+    READ = "read"
+    OPERATE = "operate"
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What the token is for.")]
+
+
+@app.command()
+def create(
+    name: Name,
+    *,
+    role: Annotated[RoleName, typer.Option(help="operate may also change things.")] = RoleName.READ,
+    json: Json = False,
+) -> None:
+    """Make a token, and print it: now, and never again."""
+    from coordinator.db import tokens  # noqa: PLC0415
+
+    token = _with_database(lambda database: tokens.create(database, name, role.value))
+    print_json({"name": name, "role": role, "token": token.reveal()}) if json else typer.echo(token.reveal())
+
+
+@app.command(name="list")
+def list_tokens(*, json: Json = False) -> None:
+    """List tokens, without what they are."""
+    from coordinator.db import tokens  # noqa: PLC0415
+
+    items = _with_database(tokens.tokens)
+    if json:
+        print_json({"items": items, "next": None})
+    else:
+        print_table(("name", "role", "created at"), [(item.name, item.role, item.created_at) for item in items])
+
+
+@app.command()
+def revoke(name: Name, *, json: Json = False) -> None:
+    """End a token; it is refused within seconds."""
+    from coordinator.db import tokens  # noqa: PLC0415
+
+    _with_database(lambda database: tokens.revoke(database, name))
+    print_json({"name": name, "revoked": True}) if json else typer.echo(f"Token {name} is revoked.")
+
+
+def _with_database(ask: "Callable[[Database], Awaitable[T]]") -> T:
+    from coordinator import bootstrap  # noqa: PLC0415
+
+    async def asked() -> T:
+        database = bootstrap.engine(settings.load(), pool_size=1, name="baleen-command")
+        try:
+            return await ask(database)
+        finally:
+            await database.dispose()
+
+    return asyncio.run(asked())

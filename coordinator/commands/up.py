@@ -1,0 +1,230 @@
+"""`baleen up`: everything on one machine until Ctrl-C.
+
+Route: which services have no setting -> Stack starts these -> migrations, topics and versioning side by side -> the
+operator's token -> worker and API as children -> wait.
+How it ends: Ctrl-C and SIGTERM stop all and exit 0. A service that dies ends everything with exit 1 and the end of its
+log. The API and the worker keep no state, so they are started again, a few times.
+Not here: starting and guarding children (coordinator/stack).
+"""
+
+import asyncio
+import importlib
+import json
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+
+from msgspec.structs import replace
+
+from coordinator import settings
+from coordinator.commands.output import notes
+from coordinator.errors import SettingsError, StackError
+from coordinator.settings import Secret, Settings
+from coordinator.stack import application
+from coordinator.stack.ports import is_free
+from coordinator.stack.process import ManagedProcess
+from coordinator.stack.supervisor import Service, Stack, StackEndpoints
+
+OPERATOR = "operator"
+#: Settings that commands beside this one need to find the same services.
+ADDRESSES = ("database_", "kafka_", "s3_", "url")
+#: A child that lived so long is well; its failures are counted anew.
+WELL_SECONDS = 60.0
+RESTARTS = 5
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound
+
+
+class _Ended(BaseException):
+    """Ctrl-C or SIGTERM; not an Exception, so that nothing on the way takes it for a failure."""
+
+
+def run(data_dir: Path | None, *, host: str, port: int) -> None:
+    """Run until told to end; raises StackError when something dies for good."""
+    directory = (data_dir or Path(settings.load().data_dir)).absolute()
+    own = application.configured(directory)
+    if not is_free(host, port):
+        raise StackError(f"Port {port} of {host} is in use: stop what listens there, or choose another with --port.")
+    # The handler of a shell's background job may be to ignore.
+    previous = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
+    console = notes()
+    began = time.monotonic()
+    try:
+        console.print(f"Starting Baleen in {directory} …", soft_wrap=True)
+        threading.Thread(target=_load, daemon=True).start()
+        with Stack(directory, services=_wanted(own)) as stack:
+            up = _Up(stack, directory, _merged(own, stack.endpoints, host, port, directory), host, port)
+            up.start()
+            console.print(up.told(time.monotonic() - began), soft_wrap=True)
+            up.watch()
+    except _Ended:
+        console.print("Stopped.")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _load() -> None:
+    """Import the drivers while the services start: it takes longer than they do."""
+    importlib.import_module("coordinator.bootstrap")
+    importlib.import_module("coordinator.db.migrate")
+
+
+def _end(_: int, __: FrameType | None) -> None:
+    # A second Ctrl-C must not cut the end short: children would be left to their guard.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise _Ended
+
+
+def _wanted(own: Settings) -> list[Service]:
+    """The services that no setting names."""
+    if own.s3_endpoint_url is not None and own.s3_bucket is None:
+        raise SettingsError("BALEEN_S3_BUCKET is not set, but BALEEN_S3_ENDPOINT_URL is: name the bucket there.")
+    named: dict[Service, bool] = {
+        "postgres": own.database_url is not None,
+        "s3": own.s3_bucket is not None,
+        "kafka": own.kafka_bootstrap is not None,
+    }
+    return [service for service, is_named in named.items() if not is_named]
+
+
+def _merged(own: Settings, found: StackEndpoints, host: str, port: int, directory: Path) -> Settings:
+    """The settings that all parts of this run work with."""
+    merged = replace(
+        own, data_dir=str(directory), url=own.url or f"http://{ANY_ADDRESS.get(host, host)}:{port}", token=None
+    )
+    if found.database_url is not None:
+        merged = replace(merged, database_url=Secret(found.database_url))
+    if found.kafka_bootstrap is not None:
+        merged = replace(merged, kafka_bootstrap=found.kafka_bootstrap)
+    if found.s3_bucket is not None:
+        merged = replace(
+            merged,
+            s3_endpoint_url=found.s3_endpoint_url,
+            s3_bucket=found.s3_bucket,
+            s3_root=found.s3_root or "",
+            s3_access_key=found.s3_access_key,
+            s3_secret_key=None if found.s3_secret_key is None else Secret(found.s3_secret_key),
+        )
+    return merged
+
+
+class _Up:
+    """What runs on top of the services."""
+
+    def __init__(self, stack: Stack, directory: Path, merged: Settings, host: str, port: int) -> None:
+        self._stack = stack
+        self._directory = directory
+        self._settings = merged
+        self._host = host
+        self._port = port
+        self._started: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
+        self._makers: dict[str, Callable[[], ManagedProcess]] = {
+            application.WORKER: self._worker,
+            application.API: self._api,
+        }
+
+    def start(self) -> None:
+        from coordinator import bootstrap  # noqa: PLC0415 - see _load
+        from coordinator.db import migrate  # noqa: PLC0415
+        from coordinator.ingest.topics import ensure_topics  # noqa: PLC0415
+
+        store = bootstrap.object_store(self._settings)
+        url = bootstrap.database_url(self._settings)
+        with ThreadPoolExecutor(3) as pool:
+            steps: list[Future[object]] = [
+                pool.submit(migrate.upgrade, url),
+                pool.submit(ensure_topics, self._settings),
+                pool.submit(store.enable_versioning),
+            ]
+            for step in steps:
+                step.result()
+        asyncio.run(self._make_token())
+        self._publish()
+        for name in self._makers:
+            self._start(name)
+
+    def watch(self) -> None:
+        """Wait until something dies for good; what may be started again is."""
+        while (dead := self._stack.wait()) is not None:
+            if dead.name not in self._makers:
+                raise StackError(f"{dead.name} died (status {dead.exit_status}); its log ends with:\n{dead.log_tail()}")
+            self._restart(dead)
+
+    def told(self, seconds: float) -> str:
+        return (
+            f"Baleen is ready after {seconds:.1f} s.\n"
+            f"  API       {self._settings.url}   (OpenAPI at /schema)\n"
+            f"  token     {self._directory / 'token'}   (role operate; commands run here find it)\n"
+            f"  S3        {self._settings.s3_endpoint_url or 'AWS'}, bucket {self._settings.s3_bucket}, "
+            f"root {self._settings.s3_root or '/'}\n"
+            f"  Kafka     {self._settings.kafka_bootstrap}\n"
+            f"  logs      {self._directory / 'logs'}\n"
+            "Add a pod in another terminal, in this directory:\n"
+            "  baleen pods add pod-a --prefix pod-a --registry http://127.0.0.1:5001\n"
+            "Ctrl-C ends it; the next `baleen up` goes on with what it had."
+        )
+
+    def _start(self, name: str) -> None:
+        self._started[name] = time.monotonic()
+        self._stack.add(self._makers[name]())
+
+    def _restart(self, dead: ManagedProcess) -> None:
+        name = dead.name
+        well = time.monotonic() - self._started[name] > WELL_SECONDS
+        self._failures[name] = 1 if well else self._failures.get(name, 0) + 1
+        why = f"{name} died (status {dead.exit_status}); its log ends with:\n{dead.log_tail()}"
+        self._stack.remove(dead)
+        if self._failures[name] > RESTARTS:
+            raise StackError(f"{why}\nIt was started again {RESTARTS} times, and is given up.")
+        pause = min(FIRST_PAUSE * 2 ** (self._failures[name] - 1), LONGEST_PAUSE)
+        notes().print(f"{why}\nIt is started again in {pause:.1f} s.", markup=False, soft_wrap=True)
+        time.sleep(pause)
+        self._start(name)
+
+    def _api(self) -> ManagedProcess:
+        return application.api(self._settings, self._directory, host=self._host, port=self._port)
+
+    def _worker(self) -> ManagedProcess:
+        group = self._settings.worker_group
+        if self._stack.endpoints.kafka_bootstrap is not None:
+            # The embedded broker never forgets a member that was killed.
+            group = f"{group}-{uuid.uuid4().hex}"
+        return application.worker(replace(self._settings, worker_group=group), self._directory)
+
+    async def _make_token(self) -> None:
+        """Keep the operator's token if it is good, else make another."""
+        from coordinator import bootstrap  # noqa: PLC0415 - see _load
+        from coordinator.db import tokens  # noqa: PLC0415
+
+        file = self._directory / "token"
+        database = bootstrap.engine(self._settings, pool_size=1, name="baleen-up")
+        try:
+            kept = file.read_text().strip() if file.exists() else ""
+            known = (await tokens.known(database)).get(tokens.hash_of(kept))
+            if known is None or known.role != "operate":
+                token = await tokens.replace(database, OPERATOR, "operate")
+                _write_secret(file, token.reveal() + "\n")
+        finally:
+            await database.dispose()
+
+    def _publish(self) -> None:
+        """Tell the commands beside us where everything is; Stack removes the file when it ends."""
+        values = application.told(self._settings, ADDRESSES)
+        _write_secret(self._directory / "stack.json", json.dumps(values, indent=1))
+
+
+def _write_secret(file: Path, content: str) -> None:
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(content)
+    new.replace(file)

@@ -1,0 +1,89 @@
+"""Baleen's own processes as children of `baleen up`: one API, one worker.
+
+They get their settings by environment, secrets too: a command line is there for every user of the machine to read.
+What the parent's environment holds beside ours is passed on (proxies, AWS credentials, certificates).
+Not here: when they are started again (coordinator/commands/up.py).
+"""
+
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from coordinator import settings
+from coordinator.settings import PREFIX, Duration, Secret, Settings
+from coordinator.stack.process import ManagedProcess
+
+API = "API"
+WORKER = "worker"
+PROBE_SECONDS = 2.0
+READY_SECONDS = 60.0
+#: The API gives requests 10 s to end; the worker ends its batch.
+STOP_SECONDS = 20.0
+
+
+def configured(data_dir: Path) -> Settings:
+    """The settings that the user has made, without what an earlier run left in the data directory."""
+    return settings.load({**os.environ, f"{PREFIX}DATA_DIR": str(data_dir / "no-stack-here")})
+
+
+def told(merged: Settings, beginning: tuple[str, ...] = ("",)) -> dict[str, Any]:
+    """Settings as plain values, without those that are absent; all, or those whose names begin so."""
+    values = {name: _plain(getattr(merged, name)) for name in Settings.__annotations__ if name.startswith(beginning)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def api(merged: Settings, directory: Path, *, host: str, port: int) -> ManagedProcess:
+    """The API, ready when it says that it is alive."""
+    address = f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{port}/healthz"  # noqa: S104
+    arguments = ["-m", "coordinator.cli", "api", "--host", host, "--port", str(port)]
+    return _child(API, arguments, merged, directory, probe_url=address)
+
+
+def worker(merged: Settings, directory: Path) -> ManagedProcess:
+    """The worker; it takes its time to join its group, and nobody waits for it."""
+    return _child(WORKER, ["-m", "workers"], merged, directory)
+
+
+def _child(
+    name: str, arguments: list[str], merged: Settings, directory: Path, probe_url: str | None = None
+) -> ManagedProcess:
+    return ManagedProcess(
+        name=name,
+        argv=[sys.executable, *arguments],
+        log_file=directory / "logs" / f"{name.lower()}.log",
+        env=_environment(merged),
+        cwd=Path.cwd(),
+        stop_signal=signal.SIGTERM,
+        stop_timeout=STOP_SECONDS,
+        ready_timeout=READY_SECONDS,
+        probe=None if probe_url is None else lambda: _answers(probe_url),
+    )
+
+
+def _environment(merged: Settings) -> Mapping[str, str]:
+    passed_on = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    ours = {f"{PREFIX}{name.upper()}": _text(value) for name, value in told(merged).items()}
+    return {"PYTHONUNBUFFERED": "1"} | passed_on | ours
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Secret):
+        return value.reveal()
+    return str(value) if isinstance(value, Duration) else value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310 - our own http URL
+            return bool(answer.status == 200)
+    except urllib.error.URLError:
+        return False
