@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import profiling, throughput
+from bench import comparison, growth, latency, lookups, profiling, throughput, webhook
 from bench.machine import describe
 from bench.run import Context, say
 from bench.services import Services
@@ -24,7 +24,12 @@ RESULTS = Path(__file__).parent / "results"
 
 MEASUREMENTS: dict[str, Callable[[Context], dict[str, Any]]] = {
     "throughput": throughput.measure,
+    "against_metadata_schema": comparison.measure,
+    "webhook": webhook.measure,
+    "latency": latency.measure,
+    "lookups": lookups.measure,
     "profile": profiling.measure,
+    "growth": growth.measure,
 }
 
 

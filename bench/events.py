@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
 def body_of(manifest: Manifest, at: datetime) -> bytes:
     """What a registry posts for a push."""
-    return json.dumps({"events": [envelope_event(manifest, at, "bench")]}).encode()
+    return json.dumps({"events": [envelope_event(manifest, at, "bench")]}, separators=(",", ":")).encode()
 
 
 def records(seed: int, count: int) -> Iterator[Record]:

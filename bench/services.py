@@ -116,7 +116,8 @@ class Services:
         environment = _environment(
             _values(database, broker, {"kafka_partitions": partitions, "worker_group": self._name("group")})
         )
-        yield from self._child("worker", [sys.executable, "-m", "workers"], environment)
+        with self._child("worker", [sys.executable, "-m", "workers"], environment) as process:
+            yield process
 
     @contextlib.contextmanager
     def api(self, database: Database, broker: Broker) -> Iterator[str]:
@@ -124,7 +125,7 @@ class Services:
         port = self._port("api")
         process = ManagedProcess(
             name="api",
-            argv=[sys.executable, "-c", "from coordinator.cli import main; main()", "api", "--port", str(port)],
+            argv=[sys.executable, "-m", "bench.api_process", str(port)],
             env=_environment(_values(database, broker, {})),
             cwd=self._folder("api"),
             log_file=self.directory / "logs" / "api.log",
@@ -137,10 +138,12 @@ class Services:
             self._stack.remove(process)
 
     @contextlib.contextmanager
-    def child(self, name: str, argv: list[str]) -> Iterator[ManagedProcess]:
+    def program(self, name: str, module: str, arguments: list[str]) -> Iterator[ManagedProcess]:
         """Another program of this folder."""
-        yield from self._child(name, argv, _environment({}))
+        with self._child(name, [sys.executable, "-m", module, *arguments], _environment({})) as process:
+            yield process
 
+    @contextlib.contextmanager
     def _child(self, name: str, argv: list[str], environment: Mapping[str, str]) -> Iterator[ManagedProcess]:
         process = ManagedProcess(
             name=name,

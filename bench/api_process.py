@@ -1,0 +1,17 @@
+"""`python -m bench.api_process PORT`: one API replica as `baleen api` runs it, on loopback, configured by BALEEN_…"""
+
+import sys
+
+from coordinator import bootstrap, settings
+from coordinator.api.server import serve
+from coordinator.telemetry import configure
+
+
+def main() -> None:
+    loaded = settings.load()
+    configure(loaded)
+    serve(bootstrap.api(loaded), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""From an event posted to its count visible, while the worker is at half of the load that it can bear.
+
+The load goes to Kafka directly, from a process of its own (paced.py): on a small machine that many posts would be a
+measurement of uvicorn. The probes are posted over HTTP as a registry's are, at fixed times, and the table is asked every
+millisecond until it has the manifest.
+"""
+
+import queue
+import threading
+import time
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import psycopg
+
+from bench import client, events
+from bench.run import Context, say
+from bench.services import BrokerKind, Database, apache_reason
+from bench.throughput import one
+from bench.webhook import push_request
+from bench.workload import Manifest, manifests
+from coordinator.stack.process import ManagedProcess
+
+POLL_S = 0.001
+PROBERS = 4
+PROBES_PER_S = 20.0
+SETTLE_S = 3.0
+"""Between the beginning of the load and the first probe."""
+
+SPARE_S = 3.0
+"""The load goes on for so long after the last probe."""
+
+GIVE_UP_S = 10.0
+START_S = 120.0
+
+
+def measure(context: Context) -> dict[str, Any]:
+    kinds: list[BrokerKind] = ["embedded"] if apache_reason() is not None else ["embedded", "apache"]
+    return {kind: _at_half_load(context, kind) for kind in kinds[: 1 if context.quick else None]}
+
+
+def _at_half_load(context: Context, kind: BrokerKind) -> dict[str, Any]:
+    known = context.results.get("throughput", {}).get(f"{kind}_8_partitions")
+    if known is None:
+        known = one(context, kind, 8, context.count(50_000, quick=5000))
+    rate = known["manifests_per_s"] / 2
+    seconds = context.seconds(30.0, quick=4.0)
+    services = context.services
+    with services.database() as database, services.broker(kind, 8, database) as broker:
+        with services.worker(database, broker, 8), services.api(database, broker) as url:
+            _wait_applied(database, events.publish(broker.bootstrap, context.records(1000)))
+            arguments = [broker.bootstrap, str(rate), str(seconds + SETTLE_S + SPARE_S), str(context.seed + 1)]
+            with services.program("paced", "bench.paced", arguments) as load:
+                _wait_sending(load)
+                time.sleep(SETTLE_S)
+                probes = list(manifests(context.seed + 2, int(PROBES_PER_S * seconds)))
+                Random(context.seed).shuffle(probes)
+                taken = _probe(database, url, probes)
+                still = load.alive()
+    found = {"load_manifests_per_s": round(rate), "probes": len(taken), **client.milliseconds(taken)}
+    found["max_ms"] = round(max(taken) * 1000, 1)
+    # Probes after the load's end would look better than they are.
+    assert still, "The load ended before the probes."
+    say(f"{kind}: {found}")
+    return found
+
+
+def _probe(database: Database, url: str, probes: list[Manifest]) -> list[float]:
+    """Post each probe at its time, and wait for it; several at once, so that a slow one hides no other."""
+    waiting: queue.SimpleQueue[tuple[float, Manifest]] = queue.SimpleQueue()
+    start = time.perf_counter()
+    for number, manifest in enumerate(probes):
+        waiting.put((start + number / PROBES_PER_S, manifest))
+    taken: list[float] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with client.Connection(url) as connection, psycopg.connect(database.url, autocommit=True) as table:
+                while not failures:
+                    at, manifest = waiting.get_nowait()
+                    time.sleep(max(0.0, at - time.perf_counter()))
+                    taken.append(_one(database, connection, table, manifest))
+        except queue.Empty:
+            pass
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that waits
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(PROBERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(len(probes) / PROBES_PER_S + len(probes) * GIVE_UP_S)
+    if failures:
+        raise failures[0]
+    return taken
+
+
+def _one(
+    database: Database, connection: client.Connection, table: psycopg.Connection[Any], manifest: Manifest
+) -> float:
+    made = push_request(database, manifest, datetime.now(UTC))
+    start = time.perf_counter()
+    client.timed(connection, made, 202)
+    while True:
+        found = table.execute("SELECT reference_count FROM blobs WHERE digest = %b", [manifest.digest], prepare=True)
+        taken = time.perf_counter() - start
+        if found.fetchone() is not None:
+            return taken
+        if taken > GIVE_UP_S:
+            raise AssertionError(f"A posted event was not counted within {GIVE_UP_S:.0f} s: the load is too high.")
+        time.sleep(POLL_S)
+
+
+def _wait_applied(database: Database, count: int) -> None:
+    deadline = time.monotonic() + 60
+    with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
+        while time.monotonic() < deadline:
+            row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM partition_progress").fetchone()
+            if row is not None and row[0] >= count:
+                return
+            time.sleep(0.05)
+    raise RuntimeError("The worker has not begun within a minute: see its log.")
+
+
+def _wait_sending(load: ManagedProcess) -> None:
+    deadline = time.monotonic() + START_S
+    while "sending" not in load.log_tail():
+        if not load.alive() or time.monotonic() > deadline:
+            raise RuntimeError(f"The load did not begin: {load.log_tail()}")
+        time.sleep(0.05)

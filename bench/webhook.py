@@ -1,0 +1,53 @@
+"""How long a registry waits for the answer to a notification: it posts one after the other, and this bounds it."""
+
+import time
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from bench import client, events
+from bench.run import Context, say
+from bench.services import Broker, BrokerKind, Database, apache_reason
+from bench.workload import Manifest, manifests
+
+WARM_UP = 100
+LIMIT_S = 60.0
+
+
+def measure(context: Context) -> dict[str, Any]:
+    kinds: list[BrokerKind] = ["embedded"] if apache_reason() is not None else ["embedded", "apache"]
+    found = {}
+    for kind in kinds:
+        with context.services.database() as database, context.services.broker(kind, 8, database) as broker:
+            found[kind] = _post(context, database, broker)
+        say(f"{kind}: {found[kind]}")
+    return found
+
+
+def _post(context: Context, database: Database, broker: Broker) -> dict[str, Any]:
+    count = context.count(4000, quick=300)
+    pushes = manifests(context.seed, WARM_UP + count)
+    with context.services.api(database, broker) as url, client.Connection(url) as connection:
+        for manifest in islice(pushes, WARM_UP):
+            client.timed(connection, push_request(database, manifest, datetime.now(UTC)), 202)
+        taken, sizes = [], 0
+        start = time.perf_counter()
+        for manifest in pushes:
+            made = push_request(database, manifest, datetime.now(UTC))
+            taken.append(client.timed(connection, made, 202))
+            sizes += len(made)
+            if time.perf_counter() - start > LIMIT_S:
+                break
+    return {
+        "posts": len(taken),
+        "request_bytes": round(sizes / len(taken)),
+        **client.milliseconds(taken),
+        "posts_per_s": round(len(taken) / sum(taken)),
+    }
+
+
+def push_request(database: Database, manifest: Manifest, at: datetime) -> bytes:
+    """A registry's request for a push."""
+    pod = manifest.repository.partition("/")[0]
+    body = events.body_of(manifest, at)
+    return client.request("POST", f"/v1/events/{pod}", database.pod_tokens[pod], body, events.CONTENT_TYPE)
