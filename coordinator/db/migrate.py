@@ -10,9 +10,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from coordinator.db.engine import sync_engine
+from coordinator.errors import UnavailableError
 
 LOCK_TIMEOUT = "5s"
 STATEMENT_TIMEOUT = "10min"
@@ -27,7 +30,10 @@ def _config() -> Config:
 
 
 def upgrade(url: str) -> None:
-    """Apply every migration that is not applied yet; safe to call from several processes at once."""
+    """Apply every migration that is not applied yet; safe to call from several processes at once.
+
+    Raises UnavailableError, with nothing changed, if others hold a table for too long.
+    """
     engine = sync_engine(url, timeout_ms=0, name="baleen-migrate")
     config = _config()
     try:
@@ -38,6 +44,12 @@ def upgrade(url: str) -> None:
             connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+    except OperationalError as error:
+        if isinstance(error.orig, LockNotAvailable):
+            raise UnavailableError(
+                f"Others held a lock on a table for {LOCK_TIMEOUT}, and nothing was changed: try again later."
+            ) from error
+        raise
     finally:
         engine.dispose()
 

@@ -282,7 +282,9 @@ class DeadLetterRow(Base):
     __tablename__ = "dead_letters"
     __table_args__ = (
         # One Kafka record makes one dead letter, however often it is read.
-        UniqueConstraint("origin_topic", "origin_partition", "origin_offset", "origin_log"),
+        UniqueConstraint(
+            "origin_topic", "origin_partition", "origin_offset", "origin_log", name="uq_dead_letters_origin"
+        ),
         CheckConstraint("(settled_at IS NULL) = (settlement IS NULL)", name="settled"),
         CheckConstraint("settlement IN ('retried', 'discarded')", name="settlement"),
         Index("ix_dead_letters_open", "pod", "id", postgresql_where=text("settled_at IS NULL")),

@@ -1,0 +1,1 @@
+"""What alembic runs; each step is in `versions`."""
