@@ -61,9 +61,7 @@ def _change(connection: Connection[Any], expected: int, statement: str, paramete
         raise StateChangedError("Rows were added or removed by another writer.")
 
 
-def lock_progress(
-    connection: Connection[Any], partitions: Sequence[tuple[str, int]]
-) -> dict[tuple[str, int], int]:
+def lock_progress(connection: Connection[Any], partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
     """Lock the partitions' progress, in order; return where each stands."""
     stands: dict[tuple[str, int], int] = {}
     for topic, partition in partitions:
@@ -95,9 +93,7 @@ def advance_progress(connection: Connection[Any], slices: Sequence[Slice]) -> No
     )
 
 
-def repository_ids(
-    connection: Connection[Any], owners: Mapping[RepositoryName, int]
-) -> dict[RepositoryName, int]:
+def repository_ids(connection: Connection[Any], owners: Mapping[RepositoryName, int]) -> dict[RepositoryName, int]:
     """Return the id of each repository, creating those that are not there; `owners` gives their pods."""
     found = dict(
         _run(
@@ -176,7 +172,8 @@ def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> Non
         len(new),
         """
         INSERT INTO manifests (id, kind, refs)
-        SELECT id, nullif(kind, 0), refs::bigint[] FROM unnest(%s::bigint[], %s::smallint[], %b::text[]) d (id, kind, refs)
+        SELECT id, nullif(kind, 0), refs::bigint[]
+        FROM unnest(%s::bigint[], %s::smallint[], %b::text[]) d (id, kind, refs)
         ON CONFLICT DO NOTHING
         """,
         (
@@ -195,9 +192,7 @@ def widen_manifest(connection: Connection[Any], manifest: int, kind: ManifestKin
         "UPDATE manifests SET kind = coalesce(kind, %b), refs = %s::bigint[] WHERE id = %b",
         (int(kind), integers(refs), manifest),
     )
-    row = _run(
-        connection, "SELECT count(*) FROM repository_manifests WHERE manifest_id = %b", (manifest,)
-    ).fetchone()
+    row = _run(connection, "SELECT count(*) FROM repository_manifests WHERE manifest_id = %b", (manifest,)).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -231,9 +226,7 @@ def links(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, da
 def _pairs(connection: Connection[Any], statement: str, pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
     if not pairs:
         return []
-    found = _run(
-        connection, statement, (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs))
-    )
+    found = _run(connection, statement, (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs)))
     return [((row[0], row[1]), row[2]) for row in found]
 
 
@@ -260,9 +253,7 @@ def write_holdings(
     ids: Mapping[Digest, int],
     repositories: Mapping[RepositoryName, int],
 ) -> None:
-    _write_pairs(
-        connection, "repository_manifests", "manifest_id", "pushed_at", difference, ids, repositories
-    )
+    _write_pairs(connection, "repository_manifests", "manifest_id", "pushed_at", difference, ids, repositories)
 
 
 def write_links(
@@ -407,7 +398,8 @@ def insert_dead_letters(connection: Connection[Any], found: Sequence[tuple[Slice
         """
         INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,
                                   origin_topic, origin_partition, origin_offset, origin_log)
-        SELECT pod, reason, detail, to_timestamp(received / 1000.0), payload, bytes, content_type, topic, number, at, log
+        SELECT pod, reason, detail, to_timestamp(received / 1000.0), payload, bytes, content_type,
+               topic, number, at, log
         FROM unnest(%b::text[], %b::text[], %b::text[], %s::bigint[], %b::text[], %s::bigint[], %b::text[],
                     %b::text[], %s::int[], %s::bigint[], %s::bigint[])
              d (pod, reason, detail, received, payload, bytes, content_type, topic, number, at, log)

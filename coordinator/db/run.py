@@ -17,7 +17,7 @@ from coordinator.db.batch import Applied, Item, StateChangedError
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.fold import Before, Changes, Fold, Key
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.domain.references import ManifestKind
+from coordinator.domain.references import ManifestContent, ManifestKind, unique
 from coordinator.errors import BaleenError
 
 
@@ -28,15 +28,11 @@ class AloneNeededError(BaleenError):
 class Run:
     """Used once. `alone`: this transaction keeps all other writers out (see locks.py)."""
 
-    def __init__(
-        self, connection: Connection[Any], items: list[Item], margin: timedelta, *, alone: bool
-    ) -> None:
+    def __init__(self, connection: Connection[Any], items: list[Item], margin: timedelta, *, alone: bool) -> None:
         self._connection = connection
         self._margin = margin
         self._alone = alone
-        self._facts = [
-            item.fact for item in items if isinstance(item.fact, ManifestPushed | BlobLinked | Removed)
-        ]
+        self._facts = [item.fact for item in items if isinstance(item.fact, ManifestPushed | BlobLinked | Removed)]
         self._owners: dict[RepositoryName, int] = {
             item.fact.repository: item.pod_id for item in items if item.fact is not None
         }
@@ -83,11 +79,20 @@ class Run:
                 known = pushes.get(fact.digest)
                 if known is None or known.content is None:
                     pushes[fact.digest] = fact
-                    for reference, size in fact.content.references if fact.content is not None else ():
-                        if sizes.get(reference) is None:
-                            sizes[reference] = size
+                    self._size(fact.content)
+                elif fact.content is not None and fact.content.references != known.content.references:
+                    # Two that say different things of one manifest: believe both.
+                    both = unique([*known.content.references, *fact.content.references])
+                    pushes[fact.digest] = known._replace(content=known.content._replace(references=both))
+                    self._size(fact.content)
             if fact.size is not None or fact.digest not in sizes:
                 sizes[fact.digest] = fact.size
+
+    def _size(self, content: ManifestContent | None) -> None:
+        sizes = self._sizes
+        for reference, size in content.references if content is not None else ():
+            if sizes.get(reference) is None:
+                sizes[reference] = size
 
     def _name_blobs(self) -> None:
         """Find the ids of known blobs, and give ids to the others, in the order in which they will be written."""
@@ -118,17 +123,16 @@ class Run:
         """Fill in what the manifests of this run list; return those that have no row yet."""
         ids = self._ids
         touched = {digest for _, digest in changes.holdings.removed} | self._pushes.keys()
-        known = rows.manifests(
-            self._connection, [ids[digest] for digest in touched if digest not in self._new]
-        )
+        known = rows.manifests(self._connection, [ids[digest] for digest in touched if digest not in self._new])
         self._refs.update(known)
         new: list[rows.NewManifest] = []
         for digest, push in self._pushes.items():
             manifest = ids[digest]
-            said = (
-                None if push.content is None else [ids[reference] for reference, _ in push.content.references]
-            )
-            kind = None if push.content is None else push.content.kind
+            said, kind = None, None
+            if push.content is not None:
+                # No manifest can list itself; one that is said to would count its own holdings twice.
+                said = [ids[reference] for reference, _ in push.content.references if reference != digest]
+                kind = push.content.kind
             if manifest not in known:
                 self._refs[manifest] = said
                 new.append(rows.NewManifest(manifest, kind, said))
@@ -138,7 +142,8 @@ class Run:
 
     def _widen(self, manifest: int, kind: ManifestKind, known: list[int] | None, said: list[int]) -> None:
         """Add what this push says beyond what is known. Nobody's word may take a reference away from another."""
-        extra = said if known is None else [blob for blob in said if blob not in set(known)]
+        listed = set(known or ())
+        extra = [blob for blob in said if blob not in listed]
         if known is not None and not extra:
             return
         if not self._alone:
@@ -172,10 +177,8 @@ class Run:
         rows.write_removals(self._connection, changes.removals, self._repositories)
         sizes = {ids[digest]: self._sizes.get(digest) for digest in self._unsized}
         touched = sorted((self._references.keys() | self._links.keys() | sizes.keys()) - new_ids)
-        deltas = [
-            rows.Delta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched
-        ]
-        rows.add_counts(self._connection, [delta for delta in deltas if any(delta[1:])])
+        deltas = [rows.Delta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched]
+        rows.add_counts(self._connection, [delta for delta in deltas if delta[1:] != (0, 0, None)])
 
     def _insert_blobs(self) -> None:
         ids, sizes = self._ids, self._sizes

@@ -50,6 +50,15 @@ MANIFEST_KINDS = {
 }
 
 
+#: Where each kind keeps its list.
+_LISTS = {
+    ManifestKind.IMAGE: frozenset({"layers"}),
+    ManifestKind.INDEX: frozenset({"manifests"}),
+    ManifestKind.LAYERS: frozenset({"fsLayers", "blobs"}),
+}
+_ALL_LISTS = frozenset[str]().union(*_LISTS.values())
+
+
 class Reference(NamedTuple):
     """One entry of a manifest; `size` in bytes as the manifest claims it, None where it does not say."""
 
@@ -96,6 +105,11 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
     if not isinstance(document, dict):
         raise MalformedManifestError("The manifest is not a JSON object.")
     kind = MANIFEST_KINDS.get(media_type or "") or _kind_by_content(document)
+    if not _LISTS[kind].issuperset(_ALL_LISTS.intersection(document)):
+        # Distribution refuses these too: who reads it as one kind would miss what it lists as the other.
+        raise MalformedManifestError("The manifest is of two kinds at once.")
+    if kind is ManifestKind.INDEX and "manifests" not in document:
+        raise MalformedManifestError("The manifest claims to be an index, and lists no manifests.")
     references = [_reference(entry) for entry in _entries(kind, document)]
     if len(references) > REFERENCES_LIMIT:
         raise MalformedManifestError(f"The manifest lists more than {REFERENCES_LIMIT} references.")
@@ -103,7 +117,8 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
 
 
 def _kind_by_content(document: dict[str, Any]) -> ManifestKind:
-    if (kind := MANIFEST_KINDS.get(str(document.get("mediaType")))) is not None:
+    said = document.get("mediaType")
+    if isinstance(said, str) and (kind := MANIFEST_KINDS.get(said)) is not None:
         return kind
     if "manifests" in document:
         return ManifestKind.INDEX
@@ -143,8 +158,7 @@ def _reference(entry: Any) -> Reference:
     try:
         digest = parse_digest(entry["digest"])
     except InvalidNameError as error:
-        raise MalformedManifestError(
-            f"The manifest lists a digest that Baleen cannot follow: {error}"
-        ) from error
+        raise MalformedManifestError(f"The manifest lists a digest that Baleen cannot follow: {error}") from error
     size = entry.get("size")
-    return Reference(digest, size if isinstance(size, int) and size >= 0 else None)
+    # JSON has true, and numbers of any length; the table has 64 bits.
+    return Reference(digest, size if type(size) is int and 0 <= size < 2**63 else None)
