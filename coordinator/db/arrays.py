@@ -6,7 +6,7 @@ elements of one length is a single join; numbers and times go as array literals.
 
 import struct
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from psycopg import Connection
@@ -18,6 +18,10 @@ from coordinator.domain.names import Digest
 
 _BYTEA, _BYTEA_ARRAY = 17, 1001
 _LENGTH = struct.pack(">i", 32)
+
+#: No registry has such times; a day from the ends of what Python knows, so that any time zone can show them.
+EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 class DigestArray(bytes):
@@ -52,4 +56,11 @@ def integers(values: Iterable[int]) -> str:
 
 def times(values: Iterable[datetime]) -> str:
     """A literal for timestamptz[]."""
-    return f"{{{','.join([value.isoformat() for value in values])}}}"
+    return f"{{{','.join([within(value).isoformat() for value in values])}}}"
+
+
+def within(value: datetime) -> datetime:
+    """Bring a time into what can be read back: PostgreSQL would store years that Python does not have."""
+    if 1 < value.year < 9999:
+        return value
+    return EARLIEST if value.year == 1 else LATEST

@@ -10,15 +10,14 @@ from typing import Any
 from psycopg import Connection
 
 from coordinator.db import rows
+from coordinator.db.arrays import within
 from coordinator.db.batch import Applied, Item
 from coordinator.db.run import Run
 from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.names import Digest
 
 
-def remove_repository(
-    connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta
-) -> Applied:
+def remove_repository(connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta) -> Applied:
     """Remove all that the repository has, by the rule of single removals: each may be doubtful or overtaken."""
     digests = connection.execute(
         """
@@ -30,99 +29,139 @@ def remove_repository(
         """,
         {"name": fact.repository},
     ).fetchall()
-    items = [Item(0, 0, pod_id, Removed(fact.repository, Digest(row[0]), fact.at), None) for row in digests]
+    facts = [Removed(fact.repository, Digest(row[0]), fact.at, entirely=True) for row in digests]
+    items = [Item(0, 0, pod_id, removed, None) for removed in facts]
     return Run(connection, items, margin, alone=True).apply() if items else Applied()
 
 
 def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, margin: timedelta) -> None:
-    """Give the repository its new name, and with `below` also those under it; merge where the name is taken."""
-    old = fact.repository
+    """Give the repository its new name, and with `below` also those under it; merge where the name is taken.
+
+    What was added under the old name after the rename stays there: a rename that is seen again must not take it along.
+    """
+    old, new = fact.repository, fact.destination
     names = connection.execute(
         "SELECT id, name FROM repositories WHERE name = %s OR (%s AND name LIKE %s) ORDER BY name",
         (old, fact.below, old.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%") + "/%"),
     ).fetchall()
+    if new.startswith(f"{old}/"):
+        # The deepest first, or what moves down would be moved again.
+        names.reverse()
     for number, name in names:
-        _rename(connection, number, fact.destination + name.removeprefix(old), margin)
+        _rename(connection, number, new + name.removeprefix(old), {"at": within(fact.at), "margin": margin})
 
 
-def _rename(connection: Connection[Any], source: int, name: str, margin: timedelta) -> None:
-    row = connection.execute("SELECT id FROM repositories WHERE name = %s", (name,)).fetchone()
+#: Table, column of the digest's id, the registry's time.
+_FACTS = (
+    ("repository_manifests", "manifest_id", "pushed_at"),
+    ("repository_blobs", "blob_id", "event_at"),
+)
+
+
+def _rename(connection: Connection[Any], source: int, name: str, when: dict[str, Any]) -> None:
+    values = {"source": source, "name": name} | when
+    row = connection.execute("SELECT id FROM repositories WHERE name = %(name)s", values).fetchone()
     if row is None:
-        connection.execute("UPDATE repositories SET name = %s WHERE id = %s", (name, source))
-    elif row[0] != source:
-        _merge(connection, source, row[0], margin)
+        if not _has_later(connection, values):
+            connection.execute("UPDATE repositories SET name = %(name)s WHERE id = %(source)s", values)
+            return
+        row = connection.execute(
+            "INSERT INTO repositories (name, pod_id) SELECT %(name)s, pod_id FROM repositories WHERE id = %(source)s"
+            " RETURNING id",
+            values,
+        ).fetchone()
+        assert row is not None
+    if row[0] != source:
+        _merge(connection, values | {"destination": row[0]})
 
 
-def _merge(connection: Connection[Any], source: int, destination: int, margin: timedelta) -> None:
-    """Move all that `source` has to a repository that exists already: events under the new name came first."""
-    ids = {"source": source, "destination": destination, "margin": margin}
-    # Doubt what the destination saw removed around the time, or after, it was pushed to the source.
-    for table, column, time in (
-        ("repository_manifests", "manifest_id", "pushed_at"),
-        ("repository_blobs", "blob_id", "event_at"),
-    ):
-        connection.execute(
-            f"""
-            UPDATE removals r SET doubtful_since = coalesce(r.doubtful_since, now())
-            FROM {table} t JOIN blobs b ON b.id = t.{column}
-            WHERE t.repository_id = %(source)s AND r.repository_id = %(destination)s AND r.digest = b.digest
-              AND t.{time} - r.removed_at <= %(margin)s
-            """,
-            ids,
-        )
-    twice = _both(connection, "repository_manifests", "manifest_id", ids)
-    linked_twice = _both(connection, "repository_blobs", "blob_id", ids)
+def _has_later(connection: Connection[Any], values: dict[str, Any]) -> bool:
+    """Whether anything was added to, or removed from, `source` after the rename."""
+    times = [(table, time) for table, _, time in _FACTS]
+    later = " UNION ALL ".join(
+        f"SELECT FROM {table} WHERE repository_id = %(source)s AND {time} > %(at)s::timestamptz + %(margin)s"
+        for table, time in (*times, ("removals", "removed_at"))
+    )
+    return connection.execute(f"{later} LIMIT 1", values).rowcount > 0
+
+
+def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
+    """Move what `source` had at the time to a repository that exists: events under the new name came first."""
+    twice, linked_twice = (_both(connection, table, column, time, values) for table, column, time in _FACTS)
     deltas: dict[int, list[int]] = {}
     for manifest, refs in rows.manifests(connection, twice).items():
         for blob in (manifest, *(refs or ())):
             deltas.setdefault(blob, [0, 0])[0] -= 1
     for blob in linked_twice:
         deltas.setdefault(blob, [0, 0])[1] -= 1
-    for table, column, time in (
-        ("repository_manifests", "manifest_id", "pushed_at"),
-        ("repository_blobs", "blob_id", "event_at"),
-    ):
-        _move(connection, table, column, time, ids)
+    for table, column, time in _FACTS:
+        _move(connection, table, column, time, values)
+    _move_removals(connection, values)
     connection.execute(
         """
-        INSERT INTO removals (repository_id, digest, removed_at, seen_at, doubtful_since)
-        SELECT %(destination)s, digest, removed_at, seen_at, doubtful_since FROM removals
-        WHERE repository_id = %(source)s
-        ON CONFLICT (repository_id, digest) DO UPDATE
-        SET removed_at = greatest(removals.removed_at, excluded.removed_at),
-            doubtful_since = coalesce(removals.doubtful_since, excluded.doubtful_since)
+        DELETE FROM repositories WHERE id = %(source)s
+        AND NOT EXISTS (SELECT FROM repository_manifests WHERE repository_id = %(source)s)
+        AND NOT EXISTS (SELECT FROM repository_blobs WHERE repository_id = %(source)s)
+        AND NOT EXISTS (SELECT FROM removals WHERE repository_id = %(source)s)
         """,
-        ids,
+        values,
     )
-    connection.execute("DELETE FROM removals WHERE repository_id = %(source)s", ids)
-    connection.execute("DELETE FROM repositories WHERE id = %(source)s", ids)
     rows.add_counts(connection, [rows.Delta(blob, refs, links) for blob, (refs, links) in sorted(deltas.items())])
 
 
-def _both(connection: Connection[Any], table: str, column: str, ids: dict[str, Any]) -> list[int]:
+def _both(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> list[int]:
     found = connection.execute(
         f"""
         SELECT s.{column} FROM {table} s JOIN {table} d ON d.{column} = s.{column}
         WHERE s.repository_id = %(source)s AND d.repository_id = %(destination)s
+          AND s.{time} <= %(at)s::timestamptz + %(margin)s
         """,
-        ids,
+        values,
     )
     return [row[0] for row in found]
 
 
-def _move(connection: Connection[Any], table: str, column: str, time: str, ids: dict[str, Any]) -> None:
+def _move(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> None:
+    moves = f"s.repository_id = %(source)s AND s.{time} <= %(at)s::timestamptz + %(margin)s"
     connection.execute(
         f"""
         UPDATE {table} d SET {time} = greatest(d.{time}, s.{time}) FROM {table} s
-        WHERE d.repository_id = %(destination)s AND s.repository_id = %(source)s AND s.{column} = d.{column}
+        WHERE d.repository_id = %(destination)s AND s.{column} = d.{column} AND {moves}
         """,
-        ids,
+        values,
     )
     connection.execute(
         f"""
         DELETE FROM {table} s USING {table} d
-        WHERE s.repository_id = %(source)s AND d.repository_id = %(destination)s AND s.{column} = d.{column}
+        WHERE d.repository_id = %(destination)s AND s.{column} = d.{column} AND {moves}
         """,
-        ids,
+        values,
     )
-    connection.execute(f"UPDATE {table} SET repository_id = %(destination)s WHERE repository_id = %(source)s", ids)
+    connection.execute(f"UPDATE {table} s SET repository_id = %(destination)s WHERE {moves}", values)
+
+
+def _move_removals(connection: Connection[Any], values: dict[str, Any]) -> None:
+    """Let the destination know what the source saw removed, and doubt what contradicts what either had."""
+    connection.execute(
+        """
+        WITH moved AS (
+            DELETE FROM removals
+            WHERE repository_id = %(source)s AND removed_at <= %(at)s::timestamptz + %(margin)s RETURNING *
+        )
+        INSERT INTO removals (repository_id, digest, removed_at, seen_at, doubtful_since)
+        SELECT %(destination)s, digest, removed_at, seen_at, doubtful_since FROM moved
+        ON CONFLICT (repository_id, digest) DO UPDATE
+        SET removed_at = greatest(removals.removed_at, excluded.removed_at),
+            doubtful_since = coalesce(removals.doubtful_since, excluded.doubtful_since)
+        """,
+        values,
+    )
+    for table, column, time in _FACTS:
+        connection.execute(
+            f"""
+            UPDATE removals r SET doubtful_since = now() FROM {table} t JOIN blobs b ON b.id = t.{column}
+            WHERE r.repository_id = %(destination)s AND t.repository_id = r.repository_id AND b.digest = r.digest
+              AND r.doubtful_since IS NULL AND t.{time} - r.removed_at <= %(margin)s
+            """,
+            values,
+        )

@@ -67,7 +67,8 @@ def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
         references.update([manifest, *(listed[manifest] or ())])
     for doubt, table, column in gone + unlinked:
         connection.execute(
-            f"DELETE FROM {table} WHERE {column} = %s AND repository_id = %s", (doubt.blob, doubt.repository_id)
+            f"DELETE FROM {table} WHERE {column} = %s AND repository_id = %s",
+            (doubt.blob, doubt.repository_id),
         )
     for verdict in verdicts:
         there = verdict.held or verdict.linked
@@ -79,9 +80,6 @@ def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
         )
     rows.add_counts(
         connection,
-        [
-            rows.Delta(blob, -references[blob], -links[blob])
-            for blob in sorted(references.keys() | links.keys())
-        ],
+        [rows.Delta(blob, -references[blob], -links[blob]) for blob in sorted(references.keys() | links.keys())],
     )
     return len(gone) + len(unlinked)

@@ -36,6 +36,8 @@ class Removed(NamedTuple):
     repository: RepositoryName
     digest: Digest
     at: datetime
+    #: Whichever of the two it has it as, it has neither any more.
+    entirely: bool = False
 
 
 class RepositoryRemoved(NamedTuple):

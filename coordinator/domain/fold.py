@@ -91,11 +91,11 @@ class Fold:
     def take(self, facts: Iterable[ManifestPushed | BlobLinked | Removed]) -> None:
         for fact in facts:
             if isinstance(fact, ManifestPushed):
-                self._add(self.holdings, (fact.repository, fact.digest), fact.at)
+                self._add(self.holdings, self.links, (fact.repository, fact.digest), fact.at)
             elif isinstance(fact, BlobLinked):
-                self._add(self.links, (fact.repository, fact.digest), fact.at)
+                self._add(self.links, self.holdings, (fact.repository, fact.digest), fact.at)
             else:
-                self._remove((fact.repository, fact.digest), fact.at)
+                self._remove((fact.repository, fact.digest), fact.at, entirely=fact.entirely)
 
     def changes(self) -> Changes:
         return Changes(
@@ -104,25 +104,34 @@ class Fold:
             _difference(self._before.removals, self.removals),
         )
 
-    def _add(self, present: dict[Key, datetime], key: Key, at: datetime) -> None:
+    def _add(self, present: dict[Key, datetime], other: dict[Key, datetime], key: Key, at: datetime) -> None:
         known = present.get(key)
         if known is not None and known >= at:
             return
         present[key] = at
         removal = self.removals.get(key)
         if removal is not None:
-            if at - removal.at > self._margin:
-                # A later push settles the doubt about an earlier delete: the thing is there.
+            if min(at, other.get(key, at)) - removal.at > self._margin:
+                # A later push settles the doubt about an earlier delete: the thing is there. If the digest is also
+                # there in the other way, that must be later too, or the delete may have been of it.
                 del self.removals[key]
             else:
                 self.removals[key] = Removal(removal.at, doubtful=True)
 
-    def _remove(self, key: Key, at: datetime) -> None:
+    def _remove(self, key: Key, at: datetime, *, entirely: bool) -> None:
         held, linked = self.holdings.get(key), self.links.get(key)
         if held is None and linked is None:
             self._remember(key, at, doubtful=False)
         elif held is not None and linked is not None:
-            self._remove_one_of_two(key, at, max(held, linked))
+            if entirely:
+                # The later one first: a doubt about it outlasts that the other is surely gone.
+                first, second = self.holdings, self.links
+                if held < linked:
+                    first, second = second, first
+                for present in (first, second):
+                    self._remove_from(present, key, present[key], at)
+                return
+            self._remove_one_of_two(key, at, min(held, linked))
         elif held is not None:
             self._remove_from(self.holdings, key, held, at)
         elif linked is not None:
@@ -137,12 +146,16 @@ class Fold:
             del present[key]
             known = self.removals.get(key)
             # With nothing left there is nothing left to doubt.
-            self.removals[key] = Removal(at if known is None else max(at, known.at), doubtful=False)
+            doubtful = key in self.holdings or key in self.links
+            self.removals[key] = Removal(at if known is None else max(at, known.at), doubtful)
         else:
             self._remember(key, at, doubtful=True)
 
     def _remove_one_of_two(self, key: Key, at: datetime, added_at: datetime) -> None:
-        """The digest is both held as a manifest and linked as a blob: which one went cannot be told."""
+        """The digest is both held as a manifest and linked as a blob: which one went cannot be told.
+
+        `added_at` is of the older one: the removal was overtaken only if it was by both.
+        """
         if judge(added_at, at, self._margin) is Verdict.OVERTAKEN:
             self.overtaken += 1
         else:
