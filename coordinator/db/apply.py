@@ -26,7 +26,9 @@ from coordinator.db.batch import Applied, Item, OutOfStepError, Slice, StateChan
 from coordinator.db.run import AloneNeededError, Run
 from coordinator.domain.facts import RepositoryRemoved, RepositoryRenamed
 
-#: Another writer (a mount, a reconcile, another worker's new blob) can force a repetition now and then, not for ever.
+#: Another writer (a mount, another worker's new blob) can force a repetition now and then, not for ever: after
+#: SHARED_ATTEMPTS the batch keeps the other writers out, and only what takes no lock (a sweep) can disturb it.
+SHARED_ATTEMPTS = 3
 ATTEMPTS = 8
 
 #: Facts about a whole repository. They see all that came before them, and nobody else writes meanwhile.
@@ -54,6 +56,7 @@ class BatchApply:
             except StateChangedError:
                 if attempt == ATTEMPTS - 1:
                     raise
+                alone = alone or attempt + 1 >= SHARED_ATTEMPTS
         raise StateChangedError("The batch never found the table at rest: is another writer in a loop?")
 
     def _apply(self, slices: Sequence[Slice], *, alone: bool) -> Applied:

@@ -96,9 +96,7 @@ def check(engine: Engine, progress: Progress = lambda what, number, total: None)
         progress("recomputing counts from the facts", 1, total)
         connection.execute(text(_RECOMPUTED))
         blobs = connection.execute(text("SELECT count(*) FROM blobs")).scalar_one()
-        references = connection.execute(
-            text("SELECT coalesce(sum(refs), 0) FROM recomputed")
-        ).scalar_one()
+        references = connection.execute(text("SELECT coalesce(sum(refs), 0) FROM recomputed")).scalar_one()
         progress("comparing counts", 2, total)
         count, shown = _compare_counts(connection)
         for number, (what, query) in enumerate(_ORPHANS, 3):
@@ -116,9 +114,7 @@ def _compare_counts(connection: Connection) -> tuple[int, list[Difference]]:
     for row in connection.execute(text(_COUNTS)).yield_per(1000):
         count += 1
         if len(shown) < SHOWN:
-            stored = (
-                f"references={row.reference_count} links={row.link_count} state={BlobState(row.state).name}"
-            )
+            stored = f"references={row.reference_count} links={row.link_count} state={BlobState(row.state).name}"
             recomputed = f"references={row.refs} links={row.links}"
             shown.append(Difference("blob", f"sha256:{row.digest}", stored, recomputed))
     return count, shown

@@ -13,6 +13,16 @@ import psycopg
 from coordinator.db.engine import connect
 from coordinator.errors import UnavailableError
 
+#: What says that this connection, or the server behind it, is no good, and another may be: also that a process
+#: slept through its transaction, and that a fail-over left the server read-only.
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.TransactionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+
 
 class Connections:
     """One connection per thread. `prepare` sets a new one up."""
@@ -32,7 +42,7 @@ class Connections:
         """Give this thread's connection; one that breaks in use is dropped, and UnavailableError raised."""
         try:
             yield self._connected()
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except _AWAY as error:
             self._drop()
             raise UnavailableError(f"The database does not answer ({type(error).__name__}): try again.") from error
 

@@ -34,7 +34,10 @@ def _connect_args(name: str, timeout_ms: int) -> dict[str, Any]:
     return {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": name,
-        "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000",
+        # The locks of facts rely on each statement seeing what was committed before it (locks.py); a time is read
+        # as UTC, so that none lies beyond what Python knows.
+        "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000"
+        " -c default_transaction_isolation=read\\ committed -c timezone=UTC",
         # A peer that vanished without a word is noticed in seconds, not hours.
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -56,7 +59,11 @@ def async_engine(url: str, *, pool_size: int = 8, name: str = "baleen-api") -> A
 
 def sync_engine(url: str, *, timeout_ms: int = QUERY_TIMEOUT_MS, name: str = "baleen-job") -> Engine:
     return create_engine(
-        _url(url), connect_args=_connect_args(name, timeout_ms), pool_size=2, max_overflow=0, pool_pre_ping=True
+        _url(url),
+        connect_args=_connect_args(name, timeout_ms),
+        pool_size=2,
+        max_overflow=0,
+        pool_pre_ping=True,
     )
 
 

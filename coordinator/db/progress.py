@@ -32,20 +32,26 @@ def move(connection: Connection[Any], partition: Partition, seen: Progress | Non
     """
     topic, number = partition
     with connection.transaction():
-        connection.execute(
-            """
-            INSERT INTO partition_progress (topic, partition, next_offset, fingerprint, topic_id)
-            VALUES (%s, %s, -1, NULL, NULL) ON CONFLICT DO NOTHING
-            """,
-            (topic, number),
-        )
-        row = connection.execute(
-            "SELECT next_offset FROM partition_progress WHERE topic = %s AND partition = %s FOR UPDATE",
-            (topic, number),
-        ).fetchone()
-        assert row is not None
-        if row[0] != (-1 if seen is None else seen.next_offset):
-            return False
+        if seen is None:
+            begun = connection.execute(
+                """
+                INSERT INTO partition_progress (topic, partition, next_offset) VALUES (%s, %s, -1)
+                ON CONFLICT DO NOTHING
+                """,
+                (topic, number),
+            )
+            if begun.rowcount == 0:
+                return False
+        else:
+            row = connection.execute(
+                """
+                SELECT next_offset, fingerprint, topic_id FROM partition_progress
+                WHERE topic = %s AND partition = %s FOR UPDATE
+                """,
+                (topic, number),
+            ).fetchone()
+            if row is None or Progress(*row) != seen:
+                return False
         progress = position.progress
         connection.execute(
             """

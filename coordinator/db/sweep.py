@@ -1,4 +1,7 @@
-"""Rows that time alone makes superfluous, deleted in bounded transactions."""
+"""Rows that time alone makes superfluous, deleted in bounded transactions.
+
+Rows that a batch has locked are left for the next time: a sweep waits for no fact, so it cannot be part of a deadlock.
+"""
 
 from collections import Counter
 from datetime import timedelta
@@ -21,12 +24,13 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
             locks.enter(connection)
             expired = connection.execute(
                 """
-                DELETE FROM repository_blobs l USING (
+                WITH old AS MATERIALIZED (
                     SELECT l.blob_id, l.repository_id FROM repository_blobs l
                     JOIN repositories r ON r.id = l.repository_id JOIN pods p ON p.id = r.pod_id
                     WHERE l.linked_at < now() - %s AND p.mode = 'manifest'
                     ORDER BY l.linked_at LIMIT %s FOR UPDATE OF l SKIP LOCKED
-                ) old
+                )
+                DELETE FROM repository_blobs l USING old
                 WHERE l.blob_id = old.blob_id AND l.repository_id = old.repository_id RETURNING l.blob_id
                 """,
                 (grace, BATCH),
@@ -44,11 +48,12 @@ def forget_removals(connection: Connection[Any]) -> int:
     while True:
         forgotten = connection.execute(
             """
-            DELETE FROM removals r USING (
+            WITH old AS MATERIALIZED (
                 SELECT repository_id, digest FROM removals
-                WHERE seen_at < now() - %s AND doubtful_since IS NULL ORDER BY seen_at LIMIT %s
-            ) old
-            WHERE r.repository_id = old.repository_id AND r.digest = old.digest AND r.doubtful_since IS NULL
+                WHERE seen_at < now() - %s AND doubtful_since IS NULL
+                ORDER BY seen_at LIMIT %s FOR UPDATE SKIP LOCKED
+            )
+            DELETE FROM removals r USING old WHERE r.repository_id = old.repository_id AND r.digest = old.digest
             """,
             (REMOVALS_KEPT, BATCH),
         ).rowcount

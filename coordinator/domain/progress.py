@@ -79,6 +79,4 @@ def _replaced(progress: Progress, log: LogState) -> bool:
         return True
     last = progress.next_offset - 1
     # The last applied record is still in the log, or should be: it must be the one that was applied.
-    return (
-        progress.fingerprint is not None and last >= log.earliest and log.fingerprint != progress.fingerprint
-    )
+    return progress.fingerprint is not None and last >= log.earliest and log.fingerprint != progress.fingerprint
