@@ -4,7 +4,6 @@ State is in the database, so a worker may be killed at any time; whoever started
 """
 
 import asyncio
-import contextlib
 import signal
 import sys
 
@@ -16,6 +15,7 @@ from coordinator import settings as configuration
 from coordinator.errors import BaleenError
 from coordinator.settings import Settings
 from workers.build import Worker, build
+from workers.run import run
 
 log = structlog.get_logger()
 
@@ -25,18 +25,7 @@ async def _run(worker: Worker) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    pump = asyncio.create_task(worker.processor.run())
-    await worker.app.start()
-    crashed = asyncio.create_task(worker.app.wait_until_stopped())
-    stopping = asyncio.create_task(stop.wait())
-    done, _ = await asyncio.wait({pump, crashed, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    pump.cancel()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(worker.app.stop(), 10)
-    if stopping not in done:
-        if pump in done:
-            pump.result()
-        raise worker.app.crash_reason or BaleenError("The stream processor stopped by itself: see its log.")
+    await run(worker, stop)
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ import structlog
 from faust.auth import Credentials
 from faust.types import TP, StreamT
 
-from coordinator.errors import UnavailableError
+from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from workers import metrics
 from workers.housekeeping import Housekeeping
@@ -35,15 +35,16 @@ SWEEP_EVERY_S = 60.0
 class ReferenceApp(faust.App):
     """Faust's app, with the positions that its consumer asks for (transport.py)."""
 
-    def __init__(self, *args: Any, positions: Positions, **options: Any) -> None:
+    def __init__(self, *args: Any, positions: Positions, processor: Processor, **options: Any) -> None:
         super().__init__(*args, **options)
         self._positions = positions
-        self._assigned: list[Partition] = []
+        self._processor = processor
+        #: Where each partition that is ours stood at the last look.
+        self._stood: dict[Partition, int] = {}
 
     async def positions(self, tps: set[TP]) -> Mapping[TP, int]:
         wanted = sorted((tp.topic, tp.partition) for tp in tps)
         metrics.PARTITIONS.set(len(wanted))
-        self._assigned = wanted
         # Without positions nothing may be read. Faust gives this call as long as one request to the broker.
         while True:
             try:
@@ -52,6 +53,7 @@ class ReferenceApp(faust.App):
             except UnavailableError as error:
                 log.warning("waiting for positions", reason=str(error))
                 await asyncio.sleep(RETRY_S)
+        self._stood = found
         return {TP(topic, partition): offset for (topic, partition), offset in found.items()}
 
     async def seek(self, partition: Partition, offset: int) -> None:
@@ -60,12 +62,27 @@ class ReferenceApp(faust.App):
             await cast(ChunkConsumer, self.consumer).seek_applied(tp, offset)
 
     async def look_at_positions(self) -> None:
-        """Notice a log that was replaced while it was being read."""
-        if self._assigned:
-            try:
-                await asyncio.to_thread(self._positions.of, self._assigned)
-            except UnavailableError as error:
-                log.warning("positions not looked at", reason=str(error))
+        """Notice a log that was replaced while it was being read, and a partition that is not read where it stands."""
+        idle = self._processor.idle
+        try:
+            found = await asyncio.to_thread(self._positions.of, list(self._stood))
+        except BaleenError as error:
+            log.warning("positions not looked at", reason=str(error))
+            return
+        for partition, offset in found.items():
+            if offset < self._stood.get(partition, 0) or (idle and self._processor.idle):
+                await self._read_from(partition, offset)
+        self._stood = {partition: found[partition] for partition in self._stood if partition in found}
+
+    async def _read_from(self, partition: Partition, offset: int) -> None:
+        """Seek if the partition is read elsewhere: what was lost between Faust and the processor comes again."""
+        tp = TP(*partition)
+        if tp not in self.consumer.assignment():
+            return
+        async with asyncio.timeout(RETRY_S):
+            at = await self.consumer.position(tp)
+        if at != offset:
+            await self.seek(partition, offset)
 
 
 def build(
@@ -82,6 +99,7 @@ def build(
     app = ReferenceApp(
         group,
         positions=positions,
+        processor=processor,
         broker=";".join(f"kafka://{broker}" for broker in brokers),
         broker_credentials=credentials,
         broker_session_timeout=SESSION_TIMEOUT_S,

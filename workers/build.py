@@ -50,9 +50,7 @@ def build(settings: Settings) -> Worker:
         margin=timedelta(seconds=settings.safety_clock_skew),
         batch_records=settings.worker_batch,
     )
-    housekeeping = Housekeeping(
-        connections, settler, link_grace=timedelta(seconds=settings.safety_link_grace)
-    )
+    housekeeping = Housekeeping(connections, settler, link_grace=timedelta(seconds=settings.safety_link_grace))
     app = build_app(
         bootstrap_servers(settings),
         processor,

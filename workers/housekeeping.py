@@ -40,3 +40,6 @@ class Housekeeping:
             await asyncio.to_thread(work)  # type: ignore[arg-type]
         except UnavailableError as error:
             log.warning("housekeeping put off", reason=str(error))
+        except Exception:
+            # It is done again later; a worker that can apply events must not end for it.
+            log.exception("housekeeping failed")

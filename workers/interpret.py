@@ -8,6 +8,7 @@ Not here: what a fact does (coordinator/domain/fold.py), manifests' contents (co
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import starmap
 from typing import Literal, NamedTuple, Protocol
 
@@ -34,12 +35,17 @@ from coordinator.domain.references import (
 )
 from coordinator.errors import BaleenError
 from coordinator.ingest.log import fingerprint_of
+from coordinator.ingest.normalise import EARLIEST, LATEST
 from coordinator.ingest.topics import DEAD_LETTERS
-from schemas.records import Bytes, DeadLetter, RenameRecord, Timestamp
+from schemas.records import Bytes, DeadLetter, PodText, RenameRecord, Timestamp
 
 #: What a dead letter made here says its payload is: a record, not an envelope.
 RECORD_CONTENT_TYPE = "application/json; schema=registry.event/1"
 PAYLOAD_LIMIT = 64 * 1024
+
+
+#: What msgspec raises on bytes that are not what they should be.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class KafkaRecord(Protocol):
@@ -83,6 +89,13 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     rename: RenameRecord | None = None
 
 
+class _Sender(msgspec.Struct):
+    pod: PodText = ""
+
+
+_sender = msgspec.json.Decoder(_Sender)
+
+
 class _NotUnderstoodError(BaleenError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -115,8 +128,9 @@ class Interpreter:
     def _letter(self, record: KafkaRecord) -> Item:
         try:
             letter = self._letters.decode(record.value or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return _dead(record, "", "malformed", f"A dead letter that cannot be read: {error}.")
+            _check_time(letter.received_at)
+        except _UNREADABLE as error:
+            return _dead(record, pod_of(record), "malformed", f"A dead letter that cannot be read: {error}.")
         found = DeadLetterFound(
             letter.pod,
             letter.reason,
@@ -129,18 +143,17 @@ class Interpreter:
         return Item(record.offset, record.timestamp, 0, None, found)
 
     def _event(self, record: KafkaRecord) -> Item:
-        pod = ""
         try:
             event = self._events.decode(record.value or b"")
-            pod = event.pod
-            pod_id = self._checked.get((pod, event.repository)) or self._check(event)
+            _check_time(event.timestamp)
+            pod_id = self._checked.get((event.pod, event.repository)) or self._check(event)
             return Item(record.offset, record.timestamp, pod_id, self._fact(event), None)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return _dead(record, pod, "malformed", f"Not a registry.event record: {error}.")
+        except _UNREADABLE as error:
+            return _dead(record, pod_of(record), "malformed", f"Not a registry.event record: {error}.")
         except _NotUnderstoodError as error:
-            return _dead(record, pod, error.reason, str(error))
+            return _dead(record, event.pod, error.reason, str(error))
         except BaleenError as error:
-            return _dead(record, pod, "invalid-name", str(error))
+            return _dead(record, event.pod, "invalid-name", str(error))
 
     def _check(self, event: _Event) -> int:
         pod = self._directory.pods.get(PodName(event.pod))
@@ -188,6 +201,20 @@ def _content(event: _Event) -> ManifestContent | None:
     for entry in event.references:
         sizes.setdefault(parse_digest(entry.digest), entry.size)
     return ManifestContent(kind, tuple(starmap(Reference, sizes.items())))
+
+
+def _check_time(at: datetime) -> None:
+    """Refuse what PostgreSQL takes and Python cannot read again."""
+    if not EARLIEST <= at < LATEST:
+        raise ValueError("its time is not of our time")
+
+
+def pod_of(record: KafkaRecord) -> str:
+    """Return the pod that a record names, or "": for one whose other fields are of no use."""
+    try:
+        return _sender.decode(record.value or b"").pod
+    except _UNREADABLE:
+        return ""
 
 
 def storable(text: str) -> str:

@@ -10,6 +10,7 @@ import structlog
 from coordinator.db import progress
 from coordinator.db.connection import Connections
 from coordinator.domain.progress import LogState, Position, Progress, inspect
+from coordinator.errors import NotFoundError
 from coordinator.ingest.log import LogInspector, TopicState
 
 log = structlog.get_logger()
@@ -24,14 +25,20 @@ class Positions:
     def __init__(self, connections: Connections, inspector: LogInspector) -> None:
         self._connections = connections
         self._inspector = inspector
+        #: An applied record of each partition, as it was at the last look: its offset and fingerprint. A log that was
+        #: replaced and read on from where the old one stood shows itself here.
+        self._anchors: dict[Partition, tuple[int, int]] = {}
 
     def of(self, partitions: list[Partition]) -> dict[Partition, int]:
         """Return the offset at which each partition goes on; a gap on the way there is recorded.
 
         Raises UnavailableError or NotFoundError: then nothing may be read.
         """
+        # The log is asked last: records that are applied meanwhile only make it longer than what is known.
+        with self._connections.use() as connection:
+            known = progress.read(connection, partitions)
         states = {topic: self._inspector.state(topic) for topic in {topic for topic, _ in partitions}}
-        return {partition: self._of(partition, states[partition[0]]) for partition in partitions}
+        return {at: self._of(at, known.get(at), states[at[0]]) for at in partitions}
 
     def nothing_between(self, partition: Partition, start: int, end: int) -> bool:
         """Whether no record has an offset from start to before end: transaction markers take offsets too."""
@@ -40,26 +47,44 @@ class Positions:
             self._inspector.fingerprint(topic, number, offset) is None for offset in range(start, end)
         )
 
-    def _of(self, partition: Partition, state: TopicState) -> int:
+    def _of(self, partition: Partition, known: Progress | None, state: TopicState) -> int:
         while True:
-            with self._connections.use() as connection:
-                known = progress.read(connection, [partition]).get(partition)
             position = inspect(known, self._log_state(partition, state, known))
             if position.gap is None and position.progress == known:
-                return position.progress.next_offset
+                break
             with self._connections.use() as connection:
                 if progress.move(connection, partition, known, position):
                     self._tell(partition, position)
-                    return position.progress.next_offset
-            # Another worker moved it between the reading and the writing.
+                    break
+                # Another worker moved it between the reading and the writing.
+                known = progress.read(connection, [partition]).get(partition)
             state = self._inspector.state(partition[0])
+        self._remember(partition, position.progress)
+        return position.progress.next_offset
+
+    def _remember(self, partition: Partition, stands: Progress) -> None:
+        if stands.fingerprint is None:
+            self._anchors.pop(partition, None)
+        else:
+            self._anchors[partition] = (stands.next_offset - 1, stands.fingerprint)
 
     def _log_state(self, partition: Partition, state: TopicState, known: Progress | None) -> LogState:
         topic, number = partition
+        if number not in state.partitions:
+            raise NotFoundError(f"Kafka has no partition {number} of {topic} any more: was the topic made anew?")
         offsets = state.partitions[number]
         fingerprint = None
-        if known is not None and known.fingerprint is not None and known.next_offset > offsets.earliest:
-            fingerprint = self._inspector.fingerprint(topic, number, known.next_offset - 1)
+        if known is not None and known.fingerprint is not None:
+            last = known.next_offset - 1
+            fingerprint = self._inspector.fingerprint(topic, number, last)
+            anchor, mark = self._anchors.get(partition, (last, fingerprint))
+            if anchor != last and self._inspector.fingerprint(topic, number, anchor) != mark:
+                fingerprint = None
+            if fingerprint is None:
+                # Retention may have been at work since: what it removed proves nothing.
+                offsets = self._inspector.state(topic).partitions[number]
+                if anchor < offsets.earliest <= last:
+                    fingerprint = self._inspector.fingerprint(topic, number, last)
         topic_id = None if state.topic_id is None else str(state.topic_id)
         return LogState(offsets.earliest, offsets.latest, topic_id, fingerprint)
 

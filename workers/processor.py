@@ -7,7 +7,7 @@ What stops a batch, and what is done:
 - the database or the store is away: the batch waits, and is tried again for as long as the partitions are ours;
 - a slice does not begin where its partition stands: the position is asked again (position.py), what is
   already applied is cut off, what does not follow is read again from the right offset;
-- the database refuses a record's data: the batch is taken apart, and the one record becomes a dead letter.
+- a record cannot be applied: the batch is taken apart, and the one record becomes a dead letter.
 
 Invariant: a chunk is either applied whole, or its partition is sought back to the first record that was not.
 Not here: Faust (app.py, transport.py), the meaning of records (interpret.py).
@@ -26,11 +26,11 @@ from coordinator.db import directory
 from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Applied, OutOfStepError, Slice
 from coordinator.db.connection import Connections
-from coordinator.errors import UnavailableError
+from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.log import fingerprint_of
 from coordinator.storage.port import ObjectStore
 from workers import contents, metrics
-from workers.interpret import Chunk, Interpreter, dead_letter
+from workers.interpret import Chunk, Interpreter, dead_letter, pod_of
 from workers.position import Partition, Positions
 from workers.settle import Settler
 
@@ -41,6 +41,20 @@ T = TypeVar("T")
 #: Chunks that wait to be applied, over all partitions; beyond it Faust's buffers fill and fetching pauses.
 QUEUE_LIMIT = 16
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
+
+#: What is wrong with a record and not with the world: repeating it would fail for ever, and hold up all that follows.
+POISON = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    BaleenError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 #: Goes on reading a partition at an offset.
 Seek = Callable[[Partition, int], Awaitable[None]]
@@ -75,6 +89,8 @@ class Processor:
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue(QUEUE_LIMIT)
         #: Taken from the queue, and kept for the next batch.
         self._held: Chunk | None = None
+        #: Records that were submitted and are not dealt with.
+        self._waiting = 0
         #: One thread decodes, one applies: a batch is decoded while the one before it is applied.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._applying = ThreadPoolExecutor(1, thread_name_prefix="apply")
@@ -82,7 +98,13 @@ class Processor:
 
     async def submit(self, chunk: Chunk) -> None:
         """Take a chunk; waits while too many are waiting already."""
+        self._waiting += len(chunk.records)
         await self._queue.put(chunk)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was submitted is dealt with."""
+        return self._waiting == 0
 
     async def run(self) -> None:
         """Apply what is submitted, until cancelled. Raises what it cannot mend: the process then ends."""
@@ -100,7 +122,9 @@ class Processor:
 
     async def _apply_all(self, decoded: asyncio.Queue[Batch]) -> None:
         while True:
-            await self._apply(await decoded.get())
+            batch = await decoded.get()
+            await self._apply(batch)
+            self._waiting -= sum(len(chunk.records) for chunk in batch.chunks)
 
     def close(self) -> None:
         for pool in (self._decoding, self._applying):
@@ -138,9 +162,7 @@ class Processor:
             wanted = unsaid - directory.known_manifests(connection, unsaid)
         found = {digest: contents.read(self._store, digest) for digest in wanted}
         names = {number: str(name) for name, number in pods.pods.items()}
-        return [
-            contents.fill(piece, chunk, found, names) for piece, chunk in zip(slices, chunks, strict=True)
-        ]
+        return [contents.fill(piece, chunk, found, names) for piece, chunk in zip(slices, chunks, strict=True)]
 
     async def _apply(self, batch: Batch) -> None:
         waiting = list(batch.slices)
@@ -151,14 +173,21 @@ class Processor:
                 waiting.remove(error.piece)
                 if (rest := await self._in_step(error)) is not None:
                     waiting.append(rest)
-            except psycopg.DataError as error:
+            except POISON as error:
                 await self._take_apart(batch.chunks, waiting, error)
                 return
             else:
                 metrics.count(applied)
                 if applied.removals_doubtful:
-                    await self._persist(self._applying, self._settler.settle)
+                    await self._settle()
                 return
+
+    async def _settle(self) -> None:
+        """Settle doubts now if storage answers. Until they are settled things are kept, so nothing waits for it."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._applying, self._settler.settle)
+        except BaleenError as error:
+            log.warning("doubts are settled later", reason=str(error))
 
     def _apply_once(self, slices: Sequence[Slice]) -> Applied:
         with self._connections.use() as connection:
@@ -183,11 +212,9 @@ class Processor:
             await self.seek(partition, stands)
         return None
 
-    async def _take_apart(
-        self, chunks: Sequence[Chunk], slices: Sequence[Slice], error: psycopg.DataError
-    ) -> None:
-        """Apply record by record; the one that the database refuses becomes a dead letter."""
-        log.warning("batch refused by the database", error=str(error).splitlines()[0])
+    async def _take_apart(self, chunks: Sequence[Chunk], slices: Sequence[Slice], error: Exception) -> None:
+        """Apply record by record; the one that cannot be applied becomes a dead letter."""
+        log.warning("a record cannot be applied", error=_in_a_line(error))
         by_partition = {(chunk.topic, chunk.partition): chunk for chunk in chunks}
         for piece in slices:
             chunk = by_partition[piece.topic, piece.partition]
@@ -195,10 +222,10 @@ class Processor:
             for single in _singles(piece, chunk):
                 try:
                     await self._apply_single(single)
-                except psycopg.DataError as refused:
+                except POISON as refused:
                     (item,) = single.items
-                    why = str(refused).splitlines()[0]
-                    letter = dead_letter(records[item.offset], "", "unappliable", why)
+                    record = records[item.offset]
+                    letter = dead_letter(record, pod_of(record), "unappliable", _in_a_line(refused))
                     instead = single._replace(items=[item._replace(fact=None, dead_letter=letter)])
                     await self._apply_single(instead)
 
@@ -219,6 +246,10 @@ class Processor:
                 log.warning("waiting for a service", reason=str(error), again_in_s=pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_LONGEST_S)
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:500]
 
 
 def _after(piece: Slice, offset: int) -> Slice | None:

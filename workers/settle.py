@@ -66,9 +66,7 @@ class Settler:
         try:
             return list(self._lookups.map(self._verdict, found, timeout=LOOKUP_TIMEOUT_S))
         except TimeoutError as error:
-            raise UnavailableError(
-                "The object store answers too slowly to settle removals: try again."
-            ) from error
+            raise UnavailableError("The object store answers too slowly to settle removals: try again.") from error
 
     def _verdict(self, doubt: Doubt) -> doubts.Verdict | None:
         held = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None

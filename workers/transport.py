@@ -7,13 +7,20 @@ Two of Faust's extension points are used, both methods of its Consumer:
 - `seek_to_committed` is where Faust goes after each rebalance. The offset that counts is in the transaction
   that applied the records, so positions come from the database (workers/position.py), not from the group.
 
+A broker that was restarted may have lost its log's tail and given the same offsets to other records. So the first
+fetch over a new connection begins one record earlier: that record was applied, and what begins before the
+database's offset is compared with the log (processor.py) before it is cut off.
+
 Not here: what is done with a chunk (processor.py).
 """
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol, cast
 
 from aiokafka import TopicPartition
+from aiokafka.client import ConnectionGroup
+from aiokafka.errors import IllegalStateError
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP
@@ -31,19 +38,29 @@ class PositionedApp(Protocol):
 class ChunkConsumer(FaustConsumer):
     """Faust's consumer, with one message per fetched partition: its value is the list of records."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        #: The connection over which the log was last seen to be the one that was applied.
+        self._read_over: dict[TP, object] = {}
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
         if not self.flow_active:
+            # A rebalance began; it seeks again before anything is read.
             await self.perform_seek()
             return
         for tp, chunk in records.items():
-            # A rebalance began: what is left of this fetch is read again from the database's offsets.
+            # What is left of this fetch is read again from the database's offsets.
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 break
             if chunk and (active is None or tp in active or tp in self._buffered_partitions):
+                if await self._reconnected(tp, chunk[0].offset):
+                    continue
+                # Faust drops what it believes to have read. The database knows better (processor.py).
+                self._read_offset[tp] = None
                 yield tp, self._chunk(tp, chunk)
 
     def _chunk(self, tp: TP, records: list[Any]) -> ConsumerMessage:
@@ -66,7 +83,10 @@ class ChunkConsumer(FaustConsumer):
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         app = cast(PositionedApp, self.app)
-        positions = await app.positions(set(self.assignment()))
+        assigned = set(self.assignment())
+        over = {tp: self._connection(tp) for tp in assigned}
+        positions = await app.positions(assigned)
+        self._read_over = over
         for tp, offset in positions.items():
             await self.seek_applied(tp, offset)
         return positions
@@ -78,7 +98,25 @@ class ChunkConsumer(FaustConsumer):
         self._read_offset[tp] = offset or None
 
     async def _seek_in_thread(self, tp: TopicPartition, offset: int) -> None:
-        self._thread._ensure_consumer().seek(tp, offset)  # noqa: SLF001
+        # A partition that was taken away meanwhile is somebody else's to read.
+        with contextlib.suppress(IllegalStateError):
+            self._thread._ensure_consumer().seek(tp, offset)  # noqa: SLF001
+
+    async def _reconnected(self, tp: TP, offset: int) -> bool:
+        """Read again from one record earlier if this fetch may be the first over a new connection."""
+        connection = self._connection(tp)
+        if connection is None or connection is self._read_over.get(tp):
+            return False
+        self._read_over[tp] = connection
+        if offset == 0:
+            return False
+        await self.seek_applied(tp, offset - 1)
+        return True
+
+    def _connection(self, tp: TP) -> object | None:
+        client = self._thread._ensure_consumer()._client  # noqa: SLF001
+        leader = client.cluster.leader_for_partition(TopicPartition(tp.topic, tp.partition))
+        return cast("object | None", client._conns.get((leader, ConnectionGroup.DEFAULT)))  # noqa: SLF001
 
 
 class Transport(FaustTransport):
