@@ -1,0 +1,143 @@
+"""PostgreSQL and S3 once for all tests of the worker; a broker and a database of its own for each test.
+
+Topics have fixed names, and the embedded broker starts in a moment, so that each test gets an empty one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from coordinator.db import migrate
+from coordinator.ingest.topics import ensure_topics
+from coordinator.stack.guard import Guard
+from coordinator.stack.noida import EmbeddedKafka
+from coordinator.stack.ports import Ports
+from coordinator.stack.supervisor import Stack, StackEndpoints
+from tests.conftest import temporary_directory
+from tests.services.apache_kafka import ApacheKafka
+from tests.workers.harness import PODS, GuardedProcess, Log, Place, Table
+
+_numbers = itertools.count(1)
+
+NewDatabase = Callable[[], str]
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[StackEndpoints]:
+    with temporary_directory() as directory, Stack(directory, services=("postgres", "s3")) as stack:
+        yield stack.endpoints
+
+
+@pytest.fixture(scope="session")
+def new_database(services: StackEndpoints) -> NewDatabase:
+    """Makes a migrated database of its own for each call."""
+    server = services.database_url
+    assert server is not None
+
+    def named(name: str, template: str) -> str:
+        with psycopg.connect(server, autocommit=True) as connection:
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+        return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+    migrate.upgrade(named("workers_template", "template0"))
+    return lambda: named(f"workers_{next(_numbers)}", "workers_template")
+
+
+@pytest.fixture
+def guard() -> Iterator[Guard]:
+    guard = Guard()
+    try:
+        yield guard
+    finally:
+        guard.close()
+
+
+class Broker(GuardedProcess):
+    """The embedded broker, empty at first."""
+
+    def __init__(self, guard: Guard, directory: Path) -> None:
+        port = Ports(directory / "ports.json", "127.0.0.1").take("kafka")
+        self.directory = directory / "kafka"
+        server = EmbeddedKafka(self.directory, directory / "kafka.log", host="127.0.0.1", port=port)
+        self.bootstrap = server.bootstrap
+        super().__init__(guard, server.process)
+        self._server = server
+
+    def start(self) -> None:
+        self._server.prepare()
+        super().start()
+
+
+@pytest.fixture
+def broker(guard: Guard) -> Iterator[Broker]:
+    with temporary_directory() as directory:
+        broker = Broker(guard, directory)
+        broker.start()
+        try:
+            yield broker
+        finally:
+            broker.kill()
+
+
+def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:
+    """Settings under which every delete that is newer than its push is certain."""
+    assert services.s3_endpoint_url is not None
+    assert services.s3_bucket is not None
+    assert services.s3_access_key is not None
+    assert services.s3_secret_key is not None
+    return Place(
+        {
+            "database_url": database,
+            "kafka_bootstrap": bootstrap,
+            "kafka_partitions": "4",
+            "s3_endpoint_url": services.s3_endpoint_url,
+            "s3_bucket": services.s3_bucket,
+            "s3_root": f"root-{next(_numbers)}",
+            "s3_access_key": services.s3_access_key,
+            "s3_secret_key": services.s3_secret_key,
+            "safety_clock_skew": "0s",
+            "unsafe_times": "true",
+        }
+    )
+
+
+@pytest.fixture
+def place(services: StackEndpoints, new_database: NewDatabase, broker: Broker) -> Place:
+    """Topics and pods are there; nothing was written."""
+    place = place_of(services, new_database(), broker.bootstrap)
+    ensure_topics(place.settings())
+    Table(place.values["database_url"]).add_pods({pod: [pod] for pod in PODS})
+    return place
+
+
+@pytest.fixture
+def table(place: Place) -> Table:
+    return Table(place.values["database_url"])
+
+
+@pytest.fixture
+def log(place: Place) -> Iterator[Log]:
+    with Log(place.values["kafka_bootstrap"]) as log:
+        yield log
+
+
+@pytest.fixture
+def kafka_place(
+    services: StackEndpoints, new_database: NewDatabase, apache_kafka_server: ApacheKafka
+) -> Iterator[Place]:
+    """As `place`, with new topics on Apache Kafka."""
+    place = place_of(services, new_database(), apache_kafka_server.bootstrap)
+    place = place.but(worker_group=f"workers-{next(_numbers)}")
+    with Log(apache_kafka_server.bootstrap) as log:
+        log.delete_topics()
+        ensure_topics(place.settings())
+        Table(place.values["database_url"]).add_pods({pod: [pod] for pod in PODS})
+        yield place

@@ -1,0 +1,443 @@
+"""A place to run workers in: a broker, a database and a bucket, and the table's counts to compare.
+
+Route: `Place` (settings of one test) -> `publish` or `Log.write` -> `Child` (a process) or `InProcess` (a thread)
+-> `Table.applied` (the database's progress equals the broker's ends) -> `Table.counts` beside the oracle's.
+Not here: what must hold (test_*.py), the services themselves (conftest.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import psycopg
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from coordinator import bootstrap
+from coordinator.ingest.normalise import Accepted, Origin, Outcome, normalise
+from coordinator.ingest.producer import EventProducer
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.settings import Settings, build
+from coordinator.storage.port import ObjectStore
+from coordinator.stack.guard import Child as GuardedChild
+from coordinator.stack.guard import Guard, identity
+from coordinator.stack.process import ManagedProcess
+from schemas.records import RegistryEvent, key_of
+from tests.oracle import Counts
+from workers import build as building
+from workers.run import run
+
+ROOT = Path(__file__).parents[2]
+FIXTURES = ROOT / "tests" / "fixtures" / "distribution-2.8.3-notifications.jsonl"
+PODS = ("pod-a", "pod-b")
+DEADLINE = 60.0
+
+
+def eventually(what: Callable[[], bool], seconds: float = DEADLINE, why: str = "it") -> None:
+    """Wait for a condition; fails after the deadline."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, f"{why} did not happen in {seconds:.0f} s"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The settings of one test: where its services are, and what it sets beside."""
+
+    values: Mapping[str, str]
+
+    def settings(self) -> Settings:
+        return build(self.values)
+
+    def but(self, **values: str) -> Place:
+        return Place({**self.values, **values})
+
+    def store(self) -> ObjectStore:
+        return bootstrap.object_store(self.settings())
+
+    def environ(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
+        return kept | {f"BALEEN_{name.upper()}": value for name, value in self.values.items()}
+
+
+class GuardedProcess:
+    """A service that can be stopped, killed and started again, and ends with the test run."""
+
+    def __init__(self, guard: Guard, make: Callable[[], ManagedProcess]) -> None:
+        self._guard = guard
+        self._make = make
+        self._process: ManagedProcess | None = None
+
+    def start(self) -> None:
+        self._process = self._make()
+        pid = self._process.spawn()
+        started = identity(pid)
+        if started is not None:
+            self._guard.add(GuardedChild(pid, started, signal.SIGKILL))
+        self._process.wait_ready()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+            self._guard.gone(self._process.pid)
+            self._process = None
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._guard.gone(self._process.pid)
+            self._process = None
+
+
+class Child:
+    """`python -m workers`, which signals can reach."""
+
+    def __init__(self, place: Place, log_file: Path) -> None:
+        self._log = log_file
+        with log_file.open("ab") as log:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "workers"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=place.environ(),
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def status(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._popen.poll()
+
+    def send(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self, seconds: float = DEADLINE) -> int:
+        return self._popen.wait(seconds)
+
+    def kill(self) -> None:
+        if self._popen.poll() is None:
+            self._popen.kill()
+            self._popen.wait(DEADLINE)
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class InProcess:
+    """A worker in a thread of this process: starts in a second, and tests may look inside."""
+
+    def __init__(self, place: Place) -> None:
+        self.worker = building.build(place.settings())
+        self.error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        async def main() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._stop = asyncio.Event()
+            self._ready.set()
+            await run(self.worker, self._stop)
+
+        try:
+            asyncio.run(main())
+        except BaseException as error:  # noqa: BLE001 - told by the test
+            self.error = error
+        finally:
+            self.worker.close()
+
+    def start(self) -> Self:
+        self._thread.start()
+        self._ready.wait(DEADLINE)
+        return self
+
+    def do(self, make: Callable[[], Any]) -> Any:
+        """Run a coroutine in the worker's loop."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(make(), self._loop).result(DEADLINE)
+
+    def stop(self) -> None:
+        if self._thread.is_alive() and self._loop is not None and self._stop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "the worker does not end"
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+
+@contextmanager
+def worker(place: Place) -> Iterator[InProcess]:
+    """A worker that runs until the block ends; fails if it ended by itself."""
+    running = InProcess(place).start()
+    try:
+        yield running
+    finally:
+        alive = running.alive
+        running.stop()
+    assert alive, f"the worker ended: {running.error!r}"
+    if running.error is not None:
+        raise running.error
+
+
+class Log:
+    """The broker's side: what it holds, and raw records into it."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._consumer: KafkaConsumer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Connect anew at the next question: the broker was away."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def ends(self) -> dict[tuple[str, int], int]:
+        """The offset that the next record of each partition will get."""
+        while True:
+            try:
+                return self._ends()
+            except (KafkaError, OSError):
+                self.forget()
+                time.sleep(0.1)
+
+    def _ends(self) -> dict[tuple[str, int], int]:
+        if self._consumer is None:
+            self._consumer = KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False)
+        wanted = [
+            TopicPartition(topic, number)
+            for topic in (EVENTS, DEAD_LETTERS)
+            for number in self._consumer.partitions_for_topic(topic) or ()
+        ]
+        return {(at.topic, at.partition): end for at, end in self._consumer.end_offsets(wanted).items()}
+
+    def write(
+        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+    ) -> None:
+        producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all", max_request_size=16 * 1024 * 1024)
+        try:
+            sent = [producer.send(topic, key=key, value=value, partition=partition) for value in values]
+            for each in sent:
+                each.get(timeout=DEADLINE)
+        finally:
+            producer.close(timeout=DEADLINE)
+
+    def write_events(self, events: Sequence[RegistryEvent], *, partition: int | None = None) -> None:
+        """Write events as a pod with Kafka credentials of its own does."""
+        producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all")
+        try:
+            sent = [
+                producer.send(EVENTS, key=key_of(event), value=encoded(event), partition=partition) for event in events
+            ]
+            for each in sent:
+                each.get(timeout=DEADLINE)
+        finally:
+            producer.close(timeout=DEADLINE)
+
+    @contextmanager
+    def admin(self) -> Iterator[KafkaAdminClient]:
+        admin = KafkaAdminClient(bootstrap_servers=self._bootstrap)
+        try:
+            yield admin
+        finally:
+            admin.close()
+
+    def delete_topics(self) -> None:
+        with self.admin() as admin:
+            known = [topic for topic in (EVENTS, DEAD_LETTERS) if topic in admin.list_topics()]
+            if known:
+                admin.delete_topics(known)
+        self.forget()
+        eventually(lambda: not set(known) & set(self._topics()), why="the deletion of the topics")
+
+    def _topics(self) -> list[str]:
+        with self.admin() as admin:
+            return list(admin.list_topics())
+
+
+class Table:
+    """The database's side. Connects for each question, since the server may have been restarted."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
+            return connection.execute(statement, parameters).fetchall()  # type: ignore[arg-type]
+
+    def do(self, statement: str, *parameters: object) -> None:
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
+            connection.execute(statement, parameters)  # type: ignore[arg-type]
+
+    def add_pods(self, pods: Mapping[str, Sequence[str]]) -> None:
+        """Register pods by name, each with its prefixes."""
+        for pod, prefixes in pods.items():
+            self.do("INSERT INTO pods (name, event_token_sha256) VALUES (%s, %s)", pod, b"x" * 32)
+            for prefix in prefixes:
+                self.do("INSERT INTO pod_prefixes SELECT %s, id FROM pods WHERE name = %s", prefix, pod)
+
+    def progress(self) -> dict[tuple[str, int], int]:
+        return {
+            (row[0], row[1]): row[2]
+            for row in self.rows("SELECT topic, partition, next_offset FROM partition_progress")
+        }
+
+    def applied(
+        self, log: Log, seconds: float = DEADLINE, alive: Callable[[], bool] = lambda: True, markers: int = 0
+    ) -> None:
+        """Wait until all that the broker holds is applied; up to `markers` last offsets hold no record."""
+        deadline = time.monotonic() + seconds
+        while True:
+            ends = log.ends()
+            try:
+                progress = self.progress()
+            except psycopg.OperationalError:
+                progress = {}
+            behind = {at: (progress.get(at), end) for at, end in ends.items() if end - progress.get(at, 0) > markers}
+            if not behind and ends:
+                return
+            assert alive(), "the worker ended"
+            assert time.monotonic() < deadline, f"not applied (stands, end): {behind}"
+            time.sleep(0.03)
+
+    def counts(self) -> dict[str, Counts]:
+        """What the table says of every digest, in the oracle's words."""
+        found = self.rows(
+            """
+            WITH needs AS (
+                SELECT repository_id, manifest_id AS blob FROM repository_manifests
+                UNION SELECT h.repository_id, unnest(m.refs)
+                      FROM repository_manifests h JOIN manifests m ON m.id = h.manifest_id
+                UNION SELECT repository_id, blob_id FROM repository_blobs
+            )
+            SELECT encode(b.digest, 'hex'), b.reference_count, b.link_count,
+                   array_remove(array_agg(r.name), NULL), array_remove(array_agg(DISTINCT p.name), NULL)
+            FROM blobs b LEFT JOIN needs n ON n.blob = b.id
+            LEFT JOIN repositories r ON r.id = n.repository_id LEFT JOIN pods p ON p.id = r.pod_id
+            GROUP BY b.id
+            """
+        )
+        return {f"sha256:{row[0]}": Counts(row[1], row[2], frozenset(row[3]), frozenset(row[4])) for row in found}
+
+    def letters(self) -> list[tuple[str, str]]:
+        """(pod, reason) of every dead letter."""
+        return self.rows("SELECT pod, reason FROM dead_letters ORDER BY id")  # type: ignore[return-value]
+
+    def gaps(self) -> list[tuple[str, str, int, str, int, int | None]]:
+        """(pod, topic, partition, reason, from, to) of every gap."""
+        return self.rows(  # type: ignore[return-value]
+            """
+            SELECT p.name, g.topic, g.partition, g.reason, g.from_offset, g.to_offset
+            FROM gaps g JOIN pods p ON p.id = g.pod_id ORDER BY g.id
+            """
+        )
+
+
+def encoded(event: RegistryEvent) -> bytes:
+    return msgspec.json.encode(event)
+
+
+def captured() -> list[Outcome]:
+    """What ingest makes of every captured notification, in order."""
+    outcomes: list[Outcome] = []
+    for line in FIXTURES.read_text().splitlines():
+        entry = json.loads(line)
+        received = dt.datetime.fromtimestamp(entry["received"], dt.UTC)
+        origin = Origin(entry["pod"], (entry["pod"],), received, entry["content_type"])
+        outcomes += normalise(json.dumps(entry["envelope"]).encode(), origin)
+    return outcomes
+
+
+def accepted(outcomes: Iterable[Outcome]) -> list[RegistryEvent]:
+    return [outcome.event for outcome in outcomes if isinstance(outcome, Accepted)]
+
+
+def publish(settings: Settings, outcomes: Sequence[Outcome]) -> None:
+    """Write outcomes as ingest does, in order."""
+
+    async def main() -> None:
+        producer = EventProducer(settings)
+        await producer.start()
+        try:
+            await producer.publish(outcomes)
+        finally:
+            await producer.stop()
+
+    asyncio.run(main())
+
+
+@dataclass
+class Maker:
+    """Makes events of one pod whose clock moves on by a second with each."""
+
+    pod: str = "pod-a"
+    clock: dt.datetime = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
+    made: list[RegistryEvent] = field(default_factory=list)
+
+    def event(self, **changes: Any) -> RegistryEvent:
+        self.clock += dt.timedelta(seconds=1)
+        values = {"id": f"{self.pod}-{len(self.made)}", "pod": self.pod, "timestamp": self.clock} | changes
+        event = msgspec.convert(values, RegistryEvent)
+        self.made.append(event)
+        return event
+
+    def blob(self, repository: str, digest: str) -> RegistryEvent:
+        return self.event(
+            action="push", repository=repository, digest=digest, media_type="application/octet-stream", size=7
+        )
+
+    def manifest(self, repository: str, digest: str, references: Sequence[str] | None) -> RegistryEvent:
+        listed = None if references is None else [{"digest": each, "size": 7} for each in references]
+        return self.event(
+            action="push",
+            repository=repository,
+            digest=digest,
+            media_type="application/vnd.oci.image.manifest.v1+json",
+            size=500,
+            references=listed,
+        )
+
+    def delete(self, repository: str, digest: str) -> RegistryEvent:
+        return self.event(action="delete", repository=repository, digest=digest)
+
+
+def digest_of(text: str) -> str:
+    """A digest that stands for some content."""
+    return f"sha256:{text.encode().hex():0<64.64}"

@@ -1,0 +1,204 @@
+"""What a worker does when the broker goes away, comes back, or comes back with another log."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kafka import TopicPartition
+
+from coordinator.ingest.topics import EVENTS, ensure_topics
+from coordinator.stack.noida import EmbeddedKafka
+from schemas.records import RegistryEvent
+from tests.oracle import Oracle
+from tests.workers.conftest import Broker
+from tests.workers.harness import PODS, Child, Log, Maker, Place, Table, digest_of, eventually, worker
+
+REPLACED = "log-replaced"
+
+
+@pytest.fixture
+def maker() -> Maker:
+    return Maker()
+
+
+def pushes(maker: Maker, name: str, count: int) -> list[RegistryEvent]:
+    """Manifests of a repository of their own, each with a layer of its own and one that all share."""
+    return [
+        maker.manifest(
+            f"pod-a/{name}",
+            digest_of(f"{name} manifest {number}"),
+            [digest_of(f"{name} layer {number}"), digest_of("shared layer")],
+        )
+        for number in range(count)
+    ]
+
+
+class Cut:
+    """Makes the broker forget what was written after this: it is killed, and its log is an earlier one."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._log = broker.directory / "kafka.json"
+        self._kept = broker.directory / "kept.json"
+        broker.stop()  # saves everything
+        shutil.copyfile(self._log, self._kept)
+        broker.start()
+
+    def restart(self) -> None:
+        self._broker.kill()
+        shutil.copyfile(self._kept, self._log)
+        self._broker.start()
+
+
+def gap_for_each_pod(reason: str, start: int, end: int | None = None) -> list[tuple[object, ...]]:
+    return [(pod, EVENTS, 0, reason, start, end) for pod in PODS]
+
+
+def assert_all_applied(table: Table, maker: Maker) -> None:
+    assert table.counts() == Oracle().take(maker.made).counts()
+
+
+def test_a_broker_that_is_restarted_is_read_on(
+    place: Place, table: Table, log: Log, broker: Broker, maker: Maker
+) -> None:
+    """After a clean restart of the broker the worker goes on, and nothing is a gap."""
+    with worker(place):
+        log.write_events(pushes(maker, "before", 5))
+        table.applied(log)
+        broker.stop()
+        broker.start()
+        log.forget()
+        log.write_events(pushes(maker, "after", 5))
+        table.applied(log)
+    assert_all_applied(table, maker)
+    assert table.gaps() == []
+
+
+@pytest.mark.parametrize("more", [2, 3, 8])
+def test_a_lost_tail_is_a_gap_to_a_worker_that_runs(
+    place: Place, table: Table, log: Log, broker: Broker, maker: Maker, tmp_path: Path, more: int
+) -> None:
+    """Offsets that are given again to other records: a gap for each pod, and all of the new log is applied.
+
+    The new log ends before, at, or after the offset where the worker reads when it looks again.
+    """
+    log.write_events(pushes(maker, "kept", 4), partition=0)
+    cut = Cut(broker)
+    log.forget()
+    with Child(place, tmp_path / "worker.log") as child:
+        log.write_events(pushes(maker, "lost", 3), partition=0)
+        table.applied(log, alive=lambda: child.status is None)
+        child.send(signal.SIGSTOP)
+        cut.restart()
+        log.forget()
+        log.write_events(pushes(maker, f"new-{more}", more), partition=0)
+        child.send(signal.SIGCONT)
+        eventually(lambda: table.gaps() != [], why="a gap")
+        table.applied(log, alive=lambda: child.status is None)
+        eventually(lambda: table.counts() == Oracle().take(maker.made).counts(), 5, "equality")
+    assert table.gaps() == gap_for_each_pod(REPLACED, 7)
+
+
+def test_a_lost_tail_is_a_gap_to_a_worker_that_starts(
+    place: Place, table: Table, log: Log, broker: Broker, maker: Maker
+) -> None:
+    """A log that grew beyond the known offset while nobody read it is still another log."""
+    log.write_events(pushes(maker, "kept", 4), partition=0)
+    cut = Cut(broker)
+    log.forget()
+    log.write_events(pushes(maker, "lost", 3), partition=0)
+    with worker(place):
+        table.applied(log)
+    cut.restart()
+    log.forget()
+    log.write_events(pushes(maker, "new", 8), partition=0)
+    with worker(place.but(worker_group="second")):
+        table.applied(log)
+    assert_all_applied(table, maker)
+    assert table.gaps() == gap_for_each_pod(REPLACED, 7)
+
+
+@pytest.mark.parametrize("more", [2, 9])
+def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
+    place: Place, table: Table, log: Log, maker: Maker, more: int
+) -> None:
+    """A topic that was deleted and created again is read from its beginning, whatever its length."""
+    with worker(place) as running:
+        log.write_events(pushes(maker, "old", 5), partition=0)
+        table.applied(log)
+        running.do(running.worker.app.look_at_positions)
+        log.delete_topics()
+        ensure_topics(place.settings())
+        log.write_events(pushes(maker, f"new-{more}", more), partition=0)
+        eventually(lambda: _looked(running, table), why="a gap")
+        table.applied(log)
+        eventually(lambda: table.counts() == Oracle().take(maker.made).counts(), 5, "equality")
+    assert table.gaps() == gap_for_each_pod(REPLACED, 5)
+
+
+def _looked(running: object, table: Table) -> bool:
+    """Look as the timer does, and say whether something was found."""
+    running.do(running.worker.app.look_at_positions)  # type: ignore[attr-defined]
+    return table.gaps() != []
+
+
+def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(
+    place: Place, table: Table, log: Log, maker: Maker
+) -> None:
+    """The same while no worker runs."""
+    log.write_events(pushes(maker, "old", 5), partition=0)
+    with worker(place):
+        table.applied(log)
+    log.delete_topics()
+    ensure_topics(place.settings())
+    log.write_events(pushes(maker, "new", 9), partition=0)
+    with worker(place.but(worker_group="second")):
+        table.applied(log)
+    assert_all_applied(table, maker)
+    assert table.gaps() == gap_for_each_pod(REPLACED, 5)
+
+
+def test_records_removed_before_they_were_applied_are_a_gap(
+    place: Place, table: Table, log: Log, maker: Maker
+) -> None:
+    """Retention that was faster than the workers: the gap says which offsets are lost."""
+    log.write_events(pushes(maker, "seen", 3), partition=0)
+    with worker(place):
+        table.applied(log)
+    lost = pushes(maker, "removed", 4)
+    log.write_events(lost, partition=0)
+    log.write_events(pushes(maker, "rest", 2), partition=0)
+    with log.admin() as admin:
+        admin.delete_records({TopicPartition(EVENTS, 0): 7})
+    with worker(place.but(worker_group="second")):
+        table.applied(log)
+    assert table.counts() == Oracle().take([event for event in maker.made if event not in lost]).counts()
+    assert table.gaps() == gap_for_each_pod("records-removed", 3, 7)
+
+
+def test_records_removed_under_a_worker_that_runs_are_a_gap(
+    place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path
+) -> None:
+    """A worker that was held up for so long that retention overtook it notices when it goes on."""
+    with Child(place, tmp_path / "worker.log") as child:
+        log.write_events(pushes(maker, "seen", 3), partition=0)
+        table.applied(log)
+        child.send(signal.SIGSTOP)
+        lost = pushes(maker, "removed", 4)
+        log.write_events(lost, partition=0)
+        log.write_events(pushes(maker, "rest", 2), partition=0)
+        with log.admin() as admin:
+            admin.delete_records({TopicPartition(EVENTS, 0): 7})
+        child.send(signal.SIGCONT)
+        table.applied(log, alive=lambda: child.status is None)
+    # A fetch that the broker had answered already may have brought some of them.
+    kept = table.counts()
+    assert kept.items() >= Oracle().take([event for event in maker.made if event not in lost]).counts().items() or (
+        kept == Oracle().take(maker.made).counts()
+    )
+    if table.gaps():
+        assert table.gaps() == gap_for_each_pod("records-removed", 3, 7)
