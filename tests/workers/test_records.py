@@ -1,0 +1,202 @@
+"""Single records: manifests that nobody described, strangers, garbage, and what the database refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from coordinator.domain.names import parse_digest
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.storage.layout import blob_key
+from tests.oracle import Counts, Oracle
+from tests.workers.harness import Log, Maker, Place, Table, digest_of, encoded, worker
+
+POD_A = frozenset({"pod-a"})
+
+
+@pytest.fixture
+def maker() -> Maker:
+    return Maker()
+
+
+def stored_manifest(place: Place, layers: Sequence[str]) -> str:
+    """Lay a manifest's bytes in shared storage; return its digest."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"digest": digest_of("config"), "size": 7},
+        "layers": [{"digest": layer, "size": 7} for layer in layers],
+    }
+    return stored(place, json.dumps(document).encode())
+
+
+def stored(place: Place, body: bytes, digest: str | None = None) -> str:
+    digest = digest or f"sha256:{hashlib.sha256(body).hexdigest()}"
+    place.store().put(blob_key(parse_digest(digest)), body)
+    return digest
+
+
+def test_what_nobody_said_is_read_from_storage(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """A manifest that is announced without its references counts what its bytes list."""
+    layers = [digest_of("one"), digest_of("two")]
+    manifests = [stored_manifest(place, [*layers, digest_of(f"own {number}")]) for number in range(40)]
+    with worker(place):
+        log.write_events([maker.manifest(f"pod-a/{number}", digest, None) for number, digest in enumerate(manifests)])
+        table.applied(log)
+    contents = {
+        digest: {digest_of("config"), *layers, digest_of(f"own {number}")} for number, digest in enumerate(manifests)
+    }
+    oracle = Oracle(contents=contents)
+    assert table.counts() == oracle.take(maker.made).counts()
+    assert table.letters() == []
+
+
+@pytest.mark.parametrize("wrong", ["absent", "other bytes", "not a manifest", "too deep"])
+def test_a_manifest_that_cannot_be_read_is_kept_and_told(
+    place: Place, table: Table, log: Log, maker: Maker, wrong: str
+) -> None:
+    """The holding stands, what it lists is unknown, and a dead letter of the pod says why."""
+    digest = {
+        "absent": lambda: digest_of("nowhere"),
+        "other bytes": lambda: stored(place, b"{}", digest_of("other")),
+        "not a manifest": lambda: stored(place, b'{"hello": "world"}'),
+        "too deep": lambda: stored(place, b"[" * 100_000),
+    }[wrong]()
+    with worker(place):
+        log.write_events([maker.manifest("pod-a/app", digest, None), maker.blob("pod-a/app", digest_of("after"))])
+        table.applied(log)
+        assert table.letters() == [("pod-a", "unreadable-manifest")]
+        assert table.rows("SELECT refs FROM manifests") == [(None,)]
+        assert table.counts()[digest] == Counts(1, 0, frozenset({"pod-a/app"}), POD_A)
+        # Whoever says later what it lists makes it known.
+        log.write_events([maker.manifest("pod-a/other", digest, [digest_of("layer")])])
+        table.applied(log)
+    assert table.counts()[digest_of("layer")].reference_count == 2
+
+
+def test_strangers_and_trespassers_are_dead_letters(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """A pod that nobody registered, and a repository that the pod does not own, change nothing and are kept."""
+    stranger = Maker(pod="pod-x")
+    with worker(place):
+        log.write_events(
+            [
+                stranger.blob("pod-x/app", digest_of("one")),
+                maker.blob("pod-b/app", digest_of("two")),
+                maker.blob("nobody/app", digest_of("three")),
+                maker.blob("pod-a/app", digest_of("four")),
+            ],
+            partition=0,
+        )
+        table.applied(log)
+    assert table.letters() == [("pod-x", "not-owned"), ("pod-a", "not-owned"), ("pod-a", "not-owned")]
+    assert table.counts() == {digest_of("four"): Counts(0, 1, frozenset({"pod-a/app"}), POD_A)}
+
+
+def garbage(maker: Maker) -> list[bytes]:
+    """Values that no reader of registry.events can take for an event."""
+    good = encoded(maker.blob("pod-a/bad", digest_of("bad")))
+    event = json.loads(good)
+    return [
+        b"",
+        b"\x00\xff\xfe",
+        b"null",
+        b"[]",
+        b"{",
+        b"\xef\xbb\xbf{}",
+        b'{"x":' + b"[" * 100_000,
+        good[:-1],
+        *(
+            json.dumps(event | change).encode()
+            for change in (
+                {"action": "explode"},
+                {"digest": "sha256:zz"},
+                {"digest": None},
+                {"digest": "sha512:" + "0" * 128},
+                {"size": -1},
+                {"size": 2**63},
+                {"timestamp": "yesterday"},
+                {"timestamp": "2026-11-24T12:00:00"},
+                {"timestamp": "0001-01-01T00:00:00+14:00"},
+                {"timestamp": "9999-12-31T23:59:59-14:00"},
+                {"repository": "UPPER"},
+                {"repository": "pod-a/\x00"},
+                {"repository": "pod-a/" + "a" * 300},
+                {"pod": "pod-a\x00"},
+                {"media_type": "text/plain"},
+                {"action": "rename"},
+                {"action": "rename", "rename": {"type": "name", "source": "pod-a/x", "destination": "pod-b/x"}},
+                {"action": "rename", "rename": {"type": "name", "source": "pod-a/x", "destination": "../x"}},
+            )
+        ),
+    ]
+
+
+def test_garbage_is_kept_as_dead_letters_and_holds_nothing_up(
+    place: Place, table: Table, log: Log, maker: Maker
+) -> None:
+    """Whatever bytes stand in either topic, each record is a dead letter, and those around it are applied."""
+    bad = garbage(maker)
+    good = [maker.blob("pod-a/good", digest_of(f"good {number}")) for number in range(len(bad) + 1)]
+    values = [encoded(good[0])]
+    for number, value in enumerate(bad, 1):
+        values += [value, encoded(good[number])]
+    with worker(place):
+        log.write(EVENTS, values, key=b"pod-a/good", partition=0)
+        log.write(DEAD_LETTERS, bad, partition=0)
+        table.applied(log)
+    assert len(table.letters()) == 2 * len(bad)
+    assert set(table.counts()) == {digest_of(f"good {number}") for number in range(len(good))}
+    # They can be read again, as the operator's questions do.
+    assert len(table.rows("SELECT received_at, payload, detail FROM dead_letters")) == 2 * len(bad)
+
+
+def refuse(table: Table, digest: str, message: str) -> None:
+    """Let the database refuse one digest, as a constraint that nobody thought of would."""
+    table.do(
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.digest = '\\x{digest[7:]}' THEN {message}; END IF; RETURN NEW; END $$
+        """
+    )
+    table.do("CREATE TRIGGER refuse BEFORE INSERT ON blobs FOR EACH ROW EXECUTE FUNCTION refuse()")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RAISE EXCEPTION 'bad' USING ERRCODE = 'numeric_value_out_of_range'",
+        "RAISE EXCEPTION 'bad' USING ERRCODE = 'check_violation'",
+        "RETURN NULL",  # a row that silently is not there: the apply finds that the state is another, for ever
+    ],
+)
+def test_a_record_that_the_database_refuses_is_a_dead_letter(
+    place: Place, table: Table, log: Log, maker: Maker, message: str
+) -> None:
+    """One poisonous record does not take its batch with it, nor hold up its partition."""
+    refuse(table, digest_of("poison"), message)
+    before = [maker.blob("pod-a/app", digest_of(f"before {number}")) for number in range(5)]
+    poison = Maker().blob("pod-a/app", digest_of("poison"))
+    after = [maker.blob("pod-a/app", digest_of(f"after {number}")) for number in range(5)]
+    with worker(place):
+        log.write_events([*before, poison, *after], partition=0)
+        log.write_events([maker.blob("pod-a/other", digest_of("other"))], partition=1)
+        table.applied(log)
+        log.write_events([maker.blob("pod-a/app", digest_of("last"))], partition=0)
+        table.applied(log)
+    assert table.letters() == [("pod-a", "unappliable")]
+    assert table.counts() == Oracle().take(maker.made).counts()
+
+
+def test_the_largest_record_comes_through(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """A manifest with as many references as a registry can announce is applied with its neighbours."""
+    layers = [f"sha256:{number:064x}" for number in range(40_000)]
+    with worker(place):
+        log.write_events([maker.blob("pod-a/app", digest_of("before"))], partition=0)
+        big = maker.manifest("pod-a/app", digest_of("big"), layers)
+        log.write(EVENTS, [encoded(big)], partition=0)
+        log.write_events([maker.blob("pod-a/app", digest_of("after"))], partition=0)
+        table.applied(log)
+    assert table.counts() == Oracle().take(maker.made).counts()
