@@ -20,7 +20,7 @@ PREFIX = "BALEEN_"
 FILE = "baleen.toml"
 DATA_DIR = ".baleen"
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -134,9 +134,7 @@ def load(environ: Mapping[str, str] | None = None, directory: Path | None = None
             values |= tomllib.loads(file.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{FILE} is not valid TOML: {error}.") from error
-    values |= {
-        name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX)
-    }
+    values |= {name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
     data_dir = directory / str(values.get("data_dir", DATA_DIR))
     return build(_running_stack(data_dir) | values)
 
@@ -184,18 +182,14 @@ def _running_stack(data_dir: Path) -> dict[str, Any]:
     """What `baleen up` left for commands beside it: addresses and the operator's token."""
     values: dict[str, Any] = {}
     try:
-        values |= msgspec.json.decode((data_dir / "stack.json").read_bytes())
+        values |= msgspec.json.decode((data_dir / "stack.json").read_bytes(), type=dict[str, Any])
         values["token"] = (data_dir / "token").read_text().strip()
     except FileNotFoundError:
         pass
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{data_dir} cannot be read: {error}.") from error
     # The file tells more than settings, for whoever looks after the stack.
-    return {
-        name: values[name]
-        for name in values.keys() & Settings.__annotations__.keys()
-        if values[name] is not None
-    }
+    return {name: values[name] for name in values.keys() & Settings.__annotations__.keys() if values[name] is not None}
 
 
 def shown(settings: Settings) -> dict[str, Any]:

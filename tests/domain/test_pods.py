@@ -1,0 +1,61 @@
+"""Which pod owns a repository."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.pods import check_prefixes, owner_of, prefixes_of
+from coordinator.errors import ConflictError
+
+A, B = PodName("pod-a"), PodName("pod-b")
+OWNERS = {"team": A, "other/deep": B}
+
+paths = st.lists(st.sampled_from("ab"), min_size=1, max_size=3).map(lambda parts: RepositoryName("/".join(parts)))
+
+
+@pytest.mark.parametrize(
+    ("repository", "owner"),
+    [
+        ("team", A),
+        ("team/app", A),
+        ("team/app/deep", A),
+        ("teams", None),
+        ("team-a/app", None),
+        ("a/team", None),
+        ("other", None),
+        ("other/deep", B),
+        ("other/deep/er", B),
+        ("other/deeper", None),
+    ],
+)
+def test_owner(repository: str, owner: PodName | None) -> None:
+    """A prefix owns itself and what is below it, never a name that merely begins like it."""
+    assert owner_of(RepositoryName(repository), OWNERS) == owner
+
+
+def test_prefixes_of() -> None:
+    """Every prefix that would own a repository, the longest first."""
+    assert prefixes_of(RepositoryName("a/b/c")) == ["a/b/c", "a/b", "a"]
+
+
+@pytest.mark.parametrize("wanted", [["team"], ["team/app"], ["other"], ["other/deep"], ["new", "new/x"], ["n", "n"]])
+def test_overlap(wanted: list[str]) -> None:
+    """A prefix that contains, or lies in, one that is owned or asked for beside it is refused."""
+    with pytest.raises(ConflictError, match=wanted[-1]):
+        check_prefixes([RepositoryName(name) for name in wanted], OWNERS)
+
+
+def test_no_overlap() -> None:
+    """Names that merely begin alike do not overlap."""
+    check_prefixes([RepositoryName(name) for name in ("teams", "tea", "other/dee", "other/deeper")], OWNERS)
+
+
+@given(st.lists(paths, max_size=4), paths)
+def test_no_two_owners(wanted: list[RepositoryName], repository: RepositoryName) -> None:
+    """Where the prefixes were accepted, no repository has two owners."""
+    try:
+        check_prefixes(wanted, {})
+    except ConflictError:
+        return
+    assert sum(prefix in wanted for prefix in prefixes_of(repository)) <= 1

@@ -1,0 +1,135 @@
+"""Settings: one precedence, errors that name the setting, and no secret that shows itself."""
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.errors import SettingsError
+from coordinator.settings import FLOORS, Duration, Secret, Settings, build, load, shown
+
+SECRET = "hunter2-in-plain-sight"
+
+
+def test_defaults(tmp_path: Path) -> None:
+    """Without any setting there are the defaults, and they keep to their own floors."""
+    assert load({}, tmp_path) == Settings()
+
+
+def test_precedence(tmp_path: Path) -> None:
+    """The environment wins over baleen.toml, which wins over what a running stack wrote."""
+    (tmp_path / ".baleen").mkdir()
+    stack = {"s3_bucket": "stack", "s3_region": "stack", "s3_root": "stack", "pid": 7, "url": None}
+    (tmp_path / ".baleen" / "stack.json").write_text(json.dumps(stack))
+    (tmp_path / ".baleen" / "token").write_text(f"{SECRET}\n")
+    (tmp_path / "baleen.toml").write_text('s3_bucket = "file"\ns3_region = "file"\nworker_batch = 5\n')
+    settings = load({"BALEEN_S3_BUCKET": "environment", "OTHER": "x", "BALEEN_UNSAFE_TIMES": "true"}, tmp_path)
+    assert (settings.s3_bucket, settings.s3_region, settings.s3_root) == ("environment", "file", "stack")
+    assert (settings.worker_batch, settings.unsafe_times, settings.url) == (5, True, None)
+    assert settings.token is not None
+    assert settings.token.reveal() == SECRET
+
+
+@pytest.mark.parametrize(
+    ("environ", "file"),
+    [
+        ({"BALEEN_NO_SUCH": "1"}, ""),
+        ({"BALEEN_": "1"}, ""),
+        ({"BALEEN_WORKER_BATCH": "many"}, ""),
+        ({"BALEEN_UNSAFE_TIMES": "perhaps"}, ""),
+        ({"BALEEN_SAFETY_CLOCK_SKEW": "5"}, ""),
+        ({"BALEEN_SAFETY_CLOCK_SKEW": "-5s"}, ""),
+        ({"BALEEN_SAFETY_LINK_GRACE": "59m"}, ""),
+        ({"BALEEN_SAFETY_CLOCK_SKEW": "999ms"}, ""),
+        ({}, "worker_batch = []"),
+        ({}, "no_such = 1"),
+        ({}, "s3_bucket = {a = 1}"),
+    ],
+)
+def test_errors_name_the_setting(tmp_path: Path, environ: dict[str, str], file: str) -> None:
+    """What is unknown, malformed or below its floor is refused by its name."""
+    (tmp_path / "baleen.toml").write_text(file)
+    name = next(iter(environ), "BALEEN_" + file.partition(" ")[0].upper())
+    with pytest.raises(SettingsError, match=name) as refused:
+        load(environ, tmp_path)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", [b"not toml", b"\xff\xfe", b"[a"])
+def test_malformed_file(tmp_path: Path, content: bytes) -> None:
+    """A baleen.toml that cannot be read is named."""
+    (tmp_path / "baleen.toml").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"baleen\.toml"):
+        load({}, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"not json", b"\xff", b"[]", b"7"])
+def test_malformed_stack(tmp_path: Path, content: bytes) -> None:
+    """What a stack left, and cannot be read, is named."""
+    (tmp_path / ".baleen").mkdir()
+    (tmp_path / ".baleen" / "stack.json").write_bytes(content)
+    (tmp_path / ".baleen" / "token").write_text("t")
+    with pytest.raises(SettingsError, match=r"\.baleen"):
+        load({}, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in Settings.__annotations__.items() if "Secret" in str(kind)])
+def test_secrets_do_not_show(name: str) -> None:
+    """No repr, printed setting or error shows a secret."""
+    settings = build({name: SECRET})
+    assert getattr(settings, name).reveal() == SECRET
+    assert SECRET not in repr(settings) + str(settings) + json.dumps(shown(settings))
+    assert shown(settings)[name] == "(set)"
+    assert shown(Settings())[name] is None
+
+
+def test_malformed_secrets_do_not_show() -> None:
+    """A value that is refused is not repeated, nor is what it came from chained."""
+    with pytest.raises(SettingsError) as refused:
+        build({"safety_clock_skew": SECRET})
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize(("name", "floor"), [(name, floor) for name, floor, _ in FLOORS])
+def test_floors(name: str, floor: float) -> None:
+    """A time at its floor is taken; below it only with UNSAFE_TIMES."""
+    at_floor, below = f"{int(floor * 1000)}ms", f"{int(floor * 1000) - 1}ms"
+    assert getattr(build({name: at_floor}), name) == floor
+    with pytest.raises(SettingsError, match="UNSAFE_TIMES"):
+        build({name: below})
+    assert getattr(build({name: below, "unsafe_times": "true"}), name) < floor
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("24h", 86400), ("1.5m", 90), ("90s", 90), ("250ms", 0.25), ("7d", 604800), (" 2h ", 7200), ("0s", 0)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    """A duration is a number and a unit."""
+    assert Duration.parse(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "h", "1h30m", "-1h", "1 h", "1w", "1e3s", "nan", "inf", ".5h", "\u0663h"])
+def test_no_duration(text: str) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="such as 24h"):
+        Duration.parse(text)
+
+
+@given(st.integers(0, 10**12))
+def test_duration_round_trip(milliseconds: int) -> None:
+    """A duration is read as it is written."""
+    duration = Duration(milliseconds / 1000)
+    assert Duration.parse(str(duration)) == pytest.approx(duration, abs=0.001)
+
+
+def test_secret() -> None:
+    """A secret equals its like, and shows nothing in any form."""
+    secret: Any = Secret(SECRET)
+    assert secret == Secret(SECRET)
+    assert secret != SECRET
+    assert SECRET not in f"{secret} {secret!r} {[secret]} {secret!s}"
