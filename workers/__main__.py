@@ -8,12 +8,12 @@ import signal
 import sys
 
 import structlog
-from coordinator.telemetry import configure
 from prometheus_client import start_http_server
 
 from coordinator import settings as configuration
 from coordinator.errors import BaleenError
 from coordinator.settings import Settings
+from coordinator.telemetry import configure
 from workers.build import Worker, build
 from workers.run import run
 

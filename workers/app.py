@@ -32,6 +32,10 @@ RETRY_S = 1.0
 SWEEP_EVERY_S = 60.0
 
 
+#: What one fetch brings of a partition: some thousand events, or one record of any size. Memory holds about twenty.
+FETCH_BYTES = 4 * 1024 * 1024
+
+
 class ReferenceApp(faust.App):
     """Faust's app, with the positions that its consumer asks for (transport.py)."""
 
@@ -106,8 +110,7 @@ def build(
         broker_heartbeat_interval=SESSION_TIMEOUT_S / 4,
         broker_request_timeout=30.0,
         broker_max_poll_records=fetch_records,
-        # A fetch must be able to carry the largest record, and several thousand ordinary ones.
-        consumer_max_fetch_size=16 * 1024 * 1024,
+        consumer_max_fetch_size=FETCH_BYTES,
         consumer_auto_offset_reset="earliest",
         stream_buffer_maxsize=8,
         stream_wait_empty=False,

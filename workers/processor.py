@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 #: Chunks that wait to be applied, over all partitions; beyond it Faust's buffers fill and fetching pauses.
 QUEUE_LIMIT = 16
+#: Manifests that are read from storage at once.
+READS_AT_ONCE = 16
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
 #: What is wrong with a record and not with the world: repeating it would fail for ever, and hold up all that follows.
@@ -93,6 +95,7 @@ class Processor:
         self._waiting = 0
         #: One thread decodes, one applies: a batch is decoded while the one before it is applied.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._reading = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="read")
         self._applying = ThreadPoolExecutor(1, thread_name_prefix="apply")
         self.seek: Seek | None = None
 
@@ -127,7 +130,7 @@ class Processor:
             self._waiting -= sum(len(chunk.records) for chunk in batch.chunks)
 
     def close(self) -> None:
-        for pool in (self._decoding, self._applying):
+        for pool in (self._decoding, self._reading, self._applying):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _gather(self) -> list[Chunk]:
@@ -160,7 +163,8 @@ class Processor:
             return slices
         with self._connections.use() as connection:
             wanted = unsaid - directory.known_manifests(connection, unsaid)
-        found = {digest: contents.read(self._store, digest) for digest in wanted}
+        bodies = self._reading.map(lambda digest: contents.read(self._store, digest), wanted)
+        found = dict(zip(wanted, bodies, strict=True))
         names = {number: str(name) for name, number in pods.pods.items()}
         return [contents.fill(piece, chunk, found, names) for piece, chunk in zip(slices, chunks, strict=True)]
 
