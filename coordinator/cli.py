@@ -5,9 +5,9 @@ Not here: what the commands do (coordinator/commands), which ask the API or, whe
 """
 
 import sys
+import traceback
 from collections.abc import Sequence
 
-import structlog
 import typer
 from typer._click.exceptions import ClickException
 
@@ -52,7 +52,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout = None
         return 0
     except Exception:  # noqa: BLE001 - the last resort: told below, with its trace
-        structlog.get_logger().exception("command failed")
+        # Plain, since a trace that shows values would show secrets.
+        traceback.print_exc()
         return _fail("Baleen failed at something that it does not know: the trace above says where.", 1)
     return done if isinstance(done, int) else 0
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import httpx
 from rich.console import Console
@@ -22,13 +22,15 @@ from rich.table import Table
 from coordinator import bootstrap
 from coordinator import settings as configuration
 from coordinator.commands import bucket
+from coordinator.commands.client import Api, connected
 from coordinator.errors import BaleenError
 from coordinator.pods.images import make_image, make_index, make_layer
 from coordinator.pods.registry_client import RegistryClient
-from coordinator.stack import distribution, ports
+from coordinator.stack import distribution
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
 from coordinator.stack.guard import Child, Guard, identity
 from coordinator.stack.model_registry import ModelRegistry
+from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.storage.port import ObjectStore
 
@@ -45,12 +47,13 @@ class DemoFailedError(BaleenError):
 
 class Pod(NamedTuple):
     name: str
+    url: str
     client: RegistryClient
 
 
 class Demo(NamedTuple):
     console: Console
-    api: httpx.Client
+    api: Api
     store: ObjectStore
     pods: dict[str, Pod]
 
@@ -92,7 +95,7 @@ def _story(demo: Demo) -> None:
     _step(demo, "delete app2 in pod-a: its references go, those of pod-b stay")
     demo.pods["pod-a"].client.delete_manifest("pod-a/app2", images["app2"].digest)
     _held(demo, base.digest, references=6, pods=["pod-a", "pod-b"])
-    _held(demo, images["app2"].layers[1].digest, references=1, pods=["pod-b"])
+    _held(demo, images["app2"].layers[1].digest, references=1, pods=None)
 
     _step(demo, "delete the same image from pod-b's index repository: only the index still names it")
     demo.pods["pod-b"].client.delete_manifest("pod-b/multi", images["app2"].digest)
@@ -133,7 +136,7 @@ def _differences(demo: Demo) -> list[str]:
     """Compare the whole table with the whole bucket."""
     wanted = bucket.expected(demo.store)
     digests = sorted(wanted.sizes)
-    answer = _call(demo, "POST", "/v1/blobs/lookup", json={"digests": digests}) if digests else {"items": []}
+    answer = demo.api.post("/v1/blobs/lookup", {"digests": digests}) if digests else {"items": []}
     found: list[str] = []
     for digest, blob in zip(digests, answer["items"], strict=True):
         expected = wanted.reference_counts.get(digest, 0)
@@ -151,23 +154,16 @@ def _differences(demo: Demo) -> list[str]:
 
 
 def _blob(demo: Demo, digest: str) -> dict[str, Any]:
-    (blob,) = _call(demo, "POST", "/v1/blobs/lookup", json={"digests": [digest]})["items"]
+    (blob,) = demo.api.post("/v1/blobs/lookup", {"digests": [digest]})["items"]
     return blob or {"reference_count": None, "pods": []}
 
 
 def _repository(demo: Demo, name: str) -> dict[str, Any] | None:
-    answer = demo.api.get(f"/v1/repositories/{name}")
-    return None if answer.status_code == httpx.codes.NOT_FOUND else _json(answer)
-
-
-def _call(demo: Demo, method: str, path: str, **options: Any) -> Any:
-    return _json(demo.api.request(method, path, **options))
-
-
-def _json(answer: httpx.Response) -> Any:
-    if not answer.is_success:
-        raise DemoFailedError(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}")
-    return answer.json()
+    try:
+        found: dict[str, Any] = demo.api.get(f"/v1/repositories/{name}")
+    except BaleenError:
+        return None
+    return found
 
 
 def _show_sharing(demo: Demo) -> None:
@@ -193,7 +189,7 @@ class _Children:
         self._guard = Guard()
         self._children: list[ManagedProcess] = []
 
-    def __enter__(self) -> "_Children":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,7 +207,8 @@ class _Children:
 
 def _start(directory: Path, children: _Children, console: Console, started: contextlib.ExitStack) -> Demo:
     data_dir = directory / "data"
-    port = ports.free_port("127.0.0.1")
+    ports = Ports(directory / "ports.json", "127.0.0.1")
+    port = ports.take("the API")
     began = time.monotonic()
     children.start(
         ManagedProcess(
@@ -226,19 +223,12 @@ def _start(directory: Path, children: _Children, console: Console, started: cont
     )
     console.print(f"  ready after {time.monotonic() - began:.1f} s: PostgreSQL, S3, Kafka protocol, API, worker")
     settings = configuration.load({"BALEEN_DATA_DIR": str(data_dir)})
-    assert settings.token is not None
-    api = started.enter_context(
-        httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"Authorization": f"Bearer {settings.token.reveal()}"},
-            timeout=10,
-        )
-    )
+    api = started.enter_context(connected(settings))
     demo = Demo(console, api, bootstrap.object_store(settings), {})
     http_secret = secrets.token_hex(16)
     for name in PODS:
-        url = _start_registry(name, directory, demo, children, settings, http_secret)
-        demo.pods[name] = Pod(name, started.enter_context(contextlib.closing(RegistryClient(url))))
+        url = _start_registry(name, ports.take(name), directory, demo, children, settings, http_secret)
+        demo.pods[name] = Pod(name, url, started.enter_context(contextlib.closing(RegistryClient(url))))
     program = distribution.available()
     console.print(
         f"  two pods run the program {program.name}"
@@ -256,36 +246,39 @@ def _ready(port: int) -> bool:
 
 def _start_registry(
     name: str,
+    port: int,
     directory: Path,
     demo: Demo,
     children: _Children,
     settings: configuration.Settings,
     http_secret: str,
 ) -> str:
-    port = ports.free_port("127.0.0.1")
-    pod = _call(
-        demo,
-        "POST",
-        "/v1/pods",
-        json={"name": name, "prefixes": [name], "registries": [f"http://127.0.0.1:{port}"]},
+    pod = demo.api.post(
+        "/v1/pods", {"name": name, "prefixes": [name], "registries": [f"http://127.0.0.1:{port}"]}
     )
     assert settings.s3_endpoint_url is not None
     assert settings.s3_bucket is not None
     assert settings.s3_access_key is not None
     assert settings.s3_secret_key is not None
     storage = Storage(
-        settings.s3_endpoint_url,
-        settings.s3_bucket,
-        settings.s3_root,
-        settings.s3_access_key,
-        settings.s3_secret_key.reveal(),
+        endpoint_url=settings.s3_endpoint_url,
+        bucket=settings.s3_bucket,
+        root=settings.s3_root,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key.reveal(),
     )
-    notifications = Notifications(str(demo.api.base_url.join(f"/v1/events/{name}")), pod["event_token"])
-    folder = directory / name
-    registry: DistributionRegistry | ModelRegistry = (
-        DistributionRegistry(name, folder, port, storage, http_secret, notifications)
+    notifications = Notifications(url=f"{settings.url}/v1/events/{name}", token=pod["event_token"])
+    known: dict[str, Any] = {
+        "name": name,
+        "directory": directory / name,
+        "port": port,
+        "storage": storage,
+        "notifications": notifications,
+    }
+    registry = (
+        DistributionRegistry(**known, http_secret=http_secret)
         if distribution.available() is not None
-        else ModelRegistry(name, folder, port, storage, notifications)
+        else ModelRegistry(**known)
     )
     children.start(registry.process())
     return registry.url
@@ -295,7 +288,7 @@ def _stay(demo: Demo, directory: Path) -> None:
     demo.console.print(
         f"\nStill running. In another terminal:\n"
         f"  cd {directory} && BALEEN_DATA_DIR=data baleen pods list\n"
-        + "".join(f"  {pod.name}: {pod.client.base_url}\n" for pod in demo.pods.values())
+        + "".join(f"  {pod.name} is at {pod.url}\n" for pod in demo.pods.values())
         + "Ctrl-C ends it, and removes everything."
     )
     with _until_told():
