@@ -1,27 +1,30 @@
 """`python -m bench`: measure what the project promises about its speed and size, on this machine.
 
 Prints a table and writes JSON, with the machine's description, to bench/results/ (or `--json FILE`).
-`--report FILE` writes docs/PERFORMANCE.md from such a file instead. Everything that a measurement starts ends with it.
+`--report FILE` makes docs/PERFORMANCE.md of such a file instead. Everything that a run starts ends with it.
 A measurement that fails is told at the end, with exit code 1; the others are measured all the same.
 """
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from bench import comparison, growth, latency, lookups, profiling, throughput, webhook
-from bench.machine import describe
-from bench.run import Context, say
-from bench.services import Services
+from bench import comparison, growth, latency, lookups, profiling, report, throughput, webhook
+from bench.machine import describe, line
+from bench.run import SEED, Context, say
+from bench.services import ROOT, Services
 
 RESULTS = Path(__file__).parent / "results"
+DOCUMENT = ROOT / "docs" / "PERFORMANCE.md"
 
+# In this order: some compare themselves with those before them.
 MEASUREMENTS: dict[str, Callable[[Context], dict[str, Any]]] = {
     "throughput": throughput.measure,
     "against_metadata_schema": comparison.measure,
@@ -35,30 +38,54 @@ MEASUREMENTS: dict[str, Callable[[Context], dict[str, Any]]] = {
 
 def main() -> int:
     options = _options()
+    if options.report is not None:
+        report.write(DOCUMENT, json.loads(options.report.read_text()))
+        return 0
+    # So that what was started ends also then.
+    signal.signal(signal.SIGTERM, _end)
+    at = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="baleen-bench-", ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o711)
-        with Services(Path(directory)) as services:
-            context = Context(services, options.quick, options.scale, options.seed)
-            machine = describe(Path(directory), services.server_url)
-            failed = []
-            for name in options.only or MEASUREMENTS:
-                say(name)
-                try:
-                    context.results[name] = MEASUREMENTS[name](context)
-                except Exception:
-                    traceback.print_exc()
-                    failed.append(name)
-    print(json.dumps(context.results, indent=1))
+        run, failed = _run(options, Path(directory))
+    run["at"] = at.isoformat(timespec="seconds")
+    print(f"{line(run['machine'])}\n\n{report.text(run['results'])}")
+    file = options.json or RESULTS / f"{at:%Y-%m-%dT%H%M%S}{'-quick' if options.quick else ''}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+    say(f"written to {file}")
+    if failed:
+        say(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def _run(options: argparse.Namespace, directory: Path) -> tuple[dict[str, Any], list[str]]:
+    with Services(directory) as services:
+        machine = describe(directory, services.server_url)
+        context = Context(services, options.quick, options.scale, options.seed)
+        failed = []
+        wanted = options.only or MEASUREMENTS
+        for name in (name for name in MEASUREMENTS if name in wanted):
+            say(name)
+            try:
+                context.results[name] = MEASUREMENTS[name](context)
+            except Exception:  # noqa: BLE001 - the others can still be measured
+                traceback.print_exc()
+                failed.append(name)
+    run = {"machine": machine, "quick": options.quick, "scale": options.scale, "seed": options.seed}
+    return {**run, "results": context.results}, failed
+
+
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Baleen on this machine.")
-    parser.add_argument("--quick", action="store_true", help="a run of less than a minute, to see that all works")
+    parser.add_argument("--quick", action="store_true", help="a minute's run, to see that all works")
     parser.add_argument("--only", action="append", choices=list(MEASUREMENTS), help="may be repeated")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the amounts of a full run")
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="make docs/PERFORMANCE.md of these results")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Baleen against a registry's metadata database of the normalised kind: same server, same pushes, one after the other."""
+"""Baleen against a registry's metadata database of the normalised kind: same server, one after the other."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ LIMIT_S = 60.0
 
 
 def measure(context: Context) -> dict[str, Any]:
-    pushes = context.count(3000, quick=300)
+    pushes = context.count(3000, quick=100)
     with context.services.database() as database:
         theirs = metadata_pushes.run(database.url, pushes, context.seed, LIMIT_S)
     ours = database_alone(context, context.count(50_000, quick=5000))

@@ -25,13 +25,15 @@ from coordinator.stack.postgres import binaries
 CONNECTIONS = (1, 8)
 BATCH = 1000
 SAMPLE = 20_000
-SCRIPT = "\\set id random(1, {last})\nSELECT id, size, reference_count, link_count, state, digest FROM blobs WHERE id = :id;\n"
+SCRIPT = """\\set id random(1, {last})
+SELECT id, size, reference_count, link_count, state, digest FROM blobs WHERE id = :id;
+"""
 
 
 def measure(context: Context) -> dict[str, Any]:
     services = context.services
     references = context.count(1_000_000, quick=50_000)
-    seconds = context.seconds(5.0, quick=1.0)
+    seconds = context.seconds(5.0, quick=0.5)
     with services.database() as database, services.broker("embedded", 8, database) as broker:
         with Loader(database, context.seed) as loader:
             loader.load(references // REFERENCES_PER_MANIFEST)
@@ -75,7 +77,8 @@ def _batch(digests: list[str], token: str) -> bytes:
 def _digests(connection: psycopg.Connection[Any]) -> tuple[str, list[str], int]:
     """The blob with most references, a sample of all blobs, and the last id."""
     rows = connection.execute(
-        "SELECT 'sha256:' || encode(digest, 'hex') FROM blobs WHERE id %% (SELECT greatest(1, count(*) / %s) FROM blobs) = 0",
+        "SELECT 'sha256:' || encode(digest, 'hex') FROM blobs"
+        " WHERE id %% (SELECT greatest(1, count(*) / %s) FROM blobs) = 0",
         [SAMPLE],
     ).fetchall()
     most = connection.execute(
@@ -87,9 +90,7 @@ def _digests(connection: psycopg.Connection[Any]) -> tuple[str, list[str], int]:
     return most[0], [row[0] for row in rows], last[0]
 
 
-def _pgbench(
-    context: Context, database: Database, last: int, connections: int, seconds: float
-) -> dict[str, Any]:
+def _pgbench(context: Context, database: Database, last: int, connections: int, seconds: float) -> dict[str, Any]:
     script = context.services.directory / "pgbench.sql"
     script.write_text(SCRIPT.format(last=last))
     url = urlsplit(database.url)

@@ -9,21 +9,17 @@ import linecache
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from bench import events
 from bench.cpu import wait_quiet
 from bench.run import Context
+from bench.throughput import wait_applied
 
 RATE = 100
 SECONDS = 8.0
-#: Before the first look the worker has to be at work.
-WARM_UP_S = 60.0
 
 #: The first rule whose text is in any frame of a stack names its subject; rules are ordered from what is
 #: called to what calls it.
@@ -49,13 +45,13 @@ def measure(context: Context) -> dict[str, Any]:
     if (program := _program()) is None:
         return {"skipped": "py-spy is not installed"}
     services = context.services
-    seconds = context.seconds(SECONDS, quick=2.0)
-    count = context.count(200_000, quick=30_000)
+    seconds = context.seconds(SECONDS, quick=1.0)
+    count = context.count(200_000, quick=10_000)
     with services.database() as database, services.broker("embedded", 8, database) as broker:
         events.publish(broker.bootstrap, context.records(count))
         wait_quiet(broker.pid)
         with services.worker(database, broker, 8) as worker:
-            _wait_for_work(database.url)
+            wait_applied(database, worker, 1)
             busy = _look(program, worker.pid, seconds, services.directory / "busy.txt", "--threads", "--gil")
             every = _look(program, worker.pid, seconds, services.directory / "every.txt", "--threads", "--idle")
     if busy is None or every is None:
@@ -115,14 +111,3 @@ def _look(program: str, pid: int, seconds: float, file: Path, *arguments: str) -
 def _program() -> str | None:
     beside = Path(sys.executable).with_name("py-spy")
     return str(beside) if beside.exists() else shutil.which("py-spy")
-
-
-def _wait_for_work(url: str) -> None:
-    deadline = time.monotonic() + WARM_UP_S
-    with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
-        while time.monotonic() < deadline:
-            row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM partition_progress").fetchone()
-            if row is not None and row[0] > 0:
-                return
-            time.sleep(0.05)
-    raise RuntimeError("The worker has applied nothing in a minute: see its log.")

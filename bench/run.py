@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.events import Record, records
-from bench.services import Services
+from bench.services import BrokerKind, Services, apache_reason
 
 SEED = 7
 
@@ -29,6 +29,10 @@ class Context:
 
     def seconds(self, full: float, *, quick: float) -> float:
         return quick if self.quick else full
+
+    def brokers(self) -> list[BrokerKind]:
+        """Those to measure on: both, unless in a hurry or where there is no Java."""
+        return ["embedded"] if self.quick or apache_reason() is not None else ["embedded", "apache"]
 
     def records(self, count: int) -> list[Record]:
         """The first `count` records, made once for all measurements."""

@@ -1,7 +1,7 @@
 """The services that measurements run against: started here, in one temporary directory, ended by process id.
 
-Route: `Services` (PostgreSQL and S3 for the whole run) -> `database` for each measurement, migrated, with the workload's
-pods, dropped afterwards -> `broker` (embedded or Apache Kafka), `worker`, `api` as child processes of their own.
+Route: `Services` (PostgreSQL and S3 for the whole run) -> `database` for each measurement, migrated, with the
+workload's pods, dropped afterwards -> `broker` (embedded or Apache Kafka), `worker`, `api`, each a child process.
 A guard ends the children when this process is killed.
 Not here: load (events.py, database.py), clocks.
 """
@@ -13,12 +13,11 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import psycopg
-from tests.services.apache_kafka import CACHE, ApacheKafka
 
 from bench.workload import pod_names
 from coordinator.db import migrate, pods, tokens
@@ -31,6 +30,7 @@ from coordinator.stack.noida import EmbeddedKafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import LOOPBACK, Stack
+from tests.services.apache_kafka import CACHE, ApacheKafka
 
 ROOT = Path(__file__).parents[1]
 PODS = 4
@@ -72,7 +72,7 @@ class Services:
         self._stack = Stack(directory / "stack", services=("postgres", "s3"))
         self._started = 0
 
-    def __enter__(self) -> "Services":
+    def __enter__(self) -> Self:
         self._stack.start()
         return self
 
@@ -215,7 +215,7 @@ def settings(database: Database, broker: Broker, **more: Any) -> Settings:
     return build(_values(database, broker, more))
 
 
-def _values(database: Database, broker: Broker, more: Mapping[str, Any]) -> dict[str, Any]:
+def _values(database: Database, broker: Broker, more: dict[str, Any]) -> dict[str, Any]:
     values = database.values | {"kafka_bootstrap": broker.bootstrap} | more
     return {name: value for name, value in values.items() if value is not None}
 
@@ -245,4 +245,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2.0).status_code == 200
     except httpx.HTTPError:
         return False
-

@@ -13,8 +13,10 @@ from bench import events
 from bench.cpu import Meter, wait_quiet
 from bench.database import Loader, check
 from bench.run import Context, say
-from bench.services import BrokerKind, apache_reason
+from bench.services import BrokerKind, Database, apache_reason
 from bench.workload import REFERENCES_PER_MANIFEST
+from coordinator.ingest.topics import EVENTS
+from coordinator.stack.process import ManagedProcess
 
 POLL_S = 0.01
 #: A worker that commits nothing for so long will not.
@@ -26,12 +28,9 @@ def measure(context: Context) -> dict[str, Any]:
     count = context.count(200_000, quick=10_000)
     found: dict[str, Any] = {"database_alone": database_alone(context, count)}
     found["record_bytes"] = round(sum(len(r.value) + len(r.key) for r in context.records(1000)) / 1000)
-    kinds: list[BrokerKind] = ["embedded"]
-    if (reason := apache_reason()) is None:
-        kinds.append("apache")
-    else:
+    if (reason := apache_reason()) is not None:
         found["apache_skipped"] = reason
-    for kind in kinds:
+    for kind in context.brokers():
         for partitions in PARTITIONS[:1] if context.quick else PARTITIONS:
             name = f"{kind}_{partitions}_partitions"
             found[name] = one(context, kind, partitions, count)
@@ -71,7 +70,7 @@ def one(context: Context, kind: BrokerKind, partitions: int, count: int) -> dict
             started = time.perf_counter()
             with services.worker(database, broker, partitions) as worker:
                 meter = Meter({"worker": worker.pid, "postgres": services.postgres_pid, "broker": broker.pid})
-                samples = _watch(connection, count, worker.alive, meter)
+                samples = _watch(connection, count, worker, meter)
                 cores = meter.cores()
             check(connection, count)
     (first_at, first), (last_at, last) = samples[0], samples[-1]
@@ -92,28 +91,46 @@ def one(context: Context, kind: BrokerKind, partitions: int, count: int) -> dict
 
 
 def _watch(
-    connection: psycopg.Connection[Any], count: int, alive: Any, meter: Meter
+    connection: psycopg.Connection[Any], count: int, worker: ManagedProcess, meter: Meter
 ) -> list[tuple[float, int]]:
     """Look at the progress until all is applied: a sample for each change that is seen."""
     samples: list[tuple[float, int]] = []
     changed = time.perf_counter()
     while True:
-        row = connection.execute(
-            "SELECT coalesce(sum(next_offset), 0)::bigint FROM partition_progress WHERE topic = %s",
-            [events.EVENTS],
-            prepare=True,
-        ).fetchone()
-        assert row is not None
+        applied = _applied(connection)
         now = time.perf_counter()
-        if row[0] > (samples[-1][1] if samples else 0):
+        if applied > (samples[-1][1] if samples else 0):
             if not samples:
                 meter.start()
-            samples.append((now, row[0]))
+            samples.append((now, applied))
             changed = now
-        if row[0] >= count:
+        if applied >= count:
             return samples
-        if not alive():
-            raise RuntimeError("The worker ended: see its log.")
-        if now - changed > STALL_S:
-            raise RuntimeError(f"The worker stands still at {row[0]} of {count}.")
+        _check_going(worker, now - changed, applied)
         time.sleep(POLL_S)
+
+
+def wait_applied(database: Database, worker: ManagedProcess, count: int) -> None:
+    """Return when so many records are applied."""
+    start = time.perf_counter()
+    with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
+        while (applied := _applied(connection)) < count:
+            _check_going(worker, time.perf_counter() - start, applied)
+            time.sleep(POLL_S)
+
+
+def _applied(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute(
+        "SELECT coalesce(sum(next_offset), 0)::bigint FROM partition_progress WHERE topic = %s",
+        [EVENTS],
+        prepare=True,
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _check_going(worker: ManagedProcess, silent_for: float, applied: int) -> None:
+    if not worker.alive():
+        raise RuntimeError(f"The worker ended; its log ends with:\n{worker.log_tail()}")
+    if silent_for > STALL_S:
+        raise RuntimeError(f"The worker stands still at {applied}; its log ends with:\n{worker.log_tail()}")

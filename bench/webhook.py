@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import client, events
 from bench.run import Context, say
-from bench.services import Broker, BrokerKind, Database, apache_reason
+from bench.services import Broker, Database
 from bench.workload import Manifest, manifests
 
 WARM_UP = 100
@@ -15,9 +15,8 @@ LIMIT_S = 60.0
 
 
 def measure(context: Context) -> dict[str, Any]:
-    kinds: list[BrokerKind] = ["embedded"] if apache_reason() is not None else ["embedded", "apache"]
-    found = {}
-    for kind in kinds:
+    found: dict[str, Any] = {}
+    for kind in context.brokers():
         with context.services.database() as database, context.services.broker(kind, 8, database) as broker:
             found[kind] = _post(context, database, broker)
         say(f"{kind}: {found[kind]}")
