@@ -8,66 +8,22 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from coordinator.errors import UsageError
 from coordinator.pods.images import sha256_digest
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage
-from coordinator.storage.port import LIST_LIMIT, ObjectInfo, ObjectNotFoundError
 from tests.pods.sink import NotificationSink
+from tests.storage.memory import MemoryObjectStore
 
 TOKEN = "event-token"
 PROGRAM = "docker-registry"
 FENCE = b"the fence"
 FENCE_DIGEST = sha256_digest(FENCE)
-
-
-class MemoryStore:
-    """An object store in memory, for the model."""
-
-    def __init__(self) -> None:
-        self._objects: dict[str, bytes] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: str, limit: int | None = None) -> bytes:
-        content = self._objects.get(key)
-        if content is None:
-            raise ObjectNotFoundError(f"There is no object {key}: put it first.")
-        if limit is not None and len(content) > limit:
-            raise UsageError(f"{key} has more than {limit} bytes: read it in parts.")
-        return content
-
-    def head(self, key: str) -> ObjectInfo | None:
-        content = self._objects.get(key)
-        return None if content is None else _info(key, content)
-
-    def put(self, key: str, body: bytes) -> None:
-        with self._lock:
-            self._objects[key] = body
-
-    def delete(self, key: str) -> None:
-        with self._lock:
-            self._objects.pop(key, None)
-
-    def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
-        with self._lock:
-            keys = sorted(
-                key for key in self._objects if key.startswith(prefix) and key > (start_after or "")
-            )
-            return [_info(key, self._objects[key]) for key in keys[:limit]]
-
-    def check(self) -> None:
-        pass
-
-
-def _info(key: str, content: bytes) -> ObjectInfo:
-    return ObjectInfo(key, len(content), datetime.now(UTC))
 
 
 class RunningRegistry:
@@ -107,12 +63,12 @@ class RunningRegistry:
 
 
 class RunningModel(RunningRegistry):
-    def __init__(self, url: str, sink: NotificationSink, store: MemoryStore) -> None:
+    def __init__(self, url: str, sink: NotificationSink, store: MemoryObjectStore) -> None:
         super().__init__(url, sink)
         self._store = store
 
     def objects(self) -> dict[str, bytes]:
-        return {entry.key: self._store.get(entry.key) for entry in self._store.list("")}
+        return {entry.key: self._store.get(entry.key) for entry in self._store.walk("")}
 
     def overwrite(self, key: str, content: bytes) -> None:
         self._store.put(key, content)
@@ -134,7 +90,7 @@ class RunningDistribution(RunningRegistry):
 @contextmanager
 def running_model(sink: NotificationSink) -> Iterator[RunningModel]:
     """Run the model on a store in memory, in a thread of this process, until the block ends."""
-    store = MemoryStore()
+    store = MemoryObjectStore()
     webhook = Webhook(sink.url, TOKEN, timeout_seconds=5, backoff_seconds=0.02)
     server = ModelServer("127.0.0.1", 0, ModelStorage(store), webhook)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

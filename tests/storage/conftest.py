@@ -1,0 +1,68 @@
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import boto3
+import pytest
+
+from coordinator.stack.supervisor import StackEndpoints
+from coordinator.storage.port import ObjectStore
+from coordinator.storage.s3 import S3ObjectStore
+from tests.storage.memory import MemoryObjectStore
+
+MakeS3 = Callable[..., S3ObjectStore]
+ROOTLESS, VERSIONED = "contract-rootless", "contract-versioned"
+
+
+@pytest.fixture(scope="session")
+def connect_s3(embedded_stack: StackEndpoints) -> MakeS3:
+    """Makes a client of the embedded S3 server; arguments replace the right ones."""
+
+    def make(**changes: Any) -> S3ObjectStore:
+        right: dict[str, Any] = {
+            "bucket": embedded_stack.s3_bucket,
+            "root": f"contract/{uuid.uuid4()}",
+            "endpoint_url": embedded_stack.s3_endpoint_url,
+            "access_key": embedded_stack.s3_access_key,
+            "secret_key": embedded_stack.s3_secret_key,
+        }
+        return S3ObjectStore(**(right | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def buckets(embedded_stack: StackEndpoints, connect_s3: MakeS3) -> None:
+    """The further buckets of these tests."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=embedded_stack.s3_endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id=embedded_stack.s3_access_key,
+        aws_secret_access_key=embedded_stack.s3_secret_key,
+    )
+    for bucket in (ROOTLESS, VERSIONED):
+        client.create_bucket(Bucket=bucket)
+    connect_s3(bucket=VERSIONED).enable_versioning()
+
+
+@pytest.fixture(params=["memory", "memory-by-parts", "s3", "s3-rootless", "s3-versioned"])
+def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """An empty store: each test of the contract runs on every one."""
+    if request.param.startswith("memory"):
+        yield MemoryObjectStore(by_parts=request.param == "memory-by-parts")
+        return
+    request.getfixturevalue("buckets")
+    connect: MakeS3 = request.getfixturevalue("connect_s3")
+    changes: dict[str, Any] = {
+        "s3": {},
+        "s3-rootless": {"bucket": ROOTLESS, "root": ""},
+        "s3-versioned": {"bucket": VERSIONED},
+    }[request.param]
+    made = connect(**changes)
+    yield made
+    if request.param == "s3-rootless":
+        with ThreadPoolExecutor(8) as pool:
+            while page := made.list(""):
+                list(pool.map(made.delete, [entry.key for entry in page]))

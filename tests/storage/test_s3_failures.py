@@ -1,0 +1,250 @@
+"""What the S3 adapter makes of a store that is wrong, refuses, or is away."""
+
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from coordinator.errors import BaleenError, SettingsError, UnavailableError
+from coordinator.storage.s3 import S3ObjectStore
+from tests.storage.conftest import ROOTLESS, VERSIONED, MakeS3
+
+#: Far above what the timeouts given here allow, far below what a caller would wait for ever.
+BOUND_S = 20.0
+IMPATIENT: dict[str, Any] = {"connect_timeout": 0.3, "read_timeout": 0.3, "attempts": 2}
+READS: dict[str, Callable[[S3ObjectStore], object]] = {
+    "get": lambda store: store.get("a"),
+    "head": lambda store: store.head("a"),
+    "list": lambda store: store.list(""),
+    "walk": lambda store: list(store.walk("")),
+    "delete": lambda store: store.delete("a"),
+    "check": lambda store: store.check(),
+}
+CALLS = READS | {
+    "put": lambda store: store.put("a", b""),
+    "enable_versioning": lambda store: store.enable_versioning(),
+}
+
+
+def refused(call: Callable[[S3ObjectStore], object], store: S3ObjectStore) -> str:
+    """What the call says; it must be UnavailableError and in bounded time."""
+    began = time.monotonic()
+    with pytest.raises(UnavailableError) as raised:
+        call(store)
+    assert time.monotonic() - began < BOUND_S
+    return str(raised.value)
+
+
+@contextmanager
+def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
+    """An HTTP server that is no S3; gives its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, body = answer(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = do_PUT = do_DELETE = _answer  # noqa: N815 - names of http.server
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("call", READS.values(), ids=READS)
+def test_a_bucket_that_is_not_there(connect_s3: MakeS3, call: Callable[[S3ObjectStore], object]) -> None:
+    """A wrong bucket is an outage: to nobody does it look like an empty one."""
+    assert "bucket" in refused(call, connect_s3(bucket="not-there")).lower()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("wrong", [{"secret_key": "wrong-secret"}, {"access_key": "nobody"}], ids=["secret", "key"])
+def test_a_key_that_is_refused(
+    connect_s3: MakeS3, wrong: dict[str, Any], call: Callable[[S3ObjectStore], object]
+) -> None:
+    """A key that the store does not accept is an outage, and the message says where to look."""
+    assert "check the S3 settings" in refused(call, connect_s3(**wrong))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_nobody_listens(connect_s3: MakeS3, call: Callable[[S3ObjectStore], object]) -> None:
+    """A store that is down is unavailable."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        store = connect_s3(endpoint_url=f"http://127.0.0.1:{taken.getsockname()[1]}", **IMPATIENT)
+        assert "does not answer" in refused(call, store)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_store_that_hangs(connect_s3: MakeS3, call: Callable[[S3ObjectStore], object]) -> None:
+    """A store that takes connections and never answers is given up in bounded time."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = connect_s3(endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}", **IMPATIENT)
+        assert "does not answer" in refused(call, store)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ends", "hangs"])
+def test_a_body_that_breaks_off(connect_s3: MakeS3, ends: bool) -> None:
+    """An object whose bytes end too early, or stop coming, is not handed out in part."""
+    kept: list[socket.socket] = []
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
+            if ends:
+                connection.close()
+            kept.append(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        store = connect_s3(endpoint_url=f"http://127.0.0.1:{listener.getsockname()[1]}", **IMPATIENT)
+        assert "does not answer" in refused(READS["get"], store)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(BOUND_S)
+    for connection in kept:
+        connection.close()
+
+
+@pytest.mark.parametrize("status", [404, 403, 500, 503])
+@pytest.mark.parametrize("body", [b"", b"<html>no such page</html>"], ids=["empty", "html"])
+@pytest.mark.parametrize("call", READS.values(), ids=READS)
+def test_something_that_is_no_s3(
+    connect_s3: MakeS3, call: Callable[[S3ObjectStore], object], body: bytes, status: int
+) -> None:
+    """Errors of a proxy, or of a server that is no S3, never look like a missing object, not even its 404."""
+    with answering(lambda _: (status, body)) as url:
+        refused(call, connect_s3(endpoint_url=url, **(IMPATIENT | {"attempts": 1})))
+
+
+def test_pages_that_are_shorter_than_asked_for(connect_s3: MakeS3) -> None:
+    """A store may give fewer keys than it could, or none, and still have more: the listing goes on."""
+    pages: dict[str | None, tuple[list[str], str]] = {
+        None: (["r/a", "r/b"], "1"),
+        "1": ([], "2"),
+        "2": (["r/c/"], "3"),
+        "3": (["r/d", "r/e"], ""),
+    }
+    asked: list[str | None] = []
+
+    def answer(path: str) -> tuple[int, bytes]:
+        token = parse_qs(urlsplit(path).query).get("continuation-token", [None])[0]
+        asked.append(token)
+        keys, after = pages[token]
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+            for key in keys
+        )
+        more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{after}</NextContinuationToken>"
+        end = more if after else "<IsTruncated>false</IsTruncated>"
+        return 200, f"<ListBucketResult>{entries}{end}</ListBucketResult>".encode()
+
+    with answering(answer) as url:
+        store = connect_s3(endpoint_url=url, root="r")
+        assert [entry.key for entry in store.list("")] == ["a", "b", "d", "e"]
+        assert [entry.key for entry in store.list("", limit=3)] == ["a", "b", "d"]
+        assert [entry.key for entry in store.walk("")] == ["a", "b", "d", "e"]
+        asked.clear()
+        assert [entry.key for entry in store.list("", limit=2)] == ["a", "b"]
+        assert asked == [None]
+
+
+def test_delete_where_a_store_says_that_there_is_none(connect_s3: MakeS3) -> None:
+    """Some stores answer a delete of nothing with NoSuchKey; that is no error."""
+    body = b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>"
+    with answering(lambda _: (404, body)) as url:
+        connect_s3(endpoint_url=url).delete("a")
+
+
+def test_no_credentials(connect_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any credentials the message says to look at the settings."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    store = connect_s3(access_key=None, secret_key=None)
+    assert "check the S3 settings" in refused(READS["get"], store)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"endpoint_url": "not a url"}, {"region": "no region"}, {"secret_key": None}],
+    ids=["endpoint", "region", "half a key"],
+)
+def test_settings_that_cannot_be_meant(connect_s3: MakeS3, wrong: dict[str, Any]) -> None:
+    """What boto3 refuses to begin with is an error of the settings."""
+    with pytest.raises(SettingsError, match="S3 settings"):
+        connect_s3(**wrong)
+
+
+@pytest.mark.usefixtures("buckets")
+@pytest.mark.parametrize("bucket", [ROOTLESS, VERSIONED])
+def test_roots_keep_apart(connect_s3: MakeS3, bucket: str) -> None:
+    """A root begins and ends where its name does, however it is written."""
+    plain, longer, slashes = (connect_s3(bucket=bucket, root=root) for root in ("x/root", "x/root-2", "/x/root/"))
+    plain.put("a", b"1")
+    longer.put("b", b"2")
+    assert [entry.key for entry in plain.list("")] == [entry.key for entry in slashes.walk("")] == ["a"]
+    assert longer.head("a") is plain.head("b") is None
+    assert slashes.get("a") == b"1"
+    assert connect_s3(bucket=bucket, root="").get("x/root/a") == b"1"
+    with pytest.raises(BaleenError, match="is not a key"):
+        connect_s3(root="a/../b")
+
+
+@pytest.mark.usefixtures("buckets")
+def test_versioning_is_switched_on_once_and_again(connect_s3: MakeS3) -> None:
+    """Switching versioning on is idempotent, and what was there stays."""
+    store = connect_s3(bucket=VERSIONED)
+    store.put("a", b"1")
+    store.enable_versioning()
+    store.enable_versioning()
+    store.put("a", b"2")
+    assert store.get("a") == b"2"
+    told = store._client.list_object_versions(Bucket=VERSIONED, Prefix=f"{store.root}a")
+    assert len(told["Versions"]) == 2
+
+
+def test_secrets_show_nowhere(connect_s3: MakeS3) -> None:
+    """Neither a repr nor an error with all its causes shows the secret key."""
+    store = connect_s3(secret_key="the-secret-value")
+    assert "the-secret-value" not in repr(store)
+    with pytest.raises(UnavailableError) as raised:
+        store.check()
+    assert "the-secret-value" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_no_proxy_leads_to_loopback(connect_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that the environment names is not asked for the embedded store."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    connect_s3(attempts=1).check()
