@@ -56,11 +56,14 @@ def integers(values: Iterable[int]) -> str:
 
 def times(values: Iterable[datetime]) -> str:
     """A literal for timestamptz[]."""
-    return f"{{{','.join([within(value).isoformat() for value in values])}}}"
+    return f"{{{','.join([value.isoformat() for value in values])}}}"
 
 
 def within(value: datetime) -> datetime:
-    """Bring a time into what can be read back: PostgreSQL would store years that Python does not have."""
+    """Bring a registry's time into what can be stored and read back.
+
+    PostgreSQL knows no zone more than 16 hours from UTC, and years that Python does not know.
+    """
     if 1 < value.year < 9999:
-        return value
+        return value if value.tzinfo is UTC else value.astimezone(UTC)
     return EARLIEST if value.year == 1 else LATEST

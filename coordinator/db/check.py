@@ -63,7 +63,10 @@ _COUNTS = f"""
        OR (b.unreferenced_since IS NOT NULL) <> (coalesce(r.refs, 0) = 0 AND coalesce(r.links, 0) = 0)
        OR (b.state = {BlobState.LIVE:d} AND coalesce(r.refs, 0) = 0 AND coalesce(r.links, 0) = 0)
        OR (b.state = {BlobState.UNREFERENCED:d} AND (coalesce(r.refs, 0) > 0 OR coalesce(r.links, 0) > 0))
+       OR b.state NOT IN ({", ".join(str(state.value) for state in BlobState)})
 """
+
+_STATES = {state.value: state.name for state in BlobState}
 
 #: What must be empty: a name, and a query that gives the rows' ids as text.
 _ORPHANS = (
@@ -114,7 +117,9 @@ def _compare_counts(connection: Connection) -> tuple[int, list[Difference]]:
     for row in connection.execute(text(_COUNTS)).yield_per(1000):
         count += 1
         if len(shown) < SHOWN:
-            stored = f"references={row.reference_count} links={row.link_count} state={BlobState(row.state).name}"
+            stored = (
+                f"references={row.reference_count} links={row.link_count} state={_STATES.get(row.state, row.state)}"
+            )
             recomputed = f"references={row.refs} links={row.links}"
             shown.append(Difference("blob", f"sha256:{row.digest}", stored, recomputed))
     return count, shown

@@ -13,6 +13,7 @@ from typing import Any
 from psycopg import Connection
 
 from coordinator.db import rows
+from coordinator.db.arrays import within
 from coordinator.db.batch import Applied, Item, StateChangedError
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.fold import Before, Changes, Fold, Key
@@ -32,7 +33,11 @@ class Run:
         self._connection = connection
         self._margin = margin
         self._alone = alone
-        self._facts = [item.fact for item in items if isinstance(item.fact, ManifestPushed | BlobLinked | Removed)]
+        self._facts = [
+            fact if (at := within(fact.at)) is fact.at else fact._replace(at=at)
+            for item in items
+            if isinstance(fact := item.fact, ManifestPushed | BlobLinked | Removed)
+        ]
         self._owners: dict[RepositoryName, int] = {
             item.fact.repository: item.pod_id for item in items if item.fact is not None
         }
