@@ -17,7 +17,8 @@ from tests.db.conftest import NewDatabase
 #: What autogenerate cannot compare: constraints other than foreign keys and unique ones, and options of indexes.
 DEFINITIONS = """
 SELECT concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid)) FROM pg_constraint
-WHERE connamespace = 'public'::regnamespace AND conrelid <> 0 AND conrelid IS DISTINCT FROM to_regclass('alembic_version')
+WHERE connamespace = 'public'::regnamespace AND conrelid <> 0
+  AND conrelid IS DISTINCT FROM to_regclass('alembic_version')
 UNION ALL
 SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'
 UNION ALL

@@ -1,0 +1,218 @@
+"""Workers that meet the same digests in other orders at the same time (scenario 26)."""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from coordinator.db import locks, rows, sweep
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Item, Slice, StateChangedError
+from coordinator.domain.facts import Fact
+from schemas.records import RegistryEvent
+from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, begin, fact_of
+from tests.oracle import Oracle
+
+WORKERS = 4
+BATCHES = 25
+
+
+def slices(table: Table, partition: int, batches: Iterable[list[RegistryEvent]]) -> Iterable[Slice]:
+    offset = 0
+    for batch in batches:
+        items = []
+        for event in batch:
+            items.append(Item(offset, 0, table.pods[event.pod], fact_of(event), None))
+            offset += 1
+        yield Slice(table.space, partition, items[0].offset, offset, offset, items)
+
+
+def deadlocks(table: Table) -> int:
+    table.rows("SELECT pg_stat_clear_snapshot()")
+    return int(table.rows("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0][0])
+
+
+class Shared(Events):
+    """Events of one partition's repositories about digests that all partitions share, new ones among them."""
+
+    def __init__(self, space: str, partition: int) -> None:
+        super().__init__()
+        self.space, self.partition = space, partition
+        self.random = random.Random(partition)
+
+    def batch(self, number: int) -> list[RegistryEvent]:
+        """Some old digests and some that the others meet for the first time at about the same time."""
+        events = [self.some("" if self.random.random() < 0.5 else f".{number // 3}") for _ in range(25)]
+        if number % 7 == self.partition:
+            events.insert(self.random.randrange(25), self.barrier())
+        return events
+
+    def some(self, generation: str) -> RegistryEvent:
+        repository = f"pod-{self.random.choice('abl')}/{self.partition}/{self.random.randrange(4)}"
+        kind, blob = self.random.random(), self.random.choice(BLOBS) + generation
+        manifest = self.random.choice(sorted(MANIFESTS))
+        if kind < 0.5:
+            event = self.pushed(repository, manifest)
+            listed = [self.text(name + generation) for name in MANIFESTS[manifest]]
+            self.random.shuffle(listed)
+            references = [type(event.references[0])(digest) for digest in listed] if event.references else None
+            return _replaced(event, digest=self.text(manifest + generation), references=references)
+        if kind < 0.75:
+            return self.uploaded(repository, blob)
+        return self.deleted(repository, self.random.choice([blob, manifest + generation]))
+
+    def barrier(self) -> RegistryEvent:
+        source = f"pod-a/{self.partition}/{self.random.randrange(4)}"
+        if self.random.random() < 0.5:
+            return self.deleted(source, None)
+        return self.renamed(source, f"pod-a/{self.partition}/{self.random.randrange(4)}", below=False)
+
+
+def _replaced(event: RegistryEvent, **changes: Any) -> RegistryEvent:
+    return RegistryEvent(**{name: getattr(event, name) for name in event.__struct_fields__} | changes)
+
+
+def test_no_deadlock_and_no_miscount(fresh: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that share old and new digests in any order never deadlock, and every count is right at the end."""
+    repeated: Counter[str] = Counter()
+    attempt = BatchApply._apply
+
+    def counted(self: BatchApply, *arguments: Any, **more: Any) -> Any:
+        try:
+            return attempt(self, *arguments, **more)
+        except StateChangedError:
+            repeated["times"] += 1
+            raise
+
+    monkeypatch.setattr(BatchApply, "_apply", counted)
+    histories = [[Shared(fresh.space, n).batch(number) for number in range(BATCHES)] for n in range(WORKERS)]
+    for partition in range(WORKERS):
+        begin(fresh.connection, fresh.space, partition)
+    before = deadlocks(fresh)
+    together = threading.Barrier(WORKERS + 1)
+    working = threading.Event()
+
+    def work(partition: int) -> None:
+        together.wait(10)
+        with fresh.connect() as connection:
+            for piece in slices(fresh, partition, histories[partition]):
+                BatchApply(connection, NO_MARGIN).apply([piece])
+
+    def look_after() -> int:
+        """What housekeeping does meanwhile; nothing is old enough to go."""
+        together.wait(10)
+        turns = 0
+        with fresh.connect() as connection:
+            while not working.is_set():
+                sweep.expire_links(connection, timedelta(days=1))
+                sweep.forget_removals(connection)
+                assert fresh_check(fresh)
+                turns += 1
+        return turns
+
+    with ThreadPoolExecutor(WORKERS + 1) as pool:
+        workers = [pool.submit(work, partition) for partition in range(WORKERS)]
+        housekeeping = pool.submit(look_after)
+        try:
+            for worker in workers:
+                worker.result(120)
+        finally:
+            working.set()
+        assert housekeeping.result(60) > 0
+    assert deadlocks(fresh) == before
+    oracle = Oracle()
+    for history in histories:
+        oracle.take(event for batch in history for event in batch)
+    fresh.assert_equals(oracle)
+    assert fresh.check().agrees
+    print(f"{WORKERS * BATCHES} batches, {repeated['times']} repeated")
+
+
+def fresh_check(table: Table) -> bool:
+    report = table.check()
+    assert report.agrees, report
+    return True
+
+
+def test_a_batch_that_always_collides(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose new blobs others keep writing first goes alone in the end, and is applied."""
+    names = [f"n{number}" for number in range(20)]
+    spoiled: list[str] = []
+    give = rows.new_blob_ids
+    other = table.connect()
+
+    def spoil(connection: psycopg.Connection[Any], count: int) -> list[int]:
+        """Another writer of facts, as fast as can be: between the look-up of each attempt and its insert."""
+        with other.transaction():
+            free = "SELECT pg_try_advisory_xact_lock_shared(%s)"
+            if count > 1 and other.execute(free, (locks.FACTS_LOCK,)).fetchone() == (True,):
+                name = names[len(spoiled)]
+                spoiled.append(name)
+                other.execute(
+                    "INSERT INTO blobs (size, reference_count, link_count, state, digest, unreferenced_since)"
+                    " VALUES (-1, 0, 0, 1, %s, now())",
+                    (table.digest(name),),
+                )
+        return give(connection, count)
+
+    monkeypatch.setattr(rows, "new_blob_ids", spoil)
+    table.apply(*[table.link("r", name) for name in names])
+    other.close()
+    assert 0 < len(spoiled) < len(names)
+    assert len(table.links()) == len(names)
+    assert table.check().agrees
+
+
+def test_lists_that_grow_while_others_write(fresh: Table) -> None:
+    """What manifests list becomes known, and more, while other workers push and delete them: every count is right."""
+    manifests = {f"m{number}": [f"b{number}", f"b{number + 1}", "all"] for number in range(6)}
+    together = threading.Barrier(WORKERS)
+    histories: list[list[list[Fact]]] = []
+    held: set[tuple[str, str]] = set()
+    for partition in range(WORKERS):
+        begin(fresh.connection, fresh.space, partition)
+        chance = random.Random(partition)
+        history: list[list[Fact]] = []
+        for second in range(30):
+            batch: list[Fact] = []
+            for _ in range(4):
+                repository, manifest = f"{partition}/{chance.randrange(3)}", chance.choice(sorted(manifests))
+                pair = (fresh.repository(repository), fresh.text(manifest))
+                if pair in held and chance.random() < 0.4:
+                    batch.append(fresh.removed(repository, manifest, second + 0.9))
+                    held.discard(pair)
+                    break
+                known = chance.choice([None, manifests[manifest][:1], manifests[manifest][1:], manifests[manifest]])
+                batch.append(fresh.push(repository, manifest, known, second))
+                held.add(pair)
+            history.append(batch)
+        histories.append(history)
+
+    def work(partition: int) -> None:
+        together.wait(10)
+        with fresh.connect() as connection:
+            offset = 0
+            for batch in histories[partition]:
+                items = [Item(offset + n, 0, fresh.pods["pod-a"], fact, None) for n, fact in enumerate(batch)]
+                piece = Slice(fresh.space, partition, offset, offset + len(items), 0, items)
+                BatchApply(connection, NO_MARGIN).apply([piece])
+                offset = piece.next_offset
+
+    before = deadlocks(fresh)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for worker in [pool.submit(work, partition) for partition in range(WORKERS)]:
+            worker.result(120)
+    assert deadlocks(fresh) == before
+    assert fresh.holdings() == held
+    for blob in {blob for listed in manifests.values() for blob in listed}:
+        row = fresh.blob(blob)
+        assert row is not None
+        needs = sum(blob in manifests[name] for _, digest in held for name in manifests if fresh.text(name) == digest)
+        assert row.references == needs
+    assert fresh.check().agrees

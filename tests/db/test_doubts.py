@@ -1,0 +1,191 @@
+"""Removals that may be of something else: kept, remembered, and settled by what is in storage."""
+
+from datetime import timedelta
+
+import pytest
+
+from coordinator.db import doubts, locks
+from coordinator.db.doubts import Verdict
+from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
+from coordinator.domain.lifecycle import BlobState
+from tests.db.harness import Table, at
+
+MARGIN = timedelta(seconds=10)
+
+
+def settle(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:
+    """Settle this test's doubts as if storage had these links."""
+    removed, after = 0, doubts.BEGINNING
+    with table.connection.transaction():
+        locks.enter(table.connection, alone=True)
+        while found := doubts.load(table.connection, after, limit):
+            own = [doubt for doubt in found if f"/{table.space}/" in doubt.repository]
+            verdicts = [Verdict(doubt, doubt.held and held, doubt.linked and linked) for doubt in own]
+            removed += doubts.settle(table.connection, verdicts)
+            after = found[-1].key
+    return removed
+
+
+def test_within_the_margin(table: Table) -> None:
+    """A removal about the time of the push keeps what it would remove, and is remembered as doubtful."""
+    applied = table.apply(
+        table.push("a", "m", ["c"], 0),
+        table.removed("a", "m", 10),
+        table.link("a", "l", 20),
+        table.removed("a", "l", 15),
+        margin=MARGIN,
+    )
+    assert (applied.holdings_removed, applied.links_removed, applied.removals_doubtful) == (0, 0, 2)
+    assert table.holds("a", "m")
+    assert table.linked("a", "l")
+    assert table.removal("a", "m") == (at(10), True)
+    assert table.removal("a", "l") == (at(15), True)
+
+
+def test_settled_as_gone(table: Table) -> None:
+    """What storage does not have is removed, the counts follow, and the removal stays known without a doubt."""
+    table.apply(
+        table.push("a", "m", ["c", "l"], 0),
+        table.push("b", "m", ["c", "l"], 0),
+        table.removed("a", "m", 5),
+        table.removed("b", "m", 5),
+        table.link("a", "l", 0),
+        table.removed("a", "l", 5),
+        margin=MARGIN,
+    )
+    assert settle(table, held=False, linked=False, limit=1) == 3
+    assert table.holdings() == table.links() == set()
+    for name in ("m", "c", "l"):
+        row = table.blob(name)
+        assert row is not None
+        assert row[:4] == (0, 0, BlobState.UNREFERENCED, True)
+    assert table.removal("a", "m") == (at(5), False)
+    assert settle(table, held=False, linked=False) == 0
+    # What comes late is not believed silently.
+    table.apply(table.push("a", "m", ["c", "l"], 0), margin=MARGIN)
+    assert table.removal("a", "m") == (at(5), True)
+    assert table.check().agrees
+
+
+def test_settled_as_there(table: Table) -> None:
+    """What storage has stays, and its removal is forgotten."""
+    table.apply(table.push("a", "m", ["c"], 0), table.removed("a", "m", 5), margin=MARGIN)
+    assert settle(table, held=True, linked=True) == 0
+    assert table.holds("a", "m")
+    assert table.removals() == {}
+    assert table.check().agrees
+
+
+def test_settled_for_one_of_two(table: Table) -> None:
+    """Of a digest that was there as a manifest and as a blob, storage tells which one went."""
+    table.apply(table.push("a", "m", ["c"], 0), table.link("a", "m", 0), table.removed("a", "m", 50), margin=MARGIN)
+    assert table.removal("a", "m") == (at(50), True)
+    assert settle(table, held=True, linked=False) == 1
+    assert table.holds("a", "m")
+    assert not table.linked("a", "m")
+    row = table.blob("m")
+    assert row is not None
+    assert row[:4] == (1, 0, BlobState.LIVE, False)
+    assert table.check().agrees
+
+
+def test_pods_without_links_in_storage(table: Table) -> None:
+    """A doubt of a pod whose links are elsewhere is left to a reconcile."""
+    table.apply(table.link("a", "l", 0, pod="pod-l"), table.removed("a", "l", 5, pod="pod-l"), margin=MARGIN)
+    assert settle(table, held=False, linked=False) == 0
+    assert table.linked("a", "l", pod="pod-l")
+    assert [doubtful for _, doubtful in table.removals().values()] == [True]
+
+
+def test_a_late_push(table: Table) -> None:
+    """A push that is older than a removal that was applied, and comes after it, is held in doubt."""
+    table.apply(table.push("a", "m", ["c"], 0), table.removed("a", "m", 50), margin=MARGIN)
+    assert not table.holds("a", "m")
+    table.apply(table.push("a", "m", ["c"], 20), margin=MARGIN)
+    assert table.holds("a", "m")
+    assert table.removal("a", "m") == (at(50), True)
+    table.apply(table.push("a", "m", ["c"], 61), margin=MARGIN)
+    assert table.removals() == {}
+
+
+def test_a_removal_before_its_push(table: Table) -> None:
+    """A removal of something unknown is remembered, and makes an older push that comes later doubtful."""
+    table.apply(table.removed("a", "m", 50), table.removed("a", "other", 50), margin=MARGIN)
+    assert table.blob("m") is None
+    table.apply(table.push("a", "m", ["c"], 0), margin=MARGIN)
+    assert table.holds("a", "m")
+    assert table.removal("a", "m") == (at(50), True)
+    assert table.removal("a", "other") == (at(50), False)
+
+
+def test_an_emptied_repository(table: Table) -> None:
+    """What is emptied goes if it is surely older, and is doubted if it may be newer; other repositories stay."""
+    table.apply(
+        table.push("a", "old", ["c"], 0),
+        table.link("a", "old", 0),
+        table.push("a", "near", ["c"], 45),
+        table.push("a", "new", ["c"], 99),
+        table.push("b", "old", ["c"], 0),
+        margin=MARGIN,
+    )
+    applied = table.apply(RepositoryRemoved(table.repository("a"), at(50)), margin=MARGIN)
+    assert (applied.holdings_removed, applied.links_removed, applied.removals_doubtful) == (1, 1, 1)
+    assert [table.holds("a", name) for name in ("old", "near", "new")] == [False, True, True]
+    assert table.holds("b", "old")
+    assert table.removal("a", "near") == (at(50), True)
+    table.apply(RepositoryRemoved(table.repository("never"), at(50)), margin=MARGIN)
+    assert table.check().agrees
+
+
+def test_what_a_rename_leaves(table: Table) -> None:
+    """A rename takes what was there at its time, also with its removals; what came later keeps the old name."""
+    table.apply(
+        table.push("old", "m", ["c"], 0),
+        table.push("old", "late", ["c"], 99),
+        table.removed("old", "gone", 5),
+        table.removed("old", "gone-late", 98),
+    )
+    renamed = RepositoryRenamed(table.repository("old"), table.repository("new"), below=False, at=at(50))
+    for _ in range(2):
+        table.apply(renamed)
+        assert table.holds("new", "m")
+        assert table.holds("old", "late")
+        assert table.removal("new", "gone") == (at(5), False)
+        assert table.removal("old", "gone-late") == (at(98), False)
+        assert len(table.holdings()) == len(table.removals()) == 2
+    assert table.check().agrees
+
+
+@pytest.mark.parametrize("removed_in", ["old", "new"])
+def test_a_rename_that_meets_a_removal(table: Table, removed_in: str) -> None:
+    """Where one of two merged repositories saw removed what the other holds, the removal becomes doubtful."""
+    held_in = "new" if removed_in == "old" else "old"
+    table.apply(table.push(held_in, "m", ["c"], 5), table.removed(removed_in, "m", 20), table.link("new", "x", 1))
+    assert table.removal(removed_in, "m") == (at(20), False)
+    table.apply(RepositoryRenamed(table.repository("old"), table.repository("new"), below=False, at=at(50)))
+    assert table.holds("new", "m")
+    assert table.removal("new", "m") == (at(20), True)
+    assert table.check().agrees
+
+
+def test_names_that_look_like_patterns(table: Table) -> None:
+    """A namespace's rename moves what is below it, not what a pattern of its name would match."""
+    table.apply(table.link("a_b/x", "l", 0), table.link("acb/x", "l", 0), table.link("a_bc", "l", 0))
+    table.apply(RepositoryRenamed(table.repository("a_b"), table.repository("z"), below=True, at=at(50)))
+    assert {name.rpartition(table.space)[2] for name, _ in table.links()} == {"/z/x", "/acb/x", "/a_bc"}
+
+
+def test_a_rename_into_itself(table: Table) -> None:
+    """A namespace that moves below itself moves once."""
+    table.apply(table.link("a", "l", 0), table.link("a/b", "l2", 0), table.link("a/b/b", "l3", 0))
+    table.apply(RepositoryRenamed(table.repository("a"), table.repository("a/b"), below=True, at=at(50)))
+    assert {name.rpartition(table.space)[2] for name, _ in table.links()} == {"/a/b", "/a/b/b", "/a/b/b/b"}
+    assert table.check().agrees
+
+
+def test_overtaken(table: Table) -> None:
+    """A removal that the push overtook changes nothing and is counted."""
+    table.apply(table.push("a", "m", ["c"], 50), margin=MARGIN)
+    applied = table.apply(Removed(table.repository("a"), table.digest("m"), at(5)), margin=MARGIN)
+    assert applied.removals_overtaken == 1
+    assert table.removals() == {}

@@ -1,0 +1,116 @@
+"""Rows that time alone makes superfluous."""
+
+from datetime import timedelta
+
+import pytest
+
+from coordinator.db import sweep
+from coordinator.domain.lifecycle import BlobState
+from tests.db.harness import Row, Table
+
+DAY = timedelta(days=1)
+
+
+def age(table: Table, what: str, column: str, days: int) -> None:
+    """Make what this test did in a table older."""
+    table.connection.execute(
+        f"UPDATE {what} SET {column} = now() - %s"
+        " WHERE repository_id IN (SELECT id FROM repositories WHERE name LIKE %s)",
+        (timedelta(days=days), f"%/{table.space}/%"),
+    )
+
+
+def test_links_expire(fresh: Table) -> None:
+    """A link older than the grace stops counting in a pod of mode manifest; in mode link it counts for ever."""
+    table = fresh
+    table.apply(
+        table.link("a", "l"),
+        table.link("b", "l"),
+        table.link("a", "kept"),
+        table.push("a", "m", ["kept"]),
+        table.link("a", "l", pod="pod-l"),
+        table.link("a", "only-l", pod="pod-l"),
+        table.link("a", "gone"),
+    )
+    age(table, "repository_blobs", "linked_at", 2)
+    table.apply(table.link("b", "young"), partition=1)
+    assert sweep.expire_links(table.connection, DAY) == 4
+    assert table.blob("l") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
+    assert table.blob("only-l") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
+    assert table.blob("kept") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=7)
+    assert table.blob("gone") == Row(0, 0, BlobState.UNREFERENCED, unreferenced=True, size=7)
+    assert table.blob("young") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
+    assert sweep.expire_links(table.connection, DAY) == 0
+    assert table.check().agrees
+
+
+def test_a_link_made_again(table: Table) -> None:
+    """A link that was made again counts for another grace; the same event again does not prolong it."""
+    table.apply(table.link("a", "again", 1), table.link("a", "same", 1))
+    age(table, "repository_blobs", "linked_at", 2)
+    table.apply(table.link("a", "again", 2), table.link("a", "same", 1))
+    sweep.expire_links(table.connection, DAY)
+    assert table.linked("a", "again")
+    assert not table.linked("a", "same")
+
+
+def test_in_batches(fresh: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep takes a bounded number of rows at a time, and goes on until none is left."""
+    monkeypatch.setattr(sweep, "BATCH", 3)
+    fresh.apply(
+        *[fresh.link(f"r{n}", f"l{n % 4}") for n in range(10)], *[fresh.removed("x", f"x{n}") for n in range(10)]
+    )
+    age(fresh, "repository_blobs", "linked_at", 2)
+    age(fresh, "removals", "seen_at", 31)
+    assert sweep.expire_links(fresh.connection, DAY) == 10
+    assert sweep.forget_removals(fresh.connection) == 10
+    assert fresh.check().agrees
+
+
+def test_rows_that_a_batch_has_locked(fresh: Table) -> None:
+    """A sweep waits for no batch: what one has locked is left for the next time."""
+    fresh.apply(*[fresh.link("a", f"l{n}") for n in range(3)], *[fresh.removed("a", f"x{n}") for n in range(3)])
+    age(fresh, "repository_blobs", "linked_at", 2)
+    age(fresh, "removals", "seen_at", 31)
+    with fresh.connect() as other, other.transaction():
+        other.execute(
+            "SELECT FROM repository_blobs l JOIN blobs b ON b.id = blob_id WHERE digest = %s FOR UPDATE OF l",
+            (fresh.digest("l0"),),
+        )
+        other.execute("SELECT FROM removals WHERE digest = %s FOR UPDATE", (fresh.digest("x0"),))
+        fresh.connection.execute("SET lock_timeout = '2s'")
+        assert sweep.expire_links(fresh.connection, DAY) == 2
+        assert sweep.forget_removals(fresh.connection) == 2
+    assert sweep.expire_links(fresh.connection, DAY) == 1
+    assert sweep.forget_removals(fresh.connection) == 1
+
+
+def test_removals_are_forgotten(fresh: Table) -> None:
+    """A removal is forgotten when nothing late can meet it any more; a doubtful one never is."""
+    fresh.apply(fresh.removed("a", "old", 1), fresh.link("a", "doubtful", 1), fresh.removed("a", "doubtful", 1))
+    age(fresh, "removals", "seen_at", 31)
+    fresh.apply(fresh.removed("a", "young", 1))
+    assert sweep.forget_removals(fresh.connection) == 1
+    assert {digest for _, digest in fresh.removals()} == {fresh.text("doubtful"), fresh.text("young")}
+
+
+def test_unreferenced_since(table: Table) -> None:
+    """The date is that of the moment when the last reference went, and stays while nothing references it."""
+
+    def since() -> object:
+        return table.rows("SELECT unreferenced_since FROM blobs WHERE digest = %s", (table.digest("l"),))[0][0]
+
+    table.apply(table.link("a", "l", 1), table.push("a", "m", ["l"], 1))
+    assert since() is None
+    table.apply(table.removed("a", "m", 2))
+    assert since() is None
+    table.apply(table.removed("a", "l", 3))
+    first = since()
+    assert first is not None
+    # It becomes known anew, without a reference.
+    table.apply(table.push("a", "n", ["l"], 4), table.removed("a", "n", 5))
+    assert since() == first
+    table.apply(table.push("a", "n", ["l"], 6))
+    assert since() is None
+    table.apply(table.removed("a", "n", 7))
+    assert since() != first
