@@ -1,0 +1,314 @@
+"""The whole path on real processes: `baleen up`, registries as pods, and what the bucket says beside the table.
+
+Route: `Baleen.started` -> `add_pod` -> `registry` -> pushes and deletes -> `agree`, which waits until holdings, links
+and counts of the table are those that the links in the bucket make, and then has the table recomputed.
+Not here: what is pushed and deleted (test_*.py), skopeo (skopeo.py), the webhook's proxy (proxy.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psycopg
+
+from coordinator import bootstrap
+from coordinator import settings as configuration
+from coordinator.commands import bucket
+from coordinator.db import check
+from coordinator.db.engine import sync_engine
+from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
+from coordinator.stack.guard import Child, Guard, identity
+from coordinator.stack.model_registry import ModelRegistry
+from coordinator.stack.ports import Ports
+from coordinator.stack.process import ManagedProcess
+from coordinator.storage.layout import BASE
+from coordinator.storage.port import ObjectStore
+
+HOST = "127.0.0.1"
+UP_S = 90.0
+DEADLINE_S = 60.0
+POLL_S = 0.05
+HTTP_SECRET = "shared-by-all-pods"
+EVENTS_TYPE = "application/vnd.docker.distribution.events.v1+json"
+LAYERS = "/_layers/sha256/"
+
+Pairs = set[tuple[str, str]]
+
+
+def eventually(what: Callable[[], bool], why: Callable[[], object] = lambda: "it did not happen") -> None:
+    """Wait for a condition; fails after the deadline, and says why."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not what():
+        assert time.monotonic() < deadline, why()
+        time.sleep(POLL_S)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod as it is registered, with the token that its notifications carry."""
+
+    name: str
+    token: str = field(repr=False)
+
+
+class SilentDistribution(DistributionRegistry):
+    """A registry whose operator has not asked for references in its events."""
+
+    def configuration(self) -> dict[str, object]:
+        known = super().configuration()
+        notifications = known["notifications"]
+        assert isinstance(notifications, dict)
+        return known | {"notifications": notifications | {"events": {"includereferences": False}}}
+
+
+class Children:
+    """Child processes: ended in reverse order, and by a guard if this process is killed."""
+
+    def __init__(self) -> None:
+        self._guard = Guard()
+        self._running: list[ManagedProcess] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self._running):
+            process.stop()
+        self._guard.close()
+
+    def start(self, process: ManagedProcess) -> ManagedProcess:
+        process.spawn()
+        self._running.append(process)
+        if (mark := identity(process.pid)) is not None:
+            self._guard.add(Child(process.pid, mark, process.stop_signal))
+        process.wait_ready()
+        return process
+
+    def kill(self, process: ManagedProcess) -> None:
+        process.kill()
+        self._running.remove(process)
+        self._guard.gone(process.pid)
+
+
+class Registry:
+    """One registry process that can be killed and started again with other notifications."""
+
+    def __init__(self, children: Children, made: DistributionRegistry | ModelRegistry) -> None:
+        self._children = children
+        self._made = made
+        self._process = children.start(made.process())
+        self.url = made.url
+        self.address = f"{HOST}:{made.port}"
+
+    def kill(self) -> None:
+        self._children.kill(self._process)
+
+    def start(self, **notifications: str) -> None:
+        """Start anew; what is named of its notifications is other than before."""
+        assert self._made.notifications is not None
+        changed = replace(self._made.notifications, **notifications)
+        self._made = replace(self._made, notifications=changed)
+        self._process = self._children.start(self._made.process())
+
+
+class Baleen:
+    """A running `baleen up`, its API, its table and its bucket."""
+
+    def __init__(self, directory: Path, children: Children) -> None:
+        self._directory = directory
+        self._children = children
+        self._ports = Ports(directory / "ports.json", HOST)
+        port = self._ports.take("api")
+        self.url = f"http://{HOST}:{port}"
+        data_dir = directory / "data"
+        children.start(
+            ManagedProcess(
+                name="baleen up",
+                argv=[sys.executable, "-m", "coordinator.cli", "up", "--data-dir", data_dir, "--port", str(port)],
+                log_file=directory / "up.log",
+                env=_environment(),
+                cwd=Path(__file__).parents[2],
+                stop_signal=signal.SIGTERM,
+                stop_timeout=60,
+                ready_timeout=UP_S,
+                probe=self._ready,
+            )
+        )
+        self.settings = configuration.load({"BALEEN_DATA_DIR": str(data_dir)})
+        self.store: ObjectStore = bootstrap.object_store(self.settings)
+        assert self.settings.token is not None
+        headers = {"Authorization": f"Bearer {self.settings.token.reveal()}"}
+        self.api = httpx.Client(base_url=self.url, headers=headers, timeout=10, trust_env=False)
+
+    @classmethod
+    @contextmanager
+    def started(cls, directory: Path) -> Iterator[Baleen]:
+        with Children() as children:
+            baleen = cls(directory, children)
+            with baleen.api:
+                yield baleen
+
+    # Pods and registries
+
+    def add_pod(self, name: str) -> Pod:
+        answer = self.api.post("/v1/pods", json={"name": name, "prefixes": [name]})
+        assert answer.is_success, answer.text
+        return Pod(name, answer.json()["event_token"])
+
+    def webhook(self, pod: Pod) -> str:
+        return f"{self.url}/v1/events/{pod.name}"
+
+    def registry(
+        self, kind: type[DistributionRegistry | ModelRegistry], pod: Pod, process: str = "1", **notifications: str
+    ) -> Registry:
+        """Start a registry of the pod; `notifications` are other than the right ones."""
+        name = f"{pod.name}-{process}"
+        right = Notifications(url=self.webhook(pod), token=pod.token, backoff="100ms", threshold=1)
+        known: dict[str, Any] = {
+            "name": name,
+            "directory": self._directory / name,
+            "port": self._ports.take(name),
+            "storage": self._storage(),
+            "notifications": replace(right, **notifications),
+        }
+        if kind is not ModelRegistry:
+            known["http_secret"] = HTTP_SECRET
+        return Registry(self._children, kind(**known))
+
+    def post(self, pod: Pod, *events: Mapping[str, Any]) -> None:
+        """Post events as a registry does."""
+        headers = {"Authorization": f"Bearer {pod.token}", "Content-Type": EVENTS_TYPE}
+        answer = httpx.post(self.webhook(pod), json={"events": events}, headers=headers, timeout=10, trust_env=False)
+        assert answer.status_code == 202, answer.text
+
+    # What is true, and what is told
+
+    def agree(self) -> None:
+        """Wait until the table says what the bucket says, and nothing was left aside; then have it recomputed."""
+        eventually(lambda: not self.differences(), why=self.differences)
+        eventually(lambda: bool(self.status()["caught_up"]), why=self.status)
+        # What was still on its way when they agreed must not have parted them again.
+        eventually(lambda: not self.differences(), why=self.differences)
+        assert self.dead_letters() == []
+        assert self.status()["gaps"] == 0
+        engine = sync_engine(self._database())
+        try:
+            report = check.check(engine)
+        finally:
+            engine.dispose()
+        assert report.agrees, report
+
+    def differences(self) -> list[str]:
+        """Where the table and the links in the bucket part, both ways."""
+        # The table first: a registry writes its links before it tells of them.
+        holdings, links, counts, sizes = self.holdings(), self.links(), self.counts(), self.sizes()
+        wanted = bucket.expected(self.store)
+        in_bucket = layer_links(self.store)
+        found = [f"holding {pair}" for pair in sorted(holdings ^ wanted.holdings)]
+        found += [f"link {pair}" for pair in sorted(links ^ in_bucket)]
+        found += [
+            f"{digest}: counted {counts.get(digest)}, wanted {wanted.reference_counts.get(digest)}"
+            for digest in sorted(counts.keys() | wanted.reference_counts.keys())
+            if counts.get(digest) != wanted.reference_counts.get(digest)
+        ]
+        found += [
+            f"{digest}: {size} bytes, stored are {wanted.sizes[digest]}"
+            for digest, size in sorted(sizes.items())
+            if digest in wanted.sizes and size not in {wanted.sizes[digest], -1}
+        ]
+        return found
+
+    def holdings(self) -> Pairs:
+        return self._pairs("repository_manifests", "manifest_id")
+
+    def links(self) -> Pairs:
+        return self._pairs("repository_blobs", "blob_id")
+
+    def counts(self) -> dict[str, int]:
+        found = self.rows("SELECT encode(digest, 'hex'), reference_count FROM blobs WHERE reference_count > 0")
+        return {f"sha256:{row[0]}": row[1] for row in found}
+
+    def sizes(self) -> dict[str, int]:
+        return {f"sha256:{row[0]}": row[1] for row in self.rows("SELECT encode(digest, 'hex'), size FROM blobs")}
+
+    def holds(self, repository: str, digest: str) -> bool:
+        return (repository, digest) in self.holdings()
+
+    def blob(self, digest: str) -> dict[str, Any]:
+        """One blob as the API tells it."""
+        answer = self.api.get(f"/v1/blobs/{digest}")
+        assert answer.is_success, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def status(self) -> dict[str, Any]:
+        told: dict[str, Any] = self.api.get("/v1/status").json()
+        return told
+
+    def dead_letters(self) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self.api.get("/v1/dead-letters").json()["items"]
+        return items
+
+    def refused(self, reason: str) -> float:
+        """How many requests ingest has refused for a reason."""
+        wanted = f'baleen_ingest_refused_total{{reason="{reason}"}} '
+        lines = self.api.get("/metrics").text.splitlines()
+        return sum(float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted))
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self._database(), autocommit=True, connect_timeout=5) as connection:
+            return connection.execute(statement, parameters).fetchall()  # type: ignore[arg-type]
+
+    def _pairs(self, table: str, column: str) -> Pairs:
+        found = self.rows(
+            f"SELECT r.name, encode(b.digest, 'hex') FROM {table} f "
+            f"JOIN blobs b ON b.id = f.{column} JOIN repositories r ON r.id = f.repository_id"
+        )
+        return {(row[0], f"sha256:{row[1]}") for row in found}
+
+    def _database(self) -> str:
+        return bootstrap.database_url(self.settings)
+
+    def _storage(self) -> Storage:
+        told = self.settings
+        assert told.s3_endpoint_url is not None
+        assert told.s3_bucket is not None
+        assert told.s3_access_key is not None
+        assert told.s3_secret_key is not None
+        return Storage(
+            endpoint_url=told.s3_endpoint_url,
+            bucket=told.s3_bucket,
+            root=told.s3_root,
+            access_key=told.s3_access_key,
+            secret_key=told.s3_secret_key.reveal(),
+        )
+
+    def _ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=2, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+
+def layer_links(store: ObjectStore) -> Pairs:
+    """(repository, blob) of every `_layers` link in the bucket."""
+    found: Pairs = set()
+    for entry in store.walk(f"{BASE}/repositories/"):
+        path = entry.key.removeprefix(f"{BASE}/repositories/")
+        if LAYERS in path and path.endswith("/link"):
+            repository, _, rest = path.partition(LAYERS)
+            found.add((repository, f"sha256:{rest.removesuffix('/link')}"))
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("BALEEN_", "AWS_"))}
