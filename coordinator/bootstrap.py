@@ -1,6 +1,7 @@
 """Build the real adapters from settings. Nobody else does; the worker has its own (workers/build.py).
 
-A setting that is missing is named, with what may stand in for it.
+A setting that is missing is named, with what may stand in for it. Each adapter is imported where it is built: whoever
+needs the database alone need not wait for the drivers of Kafka, S3 and the web.
 """
 
 import asyncio
@@ -8,22 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from coordinator.db import pods, tokens
 from coordinator.db.engine import async_engine, sync_engine
-from coordinator.db.queries.blobs import BlobQueries
 from coordinator.db.queries.session import BlockingDatabase, Database, reading
-from coordinator.db.queries.status import schema_problem
 from coordinator.errors import SettingsError, UnavailableError
-from coordinator.ingest.directory import CachedPodDirectory
-from coordinator.ingest.log import LogInspector
-from coordinator.ingest.producer import EventProducer
-from coordinator.ingest.service import Ingest
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings
-from coordinator.storage.s3 import S3ObjectStore
 
 if TYPE_CHECKING:
-    from litestar import Litestar
+    from coordinator.api.app import Application
+    from coordinator.storage.s3 import S3ObjectStore
 
 #: The API answers what waits on a broker that is away within the time that clients wait.
 KAFKA_SECONDS = 2.5
@@ -44,7 +37,9 @@ def job_engine(settings: Settings) -> BlockingDatabase:
     return sync_engine(database_url(settings), timeout_ms=0)
 
 
-def object_store(settings: Settings) -> S3ObjectStore:
+def object_store(settings: Settings) -> "S3ObjectStore":
+    from coordinator.storage.s3 import S3ObjectStore  # noqa: PLC0415
+
     if settings.s3_bucket is None:
         raise SettingsError("BALEEN_S3_BUCKET is not set: name the bucket that the pods share, or use `baleen up`.")
     return S3ObjectStore(
@@ -57,13 +52,20 @@ def object_store(settings: Settings) -> S3ObjectStore:
     )
 
 
-def api(settings: Settings) -> "Litestar":
+def api(settings: Settings) -> "Application":
     """The whole API. Raises SettingsError; does not wait for any service."""
-    # Whoever only runs a command need not load the web framework.
     from coordinator.api.app import create_app  # noqa: PLC0415
     from coordinator.api.auth import TokenDirectory  # noqa: PLC0415
     from coordinator.api.deps import Deps  # noqa: PLC0415
     from coordinator.api.lag import LagReader  # noqa: PLC0415
+    from coordinator.db import pods, tokens  # noqa: PLC0415
+    from coordinator.db.queries.blobs import BlobQueries  # noqa: PLC0415
+    from coordinator.db.queries.status import schema_problem  # noqa: PLC0415
+    from coordinator.ingest.directory import CachedPodDirectory  # noqa: PLC0415
+    from coordinator.ingest.log import LogInspector  # noqa: PLC0415
+    from coordinator.ingest.producer import EventProducer  # noqa: PLC0415
+    from coordinator.ingest.service import Ingest  # noqa: PLC0415
+    from coordinator.ingest.topics import DEAD_LETTERS, EVENTS  # noqa: PLC0415
 
     database = engine(settings)
     store = object_store(settings)

@@ -21,6 +21,9 @@ from coordinator.api.parameters import refuse_unknown
 #: Of calls without a limit of their own.
 BODY_LIMIT = 1024 * 1024
 
+#: What bootstrap makes; it does not know the framework.
+Application = Litestar
+
 
 def create_app(deps: Deps) -> Litestar:
     """Make the application. It opens and closes `deps.lifespan` with its own life."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, get, post
-from litestar.params import Parameter
+from litestar.params import JSONBody, QueryParameter
 from msgspec import Meta
 
 from coordinator.api.auth import READ
@@ -67,7 +67,7 @@ async def list_references(
     responses=documented(413),
     **READ,
 )
-async def lookup_blobs(request: Request[Any, Any, Any], data: Lookup) -> LookupAnswer:
+async def lookup_blobs(request: Request[Any, Any, Any], data: JSONBody[Lookup]) -> LookupAnswer:
     """The same as so many single look-ups."""
     return LookupAnswer(await deps_of(request).blobs.lookup([parse_digest(digest) for digest in data.digests]))
 
@@ -83,13 +83,13 @@ async def lookup_blobs(request: Request[Any, Any, Any], data: Lookup) -> LookupA
 async def list_blobs(
     request: Request[Any, Any, Any],
     of_state: Annotated[
-        StateName | None, Parameter(query="state", description="Only of this state.", required=False)
+        StateName | None, QueryParameter(name="state", description="Only of this state.", required=False)
     ] = None,
     pod: PodFilter = None,
-    min_references: Annotated[int, Parameter(ge=0, le=2**31 - 1, description="Only with so many, or more.")] = 0,
+    min_references: Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Only with so many, or more.")] = 0,
     sort: Annotated[
         Sort,
-        Parameter(
+        QueryParameter(
             description="`first_seen`; `unreferenced_since`: only blobs that nothing references, the longest first; "
             "`references`: those with most, one page of up to `limit`. `pod` works with `first_seen` only."
         ),

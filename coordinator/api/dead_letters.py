@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, get, post
-from litestar.params import Parameter
+from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
@@ -18,7 +18,7 @@ from coordinator.db.queries.views import DeadLetter, DeadLetterPage
 
 BODY_LIMIT = 16 * 1024
 
-Number = Annotated[int, Parameter(ge=1, le=2**63 - 1)]
+Number = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
 
 
 class Retried(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def list_dead_letters(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
-    settled: Annotated[bool, Parameter(description="Also those that are settled.")] = False,
+    settled: Annotated[bool, QueryParameter(description="Also those that are settled.")] = False,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> DeadLetterPage:
@@ -86,7 +86,7 @@ async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> 
     responses=documented(404, 409, 413),
     **OPERATE,
 )
-async def discard_dead_letter(request: Request[Any, Any, Any], number: Number, data: Discard) -> DeadLetter:
+async def discard_dead_letter(request: Request[Any, Any, Any], number: Number, data: JSONBody[Discard]) -> DeadLetter:
     """`why` is kept with it. What it spoke of stays unknown until a reconcile of the pod."""
     deps = deps_of(request)
     await settling.discard(deps.engine, number, data.why)

@@ -7,21 +7,21 @@ from functools import cache
 from typing import Annotated, Any, get_args, get_type_hints
 
 from litestar import Request
-from litestar.params import Parameter, ParameterKwarg
+from litestar.params import ParameterKwarg, PathParameter, QueryParameter
 
 from coordinator.db.queries import paging
 from coordinator.domain.names import PodName, parse_pod
 from coordinator.errors import UsageError
 
-Limit = Annotated[int, Parameter(ge=1, le=paging.LIMIT, description="Items of a page, at most.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=paging.LIMIT, description="Items of a page, at most.")]
 Cursor = Annotated[
     str | None,
-    Parameter(max_length=paging.CURSOR_LENGTH_LIMIT, description="`next` of the page before.", required=False),
+    QueryParameter(max_length=paging.CURSOR_LENGTH_LIMIT, description="`next` of the page before.", required=False),
 ]
-PodFilter = Annotated[str | None, Parameter(description="Only of this pod.", required=False)]
+PodFilter = Annotated[str | None, QueryParameter(description="Only of this pod.", required=False)]
 
 DigestText = Annotated[
-    str, Parameter(description="sha256: and 64 lower-case hex digits.", pattern="^sha256:[0-9a-f]{64}$")
+    str, PathParameter(description="sha256: and 64 lower-case hex digits.", pattern="^sha256:[0-9a-f]{64}$")
 ]
 
 #: Parameters of handlers that come from the path, the body or the framework.
@@ -48,7 +48,7 @@ def _known(handler: Any) -> frozenset[str]:
     """The names of a handler's query parameters, as clients write them."""
     hints = get_type_hints(handler, include_extras=True)
     return frozenset(
-        next((mark.query for mark in get_args(hint) if isinstance(mark, ParameterKwarg) and mark.query), name)
+        next((mark.name for mark in get_args(hint) if isinstance(mark, ParameterKwarg) and mark.name), name)
         for name, hint in hints.items()
         if name not in NO_QUERY
     )

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, delete, get, post
+from litestar.params import FromPath, JSONBody
 from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
@@ -61,7 +62,7 @@ async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limi
     responses=documented(404),
     **READ,
 )
-async def get_pod(request: Request[Any, Any, Any], pod_name: str) -> Pod:
+async def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> Pod:
     return await queries.pod(deps_of(request).engine, parse_pod(pod_name))
 
 
@@ -74,7 +75,7 @@ async def get_pod(request: Request[Any, Any, Any], pod_name: str) -> Pod:
     responses=documented(409, 413),
     **OPERATE,
 )
-async def add_pod(request: Request[Any, Any, Any], data: PodRequest) -> PodToken:
+async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodToken:
     """Prefix `team` owns `team` and `team/…`; no two pods' prefixes may overlap."""
     pod = registry.NewPod(
         name=parse_pod(data.name),
@@ -94,7 +95,7 @@ async def add_pod(request: Request[Any, Any, Any], data: PodRequest) -> PodToken
     responses=documented(404),
     **OPERATE,
 )
-async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: str) -> PodToken:
+async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodToken:
     """The old one is refused within seconds; the registry then repeats its events until it has the new one."""
     pod = parse_pod(pod_name)
     return _token(request, pod, await registry.rotate_token(deps_of(request).engine, pod))
@@ -108,7 +109,7 @@ async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: str) -> Po
     responses=documented(404, 409),
     **OPERATE,
 )
-async def remove_pod(request: Request[Any, Any, Any], pod_name: str) -> None:
+async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
     """Refused while it holds or links anything, or has open gaps or dead letters."""
     await registry.remove(deps_of(request).engine, parse_pod(pod_name))
 

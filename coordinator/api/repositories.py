@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from litestar import Request, get
-from litestar.params import Parameter
+from litestar.params import PathParameter, QueryParameter
 
 from coordinator.api.auth import READ
 from coordinator.api.deps import deps_of
@@ -27,7 +27,7 @@ async def list_repositories(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
     prefix: Annotated[
-        str | None, Parameter(description="`team` stands for `team` and `team/…`, as for pods.", required=False)
+        str | None, QueryParameter(description="`team` stands for `team` and `team/…`, as for pods.", required=False)
     ] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
@@ -51,7 +51,7 @@ async def list_repositories(
     **READ,
 )
 async def get_repository(
-    request: Request[Any, Any, Any], name: Annotated[str, Parameter(description="With its slashes: team/app.")]
+    request: Request[Any, Any, Any], name: Annotated[str, PathParameter(description="With its slashes: team/app.")]
 ) -> Repository:
     return await queries.repository(deps_of(request).engine, parse_repository(name.removeprefix("/")))
 

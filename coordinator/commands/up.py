@@ -72,8 +72,8 @@ def run(data_dir: Path | None, *, host: str, port: int) -> None:
 
 def _load() -> None:
     """Import the drivers while the services start: it takes longer than they do."""
-    importlib.import_module("coordinator.bootstrap")
-    importlib.import_module("coordinator.db.migrate")
+    for module in ("bootstrap", "db.migrate", "db.tokens", "ingest.topics", "storage.s3"):
+        importlib.import_module(f"coordinator.{module}")
 
 
 def _end(_: int, __: FrameType | None) -> None:

@@ -1,0 +1,267 @@
+"""The API behind a real HTTP server, a table filled by SQL, and what the sets say. Not here: what must hold."""
+
+import secrets
+import socket
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import httpx
+import psycopg
+import uvicorn
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from coordinator import bootstrap
+from coordinator.db import migrate
+from coordinator.db.tokens import hash_of
+from coordinator.domain.references import ManifestKind, reference_kind
+from coordinator.ingest.topics import ensure_topics
+from coordinator.settings import Settings, build
+from coordinator.stack.supervisor import StackEndpoints
+
+READ, OPERATE = "token-that-may-read", "token-that-may-operate"
+Json = Any
+
+
+def until(what: str, held: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait until something holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (value := held()):
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+    return value
+
+
+def settings_for(endpoints: StackEndpoints, **others: Any) -> Settings:
+    """Settings of a database of its own on the stack's server, migrated, and of the stack's other services."""
+    assert endpoints.database_url is not None
+    name = f"api_tests_{secrets.token_hex(4)}"
+    with psycopg.connect(endpoints.database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    url = make_url(endpoints.database_url).set(database=name).render_as_string(hide_password=False)
+    migrate.upgrade(url)
+    return build(
+        {
+            "database_url": url,
+            "kafka_bootstrap": endpoints.kafka_bootstrap,
+            "s3_endpoint_url": endpoints.s3_endpoint_url,
+            "s3_bucket": endpoints.s3_bucket,
+            "s3_access_key": endpoints.s3_access_key,
+            "s3_secret_key": endpoints.s3_secret_key,
+        }
+        | others
+    )
+
+
+class Served(NamedTuple):
+    """One API replica and its database."""
+
+    url: str
+    settings: Settings
+    db: psycopg.Connection[Any]
+    client: httpx.Client
+
+    def get(self, path: str, token: str | None = READ, **parameters: Any) -> httpx.Response:
+        return self.ask("GET", path, token, params=parameters)
+
+    def ask(self, method: str, path: str, token: str | None = OPERATE, **options: Any) -> httpx.Response:
+        headers = options.pop("headers", {}) | ({} if token is None else {"Authorization": f"Bearer {token}"})
+        return self.client.request(method, path, headers=headers, **options)
+
+    def pages(self, path: str, between: Callable[[], None] = lambda: None, **parameters: Any) -> list[Json]:
+        """All items of a list; `between` runs after each page but the last."""
+        items: list[Json] = []
+        cursor: str | None = None
+        while True:
+            answer = self.get(path, **parameters, **({} if cursor is None else {"cursor": cursor}))
+            assert answer.status_code == 200, answer.text
+            page = answer.json()
+            assert len(page["items"]) <= parameters.get("limit", 100)
+            items += page["items"]
+            cursor = page["next"]
+            if cursor is None:
+                return items
+            between()
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[Served]:
+    """Serve the API on a free port until the end of the block."""
+    ensure_topics(settings)
+    with psycopg.connect(bootstrap.database_url(settings), autocommit=True) as db:
+        for role, token in (("read", READ), ("operate", OPERATE)):
+            db.execute(
+                "INSERT INTO api_tokens (name, role, token_sha256) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                (role, role, hash_of(token)),
+            )
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            config = uvicorn.Config(bootstrap.api(settings), log_config=None, access_log=False, lifespan="on")
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+            thread.start()
+            try:
+                until("the API has started", lambda: server.started or not thread.is_alive())
+                with httpx.Client(base_url=url, timeout=30) as client:
+                    yield Served(url, settings, db, client)
+            finally:
+                server.should_exit = True
+                thread.join()
+
+
+class Facts:
+    """Facts as plain sets, with names that nobody else has, and what follows from them."""
+
+    def __init__(self, db: psycopg.Connection[Any], pods: int = 2) -> None:
+        self._db = db
+        self.mark = f"t{secrets.token_hex(4)}"
+        self.pods = [f"{self.mark}-{n}" for n in range(pods)]
+        self.holdings: set[tuple[str, int]] = set()
+        self.links: set[tuple[str, int]] = set()
+        self.kinds: dict[int, ManifestKind] = {}
+        self.refs: dict[int, list[int]] = {}
+        self.sizes: dict[int, int] = {}
+        self._digests: dict[int, str] = {}
+        self._ids: dict[int, int] = {}
+        self._repositories: dict[str, int] = {}
+        for pod in self.pods:
+            self._insert_pod(pod)
+
+    def repository(self, pod: int, name: str) -> str:
+        """The full name of a repository; made when it is first named."""
+        full = f"{self.pods[pod]}/{name}"
+        if full not in self._repositories:
+            row = self._db.execute(
+                "INSERT INTO repositories (pod_id, name) SELECT id, %s FROM pods WHERE name = %s RETURNING id",
+                (full, self.pods[pod]),
+            ).fetchone()
+            assert row is not None
+            self._repositories[full] = row[0]
+        return full
+
+    def digest(self, blob: int) -> str:
+        if blob not in self._digests:
+            raw = secrets.token_bytes(32)
+            self._digests[blob] = f"sha256:{raw.hex()}"
+            self.sizes[blob] = 100 + blob
+            row = self._db.execute(
+                "INSERT INTO blobs (size, reference_count, link_count, state, digest, unreferenced_since)"
+                " VALUES (%s, 0, 0, 1, %s, now()) RETURNING id",
+                (self.sizes[blob], raw),
+            ).fetchone()
+            assert row is not None
+            self._ids[blob] = row[0]
+        return self._digests[blob]
+
+    def manifest(self, blob: int, kind: ManifestKind, refs: list[int] | None) -> None:
+        self.digest(blob)
+        for ref in refs or ():
+            self.digest(ref)
+        ids = None if refs is None else [self._ids[ref] for ref in refs]
+        self._db.execute(
+            "INSERT INTO manifests (id, kind, refs) VALUES (%s, %s, %s)",
+            (self._ids[blob], None if refs is None else int(kind), ids),
+        )
+        self.kinds[blob] = kind
+        self.refs[blob] = refs or []
+
+    def hold(self, repository: str, manifest: int) -> None:
+        if (repository, manifest) in self.holdings:
+            return
+        self.holdings.add((repository, manifest))
+        self._db.execute(
+            "INSERT INTO repository_manifests (manifest_id, repository_id, pushed_at) VALUES (%s, %s, now())",
+            (self._ids[manifest], self._repositories[repository]),
+        )
+        self._count([manifest, *self.refs[manifest]], "reference_count")
+
+    def link(self, repository: str, blob: int) -> None:
+        self.digest(blob)
+        if (repository, blob) in self.links:
+            return
+        self.links.add((repository, blob))
+        self._db.execute(
+            "INSERT INTO repository_blobs (blob_id, repository_id, event_at) VALUES (%s, %s, now())",
+            (self._ids[blob], self._repositories[repository]),
+        )
+        self._count([blob], "link_count")
+
+    def removal(self, repository: str, *, doubtful: bool) -> None:
+        self._db.execute(
+            "INSERT INTO removals (repository_id, removed_at, doubtful_since, digest) VALUES (%s, now(), %s, %s)",
+            (self._repositories[repository], "now" if doubtful else None, secrets.token_bytes(32)),
+        )
+
+    # What follows
+
+    def blobs(self) -> list[int]:
+        return sorted(self._digests)
+
+    def reference_counts(self) -> Counter[int]:
+        return Counter(blob for _, manifest in self.holdings for blob in (manifest, *self.refs[manifest]))
+
+    def needed_by(self) -> dict[int, set[str]]:
+        """Repositories that need or link each blob."""
+        found: dict[int, set[str]] = defaultdict(set)
+        for repository, manifest in self.holdings:
+            for blob in (manifest, *self.refs[manifest]):
+                found[blob].add(repository)
+        for repository, blob in self.links:
+            found[blob].add(repository)
+        return found
+
+    def references(self, blob: int) -> set[tuple[str, str, str, str]]:
+        """(pod, repository, manifest, kind) of each holding that needs the blob."""
+        found = set()
+        for repository, manifest in self.holdings:
+            pod = repository.split("/")[0]
+            if manifest == blob:
+                found.add((pod, repository, self.digest(manifest), "self"))
+            if blob in self.refs[manifest]:
+                kind = reference_kind(self.kinds[manifest], self.refs[manifest].index(blob))
+                found.add((pod, repository, self.digest(manifest), kind.name.lower()))
+        return found
+
+    def _count(self, blobs: list[int], column: str) -> None:
+        self._db.execute(
+            sql.SQL("UPDATE blobs SET {0} = {0} + 1, state = 0, unreferenced_since = NULL WHERE id = ANY(%s)").format(
+                sql.Identifier(column)
+            ),
+            ([self._ids[blob] for blob in set(blobs)],),
+        )
+
+    def _insert_pod(self, pod: str) -> None:
+        self._db.execute(
+            "WITH p AS (INSERT INTO pods (name, event_token_sha256) VALUES (%s, %s) RETURNING id)"
+            " INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM p",
+            (pod, secrets.token_bytes(32), pod),
+        )
+
+
+def dead_letter(db: psycopg.Connection[Any], pod: str, payload: str, content_type: str, **others: Any) -> int:
+    """Insert an open dead letter; return its id."""
+    values: dict[str, Any] = {
+        "pod": pod,
+        "reason": "not-owned",
+        "detail": "It was not understood.",
+        "payload": payload,
+        "payload_bytes": len(payload.encode()),
+        "content_type": content_type,
+        "offset": secrets.randbits(40),
+    } | others
+    row = db.execute(
+        """
+        INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,
+                                  origin_topic, origin_partition, origin_offset, origin_log)
+        VALUES (%(pod)s, %(reason)s, %(detail)s, now(), %(payload)s, %(payload_bytes)s, %(content_type)s,
+                'registry.dead-letters', 0, %(offset)s, 0) RETURNING id
+        """,
+        values,
+    ).fetchone()
+    assert row is not None
+    return int(row[0])

@@ -1,0 +1,89 @@
+"""What the API says of blobs is what the sets of facts say, whichever way it finds it."""
+
+import pytest
+from hypothesis import given, settings
+
+from coordinator.db.queries import blobs as blob_queries
+from coordinator.db.queries import hot
+from coordinator.domain.references import ManifestKind
+from tests.api.harness import Facts, Json, Served
+from tests.api.worlds import build, worlds
+
+
+def check_blobs(api: Served, facts: Facts) -> None:
+    references, needed = facts.reference_counts(), facts.needed_by()
+    blobs = facts.blobs()
+    digests = [facts.digest(blob) for blob in blobs]
+    together = api.ask("POST", "/v1/blobs/lookup", json={"digests": digests}).json()["items"]
+    for blob, digest, told in zip(blobs, digests, together, strict=True):
+        assert told["digest"] == digest
+        assert told["reference_count"] == references[blob]
+        assert told["link_count"] == sum(linked == blob for _, linked in facts.links)
+        assert told["repository_count"] == len(needed[blob])
+        assert told["pods"] == sorted({repository.split("/")[0] for repository in needed[blob]})
+        assert told["state"] == ("live" if needed[blob] else "unreferenced")
+        assert (told["unreferenced_since"] is None) == bool(needed[blob])
+        assert told["size"] == facts.sizes[blob]
+        alone = api.get(f"/v1/blobs/{digest}").json()
+        assert without_time(alone) == without_time(told)
+
+
+def without_time(blob: Json) -> Json:
+    return {name: value for name, value in blob.items() if name != "counted_at"}
+
+
+@settings(max_examples=15, deadline=None, database=None)
+@given(worlds())
+def test_counts_are_those_of_the_sets(api: Served, steps: list[tuple[str, int, int, object]]) -> None:
+    """Counts, repositories and pods of every blob equal those of plain sets, alone and together."""
+    facts = Facts(api.db)
+    build(facts, steps)
+    check_blobs(api, facts)
+
+
+@settings(max_examples=10, deadline=None, database=None)
+@given(worlds())
+def test_hot_blobs_are_counted_as_exactly(api: Served, steps: list[tuple[str, int, int, object]]) -> None:
+    """A blob that too many need to be counted at once gets the same figures, in groups of any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blob_queries, "LIVE_LIMIT", 1)
+        patch.setattr(hot, "HOT_GROUP", 2)
+        facts = Facts(api.db)
+        build(facts, steps)
+        check_blobs(api, facts)
+
+
+def test_a_question_counts_the_rarest_at_once(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one question may cost is shared by its blobs, and those beyond it are counted as hot ones."""
+    monkeypatch.setattr(blob_queries, "LIVE_TOTAL", 5)
+    facts.manifest(0, ManifestKind.IMAGE, [10, 11])
+    facts.manifest(1, ManifestKind.IMAGE, [10, 12])
+    for manifest in (0, 1):
+        for name in "abc":
+            facts.hold(facts.repository(0, name), manifest)
+    check_blobs(api, facts)
+
+
+def test_unknown_digests_are_null_in_their_place(api: Served, facts: Facts) -> None:
+    """A look-up keeps the order of the question, answers null for what nobody spoke of, and twice if asked twice."""
+    known, unknown = facts.digest(1), f"sha256:{'0' * 64}"
+    answer = api.ask("POST", "/v1/blobs/lookup", json={"digests": [unknown, known, unknown, known]})
+    assert [item and item["digest"] for item in answer.json()["items"]] == [None, known, None, known]
+    assert api.get(f"/v1/blobs/{unknown}").status_code == 404
+
+
+def test_a_lookup_has_a_limit(api: Served) -> None:
+    """A thousand digests are looked up at once, and not one more; none are none."""
+    digests = [f"sha256:{n:064x}" for n in range(1001)]
+    assert len(api.ask("POST", "/v1/blobs/lookup", json={"digests": digests[:1000]}).json()["items"]) == 1000
+    assert api.ask("POST", "/v1/blobs/lookup", json={"digests": digests}).status_code == 400
+    assert api.ask("POST", "/v1/blobs/lookup", json={"digests": []}).json() == {"items": []}
+    answer = api.ask("POST", "/v1/blobs/lookup", content=b" " * 300_000, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_an_unknown_size_is_null(api: Served, facts: Facts) -> None:
+    """A size that no registry has said is null, not a number."""
+    digest = facts.digest(1)
+    api.db.execute("UPDATE blobs SET size = -1 WHERE digest = %s", (bytes.fromhex(digest[7:]),))
+    assert api.get(f"/v1/blobs/{digest}").json()["size"] is None

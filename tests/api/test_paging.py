@@ -1,0 +1,186 @@
+"""Pages put together are the whole list: nothing lost, nothing twice, also while rows are added between pages."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.db.queries import blobs as blob_queries
+from coordinator.db.queries import references as reference_queries
+from coordinator.domain.references import ManifestKind
+from tests.api.harness import Facts, Json, Served, dead_letter
+from tests.api.worlds import build, worlds
+
+LIMITS = st.integers(1, 7)
+
+
+@settings(max_examples=12, deadline=None, database=None)
+@given(worlds(), LIMITS, st.integers(5, 20), st.booleans())
+def test_references(
+    api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, by_walk: bool
+) -> None:
+    """All holdings of every blob are listed once with their kind, by the index and by the walk, short pages or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        if by_walk:
+            patch.setattr(reference_queries, "INDEX_LIMIT", 0)
+            patch.setattr(reference_queries, "WALK", walk)
+        facts = Facts(api.db)
+        build(facts, steps)
+        for blob in facts.blobs()[:5]:
+            # The walk passes by whatever earlier tests have left; only this blob's manifests count.
+            items = api.pages(f"/v1/blobs/{facts.digest(blob)}/references", limit=limit if not by_walk else 1000)
+            told = [(item["pod"], item["repository"], item["manifest"], item["kind"]) for item in items]
+            assert len(told) == len(set(told))
+            assert set(told) == facts.references(blob)
+
+
+@pytest.mark.parametrize("by_walk", [False, True])
+def test_references_while_holdings_are_added(
+    api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch, by_walk: bool
+) -> None:
+    """Holdings that were there at the first page are all listed once, whatever is added meanwhile."""
+    if by_walk:
+        monkeypatch.setattr(reference_queries, "INDEX_LIMIT", 0)
+        monkeypatch.setattr(reference_queries, "WALK", 7)
+    for manifest in range(6):
+        facts.manifest(manifest, ManifestKind.IMAGE, [20, 21])
+        for name in "bdf":
+            facts.hold(facts.repository(0, name), manifest)
+    before = facts.references(20)
+    # Before the cursor, behind it, at it; and the list must come to an end.
+    additions = iter([(30 + n, manifest, name) for n, manifest in enumerate((0, 5, 3, 1)) for name in "aceg"])
+
+    def add() -> None:
+        new, manifest, name = next(additions, (0, 0, ""))
+        if name:
+            facts.hold(facts.repository(0, name), manifest)
+            if new not in facts.kinds:
+                facts.manifest(new, ManifestKind.LAYERS, [20])
+            facts.hold(facts.repository(1, name), new)
+
+    items = api.pages(f"/v1/blobs/{facts.digest(20)}/references", between=add, limit=2)
+    told = [(item["pod"], item["repository"], item["manifest"], item["kind"]) for item in items]
+    assert len(told) == len(set(told))
+    assert before <= set(told) <= facts.references(20)
+
+
+@settings(max_examples=6, deadline=None, database=None)
+@given(worlds(), LIMITS, st.integers(1, 5), st.integers(0, 3))
+def test_blobs(
+    api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, min_references: int
+) -> None:
+    """Every order and filter gives exactly the blobs that match, also where a page looks at few rows."""
+    facts = Facts(api.db)
+    build(facts, steps)
+    mine = {facts.digest(blob): blob for blob in facts.blobs()}
+    references, needed = facts.reference_counts(), facts.needed_by()
+
+    def listed(**parameters: object) -> list[int]:
+        found = [mine[item["digest"]] for item in api.pages("/v1/blobs", **parameters) if item["digest"] in mine]
+        assert len(found) == len(set(found))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        if walk < 4:
+            patch.setattr(blob_queries, "WALK", 40 * walk)
+            patch.setattr(blob_queries, "POD_WALK", 40 * walk)
+        if walk == 1:
+            patch.setattr(blob_queries, "LIVE_LIMIT", 1)
+        size = limit * 20
+        assert set(listed(limit=size)) == set(facts.blobs())
+        enough = {blob for blob in facts.blobs() if references[blob] >= min_references}
+        assert set(listed(limit=size, min_references=min_references)) == enough
+        assert set(listed(limit=size, state="live")) == {blob for blob in facts.blobs() if needed[blob]}
+        idle = {blob for blob in facts.blobs() if not needed[blob]}
+        assert set(listed(limit=size, sort="unreferenced_since")) == idle
+        assert set(listed(limit=size, sort="unreferenced_since", state="unreferenced")) == idle
+        for pod in facts.pods:
+            of_pod = {b for b in facts.blobs() if any(r.startswith(f"{pod}/") for r in needed[b])}
+            assert set(listed(limit=limit, pod=pod)) == of_pod
+            assert set(listed(limit=limit, pod=pod, min_references=min_references)) == of_pod & enough
+    top = [references[blob] for blob in listed(limit=1000, sort="references")]
+    assert top == sorted(top, reverse=True)
+
+
+def test_blobs_while_blobs_are_added(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk over blobs with a filter loses and doubles none while others come."""
+    monkeypatch.setattr(blob_queries, "WALK", 10)
+    for blob in range(40):
+        facts.digest(blob)
+    before = {facts.digest(blob) for blob in range(40)}
+    new = iter(range(100, 120))
+
+    def add() -> None:
+        if (blob := next(new, None)) is not None:
+            facts.digest(blob)
+
+    for sort in ("first_seen", "unreferenced_since"):
+        items = [i["digest"] for i in api.pages("/v1/blobs", between=add, limit=7, state="unreferenced", sort=sort)]
+        assert len(items) == len(set(items))
+        assert before <= set(items)
+
+
+@settings(max_examples=20, deadline=None, database=None)
+@given(st.sets(st.from_regex(r"[ab](/[ab]|-[ab]|[ab]){0,3}", fullmatch=True), max_size=12), LIMITS)
+def test_repositories(api: Served, names: set[str], limit: int) -> None:
+    """Repositories come in the order of their names' bytes; a prefix is a path's, and a pod has those of its own."""
+    facts = Facts(api.db)
+    mine = sorted(facts.repository(n % 2, name) for n, name in enumerate(sorted(names)))
+    listed = [item["name"] for item in api.pages("/v1/repositories", limit=limit * 20)]
+    assert listed == sorted(listed)
+    assert [name for name in listed if facts.mark in name] == mine
+    for pod in facts.pods:
+        of_pod = [name for name in mine if name.startswith(f"{pod}/")]
+        assert [item["name"] for item in api.pages("/v1/repositories", pod=pod, limit=limit)] == of_pod
+        for prefix in ("a", "a/b", "b"):
+            below = [n for n in of_pod if f"{n}/".startswith(f"{pod}/{prefix}/")]
+            for parameters in ({"prefix": f"{pod}/{prefix}"}, {"prefix": f"{pod}/{prefix}/", "pod": pod}):
+                assert [i["name"] for i in api.pages("/v1/repositories", limit=limit, **parameters)] == below
+    first, second = facts.pods
+    assert api.pages("/v1/repositories", pod=first, prefix=second) == []
+
+
+@settings(max_examples=10, deadline=None, database=None)
+@given(LIMITS)
+def test_pods_and_dead_letters(api: Served, limit: int) -> None:
+    """Pods come by name, dead letters by age; a pod's filter and `settled` choose exactly."""
+    facts = Facts(api.db, pods=3)
+    names = [item["name"] for item in api.pages("/v1/pods", limit=limit)]
+    assert names == sorted(names)
+    assert set(facts.pods) <= set(names)
+    letters = [dead_letter(api.db, facts.pods[n % 2], "{}", "text/plain") for n in range(7)]
+    api.ask("POST", f"/v1/dead-letters/{letters[0]}/discard", json={"why": "a test"})
+
+    def listed(**parameters: object) -> list[int]:
+        return [item["id"] for item in api.pages("/v1/dead-letters", limit=limit, **parameters)]
+
+    assert [i for i in listed() if i in letters] == letters[1:]
+    assert [i for i in listed(settled=True) if i in letters] == letters
+    assert listed(pod=facts.pods[1]) == letters[1::2]
+    assert listed(pod=facts.pods[0], settled=True) == letters[::2]
+
+
+def malformed(api: Served) -> list[tuple[str, str]]:
+    cursor = page(api, "/v1/blobs")["next"]
+    return [
+        ("/v1/blobs", "!"),
+        ("/v1/blobs", "AAAA"),
+        ("/v1/blobs", ""),
+        ("/v1/blobs", cursor[:-2]),
+        ("/v1/repositories", cursor),
+        ("/v1/pods", cursor),
+        ("/v1/dead-letters", cursor),
+        (f"/v1/blobs/sha256:{'0' * 64}/references", cursor),
+    ]
+
+
+def page(api: Served, path: str) -> Json:
+    return api.get(path, limit=1).json()
+
+
+def test_cursors_that_are_not_ours(api: Served, facts: Facts) -> None:
+    """A cursor that is malformed or of another list is refused with 400, never misread."""
+    facts.digest(1), facts.digest(2)
+    for path, cursor in malformed(api):
+        answer = api.get(path, cursor=cursor)
+        assert answer.status_code == 400, (path, cursor, answer.text)
+        assert "cursor" in answer.json()["detail"]

@@ -1,0 +1,179 @@
+"""Who may ask what, and how a refusal looks: always problem+json, never a trace."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from coordinator.api.app import create_app
+from coordinator.db.tokens import hash_of
+from tests.api.harness import OPERATE, READ, Facts, Served, until
+
+READING = (
+    "/v1/blobs",
+    f"/v1/blobs/sha256:{'0' * 64}",
+    "/v1/repositories",
+    "/v1/pods",
+    "/v1/status",
+    "/v1/dead-letters",
+)
+CHANGING = (
+    ("POST", "/v1/pods"),
+    ("DELETE", "/v1/pods/nobody"),
+    ("POST", "/v1/pods/nobody/token"),
+    ("POST", "/v1/dead-letters/1/retry"),
+    ("POST", "/v1/dead-letters/1/discard"),
+)
+OPEN = ("/healthz", "/readyz", "/metrics", "/schema")
+
+
+@pytest.mark.parametrize("path", READING)
+def test_reading_needs_a_token(api: Served, path: str) -> None:
+    """Without a known bearer token 401 with the scheme; with either role an answer."""
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {READ}"}, {"Authorization": READ}):
+        answer = api.client.get(path, headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.headers["content-type"] == "application/problem+json"
+    for token in (READ, OPERATE):
+        assert api.get(path, token).status_code in {200, 404}
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGING)
+def test_changing_needs_the_role_operate(api: Served, method: str, path: str) -> None:
+    """Without a token 401, with role read 403, and neither is told what is there."""
+    assert api.ask(method, path, None).status_code == 401
+    refused = api.ask(method, path, READ)
+    assert refused.status_code == 403
+    assert refused.json()["status"] == 403
+    assert api.ask(method, path, OPERATE).status_code in {400, 404, 409}
+
+
+def test_every_route_has_a_role(api: Served) -> None:
+    """No route but the open ones answers without a token, and what changes something needs role operate."""
+    document = api.get("/schema", None).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if path in OPEN:
+                continue
+            filled = path.replace("{digest}", f"sha256:{'0' * 64}").replace("{number}", "1")
+            for name in ("name", "pod_name", "pod"):
+                filled = filled.replace(f"{{{name}}}", "nobody")
+            assert operation["security"] == [{"bearer": []}], path
+            assert api.ask(method.upper(), filled, None).status_code == 401, (method, path)
+            if method != "get" and "lookup" not in path and "events" not in path:
+                assert api.ask(method.upper(), filled, READ).status_code == 403, (method, path)
+    assert create_app.__doc__
+
+
+def test_pods_tokens_open_nothing_but_events(api: Served, facts: Facts) -> None:
+    """A pod's token is no API token."""
+    added = api.ask("POST", "/v1/pods", json={"name": f"{facts.mark}-p", "prefixes": [f"{facts.mark}-p"]}).json()
+    assert api.get("/v1/pods", added["event_token"]).status_code == 401
+
+
+def test_tokens_work_at_once_and_end_soon(api: Served) -> None:
+    """A new token is good at its first use; a revoked one is refused within seconds."""
+    token = f"fresh-{id(api)}"
+    assert api.get("/v1/pods", token).status_code == 401
+    api.db.execute("INSERT INTO api_tokens (name, role, token_sha256) VALUES ('fresh', 'read', %s)", (hash_of(token),))
+    until("the token is known", lambda: api.get("/v1/pods", token).status_code == 200, 2)
+    api.db.execute("DELETE FROM api_tokens WHERE name = 'fresh'")
+    until("the token is refused", lambda: api.get("/v1/pods", token).status_code == 401)
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_open_routes(api: Served, path: str) -> None:
+    """Health, readiness, metrics and the API's description need no token."""
+    assert api.get(path, None).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing/here", 404),
+        ("GET", "/v1/pods/nobody", 404),
+        ("PUT", "/v1/blobs", 405),
+        ("DELETE", "/v1/status", 405),
+        ("GET", "/v1/blobs/sha256:1", 400),
+        ("GET", f"/v1/blobs/sha256:{'A' * 64}", 400),
+        ("GET", "/v1/blobs?limit=0", 400),
+        ("GET", "/v1/blobs?limit=1001", 400),
+        ("GET", "/v1/blobs?limit=ten", 400),
+        ("GET", "/v1/blobs?state=asleep", 400),
+        ("GET", "/v1/blobs?sort=size", 400),
+        ("GET", "/v1/blobs?min_references=-1", 400),
+        ("GET", "/v1/blobs?statee=live", 400),
+        ("GET", "/v1/blobs?pod=nobody", 404),
+        ("GET", "/v1/blobs?pod=No+Body", 400),
+        ("GET", "/v1/blobs?pod=nobody&sort=references", 400),
+        ("GET", "/v1/blobs?sort=references&cursor=x", 400),
+        ("GET", "/v1/repositories?prefix=Team", 400),
+        ("GET", "/v1/repositories?prefix=", 400),
+        ("GET", "/v1/repositories?pod=nobody", 404),
+        ("GET", "/v1/repositories/Upper", 400),
+        ("GET", "/v1/repositories/team%00", 400),
+        ("GET", "/v1/dead-letters/0", 400),
+        ("GET", "/v1/dead-letters/9223372036854775807", 404),
+        ("GET", "/v1/dead-letters/9223372036854775808", 400),
+        ("GET", "/v1/dead-letters/one", 404),
+        ("GET", "/healthz?x=1", 400),
+        ("POST", "/v1/blobs/lookup", 400),
+        ("POST", "/v1/pods", 400),
+    ],
+)
+def test_refusals_are_problems(api: Served, method: str, path: str, status: int) -> None:
+    """Every refusal is problem+json with one sentence, whoever refused: the router, the validation or we."""
+    answer = api.ask(method, path)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert set(problem) == {"type", "title", "status", "detail"}
+    assert problem["status"] == status
+    assert problem["detail"]
+    assert "Traceback" not in answer.text
+    assert (answer.headers.get("allow") is not None) == (status == 405)
+
+
+def test_unknown_parameters_are_named(api: Served) -> None:
+    """A misspelt parameter is refused with its name and those that there are."""
+    detail = api.get("/v1/blobs", minreferences=3).json()["detail"]
+    assert "'minreferences'" in detail
+    assert "min_references" in detail
+
+
+def test_a_failure_of_ours_tells_nothing(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody expected is 500 as a problem, without a word of what it was."""
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("secret inside")
+
+    monkeypatch.setattr("coordinator.db.queries.pods.pods", lambda *_, **__: broken())
+    answer = api.get("/v1/pods")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "secret" not in answer.text
+
+
+def test_a_database_with_another_schema_is_503(api: Served) -> None:
+    """A database that was not migrated is 503 with when to come again, and says what to do."""
+    api.db.execute("ALTER TABLE dead_letters RENAME TO elsewhere")
+    try:
+        answer = api.get("/v1/dead-letters")
+    finally:
+        api.db.execute("ALTER TABLE elsewhere RENAME TO dead_letters")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert "baleen db migrate" in answer.json()["detail"]
+
+
+def test_a_statement_that_is_cut_off_is_503(api: Served) -> None:
+    """A question whose statement the database cancels is refused, to be narrowed or asked again."""
+    with api.db.transaction(), ThreadPoolExecutor(1) as pool:
+        api.db.execute("LOCK TABLE dead_letters IN ACCESS EXCLUSIVE MODE")
+        asked = pool.submit(api.get, "/v1/dead-letters")
+        waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'baleen-api'"
+        until("the question waits", lambda: api.db.execute(f"SELECT pid {waiting}").fetchall())
+        api.db.execute(f"SELECT pg_cancel_backend(pid) {waiting}")
+        answer = asked.result()
+    assert answer.status_code == 503
+    assert "narrow it" in answer.json()["detail"]

@@ -1,0 +1,271 @@
+"""Repositories, pods, dead letters, status, readiness and metrics tell what is there."""
+
+import json
+from typing import Any
+
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from coordinator.db.queries import repositories as repository_queries
+from coordinator.domain.references import ManifestKind
+from coordinator.ingest.topics import EVENTS
+from coordinator.stack.supervisor import StackEndpoints
+from tests.api.harness import Facts, Served, dead_letter, served, settings_for, until
+
+ENVELOPE = "application/vnd.docker.distribution.events.v2+json"
+
+
+def shared_layers(facts: Facts) -> tuple[str, str]:
+    """Two repositories that share layer 12: manifest 0 of both, manifest 1 of the first; blob 13 is only linked."""
+    first, second = facts.repository(0, "team/one"), facts.repository(1, "two")
+    facts.manifest(0, ManifestKind.IMAGE, [10, 12])
+    facts.manifest(1, ManifestKind.IMAGE, [11, 12])
+    facts.hold(first, 0)
+    facts.hold(first, 1)
+    facts.hold(second, 0)
+    facts.link(first, 13)
+    return first, second
+
+
+def test_a_repository(api: Served, facts: Facts) -> None:
+    """Logical bytes sum distinct blobs, unique ones those that nobody else needs or links."""
+    first, second = shared_layers(facts)
+    sizes = facts.sizes
+    assert api.get(f"/v1/repositories/{first}").json() == {
+        "name": first,
+        "pod": facts.pods[0],
+        "manifests": 2,
+        "blobs": 6,
+        "logical_bytes": sum(sizes[blob] for blob in (0, 1, 10, 11, 12, 13)),
+        "unique_bytes": sum(sizes[blob] for blob in (1, 11, 13)),
+    }
+    told = api.get(f"/v1/repositories/{second}").json()
+    assert (told["manifests"], told["blobs"], told["unique_bytes"]) == (1, 3, 0)
+    empty = facts.repository(0, "empty")
+    assert api.get(f"/v1/repositories/{empty}").json() == {
+        "name": empty, "pod": facts.pods[0], "manifests": 0, "blobs": 0, "logical_bytes": 0, "unique_bytes": 0,
+    }  # fmt: skip
+    assert api.get(f"/v1/repositories/{facts.mark}/none").status_code == 404
+
+
+def test_a_list_gives_figures_as_far_as_they_are_cheap(
+    api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list says the same as single questions, or null where a repository holds too much to follow it all."""
+    first, second = shared_layers(facts)
+    wanted = [api.get(f"/v1/repositories/{name}").json() for name in (first, second)]
+    listed = [item for pod in facts.pods for item in api.pages("/v1/repositories", pod=pod)]
+    assert listed == wanted
+    monkeypatch.setattr(repository_queries, "LIST_MANIFESTS", 1)
+    listed = [item for pod in facts.pods for item in api.pages("/v1/repositories", pod=pod)]
+    assert listed == [wanted[0] | {"blobs": None, "logical_bytes": None, "unique_bytes": None}, wanted[1]]
+
+
+def test_what_holds_a_pod(api: Served, facts: Facts) -> None:
+    """A pod counts what is open for it, and says each as a reason; the others are not concerned."""
+    pod, other = facts.pods
+    repository = facts.repository(0, "app")
+    facts.removal(repository, doubtful=True)
+    facts.removal(repository, doubtful=False)
+    facts.manifest(0, ManifestKind.IMAGE, None)
+    facts.hold(repository, 0)
+    letter = dead_letter(api.db, pod, "{}", "text/plain")
+    api.db.execute(
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, to_offset)"
+        " SELECT id, 'registry.events', 0, 'records-removed', 0, 5 FROM pods WHERE name = %s",
+        (pod,),
+    )
+    told = api.get(f"/v1/pods/{pod}").json()
+    counts = ("repositories", "dead_letters", "doubtful_removals", "unread_manifests")
+    assert [told[name] for name in counts] == [1, 1, 1, 1]
+    assert told["gaps"]["open"] == 1
+    assert told["gaps"]["oldest"] is not None
+    assert len(told["held_by"]) == 4
+    assert api.get(f"/v1/pods/{other}").json()["held_by"] == []
+    held = api.get("/v1/status").json()["gc"]["held_by"]
+    assert sum(reason.startswith(f"pod {pod}:") for reason in held) == 4
+    assert not any(other in reason for reason in held)
+    assert api.ask("DELETE", f"/v1/pods/{pod}").status_code == 409
+    assert api.ask("POST", f"/v1/dead-letters/{letter}/discard", json={"why": "a test"}).status_code == 200
+
+
+def test_a_pods_life(api: Served, facts: Facts) -> None:
+    """A pod is added with a token that posts events, is refused where it overlaps, rotated, and removed when empty."""
+    name = f"{facts.mark}-new"
+    body = {"name": name, "prefixes": [f"{facts.mark}/new"], "registries": ["http://127.0.0.1:5001"]}
+    added = api.ask("POST", "/v1/pods", json=body)
+    assert added.status_code == 201
+    first = added.json()["event_token"]
+    assert f"/v1/events/{name}" in added.json()["registry_config"]
+    assert first in added.json()["registry_config"]
+    told = api.get(f"/v1/pods/{name}").json()
+    assert (told["prefixes"], told["mode"], told["linker"]) == (body["prefixes"], "manifest", "link")
+    assert api.ask("POST", "/v1/pods", json=body).status_code == 409
+    for prefix in (f"{facts.mark}", f"{facts.mark}/new/below"):
+        answer = api.ask("POST", "/v1/pods", json={"name": f"{name}-2", "prefixes": [prefix]})
+        assert answer.status_code == 409
+        assert "overlaps" in answer.json()["detail"]
+    assert api.ask("POST", "/v1/pods", json=body | {"prefixes": ["Team"]}).status_code == 400
+    assert post_events(api, name, first) == 202
+    second = api.ask("POST", f"/v1/pods/{name}/token").json()["event_token"]
+    until("the new token is known", lambda: post_events(api, name, second) == 202)
+    assert second not in json.dumps([api.get(f"/v1/pods/{name}").json(), api.get("/v1/pods").json()])
+    assert api.ask("DELETE", f"/v1/pods/{name}").status_code == 204
+    assert api.get(f"/v1/pods/{name}").status_code == 404
+    assert api.ask("DELETE", f"/v1/pods/{name}").status_code == 404
+
+
+def post_events(api: Served, pod: str, token: str) -> int:
+    headers = {"Content-Type": ENVELOPE}
+    return api.ask("POST", f"/v1/events/{pod}", token, content=b'{"events": []}', headers=headers).status_code
+
+
+def test_a_pod_that_holds_something_stays(api: Served, facts: Facts) -> None:
+    """A pod whose repositories hold or link anything is not removed; one with empty repositories is."""
+    held, linked = facts.repository(0, "held"), facts.repository(1, "linked")
+    facts.manifest(0, ManifestKind.IMAGE, [10])
+    facts.hold(held, 0)
+    facts.link(linked, 10)
+    for pod in facts.pods:
+        answer = api.ask("DELETE", f"/v1/pods/{pod}")
+        assert answer.status_code == 409
+        assert "still has" in answer.json()["detail"]
+    empty = Facts(api.db, pods=1)
+    empty.removal(empty.repository(0, "gone"), doubtful=False)
+    assert api.ask("DELETE", f"/v1/pods/{empty.pods[0]}").status_code == 204
+
+
+def event(repository: str) -> dict[str, Any]:
+    target = {"repository": repository, "digest": f"sha256:{'a' * 64}", "mediaType": "application/octet-stream"}
+    return {"id": "e1", "timestamp": "2026-01-01T00:00:00Z", "action": "push", "target": target}
+
+
+def test_retry_publishes_what_is_understood_now(api: Served, facts: Facts) -> None:
+    """A letter is refused with its reason while nothing has changed, and published once its prefix is owned."""
+    pod, repository = facts.pods[0], f"{facts.mark}/later"
+    number = dead_letter(api.db, pod, json.dumps({"events": [event(repository)]}), ENVELOPE)
+    refused = api.ask("POST", f"/v1/dead-letters/{number}/retry")
+    assert refused.status_code == 409
+    assert "not-owned" in refused.json()["detail"]
+    assert api.get(f"/v1/dead-letters/{number}").json()["settlement"] is None
+    api.db.execute(
+        "INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM pods WHERE name = %s", (f"{facts.mark}", pod)
+    )
+    done = api.ask("POST", f"/v1/dead-letters/{number}/retry")
+    assert (done.status_code, done.json()) == (200, {"events": 1})
+    assert api.get(f"/v1/dead-letters/{number}").json()["settlement"] == "retried"
+    assert f"{pod}/{repository}" in published(api)
+    assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 409
+
+
+def test_retry_of_a_record_publishes_it_as_it_is(api: Served, facts: Facts) -> None:
+    """A record that could not be applied goes back as it was, unless it is cut or speaks of another pod."""
+    pod, repository = facts.pods[0], f"{facts.pods[0]}/record"
+    record = {
+        "id": "e", "action": "push", "pod": pod, "repository": repository, "timestamp": "2026-01-01T00:00:00Z",
+        "digest": f"sha256:{'b' * 64}",
+    }  # fmt: skip
+    kind = "application/json; schema=registry.event/1"
+    good = dead_letter(api.db, pod, json.dumps(record), kind)
+    cut = dead_letter(api.db, pod, json.dumps(record)[:-9], kind)
+    foreign = dead_letter(api.db, pod, json.dumps(record | {"pod": "somebody"}), kind)
+    assert api.ask("POST", f"/v1/dead-letters/{good}/retry").json() == {"events": 1}
+    assert f"{pod}/{repository}" in published(api)
+    for number in (cut, foreign):
+        assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 409
+
+
+def published(api: Served) -> set[str]:
+    """The keys of all records in registry.events."""
+    consumer = KafkaConsumer(bootstrap_servers=api.settings.kafka_bootstrap, enable_auto_commit=False)
+    try:
+        partitions = [TopicPartition(EVENTS, number) for number in consumer.partitions_for_topic(EVENTS)]
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        ends = consumer.end_offsets(partitions)
+        keys: set[str] = set()
+
+        def read() -> bool:
+            for records in consumer.poll(timeout_ms=200).values():
+                keys.update(record.key.decode() for record in records)
+            return all(consumer.position(partition) >= ends[partition] for partition in partitions)
+
+        until("all records are read", read)
+        return keys
+    finally:
+        consumer.close()
+
+
+def test_discard_needs_a_reason(api: Served, facts: Facts) -> None:
+    """A letter is given up with a reason that stays with it, and only once."""
+    number = dead_letter(api.db, facts.pods[0], "{}", "text/plain")
+    for body in ({}, {"why": ""}, {"why": "  "}, {"why": "x\0"}, {"why": "x" * 1001}):
+        assert api.ask("POST", f"/v1/dead-letters/{number}/discard", json=body).status_code == 400
+    told = api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test of ours"}).json()
+    assert (told["settlement"], told["settled_why"]) == ("discarded", "a test of ours")
+    assert api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "again"}).status_code == 409
+
+
+def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
+    """Lag is what the log has beyond what is applied; caught up means none of it, on any partition."""
+    with served(settings_for(embedded_stack)) as api:
+        before = api.get("/v1/status").json()
+        assert not before["caught_up"] or not any(before["lag"].values())
+        ends = latest(api)
+        for (topic, partition), end in ends.items():
+            api.db.execute(
+                "INSERT INTO partition_progress (topic, partition, next_offset) VALUES (%s, %s, %s)",
+                (topic, partition, end),
+            )
+        until("the status has caught up", lambda: api.get("/v1/status").json()["caught_up"])
+        api.db.execute("UPDATE partition_progress SET next_offset = 10 WHERE topic = %s AND partition = 3", (EVENTS,))
+        behind = ends[EVENTS, 3] - 10
+        told = api.get("/v1/status").json()
+        assert not told["caught_up"]
+        # An offset beyond the log's end is not a lag of zero: the log was cut or replaced.
+        assert told["lag"]["3"] == (behind if behind >= 0 else None)
+        assert bool(told["gc"]["held_by"]) == (behind < 0)
+
+
+def latest(api: Served) -> dict[tuple[str, int], int]:
+    consumer = KafkaConsumer(bootstrap_servers=api.settings.kafka_bootstrap)
+    try:
+        asked = [
+            TopicPartition(topic, number)
+            for topic in (EVENTS, "registry.dead-letters")
+            for number in consumer.partitions_for_topic(topic)
+        ]
+        return {(tp.topic, tp.partition): end for tp, end in consumer.end_offsets(asked).items()}
+    finally:
+        consumer.close()
+
+
+def test_readiness_names_what_is_away(api: Served, embedded_stack: StackEndpoints) -> None:
+    """Ready with everything there; else 503 with a verdict for each service, and alive all the same."""
+    ready = api.get("/readyz", token=None)
+    assert ready.status_code == 200, ready.text
+    assert {name for name, verdict in ready.json()["checks"].items() if verdict["ok"]} == {
+        "database", "migrations", "kafka", "store",
+    }  # fmt: skip
+    away = settings_for(embedded_stack, s3_bucket="no-such-bucket")
+    with served(away) as broken:
+        broken.db.execute("UPDATE alembic_version SET version_num = 'older'")
+        answer = broken.get("/readyz", token=None)
+        checks = answer.json()["checks"]
+        assert answer.status_code == 503
+        assert [checks[name]["ok"] for name in ("database", "migrations", "kafka", "store")] == [
+            True, False, True, False,
+        ]  # fmt: skip
+        assert "baleen db migrate" in checks["migrations"]["detail"]
+        assert broken.get("/healthz", token=None).status_code == 200
+
+
+def test_metrics_are_prometheus(api: Served, facts: Facts) -> None:
+    """Metrics need no token, carry our names, count by route, and name no digest."""
+    digest = facts.digest(1)
+    api.get(f"/v1/blobs/{digest}")
+    answer = api.get("/metrics", token=None)
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 'baleen_http_requests_total{method="GET",route="/v1/blobs/{digest}",status="200"}' in answer.text
+    assert 'baleen_lag_records{partition="0"}' in answer.text
+    assert digest not in answer.text

@@ -1,0 +1,88 @@
+"""`baleen` as a program, beside one API and its database."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from coordinator import bootstrap
+from coordinator.stack.supervisor import StackEndpoints
+from tests.api.harness import OPERATE, Facts, Served, served, settings_for
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+class Command(NamedTuple):
+    """Runs `baleen` in an empty directory with settings of its own."""
+
+    directory: Path
+    environment: dict[str, str]
+
+    def __call__(self, *arguments: str, **settings: str) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", "coordinator.cli", *arguments],
+            cwd=self.directory,
+            env=program_environment(self.environment | settings),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+def program_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a program of ours: nothing of the tester's own settings."""
+    passed = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
+    return passed | {"PYTHONPATH": str(ROOT)} | {f"BALEEN_{name.upper()}": value for name, value in settings.items()}
+
+
+@pytest.fixture(scope="session")
+def api(embedded_stack: StackEndpoints) -> Iterator[Served]:
+    with served(settings_for(embedded_stack)) as api:
+        yield api
+
+
+@pytest.fixture
+def facts(api: Served) -> Facts:
+    return Facts(api.db)
+
+
+@pytest.fixture
+def baleen(api: Served, tmp_path: Path) -> Command:
+    """The command with every setting that the API has."""
+    settings = api.settings
+    assert settings.kafka_bootstrap is not None
+    return Command(
+        tmp_path,
+        {
+            "url": api.url,
+            "token": OPERATE,
+            "database_url": bootstrap.database_url(settings),
+            "kafka_bootstrap": settings.kafka_bootstrap,
+        },
+    )
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Command:
+    """The command without any setting."""
+    return Command(tmp_path, {})

@@ -1,0 +1,166 @@
+"""Commands print what the API says, exit 0, 1 or 2, and err in one sentence."""
+
+import pytest
+
+from coordinator.domain.references import ManifestKind
+from tests.api.harness import READ, Facts, Served, dead_letter
+from tests.cli.conftest import Command, Done
+
+UNKNOWN = f"sha256:{'0' * 64}"
+
+
+def errs(done: Done, code: int) -> str:
+    """Check that a command failed as commands fail; return what it said."""
+    assert done.code == code, done
+    assert done.out == ""
+    assert len(done.err.strip().splitlines()) == 1, done.err
+    assert "Traceback" not in done.err
+    return done.err
+
+
+def test_blob(api: Served, baleen: Command, facts: Facts) -> None:
+    """`blob show` and `refs` print the API's answers, for programs and for people."""
+    facts.manifest(0, ManifestKind.IMAGE, [10, 11])
+    for name in ("one", "two", "three"):
+        facts.hold(facts.repository(0, name), 0)
+    digest = facts.digest(11)
+    shown = baleen("blob", "show", digest, "--json").json
+    assert shown | {"counted_at": ""} == api.get(f"/v1/blobs/{digest}").json() | {"counted_at": ""}
+    assert "reference count     3" in baleen("blob", "show", digest).out
+    refs = baleen("blob", "refs", digest, "--json").json
+    assert [item["kind"] for item in refs["items"]] == ["layer"] * 3
+    assert refs["next"] is None
+    first = baleen("blob", "refs", digest, "--limit", "2", "--json").json
+    rest = baleen("blob", "refs", digest, "--cursor", first["next"], "--json").json
+    assert first["items"] + rest["items"] == refs["items"]
+    table = baleen("blob", "refs", digest, "--limit", "2")
+    assert facts.repository(0, "one") in table.out
+    assert "--cursor" in table.err
+
+
+def test_pods(baleen: Command, facts: Facts) -> None:
+    """A pod is added, listed, shown, given another token and removed; its token is printed when it is made."""
+    name = f"{facts.mark}-cli"
+    options = ("--prefix", name, "--prefix", f"{facts.mark}/x", "--registry", "http://127.0.0.1:1", "--mode", "link")
+    added = baleen("pods", "add", name, *options, "--json").json
+    assert added["pod"] == name
+    assert added["event_token"] in added["registry_config"]
+    shown = baleen("pods", "show", name, "--json").json
+    assert (shown["mode"], shown["prefixes"]) == ("link", sorted([name, f"{facts.mark}/x"]))
+    listed = baleen("pods", "list", "--json").json
+    assert name in [item["name"] for item in listed["items"]]
+    assert name in baleen("pods", "list").out
+    again = baleen("pods", "rotate-token", name).out
+    assert added["event_token"] not in again
+    assert "notifications:" in again
+    assert "overlaps" in errs(baleen("pods", "add", f"{name}2", "--prefix", f"{name}/below"), 1)
+    assert baleen("pods", "remove", name).code == 0
+    assert "no pod" in errs(baleen("pods", "show", name), 1)
+
+
+def test_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
+    """Dead letters are listed, shown, retried in vain with the reason, and discarded with one."""
+    number = str(dead_letter(api.db, facts.pods[0], "not json", "application/vnd.docker.distribution.events.v1+json"))
+    listed = baleen("dead-letters", "list", "--pod", facts.pods[0], "--json").json
+    assert [str(item["id"]) for item in listed["items"]] == [number]
+    assert baleen("dead-letters", "show", number, "--json").json["payload"] == "not json"
+    assert "still cannot be understood" in errs(baleen("dead-letters", "retry", number), 1)
+    errs(baleen("dead-letters", "discard", number), 2)
+    assert baleen("dead-letters", "discard", number, "--why", "a test", "--json").json["settled_why"] == "a test"
+    assert baleen("dead-letters", "list", "--pod", facts.pods[0]).out.count("\n") == 1
+    errs(baleen("dead-letters", "show", "0"), 2)
+
+
+def test_tokens(api: Served, baleen: Command) -> None:
+    """A token is printed once, works with its role, is listed without its secret, and ends when revoked."""
+    made = baleen("tokens", "create", "ci.read", "--json").json
+    assert made["role"] == "read"
+    assert api.get("/v1/pods", made["token"]).status_code == 200
+    listed = baleen("tokens", "list", "--json")
+    assert made["token"] not in listed.out
+    assert ("ci.read", "read") in [(item["name"], item["role"]) for item in listed.json["items"]]
+    assert "already" in errs(baleen("tokens", "create", "ci.read"), 1)
+    errs(baleen("tokens", "create", "no good"), 2)
+    assert baleen("tokens", "revoke", "ci.read").code == 0
+    errs(baleen("tokens", "revoke", "ci.read"), 1)
+
+
+def test_setup(baleen: Command) -> None:
+    """Migrating and creating topics is harmless where all is there, and says what there is."""
+    assert baleen("db", "migrate", "--json").json["revision"]
+    names = {report["name"] for report in baleen("topics", "create", "--json").json["items"]}
+    assert names == {"registry.events", "registry.dead-letters", "blob.lifecycle"}
+
+
+def test_check(api: Served, baleen: Command, facts: Facts) -> None:
+    """`check` exits 0 while counts agree with the facts, and 1 with the blob's digest when one does not."""
+    facts.manifest(0, ManifestKind.IMAGE, [10])
+    facts.hold(facts.repository(0, "app"), 0)
+    assert baleen("check", "--json").json["agrees"]
+    raw = bytes.fromhex(facts.digest(10)[7:])
+    api.db.execute("UPDATE blobs SET reference_count = 5 WHERE digest = %s", (raw,))
+    done = baleen("check", "--json")
+    api.db.execute("UPDATE blobs SET reference_count = 1 WHERE digest = %s", (raw,))
+    assert done.code == 1
+    assert facts.digest(10)[7:] in done.out
+    assert '"agrees":false' in done.out
+
+
+def test_config_never_prints_a_secret(baleen: Command) -> None:
+    """Every setting is shown with its value, and of secrets only that they are set."""
+    secrets = {"token": "s3cr3t-token", "s3_secret_key": "s3cr3t-key", "kafka_sasl_password": "s3cr3t-password"}
+    for form in ([], ["--json"]):
+        done = baleen("config", "show", *form, **secrets)
+        assert done.code == 0
+        assert "s3cr3t" not in done.out + done.err
+        assert baleen.environment["database_url"] not in done.out
+        assert "(set)" in done.out
+        assert baleen.environment["url"] in done.out
+    shown = baleen("config", "show", "--json", safety_link_grace="36h").json
+    assert (shown["safety_link_grace"], shown["s3_bucket"]) == ("36h", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "code", "said"),
+    [
+        (["blob", "show", UNKNOWN], {}, 1, "yet"),
+        (["blob", "show", "latest"], {}, 2, "not a digest"),
+        (["blob", "refs", UNKNOWN, "--limit", "0"], {}, 2, "--limit"),
+        (["blob", "show"], {}, 2, "DIGEST"),
+        (["nonsense"], {}, 2, "nonsense"),
+        (["pods", "add", "pod-x"], {}, 2, "--prefix"),
+        (["pods", "add", "Pod", "--prefix", "x"], {}, 2, "pod name"),
+        (["pods", "show", "../status"], {}, 2, "pod name"),
+        (["pods", "list"], {"token": "wrong"}, 1, "not known"),
+        (["pods", "add", "pod-x", "--prefix", "x"], {"token": READ}, 1, "operate"),
+        (["pods", "list"], {"url": "http://127.0.0.1:9"}, 1, "baleen up"),
+        (["pods", "list"], {"url": "no url"}, 1, "BALEEN_URL"),
+        (["pods", "list"], {"nonsense": "1"}, 2, "BALEEN_NONSENSE"),
+        (["config", "show"], {"safety_clock_skew": "soon"}, 2, "BALEEN_SAFETY_CLOCK_SKEW"),
+        (["tokens", "list"], {"database_url": "mysql://x"}, 2, "BALEEN_DATABASE_URL"),
+        (["tokens", "list"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
+        (["check"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
+        (["api", "--port", "0"], {}, 2, "--port"),
+    ],
+)
+def test_errors_are_one_sentence(
+    baleen: Command, arguments: list[str], settings: dict[str, str], code: int, said: str
+) -> None:
+    """A refusal exits 1 and wrong usage 2, with one sentence on stderr and nothing on stdout."""
+    assert said in errs(baleen(*arguments, **settings), code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        (["pods", "list"], "BALEEN_URL"),
+        (["tokens", "list"], "BALEEN_DATABASE_URL"),
+        (["db", "migrate"], "BALEEN_DATABASE_URL"),
+        (["check"], "BALEEN_DATABASE_URL"),
+        (["topics", "create"], "BALEEN_KAFKA_BOOTSTRAP"),
+        (["api"], "BALEEN_DATABASE_URL"),
+    ],
+)
+def test_a_missing_setting_is_named(bare: Command, arguments: list[str], setting: str) -> None:
+    """Without a setting that it needs, a command exits 2 and names it."""
+    assert setting in errs(bare(*arguments), 2)

@@ -1,0 +1,125 @@
+"""`baleen up` runs everything on one machine, goes on with what it had, and ends cleanly."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.api.harness import until
+from tests.cli.conftest import Command, program_environment
+
+SECONDS = 60
+
+
+@contextmanager
+def running(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """`baleen up`, ready; it is asked to end if the test has not done so."""
+    log = directory / "up.log"
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "coordinator.cli", "up", "--data-dir", "data", "--port", str(port)],
+            cwd=directory,
+            env=program_environment({}),
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        until("it is ready, or has ended", lambda: process.poll() is not None or ready(port), SECONDS)
+        assert process.poll() is None, log.read_text()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(SECONDS)
+
+
+def ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def child(process: subprocess.Popen[bytes], *words: str) -> psutil.Process | None:
+    """The child of `up` whose command line has these words."""
+    for each in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            line = each.cmdline()
+            if all(word in line for word in words):
+                return each
+    return None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_up(data_dir: Path) -> None:
+    """Pods and the token outlive a restart; API and worker are started again; SIGINT and SIGTERM end it with 0."""
+    port = free_port()
+    beside = Command(data_dir, {"data_dir": "data"})
+    with running(data_dir, port) as up:
+        token = data_dir / "data" / "token"
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert stat.S_IMODE((data_dir / "data" / "stack.json").stat().st_mode) == 0o600
+        kept = token.read_text()
+        assert beside("pods", "add", "pod-a", "--prefix", "pod-a", "--json").json["pod"] == "pod-a"
+        assert beside("check", "--json").json["agrees"]
+        secrets = [kept.strip(), json.loads((data_dir / "data" / "stack.json").read_text())["s3_secret_key"]]
+        assert not any(secret in word for secret in secrets for word in command_lines(up))
+        assert not any(secret in (data_dir / "up.log").read_text() for secret in secrets)
+
+        taken = Command(data_dir, {})("up", "--data-dir", "other", "--port", str(port))
+        assert (taken.code, "--port" in taken.err) == (1, True)
+
+        for words in (("workers",), ("api",)):
+            before = until(f"{words} runs", lambda words=words: child(up, *words))
+            os.kill(before.pid, signal.SIGKILL)
+            until(f"{words} is started again", lambda words=words, old=before.pid: another(up, words, old))
+        until("it is ready again", lambda: ready(port), SECONDS)
+        up.send_signal(signal.SIGINT)
+        assert up.wait(SECONDS) == 0
+    assert not (data_dir / "data" / "stack.json").exists()
+
+    with running(data_dir, port) as up:
+        assert token.read_text() == kept
+        assert [pod["name"] for pod in beside("pods", "list", "--json").json["items"]] == ["pod-a"]
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(SECONDS) == 0
+
+
+def test_up_ends_when_a_service_dies(data_dir: Path) -> None:
+    """A service that dies takes everything with it: exit 1, its name and the end of its log."""
+    with running(data_dir, free_port()) as up:
+        database = until("PostgreSQL runs", lambda: named(up, "postgres"))
+        os.kill(database.pid, signal.SIGKILL)
+        assert up.wait(SECONDS) == 1
+    said = (data_dir / "up.log").read_text()
+    assert "PostgreSQL died" in said
+    assert "Traceback" not in said
+
+
+def command_lines(process: subprocess.Popen[bytes]) -> list[str]:
+    return [word for each in psutil.Process(process.pid).children(recursive=True) for word in each.cmdline()]
+
+
+def another(process: subprocess.Popen[bytes], words: tuple[str, ...], old: int) -> Any:
+    found = child(process, *words)
+    return found if found is not None and found.pid != old else None
+
+
+def named(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:
+    return next((each for each in psutil.Process(process.pid).children() if each.name() == name), None)
