@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 #: How long a worker may be silent before its partitions move.
 SESSION_TIMEOUT_S = 10.0
+#: A topic that is there again, or has more partitions, is met after this. Until then nobody reads it.
+METADATA_EVERY_S = 10.0
 #: Times between looks at what no event triggers.
 POSITIONS_EVERY_S = 30.0
 SETTLE_EVERY_S = 60.0
@@ -111,6 +113,7 @@ def build(
         broker_request_timeout=30.0,
         broker_max_poll_records=fetch_records,
         consumer_max_fetch_size=FETCH_BYTES,
+        consumer_metadata_max_age_ms=round(METADATA_EVERY_S * 1000),
         consumer_auto_offset_reset="earliest",
         stream_buffer_maxsize=8,
         stream_wait_empty=False,
