@@ -32,10 +32,10 @@ from coordinator.ingest.normalise import Accepted, Origin, Outcome, normalise
 from coordinator.ingest.producer import EventProducer
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings, build
-from coordinator.storage.port import ObjectStore
 from coordinator.stack.guard import Child as GuardedChild
 from coordinator.stack.guard import Guard, identity
 from coordinator.stack.process import ManagedProcess
+from coordinator.storage.port import ObjectStore
 from schemas.records import RegistryEvent, key_of
 from tests.oracle import Counts
 from workers import build as building

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kafka import TopicPartition
 
 from coordinator.ingest.topics import EVENTS, ensure_topics
-from coordinator.stack.noida import EmbeddedKafka
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
 from tests.workers.conftest import Broker
@@ -146,9 +144,7 @@ def _looked(running: object, table: Table) -> bool:
     return table.gaps() != []
 
 
-def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(
-    place: Place, table: Table, log: Log, maker: Maker
-) -> None:
+def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """The same while no worker runs."""
     log.write_events(pushes(maker, "old", 5), partition=0)
     with worker(place):
@@ -162,9 +158,7 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(
     assert table.gaps() == gap_for_each_pod(REPLACED, 5)
 
 
-def test_records_removed_before_they_were_applied_are_a_gap(
-    place: Place, table: Table, log: Log, maker: Maker
-) -> None:
+def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """Retention that was faster than the workers: the gap says which offsets are lost."""
     log.write_events(pushes(maker, "seen", 3), partition=0)
     with worker(place):

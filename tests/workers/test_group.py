@@ -1,0 +1,188 @@
+"""Several workers on Apache Kafka: partitions move between them, and nothing is applied twice or lost."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from coordinator.ingest.topics import EVENTS, ensure_topics
+from schemas.records import RegistryEvent, key_of
+from tests.oracle import Oracle
+from tests.workers.harness import (
+    DEADLINE,
+    PODS,
+    Child,
+    Log,
+    Maker,
+    Place,
+    Table,
+    digest_of,
+    encoded,
+    eventually,
+    worker,
+)
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def place(kafka_place: Place) -> Place:
+    return kafka_place
+
+
+@pytest.fixture
+def table(place: Place) -> Table:
+    return Table(place.values["database_url"])
+
+
+@pytest.fixture
+def log(place: Place) -> Iterator[Log]:
+    with Log(place.values["kafka_bootstrap"]) as log:
+        yield log
+
+
+@pytest.fixture
+def maker() -> Maker:
+    return Maker()
+
+
+def blobs(maker: Maker, name: str, count: int) -> list[RegistryEvent]:
+    return [maker.blob(f"pod-a/{name}-{number % 40}", digest_of(f"{name} {number}")) for number in range(count)]
+
+
+def shares(place: Place) -> Counter[str]:
+    """How many partitions each member of the group has."""
+    name = place.settings().worker_group
+    admin = KafkaAdminClient(bootstrap_servers=place.values["kafka_bootstrap"])
+    try:
+        group = admin.describe_groups([name])[name]
+    except KafkaError:  # nobody has joined yet
+        return Counter()
+    finally:
+        admin.close()
+    return Counter({member["member_id"]: _assigned(member["member_assignment"]) for member in group["members"]})
+
+
+def _assigned(assignment: Any) -> int:
+    return sum(len(topic["partitions"]) for topic in assignment["assigned_partitions"]) if assignment else 0
+
+
+def shared_by(place: Place, members: int) -> bool:
+    found = shares(place)
+    return len(found) == members and sum(found.values()) == 8 and all(found.values())
+
+
+def test_two_workers_share_partitions_and_one_may_be_paused(
+    place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path
+) -> None:
+    """A worker that is stopped until its partitions have moved changes nothing when it wakes up with old batches."""
+    with ExitStack() as stack:
+        first, second = (
+            stack.enter_context(Child(place.but(worker_batch="50"), tmp_path / f"{number}.log")) for number in (1, 2)
+        )
+        eventually(lambda: shared_by(place, 2), why="sharing")
+        log.write_events(blobs(maker, "shared", 2000))
+        started = sum(table.progress().values())
+        eventually(lambda: sum(table.progress().values()) > started, why="a first batch")
+        first.send(signal.SIGSTOP)
+        log.write_events(blobs(maker, "paused", 2000))
+        eventually(lambda: shared_by(place, 1), why="the move of the partitions")
+        table.applied(log, alive=lambda: second.status is None)
+        first.send(signal.SIGCONT)
+        log.write_events(blobs(maker, "again", 1000))
+        eventually(lambda: shared_by(place, 2), why="sharing again")
+        log.write_events(blobs(maker, "last", 1000))
+        table.applied(log, alive=lambda: first.status is None and second.status is None)
+    assert table.counts() == Oracle().take(maker.made).counts()
+    assert table.gaps() == []
+    assert table.letters() == []
+
+
+def test_markers_of_transactions_are_no_gap_and_stop_nothing(
+    place: Place, table: Table, log: Log, maker: Maker
+) -> None:
+    """A pod may write in transactions: their markers take offsets without being records."""
+    producer = KafkaProducer(bootstrap_servers=place.values["kafka_bootstrap"], transactional_id="pod-a")
+    try:
+        producer.init_transactions()
+        with worker(place):
+            for number in range(8):
+                producer.begin_transaction()
+                for event in blobs(maker, f"transaction-{number}", 3):
+                    producer.send(EVENTS, key=key_of(event), value=encoded(event), partition=0)
+                producer.commit_transaction()
+                time.sleep(0.05)  # so that fetches begin behind a marker too
+            table.applied(log, markers=1)
+    finally:
+        producer.close(timeout=DEADLINE)
+    with worker(place):  # it starts behind a marker
+        log.write_events(blobs(maker, "after", 3), partition=0)
+        table.applied(log)
+    assert table.counts() == Oracle().take(maker.made).counts()
+    assert table.gaps() == []
+
+
+@pytest.mark.parametrize("more", [2, 9])
+def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
+    place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path, more: int
+) -> None:
+    """Kafka's topic ids tell one topic from another of its name, whatever their lengths."""
+    log.write_events(blobs(maker, "old", 5), partition=0)
+    children = [Child(place, tmp_path / "worker.log")]
+    try:
+        table.applied(log, alive=lambda: children[-1].status is None)
+        log.delete_topics()
+        ensure_topics(place.settings())
+        log.write_events(blobs(maker, f"new-{more}", more), partition=0)
+
+        def found() -> bool:
+            # A worker may end over a topic that is gone; whoever started it starts it again.
+            if children[-1].status is not None:
+                children.append(Child(place, tmp_path / "worker.log"))
+            return table.gaps() != []
+
+        eventually(found, why="a gap")
+        eventually(lambda: table.counts() == Oracle().take(maker.made).counts(), why="equality")
+    finally:
+        for child in children:
+            child.kill()
+    assert {(pod, EVENTS, 0, "log-replaced", 5, None) for pod in PODS} <= set(table.gaps())
+
+
+def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """The same while no worker runs."""
+    log.write_events(blobs(maker, "old", 5), partition=0)
+    with worker(place):
+        table.applied(log)
+    log.delete_topics()
+    ensure_topics(place.settings())
+    log.write_events(blobs(maker, "new", 9), partition=0)
+    with worker(place):
+        table.applied(log)
+        eventually(lambda: table.counts() == Oracle().take(maker.made).counts(), why="equality")
+    assert {(pod, EVENTS, 0, "log-replaced", 5, None) for pod in PODS} <= set(table.gaps())
+
+
+def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """Retention that was faster than the workers: the gap says which offsets are lost."""
+    log.write_events(blobs(maker, "seen", 3), partition=0)
+    with worker(place):
+        table.applied(log)
+    lost = blobs(maker, "removed", 4)
+    log.write_events(lost, partition=0)
+    log.write_events(blobs(maker, "rest", 2), partition=0)
+    with log.admin() as admin:
+        admin.delete_records({TopicPartition(EVENTS, 0): 7})
+    with worker(place):
+        table.applied(log)
+    assert table.counts() == Oracle().take([event for event in maker.made if event not in lost]).counts()
+    assert table.gaps() == [(pod, EVENTS, 0, "records-removed", 3, 7) for pod in PODS]
