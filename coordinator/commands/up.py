@@ -134,8 +134,9 @@ class _Up:
 
     def start(self) -> None:
         from coordinator import bootstrap  # noqa: PLC0415 - see _load
-        from coordinator.db import migrate  # noqa: PLC0415
-        from coordinator.ingest.topics import ensure_topics  # noqa: PLC0415
+        from coordinator.db import migrate, progress  # noqa: PLC0415
+        from coordinator.db.engine import connect  # noqa: PLC0415
+        from coordinator.ingest.topics import EVENTS, ensure_topics  # noqa: PLC0415
 
         store = bootstrap.object_store(self._settings)
         url = bootstrap.database_url(self._settings)
@@ -147,6 +148,10 @@ class _Up:
             ]
             for step in steps:
                 step.result()
+        if self._stack.endpoints.kafka_log_cut:
+            # The embedded broker was killed: events that it had acknowledged may be lost without a trace.
+            with connect(url, name="baleen-up") as connection:
+                progress.record_cut(connection, EVENTS)
         asyncio.run(self._make_token())
         self._publish()
         for name in self._makers:

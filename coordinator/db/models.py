@@ -259,13 +259,14 @@ class Gap(Base):
 
     __tablename__ = "gaps"
     __table_args__ = (
-        CheckConstraint("reason IN ('log-replaced', 'records-removed', 'records-skipped')", name="reason"),
+        CheckConstraint("reason IN ('log-replaced', 'records-removed', 'log-cut')", name="reason"),
         Index("ix_gaps_open", "pod_id", postgresql_where=text("settled_at IS NULL")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     pod_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("pods.id"))
     topic: Mapped[str]
+    #: -1 for all partitions.
     partition: Mapped[int] = mapped_column(Integer)
     reason: Mapped[str]
     #: Offsets that may hold what was lost: from_offset <= lost < to_offset.

@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from coordinator.domain.progress import Position, Progress
+from coordinator.domain.progress import GapReason, Position, Progress
 
 Partition = tuple[str, int]
 
@@ -70,3 +70,15 @@ def move(connection: Connection[Any], partition: Partition, seen: Progress | Non
                 (topic, number, position.gap.reason.value, position.gap.from_offset, position.gap.to_offset),
             )
     return True
+
+
+def record_cut(connection: Connection[Any], topic: str) -> None:
+    """Record for every pod that a broker lost what it had acknowledged, without a trace of what it was."""
+    connection.execute(
+        """
+        INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)
+        SELECT p.id, %s, -1, %s, 0 FROM pods p
+        WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = p.id AND g.reason = %s AND g.settled_at IS NULL)
+        """,
+        (topic, GapReason.LOG_CUT, GapReason.LOG_CUT),
+    )

@@ -17,6 +17,8 @@ class GapReason(StrEnum):
     LOG_REPLACED = "log-replaced"
     #: Retention removed records before they were applied.
     RECORDS_REMOVED = "records-removed"
+    #: The broker was killed, and is one that acknowledges records before it keeps them.
+    LOG_CUT = "log-cut"
 
 
 class Progress(NamedTuple):

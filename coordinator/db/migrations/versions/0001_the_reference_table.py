@@ -136,7 +136,7 @@ def upgrade() -> None:
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("settled_why", sa.Text(), nullable=True),
         sa.CheckConstraint(
-            "reason IN ('log-replaced', 'records-removed', 'records-skipped')", name=op.f("ck_gaps_reason")
+            "reason IN ('log-replaced', 'records-removed', 'log-cut')", name=op.f("ck_gaps_reason")
         ),
         sa.ForeignKeyConstraint(["pod_id"], ["pods.id"], name=op.f("fk_gaps_pod_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_gaps")),
