@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from coordinator.domain.names import RepositoryName, parse_digest
-from coordinator.pods.images import DOCKER, make_artifact, make_image, make_index, make_layer
+from coordinator.pods.images import DOCKER, OCI, Layer, make_artifact, make_image, make_index, make_layer
 from coordinator.pods.registry_client import RegistryClient, RegistryNotFoundError
+from coordinator.stack.distribution import DistributionRegistry
+from coordinator.stack.model_registry import ModelRegistry
 from coordinator.storage.layout import layer_link_key, repository_prefix, revision_link_key
 from tests.registries.harness import Baleen
 
@@ -75,11 +77,12 @@ def test_what_registries_do_is_what_the_table_says(baleen: Baleen, kind: Any, re
         assert baleen.blob(docker.digest)["reference_count"] == 0
 
 
-def test_a_tag_that_moves_within_a_second(baleen: Baleen, kind: Any, request: pytest.FixtureRequest) -> None:
+@pytest.mark.registry
+def test_a_tag_that_moves_within_a_second(baleen: Baleen) -> None:
     """However fast a tag moves, every manifest that it had is held until it is deleted."""
-    pod = baleen.add_pod(f"fast-{request.node.callspec.id}")
+    pod = baleen.add_pod("fast")
     images = [make_image(f"{pod.name}/{number}", sizes=[300]) for number in range(10)]
-    with RegistryClient(baleen.registry(kind, pod).url, timeout=20) as client:
+    with RegistryClient(baleen.registry(DistributionRegistry, pod).url, timeout=20) as client:
         for image in images:
             client.push_image(f"{pod.name}/app", image, "latest")
         baleen.agree()
@@ -90,10 +93,12 @@ def test_a_tag_that_moves_within_a_second(baleen: Baleen, kind: Any, request: py
     assert [image for image in images if baleen.holds(f"{pod.name}/app", image.digest)] == images[-1:]
 
 
-def test_two_processes_of_one_pod(baleen: Baleen, kind: Any, request: pytest.FixtureRequest) -> None:
+@pytest.mark.registry
+def test_two_processes_of_one_pod(baleen: Baleen) -> None:
     """Two processes of a pod push and delete the same things, each with a queue of its own: the bucket decides."""
-    pod = baleen.add_pod(f"double-{request.node.callspec.id}")
-    left, right = (RegistryClient(baleen.registry(kind, pod, process).url, timeout=20) for process in ("1", "2"))
+    pod = baleen.add_pod("double")
+    processes = [baleen.registry(DistributionRegistry, pod, process) for process in ("1", "2")]
+    left, right = (RegistryClient(process.url, timeout=20) for process in processes)
     images = [make_image(f"{pod.name}/{number}", sizes=[300, 400]) for number in range(4)]
     app = f"{pod.name}/app"
     with left, right:
@@ -109,12 +114,13 @@ def test_two_processes_of_one_pod(baleen: Baleen, kind: Any, request: pytest.Fix
     assert [baleen.holds(app, image.digest) for image in images] == [False, True, True, True]
 
 
-def test_a_rename_that_gitlab_tells(baleen: Baleen, kind: Any, request: pytest.FixtureRequest) -> None:
+@pytest.mark.registry
+def test_a_rename_that_gitlab_tells(baleen: Baleen) -> None:
     """A repository under a new name holds what it held under the old one, as its links in storage do."""
-    pod = baleen.add_pod(f"rename-{request.node.callspec.id}")
+    pod = baleen.add_pod("rename")
     old, new = RepositoryName(f"{pod.name}/old"), RepositoryName(f"{pod.name}/group/new")
     image = make_image(f"{pod.name}/image")
-    with RegistryClient(baleen.registry(kind, pod).url, timeout=20) as client:
+    with RegistryClient(baleen.registry(DistributionRegistry, pod).url, timeout=20) as client:
         client.push_image(old, image, "v1")
         baleen.agree()
         # What GitLab's registry does to its links, and then tells.
@@ -133,3 +139,14 @@ def test_a_rename_that_gitlab_tells(baleen: Baleen, kind: Any, request: pytest.F
     digest = parse_digest(image.digest)
     assert baleen.store.head(revision_link_key(new, digest)) is not None
     assert baleen.store.head(layer_link_key(old, parse_digest(image.config.digest))) is None
+
+
+def test_an_empty_layer(baleen: Baleen) -> None:
+    """A blob of no bytes is announced without a size, and counts like any other. (On S3 only the model takes one.)"""
+    pod = baleen.add_pod("empty")
+    image = make_image("empty/image", [Layer(b"", OCI.layer), make_layer("empty/layer")])
+    with RegistryClient(baleen.registry(ModelRegistry, pod).url, timeout=20) as client:
+        client.push_image("empty/app", image, "v1")
+        baleen.agree()
+    told = baleen.blob(image.layers[0].digest)
+    assert (told["reference_count"], told["size"]) == (1, 0)

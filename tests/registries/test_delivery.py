@@ -1,0 +1,182 @@
+"""How events come, or do not come, from real registries: refused, late, repeated, without what they should say."""
+
+from collections import Counter
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from coordinator import bootstrap
+from coordinator.db.tokens import hash_of
+from coordinator.pods.images import DOCKER, Image, make_artifact, make_image, make_index, sha256_digest
+from coordinator.pods.registry_client import RegistryClient, RegistryError
+from coordinator.stack.distribution import DistributionRegistry
+from tests.registries.harness import Baleen, SilentDistribution, eventually
+from tests.registries.proxy import WebhookProxy
+
+pytestmark = pytest.mark.registry
+
+
+def push_whole(client: RegistryClient, repository: str, image: Image, tag: str) -> None:
+    """Push every blob again, also what the registry has: each is announced."""
+    for blob in image.blobs:
+        client.push_blob(repository, blob.content)
+    client.put_manifest(repository, tag, image.media_type, image.content)
+
+
+def test_a_registry_that_does_not_say_references(baleen: Baleen) -> None:
+    """Without includereferences what manifests list is read from storage, for every kind of manifest."""
+    pod = baleen.add_pod("silent")
+    registry = baleen.registry(SilentDistribution, pod)
+    image = make_image("silent/image")
+    index = make_index([make_image(f"silent/{arch}", architecture=arch) for arch in ("amd64", "arm64")])
+    with RegistryClient(registry.url, timeout=20) as client:
+        client.push_image("silent/app", image, "v1")
+        client.push_image("silent/multi", index, "v1")
+        client.push_image("silent/docker", make_image("silent/docker", kind=DOCKER), "v1")
+        client.push_image("silent/app", make_artifact("silent/sbom", subject=image.descriptor), "sbom")
+        baleen.agree()
+        client.delete_manifest("silent/app", image.digest)
+        baleen.agree()
+    assert baleen.blob(image.layers[0].digest)["reference_count"] == 0
+    assert baleen.blob(index.manifests[0].digest)["reference_count"] == 2
+
+
+def test_events_with_a_wrong_token_are_lost_with_the_process(baleen: Baleen) -> None:
+    """A wrong token blocks a registry's queue, not its pushes; its end loses the queue, and only news bring it back."""
+    pod = baleen.add_pod("mistaken")
+    registry = baleen.registry(DistributionRegistry, pod, token="not-the-token")
+    before = baleen.refused("unauthorized")
+    lost, later = (make_image(f"mistaken/{number}") for number in range(2))
+    with RegistryClient(registry.url, timeout=20) as client:
+        client.push_image("mistaken/lost", lost, "v1")
+        eventually(lambda: baleen.refused("unauthorized") >= before + 3)
+        assert not baleen.holds("mistaken/lost", lost.digest)
+
+        registry.kill()
+        registry.start(token=pod.token)
+        client.push_image("mistaken/later", later, "v1")
+        # A process tells things in order: had it kept anything, that would have come before this.
+        eventually(lambda: baleen.holds("mistaken/later", later.digest))
+        assert not baleen.holds("mistaken/lost", lost.digest)
+        assert client.pull_image("mistaken/lost", "v1").digest == lost.digest
+        # Nothing that Baleen can see tells of the loss: it holds nothing against this pod.
+        assert any("mistaken/lost" in difference for difference in baleen.differences())
+        assert (baleen.dead_letters(), baleen.status()["gaps"]) == ([], 0)
+
+        push_whole(client, "mistaken/lost", lost, "v1")
+        baleen.agree()
+    assert baleen.holds("mistaken/lost", lost.digest)
+
+
+def test_events_wait_until_their_token_is_right(baleen: Baleen) -> None:
+    """While the process lives nothing is lost: once Baleen knows its token, all comes, and in order."""
+    pod = baleen.add_pod("early")
+    token = "a-token-that-is-not-known-yet"
+    images = [make_image(f"early/{number}", sizes=[300]) for number in range(4)]
+    with WebhookProxy(baleen.webhook(pod)) as proxy:
+        registry = baleen.registry(DistributionRegistry, pod, token=token, url=proxy.url)
+        with RegistryClient(registry.url, timeout=20) as client:
+            for image in images:
+                client.push_image("early/app", image, "v1")
+            client.delete_manifest("early/app", images[0].digest)
+        eventually(lambda: proxy.attempts() >= 3)
+        assert proxy.accepted() == []
+        with psycopg.connect(bootstrap.database_url(baleen.settings)) as connection:
+            changed = "UPDATE pods SET event_token_sha256 = %s WHERE name = %s"
+            connection.execute(changed, (hash_of(token), pod.name))
+        baleen.agree()
+        assert in_order(proxy.accepted())
+    assert [baleen.holds("early/app", image.digest) for image in images] == [False, True, True, True]
+
+
+def test_ingest_away_for_a_while(baleen: Baleen) -> None:
+    """While ingest is away pushes go on; when it is back every event comes once, in order, and none is missing."""
+    pod = baleen.add_pod("patient")
+    images = [make_image(f"patient/{number}", sizes=[300, 400]) for number in range(6)]
+    with WebhookProxy(baleen.webhook(pod)) as proxy:
+        registry = baleen.registry(DistributionRegistry, pod, url=proxy.url)
+        with RegistryClient(registry.url, timeout=20) as client:
+            client.push_image("patient/app", images[0], "v1")
+            baleen.agree()
+            proxy.away = True
+            for image in images:
+                client.push_image("patient/app", image, "v1")
+            client.delete_manifest("patient/app", images[1].digest)
+            eventually(lambda: proxy.attempts() > len(proxy.accepted()) + 2)
+            assert not baleen.holds("patient/app", images[5].digest)
+            proxy.away = False
+            baleen.agree()
+        accepted = [event for event in proxy.accepted() if event["action"] != "pull"]
+    assert in_order(accepted)
+    assert len({event["id"] for event in accepted}) == len(accepted)
+    # Two layers, a configuration and a manifest of each; the first manifest again; a delete with its tag's.
+    pushed = [event["target"]["digest"] for event in accepted if event["action"] == "push"]
+    assert len(pushed) == 4 * len(images) + 1
+    assert set(pushed) == {digest for image in images for digest in (image.digest, *(b.digest for b in image.blobs))}
+    assert [baleen.holds("patient/app", image.digest) for image in images] == [True, False, True, True, True, True]
+
+
+def test_a_slow_ingest_gets_events_again(baleen: Baleen) -> None:
+    """An answer that is later than the registry's timeout brings the same event again: nothing is counted twice."""
+    pod = baleen.add_pod("slow")
+    with WebhookProxy(baleen.webhook(pod)) as proxy:
+        proxy.repeats = 3
+        registry = baleen.registry(DistributionRegistry, pod, url=proxy.url, timeout="200ms")
+        image = make_image("slow/image", sizes=[300])
+        with RegistryClient(registry.url, timeout=20) as client:
+            client.push_image("slow/app", image, "v1")
+            client.push_image("slow/other", image, "v1")
+            client.delete_manifest("slow/other", image.digest)
+            baleen.agree()
+        eventually(lambda: min(Counter(event["id"] for event in proxy.accepted()).values()) >= proxy.repeats)
+        baleen.agree()
+    assert baleen.blob(image.layers[0].digest)["reference_count"] == 1
+
+
+def test_a_manifest_that_was_uploaded_as_a_blob(baleen: Baleen) -> None:
+    """A digest may be there as manifest and as blob: a delete of either is told alike, and the bucket decides."""
+    pod = baleen.add_pod("twice")
+    image = make_image("twice/image")
+    with RegistryClient(baleen.registry(DistributionRegistry, pod).url, timeout=20) as client:
+        for repository in ("twice/blob-goes", "twice/manifest-goes"):
+            client.push_image(repository, image, "v1")
+            client.push_blob(repository, image.content)
+        baleen.agree()
+        client.delete_blob("twice/blob-goes", image.digest)
+        client.delete_manifest("twice/manifest-goes", image.digest)
+        baleen.agree()
+    pairs = {("twice/blob-goes", image.digest), ("twice/manifest-goes", image.digest)}
+    assert pairs & baleen.holdings() == {("twice/blob-goes", image.digest)}
+    # Distribution removes the blob's link together with the manifest's.
+    assert pairs & baleen.links() == set()
+
+
+def test_uploads_that_distribution_does_not_take(baleen: Baleen) -> None:
+    """An upload of no bytes fails on S3, and one in a single POST stores nothing: neither is told to anybody."""
+    pod = baleen.add_pod("refused")
+    registry = baleen.registry(DistributionRegistry, pod)
+    with RegistryClient(registry.url, timeout=20) as client:
+        with pytest.raises(RegistryError) as refused:
+            client.push_blob("refused/app", b"")
+        assert refused.value.registry_status == 500
+        single = httpx.post(
+            f"{registry.url}/v2/refused/app/blobs/uploads/",
+            params={"digest": sha256_digest(b"single")},
+            content=b"single",
+            timeout=20,
+            trust_env=False,
+        )
+        assert single.status_code == 202
+        client.push_image("refused/app", make_image("refused/image"), "v1")
+        baleen.agree()
+    linked = {digest for repository, digest in baleen.links() if repository == "refused/app"}
+    assert linked == {blob.digest for blob in make_image("refused/image").blobs}
+
+
+def in_order(events: list[dict[str, Any]]) -> bool:
+    """Whether the events' times rise. They are written with nanoseconds, without trailing zeros."""
+    parts = [event["timestamp"].removesuffix("Z").partition(".") for event in events]
+    times = [(seconds, fraction.ljust(9, "0")) for seconds, _, fraction in parts]
+    return bool(times) and times == sorted(times)
