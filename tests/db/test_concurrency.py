@@ -2,9 +2,10 @@
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 
 from coordinator.db import locks, rows, sweep
 from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item, Slice, StateChangedError
-from coordinator.domain.facts import Fact
+from coordinator.db.batch import Item, OutOfStepError, Slice, StateChangedError
+from coordinator.domain.facts import Fact, RepositoryRemoved, RepositoryRenamed
 from schemas.records import RegistryEvent
-from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, begin, fact_of
+from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, at, begin, fact_of
 from tests.oracle import Oracle
 
 WORKERS = 4
@@ -215,4 +216,80 @@ def test_lists_that_grow_while_others_write(fresh: Table) -> None:
         assert row is not None
         needs = sum(blob in manifests[name] for _, digest in held for name in manifests if fresh.text(name) == digest)
         assert row.references == needs
+    assert fresh.check().agrees
+
+
+def waits_for(watcher: psycopg.Connection[Any], event: str, done: Future[Any]) -> bool:
+    """Whether some session comes to wait for such a lock before the work is done."""
+    deadline = time.monotonic() + 20
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = %s"
+    while not done.done() and time.monotonic() < deadline:
+        if watcher.execute(statement, (event,)).fetchone() != (0,):
+            return True
+    return False
+
+
+def test_a_partition_that_another_worker_has(table: Table) -> None:
+    """A worker waits for one that is applying to the same partition, and is then out of step, also with no effect."""
+    piece = table.slice([None])
+    with ThreadPoolExecutor(1) as pool, table.connect() as other, table.connect() as watcher:
+        with other.transaction():
+            other.execute("SELECT FROM partition_progress WHERE topic = %s FOR UPDATE", (table.space,))
+            done = pool.submit(table.apply_slices, [piece])
+            assert waits_for(watcher, "transactionid", done)
+            other.execute("UPDATE partition_progress SET next_offset = 1 WHERE topic = %s", (table.space,))
+        with pytest.raises(OutOfStepError):
+            done.result(30)
+
+
+@pytest.mark.parametrize("kind", ["removed", "renamed", "widened"])
+def test_alone(table: Table, kind: str) -> None:
+    """What concerns a whole repository, or a known list, waits for all writers, and is applied when they are done."""
+    table.apply(table.push("a", "m", ["c"], 1))
+    fact: Fact = table.push("b", "m", ["c", "more"], 2)
+    if kind == "removed":
+        fact = RepositoryRemoved(table.repository("a"), at(5))
+    elif kind == "renamed":
+        fact = RepositoryRenamed(table.repository("a"), table.repository("z"), below=True, at=at(5))
+    with ThreadPoolExecutor(1) as pool, table.connect() as other, table.connect() as watcher:
+        with other.transaction():
+            locks.enter(other)
+            done = pool.submit(table.apply, fact)
+            assert waits_for(watcher, "advisory", done)
+        done.result(30)
+    assert [table.holds(name, "m") for name in "abz"] == {
+        "removed": [False, False, False],
+        "renamed": [False, False, True],
+        "widened": [True, True, False],
+    }[kind]
+    assert table.check().agrees
+
+
+def test_new_digests_in_any_order(fresh: Table) -> None:
+    """Workers that meet many new blobs, manifests and repositories together, each in its order, never deadlock."""
+    for partition in range(WORKERS):
+        begin(fresh.connection, fresh.space, partition)
+    before = deadlocks(fresh)
+    together = threading.Barrier(WORKERS)
+
+    def work(partition: int) -> None:
+        chance, offset = random.Random(partition), 0
+        with fresh.connect() as connection:
+            for batch in range(8):
+                names = [f"{batch}-{number}" for number in range(80)]
+                chance.shuffle(names)
+                facts = [fresh.push(f"{partition}/{batch}", f"m{name}", [f"l{name}", f"c{name}"]) for name in names]
+                items = [Item(offset + n, 0, fresh.pods["pod-a"], fact, None) for n, fact in enumerate(facts)]
+                together.wait(60)
+                piece = Slice(fresh.space, partition, offset, offset + len(items), 0, items)
+                BatchApply(connection, NO_MARGIN).apply([piece])
+                offset = piece.next_offset
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for worker in [pool.submit(work, partition) for partition in range(WORKERS)]:
+            worker.result(120)
+    assert deadlocks(fresh) == before
+    assert len(fresh.holdings()) == WORKERS * 8 * 80
+    counts = "SELECT reference_count, count(*) FROM blobs GROUP BY 1"
+    assert fresh.rows(counts) == [(WORKERS, 8 * 80 * 3)]
     assert fresh.check().agrees
