@@ -63,7 +63,7 @@ def test_references_while_holdings_are_added(
     assert before <= set(told) <= facts.references(20)
 
 
-@settings(max_examples=6, deadline=None, database=None)
+@settings(max_examples=5, deadline=None, database=None)
 @given(worlds(), LIMITS, st.integers(1, 5), st.integers(0, 3))
 def test_blobs(
     api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, min_references: int
@@ -81,11 +81,11 @@ def test_blobs(
 
     with pytest.MonkeyPatch.context() as patch:
         if walk < 4:
-            patch.setattr(blob_queries, "WALK", 40 * walk)
-            patch.setattr(blob_queries, "POD_WALK", 40 * walk)
+            patch.setattr(blob_queries, "WALK", 150 * walk)
+            patch.setattr(blob_queries, "POD_WALK", 150 * walk)
         if walk == 1:
             patch.setattr(blob_queries, "LIVE_LIMIT", 1)
-        size = limit * 20
+        size = limit * 50
         assert set(listed(limit=size)) == set(facts.blobs())
         enough = {blob for blob in facts.blobs() if references[blob] >= min_references}
         assert set(listed(limit=size, min_references=min_references)) == enough
@@ -119,7 +119,7 @@ def test_blobs_while_blobs_are_added(api: Served, facts: Facts, monkeypatch: pyt
         assert before <= set(items)
 
 
-@settings(max_examples=20, deadline=None, database=None)
+@settings(max_examples=10, deadline=None, database=None)
 @given(st.sets(st.from_regex(r"[ab](/[ab]|-[ab]|[ab]){0,3}", fullmatch=True), max_size=12), LIMITS)
 def test_repositories(api: Served, names: set[str], limit: int) -> None:
     """Repositories come in the order of their names' bytes; a prefix is a path's, and a pod has those of its own."""
@@ -139,7 +139,7 @@ def test_repositories(api: Served, names: set[str], limit: int) -> None:
     assert api.pages("/v1/repositories", pod=first, prefix=second) == []
 
 
-@settings(max_examples=10, deadline=None, database=None)
+@settings(max_examples=4, deadline=None, database=None)
 @given(LIMITS)
 def test_pods_and_dead_letters(api: Served, limit: int) -> None:
     """Pods come by name, dead letters by age; a pod's filter and `settled` choose exactly."""

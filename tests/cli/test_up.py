@@ -19,7 +19,7 @@ import psutil
 from tests.api.harness import until
 from tests.cli.conftest import Command, program_environment
 
-SECONDS = 60
+SECONDS = 120
 
 
 @contextmanager
