@@ -156,6 +156,24 @@ def test_what_a_rename_leaves(table: Table) -> None:
     assert table.check().agrees
 
 
+def test_what_both_of_two_merged_have(table: Table) -> None:
+    """What both repositories had counts once after the merge, with the later time of the two."""
+    for repository, second in (("old", 9), ("new", 1)):
+        table.apply(table.push(repository, "m", ["c", "l"], second), table.link(repository, "l", second))
+    row = table.blob("l")
+    assert row is not None
+    assert row[:2] == (2, 2)
+    table.apply(RepositoryRenamed(table.repository("old"), table.repository("new"), below=False, at=at(50)))
+    for name, links in (("m", 0), ("c", 0), ("l", 1)):
+        row = table.blob(name)
+        assert row is not None
+        assert row[:4] == (1, links, BlobState.LIVE, False)
+    table.apply(table.removed("new", "m", 5), table.removed("new", "l", 5))
+    assert table.holds("new", "m")
+    assert table.linked("new", "l")
+    assert table.check().agrees
+
+
 @pytest.mark.parametrize("removed_in", ["old", "new"])
 def test_a_rename_that_meets_a_removal(table: Table, removed_in: str) -> None:
     """Where one of two merged repositories saw removed what the other holds, the removal becomes doubtful."""
