@@ -1,7 +1,7 @@
 """Builds a worker's parts from the settings: the bootstrap of this package."""
 
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faust
 from faust.auth import Credentials
@@ -12,7 +12,7 @@ from coordinator.db.connection import Connections
 from coordinator.ingest.connection import bootstrap_servers, client_arguments
 from coordinator.ingest.log import LogInspector
 from coordinator.settings import Settings
-from workers.app import ReferenceApp
+from workers.app import SESSION_TIMEOUT_S, ReferenceApp
 from workers.app import build as build_app
 from workers.housekeeping import Housekeeping
 from workers.position import Positions
@@ -37,7 +37,7 @@ class Worker(NamedTuple):
 def build(settings: Settings) -> Worker:
     """Make a worker that is not started; raises SettingsError that names what is missing."""
     url = bootstrap.database_url(settings)
-    connections = Connections(url, name="baleen-worker", prepare=rows.prepare)
+    connections = Connections(url, name="baleen-worker", prepare=_prepare)
     inspector = LogInspector(settings)
     store = bootstrap.object_store(settings)
     positions = Positions(connections, inspector)
@@ -61,6 +61,15 @@ def build(settings: Settings) -> Worker:
         fetch_records=settings.worker_batch,
     )
     return Worker(app, processor, settler, connections, inspector)
+
+
+def _prepare(connection: Any) -> None:
+    """Set a connection up for batches; its locks end with the membership of a worker that is held up in the middle.
+
+    Whoever is given its partitions waits for those locks.
+    """
+    rows.prepare(connection)
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{SESSION_TIMEOUT_S:.0f}s'")
 
 
 def _credentials(settings: Settings) -> Credentials | None:
