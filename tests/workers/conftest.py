@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -17,12 +16,11 @@ from sqlalchemy.engine import make_url
 from coordinator.db import migrate
 from coordinator.ingest.topics import ensure_topics
 from coordinator.stack.guard import Guard
-from coordinator.stack.noida import EmbeddedKafka
-from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import Stack, StackEndpoints
 from tests.conftest import temporary_directory
 from tests.services.apache_kafka import ApacheKafka
-from tests.workers.harness import PODS, GuardedProcess, Log, Place, Table
+from tests.workers.harness import PODS, Log, Place, Table
+from tests.workers.services import Broker, Database
 
 _numbers = itertools.count(1)
 
@@ -60,22 +58,6 @@ def guard() -> Iterator[Guard]:
         guard.close()
 
 
-class Broker(GuardedProcess):
-    """The embedded broker, empty at first."""
-
-    def __init__(self, guard: Guard, directory: Path) -> None:
-        port = Ports(directory / "ports.json", "127.0.0.1").take("kafka")
-        self.directory = directory / "kafka"
-        server = EmbeddedKafka(self.directory, directory / "kafka.log", host="127.0.0.1", port=port)
-        self.bootstrap = server.bootstrap
-        super().__init__(guard, server.process)
-        self._server = server
-
-    def start(self) -> None:
-        self._server.prepare()
-        super().start()
-
-
 @pytest.fixture
 def broker(guard: Guard) -> Iterator[Broker]:
     with temporary_directory() as directory:
@@ -85,6 +67,19 @@ def broker(guard: Guard) -> Iterator[Broker]:
             yield broker
         finally:
             broker.kill()
+
+
+@pytest.fixture
+def database(guard: Guard) -> Iterator[Database]:
+    with temporary_directory() as directory:
+        database = Database(guard, directory)
+        database.start()
+        migrate.upgrade(database.url)
+        Table(database.url).add_pods({pod: [pod] for pod in PODS})
+        try:
+            yield database
+        finally:
+            database.kill()
 
 
 def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:

@@ -2,7 +2,7 @@
 
 Route: `Place` (settings of one test) -> `publish` or `Log.write` -> `Child` (a process) or `InProcess` (a thread)
 -> `Table.applied` (the database's progress equals the broker's ends) -> `Table.counts` beside the oracle's.
-Not here: what must hold (test_*.py), the services themselves (conftest.py).
+Not here: what must hold (test_*.py), the services themselves (services.py, conftest.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,9 +33,6 @@ from coordinator.ingest.normalise import Accepted, Origin, Outcome, normalise
 from coordinator.ingest.producer import EventProducer
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings, build
-from coordinator.stack.guard import Child as GuardedChild
-from coordinator.stack.guard import Guard, identity
-from coordinator.stack.process import ManagedProcess
 from coordinator.storage.port import ObjectStore
 from schemas.records import RegistryEvent, key_of
 from tests.oracle import Counts
@@ -73,35 +71,6 @@ class Place:
     def environ(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
         return kept | {f"BALEEN_{name.upper()}": value for name, value in self.values.items()}
-
-
-class GuardedProcess:
-    """A service that can be stopped, killed and started again, and ends with the test run."""
-
-    def __init__(self, guard: Guard, make: Callable[[], ManagedProcess]) -> None:
-        self._guard = guard
-        self._make = make
-        self._process: ManagedProcess | None = None
-
-    def start(self) -> None:
-        self._process = self._make()
-        pid = self._process.spawn()
-        started = identity(pid)
-        if started is not None:
-            self._guard.add(GuardedChild(pid, started, signal.SIGKILL))
-        self._process.wait_ready()
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-            self._guard.gone(self._process.pid)
-            self._process = None
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._guard.gone(self._process.pid)
-            self._process = None
 
 
 class Child:
@@ -292,6 +261,23 @@ class Log:
             return list(admin.list_topics())
 
 
+def shares(place: Place) -> Counter[str]:
+    """How many partitions each member of the group has."""
+    name = place.settings().worker_group
+    admin = KafkaAdminClient(bootstrap_servers=place.values["kafka_bootstrap"])
+    try:
+        group = admin.describe_groups([name])[name]
+    except KafkaError:  # nobody has joined yet
+        return Counter()
+    finally:
+        admin.close()
+    return Counter({member["member_id"]: _assigned(member["member_assignment"]) for member in group["members"]})
+
+
+def _assigned(assignment: Any) -> int:
+    return sum(len(topic["partitions"]) for topic in assignment["assigned_partitions"]) if assignment else 0
+
+
 class Table:
     """The database's side. Connects for each question, since the server may have been restarted."""
 
@@ -300,11 +286,11 @@ class Table:
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
-            return connection.execute(statement, parameters).fetchall()  # type: ignore[arg-type]
+            return connection.execute(statement, parameters).fetchall()
 
     def do(self, statement: str, *parameters: object) -> None:
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
-            connection.execute(statement, parameters)  # type: ignore[arg-type]
+            connection.execute(statement, parameters)
 
     def add_pods(self, pods: Mapping[str, Sequence[str]]) -> None:
         """Register pods by name, each with its prefixes."""
@@ -358,11 +344,11 @@ class Table:
 
     def letters(self) -> list[tuple[str, str]]:
         """(pod, reason) of every dead letter."""
-        return self.rows("SELECT pod, reason FROM dead_letters ORDER BY id")  # type: ignore[return-value]
+        return self.rows("SELECT pod, reason FROM dead_letters ORDER BY id")
 
     def gaps(self) -> list[tuple[str, str, int, str, int, int | None]]:
         """(pod, topic, partition, reason, from, to) of every gap."""
-        return self.rows(  # type: ignore[return-value]
+        return self.rows(
             """
             SELECT p.name, g.topic, g.partition, g.reason, g.from_offset, g.to_offset
             FROM gaps g JOIN pods p ON p.id = g.pod_id ORDER BY g.id

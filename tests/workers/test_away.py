@@ -5,24 +5,14 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from coordinator.db import migrate
 from coordinator.ingest.topics import EVENTS
-from coordinator.stack.guard import Guard
-from coordinator.stack.ports import Ports
-from coordinator.stack.postgres import EmbeddedPostgres
-from coordinator.stack.process import ManagedProcess
-from tests.conftest import temporary_directory
 from tests.oracle import Oracle
-from tests.workers.conftest import Broker
 from tests.workers.harness import (
-    PODS,
     Child,
-    GuardedProcess,
     InProcess,
     Log,
     Maker,
@@ -33,43 +23,12 @@ from tests.workers.harness import (
     eventually,
     worker,
 )
+from tests.workers.services import Broker, Database
 
 
 @pytest.fixture
 def maker() -> Maker:
     return Maker()
-
-
-class Database(GuardedProcess):
-    """A PostgreSQL of a test's own, that it may stop and kill."""
-
-    def __init__(self, guard: Guard, directory: Path) -> None:
-        port = Ports(directory / "ports.json", "127.0.0.1").take("postgres")
-        server = EmbeddedPostgres(directory / "pg", directory / "pg.log", host="127.0.0.1", port=port)
-
-        def make() -> ManagedProcess:
-            server.prepare()
-            return server.process()
-
-        super().__init__(guard, make)
-        self._server = server
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-
-@pytest.fixture
-def database(guard: Guard) -> Iterator[Database]:
-    with temporary_directory() as directory:
-        database = Database(guard, directory)
-        database.start()
-        migrate.upgrade(database.url)
-        Table(database.url).add_pods({pod: [pod] for pod in PODS})
-        try:
-            yield database
-        finally:
-            database.kill()
 
 
 def blobs(maker: Maker, name: str, count: int) -> list[bytes]:

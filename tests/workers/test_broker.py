@@ -12,8 +12,8 @@ from kafka import TopicPartition
 from coordinator.ingest.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
-from tests.workers.conftest import Broker
 from tests.workers.harness import PODS, Child, Log, Maker, Place, Table, digest_of, eventually, worker
+from tests.workers.services import Broker
 
 REPLACED = "log-replaced"
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka import KafkaProducer, TopicPartition
 
 from coordinator.ingest.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent, key_of
@@ -28,6 +25,7 @@ from tests.workers.harness import (
     digest_of,
     encoded,
     eventually,
+    shares,
     worker,
 )
 
@@ -57,23 +55,6 @@ def maker() -> Maker:
 
 def blobs(maker: Maker, name: str, count: int) -> list[RegistryEvent]:
     return [maker.blob(f"pod-a/{name}-{number % 40}", digest_of(f"{name} {number}")) for number in range(count)]
-
-
-def shares(place: Place) -> Counter[str]:
-    """How many partitions each member of the group has."""
-    name = place.settings().worker_group
-    admin = KafkaAdminClient(bootstrap_servers=place.values["kafka_bootstrap"])
-    try:
-        group = admin.describe_groups([name])[name]
-    except KafkaError:  # nobody has joined yet
-        return Counter()
-    finally:
-        admin.close()
-    return Counter({member["member_id"]: _assigned(member["member_assignment"]) for member in group["members"]})
-
-
-def _assigned(assignment: Any) -> int:
-    return sum(len(topic["partitions"]) for topic in assignment["assigned_partitions"]) if assignment else 0
 
 
 def shared_by(place: Place, members: int) -> bool:
