@@ -164,6 +164,8 @@ class Manifest(Base):
             postgresql_using="gin",
             postgresql_with={"fastupdate": "on", "gin_pending_list_limit": 256},
         ),
+        # Empty as a rule: what holds GC is asked often.
+        Index("ix_manifests_unread", "id", postgresql_where=text("refs IS NULL")),
     )
 
     id: Mapped[int] = mapped_column(ForeignKey("blobs.id"), primary_key=True, autoincrement=False)

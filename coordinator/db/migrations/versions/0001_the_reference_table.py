@@ -158,6 +158,9 @@ def upgrade() -> None:
         postgresql_using="gin",
         postgresql_with={"fastupdate": "on", "gin_pending_list_limit": 256},
     )
+    op.create_index(
+        "ix_manifests_unread", "manifests", ["id"], unique=False, postgresql_where=sa.text("refs IS NULL")
+    )
     op.create_table(
         "pod_prefixes",
         sa.Column("prefix", sa.Text(), nullable=False),
@@ -223,6 +226,7 @@ def downgrade() -> None:
     op.drop_table("repositories")
     op.drop_index(op.f("ix_pod_prefixes_pod_id"), table_name="pod_prefixes")
     op.drop_table("pod_prefixes")
+    op.drop_index("ix_manifests_unread", table_name="manifests", postgresql_where=sa.text("refs IS NULL"))
     op.drop_index(
         "ix_manifests_refs",
         table_name="manifests",
