@@ -6,6 +6,7 @@ import pytest
 
 from coordinator.db import sweep
 from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.references import ManifestContent, ManifestKind, Reference
 from tests.db.harness import Row, Table
 
 DAY = timedelta(days=1)
@@ -94,22 +95,28 @@ def test_removals_are_forgotten(fresh: Table) -> None:
     assert {digest for _, digest in fresh.removals()} == {fresh.text("doubtful"), fresh.text("young")}
 
 
+def unsized_list(table: Table) -> ManifestContent:
+    return ManifestContent(ManifestKind.IMAGE, (Reference(table.digest("l"), None),))
+
+
 def test_unreferenced_since(table: Table) -> None:
     """The date is that of the moment when the last reference went, and stays while nothing references it."""
 
     def since() -> object:
         return table.rows("SELECT unreferenced_since FROM blobs WHERE digest = %s", (table.digest("l"),))[0][0]
 
-    table.apply(table.link("a", "l", 1), table.push("a", "m", ["l"], 1))
+    unsized = table.link("a", "l", 1)._replace(size=None)
+    table.apply(unsized, table.push("a", "m", None, 1)._replace(content=unsized_list(table)))
     assert since() is None
     table.apply(table.removed("a", "m", 2))
     assert since() is None
     table.apply(table.removed("a", "l", 3))
     first = since()
     assert first is not None
-    # It becomes known anew, without a reference.
+    # Its size becomes known, and nothing references it after that batch.
     table.apply(table.push("a", "n", ["l"], 4), table.removed("a", "n", 5))
     assert since() == first
+    assert table.blob("l") == Row(0, 0, BlobState.UNREFERENCED, unreferenced=True, size=7)
     table.apply(table.push("a", "n", ["l"], 6))
     assert since() is None
     table.apply(table.removed("a", "n", 7))
