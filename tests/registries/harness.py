@@ -112,7 +112,7 @@ class Registry:
     def kill(self) -> None:
         self._children.kill(self._process)
 
-    def start(self, **notifications: str) -> None:
+    def start(self, **notifications: Any) -> None:
         """Start anew; what is named of its notifications is other than before."""
         assert self._made.notifications is not None
         changed = replace(self._made.notifications, **notifications)
@@ -168,7 +168,7 @@ class Baleen:
         return f"{self.url}/v1/events/{pod.name}"
 
     def registry(
-        self, kind: type[DistributionRegistry | ModelRegistry], pod: Pod, process: str = "1", **notifications: str
+        self, kind: type[DistributionRegistry | ModelRegistry], pod: Pod, process: str = "1", **notifications: Any
     ) -> Registry:
         """Start a registry of the pod; `notifications` are other than the right ones."""
         name = f"{pod.name}-{process}"
@@ -266,7 +266,7 @@ class Baleen:
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         with psycopg.connect(self._database(), autocommit=True, connect_timeout=5) as connection:
-            return connection.execute(statement, parameters).fetchall()  # type: ignore[arg-type]
+            return connection.execute(statement, parameters).fetchall()
 
     def _pairs(self, table: str, column: str) -> Pairs:
         found = self.rows(
