@@ -12,7 +12,7 @@ from workers.app import ReferenceApp
 from workers.build import Worker
 
 #: Faust leaves its group and closes its connections; with the broker away it could wait for ever.
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
 
 
 async def run(worker: Worker, stop: asyncio.Event) -> None:
