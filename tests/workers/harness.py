@@ -26,7 +26,7 @@ from typing import Any, Self
 import msgspec
 import psycopg
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from coordinator import bootstrap
 from coordinator.ingest.normalise import Accepted, Origin, Outcome, normalise
@@ -149,10 +149,10 @@ class InProcess:
         self._ready.wait(DEADLINE)
         return self
 
-    def do(self, make: Callable[[], Any]) -> Any:
+    def do(self, make: Callable[[], Any], seconds: float = DEADLINE) -> Any:
         """Run a coroutine in the worker's loop."""
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(make(), self._loop).result(DEADLINE)
+        return asyncio.run_coroutine_threadsafe(make(), self._loop).result(seconds)
 
     def stop(self) -> None:
         if self._thread.is_alive() and self._loop is not None and self._stop is not None:
@@ -200,11 +200,14 @@ class Log:
 
     def ends(self) -> dict[tuple[str, int], int]:
         """The offset that the next record of each partition will get."""
+        deadline = time.monotonic() + DEADLINE
         while True:
             try:
                 return self._ends()
             except (KafkaError, OSError):
                 self.forget()
+                if time.monotonic() > deadline:
+                    raise
                 time.sleep(0.1)
 
     def _ends(self) -> dict[tuple[str, int], int]:
@@ -255,6 +258,21 @@ class Log:
                 admin.delete_topics(known)
         self.forget()
         eventually(lambda: not set(known) & set(self._topics()), why="the deletion of the topics")
+
+    def make_anew(self, topic: str, partitions: int) -> None:
+        """Delete a topic and create it, though consumers make the embedded broker create it whenever they ask."""
+
+        def made() -> bool:
+            with self.admin() as admin:
+                admin.delete_topics([topic])
+                try:
+                    admin.create_topics({topic: {"num_partitions": partitions, "replication_factor": 1}})
+                except TopicAlreadyExistsError:
+                    return False
+            return True
+
+        eventually(made, why="a new topic")
+        self.forget()
 
     def _topics(self) -> list[str]:
         with self.admin() as admin:

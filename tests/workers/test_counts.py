@@ -70,7 +70,7 @@ def test_events_that_come_twice_change_nothing(place: Place, table: Table, log: 
     assert_agrees(table, Oracle().take(accepted(outcomes)))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_the_order_between_repositories_does_not_matter(place: Place, table: Table, log: Log, seed: int) -> None:
     """Repositories interleaved at random come to the same counts."""
     outcomes = captured()
