@@ -9,7 +9,8 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from coordinator.db import migrate
-from coordinator.stack.supervisor import StackEndpoints
+from coordinator.stack.supervisor import Stack, StackEndpoints
+from tests.conftest import temporary_directory
 from tests.db.harness import Table
 
 _numbers = itertools.count(1)
@@ -19,8 +20,15 @@ NewDatabase = Callable[[str | None], str]
 
 
 @pytest.fixture(scope="session")
-def new_database(embedded_stack: StackEndpoints) -> NewDatabase:
-    server = embedded_stack.database_url
+def postgres() -> Iterator[StackEndpoints]:
+    """A server of these tests alone: the other services take longer to start and end than all of them to run."""
+    with temporary_directory() as directory, Stack(directory, services=("postgres",)) as stack:
+        yield stack.endpoints
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: StackEndpoints) -> NewDatabase:
+    server = postgres.database_url
     assert server is not None
 
     def create(template: str | None) -> str:
