@@ -36,9 +36,7 @@ FIND_REPOSITORY = "SELECT namespace_id, id FROM repositories WHERE path = %s"
 FIND_NAMESPACE = "SELECT id FROM namespaces WHERE name = %s"
 ADD_NAMESPACE = "INSERT INTO namespaces (name) VALUES (%s) RETURNING id"
 ADD_REPOSITORY = "INSERT INTO repositories (namespace_id, path) VALUES (%s, %s) RETURNING namespace_id, id"
-ADD_BLOB = (
-    "INSERT INTO blobs (digest, size, media_type_id) VALUES (%s, %s, %s) ON CONFLICT (digest) DO NOTHING"
-)
+ADD_BLOB = "INSERT INTO blobs (digest, size, media_type_id) VALUES (%s, %s, %s) ON CONFLICT (digest) DO NOTHING"
 LINK_BLOB = (
     "INSERT INTO repository_blobs (namespace_id, repository_id, digest) VALUES (%s, %s, %s)"
     " ON CONFLICT (namespace_id, repository_id, digest) DO NOTHING"
@@ -56,8 +54,7 @@ ADD_LAYER = (
     " ON CONFLICT (namespace_id, repository_id, manifest_id, digest) DO NOTHING"
 )
 LOCK_REVIEW = (
-    "SELECT 1 FROM manifest_review_queue"
-    " WHERE namespace_id = %s AND repository_id = %s AND manifest_id = %s FOR UPDATE"
+    "SELECT 1 FROM manifest_review_queue WHERE namespace_id = %s AND repository_id = %s AND manifest_id = %s FOR UPDATE"
 )
 SET_TAG = (
     "INSERT INTO tags (namespace_id, repository_id, manifest_id, name) VALUES (%s, %s, %s, %s)"

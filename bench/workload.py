@@ -59,9 +59,7 @@ def manifests(seed: int, count: int, pods: int = 4) -> Iterator[Manifest]:
         picks: set[int] = set()
         while len(picks) < BASE_LAYERS_PER_MANIFEST:
             x = draw()
-            picks.add(
-                int(BASE_LAYERS * x * x * x)
-            )  # the cube: a tenth of the layers gets nearly half of the uses
+            picks.add(int(BASE_LAYERS * x * x * x))  # the cube: a tenth of the layers gets nearly half of the uses
         references[1:1] = [base[pick] for pick in picks]
         yield Manifest(names[number(raw[136:140]) % REPOSITORIES], raw[:32], PAYLOAD_BYTES, tuple(references))
 

@@ -7,7 +7,7 @@ needs the database alone need not wait for the drivers of Kafka, S3 and the web.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coordinator.db.engine import async_engine, sync_engine
 from coordinator.db.queries.session import BlockingDatabase, Database, reading
@@ -37,7 +37,8 @@ def job_engine(settings: Settings) -> BlockingDatabase:
     return sync_engine(database_url(settings), timeout_ms=0)
 
 
-def object_store(settings: Settings) -> "S3ObjectStore":
+def object_store(settings: Settings, **timeouts: Any) -> "S3ObjectStore":
+    """The shared store; `timeouts` as S3ObjectStore takes them."""
     from coordinator.storage.s3 import S3ObjectStore  # noqa: PLC0415
 
     if settings.s3_bucket is None:
@@ -49,6 +50,7 @@ def object_store(settings: Settings) -> "S3ObjectStore":
         region=settings.s3_region,
         access_key=settings.s3_access_key,
         secret_key=None if settings.s3_secret_key is None else settings.s3_secret_key.reveal(),
+        **timeouts,
     )
 
 
@@ -68,7 +70,8 @@ def api(settings: Settings) -> "Application":
     from coordinator.ingest.topics import DEAD_LETTERS, EVENTS  # noqa: PLC0415
 
     database = engine(settings)
-    store = object_store(settings)
+    # Asked only whether it answers: a store that hangs must not fill the threads with those who ask.
+    store = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1)
     producer = EventProducer(settings)
     inspector = LogInspector(settings, timeout=KAFKA_SECONDS)
     lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))

@@ -26,9 +26,20 @@ DRIVERS = {
     "rich": ("coordinator/cli.py", "coordinator/commands"),
 }
 
-STANDARD_FOR_DOMAIN = (
-    "collections dataclasses datetime enum json re typing itertools functools math hashlib __future__".split()
-)
+STANDARD_FOR_DOMAIN = [
+    "collections",
+    "dataclasses",
+    "datetime",
+    "enum",
+    "json",
+    "re",
+    "typing",
+    "itertools",
+    "functools",
+    "math",
+    "hashlib",
+    "__future__",
+]
 
 
 def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:
@@ -54,9 +65,7 @@ def inside(path: str, folders: tuple[str, ...]) -> bool:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_drivers_stay_in_their_package(driver: str) -> None:
     """A library that speaks to the outside is imported only in the package that owns it."""
-    users = [
-        path for path, tree in sources(*PACKAGES) if driver in {name.split(".")[0] for name in imports(tree)}
-    ]
+    users = [path for path, tree in sources(*PACKAGES) if driver in {name.split(".")[0] for name in imports(tree)}]
     assert users, f"nobody imports {driver} any more: drop it from the table"
     assert [path for path in users if not inside(path, DRIVERS[driver])] == []
 
@@ -98,9 +107,7 @@ def test_adapters_are_built_in_one_place() -> None:
         if inside(path, builders):
             continue
         called = {
-            node.func.id
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert not called & adapters, path
 

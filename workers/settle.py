@@ -18,7 +18,7 @@ from coordinator.db import doubts, locks
 from coordinator.db.connection import Connections
 from coordinator.db.doubts import Doubt
 from coordinator.errors import UnavailableError
-from coordinator.storage.layout import layer_link_key, repository_prefix, revision_link_key
+from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
@@ -72,7 +72,14 @@ class Settler:
         held = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None
         linked = doubt.linked and self._store.head(layer_link_key(doubt.repository, doubt.digest)) is not None
         gone = held < doubt.held or linked < doubt.linked
-        if gone and not self._store.list(repository_prefix(doubt.repository), limit=1):
-            # A repository without a single object was never in this bucket and root: its absence proves nothing.
+        if gone and not self._is_stored_here(doubt):
             return None
         return doubts.Verdict(doubt, held=held, linked=linked)
+
+    def _is_stored_here(self, doubt: Doubt) -> bool:
+        """Whether the pod keeps its things in this bucket and root: if not, the absence of a link proves nothing.
+
+        What was pushed leaves its bytes behind, also when its link was the repository's only one.
+        """
+        bytes_are_here = self._store.head(blob_key(doubt.digest)) is not None
+        return bytes_are_here or bool(self._store.list(repository_prefix(doubt.repository), limit=1))

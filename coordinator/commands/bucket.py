@@ -4,13 +4,12 @@ Not here: the table. Nothing in this module shares code with what computes count
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
 from coordinator.domain.references import MANIFEST_BYTES_LIMIT, parse_manifest
 from coordinator.storage.layout import BASE, blob_key
-from coordinator.storage.port import LIST_LIMIT, ObjectInfo, ObjectStore
+from coordinator.storage.port import ObjectStore
 
 _REVISIONS = "/_manifests/revisions/sha256/"
 
@@ -30,7 +29,7 @@ def expected(store: ObjectStore) -> Expected:
     """Read all links and manifests of the bucket; for small buckets, as it keeps everything in memory."""
     holdings: set[tuple[str, str]] = set()
     counts: Counter[str] = Counter()
-    for link in walk(store, f"{BASE}/repositories/"):
+    for link in store.walk(f"{BASE}/repositories/"):
         path = link.key.removeprefix(f"{BASE}/repositories/")
         if _REVISIONS not in path or not path.endswith("/link"):
             continue
@@ -40,20 +39,10 @@ def expected(store: ObjectStore) -> Expected:
         counts.update(_needed(store, digest))
     sizes = {
         f"sha256:{blob.key.split('/')[-2]}": blob.size
-        for blob in walk(store, f"{BASE}/blobs/sha256/")
+        for blob in store.walk(f"{BASE}/blobs/sha256/")
         if blob.key.endswith("/data")
     }
     return Expected(holdings, dict(counts), sizes)
-
-
-def walk(store: ObjectStore, prefix: str) -> Iterator[ObjectInfo]:
-    """Every object below a prefix, page by page."""
-    after: str | None = None
-    while page := store.list(prefix, after):
-        yield from page
-        after = page[-1].key
-        if len(page) < LIST_LIMIT:
-            return
 
 
 def _needed(store: ObjectStore, manifest: Digest) -> set[str]:

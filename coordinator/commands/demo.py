@@ -73,9 +73,7 @@ def run(*, keep: bool = False, console: Console | None = None) -> None:
 
 def _story(demo: Demo) -> None:
     base = make_layer("demo/base", 4_000_000)
-    images = {
-        f"app{n}": make_image(f"demo/app{n}", [base, make_layer(f"demo/app{n}", 50_000)]) for n in (1, 2, 3)
-    }
+    images = {f"app{n}": make_image(f"demo/app{n}", [base, make_layer(f"demo/app{n}", 50_000)]) for n in (1, 2, 3)}
     _step(demo, "push app1 and app2 to pod-a: they share a base layer of 4 MB")
     for name in ("app1", "app2"):
         demo.pods["pod-a"].client.push_image(f"pod-a/{name}", images[name], "v1")
@@ -253,9 +251,7 @@ def _start_registry(
     settings: configuration.Settings,
     http_secret: str,
 ) -> str:
-    pod = demo.api.post(
-        "/v1/pods", {"name": name, "prefixes": [name], "registries": [f"http://127.0.0.1:{port}"]}
-    )
+    pod = demo.api.post("/v1/pods", {"name": name, "prefixes": [name], "registries": [f"http://127.0.0.1:{port}"]})
     assert settings.s3_endpoint_url is not None
     assert settings.s3_bucket is not None
     assert settings.s3_access_key is not None
@@ -304,5 +300,3 @@ def _until_told() -> Iterator[None]:
         return
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-

@@ -232,9 +232,7 @@ class RegistryClient:
         """
         location = answer.headers.get("Location")
         if not location:
-            raise RegistryError(
-                f"The registry {self._base_url} opened an upload without a Location: is it a registry?"
-            )
+            raise RegistryError(f"The registry {self._base_url} opened an upload without a Location: is it a registry?")
         return httpx.URL(self._base_url).copy_with(raw_path=answer.url.join(location).raw_path)
 
     def _call(

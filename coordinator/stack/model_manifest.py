@@ -40,9 +40,7 @@ class ModelManifest:
             manifest = json.loads(content)
             is_index = "manifests" in manifest
             listed = manifest["manifests"] if is_index else [manifest["config"], *manifest["layers"]]
-            references = [
-                without_empty({name: each.get(name) for name in REFERENCE_FIELDS}) for each in listed
-            ]
+            references = [without_empty({name: each.get(name) for name in REFERENCE_FIELDS}) for each in listed]
             for reference in references:
                 parse_digest(reference["digest"])
         except (ValueError, LookupError, TypeError, AttributeError, InvalidNameError) as error:

@@ -93,9 +93,7 @@ class ModelRegistry:
         """The registry, ready when /v2/ answers, with a new instanceID; writes its configuration."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = self.directory.absolute() / f"{self.name}.json"
-        ModelConfig(
-            host=self.host, port=self.port, storage=self.storage, notifications=self.notifications
-        ).save(file)
+        ModelConfig(host=self.host, port=self.port, storage=self.storage, notifications=self.notifications).save(file)
         return ManagedProcess(
             name=f"Model registry {self.name}",
             argv=[sys.executable, "-m", "coordinator.stack.model_registry", file],

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from coordinator.storage.port import LIST_LIMIT, ObjectNotFoundError, ObjectStore
+from coordinator.storage.port import ObjectNotFoundError, ObjectStore
 
 BASE = "docker/registry/v2"
 
@@ -124,11 +124,7 @@ class ModelStorage:
         return None if data is None else data.size
 
     def _keys(self, prefix: str) -> Iterator[str]:
-        after: str | None = None
-        while page := self._store.list(prefix, start_after=after, limit=LIST_LIMIT):
-            for entry in page:
-                yield entry.key
-            after = page[-1].key
+        return (entry.key for entry in self._store.walk(prefix))
 
     def _blob(self, digest: str) -> str:
         algorithm, _, encoded = digest.partition(":")

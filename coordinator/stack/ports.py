@@ -60,9 +60,7 @@ class Ports:
             port = random.randrange(LOWEST, HIGHEST)  # noqa: S311 - a port is no secret
             if port not in self._chosen.values() and self._usable(port, offset):
                 return self._keep(name, port, offset)
-        raise StackError(
-            f"No free port was found for {name} on {self._host}: stop some of the servers there."
-        )
+        raise StackError(f"No free port was found for {name} on {self._host}: stop some of the servers there.")
 
     def save(self) -> None:
         new = self._file.with_suffix(".new")

@@ -55,9 +55,7 @@ class S3Key:
 class EmbeddedS3:
     """One S3 server with one bucket, in a directory of its own."""
 
-    def __init__(
-        self, directory: Path, log_file: Path, *, host: str, ports: Ports, port: int | None = None
-    ) -> None:
+    def __init__(self, directory: Path, log_file: Path, *, host: str, ports: Ports, port: int | None = None) -> None:
         self._program = program()
         self._directory = directory
         self._log_file = log_file

@@ -178,9 +178,7 @@ class Stack:
 
         def postgres(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
             port = ports.take("postgres", asked=self._asked.get("postgres"))
-            server = EmbeddedPostgres(
-                self._directory / "postgres", logs / "postgres.log", host=self._host, port=port
-            )
+            server = EmbeddedPostgres(self._directory / "postgres", logs / "postgres.log", host=self._host, port=port)
 
             def start() -> None:
                 server.prepare()
@@ -191,9 +189,7 @@ class Stack:
 
         def s3(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
             port = self._asked.get("s3")
-            server = EmbeddedS3(
-                self._directory / "s3", logs / "s3.log", host=self._host, ports=ports, port=port
-            )
+            server = EmbeddedS3(self._directory / "s3", logs / "s3.log", host=self._host, ports=ports, port=port)
 
             def start() -> None:
                 server.prepare()

@@ -15,9 +15,7 @@ def sink() -> Iterator[NotificationSink]:
 
 
 @pytest.fixture(params=["model", pytest.param("distribution", marks=pytest.mark.registry)])
-def registry(
-    request: pytest.FixtureRequest, sink: NotificationSink, tmp_path: Path
-) -> Iterator[RunningRegistry]:
+def registry(request: pytest.FixtureRequest, sink: NotificationSink, tmp_path: Path) -> Iterator[RunningRegistry]:
     """Each test of the contract runs on the model and on the real program."""
     running = running_model(sink) if request.param == "model" else running_distribution(sink, tmp_path)
     with running as registry:

@@ -36,11 +36,7 @@ class RunningRegistry:
     def stored(self) -> dict[str, bytes]:
         """Everything that is stored, except upload sessions and the fence."""
         fence = FENCE_DIGEST.partition(":")[2]
-        return {
-            key: content
-            for key, content in self.objects().items()
-            if "/_uploads/" not in key and fence not in key
-        }
+        return {key: content for key, content in self.objects().items() if "/_uploads/" not in key and fence not in key}
 
     def objects(self) -> dict[str, bytes]:
         raise NotImplementedError
@@ -111,9 +107,7 @@ def running_distribution(sink: NotificationSink, directory: Path) -> Iterator[Ru
     configuration.write_text(_configuration(directory / "root", port, sink))
     environment = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"}
     with (directory / "registry.log").open("wb") as log:
-        process = subprocess.Popen(
-            [PROGRAM, "serve", str(configuration)], stdout=log, stderr=log, env=environment
-        )
+        process = subprocess.Popen([PROGRAM, "serve", str(configuration)], stdout=log, stderr=log, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_it_answers(url, process)

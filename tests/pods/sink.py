@@ -79,9 +79,7 @@ class NotificationSink:
                 with sink._changed:
                     status = sink.answer
                     headers = self.headers
-                    delivery = Delivery(
-                        headers["Content-Type"], headers["Authorization"], json.loads(body), status
-                    )
+                    delivery = Delivery(headers["Content-Type"], headers["Authorization"], json.loads(body), status)
                     sink._deliveries.append(delivery)
                     sink._changed.notify_all()
                 self.send_response(status)

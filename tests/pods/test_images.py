@@ -45,9 +45,7 @@ def test_manifest_lists_its_blobs() -> None:
         assert manifest["layers"] == [layer.descriptor for layer in image.layers]
         assert image.layers[0].digest == base.digest
         assert {layer.media_type for layer in image.layers} == {kind.layer}
-        assert json.loads(image.config.content)["rootfs"]["diff_ids"] == [
-            layer.diff_id for layer in image.layers
-        ]
+        assert json.loads(image.config.content)["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers]
 
 
 def test_index_lists_platforms() -> None:

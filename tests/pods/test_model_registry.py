@@ -31,9 +31,7 @@ class RunningOnS3(RunningRegistry):
 
 
 def _config(model: ModelRegistry) -> ModelConfig:
-    return ModelConfig(
-        host=model.host, port=model.port, storage=model.storage, notifications=model.notifications
-    )
+    return ModelConfig(host=model.host, port=model.port, storage=model.storage, notifications=model.notifications)
 
 
 @pytest.fixture(scope="module")

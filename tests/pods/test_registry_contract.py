@@ -64,9 +64,7 @@ def manifest_target(repository: str, image: Image | Index, tag: str | None = Non
         "repository": repository,
         "url": f"/v2/{repository}/manifests/{image.digest}",
         **({"tag": tag} if tag else {}),
-        "references": [
-            {name: entry.descriptor[name] for name in ("mediaType", "size", "digest")} for entry in listed
-        ],
+        "references": [{name: entry.descriptor[name] for name in ("mediaType", "size", "digest")} for entry in listed],
     }
 
 
@@ -187,9 +185,7 @@ def test_unfinished_mount_leaves_an_upload(registry: RunningRegistry) -> None:
     assert any(key.endswith(f"_uploads/{upload}/startedat") for key in registry.objects())
 
 
-def test_manifest_with_a_missing_blob(
-    registry: RunningRegistry, client: RegistryClient, watch: Watch
-) -> None:
+def test_manifest_with_a_missing_blob(registry: RunningRegistry, client: RegistryClient, watch: Watch) -> None:
     """A manifest is refused, stored nowhere and not announced while the repository lacks one of its blobs."""
     image = make_image("app")
     client.push_blob("team/app", image.layers[0].content)
@@ -380,9 +376,7 @@ def test_upload_with_another_digest(registry: RunningRegistry, client: RegistryC
 def test_empty_blob(client: RegistryClient, watch: Watch) -> None:
     """An empty blob's event has neither size nor length."""
     client.push_blob("team/app", b"")
-    assert said(watch.news()) == [
-        ("push", "PUT", blob_target("team/app", Layer(b"", "application/octet-stream")))
-    ]
+    assert said(watch.news()) == [("push", "PUT", blob_target("team/app", Layer(b"", "application/octet-stream")))]
 
 
 @pytest.mark.parametrize("reference", ["v1", UNKNOWN])

@@ -72,9 +72,7 @@ def libraries() -> Path:
         return CACHE
     maven = shutil.which("mvn")
     if maven is None:
-        raise StackError(
-            "Tests on Apache Kafka need Maven and Java 17: install the packages maven and a JDK."
-        )
+        raise StackError("Tests on Apache Kafka need Maven and Java 17: install the packages maven and a JDK.")
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     new = CACHE.with_name(f"{CACHE.name}.{uuid.uuid4().hex}")
     copy = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={new}"]
@@ -174,9 +172,7 @@ class ApacheKafka:
     def _format(self) -> None:
         logs = self._directory / "data"
         properties = self._directory / "server.properties"
-        properties.write_text(
-            SERVER.format(host=HOST, port=self._port, controller=self._controller, logs=logs)
-        )
+        properties.write_text(SERVER.format(host=HOST, port=self._port, controller=self._controller, logs=logs))
         (self._directory / "log4j2.yaml").write_text(LOG4J)
         if (logs / "meta.properties").exists():
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,11 +103,17 @@ def test_a_store_that_is_away_does_not_stop_what_needs_no_store(
 
 def test_looks_at_positions_under_load_find_no_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """Records that are applied while a position is looked at do not make the log look shorter than it is."""
-    with worker(place) as running:
-        for round_ in range(6):
-            log.write(EVENTS, blobs(maker, f"round {round_}", 300))
-            for _ in range(4):
-                running.do(running.worker.app.look_at_positions)
+    values = blobs(maker, "many", 3000)
+
+    def write() -> None:
+        for start in range(0, len(values), 20):
+            log.write(EVENTS, values[start : start + 20], partition=0)
+
+    with worker(place.but(worker_batch="10")) as running, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        while not writing.done():
+            running.do(running.worker.app.look_at_positions)
+        writing.result()
         table.applied(log)
     assert table.gaps() == []
     assert table.counts() == Oracle().take(maker.made).counts()

@@ -135,9 +135,7 @@ def upgrade() -> None:
         sa.Column("noticed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("settled_why", sa.Text(), nullable=True),
-        sa.CheckConstraint(
-            "reason IN ('log-replaced', 'records-removed', 'log-cut')", name=op.f("ck_gaps_reason")
-        ),
+        sa.CheckConstraint("reason IN ('log-replaced', 'records-removed', 'log-cut')", name=op.f("ck_gaps_reason")),
         sa.ForeignKeyConstraint(["pod_id"], ["pods.id"], name=op.f("fk_gaps_pod_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_gaps")),
     )
@@ -158,9 +156,7 @@ def upgrade() -> None:
         postgresql_using="gin",
         postgresql_with={"fastupdate": "on", "gin_pending_list_limit": 256},
     )
-    op.create_index(
-        "ix_manifests_unread", "manifests", ["id"], unique=False, postgresql_where=sa.text("refs IS NULL")
-    )
+    op.create_index("ix_manifests_unread", "manifests", ["id"], unique=False, postgresql_where=sa.text("refs IS NULL"))
     op.create_table(
         "pod_prefixes",
         sa.Column("prefix", sa.Text(), nullable=False),
