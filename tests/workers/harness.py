@@ -274,6 +274,11 @@ class Log:
         eventually(made, why="a new topic")
         self.forget()
 
+    def remove_before(self, topic: str, partition: int, offset: int) -> None:
+        """Remove records as retention does."""
+        with self.admin() as admin:
+            admin.delete_records({TopicPartition(topic, partition): offset})
+
     def _topics(self) -> list[str]:
         with self.admin() as admin:
             return list(admin.list_topics())

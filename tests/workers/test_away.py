@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,24 +98,6 @@ def test_a_store_that_is_away_does_not_stop_what_needs_no_store(
         table.applied(log)
     assert table.counts() == Oracle().take(maker.made).counts()
     assert table.rows("SELECT count(*) FROM removals WHERE doubtful_since IS NOT NULL") == [(1,)]
-
-
-def test_looks_at_positions_under_load_find_no_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """Records that are applied while a position is looked at do not make the log look shorter than it is."""
-    values = blobs(maker, "many", 3000)
-
-    def write() -> None:
-        for start in range(0, len(values), 20):
-            log.write(EVENTS, values[start : start + 20], partition=0)
-
-    with worker(place.but(worker_batch="10")) as running, ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(write)
-        while not writing.done():
-            running.do(running.worker.app.look_at_positions)
-        writing.result()
-        table.applied(log)
-    assert table.gaps() == []
-    assert table.counts() == Oracle().take(maker.made).counts()
 
 
 def test_what_was_lost_on_the_way_is_read_again(place: Place, table: Table, log: Log, maker: Maker) -> None:

@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from kafka import TopicPartition
 
 from coordinator.ingest.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent
@@ -171,8 +170,7 @@ def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table:
     lost = pushes(maker, "removed", 4)
     log.write_events(lost, partition=0)
     log.write_events(pushes(maker, "rest", 2), partition=0)
-    with log.admin() as admin:
-        admin.delete_records({TopicPartition(EVENTS, 0): 7})
+    log.remove_before(EVENTS, 0, 7)
     with worker(place.but(worker_group="second")):
         table.applied(log)
     assert table.counts() == Oracle().take([event for event in maker.made if event not in lost]).counts()
@@ -190,8 +188,7 @@ def test_records_removed_under_a_worker_that_runs_are_a_gap(
         lost = pushes(maker, "removed", 4)
         log.write_events(lost, partition=0)
         log.write_events(pushes(maker, "rest", 2), partition=0)
-        with log.admin() as admin:
-            admin.delete_records({TopicPartition(EVENTS, 0): 7})
+        log.remove_before(EVENTS, 0, 7)
         child.send(signal.SIGCONT)
         table.applied(log, alive=lambda: child.status is None)
     # A fetch that the broker had answered already may have brought some of them.

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from kafka import KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 
 from coordinator.ingest.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent, key_of
@@ -161,8 +161,7 @@ def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table:
     lost = blobs(maker, "removed", 4)
     log.write_events(lost, partition=0)
     log.write_events(blobs(maker, "rest", 2), partition=0)
-    with log.admin() as admin:
-        admin.delete_records({TopicPartition(EVENTS, 0): 7})
+    log.remove_before(EVENTS, 0, 7)
     with worker(place):
         table.applied(log)
     assert table.counts() == Oracle().take([event for event in maker.made if event not in lost]).counts()

@@ -1,0 +1,111 @@
+"""Moments in which a partition's position is decided, held still: each with a real log and a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from coordinator.db.connection import Connections
+from coordinator.ingest.log import LogInspector, TopicState
+from coordinator.ingest.topics import EVENTS
+from tests.workers.harness import PODS, Log, Maker, Place, Table, digest_of, worker
+from workers.position import Positions
+
+PARTITION = (EVENTS, 0)
+
+
+@pytest.fixture
+def inspector(place: Place) -> Iterator[LogInspector]:
+    with LogInspector(place.settings()) as inspector:
+        yield inspector
+
+
+@pytest.fixture
+def positions(place: Place, inspector: LogInspector) -> Iterator[Positions]:
+    connections = Connections(place.values["database_url"], name="test")
+    try:
+        yield Positions(connections, inspector)
+    finally:
+        connections.close()
+
+
+def write(log: Log, name: str, count: int) -> None:
+    maker = Maker()
+    log.write_events([maker.blob("pod-a/app", digest_of(f"{name} {number}")) for number in range(count)], partition=0)
+
+
+def stand_at(table: Table, inspector: LogInspector, offset: int) -> None:
+    """Let the partition stand where a worker that read on would have left it."""
+    table.do(
+        "UPDATE partition_progress SET next_offset = %s, fingerprint = %s WHERE topic = %s AND partition = %s",
+        offset,
+        inspector.fingerprint(EVENTS, 0, offset - 1),
+        *PARTITION,
+    )
+
+
+def test_records_applied_during_a_look_do_not_make_the_log_look_shorter(
+    table: Table, log: Log, inspector: LogInspector, positions: Positions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker applies after the log's end was asked for is no proof of another log."""
+    write(log, "first", 3)
+    positions.of([PARTITION])
+    stand_at(table, inspector, 3)
+    ask = inspector.state
+
+    def state(topic: str) -> TopicState:
+        answer = ask(topic)
+        write(log, "meanwhile", 2)
+        stand_at(table, inspector, 5)
+        return answer
+
+    monkeypatch.setattr(inspector, "state", state)
+    positions.of([PARTITION])
+    assert table.gaps() == []
+    assert table.progress()[PARTITION] == 5
+
+
+def test_another_log_that_was_read_on_in_step_is_noticed(
+    table: Table, log: Log, inspector: LogInspector, positions: Positions
+) -> None:
+    """A topic that was made anew and grew past the known offset before anybody looked is still another log."""
+    write(log, "old", 5)
+    positions.of([PARTITION])
+    stand_at(table, inspector, 5)
+    positions.of([PARTITION])
+    log.make_anew(EVENTS, 4)
+    write(log, "new", 9)
+    stand_at(table, inspector, 9)
+    assert positions.of([PARTITION]) == {PARTITION: 0}
+    assert table.gaps() == [(pod, EVENTS, 0, "log-replaced", 9, None) for pod in PODS]
+
+
+def test_records_that_retention_removed_after_they_were_applied_are_no_gap(
+    table: Table, log: Log, inspector: LogInspector, positions: Positions
+) -> None:
+    """Neither the last applied record nor the one of the last look has to be kept for ever."""
+    write(log, "all", 6)
+    positions.of([PARTITION])
+    for stands, kept in ((2, 0), (4, 3), (6, 6)):
+        stand_at(table, inspector, stands)
+        if kept:
+            log.remove_before(EVENTS, 0, kept)
+        assert positions.of([PARTITION]) == {PARTITION: stands}
+    assert table.gaps() == []
+
+
+def test_an_operator_may_set_progress_back(place: Place, table: Table, log: Log) -> None:
+    """A running worker that is told to go back reads everything again with the next record, and nothing is a gap."""
+    write(log, "one", 200)
+    with worker(place):
+        table.applied(log)
+        with psycopg.connect(table.url) as connection:
+            connection.execute("UPDATE partition_progress SET next_offset = 0, fingerprint = NULL")
+            connection.execute("DELETE FROM repository_blobs")
+            connection.execute("UPDATE blobs SET link_count = 0, state = 1, unreferenced_since = now()")
+        write(log, "two", 1)
+        table.applied(log)
+    assert len(table.rows("SELECT FROM blobs WHERE link_count = 1")) == 201
+    assert table.gaps() == []
