@@ -274,6 +274,22 @@ class Log:
         eventually(made, why="a new topic")
         self.forget()
 
+    def read(self, topic: str, partition: int, count: int) -> list[Any]:
+        """The first records of a partition, as a client gets them."""
+        at = TopicPartition(topic, partition)
+        consumer = KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False)
+        try:
+            consumer.assign([at])
+            consumer.seek(at, 0)
+            found: list[Any] = []
+            deadline = time.monotonic() + DEADLINE
+            while len(found) < count:
+                assert time.monotonic() < deadline
+                found += consumer.poll(timeout_ms=200).get(at, [])
+            return found
+        finally:
+            consumer.close()
+
     def remove_before(self, topic: str, partition: int, offset: int) -> None:
         """Remove records as retention does."""
         with self.admin() as admin:
