@@ -26,20 +26,19 @@ DRIVERS = {
     "rich": ("coordinator/cli.py", "coordinator/commands"),
 }
 
-STANDARD_FOR_DOMAIN = [
+STANDARD_FOR_DOMAIN = {
     "collections",
     "dataclasses",
     "datetime",
     "enum",
+    "functools",
+    "hashlib",
+    "itertools",
     "json",
+    "math",
     "re",
     "typing",
-    "itertools",
-    "functools",
-    "math",
-    "hashlib",
-    "__future__",
-]
+}
 
 
 def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:

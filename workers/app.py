@@ -48,6 +48,9 @@ class ReferenceApp(faust.App):
         #: Where each partition that is ours stood at the last look.
         self._stood: dict[Partition, int] = {}
 
+    def _create_directories(self) -> None:
+        """Faust would make directories for its tables where the worker was started. There are none."""
+
     async def positions(self, tps: set[TP]) -> Mapping[TP, int]:
         wanted = sorted((tp.topic, tp.partition) for tp in tps)
         metrics.PARTITIONS.set(len(wanted))

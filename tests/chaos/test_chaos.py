@@ -170,7 +170,7 @@ class Disturber:
     def _stop_worker(self) -> None:
         child = self._any()
         child.send(signal.SIGTERM)
-        assert child.wait() == 0
+        assert child.wait() in {0, -signal.SIGTERM}  # the latter while it still imports
         self._workers.replace(child)
 
     def _pause_worker(self) -> None:

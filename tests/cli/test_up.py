@@ -19,6 +19,9 @@ import psutil
 from tests.api.harness import until
 from tests.cli.conftest import Command, program_environment
 
+#: These stop, kill and start services, which takes its time.
+pytestmark = pytest.mark.outage
+
 SECONDS = 120
 
 

@@ -23,6 +23,9 @@ from coordinator.stack import noida, postgres, seaweedfs, supervisor
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Stack, StackEndpoints, check_disk
 
+#: These stop, kill and start services, which takes its time.
+pytestmark = pytest.mark.outage
+
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60.0
 

@@ -25,6 +25,9 @@ from tests.workers.harness import (
 )
 from tests.workers.services import Broker, Database
 
+#: These stop, kill and start services, which takes its time.
+pytestmark = pytest.mark.outage
+
 
 @pytest.fixture
 def maker() -> Maker:
@@ -142,3 +145,14 @@ def test_a_worker_killed_at_random_applies_everything_once(
         table.applied(log)
     assert table.counts() == Oracle().take(maker.made).counts()
     assert table.gaps() == []
+
+
+def test_a_worker_leaves_nothing_where_it_was_started(
+    place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All state is in the database: the directory may be read-only."""
+    monkeypatch.chdir(tmp_path)
+    with worker(place):
+        log.write(EVENTS, blobs(maker, "some", 3))
+        table.applied(log)
+    assert list(tmp_path.iterdir()) == []
