@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from tests.api.harness import until
 from tests.cli.conftest import Command, program_environment
