@@ -15,6 +15,9 @@ from tests.oracle import Oracle
 from tests.workers.harness import PODS, Child, InProcess, Log, Maker, Place, Table, digest_of, eventually, worker
 from tests.workers.services import Broker
 
+#: The broker is stopped, killed and started, which takes its time.
+pytestmark = pytest.mark.outage
+
 REPLACED = "log-replaced"
 
 
