@@ -1,11 +1,14 @@
 """How Faust reads for Baleen: chunks instead of single records, and from the database's offsets.
 
-Two of Faust's extension points are used, both methods of its Consumer:
+Of Faust's extension points these are used, all methods of its Consumer:
 - `getmany` gives what it fetched record by record, and each record then costs Faust's drain loop, conductor and
   channel about a dozen event loop callbacks. Here one message carries all records that a fetch brought for a
   partition, so that this price is paid once per fetch. Order within a partition is the order of the list.
 - `seek_to_committed` is where Faust goes after each rebalance. The offset that counts is in the transaction
   that applied the records, so positions come from the database (workers/position.py), not from the group.
+- `_new_consumer_thread` gives the thread in which aiokafka fetches. A broker is asked to hold an empty fetch until
+  there is something to say; one that answers at once (the embedded one) would be asked a thousand times a second,
+  which cost half of a busy worker's processor time and most of a core of an idle one.
 
 A broker that was restarted may have lost its log's tail and given the same offsets to other records. So the first
 fetch over a new connection begins one record earlier: that record was applied, and what begins before the
@@ -14,17 +17,23 @@ database's offset is compared with the log (processor.py) before it is cut off.
 Not here: what is done with a chunk (processor.py).
 """
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol, cast
 
 from aiokafka import TopicPartition
 from aiokafka.client import ConnectionGroup
 from aiokafka.errors import IllegalStateError
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+
+#: An empty fetch takes at least this long: a bound on what an event waits for, and on how often nothing is asked.
+EMPTY_FETCH_S = 0.02
 
 
 class PositionedApp(Protocol):
@@ -35,6 +44,27 @@ class PositionedApp(Protocol):
         ...
 
 
+class PacedThread(AIOKafkaConsumerThread):
+    """Faust's thread, whose aiokafka fetcher does not ask again at once after a broker had nothing."""
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        fetcher = self._ensure_consumer()._fetcher  # noqa: SLF001
+        fetch = fetcher._proc_fetch_request  # noqa: SLF001
+
+        async def paced(*arguments: Any) -> bool:
+            start = time.monotonic()
+            found: bool = await fetch(*arguments)
+            if not found:
+                # Meanwhile the broker counts as being asked. The fetcher cancels what it waits for no longer, and
+                # expects no error of it.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(max(0.0, EMPTY_FETCH_S - (time.monotonic() - start)))
+            return found
+
+        fetcher._proc_fetch_request = paced  # noqa: SLF001
+
+
 class ChunkConsumer(FaustConsumer):
     """Faust's consumer, with one message per fetched partition: its value is the list of records."""
 
@@ -42,6 +72,9 @@ class ChunkConsumer(FaustConsumer):
         super().__init__(*args, **options)
         #: The connection over which the log was last seen to be the one that was applied.
         self._read_over: dict[TP, object] = {}
+
+    def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
+        return PacedThread(self, loop=self.loop, beacon=self.beacon)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109
         records, active = await self._wait_next_records(timeout)
