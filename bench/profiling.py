@@ -13,13 +13,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from bench import events
 from bench.cpu import wait_quiet
 from bench.run import Context
-from bench.throughput import wait_applied
+from bench.throughput import applied, wait_applied
 
 RATE = 100
 SECONDS = 8.0
+FASTEST_PER_S = 10_000
 
 #: The first rule whose text is in any frame of a stack names its subject; rules are ordered from what is
 #: called to what calls it.
@@ -45,8 +48,9 @@ def measure(context: Context) -> dict[str, Any]:
     if (program := _program()) is None:
         return {"skipped": "py-spy is not installed"}
     services = context.services
-    seconds = context.seconds(SECONDS, quick=1.0)
-    count = context.count(200_000, quick=10_000)
+    count = context.count(300_000, quick=10_000)
+    # Both looks must be over before the records are.
+    seconds = max(1.0, min(SECONDS, count / FASTEST_PER_S / 3))
     with services.database() as database, services.broker("embedded", 8, database) as broker:
         events.publish(broker.bootstrap, context.records(count))
         wait_quiet(broker.pid)
@@ -54,12 +58,16 @@ def measure(context: Context) -> dict[str, Any]:
             wait_applied(database, worker, 1)
             busy = _look(program, worker.pid, seconds, services.directory / "busy.txt", "--threads", "--gil")
             every = _look(program, worker.pid, seconds, services.directory / "every.txt", "--threads", "--idle")
+            with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
+                left = count - applied(connection)
     if busy is None or every is None:
         return {"skipped": "py-spy may not look at another process here: it needs ptrace"}
     return {
         "processor_time": _shares(busy),
         "applying_thread": _shares({stack: n for stack, n in every.items() if _thread(stack) == "apply"}),
         "samples": sum(busy.values()),
+        # With none left, a part of what was seen is a worker that waits.
+        "records_left": left,
     }
 
 

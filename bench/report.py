@@ -121,7 +121,7 @@ def _growth(found: dict[str, Any]) -> Iterator[Row]:
     yield Row(
         f"rate at {found['references'] / 1e6:g} million references against the first {found['window'] / 1e6:g} million",
         f"≥ {REACH_GROWN:.0%}",
-        f"{ratio:.0%} ({found['last_window_references_per_s']:,} of {found['first_window_references_per_s']:,}/s)",
+        f"{ratio:.0%} ({found['last_references_per_s']:,} of {found['first_references_per_s']:,}/s)",
         ratio >= REACH_GROWN,
     )
 

@@ -97,16 +97,16 @@ def _watch(
     samples: list[tuple[float, int]] = []
     changed = time.perf_counter()
     while True:
-        applied = _applied(connection)
+        reached = applied(connection)
         now = time.perf_counter()
-        if applied > (samples[-1][1] if samples else 0):
+        if reached > (samples[-1][1] if samples else 0):
             if not samples:
                 meter.start()
-            samples.append((now, applied))
+            samples.append((now, reached))
             changed = now
-        if applied >= count:
+        if reached >= count:
             return samples
-        _check_going(worker, now - changed, applied)
+        _check_going(worker, now - changed, reached)
         time.sleep(POLL_S)
 
 
@@ -114,12 +114,13 @@ def wait_applied(database: Database, worker: ManagedProcess, count: int) -> None
     """Return when so many records are applied."""
     start = time.perf_counter()
     with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
-        while (applied := _applied(connection)) < count:
-            _check_going(worker, time.perf_counter() - start, applied)
+        while (reached := applied(connection)) < count:
+            _check_going(worker, time.perf_counter() - start, reached)
             time.sleep(POLL_S)
 
 
-def _applied(connection: psycopg.Connection[Any]) -> int:
+def applied(connection: psycopg.Connection[Any]) -> int:
+    """How many events are applied, over all partitions."""
     row = connection.execute(
         "SELECT coalesce(sum(next_offset), 0)::bigint FROM partition_progress WHERE topic = %s",
         [EVENTS],
@@ -129,8 +130,8 @@ def _applied(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def _check_going(worker: ManagedProcess, silent_for: float, applied: int) -> None:
+def _check_going(worker: ManagedProcess, silent_for: float, reached: int) -> None:
     if not worker.alive():
         raise RuntimeError(f"The worker ended; its log ends with:\n{worker.log_tail()}")
     if silent_for > STALL_S:
-        raise RuntimeError(f"The worker stands still at {applied}; its log ends with:\n{worker.log_tail()}")
+        raise RuntimeError(f"The worker stands still at {reached}; its log ends with:\n{worker.log_tail()}")

@@ -41,7 +41,6 @@ from schemas.records import Bytes, DeadLetter, PodText, RenameRecord, Timestamp
 
 #: What a dead letter made here says its payload is: a record, not an envelope.
 RECORD_CONTENT_TYPE = "application/json; schema=registry.event/1"
-PAYLOAD_LIMIT = 64 * 1024
 
 
 #: What msgspec raises on bytes that are not what they should be.
@@ -225,7 +224,7 @@ def storable(text: str) -> str:
 def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> DeadLetterFound:
     """A dead letter whose payload is the record itself, so that it can be retried as it is."""
     value = record.value or b""
-    payload = storable(value[:PAYLOAD_LIMIT].decode(errors="replace"))
+    payload = storable(value.decode(errors="replace"))
     return DeadLetterFound(
         storable(pod), reason, storable(detail), record.timestamp, payload, len(value), RECORD_CONTENT_TYPE
     )

@@ -17,9 +17,6 @@ log = structlog.get_logger()
 
 Partition = tuple[str, int]
 
-#: A hole longer than this is not looked through offset by offset, and so never passed over.
-MARKERS_LIMIT = 64
-
 
 class Positions:
     def __init__(self, connections: Connections, inspector: LogInspector) -> None:
@@ -41,11 +38,9 @@ class Positions:
         return {at: self._of(at, known.get(at), states[at[0]]) for at in partitions}
 
     def nothing_between(self, partition: Partition, start: int, end: int) -> bool:
-        """Whether no record has an offset from start to before end: transaction markers take offsets too."""
+        """Whether no record has an offset from start to before end: transactions leave offsets without one."""
         topic, number = partition
-        return end - start <= MARKERS_LIMIT and all(
-            self._inspector.fingerprint(topic, number, offset) is None for offset in range(start, end)
-        )
+        return self._inspector.first(topic, number, start) == end
 
     def _of(self, partition: Partition, known: Progress | None, state: TopicState) -> int:
         while True:

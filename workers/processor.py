@@ -189,7 +189,7 @@ class Processor:
     async def _settle(self) -> None:
         """Settle doubts now if storage answers. Until they are settled things are kept, so nothing waits for it."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._applying, self._settler.settle)
+            await asyncio.get_running_loop().run_in_executor(self._applying, self._settler.settle_new)
         except BaleenError as error:
             log.warning("doubts are settled later", reason=str(error))
 

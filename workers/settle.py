@@ -10,6 +10,7 @@ Only pods whose links are in shared storage can be settled so; the doubts of oth
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import NamedTuple
 
 import structlog
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 BATCH = 64
 LOOKUPS_AT_ONCE = 16
 LOOKUP_TIMEOUT_S = 5.0
+NEW = timedelta(minutes=1)
 
 
 class Settled(NamedTuple):
@@ -43,7 +45,11 @@ class Settler:
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    def settle(self) -> Settled:
+    def settle_new(self) -> Settled:
+        """Settle the doubts of the last minute: old ones that nothing can settle must not hold up every batch."""
+        return self.settle(newer_than=NEW)
+
+    def settle(self, newer_than: timedelta | None = None) -> Settled:
         """Settle all doubts that can be settled; returns how many things were removed and how many kept."""
         settled = Settled()
         after = doubts.BEGINNING
@@ -52,7 +58,7 @@ class Settler:
             self._store.check()
             with self._connections.use() as connection, connection.transaction():
                 locks.enter(connection, alone=True)
-                found = doubts.load(connection, after, BATCH)
+                found = doubts.load(connection, after, BATCH, newer_than)
                 if not found:
                     return settled
                 verdicts = [verdict for verdict in self._look_up(found) if verdict is not None]

@@ -44,8 +44,15 @@ class PositionedApp(Protocol):
         ...
 
 
-class PacedThread(AIOKafkaConsumerThread):
-    """Faust's thread, whose aiokafka fetcher does not ask again at once after a broker had nothing."""
+class FetchThread(AIOKafkaConsumerThread):
+    """Faust's thread, whose aiokafka reads what is committed, and does not ask again at once after nothing came."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust ties this to its own transactions. A pod that produces in transactions may abort one: a delete
+        # that was never said must not remove anything.
+        consumer._isolation_level = "read_committed"  # noqa: SLF001
+        return consumer
 
     async def on_start(self) -> None:
         await super().on_start()
@@ -74,7 +81,7 @@ class ChunkConsumer(FaustConsumer):
         self._read_over: dict[TP, object] = {}
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
-        return PacedThread(self, loop=self.loop, beacon=self.beacon)
+        return FetchThread(self, loop=self.loop, beacon=self.beacon)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109
         records, active = await self._wait_next_records(timeout)

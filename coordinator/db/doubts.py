@@ -4,6 +4,7 @@ The caller keeps all other writers out (locks.py) from `load` to `settle`.
 """
 
 from collections import Counter
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -38,8 +39,8 @@ class Verdict(NamedTuple):
     linked: bool
 
 
-def load(connection: Connection[Any], after: Key, limit: int) -> list[Doubt]:
-    """Return doubts after a key, of pods whose links are in shared storage."""
+def load(connection: Connection[Any], after: Key, limit: int, newer_than: timedelta | None = None) -> list[Doubt]:
+    """Return doubts after a key, of pods whose links are in shared storage; only new ones if so asked."""
     found = connection.execute(
         """
         SELECT r.repository_id, n.name, r.digest, b.id,
@@ -48,9 +49,10 @@ def load(connection: Connection[Any], after: Key, limit: int) -> list[Doubt]:
         FROM removals r JOIN repositories n ON n.id = r.repository_id JOIN pods p ON p.id = n.pod_id
         LEFT JOIN blobs b ON b.digest = r.digest
         WHERE r.doubtful_since IS NOT NULL AND p.linker = 'link' AND (r.repository_id, r.digest) > (%s, %s)
+          AND (%s::interval IS NULL OR r.doubtful_since > now() - %s::interval)
         ORDER BY r.repository_id, r.digest LIMIT %s
         """,
-        (*after, limit),
+        (*after, newer_than, newer_than, limit),
     )
     return [Doubt(row[0], RepositoryName(row[1]), Digest(row[2]), row[3], row[4], row[5]) for row in found]
 

@@ -27,6 +27,7 @@ from coordinator.ingest.connection import client_arguments
 from coordinator.settings import Settings
 
 TIMEOUT: Final = 10.0
+POLL: Final = 1.0
 #: A fetch returns at least one record, whatever its size; one is all that is asked for.
 FETCH_BYTES: Final = 64 * 1024
 
@@ -75,6 +76,15 @@ class LogInspector:
         """Return a signed 64-bit number of the record at exactly this offset, or None where there is none."""
         return self._guarded(lambda: self._fingerprint(TopicPartition(topic, partition), offset))
 
+    def first(self, topic: str, partition: int, offset: int) -> int | None:
+        """Return the offset of the first committed record at or after an offset, or None where there is none."""
+
+        def ask() -> int | None:
+            record = self._first(TopicPartition(topic, partition), offset)
+            return None if record is None else int(record.offset)
+
+        return self._guarded(ask)
+
     def _guarded(self, ask: Callable[[], _Result]) -> _Result:
         if not self._lock.acquire(timeout=2 * self._timeout):
             raise UnavailableError("Kafka answers too slowly for all that is asked about its log: try again later.")
@@ -102,6 +112,13 @@ class LogInspector:
         return {at: Offsets(earliest[at].offset, latest[at].offset) for at in asked}
 
     def _fingerprint(self, asked: TopicPartition, offset: int) -> int | None:
+        record = self._first(asked, offset)
+        if record is None or record.offset != offset:
+            return None  # a later one comes where this offset holds a transaction's marker, for example
+        return fingerprint_of(record.timestamp, record.key, record.value)
+
+    def _first(self, asked: TopicPartition, offset: int) -> Any:
+        """Return the first committed record at or after an offset that is in the log, else None."""
         offsets = self._offsets([asked])[asked]
         if not offsets.earliest <= offset < offsets.latest:
             return None
@@ -109,18 +126,19 @@ class LogInspector:
         consumer.assign([asked])
         try:
             consumer.seek(asked, offset)
-            return self._next_record(consumer, asked, offset)
+            return self._next_record(consumer, asked, offset, offsets.latest)
         except OffsetOutOfRangeError:
             return None  # retention was faster
         finally:
             consumer.assign([])
 
-    def _next_record(self, consumer: KafkaConsumer, asked: TopicPartition, offset: int) -> int | None:
+    def _next_record(self, consumer: KafkaConsumer, asked: TopicPartition, offset: int, latest: int) -> Any:
         deadline = time.monotonic() + self._timeout
         while (left := deadline - time.monotonic()) > 0:
-            for record in consumer.poll(timeout_ms=round(left * 1000), max_records=1).get(asked, ()):
-                # A later one comes where this offset holds a transaction's marker, for example.
-                return fingerprint_of(record.timestamp, record.key, record.value) if record.offset == offset else None
+            for record in consumer.poll(timeout_ms=round(min(left, POLL) * 1000), max_records=1).get(asked, ()):
+                return record
+            if consumer.position(asked, timeout_ms=round(left * 1000)) >= latest:
+                return None  # nothing but what was aborted, and markers
         raise TimeoutError(f"no record at offset {offset} of {asked.topic}/{asked.partition} came")
 
     def _administrator(self) -> KafkaAdminClient:
@@ -134,6 +152,8 @@ class LogInspector:
                 **self._arguments,
                 **self._timeouts(),
                 group_id=None,
+                # What a transaction aborted was never said.
+                isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,

@@ -178,7 +178,7 @@ class ApacheKafka:
             return
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         java = ["java", "-Xmx256m", f"-Dlog4j2.configurationFile={self._directory / 'log4j2.yaml'}"]
-        tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
         done = subprocess.run(
             [*java, "-cp", self._classpath, *tool],
             capture_output=True,
