@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 from kafka import KafkaProducer
 
@@ -108,6 +110,31 @@ def test_markers_of_transactions_are_no_gap_and_stop_nothing(
     with worker(place):  # it starts behind a marker
         log.write_events(blobs(maker, "after", 3), partition=0)
         table.applied(log)
+    assert table.counts() == Oracle().take(maker.made).counts()
+    assert table.gaps() == []
+
+
+def test_what_a_transaction_aborted_was_never_said(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """A delete of a transaction that was aborted removes nothing, and its offsets stop nothing."""
+    pushed = blobs(maker, "kept", 3)
+    producer = KafkaProducer(bootstrap_servers=place.values["kafka_bootstrap"], transactional_id="aborting")
+    try:
+        with worker(place):
+            log.write_events(pushed, partition=0)
+            table.applied(log)
+            producer.init_transactions()
+            producer.begin_transaction()
+            for event in pushed * 30:
+                aborted = msgspec.structs.replace(
+                    event, action="delete", timestamp=event.timestamp + dt.timedelta(hours=1)
+                )
+                producer.send(EVENTS, key=key_of(aborted), value=encoded(aborted), partition=0)
+            producer.flush()
+            producer.abort_transaction()
+            log.write_events(blobs(maker, "later", 3), partition=0)
+            table.applied(log)
+    finally:
+        producer.close(timeout=DEADLINE)
     assert table.counts() == Oracle().take(maker.made).counts()
     assert table.gaps() == []
 
