@@ -56,8 +56,8 @@ class Duration(float):
     def __str__(self) -> str:
         for unit in ("d", "h", "m", "s"):
             if self >= _SECONDS[unit] and self % _SECONDS[unit] == 0:
-                return f"{int(self // _SECONDS[unit])}{unit}"
-        return f"{int(self * 1000)}ms"
+                return f"{round(self / _SECONDS[unit])}{unit}"
+        return f"{round(self * 1000)}ms"
 
 
 HOUR = 3600.0

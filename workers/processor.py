@@ -38,8 +38,10 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-#: Chunks that wait to be applied, over all partitions; beyond it Faust's buffers fill and fetching pauses.
-QUEUE_LIMIT = 16
+#: Bytes of records that wait to be applied, over all partitions; beyond it Faust's buffers fill and fetching pauses.
+#: Counted in bytes and not in chunks, because Faust, with all its buffers full, looks again only after a second: a
+#: worker that keeps up, in many small chunks, must not get there.
+WAITING_BYTES_LIMIT = 32 * 1024 * 1024
 #: Manifests that are read from storage at once.
 READS_AT_ONCE = 16
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
@@ -88,11 +90,12 @@ class Processor:
         self._margin = margin
         self._batch_records = batch_records
         self._settler = settler
-        self._queue: asyncio.Queue[Chunk] = asyncio.Queue(QUEUE_LIMIT)
+        self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
         #: Taken from the queue, and kept for the next batch.
         self._held: Chunk | None = None
-        #: Records that were submitted and are not dealt with.
+        #: Bytes of records that were submitted and are not dealt with.
         self._waiting = 0
+        self._room = asyncio.Condition()
         #: One thread decodes, one applies: a batch is decoded while the one before it is applied.
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._reading = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="read")
@@ -100,9 +103,11 @@ class Processor:
         self.seek: Seek | None = None
 
     async def submit(self, chunk: Chunk) -> None:
-        """Take a chunk; waits while too many are waiting already."""
-        self._waiting += len(chunk.records)
-        await self._queue.put(chunk)
+        """Take a chunk; waits while too much is waiting already."""
+        async with self._room:
+            await self._room.wait_for(lambda: self._waiting < WAITING_BYTES_LIMIT)
+            self._waiting += _size(chunk)
+        self._queue.put_nowait(chunk)
 
     @property
     def idle(self) -> bool:
@@ -127,7 +132,9 @@ class Processor:
         while True:
             batch = await decoded.get()
             await self._apply(batch)
-            self._waiting -= sum(len(chunk.records) for chunk in batch.chunks)
+            async with self._room:
+                self._waiting -= sum(_size(chunk) for chunk in batch.chunks)
+                self._room.notify_all()
 
     def close(self) -> None:
         for pool in (self._decoding, self._reading, self._applying):
@@ -250,6 +257,11 @@ class Processor:
                 log.warning("waiting for a service", reason=str(error), again_in_s=pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_LONGEST_S)
+
+
+def _size(chunk: Chunk) -> int:
+    """Bytes that a chunk holds; a record without a value still counts."""
+    return sum(1 + len(record.value or b"") for record in chunk.records)
 
 
 def _in_a_line(error: Exception) -> str:
