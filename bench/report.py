@@ -85,10 +85,11 @@ def _webhook(found: dict[str, Any]) -> Iterator[Row]:
 
 def _latency(found: dict[str, Any]) -> Iterator[Row]:
     for kind, path in found.items():
+        late = "" if path["load_lasted"] else "; more than this machine bears with the load's own processes on it"
         yield Row(
             f"event posted to count visible, at {path['load_manifests_per_s']:,} manifests/s, {BROKERS[kind]}",
             f"p99 < {REACH_LATENCY_MS} ms",
-            f"p50 {path['p50_ms']:.0f} ms, p99 {path['p99_ms']:.0f} ms of {path['probes']} probes",
+            f"p50 {path['p50_ms']:.0f} ms, p99 {path['p99_ms']:.0f} ms of {path['probes']} probes{late}",
             path["p99_ms"] < REACH_LATENCY_MS,
         )
 
@@ -156,14 +157,14 @@ def write(file: Path, run: dict[str, Any]) -> None:
             raise ValueError(f"{file} has no line {END!r}: it says where the hand-written part begins.")
         notes = rest
     file.parent.mkdir(exist_ok=True)
-    file.write_text(f"{TITLE}\n{BEGIN}\n\n{_markdown(run)}\n{END}\n{notes.lstrip(chr(10)) and notes}")
+    file.write_text(f"{TITLE}\n{BEGIN}\n\n{_markdown(run)}\n{END}\n{notes}")
 
 
 def _markdown(run: dict[str, Any]) -> str:
     results = run["results"]
     parts = [
         f"{line(run['machine'])}\n",
-        f"Measured on {run['at'][:10]}, one run, one thing after the other. Take the ratios to other machines.",
+        f"Measured on {run['at'][:10]}, one run{_amounts(run)}, one thing after the other.",
         "Repeat with `python -m bench`; `--only NAME` for one, `--quick` to see that all works.",
         "",
         "| what | reach | measured | reached |",
@@ -176,6 +177,12 @@ def _markdown(run: dict[str, Any]) -> str:
     if "profile" in results and "skipped" not in results["profile"]:
         parts += _profile(results["profile"])
     return "\n".join(parts)
+
+
+def _amounts(run: dict[str, Any]) -> str:
+    if run["quick"]:
+        return " with `--quick`, too short to mean much"
+    return "" if run["scale"] == 1 else f" with `--scale {run['scale']:g}`"
 
 
 def _relations(growth: dict[str, Any]) -> list[str]:
