@@ -35,8 +35,8 @@ INDEXES = """
 
 
 def measure(context: Context) -> dict[str, Any]:
-    sized_at = context.count(SIZED_AT, quick=200_000)
-    grown_to = context.count(GROWN_TO, quick=200_000)
+    sized_at = context.count(SIZED_AT, quick=100_000)
+    grown_to = context.count(GROWN_TO, quick=100_000)
     window = min(WINDOW, sized_at // 4)
     windows: list[tuple[int, Loaded]] = []
     sizes: dict[str, Any] | None = None

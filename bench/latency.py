@@ -22,10 +22,10 @@ from coordinator.stack.process import ManagedProcess
 
 POLL_S = 0.001
 PROBES_PER_S = 20.0
-SETTLE_S = 3.0
+SETTLE_S = 2.0
 """Between the beginning of the load and the first probe."""
 
-SPARE_S = 3.0
+SPARE_S = 2.0
 """The load goes on for so long after the last probe."""
 
 GIVE_UP_S = 30.0
@@ -41,7 +41,7 @@ def _at_half_load(context: Context, kind: BrokerKind) -> dict[str, Any]:
     if known is None:
         known = one(context, kind, 8, context.count(50_000, quick=5000))
     rate = known["manifests_per_s"] / 2
-    seconds = context.seconds(30.0, quick=3.0)
+    seconds = context.seconds(30.0, quick=2.0)
     services = context.services
     with (
         services.database() as database,

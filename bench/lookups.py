@@ -33,7 +33,7 @@ SELECT id, size, reference_count, link_count, state, digest FROM blobs WHERE id 
 def measure(context: Context) -> dict[str, Any]:
     services = context.services
     references = context.count(1_000_000, quick=50_000)
-    seconds = context.seconds(5.0, quick=0.5)
+    seconds = context.seconds(5.0, quick=0.3)
     with services.database() as database, services.broker("embedded", 8, database) as broker:
         with Loader(database, context.seed) as loader:
             loader.load(references // REFERENCES_PER_MANIFEST)
