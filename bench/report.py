@@ -13,7 +13,7 @@ from bench.machine import line
 BEGIN = "<!-- measured: made by `python -m bench --report`, do not edit -->"
 END = "<!-- end of what was measured -->"
 TITLE = "# Performance\n"
-NOTES = "\n## What falls short, and why\n\nNothing has been written here yet.\n"
+NOTES = "\n\n## What falls short, and why\n\nNothing has been written here yet.\n"
 
 REACH_REFERENCES_PER_S = 60_000
 REACH_TIMES = 60
@@ -157,7 +157,7 @@ def write(file: Path, run: dict[str, Any]) -> None:
             raise ValueError(f"{file} has no line {END!r}: it says where the hand-written part begins.")
         notes = rest
     file.parent.mkdir(exist_ok=True)
-    file.write_text(f"{TITLE}\n{BEGIN}\n\n{_markdown(run)}\n{END}\n{notes}")
+    file.write_text(f"{TITLE}\n{BEGIN}\n\n{_markdown(run)}\n{END}{notes}")
 
 
 def _markdown(run: dict[str, Any]) -> str:
