@@ -6,9 +6,9 @@ Of Faust's extension points these are used, all methods of its Consumer:
   partition, so that this price is paid once per fetch. Order within a partition is the order of the list.
 - `seek_to_committed` is where Faust goes after each rebalance. The offset that counts is in the transaction
   that applied the records, so positions come from the database (workers/position.py), not from the group.
-- `_new_consumer_thread` gives the thread in which aiokafka fetches: what was committed, asking a broker at most every 50 ms. Many
-  fetches of a few records cost more than applying them, and a broker that answers an empty fetch at once (the embedded
-  one does) would be asked a thousand times a second.
+- `_new_consumer_thread` gives the thread in which aiokafka fetches: only what was committed, asking a broker at most
+  every 50 ms. Many fetches of a few records cost more than applying them, and a broker that answers an empty fetch
+  at once (the embedded one does) would be asked a thousand times a second.
 
 A broker that was restarted may have lost its log's tail and given the same offsets to other records. So the first
 fetch over a new connection begins one record earlier: that record was applied, and what begins before the
