@@ -73,21 +73,23 @@ class RegistryEvent(Record, frozen=True):
     request_id: str = ""
 
 
+#: Why ingest does not understand something; a worker has two reasons more.
+Refusal = Literal[
+    "content-type",
+    "oversized",
+    "malformed",
+    "unknown-action",
+    "unknown-media-type",
+    "not-owned",
+    "invalid-name",
+]
+
+
 class DeadLetter(Record, frozen=True):
     """What a pod sent and could not be understood. GC holds for the pod until it is settled."""
 
     pod: PodText
-    reason: Literal[
-        "content-type",
-        "oversized",
-        "malformed",
-        "unknown-action",
-        "unknown-media-type",
-        "not-owned",
-        "invalid-name",
-        "unreadable-manifest",
-        "unappliable",
-    ]
+    reason: Literal[Refusal, "unreadable-manifest", "unappliable"]
     #: One sentence for a person.
     detail: str
     received_at: Timestamp
@@ -114,6 +116,10 @@ SCHEMAS: dict[type[Record], str] = {
     DeadLetter: "registry.dead-letter/1",
     BlobLifecycle: "blob.lifecycle/1",
 }
+
+
+#: The content type of a dead letter whose payload is a record of registry.events, and not what a registry posted.
+RECORD_CONTENT_TYPE = f"application/json; schema={SCHEMAS[RegistryEvent]}"
 
 
 def headers(record: Record) -> list[tuple[str, bytes]]:

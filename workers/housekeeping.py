@@ -4,6 +4,7 @@ Any worker may do it at any time: the work is in bounded transactions, and repea
 """
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
@@ -35,9 +36,9 @@ class Housekeeping:
         if expired or forgotten:
             log.info("swept", links_expired=expired, removals_forgotten=forgotten)
 
-    async def _quietly(self, work: object) -> None:
+    async def _quietly(self, work: Callable[[], object]) -> None:
         try:
-            await asyncio.to_thread(work)  # type: ignore[arg-type]
+            await asyncio.to_thread(work)
         except UnavailableError as error:
             log.warning("housekeeping put off", reason=str(error))
         except Exception:

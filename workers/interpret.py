@@ -37,11 +37,7 @@ from coordinator.errors import BaleenError
 from coordinator.ingest.log import fingerprint_of
 from coordinator.ingest.normalise import EARLIEST, LATEST
 from coordinator.ingest.topics import DEAD_LETTERS
-from schemas.records import Bytes, DeadLetter, PodText, RenameRecord, Timestamp
-
-#: What a dead letter made here says its payload is: a record, not an envelope.
-RECORD_CONTENT_TYPE = "application/json; schema=registry.event/1"
-
+from schemas.records import RECORD_CONTENT_TYPE, Bytes, DeadLetter, PodText, RenameRecord, Timestamp
 
 #: What msgspec raises on bytes that are not what they should be.
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)

@@ -6,7 +6,7 @@ import typer
 
 from coordinator import settings
 from coordinator.commands.client import connected
-from coordinator.commands.output import Json, notes, print_fields, print_json, print_table
+from coordinator.commands.output import Json, print_fields, print_json, print_page
 from coordinator.domain.names import parse_digest
 
 app = typer.Typer(help="Who needs a blob.", no_args_is_help=True)
@@ -31,10 +31,5 @@ def refs(digest: DigestArgument, *, limit: Limit = 1000, cursor: Cursor = None, 
     parse_digest(digest)
     with connected(settings.load()) as api:
         page = api.pages(f"/v1/blobs/{digest}/references", limit, cursor)
-    if json:
-        print_json(page)
-        return
     columns = ("pod", "repository", "kind", "manifest", "since")
-    print_table(columns, [[item[column] for column in columns] for item in page["items"]])
-    if page["next"] is not None:
-        notes().print(f"There are more: raise --limit, or go on with --cursor {page['next']}", soft_wrap=True)
+    print_page(page, columns, json=json, more=f"raise --limit, or go on with --cursor {page['next']}")

@@ -7,7 +7,7 @@ import typer
 from coordinator import settings
 from coordinator.commands.blobs import Limit
 from coordinator.commands.client import connected
-from coordinator.commands.output import Json, notes, print_fields, print_json, print_table
+from coordinator.commands.output import Json, print_fields, print_json, print_page
 
 app = typer.Typer(help="Events that could not be applied. They hold garbage collection.", no_args_is_help=True)
 
@@ -25,16 +25,8 @@ def list_dead_letters(
     """List dead letters, the oldest first."""
     with connected(settings.load()) as api:
         page = api.pages("/v1/dead-letters", limit, pod=pod, settled=str(settled).lower())
-    if json:
-        print_json(page)
-        return
     columns = ("id", "pod", "reason", "received_at", "settlement", "detail")
-    print_table(
-        [column.replace("_", " ") for column in columns],
-        [[item[column] for column in columns] for item in page["items"]],
-    )
-    if page["next"] is not None:
-        notes().print("There are more: raise --limit.")
+    print_page(page, columns, json=json)
 
 
 @app.command()

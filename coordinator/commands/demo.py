@@ -13,9 +13,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -27,8 +26,9 @@ from coordinator.errors import BaleenError
 from coordinator.pods.images import make_image, make_index, make_layer
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack import distribution
+from coordinator.stack.application import answers
+from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
-from coordinator.stack.guard import Child, Guard, identity
 from coordinator.stack.model_registry import ModelRegistry
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
@@ -62,7 +62,7 @@ def run(*, keep: bool = False, console: Console | None = None) -> None:
     """Run the demo; raises DemoFailedError at the first step that does not hold."""
     console = console or Console()
     with tempfile.TemporaryDirectory(prefix="baleen-demo-") as directory, contextlib.ExitStack() as started:
-        children = started.enter_context(_Children())
+        children = started.enter_context(Children())
         console.print("[bold]Baleen demo[/]: two registries, one bucket, one reference table")
         demo = _start(Path(directory), children, console, started)
         _story(demo)
@@ -134,13 +134,11 @@ def _differences(demo: Demo) -> list[str]:
     """Compare the whole table with the whole bucket."""
     wanted = bucket.expected(demo.store)
     digests = sorted(wanted.sizes)
-    answer = demo.api.post("/v1/blobs/lookup", {"digests": digests}) if digests else {"items": []}
     found: list[str] = []
-    for digest, blob in zip(digests, answer["items"], strict=True):
+    for digest, blob in zip(digests, _look_up(demo, digests), strict=True):
         expected = wanted.reference_counts.get(digest, 0)
-        told = None if blob is None else blob["reference_count"]
-        if told != expected:
-            found.append(f"{digest}: {told} references, the links make {expected}")
+        if blob is None or blob["reference_count"] != expected:
+            found.append(f"{digest}: told as {blob}, the links make {expected} references")
         elif blob["size"] != wanted.sizes[digest]:
             found.append(f"{digest}: {blob['size']} bytes, stored are {wanted.sizes[digest]}")
     for repository in sorted({repository for repository, _ in wanted.holdings}):
@@ -152,8 +150,13 @@ def _differences(demo: Demo) -> list[str]:
 
 
 def _blob(demo: Demo, digest: str) -> dict[str, Any]:
-    (blob,) = demo.api.post("/v1/blobs/lookup", {"digests": [digest]})["items"]
+    (blob,) = _look_up(demo, [digest])
     return blob or {"reference_count": None, "pods": []}
+
+
+def _look_up(demo: Demo, digests: list[str]) -> list[dict[str, Any] | None]:
+    found: list[dict[str, Any] | None] = demo.api.post("/v1/blobs/lookup", {"digests": digests})["items"]
+    return found
 
 
 def _repository(demo: Demo, name: str) -> dict[str, Any] | None:
@@ -166,9 +169,9 @@ def _repository(demo: Demo, name: str) -> dict[str, Any] | None:
 
 def _show_sharing(demo: Demo) -> None:
     table = Table("blob", "bytes", "references", "pods", title="What both pods share")
-    for digest in sorted(bucket.expected(demo.store).sizes):
-        blob = _blob(demo, digest)
-        if len(blob["pods"]) > 1:
+    digests = sorted(bucket.expected(demo.store).sizes)
+    for digest, blob in zip(digests, _look_up(demo, digests), strict=True):
+        if blob is not None and len(blob["pods"]) > 1:
             table.add_row(digest[:19] + "…", f"{blob['size']:,}", str(blob["reference_count"]), ", ".join(blob["pods"]))
     demo.console.print(table)
 
@@ -180,30 +183,7 @@ def _step(demo: Demo, what: str) -> None:
 # Starting and ending it
 
 
-class _Children:
-    """The demo's own child processes: ended in reverse order, and by a guard if the demo itself is killed."""
-
-    def __init__(self) -> None:
-        self._guard = Guard()
-        self._children: list[ManagedProcess] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for child in reversed(self._children):
-            child.stop()
-        self._guard.close()
-
-    def start(self, process: ManagedProcess) -> None:
-        process.spawn()
-        self._children.append(process)
-        if (mark := identity(process.pid)) is not None:
-            self._guard.add(Child(process.pid, mark, process.stop_signal))
-        process.wait_ready()
-
-
-def _start(directory: Path, children: _Children, console: Console, started: contextlib.ExitStack) -> Demo:
+def _start(directory: Path, children: Children, console: Console, started: contextlib.ExitStack) -> Demo:
     data_dir = directory / "data"
     ports = Ports(directory / "ports.json", "127.0.0.1")
     port = ports.take("the API")
@@ -216,7 +196,7 @@ def _start(directory: Path, children: _Children, console: Console, started: cont
             stop_signal=signal.SIGTERM,
             stop_timeout=60,
             ready_timeout=UP_S,
-            probe=lambda: _ready(port),
+            probe=lambda: answers(f"http://127.0.0.1:{port}/readyz"),
         )
     )
     console.print(f"  ready after {time.monotonic() - began:.1f} s: PostgreSQL, S3, Kafka protocol, API, worker")
@@ -236,18 +216,12 @@ def _start(directory: Path, children: _Children, console: Console, started: cont
     return demo
 
 
-def _ready(port: int) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).is_success
-    return False
-
-
 def _start_registry(
     name: str,
     port: int,
     directory: Path,
     demo: Demo,
-    children: _Children,
+    children: Children,
     settings: configuration.Settings,
     http_secret: str,
 ) -> str:

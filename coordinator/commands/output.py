@@ -30,6 +30,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     _console().print(table)
 
 
+def print_page(page: dict[str, Any], columns: Sequence[str], *, json: bool, more: str = "raise --limit.") -> None:
+    """Print the items of a list, and on stderr how to see more where there is more."""
+    if json:
+        print_json(page)
+        return
+    print_table(
+        [column.replace("_", " ") for column in columns],
+        [[item[column] for column in columns] for item in page["items"]],
+    )
+    if page["next"] is not None:
+        notes().print(f"There are more: {more}", soft_wrap=True)
+
+
 def print_fields(fields: dict[str, Any]) -> None:
     """Print one thing, a line for each of its fields."""
     width = max(map(len, fields), default=0)

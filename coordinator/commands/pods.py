@@ -8,7 +8,7 @@ import typer
 from coordinator import settings
 from coordinator.commands.blobs import Limit
 from coordinator.commands.client import connected
-from coordinator.commands.output import Json, notes, print_fields, print_json, print_table
+from coordinator.commands.output import Json, print_fields, print_json, print_page
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode
 
@@ -45,16 +45,8 @@ def list_pods(*, limit: Limit = 1000, json: Json = False) -> None:
     """List pods, and how much is open for each."""
     with connected(settings.load()) as api:
         page = api.pages("/v1/pods", limit)
-    if json:
-        print_json(page)
-        return
     columns = ("name", "prefixes", "mode", "linker", "repositories", "dead_letters", "held_by")
-    print_table(
-        [column.replace("_", " ") for column in columns],
-        [[item[column] for column in columns] for item in page["items"]],
-    )
-    if page["next"] is not None:
-        notes().print("There are more: raise --limit.")
+    print_page(page, columns, json=json)
 
 
 @app.command()

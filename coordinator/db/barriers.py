@@ -88,12 +88,6 @@ def _has_later(connection: Connection[Any], values: dict[str, Any]) -> bool:
 def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
     """Move what `source` had at the time to a repository that exists: events under the new name came first."""
     twice, linked_twice = (_both(connection, table, column, time, values) for table, column, time in _FACTS)
-    deltas: dict[int, list[int]] = {}
-    for manifest, refs in rows.manifests(connection, twice).items():
-        for blob in (manifest, *(refs or ())):
-            deltas.setdefault(blob, [0, 0])[0] -= 1
-    for blob in linked_twice:
-        deltas.setdefault(blob, [0, 0])[1] -= 1
     for table, column, time in _FACTS:
         _move(connection, table, column, time, values)
     _move_removals(connection, values)
@@ -106,7 +100,7 @@ def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
         """,
         values,
     )
-    rows.add_counts(connection, [rows.Delta(blob, refs, links) for blob, (refs, links) in sorted(deltas.items())])
+    rows.uncount(connection, twice, linked_twice)
 
 
 def _both(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> list[int]:

@@ -16,10 +16,8 @@ from coordinator.db.queries.session import writing
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.ingest import normalise
 from coordinator.ingest.normalise import Accepted, DeadLettered, Outcome
-from schemas.records import SCHEMAS, DeadLetter, RegistryEvent
+from schemas.records import RECORD_CONTENT_TYPE, DeadLetter, RegistryEvent
 
-#: The payload is a record that was accepted once, and could not be applied.
-RECORD_CONTENT_TYPE = f"application/json; schema={SCHEMAS[RegistryEvent]}"
 WHY_LIMIT = 1000
 
 Publish = Callable[[Sequence[Outcome]], Awaitable[Sequence[Outcome]]]

@@ -3,7 +3,6 @@
 The caller keeps all other writers out (locks.py) from `load` to `settle`.
 """
 
-from collections import Counter
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -61,12 +60,6 @@ def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
     """Remove what storage does not have; forget the removals of what it has. Return how many things were removed."""
     gone = [(v.doubt, "repository_manifests", "manifest_id") for v in verdicts if v.doubt.held and not v.held]
     unlinked = [(v.doubt, "repository_blobs", "blob_id") for v in verdicts if v.doubt.linked and not v.linked]
-    references: Counter[int] = Counter()
-    links: Counter[int] = Counter(doubt.blob for doubt, _, _ in unlinked if doubt.blob is not None)
-    manifests = [doubt.blob for doubt, _, _ in gone if doubt.blob is not None]
-    listed = rows.manifests(connection, manifests)
-    for manifest in manifests:
-        references.update([manifest, *(listed[manifest] or ())])
     for doubt, table, column in gone + unlinked:
         connection.execute(
             f"DELETE FROM {table} WHERE {column} = %s AND repository_id = %s",
@@ -80,8 +73,9 @@ def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
             else "UPDATE removals SET doubtful_since = NULL WHERE repository_id = %s AND digest = %s",
             verdict.doubt.key,
         )
-    rows.add_counts(
+    rows.uncount(
         connection,
-        [rows.Delta(blob, -references[blob], -links[blob]) for blob in sorted(references.keys() | links.keys())],
+        [doubt.blob for doubt, _, _ in gone if doubt.blob is not None],
+        [doubt.blob for doubt, _, _ in unlinked if doubt.blob is not None],
     )
     return len(gone) + len(unlinked)

@@ -4,7 +4,8 @@ Joins against `unnest` are told to use indexes (see `prepare`): the planner cann
 Writes say how many rows they must change, and raise StateChangedError if it were others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -385,6 +386,19 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
             integers(delta.links for delta in deltas),
             integers(-1 if delta.size is None else delta.size for delta in deltas),
         ),
+    )
+
+
+def uncount(connection: Connection[Any], holdings: Sequence[int], links: Iterable[int] = ()) -> None:
+    """Take holdings of these manifests, and links of these blobs, out of the counts; one for each time it is named."""
+    references: Counter[int] = Counter()
+    lost = Counter(links)
+    listed = manifests(connection, list(holdings))
+    for manifest in holdings:
+        references.update([manifest, *(listed[manifest] or ())])
+    add_counts(
+        connection,
+        [Delta(blob, -references[blob], -lost[blob]) for blob in sorted(references.keys() | lost.keys())],
     )
 
 

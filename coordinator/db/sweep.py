@@ -3,7 +3,6 @@
 Rows that a batch has locked are left for the next time: a sweep waits for no fact, so it cannot be part of a deadlock.
 """
 
-from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -35,8 +34,7 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
                 """,
                 (grace, BATCH),
             ).fetchall()
-            lost = Counter(row[0] for row in expired)
-            rows.add_counts(connection, [rows.Delta(blob, 0, -number) for blob, number in sorted(lost.items())])
+            rows.uncount(connection, [], [row[0] for row in expired])
         total += len(expired)
         if len(expired) < BATCH:
             return total

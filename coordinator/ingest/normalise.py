@@ -17,17 +17,7 @@ from coordinator.domain.pods import prefixes_of
 from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, REFERENCES_LIMIT
 from coordinator.errors import InvalidNameError
 from schemas.envelope import CONTENT_TYPES, Descriptor, Envelope, Event, Rename
-from schemas.records import DeadLetter, ReferenceRecord, RegistryEvent, RenameRecord
-
-Reason = Literal[
-    "content-type",
-    "oversized",
-    "malformed",
-    "unknown-action",
-    "unknown-media-type",
-    "not-owned",
-    "invalid-name",
-]
+from schemas.records import DeadLetter, ReferenceRecord, Refusal, RegistryEvent, RenameRecord
 
 #: What a dead letter keeps of what was sent.
 PAYLOAD_LIMIT: Final = 64 * 1024
@@ -78,9 +68,9 @@ class Origin(NamedTuple):
 
 
 class _Refused(Exception):  # noqa: N818 - never leaves this module
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Refusal, detail: str) -> None:
         super().__init__(detail)
-        self.reason: Reason = reason
+        self.reason: Refusal = reason
         self.detail = detail
 
 
@@ -106,7 +96,7 @@ def retry(letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
     return [_outcome(body, origin)]
 
 
-def dead_letter(origin: Origin, reason: Reason, detail: str, sent: bytes, size: int | None = None) -> DeadLetter:
+def dead_letter(origin: Origin, reason: Refusal, detail: str, sent: bytes, size: int | None = None) -> DeadLetter:
     """Make a dead letter of what was sent, or of its beginning; then `size` is how long all of it was."""
     text = _clean(bytes(sent[:PAYLOAD_LIMIT]).decode("utf-8", "replace"))
     return DeadLetter(

@@ -61,7 +61,7 @@ def _child(
         stop_signal=signal.SIGTERM,
         stop_timeout=STOP_SECONDS,
         ready_timeout=READY_SECONDS,
-        probe=None if probe_url is None else lambda: _answers(probe_url),
+        probe=None if probe_url is None else lambda: answers(probe_url),
     )
 
 
@@ -81,7 +81,8 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether something answers 200 there now."""
     try:
         with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310 - our own http URL
             return bool(answer.status == 200)

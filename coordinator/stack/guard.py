@@ -115,6 +115,11 @@ class Guard:
     def add(self, child: Child) -> None:
         self._write(child.line())
 
+    def follow(self, pid: int, number: int) -> None:
+        """Add a process that was just started, to be ended by this signal; one that is gone already needs no guard."""
+        if (mark := identity(pid)) is not None:
+            self.add(Child(pid, mark, number))
+
     def gone(self, pid: int) -> None:
         self._write(f"gone {pid}\n")
 

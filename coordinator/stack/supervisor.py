@@ -224,9 +224,7 @@ class Stack:
         with self._changing:
             process.spawn()
             self._children.append(process)
-            identity = guarding.identity(process.pid)
-            if identity is not None:
-                self._guard.add(guarding.Child(process.pid, identity, process.stop_signal))
+            self._guard.follow(process.pid, process.stop_signal)
             self._note_children()
 
     def _note_children(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import psycopg
@@ -25,8 +25,8 @@ from coordinator import settings as configuration
 from coordinator.commands import bucket
 from coordinator.db import check
 from coordinator.db.engine import sync_engine
+from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
-from coordinator.stack.guard import Child, Guard, identity
 from coordinator.stack.model_registry import ModelRegistry
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
@@ -68,35 +68,6 @@ class SilentDistribution(DistributionRegistry):
         notifications = known["notifications"]
         assert isinstance(notifications, dict)
         return known | {"notifications": notifications | {"events": {"includereferences": False}}}
-
-
-class Children:
-    """Child processes: ended in reverse order, and by a guard if this process is killed."""
-
-    def __init__(self) -> None:
-        self._guard = Guard()
-        self._running: list[ManagedProcess] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in reversed(self._running):
-            process.stop()
-        self._guard.close()
-
-    def start(self, process: ManagedProcess) -> ManagedProcess:
-        process.spawn()
-        self._running.append(process)
-        if (mark := identity(process.pid)) is not None:
-            self._guard.add(Child(process.pid, mark, process.stop_signal))
-        process.wait_ready()
-        return process
-
-    def kill(self, process: ManagedProcess) -> None:
-        process.kill()
-        self._running.remove(process)
-        self._guard.gone(process.pid)
 
 
 class Registry:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from coordinator.errors import StackError
-from coordinator.stack.guard import Child, Guard, identity
+from coordinator.stack.guard import Guard
 from coordinator.stack.noida import speaks_kafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
@@ -135,9 +135,8 @@ class ApacheKafka:
             probe=lambda: speaks_kafka(HOST, self._port),
         )
         pid = self._process.spawn()
-        started = identity(pid)
-        if self._guard is not None and started is not None:
-            self._guard.add(Child(pid, started, signal.SIGKILL))
+        if self._guard is not None:
+            self._guard.follow(pid, signal.SIGKILL)
         try:
             self._process.wait_ready()
         except BaseException:
