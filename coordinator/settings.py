@@ -93,8 +93,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     safety_clock_skew: Duration = Duration(300)
     #: How long a direct link keeps a blob alive in a pod of mode `manifest`: longer than the longest push.
     safety_link_grace: Duration = Duration(24 * HOUR)
+    #: How long one request of a registry may run: what a process began before it died has ended after this.
+    safety_request_bound: Duration = Duration(HOUR)
     #: Allows times below their documented floors; for tests and demonstrations only.
     unsafe_times: bool = False
+
+    #: Every registry process is asked for a known manifest so often; its event proves that all before it arrived.
+    probe_every: Duration = Duration(10)
+    #: A process that has not been heard for so long is told as silent. It freezes its pod's watermark either way.
+    probe_silence: Duration = Duration(60)
+    #: Who asks at registries that want to know: user name and password, for them or for their token issuer.
+    registry_username: str | None = None
+    registry_password: Secret | None = None
+    #: A pod's links in storage are compared with the table at least so often.
+    reconcile_every: Duration = Duration(24 * HOUR)
 
     #: A request body at ingest beyond this is dead-lettered. Distribution's largest event is a manifest's.
     ingest_body_limit: int = 8 * 1024 * 1024
@@ -120,6 +132,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 FLOORS: tuple[tuple[str, float, str], ...] = (
     ("safety_clock_skew", 1.0, "clocks of registries are seldom closer than that"),
     ("safety_link_grace", HOUR, "a push may take that long between its layers and its manifest"),
+    ("safety_request_bound", 60.0, "a registry's last write may take that long to land"),
 )
 
 

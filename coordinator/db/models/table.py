@@ -1,4 +1,4 @@
-"""The tables, with their constraints and indexes beside the columns.
+"""The reference table, with constraints and indexes beside the columns.
 
     pods ─< pod_prefixes
     pods ─< repositories ─< repository_manifests >─ manifests ── blobs
@@ -12,23 +12,19 @@ are derived from them by the batch apply, and `check` recomputes them.
 Compactness decides between this table fitting in memory and not, so in the hot tables columns stand in the order of
 their alignment, a blob row has eight columns (its null bitmap then costs nothing), and a manifest keeps what
 it lists as one array of blob ids, once, whatever number of repositories hold it.
-Not here: SQL that changes them (apply.py), questions (queries.py).
+Not here: SQL that changes them (apply.py), questions (queries), what is known of pods' processes (truth.py).
 """
 
 import datetime
-from typing import Any, ClassVar
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
     CheckConstraint,
-    DateTime,
     ForeignKey,
     Identity,
     Index,
     Integer,
-    LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
     Text,
@@ -37,27 +33,9 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-TIMESTAMP = DateTime(timezone=True)
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        datetime.datetime: TIMESTAMP,
-        bytes: LargeBinary,
-        str: Text,
-        int: BigInteger,
-    }
+from coordinator.db.models.base import Base
 
 
 class Pod(Base):
