@@ -91,7 +91,7 @@ async def list_blobs(
         Sort,
         QueryParameter(
             description="`first_seen`; `unreferenced_since`: only blobs that nothing references, the longest first; "
-            "`references`: those with most, one page of up to `limit`. `pod` works with `first_seen` only."
+            "`references`: the 10,000 with most. `pod` works with `first_seen` only."
         ),
     ] = "first_seen",
     cursor: Cursor = None,
@@ -99,7 +99,7 @@ async def list_blobs(
 ) -> BlobPage:
     """A page may be short, even empty, while `next` goes on: no page looks at more than a bounded number of blobs.
 
-    `sort=references` reads all blobs once (about 0.1 s for each million) and has no further page.
+    `sort=references` reads all blobs (about 0.1 s for each million) and then answers from that for a minute or more.
     """
     return await deps_of(request).blobs.browse(
         state=of_state,

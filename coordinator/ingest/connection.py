@@ -47,6 +47,17 @@ def client_arguments(settings: Settings) -> dict[str, Any]:
     return arguments
 
 
+def security_hint(settings: Settings) -> str:
+    """What else to look at when brokers do not answer: clients do not always tell refusal from absence."""
+    names = {
+        "SSL": ("KAFKA_CA_FILE",),
+        "SASL_SSL": ("KAFKA_CA_FILE", "KAFKA_SASL_…"),
+        "SASL_PLAINTEXT": ("KAFKA_SASL_…",),
+    }
+    wanted = names.get(settings.kafka_security_protocol.upper())
+    return f" Check {' and '.join(f'BALEEN_{name}' for name in wanted)}, too." if wanted else ""
+
+
 def _tls(ca_file: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)

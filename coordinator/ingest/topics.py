@@ -13,7 +13,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError
 
 from coordinator.errors import UnavailableError
-from coordinator.ingest.connection import client_arguments
+from coordinator.ingest.connection import client_arguments, security_hint
 from coordinator.settings import Settings
 
 EVENTS: Final = "registry.events"
@@ -114,7 +114,9 @@ def ensure_topics(settings: Settings) -> list[TopicReport]:
             **client_arguments(settings), request_timeout_ms=TIMEOUT_MS, bootstrap_timeout_ms=TIMEOUT_MS
         )
     except KafkaError as error:
-        raise UnavailableError(f"Kafka does not answer at {settings.kafka_bootstrap}: {error}.") from error
+        raise UnavailableError(
+            f"Kafka does not answer at {settings.kafka_bootstrap}: {error}.{security_hint(settings)}"
+        ) from error
     try:
         cluster = _Cluster(_broker_count(admin), (settings.kafka_bootstrap or "").partition(",")[0])
         specs = topic_specs(settings, cluster.brokers)

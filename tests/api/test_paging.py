@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.db.queries import blobs as blob_queries
+from coordinator.db.queries import ranking
 from coordinator.db.queries import references as reference_queries
 from coordinator.domain.references import ManifestKind
 from tests.api.harness import Facts, Json, Served, dead_letter
@@ -97,8 +98,24 @@ def test_blobs(
             of_pod = {b for b in facts.blobs() if any(r.startswith(f"{pod}/") for r in needed[b])}
             assert set(listed(limit=limit, pod=pod)) == of_pod
             assert set(listed(limit=limit, pod=pod, min_references=min_references)) == of_pod & enough
-    top = [references[blob] for blob in listed(limit=1000, sort="references")]
-    assert top == sorted(top, reverse=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "KEPT_SECONDS", 0)
+        patch.setattr(ranking, "COST_FACTOR", 0)
+        ranked = listed(limit=limit, sort="references", min_references=min_references)
+        assert set(ranked) == enough
+        assert [references[blob] for blob in ranked] == sorted(map(references.__getitem__, ranked), reverse=True)
+        patch.setattr(ranking, "RANKED", 3)
+        assert len(list(api.pages("/v1/blobs", limit=limit, sort="references"))) == 3
+
+
+def test_ranking_is_kept(api: Served, facts: Facts) -> None:
+    """Every page of a ranking is of one reading, whose time it tells, also after counts have changed."""
+    facts.manifest(1, ManifestKind.IMAGE, [2, 3])
+    first = api.get("/v1/blobs", sort="references", limit=1).json()
+    facts.hold(facts.repository(0, "a"), 1)
+    second = api.get("/v1/blobs", sort="references", limit=1, cursor=first["next"]).json()
+    assert first["counted_at"] == second["counted_at"] is not None
+    assert first["items"] != second["items"]
 
 
 def test_blobs_while_blobs_are_added(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Apache Kafka 4.1 for the tests: one node, KRaft, plain text on loopback, its data kept over restarts.
+"""Apache Kafka 4.1 for the tests: one node, KRaft, on loopback, its data kept over restarts.
+
+It listens twice: in plain text, and with TLS for users with a password.
 
 Route: Maven fetches the broker once into a cache folder -> format a directory -> run `kafka.Kafka`.
 Not here: topics. Each test makes its own, with names of its own.
@@ -20,6 +22,7 @@ from coordinator.stack.guard import Guard
 from coordinator.stack.noida import speaks_kafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
+from tests.services.certificates import make_certificate
 
 VERSION = "4.1.0"
 HOST = "127.0.0.1"
@@ -32,10 +35,16 @@ SERVER = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller}
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller}
-advertised.listeners=PLAINTEXT://{host}:{port}
+listeners=PLAINTEXT://{host}:{port},SASL_SSL://{host}:{secured},CONTROLLER://{host}:{controller}
+advertised.listeners=PLAINTEXT://{host}:{port},SASL_SSL://{host}:{secured}
+inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
+ssl.keystore.type=PEM
+ssl.keystore.location={certificate}
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.sasl_ssl.plain.sasl.jaas.config={plain} required user_{user}="{password}";
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram} required;
 log.dirs={logs}
 num.partitions=1
 default.replication.factor=1
@@ -93,6 +102,11 @@ def libraries() -> Path:
     return CACHE
 
 
+#: Who may use the secured listener.
+USER, PASSWORD = "baleen", uuid.uuid4().hex
+_MODULES = "org.apache.kafka.common.security"
+
+
 class ApacheKafka:
     """One broker on one directory, which can be stopped, killed and started again."""
 
@@ -105,6 +119,7 @@ class ApacheKafka:
         ports = Ports(directory / "ports.json", HOST)
         self._port = ports.take("kafka")
         self._controller = ports.take("controller")
+        self._secured = ports.take("secured")
         ports.save()
         self._process: ManagedProcess | None = None
         self._format()
@@ -112,6 +127,15 @@ class ApacheKafka:
     @property
     def bootstrap(self) -> str:
         return f"{HOST}:{self._port}"
+
+    @property
+    def secured(self) -> str:
+        """Where users with a password are served, by TLS; `ca_file` holds the certificate."""
+        return f"{HOST}:{self._secured}"
+
+    @property
+    def ca_file(self) -> Path:
+        return self._directory / "ca.pem"
 
     @property
     def pid(self) -> int:
@@ -171,13 +195,29 @@ class ApacheKafka:
     def _format(self) -> None:
         logs = self._directory / "data"
         properties = self._directory / "server.properties"
-        properties.write_text(SERVER.format(host=HOST, port=self._port, controller=self._controller, logs=logs))
+        certificate = self._directory / "server.pem"
+        properties.write_text(
+            SERVER.format(
+                host=HOST,
+                port=self._port,
+                secured=self._secured,
+                controller=self._controller,
+                logs=logs,
+                certificate=certificate,
+                plain=f"{_MODULES}.plain.PlainLoginModule",
+                scram=f"{_MODULES}.scram.ScramLoginModule",
+                user=USER,
+                password=PASSWORD,
+            )
+        )
         (self._directory / "log4j2.yaml").write_text(LOG4J)
         if (logs / "meta.properties").exists():
             return
+        make_certificate(HOST, certificate, self.ca_file)
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         java = ["java", "-Xmx256m", f"-Dlog4j2.configurationFile={self._directory / 'log4j2.yaml'}"]
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
+        tool += ["--add-scram", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"]
         done = subprocess.run(
             [*java, "-cp", self._classpath, *tool],
             capture_output=True,

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from coordinator.db.queries import paging
 from coordinator.db.queries.coalesce import Coalescer
 from coordinator.db.queries.hot import HotUsage, Usage
+from coordinator.db.queries.ranking import Ranking
 from coordinator.db.queries.session import reading
 from coordinator.db.queries.views import STATE_NUMBERS, STATES, Blob, BlobPage, BlobSummary, StateName
 from coordinator.domain.names import Digest, PodName, format_digest
@@ -77,6 +78,7 @@ class BlobQueries:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._hot = HotUsage(engine)
+        self._ranking = Ranking(engine)
         self._single: Coalescer[Digest, Row[Any] | None] = Coalescer(self._rows)
 
     async def lookup(self, digests: Sequence[Digest]) -> list[Blob | None]:
@@ -123,9 +125,7 @@ class BlobQueries:
                 raise UsageError("A pod's blobs come in the order first_seen only: leave sort out.")
             return await self._browse_pod(pod, filters, cursor)
         if sort == "references":
-            if cursor is not None:
-                raise UsageError("sort=references has one page, the top ones: raise limit instead.")
-            return await self._top(filters)
+            return await self._browse_ranked(filters, cursor)
         if sort == "unreferenced_since":
             return await self._browse_unreferenced(filters, cursor)
         return await self._browse_by_id(filters, cursor)
@@ -156,10 +156,14 @@ class BlobQueries:
             next=None if last is None else paging.encode("unreferenced", (last.unreferenced_since, last.id)),
         )
 
-    async def _top(self, filters: dict[str, Any]) -> BlobPage:
-        async with reading(self._engine) as connection:
-            rows = (await connection.execute(_TOP, filters)).all()
-        return BlobPage(items=[_summary(row) for row in rows], next=None)
+    async def _browse_ranked(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
+        after = paging.decode("ranking", cursor, tuple[int, int])
+        ranked = await self._ranking.page(filters["state"], filters["min"], after, filters["limit"])
+        return BlobPage(
+            items=[_summary(row) for row in ranked.rows],
+            next=None if ranked.next is None else paging.encode("ranking", ranked.next),
+            counted_at=ranked.counted_at,
+        )
 
     async def _browse_pod(self, pod: PodName, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         """Walk blobs in order and keep those of the pod. Hot ones are asked for all at once."""
@@ -194,10 +198,6 @@ SELECT {_ROW} FROM blobs b
 WHERE b.unreferenced_since IS NOT NULL AND (b.unreferenced_since, b.id) > (:since, :after)
 AND (CAST(:edge_id AS bigint) IS NULL OR (b.unreferenced_since, b.id) <= (CAST(:edge_since AS timestamptz), :edge_id))
 AND {_FILTER} ORDER BY b.unreferenced_since, b.id LIMIT :limit
-""")
-
-_TOP = text(f"""
-SELECT {_ROW} FROM blobs b WHERE {_FILTER} ORDER BY b.reference_count DESC, b.id LIMIT :limit
 """)
 
 # Hot ones pass here and are judged by the caller.

@@ -62,6 +62,9 @@ class Blob(View, frozen=True, kw_only=True):
 class BlobPage(View, frozen=True, kw_only=True):
     items: list[BlobSummary]
     next: Next
+    counted_at: Annotated[
+        dt.datetime | None, Meta(description="When the order was found, where that was before this question.")
+    ] = None
 
 
 class Reference(View, frozen=True, kw_only=True):
