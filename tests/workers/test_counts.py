@@ -8,12 +8,14 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Self
 
-import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from coordinator.db.check import check
 from coordinator.db.engine import sync_engine
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.ingest.normalise import Outcome
+from coordinator.ingest.topics import ensure_topics
 from coordinator.storage.layout import layer_link_key, revision_link_key
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
@@ -34,13 +36,12 @@ def assert_agrees(table: Table, oracle: Oracle) -> None:
     assert report.agrees, report.differences
 
 
-def interleaved(outcomes: Sequence[Outcome], seed: int) -> list[Outcome]:
+def interleaved(outcomes: Sequence[Outcome], chance: random.Random) -> list[Outcome]:
     """The same outcomes with repositories mixed at random, each one's own in order."""
     queues: dict[str, deque[Outcome]] = defaultdict(deque)
     for outcome in outcomes:
         event = accepted([outcome])
         queues[event[0].repository if event else "-"].append(outcome)
-    chance = random.Random(seed)
     mixed: list[Outcome] = []
     while queues:
         name = chance.choice(sorted(queues))
@@ -70,12 +71,27 @@ def test_events_that_come_twice_change_nothing(place: Place, table: Table, log: 
     assert_agrees(table, Oracle().take(accepted(outcomes)))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_order_between_repositories_does_not_matter(place: Place, table: Table, log: Log, seed: int) -> None:
+@settings(
+    max_examples=4,
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.randoms(use_true_random=False))
+def test_the_order_between_repositories_does_not_matter(
+    place: Place, log: Log, new_database: NewDatabase, chance: random.Random
+) -> None:
     """Repositories interleaved at random come to the same counts."""
+    log.delete_topics()
+    log.forget()
+    table = Table(new_database())
+    table.add_pods({pod: [pod] for pod in PODS})
+    place = place.but(database_url=table.url, worker_group=table.url.rpartition("/")[2])
+    ensure_topics(place.settings())
     outcomes = captured()
     with worker(place):
-        publish(place.settings(), interleaved(outcomes, seed))
+        publish(place.settings(), interleaved(outcomes, chance))
         table.applied(log)
     assert_agrees(table, Oracle().take(accepted(outcomes)))
 
