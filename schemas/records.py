@@ -1,10 +1,15 @@
 """Kafka records that Baleen writes: JSON, with the schema's name and version in the header `schema`.
 
-| topic                  | record         | key             |
-|------------------------|----------------|-----------------|
-| registry.events        | RegistryEvent  | pod/repository  |
-| registry.dead-letters  | DeadLetter     | pod             |
-| blob.lifecycle         | BlobLifecycle  | digest          |
+| topic                  | record             | key             |
+|------------------------|--------------------|-----------------|
+| registry.events        | RegistryEvent      | pod/repository  |
+|                        | RegistryWatermark  | none            |
+| registry.dead-letters  | DeadLetter         | pod             |
+|                        | RegistryWatermark  | pod             |
+| blob.lifecycle         | BlobLifecycle      | digest          |
+
+A RegistryWatermark stands in every partition of registry.events, and in the pod's of registry.dead-letters. It is told
+from the records beside it by its `action`.
 
 Strict: what is written validates against the published JSON Schema. A pod that produces to registry.events
 with Kafka credentials of its own writes RegistryEvent too. A reader ignores fields that it does not know, so
@@ -73,6 +78,23 @@ class RegistryEvent(Record, frozen=True):
     request_id: str = ""
 
 
+class RegistryWatermark(Record, frozen=True):
+    """All that a registry process said before it brought this nonce back stands before this record.
+
+    So the process has reported, as far as this partition goes, up to the time when that probe was sent.
+    """
+
+    action: Literal["watermark"]
+    pod: PodText
+    #: The registry process: its `source.instanceID`.
+    source: Annotated[str, Meta(min_length=1, max_length=255)]
+    nonce: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+    #: How many partitions registry.events had: this record stands in each.
+    partitions: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    #: The partition of registry.dead-letters that has the pod's: this record stands there too.
+    letters_partition: Annotated[int, Meta(ge=0, le=10_000)] | None = None
+
+
 #: Why ingest does not understand something; a worker has two reasons more.
 Refusal = Literal[
     "content-type",
@@ -113,6 +135,7 @@ class BlobLifecycle(Record, frozen=True):
 #: Schema name and version of each record: the value of the Kafka header, and the name of the published file.
 SCHEMAS: dict[type[Record], str] = {
     RegistryEvent: "registry.event/1",
+    RegistryWatermark: "registry.watermark/1",
     DeadLetter: "registry.dead-letter/1",
     BlobLifecycle: "blob.lifecycle/1",
 }

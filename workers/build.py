@@ -11,13 +11,13 @@ from coordinator.db import rows
 from coordinator.db.connection import Connections
 from coordinator.ingest.connection import bootstrap_servers, client_arguments
 from coordinator.ingest.log import LogInspector
+from coordinator.reconcile.settle import Settler
 from coordinator.settings import Settings
 from workers.app import SESSION_TIMEOUT_S, ReferenceApp
 from workers.app import build as build_app
 from workers.housekeeping import Housekeeping
 from workers.position import Positions
 from workers.processor import Processor
-from workers.settle import Settler
 
 
 class Worker(NamedTuple):

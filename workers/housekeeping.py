@@ -12,7 +12,7 @@ import structlog
 from coordinator.db import sweep
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
-from workers.settle import Settler
+from coordinator.reconcile.settle import Settler
 
 log = structlog.get_logger()
 

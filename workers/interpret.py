@@ -1,8 +1,8 @@
 """From Kafka records to what the database applies.
 
 Route: processor.py -> `Interpreter.slices(chunks)` -> `BatchApply`. A record of registry.events becomes a fact, one of
-registry.dead-letters a row of that table; what cannot be understood becomes a dead letter of its own, and nothing is
-passed over: every offset of a chunk is in its slice.
+registry.dead-letters a row of that table, a watermark in either an echo; what cannot be understood becomes a dead
+letter of its own, and nothing is passed over: every offset of a chunk is in its slice.
 Ingest has checked most of this already, but a pod may produce to the topic itself.
 Not here: what a fact does (coordinator/domain/fold.py), manifests' contents (contents.py).
 """
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from coordinator.db.batch import DeadLetterFound, Item, Slice
+from coordinator.db.batch import DeadLetterFound, Echo, Item, Process, Slice
 from coordinator.db.directory import Directory
 from coordinator.domain.facts import (
     BlobLinked,
@@ -35,9 +35,17 @@ from coordinator.domain.references import (
 )
 from coordinator.errors import BaleenError
 from coordinator.ingest.log import fingerprint_of
-from coordinator.ingest.normalise import EARLIEST, LATEST
+from coordinator.ingest.normalise import EARLIEST, ID_LIMIT, LATEST
 from coordinator.ingest.topics import DEAD_LETTERS
-from schemas.records import RECORD_CONTENT_TYPE, Bytes, DeadLetter, PodText, RenameRecord, Timestamp
+from schemas.records import (
+    RECORD_CONTENT_TYPE,
+    Bytes,
+    DeadLetter,
+    PodText,
+    RegistryWatermark,
+    RenameRecord,
+    Timestamp,
+)
 
 #: What msgspec raises on bytes that are not what they should be.
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -82,13 +90,20 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     tag: str | None = None
     references: list[_Descriptor] | None = None
     rename: RenameRecord | None = None
+    source: str = ""
 
 
 class _Sender(msgspec.Struct):
     pod: PodText = ""
 
 
+class _Action(msgspec.Struct):
+    action: str = ""
+
+
 _sender = msgspec.json.Decoder(_Sender)
+_action = msgspec.json.Decoder(_Action)
+_watermark = msgspec.json.Decoder(RegistryWatermark)
 
 
 class _NotUnderstoodError(BaleenError):
@@ -104,20 +119,25 @@ class Interpreter:
         self._directory = directory
         self._events = msgspec.json.Decoder(_Event)
         self._letters = msgspec.json.Decoder(DeadLetter)
-        #: (pod, repository) pairs that were checked, with the pod's id.
-        self._checked: dict[tuple[str, str], int] = {}
+        #: (pod, repository, process) that were checked in this chunk, with the pod's id.
+        self._checked: dict[tuple[str, str, str], int] = {}
+        #: The processes that records of this chunk are of.
+        self._processes: set[Process] = set()
 
     def slice_of(self, chunk: Chunk) -> Slice:
         """Interpret a chunk. Offsets between its records, which compaction or transactions leave, are not its own."""
         read = self._letter if chunk.topic == DEAD_LETTERS else self._event
         last = chunk.records[-1]
+        self._checked, self._processes = {}, set()
+        items = [read(record) for record in chunk.records]
         return Slice(
             chunk.topic,
             chunk.partition,
             chunk.records[0].offset,
             last.offset + 1,
             fingerprint_of(last.timestamp, last.key, last.value),
-            [read(record) for record in chunk.records],
+            items,
+            frozenset(self._processes),
         )
 
     def _letter(self, record: KafkaRecord) -> Item:
@@ -125,7 +145,9 @@ class Interpreter:
             letter = self._letters.decode(record.value or b"")
             _check_time(letter.received_at)
         except _UNREADABLE as error:
-            return _dead(record, pod_of(record), "malformed", f"A dead letter that cannot be read: {error}.")
+            if _is_watermark(record):
+                return self._echo(record)
+            return _dead(record, "malformed", f"A dead letter that cannot be read: {error}.")
         found = DeadLetterFound(
             letter.pod,
             letter.reason,
@@ -141,22 +163,40 @@ class Interpreter:
         try:
             event = self._events.decode(record.value or b"")
             _check_time(event.timestamp)
-            pod_id = self._checked.get((event.pod, event.repository)) or self._check(event)
+            pod_id = self._checked.get((event.pod, event.repository, event.source)) or self._check(event)
             return Item(record.offset, record.timestamp, pod_id, self._fact(event), None)
         except _UNREADABLE as error:
-            return _dead(record, pod_of(record), "malformed", f"Not a registry.event record: {error}.")
+            # Every event is told from a watermark by its action, and only watermarks pay for it.
+            if _is_watermark(record):
+                return self._echo(record)
+            return _dead(record, "malformed", f"Not a registry.event record: {error}.")
         except _NotUnderstoodError as error:
-            return _dead(record, event.pod, error.reason, str(error))
+            return _dead(record, error.reason, str(error))
         except BaleenError as error:
-            return _dead(record, event.pod, "invalid-name", str(error))
+            return _dead(record, "invalid-name", str(error))
 
     def _check(self, event: _Event) -> int:
         pod = self._directory.pods.get(PodName(event.pod))
         repository = parse_repository(event.repository)
         if pod is None or owner_of(repository, self._directory.owners) != event.pod:
             raise _NotUnderstoodError("not-owned", f"Pod {event.pod} does not own repository {repository}.")
-        self._checked[event.pod, event.repository] = pod
+        if event.source:
+            self._processes.add((pod, _process(event.source)))
+        self._checked[event.pod, event.repository, event.source] = pod
         return pod
+
+    def _echo(self, record: KafkaRecord) -> Item:
+        try:
+            watermark = _watermark.decode(record.value or b"")
+            process = _process(watermark.source)
+        except (*_UNREADABLE, _NotUnderstoodError) as error:
+            return _dead(record, "malformed", f"Not a registry.watermark record: {error}.")
+        # Of a pod that was removed no probe is known.
+        pod = self._directory.pods.get(PodName(watermark.pod), 0)
+        if pod:
+            self._processes.add((pod, process))
+        echo = Echo(watermark.source, watermark.nonce, watermark.partitions or 0, watermark.letters_partition)
+        return Item(record.offset, record.timestamp, pod, None, None, echo)
 
     def _fact(self, event: _Event) -> Fact | None:
         repository = RepositoryName(event.repository)
@@ -188,7 +228,8 @@ def _content(event: _Event) -> ManifestContent | None:
     kind = MANIFEST_KINDS.get(event.media_type or "")
     if kind is None:
         raise _NotUnderstoodError("unknown-media-type", f"{event.media_type!r} is no media type that Baleen knows.")
-    if event.references is None:
+    # As ingest reads it: none listed and listing not switched on look alike, and the manifest's bytes will tell.
+    if not event.references:
         return None
     if len(event.references) > REFERENCES_LIMIT:
         raise _NotUnderstoodError("malformed", f"More than {REFERENCES_LIMIT} references.")
@@ -202,6 +243,19 @@ def _check_time(at: datetime) -> None:
     """Refuse what PostgreSQL takes and Python cannot read again."""
     if not EARLIEST <= at < LATEST:
         raise ValueError("its time is not of our time")
+
+
+def _is_watermark(record: KafkaRecord) -> bool:
+    try:
+        return _action.decode(record.value or b"").action == "watermark"
+    except _UNREADABLE:
+        return False
+
+
+def _process(instance_id: str) -> str:
+    if len(instance_id) > ID_LIMIT or storable(instance_id) != instance_id:
+        raise _NotUnderstoodError("malformed", "The name of the registry process is too long or holds NUL.")
+    return instance_id
 
 
 def pod_of(record: KafkaRecord) -> str:
@@ -226,5 +280,5 @@ def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> Dead
     )
 
 
-def _dead(record: KafkaRecord, pod: str, reason: str, detail: str) -> Item:
-    return Item(record.offset, record.timestamp, 0, None, dead_letter(record, pod, reason, detail))
+def _dead(record: KafkaRecord, reason: str, detail: str) -> Item:
+    return Item(record.offset, record.timestamp, 0, None, dead_letter(record, pod_of(record), reason, detail))

@@ -25,14 +25,16 @@ import structlog
 from coordinator.db import directory
 from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Applied, OutOfStepError, Slice
-from coordinator.db.connection import Connections
+from coordinator.db.connection import BEYOND_LIMITS, Connections
+from coordinator.db.echoes import KnownProcesses
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.log import fingerprint_of
+from coordinator.reconcile.settle import Settler
+from coordinator.storage import manifests
 from coordinator.storage.port import ObjectStore
 from workers import contents, metrics
 from workers.interpret import Chunk, Interpreter, dead_letter, pod_of
 from workers.position import Partition, Positions
-from workers.settle import Settler
 
 log = structlog.get_logger()
 
@@ -50,6 +52,7 @@ RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 POISON = (
     psycopg.DataError,
     psycopg.IntegrityError,
+    *BEYOND_LIMITS,
     BaleenError,
     ArithmeticError,
     AssertionError,
@@ -101,6 +104,8 @@ class Processor:
         self._reading = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="read")
         self._applying = ThreadPoolExecutor(1, thread_name_prefix="apply")
         self.seek: Seek | None = None
+        #: Registry processes that the table has; used by the one thread that applies.
+        self._processes = KnownProcesses()
 
     async def submit(self, chunk: Chunk) -> None:
         """Take a chunk; waits while too much is waiting already."""
@@ -169,8 +174,8 @@ class Processor:
         if not unsaid:
             return slices
         with self._connections.use() as connection:
-            wanted = unsaid - directory.known_manifests(connection, unsaid)
-        bodies = self._reading.map(lambda digest: contents.read(self._store, digest), wanted)
+            wanted = unsaid - directory.read_manifests(connection, unsaid)
+        bodies = self._reading.map(lambda digest: manifests.read(self._store, digest).content, wanted)
         found = dict(zip(wanted, bodies, strict=True))
         names = {number: str(name) for name, number in pods.pods.items()}
         return [contents.fill(piece, chunk, found, names) for piece, chunk in zip(slices, chunks, strict=True)]
@@ -202,7 +207,7 @@ class Processor:
 
     def _apply_once(self, slices: Sequence[Slice]) -> Applied:
         with self._connections.use() as connection:
-            return BatchApply(connection, self._margin).apply(slices)
+            return BatchApply(connection, self._margin, self._processes).apply(slices)
 
     async def _in_step(self, error: OutOfStepError) -> Slice | None:
         """Return what is left of a slice after what is applied already; None if it is to be read again."""
@@ -237,14 +242,18 @@ class Processor:
                     (item,) = single.items
                     record = records[item.offset]
                     letter = dead_letter(record, pod_of(record), "unappliable", _in_a_line(refused))
-                    instead = single._replace(items=[item._replace(fact=None, dead_letter=letter)])
+                    instead = single._replace(items=[item._replace(fact=None, dead_letter=letter, echo=None)])
                     await self._apply_single(instead)
 
     async def _apply_single(self, single: Slice) -> None:
-        try:
-            metrics.count(await self._persist(self._applying, self._apply_once, [single]))
-        except OutOfStepError as error:
-            await self._in_step(error)
+        left: Slice | None = single
+        while left is not None:
+            try:
+                metrics.count(await self._persist(self._applying, self._apply_once, [left]))
+            except OutOfStepError as error:
+                left = await self._in_step(error)
+            else:
+                return
 
     async def _persist(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         """Do work in a thread, again and again while a service is away."""
@@ -284,6 +293,6 @@ def _singles(piece: Slice, chunk: Chunk) -> list[Slice]:
     for item in piece.items:
         record = records[item.offset]
         mark = fingerprint_of(record.timestamp, record.key, record.value)
-        singles.append(Slice(piece.topic, piece.partition, first, item.offset + 1, mark, [item]))
+        singles.append(piece._replace(first_offset=first, next_offset=item.offset + 1, fingerprint=mark, items=[item]))
         first = item.offset + 1
     return singles

@@ -7,22 +7,26 @@ Why it is exactly once: each partition's progress row is locked first and must s
 that lost its partition, woke up late or repeats a batch finds it elsewhere and changes nothing (OutOfStepError).
 
 Why workers do not deadlock (scenario 26): all take their locks in one order. Progress rows by partition; new
-repositories by name; new blobs by digest; new manifests by id; and last, held only until the commit that follows, the
-counts of blobs by id.
+repositories by name; new blobs by digest; new manifests by id; new holdings and links by id; and last, held only until
+the commit that follows, the counts of blobs by id, and after them what is known of registry processes: new sources by
+pod and name, endpoints by key, sources by id (sources.py). What is left (a worker and a reconcile that change the same
+known rows of one repository) PostgreSQL notices, and one of the two begins again.
 
 Invariants: counts are sizes of sets, changed only by rows that this transaction added or removed; a reference is
-added before anything can see the offset move on; what another writer changed under us repeats the batch.
+added before anything can see the offset move on; a watermark moves with the records before it, or after them; what
+another writer changed under us repeats the batch.
 Not here: Kafka, JSON, storage. A manifest's content is found before the transaction begins (contents.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from psycopg import Connection
+from psycopg.errors import DeadlockDetected
 
-from coordinator.db import barriers, locks, rows
-from coordinator.db.batch import Applied, Item, OutOfStepError, Slice, StateChangedError
+from coordinator.db import barriers, echoes, locks, renames, rows
+from coordinator.db.batch import Applied, Item, OutOfStepError, Process, Slice, StateChangedError, total
 from coordinator.db.run import AloneNeededError, Run
 from coordinator.domain.facts import RepositoryRemoved, RepositoryRenamed
 
@@ -38,37 +42,61 @@ _BARRIERS = (RepositoryRemoved, RepositoryRenamed)
 class BatchApply:
     """Applies batches on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
 
-    def __init__(self, connection: Connection[Any], margin: timedelta) -> None:
+    def __init__(
+        self, connection: Connection[Any], margin: timedelta, processes: echoes.KnownProcesses | None = None
+    ) -> None:
+        """`processes` outlives this: whoever applies many batches need not look for the same ones in each."""
         self._connection = connection
         self._margin = margin
+        self._processes = echoes.KnownProcesses() if processes is None else processes
 
     def apply(self, slices: Sequence[Slice]) -> Applied:
         """Apply slices of different partitions in one transaction; raises OutOfStepError with nothing changed."""
         ordered = sorted(slices, key=lambda piece: (piece.topic, piece.partition))
         alone = any(isinstance(item.fact, _BARRIERS) for piece in ordered for item in piece.items)
+        new = self._processes.missing(ordered)
+        try:
+            applied = self._at_rest(lambda alone: self._apply(ordered, new, alone=alone), alone=alone)
+        except BaseException:
+            self._processes.forget()
+            raise
+        self._processes.add(new)
+        return applied
+
+    def apply_found(self, items: list[Item]) -> Applied:
+        """Apply facts about single digests that were found in storage, and so have no place in a log.
+
+        They are additions as any other: one that is known changes nothing, one that an event contradicts is doubtful.
+        """
+        return self._at_rest(lambda alone: self._apply_run(items, alone=alone), alone=False)
+
+    def _at_rest(self, work: Callable[[bool], Applied], *, alone: bool) -> Applied:
+        """Do the work in a transaction, again if another writer came in between, and in the end while none is there."""
         for attempt in range(ATTEMPTS):
             try:
                 with self._connection.transaction():
                     locks.enter(self._connection, alone=alone)
-                    return self._apply(ordered, alone=alone)
+                    return work(alone)
             except AloneNeededError:
                 alone = True
-            except StateChangedError:
+            except (StateChangedError, DeadlockDetected):
                 if attempt == ATTEMPTS - 1:
                     raise
                 alone = alone or attempt + 1 >= SHARED_ATTEMPTS
         raise StateChangedError("The batch never found the table at rest: is another writer in a loop?")
 
-    def _apply(self, slices: Sequence[Slice], *, alone: bool) -> Applied:
+    def _apply(self, slices: Sequence[Slice], new: Collection[Process], *, alone: bool) -> Applied:
         self._lock_progress(slices)
         items = [item for piece in slices for item in piece.items]
         applied = Applied(records=sum(piece.next_offset - piece.first_offset for piece in slices))
         for run in _runs(items):
-            applied = _sum(applied, self._apply_run(run, alone=alone))
+            applied = total(applied, self._apply_run(run, alone=alone))
         dead = [(piece, item) for piece in slices for item in piece.items if item.dead_letter is not None]
         rows.insert_dead_letters(self._connection, dead)
         rows.advance_progress(self._connection, slices)
-        return applied._replace(dead_letters=len(dead))
+        echoes.discover(self._connection, new)
+        heard = echoes.hear(self._connection, slices)
+        return applied._replace(dead_letters=len(dead), echoes=heard.known, echoes_unknown=heard.unknown)
 
     def _lock_progress(self, slices: Sequence[Slice]) -> None:
         stands = rows.lock_progress(self._connection, [(piece.topic, piece.partition) for piece in slices])
@@ -82,8 +110,9 @@ class BatchApply:
         if isinstance(first, RepositoryRemoved):
             return barriers.remove_repository(self._connection, first, run[0].pod_id, self._margin)
         if isinstance(first, RepositoryRenamed):
-            barriers.rename_repositories(self._connection, first, self._margin)
+            barriers.rename_repositories(self._connection, first, run[0].pod_id, self._margin)
             return Applied()
+        renames.notice_late(self._connection, run, self._margin)
         return Run(self._connection, run, self._margin, alone=alone).apply()
 
 
@@ -102,7 +131,3 @@ def _runs(items: Iterable[Item]) -> Iterable[list[Item]]:
             run.append(item)
     if run:
         yield run
-
-
-def _sum(left: Applied, right: Applied) -> Applied:
-    return Applied(*(a + b for a, b in zip(left, right, strict=True)))

@@ -9,9 +9,9 @@ from typing import Any
 
 from psycopg import Connection
 
-from coordinator.db import rows
+from coordinator.db import renames, rows
 from coordinator.db.arrays import within
-from coordinator.db.batch import Applied, Item
+from coordinator.db.batch import Applied, Item, total
 from coordinator.db.run import Run
 from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.names import Digest
@@ -19,27 +19,63 @@ from coordinator.domain.names import Digest
 
 def remove_repository(connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta) -> Applied:
     """Remove all that the repository has, by the rule of single removals: each may be doubtful or overtaken."""
-    digests = connection.execute(
-        """
-        SELECT b.digest FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id
-        JOIN blobs b ON b.id = h.manifest_id WHERE r.name = %(name)s
-        UNION
-        SELECT b.digest FROM repositories r JOIN repository_blobs l ON l.repository_id = r.id
-        JOIN blobs b ON b.id = l.blob_id WHERE r.name = %(name)s
-        """,
-        {"name": fact.repository},
-    ).fetchall()
-    facts = [Removed(fact.repository, Digest(row[0]), fact.at, entirely=True) for row in digests]
-    items = [Item(0, 0, pod_id, removed, None) for removed in facts]
-    return Run(connection, items, margin, alone=True).apply() if items else Applied()
+    if not rows.pods_elsewhere(connection, {pod_id}):
+        doubtful = connection.execute(_DOUBT_ALL, {"name": fact.repository, "at": within(fact.at), "margin": margin})
+        return Applied(removals_doubtful=doubtful.rowcount)
+    applied = Applied()
+    after = -1
+    while True:
+        found = connection.execute(_HELD, {"name": fact.repository, "after": after, "limit": AT_ONCE}).fetchall()
+        if not found:
+            return applied
+        facts = [Removed(fact.repository, Digest(digest), fact.at, entirely=True) for _, digest in found]
+        applied = total(applied, Run(connection, [_item(pod_id, each) for each in facts], margin, alone=True).apply())
+        after = found[-1][0]
 
 
-def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, margin: timedelta) -> None:
+def _item(pod_id: int, fact: Removed) -> Item:
+    return Item(0, 0, pod_id, fact, None)
+
+
+#: Things of a repository that are removed by one statement: none may take longer than a statement is given.
+AT_ONCE = 5000
+
+_HELD = """
+SELECT b.id, b.digest FROM (
+    SELECT h.manifest_id FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id
+    WHERE r.name = %(name)s AND h.manifest_id > %(after)s
+    UNION
+    SELECT l.blob_id FROM repositories r JOIN repository_blobs l ON l.repository_id = r.id
+    WHERE r.name = %(name)s AND l.blob_id > %(after)s
+    ORDER BY 1 LIMIT %(limit)s
+) held (id) JOIN blobs b ON b.id = held.id ORDER BY b.id
+"""
+
+#: Whose links are in shared storage is believed only after a look at them.
+_DOUBT_ALL = """
+INSERT INTO removals (repository_id, digest, removed_at, doubtful_since)
+SELECT held.repository_id, b.digest, %(at)s::timestamptz, now() FROM (
+    SELECT h.repository_id, h.manifest_id, h.pushed_at
+    FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id WHERE r.name = %(name)s
+    UNION ALL
+    SELECT l.repository_id, l.blob_id, l.event_at
+    FROM repositories r JOIN repository_blobs l ON l.repository_id = r.id WHERE r.name = %(name)s
+) held (repository_id, id, at) JOIN blobs b ON b.id = held.id
+GROUP BY held.repository_id, b.digest HAVING min(held.at) - %(at)s::timestamptz <= %(margin)s
+ON CONFLICT (repository_id, digest) DO UPDATE
+SET removed_at = greatest(removals.removed_at, excluded.removed_at), seen_at = now(), doubtful_since = now()
+"""
+
+
+def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int, margin: timedelta) -> None:
     """Give the repository its new name, and with `below` also those under it; merge where the name is taken.
 
     What was added under the old name after the rename stays there: a rename that is seen again must not take it along.
+    Whether it was there before as well is not known, for a holding has only its last time: then a gap is recorded.
     """
     old, new = fact.repository, fact.destination
+    at = within(fact.at)
+    renames.remember(connection, fact._replace(at=at), pod_id)
     names = connection.execute(
         "SELECT id, name FROM repositories WHERE name = %s OR (%s AND name LIKE %s) ORDER BY name",
         (old, fact.below, old.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%") + "/%"),
@@ -48,7 +84,9 @@ def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, ma
         # The deepest first, or what moves down would be moved again.
         names.reverse()
     for number, name in names:
-        _rename(connection, number, new + name.removeprefix(old), {"at": within(fact.at), "margin": margin})
+        if _has_later(connection, {"source": number, "at": at, "margin": timedelta()}):
+            renames.record_gap(connection, {pod_id})
+        _rename(connection, number, new + name.removeprefix(old), {"at": at, "margin": margin})
 
 
 #: Table, column of the digest's id, the registry's time.
@@ -100,7 +138,7 @@ def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
         """,
         values,
     )
-    rows.uncount(connection, twice, linked_twice)
+    rows.recount(connection, twice, linked_twice, by=-1)
 
 
 def _both(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> list[int]:
@@ -117,9 +155,10 @@ def _both(connection: Connection[Any], table: str, column: str, time: str, value
 
 def _move(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> None:
     moves = f"s.repository_id = %(source)s AND s.{time} <= %(at)s::timestamptz + %(margin)s"
+    grace = ", linked_at = greatest(d.linked_at, s.linked_at)" if table == "repository_blobs" else ""
     connection.execute(
         f"""
-        UPDATE {table} d SET {time} = greatest(d.{time}, s.{time}) FROM {table} s
+        UPDATE {table} d SET {time} = greatest(d.{time}, s.{time}){grace} FROM {table} s
         WHERE d.repository_id = %(destination)s AND s.{column} = d.{column} AND {moves}
         """,
         values,

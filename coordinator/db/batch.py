@@ -19,8 +19,23 @@ class DeadLetterFound(NamedTuple):
     content_type: str
 
 
+#: A registry process: its pod's id, and its `source.instanceID`.
+Process = tuple[int, str]
+
+
+class Echo(NamedTuple):
+    """A probe that came back in a process's event: what it said before stands before this record."""
+
+    instance_id: str
+    #: 32 hexadecimal digits.
+    nonce: str
+    #: Where the same stands, as far as the record says: partitions of registry.events, of registry.dead-letters.
+    partitions: int = 0
+    letters_partition: int | None = None
+
+
 class Item(NamedTuple):
-    """One Kafka record: a fact of a pod, a dead letter, or (both None) something that changes nothing."""
+    """One Kafka record: a fact of a pod, a dead letter, an echo, or (all None) something that changes nothing."""
 
     offset: int
     #: Of the Kafka record, in milliseconds.
@@ -28,6 +43,7 @@ class Item(NamedTuple):
     pod_id: int
     fact: Fact | None
     dead_letter: DeadLetterFound | None
+    echo: Echo | None = None
 
 
 class Slice(NamedTuple):
@@ -40,6 +56,8 @@ class Slice(NamedTuple):
     #: Of the record at next_offset - 1.
     fingerprint: int
     items: list[Item]
+    #: Every process that a record of it is of; it may be of others too.
+    processes: frozenset[Process] = frozenset()
 
 
 class Applied(NamedTuple):
@@ -53,6 +71,12 @@ class Applied(NamedTuple):
     removals_doubtful: int = 0
     removals_overtaken: int = 0
     dead_letters: int = 0
+    echoes: int = 0
+    echoes_unknown: int = 0
+
+
+def total(left: Applied, right: Applied) -> Applied:
+    return Applied(*(a + b for a, b in zip(left, right, strict=True)))
 
 
 class OutOfStepError(BaleenError):

@@ -22,6 +22,14 @@ _AWAY = (
     psycopg.errors.TransactionTimeout,
     psycopg.errors.ReadOnlySqlTransaction,
 )
+#: Nothing of the server is away: it will never take this value (SQLSTATE class 54), though the driver calls these
+#: operational errors, too.
+BEYOND_LIMITS = (
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,
+    psycopg.errors.TooManyColumns,
+    psycopg.errors.TooManyArguments,
+)
 
 
 class Connections:
@@ -42,9 +50,15 @@ class Connections:
         """Give this thread's connection; one that breaks in use is dropped, and UnavailableError raised."""
         try:
             yield self._connected()
+        except BEYOND_LIMITS:
+            raise
         except _AWAY as error:
             self._drop()
             raise UnavailableError(f"The database does not answer ({type(error).__name__}): try again.") from error
+
+    def release(self) -> None:
+        """Close this thread's connection: the thread ends."""
+        self._drop()
 
     def close(self) -> None:
         with self._lock:

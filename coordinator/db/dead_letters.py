@@ -2,6 +2,8 @@
 
 A letter's row is locked while it is settled, so that two who retry it publish once. If the process dies between
 Kafka's acknowledgement and the commit, the letter stays open and its events come twice, which changes nothing.
+The time of a retry is taken after the acknowledgement: GC is held until the pod's watermark has passed it, and so all
+that it came to is applied (queries/pods.py). What cannot be applied even then is a dead letter again.
 Not here: how letters are shown (queries/dead_letters.py), what an event means (ingest/normalise.py).
 """
 
@@ -13,9 +15,11 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db.queries.session import writing
+from coordinator.domain.progress import GapReason
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.ingest import normalise
 from coordinator.ingest.normalise import Accepted, DeadLettered, Outcome
+from coordinator.ingest.topics import DEAD_LETTERS
 from schemas.records import RECORD_CONTENT_TYPE, DeadLetter, RegistryEvent
 
 WHY_LIMIT = 1000
@@ -27,7 +31,13 @@ _PREFIXES = text("""
 SELECT ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id) FROM pods p WHERE p.name = :pod
 """)
 _SETTLE = text("""
-UPDATE dead_letters SET settled_at = now(), settlement = :settlement, settled_why = :why WHERE id = :id
+UPDATE dead_letters SET settled_at = clock_timestamp(), settlement = :settlement, settled_why = :why WHERE id = :id
+""")
+
+# Whose links are not in shared storage has nothing that a reconcile could look at: the operator's word stands.
+_GAP = text("""
+INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, to_offset)
+SELECT id, :topic, -1, :reason, :offset, :offset + 1 FROM pods WHERE name = :pod AND linker = 'link'
 """)
 
 
@@ -55,12 +65,18 @@ async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
 
 
 async def discard(engine: AsyncEngine, number: int, why: str) -> None:
-    """Give the letter up; `why` is kept with it."""
+    """Give the letter up; `why` is kept with it.
+
+    It may have told of something that the pod has: that is a gap until the pod's links were looked at.
+    """
     if not why.strip() or len(why) > WHY_LIMIT or "\0" in why:
         raise UsageError(f"Say why it is discarded, in up to {WHY_LIMIT} characters.")
     async with writing(engine) as connection:
-        await _open(connection, number)
+        row = await _open(connection, number)
         await connection.execute(_SETTLE, {"id": number, "settlement": "discarded", "why": why.strip()})
+        await connection.execute(
+            _GAP, {"pod": row.pod, "topic": DEAD_LETTERS, "reason": GapReason.DISCARDED, "offset": row.origin_offset}
+        )
 
 
 async def _open(connection: AsyncConnection, number: int) -> Row[Any]:

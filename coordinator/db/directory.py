@@ -22,12 +22,12 @@ def load(connection: Connection[Any]) -> Directory:
     return Directory(pods, {row[0]: PodName(row[1]) for row in owners})
 
 
-def known_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
-    """Of these digests, the manifests of which it is known what they list."""
+def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
+    """Of these digests, the manifests whose own bytes were read: what they list is known, whoever says what."""
     found = connection.execute(
         """
         SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest
-        JOIN manifests m ON m.id = b.id WHERE m.refs IS NOT NULL
+        JOIN manifests m ON m.id = b.id WHERE m.verified
         """,
         (list(wanted),),
     )

@@ -3,7 +3,8 @@
 The caller keeps all other writers out (locks.py) from `load` to `settle`.
 """
 
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -24,6 +25,8 @@ class Doubt(NamedTuple):
     #: The table says that the repository has it as a manifest; as a direct link.
     held: bool
     linked: bool
+    #: Those of its pod that the repository is below.
+    prefixes: Sequence[RepositoryName] = ()
 
     @property
     def key(self) -> Key:
@@ -38,22 +41,62 @@ class Verdict(NamedTuple):
     linked: bool
 
 
-def load(connection: Connection[Any], after: Key, limit: int, newer_than: timedelta | None = None) -> list[Doubt]:
-    """Return doubts after a key, of pods whose links are in shared storage; only new ones if so asked."""
+_DOUBTS = """
+    SELECT r.repository_id, n.name, r.digest, b.id,
+           EXISTS (SELECT FROM repository_manifests h WHERE h.manifest_id = b.id AND h.repository_id = n.id),
+           EXISTS (SELECT FROM repository_blobs l WHERE l.blob_id = b.id AND l.repository_id = n.id),
+           ARRAY(SELECT x.prefix FROM pod_prefixes x
+                 WHERE x.pod_id = p.id AND (n.name = x.prefix OR starts_with(n.name, x.prefix || '/')))
+    FROM removals r JOIN repositories n ON n.id = r.repository_id JOIN pods p ON p.id = n.pod_id
+    LEFT JOIN blobs b ON b.digest = r.digest
+    WHERE r.doubtful_since IS NOT NULL AND p.linker = 'link'
+"""
+
+
+def load(
+    connection: Connection[Any],
+    after: Key,
+    limit: int,
+    newer_than: timedelta | None = None,
+    pod_id: int | None = None,
+) -> list[Doubt]:
+    """Return doubts after a key, of pods whose links are in shared storage; only new ones, or of one pod, if asked."""
     found = connection.execute(
-        """
-        SELECT r.repository_id, n.name, r.digest, b.id,
-               EXISTS (SELECT FROM repository_manifests h WHERE h.manifest_id = b.id AND h.repository_id = n.id),
-               EXISTS (SELECT FROM repository_blobs l WHERE l.blob_id = b.id AND l.repository_id = n.id)
-        FROM removals r JOIN repositories n ON n.id = r.repository_id JOIN pods p ON p.id = n.pod_id
-        LEFT JOIN blobs b ON b.digest = r.digest
-        WHERE r.doubtful_since IS NOT NULL AND p.linker = 'link' AND (r.repository_id, r.digest) > (%s, %s)
+        f"""
+        {_DOUBTS} AND (r.repository_id, r.digest) > (%s, %s)
           AND (%s::interval IS NULL OR r.doubtful_since > now() - %s::interval)
+          AND (%s::int IS NULL OR p.id = %s)
         ORDER BY r.repository_id, r.digest LIMIT %s
         """,
-        (*after, newer_than, newer_than, limit),
+        (*after, newer_than, newer_than, pod_id, pod_id, limit),
     )
-    return [Doubt(row[0], RepositoryName(row[1]), Digest(row[2]), row[3], row[4], row[5]) for row in found]
+    return [_doubt(row) for row in found]
+
+
+def raise_doubts(connection: Connection[Any], keys: Sequence[Key], at: datetime) -> list[Doubt]:
+    """Doubt these (repository, digest) pairs, as if delete events of that time had said so; return the doubts."""
+    repositories, digests = [key[0] for key in keys], [key[1] for key in keys]
+    connection.execute(
+        """
+        INSERT INTO removals (repository_id, digest, removed_at, doubtful_since)
+        SELECT DISTINCT repository_id, digest, %s::timestamptz, now()
+        FROM unnest(%s::int[], %s::bytea[]) d (repository_id, digest)
+        ON CONFLICT (repository_id, digest) DO UPDATE
+        SET removed_at = greatest(removals.removed_at, excluded.removed_at), seen_at = now(),
+            doubtful_since = coalesce(removals.doubtful_since, excluded.doubtful_since)
+        """,
+        (at, repositories, digests),
+    )
+    found = connection.execute(
+        f"{_DOUBTS} AND (r.repository_id, r.digest) IN (SELECT * FROM unnest(%s::int[], %s::bytea[]))"
+        " ORDER BY r.repository_id, r.digest",
+        (repositories, digests),
+    )
+    return [_doubt(row) for row in found]
+
+
+def _doubt(row: Sequence[Any]) -> Doubt:
+    return Doubt(row[0], RepositoryName(row[1]), Digest(row[2]), row[3], row[4], row[5], row[6])
 
 
 def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
@@ -73,9 +116,10 @@ def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
             else "UPDATE removals SET doubtful_since = NULL WHERE repository_id = %s AND digest = %s",
             verdict.doubt.key,
         )
-    rows.uncount(
+    rows.recount(
         connection,
         [doubt.blob for doubt, _, _ in gone if doubt.blob is not None],
         [doubt.blob for doubt, _, _ in unlinked if doubt.blob is not None],
+        by=-1,
     )
     return len(gone) + len(unlinked)

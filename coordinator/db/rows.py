@@ -5,7 +5,7 @@ Writes say how many rows they must change, and raise StateChangedError if it wer
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from psycopg import Connection, Cursor
 from coordinator.db.arrays import digests, integers, register, times
 from coordinator.db.batch import Item, Slice, StateChangedError
 from coordinator.domain.fold import Difference, Key, Removal
-from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.lifecycle import BlobState, counted
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import ManifestKind
 
@@ -42,6 +42,8 @@ class NewManifest(NamedTuple):
     id: int
     kind: ManifestKind | None
     refs: list[int] | None
+    #: It was read from the manifest's own bytes.
+    verified: bool = False
 
 
 def prepare(connection: Connection[Any]) -> None:
@@ -119,6 +121,14 @@ def repository_ids(connection: Connection[Any], owners: Mapping[RepositoryName, 
     return found
 
 
+def pods_elsewhere(connection: Connection[Any], pods: Collection[int]) -> set[int]:
+    """Of these pods, those that keep their links elsewhere than in shared storage."""
+    if not pods:
+        return set()
+    statement = "SELECT id FROM pods WHERE id = ANY(%s::int[]) AND linker <> 'link'"
+    return {row[0] for row in _run(connection, statement, (integers(pods),))}
+
+
 def blob_ids(connection: Connection[Any], wanted: list[Digest]) -> tuple[dict[Digest, int], list[Digest]]:
     """Return the ids of those digests that have a row, and which of these have no size yet."""
     found = _run(
@@ -172,17 +182,25 @@ def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> Non
         connection,
         len(new),
         """
-        INSERT INTO manifests (id, kind, refs)
-        SELECT id, nullif(kind, 0), refs::bigint[]
-        FROM unnest(%s::bigint[], %s::smallint[], %b::text[]) d (id, kind, refs)
+        INSERT INTO manifests (id, kind, refs, verified)
+        SELECT id, nullif(kind, 0), refs::bigint[], verified
+        FROM unnest(%s::bigint[], %s::smallint[], %b::text[], %b::bool[]) d (id, kind, refs, verified)
         ON CONFLICT DO NOTHING
         """,
         (
             integers(manifest.id for manifest in new),
             integers(0 if manifest.kind is None else manifest.kind for manifest in new),
             [None if manifest.refs is None else integers(manifest.refs) for manifest in new],
+            [manifest.verified for manifest in new],
         ),
     )
+
+
+def verify_manifests(connection: Connection[Any], read: Collection[int]) -> None:
+    """Note that the bytes of these manifests were read."""
+    if read:
+        statement = "UPDATE manifests SET verified = true WHERE id = ANY(%s::bigint[]) AND NOT verified"
+        _run(connection, statement, (integers(sorted(read)),))
 
 
 def widen_manifest(connection: Connection[Any], manifest: int, kind: ManifestKind, refs: list[int]) -> int:
@@ -250,21 +268,24 @@ def removals(
 
 def write_holdings(
     connection: Connection[Any],
+    before: Mapping[Key, datetime],
     difference: Difference[datetime],
     ids: Mapping[Digest, int],
     repositories: Mapping[RepositoryName, int],
 ) -> None:
-    _write_pairs(connection, "repository_manifests", "manifest_id", "pushed_at", difference, ids, repositories)
+    """Write what differs from `before`; rows that are no longer as they were read are met with StateChangedError."""
+    _write_pairs(connection, "repository_manifests", "manifest_id", "pushed_at", before, difference, ids, repositories)
 
 
 def write_links(
     connection: Connection[Any],
+    before: Mapping[Key, datetime],
     difference: Difference[datetime],
     ids: Mapping[Digest, int],
     repositories: Mapping[RepositoryName, int],
 ) -> None:
     """As holdings; a link that was made again counts anew from now."""
-    _write_pairs(connection, "repository_blobs", "blob_id", "event_at", difference, ids, repositories)
+    _write_pairs(connection, "repository_blobs", "blob_id", "event_at", before, difference, ids, repositories)
 
 
 def _write_pairs(
@@ -272,6 +293,7 @@ def _write_pairs(
     table: str,
     column: str,
     time: str,
+    before: Mapping[Key, datetime],
     difference: Difference[datetime],
     ids: Mapping[Digest, int],
     repositories: Mapping[RepositoryName, int],
@@ -279,8 +301,9 @@ def _write_pairs(
     def arrays(keys: Sequence[Key]) -> tuple[str, str]:
         return integers(repositories[name] for name, _ in keys), integers(ids[digest] for _, digest in keys)
 
-    # In the order of ids, so that an index grows at its end and its pages fill up.
-    added = sorted(difference.added, key=lambda key: ids[key[1]])
+    # In the order of ids, so that an index grows at its end and its pages fill up; by repository too, so that two who
+    # add the same ones do not deadlock.
+    added = sorted(difference.added, key=lambda key: (ids[key[1]], repositories[key[0]]))
 
     again = ", linked_at = now()" if table == "repository_blobs" else ""
     _change(
@@ -297,19 +320,23 @@ def _write_pairs(
         len(difference.changed),
         f"""
         UPDATE {table} t SET {time} = d.at{again}
-        FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[]) d (repository_id, id, at)
-        WHERE t.{column} = d.id AND t.repository_id = d.repository_id
+        FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[], %s::timestamptz[]) d (repository_id, id, at, known)
+        WHERE t.{column} = d.id AND t.repository_id = d.repository_id AND t.{time} = d.known
         """,
-        (*arrays(list(difference.changed)), times(difference.changed.values())),
+        (
+            *arrays(list(difference.changed)),
+            times(difference.changed.values()),
+            times(before[key] for key in difference.changed),
+        ),
     )
     _change(
         connection,
         len(difference.removed),
         f"""
-        DELETE FROM {table} t USING unnest(%s::int[], %s::bigint[]) d (repository_id, id)
-        WHERE t.{column} = d.id AND t.repository_id = d.repository_id
+        DELETE FROM {table} t USING unnest(%s::int[], %s::bigint[], %s::timestamptz[]) d (repository_id, id, known)
+        WHERE t.{column} = d.id AND t.repository_id = d.repository_id AND t.{time} = d.known
         """,
-        arrays(difference.removed),
+        (*arrays(difference.removed), times(before[key] for key in difference.removed)),
     )
 
 
@@ -349,21 +376,24 @@ def write_removals(
 
 
 def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
-    """Add to counts, and move between live and unreferenced; `deltas` sorted by blob.
+    """Add to counts, and move blobs to the states that follow; `deltas` sorted by blob.
 
     Rows are locked first and in order: an UPDATE alone promises no order, and two workers would deadlock.
     """
     if not deltas:
         return
     blobs = [delta.blob for delta in deltas]
-    _run(
+    locked = _run(
         connection,
-        """
-        SELECT b.id FROM unnest(%s::bigint[]) d (id) JOIN blobs b ON b.id = d.id
-        ORDER BY b.id FOR NO KEY UPDATE OF b
+        f"""
+        SELECT array_agg(id) FILTER (WHERE state = {BlobState.MISSING:d}) FROM (
+            SELECT b.id, b.state FROM unnest(%s::bigint[]) d (id) JOIN blobs b ON b.id = d.id
+            ORDER BY b.id FOR NO KEY UPDATE OF b
+        ) locked
         """,
         (integers(blobs),),
-    )
+    ).fetchone()
+    missing: list[int] | None = None if locked is None else locked[0]
     gone = "b.reference_count + d.refs = 0 AND b.link_count + d.links = 0"
     _change(
         connection,
@@ -374,9 +404,7 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
             link_count = b.link_count + d.links,
             size = CASE WHEN b.size < 0 THEN d.size ELSE b.size END,
             unreferenced_since = CASE WHEN {gone} THEN coalesce(b.unreferenced_since, now()) END,
-            state = CASE
-                WHEN b.state NOT IN ({BlobState.LIVE:d}, {BlobState.UNREFERENCED:d}) THEN b.state
-                WHEN {gone} THEN {BlobState.UNREFERENCED:d} ELSE {BlobState.LIVE:d} END
+            state = CASE WHEN {gone} THEN {_counted(referenced=False)} ELSE {_counted(referenced=True)} END
         FROM unnest(%s::bigint[], %s::int[], %s::int[], %s::bigint[]) d (id, refs, links, size)
         WHERE b.id = d.id
         """,
@@ -387,18 +415,35 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
             integers(-1 if delta.size is None else delta.size for delta in deltas),
         ),
     )
+    if missing:
+        # Who was told that it is missing is told that it is not missed any more.
+        _run(
+            connection,
+            f"""
+            INSERT INTO lifecycle_outbox (digest, change, reference_count, link_count)
+            SELECT digest, 'unreferenced', reference_count, link_count FROM blobs
+            WHERE id = ANY(%s::bigint[]) AND state = {BlobState.UNREFERENCED:d} ORDER BY id
+            """,
+            (integers(missing),),
+        )
 
 
-def uncount(connection: Connection[Any], holdings: Sequence[int], links: Iterable[int] = ()) -> None:
-    """Take holdings of these manifests, and links of these blobs, out of the counts; one for each time it is named."""
+def _counted(*, referenced: bool) -> str:
+    """The rule of the domain (`counted`) as an expression over `b.state`."""
+    rule = " ".join(f"WHEN {state:d} THEN {counted(state, referenced=referenced):d}" for state in BlobState)
+    return f"CASE b.state {rule} ELSE b.state END"
+
+
+def recount(connection: Connection[Any], holdings: Sequence[int], links: Iterable[int] = (), *, by: int) -> None:
+    """Count holdings of these manifests, and links of these blobs, `by` more (1) or less (-1) for each time named."""
     references: Counter[int] = Counter()
-    lost = Counter(links)
+    linked = Counter(links)
     listed = manifests(connection, list(holdings))
     for manifest in holdings:
         references.update([manifest, *(listed[manifest] or ())])
     add_counts(
         connection,
-        [Delta(blob, -references[blob], -lost[blob]) for blob in sorted(references.keys() | lost.keys())],
+        [Delta(blob, by * references[blob], by * linked[blob]) for blob in sorted(references.keys() | linked.keys())],
     )
 
 

@@ -6,6 +6,7 @@ Not here: SQL (rows.py), the rules (domain/fold.py), transactions and progress (
 """
 
 from collections import Counter
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from itertools import chain
 from typing import Any
@@ -59,12 +60,13 @@ class Run:
         self._collect()
         self._repositories = rows.repository_ids(self._connection, self._owners)
         self._name_blobs()
-        fold = Fold(self._before(), self._margin)
+        before = self._before()
+        fold = Fold(before, self._margin, self._by_word())
         fold.take(self._facts)
         changes = fold.changes()
         new_manifests = self._learn_manifests(changes)
         self._count(changes)
-        self._write(changes, new_manifests)
+        self._write(before, changes, new_manifests)
         removals = chain(changes.removals.added.values(), changes.removals.changed.values())
         return Applied(
             holdings_added=len(changes.holdings.added),
@@ -85,10 +87,11 @@ class Run:
                 if known is None or known.content is None:
                     pushes[fact.digest] = fact
                     self._size(fact.content)
-                elif fact.content is not None and fact.content.references != known.content.references:
+                elif fact.content is not None and (fact.content.references != known.content.references or fact.read):
                     # Two that say different things of one manifest: believe both.
                     both = unique([*known.content.references, *fact.content.references])
-                    pushes[fact.digest] = known._replace(content=known.content._replace(references=both))
+                    content = known.content._replace(references=both)
+                    pushes[fact.digest] = known._replace(content=content, read=known.read or fact.read)
                     self._size(fact.content)
             if fact.size is not None or fact.digest not in sizes:
                 sizes[fact.digest] = fact.size
@@ -124,6 +127,12 @@ class Run:
             removals=rows.removals(self._connection, list(keys), self._repositories),
         )
 
+    def _by_word(self) -> AbstractSet[RepositoryName]:
+        """Of the repositories from which something is removed, those whose links are not in shared storage."""
+        removed = {fact.repository for fact in self._facts if isinstance(fact, Removed)}
+        elsewhere = rows.pods_elsewhere(self._connection, {self._owners[name] for name in removed})
+        return {name for name in removed if self._owners[name] in elsewhere}
+
     def _learn_manifests(self, changes: Changes) -> list[rows.NewManifest]:
         """Fill in what the manifests of this run list; return those that have no row yet."""
         ids = self._ids
@@ -140,7 +149,7 @@ class Run:
                 kind = push.content.kind
             if manifest not in known:
                 self._refs[manifest] = said
-                new.append(rows.NewManifest(manifest, kind, said))
+                new.append(rows.NewManifest(manifest, kind, said, push.read))
             elif said is not None and kind is not None:
                 self._widen(manifest, kind, known[manifest], said)
         return new
@@ -172,13 +181,15 @@ class Run:
         self._links.update(ids[digest] for _, digest in changes.links.added)
         self._links.subtract(ids[digest] for _, digest in changes.links.removed)
 
-    def _write(self, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
+    def _write(self, before: Before, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
         ids = self._ids
         new_ids = {ids[digest] for digest in self._new}
         self._insert_blobs()
         rows.insert_manifests(self._connection, sorted(new_manifests))
-        rows.write_holdings(self._connection, changes.holdings, ids, self._repositories)
-        rows.write_links(self._connection, changes.links, ids, self._repositories)
+        read = {ids[digest] for digest, push in self._pushes.items() if push.read}
+        rows.verify_manifests(self._connection, read - {manifest.id for manifest in new_manifests})
+        rows.write_holdings(self._connection, before.holdings, changes.holdings, ids, self._repositories)
+        rows.write_links(self._connection, before.links, changes.links, ids, self._repositories)
         rows.write_removals(self._connection, changes.removals, self._repositories)
         sizes = {ids[digest]: self._sizes.get(digest) for digest in self._unsized}
         touched = sorted((self._references.keys() | self._links.keys() | sizes.keys()) - new_ids)

@@ -34,15 +34,15 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
                 """,
                 (grace, BATCH),
             ).fetchall()
-            rows.uncount(connection, [], [row[0] for row in expired])
+            rows.recount(connection, [], [row[0] for row in expired], by=-1)
         total += len(expired)
         if len(expired) < BATCH:
             return total
 
 
 def forget_removals(connection: Connection[Any]) -> int:
-    """Delete removals that nothing can contradict any more; doubtful ones stay. Return how many."""
-    total = 0
+    """Delete removals, and renames, that nothing can contradict any more; doubtful ones stay. Return how many."""
+    total = connection.execute("DELETE FROM renames WHERE seen_at < now() - %s", (REMOVALS_KEPT,)).rowcount
     while True:
         forgotten = connection.execute(
             """

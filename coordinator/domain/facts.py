@@ -12,13 +12,17 @@ from coordinator.domain.references import ManifestContent
 
 
 class ManifestPushed(NamedTuple):
-    """The repository holds the manifest. `content` is None while nobody has said what it lists."""
+    """The repository holds the manifest. `content` is None while nobody has said what it lists.
+
+    `read`: the content is that of the manifest's own bytes, and not a pod's word.
+    """
 
     repository: RepositoryName
     digest: Digest
     at: datetime
     size: int | None
     content: ManifestContent | None
+    read: bool = False
 
 
 class BlobLinked(NamedTuple):

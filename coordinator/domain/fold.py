@@ -5,9 +5,12 @@ and `Fold.changes` says what differs. Pure, so that one rule serves the worker, 
 
 Rules (DESIGN, "The table: facts, not counters"):
 - An addition is applied at once. A late or repeated one changes nothing.
-- A removal is applied only if it is newer than the addition by more than the clock-skew margin; one that is older by
-  more than the margin was overtaken and is dropped; anything between is *doubtful*: the thing is kept until
-  somebody has looked at the pod's own links in storage.
+- A removal is *doubtful*: the thing is kept until somebody has looked at the pod's own links in storage. Events say
+  that things went which are still there (facts: a delete that storage refused, a blob's delete that looks like a
+  manifest's), and a look is cheap.
+- Where nobody can look, because the pod's links are not in shared storage, a registry's word is believed if the removal
+  is newer than the addition by more than the clock-skew margin.
+- A removal that is older than the addition by more than the margin was overtaken, and is dropped.
 - An applied removal is remembered, so that an older addition which arrives after it is doubtful too, not silently
   kept for ever.
 - Known state tells a blob's delete from a manifest's. If the repository has both, the removal is doubtful.
@@ -15,7 +18,7 @@ Rules (DESIGN, "The table: facts, not counters"):
 Invariant: a doubtful removal never removes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -77,11 +80,13 @@ class Changes(NamedTuple):
 class Fold:
     """Takes facts one by one. Holds no more than the facts' own keys."""
 
-    __slots__ = ("_before", "_margin", "holdings", "links", "overtaken", "removals")
+    __slots__ = ("_before", "_by_word", "_margin", "holdings", "links", "overtaken", "removals")
 
-    def __init__(self, before: Before, margin: timedelta) -> None:
+    def __init__(self, before: Before, margin: timedelta, by_word: Container[RepositoryName] = ()) -> None:
+        """`by_word`: repositories whose links nobody can look at."""
         self._before = before
         self._margin = margin
+        self._by_word = by_word
         self.holdings = dict(before.holdings)
         self.links = dict(before.links)
         self.removals = dict(before.removals)
@@ -142,7 +147,7 @@ class Fold:
         if verdict is Verdict.OVERTAKEN:
             self.overtaken += 1
             return
-        if verdict is Verdict.APPLY:
+        if verdict is Verdict.APPLY and key[0] in self._by_word:
             del present[key]
             known = self.removals.get(key)
             # With nothing left there is nothing left to doubt.

@@ -1,13 +1,45 @@
-"""Which pod owns a repository: pods own name prefixes, and no two prefixes overlap.
+"""Which pod owns a repository: pods own name prefixes, and no two prefixes overlap. And how its registries are named.
 
 Prefix `team` owns `team` and `team/…`, never `teams`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from typing import NamedTuple
 
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.errors import ConflictError
+from coordinator.errors import ConflictError, UsageError
+
+_REGISTRY = re.compile(
+    r"(https?)://(\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9_.-]{0,252}))(?::([0-9]{1,5}))?/?", re.ASCII
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class RegistryUrl(NamedTuple):
+    """Where a registry listens. It is written in one way only, so that two that are the same are seen to be."""
+
+    scheme: str
+    #: A name or an address; of version 6 without its brackets.
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}" + ("" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}")
+
+
+def parse_registry(text: str) -> RegistryUrl:
+    """Read a registry's URL; raises UsageError. A user or a password in it would be shown to everybody."""
+    match = _REGISTRY.fullmatch(text.lower())
+    port = 0 if match is None else int(match[3] or _DEFAULT_PORTS[match[1]])
+    if match is None or not 0 < port < 2**16:
+        # What is wrong may be a password: the text is not repeated.
+        raise UsageError(
+            "A registry's URL is http:// or https://, its host and its port, such as http://10.0.0.7:5000."
+        )
+    return RegistryUrl(match[1], match[2].strip("[]"), port)
 
 
 class PodMode(StrEnum):
@@ -44,9 +76,16 @@ def owner_of(repository: RepositoryName, owners: Mapping[str, PodName]) -> PodNa
 
 def check_prefixes(wanted: Iterable[RepositoryName], owners: Mapping[str, PodName]) -> None:
     """Raise ConflictError if a wanted prefix contains, or lies in, one that is already owned."""
-    taken = dict(owners)
+    taken: dict[str, PodName | None] = dict(owners)
     for prefix in wanted:
         for other, pod in taken.items():
-            if prefix == other or prefix.startswith(f"{other}/") or other.startswith(f"{prefix}/"):
+            if prefix != other and not prefix.startswith(f"{other}/") and not other.startswith(f"{prefix}/"):
+                continue
+            if pod is not None:
                 raise ConflictError(f"Prefix {prefix!r} overlaps {other!r} of pod {pod}: choose another.")
-        taken[prefix] = PodName("this request")
+            outer = min(prefix, other, key=len)
+            raise ConflictError(
+                f"Prefixes {prefix!r} and {other!r} overlap: name {outer!r} alone, which owns all below it."
+            )
+        # Of no pod yet, but of this request.
+        taken[prefix] = None

@@ -19,6 +19,12 @@ class GapReason(StrEnum):
     RECORDS_REMOVED = "records-removed"
     #: The broker was killed, and is one that acknowledges records before it keeps them.
     LOG_CUT = "log-cut"
+    #: An operator gave up a dead letter, which may have told of something that the pod has.
+    DISCARDED = "discarded"
+    #: A rename and other events about its repositories came in an order that leaves things under the wrong name.
+    RENAMED = "renamed"
+    #: A pod was given a prefix: what it has there since before is not known.
+    PREFIX_ADDED = "prefix-added"
 
 
 class Progress(NamedTuple):

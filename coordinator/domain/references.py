@@ -73,6 +73,13 @@ class ManifestContent(NamedTuple):
     references: tuple[Reference, ...]
 
 
+#: The names that Baleen reads, by how they look to those who do not tell small letters from capital ones.
+_NAMES = {
+    name.casefold(): name
+    for name in ("mediaType", "config", "layers", "manifests", "fsLayers", "blobs", "digest", "blobSum", "size")
+}
+
+
 class MalformedManifestError(BaleenError):
     """Bytes that claim to be a manifest, and are not."""
 
@@ -99,7 +106,7 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
     Raises MalformedManifestError with the reason.
     """
     try:
-        document = json.loads(body)
+        document = json.loads(body, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise MalformedManifestError(f"The manifest is not JSON: {error}.") from error
     if not isinstance(document, dict):
@@ -114,6 +121,17 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
     if len(references) > REFERENCES_LIMIT:
         raise MalformedManifestError(f"The manifest lists more than {REFERENCES_LIMIT} references.")
     return ManifestContent(kind, unique(references))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what registries in Go may read otherwise: to them `Layers` is `layers`, and of two the last wins."""
+    document = dict(pairs)
+    for name in document:
+        if (spelled := _NAMES.get(name.casefold(), name)) != name:
+            raise MalformedManifestError(f"The manifest says {name[:100]!r} for {spelled!r}.")
+    if len(document) != len(pairs):
+        raise MalformedManifestError("The manifest says something twice.")
+    return document
 
 
 def _kind_by_content(document: dict[str, Any]) -> ManifestKind:

@@ -1,12 +1,14 @@
-"""Decide what becomes of each event that a registry posts: accepted, dropped or dead-lettered.
+"""Decide what becomes of each event that a registry posts: accepted, reported, dropped or dead-lettered.
 
 Route: `normalise(body, origin)` -> outcomes in the order of the envelope -> EventProducer.publish.
 Invariants: every event of an envelope has exactly one outcome, and an envelope that cannot be read has one
-dead letter; nothing that a registry sends raises; what is accepted validates against the published schema.
+dead letter; nothing that a registry sends raises; what is accepted validates against the published schema; a pull
+is never a dead letter.
 Not here: who sent it (service.py), what an accepted event does to the table (the reference processor).
 """
 
 import datetime as dt
+import re
 from collections.abc import Collection
 from typing import Final, Literal, NamedTuple, cast
 
@@ -17,7 +19,14 @@ from coordinator.domain.pods import prefixes_of
 from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, REFERENCES_LIMIT
 from coordinator.errors import InvalidNameError
 from schemas.envelope import CONTENT_TYPES, Descriptor, Envelope, Event, Rename
-from schemas.records import DeadLetter, ReferenceRecord, Refusal, RegistryEvent, RenameRecord
+from schemas.records import (
+    DeadLetter,
+    ReferenceRecord,
+    Refusal,
+    RegistryEvent,
+    RegistryWatermark,
+    RenameRecord,
+)
 
 #: What a dead letter keeps of what was sent.
 PAYLOAD_LIMIT: Final = 64 * 1024
@@ -28,6 +37,10 @@ COMMAS_LIMIT: Final = 400_000
 #: Ids, and names of processes: what is longer is not one.
 ID_LIMIT: Final = 255
 SIZE_LIMIT: Final = 2**63 - 1
+#: Of the probes in one envelope only the last ones report: each becomes a record in every partition.
+REPORTS_LIMIT: Final = 8
+#: In the User-Agent of a probe (coordinator/pods/prober.py): its nonce.
+PROBE: Final = re.compile(r"\bbaleen-probe/([0-9a-f]{32})(?![0-9A-Za-z])")
 EARLIEST: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
 
@@ -37,10 +50,23 @@ _envelope = msgspec.json.Decoder(Envelope)
 _event = msgspec.json.Decoder(Event)
 
 
+class _Action(msgspec.Struct):
+    action: str = ""
+
+
+_action = msgspec.json.Decoder(_Action)
+
+
 class Accepted(NamedTuple):
     """Goes to registry.events."""
 
     event: RegistryEvent
+
+
+class Reported(NamedTuple):
+    """A probe that came back: goes to every partition, after all else that the envelope came to."""
+
+    record: RegistryWatermark
 
 
 class Dropped(NamedTuple):
@@ -55,7 +81,7 @@ class DeadLettered(NamedTuple):
     letter: DeadLetter
 
 
-Outcome = Accepted | Dropped | DeadLettered
+Outcome = Accepted | Reported | Dropped | DeadLettered
 
 
 class Origin(NamedTuple):
@@ -85,15 +111,15 @@ def normalise(body: bytes, origin: Origin) -> list[Outcome]:
 def retry(letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
     """Return the outcomes of a dead letter's payload under the rules and prefixes of now.
 
-    What was cut cannot be read again, and stays a dead letter.
+    What was cut cannot be read again, and stays a dead letter. A probe in it came back long ago, and reports nothing.
     """
     body = letter.payload.encode()
     if letter.payload_bytes != len(body):
         return [DeadLettered(letter)]
     origin = Origin(letter.pod, prefixes, letter.received_at, letter.content_type)
-    if letter.reason == "content-type" or _is_envelope(body):
-        return normalise(body, origin)
-    return [_outcome(body, origin)]
+    whole = letter.reason == "content-type" or _is_envelope(body)
+    outcomes = normalise(body, origin) if whole else [_outcome(body, origin)]
+    return [Dropped("pull") if isinstance(outcome, Reported) else outcome for outcome in outcomes]
 
 
 def dead_letter(origin: Origin, reason: Refusal, detail: str, sent: bytes, size: int | None = None) -> DeadLetter:
@@ -136,23 +162,41 @@ def _normalise(body: bytes, origin: Origin) -> list[Outcome]:
     if len(events) > EVENTS_LIMIT:
         detail = f"The envelope holds more than {EVENTS_LIMIT} events."
         return [DeadLettered(dead_letter(origin, "oversized", detail, body))]
-    return [_outcome(bytes(memoryview(raw)), origin) for raw in events]
+    outcomes = [_outcome(bytes(memoryview(raw)), origin) for raw in events]
+    reported = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, Reported)]
+    for at in reported[:-REPORTS_LIMIT]:
+        outcomes[at] = Dropped("pull")
+    return outcomes
 
 
 def _outcome(raw: bytes, origin: Origin) -> Outcome:
     try:
         return _decide(raw, origin)
     except _Refused as refused:
-        return DeadLettered(dead_letter(origin, refused.reason, refused.detail, raw))
+        return DeadLettered(dead_letter(origin, refused.reason, refused.detail, _short(raw)))
+
+
+def _short(raw: bytes) -> bytes:
+    """An event that is too long to be kept whole, without its references: a retry has them read from storage."""
+    if len(raw) <= PAYLOAD_LIMIT:
+        return raw
+    try:
+        event = msgspec.json.decode(raw)
+        del event["target"]["references"]
+    except (*_UNREADABLE, KeyError, TypeError):
+        return raw
+    return msgspec.json.encode(event)
 
 
 def _decide(raw: bytes, origin: Origin) -> Outcome:
     try:
         event = _event.decode(raw)
     except _UNREADABLE as error:
+        if _is_pull(raw):
+            return Dropped("pull")
         raise _Refused("malformed", f"The event cannot be read: {error}.") from error
     if event.action == "pull":
-        return Dropped("pull")
+        return _reported(event, origin) or Dropped("pull")
     if event.action not in {"push", "mount", "delete", "rename"}:
         raise _Refused("unknown-action", f"The action {event.action[:100]!r} is not known.")
     _check_form(event)
@@ -183,6 +227,21 @@ def _decide(raw: bytes, origin: Origin) -> Outcome:
             request_id=_clean(event.request.id)[:ID_LIMIT],
         )
     )
+
+
+def _is_pull(raw: bytes) -> bool:
+    try:
+        return _action.decode(raw).action == "pull"
+    except _UNREADABLE:
+        return False
+
+
+def _reported(event: Event, origin: Origin) -> Reported | None:
+    """What a pull reports: nothing, unless it is a probe's, of a process that says which it is."""
+    source, probe = event.source.instance_id, PROBE.search(event.request.useragent)
+    if probe is None or not source or len(source) > ID_LIMIT or "\0" in source:
+        return None
+    return Reported(RegistryWatermark(action="watermark", pod=origin.pod, source=source, nonce=probe[1]))
 
 
 def _check_form(event: Event) -> None:

@@ -2,7 +2,12 @@
 
 Route: Ingest -> `publish(outcomes)` -> registry.events and registry.dead-letters, in order.
 Invariants: records of one partition arrive in the order of the outcomes; after a failure nothing of what was
-not acknowledged is kept for later, since the registry sends it again and a late copy would be out of order.
+not acknowledged is kept for later, since the registry sends it again and a late copy would be out of order; a
+watermark is handed over only after everything else is acknowledged, and stands in every partition.
+
+Which partitions there are is asked of the brokers for each watermark. One that nobody knew of when a watermark was
+written has none, and its source has then not reported as far as that partition goes: once the processor has heard of
+the partition, by being given it or by a later watermark, the pod's watermark is unknown until the next probe.
 
 A client (aiokafka's producer, idempotent, `acks=all`) that failed once is thrown away and another connected
 in the background: an idempotent client that missed an acknowledgement can have a gap in its numbering,
@@ -15,19 +20,29 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
+from aiokafka.partitioner import DefaultPartitioner
 
 from coordinator.errors import UnavailableError
 from coordinator.ingest.connection import client_arguments
-from coordinator.ingest.normalise import Accepted, DeadLettered, Dropped, Origin, Outcome, dead_letter
+from coordinator.ingest.normalise import (
+    Accepted,
+    DeadLettered,
+    Dropped,
+    Origin,
+    Outcome,
+    Reported,
+    dead_letter,
+)
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, largest_event
 from coordinator.settings import Settings
-from schemas.records import Record, headers, key_of
+from schemas.records import RECORD_CONTENT_TYPE, Record, RegistryWatermark, headers, key_of
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +52,17 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 #: What is kept of a dead letter that Kafka refuses as too large.
 SHORT_PAYLOAD: Final = 1000
+_TOPICS: Final = (EVENTS, DEAD_LETTERS)
 
 _encoder = msgspec.json.Encoder()
+_partitioner = DefaultPartitioner()
+
+
+class _Partitions(NamedTuple):
+    """The partitions that there are, by number."""
+
+    events: list[int]
+    letters: list[int]
 
 
 class EventProducer:
@@ -74,33 +98,30 @@ class EventProducer:
         return self._client is not None
 
     async def publish(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Write what is accepted and dead-lettered; return the outcomes as they were written.
+        """Write what is accepted and dead-lettered, then what is reported; return the outcomes as they were written.
 
         They differ from those given only where Kafka takes no record of that size: such an event is
         dead-lettered. Raises UnavailableError when Kafka did not acknowledge everything in time.
         """
         written = list(outcomes)
-        waiting = [at for at, outcome in enumerate(written) if not isinstance(outcome, Dropped)]
+        waiting = [at for at, outcome in enumerate(written) if isinstance(outcome, Accepted | DeadLettered)]
+        reports = [outcome.record for outcome in written if isinstance(outcome, Reported)]
         try:
             async with asyncio.timeout(self._timeout):
                 while waiting:
                     waiting = await self._deliver(written, waiting)
+                # Later events of the envelope may be there already: a watermark claims only what came before it.
+                if reports:
+                    await self._report(reports)
         except TimeoutError:
             raise UnavailableError("Kafka did not acknowledge the events in time: send them again.") from None
         return written
 
     async def _deliver(self, written: list[Outcome], waiting: list[int]) -> list[int]:
         """Send what waits, in order; return what must be sent again, because a neighbour was too large."""
-        client = await self._any_client()
-        try:
+        async with self._using() as client:
             sent = [(at, await self._send(client, written, at)) for at in waiting]
             await asyncio.wait([future for _, future in sent])
-        except KafkaError as error:
-            self._discard(client)
-            raise UnavailableError(f"Kafka does not take the events: {error!r}.") from error
-        except (asyncio.CancelledError, UnavailableError):
-            self._discard(client)
-            raise
         failed = [(at, problem) for at, future in sent if (problem := future.exception()) is not None]
         if not failed:
             return []
@@ -112,15 +133,40 @@ class EventProducer:
             written[at] = _as_oversized(written[at])
         return [at for at, _ in failed]
 
+    async def _report(self, reports: Sequence[RegistryWatermark]) -> None:
+        """Write each to the pod's partition of dead letters, and to every partition of events."""
+        async with self._using() as client:
+            partitions = await _partitions(client)
+            sent = [
+                _expected(await client.send(topic, value, key=key, partition=number, headers=headers(report)))
+                for report in reports
+                for topic, number, key, value in _copies(report, partitions)
+            ]
+            await asyncio.wait(sent)
+        if problem := next((problem for future in sent if (problem := future.exception()) is not None), None):
+            self._discard(client)
+            raise UnavailableError(f"Kafka does not take the watermark: {problem!r}.") from problem
+
+    @contextlib.asynccontextmanager
+    async def _using(self) -> AsyncIterator[AIOKafkaProducer]:
+        """Give a client; one that fails, or whose work is given up, is thrown away."""
+        client = await self._any_client()
+        try:
+            yield client
+        except KafkaError as error:
+            self._discard(client)
+            raise UnavailableError(f"Kafka does not take the events: {error!r}.") from error
+        except (asyncio.CancelledError, UnavailableError):
+            self._discard(client)
+            raise
+
     async def _send(self, client: AIOKafkaProducer, written: list[Outcome], at: int) -> asyncio.Future[object]:
         try:
             future = await _hand_over(client, written[at])
         except MessageSizeTooLargeError:
             written[at] = _as_oversized(written[at])
             future = await _hand_over(client, written[at])
-        # A failure that nobody waits for any longer is no surprise.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return future
+        return _expected(future)
 
     async def _any_client(self) -> AIOKafkaProducer:
         while self._client is None:
@@ -135,6 +181,7 @@ class EventProducer:
                 acks="all",
                 enable_idempotence=True,
                 linger_ms=0,
+                partitioner=_partitioner,
                 max_batch_size=BATCH_BYTES,
                 max_request_size=largest_event(self._settings),
                 request_timeout_ms=round(self._timeout * 1000),
@@ -178,10 +225,28 @@ async def _hand_over(client: AIOKafkaProducer, outcome: Outcome) -> asyncio.Futu
             topic, record, key = EVENTS, event, key_of(event)
         case DeadLettered(letter):
             topic, record, key = DEAD_LETTERS, letter, letter.pod.encode()
-        case Dropped():  # pragma: no cover
-            raise AssertionError("What is dropped is not published.")
+        case Reported() | Dropped():  # pragma: no cover
+            raise AssertionError("What is reported is published in another way, and what is dropped is not.")
     _check_topic(client, topic)
     future: asyncio.Future[object] = await client.send(topic, _encoder.encode(record), key=key, headers=headers(record))
+    return future
+
+
+def _copies(report: RegistryWatermark, partitions: _Partitions) -> Iterable[tuple[str, int, bytes | None, bytes]]:
+    """Topic, partition, key and value of each copy of a watermark; each copy says where all the others are."""
+    key = report.pod.encode()
+    letters: int = _partitioner(key, partitions.letters, partitions.letters)
+    value = _encoder.encode(
+        msgspec.structs.replace(report, partitions=len(partitions.events), letters_partition=letters)
+    )
+    yield DEAD_LETTERS, letters, key, value
+    for number in partitions.events:
+        yield EVENTS, number, None, value
+
+
+def _expected(future: asyncio.Future[object]) -> asyncio.Future[object]:
+    """A failure that nobody waits for any longer is no surprise."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future
 
 
@@ -189,9 +254,11 @@ def _as_oversized(outcome: Outcome) -> Outcome:
     """What Kafka is set up to refuse must not come back for ever, and must not be forgotten."""
     match outcome:
         case Accepted(event):
-            origin = Origin(event.pod, (), dt.datetime.now(dt.UTC))
+            origin = Origin(event.pod, (), dt.datetime.now(dt.UTC), RECORD_CONTENT_TYPE)
             detail = "Kafka takes no record as large as this event: mend it as `baleen topics create` says."
-            return DeadLettered(dead_letter(origin, "oversized", detail, _encoder.encode(event)))
+            # Its references make it large. A retry without them has them read from the manifest's bytes.
+            kept = msgspec.structs.replace(event, references=None)
+            return DeadLettered(dead_letter(origin, "oversized", detail, _encoder.encode(kept)))
         case DeadLettered(letter) if len(letter.payload) > SHORT_PAYLOAD:
             return DeadLettered(msgspec.structs.replace(letter, payload=letter.payload[:SHORT_PAYLOAD]))
         case _:
@@ -201,8 +268,23 @@ def _as_oversized(outcome: Outcome) -> Outcome:
 async def _check_topics(client: AIOKafkaProducer) -> None:
     # The client then asks for all topics that there are; asking for one by its name would make it.
     await client.client.set_topics(())
-    for topic in (EVENTS, DEAD_LETTERS):
+    for topic in _TOPICS:
         _check_topic(client, topic)
+
+
+async def _partitions(client: AIOKafkaProducer) -> _Partitions:
+    """Ask the brokers which partitions there are now: what the client knows may be minutes old."""
+    now = _partitions_in(await client.client.fetch_all_metadata())
+    if _partitions_in(client.client.cluster) != now:
+        await client.client.force_metadata_update()
+    if _partitions_in(client.client.cluster) != now or not all(now):
+        raise UnavailableError("Kafka's topics are being changed: send the events again.")
+    return now
+
+
+def _partitions_in(cluster: ClusterMetadata) -> _Partitions:
+    events, letters = (cluster.partitions_for_topic(topic) or () for topic in _TOPICS)
+    return _Partitions(sorted(events), sorted(letters))
 
 
 def _check_topic(client: AIOKafkaProducer, topic: str) -> None:

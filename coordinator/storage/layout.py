@@ -11,10 +11,30 @@
 A link object's content is `sha256:<hex>`.
 """
 
-from coordinator.domain.names import Digest, RepositoryName
+from typing import NamedTuple
+
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import DIGEST_BYTES, Digest, RepositoryName, parse_repository
+from coordinator.errors import InvalidNameError
 
 BASE = "docker/registry/v2"
 BLOBS = f"{BASE}/blobs/sha256/"
+REPOSITORIES = f"{BASE}/repositories/"
+
+
+#: Where a repository keeps links of each kind.
+LINK_FOLDERS = {LinkKind.REVISION: "_manifests/revisions/sha256/", LinkKind.LAYER: "_layers/sha256/"}
+#: What follows such a folder: 64 hex digits and the object's name.
+_LINK_NAME = "/link"
+_HEX = 2 * DIGEST_BYTES
+#: Where the digest begins in the key of a blob, and what follows it.
+_BLOB_DIGEST, _DATA = len(BLOBS) + len("00/"), len("/data")
+LINK_LENGTH = _HEX + len(_LINK_NAME)
+
+
+class LinkFolder(NamedTuple):
+    repository: RepositoryName
+    kind: LinkKind
 
 
 def blob_key(digest: Digest) -> str:
@@ -22,17 +42,59 @@ def blob_key(digest: Digest) -> str:
     return f"{BLOBS}{hexadecimal[:2]}/{hexadecimal}/data"
 
 
+def parse_blob_key(key: str) -> Digest | None:
+    """Return the digest of the blob whose bytes are under this key, or None if it is no such key."""
+    hexadecimal = key[_BLOB_DIGEST:-_DATA]
+    try:
+        digest = Digest(bytes.fromhex(hexadecimal))
+    except ValueError:
+        return None
+    # Writing it back is a quick check of everything at once.
+    return digest if len(digest) == DIGEST_BYTES and blob_key(digest) == key else None
+
+
 def repository_prefix(repository: RepositoryName) -> str:
-    return f"{BASE}/repositories/{repository}/"
+    return f"{REPOSITORIES}{repository}/"
+
+
+def link_folder(repository: RepositoryName, kind: LinkKind) -> str:
+    return repository_prefix(repository) + LINK_FOLDERS[kind]
+
+
+def link_key(repository: RepositoryName, kind: LinkKind, digest: Digest) -> str:
+    return f"{link_folder(repository, kind)}{digest.hex()}{_LINK_NAME}"
 
 
 def layer_link_key(repository: RepositoryName, digest: Digest) -> str:
-    return f"{repository_prefix(repository)}_layers/sha256/{digest.hex()}/link"
-
-
-def revisions_prefix(repository: RepositoryName) -> str:
-    return f"{repository_prefix(repository)}_manifests/revisions/sha256/"
+    return link_key(repository, LinkKind.LAYER, digest)
 
 
 def revision_link_key(repository: RepositoryName, digest: Digest) -> str:
-    return f"{revisions_prefix(repository)}{digest.hex()}/link"
+    return link_key(repository, LinkKind.REVISION, digest)
+
+
+def parse_link_folder(key: str) -> tuple[str, LinkFolder] | None:
+    """Return the beginning of the key up to its digest, and what it is; None for what is no link below a folder."""
+    if not key.startswith(REPOSITORIES):
+        return None
+    # No component of a repository's name begins with an underscore.
+    end = key.find("/_", len(REPOSITORIES))
+    for kind, folder in LINK_FOLDERS.items():
+        if end > 0 and key.startswith(folder, end + 1):
+            try:
+                return key[: end + 1 + len(folder)], LinkFolder(parse_repository(key[len(REPOSITORIES) : end]), kind)
+            except InvalidNameError:
+                return None
+    return None
+
+
+def parse_link_name(name: str) -> Digest | None:
+    """Return the digest of what follows a folder of links, or None if it is no link."""
+    hexadecimal = name[:_HEX]
+    if name[_HEX:] != _LINK_NAME:
+        return None
+    try:
+        digest = bytes.fromhex(hexadecimal)
+    except ValueError:
+        return None
+    return Digest(digest) if digest.hex() == hexadecimal else None

@@ -8,16 +8,22 @@ The order of a listing is the store's own: by the keys' UTF-8 bytes on S3 itself
 directories (SeaweedFS: `a/x` comes before `a-b`), by neither on SeaweedFS with versions. So `walk` is what lists
 everything; pages by `start_after` are for prefixes below which all names of a level have one length, as below
 `blobs/`: there all stores agree.
-Not here: versions, markers and copies; garbage collection brings them.
+`ObjectReader` is what a store that is only looked at has to offer, `ObjectStore` is the shared layer.
+Versions: a store may keep what is overwritten or deleted; a *marker* is what a delete then leaves on top.
+Not here: hiding and deleting single versions; garbage collection brings them.
 """
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from coordinator.errors import NotFoundError, UsageError
 
 LIST_LIMIT = 1000
+CHUNK_BYTES = 1 << 20
+#: Of one key, the newest.
+VERSIONS_LIMIT = 100
 
 
 class ObjectNotFoundError(NotFoundError):
@@ -32,7 +38,42 @@ class ObjectInfo(NamedTuple):
     modified_at: datetime.datetime
 
 
-class ObjectStore(Protocol):
+class ObjectVersion(NamedTuple):
+    """One state of an object that the store keeps."""
+
+    #: The store's name for it; one that keeps no versions calls the only one something too.
+    version: str
+    #: Bytes; None of a marker: the object was deleted here, and what lies below it is not served.
+    size: int | None
+    #: By the store's clock.
+    modified_at: datetime.datetime
+    #: This is what is served; nothing is, if it is a marker.
+    latest: bool
+
+    @property
+    def is_marker(self) -> bool:
+        return self.size is None
+
+
+class Unfinished(NamedTuple):
+    """An upload in parts that was begun, and neither ended nor given up."""
+
+    key: str
+    #: By the store's clock.
+    begun_at: datetime.datetime
+
+
+class OpenObject(NamedTuple):
+    """An object that is being read."""
+
+    size: int
+    #: The store's name for just these bytes, for `copy_from`; None where it has none.
+    etag: str | None
+    #: All of the bytes, in pieces of at most CHUNK_BYTES. What breaks off raises UnavailableError, and never just ends.
+    chunks: Iterator[bytes]
+
+
+class ObjectReader(Protocol):
     """Safe to use from several threads. Every call has a timeout; UnavailableError when the store does not answer.
 
     A store that answers with an error is *unavailable*, never *not found*: an outage must not look like a loss.
@@ -46,12 +87,8 @@ class ObjectStore(Protocol):
         """Return what is known of the object, or None if there is none."""
         ...
 
-    def put(self, key: str, body: bytes) -> None:
-        """Store the object, whole or not at all, in place of one that is there."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Delete the object; that there is none is not an error."""
+    def open(self, key: str) -> AbstractContextManager[OpenObject]:
+        """Give the object to read piece by piece, whatever its size; raises ObjectNotFoundError."""
         ...
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
@@ -70,6 +107,62 @@ class ObjectStore(Protocol):
 
     def check(self) -> None:
         """Return if the store answers and the bucket is there; else raises UnavailableError."""
+        ...
+
+
+class ObjectStore(ObjectReader, Protocol):
+    def put(self, key: str, body: bytes) -> None:
+        """Store the object, whole or not at all, in place of one that is there."""
+        ...
+
+    def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
+        """As `put`, for `size` bytes that come piece by piece; little of them is held in memory at once.
+
+        Nothing is stored if they are not as many (UsageError), or if getting them raises: that is raised.
+        """
+        ...
+
+    def copy_from(self, source: ObjectReader, source_key: str, key: str, *, etag: str | None = None) -> bool:
+        """Copy an object within the service that both stores are on, without its bytes travelling here.
+
+        False, with nothing done, if the service cannot: then the bytes have to be read and put. With `etag` only
+        the bytes that have it are copied; raises ConflictError if it is another object by now, ObjectNotFoundError if
+        there is none.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Delete the object; that there is none is not an error."""
+        ...
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Give the beginnings `<prefix>…/`, up to the next slash, of all keys that begin with prefix and go on so.
+
+        Each once; also one that has just lost its last key may be among them.
+        """
+        ...
+
+    def versions(self, key: str) -> Sequence[ObjectVersion]:
+        """Return the newest VERSIONS_LIMIT states of an object, the newest first; none if it never was.
+
+        A store that keeps no versions has one of an object that is there. Markers and versions that are not the
+        latest may change places if they are of the same second.
+        """
+        ...
+
+    def open_version(self, key: str, version: str) -> AbstractContextManager[OpenObject]:
+        """As `open`, of a version with bytes that `versions` gave; raises ObjectNotFoundError if it is gone."""
+        ...
+
+    def remove_marker(self, key: str, version: str) -> bool:
+        """Take a marker away, so that what lies below it is served again; False if there is no such marker.
+
+        Never takes away a version with bytes.
+        """
+        ...
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """Give every unfinished upload in parts of a key that begins with prefix, in no order."""
         ...
 
 

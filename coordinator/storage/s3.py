@@ -6,13 +6,17 @@ wrong setting never looks like an empty registry. (SeaweedFS makes a bucket that
 of an administrator's key, as its default is.)
 """
 
+import datetime
 import ipaddress
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -21,18 +25,45 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
+from botocore.utils import parse_timestamp
 
-from coordinator.errors import SettingsError, UnavailableError, UsageError
-from coordinator.storage.port import LIST_LIMIT, ObjectInfo, ObjectNotFoundError, check_key, page_size
+from coordinator.errors import ConflictError, SettingsError, UnavailableError, UsageError
+from coordinator.storage.port import (
+    CHUNK_BYTES,
+    LIST_LIMIT,
+    VERSIONS_LIMIT,
+    ObjectInfo,
+    ObjectNotFoundError,
+    ObjectReader,
+    ObjectVersion,
+    OpenObject,
+    Unfinished,
+    check_key,
+    page_size,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 CONNECT_TIMEOUT_S = 3.0
 #: Without a single byte; a large body may take longer in all.
 READ_TIMEOUT_S = 20.0
 #: A store that never answers is given up after ATTEMPTS times these, and pauses of a few seconds.
 ATTEMPTS = 3
+
+#: S3 wants parts of 5 MiB at least and 10,000 of them at most; one is held in memory while it is sent.
+PART_BYTES = 8 << 20
+PARTS_LIMIT = 10_000
+#: Larger objects are copied in parts: S3 allows 5 GiB in one call, and a call has to be through before it times out.
+COPY_LIMIT = COPY_PART_BYTES = 512 << 20
+#: What a store answers that may not, or cannot, copy between these two places: the bytes then go through us.
+_NO_COPY = frozenset({"AccessDenied", "NotImplemented", "MethodNotAllowed"})
+
+_NO_SUCH = frozenset({"NoSuchKey", "NoSuchVersion"})
+
+#: boto3's sessions are not made for several threads; their clients are.
+_session_lock = threading.Lock()
 
 
 class S3ObjectStore:
@@ -44,7 +75,7 @@ class S3ObjectStore:
         root: str = "",
         *,
         endpoint_url: str | None = None,
-        region: str = "us-east-1",
+        region: str | None = "us-east-1",
         access_key: str | None = None,
         secret_key: str | None = None,
         connect_timeout: float = CONNECT_TIMEOUT_S,
@@ -53,24 +84,33 @@ class S3ObjectStore:
     ) -> None:
         self.bucket = bucket
         self.root = f"{check_key(root.strip('/'))}/" if root.strip("/") else ""
-        config = Config(
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            s3={"addressing_style": "path"} if endpoint_url else {},
-            max_pool_connections=32,
-            # No proxy leads to this machine's own loopback.
-            proxies={} if endpoint_url and _is_loopback(endpoint_url) else None,
-        )
-        try:
-            self._client: S3Client = boto3.client(
-                "s3",
-                endpoint_url=endpoint_url,
-                region_name=region,
-                aws_access_key_id=access_key,
-                aws_secret_access_key=secret_key,
-                config=config,
+
+        def connected(endpoint: str | None) -> "S3Client":
+            config = Config(
+                connect_timeout=connect_timeout,
+                read_timeout=read_timeout,
+                retries={"mode": "standard", "total_max_attempts": attempts},
+                s3={"addressing_style": "path"} if endpoint else {},
+                max_pool_connections=32,
+                # No proxy leads to this machine's own loopback.
+                proxies={} if endpoint and _is_loopback(endpoint) else None,
             )
+            with _session_lock:
+                return _session().client(
+                    "s3",
+                    endpoint_url=endpoint,
+                    region_name=region,
+                    aws_access_key_id=access_key,
+                    aws_secret_access_key=secret_key,
+                    config=config,
+                )
+
+        try:
+            self._client = connected(endpoint_url)
+            found = self._client.meta.endpoint_url
+            if endpoint_url is None and not _is_amazon(found):
+                # One that boto3 found, in AWS_ENDPOINT_URL or its configuration.
+                self._client = connected(found)
         except (ValueError, BotoCoreError) as error:
             raise SettingsError(
                 f"The S3 settings cannot be used ({type(error).__name__}): check BALEEN_S3_ENDPOINT_URL, "
@@ -90,20 +130,122 @@ class S3ObjectStore:
                 return body.read()
 
     def head(self, key: str) -> ObjectInfo | None:
+        answer = self._head(key)
+        return None if answer is None else ObjectInfo(key, answer["ContentLength"], answer["LastModified"])
+
+    def _head(self, key: str) -> Any:
         with self._translated(key):
             try:
-                answer = self._client.head_object(Bucket=self.bucket, Key=self._path(key))
+                return self._client.head_object(Bucket=self.bucket, Key=self._path(key))
             except ClientError as error:
                 if _status(error) != 404:
                     raise
                 # HEAD has no body to say what was not found: a missing bucket must not look like a missing object.
                 self.check()
                 return None
-            return ObjectInfo(key, answer["ContentLength"], answer["LastModified"])
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[OpenObject]:
+        with self._opened(key) as opened:
+            yield opened
+
+    @contextmanager
+    def open_version(self, key: str, version: str) -> Iterator[OpenObject]:
+        with self._opened(key, VersionId=version) as opened:
+            yield opened
+
+    @contextmanager
+    def _opened(self, key: str, **which: Any) -> Iterator[OpenObject]:
+        with self._translated(key):
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._path(key), **which)
+        with closing(answer["Body"]) as body:
+            yield OpenObject(answer["ContentLength"], answer.get("ETag"), self._chunks(key, body.read))
+
+    def _chunks(self, key: str, read: Callable[[int], bytes]) -> Iterator[bytes]:
+        while True:
+            with self._translated(key):
+                chunk = read(CHUNK_BYTES)  # the read at the end raises if bytes are wanting
+            if not chunk:
+                return
+            yield chunk
 
     def put(self, key: str, body: bytes) -> None:
         with self._translated(key):
             self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body)
+
+    def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
+        part_bytes = max(PART_BYTES, -(-size // PARTS_LIMIT))
+        parts = _parts(key, chunks, size, part_bytes)
+        if size <= part_bytes:
+            self.put(key, b"".join(parts))
+            return
+        with self._multipart(key) as (upload, done):
+            for number, part in enumerate(parts, 1):
+                with self._translated(key):
+                    answer = self._client.upload_part(**upload, PartNumber=number, Body=part)
+                done.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+    def copy_from(self, source: ObjectReader, source_key: str, key: str, *, etag: str | None = None) -> bool:
+        if not isinstance(source, S3ObjectStore) or source.endpoint != self.endpoint:
+            return False
+        size, request = source.copy_source(source_key)
+        if etag is not None and request["CopySourceIfMatch"] != etag:
+            raise _changed(source_key)
+        try:
+            self._copy(key, size, request)
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in _NO_COPY or _status(error) in {403, 405, 501}:
+                return False
+            if code == "PreconditionFailed" or _status(error) == 412:
+                raise _changed(source_key) from error
+            with self._translated(key):
+                raise
+        return True
+
+    @property
+    def endpoint(self) -> str:
+        return self._client.meta.endpoint_url
+
+    def copy_source(self, key: str) -> tuple[int, dict[str, Any]]:
+        """Return an object's size, and how S3 is told to copy just these bytes: parts must not be of two objects."""
+        found = self._head(key)
+        if found is None:
+            raise ObjectNotFoundError(f"There is no object {key!r} in bucket {self.bucket!r}.")
+        place = {"Bucket": self.bucket, "Key": self._path(key)}
+        return found["ContentLength"], {"CopySource": place, "CopySourceIfMatch": found["ETag"]}
+
+    def _copy(self, key: str, size: int, request: dict[str, Any]) -> None:
+        """Copy by the service; what it refuses is raised as it comes."""
+        if size <= COPY_LIMIT:
+            with self._translated(key, refusals=False):
+                self._client.copy_object(Bucket=self.bucket, Key=self._path(key), **request)
+            return
+        with self._multipart(key) as (upload, done):
+            part_bytes = max(COPY_PART_BYTES, -(-size // PARTS_LIMIT))
+            for number, start in enumerate(range(0, size, part_bytes), 1):
+                piece = f"bytes={start}-{min(start + part_bytes, size) - 1}"
+                with self._translated(key, refusals=False):
+                    answer = self._client.upload_part_copy(
+                        **upload, PartNumber=number, CopySourceRange=piece, **request
+                    )
+                done.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+
+    @contextmanager
+    def _multipart(self, key: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+        """Begin an upload in parts; it takes effect at the end of the block, and leaves nothing if that raises."""
+        upload: dict[str, Any] = {"Bucket": self.bucket, "Key": self._path(key)}
+        with self._translated(key):
+            upload["UploadId"] = self._client.create_multipart_upload(**upload)["UploadId"]
+        done: list[Any] = []
+        try:
+            yield upload, done
+            with self._translated(key):
+                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
+        except BaseException:
+            with suppress(BotoCoreError, ClientError, OSError):
+                self._client.abort_multipart_upload(**upload)
+            raise
 
     def delete(self, key: str) -> None:
         try:
@@ -126,21 +268,77 @@ class S3ObjectStore:
         for page in self._pages(prefix, None, LIST_LIMIT):
             yield from page
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        for answer in self._answers(prefix, LIST_LIMIT, {"Delimiter": "/"}):
+            for entry in answer.get("CommonPrefixes", []):
+                yield entry["Prefix"].removeprefix(self.root)
+
     def _pages(self, prefix: str, start_after: str | None, size: int) -> Iterator[Sequence[ObjectInfo]]:
-        request: dict[str, Any] = {"StartAfter": self.root + start_after} if start_after else {}
-        while True:
-            with self._translated(prefix):
-                answer = self._client.list_objects_v2(
-                    Bucket=self.bucket, Prefix=self.root + prefix, MaxKeys=size, **request
-                )
+        for answer in self._answers(prefix, size, {"StartAfter": self.root + start_after} if start_after else {}):
             yield [
                 ObjectInfo(entry["Key"].removeprefix(self.root), entry["Size"], entry["LastModified"])
                 for entry in answer.get("Contents", [])
                 if not entry["Key"].endswith("/")  # what some stores show of directories
             ]
+
+    def _answers(self, prefix: str, size: int, request: dict[str, Any]) -> "Iterator[ListObjectsV2OutputTypeDef]":
+        while True:
+            with self._translated(prefix):
+                answer = self._client.list_objects_v2(
+                    Bucket=self.bucket, Prefix=self.root + prefix, MaxKeys=size, **request
+                )
+            yield answer
             if not answer["IsTruncated"]:
                 return
-            request = {"ContinuationToken": answer["NextContinuationToken"]}
+            request = {k: v for k, v in request.items() if k != "StartAfter"} | {
+                "ContinuationToken": answer["NextContinuationToken"]
+            }
+
+    def versions(self, key: str) -> Sequence[ObjectVersion]:
+        path = self._path(key)
+        found: list[ObjectVersion] = []
+        request: dict[str, Any] = {}
+        while True:
+            with self._translated(key):
+                answer = self._client.list_object_versions(
+                    Bucket=self.bucket, Prefix=path, MaxKeys=VERSIONS_LIMIT, **request
+                )
+            # The key's own come first: it is the least that begins with itself.
+            for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
+                if entry["Key"] == path:
+                    size: int | None = entry.get("Size")  # type: ignore[assignment]
+                    found.append(ObjectVersion(entry["VersionId"], size, entry["LastModified"], entry["IsLatest"]))
+            if not answer["IsTruncated"] or len(found) >= VERSIONS_LIMIT or answer["NextKeyMarker"] != path:
+                break
+            request = {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer["NextVersionIdMarker"]}
+        found.sort(key=lambda each: (each.latest, each.modified_at), reverse=True)
+        return found[:VERSIONS_LIMIT]
+
+    def remove_marker(self, key: str, version: str) -> bool:
+        # Names are given once: what is a marker never becomes a version with bytes.
+        if not any(each.is_marker and each.version == version for each in self.versions(key)):
+            return False
+        with self._translated(key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._path(key), VersionId=version)
+        return True
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        request: dict[str, Any] = {}
+        while True:
+            with self._translated(prefix):
+                answer = self._client.list_multipart_uploads(
+                    Bucket=self.bucket, Prefix=self.root + prefix, MaxUploads=LIST_LIMIT, **request
+                )
+            for entry in answer.get("Uploads", []):
+                yield Unfinished(entry["Key"].removeprefix(self.root), entry["Initiated"])
+            if not answer["IsTruncated"]:
+                return
+            # SeaweedFS goes by one of the two, and takes the other amiss.
+            marks = {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")}
+            after = {name: value for name, value in marks.items() if value}
+            if not after or after == request:
+                raise UnavailableError("The object store does not say how its list of unfinished uploads goes on.")
+            request = after
 
     def check(self) -> None:
         with self._translated(""):
@@ -160,12 +358,15 @@ class S3ObjectStore:
         return self.root + check_key(key)
 
     @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _translated(self, key: str, *, refusals: bool = True) -> Iterator[None]:
+        """Raise boto3's errors as ours; without `refusals` what the store itself answered comes as it is."""
         try:
             yield
         except ClientError as error:
+            if not refusals:
+                raise
             code = error.response.get("Error", {}).get("Code", "")
-            if code == "NoSuchKey":
+            if code in _NO_SUCH:
                 raise ObjectNotFoundError(f"There is no object {key!r} in bucket {self.bucket!r}.") from error
             raise UnavailableError(f"The object store refused {key!r} ({code}): check the S3 settings.") from error
         except (NoCredentialsError, PartialCredentialsError, ParamValidationError) as error:
@@ -174,6 +375,50 @@ class S3ObjectStore:
             ) from error
         except (BotoCoreError, OSError) as error:
             raise UnavailableError(f"The object store does not answer ({type(error).__name__}): try again.") from error
+
+
+@cache
+def _session() -> boto3.session.Session:
+    """A session of our own, whose listings are not held up by a parser of dates that takes any."""
+    session = botocore.session.get_session()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
+    return boto3.session.Session(botocore_session=session)
+
+
+def _parse_time(value: Any) -> datetime.datetime:
+    """Read a time as S3 writes it in listings; anything else is read as boto3 does, ten times as slowly."""
+    try:
+        found = datetime.datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        found = None
+    if found is not None and found.tzinfo is not None:
+        return found
+    parsed: datetime.datetime = parse_timestamp(value)
+    return parsed
+
+
+def _parts(key: str, chunks: Iterable[bytes], size: int, part_bytes: int) -> Iterator[bytes]:
+    """Give `size` bytes in parts of the same length; raises UsageError if there are more or fewer."""
+    came, part = 0, bytearray()
+    for chunk in chunks:
+        came += len(chunk)
+        if came > size:
+            break
+        part += chunk
+        while len(part) > part_bytes:
+            yield bytes(part[:part_bytes])
+            del part[:part_bytes]
+    if came != size:
+        raise UsageError(f"{key} was to have {size} bytes, and {'more' if came > size else came} came.")
+    yield bytes(part)
+
+
+def _changed(key: str) -> ConflictError:
+    return ConflictError(f"{key} is not what it was when it was read: try again.")
+
+
+def _is_amazon(url: str) -> bool:
+    return (urlsplit(url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def _is_loopback(url: str) -> bool:

@@ -1,5 +1,6 @@
 """Removals that may be of something else: kept, remembered, and settled by what is in storage."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -11,6 +12,21 @@ from coordinator.domain.lifecycle import BlobState
 from tests.db.harness import Table, at
 
 MARGIN = timedelta(seconds=10)
+
+
+@pytest.fixture(autouse=True)
+def links_in_storage(table: Table) -> Iterator[None]:
+    """The pods' links can be looked at."""
+    statement = "UPDATE pods SET linker = %s WHERE name IN ('pod-a', 'pod-b')"
+    table.connection.execute(statement, ("link",))
+    yield
+    table.connection.execute(statement, ("relay",))
+
+
+@pytest.fixture
+def by_word(table: Table) -> None:
+    """Nobody can look at the pods' links."""
+    table.connection.execute("UPDATE pods SET linker = 'relay' WHERE name IN ('pod-a', 'pod-b')")
 
 
 def settle(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:
@@ -97,6 +113,7 @@ def test_pods_without_links_in_storage(table: Table) -> None:
     assert [doubtful for _, doubtful in table.removals().values()] == [True]
 
 
+@pytest.mark.usefixtures("by_word")
 def test_a_late_push(table: Table) -> None:
     """A push that is older than a removal that was applied, and comes after it, is held in doubt."""
     table.apply(table.push("a", "m", ["c"], 0), table.removed("a", "m", 50), margin=MARGIN)
@@ -106,6 +123,50 @@ def test_a_late_push(table: Table) -> None:
     assert table.removal("a", "m") == (at(50), True)
     table.apply(table.push("a", "m", ["c"], 61), margin=MARGIN)
     assert table.removals() == {}
+
+
+def test_links_in_storage_are_looked_at(table: Table) -> None:
+    """However much newer a removal is, it is believed after a look at the pod's links (scenario 20)."""
+    table.apply(table.push("a", "m", ["c"], 0), table.link("a", "l", 0), margin=MARGIN)
+    applied = table.apply(table.removed("a", "m", 5000), table.removed("a", "l", 5000), margin=MARGIN)
+    assert (applied.holdings_removed, applied.links_removed, applied.removals_doubtful) == (0, 0, 2)
+    assert settle(table, held=True, linked=False) == 1
+    assert table.holds("a", "m")
+    assert not table.linked("a", "l")
+    assert [doubtful for _, doubtful in table.removals().values()] == [False]
+
+
+def test_an_emptied_repository_is_looked_at(table: Table) -> None:
+    """All that an emptied repository had is doubted but what was surely added later."""
+    table.apply(table.push("a", "m", ["c"], 0), table.link("a", "l", 0), table.push("a", "new", ["c"], 99))
+    applied = table.apply(RepositoryRemoved(table.repository("a"), at(50)), margin=MARGIN)
+    assert (applied.holdings_removed, applied.removals_doubtful) == (0, 2)
+    assert settle(table, held=False, linked=False) == 2
+    assert [table.holds("a", name) for name in ("m", "new")] == [False, True]
+    assert table.check().agrees
+
+
+def gaps_of_renames(table: Table) -> int:
+    found = table.rows("SELECT count(*) FROM gaps WHERE reason = 'renamed' AND settled_at IS NULL")
+    table.connection.execute("DELETE FROM gaps")
+    return int(found[0][0])
+
+
+def test_a_rename_in_another_order_is_a_gap(table: Table) -> None:
+    """What may be under the wrong name since a rename, because events came in another order, holds GC as a gap."""
+    gaps_of_renames(table)
+    old, new = table.repository("old"), table.repository("new")
+    renamed = RepositoryRenamed(old, new, below=True, at=at(50))
+    table.apply(table.push("old", "m", ["c"], 0), renamed, table.push("old", "n", ["c"], 99), margin=MARGIN)
+    assert gaps_of_renames(table) == 0
+    table.apply(table.push("old/x", "late", ["c"], 20), margin=MARGIN)
+    assert gaps_of_renames(table) == 1
+    table.apply(table.push("other", "m", ["c"], 20), table.push("old", "later", ["c"], 98), margin=MARGIN)
+    assert gaps_of_renames(table) == 0
+    # Pushed again after the rename, which only then is seen: it may have been there before, too.
+    table.apply(table.push("a", "m", ["c"], 60), margin=MARGIN)
+    table.apply(RepositoryRenamed(table.repository("a"), table.repository("b"), below=False, at=at(50)), margin=MARGIN)
+    assert gaps_of_renames(table) == 1
 
 
 def test_a_removal_before_its_push(table: Table) -> None:
@@ -118,6 +179,7 @@ def test_a_removal_before_its_push(table: Table) -> None:
     assert table.removal("a", "other") == (at(50), False)
 
 
+@pytest.mark.usefixtures("by_word")
 def test_an_emptied_repository(table: Table) -> None:
     """What is emptied goes if it is surely older, and is doubted if it may be newer; other repositories stay."""
     table.apply(

@@ -76,11 +76,15 @@ def test_nobody_takes_away(table: Table, together: bool) -> None:
     assert table.check().agrees
 
 
-def test_an_empty_list_is_a_list(table: Table) -> None:
-    """A manifest that is known to list nothing is not one of which nothing is known."""
-    table.apply(table.push("a", "m", None), table.push("a", "n", []))
-    digests = {table.digest(name) for name in ("m", "n", "never")}
-    assert directory.known_manifests(table.connection, digests) == {table.digest("n")}
+def test_only_bytes_end_the_reading(table: Table) -> None:
+    """A manifest of which pods say what it lists is not known before its own bytes were read, whoever reads them."""
+    table.apply(table.push("a", "m", ["x"]), table.push("a", "n", None), table.push("a", "o", []))
+    digests = {table.digest(name) for name in ("m", "n", "o", "never")}
+    assert directory.read_manifests(table.connection, digests) == set()
+    table.apply(table.push("b", "m", ["c", "l"], pod="pod-b")._replace(read=True))
+    table.apply(table.push("a", "o", [])._replace(read=True))
+    assert directory.read_manifests(table.connection, digests) == {table.digest("m"), table.digest("o")}
+    assert references(table, "x", "c", "l") == [2, 2, 2]
 
 
 def test_listing_itself(table: Table) -> None:
@@ -128,9 +132,9 @@ def test_sizes(table: Table) -> None:
     assert [row and row.size for row in map(table.blob, ("m", "c", "z", "l"))] == [70, 7, 0, 9]
 
 
-@pytest.mark.parametrize("state", [BlobState.HIDDEN, BlobState.PURGED, BlobState.MISSING])
+@pytest.mark.parametrize("state", [BlobState.HIDDEN, BlobState.PURGED])
 def test_a_state_that_is_not_for_the_apply(table: Table, state: BlobState) -> None:
-    """A hidden, purged or missing blob keeps its state while its counts and date change: others move it on."""
+    """A hidden or purged blob keeps its state while its counts and date change: others move it on."""
     table.apply(table.link("a", "l", 1))
     table.connection.execute("UPDATE blobs SET state = %s WHERE digest = %s", (int(state), table.digest("l")))
     table.apply(table.removed("a", "l", 5))

@@ -1,6 +1,6 @@
 """What facts do to holdings and links: additions at once, removals only when they are surely of what is there."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -38,8 +38,13 @@ def emptied(second: float) -> Removed:
     return Removed(REPOSITORY, DIGEST, at(second), entirely=True)
 
 
-def fold(facts: Sequence[OneFact], margin: timedelta = MARGIN, before: Before | None = None) -> Fold:
-    result = Fold(Before() if before is None else before, margin)
+def fold(
+    facts: Sequence[OneFact],
+    margin: timedelta = MARGIN,
+    before: Before | None = None,
+    by_word: Container[RepositoryName] = (REPOSITORY,),
+) -> Fold:
+    result = Fold(Before() if before is None else before, margin, by_word)
     result.take(facts)
     return result
 
@@ -146,7 +151,7 @@ def test_judge_is_total(added: datetime, removed: datetime, margin: timedelta) -
 @given(histories(both_ways=True), margins)
 def test_nothing_is_removed_in_doubt(facts: list[OneFact], margin: timedelta) -> None:
     """What goes was added longer before the removal than the margin; what stays has no surer removal."""
-    folded = Fold(Before(), margin)
+    folded = Fold(Before(), margin, (REPOSITORY,))
     for fact in facts:
         holdings, links = dict(folded.holdings), dict(folded.links)
         folded.take([fact])

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import check_prefixes, owner_of, prefixes_of
-from coordinator.errors import ConflictError
+from coordinator.domain.pods import check_prefixes, owner_of, parse_registry, prefixes_of
+from coordinator.errors import ConflictError, UsageError
 
 A, B = PodName("pod-a"), PodName("pod-b")
 OWNERS = {"team": A, "other/deep": B}
@@ -59,3 +59,26 @@ def test_no_two_owners(wanted: list[RepositoryName], repository: RepositoryName)
     except ConflictError:
         return
     assert sum(prefix in wanted for prefix in prefixes_of(repository)) <= 1
+
+
+hosts = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,20}", fullmatch=True) | st.ip_addresses(v=6).map(lambda ip: f"[{ip}]")
+
+
+@given(st.sampled_from(["http", "https"]), hosts, st.none() | st.integers(1, 65535))
+def test_a_registry_is_written_in_one_way(scheme: str, host: str, port: int | None) -> None:
+    """However a registry's URL is written, it reads as the same, and what it is written as reads as itself."""
+    text = f"{scheme}://{host}" + ("" if port is None else f":{port}")
+    read = parse_registry(text)
+    assert parse_registry(str(read)) == read == parse_registry(text.upper()) == parse_registry(f"{text}/")
+    assert (read.scheme, read.host, read.port) == (scheme, host.strip("[]"), port or {"http": 80, "https": 443}[scheme])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "registry:5000", "http://", "http://u:secret@h", "http://h/v2", "http://h:0", "http://h:65536", "http://h?q"],
+)
+def test_what_is_no_registry(text: str) -> None:
+    """A URL with a path, a user or without a host is refused, and a password in it is not repeated."""
+    with pytest.raises(UsageError) as refused:
+        parse_registry(text)
+    assert "secret" not in str(refused.value)

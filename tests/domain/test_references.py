@@ -128,6 +128,25 @@ def test_malformed(document: Any, media_type: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        (b'"layers"', b'"Layers"'),
+        (b'"layers"', b'"layers":[],"LAYERS"'),
+        (b'"layers"', b'"layers":[],"layers"'),
+        (b'"layers"', b'"layer\xc5\xbf"'),
+        (b'"digest"', b'"Digest"'),
+        (b'"config"', b'"CONFIG"'),
+    ],
+)
+def test_names_that_go_reads_otherwise(written: bytes, instead: bytes) -> None:
+    """A manifest whose names a registry, which is written in Go, reads otherwise than JSON says is refused."""
+    body = json.dumps(IMAGE, separators=(",", ":")).encode()
+    assert written in body
+    with pytest.raises(MalformedManifestError):
+        parse_manifest(body.replace(written, instead))
+
+
+@pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff", b"\x00", b"[" * 100_000, b'{"a":' * 100_000, b'{"size":' + b"9" * 5000]
 )
 def test_no_json(body: bytes) -> None:

@@ -36,6 +36,7 @@ def test_flood(broker: str, tape: Tape) -> None:
         {
             "kafka_bootstrap": broker,
             "ingest_memory_limit": 3 * MEGABYTE,
+            "ingest_body_limit": 2 * MEGABYTE,
         }
     )
     body = json.dumps({"events": [event()], "padding": "x" * MEGABYTE}).encode()

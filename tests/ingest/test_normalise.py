@@ -190,6 +190,18 @@ def test_retry() -> None:
     assert retry(outcome.letter, {"pod-a"}) == [outcome]
 
 
+def test_a_large_event_can_be_retried() -> None:
+    """An event that is too long to keep whole is kept without its references, and accepted once it is understood."""
+    listed = [{"digest": f"sha256:{number:064x}", "size": 7, "mediaType": "x" * 80} for number in range(450)]
+    (outcome,) = normalise(envelope(event(repository="late/x", references=listed)), ORIGIN)
+    assert isinstance(outcome, DeadLettered)
+    (again,) = retry(outcome.letter, {"late"})
+    assert isinstance(again, Accepted)
+    assert again.event.repository == "late/x"
+    assert again.event.digest is not None
+    assert again.event.references is None
+
+
 def test_retry_of_what_was_cut() -> None:
     """What was cut is not read again: the rest of it might have said anything."""
     body = json.dumps({"events": [event()], "rest": "x" * PAYLOAD_LIMIT}).encode()

@@ -76,11 +76,13 @@ class Place:
 class Child:
     """`python -m workers`, which signals can reach."""
 
+    module = "workers"
+
     def __init__(self, place: Place, log_file: Path) -> None:
         self._log = log_file
         with log_file.open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "workers"],
+                [sys.executable, "-m", self.module],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -331,10 +333,10 @@ class Table:
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
             connection.execute(statement, parameters)
 
-    def add_pods(self, pods: Mapping[str, Sequence[str]]) -> None:
-        """Register pods by name, each with its prefixes."""
+    def add_pods(self, pods: Mapping[str, Sequence[str]], linker: str = "relay") -> None:
+        """Register pods by name, each with its prefixes; nobody looks at the links of a `relay`."""
         for pod, prefixes in pods.items():
-            self.do("INSERT INTO pods (name, event_token_sha256) VALUES (%s, %s)", pod, b"x" * 32)
+            self.do("INSERT INTO pods (name, linker, event_token_sha256) VALUES (%s, %s, %s)", pod, linker, b"x" * 32)
             for prefix in prefixes:
                 self.do("INSERT INTO pod_prefixes SELECT %s, id FROM pods WHERE name = %s", prefix, pod)
 

@@ -57,6 +57,42 @@ def test_what_nobody_said_is_read_from_storage(place: Place, table: Table, log: 
     assert table.letters() == []
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_anothers_word_does_not_end_the_reading(
+    place: Place, table: Table, log: Log, maker: Maker, together: bool
+) -> None:
+    """What one pod says that a manifest lists, or that it lists nothing, takes nothing from the pod that has it."""
+    layer = digest_of("layer")
+    digests = [stored_manifest(place, [layer, digest_of(f"own {number}")]) for number in range(2)]
+    other = Maker("pod-b")
+    wrong = [
+        other.manifest("pod-b/x", digests[0], [digest_of("something else")]),
+        other.manifest("pod-b/x", digests[1], []),
+    ]
+    right = [maker.manifest("pod-a/x", digest, None) for digest in digests]
+    with worker(place):
+        if not together:
+            log.write_events(wrong)
+            table.applied(log)
+        log.write_events([*wrong, *right] if together else right)
+        table.applied(log)
+    counts = table.counts()
+    assert counts[layer].reference_count == 4
+    assert counts[digest_of("something else")].reference_count == 2
+    assert table.letters() == []
+
+
+def test_a_name_beyond_all_limits_holds_nothing_up(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """A record that the database could never take becomes a dead letter, and what comes after it is applied."""
+    good = maker.manifest("pod-a/x", digest_of("m"), [digest_of("layer")])
+    bad = json.loads(encoded(good)) | {"pod": "p" * 12_000}
+    with worker(place):
+        log.write(EVENTS, [json.dumps(bad).encode(), encoded(good)], partition=0)
+        table.applied(log)
+    assert table.counts()[digest_of("layer")].reference_count == 1
+    assert table.letters() == [("", "not-owned")]
+
+
 @pytest.mark.parametrize("wrong", ["absent", "other bytes", "not a manifest", "too deep"])
 def test_a_manifest_that_cannot_be_read_is_kept_and_told(
     place: Place, table: Table, log: Log, maker: Maker, wrong: str

@@ -4,6 +4,7 @@
     pods ─< repositories ─< repository_manifests >─ manifests ── blobs
                          ─< repository_blobs     >──────────────── blobs
                          ─< removals                    (what delete events said)
+    pods ─< renames                                     (what rename events said)
     pods ─< gaps    pods ─< dead_letters    partition_progress    api_tokens
 
 Facts are rows of repository_manifests, manifests and repository_blobs; blobs.reference_count, link_count and state
@@ -115,6 +116,8 @@ class Blob(Base):
             "id",
             postgresql_where=text("unreferenced_since IS NOT NULL"),
         ),
+        # Empty as a rule: missing blobs (state 4) are counted and looked at often.
+        Index("ix_blobs_missing", "id", postgresql_where=text("state = 4")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -150,6 +153,8 @@ class Manifest(Base):
     kind: Mapped[int | None] = mapped_column(SmallInteger)
     #: blobs.id of each distinct reference, in the manifest's order; `kind` tells what each position is.
     refs: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
+    #: The manifest's own bytes were read. Until then `refs` is what pods said, and one of them may be wrong.
+    verified: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class RepositoryManifest(Base):
@@ -217,6 +222,23 @@ class RemovalSeen(Base):
     digest: Mapped[bytes]
 
 
+class RenameSeen(Base):
+    """A rename that was applied, for events under the old name that come after it and happened before."""
+
+    __tablename__ = "renames"
+    __table_args__ = (UniqueConstraint("source", "destination", "below", "at"),)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    pod_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("pods.id"))
+    source: Mapped[str]
+    destination: Mapped[str]
+    #: Repositories under `source/` moved, too.
+    below: Mapped[bool]
+    #: By the registry's clock.
+    at: Mapped[datetime.datetime]
+    seen_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
 class PartitionProgress(Base):
     """How far a partition is applied: written in the transaction that applies, so effect and offset never part."""
 
@@ -239,7 +261,10 @@ class Gap(Base):
 
     __tablename__ = "gaps"
     __table_args__ = (
-        CheckConstraint("reason IN ('log-replaced', 'records-removed', 'log-cut')", name="reason"),
+        CheckConstraint(
+            "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added')",
+            name="reason",
+        ),
         Index("ix_gaps_open", "pod_id", postgresql_where=text("settled_at IS NULL")),
     )
 
@@ -269,6 +294,7 @@ class DeadLetterRow(Base):
         CheckConstraint("(settled_at IS NULL) = (settlement IS NULL)", name="settled"),
         CheckConstraint("settlement IN ('retried', 'discarded')", name="settlement"),
         Index("ix_dead_letters_open", "pod", "id", postgresql_where=text("settled_at IS NULL")),
+        Index("ix_dead_letters_settled", "pod", "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)

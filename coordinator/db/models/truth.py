@@ -60,13 +60,18 @@ class Source(Base):
 
 
 class Watermark(Base):
-    """W(source, partition); only ever moves forward."""
+    """W(source, partition); only ever moves forward.
+
+    Of registry.dead-letters too: what could not be understood holds GC, but only once it is in the table.
+    """
 
     __tablename__ = "watermarks"
-    __table_args__ = (PrimaryKeyConstraint("source_id", "partition"),)
+    __table_args__ = (PrimaryKeyConstraint("source_id", "topic", "partition"),)
 
     source_id: Mapped[int] = mapped_column(ForeignKey("sources.id", ondelete="CASCADE"))
+    topic: Mapped[str] = mapped_column(server_default="registry.events")
     partition: Mapped[int] = mapped_column(Integer)
+    #: -infinity while all that is known is that there is such a partition.
     at: Mapped[datetime.datetime]
 
 
@@ -86,6 +91,8 @@ class Endpoint(Base):
     #: Since when probes have failed without a break, and with what.
     failing_since: Mapped[datetime.datetime | None]
     error: Mapped[str | None]
+    #: When the last probe was sent whose connection was refused: nobody was there.
+    refused_at: Mapped[datetime.datetime | None]
     #: The process whose event brought the last nonce back, and when that probe was sent.
     source_id: Mapped[int | None] = mapped_column(ForeignKey("sources.id", ondelete="SET NULL"))
     echoed_at: Mapped[datetime.datetime | None]
@@ -128,8 +135,10 @@ class Job(Base):
     asked_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
     #: When its first look at the world began; a job that is resumed keeps it.
     began_at: Mapped[datetime.datetime | None]
-    #: Whoever works on it says so now and then.
+    #: Whoever works on it says so now and then; NULL while nobody does.
     alive_at: Mapped[datetime.datetime | None]
+    #: How often it was taken. Its worker names the number with every write: another one means that it was lost.
+    taken: Mapped[int] = mapped_column(Integer, server_default="0")
     finished_at: Mapped[datetime.datetime | None]
     #: Counts so far, and at the end what was changed and why.
     progress: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
@@ -147,6 +156,21 @@ class JobPart(Base):
     name: Mapped[str]
     done_at: Mapped[datetime.datetime | None]
     counts: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
+
+
+class JobRepository(Base):
+    """A repository of which a reconcile's listing showed links of a kind, and compared them.
+
+    Those of the pod that are not here at its end were not listed. Deleted with the job's end.
+    """
+
+    __tablename__ = "job_repositories"
+    __table_args__ = (PrimaryKeyConstraint("job_id", "repository_id", "kind"),)
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    repository_id: Mapped[int] = mapped_column(Integer)
+    #: domain.merge.LinkKind.
+    kind: Mapped[int] = mapped_column(SmallInteger)
 
 
 class Finding(Base):

@@ -35,12 +35,13 @@ def upgrade() -> None:
     op.create_table(
         "watermarks",
         sa.Column("source_id", sa.BigInteger(), nullable=False),
+        sa.Column("topic", sa.Text(), server_default="registry.events", nullable=False),
         sa.Column("partition", sa.Integer(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["source_id"], ["sources.id"], name=op.f("fk_watermarks_source_id"), ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint("source_id", "partition", name=op.f("pk_watermarks")),
+        sa.PrimaryKeyConstraint("source_id", "topic", "partition", name=op.f("pk_watermarks")),
     )
     op.create_table(
         "endpoints",
@@ -52,6 +53,7 @@ def upgrade() -> None:
         sa.Column("answered_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("refused_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("source_id", sa.BigInteger(), nullable=True),
         sa.Column("echoed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("shared", sa.Boolean(), server_default=sa.text("false"), nullable=False),
@@ -82,6 +84,7 @@ def upgrade() -> None:
         sa.Column("asked_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("began_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("alive_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("taken", sa.Integer(), server_default="0", nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("progress", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
@@ -109,6 +112,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "name", name=op.f("pk_job_parts")),
     )
     op.create_table(
+        "job_repositories",
+        sa.Column("job_id", sa.BigInteger(), nullable=False),
+        sa.Column("repository_id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.SmallInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_repositories_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "repository_id", "kind", name=op.f("pk_job_repositories")),
+    )
+    op.create_index(
+        "ix_dead_letters_settled",
+        "dead_letters",
+        ["pod", "settled_at"],
+        unique=False,
+        postgresql_where=sa.text("settled_at IS NOT NULL"),
+    )
+    op.create_table(
         "findings",
         sa.Column("pod_id", sa.SmallInteger(), nullable=False),
         sa.Column("check", sa.Text(), nullable=False),
@@ -131,11 +149,44 @@ def upgrade() -> None:
         sa.Column("link_count", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lifecycle_outbox")),
     )
+    op.create_table(
+        "renames",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("pod_id", sa.SmallInteger(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("destination", sa.Text(), nullable=False),
+        sa.Column("below", sa.Boolean(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["pod_id"], ["pods.id"], name=op.f("fk_renames_pod_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_renames")),
+        sa.UniqueConstraint(
+            "source", "destination", "below", "at", name=op.f("uq_renames_source_destination_below_at")
+        ),
+    )
+    op.add_column("manifests", sa.Column("verified", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.drop_constraint("ck_gaps_reason", "gaps")
+    op.create_check_constraint(
+        op.f("ck_gaps_reason"),
+        "gaps",
+        "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added')",
+    )
+    op.create_index("ix_blobs_missing", "blobs", ["id"], unique=False, postgresql_where=sa.text("state = 4"))
 
 
 def downgrade() -> None:
+    op.drop_index("ix_blobs_missing", "blobs")
+    op.execute("DELETE FROM gaps WHERE reason IN ('discarded', 'renamed', 'prefix-added')")
+    op.drop_constraint("ck_gaps_reason", "gaps")
+    op.create_check_constraint(
+        op.f("ck_gaps_reason"), "gaps", "reason IN ('log-replaced', 'records-removed', 'log-cut')"
+    )
+    op.drop_column("manifests", "verified")
+    op.drop_table("renames")
     op.drop_table("lifecycle_outbox")
     op.drop_table("findings")
+    op.drop_index("ix_dead_letters_settled", "dead_letters")
+    op.drop_table("job_repositories")
     op.drop_table("job_parts")
     op.drop_table("jobs")
     op.drop_table("probes")

@@ -1,0 +1,209 @@
+"""The queue of jobs: asked for by an operator or by what happened, done by a scheduler, gone on with by another.
+
+    waiting -- take --> running -- finish --> done
+                        |  ^  |
+                        |  |  +---- fail ---> failed
+                        +--+ take, once its worker is silent
+
+A job has at most one worker that may write: `take` counts up `taken`, and every write names the number that its
+writer was given. Whoever was held up and lost the job finds another number there, and writes nothing (TakenOverError).
+What a job does to the table must be right whoever does it, and however often: only its record is fenced.
+Not here: threads and pulses (coordinator/jobs.py), what jobs do (coordinator/reconcile, coordinator/pods).
+"""
+
+import datetime
+from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+from psycopg.types.json import Jsonb
+
+from coordinator.domain.names import PodName
+from coordinator.errors import BaleenError
+
+#: A worker that has said nothing for so long is dead or as good as that: several times its pulse.
+SILENCE = timedelta(minutes=1)
+#: What a job that failed, and was not asked for by a person, waits for: doubled with each failure, up to the second.
+PAUSE, LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
+#: Finished jobs of a kind that are kept for each pod.
+KEPT = 100
+
+
+class Job(NamedTuple):
+    """A job as the one who took it has it."""
+
+    id: int
+    kind: str
+    pod_id: int
+    pod: PodName
+    why: str
+    #: By the database's clock, before the first look at the world; of the first one who took it.
+    began_at: datetime.datetime
+    #: How often it was taken: who holds a smaller number has lost it.
+    taken: int
+    progress: dict[str, Any]
+
+
+class TakenOverError(BaleenError):
+    """Another worker goes on with the job, or somebody ended it: whoever meets this lets go of it."""
+
+
+def take(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
+    """Take the oldest job of these kinds that nobody works on, or return None."""
+    row = connection.execute(
+        """
+        UPDATE jobs j SET state = 'running', taken = taken + 1, alive_at = clock_timestamp(),
+               began_at = coalesce(began_at, clock_timestamp())
+        FROM pods p
+        WHERE p.id = j.pod_id AND j.id = (
+            SELECT id FROM jobs
+            WHERE kind = ANY(%s) AND (state = 'waiting'
+                  OR (state = 'running' AND (alive_at IS NULL OR alive_at < clock_timestamp() - %s)))
+            ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
+        RETURNING j.id, j.kind, j.pod_id, p.name, j.why, j.began_at, j.taken, j.progress
+        """,
+        (sorted(kinds), SILENCE),
+    ).fetchone()
+    return None if row is None else Job(*row)
+
+
+def beat(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+    """Say that the job is being worked on, and how far it is; raises TakenOverError."""
+    _own(
+        job,
+        connection.execute(
+            """
+            UPDATE jobs SET alive_at = clock_timestamp(), progress = %s
+            WHERE id = %s AND taken = %s AND state = 'running'
+            """,
+            (Jsonb(progress), job.id, job.taken),
+        ).rowcount,
+    )
+
+
+def hold(connection: Connection[Any], job: Job) -> None:
+    """Keep the job ours until the transaction ends; raises TakenOverError."""
+    found = connection.execute(
+        "SELECT FROM jobs WHERE id = %s AND taken = %s AND state = 'running' FOR UPDATE", (job.id, job.taken)
+    )
+    _own(job, found.rowcount)
+
+
+def let_go(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+    """Leave the job to the next who takes one, at once; nothing if it is not ours any more."""
+    connection.execute(
+        "UPDATE jobs SET alive_at = NULL, progress = %s WHERE id = %s AND taken = %s AND state = 'running'",
+        (Jsonb(progress), job.id, job.taken),
+    )
+
+
+def finish(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+    """Say that the job is done, in the transaction that did its last; raises TakenOverError."""
+    _end(connection, job, "done", progress, None)
+
+
+def fail(connection: Connection[Any], job: Job, progress: Mapping[str, Any], error: str) -> None:
+    """Say that the job cannot be done now, and why; raises TakenOverError."""
+    _end(connection, job, "failed", progress, error)
+
+
+def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[str, Any], error: str | None) -> None:
+    _own(
+        job,
+        connection.execute(
+            """
+            UPDATE jobs SET state = %s, finished_at = clock_timestamp(), progress = %s, error = %s
+            WHERE id = %s AND taken = %s AND state = 'running'
+            """,
+            (state, Jsonb(progress), error, job.id, job.taken),
+        ).rowcount,
+    )
+    # The last one that was done says since when the pod is known, however many failed after it.
+    connection.execute(
+        """
+        DELETE FROM jobs WHERE pod_id = %(pod)s AND kind = %(kind)s AND finished_at IS NOT NULL
+        AND id < (SELECT min(id) FROM (SELECT id FROM jobs WHERE pod_id = %(pod)s AND kind = %(kind)s
+                  ORDER BY id DESC LIMIT %(kept)s) newest)
+        AND id IS DISTINCT FROM (SELECT max(id) FROM jobs WHERE pod_id = %(pod)s AND kind = %(kind)s AND state = 'done')
+        """,
+        {"pod": job.pod_id, "kind": job.kind, "kept": KEPT},
+    )
+
+
+def _own(job: Job, rows: int) -> None:
+    if not rows:
+        raise TakenOverError(f"Job {job.id} is not ours any more: another worker goes on with it.")
+
+
+def plan(connection: Connection[Any], job: Job, names: Iterable[str]) -> None:
+    """Name the parts of a job that has none yet; raises TakenOverError."""
+    with connection.transaction():
+        hold(connection, job)
+        connection.execute(
+            """
+            INSERT INTO job_parts (job_id, name) SELECT %(job)s, unnest(%(names)s::text[])
+            WHERE NOT EXISTS (SELECT FROM job_parts WHERE job_id = %(job)s)
+            """,
+            {"job": job.id, "names": list(names)},
+        )
+
+
+def parts(connection: Connection[Any], job: Job) -> dict[str, dict[str, Any] | None]:
+    """Return the job's parts by name, with the counts of those that are done."""
+    found = connection.execute(
+        "SELECT name, counts, done_at IS NOT NULL FROM job_parts WHERE job_id = %s ORDER BY name", (job.id,)
+    )
+    return {row[0]: row[1] if row[2] else None for row in found}
+
+
+def part_done(connection: Connection[Any], job: Job, name: str, counts: Mapping[str, Any]) -> None:
+    """Say that a part need not be done again; raises TakenOverError."""
+    with connection.transaction():
+        hold(connection, job)
+        connection.execute(
+            "UPDATE job_parts SET done_at = clock_timestamp(), counts = %s WHERE job_id = %s AND name = %s",
+            (Jsonb(counts), job.id, name),
+        )
+
+
+def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound: timedelta) -> list[int]:
+    """Ask for a reconcile of each pod that needs one, with the reasons; return the jobs' ids.
+
+    Only a reconcile that was done counts as one. Pods whose links are not in shared storage cannot be reconciled.
+    """
+    found = connection.execute(
+        """
+        WITH state AS (
+            SELECT p.id, p.name, done.began_at,
+                   (SELECT max(finished_at) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile') AS finished_at,
+                   (SELECT count(*) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'failed'
+                    AND j.id > coalesce(done.id, 0)) AS failures
+            FROM pods p LEFT JOIN LATERAL (
+                SELECT id, began_at FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done'
+                ORDER BY id DESC LIMIT 1
+            ) done ON true
+            WHERE p.linker = 'link' AND NOT EXISTS (
+                SELECT FROM jobs j
+                WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state IN ('waiting', 'running'))
+        ), needed AS (
+            SELECT s.id, concat_ws('; ',
+                CASE WHEN s.began_at IS NULL THEN 'it was never reconciled'
+                     WHEN s.began_at < now() - %(every)s THEN 'the last reconcile is long ago' END,
+                CASE WHEN EXISTS (SELECT FROM gaps g WHERE g.pod_id = s.id AND g.settled_at IS NULL)
+                     THEN 'events may have been lost' END,
+                CASE WHEN EXISTS (SELECT FROM sources o WHERE o.pod_id = s.id AND o.retired_at IS NULL
+                                  AND o.dead_since + %(bound)s <= now())
+                     THEN 'a registry process died' END,
+                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.pod = s.name AND d.settled_at > s.began_at)
+                     THEN 'a dead letter was settled' END) AS why
+            FROM state s
+            WHERE s.finished_at IS NULL
+               OR s.finished_at < now() - least(%(longest)s, %(pause)s * 2 ^ least(20, greatest(0, s.failures - 1)))
+        )
+        INSERT INTO jobs (kind, pod_id, why) SELECT 'reconcile', id, why FROM needed WHERE why <> ''
+        ON CONFLICT DO NOTHING RETURNING id
+        """,
+        {"every": every, "bound": request_bound, "pause": PAUSE, "longest": LONGEST_PAUSE},
+    )
+    return [row[0] for row in found]

@@ -1,0 +1,216 @@
+"""What a reconcile asks of the table, and what it writes at its end.
+
+What is known of repositories comes sorted as a listing is, by (repository, digest), through a cursor that holds what it
+found: rows are fetched some thousand at a time, and no transaction stays open while a store is listed.
+Not here: adding (apply.py), doubting and removing (doubts.py), the queue (jobs.py), the comparison (domain/merge.py).
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.db import sources
+from coordinator.db.arrays import digests, integers
+from coordinator.db.jobs import Job
+from coordinator.db.locks import PODS_LOCK
+from coordinator.domain.merge import Known, LinkKind
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.pods import Linker, PodMode
+
+#: Rows of a cursor that are in memory at once.
+FETCH = 2000
+#: Sorting what a repository of millions of manifests holds takes longer than other statements may.
+SORT_TIMEOUT = "15min"
+
+_names = itertools.count(1)
+
+
+class ReconciledPod(NamedTuple):
+    id: int
+    mode: PodMode
+    linker: Linker
+    prefixes: list[RepositoryName]
+
+
+class Unlisted(NamedTuple):
+    """A thing of a repository of which nothing was listed."""
+
+    repository_id: int
+    repository: RepositoryName
+    digest: Digest
+
+
+def pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
+    with connection.transaction():
+        # A prefix that is being added is waited for, or its gap is noticed after this, and not settled by what is
+        # compared without it.
+        connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
+        row = connection.execute(
+            """
+            SELECT id, mode, linker, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix)
+            FROM pods p WHERE id = %s
+            """,
+            (pod_id,),
+        ).fetchone()
+    return None if row is None else ReconciledPod(row[0], PodMode(row[1]), Linker(row[2]), row[3])
+
+
+def repository_ids(connection: Connection[Any], names: Sequence[RepositoryName]) -> dict[RepositoryName, int]:
+    """Return the ids of those repositories that the table knows."""
+    found = connection.execute(
+        "SELECT r.name, r.id FROM unnest(%s::text[]) d (name) JOIN repositories r ON r.name = d.name", (list(names),)
+    )
+    return {RepositoryName(row[0]): row[1] for row in found}
+
+
+def mark_listed(connection: Connection[Any], job: Job, kind: LinkKind, repositories: Sequence[int]) -> None:
+    """Note that links of this kind of these repositories were listed."""
+    connection.execute(
+        """
+        INSERT INTO job_repositories (job_id, kind, repository_id) SELECT %s, %s, unnest(%s::int[])
+        ON CONFLICT DO NOTHING
+        """,
+        (job.id, int(kind), integers(repositories)),
+    )
+
+
+_KNOWN = {
+    LinkKind.REVISION: """
+        SELECT h.repository_id, b.digest, h.pushed_at < %(began)s OR h.pushed_at > now() + %(margin)s
+        FROM unnest(%(repositories)s::int[]) d (id)
+        JOIN repository_manifests h ON h.repository_id = d.id JOIN blobs b ON b.id = h.manifest_id
+        ORDER BY 1, 2
+    """,
+    LinkKind.LAYER: """
+        SELECT l.repository_id, b.digest, l.linked_at < %(began)s
+        FROM unnest(%(repositories)s::int[]) d (id)
+        JOIN repository_blobs l ON l.repository_id = d.id JOIN blobs b ON b.id = l.blob_id
+        ORDER BY 1, 2
+    """,
+}
+
+
+@contextmanager
+def known(
+    connection: Connection[Any],
+    kind: LinkKind,
+    repositories: Sequence[int],
+    began_at: datetime,
+    margin: timedelta,
+) -> Iterator[Iterator[Known]]:
+    """Give what the table has of these repositories, by repository and digest.
+
+    `old` of a holding goes by the registry's clock; one from the future says nothing, and is looked at too.
+    """
+    values = {"repositories": integers(repositories), "began": began_at, "margin": margin}
+    with _cursor(connection, _KNOWN[kind], values, large=len(repositories) == 1) as rows:
+        yield (Known(row[0], Digest(row[1]), row[2]) for row in rows)
+
+
+@contextmanager
+def unlisted(connection: Connection[Any], job: Job, kind: LinkKind, margin: timedelta) -> Iterator[Iterator[Unlisted]]:
+    """Give what the table has, from before the job began, in repositories of which no link of the kind was listed."""
+    table, column, old = {
+        LinkKind.REVISION: (
+            "repository_manifests",
+            "manifest_id",
+            "(t.pushed_at < %(began)s OR t.pushed_at > now() + %(margin)s)",
+        ),
+        LinkKind.LAYER: ("repository_blobs", "blob_id", "t.linked_at < %(began)s"),
+    }[kind]
+    statement = f"""
+        SELECT t.repository_id, r.name, b.digest
+        FROM repositories r JOIN {table} t ON t.repository_id = r.id JOIN blobs b ON b.id = t.{column}
+        WHERE r.pod_id = %(pod)s AND {old} AND NOT EXISTS (
+            SELECT FROM job_repositories s WHERE s.job_id = %(job)s AND s.kind = %(kind)s AND s.repository_id = r.id)
+    """
+    values = {"pod": job.pod_id, "job": job.id, "kind": int(kind), "began": job.began_at, "margin": margin}
+    with _cursor(connection, statement, values, large=True) as rows:
+        yield (Unlisted(row[0], RepositoryName(row[1]), Digest(row[2])) for row in rows)
+
+
+@contextmanager
+def unread(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[RepositoryName, Digest, datetime]]]:
+    """Give a holding of each manifest that the pod holds and that could not be read."""
+    statement = """
+        SELECT DISTINCT ON (m.id) r.name, b.digest, h.pushed_at
+        FROM manifests m JOIN blobs b ON b.id = m.id JOIN repository_manifests h ON h.manifest_id = m.id
+        JOIN repositories r ON r.id = h.repository_id
+        WHERE m.refs IS NULL AND r.pod_id = %(pod)s ORDER BY m.id
+    """
+    with _cursor(connection, statement, {"pod": pod_id}, large=False) as rows:
+        yield ((RepositoryName(row[0]), Digest(row[1]), row[2]) for row in rows)
+
+
+def lacking_links(
+    connection: Connection[Any], links: Sequence[tuple[RepositoryName, Digest]]
+) -> set[tuple[RepositoryName, Digest]]:
+    """Return those of these links that the table does not have."""
+    found = connection.execute(
+        """
+        SELECT d.name, d.digest
+        FROM unnest(%s::text[], %s::bytea[]) d (name, digest)
+        JOIN repositories r ON r.name = d.name JOIN blobs b ON b.digest = d.digest
+        JOIN repository_blobs l ON l.blob_id = b.id AND l.repository_id = r.id
+        """,
+        ([name for name, _ in links], digests(digest for _, digest in links)),
+    )
+    return set(links) - {(RepositoryName(row[0]), Digest(row[1])) for row in found}
+
+
+def unsized(connection: Connection[Any], wanted: Sequence[Digest]) -> list[Digest]:
+    """Return those of these blobs of which nobody has said how large they are."""
+    found = connection.execute(
+        """
+        SELECT d.digest FROM unnest(%s::bytea[]) d (digest) LEFT JOIN blobs b ON b.digest = d.digest
+        WHERE coalesce(b.size, -1) < 0
+        """,
+        (digests(wanted),),
+    )
+    return [Digest(row[0]) for row in found]
+
+
+def end(connection: Connection[Any], job: Job, request_bound: timedelta) -> dict[str, Any]:
+    """Write what the whole comparison proves, in the transaction that says that it is done.
+
+    Every event that was lost before it began was of a link that it has compared; and what a process that was dead for
+    the bound had begun has landed before it.
+    """
+    why = f"reconcile {job.id}"
+    gaps = connection.execute(
+        """
+        UPDATE gaps SET settled_at = clock_timestamp(), settled_why = %s
+        WHERE pod_id = %s AND settled_at IS NULL AND noticed_at <= %s
+        """,
+        (why, job.pod_id, job.began_at),
+    ).rowcount
+    retired = sources.retire_dead(connection, job.pod_id, job.began_at, request_bound, why)
+    connection.execute("DELETE FROM job_repositories WHERE job_id = %s", (job.id,))
+    return {"gaps_settled": gaps, "sources_retired": retired}
+
+
+@contextmanager
+def _cursor(
+    connection: Connection[Any], statement: str, values: Mapping[str, Any], *, large: bool
+) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """Run a question whose answer is kept by the server, and read from it bit by bit."""
+    cursor = connection.cursor(f"reconcile_{next(_names)}", withhold=True)
+    with cursor:
+        with connection.transaction():
+            if large:
+                # Connections are set up for batches of index look-ups (rows.prepare).
+                for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin"):
+                    connection.execute(f"SET LOCAL {setting} = on")
+                connection.execute("SET LOCAL plan_cache_mode = auto")
+                connection.execute(f"SET LOCAL statement_timeout = '{SORT_TIMEOUT}'")
+            cursor.execute(statement, values, binary=True)
+        yield _fetch(cursor)
+
+
+def _fetch(cursor: Any) -> Iterator[tuple[Any, ...]]:
+    while rows := cursor.fetchmany(FETCH):
+        yield from rows

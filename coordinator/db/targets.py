@@ -1,0 +1,51 @@
+"""Whom the prober asks: every pod's registries, and what is known of their addresses. Not here: what it found out."""
+
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.domain.names import PodName
+
+
+class KnownAddress(NamedTuple):
+    """One address of a registry, as `endpoints` has it."""
+
+    #: Something has answered there at some time.
+    answered: bool
+    #: More than one process answers there.
+    shared: bool
+
+
+class Target(NamedTuple):
+    """One pod."""
+
+    pod_id: int
+    pod: PodName
+    #: The first of the prefixes that it owns.
+    prefix: str
+    #: Its registries' URLs.
+    urls: tuple[str, ...]
+    #: By URL and address.
+    known: dict[tuple[str, str], KnownAddress]
+    #: Its processes that are not known to be dead.
+    processes: int
+
+
+_TARGETS = """
+SELECT p.id, p.name, p.registries,
+       (SELECT min(x.prefix) FROM pod_prefixes x WHERE x.pod_id = p.id),
+       (SELECT count(*) FROM sources s WHERE s.pod_id = p.id AND s.dead_since IS NULL AND s.retired_at IS NULL)
+FROM pods p WHERE cardinality(p.registries) > 0 ORDER BY p.id
+"""
+_KNOWN = "SELECT pod_id, url, address, answered_at IS NOT NULL, shared FROM endpoints"
+
+
+def targets(connection: Connection[Any]) -> list[Target]:
+    """Return every pod that has registries."""
+    known: dict[int, dict[tuple[str, str], KnownAddress]] = {}
+    for pod_id, url, address, answered, shared in connection.execute(_KNOWN):
+        known.setdefault(pod_id, {})[url, address] = KnownAddress(answered, shared)
+    return [
+        Target(pod_id, PodName(name), prefix, tuple(urls), known.get(pod_id, {}), processes)
+        for pod_id, name, urls, prefix, processes in connection.execute(_TARGETS)
+    ]

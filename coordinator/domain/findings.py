@@ -1,0 +1,79 @@
+"""What a doctor's visit may find out about a pod, and what of it keeps garbage collection away.
+
+Each check is one thing that garbage collection relies on. What is not *proved* holds it: a check that is refuted, one
+that could not be carried out, and one that no visit has made, be it that none came or that it was of a release
+without the check. A proof is of the processes that were met: one that began later is not examined.
+Not here: the experiments (coordinator/pods/doctor), the rows (db/findings.py).
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Verdict(StrEnum):
+    PROVED = "proved"
+    #: An experiment showed the contrary.
+    REFUTED = "refuted"
+    #: No experiment could be carried out, or none to its end.
+    UNPROVED = "unproved"
+
+
+class Check(StrEnum):
+    """The names are fixed: scripts and rows have them. In the order of a visit."""
+
+    REGISTRY_ANSWERS = "registry-answers"
+    PROCESSES_REACHED = "processes-reached"
+    KAFKA_DURABLE = "kafka-durable"
+    VERSIONED = "versioned"
+    EVENTS_ARRIVE = "events-arrive"
+    REFERENCES_ARRIVE = "references-arrive"
+    EVENTS_IN_ORDER = "events-in-order"
+    PULLS_ARRIVE = "pulls-arrive"
+    SAME_ROOT = "same-root"
+    CLOCKS = "clocks"
+    UPLOAD_SECRET = "upload-secret"  # noqa: S105 - a name
+    NO_DESCRIPTOR_CACHE = "no-descriptor-cache"
+    CANNOT_DELETE = "cannot-delete"
+    DELETES_ARRIVE = "deletes-arrive"
+
+
+class Finding(NamedTuple):
+    """What one check came to."""
+
+    check: str
+    verdict: Verdict
+    #: What it means for the pod, for a person.
+    meaning: str
+    #: How it was found out, with figures.
+    proof: str
+    #: What to write where, so that it can be proved; empty where there is nothing to mend.
+    mend: str = ""
+    #: By the database's clock; None until it is written.
+    found_at: datetime | None = None
+
+
+def in_order(found: Iterable[Finding]) -> list[Finding]:
+    """Put findings into the order of the checks; those of checks that this release does not know come last."""
+    places = {str(check): place for place, check in enumerate(Check)}
+    return sorted(found, key=lambda each: (places.get(each.check, len(places)), each.check))
+
+
+def hold(found: Mapping[str, Verdict], pod: str, newer: int = 0) -> str | None:
+    """Say why garbage collection may not run for the pod, as far as doctors know; None if all is proved.
+
+    `newer`: processes of its registry that were first heard after the visit, and may be configured in another way.
+    """
+    if not found:
+        return f"never examined: that its registry is safe to collect for is not proved, `baleen pods doctor {pod}`"
+    told = [
+        f"{check} is {verdict or 'not examined'}"
+        for check in Check
+        if (verdict := found.get(check)) is not Verdict.PROVED
+    ]
+    if newer:
+        told.append(f"{newer} process{'es' if newer > 1 else ''} of its registry began after the visit")
+    if not told:
+        return None
+    return f"doctor: {', '.join(told)}: `baleen pods doctor {pod}` says what to mend"

@@ -1,0 +1,93 @@
+"""Where the table's blobs and the stored ones part: a merge of two streams that are both sorted by digest.
+
+Route: reconcile/audit.py -> `differing` gives what looks wrong -> each is looked at again -> `doubts` says what is.
+Table and storage are read at different times, so what parts them in the merge may be a push on its way; and a listing
+in another order than ours makes more of them, and no wrong ones.
+Pure, and nothing is remembered but one item of each stream.
+"""
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest
+
+
+class TableBlob(NamedTuple):
+    """A blob as the table has it."""
+
+    digest: Digest
+    #: Bytes; -1 while nobody has said.
+    size: int
+    state: BlobState
+    referenced: bool
+
+
+class StoredBlob(NamedTuple):
+    """A blob as it is in storage."""
+
+    digest: Digest
+    #: Bytes.
+    size: int
+    #: By the store's clock, in seconds since 1970.
+    modified: float
+
+
+class Doubt(StrEnum):
+    """Why the two part."""
+
+    #: Stored, and the table does not know of it, or has it as purged.
+    ORPHAN = "orphan"
+    #: Needed, and not stored.
+    MISSING = "missing"
+    #: Known as missing, and stored.
+    FOUND = "found"
+    #: Stored with another size than is known.
+    WRONG_SIZE = "wrong-size"
+
+
+class Pair(NamedTuple):
+    """One digest as the table and the store have it, each None where it is not there."""
+
+    known: TableBlob | None
+    stored: StoredBlob | None
+
+    @property
+    def digest(self) -> Digest:
+        some = self.known or self.stored
+        assert some is not None
+        return some.digest
+
+
+def doubts(known: TableBlob | None, stored: StoredBlob | None) -> list[Doubt]:
+    """Return what is wrong with one digest."""
+    if known is None:
+        return [] if stored is None else [Doubt.ORPHAN]
+    if stored is None:
+        # A hidden blob is to be like this, and nobody asks for one that nothing needs.
+        return [Doubt.MISSING] if known.referenced and known.state is not BlobState.HIDDEN else []
+    if known.state is BlobState.PURGED and not known.referenced:
+        return [Doubt.ORPHAN]
+    found = [Doubt.FOUND] if known.state in {BlobState.MISSING, BlobState.PURGED} else []
+    if known.size not in {-1, stored.size}:
+        found.append(Doubt.WRONG_SIZE)
+    return found
+
+
+def differing(table: Iterable[TableBlob], storage: Iterable[StoredBlob]) -> Iterator[Pair]:
+    """Give the digests about which there is a doubt."""
+    rows, objects = iter(table), iter(storage)
+    row, item = next(rows, None), next(objects, None)
+    while row is not None or item is not None:
+        if row is None or (item is not None and item.digest < row.digest):
+            yield Pair(None, item)
+            item = next(objects, None)
+        elif item is None or row.digest < item.digest:
+            if doubts(row, None):
+                yield Pair(row, None)
+            row = next(rows, None)
+        else:
+            if doubts(row, item):
+                yield Pair(row, item)
+            row, item = next(rows, None), next(objects, None)

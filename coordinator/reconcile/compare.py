@@ -1,0 +1,292 @@
+"""One part of a reconcile: list it, merge it with what the table has, add what is missing, settle what was not listed.
+
+Repositories with few links are compared many at a time; one with more than BATCH streams through, against a cursor.
+Everything here may be done twice, by whoever and at any time: an addition is of a link that is there, and a removal is
+decided by the look under the lock (settle.py), never by what was not listed (scenario 19).
+
+Which links are compared: those of manifests, and of blobs in pods of mode `link`, both ways. In mode `manifest` a link
+of a blob counts for a grace period only, so young ones that are missing are added, and all others left to the sweep.
+Not here: which parts (plan.py), side by side, again and again (reconcile.py).
+"""
+
+import datetime
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from datetime import timedelta
+from itertools import chain, groupby, islice
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
+
+from coordinator.db import directory, doubts
+from coordinator.db import reconcile as table
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Item
+from coordinator.db.jobs import Job
+from coordinator.db.reconcile import ReconciledPod
+from coordinator.domain.facts import BlobLinked, ManifestPushed
+from coordinator.domain.merge import Link, LinkKind, differences
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.pods import PodMode
+from coordinator.domain.references import ManifestContent
+from coordinator.reconcile import scan, settle
+from coordinator.reconcile.scan import Listed
+from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.tally import EXAMPLES, Change, Tally
+from coordinator.storage.layout import LinkFolder, blob_key, link_key
+from coordinator.storage.manifests import StoredManifest, read
+from coordinator.storage.port import ObjectStore
+
+#: Links that are compared in one go; a repository with more is compared by itself.
+BATCH = 2000
+#: Links that one transaction adds.
+ADD_BATCH = 500
+#: Links that are looked up in one go.
+LOOK_BATCH = 256
+
+T = TypeVar("T")
+
+Fact = ManifestPushed | BlobLinked
+
+
+class Scope(NamedTuple):
+    """What is the same for all parts of a reconcile."""
+
+    job: Job
+    pod: ReconciledPod
+    #: Something of the pod was seen in this bucket and root.
+    stored_here: bool
+    #: By how much the clocks of registries and of the store may differ.
+    margin: timedelta
+    link_grace: timedelta
+
+
+class Comparison:
+    """Compares on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        connection: Any,
+        store: ObjectStore,
+        settler: Settler,
+        lookups: Executor,
+        tally: Tally,
+        check: Callable[[], None],
+    ) -> None:
+        """`check` raises when the work has to end; it is called for every thousand keys."""
+        self._scope = scope
+        self._connection = connection
+        self._store = store
+        self._settler = settler
+        self._lookups = lookups
+        self._tally = tally
+        self._check = check
+        self._apply = BatchApply(connection, scope.margin)
+        #: Folders of which all links are here, by kind.
+        self._folders: dict[LinkKind, dict[RepositoryName, list[Listed]]] = defaultdict(dict)
+        self._links = 0
+        self._links_wanted: list[Listed] = []
+        self._facts: list[Fact] = []
+        self._missed: list[tuple[LinkKind, table.Unlisted]] = []
+
+    def part(self, prefix: str) -> None:
+        """List and compare all that is below a prefix; raises UnavailableError, with some of it perhaps done."""
+        self._tally.begin(prefix)
+        grown = self._scope.pod.mode is PodMode.LINK
+        found = scan.links(
+            self._store.walk(prefix),
+            layers_after=None if grown else self._young(),
+            tell=lambda keys, links: self._tell(prefix, keys, links),
+        )
+        for folder, links in groupby(found, key=attrgetter("folder")):
+            if folder.kind is LinkKind.LAYER and not grown:
+                self._take_young(links)
+            else:
+                self._take(folder, links)
+        self.finish()
+
+    def unlisted(self, kind: LinkKind) -> None:
+        """Settle what the table has in repositories of which the listing showed nothing."""
+        with table.unlisted(self._connection, self._scope.job, kind, self._scope.margin) as found:
+            for count, thing in enumerate(found):
+                if count % settle.BATCH == 0:
+                    self._check()
+                self._miss(kind, thing)
+        self.finish()
+
+    def unread(self) -> None:
+        """Try again to read the manifests of which it is not known what they list; count those that cannot be."""
+        with table.unread(self._connection, self._scope.pod.id) as held:
+            for batch in _batches(held, ADD_BATCH):
+                self._check()
+                contents = self._read([digest for _, digest, _ in batch])
+                for repository, digest, at in batch:
+                    content, size = contents[digest]
+                    if isinstance(content, ManifestContent):
+                        self._add(ManifestPushed(repository, digest, at, size, content, read=True))
+                    else:
+                        self._tally.change(Change.UNREAD)
+                        self._tally.example(Change.UNREAD, repository, digest, content)
+        self.finish()
+
+    def finish(self) -> None:
+        """Do what waits to be done many at a time."""
+        self._compare_folders()
+        self._find_lacking()
+        self._write()
+        self._settle()
+
+    def _tell(self, part: str, keys: int, links: int) -> None:
+        self._tally.listed(part, keys, links)
+        self._check()
+
+    def _young(self) -> datetime.datetime:
+        """Links from before this have outlived their grace, whatever the clocks say."""
+        return self._scope.job.began_at - self._scope.link_grace - self._scope.margin
+
+    def _take(self, folder: LinkFolder, links: Iterator[Listed]) -> None:
+        """Compare the folder's links with others, or by themselves if they are many."""
+        first = list(islice(links, BATCH))
+        if len(first) == BATCH:
+            self._compare_one(folder, chain(first, links))
+            return
+        # A store that lists without order may bring a folder's links in several runs.
+        self._folders[folder.kind].setdefault(folder.repository, []).extend(first)
+        self._links += len(first)
+        if self._links >= BATCH:
+            self._compare_folders()
+
+    def _take_young(self, links: Iterator[Listed]) -> None:
+        for listed in links:
+            self._links_wanted.append(listed)
+            if len(self._links_wanted) >= ADD_BATCH:
+                self._find_lacking()
+
+    def _find_lacking(self) -> None:
+        """Add those young links that the table does not have."""
+        if not self._links_wanted:
+            return
+        wanted, self._links_wanted = self._links_wanted, []
+        lacking = table.lacking_links(self._connection, [(each.folder.repository, each.digest) for each in wanted])
+        for each in wanted:
+            if (each.folder.repository, each.digest) in lacking:
+                self._find(LinkKind.LAYER, each.folder.repository, each.digest, each.modified_at)
+
+    def _compare_folders(self) -> None:
+        folders, self._folders, self._links = self._folders, defaultdict(dict), 0
+        for kind, repositories in folders.items():
+            ids = table.repository_ids(self._connection, list(repositories))
+            names = {number: name for name, number in ids.items()}
+            links = sorted(
+                Link(ids[name], listed.digest, listed.modified_at)
+                for name, found in repositories.items()
+                if name in ids
+                for listed in found
+            )
+            self._compare(kind, names, links)
+            for name in repositories.keys() - ids.keys():
+                for listed in repositories[name]:
+                    self._find(kind, name, listed.digest, listed.modified_at)
+
+    def _compare_one(self, folder: LinkFolder, found: Iterable[Listed]) -> None:
+        ids = table.repository_ids(self._connection, [folder.repository])
+        if folder.repository not in ids:
+            for listed in found:
+                self._find(folder.kind, folder.repository, listed.digest, listed.modified_at)
+            return
+        number = ids[folder.repository]
+        links = (Link(number, listed.digest, listed.modified_at) for listed in found)
+        self._compare(folder.kind, {number: folder.repository}, links)
+
+    def _compare(self, kind: LinkKind, names: dict[int, RepositoryName], links: Iterable[Link]) -> None:
+        scope = self._scope
+        repositories = sorted(names)
+        table.mark_listed(self._connection, scope.job, kind, repositories)
+        with table.known(self._connection, kind, repositories, scope.job.began_at, scope.margin) as known:
+            for difference in differences(links, known):
+                number, digest, _ = difference
+                if isinstance(difference, Link):
+                    self._find(kind, names[number], digest, difference.modified_at)
+                else:
+                    self._miss(kind, table.Unlisted(number, names[number], digest))
+
+    def _find(self, kind: LinkKind, repository: RepositoryName, digest: Digest, at: datetime.datetime) -> None:
+        if kind is LinkKind.REVISION:
+            self._add(ManifestPushed(repository, digest, at, None, None))
+        else:
+            self._add(BlobLinked(repository, digest, at, None))
+
+    def _add(self, fact: Fact) -> None:
+        self._facts.append(fact)
+        if len(self._facts) >= ADD_BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._facts:
+            return
+        found, self._facts = self._facts, []
+        self._check()
+        items = [Item(0, 0, self._scope.pod.id, fact, None) for fact in self._fill(found)]
+        applied = self._apply.apply_found(items)
+        for change, kind, added in (
+            (Change.HOLDING_ADDED, ManifestPushed, applied.holdings_added),
+            (Change.LINK_ADDED, BlobLinked, applied.links_added),
+        ):
+            self._tally.change(change, added)
+            for fact in islice((fact for fact in found if isinstance(fact, kind)), min(added, EXAMPLES)):
+                self._tally.example(change, fact.repository, fact.digest)
+
+    def _fill(self, facts: Sequence[Fact]) -> list[Fact]:
+        """Put in what no event has said: what new manifests list, and how large things are."""
+        pushed = {fact.digest for fact in facts if isinstance(fact, ManifestPushed) and fact.content is None}
+        contents = self._read(list(pushed - directory.read_manifests(self._connection, pushed)) if pushed else [])
+        linked = {fact.digest for fact in facts if isinstance(fact, BlobLinked)}
+        unsized = table.unsized(self._connection, list(linked)) if linked else []
+        stored = dict(zip(unsized, self._lookups.map(self._store.head, map(blob_key, unsized)), strict=True))
+
+        def filled(fact: Fact) -> Fact:
+            if isinstance(fact, BlobLinked):
+                blob = stored.get(fact.digest)
+                return fact if blob is None else fact._replace(size=blob.size)
+            content, size = contents.get(fact.digest, (None, None))
+            return (
+                fact._replace(content=content, size=size, read=True) if isinstance(content, ManifestContent) else fact
+            )
+
+        return [filled(fact) for fact in facts]
+
+    def _read(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
+        return dict(zip(wanted, self._lookups.map(lambda digest: read(self._store, digest), wanted), strict=True))
+
+    def _miss(self, kind: LinkKind, missed: table.Unlisted) -> None:
+        self._missed.append((kind, missed))
+        if len(self._missed) >= LOOK_BATCH:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Look up what was not listed; what has no link either is doubted and settled under the lock."""
+        if not self._missed:
+            return
+        missed, self._missed = self._missed, []
+        present = self._lookups.map(
+            self._store.head, [link_key(thing.repository, kind, thing.digest) for kind, thing in missed]
+        )
+        absent: dict[doubts.Key, None] = {}
+        for (_, thing), link in zip(missed, present, strict=True):
+            if link is None:
+                absent[thing.repository_id, thing.digest] = None
+            else:
+                self._tally.change(Change.STILL_LINKED)
+        for batch in _batches(absent, settle.BATCH):
+            self._check()
+            verdicts = self._settler.settle_unlisted(
+                batch, self._scope.job.began_at, stored_here=self._scope.stored_here
+            )
+            self._tally.removed(verdicts)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -1,0 +1,121 @@
+"""What is below `blobs/`: every blob by digest, several folders listed at once, and the keys that are no blob's.
+
+A folder `blobs/sha256/<2 hex>/` holds one 256th of the blobs. FOLDERS_AT_ONCE are listed side by side, each into a
+queue; they are given one after another, so that the whole comes in the order of digests. What waits in the queues is
+packed, and bounded.
+Not here: what it is compared with (audit.py).
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from queue import Full, Queue
+from struct import Struct
+
+from coordinator.domain.inventory import StoredBlob
+from coordinator.domain.names import Digest
+from coordinator.storage.layout import BASE, BLOBS, parse_blob_key
+from coordinator.storage.port import ObjectInfo, ObjectStore
+
+FOLDERS_AT_ONCE = 8
+#: Blobs that are packed together.
+BLOCK = 1000
+#: Blocks of one folder that may wait: 10 MB.
+BLOCKS_WAITING = 200
+#: How often a thread that waits looks whether it should end.
+POLL_S = 0.2
+
+#: Digest, size, modified.
+_PACKED = Struct("<32sqd")
+_ALL_BLOBS = f"{BASE}/blobs/"
+
+#: Takes a key that is no blob's. Called by several threads.
+OddKey = Callable[[ObjectInfo], None]
+
+
+class _Folder:
+    """One folder on its way: its blocks, then None, or what went wrong."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.blocks: Queue[bytes | BaseException | None] = Queue(BLOCKS_WAITING)
+
+
+@contextmanager
+def stored(store: ObjectStore, odd: OddKey) -> Iterator[Iterator[StoredBlob]]:
+    """Give every stored blob by digest; raises UnavailableError where a listing is not whole."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(FOLDERS_AT_ONCE, thread_name_prefix="list") as pool:
+        try:
+            yield _in_order(store, pool, stop, odd)
+        finally:
+            stop.set()
+
+
+def _in_order(store: ObjectStore, pool: ThreadPoolExecutor, stop: threading.Event, odd: OddKey) -> Iterator[StoredBlob]:
+    prefixes = iter(_prefixes(store, odd))
+    folders: deque[_Folder] = deque()
+    while True:
+        for prefix in islice(prefixes, FOLDERS_AT_ONCE - len(folders)):
+            folders.append(_Folder(prefix))
+            pool.submit(_list, store, folders[-1], stop, odd)
+        if not folders:
+            return
+        blocks = folders.popleft().blocks
+        while (block := blocks.get()) is not None:
+            if isinstance(block, BaseException):
+                raise block
+            for digest, size, modified in _PACKED.iter_unpack(block):
+                yield StoredBlob(Digest(digest), size, modified)
+
+
+def _prefixes(store: ObjectStore, odd: OddKey) -> list[str]:
+    """Return the folders of blobs in order; what is beside them is no blob's."""
+    beside = [folder for folder in store.folders(_ALL_BLOBS) if folder != BLOBS]
+    folders = sorted(store.folders(BLOBS))
+    beside += [folder for folder in folders if not _is_first_byte(folder[len(BLOBS) :])]
+    for folder in beside:
+        for entry in store.walk(folder):
+            odd(entry)
+    return [folder for folder in folders if folder not in beside]
+
+
+def _is_first_byte(name: str) -> bool:
+    return len(name) == 3 and all(letter in "0123456789abcdef" for letter in name[:2])
+
+
+def _list(store: ObjectStore, folder: _Folder, stop: threading.Event, odd: OddKey) -> None:
+    end: BaseException | None = None
+    try:
+        entries = store.walk(folder.prefix)
+        while not stop.is_set() and (some := list(islice(entries, BLOCK))):
+            _put(folder.blocks, _packed(some, odd), stop)
+    except BaseException as error:  # noqa: BLE001 - raised by whoever reads the folder
+        end = error
+    _put(folder.blocks, end, stop)
+
+
+def _packed(entries: Iterable[ObjectInfo], odd: OddKey) -> bytes:
+    pack = _PACKED.pack
+    found: list[bytes] = []
+    for entry in entries:
+        digest = parse_blob_key(entry.key)
+        if digest is None:
+            odd(entry)
+        else:
+            found.append(pack(digest, entry.size, entry.modified_at.timestamp()))
+    return b"".join(found)
+
+
+def _put(
+    blocks: "Queue[bytes | BaseException | None]", block: bytes | BaseException | None, stop: threading.Event
+) -> None:
+    while not stop.is_set():
+        try:
+            blocks.put(block, timeout=POLL_S)
+        except Full:
+            continue
+        return

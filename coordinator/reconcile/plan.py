@@ -1,0 +1,70 @@
+"""Which parts of a pod's listing are listed apart, so that several can be listed at once and none twice.
+
+A part is a prefix of keys. No key of a link belongs to two parts, and those that are there when the plan is made
+belong to one. A repository that appears later may belong to none: its events tell of it.
+Not here: what is done with a part (compare.py), that parts are done once (db/jobs.py).
+"""
+
+from collections.abc import Sequence
+
+from coordinator.domain.names import RepositoryName
+from coordinator.storage.layout import LINK_FOLDERS, repository_prefix
+from coordinator.storage.port import ObjectStore
+
+#: So many parts keep several threads busy, and lose little of the work when one has to be done again.
+PARTS = 32
+#: A folder with more subfolders is split by the first letter in which they differ: many small parts would cost more
+#: than they list.
+FOLDERS_LIMIT = 64
+
+
+def parts(store: ObjectStore, prefixes: Sequence[RepositoryName]) -> list[str]:
+    """Return the parts of a pod with these prefixes; raises UnavailableError."""
+    waiting = [repository_prefix(prefix) for prefix in prefixes]
+    done: list[str] = []
+    while waiting and len(done) + len(waiting) < PARTS:
+        children, names = _children(store, waiting.pop(0))
+        done += children
+        waiting += names
+    return sorted(done + waiting)
+
+
+def _children(store: ObjectStore, prefix: str) -> tuple[list[str], list[str]]:
+    """Return the parts in a folder that are not split further, and folders that may be."""
+    done: list[str] = []
+    folders: list[str] = []
+    beginnings = _Beginnings()
+    for folder in store.folders(prefix):
+        name = folder[len(prefix) :]
+        if name.startswith("_"):
+            # The folder is itself a repository. What else it keeps, its tags and uploads, says nothing about links.
+            done += [prefix + links for links in LINK_FOLDERS.values() if links.startswith(name)]
+            continue
+        beginnings.take(name)
+        if len(folders) <= FOLDERS_LIMIT:
+            folders.append(folder)
+    if len(folders) <= FOLDERS_LIMIT:
+        return done, folders
+    return done + [prefix + beginning for beginning in beginnings.all()], []
+
+
+class _Beginnings:
+    """What names have in common, and each letter that follows it: all that is kept of any number of names."""
+
+    def __init__(self) -> None:
+        self._common: str | None = None
+        self._letters: set[str] = set()
+
+    def take(self, name: str) -> None:
+        """A name ends with a slash, so that none is the beginning of another."""
+        if self._common is None:
+            self._common = name
+        pairs = zip(self._common, name, strict=False)
+        differ = next((at for at, (one, other) in enumerate(pairs) if one != other), len(self._common))
+        if differ < len(self._common):
+            self._letters = {self._common[differ]}
+        self._common = name[:differ]
+        self._letters.add(name[differ : differ + 1])
+
+    def all(self) -> list[str]:
+        return [(self._common or "") + letter for letter in self._letters]

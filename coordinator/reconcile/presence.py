@@ -1,0 +1,135 @@
+"""Whether blobs that are needed have bytes in storage: a blob without becomes `missing`, and `live` when they are seen.
+
+Route: the scheduler, at intervals -> `Presence.round`: missing blobs, and manifests that could not be read; audit.py
+with what a listing did not show -> `heads`, `settle`. Nobody else calls a blob missing.
+
+A look is repeated before it is believed: `heads` first, without a lock; what has no bytes is looked at again with the
+facts locked (db/locks.py), so that "it is needed" and "it has no bytes" are true at the same time, and a push that is
+applied later finds the blob as the look left it. Bytes that come just after the look are seen in the next round.
+An outage says nothing (scenario 16): a store that answers with an error ends the look, and so does a bucket in which
+nothing is that the table needs, which is probably another one.
+Not here: the rule (domain/lifecycle.py), what becomes of bytes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import structlog
+
+from coordinator.db import lifecycle, locks
+from coordinator.db.connection import Connections
+from coordinator.db.lifecycle import KnownBlob, Move
+from coordinator.domain.lifecycle import BlobState, looked
+from coordinator.domain.names import Digest, format_digest
+from coordinator.errors import UnavailableError
+from coordinator.reconcile.settle import NotHereError
+from coordinator.storage.layout import blob_key
+from coordinator.storage.port import ObjectInfo, ObjectStore
+
+log = structlog.get_logger()
+
+#: Blobs that are settled in one transaction: all writers wait for it, so it must be short.
+BATCH = 64
+LOOKUPS_AT_ONCE = 16
+LOOKUP_TIMEOUT_S = 5.0
+#: Blobs of each kind that one round looks at; the next goes on after them.
+ROUND = 1000
+#: Of the newest rows and of the oldest: among them a blob is sought that is in storage, if this is the right bucket.
+SAMPLE_ROWS = 100
+#: Digests that a log line names.
+NAMED = 5
+
+
+class Presence:
+    """Looks, and writes down what follows. For one thread at a time."""
+
+    def __init__(self, connections: Connections, store: ObjectStore) -> None:
+        self._connections = connections
+        self._store = store
+        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="presence")
+        #: blobs.id after which the next round goes on.
+        self._missing_after = self._unread_after = 0
+
+    def close(self) -> None:
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    def round(self) -> list[Move]:
+        """Look at some missing blobs and at some manifests that could not be read; all of them get their turn."""
+        with self._connections.use() as connection:
+            missing = lifecycle.missing(connection, self._missing_after, ROUND)
+            unread = lifecycle.unread(connection, self._unread_after, ROUND)
+        found = self.heads([blob.digest for blob in (*missing, *unread)])
+        moves = self.settle([blob.digest for blob in missing if found[blob.digest] is not None])
+        moves += self.settle([blob.digest for blob in unread if found[blob.digest] is None])
+        self._missing_after = missing[-1].id if len(missing) == ROUND else 0
+        self._unread_after = unread[-1].id if len(unread) == ROUND else 0
+        _tell(moves)
+        return moves
+
+    def heads(self, wanted: Sequence[Digest]) -> dict[Digest, ObjectInfo | None]:
+        """Return what storage has of each blob; raises UnavailableError."""
+        found = self._lookups.map(lambda digest: self._store.head(blob_key(digest)), wanted)
+        return dict(zip(wanted, found, strict=True))
+
+    def settle(self, wanted: Iterable[Digest], *, stored_here: bool = False) -> list[Move]:
+        """Look again at blobs at which the caller has looked, and write down what follows; return what changed.
+
+        `stored_here`: the caller has seen, in this bucket, a blob that the table needs. Else one is sought before
+        anything becomes missing; raises NotHereError if there is none. Raises UnavailableError, with some of it
+        perhaps done.
+        """
+        moved: list[Move] = []
+        waiting = iter(wanted)
+        while batch := list(islice(waiting, BATCH)):
+            # Outside the lock: a store that is away must not stop the writers.
+            self._store.check()
+            if not stored_here and self._is_stored_here():
+                stored_here = True
+            with self._connections.use() as connection, connection.transaction():
+                locks.enter(connection, alone=True)
+                moves = self._moves(lifecycle.load(connection, batch))
+                if not stored_here and any(each.to is BlobState.MISSING for each in moves):
+                    raise _not_here(moves[0].blob)
+                lifecycle.move(connection, moves)
+            moved += moves
+        return moved
+
+    def _moves(self, known: Sequence[KnownBlob]) -> list[Move]:
+        needed = [blob for blob in known if blob.referenced]
+        found = self._heads_in_time([blob.digest for blob in needed])
+        moves = [
+            Move(blob, looked(blob.state, referenced=True, stored=found[blob.digest] is not None)) for blob in needed
+        ]
+        return [each for each in moves if each.to is not each.blob.state]
+
+    def _heads_in_time(self, wanted: Sequence[Digest]) -> Mapping[Digest, ObjectInfo | None]:
+        try:
+            found = list(
+                self._lookups.map(lambda digest: self._store.head(blob_key(digest)), wanted, timeout=LOOKUP_TIMEOUT_S)
+            )
+        except TimeoutError as error:
+            raise UnavailableError("The object store answers too slowly to look for blobs: try again.") from error
+        return dict(zip(wanted, found, strict=True))
+
+    def _is_stored_here(self) -> bool:
+        """Whether any of some blobs has bytes here: if not, the absence of others proves nothing."""
+        with self._connections.use() as connection:
+            sample = lifecycle.some_live(connection, SAMPLE_ROWS)
+        return any(self._store.head(blob_key(digest)) is not None for digest in sample)
+
+
+def _not_here(blob: KnownBlob) -> NotHereError:
+    return NotHereError(
+        f"Neither {format_digest(blob.digest)} nor any other blob that was looked for is in storage: check "
+        "BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
+    )
+
+
+def _tell(moves: Sequence[Move]) -> None:
+    lost = [format_digest(each.blob.digest) for each in moves if each.to is BlobState.MISSING]
+    found = [format_digest(each.blob.digest) for each in moves if each.to is BlobState.LIVE]
+    if lost:
+        log.error("blobs that are referenced have no bytes", blobs=len(lost), examples=lost[:NAMED])
+    if found:
+        log.info("blobs that were missing have their bytes again", blobs=len(found), examples=found[:NAMED])

@@ -1,0 +1,59 @@
+"""From what a store lists to the links in it.
+
+A repository's links of one kind come one after another in every order that stores have, and with them its tags, its
+uploads, and what is no registry's at all, which is passed over. It runs for every key of a pod, so it does little.
+Pure: the listing is given. Not here: which keys are listed (plan.py), what the links mean (compare.py).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from typing import NamedTuple
+
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import Digest
+from coordinator.storage.layout import LINK_LENGTH, LinkFolder, parse_link_folder, parse_link_name
+from coordinator.storage.port import ObjectInfo
+
+#: Keys after which the caller hears how many there were.
+TELL_EVERY = 1000
+
+
+class Listed(NamedTuple):
+    """A link object."""
+
+    folder: LinkFolder
+    digest: Digest
+    modified_at: datetime
+
+
+def links(
+    objects: Iterable[ObjectInfo], *, layers_after: datetime | None, tell: Callable[[int, int], None]
+) -> Iterator[Listed]:
+    """Give the links among objects; layer links only if they are younger than `layers_after`, where that is given.
+
+    `tell` is called now and then with how many keys, and how many links among them, came since the last time.
+    """
+    beginning, folder, skip = "", None, None
+    keys = links = 0
+    for key, _, modified_at in objects:
+        keys += 1
+        if keys == TELL_EVERY:
+            tell(keys, links)
+            keys = links = 0
+        if folder is None or not key.startswith(beginning):
+            parsed = parse_link_folder(key)
+            if parsed is None:
+                folder = None
+                continue
+            beginning, folder = parsed
+            skip = layers_after if folder.kind is LinkKind.LAYER else None
+        if len(key) != len(beginning) + LINK_LENGTH:
+            continue
+        if skip is not None and modified_at < skip:
+            links += 1
+            continue
+        digest = parse_link_name(key[len(beginning) :])
+        if digest is not None:
+            links += 1
+            yield Listed(folder, digest, modified_at)
+    tell(keys, links)

@@ -1,0 +1,139 @@
+"""Settle doubtful removals by looking at the pod's own links in storage.
+
+Route: workers/processor.py after a batch that left doubts, and workers/app.py at intervals -> `Settler.settle`;
+compare.py with what a listing did not show -> `Settler.settle_unlisted`. Both end in the same look and verdict.
+
+Why the facts are locked while storage is asked (db/locks.py): a push that wrote its link before the look-up is
+seen by it; one that writes it later announces itself later, and finds the table as the settlement left it.
+Without the lock a push could be applied between the two, change nothing because the holding is still there, and
+then lose it.
+Only pods whose links are in shared storage can be settled so; the doubts of others stay.
+"""
+
+import datetime
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import NamedTuple
+
+import structlog
+
+from coordinator.db import doubts, locks
+from coordinator.db.connection import Connections
+from coordinator.db.doubts import Doubt, Verdict
+from coordinator.domain.names import format_digest
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.storage.layout import layer_link_key, repository_prefix, revision_link_key
+from coordinator.storage.port import ObjectStore
+
+log = structlog.get_logger()
+
+#: Doubts that one transaction settles: all writers wait for it, so it must be short.
+BATCH = 64
+LOOKUPS_AT_ONCE = 16
+LOOKUP_TIMEOUT_S = 5.0
+NEW = timedelta(minutes=1)
+
+
+class Settled(NamedTuple):
+    """What came of doubts: things that were removed, doubts that a look could settle."""
+
+    removed: int = 0
+    doubts: int = 0
+
+
+class NotHereError(BaleenError):
+    """Nothing of the pod is in this bucket and root, so that what is absent there proves nothing."""
+
+
+class Settler:
+    def __init__(self, connections: Connections, store: ObjectStore) -> None:
+        self._connections = connections
+        self._store = store
+        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
+
+    def close(self) -> None:
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    def settle_new(self) -> Settled:
+        """Settle the doubts of the last minute: old ones that nothing can settle must not hold up every batch."""
+        return self.settle(newer_than=NEW)
+
+    def settle(
+        self,
+        newer_than: timedelta | None = None,
+        *,
+        pod_id: int | None = None,
+        stored_here: bool = False,
+        tell: Callable[[Sequence[Verdict]], None] | None = None,
+    ) -> Settled:
+        """Settle all doubts that can be settled, of one pod if so asked; `tell` hears of each batch after its commit.
+
+        `stored_here`: the caller has seen that the pod keeps its links in this bucket and root.
+        """
+        settled = Settled()
+        after = doubts.BEGINNING
+        while True:
+            # Outside the lock: a store that is away must not stop the writers.
+            self._store.check()
+            with self._connections.use() as connection, connection.transaction():
+                locks.enter(connection, alone=True)
+                found = doubts.load(connection, after, BATCH, newer_than, pod_id)
+                if not found:
+                    return settled
+                looked = self._look_up(found, stored_here=stored_here)
+                verdicts = [verdict for verdict in looked if verdict is not None]
+                removed = doubts.settle(connection, verdicts)
+            settled = Settled(settled.removed + removed, settled.doubts + len(verdicts))
+            if verdicts:
+                log.info("doubts settled", doubts=len(verdicts), removed=removed)
+                if tell is not None:
+                    tell(verdicts)
+            after = found[-1].key
+
+    def settle_unlisted(self, keys: Sequence[doubts.Key], at: datetime.datetime, *, stored_here: bool) -> list[Verdict]:
+        """Doubt what a listing that began at `at` did not show, at most BATCH things, and settle it at once.
+
+        What the caller saw says only where to look: the verdict is that of the look under the lock. Raises
+        NotHereError, with nothing doubted, if something is absent and nothing shows that the pod stores anything here.
+        """
+        assert len(keys) <= BATCH
+        self._store.check()
+        with self._connections.use() as connection, connection.transaction():
+            locks.enter(connection, alone=True)
+            verdicts: list[Verdict] = []
+            raised = doubts.raise_doubts(connection, keys, at)
+            for doubt, verdict in zip(raised, self._look_up(raised, stored_here=stored_here), strict=True):
+                if verdict is None:
+                    raise NotHereError(
+                        f"Storage has nothing of the pod, though the table has {format_digest(doubt.digest)} in "
+                        f"{doubt.repository}: check BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
+                    )
+                verdicts.append(verdict)
+            doubts.settle(connection, verdicts)
+        return verdicts
+
+    def _look_up(self, found: list[Doubt], *, stored_here: bool) -> list[Verdict | None]:
+        def verdict(doubt: Doubt) -> Verdict | None:
+            return self._verdict(doubt, stored_here=stored_here)
+
+        try:
+            return list(self._lookups.map(verdict, found, timeout=LOOKUP_TIMEOUT_S))
+        except TimeoutError as error:
+            raise UnavailableError("The object store answers too slowly to settle removals: try again.") from error
+
+    def _verdict(self, doubt: Doubt, *, stored_here: bool) -> Verdict | None:
+        held = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None
+        linked = doubt.linked and self._store.head(layer_link_key(doubt.repository, doubt.digest)) is not None
+        gone = held < doubt.held or linked < doubt.linked
+        if gone and not stored_here and not self._is_stored_here(doubt):
+            return None
+        return Verdict(doubt, held=held, linked=linked)
+
+    def _is_stored_here(self, doubt: Doubt) -> bool:
+        """Whether the pod keeps its links in this bucket and root: if not, the absence of one proves nothing.
+
+        The bytes prove nothing either: another pod may have them, and some registries share bytes alone.
+        """
+        names = (doubt.repository, *doubt.prefixes)
+        return any(self._store.list(repository_prefix(name), limit=1) for name in names)

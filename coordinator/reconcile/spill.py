@@ -1,0 +1,92 @@
+"""Records that are too many for memory, kept on disk in buckets by the first byte of a digest.
+
+All buckets share one file without a name, so that whatever ends the process leaves nothing behind, and however many
+spills there are, each has one file handle. A writer gathers CHUNK_BYTES for a bucket before it writes them; one writer
+so holds 1 MiB at most. Where each bucket's chunks stand is kept in memory, a thousandth of what is on disk.
+Not here: what the records mean (survey.py).
+"""
+
+import os
+import tempfile
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
+
+from coordinator.errors import BaleenError
+
+BUCKETS = 256
+CHUNK_BYTES = 4096
+
+
+class Spill:
+    """Records of one length; several writers at once, read only when all of them are closed."""
+
+    def __init__(self, record_bytes: int, directory: Path | None = None) -> None:
+        self.record_bytes = record_bytes
+        self._directory = directory
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0, dir=directory)  # noqa: SIM115 - closed by the block
+        except OSError as error:
+            self._no_room(error)
+        self._lock = threading.Lock()
+        self._places = [array("Q") for _ in range(BUCKETS)]
+        self._lengths = [array("H") for _ in range(BUCKETS)]
+        #: On disk so far.
+        self.bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, bucket: int, chunk: bytes | bytearray) -> None:
+        with self._lock:
+            place = self.bytes
+            self.bytes += len(chunk)
+            self._places[bucket].append(place)
+            self._lengths[bucket].append(len(chunk))
+        try:
+            written = os.pwrite(self._file.fileno(), chunk, place)
+        except OSError as error:
+            self._no_room(error)
+        if written != len(chunk):
+            self._no_room(OSError("the disk is full"))
+
+    def read(self, bucket: int) -> Iterator[bytes]:
+        """Give the bucket's records, as they were written, some at a time."""
+        descriptor = self._file.fileno()
+        for place, length in zip(self._places[bucket], self._lengths[bucket], strict=True):
+            yield os.pread(descriptor, length, place)
+
+    def _no_room(self, error: OSError) -> NoReturn:
+        where = self._directory or tempfile.gettempdir()
+        raise BaleenError(
+            f"Nothing can be written to {where} ({error.strerror or error}): name a directory with more room "
+            "with --tmp-dir."
+        ) from error
+
+
+class Writer:
+    """One thread's way into a spill: what it has gathered for each bucket. The hot loop writes to `buffers` itself."""
+
+    def __init__(self, spill: Spill) -> None:
+        self._spill = spill
+        self.buffers = [bytearray() for _ in range(BUCKETS)]
+        #: A buffer that has reached this is to be flushed.
+        self.full = CHUNK_BYTES - CHUNK_BYTES % spill.record_bytes
+
+    def flush(self, bucket: int) -> None:
+        buffer = self.buffers[bucket]
+        self._spill.write(bucket, buffer)
+        buffer.clear()
+
+    def close(self) -> None:
+        for bucket, buffer in enumerate(self.buffers):
+            if buffer:
+                self.flush(bucket)

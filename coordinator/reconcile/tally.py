@@ -1,0 +1,124 @@
+"""What a reconcile has done so far, for whoever watches, and at its end for whoever asks what changed and why.
+
+Counts of changes add up over all who worked on the job; what was listed is counted by part, so that a part that is done
+again is not counted twice. A process that is killed takes the last second's counts with it, never a change.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from coordinator.db.doubts import Verdict
+from coordinator.domain.names import Digest, RepositoryName, format_digest
+
+#: Examples of each change that are kept.
+EXAMPLES = 20
+
+
+class Change(StrEnum):
+    HOLDING_ADDED = "holdings_added"
+    LINK_ADDED = "links_added"
+    HOLDING_REMOVED = "holdings_removed"
+    LINK_REMOVED = "links_removed"
+    #: The table had it, the listing did not show it, and its link is there.
+    STILL_LINKED = "still_linked"
+    #: Removals that were doubtful before.
+    DOUBT_SETTLED = "doubts_settled"
+    #: Held manifests of which it is not known what they list.
+    UNREAD = "unread"
+
+
+#: Why each was done, as the examples say it.
+WHY = {
+    Change.HOLDING_ADDED: "its link is in storage, and no event told of it",
+    Change.LINK_ADDED: "its link is in storage, and no event told of it",
+    Change.HOLDING_REMOVED: "its link is not in storage",
+    Change.LINK_REMOVED: "its link is not in storage",
+}
+
+
+class Tally:
+    """Safe to use from several threads."""
+
+    def __init__(self, before: Mapping[str, Any]) -> None:
+        """`before`: the progress that others who worked on the job have left."""
+        self._lock = threading.Lock()
+        # What cannot be read is counted at the end, by whoever gets there.
+        self._changes = Counter[Change]({change: int(before.get(change, 0)) for change in Change})
+        self._changes[Change.UNREAD] = 0
+        self._examples: list[dict[str, str]] = [
+            example for example in before.get("examples", []) if example["change"] != Change.UNREAD
+        ]
+        self._shown = Counter(example["change"] for example in self._examples)
+        #: Keys and links of each part, done or not.
+        self._listed: dict[str, tuple[int, int]] = {}
+        self._parts = self._parts_done = 0
+
+    def change(self, change: Change, count: int = 1) -> None:
+        with self._lock:
+            self._changes[change] += count
+
+    def example(self, change: Change, repository: RepositoryName, digest: Digest, why: str | None = None) -> None:
+        """Show one of the things that were changed, while there are few."""
+        with self._lock:
+            if self._shown[change] < EXAMPLES:
+                self._shown[change] += 1
+                self._examples.append(
+                    {
+                        "change": str(change),
+                        "repository": repository,
+                        "digest": format_digest(digest),
+                        "why": why or WHY[change],
+                    }
+                )
+
+    def removed(self, verdicts: Sequence[Verdict]) -> None:
+        """Count what was removed because its link is not there."""
+        for doubt, held, linked in verdicts:
+            for change, gone in (
+                (Change.HOLDING_REMOVED, doubt.held and not held),
+                (Change.LINK_REMOVED, doubt.linked and not linked),
+            ):
+                if gone:
+                    self.change(change)
+                    self.example(change, doubt.repository, doubt.digest)
+
+    def plan(self, parts: Mapping[str, Mapping[str, Any] | None]) -> None:
+        """Take the parts, with the counts of those that are done."""
+        with self._lock:
+            self._parts = len(parts)
+            done = {name: counts for name, counts in parts.items() if counts is not None}
+            self._parts_done = len(done)
+            self._listed = {name: (counts.get("keys", 0), counts.get("links", 0)) for name, counts in done.items()}
+
+    def begin(self, part: str) -> None:
+        with self._lock:
+            self._listed[part] = (0, 0)
+
+    def listed(self, part: str, keys: int, links: int) -> None:
+        with self._lock:
+            before = self._listed[part]
+            self._listed[part] = (before[0] + keys, before[1] + links)
+
+    def listed_in(self, part: str) -> dict[str, int]:
+        """Return what is to be kept with a part that is done."""
+        with self._lock:
+            keys, links = self._listed[part]
+        return {"keys": keys, "links": links}
+
+    def done(self) -> None:
+        with self._lock:
+            self._parts_done += 1
+
+    def progress(self) -> dict[str, Any]:
+        with self._lock:
+            return {
+                "parts": self._parts,
+                "parts_done": self._parts_done,
+                "keys": sum(keys for keys, _ in self._listed.values()),
+                "links": sum(links for _, links in self._listed.values()),
+                **{str(change): self._changes[change] for change in Change},
+                "examples": list(self._examples),
+            }

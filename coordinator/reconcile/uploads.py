@@ -1,0 +1,70 @@
+"""What pushes have left behind: upload sessions that nobody ended, and uploads in parts that the store still holds.
+
+A registry keeps a session under `repositories/<name>/_uploads/<uuid>/` and deletes it with its end; one that was given
+up, or whose registry died, stays for ever. Its age is that of its `startedat`; where there is none, that of its newest
+object, since unknown is young.
+Folders of repositories are looked through side by side, some at a time, so that memory does not grow with them.
+"""
+
+import datetime
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from itertools import chain, groupby, islice
+from typing import NamedTuple, TypeVar
+
+from coordinator.storage.layout import REPOSITORIES
+from coordinator.storage.port import ObjectInfo, ObjectStore
+
+T = TypeVar("T")
+
+#: Folders that are asked for at once.
+WINDOW = 64
+_UPLOADS = "_uploads/"
+_STARTED = "startedat"
+
+
+class Session(NamedTuple):
+    """One upload session."""
+
+    #: What all its keys begin with.
+    prefix: str
+    begun_at: datetime.datetime
+    #: Of all its objects.
+    bytes: int
+
+
+def sessions(store: ObjectStore, pool: Executor) -> Iterator[Session]:
+    """Give every upload session that is in storage."""
+    folders = _upload_folders(store, pool, store.folders(REPOSITORIES))
+    while window := list(islice(folders, WINDOW)):
+        for found in pool.map(lambda folder: _first(_sessions_of(store, folder)), window):
+            yield from found
+
+
+def _upload_folders(store: ObjectStore, pool: Executor, folders: Iterator[str]) -> Iterator[str]:
+    while window := list(islice(folders, WINDOW)):
+        below = [folder for folder in window if not _name(folder).startswith("_")]
+        yield from (folder for folder in window if _name(folder) == _UPLOADS)
+        for children in pool.map(lambda folder: _first(store.folders(folder)), below):
+            yield from _upload_folders(store, pool, iter(children))
+
+
+def _name(folder: str) -> str:
+    """The last part of a folder's path, with its slash."""
+    return folder[folder.rfind("/", 0, -1) + 1 :]
+
+
+def _first(found: Iterator[T]) -> Iterable[T]:
+    """Fetch what comes first, where this is called; the rest where it is read."""
+    return chain(list(islice(found, WINDOW)), found)
+
+
+def _sessions_of(store: ObjectStore, folder: str) -> Iterator[Session]:
+    def session(entry: ObjectInfo) -> str:
+        return entry.key[: entry.key.find("/", len(folder)) + 1] or entry.key
+
+    for prefix, entries in groupby(store.walk(folder), key=session):
+        objects = list(entries)
+        started = [entry.modified_at for entry in objects if entry.key == prefix + _STARTED]
+        begun_at = started[0] if started else max(entry.modified_at for entry in objects)
+        yield Session(prefix, begun_at, sum(entry.size for entry in objects))

@@ -1,0 +1,196 @@
+"""The reading half of the object store port on a directory: what distribution's `filesystem` driver writes.
+
+A file below the root is an object, its path the key. Symbolic links below the root are not followed, wherever they
+lead, and what is neither a file nor a directory is passed over: whoever may write to the tree cannot make it show
+other files of this machine. A directory that may not be read is UnavailableError: a listing without it would look like
+one of less. Names that are no part of a key (not UTF-8, or with a backslash) are passed over too.
+Not here: writing. The shared layer is an S3 store.
+"""
+
+import datetime
+import errno
+import os
+import stat
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from coordinator.errors import UnavailableError, UsageError
+from coordinator.storage.port import (
+    CHUNK_BYTES,
+    LIST_LIMIT,
+    ObjectInfo,
+    ObjectNotFoundError,
+    OpenObject,
+    check_key,
+    page_size,
+)
+
+#: What the system says where there is no such file, nor can be: a part of the path is a file, or a symbolic link.
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+
+
+class FileObjectStore:
+    """A directory, which may itself be reached by symbolic links."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __repr__(self) -> str:
+        return f"FileObjectStore({str(self.root)!r})"
+
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        with self._opened(key) as (file, known):
+            if limit is not None and known.st_size > limit:
+                raise UsageError(f"{key} has {known.st_size} bytes, more than {limit}.")
+            return b"".join(_chunks(key, file, known.st_size))
+
+    def head(self, key: str) -> ObjectInfo | None:
+        try:
+            with self._opened(key) as (_, known):
+                return _info(key, known)
+        except ObjectNotFoundError:
+            return None
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[OpenObject]:
+        with self._opened(key) as (file, known):
+            yield OpenObject(known.st_size, None, _chunks(key, file, known.st_size))
+
+    def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
+        after = tuple((start_after or "").split("/"))
+        found = (entry for entry in self._walk(prefix, ordered=True) if tuple(entry.key.split("/")) > after)
+        return list(islice(found, page_size(limit)))
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        return self._walk(prefix, ordered=False)
+
+    def check(self) -> None:
+        if not self.root.is_dir():
+            raise UnavailableError(f"There is no directory {str(self.root)!r}: check the path.")
+
+    def _walk(self, prefix: str, *, ordered: bool) -> Iterator[ObjectInfo]:
+        """Give the files whose key begins with prefix, if `ordered` in the order of their keys' parts.
+
+        Where it is not, memory does not depend on how many files a directory holds.
+        """
+        self.check()
+        folder, slash, name = prefix.rpartition("/")
+        if folder and not self._is_folder(folder):
+            return
+        # One listing for each level of the path, and what its keys begin with.
+        levels = [(folder + slash, _entries(self.root / folder, name, ordered=ordered))]
+        try:
+            while levels:
+                base, entries = levels[-1]
+                for entry in entries:
+                    if _is(entry, os.DirEntry.is_file):
+                        if (known := _stat(entry)) is not None:
+                            yield _info(base + entry.name, known)
+                    elif _is(entry, os.DirEntry.is_dir):
+                        levels.append((f"{base}{entry.name}/", _entries(entry.path, "", ordered=ordered)))
+                        break
+                else:
+                    levels.pop()
+        finally:
+            for _, entries in levels:
+                entries.close()
+
+    def _is_folder(self, path: str) -> bool:
+        """Whether a path below the root leads to a directory, and not by a symbolic link."""
+        here = self.root
+        for part in check_key(path).split("/"):
+            here /= part
+            try:
+                if not stat.S_ISDIR(here.lstat().st_mode):
+                    return False
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    return False
+                raise _unreadable(error) from error
+        return True
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+        """Open a file, part of the path by part, so that none of them is a symbolic link."""
+        *folders, name = check_key(key).split("/")
+        self.check()
+        try:
+            here = os.open(self.root, _FOLDER)
+            for folder in folders:
+                here = _step(here, folder, _FOLDER)
+            # Without blocking: it may be a pipe that nobody writes to.
+            file = _step(here, name, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                raise ObjectNotFoundError(f"There is no file {key!r} in {str(self.root)!r}.") from error
+            raise _unreadable(error) from error
+        known = os.fstat(file)
+        if not stat.S_ISREG(known.st_mode):
+            os.close(file)
+            raise ObjectNotFoundError(f"{key!r} in {str(self.root)!r} is no regular file.")
+        with os.fdopen(file, "rb", buffering=0) as stream:
+            yield stream, known
+
+
+def _step(folder: int, name: str, flags: int) -> int:
+    """Open what a directory has by a name; the directory is closed."""
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _entries(path: str | Path, name: str, *, ordered: bool) -> Generator[os.DirEntry[str], None, None]:
+    """Give what a directory holds by names that begin so; nothing if it is gone meanwhile."""
+    try:
+        with os.scandir(path) as scan:
+            found = (entry for entry in scan if entry.name.startswith(name) and _is_part(entry.name))
+            yield from sorted(found, key=lambda entry: entry.name.encode()) if ordered else found
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise _unreadable(error) from error
+
+
+def _is(entry: os.DirEntry[str], kind: Callable[..., bool]) -> bool:
+    try:
+        return kind(entry, follow_symlinks=False)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat(follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise _unreadable(error) from error
+
+
+def _chunks(key: str, file: BinaryIO, size: int) -> Iterator[bytes]:
+    left = size
+    while left:
+        try:
+            chunk = file.read(min(CHUNK_BYTES, left))
+        except OSError as error:
+            raise _unreadable(error) from error
+        if not chunk:
+            raise UnavailableError(f"{key} became shorter while it was read: try again.")
+        left -= len(chunk)
+        yield chunk
+
+
+def _info(key: str, known: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, known.st_size, datetime.datetime.fromtimestamp(known.st_mtime, datetime.UTC))
+
+
+def _is_part(name: str) -> bool:
+    return "\\" not in name and (name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name))
+
+
+def _unreadable(error: OSError) -> UnavailableError:
+    return UnavailableError(f"{error.filename!r} cannot be read ({error.strerror}): check who may read it.")

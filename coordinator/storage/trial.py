@@ -1,0 +1,130 @@
+"""A bucket as a doctor tries it: whether it keeps versions, what a key is let do, and taking away what was tried.
+
+`Attempt`s are made to be refused, so a refusal is an answer here and no error. `erase` and `erase_below` delete for
+good, all versions: they are for a visit's own scratch objects (pods/doctor/scratch.py), and nobody else calls them.
+Not here: which objects are scratch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from botocore.exceptions import ClientError
+
+from coordinator.errors import UnavailableError, UsageError
+from coordinator.storage.port import LIST_LIMIT, check_key
+from coordinator.storage.s3 import S3ObjectStore
+
+#: What S3 says of a bucket's versioning.
+ENABLED = "Enabled"
+
+
+class Attempt(NamedTuple):
+    """What came of trying something: whether the store let us, and its own word."""
+
+    allowed: bool
+    #: Its error code; "done" where it let us.
+    said: str
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether it was this key that may not; one that the store does not know is told otherwise."""
+        return self.said == "AccessDenied"
+
+
+class _Entry(NamedTuple):
+    key: str
+    version: str
+
+
+class TrialStore(S3ObjectStore):
+    """One bucket, as one key sees it."""
+
+    def versioning(self) -> str | None:
+        """Return `Enabled`, `Suspended`, or None if it never kept versions."""
+        with self._translated(""):
+            return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
+
+    # What is to be refused
+
+    def attempt_put(self, key: str, body: bytes) -> Attempt:
+        return self._attempt(key, lambda: self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body))
+
+    def attempt_delete(self, key: str, version: str | None = None) -> Attempt:
+        return self._attempt(key, lambda: self._client.delete_object(Bucket=self.bucket, **self._name(key, version)))
+
+    def attempt_delete_many(self, key: str, version: str | None = None) -> Attempt:
+        """By the call that deletes a thousand at once, as registries do: it has checks of its own."""
+        delete: Any = {"Objects": [self._name(key, version)]}
+        return self._attempt(key, lambda: self._client.delete_objects(Bucket=self.bucket, Delete=delete))
+
+    def attempt_versioning(self, status: str) -> Attempt:
+        """Set the bucket's versioning to what it is: it shows whether one may, and changes nothing."""
+        setting: Any = {"Status": status}
+        return self._attempt(
+            "", lambda: self._client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration=setting)
+        )
+
+    def _attempt(self, key: str, call: Callable[[], Any]) -> Attempt:
+        with self._translated(key):
+            try:
+                answer = call()
+            except ClientError as error:
+                status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+                if not 400 <= status < 500:
+                    raise  # an outage is no refusal
+                return Attempt(allowed=False, said=str(error.response.get("Error", {}).get("Code", status)))
+        for failed in answer.get("Errors", ()):
+            return Attempt(allowed=False, said=str(failed.get("Code", "refused")))
+        return Attempt(allowed=True, said="done")
+
+    # Taking away what was tried
+
+    def erase(self, keys: Iterable[str]) -> int:
+        """Delete every version and marker of objects; return how many there were."""
+        paths = [self._path(key) for key in keys]
+        return self._erase([entry for path in paths for entry in self._entries(path) if entry.key == path])
+
+    def erase_below(self, prefix: str) -> int:
+        """Delete every version and marker of all objects below a folder, and give up uploads in parts there."""
+        if not prefix.endswith("/"):
+            raise UsageError(f"{prefix!r} is no folder: it would match its neighbours too.")
+        path = self.root + check_key(prefix.rstrip("/")) + "/"
+        count = self._erase(list(self._entries(path)))
+        return count + self._give_up(path)
+
+    def _erase(self, entries: list[_Entry]) -> int:
+        for start in range(0, len(entries), LIST_LIMIT):
+            # By their versions also where none are kept: it is then called `null`, and no marker is left.
+            names: Any = [{"Key": each.key, "VersionId": each.version} for each in entries[start : start + LIST_LIMIT]]
+            with self._translated(entries[start].key):
+                answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": names, "Quiet": True})
+            for failed in answer.get("Errors", ()):
+                code = failed.get("Code")
+                raise UnavailableError(f"The object store did not delete {failed.get('Key')!r} ({code}): try again.")
+        return len(entries)
+
+    def _entries(self, path: str) -> Iterator[_Entry]:
+        request: dict[str, Any] = {}
+        while True:
+            with self._translated(path):
+                answer = self._client.list_object_versions(
+                    Bucket=self.bucket, Prefix=path, MaxKeys=LIST_LIMIT, **request
+                )
+            for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
+                if not entry["Key"].endswith("/"):  # what some stores show of directories
+                    yield _Entry(entry["Key"], entry["VersionId"])
+            if not answer["IsTruncated"]:
+                return
+            request = {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer["NextVersionIdMarker"]}
+
+    def _give_up(self, path: str) -> int:
+        count = 0
+        with self._translated(path):
+            answer = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=path, MaxUploads=LIST_LIMIT)
+            for upload in answer.get("Uploads", []):
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                count += 1
+        return count
+
+    def _name(self, key: str, version: str | None) -> Any:
+        return {"Key": self._path(key)} | ({} if version is None else {"VersionId": version})

@@ -1,0 +1,514 @@
+"""What is known of registry processes: found in events, moved on by echoes, declared dead and retired."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from coordinator.db import echoes, pods, sources
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Echo, Item, OutOfStepError, Slice
+from coordinator.db.echoes import KnownProcesses
+from coordinator.db.engine import async_engine
+from coordinator.db.queries.session import reading, writing
+from coordinator.db.queries.watermarks import watermarks
+from coordinator.domain.names import PodName
+from coordinator.domain.watermarks import PodWatermark, SourceState, SourceView
+from coordinator.errors import ConflictError, NotFoundError, UsageError
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from tests.db.harness import NO_MARGIN, Table, begin
+from tests.db.test_concurrency import deadlocks
+
+URL = "http://r1:5000"
+HERE, THERE = "10.0.0.1", "10.0.0.2"
+SILENCE = timedelta(seconds=60)
+
+
+class World:
+    """One pod with an address of its registry, two partitions of events and one of dead letters."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.connection = table.connection
+        self.pod = table.pods["pod-a"]
+        self.known = KnownProcesses()
+        self.offsets = {(EVENTS, 0): 0, (EVENTS, 1): 0, (DEAD_LETTERS, 0): 0}
+        for topic, partition in self.offsets:
+            begin(self.connection, topic, partition)
+        self.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL], self.pod))
+        sources.endpoints_seen(self.connection, self.pod, {URL: [HERE]})
+
+    def probe(self, address: str = HERE, pod: str = "pod-a", url: str = URL) -> str:
+        return sources.insert_probe(self.connection, self.table.pods[pod], url, address)
+
+    def echo(self, nonce: str, instance: str = "s", pod: str = "pod-a") -> tuple[int, Echo]:
+        return self.table.pods[pod], Echo(instance, nonce, partitions=2, letters_partition=0)
+
+    def piece(self, echoed: Iterable[tuple[int, Echo]], partition: int = 0, topic: str = EVENTS) -> Slice:
+        first = self.offsets[topic, partition]
+        items = [Item(first + n, 1000, pod, None, None, echo) for n, (pod, echo) in enumerate(echoed)]
+        processes = frozenset((pod, echo.instance_id) for pod, echo in echoed)
+        return Slice(topic, partition, first, first + len(items), first, items, processes)
+
+    def apply(self, *pieces: Slice) -> Any:
+        applied = BatchApply(self.connection, NO_MARGIN, self.known).apply(pieces)
+        for piece in pieces:
+            self.offsets[piece.topic, piece.partition] = piece.next_offset
+        return applied
+
+    def hear(self, nonce: str, instance: str = "s") -> None:
+        """Apply an echo everywhere."""
+        for topic, partition in self.offsets:
+            self.apply(self.piece([self.echo(nonce, instance)], partition, topic))
+
+    def sent_at(self, nonce: str) -> datetime:
+        (row,) = self.table.rows("SELECT sent_at FROM probes WHERE nonce = %s::uuid", (nonce,))
+        return row[0]
+
+    def marks(self, instance: str = "s") -> dict[tuple[str, int], datetime | None]:
+        """W by topic and partition; None for what is only known to be there."""
+        found = self.table.rows(
+            "SELECT topic, partition, nullif(at, '-infinity') FROM watermarks w JOIN sources s ON s.id = w.source_id"
+            " WHERE s.instance_id = %s",
+            (instance,),
+        )
+        return {(row[0], row[1]): row[2] for row in found}
+
+    def view(self, pod: str = "pod-a") -> PodWatermark:
+        async def ask() -> dict[str, PodWatermark]:
+            engine = async_engine(self.table.url)
+            try:
+                async with reading(engine) as connection:
+                    return await watermarks(connection, SILENCE)
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(ask())[pod]
+
+    def source(self, instance: str = "s") -> SourceView:
+        return {source.instance_id: source for source in self.view().sources}[instance]
+
+    def endpoint(self, address: str = HERE) -> tuple[str | None, datetime | None, bool]:
+        found = {endpoint.address: endpoint for endpoint in self.view().endpoints}[address]
+        return found.source, found.echoed_at, found.shared
+
+    def async_do(self, work: Callable[[Any], Any]) -> None:
+        async def do() -> None:
+            engine = async_engine(self.table.url)
+            try:
+                await work(engine)
+            finally:
+                await engine.dispose()
+
+        asyncio.run(do())
+
+    def retire(self, instance: str, why: str = "it is gone") -> None:
+        async def work(engine: Any) -> None:
+            async with writing(engine) as connection:
+                await sources.retire(connection, PodName("pod-a"), instance, why)
+
+        self.async_do(work)
+
+
+@pytest.fixture
+def world(fresh: Table) -> World:
+    return World(fresh)
+
+
+def dump(table: Table) -> list[list[tuple[Any, ...]]]:
+    return [table.rows(f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in ("sources", "watermarks", "endpoints")]
+
+
+def test_found_in_events(world: World) -> None:
+    """A process that an event names is known from then on, once, and keeps W unknown until it is reached."""
+    table = world.table
+    piece = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "new")}))
+    BatchApply(world.connection, NO_MARGIN, world.known).apply([piece])
+    table.done(piece)
+    world.hear(world.probe())
+    again = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "new")}))
+    BatchApply(world.connection, NO_MARGIN).apply([again])
+    assert table.rows("SELECT instance_id FROM sources ORDER BY 1") == [("new",), ("s",)]
+    assert world.view().at is None
+    assert any("process new was reached by no probe" in sentence for sentence in world.view().waits_for)
+
+
+def test_an_echo_moves_the_watermark(world: World) -> None:
+    """W of a partition is when the last probe was sent whose echo was applied there; of the pod, the least."""
+    nonce = world.probe()
+    sent = world.sent_at(nonce)
+    applied = world.apply(world.piece([world.echo(nonce)]))
+    assert (applied.echoes, applied.echoes_unknown) == (1, 0)
+    assert world.marks() == {(EVENTS, 0): sent, (EVENTS, 1): None, (DEAD_LETTERS, 0): None}
+    assert world.view().at is None
+    world.apply(world.piece([world.echo(nonce)], 1))
+    assert world.view().at is None
+    world.apply(world.piece([world.echo(nonce)], 0, DEAD_LETTERS))
+    view = world.view()
+    assert (view.at, view.waits_for) == (sent, [])
+    shown = world.source()
+    assert (shown.state, shown.at, shown.partitions, shown.dead_letters) == (
+        SourceState.LIVE,
+        sent,
+        {0: sent, 1: sent},
+        {0: sent},
+    )
+    assert world.endpoint() == ("s", sent, False)
+    later = world.probe()
+    world.apply(world.piece([world.echo(later)]))
+    assert world.marks()[EVENTS, 0] == world.sent_at(later)
+    assert world.view().at == sent
+
+
+def test_what_is_not_known_is_ignored(world: World) -> None:
+    """A nonce that nobody sent, one of another pod's probe and one that was forgotten move nothing, and are counted."""
+    other = world.probe(pod="pod-b")
+    old = world.probe()
+    world.connection.execute("UPDATE probes SET sent_at = now() - interval '25 hours' WHERE nonce = %s::uuid", (old,))
+    assert sources.forget_old_probes(world.connection) == 1
+    applied = world.apply(world.piece([world.echo(nonce) for nonce in ("ab" * 16, other, old)]))
+    assert (applied.echoes, applied.echoes_unknown) == (0, 3)
+    assert world.marks() == {}
+    assert world.endpoint() == (None, None, False)
+    # That the process is there it did say.
+    assert world.source().state is SourceState.LIVE
+
+
+def test_again_late_and_in_any_order(world: World) -> None:
+    """Echoes that are repeated or late change nothing, and W never moves back (scenario 25)."""
+    first, second = world.probe(), world.probe()
+    world.hear(second)
+    before = dump(world.table)
+    world.hear(first)
+    world.hear(second)
+    world.apply(world.piece([world.echo(first), world.echo(second), world.echo(first)], 1))
+    assert dump(world.table) == before
+
+
+def test_the_last_of_a_batch(world: World) -> None:
+    """Of many echoes in a batch the last probe counts, whatever their order."""
+    nonces = [world.probe() for _ in range(5)]
+    mixed = [nonces[1], nonces[4], nonces[0], nonces[3]]
+    world.apply(world.piece([world.echo(nonce) for nonce in mixed]), world.piece([world.echo(nonces[2])], 1))
+    assert world.marks()[EVENTS, 0] == world.sent_at(nonces[4])
+    assert world.marks()[EVENTS, 1] == world.sent_at(nonces[2])
+    assert world.endpoint() == ("s", world.sent_at(nonces[4]), False)
+
+
+def test_in_step(world: World) -> None:
+    """An echo whose records are not applied moves nothing: it is one transaction with what stands before it."""
+    nonce = world.probe()
+    piece = world.piece([world.echo(nonce)])
+    ahead = piece._replace(first_offset=1, next_offset=2, items=[piece.items[0]._replace(offset=1)])
+    with pytest.raises(OutOfStepError):
+        world.apply(ahead)
+    assert world.marks() == {}
+    fact = world.table.link("r", "l")._replace(size=2**70)
+    broken = piece._replace(items=[Item(0, 0, world.pod, fact, None), piece.items[0]._replace(offset=1)], next_offset=2)
+    with pytest.raises(psycopg.DataError):
+        world.apply(broken)
+    assert world.marks() == {}
+    assert world.table.rows("SELECT * FROM sources") == []
+
+
+def test_a_failure_forgets_who_is_known(world: World) -> None:
+    """After a failure the table is asked again who is known: it may be another one, after a fail-over."""
+    world.hear(world.probe())
+    world.connection.execute("DELETE FROM sources")
+    with pytest.raises(OutOfStepError):
+        world.apply(world.piece([])._replace(first_offset=77))
+    table = world.table
+    piece = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "s")}))
+    BatchApply(world.connection, NO_MARGIN, world.known).apply([piece])
+    assert table.rows("SELECT instance_id FROM sources") == [("s",)]
+
+
+def test_an_echo_of_a_source_that_is_not_there(world: World) -> None:
+    """An echo whose process was believed to be known, and is not, makes it known."""
+    world.hear(world.probe())
+    world.connection.execute("DELETE FROM sources")
+    nonce = world.probe()
+    world.hear(nonce)
+    assert world.view().at == world.sent_at(nonce)
+
+
+def test_who_is_known_is_bounded() -> None:
+    """A worker remembers a bounded number of processes, and asks again for the others."""
+    known = KnownProcesses()
+    crowd = {(1, f"s{number}") for number in range(KnownProcesses.LIMIT)}
+    known.add(crowd)
+    piece = Slice("t", 0, 0, 0, 0, [], frozenset({(1, "s1"), (1, "other")}))
+    assert known.missing([piece]) == {(1, "other")}
+    known.add({(1, "other")})
+    assert known.missing([piece]) == {(1, "s1")}
+    known.add({*crowd, (1, "other")})
+    assert known.missing([piece]) == {(1, "s1"), (1, "other")}
+
+
+def test_replaced(world: World) -> None:
+    """Where another process answers, the one before is dead, freezes W, and is retired only late enough."""
+    first = world.probe()
+    world.hear(first, "s")
+    before = datetime.now(UTC)
+    second = world.probe()
+    world.hear(second, "t")
+    gone = world.source("s")
+    assert (gone.state, gone.dead_why) == (SourceState.DEAD, "replaced")
+    assert gone.dead_since is not None
+    assert before < world.sent_at(second) < gone.dead_since
+    view = world.view()
+    assert view.at == world.sent_at(first)
+    assert any(sentence.startswith("process s runs no more") for sentence in view.waits_for)
+    bound = timedelta(hours=1)
+    early, late = gone.dead_since + bound - timedelta(microseconds=1), gone.dead_since + bound
+    assert sources.retire_dead(world.connection, world.pod, early, bound, "reconciled") == []
+    assert sources.retire_dead(world.connection, world.table.pods["pod-b"], late, bound, "reconciled") == []
+    assert sources.retire_dead(world.connection, world.pod, late, bound, "reconciled") == ["s"]
+    assert sources.retire_dead(world.connection, world.pod, late, bound, "reconciled") == []
+    assert world.view().at == world.sent_at(second)
+    assert (world.source("s").state, world.source("s").retired_why) == (SourceState.RETIRED, "reconciled")
+
+
+def test_refused(world: World) -> None:
+    """A refused connection proves the death of the process that echoed there last; other failures prove nothing."""
+    world.hear(world.probe(), "s")
+    assert sources.probe_failed(world.connection, world.probe(), "timed out", refused=False) is None
+    assert world.source().state is SourceState.LIVE
+    (shown,) = world.view().endpoints
+    assert (shown.error, shown.failing_since is None) == ("timed out", False)
+    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) is None
+    assert (world.source().state, world.source().dead_why) == (SourceState.DEAD, "refused")
+    (again,) = world.view().endpoints
+    assert (again.error, again.failing_since) == ("refused", shown.failing_since)
+    sources.probe_answered(world.connection, world.probe())
+    (answered,) = world.view().endpoints
+    assert (answered.error, answered.failing_since) == (None, None)
+    assert answered.answered_at is not None
+
+
+def test_a_refusal_that_is_older_than_an_echo(world: World) -> None:
+    """A probe that was refused before the next process came up does not bury that one."""
+    world.hear(world.probe(), "s")
+    refused = world.probe()
+    world.hear(world.probe(), "t")
+    assert sources.probe_failed(world.connection, refused, "refused", refused=True) is None
+    assert world.source("t").state is SourceState.LIVE
+
+
+def test_answers_of_another_kind(world: World) -> None:
+    """An answer that is no success says that somebody is there."""
+    sources.probe_failed(world.connection, world.probe(), "401", refused=False, answered=True)
+    (shown,) = world.view().endpoints
+    assert shown.answered_at is not None
+    assert shown.failing_since is not None
+
+
+def test_an_address_that_is_left(world: World) -> None:
+    """Where the last process is retired, W goes on while connections are refused, and waits as soon as they are not."""
+    sources.endpoints_seen(world.connection, world.pod, {URL: [HERE, THERE]})
+    world.hear(world.probe(), "s")
+    world.hear(world.probe(THERE), "t")
+    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    assert sources.retire_dead(world.connection, world.pod, datetime.now(UTC), timedelta(), "reconciled") == ["s"]
+    last = world.probe()
+    sources.probe_failed(world.connection, last, "refused", refused=True)
+    later = world.probe(THERE)
+    world.hear(later, "t")
+    assert world.view().at == world.sent_at(last)
+    sources.probe_failed(world.connection, world.probe(), "timed out", refused=False)
+    sources.probe_answered(world.connection, world.probe())
+    assert world.view().at == world.sent_at(last)
+    world.hear(world.probe(), "new")
+    assert world.view().at == world.sent_at(later)
+
+
+def test_probes_of_an_endpoint_that_is_gone(world: World) -> None:
+    """A probe whose address is not listed any more still says what its echo says of the process."""
+    nonce = world.probe(THERE)
+    sources.probe_answered(world.connection, nonce)
+    assert sources.probe_failed(world.connection, nonce, "x", refused=True) is None
+    world.hear(nonce)
+    assert world.source().at == world.sent_at(nonce)
+    assert world.endpoint() == (None, None, False)
+
+
+def test_back_from_the_dead(world: World) -> None:
+    """A later echo revives a process that was believed dead or was retired; its address is then a shared one."""
+    world.hear(world.probe(), "s")
+    lagging = world.probe()
+    world.hear(world.probe(), "t")
+    world.hear(lagging, "s")
+    assert world.source("s").state is SourceState.DEAD
+    world.connection.execute("UPDATE sources SET retired_at = now(), retired_why = 'x' WHERE instance_id = 's'")
+    world.hear(world.probe(), "s")
+    for name in "st":
+        shown = world.source(name)
+        assert (shown.state, shown.dead_since, shown.retired_at, shown.retired_why) == (
+            SourceState.LIVE,
+            None,
+            None,
+            None,
+        )
+    source, _, shared = world.endpoint()
+    assert (source, shared) == ("s", True)
+    world.hear(world.probe(), "t")
+    sources.probe_failed(world.connection, world.probe(), "refused", refused=True)
+    assert {world.source(name).state for name in "st"} == {SourceState.LIVE}
+
+
+def test_two_at_one_probe(world: World) -> None:
+    """Where one probe is echoed by two processes, the address is shared, and neither is dead."""
+    nonce = world.probe()
+    world.hear(nonce, "s")
+    world.hear(nonce, "t")
+    assert world.endpoint() == ("s", world.sent_at(nonce), True)
+    assert {world.source(name).state for name in "st"} == {SourceState.LIVE}
+    assert world.view().at == world.sent_at(nonce)
+
+
+def test_retired_by_an_operator(world: World) -> None:
+    """An operator retires a process with a reason, and its address is unlisted; one that speaks again counts again."""
+    world.hear(world.probe(), "s")
+    sources.endpoints_seen(world.connection, world.pod, {URL: [HERE, THERE]})
+    nonce = world.probe(THERE)
+    world.hear(nonce, "t")
+    world.retire("s")
+    assert (world.source("s").state, world.source("s").retired_why) == (SourceState.RETIRED, "it is gone")
+    assert world.view().at < world.sent_at(nonce)  # type: ignore[operator]
+    sources.endpoints_seen(world.connection, world.pod, {URL: [THERE]})
+    assert world.view().at == world.sent_at(nonce)
+    for instance, why, error in (("s", "x", NotFoundError), ("nobody", "x", NotFoundError), ("t", " ", UsageError)):
+        with pytest.raises(error):
+            world.retire(instance, why)
+    world.hear(world.probe(), "s")
+    assert world.source("s").state is SourceState.LIVE
+
+
+def test_where_names_lead(world: World) -> None:
+    """An address to which the name leads no more is not waited for; a URL that is not listed any more is forgotten."""
+    world.hear(world.probe())
+    known = world.view().at
+    assert known is not None
+    sources.endpoints_seen(world.connection, world.pod, {URL: [HERE, THERE]})
+    assert world.view().at is None
+    sources.endpoints_seen(world.connection, world.pod, {URL: [HERE]})
+    assert world.view().at == known
+    other = "http://r2:5000"
+    world.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL, other], world.pod))
+    assert world.view().at is None
+    sources.endpoints_seen(world.connection, world.pod, {other: [THERE]})
+    world.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL], world.pod))
+    assert world.view().at == known
+    sources.endpoints_seen(world.connection, world.pod, {URL: [HERE]})
+    assert [(endpoint.url, endpoint.address) for endpoint in world.view().endpoints] == [(URL, HERE), (URL, THERE)]
+
+
+def test_partitions_that_nobody_reads_yet(world: World) -> None:
+    """A partition that an echo tells of counts before any worker has begun it (scenario 25)."""
+    world.hear(world.probe())
+    assert world.view().at is not None
+    pod, echo = world.echo(world.probe())
+    world.apply(world.piece([(pod, echo._replace(partitions=3))]))
+    assert world.view().at is None
+    assert world.marks()[EVENTS, 2] is None
+
+
+def test_many_sources(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where more processes count than are read, W is not known; of retired ones the last are shown."""
+    monkeypatch.setattr("coordinator.db.queries.watermarks.SOURCES_LIMIT", 2)
+    monkeypatch.setattr("coordinator.db.queries.watermarks.RETIRED_SHOWN", 1)
+    sources.endpoints_seen(world.connection, world.pod, {URL: [HERE, THERE]})
+    world.hear(world.probe(), "s")
+    world.hear(world.probe(THERE), "t")
+    assert world.view().at is not None
+    echoes.discover(world.connection, {(world.pod, "more"), (world.pod, "still more")})
+    assert world.view().at is None
+    assert any("there are 2 processes more" in sentence for sentence in world.view().waits_for)
+    for instance in ("more", "still more"):
+        world.retire(instance)
+    assert [source.instance_id for source in world.view().sources] == ["t", "s", "still more"]
+    assert world.view().at is not None
+
+
+def test_a_pod_that_goes(world: World) -> None:
+    """With a pod goes all that was known of its processes; its echoes that come later are ignored."""
+    world.hear(world.probe())
+    nonce = world.probe()
+    world.connection.execute("DELETE FROM pod_prefixes WHERE pod_id = %s", (world.pod,))
+    world.async_do(lambda engine: pods.remove(engine, PodName("pod-a")))
+    for name in ("sources", "watermarks", "endpoints", "probes"):
+        assert world.table.rows(f"SELECT * FROM {name}") == []
+    applied = world.apply(world.piece([world.echo(nonce, "late")]))
+    assert (applied.echoes, applied.echoes_unknown) == (0, 1)
+    assert world.table.rows("SELECT * FROM sources") == []
+
+
+def test_a_pod_that_is_probed_while_it_goes(world: World) -> None:
+    """A pod that is given a probe while it is removed stays, and the operator is told to try again."""
+    with world.table.connect() as other, ThreadPoolExecutor(1) as pool:
+        with other.transaction():
+            sources.insert_probe(other, world.pod, URL, HERE)
+            done = pool.submit(world.async_do, lambda engine: pods.remove(engine, PodName("pod-a")))
+            with world.table.connect() as watcher:
+                waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                while watcher.execute(waiting).fetchone() == (0,) and not done.done():
+                    pass
+        with pytest.raises(ConflictError):
+            done.result(30)
+
+
+def test_no_deadlock(world: World) -> None:
+    """Workers that apply the same probes in other partitions never deadlock, nor do probers (scenario 26)."""
+    table, workers, rounds = world.table, 4, 40
+    addresses = [f"10.0.0.{number}" for number in range(6)]
+    sources.endpoints_seen(world.connection, world.pod, {URL: addresses})
+    for partition in range(2, workers):
+        begin(table.connection, EVENTS, partition)
+    before = deadlocks(table)
+    together = threading.Barrier(workers + 2)
+    nonces = [[(world.probe(address), address) for address in addresses] for _ in range(rounds)]
+    ended = threading.Event()
+
+    def work(partition: int) -> None:
+        chance, offset = random.Random(partition), 0
+        together.wait(10)
+        with table.connect() as connection:
+            for number, sent in enumerate(nonces):
+                mixed = [(nonce, f"{address}-{number // chance.randint(1, 8)}") for nonce, address in sent]
+                chance.shuffle(mixed)
+                found = [world.echo(nonce, instance) for nonce, instance in mixed]
+                items = [Item(offset + n, 0, pod, None, None, echo) for n, (pod, echo) in enumerate(found)]
+                processes = frozenset((pod, echo.instance_id) for pod, echo in found)
+                piece = Slice(EVENTS, partition, offset, offset + len(items), 0, items, processes)
+                BatchApply(connection, NO_MARGIN).apply([piece])
+                offset = piece.next_offset
+
+    def meanwhile(seed: int) -> None:
+        chance = random.Random(seed)
+        together.wait(10)
+        with table.connect() as connection:
+            while not ended.is_set():
+                nonce = sources.insert_probe(connection, world.pod, URL, chance.choice(addresses))
+                sources.probe_failed(connection, nonce, "refused", refused=True)
+                sources.endpoints_seen(connection, world.pod, {URL: chance.sample(addresses, 3)})
+                sources.probe_answered(connection, nonce)
+                sources.retire_dead(connection, world.pod, datetime.now(UTC), timedelta(), "x")
+
+    with ThreadPoolExecutor(workers + 2) as pool:
+        applying = [pool.submit(work, partition) for partition in range(workers)]
+        others = [pool.submit(meanwhile, seed) for seed in range(2)]
+        try:
+            for each in applying:
+                each.result(120)
+        finally:
+            ended.set()
+        for each in others:
+            each.result(30)
+    assert deadlocks(table) == before

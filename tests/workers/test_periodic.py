@@ -1,0 +1,111 @@
+"""Work is done again and again, whatever becomes of other work, until told to stop."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from coordinator.db.leases import Leases
+from coordinator.errors import UnavailableError
+from workers import periodic
+from workers.periodic import Periodic, Periodically
+
+DEADLINE = 20.0
+
+
+class NoLeases(Leases):
+    """Says of each lease what the test says, and knows no database."""
+
+    def __init__(self, ours: Callable[[str], bool] = lambda _: True) -> None:
+        self._ours = ours
+
+    def hold(self, name: str) -> bool:
+        return self._ours(name)
+
+    def beat(self) -> None:
+        pass
+
+
+def run(works: Sequence[Periodic], leases: Leases, until: threading.Event) -> None:
+    """Do the work until the event is set."""
+    stop = threading.Event()
+    running = Periodically(works, leases, stop)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    reached = until.wait(DEADLINE)
+    stop.set()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert reached
+
+
+def counting(event: threading.Event, times: int, then: Callable[[], Any] = lambda: None) -> Callable[[], None]:
+    """Work that sets the event at its n-th time."""
+    left = [times]
+
+    def work() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            event.set()
+        then()
+
+    return work
+
+
+@pytest.mark.parametrize("error", [UnavailableError("away"), ValueError("a bug")])
+def test_failures_are_survived(error: Exception) -> None:
+    """Work that fails is done again at its time."""
+
+    def fail() -> None:
+        raise error
+
+    enough = threading.Event()
+    run([Periodic("fails", 0.01, counting(enough, 3, fail))], NoLeases(), enough)
+
+
+def test_work_that_hangs_delays_no_other() -> None:
+    """Each piece of work has a thread of its own."""
+    enough, hanging = threading.Event(), threading.Event()
+    works = [Periodic("hangs", 0.01, lambda: hanging.wait(DEADLINE)), Periodic("goes on", 0.01, counting(enough, 5))]
+    threading.Thread(target=lambda: (enough.wait(DEADLINE), hanging.set()), daemon=True).start()
+    run(works, NoLeases(), enough)
+
+
+def test_work_that_hangs_does_not_hold_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to stop, the process waits for work a moment and no longer."""
+    monkeypatch.setattr(periodic, "END_S", 0.1)
+    begun, hanging = threading.Event(), threading.Event()
+    works = [Periodic("hangs", 0.01, lambda: (begun.set(), hanging.wait(DEADLINE)))]
+    run(works, NoLeases(), begun)
+    hanging.set()
+
+
+def test_without_the_lease_nothing_is_done() -> None:
+    """What one process is enough for is done by who has its lease; what all may do is done by all."""
+    done: set[str] = set()
+    enough = threading.Event()
+    names = ("ours", "theirs", "shared")
+    works = [Periodic(name, 0.01, lambda n=name: done.add(n), alone=name != "shared") for name in names]
+    asked = counting(enough, 30)
+
+    def ours(name: str) -> bool:
+        asked()
+        return name == "ours"
+
+    run(works, NoLeases(ours), enough)
+    assert done == {"ours", "shared"}
+
+
+def test_leases_that_cannot_be_asked_for() -> None:
+    """While the database is away nothing is done alone, and it is tried again."""
+    enough = threading.Event()
+    asked = counting(enough, 3)
+
+    def away(_: str) -> bool:
+        asked()
+        raise UnavailableError("away")
+
+    done: list[int] = []
+    run([Periodic("probes", 0.01, lambda: done.append(1))], NoLeases(away), enough)
+    assert not done
