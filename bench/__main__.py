@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import comparison, growth, latency, lookups, profiling, report, throughput, webhook
+from bench import comparison, growth, latency, lookups, profiling, reconcile, report, survey, throughput, webhook
 from bench.machine import describe, line
 from bench.run import SEED, Context, say
 from bench.services import ROOT, Services
@@ -33,6 +33,8 @@ MEASUREMENTS: dict[str, Callable[[Context], dict[str, Any]]] = {
     "lookups": lookups.measure,
     "profile": profiling.measure,
     "growth": growth.measure,
+    "reconcile": reconcile.measure,
+    "survey": survey.measure,
 }
 
 

@@ -21,6 +21,8 @@ REACH_BYTES = 120
 REACH_WEBHOOK_MS = 2.5
 REACH_LATENCY_MS = 250
 REACH_GROWN = 0.8
+REACH_OF_LISTING = 0.9
+REACH_MEMORY = 1.25
 
 BROKERS = {"embedded": "embedded broker", "apache": "Apache Kafka"}
 
@@ -127,6 +129,45 @@ def _growth(found: dict[str, Any]) -> Iterator[Row]:
     )
 
 
+def _reconcile(found: dict[str, Any]) -> Iterator[Row]:
+    yield Row(
+        f"reconcile of {found['keys']:,} keys that agree with the table, against listing them",
+        f"≥ {REACH_OF_LISTING:.0%}",
+        f"{found['of_listing']:.0%} ({found['reconcile_keys_per_s']:,} of {found['listing_keys_per_s']:,} keys/s)",
+        found["of_listing"] >= REACH_OF_LISTING,
+    )
+    said = f"{found['import_holdings_per_s']:,} holdings/s, each manifest read; {found['import_s']} s in all"
+    yield Row("first reconcile of the same pod", "", said)
+    first, last = found["memory"][0], found["memory"][-1]
+    rate = round(last["keys"] / last["seconds"])
+    yield Row(
+        f"memory of a reconcile of {last['keys']:,} keys against {first['keys']:,}",
+        f"≤ {REACH_MEMORY:g} times",
+        f"{last['peak_mib']} of {first['peak_mib']} MiB; {rate:,} keys/s where the listing costs nothing",
+        last["peak_mib"] <= REACH_MEMORY * first["peak_mib"],
+    )
+
+
+def _survey(found: dict[str, Any]) -> Iterator[Row]:
+    for where in ("bucket", "directory"):
+        path = found[where]
+        yield Row(
+            f"survey of {path['keys']:,} keys of a {where}, against listing them",
+            f"≥ {REACH_OF_LISTING:.0%}",
+            f"{path['of_listing']:.0%} ({path['survey_keys_per_s']:,} of {path['listing_keys_per_s']:,} keys/s)",
+            path["of_listing"] >= REACH_OF_LISTING,
+        )
+    first, last = found["memory"][0], found["memory"][-1]
+    rate, disk = round(last["keys"] / last["seconds"]), last["disk_bytes"] / last["keys"]
+    yield Row(
+        f"memory of a survey of {last['keys']:,} keys in any order against {first['keys']:,}",
+        f"≤ {REACH_MEMORY:g} times",
+        f"{last['peak_mib']} of {first['peak_mib']} MiB, {disk:.0f} bytes of disk a key; "
+        f"{rate:,} keys/s where the listing costs nothing",
+        last["peak_mib"] <= REACH_MEMORY * first["peak_mib"],
+    )
+
+
 _PARTS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "throughput": _throughput,
     "against_metadata_schema": _comparison,
@@ -134,6 +175,8 @@ _PARTS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "latency": _latency,
     "lookups": _lookups,
     "growth": _growth,
+    "reconcile": _reconcile,
+    "survey": _survey,
 }
 
 

@@ -33,6 +33,12 @@ class SettingsError(UsageError):
     """A setting is unknown or malformed; the message names it."""
 
 
+class UnconfiguredError(SettingsError):
+    """Nothing says where a service is: no setting, and no `baleen up` that runs here. The usage may be right."""
+
+    exit_code = 1
+
+
 class NotFoundError(BaleenError):
     """What was asked for is not in the table."""
 

@@ -22,6 +22,7 @@ DRIVERS = {
     "litestar": ("coordinator/api",),
     "uvicorn": ("coordinator/api",),
     "httpx": ("coordinator/pods", "coordinator/commands", "coordinator/cli.py"),
+    "PIL": ("coordinator/commands/plot.py",),
     "typer": ("coordinator/cli.py", "coordinator/commands"),
     "rich": ("coordinator/cli.py", "coordinator/commands"),
 }
@@ -101,7 +102,7 @@ def test_settings_alone_read_the_environment() -> None:
 def test_adapters_are_built_in_one_place() -> None:
     """Only the bootstrap, and the worker's own, decide which real service stands behind a port."""
     builders = ("coordinator/bootstrap.py", "workers/build.py", "coordinator/stack")
-    adapters = {"S3ObjectStore", "EventProducer", "LogInspector", "async_engine", "Connections"}
+    adapters = {"S3ObjectStore", "FileObjectStore", "EventProducer", "LogInspector", "async_engine", "Connections"}
     for path, tree in sources(*PACKAGES):
         if inside(path, builders):
             continue

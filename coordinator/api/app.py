@@ -13,7 +13,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from coordinator.api import blobs, dead_letters, metrics, pods, problems, repositories, status
+from coordinator.api import blobs, dead_letters, jobs, metrics, pods, problems, repositories, status
 from coordinator.api.deps import Deps
 from coordinator.api.events import post_events
 from coordinator.api.parameters import refuse_unknown
@@ -38,7 +38,7 @@ def create_app(deps: Deps) -> Litestar:
         before_request=refuse_unknown,
         route_handlers=[
             handler
-            for module in (blobs, repositories, pods, dead_letters, status, metrics)
+            for module in (blobs, repositories, pods, jobs, dead_letters, status, metrics)
             for handler in module.HANDLERS
         ],
     )

@@ -22,7 +22,12 @@ LOOKUP_BODY_LIMIT = 256 * 1024
 
 
 class Lookup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    digests: Annotated[list[Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]], Meta(max_length=LOOKUP_LIMIT)]
+    digests: Annotated[
+        list[
+            Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$", description="sha256: and 64 lower-case hex digits.")]
+        ],
+        Meta(max_length=LOOKUP_LIMIT),
+    ]
 
 
 class LookupAnswer(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, cast
 
 from litestar import Request
@@ -10,6 +11,7 @@ from litestar import Request
 from coordinator.api.auth import TokenDirectory
 from coordinator.api.lag import LagReader
 from coordinator.db.dead_letters import Publish
+from coordinator.db.pods import StillHolds
 from coordinator.db.queries.blobs import BlobQueries
 from coordinator.db.queries.session import Database
 from coordinator.ingest.service import Ingest
@@ -32,9 +34,12 @@ class Deps:
     blobs: BlobQueries
     lag: LagReader
     publish: Publish
+    still_holds: StillHolds
     ingest: Ingest
     #: By what they check: database, migrations, kafka, store.
     checks: Mapping[str, Check]
+    #: A registry process that was not heard for so long is told as silent.
+    silence: timedelta
     #: Where registries reach this API; None: as the request that asks did.
     url: str | None = None
     #: Entered before the first request, left after the last.

@@ -28,12 +28,14 @@ class SenderGoneError(BaleenError):
     status = 400
 
 
-class EventsReceipt(msgspec.Struct, frozen=True):
-    """What became of the posted events; Kafka has all that is accepted or dead-lettered."""
+class EventsReceipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of the posted events; Kafka has all that is accepted, dead-lettered or reported."""
 
     accepted: int
     dropped: int
     dead_lettered: int
+    #: Probes of Baleen that came back; left out where there were none.
+    reported: int = 0
 
 
 @dataclass
@@ -76,7 +78,7 @@ async def post_events(request: Request[Any, Any, Any], pod: FromPath[str]) -> Re
         pod, headers.get("authorization", ""), headers.get("content-type", ""), _chunks(request)
     )
     return Response(
-        EventsReceipt(receipt.accepted, receipt.dropped, receipt.dead_lettered),
+        EventsReceipt(receipt.accepted, receipt.dropped, receipt.dead_lettered, receipt.reported),
         # The rest of a body without end is not waited for.
         headers=None if receipt.drained else {"Connection": "close"},
     )

@@ -5,7 +5,9 @@ the API to an address that only those reach, or let the proxy in front of it kee
 Labels are route templates, never paths, so that nobody can make new ones.
 """
 
+import math
 import time
+from collections import Counter as Counts
 from typing import Any
 
 from litestar import MediaType, Request, Response, get
@@ -14,7 +16,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from coordinator.api.deps import deps_of
-from coordinator.api.status import Status, status_of
+from coordinator.api.status import Marks, Status, gather
+from coordinator.domain.watermarks import SourceState
 from coordinator.errors import BaleenError
 
 REQUESTS = Counter("baleen_http_requests_total", "Requests that were answered.", ["method", "route", "status"])
@@ -27,6 +30,15 @@ SECONDS = Histogram(
 LAG = Gauge("baleen_lag_records", "Records that are not applied yet.", ["partition"])
 CAUGHT_UP = Gauge("baleen_caught_up", "1 if everything that Kafka has is applied.")
 OPEN = Gauge("baleen_open", "Things that are not settled and hold garbage collection.", ["what"])
+
+MISSING = Gauge("baleen_blobs_missing", "Blobs that are needed and have no bytes; NaN while it is not known.")
+UNTOLD = Gauge(
+    "baleen_lifecycle_waiting_records", "Changes that blob.lifecycle has not got; NaN while it is not known."
+)
+WATERMARK_LAG = Gauge(
+    "baleen_watermark_lag_seconds", "How long ago a pod's watermark is; infinite while it is not known.", ["pod"]
+)
+SOURCES = Gauge("baleen_sources", "Processes of a pod's registry, by what is known of them.", ["pod", "state"])
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 
@@ -57,11 +69,17 @@ def count_requests(app: ASGIApp) -> ASGIApp:
 async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Open without a token. Lag and open things are as of now, and left out while the database is away."""
     try:
-        _show(await status_of(deps_of(request)))
+        status, marks = await gather(deps_of(request))
+        _show(status)
+        _show_marks(marks)
     except BaleenError:
         LAG.clear()
         OPEN.clear()
+        WATERMARK_LAG.clear()
+        SOURCES.clear()
         CAUGHT_UP.set(0)
+        MISSING.set(math.nan)
+        UNTOLD.set(math.nan)
     return Response(generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -73,6 +91,19 @@ def _show(status: Status) -> None:
     CAUGHT_UP.set(status.caught_up)
     for what in ("dead_letters", "gaps", "doubtful_removals", "unread_manifests"):
         OPEN.labels(what).set(getattr(status, what))
+    MISSING.set(status.missing_blobs)
+    UNTOLD.set(status.untold_changes)
+
+
+def _show_marks(marks: Marks) -> None:
+    WATERMARK_LAG.clear()
+    SOURCES.clear()
+    for pod, mark in marks.pods.items():
+        lag = math.inf if mark.at is None else max(0.0, (marks.now - mark.at).total_seconds())
+        WATERMARK_LAG.labels(pod).set(lag)
+        counts = Counts(source.state for source in mark.sources)
+        for state in SourceState:
+            SOURCES.labels(pod, state.value).set(counts[state])
 
 
 HANDLERS = [metrics]

@@ -25,7 +25,7 @@ DigestText = Annotated[
 ]
 
 #: Parameters of handlers that come from the path, the body or the framework.
-NO_QUERY = frozenset({"request", "return", "data", "digest", "name", "pod_name", "number"})
+NO_QUERY = frozenset({"request", "return", "data", "digest", "name", "pod_name", "number", "instance"})
 
 
 def pod_or_none(text: str | None) -> PodName | None:

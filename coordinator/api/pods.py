@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, delete, get, post
+from litestar import Request, delete, get, post, put
 from litestar.params import FromPath, JSONBody
 from msgspec import Meta
 
@@ -12,11 +12,13 @@ from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit
 from coordinator.api.problems import documented
 from coordinator.db import pods as registry
+from coordinator.db import sources
 from coordinator.db.queries import pods as queries
 from coordinator.db.queries.paging import DEFAULT_LIMIT
+from coordinator.db.queries.session import writing
 from coordinator.db.queries.views import Pod, PodPage
 from coordinator.domain.names import parse_pod, parse_repository
-from coordinator.domain.pods import Linker, PodMode
+from coordinator.domain.pods import Linker, PodMode, parse_registry
 from coordinator.settings import Secret
 
 BODY_LIMIT = 256 * 1024
@@ -24,14 +26,35 @@ BODY_LIMIT = 256 * 1024
 PodText = Annotated[str, Meta(min_length=1, max_length=63)]
 
 
+Registries = Annotated[
+    list[
+        Annotated[
+            str,
+            Meta(
+                max_length=2000,
+                pattern=r"^https?://[^\s\x00]+$",
+                description="http:// or https://, its host and its port, such as http://10.0.0.7:5000.",
+            ),
+        ]
+    ],
+    Meta(max_length=100),
+]
+
+
 class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: PodText
     prefixes: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(min_length=1, max_length=1000)]
-    registries: Annotated[
-        list[Annotated[str, Meta(max_length=2000, pattern=r"^https?://[^\s\x00]+$")]], Meta(max_length=100)
-    ] = []
+    registries: Registries = []
     mode: PodMode = PodMode.MANIFEST
     linker: Linker = Linker.LINK
+
+
+class RegistriesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    registries: Registries
+
+
+class Retirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    why: Annotated[str, Meta(min_length=1, max_length=1000)]
 
 
 class PodToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +74,8 @@ class PodToken(msgspec.Struct, frozen=True, kw_only=True):
     **READ,
 )
 async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PodPage:
-    return await queries.pods(deps_of(request).engine, cursor=cursor, limit=limit)
+    deps = deps_of(request)
+    return await queries.pods(deps.engine, deps.silence, cursor=cursor, limit=limit)
 
 
 @get(
@@ -63,7 +87,9 @@ async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limi
     **READ,
 )
 async def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> Pod:
-    return await queries.pod(deps_of(request).engine, parse_pod(pod_name))
+    """With every process of its registry, how far each has reported, and what that waits for."""
+    deps = deps_of(request)
+    return await queries.pod(deps.engine, parse_pod(pod_name), deps.silence)
 
 
 @post(
@@ -80,7 +106,7 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
     pod = registry.NewPod(
         name=parse_pod(data.name),
         prefixes=[parse_repository(prefix) for prefix in data.prefixes],
-        registries=data.registries,
+        registries=[parse_registry(url) for url in data.registries],
         mode=data.mode,
         linker=data.linker,
     )
@@ -114,6 +140,45 @@ async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -
     await registry.remove(deps_of(request).engine, parse_pod(pod_name))
 
 
+@put(
+    "/v1/pods/{pod_name:str}/registries",
+    operation_id="setRegistries",
+    summary="Say where a pod's registry listens now",
+    tags=["pods"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 409, 413),
+    **OPERATE,
+)
+async def set_registries(
+    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[RegistriesRequest]
+) -> Pod:
+    """All of its URLs, in place of those before. Processes that were heard elsewhere count until they are retired."""
+    deps, pod = deps_of(request), parse_pod(pod_name)
+    await registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
+    return await queries.pod(deps.engine, pod, deps.silence)
+
+
+@post(
+    "/v1/pods/{pod_name:str}/sources/{instance:str}/retire",
+    status_code=200,
+    operation_id="retireSource",
+    summary="Let a process of a pod's registry count no more",
+    tags=["pods"],
+    responses=documented(404, 413),
+    **OPERATE,
+)
+async def retire_source(
+    request: Request[Any, Any, Any], pod_name: FromPath[str], instance: FromPath[str], data: JSONBody[Retirement]
+) -> Pod:
+    """For one that runs no more, which nothing proves. If it does run, its last events may come too late for blobs
+    that they need: say so only of what you have seen end.
+    """
+    deps, pod = deps_of(request), parse_pod(pod_name)
+    async with writing(deps.engine) as connection:
+        await sources.retire(connection, pod, instance, data.why)
+    return await queries.pod(deps.engine, pod, deps.silence)
+
+
 def _token(request: Request[Any, Any, Any], pod: str, token: Secret) -> PodToken:
     base = (deps_of(request).url or str(request.base_url)).rstrip("/")
     return PodToken(
@@ -143,4 +208,4 @@ notifications:
 """
 
 
-HANDLERS = [list_pods, get_pod, add_pod, rotate_pod_token, remove_pod]
+HANDLERS = [list_pods, get_pod, add_pod, rotate_pod_token, remove_pod, set_registries, retire_source]

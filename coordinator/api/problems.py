@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import structlog
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 
+from coordinator.api import words
 from coordinator.errors import BaleenError
 
 MEDIA_TYPE = "application/problem+json"
@@ -46,7 +47,7 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"{request.method} does not work on {request.url.path}: see /schema."
     else:
-        detail = _told(error)
+        detail = _told(request, error)
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     return problem(error.status_code, detail, headers)
 
@@ -56,14 +57,14 @@ def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Proble
     return problem(500, "Baleen failed to answer this: its log says why.")
 
 
-def _told(error: HTTPException) -> str:
-    extra = error.extra if isinstance(error.extra, list) else []
-    parts = [
-        f"{entry['key']}: {entry['message']}" if entry.get("key") else str(entry.get("message"))
-        for entry in extra
-        if isinstance(entry, dict) and entry.get("message")
-    ]
-    return "; ".join(parts) or error.detail or HTTPStatus(error.status_code).phrase
+def _told(request: Request[Any, Any, Any], error: HTTPException) -> str:
+    if isinstance(error, ValidationException):
+        complaints = error.extra if isinstance(error.extra, list) else []
+        if detail := words.refusal(request.route_handler.fn, complaints):
+            return detail
+    if error.detail.startswith("JSON is malformed"):
+        return f"The body cannot be read: {error.detail.rstrip('.')}."
+    return error.detail or HTTPStatus(error.status_code).phrase
 
 
 def documented(*statuses: int) -> dict[int, ResponseSpec]:

@@ -6,7 +6,8 @@ applied (the table). What Kafka cannot tell is null and not caught up, never zer
 
 import asyncio
 import datetime as dt
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from litestar import Request, Response, get
@@ -17,7 +18,8 @@ from coordinator.api.deps import Check, Deps, deps_of
 from coordinator.api.problems import documented
 from coordinator.db.queries import pods as holds
 from coordinator.db.queries.session import reading
-from coordinator.db.queries.status import progress
+from coordinator.db.queries.status import clock, missing_blobs, progress, untold_changes
+from coordinator.domain.watermarks import PodWatermark
 from coordinator.errors import BaleenError
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 
@@ -35,12 +37,17 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ]
     dead_letter_lag: Annotated[int | None, Meta(description="The same for dead letters, over all partitions.")]
     caught_up: Annotated[bool, Meta(description="Everything that Kafka has is applied.")]
-    watermark: dt.datetime | None
+    watermark: Annotated[
+        dt.datetime | None,
+        Meta(description="The least of all pods' watermarks; null while that of any is not known."),
+    ]
     gc: GarbageCollection
     dead_letters: Annotated[int, Meta(description="Open ones.")]
     gaps: Annotated[int, Meta(description="Open ones, over all pods.")]
     doubtful_removals: int
     unread_manifests: int
+    missing_blobs: Annotated[int, Meta(description="Blobs that are needed and have no bytes: an alarm.")]
+    untold_changes: Annotated[int, Meta(description="Changes of blobs that blob.lifecycle has not got yet.")]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -57,31 +64,55 @@ class Readiness(msgspec.Struct, frozen=True):
     checks: dict[str, Verdict]
 
 
+class Marks(NamedTuple):
+    """How far each pod has reported, and the database's time."""
+
+    now: dt.datetime
+    pods: Mapping[str, PodWatermark]
+
+
 async def status_of(deps: Deps) -> Status:
+    return (await gather(deps))[0]
+
+
+async def gather(deps: Deps) -> tuple[Status, Marks]:
     """Gather the status. The table is read first: what is applied meanwhile makes the lag larger, never smaller."""
     async with reading(deps.engine) as connection:
         applied = await progress(connection)
-        held = await holds.holds(connection)
+        truths = await holds.truths(connection, deps.silence)
         orphans = await holds.orphaned_dead_letters(connection)
+        missing, untold = await missing_blobs(connection), await untold_changes(connection)
+        now = await clock(connection)
+    held = {pod: truth.opened for pod, truth in truths.items()}
+    marks = {pod: truth.mark for pod, truth in truths.items()}
     log = await deps.lag.read(applied)
-    told = [f"pod {pod}: {reason}" for pod in sorted(held) for reason in held[pod].reasons()]
+    told = [f"pod {pod}: {reason}" for pod in sorted(truths) for reason in truths[pod].reasons(pod)]
     if orphans:
         told.append(f"{orphans} open dead letters of pods that are not registered any more: discard them")
     told += log.problems
     events = {str(number): lag for (topic, number), lag in sorted(log.lag.items()) if topic == EVENTS}
     letters = [lag for (topic, _), lag in log.lag.items() if topic == DEAD_LETTERS]
     known = [lag for lag in letters if lag is not None]
-    return Status(
+    status = Status(
         lag=events,
         dead_letter_lag=sum(known) if known and len(known) == len(letters) else None,
         caught_up=not log.problems and bool(events) and not any(log.lag.values()) and None not in log.lag.values(),
-        watermark=None,
+        watermark=_least([mark.at for mark in marks.values()]),
         gc=GarbageCollection(enabled=False, held_by=told),
         dead_letters=sum(each.dead_letters for each in held.values()) + orphans,
         gaps=sum(each.gaps for each in held.values()),
         doubtful_removals=sum(each.doubtful_removals for each in held.values()),
         unread_manifests=sum(each.unread_manifests for each in held.values()),
+        missing_blobs=missing,
+        untold_changes=untold,
     )
+    return status, Marks(now, marks)
+
+
+def _least(times: Sequence[dt.datetime | None]) -> dt.datetime | None:
+    """The least, or None if any is not known."""
+    known = [time for time in times if time is not None]
+    return min(known) if known and len(known) == len(times) else None
 
 
 @get(

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from coordinator.errors import BaleenError, SettingsError, UnavailableError, UsageError
+from coordinator.errors import BaleenError, SettingsError, UnavailableError, UnconfiguredError, UsageError
 from coordinator.settings import Settings
 
 #: The API's own statements end after 30 s.
@@ -28,6 +28,9 @@ class Api:
 
     def post(self, path: str, body: Any = None) -> Any:
         return self._ask("POST", path, json=body)
+
+    def put(self, path: str, body: Any) -> Any:
+        return self._ask("PUT", path, json=body)
 
     def delete(self, path: str) -> None:
         self._ask("DELETE", path)
@@ -60,14 +63,14 @@ class Api:
 def connected(settings: Settings) -> Iterator[Api]:
     """Yield the API that the settings, or a running `baleen up`, name."""
     if settings.url is None:
-        raise SettingsError("No API is known: start `baleen up` in this directory, or set BALEEN_URL.")
+        raise UnconfiguredError("No API is known: start `baleen up` in this directory, or set BALEEN_URL.")
     if settings.token is None:
-        raise SettingsError("No token is known: set BALEEN_TOKEN to one of `baleen tokens create`.")
+        raise UnconfiguredError("No token is known: set BALEEN_TOKEN to one of `baleen tokens create`.")
     headers = {"Authorization": f"Bearer {settings.token.reveal()}"}
     try:
         client = httpx.Client(base_url=settings.url, headers=headers, timeout=TIMEOUT)
-    except (httpx.InvalidURL, UnicodeEncodeError) as error:
-        raise SettingsError("BALEEN_URL or BALEEN_TOKEN is malformed: write the URL as http://host:port.") from error
+    except httpx.InvalidURL as error:
+        raise SettingsError("BALEEN_URL is malformed: write it as http://host:port.") from error
     with client:
         yield Api(client)
 

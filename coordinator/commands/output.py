@@ -50,6 +50,16 @@ def print_fields(fields: dict[str, Any]) -> None:
         sys.stdout.write(f"{name.replace('_', ' '):<{width}}  {_cell(value)}\n")
 
 
+def as_bytes(count: int) -> str:
+    """Write a number of bytes as people do, in powers of a thousand."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if abs(size) < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}" if unit != "B" else f"{count} B"
+
+
 def _console() -> Console:
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=1000)
 

@@ -1,20 +1,48 @@
 """`baleen pods`: the registries that Baleen serves."""
 
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from coordinator import settings
+from coordinator.commands import jobs
 from coordinator.commands.blobs import Limit
 from coordinator.commands.client import connected
-from coordinator.commands.output import Json, print_fields, print_json, print_page
+from coordinator.commands.doctor import doctor
+from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table
 from coordinator.domain.names import parse_pod, parse_repository
-from coordinator.domain.pods import Linker, PodMode
+from coordinator.domain.pods import Linker, PodMode, parse_registry
+from coordinator.errors import BaleenError
+from coordinator.settings import Settings
 
 app = typer.Typer(help="The registries that Baleen serves.", no_args_is_help=True)
+app.command()(jobs.reconcile)
+app.command()(doctor)
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+CHECK_TIMEOUT_S = 5.0
+SOURCE_COLUMNS = (
+    "instance_id",
+    "state",
+    "watermark",
+    "heard_at",
+    "dead_since",
+    "dead_why",
+    "retired_why",
+    "partitions",
+)
+ENDPOINT_COLUMNS = ("url", "address", "source", "echoed_at", "answered_at", "shared", "failing_since", "error")
+SENTENCES = ("waits_for", "held_by")
+FINDING_COLUMNS = ("check", "verdict", "meaning", "found_at")
+#: What `show` prints below the fields.
+TABLES = {"sources": SOURCE_COLUMNS, "endpoints": ENDPOINT_COLUMNS, "findings": FINDING_COLUMNS}
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The pod: lower-case letters, digits and hyphens.")]
+
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Also a registry that does not run yet.")]
 
 
 @app.command()
@@ -25,17 +53,25 @@ def add(
     registry: Annotated[list[str] | None, typer.Option(help="A registry's URL. May be given again.")] = None,
     linker: Annotated[Linker, typer.Option(help="How the pod learns of a mounted blob.")] = Linker.LINK,
     mode: Annotated[PodMode, typer.Option(help="What keeps a blob alive in the pod.")] = PodMode.MANIFEST,
+    no_check: NoCheck = False,
     json: Json = False,
 ) -> None:
-    """Register a pod, and print its token and its registry's configuration: now, and never again."""
+    """Register a pod, and print its token and its registry's configuration: now, and never again.
+
+    Give a URL for every process of the registry; a name with several addresses stands for all of them.
+    """
+    loaded = settings.load()
+    registries = [str(parse_registry(each)) for each in registry or []]
     body = {
         "name": parse_pod(name),
         "prefixes": [parse_repository(each) for each in prefix],
-        "registries": registry or [],
+        "registries": registries,
         "linker": linker,
         "mode": mode,
     }
-    with connected(settings.load()) as api:
+    with connected(loaded) as api:
+        if not no_check:
+            check_registries(loaded, registries)
         answer = api.post("/v1/pods", body)
     _print_token(answer, json=json)
 
@@ -51,10 +87,54 @@ def list_pods(*, limit: Limit = 1000, json: Json = False) -> None:
 
 @app.command()
 def show(name: Name, *, json: Json = False) -> None:
-    """Show one pod, and what holds garbage collection for it."""
+    """Show one pod: its processes and how far each has reported, and what holds garbage collection for it."""
     with connected(settings.load()) as api:
         pod = api.get(f"/v1/pods/{parse_pod(name)}")
-    print_json(pod) if json else print_fields(pod)
+    if json:
+        print_json(pod)
+        return
+    print_fields({name: value for name, value in pod.items() if name not in {*SENTENCES, *TABLES}})
+    for what in SENTENCES:
+        sys.stdout.write(f"\n{what.replace('_', ' ')}{'' if pod[what] else ' nothing'}\n")
+        sys.stdout.writelines(f"  {sentence}\n" for sentence in pod[what])
+    for what, columns in TABLES.items():
+        sys.stdout.write(f"\n{what}\n")
+        print_table(
+            [name.replace("_", " ") for name in columns],
+            [[_cell(each[name]) for name in columns] for each in pod[what]],
+        )
+
+
+@app.command(name="set-registries")
+def set_registries(
+    name: Name,
+    *,
+    registry: Annotated[list[str], typer.Option(help="A registry's URL. May be given again.")],
+    no_check: NoCheck = False,
+    json: Json = False,
+) -> None:
+    """Say where a pod's registry listens now: all of its URLs, in place of those before."""
+    loaded = settings.load()
+    registries = [str(parse_registry(each)) for each in registry]
+    with connected(loaded) as api:
+        if not no_check:
+            check_registries(loaded, registries)
+        pod = api.put(f"/v1/pods/{parse_pod(name)}/registries", {"registries": registries})
+    print_json(pod) if json else typer.echo(f"Pod {name} has the registries {', '.join(registries)}.")
+
+
+@app.command(name="retire-source")
+def retire_source(
+    name: Name,
+    instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="As `show` lists it.")],
+    *,
+    why: Annotated[str, typer.Option(help="How you know that it runs no more. Kept with it.")],
+    json: Json = False,
+) -> None:
+    """Let a process of a pod's registry count no more. Only of one that you have seen end."""
+    with connected(settings.load()) as api:
+        pod = api.post(f"/v1/pods/{parse_pod(name)}/sources/{quote(instance, safe='')}/retire", {"why": why})
+    print_json(pod) if json else typer.echo(f"Process {instance} of pod {name} counts no more.")
 
 
 @app.command()
@@ -71,6 +151,39 @@ def rotate_token(name: Name, *, json: Json = False) -> None:
     with connected(settings.load()) as api:
         answer = api.post(f"/v1/pods/{parse_pod(name)}/token")
     _print_token(answer, json=json)
+
+
+def _cell(value: Any) -> Any:
+    """A time to the second; of partitions the time of day, since there are many."""
+    if isinstance(value, dict):
+        return [f"{number}: {time[11:19]}" for number, time in value.items()]
+    if isinstance(value, str) and _TIME.match(value):
+        return value[:19].replace("T", " ")
+    return value
+
+
+def check_registries(loaded: Settings, urls: list[str]) -> None:
+    """Raise BaleenError if one of the registries does not answer as registries do, from here."""
+    # Only this command speaks with registries.
+    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.pods.registry_client import RegistryClient, RegistryError  # noqa: PLC0415
+
+    credentials = bootstrap.registry_credentials(loaded)
+    for url in urls:
+        told = "--no-check registers it all the same."
+        with RegistryClient(
+            url, credentials=credentials, ca_file=loaded.registry_ca_file, timeout=CHECK_TIMEOUT_S
+        ) as client:
+            try:
+                client.ping()
+            except RegistryError as error:
+                if credentials is not None or error.registry_status not in {401, 403}:
+                    raise BaleenError(f"{error} {told}") from error
+                notes().print(
+                    f"The registry {url} wants to know who asks: give BALEEN_REGISTRY_USERNAME and "
+                    "BALEEN_REGISTRY_PASSWORD to `baleen scheduler`.",
+                    soft_wrap=True,
+                )
 
 
 def _print_token(answer: dict[str, str], *, json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`baleen up`, `api`, `worker` and `demo`: the processes."""
+"""`baleen up`, `api`, `worker`, `scheduler` and `demo`: the processes."""
 
 import os
 import sys
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(api)
     app.command()(worker)
+    app.command()(scheduler)
     app.command()(demo)
 
 
@@ -52,6 +53,12 @@ def worker() -> None:
     """Run one stream worker."""
     # Nothing here may import it; and as this process it gets our signals.
     os.execv(sys.executable, [sys.executable, "-m", "workers"])  # noqa: S606 - no shell
+
+
+def scheduler() -> None:
+    """Run one scheduler: probes of registries, and jobs such as reconciles. Any number may run."""
+    # As for the worker.
+    os.execv(sys.executable, [sys.executable, "-m", "workers.scheduler"])  # noqa: S606 - no shell
 
 
 def demo(

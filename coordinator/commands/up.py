@@ -1,9 +1,9 @@
 """`baleen up`: everything on one machine until Ctrl-C.
 
 Route: which services have no setting -> Stack starts these -> migrations, topics and versioning side by side -> the
-operator's token -> worker and API as children -> wait.
+operator's token -> worker, scheduler and API as children -> wait.
 How it ends: Ctrl-C and SIGTERM stop all and exit 0. A service that dies ends everything with exit 1 and the end of its
-log. The API and the worker keep no state, so they are started again, a few times.
+log. API, worker and scheduler keep no state, so they are started again, a few times.
 Not here: starting and guarding children (coordinator/stack).
 """
 
@@ -129,6 +129,7 @@ class _Up:
         self._failures: dict[str, int] = {}
         self._makers: dict[str, Callable[[], ManagedProcess]] = {
             application.WORKER: self._worker,
+            application.SCHEDULER: self._scheduler,
             application.API: self._api,
         }
 
@@ -173,7 +174,7 @@ class _Up:
             f"root {self._settings.s3_root or '/'}\n"
             f"  Kafka     {self._settings.kafka_bootstrap}\n"
             f"  logs      {self._directory / 'logs'}\n"
-            "Add a pod in another terminal, in this directory:\n"
+            "Add a pod whose registry runs (else with --no-check) in another terminal, in this directory:\n"
             "  baleen pods add pod-a --prefix pod-a --registry http://127.0.0.1:5001\n"
             "Ctrl-C ends it; the next `baleen up` goes on with what it had."
         )
@@ -204,6 +205,9 @@ class _Up:
             # The embedded broker never forgets a member that was killed.
             group = f"{group}-{uuid.uuid4().hex}"
         return application.worker(replace(self._settings, worker_group=group), self._directory)
+
+    def _scheduler(self) -> ManagedProcess:
+        return application.scheduler(self._settings, self._directory)
 
     async def _make_token(self) -> None:
         """Keep the operator's token if it is good, else make another."""

@@ -61,7 +61,8 @@ _COUNTS = f"""
     FROM blobs b LEFT JOIN recomputed r ON r.id = b.id
     WHERE b.reference_count <> coalesce(r.refs, 0) OR b.link_count <> coalesce(r.links, 0)
        OR (b.unreferenced_since IS NOT NULL) <> (coalesce(r.refs, 0) = 0 AND coalesce(r.links, 0) = 0)
-       OR (b.state = {BlobState.LIVE:d} AND coalesce(r.refs, 0) = 0 AND coalesce(r.links, 0) = 0)
+       OR (b.state IN ({BlobState.LIVE:d}, {BlobState.MISSING:d})
+           AND coalesce(r.refs, 0) = 0 AND coalesce(r.links, 0) = 0)
        OR (b.state = {BlobState.UNREFERENCED:d} AND (coalesce(r.refs, 0) > 0 OR coalesce(r.links, 0) > 0))
        OR b.state NOT IN ({", ".join(str(state.value) for state in BlobState)})
 """

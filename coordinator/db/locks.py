@@ -1,4 +1,4 @@
-"""One lock over the facts: writers share it, and who needs the table at rest takes it alone.
+"""One lock over the facts: writers share it, and who needs the table at rest takes it alone. And one over the pods.
 
 What a manifest lists is read before it is counted. The few changes that would make such a reading wrong (a manifest's
 list grows, a repository is renamed or emptied) take the lock alone, so that no writer has to re-check.
@@ -11,6 +11,8 @@ from psycopg import Connection
 
 #: A constant of ours in the space of advisory locks.
 FACTS_LOCK = 0x62616C66
+#: The same: who changes pods takes it alone, and who relies on all that was given to one until now shares it.
+PODS_LOCK = 0x62616C67
 
 
 def enter(connection: Connection[Any], *, alone: bool = False) -> None:

@@ -4,7 +4,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-#: Events by what became of them: accepted, dropped or dead-lettered, after Kafka has them.
+#: Events by what became of them: accepted, reported (a probe), dropped or dead-lettered, after Kafka has them.
 EVENTS: Final = Counter(
     "baleen_ingest_events_total",
     "Events that registries posted, by outcome.",

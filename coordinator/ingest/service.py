@@ -27,6 +27,7 @@ from coordinator.ingest.normalise import (
     Dropped,
     Origin,
     Outcome,
+    Reported,
     dead_letter,
     normalise,
 )
@@ -53,6 +54,7 @@ class Receipt(NamedTuple):
     dropped: int
     dead_lettered: int
     drained: bool = True
+    reported: int = 0
 
 
 class _Body(NamedTuple):
@@ -204,10 +206,12 @@ def _receipt(pod: KnownPod, outcomes: list[Outcome], *, drained: bool) -> Receip
         match outcome:
             case Accepted(event):
                 kind, reason = "accepted", event.action
+            case Reported():
+                kind, reason = "reported", "pull"
             case Dropped(why):
                 kind, reason = "dropped", why
             case DeadLettered(letter):
                 kind, reason = "dead_lettered", letter.reason
         kinds[kind] += 1
         metrics.EVENTS.labels(pod.name, kind, reason).inc()
-    return Receipt(kinds["accepted"], kinds["dropped"], kinds["dead_lettered"], drained)
+    return Receipt(kinds["accepted"], kinds["dropped"], kinds["dead_lettered"], drained, kinds["reported"])

@@ -12,7 +12,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError
 
-from coordinator.errors import UnavailableError
+from coordinator.errors import NotFoundError, UnavailableError
 from coordinator.ingest.connection import client_arguments, security_hint
 from coordinator.settings import Settings
 
@@ -109,18 +109,28 @@ class _Cluster(NamedTuple):
 
 def ensure_topics(settings: Settings) -> list[TopicReport]:
     """Create the topics that are missing and verify the others; raises UnavailableError."""
+    return _reports(settings, create=True)
+
+
+def verify_topics(settings: Settings) -> list[TopicReport]:
+    """Verify the topics, and change nothing; raises NotFoundError if one is missing, and UnavailableError."""
+    return _reports(settings, create=False)
+
+
+def _reports(settings: Settings, *, create: bool) -> list[TopicReport]:
     try:
         admin = KafkaAdminClient(
             **client_arguments(settings), request_timeout_ms=TIMEOUT_MS, bootstrap_timeout_ms=TIMEOUT_MS
         )
     except KafkaError as error:
         raise UnavailableError(
-            f"Kafka does not answer at {settings.kafka_bootstrap}: {error}.{security_hint(settings)}"
+            f"Kafka does not answer at {settings.kafka_bootstrap} ({type(error).__name__}): start it, or check "
+            f"BALEEN_KAFKA_BOOTSTRAP.{security_hint(settings)}"
         ) from error
     try:
         cluster = _Cluster(_broker_count(admin), (settings.kafka_bootstrap or "").partition(",")[0])
         specs = topic_specs(settings, cluster.brokers)
-        created = _create_missing(admin, specs, cluster.brokers)
+        created = _create_missing(admin, specs, cluster.brokers) if create else _demand(admin, specs)
         described = {topic["name"]: topic for topic in admin.describe_topics([spec.name for spec in specs])}
         return [_verify(admin, spec, described[spec.name], created, cluster) for spec in specs]
     except KafkaError as error:
@@ -151,6 +161,15 @@ def _create_missing(admin: KafkaAdminClient, specs: list[TopicSpec], brokers: in
     if missing:
         admin.wait_for_topics([spec.name for spec in missing], timeout_ms=TIMEOUT_MS)
     return {spec.name for spec in missing}
+
+
+def _demand(admin: KafkaAdminClient, specs: list[TopicSpec]) -> set[str]:
+    """Raise NotFoundError if a topic is missing; none was created."""
+    existing = set(admin.list_topics())
+    for spec in specs:
+        if spec.name not in existing:
+            raise NotFoundError(f"Kafka has no topic {spec.name}: create it with `baleen topics create`.")
+    return set()
 
 
 def _verify(

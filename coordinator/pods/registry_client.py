@@ -3,7 +3,7 @@
 Route: RegistryClient -> httpx -> registry; push_image and pull_image are built from the single calls.
 Invariants: every call has a timeout; bytes that are handed out have been compared with their digest; the
 token goes to the registry's own address only. Digests are in the form that registries write, `sha256:<hex>`.
-Not here: which registry belongs to which pod; where a token comes from; retries.
+Not here: which registry belongs to which pod; how a registry that asks is answered (registry_auth.py); retries.
 """
 
 import hashlib
@@ -18,35 +18,33 @@ from typing import Any, BinaryIO, Self
 import httpx
 
 from coordinator.domain.references import MANIFEST_BYTES_LIMIT
-from coordinator.errors import BaleenError, NotFoundError, UnavailableError
 from coordinator.pods.images import DOCKER, OCI, Image, Index, sha256_digest
+from coordinator.pods.registry_auth import Credentials, RegistryAuth, same_origin
+from coordinator.pods.registry_errors import (
+    RegistryAuthenticationError,
+    RegistryContentError,
+    RegistryError,
+    RegistryGoneError,
+    RegistryNotFoundError,
+    RegistryUnreachableError,
+)
+from coordinator.pods.registry_transport import AtAddress, asked, tls_context, was_refused, why
+
+__all__ = [
+    "Manifest",
+    "Pulled",
+    "RegistryAuthenticationError",
+    "RegistryClient",
+    "RegistryContentError",
+    "RegistryError",
+    "RegistryGoneError",
+    "RegistryNotFoundError",
+    "RegistryUnreachableError",
+]
 
 CHUNK_BYTES = 1 << 20
 INDEX_TYPES = frozenset({OCI.index, DOCKER.index})
 ACCEPT = f"{OCI.manifest}, {OCI.index}, {DOCKER.manifest}, {DOCKER.index}, */*"
-
-
-class RegistryError(BaleenError):
-    """The registry refused; `registry_status` and `code` are its HTTP status and its OCI error code."""
-
-    status = 502
-
-    def __init__(self, message: str, *, registry_status: int | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.registry_status = registry_status
-        self.code = code
-
-
-class RegistryNotFoundError(NotFoundError, RegistryError):
-    """The registry does not have this blob, manifest, repository or upload."""
-
-
-class RegistryUnreachableError(UnavailableError, RegistryError):
-    """The registry did not answer, or not in time."""
-
-
-class RegistryContentError(RegistryError):
-    """The registry's bytes are not those that the digest names."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,35 @@ class RegistryClient:
         base_url: str,
         *,
         token: str | None = None,
+        credentials: Credentials | None = None,
+        address: str | None = None,
+        ca_file: str | None = None,
+        keep_alive: bool = True,
         user_agent: str = "baleen",
         timeout: float = 30.0,
     ) -> None:
+        """Speak with the registry at `base_url`, which must be http or https.
+
+        A registry that asks who we are is answered with `credentials`, or for a token that anybody may have; with
+        `token` nothing else is tried. `address` is the one of the host's addresses to connect to. `ca_file` holds
+        certificates to trust beside the system's.
+        """
         self._base_url = base_url.rstrip("/")
         headers = {"User-Agent": user_agent}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        self._http = httpx.Client(base_url=self._base_url, headers=headers, timeout=timeout, trust_env=False)
+        tls = tls_context(ca_file)
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=20 if keep_alive else 0)
+        self._http = httpx.Client(
+            base_url=self._base_url,
+            headers=headers,
+            auth=None if token is not None else RegistryAuth(self._base_url, credentials),
+            timeout=timeout,
+            verify=tls,
+            limits=limits,
+            transport=None if address is None else AtAddress(self._base_url, address, tls, limits),
+            trust_env=False,
+        )
 
     def __repr__(self) -> str:
         return f"RegistryClient({self._base_url!r})"
@@ -135,15 +154,27 @@ class RegistryClient:
         body.seek(start)
         if unless_present and self.has_blob(repository, digest):
             return digest
+        session = self.begin_upload(repository)
+        self.finish_upload(session, digest, iter(lambda: body.read(CHUNK_BYTES), b""), size)
+        return digest
+
+    def begin_upload(self, repository: str) -> str:
+        """Open an upload and return its session: a path, which another process of the registry may know too."""
         opened = self._call("POST", f"/v2/{repository}/blobs/uploads/", expect=202)
+        return self._session(opened).raw_path.decode()
+
+    def finish_upload(self, session: str, digest: str, chunks: Iterator[bytes], size: int) -> None:
         self._call(
             "PUT",
-            self._session(opened).copy_merge_params({"digest": digest}),
+            self._at(session).copy_merge_params({"digest": digest}),
             expect=201,
-            content=iter(lambda: body.read(CHUNK_BYTES), b""),
+            content=chunks,
             headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
         )
-        return digest
+
+    def cancel_upload(self, session: str) -> None:
+        """Give an upload up; that the registry does not know it, or cannot, is not an error."""
+        self._call("DELETE", self._at(session), expect=(204, 404, 405))
 
     def mount_blob(self, repository: str, digest: str, from_repository: str | None) -> bool:
         """Link a blob of another repository; False if the registry wants it uploaded instead."""
@@ -152,7 +183,7 @@ class RegistryClient:
         if answer.status_code == 201:
             return True
         # The registry has opened an upload that nobody will finish: it would stay in its storage for ever.
-        self._call("DELETE", self._session(answer), expect=(204, 404, 405))
+        self.cancel_upload(self._session(answer).raw_path.decode())
         return False
 
     def delete_blob(self, repository: str, digest: str) -> None:
@@ -160,8 +191,11 @@ class RegistryClient:
 
     # Manifests
 
-    def has_manifest(self, repository: str, reference: str, *, user_agent: str | None = None) -> bool:
-        return self._exists(f"/v2/{repository}/manifests/{reference}", user_agent=user_agent)
+    def has_manifest(
+        self, repository: str, reference: str, *, user_agent: str | None = None, follow: bool = True
+    ) -> bool:
+        """Whether the registry has it. With `follow=False` no other address is asked on its word."""
+        return self._exists(f"/v2/{repository}/manifests/{reference}", user_agent=user_agent, follow=follow)
 
     def get_manifest(self, repository: str, reference: str, *, user_agent: str | None = None) -> Manifest:
         """Fetch a manifest by tag or digest; a digest is compared with the bytes."""
@@ -221,8 +255,8 @@ class RegistryClient:
 
     # How a call is made
 
-    def _exists(self, path: str, *, user_agent: str | None = None) -> bool:
-        answer = self._call("HEAD", path, expect=(200, 404), headers=_headers(user_agent), follow=True)
+    def _exists(self, path: str, *, user_agent: str | None = None, follow: bool = True) -> bool:
+        answer = self._call("HEAD", path, expect=(200, 404), headers=_headers(user_agent), follow=follow)
         return answer.status_code == 200
 
     def _session(self, answer: httpx.Response) -> httpx.URL:
@@ -233,7 +267,10 @@ class RegistryClient:
         location = answer.headers.get("Location")
         if not location:
             raise RegistryError(f"The registry {self._base_url} opened an upload without a Location: is it a registry?")
-        return httpx.URL(self._base_url).copy_with(raw_path=answer.url.join(location).raw_path)
+        return self._at(answer.url.join(location).raw_path.decode())
+
+    def _at(self, path: str) -> httpx.URL:
+        return httpx.URL(self._base_url).copy_with(raw_path=path.encode())
 
     def _call(
         self,
@@ -269,9 +306,15 @@ class RegistryClient:
         try:
             yield
         except httpx.HTTPError as error:
-            raise RegistryUnreachableError(
-                f"The registry {self._base_url} did not answer ({type(error).__name__}): "
-                "check its address and that it runs."
+            there = asked(error) or httpx.URL(self._base_url)
+            if not same_origin(there, httpx.URL(self._base_url)):
+                raise RegistryUnreachableError(
+                    f"{there.scheme}://{there.netloc.decode()}, which the registry {self._base_url} named, "
+                    f"did not answer ({why(error)}): check that it can be reached from here."
+                ) from error
+            kind = RegistryGoneError if was_refused(error) else RegistryUnreachableError
+            raise kind(
+                f"The registry {self._base_url} did not answer ({why(error)}): check its address and that it runs."
             ) from error
 
 

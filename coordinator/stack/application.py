@@ -1,4 +1,4 @@
-"""Baleen's own processes as children of `baleen up`: one API, one worker.
+"""Baleen's own processes as children of `baleen up`: one API, one worker, one scheduler.
 
 They get their settings by environment, secrets too: a command line is there for every user of the machine to read.
 What the parent's environment holds beside ours is passed on (proxies, AWS credentials, certificates).
@@ -20,9 +20,10 @@ from coordinator.stack.process import ManagedProcess
 
 API = "API"
 WORKER = "worker"
+SCHEDULER = "scheduler"
 PROBE_SECONDS = 2.0
 READY_SECONDS = 60.0
-#: The API gives requests 10 s to end; the worker ends its batch.
+#: The API gives requests 10 s to end; the worker ends its batch, the scheduler a few seconds after it is told to.
 STOP_SECONDS = 20.0
 
 
@@ -47,6 +48,11 @@ def api(merged: Settings, directory: Path, *, host: str, port: int) -> ManagedPr
 def worker(merged: Settings, directory: Path) -> ManagedProcess:
     """The worker; it takes its time to join its group, and nobody waits for it."""
     return _child(WORKER, ["-m", "workers"], merged, directory)
+
+
+def scheduler(merged: Settings, directory: Path) -> ManagedProcess:
+    """The scheduler; what it finds out is told when it is found out."""
+    return _child(SCHEDULER, ["-m", "workers.scheduler"], merged, directory)
 
 
 def _child(

@@ -5,6 +5,8 @@ import pytest
 from coordinator.domain.references import ManifestKind
 from tests.api.harness import READ, Facts, Served, dead_letter
 from tests.cli.conftest import Command, Done
+from tests.pods.registries import running_model
+from tests.pods.sink import NotificationSink
 
 UNKNOWN = f"sha256:{'0' * 64}"
 
@@ -42,6 +44,8 @@ def test_pods(baleen: Command, facts: Facts) -> None:
     """A pod is added, listed, shown, given another token and removed; its token is printed when it is made."""
     name = f"{facts.mark}-cli"
     options = ("--prefix", name, "--prefix", f"{facts.mark}/x", "--registry", "http://127.0.0.1:1", "--mode", "link")
+    assert "--no-check" in errs(baleen("pods", "add", name, *options), 1)
+    options = (*options, "--no-check")
     added = baleen("pods", "add", name, *options, "--json").json
     assert added["pod"] == name
     assert added["event_token"] in added["registry_config"]
@@ -54,8 +58,44 @@ def test_pods(baleen: Command, facts: Facts) -> None:
     assert added["event_token"] not in again
     assert "notifications:" in again
     assert "overlaps" in errs(baleen("pods", "add", f"{name}2", "--prefix", f"{name}/below"), 1)
+    taken = ("--registry", "http://127.0.0.1:1/", "--no-check")
+    assert f"pod {name}" in errs(baleen("pods", "add", f"{name}2", "--prefix", f"{name}2", *taken), 1)
     assert baleen("pods", "remove", name).code == 0
     assert "no pod" in errs(baleen("pods", "show", name), 1)
+
+
+def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
+    """Where a registry listens is checked and changed; its processes are shown, and one is retired with a reason."""
+    pod = facts.pods[0]
+    with NotificationSink() as sink, running_model(sink) as registry:
+        baleen("pods", "set-registries", pod, "--registry", registry.url, "--json")
+        elsewhere = f"http://{'nowhere.invalid'}:5000"
+        assert "name is not known" in errs(baleen("pods", "set-registries", pod, "--registry", elsewhere), 1)
+        # Something else listens there: the API.
+        assert "404" in errs(baleen("pods", "set-registries", pod, "--registry", api.url), 1)
+        for wrong in ("127.0.0.1:5000", "http://user:secret@127.0.0.1:5000", "http://127.0.0.1:5000/v2/"):
+            said = errs(baleen("pods", "set-registries", pod, "--registry", wrong), 2)
+            assert "secret" not in said
+        shown = baleen("pods", "show", pod, "--json").json
+        assert (shown["registries"], shown["sources"], shown["endpoints"]) == ([registry.url], [], [])
+        api.db.execute(
+            "INSERT INTO sources (pod_id, instance_id, heard_at)"
+            " SELECT id, 'the-process', now() FROM pods WHERE name = %s",
+            (pod,),
+        )
+        api.db.execute(
+            "INSERT INTO endpoints (pod_id, url, address, error, failing_since)"
+            " SELECT id, %s, '127.0.0.1', 'what it said', now() FROM pods WHERE name = %s",
+            (registry.url, pod),
+        )
+        told = baleen("pods", "show", pod).out
+        assert "the-process" in told
+        assert "what it said" in told
+        assert errs(baleen("pods", "retire-source", pod, "the-process"), 2)
+        baleen("pods", "retire-source", pod, "the-process", "--why", "it was seen to end", "--json")
+        (source,) = baleen("pods", "show", pod, "--json").json["sources"]
+        assert (source["state"], source["retired_why"]) == ("retired", "it was seen to end")
+        assert "no process" in errs(baleen("pods", "retire-source", pod, "the-process", "--why", "again"), 1)
 
 
 def test_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
@@ -131,6 +171,7 @@ def test_config_never_prints_a_secret(baleen: Command) -> None:
         (["pods", "add", "pod-x"], {}, 2, "--prefix"),
         (["pods", "add", "Pod", "--prefix", "x"], {}, 2, "pod name"),
         (["pods", "show", "../status"], {}, 2, "pod name"),
+        (["pods", "retire-source", "pod-x", "a/b", "--why", "it ended"], {}, 1, "nothing at"),
         (["pods", "list"], {"token": "wrong"}, 1, "not known"),
         (["pods", "add", "pod-x", "--prefix", "x"], {"token": READ}, 1, "operate"),
         (["pods", "list"], {"url": "http://127.0.0.1:9"}, 1, "baleen up"),
@@ -159,6 +200,7 @@ def test_errors_are_one_sentence(
         (["check"], "BALEEN_DATABASE_URL"),
         (["topics", "create"], "BALEEN_KAFKA_BOOTSTRAP"),
         (["api"], "BALEEN_DATABASE_URL"),
+        (["scheduler"], "BALEEN_DATABASE_URL"),
     ],
 )
 def test_a_missing_setting_is_named(bare: Command, arguments: list[str], setting: str) -> None:

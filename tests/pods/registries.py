@@ -84,11 +84,13 @@ class RunningDistribution(RunningRegistry):
 
 
 @contextmanager
-def running_model(sink: NotificationSink) -> Iterator[RunningModel]:
+def running_model(
+    sink: NotificationSink, store: MemoryObjectStore | None = None, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[RunningModel]:
     """Run the model on a store in memory, in a thread of this process, until the block ends."""
-    store = MemoryObjectStore()
+    store = store or MemoryObjectStore()
     webhook = Webhook(sink.url, TOKEN, timeout_seconds=5, backoff_seconds=0.02)
-    server = ModelServer("127.0.0.1", 0, ModelStorage(store), webhook)
+    server = ModelServer(host, port, ModelStorage(store), webhook)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -100,13 +102,18 @@ def running_model(sink: NotificationSink) -> Iterator[RunningModel]:
 
 
 @contextmanager
-def running_distribution(sink: NotificationSink, directory: Path) -> Iterator[RunningDistribution]:
-    """Run the real program on a directory, without a descriptor cache, until the block ends."""
+def running_distribution(
+    sink: NotificationSink, directory: Path, name: str = "registry", more: str = ""
+) -> Iterator[RunningDistribution]:
+    """Run the real program on a directory, without a descriptor cache, until the block ends.
+
+    Several of one directory, each with a name of its own, are processes of one registry. `more` is configuration.
+    """
     port = _free_port()
-    configuration = directory / "config.yml"
-    configuration.write_text(_configuration(directory / "root", port, sink))
+    configuration = directory / f"{name}.yml"
+    configuration.write_text(_configuration(directory / "root", port, sink) + more)
     environment = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"}
-    with (directory / "registry.log").open("wb") as log:
+    with (directory / f"{name}.log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, "serve", str(configuration)], stdout=log, stderr=log, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -83,6 +83,13 @@ class Registry:
     def kill(self) -> None:
         self._children.kill(self._process)
 
+    def pause(self) -> None:
+        """Stop the process where it is: it keeps its connections and says nothing."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._process.pid, signal.SIGCONT)
+
     def start(self, **notifications: Any) -> None:
         """Start anew; what is named of its notifications is other than before."""
         assert self._made.notifications is not None
@@ -94,7 +101,8 @@ class Registry:
 class Baleen:
     """A running `baleen up`, its API, its table and its bucket."""
 
-    def __init__(self, directory: Path, children: Children) -> None:
+    def __init__(self, directory: Path, children: Children, more: Mapping[str, str] | None = None) -> None:
+        """`more` are settings of this one alone, by their names in the environment."""
         self._directory = directory
         self._children = children
         self._ports = Ports(directory / "ports.json", HOST)
@@ -106,7 +114,7 @@ class Baleen:
                 name="baleen up",
                 argv=[sys.executable, "-m", "coordinator.cli", "up", "--data-dir", data_dir, "--port", str(port)],
                 log_file=directory / "up.log",
-                env=_environment(),
+                env=_environment() | dict(more or {}),
                 cwd=Path(__file__).parents[2],
                 stop_signal=signal.SIGTERM,
                 stop_timeout=60,
@@ -134,6 +142,19 @@ class Baleen:
         answer = self.api.post("/v1/pods", json={"name": name, "prefixes": [name]})
         assert answer.is_success, answer.text
         return Pod(name, answer.json()["event_token"])
+
+    def list_registries(self, pod: Pod, *registries: Registry) -> None:
+        """Say where the pod's registries are: they are probed from now on."""
+        urls = [registry.url for registry in registries]
+        answer = self.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": urls})
+        assert answer.is_success, answer.text
+
+    def pod(self, pod: Pod) -> dict[str, Any]:
+        """A pod as the API tells it."""
+        answer = self.api.get(f"/v1/pods/{pod.name}")
+        assert answer.is_success, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
 
     def webhook(self, pod: Pod) -> str:
         return f"{self.url}/v1/events/{pod.name}"
@@ -282,6 +303,10 @@ def layer_links(store: ObjectStore) -> Pairs:
 
 
 def _environment() -> dict[str, str]:
-    """All have one clock here: deletes soon after a push are doubtful, later ones believed, and both ways are tried."""
+    """All have one clock here: deletes soon after a push are doubtful, later ones believed, and both ways are tried.
+
+    Registries that are listed are probed often; silence is told soon.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BALEEN_", "AWS_"))}
-    return kept | {"BALEEN_SAFETY_CLOCK_SKEW": "1s"}
+    ours = {"SAFETY_CLOCK_SKEW": "1s", "PROBE_EVERY": "200ms", "PROBE_SILENCE": "3s"}
+    return kept | {f"BALEEN_{name}": value for name, value in ours.items()}

@@ -9,6 +9,7 @@ import pytest
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.port import ObjectStore
 from coordinator.storage.s3 import S3ObjectStore
+from tests.storage.file_store import WritableFiles
 from tests.storage.memory import MemoryObjectStore
 
 MakeS3 = Callable[..., S3ObjectStore]
@@ -47,11 +48,18 @@ def buckets(embedded_stack: StackEndpoints, connect_s3: MakeS3) -> None:
     connect_s3(bucket=VERSIONED).enable_versioning()
 
 
-@pytest.fixture(params=["memory", "memory-by-parts", "s3", "s3-rootless", "s3-versioned"])
+@pytest.fixture(params=["memory", "memory-by-parts", "files", "s3", "s3-rootless", "s3-versioned"])
 def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
     """An empty store: each test of the contract runs on every one."""
     if request.param.startswith("memory"):
-        yield MemoryObjectStore(by_parts=request.param == "memory-by-parts")
+        yield MemoryObjectStore(
+            by_parts=request.param == "memory-by-parts", versioned=request.param == "memory-versioned"
+        )
+        return
+    if request.param == "files":
+        root = request.getfixturevalue("tmp_path") / "root"
+        root.mkdir()
+        yield WritableFiles(root)
         return
     request.getfixturevalue("buckets")
     connect: MakeS3 = request.getfixturevalue("connect_s3")

@@ -1,32 +1,64 @@
 """An object store in memory, which honours the port. It passes the contract tests beside this file."""
 
+import hashlib
+import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from coordinator.errors import UsageError
-from coordinator.storage.port import LIST_LIMIT, ObjectInfo, ObjectNotFoundError, check_key, page_size
+from coordinator.errors import ConflictError, UsageError
+from coordinator.storage.port import (
+    CHUNK_BYTES,
+    LIST_LIMIT,
+    VERSIONS_LIMIT,
+    ObjectInfo,
+    ObjectNotFoundError,
+    ObjectReader,
+    ObjectVersion,
+    OpenObject,
+    Unfinished,
+    check_key,
+    page_size,
+)
 
 
 class _Stored(NamedTuple):
     body: bytes
     modified_at: datetime
 
+    @property
+    def etag(self) -> str:
+        return hashlib.md5(self.body, usedforsecurity=False).hexdigest()
+
+
+class _Version(NamedTuple):
+    version: str
+    #: None of a marker.
+    stored: _Stored | None
+    modified_at: datetime
+
 
 class MemoryObjectStore:
-    """`by_parts` lists as stores with directories do; else the order is that of S3 itself."""
+    """`by_parts` lists as stores with directories do; else the order is that of S3 itself.
 
-    def __init__(self, *, by_parts: bool = False) -> None:
+    All stores in memory are on one service, unless one of them `copies` nothing. `versioned` keeps what is replaced.
+    """
+
+    def __init__(self, *, by_parts: bool = False, copies: bool = True, versioned: bool = False) -> None:
         self._by_parts = by_parts
+        self._copies = copies
+        self._versioned = versioned
         self._objects: dict[str, _Stored] = {}
+        #: Of each key, the newest last.
+        self._versions: dict[str, list[_Version]] = {}
+        self._numbers = itertools.count(1)
+        self._unfinished: dict[int, Unfinished] = {}
         self._lock = threading.Lock()
 
     def get(self, key: str, limit: int | None = None) -> bytes:
-        with self._lock:
-            stored = self._objects.get(check_key(key))
-        if stored is None:
-            raise ObjectNotFoundError(f"There is no object {key!r}.")
+        stored = self._find(key)
         if limit is not None and len(stored.body) > limit:
             raise UsageError(f"{key} has {len(stored.body)} bytes, more than {limit}.")
         return stored.body
@@ -38,11 +70,84 @@ class MemoryObjectStore:
 
     def put(self, key: str, body: bytes) -> None:
         with self._lock:
-            self._objects[check_key(key)] = _Stored(body, datetime.now(UTC))
+            self._objects[check_key(key)] = stored = _Stored(body, datetime.now(UTC))
+            self._keep(key, stored)
+
+    def _keep(self, key: str, stored: _Stored | None) -> None:
+        kept = self._versions.setdefault(key, []) if self._versioned else []
+        kept.append(_Version(str(next(self._numbers)), stored, datetime.now(UTC)))
+        self._versions[key] = kept
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[OpenObject]:
+        yield _opened(self._find(key))
+
+    def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
+        number = next(self._numbers)
+        self._unfinished[number] = Unfinished(check_key(key), datetime.now(UTC))
+        try:
+            body = b"".join(chunks)
+        finally:
+            del self._unfinished[number]
+        if len(body) != size:
+            raise UsageError(f"{key} was to have {size} bytes, and {len(body)} came.")
+        self.put(key, body)
+
+    def copy_from(self, source: ObjectReader, source_key: str, key: str, *, etag: str | None = None) -> bool:
+        if not isinstance(source, MemoryObjectStore) or not (self._copies and source._copies):
+            return False
+        stored = source._find(source_key)
+        if etag is not None and stored.etag != etag:
+            raise ConflictError(f"{source_key} is not what it was when it was read: try again.")
+        self.put(key, stored.body)
+        return True
+
+    def _find(self, key: str) -> _Stored:
+        with self._lock:
+            stored = self._objects.get(check_key(key))
+        if stored is None:
+            raise ObjectNotFoundError(f"There is no object {key!r}.")
+        return stored
 
     def delete(self, key: str) -> None:
         with self._lock:
             self._objects.pop(check_key(key), None)
+            if self._versioned:
+                self._keep(key, None)
+            else:
+                self._versions.pop(key, None)
+
+    def versions(self, key: str) -> Sequence[ObjectVersion]:
+        with self._lock:
+            kept = self._versions.get(check_key(key), [])[::-1][:VERSIONS_LIMIT]
+        return [
+            ObjectVersion(
+                each.version, None if each.stored is None else len(each.stored.body), each.modified_at, n == 0
+            )
+            for n, each in enumerate(kept)
+        ]
+
+    @contextmanager
+    def open_version(self, key: str, version: str) -> Iterator[OpenObject]:
+        with self._lock:
+            found = [each.stored for each in self._versions.get(check_key(key), []) if each.version == version]
+        if not found or found[0] is None:
+            raise ObjectNotFoundError(f"There is no version {version} of {key!r}.")
+        yield _opened(found[0])
+
+    def remove_marker(self, key: str, version: str) -> bool:
+        with self._lock:
+            kept = self._versions.get(check_key(key), [])
+            left = [each for each in kept if each.stored is not None or each.version != version]
+            if len(left) == len(kept):
+                return False
+            self._versions[key] = left
+            if left and left[-1].stored is not None:
+                self._objects[key] = left[-1].stored
+        return True
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        yield from [each for each in list(self._unfinished.values()) if each.key.startswith(prefix)]
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
         limit = page_size(limit)
@@ -51,6 +156,10 @@ class MemoryObjectStore:
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         yield from self._listed(prefix)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        rests = [entry.key.removeprefix(prefix).partition("/") for entry in self._listed(prefix)]
+        yield from dict.fromkeys(f"{prefix}{name}/" for name, slash, _ in rests if slash)
 
     def _listed(self, prefix: str) -> Sequence[ObjectInfo]:
         with self._lock:
@@ -66,3 +175,8 @@ class MemoryObjectStore:
 
     def _place(self, key: str) -> tuple[bytes, ...]:
         return tuple(key.encode().split(b"/")) if self._by_parts else (key.encode(),)
+
+
+def _opened(stored: _Stored) -> OpenObject:
+    pieces = (stored.body[start : start + CHUNK_BYTES] for start in range(0, len(stored.body), CHUNK_BYTES))
+    return OpenObject(len(stored.body), stored.etag, pieces)

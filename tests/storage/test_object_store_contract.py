@@ -1,19 +1,20 @@
-"""What everything that stores and looks up objects relies on: in memory, and on a real S3 server.
+"""What everything that stores and looks up objects relies on: in memory, in a directory, and on a real S3 server.
 
 On S3: below a root of its own, at the top of a bucket, and in a bucket that keeps versions.
 """
 
 import hashlib
 import random
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from coordinator.domain.names import Digest
-from coordinator.errors import UsageError
+from coordinator.errors import ConflictError, UsageError
 from coordinator.storage.layout import BLOBS, blob_key
-from coordinator.storage.port import LIST_LIMIT, ObjectNotFoundError, ObjectStore
+from coordinator.storage.port import CHUNK_BYTES, LIST_LIMIT, ObjectNotFoundError, ObjectStore
 
 ODD_KEYS = [
     "odd/a b",
@@ -103,6 +104,73 @@ class TestObjectStore:
         store.put("empty", b"")
         assert store.get("empty", limit=0) == b""
 
+    @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 5])
+    def test_what_is_opened_is_read_in_pieces(self, store: ObjectStore, size: int) -> None:
+        """An object can be read whatever its size: all its bytes come, in pieces that are never large."""
+        body = random.Random(size).randbytes(size)
+        store.put("a/b", body)
+        with store.open("a/b") as opened:
+            pieces = list(opened.chunks)
+            assert opened.size == size
+        assert b"".join(pieces) == body
+        assert all(0 < len(piece) <= CHUNK_BYTES for piece in pieces)
+        for key in ("a", "a/c", "a/b/c"):
+            with pytest.raises(ObjectNotFoundError), store.open(key):
+                pass
+
+    @pytest.mark.parametrize("size", [0, 5, 8 << 20, (16 << 20) + 7])
+    def test_what_is_put_in_pieces(self, store: ObjectStore, size: int) -> None:
+        """Bytes that come in pieces of any length become one object."""
+        body = random.Random(size).randbytes(size)
+        store.put("a/b", b"before")
+        store.put_chunks("a/b", (body[start : start + 999_983] for start in range(0, size, 999_983)), size)
+        assert store.get("a/b") == body
+        assert keys_of(store, "a/") == ["a/b"]
+
+    @pytest.mark.parametrize("size", [10, 17 << 20])
+    def test_pieces_that_are_not_all(self, store: ObjectStore, size: int) -> None:
+        """Where bytes are wanting, are too many, or cannot be got, what was there stays, or nothing is there."""
+
+        def broken() -> Iterator[bytes]:
+            yield bytes(size - 1)
+            raise RuntimeError("no more")
+
+        store.put("a/b", b"before")
+        for key in ("a/b", "a/c"):
+            with pytest.raises(UsageError, match="was to have"):
+                store.put_chunks(key, [bytes(size - 1)], size)
+            with pytest.raises(UsageError, match="was to have"):
+                store.put_chunks(key, [bytes(size), b"1"], size)
+            with pytest.raises(RuntimeError, match="no more"):
+                store.put_chunks(key, broken(), size)
+        assert store.get("a/b") == b"before"
+        assert keys_of(store, "a/") == ["a/b"]
+
+    def test_what_is_copied(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A copy has the bytes of just the object that was read; where it cannot be made, nothing is done."""
+        monkeypatch.setattr("coordinator.storage.s3.COPY_PART_BYTES", 5 << 20)
+        for limit in (5 << 30, 6 << 20):
+            monkeypatch.setattr("coordinator.storage.s3.COPY_LIMIT", limit)
+            body = random.Random(limit).randbytes((11 << 20) + 3)
+            for source in ("odd/a b+%20/Ä&?#", "from"):
+                store.put(source, body)
+                with store.open(source) as opened:
+                    etag = opened.etag
+                for given in (etag, None):
+                    store.put("to", b"before")
+                    if not store.copy_from(store, source, "to", etag=given):
+                        assert etag is None
+                        assert store.get("to") == b"before"
+                        return
+                    assert store.get("to") == body
+                    assert store.get(source) == body
+                store.put(source, body[1:])
+                with pytest.raises(ConflictError, match="not what it was"):
+                    store.copy_from(store, source, "to", etag=etag)
+                assert store.get("to") == body
+            with pytest.raises(ObjectNotFoundError):
+                store.copy_from(store, "never", "to")
+
     def test_odd_keys(self, store: ObjectStore) -> None:
         """Keys mean what they say, whatever a URL or a listing makes of their characters."""
         for key in ODD_KEYS:
@@ -148,6 +216,24 @@ class TestObjectStore:
             for prefix in ("", "t", "t/", "t-", "t-a", "t-a/t"):
                 assert sorted(walked(store, prefix)) == [key for key in keys if key.startswith(prefix)]
 
+    def test_folders(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What keys have up to the next slash comes once, however small the pages are; keys without one do not."""
+        fill(store, ["r/team/app/x", "r/team/app/y/z", "r/team/app-2/x", "r/team/_layers/a", "r/team/file", "r/u/v/w"])
+        for size in (1, 2, LIST_LIMIT):
+            monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", size)
+            for prefix, found in (
+                ("", ["r/"]),
+                ("r/", ["r/team/", "r/u/"]),
+                ("r/team/", ["r/team/_layers/", "r/team/app-2/", "r/team/app/"]),
+                ("r/team/app", ["r/team/app-2/", "r/team/app/"]),
+                ("r/team", ["r/team/"]),
+                ("r/team/app/", ["r/team/app/y/"]),
+                ("r/team/file", []),
+                ("r/team/file/", []),
+                ("none/", []),
+            ):
+                assert sorted(store.folders(prefix)) == found
+
     def test_walk_goes_on_while_what_it_gave_is_deleted(
         self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -182,7 +268,7 @@ class TestObjectStore:
         assert keys_of(store, "many/") == keys_of(store, "many/", None, 5000) == keys[:LIST_LIMIT]
         assert keys_of(store, "many/", None, LIST_LIMIT - 1) == keys[: LIST_LIMIT - 1]
         assert keys_of(store, "many/", keys[LIST_LIMIT - 1]) == keys[LIST_LIMIT:]
-        assert walked(store, "many/") == keys
+        assert sorted(walked(store, "many/")) == keys
         for limit in (0, -1):
             with pytest.raises(UsageError, match="1 to 1000"):
                 store.list("many/", limit=limit)

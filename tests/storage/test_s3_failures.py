@@ -248,3 +248,46 @@ def test_no_proxy_leads_to_loopback(connect_s3: MakeS3, monkeypatch: pytest.Monk
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     connect_s3(attempts=1).check()
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(connect_s3: MakeS3) -> None:
+    """Parts of an upload in pieces that was not finished are not kept, nor paid for."""
+
+    def broken() -> Iterator[bytes]:
+        yield bytes(20 << 20)
+        raise RuntimeError("no more")
+
+    store = connect_s3()
+    with pytest.raises(RuntimeError, match="no more"):
+        store.put_chunks("a", broken(), 30 << 20)
+    told = store._client.list_multipart_uploads(Bucket=store.bucket, Prefix=store.root)
+    assert told.get("Uploads", []) == []
+
+
+@pytest.mark.parametrize("refusal", [(403, "AccessDenied"), (501, "NotImplemented")])
+def test_a_copy_that_the_service_does_not_make(connect_s3: MakeS3, refusal: tuple[int, str]) -> None:
+    """Where the service may not or cannot copy, the caller is told so and moves the bytes itself."""
+    status, code = refusal
+    with answering(lambda _: (status, f"<Error><Code>{code}</Code></Error>".encode())) as url:
+        store = connect_s3(endpoint_url=url, attempts=1)
+        store._head = lambda key: {"ContentLength": 1, "ETag": "x"}  # type: ignore[method-assign]
+        assert store.copy_from(store, "a", "b") is False
+
+
+def test_stores_of_two_services(connect_s3: MakeS3) -> None:
+    """Between two services nothing is copied by either."""
+    here, there = connect_s3(), connect_s3(endpoint_url="http://127.0.0.1:9")
+    assert here.copy_from(there, "a", "b") is False
+    assert there.copy_from(here, "a", "b") is False
+
+
+def test_an_endpoint_that_boto3_finds(connect_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no endpoint, region and keys are given, those of boto3's own environment are used."""
+    store = connect_s3()
+    store.put("a", b"1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.endpoint)
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    found = connect_s3(root=store.root, endpoint_url=None, region=None)
+    assert found.endpoint == store.endpoint
+    assert found.get("a") == b"1"

@@ -19,6 +19,7 @@ from coordinator.db.queries.hot import HotUsage, Usage
 from coordinator.db.queries.ranking import Ranking
 from coordinator.db.queries.session import reading
 from coordinator.db.queries.views import STATE_NUMBERS, STATES, Blob, BlobPage, BlobSummary, StateName
+from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.errors import NotFoundError, UsageError
 
@@ -134,6 +135,10 @@ class BlobQueries:
         after = paging.decode("blobs", cursor, int) or 0
         async with reading(self._engine) as connection:
             edge = None
+            if filters["state"] == BlobState.MISSING:
+                # They have an index of their own.
+                rows = (await connection.execute(_MISSING, filters | {"after": after})).all()
+                return BlobPage(items=[_summary(row) for row in rows], next=_next_by_id(rows, filters["limit"], None))
             if filters["state"] is not None or filters["min"] > 0:
                 edge = await connection.scalar(_ID_EDGE, {"after": after, "walk": WALK})
             rows = (await connection.execute(_BY_ID, filters | {"after": after, "edge": edge})).all()
@@ -186,6 +191,11 @@ _ID_EDGE = text("SELECT id FROM blobs WHERE id > :after ORDER BY id OFFSET :walk
 _ID_RANGE = "b.id > :after AND (CAST(:edge AS bigint) IS NULL OR b.id <= :edge)"
 _BY_ID = text(f"""
 SELECT {_ROW} FROM blobs b WHERE {_ID_RANGE} AND {_FILTER} ORDER BY b.id LIMIT :limit
+""")
+
+_MISSING = text(f"""
+SELECT {_ROW} FROM blobs b
+WHERE b.state = {BlobState.MISSING:d} AND b.id > :after AND b.reference_count >= :min ORDER BY b.id LIMIT :limit
 """)
 
 _UNREFERENCED_EDGE = text("""

@@ -1,11 +1,19 @@
 """How far the partitions are applied, as the table says. Not here: where their logs end (api/status.py asks Kafka)."""
 
+import datetime as dt
+
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.db.migrate import wanted
+from coordinator.domain.lifecycle import BlobState
+
+UNTOLD_LIMIT = 100_000
 
 _PROGRESS = text("SELECT topic, partition, next_offset FROM partition_progress")
+_CLOCK = text("SELECT clock_timestamp()")
+_MISSING = text(f"SELECT count(*) FROM blobs WHERE state = {BlobState.MISSING:d}")
+_UNTOLD = text("SELECT count(*) FROM (SELECT FROM lifecycle_outbox LIMIT :limit) waiting")
 _REVISION = text("SELECT version_num FROM alembic_version")
 
 
@@ -13,6 +21,22 @@ async def progress(connection: AsyncConnection) -> dict[tuple[str, int], int]:
     """Return the first offset that is not applied, of each partition that has any applied."""
     rows = await connection.execute(_PROGRESS)
     return {(row.topic, row.partition): row.next_offset for row in rows}
+
+
+async def clock(connection: AsyncConnection) -> dt.datetime:
+    """Return the database's time, with which watermarks compare."""
+    now: dt.datetime = (await connection.execute(_CLOCK)).scalar_one()
+    return now
+
+
+async def missing_blobs(connection: AsyncConnection) -> int:
+    """Count blobs that are needed and have no bytes."""
+    return int((await connection.execute(_MISSING)).scalar_one())
+
+
+async def untold_changes(connection: AsyncConnection) -> int:
+    """Count changes that blob.lifecycle has not got yet, up to UNTOLD_LIMIT."""
+    return int((await connection.execute(_UNTOLD, {"limit": UNTOLD_LIMIT})).scalar_one())
 
 
 async def schema_problem(connection: AsyncConnection) -> str | None:

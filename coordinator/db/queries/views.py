@@ -4,7 +4,7 @@ A figure that is not known is null, never a guess. Bytes are bytes, times are th
 """
 
 import datetime as dt
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -102,6 +102,58 @@ class Gaps(View, frozen=True, kw_only=True):
     oldest: dt.datetime | None
 
 
+class Source(View, frozen=True, kw_only=True):
+    """One process of a pod's registry."""
+
+    instance_id: Annotated[
+        str, Meta(description="As its events have it in `source.instanceID`: another at every start.")
+    ]
+    state: Annotated[
+        Literal["live", "silent", "dead", "retired"],
+        Meta(
+            description="Dead is what is proved to run no more; a silent one may be alive. Retired ones do not count."
+        ),
+    ]
+    watermark: Annotated[
+        dt.datetime | None,
+        Meta(description="All its events of requests that ended before this are applied; null while not known."),
+    ]
+    heard_at: Annotated[dt.datetime | None, Meta(description="When it last brought a probe back.")]
+    dead_since: dt.datetime | None
+    dead_why: str | None
+    retired_at: dt.datetime | None
+    retired_why: str | None
+    partitions: Annotated[dict[str, dt.datetime], Meta(description="The watermark by partition of registry.events.")]
+    dead_letters: Annotated[dict[str, dt.datetime], Meta(description="The same by partition of registry.dead-letters.")]
+
+
+class Endpoint(View, frozen=True, kw_only=True):
+    """One address of a pod's registry, as the prober met it."""
+
+    url: str
+    address: str
+    answered_at: dt.datetime | None
+    failing_since: dt.datetime | None
+    error: str | None
+    source: Annotated[str | None, Meta(description="The process that last brought a probe back that was sent here.")]
+    echoed_at: Annotated[dt.datetime | None, Meta(description="When that probe was sent.")]
+    shared: Annotated[bool, Meta(description="More than one process answers here.")]
+
+
+class Finding(View, frozen=True, kw_only=True):
+    """What a doctor's visit proved, or did not, of one thing that garbage collection relies on."""
+
+    check: str
+    verdict: Annotated[
+        Literal["proved", "refuted", "unproved"],
+        Meta(description="What is not proved holds garbage collection for the pod."),
+    ]
+    meaning: str
+    proof: Annotated[str, Meta(description="How it was found out.")]
+    mend: Annotated[str, Meta(description="What to write where; empty where there is nothing to mend.")]
+    found_at: dt.datetime | None
+
+
 class Pod(View, frozen=True, kw_only=True):
     name: str
     mode: Literal["manifest", "link"]
@@ -114,6 +166,17 @@ class Pod(View, frozen=True, kw_only=True):
     dead_letters: Annotated[int, Meta(description="Open ones.")]
     doubtful_removals: int
     unread_manifests: Annotated[int, Meta(description="Held manifests whose content could not be read yet.")]
+    reconciled_at: Annotated[
+        dt.datetime | None, Meta(description="When the last reconcile that was done began; null if none was.")
+    ]
+    watermark: Annotated[
+        dt.datetime | None,
+        Meta(description="All events of requests that ended before this are applied; null while that is not known."),
+    ]
+    waits_for: Annotated[list[str], Meta(description="What keeps the watermark from being known or from moving on.")]
+    sources: list[Source]
+    endpoints: list[Endpoint]
+    findings: Annotated[list[Finding], Meta(description="Of the last visit of a doctor; empty if none came.")]
     held_by: Annotated[list[str], Meta(description="Why garbage collection may not run for this pod.")]
 
 
@@ -142,4 +205,28 @@ class DeadLetter(DeadLetterSummary, frozen=True, kw_only=True):
 
 class DeadLetterPage(View, frozen=True, kw_only=True):
     items: list[DeadLetterSummary]
+    next: Next
+
+
+class Job(View, frozen=True, kw_only=True):
+    id: int
+    kind: Literal["reconcile", "doctor"]
+    pod: str
+    why: Annotated[str, Meta(description="Why it was asked for.")]
+    state: Literal["waiting", "running", "done", "failed"]
+    asked_at: dt.datetime
+    began_at: Annotated[
+        dt.datetime | None,
+        Meta(description="Before its first look at the world, whoever goes on with it; null while it waits."),
+    ]
+    finished_at: dt.datetime | None
+    progress: Annotated[
+        dict[str, Any],
+        Meta(description="How far it is, and at its end what it changed and why, with examples; by the kind of job."),
+    ]
+    error: Annotated[str | None, Meta(description="Why it failed, and what to do about it.")]
+
+
+class JobPage(View, frozen=True, kw_only=True):
+    items: list[Job]
     next: Next

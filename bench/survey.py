@@ -1,0 +1,104 @@
+"""What a survey costs beyond merely listing the same keys, and whether its memory grows with them.
+
+The rates are measured on the real store and on a directory, against listing the same two subtrees in as many threads
+through the same adapter, in turns. Memory is the highest of a process that surveys a listing that is made up
+(survey_process.py), in an order that no store has.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bench.run import Context, say
+from bench.services import ROOT
+from bench.survey_process import made_up
+from coordinator import bootstrap
+from coordinator.reconcile.survey import Root, survey
+from coordinator.settings import build
+from coordinator.storage.files import FileObjectStore
+from coordinator.storage.layout import BASE
+from coordinator.storage.port import ObjectReader
+
+TURNS = 3
+WRITERS = 16
+SUBTREES = (f"{BASE}/blobs/", f"{BASE}/repositories/")
+BODY = b"x" * 71
+
+
+def measure(context: Context) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    keys = context.count(50_000, quick=1_000)
+    with context.services.database() as database:
+        store = bootstrap.object_store(build({**database.values, "s3_root": "bench-survey"}))
+        say(f"writing {keys:,} keys")
+        with ThreadPoolExecutor(WRITERS) as pool:
+            for _ in pool.map(lambda key: store.put(key, BODY), _keys(keys)):
+                pass
+        found["bucket"] = _rates(store)
+    keys = context.count(200_000, quick=2_000)
+    with tempfile.TemporaryDirectory(dir=context.services.directory) as name:
+        say(f"writing {keys:,} files")
+        for key in _keys(keys):
+            file = Path(name, key)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(BODY)
+        found["directory"] = _rates(FileObjectStore(Path(name)))
+    sizes = [10_000, 100_000] if context.quick else [100_000, 1_000_000, int(10_000_000 * context.scale)]
+    found["memory"] = [_memory(size) for size in sizes]
+    return found
+
+
+def _keys(count: int) -> Iterator[str]:
+    for subtree in SUBTREES:
+        yield from (entry.key for entry in made_up(count, subtree))
+
+
+def _rates(store: ObjectReader) -> dict[str, Any]:
+    keys = survey([Root("bench", store)]).keys
+    listed: list[float] = []
+    surveyed: list[float] = []
+    for _ in range(TURNS):
+        listed.append(_seconds(lambda: _list(store)))
+        surveyed.append(_seconds(lambda: survey([Root("bench", store)])))
+    listing, surveying = keys / statistics.median(listed), keys / statistics.median(surveyed)
+    return {
+        "keys": keys,
+        "listing_keys_per_s": round(listing),
+        "survey_keys_per_s": round(surveying),
+        "of_listing": round(surveying / listing, 3),
+    }
+
+
+def _list(store: ObjectReader) -> None:
+    def walk(subtree: str) -> None:
+        for _ in store.walk(subtree):
+            pass
+
+    with ThreadPoolExecutor(len(SUBTREES)) as pool:
+        list(pool.map(walk, SUBTREES))
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    do()
+    return time.perf_counter() - begun
+
+
+def _memory(keys: int) -> dict[str, Any]:
+    say(f"surveying {keys:,} keys that are made up")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.survey_process", str(keys)],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        timeout=1800,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -1,0 +1,80 @@
+"""`/v1/jobs`: work that takes long, and asking for it. Not here: doing it (coordinator/jobs.py)."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, get, post
+from litestar.params import FromPath, JSONBody, PathParameter, QueryParameter
+from msgspec import Meta
+
+from coordinator.api.auth import OPERATE, READ
+from coordinator.api.deps import deps_of
+from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
+from coordinator.api.problems import documented
+from coordinator.db.queries import jobs as queries
+from coordinator.db.queries.jobs import JobKind
+from coordinator.db.queries.paging import DEFAULT_LIMIT
+from coordinator.db.queries.views import Job, JobPage
+from coordinator.domain.names import parse_pod
+
+BODY_LIMIT = 16 * 1024
+ASKED = "an operator asked"
+
+Number = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
+
+
+class ReconcileRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    why: Annotated[str, Meta(min_length=1, max_length=1000)] = ASKED
+
+
+@post(
+    "/v1/pods/{pod_name:str}/reconcile",
+    status_code=202,
+    operation_id="reconcilePod",
+    summary="Compare a pod's links in storage with the table",
+    tags=["jobs"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 409, 413),
+    **OPERATE,
+)
+async def reconcile_pod(
+    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ReconcileRequest | None] = None
+) -> Job:
+    """A scheduler does it. If one is open for the pod already, that one is the answer: one that is `running` began
+    before this call, so whoever wants what was written since to be seen asks again when it has ended.
+    """
+    why = ASKED if data is None else data.why
+    return await queries.ask(deps_of(request).engine, parse_pod(pod_name), "reconcile", why)
+
+
+@get(
+    "/v1/jobs",
+    operation_id="listJobs",
+    summary="Jobs, the newest first",
+    tags=["jobs"],
+    responses=documented(),
+    **READ,
+)
+async def list_jobs(
+    request: Request[Any, Any, Any],
+    pod: PodFilter = None,
+    kind: Annotated[JobKind | None, QueryParameter(description="Only of this kind.", required=False)] = None,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+) -> JobPage:
+    return await queries.jobs(deps_of(request).engine, pod=pod_or_none(pod), kind=kind, cursor=cursor, limit=limit)
+
+
+@get(
+    "/v1/jobs/{number:int}",
+    operation_id="getJob",
+    summary="One job, and how far it is",
+    tags=["jobs"],
+    responses=documented(404),
+    **READ,
+)
+async def get_job(request: Request[Any, Any, Any], number: Number) -> Job:
+    return await queries.job(deps_of(request).engine, number)
+
+
+HANDLERS = [reconcile_pod, list_jobs, get_job]

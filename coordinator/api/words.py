@@ -1,0 +1,111 @@
+"""What a call takes, in words: for a parameter or a field that does not fit, what would.
+
+Route: problems.py has what the framework refused -> `refusal` looks the place up in the handler's own types, which say
+what is allowed, and says that. What was sent is not repeated: it may be a secret.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+_PLACE = re.compile(r"([A-Za-z_]+)((?:\[[0-9.]*\])?)")
+_BODY = "data"
+
+
+class _Taken(NamedTuple):
+    """A type with what stands beside it: bounds, a description, the name that clients use."""
+
+    kind: Any
+    marks: Sequence[Any] = ()
+
+    def mark(self, name: str) -> Any:
+        return next((found for mark in self.marks if (found := getattr(mark, name, None)) is not None), None)
+
+
+def refusal(handler: Any, complaints: Sequence[Any]) -> str:
+    """Say, for each place that a call's data does not fit, what it takes there; empty if nothing is known of it."""
+    hints = get_type_hints(handler, include_extras=True)
+    return " ".join(dict.fromkeys(told for each in complaints if (told := _told(hints, each))))
+
+
+def _told(hints: Mapping[str, Any], complaint: Any) -> str | None:
+    place = str(complaint.get("key") or "") if isinstance(complaint, Mapping) else ""
+    body = _taken(hints[_BODY]).kind if _BODY in hints else None
+    if body is not None and place == _BODY:
+        return _whole_body(_fields(body), str(complaint.get("message")))
+    match = _PLACE.fullmatch(place)
+    known = hints if body is None or complaint.get("source") != "body" else _fields(body)
+    if match is None or match[1] not in known:
+        return None
+    taken = _taken(known[match[1]])
+    name = taken.mark("name") or match[1]
+    if match[2] and get_origin(taken.kind) is list:
+        return f"Each of `{name}` must be {_words(_taken(get_args(taken.kind)[0]))}."
+    return f"`{name}` must be {_words(taken)}."
+
+
+def _whole_body(fields: Mapping[str, Any], message: str) -> str:
+    """Of fields that are missing or unknown, and of what is no object."""
+    quoted = re.search(r"field `([^`]{1,100})`", message)
+    if quoted is not None and quoted[1] in fields:
+        return f"`{quoted[1]}` is missing: it must be {_words(_taken(fields[quoted[1]]))}."
+    names = ", ".join(fields)
+    if quoted is not None:
+        return f"`{quoted[1]}` is no field of this call: it takes {names}."
+    return f"The body must be a JSON object: it takes {names}."
+
+
+def _fields(body: Any) -> Mapping[str, Any]:
+    return get_type_hints(body, include_extras=True) if isinstance(body, type) else {}
+
+
+def _taken(hint: Any) -> _Taken:
+    """Unwrap annotations, and `| None`: that it may be left out needs no word."""
+    marks: list[Any] = []
+    while True:
+        if get_origin(hint) is Annotated:
+            hint, *more = get_args(hint)
+            marks = more + marks
+        elif get_origin(hint) in {Union, UnionType} and len(kinds := _without_none(hint)) == 1:
+            hint = kinds[0]
+        elif hasattr(hint, "__value__"):
+            hint = hint.__value__
+        else:
+            return _Taken(hint, marks)
+
+
+def _without_none(hint: Any) -> list[Any]:
+    return [kind for kind in get_args(hint) if kind is not NoneType]
+
+
+def _words(taken: _Taken) -> str:
+    kind = taken.kind
+    if choices := list(_choices(kind)):
+        return f"one of {', '.join(choices)}"
+    if taken.mark("pattern") is not None and (described := taken.mark("description")) is not None:
+        return str(described).rstrip(".")
+    least, most = taken.mark("min_length"), taken.mark("max_length")
+    known = {
+        bool: "true or false",
+        int: f"a whole number{_between(taken.mark('ge'), taken.mark('le'), '')}",
+        str: f"text{_between(least, most, ' characters', ' of')}",
+        list: f"a list{_between(least, most, ' items', ' of')}",
+    }
+    return known.get(get_origin(kind) or kind, "a JSON object")
+
+
+def _choices(kind: Any) -> Iterator[str]:
+    if get_origin(kind) is Literal:
+        yield from map(str, get_args(kind))
+    elif isinstance(kind, type) and issubclass(kind, Enum):
+        yield from (str(each.value) for each in kind)
+
+
+def _between(least: int | None, most: int | None, unit: str, of: str = "") -> str:
+    if least is not None and most is not None:
+        return f"{of or ' from'} {least} to {most}{unit}"
+    if most is not None:
+        return f"{of} up to {most}{unit}"
+    return "" if least is None else f"{of} {least}{unit} or more"

@@ -1,0 +1,177 @@
+"""`baleen adopt`: bring a pod that has a bucket or a directory of its own onto the shared layer.
+
+The pod's prefixes are the API's to tell; then both stores are read, and written, from here. A reconcile of the pod is
+asked for at the end: until it is through, the table does not know what was brought (see reconcile/adopt.py).
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from coordinator import settings
+from coordinator.commands.client import connected
+from coordinator.commands.jobs import ask_for_reconcile, followed, reconciled
+from coordinator.commands.output import Json, as_bytes, notes, print_fields, print_json
+from coordinator.domain.names import parse_pod
+from coordinator.errors import BaleenError, UsageError
+from coordinator.reconcile.adopt import THREADS, Outcome, Trust, execute, read
+from coordinator.reconcile.adopt_plan import Figures, Plan, Remark, Why, plan
+from coordinator.reconcile.tree import require_tree
+from coordinator.settings import Settings
+
+#: Remarks of a kind that are printed; all of them are counted.
+REMARKS_TOLD = 20
+REMARKS_IN_JSON = 1000
+
+MEANINGS = {
+    Why.REFUSED: "not adopted, as their bytes are not what they claim to be",
+    Why.LEFT_OUT: "left out, as they need what is not adopted",
+    Why.ABSENT: "links left out, as the source does not store their blobs",
+    Why.INCOMPLETE: "manifests adopted as they are, though the source does not store all that they list",
+    Why.UNREAD: "manifests adopted as they are, though Baleen cannot read what they list",
+    Why.TAG_KEPT: "tags kept as the shared layer has them (--tags-from-source takes the source's)",
+}
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(adopt)
+
+
+def adopt(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The pod, registered with its prefixes.")],
+    *,
+    source: Annotated[str, typer.Option("--from", help="Its store: s3://bucket/root or file:///dir.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, to the byte.")] = False,
+    only_owned: Annotated[
+        bool, typer.Option("--only-owned", help="Leave out repositories that are not below the pod's prefixes.")
+    ] = False,
+    tags_from_source: Annotated[
+        bool, typer.Option("--tags-from-source", help="Where a tag points elsewhere in both, take the source's.")
+    ] = False,
+    trust_source: Annotated[
+        bool, typer.Option("--trust-source", help="Do not hash bytes of the source that are not read anyway.")
+    ] = False,
+    trust_shared: Annotated[
+        bool, typer.Option("--trust-shared", help="Do not hash blobs that the shared layer has already.")
+    ] = False,
+    endpoint_url: Annotated[str | None, typer.Option(help="The S3 endpoint of the source.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until the reconcile at the end is done.")] = False,
+    json: Json = False,
+) -> None:
+    """Copy what the shared layer lacks of a pod's own store, and link all of it. The source is only read.
+
+    It can be repeated. Exit code 1 if something was refused: the rest is adopted all the same.
+    """
+    from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
+    from coordinator.storage.locations import parse_location  # noqa: PLC0415
+
+    loaded, pod, location = settings.load(), parse_pod(name), parse_location(source)
+    with connected(loaded) as api:
+        prefixes: list[str] = api.get(f"/v1/pods/{pod}")["prefixes"]
+    shared = bootstrap.object_store(loaded)
+    store = bootstrap.open_location(location, loaded, endpoint_url=endpoint_url)
+    if bootstrap.same_place(store, shared):
+        raise UsageError(f"{location.url} is the shared layer itself: name the store that the pod had until now.")
+    require_tree(store, location.url)
+    shared.check()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with ThreadPoolExecutor(THREADS) as pool, Progress(*columns, console=notes(), transient=True) as progress:
+        task = progress.add_task("listing")
+
+        def say(what: str) -> None:
+            progress.update(task, description=what)
+
+        found = read(store, shared, prefixes, pool, only_owned=only_owned, say=say)
+        planned = plan(found, tags_from_source=tags_from_source)
+        outcome = Outcome(planned.figures, planned.remarks)
+        if not dry_run:
+            trust = Trust(trust_source, trust_shared)
+            outcome = execute(
+                planned, store, shared, pool, trust=trust, progress=lambda figures: say(_told(figures, planned))
+            )
+    job, failure = (None, None) if dry_run else _reconciled(loaded, pod, f"adopted from {location.url}", wait=wait)
+    if json:
+        print_json(_as_json(pod, location.url, outcome, dry_run=dry_run) | {"reconcile": job})
+    else:
+        _print(outcome, dry_run=dry_run)
+        if job is not None:
+            typer.echo(f"Reconcile, job {job['id']}: {job['state']}. Keep the source until it is done.")
+    if failure is not None:
+        raise BaleenError(
+            f"All this is in the shared layer, and the table does not know it yet: {failure} Type "
+            f"`baleen pods reconcile {pod}` today, and keep the source until it is done."
+        ) from failure
+    if refused := len(_by_kind(outcome.remarks)[Why.REFUSED]):
+        raise BaleenError(
+            f"{refused} blobs are refused, and with them what needs them; the rest {'would be' if dry_run else 'is'} "
+            "adopted: mend what is told of them, and run this again."
+        )
+
+
+def _reconciled(loaded: Settings, pod: str, why: str, *, wait: bool) -> tuple[Any, BaleenError | None]:
+    """Ask for a reconcile that begins now that the links are written: one that began before may have missed them.
+
+    What was adopted is to be told also if that fails, so the error is returned.
+    """
+    try:
+        with connected(loaded) as api:
+            if wait:
+                return reconciled(api, pod, why), None
+            job = ask_for_reconcile(api, pod, why)
+            if job["state"] == "running":
+                notes().print("A reconcile that began before is under way; another follows it.", soft_wrap=True)
+                followed(api, job)
+                job = ask_for_reconcile(api, pod, why)
+            return job, None
+    except BaleenError as error:
+        return None, error
+
+
+def _told(done: Figures, planned: Plan) -> str:
+    whole = planned.figures
+    links = done.layer_links + done.revision_links + done.tag_links
+    wanted = whole.layer_links + whole.revision_links + whole.tag_links
+    return (
+        f"repository {done.repositories:,} of {whole.repositories:,}, {as_bytes(done.copied_bytes)} of "
+        f"{as_bytes(whole.copied_bytes)} copied, {links:,} of {wanted:,} links"
+    )
+
+
+def _as_json(pod: str, url: str, outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
+    kinds = _by_kind(outcome.remarks)
+    return (
+        {"pod": pod, "source": url, "dry_run": dry_run}
+        | outcome.figures._asdict()
+        | {"copied_again": outcome.copied_again}
+        | {"remark_counts": {str(why): len(found) for why, found in kinds.items()}}
+        | {"remarks": [remark._asdict() for found in kinds.values() for remark in found[:REMARKS_IN_JSON]]}
+    )
+
+
+def _print(outcome: Outcome, *, dry_run: bool) -> None:
+    figures = outcome.figures
+    done = "to be " if dry_run else ""
+    print_fields(
+        {
+            "repositories": f"{figures.repositories:,}",
+            "blobs": f"{figures.blobs:,} ({as_bytes(figures.bytes)})",
+            f"{done}copied": f"{figures.copied_blobs:,} blobs, {figures.copied_bytes:,} bytes",
+            f"{done}linked": f"{figures.layer_links:,} layers, {figures.revision_links:,} manifests, "
+            f"{figures.tag_links:,} links of tags",
+        }
+    )
+    say = notes()
+    for why, found in _by_kind(outcome.remarks).items():
+        if found:
+            say.print(f"{len(found):,} {MEANINGS[why]}:", soft_wrap=True)
+        for remark in found[:REMARKS_TOLD]:
+            say.print(f"  {remark.repository} {remark.what}: {remark.detail}", soft_wrap=True, markup=False)
+        if len(found) > REMARKS_TOLD:
+            say.print(f"  and {len(found) - REMARKS_TOLD:,} more: --json tells")
+
+
+def _by_kind(remarks: Sequence[Remark]) -> dict[Why, list[Remark]]:
+    return {why: [remark for remark in remarks if remark.why is why] for why in Why}

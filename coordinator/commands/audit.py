@@ -1,0 +1,212 @@
+"""`baleen audit`: compare the table with the storage, and on demand read every byte.
+
+It asks the database and the store themselves, as `baleen check` does, and not the API. Exit code 1 if anything that is
+needed is missing, masked or not what it should be; what is only left over is told, and exits 0.
+Not here: the comparison (reconcile/audit.py), reading (reconcile/scrub.py).
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import progress as bars
+
+from coordinator import settings
+from coordinator.commands.output import Json, as_bytes, notes, print_json, print_table
+from coordinator.domain.names import Digest, format_digest, parse_digest
+from coordinator.errors import UsageError
+from coordinator.settings import Duration
+
+if TYPE_CHECKING:
+    from coordinator.bootstrap import AuditParts
+    from coordinator.reconcile.audit import Heap, Progress, Report, Tell
+    from coordinator.reconcile.scrub import Content
+
+#: Examples of a kind that are printed for people; --json has more.
+SHOWN = 10
+
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)B?(?:/s)?")
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+#: Name in the report, what it is for a person, and what to do about it.
+_KINDS = (
+    ("missing", "needed, and not stored", "push them again, or restore the version that is named"),
+    ("masked", "of these below a delete marker", "`baleen audit --mend` takes the marker off"),
+    ("mended", "delete markers taken off", ""),
+    ("found_again", "were missing, and are stored", ""),
+    ("wrong_size", "stored with another size than is known", "`baleen audit --verify-content` tells which is right"),
+    ("orphans", "stored, and nobody in the table knows them", "a reconcile of the pods may find out whose they are"),
+    ("recent", "stored, not known, and too young to tell", ""),
+    ("odd_keys", "keys below blobs/ that are no blob's", ""),
+    ("abandoned_uploads", "upload sessions that nobody ended", ""),
+    ("unfinished_uploads", "uploads in parts that nobody ended", "a lifecycle rule of the bucket can end them"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(audit)
+
+
+def audit(
+    *,
+    mend: Annotated[
+        bool,
+        typer.Option("--mend", help="Take delete markers off needed blobs, if the bytes below are right."),
+    ] = False,
+    verify_content: Annotated[
+        bool, typer.Option("--verify-content", help="Also read what is stored, and compare it with its digests.")
+    ] = False,
+    rate: Annotated[str | None, typer.Option(metavar="BYTES", help="Read no more a second, such as 50MB.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Read only so many blobs, chosen at random.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="DIGEST", help="Go on with an interrupted reading; compare nothing.")
+    ] = None,
+    orphans_older_than: Annotated[
+        str, typer.Option(help="What is stored and not known counts as left over after this.")
+    ] = "24h",
+    uploads_older_than: Annotated[str, typer.Option(help="Uploads count as left over after this.")] = "7d",
+    json: Json = False,
+) -> None:
+    """Compare the table with the storage. What is missing is written down; no bytes are changed."""
+    if not verify_content and (rate is not None or sample is not None or start is not None):
+        raise UsageError("--rate, --sample and --from are for reading: add --verify-content.")
+    if sample is not None and start is not None:
+        raise UsageError("A sample has no order to go on in: leave out --sample or --from.")
+    if mend and start is not None:
+        raise UsageError("With --from nothing is compared, so nothing can be mended: leave out --mend or --from.")
+    first = None if start is None else parse_digest(start)
+    speed = None if rate is None else _parse_rate(rate)
+    ages = [
+        _parse_age("--orphans-older-than", orphans_older_than),
+        _parse_age("--uploads-older-than", uploads_older_than),
+    ]
+
+    from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
+
+    with bootstrap.audit(settings.load()) as parts, _progress() as tell:
+        report = None if first is not None else _compare(parts, ages, tell, mend=mend)
+        content = _read(parts, first, sample, speed, tell) if verify_content else None
+    if json:
+        print_json(as_json(report, content))
+    else:
+        _print(report, content)
+    if not all(each.healthy for each in (report, content) if each is not None):
+        raise typer.Exit(1)
+
+
+def _compare(parts: "AuditParts", ages: list[timedelta], tell: "Tell", *, mend: bool) -> "Report":
+    from coordinator.reconcile.audit import Ages, Audit  # noqa: PLC0415
+
+    return Audit(parts.connections, parts.store, parts.presence, Ages(*ages), mend=mend).run(tell)
+
+
+def _read(parts: "AuditParts", start: Digest | None, sample: int | None, rate: float | None, tell: "Tell") -> "Content":
+    from coordinator.reconcile.scrub import Scrub  # noqa: PLC0415
+
+    scrub = Scrub(parts.connections, parts.store, rate=rate)
+    try:
+        return scrub.run(start, sample=sample, tell=tell)
+    except KeyboardInterrupt:
+        at = scrub.content.resume_from
+        if at is not None and sample is None:
+            notes().print(f"To go on: --from {format_digest(at)}", soft_wrap=True)
+        raise
+
+
+def as_json(report: "Report | None", content: "Content | None") -> dict[str, Any]:
+    """The report by names that stay; `comparison` or `content` is null where it was not asked for."""
+    compared = report and {
+        "blobs": report.blobs,
+        "needed": report.needed,
+        "objects": report.objects,
+        "bytes": report.bytes,
+    } | {name: _heap(report, name).as_dict() for name, _, _ in _KINDS}
+    read = content and {
+        "blobs": content.blobs,
+        "bytes": content.bytes,
+        "other_bytes": content.other_bytes.as_dict(),
+        "unreadable": content.unreadable.as_dict(),
+    }
+    healthy = all(each.healthy for each in (report, content) if each is not None)
+    return {"healthy": healthy, "comparison": compared, "content": read}
+
+
+def _print(report: "Report | None", content: "Content | None") -> None:
+    if report is not None:
+        typer.echo(
+            f"{report.blobs:,} blobs in the table, {report.needed:,} of them needed; "
+            f"{report.objects:,} stored, {as_bytes(report.bytes)}."
+        )
+        found = [(name, meaning, todo, _heap(report, name)) for name, meaning, todo in _KINDS]
+        _print_heaps([(meaning, todo, heap) for _, meaning, todo, heap in found if heap.count])
+        if report.healthy:
+            typer.echo("Everything that is needed is stored.")
+    if content is not None:
+        typer.echo(f"{content.blobs:,} blobs read, {as_bytes(content.bytes)}.")
+        kinds = [
+            ("stored with other bytes than the digest's", "restore the version that is named", content.other_bytes),
+            ("not readable, while others are", "look at the store's own logs", content.unreadable),
+        ]
+        _print_heaps([kind for kind in kinds if kind[2].count])
+        if content.healthy:
+            typer.echo("All of them have the bytes of their digest.")
+
+
+def _print_heaps(kinds: "list[tuple[str, str, Heap]]") -> None:
+    if not kinds:
+        return
+    print_table(
+        ("found", "number", "bytes", "what to do"),
+        [(meaning, f"{heap.count:,}", as_bytes(heap.bytes), todo or None) for meaning, todo, heap in kinds],
+    )
+    for meaning, _, heap in kinds:
+        typer.echo(f"\n{meaning}:")
+        for example in heap.examples[:SHOWN]:
+            subject, *others = example.items()
+            told = [f"{name.replace('_', ' ')} {value}" for name, value in others if value is not None]
+            typer.echo(f"  {subject[1]}{'  ' if told else ''}{', '.join(told)}")
+        if heap.count > SHOWN:
+            typer.echo(f"  and {heap.count - SHOWN:,} more")
+
+
+def _heap(report: "Report", name: str) -> "Heap":
+    heap: Heap = getattr(report, name)
+    return heap
+
+
+@contextmanager
+def _progress() -> Iterator["Tell"]:
+    columns = (
+        bars.SpinnerColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.TaskProgressColumn(),
+        bars.TimeElapsedColumn(),
+    )
+    with bars.Progress(*columns, console=notes(), transient=True) as shown:
+        task = shown.add_task("connecting", total=None)
+
+        def tell(progress: "Progress") -> None:
+            counts = f": {progress.blobs:,} blobs" if progress.blobs else ""
+            size = f", {as_bytes(progress.bytes)}" if progress.bytes else ""
+            total = None if progress.done is None else 1.0
+            shown.update(task, description=progress.doing + counts + size, total=total, completed=progress.done or 0.0)
+
+        yield tell
+
+
+def _parse_rate(text: str) -> float:
+    match = _BYTES.fullmatch(text.strip())
+    speed = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if speed <= 0:
+        raise UsageError(f"{text[:100]!r} is not a rate: write bytes a second, such as 50MB.")
+    return speed
+
+
+def _parse_age(name: str, text: str) -> timedelta:
+    try:
+        return timedelta(seconds=Duration.parse(text))
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{name} {text[:100]!r} is no duration: {error}.") from error

@@ -1,0 +1,33 @@
+"""`baleen status`: how far events are applied, and what holds garbage collection."""
+
+import sys
+from typing import Any
+
+import typer
+
+from coordinator import settings
+from coordinator.commands.client import connected
+from coordinator.commands.output import Json, print_fields, print_json
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(status)
+
+
+def status(*, json: Json = False) -> None:
+    """Say how far events are applied, what is open, and what holds garbage collection."""
+    with connected(settings.load()) as api:
+        told = api.get("/v1/status")
+    print_json(told) if json else _print(told)
+
+
+def _print(told: dict[str, Any]) -> None:
+    collection = told["gc"]
+    lag = [count for count in told["lag"].values() if count is not None]
+    known = bool(lag) and len(lag) == len(told["lag"])
+    print_fields(
+        told | {"lag": sum(lag) if known else "not known", "gc": "on" if collection["enabled"] else "off"},
+    )
+    sys.stdout.write("\nheld by\n" if collection["held_by"] else "\nNothing holds garbage collection.\n")
+    for reason in collection["held_by"]:
+        sys.stdout.write(f"  {reason}\n")

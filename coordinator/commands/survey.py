@@ -1,0 +1,149 @@
+"""`baleen survey`: what deduplication saves, or would save, in registries as they are stored. Reads, and needs nobody.
+
+Not here: the count (reconcile/survey.py), the picture (commands/plot.py).
+"""
+
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from coordinator import settings
+from coordinator.commands import plot as drawing
+from coordinator.commands.output import Json, as_bytes, notes, print_fields, print_json, print_table
+from coordinator.reconcile.survey import DISK_BYTES_PER_KEY, TOP, Root, RootFigures, Survey
+from coordinator.reconcile.survey import survey as count
+
+Urls = Annotated[
+    list[str], typer.Argument(metavar="URL…", help="s3://bucket/root or file:///dir, which holds docker/registry/v2.")
+]
+Plot = Annotated[Path | None, typer.Option(help="Draw the figures into this file, .svg or .png.")]
+Top = Annotated[int, typer.Option(min=0, max=10_000, help="How many of the largest shared blobs to list.")]
+TmpDir = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        file_okay=False,
+        help=f"Where records of keys wait to be counted, about {DISK_BYTES_PER_KEY} MB a million keys.",
+    ),
+]
+EndpointUrl = Annotated[str | None, typer.Option(help="The S3 endpoint of these buckets.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(survey)
+
+
+def survey(
+    urls: Urls,
+    *,
+    plot: Plot = None,
+    top: Top = TOP,
+    tmp_dir: TmpDir = None,
+    endpoint_url: EndpointUrl = None,
+    json: Json = False,
+) -> None:
+    """Count what deduplication saves in these buckets or directories. Reads only, and needs no server."""
+    from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
+    from coordinator.storage.locations import parse_location  # noqa: PLC0415
+
+    draw = None if plot is None else drawing.renderer(plot)
+    loaded = settings.load()
+    locations = [parse_location(url) for url in urls]
+    roots = [
+        Root(location.url, bootstrap.open_location(location, loaded, endpoint_url=endpoint_url))
+        for location in locations
+    ]
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=notes(), transient=True) as progress:
+        task = progress.add_task("0 keys")
+        lock = threading.Lock()
+
+        def listed(keys: int) -> None:
+            with lock:
+                elapsed = progress.tasks[task].elapsed or 0
+                rate = f", {keys / elapsed:,.0f}/s" if elapsed >= 1 else ""
+                progress.update(task, description=f"{keys:,} keys listed{rate}")
+
+        found = count(roots, top=top, directory=tmp_dir, progress=listed)
+    if draw is not None:
+        draw(found)
+    print_json(as_json(found)) if json else _print(found)
+    _remark(found)
+
+
+def as_json(found: Survey) -> dict[str, Any]:
+    """The figures by names that stay."""
+    return found._asdict() | {
+        "saving_bytes": found.saving_bytes,
+        "roots": [root._asdict() for root in found.roots],
+        "largest_shared": [blob._asdict() for blob in found.largest_shared],
+        "missing_examples": [{"root": url, "digest": digest} for url, digest in found.missing_examples],
+        "odd_examples": [{"root": url, "key": key} for url, key in found.odd_examples],
+    }
+
+
+def _print(found: Survey) -> None:
+    print_table(
+        ("root", "repositories", "blobs", "logical", "stored", "unique", "shared", "in other roots too", "not linked"),
+        map(_row, found.roots),
+    )
+    typer.echo()
+    print_fields(
+        {
+            "logical": as_bytes(found.logical_bytes),
+            "stored": as_bytes(found.stored_bytes),
+            "one shared layer": as_bytes(found.shared_layer_bytes),
+            "which saves": f"{as_bytes(found.saving_bytes)} ({_share(found.saving_bytes, found.stored_bytes)})",
+            "stored by several roots": f"{as_bytes(found.cross_root_bytes)} in {found.cross_root_blobs:,} blobs",
+            "of one repository only": as_bytes(found.unique_bytes),
+        }
+    )
+    if found.largest_shared:
+        typer.echo()
+        print_table(
+            ("largest shared blobs", "size", "repositories", "roots"),
+            [(blob.digest, as_bytes(blob.size), f"{blob.repositories:,}", blob.roots) for blob in found.largest_shared],
+        )
+
+
+def _row(root: RootFigures) -> tuple[str, ...]:
+    figures = (
+        root.logical_bytes,
+        root.stored_bytes,
+        root.unique_bytes,
+        root.shared_bytes,
+        root.cross_root_bytes,
+        root.unlinked_bytes,
+    )
+    return (root.url, f"{root.repositories:,}", f"{root.blobs:,}", *map(as_bytes, figures))
+
+
+def _remark(found: Survey) -> None:
+    """Say on stderr what is not as a registry leaves it; it is no error of the survey."""
+    say = notes()
+    for root in found.roots:
+        if root.missing_blobs:
+            say.print(
+                f"{root.url}: {root.missing_blobs:,} blobs are linked ({root.missing_links:,} links) and not stored; "
+                "they count nothing.",
+                soft_wrap=True,
+            )
+        if root.odd_keys:
+            say.print(f"{root.url}: {root.odd_keys:,} keys are none of a registry; they count nothing.", soft_wrap=True)
+    for url, digest in found.missing_examples:
+        say.print(f"  not stored: {digest} in {url}", soft_wrap=True, markup=False)
+    for url, key in found.odd_examples:
+        say.print(f"  no key of a registry: {key!r} in {url}", soft_wrap=True, markup=False)
+    if found.conflicting_blobs:
+        say.print(
+            f"{found.conflicting_blobs:,} blobs are stored with different sizes by several roots: some copies are "
+            "damaged, and the largest is counted.",
+            soft_wrap=True,
+        )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "0%"

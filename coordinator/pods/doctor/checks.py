@@ -1,0 +1,25 @@
+"""The checks, in the order in which a visit makes them: data."""
+
+from collections.abc import Callable
+
+from coordinator.domain.findings import Check, Finding
+from coordinator.pods.doctor import cache, clocks, events, kafka, registry, storage
+from coordinator.pods.doctor.visit import Visit
+
+CHECKS: dict[Check, Callable[[Visit], Finding]] = {
+    Check.REGISTRY_ANSWERS: registry.registry_answers,
+    Check.KAFKA_DURABLE: kafka.kafka_durable,
+    Check.VERSIONED: storage.versioned,
+    Check.EVENTS_ARRIVE: events.events_arrive,
+    Check.REFERENCES_ARRIVE: events.references_arrive,
+    Check.EVENTS_IN_ORDER: events.events_in_order,
+    Check.PULLS_ARRIVE: events.pulls_arrive,
+    Check.PROCESSES_REACHED: registry.processes_reached,
+    Check.SAME_ROOT: storage.same_root,
+    Check.CLOCKS: clocks.clocks,
+    Check.UPLOAD_SECRET: registry.upload_secret,
+    Check.NO_DESCRIPTOR_CACHE: cache.no_descriptor_cache,
+    Check.CANNOT_DELETE: storage.cannot_delete,
+    # The last: it deletes what the others look at.
+    Check.DELETES_ARRIVE: events.deletes_arrive,
+}

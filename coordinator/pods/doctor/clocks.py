@@ -1,0 +1,57 @@
+"""How far the clocks of registries and of the object store are from the database's, by which all is measured."""
+
+from datetime import datetime, timedelta
+
+from coordinator.domain.findings import Check, Finding
+from coordinator.pods.doctor.verdicts import Part, finding, proved, refuted, unproved
+from coordinator.pods.doctor.visit import Report, Visit
+from schemas.records import RegistryEvent
+
+#: Object stores tell whole seconds.
+STORE_STEP = timedelta(seconds=1)
+NONE = timedelta()
+
+
+def clocks(visit: Visit) -> Finding:
+    """Compare the times of a push and of a stored object with those around them."""
+    bound = timedelta(seconds=visit.instruments.settings.safety_clock_skew) / 2
+    parts = [unproved(str(push.place), push.error) for push in visit.pushes if push.error is not None]
+    parts += [_registry(report, bound) for report in visit.reports]
+    if not parts:
+        parts = [unproved("the registry", "nowhere does it answer")]
+    return finding(Check.CLOCKS, [*parts, _store(visit, bound)])
+
+
+def _registry(report: Report, bound: timedelta) -> Part:
+    where, push = str(report.push.place), report.push
+    if report.manifest is None or push.asked_at is None or push.answered_at is None:
+        return unproved(where, "no event came whose time could be looked at")
+    assert isinstance(report.manifest.record, RegistryEvent)
+    return judged(where, off(report.manifest.record.timestamp, push.asked_at, push.answered_at), bound)
+
+
+def _store(visit: Visit, bound: timedelta) -> Part:
+    blob = visit.scratch.layer()
+    before = visit.now()
+    key = visit.scratch.put(blob)
+    after = visit.now()
+    stored = visit.instruments.store.head(key)
+    where = "the object store"
+    if stored is None:
+        return unproved(where, "an object that was put is not there")
+    return judged(where, off(stored.modified_at, before, after, STORE_STEP), bound)
+
+
+def off(time: datetime, before: datetime, after: datetime, step: timedelta = NONE) -> timedelta:
+    """By how much a clock is off at least that told `time`, down to its step, between `before` and `after`."""
+    if time > after:
+        return time - after
+    return min(time + step - before, NONE)
+
+
+def judged(where: str, found: timedelta, bound: timedelta) -> Part:
+    seconds, limit = found.total_seconds(), bound.total_seconds()
+    told = (
+        f"its clock is {seconds:+.3f} s from the database's; {limit:g} s are allowed, half of BALEEN_SAFETY_CLOCK_SKEW"
+    )
+    return proved(where, told) if abs(found) <= bound else refuted(where, told)

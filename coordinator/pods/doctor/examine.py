@@ -1,0 +1,66 @@
+"""One visit from its beginning to its end: make all checks, take everything away, write down what was found.
+
+Invariants: whatever ends a visit, what it tried is taken away; what was found is written only by a visit that made all
+its checks; one doctor at a time is with a pod.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+
+from coordinator.db import findings
+from coordinator.domain.findings import Check, Finding, Verdict
+from coordinator.domain.names import PodName
+from coordinator.errors import BaleenError
+from coordinator.pods.doctor.checks import CHECKS
+from coordinator.pods.doctor.scratch import clean_up_after
+from coordinator.pods.doctor.verdicts import finding, unproved
+from coordinator.pods.doctor.visit import Instruments, Visit
+
+log = structlog.get_logger()
+
+#: Hears what is done next.
+Tell = Callable[[str], None]
+
+
+class Report(NamedTuple):
+    """What a visit came to."""
+
+    #: In the order of `Check`.
+    findings: list[Finding]
+    #: Sentences on what could not be taken away.
+    left: list[str]
+
+    @property
+    def is_proved(self) -> bool:
+        return all(found.verdict is Verdict.PROVED for found in self.findings)
+
+
+def examine(instruments: Instruments, pod: PodName, tell: Tell = lambda what: None) -> Report:
+    """Examine a pod; raises BaleenError, with nothing written, if it cannot even begin."""
+    with instruments.connections.use() as connection:
+        examined = findings.examined(connection, pod)
+        with findings.visiting(connection, examined):
+            tell("what earlier visits left")
+            if cleaned := clean_up_after(examined, instruments.store, instruments.connections):
+                log.warning("a visit that was ended had left scratch repositories", pod=pod, repositories=cleaned)
+            visit = Visit(instruments, examined)
+            try:
+                instruments.tail.begin()
+                found = {check: _checked(visit, check, tell) for check in CHECKS}
+            finally:
+                tell("taking everything away")
+                left = visit.clean()
+                visit.close()
+            ordered = [found[check] for check in Check]
+            findings.write(connection, examined, ordered)
+    return Report(ordered, left)
+
+
+def _checked(visit: Visit, check: Check, tell: Tell) -> Finding:
+    tell(check)
+    try:
+        return CHECKS[check](visit)
+    except BaleenError as error:
+        return finding(check, [unproved("", str(error))])

@@ -1,0 +1,298 @@
+"""Ask every registry process for a manifest that it has, with a nonce that its event will bring back.
+
+Route: workers/scheduler.py, every settings.probe_every -> `round` -> each registry's host is looked up -> for each of
+its addresses: a row of `probes` -> HEAD of the known manifest at that very address, the nonce in the User-Agent -> the
+endpoint has answered, or not. The echo comes by the registry's webhook (domain/watermarks.py).
+
+The known manifest is a tiny image that is pushed to `<first prefix>/baleen-probe` where it is not there.
+
+Each probe has a connection of its own. Behind a load balancer a kept one would always lead to the same process, and
+the others would never be heard. A probe costs CNCF distribution about 4 ms of processor time, its notification
+included and a tenth of it for the connection (TLS is a handshake more): at one every ten seconds 0.04 % of a core.
+
+Invariants: the row of a probe is committed before the probe is sent; a registry that hangs delays nobody else, and has
+one probe under way at each address; while names cannot be looked up, the addresses that were known are asked on.
+Not here: what an answer, a refusal or an echo says of the watermark (domain/watermarks.py, db/sources.py).
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple, TypeVar
+
+import structlog
+
+from coordinator.db import sources
+from coordinator.db.connection import Connections
+from coordinator.db.targets import Target, targets
+from coordinator.domain.pods import parse_registry
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.pods.addresses import Resolve, is_address, resolve
+from coordinator.pods.images import Image, make_image
+from coordinator.pods.metrics import PROBES, SECONDS
+from coordinator.pods.registry_auth import Credentials
+from coordinator.pods.registry_client import RegistryClient, RegistryError, RegistryGoneError
+
+log = structlog.get_logger()
+
+#: Under `<first prefix>/`, in every pod.
+REPOSITORY: Final = "baleen-probe"
+TAG: Final = "known"
+#: Before the nonce, in the User-Agent.
+AGENT: Final = "baleen-probe/"
+#: Of each step of a probe. A registry that needs longer is told as failing; its echo counts all the same.
+TIMEOUT_S = 5.0
+#: Registries that are asked, and names that are looked up, at once. Those that hang hold up a thread each.
+PROBES_AT_ONCE, LOOK_UPS_AT_ONCE = 64, 32
+#: A registry that does not take the image is asked to after this, then after twice this and so on: each time it may
+#: keep an upload for ever.
+PUSH_PAUSE_S, LONGEST_PUSH_PAUSE_S = 60.0, 3600.0
+#: Probes of a round to an address that several processes share, for each process and at most.
+PROBES_PER_PROCESS, SHARED_PROBES = 2, 20
+ERROR_LENGTH = 500
+
+T = TypeVar("T")
+
+
+def known_image() -> Image:
+    """The image that every pod holds: the same bytes everywhere."""
+    return make_image(REPOSITORY, sizes=(64,))
+
+
+class _Place(NamedTuple):
+    """One address of a registry, and which probes of it belong together."""
+
+    target: Target
+    url: str
+    address: str
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        return self.target.pod_id, self.url, self.address
+
+    @property
+    def repository(self) -> str:
+        return f"{self.target.prefix}/{REPOSITORY}"
+
+
+class _Endpoint:
+    """What this process remembers of one address. One probe at a time has it."""
+
+    def __init__(self, client: RegistryClient) -> None:
+        self.client = client
+        self.refuses = False
+        self.failing = False
+        self.push_pause = PUSH_PAUSE_S
+        self.push_after = float("-inf")
+
+
+class Prober:
+    """Sends probes, each in a thread of a pool. `round` is called by one thread."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        *,
+        credentials: Credentials | None = None,
+        ca_file: str | None = None,
+        timeout: float = TIMEOUT_S,
+        resolve: Resolve = resolve,
+    ) -> None:
+        self._connections = connections
+        self._credentials = credentials
+        self._ca_file = ca_file
+        self._timeout = timeout
+        self._resolve = resolve
+        self._image = known_image()
+        # One connection is enough for all rows, and one thread has it.
+        self._desk = ThreadPoolExecutor(1, "probe-rows")
+        self._look_ups = ThreadPoolExecutor(LOOK_UPS_AT_ONCE, "probe-names")
+        self._probes = ThreadPoolExecutor(PROBES_AT_ONCE, "probe")
+        self._lock = threading.Lock()
+        self._closed = False
+        self._busy: set[tuple[int, str, str]] = set()
+        self._endpoints: dict[tuple[int, str, str], _Endpoint] = {}
+        #: Where each name led when it could last be looked up.
+        self._addresses: dict[tuple[int, str], Sequence[str]] = {}
+
+    def round(self) -> None:
+        """Begin a probe of every address that has none under way. Returns without waiting for what registries say."""
+        wanted = self._rows(targets)
+        for target in wanted:
+            for url in target.urls:
+                self._begin(self._look_ups, self._look_up, _Place(target, url, ""))
+        self._forget({(target.pod_id, url) for target in wanted for url in target.urls})
+
+    def close(self) -> None:
+        """Begin nothing more. What is under way ends within its timeouts."""
+        with self._lock:
+            self._closed = True
+        for pool in (self._look_ups, self._probes, self._desk):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # A registry's addresses
+
+    def _look_up(self, place: _Place) -> None:
+        target, url, _ = place
+        registry = parse_registry(url)
+        try:
+            addresses = [registry.host] if is_address(registry.host) else self._resolve(registry.host, registry.port)
+        except UnavailableError as error:
+            log.warning("a registry's name is not known now", pod=target.pod, url=url, reason=str(error))
+            addresses = self._addresses.get((target.pod_id, url), ())
+        else:
+            self._addresses[target.pod_id, url] = addresses
+            listed = [address for address in addresses if not self._is_vacant(_Place(target, url, address))]
+            self._rows(lambda connection: sources.endpoints_seen(connection, target.pod_id, {url: listed}))
+        for address in addresses:
+            self._begin(self._probes, self._probe, _Place(target, url, address))
+
+    def _is_vacant(self, place: _Place) -> bool:
+        """Whether nobody listens there and nobody ever did, while the registry answers elsewhere.
+
+        A name often has an address of IP version 6 at which nothing listens. It is asked on, and counts as soon as
+        somebody answers.
+        """
+        endpoint = self._endpoints.get(place.key)
+        answering = {
+            address for (url, address), known in place.target.known.items() if url == place.url and known.answered
+        }
+        return endpoint is not None and endpoint.refuses and bool(answering) and place.address not in answering
+
+    # One address
+
+    def _probe(self, place: _Place) -> None:
+        endpoint = self._endpoint(place)
+        known = place.target.known.get((place.url, place.address))
+        count = 1
+        if known is not None and known.shared:
+            count = min(SHARED_PROBES, max(1, PROBES_PER_PROCESS * place.target.processes))
+        for _ in range(count):
+            if not self._probe_once(place, endpoint):
+                break
+
+    def _probe_once(self, place: _Place, endpoint: _Endpoint) -> bool:
+        nonce = self._nonce(place)
+        try:
+            if not self._has_image(place, endpoint, nonce):
+                self._push_image(place, endpoint)
+                nonce = self._nonce(place)
+                self._demand_image(place, endpoint, nonce)
+        except RegistryError as error:
+            self._failed(place, endpoint, nonce, error)
+            return False
+        self._answered(place, endpoint, nonce)
+        return True
+
+    def _nonce(self, place: _Place) -> str:
+        target, url, address = place
+        return self._rows(lambda connection: sources.insert_probe(connection, target.pod_id, url, address))
+
+    def _has_image(self, place: _Place, endpoint: _Endpoint, nonce: str) -> bool:
+        with SECONDS.time():
+            return endpoint.client.has_manifest(
+                place.repository, self._image.digest, user_agent=f"{AGENT}{nonce}", follow=False
+            )
+
+    def _demand_image(self, place: _Place, endpoint: _Endpoint, nonce: str) -> None:
+        if not self._has_image(place, endpoint, nonce):
+            raise RegistryError(
+                f"The registry took {place.repository} and does not have it: see its log.", registry_status=404
+            )
+
+    def _push_image(self, place: _Place, endpoint: _Endpoint) -> None:
+        now = time.monotonic()
+        if now < endpoint.push_after:
+            raise RegistryError(
+                f"The registry does not have {place.repository}, though it was pushed a while ago: see its log.",
+                registry_status=404,
+            )
+        endpoint.push_after = now + endpoint.push_pause
+        endpoint.push_pause = min(2 * endpoint.push_pause, LONGEST_PUSH_PAUSE_S)
+        log.info("the image that probes ask for is pushed", pod=place.target.pod, repository=place.repository)
+        endpoint.client.push_image(place.repository, self._image, TAG)
+
+    def _answered(self, place: _Place, endpoint: _Endpoint, nonce: str) -> None:
+        endpoint.refuses = False
+        endpoint.push_pause, endpoint.push_after = PUSH_PAUSE_S, float("-inf")
+        self._rows(lambda connection: sources.probe_answered(connection, nonce))
+        PROBES.labels(place.target.pod, "answered").inc()
+        if endpoint.failing:
+            endpoint.failing = False
+            log.info("registry answers again", pod=place.target.pod, url=place.url, address=place.address)
+
+    def _failed(self, place: _Place, endpoint: _Endpoint, nonce: str, error: RegistryError) -> None:
+        refused = endpoint.refuses = isinstance(error, RegistryGoneError)
+        told = str(error)[:ERROR_LENGTH]
+        answered = error.registry_status is not None
+        dead = self._rows(
+            lambda connection: sources.probe_failed(connection, nonce, told, refused=refused, answered=answered)
+        )
+        PROBES.labels(place.target.pod, "refused" if refused else "failed").inc()
+        where = {"pod": place.target.pod, "url": place.url, "address": place.address}
+        if not endpoint.failing:
+            endpoint.failing = True
+            log.warning("registry does not answer a probe", reason=told, **where)
+        if dead is not None:
+            log.warning("registry process is dead", instance=dead, **where)
+
+    def _endpoint(self, place: _Place) -> _Endpoint:
+        with self._lock:
+            if (endpoint := self._endpoints.get(place.key)) is None:
+                client = RegistryClient(
+                    place.url,
+                    address=place.address,
+                    credentials=self._credentials,
+                    ca_file=self._ca_file,
+                    keep_alive=False,
+                    timeout=self._timeout,
+                )
+                endpoint = self._endpoints[place.key] = _Endpoint(client)
+        return endpoint
+
+    # Around it
+
+    def _begin(self, pool: ThreadPoolExecutor, work: Callable[[_Place], None], place: _Place) -> None:
+        """Do the work in the pool, unless the same is under way; whatever it raises ends it alone."""
+        with self._lock:
+            if place.key in self._busy or self._closed:
+                return
+            self._busy.add(place.key)
+            pool.submit(self._do, work, place)
+
+    def _do(self, work: Callable[[_Place], None], place: _Place) -> None:
+        try:
+            work(place)
+        except BaleenError as error:
+            log.warning("probe put off", pod=place.target.pod, url=place.url, reason=str(error))
+        except Exception:
+            if not self._closed:
+                log.exception("probe failed", pod=place.target.pod, url=place.url, address=place.address)
+        finally:
+            with self._lock:
+                self._busy.discard(place.key)
+
+    def _rows(self, write: Callable[[Any], T]) -> T:
+        """Read or write rows, each call in a transaction."""
+
+        def done() -> T:
+            with self._connections.use() as connection, connection.transaction():
+                return write(connection)
+
+        return self._desk.submit(done).result()
+
+    def _forget(self, wanted: AbstractSet[tuple[int, str]]) -> None:
+        """Let go of registries and addresses that are not there any more."""
+        with self._lock:
+            for key in [key for key in self._addresses if key not in wanted]:
+                del self._addresses[key]
+            gone = [
+                key
+                for key in self._endpoints
+                if key not in self._busy and key[2] not in self._addresses.get(key[:2], ())
+            ]
+            clients = [self._endpoints.pop(key).client for key in gone]
+        for client in clients:
+            client.close()

@@ -1,0 +1,34 @@
+"""What a registry, or the issuer of its tokens, can answer that is no success."""
+
+from coordinator.errors import BaleenError, NotFoundError, UnavailableError
+
+
+class RegistryError(BaleenError):
+    """The registry refused; `registry_status` and `code` are its HTTP status and its OCI error code."""
+
+    status = 502
+
+    def __init__(self, message: str, *, registry_status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.registry_status = registry_status
+        self.code = code
+
+
+class RegistryNotFoundError(NotFoundError, RegistryError):
+    """The registry does not have this blob, manifest, repository or upload."""
+
+
+class RegistryAuthenticationError(RegistryError):
+    """The registry, or its token issuer, does not let us in."""
+
+
+class RegistryUnreachableError(UnavailableError, RegistryError):
+    """The registry did not answer, or not in time."""
+
+
+class RegistryGoneError(RegistryUnreachableError):
+    """Nothing listens at the registry's address: the connection was refused."""
+
+
+class RegistryContentError(RegistryError):
+    """The registry's bytes are not those that the digest names."""

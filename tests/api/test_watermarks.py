@@ -1,0 +1,203 @@
+"""How far pods have reported is shown for each process and each partition, and holds garbage collection."""
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from coordinator.stack.supervisor import StackEndpoints
+from tests.api.harness import Served, served, settings_for
+
+URL, ADDRESS = "http://registry:5000", "10.0.0.7"
+PARTITIONS = 2
+
+
+@pytest.fixture(scope="module")
+def alone(embedded_stack: StackEndpoints) -> Iterator[Served]:
+    """An API with a database of its own: the status is of all its pods."""
+    with served(settings_for(embedded_stack)) as api:
+        for number in range(PARTITIONS):
+            api.db.execute(
+                "INSERT INTO partition_progress (topic, partition, next_offset) VALUES ('registry.events', %s, 0)",
+                (number,),
+            )
+        yield api
+
+
+class Pods(NamedTuple):
+    """Makes pods, processes and watermarks as the prober and the worker do. Times are ages in seconds."""
+
+    api: Served
+
+    def pod(self, name: str) -> None:
+        self.api.db.execute(
+            "WITH p AS (INSERT INTO pods (name, registries, event_token_sha256) VALUES (%s, %s, %s) RETURNING id)"
+            " INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM p",
+            (name, [f"{URL}{len(name)}"], b"x" * 32, name),
+        )
+        self.api.db.execute(
+            "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
+            " SELECT 'reconcile', id, 'a test', 'done', now(), now() FROM pods WHERE name = %s",
+            (name,),
+        )
+
+    def source(self, pod: str, instance: str, *ages: float | None) -> None:
+        """A process whose watermark in each partition is so old; None where none is known."""
+        self.api.db.execute(
+            "INSERT INTO sources (pod_id, instance_id, heard_at) SELECT id, %s, now() FROM pods WHERE name = %s",
+            (instance, pod),
+        )
+        for number, age in enumerate(ages):
+            if age is not None:
+                self.api.db.execute(
+                    "INSERT INTO watermarks (source_id, topic, partition, at)"
+                    " SELECT id, 'registry.events', %s, now() - %s FROM sources WHERE instance_id = %s",
+                    (number, dt.timedelta(seconds=age), instance),
+                )
+        self.api.db.execute(
+            "INSERT INTO endpoints (pod_id, url, address, source_id, answered_at, echoed_at)"
+            " SELECT p.id, p.registries[1], %s, s.id, now(), now() FROM pods p JOIN sources s ON s.pod_id = p.id"
+            " WHERE s.instance_id = %s ON CONFLICT DO NOTHING",
+            (ADDRESS, instance),
+        )
+
+    def told(self, name: str) -> Any:
+        return self.api.get(f"/v1/pods/{name}").json()
+
+    def status(self) -> Any:
+        return self.api.get("/v1/status").json()
+
+    def metric(self, name: str) -> float:
+        lines = self.api.get("/metrics", None).text.splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+
+
+@pytest.fixture
+def pods(alone: Served) -> Pods:
+    alone.db.execute("DELETE FROM endpoints; DELETE FROM sources; DELETE FROM jobs; DELETE FROM pod_prefixes")
+    alone.db.execute("DELETE FROM pods")
+    return Pods(alone)
+
+
+def reasons(told: list[str]) -> list[str]:
+    """Those that are of watermarks and reconciles."""
+    return [reason for reason in told if "watermark:" in reason or "never reconciled" in reason]
+
+
+def age(time: str) -> float:
+    return (dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(time)).total_seconds()
+
+
+def test_no_pods(pods: Pods) -> None:
+    """Where there is no pod, no watermark is known."""
+    assert pods.status()["watermark"] is None
+
+
+def test_the_least_of_all(pods: Pods) -> None:
+    """A pod's watermark is the least of its processes and partitions, the status' the least of all pods."""
+    pods.pod("one")
+    pods.source("one", "p1", 20, 5)
+    pods.source("one", "p2", 1, 10)
+    pods.pod("other")
+    pods.source("other", "p3", 30, 2)
+    told = pods.told("one")
+    assert 20 <= age(told["watermark"]) < 30
+    assert {source["instance_id"]: source["state"] for source in told["sources"]} == {"p1": "live", "p2": "live"}
+    first = next(source for source in told["sources"] if source["instance_id"] == "p1")
+    assert first["watermark"] == told["watermark"] == first["partitions"]["0"]
+    assert age(first["partitions"]["1"]) < 20
+    assert (told["waits_for"], reasons(told["held_by"])) == ([], [])
+    assert told["endpoints"][0]["address"] == ADDRESS
+    status = pods.status()
+    assert status["watermark"] == pods.told("other")["watermark"]
+    assert reasons(status["gc"]["held_by"]) == []
+    assert 20 <= pods.metric('baleen_watermark_lag_seconds{pod="one"}') < 30
+    assert pods.metric('baleen_sources{pod="one",state="live"}') == 2
+    assert [pod["watermark"] is not None for pod in pods.api.pages("/v1/pods", limit=1)] == [True, True]
+
+
+def test_unknown_is_not_known(pods: Pods) -> None:
+    """Where one partition of one process has no watermark, the pod has none, nor has the status; both say why."""
+    pods.pod("one")
+    pods.source("one", "p1", 1, 1)
+    pods.pod("other")
+    pods.source("other", "p2", 1, None)
+    told = pods.told("other")
+    assert told["watermark"] is None
+    assert told["sources"][0]["watermark"] is None
+    assert "p2" in told["waits_for"][0]
+    assert reasons(told["held_by"]) == [f"watermark: {told['waits_for'][0]}"]
+    status = pods.status()
+    assert status["watermark"] is None
+    assert reasons(status["gc"]["held_by"]) == [f"pod other: watermark: {told['waits_for'][0]}"]
+    assert pods.metric('baleen_watermark_lag_seconds{pod="other"}') == float("inf")
+
+
+def test_never_reconciled(pods: Pods) -> None:
+    """A pod that was never compared with its storage holds garbage collection, whatever else is known of it."""
+    pods.pod("one")
+    pods.source("one", "p1", 1, 1)
+    assert pods.told("one")["reconciled_at"] is not None
+    pods.api.db.execute("UPDATE jobs SET state = 'failed'")
+    told = pods.told("one")
+    assert told["reconciled_at"] is None
+    (reason,) = reasons(told["held_by"])
+    assert "baleen pods reconcile one" in reason
+
+
+def test_a_process_is_retired(pods: Pods) -> None:
+    """Who operates may let a process count no more, with a reason; the watermark is then that of the others."""
+    pods.pod("one")
+    pods.source("one", "live", 1, 1)
+    pods.source("one", "gone", 500, 500)
+    assert age(pods.told("one")["watermark"]) >= 500
+    path = "/v1/pods/one/sources/gone/retire"
+    assert pods.api.ask("POST", path, json={}).status_code == 400
+    assert pods.api.ask("POST", path, json={"why": ""}).status_code == 400
+    told = pods.api.ask("POST", path, json={"why": "its machine is gone"})
+    assert told.status_code == 200, told.text
+    assert age(told.json()["watermark"]) < 500
+    gone = next(source for source in told.json()["sources"] if source["instance_id"] == "gone")
+    assert (gone["state"], gone["retired_why"]) == ("retired", "its machine is gone")
+    assert pods.api.ask("POST", path, json={"why": "again"}).status_code == 404
+    assert pods.api.ask("POST", "/v1/pods/none/sources/gone/retire", json={"why": "no pod"}).status_code == 404
+
+
+def test_registries_are_of_one_pod(pods: Pods) -> None:
+    """A URL that another pod has is refused, however it is written; one that says who asks is refused too."""
+    assert add(pods, "one", "http://Registry:5000/", "http://registry:5000") == 201
+    assert pods.told("one")["registries"] == ["http://registry:5000"]
+    assert add(pods, "two", "http://registry:5000") == 409
+    assert add(pods, "two", "https://registry:443/", "http://[2001:DB8::1]:5000") == 201
+    assert pods.told("two")["registries"] == ["https://registry", "http://[2001:db8::1]:5000"]
+    assert put(pods, "two", "http://registry:5000") == 409
+    assert put(pods, "one", "https://registry") == 409
+    assert put(pods, "one", "http://registry:5000", "http://registry:5001") == 200
+    assert put(pods, "none", "http://registry:5009") == 404
+    for wrong in (
+        "http://user:secret@registry:5000",
+        "http://registry:5000/v2/",
+        "http://registry:0",
+        "http://registry:65536",
+        "http://registry?x",
+        "http://reg istry",
+        "ftp://registry",
+        "http://",
+    ):
+        assert put(pods, "one", wrong) == 400, wrong
+    pods.source("one", "p1", 1, 1)
+    pods.api.db.execute(
+        "INSERT INTO probes (nonce, pod_id, url, address) SELECT gen_random_uuid(), id, '', '' FROM pods"
+    )
+    for pod in ("one", "two"):
+        assert pods.api.ask("DELETE", f"/v1/pods/{pod}").status_code == 204
+
+
+def add(pods: Pods, name: str, *registries: str) -> int:
+    body = {"name": name, "prefixes": [name], "registries": registries}
+    return pods.api.ask("POST", "/v1/pods", json=body).status_code
+
+
+def put(pods: Pods, name: str, *registries: str) -> int:
+    return pods.api.ask("PUT", f"/v1/pods/{name}/registries", json={"registries": registries}).status_code

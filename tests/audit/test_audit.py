@@ -1,0 +1,462 @@
+"""What an audit tells of a table and a store that differ, and what it does not tell while both are changing."""
+
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, format_digest
+from coordinator.errors import UnavailableError
+from coordinator.reconcile import audit as audit_module
+from coordinator.reconcile import inventory
+from coordinator.reconcile.audit import Ages, Heap, Report
+from coordinator.reconcile.settle import NotHereError
+from coordinator.storage.layout import BLOBS, blob_key
+from coordinator.storage.port import ObjectInfo
+from tests.audit.conftest import NewDatabase, NewStore
+from tests.audit.harness import AGES, Watched, World, away
+from tests.storage.memory import MemoryObjectStore
+
+BASE = "docker/registry/v2"
+#: What a blob can be like, each with nothing to do with how the audit goes about it.
+KINDS = (
+    "fine",
+    "fine-unsized",
+    "lost",
+    "lost-unsized",
+    "known-lost",
+    "found",
+    "garbage",
+    "garbage-gone",
+    "orphan",
+    "purged",
+    "purged-left",
+    "hidden",
+    "hidden-needed",
+    "wrong-size",
+    "wrong-size-garbage",
+    "masked",
+)
+STATES = {
+    "known-lost": BlobState.MISSING,
+    "found": BlobState.MISSING,
+    "garbage": BlobState.UNREFERENCED,
+    "garbage-gone": BlobState.UNREFERENCED,
+    "wrong-size-garbage": BlobState.UNREFERENCED,
+    "purged": BlobState.PURGED,
+    "purged-left": BlobState.PURGED,
+    "hidden": BlobState.HIDDEN,
+    "hidden-needed": BlobState.HIDDEN,
+}
+UNNEEDED = {"garbage", "garbage-gone", "wrong-size-garbage", "purged", "purged-left", "hidden"}
+STORED = {
+    "fine",
+    "fine-unsized",
+    "found",
+    "garbage",
+    "orphan",
+    "purged-left",
+    "wrong-size",
+    "wrong-size-garbage",
+    "masked",
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A blob of a kind, as `make` has made it."""
+
+    digest: Digest
+    kind: str
+    stored: int
+    known: int
+
+    @property
+    def text(self) -> str:
+        return format_digest(self.digest)
+
+
+def make(world: World, kind: str, digest: Digest, size: int) -> Made:
+    known = -1 if kind.endswith("unsized") else size + (1 if kind.startswith("wrong-size") else 0)
+    if kind in STORED:
+        world.store.put(blob_key(digest), bytes(size))
+    if kind == "masked":
+        world.store.delete(blob_key(digest))
+    if kind != "orphan":
+        needed = kind not in UNNEEDED
+        world.connection.execute(
+            "INSERT INTO blobs (digest, size, state, reference_count, link_count, unreferenced_since)"
+            " VALUES (%s, %s, %s, %s, 0, CASE WHEN %s THEN NULL ELSE now() END)",
+            (digest, known, int(STATES.get(kind, BlobState.LIVE)), int(needed), needed),
+        )
+    return Made(digest, kind, size, known)
+
+
+def told(heap: Heap) -> dict[str, dict[str, object]]:
+    assert heap.count == len(heap.examples)
+    return {example["digest"]: example for example in heap.examples}
+
+
+def assert_tells(report: Report, made: list[Made], *, versioned: bool) -> None:
+    """Every kind is told as just those blobs that were made of it."""
+
+    def of(*kinds: str) -> set[str]:
+        return {each.text for each in made if each.kind in kinds}
+
+    def size(*kinds: str) -> int:
+        return sum(max(0, each.known) for each in made if each.kind in kinds)
+
+    lost = ("lost", "lost-unsized", "known-lost", "masked")
+    assert told(report.missing).keys() == of(*lost)
+    assert report.missing.bytes == size(*lost)
+    masked = told(report.masked)
+    assert masked.keys() == (of("masked") if versioned else set())
+    assert all(example["restorable_version"] is not None for example in masked.values())
+    assert told(report.found_again).keys() == of("found")
+    assert told(report.orphans).keys() == of("orphan", "purged-left")
+    wrong = told(report.wrong_size)
+    assert wrong.keys() == of("wrong-size", "wrong-size-garbage")
+    assert all(each.known == wrong[each.text]["size"] for each in made if each.text in wrong)
+    assert all(each.stored == wrong[each.text]["stored"] for each in made if each.text in wrong)
+    stored = [each for each in made if each.kind in STORED - {"masked"}]
+    assert (report.objects, report.bytes) == (len(stored), sum(each.stored for each in stored))
+    assert report.blobs == sum(each.kind != "orphan" for each in made)
+    assert report.needed == sum(each.kind not in {*UNNEEDED, "orphan"} for each in made)
+    assert report.healthy == (not of(*lost, "wrong-size", "wrong-size-garbage"))
+    assert report.recent.count == report.odd_keys.count == report.mended.count == 0
+
+
+def states(world: World) -> dict[str, BlobState]:
+    return {f"sha256:{row[0].hex()}": BlobState(row[1]) for row in world.rows("SELECT digest, state FROM blobs")}
+
+
+@pytest.fixture(scope="module")
+def shared(new_database: NewDatabase) -> str:
+    return new_database()
+
+
+def compare(world: World, kinds: list[str], seed: int, *, versioned: bool) -> None:
+    rnd = random.Random(seed)
+    world.clear()
+    # Digests that begin alike, and all over.
+    digests = [
+        bytes(rnd.choice((0, 0xAB, 0xFF, rnd.randrange(256))) for _ in range(2)) + rnd.randbytes(30) for _ in kinds
+    ]
+    made = [
+        make(world, kind, Digest(digest), rnd.randrange(1, 50)) for kind, digest in zip(kinds, digests, strict=True)
+    ]
+    before = states(world)
+    assert_tells(world.audit(), made, versioned=versioned)
+    # What it has written down is just what it tells, and telling it again changes nothing.
+    lost = {each.text for each in made if each.kind in {"lost", "lost-unsized", "masked"}}
+    found = {each.text for each in made if each.kind == "found"}
+    expected = before | dict.fromkeys(lost, BlobState.MISSING) | dict.fromkeys(found, BlobState.LIVE)
+    assert states(world) == expected
+    changes = sorted([(each, "missing", 1, 0) for each in lost] + [(each, "live", 1, 0) for each in found])
+    assert sorted(world.outbox()) == changes
+    again = world.audit()
+    assert told(again.missing).keys() == {text for text, state in expected.items() if state is BlobState.MISSING}
+    assert again.found_again.count == 0
+    assert sorted(world.outbox()) == changes
+
+
+@settings(max_examples=20, deadline=None, database=None)
+@given(kinds=st.lists(st.sampled_from(KINDS), max_size=40), seed=st.integers(0, 1000), versioned=st.booleans())
+def test_differences_are_told_exactly(shared: str, kinds: list[str], seed: int, versioned: bool) -> None:
+    """However table and store differ, each difference is told as what it is, once, and nothing else is."""
+    with World(shared, MemoryObjectStore(versioned=versioned)) as world:
+        compare(world, ["fine", *kinds], seed, versioned=versioned)
+
+
+@pytest.mark.parametrize("kind", ["s3", "s3-versioned"])
+def test_differences_on_a_real_store(shared: str, new_store: NewStore, kind: str) -> None:
+    """The same on an S3 server, with and without versions."""
+    with World(shared, new_store(kind)) as world:
+        compare(world, [*KINDS, *KINDS], 1, versioned=kind == "s3-versioned")
+
+
+def test_many_of_a_kind(shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples and what waits are bounded; counts are not, however small the steps are in which it goes on."""
+    monkeypatch.setattr(audit_module, "EXAMPLES", 3)
+    monkeypatch.setattr(audit_module, "BATCH", 2)
+    monkeypatch.setattr(inventory, "BLOCK", 2)
+    monkeypatch.setattr(inventory, "BLOCKS_WAITING", 1)
+    rnd = random.Random(5)
+    with World(shared, MemoryObjectStore()) as world:
+        world.clear()
+        for kind, count in (("fine", 30), ("lost", 11), ("orphan", 12)):
+            for _ in range(count):
+                make(world, kind, Digest(rnd.randbytes(32)), 5)
+        report = world.audit()
+    assert (report.missing.count, report.missing.bytes, len(report.missing.examples)) == (11, 55, 3)
+    assert (report.orphans.count, report.orphans.bytes, len(report.orphans.examples)) == (12, 60, 3)
+    assert report.objects == 42
+
+
+# Whatever changes meanwhile
+
+STEPS = st.lists(
+    st.tuples(st.integers(0, 25), st.sampled_from(["push", "pushing", "remove", "heal", "expire"]), st.integers(0, 5)),
+    max_size=12,
+)
+
+
+class Meddler:
+    """Changes table and store, in ways that are allowed to happen, when the store is asked for the n-th time."""
+
+    def __init__(self, world: World, steps: list[tuple[int, str, int]]) -> None:
+        self._world = world
+        self._steps = steps
+        self._calls = 0
+        self._second = 100.0
+        self._lock = threading.Lock()
+        #: Blobs that came or went.
+        self.touched: set[str] = set()
+
+    def before(self, _: str, __: str) -> None:
+        # Several threads ask the store. Whoever holds the facts waits for their answers, and must not be waited for.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if writers_are_out(self._world):
+                return
+            self._calls += 1
+            for at, what, number in self._steps:
+                if at == self._calls:
+                    self._do(what, f"moving{number}")
+        finally:
+            self._lock.release()
+
+    def _do(self, what: str, name: str) -> None:
+        world = self._world
+        self._second += 1
+        self.touched.add(world.text(name))
+        if what in {"push", "pushing"}:
+            # The bytes come first, then the event; of a push that is under way only the bytes have come.
+            world.put(name)
+            if what == "push":
+                world.link_blob(name, self._second)
+        elif what == "remove":
+            world.apply(world.removed("app", name, self._second))
+        elif what == "heal":
+            world.put("lost")
+        elif (row := world.blob(name)) is not None and row.state is BlobState.UNREFERENCED:
+            # As a garbage collection ends: what nobody needs is deleted.
+            world.connection.execute("UPDATE blobs SET state = 3 WHERE digest = %s", (world.digest(name),))
+            world.store.delete(world.key(name))
+
+
+def writers_are_out(world: World) -> bool:
+    row = world.connection.execute("SELECT pg_try_advisory_lock_shared(1651597926)").fetchone()
+    assert row is not None
+    if row[0]:
+        world.connection.execute("SELECT pg_advisory_unlock_shared(1651597926)")
+    return not row[0]
+
+
+@settings(max_examples=20, deadline=None, database=None)
+@given(steps=STEPS, there=st.sets(st.integers(0, 5)))
+def test_no_false_alarm_while_blobs_come_and_go(
+    shared: str, steps: list[tuple[int, str, int]], there: set[int]
+) -> None:
+    """Whenever blobs are pushed, removed and collected meanwhile, only what is lost is missing (scenarios 2 and 5)."""
+    store = MemoryObjectStore()
+    with World(shared, store) as world:
+        world.clear()
+        world.needed("here", *(f"moving{number}" for number in there))
+        world.lost("lost", "also-lost")
+        meddler = Meddler(world, steps)
+        report = world.audit(Watched(store, meddler.before), Ages(timedelta(hours=1), timedelta()))
+        missing = told(report.missing).keys()
+        healed = world.store.head(world.key("lost")) is not None
+        assert {world.text("also-lost")} <= missing <= {world.text("lost"), world.text("also-lost")}
+        assert world.text("lost") in missing or healed
+        assert report.wrong_size.count == report.orphans.count == 0
+        assert told(report.recent).keys() <= meddler.touched
+        for row in world.rows("SELECT digest FROM blobs WHERE state = 4"):
+            assert f"sha256:{row[0].hex()}" in missing
+        assert world.check().agrees
+
+
+def test_a_push_after_the_table_was_read(world: World) -> None:
+    """A blob that is pushed and applied after the table was read, and before it is listed, is no orphan."""
+    world.needed("here")
+
+    def before(name: str, _: str) -> None:
+        if name == "folders" and world.blob("new") is None:
+            world.needed("new")
+
+    report = world.audit(Watched(world.store, before))
+    assert (report.blobs, report.objects) == (1, 2)
+    assert report.orphans.count == report.recent.count == 0
+
+
+def test_what_is_too_young_is_not_left_over(world: World) -> None:
+    """What is stored and not known is an orphan only when it is older than a push takes to be announced."""
+    world.needed("here")
+    world.put("unknown")
+    old, young = world.audit(), world.audit(ages=Ages(timedelta(hours=1), timedelta()))
+    assert (told(old.orphans).keys(), old.recent.count) == ({world.text("unknown")}, 0)
+    assert (told(young.recent).keys(), young.orphans.count) == ({world.text("unknown")}, 0)
+    assert old.healthy
+    assert young.healthy
+
+
+# When something is away
+
+
+def test_an_outage_in_the_middle(world: World) -> None:
+    """A store that fails at any moment ends the audit with an error, and nothing is missing by it (scenario 16)."""
+    world.needed(*(f"b{n}" for n in range(20)))
+    calls = 0
+
+    def count(*_: str) -> None:
+        nonlocal calls
+        calls += 1
+
+    world.audit(Watched(world.store, count))
+    assert calls > 20
+    for answered in (0, 1, 2, 7, calls - 2, calls - 1):
+        left = iter([lambda *_: None] * answered)
+        with pytest.raises(UnavailableError):
+            world.audit(Watched(world.store, lambda *_, left=left: next(left, away)()))
+    assert set(states(world).values()) == {BlobState.LIVE}
+    assert world.outbox() == []
+
+
+def test_a_listing_that_is_not_whole(world: World) -> None:
+    """What a listing leaves out without a word is looked for, and found, before it is called missing (scenario 19)."""
+    names = [f"b{n}" for n in range(30)]
+    world.needed(*names)
+    world.lost("lost")
+
+    class Forgetful(Watched):
+        def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+            yield from [entry for number, entry in enumerate(super().walk(prefix)) if number % 2]
+
+        def folders(self, prefix: str) -> Iterator[str]:
+            yield from list(super().folders(prefix))[::2]
+
+    report = world.audit(Forgetful(world.store, lambda *_: None))
+    assert told(report.missing).keys() == {world.text("lost")}
+    assert report.objects < len(names) / 2
+
+
+def test_a_listing_in_another_order(world: World) -> None:
+    """A store that lists in any order, and twice, makes nothing missing and nothing an orphan."""
+    world.needed(*(f"b{n}" for n in range(30)))
+    world.lost("lost")
+
+    class Disorderly(Watched):
+        def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+            yield from sorted(super().walk(prefix), reverse=True)
+            yield from super().walk(prefix)
+
+    report = world.audit(Disorderly(world.store, lambda *_: None))
+    assert told(report.missing).keys() == {world.text("lost")}
+    assert report.orphans.count == report.wrong_size.count == 0
+
+
+def test_another_bucket(world: World) -> None:
+    """A bucket in which nothing is of what the table needs is an error, and nothing is missing by it."""
+    world.needed("one", "two")
+    elsewhere = MemoryObjectStore()
+    elsewhere.put(f"{BLOBS}ab/whatever/data", b"1")
+    with pytest.raises(NotHereError, match="check BALEEN_S3_BUCKET"):
+        world.audit(elsewhere)
+    assert set(states(world).values()) == {BlobState.LIVE}
+
+
+# What is left over
+
+
+def test_keys_that_are_no_blobs(world: World) -> None:
+    """Keys below blobs/ that are no blob's are told, wherever they are, and disturb nothing."""
+    world.needed("here", "there")
+    hexadecimal = world.digest("here").hex()
+    odd = [
+        f"{BLOBS}{hexadecimal[:2]}/{hexadecimal}/data.tombstone",
+        f"{BLOBS}{hexadecimal[:2]}/{hexadecimal[:-1]}/data",
+        f"{BLOBS}{hexadecimal[:2]}/{hexadecimal.upper()}x/data",
+        f"{BLOBS}{hexadecimal[:2]}-x/{hexadecimal}/data",
+        f"{BLOBS}zz/{hexadecimal}/data",
+        f"{BASE}/blobs/sha512/ab/{hexadecimal}/data",
+    ]
+    for key in odd:
+        world.store.put(key, b"123")
+    report = world.audit()
+    assert sorted(example["key"] for example in report.odd_keys.examples) == sorted(odd)
+    assert (report.odd_keys.bytes, report.objects, report.healthy) == (3 * len(odd), 2, True)
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_uploads_that_nobody_ended(new_database: NewDatabase, new_store: NewStore, kind: str) -> None:
+    """Upload sessions and uploads in parts are told when they are old, of every repository; links are not."""
+    store = new_store(kind)
+    with World(new_database(), store) as world:
+        world.needed("here")
+        sessions = [f"{BASE}/repositories/{name}/_uploads/{n}-uuid/" for name in ("a", "a/b/c", "d") for n in range(2)]
+        for prefix in sessions:
+            store.put(f"{prefix}startedat", b"2026")
+            store.put(f"{prefix}data", b"half a layer")
+        store.put(f"{BASE}/repositories/a/_uploads/x-uuid/hashstates/sha256/0", b"?")
+        store.put(f"{BASE}/repositories/a/_layers/sha256/{world.digest('here').hex()}/link", b"")
+        store.put(f"{BASE}/repositories/e/_manifests/tags/_uploads/current/link", b"")
+        reports: list[Report] = []
+
+        def chunks() -> Iterator[bytes]:
+            yield bytes(6 << 20)
+            reports.extend([world.audit(), world.audit(ages=Ages(timedelta(), timedelta(hours=1)))])
+            yield bytes(9 << 20)
+
+        store.put_chunks(f"{sessions[0]}part", chunks(), 15 << 20)
+        old, young = reports
+        told = {example["key"]: example["bytes"] for example in old.abandoned_uploads.examples}
+        assert told == dict.fromkeys(sessions, 16) | {f"{BASE}/repositories/a/_uploads/x-uuid/": 1}
+        assert [example["key"] for example in old.unfinished_uploads.examples] == [f"{sessions[0]}part"]
+        assert young.abandoned_uploads.count == young.unfinished_uploads.count == 0
+        assert old.healthy
+        assert AGES.uploads == timedelta()
+
+
+# Delete markers
+
+
+@pytest.mark.parametrize("kind", ["memory-versioned", "s3-versioned"])
+def test_markers_are_taken_off(new_database: NewDatabase, new_store: NewStore, kind: str) -> None:
+    """With `mend` a needed blob below delete markers is served again if just its bytes lie there, and no other."""
+    store = new_store(kind)
+    with World(new_database(), store) as world:
+        world.needed("here", "masked", "twice", "other-bytes", "overwritten", "hidden")
+        world.store.put(world.key("other-bytes"), b"x" * len(world.body("other-bytes")))
+        world.store.put(world.key("overwritten"), b"short")
+        for name in ("masked", "twice", "twice", "other-bytes", "overwritten", "hidden"):
+            store.delete(world.key(name))
+        world.link_blob("never-stored")
+        world.connection.execute("UPDATE blobs SET state = 2 WHERE digest = %s", (world.digest("hidden"),))
+        looked = world.audit()
+        assert looked.mended.count == 0
+        assert told(looked.masked).keys() == {
+            world.text(name) for name in ("masked", "twice", "other-bytes", "overwritten")
+        }
+        report = world.audit(mend=True)
+        assert told(report.mended).keys() == {world.text("masked"), world.text("twice")}
+        assert told(report.found_again).keys() == told(report.mended).keys()
+        missing = told(report.missing)
+        assert missing.keys() == {world.text(name) for name in ("other-bytes", "overwritten", "never-stored")}
+        assert missing[world.text("overwritten")]["restorable_version"] is not None
+        for name in ("masked", "twice"):
+            assert store.get(world.key(name)) == world.body(name)
+            assert world.state(name) is BlobState.LIVE
+        for name in ("other-bytes", "overwritten", "hidden", "never-stored"):
+            assert store.head(world.key(name)) is None
+        assert [change for digest, change, _, _ in world.outbox() if digest == world.text("twice")] == [
+            "missing",
+            "live",
+        ]

@@ -1,0 +1,236 @@
+"""Blobs that are needed and have no bytes: who finds them, what becomes of them, and what is never mistaken for one."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.db import sweep
+from coordinator.db.locks import FACTS_LOCK
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import format_digest
+from coordinator.errors import UnavailableError
+from coordinator.reconcile import presence as presence_module
+from coordinator.reconcile.presence import Presence
+from coordinator.reconcile.settle import NotHereError
+from tests.audit.conftest import NewDatabase
+from tests.audit.harness import Watched, World, away
+from tests.storage.memory import MemoryObjectStore
+
+MISSING, LIVE, UNREFERENCED = BlobState.MISSING, BlobState.LIVE, BlobState.UNREFERENCED
+
+
+def test_a_lost_blob_becomes_missing_once(world: World) -> None:
+    """A needed blob without bytes becomes missing with one record of it; one with bytes, or not needed, does not."""
+    world.needed("here")
+    world.lost("lost", "given-up")
+    world.apply(world.removed("app", "given-up", 9))
+    for _ in range(2):
+        world.presence.settle(world.digest(name) for name in ("here", "lost", "given-up", "never-heard-of"))
+        assert [world.state(name) for name in ("here", "lost", "given-up")] == [LIVE, MISSING, UNREFERENCED]
+        assert world.outbox() == [(world.text("lost"), "missing", 0, 1)]
+    assert world.check().agrees
+
+
+def test_only_bytes_end_it(world: World) -> None:
+    """However often it is pushed, mounted and listed, a missing blob is live only when its bytes were seen."""
+    world.needed("here")
+    world.lost("lost")
+    world.presence.settle([world.digest("lost")])
+    world.apply(world.link("other", "lost", 3), world.push("app", "m", ["lost", "here"], 4))
+    world.apply(world.removed("app", "lost", 5), world.link("app", "lost", 6))
+    assert world.blob("lost") is not None
+    assert world.blob("lost")[:3] == (1, 2, MISSING)  # type: ignore[index]
+    assert world.presence.round() == []
+    world.put("lost")
+    assert [move.to for move in world.presence.round()] == [LIVE]
+    assert world.outbox()[1:] == [(world.text("lost"), "live", 1, 2)]
+    assert world.presence.round() == []
+    assert world.check().agrees
+
+
+def test_nobody_misses_what_nobody_needs(world: World) -> None:
+    """A missing blob that loses its last reference is unreferenced, and who was told that it is missing hears it."""
+    world.needed("here")
+    world.lost("lost", "expired")
+    world.presence.settle([world.digest("lost"), world.digest("expired")])
+    world.apply(world.removed("app", "lost", 9))
+    assert world.state("lost") is UNREFERENCED
+    assert world.outbox()[2:] == [(world.text("lost"), "unreferenced", 0, 0)]
+    world.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '2 days'")
+    sweep.expire_links(world.connection, timedelta(days=1))
+    assert world.state("expired") is UNREFERENCED
+    assert world.outbox()[3:] == [(world.text("expired"), "unreferenced", 0, 0)]
+    assert world.presence.round() == []
+    world.link_blob("lost", 20)
+    assert world.state("lost") is LIVE
+    assert world.check().agrees
+
+
+def test_a_removal_and_an_addition_at_once(world: World) -> None:
+    """A batch in which a missing blob loses one reference and gains another leaves it missing, and tells nothing."""
+    world.needed("here")
+    world.lost("lost")
+    world.presence.settle([world.digest("lost")])
+    world.apply(world.removed("app", "lost", 5), world.link("b", "lost", 6))
+    assert world.state("lost") is MISSING
+    assert len(world.outbox()) == 1
+
+
+def test_an_outage_is_not_a_loss(world: World) -> None:
+    """A store that answers with an error, at the first look or the second, makes nothing missing (scenario 16)."""
+    world.needed("here")
+    world.lost("lost")
+    for answers in range(4):
+        calls = iter([lambda *_: None] * answers + [away] * 9)
+        looking = Presence(world.connections, Watched(world.store, lambda *_, calls=calls: next(calls)()))
+        with pytest.raises(UnavailableError):
+            looking.settle([world.digest("lost")])
+        looking.close()
+        assert world.state("lost") is LIVE
+    assert world.outbox() == []
+
+
+def test_another_bucket_is_not_a_loss(world: World) -> None:
+    """Where nothing is that the table needs, nothing becomes missing: the bucket or its root is probably wrong."""
+    world.needed("here")
+    world.lost("lost")
+    elsewhere = MemoryObjectStore()
+    elsewhere.put("docker/registry/v2/blobs/sha256/00/other", b"another registry's")
+    looking = Presence(world.connections, elsewhere)
+    with pytest.raises(NotHereError, match="check BALEEN_S3_BUCKET"):
+        looking.settle([world.digest("lost"), world.digest("here")])
+    looking.close()
+    assert [world.state(name) for name in ("here", "lost")] == [LIVE, LIVE]
+
+
+def writers_are_out(world: World) -> bool:
+    with world.connect() as other:
+        row = other.execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (FACTS_LOCK,)).fetchone()
+    assert row is not None
+    return not row[0]
+
+
+def test_a_look_is_repeated_with_the_facts_locked(world: World) -> None:
+    """What the first look did not find and the second does is not missing, and no writer comes between the two."""
+    world.needed("here")
+    world.lost("late", "lost")
+    alone: list[bool] = []
+
+    def before(name: str, key: str) -> None:
+        if name == "head" and key == world.key("late"):
+            alone.append(writers_are_out(world))
+            if alone[-1]:
+                world.put("late")
+
+    looking = Presence(world.connections, Watched(world.store, before))
+    wanted = [world.digest("late"), world.digest("lost")]
+    assert looking.heads(wanted) == dict.fromkeys(wanted)
+    looking.settle(wanted)
+    looking.close()
+    assert alone[0] is False
+    assert alone[-1] is True
+    assert [world.state(name) for name in ("late", "lost")] == [LIVE, MISSING]
+
+
+def test_a_push_waits_for_the_look(world: World) -> None:
+    """A push that is applied while somebody looks finds the blob as the look left it, and is not lost by it."""
+    world.needed("here")
+    world.lost("lost")
+    pushing: list[threading.Thread] = []
+    with World(world.url, world.store) as other:
+        other.space = world.space
+
+        def before(name: str, key: str) -> None:
+            if name == "head" and key == world.key("lost") and writers_are_out(world) and not pushing:
+                push = other.link("b", "lost", 3)
+                pushing.append(threading.Thread(target=other.apply, args=(push,), kwargs={"partition": 1}))
+                pushing[0].start()
+
+        looking = Presence(world.connections, Watched(world.store, before))
+        looking.settle([world.digest("lost")])
+        looking.close()
+        pushing[0].join(20)
+    assert world.blob("lost")[:3] == (0, 2, MISSING)  # type: ignore[index]
+    assert world.check().agrees
+
+
+def test_manifests_that_could_not_be_read(world: World) -> None:
+    """A held manifest whose bytes are not in storage is found by the next round; one that is merely unread is not."""
+    world.needed("here")
+    world.put("unread")
+    world.apply(world.push("app", "lost", None), world.push("app", "unread", None))
+    assert [format_digest(move.blob.digest) for move in world.presence.round()] == [world.text("lost")]
+    assert [world.state(name) for name in ("lost", "unread")] == [MISSING, LIVE]
+    assert world.outbox() == [(world.text("lost"), "missing", 1, 0)]
+
+
+def test_rounds_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round looks at no more than so many, and each gets its turn, however many stay missing before it."""
+    monkeypatch.setattr(presence_module, "ROUND", 2)
+    monkeypatch.setattr(presence_module, "BATCH", 2)
+    names = [f"lost{n}" for n in range(5)]
+    world.needed("here")
+    world.lost(*names)
+    world.presence.settle(world.digest(name) for name in names)
+    world.put("lost4")
+    assert [len(world.presence.round()) for _ in range(3)] == [0, 0, 1]
+    world.put("lost0")
+    assert [len(world.presence.round()) for _ in range(1)] == [1]
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["push", "remove", "mount", "put", "lose", "look", "round"]), st.integers(0, 2)),
+    max_size=25,
+)
+
+
+@pytest.fixture(scope="module")
+def shared(new_database: NewDatabase) -> str:
+    return new_database()
+
+
+def take(world: World, step: str, name: str, second: int) -> None:
+    if step in {"push", "put"}:
+        world.put(name)
+    if step == "push":
+        world.link_blob(name, second)
+    elif step == "mount":
+        world.apply(world.link("other", name, second))
+    elif step == "remove":
+        world.apply(world.removed("app", name, second), world.removed("other", name, second))
+    elif step == "lose":
+        world.store.delete(world.key(name))
+    elif step == "look":
+        world.presence.settle([world.digest(name)])
+    elif step == "round":
+        world.presence.round()
+
+
+@settings(max_examples=25, deadline=None, database=None)
+@given(steps=STEPS)
+def test_whatever_happens_in_whatever_order(shared: str, steps: list[tuple[str, int]]) -> None:
+    """After a look at all blobs, missing is just what is needed and has no bytes; each change was told, in order."""
+    with World(shared, MemoryObjectStore()) as world:
+        world.connection.execute("DELETE FROM lifecycle_outbox")
+        world.needed("here")
+        names = [f"b{n}" for n in range(3)]
+        digests = [world.digest(name) for name in names]
+        for second, (step, number) in enumerate(steps, 1):
+            take(world, step, names[number], second)
+        world.presence.settle(digests)
+        world.presence.round()
+        for name in names:
+            row = world.blob(name)
+            if row is not None:
+                needed = row.references + row.links > 0
+                there = world.store.head(world.key(name)) is not None
+                assert row.state is ((LIVE if there else MISSING) if needed else UNREFERENCED)
+        for name in names:
+            told = [change for digest, change, _, _ in world.outbox() if digest == world.text(name)]
+            # It begins with a loss, and each loss ends before the next.
+            assert told[::2] == ["missing"] * len(told[::2])
+            assert set(told[1::2]) <= {"live", "unreferenced"}
+        assert world.check().agrees

@@ -1,0 +1,175 @@
+"""Changes of blobs on their way to blob.lifecycle: in order, at least once, and no sooner forgotten than told."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import jsonschema
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from coordinator import outbox
+from coordinator.db.connection import Connections
+from coordinator.errors import UnavailableError
+from coordinator.ingest.lifecycle import LifecycleProducer
+from coordinator.ingest.topics import LIFECYCLE, ensure_topics
+from coordinator.settings import Settings, build
+from coordinator.stack.guard import Guard
+from schemas.publish import schema_of
+from schemas.records import BlobLifecycle
+from tests.audit.harness import World
+from tests.conftest import temporary_directory
+from tests.workers.services import Broker
+
+
+class Told:
+    """A topic that can be away, and a process that can end at any moment."""
+
+    def __init__(self) -> None:
+        self.records: list[BlobLifecycle] = []
+        self.away = False
+        self.dies = False
+
+    def publish(self, records: Sequence[BlobLifecycle]) -> None:
+        if self.away:
+            raise UnavailableError("Kafka does not answer: try again.")
+        self.records += records
+        if self.dies:
+            raise KeyboardInterrupt
+
+    def changes(self) -> list[tuple[str, str]]:
+        return [(record.digest, record.change) for record in self.records]
+
+
+def publish(world: World, told: Told) -> int:
+    return outbox.publish_waiting(world.connections, told)  # type: ignore[arg-type]
+
+
+def happen(world: World) -> list[tuple[str, str]]:
+    """Let a blob be lost and come again, twice; and another be lost."""
+    world.needed("here")
+    world.lost("a", "b")
+    expected = []
+    for _ in range(2):
+        world.presence.settle([world.digest("a")])
+        world.put("a")
+        world.presence.round()
+        world.store.delete(world.key("a"))
+        expected += [(world.text("a"), "missing"), (world.text("a"), "live")]
+    world.presence.settle([world.digest("b")])
+    return [*expected, (world.text("b"), "missing")]
+
+
+def test_all_is_told_in_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change is told once, in the order in which it happened, however small the steps; then nothing waits."""
+    monkeypatch.setattr(outbox, "BATCH", 2)
+    told, expected = Told(), happen(world)
+    assert publish(world, told) == len(expected)
+    assert told.changes() == expected
+    assert [record.at for record in told.records] == sorted(record.at for record in told.records)
+    assert (told.records[0].reference_count, told.records[0].link_count) == (0, 1)
+    assert world.outbox() == []
+    assert publish(world, told) == 0
+
+
+def test_what_is_not_acknowledged_waits(world: World) -> None:
+    """While Kafka is away changes wait, and are told when it is back, in order."""
+    told, expected = Told(), happen(world)
+    told.away = True
+    with pytest.raises(UnavailableError):
+        publish(world, told)
+    assert len(world.outbox()) == len(expected)
+    told.away = False
+    publish(world, told)
+    assert told.changes() == expected
+
+
+def test_a_process_that_ends_in_between(world: World) -> None:
+    """A process that ends after the acknowledgement and before the delete leaves its changes to be told again."""
+    told, expected = Told(), happen(world)
+    told.dies = True
+    with pytest.raises(KeyboardInterrupt):
+        publish(world, told)
+    told.dies = False
+    publish(world, told)
+    assert told.changes() == [*expected, *expected]
+    assert world.outbox() == []
+
+
+def test_two_tellers(world: World) -> None:
+    """While one tells, another finds nothing to tell: two at once would mix up the order."""
+    told, other = Told(), Told()
+    expected = happen(world)
+    connections = Connections(world.url, name="another")
+    found: list[int] = []
+
+    class Meanwhile(Told):
+        def publish(self, records: Sequence[BlobLifecycle]) -> None:
+            found.append(outbox.publish_waiting(connections, other))  # type: ignore[arg-type]
+            told.publish(records)
+
+    publish(world, Meanwhile())
+    connections.close()
+    assert (found, other.records) == ([0], [])
+    assert told.changes() == expected
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    guard = Guard()
+    with temporary_directory() as directory:
+        broker = Broker(guard, directory)
+        broker.start()
+        try:
+            yield broker
+        finally:
+            broker.kill()
+            guard.close()
+
+
+def settings_of(broker: Broker) -> Settings:
+    return build({"kafka_bootstrap": broker.bootstrap, "kafka_partitions": "3"})
+
+
+def test_on_a_real_broker(world: World, broker: Broker) -> None:
+    """Records of one digest are in one partition in order, keyed by it, and as the published schema says."""
+    ensure_topics(settings_of(broker))
+    expected = happen(world)
+    producer = LifecycleProducer(settings_of(broker))
+    for _ in range(2):
+        assert outbox.publish_waiting(world.connections, producer) in {len(expected), 0}
+    producer.close()
+    found = list(records(broker, len(expected)))
+    for record in found:
+        assert dict(record.headers) == {"schema": b"blob.lifecycle/1"}
+        jsonschema.validate(json.loads(record.value), schema_of("blob.lifecycle/1"))
+        assert record.key.decode() == json.loads(record.value)["digest"]
+    for name in "ab":
+        mine = [record for record in found if record.key.decode() == world.text(name)]
+        assert len({record.partition for record in mine}) == 1
+        in_order = [json.loads(record.value)["change"] for record in sorted(mine, key=lambda record: record.offset)]
+        assert in_order == [change for digest, change in expected if digest == world.text(name)]
+
+
+def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
+    """Without a broker, or without the topic, the changes wait; once both are there they are told."""
+    expected = happen(world)
+    producer = LifecycleProducer(settings_of(broker), timeout=2.0)
+    broker.kill()
+    with pytest.raises(UnavailableError, match=LIFECYCLE):
+        outbox.publish_waiting(world.connections, producer)
+    broker.start()
+    ensure_topics(settings_of(broker))
+    assert outbox.publish_waiting(world.connections, producer) == len(expected)
+    producer.close()
+    assert len(list(records(broker, len(expected)))) == len(expected)
+
+
+def records(broker: Broker, count: int) -> Iterator[object]:
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, enable_auto_commit=False, consumer_timeout_ms=20_000)
+    try:
+        consumer.assign([TopicPartition(LIFECYCLE, number) for number in range(3)])
+        consumer.seek_to_beginning()
+        for _ in range(count):
+            yield next(consumer)
+    finally:
+        consumer.close()

@@ -1,0 +1,201 @@
+"""Reading every byte: what has other bytes is told with what could replace it, and an outage is told as one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+
+import pytest
+
+from coordinator.domain.names import Digest, format_digest, parse_digest
+from coordinator.errors import UnavailableError
+from coordinator.reconcile import scrub as scrub_module
+from coordinator.reconcile.scrub import Content, Rate, Scrub, StoppedError
+from coordinator.storage.layout import BLOBS, blob_key
+from coordinator.storage.port import CHUNK_BYTES, ObjectStore, OpenObject
+from tests.audit.conftest import NewDatabase, NewStore
+from tests.audit.harness import Watched, World, away
+from tests.storage.memory import MemoryObjectStore
+
+
+def scrub(world: World, store: ObjectStore | None = None, **how: object) -> Content:
+    return Scrub(world.connections, store or world.store).run(**how)
+
+
+def damage(world: World, name: str) -> None:
+    world.store.put(world.key(name), b"!" * len(world.body(name)))
+
+
+@pytest.mark.parametrize("kind", ["memory", "memory-versioned", "s3", "s3-versioned"])
+def test_other_bytes_are_told(new_database: NewDatabase, new_store: NewStore, kind: str) -> None:
+    """Every stored blob is read, needed or not; those with other bytes are told, with a version that is whole."""
+    with World(new_database(), new_store(kind)) as world:
+        world.needed("one", "two", "bad", "worse")
+        world.put("unknown")
+        world.put("unknown-bad")
+        for name in ("bad", "worse", "unknown-bad"):
+            damage(world, name)
+        for _ in range(2):
+            damage(world, "worse")
+        world.store.put(f"{BLOBS}ab/nothing", b"odd")
+        content = scrub(world)
+        assert content.blobs == 6
+        assert content.resume_from is None
+        told = {example["digest"]: example for example in content.other_bytes.examples}
+        assert told.keys() == {world.text(name) for name in ("bad", "worse", "unknown-bad")}
+        assert [told[world.text(name)]["link_count"] for name in ("bad", "unknown-bad")] == [1, 0]
+        for name, versions in (("bad", 2), ("worse", 4)):
+            example = told[world.text(name)]
+            assert parse_digest(example["found"]) != world.digest(name)
+            if not kind.endswith("versioned"):
+                assert (example["whole_version"], len(example["versions"])) == (None, 1)
+                continue
+            assert len(example["versions"]) == versions
+            with world.store.open_version(world.key(name), example["whole_version"]) as opened:
+                assert b"".join(opened.chunks) == world.body(name)
+        assert not content.healthy
+        assert world.state("bad").name == "LIVE"
+        assert world.outbox() == []
+
+
+def test_a_blob_that_is_replaced_while_it_is_read(world: World) -> None:
+    """Bytes that are right at the second look, and blobs that are gone by then, are no damage."""
+    world.needed("one", "healed", "gone")
+    damage(world, "healed")
+    reads: list[str] = []
+
+    def before(name: str, key: str) -> None:
+        if name == "open":
+            reads.append(key)
+            if key == world.key("gone"):
+                world.store.delete(key)
+            if reads.count(key) == 2:
+                world.put("healed")
+
+    content = scrub(world, Watched(world.store, before))
+    assert content.healthy
+    assert (content.blobs, reads.count(world.key("healed"))) == (2, 2)
+
+
+def test_it_goes_on_where_it_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that goes away ends it with the digest to go on at, and from there each blob is read, none in between."""
+    monkeypatch.setattr("tests.storage.memory.LIST_LIMIT", 3)
+    names = [f"b{n}" for n in range(20)]
+    world.needed(*names)
+    digests = sorted(world.digest(name) for name in names)
+    read: set[str] = set()
+    opened = count()
+
+    def before(name: str, key: str) -> None:
+        if name == "open":
+            if next(opened) >= 9:
+                away()
+            read.add(key)
+        elif name == "check" and next(opened) > 9:
+            away()
+
+    with pytest.raises(UnavailableError, match="--from sha256:") as raised:
+        scrub(world, Watched(world.store, before))
+    stopped = parse_digest(str(raised.value).rpartition(" ")[2])
+    assert {blob_key(digest) for digest in digests if digest < stopped} <= read
+    rest: list[str] = []
+    content = scrub(
+        world, Watched(world.store, lambda name, key: rest.append(key) if name == "open" else None), start=stopped
+    )
+    assert sorted(rest) == [blob_key(digest) for digest in digests if digest >= stopped]
+    assert content.blobs == len(rest)
+    assert scrub(world, start=Digest(bytes(32))).blobs == len(names)
+    assert scrub(world, start=Digest(bytes([255] * 32))).blobs == 0
+
+
+def test_one_that_cannot_be_read(world: World) -> None:
+    """One blob that the store fails to give, while it gives others, is told; several in a row are an outage."""
+    names = [f"b{n}" for n in range(12)]
+    world.needed(*names)
+    digests = sorted(world.digest(name) for name in names)
+    damaged = {blob_key(digests[4]), blob_key(digests[6])}
+
+    def before(name: str, key: str) -> None:
+        if name == "open" and key in damaged:
+            away()
+
+    content = scrub(world, Watched(world.store, before))
+    assert [example["digest"] for example in content.unreadable.examples] == [
+        format_digest(digests[4]),
+        format_digest(digests[6]),
+    ]
+    assert (content.blobs, content.healthy, content.other_bytes.count) == (12, False, 0)
+    damaged |= {blob_key(digest) for digest in digests[4:]}
+    with pytest.raises(UnavailableError, match=format_digest(digests[4])):
+        scrub(world, Watched(world.store, before))
+
+
+def test_a_sample(world: World) -> None:
+    """A sample reads as many different blobs as are asked for, or all that there are."""
+    world.needed(*(f"b{n}" for n in range(40)))
+    for wanted, read in ((1, 1), (7, 7)):
+        reads: list[str] = []
+        watched = Watched(world.store, lambda name, key, reads=reads: reads.append(key) if name == "open" else None)
+        assert scrub(world, watched, sample=wanted).blobs == read
+        assert len(set(reads)) == len(reads) == read
+    few = MemoryObjectStore()
+    few.put(world.key("b0"), world.body("b0"))
+    assert scrub(world, few, sample=5).blobs == 1
+    assert scrub(world, MemoryObjectStore(), sample=5).blobs == 0
+
+
+class Waits(threading.Event):
+    """Takes note of how long somebody would have waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited = 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited += timeout or 0.0
+        return self.is_set()
+
+
+def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a while no more bytes are let through than the rate allows; without a rate nobody waits."""
+    clock = 1000.0
+    monkeypatch.setattr(scrub_module.time, "monotonic", lambda: clock)
+    waits, free = Waits(), Waits()
+    limited, unlimited = Rate(1000, waits), Rate(None, free)
+    for _ in range(30):
+        before = waits.waited
+        limited.take(500)
+        unlimited.take(500)
+        clock += waits.waited - before
+    # The first second's worth may come at once.
+    assert 30 * 0.5 - scrub_module.BURST_S <= clock - 1000.0 <= 30 * 0.5
+    assert free.waited == 0.0
+    waits.set()
+    with pytest.raises(StoppedError):
+        limited.take(1)
+
+
+def test_memory_does_not_grow_with_blobs(world: World) -> None:
+    """A blob is read piece by piece, and no further than one that is hashed."""
+    world.needed("here")
+    pieces: list[int] = []
+
+    class Large(Watched):
+        def open(self, _: str) -> AbstractContextManager[OpenObject]:
+            return large(pieces.append)
+
+    content = scrub(world, Large(world.store, lambda *_: None))
+    assert pieces == [*range(64), *range(64)]
+    assert content.other_bytes.count == 1
+
+
+@contextmanager
+def large(taken: Callable[[int], None]) -> Iterator[OpenObject]:
+    """64 MiB that are never there at once."""
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(64):
+            taken(number)
+            yield bytes(CHUNK_BYTES)
+
+    yield OpenObject(64 * CHUNK_BYTES, None, chunks())

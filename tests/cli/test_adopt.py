@@ -1,0 +1,163 @@
+"""`baleen adopt`: what a dry run says, the real run does; and what is asked for and told at its end."""
+
+import secrets
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from coordinator.commands.adopt import _reconciled
+from coordinator.pods.images import Image, make_image
+from coordinator.settings import build
+from coordinator.stack.supervisor import StackEndpoints
+from coordinator.storage.s3 import S3ObjectStore
+from tests.api.harness import READ
+from tests.cli.conftest import Command, Done
+from tests.cli.test_commands import errs
+from tests.reconcile.trees import BASE, content_key, push
+from tests.storage.file_store import WritableFiles
+
+
+class BusyApi:
+    """A reconcile that began before is running at first."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self._jobs = [{"id": 1, "state": "running"}, {"id": 2, "state": "waiting"}]
+
+    def post(self, path: str, body: Any) -> dict[str, Any]:
+        self.asked.append(f"{path} {body['why']}")
+        return self._jobs.pop(0) | {"kind": "reconcile", "pod": "team", "progress": {}}
+
+    def get(self, path: str) -> dict[str, Any]:
+        self.asked.append(path)
+        return {
+            "id": 1,
+            "kind": "reconcile",
+            "pod": "team",
+            "state": "done",
+            "progress": {"parts": 1, "parts_done": 1, "keys": 9},
+        }
+
+
+def test_a_reconcile_that_began_before_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have passed what was adopted: another is asked for when it has ended."""
+    api = BusyApi()
+    monkeypatch.setattr("coordinator.commands.adopt.connected", lambda _: nullcontext(api))
+    job, failure = _reconciled(build({}), "team", "adopted", wait=False)
+    assert failure is None
+    assert job["id"] == 2
+    ask = "/v1/pods/team/reconcile adopted"
+    assert api.asked == [ask, "/v1/jobs/1", ask]
+
+
+class Adopting(NamedTuple):
+    """A pod without anything, a store that it had until now, and a root that is the shared layer."""
+
+    baleen: Command
+    pod: str
+    image: Image
+    source: WritableFiles
+    shared: S3ObjectStore
+    settings: dict[str, str]
+
+    def __call__(self, *options: str, pod: str | None = None, **settings: str) -> Done:
+        source = f"file://{self.source.root}"
+        return self.baleen("adopt", pod or self.pod, "--from", source, *options, **(self.settings | settings))
+
+    def links(self) -> set[str]:
+        return {entry.key for entry in self.shared.walk(f"{BASE}/repositories/")}
+
+
+@pytest.fixture
+def adopting(baleen: Command, embedded_stack: StackEndpoints, tmp_path: Path) -> Adopting:
+    mark = f"adopt-{secrets.token_hex(4)}"
+    baleen("pods", "add", mark, "--prefix", mark, "--json").json  # noqa: B018 - checks that it went well
+    stack: Any = embedded_stack
+    settings = {
+        "s3_endpoint_url": stack.s3_endpoint_url,
+        "s3_bucket": stack.s3_bucket,
+        "s3_access_key": stack.s3_access_key,
+        "s3_secret_key": stack.s3_secret_key,
+    }
+    (tmp_path / "own").mkdir()
+    source = WritableFiles(tmp_path / "own")
+    image = make_image(f"cli/{mark}")
+    push(source, f"{mark}/app", image, "v1")
+    names = {name.removeprefix("s3_"): value for name, value in settings.items()}
+    return Adopting(baleen, mark, image, source, S3ObjectStore(root=mark, **names), settings | {"s3_root": mark})
+
+
+FIGURES = (
+    "repositories",
+    "blobs",
+    "bytes",
+    "copied_blobs",
+    "copied_bytes",
+    "layer_links",
+    "revision_links",
+    "tag_links",
+)
+
+
+def figures(done: Done) -> list[int]:
+    return [done.json[name] for name in FIGURES]
+
+
+def test_adopt(adopting: Adopting) -> None:
+    """A dry run changes nothing and has the real run's figures; a second run does nothing; a reconcile is asked for."""
+    dry = adopting("--dry-run", "--json")
+    assert adopting.links() == set()
+    size = sum(len(blob.content) for blob in adopting.image.blobs) + len(adopting.image.content)
+    assert figures(dry) == [1, 4, size, 4, size, 3, 1, 2]
+    assert dry.json["reconcile"] is None
+    real = adopting("--json")
+    assert figures(real) == figures(dry)
+    assert adopting.links() == {entry.key for entry in adopting.source.walk(f"{BASE}/repositories/")}
+    assert adopting.shared.get(content_key(adopting.image.digest)) == adopting.image.content
+    job = real.json["reconcile"]
+    assert (job["kind"], job["pod"], job["state"]) == ("reconcile", adopting.pod, "waiting")
+    assert job["why"] == f"adopted from file://{adopting.source.root}"
+    assert figures(adopting("--json")) == [1, 4, size, 0, 0, 0, 0, 0]
+    said = adopting().out
+    assert "copied        0 blobs, 0 bytes" in said
+    assert f"Reconcile, job {job['id']}: waiting." in said
+
+
+def test_something_is_refused(adopting: Adopting) -> None:
+    """What is refused makes it exit 1, is told with its reason, and the rest is adopted."""
+    layer = adopting.image.layers[0]
+    adopting.source.put(content_key(layer.digest), bytes(len(layer.content)))
+    for done in (adopting(), adopting("--json")):
+        assert done.code == 1
+        assert "1 blobs are refused, and with them what needs them; the rest is adopted" in done.err
+        told = done.err if done.out.startswith("repositories") else done.out
+        assert layer.digest in told
+        assert "its bytes in the source have the digest" in told
+        assert len(adopting.links()) == len(adopting.image.blobs) - 1
+
+
+def test_a_reconcile_that_cannot_be_asked_for(adopting: Adopting) -> None:
+    """Then it exits 1, and says what was done and what to type."""
+    done = adopting(token=READ)
+    assert done.code == 1
+    assert "copied        4 blobs" in done.out
+    assert f"Type `baleen pods reconcile {adopting.pod}` today" in done.err
+    assert len(adopting.links()) == 6
+
+
+def test_refusals(adopting: Adopting) -> None:
+    """What cannot be meant is refused before anything is written."""
+    push(adopting.source, "elsewhere/app", adopting.image)
+    assert "elsewhere/app" in errs(adopting(), 1)
+    assert "no pod" in errs(adopting(pod="nobody"), 1)
+    shared = f"s3://{adopting.shared.bucket}/{adopting.shared.root}"
+    assert "the shared layer itself" in errs(
+        adopting.baleen("adopt", adopting.pod, "--from", shared, **adopting.settings), 2
+    )
+    nothing = adopting.baleen("adopt", adopting.pod, "--from", f"{shared}empty", **adopting.settings)
+    assert "holds no registry" in errs(nothing, 1)
+    assert adopting.links() == set()
+    assert adopting("--only-owned").code == 0
+    assert all(f"/{adopting.pod}/" in key for key in adopting.links())

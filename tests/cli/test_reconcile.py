@@ -1,0 +1,136 @@
+"""`baleen pods reconcile` asks for a reconcile, follows it, and says what it changed."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import pytest
+
+from coordinator import bootstrap
+from coordinator.commands import jobs
+from coordinator.commands.client import Api
+from coordinator.db.connection import Connections
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.errors import UnavailableError
+from coordinator.jobs import run_waiting_jobs
+from coordinator.storage.layout import revision_link_key
+from tests.api.harness import Facts, Json, Served
+from tests.cli.conftest import Command
+
+
+@contextmanager
+def scheduler(api: Served) -> Iterator[None]:
+    """Runs jobs as `baleen scheduler` does, but for a scheduler's other work."""
+    stop = threading.Event()
+    connections = Connections(bootstrap.database_url(api.settings), name="test-scheduler")
+
+    def run() -> None:
+        with bootstrap.job_runners(api.settings) as runners:
+            while not stop.wait(0.05):
+                run_waiting_jobs(connections, runners, stop)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        connections.close()
+
+
+def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
+    """The command ends with the job, prints counts and examples, and with --no-wait only asks."""
+    pod = f"{facts.mark}-cli"
+    baleen("pods", "add", pod, "--prefix", pod)
+    digest = Digest(bytes.fromhex("ab" * 32))
+    store = bootstrap.object_store(api.settings)
+    store.put(revision_link_key(RepositoryName(f"{pod}/app"), digest), b"x")
+    asked = baleen("pods", "reconcile", pod, "--no-wait", "--why", "to see", "--json").json
+    assert (asked["state"], asked["why"]) == ("waiting", "to see")
+    assert f"Job {asked['id']} is waiting" in baleen("pods", "reconcile", pod, "--no-wait").out
+    with scheduler(api):
+        done = baleen("pods", "reconcile", pod, "--json").json
+        # Its job is that of before, unless it was done before the command asked.
+        assert (done["id"] >= asked["id"], done["state"], done["progress"]["unread"]) == (True, "done", 1)
+        assert sum(job["progress"]["holdings_added"] for job in jobs_of(api, pod)) == 1
+        store.delete(revision_link_key(RepositoryName(f"{pod}/app"), digest))
+        store.put(f"docker/registry/v2/repositories/{pod}/app/_uploads/1/startedat", b"")
+        told = baleen("pods", "reconcile", pod)
+    assert told.code == 0, told.err
+    assert "holdings removed" in told.out
+    assert f"sha256:{digest.hex()}" in told.out
+
+
+def test_one_that_fails(api: Served, baleen: Command, facts: Facts) -> None:
+    """A job that fails ends the command with its sentence; so does a pod that is not there."""
+    pod = f"{facts.mark}-fails"
+    baleen("pods", "add", pod, "--prefix", pod)
+    api.db.execute(
+        """
+        WITH r AS (INSERT INTO repositories (name, pod_id) SELECT %(pod)s || '/app', id FROM pods WHERE name = %(pod)s
+                   RETURNING id),
+             b AS (INSERT INTO blobs (size, reference_count, link_count, state, digest)
+                   VALUES (1, 1, 0, 1, sha256(%(pod)s::bytea)) RETURNING id),
+             m AS (INSERT INTO manifests (id, kind, refs) SELECT id, 1, '{}' FROM b)
+        INSERT INTO repository_manifests (manifest_id, repository_id, pushed_at)
+        SELECT b.id, r.id, now() - interval '1 day' FROM b, r
+        """,
+        {"pod": pod},
+    )
+    with scheduler(api):
+        failed = baleen("pods", "reconcile", pod)
+    assert failed.code == 1
+    assert "BALEEN_S3_ROOT" in failed.err
+    assert "no pod" in baleen("pods", "reconcile", f"{facts.mark}-nobody").err
+    (job,) = jobs_of(api, pod)
+    assert job["state"] == "failed"
+
+
+class Answers:
+    """An API that answers what it is told, in order."""
+
+    def __init__(self, *states: str) -> None:
+        self._states = list(states)
+        self.asked: list[str] = []
+
+    def post(self, path: str, body: Json) -> Json:
+        return self._answer(f"POST {path} {body}")
+
+    def get(self, path: str) -> Json:
+        return self._answer(f"GET {path}")
+
+    def _answer(self, call: str) -> Json:
+        self.asked.append(call)
+        number, state = self._states.pop(0).split()
+        if state == "away":
+            raise UnavailableError("The API does not answer.")
+        return {"id": int(number), "kind": "reconcile", "pod": "p", "state": state, "progress": {}, "error": "No."}
+
+
+def test_one_that_began_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a reconcile is under way, it is waited for, and another one sees what was there when the command began."""
+    monkeypatch.setattr(jobs, "POLL_S", 0.0)
+    api = Answers("1 running", "1 running", "1 done", "2 waiting", "2 away", "2 running", "2 done")
+    assert jobs.reconciled(cast("Api", api), "p")["id"] == 2
+    assert api.asked == [
+        "POST /v1/pods/p/reconcile {}",
+        "GET /v1/jobs/1",
+        "GET /v1/jobs/1",
+        "POST /v1/pods/p/reconcile {}",
+        *["GET /v1/jobs/2"] * 3,
+    ]
+
+
+def test_an_api_that_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is followed through a restart of the API, and not for ever."""
+    monkeypatch.setattr(jobs, "POLL_S", 0.0)
+    monkeypatch.setattr(jobs, "PATIENCE_S", -1.0)
+    with pytest.raises(UnavailableError):
+        jobs.reconciled(cast("Api", Answers("1 waiting", "1 away")), "p")
+
+
+def jobs_of(api: Served, pod: str) -> list[Json]:
+    """The newest first."""
+    return api.pages("/v1/jobs", pod=pod)

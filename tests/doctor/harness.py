@@ -1,0 +1,346 @@
+"""Patients: registries that are as they should be, and such that are not, in one respect each.
+
+Route: `Clinic` (a `baleen up` on a store with users) -> `admit` (a pod and its registry processes) -> `examine`, by the
+doctor in this process -> what was found, and what is left in the bucket and the table.
+Not here: what must hold (test_*.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace as changed
+
+from coordinator import bootstrap
+from coordinator.domain.findings import Finding, Verdict
+from coordinator.domain.names import parse_pod
+from coordinator.pods.doctor.examine import Report, examine
+from coordinator.pods.prober import known_image
+from coordinator.settings import Secret, Settings
+from coordinator.stack.children import Children
+from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
+from coordinator.stack.model_notifications import Webhook
+from coordinator.stack.model_server import ModelServer
+from coordinator.stack.model_storage import ModelStorage
+from coordinator.stack.seaweedfs import BUCKET
+from coordinator.storage.s3 import S3ObjectStore
+from tests.doctor.store import BALEEN, POD, ROOT, Key, Store
+from tests.registries.harness import HTTP_SECRET, Baleen, Pod, eventually
+
+#: What a visit to a pod that tells nothing takes.
+PATIENCE_S = 10.0
+PROBES = "/baleen-probe/"
+
+
+class Clinic:
+    """A running Baleen whose settings name a store with users."""
+
+    def __init__(self, baleen: Baleen, store: Store, directory: Path, children: Children) -> None:
+        self.baleen = baleen
+        self.store = store
+        self._directory = directory
+        self._children = children
+
+    @classmethod
+    @contextmanager
+    def opened(cls, directory: Path) -> Iterator[Clinic]:
+        with Children() as children:
+            store = Store(directory)
+            store.prepare()
+            children.start(store.process())
+            settings = {
+                "S3_ENDPOINT_URL": store.url,
+                "S3_BUCKET": BUCKET,
+                "S3_ROOT": ROOT,
+                "S3_ACCESS_KEY": BALEEN.access,
+                "S3_SECRET_KEY": BALEEN.secret,
+            }
+            baleen = Baleen(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
+            with baleen.api:
+                yield cls(baleen, store, directory, children)
+
+    # Patients
+
+    def admit(self, name: str) -> Pod:
+        return self.baleen.add_pod(name)
+
+    def storage(self, *, root: str = ROOT, key: Key = POD) -> Storage:
+        return Storage(
+            endpoint_url=self.store.url, bucket=BUCKET, root=root, access_key=key.access, secret_key=key.secret
+        )
+
+    @contextmanager
+    def models(self, pod: Pod, *processes: Callable[[Clinic, Pod], ModelServer]) -> Iterator[list[str]]:
+        """Run processes of the model registry in threads, list them as the pod's, and give their URLs."""
+        servers = [process(self, pod) for process in processes]
+        threads = [threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True) for server in servers]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self.listed(pod, *(server.url for server in servers))
+        finally:
+            self.listed(pod)
+            for server in servers:
+                server.shutdown()
+                server.close()
+            for thread in threads:
+                thread.join(10)
+
+    @contextmanager
+    def distributions(self, pod: Pod, *kinds: type[DistributionRegistry], **storage: Any) -> Iterator[list[str]]:
+        """The same with processes of the real program."""
+        made = [self._distribution(pod, kind, number, **storage) for number, kind in enumerate(kinds)]
+        running = [self._children.start(each.process()) for each in made]
+        try:
+            yield self.listed(pod, *(each.url for each in made))
+        finally:
+            self.listed(pod)
+            for process in running:
+                self._children.kill(process)
+
+    def _distribution(
+        self, pod: Pod, kind: type[DistributionRegistry], number: int, **storage: Any
+    ) -> DistributionRegistry:
+        name = f"{pod.name}-{number}"
+        return kind(
+            name=name,
+            directory=self._directory / name,
+            port=self.baleen._ports.take(name),
+            storage=self.storage(**storage),
+            notifications=self.notifications(pod),
+            http_secret=HTTP_SECRET,
+        )
+
+    def notifications(self, pod: Pod) -> Notifications:
+        return Notifications(url=self.baleen.webhook(pod), token=pod.token, backoff="100ms", threshold=1)
+
+    def listed(self, pod: Pod, *urls: str) -> list[str]:
+        answer = self.baleen.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": urls})
+        assert answer.is_success, answer.text
+        return list(urls)
+
+    @property
+    def data_dir(self) -> Path:
+        """That of `baleen up`, where commands find its services."""
+        return Path(self.baleen.settings.data_dir)
+
+    def await_applied(self) -> None:
+        eventually(lambda: bool(self.baleen.status()["caught_up"]), why=self.baleen.status)
+
+    # Visits
+
+    def settings(self, key: Key | None = POD, **others: Any) -> Settings:
+        """Baleen's settings as the doctor's command has them, with the pod's key."""
+        given: dict[str, Any] = {"safety_clock_skew": 1.0, "unsafe_times": True}
+        if key is not None:
+            given |= {"pod_access_key": key.access, "pod_secret_key": Secret(key.secret)}
+        return changed(self.baleen.settings, **(given | others))
+
+    def examine(
+        self,
+        pod: Pod,
+        key: Key | None = POD,
+        tell: Callable[[str], None] = lambda what: None,
+        patience: float = PATIENCE_S,
+        **others: Any,
+    ) -> Report:
+        settings = self.settings(key, **others)
+        with bootstrap.doctor(settings, parse_pod(pod.name), patience=patience) as instruments:
+            return examine(instruments, parse_pod(pod.name), tell)
+
+    # What is left
+
+    def everything(self) -> tuple[set[tuple[str, str]], dict[str, list[tuple[Any, ...]]]]:
+        """All that bucket and table have, but for what the prober keeps there."""
+        image = known_image()
+        digests = [image.digest, *(blob.digest for blob in image.blobs)]
+        probed = [digest.partition(":")[2] for digest in digests]
+        stored = {
+            (key, version)
+            for key, version in self.store.everything()
+            if PROBES not in key and not any(digest in key for digest in probed)
+        }
+        return stored, {what: self.baleen.rows(statement, probed) for what, statement in _TABLE.items()}
+
+
+_TABLE = {
+    "repositories": """
+        SELECT name FROM repositories WHERE name NOT LIKE '%%/baleen-probe' AND %s::text[] IS NOT NULL ORDER BY 1
+    """,
+    "blobs": """
+        SELECT encode(digest, 'hex'), reference_count, link_count, state FROM blobs
+        WHERE encode(digest, 'hex') <> ALL (%s) ORDER BY 1
+    """,
+    "manifests": """
+        SELECT encode(b.digest, 'hex') FROM manifests m JOIN blobs b USING (id)
+        WHERE encode(b.digest, 'hex') <> ALL (%s) ORDER BY 1
+    """,
+    "holdings": """
+        SELECT r.name, encode(b.digest, 'hex') FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
+        JOIN blobs b ON b.id = h.manifest_id WHERE encode(b.digest, 'hex') <> ALL (%s) ORDER BY 1, 2
+    """,
+    "links": """
+        SELECT r.name, encode(b.digest, 'hex') FROM repository_blobs l JOIN repositories r ON r.id = l.repository_id
+        JOIN blobs b ON b.id = l.blob_id WHERE encode(b.digest, 'hex') <> ALL (%s) ORDER BY 1, 2
+    """,
+    "removals": """
+        SELECT r.name, encode(x.digest, 'hex') FROM removals x JOIN repositories r ON r.id = x.repository_id
+        WHERE encode(x.digest, 'hex') <> ALL (%s) ORDER BY 1, 2
+    """,
+    "dead letters": "SELECT pod, reason, detail FROM dead_letters WHERE %s::text[] IS NOT NULL ORDER BY id",
+}
+
+
+def not_proved(report: Report) -> dict[str, Verdict]:
+    return {found.check: found.verdict for found in report.findings if found.verdict is not Verdict.PROVED}
+
+
+def of(report: Report, check: str) -> Finding:
+    (found,) = [found for found in report.findings if found.check == check]
+    return found
+
+
+# The model registry, as it should be and otherwise
+
+Emit = Callable[[str, dict[str, Any], dict[str, str]], None]
+#: A registry's notifier, with something in its way.
+Wrap = Callable[[Emit], Emit]
+
+
+def model(
+    *,
+    root: str = ROOT,
+    key: Key = POD,
+    storage: Callable[[S3ObjectStore], ModelStorage] = ModelStorage,
+    wrap: Wrap = lambda emit: emit,
+    handler: Callable[[type[Any]], type[Any]] = lambda known: known,
+) -> Callable[[Clinic, Pod], ModelServer]:
+    """Make a process of a pod."""
+
+    def made(clinic: Clinic, pod: Pod) -> ModelServer:
+        told = clinic.storage(root=root, key=key)
+        store = S3ObjectStore(
+            told.bucket,
+            told.root,
+            endpoint_url=told.endpoint_url,
+            access_key=told.access_key,
+            secret_key=told.secret_key,
+        )
+        notifications = clinic.notifications(pod)
+        webhook = Webhook(notifications.url, notifications.token, timeout_seconds=5, backoff_seconds=0.05)
+        server = ModelServer("127.0.0.1", 0, storage(store), webhook)
+        server.RequestHandlerClass = handler(server.RequestHandlerClass)  # type: ignore[arg-type]
+        server.notifier.emit = wrap(server.notifier.emit)  # type: ignore[method-assign]
+        return server
+
+    return made
+
+
+class CachingStorage(ModelStorage):
+    """Looks for a blob once, and believes for ever that it is there."""
+
+    def __init__(self, store: S3ObjectStore) -> None:
+        super().__init__(store)
+        self._known: dict[tuple[str, str], int] = {}
+
+    def layer_size(self, repository: str, digest: str) -> int | None:
+        if (repository, digest) not in self._known and (size := super().layer_size(repository, digest)) is not None:
+            self._known[repository, digest] = size
+        return self._known.get((repository, digest))
+
+
+def without(action: str, media_type: str | None = None) -> Wrap:
+    """Events of an action, if so asked of one media type, are not sent."""
+
+    def wrap(emit: Emit) -> Emit:
+        def emit_some(done: str, target: dict[str, Any], request: dict[str, str]) -> None:
+            if done != action or media_type not in {None, target.get("mediaType")}:
+                emit(done, target, request)
+
+        return emit_some
+
+    return wrap
+
+
+def without_references(emit: Emit) -> Emit:
+    def emit_less(action: str, target: dict[str, Any], request: dict[str, str]) -> None:
+        emit(action, {name: value for name, value in target.items() if name != "references"}, request)
+
+    return emit_less
+
+
+def swapping(emit: Emit) -> Emit:
+    """The first push to a scratch repository is told after what comes next."""
+    waiting: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+    swapped = False
+
+    def emit_later(action: str, target: dict[str, Any], request: dict[str, str]) -> None:
+        nonlocal swapped
+        if not swapped and "/baleen-doctor-" in target["repository"]:
+            swapped = True
+            waiting.append((action, target, request))
+            return
+        emit(action, target, request)
+        # A probe's event may come between, and changes nobody's place.
+        while waiting and "/baleen-doctor-" in target["repository"]:
+            emit(*waiting.pop())
+
+    return emit_later
+
+
+def refusing_deletes(handler: type[Any]) -> type[Any]:
+    class Refusing(handler):  # type: ignore[misc]
+        def _refuse_delete(self, **_: str) -> None:
+            self._answer(405)
+
+        _delete_manifest = _delete_blob = _refuse_delete
+
+    return Refusing
+
+
+# The real program, otherwise than it should be
+
+
+class Caching(DistributionRegistry):
+    def configuration(self) -> dict[str, object]:
+        return _with(super().configuration(), "storage", cache={"blobdescriptor": "inmemory"})
+
+
+class Silent(DistributionRegistry):
+    """References are not in its events."""
+
+    def configuration(self) -> dict[str, object]:
+        return _with(super().configuration(), "notifications", events={"includereferences": False})
+
+
+class Deaf(DistributionRegistry):
+    """Pulls are ignored. In 2.8 that works only beside some media type."""
+
+    def configuration(self) -> dict[str, object]:
+        known = super().configuration()
+        notifications = known["notifications"]
+        assert isinstance(notifications, dict)
+        ignore = {"actions": ["pull"], "mediatypes": ["application/x-nothing"]}
+        return _with(
+            known, "notifications", endpoints=[each | {"ignore": ignore} for each in notifications["endpoints"]]
+        )
+
+
+class OtherSecret(DistributionRegistry):
+    def configuration(self) -> dict[str, object]:
+        return _with(super().configuration(), "http", secret=self.name)
+
+
+class NoDeletes(DistributionRegistry):
+    def configuration(self) -> dict[str, object]:
+        return _with(super().configuration(), "storage", delete={"enabled": False})
+
+
+def _with(known: dict[str, object], section: str, **values: object) -> dict[str, object]:
+    there = known[section]
+    assert isinstance(there, Mapping)
+    return known | {section: {**there, **values}}

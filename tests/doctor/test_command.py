@@ -1,0 +1,98 @@
+"""`baleen pods doctor` as an operator runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doctor.harness import Clinic, Emit, model
+from tests.doctor.store import POD
+from tests.registries.harness import DEADLINE_S, eventually
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def command(clinic: Clinic) -> Callable[..., subprocess.Popen[str]]:
+    """Start the command beside a running `baleen up`, with the pod's key in the environment."""
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("BALEEN_", "AWS_"))}
+        ours = {
+            "DATA_DIR": str(clinic.data_dir),
+            "SAFETY_CLOCK_SKEW": "1s",
+            "POD_ACCESS_KEY": POD.access,
+            "POD_SECRET_KEY": POD.secret,
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "coordinator.cli", "pods", *arguments],
+            env=kept | {f"BALEEN_{name}": value for name, value in ours.items()},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def telling_nothing(_: Emit) -> Emit:
+    return lambda action, target, request: None
+
+
+def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[str]]) -> None:
+    """The findings are one JSON document or a table with what to mend, exit 1 says that not all is proved."""
+    pod = clinic.admit("shown")
+    with clinic.models(pod, model()):
+        running = command("doctor", pod.name, "--json")
+        out, err = running.communicate(timeout=DEADLINE_S)
+        assert running.returncode == 1, err
+        told: dict[str, Any] = json.loads(out)
+        assert (told["pod"], told["proved"], told["not_taken_away"]) == (pod.name, False, [])
+        assert [found["check"] for found in told["items"] if found["verdict"] != "proved"] == ["kafka-durable"]
+        table = command("doctor", pod.name)
+        out, err = table.communicate(timeout=DEADLINE_S)
+    assert table.returncode == 1, err
+    assert "no-descriptor-cache" in out.partition("\n\n")[0]
+    assert "kafka-durable is refuted: " in out.partition("\n\n")[2]
+    assert POD.secret not in out + err
+    shown, _ = command("show", pod.name).communicate(timeout=DEADLINE_S)
+    assert "kafka-durable" in shown.partition("findings")[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_when_it_is_ended(
+    clinic: Clinic, command: Callable[..., subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    """Ctrl-C ends a visit that waits; what it tried is taken away, and nothing is written down."""
+    pod = clinic.admit(f"ended-{number.value}")
+    before = clinic.everything()
+    with clinic.models(pod, model(wrap=telling_nothing)):
+        running = command("doctor", pod.name, "--wait", "50s")
+        eventually(lambda: any("/baleen-doctor-" in key for key, _ in clinic.store.everything()))
+        running.send_signal(number)
+        _, err = running.communicate(timeout=DEADLINE_S)
+        assert running.returncode != 0
+        assert "what was tried is taken away" in err
+        assert clinic.everything() == before
+    assert clinic.baleen.pod(pod)["findings"] == []
+
+
+def test_what_it_refuses(command: Callable[..., subprocess.Popen[str]]) -> None:
+    """A pod that is not there, and a time that is none, are told in one sentence."""
+    missing = command("doctor", "nobody-at-all")
+    _, err = missing.communicate(timeout=DEADLINE_S)
+    assert (missing.returncode, err.strip().splitlines()[-1]) == (
+        1,
+        "There is no pod nobody-at-all: see `baleen pods list`.",
+    )
+    malformed = command("doctor", "nobody-at-all", "--wait", "soon")
+    _, err = malformed.communicate(timeout=DEADLINE_S)
+    assert malformed.returncode == 2
+    assert "--wait is malformed" in err

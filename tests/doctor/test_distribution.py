@@ -1,0 +1,55 @@
+"""The doctor with pods of CNCF distribution: each fault is refuted by the check of it alone, and nothing is left."""
+
+from typing import Any
+
+import pytest
+
+from coordinator.domain.findings import Verdict
+from coordinator.stack.distribution import DistributionRegistry
+from tests.doctor.harness import Caching, Clinic, Deaf, NoDeletes, OtherSecret, Silent, not_proved, of
+from tests.doctor.store import POD, THIEF, Key
+
+pytestmark = pytest.mark.registry
+
+REFUTED, UNPROVED = Verdict.REFUTED, Verdict.UNPROVED
+EMBEDDED = {"kafka-durable": REFUTED}
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "key", "wrong"),
+    [
+        ("all-well", (DistributionRegistry, DistributionRegistry), POD, {}),
+        ("inmemory", (Caching,), POD, {"no-descriptor-cache": REFUTED}),
+        ("one-of-two", (DistributionRegistry, Caching), POD, {"no-descriptor-cache": REFUTED}),
+        ("no-references", (Silent,), POD, {"references-arrive": REFUTED}),
+        ("may-delete", (DistributionRegistry,), THIEF, {"cannot-delete": REFUTED}),
+        ("no-pulls", (Deaf,), POD, {"pulls-arrive": REFUTED}),
+        ("two-secrets", (DistributionRegistry, OtherSecret), POD, {"upload-secret": REFUTED}),
+        ("no-deletes", (NoDeletes,), POD, {}),
+    ],
+)
+def test_one_fault(
+    clinic: Clinic, name: str, kinds: tuple[type[DistributionRegistry], ...], key: Key, wrong: dict[str, Verdict]
+) -> None:
+    """What is well is proved; a cache (scenario 17), a key that may delete (scenario 21) and others are refuted."""
+    pod = clinic.admit(f"d-{name}")
+    before = clinic.everything()
+    with clinic.distributions(pod, *kinds, key=key):
+        report = clinic.examine(pod, key)
+    assert not_proved(report) == EMBEDDED | wrong, report.findings
+    assert report.left == []
+    assert clinic.everything() == before
+
+
+def test_another_root(clinic: Clinic) -> None:
+    """A registry below another root is refuted by the check of that; nothing is left in the shared one, nor counted."""
+    pod = clinic.admit("d-elsewhere")
+    before = clinic.everything()
+    with clinic.distributions(pod, DistributionRegistry, root="d-elsewhere"):
+        report = clinic.examine(pod, patience=5)
+    wrong: dict[str, Any] = {"same-root": REFUTED, "no-descriptor-cache": UNPROVED, "deletes-arrive": UNPROVED}
+    assert not_proved(report) == EMBEDDED | wrong
+    assert "rootdirectory: /shared" in of(report, "same-root").mend
+    stored, table = clinic.everything()
+    assert {key for key, _ in stored - before[0] if not key.startswith("d-elsewhere/")} == set()
+    assert (table["holdings"], table["links"]) == (before[1]["holdings"], before[1]["links"])

@@ -1,0 +1,36 @@
+"""Whether Kafka keeps what it acknowledged, on Apache Kafka."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from coordinator.domain.findings import Finding, Verdict
+from coordinator.ingest.topics import EVENTS, ensure_topics
+from coordinator.pods.doctor.kafka import kafka_durable
+from coordinator.settings import Settings, build
+
+pytestmark = pytest.mark.kafka
+
+
+def examined(settings: Settings) -> Finding:
+    return kafka_durable(cast("Any", SimpleNamespace(instruments=SimpleNamespace(settings=settings))))
+
+
+def test_apache_kafka(apache_kafka: str) -> None:
+    """Topics as `topics create` makes them are proved; one whose leader may lack records is refuted, with the mend."""
+    settings = build({"kafka_bootstrap": apache_kafka})
+    ensure_topics(settings)
+    assert examined(settings).verdict is Verdict.PROVED
+    admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
+    name = "unclean.leader.election.enable"
+    try:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, EVENTS, {name: "true"})])
+        found = examined(settings)
+        assert found.verdict is Verdict.REFUTED
+        assert f"--add-config {name}=false" in found.mend
+    finally:
+        admin.delete_topics([EVENTS])
+        admin.close()

@@ -1,0 +1,126 @@
+"""An issuer of tokens as docker's registries expect one: the right password is granted whatever it asks for."""
+
+import base64
+import datetime as dt
+import hashlib
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qs, urlsplit
+
+import jwt
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from coordinator.pods.registry_auth import Credentials
+from coordinator.settings import Secret
+
+ISSUER, SERVICE = "issuer-of-tests", "registry-of-tests"
+CREDENTIALS = Credentials("prober", Secret("pass:word"))
+
+
+class Asked(NamedTuple):
+    """One request for a token."""
+
+    authorization: str | None
+    scopes: tuple[str, ...]
+
+
+class TokenIssuer:
+    """Signs tokens that CNCF distribution believes; `bundle` is what its configuration names."""
+
+    def __init__(self, directory: Path) -> None:
+        self.asked: list[Asked] = []
+        self.seconds = 300
+        self.bundle = directory / "issuer.crt"
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.bundle.write_bytes(_certificate(self._key))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self.realm = f"http://127.0.0.1:{self._server.server_port}/jwt/auth"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(10)
+
+    def configuration(self) -> str:
+        """The section of distribution's configuration that names this issuer."""
+        return (
+            f"auth:\n  token: {{realm: '{self.realm}', service: {SERVICE}, issuer: {ISSUER},"
+            f" rootcertbundle: '{self.bundle}'}}\n"
+        )
+
+    def token(self, scopes: tuple[str, ...]) -> str:
+        now = int(time.time())
+        access = []
+        for scope in scopes:
+            kind, _, rest = scope.partition(":")
+            name, _, actions = rest.rpartition(":")
+            access.append({"type": kind, "name": name, "actions": actions.split(",")})
+        claims = {"iss": ISSUER, "aud": SERVICE, "sub": "prober", "nbf": now - 5, "iat": now, "exp": now + self.seconds}
+        return jwt.encode(claims | {"access": access}, self._key, "ES256", headers={"kid": _libtrust_id(self._key)})
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        issuer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                query = parse_qs(urlsplit(self.path).query)
+                asked = Asked(self.headers["Authorization"], tuple(query.get("scope", ())))
+                issuer.asked.append(asked)
+                if asked.authorization == basic(CREDENTIALS):
+                    self._answer(200, {"token": issuer.token(asked.scopes), "expires_in": issuer.seconds})
+                else:
+                    self._answer(401, {"errors": [{"code": "UNAUTHORIZED"}]})
+
+            def _answer(self, status: int, content: dict[str, Any]) -> None:
+                body = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        return Handler
+
+
+def basic(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.password.reveal()}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ISSUER)])
+    now = dt.datetime.now(dt.UTC)
+    made = x509.CertificateBuilder(
+        issuer_name=name,
+        subject_name=name,
+        public_key=key.public_key(),
+        serial_number=1,
+        not_valid_before=now - dt.timedelta(days=1),
+        not_valid_after=now + dt.timedelta(days=1),
+    ).sign(key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
+def _libtrust_id(key: ec.EllipticCurvePrivateKey) -> str:
+    """How distribution names a key."""
+    raw = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    text = base64.b32encode(hashlib.sha256(raw).digest()[:30]).decode()
+    return ":".join(text[at : at + 4] for at in range(0, len(text), 4))

@@ -1,0 +1,354 @@
+"""Every process of every pod is asked with a nonce of its own, whatever others do, and what came of it is noted."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from coordinator import bootstrap
+from coordinator.errors import UnavailableError
+from coordinator.pods import prober as probing
+from coordinator.pods.prober import AGENT, Prober, known_image
+from coordinator.settings import Settings
+from coordinator.stack.supervisor import StackEndpoints
+from tests.api.harness import settings_for
+from tests.pods.guarded import GuardedRegistry
+from tests.pods.issuer import CREDENTIALS, TokenIssuer, basic
+from tests.pods.registries import running_distribution, running_model
+from tests.pods.sink import NotificationSink
+from tests.storage.memory import MemoryObjectStore
+
+DEADLINE = 20.0
+
+
+def until(what: str, held: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + DEADLINE
+    while not (value := held()):
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Resolver:
+    """Names as a test says; what is not there cannot be looked up now."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Sequence[str]] = {}
+
+    def __call__(self, host: str, _: int) -> Sequence[str]:
+        if host not in self.names:
+            raise UnavailableError(f"{host} cannot be looked up.")
+        return self.names[host]
+
+
+class Endpoint(NamedTuple):
+    answered: bool
+    failing: bool
+    error: str | None
+
+
+class World:
+    """A database of one test, its pods, and a prober."""
+
+    def __init__(self, settings: Settings, db: psycopg.Connection[Any]) -> None:
+        self.db = db
+        self.resolver = Resolver()
+        self.connections = bootstrap.connections(settings, name="test-prober")
+
+    def add_pod(self, name: str, *registries: str) -> None:
+        self.db.execute(
+            "WITH p AS (INSERT INTO pods (name, registries, event_token_sha256) VALUES (%s, %s, %s) RETURNING id)"
+            " INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM p",
+            (name, list(registries), b"x" * 32, name),
+        )
+
+    @contextmanager
+    def prober(self, **options: Any) -> Iterator[Prober]:
+        prober = Prober(self.connections, resolve=self.resolver, **options)
+        try:
+            yield prober
+        finally:
+            prober.close()
+
+    def probes(self, url: str) -> list[tuple[str, str]]:
+        """(address, nonce) of the probes of a URL, the oldest first."""
+        found = self.db.execute("SELECT address, nonce FROM probes WHERE url = %s ORDER BY sent_at, nonce", (url,))
+        return [(address, nonce.hex) for address, nonce in found]
+
+    def endpoint(self, url: str, address: str = "127.0.0.1") -> Endpoint | None:
+        row = self.db.execute(
+            "SELECT answered_at IS NOT NULL, failing_since IS NOT NULL, error FROM endpoints"
+            " WHERE url = %s AND address = %s",
+            (url, address),
+        ).fetchone()
+        return None if row is None else Endpoint(*row)
+
+    def answers(self, url: str, address: str = "127.0.0.1") -> bool:
+        return self.endpoint(url, address) == Endpoint(answered=True, failing=False, error=None)
+
+    def fails(self, url: str, address: str = "127.0.0.1") -> str | None:
+        found = self.endpoint(url, address)
+        return None if found is None else found.error
+
+
+@pytest.fixture(scope="session")
+def settings(embedded_stack: StackEndpoints) -> Settings:
+    return settings_for(embedded_stack)
+
+
+@pytest.fixture
+def world(settings: Settings) -> Iterator[World]:
+    with psycopg.connect(bootstrap.database_url(settings), autocommit=True) as db:
+        db.execute("DELETE FROM probes; DELETE FROM endpoints; DELETE FROM sources; DELETE FROM pod_prefixes")
+        db.execute("DELETE FROM pods")
+        world = World(settings, db)
+        try:
+            yield world
+        finally:
+            world.connections.close()
+
+
+def echoes(sink: NotificationSink) -> dict[str, Mapping[str, Any]]:
+    """The pull events that carry a nonce, by it."""
+    return {
+        event["request"]["useragent"].removeprefix(AGENT): event
+        for event in sink.accepted
+        if event["action"] == "pull" and event["request"]["useragent"].startswith(AGENT)
+    }
+
+
+def pushed(sink: NotificationSink) -> list[str]:
+    return [event["target"]["digest"] for event in sink.accepted if event["action"] == "push"]
+
+
+def test_each_probe_comes_back(world: World, sink: NotificationSink) -> None:
+    """The known image is pushed once; then each round asks for it, and its event brings the probe's nonce back."""
+    with running_model(sink) as registry, world.prober() as prober:
+        world.add_pod("team", registry.url)
+        prober.round()
+        until("it answers", lambda: world.answers(registry.url))
+        image = known_image()
+        assert pushed(sink) == [*(blob.digest for blob in image.blobs), image.digest]
+        assert {event["target"]["repository"] for event in sink.accepted} == {"team/baleen-probe"}
+        for count in (3, 4):
+            until("nothing is under way", lambda: not prober._busy)
+            prober.round()
+            until("a probe more is sent", lambda n=count: len(world.probes(registry.url)) == n)
+            nonce = world.probes(registry.url)[-1][1]
+            echo = until("it comes back", lambda n=nonce: echoes(sink).get(n))
+            assert (echo["request"]["method"], echo["target"]["digest"]) == ("HEAD", image.digest)
+        assert len(pushed(sink)) == len(image.blobs) + 1
+
+
+def test_the_row_comes_first(world: World) -> None:
+    """When a registry is asked, the probe is in the table already: its time never claims what came later."""
+    seen: list[bool] = []
+
+    class Watching(GuardedRegistry):
+        def look(self, agent: str) -> None:
+            known = {nonce for _, nonce in world.probes(self.url)}
+            seen.append(agent.removeprefix(AGENT) in known)
+
+    with Watching() as registry, world.prober() as prober:
+        registry.good = {None}
+        registry.asked = registry.look
+        world.add_pod("team", registry.url)
+        prober.round()
+        until("it answers", lambda: world.answers(registry.url))
+    assert seen == [True]
+
+
+def test_a_name_stands_for_all_its_addresses(world: World, sink: NotificationSink) -> None:
+    """Each address of a name is asked by itself, under the name; one that is gone from the name is not asked again."""
+    store = MemoryObjectStore()
+    with (
+        running_model(sink, store) as first,
+        running_model(sink, store, "127.0.0.2", port_of(first.url)) as second,
+        world.prober() as prober,
+    ):
+        url = f"http://registry.test:{port_of(first.url)}"
+        world.resolver.names["registry.test"] = ["127.0.0.1", "127.0.0.2"]
+        world.add_pod("team", url)
+        prober.round()
+        until("both answer", lambda: all(world.answers(url, address) for address in ("127.0.0.1", "127.0.0.2")))
+        last = dict(world.probes(url))
+        until("both come back", lambda: set(last.values()) <= set(echoes(sink)))
+        hosts = {echoes(sink)[nonce]["request"]["host"] for nonce in last.values()}
+        assert hosts == {url.removeprefix("http://")}
+        assert {echoes(sink)[nonce]["source"]["addr"] for nonce in last.values()} == {
+            f"{socket.gethostname()}:{port_of(each.url)}" for each in (first, second)
+        }
+        assert len({echoes(sink)[nonce]["source"]["instanceID"] for nonce in last.values()}) == 2
+
+        world.resolver.names["registry.test"] = ["127.0.0.2"]
+        sent = len(world.probes(url))
+        for more in (1, 2):
+            until("nothing is under way", lambda: not prober._busy)
+            prober.round()
+            until("one is asked again", lambda n=more: len(world.probes(url)) == sent + n)
+        assert {address for address, _ in world.probes(url)[sent:]} == {"127.0.0.2"}
+        assert world.endpoint(url, "127.0.0.1") is not None
+
+        # While names cannot be looked up, what was known is asked on.
+        del world.resolver.names["registry.test"]
+        until("nothing is under way", lambda: not prober._busy)
+        prober.round()
+        until("it is asked all the same", lambda: len(world.probes(url)) == sent + 3)
+
+
+def test_an_address_where_nobody_ever_was(world: World, sink: NotificationSink) -> None:
+    """An address of a name that answers elsewhere, where nothing ever listened, is asked and not counted on."""
+    store = MemoryObjectStore()
+    with running_model(sink, store) as first, world.prober() as prober:
+        url = f"http://registry.test:{port_of(first.url)}"
+        world.resolver.names["registry.test"] = ["127.0.0.1", "127.0.0.2"]
+        world.add_pod("team", url)
+        prober.round()
+        until("one answers, one refuses", lambda: world.answers(url) and world.fails(url, "127.0.0.2"))
+        before = resolved_at(world, url)
+        until("nothing is under way", lambda: not prober._busy)
+        prober.round()
+        until("one was seen again", lambda: resolved_at(world, url)["127.0.0.1"] > before["127.0.0.1"])
+        assert resolved_at(world, url)["127.0.0.2"] == before["127.0.0.2"]
+        with running_model(sink, store, "127.0.0.2", port_of(first.url)):
+            until("nothing is under way", lambda: not prober._busy)
+            prober.round()
+            until("the other answers", lambda: world.answers(url, "127.0.0.2"))
+            until("nothing is under way", lambda: not prober._busy)
+            prober.round()
+            until("both were seen", lambda: resolved_at(world, url)["127.0.0.2"] > before["127.0.0.2"])
+
+
+def test_one_that_hangs_delays_nobody(world: World, sink: NotificationSink) -> None:
+    """A registry that takes connections and says nothing has one probe under way, while others are asked on and on."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging, running_model(sink) as registry, world.prober() as prober:
+        hanging_url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        world.add_pod("hanging", hanging_url)
+        world.add_pod("team", registry.url)
+        for count in (2, 3, 4):
+            prober.round()
+            until("the other was asked", lambda n=count: len(world.probes(registry.url)) == n)
+            until("it answers", lambda: len(prober._busy) == 1)
+        assert len(world.probes(hanging_url)) == 1
+
+
+def test_one_that_is_gone(world: World, sink: NotificationSink) -> None:
+    """An address that refuses is told with its error; when it answers again the error is gone."""
+    store = MemoryObjectStore()
+    with running_model(sink, store) as registry, world.prober() as prober:
+        url = registry.url
+        world.add_pod("team", url)
+        prober.round()
+        until("it answers", lambda: world.answers(url))
+    with world.prober() as prober:
+        prober.round()
+        error = until("it refuses", lambda: world.fails(url))
+        assert "ECONNREFUSED" in error
+        with running_model(sink, store, port=port_of(url)):
+            until("nothing is under way", lambda: not prober._busy)
+            prober.round()
+            until("it answers again", lambda: world.answers(url))
+
+
+def test_one_that_does_not_take_the_image(world: World) -> None:
+    """Where the image is not taken it is pushed seldom: each time may leave an upload there for ever."""
+    with Empty() as registry, world.prober() as prober:
+        world.add_pod("team", registry.url)
+        for count in (2, 3, 4):
+            prober.round()
+            until("it was asked", lambda n=count: len(world.probes(registry.url)) == n)
+            until("it failed", lambda: world.fails(registry.url) and not prober._busy)
+        posts = [request for request in registry.requests if request.method == "POST"]
+        assert len(posts) == len(known_image().blobs)
+        assert world.endpoint(registry.url) == Endpoint(answered=True, failing=True, error=world.fails(registry.url))
+
+
+def test_pods_that_come_and_go(world: World, sink: NotificationSink) -> None:
+    """A pod that is added is asked in the next round, and nothing is kept of one that is removed."""
+    with running_model(sink) as registry, world.prober() as prober:
+        prober.round()
+        world.add_pod("team", registry.url)
+        prober.round()
+        until("it answers", lambda: world.answers(registry.url))
+        until("nothing is under way", lambda: not prober._busy)
+        assert len(prober._endpoints) == 1
+        world.db.execute("DELETE FROM probes; DELETE FROM endpoints; DELETE FROM pod_prefixes; DELETE FROM pods")
+        prober.round()
+        assert (prober._endpoints, prober._addresses) == ({}, {})
+
+
+def test_all_of_a_shared_address_are_asked(world: World, sink: NotificationSink) -> None:
+    """An address behind which several processes stand is asked more than once a round, each time anew."""
+    with running_model(sink) as registry, world.prober() as prober:
+        world.add_pod("team", registry.url)
+        prober.round()
+        until("it answers", lambda: world.answers(registry.url))
+        world.db.execute("UPDATE endpoints SET shared = true")
+        for instance in ("one", "two", "three"):
+            world.db.execute("INSERT INTO sources (pod_id, instance_id) SELECT id, %s FROM pods", (instance,))
+        sent = len(world.probes(registry.url))
+        until("nothing is under way", lambda: not prober._busy)
+        prober.round()
+        until("all are sent", lambda: len(world.probes(registry.url)) == sent + 3 * probing.PROBES_PER_PROCESS)
+        until("they are back", lambda: {nonce for _, nonce in world.probes(registry.url)[sent:]} <= set(echoes(sink)))
+        nonces = [nonce for _, nonce in world.probes(registry.url)[sent:]]
+        assert len({echoes(sink)[nonce]["request"]["addr"] for nonce in nonces}) == len(nonces)
+
+
+@pytest.mark.registry
+def test_two_real_processes_of_one_pod(world: World, sink: NotificationSink, tmp_path: Path) -> None:
+    """Of two processes of CNCF distribution on one storage, each brings its own probes back."""
+    with (
+        running_distribution(sink, tmp_path, "one") as one,
+        running_distribution(sink, tmp_path, "two") as two,
+        world.prober() as prober,
+    ):
+        world.add_pod("team", one.url, two.url)
+        instances = {}
+        for url in (one.url, two.url):
+            until("nothing is under way", lambda: not prober._busy)
+            prober.round()
+            until("it answers", lambda u=url: world.answers(u))
+            nonce = world.probes(url)[-1][1]
+            instances[url] = until("it comes back", lambda n=nonce: echoes(sink).get(n))["source"]["instanceID"]
+        assert instances[one.url] != instances[two.url]
+
+
+@pytest.mark.registry
+def test_behind_a_login(world: World, sink: NotificationSink, tmp_path: Path) -> None:
+    """A real registry with token auth gets one token for many probes; without a login it is told what to set."""
+    with TokenIssuer(tmp_path) as issuer, running_distribution(sink, tmp_path, more=issuer.configuration()) as registry:
+        world.add_pod("team", registry.url)
+        with world.prober() as prober:
+            prober.round()
+            assert "BALEEN_REGISTRY_USERNAME" in until("it fails", lambda: world.fails(registry.url))
+        with world.prober(credentials=CREDENTIALS) as prober:
+            for _ in range(3):
+                sent = len(world.probes(registry.url))
+                prober.round()
+                until("it was asked", lambda n=sent: len(world.probes(registry.url)) > n and not prober._busy)
+            assert world.answers(registry.url)
+            pulls = [asked for asked in issuer.asked if asked.scopes == ("repository:team/baleen-probe:pull",)]
+            assert len([asked for asked in pulls if asked.authorization == basic(CREDENTIALS)]) == 1
+
+
+class Empty(GuardedRegistry):
+    """Takes every upload and has nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good = {None}
+        self.has_nothing = True
+
+
+def resolved_at(world: World, url: str) -> dict[str, Any]:
+    return dict(world.db.execute("SELECT address, resolved_at FROM endpoints WHERE url = %s", (url,)).fetchall())
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])

@@ -1,0 +1,275 @@
+"""A pod whose registry is a few lines: it writes links and bytes as distribution does, and tells of them or not.
+
+Route: `World.push`, `delete`, … change the store and return the facts that their events say -> `World.apply` for those
+that arrive -> `World.reconcile` runs the job as a scheduler does -> `holdings` beside `linked`.
+Times of the store and of events are the test's (`at`), all before today; the jobs' are the database's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, Self
+
+from coordinator.db import jobs, rows
+from coordinator.db.check import check
+from coordinator.db.connection import Connections
+from coordinator.db.engine import sync_engine
+from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import parse_manifest
+from coordinator.jobs import run_waiting_jobs
+from coordinator.reconcile.reconcile import Reconcile
+from coordinator.reconcile.settle import Settler
+from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
+from coordinator.storage.port import ObjectInfo, ObjectStore
+from tests.db.harness import Table, at
+from tests.storage.memory import MemoryObjectStore
+
+Pairs = set[tuple[str, Digest]]
+
+MARGIN = timedelta(seconds=10)
+#: The links of these tests are weeks old: with this grace none is, with SHORT_GRACE all are.
+LONG_GRACE = timedelta(days=3650)
+SHORT_GRACE = timedelta(hours=24)
+BOUND = timedelta(hours=1)
+
+
+class Bucket(MemoryObjectStore):
+    """A store whose clock is the test's, and which can be interrupted between one answer and the next."""
+
+    def __init__(self, *, by_parts: bool = False) -> None:
+        super().__init__(by_parts=by_parts)
+        self.second = 0.0
+        #: Called with what is about to be answered: `walk`, `head`, `get`, `check`, and the key or prefix.
+        self.interrupt: Callable[[str, str], None] = lambda call, key: None
+        #: Rearranges a listing.
+        self.arrange: Callable[[Sequence[ObjectInfo]], Iterable[ObjectInfo]] = lambda entries: entries
+
+    def put(self, key: str, body: bytes) -> None:
+        super().put(key, body)
+        with self._lock:
+            self._objects[key] = self._objects[key]._replace(modified_at=at(self.second))
+
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        self.interrupt("get", key)
+        return super().get(key, limit)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        self.interrupt("head", key)
+        return super().head(key)
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        for entry in self.arrange(list(super().walk(prefix))):
+            self.interrupt("walk", entry.key)
+            yield entry
+
+    def check(self) -> None:
+        self.interrupt("check", "")
+
+
+class Image(NamedTuple):
+    """A manifest as a client pushes it."""
+
+    body: bytes
+    digest: Digest
+    layers: tuple[Digest, ...]
+
+
+class Done(NamedTuple):
+    """A job that has ended, or was left."""
+
+    id: int
+    state: str
+    progress: Mapping[str, Any]
+    error: str | None
+
+    def count(self, name: str) -> int:
+        return int(self.progress[name])
+
+
+class World(Table):
+    """A table and one pod of it, which owns `self.pod` and all below."""
+
+    def __init__(
+        self, url: str, store: ObjectStore | None = None, mode: str = "manifest", linker: str = "link"
+    ) -> None:
+        super().__init__(url)
+        self.bucket = Bucket()
+        self.store: ObjectStore = self.bucket if store is None else store
+        self.pod = f"pod-{self.space}"
+        self.link_grace = SHORT_GRACE
+        self.add_pod(self.pod, mode, linker)
+
+    def add_pod(self, name: str, mode: str = "manifest", linker: str = "link") -> None:
+        (row,) = self.rows(
+            "INSERT INTO pods (name, mode, linker, event_token_sha256) VALUES (%s, %s, %s, %s) RETURNING id",
+            (name, mode, linker, b"0" * 32),
+        )
+        self.pods[name] = row[0]
+        self.rows("INSERT INTO pod_prefixes VALUES (%s, %s) RETURNING 1", (name, row[0]))
+
+    def name(self, repository: str) -> RepositoryName:
+        """A repository of the pod; `.` is the one that the prefix itself names."""
+        return RepositoryName(self.pod if repository == "." else f"{self.pod}/{repository}")
+
+    # The registry
+
+    def image(self, name: str, layers: Iterable[str] = ("l0", "l1")) -> Image:
+        listed = [self.digest(layer) for layer in layers]
+        document = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": _descriptor(self.digest(f"config of {name}")),
+            "layers": [_descriptor(layer) for layer in listed],
+        }
+        body = json.dumps(document).encode()
+        return Image(body, Digest(hashlib.sha256(body).digest()), tuple(listed))
+
+    def pushed(self, repository: str, image: Image, second: float = 0) -> ManifestPushed:
+        """Push a manifest: its bytes and its link are stored. Returns what its event says."""
+        self.bucket.second = second
+        self.store.put(blob_key(image.digest), image.body)
+        self.store.put(revision_link_key(self.name(repository), image.digest), _link(image.digest))
+        return ManifestPushed(
+            self.name(repository), image.digest, at(second), len(image.body), parse_manifest(image.body)
+        )
+
+    def deleted(self, repository: str, digest: Digest, second: float = 0) -> Removed:
+        """Delete a manifest: its link goes, and what its tag once said stays."""
+        self.store.delete(revision_link_key(self.name(repository), digest))
+        history = f"{repository_prefix(self.name(repository))}_manifests/tags/t/index/sha256/{digest.hex()}/link"
+        self.store.put(history, _link(digest))
+        return Removed(self.name(repository), digest, at(second))
+
+    def uploaded(self, repository: str, name: str, second: float = 0) -> BlobLinked:
+        digest = self.digest(name)
+        self.bucket.second = second
+        self.store.put(blob_key(digest), b"1234567")
+        self.store.put(layer_link_key(self.name(repository), digest), _link(digest))
+        return BlobLinked(self.name(repository), digest, at(second), 7)
+
+    def unlinked(self, repository: str, name: str, second: float = 0) -> Removed:
+        self.store.delete(layer_link_key(self.name(repository), self.digest(name)))
+        return Removed(self.name(repository), self.digest(name), at(second))
+
+    # The table
+
+    def arrive(self, *facts: Fact) -> None:
+        """Apply events."""
+        if facts:
+            self.apply(*facts, margin=MARGIN)
+
+    def held(self) -> Pairs:
+        return self._of_pod("repository_manifests", "manifest_id")
+
+    def table_links(self) -> Pairs:
+        return self._of_pod("repository_blobs", "blob_id")
+
+    def stored(self, marker: str = "/_manifests/revisions/sha256/") -> Pairs:
+        """What storage links: (repository, digest)."""
+        found: Pairs = set()
+        for entry in MemoryObjectStore.walk(self.bucket, "") if self.store is self.bucket else self.store.walk(""):
+            path = entry.key.removeprefix("docker/registry/v2/repositories/")
+            if marker in path and path != entry.key:
+                repository, _, rest = path.partition(marker)
+                found.add((repository, Digest(bytes.fromhex(rest.removesuffix("/link")))))
+        return found
+
+    def stored_layers(self) -> Pairs:
+        return self.stored("/_layers/sha256/")
+
+    def doubts(self) -> int:
+        (row,) = self.rows(
+            "SELECT count(*) FROM removals r JOIN repositories n ON n.id = r.repository_id"
+            " WHERE n.pod_id = %s AND r.doubtful_since IS NOT NULL",
+            (self.pods[self.pod],),
+        )
+        return int(row[0])
+
+    def sound(self) -> None:
+        """Counts are those of the sets, and the pod's holdings are its links."""
+        assert self.held() == self.stored()
+        engine = sync_engine(self.url)
+        try:
+            report = check(engine)
+        finally:
+            engine.dispose()
+        assert report.agrees, report
+
+    def _of_pod(self, table: str, column: str) -> Pairs:
+        found = self.rows(
+            f"SELECT n.name, b.digest FROM {table} t JOIN repositories n ON n.id = t.repository_id"
+            f" JOIN blobs b ON b.id = t.{column} WHERE n.pod_id = %s",
+            (self.pods[self.pod],),
+        )
+        return {(row[0], Digest(row[1])) for row in found}
+
+    def _pod(self, _: Fact | None) -> int:
+        return self.pods[self.pod]
+
+    # The job
+
+    def ask(self, why: str = "a test") -> int:
+        (row,) = self.rows(
+            "INSERT INTO jobs (kind, pod_id, why) VALUES ('reconcile', %s, %s) RETURNING id",
+            (self.pods[self.pod], why),
+        )
+        return int(row[0])
+
+    def ended(self, job: int) -> Done:
+        (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", (job,))
+        return Done(*row)
+
+    def reconcile(self) -> Done:
+        """Ask for a reconcile and run it; it must be done."""
+        done = self.tried()
+        assert done.state == "done", done.error
+        return done
+
+    def tried(self) -> Done:
+        job = self.ask()
+        self.run()
+        return self.ended(job)
+
+    def run(self, stop: threading.Event | None = None) -> int:
+        with self.runner() as (connections, runner):
+            return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event())
+
+    @contextmanager
+    def runner(self) -> Iterator[tuple[Connections, Reconcile]]:
+        connections = Connections(self.url, name="test-reconcile", prepare=rows.prepare)
+        settler = Settler(connections, self.store)
+        runner = Reconcile(
+            connections, self.store, settler, margin=MARGIN, link_grace=self.link_grace, request_bound=BOUND
+        )
+        try:
+            yield connections, runner
+        finally:
+            runner.close()
+            settler.close()
+            connections.close()
+
+    def began_at(self, job: int) -> Any:
+        (row,) = self.rows("SELECT began_at FROM jobs WHERE id = %s", (job,))
+        return row[0]
+
+    def take(self) -> jobs.Job:
+        job = jobs.take(self.connection, ["reconcile"])
+        assert job is not None
+        return job
+
+    def __enter__(self) -> Self:
+        return self
+
+
+def _descriptor(digest: Digest) -> dict[str, Any]:
+    return {"mediaType": "application/octet-stream", "digest": f"sha256:{digest.hex()}", "size": 7}
+
+
+def _link(digest: Digest) -> bytes:
+    return f"sha256:{digest.hex()}".encode()

@@ -1,0 +1,438 @@
+"""A reconcile makes the table agree with the links in storage, whatever events said or did not say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from coordinator.db import reconcile as table
+from coordinator.domain.facts import ManifestPushed
+from coordinator.domain.names import Digest
+from coordinator.errors import UnavailableError
+from coordinator.reconcile import compare, plan
+from coordinator.storage.layout import blob_key, repository_prefix, revision_link_key
+from coordinator.storage.s3 import S3ObjectStore
+from tests.reconcile.harness import LONG_GRACE, MARGIN, World
+
+
+@pytest.fixture
+def link_world(database: str) -> Iterator[World]:
+    """A pod of mode `link`."""
+    with World(database, mode="link") as world:
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every repository of more than two links streams by itself, and batches are of few things."""
+    monkeypatch.setattr(compare, "BATCH", 3)
+    monkeypatch.setattr(compare, "ADD_BATCH", 2)
+    monkeypatch.setattr(compare, "LOOK_BATCH", 2)
+    monkeypatch.setattr(table, "FETCH", 2)
+    monkeypatch.setattr(plan, "PARTS", 3)
+
+
+def test_lost_pushes_and_deletes(world: World) -> None:
+    """What was pushed without an event is added, what was deleted without one is removed, and both are told."""
+    kept, lost, gone = world.image("kept"), world.image("lost", ["l1", "l2"]), world.image("gone", ["l3"])
+    world.arrive(world.pushed("app", kept, 1), world.pushed("app", gone, 2))
+    world.pushed("app", lost, 3)
+    world.pushed("other/deep", lost, 3)
+    world.deleted("app", gone.digest, 4)
+    done = world.reconcile()
+    world.sound()
+    assert world.held() == {
+        (world.name("app"), kept.digest),
+        (world.name("app"), lost.digest),
+        (world.name("other/deep"), lost.digest),
+    }
+    assert (done.count("holdings_added"), done.count("holdings_removed")) == (2, 1)
+    assert {(each["change"], each["repository"], each["digest"]) for each in done.progress["examples"]} == {
+        ("holdings_added", world.name("app"), f"sha256:{lost.digest.hex()}"),
+        ("holdings_added", world.name("other/deep"), f"sha256:{lost.digest.hex()}"),
+        ("holdings_removed", world.name("app"), f"sha256:{gone.digest.hex()}"),
+    }
+    assert done.count("parts") == done.count("parts_done") > 1
+    assert (done.count("keys"), done.count("links")) == (3, 3)
+    assert world.doubts() == 0
+
+
+def test_again_changes_nothing(world: World) -> None:
+    """A second reconcile finds nothing to do, and writes none of the rows again."""
+    for n in range(5):
+        world.pushed(f"r{n % 2}", world.image(f"m{n}"), n)
+    world.uploaded("r0", "young", 1)
+    world.link_grace = LONG_GRACE
+    assert world.reconcile().count("holdings_added") == 5
+    before = world.rows("SELECT *, xmin FROM repository_manifests"), world.rows("SELECT *, xmin FROM repository_blobs")
+    done = world.reconcile()
+    for change in ("holdings_added", "links_added", "holdings_removed", "links_removed", "still_linked"):
+        assert done.count(change) == 0
+    assert done.progress["examples"] == []
+    assert before == (
+        world.rows("SELECT *, xmin FROM repository_manifests"),
+        world.rows("SELECT *, xmin FROM repository_blobs"),
+    )
+    world.sound()
+
+
+@pytest.mark.parametrize("by_parts", [False, True])
+@pytest.mark.parametrize("batch", [2, 2000])
+def test_names_that_begin_alike(world: World, monkeypatch: pytest.MonkeyPatch, *, by_parts: bool, batch: int) -> None:
+    """A repository that is also a folder of others, and names that sort between a name and what is below it."""
+    monkeypatch.setattr(compare, "BATCH", batch)
+    world.bucket.__init__(by_parts=by_parts)  # type: ignore[misc]
+    names = [".", "a", "a/b", "a-b", "a.b", "a/b/c", "ab", "a/b-c"]
+    images = [world.image(f"m{n}") for n in range(5)]
+    chance = random.Random(by_parts)
+    for name in names:
+        for image in images:
+            if chance.random() < 0.7:
+                fact = world.pushed(name, image, 1)
+                if chance.random() < 0.6:
+                    world.arrive(fact)
+            elif chance.random() < 0.5:
+                world.arrive(world.pushed(name, image, 1))
+                world.deleted(name, image.digest)
+    world.reconcile()
+    world.sound()
+
+
+def test_disorder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that lists without any order costs look-ups and nothing else: the table is right, nothing goes."""
+    monkeypatch.setattr(plan, "PARTS", 1)
+    images = [world.image(f"m{n}") for n in range(12)]
+    for n, image in enumerate(images):
+        fact = world.pushed(f"r{n % 2}", image, n)
+        if n % 3:
+            world.arrive(fact)
+    world.arrive(world.pushed("r0", world.image("gone"), 1))
+    world.deleted("r0", world.image("gone").digest)
+    chance = random.Random(5)
+    world.bucket.arrange = lambda entries: chance.sample(list(entries), len(entries))
+    done = world.reconcile()
+    world.sound()
+    assert (done.count("holdings_added"), done.count("holdings_removed")) == (4, 1)
+
+
+def test_on_a_real_store(database: str, s3: S3ObjectStore) -> None:
+    """The same on a real S3 server, with its own clock and order."""
+    with World(database, s3) as world:
+        kept, lost, gone = world.image("kept"), world.image("lost"), world.image("gone")
+        for name in (".", "a", "a-b", "a/b"):
+            world.arrive(world.pushed(name, kept, 1), world.pushed(name, gone, 2))
+            world.pushed(name, lost, 3)
+            world.deleted(name, gone.digest, 4)
+        world.uploaded("a", "young", 5)
+        done = world.reconcile()
+        world.sound()
+        assert (done.count("holdings_added"), done.count("holdings_removed")) == (4, 4)
+        assert world.table_links() == world.stored_layers() == {(world.name("a"), world.digest("young"))}
+        done = world.reconcile()
+        assert (done.count("holdings_added"), done.count("holdings_removed")) == (0, 0)
+
+
+def test_links_of_a_pod_that_counts_them(link_world: World) -> None:
+    """In mode link, links of blobs are compared both ways, however old; sizes are those of the stored bytes."""
+    world = link_world
+    world.arrive(world.uploaded("app", "kept", 1), world.uploaded("app", "gone", 1), world.uploaded("x", "all-gone", 1))
+    world.uploaded("app", "lost", 2)
+    world.uploaded("new", "lost", 2)
+    for repository, name in (("app", "gone"), ("x", "all-gone")):
+        world.unlinked(repository, name, 3)
+    done = world.reconcile()
+    assert world.table_links() == world.stored_layers()
+    assert (done.count("links_added"), done.count("links_removed")) == (2, 2)
+    row = world.blob("lost")
+    assert row is not None
+    assert (row.links, row.size) == (2, 7)
+    world.sound()
+
+
+def test_links_of_a_pod_of_manifests(world: World) -> None:
+    """In mode manifest, links younger than the grace are added; older ones, and those that went, are the sweep's."""
+    world.arrive(world.uploaded("app", "known", 1), world.uploaded("app", "unlinked", 1))
+    world.unlinked("app", "unlinked", 2)
+    world.uploaded("app", "lost", 2)
+    done = world.reconcile()
+    assert done.count("links_added") == 0
+    assert world.table_links() == {(world.name("app"), world.digest(name)) for name in ("known", "unlinked")}
+    world.link_grace = LONG_GRACE
+    since = world.rows("SELECT blob_id, linked_at FROM repository_blobs")
+    done = world.reconcile()
+    assert (done.count("links_added"), done.count("links_removed")) == (1, 0)
+    assert world.table_links() == {(world.name("app"), world.digest(name)) for name in ("known", "unlinked", "lost")}
+    # What is known keeps its time: a reconcile makes no grace longer.
+    assert set(since) < set(world.rows("SELECT blob_id, linked_at FROM repository_blobs"))
+
+
+def test_manifests_that_cannot_be_read(world: World) -> None:
+    """A manifest without readable bytes is held and told as unread; once they can be read, a reconcile reads them."""
+    missing, broken = world.image("missing"), world.image("broken")
+    world.pushed("app", missing, 1)
+    world.pushed("app", broken, 1)
+    world.store.delete(blob_key(missing.digest))
+    world.store.put(blob_key(broken.digest), b"other bytes")
+    done = world.reconcile()
+    world.sound()
+    assert done.count("unread") == 2
+    assert len([each for each in done.progress["examples"] if each["change"] == "unread"]) == 2
+    assert world.blob("l0") is None
+    for image in (missing, broken):
+        world.store.put(blob_key(image.digest), image.body)
+    done = world.reconcile()
+    assert done.count("unread") == 0
+    row = world.blob("l0")
+    assert row is not None
+    assert row.references == 2
+    world.sound()
+
+
+def test_sizes_are_learnt(world: World) -> None:
+    """A manifest that no event told of has the size of its bytes, and its layers the sizes that it claims."""
+    image = world.image("m")
+    world.pushed("app", image, 1)
+    world.reconcile()
+    found = world.blobs([image.digest, *image.layers])
+    assert found[image.digest].size == len(image.body)
+    assert {found[layer].size for layer in image.layers} == {7}
+
+
+def test_a_pod_whose_links_are_elsewhere(database: str) -> None:
+    """A pod of linker relay cannot be reconciled: the job says so, and removes nothing."""
+    with World(database, linker="relay") as world:
+        world.arrive(world.pushed("app", world.image("m"), 1))
+        world.store.delete(revision_link_key(world.name("app"), world.image("m").digest))
+        done = world.tried()
+        assert done.state == "failed"
+        assert done.error is not None
+        assert "relay" in done.error
+        assert len(world.held()) == 1
+
+
+def test_an_incomplete_listing(world: World) -> None:
+    """What a listing leaves out is looked up, and stays if its link is there, be it all of it (scenario 19)."""
+    for n in range(8):
+        world.arrive(world.pushed(f"r{n % 3}", world.image(f"m{n}"), n))
+    world.bucket.arrange = lambda entries: list(entries)[::2]
+    done = world.reconcile()
+    world.sound()
+    assert (done.count("still_linked"), done.count("holdings_removed")) == (3, 0)
+    world.bucket.arrange = lambda entries: []
+    done = world.reconcile()
+    world.sound()
+    assert (done.count("still_linked"), done.count("holdings_removed")) == (8, 0)
+
+
+def test_a_listing_that_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part whose listing goes on failing fails the job: nothing is removed, no gap is settled (scenario 19)."""
+    monkeypatch.setattr("coordinator.reconcile.reconcile.FIRST_PAUSE_S", 0.0)
+    for n in range(6):
+        world.arrive(world.pushed(f"r{n % 2}", world.image(f"m{n}"), n))
+    gap(world)
+
+    def fail(call: str, key: str) -> None:
+        if call == "walk" and f"{world.pod}/r1/" in key:
+            raise UnavailableError("The object store does not answer: try again.")
+
+    world.bucket.interrupt = fail
+    done = world.tried()
+    assert done.state == "failed"
+    assert done.error == "The object store does not answer: try again."
+    world.sound()
+    assert open_gaps(world) == 1
+    world.bucket.interrupt = lambda call, key: None
+    world.reconcile()
+    assert open_gaps(world) == 0
+
+
+@pytest.mark.parametrize("call", ["walk", "head", "get", "check"])
+def test_a_store_that_fails_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A part is tried again when the store did not answer; what was done of it is not done twice."""
+    monkeypatch.setattr("coordinator.reconcile.reconcile.FIRST_PAUSE_S", 0.0)
+    for n in range(6):
+        world.arrive(world.pushed(f"r{n % 2}", world.image(f"m{n}"), n))
+        world.pushed(f"r{n % 2}", world.image(f"lost{n}"), n)
+    world.deleted("r0", world.image("m0").digest)
+    world.deleted("r1", world.image("m1").digest)
+    calls = 0
+
+    def fail(called: str, _: str) -> None:
+        nonlocal calls
+        if called == call:
+            calls += 1
+            # The first is of the store as a whole, before anything begins.
+            if calls in {2, 3, 5}:
+                raise UnavailableError("The object store does not answer: try again.")
+
+    world.bucket.interrupt = fail
+    done = world.reconcile()
+    world.sound()
+    assert calls > 5
+    assert (done.count("holdings_added"), done.count("holdings_removed")) == (6, 2)
+    assert done.count("links") == len(world.stored())
+
+
+def test_a_bucket_that_is_not_there(database: str, s3: S3ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket that is absent is an outage and not an empty registry (scenario 16)."""
+    monkeypatch.setattr("coordinator.reconcile.reconcile.FIRST_PAUSE_S", 0.0)
+    with World(database, s3) as world:
+        world.arrive(world.pushed("app", world.image("m"), 1))
+        s3.bucket = "no-such-bucket"
+        done = world.tried()
+        assert done.state == "failed"
+        assert done.error is not None
+        assert "no-such-bucket" in done.error
+        assert len(world.held()) == 1
+
+
+@pytest.mark.parametrize("bytes_remain", [False, True])
+def test_another_root(world: World, *, bytes_remain: bool) -> None:
+    """Where nothing is below the pod's prefixes, its links are elsewhere: nothing is removed or doubted."""
+    images = [world.image(f"m{n}") for n in range(3)]
+    for n, image in enumerate(images):
+        world.arrive(world.pushed(f"r{n}", image, n))
+    gap(world)
+    world.bucket.__init__()  # type: ignore[misc]
+    for image in images if bytes_remain else ():
+        # Another pod may have the same.
+        world.store.put(blob_key(image.digest), image.body)
+    done = world.tried()
+    assert done.state == "failed"
+    assert done.error is not None
+    assert "BALEEN_S3_ROOT" in done.error
+    assert len(world.held()) == 3
+    assert (world.doubts(), open_gaps(world)) == (0, 1)
+
+
+def test_a_pod_that_was_emptied(world: World) -> None:
+    """All links may really be gone: what else a registry leaves behind shows that this is where they were."""
+    images = [world.image(f"m{n}") for n in range(5)]
+    for n, image in enumerate(images):
+        world.arrive(world.pushed(f"r{n % 2}", image, n))
+    for n, image in enumerate(images):
+        world.deleted(f"r{n % 2}", image.digest)
+    assert world.reconcile().count("holdings_removed") == 5
+    world.sound()
+    row = world.blob("l0")
+    assert row is not None
+    assert (row.references, row.unreferenced) == (0, True)
+
+
+def test_doubts_that_were_there(world: World) -> None:
+    """Doubtful removals are settled, also of a repository of which storage has nothing at all any more."""
+    gone, kept = world.image("gone"), world.image("kept")
+    world.arrive(world.pushed("vanished", gone, 1), world.deleted("vanished", gone.digest, 2))
+    world.arrive(world.pushed("app", kept, 1), world.deleted("app", kept.digest, 2))
+    world.pushed("app", kept, 3)
+    world.store.delete(blob_key(gone.digest))
+    assert world.doubts() == 2
+    done = world.reconcile()
+    assert world.doubts() == 0
+    # What the listing did not show was settled with that.
+    assert (done.count("doubts_settled"), done.count("holdings_removed")) == (1, 1)
+    world.sound()
+
+
+def test_what_came_while_it_ran(world: World) -> None:
+    """A holding that is newer than the listing is no candidate, and one from the future is looked up."""
+    new, future = world.image("new"), world.image("future")
+    now = world.rows("SELECT now()")[0][0]
+
+    def pushed(image_second: timedelta, name: str) -> ManifestPushed:
+        return world.pushed("app", world.image(name), 1)._replace(at=now + image_second)
+
+    world.arrive(pushed(MARGIN / 2, "new"), pushed(timedelta(days=300), "future"))
+    heads: list[str] = []
+    world.bucket.interrupt = lambda call, key: heads.append(key) if call == "head" else None
+    world.bucket.arrange = lambda entries: []
+    world.reconcile()
+    assert heads == [revision_link_key(world.name("app"), future.digest)]
+    assert (world.name("app"), new.digest) in world.held()
+    world.sound()
+
+
+def test_a_push_whose_event_was_lost_outlives_an_older_delete(world: World) -> None:
+    """Of push, delete and push again, only the last event is lost; the delete arrives after the reconcile."""
+    image = world.image("m")
+    world.arrive(world.pushed("app", image, 0))
+    deleted = world.deleted("app", image.digest, 100)
+    world.pushed("app", image, 101)
+    world.reconcile()
+    world.arrive(deleted)
+    assert (world.name("app"), image.digest) in world.held()
+    world.reconcile()
+    world.sound()
+
+
+def test_a_push_that_arrives_after_its_removal(world: World) -> None:
+    """A late event about what a reconcile has found gone is doubtful, and the next look finds it gone again."""
+    image = world.image("m")
+    pushed = world.pushed("app", image, 0)
+    world.arrive(pushed)
+    world.deleted("app", image.digest)
+    world.reconcile()
+    assert world.held() == set()
+    world.arrive(pushed)
+    assert world.doubts() == 1
+    world.reconcile()
+    world.sound()
+
+
+def test_what_it_settles(world: World) -> None:
+    """Gaps that were noticed before it began are settled by its number, and processes that died long before retired."""
+    world.pushed("app", world.image("m"), 1)
+    gap(world)
+    pod = world.pods[world.pod]
+    for name, ago in (("long-dead", "2 hours"), ("just-dead", "10 minutes"), ("alive", None)):
+        world.connection.execute(
+            "INSERT INTO sources (pod_id, instance_id, dead_since, dead_why) VALUES (%s, %s, now() - %s::interval, %s)",
+            (pod, name, ago, None if ago is None else "refused"),
+        )
+    job = world.ask()
+    world.bucket.interrupt = lambda call, key: gap(world) if call == "check" and not open_gaps(world) - 1 else None
+    world.run()
+    done = world.ended(job)
+    assert (done.state, done.count("gaps_settled"), done.progress["sources_retired"]) == ("done", 1, ["long-dead"])
+    assert world.rows("SELECT settled_why FROM gaps WHERE pod_id = %s ORDER BY id", (pod,)) == [
+        (f"reconcile {job}",),
+        (None,),
+    ]
+    assert world.rows("SELECT * FROM job_repositories WHERE job_id = %s", (job,)) == []
+
+
+def test_other_pods_are_left_alone(world: World) -> None:
+    """Neither links nor holdings of another pod are touched, be its prefix the beginning of this one's name."""
+    other = f"{world.pod}x"
+    world.add_pod(other)
+    mine = world.image("m")
+    world.arrive(world.pushed("app", mine, 1))
+    held = world.push("app", "theirs", ["l9"])._replace(repository=f"{other}/app")
+    world.rows(
+        "WITH r AS (INSERT INTO repositories (name, pod_id) VALUES (%s, %s) RETURNING id) SELECT id FROM r",
+        (f"{other}/app", world.pods[other]),
+    )
+    world.apply(held)
+    stray = Digest(bytes(32))
+    world.store.put(f"{repository_prefix(held.repository)}_manifests/revisions/sha256/{stray.hex()}/link", b"")
+    assert world.reconcile().count("holdings_added") == 0
+    assert world.rows(
+        "SELECT count(*) FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id WHERE r.pod_id = %s",
+        (world.pods[other],),
+    ) == [(1,)]
+
+
+def gap(world: World) -> None:
+    world.connection.execute(
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, noticed_at)"
+        " VALUES (%s, 'registry.events', 0, 'log-cut', 0, clock_timestamp())",
+        (world.pods[world.pod],),
+    )
+
+
+def open_gaps(world: World) -> int:
+    (row,) = world.rows("SELECT count(*) FROM gaps WHERE pod_id = %s AND settled_at IS NULL", (world.pods[world.pod],))
+    return int(row[0])

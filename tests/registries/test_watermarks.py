@@ -1,0 +1,124 @@
+"""A pod's watermark on real processes: it moves on with probes, and stands still when a process is silent or gone."""
+
+import datetime as dt
+from typing import Any
+
+import pytest
+
+from coordinator.pods.images import make_image
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.stack.model_registry import ModelRegistry
+from tests.registries.harness import Baleen, Pod, eventually
+
+
+@pytest.fixture(scope="module")
+def witness(baleen: Baleen) -> Pod:
+    """A pod to which nothing happens: its watermark moves on."""
+    pod = baleen.add_pod("witness")
+    baleen.list_registries(pod, baleen.registry(ModelRegistry, pod))
+    return pod
+
+
+def test_a_watermark_moves_stands_still_and_moves_on(
+    baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest
+) -> None:
+    """It stands still while the process is stopped, and again when it was killed and another runs in its place, until
+    the dead one is retired (scenario 25: what a registry had queued is lost with it).
+    """
+    here = request.node.callspec.id
+    pod = baleen.add_pod(f"{here}-mark")
+    assert "registry" in baleen.pod(pod)["waits_for"][0]
+    registry = baleen.registry(kind, pod)
+    baleen.list_registries(pod, registry)
+    eventually(lambda: baleen.pod(pod)["watermark"] is not None, why=lambda: baleen.pod(pod))
+    moves_on(baleen, pod)
+    told = baleen.pod(pod)
+    (first,) = told["sources"]
+    assert (first["state"], told["waits_for"]) == ("live", [])
+    assert not any("watermark:" in reason for reason in told["held_by"])
+    assert told["endpoints"][0]["source"] == first["instance_id"]
+
+    # What was pushed before the watermark is applied.
+    image = make_image(f"{here}/mark")
+    with RegistryClient(registry.url, timeout=20) as client:
+        client.push_image(f"{pod.name}/app", image, "v1")
+    after = now(baleen)
+    eventually(lambda: is_past(baleen, pod, after), why=lambda: baleen.pod(pod))
+    assert baleen.holds(f"{pod.name}/app", image.digest)
+
+    registry.pause()
+    try:
+        eventually(lambda: states(baleen, pod) == ["silent"], why=lambda: baleen.pod(pod))
+        stands_still(baleen, pod, witness)
+        assert any("brought no probe back" in reason for reason in baleen.pod(pod)["waits_for"])
+        assert any("watermark:" in reason for reason in baleen.pod(pod)["held_by"])
+    finally:
+        registry.resume()
+    eventually(lambda: states(baleen, pod) == ["live"], why=lambda: baleen.pod(pod))
+    moves_on(baleen, pod)
+
+    registry.kill()
+    eventually(lambda: states(baleen, pod) == ["dead"], why=lambda: baleen.pod(pod))
+    assert baleen.pod(pod)["sources"][0]["dead_why"] == "refused"
+    assert "ECONNREFUSED" in baleen.pod(pod)["endpoints"][0]["error"]
+    stands_still(baleen, pod, witness)
+
+    at = watermark(baleen, pod)
+    registry.start()
+    eventually(lambda: states(baleen, pod) == ["dead", "live"], why=lambda: baleen.pod(pod))
+    stands_still(baleen, pod, witness, at)
+    why = {"why": "it was killed by a test"}
+    answer = baleen.api.post(f"/v1/pods/{pod.name}/sources/{first['instance_id']}/retire", json=why)
+    assert answer.is_success, answer.text
+    moves_on(baleen, pod)
+    assert states(baleen, pod) == ["live", "retired"]
+    baleen.agree()
+
+
+def test_a_process_that_is_replaced_at_once(
+    baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest
+) -> None:
+    """Where another process answers at once, the first is dead all the same; a second address goes on by itself."""
+    pod = baleen.add_pod(f"{request.node.callspec.id}-two")
+    one, other = baleen.registry(kind, pod, "1"), baleen.registry(kind, pod, "2")
+    baleen.list_registries(pod, one, other)
+    eventually(lambda: states(baleen, pod) == ["live", "live"], why=lambda: baleen.pod(pod))
+    moves_on(baleen, pod)
+    one.kill()
+    one.start()
+    eventually(lambda: states(baleen, pod) == ["dead", "live", "live"], why=lambda: baleen.pod(pod))
+    eventually(lambda: watermark(baleen, pod) is not None, why=lambda: baleen.pod(pod))
+    stands_still(baleen, pod, witness)
+
+
+def states(baleen: Baleen, pod: Pod) -> list[str]:
+    return sorted(source["state"] for source in baleen.pod(pod)["sources"])
+
+
+def watermark(baleen: Baleen, pod: Pod) -> dt.datetime | None:
+    told = baleen.pod(pod)["watermark"]
+    return None if told is None else dt.datetime.fromisoformat(told)
+
+
+def is_past(baleen: Baleen, pod: Pod, moment: dt.datetime) -> bool:
+    at = watermark(baleen, pod)
+    return at is not None and at > moment
+
+
+def now(baleen: Baleen) -> dt.datetime:
+    found: dt.datetime = baleen.rows("SELECT clock_timestamp()")[0][0]
+    return found
+
+
+def moves_on(baleen: Baleen, pod: Pod) -> None:
+    began = now(baleen)
+    eventually(lambda: is_past(baleen, pod, began), why=lambda: baleen.pod(pod))
+
+
+def stands_still(baleen: Baleen, pod: Pod, witness: Pod, at: dt.datetime | None = None) -> None:
+    """The watermark is not known or stays at `at`, where it is now, while that of the witness goes on."""
+    at = at or watermark(baleen, pod)
+    assert at is not None
+    for _ in range(2):
+        moves_on(baleen, witness)
+        assert watermark(baleen, pod) in (at, None)
