@@ -34,7 +34,7 @@ BODY = b"x" * 71
 
 def measure(context: Context) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    keys = context.count(50_000, quick=1_000)
+    keys = context.count(20_000, quick=1_000)
     with context.services.database() as database:
         store = bootstrap.object_store(build({**database.values, "s3_root": "bench-survey"}))
         say(f"writing {keys:,} keys")
@@ -42,7 +42,7 @@ def measure(context: Context) -> dict[str, Any]:
             for _ in pool.map(lambda key: store.put(key, BODY), _keys(keys)):
                 pass
         found["bucket"] = _rates(store)
-    keys = context.count(200_000, quick=2_000)
+    keys = context.count(100_000, quick=2_000)
     with tempfile.TemporaryDirectory(dir=context.services.directory) as name:
         say(f"writing {keys:,} files")
         for key in _keys(keys):

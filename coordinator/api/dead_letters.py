@@ -34,7 +34,7 @@ class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operation_id="listDeadLetters",
     summary="Dead letters, the oldest first",
     tags=["dead letters"],
-    responses=documented(),
+    responses=documented(404),
     **READ,
 )
 async def list_dead_letters(

@@ -19,13 +19,13 @@ from coordinator.db.queries.session import writing
 from coordinator.db.queries.views import Pod, PodPage
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode, parse_registry
+from coordinator.pods import configuration
 from coordinator.settings import Secret
 
 BODY_LIMIT = 256 * 1024
 
 PodText = Annotated[str, Meta(min_length=1, max_length=63)]
-
-
+Prefixes = Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(min_length=1, max_length=1000)]
 Registries = Annotated[
     list[
         Annotated[
@@ -43,10 +43,14 @@ Registries = Annotated[
 
 class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: PodText
-    prefixes: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(min_length=1, max_length=1000)]
+    prefixes: Prefixes
     registries: Registries = []
     mode: PodMode = PodMode.MANIFEST
     linker: Linker = Linker.LINK
+
+
+class PrefixesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    prefixes: Prefixes
 
 
 class RegistriesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,8 +140,28 @@ async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[s
     **OPERATE,
 )
 async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
-    """Refused while it holds or links anything, or has open gaps or dead letters."""
-    await registry.remove(deps_of(request).engine, parse_pod(pod_name))
+    """Refused while it holds or links anything or has open dead letters; with open gaps, if storage has links of it."""
+    deps = deps_of(request)
+    await registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds)
+
+
+@post(
+    "/v1/pods/{pod_name:str}/prefixes",
+    status_code=200,
+    operation_id="addPrefixes",
+    summary="Let a pod own further prefixes",
+    tags=["pods"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 409, 413),
+    **OPERATE,
+)
+async def add_prefixes(
+    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[PrefixesRequest]
+) -> Pod:
+    """Those that it owns already stay its. What it has there since before is not known until it is reconciled."""
+    deps, pod = deps_of(request), parse_pod(pod_name)
+    await registry.add_prefixes(deps.engine, pod, [parse_repository(prefix) for prefix in data.prefixes])
+    return await queries.pod(deps.engine, pod, deps.silence)
 
 
 @put(
@@ -184,28 +208,17 @@ def _token(request: Request[Any, Any, Any], pod: str, token: Secret) -> PodToken
     return PodToken(
         pod=pod,
         event_token=token.reveal(),
-        registry_config=registry_config(f"{base}/v1/events/{pod}", token.reveal()),
+        registry_config=configuration.notifications(f"{base}/v1/events/{pod}", token.reveal()),
     )
 
 
-def registry_config(url: str, token: str) -> str:
-    """The notifications section for distribution, version 2.8 or 3.
-
-    Pulls are not ignored: a registry's answer to a probe is the pull that it tells of.
-    """
-    return f"""\
-notifications:
-  events:
-    includereferences: true
-  endpoints:
-    - name: baleen
-      url: {url}
-      headers:
-        Authorization: [Bearer {token}]
-      timeout: 10s
-      threshold: 5
-      backoff: 1s
-"""
-
-
-HANDLERS = [list_pods, get_pod, add_pod, rotate_pod_token, remove_pod, set_registries, retire_source]
+HANDLERS = [
+    list_pods,
+    get_pod,
+    add_pod,
+    rotate_pod_token,
+    remove_pod,
+    add_prefixes,
+    set_registries,
+    retire_source,
+]

@@ -22,7 +22,7 @@ from coordinator.settings import Duration
 
 if TYPE_CHECKING:
     from coordinator.bootstrap import AuditParts
-    from coordinator.reconcile.audit import Heap, Progress, Report, Tell
+    from coordinator.reconcile.audit import Kind, Progress, Report, Tell
     from coordinator.reconcile.scrub import Content
 
 #: Examples of a kind that are printed for people; --json has more.
@@ -123,7 +123,7 @@ def as_json(report: "Report | None", content: "Content | None") -> dict[str, Any
         "needed": report.needed,
         "objects": report.objects,
         "bytes": report.bytes,
-    } | {name: _heap(report, name).as_dict() for name, _, _ in _KINDS}
+    } | {name: _kind(report, name).as_dict() for name, _, _ in _KINDS}
     read = content and {
         "blobs": content.blobs,
         "bytes": content.bytes,
@@ -140,8 +140,8 @@ def _print(report: "Report | None", content: "Content | None") -> None:
             f"{report.blobs:,} blobs in the table, {report.needed:,} of them needed; "
             f"{report.objects:,} stored, {as_bytes(report.bytes)}."
         )
-        found = [(name, meaning, todo, _heap(report, name)) for name, meaning, todo in _KINDS]
-        _print_heaps([(meaning, todo, heap) for _, meaning, todo, heap in found if heap.count])
+        found = [(name, meaning, todo, _kind(report, name)) for name, meaning, todo in _KINDS]
+        _print_kinds([(meaning, todo, kind) for _, meaning, todo, kind in found if kind.count])
         if report.healthy:
             typer.echo("Everything that is needed is stored.")
     if content is not None:
@@ -150,31 +150,31 @@ def _print(report: "Report | None", content: "Content | None") -> None:
             ("stored with other bytes than the digest's", "restore the version that is named", content.other_bytes),
             ("not readable, while others are", "look at the store's own logs", content.unreadable),
         ]
-        _print_heaps([kind for kind in kinds if kind[2].count])
+        _print_kinds([kind for kind in kinds if kind[2].count])
         if content.healthy:
             typer.echo("All of them have the bytes of their digest.")
 
 
-def _print_heaps(kinds: "list[tuple[str, str, Heap]]") -> None:
+def _print_kinds(kinds: "list[tuple[str, str, Kind]]") -> None:
     if not kinds:
         return
     print_table(
         ("found", "number", "bytes", "what to do"),
-        [(meaning, f"{heap.count:,}", as_bytes(heap.bytes), todo or None) for meaning, todo, heap in kinds],
+        [(meaning, f"{kind.count:,}", as_bytes(kind.bytes), todo or None) for meaning, todo, kind in kinds],
     )
-    for meaning, _, heap in kinds:
+    for meaning, _, kind in kinds:
         typer.echo(f"\n{meaning}:")
-        for example in heap.examples[:SHOWN]:
+        for example in kind.examples[:SHOWN]:
             subject, *others = example.items()
             told = [f"{name.replace('_', ' ')} {value}" for name, value in others if value is not None]
             typer.echo(f"  {subject[1]}{'  ' if told else ''}{', '.join(told)}")
-        if heap.count > SHOWN:
-            typer.echo(f"  and {heap.count - SHOWN:,} more")
+        if kind.count > SHOWN:
+            typer.echo(f"  and {kind.count - SHOWN:,} more")
 
 
-def _heap(report: "Report", name: str) -> "Heap":
-    heap: Heap = getattr(report, name)
-    return heap
+def _kind(report: "Report", name: str) -> "Kind":
+    kind: Kind = getattr(report, name)
+    return kind
 
 
 @contextmanager

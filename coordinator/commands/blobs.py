@@ -32,4 +32,4 @@ def refs(digest: DigestArgument, *, limit: Limit = 1000, cursor: Cursor = None, 
     with connected(settings.load()) as api:
         page = api.pages(f"/v1/blobs/{digest}/references", limit, cursor)
     columns = ("pod", "repository", "kind", "manifest", "since")
-    print_page(page, columns, json=json, more=f"raise --limit, or go on with --cursor {page['next']}")
+    print_page(page, columns, json=json)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from coordinator import settings
-from coordinator.commands.blobs import Limit
+from coordinator.commands.blobs import Cursor, Limit
 from coordinator.commands.client import connected
 from coordinator.commands.output import Json, print_fields, print_json, print_page
 
@@ -20,11 +20,12 @@ def list_dead_letters(
     pod: Annotated[str | None, typer.Option(help="Only of this pod.")] = None,
     settled: Annotated[bool, typer.Option("--settled", help="Also those that are settled.")] = False,
     limit: Limit = 1000,
+    cursor: Cursor = None,
     json: Json = False,
 ) -> None:
     """List dead letters, the oldest first."""
     with connected(settings.load()) as api:
-        page = api.pages("/v1/dead-letters", limit, pod=pod, settled=str(settled).lower())
+        page = api.pages("/v1/dead-letters", limit, cursor, pod=pod, settled=str(settled).lower())
     columns = ("id", "pod", "reason", "received_at", "settlement", "detail")
     print_page(page, columns, json=json)
 

@@ -6,12 +6,13 @@ Not here: what the bucket says (bucket.py), which shares no code with what count
 """
 
 import contextlib
+import datetime as dt
 import secrets
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,9 @@ from coordinator import bootstrap
 from coordinator import settings as configuration
 from coordinator.commands import bucket
 from coordinator.commands.client import Api, connected
+from coordinator.commands.gate import Gate
 from coordinator.errors import BaleenError
-from coordinator.pods.images import make_image, make_index, make_layer
+from coordinator.pods.images import Layer, make_image, make_index, make_layer
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack import distribution
 from coordinator.stack.application import answers
@@ -39,6 +41,14 @@ PODS = ("pod-a", "pod-b")
 FOLLOW_S = 30.0
 UP_S = 90.0
 POLL_S = 0.05
+#: How long Baleen may take to find out about a registry that was killed, wait for its last requests, and reconcile.
+REPAIR_S = 90.0
+#: A demonstration need not wait as long as a cluster: what a dead registry had begun has landed after two seconds here.
+TIMES = """\
+unsafe_times = true
+safety_request_bound = "2s"
+probe_every = "1s"
+"""
 
 
 class DemoFailedError(BaleenError):
@@ -46,9 +56,12 @@ class DemoFailedError(BaleenError):
 
 
 class Pod(NamedTuple):
-    name: str
-    url: str
+    """A pod's registry, whose events pass the gate."""
+
+    registry: DistributionRegistry | ModelRegistry
+    process: ManagedProcess
     client: RegistryClient
+    gate: Gate
 
 
 class Demo(NamedTuple):
@@ -56,6 +69,7 @@ class Demo(NamedTuple):
     api: Api
     store: ObjectStore
     pods: dict[str, Pod]
+    children: Children
 
 
 def run(*, keep: bool = False, console: Console | None = None) -> None:
@@ -105,6 +119,56 @@ def _story(demo: Demo) -> None:
         demo.pods[pod].client.pull_image(repository, "v1")
     demo.console.print("  [green]held[/]: all digests agree")
 
+    _lost_events(demo, base)
+
+
+def _lost_events(demo: Demo, base: Layer) -> None:
+    """A registry that dies takes the events in its queue with it: nobody tells Baleen but the bucket."""
+    pod = demo.pods["pod-b"]
+    _step(demo, "pod-b's registry cannot reach Baleen, takes a push of app4 all the same, and is killed")
+    _wait(demo, "the watermark of pod-b", lambda told: told["watermark"] is not None)
+    pod.gate.close()
+    image = make_image("demo/app4", [base, make_layer("demo/app4", 50_000)])
+    pod.client.push_image("pod-b/app4", image, "v1")
+    demo.children.kill(pod.process)
+    pod.gate.open()
+    process = demo.children.start(pod.registry.process())
+    demo.pods["pod-b"] = pod = pod._replace(process=process)
+    if (told := _blob(demo, image.digest))["reference_count"] is not None:
+        raise DemoFailedError(f"The events of app4 were in the queue of a dead registry, and it is told as {told}.")
+
+    _step(demo, "the table does not know app4, so pod-b's watermark freezes: nothing may be collected")
+    frozen = _wait(demo, "the death of the old process", lambda told: any(s["dead_since"] for s in told["sources"]))
+    demo.console.print(f"  [green]held[/]: the watermark stands at {frozen['watermark']}")
+    for reason in frozen["waits_for"][:3]:
+        demo.console.print(f"  {reason}", highlight=False)
+
+    _step(demo, "a reconcile starts by itself once the dead process's last writes have landed")
+    done = _wait(
+        demo,
+        "the reconcile",
+        lambda told: any(s["retired_at"] for s in told["sources"]) and _time(told) > _time(frozen),
+    )
+    _held(demo, image.digest, references=1, pods=["pod-b"])
+    _held(demo, base.digest, references=6, pods=["pod-a", "pod-b"])
+    pod.client.pull_image("pod-b/app4", "v1")
+    demo.console.print(f"  [green]held[/]: the dead process is retired, the watermark moves on: {done['watermark']}")
+
+
+def _time(told: dict[str, Any]) -> dt.datetime:
+    return dt.datetime.fromisoformat(told["watermark"] or "0001-01-01T00:00:00Z")
+
+
+def _wait(demo: Demo, what: str, there: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Wait until pod-b is told as it should be; return that."""
+    deadline = time.monotonic() + REPAIR_S
+    told: dict[str, Any] = {}
+    while not there(told := demo.api.get("/v1/pods/pod-b")):
+        if time.monotonic() > deadline:
+            raise DemoFailedError(f"Waited in vain for {what}; pod-b is told as {told}.")
+        time.sleep(POLL_S)
+    return told
+
 
 # What each step is held against
 
@@ -125,8 +189,8 @@ def _held(demo: Demo, digest: str, *, references: int, pods: list[str] | None) -
             )
         time.sleep(POLL_S)
     demo.console.print(
-        f"  [green]held[/]: {digest[:19]}… has {told['reference_count']} references in "
-        f"{', '.join(told['pods']) or 'no pod'}; all counts agree with the links in the bucket"
+        f"  [green]held[/]: {digest[:19]}… has {told['reference_count']} reference{'s' * (references != 1)}, "
+        f"and is used by {', '.join(told['pods']) or 'no pod'}; all counts agree with the links in the bucket"
     )
 
 
@@ -188,10 +252,12 @@ def _start(directory: Path, children: Children, console: Console, started: conte
     ports = Ports(directory / "ports.json", "127.0.0.1")
     port = ports.take("the API")
     began = time.monotonic()
+    (directory / configuration.FILE).write_text(TIMES)
     children.start(
         ManagedProcess(
             name="baleen up",
             argv=[sys.executable, "-m", "coordinator.cli", "up", "--data-dir", str(data_dir), "--port", str(port)],
+            cwd=directory,
             log_file=directory / "up.log",
             stop_signal=signal.SIGTERM,
             stop_timeout=60,
@@ -199,14 +265,19 @@ def _start(directory: Path, children: Children, console: Console, started: conte
             probe=lambda: answers(f"http://127.0.0.1:{port}/readyz"),
         )
     )
-    console.print(f"  ready after {time.monotonic() - began:.1f} s: PostgreSQL, S3, Kafka protocol, API, worker")
+    console.print(
+        f"  ready after {time.monotonic() - began:.1f} s: PostgreSQL, S3, Kafka protocol, API, worker, scheduler"
+    )
     settings = configuration.load({"BALEEN_DATA_DIR": str(data_dir)})
     api = started.enter_context(connected(settings))
-    demo = Demo(console, api, bootstrap.object_store(settings), {})
+    demo = Demo(console, api, bootstrap.object_store(settings), {}, children)
     http_secret = secrets.token_hex(16)
     for name in PODS:
-        url = _start_registry(name, ports.take(name), directory, demo, children, settings, http_secret)
-        demo.pods[name] = Pod(name, url, started.enter_context(contextlib.closing(RegistryClient(url))))
+        gate = started.enter_context(Gate("127.0.0.1", port))
+        registry = _registry(name, ports.take(name), directory, demo, gate, settings, http_secret)
+        process = children.start(registry.process())
+        client = started.enter_context(contextlib.closing(RegistryClient(registry.url)))
+        demo.pods[name] = Pod(registry, process, client, gate)
     program = distribution.available()
     console.print(
         f"  two pods run the program {program.name}"
@@ -216,15 +287,16 @@ def _start(directory: Path, children: Children, console: Console, started: conte
     return demo
 
 
-def _start_registry(
+def _registry(
     name: str,
     port: int,
     directory: Path,
     demo: Demo,
-    children: Children,
+    gate: Gate,
     settings: configuration.Settings,
     http_secret: str,
-) -> str:
+) -> DistributionRegistry | ModelRegistry:
+    """Register a pod, and say how its registry runs; it does not run yet."""
     pod = demo.api.post("/v1/pods", {"name": name, "prefixes": [name], "registries": [f"http://127.0.0.1:{port}"]})
     assert settings.s3_endpoint_url is not None
     assert settings.s3_bucket is not None
@@ -237,7 +309,7 @@ def _start_registry(
         access_key=settings.s3_access_key,
         secret_key=settings.s3_secret_key.reveal(),
     )
-    notifications = Notifications(url=f"{settings.url}/v1/events/{name}", token=pod["event_token"])
+    notifications = Notifications(url=f"http://127.0.0.1:{gate.port}/v1/events/{name}", token=pod["event_token"])
     known: dict[str, Any] = {
         "name": name,
         "directory": directory / name,
@@ -245,20 +317,16 @@ def _start_registry(
         "storage": storage,
         "notifications": notifications,
     }
-    registry = (
-        DistributionRegistry(**known, http_secret=http_secret)
-        if distribution.available() is not None
-        else ModelRegistry(**known)
-    )
-    children.start(registry.process())
-    return registry.url
+    if distribution.available() is not None:
+        return DistributionRegistry(**known, http_secret=http_secret)
+    return ModelRegistry(**known)
 
 
 def _stay(demo: Demo, directory: Path) -> None:
     demo.console.print(
         f"\nStill running. In another terminal:\n"
         f"  cd {directory} && BALEEN_DATA_DIR=data baleen pods list\n"
-        + "".join(f"  {pod.name} is at {pod.url}\n" for pod in demo.pods.values())
+        + "".join(f"  {pod.registry.name} is at {pod.registry.url}\n" for pod in demo.pods.values())
         + "Ctrl-C ends it, and removes everything."
     )
     with _until_told():

@@ -30,7 +30,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     _console().print(table)
 
 
-def print_page(page: dict[str, Any], columns: Sequence[str], *, json: bool, more: str = "raise --limit.") -> None:
+def print_page(page: dict[str, Any], columns: Sequence[str], *, json: bool) -> None:
     """Print the items of a list, and on stderr how to see more where there is more."""
     if json:
         print_json(page)
@@ -40,7 +40,7 @@ def print_page(page: dict[str, Any], columns: Sequence[str], *, json: bool, more
         [[item[column] for column in columns] for item in page["items"]],
     )
     if page["next"] is not None:
-        notes().print(f"There are more: {more}", soft_wrap=True)
+        notes().print(f"There are more: raise --limit, or go on with --cursor {page['next']}", soft_wrap=True)
 
 
 def print_fields(fields: dict[str, Any]) -> None:

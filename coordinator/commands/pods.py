@@ -1,5 +1,6 @@
 """`baleen pods`: the registries that Baleen serves."""
 
+import hashlib
 import re
 import sys
 from typing import Annotated, Any
@@ -9,13 +10,15 @@ import typer
 
 from coordinator import settings
 from coordinator.commands import jobs
-from coordinator.commands.blobs import Limit
+from coordinator.commands.blobs import Cursor, Limit
 from coordinator.commands.client import connected
 from coordinator.commands.doctor import doctor
 from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode, parse_registry
-from coordinator.errors import BaleenError
+from coordinator.errors import BaleenError, UnconfiguredError, UsageError
+from coordinator.pods import configuration
+from coordinator.pods.configuration import Store
 from coordinator.settings import Settings
 
 app = typer.Typer(help="The registries that Baleen serves.", no_args_is_help=True)
@@ -77,10 +80,10 @@ def add(
 
 
 @app.command(name="list")
-def list_pods(*, limit: Limit = 1000, json: Json = False) -> None:
+def list_pods(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False) -> None:
     """List pods, and how much is open for each."""
     with connected(settings.load()) as api:
-        page = api.pages("/v1/pods", limit)
+        page = api.pages("/v1/pods", limit, cursor)
     columns = ("name", "prefixes", "mode", "linker", "repositories", "dead_letters", "held_by")
     print_page(page, columns, json=json)
 
@@ -103,6 +106,74 @@ def show(name: Name, *, json: Json = False) -> None:
             [name.replace("_", " ") for name in columns],
             [[_cell(each[name]) for name in columns] for each in pod[what]],
         )
+
+
+@app.command(name="config")
+def print_config(
+    name: Name,
+    *,
+    with_secrets: Annotated[
+        bool, typer.Option("--with-secrets", help="Also the store's keys, and a secret for uploads.")
+    ] = False,
+    token_file: Annotated[
+        typer.FileText | None, typer.Option(help="The pod's token, as `add` showed it; - reads it from stdin.")
+    ] = None,
+) -> None:
+    """Print a whole configuration for the pod's registry: the store as it is set here, and where its events go.
+
+    In place of secrets that are not asked for or not known stand words in capitals.
+    """
+    loaded = settings.load()
+    with connected(loaded) as api:
+        pod = api.get(f"/v1/pods/{parse_pod(name)}")
+    registries = [parse_registry(url) for url in pod["registries"]]
+    told = configuration.whole(
+        _store(loaded, with_secrets=with_secrets),
+        configuration.listening(registries[0] if registries else None),
+        f"{(loaded.url or '').rstrip('/')}/v1/events/{pod['name']}",
+        configuration.TOKEN if token_file is None else _token(token_file.read()),
+    )
+    sys.stdout.write(told)
+
+
+def _store(loaded: Settings, *, with_secrets: bool) -> Store:
+    """The store as a pod's registry is to find it: with the pod's key where that is set, else with Baleen's."""
+    if loaded.s3_bucket is None:
+        raise UnconfiguredError("No bucket is known: start `baleen up` in this directory, or set BALEEN_S3_BUCKET.")
+    store = Store(loaded.s3_bucket, loaded.s3_root, loaded.s3_region, loaded.s3_endpoint_url)
+    access_key, secret_key = loaded.s3_access_key, loaded.s3_secret_key
+    if loaded.pod_access_key is not None:
+        access_key, secret_key = loaded.pod_access_key, loaded.pod_secret_key
+    if access_key is not None:
+        store = store._replace(access_key=access_key)
+    if with_secrets and secret_key is not None:
+        store = store._replace(secret_key=secret_key.reveal())
+    if with_secrets and loaded.s3_secret_key is not None:
+        # Of Baleen's own key, so that it comes out the same for every pod.
+        made = hashlib.sha256(f"http.secret {loaded.s3_secret_key.reveal()}".encode())
+        store = store._replace(http_secret=made.hexdigest())
+    return store
+
+
+def _token(text: str) -> str:
+    try:
+        return str(settings.TOKEN.taken(text.strip()))
+    except ValueError as error:
+        raise UsageError(f"--token-file is malformed: it must hold {settings.TOKEN}.") from error
+
+
+@app.command(name="add-prefix")
+def add_prefix(
+    name: Name,
+    prefix: Annotated[list[str], typer.Argument(metavar="PREFIX…", help="Owns this repository and those below it.")],
+    *,
+    json: Json = False,
+) -> None:
+    """Let a pod own further prefixes. It is reconciled then, by itself: what it has there is not known before."""
+    prefixes = [parse_repository(each) for each in prefix]
+    with connected(settings.load()) as api:
+        pod = api.post(f"/v1/pods/{parse_pod(name)}/prefixes", {"prefixes": prefixes})
+    print_json(pod) if json else typer.echo(f"Pod {name} owns {', '.join(pod['prefixes'])}.")
 
 
 @app.command(name="set-registries")

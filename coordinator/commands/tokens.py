@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import msgspec
 import typer
 
 from coordinator import settings
@@ -52,7 +53,8 @@ def list_tokens(*, json: Json = False) -> None:
     if json:
         print_json({"items": items, "next": None})
     else:
-        print_table(("name", "role", "created at"), [(item.name, item.role, item.created_at) for item in items])
+        rows = [(item.name, item.role, msgspec.to_builtins(item.created_at)) for item in items]
+        print_table(("name", "role", "created at"), rows)
 
 
 @app.command()

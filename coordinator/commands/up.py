@@ -12,11 +12,13 @@ import importlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -49,16 +51,21 @@ def run(data_dir: Path | None, *, host: str, port: int) -> None:
     """Run until told to end; raises StackError when something dies for good."""
     directory = (data_dir or Path(settings.load().data_dir)).absolute()
     own = application.configured(directory)
-    if not is_free(host, port):
-        raise StackError(f"Port {port} of {host} is in use: stop what listens there, or choose another with --port.")
     # The handler of a shell's background job may be to ignore.
     previous = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     console = notes()
     began = time.monotonic()
     try:
-        console.print(f"Starting Baleen in {directory} …", soft_wrap=True)
-        threading.Thread(target=_load, daemon=True).start()
-        with Stack(directory, services=_wanted(own)) as stack:
+        stack = Stack(directory, services=_wanted(own))
+        with _claimed(stack):
+            # Who starts the same twice learns that, and not that the port is taken.
+            if not is_free(host, port):
+                raise StackError(
+                    f"Port {port} of {host} is in use: stop what listens there, or choose another with --port."
+                )
+            console.print(f"Starting Baleen in {directory} …", soft_wrap=True)
+            threading.Thread(target=_load, daemon=True).start()
+            stack.start()
             up = _Up(stack, directory, _merged(own, stack.endpoints, host, port, directory), host, port)
             up.start()
             console.print(up.told(time.monotonic() - began), soft_wrap=True)
@@ -68,6 +75,15 @@ def run(data_dir: Path | None, *, host: str, port: int) -> None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _claimed(stack: Stack) -> Iterator[None]:
+    stack.claim()
+    try:
+        yield
+    finally:
+        stack.stop()
 
 
 def _load() -> None:
@@ -80,6 +96,8 @@ def _end(_: int, __: FrameType | None) -> None:
     # A second Ctrl-C must not cut the end short: children would be left to their guard.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # A handler may interrupt whoever writes to the same stream.
+    os.write(sys.stderr.fileno(), "Stopping …\n".encode())
     raise _Ended
 
 
@@ -152,26 +170,34 @@ class _Up:
         if self._stack.endpoints.kafka_log_cut:
             # The embedded broker was killed: events that it had acknowledged may be lost without a trace.
             with connect(url, name="baleen-up") as connection:
-                progress.record_cut(connection, EVENTS)
+                pods = progress.record_cut(connection, EVENTS)
+            if pods:
+                notes().print(
+                    "The embedded broker was killed in the last run, and events that it had acknowledged may be lost: "
+                    "every pod is reconciled by itself, and garbage collection is held until then.",
+                    soft_wrap=True,
+                )
         asyncio.run(self._make_token())
         self._publish()
         for name in self._makers:
             self._start(name)
+        # The worker and the scheduler have had the time that the API took to say what keeps them from working.
+        while (dead := self._stack.wait(0)) is not None:
+            self._go_on_after(dead)
 
     def watch(self) -> None:
         """Wait until something dies for good; what may be started again is."""
         while (dead := self._stack.wait()) is not None:
-            if dead.name not in self._makers:
-                raise StackError(f"{dead.name} died (status {dead.exit_status}); its log ends with:\n{dead.log_tail()}")
-            self._restart(dead)
+            self._go_on_after(dead)
 
     def told(self, seconds: float) -> str:
+        keys = "" if self._settings.s3_secret_key is None else f"   (its keys are in {self._directory / 'stack.json'})"
         return (
             f"Baleen is ready after {seconds:.1f} s.\n"
             f"  API       {self._settings.url}   (OpenAPI at /schema)\n"
             f"  token     {self._directory / 'token'}   (role operate; commands run here find it)\n"
             f"  S3        {self._settings.s3_endpoint_url or 'AWS'}, bucket {self._settings.s3_bucket}, "
-            f"root {self._settings.s3_root or '/'}\n"
+            f"root {self._settings.s3_root or '/'}{keys}\n"
             f"  Kafka     {self._settings.kafka_bootstrap}\n"
             f"  logs      {self._directory / 'logs'}\n"
             "Add a pod whose registry runs (else with --no-check) in another terminal, in this directory:\n"
@@ -183,16 +209,22 @@ class _Up:
         self._started[name] = time.monotonic()
         self._stack.add(self._makers[name]())
 
-    def _restart(self, dead: ManagedProcess) -> None:
+    def _go_on_after(self, dead: ManagedProcess) -> None:
+        """Start it again, or raise StackError if that is of no use."""
         name = dead.name
+        died = f"{name} died (status {dead.exit_status})"
+        tail = f"its log {dead.log_file} ends with:\n{dead.log_tail()}"
+        if name not in self._makers:
+            raise StackError(f"{died}; {tail}")
         well = time.monotonic() - self._started[name] > WELL_SECONDS
         self._failures[name] = 1 if well else self._failures.get(name, 0) + 1
-        why = f"{name} died (status {dead.exit_status}); its log ends with:\n{dead.log_tail()}"
         self._stack.remove(dead)
         if self._failures[name] > RESTARTS:
-            raise StackError(f"{why}\nIt was started again {RESTARTS} times, and is given up.")
+            raise StackError(f"{died} again and is given up after {RESTARTS} attempts to start it again; {tail}")
         pause = min(FIRST_PAUSE * 2 ** (self._failures[name] - 1), LONGEST_PAUSE)
-        notes().print(f"{why}\nIt is started again in {pause:.1f} s.", markup=False, soft_wrap=True)
+        again = f"It is started again in {pause:.1f} s."
+        told = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
+        notes().print(told, markup=False, soft_wrap=True)
         time.sleep(pause)
         self._start(name)
 

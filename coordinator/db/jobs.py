@@ -176,6 +176,7 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
         """
         WITH state AS (
             SELECT p.id, p.name, done.began_at,
+                   (SELECT min(first_seen) FROM sources o WHERE o.pod_id = p.id) AS heard_at,
                    (SELECT max(finished_at) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile') AS finished_at,
                    (SELECT count(*) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'failed'
                     AND j.id > coalesce(done.id, 0)) AS failures
@@ -189,7 +190,9 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
         ), needed AS (
             SELECT s.id, concat_ws('; ',
                 CASE WHEN s.began_at IS NULL THEN 'it was never reconciled'
-                     WHEN s.began_at < now() - %(every)s THEN 'the last reconcile is long ago' END,
+                     WHEN s.began_at < now() - %(every)s THEN 'the last reconcile is long ago'
+                     WHEN s.began_at < s.heard_at + %(bound)s AND s.heard_at + %(bound)s <= now()
+                     THEN 'what came before its first event was not looked for' END,
                 CASE WHEN EXISTS (SELECT FROM gaps g WHERE g.pod_id = s.id AND g.settled_at IS NULL)
                      THEN 'events may have been lost' END,
                 CASE WHEN EXISTS (SELECT FROM sources o WHERE o.pod_id = s.id AND o.retired_at IS NULL

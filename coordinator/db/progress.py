@@ -72,8 +72,11 @@ def move(connection: Connection[Any], partition: Partition, seen: Progress | Non
     return True
 
 
-def record_cut(connection: Connection[Any], topic: str) -> None:
-    """Record for every pod that a broker lost what it had acknowledged, without a trace of what it was."""
+def record_cut(connection: Connection[Any], topic: str) -> int:
+    """Record for every pod that a broker may have lost what it had acknowledged, without a trace of what it was.
+
+    Return how many pods have such a gap open now.
+    """
     connection.execute(
         """
         INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)
@@ -82,3 +85,7 @@ def record_cut(connection: Connection[Any], topic: str) -> None:
         """,
         (topic, GapReason.LOG_CUT, GapReason.LOG_CUT),
     )
+    row = connection.execute(
+        "SELECT count(DISTINCT pod_id) FROM gaps WHERE reason = %s AND settled_at IS NULL", (GapReason.LOG_CUT,)
+    ).fetchone()
+    return 0 if row is None else int(row[0])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from coordinator.db import sources
+from coordinator.db import locks, sources
 from coordinator.db.arrays import digests, integers
 from coordinator.db.jobs import Job
 from coordinator.db.locks import PODS_LOCK
@@ -59,12 +59,26 @@ def pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
     return None if row is None else ReconciledPod(row[0], PodMode(row[1]), Linker(row[2]), row[3])
 
 
-def repository_ids(connection: Connection[Any], names: Sequence[RepositoryName]) -> dict[RepositoryName, int]:
-    """Return the ids of those repositories that the table knows."""
-    found = connection.execute(
-        "SELECT r.name, r.id FROM unnest(%s::text[]) d (name) JOIN repositories r ON r.name = d.name", (list(names),)
-    )
-    return {RepositoryName(row[0]): row[1] for row in found}
+def repository_ids(
+    connection: Connection[Any], pod_id: int, names: Sequence[RepositoryName]
+) -> dict[RepositoryName, int]:
+    """Return the ids of repositories of the pod, which are made known if they were not."""
+    with connection.transaction():
+        locks.enter(connection)
+        connection.execute(
+            """
+            INSERT INTO repositories (name, pod_id)
+            SELECT d.name, %s FROM unnest(%s::text[]) d (name)
+            WHERE NOT EXISTS (SELECT FROM repositories r WHERE r.name = d.name) ORDER BY d.name
+            ON CONFLICT (name) DO NOTHING
+            """,
+            (pod_id, list(names)),
+        )
+        found = connection.execute(
+            "SELECT r.name, r.id FROM unnest(%s::text[]) d (name) JOIN repositories r ON r.name = d.name",
+            (list(names),),
+        )
+        return {RepositoryName(row[0]): row[1] for row in found}
 
 
 def mark_listed(connection: Connection[Any], job: Job, kind: LinkKind, repositories: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 A token is 256 random bits, so that one unsalted hash is enough and a stolen table gives no token away.
 """
 
+import datetime as dt
 import hashlib
 import re
 import secrets
@@ -26,7 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 class ApiToken(View, frozen=True, kw_only=True):
     name: str
     role: Role
-    created_at: str
+    created_at: dt.datetime
 
 
 class KnownToken(NamedTuple):
@@ -84,7 +85,7 @@ async def tokens(engine: AsyncEngine) -> list[ApiToken]:
             text("SELECT name, role, created_at FROM api_tokens ORDER BY name LIMIT :limit"),
             {"limit": TOKENS_LIMIT},
         )
-        return [ApiToken(name=row.name, role=row.role, created_at=row.created_at.isoformat()) for row in rows]
+        return [ApiToken(name=row.name, role=row.role, created_at=row.created_at) for row in rows]
 
 
 async def known(engine: AsyncEngine) -> dict[bytes, KnownToken]:

@@ -7,12 +7,13 @@ is thrown away with all that it holds, and another made at the next call.
 Not here: which records wait (db/lifecycle.py), making the topic (topics.py).
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError
 
 from coordinator.errors import UnavailableError
@@ -52,8 +53,7 @@ class LifecycleProducer:
         except (KafkaError, OSError) as error:
             self._discard()
             raise UnavailableError(
-                f"Kafka does not take records of {LIFECYCLE} ({type(error).__name__}): see that it runs, and that "
-                "`baleen topics create` was run."
+                f"Kafka does not take records of {LIFECYCLE} ({type(error).__name__}): see that it runs."
             ) from error
         except BaseException:
             self._discard()
@@ -64,11 +64,10 @@ class LifecycleProducer:
 
     def _connected(self) -> KafkaProducer:
         if self._client is None:
+            self._check_topic()
             self._client = KafkaProducer(
                 **self._arguments,
                 acks="all",
-                # A topic that is made by the way would have one partition, and forget too soon.
-                allow_auto_create_topics=False,
                 max_block_ms=round(self._timeout * 1000),
                 bootstrap_timeout_ms=round(self._timeout * 1000),
                 request_timeout_ms=round(self._timeout * 1000 / 2),
@@ -76,7 +75,22 @@ class LifecycleProducer:
             )
         return self._client
 
+    def _check_topic(self) -> None:
+        """Brokers make a topic that is asked for by its name, with one partition, and so that it forgets too soon."""
+        milliseconds = round(self._timeout * 1000)
+        admin = KafkaAdminClient(**self._arguments, request_timeout_ms=milliseconds, bootstrap_timeout_ms=milliseconds)
+        try:
+            there = LIFECYCLE in admin.list_topics()
+        finally:
+            admin.close()
+        if not there:
+            raise UnavailableError(f"Kafka has no topic {LIFECYCLE}: create it with `baleen topics create`.")
+
     def _discard(self) -> None:
         client, self._client = self._client, None
-        if client is not None:
+        if client is None:
+            return
+        with contextlib.suppress(KafkaError):
             client.close(timeout=0)
+        # While records wait, `close` gives up before it has ended the thread that would go on sending them.
+        client._sender.force_close()  # noqa: SLF001

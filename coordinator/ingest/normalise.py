@@ -103,7 +103,8 @@ class _Refused(Exception):  # noqa: N818 - never leaves this module
 def normalise(body: bytes, origin: Origin) -> list[Outcome]:
     """Return the outcome of each event in a body, in order."""
     if base_type(origin.content_type) not in CONTENT_TYPES:
-        detail = "The content type is not that of a notification: point only notifications here."
+        wanted = " or ".join(sorted(CONTENT_TYPES))
+        detail = f"The content type is {origin.content_type[:100]!r}, and a notification's is {wanted}."
         return [DeadLettered(dead_letter(origin, "content-type", detail, body))]
     return _normalise(body, origin)
 

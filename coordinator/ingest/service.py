@@ -139,11 +139,21 @@ class Ingest:
                 detail = f"The body is of {body.size} bytes, and {self._body_limit} are allowed."
                 outcomes: list[Outcome] = [DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))]
             else:
-                outcomes = normalise(body.data, origin)
+                outcomes = await self._normalised(body.data, pod, origin)
             written = await self._publish(outcomes)
         finally:
             held.release()
         return _receipt(pod, written, drained=body.drained)
+
+    async def _normalised(self, body: bytes, pod: KnownPod, origin: Origin) -> list[Outcome]:
+        outcomes = normalise(body, origin)
+        if not any(isinstance(each, DeadLettered) and each.letter.reason == "not-owned" for each in outcomes):
+            return outcomes
+        # It may have been given the prefix since it was looked up.
+        known = await self._directory.get(pod.name, fresh=True)
+        if known is None or origin.prefixes == frozenset(known.prefixes):
+            return outcomes
+        return normalise(body, origin._replace(prefixes=frozenset(known.prefixes)))
 
     async def _read(self, chunks: AsyncIterator[bytes], held: "_Held") -> _Body:
         parts: list[bytes] = []

@@ -65,7 +65,7 @@ class Ages(NamedTuple):
     uploads: timedelta
 
 
-class Heap:
+class Kind:
     """Things of one kind: how many, how large, and some of them. Safe to use from several threads."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Heap:
 
 
 class Report:
-    """What an audit has found so far. Each heap is a kind; see docs/OPERATING.md for what to do about which."""
+    """What an audit has found so far. docs/OPERATING.md says what to do about which kind."""
 
     def __init__(self) -> None:
         #: Of the table.
@@ -96,17 +96,17 @@ class Report:
         self.objects = 0
         self.bytes = 0
         #: Needed, and not stored. Those that a delete marker masks are among them.
-        self.missing = Heap()
-        self.masked = Heap()
+        self.missing = Kind()
+        self.masked = Kind()
         #: Were missing, and are stored; those off which a marker was taken are among them.
-        self.found_again = Heap()
-        self.mended = Heap()
-        self.wrong_size = Heap()
-        self.orphans = Heap()
-        self.recent = Heap()
-        self.odd_keys = Heap()
-        self.abandoned_uploads = Heap()
-        self.unfinished_uploads = Heap()
+        self.found_again = Kind()
+        self.mended = Kind()
+        self.wrong_size = Kind()
+        self.orphans = Kind()
+        self.recent = Kind()
+        self.odd_keys = Kind()
+        self.abandoned_uploads = Kind()
+        self.unfinished_uploads = Kind()
 
     @property
     def healthy(self) -> bool:
@@ -221,8 +221,8 @@ class Audit:
     def _tell_orphan(self, orphan: StoredBlob) -> None:
         modified_at = datetime.fromtimestamp(orphan.modified, UTC)
         old = modified_at <= self._began_at - self._ages.orphans
-        heap = self._report.orphans if old else self._report.recent
-        heap.add(orphan.size, digest=format_digest(orphan.digest), bytes=orphan.size, modified_at=modified_at)
+        kind = self._report.orphans if old else self._report.recent
+        kind.add(orphan.size, digest=format_digest(orphan.digest), bytes=orphan.size, modified_at=modified_at)
 
     def _tell_missing(self, blob: KnownBlob, versions: Sequence[ObjectVersion]) -> None:
         """Tell of a missing blob, and what of it the store still keeps; mend it if asked to and possible."""

@@ -176,28 +176,21 @@ class Comparison:
     def _compare_folders(self) -> None:
         folders, self._folders, self._links = self._folders, defaultdict(dict), 0
         for kind, repositories in folders.items():
-            ids = table.repository_ids(self._connection, list(repositories))
-            names = {number: name for name, number in ids.items()}
+            ids = self._ids(list(repositories))
             links = sorted(
                 Link(ids[name], listed.digest, listed.modified_at)
                 for name, found in repositories.items()
-                if name in ids
                 for listed in found
             )
-            self._compare(kind, names, links)
-            for name in repositories.keys() - ids.keys():
-                for listed in repositories[name]:
-                    self._find(kind, name, listed.digest, listed.modified_at)
+            self._compare(kind, {number: name for name, number in ids.items()}, links)
 
     def _compare_one(self, folder: LinkFolder, found: Iterable[Listed]) -> None:
-        ids = table.repository_ids(self._connection, [folder.repository])
-        if folder.repository not in ids:
-            for listed in found:
-                self._find(folder.kind, folder.repository, listed.digest, listed.modified_at)
-            return
-        number = ids[folder.repository]
+        number = self._ids([folder.repository])[folder.repository]
         links = (Link(number, listed.digest, listed.modified_at) for listed in found)
         self._compare(folder.kind, {number: folder.repository}, links)
+
+    def _ids(self, repositories: Sequence[RepositoryName]) -> dict[RepositoryName, int]:
+        return table.repository_ids(self._connection, self._scope.pod.id, repositories)
 
     def _compare(self, kind: LinkKind, names: dict[int, RepositoryName], links: Iterable[Link]) -> None:
         scope = self._scope

@@ -24,7 +24,7 @@ from coordinator.db import lifecycle
 from coordinator.db.connection import Connections
 from coordinator.domain.names import DIGEST_BYTES, Digest, format_digest
 from coordinator.errors import BaleenError, UnavailableError
-from coordinator.reconcile.audit import Heap, Progress, Tell
+from coordinator.reconcile.audit import Kind, Progress, Tell
 from coordinator.storage.layout import BLOBS, blob_key, parse_blob_key
 from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore, ObjectVersion, OpenObject
 
@@ -88,8 +88,8 @@ class Content:
     def __init__(self) -> None:
         self.blobs = 0
         self.bytes = 0
-        self.other_bytes = Heap()
-        self.unreadable = Heap()
+        self.other_bytes = Kind()
+        self.unreadable = Kind()
         #: The first digest that is not dealt with; None after the last.
         self.resume_from: Digest | None = None
 

@@ -8,6 +8,8 @@ Not here: what happens when the parent is killed (guard.py), which children ther
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -21,8 +23,9 @@ from coordinator.errors import StackError
 POLL_SECONDS = 0.02
 KILL_SECONDS = 5.0  # after SIGKILL only an uninterruptible system call keeps a process
 LOG_LIMIT_BYTES = 10 * 1024 * 1024  # one older log is kept beside it
-TAIL_BYTES = 4096
-TAIL_LINES = 12
+TAIL_BYTES = 8192
+TAIL_LINES = 5
+LINE_LENGTH = 200
 
 Probe = Callable[[], bool]
 
@@ -123,7 +126,7 @@ class ManagedProcess:
         return None if self._popen is None else self._popen.poll()
 
     def log_tail(self) -> str:
-        """The last lines that this run printed."""
+        """The last lines that this run printed, for people: short, and without what a machine needs."""
         try:
             with self.log_file.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -131,7 +134,7 @@ class ManagedProcess:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        return "\n".join(text.strip().splitlines()[-TAIL_LINES:])
+        return "\n".join(f"  {_readable(line)}" for line in text.strip().splitlines()[-TAIL_LINES:])
 
     def _serves(self) -> bool:
         if self.probe is None:
@@ -154,3 +157,16 @@ class ManagedProcess:
         self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT_BYTES:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
+
+
+def _readable(line: str) -> str:
+    """A line of a log; of a record in JSON what happened, and why."""
+    told = line
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            known = (record.get(name) for name in ("level", "event", "reason", "error"))
+            # Of a trace its last line, which is the error.
+            trace = str(record.get("exception", "")).strip().rpartition("\n")[2]
+            told = ": ".join(str(each) for each in (*known, trace) if each) or line
+    return told if len(told) <= LINE_LENGTH else f"{told[:LINE_LENGTH]}…"

@@ -82,10 +82,15 @@ class Stack:
         self._stopping = threading.Event()
         self.endpoints = StackEndpoints()
 
+    def claim(self) -> None:
+        """Make the directory ours until stop(), as start() does first; raises StackError if another run has it."""
+        if self._lock is None:
+            self._open_directory()
+
     def start(self) -> StackEndpoints:
         """Start everything; when one service fails, none is left running."""
         try:
-            self._open_directory()
+            self.claim()
             check_disk(self._directory)
             self._end_leftovers()
             assert self._lock is not None

@@ -94,7 +94,8 @@ class TrialStore(S3ObjectStore):
 
     def _erase(self, entries: list[_Entry]) -> int:
         for start in range(0, len(entries), LIST_LIMIT):
-            # By their versions also where none are kept: it is then called `null`, and no marker is left.
+            # By their versions also where none are kept: it is then called `null`, and no marker is left. (A marker of
+            # that name, which a bucket with suspended versioning makes, stays on SeaweedFS whatever one does.)
             names: Any = [{"Key": each.key, "VersionId": each.version} for each in entries[start : start + LIST_LIMIT]]
             with self._translated(entries[start].key):
                 answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": names, "Quiet": True})

@@ -20,6 +20,7 @@ CHANGING = (
     ("POST", "/v1/pods"),
     ("DELETE", "/v1/pods/nobody"),
     ("POST", "/v1/pods/nobody/token"),
+    ("POST", "/v1/pods/nobody/prefixes"),
     ("POST", "/v1/dead-letters/1/retry"),
     ("POST", "/v1/dead-letters/1/discard"),
 )
@@ -132,6 +133,42 @@ def test_refusals_are_problems(api: Served, method: str, path: str, status: int)
     assert problem["detail"]
     assert "Traceback" not in answer.text
     assert (answer.headers.get("allow") is not None) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "said"),
+    [
+        ("GET", "/v1/blobs/sha256:abc", None, "`digest` must be sha256: and 64 lower-case hex digits."),
+        ("GET", "/v1/blobs?sort=x", None, "`sort` must be one of first_seen, unreferenced_since, references."),
+        ("GET", "/v1/blobs?state=x", None, "`state` must be one of live, unreferenced, hidden, purged, missing."),
+        ("GET", "/v1/blobs?limit=5000", None, "`limit` must be a whole number from 1 to 1000."),
+        ("GET", "/v1/blobs?limit=ten", None, "`limit` must be a whole number from 1 to 1000."),
+        ("GET", "/v1/dead-letters?settled=perhaps", None, "`settled` must be true or false."),
+        ("POST", "/v1/dead-letters/1/discard", {"why": ""}, "`why` must be text of 1 to 1000 characters."),
+        ("POST", "/v1/dead-letters/1/discard", {}, "`why` is missing: it must be text of 1 to 1000 characters."),
+        ("POST", "/v1/pods/x/reconcile", {"why": ""}, "`why` must be text of 1 to 1000 characters."),
+        ("POST", "/v1/pods", {"name": "a", "prefixes": []}, "`prefixes` must be a list of 1 to 1000 items."),
+        ("POST", "/v1/pods", {"name": "a", "prefixes": ["a"], "mode": "x"}, "`mode` must be one of manifest, link."),
+        ("POST", "/v1/pods", {"name": "a", "prefixes": ["a"], "registries": ["no"]}, "such as http://10.0.0.7:5000."),
+        ("POST", "/v1/pods", {"nam": "a"}, "it takes name, prefixes, registries, mode, linker."),
+        ("POST", "/v1/pods", ["a"], "must be a JSON object: it takes name, prefixes"),
+        ("POST", "/v1/blobs/lookup", {"digests": ["x"]}, "Each of `digests` must be sha256: and 64"),
+        ("POST", "/v1/pods", {"name": "a", "prefixes": ["b", "b/c"]}, "name 'b' alone"),
+    ],
+)
+def test_a_refusal_says_what_is_allowed(api: Served, method: str, path: str, body: object, said: str) -> None:
+    """What does not fit is named, with what would, in a sentence and not in the words of a library."""
+    detail = api.ask(method, path, json=body).json()["detail"]
+    assert said in detail
+    assert "Expected" not in detail
+
+
+def test_what_is_refused_is_not_repeated(api: Served) -> None:
+    """What was sent may be a secret in the wrong place."""
+    for path, body in (("/v1/pods", {"name": "a", "prefixes": ["a"], "mode": "s3cr3t"}), ("/v1/pods", "s3cr3t")):
+        answer = api.ask("POST", path, json=body)
+        assert answer.status_code == 400
+        assert "s3cr3t" not in answer.text
 
 
 def test_unknown_parameters_are_named(api: Served) -> None:

@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
+from coordinator import bootstrap
 from coordinator.db.queries import repositories as repository_queries
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import ManifestKind
 from coordinator.ingest.topics import EVENTS
 from coordinator.stack.supervisor import StackEndpoints
+from coordinator.storage.layout import link_key
 from tests.api.harness import Facts, Served, dead_letter, served, settings_for, until
 
 ENVELOPE = "application/vnd.docker.distribution.events.v2+json"
+HEADERS = {"Content-Type": ENVELOPE}
 
 
 def shared_layers(facts: Facts) -> tuple[str, str]:
@@ -153,14 +158,95 @@ def test_retry_publishes_what_is_understood_now(api: Served, facts: Facts) -> No
     assert refused.status_code == 409
     assert "not-owned" in refused.json()["detail"]
     assert api.get(f"/v1/dead-letters/{number}").json()["settlement"] is None
-    api.db.execute(
-        "INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM pods WHERE name = %s", (f"{facts.mark}", pod)
-    )
+    prefixes = {"prefixes": [f"{facts.mark}/later"]}
+    assert api.ask("POST", f"/v1/pods/{pod}/prefixes", json=prefixes).status_code == 200
     done = api.ask("POST", f"/v1/dead-letters/{number}/retry")
     assert (done.status_code, done.json()) == (200, {"events": 1})
     assert api.get(f"/v1/dead-letters/{number}").json()["settlement"] == "retried"
     assert f"{pod}/{repository}" in published(api)
     assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 409
+
+
+def test_a_pod_is_given_prefixes(api: Served, facts: Facts) -> None:
+    """It owns them at once, also at ingest; what overlaps is refused, and GC is held until it has been compared."""
+    made = [
+        api.ask("POST", "/v1/pods", json={"name": f"{facts.mark}-{name}", "prefixes": [f"{facts.mark}/{name}"]}).json()
+        for name in ("one", "two")
+    ]
+    pod, path = made[0]["pod"], f"/v1/pods/{made[0]['pod']}/prefixes"
+
+    def ask(*prefixes: str) -> int:
+        return api.ask("POST", path, json={"prefixes": prefixes}).status_code
+
+    def posted() -> Any:
+        body = json.dumps({"events": [event(f"{facts.mark}/new/app")]})
+        return api.ask("POST", f"/v1/events/{pod}", made[0]["event_token"], content=body, headers=HEADERS).json()
+
+    until("ingest knows the pod", lambda: posted().get("dead_lettered") == 1, 3)
+    added = api.ask("POST", path, json={"prefixes": [f"{facts.mark}/new", f"{facts.mark}/one"]})
+    assert (added.status_code, added.json()["prefixes"]) == (200, [f"{facts.mark}/new", f"{facts.mark}/one"])
+    assert added.json()["gaps"]["open"] == 1
+    assert any("reconcile" in reason for reason in added.json()["held_by"])
+    until("ingest knows it", lambda: posted()["accepted"] == 1, 3)
+    assert ask(f"{facts.mark}/new") == 200
+    assert api.get(f"/v1/pods/{pod}").json()["gaps"]["open"] == 1
+    for overlapping in (f"{facts.mark}/two", f"{facts.mark}/two/below", facts.mark, f"{facts.mark}/one/below"):
+        assert ask(overlapping) == 409
+    assert ask(f"{facts.mark}/x", f"{facts.mark}/x/y") == 409
+    assert ask("Team") == 400
+    assert ask() == 400
+    assert len(api.get(f"/v1/pods/{pod}").json()["prefixes"]) == 2
+    assert api.ask("POST", "/v1/pods/nobody/prefixes", json={"prefixes": ["a"]}).status_code == 404
+
+
+def test_whose_links_are_elsewhere_is_given_prefixes_without_a_gap(api: Served, facts: Facts) -> None:
+    """No reconcile could settle a gap of such a pod."""
+    name = f"{facts.mark}-relay"
+    api.ask("POST", "/v1/pods", json={"name": name, "prefixes": [name], "linker": "relay"})
+    answer = api.ask("POST", f"/v1/pods/{name}/prefixes", json={"prefixes": [f"{name}-more"]})
+    assert answer.json()["gaps"]["open"] == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "linker", "stored", "status"),
+    [
+        ("manifest", "link", None, 204),
+        ("manifest", "link", LinkKind.LAYER, 204),
+        ("manifest", "link", LinkKind.REVISION, 409),
+        ("link", "link", LinkKind.LAYER, 409),
+        ("manifest", "relay", LinkKind.REVISION, 204),
+    ],
+)
+def test_a_pod_with_gaps_goes_if_storage_has_nothing_of_it(
+    api: Served, facts: Facts, mode: str, linker: str, stored: LinkKind | None, status: int
+) -> None:
+    """What was lost in a gap may be in storage, and would be forgotten with the pod: so it is looked for there."""
+    name = f"{facts.mark}-gaps"
+    body = {"name": name, "prefixes": [name], "mode": mode, "linker": linker}
+    assert api.ask("POST", "/v1/pods", json=body).is_success
+    api.db.execute(
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
+        " SELECT id, 'registry.events', -1, 'log-cut', 0 FROM pods WHERE name = %s",
+        (name,),
+    )
+    if stored is not None:
+        digest = Digest(bytes(32))
+        bootstrap.object_store(api.settings).put(link_key(RepositoryName(f"{name}/app"), stored, digest), b"a link")
+    answer = api.ask("DELETE", f"/v1/pods/{name}")
+    assert answer.status_code == status, answer.text
+    if status == 409:
+        assert "reconcile it first" in answer.json()["detail"]
+        assert api.get(f"/v1/pods/{name}").json()["gaps"]["open"] == 1
+
+
+def test_dead_letters_of_a_pod_that_is_not_there(api: Served, facts: Facts) -> None:
+    """A pod that is not registered is not found, unless it has left some, open or settled; then they are listed."""
+    assert api.get("/v1/dead-letters", pod=f"{facts.mark}-none").status_code == 404
+    assert api.get("/v1/dead-letters", pod=facts.pods[0]).json() == {"items": [], "next": None}
+    number = dead_letter(api.db, f"{facts.mark}-gone", "{}", "text/plain")
+    assert len(api.get("/v1/dead-letters", pod=f"{facts.mark}-gone").json()["items"]) == 1
+    api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test"})
+    assert api.get("/v1/dead-letters", pod=f"{facts.mark}-gone").json()["items"] == []
 
 
 def test_retry_of_a_record_publishes_it_as_it_is(api: Served, facts: Facts) -> None:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from coordinator.db.connection import Connections
+from coordinator.db.locks import FACTS_LOCK
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
 from coordinator.errors import UnavailableError
@@ -85,6 +86,13 @@ class World(Table):
         """(digest, change, references, links) of what waits, in order."""
         found = self.rows("SELECT digest, change, reference_count, link_count FROM lifecycle_outbox ORDER BY id")
         return [(f"sha256:{row[0].hex()}", *row[1:]) for row in found]
+
+    def writers_are_out(self) -> bool:
+        """Whether somebody keeps all writers of facts out now."""
+        with self.connect() as other:
+            row = other.execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (FACTS_LOCK,)).fetchone()
+        assert row is not None
+        return not row[0]
 
     def clear(self) -> None:
         """Forget all blobs, of others who used this database too."""

@@ -15,7 +15,7 @@ from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import UnavailableError
 from coordinator.reconcile import audit as audit_module
 from coordinator.reconcile import inventory
-from coordinator.reconcile.audit import Ages, Heap, Report
+from coordinator.reconcile.audit import Ages, Kind, Report
 from coordinator.reconcile.settle import NotHereError
 from coordinator.storage.layout import BLOBS, blob_key
 from coordinator.storage.port import ObjectInfo
@@ -98,9 +98,9 @@ def make(world: World, kind: str, digest: Digest, size: int) -> Made:
     return Made(digest, kind, size, known)
 
 
-def told(heap: Heap) -> dict[str, dict[str, object]]:
-    assert heap.count == len(heap.examples)
-    return {example["digest"]: example for example in heap.examples}
+def told(kind: Kind) -> dict[str, dict[str, object]]:
+    assert kind.count == len(kind.examples)
+    return {example["digest"]: example for example in kind.examples}
 
 
 def assert_tells(report: Report, made: list[Made], *, versioned: bool) -> None:
@@ -224,7 +224,7 @@ class Meddler:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if writers_are_out(self._world):
+            if self._world.writers_are_out():
                 return
             self._calls += 1
             for at, what, number in self._steps:
@@ -250,14 +250,6 @@ class Meddler:
             # As a garbage collection ends: what nobody needs is deleted.
             world.connection.execute("UPDATE blobs SET state = 3 WHERE digest = %s", (world.digest(name),))
             world.store.delete(world.key(name))
-
-
-def writers_are_out(world: World) -> bool:
-    row = world.connection.execute("SELECT pg_try_advisory_lock_shared(1651597926)").fetchone()
-    assert row is not None
-    if row[0]:
-        world.connection.execute("SELECT pg_advisory_unlock_shared(1651597926)")
-    return not row[0]
 
 
 @settings(max_examples=20, deadline=None, database=None)
@@ -328,6 +320,19 @@ def test_an_outage_in_the_middle(world: World) -> None:
             world.audit(Watched(world.store, lambda *_, left=left: next(left, away)()))
     assert set(states(world).values()) == {BlobState.LIVE}
     assert world.outbox() == []
+
+
+def test_one_folder_that_breaks_off(world: World) -> None:
+    """One listing of many that ends with an error ends the audit: figures of a part would say too little."""
+    world.needed(*(f"b{n}" for n in range(20)))
+    folder = world.key("b7").rpartition("/")[0].rpartition("/")[0] + "/"
+
+    def before(name: str, key: str) -> None:
+        if name == "walked" and key == folder:
+            away()
+
+    with pytest.raises(UnavailableError):
+        world.audit(Watched(world.store, before))
 
 
 def test_a_listing_that_is_not_whole(world: World) -> None:

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.db import sweep
-from coordinator.db.locks import FACTS_LOCK
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
 from coordinator.errors import UnavailableError
@@ -106,13 +105,6 @@ def test_another_bucket_is_not_a_loss(world: World) -> None:
     assert [world.state(name) for name in ("here", "lost")] == [LIVE, LIVE]
 
 
-def writers_are_out(world: World) -> bool:
-    with world.connect() as other:
-        row = other.execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (FACTS_LOCK,)).fetchone()
-    assert row is not None
-    return not row[0]
-
-
 def test_a_look_is_repeated_with_the_facts_locked(world: World) -> None:
     """What the first look did not find and the second does is not missing, and no writer comes between the two."""
     world.needed("here")
@@ -121,7 +113,7 @@ def test_a_look_is_repeated_with_the_facts_locked(world: World) -> None:
 
     def before(name: str, key: str) -> None:
         if name == "head" and key == world.key("late"):
-            alone.append(writers_are_out(world))
+            alone.append(world.writers_are_out())
             if alone[-1]:
                 world.put("late")
 
@@ -144,7 +136,7 @@ def test_a_push_waits_for_the_look(world: World) -> None:
         other.space = world.space
 
         def before(name: str, key: str) -> None:
-            if name == "head" and key == world.key("lost") and writers_are_out(world) and not pushing:
+            if name == "head" and key == world.key("lost") and world.writers_are_out() and not pushing:
                 push = other.link("b", "lost", 3)
                 pushing.append(threading.Thread(target=other.apply, args=(push,), kwargs={"partition": 1}))
                 pushing[0].start()

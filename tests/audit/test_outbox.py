@@ -158,10 +158,22 @@ def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     with pytest.raises(UnavailableError, match=LIFECYCLE):
         outbox.publish_waiting(world.connections, producer)
     broker.start()
+    with pytest.raises(UnavailableError, match="topics create"):
+        outbox.publish_waiting(world.connections, producer)
     ensure_topics(settings_of(broker))
     assert outbox.publish_waiting(world.connections, producer) == len(expected)
-    producer.close()
     assert len(list(records(broker, len(expected)))) == len(expected)
+    # Away while there is a connection.
+    world.presence.settle([world.digest("a")])
+    broker.kill()
+    with pytest.raises(UnavailableError, match=LIFECYCLE):
+        outbox.publish_waiting(world.connections, producer)
+    assert len(world.outbox()) == 1
+    broker.start()
+    ensure_topics(settings_of(broker))
+    assert outbox.publish_waiting(world.connections, producer) == 1
+    assert world.outbox() == []
+    producer.close()
 
 
 def records(broker: Broker, count: int) -> Iterator[object]:

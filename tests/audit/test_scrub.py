@@ -97,6 +97,7 @@ def test_it_goes_on_where_it_stopped(world: World, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UnavailableError, match="--from sha256:") as raised:
         scrub(world, Watched(world.store, before))
     stopped = parse_digest(str(raised.value).rpartition(" ")[2])
+    assert stopped > digests[0]
     assert {blob_key(digest) for digest in digests if digest < stopped} <= read
     rest: list[str] = []
     content = scrub(

@@ -1,10 +1,14 @@
 """Commands print what the API says, exit 0, 1 or 2, and err in one sentence."""
 
+import subprocess
+import sys
+
 import pytest
+import yaml
 
 from coordinator.domain.references import ManifestKind
 from tests.api.harness import READ, Facts, Served, dead_letter
-from tests.cli.conftest import Command, Done
+from tests.cli.conftest import Command, Done, program_environment
 from tests.pods.registries import running_model
 from tests.pods.sink import NotificationSink
 
@@ -119,6 +123,7 @@ def test_tokens(api: Served, baleen: Command) -> None:
     listed = baleen("tokens", "list", "--json")
     assert made["token"] not in listed.out
     assert ("ci.read", "read") in [(item["name"], item["role"]) for item in listed.json["items"]]
+    assert all(item["created_at"].endswith("Z") for item in listed.json["items"])
     assert "already" in errs(baleen("tokens", "create", "ci.read"), 1)
     errs(baleen("tokens", "create", "no good"), 2)
     assert baleen("tokens", "revoke", "ci.read").code == 0
@@ -175,7 +180,18 @@ def test_config_never_prints_a_secret(baleen: Command) -> None:
         (["pods", "list"], {"token": "wrong"}, 1, "not known"),
         (["pods", "add", "pod-x", "--prefix", "x"], {"token": READ}, 1, "operate"),
         (["pods", "list"], {"url": "http://127.0.0.1:9"}, 1, "baleen up"),
-        (["pods", "list"], {"url": "no url"}, 1, "BALEEN_URL"),
+        (["pods", "list"], {"url": "no url"}, 2, "BALEEN_URL"),
+        (["pods", "list"], {"token": ""}, 2, "BALEEN_TOKEN"),
+        (["pods", "list"], {"token": "two\nlines"}, 2, "BALEEN_TOKEN"),
+        (["dead-letters", "list", "--pod", "nobody"], {}, 1, "no pod nobody"),
+        (["dead-letters", "show", "one"], {}, 2, "'ID' must be a whole number (see `baleen dead-letters show --help`)"),
+        (["dead-letters", "show", "0"], {}, 2, "'ID' must be 1 or more"),
+        (["dead-letters", "discard", "1", "--why", ""], {}, 2, "`why` must be text of 1 to 1000 characters"),
+        (["tokens", "create", "x", "--role", "king"], {}, 2, "'read', 'operate'"),
+        (["pods", "add-prefix", "nobody", "x"], {}, 1, "no pod nobody"),
+        (["pods", "add-prefix", "nobody"], {}, 2, "PREFIX"),
+        (["pods", "config", "nobody"], {"s3_bucket": "b"}, 1, "no pod nobody"),
+        (["topics", "create"], {"kafka_bootstrap": "127.0.0.1:9"}, 1, "check BALEEN_KAFKA_BOOTSTRAP"),
         (["pods", "list"], {"nonsense": "1"}, 2, "BALEEN_NONSENSE"),
         (["config", "show"], {"safety_clock_skew": "soon"}, 2, "BALEEN_SAFETY_CLOCK_SKEW"),
         (["tokens", "list"], {"database_url": "mysql://x"}, 2, "BALEEN_DATABASE_URL"),
@@ -195,6 +211,7 @@ def test_errors_are_one_sentence(
     ("arguments", "setting"),
     [
         (["pods", "list"], "BALEEN_URL"),
+        (["status"], "BALEEN_URL"),
         (["tokens", "list"], "BALEEN_DATABASE_URL"),
         (["db", "migrate"], "BALEEN_DATABASE_URL"),
         (["check"], "BALEEN_DATABASE_URL"),
@@ -204,5 +221,87 @@ def test_errors_are_one_sentence(
     ],
 )
 def test_a_missing_setting_is_named(bare: Command, arguments: list[str], setting: str) -> None:
-    """Without a setting that it needs, a command exits 2 and names it."""
-    assert setting in errs(bare(*arguments), 2)
+    """Where nothing says where a service is, a command exits 1: it names the setting, and what else would do."""
+    said = errs(bare(*arguments), 1)
+    assert f"set {setting}" in said
+    assert "start `baleen up` in this directory" in said
+
+
+def test_ctrl_c_while_it_begins(bare: Command) -> None:
+    """Ctrl-C during the imports, which take their time, ends it as at any other time: one sentence and no trace."""
+    (bare.directory / "typer.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-c", "from coordinator.cli import main; main(['pods', 'list'])"],
+        cwd=bare.directory,
+        env=program_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "Interrupted.\n")
+
+
+def test_status(api: Served, baleen: Command, facts: Facts) -> None:
+    """`status` prints the API's answer, for programs and for people."""
+    told = baleen("status", "--json").json
+    assert told.keys() == api.get("/v1/status").json().keys()
+    printed = baleen("status").out
+    assert "caught up" in printed
+    assert f"pod {facts.pods[0]}: never reconciled" in printed
+
+
+def test_lists_go_on(api: Served, baleen: Command, facts: Facts) -> None:
+    """A list that was cut says where to go on, and goes on there."""
+    letters = [dead_letter(api.db, facts.pods[0], "{}", "text/plain") for _ in range(3)]
+    cut = baleen("dead-letters", "list", "--pod", facts.pods[0], "--limit", "2")
+    cursor = cut.err.split()[-1]
+    assert "--cursor" in cut.err
+    rest = baleen("dead-letters", "list", "--pod", facts.pods[0], "--cursor", cursor, "--json").json
+    assert [item["id"] for item in rest["items"]] == letters[2:]
+    first = baleen("pods", "list", "--limit", "1", "--json").json
+    rest = baleen("pods", "list", "--cursor", first["next"], "--json").json
+    assert first["items"][0]["name"] not in [item["name"] for item in rest["items"]]
+
+
+def test_a_pod_is_given_a_prefix(baleen: Command, facts: Facts) -> None:
+    """`pods add-prefix` says what the pod owns then."""
+    pod = facts.pods[0]
+    assert f"{facts.mark}/more" in baleen("pods", "add-prefix", pod, f"{facts.mark}/more").out
+    shown = baleen("pods", "add-prefix", pod, f"{facts.mark}/a", f"{facts.mark}/b", "--json").json
+    assert shown["prefixes"] == sorted([pod, *(f"{facts.mark}/{name}" for name in ("a", "b", "more"))])
+    assert "overlaps" in errs(baleen("pods", "add-prefix", pod, f"{pod}/below"), 1)
+
+
+def test_the_whole_configuration(baleen: Command, facts: Facts) -> None:
+    """`pods config` prints a file for the pod's registry: its secrets only where they are asked for and known."""
+    store = {
+        "s3_bucket": "shared", "s3_root": "root", "s3_endpoint_url": "http://127.0.0.1:8333", "s3_region": "eu-1",
+        "s3_access_key": "the-key", "s3_secret_key": "s3cr3t-key",
+    }  # fmt: skip
+    pod = facts.pods[0]
+    baleen("pods", "set-registries", pod, "--registry", "http://127.0.0.1:5001", "--no-check", "--json")
+    (baleen.directory / "token").write_text("the-token\n")
+    printed = baleen("pods", "config", pod, **store).out
+    assert "s3cr3t" not in printed
+    known = yaml.safe_load(printed)
+    assert known["storage"]["s3"] == {
+        "bucket": "shared", "rootdirectory": "/root", "region": "eu-1", "regionendpoint": "http://127.0.0.1:8333",
+        "secure": False, "accesskey": "the-key", "secretkey": "THE-PODS-SECRET-KEY",
+    }  # fmt: skip
+    assert "cache" not in known["storage"]
+    assert known["storage"]["delete"]["enabled"]
+    assert known["http"]["addr"] == "127.0.0.1:5001"
+    (endpoint,) = known["notifications"]["endpoints"]
+    assert endpoint["url"] == f"{baleen.environment['url']}/v1/events/{pod}"
+    assert "ignore" not in endpoint
+    whole = ("--with-secrets", "--token-file", "token")
+    asked = [yaml.safe_load(baleen("pods", "config", each, *whole, **store).out) for each in facts.pods]
+    assert asked[0]["storage"]["s3"]["secretkey"] == "s3cr3t-key"
+    assert asked[0]["notifications"]["endpoints"][0]["headers"]["Authorization"] == ["Bearer the-token"]
+    assert asked[0]["http"]["secret"] == asked[1]["http"]["secret"] != known["http"]["secret"]
+    pods_own = baleen("pods", "config", pod, *whole, **store, pod_access_key="own", pod_secret_key="s3cr3t-own").out
+    assert yaml.safe_load(pods_own)["storage"]["s3"]["secretkey"] == "s3cr3t-own"
+    (baleen.directory / "token").write_text("two\nlines\n")
+    assert "--token-file" in errs(baleen("pods", "config", pod, *whole, **store), 2)
+    assert "BALEEN_S3_BUCKET" in errs(baleen("pods", "config", pod), 1)

@@ -30,6 +30,10 @@ HERE, THERE = "10.0.0.1", "10.0.0.2"
 SILENCE = timedelta(seconds=60)
 
 
+async def nothing_stored(*_: object) -> bool:
+    return False
+
+
 class World:
     """One pod with an address of its registry, two partitions of events and one of dead letters."""
 
@@ -442,7 +446,7 @@ def test_a_pod_that_goes(world: World) -> None:
     world.hear(world.probe())
     nonce = world.probe()
     world.connection.execute("DELETE FROM pod_prefixes WHERE pod_id = %s", (world.pod,))
-    world.async_do(lambda engine: pods.remove(engine, PodName("pod-a")))
+    world.async_do(lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
     for name in ("sources", "watermarks", "endpoints", "probes"):
         assert world.table.rows(f"SELECT * FROM {name}") == []
     applied = world.apply(world.piece([world.echo(nonce, "late")]))
@@ -455,7 +459,7 @@ def test_a_pod_that_is_probed_while_it_goes(world: World) -> None:
     with world.table.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
             sources.insert_probe(other, world.pod, URL, HERE)
-            done = pool.submit(world.async_do, lambda engine: pods.remove(engine, PodName("pod-a")))
+            done = pool.submit(world.async_do, lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
             with world.table.connect() as watcher:
                 waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
                 while watcher.execute(waiting).fetchone() == (0,) and not done.done():

@@ -69,14 +69,14 @@ class Store(EmbeddedS3):
             config=Config(s3={"addressing_style": "path"}, proxies={}),
         )
 
-    def everything(self) -> set[tuple[str, str]]:
+    def everything(self, bucket: str = BUCKET) -> set[tuple[str, str]]:
         """Key and version of all that the bucket keeps, and unfinished uploads in parts."""
         client = self.client()
         found: set[tuple[str, str]] = set()
-        for page in client.get_paginator("list_object_versions").paginate(Bucket=BUCKET):
+        for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
             for entry in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
                 found.add((entry["Key"], entry["VersionId"]))
-        for entry in client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []):
+        for entry in client.list_multipart_uploads(Bucket=bucket).get("Uploads", []):
             found.add((entry["Key"], entry["UploadId"]))
         return {(key, version) for key, version in found if not key.endswith("/")}
 

@@ -56,8 +56,8 @@ def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[
         told: dict[str, Any] = json.loads(out)
         assert (told["pod"], told["proved"], told["not_taken_away"]) == (pod.name, False, [])
         assert [found["check"] for found in told["items"] if found["verdict"] != "proved"] == ["kafka-durable"]
-        table = command("doctor", pod.name)
-        out, err = table.communicate(timeout=DEADLINE_S)
+    table = command("doctor", pod.name)
+    out, err = table.communicate(timeout=DEADLINE_S)
     assert table.returncode == 1, err
     assert "no-descriptor-cache" in out.partition("\n\n")[0]
     assert "kafka-durable is refuted: " in out.partition("\n\n")[2]

@@ -46,6 +46,13 @@ def test_overlap(wanted: list[str]) -> None:
         check_prefixes([RepositoryName(name) for name in wanted], OWNERS)
 
 
+@pytest.mark.parametrize("wanted", [["new", "new/x"], ["new/x", "new"], ["new", "new"]])
+def test_overlap_within_a_request(wanted: list[str]) -> None:
+    """Of two that are asked for at once the one is named that owns both."""
+    with pytest.raises(ConflictError, match="name 'new' alone"):
+        check_prefixes([RepositoryName(name) for name in wanted], OWNERS)
+
+
 def test_no_overlap() -> None:
     """Names that merely begin alike do not overlap."""
     check_prefixes([RepositoryName(name) for name in ("teams", "tea", "other/dee", "other/deeper")], OWNERS)

@@ -48,6 +48,14 @@ def test_precedence(tmp_path: Path) -> None:
         ({}, "worker_batch = []"),
         ({}, "no_such = 1"),
         ({}, "s3_bucket = {a = 1}"),
+        ({"BALEEN_TOKEN": ""}, ""),
+        ({"BALEEN_TOKEN": "two\nlines"}, ""),
+        ({"BALEEN_URL": "foo"}, ""),
+        ({"BALEEN_URL": "http://[::1"}, ""),
+        ({"BALEEN_S3_ENDPOINT_URL": "127.0.0.1:8333"}, ""),
+        ({"BALEEN_S3_BUCKET": ""}, ""),
+        ({"BALEEN_KAFKA_BOOTSTRAP": "a b"}, ""),
+        ({"BALEEN_INGEST_MEMORY_LIMIT": "1048576"}, ""),
     ],
 )
 def test_errors_name_the_setting(tmp_path: Path, environ: dict[str, str], file: str) -> None:
@@ -57,6 +65,56 @@ def test_errors_name_the_setting(tmp_path: Path, environ: dict[str, str], file: 
     with pytest.raises(SettingsError, match=name) as refused:
         load(environ, tmp_path)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("log_level", "loud", "one of debug, info, warning, error"),
+        ("log_format", "xml", "one of auto, json, console"),
+        ("kafka_security_protocol", "TLS", "one of PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"),
+        ("kafka_sasl_mechanism", "GSSAPI", "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
+        ("worker_batch", "-5", "records from 1 to"),
+        ("worker_batch", "many", "records from 1 to"),
+        ("kafka_partitions", "0", "partitions from 1 to"),
+        ("worker_metrics_port", "99999", "from 0 to 65535"),
+        ("scheduler_metrics_port", "-1", "from 0 to 65535"),
+        ("ingest_body_limit", "8 MiB", "bytes from 1024 to 1073741824, such as 8388608"),
+        ("ingest_memory_limit", "0", "bytes from 1024"),
+        ("ingest_timeout", "0s", "ms, s, m, h or d, from 100ms to 10m, such as 5s"),
+        ("ingest_timeout", "5", "such as 5s"),
+        ("probe_every", "0s", "from 10ms to 1d, such as 10s"),
+        ("probe_silence", "400d", "from 10ms to 30d"),
+        ("reconcile_every", "0ms", "from 1s to 365d"),
+        ("kafka_retention", "0d", "from 1s to 3650d"),
+        ("safety_request_bound", "366d", "from 0ms to 365d"),
+        ("unsafe_times", "perhaps", "true or false"),
+        ("url", "127.0.0.1:8640", "http://"),
+    ],
+)
+def test_what_is_allowed_is_said(name: str, value: str, allowed: str) -> None:
+    """A value out of range, or no choice, is refused in one sentence that says what is allowed, and in which unit."""
+    with pytest.raises(SettingsError) as refused:
+        build({name: value})
+    said = str(refused.value)
+    assert f"BALEEN_{name.upper()} is malformed: write " in said
+    assert allowed in said
+    assert value not in said.partition("write")[0]
+
+
+def test_bounds_are_allowed() -> None:
+    """What is just at a bound is taken, and a choice in any case."""
+    made = build({"worker_batch": "1", "worker_metrics_port": "65535", "log_level": "WARNING", "probe_every": "10ms"})
+    assert (made.worker_batch, made.worker_metrics_port, made.log_level) == (1, 65535, "warning")
+    assert build({"kafka_sasl_mechanism": "scram-sha-512"}).kafka_sasl_mechanism == "SCRAM-SHA-512"
+
+
+def test_names_in_the_file_have_no_prefix(tmp_path: Path) -> None:
+    """A setting that the file names as the environment does is refused with the name that it has there."""
+    (tmp_path / "baleen.toml").write_text(f'BALEEN_TOKEN = "{SECRET}"')
+    with pytest.raises(SettingsError, match=r"no prefix: write token\.") as refused:
+        load({}, tmp_path)
+    assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"not toml", b"\xff\xfe", b"[a"])

@@ -133,6 +133,8 @@ def test_wrong_content_type(client: httpx.Client, tape: Tape, kind: str) -> None
     assert (answer.status_code, answer.json()["dead_lettered"]) == (202, 1)
     (record,) = tape.letters()
     assert (record.value["reason"], record.value.get("content_type", "")) == ("content-type", kind)
+    assert V1 in record.value["detail"]
+    assert V2 in record.value["detail"]
 
 
 @pytest.mark.parametrize("kind", [V1, V2, f"{V1}; charset=utf-8", V2.upper()])

@@ -12,21 +12,24 @@ from hypothesis import strategies as st
 from coordinator.domain.references import MANIFEST_KINDS
 from coordinator.ingest.normalise import (
     PAYLOAD_LIMIT,
+    REPORTS_LIMIT,
     Accepted,
     DeadLettered,
     Dropped,
     Origin,
     Outcome,
+    Reported,
     normalise,
     retry,
 )
-from schemas.records import RegistryEvent
+from schemas.records import RegistryEvent, RegistryWatermark
 from tests.ingest.harness import DIGEST, V1, envelope, event
 
 OCI = "application/vnd.oci.image.manifest.v1+json"
 NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 ORIGIN = Origin("pod-a", {"pod-a", "shared/a"}, NOW, V1)
 OTHER = "sha256:" + "cd" * 32
+NONCE = "0123456789abcdef" * 2
 
 
 def outcome_of(**changes: Any) -> Outcome:
@@ -104,6 +107,86 @@ def test_rename() -> None:
 def test_pull_is_dropped() -> None:
     """A pull says nothing that counts, of whichever repository."""
     assert outcome_of(action="pull", repository="pod-b/x") == Dropped("pull")
+
+
+def probed(agent: str = f"baleen-probe/{NONCE}", instance: Any = "i-1", **changes: Any) -> Outcome:
+    source = {} if instance is ... else {"instanceID": instance}
+    return outcome_of(action="pull", request={"method": "HEAD", "useragent": agent}, source=source, **changes)
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [f"baleen-probe/{NONCE}", f"python-httpx/1 baleen-probe/{NONCE} (x)", f"a,baleen-probe/{NONCE};b"],
+)
+def test_probe(agent: str) -> None:
+    """A probe's pull reports its nonce and its process, whoever owns the repository that was asked for."""
+    record = RegistryWatermark(action="watermark", pod="pod-a", source="i-1", nonce=NONCE)
+    assert probed(agent) == Reported(record)
+    assert probed(agent, repository="pod-b/x", mediaType=..., digest=...) == Reported(record)
+
+
+@pytest.mark.parametrize(
+    ("agent", "instance"),
+    [
+        ("", "i-1"),
+        ("baleen-probe/", "i-1"),
+        (f"baleen-probe/{NONCE[:-1]}", "i-1"),
+        (f"baleen-probe/{NONCE}0", "i-1"),
+        (f"baleen-probe/{NONCE.upper()}", "i-1"),
+        (f"xbaleen-probe/{NONCE}", "i-1"),
+        (f"baleen-probe/{NONCE}", ""),
+        (f"baleen-probe/{NONCE}", ...),
+        (f"baleen-probe/{NONCE}", "x" * 256),
+        (f"baleen-probe/{NONCE}", "a\0b"),
+    ],
+)
+def test_no_probe(agent: str, instance: Any) -> None:
+    """A pull that brings no nonce back, or whose process is not named, says nothing."""
+    assert probed(agent, instance) == Dropped("pull")
+
+
+@pytest.mark.parametrize("action", ["push", "mount", "delete"])
+def test_only_pulls_report(action: str) -> None:
+    """What a prober pushes counts as any push, and reports nothing."""
+    assert accepted(action=action, request={"useragent": f"baleen-probe/{NONCE}"}).source == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timestamp": 5},
+        {"id": ...},
+        {"repository": ...},
+        {"size": "5"},
+        {"source": 7},
+        {"references": 1},
+        {"target": 1},
+    ],
+)
+def test_a_malformed_pull_is_dropped(changes: dict[str, Any]) -> None:
+    """A pull is no dead letter, whatever is wrong with it: nothing that counts can be lost with it."""
+    posted = {name: value for name, value in (event(action="pull") | changes).items() if value is not ...}
+    assert normalise(envelope(posted), ORIGIN) == [Dropped("pull")]
+
+
+def test_many_probes_in_one_envelope() -> None:
+    """Of very many probes in one envelope only the last ones report."""
+    agents = [f"baleen-probe/{number:032x}" for number in range(100)]
+    source = {"instanceID": "i-1"}
+    posted = [event(action="pull", request={"useragent": agent}, source=source) for agent in agents]
+    outcomes = normalise(envelope(event(), *posted, event()), ORIGIN)
+    reported = [outcome.record.nonce for outcome in outcomes if isinstance(outcome, Reported)]
+    assert reported == [f"{number:032x}" for number in range(100 - REPORTS_LIMIT, 100)]
+    assert len(outcomes) == 102
+
+
+def test_a_probe_in_a_dead_letter() -> None:
+    """A probe that lay in a dead letter reports nothing when that is retried: it came back long ago."""
+    probe = event(action="pull", request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i"})
+    (outcome,) = normalise(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
+    assert isinstance(outcome, DeadLettered)
+    mended = msgspec.structs.replace(outcome.letter, content_type=V1)
+    assert [type(each) for each in retry(mended, {"pod-a"})] == [Accepted, Dropped]
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,13 @@ def ops(*kinds: str) -> st.SearchStrategy[Op]:
 
 CLIENTS = ("push", "push", "delete", "send", "crash")
 EVENTS = ("arrive", "arrive", "repeat", "settle")
-#: Between which answers of the store what happens: `walk` while it lists, `head` while links are looked up.
+#: Between which answers of the store what happens: while it lists, while links are looked up.
 INTERRUPTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("walk"), st.integers(0, 5), ops(*CLIENTS, "arrive")),
         st.tuples(st.just("head"), st.integers(0, 5), ops(*CLIENTS)),
+        # Between the look without the lock and the one that decides.
+        st.tuples(st.just("check"), st.integers(1, 3), ops(*CLIENTS, "arrive")),
     ),
     max_size=4,
 )
@@ -149,7 +151,7 @@ class History:
 
     @contextmanager
     def _interrupted(self, interruptions: list[tuple[str, int, Op]]) -> Iterator[None]:
-        seen = {"walk": 0, "head": 0}
+        seen = {"walk": 0, "head": 0, "check": 0}
         waiting: dict[tuple[str, int], list[Op]] = {}
         for call, number, op in interruptions:
             waiting.setdefault((call, number), []).append(op)

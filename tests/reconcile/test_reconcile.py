@@ -49,7 +49,8 @@ def test_lost_pushes_and_deletes(world: World) -> None:
         (world.name("app"), lost.digest),
         (world.name("other/deep"), lost.digest),
     }
-    assert (done.count("holdings_added"), done.count("holdings_removed")) == (2, 1)
+    changes = ("holdings_added", "holdings_removed", "still_linked")
+    assert [done.count(change) for change in changes] == [2, 1, 0]
     assert {(each["change"], each["repository"], each["digest"]) for each in done.progress["examples"]} == {
         ("holdings_added", world.name("app"), f"sha256:{lost.digest.hex()}"),
         ("holdings_added", world.name("other/deep"), f"sha256:{lost.digest.hex()}"),
@@ -352,6 +353,32 @@ def test_what_came_while_it_ran(world: World) -> None:
     world.reconcile()
     assert heads == [revision_link_key(world.name("app"), future.digest)]
     assert (world.name("app"), new.digest) in world.held()
+    world.sound()
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_push_between_the_look_and_the_lock(world: World, *, told: bool) -> None:
+    """What was gone when it was first looked up, and is pushed again before the lock is taken, stays (scenario 3)."""
+    image = world.image("m")
+    world.arrive(world.pushed("app", image, 1))
+    world.deleted("app", image.digest, 2)
+    pushes: list[ManifestPushed] = []
+    heads = 0
+
+    def push(call: str, _: str) -> None:
+        nonlocal heads
+        heads += call == "head"
+        if call == "check" and heads == 1 and not pushes:
+            pushes.append(world.pushed("app", image, 3))
+            if told:
+                world.arrive(*pushes)
+
+    world.bucket.interrupt = push
+    done = world.reconcile()
+    assert len(pushes) == 1
+    assert (heads, done.count("holdings_removed"), world.doubts()) == (2, 0, 0)
+    world.sound()
+    world.arrive(*pushes)
     world.sound()
 
 

@@ -83,6 +83,10 @@ class Registry:
     def kill(self) -> None:
         self._children.kill(self._process)
 
+    def terminate(self) -> None:
+        """Ask the process to end, and wait until it has."""
+        self._process.stop()
+
     def pause(self) -> None:
         """Stop the process where it is: it keeps its connections and says nothing."""
         os.kill(self._process.pid, signal.SIGSTOP)
@@ -138,10 +142,36 @@ class Baleen:
 
     # Pods and registries
 
-    def add_pod(self, name: str) -> Pod:
+    def add_pod(self, name: str, *, reconciled: bool = True) -> Pod:
+        """Register a pod; `reconciled` as if its first reconcile were done, so that none mends what a test breaks."""
         answer = self.api.post("/v1/pods", json={"name": name, "prefixes": [name]})
         assert answer.is_success, answer.text
+        if reconciled:
+            self.rows(
+                "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
+                " SELECT 'reconcile', id, 'a test', 'done', now(), now() FROM pods WHERE name = %s RETURNING id",
+                name,
+            )
         return Pod(name, answer.json()["event_token"])
+
+    def reconcile(self, pod: Pod) -> dict[str, Any]:
+        """Ask for a reconcile and wait until the scheduler has done it; return the job."""
+        answer = self.api.post(f"/v1/pods/{pod.name}/reconcile", json={"why": "a test"})
+        assert answer.is_success, answer.text
+        return self.reconciled(answer.json()["id"])
+
+    def reconciled(self, number: int) -> dict[str, Any]:
+        """Wait until a job is done, and return it."""
+        job: dict[str, Any] = {}
+
+        def ended() -> bool:
+            nonlocal job
+            job = self.api.get(f"/v1/jobs/{number}").json()
+            return job["state"] in {"done", "failed"}
+
+        eventually(ended, why=lambda: job)
+        assert job["state"] == "done", job
+        return job
 
     def list_registries(self, pod: Pod, *registries: Registry) -> None:
         """Say where the pod's registries are: they are probed from now on."""

@@ -101,6 +101,18 @@ dead_letter = some(
     },
     {"content_type": text},
 )
+registry_watermark = some(
+    {
+        "action": st.just("watermark"),
+        "pod": pods,
+        "source": st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+        "nonce": st.binary(min_size=16, max_size=16).map(bytes.hex),
+    },
+    {
+        "partitions": st.none() | st.integers(1, 10_000),
+        "letters_partition": st.none() | st.integers(0, 10_000),
+    },
+)
 blob_lifecycle = some(
     {
         "digest": digests,
@@ -140,6 +152,7 @@ notification = some(
 )
 RECORDS = {
     "registry.event/1": registry_event,
+    "registry.watermark/1": registry_watermark,
     "registry.dead-letter/1": dead_letter,
     "blob.lifecycle/1": blob_lifecycle,
     "registry.notification/1": notification,

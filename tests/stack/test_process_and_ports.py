@@ -59,6 +59,20 @@ def test_a_child_that_ends_early_shows_the_end_of_its_log(tmp_path: Path) -> Non
     assert "an older run" not in str(caught.value)
 
 
+def test_the_end_of_a_log_is_for_people(tmp_path: Path) -> None:
+    """It is a few short lines; of a record in JSON what happened and why, of a trace the error alone."""
+    record = '{"event": "it ends", "level": "error", "pid": 7, "exception": "Trace:\\n  f\\nOSError: no luck"}'
+    code = f"for n in range(50): print('line', n)\nprint('x' * 5000)\nprint({record!r})"
+    process = child(tmp_path, code, probe=lambda: False)
+    with pytest.raises(StackError):
+        process.start()
+    lines = process.log_tail().splitlines()
+    assert lines[-1].strip() == "error: it ends: OSError: no luck"
+    assert lines[-3].strip() == "line 49"
+    assert len(lines) <= 6
+    assert max(map(len, lines)) < 250
+
+
 def test_a_full_disk_is_named_as_such(tmp_path: Path) -> None:
     """When the child complains of a full disk, the error says so and where."""
     process = child(tmp_path, "raise OSError(28, 'No space left on device')", probe=lambda: False)

@@ -20,6 +20,11 @@ _OPEN_OF_POD = text(
 )
 _ALL = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE id > :after ORDER BY id LIMIT :limit")
 _ALL_OF_POD = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE pod = :pod AND id > :after ORDER BY id LIMIT :limit")
+_KNOWN = text("""
+SELECT EXISTS (SELECT FROM pods WHERE name = :pod)
+    OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NULL)
+    OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NOT NULL)
+""")
 _ONE = text(
     f"SELECT {_SUMMARY}, payload, origin_topic, origin_partition, origin_offset FROM dead_letters WHERE id = :id"
 )
@@ -33,7 +38,10 @@ async def dead_letters(
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> DeadLetterPage:
-    """Return a page of dead letters, the oldest first: the open ones, or with `settled` all of them."""
+    """Return a page of dead letters, the oldest first: the open ones, or with `settled` all of them.
+
+    Raises NotFoundError for a pod that is not registered and has none: one that is no more may have left some.
+    """
     after = paging.decode("dead-letters", cursor, int) or 0
     values: dict[str, Any] = {"after": after, "limit": limit}
     if pod is None:
@@ -42,6 +50,8 @@ async def dead_letters(
         statement, values["pod"] = _ALL_OF_POD if settled else _OPEN_OF_POD, pod
     async with reading(engine) as connection:
         rows = (await connection.execute(statement, values)).all()
+        if not rows and pod is not None and not await connection.scalar(_KNOWN, {"pod": pod}):
+            raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
     return DeadLetterPage(
         items=[DeadLetterSummary(**_summary(row)) for row in rows],
         next=paging.encode("dead-letters", rows[-1].id) if len(rows) == limit else None,

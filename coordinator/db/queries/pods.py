@@ -50,6 +50,8 @@ class Truth(NamedTuple):
     opened: Open
     mark: PodWatermark
     reconciled_at: dt.datetime | None
+    #: When its first event was applied. What was pushed before is known by a later reconcile only.
+    first_heard: dt.datetime | None = None
     #: When Kafka had what the last dead letter that was retried came to.
     retried_at: dt.datetime | None = None
     #: Of the last visit of a doctor.
@@ -64,6 +66,8 @@ class Truth(NamedTuple):
             told.append(
                 f"never reconciled: what it held before its first event is not known, `baleen pods reconcile {pod}`"
             )
+        elif self.first_heard is not None and self.reconciled_at < self.first_heard:
+            told.append("reconciled before its first event: what came in between is not known, a reconcile follows")
         if self.mark.waits_for:
             first, *others = self.mark.waits_for
             more = f" (and {len(others)} more: `baleen pods show {pod}`)" if others else ""
@@ -107,7 +111,8 @@ _RECONCILED = text("""
 SELECT p.name, (SELECT max(j.began_at) FROM jobs j
                 WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done') AS reconciled_at,
        (SELECT max(d.settled_at) FROM dead_letters d
-        WHERE d.pod = p.name AND d.settled_at IS NOT NULL AND d.settlement = 'retried') AS retried_at
+        WHERE d.pod = p.name AND d.settled_at IS NOT NULL AND d.settlement = 'retried') AS retried_at,
+       (SELECT min(s.first_seen) FROM sources s WHERE s.pod_id = p.id) AS first_heard
 FROM pods p
 """)
 
@@ -154,6 +159,7 @@ async def truths(connection: AsyncConnection, silence: dt.timedelta) -> dict[str
             opened.get(row.name, Open()),
             marks[row.name],
             row.reconciled_at,
+            row.first_heard,
             row.retried_at,
             examined.get(row.name, []),
             newer.get(row.name, 0),

@@ -24,7 +24,7 @@ def kafka_durable(visit: Visit) -> Finding:
         topic_id = inspector.state(EVENTS).topic_id
     if topic_id is None:
         part = refuted(
-            "", "the broker gives topics no ids, as Baleen's embedded one does: none of those that keep logs"
+            "", "the broker gives topics no ids: that is Baleen's embedded one, or an Apache Kafka before 2.8"
         )
         return finding(Check.KAFKA_DURABLE, [part], meaning=EMBEDDED, mend=APACHE)
     reports = verify_topics(settings)

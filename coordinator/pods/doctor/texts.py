@@ -6,6 +6,7 @@ Configuration is distribution's, the same in versions 2.8 and 3 where nothing el
 from typing import NamedTuple
 
 from coordinator.domain.findings import Check, Verdict
+from coordinator.pods import configuration
 
 
 class Texts(NamedTuple):
@@ -21,17 +22,10 @@ class Texts(NamedTuple):
         return self.proved if verdict is Verdict.PROVED else self.refuted
 
 
-_NOTIFICATIONS = """\
-In the configuration of each process of the registry, and restart it (`baleen pods rotate-token` prints it whole):
-notifications:
-  events: {includereferences: true}
-  endpoints:
-    - name: baleen
-      url: BALEEN_URL/v1/events/POD
-      headers: {Authorization: [Bearer TOKEN]}
-      timeout: 10s
-      threshold: 5
-      backoff: 1s"""
+_NOTIFICATIONS = (
+    "In the configuration of each process of the registry, and restart it (`baleen pods config POD` prints it whole):\n"
+    + configuration.notifications("BALEEN_URL/v1/events/POD", configuration.TOKEN)
+)
 
 TEXTS: dict[Check, Texts] = {
     Check.REGISTRY_ANSWERS: Texts(

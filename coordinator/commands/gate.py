@@ -1,0 +1,84 @@
+"""A road to a port of loopback that can be closed: to a registry behind it, Baleen is then away.
+
+Not here: what passes (any TCP), who is behind it (demo.py).
+"""
+
+import contextlib
+import socket
+import threading
+from typing import Self
+
+PIECE = 64 * 1024
+
+
+class Gate:
+    """Listens on a free port. `close` cuts what passes, and lets nothing pass until `open`."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._listener = socket.create_server((host, 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._closed = False
+        self._passing: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        # Wakes `accept`, which closing alone does not.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+
+    def open(self) -> None:
+        self._closed = False
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            passing, self._passing = self._passing, set()
+        for each in passing:
+            _end(each)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(self._target, timeout=5)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            with self._lock:
+                shut = self._closed
+                if not shut:
+                    self._passing |= {near, far}
+            if shut:
+                _end(near)
+                _end(far)
+                continue
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(PIECE):
+                target.sendall(piece)
+        with self._lock:
+            self._passing -= {source, target}
+        _end(source)
+        _end(target)
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

@@ -1,0 +1,93 @@
+"""The configuration of a registry that is a pod, in distribution's YAML, version 2.8 or 3.
+
+`notifications` is the section that goes with a pod's token, `whole` a file that a registry can be started with.
+Pulls are not ignored: a registry's answer to a probe is the pull that it tells of. There is no descriptor cache: one
+says for ever that a blob is there. What each line is for is in docs/REGISTRIES.md.
+Not here: whether a running registry is configured so (doctor/).
+"""
+
+import json
+from typing import NamedTuple
+
+from coordinator.domain.pods import RegistryUrl
+
+#: Instead of what is not told, or not known.
+KEY, SECRET, TOKEN = "THE-PODS-ACCESS-KEY", "THE-PODS-SECRET-KEY", "THE-PODS-TOKEN"
+HTTP_SECRET = "THE-SAME-FOR-ALL-PODS"  # noqa: S105 - says that it is none
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Store(NamedTuple):
+    """The shared layer, as a registry has to find it. Without an endpoint it is S3 of AWS."""
+
+    bucket: str
+    root: str
+    region: str
+    endpoint_url: str | None = None
+    access_key: str = KEY
+    secret_key: str = SECRET
+    #: The same for all pods, so that an upload that one began can be ended by another.
+    http_secret: str = HTTP_SECRET
+
+
+def notifications(url: str, token: str) -> str:
+    return f"""\
+notifications:
+  events:
+    includereferences: true
+  endpoints:
+    - name: baleen
+      url: {url}
+      headers:
+        Authorization: [Bearer {token}]
+      timeout: 10s
+      threshold: 5
+      backoff: 1s
+"""
+
+
+def whole(store: Store, listen: str, events_url: str, token: str = TOKEN) -> str:
+    endpoint = ""
+    if store.endpoint_url is not None:
+        endpoint = f"""\
+    regionendpoint: {_quoted(store.endpoint_url)}
+    secure: {str(store.endpoint_url.startswith("https:")).lower()}
+"""
+    return f"""\
+version: 0.1
+log:
+  level: info
+storage:
+  s3:
+    bucket: {_quoted(store.bucket)}
+    rootdirectory: {_quoted("/" + store.root.strip("/"))}
+    region: {_quoted(store.region)}
+{endpoint}\
+    accesskey: {_quoted(store.access_key)}
+    secretkey: {_quoted(store.secret_key)}
+  delete:
+    enabled: true
+  redirect:
+    disable: true
+  maintenance:
+    uploadpurging:
+      enabled: false
+http:
+  addr: {_quoted(listen)}
+  secret: {_quoted(store.http_secret)}
+  relativeurls: true
+{notifications(events_url, token)}"""
+
+
+def listening(registry: RegistryUrl | None) -> str:
+    """Where a registry of this URL listens: on loopback if that is its address, else on all."""
+    if registry is None:
+        return ":5000"
+    if registry.host in LOOPBACK:
+        return f"[{registry.host}]:{registry.port}" if ":" in registry.host else f"{registry.host}:{registry.port}"
+    return f":{registry.port}"
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is one of YAML.
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,98 @@
+"""What a visit does to buckets of each kind: what vanishes comes back, and what was made is gone without a trace."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from coordinator import bootstrap
+from coordinator.db import findings
+from coordinator.domain.findings import Verdict
+from coordinator.domain.names import parse_digest, parse_pod
+from coordinator.errors import UsageError
+from coordinator.pods.doctor.storage import versioned
+from coordinator.pods.doctor.visit import Visit
+from coordinator.storage.layout import blob_key, repository_prefix
+from tests.doctor.harness import Clinic
+from tests.doctor.store import POD
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module", params=[None, "Enabled", "Suspended"])
+def bucket(request: pytest.FixtureRequest, clinic: Clinic) -> str:
+    """A bucket by its versioning; one whose versions are suspended has an old one."""
+    name = f"kind-{request.param or 'plain'}".lower()
+    client = clinic.store.client()
+    client.create_bucket(Bucket=name)
+    for status in [] if request.param is None else ["Enabled", request.param]:
+        client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": status})
+    return name
+
+
+@pytest.fixture
+def visit(clinic: Clinic, bucket: str) -> Iterator[Visit]:
+    pod = clinic.admit(f"{bucket}-{next(_numbers)}")
+    settings = clinic.settings(s3_bucket=bucket)
+    with bootstrap.doctor(settings, parse_pod(pod.name)) as instruments:
+        with instruments.connections.use() as connection:
+            examined = findings.examined(connection, parse_pod(pod.name))
+        yield Visit(instruments, examined)
+
+
+def test_what_vanishes_comes_back(clinic: Clinic, bucket: str, visit: Visit) -> None:
+    """A blob is gone while it is to be, and its bytes are back after it; then nothing of it is left, in any version."""
+    blob = visit.scratch.layer()
+    store = visit.instruments.store
+    key = visit.scratch.put(blob)
+    visit.scratch.put(blob)
+    with visit.scratch.vanished(blob):
+        assert store.head(key) is None
+    assert store.get(key) == blob.content
+    with pytest.raises(ZeroDivisionError), visit.scratch.vanished(blob):
+        raise ZeroDivisionError
+    assert store.get(key) == blob.content
+    upload = f"{repository_prefix(visit.scratch.repository)}_uploads/1/data"
+    store.put(upload, b"left by an upload")
+    if bucket != "kind-suspended":
+        # There SeaweedFS would keep the marker for ever.
+        store.delete(upload)
+    clinic.store.client().create_multipart_upload(Bucket=bucket, Key=f"{store.root}{upload}")
+    assert visit.scratch.clean([], lambda: True) == []
+    assert clinic.store.everything(bucket) == set()
+
+
+def test_what_is_told_of_it(bucket: str, visit: Visit) -> None:
+    """Either kind of bucket will do, and it is said how blobs will be hidden in it."""
+    found = versioned(visit)
+    assert found.verdict is Verdict.PROVED
+    assert ("quarantine copies will be used" in found.meaning) == (bucket != "kind-enabled")
+    assert visit.scratch.clean([], lambda: True) == []
+
+
+def test_neighbours_stay(clinic: Clinic) -> None:
+    """Only the named object and the named folder go, and none whose name merely begins so."""
+    store = bootstrap.trial_store(clinic.settings())
+    digest = parse_digest(f"sha256:{'ab' * 32}")
+    kept = ["neighbours/a-b/x", "neighbours/ab", f"{blob_key(digest)}.tombstone"]
+    for key in ["neighbours/a/x", "neighbours/a/y/z", blob_key(digest), *kept]:
+        store.put(key, b"x")
+    with pytest.raises(UsageError):
+        store.erase_below("neighbours/a")
+    assert store.erase_below("neighbours/a/") == 2
+    assert store.erase([blob_key(digest)]) == 1
+    assert [store.head(key) is not None for key in kept] == [True, True, True]
+    assert store.erase_below("neighbours/") == 2
+    assert store.erase(kept[2:]) == 1
+
+
+def test_what_a_key_may(clinic: Clinic) -> None:
+    """A refusal is an answer, of one call and of a call for many; what the key may do is told too."""
+    settings = clinic.settings()
+    ours, key = bootstrap.trial_store(settings), bootstrap.trial_store(settings, POD.access, settings.pod_secret_key)
+    name = blob_key(parse_digest(f"sha256:{'cd' * 32}"))
+    assert key.attempt_put(name, b"x").allowed
+    tried = [key.attempt_delete(name), key.attempt_delete_many(name), key.attempt_versioning("Enabled")]
+    assert [each.is_forbidden for each in tried] == [True, True, True]
+    assert ours.attempt_delete_many(name).said == "done"
+    assert ours.erase([name]) == 2

@@ -1,0 +1,195 @@
+"""Probes that come back: where Kafka has their watermarks, and that these come after everything else."""
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import NotEnoughReplicasError
+from kafka import KafkaAdminClient
+
+from coordinator.errors import UnavailableError
+from coordinator.ingest.metrics import EVENTS as COUNTED
+from coordinator.ingest.normalise import Origin, normalise
+from coordinator.ingest.producer import EventProducer
+from coordinator.ingest.topics import EVENTS, ensure_topics
+from coordinator.settings import Settings, build
+from coordinator.stack.supervisor import Stack
+from tests.ingest.harness import V1, Tape, envelope, event
+
+PATH = "/v1/events/pod-a"
+PARTITIONS = 4
+NONCES = [f"{number:032x}" for number in range(10)]
+
+
+def probe(nonce: str = NONCES[0], **changes: Any) -> dict[str, Any]:
+    agent = {"useragent": f"baleen-probe/{nonce}", "method": "HEAD"}
+    return event(action="pull", request=agent, source={"instanceID": "i-1"}, **changes)
+
+
+def test_in_every_partition(client: httpx.Client, tape: Tape) -> None:
+    """A watermark stands once in each partition of events and in the pod's of dead letters, and says so."""
+    tape.rewind()
+    # A letter of the same pod, to know its partition.
+    answer = client.post(PATH, content=envelope(event(action="?"), probe()))
+    assert (answer.status_code, answer.json()) == (
+        202,
+        {"accepted": 0, "dropped": 0, "dead_lettered": 1, "reported": 1},
+    )
+    letter, copy = tape.letters()
+    assert letter.partition == copy.partition
+    copies = tape.events()
+    assert sorted(record.partition for record in copies) == list(range(PARTITIONS))
+    for record in (*copies, copy):
+        assert record.schema == "registry.watermark/1"
+        assert record.value == {
+            "action": "watermark",
+            "pod": "pod-a",
+            "source": "i-1",
+            "nonce": NONCES[0],
+            "partitions": PARTITIONS,
+            "letters_partition": letter.partition,
+        }
+
+
+def test_after_all_else(client: httpx.Client, tape: Tape) -> None:
+    """Whatever stands before or after a probe in an envelope, its watermark is the last in each partition."""
+    posted = [event(id=f"{n}", repository=f"pod-a/{n}") for n in range(20)]
+    posted[5] = probe()
+    posted[11] = event(action="?")
+    posted[12] = probe(NONCES[1])
+    counted = COUNTED.labels("pod-a", "reported", "pull")._value.get()
+    assert client.post(PATH, content=envelope(*posted)).json()["reported"] == 2
+    assert COUNTED.labels("pod-a", "reported", "pull")._value.get() == counted + 2
+    for number in range(PARTITIONS):
+        records = [record.value for record in tape.events() if record.partition == number]
+        assert [record.get("nonce") for record in records[-2:]] == [NONCES[0], NONCES[1]]
+        assert all("nonce" not in record for record in records[:-2])
+    assert [record.value.get("nonce") for record in tape.letters()] == [None, NONCES[0], NONCES[1]]
+
+
+def publishing(
+    settings: Settings, scenario: Callable[[EventProducer, list[Any]], Coroutine[Any, Any, None]], *posted: Any
+) -> None:
+    """Run a scenario with a producer that is connected, and the outcomes of an envelope."""
+
+    async def run() -> None:
+        producer = EventProducer(settings)
+        await producer.start()
+        await producer._any_client()
+        try:
+            origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V1)
+            await scenario(producer, list(normalise(envelope(*posted), origin)))
+        finally:
+            await producer.stop()
+
+    asyncio.run(run())
+
+
+def test_only_after_the_events_are_acknowledged(
+    settings: Settings, tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No copy of a watermark is handed to Kafka before everything else is acknowledged."""
+    handed: list[tuple[str, bool]] = []
+    pending: list[asyncio.Future[Any]] = []
+    send = AIOKafkaProducer.send
+
+    async def watched(self: AIOKafkaProducer, topic: str, value: bytes, **more: Any) -> Any:
+        handed.append((topic, b"watermark" in value))
+        if b"watermark" in value:
+            assert all(future.done() and future.exception() is None for future in pending)
+        future = await send(self, topic, value, **more)
+        if b"watermark" not in value:
+            pending.append(future)
+        return future
+
+    monkeypatch.setattr(AIOKafkaProducer, "send", watched)
+
+    async def scenario(producer: EventProducer, outcomes: list[Any]) -> None:
+        assert await producer.publish(outcomes) == outcomes
+
+    publishing(settings, scenario, event(), probe(), event(action="?"), event())
+    assert [each for _, each in handed] == [False] * 3 + [True] * (PARTITIONS + 1)
+    assert len(tape.events()) == 2 + PARTITIONS
+
+
+@pytest.mark.parametrize("failing", ["event", "watermark"])
+def test_a_failure_claims_nothing(
+    settings: Settings, tape: Tape, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Where an event or a copy of the watermark is not acknowledged, all of it is refused, to be sent again."""
+    send = AIOKafkaProducer.send
+    failed: list[bytes] = []
+
+    async def broken(self: AIOKafkaProducer, topic: str, value: bytes, **more: Any) -> Any:
+        is_watermark = b"watermark" in value
+        if not failed and is_watermark == (failing == "watermark") and more.get("partition") in {None, 2}:
+            failed.append(value)
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(NotEnoughReplicasError())
+            return future
+        return await send(self, topic, value, **more)
+
+    monkeypatch.setattr(AIOKafkaProducer, "send", broken)
+
+    async def scenario(producer: EventProducer, outcomes: list[Any]) -> None:
+        with pytest.raises(UnavailableError):
+            await producer.publish(outcomes)
+        assert await producer.publish(outcomes) == outcomes
+
+    publishing(settings, scenario, event(), probe())
+    assert failed
+    stored = [(record.partition, record.value["action"]) for record in tape.events()]
+    accepted = {at for at, action in stored if action == "push"}
+    # A watermark that was kept all the same is true: the event was acknowledged before it.
+    for number in accepted:
+        assert next(action for at, action in stored if at == number) == "push"
+    assert {at for at, action in stored if action == "watermark"} == set(range(PARTITIONS))
+    if failing == "event":
+        assert sum(action == "watermark" for _, action in stored) == PARTITIONS
+
+
+def test_partitions_that_were_added(tmp_path: Path) -> None:
+    """A watermark stands in all partitions that the brokers have now, also in those that a client never heard of."""
+    with Stack(tmp_path, services=("kafka",)) as stack:
+        bootstrap = stack.endpoints.kafka_bootstrap
+        assert bootstrap is not None
+        settings = build({"kafka_bootstrap": bootstrap, "kafka_partitions": 2})
+        ensure_topics(settings)
+
+        async def scenario(producer: EventProducer, outcomes: list[Any]) -> None:
+            await producer.publish(outcomes)
+            await asyncio.to_thread(add_partition, bootstrap)
+            await producer.publish(outcomes)
+
+        publishing(settings, scenario, probe())
+        with Tape(bootstrap) as tape:
+            tape.from_the_beginning()
+            stored = sorted((record.partition, record.value["partitions"]) for record in tape.events())
+            assert stored == [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+def add_partition(bootstrap: str) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        admin.create_partitions({EVENTS: 3})
+    finally:
+        admin.close()
+
+
+def test_captured_pulls_are_dropped(client: httpx.Client, tape: Tape) -> None:
+    """Another client's pulls leave nothing in Kafka."""
+    pull = event(action="pull", request={"useragent": "docker/27"}, source={"instanceID": "i-1"})
+    assert client.post(PATH, content=envelope(pull)).json() == {"accepted": 0, "dropped": 1, "dead_lettered": 0}
+    assert tape.count() == (0, 0)
+
+
+def test_accepted_events_keep_their_process(client: httpx.Client, tape: Tape) -> None:
+    """An event says which process sent it, so that its process is known before any probe."""
+    assert client.post(PATH, content=envelope(event(source={"instanceID": "i-7"}))).json()["accepted"] == 1
+    (record,) = tape.events()
+    assert record.value["source"] == "i-7"

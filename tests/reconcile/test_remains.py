@@ -1,0 +1,50 @@
+"""Whether a pod that is to be forgotten has anything in storage that counts."""
+
+import pytest
+
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.pods import PodMode
+from coordinator.errors import ConflictError, UnavailableError
+from coordinator.reconcile.remains import holds_anything
+from coordinator.storage.layout import link_key, repository_prefix
+from tests.reconcile.harness import Bucket
+
+TEAM, OTHER = RepositoryName("team"), RepositoryName("other")
+REVISION = link_key(RepositoryName("team/app"), LinkKind.REVISION, Digest(bytes(32)))
+LAYER = link_key(RepositoryName("team"), LinkKind.LAYER, Digest(bytes(32)))
+
+
+def test_only_links_that_count_are_anything() -> None:
+    """Manifests count in every pod, layer links only where links do; tags, uploads and other pods' links never."""
+    bucket = Bucket()
+    for key in (f"{repository_prefix(TEAM)}_uploads/1/startedat", f"{repository_prefix(RepositoryName('teams'))}x"):
+        bucket.put(key, b"")
+    bucket.put(link_key(RepositoryName("teams/app"), LinkKind.REVISION, Digest(bytes(32))), b"")
+    for mode in PodMode:
+        assert not holds_anything(bucket, [OTHER, TEAM], mode)
+    bucket.put(LAYER, b"")
+    assert not holds_anything(bucket, [OTHER, TEAM], PodMode.MANIFEST)
+    assert holds_anything(bucket, [OTHER, TEAM], PodMode.LINK)
+    bucket.put(REVISION, b"")
+    assert holds_anything(bucket, [OTHER, TEAM], PodMode.MANIFEST)
+    assert not holds_anything(bucket, [OTHER], PodMode.MANIFEST)
+
+
+def test_what_cannot_be_told_is_not_nothing() -> None:
+    """An outage is told as such, and so is more than one can look through."""
+    bucket = Bucket()
+    for number in range(4):
+        bucket.put(f"{repository_prefix(TEAM)}_uploads/{number}/data", b"")
+    assert not holds_anything(bucket, [TEAM], PodMode.MANIFEST, limit=4)
+    with pytest.raises(ConflictError, match="reconcile it first"):
+        holds_anything(bucket, [TEAM], PodMode.MANIFEST, limit=3)
+
+    def away(call: str, _: str) -> None:
+        if call == failing:
+            raise UnavailableError("away")
+
+    for failing in ("check", "walk"):
+        bucket.interrupt = away
+        with pytest.raises(UnavailableError):
+            holds_anything(bucket, [TEAM], PodMode.MANIFEST)
