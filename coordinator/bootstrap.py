@@ -127,6 +127,7 @@ def _bucket(settings: Settings) -> str:
 def doctor(settings: Settings, pod: "PodName", *, patience: float | None = None) -> "Iterator[Instruments]":
     """What a doctor works with, on one visit."""
     from coordinator.db import rows  # noqa: PLC0415
+    from coordinator.ingest.log import LogInspector  # noqa: PLC0415
     from coordinator.ingest.tail import EventTail  # noqa: PLC0415
     from coordinator.pods.doctor.visit import PATIENCE_S, Instruments  # noqa: PLC0415
 
@@ -135,13 +136,14 @@ def doctor(settings: Settings, pod: "PodName", *, patience: float | None = None)
         raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both, or neither.")
     connected = Connections(database_url(settings), name="baleen-doctor", prepare=rows.prepare)
     try:
-        with EventTail(settings, pod) as tail:
+        with LogInspector(settings) as inspector, EventTail(settings, inspector, pod) as tail:
             yield Instruments(
                 settings,
                 connected,
                 trial_store(settings),
                 None if secret is None else trial_store(settings, settings.pod_access_key, secret),
                 registry_credentials(settings),
+                inspector,
                 tail,
                 PATIENCE_S if patience is None else patience,
             )

@@ -8,7 +8,7 @@ Not here: the comparison (reconcile/audit.py), reading (reconcile/scrub.py).
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Examples of a kind that are printed for people; --json has more.
 SHOWN = 10
+
+_SHOWABLE = (str, int, datetime)
 
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)B?(?:/s)?")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -141,7 +143,7 @@ def _print(report: "Report | None", content: "Content | None") -> None:
             f"{report.objects:,} stored, {as_bytes(report.bytes)}."
         )
         found = [(name, meaning, todo, _kind(report, name)) for name, meaning, todo in _KINDS]
-        _print_kinds([(meaning, todo, kind) for _, meaning, todo, kind in found if kind.count])
+        _print_kinds([(meaning, todo, kind) for _, meaning, todo, kind in found if kind.count], report.masked)
         if report.healthy:
             typer.echo("Everything that is needed is stored.")
     if content is not None:
@@ -155,7 +157,7 @@ def _print(report: "Report | None", content: "Content | None") -> None:
             typer.echo("All of them have the bytes of their digest.")
 
 
-def _print_kinds(kinds: "list[tuple[str, str, Kind]]") -> None:
+def _print_kinds(kinds: "list[tuple[str, str, Kind]]", told_already: "Kind | None" = None) -> None:
     if not kinds:
         return
     print_table(
@@ -163,10 +165,13 @@ def _print_kinds(kinds: "list[tuple[str, str, Kind]]") -> None:
         [(meaning, f"{kind.count:,}", as_bytes(kind.bytes), todo or None) for meaning, todo, kind in kinds],
     )
     for meaning, _, kind in kinds:
+        if kind is told_already:
+            continue
         typer.echo(f"\n{meaning}:")
         for example in kind.examples[:SHOWN]:
             subject, *others = example.items()
-            told = [f"{name.replace('_', ' ')} {value}" for name, value in others if value is not None]
+            # Lists are for programs.
+            told = [f"{name.replace('_', ' ')} {value}" for name, value in others if isinstance(value, _SHOWABLE)]
             typer.echo(f"  {subject[1]}{'  ' if told else ''}{', '.join(told)}")
         if kind.count > SHOWN:
             typer.echo(f"  and {kind.count - SHOWN:,} more")

@@ -183,6 +183,8 @@ _REMOVE = (
     text("DELETE FROM renames WHERE pod_id = :pod"),
     text("DELETE FROM gaps WHERE pod_id = :pod"),
     text("DELETE FROM probes WHERE pod_id = :pod"),
+    # In the order in which the prober locks them (sources.py).
+    text("SELECT FROM endpoints WHERE pod_id = :pod ORDER BY pod_id, url, address FOR UPDATE"),
     text("DELETE FROM endpoints WHERE pod_id = :pod"),
     text("DELETE FROM sources WHERE pod_id = :pod"),
     text("DELETE FROM jobs WHERE pod_id = :pod"),

@@ -38,8 +38,9 @@ class Told(NamedTuple):
 class EventTail:
     """Reads one pod's records. What cannot be read is none of them."""
 
-    def __init__(self, settings: Settings, pod: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, settings: Settings, inspector: LogInspector, pod: str, timeout: float = TIMEOUT) -> None:
         self._settings = settings
+        self._inspector = inspector
         self._pod = pod
         self._key = f"{pod}/".encode()
         #: A watermark has no key, and names its pod.
@@ -57,8 +58,7 @@ class EventTail:
 
     def begin(self) -> None:
         """What is written after this is given by `poll`."""
-        with LogInspector(self._settings, self._timeout) as inspector:
-            ends = {number: offsets.latest for number, offsets in inspector.state(EVENTS).partitions.items()}
+        ends = {number: offsets.latest for number, offsets in self._inspector.state(EVENTS).partitions.items()}
         try:
             self._consumer = self._connected()
             self._consumer.assign([TopicPartition(EVENTS, number) for number in ends])

@@ -83,13 +83,13 @@ def new_store(request: pytest.FixtureRequest) -> NewStore:
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def database(new_database: NewDatabase) -> str:
     return new_database()
 
 
 @pytest.fixture
-def world(new_database: NewDatabase) -> Iterator[World]:
-    """A table and a store in memory that nobody else has."""
-    with World(new_database(), MemoryObjectStore()) as world:
+def world(database: str) -> Iterator[World]:
+    """An empty table, and a store in memory."""
+    with World(database, MemoryObjectStore()) as world:
         yield world

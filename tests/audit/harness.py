@@ -32,10 +32,17 @@ def body_of(name: str) -> bytes:
 
 
 class World(Table):
-    """A blob's digest is that of `body_of` its name, so that contents can be verified."""
+    """A blob's digest is that of `body_of` its name, so that contents can be verified.
 
-    def __init__(self, url: str, store: ObjectStore) -> None:
+    An audit is of the whole table, so it is emptied, unless this is a second view of one.
+    """
+
+    def __init__(self, url: str, store: ObjectStore, *, empty: bool = True) -> None:
         super().__init__(url)
+        if empty:
+            for table in ("repository_manifests", "repository_blobs", "manifests", "blobs", "removals"):
+                self.connection.execute(f"DELETE FROM {table}")
+            self.connection.execute("DELETE FROM lifecycle_outbox")
         self.store = store
         self.connections = Connections(url, name="audit-tests")
         self.presence = Presence(self.connections, store)
@@ -93,11 +100,6 @@ class World(Table):
             row = other.execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (FACTS_LOCK,)).fetchone()
         assert row is not None
         return not row[0]
-
-    def clear(self) -> None:
-        """Forget all blobs, of others who used this database too."""
-        for table in ("repository_manifests", "repository_blobs", "manifests", "blobs", "removals", "lifecycle_outbox"):
-            self.connection.execute(f"DELETE FROM {table}")
 
     def audit(self, store: ObjectStore | None = None, ages: Ages = AGES, *, mend: bool = False) -> Report:
         """Run an audit; its looks are at `store`, where that is given."""

@@ -19,7 +19,7 @@ from coordinator.reconcile.audit import Ages, Kind, Report
 from coordinator.reconcile.settle import NotHereError
 from coordinator.storage.layout import BLOBS, blob_key
 from coordinator.storage.port import ObjectInfo
-from tests.audit.conftest import NewDatabase, NewStore
+from tests.audit.conftest import NewStore
 from tests.audit.harness import AGES, Watched, World, away
 from tests.storage.memory import MemoryObjectStore
 
@@ -136,14 +136,8 @@ def states(world: World) -> dict[str, BlobState]:
     return {f"sha256:{row[0].hex()}": BlobState(row[1]) for row in world.rows("SELECT digest, state FROM blobs")}
 
 
-@pytest.fixture(scope="module")
-def shared(new_database: NewDatabase) -> str:
-    return new_database()
-
-
 def compare(world: World, kinds: list[str], seed: int, *, versioned: bool) -> None:
     rnd = random.Random(seed)
-    world.clear()
     # Digests that begin alike, and all over.
     digests = [
         bytes(rnd.choice((0, 0xAB, 0xFF, rnd.randrange(256))) for _ in range(2)) + rnd.randbytes(30) for _ in kinds
@@ -168,28 +162,27 @@ def compare(world: World, kinds: list[str], seed: int, *, versioned: bool) -> No
 
 @settings(max_examples=20, deadline=None, database=None)
 @given(kinds=st.lists(st.sampled_from(KINDS), max_size=40), seed=st.integers(0, 1000), versioned=st.booleans())
-def test_differences_are_told_exactly(shared: str, kinds: list[str], seed: int, versioned: bool) -> None:
+def test_differences_are_told_exactly(database: str, kinds: list[str], seed: int, versioned: bool) -> None:
     """However table and store differ, each difference is told as what it is, once, and nothing else is."""
-    with World(shared, MemoryObjectStore(versioned=versioned)) as world:
+    with World(database, MemoryObjectStore(versioned=versioned)) as world:
         compare(world, ["fine", *kinds], seed, versioned=versioned)
 
 
 @pytest.mark.parametrize("kind", ["s3", "s3-versioned"])
-def test_differences_on_a_real_store(shared: str, new_store: NewStore, kind: str) -> None:
+def test_differences_on_a_real_store(database: str, new_store: NewStore, kind: str) -> None:
     """The same on an S3 server, with and without versions."""
-    with World(shared, new_store(kind)) as world:
+    with World(database, new_store(kind)) as world:
         compare(world, [*KINDS, *KINDS], 1, versioned=kind == "s3-versioned")
 
 
-def test_many_of_a_kind(shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_of_a_kind(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples and what waits are bounded; counts are not, however small the steps are in which it goes on."""
     monkeypatch.setattr(audit_module, "EXAMPLES", 3)
     monkeypatch.setattr(audit_module, "BATCH", 2)
     monkeypatch.setattr(inventory, "BLOCK", 2)
     monkeypatch.setattr(inventory, "BLOCKS_WAITING", 1)
     rnd = random.Random(5)
-    with World(shared, MemoryObjectStore()) as world:
-        world.clear()
+    with World(database, MemoryObjectStore()) as world:
         for kind, count in (("fine", 30), ("lost", 11), ("orphan", 12)):
             for _ in range(count):
                 make(world, kind, Digest(rnd.randbytes(32)), 5)
@@ -255,12 +248,11 @@ class Meddler:
 @settings(max_examples=20, deadline=None, database=None)
 @given(steps=STEPS, there=st.sets(st.integers(0, 5)))
 def test_no_false_alarm_while_blobs_come_and_go(
-    shared: str, steps: list[tuple[int, str, int]], there: set[int]
+    database: str, steps: list[tuple[int, str, int]], there: set[int]
 ) -> None:
     """Whenever blobs are pushed, removed and collected meanwhile, only what is lost is missing (scenarios 2 and 5)."""
     store = MemoryObjectStore()
-    with World(shared, store) as world:
-        world.clear()
+    with World(database, store) as world:
         world.needed("here", *(f"moving{number}" for number in there))
         world.lost("lost", "also-lost")
         meddler = Meddler(world, steps)
@@ -401,10 +393,10 @@ def test_keys_that_are_no_blobs(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "s3"])
-def test_uploads_that_nobody_ended(new_database: NewDatabase, new_store: NewStore, kind: str) -> None:
+def test_uploads_that_nobody_ended(database: str, new_store: NewStore, kind: str) -> None:
     """Upload sessions and uploads in parts are told when they are old, of every repository; links are not."""
     store = new_store(kind)
-    with World(new_database(), store) as world:
+    with World(database, store) as world:
         world.needed("here")
         sessions = [f"{BASE}/repositories/{name}/_uploads/{n}-uuid/" for name in ("a", "a/b/c", "d") for n in range(2)]
         for prefix in sessions:
@@ -434,10 +426,10 @@ def test_uploads_that_nobody_ended(new_database: NewDatabase, new_store: NewStor
 
 
 @pytest.mark.parametrize("kind", ["memory-versioned", "s3-versioned"])
-def test_markers_are_taken_off(new_database: NewDatabase, new_store: NewStore, kind: str) -> None:
+def test_markers_are_taken_off(database: str, new_store: NewStore, kind: str) -> None:
     """With `mend` a needed blob below delete markers is served again if just its bytes lie there, and no other."""
     store = new_store(kind)
-    with World(new_database(), store) as world:
+    with World(database, store) as world:
         world.needed("here", "masked", "twice", "other-bytes", "overwritten", "hidden")
         world.store.put(world.key("other-bytes"), b"x" * len(world.body("other-bytes")))
         world.store.put(world.key("overwritten"), b"short")

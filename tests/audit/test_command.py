@@ -10,7 +10,7 @@ from coordinator import cli
 from coordinator.domain.lifecycle import BlobState
 from coordinator.storage.layout import BLOBS
 from coordinator.storage.s3 import S3ObjectStore
-from tests.audit.conftest import VERSIONED, NewDatabase
+from tests.audit.conftest import VERSIONED
 from tests.audit.harness import World
 from tests.cli.conftest import Done
 
@@ -18,10 +18,10 @@ UNKNOWN = f"sha256:{'0' * 64}"
 
 
 @pytest.fixture
-def stored(new_database: NewDatabase, s3_settings: dict[str, Any], tmp_path: Path) -> Iterator[World]:
+def stored(database: str, s3_settings: dict[str, Any], tmp_path: Path) -> Iterator[World]:
     """A table, and a root of its own in a bucket with versions."""
     store = S3ObjectStore(root=f"command/{tmp_path.name}", **(s3_settings | {"bucket": VERSIONED}))
-    with World(new_database(), store) as world:
+    with World(database, store) as world:
         yield world
 
 

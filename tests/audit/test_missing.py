@@ -14,7 +14,6 @@ from coordinator.errors import UnavailableError
 from coordinator.reconcile import presence as presence_module
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.settle import NotHereError
-from tests.audit.conftest import NewDatabase
 from tests.audit.harness import Watched, World, away
 from tests.storage.memory import MemoryObjectStore
 
@@ -132,7 +131,7 @@ def test_a_push_waits_for_the_look(world: World) -> None:
     world.needed("here")
     world.lost("lost")
     pushing: list[threading.Thread] = []
-    with World(world.url, world.store) as other:
+    with World(world.url, world.store, empty=False) as other:
         other.space = world.space
 
         def before(name: str, key: str) -> None:
@@ -179,11 +178,6 @@ STEPS = st.lists(
 )
 
 
-@pytest.fixture(scope="module")
-def shared(new_database: NewDatabase) -> str:
-    return new_database()
-
-
 def take(world: World, step: str, name: str, second: int) -> None:
     if step in {"push", "put"}:
         world.put(name)
@@ -203,10 +197,9 @@ def take(world: World, step: str, name: str, second: int) -> None:
 
 @settings(max_examples=25, deadline=None, database=None)
 @given(steps=STEPS)
-def test_whatever_happens_in_whatever_order(shared: str, steps: list[tuple[str, int]]) -> None:
+def test_whatever_happens_in_whatever_order(database: str, steps: list[tuple[str, int]]) -> None:
     """After a look at all blobs, missing is just what is needed and has no bytes; each change was told, in order."""
-    with World(shared, MemoryObjectStore()) as world:
-        world.connection.execute("DELETE FROM lifecycle_outbox")
+    with World(database, MemoryObjectStore()) as world:
         world.needed("here")
         names = [f"b{n}" for n in range(3)]
         digests = [world.digest(name) for name in names]

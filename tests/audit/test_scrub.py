@@ -13,7 +13,7 @@ from coordinator.reconcile import scrub as scrub_module
 from coordinator.reconcile.scrub import Content, Rate, Scrub, StoppedError
 from coordinator.storage.layout import BLOBS, blob_key
 from coordinator.storage.port import CHUNK_BYTES, ObjectStore, OpenObject
-from tests.audit.conftest import NewDatabase, NewStore
+from tests.audit.conftest import NewStore
 from tests.audit.harness import Watched, World, away
 from tests.storage.memory import MemoryObjectStore
 
@@ -27,9 +27,9 @@ def damage(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "memory-versioned", "s3", "s3-versioned"])
-def test_other_bytes_are_told(new_database: NewDatabase, new_store: NewStore, kind: str) -> None:
+def test_other_bytes_are_told(database: str, new_store: NewStore, kind: str) -> None:
     """Every stored blob is read, needed or not; those with other bytes are told, with a version that is whole."""
-    with World(new_database(), new_store(kind)) as world:
+    with World(database, new_store(kind)) as world:
         world.needed("one", "two", "bad", "worse")
         world.put("unknown")
         world.put("unknown-bad")

@@ -191,7 +191,6 @@ def test_config_never_prints_a_secret(baleen: Command) -> None:
         (["pods", "add-prefix", "nobody", "x"], {}, 1, "no pod nobody"),
         (["pods", "add-prefix", "nobody"], {}, 2, "PREFIX"),
         (["pods", "config", "nobody"], {"s3_bucket": "b"}, 1, "no pod nobody"),
-        (["topics", "create"], {"kafka_bootstrap": "127.0.0.1:9"}, 1, "check BALEEN_KAFKA_BOOTSTRAP"),
         (["pods", "list"], {"nonsense": "1"}, 2, "BALEEN_NONSENSE"),
         (["config", "show"], {"safety_clock_skew": "soon"}, 2, "BALEEN_SAFETY_CLOCK_SKEW"),
         (["tokens", "list"], {"database_url": "mysql://x"}, 2, "BALEEN_DATABASE_URL"),

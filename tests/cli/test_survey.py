@@ -161,4 +161,6 @@ def test_buckets(bare: Command, embedded_stack: StackEndpoints, directories: lis
 )
 def test_errors(bare: Command, directories: list[str], arguments: list[str], code: int, said: str) -> None:
     """What cannot be surveyed is refused in one sentence that says what was expected."""
-    assert said.format(one=directories[0]) in errs(bare("survey", *(each.format(one=directories[0]) for each in arguments)), code)
+    assert said.format(one=directories[0]) in errs(
+        bare("survey", *(each.format(one=directories[0]) for each in arguments)), code
+    )

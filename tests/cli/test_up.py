@@ -88,6 +88,8 @@ def test_up(data_dir: Path) -> None:
 
         taken = Command(data_dir, {})("up", "--data-dir", "other", "--port", str(port))
         assert (taken.code, "--port" in taken.err) == (1, True)
+        again = Command(data_dir, {})("up", "--data-dir", "data", "--port", str(port))
+        assert (again.code, f"in use by process {up.pid}" in again.err) == (1, True)
 
         for words in (("workers",), ("api",)):
             before = until(f"{words} runs", lambda words=words: child(up, *words))
@@ -96,6 +98,7 @@ def test_up(data_dir: Path) -> None:
         until("it is ready again", lambda: ready(port), SECONDS)
         up.send_signal(signal.SIGINT)
         assert up.wait(SECONDS) == 0
+    assert (data_dir / "up.log").read_text().endswith("Stopping …\nStopped.\n")
     assert not (data_dir / "data" / "stack.json").exists()
 
     with running(data_dir, port) as up:
@@ -114,6 +117,48 @@ def test_up_ends_when_a_service_dies(data_dir: Path) -> None:
     said = (data_dir / "up.log").read_text()
     assert "PostgreSQL died" in said
     assert "Traceback" not in said
+
+
+def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
+    """The next run says that events may be lost, and the gaps are settled by a reconcile that nobody asked for."""
+    port = free_port()
+    beside = Command(data_dir, {"data_dir": "data"})
+    with running(data_dir, port) as up:
+        beside("pods", "add", "pod-a", "--prefix", "pod-a", "--json")
+        broker = until("the broker runs", lambda: named(up, "noida-db"))
+        os.kill(broker.pid, signal.SIGKILL)
+        assert up.wait(SECONDS) == 1
+    assert "every pod is reconciled" not in (data_dir / "up.log").read_text()
+    with running(data_dir, port):
+        assert (data_dir / "up.log").read_text().count("every pod is reconciled by itself") == 1
+
+        def settled() -> bool:
+            pod = beside("pods", "show", "pod-a", "--json").json
+            return bool(pod["gaps"]["open"] == 0 and pod["reconciled_at"])
+
+        until("the gap is settled", settled, SECONDS)
+
+
+def test_up_ends_when_a_child_cannot_begin(data_dir: Path) -> None:
+    """A worker that dies again and again is told of each time, and ends everything with exit 1 and its last words."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "coordinator.cli", "up", "--data-dir", "data", "--port", str(free_port())],
+            cwd=data_dir,
+            env=program_environment({"worker_metrics_port": number}),
+            capture_output=True,
+            text=True,
+            timeout=2 * SECONDS,
+            check=False,
+        )
+    assert done.returncode == 1, done
+    assert done.stderr.count("It is started again in") == 5
+    last = done.stderr.partition("given up")[2]
+    assert "Address already in use" in last
+    assert len(done.stderr.splitlines()) < 40
 
 
 def command_lines(process: subprocess.Popen[bytes]) -> list[str]:

@@ -7,6 +7,7 @@ Not here: what must hold (test_*.py).
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ class Clinic:
                 "S3_ROOT": ROOT,
                 "S3_ACCESS_KEY": BALEEN.access,
                 "S3_SECRET_KEY": BALEEN.secret,
+                # The pods are not here for the prober, and most of them are away.
+                "PROBE_EVERY": "10s",
             }
             baleen = Baleen(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
             with baleen.api:
@@ -122,6 +125,20 @@ class Clinic:
         answer = self.baleen.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": urls})
         assert answer.is_success, answer.text
         return list(urls)
+
+    def let_tell(self, pod: Pod, instance: str) -> None:
+        """Post an event that changes nothing, as another process of the pod's registry."""
+        event = {"id": instance, "timestamp": dt.datetime.now(dt.UTC).isoformat(), "action": "delete"}
+        target = {"repository": f"{pod.name}/app", "tag": "v1"}
+
+        def posted() -> bool:
+            try:
+                self.baleen.post(pod, event | {"target": target, "source": {"instanceID": instance}})
+            except AssertionError:  # ingest may not know a new pod for a second
+                return False
+            return True
+
+        eventually(posted)
 
     @property
     def data_dir(self) -> Path:

@@ -8,6 +8,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from coordinator.domain.findings import Finding, Verdict
+from coordinator.ingest.log import LogInspector
 from coordinator.ingest.topics import EVENTS, ensure_topics
 from coordinator.pods.doctor.kafka import kafka_durable
 from coordinator.settings import Settings, build
@@ -16,7 +17,9 @@ pytestmark = pytest.mark.kafka
 
 
 def examined(settings: Settings) -> Finding:
-    return kafka_durable(cast("Any", SimpleNamespace(instruments=SimpleNamespace(settings=settings))))
+    with LogInspector(settings) as inspector:
+        instruments = SimpleNamespace(settings=settings, inspector=inspector)
+        return kafka_durable(cast("Any", SimpleNamespace(instruments=instruments)))
 
 
 def test_apache_kafka(apache_kafka: str) -> None:

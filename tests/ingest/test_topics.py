@@ -9,6 +9,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from coordinator.errors import NotFoundError, UnavailableError
+from coordinator.ingest import topics
 from coordinator.ingest.connection import client_arguments
 from coordinator.ingest.log import LogInspector, Offsets, fingerprint_of
 from coordinator.ingest.topics import EVENTS, ensure_topics, safe_replication, topic_specs
@@ -160,6 +161,13 @@ def test_kafka_away() -> None:
         for ask in (lambda: inspector.state("t"), lambda: inspector.fingerprint("t", 0, 0)):
             with pytest.raises(UnavailableError):
                 ask()
+
+
+def test_topics_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a broker no topic is made, and one is told what to look at."""
+    monkeypatch.setattr(topics, "TIMEOUT_MS", 200)
+    with pytest.raises(UnavailableError, match="start it, or check BALEEN_KAFKA_BOOTSTRAP"):
+        ensure_topics(build({"kafka_bootstrap": "127.0.0.1:9"}))
 
 
 def test_fingerprint_covers_all_of_a_record() -> None:

@@ -404,6 +404,7 @@ def test_stopping_and_going_on(world: World, monkeypatch: pytest.MonkeyPatch) ->
 def test_taken_over_in_the_middle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that was thought dead writes no part as done; the other one ends the job, and the table is right."""
     monkeypatch.setattr(plan, "PARTS", 4)
+    monkeypatch.setattr(reconcile, "PARTS_AT_ONCE", 1)
     for n in range(8):
         world.pushed(f"r{n % 4}", world.image(f"m{n}"), n)
     job = world.ask()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from coordinator.domain.findings import Check, Finding
-from coordinator.ingest.log import LogInspector
 from coordinator.ingest.topics import EVENTS, TopicReport, verify_topics
 from coordinator.pods.doctor.verdicts import Part, finding, proved, refuted, unproved
 from coordinator.pods.doctor.visit import Visit
@@ -19,15 +18,12 @@ APACHE = (
 
 def kafka_durable(visit: Visit) -> Finding:
     """Look at the topics' configuration, and at whether the broker would show that a log was replaced."""
-    settings = visit.instruments.settings
-    with LogInspector(settings) as inspector:
-        topic_id = inspector.state(EVENTS).topic_id
-    if topic_id is None:
+    if visit.instruments.inspector.state(EVENTS).topic_id is None:
         part = refuted(
             "", "the broker gives topics no ids: that is Baleen's embedded one, or an Apache Kafka before 2.8"
         )
         return finding(Check.KAFKA_DURABLE, [part], meaning=EMBEDDED, mend=APACHE)
-    reports = verify_topics(settings)
+    reports = verify_topics(visit.instruments.settings)
     return finding(Check.KAFKA_DURABLE, [kept(report) for report in reports], mend=mend(reports))
 
 

@@ -18,7 +18,8 @@ from coordinator.db.connection import Connections
 from coordinator.db.findings import ExaminedPod
 from coordinator.domain.names import parse_digest
 from coordinator.domain.pods import Linker, parse_registry
-from coordinator.errors import UnavailableError
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.ingest.log import LogInspector
 from coordinator.ingest.tail import EventTail, Told
 from coordinator.ingest.topics import EVENTS
 from coordinator.pods.addresses import Resolve, is_address, resolve
@@ -52,6 +53,7 @@ class Instruments(NamedTuple):
     #: With that of the pod's registry, if it is given.
     pod_store: TrialStore | None
     credentials: Credentials | None
+    inspector: LogInspector
     tail: EventTail
     patience: float = PATIENCE_S
     resolve: Resolve = resolve
@@ -154,7 +156,11 @@ class Visit:
 
     def clean(self) -> list[str]:
         """Take away what was tried; return in sentences what could not be."""
-        return self.scratch.clean([place.client for place in self.places], self._is_quiet)
+        try:
+            clients = [place.client for place in self.places]
+        except BaleenError:
+            clients = []  # then nothing was pushed either
+        return self.scratch.clean(clients, self._is_quiet)
 
     def close(self) -> None:
         for client in self._clients:

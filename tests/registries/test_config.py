@@ -1,0 +1,62 @@
+"""The file that `baleen pods config` prints is one with which a registry is a pod."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coordinator.pods.images import make_image
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.stack import distribution
+from coordinator.stack.children import Children
+from coordinator.stack.ports import Ports
+from coordinator.stack.process import ManagedProcess
+from tests.cli.conftest import program_environment
+from tests.registries.harness import HOST, Baleen, eventually
+
+
+@pytest.mark.registry
+def test_a_registry_with_the_printed_configuration(baleen: Baleen, tmp_path: Path) -> None:
+    """With it and nothing else the program stores in the shared layer, tells of a push, and proves how far it told."""
+    pod = baleen.add_pod("printed")
+    port = Ports(tmp_path / "ports.json", HOST).take("registry")
+    url = f"http://{HOST}:{port}"
+    assert baleen.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": [url]}).is_success
+    file = tmp_path / "registry.yml"
+    printed = subprocess.run(
+        [sys.executable, "-m", "coordinator.cli", "pods", "config", pod.name, "--with-secrets", "--token-file", "-"],
+        input=f"{pod.token}\n",
+        cwd=tmp_path,
+        env=program_environment({"data_dir": baleen.settings.data_dir}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    file.write_text(printed.stdout)
+    found = distribution.available()
+    assert found is not None
+    process = ManagedProcess(
+        name="The registry",
+        argv=[found, "serve", file],
+        log_file=tmp_path / "registry.log",
+        env={"PATH": str(Path(shutil.which("env") or "/usr/bin/env").parent)},
+    )
+    image = make_image("printed")
+    with Children() as children, RegistryClient(url, timeout=20) as client:
+        children.start(process)
+
+        def answers() -> bool:
+            try:
+                client.ping()
+            except Exception:  # noqa: BLE001 - it is not there yet
+                return False
+            return True
+
+        eventually(answers, why=process.log_tail)
+        client.push_image(f"{pod.name}/app", image, "v1")
+        eventually(lambda: baleen.holds(f"{pod.name}/app", image.digest), why=process.log_tail)
+        eventually(lambda: baleen.pod(pod)["watermark"] is not None, why=lambda: baleen.pod(pod)["waits_for"])
+    baleen.agree()
