@@ -8,9 +8,10 @@ Not here: what an event means (coordinator/ingest/normalise.py).
 """
 
 import datetime as dt
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 #: Content types of distribution 2.x and 3.x. Both carry the same shape.
 CONTENT_TYPES = frozenset(
@@ -72,7 +73,8 @@ class Source(msgspec.Struct, frozen=True, rename={"instance_id": "instanceID"}):
 
 class Event(msgspec.Struct, frozen=True):
     id: str
-    timestamp: dt.datetime
+    #: With a zone; one without is refused by whoever reads it (coordinator/ingest/normalise.py).
+    timestamp: Annotated[dt.datetime, Meta(extra_json_schema={"format": "date-time"})]
     action: str
     target: Target
     request: Request = Request()
