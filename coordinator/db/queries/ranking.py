@@ -38,12 +38,20 @@ class Ranked(NamedTuple):
     counted_at: dt.datetime | None
 
 
+class _Kept(NamedTuple):
+    """A ranking; times are the event loop's, in seconds."""
+
+    read_at: float
+    cost: float
+    rows: Sequence[Row[Any]]
+
+
 class Ranking:
     """The memory of one process: a ranking for each state that was asked for, and one for all."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._kept: dict[int | None, tuple[float, Sequence[Row[Any]]]] = {}
+        self._kept: dict[int | None, _Kept] = {}
         self._reading = asyncio.Lock()
 
     async def page(self, state: int | None, minimum: int, after: Key | None, limit: int) -> Ranked:
@@ -58,13 +66,13 @@ class Ranking:
         clock = asyncio.get_running_loop().time
         # One reads, whoever waits finds what was read.
         async with self._reading:
-            until, rows = self._kept.get(state, (0.0, ()))
-            if until < clock():
-                began = clock()
+            kept = self._kept.get(state)
+            began = clock()
+            if kept is None or began - kept.read_at >= max(KEPT_SECONDS, COST_FACTOR * kept.cost):
                 async with reading(self._engine) as connection:
                     rows = (await connection.execute(_TOP, {"state": state, "ranked": RANKED})).all()
-                self._kept[state] = (clock() + max(KEPT_SECONDS, COST_FACTOR * (clock() - began)), rows)
-            return rows
+                kept = self._kept[state] = _Kept(clock(), clock() - began, rows)
+            return kept.rows
 
 
 def _order(row: Row[Any]) -> tuple[int, int]:
