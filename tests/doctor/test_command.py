@@ -75,7 +75,12 @@ def test_when_it_is_ended(
     before = clinic.everything()
     with clinic.models(pod, model(wrap=telling_nothing)):
         running = command("doctor", pod.name, "--wait", "50s")
-        eventually(lambda: any("/baleen-doctor-" in key for key, _ in clinic.store.everything()))
+        # The image is there whole: no request of the registry is under way, whose write could land after the end.
+        eventually(
+            lambda: any(
+                "/baleen-doctor-" in key and "_manifests/revisions/" in key for key, _ in clinic.store.everything()
+            )
+        )
         running.send_signal(number)
         _, err = running.communicate(timeout=DEADLINE_S)
         assert running.returncode != 0
