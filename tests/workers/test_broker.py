@@ -148,7 +148,8 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
         eventually(found, why="equality")
     finally:
         runs[-1].stop()
-    assert set(table.gaps()) >= set(gap_for_each_pod(REPLACED, 5))
+    # Where the worker stood when it noticed depends on what it had read of the new log by then.
+    assert {(gap[0], gap[3]) for gap in table.gaps()} >= {(pod, REPLACED) for pod in PODS}
 
 
 def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
