@@ -9,9 +9,10 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from coordinator.domain.findings import Finding, Verdict
 from coordinator.ingest.log import LogInspector
-from coordinator.ingest.topics import EVENTS, ensure_topics
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, LIFECYCLE, ensure_topics
 from coordinator.pods.doctor.kafka import kafka_durable
 from coordinator.settings import Settings, build
+from tests.workers.harness import eventually
 
 pytestmark = pytest.mark.kafka
 
@@ -35,5 +36,8 @@ def test_apache_kafka(apache_kafka: str) -> None:
         assert found.verdict is Verdict.REFUTED
         assert f"--add-config {name}=false" in found.mend
     finally:
-        admin.delete_topics([EVENTS])
+        # Other tests on this broker make topics of their own kind.
+        topics = [EVENTS, DEAD_LETTERS, LIFECYCLE]
+        admin.delete_topics(topics)
+        eventually(lambda: not set(topics) & set(admin.list_topics()))
         admin.close()
