@@ -16,6 +16,7 @@ import pytest
 from coordinator.stack import guard as guarding
 from coordinator.stack.supervisor import Stack, StackEndpoints
 from tests.services.apache_kafka import ApacheKafka
+from tests.services.databases import Databases
 
 
 @pytest.fixture
@@ -34,6 +35,13 @@ def embedded_stack() -> Iterator[StackEndpoints]:
     """PostgreSQL, S3 and the embedded broker."""
     with temporary_directory() as directory, Stack(directory) as stack:
         yield stack.endpoints
+
+
+@pytest.fixture(scope="session")
+def databases(embedded_stack: StackEndpoints) -> Databases:
+    """Makes a database for each who asks."""
+    assert embedded_stack.database_url is not None
+    return Databases(embedded_stack.database_url)
 
 
 @pytest.fixture(scope="session")

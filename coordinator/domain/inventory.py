@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.merge import paired
 from coordinator.domain.names import Digest
 
 
@@ -77,17 +78,6 @@ def doubts(known: TableBlob | None, stored: StoredBlob | None) -> list[Doubt]:
 
 def differing(table: Iterable[TableBlob], storage: Iterable[StoredBlob]) -> Iterator[Pair]:
     """Give the digests about which there is a doubt."""
-    rows, objects = iter(table), iter(storage)
-    row, item = next(rows, None), next(objects, None)
-    while row is not None or item is not None:
-        if row is None or (item is not None and item.digest < row.digest):
-            yield Pair(None, item)
-            item = next(objects, None)
-        elif item is None or row.digest < item.digest:
-            if doubts(row, None):
-                yield Pair(row, None)
-            row = next(rows, None)
-        else:
-            if doubts(row, item):
-                yield Pair(row, item)
-            row, item = next(rows, None), next(objects, None)
+    for row, item in paired(table, storage, lambda blob: blob.digest):
+        if doubts(row, item):
+            yield Pair(row, item)

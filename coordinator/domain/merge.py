@@ -6,12 +6,15 @@ anything changes, so that disorder costs time and nothing else.
 Pure, and nothing is remembered but one item of each stream.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from coordinator.domain.names import Digest
+
+Left = TypeVar("Left")
+Right = TypeVar("Right")
 
 
 class LinkKind(IntEnum):
@@ -43,16 +46,30 @@ class Known(NamedTuple):
 
 def differences(listed: Iterable[Link], known: Iterable[Known]) -> Iterator[Link | Known]:
     """Give the links that are not known, and what is known, old, and not listed."""
-    links, rows = iter(listed), iter(known)
-    link, row = next(links, None), next(rows, None)
-    while link is not None or row is not None:
-        if row is None or (link is not None and link[:2] < row[:2]):
+    for link, row in paired(listed, known, lambda item: item[:2]):
+        if row is None:
             assert link is not None
             yield link
-            link = next(links, None)
-        elif link is None or row[:2] < link[:2]:
-            if row.old:
-                yield row
-            row = next(rows, None)
+        elif link is None and row.old:
+            yield row
+
+
+def paired(
+    left: Iterable[Left], right: Iterable[Right], key: Callable[[Left | Right], Any]
+) -> Iterator[tuple[Left | None, Right | None]]:
+    """Give what two streams that are sorted by `key` have under each, None where one of them has nothing.
+
+    What stands out of order is given alone, though the other stream has it, too.
+    """
+    lefts, rights = iter(left), iter(right)
+    one, other = next(lefts, None), next(rights, None)
+    while one is not None or other is not None:
+        if other is None or (one is not None and key(one) < key(other)):
+            yield one, None
+            one = next(lefts, None)
+        elif one is None or key(other) < key(one):
+            yield None, other
+            other = next(rights, None)
         else:
-            link, row = next(links, None), next(rows, None)
+            yield one, other
+            one, other = next(lefts, None), next(rights, None)

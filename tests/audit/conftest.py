@@ -1,61 +1,29 @@
-"""PostgreSQL and S3 once for all tests of the audit; a database and a root in the bucket for each test."""
+"""A database for all tests of the audit, and a root in a bucket for each."""
 
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import boto3
-import psycopg
 import pytest
-from psycopg import sql
-from sqlalchemy.engine import make_url
 
-from coordinator.db import migrate
-from coordinator.stack.supervisor import Stack, StackEndpoints
+from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.port import ObjectStore
 from coordinator.storage.s3 import S3ObjectStore
 from tests.audit.harness import World
-from tests.conftest import temporary_directory
+from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
 
 VERSIONED = "audit-versioned"
 _numbers = itertools.count(1)
 
-NewDatabase = Callable[[], str]
 NewStore = Callable[[str], ObjectStore]
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[StackEndpoints]:
-    with temporary_directory() as directory, Stack(directory, services=("postgres",)) as stack:
-        yield stack.endpoints
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[StackEndpoints]:
-    with temporary_directory() as directory, Stack(directory, services=("s3",)) as stack:
-        yield stack.endpoints
-
-
-@pytest.fixture(scope="session")
-def new_database(postgres: StackEndpoints) -> NewDatabase:
-    """Makes a migrated database of its own for each call."""
-    server = postgres.database_url
-    assert server is not None
-
-    def named(name: str, template: str) -> str:
-        with psycopg.connect(server, autocommit=True) as connection:
-            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        return make_url(server).set(database=name).render_as_string(hide_password=False)
-
-    migrate.upgrade(named("audit_template", "template0"))
-    return lambda: named(f"audit_{next(_numbers)}", "audit_template")
-
-
-@pytest.fixture(scope="session")
-def s3_settings(s3: StackEndpoints) -> dict[str, Any]:
+def s3_settings(embedded_stack: StackEndpoints) -> dict[str, Any]:
     """Where the S3 server is; it has a bucket with versions, too."""
+    s3 = embedded_stack
     keys = {"access_key": s3.s3_access_key, "secret_key": s3.s3_secret_key}
     client = boto3.client(
         "s3",
@@ -84,8 +52,8 @@ def new_store(request: pytest.FixtureRequest) -> NewStore:
 
 
 @pytest.fixture(scope="session")
-def database(new_database: NewDatabase) -> str:
-    return new_database()
+def database(databases: Databases) -> str:
+    return databases.migrated()
 
 
 @pytest.fixture

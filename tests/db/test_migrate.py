@@ -12,7 +12,7 @@ from coordinator.db import migrate
 from coordinator.db.engine import sync_engine
 from coordinator.db.models import Base
 from coordinator.errors import UnavailableError
-from tests.db.conftest import NewDatabase
+from tests.services.databases import Databases
 
 #: What autogenerate cannot compare: constraints other than foreign keys and unique ones, and options of indexes.
 DEFINITIONS = """
@@ -39,9 +39,9 @@ def tables(url: str) -> set[str]:
         return {row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
 
 
-def test_migrations_make_the_models(new_database: NewDatabase) -> None:
+def test_migrations_make_the_models(databases: Databases) -> None:
     """Every table, column, constraint and index of the migrated database is as the models make it."""
-    migrated, made = new_database(None), new_database(None)
+    migrated, made = databases.empty(), databases.empty()
     migrate.upgrade(migrated)
     engine = sync_engine(migrated)
     with engine.connect() as connection:
@@ -55,9 +55,9 @@ def test_migrations_make_the_models(new_database: NewDatabase) -> None:
     assert "blobs uq_blobs_digest EXCLUDE USING hash (digest WITH =)" in definitions(migrated)
 
 
-def test_again_changes_nothing(new_database: NewDatabase) -> None:
+def test_again_changes_nothing(databases: Databases) -> None:
     """A database that is up to date stays as it is, rows and all."""
-    url = new_database(None)
+    url = databases.empty()
     migrate.upgrade(url)
     before = definitions(url)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -67,9 +67,9 @@ def test_again_changes_nothing(new_database: NewDatabase) -> None:
     assert definitions(url) == before
 
 
-def test_two_at_once(new_database: NewDatabase) -> None:
+def test_two_at_once(databases: Databases) -> None:
     """Of two migrations that begin together, one waits for the other, and both end well."""
-    url = new_database(None)
+    url = databases.empty()
     together = threading.Barrier(2)
 
     def upgrade() -> None:
@@ -82,9 +82,9 @@ def test_two_at_once(new_database: NewDatabase) -> None:
     assert "blobs" in tables(url)
 
 
-def test_gives_up_waiting_for_a_lock(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gives_up_waiting_for_a_lock(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
     """A migration that cannot get a lock in time says so, and leaves nothing behind."""
-    url = new_database(None)
+    url = databases.empty()
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "300ms")
     with psycopg.connect(url) as other:
         # Whoever makes a table of this name waits for the one that made it first.

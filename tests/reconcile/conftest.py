@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import psycopg
 import pytest
-from psycopg import sql
-from sqlalchemy.engine import make_url
 
-from coordinator.db import migrate
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.reconcile.harness import World
+from tests.services.databases import Databases
 
 _numbers = itertools.count(1)
 
-NewDatabase = Callable[[], str]
-
-
-@pytest.fixture(scope="session")
-def new_database(embedded_stack: StackEndpoints) -> NewDatabase:
-    """Makes a migrated database of its own for each call."""
-    server = embedded_stack.database_url
-    assert server is not None
-
-    def named(name: str, template: str) -> str:
-        with psycopg.connect(server, autocommit=True) as connection:
-            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        return make_url(server).set(database=name).render_as_string(hide_password=False)
-
-    migrate.upgrade(named("reconcile_template", "template0"))
-    return lambda: named(f"reconcile_{next(_numbers)}", "reconcile_template")
-
 
 @pytest.fixture(scope="module")
-def database(new_database: NewDatabase) -> str:
-    return new_database()
+def database(databases: Databases) -> str:
+    return databases.migrated()
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from coordinator.jobs import ask_for_needed as ask_by_settings
 from coordinator.reconcile import plan, reconcile
 from coordinator.settings import build
 from coordinator.storage.s3 import S3ObjectStore
-from tests.reconcile.conftest import NewDatabase
 from tests.reconcile.harness import World
+from tests.services.databases import Databases
 
 ROOT = Path(__file__).parents[2]
 KINDS = ["reconcile", "doctor"]
@@ -32,9 +32,9 @@ EVERY, BOUND = timedelta(hours=24), timedelta(hours=1)
 
 
 @pytest.fixture
-def world(new_database: NewDatabase) -> Iterator[World]:
+def world(databases: Databases) -> Iterator[World]:
     """Whoever takes a job here takes one of this test."""
-    with World(new_database()) as world:
+    with World(databases.migrated()) as world:
         yield world
 
 
@@ -264,9 +264,9 @@ def test_all_reasons_at_once(world: World) -> None:
     assert needed(world) == ["it was never reconciled; events may have been lost"]
 
 
-def test_a_pod_that_cannot_be_reconciled(new_database: NewDatabase) -> None:
+def test_a_pod_that_cannot_be_reconciled(databases: Databases) -> None:
     """Nothing asks for the reconcile of a pod whose links are elsewhere."""
-    with World(new_database(), linker="relay") as world:
+    with World(databases.migrated(), linker="relay") as world:
         assert needed(world) == []
 
 
@@ -453,9 +453,9 @@ with bootstrap.job_runners(loaded) as runners:
 """
 
 
-def test_a_scheduler_that_is_killed(new_database: NewDatabase, s3: S3ObjectStore, embedded_stack: Any) -> None:
+def test_a_scheduler_that_is_killed(databases: Databases, s3: S3ObjectStore, embedded_stack: Any) -> None:
     """After SIGKILL in the middle another scheduler does what is left, with the time at which the first began."""
-    with World(new_database(), s3) as world:
+    with World(databases.migrated(), s3) as world:
         for n in range(8):
             world.arrive(world.pushed(f"r{n % 4}", world.image(f"m{n}"), n))
             world.pushed(f"r{n % 4}", world.image(f"lost{n}"), n)

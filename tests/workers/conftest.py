@@ -1,4 +1,4 @@
-"""PostgreSQL and S3 once for all tests of the worker; a broker and a database of its own for each test.
+"""A broker and a database of its own for each test of the worker; PostgreSQL and S3 are everybody's.
 
 Topics have fixed names, and the embedded broker starts in a moment, so that each test gets an empty one.
 """
@@ -6,47 +6,21 @@ Topics have fixed names, and the embedded broker starts in a moment, so that eac
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import psycopg
 import pytest
-from psycopg import sql
-from sqlalchemy.engine import make_url
 
 from coordinator.db import migrate
 from coordinator.ingest.topics import ensure_topics
 from coordinator.stack.guard import Guard
-from coordinator.stack.supervisor import Stack, StackEndpoints
+from coordinator.stack.supervisor import StackEndpoints
 from tests.conftest import temporary_directory
 from tests.services.apache_kafka import ApacheKafka
+from tests.services.databases import Databases
 from tests.workers.harness import PODS, Log, Place, Table
 from tests.workers.services import Broker, Database
 
 _numbers = itertools.count(1)
-
-NewDatabase = Callable[[], str]
-
-
-@pytest.fixture(scope="session")
-def services() -> Iterator[StackEndpoints]:
-    with temporary_directory() as directory, Stack(directory, services=("postgres", "s3")) as stack:
-        yield stack.endpoints
-
-
-@pytest.fixture(scope="session")
-def new_database(services: StackEndpoints) -> NewDatabase:
-    """Makes a migrated database of its own for each call."""
-    server = services.database_url
-    assert server is not None
-
-    def named(name: str, template: str) -> str:
-        with psycopg.connect(server, autocommit=True) as connection:
-            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        return make_url(server).set(database=name).render_as_string(hide_password=False)
-
-    migrate.upgrade(named("workers_template", "template0"))
-    return lambda: named(f"workers_{next(_numbers)}", "workers_template")
 
 
 @pytest.fixture
@@ -105,9 +79,9 @@ def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:
 
 
 @pytest.fixture
-def place(services: StackEndpoints, new_database: NewDatabase, broker: Broker) -> Place:
+def place(embedded_stack: StackEndpoints, databases: Databases, broker: Broker) -> Place:
     """Topics and pods are there; nothing was written."""
-    place = place_of(services, new_database(), broker.bootstrap)
+    place = place_of(embedded_stack, databases.migrated(), broker.bootstrap)
     ensure_topics(place.settings())
     Table(place.values["database_url"]).add_pods({pod: [pod] for pod in PODS})
     return place
@@ -126,10 +100,10 @@ def log(place: Place) -> Iterator[Log]:
 
 @pytest.fixture
 def kafka_place(
-    services: StackEndpoints, new_database: NewDatabase, apache_kafka_server: ApacheKafka
+    embedded_stack: StackEndpoints, databases: Databases, apache_kafka_server: ApacheKafka
 ) -> Iterator[Place]:
     """As `place`, with new topics on Apache Kafka."""
-    place = place_of(services, new_database(), apache_kafka_server.bootstrap)
+    place = place_of(embedded_stack, databases.migrated(), apache_kafka_server.bootstrap)
     place = place.but(worker_group=f"workers-{next(_numbers)}")
     with Log(apache_kafka_server.bootstrap) as log:
         log.delete_topics()

@@ -19,7 +19,7 @@ from coordinator.ingest.topics import ensure_topics
 from coordinator.storage.layout import layer_link_key, revision_link_key
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
-from tests.workers.conftest import NewDatabase
+from tests.services.databases import Databases
 from tests.workers.harness import PODS, Log, Place, Table, accepted, captured, publish, worker
 
 #: Of the captured notifications: pod-b once speaks of a repository of pod-a.
@@ -80,12 +80,12 @@ def test_events_that_come_twice_change_nothing(place: Place, table: Table, log: 
 )
 @given(st.randoms(use_true_random=False))
 def test_the_order_between_repositories_does_not_matter(
-    place: Place, log: Log, new_database: NewDatabase, chance: random.Random
+    place: Place, log: Log, databases: Databases, chance: random.Random
 ) -> None:
     """Repositories interleaved at random come to the same counts."""
     log.delete_topics()
     log.forget()
-    table = Table(new_database())
+    table = Table(databases.migrated())
     table.add_pods({pod: [pod] for pod in PODS})
     place = place.but(database_url=table.url, worker_group=table.url.rpartition("/")[2])
     ensure_topics(place.settings())
@@ -121,7 +121,7 @@ class Reader:
         self._thread.join()
 
 
-def test_a_replay_never_shows_a_smaller_count(place: Place, table: Table, log: Log, new_database: NewDatabase) -> None:
+def test_a_replay_never_shows_a_smaller_count(place: Place, table: Table, log: Log, databases: Databases) -> None:
     """Reading everything again from the first offset ends at the same counts, with none smaller on the way."""
     outcomes = captured()
     oracle = Oracle().take(accepted(outcomes))
@@ -137,7 +137,7 @@ def test_a_replay_never_shows_a_smaller_count(place: Place, table: Table, log: L
     assert smaller == set()
     assert_agrees(table, oracle)
     # A second database on the same topics comes to the same.
-    other = Table(new_database())
+    other = Table(databases.migrated())
     other.add_pods({pod: [pod] for pod in PODS})
     with worker(place.but(worker_group="other", database_url=other.url)):
         other.applied(log)

@@ -15,7 +15,8 @@ import pytest
 from coordinator.stack.supervisor import StackEndpoints
 from tests.pods.registries import running_model
 from tests.pods.sink import NotificationSink
-from tests.workers.conftest import NewDatabase, place_of
+from tests.services.databases import Databases
+from tests.workers.conftest import place_of
 from tests.workers.harness import PODS, Child, Place, Table, eventually
 
 #: Of the work that one scheduler is enough for.
@@ -53,9 +54,9 @@ class Scheduler(Child):
 
 
 @pytest.fixture
-def scheduled(services: StackEndpoints, new_database: NewDatabase) -> Place:
+def scheduled(embedded_stack: StackEndpoints, databases: Databases) -> Place:
     """A database, and a scheduler's settings; it needs no broker."""
-    place = place_of(services, new_database(), UNKNOWN_BROKER).but(probe_every="100ms", log_format="json")
+    place = place_of(embedded_stack, databases.migrated(), UNKNOWN_BROKER).but(probe_every="100ms", log_format="json")
     Table(place.values["database_url"]).add_pods({pod: [pod] for pod in PODS})
     return place
 
