@@ -1,7 +1,7 @@
 """`python -m bench`: measure what the project promises about its speed and size, on this machine.
 
 Prints a table and writes JSON, with the machine's description, to bench/results/ (or `--json FILE`).
-`--report FILE` makes docs/PERFORMANCE.md of such a file instead. Everything that a run starts ends with it.
+`--report FILE…` makes docs/PERFORMANCE.md of such files instead. Everything that a run starts ends with it.
 A measurement that fails is told at the end, with exit code 1; the others are measured all the same.
 """
 
@@ -16,7 +16,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import comparison, growth, latency, lookups, profiling, reconcile, report, survey, throughput, webhook
+from bench import (
+    comparison,
+    gc,
+    growth,
+    latency,
+    lists,
+    lookups,
+    mounts,
+    probing,
+    profiling,
+    reconcile,
+    report,
+    router,
+    survey,
+    throughput,
+    webhook,
+)
 from bench.machine import describe, line
 from bench.run import SEED, Context, say
 from bench.services import ROOT, Services
@@ -33,15 +49,20 @@ MEASUREMENTS: dict[str, Callable[[Context], dict[str, Any]]] = {
     "lookups": lookups.measure,
     "profile": profiling.measure,
     "growth": growth.measure,
+    "lists": lists.measure,
+    "probing": probing.measure,
     "reconcile": reconcile.measure,
+    "gc": gc.measure,
     "survey": survey.measure,
+    "router": router.measure,
+    "mounts": mounts.measure,
 }
 
 
 def main() -> int:
     options = _options()
     if options.report is not None:
-        report.write(DOCUMENT, json.loads(options.report.read_text()))
+        report.write(DOCUMENT, [json.loads(file.read_text()) for file in options.report])
         return 0
     # So that what was started ends also then.
     signal.signal(signal.SIGTERM, _end)
@@ -87,7 +108,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the amounts of a full run")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, help="where to write the results")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="make docs/PERFORMANCE.md of these results")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", nargs="+", help="make docs/PERFORMANCE.md of these results, a run each"
+    )
     return parser.parse_args()
 
 

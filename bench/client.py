@@ -18,11 +18,11 @@ TIMEOUT_S = 10.0
 class Connection:
     """One keep-alive connection, used by one thread."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, timeout: float = TIMEOUT_S) -> None:
         parts = urlsplit(base_url)
         assert parts.hostname is not None
         assert parts.port is not None
-        self._socket = socket.create_connection((parts.hostname, parts.port), TIMEOUT_S)
+        self._socket = socket.create_connection((parts.hostname, parts.port), timeout)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Self:

@@ -6,6 +6,7 @@ Not here: the webhook (webhook.py posts one by one).
 
 import asyncio
 import json
+import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -40,26 +41,33 @@ def records(seed: int, count: int) -> Iterator[Record]:
     """`count` pushes as ingest writes them to registry.events."""
     now = datetime.now(UTC)
     for number, manifest in enumerate(manifests(seed, count)):
-        pod = manifest.repository.partition("/")[0]
-        origin = Origin(pod, (pod,), now, CONTENT_TYPE)
-        (outcome,) = normalise(body_of(manifest, now + timedelta(milliseconds=number)), origin)
-        assert isinstance(outcome, Accepted), outcome
-        yield Record(key_of(outcome.event), _encoder.encode(outcome.event), headers(outcome.event))
+        yield record_of(manifest, now, now + timedelta(milliseconds=number))
 
 
-def publish(bootstrap: str, found: Iterable[Record]) -> int:
-    """Write records as fast as the broker takes them; return how many it acknowledged."""
-    return asyncio.run(_publish(bootstrap, found))
+def record_of(manifest: Manifest, received_at: datetime, at: datetime | None = None) -> Record:
+    pod = manifest.repository.partition("/")[0]
+    origin = Origin(pod, (pod,), received_at, CONTENT_TYPE)
+    (outcome,) = normalise(body_of(manifest, at or received_at), origin)
+    assert isinstance(outcome, Accepted), outcome
+    return Record(key_of(outcome.event), _encoder.encode(outcome.event), headers(outcome.event))
 
 
-async def _publish(bootstrap: str, found: Iterable[Record]) -> int:
+def publish(bootstrap: str, found: Iterable[Record], per_s: float | None = None) -> int:
+    """Write records as fast as the broker takes them, or so many a second; return how many it acknowledged."""
+    return asyncio.run(_publish(bootstrap, found, per_s))
+
+
+async def _publish(bootstrap: str, found: Iterable[Record], per_s: float | None) -> int:
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks="all", linger_ms=5, max_batch_size=256 * 1024, request_timeout_ms=30_000
     )
     await producer.start()
     try:
         sent, waiting = 0, []
-        for record in found:
+        start = time.perf_counter()
+        for number, record in enumerate(found):
+            if per_s is not None:
+                await asyncio.sleep(max(0.0, start + number / per_s - time.perf_counter()))
             waiting.append(await producer.send(EVENTS, record.value, key=record.key, headers=record.headers))
             if len(waiting) >= WINDOW:
                 await asyncio.gather(*waiting)

@@ -4,7 +4,7 @@ Route: a run's results -> `rows` (what, reach, measured, whether reached) -> `te
 The document's generated part stands between two marks; what is written by hand after the second stays.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from bench.machine import line
 BEGIN = "<!-- measured: made by `python -m bench --report`, do not edit -->"
 END = "<!-- end of what was measured -->"
 TITLE = "# Performance\n"
+REPEAT = "Repeat with `python -m bench`; `--only NAME` for one, `--quick` to see that all works."
 NOTES = "\n\n## What falls short, and why\n\nNothing has been written here yet.\n"
 
 REACH_REFERENCES_PER_S = 60_000
@@ -21,8 +22,17 @@ REACH_BYTES = 120
 REACH_WEBHOOK_MS = 2.5
 REACH_LATENCY_MS = 250
 REACH_GROWN = 0.8
+REACH_LIST_MS = 100
+REACH_PROBING = 0.01
 REACH_OF_LISTING = 0.9
 REACH_MEMORY = 1.25
+REACH_OF_DELETES = 0.9
+REACH_PLANNED_PER_S = 5000
+REACH_OF_ALONE = 0.9
+REACH_RESTORE_MS = 2000
+REACH_ROUTER = 0.05
+#: Of mounts and relays.
+REACH_MOUNT_MS, REACH_OF_NATIVE, REACH_RELAY = 20, 2.0, 0.8
 
 BROKERS = {"embedded": "embedded broker", "apache": "Apache Kafka"}
 
@@ -129,6 +139,32 @@ def _growth(found: dict[str, Any]) -> Iterator[Row]:
     )
 
 
+def _lists(found: dict[str, Any]) -> Iterator[Row]:
+    small, large = found["small"], found["large"]
+    pages = large["pages"]
+    for what, path in pages.items():
+        kinds = [kind for kind in ("again_ms", "middle_ms") if kind in path]
+        slower = max(path[kind] / small["pages"][what][kind] for kind in kinds)
+        middle = f", from the middle {path['middle_ms']:.1f} ms" if "middle_ms" in path else ""
+        yield Row(
+            f"{what}, {large['references'] / 1e6:g} million references against {small['references'] / 1e6:g} million",
+            f"≤ {REACH_LIST_MS} ms",
+            f"first time {path['first_ms']:.0f} ms, then {path['again_ms']:.1f} ms{middle}: {slower:.1f} times",
+            max(path[kind] for kind in kinds) <= REACH_LIST_MS,
+        )
+
+
+def _probing(found: dict[str, Any]) -> Iterator[Row]:
+    if "skipped" in found:
+        return
+    yield Row(
+        f"a registry's processor time for being probed every {found['probe_every_s']:g} s",
+        f"< {REACH_PROBING:.0%} of a core",
+        f"{found['share_of_core']:.3%}: {found['cpu_ms_per_probe']} ms for each of {found['probes']:,} probes",
+        found["share_of_core"] < REACH_PROBING,
+    )
+
+
 def _reconcile(found: dict[str, Any]) -> Iterator[Row]:
     yield Row(
         f"reconcile of {found['keys']:,} keys that agree with the table, against listing them",
@@ -154,7 +190,9 @@ def _survey(found: dict[str, Any]) -> Iterator[Row]:
         yield Row(
             f"survey of {path['keys']:,} keys of a {where}, against listing them",
             f"≥ {REACH_OF_LISTING:.0%}",
-            f"{path['of_listing']:.0%} ({path['survey_keys_per_s']:,} of {path['listing_keys_per_s']:,} keys/s)",
+            f"{path['of_listing']:.0%} ({path['survey_keys_per_s']:,} of {path['listing_keys_per_s']:,} keys/s); "
+            f"{path['of_bare_listing']:.0%} of listing of the links only keys "
+            f"({path['bare_listing_keys_per_s']:,} keys/s)",
             path["of_listing"] >= REACH_OF_LISTING,
         )
     first, last = found["memory"][0], found["memory"][-1]
@@ -168,6 +206,99 @@ def _survey(found: dict[str, Any]) -> Iterator[Row]:
     )
 
 
+def _gc(found: dict[str, Any]) -> Iterator[Row]:
+    for kind, path in found["purge"].items():
+        counted = "one version of each blob" if kind == "versioned" else "one copy of each blob"
+        yield Row(
+            f"purge from a bucket that is {kind} ({counted}), against deletes of 1000 alone",
+            f"≥ {REACH_OF_DELETES:.0%}",
+            f"{path['of_raw']:.0%} ({path['objects_per_s']:,} of {path['raw_objects_per_s']:,} objects/s); "
+            f"{path['blobs_per_s']:,} blobs/s, hiding {path['hidden_blobs_per_s']:,} blobs/s; processor ms an object: "
+            f"{_spent(path['cpu_ms_per_object'])}; alone: {_spent(path['raw_cpu_ms_per_object'])}",
+            path["of_raw"] >= REACH_OF_DELETES,
+        )
+    first, last = found["plan"][0], found["plan"][-1]
+    slowest = min(path["candidates_per_s"] for path in found["plan"])
+    yield Row(
+        f"planning a collection of up to {last['candidates']:,} candidates",
+        f"≥ {REACH_PLANNED_PER_S:,} candidates/s",
+        f"{slowest:,} candidates/s",
+        slowest >= REACH_PLANNED_PER_S,
+    )
+    yield Row(
+        f"memory of a plan of {last['candidates']:,} candidates against {first['candidates']:,}",
+        f"≤ {REACH_MEMORY:g} times",
+        f"{last['peak_mib']} of {first['peak_mib']} MiB",
+        last["peak_mib"] <= REACH_MEMORY * first["peak_mib"],
+    )
+    beside = found["processor"]
+    for name in ("limited", "full"):
+        if name not in beside:
+            continue
+        path = beside[name]
+        how = f"limited to {beside['limit_blobs_per_s']} blobs/s" if name == "limited" else "as fast as it can"
+        lasted = "" if path["garbage_lasted"] else "; the garbage was gone before the end"
+        yield Row(
+            f"the worker's rate while garbage is collected {how}, against alone",
+            f"≥ {REACH_OF_ALONE:.0%}",
+            f"{path['of_alone']:.0%} ({path['manifests_per_s']:,} of {beside['alone_manifests_per_s']:,} manifests/s) "
+            f"beside {path['collected_blobs_per_s']:,} blobs/s{lasted}",
+            path["of_alone"] >= REACH_OF_ALONE,
+        )
+    for kind, path in found["restore"].items():
+        yield Row(
+            f"a reference applied to the hidden bytes served, bucket {kind}, {path['probes_per_s']:g}/s",
+            f"p99 < {REACH_RESTORE_MS / 1000:g} s",
+            f"p50 {path['p50_ms']:.0f} ms, p99 {path['p99_ms']:.0f} ms of {path['probes']} probes",
+            path["p99_ms"] < REACH_RESTORE_MS,
+        )
+
+
+def _spent(each: dict[str, float]) -> str:
+    return ", ".join(f"{who} {ms:g}" for who, ms in each.items())
+
+
+def _router(found: dict[str, Any]) -> Iterator[Row]:
+    if "skipped" in found:
+        return
+    for name, how in (("redirected", "with a redirect to the store"), ("sent", "that the registry sends itself")):
+        pull = found[name]
+        yield Row(
+            f"a pull of {pull['bytes'] // 1_000_000} MB {how}: through the router, against straight from the registry",
+            f"≤ {REACH_ROUTER:.0%} more",
+            f"{pull['overhead']:+.1%} ({pull['routed_s']:.3f} s, straight {pull['direct_s']:.3f} s; "
+            f"median of {pull['turns']} turns)",
+            pull["overhead"] <= REACH_ROUTER,
+        )
+
+
+def _mounts(found: dict[str, Any]) -> Iterator[Row]:
+    if "skipped" in found:
+        return
+    mount, relay = found["mount"], found["relay"]
+    yield Row(
+        "a mount through the router, against the registry's own",
+        f"p99 < {REACH_MOUNT_MS} ms, ≤ {REACH_OF_NATIVE:g} times",
+        f"p50 {mount['through']['p50_ms']} ms, p99 {mount['through']['p99_ms']} ms; {mount['p50_of_native']} and "
+        f"{mount['p99_of_native']} times {mount['native']['p50_ms']} and {mount['native']['p99_ms']} ms",
+        mount["through"]["p99_ms"] < REACH_MOUNT_MS and mount["p99_of_native"] <= REACH_OF_NATIVE,
+    )
+    secrecy = found["secrecy"]
+    yield Row(
+        "a mount that is refused: a blob that others have takes longer than one that nobody has, in so many of pairs",
+        "45 to 55%",
+        f"{secrecy['longer']:.0%} (p50 {secrecy['elsewhere']['p50_ms']} and {secrecy['nowhere']['p50_ms']} ms)",
+        0.45 <= secrecy["longer"] <= 0.55,
+    )
+    yield Row(
+        f"a relay of {relay['bytes'] // 1_000_000} MB, against a client's upload to the same registry",
+        f"≥ {REACH_RELAY:.0%}",
+        f"{relay['of_upload']:.0%} ({relay['relay_mb_per_s']} of {relay['upload_mb_per_s']} MB/s; median of "
+        f"{relay['turns']} turns)",
+        relay["of_upload"] >= REACH_RELAY,
+    )
+
+
 _PARTS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "throughput": _throughput,
     "against_metadata_schema": _comparison,
@@ -175,8 +306,13 @@ _PARTS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "latency": _latency,
     "lookups": _lookups,
     "growth": _growth,
+    "lists": _lists,
+    "probing": _probing,
     "reconcile": _reconcile,
+    "gc": _gc,
     "survey": _survey,
+    "router": _router,
+    "mounts": _mounts,
 }
 
 
@@ -191,8 +327,8 @@ def text(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(file: Path, run: dict[str, Any]) -> None:
-    """Put a run into the document; what is written by hand stays."""
+def write(file: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Put runs into the document, one after the other; what is written by hand stays."""
     notes = NOTES
     if file.exists():
         _, mark, rest = file.read_text().partition(END)
@@ -200,15 +336,17 @@ def write(file: Path, run: dict[str, Any]) -> None:
             raise ValueError(f"{file} has no line {END!r}: it says where the hand-written part begins.")
         notes = rest
     file.parent.mkdir(exist_ok=True)
-    file.write_text(f"{TITLE}\n{BEGIN}\n\n{_markdown(run)}\n{END}{notes}")
+    measured = "\n".join(_markdown(run) for run in runs)
+    file.write_text(f"{TITLE}\n{BEGIN}\n\n{REPEAT}\n\n{measured}\n{END}{notes}")
 
 
 def _markdown(run: dict[str, Any]) -> str:
     results = run["results"]
     parts = [
+        f"## Measured on {run['at'][:10]}",
+        "",
         f"{line(run['machine'])}\n",
-        f"Measured on {run['at'][:10]}, one run{_amounts(run)}, one thing after the other.",
-        "Repeat with `python -m bench`; `--only NAME` for one, `--quick` to see that all works.",
+        f"One run{_amounts(run)}, one thing after the other.",
         "",
         "| what | reach | measured | reached |",
         "|---|---|---|---|",
@@ -231,7 +369,7 @@ def _amounts(run: dict[str, Any]) -> str:
 def _relations(growth: dict[str, Any]) -> list[str]:
     each = growth["bytes_by_relation"].items()
     return [
-        f"## Bytes per reference, by table and index, at {growth['sized_at'] / 1e6:g} million",
+        f"### Bytes per reference, by table and index, at {growth['sized_at'] / 1e6:g} million",
         "",
         *("| relation | bytes |", "|---|---|"),
         *(f"| {name} | {size} |" for name, size in each),
@@ -246,6 +384,6 @@ def _profile(profile: dict[str, Any]) -> list[str]:
         ("applying_thread", "What the thread that applies spends its time on"),
     ):
         each = profile[key].items()
-        parts += [f"## {title}", "", "| thread: subject | share |", "|---|---|"]
+        parts += [f"### {title}", "", "| thread: subject | share |", "|---|---|"]
         parts += [*(f"| {name} | {share:.0%} |" for name, share in each), ""]
     return parts

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
+import psutil
 import psycopg
 
 from bench.workload import pod_names
@@ -25,6 +26,7 @@ from coordinator.db.engine import async_engine
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.ingest.topics import ensure_topics
 from coordinator.settings import Settings, build
+from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
 from coordinator.stack.guard import Guard
 from coordinator.stack.noida import EmbeddedKafka
 from coordinator.stack.ports import Ports
@@ -91,6 +93,11 @@ class Services:
         file = self.directory / "stack" / "postgres" / "data" / "postmaster.pid"
         return int(file.read_text().split()[0])
 
+    @property
+    def store_pid(self) -> int:
+        (found,) = (child for child in psutil.Process().children(recursive=True) if child.name() == "weed")
+        return int(found.pid)
+
     @contextlib.contextmanager
     def database(self) -> Iterator[Database]:
         name = self._name("bench")
@@ -138,9 +145,38 @@ class Services:
             self._stack.remove(process)
 
     @contextlib.contextmanager
-    def program(self, name: str, module: str, arguments: list[str]) -> Iterator[ManagedProcess]:
-        """Another program of this folder."""
-        with self._child(name, [sys.executable, "-m", module, *arguments], _environment({})) as process:
+    def registry(
+        self, database: Database, pod: str, webhook: str, *, redirect: bool = False
+    ) -> Iterator[tuple[str, ManagedProcess]]:
+        """The base URL of a CNCF distribution of the pod, and its process."""
+        known = database.values
+        made = DistributionRegistry(
+            name=pod,
+            directory=self._folder(pod),
+            port=self._port(pod),
+            storage=Storage(
+                endpoint_url=known["s3_endpoint_url"],
+                bucket=known["s3_bucket"],
+                root=known["s3_root"],
+                access_key=known["s3_access_key"],
+                secret_key=known["s3_secret_key"],
+            ),
+            http_secret="bench",
+            notifications=Notifications(url=webhook, token=database.pod_tokens[pod]),
+            redirect=redirect,
+        )
+        process = self._stack.add(made.process())
+        try:
+            yield made.url, process
+        finally:
+            self._stack.remove(process)
+
+    @contextlib.contextmanager
+    def program(
+        self, name: str, module: str, arguments: list[str], values: Mapping[str, Any] | None = None
+    ) -> Iterator[ManagedProcess]:
+        """Another program of this folder, with these settings."""
+        with self._child(name, [sys.executable, "-m", module, *arguments], _environment(values or {})) as process:
             yield process
 
     @contextlib.contextmanager

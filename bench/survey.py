@@ -1,8 +1,9 @@
 """What a survey costs beyond merely listing the same keys, and whether its memory grows with them.
 
 The rates are measured on the real store and on a directory, against listing the same two subtrees in as many threads
-through the same adapter, in turns. Memory is the highest of a process that surveys a listing that is made up
-(survey_process.py), in an order that no store has.
+through the same adapter, in turns; once as all listings give them, with sizes and times, and once by no more than a
+survey asks for: of links only the keys, which spares a look at each file. Memory is the highest of a process that
+surveys a listing that is made up (survey_process.py), in an order that no store has.
 """
 
 import json
@@ -62,27 +63,32 @@ def _keys(count: int) -> Iterator[str]:
 
 def _rates(store: ObjectReader) -> dict[str, Any]:
     keys = survey([Root("bench", store)]).keys
-    listed: list[float] = []
-    surveyed: list[float] = []
+    blobs, links = SUBTREES
+    ways: dict[str, Callable[[], object]] = {
+        "listing": lambda: _list([store.walk(blobs), store.walk(links)]),
+        "bare_listing": lambda: _list([store.walk(blobs), store.walk_keys(links)]),
+        "survey": lambda: survey([Root("bench", store)]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS):
-        listed.append(_seconds(lambda: _list(store)))
-        surveyed.append(_seconds(lambda: survey([Root("bench", store)])))
-    listing, surveying = keys / statistics.median(listed), keys / statistics.median(surveyed)
+        for name, way in ways.items():
+            seconds[name].append(_seconds(way))
+    rates = {name: keys / statistics.median(each) for name, each in seconds.items()}
     return {
         "keys": keys,
-        "listing_keys_per_s": round(listing),
-        "survey_keys_per_s": round(surveying),
-        "of_listing": round(surveying / listing, 3),
+        **{f"{name}_keys_per_s": round(rate) for name, rate in rates.items()},
+        "of_listing": round(rates["survey"] / rates["listing"], 3),
+        "of_bare_listing": round(rates["survey"] / rates["bare_listing"], 3),
     }
 
 
-def _list(store: ObjectReader) -> None:
-    def walk(subtree: str) -> None:
-        for _ in store.walk(subtree):
+def _list(listings: list[Iterator[Any]]) -> None:
+    def exhaust(listing: Iterator[Any]) -> None:
+        for _ in listing:
             pass
 
-    with ThreadPoolExecutor(len(SUBTREES)) as pool:
-        list(pool.map(walk, SUBTREES))
+    with ThreadPoolExecutor(len(listings)) as pool:
+        list(pool.map(exhaust, listings))
 
 
 def _seconds(do: Callable[[], object]) -> float:

@@ -5,6 +5,8 @@ last. The database alone, in the same run on the same server, says what Kafka, F
 """
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import psycopg
@@ -58,7 +60,13 @@ def database_alone(context: Context, count: int) -> dict[str, Any]:
     }
 
 
-def one(context: Context, kind: BrokerKind, partitions: int, count: int) -> dict[str, Any]:
+#: What else goes on with the database while the worker works.
+Beside = Callable[[Database], AbstractContextManager[object]]
+
+
+def one(
+    context: Context, kind: BrokerKind, partitions: int, count: int, beside: Beside = lambda _: nullcontext()
+) -> dict[str, Any]:
     services = context.services
     with services.database() as database, services.broker(kind, partitions, database) as broker:
         start = time.perf_counter()
@@ -66,7 +74,10 @@ def one(context: Context, kind: BrokerKind, partitions: int, count: int) -> dict
         assert written == count
         preload = time.perf_counter() - start
         wait_quiet(broker.pid)
-        with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
+        with (
+            psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection,
+            beside(database),
+        ):
             started = time.perf_counter()
             with services.worker(database, broker, partitions) as worker:
                 meter = Meter({"worker": worker.pid, "postgres": services.postgres_pid, "broker": broker.pid})

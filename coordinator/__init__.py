@@ -1,1 +1,11 @@
 """Baleen: one global reference table for the blobs of many container registries."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def release() -> str:
+    """The version that is installed; `0` where the code runs without being."""
+    try:
+        return version("baleen-registry")
+    except PackageNotFoundError:
+        return "0"

@@ -10,19 +10,29 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from coordinator.db.arrays import register
 from coordinator.db.connection import Connections
 from coordinator.db.engine import async_engine, sync_engine
 from coordinator.db.leases import Leases
 from coordinator.db.queries.session import BlockingDatabase, Database, reading
-from coordinator.errors import SettingsError, UnavailableError, UnconfiguredError
-from coordinator.settings import Secret, Settings
+from coordinator.errors import SettingsError, UnavailableError, UnconfiguredError, UsageError
+from coordinator.settings import HTTP_URL, Secret, Settings
 
 if TYPE_CHECKING:
     from coordinator.api.app import Application
+    from coordinator.api.mounts import Mounts
+    from coordinator.domain.access import Access
+    from coordinator.domain.gc import Limits, Times
     from coordinator.domain.names import PodName, RepositoryName
     from coordinator.domain.pods import PodMode
+    from coordinator.gc.facts import FactsReader
+    from coordinator.gc.leavings import Ages
+    from coordinator.gc.restore import Restorer
     from coordinator.ingest.lifecycle import LifecycleProducer
     from coordinator.jobs import Runner
+    from coordinator.mounts.directory import MountPod
+    from coordinator.mounts.mounter import Rights
+    from coordinator.mounts.sources import Shown
     from coordinator.pods.doctor.visit import Instruments
     from coordinator.pods.registry_auth import Credentials
     from coordinator.reconcile.presence import Presence
@@ -30,11 +40,17 @@ if TYPE_CHECKING:
     from coordinator.storage.port import ObjectReader, ObjectStore
     from coordinator.storage.s3 import S3ObjectStore
     from coordinator.storage.trial import TrialStore
+    from coordinator.tokens.keys import KeyFile
+    from coordinator.tokens.service import ReadPods, TokenService
+    from coordinator.tokens.sign import SigningKeys
+    from coordinator.tokens.verify import TokenVerifier
 
 #: The API answers what waits on a broker that is away within the time that clients wait.
 KAFKA_SECONDS = 2.5
 #: Where this is set, boto3 is asked for a region first: it is what nobody has set otherwise.
 DEFAULT_REGION = Settings().s3_region
+#: Blobs and bytes that a collection may always take: below, a share says nothing.
+SMALL_RUN = (1000, 10 << 30)
 
 
 def database_url(settings: Settings) -> str:
@@ -55,8 +71,8 @@ def job_engine(settings: Settings) -> BlockingDatabase:
 
 
 def connections(settings: Settings, *, name: str) -> Connections:
-    """For threads that each keep a connection."""
-    return Connections(database_url(settings), name=name)
+    """For threads that each keep a connection, on which arrays of digests can be sent."""
+    return Connections(database_url(settings), name=name, prepare=register)
 
 
 def leases(settings: Settings) -> Leases:
@@ -67,6 +83,8 @@ def leases(settings: Settings) -> Leases:
 def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
     """Who does each kind of job; for coordinator/jobs.py. To add a kind, add it here."""
     from coordinator.db import rows  # noqa: PLC0415
+    from coordinator.gc import collect  # noqa: PLC0415
+    from coordinator.gc.leavings import Leavings  # noqa: PLC0415
     from coordinator.reconcile import reconcile  # noqa: PLC0415
     from coordinator.reconcile.settle import Settler  # noqa: PLC0415
 
@@ -81,12 +99,93 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
         link_grace=timedelta(seconds=settings.safety_link_grace),
         request_bound=timedelta(seconds=settings.safety_request_bound),
     )
+    leavings = Leavings(
+        connected,
+        store,
+        leaving_ages(settings),
+        every=timedelta(seconds=settings.leavings_every),
+        rate=settings.gc_rate,
+    )
     try:
-        yield {reconcile.KIND: reconciler}
+        with restorer(settings, name="baleen-gc") as restoring:
+            collector = collect.Collect(
+                connected,
+                store,
+                collection_facts(settings),
+                restoring,
+                limits=collection_limits(settings),
+                rate=settings.gc_rate,
+                leavings=leavings,
+            )
+            try:
+                yield {reconcile.KIND: reconciler, collect.KIND: collector}
+            finally:
+                collector.close()
     finally:
+        leavings.close()
         reconciler.close()
         settler.close()
         connected.close()
+
+
+def leaving_ages(settings: Settings) -> "Ages":
+    from coordinator.gc.leavings import Ages  # noqa: PLC0415
+
+    return Ages(
+        uploads=timedelta(seconds=settings.leavings_uploads),
+        parts=timedelta(seconds=settings.leavings_parts),
+        versions=timedelta(seconds=settings.leavings_versions),
+        links=timedelta(seconds=settings.leavings_links),
+        delete_bound=timedelta(seconds=settings.safety_delete_bound),
+    )
+
+
+def safety_times(settings: Settings) -> "Times":
+    from coordinator.domain.gc import Times  # noqa: PLC0415
+
+    return Times(
+        grace=timedelta(seconds=settings.safety_grace),
+        quarantine=timedelta(seconds=settings.safety_quarantine),
+        request_bound=timedelta(seconds=settings.safety_request_bound),
+    )
+
+
+def collection_limits(settings: Settings) -> "Limits":
+    from coordinator.domain.gc import Amount, Limits  # noqa: PLC0415
+
+    return Limits(settings.gc_limit_percent, settings.gc_limit_history, Amount(*SMALL_RUN))
+
+
+def collection_facts(settings: Settings) -> "FactsReader":
+    """What is known of everything but single blobs, for a thread."""
+    from coordinator.gc.facts import BlockingFacts  # noqa: PLC0415
+
+    silence = timedelta(seconds=settings.probe_silence)
+    database = engine(settings, pool_size=1, name="baleen-gc")
+    return BlockingFacts(database, safety_times(settings), silence, unsafe_findings(settings))
+
+
+def unsafe_findings(settings: Settings) -> frozenset[str]:
+    """Checks of a doctor in spite of which garbage is collected."""
+    return frozenset(settings.unsafe_findings.split(",")) - {""}
+
+
+@contextmanager
+def restorer(settings: Settings, *, name: str) -> "Iterator[Restorer]":
+    """What brings hidden blobs back; for one thread."""
+    from coordinator.gc.restore import Restorer  # noqa: PLC0415
+
+    with audit(settings, name=name) as parts:
+        restoring = Restorer(
+            parts.connections,
+            parts.store,
+            parts.presence,
+            delete_bound=timedelta(seconds=settings.safety_delete_bound),
+        )
+        try:
+            yield restoring
+        finally:
+            restoring.close()
 
 
 class AuditParts(NamedTuple):
@@ -112,9 +211,10 @@ def audit(settings: Settings, *, name: str = "baleen-audit") -> "Iterator[AuditP
 
 
 def lifecycle_producer(settings: Settings) -> "LifecycleProducer":
-    from coordinator.ingest.lifecycle import LifecycleProducer  # noqa: PLC0415
+    from coordinator.ingest.lifecycle import TIMEOUT_S, LifecycleProducer  # noqa: PLC0415
+    from coordinator.ingest.log import LogInspector  # noqa: PLC0415
 
-    return LifecycleProducer(settings)
+    return LifecycleProducer(settings, LogInspector(settings, TIMEOUT_S))
 
 
 def _bucket(settings: Settings) -> str:
@@ -198,7 +298,7 @@ def object_store(settings: Settings, **timeouts: Any) -> "S3ObjectStore":
 def open_location(location: "Location", settings: Settings, *, endpoint_url: str | None = None) -> "ObjectReader":
     """A store that an operator names, to read from: a directory, or a bucket at `endpoint_url`, at the one of the
     settings, or where boto3 finds it. The settings' keys are for the settings' endpoint: another is asked with those
-    that boto3 finds.
+    that boto3 finds. Raises UsageError if `endpoint_url`, which is `--endpoint-url`, is none.
     """
     from coordinator.storage.files import FileObjectStore  # noqa: PLC0415
     from coordinator.storage.locations import FileLocation  # noqa: PLC0415
@@ -206,6 +306,11 @@ def open_location(location: "Location", settings: Settings, *, endpoint_url: str
 
     if isinstance(location, FileLocation):
         return FileObjectStore(location.directory)
+    if endpoint_url is not None:
+        try:
+            HTTP_URL.taken(endpoint_url)
+        except ValueError as error:
+            raise UsageError(f"--endpoint-url is malformed: it must be {HTTP_URL}.") from error
     ours = endpoint_url is None or settings.s3_endpoint_url in {None, endpoint_url}
     secret = settings.s3_secret_key if ours else None
     return S3ObjectStore(
@@ -229,20 +334,159 @@ def same_place(one: "ObjectReader", other: "ObjectReader") -> bool:
     )
 
 
+def mounts(settings: Settings, verifier: "TokenVerifier | None", signing: "KeyFile[SigningKeys] | None") -> "Mounts":
+    """What serves mounts, to clients whose tokens the verifier believes."""
+    from coordinator.api.mounts import Mounts  # noqa: PLC0415
+    from coordinator.db import mounts as table  # noqa: PLC0415
+    from coordinator.domain.pods import Linker  # noqa: PLC0415
+    from coordinator.mounts.directory import MountPods  # noqa: PLC0415
+    from coordinator.mounts.hand_on import HandOn  # noqa: PLC0415
+    from coordinator.mounts.linker import LinkObjects  # noqa: PLC0415
+    from coordinator.mounts.mounter import Mounter  # noqa: PLC0415
+    from coordinator.mounts.relay import Relay  # noqa: PLC0415
+    from coordinator.mounts.sources import Sources  # noqa: PLC0415
+
+    connected = Connections(database_url(settings), name="baleen-mounts", prepare=table.prepare)
+    store = object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
+    sources = Sources(store, ca_file=settings.registry_ca_file, shown=shown_to_sources(settings, verifier, signing))
+    relay = Relay(
+        connected,
+        sources.read,
+        credentials=registry_credentials(settings),
+        ca_file=settings.registry_ca_file,
+        patience=settings.mount_timeout,
+    )
+
+    def known() -> "Sequence[MountPod]":
+        with connected.use() as connection:
+            return table.pods(connection)
+
+    mounter = Mounter(
+        connected,
+        MountPods(known),
+        sources,
+        {Linker.LINK: LinkObjects(store), Linker.RELAY: relay},
+        rights(settings, verifier),
+        margin=timedelta(seconds=settings.safety_clock_skew),
+        relay_limit=settings.mount_relay_limit,
+    )
+    return Mounts(mounter, HandOn(ca_file=settings.registry_ca_file), patience=settings.mount_timeout)
+
+
+def rights(settings: Settings, verifier: "TokenVerifier | None") -> "Rights":
+    """What a client may, by its token."""
+    from coordinator.domain.mounts import NotMountedError, Reason  # noqa: PLC0415
+    from coordinator.mounts.sources import token_of  # noqa: PLC0415
+    from coordinator.tokens.verify import TokenRefusedError  # noqa: PLC0415
+
+    def everything(_: str | None) -> None:
+        return None
+
+    def proved(authorization: str | None) -> "Access":
+        if verifier is None:
+            raise NotMountedError(Reason.NO_RIGHT, "no keys are known: BALEEN_JWT_KEYS")
+        token = token_of(authorization)
+        if token is None:
+            raise NotMountedError(Reason.NO_RIGHT, "there is no bearer token")
+        try:
+            return verifier.verify(token).access
+        except TokenRefusedError as error:
+            raise NotMountedError(Reason.NO_RIGHT, str(error)) from error
+
+    return everything if settings.mounts == "open" else proved
+
+
+def shown_to_sources(
+    settings: Settings, verifier: "TokenVerifier | None", signing: "KeyFile[SigningKeys] | None"
+) -> "Shown | None":
+    """What of a client's token the registry of a mount's source is shown; None for the token itself."""
+    from coordinator.domain.mounts import NotMountedError, Reason  # noqa: PLC0415
+    from coordinator.mounts.sources import token_of  # noqa: PLC0415
+    from coordinator.tokens.narrow import pull_only  # noqa: PLC0415
+    from coordinator.tokens.sign import Signer  # noqa: PLC0415
+    from coordinator.tokens.verify import TokenRefusedError  # noqa: PLC0415
+
+    if settings.mounts == "open" or verifier is None or signing is None:
+        return None
+    issuer, audience = _names(settings)
+    signer = Signer(signing.current, issuer=issuer, audience=audience, lifetime=settings.jwt_lifetime)
+
+    def shown(authorization: str | None, repository: "RepositoryName") -> str | None:
+        token = token_of(authorization)
+        try:
+            return None if token is None else pull_only(token, repository, verifier, signer)
+        except TokenRefusedError as error:
+            raise NotMountedError(Reason.NO_RIGHT, str(error)) from error
+
+    return shown
+
+
+def signing_keys(settings: Settings) -> "KeyFile[SigningKeys] | None":
+    """The keys that Baleen signs tokens with; None where none are set."""
+    from coordinator.tokens.keys import KeyFile  # noqa: PLC0415
+    from coordinator.tokens.sign import parse_signing  # noqa: PLC0415
+
+    if settings.jwt_signing_keys is None:
+        return None
+    return KeyFile("BALEEN_JWT_SIGNING_KEYS", settings.jwt_signing_keys, parse_signing, private=True)
+
+
+def token_verifier(settings: Settings, signing: "KeyFile[SigningKeys] | None") -> "TokenVerifier | None":
+    """What believes clients' tokens: those of BALEEN_JWT_KEYS, else Baleen's own; None where neither is set."""
+    from coordinator.tokens.keys import KeyFile, parse_trusted  # noqa: PLC0415
+    from coordinator.tokens.verify import TokenVerifier  # noqa: PLC0415
+
+    if settings.jwt_keys is not None:
+        keys = KeyFile("BALEEN_JWT_KEYS", settings.jwt_keys, parse_trusted).current
+    elif signing is not None:
+        keys = lambda: signing.current().public  # noqa: E731 - one of two
+    else:
+        return None
+    issuer, audience = _names(settings)
+    return TokenVerifier(keys, issuer=issuer, audience=audience)
+
+
+def token_service(
+    settings: Settings, signing: "KeyFile[SigningKeys] | None", pods: "ReadPods"
+) -> "TokenService | None":
+    """What makes tokens for several pods; None where there is no key to sign with."""
+    from coordinator.tokens.issuers import Issuers  # noqa: PLC0415
+    from coordinator.tokens.service import TokenService  # noqa: PLC0415
+    from coordinator.tokens.sign import Signer  # noqa: PLC0415
+
+    if signing is None:
+        return None
+    issuer, audience = _names(settings)
+    signer = Signer(signing.current, issuer=issuer, audience=audience, lifetime=settings.jwt_lifetime)
+    return TokenService(pods, Issuers(ca_file=settings.registry_ca_file), signer)
+
+
+def _names(settings: Settings) -> tuple[str, str]:
+    if settings.jwt_issuer is None or settings.jwt_audience is None:
+        raise SettingsError(
+            "BALEEN_JWT_ISSUER and BALEEN_JWT_AUDIENCE are needed beside keys of tokens: set them to "
+            "`auth.token.issuer` and `auth.token.service` of the registries."
+        )
+    return settings.jwt_issuer, settings.jwt_audience
+
+
 def api(settings: Settings) -> "Application":
     """The whole API. Raises SettingsError; does not wait for any service."""
     from coordinator.api.app import create_app  # noqa: PLC0415
     from coordinator.api.auth import TokenDirectory  # noqa: PLC0415
     from coordinator.api.deps import Deps  # noqa: PLC0415
     from coordinator.api.lag import LagReader  # noqa: PLC0415
-    from coordinator.db import pods, tokens  # noqa: PLC0415
+    from coordinator.db import pods, refusals, tokens  # noqa: PLC0415
     from coordinator.db.queries.blobs import BlobQueries  # noqa: PLC0415
+    from coordinator.db.queries.collection import gather  # noqa: PLC0415
+    from coordinator.db.queries.gc import FiguresReader  # noqa: PLC0415
     from coordinator.db.queries.status import schema_problem  # noqa: PLC0415
     from coordinator.ingest.directory import CachedPodDirectory  # noqa: PLC0415
     from coordinator.ingest.log import LogInspector  # noqa: PLC0415
     from coordinator.ingest.producer import EventProducer  # noqa: PLC0415
     from coordinator.ingest.service import Ingest  # noqa: PLC0415
     from coordinator.ingest.topics import DEAD_LETTERS, EVENTS  # noqa: PLC0415
+    from coordinator.pods.prober import known_digests  # noqa: PLC0415
     from coordinator.reconcile.remains import holds_anything  # noqa: PLC0415
 
     database = engine(settings)
@@ -252,6 +496,11 @@ def api(settings: Settings) -> "Application":
     inspector = LogInspector(settings, timeout=KAFKA_SECONDS)
     lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
     directory = CachedPodDirectory(lambda: pods.known_pods(database))
+    signing = signing_keys(settings)
+    service = token_service(settings, signing, directory.all)
+    times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
+
+    mounting = None if settings.mounts == "off" else mounts(settings, token_verifier(settings, signing), signing)
 
     async def answers() -> None:
         async with reading(database) as connection:
@@ -267,7 +516,9 @@ def api(settings: Settings) -> "Application":
 
     async def still_holds(prefixes: "Sequence[RepositoryName]", mode: "PodMode") -> bool:
         # Asked seldom, and with more patience than `store` has.
-        return await asyncio.to_thread(lambda: holds_anything(object_store(settings), prefixes, mode))
+        return await asyncio.to_thread(
+            lambda: holds_anything(object_store(settings), prefixes, mode, image=known_digests())
+        )
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -276,6 +527,10 @@ def api(settings: Settings) -> "Application":
             yield
         finally:
             await producer.stop()
+            if mounting is not None:
+                await mounting.close()
+            if service is not None:
+                await service.close()
             await asyncio.to_thread(inspector.close)
             await database.dispose()
 
@@ -287,10 +542,19 @@ def api(settings: Settings) -> "Application":
             lag=lag,
             publish=producer.publish,
             still_holds=still_holds,
-            ingest=Ingest(settings, directory, producer),
+            probe_image=known_digests(),
+            ingest=Ingest(settings, directory, producer, lambda pods: refusals.note(database, pods)),
+            token_service=service,
+            facts=lambda connection: gather(connection, times, silence, unsafe_findings(settings)),
+            figures=FiguresReader(database),
             checks={"database": answers, "migrations": migrated, "kafka": lag.check, "store": stored},
-            silence=timedelta(seconds=settings.probe_silence),
+            silence=silence,
+            request_bound=times.request_bound,
+            link_grace=timedelta(seconds=settings.safety_link_grace),
+            gc_every=timedelta(seconds=settings.gc_every),
+            in_spite_of=unsafe_findings(settings),
             url=settings.url,
+            mounts=mounting,
             lifespan=lifespan,
         )
     )

@@ -1,15 +1,18 @@
 """`baleen`: the entry point, the commands' names, and how a command ends.
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage. An error is one sentence on stderr that says what to do.
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted. An error is one sentence on stderr that says
+what to do.
 Almost everything is imported within, since that takes long enough for a Ctrl-C, which is told as at any other time.
 Not here: what the commands do (coordinator/commands), which ask the API or, where there may be none, the database.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from coordinator.errors import BaleenError
+from coordinator import release
+from coordinator.errors import BaleenError, UsageError
 
 if TYPE_CHECKING:
     import typer
@@ -23,6 +26,10 @@ _MISFITS = {
     "less_than_equal": "must be {le} or less",
 }
 
+#: As shells tell of a program that Ctrl-C ended.
+INTERRUPTED = 130
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit."""
@@ -34,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        return _fail("Interrupted.", 1)
+        return _fail("Interrupted.", INTERRUPTED)
 
 
 def _application() -> "typer.Typer":
@@ -44,8 +51,13 @@ def _application() -> "typer.Typer":
         adopt,
         audit,
         blobs,
+        brakes,
         dead_letters,
+        gc,
+        jobs,
         pods,
+        repositories,
+        router,
         serve,
         setup,
         status,
@@ -59,45 +71,88 @@ def _application() -> "typer.Typer":
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+    def told(asked: bool) -> None:
+        if asked:
+            sys.stdout.write(f"baleen {release()}\n")
+            raise typer.Exit
+
+    @app.callback()
+    def _baleen(
+        *,
+        version: bool = typer.Option(
+            False, "--version", callback=told, is_eager=True, help="Print the version and exit."
+        ),
+    ) -> None: ...
+
     serve.register(app)
     setup.register(app)
     status.register(app)
     survey.register(app)
     adopt.register(app)
     audit.register(app)
+    brakes.register(app)
+    router.register(app)
+    app.add_typer(gc.app, name="gc")
     app.add_typer(blobs.app, name="blob")
+    app.add_typer(repositories.app, name="repositories")
     app.add_typer(pods.app, name="pods")
+    app.add_typer(jobs.app, name="jobs")
     app.add_typer(dead_letters.app, name="dead-letters")
     app.add_typer(tokens.app, name="tokens")
     return app
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from typer import Abort  # noqa: PLC0415
-    from typer._click.exceptions import ClickException  # noqa: PLC0415
-
     try:
         done = _application()(list(arguments), prog_name="baleen", standalone_mode=False)
-    except BaleenError as error:
-        return _fail(str(error), error.exit_code)
-    except ClickException as error:
-        # An empty message is that of a group without a command, whose help is printed.
-        return _fail(_told(error) if error.format_message() else "", error.exit_code)
-    except Abort:
+        # What cannot be written is to be found out while it can be told.
+        sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001 - each is told
+        return _ended(error)
+    if done == INTERRUPTED:
         # What typer makes of Ctrl-C.
-        return _fail("Interrupted.", 1)
-    except BrokenPipeError:
-        # Whoever read has enough, as `head` does; nothing may be written at exit either.
-        sys.stdout = None
-        return 0
-    except Exception:  # noqa: BLE001 - the last resort: told below, with its trace
-        import traceback  # noqa: PLC0415
-
-        # Plain, since a trace that shows values would show secrets.
-        traceback.print_exc()
-        return _fail("Baleen failed at something that it does not know: the trace above says where.", 1)
+        return _fail("Interrupted.", INTERRUPTED)
     return done if isinstance(done, int) else 0
+
+
+def _ended(error: Exception) -> int:
+    """Tell why a command did not end well; return its exit code."""
+    from typer._click.exceptions import ClickException  # noqa: PLC0415
+
+    message, code = "", 1
+    match error:
+        case BaleenError():
+            message, code = str(error), error.exit_code
+        case ClickException():
+            # An empty message is that of a group without a command, whose help is printed.
+            message, code = _told(error) if error.format_message() else "", error.exit_code
+        case BrokenPipeError():
+            # Whoever read has enough, as `head` does; nothing may be written at exit either.
+            sys.stdout = None
+            code = 0
+        case OSError() if error.errno in _NO_ROOM:
+            sys.stdout = None
+            message = f"The output cannot be written ({error.strerror}): make room, or write it elsewhere."
+        case UnicodeEncodeError():
+            message, code = _unwritable(error)
+        case _:
+            import traceback  # noqa: PLC0415
+
+            # Plain, since a trace that shows values would show secrets.
+            traceback.print_exception(error)
+            message = "Baleen failed at something that it does not know: the trace above says where."
+    return _fail(message, code)
+
+
+def _unwritable(error: UnicodeEncodeError) -> tuple[str, int]:
+    """Of text that is none, or that nobody can be shown: what to do, and the exit code."""
+    if error.encoding == "utf-8":
+        # Python keeps such bytes of arguments and the environment as what no text has.
+        return "An argument or a setting has bytes that are no UTF-8: write it anew.", UsageError.exit_code
+    return f"The output cannot be written in {error.encoding}: set PYTHONIOENCODING=utf-8.", 1
 
 
 def _told(error: "ClickException") -> str:

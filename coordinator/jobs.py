@@ -128,11 +128,13 @@ def run(work: Work, runner: Runner) -> None:
 
 def ask_for_needed(connection: Any, settings: Settings) -> list[int]:
     """Ask for the jobs that what happened makes necessary; return their ids. For the scheduler, every 10 s or so."""
-    return jobs.ask_for_needed(
+    asked = jobs.ask_for_needed(
         connection,
         every=timedelta(seconds=settings.reconcile_every),
         request_bound=timedelta(seconds=settings.safety_request_bound),
     )
+    collection = jobs.ask_for_collection(connection, every=timedelta(seconds=settings.gc_every))
+    return asked if collection is None else [*asked, collection]
 
 
 def _pulse(work: Work, over: threading.Event) -> None:

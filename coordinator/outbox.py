@@ -1,19 +1,19 @@
 """Tell the world what happened to blobs: from the outbox in the database to the topic blob.lifecycle.
 
 Route: the scheduler (workers/scheduler.py), every second -> `publish_waiting` -> the oldest changes -> Kafka has them,
-and they are deleted. In the order in which they happened for each digest, and at least once: a process that ends
-between the acknowledgement and the delete leaves them to be told again.
+and they are deleted. In the order in which they happened for each digest, and once: what a process told that ended
+between the acknowledgement and the delete is found in Kafka by the next (ingest/lifecycle.py).
 """
 
 from coordinator.db import lifecycle
 from coordinator.db.connection import Connections
 from coordinator.db.lifecycle import Change
 from coordinator.domain.names import format_digest
-from coordinator.ingest.lifecycle import LifecycleProducer
+from coordinator.ingest.lifecycle import TAIL, LifecycleProducer
 from schemas.records import BlobLifecycle
 
 #: Changes that one transaction tells.
-BATCH = 500
+BATCH = TAIL
 
 
 def publish_waiting(connections: Connections, producer: LifecycleProducer) -> int:
@@ -30,6 +30,7 @@ def publish_waiting(connections: Connections, producer: LifecycleProducer) -> in
 
 def _record(change: Change) -> BlobLifecycle:
     return BlobLifecycle(
+        id=change.id,
         digest=format_digest(change.digest),
         change=change.change,  # type: ignore[arg-type]  # the writers know the names
         at=change.at,

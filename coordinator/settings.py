@@ -5,15 +5,17 @@ data directory (`stack.json`), then the defaults below. An unknown or malformed 
 says what is allowed. Secrets are wrapped, so that no `repr`, log line or traceback shows them.
 """
 
+import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self, get_args
 
 import msgspec
 
+from coordinator.domain.findings import Check
 from coordinator.errors import SettingsError
 
 PREFIX = "BALEEN_"
@@ -112,6 +114,17 @@ class OneOf:
         return f"one of {', '.join(self._words.values())}"
 
 
+class SomeOf(OneOf):
+    """Marks a setting that is any number of these words, separated by commas."""
+
+    def taken(self, value: str) -> str:
+        words = [super(SomeOf, self).taken(word.strip()) for word in value.split(",")] if value.strip() else []
+        return ",".join(dict.fromkeys(words))
+
+    def __str__(self) -> str:
+        return f"some of {', '.join(self._words.values())}, separated by commas"
+
+
 class Text(NamedTuple):
     """Marks a setting that is text of this form, in words for whoever wrote another."""
 
@@ -138,6 +151,7 @@ HTTP_URL = Text(
     rf"https?://{_HOST}(?::[0-9]{{1,5}})?(?:/\S*)?", "a URL as http://host:port, with http:// or https:// before it"
 )
 BROKERS = Text(rf"\s*{_HOST}(?::[0-9]{{1,5}})?(?:\s*,\s*{_HOST}(?::[0-9]{{1,5}})?)*\s*", "host:port,host:port")
+LINE = Text(r"[^\x00-\x1f\x7f]{1,255}", "a line of text")
 TOKEN = Text("[!-~]+", "the token alone, without spaces and line breaks")
 #: The floors are below.
 SAFETY = Time(0, 365 * DAY)
@@ -172,14 +186,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     token: Annotated[Secret | None, TOKEN] = None
     url: Annotated[str | None, HTTP_URL] = None
 
+    #: Whose tokens are believed, and for whom they are: `iss` and `aud`. Baleen's own say the same.
+    jwt_issuer: Annotated[str | None, LINE] = None
+    jwt_audience: Annotated[str | None, LINE] = None
+    #: Keys that clients' tokens are proved with: PEM (certificates or public keys) or JWKS. Where this is absent, those
+    #: of the next.
+    jwt_keys: Annotated[str | None, FILE_NAME] = None
+    #: Private keys (PEM) that Baleen signs tokens with: the first signs, the others are only published. Without any,
+    #: Baleen makes no tokens.
+    jwt_signing_keys: Annotated[str | None, FILE_NAME] = None
+    #: How long a token lives that Baleen signs. Old clients know no `expires_in`, and take it for a minute.
+    jwt_lifetime: Annotated[Duration, Time(MINUTE, HOUR)] = Duration(5 * MINUTE)
+
     #: A removal must be newer than the addition by more than this to be believed without a look at storage.
     safety_clock_skew: Annotated[Duration, SAFETY] = Duration(5 * MINUTE)
     #: How long a direct link keeps a blob alive in a pod of mode `manifest`: longer than the longest push.
     safety_link_grace: Annotated[Duration, SAFETY] = Duration(DAY)
     #: How long one request of a registry may run: what a process began before it died has ended after this.
     safety_request_bound: Annotated[Duration, SAFETY] = Duration(HOUR)
+    #: A blob that nothing references is hidden no sooner.
+    safety_grace: Annotated[Duration, SAFETY] = Duration(DAY)
+    #: A hidden blob is deleted no sooner: as long it can be had back.
+    safety_quarantine: Annotated[Duration, SAFETY] = Duration(DAY)
+    #: What the object store has not done so long after it was let go, it will not do: a store refuses a signature that
+    #: is older than 15 minutes by its clock, which may be 15 minutes off ours, and may then take some time.
+    safety_delete_bound: Annotated[Duration, SAFETY] = Duration(HOUR)
     #: Allows times below their documented floors; for tests and demonstrations only.
     unsafe_times: bool = False
+    #: Checks of the doctor that hold garbage collection no more once they were found to be refuted or unproved; only
+    #: with `unsafe_times`, where nothing may be lost by it.
+    unsafe_findings: Annotated[str, SomeOf(*Check)] = ""
 
     #: Every registry process is asked for a known manifest so often; its event proves that all before it arrived.
     probe_every: Annotated[Duration, Time(0.01, DAY)] = Duration(10)
@@ -192,6 +228,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     registry_ca_file: Annotated[str | None, FILE_NAME] = None
     #: A pod's links in storage are compared with the table at least so often.
     reconcile_every: Annotated[Duration, Time(1, 365 * DAY)] = Duration(DAY)
+
+    #: Garbage is collected so often, while the switch is on.
+    gc_every: Annotated[Duration, Time(1, 365 * DAY)] = Duration(HOUR)
+    #: A run that would take more of the blobs, or of their bytes, is refused: something is probably wrong.
+    gc_limit_percent: Annotated[int, Whole(1, 100, "percent")] = 10
+    #: The same of one that would take so many times more than any run of late.
+    gc_limit_history: Annotated[int, Whole(1, 1_000_000, "times")] = 10
+    #: Blobs that are hidden or purged, and objects of leavings that are deleted, in a second at most; 0 sets no limit.
+    gc_rate: Annotated[int, Whole(0, 1_000_000, "blobs")] = 0
+
+    #: What registries leave behind beside blobs is looked for so often: it takes a listing of the registries' tree.
+    leavings_every: Annotated[Duration, Time(1, 365 * DAY)] = Duration(DAY)
+    #: An upload session is deleted once nothing in it was modified for so long: longer than the longest upload.
+    leavings_uploads: Annotated[Duration, SAFETY] = Duration(7 * DAY)
+    #: An upload in parts that nobody ended is given up so long after its begin.
+    leavings_parts: Annotated[Duration, SAFETY] = Duration(7 * DAY)
+    #: In a bucket with versions: what an upload that ended has left, a copy of its bytes, is deleted after this.
+    leavings_versions: Annotated[Duration, SAFETY] = Duration(DAY)
+    #: In a bucket with versions: the links of a blob are deleted so long after its purge.
+    leavings_links: Annotated[Duration, SAFETY] = Duration(7 * DAY)
+
+    #: Mounts across pods: for clients whose token may, for everybody where registries ask nobody who they are, or not.
+    mounts: Annotated[str, OneOf("token", "open", "off")] = "token"
+    #: A mount that is not made by then is handed on to the pod, and the client uploads.
+    mount_timeout: Annotated[Duration, Time(0.1, 10 * MINUTE)] = Duration(30)
+    #: A larger blob is not sent to a pod of linker `relay`: its client would wait too long.
+    mount_relay_limit: Annotated[int, Whole(0, 2**50, BYTES)] = 2**30
 
     #: A request body at ingest beyond this is dead-lettered. Distribution's largest event is a manifest's.
     ingest_body_limit: Annotated[int, Whole(1024, 2**30, BYTES)] = 8 * 1024 * 1024
@@ -220,49 +283,98 @@ FLOORS: tuple[tuple[str, float, str], ...] = (
     ("safety_clock_skew", 1.0, "clocks of registries are seldom closer than that"),
     ("safety_link_grace", HOUR, "a push may take that long between its layers and its manifest"),
     ("safety_request_bound", 60.0, "a registry's last write may take that long to land"),
+    ("safety_grace", HOUR, "a push may take that long between its layers and its manifest"),
+    ("safety_quarantine", HOUR, "nobody would notice a mistake in time"),
+    ("safety_delete_bound", 31 * MINUTE, "the object store may still do what was asked of it"),
+    ("leavings_uploads", DAY, "an upload may take that long"),
+    ("leavings_parts", DAY, "an upload may take that long"),
+    ("leavings_versions", HOUR, "a registry may still be moving the upload to its place"),
+    ("leavings_links", DAY, "nobody would notice a mistake in time"),
 )
 
 
 def load(environ: Mapping[str, str] | None = None, directory: Path | None = None) -> Settings:
-    """Read the settings; raises SettingsError that names the setting at fault."""
+    """Read the settings; raises SettingsError that names the setting at fault, and where it stands."""
     environ = os.environ if environ is None else environ
     directory = Path() if directory is None else directory
-    values: dict[str, Any] = {}
     file = directory / FILE
-    if file.exists():
-        try:
-            values |= tomllib.loads(file.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{FILE} is not valid TOML: {error}.") from error
-        for name in values:
-            if name.upper().startswith(PREFIX):
-                raise SettingsError(
-                    f"{FILE} names {name}, and names there have no prefix: write {name[len(PREFIX) :].lower()}."
-                )
-    values |= {name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
-    data_dir = directory / str(values.get("data_dir", DATA_DIR))
-    return build(_running_stack(data_dir) | values)
+    written = _file(file)
+    given = {name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
+    stack = directory / str((written | given).get("data_dir", DATA_DIR)) / "stack.json"
+    left = _running_stack(stack)
+
+    def called(name: str) -> str:
+        if name in given or name not in left | written:
+            return _variable(name)
+        return f"{name} in {file if name in written else stack}"
+
+    return build(left | written | given, called)
 
 
-def build(values: Mapping[str, Any]) -> Settings:
-    """Make settings from raw values, checking each; raises SettingsError."""
-    fields = Settings.__annotations__
+def _file(file: Path) -> dict[str, Any]:
+    """What is written in `baleen.toml`, if there is one."""
+    try:
+        values = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read as TOML: {error}.") from error
     for name in values:
-        if name not in fields:
+        if name.upper().startswith(PREFIX):
             raise SettingsError(
-                f"{PREFIX}{name.upper()} is not a setting: see `baleen config show` for those that are."
+                f"{file} names {name}, and names there have no prefix: write {name[len(PREFIX) :].lower()}."
             )
-    settings = Settings(**{name: _converted(name, value) for name, value in values.items()})
-    _check_floors(settings)
+    return values
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def build(values: Mapping[str, Any], called: Callable[[str], str] = _variable) -> Settings:
+    """Make settings from raw values, checking each; raises SettingsError, with a setting's name as it is `called`."""
+    for name in values:
+        if name not in Settings.__annotations__:
+            raise SettingsError(f"{called(name)} is not a setting: {_meant(name, called)}")
+    settings = Settings(**{name: _converted(name, value, called) for name, value in values.items()})
+    _check_floors(settings, called)
+    if settings.unsafe_findings and not settings.unsafe_times:
+        raise SettingsError(
+            f"{called('unsafe_findings')} lets garbage be collected against what a doctor found, and blobs that are "
+            f"needed may be lost by it: take it out, or set {_variable('unsafe_times')}=true where nothing of value is."
+        )
     if settings.ingest_memory_limit < settings.ingest_body_limit:
         raise SettingsError(
-            f"{PREFIX}INGEST_MEMORY_LIMIT is below {PREFIX}INGEST_BODY_LIMIT, and a larger body would be refused for "
-            "ever: raise it, or lower that."
+            f"{called('ingest_memory_limit')} is below {called('ingest_body_limit')}, and a larger body would be "
+            "refused for ever: raise it, or lower that."
+        )
+    for name in ("leavings_uploads", "leavings_parts"):
+        if getattr(settings, name) < settings.safety_request_bound and not settings.unsafe_times:
+            raise SettingsError(
+                f"{called(name)} is below {called('safety_request_bound')}, and one request may take that long to "
+                "upload: raise it, or lower that."
+            )
+    # Who comes to an address that refused the last probe is known by the next: before W may count what he did as seen.
+    if settings.probe_every > settings.safety_request_bound / 2 and not settings.unsafe_times:
+        raise SettingsError(
+            f"{called('probe_every')} is more than half of {called('safety_request_bound')}, and a process that came "
+            "to a pod would be noticed too late: lower it, or raise that."
         )
     return settings
 
 
-def _converted(name: str, value: Any) -> Any:
+def _meant(name: str, called: Callable[[str], str]) -> str:
+    """What somebody may have meant who wrote a name that is none; written as that was."""
+    known = list(Settings.__annotations__)
+    near = difflib.get_close_matches(name, known) or [each for each in known if each.startswith(f"{name}_")]
+    if not near:
+        return "take it out, or see docs/OPERATING.md for those that are."
+    if called(name) == _variable(name):
+        near = [_variable(each) for each in near]
+    return f"did you mean {' or '.join(near)}?"
+
+
+def _converted(name: str, value: Any, called: Callable[[str], str]) -> Any:
     kind = Settings.__annotations__[name]
     allowed = _allowed(kind)
     try:
@@ -271,7 +383,7 @@ def _converted(name: str, value: Any) -> Any:
     except (msgspec.ValidationError, ValueError):
         # The value itself is not repeated: it may be a secret.
         words = allowed or ("true or false" if kind is bool else "text")
-        raise SettingsError(f"{PREFIX}{name.upper()} is malformed: write {words}{_example(name)}.") from None
+        raise SettingsError(f"{called(name)} is malformed: write {words}{_example(name)}.") from None
 
 
 def _allowed(kind: Any) -> Any:
@@ -285,14 +397,14 @@ def _example(name: str) -> str:
     return f", such as {default}" if default and isinstance(default, Duration | int) else ""
 
 
-def _check_floors(settings: Settings) -> None:
+def _check_floors(settings: Settings, called: Callable[[str], str]) -> None:
     if settings.unsafe_times:
         return
     for name, floor, reason in FLOORS:
         if getattr(settings, name) < floor:
             raise SettingsError(
-                f"{PREFIX}{name.upper()} is below {Duration(floor)}, and {reason}: "
-                f"raise it, or set {PREFIX}UNSAFE_TIMES=true where nothing may be lost by it."
+                f"{called(name)} is below {Duration(floor)}, and {reason}: "
+                f"raise it, or set {_variable('unsafe_times')}=true where nothing may be lost by it."
             )
 
 
@@ -304,18 +416,32 @@ def _decode(kind: type, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-def _running_stack(data_dir: Path) -> dict[str, Any]:
+def _running_stack(stack: Path) -> dict[str, Any]:
     """What `baleen up` left for commands beside it: addresses and the operator's token."""
     values: dict[str, Any] = {}
+    token = stack.with_name("token")
     try:
-        values |= msgspec.json.decode((data_dir / "stack.json").read_bytes(), type=dict[str, Any])
-        values["token"] = (data_dir / "token").read_text().strip()
-    except FileNotFoundError:
+        values |= _left(stack, lambda content: msgspec.json.decode(content, type=dict[str, Any]))
+        values["token"] = _left(token, lambda content: content.decode().strip())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # Nothing is there, nor can be where the name is none (`embedded null byte`): that is refused as any setting.
         pass
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{data_dir} cannot be read: {error}.") from error
     # The file tells more than settings, for whoever looks after the stack.
     return {name: values[name] for name in values.keys() & Settings.__annotations__.keys() if values[name] is not None}
+
+
+def _left(file: Path, read: Callable[[bytes], Any]) -> Any:
+    """Read a file of a running stack. If there is none the error is the system's."""
+    try:
+        return read(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read ({error.strerror}): run as the user of `baleen up`.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{file} is not as `baleen up` writes it: delete it, and start `baleen up` again."
+        ) from error
 
 
 def shown(settings: Settings) -> dict[str, Any]:

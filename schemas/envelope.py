@@ -29,7 +29,10 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Rename(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """GitLab: `type` is `name` (this repository only) or `namespace` (all repositories below it too)."""
+    """GitLab: `type` is `name` (the last part of the path is another) or `namespace` (what is before it is).
+
+    With either all repositories below it move, too.
+    """
 
     type: str
     from_: str

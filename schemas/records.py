@@ -43,7 +43,10 @@ class ReferenceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RenameRecord(msgspec.Struct, frozen=True):
-    """`name` renames one repository; `namespace` also all repositories below `source/`."""
+    """The repository `source`, if there is one, and all below `source/`, have another name: whichever `type` it is.
+
+    `name` says that the last part is another, `namespace` that what is before it is.
+    """
 
     type: Literal["name", "namespace"]
     source: RepositoryText
@@ -124,6 +127,8 @@ class DeadLetter(Record, frozen=True):
 class BlobLifecycle(Record, frozen=True):
     """One change of a blob's state."""
 
+    #: Of the change: no other has it. Of one blob a later change has a greater one.
+    id: Annotated[int, Meta(ge=1, le=2**63 - 1)]
     digest: DigestText
     change: Literal["live", "unreferenced", "hidden", "restored", "purged", "missing"]
     #: By the database's clock.

@@ -6,6 +6,7 @@ the embedded ones. Tests keep apart by names of their own (databases, topics, pr
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ import pytest
 from coordinator.stack import guard as guarding
 from coordinator.stack.supervisor import Stack, StackEndpoints
 from tests.services.apache_kafka import ApacheKafka
-from tests.services.databases import Databases
+from tests.services.databases import Databases, DatabaseServer
+
+#: In memory, of which the services of a test process take a tenth.
+ROOM_BYTES = 8 << 30
 
 
 @pytest.fixture
@@ -33,15 +37,22 @@ def data_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def embedded_stack() -> Iterator[StackEndpoints]:
     """PostgreSQL, S3 and the embedded broker."""
-    with temporary_directory() as directory, Stack(directory) as stack:
+    with temporary_directory(_in_memory()) as directory, Stack(directory) as stack:
         yield stack.endpoints
+        stack.discard()
 
 
 @pytest.fixture(scope="session")
-def databases(embedded_stack: StackEndpoints) -> Databases:
-    """Makes a database for each who asks."""
+def database_server(embedded_stack: StackEndpoints) -> DatabaseServer:
     assert embedded_stack.database_url is not None
-    return Databases(embedded_stack.database_url)
+    return DatabaseServer(embedded_stack.database_url)
+
+
+@pytest.fixture(scope="module")
+def databases(database_server: DatabaseServer) -> Iterator[Databases]:
+    """Makes a database for each who asks."""
+    with database_server.databases() as databases:
+        yield databases
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +68,15 @@ def apache_kafka_server() -> Iterator[ApacheKafka]:
 
 
 @contextmanager
-def temporary_directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="baleen-tests-", ignore_cleanup_errors=True) as name:
+def temporary_directory(parent: Path | None = None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="baleen-tests-", dir=parent, ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+def _in_memory() -> Path | None:
+    """A file system in memory that has room for the services of several test processes; None if there is none."""
+    found = Path("/dev/shm")
+    return found if found.is_dir() and shutil.disk_usage(found).free > ROOM_BYTES else None
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class Oracle:
         assert rename is not None
 
         def renamed(name: str) -> str:
-            below = rename.type == "namespace" and name.startswith(rename.source + "/")
+            below = name.startswith(rename.source + "/")
             return rename.destination + name[len(rename.source) :] if below or name == rename.source else name
 
         self.holdings = {(renamed(name), digest) for name, digest in self.holdings}

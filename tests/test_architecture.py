@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,15 @@ DRIVERS = {
     "faust": ("workers",),
     "litestar": ("coordinator/api",),
     "uvicorn": ("coordinator/api",),
-    "httpx": ("coordinator/pods", "coordinator/commands", "coordinator/cli.py"),
+    "httpx": (
+        "coordinator/pods",
+        "coordinator/mounts",
+        "coordinator/tokens",
+        "coordinator/commands",
+        "coordinator/cli.py",
+    ),
+    "jwt": ("coordinator/tokens",),
+    "cryptography": ("coordinator/tokens",),
     "PIL": ("coordinator/commands/plot.py",),
     "typer": ("coordinator/cli.py", "coordinator/commands"),
     "rich": ("coordinator/cli.py", "coordinator/commands"),
@@ -34,6 +43,7 @@ STANDARD_FOR_DOMAIN = {
     "enum",
     "functools",
     "hashlib",
+    "ipaddress",
     "itertools",
     "json",
     "math",
@@ -45,7 +55,12 @@ STANDARD_FOR_DOMAIN = {
 def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+            yield path.relative_to(ROOT).as_posix(), parsed(path)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
@@ -102,7 +117,16 @@ def test_settings_alone_read_the_environment() -> None:
 def test_adapters_are_built_in_one_place() -> None:
     """Only the bootstrap, and the worker's own, decide which real service stands behind a port."""
     builders = ("coordinator/bootstrap.py", "workers/build.py", "coordinator/stack")
-    adapters = {"S3ObjectStore", "FileObjectStore", "EventProducer", "LogInspector", "async_engine", "Connections"}
+    adapters = {
+        "S3ObjectStore",
+        "FileObjectStore",
+        "EventProducer",
+        "LogInspector",
+        "async_engine",
+        "Connections",
+        "KeyFile",
+        "Issuers",
+    }
     for path, tree in sources(*PACKAGES):
         if inside(path, builders):
             continue

@@ -9,12 +9,12 @@ import signal
 import sys
 
 import structlog
-from prometheus_client import start_http_server
 
 from coordinator import settings as configuration
 from coordinator.errors import BaleenError
 from coordinator.settings import Settings
 from coordinator.telemetry import configure
+from workers import metrics
 from workers.build import Worker, build
 from workers.run import run
 
@@ -37,12 +37,11 @@ def main() -> int:
     try:
         settings: Settings = configuration.load()
         configure(settings)
+        metrics.serve(settings.worker_metrics_port, "BALEEN_WORKER_METRICS_PORT")
         worker = build(settings)
     except BaleenError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    if settings.worker_metrics_port:
-        start_http_server(settings.worker_metrics_port, addr="127.0.0.1")
     gc.freeze()  # what was imported stays
     gc.set_threshold(*COLLECT_AFTER)
     try:

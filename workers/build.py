@@ -1,5 +1,6 @@
 """Builds a worker's parts from the settings: the bootstrap of this package."""
 
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -24,12 +25,14 @@ class Worker(NamedTuple):
     app: ReferenceApp
     processor: Processor
     settler: Settler
+    restoring: ExitStack
     connections: Connections
     inspector: LogInspector
 
     def close(self) -> None:
         self.processor.close()
         self.settler.close()
+        self.restoring.close()
         self.connections.close()
         self.inspector.close()
 
@@ -48,9 +51,14 @@ def build(settings: Settings) -> Worker:
         positions,
         settler,
         margin=timedelta(seconds=settings.safety_clock_skew),
+        request_bound=timedelta(seconds=settings.safety_request_bound),
         batch_records=settings.worker_batch,
     )
-    housekeeping = Housekeeping(connections, settler, link_grace=timedelta(seconds=settings.safety_link_grace))
+    restoring = ExitStack()
+    restorer = restoring.enter_context(bootstrap.restorer(settings, name="baleen-restorer"))
+    housekeeping = Housekeeping(
+        connections, settler, restorer, link_grace=timedelta(seconds=settings.safety_link_grace)
+    )
     app = build_app(
         bootstrap_servers(settings),
         processor,
@@ -60,7 +68,7 @@ def build(settings: Settings) -> Worker:
         group=settings.worker_group,
         fetch_records=settings.worker_batch,
     )
-    return Worker(app, processor, settler, connections, inspector)
+    return Worker(app, processor, settler, restoring, connections, inspector)
 
 
 def _prepare(connection: Any) -> None:

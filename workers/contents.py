@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 
 from coordinator.db.batch import Item, Slice
 from coordinator.domain.facts import ManifestPushed
-from coordinator.domain.names import Digest
-from coordinator.domain.references import ManifestContent
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import ManifestContent, ManifestKind
 from coordinator.storage.manifests import Content
 from workers.interpret import Chunk, dead_letter
 
@@ -23,6 +23,17 @@ def unsaid(slices: Iterable[Slice]) -> set[Digest]:
         for item in piece.items
         if isinstance(item.fact, ManifestPushed) and item.fact.content is None
     }
+
+
+def indexes(slices: Iterable[Slice]) -> list[tuple[RepositoryName, Digest]]:
+    """What was pushed and is an index, or may be one."""
+    return [
+        (item.fact.repository, item.fact.digest)
+        for piece in slices
+        for item in piece.items
+        if isinstance(item.fact, ManifestPushed)
+        and (item.fact.content is None or item.fact.content.kind is ManifestKind.INDEX)
+    ]
 
 
 def fill(piece: Slice, chunk: Chunk, found: Mapping[Digest, Content], pods: Mapping[int, str]) -> Slice:

@@ -1,4 +1,5 @@
-"""What time changes without an event: links that outlive their grace, removals that nothing will contradict any more.
+"""What is done beside the events: links that outlive their grace, doubts about what is gone, removals that nothing will
+contradict any more, and hidden blobs that are needed again.
 
 Any worker may do it at any time: the work is in bounded transactions, and repeating it changes nothing.
 """
@@ -12,19 +13,27 @@ import structlog
 from coordinator.db import sweep
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
+from coordinator.gc.restore import Restorer
 from coordinator.reconcile.settle import Settler
+from workers import metrics
 
 log = structlog.get_logger()
 
 
 class Housekeeping:
-    def __init__(self, connections: Connections, settler: Settler, *, link_grace: timedelta) -> None:
+    def __init__(
+        self, connections: Connections, settler: Settler, restorer: Restorer, *, link_grace: timedelta
+    ) -> None:
         self._connections = connections
         self._settler = settler
+        self._restorer = restorer
         self._link_grace = link_grace
 
     async def settle(self) -> None:
         await self._quietly(self._settler.settle)
+
+    async def restore(self) -> None:
+        await self._quietly(lambda: metrics.RESTORED.inc(self._restorer.round()))
 
     async def sweep(self) -> None:
         await self._quietly(self._sweep)
@@ -32,6 +41,7 @@ class Housekeeping:
     def _sweep(self) -> None:
         with self._connections.use() as connection:
             expired = sweep.expire_links(connection, self._link_grace)
+            sweep.end_doubts(connection)
             forgotten = sweep.forget_removals(connection)
         if expired or forgotten:
             log.info("swept", links_expired=expired, removals_forgotten=forgotten)

@@ -24,7 +24,7 @@ from coordinator.domain.facts import (
     RepositoryRemoved,
     RepositoryRenamed,
 )
-from coordinator.domain.names import Digest, PodName, RepositoryName, parse_digest, parse_repository
+from coordinator.domain.names import Digest, PodName, RepositoryName, parse_digest, parse_pod, parse_repository
 from coordinator.domain.pods import owner_of
 from coordinator.domain.references import (
     BLOB_MEDIA_TYPE,
@@ -33,7 +33,7 @@ from coordinator.domain.references import (
     ManifestContent,
     Reference,
 )
-from coordinator.errors import BaleenError
+from coordinator.errors import BaleenError, InvalidNameError
 from coordinator.ingest.log import fingerprint_of
 from coordinator.ingest.normalise import EARLIEST, ID_LIMIT, LATEST
 from coordinator.ingest.topics import DEAD_LETTERS
@@ -49,6 +49,7 @@ from schemas.records import (
 
 #: What msgspec raises on bytes that are not what they should be.
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+_EARLIEST_MS, _LATEST_MS = (round(bound.timestamp() * 1000) for bound in (EARLIEST, LATEST))
 
 
 class KafkaRecord(Protocol):
@@ -221,7 +222,9 @@ class Interpreter:
         source, destination = parse_repository(rename.source), parse_repository(rename.destination)
         if any(owner_of(name, self._directory.owners) != event.pod for name in (source, destination)):
             raise _NotUnderstoodError("not-owned", f"Pod {event.pod} does not own {source} and {destination}.")
-        return RepositoryRenamed(source, destination, rename.type == "namespace", event.timestamp)
+        # Both types: GitLab's registry moves all that is below the repository in one transaction, whichever part of
+        # its name is another (registry/handlers/repositories.go, executeRenameOperation).
+        return RepositoryRenamed(source, destination, below=True, at=event.timestamp)
 
 
 def _content(event: _Event) -> ManifestContent | None:
@@ -259,10 +262,16 @@ def _process(instance_id: str) -> str:
 
 
 def pod_of(record: KafkaRecord) -> str:
-    """Return the pod that a record names, or "": for one whose other fields are of no use."""
+    """Return the pod that a record names, or else its key (`pod/repository`), or "": for one that is of no use."""
     try:
-        return _sender.decode(record.value or b"").pod
+        named = _sender.decode(record.value or b"").pod
     except _UNREADABLE:
+        named = ""
+    if named:
+        return named
+    try:
+        return parse_pod((record.key or b"").partition(b"/")[0].decode())
+    except (UnicodeDecodeError, InvalidNameError):
         return ""
 
 
@@ -275,8 +284,10 @@ def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> Dead
     """A dead letter whose payload is the record itself, so that it can be retried as it is."""
     value = record.value or b""
     payload = storable(value.decode(errors="replace"))
+    # Whoever writes a record says its time, perhaps in another unit.
+    received_at_ms = min(max(record.timestamp, _EARLIEST_MS), _LATEST_MS)
     return DeadLetterFound(
-        storable(pod), reason, storable(detail), record.timestamp, payload, len(value), RECORD_CONTENT_TYPE
+        storable(pod), reason, storable(detail), received_at_ms, payload, len(value), RECORD_CONTENT_TYPE
     )
 
 

@@ -1,8 +1,12 @@
 """What a worker counts. A closed list: each name says its unit."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from coordinator.db.batch import Applied
+from coordinator.errors import SettingsError
 
 RECORDS = Counter("baleen_worker_records_total", "Kafka records applied.")
 HOLDINGS = Counter("baleen_worker_holdings_total", "Holdings added or removed.", ["change"])
@@ -19,6 +23,12 @@ BATCH_RECORDS = Histogram(
 PARTITIONS = Gauge("baleen_worker_partitions", "Partitions assigned to this worker.")
 #: Of a scheduler: done, failed, or left to the one that has the lease.
 WORK = Counter("baleen_scheduler_work_total", "Pieces of periodic work, by what became of them.", ["work", "outcome"])
+RESTORED = Counter("baleen_worker_restored_total", "Hidden blobs that are served again for good.")
+#: Of a scheduler: done; held, of one that was done and could take nothing away; dry; refused by its limits; stopped by
+#: a brake; failed; left to the next scheduler.
+GC_RUNS = Counter("baleen_gc_runs_total", "Collections, by what became of them.", ["outcome"])
+GC_BLOBS = Counter("baleen_gc_blobs_total", "Blobs that collections hid, purged or restored.", ["change"])
+GC_BYTES = Counter("baleen_gc_bytes_total", "Bytes that collections hid, and that storage gave back.", ["change"])
 
 
 def count(applied: Applied) -> None:
@@ -33,3 +43,23 @@ def count(applied: Applied) -> None:
     ECHOES.labels("known").inc(applied.echoes)
     ECHOES.labels("unknown").inc(applied.echoes_unknown)
     BATCH_RECORDS.observe(applied.records)
+
+
+def count_collection(progress: Mapping[str, Any], outcome: str) -> None:
+    """Count a collection that has ended, or was left."""
+    GC_RUNS.labels(outcome).inc()
+    for change in ("hidden", "purged"):
+        amount = progress.get(change, {})
+        GC_BLOBS.labels(change).inc(amount.get("blobs", 0))
+        GC_BYTES.labels(change).inc(amount.get("bytes", 0))
+    GC_BLOBS.labels("restored").inc(progress.get("restored", 0))
+
+
+def serve(port: int, setting: str) -> None:
+    """Serve the metrics on loopback, unless the port is 0; raises SettingsError, with the setting's name."""
+    if port == 0:
+        return
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as error:
+        raise SettingsError(f"{setting} is {port}, which cannot be listened on ({error.strerror}).") from error

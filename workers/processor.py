@@ -1,7 +1,7 @@
 """The reference processor: takes chunks, applies them in batches, retries what the world interrupts.
 
 Route: app.py's agent -> `submit` -> one pump: gather what is there -> decode while the previous batch is being
-applied -> contents of unsaid manifests -> `BatchApply` -> settle new doubts. All of it off the event loop.
+applied -> contents of unsaid manifests -> `BatchApply` -> children of new indexes, new doubts. All off the event loop.
 
 What stops a batch, and what is done:
 - the database or the store is away: the batch waits, and is tried again for as long as the partitions are ours;
@@ -29,6 +29,7 @@ from coordinator.db.connection import BEYOND_LIMITS, Connections
 from coordinator.db.echoes import KnownProcesses
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.log import fingerprint_of
+from coordinator.reconcile.layered import Layered
 from coordinator.reconcile.settle import Settler
 from coordinator.storage import manifests
 from coordinator.storage.port import ObjectStore
@@ -85,14 +86,17 @@ class Processor:
         settler: Settler,
         *,
         margin: timedelta,
+        request_bound: timedelta,
         batch_records: int,
     ) -> None:
         self._connections = connections
         self._store = store
         self._positions = positions
         self._margin = margin
+        self._request_bound = request_bound
         self._batch_records = batch_records
         self._settler = settler
+        self._layered = Layered(connections, store, margin)
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
         #: Taken from the queue, and kept for the next batch.
         self._held: Chunk | None = None
@@ -144,6 +148,7 @@ class Processor:
     def close(self) -> None:
         for pool in (self._decoding, self._reading, self._applying):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._layered.close()
 
     async def _gather(self) -> list[Chunk]:
         """Wait for a chunk, and join to it what else is there: each partition's records are then one run."""
@@ -194,20 +199,25 @@ class Processor:
                 return
             else:
                 metrics.count(applied)
+                if indexes := contents.indexes(waiting):
+                    await self._when_there_is_storage(self._layered.take_up, indexes)
                 if applied.removals_doubtful:
-                    await self._settle()
+                    await self._when_there_is_storage(self._settler.settle_new)
                 return
 
-    async def _settle(self) -> None:
-        """Settle doubts now if storage answers. Until they are settled things are kept, so nothing waits for it."""
+    async def _when_there_is_storage(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Do now what a reconcile does, too, if storage answers: nothing waits for it.
+
+        Doubts are kept until they are settled; of what is not taken up nothing is purged before a reconcile.
+        """
         try:
-            await asyncio.get_running_loop().run_in_executor(self._applying, self._settler.settle_new)
+            await asyncio.get_running_loop().run_in_executor(self._applying, work, *arguments)
         except BaleenError as error:
-            log.warning("doubts are settled later", reason=str(error))
+            log.warning("storage is looked at later", reason=str(error))
 
     def _apply_once(self, slices: Sequence[Slice]) -> Applied:
         with self._connections.use() as connection:
-            return BatchApply(connection, self._margin, self._processes).apply(slices)
+            return BatchApply(connection, self._margin, self._processes, self._request_bound).apply(slices)
 
     async def _in_step(self, error: OutOfStepError) -> Slice | None:
         """Return what is left of a slice after what is applied already; None if it is to be read again."""

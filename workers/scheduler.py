@@ -15,16 +15,19 @@ from contextlib import ExitStack
 from types import FrameType
 
 import structlog
-from prometheus_client import start_http_server
 
 from coordinator import bootstrap, jobs, outbox
 from coordinator import settings as configuration
-from coordinator.db import sources
+from coordinator.db import clock, mounts, sources
+from coordinator.db.gc import StoppedCollectingError
+from coordinator.db.jobs import TakenOverError
 from coordinator.errors import BaleenError
-from coordinator.jobs import Runner
+from coordinator.gc import collect
+from coordinator.jobs import Ending, Runner, StoppedError, Work
 from coordinator.pods.prober import Prober
 from coordinator.settings import Settings
 from coordinator.telemetry import configure
+from workers import metrics
 from workers.periodic import Periodic, Periodically
 
 log = structlog.get_logger()
@@ -35,6 +38,8 @@ TRIGGERS_EVERY_S = 10.0
 FORGET_EVERY_S = 600.0
 PRESENCE_EVERY_S = 30.0
 LIFECYCLE_EVERY_S = 1.0
+#: A clock that is set back by less, and noticed by nobody else, goes unnoticed.
+CLOCK_EVERY_S = 5.0
 
 
 class Scheduler:
@@ -61,10 +66,14 @@ class Scheduler:
         return [
             Periodic("probes", self._settings.probe_every, self._prober.round),
             Periodic("old-probes", FORGET_EVERY_S, self._forget_probes),
+            Periodic("old-mounts", FORGET_EVERY_S, self._forget_mounts),
             Periodic("triggers", TRIGGERS_EVERY_S, self._ask_for_jobs),
+            # Apart, so that a collection does not wait for a listing of hours.
             Periodic("jobs", JOBS_EVERY_S, self._run_jobs, alone=False),
+            Periodic("collection", JOBS_EVERY_S, self._run_collection, alone=False),
             Periodic("presence", PRESENCE_EVERY_S, self._presence.round),
             Periodic("lifecycle", LIFECYCLE_EVERY_S, self._publish_lifecycle),
+            Periodic("clock", CLOCK_EVERY_S, self._look_at_the_clock),
         ]
 
     def run(self) -> None:
@@ -81,21 +90,65 @@ class Scheduler:
         with self._connections.use() as connection:
             sources.forget_old_probes(connection)
 
+    def _forget_mounts(self) -> None:
+        with self._connections.use() as connection:
+            while mounts.forget_old(connection) == mounts.FORGET_LIMIT and not self.stop.is_set():
+                pass
+
     def _ask_for_jobs(self) -> None:
         with self._connections.use() as connection:
             jobs.ask_for_needed(connection, self._settings)
+
+    def _look_at_the_clock(self) -> None:
+        with self._connections.use() as connection:
+            clock.void(connection)
 
     def _publish_lifecycle(self) -> None:
         outbox.publish_waiting(self._connections, self._lifecycle)
 
     def _run_jobs(self) -> None:
-        jobs.run_waiting_jobs(self._connections, self._runners, self.stop)
+        others = {kind: runner for kind, runner in self._runners.items() if kind != collect.KIND}
+        jobs.run_waiting_jobs(self._connections, others, self.stop)
+
+    def _run_collection(self) -> None:
+        jobs.run_waiting_jobs(self._connections, {collect.KIND: counted(self._runners[collect.KIND])}, self.stop)
+
+
+def counted(runner: Runner) -> Runner:
+    """Make the runner of collections count what becomes of them."""
+
+    def run(work: Work) -> Ending:
+        outcome = "failed"
+        try:
+            ending = runner(work)
+            outcome = "done"
+        except collect.TooMuchError:
+            outcome = "refused"
+            raise
+        except StoppedCollectingError:
+            outcome = "stopped"
+            raise
+        except (StoppedError, TakenOverError):
+            outcome = "left"
+            raise
+        finally:
+            progress = work.progress()
+            if collect.Options.of(work.job.options).dry:
+                outcome = "dry" if outcome == "done" else outcome
+                progress = {}
+            elif outcome == "done" and progress.get("held_by"):
+                outcome = "held"
+            metrics.count_collection(progress, outcome)
+        return ending
+
+    return run
 
 
 def main() -> int:
     try:
         settings = configuration.load()
         configure(settings)
+        metrics.serve(settings.scheduler_metrics_port, "BALEEN_SCHEDULER_METRICS_PORT")
         scheduler = Scheduler(settings)
     except BaleenError as error:
         sys.stderr.write(f"{error}\n")
@@ -106,8 +159,6 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    if settings.scheduler_metrics_port:
-        start_http_server(settings.scheduler_metrics_port, addr="127.0.0.1")
     log.info("scheduler begins")
     scheduler.run()
     return 0

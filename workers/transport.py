@@ -146,6 +146,17 @@ class ChunkConsumer(FaustConsumer):
         await self._thread.call_thread(self._seek_in_thread, TopicPartition(tp.topic, tp.partition), offset)
         self._read_offset[tp] = offset or None
 
+    async def reads_from(self, tp: TP, within: float) -> int | None:
+        """Return the offset that is fetched next; None if the client does not say so within so many seconds.
+
+        A partition may have been taken away meanwhile. Whoever asks is a timer, and what it raises would end the app.
+        """
+        try:
+            async with asyncio.timeout(within):
+                return await self.position(tp)
+        except (TimeoutError, IllegalStateError):
+            return None
+
     async def _seek_in_thread(self, tp: TopicPartition, offset: int) -> None:
         # A partition that was taken away meanwhile is somebody else's to read.
         with contextlib.suppress(IllegalStateError):

@@ -5,7 +5,6 @@ Route: bootstrap -> `create_app(deps)` -> server.py serves it.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
@@ -13,10 +12,13 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from coordinator.api import blobs, dead_letters, jobs, metrics, pods, problems, repositories, status
+from coordinator import release
+from coordinator.api import blobs, brakes, dead_letters, gc, jobs, metrics, pods, problems, repositories, status
 from coordinator.api.deps import Deps
 from coordinator.api.events import post_events
+from coordinator.api.mounts import serve_mounts
 from coordinator.api.parameters import refuse_unknown
+from coordinator.api.token_service import HANDLERS as TOKEN_SERVICE
 
 #: Of calls without a limit of their own.
 BODY_LIMIT = 1024 * 1024
@@ -38,13 +40,13 @@ def create_app(deps: Deps) -> Litestar:
         before_request=refuse_unknown,
         route_handlers=[
             handler
-            for module in (blobs, repositories, pods, jobs, dead_letters, status, metrics)
+            for module in (blobs, repositories, pods, jobs, dead_letters, gc, brakes, status, metrics)
             for handler in module.HANDLERS
         ],
     )
     return Litestar(
-        # Registries may put anything into the query of their webhook's URL.
-        route_handlers=[ours, post_events],
+        # Registries may put anything into the query of their webhook's URL, and clients into that of an issuer.
+        route_handlers=[ours, post_events, *TOKEN_SERVICE, serve_mounts],
         exception_handlers=problems.HANDLERS,  # type: ignore[arg-type]
         middleware=[metrics.count_requests],
         lifespan=[lifespan],
@@ -58,7 +60,7 @@ def create_app(deps: Deps) -> Litestar:
 def _openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Baleen",
-        version=_version(),
+        version=release(),
         description="Who references which blob, over all pods. Lists have `items` and `next`; errors are problem+json.",
         path="/schema",
         render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
@@ -73,10 +75,3 @@ def _openapi() -> OpenAPIConfig:
             }
         ),
     )
-
-
-def _version() -> str:
-    try:
-        return version("baleen-registry")
-    except PackageNotFoundError:
-        return "0"

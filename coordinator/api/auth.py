@@ -52,7 +52,12 @@ class TokenDirectory:
     async def _refresh(self, interval: float) -> None:
         async with self._loading:
             now = time.monotonic()
-            if now - self._loaded_at <= interval or now - self._tried_at <= MISS_SECONDS:
+            if now - self._loaded_at <= interval:
+                return
+            if now - self._tried_at <= MISS_SECONDS:
+                # It has just failed, or not found what is looked for.
+                if now - self._loaded_at > STALE_SECONDS:
+                    raise UnavailableError("The database does not say which tokens are good: try again in a moment.")
                 return
             self._tried_at = now
             try:

@@ -1,4 +1,7 @@
-"""`/v1/blobs`: who needs a blob. Not here: how it is found (db/queries/blobs.py, references.py)."""
+"""`/v1/blobs`: who needs a blob, why it is kept or how it went, and asking for it back.
+
+Not here: how it is found (db/queries: blobs.py, references.py, explain.py), bringing it back (gc/restore.py).
+"""
 
 from typing import Annotated, Any
 
@@ -7,18 +10,23 @@ from litestar import Request, get, post
 from litestar.params import JSONBody, QueryParameter
 from msgspec import Meta
 
-from coordinator.api.auth import READ
+from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
-from coordinator.api.parameters import Cursor, DigestText, Limit, PodFilter, pod_or_none
+from coordinator.api.parameters import ASKED, Cursor, DigestText, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
+from coordinator.db import brakes
+from coordinator.db.queries import explain as stories
 from coordinator.db.queries.blobs import LOOKUP_LIMIT, Sort
+from coordinator.db.queries.gc_views import Explanation, Undeletion
 from coordinator.db.queries.paging import DEFAULT_LIMIT
 from coordinator.db.queries.references import references
-from coordinator.db.queries.views import Blob, BlobPage, ReferencePage, StateName
+from coordinator.db.queries.views import STATES, Blob, BlobPage, ReferencePage, StateName
+from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 
 #: 1000 digests take 76 kB, written as tersely as JSON allows; others may indent.
 LOOKUP_BODY_LIMIT = 256 * 1024
+BODY_LIMIT = 16 * 1024
 
 
 class Lookup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +40,11 @@ class Lookup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class LookupAnswer(msgspec.Struct, frozen=True):
     items: Annotated[list[Blob | None], Meta(description="One for each digest, in order; null for an unknown one.")]
+
+
+class UndeleteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    why: Annotated[str, Meta(min_length=1, max_length=brakes.WHY_LIMIT)] = ASKED
+    pin: Annotated[bool, Meta(description="Keep it until it is unpinned; else it waits for the grace anew.")] = True
 
 
 @get(
@@ -116,4 +129,49 @@ async def list_blobs(
     )
 
 
-HANDLERS = [get_blob, list_references, lookup_blobs, list_blobs]
+@get(
+    "/v1/blobs/{digest:str}/explain",
+    operation_id="explainBlob",
+    summary="Why a blob is kept, or how it went",
+    tags=["garbage collection"],
+    responses=documented(404),
+    **READ,
+)
+async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> Explanation:
+    """In sentences and as data: who needs it, everything that keeps it, and what the ledger has of it."""
+    deps = deps_of(request)
+    return await stories.explain(deps.engine, deps.blobs, deps.facts, deps.link_grace, parse_digest(digest))
+
+
+@post(
+    "/v1/blobs/{digest:str}/undelete",
+    status_code=202,
+    operation_id="undeleteBlob",
+    summary="Bring a hidden blob back",
+    tags=["garbage collection"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 409, 413),
+    **OPERATE,
+)
+async def undelete_blob(
+    request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[UndeleteRequest | None] = None
+) -> Undeletion:
+    """While its bytes are kept. Workers bring it back within seconds, whether or not anything needs it, and it is
+    pinned, so that it stays. 409 for one that is not hidden, or whose bytes are deleted.
+    """
+    deps, asked = deps_of(request), data or UndeleteRequest()
+    back = await brakes.undelete(deps.engine, parse_digest(digest), asked.why, pin=asked.pin)
+    return Undeletion(digest=digest, state=STATES[back.state], pinned=back.pinned, detail=_undeleted(*back))
+
+
+def _undeleted(state: BlobState, pinned: bool) -> str:
+    told = "Workers bring it back within seconds"
+    if state is BlobState.HIDING:
+        told = "Its hide is undone: workers have it served, for good once no delete of it can be on its way any more"
+    elif state is BlobState.PURGING:
+        told = "Its deletion had begun: workers bring back what is left once no delete of it can be on its way any more"
+    stays = "it is pinned until `baleen unpin`" if pinned else "it is not hidden again before the grace is over anew"
+    return f"{told}, and {stays}."
+
+
+HANDLERS = [get_blob, list_references, lookup_blobs, list_blobs, explain_blob, undelete_blob]

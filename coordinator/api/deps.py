@@ -1,6 +1,6 @@
 """What the handlers need, built once by bootstrap and kept in the application's state."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,11 +10,16 @@ from litestar import Request
 
 from coordinator.api.auth import TokenDirectory
 from coordinator.api.lag import LagReader
+from coordinator.api.mounts import Mounts
 from coordinator.db.dead_letters import Publish
 from coordinator.db.pods import StillHolds
 from coordinator.db.queries.blobs import BlobQueries
+from coordinator.db.queries.collection import ReadFacts
+from coordinator.db.queries.gc import FiguresReader
 from coordinator.db.queries.session import Database
+from coordinator.domain.names import Digest
 from coordinator.ingest.service import Ingest
+from coordinator.tokens.service import TokenService
 
 #: Returns if the service answers; raises a BaleenError that says what is wrong.
 Check = Callable[[], Awaitable[None]]
@@ -35,13 +40,30 @@ class Deps:
     lag: LagReader
     publish: Publish
     still_holds: StillHolds
+    #: What probes ask for, and what that lists.
+    probe_image: frozenset[Digest]
     ingest: Ingest
+    #: What garbage collection goes by.
+    facts: ReadFacts
+    figures: FiguresReader
+    #: Makes tokens for several pods; None where no key to sign with is set.
+    token_service: TokenService | None = None
     #: By what they check: database, migrations, kafka, store.
     checks: Mapping[str, Check]
     #: A registry process that was not heard for so long is told as silent.
     silence: timedelta
+    #: How long what a process had begun may take to land after its end.
+    request_bound: timedelta
+    #: How long a direct link counts in a pod of mode `manifest`.
+    link_grace: timedelta
+    #: How often garbage is collected.
+    gc_every: timedelta
+    #: Checks of a doctor that hold nothing (settings.unsafe_findings).
+    in_spite_of: Collection[str] = ()
     #: Where registries reach this API; None: as the request that asks did.
     url: str | None = None
+    #: What serves mounts; None: none are made.
+    mounts: Mounts | None = None
     #: Entered before the first request, left after the last.
     lifespan: Callable[[], AbstractAsyncContextManager[None]] = field(default=no_lifespan)
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
-from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
+from coordinator.api.parameters import ASKED, Cursor, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
 from coordinator.db.queries import jobs as queries
 from coordinator.db.queries.jobs import JobKind
@@ -18,7 +18,6 @@ from coordinator.db.queries.views import Job, JobPage
 from coordinator.domain.names import parse_pod
 
 BODY_LIMIT = 16 * 1024
-ASKED = "an operator asked"
 
 Number = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
 
@@ -52,7 +51,7 @@ async def reconcile_pod(
     operation_id="listJobs",
     summary="Jobs, the newest first",
     tags=["jobs"],
-    responses=documented(),
+    responses=documented(404),
     **READ,
 )
 async def list_jobs(

@@ -16,7 +16,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from coordinator.api.deps import deps_of
-from coordinator.api.status import Marks, Status, gather
+from coordinator.api.status import Collection, Marks, Status, collection, gather
 from coordinator.domain.watermarks import SourceState
 from coordinator.errors import BaleenError
 
@@ -39,6 +39,24 @@ WATERMARK_LAG = Gauge(
     "baleen_watermark_lag_seconds", "How long ago a pod's watermark is; infinite while it is not known.", ["pod"]
 )
 SOURCES = Gauge("baleen_sources", "Processes of a pod's registry, by what is known of them.", ["pod", "state"])
+
+GC_ENABLED = Gauge("baleen_gc_enabled", "1 while the kill switch is on, 0 while it is off; NaN while it is not known.")
+GC_HELD = Gauge("baleen_gc_held_reasons", "For how many reasons nothing is collected; NaN while it is not known.")
+UNREFERENCED_BLOBS = Gauge("baleen_gc_unreferenced_blobs", "Blobs that nothing references and that are served.")
+UNREFERENCED_BYTES = Gauge("baleen_gc_unreferenced_bytes", "Their bytes.")
+HIDDEN_BLOBS = Gauge("baleen_gc_hidden_blobs", "Blobs that are hidden and not purged yet.")
+HIDDEN_BYTES = Gauge("baleen_gc_hidden_bytes", "Their bytes.")
+OLDEST = Gauge(
+    "baleen_gc_oldest_candidate_seconds",
+    "How long the oldest is unreferenced of what is served and not pinned; 0 if there is none, NaN while not known.",
+)
+RESTORES = Gauge(
+    "baleen_gc_restores_waiting_blobs",
+    "Blobs that are needed or asked back and not served; `unsettled` ones wait until no delete of theirs can land.",
+    ["state"],
+)
+#: What is not known while the database is away.
+_OF_COLLECTION = (GC_ENABLED, GC_HELD, UNREFERENCED_BLOBS, UNREFERENCED_BYTES, HIDDEN_BLOBS, HIDDEN_BYTES, OLDEST)
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 
@@ -69,9 +87,12 @@ def count_requests(app: ASGIApp) -> ASGIApp:
 async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Open without a token. Lag and open things are as of now, and left out while the database is away."""
     try:
-        status, marks = await gather(deps_of(request))
+        deps = deps_of(request)
+        status, marks = await gather(deps)
+        found = await collection(deps)
         _show(status)
         _show_marks(marks)
+        _show_collection(status, marks, found)
     except BaleenError:
         LAG.clear()
         OPEN.clear()
@@ -80,6 +101,9 @@ async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         CAUGHT_UP.set(0)
         MISSING.set(math.nan)
         UNTOLD.set(math.nan)
+        RESTORES.clear()
+        for gauge in _OF_COLLECTION:
+            gauge.set(math.nan)
     return Response(generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -104,6 +128,19 @@ def _show_marks(marks: Marks) -> None:
         counts = Counts(source.state for source in mark.sources)
         for state in SourceState:
             SOURCES.labels(pod, state.value).set(counts[state])
+
+
+def _show_collection(status: Status, marks: Marks, found: Collection) -> None:
+    GC_ENABLED.set(status.gc.enabled)
+    GC_HELD.set(len(status.gc.held_by))
+    figures = found.figures
+    UNREFERENCED_BLOBS.set(figures.unreferenced.blobs)
+    UNREFERENCED_BYTES.set(figures.unreferenced.bytes)
+    HIDDEN_BLOBS.set(figures.hidden.blobs)
+    HIDDEN_BYTES.set(figures.hidden.bytes)
+    OLDEST.set(0 if found.oldest is None else max(0.0, (marks.now - found.oldest).total_seconds()))
+    for state in ("hidden", "unsettled", "purged"):
+        RESTORES.labels(state).set(getattr(found.waiting, state))
 
 
 HANDLERS = [metrics]

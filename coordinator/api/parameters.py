@@ -1,6 +1,6 @@
-"""Parameters that several calls share, and the refusal of those that a call does not know.
+"""Parameters that several calls share, and the refusal of those that a call does not know, or is given twice.
 
-A misspelt filter that is ignored answers another question than was asked, so unknown ones are refused by name.
+A filter that is ignored answers another question than was asked, so such are refused by name.
 """
 
 from functools import cache
@@ -24,6 +24,9 @@ DigestText = Annotated[
     str, PathParameter(description="sha256: and 64 lower-case hex digits.", pattern="^sha256:[0-9a-f]{64}$")
 ]
 
+#: Why something was asked for, where that was not said.
+ASKED = "an operator asked"
+
 #: Parameters of handlers that come from the path, the body or the framework.
 NO_QUERY = frozenset({"request", "return", "data", "digest", "name", "pod_name", "number", "instance"})
 
@@ -41,6 +44,8 @@ async def refuse_unknown(request: Request[Any, Any, Any]) -> None:
         if name not in known:
             meant = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
             raise UsageError(f"{name[:100]!r} is not a parameter of this call: {meant}.")
+        if len(request.query_params.getall(name)) > 1:
+            raise UsageError(f"`{name}` is given more than once: this call takes one.")
 
 
 @cache

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, delete, get, post, put
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, JSONBody, PathParameter
 from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
@@ -18,9 +18,11 @@ from coordinator.db.queries.paging import DEFAULT_LIMIT
 from coordinator.db.queries.session import writing
 from coordinator.db.queries.views import Pod, PodPage
 from coordinator.domain.names import parse_pod, parse_repository
-from coordinator.domain.pods import Linker, PodMode, parse_registry
+from coordinator.domain.pods import Linker, PodMode, TokenIssuer, parse_registry, parse_token_url
+from coordinator.errors import UsageError
 from coordinator.pods import configuration
 from coordinator.settings import Secret
+from coordinator.tokens.keys import parse_trusted
 
 BODY_LIMIT = 256 * 1024
 
@@ -41,12 +43,33 @@ Registries = Annotated[
 ]
 
 
+Text = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$", description="a line of text")]
+
+
+class TokenIssuerRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who makes the tokens of a pod's registry."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=1000)]
+    issuer: Text
+    service: Text
+    keys: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=200_000,
+            pattern=r"^[^\x00]+$",
+            description="PEM (certificates or public keys) or a JWKS.",
+        ),
+    ]
+
+
 class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: PodText
     prefixes: Prefixes
     registries: Registries = []
     mode: PodMode = PodMode.MANIFEST
     linker: Linker = Linker.LINK
+    token_issuer: TokenIssuerRequest | None = None
 
 
 class PrefixesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,8 +80,26 @@ class RegistriesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     registries: Registries
 
 
+Why = Annotated[str, Meta(min_length=1, max_length=registry.WHY_LIMIT)]
+Instance = Annotated[
+    str, PathParameter(description="instance_id of a source, as the pod's sources name it.", pattern=r"^[^\x00]+$")
+]
+
+
 class Retirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    why: Annotated[str, Meta(min_length=1, max_length=1000)]
+    why: Why
+
+
+class GapsSettlement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    why: Why
+
+
+class TokenQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: Annotated[str, Meta(min_length=1, max_length=1000)]
+
+
+class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    is_of_pod: bool
 
 
 class PodToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +120,9 @@ class PodToken(msgspec.Struct, frozen=True, kw_only=True):
 )
 async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PodPage:
     deps = deps_of(request)
-    return await queries.pods(deps.engine, deps.silence, cursor=cursor, limit=limit)
+    return await queries.pods(
+        deps.engine, deps.silence, deps.request_bound, deps.in_spite_of, cursor=cursor, limit=limit
+    )
 
 
 @get(
@@ -93,7 +136,7 @@ async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limi
 async def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> Pod:
     """With every process of its registry, how far each has reported, and what that waits for."""
     deps = deps_of(request)
-    return await queries.pod(deps.engine, parse_pod(pod_name), deps.silence)
+    return await queries.pod(deps.engine, parse_pod(pod_name), deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @post(
@@ -107,14 +150,16 @@ async def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> P
 )
 async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodToken:
     """Prefix `team` owns `team` and `team/…`; no two pods' prefixes may overlap."""
+    events = _events(request, parse_pod(data.name))
     pod = registry.NewPod(
         name=parse_pod(data.name),
         prefixes=[parse_repository(prefix) for prefix in data.prefixes],
         registries=[parse_registry(url) for url in data.registries],
         mode=data.mode,
         linker=data.linker,
+        issuer=None if data.token_issuer is None else _issuer(data.token_issuer),
     )
-    return _token(request, pod.name, await registry.add(deps_of(request).engine, pod))
+    return _token(pod.name, await registry.add(deps_of(request).engine, pod), events)
 
 
 @post(
@@ -128,7 +173,26 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
 async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodToken:
     """The old one is refused within seconds; the registry then repeats its events until it has the new one."""
     pod = parse_pod(pod_name)
-    return _token(request, pod, await registry.rotate_token(deps_of(request).engine, pod))
+    events = _events(request, pod)
+    return _token(pod, await registry.rotate_token(deps_of(request).engine, pod), events)
+
+
+@post(
+    "/v1/pods/{pod_name:str}/token/check",
+    status_code=200,
+    operation_id="checkPodToken",
+    summary="Ask whether this is a pod's event token",
+    tags=["pods"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 413),
+    **OPERATE,
+)
+async def check_pod_token(
+    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenQuestion]
+) -> TokenAnswer:
+    """Changes nothing. Only a hash is kept, so that nobody can be told which it is."""
+    known = await registry.has_token(deps_of(request).engine, parse_pod(pod_name), data.token)
+    return TokenAnswer(is_of_pod=known)
 
 
 @delete(
@@ -140,9 +204,9 @@ async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[s
     **OPERATE,
 )
 async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
-    """Refused while it holds or links anything or has open dead letters; with open gaps, if storage has links of it."""
+    """Refused while it holds or links anything, has open dead letters, or storage has links that the table lacks."""
     deps = deps_of(request)
-    await registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds)
+    await registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds, deps.probe_image)
 
 
 @post(
@@ -161,7 +225,7 @@ async def add_prefixes(
     """Those that it owns already stay its. What it has there since before is not known until it is reconciled."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.add_prefixes(deps.engine, pod, [parse_repository(prefix) for prefix in data.prefixes])
-    return await queries.pod(deps.engine, pod, deps.silence)
+    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @put(
@@ -179,7 +243,44 @@ async def set_registries(
     """All of its URLs, in place of those before. Processes that were heard elsewhere count until they are retired."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
-    return await queries.pod(deps.engine, pod, deps.silence)
+    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+
+
+@put(
+    "/v1/pods/{pod_name:str}/token-issuer",
+    operation_id="setTokenIssuer",
+    summary="Say who makes the tokens of a pod's registry",
+    tags=["pods"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 413),
+    **OPERATE,
+)
+async def set_issuer(
+    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenIssuerRequest]
+) -> Pod:
+    """In place of what was known before, within seconds. While its keys change, send those of before and after."""
+    deps, pod = deps_of(request), parse_pod(pod_name)
+    await registry.set_issuer(deps.engine, pod, _issuer(data))
+    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+
+
+@delete(
+    "/v1/pods/{pod_name:str}/token-issuer",
+    operation_id="removeTokenIssuer",
+    summary="Let no tokens be made for a pod",
+    tags=["pods"],
+    responses=documented(404),
+    **OPERATE,
+)
+async def remove_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
+    """Nothing is granted on its repositories any more. What was signed before is good until it expires."""
+    await registry.set_issuer(deps_of(request).engine, parse_pod(pod_name), None)
+
+
+def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
+    keys = parse_trusted(data.keys.encode())
+    names = tuple(key.fingerprint for key in keys.keys)
+    return TokenIssuer(parse_token_url(data.url), data.issuer, data.service, data.keys, names)
 
 
 @post(
@@ -192,23 +293,49 @@ async def set_registries(
     **OPERATE,
 )
 async def retire_source(
-    request: Request[Any, Any, Any], pod_name: FromPath[str], instance: FromPath[str], data: JSONBody[Retirement]
+    request: Request[Any, Any, Any], pod_name: FromPath[str], instance: Instance, data: JSONBody[Retirement]
 ) -> Pod:
     """For one that runs no more, which nothing proves. If it does run, its last events may come too late for blobs
     that they need: say so only of what you have seen end.
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
     async with writing(deps.engine) as connection:
-        await sources.retire(connection, pod, instance, data.why)
-    return await queries.pod(deps.engine, pod, deps.silence)
+        await sources.retire(connection, pod, instance, data.why, deps.request_bound)
+    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
-def _token(request: Request[Any, Any, Any], pod: str, token: Secret) -> PodToken:
-    base = (deps_of(request).url or str(request.base_url)).rstrip("/")
+@post(
+    "/v1/pods/{pod_name:str}/gaps/settle",
+    status_code=200,
+    operation_id="settleGaps",
+    summary="Settle the open gaps of a pod that cannot be reconciled",
+    tags=["pods"],
+    responses=documented(404, 409, 413),
+    **OPERATE,
+)
+async def settle_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[GapsSettlement]) -> Pod:
+    """For one whose links are not in shared storage: say how you know that the table has all that it holds. Of any
+    other a reconcile finds out, and this is refused.
+    """
+    deps, pod = deps_of(request), parse_pod(pod_name)
+    await registry.settle_gaps(deps.engine, pod, data.why)
+    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+
+
+def _events(request: Request[Any, Any, Any], pod: str) -> str:
+    """Where the pod's events go; raises UsageError. Asked first: a token that nobody is told would be lost."""
+    try:
+        base = deps_of(request).url or str(request.base_url)
+    except ValueError as error:
+        raise UsageError("The header `Host` names no host: send the one that registries reach Baleen by.") from error
+    return f"{base.rstrip('/')}/v1/events/{pod}"
+
+
+def _token(pod: str, token: Secret, events: str) -> PodToken:
     return PodToken(
         pod=pod,
         event_token=token.reveal(),
-        registry_config=configuration.notifications(f"{base}/v1/events/{pod}", token.reveal()),
+        registry_config=configuration.notifications(events, token.reveal()),
     )
 
 
@@ -217,8 +344,12 @@ HANDLERS = [
     get_pod,
     add_pod,
     rotate_pod_token,
+    check_pod_token,
     remove_pod,
     add_prefixes,
     set_registries,
+    set_issuer,
+    remove_issuer,
     retire_source,
+    settle_gaps,
 ]

@@ -43,18 +43,27 @@ def refused(_: Request[Any, Any, Any], error: BaleenError) -> Response[Problem]:
 def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
     """What the framework refuses: no such path, wrong method, parameters that do not fit."""
     if error.status_code == HTTPStatus.NOT_FOUND:
-        detail = f"There is nothing at {request.url.path}: see /schema."
+        detail = f"There is nothing at {_path(request)}: see /schema."
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{request.method} does not work on {request.url.path}: see /schema."
+        detail = f"{request.method} does not work on {_path(request)}: see /schema."
     else:
         detail = _told(request, error)
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     return problem(error.status_code, detail, headers)
 
 
+def nested(_: Request[Any, Any, Any], __: RecursionError) -> Response[Problem]:
+    return problem(400, "The body cannot be read: its lists and objects are nested too deeply.")
+
+
 def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    log.error("request failed", method=request.method, path=_path(request), exc_info=error)
     return problem(500, "Baleen failed to answer this: its log says why.")
+
+
+def _path(request: Request[Any, Any, Any]) -> str:
+    # The whole URL cannot be told where the client names a host that is none.
+    return str(request.scope["path"])
 
 
 def _told(request: Request[Any, Any, Any], error: HTTPException) -> str:
@@ -75,4 +84,4 @@ def documented(*statuses: int) -> dict[int, ResponseSpec]:
     }
 
 
-HANDLERS = {BaleenError: refused, HTTPException: http_error, Exception: failed}
+HANDLERS = {BaleenError: refused, HTTPException: http_error, RecursionError: nested, Exception: failed}

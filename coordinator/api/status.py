@@ -16,9 +16,14 @@ from msgspec import Meta
 from coordinator.api.auth import READ
 from coordinator.api.deps import Check, Deps, deps_of
 from coordinator.api.problems import documented
+from coordinator.db.queries import brakes
 from coordinator.db.queries import pods as holds
+from coordinator.db.queries.collection import told_of_orphans
+from coordinator.db.queries.gc import Figures, oldest_candidate, waiting
+from coordinator.db.queries.gc_views import Waiting
 from coordinator.db.queries.session import reading
 from coordinator.db.queries.status import clock, missing_blobs, progress, untold_changes
+from coordinator.domain.gc import NO_POD, switched_off
 from coordinator.domain.watermarks import PodWatermark
 from coordinator.errors import BaleenError
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
@@ -27,8 +32,8 @@ CHECK_SECONDS = 3.0
 
 
 class GarbageCollection(msgspec.Struct, frozen=True):
-    enabled: bool
-    held_by: Annotated[list[str], Meta(description="Why it may not run, by pod.")]
+    enabled: Annotated[bool, Meta(description="The kill switch.")]
+    held_by: Annotated[list[str], Meta(description="Why nothing is collected: the switch, holds, and pods by name.")]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +76,20 @@ class Marks(NamedTuple):
     pods: Mapping[str, PodWatermark]
 
 
+class Collection(NamedTuple):
+    """What metrics show of garbage collection."""
+
+    figures: Figures
+    waiting: Waiting
+    oldest: dt.datetime | None
+
+
+async def collection(deps: Deps) -> Collection:
+    figures = await deps.figures.read()
+    async with reading(deps.engine) as connection:
+        return Collection(figures, await waiting(connection), await oldest_candidate(connection))
+
+
 async def status_of(deps: Deps) -> Status:
     return (await gather(deps))[0]
 
@@ -79,16 +98,19 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
     """Gather the status. The table is read first: what is applied meanwhile makes the lag larger, never smaller."""
     async with reading(deps.engine) as connection:
         applied = await progress(connection)
-        truths = await holds.truths(connection, deps.silence)
+        truths = await holds.truths(connection, deps.silence, deps.request_bound, deps.in_spite_of)
         orphans = await holds.orphaned_dead_letters(connection)
         missing, untold = await missing_blobs(connection), await untold_changes(connection)
+        switch, braked = await brakes.switch(connection), await brakes.held(connection)
         now = await clock(connection)
     held = {pod: truth.opened for pod, truth in truths.items()}
     marks = {pod: truth.mark for pod, truth in truths.items()}
     log = await deps.lag.read(applied)
-    told = [f"pod {pod}: {reason}" for pod in sorted(truths) for reason in truths[pod].reasons(pod)]
-    if orphans:
-        told.append(f"{orphans} open dead letters of pods that are not registered any more: discard them")
+    told = [] if switch.enabled else [switched_off(switch.why)]
+    told += braked
+    told += [NO_POD] if not truths else []
+    told += [f"pod {pod}: {reason}" for pod in sorted(truths) for reason in truths[pod].reasons(pod)]
+    told += told_of_orphans(orphans)
     told += log.problems
     events = {str(number): lag for (topic, number), lag in sorted(log.lag.items()) if topic == EVENTS}
     letters = [lag for (topic, _), lag in log.lag.items() if topic == DEAD_LETTERS]
@@ -98,7 +120,7 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         dead_letter_lag=sum(known) if known and len(known) == len(letters) else None,
         caught_up=not log.problems and bool(events) and not any(log.lag.values()) and None not in log.lag.values(),
         watermark=_least([mark.at for mark in marks.values()]),
-        gc=GarbageCollection(enabled=False, held_by=told),
+        gc=GarbageCollection(enabled=switch.enabled, held_by=told),
         dead_letters=sum(each.dead_letters for each in held.values()) + orphans,
         gaps=sum(each.gaps for each in held.values()),
         doubtful_removals=sum(each.doubtful_removals for each in held.values()),

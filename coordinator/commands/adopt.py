@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
 from coordinator.commands.client import connected
 from coordinator.commands.jobs import ask_for_reconcile, followed, reconciled
-from coordinator.commands.output import Json, as_bytes, notes, print_fields, print_json
+from coordinator.commands.output import Json, as_bytes, counted, notes, print_fields, print_json, progress_bar
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UsageError
 from coordinator.reconcile.adopt import THREADS, Outcome, Trust, execute, read
@@ -27,12 +27,12 @@ REMARKS_TOLD = 20
 REMARKS_IN_JSON = 1000
 
 MEANINGS = {
-    Why.REFUSED: "not adopted, as their bytes are not what they claim to be",
-    Why.LEFT_OUT: "left out, as they need what is not adopted",
-    Why.ABSENT: "links left out, as the source does not store their blobs",
-    Why.INCOMPLETE: "manifests adopted as they are, though the source does not store all that they list",
-    Why.UNREAD: "manifests adopted as they are, though Baleen cannot read what they list",
-    Why.TAG_KEPT: "tags kept as the shared layer has them (--tags-from-source takes the source's)",
+    Why.REFUSED: "Not adopted, as their bytes are not what they claim to be",
+    Why.LEFT_OUT: "Left out, as they need what is not adopted",
+    Why.ABSENT: "Links left out, as the source does not store their blobs",
+    Why.INCOMPLETE: "Manifests adopted as they are, though the source does not store all that they list",
+    Why.UNREAD: "Manifests adopted as they are, though Baleen cannot read what they list",
+    Why.TAG_KEPT: "Tags kept as the shared layer has them (--tags-from-source takes the source's)",
 }
 
 
@@ -78,7 +78,7 @@ def adopt(
     require_tree(store, location.url)
     shared.check()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with ThreadPoolExecutor(THREADS) as pool, Progress(*columns, console=notes(), transient=True) as progress:
+    with ThreadPoolExecutor(THREADS) as pool, progress_bar(*columns) as progress:
         task = progress.add_task("listing")
 
         def say(what: str) -> None:
@@ -89,16 +89,21 @@ def adopt(
         outcome = Outcome(planned.figures, planned.remarks)
         if not dry_run:
             trust = Trust(trust_source, trust_shared)
-            outcome = execute(
-                planned, store, shared, pool, trust=trust, progress=lambda figures: say(_told(figures, planned))
-            )
+            try:
+                outcome = execute(
+                    planned, store, shared, pool, trust=trust, progress=lambda figures: say(_told(figures, planned))
+                )
+            except KeyboardInterrupt:
+                notes().print("What was adopted stays, and the same command goes on from there.", soft_wrap=True)
+                raise
     job, failure = (None, None) if dry_run else _reconciled(loaded, pod, f"adopted from {location.url}", wait=wait)
     if json:
         print_json(_as_json(pod, location.url, outcome, dry_run=dry_run) | {"reconcile": job})
     else:
         _print(outcome, dry_run=dry_run)
         if job is not None:
-            typer.echo(f"Reconcile, job {job['id']}: {job['state']}. Keep the source until it is done.")
+            ends = "" if job["state"] == "done" else f" Keep the source until `baleen jobs show {job['id']}` says done."
+            typer.echo(f"Reconcile, job {job['id']}: {job['state']}.{ends}")
     if failure is not None:
         raise BaleenError(
             f"All this is in the shared layer, and the table does not know it yet: {failure} Type "
@@ -106,8 +111,8 @@ def adopt(
         ) from failure
     if refused := len(_by_kind(outcome.remarks)[Why.REFUSED]):
         raise BaleenError(
-            f"{refused} blobs are refused, and with them what needs them; the rest {'would be' if dry_run else 'is'} "
-            "adopted: mend what is told of them, and run this again."
+            f"{counted(refused, 'blob is', 'blobs are')} refused, and so is what needs any; the rest "
+            f"{'would be' if dry_run else 'is'} adopted: mend what is told of them, and run this again."
         )
 
 
@@ -158,17 +163,18 @@ def _print(outcome: Outcome, *, dry_run: bool) -> None:
         {
             "repositories": f"{figures.repositories:,}",
             "blobs": f"{figures.blobs:,} ({as_bytes(figures.bytes)})",
-            f"{done}copied": f"{figures.copied_blobs:,} blobs, {figures.copied_bytes:,} bytes",
-            f"{done}linked": f"{figures.layer_links:,} layers, {figures.revision_links:,} manifests, "
-            f"{figures.tag_links:,} links of tags",
+            f"{done}copied": f"{counted(figures.copied_blobs, 'blob')}, {as_bytes(figures.copied_bytes)} "
+            f"({counted(figures.copied_bytes, 'byte')})",
+            f"{done}linked": f"{counted(figures.layer_links, 'layer')}, {counted(figures.revision_links, 'manifest')}, "
+            f"{counted(figures.tag_links, 'link of a tag', 'links of tags')}",
         }
     )
     say = notes()
     for why, found in _by_kind(outcome.remarks).items():
         if found:
-            say.print(f"{len(found):,} {MEANINGS[why]}:", soft_wrap=True)
+            say.print(f"{MEANINGS[why]} ({len(found):,}):", soft_wrap=True)
         for remark in found[:REMARKS_TOLD]:
-            say.print(f"  {remark.repository} {remark.what}: {remark.detail}", soft_wrap=True, markup=False)
+            say.print(f"  {remark.repository} {remark.what}: {remark.detail}", soft_wrap=True)
         if len(found) > REMARKS_TOLD:
             say.print(f"  and {len(found) - REMARKS_TOLD:,} more: --json tells")
 

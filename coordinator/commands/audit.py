@@ -15,10 +15,19 @@ import typer
 from rich import progress as bars
 
 from coordinator import settings
-from coordinator.commands.output import Json, as_bytes, notes, print_json, print_table
+from coordinator.commands.output import (
+    Json,
+    as_bytes,
+    as_text,
+    counted,
+    notes,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from coordinator.domain.names import Digest, format_digest, parse_digest
 from coordinator.errors import UsageError
-from coordinator.settings import Duration
+from coordinator.settings import DAY, Duration, Time
 
 if TYPE_CHECKING:
     from coordinator.bootstrap import AuditParts
@@ -27,6 +36,10 @@ if TYPE_CHECKING:
 
 #: Examples of a kind that are printed for people; --json has more.
 SHOWN = 10
+#: Blobs of a sample are chosen before any is read, and kept in memory.
+SAMPLE_LIMIT = 1_000_000
+#: An age is taken from the time of now, and that must be a time.
+AGES = Time(0, 3650 * DAY)
 
 _SHOWABLE = (str, int, datetime)
 
@@ -35,12 +48,16 @@ _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 #: Name in the report, what it is for a person, and what to do about it.
 _KINDS = (
-    ("missing", "needed, and not stored", "push them again, or restore the version that is named"),
+    ("missing", "needed, and not stored", "push them again, or restore a version: --json names those that there are"),
     ("masked", "of these below a delete marker", "`baleen audit --mend` takes the marker off"),
     ("mended", "delete markers taken off", ""),
     ("found_again", "were missing, and are stored", ""),
     ("wrong_size", "stored with another size than is known", "`baleen audit --verify-content` tells which is right"),
-    ("orphans", "stored, and nobody in the table knows them", "a reconcile of the pods may find out whose they are"),
+    (
+        "orphans",
+        "stored, and nobody in the table knows them",
+        "a reconcile of the pods may find out whose they are; `baleen audit --take-up-orphans` has the rest collected",
+    ),
     ("recent", "stored, not known, and too young to tell", ""),
     ("odd_keys", "keys below blobs/ that are no blob's", ""),
     ("abandoned_uploads", "upload sessions that nobody ended", ""),
@@ -58,11 +75,17 @@ def audit(
         bool,
         typer.Option("--mend", help="Take delete markers off needed blobs, if the bytes below are right."),
     ] = False,
+    take_up_orphans: Annotated[
+        bool,
+        typer.Option("--take-up-orphans", help="Have garbage collection deal with what nobody knows, graces and all."),
+    ] = False,
     verify_content: Annotated[
         bool, typer.Option("--verify-content", help="Also read what is stored, and compare it with its digests.")
     ] = False,
     rate: Annotated[str | None, typer.Option(metavar="BYTES", help="Read no more a second, such as 50MB.")] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="Read only so many blobs, chosen at random.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, max=SAMPLE_LIMIT, help="Read only so many blobs, chosen at random.")
+    ] = None,
     start: Annotated[
         str | None, typer.Option("--from", metavar="DIGEST", help="Go on with an interrupted reading; compare nothing.")
     ] = None,
@@ -79,6 +102,8 @@ def audit(
         raise UsageError("A sample has no order to go on in: leave out --sample or --from.")
     if mend and start is not None:
         raise UsageError("With --from nothing is compared, so nothing can be mended: leave out --mend or --from.")
+    if take_up_orphans and start is not None:
+        raise UsageError("With --from nothing is compared: leave out --take-up-orphans or --from.")
     first = None if start is None else parse_digest(start)
     speed = None if rate is None else _parse_rate(rate)
     ages = [
@@ -89,7 +114,7 @@ def audit(
     from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
 
     with bootstrap.audit(settings.load()) as parts, _progress() as tell:
-        report = None if first is not None else _compare(parts, ages, tell, mend=mend)
+        report = None if first is not None else _compare(parts, ages, tell, mend=mend, take_up=take_up_orphans)
         content = _read(parts, first, sample, speed, tell) if verify_content else None
     if json:
         print_json(as_json(report, content))
@@ -99,10 +124,10 @@ def audit(
         raise typer.Exit(1)
 
 
-def _compare(parts: "AuditParts", ages: list[timedelta], tell: "Tell", *, mend: bool) -> "Report":
+def _compare(parts: "AuditParts", ages: list[timedelta], tell: "Tell", *, mend: bool, take_up: bool) -> "Report":
     from coordinator.reconcile.audit import Ages, Audit  # noqa: PLC0415
 
-    return Audit(parts.connections, parts.store, parts.presence, Ages(*ages), mend=mend).run(tell)
+    return Audit(parts.connections, parts.store, parts.presence, Ages(*ages), mend=mend, take_up=take_up).run(tell)
 
 
 def _read(parts: "AuditParts", start: Digest | None, sample: int | None, rate: float | None, tell: "Tell") -> "Content":
@@ -125,6 +150,7 @@ def as_json(report: "Report | None", content: "Content | None") -> dict[str, Any
         "needed": report.needed,
         "objects": report.objects,
         "bytes": report.bytes,
+        "taken_up": report.taken_up,
     } | {name: _kind(report, name).as_dict() for name, _, _ in _KINDS}
     read = content and {
         "blobs": content.blobs,
@@ -139,17 +165,23 @@ def as_json(report: "Report | None", content: "Content | None") -> dict[str, Any
 def _print(report: "Report | None", content: "Content | None") -> None:
     if report is not None:
         typer.echo(
-            f"{report.blobs:,} blobs in the table, {report.needed:,} of them needed; "
+            f"{counted(report.blobs, 'blob')} in the table, {report.needed:,} of them needed; "
             f"{report.objects:,} stored, {as_bytes(report.bytes)}."
         )
         found = [(name, meaning, todo, _kind(report, name)) for name, meaning, todo in _KINDS]
         _print_kinds([(meaning, todo, kind) for _, meaning, todo, kind in found if kind.count], report.masked)
+        if report.taken_up:
+            typer.echo(f"{counted(report.taken_up, 'orphan')} taken up: garbage collection has them from now on.")
         if report.healthy:
             typer.echo("Everything that is needed is stored.")
     if content is not None:
-        typer.echo(f"{content.blobs:,} blobs read, {as_bytes(content.bytes)}.")
+        typer.echo(f"{counted(content.blobs, 'blob')} read, {as_bytes(content.bytes)}.")
         kinds = [
-            ("stored with other bytes than the digest's", "restore the version that is named", content.other_bytes),
+            (
+                "stored with other bytes than the digest's",
+                "restore `whole version`; without one push again",
+                content.other_bytes,
+            ),
             ("not readable, while others are", "look at the store's own logs", content.unreadable),
         ]
         _print_kinds([kind for kind in kinds if kind[2].count])
@@ -171,7 +203,11 @@ def _print_kinds(kinds: "list[tuple[str, str, Kind]]", told_already: "Kind | Non
         for example in kind.examples[:SHOWN]:
             subject, *others = example.items()
             # Lists are for programs.
-            told = [f"{name.replace('_', ' ')} {value}" for name, value in others if isinstance(value, _SHOWABLE)]
+            told = [
+                f"{name.replace('_', ' ')} {as_text(value, name)}"
+                for name, value in others
+                if isinstance(value, _SHOWABLE)
+            ]
             typer.echo(f"  {subject[1]}{'  ' if told else ''}{', '.join(told)}")
         if kind.count > SHOWN:
             typer.echo(f"  and {kind.count - SHOWN:,} more")
@@ -190,11 +226,11 @@ def _progress() -> Iterator["Tell"]:
         bars.TaskProgressColumn(),
         bars.TimeElapsedColumn(),
     )
-    with bars.Progress(*columns, console=notes(), transient=True) as shown:
+    with progress_bar(*columns) as shown:
         task = shown.add_task("connecting", total=None)
 
         def tell(progress: "Progress") -> None:
-            counts = f": {progress.blobs:,} blobs" if progress.blobs else ""
+            counts = f": {counted(progress.blobs, 'blob')}" if progress.blobs else ""
             size = f", {as_bytes(progress.bytes)}" if progress.bytes else ""
             total = None if progress.done is None else 1.0
             shown.update(task, description=progress.doing + counts + size, total=total, completed=progress.done or 0.0)
@@ -212,6 +248,6 @@ def _parse_rate(text: str) -> float:
 
 def _parse_age(name: str, text: str) -> timedelta:
     try:
-        return timedelta(seconds=Duration.parse(text))
-    except (ValueError, OverflowError) as error:
-        raise UsageError(f"{name} {text[:100]!r} is no duration: {error}.") from error
+        return timedelta(seconds=AGES.taken(Duration.parse(text)))
+    except ValueError as error:
+        raise UsageError(f"{name} {text[:100]!r} is no duration: write {AGES}, such as 24h.") from error

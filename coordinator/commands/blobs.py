@@ -1,19 +1,59 @@
-"""`baleen blob`: who needs a blob."""
+"""`baleen blob`: who needs a blob, which there are, why one is kept or how it went, and bringing one back.
 
-from typing import Annotated
+What a filter may be is the API's to say: its refusals name what it takes.
+"""
+
+import sys
+import time
+from typing import Annotated, Any
 
 import typer
 
 from coordinator import settings
-from coordinator.commands.client import connected
-from coordinator.commands.output import Json, print_fields, print_json, print_page
+from coordinator.commands.client import Api, connected
+from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table
 from coordinator.domain.names import parse_digest
+from coordinator.errors import BaleenError
 
-app = typer.Typer(help="Who needs a blob.", no_args_is_help=True)
+app = typer.Typer(help="Who needs a blob, and which there are.", no_args_is_help=True)
 
 DigestArgument = Annotated[str, typer.Argument(metavar="DIGEST", help="sha256: and 64 hex digits.")]
 Limit = Annotated[int, typer.Option(min=1, help="Items to print, at most.")]
 Cursor = Annotated[str | None, typer.Option(help="Go on after an earlier answer: its `next`.")]
+PodFilter = Annotated[str | None, typer.Option(help="Only of this pod.")]
+
+POLL_S = 0.5
+#: Workers look twice a second.
+NOBODY_BRINGS_IT_S = 10.0
+#: As the API names what registries are not served, and is to be brought back.
+CONCEALED = frozenset({"hiding", "hidden", "purging"})
+
+COLUMNS = ("digest", "size", "state", "reference_count", "link_count", "first_seen", "unreferenced_since")
+
+
+@app.command(name="list")
+def list_blobs(
+    *,
+    state: Annotated[str | None, typer.Option(help="Only live, unreferenced, missing, hidden or purged ones.")] = None,
+    pod: PodFilter = None,
+    min_references: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Only with so many references, or more.")
+    ] = 0,
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="first_seen; unreferenced_since: what nothing references, the longest first; or references: the most "
+            "first. --pod goes with first_seen only."
+        ),
+    ] = "first_seen",
+    limit: Limit = 1000,
+    cursor: Cursor = None,
+    json: Json = False,
+) -> None:
+    """List blobs."""
+    with connected(settings.load()) as api:
+        page = api.pages("/v1/blobs", limit, cursor, state=state, pod=pod, min_references=min_references, sort=sort)
+    print_page(page, COLUMNS, json=json)
 
 
 @app.command()
@@ -33,3 +73,69 @@ def refs(digest: DigestArgument, *, limit: Limit = 1000, cursor: Cursor = None, 
         page = api.pages(f"/v1/blobs/{digest}/references", limit, cursor)
     columns = ("pod", "repository", "kind", "manifest", "since")
     print_page(page, columns, json=json)
+
+
+@app.command()
+def explain(digest: DigestArgument, *, json: Json = False) -> None:
+    """Say why a blob is kept, or how it went, and on what evidence."""
+    parse_digest(digest)
+    with connected(settings.load()) as api:
+        told = api.get(f"/v1/blobs/{digest}/explain")
+    print_json(told) if json else _print_story(told)
+
+
+def _print_story(told: dict[str, Any]) -> None:
+    sys.stdout.write(f"{told['summary']}\n\n")
+    shown = ("digest", "state", "size", "reference_count", "link_count", "first_seen", "unreferenced_since")
+    print_fields({name: told[name] for name in shown} | {"pinned": told["pin"] is not None})
+    for title, columns, items in (
+        ("kept by", ("why", "until", "detail"), told["reasons"]),
+        ("needed by", ("pod", "repository", "kind", "manifest"), told["references"]),
+        ("linked by", ("pod", "repository", "linked_at", "counts_until"), told["links"]),
+        ("mounted by", ("repository", "source", "at"), told["mounts"]),
+    ):
+        if items:
+            sys.stdout.write(f"\n{title}\n")
+            names = [name.replace("_", " ") for name in columns]
+            print_table(names, [[item[column] for column in columns] for item in items])
+    sys.stdout.write("\nstory\n")
+    sys.stdout.writelines(f"  {sentence}\n" for sentence in told["story"])
+
+
+@app.command()
+def undelete(
+    digest: DigestArgument,
+    *,
+    why: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
+    pin: Annotated[bool, typer.Option("--pin/--no-pin", help="Keep it for good, or for the grace only.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is served again, or only ask.")] = True,
+    json: Json = False,
+) -> None:
+    """Bring a hidden blob back. It is pinned, so that it stays until `baleen unpin`."""
+    parse_digest(digest)
+    with connected(settings.load()) as api:
+        body = {"pin": pin} if why is None else {"pin": pin, "why": why}
+        asked = api.post(f"/v1/blobs/{digest}/undelete", body)
+        # What a delete may still hit is for good only when that can land no more, which takes long.
+        if wait and asked["state"] == "hidden":
+            asked["state"] = _until_served(api, digest)
+    if json:
+        print_json(asked)
+    elif asked["state"] in CONCEALED:
+        typer.echo(asked["detail"])
+    else:
+        typer.echo(f"{digest} is served again{', and pinned' if asked['pinned'] else ''}.")
+
+
+def _until_served(api: Api, digest: str) -> str:
+    asked, told = time.monotonic(), False
+    while True:
+        state = str(api.get(f"/v1/blobs/{digest}")["state"])
+        if state == "purged":
+            raise BaleenError(f"The bytes of {digest} were being deleted already: push it again.")
+        if state not in CONCEALED:
+            return state
+        if not told and time.monotonic() - asked > NOBODY_BRINGS_IT_S:
+            told = True
+            notes().print("No worker brings it back: start `baleen worker`.", soft_wrap=True)
+        time.sleep(POLL_S)

@@ -9,12 +9,15 @@ from typing import Any
 
 import httpx
 
+from coordinator.domain.hosts import is_loopback
 from coordinator.errors import BaleenError, SettingsError, UnavailableError, UnconfiguredError, UsageError
 from coordinator.settings import Settings
 
 #: The API's own statements end after 30 s.
 TIMEOUT = httpx.Timeout(40, connect=5)
 PAGE = 1000
+#: The API, or what it needs, is away: as it says itself, and as a proxy before it does.
+_AWAY = frozenset({502, 503, 504})
 
 
 class Api:
@@ -39,11 +42,11 @@ class Api:
         """Return up to `limit` items over as many pages as it takes, and where to go on."""
         items: list[Any] = []
         while True:
-            page = self.get(path, cursor=cursor, limit=min(limit - len(items), PAGE), **parameters)
+            page: dict[str, Any] = self.get(path, cursor=cursor, limit=min(limit - len(items), PAGE), **parameters)
             items += page["items"]
             cursor = page["next"]
             if cursor is None or len(items) >= limit:
-                return {"items": items, "next": cursor}
+                return page | {"items": items, "next": cursor}
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         try:
@@ -54,9 +57,9 @@ class Api:
             raise UnavailableError(
                 f"The API does not answer at {self._client.base_url}: start `baleen up`, or check BALEEN_URL."
             ) from error
-        if answer.is_success:
-            return answer.json() if answer.content else None
-        raise _refusal(answer)
+        if not answer.is_success:
+            raise _refusal(answer)
+        return None if answer.status_code == httpx.codes.NO_CONTENT else _told(answer)
 
 
 @contextmanager
@@ -68,9 +71,19 @@ def connected(settings: Settings) -> Iterator[Api]:
         raise UnconfiguredError("No token is known: set BALEEN_TOKEN to one of `baleen tokens create`.")
     headers = {"Authorization": f"Bearer {settings.token.reveal()}"}
     try:
-        client = httpx.Client(base_url=settings.url, headers=headers, timeout=TIMEOUT)
+        url = httpx.URL(settings.url)
     except httpx.InvalidURL as error:
         raise SettingsError("BALEEN_URL is malformed: write it as http://host:port.") from error
+    try:
+        # No proxy leads to this machine, and none is to have a token that need not leave it.
+        direct = httpx.HTTPTransport() if is_loopback(url.host) else None
+        client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, transport=direct)
+    except (httpx.InvalidURL, ValueError, ImportError):
+        # The library's words may quote it, and a password within.
+        raise UnavailableError(
+            "The API cannot be asked by the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names: unset it for "
+            "Baleen, or name one of http or https."
+        ) from None
     with client:
         yield Api(client)
 
@@ -79,9 +92,25 @@ def _given(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
+def _told(answer: httpx.Response) -> Any:
+    try:
+        told = answer.json()
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise BaleenError(_strange(answer))
+    return told
+
+
+def _strange(answer: httpx.Response) -> str:
+    return f"{answer.url} answered {answer.status_code}, and not as Baleen does: check BALEEN_URL."
+
+
 def _refusal(answer: httpx.Response) -> BaleenError:
     try:
         detail = str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        detail = f"{answer.url} answered {answer.status_code}, and not as Baleen does: check BALEEN_URL."
-    return UsageError(detail) if answer.status_code == httpx.codes.BAD_REQUEST else BaleenError(detail)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        detail = _strange(answer)
+    if answer.status_code == httpx.codes.BAD_REQUEST:
+        return UsageError(detail)
+    return UnavailableError(detail) if answer.status_code in _AWAY else BaleenError(detail)

@@ -1,23 +1,37 @@
 """`baleen dead-letters`: events that could not be applied."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from coordinator import settings
-from coordinator.commands.blobs import Cursor, Limit
-from coordinator.commands.client import connected
-from coordinator.commands.output import Json, print_fields, print_json, print_page
+from coordinator.commands.blobs import Cursor, Limit, PodFilter
+from coordinator.commands.client import PAGE, Api, connected
+from coordinator.commands.output import Json, counted, notes, print_fields, print_json, print_page
+from coordinator.errors import BaleenError, UnavailableError, UsageError
 
 app = typer.Typer(help="Events that could not be applied. They hold garbage collection.", no_args_is_help=True)
 
-Number = Annotated[int, typer.Argument(metavar="ID", min=1, help="As `list` shows it.")]
+Number = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="As `list` shows it.")]
+Numbers = Annotated[
+    list[int] | None, typer.Argument(metavar="[ID…]", min=1, max=2**63 - 1, help="As `list` shows them.")
+]
+OpenOfPod = Annotated[str | None, typer.Option("--pod", help="All that are open of this pod.")]
+OfReason = Annotated[
+    str | None, typer.Option("--reason", help="All that are open with this reason, as `list` shows it.")
+]
+
+#: Refusals that are told one by one.
+TOLD = 20
+#: The reason of those that a retry may bring back (workers/contents.py).
+UNREADABLE = "unreadable-manifest"
 
 
 @app.command(name="list")
 def list_dead_letters(
     *,
-    pod: Annotated[str | None, typer.Option(help="Only of this pod.")] = None,
+    pod: PodFilter = None,
     settled: Annotated[bool, typer.Option("--settled", help="Also those that are settled.")] = False,
     limit: Limit = 1000,
     cursor: Cursor = None,
@@ -39,20 +53,88 @@ def show(number: Number, *, json: Json = False) -> None:
 
 
 @app.command()
-def retry(number: Number, *, json: Json = False) -> None:
+def retry(numbers: Numbers = None, *, pod: OpenOfPod = None, reason: OfReason = None, json: Json = False) -> None:
     """Publish what can be understood now, for instance after a prefix was added."""
-    with connected(settings.load()) as api:
+
+    def settle(api: Api, number: int) -> tuple[Any, str]:
+        # Asked only where a sentence is printed for each.
+        kind = api.get(f"/v1/dead-letters/{number}")["reason"] if numbers and not json else None
         answer = api.post(f"/v1/dead-letters/{number}/retry")
-    print_json(answer) if json else typer.echo(
-        f"Dead letter {number} is settled: {answer['events']} events are published."
-    )
+        published = counted(answer["events"], "event is", "events are")
+        again = " If its manifest still cannot be read, that is a new dead letter." if kind == UNREADABLE else ""
+        return answer, f"Dead letter {number} is settled: {published} published.{again}"
+
+    _settle(numbers, pod, reason, settle, json=json)
 
 
 @app.command()
 def discard(
-    number: Number, *, why: Annotated[str, typer.Option(help="Kept with the dead letter.")], json: Json = False
+    numbers: Numbers = None,
+    *,
+    why: Annotated[str, typer.Option(help="Kept with each of them.")],
+    pod: OpenOfPod = None,
+    reason: OfReason = None,
+    json: Json = False,
 ) -> None:
-    """Give a dead letter up; what it spoke of stays unknown until a reconcile of the pod."""
-    with connected(settings.load()) as api:
+    """Give dead letters up; what they spoke of stays unknown until a reconcile of the pod."""
+
+    def settle(api: Api, number: int) -> tuple[Any, str]:
         letter = api.post(f"/v1/dead-letters/{number}/discard", {"why": why})
-    print_json(letter) if json else typer.echo(f"Dead letter {number} is discarded.")
+        return letter, f"Dead letter {number} is discarded."
+
+    _settle(numbers, pod, reason, settle, json=json)
+
+
+def _settle(
+    numbers: list[int] | None,
+    pod: str | None,
+    reason: str | None,
+    settle: Callable[[Api, int], tuple[Any, str]],
+    *,
+    json: bool,
+) -> None:
+    """Settle these, or all open ones that match, one after another. One that is refused is told, and keeps no other."""
+    chosen = pod is not None or reason is not None
+    if bool(numbers) == chosen:
+        raise UsageError("Name dead letters by their IDs, or all open ones with --pod, --reason or both.")
+    with connected(settings.load()) as api:
+        if numbers is not None and len(numbers) == 1:
+            answer, sentence = settle(api, numbers[0])
+            print_json(answer) if json else typer.echo(sentence)
+            return
+        # All are known before the first is settled: what a retry comes to may be a dead letter again.
+        wanted = list(dict.fromkeys(numbers or _open(api, pod, reason)))
+        answers: list[Any] = []
+        refused = 0
+        try:
+            for number in wanted:
+                try:
+                    answer, sentence = settle(api, number)
+                except UnavailableError:
+                    raise
+                except BaleenError as error:
+                    refused += 1
+                    if refused <= TOLD:
+                        notes().print(f"Dead letter {number}: {error}", soft_wrap=True)
+                    continue
+                answers.append({"id": number, **answer})
+                if numbers and not json:
+                    typer.echo(sentence)
+        finally:
+            if json:
+                print_json({"items": answers})
+            else:
+                typer.echo(f"{len(answers):,} of {counted(len(wanted), 'dead letter')} settled.")
+    if refused:
+        raise typer.Exit(1)
+
+
+def _open(api: Api, pod: str | None, reason: str | None) -> list[int]:
+    found: list[int] = []
+    cursor: str | None = None
+    while True:
+        page = api.pages("/v1/dead-letters", PAGE, cursor, pod=pod)
+        found += [each["id"] for each in page["items"] if reason in {None, each["reason"]}]
+        cursor = page["next"]
+        if cursor is None:
+            return found

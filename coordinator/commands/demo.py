@@ -1,7 +1,8 @@
 """`baleen demo`: two real registries on one bucket, and every count held against the links in the bucket.
 
 Route: `baleen up` as a child in a temporary directory -> two pods, registered over the API -> two registries ->
-the story (`_story`), each step of which is checked -> exit 0 only if all held.
+the story (`_story`), each step of which is checked, with a mount (demo_mount.py) and a round of garbage collection
+(demo_gc.py) -> exit 0 only if all held.
 Not here: what the bucket says (bucket.py), which shares no code with what counts.
 """
 
@@ -14,62 +15,44 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from coordinator import bootstrap
 from coordinator import settings as configuration
-from coordinator.commands import bucket
-from coordinator.commands.client import Api, connected
+from coordinator.commands import bucket, demo_gc, demo_mount
+from coordinator.commands.client import connected
+from coordinator.commands.demo_world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError, Pod
 from coordinator.commands.gate import Gate
 from coordinator.errors import BaleenError
 from coordinator.pods.images import Layer, make_image, make_index, make_layer
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack import distribution
-from coordinator.stack.application import answers
+from coordinator.stack.application import answers, passed_on
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
 from coordinator.stack.model_registry import ModelRegistry
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
-from coordinator.storage.port import ObjectStore
 
-PODS = ("pod-a", "pod-b")
-#: How long counts may take to follow what a registry has done. It is well under a second when all is well.
-FOLLOW_S = 30.0
 UP_S = 90.0
-POLL_S = 0.05
 #: How long Baleen may take to find out about a registry that was killed, wait for its last requests, and reconcile.
 REPAIR_S = 90.0
-#: A demonstration need not wait as long as a cluster: what a dead registry had begun has landed after two seconds here.
-TIMES = """\
+#: A demonstration need not wait as long as a cluster: what a dead registry had begun has landed after two seconds here,
+#: and there is one clock. The quarantine is long enough to push again what was hidden.
+SETTINGS = f"""\
 unsafe_times = true
+unsafe_findings = "{",".join(UNSAFE_FINDINGS)}"
 safety_request_bound = "2s"
+safety_clock_skew = "4s"
+safety_link_grace = "2s"
+safety_grace = "2s"
+safety_quarantine = "8s"
 probe_every = "1s"
+mounts = "open"
 """
-
-
-class DemoFailedError(BaleenError):
-    """A step of the demo did not hold; the message says which and how."""
-
-
-class Pod(NamedTuple):
-    """A pod's registry, whose events pass the gate."""
-
-    registry: DistributionRegistry | ModelRegistry
-    process: ManagedProcess
-    client: RegistryClient
-    gate: Gate
-
-
-class Demo(NamedTuple):
-    console: Console
-    api: Api
-    store: ObjectStore
-    pods: dict[str, Pod]
-    children: Children
 
 
 def run(*, keep: bool = False, console: Console | None = None) -> None:
@@ -78,54 +61,68 @@ def run(*, keep: bool = False, console: Console | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="baleen-demo-") as directory, contextlib.ExitStack() as started:
         children = started.enter_context(Children())
         console.print("[bold]Baleen demo[/]: two registries, one bucket, one reference table")
-        demo = _start(Path(directory), children, console, started)
-        _story(demo)
+        demo, through, api = _start(Path(directory), children, console, started)
+        _story(demo, through, api)
         console.print("[bold green]Every step held.[/]")
         if keep:
             _stay(demo, Path(directory))
 
 
-def _story(demo: Demo) -> None:
+def _story(demo: Demo, through: str | None, api: str) -> None:
+    """`through`: the router, if there is one."""
     base = make_layer("demo/base", 4_000_000)
     images = {f"app{n}": make_image(f"demo/app{n}", [base, make_layer(f"demo/app{n}", 50_000)]) for n in (1, 2, 3)}
-    _step(demo, "push app1 and app2 to pod-a: they share a base layer of 4 MB")
+    demo.step("push app1 and app2 to pod-a: they share a base layer of 4 MB")
     for name in ("app1", "app2"):
         demo.pods["pod-a"].client.push_image(f"pod-a/{name}", images[name], "v1")
     _held(demo, base.digest, references=2, pods=["pod-a"])
 
-    _step(demo, "push app1 and app3 to pod-b, a registry of its own on the same bucket")
+    demo.step("push app1 and app3 to pod-b, a registry of its own on the same bucket")
     for name in ("app1", "app3"):
         demo.pods["pod-b"].client.push_image(f"pod-b/{name}", images[name], "v1")
     _held(demo, base.digest, references=4, pods=["pod-a", "pod-b"])
     _show_sharing(demo)
 
-    _step(demo, "push an index of app1 and app2 to pod-b, and move the tag v1 of pod-a/app1")
+    demo.step("push an index of app1 and app2 to pod-b, and move the tag v1 of pod-a/app1")
     demo.pods["pod-b"].client.push_image("pod-b/multi", make_index([images["app1"], images["app2"]]), "v1")
     demo.pods["pod-a"].client.push_image("pod-a/app1", images["app3"], "v1")
     _held(demo, base.digest, references=7, pods=["pod-a", "pod-b"])
 
-    _step(demo, "delete app2 in pod-a: its references go, those of pod-b stay")
+    demo.step("delete app2 in pod-a: its references go, those of pod-b stay")
     demo.pods["pod-a"].client.delete_manifest("pod-a/app2", images["app2"].digest)
     _held(demo, base.digest, references=6, pods=["pod-a", "pod-b"])
     _held(demo, images["app2"].layers[1].digest, references=1, pods=None)
 
-    _step(demo, "delete the same image from pod-b's index repository: only the index still names it")
+    demo.step("delete the same image from pod-b's index repository: only the index still names it")
     demo.pods["pod-b"].client.delete_manifest("pod-b/multi", images["app2"].digest)
     _held(demo, images["app2"].digest, references=1, pods=["pod-b"])
     _held(demo, images["app2"].layers[1].digest, references=0, pods=None)
 
-    _step(demo, "pull what is left from both pods, every layer whole")
+    demo.step("pull what is left from both pods, every layer whole")
     for pod, repository in (("pod-a", "pod-a/app1"), ("pod-b", "pod-b/app1"), ("pod-b", "pod-b/app3")):
         demo.pods[pod].client.pull_image(repository, "v1")
-    demo.console.print("  [green]held[/]: all digests agree")
+    demo.held("all digests agree")
 
+    mounted = demo_mount.mount(demo, through, api)
+    _held(demo, mounted.digest, references=2, pods=["pod-a", "pod-b"])
+
+    garbage = demo_gc.prepare(demo, base)
+    _held(demo, garbage.old.layers[1].digest, references=0, pods=None)
     _lost_events(demo, base)
+    demo_gc.collect(demo, garbage)
+
+    demo.step("pull every image that is left from both pods once more, every layer whole")
+    for pod, names in (("pod-a", ("app1", "base")), ("pod-b", ("app1", "app3", "app4", "app5", "again"))):
+        for name in names:
+            demo.pods[pod].client.pull_image(f"{pod}/{name}", "v1")
+    demo.held("all digests agree")
+    _held(demo, base.digest, references=7, pods=["pod-a", "pod-b"])
 
 
 def _lost_events(demo: Demo, base: Layer) -> None:
     """A registry that dies takes the events in its queue with it: nobody tells Baleen but the bucket."""
     pod = demo.pods["pod-b"]
-    _step(demo, "pod-b's registry cannot reach Baleen, takes a push of app4 all the same, and is killed")
+    demo.step("pod-b's registry cannot reach Baleen, takes a push of app4 all the same, and is killed")
     _wait(demo, "the watermark of pod-b", lambda told: told["watermark"] is not None)
     pod.gate.close()
     image = make_image("demo/app4", [base, make_layer("demo/app4", 50_000)])
@@ -137,13 +134,13 @@ def _lost_events(demo: Demo, base: Layer) -> None:
     if (told := _blob(demo, image.digest))["reference_count"] is not None:
         raise DemoFailedError(f"The events of app4 were in the queue of a dead registry, and it is told as {told}.")
 
-    _step(demo, "the table does not know app4, so pod-b's watermark freezes: nothing may be collected")
+    demo.step("the table does not know app4, so pod-b's watermark freezes: nothing may be collected")
     frozen = _wait(demo, "the death of the old process", lambda told: any(s["dead_since"] for s in told["sources"]))
-    demo.console.print(f"  [green]held[/]: the watermark stands at {frozen['watermark']}")
+    demo.held(f"the watermark stands at {frozen['watermark']}")
     for reason in frozen["waits_for"][:3]:
         demo.console.print(f"  {reason}", highlight=False)
 
-    _step(demo, "a reconcile starts by itself once the dead process's last writes have landed")
+    demo.step("a reconcile starts by itself once the dead process's last writes have landed")
     done = _wait(
         demo,
         "the reconcile",
@@ -152,7 +149,7 @@ def _lost_events(demo: Demo, base: Layer) -> None:
     _held(demo, image.digest, references=1, pods=["pod-b"])
     _held(demo, base.digest, references=6, pods=["pod-a", "pod-b"])
     pod.client.pull_image("pod-b/app4", "v1")
-    demo.console.print(f"  [green]held[/]: the dead process is retired, the watermark moves on: {done['watermark']}")
+    demo.held(f"the dead process is retired, the watermark moves on: {done['watermark']}")
 
 
 def _time(told: dict[str, Any]) -> dt.datetime:
@@ -188,8 +185,8 @@ def _held(demo: Demo, digest: str, *, references: int, pods: list[str] | None) -
                 f"differences from the bucket: {differences[:5]}."
             )
         time.sleep(POLL_S)
-    demo.console.print(
-        f"  [green]held[/]: {digest[:19]}… has {told['reference_count']} reference{'s' * (references != 1)}, "
+    demo.held(
+        f"{digest[:19]}… has {told['reference_count']} reference{'s' * (references != 1)}, "
         f"and is used by {', '.join(told['pods']) or 'no pod'}; all counts agree with the links in the bucket"
     )
 
@@ -199,7 +196,7 @@ def _differences(demo: Demo) -> list[str]:
     wanted = bucket.expected(demo.store)
     digests = sorted(wanted.sizes)
     found: list[str] = []
-    for digest, blob in zip(digests, _look_up(demo, digests), strict=True):
+    for digest, blob in zip(digests, demo.look_up(digests), strict=True):
         expected = wanted.reference_counts.get(digest, 0)
         if blob is None or blob["reference_count"] != expected:
             found.append(f"{digest}: told as {blob}, the links make {expected} references")
@@ -214,13 +211,8 @@ def _differences(demo: Demo) -> list[str]:
 
 
 def _blob(demo: Demo, digest: str) -> dict[str, Any]:
-    (blob,) = _look_up(demo, [digest])
+    (blob,) = demo.look_up([digest])
     return blob or {"reference_count": None, "pods": []}
-
-
-def _look_up(demo: Demo, digests: list[str]) -> list[dict[str, Any] | None]:
-    found: list[dict[str, Any] | None] = demo.api.post("/v1/blobs/lookup", {"digests": digests})["items"]
-    return found
 
 
 def _repository(demo: Demo, name: str) -> dict[str, Any] | None:
@@ -234,29 +226,30 @@ def _repository(demo: Demo, name: str) -> dict[str, Any] | None:
 def _show_sharing(demo: Demo) -> None:
     table = Table("blob", "bytes", "references", "pods", title="What both pods share")
     digests = sorted(bucket.expected(demo.store).sizes)
-    for digest, blob in zip(digests, _look_up(demo, digests), strict=True):
+    for digest, blob in zip(digests, demo.look_up(digests), strict=True):
         if blob is not None and len(blob["pods"]) > 1:
             table.add_row(digest[:19] + "…", f"{blob['size']:,}", str(blob["reference_count"]), ", ".join(blob["pods"]))
     demo.console.print(table)
 
 
-def _step(demo: Demo, what: str) -> None:
-    demo.console.print(f"[bold]•[/] {what}")
-
-
 # Starting and ending it
 
 
-def _start(directory: Path, children: Children, console: Console, started: contextlib.ExitStack) -> Demo:
+def _start(
+    directory: Path, children: Children, console: Console, started: contextlib.ExitStack
+) -> tuple[Demo, str | None, str]:
+    """Start everything; return it, where the router is, if there is one, and where the API is."""
     data_dir = directory / "data"
     ports = Ports(directory / "ports.json", "127.0.0.1")
     port = ports.take("the API")
     began = time.monotonic()
-    (directory / configuration.FILE).write_text(TIMES)
+    (directory / configuration.FILE).write_text(SETTINGS)
     children.start(
         ManagedProcess(
             name="baleen up",
             argv=[sys.executable, "-m", "coordinator.cli", "up", "--data-dir", str(data_dir), "--port", str(port)],
+            # Of the user's own settings none: they name services, and would have these collected by the demo's times.
+            env=passed_on(),
             cwd=directory,
             log_file=directory / "up.log",
             stop_signal=signal.SIGTERM,
@@ -268,9 +261,9 @@ def _start(directory: Path, children: Children, console: Console, started: conte
     console.print(
         f"  ready after {time.monotonic() - began:.1f} s: PostgreSQL, S3, Kafka protocol, API, worker, scheduler"
     )
-    settings = configuration.load({"BALEEN_DATA_DIR": str(data_dir)})
+    settings = configuration.load({"BALEEN_DATA_DIR": str(data_dir)}, directory)
     api = started.enter_context(connected(settings))
-    demo = Demo(console, api, bootstrap.object_store(settings), {}, children)
+    demo = Demo(console, settings, api, bootstrap.object_store(settings), {}, children)
     http_secret = secrets.token_hex(16)
     for name in PODS:
         gate = started.enter_context(Gate("127.0.0.1", port))
@@ -284,7 +277,8 @@ def _start(directory: Path, children: Children, console: Console, started: conte
         if program is not None
         else "  two pods run the [bold]model registry[/], since docker-registry is not installed here"
     )
-    return demo
+    api_url = f"http://127.0.0.1:{port}"
+    return demo, demo_mount.start(demo, directory, ports.take("the router"), api_url), api_url
 
 
 def _registry(

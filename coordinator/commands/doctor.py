@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
-from coordinator.commands.output import Json, notes, print_json, print_table
-from coordinator.domain.findings import Finding, Verdict
+from coordinator.commands.findings import print_findings
+from coordinator.commands.output import Json, counted, notes, print_json, progress_bar
+from coordinator.domain.findings import Verdict
 from coordinator.domain.names import parse_pod
 from coordinator.errors import UsageError
 from coordinator.settings import Duration
 
 if TYPE_CHECKING:
     from coordinator.pods.doctor.examine import Report
-
-COLUMNS = ("check", "verdict", "meaning")
 
 
 def doctor(
@@ -47,14 +46,14 @@ def doctor(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
         bootstrap.doctor(loaded, pod, patience=patience) as instruments,
-        Progress(*columns, console=notes(), transient=True) as progress,
+        progress_bar(*columns) as progress,
         _interrupted_once(),
     ):
         task = progress.add_task("connecting")
         report = examine(instruments, pod, lambda what: progress.update(task, description=what))
-    print_json(_document(name, report)) if json else _print(report)
+    print_json(_document(name, report)) if json else _print(name, report)
     for sentence in report.left:
-        notes().print(f"Not taken away: {sentence}", soft_wrap=True, markup=False)
+        notes().print(f"Not taken away: {sentence}", soft_wrap=True)
     if not report.is_proved:
         raise typer.Exit(1)
 
@@ -96,13 +95,9 @@ def _document(pod: str, report: "Report") -> dict[str, Any]:
     }
 
 
-def _print(report: "Report") -> None:
-    print_table(COLUMNS, [(found.check, found.verdict, found.meaning) for found in report.findings])
-    for found in report.findings:
-        if found.verdict is not Verdict.PROVED or found.mend:
-            sys.stdout.write(f"\n{_told(found)}\n")
-
-
-def _told(found: Finding) -> str:
-    told = f"{found.check} is {found.verdict}: {found.proof}"
-    return f"{told}\n{found.mend}" if found.mend else told
+def _print(pod: str, report: "Report") -> None:
+    proved = sum(found.verdict is Verdict.PROVED for found in report.findings)
+    rest = "" if report.is_proved else " What is not proved holds garbage collection."
+    checks = counted(len(report.findings), "check")
+    sys.stdout.write(f"Pod {pod}: {proved} of {checks} {'is' if proved == 1 else 'are'} proved.{rest}\n")
+    print_findings(report.findings, with_proofs=True)

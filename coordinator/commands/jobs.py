@@ -1,17 +1,20 @@
-"""Ask for jobs and follow them: `baleen pods reconcile`, and whatever else ends with one.
+"""`baleen jobs`, and to ask for jobs and follow them: `baleen pods reconcile`, and whatever else ends with one.
 
 The job goes on when the command is interrupted: a scheduler does it.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
+from coordinator.commands.blobs import Cursor, Limit, PodFilter
 from coordinator.commands.client import Api, connected
-from coordinator.commands.output import Json, notes, print_fields, print_json, print_table
+from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table, progress_bar
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UnavailableError
 
@@ -21,7 +24,40 @@ PATIENCE_S = 30.0
 #: A scheduler looks for jobs every second.
 NOBODY_TAKES_IT_S = 10.0
 
+#: In which order what a reconcile has done is told: the table keeps it in none.
+DONE = (
+    *("parts", "parts_done", "keys", "links"),
+    *("holdings_added", "links_added", "holdings_removed", "links_removed", "still_linked"),
+    *("doubts_settled", "unread", "gaps_settled", "sources_retired"),
+)
+
+app = typer.Typer(help="Work that takes long, such as reconciles.", no_args_is_help=True)
+
+Number = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="As `list` shows it.")]
 Pod = Annotated[str, typer.Argument(metavar="NAME", help="The pod.")]
+
+
+@app.command(name="list")
+def list_jobs(
+    *,
+    pod: PodFilter = None,
+    kind: Annotated[str | None, typer.Option(help="Only of this kind: reconcile, doctor or gc.")] = None,
+    limit: Limit = 1000,
+    cursor: Cursor = None,
+    json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    with connected(settings.load()) as api:
+        page = api.pages("/v1/jobs", limit, cursor, pod=pod, kind=kind)
+    print_page(page, ("id", "kind", "pod", "state", "asked_at", "began_at", "finished_at", "why"), json=json)
+
+
+@app.command()
+def show(number: Number, *, json: Json = False) -> None:
+    """Show one job: how far it is, and at its end what it changed and why."""
+    with connected(settings.load()) as api:
+        job = api.get(f"/v1/jobs/{number}")
+    print_json(job) if json else _print(job, [name for name in job if name != "progress"])
 
 
 def reconcile(
@@ -35,12 +71,20 @@ def reconcile(
     pod = parse_pod(name)
     with connected(settings.load()) as api:
         job = reconciled(api, pod, why) if wait else ask_for_reconcile(api, pod, why)
+        later = _for_later(api, pod) if job["state"] == "done" else []
     if json:
         print_json(job)
     elif job["state"] != "done":
-        typer.echo(f"Job {job['id']} is {job['state']}: see GET /v1/jobs/{job['id']}.")
+        typer.echo(f"Job {job['id']} is {job['state']}: see `baleen jobs show {job['id']}`.")
     else:
-        _print_changes(job)
+        _print({"job": job["id"], **job}, ("job", "pod", "began_at"))
+    for sentence in later:
+        notes().print(f"Not settled by this one: {sentence}.", soft_wrap=True)
+
+
+def _for_later(api: Api, pod: str) -> list[str]:
+    """What only a later reconcile settles, with when: as the API says it (db/queries/pods.py)."""
+    return [sentence for sentence in api.get(f"/v1/pods/{pod}")["held_by"] if "that begins after" in sentence]
 
 
 def ask_for_reconcile(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
@@ -64,8 +108,6 @@ def reconciled(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
 
 def followed(api: Api, job: dict[str, Any]) -> dict[str, Any]:
     """Show how far the job is until it has ended, and return it."""
-    asked = answered = time.monotonic()
-    told = False
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -73,34 +115,45 @@ def followed(api: Api, job: dict[str, Any]) -> dict[str, Any]:
         TextColumn("parts, {task.fields[keys]:,} keys"),
         TimeElapsedColumn(),
     )
-    console = notes()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(*columns) as progress:
         task = progress.add_task(f"{job['kind']} of {job['pod']}", total=None, keys=0)
-        while job["state"] not in {"done", "failed"}:
-            time.sleep(POLL_S)
-            try:
-                job = api.get(f"/v1/jobs/{job['id']}")
-                answered = time.monotonic()
-            except UnavailableError:
-                if time.monotonic() - answered > PATIENCE_S:
-                    raise
+
+        def tell(job: dict[str, Any]) -> None:
             done = job["progress"]
             progress.update(
-                task,
-                total=done.get("parts"),
-                completed=done.get("parts_done", 0),
-                keys=done.get("keys", 0),
+                task, total=done.get("parts"), completed=done.get("parts_done", 0), keys=done.get("keys", 0)
             )
-            if job["state"] == "waiting" and not told and time.monotonic() - asked > NOBODY_TAKES_IT_S:
-                told = True
-                console.print("No scheduler takes the job: start `baleen scheduler`.", soft_wrap=True)
+
+        return until_ended(api, f"/v1/jobs/{job['id']}", job, tell, progress.console)
+
+
+def until_ended(
+    api: Api, path: str, job: dict[str, Any], tell: Callable[[dict[str, Any]], None], console: Console
+) -> dict[str, Any]:
+    """Ask how far the job is, and `tell` it, until it has ended; return it. An API may be away for a while."""
+    asked = answered = time.monotonic()
+    told = False
+    while job["state"] not in {"done", "failed"}:
+        time.sleep(POLL_S)
+        try:
+            job = api.get(path)
+            answered = time.monotonic()
+        except UnavailableError:
+            if time.monotonic() - answered > PATIENCE_S:
+                raise
+        tell(job)
+        if job["state"] == "waiting" and not told and time.monotonic() - asked > NOBODY_TAKES_IT_S:
+            told = True
+            console.print("No scheduler takes the job: start `baleen scheduler`.", soft_wrap=True)
     return job
 
 
-def _print_changes(job: dict[str, Any]) -> None:
+def _print(job: dict[str, Any], fields: Sequence[str]) -> None:
+    """Print these fields of a job, then how far it is, and examples of what it changed."""
     progress = dict(job["progress"])
-    examples = progress.pop("examples", [])
-    print_fields({"job": job["id"], "pod": job["pod"], "began_at": job["began_at"], **progress})
+    examples: list[dict[str, Any]] = progress.pop("examples", [])
+    done = {name: progress.pop(name) for name in DONE if name in progress}
+    print_fields({name: job[name] for name in fields} | done | progress)
     if examples:
         columns = ("change", "repository", "digest", "why")
         typer.echo()

@@ -1,7 +1,7 @@
 """A survey as a picture: bars for each root and for all of them, in SVG or PNG by the file's name.
 
 Route: Survey -> `_chart`, shapes with their places -> written as SVG by ourselves, or painted as PNG by Pillow, which
-is an extra (`baleen-registry[plot]`) and is asked for before anything is listed.
+is an extra (`plot`) and is asked for before anything is listed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +57,8 @@ def renderer(file: Path) -> Callable[[Survey], None]:
             import PIL  # noqa: F401, PLC0415 - an extra
         except ImportError as error:
             raise BaleenError(
-                "A PNG is painted by Pillow, which is not installed: install baleen-registry[plot], or name a .svg."
+                "A PNG is painted by Pillow, which is not installed: type `pip install '.[plot]'` in a checkout "
+                "of Baleen, or name a .svg."
             ) from error
         return lambda found: _save(file, png(_chart(found)))
     raise UsageError(f"{str(file)!r} is neither .svg nor .png: name the plot by what it shall be.")

@@ -1,21 +1,26 @@
 """`baleen pods`: the registries that Baleen serves."""
 
 import hashlib
-import re
 import sys
-from typing import Annotated, Any
-from urllib.parse import quote
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+from urllib.parse import quote, urlsplit
 
 import typer
 
 from coordinator import settings
 from coordinator.commands import jobs
 from coordinator.commands.blobs import Cursor, Limit
-from coordinator.commands.client import connected
+from coordinator.commands.client import Api, connected
 from coordinator.commands.doctor import doctor
-from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table
+from coordinator.commands.findings import print_findings
+from coordinator.commands.output import Json, as_text, notes, paragraph, print_json, print_page
+from coordinator.domain.findings import Finding, Verdict
+from coordinator.domain.hosts import is_address, is_loopback
 from coordinator.domain.names import parse_pod, parse_repository
-from coordinator.domain.pods import Linker, PodMode, parse_registry
+from coordinator.domain.pods import Linker, PodMode, RegistryUrl, parse_registry, parse_token_url
 from coordinator.errors import BaleenError, UnconfiguredError, UsageError
 from coordinator.pods import configuration
 from coordinator.pods.configuration import Store
@@ -25,26 +30,27 @@ app = typer.Typer(help="The registries that Baleen serves.", no_args_is_help=Tru
 app.command()(jobs.reconcile)
 app.command()(doctor)
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 CHECK_TIMEOUT_S = 5.0
-SOURCE_COLUMNS = (
-    "instance_id",
-    "state",
-    "watermark",
-    "heard_at",
-    "dead_since",
-    "dead_why",
-    "retired_why",
-    "partitions",
-)
-ENDPOINT_COLUMNS = ("url", "address", "source", "echoed_at", "answered_at", "shared", "failing_since", "error")
+#: Characters of a file that holds a token, and no more.
+TOKEN_FILE_LIMIT = 10_000
+#: More than there are.
+ALL_PODS = 100_000
+FORBIDDEN = 403
+ALL_THE_SAME = "--no-check registers it all the same."
+TOKEN_OPTIONS = ("--token-url", "--token-issuer", "--token-service", "--token-keys")
+#: What `show` prints below the fields: lists of sentences, and things that are too wide for a table, of which these two
+#: fields stand first.
 SENTENCES = ("waits_for", "held_by")
-FINDING_COLUMNS = ("check", "verdict", "meaning", "found_at")
-#: What `show` prints below the fields.
-TABLES = {"sources": SOURCE_COLUMNS, "endpoints": ENDPOINT_COLUMNS, "findings": FINDING_COLUMNS}
+BLOCKS = {"sources": ("instance_id", "state"), "endpoints": ("url", "address")}
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The pod: lower-case letters, digits and hyphens.")]
 
+TokenUrl = Annotated[str | None, typer.Option(help="Where the registry's tokens are made: `auth.token.realm` so far.")]
+IssuerName = Annotated[str | None, typer.Option("--token-issuer", help="`iss` of its tokens.")]
+Service = Annotated[str | None, typer.Option("--token-service", help="`aud` of its tokens.")]
+KeysFile = Annotated[
+    Path | None, typer.Option("--token-keys", help="Its public keys: a file of PEM (keys or certificates) or a JWKS.")
+]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Also a registry that does not run yet.")]
 
 
@@ -56,27 +62,41 @@ def add(
     registry: Annotated[list[str] | None, typer.Option(help="A registry's URL. May be given again.")] = None,
     linker: Annotated[Linker, typer.Option(help="How the pod learns of a mounted blob.")] = Linker.LINK,
     mode: Annotated[PodMode, typer.Option(help="What keeps a blob alive in the pod.")] = PodMode.MANIFEST,
+    token_url: TokenUrl = None,
+    token_issuer: IssuerName = None,
+    token_service: Service = None,
+    token_keys: KeysFile = None,
     no_check: NoCheck = False,
     json: Json = False,
 ) -> None:
     """Register a pod, and print its token and its registry's configuration: now, and never again.
 
-    Give a URL for every process of the registry; a name with several addresses stands for all of them.
+    Give a URL for every process of the registry; a name with several addresses stands for all of them. Where Baleen
+    makes tokens, the four `--token-…` say how the pod's own issuer is asked; see docs/TOKENS.md.
     """
     loaded = settings.load()
     registries = [str(parse_registry(each)) for each in registry or []]
+    issuer = _issuer(token_url, token_issuer, token_service, token_keys)
     body = {
         "name": parse_pod(name),
         "prefixes": [parse_repository(each) for each in prefix],
         "registries": registries,
         "linker": linker,
         "mode": mode,
+        "token_issuer": issuer,
     }
     with connected(loaded) as api:
         if not no_check:
-            check_registries(loaded, registries)
+            check_registries(loaded, api, name, registries)
         answer = api.post("/v1/pods", body)
     _print_token(answer, json=json)
+    _warn(issuer)
+    if not registries:
+        notes().print(
+            "No registry is listed, so that nobody can be asked how far the pod has reported, and garbage collection "
+            f"is held: list the address of each process with `baleen pods set-registries {name}`.",
+            soft_wrap=True,
+        )
 
 
 @app.command(name="list")
@@ -84,6 +104,9 @@ def list_pods(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False)
     """List pods, and how much is open for each."""
     with connected(settings.load()) as api:
         page = api.pages("/v1/pods", limit, cursor)
+    if not json:
+        # Each is a sentence or two: `show` has them.
+        page["items"] = [pod | {"held_by": _reasons(len(pod["held_by"]))} for pod in page["items"]]
     columns = ("name", "prefixes", "mode", "linker", "repositories", "dead_letters", "held_by")
     print_page(page, columns, json=json)
 
@@ -96,16 +119,48 @@ def show(name: Name, *, json: Json = False) -> None:
     if json:
         print_json(pod)
         return
-    print_fields({name: value for name, value in pod.items() if name not in {*SENTENCES, *TABLES}})
+    below = {*SENTENCES, *BLOCKS, "findings", "wrong_token"}
+    fields = {each: value for each, value in pod.items() if each not in below}
+    width = max(map(len, fields))
+    for each, value in fields.items():
+        told = f"{each.replace('_', ' '):<{width}}  {as_text(value, each)}"
+        sys.stdout.write(f"{paragraph(told, width + 2)}\n")
     for what in SENTENCES:
         sys.stdout.write(f"\n{what.replace('_', ' ')}{'' if pod[what] else ' nothing'}\n")
-        sys.stdout.writelines(f"  {sentence}\n" for sentence in pod[what])
-    for what, columns in TABLES.items():
-        sys.stdout.write(f"\n{what}\n")
-        print_table(
-            [name.replace("_", " ") for name in columns],
-            [[_cell(each[name]) for name in columns] for each in pod[what]],
-        )
+        sys.stdout.writelines(f"  {paragraph(sentence, 4)}\n" for sentence in pod[what])
+    if pod["wrong_token"] is not None:
+        sys.stdout.write(f"\nwrong token\n  {paragraph(pod['wrong_token']['sentence'], 4)}\n")
+    for what, first in BLOCKS.items():
+        sys.stdout.write(f"\n{what}{'' if pod[what] else ' none'}\n")
+        for each in pod[what]:
+            sys.stdout.write(_as_block(each, first))
+    _print_findings(pod)
+
+
+def _as_block(thing: dict[str, Any], first: tuple[str, ...]) -> str:
+    """Its first fields in a line, and below it what else there is."""
+    rest = "; ".join(
+        f"{name.replace('_', ' ')} {as_text(_cell(value), name)}"
+        for name, value in thing.items()
+        if name not in first and value not in (None, {}, [])
+    )
+    return f"  {'  '.join(thing[name] for name in first)}\n" + (f"    {paragraph(rest, 4)}\n" if rest else "")
+
+
+def _print_findings(pod: dict[str, Any]) -> None:
+    found = [
+        Finding(each["check"], Verdict(each["verdict"]), each["meaning"], each["proof"], each["mend"])
+        for each in pod["findings"]
+    ]
+    if not found:
+        sys.stdout.write(f"\nfindings none: `baleen pods doctor {pod['name']}` examines it\n")
+        return
+    sys.stdout.write(f"\nfindings of {as_text(pod['findings'][0]['found_at'])}\n")
+    print_findings(found, with_proofs=False)
+
+
+def _reasons(number: int) -> str:
+    return "nothing" if not number else f"{number} reason{'' if number == 1 else 's'}"
 
 
 @app.command(name="config")
@@ -126,14 +181,19 @@ def print_config(
     loaded = settings.load()
     with connected(loaded) as api:
         pod = api.get(f"/v1/pods/{parse_pod(name)}")
+        token = configuration.TOKEN if token_file is None else _token(api, pod["name"], token_file)
     registries = [parse_registry(url) for url in pod["registries"]]
     told = configuration.whole(
         _store(loaded, with_secrets=with_secrets),
         configuration.listening(registries[0] if registries else None),
         f"{(loaded.url or '').rstrip('/')}/v1/events/{pod['name']}",
-        configuration.TOKEN if token_file is None else _token(token_file.read()),
+        token,
     )
     sys.stdout.write(told)
+    if not registries:
+        notes().print(
+            f"No registry of pod {pod['name']} is listed: the port in `http.addr` is a placeholder.", soft_wrap=True
+        )
 
 
 def _store(loaded: Settings, *, with_secrets: bool) -> Store:
@@ -155,11 +215,18 @@ def _store(loaded: Settings, *, with_secrets: bool) -> Store:
     return store
 
 
-def _token(text: str) -> str:
+def _token(api: Api, pod: str, file: TextIO) -> str:
+    """The token in this file; raises UsageError, and BaleenError if it is not the pod's."""
     try:
-        return str(settings.TOKEN.taken(text.strip()))
+        token = str(settings.TOKEN.taken(file.read(TOKEN_FILE_LIMIT).strip()))
     except ValueError as error:
         raise UsageError(f"--token-file is malformed: it must hold {settings.TOKEN}.") from error
+    if not api.post(f"/v1/pods/{pod}/token/check", {"token": token})["is_of_pod"]:
+        raise BaleenError(
+            f"--token-file does not hold the token of pod {pod}, so that its events would be refused: give the one "
+            f"that `baleen pods add` showed, or make another with `baleen pods rotate-token {pod}`."
+        )
+    return token
 
 
 @app.command(name="add-prefix")
@@ -189,9 +256,63 @@ def set_registries(
     registries = [str(parse_registry(each)) for each in registry]
     with connected(loaded) as api:
         if not no_check:
-            check_registries(loaded, registries)
+            check_registries(loaded, api, name, registries)
         pod = api.put(f"/v1/pods/{parse_pod(name)}/registries", {"registries": registries})
     print_json(pod) if json else typer.echo(f"Pod {name} has the registries {', '.join(registries)}.")
+
+
+@app.command(name="set-issuer")
+def set_issuer(
+    name: Name,
+    *,
+    token_url: TokenUrl = None,
+    token_issuer: IssuerName = None,
+    token_service: Service = None,
+    token_keys: KeysFile = None,
+    none: Annotated[bool, typer.Option("--none", help="Make no tokens for this pod any more.")] = False,
+    json: Json = False,
+) -> None:
+    """Say who makes the tokens of a pod's registry now, in place of what was said before."""
+    issuer = _issuer(token_url, token_issuer, token_service, token_keys)
+    if (issuer is None) != none:
+        raise UsageError(f"Give {', '.join(TOKEN_OPTIONS)}, or --none alone.")
+    path = f"/v1/pods/{parse_pod(name)}/token-issuer"
+    with connected(settings.load()) as api:
+        if issuer is None:
+            api.delete(path)
+            print_json({"pod": name, "token_issuer": None}) if json else typer.echo(
+                f"No tokens are made for pod {name}."
+            )
+            return
+        pod = api.put(path, issuer)
+    _warn(issuer)
+    if json:
+        print_json(pod)
+        return
+    typer.echo(f"Pod {name} has the token issuer {pod['token_issuer']['url']} with the keys:")
+    for key in pod["token_issuer"]["key_ids"]:
+        typer.echo(f"  {key}")
+
+
+def _issuer(url: str | None, issuer: str | None, service: str | None, keys: Path | None) -> dict[str, str] | None:
+    """What the four options say: all of them, or None for none of them; raises UsageError."""
+    if url is None and issuer is None and service is None and keys is None:
+        return None
+    if url is None or issuer is None or service is None or keys is None:
+        raise UsageError(f"{', '.join(TOKEN_OPTIONS)} belong together: give all of them, or none.")
+    try:
+        content = keys.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise UsageError(f"--token-keys cannot be read: {why} ({keys}).") from error
+    return {"url": parse_token_url(url), "issuer": issuer, "service": service, "keys": content}
+
+
+def _warn(issuer: dict[str, str] | None) -> None:
+    if issuer is None or urlsplit(issuer["url"]).scheme == "https":
+        return
+    if urlsplit(issuer["url"]).hostname not in configuration.LOOPBACK:
+        notes().print("The token issuer has no TLS: clients' passwords go there for all to read.", soft_wrap=True)
 
 
 @app.command(name="retire-source")
@@ -206,6 +327,19 @@ def retire_source(
     with connected(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/sources/{quote(instance, safe='')}/retire", {"why": why})
     print_json(pod) if json else typer.echo(f"Process {instance} of pod {name} counts no more.")
+
+
+@app.command(name="settle-gaps")
+def settle_gaps(
+    name: Name,
+    *,
+    why: Annotated[str, typer.Option(help="How you know that the table has all that the pod holds. Kept with them.")],
+    json: Json = False,
+) -> None:
+    """Settle the gaps of a pod whose links are not in shared storage. Of any other a reconcile settles them."""
+    with connected(settings.load()) as api:
+        pod = api.post(f"/v1/pods/{parse_pod(name)}/gaps/settle", {"why": why})
+    print_json(pod) if json else typer.echo(f"Pod {name} has no open gap any more.")
 
 
 @app.command()
@@ -225,36 +359,76 @@ def rotate_token(name: Name, *, json: Json = False) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """A time to the second; of partitions the time of day, since there are many."""
+    """Of partitions the time of day, since there are many; one time where all have the same."""
     if isinstance(value, dict):
-        return [f"{number}: {time[11:19]}" for number, time in value.items()]
-    if isinstance(value, str) and _TIME.match(value):
-        return value[:19].replace("T", " ")
+        times = {number: time[11:19] for number, time in value.items()}
+        if len(times) > 1 and len(set(times.values())) == 1:
+            return f"all {len(times)}: {next(iter(times.values()))}"
+        return [f"{number}: {time}" for number, time in times.items()]
     return value
 
 
-def check_registries(loaded: Settings, urls: list[str]) -> None:
-    """Raise BaleenError if one of the registries does not answer as registries do, from here."""
+def check_registries(loaded: Settings, api: Api, pod: str, urls: list[str]) -> None:
+    """Raise BaleenError if one of the pod's registries does not answer as registries do, or is another pod's."""
+    _refuse_shared(api, pod, urls)
     # Only this command speaks with registries.
     from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.pods.registry_client import RegistryClient, RegistryError  # noqa: PLC0415
 
     credentials = bootstrap.registry_credentials(loaded)
     for url in urls:
-        told = "--no-check registers it all the same."
         with RegistryClient(
             url, credentials=credentials, ca_file=loaded.registry_ca_file, timeout=CHECK_TIMEOUT_S
         ) as client:
             try:
                 client.ping()
             except RegistryError as error:
-                if credentials is not None or error.registry_status not in {401, 403}:
-                    raise BaleenError(f"{error} {told}") from error
+                if not error.challenged and error.registry_status == FORBIDDEN:
+                    told = f"What listens at {url} answers 403, and not as registries do: check the address."
+                    raise BaleenError(f"{told} {ALL_THE_SAME}") from error
+                if credentials is not None or not error.challenged:
+                    raise BaleenError(f"{error} {ALL_THE_SAME}") from error
                 notes().print(
                     f"The registry {url} wants to know who asks: give BALEEN_REGISTRY_USERNAME and "
                     "BALEEN_REGISTRY_PASSWORD to `baleen scheduler`.",
                     soft_wrap=True,
                 )
+
+
+def _refuse_shared(api: Api, pod: str, urls: list[str]) -> None:
+    """Raise BaleenError where a registry is one of another pod by another name, as far as names are known from here.
+
+    Two names that lead to one place may be two registries behind one proxy: that is told.
+    """
+    from coordinator.pods.addresses import places  # noqa: PLC0415
+
+    ours = [parse_registry(url) for url in urls]
+    ports = {registry.port for registry in ours}
+    others = {
+        registry: other["name"]
+        for other in api.pages("/v1/pods", ALL_PODS)["items"]
+        if other["name"] != pod
+        for registry in _parsed(other["registries"])
+        if registry.port in ports and registry not in ours
+    }
+    known = places([*ours, *others], within=CHECK_TIMEOUT_S) if others else {}
+    for one in ours:
+        for other, owner in others.items():
+            shared = known.get(one, frozenset()) & known.get(other, frozenset())
+            if one.port != other.port or not shared:
+                continue
+            at = min(shared)
+            told = f"The registry {one} is at {at} with port {one.port}, as {other} of pod {owner} is"
+            if is_address(one.host) or is_address(other.host) or is_loopback(at):
+                raise BaleenError(f"{told}: name that of this pod, or remove that one. {ALL_THE_SAME}")
+            notes().print(f"{told}: they must be two, told apart by their names.", soft_wrap=True)
+
+
+def _parsed(urls: list[str]) -> Iterator[RegistryUrl]:
+    """What was taken once and is no registry's URL by what is asked now is left out."""
+    for url in urls:
+        with suppress(UsageError):
+            yield parse_registry(url)
 
 
 def _print_token(answer: dict[str, str], *, json: bool) -> None:

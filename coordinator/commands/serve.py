@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from coordinator import settings
+from coordinator.errors import BaleenError
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The port of the API.")]
@@ -43,8 +44,11 @@ def api(*, host: Host = LOOPBACK, port: Port = PORT) -> None:
     # Only this command needs the web framework.
     from coordinator import bootstrap, telemetry  # noqa: PLC0415
     from coordinator.api.server import serve  # noqa: PLC0415
+    from coordinator.stack.ports import obstacle  # noqa: PLC0415
 
     loaded = settings.load()
+    if (why := obstacle(host, port)) is not None:
+        raise BaleenError(why)
     telemetry.configure(loaded)
     serve(bootstrap.api(loaded), host=host, port=port, log_level=loaded.log_level)
 

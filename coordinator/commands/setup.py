@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
-from coordinator.commands.output import Json, notes, print_json, print_table
+from coordinator.commands.output import Json, counted, notes, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from coordinator.db.check import CheckReport
@@ -62,6 +62,12 @@ def create_topics(*, json: Json = False) -> None:
                 for report in reports
             ],
         )
+    if any(report.replication == 1 for report in reports):
+        notes().print(
+            "Every event is kept once, as one broker keeps one copy: that is for trying Baleen only, since events are "
+            "lost with the broker's disk.",
+            soft_wrap=True,
+        )
     if any(report.findings for report in reports):
         raise typer.Exit(1)
 
@@ -84,7 +90,7 @@ def check(*, json: Json = False) -> None:
     engine = bootstrap.job_engine(settings.load())
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     try:
-        with translated(), Progress(*columns, console=notes(), transient=True) as progress:
+        with translated(), progress_bar(*columns) as progress:
             task = progress.add_task("connecting")
             report = run_check(
                 engine, lambda what, number, total: progress.update(task, description=f"{number}/{total} {what}")
@@ -108,7 +114,8 @@ def _report(report: "CheckReport") -> dict[str, object]:
 
 def _print_report(report: "CheckReport") -> None:
     if report.agrees:
-        typer.echo(f"All counts agree with the facts: {report.blobs} blobs, {report.references} references.")
+        told = f"{counted(report.blobs, 'blob')}, {counted(report.references, 'reference')}"
+        typer.echo(f"All counts agree with the facts: {told}.")
         return
     print_table(("what", "subject", "stored", "recomputed"), report.differences)
-    notes().print(f"{report.differences_count} differences: the counts are not what the facts make them.")
+    notes().print(f"{counted(report.differences_count, 'difference')}: the counts are not what the facts make them.")

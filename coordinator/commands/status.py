@@ -31,3 +31,5 @@ def _print(told: dict[str, Any]) -> None:
     sys.stdout.write("\nheld by\n" if collection["held_by"] else "\nNothing holds garbage collection.\n")
     for reason in collection["held_by"]:
         sys.stdout.write(f"  {reason}\n")
+    if told["missing_blobs"]:
+        sys.stdout.write("\nBlobs are needed and have no bytes: see `baleen blob list --state missing`.\n")

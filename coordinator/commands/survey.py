@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
 from coordinator.commands import plot as drawing
-from coordinator.commands.output import Json, as_bytes, notes, print_fields, print_json, print_table
+from coordinator.commands.output import (
+    Json,
+    as_bytes,
+    counted,
+    notes,
+    print_fields,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from coordinator.reconcile.survey import DISK_BYTES_PER_KEY, TOP, Root, RootFigures, Survey
 from coordinator.reconcile.survey import survey as count
 
@@ -57,7 +66,7 @@ def survey(
         for location in locations
     ]
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=notes(), transient=True) as progress:
+    with progress_bar(*columns) as progress:
         task = progress.add_task("0 keys")
         lock = threading.Lock()
 
@@ -90,6 +99,7 @@ def _print(found: Survey) -> None:
         ("root", "repositories", "blobs", "logical", "stored", "unique", "shared", "in other roots too", "not linked"),
         map(_row, found.roots),
     )
+    across = counted(found.cross_root_blobs, "blob")
     typer.echo()
     print_fields(
         {
@@ -97,7 +107,7 @@ def _print(found: Survey) -> None:
             "stored": as_bytes(found.stored_bytes),
             "one shared layer": as_bytes(found.shared_layer_bytes),
             "which saves": f"{as_bytes(found.saving_bytes)} ({_share(found.saving_bytes, found.stored_bytes)})",
-            "stored by several roots": f"{as_bytes(found.cross_root_bytes)} in {found.cross_root_blobs:,} blobs",
+            "stored by several roots": f"{as_bytes(found.cross_root_bytes)} in {across}",
             "of one repository only": as_bytes(found.unique_bytes),
         }
     )
@@ -127,20 +137,23 @@ def _remark(found: Survey) -> None:
     for root in found.roots:
         if root.missing_blobs:
             say.print(
-                f"{root.url}: {root.missing_blobs:,} blobs are linked ({root.missing_links:,} links) and not stored; "
-                "they count nothing.",
+                f"{root.url}: {counted(root.missing_blobs, 'blob is', 'blobs are')} linked "
+                f"({counted(root.missing_links, 'link')}) and not stored: that counts nothing.",
                 soft_wrap=True,
             )
         if root.odd_keys:
-            say.print(f"{root.url}: {root.odd_keys:,} keys are none of a registry; they count nothing.", soft_wrap=True)
+            say.print(
+                f"{root.url}: {counted(root.odd_keys, 'key is', 'keys are')} none of a registry: that counts nothing.",
+                soft_wrap=True,
+            )
     for url, digest in found.missing_examples:
-        say.print(f"  not stored: {digest} in {url}", soft_wrap=True, markup=False)
+        say.print(f"  not stored: {digest} in {url}", soft_wrap=True)
     for url, key in found.odd_examples:
-        say.print(f"  no key of a registry: {key!r} in {url}", soft_wrap=True, markup=False)
+        say.print(f"  no key of a registry: {key!r} in {url}", soft_wrap=True)
     if found.conflicting_blobs:
         say.print(
-            f"{found.conflicting_blobs:,} blobs are stored with different sizes by several roots: some copies are "
-            "damaged, and the largest is counted.",
+            f"{counted(found.conflicting_blobs, 'blob is', 'blobs are')} stored with different sizes by several "
+            "roots: some copies are damaged, and the largest is counted.",
             soft_wrap=True,
         )
 

@@ -3,23 +3,17 @@
 Drivers are imported by the commands: all commands import this module, and most need no database.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 import typer
 
 from coordinator import settings
+from coordinator.commands.database import with_database
 from coordinator.commands.output import Json, print_json, print_table
 
-if TYPE_CHECKING:
-    from coordinator.db.queries.session import Database
-
 app = typer.Typer(help="Who may ask the API. Needs BALEEN_DATABASE_URL or a running stack.", no_args_is_help=True)
-
-T = TypeVar("T")
 
 
 class RoleName(StrEnum):
@@ -40,7 +34,7 @@ def create(
     """Make a token, and print it: now, and never again."""
     from coordinator.db import tokens  # noqa: PLC0415
 
-    token = _with_database(lambda database: tokens.create(database, name, role.value))
+    token = with_database(settings.load(), lambda database: tokens.create(database, name, role.value))
     print_json({"name": name, "role": role, "token": token.reveal()}) if json else typer.echo(token.reveal())
 
 
@@ -49,7 +43,7 @@ def list_tokens(*, json: Json = False) -> None:
     """List tokens, without what they are."""
     from coordinator.db import tokens  # noqa: PLC0415
 
-    items = _with_database(tokens.tokens)
+    items = with_database(settings.load(), tokens.tokens)
     if json:
         print_json({"items": items, "next": None})
     else:
@@ -62,18 +56,5 @@ def revoke(name: Name, *, json: Json = False) -> None:
     """End a token; it is refused within seconds."""
     from coordinator.db import tokens  # noqa: PLC0415
 
-    _with_database(lambda database: tokens.revoke(database, name))
+    with_database(settings.load(), lambda database: tokens.revoke(database, name))
     print_json({"name": name, "revoked": True}) if json else typer.echo(f"Token {name} is revoked.")
-
-
-def _with_database(ask: "Callable[[Database], Awaitable[T]]") -> T:
-    from coordinator import bootstrap  # noqa: PLC0415
-
-    async def asked() -> T:
-        database = bootstrap.engine(settings.load(), pool_size=1, name="baleen-command")
-        try:
-            return await ask(database)
-        finally:
-            await database.dispose()
-
-    return asyncio.run(asked())

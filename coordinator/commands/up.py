@@ -29,7 +29,7 @@ from coordinator.commands.output import notes
 from coordinator.errors import SettingsError, StackError
 from coordinator.settings import Secret, Settings
 from coordinator.stack import application
-from coordinator.stack.ports import is_free
+from coordinator.stack.ports import obstacle
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Service, Stack, StackEndpoints
 
@@ -40,7 +40,6 @@ ADDRESSES = ("database_", "kafka_", "s3_", "url")
 WELL_SECONDS = 60.0
 RESTARTS = 5
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
-ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound
 
 
 class _Ended(BaseException):
@@ -59,10 +58,8 @@ def run(data_dir: Path | None, *, host: str, port: int) -> None:
         stack = Stack(directory, services=_wanted(own))
         with _claimed(stack):
             # Who starts the same twice learns that, and not that the port is taken.
-            if not is_free(host, port):
-                raise StackError(
-                    f"Port {port} of {host} is in use: stop what listens there, or choose another with --port."
-                )
+            if (why := obstacle(host, port)) is not None:
+                raise StackError(why)
             console.print(f"Starting Baleen in {directory} …", soft_wrap=True)
             threading.Thread(target=_load, daemon=True).start()
             stack.start()
@@ -115,9 +112,7 @@ def _wanted(own: Settings) -> list[Service]:
 
 def _merged(own: Settings, found: StackEndpoints, host: str, port: int, directory: Path) -> Settings:
     """The settings that all parts of this run work with."""
-    merged = replace(
-        own, data_dir=str(directory), url=own.url or f"http://{ANY_ADDRESS.get(host, host)}:{port}", token=None
-    )
+    merged = replace(own, data_dir=str(directory), url=own.url or application.reached_at(host, port), token=None)
     if found.database_url is not None:
         merged = replace(merged, database_url=Secret(found.database_url))
     if found.kafka_bootstrap is not None:
@@ -155,11 +150,12 @@ class _Up:
         from coordinator import bootstrap  # noqa: PLC0415 - see _load
         from coordinator.db import migrate, progress  # noqa: PLC0415
         from coordinator.db.engine import connect  # noqa: PLC0415
+        from coordinator.db.queries.session import translated  # noqa: PLC0415
         from coordinator.ingest.topics import EVENTS, ensure_topics  # noqa: PLC0415
 
         store = bootstrap.object_store(self._settings)
         url = bootstrap.database_url(self._settings)
-        with ThreadPoolExecutor(3) as pool:
+        with translated(), ThreadPoolExecutor(3) as pool:
             steps: list[Future[object]] = [
                 pool.submit(migrate.upgrade, url),
                 pool.submit(ensure_topics, self._settings),
@@ -224,7 +220,7 @@ class _Up:
         pause = min(FIRST_PAUSE * 2 ** (self._failures[name] - 1), LONGEST_PAUSE)
         again = f"It is started again in {pause:.1f} s."
         told = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
-        notes().print(told, markup=False, soft_wrap=True)
+        notes().print(told, soft_wrap=True)
         time.sleep(pause)
         self._start(name)
 
@@ -249,8 +245,7 @@ class _Up:
         file = self._directory / "token"
         database = bootstrap.engine(self._settings, pool_size=1, name="baleen-up")
         try:
-            kept = file.read_text().strip() if file.exists() else ""
-            known = (await tokens.known(database)).get(tokens.hash_of(kept))
+            known = (await tokens.known(database)).get(tokens.hash_of(_kept(file)))
             if known is None or known.role != "operate":
                 token = await tokens.replace(database, OPERATOR, "operate")
                 _write_secret(file, token.reveal() + "\n")
@@ -261,6 +256,11 @@ class _Up:
         """Tell the commands beside us where everything is; Stack removes the file when it ends."""
         values = application.told(self._settings, ADDRESSES)
         _write_secret(self._directory / "stack.json", json.dumps(values, indent=1))
+
+
+def _kept(file: Path) -> str:
+    """The token of an earlier run. What is no text is none, and another takes its place."""
+    return file.read_bytes().decode(errors="replace").strip() if file.exists() else ""
 
 
 def _write_secret(file: Path, content: str) -> None:

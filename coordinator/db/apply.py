@@ -25,10 +25,21 @@ from typing import Any
 from psycopg import Connection
 from psycopg.errors import DeadlockDetected
 
-from coordinator.db import barriers, echoes, locks, renames, rows
-from coordinator.db.batch import Applied, Item, OutOfStepError, Process, Slice, StateChangedError, total
+from coordinator.db import barriers, echoes, locks, renames, rows, sources
+from coordinator.db.batch import (
+    Applied,
+    Item,
+    NotServedError,
+    OutOfStepError,
+    Process,
+    Slice,
+    StateChangedError,
+    total,
+)
 from coordinator.db.run import AloneNeededError, Run
 from coordinator.domain.facts import RepositoryRemoved, RepositoryRenamed
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest
 
 #: Another writer (a mount, another worker's new blob) can force a repetition now and then, not for ever: after
 #: SHARED_ATTEMPTS the batch keeps the other writers out, and only what takes no lock (a sweep) can disturb it.
@@ -43,11 +54,18 @@ class BatchApply:
     """Applies batches on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
 
     def __init__(
-        self, connection: Connection[Any], margin: timedelta, processes: echoes.KnownProcesses | None = None
+        self,
+        connection: Connection[Any],
+        margin: timedelta,
+        processes: echoes.KnownProcesses | None = None,
+        request_bound: timedelta = sources.REQUEST_BOUND,
     ) -> None:
-        """`processes` outlives this: whoever applies many batches need not look for the same ones in each."""
+        """`processes` outlives this: whoever applies many batches need not look for the same ones in each.
+        `request_bound` matters to batches that hold echoes.
+        """
         self._connection = connection
         self._margin = margin
+        self._request_bound = request_bound
         self._processes = echoes.KnownProcesses() if processes is None else processes
 
     def apply(self, slices: Sequence[Slice]) -> Applied:
@@ -69,6 +87,23 @@ class BatchApply:
         They are additions as any other: one that is known changes nothing, one that an event contradicts is doubtful.
         """
         return self._at_rest(lambda alone: self._apply_run(items, alone=alone), alone=False)
+
+    def apply_served(self, item: Item, digest: Digest, then: Callable[[], None]) -> Applied:
+        """As `apply_found`, of a reference to a blob that registries are served; `then` with it, or nothing.
+
+        The blob's row is locked from its count to the commit: a hide that comes later finds it needed, and one that
+        came before is found here. Raises NotServedError.
+        """
+
+        def work(alone: bool) -> Applied:
+            applied = self._apply_run([item], alone=alone)
+            state = rows.lock_state(self._connection, digest)
+            if state is not BlobState.LIVE:
+                raise NotServedError(state)
+            then()
+            return applied
+
+        return self._at_rest(work, alone=False)
 
     def _at_rest(self, work: Callable[[bool], Applied], *, alone: bool) -> Applied:
         """Do the work in a transaction, again if another writer came in between, and in the end while none is there."""
@@ -95,7 +130,7 @@ class BatchApply:
         rows.insert_dead_letters(self._connection, dead)
         rows.advance_progress(self._connection, slices)
         echoes.discover(self._connection, new)
-        heard = echoes.hear(self._connection, slices)
+        heard = echoes.hear(self._connection, slices, self._request_bound)
         return applied._replace(dead_letters=len(dead), echoes=heard.known, echoes_unknown=heard.unknown)
 
     def _lock_progress(self, slices: Sequence[Slice]) -> None:

@@ -2,19 +2,22 @@
 
 The answer is sorted and kept by the server, in temporary files, until the audit ends: no transaction stays open while a
 store is listed. It is as of the moment when it was asked for.
+`take_up` lets garbage collection have what nobody knows.
 Not here: the comparison (domain/inventory.py), writing down what is missing (lifecycle.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from psycopg import Connection
 
-from coordinator.domain.inventory import TableBlob
-from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest
+from coordinator.db import lifecycle
+from coordinator.db.arrays import integers
+from coordinator.domain.inventory import StoredBlob, TableBlob
+from coordinator.domain.lifecycle import BlobEvent, BlobState
+from coordinator.domain.names import Digest, RepositoryName
 
 #: Rows that are in memory at once.
 FETCH = 5000
@@ -27,6 +30,41 @@ def clock(connection: Connection[Any]) -> datetime:
     assert row is not None
     found: datetime = row[0]
     return found
+
+
+def prefixes(connection: Connection[Any]) -> list[RepositoryName]:
+    """Return all prefixes of all pods."""
+    return [RepositoryName(row[0]) for row in connection.execute("SELECT prefix FROM pod_prefixes ORDER BY prefix")]
+
+
+def take_up(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:
+    """Make orphans blobs that nothing references, since now, so that they are collected like others; return how many.
+
+    What was referenced meanwhile stays as it is.
+    """
+    with connection.transaction():
+        new = connection.execute(
+            f"""
+            INSERT INTO blobs (size, unreferenced_since, reference_count, link_count, state, digest)
+            SELECT size, clock_timestamp(), 0, 0, {BlobState.UNREFERENCED:d}, digest
+            FROM unnest(%s::bigint[], %b::bytea[]) d (size, digest)
+            ON CONFLICT DO NOTHING
+            """,
+            (integers(each.size for each in orphans), [bytes(each.digest) for each in orphans]),
+        ).rowcount
+        purged = connection.execute(
+            f"""
+            SELECT id FROM blobs WHERE digest = ANY(%b::bytea[]) AND state = {BlobState.PURGED:d}
+            AND unreferenced_since IS NOT NULL ORDER BY id FOR NO KEY UPDATE
+            """,
+            ([bytes(each.digest) for each in orphans],),
+        ).fetchall()
+        again = [row[0] for row in purged]
+        lifecycle.tell(connection, again, BlobEvent.SHOWN)
+        connection.execute(
+            "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE id = ANY(%s::bigint[])", (integers(again),)
+        )
+    return new + len(again)
 
 
 @contextmanager

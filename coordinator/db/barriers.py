@@ -73,16 +73,22 @@ def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, po
     What was added under the old name after the rename stays there: a rename that is seen again must not take it along.
     Whether it was there before as well is not known, for a holding has only its last time: then a gap is recorded.
     """
-    old, new = fact.repository, fact.destination
-    at = within(fact.at)
-    renames.remember(connection, fact._replace(at=at), pod_id)
+    fact = fact._replace(at=within(fact.at))
+    old, new, at = fact.repository, fact.destination, fact.at
+    is_new = renames.remember(connection, fact, pod_id)
+    if renames.crosses_later(connection, fact, margin, is_new=is_new):
+        renames.record_gap(connection, {pod_id})
+    if not is_new and fact.below and (new.startswith(f"{old}/") or old.startswith(f"{new}/")):
+        # What it gave its name is below the old one too, and would be moved again. What has come under the old name
+        # since then, though it is from before, was told as a gap (renames.py).
+        return
     names = connection.execute(
-        "SELECT id, name FROM repositories WHERE name = %s OR (%s AND name LIKE %s) ORDER BY name",
+        "SELECT id, name FROM repositories WHERE name = %s OR (%s AND name LIKE %s)",
         (old, fact.below, old.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%") + "/%"),
     ).fetchall()
-    if new.startswith(f"{old}/"):
-        # The deepest first, or what moves down would be moved again.
-        names.reverse()
+    # Where a namespace moves along its own path, names that it gives are among those that it takes. All become longer
+    # by as much, or shorter, so that by length each goes before another comes to its name.
+    names.sort(key=lambda row: len(row[1]), reverse=len(new) > len(old))
     for number, name in names:
         if _has_later(connection, {"source": number, "at": at, "margin": timedelta()}):
             renames.record_gap(connection, {pod_id})
@@ -185,6 +191,7 @@ def _move_removals(connection: Connection[Any], values: dict[str, Any]) -> None:
         SELECT %(destination)s, digest, removed_at, seen_at, doubtful_since FROM moved
         ON CONFLICT (repository_id, digest) DO UPDATE
         SET removed_at = greatest(removals.removed_at, excluded.removed_at),
+            seen_at = greatest(removals.seen_at, excluded.seen_at),
             doubtful_since = coalesce(removals.doubtful_since, excluded.doubtful_since)
         """,
         values,

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from coordinator.domain.facts import Fact
+from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import BaleenError
 
 
@@ -91,6 +92,14 @@ class OutOfStepError(BaleenError):
         )
         self.piece = piece
         self.expected = expected
+
+
+class NotServedError(BaleenError):
+    """Registries are not served the blob, so that a mount of it would be a link to nothing."""
+
+    def __init__(self, state: BlobState) -> None:
+        super().__init__(f"The blob is {state.name.lower()}.")
+        self.state = state
 
 
 class StateChangedError(BaleenError):

@@ -69,6 +69,8 @@ _COUNTS = f"""
 
 _STATES = {state.value: state.name for state in BlobState}
 
+_HIDDEN = f"{BlobState.HIDING:d}, {BlobState.HIDDEN:d}, {BlobState.PURGING:d}"
+
 #: What must be empty: a name, and a query that gives the rows' ids as text.
 _ORPHANS = (
     (
@@ -87,6 +89,17 @@ _ORPHANS = (
         """
         SELECT format('repository %s, manifest %s', h.repository_id, h.manifest_id) FROM repository_manifests h
         LEFT JOIN repositories r ON r.id = h.repository_id WHERE r.id IS NULL
+        """,
+    ),
+    (
+        "hide of a blob that is not hidden",
+        f"SELECT h.id::text FROM hides h JOIN blobs b ON b.id = h.blob_id WHERE b.state NOT IN ({_HIDDEN})",
+    ),
+    (
+        "hidden blob without a hide",
+        f"""
+        SELECT 'sha256:' || encode(b.digest, 'hex') FROM blobs b LEFT JOIN hides h ON h.blob_id = b.id
+        WHERE b.state IN ({_HIDDEN}) AND h.id IS NULL
         """,
     ),
 )

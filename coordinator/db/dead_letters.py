@@ -34,10 +34,11 @@ _SETTLE = text("""
 UPDATE dead_letters SET settled_at = clock_timestamp(), settlement = :settlement, settled_why = :why WHERE id = :id
 """)
 
-# Whose links are not in shared storage has nothing that a reconcile could look at: the operator's word stands.
+# Whose links are not in shared storage has nothing that a reconcile could look at: the operator's word stands. A letter
+# that says nowhere whose it is may be anybody's.
 _GAP = text("""
 INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, to_offset)
-SELECT id, :topic, -1, :reason, :offset, :offset + 1 FROM pods WHERE name = :pod AND linker = 'link'
+SELECT id, :topic, -1, :reason, :offset, :offset + 1 FROM pods WHERE :pod IN (name, '') AND linker = 'link'
 """)
 
 
@@ -49,6 +50,8 @@ async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
     async with writing(engine) as connection:
         row = await _open(connection, number)
         prefixes: list[str] | None = await connection.scalar(_PREFIXES, {"pod": row.pod})
+        if not row.pod:
+            raise ConflictError(f"It is not known which pod dead letter {number} is of: discard it.")
         if prefixes is None:
             raise ConflictError(f"Pod {row.pod} is not registered any more: discard dead letter {number}.")
         outcomes = _outcomes(row, prefixes)
@@ -67,7 +70,8 @@ async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
 async def discard(engine: AsyncEngine, number: int, why: str) -> None:
     """Give the letter up; `why` is kept with it.
 
-    It may have told of something that the pod has: that is a gap until the pod's links were looked at.
+    It may have told of something that the pod has: that is a gap until the pod's links were looked at. Where it cannot
+    be told which pod that is, it is a gap for each.
     """
     if not why.strip() or len(why) > WHY_LIMIT or "\0" in why:
         raise UsageError(f"Say why it is discarded, in up to {WHY_LIMIT} characters.")

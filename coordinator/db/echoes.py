@@ -4,12 +4,13 @@ Route: apply.py -> `discover` the processes of its slices, `hear` the echoes in 
 endpoints. Locks: see sources.py.
 
 Invariants: a watermark moves only to a probe of the same pod that was sent, and only in the transaction that applies
-all records before its echo in that partition; it never moves back. An echo that is seen again changes nothing.
+all records before its echo in that partition; here it never moves back (clock.py lets it). An echo that is seen again
+changes nothing. A probe is marked as echoed only in a transaction after which it is known who answered it.
 Not here: what an echo means (domain/watermarks.py), from which record it came (workers/interpret.py).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -19,6 +20,7 @@ from coordinator.db import sources
 from coordinator.db.arrays import integers
 from coordinator.db.batch import Echo, Process, Slice
 from coordinator.db.sources import Key, Locked, MarkKey
+from coordinator.domain.progress import GapReason
 from coordinator.domain.watermarks import DeathReason, Known, Place, heard
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 
@@ -59,6 +61,7 @@ class Heard(NamedTuple):
 class _Probe(NamedTuple):
     place: Key
     sent_at: datetime
+    echoed: bool
 
 
 class _Copy(NamedTuple):
@@ -78,8 +81,9 @@ def discover(connection: Connection[Any], processes: Collection[Process]) -> Non
     wanted = sorted(processes)
     connection.execute(
         """
-        INSERT INTO sources (pod_id, instance_id)
-        SELECT d.pod_id, d.instance_id FROM unnest(%s::smallint[], %s::text[]) d (pod_id, instance_id)
+        INSERT INTO sources (pod_id, instance_id, first_seen)
+        SELECT d.pod_id, d.instance_id, clock_timestamp()
+        FROM unnest(%s::smallint[], %s::text[]) d (pod_id, instance_id)
         JOIN pods p ON p.id = d.pod_id ORDER BY d.pod_id, d.instance_id COLLATE "C"
         ON CONFLICT (pod_id, instance_id) DO NOTHING
         """,
@@ -87,7 +91,7 @@ def discover(connection: Connection[Any], processes: Collection[Process]) -> Non
     )
 
 
-def hear(connection: Connection[Any], slices: Sequence[Slice]) -> Heard:
+def hear(connection: Connection[Any], slices: Sequence[Slice], request_bound: timedelta) -> Heard:
     """Move watermarks to the probes whose echoes stand in these slices, and note what these say of processes.
 
     Part of the transaction that applies the slices: what stands before an echo is applied with it or before it.
@@ -104,12 +108,13 @@ def hear(connection: Connection[Any], slices: Sequence[Slice]) -> Heard:
         and probe.place[0] == item.pod_id
     ]
     if copies:
-        _hear(connection, copies)
+        _hear(connection, copies, request_bound)
     return Heard(len(copies), len(found) - len(copies))
 
 
-def _hear(connection: Connection[Any], copies: Sequence[_Copy]) -> None:
+def _hear(connection: Connection[Any], copies: Sequence[_Copy], request_bound: timedelta) -> None:
     ids = _ids(connection, {copy.process for copy in copies})
+    _mark_echoed(connection, {copy.echo.nonce for copy in copies if not copy.probe.echoed})
     places = _places(connection, {copy.probe.place for copy in copies})
     others = {place.source for place in places.values() if place.source is not None}
     locked = sources.lock(connection, others.union(ids.values()))
@@ -129,17 +134,40 @@ def _hear(connection: Connection[Any], copies: Sequence[_Copy]) -> None:
     )
     if moved:
         _write_marks(connection, moved)
+    restarted = {
+        source
+        for source, before in locked.sources.items()
+        if before.dead_why == DeathReason.REFUSED and sources_after[source].dead_why != DeathReason.REFUSED
+    }
+    _note_restarts(connection, {pod for (pod, _), source in ids.items() if source in restarted}, request_bound)
 
 
 def _probes(connection: Connection[Any], nonces: Collection[str]) -> dict[str, _Probe]:
+    """Return the probes of these nonces, but for those that a clock that was ahead has timed."""
     found = connection.execute(
         """
-        SELECT p.nonce, p.pod_id, p.url, p.address, p.sent_at
+        SELECT p.nonce, p.pod_id, p.url, p.address, p.sent_at, p.echoed
         FROM unnest(%s::uuid[]) d (nonce) JOIN probes p ON p.nonce = d.nonce
+        WHERE p.sent_at <= clock_timestamp() AND p.known_until IS DISTINCT FROM '-infinity'
         """,
         (f"{{{','.join(nonces)}}}",),
     )
-    return {row[0].hex: _Probe((row[1], row[2], row[3]), row[4]) for row in found}
+    return {row[0].hex: _Probe((row[1], row[2], row[3]), row[4], row[5]) for row in found}
+
+
+def _mark_echoed(connection: Connection[Any], nonces: Collection[str]) -> None:
+    """Only the first copy of an echo that is applied comes here."""
+    if nonces:
+        connection.execute(
+            """
+            WITH found AS MATERIALIZED (
+                SELECT p.nonce FROM unnest(%s::uuid[]) d (nonce) JOIN probes p ON p.nonce = d.nonce
+                ORDER BY p.nonce FOR NO KEY UPDATE OF p
+            )
+            UPDATE probes p SET echoed = true FROM found WHERE p.nonce = found.nonce
+            """,
+            (f"{{{','.join(nonces)}}}",),
+        )
 
 
 def _ids(connection: Connection[Any], processes: Collection[Process]) -> dict[Process, int]:
@@ -225,6 +253,21 @@ def _tell_revived(locked: Locked, after: Mapping[int, Known]) -> None:
                 instance=locked.names[source],
                 action="it counts again; what was collected meanwhile did not wait for it",
             )
+
+
+def _note_restarts(connection: Connection[Any], pods: Collection[int], request_bound: timedelta) -> None:
+    """A process that nobody reached is there again under its name: what it had not delivered may be lost.
+
+    Also where no reconcile can look: nobody has said that nothing is lost, as whoever retires a process does.
+    """
+    for pod in sorted(pods):
+        connection.execute(
+            """
+            INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)
+            SELECT id, '', -1, %s, 0, clock_timestamp() + %s FROM pods WHERE id = %s
+            """,
+            (GapReason.RESTARTED, request_bound, pod),
+        )
 
 
 def _write_places(connection: Connection[Any], places: Mapping[Key, Place]) -> None:

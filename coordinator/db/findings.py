@@ -1,16 +1,20 @@
 """What doctors found out about pods: the rows, and what a visit asks the table.
 
-Route: `examined` -> the visit (coordinator/pods/doctor) -> `write`; queries/pods.py shows it.
+Route: `examined` -> the visit (coordinator/pods/doctor) -> `concluding` and `write`; queries/pods.py shows it.
+Invariant: whoever counts and is not in what `concluding` gave, or has come back since the visit began, is told as
+newer: the visit was of another life, or of none. No clock is asked, which may be set back.
 Not here: the experiments, and what holds garbage collection (domain/findings.py).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, LiteralString, NamedTuple
 
 from psycopg import Connection
 
+from coordinator.db import locks
+from coordinator.db.locks import PODS_LOCK
 from coordinator.domain.findings import Finding
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import Linker, PodMode
@@ -18,6 +22,9 @@ from coordinator.errors import ConflictError, NotFoundError, UsageError
 
 #: A constant of ours in the space of advisory locks of two numbers; the other is the pod's id.
 VISITS = 0x62616C69
+
+#: Processes that may run, as far as is known.
+_COUNTING: Final[LiteralString] = "pod_id = %s AND dead_since IS NULL AND retired_at IS NULL"
 
 
 class ExaminedPod(NamedTuple):
@@ -32,6 +39,8 @@ class ExaminedPod(NamedTuple):
     registries: tuple[str, ...]
     #: URL and address of each place at which something has answered the prober at some time.
     answered: frozenset[tuple[str, str]]
+    #: The life, as the visit began, of each process that may run.
+    lives: Mapping[str, int]
 
 
 def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
@@ -50,6 +59,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
     answered = connection.execute(
         "SELECT url, address FROM endpoints WHERE pod_id = %s AND answered_at IS NOT NULL", (row[0],)
     )
+    lives = connection.execute(f"SELECT instance_id, life FROM sources WHERE {_COUNTING}", (row[0],))
     return ExaminedPod(
         row[0],
         name,
@@ -58,7 +68,16 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
         RepositoryName(row[4]),
         tuple(row[3]),
         frozenset((each[0], each[1]) for each in answered),
+        {each[0]: each[1] for each in lives},
     )
+
+
+def token_sha256(connection: Connection[Any], pod: ExaminedPod) -> bytes:
+    """By which ingest knows the pod's events; nobody but Baleen has it."""
+    row = connection.execute("SELECT event_token_sha256 FROM pods WHERE id = %s", (pod.id,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"There is no pod {pod.name} any more.")
+    return bytes(row[0])
 
 
 @contextmanager
@@ -73,17 +92,48 @@ def visiting(connection: Connection[Any], pod: ExaminedPod) -> Iterator[None]:
         connection.execute("SELECT pg_advisory_unlock(%s, %s)", (VISITS, pod.id))
 
 
-def write(connection: Connection[Any], pod: ExaminedPod, findings: Sequence[Finding]) -> None:
-    """Let these be what is known of the pod, in place of what was. Nothing, if the pod was removed meanwhile."""
+@contextmanager
+def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[str]]:
+    """Give the instance ids of the processes that may run, as far as is known, and let none be added in the block.
+
+    Raises ConflictError if the pod's registries are not those that the visit went to. It is one transaction.
+    """
     with connection.transaction():
-        connection.execute("DELETE FROM findings WHERE pod_id = %s", (pod.id,))
-        connection.cursor().executemany(
-            """
-            INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend)
-            SELECT id, %s, %s, %s, %s, %s FROM pods WHERE id = %s
-            """,
-            [(each.check, each.verdict, each.meaning, each.proof, each.mend, pod.id) for each in findings],
+        # Who changes pods or finds processes waits until the findings are written.
+        connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
+        locks.enter(connection, alone=True)
+        row = connection.execute("SELECT registries FROM pods WHERE id = %s", (pod.id,)).fetchone()
+        if row is None or set(row[0]) != set(pod.registries):
+            raise ConflictError(
+                f"The registries of pod {pod.name} were changed during the visit: nothing was written, run it again."
+            )
+        found = connection.execute(f"SELECT instance_id FROM sources WHERE {_COUNTING}", (pod.id,))
+        yield {row[0] for row in found}
+
+
+def write(connection: Connection[Any], pod: ExaminedPod, findings: Sequence[Finding]) -> None:
+    """Let these be what is known of the pod, in place of what was; in the block of `concluding`."""
+    connection.execute("DELETE FROM findings WHERE pod_id = %s", (pod.id,))
+    connection.cursor().executemany(
+        """
+        INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend, found_at)
+        VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp())
+        """,
+        [(pod.id, each.check, each.verdict, each.meaning, each.proof, each.mend) for each in findings],
+    )
+    # One that came back during the visit was perhaps met only before that. Of one that did not count when the visit
+    # began it can be no life but the first.
+    connection.execute(
+        f"""
+        WITH counting AS MATERIALIZED (
+            SELECT id, instance_id FROM sources WHERE {_COUNTING} ORDER BY id FOR NO KEY UPDATE
         )
+        UPDATE sources s SET examined_life = coalesce(b.life, 1)
+        FROM counting c LEFT JOIN unnest(%s::text[], %s::int[]) b (instance_id, life) USING (instance_id)
+        WHERE s.id = c.id
+        """,
+        (pod.id, list(pod.lives), list(pod.lives.values())),
+    )
 
 
 def now(connection: Connection[Any]) -> datetime:
@@ -92,14 +142,6 @@ def now(connection: Connection[Any]) -> datetime:
     assert row is not None
     found: datetime = row[0]
     return found
-
-
-def counting_processes(connection: Connection[Any], pod: ExaminedPod) -> set[str]:
-    """Return the instance ids of the pod's processes that may run, as far as is known."""
-    found = connection.execute(
-        "SELECT instance_id FROM sources WHERE pod_id = %s AND dead_since IS NULL AND retired_at IS NULL", (pod.id,)
-    )
-    return {row[0] for row in found}
 
 
 def applied_up_to(connection: Connection[Any], topic: str, ends: Mapping[int, int]) -> bool:

@@ -14,6 +14,7 @@ Not here: threads and pulses (coordinator/jobs.py), what jobs do (coordinator/re
 import datetime
 from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -26,6 +27,8 @@ from coordinator.errors import BaleenError
 SILENCE = timedelta(minutes=1)
 #: What a job that failed, and was not asked for by a person, waits for: doubled with each failure, up to the second.
 PAUSE, LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
+#: After one that was done: as long as it took, within these, so that a pod is not listed all the time.
+SHORT_PAUSE = timedelta(seconds=5)
 #: Finished jobs of a kind that are kept for each pod.
 KEPT = 100
 
@@ -35,14 +38,22 @@ class Job(NamedTuple):
 
     id: int
     kind: str
-    pod_id: int
-    pod: PodName
+    #: None of a collection, which is of all pods.
+    pod_id: int | None
+    pod: PodName | None
     why: str
     #: By the database's clock, before the first look at the world; of the first one who took it.
     began_at: datetime.datetime
     #: How often it was taken: who holds a smaller number has lost it.
     taken: int
     progress: dict[str, Any]
+    options: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def its_pod(self) -> int:
+        """The pod's id, of a job that is of one."""
+        assert self.pod_id is not None
+        return self.pod_id
 
 
 class TakenOverError(BaleenError):
@@ -55,13 +66,13 @@ def take(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
         """
         UPDATE jobs j SET state = 'running', taken = taken + 1, alive_at = clock_timestamp(),
                began_at = coalesce(began_at, clock_timestamp())
-        FROM pods p
-        WHERE p.id = j.pod_id AND j.id = (
+        WHERE j.id = (
             SELECT id FROM jobs
             WHERE kind = ANY(%s) AND (state = 'waiting'
                   OR (state = 'running' AND (alive_at IS NULL OR alive_at < clock_timestamp() - %s)))
             ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
-        RETURNING j.id, j.kind, j.pod_id, p.name, j.why, j.began_at, j.taken, j.progress
+        RETURNING j.id, j.kind, j.pod_id, (SELECT name FROM pods p WHERE p.id = j.pod_id), j.why, j.began_at, j.taken,
+                  j.progress, j.options
         """,
         (sorted(kinds), SILENCE),
     ).fetchone()
@@ -119,13 +130,25 @@ def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[st
             (state, Jsonb(progress), error, job.id, job.taken),
         ).rowcount,
     )
+    # What was listed is of use to nobody any more; also that of one that others have ended (clock.py), or whose worker
+    # went on for a moment.
+    connection.execute(
+        """
+        DELETE FROM job_repositories r USING jobs j
+        WHERE j.id = r.job_id AND j.pod_id = %s AND j.kind = %s AND j.finished_at IS NOT NULL
+        """,
+        (job.pod_id, job.kind),
+    )
     # The last one that was done says since when the pod is known, however many failed after it.
     connection.execute(
         """
-        DELETE FROM jobs WHERE pod_id = %(pod)s AND kind = %(kind)s AND finished_at IS NOT NULL
-        AND id < (SELECT min(id) FROM (SELECT id FROM jobs WHERE pod_id = %(pod)s AND kind = %(kind)s
-                  ORDER BY id DESC LIMIT %(kept)s) newest)
-        AND id IS DISTINCT FROM (SELECT max(id) FROM jobs WHERE pod_id = %(pod)s AND kind = %(kind)s AND state = 'done')
+        WITH of_kind AS (
+            SELECT id, state FROM jobs WHERE pod_id IS NOT DISTINCT FROM %(pod)s AND kind = %(kind)s
+        )
+        DELETE FROM jobs j USING of_kind k
+        WHERE j.id = k.id AND j.finished_at IS NOT NULL
+          AND j.id < (SELECT min(id) FROM (SELECT id FROM of_kind ORDER BY id DESC LIMIT %(kept)s) newest)
+          AND j.id IS DISTINCT FROM (SELECT max(id) FROM of_kind WHERE state = 'done')
         """,
         {"pod": job.pod_id, "kind": job.kind, "kept": KEPT},
     )
@@ -167,10 +190,26 @@ def part_done(connection: Connection[Any], job: Job, name: str, counts: Mapping[
         )
 
 
+def ask_for_collection(connection: Connection[Any], every: timedelta) -> int | None:
+    """Ask for a collection if the switch is on and none began for so long; return the job's id."""
+    row = connection.execute(
+        """
+        INSERT INTO jobs (kind, why) SELECT 'gc', 'it is time'
+        WHERE EXISTS (SELECT FROM gc_switch WHERE enabled)
+          AND NOT EXISTS (SELECT FROM jobs WHERE kind = 'gc' AND NOT coalesce((options ->> 'dry')::bool, false)
+                          AND (state IN ('waiting', 'running') OR began_at > now() - %s))
+        ON CONFLICT DO NOTHING RETURNING id
+        """,
+        (every,),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound: timedelta) -> list[int]:
     """Ask for a reconcile of each pod that needs one, with the reasons; return the jobs' ids.
 
-    Only a reconcile that was done counts as one. Pods whose links are not in shared storage cannot be reconciled.
+    Only a reconcile that was done counts as one, and none that began later than now. Pods whose links are not in shared
+    storage cannot be reconciled.
     """
     found = connection.execute(
         """
@@ -178,10 +217,12 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
             SELECT p.id, p.name, done.began_at,
                    (SELECT min(first_seen) FROM sources o WHERE o.pod_id = p.id) AS heard_at,
                    (SELECT max(finished_at) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile') AS finished_at,
+                   done.finished_at - done.began_at AS took,
                    (SELECT count(*) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'failed'
                     AND j.id > coalesce(done.id, 0)) AS failures
             FROM pods p LEFT JOIN LATERAL (
-                SELECT id, began_at FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done'
+                SELECT id, began_at, finished_at FROM jobs j
+                WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp()
                 ORDER BY id DESC LIMIT 1
             ) done ON true
             WHERE p.linker = 'link' AND NOT EXISTS (
@@ -193,20 +234,28 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
                      WHEN s.began_at < now() - %(every)s THEN 'the last reconcile is long ago'
                      WHEN s.began_at < s.heard_at + %(bound)s AND s.heard_at + %(bound)s <= now()
                      THEN 'what came before its first event was not looked for' END,
-                CASE WHEN EXISTS (SELECT FROM gaps g WHERE g.pod_id = s.id AND g.settled_at IS NULL)
+                CASE WHEN EXISTS (SELECT FROM gaps g WHERE g.pod_id = s.id AND g.settled_at IS NULL
+                                  AND g.settles_from <= now())
                      THEN 'events may have been lost' END,
                 CASE WHEN EXISTS (SELECT FROM sources o WHERE o.pod_id = s.id AND o.retired_at IS NULL
                                   AND o.dead_since + %(bound)s <= now())
                      THEN 'a registry process died' END,
+                CASE WHEN EXISTS (SELECT FROM probes a
+                                  WHERE a.pod_id = s.id AND a.answered_at IS NOT NULL AND NOT a.echoed
+                                    AND a.sent_at <= now() - %(bound)s / 2
+                                  GROUP BY a.url, a.address HAVING max(a.answered_at) <= now() - %(bound)s)
+                     THEN 'a registry process answered probes and was never heard' END,
                 CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.pod = s.name AND d.settled_at > s.began_at)
                      THEN 'a dead letter was settled' END) AS why
             FROM state s
             WHERE s.finished_at IS NULL
-               OR s.finished_at < now() - least(%(longest)s, %(pause)s * 2 ^ least(20, greatest(0, s.failures - 1)))
+               OR s.finished_at < now() - CASE
+                  WHEN s.failures = 0 THEN greatest(%(short)s, least(%(pause)s, s.took))
+                  ELSE least(%(longest)s, %(pause)s * 2 ^ least(20, s.failures - 1)) END
         )
         INSERT INTO jobs (kind, pod_id, why) SELECT 'reconcile', id, why FROM needed WHERE why <> ''
         ON CONFLICT DO NOTHING RETURNING id
         """,
-        {"every": every, "bound": request_bound, "pause": PAUSE, "longest": LONGEST_PAUSE},
+        {"every": every, "bound": request_bound, "short": SHORT_PAUSE, "pause": PAUSE, "longest": LONGEST_PAUSE},
     )
     return [row[0] for row in found]

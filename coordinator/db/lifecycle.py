@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from psycopg import Connection
 
 from coordinator.db.arrays import integers
-from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.lifecycle import BlobEvent, BlobState, after, told
 from coordinator.domain.names import Digest
+from coordinator.domain.pods import Linker
 
 #: Of a teller, for pg_try_advisory_xact_lock: a constant of ours.
 OUTBOX_LOCK = 0x62616C6F
@@ -40,6 +41,11 @@ class KnownBlob(NamedTuple):
 class Move(NamedTuple):
     blob: KnownBlob
     to: BlobState
+
+    @property
+    def change(self) -> str | None:
+        """What is told of it."""
+        return told(self.blob.state, self.to)
 
 
 class Change(NamedTuple):
@@ -102,6 +108,34 @@ def some_live(connection: Connection[Any], limit: int) -> list[Digest]:
     return [Digest(row[0]) for row in found]
 
 
+def needed_elsewhere(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
+    """Return which of these only pods need that may have their bytes in a store of their own (linker `relay`)."""
+    if not blobs:
+        return set()
+    found = connection.execute(
+        f"""
+        SELECT b.id FROM unnest(%s::bigint[]) b (id)
+        WHERE EXISTS ({_PODS_THAT_NEED} WHERE p.linker = '{Linker.RELAY}')
+          AND NOT EXISTS ({_PODS_THAT_NEED} WHERE p.linker = '{Linker.LINK}')
+        """,
+        (integers(blobs),),
+    )
+    return {row[0] for row in found}
+
+
+#: Of blob `b.id`.
+_PODS_THAT_NEED = """
+    SELECT FROM (
+        SELECT repository_id FROM repository_blobs WHERE blob_id = b.id
+        UNION ALL
+        SELECT repository_id FROM repository_manifests WHERE manifest_id = b.id
+        UNION ALL
+        SELECT h.repository_id FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+        WHERE m.refs @> ARRAY[b.id]
+    ) needed JOIN repositories r ON r.id = needed.repository_id JOIN pods p ON p.id = r.pod_id
+"""
+
+
 def move(connection: Connection[Any], moves: Sequence[Move]) -> None:
     """Move blobs and write what is to be told of it. The caller has kept all writers of facts out (locks.py)."""
     if not moves:
@@ -115,15 +149,32 @@ def move(connection: Connection[Any], moves: Sequence[Move]) -> None:
         )
         INSERT INTO lifecycle_outbox (digest, change, reference_count, link_count)
         SELECT m.digest, c.change, m.reference_count, m.link_count
-        FROM moved m JOIN unnest(%s::smallint[], %s::text[]) c (state, change) ON c.state = m.state ORDER BY m.id
+        FROM moved m JOIN unnest(%s::bigint[], %s::text[]) c (id, change) ON c.id = m.id
+        WHERE c.change IS NOT NULL ORDER BY m.id
         """,
         (
             integers(each.blob.id for each in moves),
             integers(each.to for each in moves),
-            integers(BlobState),
-            [state.name.lower() for state in BlobState],
+            integers(each.blob.id for each in moves),
+            [each.change for each in moves],
         ),
     )
+
+
+def tell(connection: Connection[Any], blobs: Sequence[int], event: BlobEvent) -> list[Move]:
+    """Let an event happen to blobs; return those that it moved. Raises LifecycleError, and then none has moved.
+
+    Their rows stay locked until the transaction ends, so what the counts say of them is true until then.
+    """
+    found = connection.execute(
+        f"{_KNOWN} JOIN unnest(%s::bigint[]) d (id) ON d.id = b.id ORDER BY b.id FOR NO KEY UPDATE OF b",
+        (integers(blobs),),
+    )
+    known = [_blob(row) for row in found]
+    moves = [Move(blob, after(blob.state, event, needed=blob.referenced)) for blob in known]
+    moves = [each for each in moves if each.to is not each.blob.state]
+    move(connection, moves)
+    return moves
 
 
 @contextmanager

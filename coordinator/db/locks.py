@@ -13,6 +13,8 @@ from psycopg import Connection
 FACTS_LOCK = 0x62616C66
 #: The same: who changes pods takes it alone, and who relies on all that was given to one until now shares it.
 PODS_LOCK = 0x62616C67
+#: The same: who voids what was noted by a clock that was ahead takes it (clock.py).
+CLOCK_LOCK = 0x62616C6A
 
 
 def enter(connection: Connection[Any], *, alone: bool = False) -> None:

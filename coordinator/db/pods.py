@@ -5,29 +5,39 @@ once and only its hash is kept; a pod goes only when nothing of it is left that 
 Not here: how pods are shown (queries/pods.py), what ownership means (domain/pods.py).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import datetime
+import hmac
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from coordinator.db.batch import StateChangedError
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.db.queries.session import reading, writing
+from coordinator.db.rows import recount
 from coordinator.db.tokens import hash_of, new_token
-from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import Linker, PodMode, RegistryUrl, check_prefixes
+from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.own import PROBE_REPOSITORY, is_own
+from coordinator.domain.pods import Linker, PodMode, RegistryUrl, TokenIssuer, check_prefixes
 from coordinator.domain.progress import GapReason
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.ingest.directory import KnownPod
 from coordinator.settings import Secret
 
 PREFIXES_LIMIT = 1000
-
+#: Repositories that a refusal names.
+EXAMPLES = 3
+WHY_LIMIT = 1000
 
 #: Whether storage has links that keep blobs, below these prefixes, in a pod of this mode.
 StillHolds = Callable[[Sequence[RepositoryName], PodMode], Awaitable[bool]]
+
+#: Open gaps, by id, with the time up to which something may have been lost in each: one that opens wider keeps its id.
+Gaps = Mapping[int, datetime.datetime]
 
 
 class NewPod(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +48,7 @@ class NewPod(msgspec.Struct, frozen=True, kw_only=True):
     registries: Sequence[RegistryUrl] = ()
     mode: PodMode = PodMode.MANIFEST
     linker: Linker = Linker.LINK
+    issuer: TokenIssuer | None = None
 
 
 async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
@@ -55,8 +66,10 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
         await connection.execute(
             text("""
                 WITH added AS (
-                  INSERT INTO pods (name, mode, linker, registries, event_token_sha256)
-                  VALUES (:name, :mode, :linker, CAST(:registries AS text[]), :sha256) RETURNING id
+                  INSERT INTO pods (name, mode, linker, registries, event_token_sha256,
+                                    token_url, token_issuer, token_service, token_keys, token_key_ids)
+                  VALUES (:name, :mode, :linker, CAST(:registries AS text[]), :sha256,
+                          :url, :issuer, :service, :keys, CAST(:key_ids AS text[])) RETURNING id
                 )
                 INSERT INTO pod_prefixes (prefix, pod_id)
                 SELECT x.prefix, added.id FROM added, unnest(CAST(:prefixes AS text[])) x (prefix)
@@ -68,17 +81,39 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
                 "registries": registries,
                 "prefixes": list(pod.prefixes),
                 "sha256": hash_of(token.reveal()),
+                **_columns(pod.issuer),
             },
         )
     return token
+
+
+async def set_issuer(engine: AsyncEngine, name: PodName, issuer: TokenIssuer | None) -> None:
+    """Say who makes the tokens of the pod's registry from now on, or that nobody does; raises NotFoundError."""
+    async with writing(engine) as connection:
+        done = await connection.execute(
+            text("""
+                UPDATE pods SET token_url = :url, token_issuer = :issuer, token_service = :service, token_keys = :keys,
+                                token_key_ids = CAST(:key_ids AS text[])
+                WHERE name = :name
+            """),
+            {"name": name, **_columns(issuer)},
+        )
+        if not done.rowcount:
+            raise _no_pod(name)
+
+
+def _columns(issuer: TokenIssuer | None) -> dict[str, Any]:
+    if issuer is None:
+        return dict.fromkeys(TokenIssuer._fields)
+    return issuer._asdict() | {"key_ids": list(issuer.key_ids)}
 
 
 async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[RepositoryName]) -> None:
     """Let the pod own further prefixes; raises NotFoundError, and ConflictError if one overlaps another.
 
     Those that it owns already stay its. What it has below a new one since before is not known until a reconcile, so
-    that garbage collection is held until then: that is a gap, noticed after the lock (see `reconcile.pod`). Whose
-    links are not in shared storage has nothing that a reconcile could look at: the operator's word stands.
+    that garbage collection is held until then: that is a gap, noticed after the lock (see `reconcile.pod`). Where no
+    reconcile can look, an operator has to say that nothing is lost: what he said before was of the other prefixes.
     """
     async with writing(engine) as connection:
         await _lock(connection, PODS_LOCK)
@@ -87,7 +122,7 @@ async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[Re
             raise _no_pod(name)
         owners = await _owners(connection)
         new = [prefix for prefix in prefixes if owners.get(prefix) != name]
-        check_prefixes(new, owners)
+        check_prefixes(new, owners, name)
         if not new:
             return
         if list(owners.values()).count(name) + len(new) > PREFIXES_LIMIT:
@@ -98,8 +133,7 @@ async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[Re
         )
         await connection.execute(
             text("""
-                INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, noticed_at)
-                SELECT id, '', -1, :reason, 0, clock_timestamp() FROM pods WHERE id = :pod AND linker = 'link'
+                INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (:pod, '', -1, :reason, 0)
             """),
             {"reason": GapReason.PREFIX_ADDED, "pod": pod},
         )
@@ -115,7 +149,20 @@ async def rotate_token(engine: AsyncEngine, name: PodName) -> Secret:
         )
         if not done.rowcount:
             raise _no_pod(name)
+        # What was refused was compared with the token of before.
+        await connection.execute(
+            text("DELETE FROM token_refusals t USING pods p WHERE p.id = t.pod_id AND p.name = :name"), {"name": name}
+        )
     return token
+
+
+async def has_token(engine: AsyncEngine, name: PodName, token: str) -> bool:
+    """Whether this is the pod's event token; raises NotFoundError."""
+    async with reading(engine) as connection:
+        known = await connection.scalar(text("SELECT event_token_sha256 FROM pods WHERE name = :name"), {"name": name})
+    if known is None:
+        raise _no_pod(name)
+    return hmac.compare_digest(bytes(known), hash_of(token))
 
 
 async def set_registries(engine: AsyncEngine, name: PodName, registries: Sequence[RegistryUrl]) -> None:
@@ -142,26 +189,90 @@ async def set_registries(engine: AsyncEngine, name: PodName, registries: Sequenc
             raise _no_pod(name)
 
 
+async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
+    """Take an operator's word that the table has all that the pod holds; raises NotFoundError.
+
+    Nothing is lost in its open gaps, then, nor was before its first event, and what a removal is doubtful about is
+    kept.
+    Only for a pod whose links are not in shared storage, or ConflictError: of others a reconcile finds out.
+    """
+    if not why.strip() or len(why) > WHY_LIMIT or "\0" in why:
+        raise UsageError(f"Say why nothing is lost, in up to {WHY_LIMIT} characters.")
+    async with writing(engine) as connection:
+        linker = await connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
+        if linker is None:
+            raise _no_pod(name)
+        if linker == Linker.LINK:
+            raise ConflictError(
+                f"Pod {name} has its links in shared storage: a reconcile settles it, `baleen pods reconcile {name}`."
+            )
+        # Nobody says who the operator is: tokens are of roles.
+        values = {"name": name, "why": f"operator: {why.strip()}", "reason": GapReason.PREFIX_ADDED}
+        for statement in _TAKE_WORD:
+            await connection.execute(text(statement), values)
+        # What answered them, and was never heard, is such a gap too; those under way are not.
+        await connection.execute(
+            text("""
+                DELETE FROM probes a USING pods p
+                WHERE p.id = a.pod_id AND p.name = :name
+                  AND a.answered_at < now() - interval '1 minute' AND NOT a.echoed
+            """),
+            {"name": name},
+        )
+
+
+_TAKE_WORD = (
+    # As a reconcile would say when it was done: with no gap, there is one of what came before.
+    """
+    WITH settled AS (
+        UPDATE gaps g SET settled_at = clock_timestamp(), settled_why = :why
+        FROM pods p WHERE p.id = g.pod_id AND p.name = :name AND g.settled_at IS NULL RETURNING g.id
+    )
+    INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settled_at, settled_why)
+    SELECT id, '', -1, :reason, 0, clock_timestamp(), :why FROM pods
+    WHERE name = :name AND NOT EXISTS (SELECT FROM settled)
+    """,
+    """
+    DELETE FROM removals x USING repositories r, pods p
+    WHERE r.id = x.repository_id AND p.id = r.pod_id AND p.name = :name AND x.doubtful_since IS NOT NULL
+    """,
+)
+
+
 async def known_pods(engine: AsyncEngine) -> list[KnownPod]:
-    """Return every pod as ingest has to know it."""
+    """Return every pod as it is held in memory."""
     async with reading(engine) as connection:
         rows = await connection.execute(
             text("""
                 SELECT name, event_token_sha256 AS sha256,
+                       token_url, token_issuer, token_service, token_keys, token_key_ids,
                        ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id) AS prefixes
                 FROM pods p
             """)
         )
-        return [KnownPod(PodName(row.name), tuple(row.prefixes), row.sha256) for row in rows]
+        return [
+            KnownPod(
+                PodName(row.name),
+                tuple(row.prefixes),
+                row.sha256,
+                None
+                if row.token_url is None
+                else TokenIssuer(
+                    row.token_url, row.token_issuer, row.token_service, row.token_keys, tuple(row.token_key_ids)
+                ),
+            )
+            for row in rows
+        ]
 
 
-async def remove(engine: AsyncEngine, name: PodName, still_holds: StillHolds) -> None:
+async def remove(engine: AsyncEngine, name: PodName, still_holds: StillHolds, image: Collection[Digest] = ()) -> None:
     """Forget a pod; raises ConflictError while it holds, links or leaves open anything.
 
-    In a gap something may have been told that the table lacks, and that nobody would keep once the pod is forgotten.
-    So with open gaps storage is asked too: what is not there either is not lost.
+    The table may lack what the pod has: it was never reconciled, events are lost or on their way. Nobody would keep
+    that once the pod is forgotten, so storage is asked too. What Baleen has made there (domain/own.py) goes with it:
+    `image` is what probes ask for, and what that lists.
     """
-    looked_to = await _look_into_gaps(engine, name, still_holds)
+    gaps = await _look_into_storage(engine, name, still_holds, image)
     try:
         async with writing(engine) as connection:
             await _lock(connection, PODS_LOCK)
@@ -170,10 +281,12 @@ async def remove(engine: AsyncEngine, name: PodName, still_holds: StillHolds) ->
             pod = await _id(connection, name)
             if pod is None:
                 raise _no_pod(name)
-            await _refuse_if_needed(connection, name, pod, looked_to)
+            own = await _own(connection, pod, image)
+            await _refuse_if_needed(connection, name, pod, gaps, own)
+            await _empty(connection, own)
             for statement in _REMOVE:
                 await connection.execute(statement, {"pod": pod})
-    except IntegrityError as error:
+    except (IntegrityError, StateChangedError) as error:
         raise ConflictError(f"Pod {name} was given something while it was removed: try again.") from error
 
 
@@ -193,60 +306,139 @@ _REMOVE = (
     text("DELETE FROM pods WHERE id = :pod"),
 )
 
+#: What refuses a removal where it finds anything, with what to do; `{}` are examples of what it finds.
 _NEEDED: tuple[tuple[str, Any], ...] = (
     (
-        "repositories that hold manifests: delete these in the registry first",
+        "repositories that hold manifests ({}): delete these in the registry first",
         text("""
-            SELECT EXISTS (SELECT FROM repositories r WHERE r.pod_id = :pod
-              AND EXISTS (SELECT FROM repository_manifests h WHERE h.repository_id = r.id))
+            SELECT r.name FROM repositories r WHERE r.pod_id = :pod AND r.id <> ALL(CAST(:own AS int[]))
+              AND EXISTS (SELECT FROM repository_manifests h WHERE h.repository_id = r.id) ORDER BY r.id LIMIT :limit
         """),
     ),
     (
-        "repositories that link blobs: wait for the link grace, or delete them",
+        "repositories that link blobs ({}): wait for the link grace, or delete them",
         text("""
-            SELECT EXISTS (SELECT FROM repositories r WHERE r.pod_id = :pod
-              AND EXISTS (SELECT FROM repository_blobs l WHERE l.repository_id = r.id))
+            SELECT r.name FROM repositories r WHERE r.pod_id = :pod AND r.id <> ALL(CAST(:own AS int[]))
+              AND EXISTS (SELECT FROM repository_blobs l WHERE l.repository_id = r.id) ORDER BY r.id LIMIT :limit
         """),
     ),
     (
         "a gap that was noticed just now: try again",
-        text("SELECT EXISTS (SELECT FROM gaps WHERE pod_id = :pod AND settled_at IS NULL AND id > :looked_to)"),
+        text("""
+            SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.settled_at IS NULL
+              AND (g.id, g.settles_from) NOT IN (
+                SELECT * FROM unnest(CAST(:looked_to AS bigint[]), CAST(:as_of AS timestamptz[]))) LIMIT 1
+        """),
     ),
     (
         "open dead letters: retry or discard them first",
-        text("SELECT EXISTS (SELECT FROM dead_letters WHERE pod = :name AND settled_at IS NULL)"),
+        text("SELECT id FROM dead_letters WHERE pod = :name AND settled_at IS NULL LIMIT 1"),
     ),
 )
 
 
-async def _look_into_gaps(engine: AsyncEngine, name: PodName, still_holds: StillHolds) -> int:
-    """Return the last of the pod's gaps that hide nothing, 0 if it has none; raises ConflictError if one may."""
+async def _own(connection: AsyncConnection, pod: int, image: Collection[Digest]) -> list[int]:
+    """Return those of the pod's repositories that Baleen has made, and that have nothing else."""
+    prefixes = set(await connection.scalars(text("SELECT prefix FROM pod_prefixes WHERE pod_id = :pod"), {"pod": pod}))
+    named = await connection.execute(
+        text("SELECT id, name FROM repositories WHERE pod_id = :pod AND name LIKE '%/baleen-%' ORDER BY id"),
+        {"pod": pod},
+    )
+    own = {row.id: row.name for row in named if is_own(RepositoryName(row.name), prefixes)}
+    probes = [number for number, name in own.items() if name.endswith(f"/{PROBE_REPOSITORY}")]
+    if probes:
+        for shared in await connection.scalars(
+            text("""
+                SELECT f.repository_id FROM (
+                    SELECT repository_id, manifest_id AS blob_id FROM repository_manifests
+                    WHERE repository_id = ANY(CAST(:probes AS int[]))
+                    UNION SELECT repository_id, blob_id FROM repository_blobs
+                    WHERE repository_id = ANY(CAST(:probes AS int[]))
+                ) f JOIN blobs b ON b.id = f.blob_id WHERE b.digest <> ALL(CAST(:image AS bytea[])) GROUP BY 1
+            """),
+            {"probes": probes, "image": list(image)},
+        ):
+            del own[shared]
+    return list(own)
+
+
+async def _empty(connection: AsyncConnection, repositories: Sequence[int]) -> None:
+    """Take out all that these repositories hold and link, under the lock that keeps all other writers out."""
+    held, linked = [
+        list(
+            await connection.scalars(
+                text(f"DELETE FROM {table} WHERE repository_id = ANY(CAST(:own AS int[])) RETURNING {column}"),
+                {"own": list(repositories)},
+            )
+        )
+        for table, column in (("repository_manifests", "manifest_id"), ("repository_blobs", "blob_id"))
+    ]
+    await connection.run_sync(lambda plain: recount(_driver(plain), held, linked, by=-1))
+
+
+class _Cursor:
+    """Of a connection of the pool, what rows.py asks of one of the driver."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def cursor(self, **_: bool) -> "_Cursor":
+        return self
+
+    def execute(self, statement: str, parameters: Sequence[Any]) -> Any:
+        return self._connection.exec_driver_sql(statement, tuple(parameters))
+
+
+def _driver(connection: Connection) -> Any:
+    return _Cursor(connection)
+
+
+async def _look_into_storage(
+    engine: AsyncEngine, name: PodName, still_holds: StillHolds, image: Collection[Digest]
+) -> Gaps:
+    """Return the pod's gaps, as those that hide nothing; raises ConflictError if storage has links.
+
+    What is plain from the table is refused first: reading storage takes longer, and says less of what to do.
+    """
     async with reading(engine) as connection:
         found = await connection.execute(
             text("""
-                SELECT p.mode, p.linker, max(g.id) AS last,
+                SELECT p.id, p.mode, p.linker,
                        ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes
-                FROM pods p JOIN gaps g ON g.pod_id = p.id AND g.settled_at IS NULL
-                WHERE p.name = :name GROUP BY p.id
+                FROM pods p WHERE p.name = :name
             """),
             {"name": name},
         )
         row = found.one_or_none()
-    if row is None:
-        return 0
+        if row is None:
+            raise _no_pod(name)
+        opened = await connection.execute(
+            text("SELECT id, settles_from FROM gaps WHERE pod_id = :pod AND settled_at IS NULL"), {"pod": row.id}
+        )
+        gaps = {gap.id: gap.settles_from for gap in opened}
+        await _refuse_if_needed(connection, name, row.id, gaps, await _own(connection, row.id, image))
     # Whose links are not in shared storage has nothing to look at: the operator's word stands.
     if row.linker == Linker.LINK and await still_holds(row.prefixes, PodMode(row.mode)):
-        raise ConflictError(
-            f"Pod {name} has open gaps, and storage has links of it that the table may lack: reconcile it first."
-        )
-    return int(row.last)
+        raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
+    return gaps
 
 
-async def _refuse_if_needed(connection: AsyncConnection, name: PodName, pod: int, looked_to: int) -> None:
-    known = {"name": name, "pod": pod, "looked_to": looked_to}
+async def _refuse_if_needed(
+    connection: AsyncConnection, name: PodName, pod: int, gaps: Gaps, own: Sequence[int]
+) -> None:
+    known = {
+        "name": name,
+        "pod": pod,
+        "looked_to": list(gaps),
+        "as_of": list(gaps.values()),
+        "own": list(own),
+        "limit": EXAMPLES + 1,
+    }
     for what, question in _NEEDED:
-        if await connection.scalar(question, {word: known[word] for word in known if f":{word}" in str(question)}):
-            raise ConflictError(f"Pod {name} still has {what}.")
+        values = {word: known[word] for word in known if f":{word}" in str(question)}
+        if found := list(await connection.scalars(question, values)):
+            examples = ", ".join(map(str, found[:EXAMPLES])) + (", …" if len(found) > EXAMPLES else "")
+            raise ConflictError(f"Pod {name} still has {what.format(examples)}.")
 
 
 async def _refuse_if_known(connection: AsyncConnection, pod: PodName, registries: Sequence[str]) -> None:

@@ -75,8 +75,16 @@ def move(connection: Connection[Any], partition: Partition, seen: Progress | Non
 def record_cut(connection: Connection[Any], topic: str) -> int:
     """Record for every pod that a broker may have lost what it had acknowledged, without a trace of what it was.
 
-    Return how many pods have such a gap open now.
+    Return how many pods have such a gap open now. One is enough: a reconcile that runs already does not settle it.
     """
+    # First what is open, then what is not there: a gap that is settled between the two is recorded anew.
+    connection.execute(
+        """
+        UPDATE gaps SET settles_from = greatest(settles_from, clock_timestamp())
+        WHERE reason = %s AND settled_at IS NULL
+        """,
+        (GapReason.LOG_CUT,),
+    )
     connection.execute(
         """
         INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)

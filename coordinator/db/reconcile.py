@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from coordinator.db import locks, sources
+from coordinator.db import clock, locks, sources
 from coordinator.db.arrays import digests, integers
 from coordinator.db.jobs import Job
 from coordinator.db.locks import PODS_LOCK
 from coordinator.domain.merge import Known, LinkKind
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.pods import Linker, PodMode
+from coordinator.domain.references import ManifestKind
 
 #: Rows of a cursor that are in memory at once.
 FETCH = 2000
@@ -92,6 +93,27 @@ def mark_listed(connection: Connection[Any], job: Job, kind: LinkKind, repositor
     )
 
 
+def forget_listed(
+    connection: Connection[Any],
+    job: Job,
+    kinds: Sequence[LinkKind],
+    *,
+    repository: RepositoryName | None = None,
+    beginning: str | None = None,
+) -> None:
+    """Forget what was listed of a repository, or of all whose names, with a slash after them, begin so."""
+    connection.execute(
+        """
+        DELETE FROM job_repositories j USING repositories r
+        WHERE j.job_id = %s AND j.kind = ANY(%s::int[]) AND r.id = j.repository_id
+          AND (r.name = %s OR starts_with(r.name || '/', %s))
+        """,
+        (job.id, [int(kind) for kind in kinds], repository, beginning),
+    )
+
+
+#: Where the table has links of each kind, and the column that names the blob.
+_TABLES = {LinkKind.REVISION: ("repository_manifests", "manifest_id"), LinkKind.LAYER: ("repository_blobs", "blob_id")}
 _KNOWN = {
     LinkKind.REVISION: """
         SELECT h.repository_id, b.digest, h.pushed_at < %(began)s OR h.pushed_at > now() + %(margin)s
@@ -128,13 +150,10 @@ def known(
 @contextmanager
 def unlisted(connection: Connection[Any], job: Job, kind: LinkKind, margin: timedelta) -> Iterator[Iterator[Unlisted]]:
     """Give what the table has, from before the job began, in repositories of which no link of the kind was listed."""
-    table, column, old = {
-        LinkKind.REVISION: (
-            "repository_manifests",
-            "manifest_id",
-            "(t.pushed_at < %(began)s OR t.pushed_at > now() + %(margin)s)",
-        ),
-        LinkKind.LAYER: ("repository_blobs", "blob_id", "t.linked_at < %(began)s"),
+    table, column = _TABLES[kind]
+    old = {
+        LinkKind.REVISION: "(t.pushed_at < %(began)s OR t.pushed_at > now() + %(margin)s)",
+        LinkKind.LAYER: "t.linked_at < %(began)s",
     }[kind]
     statement = f"""
         SELECT t.repository_id, r.name, b.digest
@@ -160,20 +179,58 @@ def unread(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[
         yield ((RepositoryName(row[0]), Digest(row[1]), row[2]) for row in rows)
 
 
-def lacking_links(
-    connection: Connection[Any], links: Sequence[tuple[RepositoryName, Digest]]
-) -> set[tuple[RepositoryName, Digest]]:
-    """Return those of these links that the table does not have."""
+#: Children that an index of a repository lists, and that the repository does not hold.
+_UNHELD_CHILDREN = f"""
+    SELECT r.pod_id, r.name, c.digest
+    FROM {{indexes}} JOIN repository_manifests h ON h.repository_id = r.id
+    JOIN manifests m ON m.id = h.manifest_id AND m.kind = {ManifestKind.INDEX:d}
+    CROSS JOIN LATERAL unnest(m.refs) u (id) JOIN blobs c ON c.id = u.id
+    WHERE {{which}} AND NOT EXISTS (
+        SELECT FROM repository_manifests x WHERE x.manifest_id = u.id AND x.repository_id = r.id)
+"""
+
+
+@contextmanager
+def children(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[RepositoryName, Digest]]]:
+    """Give the children of all indexes of the pod that their repositories do not hold; some more than once."""
+    statement = _UNHELD_CHILDREN.format(indexes="repositories r", which="r.pod_id = %(pod)s")
+    with _cursor(connection, statement, {"pod": pod_id}, large=True) as rows:
+        yield ((RepositoryName(row[1]), Digest(row[2])) for row in rows)
+
+
+def unheld_children(
+    connection: Connection[Any], indexes: Sequence[tuple[RepositoryName, Digest]]
+) -> list[tuple[int, RepositoryName, Digest]]:
+    """Return the pod, the repository and the digest of children of these that the repositories do not hold.
+
+    Only of pods whose links are in shared storage.
+    """
     found = connection.execute(
-        """
+        _UNHELD_CHILDREN.format(
+            indexes="""unnest(%s::text[], %s::bytea[]) d (name, digest) JOIN repositories r ON r.name = d.name
+                JOIN pods p ON p.id = r.pod_id JOIN blobs i ON i.digest = d.digest""",
+            which="h.manifest_id = i.id AND p.linker = 'link'",
+        ),
+        ([name for name, _ in indexes], digests(digest for _, digest in indexes)),
+    )
+    return [(row[0], RepositoryName(row[1]), Digest(row[2])) for row in found]
+
+
+def lacking(
+    connection: Connection[Any], kind: LinkKind, named: Sequence[tuple[RepositoryName, Digest]]
+) -> set[tuple[RepositoryName, Digest]]:
+    """Return those of these holdings, or links, that the table does not have."""
+    table, column = _TABLES[kind]
+    found = connection.execute(
+        f"""
         SELECT d.name, d.digest
         FROM unnest(%s::text[], %s::bytea[]) d (name, digest)
         JOIN repositories r ON r.name = d.name JOIN blobs b ON b.digest = d.digest
-        JOIN repository_blobs l ON l.blob_id = b.id AND l.repository_id = r.id
+        JOIN {table} t ON t.{column} = b.id AND t.repository_id = r.id
         """,
-        ([name for name, _ in links], digests(digest for _, digest in links)),
+        ([name for name, _ in named], digests(digest for _, digest in named)),
     )
-    return set(links) - {(RepositoryName(row[0]), Digest(row[1])) for row in found}
+    return set(named) - {(RepositoryName(row[0]), Digest(row[1])) for row in found}
 
 
 def unsized(connection: Connection[Any], wanted: Sequence[Digest]) -> list[Digest]:
@@ -192,18 +249,24 @@ def end(connection: Connection[Any], job: Job, request_bound: timedelta) -> dict
     """Write what the whole comparison proves, in the transaction that says that it is done.
 
     Every event that was lost before it began was of a link that it has compared; and what a process that was dead for
-    the bound had begun has landed before it.
+    the bound had begun has landed before it, whether it was ever heard or has only answered probes.
+    By a clock that was set back it cannot be told what was before it, and what came since: raises ClockSetBackError.
     """
+    row = connection.execute("SELECT %s > clock_timestamp()", (job.began_at,)).fetchone()
+    if row is None or row[0] or clock.is_ahead(connection):
+        raise clock.ClockSetBackError(
+            "The database's clock was set back: what this reconcile settles is not known. The scheduler starts another."
+        )
     why = f"reconcile {job.id}"
     gaps = connection.execute(
         """
         UPDATE gaps SET settled_at = clock_timestamp(), settled_why = %s
-        WHERE pod_id = %s AND settled_at IS NULL AND noticed_at <= %s
+        WHERE pod_id = %s AND settled_at IS NULL AND settles_from <= %s
         """,
         (why, job.pod_id, job.began_at),
     ).rowcount
-    retired = sources.retire_dead(connection, job.pod_id, job.began_at, request_bound, why)
-    connection.execute("DELETE FROM job_repositories WHERE job_id = %s", (job.id,))
+    sources.settle_unheard(connection, job.its_pod, job.began_at, request_bound)
+    retired = sources.retire_dead(connection, job.its_pod, job.began_at, request_bound, why)
     return {"gaps_settled": gaps, "sources_retired": retired}
 
 

@@ -1,30 +1,85 @@
 """Renames that were applied, remembered so that events which come later and happened earlier are noticed.
 
 A rename and the pushes below a namespace are in different partitions, and processes have queues of their own. So a push
-under the old name may be applied after the rename that should have moved it, and stay under the old name. No rule puts
-that right in all orders; so it is recorded as a gap, which holds garbage collection until somebody has looked.
+under the old name may be applied after the rename that should have moved it, and stay under the old name; and so may a
+rename, after one that took what it brings further. No rule puts that right in all orders; so it is recorded as a gap,
+which holds garbage collection until somebody has looked. A delete under the new name may come after the rename and be
+of what was there before: it is not believed.
 Not here: what a rename does to what is known already (barriers.py), when it is forgotten (sweep.py).
 """
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
 from psycopg import Connection
 
 from coordinator.db.batch import Item
-from coordinator.domain.facts import RepositoryRenamed
+from coordinator.domain.facts import Removed, RepositoryRenamed
+from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import prefixes_of
 from coordinator.domain.progress import GapReason
 
 
-def remember(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int) -> None:
+def remember(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int) -> bool:
+    """Return whether it was not known yet. Only while nobody else writes (locks.py)."""
+    key = (fact.repository, fact.destination, fact.below, fact.at)
+    known = connection.execute(
+        "SELECT FROM renames WHERE source = %s AND destination = %s AND below = %s AND at = %s", key
+    ).rowcount
     connection.execute(
         """
         INSERT INTO renames (source, destination, below, at, pod_id) VALUES (%s, %s, %s, %s, %s)
         ON CONFLICT (source, destination, below, at) DO UPDATE SET seen_at = now()
         """,
-        (fact.repository, fact.destination, fact.below, fact.at, pod_id),
+        (*key, pod_id),
     )
+    return not known
+
+
+def crosses_later(connection: Connection[Any], fact: RepositoryRenamed, margin: timedelta, *, is_new: bool) -> bool:
+    """Whether another rename, that may be a later one, was applied before and crosses this one.
+
+    It may have given the source, or what is around or below it, things that this one takes along; or it has not taken
+    what this one brings, or leaves. The latter only the first time: what has come under a name since then was noticed.
+    """
+    values = fact._asdict() | {"margin": margin, "is_new": is_new}
+    found = connection.execute(
+        f"""
+        SELECT FROM renames r
+        WHERE r.at + %(margin)s >= %(at)s
+          AND (r.source, r.destination, r.below, r.at) <> (%(repository)s, %(destination)s, %(below)s, %(at)s)
+          AND ({_overlap("r.destination", "%(repository)s::text")} OR %(is_new)s AND (
+               {_overlap("r.source", "%(repository)s::text")} OR {_overlap("r.source", "%(destination)s::text")}))
+        LIMIT 1
+        """,
+        values,
+    )
+    return found.rowcount > 0
+
+
+def _overlap(name: str, other: str) -> str:
+    return f"(starts_with({name} || '/', {other} || '/') OR starts_with({other} || '/', {name} || '/'))"
+
+
+def taken_since(connection: Connection[Any], removals: Collection[Removed], margin: timedelta) -> set[RepositoryName]:
+    """Return those repositories to which a rename gave something that one of these removals may not have been of.
+
+    What came with a rename keeps the time of its push, which says nothing of when it came to this name.
+    """
+    if not removals or not connection.execute("SELECT FROM renames LIMIT 1").rowcount:
+        return set()
+    names = {prefix for fact in removals for prefix in prefixes_of(fact.repository)}
+    found = connection.execute(
+        "SELECT destination, max(at) FROM renames WHERE destination = ANY(%s::text[]) GROUP BY destination",
+        (list(names),),
+    )
+    latest = dict(found.fetchall())
+    return {
+        fact.repository
+        for fact in removals
+        if any(name in latest and fact.at <= latest[name] + margin for name in prefixes_of(fact.repository))
+    }
 
 
 def notice_late(connection: Connection[Any], run: list[Item], margin: timedelta) -> None:
@@ -50,7 +105,18 @@ def _is_late(item: Item, latest: dict[tuple[str, bool], Any], margin: timedelta)
 
 
 def record_gap(connection: Connection[Any], pods: set[int]) -> None:
-    """Record for each of these pods that something may be under a name that it has no more; one gap is enough."""
+    """Record for each of these pods that something may be under a name that it has no more.
+
+    One gap is enough: a reconcile that runs already does not settle it.
+    """
+    # First what is open, then what is not there: a gap that is settled between the two is recorded anew.
+    connection.execute(
+        """
+        UPDATE gaps SET settles_from = greatest(settles_from, clock_timestamp())
+        WHERE pod_id = ANY(%s::int[]) AND reason = %s AND settled_at IS NULL
+        """,
+        (sorted(pods), GapReason.RENAMED),
+    )
     connection.execute(
         """
         INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)

@@ -196,6 +196,14 @@ def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> Non
     )
 
 
+def mark_indexes(connection: Connection[Any], indexes: Collection[int]) -> None:
+    """Note that these are indexes, unless their own bytes have said otherwise: what indexes list is looked for, too."""
+    if indexes:
+        statement = "UPDATE manifests SET kind = %b WHERE id = ANY(%s::bigint[]) AND kind <> %b AND NOT verified"
+        index = int(ManifestKind.INDEX)
+        _run(connection, statement, (index, integers(sorted(indexes)), index))
+
+
 def verify_manifests(connection: Connection[Any], read: Collection[int]) -> None:
     """Note that the bytes of these manifests were read."""
     if read:
@@ -383,17 +391,20 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
     if not deltas:
         return
     blobs = [delta.blob for delta in deltas]
+    # Who was told that a blob is missing, or that nothing references it, is told of the next change; so are those
+    # who take every blob that they were never told of for live.
     locked = _run(
         connection,
         f"""
-        SELECT array_agg(id) FILTER (WHERE state = {BlobState.MISSING:d}) FROM (
+        SELECT array_agg(id) FILTER (WHERE state = {BlobState.MISSING:d}),
+               array_agg(id) FILTER (WHERE state = {BlobState.UNREFERENCED:d}) FROM (
             SELECT b.id, b.state FROM unnest(%s::bigint[]) d (id) JOIN blobs b ON b.id = d.id
             ORDER BY b.id FOR NO KEY UPDATE OF b
         ) locked
         """,
         (integers(blobs),),
     ).fetchone()
-    missing: list[int] | None = None if locked is None else locked[0]
+    missing, unreferenced = (locked[0] or [], locked[1] or []) if locked is not None else ([], [])
     gone = "b.reference_count + d.refs = 0 AND b.link_count + d.links = 0"
     _change(
         connection,
@@ -415,16 +426,30 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
             integers(-1 if delta.size is None else delta.size for delta in deltas),
         ),
     )
-    if missing:
-        # Who was told that it is missing is told that it is not missed any more.
+    before = set(unreferenced)
+    fewer = [delta.blob for delta in deltas if (delta.references < 0 or delta.links < 0) and delta.blob not in before]
+    _tell_counted(connection, sorted({*fewer, *missing}), BlobState.UNREFERENCED, "unreferenced")
+    _tell_counted(connection, unreferenced, BlobState.LIVE, "live")
+
+
+def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
+    """Return the state of a blob that has a row, and keep it until the transaction ends."""
+    row = _run(connection, "SELECT state FROM blobs WHERE digest = %b FOR NO KEY UPDATE", (digest,)).fetchone()
+    assert row is not None
+    return BlobState(row[0])
+
+
+def _tell_counted(connection: Connection[Any], blobs: Sequence[int], state: BlobState, change: str) -> None:
+    """Tell a change of those of these blobs that a change of counts has brought to this state."""
+    if blobs:
         _run(
             connection,
-            f"""
+            """
             INSERT INTO lifecycle_outbox (digest, change, reference_count, link_count)
-            SELECT digest, 'unreferenced', reference_count, link_count FROM blobs
-            WHERE id = ANY(%s::bigint[]) AND state = {BlobState.UNREFERENCED:d} ORDER BY id
+            SELECT digest, %b::text, reference_count, link_count FROM blobs
+            WHERE id = ANY(%s::bigint[]) AND state = %s::smallint ORDER BY id
             """,
-            (integers(missing),),
+            (change, integers(blobs), int(state)),
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from coordinator.db import rows
+from coordinator.db import renames, rows
 from coordinator.db.arrays import within
 from coordinator.db.batch import Applied, Item, StateChangedError
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
@@ -87,11 +87,14 @@ class Run:
                 if known is None or known.content is None:
                     pushes[fact.digest] = fact
                     self._size(fact.content)
-                elif fact.content is not None and (fact.content.references != known.content.references or fact.read):
+                elif fact.content is not None and (fact.content != known.content or fact.read):
                     # Two that say different things of one manifest: believe both.
                     both = unique([*known.content.references, *fact.content.references])
-                    content = known.content._replace(references=both)
-                    pushes[fact.digest] = known._replace(content=content, read=known.read or fact.read)
+                    is_index = not known.read and fact.content.kind is ManifestKind.INDEX
+                    kind = fact.content.kind if fact.read or is_index else known.content.kind
+                    pushes[fact.digest] = known._replace(
+                        content=ManifestContent(kind, both), read=known.read or fact.read
+                    )
                     self._size(fact.content)
             if fact.size is not None or fact.digest not in sizes:
                 sizes[fact.digest] = fact.size
@@ -128,10 +131,17 @@ class Run:
         )
 
     def _by_word(self) -> AbstractSet[RepositoryName]:
-        """Of the repositories from which something is removed, those whose links are not in shared storage."""
-        removed = {fact.repository for fact in self._facts if isinstance(fact, Removed)}
+        """Of the repositories from which something is removed, those of which a pod's word is believed.
+
+        Their links are not in shared storage, and nothing came to their names that may be newer than the removal.
+        """
+        removals = [fact for fact in self._facts if isinstance(fact, Removed)]
+        removed = {fact.repository for fact in removals}
         elsewhere = rows.pods_elsewhere(self._connection, {self._owners[name] for name in removed})
-        return {name for name in removed if self._owners[name] in elsewhere}
+        by_word = {name for name in removed if self._owners[name] in elsewhere}
+        return by_word - renames.taken_since(
+            self._connection, [fact for fact in removals if fact.repository in by_word], self._margin
+        )
 
     def _learn_manifests(self, changes: Changes) -> list[rows.NewManifest]:
         """Fill in what the manifests of this run list; return those that have no row yet."""
@@ -186,6 +196,15 @@ class Run:
         new_ids = {ids[digest] for digest in self._new}
         self._insert_blobs()
         rows.insert_manifests(self._connection, sorted(new_manifests))
+        rows.mark_indexes(
+            self._connection,
+            {
+                ids[digest]
+                for digest, push in self._pushes.items()
+                if push.content is not None and push.content.kind is ManifestKind.INDEX
+            }
+            - {manifest.id for manifest in new_manifests},
+        )
         read = {ids[digest] for digest, push in self._pushes.items() if push.read}
         rows.verify_manifests(self._connection, read - {manifest.id for manifest in new_manifests})
         rows.write_holdings(self._connection, before.holdings, changes.holdings, ids, self._repositories)

@@ -2,11 +2,12 @@
 
 Route: the prober notes where names lead (`endpoints_seen`), what it sends (`insert_probe`) and what came of it
 (`probe_answered`, `probe_failed`); the batch apply notes what comes back (echoes.py); a reconcile retires the dead
-(`retire_dead`), an operator whom he likes (`retire`).
+(`retire_dead`) and settles who answered and was never heard (`settle_unheard`), an operator retires whom he likes
+(`retire`).
 
-Locks: rows of sources that are new, by pod and instance id; then endpoints, by their key; then sources, by id. Whoever
-holds one of these takes nothing else after it; the batch apply takes them last. Rows of watermarks are written only
-under the lock of their source.
+Locks: rows of sources that are new, by pod and instance id; then probes, by nonce; then endpoints, by their key; then
+sources, by id. Whoever holds one of these takes nothing else after it; the batch apply takes them last. Rows of
+watermarks are written only under the lock of their source.
 Not here: what a refusal means (domain/watermarks.py), how W is read (queries/watermarks.py).
 """
 
@@ -22,13 +23,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.db.arrays import integers
 from coordinator.domain.names import PodName
+from coordinator.domain.progress import GapReason
 from coordinator.domain.watermarks import DeathReason, Known, Place, may_retire, refused
 from coordinator.errors import NotFoundError, UsageError
 
 log = structlog.get_logger()
 
-#: An echo of an older probe is not known any more, and ignored.
+#: An echo of an older probe is not known any more, and ignored; but for the first and the newest that keep W from
+#: passing them.
 PROBES_KEPT: Final = timedelta(days=1)
+#: Of the setting safety_request_bound, for whoever does not say what it is.
+REQUEST_BOUND: Final = timedelta(hours=1)
 #: Endpoints to which a name has not led for so long are of no interest.
 ENDPOINTS_KEPT: Final = timedelta(days=7)
 WHY_LIMIT: Final = 1000
@@ -42,9 +47,13 @@ MarkKey = tuple[int, str, int]
 # The prober's side
 
 
-def endpoints_seen(connection: Connection[Any], pod_id: int, found: Mapping[str, Collection[str]]) -> None:
-    """Note to which addresses each URL of the pod's registries leads now: URL, as in pods.registries -> addresses.
+def endpoints_seen(
+    connection: Connection[Any], pod_id: int, found: Mapping[str, Collection[str]], asked_at: datetime
+) -> None:
+    """Note to which addresses each URL of the pod's registries leads: URL, as in pods.registries -> addresses.
 
+    `asked_at`: by the database's clock, no later than names were asked for: who has come since then is not known,
+    however long the answer was on its way. One that was overtaken by a later one changes nothing.
     URLs that are not named keep their endpoints; those that the pod does not list any more lose them.
     """
     pairs = sorted((url, address) for url, addresses in found.items() for address in addresses)
@@ -55,19 +64,20 @@ def endpoints_seen(connection: Connection[Any], pod_id: int, found: Mapping[str,
         )
         connection.execute(
             """
-            INSERT INTO endpoints (pod_id, url, address)
-            SELECT %s, url, address FROM unnest(%s::text[], %s::text[]) d (url, address) ORDER BY url, address
-            ON CONFLICT (pod_id, url, address) DO UPDATE SET resolved_at = excluded.resolved_at
+            INSERT INTO endpoints (pod_id, url, address, resolved_at)
+            SELECT %s, url, address, %s FROM unnest(%s::text[], %s::text[]) d (url, address) ORDER BY url, address
+            ON CONFLICT (pod_id, url, address) DO UPDATE
+            SET resolved_at = greatest(endpoints.resolved_at, excluded.resolved_at)
             """,
-            (pod_id, [url for url, _ in pairs], [address for _, address in pairs]),
+            (pod_id, asked_at, [url for url, _ in pairs], [address for _, address in pairs]),
         )
         connection.execute(
             """
             DELETE FROM endpoints e USING pods p
             WHERE e.pod_id = %s AND p.id = e.pod_id
-              AND (e.url <> ALL (p.registries) OR e.resolved_at < now() - %s::interval)
+              AND (e.url <> ALL (p.registries) OR e.url = ANY (%s) AND e.resolved_at < now() - %s::interval)
             """,
-            (pod_id, ENDPOINTS_KEPT),
+            (pod_id, list(found), ENDPOINTS_KEPT),
         )
 
 
@@ -78,7 +88,14 @@ def insert_probe(connection: Connection[Any], pod_id: int, url: str, address: st
     """
     nonce = uuid.uuid4().hex
     connection.execute(
-        "INSERT INTO probes (nonce, pod_id, url, address) VALUES (%s::uuid, %s, %s, %s)", (nonce, pod_id, url, address)
+        """
+        INSERT INTO probes (nonce, pod_id, url, address, known_until)
+        SELECT d.nonce::uuid, d.pod_id, d.url, d.address,
+               CASE WHEN e.echoed_at IS NOT NULL THEN greatest(e.echoed_at, e.refused_at) END
+        FROM (VALUES (%s, %s::smallint, %s, %s)) d (nonce, pod_id, url, address)
+        LEFT JOIN endpoints e ON e.pod_id = d.pod_id AND e.url = d.url AND e.address = d.address
+        """,
+        (nonce, pod_id, url, address),
     )
     return nonce
 
@@ -87,8 +104,9 @@ def probe_answered(connection: Connection[Any], nonce: str) -> None:
     """The endpoint answered as it should."""
     connection.execute(
         """
-        UPDATE endpoints e SET answered_at = now(), failing_since = NULL, error = NULL FROM probes p
-        WHERE p.nonce = %s::uuid AND e.pod_id = p.pod_id AND e.url = p.url AND e.address = p.address
+        WITH p AS (UPDATE probes SET answered_at = now() WHERE nonce = %s::uuid RETURNING pod_id, url, address)
+        UPDATE endpoints e SET answered_at = now(), failing_since = NULL, error = NULL FROM p
+        WHERE e.pod_id = p.pod_id AND e.url = p.url AND e.address = p.address
         """,
         (nonce,),
     )
@@ -138,13 +156,16 @@ def _bury(connection: Connection[Any], place: Place, sent_at: datetime) -> str |
 
 
 def forget_old_probes(connection: Connection[Any], kept: timedelta = PROBES_KEPT) -> int:
-    """Delete probes whose echo nobody waits for any more; return how many."""
+    """Delete probes whose echo nobody waits for any more; return how many.
+
+    Those that keep W from passing them stay, in each endpoint the first, the newest, and one for all between them.
+    """
     total = 0
     while True:
         forgotten = connection.execute(
             """
             WITH old AS MATERIALIZED (
-                SELECT nonce FROM probes WHERE sent_at < now() - %s::interval
+                SELECT nonce FROM probes p WHERE sent_at < now() - %s::interval AND (answered_at IS NULL OR echoed)
                 ORDER BY sent_at LIMIT %s FOR UPDATE SKIP LOCKED
             )
             DELETE FROM probes p USING old WHERE p.nonce = old.nonce
@@ -153,24 +174,81 @@ def forget_old_probes(connection: Connection[Any], kept: timedelta = PROBES_KEPT
         ).rowcount
         total += forgotten
         if forgotten < BATCH:
-            return total
+            return total + _merge_unheard(connection, kept)
+
+
+def _merge_unheard(connection: Connection[Any], kept: timedelta) -> int:
+    """Let one old probe that was never heard stand for others of its endpoint; return how many are deleted.
+
+    It keeps W from what any of them did, and is the last of them: a reconcile that covers it covers all. No echo may
+    take it away, since others of them were perhaps answered by somebody else: it gets a nonce that nobody was sent.
+    """
+    return connection.execute(
+        """
+        WITH old AS MATERIALIZED (
+            SELECT p.nonce, p.pod_id, p.url, p.address, p.sent_at, p.answered_at, p.known_until FROM probes p JOIN (
+                SELECT nonce, row_number() OVER (place ORDER BY sent_at, nonce) AS nth,
+                       row_number() OVER (place ORDER BY sent_at DESC, nonce DESC) AS nth_last
+                FROM probes WHERE answered_at IS NOT NULL AND NOT echoed
+                WINDOW place AS (PARTITION BY pod_id, url, address)
+            ) u ON u.nonce = p.nonce
+            WHERE p.sent_at < now() - %s::interval AND NOT p.echoed AND u.nth > 1 AND u.nth_last > 1
+            FOR UPDATE OF p SKIP LOCKED
+        ), ranked AS (
+            SELECT nonce, row_number() OVER (place ORDER BY sent_at DESC, nonce) AS nth, count(*) OVER place AS n,
+                   min(coalesce(known_until, '-infinity')) OVER place AS known_until,
+                   max(answered_at) OVER place AS answered_at
+            FROM old WINDOW place AS (PARTITION BY pod_id, url, address)
+        ), bearer AS (
+            UPDATE probes p SET nonce = gen_random_uuid(), known_until = nullif(r.known_until, '-infinity'),
+                                answered_at = r.answered_at
+            FROM ranked r WHERE p.nonce = r.nonce AND r.nth = 1 AND r.n > 1
+        )
+        DELETE FROM probes p USING ranked r WHERE p.nonce = r.nonce AND r.nth > 1
+        """,
+        (kept,),
+    ).rowcount
 
 
 # Retirements
 
 
-async def retire(connection: AsyncConnection, pod: PodName, instance_id: str, why: str) -> None:
-    """Let a source count no more, on an operator's word; raises NotFoundError."""
+async def retire(
+    connection: AsyncConnection,
+    pod: PodName,
+    instance_id: str,
+    why: str,
+    request_bound: timedelta,
+) -> None:
+    """Let a source count no more, on an operator's word; raises NotFoundError.
+
+    What it had not delivered is lost: a gap, until a reconcile that begins when its last request's writes have landed.
+    """
     if not why.strip() or len(why) > WHY_LIMIT or "\0" in why:
         raise UsageError(f"Say why it counts no more, in up to {WHY_LIMIT} characters.")
     done = await connection.execute(
         text("""
-            UPDATE sources s SET retired_at = clock_timestamp(), retired_why = :why FROM pods p
-            WHERE p.id = s.pod_id AND p.name = :pod AND s.instance_id = :instance AND s.retired_at IS NULL
+            WITH gone AS (
+                UPDATE sources s SET retired_at = clock_timestamp(), retired_why = :why FROM pods p
+                WHERE p.id = s.pod_id AND p.name = :pod AND s.instance_id = :instance AND s.retired_at IS NULL
+                RETURNING p.id, p.linker
+            ), gap AS (
+                INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)
+                SELECT id, '', -1, :reason, 0, clock_timestamp() + :bound FROM gone WHERE linker = 'link'
+            )
+            SELECT FROM gone
         """),
-        {"pod": pod, "instance": instance_id, "why": why.strip()},
+        {
+            "pod": pod,
+            "instance": instance_id,
+            "why": why.strip(),
+            "reason": GapReason.RETIRED.value,
+            "bound": request_bound,
+        },
     )
-    if not done.rowcount:
+    if done.first() is None:
+        if not await connection.scalar(text("SELECT EXISTS (SELECT FROM pods WHERE name = :pod)"), {"pod": pod}):
+            raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
         raise NotFoundError(f"Pod {pod} has no process {instance_id} that counts: see `baleen pods show {pod}`.")
 
 
@@ -192,6 +270,26 @@ def retire_dead(
             (why, list(covered)),
         )
     return list(covered.values())
+
+
+def settle_unheard(connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta) -> None:
+    """Forget probes that were answered and never echoed, as far as a reconcile that began at `began_at` covers them.
+
+    It has seen what whoever answered them had done; and if he ran no more, his last request's writes had landed. If he
+    ran on he has answered others since then, which stay: what he did after it began is not known. It goes by when they
+    were answered: one may be sent long after its row was written, by a scheduler that was stopped.
+    """
+    connection.execute(
+        """
+        WITH settled AS MATERIALIZED (
+            SELECT nonce FROM probes
+            WHERE pod_id = %s AND answered_at <= %s AND NOT echoed
+            ORDER BY nonce FOR UPDATE
+        )
+        DELETE FROM probes p USING settled s WHERE p.nonce = s.nonce
+        """,
+        (pod_id, began_at - request_bound),
+    )
 
 
 # Rows of sources
@@ -238,13 +336,15 @@ def lock(connection: Connection[Any], ids: Collection[int]) -> Locked:
 
 
 def write(connection: Connection[Any], sources: Mapping[int, Known], heard_of: Collection[int]) -> None:
+    """Let locked sources be as they are known now. One that did not count, and does, begins another life."""
     for source, known in sources.items():
         connection.execute(
             """
             UPDATE sources SET dead_since = %(dead_since)s, dead_why = %(dead_why)s,
                                heard_at = CASE WHEN %(heard)s THEN now() ELSE heard_at END,
                                retired_at = CASE WHEN %(retired)s THEN retired_at END,
-                               retired_why = CASE WHEN %(retired)s THEN retired_why END
+                               retired_why = CASE WHEN %(retired)s THEN retired_why END,
+                               life = life + (%(counts)s AND (dead_since IS NOT NULL OR retired_at IS NOT NULL))::int
             WHERE id = %(source)s
             """,
             {
@@ -253,5 +353,6 @@ def write(connection: Connection[Any], sources: Mapping[int, Known], heard_of: C
                 "dead_since": known.dead_since,
                 "dead_why": known.dead_why,
                 "retired": known.retired_at is not None,
+                "counts": known.dead_since is None and known.retired_at is None,
             },
         )

@@ -16,7 +16,11 @@ REMOVALS_KEPT = timedelta(days=30)
 
 
 def expire_links(connection: Connection[Any], grace: timedelta) -> int:
-    """Delete direct links of pods of mode `manifest` that are older than the grace; return how many."""
+    """Delete direct links of pods of mode `manifest` that are older than the grace; return how many.
+
+    Where nobody can look at links, that of a manifest which the repository holds stays: without it the blob's delete
+    would be taken for the manifest's (domain/fold.py).
+    """
     total = 0
     while True:
         with connection.transaction():
@@ -27,6 +31,9 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
                     SELECT l.blob_id, l.repository_id FROM repository_blobs l
                     JOIN repositories r ON r.id = l.repository_id JOIN pods p ON p.id = r.pod_id
                     WHERE l.linked_at < now() - %s AND p.mode = 'manifest'
+                      AND (p.linker = 'link' OR NOT EXISTS (
+                        SELECT FROM repository_manifests h
+                        WHERE h.manifest_id = l.blob_id AND h.repository_id = l.repository_id))
                     ORDER BY l.linked_at LIMIT %s FOR UPDATE OF l SKIP LOCKED
                 )
                 DELETE FROM repository_blobs l USING old
@@ -38,6 +45,34 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
         total += len(expired)
         if len(expired) < BATCH:
             return total
+
+
+def end_doubts(connection: Connection[Any]) -> int:
+    """End doubts about removals of what is not in the table any more, as of links that have expired; return how many.
+
+    With nothing left there is nothing left to doubt (domain/fold.py), and where nobody can look at links nothing else
+    would end them.
+    """
+    if not connection.execute(f"SELECT FROM ({_NEEDLESS} LIMIT 1) x").rowcount:
+        return 0
+    with connection.transaction():
+        # Alone: who adds the thing again doubts it again.
+        locks.enter(connection, alone=True)
+        return connection.execute(
+            f"""
+            UPDATE removals x SET doubtful_since = NULL FROM ({_NEEDLESS} LIMIT {BATCH}) d
+            WHERE x.repository_id = d.repository_id AND x.digest = d.digest
+            """
+        ).rowcount
+
+
+_NEEDLESS = """
+SELECT r.repository_id, r.digest FROM removals r WHERE r.doubtful_since IS NOT NULL
+AND NOT EXISTS (SELECT FROM blobs b JOIN repository_manifests h ON h.manifest_id = b.id
+                WHERE b.digest = r.digest AND h.repository_id = r.repository_id)
+AND NOT EXISTS (SELECT FROM blobs b JOIN repository_blobs l ON l.blob_id = b.id
+                WHERE b.digest = r.digest AND l.repository_id = r.repository_id)
+"""
 
 
 def forget_removals(connection: Connection[Any]) -> int:

@@ -1,5 +1,6 @@
 """Whom the prober asks: every pod's registries, and what is known of their addresses. Not here: what it found out."""
 
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -29,10 +30,12 @@ class Target(NamedTuple):
     known: dict[tuple[str, str], KnownAddress]
     #: Its processes that are not known to be dead.
     processes: int
+    #: When this was read, by the database's clock: no later than anything that is done with it.
+    read_at: datetime
 
 
 _TARGETS = """
-SELECT p.id, p.name, p.registries,
+SELECT p.id, p.name, p.registries, clock_timestamp(),
        (SELECT min(x.prefix) FROM pod_prefixes x WHERE x.pod_id = p.id),
        (SELECT count(*) FROM sources s WHERE s.pod_id = p.id AND s.dead_since IS NULL AND s.retired_at IS NULL)
 FROM pods p WHERE cardinality(p.registries) > 0 ORDER BY p.id
@@ -46,6 +49,6 @@ def targets(connection: Connection[Any]) -> list[Target]:
     for pod_id, url, address, answered, shared in connection.execute(_KNOWN):
         known.setdefault(pod_id, {})[url, address] = KnownAddress(answered, shared)
     return [
-        Target(pod_id, PodName(name), prefix, tuple(urls), known.get(pod_id, {}), processes)
-        for pod_id, name, urls, prefix, processes in connection.execute(_TARGETS)
+        Target(pod_id, PodName(name), prefix, tuple(urls), known.get(pod_id, {}), processes, read_at)
+        for pod_id, name, urls, read_at, prefix, processes in connection.execute(_TARGETS)
     ]

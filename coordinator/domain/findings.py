@@ -2,11 +2,11 @@
 
 Each check is one thing that garbage collection relies on. What is not *proved* holds it: a check that is refuted, one
 that could not be carried out, and one that no visit has made, be it that none came or that it was of a release
-without the check. A proof is of the processes that were met: one that began later is not examined.
+without the check. A proof is of the processes that were met: one that began later, or came back, is not examined.
 Not here: the experiments (coordinator/pods/doctor), the rows (db/findings.py).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -60,20 +60,23 @@ def in_order(found: Iterable[Finding]) -> list[Finding]:
     return sorted(found, key=lambda each: (places.get(each.check, len(places)), each.check))
 
 
-def hold(found: Mapping[str, Verdict], pod: str, newer: int = 0) -> str | None:
+def hold(found: Mapping[str, Verdict], pod: str, newer: int = 0, in_spite_of: Collection[str] = ()) -> str | None:
     """Say why garbage collection may not run for the pod, as far as doctors know; None if all is proved.
 
-    `newer`: processes of its registry that were first heard after the visit, and may be configured in another way.
+    `newer`: processes of its registry that were first heard after the visit, or had been believed to be gone and came
+    back: they may be configured in another way.
+    `in_spite_of`: checks that hold nothing whatever a visit found (settings.unsafe_findings); that there was one is
+    asked all the same.
     """
     if not found:
         return f"never examined: that its registry is safe to collect for is not proved, `baleen pods doctor {pod}`"
     told = [
         f"{check} is {verdict or 'not examined'}"
         for check in Check
-        if (verdict := found.get(check)) is not Verdict.PROVED
+        if (verdict := found.get(check)) is not Verdict.PROVED and not (verdict and check in in_spite_of)
     ]
     if newer:
-        told.append(f"{newer} process{'es' if newer > 1 else ''} of its registry began after the visit")
+        told.append(f"{newer} process{'es' if newer > 1 else ''} of its registry began or came back after the visit")
     if not told:
         return None
     return f"doctor: {', '.join(told)}: `baleen pods doctor {pod}` says what to mend"

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
-from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.lifecycle import CONCEALED, BlobState
 from coordinator.domain.merge import paired
 from coordinator.domain.names import Digest
+
+#: Their bytes are not served, and are kept or about to be: who brings them back is the restorer.
+_KEPT_HIDDEN = CONCEALED - {BlobState.PURGED}
 
 
 class TableBlob(NamedTuple):
@@ -67,7 +70,7 @@ def doubts(known: TableBlob | None, stored: StoredBlob | None) -> list[Doubt]:
         return [] if stored is None else [Doubt.ORPHAN]
     if stored is None:
         # A hidden blob is to be like this, and nobody asks for one that nothing needs.
-        return [Doubt.MISSING] if known.referenced and known.state is not BlobState.HIDDEN else []
+        return [Doubt.MISSING] if known.referenced and known.state not in _KEPT_HIDDEN else []
     if known.state is BlobState.PURGED and not known.referenced:
         return [Doubt.ORPHAN]
     found = [Doubt.FOUND] if known.state in {BlobState.MISSING, BlobState.PURGED} else []

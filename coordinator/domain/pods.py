@@ -3,6 +3,7 @@
 Prefix `team` owns `team` and `team/…`, never `teams`.
 """
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -14,6 +15,7 @@ from coordinator.errors import ConflictError, UsageError
 _REGISTRY = re.compile(
     r"(https?)://(\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9_.-]{0,252}))(?::([0-9]{1,5}))?/?", re.ASCII
 )
+_WITH_PATH = re.compile(_REGISTRY.pattern.removesuffix("?") + r"[^\s@]+", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -34,12 +36,53 @@ def parse_registry(text: str) -> RegistryUrl:
     """Read a registry's URL; raises UsageError. A user or a password in it would be shown to everybody."""
     match = _REGISTRY.fullmatch(text.lower())
     port = 0 if match is None else int(match[3] or _DEFAULT_PORTS[match[1]])
-    if match is None or not 0 < port < 2**16:
+    if match is None or not 0 < port < 2**16 or not _is_host(match[2]):
         # What is wrong may be a password: the text is not repeated.
+        if _WITH_PATH.fullmatch(text.lower()):
+            raise UsageError(
+                "A registry's URL ends with its host and its port, such as http://10.0.0.7:5000: leave out the path."
+            )
         raise UsageError(
             "A registry's URL is http:// or https://, its host and its port, such as http://10.0.0.7:5000."
         )
     return RegistryUrl(match[1], match[2].strip("[]"), port)
+
+
+def _is_host(text: str) -> bool:
+    if not text.startswith("["):
+        return True
+    try:
+        ipaddress.IPv6Address(text.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+_TOKEN_URL = re.compile(r"(https?://[^/?#@]{1,300})(/[A-Za-z0-9/._~%-]{0,500})?", re.ASCII | re.IGNORECASE)
+
+
+class TokenIssuer(NamedTuple):
+    """Who makes the tokens of a pod's registry, and how they are known: what its `auth.token` says, and the keys."""
+
+    url: str
+    #: `iss` of its tokens.
+    issuer: str
+    #: `aud` of its tokens.
+    service: str
+    #: PEM or JWKS: public ones.
+    keys: str
+    #: What tokens call them.
+    key_ids: tuple[str, ...] = ()
+
+
+def parse_token_url(text: str) -> str:
+    """Read the URL of a token issuer; raises UsageError. It may not name a user: clients' credentials go there."""
+    match = _TOKEN_URL.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            "A token issuer's URL is http:// or https://, its host, port and path, such as https://gitlab.example/jwt/auth."
+        )
+    return f"{parse_registry(match[1])}{match[2] or '/'}"
 
 
 class PodMode(StrEnum):
@@ -74,13 +117,21 @@ def owner_of(repository: RepositoryName, owners: Mapping[str, PodName]) -> PodNa
     return None
 
 
-def check_prefixes(wanted: Iterable[RepositoryName], owners: Mapping[str, PodName]) -> None:
-    """Raise ConflictError if a wanted prefix contains, or lies in, one that is already owned."""
+def check_prefixes(
+    wanted: Iterable[RepositoryName], owners: Mapping[str, PodName], asking: PodName | None = None
+) -> None:
+    """Raise ConflictError if a wanted prefix contains, or lies in, one that is already owned, be it by who asks."""
     taken: dict[str, PodName | None] = dict(owners)
     for prefix in wanted:
         for other, pod in taken.items():
             if prefix != other and not prefix.startswith(f"{other}/") and not other.startswith(f"{prefix}/"):
                 continue
+            if pod is not None and pod == asking:
+                if prefix.startswith(other):
+                    raise ConflictError(f"Pod {pod} owns {prefix!r} already: its prefix is {other!r}.")
+                raise ConflictError(
+                    f"Pod {pod} owns {other!r} already, which lies in {prefix!r}: name what lies beside it."
+                )
             if pod is not None:
                 raise ConflictError(f"Prefix {prefix!r} overlaps {other!r} of pod {pod}: choose another.")
             outer = min(prefix, other, key=len)

@@ -25,13 +25,17 @@ class GapReason(StrEnum):
     RENAMED = "renamed"
     #: A pod was given a prefix: what it has there since before is not known.
     PREFIX_ADDED = "prefix-added"
+    #: An operator let a registry process count no more: what it had not delivered is lost.
+    RETIRED = "retired"
+    #: A registry process ended and is there again under the same instance id: the same.
+    RESTARTED = "restarted"
 
 
 class Progress(NamedTuple):
     """How far a partition is applied."""
 
     next_offset: int
-    #: Of the record at next_offset - 1; None if none was applied.
+    #: Of the record at next_offset - 1; None if none was applied since the log's beginning stood here.
     fingerprint: int | None
     topic_id: str | None
 
@@ -85,6 +89,9 @@ def _replaced(progress: Progress, log: LogState) -> bool:
         return True
     if log.latest < progress.next_offset:
         return True
+    if progress.fingerprint is None:
+        # The log began here when it was first read, and a log's beginning only moves on.
+        return log.earliest < progress.next_offset
     last = progress.next_offset - 1
     # The last applied record is still in the log, or should be: it must be the one that was applied.
-    return progress.fingerprint is not None and last >= log.earliest and log.fingerprint != progress.fingerprint
+    return last >= log.earliest and log.fingerprint != progress.fingerprint

@@ -106,7 +106,7 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
     Raises MalformedManifestError with the reason.
     """
     try:
-        document = json.loads(body, object_pairs_hook=_object)
+        document = json.loads(_text(body), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise MalformedManifestError(f"The manifest is not JSON: {error}.") from error
     if not isinstance(document, dict):
@@ -121,6 +121,29 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
     if len(references) > REFERENCES_LIMIT:
         raise MalformedManifestError(f"The manifest lists more than {REFERENCES_LIMIT} references.")
     return ManifestContent(kind, unique(references))
+
+
+def is_manifest(body: bytes) -> bool:
+    """Whether a registry could serve these bytes as a manifest; what cannot be read for sure is one.
+
+    Distribution takes what says `schemaVersion` 1 or 2. Indexes list other things, too: BuildKit's caches their layers.
+    """
+    try:
+        # Objects as tuples: what is said twice may be said the first time only, as null says nothing to Go.
+        document = json.loads(_text(body), object_pairs_hook=tuple)
+    except json.JSONDecodeError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    if not isinstance(document, tuple):
+        return False
+    said = [value for name, value in document if name.casefold() == "schemaversion"]
+    return any(value in {1, 2} for value in said if isinstance(value, int | float))
+
+
+def _text(body: bytes) -> str:
+    """Read bytes as Go's JSON does: what is not UTF-8 is a replacement character, and no error."""
+    return body.decode(errors="replace")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,12 +175,11 @@ def _entries(kind: ManifestKind, document: dict[str, Any]) -> list[Any]:
         return _list(document, "manifests")
     if kind is ManifestKind.IMAGE:
         return [document.get("config"), *_list(document, "layers")]
-    if "fsLayers" in document:
-        return [
-            {"digest": entry.get("blobSum")} if isinstance(entry, dict) else entry
-            for entry in _list(document, "fsLayers")
-        ]
-    return _list(document, "blobs")
+    # Schema 1 has one of these lists, an artifact the other: whoever has both lists both.
+    sums = [
+        {"digest": entry.get("blobSum")} if isinstance(entry, dict) else entry for entry in _list(document, "fsLayers")
+    ]
+    return sums + _list(document, "blobs")
 
 
 def _list(document: dict[str, Any], name: str) -> list[Any]:

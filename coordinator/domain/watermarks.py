@@ -3,7 +3,8 @@
 A *source* is one registry process. W(source, partition) is a time by the database's clock such that every event of
 that source whose request finished before it, and that belongs to the partition, is applied. It comes from a probe: a
 request with a nonce, whose event the process delivers after all earlier ones (its *echo*). W of a pod is the least over
-the sources that count, and over all partitions; where one of these is not known, neither is W of the pod.
+the sources that count, and over all partitions; where one of these is not known, neither is W of the pod. Nor does it
+pass a probe that was answered and that no event has brought back: somebody is there, or was, of whom nothing is known.
 
 Route: workers/interpret.py finds echoes -> db/sources.py -> `heard` decides -> rows. db/queries/watermarks.py reads
 them -> `pod_watermark` -> what the API shows and garbage collection waits for.
@@ -99,6 +100,8 @@ class Endpoint(NamedTuple):
     first_seen: datetime
     #: The pod lists its URL, and the name led here the last time.
     listed: bool
+    #: When that was: who has come to another address of the name since then is not known. None: not known.
+    resolved_at: datetime | None
     #: When the last probe was sent whose connection was refused: nobody was there.
     refused_at: datetime | None = None
 
@@ -109,12 +112,27 @@ class Endpoint(NamedTuple):
         return echoed_at if echoed_at is None or self.refused_at is None else max(echoed_at, self.refused_at)
 
 
+class Unheard(NamedTuple):
+    """Probes of one endpoint, listed or not, that were answered and that no event has brought back.
+
+    In a healthy pod it is the one under way, which was sent after the last that came back: it holds nothing up.
+    """
+
+    url: str
+    address: str
+    #: When the first was sent.
+    since: datetime
+    #: The least time up to which it was known who was there, of when they were sent; None if it was not for any.
+    known_until: datetime | None
+
+
 class Pod(NamedTuple):
     """What W of a pod is made of. `unread`: sources that count, and were too many to be read."""
 
     registries: Sequence[str]
     sources: Sequence[Source]
     endpoints: Sequence[Endpoint]
+    unheard: Sequence[Unheard] = ()
     unread: int = 0
 
 
@@ -123,15 +141,28 @@ class WaitFor(StrEnum):
 
     NO_REGISTRY = "the pod lists no registry that could be asked: list the address of every process"
     NO_ADDRESS = "no address of {subject} is known yet"
-    NO_SOURCE = "no process of the pod's registry is known yet"
+    NO_SOURCE = "no process of the pod's registry counts: none has told anything yet, or all that did have ended"
     NO_PARTITION = "no partition is known yet: has a worker run?"
     UNREAD = "there are {subject} processes more than are looked at: retire those that run no more"
+    NOT_LOOKED_UP = "the name of {subject} was not looked up{since}: who has come to it is not known"
     ENDPOINT_UNHEARD = "{subject} has brought no probe back in a notification{since}"
+    ANSWER_UNHEARD = (
+        "{subject} has answered probes that no notification brought back{since}: a process there does not tell"
+        " Baleen, check its notifications; once it runs no more, a reconcile that begins late enough settles it"
+    )
+    ANSWER_ONCE_UNHEARD = (
+        "{subject} has answered probes that no notification brought back{since}, and brings some back since then: if"
+        " its notifications are mended, a reconcile that begins late enough after its last such answer settles it,"
+        " and follows by itself"
+    )
     SOURCE_UNHEARD = "process {subject} was reached by no probe{since}: list its address, or retire it"
     SOURCE_SILENT = "process {subject} brought no probe back{since}: retire it if it runs no more"
     SOURCE_DEAD = "process {subject} runs no more{since}: a reconcile that begins late enough after that retires it"
     PARTITION_UNHEARD = "no probe of process {subject} was applied yet"
     PARTITION_BEHIND = "no probe of process {subject} was applied{since}"
+    CLOCK_SET_BACK = (
+        "the database's clock was set back: what was noted while it was ahead, up to {subject}, counts no more"
+    )
 
 
 class Wait(NamedTuple):
@@ -141,8 +172,12 @@ class Wait(NamedTuple):
     detail: str = ""
 
     def sentence(self) -> str:
-        since = "" if self.since is None else f" since {self.since:%Y-%m-%d %H:%M:%S} UTC"
+        since = "" if self.since is None else f" since {_shown(self.since)}"
         return self.what.format(subject=self.subject, since=f"{since} ({self.detail})" if self.detail else since)
+
+
+def _shown(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC"
 
 
 class Watermark(NamedTuple):
@@ -195,19 +230,46 @@ def watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: tim
     """W of a pod: the least over all sources that are not retired, and over all partitions of registry.events.
 
     Nor does it pass the time up to which it is known who was at an endpoint: who has come there since then is not
-    known, though the process that was there before may be retired, or heard elsewhere.
+    known, though the process that was there before may be retired, or heard elsewhere. That is the last echo from
+    there, but for whoever answered a probe and was not heard: for him it is what it was when that probe was sent.
     """
     counted = [source for source in pod.sources if source.retired_at is None]
     asked = [endpoint for endpoint in pod.endpoints if endpoint.listed]
     waits = [*_pod_waits(pod, counted, partitions)]
-    bounds = [least(source, partitions) for source in counted] + [endpoint.known_until for endpoint in asked]
+    bounds = [
+        *(least(source, partitions) for source in counted),
+        *(endpoint.known_until for endpoint in asked),
+        *(endpoint.resolved_at for endpoint in asked),
+        *(probes.known_until for probes in pod.unheard),
+    ]
     known = [bound for bound in bounds if bound is not None]
+    if (ahead := lies_ahead(pod, now)) is not None:
+        waits.append(Wait(WaitFor.CLOCK_SET_BACK, _shown(ahead)))
     at = min(known) if known and len(known) == len(bounds) and not waits else None
+    waits += _name_waits(asked, now, silence)
+    echoed = {(endpoint.view.url, endpoint.view.address): endpoint.view.echoed_at for endpoint in pod.endpoints}
+    for probes in pod.unheard:
+        waits += _answer_waits(probes, echoed.get((probes.url, probes.address)), now, silence)
     for endpoint in asked:
         waits += _endpoint_waits(endpoint, now, silence)
     for source in counted:
         waits += _source_waits(source, partitions, now, silence)
     return Watermark(at, waits)
+
+
+def lies_ahead(pod: Pod, now: datetime) -> datetime | None:
+    """Return the latest time that is known of the pod if it is later than now: it was noted by a clock that was ahead.
+
+    Once the clock has passed it nothing tells it from a true one: what was noted so has to be voided, not waited for.
+    """
+    times = [
+        *(time for each in pod.sources for time in (each.first_seen, each.heard_at, each.dead_since, each.retired_at)),
+        *(mark for each in pod.sources for mark in (*each.events.values(), *each.letters.values())),
+        *(time for each in pod.endpoints for time in (each.view.echoed_at, each.resolved_at, each.refused_at)),
+        *(time for each in pod.unheard for time in (each.since, each.known_until)),
+    ]
+    newest = max((time for time in times if time is not None), default=now)
+    return newest if newest > now else None
 
 
 def _pod_waits(pod: Pod, counted: Collection[Source], partitions: Collection[int]) -> Iterable[Wait]:
@@ -224,6 +286,20 @@ def _pod_waits(pod: Pod, counted: Collection[Source], partitions: Collection[int
         yield Wait(WaitFor.NO_PARTITION)
     if pod.unread:
         yield Wait(WaitFor.UNREAD, str(pod.unread))
+
+
+def _name_waits(asked: Iterable[Endpoint], now: datetime, silence: timedelta) -> Iterable[Wait]:
+    # All addresses of a name are looked up at once.
+    for url, resolved_at in {endpoint.view.url: endpoint.resolved_at for endpoint in asked}.items():
+        if resolved_at is None or now - resolved_at > silence:
+            yield Wait(WaitFor.NOT_LOOKED_UP, url, resolved_at)
+
+
+def _answer_waits(probes: Unheard, echoed_at: datetime | None, now: datetime, silence: timedelta) -> Iterable[Wait]:
+    if probes.known_until is None or now - probes.since > silence:
+        tells = echoed_at is not None and echoed_at > probes.since
+        what = WaitFor.ANSWER_ONCE_UNHEARD if tells else WaitFor.ANSWER_UNHEARD
+        yield Wait(what, f"{probes.url} at {probes.address}", probes.since)
 
 
 def _endpoint_waits(endpoint: Endpoint, now: datetime, silence: timedelta) -> Iterable[Wait]:
@@ -348,11 +424,17 @@ def heard(place: Place, source: int, sent_at: datetime, known: Mapping[int, Know
 
 
 def refused(place: Place, sent_at: datetime, known: Mapping[int, Known]) -> int | None:
-    """Decide who is dead, if anybody, when an endpoint refused the connection of a probe that was sent at `sent_at`."""
+    """Decide who is dead, if anybody, when an endpoint refused the connection of a probe that was sent at `sent_at`.
+
+    Not who was heard since that, nor who was heard elsewhere since he was heard here: where he was heard last proves
+    it. He would else be dead and alive in turns, for as long as one of his addresses refuses and another answers.
+    """
     if place.source is None or place.shared:
         return None
     last = known[place.source]
-    heard_since = last.newest is not None and last.newest >= sent_at
+    heard_since = last.newest is not None and (
+        last.newest >= sent_at or place.echoed_at is None or last.newest > place.echoed_at
+    )
     return None if heard_since or last.dead_since or last.retired_at else place.source
 
 

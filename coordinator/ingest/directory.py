@@ -3,17 +3,19 @@
 Events must be taken while the database is away, so what is known is served however old it is. A pod that was
 added, or whose token was changed, is found at its first request: an unknown name or a wrong token asks the
 database again, at most once in `MISS_INTERVAL` for all of them together.
+Who makes a pod's tokens is known here, too, so that the API reads pods once.
 Not here: how pods are stored (coordinator/pods, coordinator/db).
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from coordinator.domain.names import PodName
+from coordinator.domain.pods import TokenIssuer
 from coordinator.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -27,11 +29,12 @@ PATIENCE: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class KnownPod:
-    """A pod, as far as ingest has to know it."""
+    """A pod, as far as a request has to know it."""
 
     name: PodName
     prefixes: tuple[str, ...]
     token_sha256: bytes = field(repr=False)
+    issuer: TokenIssuer | None = None
 
 
 class PodDirectory(Protocol):
@@ -64,6 +67,14 @@ class CachedPodDirectory:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def get(self, name: PodName, *, fresh: bool = False) -> KnownPod | None:
+        known = await self.all()
+        if fresh or name not in known:
+            await self._refreshed(self._miss_interval, self._miss_interval)
+            known = self._pods or known
+        return known.get(name)
+
+    async def all(self) -> Mapping[PodName, KnownPod]:
+        """Return every pod; raises UnavailableError as `get` does."""
         if self._pods is None:
             await self._refreshed(self._load_timeout, self._miss_interval)
             if self._pods is None:
@@ -71,9 +82,7 @@ class CachedPodDirectory:
         elif time.monotonic() - self._loaded_at > self._ttl and self._refreshing is None:
             # One request waits a moment; while a refresh is under way the others go on with what there is.
             await self._refreshed(PATIENCE, self._ttl)
-        if fresh or name not in self._pods:
-            await self._refreshed(self._miss_interval, self._miss_interval)
-        return self._pods.get(name)
+        return self._pods
 
     async def _refreshed(self, patience: float, interval: float) -> None:
         """Load anew and wait, up to `patience`; nothing if that was tried within the interval."""

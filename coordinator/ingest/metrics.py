@@ -1,4 +1,4 @@
-"""What ingest counts. Only pods that have authenticated become label values: anyone may post any name."""
+"""What ingest counts. Only pods that are registered become label values: anyone may post any name."""
 
 from typing import Final
 
@@ -10,8 +10,9 @@ EVENTS: Final = Counter(
     "Events that registries posted, by outcome.",
     ["pod", "outcome", "reason"],
 )
-#: Requests that were not taken: unauthorized, memory, slow-body, kafka. The registry repeats them.
-REFUSED: Final = Counter("baleen_ingest_refused_total", "Requests that ingest refused.", ["reason"])
+#: Requests that were not taken: unauthorized, memory, slow-body, kafka. The registry repeats them. `pod` is the
+#: one that the request names, if there is such a pod, else empty.
+REFUSED: Final = Counter("baleen_ingest_refused_total", "Requests that ingest refused.", ["pod", "reason"])
 #: From the head of a request to its answer: a registry's next event waits this long.
 SECONDS: Final = Histogram(
     "baleen_ingest_request_seconds",

@@ -18,6 +18,7 @@ from coordinator.domain.names import RepositoryName, parse_digest, parse_reposit
 from coordinator.domain.pods import prefixes_of
 from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, REFERENCES_LIMIT
 from coordinator.errors import InvalidNameError
+from coordinator.ingest.holding import Hold, asked
 from schemas.envelope import CONTENT_TYPES, Descriptor, Envelope, Event, Rename
 from schemas.records import (
     DeadLetter,
@@ -58,9 +59,10 @@ _action = msgspec.json.Decoder(_Action)
 
 
 class Accepted(NamedTuple):
-    """Goes to registry.events."""
+    """Goes to registry.events; `hold`: a doctor may have asked that it goes later."""
 
     event: RegistryEvent
+    hold: Hold | None = None
 
 
 class Reported(NamedTuple):
@@ -226,7 +228,8 @@ def _decide(raw: bytes, origin: Origin) -> Outcome:
             source=event.source.instance_id,
             actor=_clean(event.actor.name)[:ID_LIMIT],
             request_id=_clean(event.request.id)[:ID_LIMIT],
-        )
+        ),
+        asked(event.request.useragent, repository),
     )
 
 

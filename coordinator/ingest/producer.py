@@ -3,7 +3,7 @@
 Route: Ingest -> `publish(outcomes)` -> registry.events and registry.dead-letters, in order.
 Invariants: records of one partition arrive in the order of the outcomes; after a failure nothing of what was
 not acknowledged is kept for later, since the registry sends it again and a late copy would be out of order; a
-watermark is handed over only after everything else is acknowledged, and stands in every partition.
+watermark is handed over only after everything else is acknowledged, and stands in every partition of both topics.
 
 Which partitions there are is asked of the brokers for each watermark. One that nobody knew of when a watermark was
 written has none, and its source has then not reported as far as that partition goes: once the processor has heard of
@@ -134,7 +134,7 @@ class EventProducer:
         return [at for at, _ in failed]
 
     async def _report(self, reports: Sequence[RegistryWatermark]) -> None:
-        """Write each to the pod's partition of dead letters, and to every partition of events."""
+        """Write each to every partition of both topics."""
         async with self._using() as client:
             partitions = await _partitions(client)
             sent = [
@@ -233,13 +233,18 @@ async def _hand_over(client: AIOKafkaProducer, outcome: Outcome) -> asyncio.Futu
 
 
 def _copies(report: RegistryWatermark, partitions: _Partitions) -> Iterable[tuple[str, int, bytes | None, bytes]]:
-    """Topic, partition, key and value of each copy of a watermark; each copy says where all the others are."""
+    """Topic, partition, key and value of each copy of a watermark; each copy says where the others count.
+
+    A pod's dead letters are in one partition, and in another one once there are more: those that it had are told of,
+    too, so that the watermark there does not stand still.
+    """
     key = report.pod.encode()
     letters: int = _partitioner(key, partitions.letters, partitions.letters)
     value = _encoder.encode(
         msgspec.structs.replace(report, partitions=len(partitions.events), letters_partition=letters)
     )
-    yield DEAD_LETTERS, letters, key, value
+    for number in partitions.letters:
+        yield DEAD_LETTERS, number, key, value
     for number in partitions.events:
         yield EVENTS, number, None, value
 

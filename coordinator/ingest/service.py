@@ -1,6 +1,7 @@
 """Take one posted body: authenticate, read it within bounds, normalise it, have Kafka keep it.
 
-Route: api/events.py -> `Ingest.receive` -> normalise -> EventProducer.publish -> Receipt.
+Route: api/events.py -> `Ingest.receive` -> normalise -> what a doctor wants held waits (holding.py) ->
+EventProducer.publish -> Receipt.
 Invariants: a Receipt is returned only after Kafka has acknowledged everything that the body came to; an
 authenticated body is refused (UnavailableError) only where sending it again can help, because a registry
 repeats whatever is not answered 2xx for ever, and its later events wait meanwhile.
@@ -16,10 +17,11 @@ from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
-from coordinator.domain.names import parse_pod
+from coordinator.domain.names import PodName, parse_pod
 from coordinator.errors import InvalidNameError, UnauthorizedError, UnavailableError
 from coordinator.ingest import metrics
 from coordinator.ingest.directory import KnownPod, PodDirectory
+from coordinator.ingest.holding import Holds
 from coordinator.ingest.normalise import (
     PAYLOAD_LIMIT,
     Accepted,
@@ -31,6 +33,7 @@ from coordinator.ingest.normalise import (
     dead_letter,
     normalise,
 )
+from coordinator.ingest.refusals import RefusalNotes, Write, nowhere
 from coordinator.settings import Settings
 
 #: A body that is still arriving after so long is refused. Registries send theirs in one go.
@@ -70,10 +73,10 @@ class MemoryBudget:
         self._limit = limit
         self._held = 0
 
-    def take(self, size: int) -> None:
-        """Count bytes as held; raises UnavailableError, and counts none, where they are too many."""
+    def take(self, size: int, pod: PodName) -> None:
+        """Count bytes of a pod as held; raises UnavailableError, and counts none, where they are too many."""
         if self._held + size > self._limit:
-            metrics.REFUSED.labels("memory").inc()
+            metrics.REFUSED.labels(pod, "memory").inc()
             raise UnavailableError("Ingest holds as much as it may: send the events again in a second.")
         self._set(self._held + size)
 
@@ -86,13 +89,16 @@ class MemoryBudget:
 
 
 class Ingest:
-    """One replica's ingest: all state is the memory budget, so any replica may be ended at any time."""
+    """One replica's ingest. It may be ended at any time: its state is the memory budget, what it holds for doctors, and
+    what it has yet to note of refusals.
+    """
 
     def __init__(
         self,
         settings: Settings,
         directory: PodDirectory,
         producer: Publisher,
+        note_refusals: Write = nowhere,
         *,
         body_seconds: float = BODY_SECONDS,
         drain_limit: int = DRAIN_LIMIT,
@@ -103,6 +109,8 @@ class Ingest:
         self._body_seconds = body_seconds
         self._drain_limit = drain_limit
         self._budget = MemoryBudget(settings.ingest_memory_limit)
+        self._holds = Holds()
+        self._refusals = RefusalNotes(note_refusals)
 
     async def receive(self, pod: str, authorization: str, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
         """Return what became of a body; raises UnauthorizedError and UnavailableError."""
@@ -120,18 +128,21 @@ class Ingest:
             name = parse_pod(pod)
         except InvalidNameError:
             name = None
-        if name is not None and scheme.lower() == "bearer":
+        known = None
+        if name is not None:
             # The second look asks the database: the pod, or its token, may be new.
             for fresh in (False, True):
                 known = await self._directory.get(name, fresh=fresh)
                 expected = _NO_TOKEN if known is None else known.token_sha256
-                if hmac.compare_digest(presented, expected) and known is not None:
+                if hmac.compare_digest(presented, expected) and scheme.lower() == "bearer" and known is not None:
                     return known
-        metrics.REFUSED.labels("unauthorized").inc()
+        if known is not None:
+            self._refusals.note(known.name)
+        metrics.REFUSED.labels("" if known is None else known.name, "unauthorized").inc()
         raise UnauthorizedError("The pod or its token is not known: use the token that `baleen pods add` printed.")
 
     async def _take(self, pod: KnownPod, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
-        held = _Held(self._budget)
+        held = _Held(self._budget, pod.name)
         try:
             body = await self._read(chunks, held)
             origin = Origin(pod.name, frozenset(pod.prefixes), dt.datetime.now(dt.UTC), content_type)
@@ -140,7 +151,8 @@ class Ingest:
                 outcomes: list[Outcome] = [DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))]
             else:
                 outcomes = await self._normalised(body.data, pod, origin)
-            written = await self._publish(outcomes)
+            await self._holds.wait(pod, (each.hold for each in outcomes if isinstance(each, Accepted) and each.hold))
+            written = await self._publish(pod, outcomes)
         finally:
             held.release()
         return _receipt(pod, written, drained=body.drained)
@@ -175,29 +187,30 @@ class Ingest:
                     if size > self._drain_limit:
                         return _Body(b"".join(parts), size, drained=False)
         except TimeoutError:
-            metrics.REFUSED.labels("slow-body").inc()
+            metrics.REFUSED.labels(held.pod, "slow-body").inc()
             raise UnavailableError(f"The body did not arrive within {self._body_seconds:g} s: send it again.") from None
         return _Body(b"".join(parts), size, drained=True)
 
-    async def _publish(self, outcomes: list[Outcome]) -> list[Outcome]:
+    async def _publish(self, pod: KnownPod, outcomes: list[Outcome]) -> list[Outcome]:
         if all(isinstance(outcome, Dropped) for outcome in outcomes):
             return outcomes
         try:
             return await self._producer.publish(outcomes)
         except UnavailableError:
-            metrics.REFUSED.labels("kafka").inc()
+            metrics.REFUSED.labels(pod.name, "kafka").inc()
             raise
 
 
 class _Held:
     """What one request holds of the budget."""
 
-    def __init__(self, budget: MemoryBudget) -> None:
+    def __init__(self, budget: MemoryBudget, pod: PodName) -> None:
         self._budget = budget
+        self.pod = pod
         self.size = 0
 
     def take(self, size: int) -> None:
-        self._budget.take(size)
+        self._budget.take(size, self.pod)
         self.size += size
 
     def keep(self, size: int) -> None:
@@ -214,7 +227,7 @@ def _receipt(pod: KnownPod, outcomes: list[Outcome], *, drained: bool) -> Receip
     reason: str
     for outcome in outcomes:
         match outcome:
-            case Accepted(event):
+            case Accepted(event, _):
                 kind, reason = "accepted", event.action
             case Reported():
                 kind, reason = "reported", "pull"

@@ -2,22 +2,21 @@
 
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from coordinator.domain.hosts import is_address
+from coordinator.domain.pods import RegistryUrl
 from coordinator.errors import UnavailableError
 
 #: Host and port to addresses; none if the host has none. Raises UnavailableError if that cannot be said now.
 Resolve = Callable[[str, int], Sequence[str]]
 
+#: Names that are looked up at once.
+LOOK_UPS_AT_ONCE = 32
+
 _NONE = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
-
-
-def is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def resolve(host: str, port: int) -> Sequence[str]:
@@ -32,3 +31,32 @@ def resolve(host: str, port: int) -> Sequence[str]:
     except UnicodeError:
         return ()
     return sorted({str(address[0]) for *_, address in found})
+
+
+def places(
+    registries: Iterable[RegistryUrl], *, within: float, resolve: Resolve = resolve
+) -> Mapping[RegistryUrl, frozenset[str]]:
+    """Return at which addresses registries listen, as far as that is known after `within` seconds. Does not raise."""
+    waiting = list(dict.fromkeys(registries))
+    found: dict[RegistryUrl, frozenset[str]] = {}
+
+    def look_up() -> None:
+        while True:
+            try:
+                registry = waiting.pop()
+            except IndexError:
+                return
+            try:
+                at = [registry.host] if is_address(registry.host) else resolve(registry.host, registry.port)
+            except UnavailableError:
+                continue
+            found[registry] = frozenset(str(ipaddress.ip_address(address)) for address in at if is_address(address))
+
+    # Nobody waits for a thread that a resolver holds up, nor does the end of the process.
+    threads = [threading.Thread(target=look_up, daemon=True) for _ in waiting[:LOOK_UPS_AT_ONCE]]
+    deadline = time.monotonic() + within
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(found)

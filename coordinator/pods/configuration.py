@@ -2,7 +2,8 @@
 
 `notifications` is the section that goes with a pod's token, `whole` a file that a registry can be started with.
 Pulls are not ignored: a registry's answer to a probe is the pull that it tells of. There is no descriptor cache: one
-says for ever that a blob is there. What each line is for is in docs/REGISTRIES.md.
+says for ever that a blob is there. `threshold` is when distribution pauses, and not when it gives up; GitLab's registry
+gives up, and the comment says what makes it do so as late as it can. What each line is for is in docs/REGISTRIES.md.
 Not here: whether a running registry is configured so (doctor/).
 """
 
@@ -43,6 +44,9 @@ notifications:
       timeout: 10s
       threshold: 5
       backoff: 1s
+      # GitLab's registry from version 4.30 on drops events. These make it do so later; see docs/REGISTRIES.md.
+      # maxretries: 1000000
+      # queuesizelimit: 1000000
 """
 
 

@@ -10,8 +10,9 @@ Each probe has a connection of its own. Behind a load balancer a kept one would 
 the others would never be heard. A probe costs CNCF distribution about 4 ms of processor time, its notification
 included and a tenth of it for the connection (TLS is a handshake more): at one every ten seconds 0.04 % of a core.
 
-Invariants: the row of a probe is committed before the probe is sent; a registry that hangs delays nobody else, and has
-one probe under way at each address; while names cannot be looked up, the addresses that were known are asked on.
+Invariants: the row of a probe is committed before the probe is sent, and an answer before the next one is; a registry
+that hangs delays nobody else, and has one probe under way at each address; while names cannot be looked up, the
+addresses that were known are asked on, and W stands where the last look left it.
 Not here: what an answer, a refusal or an echo says of the watermark (domain/watermarks.py, db/sources.py).
 """
 
@@ -27,9 +28,12 @@ import structlog
 from coordinator.db import sources
 from coordinator.db.connection import Connections
 from coordinator.db.targets import Target, targets
+from coordinator.domain.hosts import is_address
+from coordinator.domain.names import Digest, parse_digest
+from coordinator.domain.own import PROBE_REPOSITORY, PROBE_TAG
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import BaleenError, UnavailableError
-from coordinator.pods.addresses import Resolve, is_address, resolve
+from coordinator.pods.addresses import Resolve, resolve
 from coordinator.pods.images import Image, make_image
 from coordinator.pods.metrics import PROBES, SECONDS
 from coordinator.pods.registry_auth import Credentials
@@ -38,8 +42,8 @@ from coordinator.pods.registry_client import RegistryClient, RegistryError, Regi
 log = structlog.get_logger()
 
 #: Under `<first prefix>/`, in every pod.
-REPOSITORY: Final = "baleen-probe"
-TAG: Final = "known"
+REPOSITORY: Final = PROBE_REPOSITORY
+TAG: Final = PROBE_TAG
 #: Before the nonce, in the User-Agent.
 AGENT: Final = "baleen-probe/"
 #: Of each step of a probe. A registry that needs longer is told as failing; its echo counts all the same.
@@ -59,6 +63,12 @@ T = TypeVar("T")
 def known_image() -> Image:
     """The image that every pod holds: the same bytes everywhere."""
     return make_image(REPOSITORY, sizes=(64,))
+
+
+def known_digests() -> frozenset[Digest]:
+    """The image's manifest, and what that lists."""
+    image = known_image()
+    return frozenset(parse_digest(each) for each in (image.digest, *(blob.digest for blob in image.blobs)))
 
 
 class _Place(NamedTuple):
@@ -145,7 +155,10 @@ class Prober:
         else:
             self._addresses[target.pod_id, url] = addresses
             listed = [address for address in addresses if not self._is_vacant(_Place(target, url, address))]
-            self._rows(lambda connection: sources.endpoints_seen(connection, target.pod_id, {url: listed}))
+            # As of before the look-up: it may take long, and its thread be stopped before this is written.
+            self._rows(
+                lambda connection: sources.endpoints_seen(connection, target.pod_id, {url: listed}, target.read_at)
+            )
         for address in addresses:
             self._begin(self._probes, self._probe, _Place(target, url, address))
 

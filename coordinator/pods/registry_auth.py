@@ -132,8 +132,9 @@ class RegistryAuth(httpx.Auth):
             headers["Authorization"] = _basic(self._credentials)
         for name, value in asked:
             realm = realm.copy_add_param(name, value)
-        # The extensions hold the timeouts of the request for which this one is made.
-        return httpx.Request("GET", realm, headers=headers, extensions=cause.extensions)
+        # The timeouts of the request for which this one is made. Its answer is short, whatever that of the other is.
+        timeouts = {name: value for name, value in cause.extensions.items() if name == "timeout"}
+        return httpx.Request("GET", realm, headers=headers, extensions=timeouts)
 
     def _token(self, answer: httpx.Response) -> _Token:
         issuer = f"{answer.request.url.scheme}://{answer.request.url.netloc.decode()}"
@@ -142,6 +143,7 @@ class RegistryAuth(httpx.Auth):
                 f"The token issuer {issuer} of the registry {self._registry} answered {answer.status_code}: "
                 "check BALEEN_REGISTRY_USERNAME and BALEEN_REGISTRY_PASSWORD.",
                 registry_status=answer.status_code,
+                challenged=answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN},
             )
         try:
             told = _issued.decode(answer.content)
@@ -157,7 +159,9 @@ class RegistryAuth(httpx.Auth):
         return _Token(f"Bearer {token}", self._clock() + max(seconds - LEEWAY_SECONDS, 0))
 
     def _refused(self, what: str) -> RegistryAuthenticationError:
-        return RegistryAuthenticationError(f"The registry {self._registry} {what}.", registry_status=401)
+        return RegistryAuthenticationError(
+            f"The registry {self._registry} {what}.", registry_status=401, challenged=True
+        )
 
 
 def same_origin(one: httpx.URL, other: httpx.URL) -> bool:

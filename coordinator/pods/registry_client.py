@@ -28,7 +28,7 @@ from coordinator.pods.registry_errors import (
     RegistryNotFoundError,
     RegistryUnreachableError,
 )
-from coordinator.pods.registry_transport import AtAddress, asked, tls_context, was_refused, why
+from coordinator.pods.registry_transport import LONG, AtAddress, asked, bounded, tls_context, was_refused, why
 
 __all__ = [
     "Manifest",
@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 20
+#: Headers that tell a registry, or what asks in front of one, from a store that answers 403 to everybody.
+OF_REGISTRIES = ("WWW-Authenticate", "Docker-Distribution-Api-Version")
 INDEX_TYPES = frozenset({OCI.index, DOCKER.index})
 ACCEPT = f"{OCI.manifest}, {OCI.index}, {DOCKER.manifest}, {DOCKER.index}, */*"
 
@@ -96,6 +98,7 @@ class RegistryClient:
             verify=tls,
             limits=limits,
             transport=None if address is None else AtAddress(self._base_url, address, tls, limits),
+            event_hooks={"response": [bounded(timeout)]},
             trust_env=False,
         )
 
@@ -113,6 +116,16 @@ class RegistryClient:
     def close(self) -> None:
         self._http.close()
 
+    @contextmanager
+    def named(self, user_agent: str) -> Iterator[None]:
+        """Be somebody else to the registry until the block ends. Used by one thread."""
+        known = self._http.headers["User-Agent"]
+        self._http.headers["User-Agent"] = user_agent
+        try:
+            yield
+        finally:
+            self._http.headers["User-Agent"] = known
+
     def ping(self) -> None:
         """Raise unless the registry answers, and answers us."""
         self._call("GET", "/v2/", expect=200)
@@ -122,11 +135,22 @@ class RegistryClient:
     def has_blob(self, repository: str, digest: str) -> bool:
         return self._exists(f"/v2/{repository}/blobs/{digest}")
 
+    def blob_size(self, repository: str, digest: str) -> int | None:
+        """Return the blob's size in bytes; None if the repository has none."""
+        answer = self._call("HEAD", f"/v2/{repository}/blobs/{digest}", expect=(200, 404), follow=True)
+        if answer.status_code != 200:
+            return None
+        size = answer.headers.get("Content-Length", "")
+        if not size.isdecimal():
+            raise RegistryContentError(f"The registry {self._base_url} does not say how large {digest} is.")
+        return int(size)
+
     def read_blob(self, repository: str, digest: str) -> Iterator[bytes]:
         """Yield a blob in chunks; raise at its end if the bytes were not those of the digest."""
         seen = hashlib.sha256()
         with self._stream(f"/v2/{repository}/blobs/{digest}") as response:
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            # As they come, so that who waits for them can end it when they come too slowly.
+            for chunk in response.iter_bytes():
                 seen.update(chunk)
                 yield chunk
         _compare(digest, "sha256:" + seen.hexdigest(), repository)
@@ -162,6 +186,29 @@ class RegistryClient:
         """Open an upload and return its session: a path, which another process of the registry may know too."""
         opened = self._call("POST", f"/v2/{repository}/blobs/uploads/", expect=202)
         return self._session(opened).raw_path.decode()
+
+    def append_upload(self, session: str, pieces: Iterator[bytes], size: int, offset: int) -> str:
+        """Send the `size` bytes of an upload that begin at `offset`; return its session as it is then."""
+        answer = self._call(
+            "PATCH",
+            self._at(session),
+            expect=202,
+            content=pieces,
+            headers={
+                "Content-Length": str(size),
+                "Content-Type": "application/octet-stream",
+                "Content-Range": f"{offset}-{offset + size - 1}",
+            },
+        )
+        return self._session(answer).raw_path.decode()
+
+    def upload_status(self, session: str) -> tuple[str, int]:
+        """Return an upload's session, and how many bytes the registry has of it."""
+        answer = self._call("GET", self._at(session), expect=204)
+        # `0-0` is said of none, and of one byte: to send that one again is refused, and nothing is lost.
+        last = answer.headers.get("Range", "0-0").rpartition("-")[2]
+        stands = int(last) + 1 if last.isdigit() and last != "0" else 0
+        return self._session(answer).raw_path.decode(), stands
 
     def finish_upload(self, session: str, digest: str, chunks: Iterator[bytes], size: int) -> None:
         self._call(
@@ -295,7 +342,9 @@ class RegistryClient:
         # Redirects lead to presigned object store URLs; httpx drops the token on the way to another host.
         with (
             self._reaching(),
-            self._http.stream("GET", path, headers=_headers(user_agent), follow_redirects=True) as response,
+            self._http.stream(
+                "GET", path, headers=_headers(user_agent), follow_redirects=True, extensions={LONG: True}
+            ) as response,
         ):
             if response.status_code != 200:
                 raise _refusal(response, response.read())
@@ -328,7 +377,10 @@ def _refusal(response: httpx.Response, body: bytes) -> RegistryError:
     reason = " ".join(part for part in (str(response.status_code), code, said and f"({said})") if part)
     message = f"The registry answered {reason} to {request.method} {request.url.path}: see its log."
     kind = RegistryNotFoundError if response.status_code == 404 else RegistryError
-    return kind(message, registry_status=response.status_code, code=code)
+    asks = response.status_code == httpx.codes.UNAUTHORIZED or (
+        response.status_code == httpx.codes.FORBIDDEN and any(name in response.headers for name in OF_REGISTRIES)
+    )
+    return kind(message, registry_status=response.status_code, code=code, challenged=asks)
 
 
 def _oci_error(body: bytes) -> tuple[str | None, str | None]:

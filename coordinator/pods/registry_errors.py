@@ -4,14 +4,25 @@ from coordinator.errors import BaleenError, NotFoundError, UnavailableError
 
 
 class RegistryError(BaleenError):
-    """The registry refused; `registry_status` and `code` are its HTTP status and its OCI error code."""
+    """The registry refused; `registry_status` and `code` are its HTTP status and its OCI error code.
+
+    `challenged`: it answered as who wants to know who asks does, and not as anything else that listens somewhere.
+    """
 
     status = 502
 
-    def __init__(self, message: str, *, registry_status: int | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        registry_status: int | None = None,
+        code: str | None = None,
+        challenged: bool = False,
+    ) -> None:
         super().__init__(message)
         self.registry_status = registry_status
         self.code = code
+        self.challenged = challenged
 
 
 class RegistryNotFoundError(NotFoundError, RegistryError):

@@ -7,12 +7,22 @@ import errno
 import functools
 import socket
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import httpx
 
 from coordinator.errors import SettingsError
 from coordinator.pods.registry_auth import same_origin
+
+#: What OpenSSL, by its release, calls bytes that are no TLS.
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
+
+#: Bytes of an answer that is no blob and no manifest: an error, a token, a few words.
+WORDS_BYTES: Final = 256 * 1024
+#: Of a request whose answer may be long.
+LONG: Final = "baleen_long"
 
 
 class AtAddress(httpx.HTTPTransport):
@@ -35,6 +45,39 @@ class AtAddress(httpx.HTTPTransport):
             extensions=request.extensions | {"sni_hostname": url.host},
         )
         return super().handle_request(there)
+
+
+class _Words(httpx.SyncByteStream):
+    """An answer of a few words: what comes after WORDS_BYTES, or after its time, is not read.
+
+    A registry could else hold whoever reads its error, byte by byte, for as long as it likes.
+    """
+
+    def __init__(self, stream: httpx.SyncByteStream, seconds: float) -> None:
+        self._stream = stream
+        self._until = time.monotonic() + seconds
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = WORDS_BYTES
+        for piece in self._stream:
+            left -= len(piece)
+            if left < 0 or time.monotonic() > self._until:
+                return
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def bounded(seconds: float) -> Callable[[httpx.Response], None]:
+    """A hook for responses: only a LONG request's 200 may be long, also in time."""
+
+    def bound(response: httpx.Response) -> None:
+        is_long = response.status_code == httpx.codes.OK and response.request.extensions.get(LONG)
+        if not is_long and isinstance(response.stream, httpx.SyncByteStream):
+            response.stream = _Words(response.stream, seconds)
+
+    return bound
 
 
 @functools.cache
@@ -66,6 +109,11 @@ def why(error: BaseException) -> str:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not accepted: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            # Its errno is none of the system's.
+            if cause.reason in _NO_TLS:
+                return "it speaks no TLS at this port: http:// may be what is meant"
+            return f"no TLS could be agreed on: {cause.reason or type(cause).__name__}"
         if isinstance(cause, socket.gaierror):
             return "its name is not known here"
         if isinstance(cause, OSError) and cause.errno is not None:

@@ -3,7 +3,8 @@
 Route: `read` both stores -> adopt_plan.plan -> `execute` -> the caller asks for a reconcile of the pod
 
 Nothing at the source is written or deleted, and nothing in the shared layer is replaced but a tag that the source has
-moved on from. A second run does what the first left undone: what is linked is not looked at byte by byte again.
+moved on from. A second run does what the first left undone: what is linked is looked at byte by byte again only if
+something that is not linked yet needs it. Whoever linked it may not have looked, or somebody overwrote it since.
 
 Bytes. A blob counts as adopted when its bytes were hashed to its digest. A copy is put together so that wrong bytes
 never stand under a digest's key, where a registry could link them: streamed bytes are hashed on their way, and the
@@ -53,8 +54,8 @@ from coordinator.reconcile.tree import (
     Item,
     Link,
     pointed,
+    read_held,
     read_links,
-    read_manifests,
     read_sizes,
     side_by_side,
 )
@@ -109,8 +110,7 @@ def read(
     say("listing the source's blobs")
     sizes = read_sizes(source)
     say("reading the source's manifests")
-    revisions = sorted({digest for each in links.values() for digest in each.revisions if digest in sizes})
-    manifests = read_manifests(source, revisions, pool)
+    links, manifests = read_held(source, links, sizes.keys(), pool)
     say("listing the pod's links in the shared layer")
     there = read_links(shared, [f"{REPOSITORIES}{prefix}/" for prefix in prefixes], pool)
     say("looking for the blobs in the shared layer")
@@ -155,7 +155,7 @@ class _Run:
         )
         self._remarks = list(plan.remarks)
         self._refused: dict[Digest, str] = {}
-        #: Known to be what they claim: those with links that an earlier run, or the pod's registry, has written.
+        #: Taken for what they claim: at first those that have their links, and on which no new link relies.
         self._verified = set(plan.needed).difference(blob.digest for each in plan.repositories for blob in each.blobs)
         self._copied_again = 0
         self._looking_again = False

@@ -76,7 +76,7 @@ class Blob(NamedTuple):
 class Revision(NamedTuple):
     link: Link
     digest: Digest
-    #: What of it the source stores: all that must be there before the link.
+    #: What of it the source stores: all that must be there, and be what it claims to be, before the link.
     needs: tuple[Digest, ...]
 
 
@@ -89,7 +89,7 @@ class TagWrite(NamedTuple):
 
 class RepositoryPlan(NamedTuple):
     repository: RepositoryName
-    #: Those that no repository before this one brings.
+    #: Those that no repository before this one brings, but for what has its link and what no new link relies on.
     blobs: Sequence[Blob]
     #: Links to write, in this order. Of revisions children come before those that list them.
     layers: Sequence[Link]
@@ -137,7 +137,7 @@ def owned(repositories: Iterable[str], prefixes: Collection[str], *, only_owned:
     if others and not only_owned:
         told = ", ".join(others[:NAMES_TOLD]) + (f" and {len(others) - NAMES_TOLD} more" if others[NAMES_TOLD:] else "")
         raise ConflictError(
-            f"{len(others)} repositories of the source are not below the pod's prefixes "
+            f"{len(others)} of the source's repositories are not below the pod's prefixes "
             f"({', '.join(sorted(prefixes))}): {told}. "
             "Give the pod their prefixes, or leave them out with --only-owned."
         )
@@ -198,7 +198,7 @@ class _Planner:
         adopted: dict[Digest, Revision] = {}
         left_out: set[Digest] = set()
         for digest in revisions:
-            needs = tuple(each for each in found.manifests[digest].references if each in found.sizes)
+            needs = self._needs(digest, have, adopted)
             bad = [each for each in needs if each in self._refused or each in left_out]
             if digest in self._refused or bad:
                 left_out.add(digest)
@@ -208,7 +208,10 @@ class _Planner:
                 adopted[digest] = Revision(Link(Kind.REVISION, name, digest), digest, needs)
         brought = {digest for digest in wanted if digest not in self._refused}
         self._needed.update((digest, found.sizes[digest]) for digest in sorted(brought))
+        layers = sorted(links.layers & brought - have.layers)
+        new = [revision for digest, revision in adopted.items() if digest not in have.revisions]
         settled = have.layers | have.revisions | needed_of(have, found.manifests, found.sizes.keys())
+        settled -= {*layers, *(digest for revision in new for digest in (revision.digest, *revision.needs))}
         blobs = [
             Blob(digest, found.sizes[digest], digest in found.shared_sizes)
             for digest in sorted(brought - self._brought)
@@ -220,8 +223,8 @@ class _Planner:
         return RepositoryPlan(
             name,
             blobs,
-            [Link(Kind.LAYER, name, digest) for digest in sorted(links.layers & brought - have.layers)],
-            [revision for digest, revision in adopted.items() if digest not in have.revisions],
+            [Link(Kind.LAYER, name, digest) for digest in layers],
+            new,
             [
                 Link(Kind.HISTORY, name, digest, tag)
                 for tag, digest in sorted(links.history - have.history)
@@ -229,6 +232,12 @@ class _Planner:
             ],
             tags,
         )
+
+    def _needs(self, digest: Digest, have: Links, adopted: Mapping[Digest, Revision]) -> tuple[Digest, ...]:
+        """What a manifest lists, and what is listed by those of its children to which no link is written any more."""
+        listed = [each for each in self._found.manifests[digest].references if each in self._found.sizes]
+        linked = [adopted[each] for each in listed if each in have.revisions and each in adopted]
+        return tuple(dict.fromkeys([*listed, *(each for child in linked for each in child.needs)]))
 
     def _stored(self, links: Links) -> Sequence[Digest]:
         return sorted(digest for digest in links.revisions if digest in self._found.manifests)

@@ -3,7 +3,8 @@
 Route: `baleen audit` -> `Audit.run`: the table and the listing of `blobs/` are merged (domain/inventory.py); what looks
 wrong is looked at again, many at a time, and only then told; uploads that nobody ended are looked for beside.
 What is found missing, and what is found again, is written down (presence.py). Nothing else is changed, but for `mend`,
-which takes delete markers off blobs that are needed.
+which takes delete markers off blobs that are needed, and `take_up`, which makes orphans blobs that nothing
+references: garbage collection then deals with them as with any, with all its graces.
 
 - An orphan is counted as it was listed, if the table did not know of it even then or later, and it is older than a push
   may take to be announced: a younger one is `recent`.
@@ -27,10 +28,11 @@ from coordinator.db.connection import Connections
 from coordinator.db.lifecycle import KnownBlob
 from coordinator.domain.inventory import Doubt, Pair, StoredBlob, TableBlob, differing, doubts
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest, format_digest
+from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.errors import ConflictError
 from coordinator.reconcile import inventory, uploads
 from coordinator.reconcile.presence import Presence
-from coordinator.storage.layout import blob_key
+from coordinator.storage.layout import REPOSITORIES, blob_key
 from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore, ObjectVersion
 
 #: Digests that are looked at again together.
@@ -104,6 +106,8 @@ class Report:
         self.wrong_size = Kind()
         self.orphans = Kind()
         self.recent = Kind()
+        #: Orphans that garbage collection has now.
+        self.taken_up = 0
         self.odd_keys = Kind()
         self.abandoned_uploads = Kind()
         self.unfinished_uploads = Kind()
@@ -118,13 +122,21 @@ class Audit:
     """Used once. `run` takes as long as listing the whole store does."""
 
     def __init__(
-        self, connections: Connections, store: ObjectStore, presence: Presence, ages: Ages, *, mend: bool = False
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        presence: Presence,
+        ages: Ages,
+        *,
+        mend: bool = False,
+        take_up: bool = False,
     ) -> None:
         self._connections = connections
         self._store = store
         self._presence = presence
         self._ages = ages
         self._mend = mend
+        self._take_up = take_up
         self._report = Report()
 
     def run(self, tell: Tell = lambda progress: None) -> Report:
@@ -132,6 +144,12 @@ class Audit:
         self._store.check()
         with self._connections.use() as connection:
             self._began_at = table.clock(connection)
+            prefixes = table.prefixes(connection)
+        if self._take_up and (stranger := next(strangers(self._store, prefixes), None)) is not None:
+            raise ConflictError(
+                f"{stranger} is stored here and belongs to no registered pod, which may link what nobody in the table "
+                "knows: add its pod first (`baleen pods add`), or take it away."
+            )
         with ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="audit") as self._pool:
             self._compare(tell)
             tell(Progress("looking for uploads that nobody ended"))
@@ -185,8 +203,10 @@ class Audit:
                 orphans.append(pair.stored)
             elif blob is not None and found:
                 doubted.append(blob)
-        for orphan in orphans:
-            self._tell_orphan(orphan)
+        old = [orphan for orphan in orphans if self._tell_orphan(orphan)]
+        if self._take_up and old:
+            with self._connections.use() as connection:
+                self._report.taken_up += table.take_up(connection, old)
         if doubted:
             self._settle(doubted)
 
@@ -218,11 +238,13 @@ class Audit:
     def _versions(self, blob: KnownBlob) -> Sequence[ObjectVersion]:
         return self._store.versions(blob_key(blob.digest))
 
-    def _tell_orphan(self, orphan: StoredBlob) -> None:
+    def _tell_orphan(self, orphan: StoredBlob) -> bool:
+        """Whether it is old enough to be one."""
         modified_at = datetime.fromtimestamp(orphan.modified, UTC)
         old = modified_at <= self._began_at - self._ages.orphans
         kind = self._report.orphans if old else self._report.recent
         kind.add(orphan.size, digest=format_digest(orphan.digest), bytes=orphan.size, modified_at=modified_at)
+        return old
 
     def _tell_missing(self, blob: KnownBlob, versions: Sequence[ObjectVersion]) -> None:
         """Tell of a missing blob, and what of it the store still keeps; mend it if asked to and possible."""
@@ -251,8 +273,17 @@ class Audit:
             latest = self._store.versions(key)[0]
             if not latest.is_marker:
                 break
+            # Listed, then checked, then exactly that one: while the blob is missing no hide of it has left a marker
+            # (gc/restore.py, rule 15), and to read it may have taken longer than all the graces.
+            if not self._is_missing(blob.digest):
+                return False
             self._store.remove_marker(key, latest.version)
         return any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest]))
+
+    def _is_missing(self, digest: Digest) -> bool:
+        with self._connections.use() as connection:
+            (blob,) = lifecycle.load(connection, [digest])
+        return blob.state is BlobState.MISSING
 
     def _is_whole(self, digest: Digest, version: str) -> bool:
         with suppress(ObjectNotFoundError), self._store.open_version(blob_key(digest), version) as opened:
@@ -274,6 +305,20 @@ class Audit:
         for upload in self._store.unfinished(""):
             if upload.begun_at <= before:
                 self._report.unfinished_uploads.add(0, key=upload.key, begun_at=upload.begun_at)
+
+
+def strangers(store: ObjectStore, prefixes: Sequence[RepositoryName]) -> Iterator[str]:
+    """Give folders of repositories that no pod with these prefixes owns; one says that there are more below it."""
+    waiting = [REPOSITORIES]
+    while waiting:
+        for folder in store.folders(waiting.pop()):
+            name = folder[len(REPOSITORIES) :].rstrip("/")
+            if any(name == prefix or name.startswith(f"{prefix}/") for prefix in prefixes):
+                continue
+            if any(prefix.startswith(f"{name}/") for prefix in prefixes):
+                waiting.append(folder)
+            else:
+                yield name
 
 
 def _as_row(blob: KnownBlob | None) -> TableBlob | None:

@@ -4,8 +4,13 @@ Repositories with few links are compared many at a time; one with more than BATC
 Everything here may be done twice, by whoever and at any time: an addition is of a link that is there, and a removal is
 decided by the look under the lock (settle.py), never by what was not listed (scenario 19).
 
+A listing that ended early without an error shows by the look-ups: a known link that it lacks is there. What it lacks
+besides is not known, so that part is listed again. It may also have come after its place in the listing was passed, but
+not after the second listing began: what that lacks, and is still the same object, proves that listings are not whole.
+
 Which links are compared: those of manifests, and of blobs in pods of mode `link`, both ways. In mode `manifest` a link
 of a blob counts for a grace period only, so young ones that are missing are added, and all others left to the sweep.
+What an index or a tag names may be a manifest by the link of a blob alone (layered.py), whatever its age.
 Not here: which parts (plan.py), side by side, again and again (reconcile.py).
 """
 
@@ -18,7 +23,7 @@ from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-from coordinator.db import directory, doubts
+from coordinator.db import directory
 from coordinator.db import reconcile as table
 from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Item
@@ -29,13 +34,24 @@ from coordinator.domain.merge import Link, LinkKind, differences
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.pods import PodMode
 from coordinator.domain.references import ManifestContent
-from coordinator.reconcile import scan, settle
+from coordinator.errors import BaleenError
+from coordinator.reconcile import layered, scan, settle
+from coordinator.reconcile.layered import Named
 from coordinator.reconcile.scan import Listed
 from coordinator.reconcile.settle import Settler
 from coordinator.reconcile.tally import EXAMPLES, Change, Tally
-from coordinator.storage.layout import LinkFolder, blob_key, link_key
+from coordinator.storage.layout import (
+    REPOSITORIES,
+    LinkFolder,
+    blob_key,
+    layer_link_key,
+    link_key,
+    parse_link_folder,
+    parse_tags_folder,
+    repository_prefix,
+)
 from coordinator.storage.manifests import StoredManifest, read
-from coordinator.storage.port import ObjectStore
+from coordinator.storage.port import ObjectInfo, ObjectStore
 
 #: Links that are compared in one go; a repository with more is compared by itself.
 BATCH = 2000
@@ -43,10 +59,16 @@ BATCH = 2000
 ADD_BATCH = 500
 #: Links that are looked up in one go.
 LOOK_BATCH = 256
+#: Links that a listing lacked and that the next has to show: of more, so many that are evenly spread.
+LACKING_KEPT = 1000
 
 T = TypeVar("T")
 
 Fact = ManifestPushed | BlobLinked
+
+
+class PartialListingError(BaleenError):
+    """The store lists less than it has: nothing can be concluded from what it lists."""
 
 
 class Scope(NamedTuple):
@@ -54,8 +76,8 @@ class Scope(NamedTuple):
 
     job: Job
     pod: ReconciledPod
-    #: Something of the pod was seen in this bucket and root.
-    stored_here: bool
+    #: What is listed: prefixes of keys.
+    parts: Sequence[str]
     #: By how much the clocks of registries and of the store may differ.
     margin: timedelta
     link_grace: timedelta
@@ -87,17 +109,38 @@ class Comparison:
         self._folders: dict[LinkKind, dict[RepositoryName, list[Listed]]] = defaultdict(dict)
         self._links = 0
         self._links_wanted: list[Listed] = []
+        self._tagged: set[Named] = set()
         self._facts: list[Fact] = []
         self._missed: list[tuple[LinkKind, table.Unlisted]] = []
+        self._lacking = _Lacking()
 
     def part(self, prefix: str) -> None:
-        """List and compare all that is below a prefix; raises UnavailableError, with some of it perhaps done."""
+        """List and compare all that is below a prefix.
+
+        Raises UnavailableError, with some of it perhaps done, and PartialListingError.
+        """
+        self._forget_listed(prefix)
+        self._list(prefix)
+        self._list_again()
+
+    def _forget_listed(self, prefix: str) -> None:
+        """Forget an attempt that failed: it may have seen what this listing lacks, and not have compared it."""
+        one = parse_link_folder(prefix)
+        if one is not None:
+            table.forget_listed(self._connection, self._scope.job, [one[1].kind], repository=one[1].repository)
+        elif parse_tags_folder(prefix) is None:
+            beginning = prefix.removeprefix(REPOSITORIES)
+            table.forget_listed(self._connection, self._scope.job, list(LinkKind), beginning=beginning)
+
+    def _list(self, prefix: str, lacking: "_Lacking | None" = None) -> None:
         self._tally.begin(prefix)
         grown = self._scope.pod.mode is PodMode.LINK
+        objects = self._store.walk(prefix)
         found = scan.links(
-            self._store.walk(prefix),
+            objects if lacking is None else lacking.without(objects),
             layers_after=None if grown else self._young(),
             tell=lambda keys, links: self._tell(prefix, keys, links),
+            tagged=self._take_tagged,
         )
         for folder, links in groupby(found, key=attrgetter("folder")):
             if folder.kind is LinkKind.LAYER and not grown:
@@ -114,28 +157,77 @@ class Comparison:
                     self._check()
                 self._miss(kind, thing)
         self.finish()
+        self._list_again()
 
-    def unread(self) -> None:
-        """Try again to read the manifests of which it is not known what they list; count those that cannot be."""
+    def unread(self) -> int:
+        """Try again to read the manifests of which it is not known what they list; count those that cannot be.
+
+        Return how many were read.
+        """
+        found = 0
         with table.unread(self._connection, self._scope.pod.id) as held:
             for batch in _batches(held, ADD_BATCH):
                 self._check()
                 contents = self._read([digest for _, digest, _ in batch])
                 for repository, digest, at in batch:
-                    content, size = contents[digest]
+                    stored = contents[digest]
+                    content = stored.content
                     if isinstance(content, ManifestContent):
-                        self._add(ManifestPushed(repository, digest, at, size, content, read=True))
+                        self._add(ManifestPushed(repository, digest, at, stored.size, content, read=True))
+                        found += 1
                     else:
                         self._tally.change(Change.UNREAD)
                         self._tally.example(Change.UNREAD, repository, digest, content)
         self.finish()
+        return found
+
+    def children(self) -> None:
+        """Add those children of indexes that are held by the link of a blob; what is read may be an index in turn."""
+        found: list[Named] = []
+        with table.children(self._connection, self._scope.pod.id) as named:
+            for batch in _batches(named, LOOK_BATCH):
+                self._check()
+                found += self._find_named(batch)
+        self.finish()
+        while found:
+            indexes, found = found, []
+            for batch in _batches(indexes, LOOK_BATCH):
+                self._check()
+                children = table.unheld_children(self._connection, batch)
+                found += self._find_named([(repository, digest) for _, repository, digest in children])
+            self.finish()
 
     def finish(self) -> None:
         """Do what waits to be done many at a time."""
         self._compare_folders()
         self._find_lacking()
+        self._find_tagged()
         self._write()
         self._settle()
+
+    def _list_again(self) -> None:
+        """List the parts whose listing lacked links that are there; raises PartialListingError if it still does."""
+        lacking, self._lacking = self._lacking, _Lacking()
+        for prefix in sorted(lacking.prefixes):
+            self._list(prefix, lacking)
+        for key, modified_at in lacking.links.items():
+            link = self._store.head(key)
+            # What is another object now was written after its place was passed.
+            if link is not None and link.modified_at == modified_at:
+                raise PartialListingError(
+                    f"Storage has {key}, and two listings did not show it: what it lists is not all that it has, so "
+                    "nothing is settled. Look what is wrong with the object store; the reconcile is tried again."
+                )
+        # What the second listing lacked and the first did not is known; and it may have come since.
+        self._lacking = _Lacking()
+
+    def _listed_in(self, repository: RepositoryName, key: str) -> str:
+        """Return the part that the key belongs to; for a repository that came after the plan, all of the prefix."""
+        for part in self._scope.parts:
+            if key.startswith(part):
+                return part
+        owners = (repository_prefix(prefix) for prefix in self._scope.pod.prefixes)
+        return next((owner for owner in owners if key.startswith(owner)), repository_prefix(repository))
 
     def _tell(self, part: str, keys: int, links: int) -> None:
         self._tally.listed(part, keys, links)
@@ -168,10 +260,35 @@ class Comparison:
         if not self._links_wanted:
             return
         wanted, self._links_wanted = self._links_wanted, []
-        lacking = table.lacking_links(self._connection, [(each.folder.repository, each.digest) for each in wanted])
+        lacking = table.lacking(
+            self._connection, LinkKind.LAYER, [(each.folder.repository, each.digest) for each in wanted]
+        )
         for each in wanted:
             if (each.folder.repository, each.digest) in lacking:
                 self._find(LinkKind.LAYER, each.folder.repository, each.digest, each.modified_at)
+
+    def _take_tagged(self, repository: RepositoryName, digest: Digest) -> None:
+        self._tagged.add((repository, digest))
+        if len(self._tagged) >= BATCH:
+            self._compare_folders()
+            self._find_tagged()
+
+    def _find_tagged(self) -> None:
+        """Add what tags point to, or have pointed to, and is held by the link of a blob."""
+        if not self._tagged:
+            return
+        # What was listed of these repositories, and is not in the table, is held once it is written.
+        self._write()
+        named, self._tagged = sorted(self._tagged), set()
+        for batch in _batches(named, LOOK_BATCH):
+            self._find_named(sorted(table.lacking(self._connection, LinkKind.REVISION, batch)))
+
+    def _find_named(self, named: Sequence[Named]) -> list[Named]:
+        """Add, of these, the manifests that are held by the link of a blob; return which."""
+        found = layered.manifests(self._store, self._lookups, named)
+        for fact in found:
+            self._add(fact)
+        return [(fact.repository, fact.digest) for fact in found]
 
     def _compare_folders(self) -> None:
         folders, self._folders, self._links = self._folders, defaultdict(dict), 0
@@ -242,10 +359,10 @@ class Comparison:
             if isinstance(fact, BlobLinked):
                 blob = stored.get(fact.digest)
                 return fact if blob is None else fact._replace(size=blob.size)
-            content, size = contents.get(fact.digest, (None, None))
-            return (
-                fact._replace(content=content, size=size, read=True) if isinstance(content, ManifestContent) else fact
-            )
+            manifest = contents.get(fact.digest)
+            if manifest is None or not isinstance(manifest.content, ManifestContent):
+                return fact
+            return fact._replace(content=manifest.content, size=manifest.size, read=True)
 
         return [filled(fact) for fact in facts]
 
@@ -265,18 +382,50 @@ class Comparison:
         present = self._lookups.map(
             self._store.head, [link_key(thing.repository, kind, thing.digest) for kind, thing in missed]
         )
-        absent: dict[doubts.Key, None] = {}
+        unlinked: list[table.Unlisted] = []
         for (_, thing), link in zip(missed, present, strict=True):
             if link is None:
-                absent[thing.repository_id, thing.digest] = None
+                unlinked.append(thing)
             else:
                 self._tally.change(Change.STILL_LINKED)
+                self._lacking.add(link, self._listed_in(thing.repository, link.key))
+        # A manifest may be held by the link of a blob alone.
+        layers = self._lookups.map(
+            self._store.head, [layer_link_key(thing.repository, thing.digest) for thing in unlinked]
+        )
+        absent = dict.fromkeys(
+            (thing.repository_id, thing.digest) for thing, layer in zip(unlinked, layers, strict=True) if layer is None
+        )
         for batch in _batches(absent, settle.BATCH):
             self._check()
-            verdicts = self._settler.settle_unlisted(
-                batch, self._scope.job.began_at, stored_here=self._scope.stored_here
-            )
+            verdicts = self._settler.settle_unlisted(batch, self._scope.job.began_at, self._scope.pod.prefixes)
             self._tally.removed(verdicts)
+
+
+class _Lacking:
+    """Links that are there, and that a listing did not show."""
+
+    def __init__(self) -> None:
+        #: When each was written: by key, at most LACKING_KEPT.
+        self.links: dict[str, datetime.datetime] = {}
+        #: What has to be listed again.
+        self.prefixes: set[str] = set()
+        self._count, self._every = 0, 1
+
+    def add(self, link: ObjectInfo, prefix: str) -> None:
+        self.prefixes.add(prefix)
+        if self._count % self._every == 0:
+            self.links[link.key] = link.modified_at
+            if len(self.links) > LACKING_KEPT:
+                self.links = dict(islice(self.links.items(), 0, None, 2))
+                self._every *= 2
+        self._count += 1
+
+    def without(self, objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+        """Give what is listed, and forget those links that are among it."""
+        for entry in objects:
+            self.links.pop(entry.key, None)
+            yield entry
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -8,7 +8,7 @@ Not here: what is done with a part (compare.py), that parts are done once (db/jo
 from collections.abc import Sequence
 
 from coordinator.domain.names import RepositoryName
-from coordinator.storage.layout import LINK_FOLDERS, repository_prefix
+from coordinator.storage.layout import LINK_FOLDERS, TAGS, repository_prefix
 from coordinator.storage.port import ObjectStore
 
 #: So many parts keep several threads busy, and lose little of the work when one has to be done again.
@@ -37,8 +37,8 @@ def _children(store: ObjectStore, prefix: str) -> tuple[list[str], list[str]]:
     for folder in store.folders(prefix):
         name = folder[len(prefix) :]
         if name.startswith("_"):
-            # The folder is itself a repository. What else it keeps, its tags and uploads, says nothing about links.
-            done += [prefix + links for links in LINK_FOLDERS.values() if links.startswith(name)]
+            # The folder is itself a repository. What else it keeps, its uploads, says nothing about links.
+            done += [prefix + links for links in (*LINK_FOLDERS.values(), TAGS) if links.startswith(name)]
             continue
         beginnings.take(name)
         if len(folders) <= FOLDERS_LIMIT:

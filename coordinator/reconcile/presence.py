@@ -7,11 +7,12 @@ A look is repeated before it is believed: `heads` first, without a lock; what ha
 facts locked (db/locks.py), so that "it is needed" and "it has no bytes" are true at the same time, and a push that is
 applied later finds the blob as the look left it. Bytes that come just after the look are seen in the next round.
 An outage says nothing (scenario 16): a store that answers with an error ends the look, and so does a bucket in which
-nothing is that the table needs, which is probably another one.
+nothing is that the table needs, before a look or after it, which is probably another one or empty for a while.
+What no pod needs that links what is in the shared store may have its bytes elsewhere, and is never called missing.
 Not here: the rule (domain/lifecycle.py), what becomes of bytes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -59,8 +60,9 @@ class Presence:
         with self._connections.use() as connection:
             missing = lifecycle.missing(connection, self._missing_after, ROUND)
             unread = lifecycle.unread(connection, self._unread_after, ROUND)
+            elsewhere = lifecycle.needed_elsewhere(connection, [blob.id for blob in missing])
         found = self.heads([blob.digest for blob in (*missing, *unread)])
-        moves = self.settle([blob.digest for blob in missing if found[blob.digest] is not None])
+        moves = self.settle([blob.digest for blob in missing if found[blob.digest] is not None or blob.id in elsewhere])
         moves += self.settle([blob.digest for blob in unread if found[blob.digest] is None])
         self._missing_after = missing[-1].id if len(missing) == ROUND else 0
         self._unread_after = unread[-1].id if len(unread) == ROUND else 0
@@ -72,36 +74,30 @@ class Presence:
         found = self._lookups.map(lambda digest: self._store.head(blob_key(digest)), wanted)
         return dict(zip(wanted, found, strict=True))
 
-    def settle(self, wanted: Iterable[Digest], *, stored_here: bool = False) -> list[Move]:
+    def settle(self, wanted: Iterable[Digest]) -> list[Move]:
         """Look again at blobs at which the caller has looked, and write down what follows; return what changed.
 
-        `stored_here`: the caller has seen, in this bucket, a blob that the table needs. Else one is sought before
-        anything becomes missing; raises NotHereError if there is none. Raises UnavailableError, with some of it
-        perhaps done.
+        Raises NotHereError if blobs would become missing in a bucket that has none of those that the table needs, and
+        UnavailableError, with some of it perhaps done.
         """
         moved: list[Move] = []
         waiting = iter(wanted)
         while batch := list(islice(waiting, BATCH)):
             # Outside the lock: a store that is away must not stop the writers.
             self._store.check()
-            if not stored_here and self._is_stored_here():
-                stored_here = True
+            stored_here = self._is_stored_here()
             with self._connections.use() as connection, connection.transaction():
                 locks.enter(connection, alone=True)
-                moves = self._moves(lifecycle.load(connection, batch))
-                if not stored_here and any(each.to is BlobState.MISSING for each in moves):
+                needed = [blob for blob in lifecycle.load(connection, batch) if blob.referenced]
+                found = self._heads_in_time([blob.digest for blob in needed])
+                absent = [blob for blob in needed if found[blob.digest] is None]
+                elsewhere = lifecycle.needed_elsewhere(connection, [blob.id for blob in absent])
+                moves = _moves(needed, found, elsewhere)
+                if any(each.to is BlobState.MISSING for each in moves) and not (stored_here and self._is_stored_here()):
                     raise _not_here(moves[0].blob)
                 lifecycle.move(connection, moves)
             moved += moves
         return moved
-
-    def _moves(self, known: Sequence[KnownBlob]) -> list[Move]:
-        needed = [blob for blob in known if blob.referenced]
-        found = self._heads_in_time([blob.digest for blob in needed])
-        moves = [
-            Move(blob, looked(blob.state, referenced=True, stored=found[blob.digest] is not None)) for blob in needed
-        ]
-        return [each for each in moves if each.to is not each.blob.state]
 
     def _heads_in_time(self, wanted: Sequence[Digest]) -> Mapping[Digest, ObjectInfo | None]:
         try:
@@ -117,6 +113,20 @@ class Presence:
         with self._connections.use() as connection:
             sample = lifecycle.some_live(connection, SAMPLE_ROWS)
         return any(self._store.head(blob_key(digest)) is not None for digest in sample)
+
+
+def _moves(
+    needed: Sequence[KnownBlob], found: Mapping[Digest, ObjectInfo | None], elsewhere: Container[int]
+) -> list[Move]:
+    """What follows from a look; `elsewhere` are ids of those that may have their bytes where nobody here can look."""
+    moves = []
+    for blob in needed:
+        to = looked(blob.state, referenced=True, stored=found[blob.digest] is not None)
+        if to is BlobState.MISSING and blob.id in elsewhere:
+            to = looked(blob.state, referenced=True, stored=True)
+        if to is not blob.state:
+            moves.append(Move(blob, to))
+    return moves
 
 
 def _not_here(blob: KnownBlob) -> NotHereError:

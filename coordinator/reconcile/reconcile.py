@@ -7,6 +7,10 @@ Why it is right while pushes go on: every link that was written before `began_at
 The event of a later one comes from a process that lives, or whose death is noticed after `began_at`: that asks for
 another reconcile. What the listing did not show is removed only by the look under the lock (settle.py).
 
+An empty listing proves nothing where no registry is: the job fails unless the root has one at its begin and at its
+end, and what it saw of the pod at its begin. A pod whose registry has stored nothing yet, in a root where no other pod
+has, is so reconciled only once it has; the prober's image is enough.
+
 A part that fails for want of a service is tried again; if it goes on failing the job fails, and nothing is settled. A
 scheduler that is killed leaves the parts that it has done: the next one does the others, and `began_at` stays.
 Not here: what a part does, SQL, the queue.
@@ -32,9 +36,9 @@ from coordinator.errors import ConflictError, NotFoundError, UnavailableError
 from coordinator.jobs import Ending, StoppedError, Work
 from coordinator.reconcile import plan
 from coordinator.reconcile.compare import Comparison, Scope
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.settle import NotHereError, Settler
 from coordinator.reconcile.tally import Change, Tally
-from coordinator.storage.layout import repository_prefix
+from coordinator.storage.layout import BASE, repository_prefix
 from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
@@ -47,6 +51,8 @@ LOOKUPS_AT_ONCE = 12
 ATTEMPTS, FIRST_PAUSE_S = 6, 1.0
 
 KIND = "reconcile"
+
+_CHECK_ROOT = "Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
 
 
 class Reconcile:
@@ -78,16 +84,25 @@ class Reconcile:
         work.follow(tally.progress)
         pod = self._pod(work)
         self._store.check()
-        stored_here = any(self._store.list(repository_prefix(prefix), limit=1) for prefix in pod.prefixes)
-        scope = Scope(work.job, pod, stored_here, self._margin, self._link_grace)
-        tally.plan(self._parts(work, pod))
+        was_here = self._is_here(pod)
+        parts = self._parts(work, pod)
+        scope = Scope(work.job, pod, tuple(parts), self._margin, self._link_grace)
+        tally.plan(parts)
         self._compare_parts(work, scope, tally)
         with self._connections.use() as connection:
             comparison = self._comparison(scope, connection, tally, work.check)
             for kind in LinkKind if pod.mode is PodMode.LINK else (LinkKind.REVISION,):
                 comparison.unlisted(kind)
-            comparison.unread()
+            comparison.children()
+            if comparison.unread():
+                # Indexes may be among them.
+                comparison.children()
         self._settle_doubts(work, scope, tally)
+        if was_here and not self._is_here(pod):
+            raise NotHereError(
+                f"Something of pod {work.job.pod} was stored when the reconcile began, and nothing is now: look what "
+                f"became of it. {_CHECK_ROOT}"
+            )
 
         def end(connection: Any) -> Mapping[str, Any]:
             return tally.progress() | table.end(connection, work.job, self._request_bound)
@@ -102,11 +117,22 @@ class Reconcile:
             tally.removed(verdicts)
             work.check()
 
-        self._settler.settle(pod_id=scope.pod.id, stored_here=scope.stored_here, tell=tell)
+        self._settler.settle(pod_id=scope.pod.id, prefixes=scope.pod.prefixes, tell=tell)
+
+    def _is_here(self, pod: ReconciledPod) -> bool:
+        """Whether anything of the pod is in this bucket and root; raises NotHereError if nothing of any registry is."""
+        if any(self._store.list(repository_prefix(prefix), limit=1) for prefix in pod.prefixes):
+            return True
+        if self._store.list(f"{BASE}/", limit=1):
+            return False
+        raise NotHereError(
+            f"The object store has nothing below {BASE}/: no registry has stored anything in this bucket and root. "
+            f"{_CHECK_ROOT} A new pod is reconciled once its registry has stored something."
+        )
 
     def _pod(self, work: Work) -> ReconciledPod:
         with self._connections.use() as connection:
-            pod = table.pod(connection, work.job.pod_id)
+            pod = table.pod(connection, work.job.its_pod)
         if pod is None:
             raise NotFoundError(f"Pod {work.job.pod} is no longer registered.")
         if pod.linker is not Linker.LINK:

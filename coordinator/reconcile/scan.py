@@ -10,8 +10,15 @@ from datetime import datetime
 from typing import NamedTuple
 
 from coordinator.domain.merge import LinkKind
-from coordinator.domain.names import Digest
-from coordinator.storage.layout import LINK_LENGTH, LinkFolder, parse_link_folder, parse_link_name
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.storage.layout import (
+    LINK_LENGTH,
+    LinkFolder,
+    parse_history,
+    parse_link_folder,
+    parse_link_name,
+    parse_tags_folder,
+)
 from coordinator.storage.port import ObjectInfo
 
 #: Keys after which the caller hears how many there were.
@@ -27,13 +34,19 @@ class Listed(NamedTuple):
 
 
 def links(
-    objects: Iterable[ObjectInfo], *, layers_after: datetime | None, tell: Callable[[int, int], None]
+    objects: Iterable[ObjectInfo],
+    *,
+    layers_after: datetime | None,
+    tell: Callable[[int, int], None],
+    tagged: Callable[[RepositoryName, Digest], None] = lambda _repository, _digest: None,
 ) -> Iterator[Listed]:
     """Give the links among objects; layer links only if they are younger than `layers_after`, where that is given.
 
-    `tell` is called now and then with how many keys, and how many links among them, came since the last time.
+    `tagged` is called with what a tag points to or has pointed to; `tell` now and then with how many keys, and how
+    many links among them, came since the last time.
     """
     beginning, folder, skip = "", None, None
+    tags, repository = "", None
     keys = links = 0
     for key, _, modified_at in objects:
         keys += 1
@@ -44,6 +57,10 @@ def links(
             parsed = parse_link_folder(key)
             if parsed is None:
                 folder = None
+                if not (tags and key.startswith(tags)):
+                    tags, repository = parse_tags_folder(key) or ("", None)
+                if repository is not None and (digest := parse_history(key[len(tags) :])) is not None:
+                    tagged(repository, digest)
                 continue
             beginning, folder = parsed
             skip = layers_after if folder.kind is LinkKind.LAYER else None

@@ -37,7 +37,7 @@ UNREADABLE_IN_A_ROW = 5
 VERSIONS = 10
 #: What a rate lets through at once, in seconds of it.
 BURST_S = 1.0
-#: For a sample, looks at random places beyond as many as are wanted: few blobs are met again and again.
+#: For a sample, looks at random places that may meet nothing new in a row: few blobs are met again and again.
 SPARE_LOOKS = 100
 
 
@@ -164,12 +164,19 @@ class Scrub:
         """Choose blobs by what follows random digests."""
         rnd = random.SystemRandom()
         found: dict[str, ObjectInfo] = {}
-        for _ in range(count + SPARE_LOOKS):
-            if len(found) >= count:
-                break
+        in_vain = 0
+        while len(found) < count and in_vain < SPARE_LOOKS:
             place = blob_key(Digest(rnd.randbytes(DIGEST_BYTES)))
+            before = len(found)
             for entry in self._store.list(BLOBS, place, 1) or self._store.list(BLOBS, None, 1):
                 found[entry.key] = entry
+            in_vain = 0 if len(found) > before else in_vain + 1
+        if len(found) < count:
+            # There are hardly any others, and looks at random would find these last.
+            for entry in self._all(None):
+                found[entry.key] = entry
+                if len(found) >= count:
+                    break
         return [found[key] for key in sorted(found)]
 
     # One blob

@@ -7,11 +7,13 @@ Why the facts are locked while storage is asked (db/locks.py): a push that wrote
 seen by it; one that writes it later announces itself later, and finds the table as the settlement left it.
 Without the lock a push could be applied between the two, change nothing because the holding is still there, and
 then lose it.
+An absence counts only where something of the pod is in this bucket and root, just before the look and just after it: a
+root may be wrong, and what is below one may be gone for a while without any error (a filer that fails over).
 Only pods whose links are in shared storage can be settled so; the doubts of others stay.
 """
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import NamedTuple
@@ -21,7 +23,7 @@ import structlog
 from coordinator.db import doubts, locks
 from coordinator.db.connection import Connections
 from coordinator.db.doubts import Doubt, Verdict
-from coordinator.domain.names import format_digest
+from coordinator.domain.names import RepositoryName, format_digest
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.storage.layout import layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectStore
@@ -33,6 +35,9 @@ BATCH = 64
 LOOKUPS_AT_ONCE = 16
 LOOKUP_TIMEOUT_S = 5.0
 NEW = timedelta(minutes=1)
+
+#: Names below any of which something is stored, if a pod keeps its links in this bucket and root.
+Place = tuple[RepositoryName, ...]
 
 
 class Settled(NamedTuple):
@@ -51,6 +56,7 @@ class Settler:
         self._connections = connections
         self._store = store
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
+        self._witnesses: dict[Place, RepositoryName] = {}
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
@@ -64,12 +70,12 @@ class Settler:
         newer_than: timedelta | None = None,
         *,
         pod_id: int | None = None,
-        stored_here: bool = False,
+        prefixes: Sequence[RepositoryName] = (),
         tell: Callable[[Sequence[Verdict]], None] | None = None,
     ) -> Settled:
         """Settle all doubts that can be settled, of one pod if so asked; `tell` hears of each batch after its commit.
 
-        `stored_here`: the caller has seen that the pod keeps its links in this bucket and root.
+        `prefixes`: all of that pod's. Without them only those above a doubt's repository show that this is the place.
         """
         settled = Settled()
         after = doubts.BEGINNING
@@ -81,7 +87,7 @@ class Settler:
                 found = doubts.load(connection, after, BATCH, newer_than, pod_id)
                 if not found:
                     return settled
-                looked = self._look_up(found, stored_here=stored_here)
+                looked = self._look_up(found, prefixes)
                 verdicts = [verdict for verdict in looked if verdict is not None]
                 removed = doubts.settle(connection, verdicts)
             settled = Settled(settled.removed + removed, settled.doubts + len(verdicts))
@@ -91,8 +97,12 @@ class Settler:
                     tell(verdicts)
             after = found[-1].key
 
-    def settle_unlisted(self, keys: Sequence[doubts.Key], at: datetime.datetime, *, stored_here: bool) -> list[Verdict]:
+    def settle_unlisted(
+        self, keys: Sequence[doubts.Key], at: datetime.datetime, prefixes: Sequence[RepositoryName]
+    ) -> list[Verdict]:
         """Doubt what a listing that began at `at` did not show, at most BATCH things, and settle it at once.
+
+        `prefixes`: all of the pod's.
 
         What the caller saw says only where to look: the verdict is that of the look under the lock. Raises
         NotHereError, with nothing doubted, if something is absent and nothing shows that the pod stores anything here.
@@ -103,7 +113,7 @@ class Settler:
             locks.enter(connection, alone=True)
             verdicts: list[Verdict] = []
             raised = doubts.raise_doubts(connection, keys, at)
-            for doubt, verdict in zip(raised, self._look_up(raised, stored_here=stored_here), strict=True):
+            for doubt, verdict in zip(raised, self._look_up(raised, prefixes), strict=True):
                 if verdict is None:
                     raise NotHereError(
                         f"Storage has nothing of the pod, though the table has {format_digest(doubt.digest)} in "
@@ -113,27 +123,45 @@ class Settler:
             doubts.settle(connection, verdicts)
         return verdicts
 
-    def _look_up(self, found: list[Doubt], *, stored_here: bool) -> list[Verdict | None]:
-        def verdict(doubt: Doubt) -> Verdict | None:
-            return self._verdict(doubt, stored_here=stored_here)
-
+    def _look_up(self, found: list[Doubt], prefixes: Sequence[RepositoryName]) -> list[Verdict | None]:
+        """Say what storage has of each; None where something is absent, and that proves nothing."""
+        places = [tuple(prefixes or doubt.prefixes or (doubt.repository,)) for doubt in found]
         try:
-            return list(self._lookups.map(verdict, found, timeout=LOOKUP_TIMEOUT_S))
+            before = self._stored(places)
+            verdicts = list(self._lookups.map(self._verdict, found, timeout=LOOKUP_TIMEOUT_S))
+            absent = [_gone(verdict) for verdict in verdicts]
+            after = self._stored(place for place, gone in zip(places, absent, strict=True) if gone and place in before)
         except TimeoutError as error:
             raise UnavailableError("The object store answers too slowly to settle removals: try again.") from error
+        return [
+            None if gone and place not in after else verdict
+            for verdict, place, gone in zip(verdicts, places, absent, strict=True)
+        ]
 
-    def _verdict(self, doubt: Doubt, *, stored_here: bool) -> Verdict | None:
-        held = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None
-        linked = doubt.linked and self._store.head(layer_link_key(doubt.repository, doubt.digest)) is not None
-        gone = held < doubt.held or linked < doubt.linked
-        if gone and not stored_here and not self._is_stored_here(doubt):
-            return None
-        return Verdict(doubt, held=held, linked=linked)
+    def _verdict(self, doubt: Doubt) -> Verdict:
+        revision = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None
+        asked = doubt.linked or (doubt.held and not revision)
+        layer = asked and self._store.head(layer_link_key(doubt.repository, doubt.digest)) is not None
+        # A manifest is served by either (layered.py).
+        return Verdict(doubt, held=revision or (doubt.held and layer), linked=doubt.linked and layer)
 
-    def _is_stored_here(self, doubt: Doubt) -> bool:
-        """Whether the pod keeps its links in this bucket and root: if not, the absence of one proves nothing.
-
-        The bytes prove nothing either: another pod may have them, and some registries share bytes alone.
+    def _stored(self, places: Iterable[Place]) -> set[Place]:
+        """Return those places where anything is. Bytes prove nothing: another pod may have them, and some registries
+        share bytes alone.
         """
-        names = (doubt.repository, *doubt.prefixes)
-        return any(self._store.list(repository_prefix(name), limit=1) for name in names)
+        asked = list(dict.fromkeys(places))
+        found = self._lookups.map(self._is_anything_in, asked, timeout=LOOKUP_TIMEOUT_S)
+        return {place for place, there in zip(asked, found, strict=True) if there}
+
+    def _is_anything_in(self, place: Place) -> bool:
+        # A pod may have a thousand prefixes: first where something was the last time.
+        witness = self._witnesses.get(place)
+        for name in sorted(place, key=lambda name: name != witness):
+            if self._store.list(repository_prefix(name), limit=1):
+                self._witnesses[place] = name
+                return True
+        return False
+
+
+def _gone(verdict: Verdict) -> bool:
+    return verdict.held < verdict.doubt.held or verdict.linked < verdict.doubt.linked

@@ -28,7 +28,7 @@ from hashlib import blake2b
 from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import UsageError
@@ -63,6 +63,8 @@ _BLOB = struct.Struct("<34sQ")
 _REPOSITORY = struct.Struct("<2s8s")
 
 Progress = Callable[[int], None]
+#: What is listed of an object.
+Entry = TypeVar("Entry")
 
 
 class Root(NamedTuple):
@@ -152,7 +154,7 @@ def survey(
         links, blobs, repositories = (
             stack.enter_context(Spill(size, directory)) for size in (_LINK_BYTES, _BLOB.size, _REPOSITORY.size)
         )
-        listings: list[_Listing] = [
+        listings: list[_Listing[Any]] = [
             *(_Links(number, root, links, repositories) for number, root in enumerate(roots)),
             *(_Blobs(number, root, blobs) for number, root in enumerate(roots)),
         ]
@@ -168,10 +170,8 @@ def survey(
     return count.result(sum(listing.keys for listing in listings), disk)
 
 
-class _Listing:
+class _Listing(Generic[Entry]):
     """One subtree of a root that is being listed into a spill. Subclasses do the keys."""
-
-    prefix: str
 
     def __init__(self, number: int, root: Root) -> None:
         self.number = number
@@ -182,7 +182,7 @@ class _Listing:
 
     def run(self, stop: threading.Event, listed: Callable[[], None]) -> None:
         self.open()
-        entries = iter(self.root.store.walk(self.prefix))
+        entries = self.entries(self.root.store)
         while (block := list(islice(entries, BLOCK))) and not stop.is_set():
             self.add(block)
             self.keys += len(block)
@@ -192,7 +192,10 @@ class _Listing:
     def open(self) -> None:
         raise NotImplementedError
 
-    def add(self, block: Iterable[ObjectInfo]) -> None:
+    def entries(self, store: ObjectReader) -> Iterator[Entry]:
+        raise NotImplementedError
+
+    def add(self, block: Iterable[Entry]) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -204,9 +207,7 @@ class _Listing:
             self.odd_examples.append(key)
 
 
-class _Links(_Listing):
-    prefix = REPOSITORIES
-
+class _Links(_Listing[str]):
     def __init__(self, number: int, root: Root, links: Spill, repositories: Spill) -> None:
         super().__init__(number, root)
         self._spills = links, repositories
@@ -215,13 +216,17 @@ class _Links(_Listing):
     def open(self) -> None:
         self._links, self._repositories = map(Writer, self._spills)
 
-    def add(self, block: Iterable[ObjectInfo]) -> None:
+    def entries(self, store: ObjectReader) -> Iterator[str]:
+        # A link is as long as any other, and by far the most keys are links.
+        return store.walk_keys(REPOSITORIES)
+
+    def add(self, block: Iterable[str]) -> None:
         # Every key passes here: what can stand before the loop does.
         as_layer, as_revision = (struct.pack("<H", 2 * self.number + kind) for kind in (0, 1))
         buffers, full, flush = self._links.buffers, self._links.full, self._links.flush
         name, repository, fromhex, start = self._name, self._id, bytes.fromhex, len(REPOSITORIES)
         layers, layers_length, revisions, revisions_length = _LAYERS, len(_LAYERS), _REVISIONS, len(_REVISIONS)
-        for key, _, _ in block:
+        for key in block:
             before, hexadecimal = key[start:-_LINK_CHARACTERS], key[-_LINK_CHARACTERS:-5]
             if before[-layers_length:] == layers:
                 found, head = before[:-layers_length], as_layer
@@ -266,15 +271,16 @@ class _Links(_Listing):
         self._repositories.close()
 
 
-class _Blobs(_Listing):
-    prefix = _BLOBS
-
+class _Blobs(_Listing[ObjectInfo]):
     def __init__(self, number: int, root: Root, blobs: Spill) -> None:
         super().__init__(number, root)
         self._spill = blobs
 
     def open(self) -> None:
         self._blobs = Writer(self._spill)
+
+    def entries(self, store: ObjectReader) -> Iterator[ObjectInfo]:
+        return store.walk(_BLOBS)
 
     def add(self, block: Iterable[ObjectInfo]) -> None:
         buffers, full, flush = self._blobs.buffers, self._blobs.full, self._blobs.flush
@@ -304,7 +310,7 @@ class _Blobs(_Listing):
         self._blobs.close()
 
 
-def _list_all(listings: Sequence[_Listing], progress: Progress) -> None:
+def _list_all(listings: Sequence[_Listing[Any]], progress: Progress) -> None:
     """Run all listings, some at a time; the first that fails ends the others, and is raised."""
     stop = threading.Event()
 

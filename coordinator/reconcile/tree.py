@@ -6,14 +6,20 @@ Not here: what is done with it (adopt_plan.py, adopt.py).
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from enum import Enum
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
-from coordinator.domain.references import MANIFEST_BYTES_LIMIT, MalformedManifestError, parse_manifest
+from coordinator.domain.references import (
+    MANIFEST_BYTES_LIMIT,
+    MalformedManifestError,
+    ManifestKind,
+    is_manifest,
+    parse_manifest,
+)
 from coordinator.errors import InvalidNameError, NotFoundError, UnavailableError, UsageError
 from coordinator.storage.layout import BASE, BLOBS, REPOSITORIES, blob_key, repository_prefix
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader
@@ -69,6 +75,10 @@ class Manifest(NamedTuple):
     unread: str | None = None
     #: The bytes are not those of its digest.
     corrupt: str | None = None
+    #: What it lists are manifests.
+    is_index: bool = False
+    #: A registry could serve the bytes as a manifest, as far as can be told.
+    is_one: bool = True
 
 
 def require_tree(store: ObjectReader, url: str) -> None:
@@ -82,7 +92,7 @@ def require_tree(store: ObjectReader, url: str) -> None:
         near = set()
     hint = f"name the folder that holds {BASE}"
     if near:
-        hint = f"did you mean {url.rstrip('/')}/{min(near)}?"
+        hint = f"{url.rstrip('/')}/{min(near)} may be meant"
     elif url.rstrip("/").endswith(("/docker", "/docker/registry", f"/{BASE}")):
         hint = f"name the folder that holds `docker`, {url[: url.rindex('/docker')] or '/'}"
     raise NotFoundError(
@@ -167,14 +177,51 @@ def read_manifest(store: ObjectReader, digest: Digest) -> Manifest | None:
     except ObjectNotFoundError:
         return None
     except UsageError as error:
-        return Manifest(unread=str(error))
+        return Manifest(unread=str(error), is_one=False)
     actual = Digest(hashlib.sha256(body).digest())
     if actual != digest:
         return Manifest(corrupt=f"its bytes have the digest {format_digest(actual)}")
     try:
-        return Manifest(tuple(reference.digest for reference in parse_manifest(body).references))
+        content = parse_manifest(body)
     except MalformedManifestError as error:
-        return Manifest(unread=str(error))
+        return Manifest(unread=str(error), is_one=is_manifest(body))
+    listed = tuple(reference.digest for reference in content.references)
+    return Manifest(listed, is_index=content.kind is ManifestKind.INDEX)
+
+
+def read_held(
+    store: ObjectReader, links: Mapping[RepositoryName, Links], sizes: Collection[Digest], pool: Executor
+) -> tuple[dict[RepositoryName, Links], dict[Digest, Manifest]]:
+    """Read the manifests of all repositories; return them, and the links with all that is held among the revisions.
+
+    What an index or a tag names may be a manifest by the link of a blob alone (layered.py).
+    """
+    held = dict(links)
+    manifests: dict[Digest, Manifest] = {}
+    looked: set[Digest] = set()
+    while True:
+        named = {repository: _layered(each, manifests) for repository, each in held.items()}
+        wanted = {digest for name in held for digest in held[name].revisions | named[name]} - looked
+        manifests |= read_manifests(store, sorted(wanted.intersection(sizes)), pool)
+        looked |= wanted
+        found = {
+            name: {each for each in digests if each in manifests and manifests[each].is_one}
+            for name, digests in named.items()
+        }
+        held = {name: each._replace(revisions=each.revisions | found[name]) for name, each in held.items()}
+        if not wanted and not any(found.values()):
+            revisions = {digest for each in held.values() for digest in each.revisions}
+            return held, {digest: manifest for digest, manifest in manifests.items() if digest in revisions}
+
+
+def _layered(links: Links, manifests: Mapping[Digest, Manifest]) -> set[Digest]:
+    """Return what tags and indexes of a repository name, or tags have named, and it links as a blob alone."""
+    named = {digest for digest in links.tags.values() if digest is not None}
+    named.update(digest for _, digest in links.history)
+    for digest in links.revisions:
+        if digest in manifests and manifests[digest].is_index:
+            named.update(manifests[digest].references)
+    return (named & links.layers) - links.revisions
 
 
 def side_by_side(

@@ -7,7 +7,7 @@ Folders of repositories are looked through side by side, some at a time, so that
 """
 
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor
 from itertools import chain, groupby, islice
 from typing import NamedTuple, TypeVar
@@ -35,18 +35,22 @@ class Session(NamedTuple):
 
 def sessions(store: ObjectStore, pool: Executor) -> Iterator[Session]:
     """Give every upload session that is in storage."""
-    folders = _upload_folders(store, pool, store.folders(REPOSITORIES))
+    folders = folders_named({_UPLOADS}, store.folders, pool)
     while window := list(islice(folders, WINDOW)):
         for found in pool.map(lambda folder: _first(_sessions_of(store, folder)), window):
             yield from found
 
 
-def _upload_folders(store: ObjectStore, pool: Executor, folders: Iterator[str]) -> Iterator[str]:
+def folders_named(
+    names: Collection[str], children: Callable[[str], Iterator[str]], pool: Executor, below: Iterator[str] | None = None
+) -> Iterator[str]:
+    """Give the folders of these names, such as `_uploads/`, that repositories have; `children` lists a folder's."""
+    folders = children(REPOSITORIES) if below is None else below
     while window := list(islice(folders, WINDOW)):
-        below = [folder for folder in window if not _name(folder).startswith("_")]
-        yield from (folder for folder in window if _name(folder) == _UPLOADS)
-        for children in pool.map(lambda folder: _first(store.folders(folder)), below):
-            yield from _upload_folders(store, pool, iter(children))
+        yield from (folder for folder in window if _name(folder) in names)
+        outer = [folder for folder in window if not _name(folder).startswith("_")]
+        for found in pool.map(lambda folder: _first(children(folder)), outer):
+            yield from folders_named(names, children, pool, iter(found))
 
 
 def _name(folder: str) -> str:

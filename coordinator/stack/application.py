@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,21 @@ def told(merged: Settings, beginning: tuple[str, ...] = ("",)) -> dict[str, Any]
     return {name: value for name, value in values.items() if value is not None}
 
 
+def reached_at(host: str, port: int) -> str:
+    """Where a server is found from this machine that listens on this host: a name or an address, or any address."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return f"http://{host}:{port}"
+    if address.version == 4:
+        return f"http://{'127.0.0.1' if address.is_unspecified else host}:{port}"
+    # Who listens on any address of version 6 does so on these alone.
+    return f"http://[{'::1' if address.is_unspecified else host}]:{port}"
+
+
 def api(merged: Settings, directory: Path, *, host: str, port: int) -> ManagedProcess:
     """The API, ready when it says that it is alive."""
-    address = f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{port}/healthz"  # noqa: S104
+    address = f"{reached_at(host, port)}/healthz"
     arguments = ["-m", "coordinator.cli", "api", "--host", host, "--port", str(port)]
     return _child(API, arguments, merged, directory, probe_url=address)
 
@@ -72,9 +85,13 @@ def _child(
 
 
 def _environment(merged: Settings) -> Mapping[str, str]:
-    passed_on = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     ours = {f"{PREFIX}{name.upper()}": _text(value) for name, value in told(merged).items()}
-    return {"PYTHONUNBUFFERED": "1"} | passed_on | ours
+    return {"PYTHONUNBUFFERED": "1"} | passed_on() | ours
+
+
+def passed_on() -> dict[str, str]:
+    """What children get of the user's environment: no settings of ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
 def _plain(value: Any) -> Any:
@@ -88,9 +105,10 @@ def _text(value: Any) -> str:
 
 
 def answers(url: str) -> bool:
-    """Whether something answers 200 there now."""
+    """Whether something answers 200 there now, on this machine: no proxy of the user's is asked."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310 - our own http URL
+        with direct.open(url, timeout=PROBE_SECONDS) as answer:
             return bool(answer.status == 200)
     except urllib.error.URLError:
         return False

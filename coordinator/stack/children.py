@@ -35,3 +35,8 @@ class Children:
         process.kill()
         self._running.remove(process)
         self._guard.gone(process.pid)
+
+    def end(self, process: ManagedProcess) -> None:
+        """Kill a process that may have ended already."""
+        if process in self._running:
+            self.kill(process)

@@ -1,9 +1,9 @@
 """Run CNCF distribution as a pod on the shared store, for the demo and the tests.
 
 The program is not part of the stack: `docker-registry` (Debian's name) or `registry` must be on PATH.
-Its configuration follows what safety needs (see the doctor): no blob descriptor cache, deletes enabled, no
-redirects, references included in events, one `http.secret` for all pods so that an upload may move between
-them.
+Its configuration follows what safety needs (see the doctor): no blob descriptor cache, deletes enabled,
+references included in events, one `http.secret` for all pods so that an upload may move between them. It sends
+blobs itself unless it is told to redirect: not every client reaches the store.
 The file holds secrets, is readable by its owner only and is written anew at every start.
 """
 
@@ -66,6 +66,8 @@ class DistributionRegistry:
     notifications: Notifications | None = None
     host: str = "127.0.0.1"
     log_level: str = "info"
+    #: A pull of a blob is answered with an address at the store.
+    redirect: bool = False
 
     @property
     def url(self) -> str:
@@ -111,7 +113,7 @@ class DistributionRegistry:
                     "v4auth": True,
                 },
                 "delete": {"enabled": True},
-                "redirect": {"disable": True},
+                "redirect": {"disable": not self.redirect},
                 # A purge of uploads would walk all pods' repositories; Baleen looks after them.
                 "maintenance": {"uploadpurging": {"enabled": False}},
             },

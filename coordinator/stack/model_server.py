@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(_Refusal(500, "UNKNOWN"))
 
     # The names that http.server calls.
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _dispatch  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _dispatch
 
     def _route(self) -> None:
         url = urlsplit(self.path)

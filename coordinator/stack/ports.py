@@ -5,34 +5,91 @@ embedded store keeps working after a restart. A remembered port that somebody el
 
 Ports are drawn from below the range from which systems give ports to outgoing connections (32768 on Linux),
 so that nothing takes one between the choice and its use; weed wants a second port at +10000 for each, which
-stays below that limit too.
+stays below that limit too. Nor does another stack on this machine, which may be choosing just now: a new port is
+claimed (on Linux, by a name that ends with the process), and one that somebody has claimed is not chosen.
 Not here: real listening; a child that loses the race says so in its log.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import socket
+import sys
 from pathlib import Path
 
 from coordinator.errors import StackError
 
 LOWEST, HIGHEST = 10_240, 22_240
 TRIES = 200
+#: More than a process needs; of those that it had before others may have some.
+CLAIMS_LIMIT = 200
+
+#: Of this process, the oldest first.
+_claims: dict[int, socket.socket] = {}
 
 
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
+    try:
+        _listen(host, port)
+    except (OSError, OverflowError):  # of a number that is no port
+        return False
+    return True
+
+
+def obstacle(host: str, port: int) -> str | None:
+    """Why no server could listen there now, and what to do about it; None if one could."""
+    try:
+        _listen(host, port)
+    except socket.gaierror:
+        return f"{host} cannot be listened on, since that name is not known here: choose an address with --host."
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"Port {port} of {host} is in use: stop what listens there, or choose another with --port."
+        if error.errno == errno.EACCES:
+            return f"Port {port} may not be listened on by this user: choose one above 1023 with --port."
+        return (
+            f"{host} cannot be listened on, since it is no address of this machine ({error.strerror}): choose another "
+            "with --host, such as 127.0.0.1 or 0.0.0.0."
+        )
+    return None
+
+
+def _listen(host: str, port: int) -> None:
+    """Listen there, and end it at once; raises OSError."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # Connections of an earlier server that still wait for their end do not hinder a new one.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-            probe.listen(1)
+        except UnicodeError as error:  # of what cannot be a name
+            raise socket.gaierror(str(error)) from error
+        probe.listen(1)
+
+
+def _claim(port: int, offset: int | None) -> bool:
+    """Keep other processes from choosing the port, and the one that much higher; False if one of them has it."""
+    wanted = [port] if offset is None else [port, port + offset]
+    made: dict[int, socket.socket] = {}
+    for each in wanted if sys.platform == "linux" else ():
+        if each in _claims:
+            break
+        made[each] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            # An abstract name: no file, and gone with the process.
+            made[each].bind(f"\0baleen-port-{each}")
         except OSError:
-            return False
-    return True
+            break
+    else:
+        _claims.update(made)
+        while len(_claims) > CLAIMS_LIMIT:
+            _claims.pop(next(iter(_claims))).close()
+        return True
+    for claim in made.values():
+        claim.close()
+    return False
 
 
 class Ports:
@@ -58,7 +115,7 @@ class Ports:
             return self._keep(name, remembered, offset)
         for _ in range(TRIES):
             port = random.randrange(LOWEST, HIGHEST)  # noqa: S311 - a port is no secret
-            if port not in self._chosen.values() and self._usable(port, offset):
+            if port not in self._chosen.values() and self._usable(port, offset) and _claim(port, offset):
                 return self._keep(name, port, offset)
         raise StackError(f"No free port was found for {name} on {self._host}: stop some of the servers there.")
 
@@ -82,5 +139,5 @@ class Ports:
             return {str(name): int(port) for name, port in known.items()}
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, OverflowError):
             return {}  # half a file tells nothing, and new ports are as good

@@ -24,6 +24,8 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +37,11 @@ USER = DATABASE = "baleen"
 SYSTEM_USER = "baleen-postgres"
 STOP_SECONDS = 60.0  # a shutdown checkpoint writes up to shared_buffers
 INIT_SECONDS = 60.0
+# How long another `useradd` may hold the password file.
+USER_SECONDS = 10.0
+# How long backends of a killed server may take to notice, on a busy machine.
+BACKENDS_SECONDS = 30.0
+POLL_SECONDS = 0.05
 
 SETTINGS = {
     "shared_buffers": "256MB",  # the default of 128MB is small for the index pages of a few million blobs
@@ -57,8 +64,9 @@ def binaries() -> Path:
     found = None if spec is None or spec.origin is None else Path(spec.origin).parent / "pginstall" / "bin"
     if found is None or not (found / "postgres").exists():
         raise StackError(
-            "The embedded PostgreSQL is not installed or has no wheel for this platform: install "
-            "baleen-registry[embedded], or set BALEEN_DATABASE_URL to a PostgreSQL of your own."
+            "The embedded PostgreSQL is not installed or has no wheel for this platform: type "
+            "`pip install '.[embedded]'` in a checkout of Baleen, or set "
+            "BALEEN_DATABASE_URL to a PostgreSQL of your own."
         )
     return found
 
@@ -108,6 +116,7 @@ class EmbeddedPostgres:
             log_file=self._log_file,
             uid_gid=self._uid_gid,
             stop_signal=signal.SIGINT,
+            discard_signal=signal.SIGQUIT,  # an immediate shutdown: without a checkpoint, and no backend is left
             stop_timeout=STOP_SECONDS,
             ready_timeout=120.0,  # recovery after a crash replays up to max_wal_size
             advice="BALEEN_DATABASE_URL may name another PostgreSQL",
@@ -135,7 +144,24 @@ class EmbeddedPostgres:
             return
         first, _, rest = file.read_text().partition("\n")
         if first.isdigit() and not _is_postgres(int(first)):
+            self._await_backends()
             file.write_text(f"{os.getpid()}\n{rest}")
+
+    def _await_backends(self) -> None:
+        """Wait until those that a killed server has left have ended, as they do by themselves: it refuses to run
+        beside them.
+        """
+        deadline = time.monotonic() + BACKENDS_SECONDS
+        while self._is_worked_in() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def _is_worked_in(self) -> bool:
+        data = self._data.resolve()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # ended meanwhile, or not ours
+                if (process / "cwd").readlink() == data:
+                    return True
+        return False
 
     def _password_file(self) -> Path:
         return self._directory / "password"
@@ -192,9 +218,7 @@ def _system_user(directory: Path) -> tuple[int, int] | None:
         owner = directory.stat()
         return owner.st_uid, owner.st_gid
     try:
-        if SYSTEM_USER not in {user.pw_name for user in pwd.getpwall()}:
-            make = ["useradd", "--system", "--shell", "/bin/false", SYSTEM_USER]
-            subprocess.run(make, check=True, capture_output=True, timeout=INIT_SECONDS)  # noqa: S603 - fixed
+        _make_system_user()
         entry = pwd.getpwnam(SYSTEM_USER)
     except (OSError, KeyError, subprocess.SubprocessError) as error:
         raise StackError(
@@ -202,6 +226,21 @@ def _system_user(directory: Path) -> tuple[int, int] | None:
             "start as an ordinary user, or set BALEEN_DATABASE_URL."
         ) from error
     return entry.pw_uid, entry.pw_gid
+
+
+def _make_system_user() -> None:
+    """Make the system user unless there is one: also when another stack on this machine makes it right now.
+
+    `useradd` fails while another holds the lock of the password file, and when the user has come meanwhile.
+    """
+    make = ["useradd", "--system", "--shell", "/bin/false", SYSTEM_USER]
+    until = time.monotonic() + USER_SECONDS
+    while SYSTEM_USER not in {user.pw_name for user in pwd.getpwall()}:
+        done = subprocess.run(make, check=False, capture_output=True, timeout=INIT_SECONDS)  # noqa: S603 - fixed
+        if done.returncode != 0 and time.monotonic() > until:
+            done.check_returncode()
+        if done.returncode != 0:
+            time.sleep(0.1)
 
 
 def let_pass(path: Path) -> None:

@@ -42,6 +42,7 @@ class ManagedProcess:
     uid_gid: tuple[int, int] | None = None  # a system user to run as; only root may give one
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout: float = 10.0
+    discard_signal: signal.Signals = signal.SIGKILL
     probe: Probe | None = None
     ready_timeout: float = 30.0
     advice: str = ""  # what the user can do when it does not start, as the end of a sentence
@@ -100,6 +101,16 @@ class ManagedProcess:
         self._popen.send_signal(self.stop_signal)
         try:
             self._popen.wait(self.stop_timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def discard(self) -> None:
+        """End it at once; what it would write as it ends is of no use to anybody."""
+        if self._popen is None or self._popen.poll() is not None:
+            return
+        self._popen.send_signal(self.discard_signal)
+        try:
+            self._popen.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
 

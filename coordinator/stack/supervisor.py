@@ -135,6 +135,12 @@ class Stack:
                 return None
         return None
 
+    def discard(self) -> None:
+        """End every child at once, where the directory is about to be deleted; stop() is still to be called."""
+        self._stopping.set()
+        for child in reversed(self._children):
+            child.discard()
+
     def stop(self) -> None:
         """End every child, the last started first; may be called twice."""
         self._stopping.set()
@@ -255,6 +261,11 @@ class Stack:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StackError(
+                f"The data directory {self._directory} cannot be made, since there is a file of that name: choose "
+                "another with --data-dir."
+            ) from error
         except OSError as error:
             raise StackError(
                 f"The data directory {self._directory} cannot be written ({error.strerror}): "

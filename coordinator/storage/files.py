@@ -11,7 +11,7 @@ import datetime
 import errno
 import os
 import stat
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -62,18 +62,21 @@ class FileObjectStore:
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
         after = tuple((start_after or "").split("/"))
-        found = (entry for entry in self._walk(prefix, ordered=True) if tuple(entry.key.split("/")) > after)
-        return list(islice(found, page_size(limit)))
+        found = (each for each in self._walk(prefix, ordered=True) if tuple(each[0].split("/")) > after)
+        return list(islice(_known(found), page_size(limit)))
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._walk(prefix, ordered=False)
+        return _known(self._walk(prefix, ordered=False))
+
+    def walk_keys(self, prefix: str) -> Iterator[str]:
+        return (key for key, _ in self._walk(prefix, ordered=False))
 
     def check(self) -> None:
         if not self.root.is_dir():
             raise UnavailableError(f"There is no directory {str(self.root)!r}: check the path.")
 
-    def _walk(self, prefix: str, *, ordered: bool) -> Iterator[ObjectInfo]:
-        """Give the files whose key begins with prefix, if `ordered` in the order of their keys' parts.
+    def _walk(self, prefix: str, *, ordered: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Give the files whose key begins with prefix, with their keys, if `ordered` in the order of the keys' parts.
 
         Where it is not, memory does not depend on how many files a directory holds.
         """
@@ -88,8 +91,7 @@ class FileObjectStore:
                 base, entries = levels[-1]
                 for entry in entries:
                     if _is(entry, os.DirEntry.is_file):
-                        if (known := _stat(entry)) is not None:
-                            yield _info(base + entry.name, known)
+                        yield base + entry.name, entry
                     elif _is(entry, os.DirEntry.is_dir):
                         levels.append((f"{base}{entry.name}/", _entries(entry.path, "", ordered=ordered)))
                         break
@@ -153,6 +155,13 @@ def _entries(path: str | Path, name: str, *, ordered: bool) -> Generator[os.DirE
     except OSError as error:
         if error.errno not in _ABSENT:
             raise _unreadable(error) from error
+
+
+def _known(files: Iterable[tuple[str, os.DirEntry[str]]]) -> Iterator[ObjectInfo]:
+    """Look at files; one that is gone meanwhile is left out."""
+    for key, entry in files:
+        if (known := _stat(entry)) is not None:
+            yield _info(key, known)
 
 
 def _is(entry: os.DirEntry[str], kind: Callable[..., bool]) -> bool:

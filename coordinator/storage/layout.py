@@ -9,6 +9,8 @@
       repositories/<name>/_uploads/<uuid>/…
 
 A link object's content is `sha256:<hex>`.
+Beside it Baleen keeps `quarantine/<hex>/<hide id>`: hidden bytes, in a bucket without versions; and
+`collected-by.json`: which database collects garbage there (gc/mark.py).
 """
 
 from typing import NamedTuple
@@ -20,10 +22,16 @@ from coordinator.errors import InvalidNameError
 BASE = "docker/registry/v2"
 BLOBS = f"{BASE}/blobs/sha256/"
 REPOSITORIES = f"{BASE}/repositories/"
+QUARANTINE = "quarantine/"
+MARK = "collected-by.json"
 
 
 #: Where a repository keeps links of each kind.
 LINK_FOLDERS = {LinkKind.REVISION: "_manifests/revisions/sha256/", LinkKind.LAYER: "_layers/sha256/"}
+#: Where it keeps tags, and below each of them what it has pointed to.
+TAGS, _HISTORY = "_manifests/tags/", "/index/sha256/"
+#: Where it keeps uploads that are under way, and links to layers.
+UPLOADS, LAYERS = "_uploads/", "_layers/"
 #: What follows such a folder: 64 hex digits and the object's name.
 _LINK_NAME = "/link"
 _HEX = 2 * DIGEST_BYTES
@@ -53,6 +61,21 @@ def parse_blob_key(key: str) -> Digest | None:
     return digest if len(digest) == DIGEST_BYTES and blob_key(digest) == key else None
 
 
+def quarantine_key(digest: Digest, hide: int) -> str:
+    """The key of a hide's own copy: no later hide or upload ever owns it."""
+    return f"{QUARANTINE}{digest.hex()}/{hide}"
+
+
+def parse_quarantine_key(key: str) -> tuple[Digest, int] | None:
+    """Return the digest and the hide of a copy, or None if it is no such key."""
+    hexadecimal, _, number = key.removeprefix(QUARANTINE).partition("/")
+    try:
+        found = Digest(bytes.fromhex(hexadecimal)), int(number)
+    except ValueError:
+        return None
+    return found if quarantine_key(*found) == key else None
+
+
 def repository_prefix(repository: RepositoryName) -> str:
     return f"{REPOSITORIES}{repository}/"
 
@@ -73,6 +96,25 @@ def revision_link_key(repository: RepositoryName, digest: Digest) -> str:
     return link_key(repository, LinkKind.REVISION, digest)
 
 
+def upload_session(key: str) -> str | None:
+    """Return what all keys of an upload session begin with, of a key that is of one; else None."""
+    if not key.startswith(REPOSITORIES):
+        return None
+    # No component of a repository's name begins with an underscore, and a tag's name may be `_uploads`.
+    begin = key.find("/_", len(REPOSITORIES)) + 1
+    end = key.find("/", begin + len(UPLOADS)) + 1
+    return key[:end] if begin and end and key.startswith(UPLOADS, begin) else None
+
+
+def parse_layer_link(key: str) -> tuple[RepositoryName, Digest] | None:
+    """Return the repository and the digest of a layer's link, or None if it is no such key."""
+    found = parse_link_folder(key)
+    if found is None or found[1].kind is not LinkKind.LAYER:
+        return None
+    digest = parse_link_name(key[len(found[0]) :])
+    return None if digest is None else (found[1].repository, digest)
+
+
 def parse_link_folder(key: str) -> tuple[str, LinkFolder] | None:
     """Return the beginning of the key up to its digest, and what it is; None for what is no link below a folder."""
     if not key.startswith(REPOSITORIES):
@@ -86,6 +128,25 @@ def parse_link_folder(key: str) -> tuple[str, LinkFolder] | None:
             except InvalidNameError:
                 return None
     return None
+
+
+def parse_tags_folder(key: str) -> tuple[str, RepositoryName] | None:
+    """Return the beginning of the key up to the tag, and the repository; None for what is not below its tags."""
+    if not key.startswith(REPOSITORIES):
+        return None
+    end = key.find("/_", len(REPOSITORIES))
+    if end < 0 or not key.startswith(TAGS, end + 1):
+        return None
+    try:
+        return key[: end + 1 + len(TAGS)], parse_repository(key[len(REPOSITORIES) : end])
+    except InvalidNameError:
+        return None
+
+
+def parse_history(name: str) -> Digest | None:
+    """Return what a tag points to or has pointed to, of what follows the folder of tags; None if it does not say."""
+    _, found, link = name.partition(_HISTORY)
+    return parse_link_name(link) if found else None
 
 
 def parse_link_name(name: str) -> Digest | None:

@@ -12,6 +12,7 @@ from coordinator.domain.references import (
     MANIFEST_BYTES_LIMIT,
     MalformedManifestError,
     ManifestContent,
+    is_manifest,
     parse_manifest,
 )
 from coordinator.errors import UsageError
@@ -26,6 +27,8 @@ class StoredManifest(NamedTuple):
     content: Content
     #: Bytes; None where there are none, or none that are its own.
     size: int | None
+    #: A registry could serve it as a manifest, as far as can be told.
+    could_be: bool = True
 
 
 def read(store: ObjectStore, digest: Digest) -> StoredManifest:
@@ -35,10 +38,10 @@ def read(store: ObjectStore, digest: Digest) -> StoredManifest:
     except ObjectNotFoundError:
         return StoredManifest(f"No bytes of {format_digest(digest)} are in shared storage.", None)
     except UsageError as error:
-        return StoredManifest(str(error), None)
+        return StoredManifest(str(error), None, could_be=False)
     if hashlib.sha256(body).digest() != digest:
         return StoredManifest(f"The bytes stored for {format_digest(digest)} have another digest.", None)
     try:
         return StoredManifest(parse_manifest(body), len(body))
     except MalformedManifestError as error:
-        return StoredManifest(str(error), len(body))
+        return StoredManifest(str(error), len(body), is_manifest(body))

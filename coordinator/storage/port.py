@@ -10,24 +10,38 @@ everything; pages by `start_after` are for prefixes below which all names of a l
 `blobs/`: there all stores agree.
 `ObjectReader` is what a store that is only looked at has to offer, `ObjectStore` is the shared layer.
 Versions: a store may keep what is overwritten or deleted; a *marker* is what a delete then leaves on top.
-Not here: hiding and deleting single versions; garbage collection brings them.
+A delete is the one call that can lose something. Garbage collection's go by `delete_many`, and by `abort` of an upload
+that nobody ended; both demand a `Permit`: it is asked at the last moment, after the request was signed. A store refuses
+a request whose signature is older than SIGNATURE_S, so nothing that was permitted takes effect much later than that,
+however long its sender slept.
+Not here: when to delete what (gc).
 """
 
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from coordinator.errors import NotFoundError, UsageError
 
 LIST_LIMIT = 1000
+#: Of one `delete_many` that is one request.
+DELETE_LIMIT = 1000
+#: S3 refuses a request that was signed longer ago, or will be (RequestTimeTooSkewed); SeaweedFS does, too.
+SIGNATURE_S = 15 * 60
 CHUNK_BYTES = 1 << 20
 #: Of one key, the newest.
 VERSIONS_LIMIT = 100
+#: What S3 calls the version, or the marker, that is written while a bucket keeps none: the only name given twice.
+UNVERSIONED = "null"
 
 
 class ObjectNotFoundError(NotFoundError):
     """There is no such object now."""
+
+
+class UnsafeStoreError(UsageError):
+    """The store cannot do what garbage collection needs; the message says which it is, and why."""
 
 
 class ObjectInfo(NamedTuple):
@@ -61,6 +75,38 @@ class Unfinished(NamedTuple):
     key: str
     #: By the store's clock.
     begun_at: datetime.datetime
+    #: The store's name for it: no other upload ever has it.
+    upload: str
+
+
+class KeyVersion(NamedTuple):
+    """One state of one object, of a listing of many."""
+
+    key: str
+    state: ObjectVersion
+
+
+#: Returns while deleting is allowed; raises, and nothing is deleted.
+Permit = Callable[[], None]
+
+
+class Target(NamedTuple):
+    """What is to be deleted: exactly this version; without one, whatever is served under the key."""
+
+    key: str
+    version: str | None = None
+
+
+class Deleted(NamedTuple):
+    """What became of a target. Not to be there any more is no error."""
+
+    target: Target
+    #: The marker that is on top now; None where a version was named, and where the store keeps none.
+    marker: str | None = None
+    #: What the store said, if it did not delete.
+    error: str | None = None
+    #: The store says that it deleted it, and not that there is none, nor nothing at all.
+    done: bool = True
 
 
 class OpenObject(NamedTuple):
@@ -105,6 +151,10 @@ class ObjectReader(Protocol):
         """
         ...
 
+    def walk_keys(self, prefix: str) -> Iterator[str]:
+        """As `walk`, of each object only its key, where more would take a look at each, as in a directory."""
+        ...
+
     def check(self) -> None:
         """Return if the store answers and the bucket is there; else raises UnavailableError."""
         ...
@@ -135,6 +185,22 @@ class ObjectStore(ObjectReader, Protocol):
         """Delete the object; that there is none is not an error."""
         ...
 
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        """Delete up to DELETE_LIMIT targets by one request, and return what became of each, in order.
+
+        `permit` is asked at the last moment before the request is sent, each time that it is sent. After an
+        UnavailableError any of them may be deleted, or be deleted until SIGNATURE_S later.
+        """
+        ...
+
+    def keeps_versions(self) -> bool:
+        """Whether what is deleted without a version stays, below a marker.
+
+        Raises UnsafeStoreError where that is so for some objects and not for others (versioning is suspended), and
+        where the store deletes by itself what collection relies on to stay (a rule that expires versions).
+        """
+        ...
+
     def folders(self, prefix: str) -> Iterator[str]:
         """Give the beginnings `<prefix>…/`, up to the next slash, of all keys that begin with prefix and go on so.
 
@@ -161,9 +227,45 @@ class ObjectStore(ObjectReader, Protocol):
         """
         ...
 
+    def walk_versions(self, prefix: str) -> Iterator[KeyVersion]:
+        """Give every state of every object whose key begins with prefix, markers too; those of one key together.
+
+        In the store's own order, page by page, so that memory does not grow with them. A store that keeps no versions
+        has one of each object, as in `versions`. Only for prefixes below which no name begins as another and goes on
+        with a character before the slash (`a/x`, `a-b`), as below `_uploads/` and `_layers/`: with versions SeaweedFS
+        goes through directories, leaves out what is not greater than the last key of the page before, and so loses
+        some of those.
+        """
+        ...
+
+    def version_folders(self, prefix: str) -> Iterator[str]:
+        """As `folders`, also where all that is below is deleted, and kept as versions.
+
+        Of folders that begin as others do SeaweedFS may lose one where a page ends, as above.
+        """
+        ...
+
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
         """Give every unfinished upload in parts of a key that begins with prefix, in no order."""
         ...
+
+    def stored_parts(self, upload: Unfinished) -> int:
+        """Return how many bytes the store holds of an unfinished upload; none if it is over."""
+        ...
+
+    def abort(self, upload: Unfinished, permit: Permit) -> None:
+        """Give up exactly this upload, and what the store holds of it; that it is over already is not an error.
+
+        `permit` is asked as in `delete_many`. What was completed is an object, and is never touched.
+        """
+        ...
+
+
+def copy_within(store: ObjectStore, source: str, key: str) -> None:
+    """Copy an object by the service, or where that cannot, through here; raises as `copy_from` and `put_chunks`."""
+    if not store.copy_from(store, source, key):
+        with store.open(source) as opened:
+            store.put_chunks(key, opened.chunks, opened.size)
 
 
 def check_key(key: str) -> str:

@@ -7,10 +7,10 @@ of an administrator's key, as its default is.)
 """
 
 import datetime
-import ipaddress
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -27,17 +27,25 @@ from botocore.exceptions import (
 )
 from botocore.utils import parse_timestamp
 
+from coordinator.domain.hosts import is_loopback
 from coordinator.errors import ConflictError, SettingsError, UnavailableError, UsageError
+from coordinator.storage.layout import BLOBS, QUARANTINE
 from coordinator.storage.port import (
     CHUNK_BYTES,
+    DELETE_LIMIT,
     LIST_LIMIT,
     VERSIONS_LIMIT,
+    Deleted,
+    KeyVersion,
     ObjectInfo,
     ObjectNotFoundError,
     ObjectReader,
     ObjectVersion,
     OpenObject,
+    Permit,
+    Target,
     Unfinished,
+    UnsafeStoreError,
     check_key,
     page_size,
 )
@@ -60,7 +68,23 @@ COPY_LIMIT = COPY_PART_BYTES = 512 << 20
 #: What a store answers that may not, or cannot, copy between these two places: the bytes then go through us.
 _NO_COPY = frozenset({"AccessDenied", "NotImplemented", "MethodNotAllowed"})
 
+#: Where what a store is asked with comes from: a setting, or what an operator gave to one command.
+_BUCKET = "the bucket's name (BALEEN_S3_BUCKET, or the s3:// URL that was given)"
+_ENDPOINT = "the endpoint (BALEEN_S3_ENDPOINT_URL, or --endpoint-url)"
+_KEYS = (
+    "BALEEN_S3_ACCESS_KEY and BALEEN_S3_SECRET_KEY, or, also for --endpoint-url, AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY"
+)
+
+#: What a store answers that has no rules, or does not know of any.
+_NO_RULES = frozenset({"NoSuchLifecycleConfiguration", "NotImplemented", "MethodNotAllowed"})
+
 _NO_SUCH = frozenset({"NoSuchKey", "NoSuchVersion"})
+#: An upload in parts that was ended or given up.
+_NO_UPLOAD = "NoSuchUpload"
+
+#: Of the `delete_many` or `abort` that this thread is in.
+_permit: ContextVar[Permit] = ContextVar("permit")
 
 #: boto3's sessions are not made for several threads; their clients are.
 _session_lock = threading.Lock()
@@ -92,8 +116,10 @@ class S3ObjectStore:
                 retries={"mode": "standard", "total_max_attempts": attempts},
                 s3={"addressing_style": "path"} if endpoint else {},
                 max_pool_connections=32,
+                # Its own takes a tenth of what a small call costs.
+                user_agent="baleen",
                 # No proxy leads to this machine's own loopback.
-                proxies={} if endpoint and _is_loopback(endpoint) else None,
+                proxies={} if endpoint and is_loopback(urlsplit(endpoint).hostname or "") else None,
             )
             with _session_lock:
                 return _session().client(
@@ -111,6 +137,9 @@ class S3ObjectStore:
             if endpoint_url is None and not _is_amazon(found):
                 # One that boto3 found, in AWS_ENDPOINT_URL or its configuration.
                 self._client = connected(found)
+            # Signed before it, so that the signature's age bounds what it lets through.
+            for call in ("DeleteObjects", "AbortMultipartUpload"):
+                self._client.meta.events.register(f"before-send.s3.{call}", _ask_permit)
         except (ValueError, BotoCoreError) as error:
             raise SettingsError(
                 f"The S3 settings cannot be used ({type(error).__name__}): check BALEEN_S3_ENDPOINT_URL, "
@@ -243,7 +272,7 @@ class S3ObjectStore:
             with self._translated(key):
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
         except BaseException:
-            with suppress(BotoCoreError, ClientError, OSError):
+            with permitted(_begun_here), suppress(BotoCoreError, ClientError, OSError):
                 self._client.abort_multipart_upload(**upload)
             raise
 
@@ -253,6 +282,82 @@ class S3ObjectStore:
                 self._client.delete_object(Bucket=self.bucket, Key=self._path(key))
         except ObjectNotFoundError:
             return  # S3 itself does not say so, some others do
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        if not targets:
+            return []
+        if len(targets) > DELETE_LIMIT or len(set(targets)) < len(targets):
+            raise UsageError(f"Delete up to {DELETE_LIMIT} different objects at once.")
+        named: list[Any] = [
+            {"Key": self._path(each.key)} | ({} if each.version is None else {"VersionId": each.version})
+            for each in targets
+        ]
+        with permitted(permit), self._translated(targets[0].key):
+            answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": named})
+        wrong = {
+            (each["Key"], each.get("VersionId")): f"{each.get('Code', '')} {each.get('Message', '')}".strip()
+            for each in answer.get("Errors", [])
+            if each.get("Code") not in _NO_SUCH
+        }
+        deleted = answer.get("Deleted", [])
+        done = {(each["Key"], each.get("VersionId")) for each in deleted}
+        # Of a marker that was named itself the answer tells the id, too, and not on every store that it was named.
+        below = {(each["Key"], each.get("VersionId")) for each in named}
+        markers = {
+            each["Key"]: marker
+            for each in deleted
+            if (marker := each.get("DeleteMarkerVersionId")) is not None and (each["Key"], marker) not in below
+        }
+        return [
+            Deleted(
+                target,
+                markers.get(name["Key"]) if target.version is None else None,
+                wrong.get((name["Key"], target.version)),
+                (name["Key"], target.version) in done,
+            )
+            for target, name in zip(targets, named, strict=True)
+        ]
+
+    def keeps_versions(self) -> bool:
+        with self._translated(""):
+            status = self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
+        if status == "Suspended":
+            raise UnsafeStoreError(
+                f"Versioning of bucket {self.bucket!r} is suspended, so that a delete keeps some objects and destroys "
+                "others: enable it."
+            )
+        self._check_rules()
+        return status == "Enabled"
+
+    def _check_rules(self) -> None:
+        """Raise UnsafeStoreError if the bucket itself deletes what collection relies on to stay."""
+        try:
+            with self._translated("", refusals=False):
+                answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in _NO_RULES:
+                return
+            if code in {"AccessDenied", "Forbidden"}:
+                raise UnsafeStoreError(
+                    f"Whether bucket {self.bucket!r} has rules that delete hidden bytes cannot be read: allow "
+                    "s3:GetLifecycleConfiguration to Baleen's key."
+                ) from error
+            raise UnavailableError(self._refusal("", code, _status(error))) from error
+        areas = [self.root + BLOBS, self.root + QUARANTINE]
+        for rule in answer.get("Rules", []):
+            expires = {"Days", "Date"} & rule.get("Expiration", {}).keys() or "NoncurrentVersionExpiration" in rule
+            prefix = _prefix_of(rule)
+            if (
+                rule["Status"] == "Enabled"
+                and expires
+                and any(area.startswith(prefix) or prefix.startswith(area) for area in areas)
+            ):
+                raise UnsafeStoreError(
+                    f"Rule {rule.get('ID', '')!r} of bucket {self.bucket!r} deletes by itself below "
+                    f"{prefix or 'all prefixes'}, so that hidden bytes may be gone when they are needed again: keep it "
+                    f"away from {' and '.join(areas)}."
+                )
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
         limit = page_size(limit)
@@ -267,6 +372,9 @@ class S3ObjectStore:
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         for page in self._pages(prefix, None, LIST_LIMIT):
             yield from page
+
+    def walk_keys(self, prefix: str) -> Iterator[str]:
+        return (entry.key for entry in self.walk(prefix))
 
     def folders(self, prefix: str) -> Iterator[str]:
         for answer in self._answers(prefix, LIST_LIMIT, {"Delimiter": "/"}):
@@ -308,9 +416,12 @@ class S3ObjectStore:
                 if entry["Key"] == path:
                     size: int | None = entry.get("Size")  # type: ignore[assignment]
                     found.append(ObjectVersion(entry["VersionId"], size, entry["LastModified"], entry["IsLatest"]))
-            if not answer["IsTruncated"] or len(found) >= VERSIONS_LIMIT or answer["NextKeyMarker"] != path:
+            ends = answer.get("NextKeyMarker")
+            if not answer["IsTruncated"] or len(found) >= VERSIONS_LIMIT or ends not in {None, path}:
                 break
-            request = {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer["NextVersionIdMarker"]}
+            before, request = request, {"KeyMarker": ends, "VersionIdMarker": answer.get("NextVersionIdMarker")}
+            if None in request.values() or request == before:
+                raise _goes_on_nowhere()
         found.sort(key=lambda each: (each.latest, each.modified_at), reverse=True)
         return found[:VERSIONS_LIMIT]
 
@@ -318,9 +429,48 @@ class S3ObjectStore:
         # Names are given once: what is a marker never becomes a version with bytes.
         if not any(each.is_marker and each.version == version for each in self.versions(key)):
             return False
-        with self._translated(key):
-            self._client.delete_object(Bucket=self.bucket, Key=self._path(key), VersionId=version)
+        try:
+            with self._translated(key):
+                self._client.delete_object(Bucket=self.bucket, Key=self._path(key), VersionId=version)
+        except ObjectNotFoundError:
+            return False  # as in `delete`: another one was faster, or an earlier try that was not answered
         return True
+
+    def walk_versions(self, prefix: str) -> Iterator[KeyVersion]:
+        for answer in self._version_pages(prefix):
+            # A page has versions and markers in two lists. The key with which it ends goes last, since the next page
+            # may have more of it.
+            ends = answer.get("NextKeyMarker")
+            found: dict[str, list[ObjectVersion]] = {}
+            for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
+                if not entry["Key"].endswith("/"):  # what some stores show of directories
+                    state = ObjectVersion(
+                        entry["VersionId"], entry.get("Size"), entry["LastModified"], entry["IsLatest"]
+                    )
+                    found.setdefault(entry["Key"], []).append(state)
+            for key in sorted(found, key=lambda key: key == ends):
+                for state in found[key]:
+                    yield KeyVersion(key.removeprefix(self.root), state)
+
+    def version_folders(self, prefix: str) -> Iterator[str]:
+        for answer in self._version_pages(prefix, Delimiter="/"):
+            for entry in answer.get("CommonPrefixes", []):
+                yield entry["Prefix"].removeprefix(self.root)
+
+    def _version_pages(self, prefix: str, **request: Any) -> Iterator[Any]:
+        after: dict[str, Any] = {}
+        while True:
+            with self._translated(prefix):
+                answer = self._client.list_object_versions(
+                    Bucket=self.bucket, Prefix=self.root + prefix, MaxKeys=LIST_LIMIT, **request, **after
+                )
+            yield answer
+            if not answer["IsTruncated"]:
+                return
+            marks = {"KeyMarker": answer.get("NextKeyMarker"), "VersionIdMarker": answer.get("NextVersionIdMarker")}
+            before, after = after, {name: value for name, value in marks.items() if value}
+            if after in ({}, before):
+                raise _goes_on_nowhere()
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
         request: dict[str, Any] = {}
@@ -330,7 +480,7 @@ class S3ObjectStore:
                     Bucket=self.bucket, Prefix=self.root + prefix, MaxUploads=LIST_LIMIT, **request
                 )
             for entry in answer.get("Uploads", []):
-                yield Unfinished(entry["Key"].removeprefix(self.root), entry["Initiated"])
+                yield Unfinished(entry["Key"].removeprefix(self.root), entry["Initiated"], entry["UploadId"])
             if not answer["IsTruncated"]:
                 return
             # SeaweedFS goes by one of the two, and takes the other amiss.
@@ -340,13 +490,40 @@ class S3ObjectStore:
                 raise UnavailableError("The object store does not say how its list of unfinished uploads goes on.")
             request = after
 
+    def stored_parts(self, upload: Unfinished) -> int:
+        size = 0
+        request: dict[str, Any] = {}
+        while True:
+            with self._translated(upload.key):
+                try:
+                    answer = self._client.list_parts(**self._named(upload), **request)
+                except ClientError as error:
+                    if error.response.get("Error", {}).get("Code") != _NO_UPLOAD:
+                        raise
+                    return 0
+            size += sum(part["Size"] for part in answer.get("Parts", []))
+            if not answer["IsTruncated"]:
+                return size
+            request = {"PartNumberMarker": answer["NextPartNumberMarker"]}
+
+    def abort(self, upload: Unfinished, permit: Permit) -> None:
+        with permitted(permit), self._translated(upload.key):
+            try:
+                self._client.abort_multipart_upload(**self._named(upload))
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") != _NO_UPLOAD:
+                    raise
+
+    def _named(self, upload: Unfinished) -> Any:
+        return {"Bucket": self.bucket, "Key": self._path(upload.key), "UploadId": upload.upload}
+
     def check(self) -> None:
         with self._translated(""):
             try:
                 self._client.head_bucket(Bucket=self.bucket)
             except ClientError as error:
                 if _status(error) == 404:
-                    raise UnavailableError(f"Bucket {self.bucket!r} does not exist: check BALEEN_S3_BUCKET.") from error
+                    raise self._no_bucket() from error
                 raise
 
     def enable_versioning(self) -> None:
@@ -368,13 +545,57 @@ class S3ObjectStore:
             code = error.response.get("Error", {}).get("Code", "")
             if code in _NO_SUCH:
                 raise ObjectNotFoundError(f"There is no object {key!r} in bucket {self.bucket!r}.") from error
-            raise UnavailableError(f"The object store refused {key!r} ({code}): check the S3 settings.") from error
-        except (NoCredentialsError, PartialCredentialsError, ParamValidationError) as error:
+            if code == "NoSuchBucket":
+                raise self._no_bucket() from error
+            raise UnavailableError(self._refusal(key, code, _status(error))) from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise UnavailableError(f"No keys are known for the object store at {self._place}: set {_KEYS}.") from error
+        except ParamValidationError as error:
             raise UnavailableError(
-                f"The object store cannot be asked ({type(error).__name__}): check the S3 settings."
+                f"The object store at {self._place} cannot be asked for bucket {self.bucket!r} "
+                f"({type(error).__name__}): check {_BUCKET}."
             ) from error
         except (BotoCoreError, OSError) as error:
-            raise UnavailableError(f"The object store does not answer ({type(error).__name__}): try again.") from error
+            raise UnavailableError(
+                f"The object store does not answer at {self._place} ({type(error).__name__}): start it or try again, "
+                f"or check {_ENDPOINT}."
+            ) from error
+
+    @property
+    def _place(self) -> str:
+        """The endpoint as it may be shown: a URL can carry a secret."""
+        url = urlsplit(self.endpoint)
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
+
+    def _no_bucket(self) -> UnavailableError:
+        return UnavailableError(
+            f"There is no bucket {self.bucket!r} at {self._place}: check {_BUCKET}, and {_ENDPOINT}."
+        )
+
+    def _refusal(self, key: str, code: str, status: int) -> str:
+        what = f"{key!r} in bucket {self.bucket!r}" if key else f"bucket {self.bucket!r}"
+        refused = f"The object store at {self._place} refused {what} ({code or status})"
+        if status in {401, 403}:
+            return f"{refused}: check {_KEYS}, and what that key may do there."
+        return f"{refused}: try again, or check {_ENDPOINT}."
+
+
+@contextmanager
+def permitted(permit: Permit) -> Iterator[None]:
+    """Let this thread delete many at once, or abort, by a permit; nobody can without one."""
+    before = _permit.set(permit)
+    try:
+        yield
+    finally:
+        _permit.reset(before)
+
+
+def _ask_permit(**_: Any) -> None:
+    _permit.get()()
+
+
+def _begun_here() -> None:
+    """A permit for an upload in parts that this process began and gives up itself."""
 
 
 @cache
@@ -413,20 +634,23 @@ def _parts(key: str, chunks: Iterable[bytes], size: int, part_bytes: int) -> Ite
     yield bytes(part)
 
 
+def _prefix_of(rule: Any) -> str:
+    """The prefix to which a rule is confined; tags confine it to what we cannot know."""
+    within = rule.get("Filter", {})
+    found: str = within.get("Prefix") or within.get("And", {}).get("Prefix") or rule.get("Prefix") or ""
+    return found
+
+
+def _goes_on_nowhere() -> UnavailableError:
+    return UnavailableError("The object store does not say how its list of versions goes on.")
+
+
 def _changed(key: str) -> ConflictError:
     return ConflictError(f"{key} is not what it was when it was read: try again.")
 
 
 def _is_amazon(url: str) -> bool:
     return (urlsplit(url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _status(error: ClientError) -> int:

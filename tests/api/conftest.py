@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from coordinator.db.queries import gc as queries
 from coordinator.stack.supervisor import StackEndpoints
+from tests.api.collecting import Known, World, collecting, known_api
 from tests.api.harness import Facts, Served, served, settings_for
 
 
@@ -17,3 +19,18 @@ def api(embedded_stack: StackEndpoints) -> Iterator[Served]:
 @pytest.fixture
 def facts(api: Served) -> Facts:
     return Facts(api.db)
+
+
+@pytest.fixture(scope="module")
+def collected_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
+    with known_api(embedded_stack) as known:
+        yield known
+
+
+@pytest.fixture
+def world(collected_api: tuple[Served, Known], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    # Figures are of now, for whoever looks at what has just been done.
+    monkeypatch.setattr(queries, "KEPT_SECONDS", 0)
+    monkeypatch.setattr(queries, "COST_FACTOR", 0)
+    with collecting(*collected_api) as world:
+        yield world

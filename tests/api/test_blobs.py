@@ -64,6 +64,30 @@ def test_a_question_counts_the_rarest_at_once(api: Served, facts: Facts, monkeyp
     check_blobs(api, facts)
 
 
+def test_a_pods_hot_blobs_are_not_counted(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What everybody needs is among what a pod's repositories hold first: its page counts nothing."""
+    monkeypatch.setattr(blob_queries, "LIVE_LIMIT", 1)
+    counted: set[int] = set()
+    count = hot.HotUsage._count
+
+    async def counting(memory: hot.HotUsage, ids: list[int]) -> None:
+        counted.update(ids)
+        await count(memory, ids)
+
+    monkeypatch.setattr(hot.HotUsage, "_count", counting)
+    facts.manifest(0, ManifestKind.IMAGE, [10, 11])
+    for pod in (0, 1):
+        for name in "abc":
+            facts.hold(facts.repository(pod, name), 0)
+    for pod in facts.pods[:2]:
+        found = {item["digest"] for item in api.pages("/v1/blobs", pod=pod)}
+        assert {facts.digest(blob) for blob in (0, 10, 11)} <= found
+    digests = [bytes.fromhex(facts.digest(blob).removeprefix("sha256:")) for blob in (0, 10, 11)]
+    ours = {row[0] for row in api.db.execute("SELECT id FROM blobs WHERE digest = ANY(%s)", (digests,))}
+    assert len(ours) == 3
+    assert not ours & counted
+
+
 def test_unknown_digests_are_null_in_their_place(api: Served, facts: Facts) -> None:
     """A look-up keeps the order of the question, answers null for what nobody spoke of, and twice if asked twice."""
     known, unknown = facts.digest(1), f"sha256:{'0' * 64}"

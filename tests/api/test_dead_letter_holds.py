@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from coordinator.stack.supervisor import StackEndpoints
+from schemas.records import RECORD_CONTENT_TYPE
 from tests.api.harness import Served, dead_letter, served, settings_for, until
 from tests.api.test_watermarks import Pods
 
@@ -29,7 +30,7 @@ def alone(embedded_stack: StackEndpoints) -> Iterator[Served]:
 def pods(alone: Served) -> Pods:
     """Nothing is open but what a test opens."""
     alone.db.execute("DELETE FROM dead_letters; DELETE FROM endpoints; DELETE FROM sources; DELETE FROM findings")
-    alone.db.execute("DELETE FROM jobs; DELETE FROM pod_prefixes; DELETE FROM pods")
+    alone.db.execute("DELETE FROM gaps; DELETE FROM jobs; DELETE FROM pod_prefixes; DELETE FROM pods")
     return Pods(alone)
 
 
@@ -43,7 +44,7 @@ def report(pods: Pods, instance: str) -> None:
         "UPDATE watermarks w SET at = clock_timestamp() FROM sources s WHERE s.id = w.source_id AND s.instance_id = %s",
         (instance,),
     )
-    pods.api.db.execute("UPDATE endpoints SET echoed_at = clock_timestamp()")
+    pods.api.db.execute("UPDATE endpoints SET echoed_at = clock_timestamp(), resolved_at = clock_timestamp()")
 
 
 def body(repository: str) -> str:
@@ -136,3 +137,18 @@ def test_a_discard_demands_a_reason(pods: Pods) -> None:
     assert letters_hold(pods, "one") == []
     told = pods.api.get(f"/v1/dead-letters/{number}").json()
     assert (told["settlement"], told["settled_why"]) == ("discarded", "it is of a test")
+
+
+@pytest.mark.parametrize(("pod", "gaps"), [("one", {"one"}), ("", {"one", "other"}), ("gone", set())])
+def test_what_is_given_up_is_a_gap(pods: Pods, pod: str, gaps: set[str]) -> None:
+    """A letter that is discarded is a gap of its pod, and of every pod if nobody knows whose it was.
+
+    Not of one whose links Baleen cannot look at: there the operator's word stands.
+    """
+    for name in ("one", "other", "relaying"):
+        pods.pod(name)
+    pods.api.db.execute("UPDATE pods SET linker = 'relay' WHERE name = 'relaying'")
+    number = dead_letter(pods.api.db, pod, "no record", RECORD_CONTENT_TYPE)
+    assert settle(pods, number, "retry") == 409
+    assert settle(pods, number, "discard", json={"why": "it is of a test"}) == 200
+    assert {name for name in ("one", "other", "relaying") if pods.told(name)["gaps"]["open"]} == gaps

@@ -55,9 +55,11 @@ def test_refusals(api: Served, facts: Facts) -> None:
     answer = api.ask("POST", f"/v1/pods/{relay}/reconcile")
     assert answer.status_code == 409
     assert "relay" in answer.json()["detail"]
-    for body in ({"why": ""}, {"what": "x"}, {"why": "x" * 1001}):
+    for body in ({"why": ""}, {"why": "x\0"}, {"what": "x"}, {"why": "x" * 1001}):
         assert api.ask("POST", f"/v1/pods/{pod}/reconcile", json=body).status_code == 400
     assert api.get("/v1/jobs/999999999").status_code == 404
+    assert api.get("/v1/jobs", pod="nobody").status_code == 404
+    assert api.get("/v1/jobs", pod=pod).json()["items"] == []
     assert api.get("/v1/jobs", kind="sweep").status_code == 400
     assert api.get("/v1/jobs", pods=pod).status_code == 400
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
@@ -19,6 +20,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 EXAMPLES = 12
 
 
+@pytest.mark.lengthy
 def test_the_document_is_kept(api: Served) -> None:
     """Whatever is asked that the document allows or forbids, the answer is one that it describes."""
     facts = Facts(api.db)

@@ -64,6 +64,7 @@ def test_references_while_holdings_are_added(
     assert before <= set(told) <= facts.references(20)
 
 
+@pytest.mark.lengthy
 @settings(max_examples=5, deadline=None, database=None)
 @given(worlds(), LIMITS, st.integers(1, 5), st.integers(0, 3))
 def test_blobs(
@@ -156,6 +157,7 @@ def test_repositories(api: Served, names: set[str], limit: int) -> None:
     assert api.pages("/v1/repositories", pod=first, prefix=second) == []
 
 
+@pytest.mark.lengthy
 @settings(max_examples=4, deadline=None, database=None)
 @given(LIMITS)
 def test_pods_and_dead_letters(api: Served, limit: int) -> None:

@@ -76,7 +76,7 @@ class Pods(NamedTuple):
 @pytest.fixture
 def pods(alone: Served) -> Pods:
     alone.db.execute("DELETE FROM endpoints; DELETE FROM sources; DELETE FROM jobs; DELETE FROM pod_prefixes")
-    alone.db.execute("DELETE FROM pods")
+    alone.db.execute("DELETE FROM gaps; DELETE FROM probes; DELETE FROM pods")
     return Pods(alone)
 
 
@@ -147,7 +147,9 @@ def test_never_reconciled(pods: Pods) -> None:
 
 
 def test_a_process_is_retired(pods: Pods) -> None:
-    """Who operates may let a process count no more, with a reason; the watermark is then that of the others."""
+    """Who operates may let a process count no more, with a reason; the watermark is then that of the others, and what
+    the process had not told is a gap.
+    """
     pods.pod("one")
     pods.source("one", "live", 1, 1)
     pods.source("one", "gone", 500, 500)
@@ -158,6 +160,7 @@ def test_a_process_is_retired(pods: Pods) -> None:
     told = pods.api.ask("POST", path, json={"why": "its machine is gone"})
     assert told.status_code == 200, told.text
     assert age(told.json()["watermark"]) < 500
+    assert told.json()["gaps"]["open"] == 1
     gone = next(source for source in told.json()["sources"] if source["instance_id"] == "gone")
     assert (gone["state"], gone["retired_why"]) == ("retired", "its machine is gone")
     assert pods.api.ask("POST", path, json={"why": "again"}).status_code == 404

@@ -51,7 +51,7 @@ def new_store(request: pytest.FixtureRequest) -> NewStore:
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def database(databases: Databases) -> str:
     return databases.migrated()
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest, format_digest
-from coordinator.errors import UnavailableError
+from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.errors import ConflictError, UnavailableError
 from coordinator.reconcile import audit as audit_module
 from coordinator.reconcile import inventory
-from coordinator.reconcile.audit import Ages, Kind, Report
+from coordinator.reconcile.audit import Ages, Audit, Kind, Report
 from coordinator.reconcile.settle import NotHereError
-from coordinator.storage.layout import BLOBS, blob_key
+from coordinator.storage.layout import BLOBS, blob_key, layer_link_key
 from coordinator.storage.port import ObjectInfo
 from tests.audit.conftest import NewStore
 from tests.audit.harness import AGES, Watched, World, away
@@ -245,6 +245,7 @@ class Meddler:
             world.store.delete(world.key(name))
 
 
+@pytest.mark.lengthy
 @settings(max_examples=20, deadline=None, database=None)
 @given(steps=STEPS, there=st.sets(st.integers(0, 5)))
 def test_no_false_alarm_while_blobs_come_and_go(
@@ -457,3 +458,56 @@ def test_markers_are_taken_off(database: str, new_store: NewStore, kind: str) ->
             "missing",
             "live",
         ]
+
+
+@pytest.mark.parametrize("kind", ["memory-versioned", "s3-versioned"])
+def test_a_blob_is_hidden_while_it_is_mended(database: str, new_store: NewStore, kind: str) -> None:
+    """A marker of a hide is never taken off: who reads a large blob may find it hidden, and due to be purged, then."""
+    store = new_store(kind)
+    with World(database, store) as world:
+        world.needed("here", "masked")
+        store.delete(world.key("masked"))
+
+        def hide(call: str, key: str) -> None:
+            if call == "open version" and key == world.key("masked"):
+                world.apply(world.removed("app", "masked", 1))
+                world.connection.execute("UPDATE blobs SET state = 2 WHERE digest = %s", (world.digest("masked"),))
+                store.delete(key)
+
+        assert world.audit(Watched(store, hide), mend=True).mended.count == 0
+        assert world.state("masked") is BlobState.HIDDEN
+        assert len([each for each in store.versions(world.key("masked")) if each.is_marker]) == 2
+        assert store.head(world.key("masked")) is None
+
+
+def test_orphans_are_taken_up(world: World) -> None:
+    """Garbage collection gets what nobody knows, as unreferenced since now; what is needed stays what it is."""
+    world.needed("mine")
+    world.put("left")
+    world.put("again")
+    world.needed("again")
+    world.apply(world.removed("app", "again", 1))
+    world.connection.execute(
+        "UPDATE blobs SET state = 3, unreferenced_since = '2020-01-01' WHERE digest = %s", (world.digest("again"),)
+    )
+    report = Audit(world.connections, world.store, world.presence, AGES, take_up=True).run()
+    assert report.taken_up == report.orphans.count == 2
+    for name in ("left", "again"):
+        assert world.state(name) is BlobState.UNREFERENCED
+        ((age,),) = world.rows("SELECT now() - unreferenced_since FROM blobs WHERE digest = %s", (world.digest(name),))
+        assert age < timedelta(minutes=10)
+    assert world.state("mine") is BlobState.LIVE
+    assert Audit(world.connections, world.store, world.presence, AGES, take_up=True).run().taken_up == 0
+
+
+@pytest.mark.parametrize("stranger", ["other/app", "pod-a-not/app"])
+def test_orphans_of_a_pod_that_is_not_registered(world: World, stranger: str) -> None:
+    """While repositories that no pod owns share the root, nothing is taken up: they may link it."""
+    world.put("left")
+    world.store.put(layer_link_key(RepositoryName(stranger), world.digest("left")), b"link")
+    with pytest.raises(ConflictError, match=stranger.partition("/")[0]):
+        Audit(world.connections, world.store, world.presence, AGES, take_up=True).run()
+    assert world.blob("left") is None
+    world.store.delete(layer_link_key(RepositoryName(stranger), world.digest("left")))
+    world.store.put(layer_link_key(RepositoryName("pod-a/app"), world.digest("left")), b"link")
+    assert Audit(world.connections, world.store, world.presence, AGES, take_up=True).run().taken_up == 1

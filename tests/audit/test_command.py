@@ -120,6 +120,9 @@ def test_what_it_refuses(baleen: Command) -> None:
         (["--verify-content", "--from", UNKNOWN, "--sample", "1"], "--sample or --from"),
         (["--verify-content", "--from", UNKNOWN, "--mend"], "--mend or --from"),
         (["--uploads-older-than", "a while"], "24h"),
+        (["--uploads-older-than", "900000d"], "3650d"),
+        (["--orphans-older-than", f"{'9' * 400}d"], "3650d"),
+        (["--verify-content", "--sample", str(2**70)], "--sample"),
     ):
         assert says in errs(baleen("audit", *arguments), 2)
 

@@ -1,7 +1,8 @@
-"""Changes of blobs on their way to blob.lifecycle: in order, at least once, and no sooner forgotten than told."""
+"""Changes of blobs on their way to blob.lifecycle: in order, once, and no sooner forgotten than told."""
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jsonschema
 import pytest
@@ -11,6 +12,7 @@ from coordinator import outbox
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
 from coordinator.ingest.lifecycle import LifecycleProducer
+from coordinator.ingest.log import LogInspector
 from coordinator.ingest.topics import LIFECYCLE, ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.guard import Guard
@@ -84,7 +86,7 @@ def test_what_is_not_acknowledged_waits(world: World) -> None:
 
 
 def test_a_process_that_ends_in_between(world: World) -> None:
-    """A process that ends after the acknowledgement and before the delete leaves its changes to be told again."""
+    """A process that ends after the acknowledgement and before the delete leaves its changes, with the same ids."""
     told, expected = Told(), happen(world)
     told.dies = True
     with pytest.raises(KeyboardInterrupt):
@@ -92,6 +94,9 @@ def test_a_process_that_ends_in_between(world: World) -> None:
     told.dies = False
     publish(world, told)
     assert told.changes() == [*expected, *expected]
+    assert [record.id for record in told.records[len(expected) :]] == [record.id for record in told.records][
+        : len(expected)
+    ]
     assert world.outbox() == []
 
 
@@ -130,11 +135,16 @@ def settings_of(broker: Broker) -> Settings:
     return build({"kafka_bootstrap": broker.bootstrap, "kafka_partitions": "3"})
 
 
+def telling(broker: Broker, timeout: float = 10.0) -> LifecycleProducer:
+    settings = settings_of(broker)
+    return LifecycleProducer(settings, LogInspector(settings, timeout), timeout)
+
+
 def test_on_a_real_broker(world: World, broker: Broker) -> None:
     """Records of one digest are in one partition in order, keyed by it, and as the published schema says."""
     ensure_topics(settings_of(broker))
     expected = happen(world)
-    producer = LifecycleProducer(settings_of(broker))
+    producer = telling(broker)
     for _ in range(2):
         assert outbox.publish_waiting(world.connections, producer) in {len(expected), 0}
     producer.close()
@@ -150,10 +160,40 @@ def test_on_a_real_broker(world: World, broker: Broker) -> None:
         assert in_order == [change for digest, change in expected if digest == world.text(name)]
 
 
+def test_what_kafka_has_is_not_told_again(world: World, broker: Broker) -> None:
+    """What a process told that ended before it could say so is not told again, by it or by another process."""
+    ensure_topics(settings_of(broker))
+    expected = happen(world)
+    one, other = telling(broker), telling(broker)
+
+    def ends_in_between(producer: LifecycleProducer) -> None:
+        class Ends:
+            def publish(self, records: Sequence[BlobLifecycle]) -> None:
+                producer.publish(records)
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            outbox.publish_waiting(world.connections, Ends())  # type: ignore[arg-type]
+
+    for producer in (one, one, other, one):
+        ends_in_between(producer)
+    assert len(world.outbox()) == len(expected)
+    assert outbox.publish_waiting(world.connections, other) == len(expected)
+    world.presence.settle([world.digest("a")])
+    assert outbox.publish_waiting(world.connections, one) == 1
+    found = list(records(broker, len(expected) + 1))
+    one.close()
+    other.close()
+    assert len({json.loads(record.value)["id"] for record in found}) == len(expected) + 1
+    with LogInspector(settings_of(broker)) as inspector:
+        ends = inspector.state(LIFECYCLE).partitions
+    assert sum(offsets.latest for offsets in ends.values()) == len(found)
+
+
 def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     """Without a broker, or without the topic, the changes wait; once both are there they are told."""
     expected = happen(world)
-    producer = LifecycleProducer(settings_of(broker), timeout=2.0)
+    producer = telling(broker, timeout=2.0)
     broker.kill()
     with pytest.raises(UnavailableError, match=LIFECYCLE):
         outbox.publish_waiting(world.connections, producer)
@@ -176,7 +216,7 @@ def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     producer.close()
 
 
-def records(broker: Broker, count: int) -> Iterator[object]:
+def records(broker: Broker, count: int) -> Iterator[Any]:
     consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, enable_auto_commit=False, consumer_timeout_ms=20_000)
     try:
         consumer.assign([TopicPartition(LIFECYCLE, number) for number in range(3)])

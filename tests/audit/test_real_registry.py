@@ -34,6 +34,7 @@ def audit(baleen: Baleen) -> Report:
 
 
 def missing(baleen: Baleen) -> float:
+    """NaN while it is not known."""
     lines = baleen.api.get("/metrics").text.splitlines()
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith("baleen_blobs_missing "))
 
@@ -75,12 +76,12 @@ def test_bytes_that_vanish(baleen: Baleen) -> None:
         assert not report.healthy
         assert baleen.blob(layer.digest)["state"] == "missing"
         assert baleen.blob(other.digest)["state"] == "live"
-        assert missing(baleen) == 1
+        eventually(lambda: missing(baleen) == 1)
         client.push_image(app, image, "v2")
         assert client.get_blob(app, layer.digest) == layer.content
         # The scheduler sees the bytes again by itself.
         eventually(lambda: baleen.blob(layer.digest)["state"] == "live")
-        assert missing(baleen) == 0
+        eventually(lambda: missing(baleen) == 0)
         eventually(lambda: changes(baleen, layer.digest) == ["missing", "live"], lambda: changes(baleen, layer.digest))
         assert changes(baleen, other.digest) == []
         assert audit(baleen).healthy

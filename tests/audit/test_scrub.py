@@ -145,6 +145,19 @@ def test_a_sample(world: World) -> None:
     assert scrub(world, MemoryObjectStore(), sample=5).blobs == 0
 
 
+def test_a_sample_of_more_than_there_are(world: World) -> None:
+    """However many are asked for, the store is not asked for long once all that it has are chosen."""
+    store, lists = MemoryObjectStore(), list[str]()
+    for n in range(12):
+        store.put(world.key(f"b{n}"), world.body(f"b{n}"))
+
+    def looked(name: str, key: str) -> None:
+        lists.extend([key] * (name == "list"))
+        assert len(lists) < 1000
+
+    assert scrub(world, Watched(store, looked), sample=10_000).blobs == 12
+
+
 class Waits(threading.Event):
     """Takes note of how long somebody would have waited."""
 

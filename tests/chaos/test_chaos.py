@@ -29,7 +29,7 @@ from tests.chaos.history import history
 from tests.conftest import guarded_kafka, temporary_directory
 from tests.oracle import Oracle
 from tests.services.apache_kafka import ApacheKafka
-from tests.workers.harness import Child, Log, Place, Table, eventually, shares
+from tests.workers.harness import DEADLINE, Child, Log, Place, Table, eventually, shares
 from tests.workers.services import Database
 
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
@@ -70,6 +70,8 @@ class Load(threading.Thread):
         self._settings = place.settings()
         self._events = events
         self.published = 0
+        #: So many may be published by now.
+        self.allowed = 0
         self.repeated = 0
         self.error: BaseException | None = None
 
@@ -85,6 +87,8 @@ class Load(threading.Thread):
         pause = SECONDS * TOGETHER / len(self._events)
         try:
             for start in range(0, len(self._events), TOGETHER):
+                while start >= self.allowed:  # noqa: ASYNC110 - another thread allows it
+                    await asyncio.sleep(pause)
                 part = [Accepted(event) for event in self._events[start : start + TOGETHER]]
                 while True:
                     try:
@@ -155,7 +159,7 @@ class Disturber:
     def wait(self) -> None:
         """Until something was applied since, so that each disturbance meets workers at work; and a little longer."""
         stood = self._applied()
-        eventually(lambda: self._workers.look() and self._applied() > stood, 90, "progress")
+        eventually(lambda: self._workers.look() and self._applied() > stood, why="progress")
         time.sleep(self._chance.random() * 2)
 
     def _applied(self) -> int:
@@ -221,14 +225,17 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
     try:
         load.start()
         disturber = Disturber(seed, workers, database, kafka, place)
-        for step in disturber.steps():
+        steps = disturber.steps()
+        for number, step in enumerate(steps, start=1):
+            # However slowly things go, something is left to be applied before each step.
+            load.allowed = len(events) * (number + 1) // (len(steps) + 1)
             disturber.wait()
             print(f"{load.published:6} published  {step.__name__}")
             step()
-        eventually(lambda: workers.look() and not load.is_alive(), 120, "the end of the load")
+        eventually(lambda: workers.look() and not load.is_alive(), 3 * DEADLINE, "the end of the load")
         assert load.error is None
         with Log(kafka.bootstrap) as log:
-            table.applied(log, 90, alive=workers.look)
+            table.applied(log, alive=workers.look)
     finally:
         workers.stop()
     print(f"parts repeated: {load.repeated}, workers that ended by themselves: {workers.ended_by_themselves}")

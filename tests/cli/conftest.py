@@ -1,5 +1,11 @@
-"""`baleen` as a program, beside one API and its database."""
+"""`baleen` beside one API and its database.
 
+A command runs in this process, since starting a program takes longer than most of them. Those that become a server,
+or another program, run as programs; so do the tests of exit codes, signals and pipes (test_up.py, test_telemetry.py).
+"""
+
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,10 +13,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 
-from coordinator import bootstrap
+from coordinator import bootstrap, cli
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import OPERATE, Facts, Served, served, settings_for
 
@@ -30,6 +37,10 @@ class Done(NamedTuple):
         return json.loads(self.out)
 
 
+#: They end with the process that runs them.
+PROGRAMS = ("up", "api", "worker", "scheduler", "demo")
+
+
 class Command(NamedTuple):
     """Runs `baleen` in an empty directory with settings of its own."""
 
@@ -37,6 +48,21 @@ class Command(NamedTuple):
     environment: dict[str, str]
 
     def __call__(self, *arguments: str, **settings: str) -> Done:
+        if arguments[:1] and arguments[0] in PROGRAMS:
+            return self.program(*arguments, **settings)
+        environment = program_environment(self.environment | settings)
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, environment, clear=True),
+            contextlib.chdir(self.directory),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = cli.run(arguments)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    def program(self, *arguments: str, **settings: str) -> Done:
+        """Run it as a program of its own."""
         done = subprocess.run(
             [sys.executable, "-m", "coordinator.cli", *arguments],
             cwd=self.directory,

@@ -121,8 +121,8 @@ def test_adopt(adopting: Adopting) -> None:
     assert job["why"] == f"adopted from file://{adopting.source.root}"
     assert figures(adopting("--json")) == [1, 4, size, 0, 0, 0, 0, 0]
     said = adopting().out
-    assert "copied        0 blobs, 0 bytes" in said
-    assert f"Reconcile, job {job['id']}: waiting." in said
+    assert "copied        0 blobs, 0 B (0 bytes)" in said
+    assert f"Reconcile, job {job['id']}: waiting. Keep the source until `baleen jobs show {job['id']}` says" in said
 
 
 def test_something_is_refused(adopting: Adopting) -> None:
@@ -131,7 +131,7 @@ def test_something_is_refused(adopting: Adopting) -> None:
     adopting.source.put(content_key(layer.digest), bytes(len(layer.content)))
     for done in (adopting(), adopting("--json")):
         assert done.code == 1
-        assert "1 blobs are refused, and with them what needs them; the rest is adopted" in done.err
+        assert "1 blob is refused, and so is what needs any; the rest is adopted" in done.err
         told = done.err if done.out.startswith("repositories") else done.out
         assert layer.digest in told
         assert "its bytes in the source have the digest" in told
@@ -147,6 +147,18 @@ def test_a_reconcile_that_cannot_be_asked_for(adopting: Adopting) -> None:
     assert len(adopting.links()) == 6
 
 
+def test_interrupted(adopting: Adopting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C says that the next run goes on where this one was."""
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coordinator.commands.adopt.execute", interrupted)
+    done = adopting()
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "What was adopted stays, and the same command goes on from there.\nInterrupted.\n"
+
+
 def test_refusals(adopting: Adopting) -> None:
     """What cannot be meant is refused before anything is written."""
     push(adopting.source, "elsewhere/app", adopting.image)
@@ -158,6 +170,9 @@ def test_refusals(adopting: Adopting) -> None:
     )
     nothing = adopting.baleen("adopt", adopting.pod, "--from", f"{shared}empty", **adopting.settings)
     assert "holds no registry" in errs(nothing, 1)
+    nowhere = adopting.baleen("adopt", adopting.pod, "--from", "s3://not-there/x", **adopting.settings)
+    place = adopting.settings["s3_endpoint_url"]
+    assert f"There is no bucket 'not-there' at {place}: check the bucket's name" in errs(nowhere, 1)
     assert adopting.links() == set()
     assert adopting("--only-owned").code == 0
     assert all(f"/{adopting.pod}/" in key for key in adopting.links())

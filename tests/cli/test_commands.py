@@ -1,16 +1,27 @@
-"""Commands print what the API says, exit 0, 1 or 2, and err in one sentence."""
+"""Commands print what the API says, exit 0, 1, 2 or 130, and err in one sentence."""
 
+import json
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import yaml
 
+from coordinator.db.tokens import hash_of
+from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
-from tests.api.harness import READ, Facts, Served, dead_letter
+from schemas.records import RECORD_CONTENT_TYPE
+from tests.api.harness import READ, Facts, Served, dead_letter, until
 from tests.cli.conftest import Command, Done, program_environment
 from tests.pods.registries import running_model
 from tests.pods.sink import NotificationSink
+from tests.services.http import Handler, HTTPServer
+from tests.tokens import forge
 
 UNKNOWN = f"sha256:{'0' * 64}"
 
@@ -44,6 +55,38 @@ def test_blob(api: Served, baleen: Command, facts: Facts) -> None:
     assert "--cursor" in table.err
 
 
+def test_blobs(api: Served, baleen: Command, facts: Facts) -> None:
+    """`blob list` prints what the API lists, by state, pod, references and order, and goes on where it was cut."""
+    facts.manifest(0, ManifestKind.IMAGE, [10, 11])
+    facts.hold(facts.repository(0, "app"), 0)
+    known = {facts.digest(number) for number in (0, 10, 11)}
+    listed = baleen("blob", "list", "--pod", facts.pods[0], "--json").json
+    assert {item["digest"] for item in listed["items"]} == known
+    assert listed == api.get("/v1/blobs", pod=facts.pods[0], limit=1000).json()
+    first = baleen("blob", "list", "--pod", facts.pods[0], "--limit", "1", "--json").json
+    rest = baleen("blob", "list", "--pod", facts.pods[0], "--cursor", first["next"], "--json").json
+    assert first["items"] + rest["items"] == listed["items"]
+    table = baleen("blob", "list", "--pod", facts.pods[0], "--state", "live").out
+    assert all(digest in table for digest in known)
+    assert baleen("blob", "list", "--pod", facts.pods[0], "--min-references", "2").out == "none\n"
+    assert baleen("blob", "list", "--sort", "references", "--limit", "1", "--json").json["counted_at"]
+
+
+def test_repositories(api: Served, baleen: Command, facts: Facts) -> None:
+    """`repositories` lists them by pod or prefix, and shows one with its bytes."""
+    facts.manifest(0, ManifestKind.IMAGE, [10])
+    facts.hold(facts.repository(0, "app"), 0)
+    facts.hold(facts.repository(0, "below/app"), 0)
+    name = facts.repository(0, "below/app")
+    listed = baleen("repositories", "list", "--pod", facts.pods[0], "--json").json
+    assert [item["name"] for item in listed["items"]] == [facts.repository(0, "app"), name]
+    below = baleen("repositories", "list", "--prefix", name.removesuffix("/app"))
+    assert name in below.out
+    assert facts.repository(0, "app") not in below.out
+    assert baleen("repositories", "show", name, "--json").json == api.get(f"/v1/repositories/{name}").json()
+    assert f"name           {name}" in baleen("repositories", "show", name).out
+
+
 def test_pods(baleen: Command, facts: Facts) -> None:
     """A pod is added, listed, shown, given another token and removed; its token is printed when it is made."""
     name = f"{facts.mark}-cli"
@@ -66,6 +109,91 @@ def test_pods(baleen: Command, facts: Facts) -> None:
     assert f"pod {name}" in errs(baleen("pods", "add", f"{name}2", "--prefix", f"{name}2", *taken), 1)
     assert baleen("pods", "remove", name).code == 0
     assert "no pod" in errs(baleen("pods", "show", name), 1)
+
+
+def test_a_pods_token_issuer(baleen: Command, facts: Facts, tmp_path: Path) -> None:
+    """The four options go together, when a pod is added and later; the keys' names are shown, and a password's risk."""
+    keys = tmp_path / "issuer.pem"
+    keys.write_bytes(forge.public_pem(forge.rsa_key(0)))
+    url = "http://gitlab.example/jwt/auth"
+    options = ["--token-url", url, "--token-issuer", "gitlab", "--token-service", "registry", "--token-keys", str(keys)]
+    name = f"{facts.mark}-cli"
+    for left_out in range(0, 8, 2):
+        some = options[:left_out] + options[left_out + 2 :]
+        assert "belong together" in errs(baleen("pods", "add", name, "--prefix", name, *some), 2)
+    added = baleen("pods", "add", name, "--prefix", name, *options, "--json")
+    assert "has no TLS" in added.err
+    shown = baleen("pods", "show", name, "--json").json["token_issuer"]
+    names = [forge.kid(forge.rsa_key(0))]
+    assert shown == {"url": url, "issuer": "gitlab", "service": "registry", "key_ids": names}
+    assert names[0] in baleen("pods", "show", name).out
+    assert "--none" in errs(baleen("pods", "set-issuer", name), 2)
+    assert "--none" in errs(baleen("pods", "set-issuer", name, "--none", *options), 2)
+    keys.write_bytes(forge.public_pem(forge.rsa_key(0), forge.ec_key(0)))
+    assert forge.kid(forge.ec_key(0)) in baleen("pods", "set-issuer", name, *options).out
+    keys.write_bytes(forge.private_pem(forge.ec_key(0)))
+    assert "private key" in errs(baleen("pods", "set-issuer", name, *options, "--json"), 2)
+    keys.unlink()
+    assert "cannot be read" in errs(baleen("pods", "set-issuer", name, *options), 2)
+    assert "No tokens" in baleen("pods", "set-issuer", name, "--none").out
+    assert baleen("pods", "show", name, "--json").json["token_issuer"] is None
+
+
+def test_a_pods_gaps(api: Served, baleen: Command, facts: Facts) -> None:
+    """The gaps of a pod whose links are elsewhere are settled with a reason; of any other a reconcile is named."""
+    pod, other = facts.pods[0], facts.pods[1]
+    api.db.execute("UPDATE pods SET linker = 'relay' WHERE name = %s", (pod,))
+    gap = (
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
+        " SELECT id, 'registry.events', -1, 'log-cut', 0 FROM pods WHERE name = %s"
+    )
+    api.db.execute(gap, (pod,))
+    assert "no open gap" in baleen("pods", "settle-gaps", pod, "--why", "it was compared").out
+    api.db.execute(gap, (pod,))
+    assert baleen("pods", "settle-gaps", pod, "--why", "again", "--json").json["gaps"]["open"] == 0
+    assert f"baleen pods reconcile {other}" in errs(baleen("pods", "settle-gaps", other, "--why", "I think so"), 1)
+
+
+def test_a_registry_by_another_name(api: Served, baleen: Command, facts: Facts) -> None:
+    """A registry that is another pod's already is refused, whatever it is called; the same host's other port is not."""
+    pod, other = facts.pods[0], facts.pods[1]
+    with NotificationSink() as sink, running_model(sink) as registry, running_model(sink) as second:
+        named = registry.url.replace("127.0.0.1", "localhost")
+        baleen("pods", "set-registries", pod, "--registry", registry.url)
+        said = errs(baleen("pods", "set-registries", other, "--registry", named), 1)
+        assert f"as {registry.url} of pod {pod} is" in said
+        assert "--no-check" in said
+        for url in (second.url, second.url.replace("127.0.0.1", "localhost")):
+            assert baleen("pods", "set-registries", other, "--registry", url).code == 0
+        # Of the pod itself, and of names that nobody knows.
+        api.db.execute("UPDATE pods SET registries = %s WHERE name = %s", (["http://nowhere.invalid:1", "x"], other))
+        assert baleen("pods", "set-registries", pod, "--registry", named, "--registry", second.url).code == 0
+        assert baleen("pods", "set-registries", other, "--registry", registry.url, "--no-check").code == 0
+
+
+class Forbidding(Handler):
+    """Answers 403 to everybody, as stores do, with these headers."""
+
+    headers_sent: Mapping[str, str] = {}
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        for name, value in {"Content-Length": "0", **self.headers_sent}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+@pytest.mark.parametrize("header", ["WWW-Authenticate", "Docker-Distribution-Api-Version", "Server"])
+def test_who_answers_403(baleen: Command, facts: Facts, header: str) -> None:
+    """Only what answers as registries do is believed to be one that wants to know who asks."""
+    handler = type("Forbidding", (Forbidding,), {"headers_sent": {header: "x"}})
+    with HTTPServer(handler) as server:
+        done = baleen("pods", "set-registries", facts.pods[0], "--registry", server.address)
+    if header == "Server":
+        assert "not as registries do" in errs(done, 1)
+    else:
+        assert done.code == 0
+        assert "wants to know who asks" in done.err
 
 
 def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
@@ -99,7 +227,47 @@ def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
         baleen("pods", "retire-source", pod, "the-process", "--why", "it was seen to end", "--json")
         (source,) = baleen("pods", "show", pod, "--json").json["sources"]
         assert (source["state"], source["retired_why"]) == ("retired", "it was seen to end")
+        assert "There is no pod nope" in errs(baleen("pods", "retire-source", "nope", "i", "--why", "x"), 1)
         assert "no process" in errs(baleen("pods", "retire-source", pod, "the-process", "--why", "again"), 1)
+
+
+def test_a_pod_of_which_much_is_to_be_told(api: Served, baleen: Command, facts: Facts) -> None:
+    """`pods show` fits a hundred columns, tells all that the watermark waits for, each finding that is not proved and
+    that events have a wrong token, names what is proved, and never refers to itself.
+    """
+    pod = facts.pods[0]
+    for number in range(3):
+        api.db.execute(
+            "INSERT INTO sources (pod_id, instance_id, heard_at, dead_since, dead_why)"
+            " SELECT id, %s, now(), now(), 'refused' FROM pods WHERE name = %s",
+            (f"9b2f6ad0-5c5e-4b1c-9f5e-0d5a0c8a7c0{number}", pod),
+        )
+    long = "a sentence of some length that says what is the matter, and what follows from it; " * 4
+    for check, verdict, mend in (
+        ("versioned", "proved", ""),
+        ("same-root", "proved", ""),
+        ("clocks", "refuted", f"Run a time service, since {long}\nBALEEN_SAFETY_CLOCK_SKEW=142s"),
+    ):
+        api.db.execute(
+            'INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend)'
+            " SELECT id, %s, %s, %s, %s, %s FROM pods WHERE name = %s",
+            (check, verdict, long, f"proof of {check}", mend, pod),
+        )
+    api.db.execute(
+        "INSERT INTO token_refusals (pod_id, since, last_at) SELECT id, now(), now() FROM pods WHERE name = %s", (pod,)
+    )
+    told = baleen("pods", "show", pod)
+    lines = told.out.splitlines()
+    assert max(map(len, lines)) <= 100, max(lines, key=len)
+    assert "pods show" not in told.out + told.err
+    assert "BALEEN_SAFETY_CLOCK_SKEW=142s" in lines
+    assert "  found out: proof of clocks" in lines
+    assert "proved: versioned, same-root" in lines
+    assert "proof of versioned" not in told.out
+    waits = told.out.partition("waits for")[2].partition("held by")[0]
+    assert all(f"7c0{number}" in waits for number in range(3))
+    assert "more: see `waits_for`" in " ".join(told.out.split())
+    assert "wrong token, or with none, since" in " ".join(told.out.partition("\nwrong token\n")[2].split())
 
 
 def test_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
@@ -111,15 +279,66 @@ def test_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
     assert "still cannot be understood" in errs(baleen("dead-letters", "retry", number), 1)
     errs(baleen("dead-letters", "discard", number), 2)
     assert baleen("dead-letters", "discard", number, "--why", "a test", "--json").json["settled_why"] == "a test"
-    assert baleen("dead-letters", "list", "--pod", facts.pods[0]).out.count("\n") == 1
+    assert baleen("dead-letters", "list", "--pod", facts.pods[0]).out == "none\n"
     errs(baleen("dead-letters", "show", "0"), 2)
+
+
+def test_a_retry_that_may_come_back(api: Served, baleen: Command, facts: Facts) -> None:
+    """Of a manifest that could not be read, a retry says that it is a new dead letter if it still cannot be."""
+    pod = facts.pods[0]
+    (prefix,) = baleen("pods", "show", pod, "--json").json["prefixes"]
+    event = {
+        "id": "e", "timestamp": "2026-01-01T00:00:00Z", "action": "push", "pod": pod,
+        "repository": f"{prefix}/app", "digest": UNKNOWN,
+    }  # fmt: skip
+    number = str(dead_letter(api.db, pod, json.dumps(event), RECORD_CONTENT_TYPE))
+    api.db.execute("UPDATE dead_letters SET reason = 'unreadable-manifest' WHERE id = %s", (number,))
+    told = baleen("dead-letters", "retry", number).out
+    assert told == (
+        f"Dead letter {number} is settled: 1 event is published."
+        " If its manifest still cannot be read, that is a new dead letter.\n"
+    )
+
+
+def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
+    """Several are settled by their numbers, or all open ones that match; one that is refused keeps no other."""
+    pod, later = facts.pods[0], f"{facts.mark}/later"
+    notifications = "application/vnd.docker.distribution.events.v1+json"
+    bad = [dead_letter(api.db, pod, "not json", notifications) for _ in range(3)]
+    good = [
+        dead_letter(
+            api.db,
+            pod,
+            json.dumps({"events": [{"id": "e", "timestamp": "2026-01-01T00:00:00Z", "action": "push",
+                                    "target": {"repository": later, "digest": UNKNOWN,
+                                               "mediaType": "application/octet-stream"}}]}),
+            notifications,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    baleen("pods", "add-prefix", pod, later)
+    for arguments in ((), ("1", "--pod", pod), ("1", "--reason", "x")):
+        assert "or all open ones" in errs(baleen("dead-letters", "retry", *arguments), 2)
+    some = baleen("dead-letters", "retry", str(bad[0]), str(good[0]), str(good[0]))
+    assert some.code == 1
+    assert some.out == f"Dead letter {good[0]} is settled: 1 event is published.\n1 of 2 dead letters settled.\n"
+    assert f"Dead letter {bad[0]}: " in some.err
+    listed = baleen("dead-letters", "list", "--pod", pod, "--json").json["items"]
+    reasons = {item["reason"] for item in listed}
+    assert len(reasons) == 1
+    rest = baleen("dead-letters", "retry", "--pod", pod, "--reason", reasons.pop())
+    assert (rest.code, rest.out) == (1, "2 of 5 dead letters settled.\n")
+    assert baleen("dead-letters", "discard", "--pod", pod, "--reason", "none", "--why", "x").out.startswith("0 of 0 ")
+    done = baleen("dead-letters", "discard", "--pod", pod, "--why", "a test", "--json").json
+    assert [(item["id"], item["settled_why"]) for item in done["items"]] == [(number, "a test") for number in bad]
 
 
 def test_tokens(api: Served, baleen: Command) -> None:
     """A token is printed once, works with its role, is listed without its secret, and ends when revoked."""
     made = baleen("tokens", "create", "ci.read", "--json").json
     assert made["role"] == "read"
-    assert api.get("/v1/pods", made["token"]).status_code == 200
+    # Unknown tokens are looked for twice a second: another test may just have tried one.
+    until("the token is known", lambda: api.get("/v1/pods", made["token"]).status_code == 200)
     listed = baleen("tokens", "list", "--json")
     assert made["token"] not in listed.out
     assert ("ci.read", "read") in [(item["name"], item["role"]) for item in listed.json["items"]]
@@ -135,6 +354,7 @@ def test_setup(baleen: Command) -> None:
     assert baleen("db", "migrate", "--json").json["revision"]
     names = {report["name"] for report in baleen("topics", "create", "--json").json["items"]}
     assert names == {"registry.events", "registry.dead-letters", "blob.lifecycle"}
+    assert "one broker keeps one copy: that is for trying Baleen only" in baleen("topics", "create").err
 
 
 def test_check(api: Served, baleen: Command, facts: Facts) -> None:
@@ -165,6 +385,12 @@ def test_config_never_prints_a_secret(baleen: Command) -> None:
     assert (shown["safety_link_grace"], shown["s3_bucket"]) == ("36h", None)
 
 
+def test_the_version(baleen: Command) -> None:
+    """It is asked without a command, and is that of the installed distribution."""
+    done = baleen("--version")
+    assert (done.code, done.out) == (0, f"baleen {metadata.version('baleen-registry')}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "code", "said"),
     [
@@ -186,17 +412,35 @@ def test_config_never_prints_a_secret(baleen: Command) -> None:
         (["dead-letters", "list", "--pod", "nobody"], {}, 1, "no pod nobody"),
         (["dead-letters", "show", "one"], {}, 2, "'ID' must be a whole number (see `baleen dead-letters show --help`)"),
         (["dead-letters", "show", "0"], {}, 2, "'ID' must be 1 or more"),
+        (["dead-letters", "show", "9" * 20], {}, 2, "'ID' must be 9223372036854775807 or less"),
+        (["jobs", "show", "9" * 20], {}, 2, "'ID' must be 9223372036854775807 or less"),
+        (["jobs", "show", str(2**63 - 1)], {}, 1, "no job"),
+        (["jobs", "list", "--kind", "work"], {}, 2, "one of reconcile, doctor"),
+        (["jobs", "list", "--pod", "Pod"], {}, 2, "pod name"),
+        (["blob", "list", "--state", "lost"], {}, 2, "one of live, unreferenced, hidden, purged, missing"),
+        (["blob", "list", "--sort", "size"], {}, 2, "one of first_seen, unreferenced_since, references"),
+        (["blob", "list", "--min-references", "-1"], {}, 2, "--min-references"),
+        (["repositories", "show", "nobody/nothing"], {}, 1, "nobody/nothing"),
+        (["repositories", "show", "../status"], {}, 2, "repository name"),
         (["dead-letters", "discard", "1", "--why", ""], {}, 2, "`why` must be text of 1 to 1000 characters"),
         (["tokens", "create", "x", "--role", "king"], {}, 2, "'read', 'operate'"),
         (["pods", "add-prefix", "nobody", "x"], {}, 1, "no pod nobody"),
         (["pods", "add-prefix", "nobody"], {}, 2, "PREFIX"),
+        (["pods", "settle-gaps", "nobody", "--why", "no pod"], {}, 1, "no pod nobody"),
+        (["pods", "settle-gaps", "nobody"], {}, 2, "--why"),
         (["pods", "config", "nobody"], {"s3_bucket": "b"}, 1, "no pod nobody"),
         (["pods", "list"], {"nonsense": "1"}, 2, "BALEEN_NONSENSE"),
         (["config", "show"], {"safety_clock_skew": "soon"}, 2, "BALEEN_SAFETY_CLOCK_SKEW"),
         (["tokens", "list"], {"database_url": "mysql://x"}, 2, "BALEEN_DATABASE_URL"),
         (["tokens", "list"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
         (["check"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
+        (["hold", "team", "--why", "\udcff"], {}, 2, "no UTF-8"),
+        (["jobs", "list", "--pod", "\udcff"], {}, 2, "no UTF-8"),
+        (["pods", "retire-source", "pod-x", "\udcff", "--why", "it ended"], {}, 2, "no UTF-8"),
+        (["tokens", "list"], {"database_url": "postgresql://u:\udcff@127.0.0.1:9/x"}, 2, "no UTF-8"),
         (["api", "--port", "0"], {}, 2, "--port"),
+        (["api", "--host", "192.0.2.1"], {}, 1, "192.0.2.1 cannot be listened on, since it is no address of this"),
+        (["api", "--host", "name.invalid"], {}, 1, "that name is not known here"),
     ],
 )
 def test_errors_are_one_sentence(
@@ -204,6 +448,71 @@ def test_errors_are_one_sentence(
 ) -> None:
     """A refusal exits 1 and wrong usage 2, with one sentence on stderr and nothing on stdout."""
     assert said in errs(baleen(*arguments, **settings), code)
+
+
+@pytest.mark.parametrize("said", ["<html>", "", "[]", "[" * 100_000])
+def test_somebody_else_answers(bare: Command, said: str) -> None:
+    """What answers 200 at BALEEN_URL and is not Baleen, such as a portal that asks who comes, is told to be none."""
+    handler = type("Portal", (Portal,), {"said": said.encode()})
+    with HTTPServer(handler) as server:
+        for arguments in (["status"], ["gc", "off", "--why", "an incident"]):
+            assert "and not as Baleen does: check BALEEN_URL" in errs(
+                bare(*arguments, url=server.address, token="x"), 1
+            )
+
+
+class Portal(Handler):
+    said = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.said)))
+        self.end_headers()
+        self.wfile.write(self.said)
+
+    do_PUT = do_GET
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://who:hidden@127.0.0.1:9", "no-proxy://who:hidden@127.0.0.1:9", "http://hidden:port"]
+)
+def test_a_proxy_that_cannot_be_used(baleen: Command, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """It is told by the names of its variables, not with the password in it; the kill switch is turned without it."""
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    elsewhere = "http://baleen.invalid:1"
+    said = errs(baleen("status", url=elsewhere), 1)
+    assert "ALL_PROXY" in said
+    assert "hidden" not in said
+    done = baleen("gc", "off", "--why", "an incident", url=elsewhere)
+    assert done.code == 0, done.err
+    assert "in the database" in done.err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_leads_to_this_machine(baleen: Command, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """An API on loopback is asked itself, whatever proxy the environment names, which would else have the token."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    done = baleen("status", url=baleen.environment["url"].replace("127.0.0.1", host))
+    assert done.code == 0, done.err
+
+
+def test_a_terminal_without_the_letters(bare: Command) -> None:
+    """What cannot be shown in the encoding of a terminal is told, and exits 1."""
+    environment = program_environment({"s3_root": "größe"}) | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "coordinator.cli", "config", "show"],
+        cwd=bare.directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "The output cannot be written in ascii: set PYTHONIOENCODING=utf-8.\n"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +547,60 @@ def test_ctrl_c_while_it_begins(bare: Command) -> None:
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "Interrupted.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
+@pytest.mark.parametrize(
+    "command", ["pods list", "tokens list", "check", "audit", "survey s3://bucket/root", "db migrate", "topics create"]
+)
+def test_ctrl_c_while_it_waits(bare: Command, command: str) -> None:
+    """Ctrl-C ends every command in the same way: 130, one word, and no trace of it or of its progress."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        here = f"127.0.0.1:{silent.getsockname()[1]}"
+        settings = {
+            "url": f"http://{here}", "token": "x", "database_url": f"postgresql://u@{here}/x", "s3_bucket": "b",
+            "s3_endpoint_url": f"http://{here}", "s3_access_key": "k", "s3_secret_key": "k", "kafka_bootstrap": here,
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "coordinator.cli", *command.split()],
+            cwd=bare.directory,
+            env=program_environment(settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "Interrupted.\n")
+
+
+@pytest.mark.parametrize("arguments", [["config", "show"], ["config", "show", "--json"], ["--version"], ["--help"]])
+def test_a_full_disk(bare: Command, arguments: list[str]) -> None:
+    """What cannot be written is told in one sentence, and exits 1."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "coordinator.cli", *arguments],
+            cwd=bare.directory,
+            env=program_environment({}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "The output cannot be written (No space left on device): make room, or write it elsewhere.\n"
+
+
+@pytest.mark.parametrize("command", [[], ["blob"], ["blob", "list"], ["up"]])
+def test_the_short_form_of_help(bare: Command, command: list[str]) -> None:
+    """`-h` is `--help`, for groups and commands alike."""
+    done = bare(*command, "-h")
+    assert (done.code, done.out) == (0, bare(*command, "--help").out)
+    assert "Usage: baleen" in done.out
 
 
 def test_status(api: Served, baleen: Command, facts: Facts) -> None:
@@ -248,6 +610,12 @@ def test_status(api: Served, baleen: Command, facts: Facts) -> None:
     printed = baleen("status").out
     assert "caught up" in printed
     assert f"pod {facts.pods[0]}: never reconciled" in printed
+    facts.manifest(0, ManifestKind.IMAGE, [10])
+    digest = bytes.fromhex(facts.digest(10)[7:])
+    api.db.execute("UPDATE blobs SET state = %s WHERE digest = %s", (BlobState.MISSING, digest))
+    assert "baleen blob list --state missing" in baleen("status").out
+    assert facts.digest(10) in baleen("blob", "list", "--state", "missing").out
+    api.db.execute("UPDATE blobs SET state = %s WHERE digest = %s", (BlobState.LIVE, digest))
 
 
 def test_lists_go_on(api: Served, baleen: Command, facts: Facts) -> None:
@@ -269,20 +637,32 @@ def test_a_pod_is_given_a_prefix(baleen: Command, facts: Facts) -> None:
     assert f"{facts.mark}/more" in baleen("pods", "add-prefix", pod, f"{facts.mark}/more").out
     shown = baleen("pods", "add-prefix", pod, f"{facts.mark}/a", f"{facts.mark}/b", "--json").json
     assert shown["prefixes"] == sorted([pod, *(f"{facts.mark}/{name}" for name in ("a", "b", "more"))])
-    assert "overlaps" in errs(baleen("pods", "add-prefix", pod, f"{pod}/below"), 1)
+    assert f"Pod {pod} owns '{pod}/below' already" in errs(baleen("pods", "add-prefix", pod, f"{pod}/below"), 1)
 
 
-def test_the_whole_configuration(baleen: Command, facts: Facts) -> None:
+def test_a_token_file_that_holds_none(baleen: Command, facts: Facts) -> None:
+    """A file of bytes, and one without end, are told to hold no token."""
+    file = baleen.directory / "bytes"
+    file.write_bytes(b"\xff\xfe")
+    for name in (str(file), "/dev/zero"):
+        said = errs(baleen("pods", "config", facts.pods[0], "--token-file", name, s3_bucket="b"), 2)
+        assert "--token-file is malformed" in said
+
+
+def test_the_whole_configuration(api: Served, baleen: Command, facts: Facts) -> None:
     """`pods config` prints a file for the pod's registry: its secrets only where they are asked for and known."""
     store = {
         "s3_bucket": "shared", "s3_root": "root", "s3_endpoint_url": "http://127.0.0.1:8333", "s3_region": "eu-1",
         "s3_access_key": "the-key", "s3_secret_key": "s3cr3t-key",
     }  # fmt: skip
     pod = facts.pods[0]
+    assert "port in `http.addr` is a placeholder" in baleen("pods", "config", pod, **store).err
     baleen("pods", "set-registries", pod, "--registry", "http://127.0.0.1:5001", "--no-check", "--json")
     (baleen.directory / "token").write_text("the-token\n")
-    printed = baleen("pods", "config", pod, **store).out
-    assert "s3cr3t" not in printed
+    done = baleen("pods", "config", pod, **store)
+    printed = done.out
+    assert "s3cr3t" not in printed + done.err
+    assert "placeholder" not in done.err
     known = yaml.safe_load(printed)
     assert known["storage"]["s3"] == {
         "bucket": "shared", "rootdirectory": "/root", "region": "eu-1", "regionendpoint": "http://127.0.0.1:8333",
@@ -295,6 +675,12 @@ def test_the_whole_configuration(baleen: Command, facts: Facts) -> None:
     assert endpoint["url"] == f"{baleen.environment['url']}/v1/events/{pod}"
     assert "ignore" not in endpoint
     whole = ("--with-secrets", "--token-file", "token")
+    refused = errs(baleen("pods", "config", pod, *whole, **store), 1)
+    assert f"does not hold the token of pod {pod}" in refused
+    assert "the-token" not in refused
+    api.db.execute(
+        "UPDATE pods SET event_token_sha256 = %s WHERE name = ANY(%s)", (hash_of("the-token"), list(facts.pods))
+    )
     asked = [yaml.safe_load(baleen("pods", "config", each, *whole, **store).out) for each in facts.pods]
     assert asked[0]["storage"]["s3"]["secretkey"] == "s3cr3t-key"
     assert asked[0]["notifications"]["endpoints"][0]["headers"]["Authorization"] == ["Bearer the-token"]

@@ -1,5 +1,6 @@
 """`baleen pods reconcile` asks for a reconcile, follows it, and says what it changed."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,18 +50,43 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
     store.put(revision_link_key(RepositoryName(f"{pod}/app"), digest), b"x")
     asked = baleen("pods", "reconcile", pod, "--no-wait", "--why", "to see", "--json").json
     assert (asked["state"], asked["why"]) == ("waiting", "to see")
-    assert f"Job {asked['id']} is waiting" in baleen("pods", "reconcile", pod, "--no-wait").out
+    number = str(asked["id"])
+    waits = f"Job {number} is waiting: see `baleen jobs show {number}`."
+    assert waits in baleen("pods", "reconcile", pod, "--no-wait").out
+    assert baleen("jobs", "list", "--pod", pod, "--kind", "reconcile", "--json").json["items"] == [asked]
+    assert baleen("jobs", "show", number, "--json").json == asked
+    listed = baleen("jobs", "list", "--pod", pod).out
+    assert f"{asked['asked_at'][:10]} {asked['asked_at'][11:19]}" in listed
     with scheduler(api):
-        done = baleen("pods", "reconcile", pod, "--json").json
+        # A program of its own: the scheduler's log goes to this one's stdout.
+        done = baleen.program("pods", "reconcile", pod, "--json").json
         # Its job is that of before, unless it was done before the command asked.
         assert (done["id"] >= asked["id"], done["state"], done["progress"]["unread"]) == (True, "done", 1)
         assert sum(job["progress"]["holdings_added"] for job in jobs_of(api, pod)) == 1
         store.delete(revision_link_key(RepositoryName(f"{pod}/app"), digest))
         store.put(f"docker/registry/v2/repositories/{pod}/app/_uploads/1/startedat", b"")
+        assert "Not settled" not in baleen("pods", "reconcile", pod, "--no-wait").err
+        api.db.execute(
+            "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)"
+            " SELECT id, '', -1, 'retired', 0, '2126-11-25' FROM pods WHERE name = %s",
+            (pod,),
+        )
         told = baleen("pods", "reconcile", pod)
     assert told.code == 0, told.err
     assert "holdings removed" in told.out
-    assert f"sha256:{digest.hex()}" in told.out
+    # Between them stands the scheduler's log.
+    wanted = ["job", "pod", "began at", "parts", "parts done", "keys", "links", "holdings added", "links added"]
+    wanted += ["holdings removed", "links removed", "still linked", "doubts settled", "unread", "gaps settled"]
+    fields = [line.partition("  ")[0] for line in told.out.splitlines()]
+    assert [field for field in fields if field in wanted] == wanted
+    assert "Not settled by this one: 1 gap in which events may be lost: a reconcile" in told.err
+    assert "begins after 2126-11-25 00:00:00 UTC" in told.err
+    # The command's own job, or the one before it that the scheduler had begun already.
+    (removing,) = [job for job in jobs_of(api, pod) if job["progress"]["holdings_removed"]]
+    shown = baleen("jobs", "show", str(removing["id"])).out
+    assert re.search(r"^state +done$", shown, re.MULTILINE)
+    assert re.search(r"^holdings removed +1$", shown, re.MULTILINE)
+    assert f"sha256:{digest.hex()}" in shown
 
 
 def test_one_that_fails(api: Served, baleen: Command, facts: Facts) -> None:
@@ -80,12 +106,11 @@ def test_one_that_fails(api: Served, baleen: Command, facts: Facts) -> None:
         {"pod": pod},
     )
     with scheduler(api):
-        failed = baleen("pods", "reconcile", pod)
+        failed = baleen.program("pods", "reconcile", pod)
     assert failed.code == 1
     assert "BALEEN_S3_ROOT" in failed.err
     assert "no pod" in baleen("pods", "reconcile", f"{facts.mark}-nobody").err
-    (job,) = jobs_of(api, pod)
-    assert job["state"] == "failed"
+    assert {job["state"] for job in jobs_of(api, pod)} == {"failed"}
 
 
 class Answers:

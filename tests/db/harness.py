@@ -150,6 +150,10 @@ class Table(Names):
             self.done(piece)
         return applied
 
+    def links_are(self, linker: str) -> None:
+        """How pods learn of mounts: with `link` a removal is looked at, and bytes have to be in the shared store."""
+        self.connection.execute("UPDATE pods SET linker = %s WHERE mode = 'manifest'", (linker,))
+
     def blob(self, name: str) -> Row | None:
         return self.blobs([self.digest(name)]).get(self.digest(name))
 
@@ -231,7 +235,7 @@ def fact_of(event: RegistryEvent) -> Fact | None:
     if event.rename is not None:
         rename = event.rename
         source, destination = RepositoryName(rename.source), RepositoryName(rename.destination)
-        return RepositoryRenamed(source, destination, rename.type == "namespace", event.timestamp)
+        return RepositoryRenamed(source, destination, below=True, at=event.timestamp)
     if event.digest is None:
         return None if event.tag is not None else RepositoryRemoved(repository, event.timestamp)
     digest = parse_digest(event.digest)
@@ -283,6 +287,6 @@ class Events(Names):
     def deleted(self, repository: str, name: str | None) -> RegistryEvent:
         return self.event("delete", repository, name)
 
-    def renamed(self, repository: str, destination: str, below: bool) -> RegistryEvent:
-        rename = RenameRecord("namespace" if below else "name", self.within(repository), self.within(destination))
+    def renamed(self, repository: str, destination: str) -> RegistryEvent:
+        rename = RenameRecord("namespace", self.within(repository), self.within(destination))
         return self.event("rename", repository, rename=rename)

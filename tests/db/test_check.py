@@ -32,13 +32,18 @@ CORRUPTIONS = [
         "INSERT INTO repository_manifests SELECT 999999999, now(), id FROM repositories LIMIT 1",
         "holding of no manifest",
     ),
+    ("UPDATE blobs SET state = 2 WHERE digest = %(free)s", "hidden blob without a hide"),
+    (
+        "INSERT INTO hides (blob_id, run_id, taken, unreferenced_since) SELECT id, 1, 1, now() FROM blobs LIMIT 1",
+        "hide of a blob that is not hidden",
+    ),
 ]
 
 
 @pytest.fixture
 def filled(table: Table) -> Table:
     table.connection.execute(
-        "TRUNCATE blobs, manifests, repositories, repository_manifests, repository_blobs, removals"
+        "TRUNCATE blobs, hides, manifests, repositories, repository_manifests, repository_blobs, removals"
     )
     table.apply(
         table.push("a", "m", ["c", "l"], 1),

@@ -72,7 +72,7 @@ class Shared(Events):
         source = f"pod-a/{self.partition}/{self.random.randrange(4)}"
         if self.random.random() < 0.5:
             return self.deleted(source, None)
-        return self.renamed(source, f"pod-a/{self.partition}/{self.random.randrange(4)}", below=False)
+        return self.renamed(source, f"pod-a/{self.partition}/{self.random.randrange(4)}")
 
 
 def _replaced(event: RegistryEvent, **changes: Any) -> RegistryEvent:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from coordinator.db import doubts, locks
+from coordinator.db import doubts, locks, sweep
 from coordinator.db.doubts import Verdict
 from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.lifecycle import BlobState
@@ -169,6 +169,89 @@ def test_a_rename_in_another_order_is_a_gap(table: Table) -> None:
     assert gaps_of_renames(table) == 1
 
 
+@pytest.mark.parametrize(
+    "renames",
+    [
+        [("b", "c", 50), ("a", "b", 20)],
+        [("b/x", "c", 50), ("a", "b", 20)],
+        [("b", "c", 50), ("a", "b/x", 20)],
+        [("a", "c", 50), ("a/x", "a/y", 20)],
+        [("a/x", "a/y", 50), ("a", "c", 20)],
+        [("x", "a", 50), ("a", "b", 20)],
+        [("a", "b", 20), ("x", "a", 50), ("a", "b", 20)],
+        [("b", "c", 50), ("a", "b", 55)],
+    ],
+    ids=["chain", "from-below", "to-below", "from-within", "from-around", "onto-its-name", "again", "about-then"],
+)
+def test_renames_in_another_order_are_a_gap(table: Table, renames: list[tuple[str, str, int]]) -> None:
+    """A rename that comes after a later one which crosses it may leave things under a wrong name: that holds GC."""
+    gaps_of_renames(table)
+    *before, last = (
+        RepositoryRenamed(table.repository(source), table.repository(destination), below=True, at=at(second))
+        for source, destination, second in renames
+    )
+    table.apply(*before, margin=MARGIN)
+    assert gaps_of_renames(table) == 0
+    table.apply(last, margin=MARGIN)
+    assert gaps_of_renames(table) == 1
+
+
+@pytest.mark.parametrize(
+    "renames",
+    [
+        [("a", "b", 20), ("b", "c", 50)],
+        [("a", "b", 20), ("x", "a", 50)],
+        [("a", "b", 20), ("b", "a", 50)],
+        [("a", "b", 20), ("b", "c", 50), ("a", "b", 20), ("b", "c", 50)],
+        [("a/x", "b/x", 20), ("a/y", "b/y", 20), ("ab", "c", 20), ("a_", "d", 20)],
+        [("x", "b", 50), ("y", "b", 20)],
+    ],
+    ids=["chain", "onto-its-name", "and-back", "again", "siblings", "into-one"],
+)
+def test_renames_in_order_are_no_gap(table: Table, renames: list[tuple[str, str, int]]) -> None:
+    """Renames that came as they happened, or do not cross, hold nothing."""
+    gaps_of_renames(table)
+    for source, destination, second in renames:
+        old, new = table.repository(source), table.repository(destination)
+        table.apply(RepositoryRenamed(old, new, below=True, at=at(second)), margin=MARGIN)
+    assert gaps_of_renames(table) == 0
+
+
+@pytest.mark.usefixtures("by_word")
+def test_a_delete_under_a_name_that_a_later_rename_gave_away(table: Table) -> None:
+    """Where two renames came in another order, a delete under the wrong name takes the only hold, and GC is held."""
+    gaps_of_renames(table)
+    table.apply(table.push("a", "m", ["c"], 0), margin=MARGIN)
+    for source, destination, second in (("b", "z", 50), ("a", "b", 20)):
+        old, new = table.repository(source), table.repository(destination)
+        table.apply(RepositoryRenamed(old, new, below=True, at=at(second)), margin=MARGIN)
+    # The registry has it in z. Somebody takes the free name, pushes the same, and deletes it there.
+    table.apply(table.push("b", "m", ["c"], 100), table.removed("b", "m", 150), margin=MARGIN)
+    assert table.holdings() == set()
+    assert gaps_of_renames(table) == 1
+
+
+@pytest.mark.usefixtures("by_word")
+@pytest.mark.parametrize("entirely", [False, True], ids=["one", "all"])
+def test_a_removal_from_before_a_rename_onto_its_name(table: Table, *, entirely: bool) -> None:
+    """A removal that comes after a later rename to its name does not take what was not there at the time."""
+
+    def removed(repository: str, second: int) -> Removed | RepositoryRemoved:
+        name = table.repository(repository)
+        return RepositoryRemoved(name, at(second)) if entirely else table.removed(repository, "m", second)
+
+    onto = RepositoryRenamed(table.repository("x"), table.repository("a"), below=True, at=at(50))
+    table.apply(table.push("x", "m", ["c"], 0), table.push("x/y", "m", ["c"], 0), onto, margin=MARGIN)
+    for second in (30, 60):
+        applied = table.apply(removed("a/y", second), margin=MARGIN)
+        assert (applied.holdings_removed, applied.removals_doubtful) == (0, 1)
+    assert table.holds("a/y", "m")
+    assert table.removal("a/y", "m") == (at(60), True)
+    table.apply(removed("a", 61), margin=MARGIN)
+    assert not table.holds("a", "m")
+    assert table.check().agrees
+
+
 def test_a_removal_before_its_push(table: Table) -> None:
     """A removal of something unknown is remembered, and makes an older push that comes later doubtful."""
     table.apply(table.removed("a", "m", 50), table.removed("a", "other", 50), margin=MARGIN)
@@ -263,9 +346,52 @@ def test_a_rename_into_itself(table: Table) -> None:
     assert table.check().agrees
 
 
+@pytest.mark.parametrize(
+    ("source", "destination", "moves"),
+    [
+        ("a", "a/b", {"a/x": "a/b/x", "a/b/x": "a/b/b/x", "a/b/a/x": "a/b/b/a/x"}),
+        ("a/b", "a", {"a/b/x": "a/x", "a/b/b/x": "a/b/x", "a/b/b/b/x": "a/b/b/x"}),
+    ],
+    ids=["down", "up"],
+)
+def test_a_rename_onto_names_that_it_moves(table: Table, source: str, destination: str, moves: dict[str, str]) -> None:
+    """A namespace that moves along its own path moves each repository once, also if that is told twice."""
+    table.apply(*(table.link(before, f"of {before}", 0) for before in moves))
+    table.apply(RepositoryRenamed(table.repository(source), table.repository(destination), below=True, at=at(50)))
+    moved = {(table.repository(after), table.text(f"of {before}")) for before, after in moves.items()}
+    assert table.links() == moved
+    table.apply(RepositoryRenamed(table.repository(source), table.repository(destination), below=True, at=at(50)))
+    assert table.links() == moved
+    assert table.check().agrees
+
+
+@pytest.mark.usefixtures("by_word")
+def test_a_delete_after_a_rename_onto_names_that_it_moves(table: Table) -> None:
+    """Of two repositories that hold one manifest and move one step down, a delete in one leaves it to the other."""
+    table.apply(table.push("a/x", "m", ["c"], 0), table.push("a/b/x", "m", ["c"], 0), margin=MARGIN)
+    renamed = RepositoryRenamed(table.repository("a"), table.repository("a/b"), below=True, at=at(50))
+    table.apply(renamed, Removed(table.repository("a/b/b/x"), table.digest("m"), at(100)), margin=MARGIN)
+    assert table.holdings() == {(table.repository("a/b/x"), table.text("m"))}
+    assert table.blob("c").references == 1
+
+
 def test_overtaken(table: Table) -> None:
     """A removal that the push overtook changes nothing and is counted."""
     table.apply(table.push("a", "m", ["c"], 50), margin=MARGIN)
     applied = table.apply(Removed(table.repository("a"), table.digest("m"), at(5)), margin=MARGIN)
     assert applied.removals_overtaken == 1
     assert table.removals() == {}
+
+
+@pytest.mark.usefixtures("by_word")
+def test_two_removals_that_a_rename_makes_one(table: Table) -> None:
+    """It is remembered for as long as the one of both that was seen last."""
+    table.apply(table.removed("a", "m", 1), table.removed("b", "m", 2))
+    table.connection.execute(
+        "UPDATE removals r SET seen_at = now() - %s * 2 FROM repositories n"
+        " WHERE n.id = r.repository_id AND n.name = %s",
+        (sweep.REMOVALS_KEPT, table.repository("b")),
+    )
+    table.apply(RepositoryRenamed(table.repository("a"), table.repository("b"), below=False, at=at(10)))
+    sweep.forget_removals(table.connection)
+    assert table.removal("b", "m") == (at(2), False)

@@ -1,18 +1,25 @@
 """Pods that change while others look at them."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from coordinator.db import pods, reconcile
+from coordinator.db import pods, progress, reconcile, renames
 from coordinator.db.engine import async_engine
 from coordinator.db.locks import PODS_LOCK
+from coordinator.db.queries import pods as queries
+from coordinator.db.queries.session import reading
+from coordinator.domain.facts import Fact
+from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.errors import ConflictError, UsageError
-from tests.db.harness import Table
+from coordinator.domain.pods import Linker
+from coordinator.errors import ConflictError, NotFoundError, UsageError
+from tests.db.harness import Row, Table
 
 NEW = PodName("pod-new")
 
@@ -28,8 +35,9 @@ def do(table: Table, work: Callable[[Any], Awaitable[Any]]) -> Any:
     return asyncio.run(done())
 
 
-def add(table: Table) -> int:
-    do(table, lambda engine: pods.add(engine, pods.NewPod(name=NEW, prefixes=[RepositoryName("new")])))
+def add(table: Table, linker: Linker = Linker.LINK) -> int:
+    new = pods.NewPod(name=NEW, prefixes=[RepositoryName("new")], linker=linker)
+    do(table, lambda engine: pods.add(engine, new))
     ((number,),) = table.rows("SELECT id FROM pods WHERE name = %s", (NEW,))
     return int(number)
 
@@ -38,6 +46,10 @@ def gap(table: Table, pod: int) -> None:
     table.connection.execute(
         "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%s, '', -1, 'log-cut', 0)", (pod,)
     )
+
+
+def record_cut(table: Table) -> None:
+    progress.record_cut(table.connection, "registry.events")
 
 
 def test_a_gap_that_is_noticed_while_storage_is_looked_at(fresh: Table) -> None:
@@ -57,6 +69,29 @@ def test_a_gap_that_is_noticed_while_storage_is_looked_at(fresh: Table) -> None:
     do(fresh, lambda engine: pods.remove(engine, NEW, looked))
     assert looks == [["new"], ["new"]]
     assert fresh.rows("SELECT FROM pods WHERE name = %s", (NEW,)) == []
+
+
+@pytest.mark.parametrize(
+    "again",
+    [lambda table, pod: renames.record_gap(table.connection, {pod}), lambda table, _: record_cut(table)],
+    ids=["renamed", "log-cut"],
+)
+def test_a_gap_that_opens_wider_while_storage_is_looked_at(fresh: Table, again: Callable[[Table, int], None]) -> None:
+    """A gap that is open already, and in which more may be lost since the look, keeps the pod as a new one does."""
+    pod = add(fresh)
+    again(fresh, pod)
+    looks: list[list[str]] = []
+
+    async def looked(prefixes: Any, _: Any) -> bool:
+        looks.append(list(prefixes))
+        if len(looks) == 1:
+            again(fresh, pod)
+        return False
+
+    with pytest.raises(ConflictError, match="try again"):
+        do(fresh, lambda engine: pods.remove(engine, NEW, looked))
+    do(fresh, lambda engine: pods.remove(engine, NEW, looked))
+    assert len(looks) == 2
 
 
 def test_a_prefix_that_is_added_while_a_reconcile_begins(fresh: Table) -> None:
@@ -85,3 +120,230 @@ def test_prefixes_have_a_limit(fresh: Table, monkeypatch: pytest.MonkeyPatch) ->
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName(name) for name in ("a", "new", "b")]))
     assert fresh.rows("SELECT count(*) FROM pod_prefixes WHERE prefix IN ('a', 'b', 'new')") == [(3,)]
     assert fresh.rows("SELECT reason FROM gaps WHERE settled_at IS NULL") == [("prefix-added",)]
+
+
+def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
+    """What such a pod had below a prefix before it was given it holds collection until an operator has said what."""
+    add(fresh, Linker.RELAY)
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
+    do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
+    (told,) = truth(fresh).opened.reasons()
+    assert "`baleen pods settle-gaps`" in told
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
+    assert truth(fresh).opened.reasons() == []
+
+
+async def anything(*_: Any) -> bool:
+    return True
+
+
+async def nothing(*_: Any) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "INSERT INTO sources (pod_id, instance_id, dead_since, dead_why) VALUES (%(pod)s, 'i', now(), 'refused')",
+        "INSERT INTO jobs (kind, pod_id, why, state, finished_at) VALUES ('reconcile', %(pod)s, '', 'done', now())",
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%(pod)s, '', -1, 'log-cut', 0)",
+    ],
+    ids=["never reconciled", "a process died", "reconciled", "a gap"],
+)
+def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: str) -> None:
+    """Whatever is known of a pod, it is not forgotten while storage has links of it that the table has not."""
+    pod = add(fresh)
+    if before:
+        fresh.connection.execute(before, {"pod": pod})
+    with pytest.raises(ConflictError, match="reconcile it first"):
+        do(fresh, lambda engine: pods.remove(engine, NEW, anything))
+    do(fresh, lambda engine: pods.remove(engine, NEW, nothing))
+    with pytest.raises(NotFoundError):
+        do(fresh, lambda engine: pods.remove(engine, NEW, nothing))
+
+
+def test_what_the_table_has_is_refused_without_a_look(fresh: Table) -> None:
+    """Where the table says what is left, that is told, and storage is not asked."""
+    fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE name = 'pod-a'")
+    fresh.apply(fresh.link("a", "l", 0))
+
+    async def looked(*_: Any) -> bool:
+        pytest.fail("storage was asked")
+
+    with pytest.raises(ConflictError, match="link blobs"):
+        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), looked))
+
+
+def named(table: Table, repository: str, *facts: Fact) -> None:
+    """Apply facts of a repository of this very name."""
+    table.apply(*(fact._replace(repository=RepositoryName(repository)) for fact in facts))
+
+
+def test_what_baleen_made_goes_with_the_pod(fresh: Table) -> None:
+    """What probes ask for and doctors try goes with the pod, and what other pods have of it is still counted."""
+    scratch = f"pod-a/baleen-doctor-{'0' * 16}"
+    named(fresh, "pod-a/baleen-probe", fresh.link("", "l"), fresh.push("", "m", ["l"]))
+    named(fresh, f"{scratch}-other", fresh.link("", "x"))
+    named(fresh, scratch, fresh.push("", "y", ["x"]))
+    named(fresh, "pod-b/baleen-probe", fresh.link("", "l"), fresh.push("", "m", ["l"]))
+    image = [fresh.digest(name) for name in ("l", "m")]
+    do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+    assert fresh.rows("SELECT name FROM repositories") == [("pod-b/baleen-probe",)]
+    assert fresh.blob("l") == Row(1, 1, BlobState.LIVE, unreferenced=False, size=7)
+    assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
+    assert fresh.blob("x") == Row(0, 0, BlobState.UNREFERENCED, unreferenced=True, size=7)
+    assert fresh.check().differences == []
+    told = fresh.rows("SELECT digest FROM lifecycle_outbox WHERE change = 'unreferenced' ORDER BY digest")
+    assert told == [(digest,) for digest in sorted([fresh.digest("x"), fresh.digest("y")])]
+
+
+@pytest.mark.parametrize(
+    "repository",
+    ["pod-a/baleen-probe", "pod-a/x/baleen-probe", "pod-a/baleen-doctor-x", f"pod-a/baleen-doctor-{'0' * 16}/x"],
+)
+@pytest.mark.parametrize("links", [True, False], ids=["links", "holds"])
+def test_what_others_made_by_such_names_is_theirs(fresh: Table, repository: str, links: bool) -> None:
+    """Another image in the repository of probes stays in the way of a removal, and so do names that only look alike."""
+    named(fresh, "pod-a/baleen-probe", fresh.push("", "m", ["l"]))
+    named(fresh, repository, fresh.link("", "other") if links else fresh.push("", "other", []))
+    image = [fresh.digest(name) for name in ("l", "m")]
+    with pytest.raises(ConflictError, match=f"({re.escape(repository)})"):
+        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+    assert fresh.check().differences == []
+
+
+def test_a_refused_removal_changes_nothing(fresh: Table) -> None:
+    """What is refused for another reason leaves the repositories that Baleen made as they are, and names a few."""
+    named(fresh, "pod-a/baleen-probe", fresh.push("", "m", ["l"]))
+    for name in "abcd":
+        named(fresh, f"pod-a/{name}", fresh.push("", "other", []))
+    image = [fresh.digest(name) for name in ("l", "m")]
+    with pytest.raises(ConflictError, match="pod-a/a, pod-a/b, pod-a/c, …"):
+        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+    assert fresh.blob("l") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=7)
+
+
+def test_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
+    """Where storage cannot tell, the operator's word stands."""
+    gap(fresh, add(fresh, Linker.RELAY))
+    do(fresh, lambda engine: pods.remove(engine, NEW, anything))
+
+
+def truth(table: Table, request_bound: timedelta = timedelta(hours=1)) -> queries.Truth:
+    async def asked(engine: Any) -> queries.Truth:
+        async with reading(engine) as connection:
+            return (await queries.truths(connection, timedelta(minutes=1), request_bound))[NEW]
+
+    found: queries.Truth = do(table, asked)
+    return found
+
+
+def test_what_a_watermark_has_passed_is_told(fresh: Table) -> None:
+    """A batch that is committed while the truth is read shows what it leaves open, if it shows how far it came."""
+    add(fresh)
+    with fresh.connect() as other, fresh.connect() as watcher, ThreadPoolExecutor(1) as pool:
+        with other.transaction():
+            # The reader stops before it reads watermarks: only they ask for endpoints.
+            other.execute("LOCK TABLE endpoints IN ACCESS EXCLUSIVE MODE")
+            found = pool.submit(truth, fresh)
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            while watcher.execute(waiting).fetchone() == (0,):
+                assert not found.done(), "it did not wait"
+            other.execute(
+                "INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,"
+                " origin_topic, origin_partition, origin_offset, origin_log)"
+                " VALUES (%s, 'r', 'd', now(), 'p', 1, 'c', 't', 0, 0, 0)",
+                (NEW,),
+            )
+        assert found.result(30).opened.dead_letters == 1
+
+
+def test_what_came_before_the_first_event(fresh: Table) -> None:
+    """A reconcile counts when it began so long after a pod's first event that all requests before that have ended."""
+    pod = add(fresh)
+    fresh.connection.execute(
+        "INSERT INTO sources (pod_id, instance_id, first_seen) VALUES (%s, 'i', now() - interval '2 hours')", (pod,)
+    )
+    done = (
+        "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
+        " SELECT 'reconcile', %s, '', 'done', first_seen + %s::interval, now() FROM sources"
+    )
+    for after, told in (("-1 second", 1), ("59 minutes", 1), ("1 hour", 0)):
+        fresh.connection.execute(done, (pod, after))
+        reasons = truth(fresh).reasons(NEW)
+        assert sum("before its first event" in reason for reason in reasons) == told, after
+    assert not any("never reconciled" in reason for reason in reasons)
+
+
+def test_gaps_that_only_a_later_reconcile_settles(fresh: Table) -> None:
+    """From when on a reconcile settles a gap is told while that lies ahead: the latest time, if there are several."""
+    pod = add(fresh)
+    gap(fresh, pod)
+    assert (
+        truth(fresh).opened.reasons()[0].startswith("1 gap in which events may be lost: a reconcile of the pod settles")
+    )
+    for hours in (2, 1):
+        gap(fresh, pod)
+        fresh.connection.execute(
+            "UPDATE gaps SET settles_from = '2126-11-25'::timestamptz + %s * interval '1 hour'"
+            " WHERE id = (SELECT max(id) FROM gaps)",
+            (hours,),
+        )
+    (told,) = truth(fresh).opened.reasons()
+    assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC settles it" in told
+
+
+def test_gaps_that_no_reconcile_can_settle(fresh: Table) -> None:
+    """Of a pod whose links are elsewhere an operator settles the gaps with a reason; of any other a reconcile does."""
+    pod = add(fresh, Linker.RELAY)
+    gap(fresh, pod)
+    gap(fresh, pod)
+    for why in (" ", "x" * 1001, "\0"):
+        with pytest.raises(UsageError):
+            do(fresh, lambda engine, why=why: pods.settle_gaps(engine, NEW, why))
+    settled = "SELECT settled_why FROM gaps WHERE pod_id = %s ORDER BY id"
+    assert fresh.rows(settled, (pod,)) == [(None,)] * 2
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, " its database was compared "))
+    gap(fresh, pod)
+    assert fresh.rows(settled, (pod,)) == [("operator: its database was compared",)] * 2 + [(None,)]
+    fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE id = %s", (pod,))
+    with pytest.raises(ConflictError, match="a reconcile settles it"):
+        do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "I think so"))
+    assert fresh.rows(settled, (pod,))[-1] == (None,)
+    with pytest.raises(NotFoundError):
+        do(fresh, lambda engine: pods.settle_gaps(engine, PodName("nobody"), "no pod"))
+
+
+def test_what_no_reconcile_can_find(fresh: Table) -> None:
+    """Where links are elsewhere collection is held until an operator has said, after the first event, what there is."""
+    pod = add(fresh, Linker.RELAY)
+    settle = "baleen pods settle-gaps pod-new"
+
+    def held() -> list[str]:
+        told = truth(fresh).reasons(NEW)
+        assert not any("pods reconcile" in reason for reason in told)
+        return [reason for reason in told if "before its first event" in reason]
+
+    assert settle in held()[0]
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
+    assert held() == []
+    fresh.connection.execute("INSERT INTO sources (pod_id, instance_id) VALUES (%s, 'i')", (pod,))
+    assert settle in held()[0]
+    fresh.connection.execute("UPDATE sources SET first_seen = now() - interval '2 hours'")
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
+    assert held() == []
+    assert fresh.rows("SELECT count(*) FROM gaps WHERE settled_at IS NULL") == [(0,)]
+
+
+def test_doubts_that_no_look_can_settle(fresh: Table) -> None:
+    """Where nobody can look, an operator's word lifts what doubtful removals hold, and the things are kept."""
+    add(fresh, Linker.RELAY)
+    fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
+    fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE name <> %s", (NEW,))
+    fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
+    fresh.apply(fresh.push("a", "m", ["l"], 0), fresh.removed("a", "m", 60), margin=timedelta(minutes=5))
+    assert "settle-gaps" in " ".join(truth(fresh).opened.reasons())
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is kept"))
+    assert truth(fresh).opened.reasons() == []
+    assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)

@@ -43,3 +43,28 @@ def test_moved_meanwhile(table: Table) -> None:
         assert not progress.move(table.connection, partition, seen, target)
     assert progress.read(table.connection, [partition]) == {partition: stands}
     assert gaps(table) == []
+
+
+def test_a_second_cut_is_as_open_as_the_first(table: Table) -> None:
+    """Of a pod in which such a gap is open no other is recorded; only a reconcile that begins later settles it."""
+    assert progress.record_cut(table.connection, table.space) == 3
+    before = settled_from(table)
+    between = table.rows("SELECT clock_timestamp()")[0]
+    assert progress.record_cut(table.connection, table.space) == 3
+    after = settled_from(table)
+    assert len(before) == len(after) == 3
+    assert max(before) < between < min(after)
+
+
+def test_a_gap_that_is_settled_later_stays_so(table: Table) -> None:
+    """What somebody has begun may land until a time that is yet to come: another cut does not bring it nearer."""
+    table.connection.execute("DELETE FROM gaps")
+    progress.record_cut(table.connection, table.space)
+    table.connection.execute("UPDATE gaps SET settles_from = now() + interval '1 hour'")
+    before = settled_from(table)
+    progress.record_cut(table.connection, table.space)
+    assert settled_from(table) == before
+
+
+def settled_from(table: Table) -> list[tuple[object, ...]]:
+    return table.rows("SELECT settles_from FROM gaps WHERE topic = %s ORDER BY pod_id", (table.space,))

@@ -5,9 +5,10 @@ from datetime import timedelta
 import pytest
 
 from coordinator.db import sweep
+from coordinator.domain.facts import RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
-from tests.db.harness import Row, Table
+from tests.db.harness import Row, Table, at
 
 DAY = timedelta(days=1)
 
@@ -45,6 +46,21 @@ def test_links_expire(fresh: Table) -> None:
     assert table.check().agrees
 
 
+def test_the_link_of_what_is_also_a_manifest(table: Table) -> None:
+    """Where nobody can look at links, the delete of a blob that is a manifest too never takes the holding."""
+    table.apply(table.link("a", "m", 0), table.push("a", "m", ["c"], 0), table.link("a", "l", 0))
+    age(table, "repository_blobs", "linked_at", 2)
+    sweep.expire_links(table.connection, DAY)
+    assert not table.linked("a", "l")
+    table.apply(table.removed("a", "m", 600))
+    assert table.holds("a", "m")
+    assert table.removal("a", "m") == (at(600), True)
+    # Told of the other, too.
+    table.apply(RepositoryRemoved(table.repository("a"), at(700)))
+    assert table.holdings() == table.links() == set()
+    assert table.check().agrees
+
+
 def test_a_link_made_again(table: Table) -> None:
     """A link that was made again counts for another grace; the same event again does not prolong it."""
     table.apply(table.link("a", "again", 1), table.link("a", "same", 1))
@@ -53,6 +69,26 @@ def test_a_link_made_again(table: Table) -> None:
     sweep.expire_links(table.connection, DAY)
     assert table.linked("a", "again")
     assert not table.linked("a", "same")
+
+
+def test_doubts_about_nothing_end(table: Table) -> None:
+    """A doubt about a link ends with the link, by itself; one about what is there stays."""
+    margin = timedelta(minutes=5)
+    table.apply(
+        table.link("a", "expires", 0),
+        table.removed("a", "expires", 60),
+        table.push("a", "m", [], 0),
+        table.removed("a", "m", 60),
+        margin=margin,
+    )
+    assert sweep.end_doubts(table.connection) == 0
+    age(table, "repository_blobs", "linked_at", 2)
+    sweep.expire_links(table.connection, DAY)
+    assert sweep.end_doubts(table.connection) == 1
+    assert {name: doubtful for (_, name), (_, doubtful) in table.removals().items()} == {
+        table.text("expires"): False,
+        table.text("m"): True,
+    }
 
 
 def test_in_batches(fresh: Table, monkeypatch: pytest.MonkeyPatch) -> None:

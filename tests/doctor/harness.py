@@ -20,6 +20,7 @@ from coordinator import bootstrap
 from coordinator.domain.findings import Finding, Verdict
 from coordinator.domain.names import parse_pod
 from coordinator.pods.doctor.examine import Report, examine
+from coordinator.pods.images import DOCKER, OCI
 from coordinator.pods.prober import known_image
 from coordinator.settings import Secret, Settings
 from coordinator.stack.children import Children
@@ -32,8 +33,8 @@ from coordinator.storage.s3 import S3ObjectStore
 from tests.doctor.store import BALEEN, POD, ROOT, Key, Store
 from tests.registries.harness import HTTP_SECRET, Baleen, Pod, eventually
 
-#: What a visit to a pod that tells nothing takes.
-PATIENCE_S = 10.0
+#: For what comes, also on a slow machine; and for visits to pods that do not tell all, which take so long.
+PATIENCE_S, IMPATIENCE_S = 60.0, 15.0
 PROBES = "/baleen-probe/"
 
 
@@ -119,7 +120,7 @@ class Clinic:
         )
 
     def notifications(self, pod: Pod) -> Notifications:
-        return Notifications(url=self.baleen.webhook(pod), token=pod.token, backoff="100ms", threshold=1)
+        return self.baleen.notifications(pod)
 
     def listed(self, pod: Pod, *urls: str) -> list[str]:
         answer = self.baleen.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": urls})
@@ -146,7 +147,7 @@ class Clinic:
         return Path(self.baleen.settings.data_dir)
 
     def await_applied(self) -> None:
-        eventually(lambda: bool(self.baleen.status()["caught_up"]), why=self.baleen.status)
+        self.baleen.await_applied()
 
     # Visits
 
@@ -235,6 +236,7 @@ def model(
     storage: Callable[[S3ObjectStore], ModelStorage] = ModelStorage,
     wrap: Wrap = lambda emit: emit,
     handler: Callable[[type[Any]], type[Any]] = lambda known: known,
+    token: str | None = None,
 ) -> Callable[[Clinic, Pod], ModelServer]:
     """Make a process of a pod."""
 
@@ -248,7 +250,7 @@ def model(
             secret_key=told.secret_key,
         )
         notifications = clinic.notifications(pod)
-        webhook = Webhook(notifications.url, notifications.token, timeout_seconds=5, backoff_seconds=0.05)
+        webhook = Webhook(notifications.url, token or notifications.token, timeout_seconds=5, backoff_seconds=0.05)
         server = ModelServer("127.0.0.1", 0, storage(store), webhook)
         server.RequestHandlerClass = handler(server.RequestHandlerClass)  # type: ignore[arg-type]
         server.notifier.emit = wrap(server.notifier.emit)  # type: ignore[method-assign]
@@ -283,11 +285,18 @@ def without(action: str, media_type: str | None = None) -> Wrap:
     return wrap
 
 
-def without_references(emit: Emit) -> Emit:
-    def emit_less(action: str, target: dict[str, Any], request: dict[str, str]) -> None:
-        emit(action, {name: value for name, value in target.items() if name != "references"}, request)
+def without_references(media_type: str | None = None) -> Wrap:
+    """Events, if so asked those of one media type, do not say what a manifest lists."""
 
-    return emit_less
+    def wrap(emit: Emit) -> Emit:
+        def emit_less(action: str, target: dict[str, Any], request: dict[str, str]) -> None:
+            if media_type in {None, target.get("mediaType")}:
+                target = {name: value for name, value in target.items() if name != "references"}
+            emit(action, target, request)
+
+        return emit_less
+
+    return wrap
 
 
 def swapping(emit: Emit) -> Emit:
@@ -338,13 +347,36 @@ class Deaf(DistributionRegistry):
     """Pulls are ignored. In 2.8 that works only beside some media type."""
 
     def configuration(self) -> dict[str, object]:
-        known = super().configuration()
-        notifications = known["notifications"]
-        assert isinstance(notifications, dict)
-        ignore = {"actions": ["pull"], "mediatypes": ["application/x-nothing"]}
-        return _with(
-            known, "notifications", endpoints=[each | {"ignore": ignore} for each in notifications["endpoints"]]
-        )
+        return _ignoring(super().configuration(), {"actions": ["pull"], "mediatypes": [NOTHING]})
+
+
+class HalfDeaf(DistributionRegistry):
+    """Docker's manifests and mounts are ignored."""
+
+    def configuration(self) -> dict[str, object]:
+        ignore = {"actions": ["mount"], "mediatypes": [DOCKER.manifest, DOCKER.index]}
+        return _ignoring(super().configuration(), ignore)
+
+
+NOTHING = "application/x-nothing"
+OCTETS = "application/octet-stream"
+
+
+class TwoQueues(DistributionRegistry):
+    """Pulls go by one queue of the process, and all else by another."""
+
+    def configuration(self) -> dict[str, object]:
+        pushes = {"actions": ["pull"], "mediatypes": [NOTHING]}
+        pulls = {"actions": ["push", "mount", "delete"], "mediatypes": [NOTHING]}
+        return _ignoring(super().configuration(), pushes, pulls)
+
+
+class QueueForLists(DistributionRegistry):
+    """Docker's manifest lists have a queue, and pulls go by that of all else."""
+
+    def configuration(self) -> dict[str, object]:
+        lists = {"mediatypes": [OCTETS, OCI.manifest, OCI.index, DOCKER.manifest]}
+        return _ignoring(super().configuration(), {"mediatypes": [DOCKER.index]}, lists)
 
 
 class OtherSecret(DistributionRegistry):
@@ -355,6 +387,15 @@ class OtherSecret(DistributionRegistry):
 class NoDeletes(DistributionRegistry):
     def configuration(self) -> dict[str, object]:
         return _with(super().configuration(), "storage", delete={"enabled": False})
+
+
+def _ignoring(known: dict[str, object], *ignored: dict[str, list[str]]) -> dict[str, object]:
+    """An endpoint, and so a queue, for each of what is ignored."""
+    notifications = known["notifications"]
+    assert isinstance(notifications, dict)
+    (endpoint,) = notifications["endpoints"]
+    endpoints = [endpoint | {"name": f"{number}", "ignore": each} for number, each in enumerate(ignored)]
+    return _with(known, "notifications", endpoints=endpoints)
 
 
 def _with(known: dict[str, object], section: str, **values: object) -> dict[str, object]:

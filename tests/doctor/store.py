@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import boto3
 from botocore.config import Config
 
+from coordinator.pods.doctor.storage import policy
+from coordinator.pods.doctor.texts import Patient
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, EmbeddedS3
@@ -80,9 +82,10 @@ class Store(EmbeddedS3):
             found.add((entry["Key"], entry["UploadId"]))
         return {(key, version) for key, version in found if not key.endswith("/")}
 
-    def restrain(self, *keys: Key, policy: str) -> None:
-        """Give the bucket a policy that names POD-USER, for the users of these keys."""
-        document = json.loads(policy)
+    def restrain(self, *keys: Key) -> None:
+        """Give the bucket the policy that the doctor himself proposes, for the users of these keys."""
+        patient = Patient("all", "all", [], None, BUCKET, f"/{ROOT}", self.url)
+        document = json.loads(policy(patient).partition("\n")[2])
         for statement in document["Statement"]:
             (named,) = statement["Principal"]["AWS"]
             statement["Principal"]["AWS"] = [named.replace("POD-USER", key.user) for key in keys]

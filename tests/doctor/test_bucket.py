@@ -16,6 +16,7 @@ from coordinator.storage.layout import blob_key, repository_prefix
 from tests.doctor.harness import Clinic
 from tests.doctor.store import POD
 
+pytestmark = pytest.mark.lengthy
 _numbers = itertools.count(1)
 
 

@@ -15,6 +15,7 @@ from tests.doctor.harness import Clinic, Emit, model
 from tests.doctor.store import POD
 from tests.registries.harness import DEADLINE_S, eventually
 
+pytestmark = pytest.mark.lengthy
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,7 +48,9 @@ def telling_nothing(_: Emit) -> Emit:
 
 
 def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[str]]) -> None:
-    """The findings are one JSON document or a table with what to mend, exit 1 says that not all is proved."""
+    """The findings are one JSON document, or what is not proved with what mends it, and then what is and how that was
+    found out; exit 1 says that not all is proved.
+    """
     pod = clinic.admit("shown")
     with clinic.models(pod, model()):
         running = command("doctor", pod.name, "--json")
@@ -59,11 +62,15 @@ def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[
     table = command("doctor", pod.name)
     out, err = table.communicate(timeout=DEADLINE_S)
     assert table.returncode == 1, err
-    assert "no-descriptor-cache" in out.partition("\n\n")[0]
-    assert "kafka-durable is refuted: " in out.partition("\n\n")[2]
+    blocks = out.split("\n\n")
+    assert blocks[0].startswith(f"Pod {pod.name}: ")
+    assert any(each.startswith("kafka-durable is refuted: ") and "\n  to mend it:\n" in each for each in blocks)
+    (versioned,) = [each for each in blocks if each.startswith("versioned is proved: ")]
+    assert "\n  found out: bucket " in versioned
+    assert out.index("kafka-durable is refuted") < out.index("versioned is proved")
     assert POD.secret not in out + err
     shown, _ = command("show", pod.name).communicate(timeout=DEADLINE_S)
-    assert "kafka-durable" in shown.partition("findings")[2]
+    assert "kafka-durable is refuted" in shown.partition("findings")[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,8 +5,22 @@ from typing import Any
 import pytest
 
 from coordinator.domain.findings import Verdict
+from coordinator.pods.images import DOCKER
 from coordinator.stack.distribution import DistributionRegistry
-from tests.doctor.harness import Caching, Clinic, Deaf, NoDeletes, OtherSecret, Silent, not_proved, of
+from tests.doctor.harness import (
+    IMPATIENCE_S,
+    Caching,
+    Clinic,
+    Deaf,
+    HalfDeaf,
+    NoDeletes,
+    OtherSecret,
+    QueueForLists,
+    Silent,
+    TwoQueues,
+    not_proved,
+    of,
+)
 from tests.doctor.store import POD, THIEF, Key
 
 pytestmark = pytest.mark.registry
@@ -23,7 +37,7 @@ EMBEDDED = {"kafka-durable": REFUTED}
         ("one-of-two", (DistributionRegistry, Caching), POD, {"no-descriptor-cache": REFUTED}),
         ("no-references", (Silent,), POD, {"references-arrive": REFUTED}),
         ("may-delete", (DistributionRegistry,), THIEF, {"cannot-delete": REFUTED}),
-        ("no-pulls", (Deaf,), POD, {"pulls-arrive": REFUTED}),
+        ("no-pulls", (Deaf,), POD, {"pulls-arrive": REFUTED, "events-in-order": UNPROVED}),
         ("two-secrets", (DistributionRegistry, OtherSecret), POD, {"upload-secret": REFUTED}),
         ("no-deletes", (NoDeletes,), POD, {}),
     ],
@@ -41,12 +55,45 @@ def test_one_fault(
     assert clinic.everything() == before
 
 
+def test_half_deaf(clinic: Clinic) -> None:
+    """A registry that tells of OCI's manifests, and neither of docker's nor of mounts, is refuted."""
+    pod = clinic.admit("d-half-deaf")
+    with clinic.distributions(pod, HalfDeaf):
+        report = clinic.examine(pod, patience=5)
+    unknown = dict.fromkeys(("references-arrive", "events-in-order"), UNPROVED)
+    assert not_proved(report) == EMBEDDED | {"events-arrive": REFUTED} | unknown
+    found = of(report, "events-arrive")
+    assert "of docker manifest, docker manifest list, mount no event came" in found.proof
+    lines = [line.strip() for line in found.mend.splitlines()]
+    assert "actions: [mount]" in lines
+    assert {f"- {DOCKER.manifest}", f"- {DOCKER.index}"} <= set(lines)
+    for check in unknown:
+        assert "see `events-arrive`" in of(report, check).proof
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "told"), [("pulls", TwoQueues, "blob"), ("lists", QueueForLists, "docker manifest list")]
+)
+def test_two_queues(clinic: Clinic, name: str, kind: type[DistributionRegistry], told: str) -> None:
+    """A registry whose pulls do not wait for all else that was done before them is refuted, and nothing is left."""
+    pod = clinic.admit(f"d-two-{name}")
+    before = clinic.everything()
+    with clinic.distributions(pod, kind):
+        report = clinic.examine(pod)
+    assert not_proved(report) == EMBEDDED | {"events-in-order": REFUTED}, report.findings
+    found = of(report, "events-in-order")
+    assert f"a pull was told before the {told} that came first" in found.proof
+    assert "Have one endpoint of it" in found.mend
+    assert report.left == []
+    assert clinic.everything() == before
+
+
 def test_another_root(clinic: Clinic) -> None:
     """A registry below another root is refuted by the check of that; nothing is left in the shared one, nor counted."""
     pod = clinic.admit("d-elsewhere")
     before = clinic.everything()
     with clinic.distributions(pod, DistributionRegistry, root="d-elsewhere"):
-        report = clinic.examine(pod, patience=5)
+        report = clinic.examine(pod, patience=IMPATIENCE_S)
     wrong: dict[str, Any] = {"same-root": REFUTED, "no-descriptor-cache": UNPROVED, "deletes-arrive": UNPROVED}
     assert not_proved(report) == EMBEDDED | wrong
     assert "rootdirectory: /shared" in of(report, "same-root").mend

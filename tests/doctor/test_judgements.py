@@ -2,21 +2,25 @@
 
 import datetime as dt
 import json
-from types import SimpleNamespace
+import re
 from typing import Any, cast
 
 import pytest
 
 from coordinator.domain.findings import Check, Finding, Verdict, hold, in_order
+from coordinator.domain.names import parse_repository
+from coordinator.domain.refusals import Refusals
 from coordinator.ingest.tail import Told
 from coordinator.ingest.topics import Finding as TopicFinding
 from coordinator.ingest.topics import TopicReport
-from coordinator.pods.doctor import clocks, events, kafka, storage
+from coordinator.pods.doctor import clocks, events, kafka, kinds, queues, storage
 from coordinator.pods.doctor.checks import CHECKS
-from coordinator.pods.doctor.texts import TEXTS
-from coordinator.pods.doctor.verdicts import SHOWN, finding, proved, refuted, unproved
+from coordinator.pods.doctor.kinds import Kinds, KindsReport
+from coordinator.pods.doctor.scratch import Announcement
+from coordinator.pods.doctor.texts import TEXTS, Patient
+from coordinator.pods.doctor.verdicts import SHOWN, Part, finding, follows, proved, refuted, unproved, without
 from coordinator.pods.doctor.visit import Place, Push, Report
-from coordinator.pods.images import make_image, make_layer
+from coordinator.pods.images import DOCKER, OCI, make_image, make_index, make_layer
 from schemas.records import ReferenceRecord, RegistryEvent, RegistryWatermark
 
 PROVED, REFUTED, UNPROVED = Verdict.PROVED, Verdict.REFUTED, Verdict.UNPROVED
@@ -25,6 +29,9 @@ IMAGE = make_image("judged")
 LAST = make_layer("judged/last")
 NONCE = "0123456789abcdef" * 2
 PARTITIONS = 2
+PATIENT = Patient(
+    "team-a", "team", ["http://a:5000", "http://b:5000"], "http://baleen:8080", "layers", "/shared", "http://store:9000"
+)
 
 
 class Story:
@@ -150,6 +157,100 @@ def test_references_that_are_not_all(references: Any, verdict: Verdict) -> None:
     assert events.references(story.report()).verdict is verdict
 
 
+PLACE = Place("http://registry:5000", "10.0.0.1", cast("Any", None))
+DOCKER_IMAGE = make_image("judged", kind=DOCKER)
+MANIFESTS = {"docker manifest": DOCKER_IMAGE, "docker manifest list": make_index([DOCKER_IMAGE], DOCKER)}
+
+
+def of_kinds(*untold: str, but: str = "", lasts: bool = True) -> KindsReport:
+    """What was told of two manifests and a mount; `but`: one of them that another process told of."""
+    repository, other = parse_repository("p/r"), parse_repository("p/r-other")
+    done = {kind: Announcement("push", repository, each.digest) for kind, each in MANIFESTS.items()}
+    done["mount"] = Announcement("mount", other, LAST.digest)
+    ends = {name: Announcement("push", name, make_layer(name).digest) for name in (repository, other)}
+    story = Story()
+    for kind, each in done.items():
+        if kind not in untold:
+            story.event(each.digest, source="two" if kind == but else "one")
+    for each in ends.values() if lasts else ():
+        story.event(each.digest)
+    return kinds.report(Kinds(PLACE, dict(MANIFESTS), done, ends), lambda each: story.told.get(each.digest))
+
+
+@pytest.mark.parametrize(
+    ("report", "verdict", "over"),
+    [
+        (of_kinds(), PROVED, True),
+        (of_kinds("mount"), REFUTED, True),
+        (of_kinds("docker manifest", "mount"), REFUTED, True),
+        (of_kinds("mount", but="docker manifest"), UNPROVED, False),
+        (of_kinds("mount", lasts=False), UNPROVED, False),
+        (of_kinds("docker manifest", "docker manifest list", "mount", lasts=False), UNPROVED, False),
+    ],
+)
+def test_kinds_that_were_told(report: KindsReport, verdict: Verdict, over: bool) -> None:
+    """A kind that did not come is refuted once the one process has told of a later push to the same repository."""
+    assert events.arrival_of_kinds(report, 1).verdict is verdict
+    assert report.is_over is over
+
+
+def test_kinds_that_could_not_be_tried() -> None:
+    """A registry that refuses one of the kinds proves nothing of them."""
+    report = of_kinds()
+    report = report._replace(kinds=report.kinds._replace(error="refused"))
+    assert events.arrival_of_kinds(report, 1).verdict is UNPROVED
+    assert [part.verdict for part in events.references_of_kinds(report)] == [UNPROVED]
+
+
+def of_a_hold(
+    *, told: bool = True, echo_at: int = 9, copies: int = PARTITIONS, source: str = "one", **times: float | None
+) -> queues.Outcome:
+    """What came of a blob that was held back and stands at offset 5, and of a pull whose echo stands at `echo_at`."""
+    story = Story()
+    story.event(LAST.digest)
+    blob = story.told[LAST.digest]._replace(offset=5)
+    for partition in range(copies):
+        story.echo(partition, source)
+    echoes = [echo._replace(offset=echo_at if echo.partition == blob.partition else 0) for echo in story.echoes]
+    given: dict[str, Any] = {"awaited": 1.9, "unhindered": 0.1} | times
+    return queues.Outcome("blob", blob if told else None, echoes, **given)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verdict"),
+    [
+        (of_a_hold(), PROVED),
+        (of_a_hold(echo_at=4), REFUTED),
+        (of_a_hold(echo_at=4, awaited=0.0, unhindered=None), REFUTED),
+        # That the echo did not overtake says nothing where it had no time to, or needs it by itself.
+        (of_a_hold(awaited=0.0), UNPROVED),
+        (of_a_hold(unhindered=1.0), UNPROVED),
+        (of_a_hold(unhindered=None), UNPROVED),
+        (of_a_hold(told=False), UNPROVED),
+        (of_a_hold(copies=PARTITIONS - 1), UNPROVED),
+        (of_a_hold(copies=0), UNPROVED),
+        (of_a_hold(source="two", echo_at=4), UNPROVED),
+        (of_a_hold()._replace(error="refused"), UNPROVED),
+    ],
+)
+def test_an_echo_that_waits_or_does_not(outcome: queues.Outcome, verdict: Verdict) -> None:
+    """An echo before what was held back refutes; one behind it proves only if it was kept waiting for it."""
+    assert queues.judged(outcome).verdict is verdict
+
+
+def test_all_kinds_have_to_wait() -> None:
+    """A place is proved only with every kind, and tells for how long each was kept waiting at the least."""
+    held = of_a_hold()
+    assert queues.joined("here", []).verdict is UNPROVED
+    assert queues.joined("here", [held, of_a_hold(echo_at=4)]) == queues.judged(of_a_hold(echo_at=4))._replace(
+        where="here"
+    )
+    found = queues.joined("here", [held, of_a_hold(awaited=1.5), of_a_hold(unhindered=0.2)])
+    assert found.verdict is PROVED
+    assert "1.5 s or longer" in found.sentence
+    assert "0.2 s at most" in found.sentence
+
+
 def test_an_order_that_is_not_kept() -> None:
     """A manifest before its blobs, an echo before the manifest, two partitions and falling times are refuted."""
     early = Story()
@@ -193,14 +294,129 @@ def test_a_clock_may_be_off_by_half_of_the_skew() -> None:
 def test_the_worst_part_is_the_verdict() -> None:
     """One address that is not proved makes the finding so, stands first, and brings what mends it."""
     parts = [proved("a", "well"), unproved("b", "unknown"), refuted("c", "wrong")]
-    found = finding(Check.SAME_ROOT, parts)
+    found = finding(Check.SAME_ROOT, parts, PATIENT)
     assert (found.verdict, found.proof) == (REFUTED, "c: wrong; b: unknown; a: well")
-    assert found.mend == TEXTS[Check.SAME_ROOT].mend
-    assert finding(Check.SAME_ROOT, parts[:2]).verdict is UNPROVED
-    assert finding(Check.SAME_ROOT, parts[:1]).mend == ""
-    assert finding(Check.SAME_ROOT, []).verdict is UNPROVED
-    many = finding(Check.SAME_ROOT, [proved(f"{n}", "well") for n in range(SHOWN + 3)])
+    assert found.mend == TEXTS[Check.SAME_ROOT].mend(PATIENT)
+    assert finding(Check.SAME_ROOT, parts[:2], PATIENT).verdict is UNPROVED
+    assert finding(Check.SAME_ROOT, parts[:1], PATIENT).mend == ""
+    assert finding(Check.SAME_ROOT, [], PATIENT).verdict is UNPROVED
+    many = finding(Check.SAME_ROOT, [proved(f"{n}", "well") for n in range(SHOWN + 3)], PATIENT)
     assert many.proof.endswith("and 3 more")
+
+
+def test_what_the_visit_did_not_reach() -> None:
+    """Nothing stays proved of whom a visit did not reach, and it is said who that is; what is refuted stays so."""
+    for verdict, after in ((PROVED, UNPROVED), (UNPROVED, UNPROVED), (REFUTED, REFUTED)):
+        found = finding(Check.CLOCKS, [Part("a", verdict, "seen")], PATIENT)
+        assert without(found, [], PATIENT) == found
+        left = without(found, ["p1", "p2"], PATIENT)
+        assert (left.check, left.verdict, left.meaning) == (Check.CLOCKS, after, TEXTS[Check.CLOCKS].meaning(after))
+        assert "not tried with process p1, p2: see `processes-reached`" in left.proof
+        assert left.mend == found.mend
+    reached = without(finding(Check.PROCESSES_REACHED, [proved("a", "seen")], PATIENT), ["p1", "p2"], PATIENT)
+    assert reached.verdict is UNPROVED
+    for told in ("process p1: ", "process p2: ", "a: seen"):
+        assert told in reached.proof
+    for told in (
+        "baleen pods set-registries team-a --registry http://a:5000 --registry http://b:5000 --registry URL",
+        "baleen pods retire-source team-a p1 --why",
+        "baleen pods retire-source team-a p2 --why",
+    ):
+        assert told in reached.mend
+
+
+def test_what_follows_from_another_finding() -> None:
+    """It is one sentence that refers to the finding that tells it in whole, for all places, with nothing to mend; what
+    a check found out by itself it goes on telling, and a process that was not reached adds nothing.
+    """
+    stuck = [follows(where, "it is away", Check.REGISTRY_ANSWERS) for where in ("a", "b")]
+    found = finding(Check.CLOCKS, stuck, PATIENT)
+    assert (found.verdict, found.mend) == (UNPROVED, "")
+    assert found.proof == "a, b: not tried, since it is away: see `registry-answers`"
+    assert without(found, ["p1"], PATIENT) == found
+    nowhere = finding(Check.CLOCKS, [], PATIENT)
+    assert (nowhere.verdict, nowhere.mend) == (UNPROVED, "")
+    assert "see `registry-answers`" in nowhere.proof
+    worse = finding(Check.CLOCKS, [*stuck, refuted("c", "it is off", "set it")], PATIENT)
+    assert (worse.verdict, worse.mend) == (REFUTED, "set it")
+    assert worse.proof == f"c: it is off; {found.proof}"
+
+
+def test_what_is_known_is_filled_in() -> None:
+    """No line that mends something has a placeholder for what Baleen knows: the pod, its URLs, Baleen's, the bucket."""
+    mends = {check: texts.mend(PATIENT) for check, texts in TEXTS.items()}
+    for mend in mends.values():
+        assert not re.search(r"\b(?:POD|INSTANCE|BALEEN_URL|BUCKET|ROOT)\b", mend), mend
+    assert "url: http://baleen:8080/v1/events/team-a" in mends[Check.EVENTS_ARRIVE]
+    assert "baleen pods rotate-token team-a" in mends[Check.EVENTS_ARRIVE]
+    assert "s3: {bucket: layers, rootdirectory: /shared}" in mends[Check.SAME_ROOT]
+    assert "--endpoint-url http://store:9000 --bucket layers" in mends[Check.VERSIONED]
+    assert "pods config team-a --with-secrets" in mends[Check.UPLOAD_SECRET]
+    unknown = TEXTS[Check.EVENTS_ARRIVE].mend(PATIENT._replace(url=None))
+    assert "BALEEN_URL is not set here" in unknown
+    off = clocks.judged("http://a:5000", dt.timedelta(seconds=-70.5), dt.timedelta(seconds=30))
+    assert "BALEEN_SAFETY_CLOCK_SKEW=142s" in (off.mend or "")
+    assert "http://a:5000" in (off.mend or "")
+
+
+@pytest.mark.parametrize(
+    ("untold", "actions", "media_types"),
+    [
+        (["mount"], "actions: [mount]", []),
+        (["docker manifest"], None, [DOCKER.manifest]),
+        (["docker manifest", "docker manifest list", "mount"], "actions: [mount]", [DOCKER.index, DOCKER.manifest]),
+    ],
+)
+def test_what_is_to_be_taken_out_of_ignore(untold: list[str], actions: str | None, media_types: list[str]) -> None:
+    """Of kinds that are not told, the lines of `ignore` that do it are named, and no others."""
+    mend = events.arrival_of_kinds(of_kinds(*untold), 1).mend
+    assert mend is not None
+    assert ("actions:" in mend) == (actions is not None)
+    assert actions is None or actions in mend
+    assert [line.strip(" -") for line in mend.splitlines() if line.strip().startswith("- ")] == media_types
+
+
+def test_pushes_that_are_ignored() -> None:
+    """If none of an image's pushes is told, they are ignored by their action; if some are, by their media type."""
+    story = Story()
+    for partition in range(PARTITIONS):
+        story.echo(partition)
+    assert "actions: [push]" in (events.arrival(story.report(), 1).mend or "")
+    blobless = Story()
+    blobless.manifest()
+    for partition in range(PARTITIONS):
+        blobless.echo(partition)
+    mend = events.arrival(blobless.report(), 1).mend or ""
+    assert "- application/octet-stream" in mend
+    assert "actions" not in mend
+    assert OCI.manifest not in mend
+
+
+def test_a_wrong_token_is_named() -> None:
+    """Where nothing came, and events of the pod are refused for their token, that is the proof, and what to mend."""
+    refused = Refusals(NOW, NOW + dt.timedelta(minutes=5))
+    part = events.of_wrong_token(events.arrival(Story().report(), 1), refused, PATIENT)
+    assert part.verdict is UNPROVED
+    assert "none of 4 events came" in part.sentence
+    assert "wrong token, or with none, since 2026-11-24 12:00:00 UTC, the last at 2026-11-24 12:05:00" in part.sentence
+    assert "baleen pods rotate-token team-a" in (part.mend or "")
+    assert "Authorization: [Bearer THE-PODS-TOKEN]" in (part.mend or "")
+
+
+def test_what_an_index_lists() -> None:
+    """An event that names other digests than are listed, or none, is refuted; one that did not come proves nothing."""
+    story = Story()
+    story.event(IMAGE.digest, references=[ReferenceRecord(IMAGE.config.digest)])
+    named = story.told[IMAGE.digest]
+    story.event(IMAGE.digest)
+    silent = story.told[IMAGE.digest]
+    for told, listed, verdict in (
+        (named, IMAGE.config.digest, PROVED),
+        (named, LAST.digest, REFUTED),
+        (silent, LAST.digest, REFUTED),
+        (None, LAST.digest, UNPROVED),
+    ):
+        assert events.listing("here", "index", told, {listed}).verdict is verdict
 
 
 def test_what_holds_garbage_collection() -> None:
@@ -212,9 +428,22 @@ def test_what_holds_garbage_collection() -> None:
     told = hold(all_well | {"clocks": REFUTED, "versioned": UNPROVED}, "p") or ""
     assert "clocks is refuted" in told
     assert "versioned is unproved" in told
-    assert "2 processes of its registry began after the visit" in (hold(all_well, "p", 2) or "")
+    assert "2 processes of its registry began or came back after the visit" in (hold(all_well, "p", 2) or "")
     del all_well["cannot-delete"]
     assert "cannot-delete is not examined" in (hold(all_well, "p") or "")
+
+
+def test_what_is_let_pass_on_purpose() -> None:
+    """A check that is named as unsafe holds nothing once a visit was made of it; the others do as ever."""
+    found = dict.fromkeys(map(str, Check), PROVED) | {"kafka-durable": REFUTED, "cannot-delete": UNPROVED}
+    named = {"kafka-durable", "cannot-delete"}
+    assert hold(found, "p", 0, named) is None
+    assert "kafka-durable is refuted" in (hold(found, "p", 0, {"cannot-delete"}) or "")
+    assert "clocks is refuted" in (hold(found | {"clocks": REFUTED}, "p", 0, named) or "")
+    assert "after the visit" in (hold(found, "p", 1, named) or "")
+    assert "never examined" in (hold({}, "p", 0, named) or "")
+    del found["cannot-delete"]
+    assert "cannot-delete is not examined" in (hold(found, "p", 0, named) or "")
 
 
 def test_every_check_is_made_and_explained() -> None:
@@ -237,8 +466,7 @@ def test_topics_that_are_not_safe() -> None:
 
 def test_the_policy_names_blobs_alone() -> None:
     """The policy that is proposed forbids deletes below blobs/ of the shared root, and nothing in repositories."""
-    store = SimpleNamespace(bucket="b", root="shared/")
-    document = json.loads(storage.policy(cast("Any", store)).partition("\n")[2])
+    document = json.loads(storage.policy(PATIENT._replace(bucket="b")).partition("\n")[2])
     deletes, bucket = document["Statement"]
     assert deletes["Resource"] == ["arn:aws:s3:::b/shared/docker/registry/v2/blobs/*"]
     assert {statement["Effect"] for statement in document["Statement"]} == {"Deny"}

@@ -24,7 +24,7 @@ def test_the_merge_gives_every_doubt_once(table: list[TableBlob], storage: list[
 def test_what_a_doubt_is(row: TableBlob, item: StoredBlob | None) -> None:
     """Each doubt says what it means, for every state a blob can have."""
     found = doubts(row, item)
-    needed = row.referenced and row.state is not BlobState.HIDDEN
+    needed = row.referenced and row.state not in {BlobState.HIDING, BlobState.HIDDEN, BlobState.PURGING}
     assert (Doubt.MISSING in found) == (item is None and needed)
     left = item is not None and row.state is BlobState.PURGED and not row.referenced
     assert (Doubt.ORPHAN in found) == left

@@ -1,12 +1,27 @@
-"""How counts and looks move a blob from one state to another."""
+"""What moves a blob from one state to another: every pair of a state and an event, and what no path may do."""
 
 import itertools
 
 import pytest
 
-from coordinator.domain.lifecycle import BlobState, counted, looked
+from coordinator.domain.lifecycle import (
+    CONCEALED,
+    TABLE,
+    BlobEvent,
+    BlobState,
+    LifecycleError,
+    Verdict,
+    after,
+    counted,
+    looked,
+)
 
-S = BlobState
+S, E = BlobState, BlobEvent
+
+
+def test_nothing_is_left_open() -> None:
+    """The table says something of every state and every event."""
+    assert set(TABLE) == set(itertools.product(BlobState, BlobEvent))
 
 
 @pytest.mark.parametrize(
@@ -18,15 +33,17 @@ S = BlobState
         (S.UNREFERENCED, False, S.UNREFERENCED),
         (S.MISSING, True, S.MISSING),
         (S.MISSING, False, S.UNREFERENCED),
-        (S.HIDDEN, True, S.HIDDEN),
-        (S.HIDDEN, False, S.HIDDEN),
-        (S.PURGED, True, S.PURGED),
-        (S.PURGED, False, S.PURGED),
     ],
 )
 def test_counts(state: BlobState, referenced: bool, then: BlobState) -> None:
     """Counts move between live and unreferenced; they end what is missing, and never find it."""
     assert counted(state, referenced=referenced) is then
+
+
+@pytest.mark.parametrize("state", sorted(CONCEALED))
+def test_counts_bring_no_bytes_back(state: BlobState) -> None:
+    """A blob that is hidden or purged stays that until somebody has seen to its bytes, needed or not."""
+    assert counted(state, referenced=True) is counted(state, referenced=False) is state
 
 
 @pytest.mark.parametrize(
@@ -40,6 +57,8 @@ def test_counts(state: BlobState, referenced: bool, then: BlobState) -> None:
         (S.PURGED, False, S.MISSING),
         (S.HIDDEN, True, S.HIDDEN),
         (S.HIDDEN, False, S.HIDDEN),
+        (S.HIDING, False, S.HIDING),
+        (S.PURGING, False, S.PURGING),
     ],
 )
 def test_a_look_at_what_is_needed(state: BlobState, stored: bool, then: BlobState) -> None:
@@ -51,3 +70,29 @@ def test_a_look_at_what_nobody_needs() -> None:
     """What nobody needs is never missed, and a look alone brings nothing back."""
     for state, stored in itertools.product(BlobState, (True, False)):
         assert looked(state, referenced=False, stored=stored) is state
+
+
+@pytest.mark.parametrize("state", sorted(CONCEALED))
+def test_a_hide_is_undone(state: BlobState) -> None:
+    """From wherever a hide has led, a blob whose bytes are served again is live if it is needed, else unreferenced."""
+    assert after(state, E.SHOWN, needed=True) is S.LIVE
+    assert after(state, E.SHOWN, needed=False) is S.UNREFERENCED
+
+
+def test_the_only_way_to_a_purge() -> None:
+    """However events come, bytes are deleted only of a blob that was unreferenced, then hiding, hidden, purging."""
+    ways = {(state, cell) for (state, _), cell in TABLE.items() if isinstance(cell, BlobState) and cell is not state}
+    before = {to: {state for state, moved in ways if moved is to} for to in BlobState}
+    assert before[S.PURGED] == {S.PURGING}
+    assert before[S.PURGING] == {S.HIDDEN}
+    assert before[S.HIDDEN] == {S.HIDING}
+    assert before[S.HIDING] == {S.UNREFERENCED}
+
+
+def test_what_cannot_happen_is_refused() -> None:
+    """Each cell that is an alarm raises; what garbage collection says of a blob that is served is one of them."""
+    alarms = {key for key, cell in TABLE.items() if cell is Verdict.ALARM}
+    for state, event in alarms:
+        with pytest.raises(LifecycleError, match=state.name.lower()):
+            after(state, event, needed=False)
+    assert {(S.LIVE, E.HIDE), (S.LIVE, E.PURGED), (S.UNREFERENCED, E.PURGE), (S.MISSING, E.HIDE)} <= alarms

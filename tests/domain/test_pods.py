@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import check_prefixes, owner_of, parse_registry, prefixes_of
+from coordinator.domain.pods import check_prefixes, owner_of, parse_registry, parse_token_url, prefixes_of
 from coordinator.errors import ConflictError, UsageError
 
 A, B = PodName("pod-a"), PodName("pod-b")
@@ -46,6 +46,16 @@ def test_overlap(wanted: list[str]) -> None:
         check_prefixes([RepositoryName(name) for name in wanted], OWNERS)
 
 
+def test_overlap_with_what_is_its_own() -> None:
+    """Who owns a prefix is told so, and not to choose another, when it asks for one below it or above."""
+    with pytest.raises(ConflictError, match="owns 'team/app' already: its prefix is 'team'"):
+        check_prefixes([RepositoryName("team/app")], OWNERS, A)
+    with pytest.raises(ConflictError, match="owns 'other/deep' already, which lies in 'other'"):
+        check_prefixes([RepositoryName("other")], OWNERS, B)
+    with pytest.raises(ConflictError, match="choose another"):
+        check_prefixes([RepositoryName("team/app")], OWNERS, B)
+
+
 @pytest.mark.parametrize("wanted", [["new", "new/x"], ["new/x", "new"], ["new", "new"]])
 def test_overlap_within_a_request(wanted: list[str]) -> None:
     """Of two that are asked for at once the one is named that owns both."""
@@ -82,10 +92,57 @@ def test_a_registry_is_written_in_one_way(scheme: str, host: str, port: int | No
 
 @pytest.mark.parametrize(
     "text",
-    ["", "registry:5000", "http://", "http://u:secret@h", "http://h/v2", "http://h:0", "http://h:65536", "http://h?q"],
+    [
+        "",
+        "registry:5000",
+        "http://",
+        "http://u:secret@h",
+        "http://h/v2",
+        "http://h:0",
+        "http://h:65536",
+        "http://h?q",
+        "http://[1:2:3]:5000",
+    ],
 )
 def test_what_is_no_registry(text: str) -> None:
     """A URL with a path, a user or without a host is refused, and a password in it is not repeated."""
     with pytest.raises(UsageError) as refused:
         parse_registry(text)
+    assert "secret" not in str(refused.value)
+    assert ("leave out the path" in str(refused.value)) == text.endswith("/v2")
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://GitLab.example/jwt/auth", "https://gitlab.example/jwt/auth"),
+        ("http://127.0.0.1:80/A/b", "http://127.0.0.1/A/b"),
+        ("https://[::1]:5000/", "https://[::1]:5000/"),
+        ("https://gitlab.example", "https://gitlab.example/"),
+    ],
+)
+def test_where_tokens_are_made(text: str, url: str) -> None:
+    """A token issuer's URL is written as a registry's, with its path as it is."""
+    assert parse_token_url(text) == url == parse_token_url(url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "gitlab.example/jwt/auth",
+        "ftp://gitlab.example/jwt/auth",
+        "https://user:secret@gitlab.example/jwt/auth",
+        "https://gitlab.example/jwt/auth?service=x",
+        "https://gitlab.example/jwt/auth#x",
+        "https://gitlab.example:99999/jwt/auth",
+        "https://gitlab.example/jwt auth",
+        "https:///jwt/auth",
+        "https://gitlab.example/jwt/auth\n",
+    ],
+)
+def test_where_no_tokens_are_made(text: str) -> None:
+    """Anything else is refused, and not repeated: it may hold a password."""
+    with pytest.raises(UsageError) as refused:
+        parse_token_url(text)
     assert "secret" not in str(refused.value)

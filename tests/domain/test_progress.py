@@ -48,6 +48,14 @@ def test_another_record_in_the_place_of_the_last_applied() -> None:
         assert found.progress.next_offset == 0
 
 
+def test_a_log_that_begins_again_below_where_nothing_was_applied() -> None:
+    """Of a partition that stands at its log's beginning no record is known; a log with earlier ones is another log."""
+    stands = Progress(next_offset=10, fingerprint=None, topic_id=None)
+    assert inspect(stands, LogState(earliest=10, latest=30, topic_id=None, fingerprint=None)) == Position(stands, None)
+    found = inspect(stands, LogState(earliest=0, latest=30, topic_id=None, fingerprint=None))
+    assert found == Position(Progress(0, None, None), GapFound(GapReason.LOG_REPLACED, 10, None))
+
+
 def test_another_topic_id() -> None:
     """A topic with another id is another log, even if its records look the same."""
     assert inspect(APPLIED, SAME._replace(topic_id="b")).gap == GapFound(GapReason.LOG_REPLACED, 10, None)

@@ -64,6 +64,9 @@ BLOBS = {"blobs": [descriptor(A)]}
         (FS_LAYERS, None, ManifestKind.LAYERS, [A, B]),
         (BLOBS | {"subject": descriptor(B)}, ARTIFACT, ManifestKind.LAYERS, [A]),
         (BLOBS, None, ManifestKind.LAYERS, [A]),
+        (BLOBS | {"fsLayers": None}, ARTIFACT, ManifestKind.LAYERS, [A]),
+        (FS_LAYERS | {"blobs": [descriptor(C)]}, ARTIFACT, ManifestKind.LAYERS, [A, B, C]),
+        (FS_LAYERS | {"blobs": [descriptor(C)]}, SCHEMA_1, ManifestKind.LAYERS, [A, B, C]),
     ],
 )
 def test_lists(document: Any, media_type: str | None, kind: ManifestKind, listed: list[Digest]) -> None:

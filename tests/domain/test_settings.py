@@ -48,6 +48,7 @@ def test_precedence(tmp_path: Path) -> None:
         ({}, "worker_batch = []"),
         ({}, "no_such = 1"),
         ({}, "s3_bucket = {a = 1}"),
+        ({}, 'data_dir = "a\\u0000"'),
         ({"BALEEN_TOKEN": ""}, ""),
         ({"BALEEN_TOKEN": "two\nlines"}, ""),
         ({"BALEEN_URL": "foo"}, ""),
@@ -56,15 +57,60 @@ def test_precedence(tmp_path: Path) -> None:
         ({"BALEEN_S3_BUCKET": ""}, ""),
         ({"BALEEN_KAFKA_BOOTSTRAP": "a b"}, ""),
         ({"BALEEN_INGEST_MEMORY_LIMIT": "1048576"}, ""),
+        ({"BALEEN_LEAVINGS_UPLOADS": "23h"}, ""),
+        ({"BALEEN_JWT_ISSUER": ""}, ""),
+        ({"BALEEN_JWT_AUDIENCE": "two\nlines"}, ""),
+        ({"BALEEN_JWT_SIGNING_KEYS": ""}, ""),
+        ({"BALEEN_LEAVINGS_PARTS": "2d", "BALEEN_SAFETY_REQUEST_BOUND": "3d"}, ""),
+        ({"BALEEN_PROBE_EVERY": "31m"}, ""),
     ],
 )
 def test_errors_name_the_setting(tmp_path: Path, environ: dict[str, str], file: str) -> None:
     """What is unknown, malformed or below its floor is refused by its name."""
     (tmp_path / "baleen.toml").write_text(file)
-    name = next(iter(environ), "BALEEN_" + file.partition(" ")[0].upper())
+    name = next(iter(environ), rf"^{file.partition(' ')[0]} in .*baleen\.toml is ")
     with pytest.raises(SettingsError, match=name) as refused:
         load(environ, tmp_path)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("s3_buket", "did you mean s3_bucket?"),
+        ("s3", "did you mean s3_endpoint_url"),
+        ("zzz", "see docs/OPERATING.md"),
+    ],
+)
+def test_what_may_have_been_meant(tmp_path: Path, name: str, near: str) -> None:
+    """A name that is no setting is told with those that are near, as it would be written where it stands."""
+    with pytest.raises(SettingsError) as refused:
+        load({f"BALEEN_{name.upper()}": SECRET}, tmp_path)
+    said = str(refused.value)
+    assert f"BALEEN_{name.upper()} is not a setting: " in said
+    assert f"did you mean BALEEN_{near[13:].upper()}" in said or "did you mean" not in near
+    (tmp_path / "baleen.toml").write_text(f'{name} = "{SECRET}"')
+    with pytest.raises(SettingsError) as refused:
+        load({}, tmp_path)
+    assert str(refused.value).startswith(f"{name} in {tmp_path / 'baleen.toml'} is not a setting: ")
+    assert near in str(refused.value)
+    assert SECRET not in str(refused.value) + said
+
+
+def test_a_setting_is_told_where_it_stands(tmp_path: Path) -> None:
+    """Of one that stands in several places, the one that is in force is named."""
+    (tmp_path / ".baleen").mkdir()
+    (tmp_path / ".baleen" / "stack.json").write_text('{"url": "x"}')
+    (tmp_path / ".baleen" / "token").write_text(SECRET)
+    with pytest.raises(SettingsError, match=r"^url in .*stack\.json is malformed"):
+        load({}, tmp_path)
+    (tmp_path / "baleen.toml").write_text('url = "x"\nsafety_clock_skew = "1ms"')
+    with pytest.raises(SettingsError, match=r"^url in .*baleen\.toml is malformed"):
+        load({}, tmp_path)
+    with pytest.raises(SettingsError, match=r"^BALEEN_URL is malformed"):
+        load({"BALEEN_URL": "x"}, tmp_path)
+    with pytest.raises(SettingsError, match=r"^safety_clock_skew in .*baleen\.toml is below 1s"):
+        load({"BALEEN_URL": "http://here"}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +133,8 @@ def test_errors_name_the_setting(tmp_path: Path, environ: dict[str, str], file: 
         ("probe_silence", "400d", "from 10ms to 30d"),
         ("reconcile_every", "0ms", "from 1s to 365d"),
         ("kafka_retention", "0d", "from 1s to 3650d"),
+        ("jwt_lifetime", "59s", "from 1m to 1h"),
+        ("jwt_lifetime", "2h", "such as 5m"),
         ("safety_request_bound", "366d", "from 0ms to 365d"),
         ("unsafe_times", "perhaps", "true or false"),
         ("url", "127.0.0.1:8640", "http://"),
@@ -131,7 +179,7 @@ def test_malformed_stack(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".baleen").mkdir()
     (tmp_path / ".baleen" / "stack.json").write_bytes(content)
     (tmp_path / ".baleen" / "token").write_text("t")
-    with pytest.raises(SettingsError, match=r"\.baleen"):
+    with pytest.raises(SettingsError, match=r"\.baleen/stack\.json is not as `baleen up` writes it: delete it"):
         load({}, tmp_path)
 
 
@@ -160,6 +208,17 @@ def test_floors(name: str, floor: float) -> None:
     with pytest.raises(SettingsError, match="UNSAFE_TIMES"):
         build({name: below})
     assert getattr(build({name: below, "unsafe_times": "true"}), name) < floor
+
+
+def test_unsafe_findings() -> None:
+    """Checks that are to hold nothing are named one by one, in any case, and only where times may be unsafe, too."""
+    made = build({"unsafe_findings": " Kafka-Durable, cannot-delete,kafka-durable ", "unsafe_times": "true"})
+    assert made.unsafe_findings == "kafka-durable,cannot-delete"
+    assert build({"unsafe_findings": ""}).unsafe_findings == ""
+    with pytest.raises(SettingsError, match=r"BALEEN_UNSAFE_FINDINGS lets .* BALEEN_UNSAFE_TIMES=true"):
+        build({"unsafe_findings": "kafka-durable"})
+    with pytest.raises(SettingsError, match=r"write some of registry-answers, .* separated by commas"):
+        build({"unsafe_findings": "kafka-durable,all", "unsafe_times": "true"})
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from coordinator.domain.watermarks import (
     Pod,
     Source,
     SourceState,
+    Unheard,
     Verdict,
     heard,
     may_retire,
@@ -51,10 +52,15 @@ def source(name: str = "s", marks: Mapping[int, float] | None = None, **changes:
 
 
 def endpoint(
-    echoed: float | None = 995, *, listed: bool = True, refused: float | None = None, **more: object
+    echoed: float | None = 995,
+    *,
+    listed: bool = True,
+    refused: float | None = None,
+    resolved: float = 999,
+    **more: object,
 ) -> Endpoint:
     view = EndpointView(URL, "10.0.0.1", NOW, None, None, "s", None if echoed is None else at(echoed), shared=False)
-    return Endpoint(view._replace(**more), at(0), listed, None if refused is None else at(refused))
+    return Endpoint(view._replace(**more), at(0), listed, at(resolved), None if refused is None else at(refused))
 
 
 def pod(sources: list[Source] | None = None, endpoints: list[Endpoint] | None = None) -> Pod:
@@ -92,6 +98,17 @@ def test_the_least_of_all() -> None:
         (pod([source(letters={3: None})]), "no probe of process s in partition 3 of dead letters was applied yet"),
         (pod([source(events={0: at(990), 1: at(990), 2: None})]), "was applied yet"),
         (pod()._replace(unread=7), "7 processes more"),
+        (pod()._replace(unheard=[Unheard(URL, "10.0.0.9", at(999), None)]), "10.0.0.9 has answered probes that no"),
+        (
+            pod([source(), source("t", {0: 1001, 1: 990})]),
+            "set back: what was noted while it was ahead, up to 2026-11-24 12:16:41 UTC, counts no more",
+        ),
+        (pod(endpoints=[endpoint(1001)]), "clock was set back"),
+        (pod(endpoints=[endpoint(resolved=1001)]), "clock was set back"),
+        (pod(endpoints=[endpoint(), endpoint(1001, listed=False)]), "clock was set back"),
+        (pod([source(), source("t", retired_at=at(1001), retired_why="gone")]), "clock was set back"),
+        (pod()._replace(unheard=[Unheard(URL, "10.0.0.9", at(1001), at(990))]), "clock was set back"),
+        (pod(endpoints=[endpoint()._replace(resolved_at=None)]), f"the name of {URL} was not looked up: who"),
     ],
 )
 def test_unknown(asked: Pod, told: str) -> None:
@@ -156,6 +173,31 @@ def test_an_endpoint_where_nobody_is() -> None:
     assert w(pod(endpoints=[other, endpoint(300, refused=400)])) == at(400)
     assert w(pod(endpoints=[other, endpoint(300, refused=200)])) == at(300)
     assert w(pod(endpoints=[other, endpoint(None, refused=999)])) is None
+
+
+def test_answers_that_nobody_hears_of() -> None:
+    """W does not pass what was known when a probe was sent that was answered and never came back; it is told late."""
+    gone = Unheard(URL, "10.0.0.9", at(941), at(935))
+    assert w(pod()._replace(unheard=[gone])) == at(935)
+    assert waits(pod()._replace(unheard=[gone])) == []
+    assert w(pod()._replace(unheard=[gone._replace(known_until=at(995))])) == at(990)
+    (told,) = waits(pod()._replace(unheard=[gone._replace(since=at(939))]))
+    assert told.startswith(f"{URL} at 10.0.0.9 has answered probes that no notification brought back since 2026-11-24")
+    assert "check its notifications" in told
+    mended = gone._replace(address="10.0.0.1", since=at(939))
+    (told,) = waits(pod(endpoints=[endpoint(990)])._replace(unheard=[mended]))
+    assert "has answered probes that no notification brought back since 2026-11-24" in told
+    assert "check its notifications" not in told
+    assert "a reconcile that begins late enough" in told
+
+
+def test_names_that_are_not_looked_up() -> None:
+    """W does not pass the last look at where a registry's name leads, and tells of it once for all its addresses."""
+    two = [endpoint(resolved=930), endpoint(resolved=930, address="10.0.0.2")]
+    assert w(pod(endpoints=two)) == at(930)
+    (told,) = waits(pod(endpoints=two))
+    assert told.startswith(f"the name of {URL} was not looked up since 2026-11-24 12:15:30 UTC")
+    assert w(pod(endpoints=[endpoint(), endpoint(listed=False, resolved=1, address="10.0.0.2")])) == at(990)
 
 
 def test_states() -> None:
@@ -253,12 +295,19 @@ def test_heard(place: Place, sent: float, known: dict[int, Known], verdict: Verd
         (Place(S, at(10), shared=True), 20, ALIVE, None),
         (Place(S, at(20)), 20, ALIVE | {S: Known(at(20))}, None),
         (Place(S, at(10)), 20, ALIVE | {S: Known(at(21))}, None),
+        # Heard elsewhere after it was heard here.
+        (Place(S, at(10)), 20, ALIVE | {S: Known(at(10))}, S),
+        (Place(S, at(10)), 20, ALIVE | {S: Known(at(11))}, None),
+        (Place(S), 20, ALIVE | {S: Known(at(11))}, None),
+        (Place(S), 20, ALIVE | {S: Known(None)}, S),
         (Place(S, at(10)), 20, ALIVE | {S: dead(5)}, None),
         (Place(S, at(10)), 20, ALIVE | {S: Known(at(10), retired_at=at(11))}, None),
     ],
 )
 def test_refused(place: Place, sent: float, known: dict[int, Known], gone: int | None) -> None:
-    """A refused connection proves the death of who echoed there last, but if it was heard since, or is not alone."""
+    """A refused connection proves the death of who echoed there last, but if it was heard since, be it elsewhere, or is
+    not alone.
+    """
     assert refused(place, at(sent), known) == gone
 
 

@@ -206,7 +206,7 @@ def test_asking_makes_no_topic(bootstrap: str, admin: KafkaAdminClient) -> None:
     """A topic that is deleted stays deleted, whatever an inspector asks and knows about it."""
     make(admin)
     write(bootstrap, b"a")
-    with LogInspector(build({"kafka_bootstrap": bootstrap}), timeout=1) as inspector:
+    with LogInspector(build({"kafka_bootstrap": bootstrap}), timeout=5) as inspector:
         assert inspector.fingerprint(SPECIMEN, 0, 0) is not None
         admin.delete_topics([SPECIMEN])
         until(lambda: SPECIMEN not in admin.list_topics())

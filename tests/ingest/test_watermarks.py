@@ -16,7 +16,7 @@ from coordinator.errors import UnavailableError
 from coordinator.ingest.metrics import EVENTS as COUNTED
 from coordinator.ingest.normalise import Origin, normalise
 from coordinator.ingest.producer import EventProducer
-from coordinator.ingest.topics import EVENTS, ensure_topics
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import Stack
 from tests.ingest.harness import V1, Tape, envelope, event
@@ -32,7 +32,7 @@ def probe(nonce: str = NONCES[0], **changes: Any) -> dict[str, Any]:
 
 
 def test_in_every_partition(client: httpx.Client, tape: Tape) -> None:
-    """A watermark stands once in each partition of events and in the pod's of dead letters, and says so."""
+    """A watermark stands once in each partition of events and of dead letters, and says which of these is the pod's."""
     tape.rewind()
     # A letter of the same pod, to know its partition.
     answer = client.post(PATH, content=envelope(event(action="?"), probe()))
@@ -40,11 +40,12 @@ def test_in_every_partition(client: httpx.Client, tape: Tape) -> None:
         202,
         {"accepted": 0, "dropped": 0, "dead_lettered": 1, "reported": 1},
     )
-    letter, copy = tape.letters()
-    assert letter.partition == copy.partition
-    copies = tape.events()
-    assert sorted(record.partition for record in copies) == list(range(PARTITIONS))
-    for record in (*copies, copy):
+    letters, copies = tape.letters(), tape.events()
+    (letter,) = [record for record in letters if "nonce" not in record.value]
+    letters.remove(letter)
+    for found in (letters, copies):
+        assert sorted(record.partition for record in found) == list(range(PARTITIONS))
+    for record in (*copies, *letters):
         assert record.schema == "registry.watermark/1"
         assert record.value == {
             "action": "watermark",
@@ -65,11 +66,11 @@ def test_after_all_else(client: httpx.Client, tape: Tape) -> None:
     counted = COUNTED.labels("pod-a", "reported", "pull")._value.get()
     assert client.post(PATH, content=envelope(*posted)).json()["reported"] == 2
     assert COUNTED.labels("pod-a", "reported", "pull")._value.get() == counted + 2
-    for number in range(PARTITIONS):
-        records = [record.value for record in tape.events() if record.partition == number]
-        assert [record.get("nonce") for record in records[-2:]] == [NONCES[0], NONCES[1]]
-        assert all("nonce" not in record for record in records[:-2])
-    assert [record.value.get("nonce") for record in tape.letters()] == [None, NONCES[0], NONCES[1]]
+    for stored in (tape.events(), tape.letters()):
+        for number in range(PARTITIONS):
+            records = [record.value for record in stored if record.partition == number]
+            assert [record.get("nonce") for record in records[-2:]] == [NONCES[0], NONCES[1]]
+            assert all("nonce" not in record for record in records[:-2])
 
 
 def publishing(
@@ -113,7 +114,7 @@ def test_only_after_the_events_are_acknowledged(
         assert await producer.publish(outcomes) == outcomes
 
     publishing(settings, scenario, event(), probe(), event(action="?"), event())
-    assert [each for _, each in handed] == [False] * 3 + [True] * (PARTITIONS + 1)
+    assert [each for _, each in handed] == [False] * 3 + [True] * (2 * PARTITIONS)
     assert len(tape.events()) == 2 + PARTITIONS
 
 
@@ -153,8 +154,12 @@ def test_a_failure_claims_nothing(
         assert sum(action == "watermark" for _, action in stored) == PARTITIONS
 
 
-def test_partitions_that_were_added(tmp_path: Path) -> None:
-    """A watermark stands in all partitions that the brokers have now, also in those that a client never heard of."""
+@pytest.mark.parametrize("topic", [EVENTS, DEAD_LETTERS])
+def test_partitions_that_were_added(tmp_path: Path, topic: str) -> None:
+    """A watermark stands in all partitions that the brokers have now, also in those that a client never heard of.
+
+    Of dead letters it stands in those, too, in which the pod's were before there were more.
+    """
     with Stack(tmp_path, services=("kafka",)) as stack:
         bootstrap = stack.endpoints.kafka_bootstrap
         assert bootstrap is not None
@@ -163,20 +168,22 @@ def test_partitions_that_were_added(tmp_path: Path) -> None:
 
         async def scenario(producer: EventProducer, outcomes: list[Any]) -> None:
             await producer.publish(outcomes)
-            await asyncio.to_thread(add_partition, bootstrap)
+            await asyncio.to_thread(add_partition, bootstrap, topic)
             await producer.publish(outcomes)
 
         publishing(settings, scenario, probe())
         with Tape(bootstrap) as tape:
             tape.from_the_beginning()
-            stored = sorted((record.partition, record.value["partitions"]) for record in tape.events())
-            assert stored == [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+            stored = sorted(record.partition for record in (tape.events() if topic == EVENTS else tape.letters()))
+            assert stored == [0, 0, 1, 1, 2]
+            told = sorted(record.value["partitions"] for record in tape.events())
+            assert told == ([2, 2, 3, 3, 3] if topic == EVENTS else [2, 2, 2, 2])
 
 
-def add_partition(bootstrap: str) -> None:
+def add_partition(bootstrap: str, topic: str) -> None:
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
     try:
-        admin.create_partitions({EVENTS: 3})
+        admin.create_partitions({topic: 3})
     finally:
         admin.close()
 

@@ -1,12 +1,11 @@
 """A registry that lets in whom it was told to, and records what it was asked: for what the real ones cannot show."""
 
 import ssl
-import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
+
+from tests.services.http import Handler, HTTPServer
 
 
 class Request(NamedTuple):
@@ -16,7 +15,7 @@ class Request(NamedTuple):
     host: str | None = None
 
 
-class GuardedRegistry:
+class GuardedRegistry(HTTPServer):
     """Answers 401 with `challenge` to whoever does not send one of `good`, and as a registry that has all to others."""
 
     def __init__(self, server_file: Path | None = None) -> None:
@@ -33,9 +32,7 @@ class GuardedRegistry:
         self.asked: Callable[[str], object] = lambda _: None
         registry = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Answering(Handler):
             def _answer(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 registry.asked(self.headers["User-Agent"])
@@ -51,7 +48,7 @@ class GuardedRegistry:
                     found = 404 if registry.has_nothing else 200
                     self._send({"PUT": 201, "DELETE": 202}.get(self.command, found), {})
 
-            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the names that http.server calls
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 
             def _send(self, status: int, headers: Mapping[str, str]) -> None:
                 self.send_response(status)
@@ -60,27 +57,10 @@ class GuardedRegistry:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(Answering)
+        self.url = self.address
         if server_file is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(server_file)
             context.sni_callback = lambda _, name, __: self.names.append(name)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(10)

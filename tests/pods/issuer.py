@@ -4,12 +4,9 @@ import base64
 import datetime as dt
 import hashlib
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import jwt
@@ -20,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from coordinator.pods.registry_auth import Credentials
 from coordinator.settings import Secret
+from tests.services.http import Handler, HTTPServer
 
 ISSUER, SERVICE = "issuer-of-tests", "registry-of-tests"
 CREDENTIALS = Credentials("prober", Secret("pass:word"))
@@ -32,7 +30,7 @@ class Asked(NamedTuple):
     scopes: tuple[str, ...]
 
 
-class TokenIssuer:
+class TokenIssuer(HTTPServer):
     """Signs tokens that CNCF distribution believes; `bundle` is what its configuration names."""
 
     def __init__(self, directory: Path) -> None:
@@ -41,21 +39,8 @@ class TokenIssuer:
         self.bundle = directory / "issuer.crt"
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.bundle.write_bytes(_certificate(self._key))
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self.realm = f"http://127.0.0.1:{self._server.server_port}/jwt/auth"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(10)
+        super().__init__(self._handler())
+        self.realm = f"{self.address}/jwt/auth"
 
     def configuration(self) -> str:
         """The section of distribution's configuration that names this issuer."""
@@ -74,10 +59,10 @@ class TokenIssuer:
         claims = {"iss": ISSUER, "aud": SERVICE, "sub": "prober", "nbf": now - 5, "iat": now, "exp": now + self.seconds}
         return jwt.encode(claims | {"access": access}, self._key, "ES256", headers={"kid": _libtrust_id(self._key)})
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Handler]:
         issuer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Answering(Handler):
             def do_GET(self) -> None:
                 query = parse_qs(urlsplit(self.path).query)
                 asked = Asked(self.headers["Authorization"], tuple(query.get("scope", ())))
@@ -94,10 +79,7 @@ class TokenIssuer:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        return Handler
+        return Answering
 
 
 def basic(credentials: Credentials) -> str:

@@ -1,7 +1,6 @@
 """The registries that the contract is tried on: the model, and CNCF distribution itself."""
 
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -17,11 +16,13 @@ from coordinator.pods.images import sha256_digest
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage
+from coordinator.stack.ports import Ports
 from tests.pods.sink import NotificationSink
 from tests.storage.memory import MemoryObjectStore
 
 TOKEN = "event-token"
 PROGRAM = "docker-registry"
+START_S = 60.0
 FENCE = b"the fence"
 FENCE_DIGEST = sha256_digest(FENCE)
 
@@ -109,7 +110,7 @@ def running_distribution(
 
     Several of one directory, each with a name of its own, are processes of one registry. `more` is configuration.
     """
-    port = _free_port()
+    port = Ports(directory / "ports.json", "127.0.0.1").take(name)
     configuration = directory / f"{name}.yml"
     configuration.write_text(_configuration(directory / "root", port, sink) + more)
     environment = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"}
@@ -124,14 +125,8 @@ def running_distribution(
         process.wait(10)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
             httpx.get(f"{url}/v2/", timeout=2, trust_env=False)

@@ -4,11 +4,11 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, Self
 
-DEADLINE_SECONDS = 20.0
+from tests.services.http import Handler, HTTPServer
+
+DEADLINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,15 @@ class Delivery:
         return list(self.envelope["events"])
 
 
-class NotificationSink:
+class NotificationSink(HTTPServer):
     """Records every delivery; `answer` is the status that it gives, 200 unless told otherwise."""
 
     def __init__(self) -> None:
         self.answer = 200
         self._changed = threading.Condition()
         self._deliveries: list[Delivery] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/events"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(DEADLINE_SECONDS)
+        super().__init__(self._handler())
+        self.url = f"{self.address}/events"
 
     @property
     def deliveries(self) -> list[Delivery]:
@@ -68,12 +55,10 @@ class NotificationSink:
         self.wait(lambda sink: len(sink.accepted) >= count)
         return self.accepted
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Handler]:
         sink = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Answering(Handler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 with sink._changed:
@@ -86,7 +71,4 @@ class NotificationSink:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        return Handler
+        return Answering

@@ -50,7 +50,7 @@ class _Router(ThreadingHTTPServer):
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            do_POST = do_PUT = do_GET = _answer  # noqa: N815 - the names that http.server calls
+            do_POST = do_PUT = do_GET = _answer
 
             def log_message(self, *arguments: object) -> None:
                 pass

@@ -1,13 +1,16 @@
 """A registry is reached at the address that is asked for, under its own name, and a failure says what it was."""
 
 import contextlib
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from coordinator.domain.hosts import is_address
 from coordinator.errors import SettingsError, UnavailableError
-from coordinator.pods.addresses import is_address, resolve
+from coordinator.pods.addresses import resolve
 from coordinator.pods.images import sha256_digest
 from coordinator.pods.registry_client import RegistryClient, RegistryGoneError, RegistryUnreachableError
 from tests.pods.guarded import GuardedRegistry
@@ -49,6 +52,34 @@ def test_a_certificate_that_is_not_accepted(secured: GuardedRegistry, ca_file: P
             client.has_manifest("a", DIGEST)
         assert not isinstance(failed.value, RegistryGoneError)
     assert secured.requests == []
+
+
+def test_where_nobody_speaks_tls() -> None:
+    """An https:// URL of a port that speaks plain HTTP is told as that, and not as an error of the system."""
+    with GuardedRegistry() as plain:
+        url = plain.url.replace("http://", "https://")
+        with RegistryClient(url) as client, pytest.raises(RegistryUnreachableError, match="speaks no TLS") as failed:
+            client.ping()
+        assert not isinstance(failed.value, RegistryGoneError)
+        assert "EPERM" not in str(failed.value)
+        assert plain.requests == []
+
+
+def test_tls_that_ends_early() -> None:
+    """A port that takes a connection and ends it says nothing of the system either."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def end() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+
+        thread = threading.Thread(target=end)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with RegistryClient(url) as client, pytest.raises(RegistryUnreachableError, match="no TLS could be agreed"):
+            client.ping()
+        thread.join()
 
 
 def test_where_nobody_listens() -> None:

@@ -343,6 +343,37 @@ def test_the_shared_layer_has_other_bytes(what: str, wrong: bytes | None) -> Non
     assert not any("_manifests" in key or blob.digest[7:] in key for key in keys_of(shared))
 
 
+@pytest.mark.parametrize("new", ["manifest", "index", "layer"])
+def test_what_has_its_link_is_hashed_for_a_new_one(new: str) -> None:
+    """A link that the repository has proves nothing of the bytes: who is linked now and needs them has them hashed.
+
+    So for a manifest over a linked layer, an index over a linked image, and a layer that a linked image lists. If the
+    shared layer is to be trusted, nothing is hashed.
+    """
+    source, shared = MemoryObjectStore(), MemoryObjectStore()
+    image, index, layer = images()[0], images()[5], LAYERS[0]
+    assert isinstance(index, Index)
+    push(source, "team/app", index if new == "index" else image, "v1")
+    push(shared, "team/app", image)
+    missing = {
+        "manifest": f"{BASE}/repositories/team/app/_manifests/revisions/{path_of(image.digest)}/link",
+        "index": f"{BASE}/repositories/team/app/_manifests/revisions/{path_of(index.digest)}/link",
+        "layer": f"{BASE}/repositories/team/app/_layers/{path_of(layer.digest)}/link",
+    }[new]
+    shared.delete(missing)
+    other = bytes(len(layer.content))
+    shared.put(content_key(layer.digest), other)
+
+    _, outcome = run(source, shared)
+    assert (Why.REFUSED, layer.digest) in {(remark.why, remark.what) for remark in outcome.remarks}
+    assert missing not in keys_of(shared)
+    assert shared.get(content_key(layer.digest)) == other
+
+    _, trusting = run(source, shared, trust=Trust(shared=True))
+    assert trusting.remarks == []
+    assert missing in keys_of(shared)
+
+
 @pytest.mark.parametrize("stored", [True, False], ids=["other bytes", "nothing"])
 def test_a_link_alone_gives_no_right_to_read(stored: bool) -> None:
     """Who has a link and not the bytes gets no link to the bytes that others have in the shared layer."""
@@ -381,7 +412,8 @@ def test_repositories_of_others() -> None:
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     for repository in ("team/app", "teams", "else/app", "Team/app"):
         push(source, repository, images()[0], "v1")
-    with pytest.raises(ConflictError, match=r"3 repositories .*: Team/app, else/app, teams\. .*--only-owned"):
+    told = r"3 of the source.s repositories .*: Team/app, else/app, teams\. .*--only-owned"
+    with pytest.raises(ConflictError, match=told):
         run(source, shared)
     assert everything(shared) == {}
     run(source, shared, only_owned=True)
@@ -440,6 +472,29 @@ def test_what_an_index_lists_no_more() -> None:
     _, outcome = run(source, shared)
     assert keys_of(shared) == keys_of(source)
     assert [(remark.why, remark.what) for remark in outcome.remarks] == [(Why.INCOMPLETE, index.digest)]
+
+
+def test_what_is_held_by_the_link_of_a_blob() -> None:
+    """What an index or a tag of the source names, or a tag has named, and is held by the link of a blob, is brought as
+    a manifest.
+    """
+    source, shared = MemoryObjectStore(), MemoryObjectStore()
+    index, before, tagged = images()[5], images()[3], images()[0]
+    assert isinstance(index, Index)
+    push(source, "team/app", index, "all")
+    push(source, "team/tagged", before, "v1")
+    push(source, "team/tagged", tagged, "v1")
+    named = {("team/app", child.digest) for child in index.manifests}
+    named |= {("team/tagged", image.digest) for image in (before, tagged)}
+    for repository, digest in named:
+        source.delete(f"{BASE}/repositories/{repository}/_manifests/revisions/{path_of(digest)}/link")
+        source.put(f"{BASE}/repositories/{repository}/_layers/{path_of(digest)}/link", digest.encode())
+    run(source, shared)
+    held = {
+        f"{BASE}/repositories/{repository}/_manifests/revisions/{path_of(digest)}/link" for repository, digest in named
+    }
+    assert keys_of(shared) == keys_of(source) | held
+    check_whole(shared)
 
 
 def test_a_manifest_that_nobody_can_read() -> None:

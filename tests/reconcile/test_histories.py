@@ -21,6 +21,7 @@ from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.names import Digest
 from coordinator.reconcile import compare, plan, reconcile
 from coordinator.reconcile.settle import Settler
+from coordinator.storage.layout import blob_key
 from tests.reconcile.harness import MARGIN, Pairs, World
 
 Fact = ManifestPushed | BlobLinked | Removed
@@ -203,6 +204,8 @@ def test_any_history(
     """
     with World(database, mode="link" if links else "manifest") as world:
         world.bucket.__init__(by_parts=by_parts)  # type: ignore[misc]
+        # Without anything of a registry the root may be the wrong one.
+        world.bucket.put(blob_key(Digest(bytes(32))), b"another pod's")
         history = History(world, skew, links=links)
         for step in steps:
             if isinstance(step, Op):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from coordinator.db import progress, renames
 from coordinator.db import reconcile as table
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest
 from coordinator.errors import UnavailableError
 from coordinator.reconcile import compare, plan
 from coordinator.storage.layout import blob_key, repository_prefix, revision_link_key
+from coordinator.storage.port import ObjectInfo
 from coordinator.storage.s3 import S3ObjectStore
 from tests.reconcile.harness import LONG_GRACE, MARGIN, World
+
+Arrange = Callable[[Sequence[ObjectInfo]], Iterable[ObjectInfo]]
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ def test_lost_pushes_and_deletes(world: World) -> None:
         ("holdings_removed", world.name("app"), f"sha256:{gone.digest.hex()}"),
     }
     assert done.count("parts") == done.count("parts_done") > 1
-    assert (done.count("keys"), done.count("links")) == (3, 3)
+    assert (done.count("keys"), done.count("links")) == (4, 3), "what a tag has pointed to is listed, too"
     assert world.doubts() == 0
 
 
@@ -214,18 +219,158 @@ def test_a_pod_whose_links_are_elsewhere(database: str) -> None:
         assert len(world.held()) == 1
 
 
-def test_an_incomplete_listing(world: World) -> None:
-    """What a listing leaves out is looked up, and stays if its link is there, be it all of it (scenario 19)."""
+def once(rearrange: Callable[[Sequence[ObjectInfo]], Sequence[ObjectInfo]]) -> Arrange:
+    """Rearrange each listing the first time; it is whole when it is asked for again."""
+    seen: set[str] = set()
+
+    def arrange(entries: Sequence[ObjectInfo]) -> Sequence[ObjectInfo]:
+        first = entries[0].key if entries else ""
+        if first in seen:
+            return entries
+        seen.add(first)
+        return rearrange(entries)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("shown", "unknown", "looked_up"),
+    [(lambda entries: list(entries)[::2], ["r0", "r1", "r2"], 3), (lambda entries: [], ["r0", "r1/new", "r2"], 8)],
+)
+def test_an_incomplete_listing(
+    world: World, shown: Callable[[Any], Any], unknown: Sequence[str], looked_up: int
+) -> None:
+    """What a listing leaves out is looked up, and stays; what it left out besides is found by another (scenario 19)."""
     for n in range(8):
         world.arrive(world.pushed(f"r{n % 3}", world.image(f"m{n}"), n))
-    world.bucket.arrange = lambda entries: list(entries)[::2]
+    world.bucket.arrange = once(shown)
     done = world.reconcile()
     world.sound()
-    assert (done.count("still_linked"), done.count("holdings_removed")) == (3, 0)
-    world.bucket.arrange = lambda entries: []
+    assert (done.count("still_linked"), done.count("holdings_removed")) == (looked_up, 0)
+    for repository in unknown:
+        world.pushed(repository, world.image("lost"), 9)
+    world.bucket.arrange = once(lambda entries: [])
     done = world.reconcile()
     world.sound()
-    assert (done.count("still_linked"), done.count("holdings_removed")) == (8, 0)
+    assert (done.count("still_linked"), done.count("holdings_added"), done.count("holdings_removed")) == (8, 3, 0)
+
+
+@pytest.mark.parametrize("shown", [lambda entries: list(entries)[:1], lambda entries: []])
+def test_listings_that_stay_incomplete(world: World, shown: Callable[[Any], Any]) -> None:
+    """Where two listings lack a link that is there, nothing is known of what else they lack: the job fails, and nothing
+    is settled or removed but what a look has found gone (scenario 19).
+    """
+    for n in range(8):
+        world.arrive(world.pushed(f"r{n % 3}", world.image(f"m{n}"), n))
+    gone = world.image("m1").digest
+    world.deleted("r1", gone)
+    world.pushed("r1", world.image("lost"), 9)
+    gap(world)
+    world.bucket.arrange = shown
+    done = world.tried()
+    assert done.state == "failed"
+    assert done.error is not None
+    assert "two listings did not show it" in done.error
+    assert world.stored() - {(world.name("r1"), world.image("lost").digest)} <= world.held()
+    assert open_gaps(world) == 1
+    # Of a million repositories that fail every hour it would be many.
+    assert world.rows("SELECT * FROM job_repositories") == []
+    world.bucket.arrange = lambda entries: entries
+    world.reconcile()
+    world.sound()
+    assert open_gaps(world) == 0
+
+
+def test_of_many_that_are_lacking_some_are_remembered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much a listing lacks, a bounded part of it is remembered, and tells when the next one lacks it too."""
+    monkeypatch.setattr(plan, "PARTS", 1)
+    monkeypatch.setattr(compare, "LACKING_KEPT", 4)
+    world.arrive(*(world.pushed(f"r{n % 3}", world.image(f"m{n}"), n) for n in range(30)))
+    kept: list[int] = []
+    without = compare._Lacking.without
+
+    def count(lacking: Any, objects: Any) -> Any:
+        kept.append(len(lacking.links))
+        return without(lacking, objects)
+
+    monkeypatch.setattr(compare._Lacking, "without", count)
+    world.bucket.arrange = once(lambda entries: [])
+    assert world.reconcile().count("still_linked") == 30
+    world.bucket.arrange = lambda entries: list(entries)[:10]
+    assert world.tried().state == "failed"
+    assert len(kept) == 2
+    assert all(2 <= count <= 4 for count in kept)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_push_after_its_place_was_passed(world: World, *, again: bool) -> None:
+    """A link that was written after the listing had passed its place proves nothing against that listing, nor does one
+    that was written anew while the second went on.
+    """
+    image = world.image("m")
+    world.arrive(world.pushed("app", image, 1), world.pushed("app", world.image("other"), 1))
+    key = revision_link_key(world.name("app"), image.digest)
+    hidden = 2 if again else 1
+
+    def hide(entries: Sequence[ObjectInfo]) -> Sequence[ObjectInfo]:
+        nonlocal hidden
+        hidden -= 1
+        if hidden < 0:
+            return entries
+        if again and hidden == 0:
+            world.pushed("app", image, 5)
+        return [entry for entry in entries if entry.key != key]
+
+    world.bucket.arrange = hide
+    assert world.reconcile().count("holdings_removed") == 0
+    world.sound()
+
+
+@pytest.mark.parametrize("call", ["walk", "head"])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_root_that_is_empty_for_a_while(world: World, call: str, *, known: bool) -> None:
+    """Where all that a store has vanishes without an error while a reconcile runs, nothing is removed or settled, be it
+    from the first listing on or from the first look under the lock on; nor does an empty listing then count as one.
+    """
+    for n in range(5):
+        fact = world.pushed(f"r{n}", world.image(f"m{n}"), n)
+        if known:
+            world.arrive(fact)
+    if call == "head":
+        doubted = world.image("doubted")
+        world.arrive(world.pushed("r0", doubted, 1), world.deleted("r0", doubted.digest, 2))
+        world.pushed("r0", doubted, 3)
+    gap(world)
+    stored = world.bucket._objects
+
+    def vanish(called: str, _: str) -> None:
+        if called == call:
+            world.bucket._objects = {}
+
+    world.bucket.interrupt = vanish
+    before = world.held()
+    done = world.tried()
+    assert done.state == "failed"
+    assert open_gaps(world) == 1
+    assert world.held() >= before
+    world.bucket.interrupt, world.bucket._objects = lambda call, key: None, stored
+    world.reconcile()
+    world.sound()
+    assert open_gaps(world) == 0
+
+
+def test_a_root_without_a_registry(world: World) -> None:
+    """Where nothing of any registry is stored the root may be wrong, and a reconcile proves nothing: it says so. Once
+    any registry has stored something there, a pod that has not is one that is empty.
+    """
+    world.bucket.put("something/else", b"")
+    done = world.tried()
+    assert done.state == "failed"
+    assert done.error is not None
+    assert "docker/registry/v2/" in done.error
+    assert "BALEEN_S3_ROOT" in done.error
+    world.bucket.put(blob_key(Digest(bytes(32))), b"another pod's")
+    assert world.reconcile().count("keys") == 0
 
 
 def test_a_listing_that_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +494,7 @@ def test_what_came_while_it_ran(world: World) -> None:
     world.arrive(pushed(MARGIN / 2, "new"), pushed(timedelta(days=300), "future"))
     heads: list[str] = []
     world.bucket.interrupt = lambda call, key: heads.append(key) if call == "head" else None
-    world.bucket.arrange = lambda entries: []
+    world.bucket.arrange = once(lambda entries: [])
     world.reconcile()
     assert heads == [revision_link_key(world.name("app"), future.digest)]
     assert (world.name("app"), new.digest) in world.held()
@@ -368,7 +513,7 @@ def test_a_push_between_the_look_and_the_lock(world: World, *, told: bool) -> No
     def push(call: str, _: str) -> None:
         nonlocal heads
         heads += call == "head"
-        if call == "check" and heads == 1 and not pushes:
+        if call == "check" and heads == 2 and not pushes:
             pushes.append(world.pushed("app", image, 3))
             if told:
                 world.arrive(*pushes)
@@ -376,7 +521,7 @@ def test_a_push_between_the_look_and_the_lock(world: World, *, told: bool) -> No
     world.bucket.interrupt = push
     done = world.reconcile()
     assert len(pushes) == 1
-    assert (heads, done.count("holdings_removed"), world.doubts()) == (2, 0, 0)
+    assert (heads, done.count("holdings_removed"), world.doubts()) == (3, 0, 0)
     world.sound()
     world.arrive(*pushes)
     world.sound()
@@ -431,6 +576,36 @@ def test_what_it_settles(world: World) -> None:
     assert world.rows("SELECT * FROM job_repositories WHERE job_id = %s", (job,)) == []
 
 
+@pytest.mark.parametrize(
+    ("reason", "lose"),
+    [
+        ("log-cut", lambda world: progress.record_cut(world.connection, "registry.events")),
+        ("renamed", lambda world: renames.record_gap(world.connection, {world.pods[world.pod]})),
+    ],
+)
+def test_what_is_lost_while_it_runs(world: World, reason: str, lose: Callable[[World], object]) -> None:
+    """What is lost for a reason for which a gap is open already is not settled by a reconcile that ran by then, and one
+    gap is told of both.
+    """
+    world.pushed("app", world.image("m"), 1)
+    lose(world)
+    lost: list[object] = []
+
+    def cut(call: str, _: str) -> None:
+        if call == "walk" and not lost:
+            lost.append(lose(world))
+
+    world.bucket.interrupt = cut
+    assert world.reconcile().count("gaps_settled") == 0
+    assert lost
+    of_reason = "SELECT count(*) FROM gaps WHERE pod_id = %s AND reason = %s"
+    assert world.rows(of_reason, (world.pods[world.pod], reason)) == [(1,)]
+    assert world.reconcile().count("gaps_settled") == 1
+    lose(world)
+    assert world.rows(of_reason, (world.pods[world.pod], reason)) == [(2,)]
+    assert open_gaps(world) == 1
+
+
 def test_other_pods_are_left_alone(world: World) -> None:
     """Neither links nor holdings of another pod are touched, be its prefix the beginning of this one's name."""
     other = f"{world.pod}x"
@@ -454,8 +629,8 @@ def test_other_pods_are_left_alone(world: World) -> None:
 
 def gap(world: World) -> None:
     world.connection.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, noticed_at)"
-        " VALUES (%s, 'registry.events', 0, 'log-cut', 0, clock_timestamp())",
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
+        " VALUES (%s, 'registry.events', 0, 'log-cut', 0)",
         (world.pods[world.pod],),
     )
 
@@ -463,3 +638,22 @@ def gap(world: World) -> None:
 def open_gaps(world: World) -> int:
     (row,) = world.rows("SELECT count(*) FROM gaps WHERE pod_id = %s AND settled_at IS NULL", (world.pods[world.pod],))
     return int(row[0])
+
+
+def test_a_listing_that_is_not_whole_after_an_attempt_that_failed(world: World) -> None:
+    """What an attempt has seen, before the store went away, says nothing of the next: what that lacks is looked up."""
+    known, lost = world.image("known"), world.image("lost")
+    world.arrive(world.pushed("r", known, 1), world.pushed("s", world.image("other"), 1))
+    world.pushed("r", lost, 2)
+    gap(world)
+    prefix = repository_prefix(world.name("r"))
+
+    def fail(call: str, _: str) -> None:
+        if call == "get":  # the bytes of what was listed and is not known
+            world.bucket.arrange = lambda entries: [each for each in entries if not each.key.startswith(prefix)]
+            raise UnavailableError("the store fails over")
+
+    world.bucket.interrupt = fail
+    done = world.tried()
+    assert (done.state, "two listings did not show it" in (done.error or "")) == ("failed", True)
+    assert world.rows("SELECT FROM gaps WHERE pod_id = %s AND settled_at IS NULL", (world.pods[world.pod],)) != []

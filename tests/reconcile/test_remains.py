@@ -1,11 +1,16 @@
 """Whether a pod that is to be forgotten has anything in storage that counts."""
 
+from typing import Any
+
 import pytest
 
+from coordinator.db.findings import ExaminedPod
 from coordinator.domain.merge import LinkKind
-from coordinator.domain.names import Digest, RepositoryName
-from coordinator.domain.pods import PodMode
+from coordinator.domain.names import Digest, PodName, RepositoryName, parse_digest
+from coordinator.domain.pods import Linker, PodMode
 from coordinator.errors import ConflictError, UnavailableError
+from coordinator.pods.doctor.scratch import Scratch
+from coordinator.pods.prober import known_digests, known_image
 from coordinator.reconcile.remains import holds_anything
 from coordinator.storage.layout import link_key, repository_prefix
 from tests.reconcile.harness import Bucket
@@ -29,6 +34,27 @@ def test_only_links_that_count_are_anything() -> None:
     bucket.put(REVISION, b"")
     assert holds_anything(bucket, [OTHER, TEAM], PodMode.MANIFEST)
     assert not holds_anything(bucket, [OTHER], PodMode.MANIFEST)
+
+
+def test_what_baleen_made_is_nothing() -> None:
+    """The image that probes ask for and what doctors left hold nothing, other images of such repositories do."""
+    bucket, image = Bucket(), known_digests()
+    probes = RepositoryName("team/baleen-probe")
+    for kind in LinkKind:
+        for digest in image:
+            bucket.put(link_key(probes, kind, digest), b"")
+    manifest = parse_digest(known_image().digest)
+    bucket.put(f"{repository_prefix(probes)}_manifests/tags/known/current/link", b"")
+    bucket.put(f"{repository_prefix(probes)}_manifests/tags/known/index/sha256/{manifest.hex()}/link", b"")
+    nowhere: Any = None
+    pod = ExaminedPod(1, PodName("team"), PodMode.LINK, Linker.LINK, TEAM, (), frozenset(), {})
+    for scratch in Scratch(pod, nowhere, nowhere).repositories:
+        bucket.put(link_key(scratch, LinkKind.REVISION, Digest(bytes(32))), b"")
+    assert not holds_anything(bucket, [OTHER, TEAM], PodMode.LINK, image=image)
+    assert holds_anything(bucket, [OTHER, TEAM], PodMode.MANIFEST)
+    assert holds_anything(bucket, [OTHER, RepositoryName("team/baleen-probe")], PodMode.MANIFEST, image=image)
+    bucket.put(link_key(probes, LinkKind.REVISION, Digest(bytes(32))), b"")
+    assert holds_anything(bucket, [OTHER, TEAM], PodMode.MANIFEST, image=image)
 
 
 @pytest.mark.parametrize("failing", ["check", "walk"])

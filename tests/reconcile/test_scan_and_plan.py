@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,9 @@ def name(text: str) -> RepositoryName:
     return RepositoryName(text)
 
 
-def scanned(keys: Iterable[str], layers_after: datetime | None = None) -> tuple[list[tuple[str, str, bytes]], int, int]:
+def scanned(
+    keys: Iterable[str], layers_after: datetime | None = None, **more: Any
+) -> tuple[list[tuple[str, str, bytes]], int, int]:
     """(repository, kind, digest) of each link, and how many keys and links were told of."""
     told = [0, 0]
 
@@ -33,12 +36,12 @@ def scanned(keys: Iterable[str], layers_after: datetime | None = None) -> tuple[
         told[0] += keys
         told[1] += links
 
-    found = scan.links([ObjectInfo(key, 71, NOW) for key in keys], layers_after=layers_after, tell=tell)
+    found = scan.links([ObjectInfo(key, 71, NOW) for key in keys], layers_after=layers_after, tell=tell, **more)
     return [(each.folder.repository, each.folder.kind.name, each.digest) for each in found], told[0], told[1]
 
 
 def test_links_among_everything_else() -> None:
-    """Links of revisions and layers are found; tags, uploads, blobs and what is none of a registry's are not."""
+    """Links of revisions and layers are found, and what tags say; not uploads, blobs and what is no registry's."""
     base = repository_prefix(name("team/app"))
     keys = [
         layer_link_key(name("team/app"), DIGEST),
@@ -51,6 +54,8 @@ def test_links_among_everything_else() -> None:
         revision_link_key(name("team/app"), DIGEST),
         f"{base}_manifests/tags/latest/current/link",
         f"{base}_manifests/tags/latest/index/sha256/{HEX}/link",
+        f"{base}_manifests/tags/latest/index/sha256/{HEX}",
+        f"{REPOSITORIES}Team/App/_manifests/tags/latest/index/sha256/{HEX}/link",
         f"{base}_uploads/{HEX}/startedat",
         f"{REPOSITORIES}Team/App/_layers/sha256/{HEX}/link",
         f"{REPOSITORIES}_layers/sha256/{HEX}/link",
@@ -58,7 +63,9 @@ def test_links_among_everything_else() -> None:
         f"docker/registry/v2/blobs/sha256/ab/{HEX}/data",
         revision_link_key(name("team"), DIGEST),
     ]
-    found, told, links = scanned(keys)
+    tagged: list[tuple[str, bytes]] = []
+    found, told, links = scanned(keys, tagged=lambda *history: tagged.append(history))
+    assert tagged == [("team/app", DIGEST)]
     assert found == [
         ("team/app", "LAYER", DIGEST),
         ("team/app", "REVISION", DIGEST),
@@ -121,8 +128,8 @@ def test_parts_of_several_prefixes() -> None:
     for repository in ("team", "team/app", "lib/base"):
         store.put(revision_link_key(name(repository), DIGEST), b"")
     assert plan.parts(store, [name("team"), name("lib"), name("empty")]) == [
-        f"{REPOSITORIES}lib/base/_manifests/revisions/sha256/",
-        f"{REPOSITORIES}team/_manifests/revisions/sha256/",
-        f"{REPOSITORIES}team/app/_manifests/revisions/sha256/",
+        f"{REPOSITORIES}{repository}/_manifests/{folder}/"
+        for repository in ("lib/base", "team", "team/app")
+        for folder in ("revisions/sha256", "tags")
     ]
     assert plan.parts(store, [name("empty")]) == []

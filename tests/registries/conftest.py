@@ -15,7 +15,22 @@ def baleen() -> Iterator[Baleen]:
         yield running
 
 
-@pytest.fixture(params=["model", pytest.param("distribution", marks=pytest.mark.registry)])
+@pytest.fixture(
+    params=[
+        pytest.param("model", marks=pytest.mark.outage),
+        pytest.param("distribution", marks=pytest.mark.registry),
+    ]
+)
 def kind(request: pytest.FixtureRequest) -> type[DistributionRegistry | ModelRegistry]:
     """Scenarios run on the model and on the real program."""
     return ModelRegistry if request.param == "model" else DistributionRegistry
+
+
+@pytest.fixture(autouse=True)
+def at_rest(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No registry outlives its test: they would all be probed until the end."""
+    if "baleen" not in request.fixturenames:
+        yield
+        return
+    with request.getfixturevalue("baleen").at_rest_after():
+        yield

@@ -11,7 +11,7 @@ from typing import Any
 
 from coordinator.pods.images import Image, Index, sha256_digest
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
 class Skopeo:
@@ -21,6 +21,10 @@ class Skopeo:
         self._directory = directory
         kept = {name: value for name, value in os.environ.items() if name in {"PATH", "TMPDIR"}}
         self._environment = kept | {"HOME": str(directory), "XDG_RUNTIME_DIR": str(directory)}
+
+    def login(self, address: str, user: str, password: str) -> None:
+        """Have the registry's password remembered, if it is right."""
+        self._run("login", "--tls-verify=false", "--password-stdin", "--username", user, address, told=password)
 
     def push(self, layout: str, address: str, name: str, *options: str) -> None:
         """Copy `oci:…` or `dir:…` to a registry; an index needs `--all`."""
@@ -34,6 +38,10 @@ class Skopeo:
     def delete(self, address: str, name: str) -> None:
         self._run("delete", "--tls-verify=false", f"docker://{address}/{name}")
 
+    def pull(self, address: str, name: str, directory: Path) -> None:
+        """Copy what the registry has by this name to a directory, with all platforms, checking each digest."""
+        self._run("copy", "--all", "--src-tls-verify=false", f"docker://{address}/{name}", f"dir:{directory}")
+
     def digest(self, address: str, name: str) -> str:
         """The digest of what the registry has by this name, as skopeo computes it."""
         return sha256_digest(self._run("inspect", "--raw", "--tls-verify=false", f"docker://{address}/{name}"))
@@ -43,9 +51,10 @@ class Skopeo:
         found: list[str] = json.loads(answer)["Tags"]
         return found
 
-    def _run(self, *arguments: str) -> bytes:
+    def _run(self, *arguments: str, told: str = "") -> bytes:
         done = subprocess.run(
             ["skopeo", "--insecure-policy", "--tmpdir", str(self._directory), *arguments],
+            input=told.encode(),
             capture_output=True,
             env=self._environment,
             timeout=TIMEOUT_S,

@@ -59,4 +59,6 @@ def test_a_registry_with_the_printed_configuration(baleen: Baleen, tmp_path: Pat
         client.push_image(f"{pod.name}/app", image, "v1")
         eventually(lambda: baleen.holds(f"{pod.name}/app", image.digest), why=process.log_tail)
         eventually(lambda: baleen.pod(pod)["watermark"] is not None, why=lambda: baleen.pod(pod)["waits_for"])
+        # Or it would be probed until the end.
+        baleen.list_registries(pod)
     baleen.agree()

@@ -141,6 +141,7 @@ def test_a_rename_that_gitlab_tells(baleen: Baleen) -> None:
     assert baleen.store.head(layer_link_key(old, parse_digest(image.config.digest))) is None
 
 
+@pytest.mark.outage
 def test_an_empty_layer(baleen: Baleen) -> None:
     """A blob of no bytes counts like any other, but no event says its size. (On S3 only the model takes one.)"""
     pod = baleen.add_pod("empty")

@@ -118,6 +118,7 @@ blob_lifecycle = some(
         "digest": digests,
         "change": st.sampled_from(["live", "unreferenced", "hidden", "restored", "purged", "missing"]),
         "at": times,
+        "id": st.integers(1, 2**63 - 1),
         "reference_count": st.integers(0, 2**31),
         "link_count": st.integers(0, 2**31),
     },

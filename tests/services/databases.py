@@ -1,7 +1,14 @@
-"""Databases of their own for tests on one server: empty ones, and copies of one that was migrated once."""
+"""Databases of their own for tests on one server: empty ones, and copies of one that was migrated once.
+
+Route: `DatabaseServer`, one for a test process -> `Databases`, for the tests of a module: they go with it, as each is
+of hundreds of files, and hundreds are made.
+"""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -10,10 +17,51 @@ from sqlalchemy.engine import make_url
 from coordinator.db import migrate
 
 
-class Databases:
-    def __init__(self, server: str) -> None:
-        self._server = server
+class DatabaseServer:
+    def __init__(self, url: str) -> None:
+        self._url = url
         self._numbers = itertools.count(1)
+        # What is on it outlives no machine.
+        self._execute("ALTER SYSTEM SET fsync = off")
+        self._execute("SELECT pg_reload_conf()")
+
+    @contextmanager
+    def databases(self) -> Iterator["Databases"]:
+        """Make databases, and drop them at the end."""
+        made = Databases(self)
+        try:
+            yield made
+        finally:
+            for name in made.names:
+                self._execute("DROP DATABASE {} WITH (FORCE)", name)
+
+    @cached_property
+    def template(self) -> str:
+        """The name of a migrated database that nobody is connected to."""
+        name = self.create("template0")
+        migrate.upgrade(self.url(name))
+        return name
+
+    def create(self, template: str) -> str:
+        """Make a copy of a database; return its name."""
+        name = f"tests_{next(self._numbers)}"
+        # Copied as files, and not page by page through the log.
+        self._execute("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY", name, template)
+        return name
+
+    def url(self, name: str) -> str:
+        return make_url(self._url).set(database=name).render_as_string(hide_password=False)
+
+    def _execute(self, statement: LiteralString, *names: str) -> None:
+        connection: psycopg.Connection[Any]
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+class Databases:
+    def __init__(self, server: DatabaseServer) -> None:
+        self._server = server
+        self.names: list[str] = []
 
     def empty(self) -> str:
         """Return the URL of a new database without tables."""
@@ -21,20 +69,8 @@ class Databases:
 
     def migrated(self) -> str:
         """Return the URL of a new database with this release's tables."""
-        return self._create(self._template)
-
-    @cached_property
-    def _template(self) -> str:
-        """The name of a migrated database that nobody is connected to."""
-        url = self.empty()
-        migrate.upgrade(url)
-        name = make_url(url).database
-        assert name is not None
-        return name
+        return self._create(self._server.template)
 
     def _create(self, template: str) -> str:
-        name = f"tests_{next(self._numbers)}"
-        with psycopg.connect(self._server, autocommit=True) as connection:
-            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        return make_url(self._server).set(database=name).render_as_string(hide_password=False)
+        self.names.append(self._server.create(template))
+        return self._server.url(self.names[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from coordinator.errors import StackError
 from coordinator.stack import ports as port_module
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
+from coordinator.stack.seaweedfs import EmbeddedS3
 
 STUBBORN = """
 import pathlib, signal, time
@@ -122,8 +124,41 @@ def test_a_port_that_was_asked_for_and_is_in_use_is_refused(tmp_path: Path) -> N
             Ports(tmp_path / "ports.json", "127.0.0.1").take("s3", asked=port)
 
 
-def test_a_broken_memory_of_ports_is_forgotten(tmp_path: Path) -> None:
-    """Half a file leads to new ports, not to an error."""
-    (tmp_path / "ports.json").write_text('{"a": 1')
-    chosen = Ports(tmp_path / "ports.json", "127.0.0.1").take("a")
+@pytest.mark.parametrize("content", ['{"a": 1', '{"a": 70000}', '{"a": 60000}', '{"a": -1}', '{"a": 1e400}', "[]"])
+def test_a_broken_memory_of_ports_is_forgotten(tmp_path: Path, content: str) -> None:
+    """Half a file, and numbers that are no ports, lead to new ports, not to an error."""
+    (tmp_path / "ports.json").write_text(content)
+    chosen = Ports(tmp_path / "ports.json", "127.0.0.1").take("a", offset=10_000)
     assert port_module.LOWEST <= chosen < port_module.HIGHEST
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_broken_key_of_the_store_is_told(tmp_path: Path, content: str) -> None:
+    """Pods are configured with it: it is not replaced in silence."""
+    ports = Ports(tmp_path / "ports.json", "127.0.0.1")
+    server = EmbeddedS3(tmp_path, tmp_path / "s3.log", host="127.0.0.1", ports=ports)
+    made = server.key
+    assert server.key == made
+    (tmp_path / "key.json").write_text(content)
+    with pytest.raises(StackError, match=r"key\.json is not as `baleen up` writes it"):
+        assert server.key
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ports are claimed on Linux alone")
+def test_a_port_that_another_process_has_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stacks that start at once none chooses another's port, though nobody listens there yet, until that ends."""
+    program = (
+        "import sys; from pathlib import Path; from coordinator.stack.ports import Ports;"
+        "print(Ports(Path('none'), '127.0.0.1').take('a', offset=10_000), flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        monkeypatch.setattr(port_module, "LOWEST", port)
+        monkeypatch.setattr(port_module, "HIGHEST", port + 1)
+        with pytest.raises(StackError, match="No free port"):
+            Ports(tmp_path / "ports.json", "127.0.0.1").take("a", offset=10_000)
+    assert Ports(tmp_path / "ports.json", "127.0.0.1").take("a", offset=10_000) == port
+    with pytest.raises(StackError, match="No free port"):
+        Ports(tmp_path / "others.json", "127.0.0.1").take("a", offset=10_000)

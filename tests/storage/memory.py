@@ -3,21 +3,26 @@
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from coordinator.errors import ConflictError, UsageError
+from coordinator.errors import ConflictError, UnavailableError, UsageError
 from coordinator.storage.port import (
     CHUNK_BYTES,
+    DELETE_LIMIT,
     LIST_LIMIT,
     VERSIONS_LIMIT,
+    Deleted,
+    KeyVersion,
     ObjectInfo,
     ObjectNotFoundError,
     ObjectReader,
     ObjectVersion,
     OpenObject,
+    Permit,
+    Target,
     Unfinished,
     check_key,
     page_size,
@@ -46,7 +51,15 @@ class MemoryObjectStore:
     All stores in memory are on one service, unless one of them `copies` nothing. `versioned` keeps what is replaced.
     """
 
-    def __init__(self, *, by_parts: bool = False, copies: bool = True, versioned: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        by_parts: bool = False,
+        copies: bool = True,
+        versioned: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._now = now
         self._by_parts = by_parts
         self._copies = copies
         self._versioned = versioned
@@ -54,7 +67,9 @@ class MemoryObjectStore:
         #: Of each key, the newest last.
         self._versions: dict[str, list[_Version]] = {}
         self._numbers = itertools.count(1)
-        self._unfinished: dict[int, Unfinished] = {}
+        self._unfinished: dict[str, Unfinished] = {}
+        #: Bytes of each that came so far.
+        self._parts: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def get(self, key: str, limit: int | None = None) -> bytes:
@@ -70,12 +85,12 @@ class MemoryObjectStore:
 
     def put(self, key: str, body: bytes) -> None:
         with self._lock:
-            self._objects[check_key(key)] = stored = _Stored(body, datetime.now(UTC))
+            self._objects[check_key(key)] = stored = _Stored(body, self._now())
             self._keep(key, stored)
 
     def _keep(self, key: str, stored: _Stored | None) -> None:
         kept = self._versions.setdefault(key, []) if self._versioned else []
-        kept.append(_Version(str(next(self._numbers)), stored, datetime.now(UTC)))
+        kept.append(_Version(str(next(self._numbers)), stored, self._now()))
         self._versions[key] = kept
 
     @contextmanager
@@ -84,11 +99,18 @@ class MemoryObjectStore:
 
     def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
         number = next(self._numbers)
-        self._unfinished[number] = Unfinished(check_key(key), datetime.now(UTC))
+        upload = Unfinished(check_key(key), self._now(), str(number))
+        self._unfinished[upload.upload] = upload
         try:
-            body = b"".join(chunks)
+            body = b""
+            for chunk in chunks:
+                body += chunk
+                self._parts[upload.upload] = len(body)
         finally:
-            del self._unfinished[number]
+            self._parts.pop(upload.upload, None)
+            aborted = self._unfinished.pop(upload.upload, None) is None
+        if aborted:
+            raise UnavailableError(f"The upload of {key} was given up.")
         if len(body) != size:
             raise UsageError(f"{key} was to have {size} bytes, and {len(body)} came.")
         self.put(key, body)
@@ -117,9 +139,38 @@ class MemoryObjectStore:
             else:
                 self._versions.pop(key, None)
 
-    def versions(self, key: str) -> Sequence[ObjectVersion]:
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        if not targets:
+            return []
+        if len(targets) > DELETE_LIMIT or len(set(targets)) < len(targets):
+            raise UsageError(f"Delete up to {DELETE_LIMIT} different objects at once.")
+        permit()
+        return [self._delete(each) for each in targets]
+
+    def _delete(self, target: Target) -> Deleted:
+        if target.version is None:
+            self.delete(target.key)
+            kept = self._versions.get(target.key)
+            return Deleted(target, kept[-1].version if kept else None)
         with self._lock:
-            kept = self._versions.get(check_key(key), [])[::-1][:VERSIONS_LIMIT]
+            kept = self._versions.get(check_key(target.key), [])
+            left = [each for each in kept if each.version != target.version]
+            self._versions[target.key] = left
+            if left and left[-1].stored is not None:
+                self._objects[target.key] = left[-1].stored
+            else:
+                self._objects.pop(target.key, None)
+        return Deleted(target)
+
+    def keeps_versions(self) -> bool:
+        return self._versioned
+
+    def versions(self, key: str) -> Sequence[ObjectVersion]:
+        return self._states(key)[:VERSIONS_LIMIT]
+
+    def _states(self, key: str) -> Sequence[ObjectVersion]:
+        with self._lock:
+            kept = self._versions.get(check_key(key), [])[::-1]
         return [
             ObjectVersion(
                 each.version, None if each.stored is None else len(each.stored.body), each.modified_at, n == 0
@@ -146,8 +197,28 @@ class MemoryObjectStore:
                 self._objects[key] = left[-1].stored
         return True
 
+    def walk_versions(self, prefix: str) -> Iterator[KeyVersion]:
+        with self._lock:
+            keys = sorted((key for key in self._versions if key.startswith(prefix)), key=self._place)
+        for key in keys:
+            yield from (KeyVersion(key, state) for state in self._states(key))
+
+    def version_folders(self, prefix: str) -> Iterator[str]:
+        with self._lock:
+            keys = sorted((key for key, kept in self._versions.items() if kept), key=self._place)
+        rests = [key.removeprefix(prefix).partition("/") for key in keys if key.startswith(prefix)]
+        yield from dict.fromkeys(f"{prefix}{name}/" for name, slash, _ in rests if slash)
+
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
         yield from [each for each in list(self._unfinished.values()) if each.key.startswith(prefix)]
+
+    def stored_parts(self, upload: Unfinished) -> int:
+        return self._parts.get(upload.upload, 0)
+
+    def abort(self, upload: Unfinished, permit: Permit) -> None:
+        permit()
+        self._unfinished.pop(upload.upload, None)
+        self._parts.pop(upload.upload, None)
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
         limit = page_size(limit)
@@ -156,6 +227,9 @@ class MemoryObjectStore:
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         yield from self._listed(prefix)
+
+    def walk_keys(self, prefix: str) -> Iterator[str]:
+        return (entry.key for entry in self.walk(prefix))
 
     def folders(self, prefix: str) -> Iterator[str]:
         rests = [entry.key.removeprefix(prefix).partition("/") for entry in self._listed(prefix)]

@@ -91,7 +91,7 @@ def test_what_may_not_be_read_is_an_outage(root: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, call, refused)
     store = FileObjectStore(root)
     with pytest.raises(UnavailableError, match="cannot be read"):
-        list(store.walk("")) if call == "scandir" else store.head("a/file")
+        list(store.walk_keys("")) if call == "scandir" else store.head("a/file")
 
 
 def test_a_root_that_is_not_there(tmp_path: Path) -> None:
@@ -125,6 +125,18 @@ def test_what_vanishes_while_it_is_listed(root: Path) -> None:
                 file.unlink()
             path.rmdir()
     assert found + [entry.key for entry in listing] == found
+
+
+def test_a_file_that_vanishes_while_its_directory_is_listed(root: Path) -> None:
+    """A file that is gone before its size was asked for is left out."""
+    for name in "bcdef":
+        (root / "a" / name).write_bytes(b"")
+    listing = FileObjectStore(root).walk("")
+    found = root / next(listing).key
+    for path in (root / "a").iterdir():
+        if path != found:
+            path.unlink()
+    assert list(listing) == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -13,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from coordinator.errors import BaleenError, SettingsError, UnavailableError
+from coordinator.storage.port import Unfinished
 from coordinator.storage.s3 import S3ObjectStore
 from tests.storage.conftest import ROOTLESS, VERSIONED, MakeS3
 
@@ -24,12 +26,16 @@ READS: dict[str, Callable[[S3ObjectStore], object]] = {
     "head": lambda store: store.head("a"),
     "list": lambda store: store.list(""),
     "walk": lambda store: list(store.walk("")),
+    "walk_versions": lambda store: list(store.walk_versions("")),
+    "version_folders": lambda store: list(store.version_folders("")),
+    "unfinished": lambda store: list(store.unfinished("")),
     "delete": lambda store: store.delete("a"),
     "check": lambda store: store.check(),
 }
 CALLS = READS | {
     "put": lambda store: store.put("a", b""),
     "enable_versioning": lambda store: store.enable_versioning(),
+    "abort": lambda store: store.abort(Unfinished("a", datetime.now(UTC), "1"), lambda: None),
 }
 
 
@@ -56,7 +62,7 @@ def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        do_GET = do_HEAD = do_PUT = do_DELETE = _answer  # noqa: N815 - names of http.server
+        do_GET = do_HEAD = do_PUT = do_DELETE = _answer
 
         def log_message(self, *_: object) -> None:
             pass
@@ -74,8 +80,9 @@ def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
 
 @pytest.mark.parametrize("call", READS.values(), ids=READS)
 def test_a_bucket_that_is_not_there(connect_s3: MakeS3, call: Callable[[S3ObjectStore], object]) -> None:
-    """A wrong bucket is an outage: to nobody does it look like an empty one."""
-    assert "bucket" in refused(call, connect_s3(bucket="not-there")).lower()
+    """A wrong bucket is an outage: to nobody does it look like an empty one. It is told where it was looked for."""
+    store = connect_s3(bucket="not-there")
+    assert f"There is no bucket 'not-there' at {store.endpoint}: check the bucket's name" in refused(call, store)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -84,7 +91,12 @@ def test_a_key_that_is_refused(
     connect_s3: MakeS3, wrong: dict[str, Any], call: Callable[[S3ObjectStore], object]
 ) -> None:
     """A key that the store does not accept is an outage, and the message says where to look."""
-    assert "check the S3 settings" in refused(call, connect_s3(**wrong))
+    store = connect_s3(**wrong)
+    said = refused(call, store)
+    assert f"The object store at {store.endpoint} refused " in said
+    assert f"bucket {store.bucket!r}" in said
+    assert "check BALEEN_S3_ACCESS_KEY and BALEEN_S3_SECRET_KEY, or" in said
+    assert "wrong-secret" not in said
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -92,10 +104,12 @@ def test_nobody_listens(connect_s3: MakeS3, call: Callable[[S3ObjectStore], obje
     """A store that is down is unavailable."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
-        store = connect_s3(endpoint_url=f"http://127.0.0.1:{taken.getsockname()[1]}", **IMPATIENT)
-        assert "does not answer" in refused(call, store)
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        store = connect_s3(endpoint_url=url, **IMPATIENT)
+        assert f"does not answer at {url} (EndpointConnectionError): start it" in refused(call, store)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_store_that_hangs(connect_s3: MakeS3, call: Callable[[S3ObjectStore], object]) -> None:
     """A store that takes connections and never answers is given up in bounded time."""
@@ -140,7 +154,7 @@ def test_something_that_is_no_s3(
 ) -> None:
     """Errors of a proxy, or of a server that is no S3, never look like a missing object, not even its 404."""
     with answering(lambda _: (status, body)) as url:
-        refused(call, connect_s3(endpoint_url=url, **(IMPATIENT | {"attempts": 1})))
+        assert url in refused(call, connect_s3(endpoint_url=url, **(IMPATIENT | {"attempts": 1})))
 
 
 def test_pages_that_are_shorter_than_asked_for(connect_s3: MakeS3) -> None:
@@ -190,7 +204,22 @@ def test_no_credentials(connect_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, "/nowhere")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     store = connect_s3(access_key=None, secret_key=None)
-    assert "check the S3 settings" in refused(READS["get"], store)
+    said = refused(READS["get"], store)
+    assert f"No keys are known for the object store at {store.endpoint}: set BALEEN_S3_ACCESS_KEY and" in said
+    assert "AWS_ACCESS_KEY_ID" in said
+
+
+def test_a_name_that_no_bucket_has(connect_s3: MakeS3) -> None:
+    """A bucket's name that S3 does not allow is told as that."""
+    assert "check the bucket's name" in refused(READS["get"], connect_s3(bucket="no bucket"))
+
+
+def test_a_secret_in_the_endpoint(connect_s3: MakeS3) -> None:
+    """What stands before the host in an endpoint's URL is not shown."""
+    store = connect_s3(endpoint_url="http://hidden@127.0.0.1:9", attempts=1)
+    said = refused(READS["check"], store)
+    assert "http://127.0.0.1:9" in said
+    assert "hidden" not in said
 
 
 @pytest.mark.parametrize(
@@ -291,3 +320,30 @@ def test_an_endpoint_that_boto3_finds(connect_s3: MakeS3, monkeypatch: pytest.Mo
     found = connect_s3(root=store.root, endpoint_url=None, region=None)
     assert found.endpoint == store.endpoint
     assert found.get("a") == b"1"
+
+
+MARKED = b"""
+<ListVersionsResult><IsTruncated>%s</IsTruncated>%s<DeleteMarker><Key>a</Key><VersionId>1</VersionId>
+<IsLatest>true</IsLatest><LastModified>2026-01-01T00:00:00Z</LastModified></DeleteMarker></ListVersionsResult>
+"""
+
+
+def test_a_marker_that_another_one_takes_away_first(connect_s3: MakeS3) -> None:
+    """A store that says that there is no such version, of a marker that was listed just now, is no failure."""
+
+    def answer(path: str) -> tuple[int, bytes]:
+        if "versionId" in parse_qs(urlsplit(path).query):
+            return 404, b"<Error><Code>NoSuchVersion</Code></Error>"
+        return 200, MARKED % (b"false", b"")
+
+    with answering(answer) as url:
+        assert not connect_s3(endpoint_url=url, root="").remove_marker("a", "1")
+
+
+@pytest.mark.parametrize("after", [b"", b"<NextKeyMarker>a</NextKeyMarker>"])
+def test_states_of_a_key_of_which_there_is_more_and_not_where(connect_s3: MakeS3, after: bytes) -> None:
+    """A store that does not say how the states of a key go on has not answered."""
+    with answering(lambda _: (200, MARKED % (b"true", after))) as url:
+        assert "how its list of versions goes on" in refused(
+            lambda store: store.versions("a"), connect_s3(endpoint_url=url, root="")
+        )

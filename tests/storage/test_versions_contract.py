@@ -5,10 +5,24 @@ In memory, and on a real S3 server, each with and without versions. A directory 
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 
 import pytest
 
-from coordinator.storage.port import ObjectNotFoundError, ObjectStore
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.storage.port import ObjectNotFoundError, ObjectStore, Target, Unfinished
+
+
+class ForbiddenError(BaleenError):
+    """A permit that is not given."""
+
+
+def allowed() -> None:
+    pass
+
+
+def forbidden() -> None:
+    raise ForbiddenError
 
 
 @pytest.mark.parametrize("store", ["memory", "memory-versioned", "s3", "s3-rootless", "s3-versioned"], indirect=True)
@@ -73,6 +87,101 @@ class TestVersions:
         store.put_chunks("u/3", chunks(2), 7 << 20)
         assert seen == {"": ["u/1", "u/2", "u/3"], "u/": ["u/1", "u/2", "u/3"], "u/2": ["u/2"]}
         assert list(store.unfinished("")) == []
+
+    def test_a_walk_over_versions(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every state of every key below a prefix is given once, those of one key together, however short the pages."""
+        keeps = self.keeps_versions(store)
+        names = ("one/data", "one/hash/0", "one/hash/10", "one/started", "two/data", "two/started", "three/data", "z")
+        keys = [f"w/{name}" for name in names]
+        for turn in range(3):
+            for key in keys[turn:]:
+                store.put(key, bytes(turn + 1))
+        for key in keys[::3]:
+            store.delete(key)
+        store.put("w-beside/a", b"1")
+        monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 4)
+        for prefix in ("w/", "w/t", "w/one/", "w/one/hash/1", "w/none/"):
+            found = list(store.walk_versions(prefix))
+            assert len(set(found)) == len(found)
+            assert set(found) == {
+                (key, state) for key in keys if key.startswith(prefix) for state in store.versions(key)
+            }
+            together = [key for key, _ in groupby(found, key=lambda each: each.key)]
+            assert len(set(together)) == len(together)
+        # Eight, seven and six puts, and three deletes.
+        assert len(list(store.walk_versions("w/"))) == (24 if keeps else 5)
+
+    def test_folders_of_what_is_deleted(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Folders are told, also of what is kept as versions only; what lies beside them is none."""
+        keeps = self.keeps_versions(store)
+        names = ("a", "b", "c", "d", "_e")
+        for name in names:
+            store.put(f"deleted/{name}/x/y", b"1")
+            store.put(f"deleted/{name}/z", b"1")
+        store.put("deleted/beside", b"1")
+        for key in ("deleted/b/x/y", "deleted/b/z", "deleted/c/z"):
+            store.delete(key)
+        expected = {f"deleted/{name}/" for name in names if keeps or name != "b"}
+        for pages in (1000, 2):
+            monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", pages)
+            found = list(store.version_folders("deleted/"))
+            assert len(set(found)) == len(found)
+            assert set(found) - {"deleted/b/"} == expected - {"deleted/b/"}
+            assert not keeps or "deleted/b/" in found
+            assert list(store.version_folders("deleted/c/")) == ["deleted/c/x/"]
+            assert list(store.version_folders("deleted/none/")) == []
+
+    def test_folders_that_begin_alike(self, store: ObjectStore) -> None:
+        """Folders whose names begin alike are all told, however characters are ordered about the slash."""
+        names = ("a", "a-b", "a.b", "a0", "b--c", "b")
+        for name in names:
+            store.put(f"alike/{name}/x", b"1")
+        assert sorted(store.version_folders("alike/")) == sorted(f"alike/{name}/" for name in names)
+
+    def test_a_walk_goes_on_after_deletes(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is deleted behind a walk hides nothing of what is before it."""
+        keys = [f"g/{n:02}/data" for n in range(12)]
+        for key in [*keys, *keys]:
+            store.put(key, b"1")
+        expected = {(key, state.version) for key in keys for state in store.versions(key)}
+        monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 5)
+        seen: set[tuple[str, str]] = set()
+        for key, states in groupby(store.walk_versions("g/"), key=lambda each: each.key):
+            versions = {(key, each.state.version) for each in states}
+            seen |= versions
+            store.delete_many([Target(*each) for each in versions], allowed)
+        assert seen == expected
+        assert list(store.walk_versions("g/")) == []
+
+    def test_an_upload_is_given_up(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By permit, exactly that one, and nothing is left of it; again, or once it is complete, is no error."""
+        monkeypatch.setattr("coordinator.storage.s3.PART_BYTES", 5 << 20)
+        begun: list[Unfinished] = []
+
+        def chunks(*, give_up: bool) -> Iterator[bytes]:
+            yield bytes(6 << 20)
+            (upload,) = store.unfinished("u/a")
+            begun.append(upload)
+            assert store.stored_parts(upload) >= 5 << 20
+            if give_up:
+                with pytest.raises(ForbiddenError):
+                    store.abort(upload, forbidden)
+                assert list(store.unfinished("u/a")) == [upload]
+                store.abort(upload, allowed)
+                store.abort(upload, allowed)
+                assert list(store.unfinished("u/a")) == []
+                assert store.stored_parts(upload) == 0
+            yield bytes(6 << 20)
+
+        store.put_chunks("u/a", chunks(give_up=False), 12 << 20)
+        store.abort(begun[0], allowed)
+        known = store.head("u/a")
+        assert known is not None
+        assert known.size == 12 << 20
+        with pytest.raises(UnavailableError):
+            store.put_chunks("u/a", chunks(give_up=True), 12 << 20)
+        assert begun[0].upload != begun[1].upload
+        assert store.head("u/a") == known
 
     def keeps_versions(self, store: ObjectStore) -> bool:
         store.put("keeps-versions", b"1")

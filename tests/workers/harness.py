@@ -42,7 +42,7 @@ from workers.run import run
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "distribution-2.8.3-notifications.jsonl"
 PODS = ("pod-a", "pod-b")
-DEADLINE = 60.0
+DEADLINE = 180.0
 
 
 def eventually(what: Callable[[], bool], seconds: float = DEADLINE, why: str = "it") -> None:
@@ -223,11 +223,20 @@ class Log:
         return {(at.topic, at.partition): end for at, end in self._consumer.end_offsets(wanted).items()}
 
     def write(
-        self, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
+        self,
+        topic: str,
+        values: Iterable[bytes],
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
     ) -> None:
         producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all", max_request_size=16 * 1024 * 1024)
         try:
-            sent = [producer.send(topic, key=key, value=value, partition=partition) for value in values]
+            sent = [
+                producer.send(topic, key=key, value=value, partition=partition, timestamp_ms=timestamp_ms)
+                for value in values
+            ]
             for each in sent:
                 each.get(timeout=DEADLINE)
         finally:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiokafka.errors import IllegalStateError
 
 from coordinator.ingest.topics import EVENTS
 from tests.oracle import Oracle
@@ -85,7 +89,7 @@ def test_a_worker_ends_when_told_whatever_is_away(
             log.write(EVENTS, blobs(maker, "more", 500))
             broker.kill()
         child.send(signal.SIGTERM)
-        assert child.wait(30) == 0, child.log()
+        assert child.wait() == 0, child.log()
 
 
 def test_a_store_that_is_away_does_not_stop_what_needs_no_store(
@@ -120,6 +124,29 @@ def test_what_was_lost_on_the_way_is_read_again(place: Place, table: Table, log:
     assert table.gaps() == []
 
 
+async def never() -> int:
+    return await asyncio.Event().wait()
+
+
+async def not_assigned() -> int:
+    raise IllegalStateError("the partition is another worker's since a moment ago")
+
+
+@pytest.mark.parametrize("answer", [never, not_assigned])
+def test_a_look_at_where_a_partition_is_read_that_comes_to_nothing(
+    place: Place, table: Table, log: Log, maker: Maker, monkeypatch: pytest.MonkeyPatch, answer: Callable[[], Any]
+) -> None:
+    """Where the client does not say how far it has read, the look is left to the next one, and the worker goes on."""
+    with worker(place) as running:
+        log.write(EVENTS, blobs(maker, "first", 2), partition=0)
+        table.applied(log)
+        monkeypatch.setattr(running.worker.app.consumer, "position", lambda tp: answer())
+        running.do(running.worker.app.look_at_positions)
+        log.write(EVENTS, blobs(maker, "second", 2), partition=0)
+        table.applied(log)
+    assert table.counts() == Oracle().take(maker.made).counts()
+
+
 def skip(running: InProcess, offset: int) -> None:
     """Let Faust read on from an offset, as if what is before it had been dropped on the way."""
     consumer = running.worker.app.consumer
@@ -136,8 +163,8 @@ def test_a_worker_killed_at_random_applies_everything_once(
         # The embedded broker never forgets a member that was killed: each start is a group of its own.
         named = place.but(worker_group=f"attempt-{attempt}", worker_batch="20")
         with Child(named, tmp_path / "worker.log") as child:
-            log.write(EVENTS, blobs(maker, f"attempt {attempt}", 600))
             started = sum(table.progress().values())
+            log.write(EVENTS, blobs(maker, f"attempt {attempt}", 600))
             eventually(lambda: sum(table.progress().values()) > started, why="a first batch")  # noqa: B023
             time.sleep(chance.random() * 0.2)
             child.kill()

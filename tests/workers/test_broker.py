@@ -100,8 +100,11 @@ def test_a_lost_tail_is_a_gap_to_a_worker_that_runs(
         child.send(signal.SIGCONT)
         eventually(lambda: table.gaps() != [], why="a gap")
         table.applied(log, alive=lambda: child.status is None)
-        eventually(lambda: table.counts() == Oracle().take(maker.made).counts(), 5, "equality")
-    assert table.gaps() == gap_for_each_pod(REPLACED, 7)
+        eventually(lambda: table.counts() == Oracle().take(maker.made).counts(), why="equality")
+    # It may have read on in the new log before it looked.
+    (stood,) = {gap[4] for gap in table.gaps()}
+    assert 7 <= stood <= max(7, 4 + more)
+    assert table.gaps() == gap_for_each_pod(REPLACED, stood)
 
 
 def test_a_lost_tail_is_a_gap_to_a_worker_that_starts(

@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Self
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -71,6 +72,7 @@ def test_events_that_come_twice_change_nothing(place: Place, table: Table, log: 
     assert_agrees(table, Oracle().take(accepted(outcomes)))
 
 
+@pytest.mark.lengthy
 @settings(
     max_examples=4,
     deadline=None,
@@ -121,6 +123,7 @@ class Reader:
         self._thread.join()
 
 
+@pytest.mark.lengthy
 def test_a_replay_never_shows_a_smaller_count(place: Place, table: Table, log: Log, databases: Databases) -> None:
     """Reading everything again from the first offset ends at the same counts, with none smaller on the way."""
     outcomes = captured()

@@ -73,8 +73,9 @@ def test_two_workers_share_partitions_and_one_may_be_paused(
             stack.enter_context(Child(place.but(worker_batch="50"), tmp_path / f"{number}.log")) for number in (1, 2)
         )
         eventually(lambda: shared_by(place, 2), why="sharing")
-        log.write_events(blobs(maker, "shared", 2000))
+        # Before they are written: all may be applied before anybody looks.
         started = sum(table.progress().values())
+        log.write_events(blobs(maker, "shared", 2000))
         eventually(lambda: sum(table.progress().values()) > started, why="a first batch")
         first.send(signal.SIGSTOP)
         log.write_events(blobs(maker, "paused", 2000))

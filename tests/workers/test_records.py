@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.domain.names import parse_digest
 from coordinator.domain.references import REFERENCES_LIMIT
-from coordinator.ingest.normalise import Accepted
+from coordinator.ingest.normalise import LATEST, Accepted
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from coordinator.storage.layout import blob_key
 from tests.oracle import Counts, Oracle
@@ -93,6 +93,21 @@ def test_a_name_beyond_all_limits_holds_nothing_up(place: Place, table: Table, l
     assert table.letters() == [("", "not-owned")]
 
 
+@pytest.mark.parametrize("per_second", [10**6, 10**9], ids=["microseconds", "nanoseconds"])
+def test_a_record_whose_time_is_in_another_unit_holds_nothing_up(
+    place: Place, table: Table, log: Log, maker: Maker, per_second: int
+) -> None:
+    """A record that cannot be understood, and has a time that nobody can read, is a dead letter that can be read."""
+    good = maker.manifest("pod-a/x", digest_of("m"), [digest_of("layer")])
+    with worker(place):
+        log.write(EVENTS, [b"garbage"], key=b"pod-a/x", partition=0, timestamp_ms=1_790_000_000 * per_second)
+        log.write(EVENTS, [encoded(good)], partition=0)
+        table.applied(log)
+    assert table.counts()[digest_of("layer")].reference_count == 1
+    assert table.letters() == [("pod-a", "malformed")]
+    assert table.rows("SELECT received_at FROM dead_letters") == [(LATEST,)]
+
+
 @pytest.mark.parametrize("wrong", ["absent", "other bytes", "not a manifest", "too deep"])
 def test_a_manifest_that_cannot_be_read_is_kept_and_told(
     place: Place, table: Table, log: Log, maker: Maker, wrong: str
@@ -132,6 +147,44 @@ def test_strangers_and_trespassers_are_dead_letters(place: Place, table: Table, 
         table.applied(log)
     assert table.letters() == [("pod-x", "not-owned"), ("pod-a", "not-owned"), ("pod-a", "not-owned")]
     assert table.counts() == {digest_of("four"): Counts(0, 1, frozenset({"pod-a/app"}), POD_A)}
+
+
+@pytest.mark.parametrize("kind", ["name", "namespace"])
+def test_what_is_below_a_repository_that_is_renamed_moves_with_it(
+    place: Place, table: Table, log: Log, maker: Maker, kind: str
+) -> None:
+    """Whichever part of its name is another, and whoever takes the old one: a delete there takes nothing of it."""
+    manifest, layer = digest_of("manifest"), digest_of("layer")
+    with worker(place):
+        log.write_events(
+            [
+                maker.manifest("pod-a/app", manifest, [layer]),
+                maker.manifest("pod-a/app/cache", manifest, [layer]),
+                maker.event(
+                    action="rename",
+                    repository="pod-a/app",
+                    rename={"type": kind, "source": "pod-a/app", "destination": "pod-a/new"},
+                ),
+                maker.manifest("pod-a/app/cache", manifest, [layer]),
+                maker.delete("pod-a/app/cache", manifest),
+            ],
+            partition=0,
+        )
+        table.applied(log)
+    assert table.counts()[layer].reference_count == 2
+    assert table.rows(
+        "SELECT r.name FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id ORDER BY r.name"
+    ) == [("pod-a/new",), ("pod-a/new/cache",)]
+
+
+def test_the_key_says_whose_an_undecodable_record_is(place: Place, table: Table, log: Log) -> None:
+    """A record that cannot be decoded is a dead letter of the pod in its key, and of nobody if no pod can be in it."""
+    pods = {b"pod-a/app": "pod-a", b"pod-a": "pod-a", None: "", b"Not A Pod/app": "", b"\xff/app": "", b"/": ""}
+    with worker(place):
+        for key in pods:
+            log.write(EVENTS, [b'{"action": "push", "pod": "\xff'], key=key, partition=0)
+        table.applied(log)
+    assert table.letters() == [(pod, "malformed") for pod in pods.values()]
 
 
 def garbage(maker: Maker) -> list[bytes]:

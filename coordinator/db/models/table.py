@@ -47,6 +47,10 @@ class Pod(Base):
         CheckConstraint("mode IN ('manifest', 'link')", name="mode"),
         CheckConstraint("linker IN ('link', 'relay')", name="linker"),
         CheckConstraint("octet_length(event_token_sha256) = 32", name="event_token"),
+        CheckConstraint(
+            "num_nulls(token_url, token_issuer, token_service, token_keys, token_key_ids) IN (0, 5)",
+            name="token_issuer",
+        ),
     )
 
     id: Mapped[int] = mapped_column(SmallInteger, Identity(), primary_key=True)
@@ -57,6 +61,12 @@ class Pod(Base):
     #: Of the bearer token that its notifications carry. The token has 256 random bits, so one hash is enough.
     event_token_sha256: Mapped[bytes]
     created_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    #: Who makes the tokens of its registry, all or none: where, `iss`, `aud`, the public keys and their names.
+    token_url: Mapped[str | None]
+    token_issuer: Mapped[str | None]
+    token_service: Mapped[str | None]
+    token_keys: Mapped[str | None]
+    token_key_ids: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
 
 
 class PodPrefix(Base):
@@ -115,6 +125,14 @@ class Blob(Base):
             "unreferenced_since",
             "id",
             postgresql_where=text("unreferenced_since IS NOT NULL"),
+        ),
+        # What may be hidden: hidden and purged blobs, of which there may be many more, are not among them.
+        Index("ix_blobs_collectable", "unreferenced_since", "id", postgresql_where=text("state = 1")),
+        # Empty as a rule: blobs that are needed and not served are looked for all the time.
+        Index(
+            "ix_blobs_concealed",
+            "id",
+            postgresql_where=text("unreferenced_since IS NULL AND state IN (2, 3, 5, 6)"),
         ),
         # Empty as a rule: missing blobs (state 4) are counted and looked at often.
         Index("ix_blobs_missing", "id", postgresql_where=text("state = 4")),
@@ -196,6 +214,19 @@ class RepositoryBlob(Base):
     repository_id: Mapped[int] = mapped_column(Integer, ForeignKey("repositories.id"))
 
 
+class Mount(Base):
+    """A mount that was made, for whoever asks who did it; forgotten after a while (mounts.py)."""
+
+    __tablename__ = "mounts"
+    __table_args__ = (Index("ix_mounts_blob_id", "blob_id", "id"), Index("ix_mounts_at", "at"))
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
+    blob_id: Mapped[int]
+    repository: Mapped[str]
+    source: Mapped[str]
+
+
 class RemovalSeen(Base):
     """A delete event that was seen, so that an older addition which comes after it is noticed.
 
@@ -207,6 +238,7 @@ class RemovalSeen(Base):
         PrimaryKeyConstraint("repository_id", "digest"),
         CheckConstraint("octet_length(digest) = 32", name="digest"),
         Index("ix_removals_seen_at", "seen_at"),
+        Index("ix_removals_digest", "digest", postgresql_using="hash"),
         Index(
             "ix_removals_doubtful",
             "doubtful_since",
@@ -262,7 +294,8 @@ class Gap(Base):
     __tablename__ = "gaps"
     __table_args__ = (
         CheckConstraint(
-            "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added')",
+            "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added',"
+            " 'retired', 'restarted')",
             name="reason",
         ),
         Index("ix_gaps_open", "pod_id", postgresql_where=text("settled_at IS NULL")),
@@ -277,9 +310,11 @@ class Gap(Base):
     #: Offsets that may hold what was lost: from_offset <= lost < to_offset.
     from_offset: Mapped[int]
     to_offset: Mapped[int | None]
-    noticed_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    noticed_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
     settled_at: Mapped[datetime.datetime | None]
     settled_why: Mapped[str | None]
+    #: Only a reconcile that began no sooner settles it: what somebody had begun may land until then.
+    settles_from: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class DeadLetterRow(Base):

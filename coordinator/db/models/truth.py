@@ -1,7 +1,7 @@
 """What is known of pods' registry processes, how far each has reported, and the jobs that find out more.
 
     pods ─< endpoints >─ sources ─< watermarks
-    pods ─< probes    pods ─< findings    pods ─< jobs ─< job_parts    lifecycle_outbox
+    pods ─< probes    pods ─< findings    pods ─< token_refusals    pods ─< jobs ─< job_parts    lifecycle_outbox
 
 A *source* is one registry process. W(source, partition), a row of `watermarks`, is a time by the database's clock such
 that every event of that source whose request finished before it, and that belongs to the partition, is applied.
@@ -57,10 +57,14 @@ class Source(Base):
     dead_why: Mapped[str | None]
     retired_at: Mapped[datetime.datetime | None]
     retired_why: Mapped[str | None]
+    #: One more each time that it counts again, against what was believed: it may be configured in another way now.
+    life: Mapped[int] = mapped_column(Integer, server_default="1")
+    #: The life that the last visit of a doctor was of.
+    examined_life: Mapped[int | None] = mapped_column(Integer)
 
 
 class Watermark(Base):
-    """W(source, partition); only ever moves forward.
+    """W(source, partition); only ever moves forward, unless the clock was set back (db/clock.py).
 
     Of registry.dead-letters too: what could not be understood holds GC, but only once it is in the table.
     """
@@ -85,7 +89,7 @@ class Endpoint(Base):
     url: Mapped[str]
     address: Mapped[str]
     first_seen: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
-    #: The name led here the last time; an endpoint that it leads to no more is not probed.
+    #: The name led here the last time; an endpoint that it leads to no more is not probed. -infinity: not known when.
     resolved_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
     answered_at: Mapped[datetime.datetime | None]
     #: Since when probes have failed without a break, and with what.
@@ -104,31 +108,56 @@ class Probe(Base):
     """A nonce on its way through a registry. `sent_at` is taken before it is sent, so it never claims too much."""
 
     __tablename__ = "probes"
-    __table_args__ = (Index("ix_probes_sent_at", "sent_at"),)
+    __table_args__ = (
+        Index("ix_probes_sent_at", "sent_at"),
+        Index(
+            "ix_probes_unheard",
+            "pod_id",
+            "url",
+            "address",
+            postgresql_where=text("answered_at IS NOT NULL AND NOT echoed"),
+        ),
+    )
 
     nonce: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
     pod_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("pods.id"))
     url: Mapped[str]
     address: Mapped[str]
     sent_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
+    #: Up to when it was known who is there, as it was sent; None if that was never known. -infinity: it was sent while
+    #: the clock was ahead, so that its echo says nothing.
+    known_until: Mapped[datetime.datetime | None]
+    #: When the registry had answered it as it should: somebody is there.
+    answered_at: Mapped[datetime.datetime | None]
+    #: An event has brought it back, in some partition at least: it is known who answered it.
+    echoed: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class Job(Base):
-    """Long work that one scheduler does, and that another goes on with: a reconcile, a doctor's visit."""
+    """Long work that one scheduler does, and that another goes on with: a reconcile, a doctor's visit, a collection."""
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint("kind IN ('reconcile', 'doctor')", name="kind"),
+        CheckConstraint("kind IN ('reconcile', 'doctor', 'gc')", name="kind"),
+        CheckConstraint("(pod_id IS NULL) = (kind = 'gc')", name="pod"),
         CheckConstraint("state IN ('waiting', 'running', 'done', 'failed')", name="state"),
         CheckConstraint("(state IN ('done', 'failed')) = (finished_at IS NOT NULL)", name="finished"),
         # At most one of a kind is open for a pod.
         Index("uq_jobs_open", "kind", "pod_id", unique=True, postgresql_where=text("state IN ('waiting', 'running')")),
+        Index(
+            "uq_jobs_open_gc",
+            "kind",
+            unique=True,
+            postgresql_where=text("pod_id IS NULL AND state IN ('waiting', 'running')"),
+        ),
         Index("ix_jobs_pod_id", "pod_id", "kind", "id"),
+        Index("ix_jobs_gc", "id", postgresql_where=text("kind = 'gc'")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     kind: Mapped[str]
-    pod_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("pods.id"))
+    #: NULL of a collection, which is of all pods.
+    pod_id: Mapped[int | None] = mapped_column(SmallInteger, ForeignKey("pods.id"))
     #: Why it was asked for, for a person.
     why: Mapped[str]
     state: Mapped[str] = mapped_column(server_default="waiting")
@@ -143,6 +172,8 @@ class Job(Base):
     #: Counts so far, and at the end what was changed and why.
     progress: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
     error: Mapped[str | None]
+    #: What was asked for in particular.
+    options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
 
 
 class JobPart(Base):
@@ -190,6 +221,18 @@ class Finding(Base):
     proof: Mapped[str]
     mend: Mapped[str]
     found_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+class TokenRefusals(Base):
+    """Since when, and when last, events in a pod's name were refused for their token. Nothing is decided by it."""
+
+    __tablename__ = "token_refusals"
+
+    pod_id: Mapped[int] = mapped_column(
+        SmallInteger, ForeignKey("pods.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    since: Mapped[datetime.datetime]
+    last_at: Mapped[datetime.datetime]
 
 
 class LifecycleOutbox(Base):

@@ -31,10 +31,13 @@ LIVE_TOTAL = 50_000
 WALK = 100_000
 #: The same where each must be asked about by itself.
 POD_WALK = 4_000
+#: Holdings of a pod at which it is looked for blobs that cost too much to ask for one by one.
+SEEN, SEEN_OF_REPOSITORY = 5_000, 50
 
 Sort = Literal["first_seen", "unreferenced_since", "references"]
 
-_ROW = """b.id, b.digest, b.size, b.state, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since"""
+_ROW = """b.id, b.digest, b.size, b.state, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since,
+EXISTS (SELECT FROM pins WHERE pins.digest = b.digest) AS pinned"""
 
 # OFFSET 0 keeps the planner from turning a walk along an index into a scan of a whole table. `b.live` is false for
 # blobs that cost too much, and then nothing below is looked at.
@@ -138,11 +141,11 @@ class BlobQueries:
             if filters["state"] == BlobState.MISSING:
                 # They have an index of their own.
                 rows = (await connection.execute(_MISSING, filters | {"after": after})).all()
-                return BlobPage(items=[_summary(row) for row in rows], next=_next_by_id(rows, filters["limit"], None))
+                return BlobPage(items=_summaries(rows), next=_next_by_id(rows, filters["limit"], None))
             if filters["state"] is not None or filters["min"] > 0:
                 edge = await connection.scalar(_ID_EDGE, {"after": after, "walk": WALK})
             rows = (await connection.execute(_BY_ID, filters | {"after": after, "edge": edge})).all()
-        return BlobPage(items=[_summary(row) for row in rows], next=_next_by_id(rows, filters["limit"], edge))
+        return BlobPage(items=_summaries(rows), next=_next_by_id(rows, filters["limit"], edge))
 
     async def _browse_unreferenced(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         key = paging.decode("unreferenced", cursor, tuple[dt.datetime, int])
@@ -157,15 +160,19 @@ class BlobQueries:
         if len(rows) == filters["limit"]:
             last = rows[-1]
         return BlobPage(
-            items=[_summary(row) for row in rows],
+            items=_summaries(rows),
             next=None if last is None else paging.encode("unreferenced", (last.unreferenced_since, last.id)),
         )
 
     async def _browse_ranked(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         after = paging.decode("ranking", cursor, tuple[int, int])
         ranked = await self._ranking.page(filters["state"], filters["min"], after, filters["limit"])
+        # What a ranking has is of a while ago, pins are of now.
+        async with reading(self._engine) as connection:
+            found = await connection.execute(_PINNED, {"digests": [bytes(row.digest) for row in ranked.rows]})
+            pinned = {bytes(row.digest) for row in found}
         return BlobPage(
-            items=[_summary(row) for row in ranked.rows],
+            items=[_summary(row, pinned=bytes(row.digest) in pinned) for row in ranked.rows],
             next=None if ranked.next is None else paging.encode("ranking", ranked.next),
             counted_at=ranked.counted_at,
         )
@@ -179,10 +186,15 @@ class BlobQueries:
             edge = await connection.scalar(_ID_EDGE, {"after": after, "walk": POD_WALK})
             values = filters | {"after": after, "edge": edge, "live": LIVE_LIMIT, "pod": pod}
             rows = (await connection.execute(_OF_POD, values)).all()
-        hot = await self._hot.of([row for row in rows if not row.live])
-        kept = [row for row in rows if row.live or pod in hot[row.id].pods]
-        return BlobPage(items=[_summary(row) for row in kept], next=_next_by_id(rows, filters["limit"], edge))
+            unknown = [row.id for row in rows if not row.live]
+            found = await connection.execute(_SEEN_IN_POD, {"pod": pod, "ids": unknown}) if unknown else ()
+            seen = {row.id for row in found}
+        hot = await self._hot.of([row for row in rows if not row.live and row.id not in seen])
+        kept = [row for row in rows if row.live or row.id in seen or pod in hot[row.id].pods]
+        return BlobPage(items=_summaries(kept), next=_next_by_id(rows, filters["limit"], edge))
 
+
+_PINNED = text("SELECT digest FROM pins WHERE digest = ANY(CAST(:digests AS bytea[]))")
 
 _FILTER = """(CAST(:state AS smallint) IS NULL OR b.state = :state) AND b.reference_count >= :min"""
 
@@ -221,6 +233,20 @@ WHERE NOT b.live OR (SELECT p.id FROM pods p WHERE p.name = :pod) = ANY(used.pod
 ORDER BY b.id LIMIT :limit
 """)
 
+# What thousands of holdings need, a pod of any size mostly has, too: it is among the first that its repositories hold.
+_SEEN_IN_POD = text(f"""
+SELECT DISTINCT x.id FROM (
+  SELECT held.manifest_id FROM repositories r JOIN pods p ON p.id = r.pod_id
+  CROSS JOIN LATERAL (
+    SELECT manifest_id FROM repository_manifests WHERE repository_id = r.id LIMIT {SEEN_OF_REPOSITORY}
+  ) held
+  WHERE p.name = :pod LIMIT {SEEN}
+) first_ones
+JOIN manifests m ON m.id = first_ones.manifest_id
+CROSS JOIN LATERAL unnest(m.refs || m.id) x (id)
+WHERE x.id = ANY(CAST(:ids AS bigint[]))
+""")
+
 
 def _next_by_id(rows: Sequence[Row[Any]], limit: int, edge: int | None) -> str | None:
     """Go on after the last row of a full page, or after the last one that was looked at."""
@@ -240,12 +266,16 @@ def _blob(row: Row[Any], hot: Mapping[int, Usage]) -> Blob:
         pods=usage.pods,
         first_seen=row.first_seen,
         unreferenced_since=row.unreferenced_since,
-        pinned=False,
+        pinned=row.pinned,
         counted_at=usage.counted_at,
     )
 
 
-def _summary(row: Row[Any]) -> BlobSummary:
+def _summaries(rows: Sequence[Row[Any]]) -> list[BlobSummary]:
+    return [_summary(row, pinned=row.pinned) for row in rows]
+
+
+def _summary(row: Row[Any], *, pinned: bool) -> BlobSummary:
     return BlobSummary(
         digest=format_digest(Digest(row.digest)),
         size=None if row.size < 0 else row.size,
@@ -254,5 +284,5 @@ def _summary(row: Row[Any]) -> BlobSummary:
         link_count=row.link_count,
         first_seen=row.first_seen,
         unreferenced_since=row.unreferenced_since,
-        pinned=False,
+        pinned=pinned,
     )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from coordinator.db.brakes import reason
 from coordinator.db.queries import paging
 from coordinator.db.queries.session import reading, writing
 from coordinator.db.queries.views import Job, JobPage
@@ -12,17 +13,18 @@ from coordinator.domain.names import PodName
 from coordinator.domain.pods import Linker
 from coordinator.errors import ConflictError, NotFoundError
 
-JobKind = Literal["reconcile", "doctor"]
+JobKind = Literal["reconcile", "doctor", "gc"]
 
 _COLUMNS = "j.id, j.kind, p.name AS pod, j.why, j.state, j.asked_at, j.began_at, j.finished_at, j.progress, j.error"
-_ONE = text(f"SELECT {_COLUMNS} FROM jobs j JOIN pods p ON p.id = j.pod_id WHERE j.id = :id")
+_ONE = text(f"SELECT {_COLUMNS} FROM jobs j LEFT JOIN pods p ON p.id = j.pod_id WHERE j.id = :id")
 _PAGE = text(f"""
-SELECT {_COLUMNS} FROM jobs j JOIN pods p ON p.id = j.pod_id
+SELECT {_COLUMNS} FROM jobs j LEFT JOIN pods p ON p.id = j.pod_id
 WHERE j.id < :before AND (CAST(:pod AS text) IS NULL OR p.name = :pod)
   AND (CAST(:kind AS text) IS NULL OR j.kind = :kind)
 ORDER BY j.id DESC LIMIT :limit
 """)
 _POD = text("SELECT id, linker FROM pods WHERE name = :name FOR SHARE")
+_KNOWN = text("SELECT EXISTS (SELECT FROM pods WHERE name = :name)")
 _ASK = text("INSERT INTO jobs (kind, pod_id, why) VALUES (:kind, :pod, :why) ON CONFLICT DO NOTHING RETURNING id")
 _OPEN = text("SELECT id FROM jobs WHERE kind = :kind AND pod_id = :pod AND state IN ('waiting', 'running')")
 
@@ -37,6 +39,7 @@ async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job
 
     Raises NotFoundError, or ConflictError for a pod that cannot be reconciled.
     """
+    why = reason(why)
     for _ in range(_ATTEMPTS):
         async with writing(engine) as connection:
             row = (await connection.execute(_POD, {"name": pod})).one_or_none()
@@ -49,8 +52,10 @@ async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job
                 )
             values = {"kind": kind, "pod": row.id, "why": why}
             number = await connection.scalar(_ASK, values) or await connection.scalar(_OPEN, values)
-        if number is not None:
-            return await job(engine, number)
+            # Within the transaction, or a job that is taken at once would be told as one that ran before.
+            row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+        if row is not None:
+            return _job(row)
     raise ConflictError(f"Jobs of pod {pod} come and go too quickly: try again.")
 
 
@@ -59,7 +64,7 @@ async def job(engine: AsyncEngine, number: int) -> Job:
     async with reading(engine) as connection:
         row = (await connection.execute(_ONE, {"id": number})).one_or_none()
     if row is None:
-        raise NotFoundError(f"There is no job {number}: see `GET /v1/jobs`; the oldest are forgotten.")
+        raise NotFoundError(f"There is no job {number}: see `baleen jobs list`; the oldest are forgotten.")
     return _job(row)
 
 
@@ -71,10 +76,12 @@ async def jobs(
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> JobPage:
-    """Return a page of jobs, the newest first."""
+    """Return a page of jobs, the newest first; raises NotFoundError for a pod that is not there: its jobs name none."""
     values = {"before": paging.decode("jobs", cursor, int) or _END, "pod": pod, "kind": kind, "limit": limit}
     async with reading(engine) as connection:
         rows = (await connection.execute(_PAGE, values)).all()
+        if not rows and pod is not None and not await connection.scalar(_KNOWN, {"name": pod}):
+            raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
     return JobPage(
         items=[_job(row) for row in rows],
         next=paging.encode("jobs", rows[-1].id) if len(rows) == limit else None,

@@ -7,19 +7,22 @@ Dead letters of pods that are no longer registered are shown by the status alone
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from coordinator.db import refusals
 from coordinator.db.queries import paging
 from coordinator.db.queries.session import reading
-from coordinator.db.queries.views import Endpoint, Finding, Gaps, Pod, PodPage, Source
+from coordinator.db.queries.views import Endpoint, Finding, Gaps, Pod, PodPage, Source, TokenIssuer, WrongToken
 from coordinator.db.queries.watermarks import watermarks
 from coordinator.domain.findings import Finding as Found
 from coordinator.domain.findings import Verdict, hold, in_order
 from coordinator.domain.names import PodName
+from coordinator.domain.pods import Linker
+from coordinator.domain.refusals import Refusals, sentence
 from coordinator.domain.watermarks import PodWatermark, SourceView
 from coordinator.errors import NotFoundError
 
@@ -30,18 +33,41 @@ class Open(NamedTuple):
     dead_letters: int = 0
     gaps: int = 0
     oldest_gap: dt.datetime | None = None
+    #: While no reconcile that begins now would settle all gaps: from when on one does.
+    gaps_settle_from: dt.datetime | None = None
     doubtful_removals: int = 0
     unread_manifests: int = 0
 
     def reasons(self) -> list[str]:
         """Say what is open; empty if nothing is."""
+        settles = "a reconcile of the pod settles it"
+        if self.gaps_settle_from is not None:
+            settles = (
+                f"a reconcile of the pod that begins after {self.gaps_settle_from:%Y-%m-%d %H:%M:%S} UTC settles it, "
+                "and follows by itself"
+            )
         told = (
-            (self.dead_letters, "open dead letter", "retry or discard with `baleen dead-letters`"),
-            (self.gaps, "gap in which events may be lost", "a reconcile of the pod settles it"),
-            (self.doubtful_removals, "doubtful removal", "settled by a look at the pod's links in storage"),
-            (self.unread_manifests, "held manifest that could not be read", "tried again by the worker"),
+            (self.dead_letters, "open dead letter", "", "retry or discard with `baleen dead-letters`"),
+            (
+                self.gaps,
+                "gap",
+                " in which events may be lost",
+                f"{settles} (linker relay: `baleen pods settle-gaps`)",
+            ),
+            (
+                self.doubtful_removals,
+                "doubtful removal",
+                "",
+                "settled by a look at the pod's links in storage (linker relay: `baleen pods settle-gaps` keeps it)",
+            ),
+            (
+                self.unread_manifests,
+                "held manifest",
+                " that could not be read",
+                "read again by each reconcile of the pod",
+            ),
         )
-        return [f"{n} {what}{'' if n == 1 else 's'}: {remedy}" for n, what, remedy in told if n]
+        return [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
 
 
 class Truth(NamedTuple):
@@ -52,25 +78,48 @@ class Truth(NamedTuple):
     reconciled_at: dt.datetime | None
     #: When its first event was applied. What was pushed before is known by a later reconcile only.
     first_heard: dt.datetime | None = None
+    #: Its links are in shared storage: a reconcile can look at them.
+    has_links: bool = True
+    #: Of one where none can: when an operator last said that the table has all that it holds.
+    settled_at: dt.datetime | None = None
     #: When Kafka had what the last dead letter that was retried came to.
     retried_at: dt.datetime | None = None
     #: Of the last visit of a doctor.
     findings: Sequence[Found] = ()
-    #: Processes that count and were first heard after it.
+    #: Processes that count, and that it was not of.
     newer: int = 0
+    #: What a process before the first that was heard had begun may land until so long after that.
+    request_bound: dt.timedelta = dt.timedelta()
+    #: Checks of a doctor that hold nothing (settings.unsafe_findings).
+    in_spite_of: Collection[str] = ()
 
-    def reasons(self, pod: str) -> list[str]:
-        """Say why garbage collection may not run for the pod; empty if it may."""
+    def _remedy(self, pod: str) -> str:
+        if self.has_links:
+            return f"`baleen pods reconcile {pod}`"
+        return (
+            f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, and then "
+            f"`baleen pods settle-gaps {pod} --why …`"
+        )
+
+    def reasons(self, pod: str, waits_at: str = "") -> list[str]:
+        """Say why garbage collection may not run for the pod; empty if it may.
+
+        `waits_at`: where all that the watermark waits for is told, if not by `pods show`.
+        """
         told = self.opened.reasons()
-        if self.reconciled_at is None:
+        compared_at = self.reconciled_at if self.has_links else self.settled_at
+        if compared_at is None:
+            told.append(f"never reconciled: what it held before its first event is not known, {self._remedy(pod)}")
+        elif self.first_heard is not None and compared_at < self.first_heard + self.request_bound:
+            after = f"after {self.first_heard + self.request_bound:%Y-%m-%d %H:%M:%S} UTC"
             told.append(
-                f"never reconciled: what it held before its first event is not known, `baleen pods reconcile {pod}`"
+                "reconciled before its first event, or before what was under way then had ended: "
+                + (f"a reconcile that begins {after} follows" if self.has_links else f"{after}, {self._remedy(pod)}")
             )
-        elif self.first_heard is not None and self.reconciled_at < self.first_heard:
-            told.append("reconciled before its first event: what came in between is not known, a reconcile follows")
         if self.mark.waits_for:
             first, *others = self.mark.waits_for
-            more = f" (and {len(others)} more: `baleen pods show {pod}`)" if others else ""
+            where = waits_at or f"`baleen pods show {pod}`"
+            more = f" (and {len(others)} more: {where})" if others else ""
             told.append(f"watermark: {first}{more}")
         if self.retried_at is not None and (self.mark.at is None or self.mark.at <= self.retried_at):
             # Until then its events may wait in Kafka, behind a watermark that has passed them.
@@ -79,23 +128,23 @@ class Truth(NamedTuple):
                 f"{self.retried_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         examined = {found.check: found.verdict for found in self.findings}
-        if (not_proved := hold(examined, pod, self.newer)) is not None:
+        if (not_proved := hold(examined, pod, self.newer, self.in_spite_of)) is not None:
             told.append(not_proved)
         return told
 
 
 _OPEN = text("""
-SELECT p.name, 'dead_letters' AS what, count(*) AS n, NULL::timestamptz AS oldest
+SELECT p.name, 'dead_letters' AS what, count(*) AS n, NULL::timestamptz AS oldest, NULL::timestamptz AS settle_from
 FROM dead_letters d JOIN pods p ON p.name = d.pod WHERE d.settled_at IS NULL GROUP BY 1
 UNION ALL
-SELECT p.name, 'gaps', count(*), min(g.noticed_at)
+SELECT p.name, 'gaps', count(*), min(g.noticed_at), max(g.settles_from) FILTER (WHERE g.settles_from > now())
 FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.settled_at IS NULL GROUP BY 1
 UNION ALL
-SELECT p.name, 'doubtful_removals', count(*), NULL
+SELECT p.name, 'doubtful_removals', count(*), NULL, NULL
 FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
 WHERE x.doubtful_since IS NOT NULL GROUP BY 1
 UNION ALL
-SELECT p.name, 'unread_manifests', count(DISTINCT m.id), NULL
+SELECT p.name, 'unread_manifests', count(DISTINCT m.id), NULL, NULL
 FROM manifests m
 JOIN repository_manifests h ON h.manifest_id = m.id
 JOIN repositories r ON r.id = h.repository_id
@@ -108,8 +157,13 @@ WHERE settled_at IS NULL AND NOT EXISTS (SELECT FROM pods p WHERE p.name = d.pod
 """)
 
 _RECONCILED = text("""
-SELECT p.name, (SELECT max(j.began_at) FROM jobs j
-                WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done') AS reconciled_at,
+SELECT p.name, p.linker,
+       (SELECT max(g.settled_at) FROM gaps g
+        WHERE g.pod_id = p.id AND starts_with(g.settled_why, 'operator: ')
+          AND g.settled_at <= clock_timestamp()) AS settled_at,
+       (SELECT max(j.began_at) FROM jobs j
+        WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done'
+          AND j.began_at <= clock_timestamp()) AS reconciled_at,
        (SELECT max(d.settled_at) FROM dead_letters d
         WHERE d.pod = p.name AND d.settled_at IS NOT NULL AND d.settlement = 'retried') AS retried_at,
        (SELECT min(s.first_seen) FROM sources s WHERE s.pod_id = p.id) AS first_heard
@@ -123,12 +177,13 @@ FROM findings f JOIN pods p ON p.id = f.pod_id
 _NEWER = text("""
 SELECT p.name, count(*) AS n FROM sources s JOIN pods p ON p.id = s.pod_id
 WHERE s.retired_at IS NULL AND s.dead_since IS NULL
-  AND s.first_seen > (SELECT min(f.found_at) FROM findings f WHERE f.pod_id = p.id)
+  AND s.examined_life IS DISTINCT FROM s.life
 GROUP BY 1
 """)
 
 _POD = """
-SELECT p.name, p.mode, p.linker, p.registries, p.created_at,
+SELECT p.name, p.mode, p.linker, p.registries, p.created_at, p.token_url, p.token_issuer, p.token_service,
+       p.token_key_ids,
        ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes,
        (SELECT count(*) FROM repositories r WHERE r.pod_id = p.id) AS repositories
 FROM pods p
@@ -143,15 +198,19 @@ async def holds(connection: AsyncConnection) -> dict[str, Open]:
     for row in await connection.execute(_OPEN):
         values: dict[str, Any] = {row.what: row.n}
         if row.what == "gaps":
-            values["oldest_gap"] = row.oldest
+            values |= {"oldest_gap": row.oldest, "gaps_settle_from": row.settle_from}
         found[row.name] = found.get(row.name, Open())._replace(**values)
     return found
 
 
-async def truths(connection: AsyncConnection, silence: dt.timedelta) -> dict[str, Truth]:
+async def truths(
+    connection: AsyncConnection, silence: dt.timedelta, request_bound: dt.timedelta, in_spite_of: Collection[str] = ()
+) -> dict[str, Truth]:
     """Return what is known of every pod. A process that was not heard for `silence` is told as silent."""
-    opened = await holds(connection)
+    # Watermarks first: each question sees what is committed when it is asked, and a batch may commit between two of
+    # them. So whatever a watermark that is told has passed is told, too, if it is open.
     marks = await watermarks(connection, silence)
+    opened = await holds(connection)
     examined = await _findings(connection)
     newer: dict[str, int] = {row.name: row.n for row in await connection.execute(_NEWER)}
     return {
@@ -160,9 +219,13 @@ async def truths(connection: AsyncConnection, silence: dt.timedelta) -> dict[str
             marks[row.name],
             row.reconciled_at,
             row.first_heard,
+            row.linker == Linker.LINK,
+            row.settled_at,
             row.retried_at,
             examined.get(row.name, []),
             newer.get(row.name, 0),
+            request_bound,
+            in_spite_of,
         )
         for row in await connection.execute(_RECONCILED)
         # A pod that was added between the questions is told of the next time.
@@ -185,32 +248,45 @@ async def orphaned_dead_letters(connection: AsyncConnection) -> int:
     return int(await connection.scalar(_ORPHANS) or 0)
 
 
-async def pod(engine: AsyncEngine, name: PodName, silence: dt.timedelta) -> Pod:
+async def pod(
+    engine: AsyncEngine,
+    name: PodName,
+    silence: dt.timedelta,
+    request_bound: dt.timedelta,
+    in_spite_of: Collection[str] = (),
+) -> Pod:
     """Return one pod; raises NotFoundError."""
     async with reading(engine) as connection:
         # The truths first, so that a pod that was removed meanwhile is not found.
-        known = await truths(connection, silence)
+        known = await truths(connection, silence, request_bound, in_spite_of)
         row = (await connection.execute(_ONE, {"name": name})).one_or_none()
         if row is None or name not in known:
             raise NotFoundError(f"There is no pod {name}: see `baleen pods list`.")
-        return _pod(row, known[name])
+        return _pod(row, known[name], (await refusals.known(connection)).get(name))
 
 
 async def pods(
-    engine: AsyncEngine, silence: dt.timedelta, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
+    engine: AsyncEngine,
+    silence: dt.timedelta,
+    request_bound: dt.timedelta,
+    in_spite_of: Collection[str] = (),
+    *,
+    cursor: str | None = None,
+    limit: int = paging.DEFAULT_LIMIT,
 ) -> PodPage:
     """Return a page of pods by name."""
     after = paging.decode("pods", cursor, str) or ""
     async with reading(engine) as connection:
         rows = (await connection.execute(_PAGE, {"after": after, "limit": limit})).all()
-        known = await truths(connection, silence)
+        known = await truths(connection, silence, request_bound, in_spite_of)
+        refused = await refusals.known(connection)
     return PodPage(
-        items=[_pod(row, known[row.name]) for row in rows if row.name in known],
+        items=[_pod(row, known[row.name], refused.get(row.name)) for row in rows if row.name in known],
         next=paging.encode("pods", rows[-1].name) if len(rows) == limit else None,
     )
 
 
-def _pod(row: Row[Any], truth: Truth) -> Pod:
+def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
     opened = truth.opened
     return Pod(
         name=row.name,
@@ -218,6 +294,7 @@ def _pod(row: Row[Any], truth: Truth) -> Pod:
         linker=row.linker,
         prefixes=row.prefixes,
         registries=row.registries,
+        token_issuer=_issuer(row),
         created_at=row.created_at,
         repositories=row.repositories,
         gaps=Gaps(open=opened.gaps, oldest=opened.oldest_gap),
@@ -229,9 +306,18 @@ def _pod(row: Row[Any], truth: Truth) -> Pod:
         waits_for=truth.mark.waits_for,
         sources=[_source(source) for source in truth.mark.sources],
         endpoints=[Endpoint(**endpoint._asdict()) for endpoint in truth.mark.endpoints],
+        wrong_token=None
+        if refused is None
+        else WrongToken(since=refused.since, last=refused.last, sentence=sentence(refused, row.name)),
         findings=[_finding(found) for found in truth.findings],
-        held_by=truth.reasons(row.name),
+        held_by=truth.reasons(row.name, "see `waits_for`"),
     )
+
+
+def _issuer(row: Row[Any]) -> TokenIssuer | None:
+    if row.token_url is None:
+        return None
+    return TokenIssuer(url=row.token_url, issuer=row.token_issuer, service=row.token_service, key_ids=row.token_key_ids)
 
 
 def _finding(found: Found) -> Finding:

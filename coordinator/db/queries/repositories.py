@@ -15,6 +15,7 @@ from coordinator.db.queries import paging
 from coordinator.db.queries.session import reading
 from coordinator.db.queries.views import Repository, RepositoryPage
 from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.own import is_own
 from coordinator.errors import NotFoundError
 
 #: Manifests of all repositories of one page whose references are followed.
@@ -67,6 +68,7 @@ SELECT {_COLUMNS} FROM (
 """
 _PAGE_OF_ALL = text(_PAGE.format(source=_ALL))
 _PAGE_UNDER = text(_PAGE.format(source=_UNDER))
+_OWNED = text("SELECT prefix FROM pod_prefixes WHERE prefix = ANY(CAST(:prefixes AS text[]))")
 _PREFIXES = text("SELECT ARRAY(SELECT prefix FROM pod_prefixes WHERE pod_id = p.id) FROM pods p WHERE p.name = :pod")
 
 
@@ -88,7 +90,7 @@ async def repositories(
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> RepositoryPage:
-    """Return a page of repositories in the order of their names' bytes."""
+    """Return a page of repositories in the order of their names' bytes, without those that Baleen has made."""
     values: dict[str, Any] = {"after": paging.decode("repositories", cursor, str) or "", "limit": limit}
     async with reading(engine) as connection:
         if pod is None and prefix is None:
@@ -96,16 +98,28 @@ async def repositories(
         else:
             prefixes = await _prefixes(connection, pod, prefix)
             rows = (await connection.execute(_PAGE_UNDER, values | {"prefixes": prefixes})).all()
+        own = await _own(connection, rows)
+        shown = [row for row in rows if row.id not in own]
         budget, chosen = LIST_MANIFESTS, []
-        for row in rows:
+        for row in shown:
             if row.manifests <= budget:
                 budget -= row.manifests
                 chosen.append(row.id)
         figures = await _figures(connection, chosen)
     return RepositoryPage(
-        items=[_repository(row, figures) for row in rows],
+        items=[_repository(row, figures) for row in shown],
         next=paging.encode("repositories", rows[-1].name) if len(rows) == limit else None,
     )
+
+
+async def _own(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[int]:
+    """The ids of those that Baleen itself has made."""
+    named = [row for row in rows if is_own(RepositoryName(row.name), {row.name.rpartition("/")[0]})]
+    if not named:
+        return set()
+    above = [row.name.rpartition("/")[0] for row in named]
+    owned = set((await connection.scalars(_OWNED, {"prefixes": above})).all())
+    return {row.id for row in named if is_own(RepositoryName(row.name), owned)}
 
 
 async def _prefixes(connection: AsyncConnection, pod: PodName | None, prefix: str | None) -> list[str]:

@@ -11,13 +11,15 @@ from msgspec import Meta
 
 from coordinator.domain.lifecycle import BlobState
 
-StateName = Literal["live", "unreferenced", "hidden", "purged", "missing"]
+StateName = Literal["live", "unreferenced", "hidden", "purged", "missing", "hiding", "purging"]
 STATES: dict[int, StateName] = {
     BlobState.LIVE: "live",
     BlobState.UNREFERENCED: "unreferenced",
     BlobState.HIDDEN: "hidden",
     BlobState.PURGED: "purged",
     BlobState.MISSING: "missing",
+    BlobState.HIDING: "hiding",
+    BlobState.PURGING: "purging",
 }
 STATE_NUMBERS = {name: number for number, name in STATES.items()}
 
@@ -154,12 +156,30 @@ class Finding(View, frozen=True, kw_only=True):
     found_at: dt.datetime | None
 
 
+class WrongToken(View, frozen=True, kw_only=True):
+    """Events in the pod's name are refused for their token. That holds nothing: anyone can post such."""
+
+    since: dt.datetime
+    last: Annotated[dt.datetime, Meta(description="To some seconds. An hour later it is told no more.")]
+    sentence: Annotated[str, Meta(description="What it means, and what mends it.")]
+
+
+class TokenIssuer(View, frozen=True, kw_only=True):
+    url: str
+    issuer: Annotated[str, Meta(description="`iss` of its tokens.")]
+    service: Annotated[str, Meta(description="`aud` of its tokens.")]
+    key_ids: Annotated[list[str], Meta(description="Its keys, as their libtrust fingerprints.")]
+
+
 class Pod(View, frozen=True, kw_only=True):
     name: str
     mode: Literal["manifest", "link"]
     linker: Literal["link", "relay"]
     prefixes: list[str]
     registries: list[str]
+    token_issuer: Annotated[
+        TokenIssuer | None, Meta(description="Who makes the tokens of its registry; null if nobody is known to.")
+    ]
     created_at: dt.datetime
     repositories: int
     gaps: Gaps
@@ -176,6 +196,9 @@ class Pod(View, frozen=True, kw_only=True):
     waits_for: Annotated[list[str], Meta(description="What keeps the watermark from being known or from moving on.")]
     sources: list[Source]
     endpoints: list[Endpoint]
+    wrong_token: Annotated[
+        WrongToken | None, Meta(description="Null if no event came with a wrong token, or with none, of late.")
+    ]
     findings: Annotated[list[Finding], Meta(description="Of the last visit of a doctor; empty if none came.")]
     held_by: Annotated[list[str], Meta(description="Why garbage collection may not run for this pod.")]
 
@@ -210,8 +233,8 @@ class DeadLetterPage(View, frozen=True, kw_only=True):
 
 class Job(View, frozen=True, kw_only=True):
     id: int
-    kind: Literal["reconcile", "doctor"]
-    pod: str
+    kind: Literal["reconcile", "doctor", "gc"]
+    pod: Annotated[str | None, Meta(description="Null of a collection, which is of all pods.")]
     why: Annotated[str, Meta(description="Why it was asked for.")]
     state: Literal["waiting", "running", "done", "failed"]
     asked_at: dt.datetime

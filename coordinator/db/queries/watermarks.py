@@ -1,7 +1,8 @@
 """How far each pod has reported.
 
 All of it is one statement: read one after the other, a process that is new would be missed, and the watermarks of the
-others would already be later than what it says.
+others would already be later than what it says. Only where something in it is later than now, what was noted so is
+voided (db/clock.py), and all of it is read again.
 Not here: what follows from it (domain/watermarks.py).
 """
 
@@ -9,10 +10,20 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from coordinator.domain.watermarks import Endpoint, EndpointView, Pod, PodWatermark, Source, pod_watermark
+from coordinator.db import clock
+from coordinator.domain.watermarks import (
+    Endpoint,
+    EndpointView,
+    Pod,
+    PodWatermark,
+    Source,
+    Unheard,
+    lies_ahead,
+    pod_watermark,
+)
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 
 #: Of one pod. A source that counts and is not read makes W unknown; of retired ones the last are shown.
@@ -51,42 +62,59 @@ WITH ranked AS (
     jsonb_build_object(
       'url', a.url, 'address', a.address, 'first_seen', a.first_seen, 'answered_at', a.answered_at,
       'failing_since', a.failing_since, 'error', a.error, 'source', a.instance_id, 'echoed_at', a.echoed_at,
-      'shared', a.shared, 'listed', a.listed, 'refused_at', a.refused_at
+      'shared', a.shared, 'listed', a.listed, 'resolved_at', nullif(a.resolved_at, '-infinity'),
+      'refused_at', a.refused_at
     ) ORDER BY a.listed DESC, a.url, a.address
   ) AS endpoints
   FROM addresses a GROUP BY a.pod_id
+), unheard AS (
+  SELECT pod_id, url, address, min(sent_at) AS since,
+         CASE WHEN bool_and(known_until IS NOT NULL) THEN nullif(min(known_until), '-infinity') END AS known_until
+  FROM probes WHERE answered_at IS NOT NULL AND NOT echoed GROUP BY pod_id, url, address
+), answers AS (
+  SELECT pod_id, jsonb_agg(
+    jsonb_build_object('url', url, 'address', address, 'since', since, 'known_until', known_until)
+    ORDER BY url, address
+  ) AS unheard
+  FROM unheard GROUP BY pod_id
 ), numbers AS (
   SELECT partition FROM partition_progress WHERE topic = :events
   UNION SELECT w.partition FROM watermarks w JOIN sources s ON s.id = w.source_id
         WHERE w.topic = :events AND s.retired_at IS NULL
 )
-SELECT p.name, p.registries, clock_timestamp() AS now, r.sources, e.endpoints, coalesce(u.n, 0) AS unread,
+SELECT p.name, p.registries, clock_timestamp() AS now, r.sources, e.endpoints, a.unheard, coalesce(u.n, 0) AS unread,
        ARRAY(SELECT partition FROM numbers) AS partitions
 FROM pods p
-LEFT JOIN processes r ON r.pod_id = p.id LEFT JOIN places e ON e.pod_id = p.id LEFT JOIN unread u ON u.pod_id = p.id
+LEFT JOIN processes r ON r.pod_id = p.id LEFT JOIN places e ON e.pod_id = p.id LEFT JOIN answers a ON a.pod_id = p.id
+LEFT JOIN unread u ON u.pod_id = p.id
 ORDER BY p.name COLLATE "C"
 """)
+_VOID = text(clock.VOID)
 
 
 async def watermarks(connection: AsyncConnection, silence: dt.timedelta) -> dict[str, PodWatermark]:
     """Return the watermark of every pod, by name; a source that was not heard for `silence` is shown as silent."""
-    rows = await connection.execute(_PODS, {"sources": SOURCES_LIMIT, "retired": RETIRED_SHOWN, "events": EVENTS})
-    return {
-        row.name: _limited(
-            pod_watermark(
-                Pod(
-                    row.registries,
-                    [_source(source) for source in row.sources or ()],
-                    [_endpoint(endpoint) for endpoint in row.endpoints or ()],
-                    row.unread,
-                ),
-                row.partitions,
-                row.now,
-                silence,
-            )
-        )
-        for row in rows
-    }
+    rows = await _read(connection)
+    if any(lies_ahead(_pod(row), row.now) for row in rows):
+        clock.tell()
+        await connection.execute(_VOID)
+        rows = await _read(connection)
+    return {row.name: _limited(pod_watermark(_pod(row), row.partitions, row.now, silence)) for row in rows}
+
+
+async def _read(connection: AsyncConnection) -> Sequence[Row[Any]]:
+    values = {"sources": SOURCES_LIMIT, "retired": RETIRED_SHOWN, "events": EVENTS}
+    return (await connection.execute(_PODS, values)).all()
+
+
+def _pod(row: Row[Any]) -> Pod:
+    return Pod(
+        row.registries,
+        [_source(source) for source in row.sources or ()],
+        [_endpoint(endpoint) for endpoint in row.endpoints or ()],
+        [_unheard(probes) for probes in row.unheard or ()],
+        row.unread,
+    )
 
 
 def _limited(pod: PodWatermark) -> PodWatermark:
@@ -123,7 +151,17 @@ def _endpoint(row: Mapping[str, Any]) -> Endpoint:
         _time(row["echoed_at"]),
         row["shared"],
     )
-    return Endpoint(view, dt.datetime.fromisoformat(row["first_seen"]), row["listed"], _time(row["refused_at"]))
+    return Endpoint(
+        view,
+        dt.datetime.fromisoformat(row["first_seen"]),
+        row["listed"],
+        _time(row["resolved_at"]),
+        _time(row["refused_at"]),
+    )
+
+
+def _unheard(row: Mapping[str, Any]) -> Unheard:
+    return Unheard(row["url"], row["address"], dt.datetime.fromisoformat(row["since"]), _time(row["known_until"]))
 
 
 def _time(text: str | None) -> dt.datetime | None:

@@ -1,7 +1,8 @@
 """Whether the registry goes on saying that a blob is there when it is not (scenario 17)."""
 
 from coordinator.domain.findings import Check, Finding
-from coordinator.pods.doctor.verdicts import Part, finding, proved, refuted, unproved
+from coordinator.pods.doctor.registry import failed
+from coordinator.pods.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.pods.doctor.visit import Place, Visit
 from coordinator.pods.images import Image, Layer
 from coordinator.pods.registry_client import RegistryError, RegistryUnreachableError
@@ -14,7 +15,7 @@ def no_descriptor_cache(visit: Visit) -> Finding:
     """Warm whatever caches there are at every place, let the blob vanish, and ask again; then let it be back."""
     places = visit.places
     if not places:
-        return finding(Check.NO_DESCRIPTOR_CACHE, [])
+        return finding(Check.NO_DESCRIPTOR_CACHE, [], visit.patient)
     blob = visit.scratch.layer()
     image = visit.scratch.image([blob])
     try:
@@ -22,15 +23,19 @@ def no_descriptor_cache(visit: Visit) -> Finding:
             visit.scratch.push_blob(places[0].client, each)
         warm = [place for place in places if all(_has(visit, place, blob) for _ in range(LOOKS))]
     except RegistryError as error:
-        return finding(Check.NO_DESCRIPTOR_CACHE, [unproved(str(places[0]), str(error))])
-    cold = [unproved(str(place), "it does not have a blob that was pushed") for place in places if place not in warm]
+        stuck = failed(visit) or [unproved(str(places[0]), str(error), AGAIN)]
+        return finding(Check.NO_DESCRIPTOR_CACHE, stuck, visit.patient)
+    cold = [
+        unproved(str(place), "it does not have a blob that was pushed", AGAIN) for place in places if place not in warm
+    ]
     if not visit.scratch.is_stored(blob):
-        told = "a blob that was pushed is not in the shared bucket, and cannot be made to vanish: see same-root"
-        return finding(Check.NO_DESCRIPTOR_CACHE, [unproved(str(place), told) for place in places])
+        told = "a blob that was pushed is not in the shared bucket, and cannot be made to vanish"
+        parts = [follows(str(place), told, Check.SAME_ROOT) for place in places]
+        return finding(Check.NO_DESCRIPTOR_CACHE, parts, visit.patient)
     with visit.scratch.vanished(blob):
         gone = [_vanished(visit, place, blob, image) for place in warm]
     back = [_back(visit, place, blob, part) for place, part in zip(warm, gone, strict=True)]
-    return finding(Check.NO_DESCRIPTOR_CACHE, [*cold, *back])
+    return finding(Check.NO_DESCRIPTOR_CACHE, [*cold, *back], visit.patient)
 
 
 def _vanished(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
@@ -45,7 +50,7 @@ def _vanished(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
         if _takes(visit, place, image):
             wrong.append("a manifest that lists it 201")
     except RegistryError as error:
-        return unproved(where, str(error))
+        return unproved(where, str(error), AGAIN)
     if wrong:
         return refuted(where, f"of a blob whose bytes are gone, {', '.join(wrong)}")
     return proved(
@@ -61,7 +66,7 @@ def _back(visit: Visit, place: Place, blob: Layer, part: Part) -> Part:
         if _has(visit, place, blob):
             return part
     except RegistryError as error:
-        return unproved(str(place), str(error))
+        return unproved(str(place), str(error), AGAIN)
     return refuted(str(place), "a blob whose bytes are back is still said to be gone: HEAD answers 404")
 
 

@@ -23,3 +23,19 @@ CHECKS: dict[Check, Callable[[Visit], Finding]] = {
     # The last: it deletes what the others look at.
     Check.DELETES_ARRIVE: events.deletes_arrive,
 }
+
+#: What is found out by way of a process: of one that the visit did not reach, nothing of this is proved.
+OF_PROCESSES = frozenset(
+    {
+        Check.PROCESSES_REACHED,
+        Check.EVENTS_ARRIVE,
+        Check.REFERENCES_ARRIVE,
+        Check.EVENTS_IN_ORDER,
+        Check.PULLS_ARRIVE,
+        Check.SAME_ROOT,
+        Check.CLOCKS,
+        Check.UPLOAD_SECRET,
+        Check.NO_DESCRIPTOR_CACHE,
+        Check.DELETES_ARRIVE,
+    }
+)

@@ -7,13 +7,20 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from coordinator.db import scratch
+from coordinator.domain import refusals
 from coordinator.domain.findings import Check, Finding, Verdict
 from coordinator.domain.names import parse_digest
 from coordinator.domain.pods import Linker
+from coordinator.domain.refusals import Refusals
 from coordinator.ingest.tail import Told
+from coordinator.pods.doctor import queues
+from coordinator.pods.doctor.kinds import MOUNT, OCTETS, KindsReport, listed
+from coordinator.pods.doctor.registry import failed, untold
 from coordinator.pods.doctor.scratch import METHOD_NOT_ALLOWED, Announcement
-from coordinator.pods.doctor.verdicts import Part, finding, proved, refuted, unproved
+from coordinator.pods.doctor.texts import Patient, ignored, token
+from coordinator.pods.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.pods.doctor.visit import Push, Report, Visit
+from coordinator.pods.images import Image, Index
 from coordinator.pods.registry_client import RegistryError
 from schemas.records import RegistryEvent
 
@@ -25,12 +32,23 @@ SWITCH_ON = "storage:\n  delete: {enabled: true}"
 
 
 def events_arrive(visit: Visit) -> Finding:
-    """Every blob and manifest that was pushed is told of, and the table has the holding with what it lists."""
-    parts = _failed(visit)
+    """Whatever was pushed and mounted is told of, and the table has the manifests with what they list."""
+    parts, patience = failed(visit), visit.instruments.patience
+    refused = None if all(report.sources for report in visit.reports) else visit.refused()
     for report in visit.reports:
-        part = arrival(report, visit.instruments.patience)
-        parts.append(part if part.verdict is not Verdict.PROVED else _in_table(visit, report, part.sentence))
-    return finding(Check.EVENTS_ARRIVE, parts)
+        part = arrival(report, patience)
+        if refused is not None and not report.sources:
+            part = of_wrong_token(part, refused, visit.patient)
+        parts.append(_in_table(visit, part, [report.push.image]))
+    for each in visit.kinds:
+        part = arrival_of_kinds(each, patience)
+        parts.append(_in_table(visit, part, list(each.kinds.manifests.values())))
+    return finding(Check.EVENTS_ARRIVE, parts, visit.patient)
+
+
+def of_wrong_token(part: Part, refused: Refusals, patient: Patient) -> Part:
+    """Nothing came from there, and what came in the pod's name was refused: anyone may post so, yet it is likely."""
+    return part._replace(sentence=f"{part.sentence}; {refusals.told(refused)}", mend=token(patient))
 
 
 def arrival(report: Report, patience: float) -> Part:
@@ -40,57 +58,121 @@ def arrival(report: Report, patience: float) -> Part:
         return proved(where, f"{count} events of {count} pushes came")
     came = f"{count - len(missing)} events of {count} pushes came"
     if report.is_image_over:
-        return refuted(where, f"{came}, though the process told of what came after: none of {', '.join(missing)}")
+        told = f"{came}, though the process told of what came after: none of {', '.join(missing)}"
+        return refuted(where, told, untold_of_image(report))
     if report.sources:
         return unproved(where, f"{came} within {patience:.0f} s")
     return unproved(where, f"none of {count} events came within {patience:.0f} s")
 
 
-def _in_table(visit: Visit, report: Report, sentence: str) -> Part:
-    where, image = str(report.push.place), report.push.image
+def untold_of_image(report: Report) -> str:
+    """What a registry ignores that tells of some of an image's pushes, or of none."""
+    image, missing = report.push.image, report.missing
+    if len(missing) > len(image.blobs):
+        return ignored(["push"])
+    types = [image.media_type if digest == image.digest else OCTETS for digest in missing]
+    return ignored(media_types=set(types))
+
+
+def untold_of_kinds(report: KindsReport) -> str:
+    """What a registry ignores that does not tell of these kinds, though it tells of blobs."""
+    types = {report.kinds.manifests[kind].media_type for kind in report.overdue if kind != MOUNT}
+    return ignored([MOUNT] if MOUNT in report.overdue else [], types)
+
+
+def arrival_of_kinds(report: KindsReport, patience: float) -> Part:
+    where, kinds = str(report.kinds.place), report.kinds
+    if kinds.error is not None:
+        return unproved(where, kinds.error, AGAIN)
+    if not report.missing:
+        return proved(where, f"an event each of {', '.join(kinds.done)} came")
+    if report.overdue:
+        return refuted(
+            where,
+            f"of {', '.join(report.overdue)} no event came, though the process told of what came after",
+            untold_of_kinds(report),
+        )
+    return unproved(where, f"of {', '.join(report.missing)} no event came within {patience:.0f} s")
+
+
+def _in_table(visit: Visit, part: Part, manifests: list[Image | Index]) -> Part:
+    """What is proved to have come has to be in the table, too."""
+    where, sentence = part.where, part.sentence
+    if part.verdict is not Verdict.PROVED:
+        return part
     if not visit.are_applied:
         patience = visit.instruments.patience
-        return unproved(where, f"{sentence}, and no worker has applied them within {patience:.0f} s")
-    repository, digest = visit.scratch.repository, parse_digest(image.digest)
+        told = f"{sentence}, and no worker has applied them within {patience:.0f} s"
+        return unproved(where, told, "baleen worker\n(none runs, or it is behind: `baleen status` tells its lag)")
+    for manifest in manifests:
+        if wrong := _otherwise(visit, manifest):
+            told = f"{sentence} and were applied, and the table {wrong}"
+            return refuted(where, told, "baleen dead-letters list\n(tells of events and manifests that were not read)")
+    references = sum(len(listed(manifest)) for manifest in manifests)
+    what = "the manifest with its" if len(manifests) == 1 else f"{len(manifests)} manifests with their"
+    return proved(where, f"{sentence}, and the table has {what} {references} references")
+
+
+def _otherwise(visit: Visit, manifest: Image | Index) -> str | None:
+    """What the table has otherwise than it is."""
+    repository, digest = visit.scratch.repository, parse_digest(manifest.digest)
     known = visit.ask(lambda connection: scratch.known(connection, repository, digest))
     if not known.held:
-        return refuted(where, f"{sentence} and were applied, and the table does not have the manifest")
-    listed = frozenset(parse_digest(blob.digest) for blob in image.blobs)
-    if known.references != listed:
-        found = "what it lists is not known" if known.references is None else "with other references than it lists"
-        return refuted(where, f"{sentence} and were applied, and the table has the manifest: {found}")
-    return proved(where, f"{sentence}, and the table has the manifest with its {len(listed)} references")
+        return f"does not have the manifest of type {manifest.media_type}"
+    if known.references == frozenset(map(parse_digest, listed(manifest))):
+        return None
+    found = "what it lists is not known" if known.references is None else "with other references than it lists"
+    return f"has the manifest of type {manifest.media_type}: {found}"
 
 
 def references_arrive(visit: Visit) -> Finding:
-    """The manifest's event says what the manifest lists."""
-    return finding(Check.REFERENCES_ARRIVE, [*_failed(visit), *map(references, visit.reports)])
+    """The events of manifests and indexes, OCI's and docker's, say what these list."""
+    parts = [*failed(visit), *map(references, visit.reports)]
+    for report in visit.kinds:
+        parts += references_of_kinds(report)
+    return finding(Check.REFERENCES_ARRIVE, parts, visit.patient)
+
+
+def references_of_kinds(report: KindsReport) -> list[Part]:
+    where, kinds = str(report.kinds.place), report.kinds
+    if kinds.error is not None:
+        return [follows(where, "not each kind of manifest could be pushed", Check.EVENTS_ARRIVE)]
+    return [listing(where, kind, report.told.get(kind), listed(manifest)) for kind, manifest in kinds.manifests.items()]
 
 
 def references(report: Report) -> Part:
-    where = str(report.push.place)
-    if report.manifest is None:
-        return unproved(where, "no event of the manifest came")
-    record = report.manifest.record
+    if not report.sources:
+        return untold(str(report.push.place))
+    return listing(str(report.push.place), "image's manifest", report.manifest, listed(report.push.image))
+
+
+def listing(where: str, what: str, told: Told | None, digests: set[str]) -> Part:
+    """Compare what an event says that a manifest or an index lists with what it does list."""
+    if told is None:
+        return follows(where, "not each manifest was told", Check.EVENTS_ARRIVE)
+    record = told.record
     assert isinstance(record, RegistryEvent)
     if record.references is None:
-        return refuted(where, "the manifest's event says nothing of what it lists")
+        return refuted(where, f"the {what}'s event says nothing of what it lists")
     said = {reference.digest for reference in record.references}
-    listed = {blob.digest for blob in report.push.image.blobs}
-    if said != listed:
-        return refuted(where, f"the manifest's event names {len(said & listed)} of the {len(listed)} blobs it lists")
-    return proved(where, f"the manifest's event names the {len(listed)} blobs that it lists")
+    if said != digests:
+        return refuted(where, f"the {what}'s event names {len(said & digests)} of {len(digests)} digests that it lists")
+    return proved(where, f"the {what}'s event names the digests that it lists: {len(digests)}")
 
 
 def events_in_order(visit: Visit) -> Finding:
-    """Blobs come before their manifest, that before the probe, and that before what was pushed last."""
-    return finding(Check.EVENTS_IN_ORDER, [*_failed(visit), *map(order, visit.reports)])
+    """Blobs come before their manifest, that before the probe, and that before what was pushed last; in one queue."""
+    orders = [order(report) if report.sources else untold(str(report.push.place)) for report in visit.reports]
+    parts = [*failed(visit), *orders, *queues.one_queue(visit)]
+    return finding(Check.EVENTS_IN_ORDER, parts, visit.patient)
 
 
 def order(report: Report) -> Part:
     where, image = str(report.push.place), report.push.image
-    if report.manifest is None or report.last is None or report.missing:
-        return unproved(where, "not all events came")
+    if report.manifest is None or report.missing:
+        return follows(where, "not all events came", Check.EVENTS_ARRIVE)
+    if report.last is None:
+        return unproved(where, "the event of what was pushed last did not come", AGAIN)
     partition = report.manifest.partition
     echo = [told for told in report.echoes if told.partition == partition][:1]
     row: list[Told] = [*(report.blobs[blob.digest] for blob in image.blobs), report.manifest, *echo, report.last]
@@ -110,7 +192,8 @@ def order(report: Report) -> Part:
 def pulls_arrive(visit: Visit) -> Finding:
     """The pull event of a probe brings its nonce back."""
     patience = visit.instruments.patience
-    return finding(Check.PULLS_ARRIVE, [*_failed(visit), *(echo(report, patience) for report in visit.reports)])
+    parts = [*failed(visit), *(echo(report, patience) for report in visit.reports)]
+    return finding(Check.PULLS_ARRIVE, parts, visit.patient)
 
 
 def echo(report: Report, patience: float) -> Part:
@@ -119,14 +202,16 @@ def echo(report: Report, patience: float) -> Part:
         return proved(where, f"a nonce that was sent to it came back, into {len(report.echoes)} partitions so far")
     if report.last is not None and report.is_one_process:
         return refuted(where, "a nonce that was sent to it did not come back, though the process told of a later push")
+    if not report.sources:
+        return untold(where)
     return unproved(where, f"a nonce that was sent to it did not come back within {patience:.0f} s")
 
 
 def deletes_arrive(visit: Visit) -> Finding:
     """A manifest that is deleted at the registry is told of, and the table lets go of it. The last of the checks."""
-    parts = _failed(visit)
+    parts = failed(visit)
     deletions: list[_Deletion] = []
-    refusals: list[Part] = []
+    switched_off: list[Part] = []
     for push in (push for push in visit.pushes if push.error is None):
         try:
             visit.scratch.delete_manifest(push.place.client, push.image.digest)
@@ -134,9 +219,9 @@ def deletes_arrive(visit: Visit) -> Finding:
             visit.scratch.push_blob(push.place.client, last)
         except RegistryError as error:
             if error.registry_status != METHOD_NOT_ALLOWED:
-                parts.append(unproved(str(push.place), str(error)))
+                parts.append(unproved(str(push.place), str(error), AGAIN))
             else:
-                refusals.append(proved(str(push.place), "it refuses deletes (405): there are none to be told"))
+                switched_off.append(proved(str(push.place), "it refuses deletes (405): there are none to be told"))
         else:
             repository = visit.scratch.repository
             deletions.append(
@@ -149,9 +234,11 @@ def deletes_arrive(visit: Visit) -> Finding:
     visit.wait(lambda: all(visit.announced(deletion.last) for deletion in deletions))
     visit.await_applied()
     parts += [_deleted(visit, deletion) for deletion in deletions]
-    if refusals and not deletions:
-        return finding(Check.DELETES_ARRIVE, [*parts, *refusals], meaning=SWITCHED_OFF, mend=SWITCH_ON)
-    return finding(Check.DELETES_ARRIVE, [*parts, *refusals])
+    if switched_off and not deletions:
+        return finding(
+            Check.DELETES_ARRIVE, [*parts, *switched_off], visit.patient, meaning=SWITCHED_OFF, mend=SWITCH_ON
+        )
+    return finding(Check.DELETES_ARRIVE, [*parts, *switched_off], visit.patient)
 
 
 class _Deletion(NamedTuple):
@@ -166,6 +253,8 @@ def _deleted(visit: Visit, deletion: _Deletion) -> Part:
     where, patience = str(deletion.push.place), visit.instruments.patience
     told, last = visit.announced(deletion.deleted), visit.announced(deletion.last)
     if told is None and last is None:
+        if not any(report.sources for report in visit.reports if report.push is deletion.push):
+            return untold(where)
         return unproved(where, f"neither the delete of a manifest nor a later push was told within {patience:.0f} s")
     if told is None:
         return refuted(where, "the delete of a manifest was not told, though a later push was")
@@ -175,9 +264,7 @@ def _deleted(visit: Visit, deletion: _Deletion) -> Part:
         return proved(where, "the delete of a manifest was told, and the table has let go of it")
     if visit.pod.linker is Linker.RELAY:
         return proved(where, "the delete of a manifest was told; so soon after its push the table keeps it, in doubt")
-    return unproved(where, f"the delete of a manifest was told, and the table keeps it since {patience:.0f} s")
-
-
-def _failed(visit: Visit) -> list[Part]:
-    """Places where the visit's image could not be pushed."""
-    return [unproved(str(push.place), push.error) for push in visit.pushes if push.error is not None]
+    told_of = f"the delete of a manifest was told, and the table keeps it since {patience:.0f} s"
+    return unproved(
+        where, told_of, f"baleen pods show {visit.pod.name}\n(tells of doubtful removals, and what settles them)"
+    )

@@ -1,7 +1,8 @@
 """One visit from its beginning to its end: make all checks, take everything away, write down what was found.
 
 Invariants: whatever ends a visit, what it tried is taken away; what was found is written only by a visit that made all
-its checks; one doctor at a time is with a pod.
+its checks, and that knows at its end, when nobody is added any more, whom it has not reached; one doctor at a time is
+with a pod.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from coordinator.db import findings
 from coordinator.domain.findings import Check, Finding, Verdict
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError
-from coordinator.pods.doctor.checks import CHECKS
+from coordinator.pods.doctor.checks import CHECKS, OF_PROCESSES
 from coordinator.pods.doctor.scratch import clean_up_after
-from coordinator.pods.doctor.verdicts import finding, unproved
+from coordinator.pods.doctor.verdicts import finding, follows, unproved, without
 from coordinator.pods.doctor.visit import Instruments, Visit
 
 log = structlog.get_logger()
@@ -38,7 +39,10 @@ class Report(NamedTuple):
 
 
 def examine(instruments: Instruments, pod: PodName, tell: Tell = lambda what: None) -> Report:
-    """Examine a pod; raises BaleenError, with nothing written, if it cannot even begin."""
+    """Examine a pod; raises BaleenError, with nothing written, if it cannot even begin.
+
+    Nor is anything written, and ConflictError raised, if the pod's registries were changed meanwhile.
+    """
     with instruments.connections.use() as connection:
         examined = findings.examined(connection, pod)
         with findings.visiting(connection, examined):
@@ -48,19 +52,35 @@ def examine(instruments: Instruments, pod: PodName, tell: Tell = lambda what: No
             visit = Visit(instruments, examined)
             try:
                 instruments.tail.begin()
-                found = {check: _checked(visit, check, tell) for check in CHECKS}
+                found = _all_checked(visit, tell)
             finally:
                 tell("taking everything away")
                 left = visit.clean()
                 visit.close()
-            ordered = [found[check] for check in Check]
-            findings.write(connection, examined, ordered)
+            with findings.concluding(connection, examined) as counting:
+                unreached = sorted(counting - visit.reached)
+                ordered = [
+                    without(found[check], unreached, visit.patient) if check in OF_PROCESSES else found[check]
+                    for check in Check
+                ]
+                findings.write(connection, examined, ordered)
     return Report(ordered, left)
 
 
-def _checked(visit: Visit, check: Check, tell: Tell) -> Finding:
-    tell(check)
-    try:
-        return CHECKS[check](visit)
-    except BaleenError as error:
-        return finding(check, [unproved("", str(error))])
+def _all_checked(visit: Visit, tell: Tell) -> dict[Check, Finding]:
+    found: dict[Check, Finding] = {}
+    #: What ended a check, and which was the first.
+    errors: dict[str, Check] = {}
+    for check, examined in CHECKS.items():
+        tell(check)
+        try:
+            found[check] = examined(visit)
+        except BaleenError as error:
+            first = errors.setdefault(str(error), check)
+            part = (
+                unproved("", str(error), f"Mend what it says, and run `baleen pods doctor {visit.pod.name}` again.")
+                if first is check
+                else follows("", "the same stood in its way", first)
+            )
+            found[check] = finding(check, [part], visit.patient)
+    return found

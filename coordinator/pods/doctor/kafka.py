@@ -22,9 +22,9 @@ def kafka_durable(visit: Visit) -> Finding:
         part = refuted(
             "", "the broker gives topics no ids: that is Baleen's embedded one, or an Apache Kafka before 2.8"
         )
-        return finding(Check.KAFKA_DURABLE, [part], meaning=EMBEDDED, mend=APACHE)
+        return finding(Check.KAFKA_DURABLE, [part], visit.patient, meaning=EMBEDDED, mend=APACHE)
     reports = verify_topics(visit.instruments.settings)
-    return finding(Check.KAFKA_DURABLE, [kept(report) for report in reports], mend=mend(reports))
+    return finding(Check.KAFKA_DURABLE, [kept(report) for report in reports], visit.patient, mend=mend(reports))
 
 
 def kept(report: TopicReport) -> Part:

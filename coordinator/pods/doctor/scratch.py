@@ -18,7 +18,7 @@ from coordinator.db.connection import Connections
 from coordinator.db.findings import ExaminedPod
 from coordinator.domain.names import Digest, RepositoryName, parse_digest, parse_repository
 from coordinator.errors import BaleenError, ConflictError
-from coordinator.pods.images import Image, Layer, make_image, make_layer
+from coordinator.pods.images import OCI, Format, Image, Index, Layer, make_image, make_index, make_layer
 from coordinator.pods.registry_client import RegistryClient, RegistryError, RegistryNotFoundError
 from coordinator.storage.layout import REPOSITORIES, blob_key, repository_prefix
 from coordinator.storage.trial import TrialStore
@@ -67,19 +67,29 @@ class Scratch:
     def layer(self) -> Layer:
         return self._noted(make_layer(secrets.token_hex(32), LAYER_BYTES))
 
-    def image(self, layers: Sequence[Layer]) -> Image:
-        image = make_image(secrets.token_hex(32), layers)
+    def image(self, layers: Sequence[Layer], family: Format = OCI) -> Image:
+        image = make_image(secrets.token_hex(32), layers, kind=family)
         self._noted(image.config)
         self._contents[parse_digest(image.digest)] = image.content
         return image
 
-    def push_blob(self, client: RegistryClient, blob: Layer) -> None:
-        self.finish_upload(client, client.begin_upload(self.repository), blob)
+    def index(self, children: Sequence[Image], family: Format = OCI) -> Index:
+        index = make_index(children, family)
+        self._contents[parse_digest(index.digest)] = index.content
+        return index
 
-    def finish_upload(self, client: RegistryClient, session: str, blob: Layer) -> None:
-        self._layers[self.repository, blob.digest] = None
+    def push_blob(self, client: RegistryClient, blob: Layer, repository: RepositoryName | None = None) -> None:
+        """Upload into one of our repositories, the first if none is named."""
+        name = repository or self.repository
+        self.finish_upload(client, client.begin_upload(name), blob, name)
+
+    def finish_upload(
+        self, client: RegistryClient, session: str, blob: Layer, repository: RepositoryName | None = None
+    ) -> None:
+        name = repository or self.repository
+        self._layers[name, blob.digest] = None
         client.finish_upload(session, blob.digest, iter((blob.content,)), len(blob.content))
-        self.done.add(Announcement("push", self.repository, blob.digest))
+        self.done.add(Announcement("push", name, blob.digest))
 
     def mount(self, client: RegistryClient, blob: Layer) -> bool:
         """Mount into the other repository; whether the registry let us."""
@@ -89,7 +99,7 @@ class Scratch:
             self.done.add(Announcement("mount", self.other, blob.digest))
         return mounted
 
-    def put_manifest(self, client: RegistryClient, image: Image) -> None:
+    def put_manifest(self, client: RegistryClient, image: Image | Index) -> None:
         self._manifests[self.repository, image.digest] = None
         client.put_manifest(self.repository, image.digest, image.media_type, image.content)
         self.done.add(Announcement("push", self.repository, image.digest))
@@ -174,7 +184,8 @@ class Scratch:
         """Delete what the registry lets us, at the first of its processes that answers."""
         for client in clients:
             try:
-                for repository, digest in self._manifests:
+                # An index before what it lists.
+                for repository, digest in reversed(self._manifests):
                     self._delete(client.delete_manifest, repository, digest)
                 for repository, digest in self._layers:
                     self._delete(client.delete_blob, repository, digest)

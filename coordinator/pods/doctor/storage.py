@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from coordinator.domain.findings import Check, Finding, Verdict
 from coordinator.domain.pods import Linker
+from coordinator.pods.doctor.registry import failed
+from coordinator.pods.doctor.texts import Patient, endpoint_option
 from coordinator.pods.doctor.verdicts import Part, finding, proved, refuted, unproved
 from coordinator.pods.doctor.visit import Push, Visit
 from coordinator.pods.images import Layer
@@ -19,22 +21,12 @@ QUARANTINE = (
 
 def same_root(visit: Visit) -> Finding:
     """Look in the shared bucket and root for what was pushed."""
-    store = visit.instruments.store
-    parts = [_stored(visit, push) for push in visit.pushes]
-    mend = None
-    if any(part.verdict is not Verdict.PROVED for part in parts):
-        mend = (
-            f"storage:\n  s3: {{bucket: {store.bucket}, rootdirectory: /{store.root.rstrip('/')}}}\n"
-            "(or BALEEN_S3_BUCKET and BALEEN_S3_ROOT, if those of Baleen are wrong; a registry that keeps its links in "
-            "a database of its own is registered with `baleen pods add --linker relay`)"
-        )
-    return finding(Check.SAME_ROOT, parts, mend=mend)
+    parts = [*failed(visit), *(_stored(visit, push) for push in visit.pushes if push.error is None)]
+    return finding(Check.SAME_ROOT, parts, visit.patient)
 
 
 def _stored(visit: Visit, push: Push) -> Part:
     where, store = str(push.place), visit.instruments.store
-    if push.error is not None:
-        return unproved(where, push.error)
     there, missing = visit.stored(push)
     root = f"bucket {store.bucket}, root /{store.root.rstrip('/')}"
     if missing:
@@ -54,10 +46,9 @@ def versioned(visit: Visit) -> Finding:
     if status != ENABLED:
         told = "has no versioning" if status is None else f"has its versioning {status.lower()}"
         part = proved("", f"bucket {store.bucket} {told}")
-        return finding(Check.VERSIONED, [part], meaning=QUARANTINE)
+        return finding(Check.VERSIONED, [part], visit.patient, meaning=QUARANTINE)
     blob = visit.scratch.layer()
     key = visit.scratch.put(blob)
-    mend = f"aws s3api put-bucket-versioning --bucket {store.bucket} --versioning-configuration Status=Enabled"
     with visit.scratch.vanished(blob):
         hidden = store.head(key) is None
         kept = [version for version in store.versions(key) if not version.is_marker]
@@ -69,22 +60,25 @@ def versioned(visit: Visit) -> Finding:
         f"{'it was back' if restored else 'it was not back'}"
     )
     part = proved("", told) if hidden and len(kept) == 1 and restored else refuted("", told)
-    return finding(Check.VERSIONED, [part], mend=None if part.verdict is Verdict.PROVED else mend)
+    return finding(Check.VERSIONED, [part], visit.patient)
 
 
 def cannot_delete(visit: Visit) -> Finding:
-    """Try with the pod's own key to delete a scratch blob in every way there is. It may write it, though."""
+    """Try with the key that was given to delete a scratch blob in every way there is. It may write it, though."""
     key = visit.instruments.pod_store
-    mend = policy(visit.instruments.store)
+    mend = policy(visit.patient)
     if key is None:
-        part = unproved(
-            "",
-            "the pod's key was not given: set BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY, for this command alone, "
-            "to the key that the registry uses for the bucket",
+        part = unproved("", "the pod's key was not given")
+        given = (
+            "Give the key that the registry uses for the bucket (its secret Baleen must not know otherwise), for this "
+            f"command alone:\nBALEEN_POD_ACCESS_KEY=… BALEEN_POD_SECRET_KEY=… baleen pods doctor {visit.pod.name}\n"
+            "It is proved once that key may not delete:"
         )
-        return finding(Check.CANNOT_DELETE, [part], mend=mend)
+        return finding(Check.CANNOT_DELETE, [part], visit.patient, mend=f"{given}\n{mend}")
     blob = visit.scratch.layer()
-    parts = [_refused(visit, blob, what, attempt) for what, attempt in _ways(visit, key)]
+    # Nothing ties it to the registry's own: whoever reads this compares the two.
+    parts = [proved("", f"tried with the access key {visit.instruments.settings.pod_access_key}")]
+    parts += [_refused(visit, blob, what, attempt) for what, attempt in _ways(visit, key)]
     parts.append(_may_write(visit, key, blob))
     status = visit.instruments.store.versioning()
     if status is not None:
@@ -92,7 +86,7 @@ def cannot_delete(visit: Visit) -> Finding:
         told = f"setting the bucket's versioning: {switched.said}"
         parts.append(_verdict(told, switched, changed=switched.allowed))
     worst = any(part.verdict is not Verdict.PROVED for part in parts)
-    return finding(Check.CANNOT_DELETE, parts, mend=mend if worst else None)
+    return finding(Check.CANNOT_DELETE, parts, visit.patient, mend=mend if worst else None)
 
 
 #: Tries to delete the object of a key, of which this is the version that is served, if there are versions.
@@ -138,8 +132,9 @@ def _may_write(visit: Visit, key: TrialStore, blob: Layer) -> Part:
     return proved("", told) if written.allowed else unproved("", f"{told}. Is it the key that the registry uses?")
 
 
-def policy(store: TrialStore) -> str:
+def policy(patient: Patient) -> str:
     """The bucket policy that keeps a pod's key from deleting blobs, as JSON."""
+    root = f"{patient.root.strip('/')}/" if patient.root.strip("/") else ""
     users = {"AWS": ["arn:aws:iam::000000000000:user/POD-USER"]}
     statements = [
         {
@@ -147,7 +142,7 @@ def policy(store: TrialStore) -> str:
             "Effect": "Deny",
             "Principal": users,
             "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"],
-            "Resource": [f"arn:aws:s3:::{store.bucket}/{store.root}{BLOBS.removesuffix('sha256/')}*"],
+            "Resource": [f"arn:aws:s3:::{patient.bucket}/{root}{BLOBS.removesuffix('sha256/')}*"],
         },
         {
             "Sid": "BaleenAloneConfiguresTheBucket",
@@ -159,12 +154,13 @@ def policy(store: TrialStore) -> str:
                 "s3:PutBucketPolicy",
                 "s3:DeleteBucketPolicy",
             ],
-            "Resource": [f"arn:aws:s3:::{store.bucket}"],
+            "Resource": [f"arn:aws:s3:::{patient.bucket}"],
         },
     ]
     document = json.dumps({"Version": "2012-10-17", "Statement": statements})
     return (
-        "Give the pod a user of its own, and the bucket this policy (aws s3api put-bucket-policy --bucket "
-        f"{store.bucket} --policy …), with the users of all pods' keys in place of POD-USER, and your account in "
-        f"place of 000000000000 (which it is for SeaweedFS):\n{document}"
+        "Give the pod a user of its own, and the bucket this policy (aws s3api put-bucket-policy"
+        f"{endpoint_option(patient)} --bucket {patient.bucket} --policy file://policy.json), with the users of all "
+        "pods' keys in place of POD-USER, and your account in place of 000000000000 (which it is for SeaweedFS): "
+        f"neither does Baleen know.\n{document}"
     )

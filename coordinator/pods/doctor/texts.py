@@ -1,12 +1,30 @@
 """What each check's verdict means for a pod, and the exact line that mends it. Data.
 
+A line names what Baleen knows of the pod; what it cannot know (a token, a user, an address) is said in words beside it.
 Configuration is distribution's, the same in versions 2.8 and 3 where nothing else is said.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NamedTuple
 
 from coordinator.domain.findings import Check, Verdict
 from coordinator.pods import configuration
+
+
+class Patient(NamedTuple):
+    """A pod, as far as lines that mend something name it."""
+
+    pod: str
+    #: The first of its prefixes.
+    prefix: str
+    registries: Sequence[str]
+    #: Where Baleen's API is found; None if no setting says it.
+    url: str | None
+    bucket: str
+    #: As `rootdirectory` has it.
+    root: str
+    #: Of the store; None is AWS.
+    endpoint_url: str | None
 
 
 class Texts(NamedTuple):
@@ -14,7 +32,7 @@ class Texts(NamedTuple):
     refuted: str
     #: What it is not known of: completes "It is not known whether ".
     question: str
-    mend: str
+    mend: Callable[[Patient], str]
 
     def meaning(self, verdict: Verdict) -> str:
         if verdict is Verdict.UNPROVED:
@@ -22,85 +40,152 @@ class Texts(NamedTuple):
         return self.proved if verdict is Verdict.PROVED else self.refuted
 
 
-_NOTIFICATIONS = (
-    "In the configuration of each process of the registry, and restart it (`baleen pods config POD` prints it whole):\n"
-    + configuration.notifications("BALEEN_URL/v1/events/POD", configuration.TOKEN)
-)
+_NO_URL: Final = "http://BALEEN"
+
+
+def notifications(patient: Patient) -> str:
+    """The section of a registry's configuration that a pod's events come by."""
+    section = configuration.notifications(
+        f"{(patient.url or _NO_URL).rstrip('/')}/v1/events/{patient.pod}", configuration.TOKEN
+    )
+    unset = "" if patient.url else f", and of {_NO_URL} the address of Baleen's API (BALEEN_URL is not set here)"
+    return (
+        "In the configuration of each process of the registry, and restart it. In place of "
+        f"{configuration.TOKEN} stands what `baleen pods add` showed (only its hash is kept; `baleen pods rotate-token "
+        f"{patient.pod}` makes another){unset}; `baleen pods config {patient.pod}` prints the whole file:\n{section}"
+        "Its endpoint ignores nothing: no `ignore.actions`, no `ignore.mediatypes`."
+    )
+
+
+def token(patient: Patient) -> str:
+    """Where a registry's token stands, and where one is had."""
+    return (
+        "In `notifications.endpoints` of each process, and restart it. The token is what `baleen pods add` showed; "
+        f"only its hash is kept, and `baleen pods rotate-token {patient.pod}` makes another:\n"
+        f"      headers:\n        Authorization: [Bearer {configuration.TOKEN}]"
+    )
+
+
+def ignored(actions: Collection[str] = (), media_types: Collection[str] = ()) -> str:
+    """What to take out of a registry's `ignore`, as it stands there."""
+    lines = ["      ignore:"]
+    if actions:
+        lines.append(f"        actions: [{', '.join(sorted(actions))}]")
+    if media_types:
+        lines += ["        mediatypes:", *(f"          - {each}" for each in sorted(media_types))]
+    also = " (or of `ignoredmediatypes`, as it was called once)" if media_types else ""
+    return (
+        f"In `notifications.endpoints` of each process, take this out of `ignore`{also}, and restart it:\n"
+        + "\n".join(lines)
+    )
+
+
+def set_registries(patient: Patient, urls: Sequence[str], missing: str = "") -> str:
+    """The command that lists these, and one in words."""
+    given = " ".join(f"--registry {url}" for url in [*urls, *([missing] if missing else [])])
+    return f"baleen pods set-registries {patient.pod} {given}"
+
+
+def endpoint_option(patient: Patient) -> str:
+    return "" if patient.endpoint_url is None else f" --endpoint-url {patient.endpoint_url}"
+
+
+def put_versioning(patient: Patient) -> str:
+    return (
+        f"aws s3api put-bucket-versioning{endpoint_option(patient)} --bucket {patient.bucket} "
+        "--versioning-configuration Status=Enabled"
+    )
+
+
+def same_root(patient: Patient) -> str:
+    return (
+        f"storage:\n  s3: {{bucket: {patient.bucket}, rootdirectory: {patient.root}}}\n"
+        "(or BALEEN_S3_BUCKET and BALEEN_S3_ROOT, if those of Baleen are wrong; a registry that keeps its links in a "
+        "database of its own is registered with `baleen pods add --linker relay`)"
+    )
+
 
 TEXTS: dict[Check, Texts] = {
     Check.REGISTRY_ANSWERS: Texts(
         "Every process of the registry that is listed can be asked.",
         "A process that nobody can ask may do what nobody has examined.",
         "every listed process of the registry can be asked",
-        "baleen pods set-registries POD --registry URL …: a URL for each process, as this machine reaches it. If the "
-        "registry wants to know who asks, set BALEEN_REGISTRY_USERNAME and BALEEN_REGISTRY_PASSWORD here too.",
+        lambda patient: (
+            "For each process of the registry its URL, as this machine reaches it, in place of URL:\n"
+            + set_registries(patient, [], "URL")
+        ),
     ),
     Check.PROCESSES_REACHED: Texts(
         "Every process that counts for the watermark was examined, each at an address of its own.",
         "A process that counts for the watermark was not examined: it may be configured in another way.",
         "every process of the registry was examined",
-        "baleen pods set-registries POD --registry URL …: an address for each process, not one that several share. "
-        "One that you have seen end: baleen pods retire-source POD INSTANCE --why …",
+        lambda patient: (
+            "An address for each process, not one that several share. Those that are listed now:\n"
+            + set_registries(patient, patient.registries)
+        ),
     ),
     Check.KAFKA_DURABLE: Texts(
         "What Kafka has acknowledged, it keeps.",
         "Kafka may lose what it has acknowledged: a reference in it would never be known, and its blob collected.",
         "Kafka keeps what it has acknowledged",
-        "baleen topics create tells what is not safe, with the command that mends it.",
+        lambda _: "baleen topics create\n(tells what is not safe, with the command that mends it)",
     ),
     Check.VERSIONED: Texts(
         "The bucket keeps versions: a blob is hidden by a delete marker, and brought back by taking that away.",
         "The bucket says that it keeps versions, and does not: what is hidden would be lost.",
         "the bucket keeps versions",
-        "aws s3api put-bucket-versioning --bucket BUCKET --versioning-configuration Status=Enabled",
+        put_versioning,
     ),
     Check.EVENTS_ARRIVE: Texts(
-        "What is pushed is told, and the table has it.",
+        "What is pushed and mounted is told, of every kind of manifest, and the table has it.",
         "Pushes are not told, or not of all things: blobs that they need would look unreferenced.",
         "pushes are told and reach the table",
-        _NOTIFICATIONS,
+        notifications,
     ),
     Check.REFERENCES_ARRIVE: Texts(
         "Events say what a manifest lists.",
         "Events do not say what a manifest lists: each new one has to be read from storage, and one that cannot be "
         "read holds garbage collection.",
         "events say what a manifest lists",
-        "notifications:\n  events:\n    includereferences: true",
+        lambda _: "notifications:\n  events:\n    includereferences: true",
     ),
     Check.EVENTS_IN_ORDER: Texts(
         "One process's events come in the order in which things happened, so that a later one proves the earlier.",
         "Events overtake each other on their way: that one has come says nothing of those before it, and the watermark "
         "may claim too much.",
         "events come in the order in which things happened",
-        "Let the registry post to Baleen itself: take out what stands between them and passes events on by itself "
-        "(a queue, a fan-out, a proxy that answers before Baleen has).",
+        lambda _: (
+            "Let the registry post to Baleen itself: take out what stands between them and passes events on by itself "
+            "(a queue, a fan-out, a proxy that answers before Baleen has). Have one endpoint of it in "
+            "`notifications.endpoints`, without `ignore`: each has a queue of its own."
+        ),
     ),
     Check.PULLS_ARRIVE: Texts(
         "A probe comes back in the registry's pull event: that is how it proves what it has told.",
         "Pull events are not sent: no probe comes back, and the watermark stands still for ever.",
         "a probe comes back in a pull event",
-        "In `notifications.endpoints` of each process, take `pull` out of `ignore.actions`, and out of "
-        "`ignore.mediatypes` what names manifests:\n      ignore: {actions: []}",
+        lambda _: ignored(["pull"]),
     ),
     Check.SAME_ROOT: Texts(
         "What is pushed lies in the shared bucket and root.",
         "The registry keeps its things elsewhere: what is collected in the shared bucket says nothing of it.",
         "the registry stores in the shared bucket and root",
-        "storage:\n  s3: {bucket: BUCKET, rootdirectory: ROOT}\n(a registry that keeps its links in a database of its "
-        "own is registered with `baleen pods add --linker relay`)",
+        same_root,
     ),
     Check.CLOCKS: Texts(
         "The clocks of registry, object store and database agree well enough for pushes and deletes to be ordered.",
         "A clock is wrong: a delete may look newer than the push that came after it.",
         "the clocks of registry, object store and database agree",
-        "Run a time service (chrony, ntpd) on the machine whose clock is off, or raise BALEEN_SAFETY_CLOCK_SKEW to "
-        "more than twice the difference, for every process of Baleen.",
+        lambda _: "Run a time service (chrony, ntpd) on the machines of registry, object store and database.",
     ),
     Check.UPLOAD_SECRET: Texts(
         "An upload that one process began is finished by another.",
         "An upload that one process began is refused by another: pushes fail whenever their requests reach several.",
         "an upload that one process began can be finished by another",
-        "http:\n  secret: SECRET\n(the same in every process of every pod)",
+        lambda patient: (
+            "http:\n  secret: …\n(the same in every process of every pod: `baleen pods config "
+            f"{patient.pod} --with-secrets` prints one, which no finding may)"
+        ),
     ),
     Check.NO_DESCRIPTOR_CACHE: Texts(
         "The registry looks at storage each time: of a blob that is hidden it says that it is not there, and the "
@@ -108,21 +193,24 @@ TEXTS: dict[Check, Texts] = {
         "The registry remembers blobs that are gone: pushes skip their layers, mounts and manifests are accepted, and "
         "the images are broken.",
         "the registry remembers blobs that are gone",
-        "Take this out of the configuration of each process, and restart it (Debian's default has it):\n"
-        "storage:\n  cache:\n    blobdescriptor: inmemory   # or redis",
+        lambda _: (
+            "Take this section out of the configuration of each process that the proof names, and restart it "
+            "(Debian's default has it; whether it says inmemory or redis cannot be seen from outside):\n"
+            "storage:\n  cache:\n    blobdescriptor: …"
+        ),
     ),
     Check.CANNOT_DELETE: Texts(
-        "The pod's key can write blobs and cannot delete them: only Baleen does.",
-        "The pod's key can delete blobs that other pods need: its registry's own `garbage-collect` would.",
+        "The key that was given can write blobs and cannot delete them: if it is the one that every process of the "
+        "registry uses, which nothing here can tell, only Baleen deletes.",
+        "The key that was given can delete blobs that other pods need: a registry's own `garbage-collect` would.",
         "the pod's key is kept from deleting blobs",
-        "",
+        lambda _: "",
     ),
     Check.DELETES_ARRIVE: Texts(
         "What is deleted in the registry is told, and the table lets go of it.",
         "Deletes are not told: the table keeps what is gone until a reconcile, and nothing becomes free. No blob is "
         "lost by it, but events are.",
         "deletes are told and reach the table",
-        "In `notifications.endpoints` of each process, take `delete` out of `ignore.actions`:\n"
-        "      ignore: {actions: []}",
+        lambda _: ignored(["delete"]),
     ),
 }

@@ -1,7 +1,8 @@
 """What one visit tries, once, for all the checks that look at it.
 
 Route: `Visit.answers` (which addresses answer) -> `Visit.pushes` (at each of them: an image, a probe, a last blob) ->
-`Visit.reports` (what was told of that, and by whom) -> the checks.
+`Visit.reports` (what was told of that, and by whom) -> `Visit.kinds` (one of each kind there, and what was told of
+it: kinds.py) -> the checks.
 Each is tried when a check first asks for it, and remembered.
 Not here: what it proves (the checks), taking it away (scratch.py).
 """
@@ -13,17 +14,23 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
-from coordinator.db import findings
+from coordinator.db import findings, refusals
 from coordinator.db.connection import Connections
 from coordinator.db.findings import ExaminedPod
+from coordinator.domain.hosts import is_address
 from coordinator.domain.names import parse_digest
 from coordinator.domain.pods import Linker, parse_registry
+from coordinator.domain.refusals import Refusals
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.log import LogInspector
+from coordinator.ingest.refusals import EVERY_S
 from coordinator.ingest.tail import EventTail, Told
 from coordinator.ingest.topics import EVENTS
-from coordinator.pods.addresses import Resolve, is_address, resolve
+from coordinator.pods.addresses import Resolve, resolve
+from coordinator.pods.doctor import kinds
+from coordinator.pods.doctor.kinds import KindsReport
 from coordinator.pods.doctor.scratch import Announcement, Scratch
+from coordinator.pods.doctor.texts import Patient
 from coordinator.pods.images import Image, Layer
 from coordinator.pods.prober import AGENT
 from coordinator.pods.registry_auth import Credentials
@@ -33,6 +40,8 @@ from coordinator.storage.layout import blob_key, layer_link_key, revision_link_k
 from coordinator.storage.trial import TrialStore
 from schemas.records import RegistryEvent, RegistryWatermark
 
+#: A refusal that was noted so long before a visit, or since, is of now: ingest notes one in `EVERY_S`.
+LATELY_S = 2 * EVERY_S
 #: Of one request to the registry.
 TIMEOUT_S = 10.0
 #: How long something that was done may take until it is told and applied. A registry sends one event at a time, so
@@ -152,7 +161,23 @@ class Visit:
         self.scratch = Scratch(pod, instruments.store, instruments.connections)
         #: What came of the pod since the visit began, as far as it is ours or a probe's.
         self.told: list[Told] = []
+        #: The processes that told of a push of the visit; none until there are reports.
+        self.reached: set[str] = set()
         self._clients: list[RegistryClient] = []
+        self._began = time.monotonic()
+
+    @property
+    def patient(self) -> Patient:
+        settings, store = self.instruments.settings, self.instruments.store
+        return Patient(
+            self.pod.name,
+            self.pod.prefix,
+            self.pod.registries,
+            settings.url,
+            store.bucket,
+            f"/{store.root.rstrip('/')}",
+            settings.s3_endpoint_url,
+        )
 
     def clean(self) -> list[str]:
         """Take away what was tried; return in sentences what could not be."""
@@ -261,7 +286,9 @@ class Visit:
         """What was told of each push that succeeded, once nothing more is to come or patience has ended."""
         pushes = [push for push in self.pushes if push.error is None]
         self.wait(lambda: all(self._report(push).is_over for push in pushes))
-        return [self._report(push) for push in pushes]
+        reports = [self._report(push) for push in pushes]
+        self.reached.update(*(report.sources for report in reports))
+        return reports
 
     def _report(self, push: Push) -> Report:
         wanted = {blob.digest for blob in push.image.blobs}
@@ -282,9 +309,17 @@ class Visit:
         return report
 
     @cached_property
+    def kinds(self) -> list[KindsReport]:
+        """One of each kind, at each place where anything was told of the push, and what was told within patience."""
+        pushed = [kinds.push(self.scratch, report.push.place) for report in self.reports if report.sources]
+        done = [each for each in pushed if each.error is None]
+        self.wait(lambda: all(kinds.report(each, self.announced).is_over for each in done))
+        return [kinds.report(each, self.announced) for each in pushed]
+
+    @cached_property
     def are_applied(self) -> bool:
         """Whether all that is in the reports was applied, within patience."""
-        self.reports  # noqa: B018 - tells
+        self.reports, self.kinds  # noqa: B018 - tell
         return self.await_applied()
 
     def announced(self, wanted: Announcement) -> Told | None:
@@ -294,6 +329,11 @@ class Visit:
             if isinstance(record, RegistryEvent) and (record.action, record.repository, record.digest) == wanted:
                 return told
         return None
+
+    def refused(self) -> Refusals | None:
+        """Whether events in the pod's name are refused for their token now, as far as ingest has noted it."""
+        lately = time.monotonic() - self._began + LATELY_S
+        return self.ask(lambda connection: refusals.lately(connection, self.pod.id, lately))
 
     # Storage
 
@@ -310,9 +350,9 @@ class Visit:
 
     # Waiting
 
-    def wait(self, over: Callable[[], bool]) -> bool:
-        """Read what is told until something is so, or patience has ended; whether it is."""
-        deadline = time.monotonic() + self.instruments.patience
+    def wait(self, over: Callable[[], bool], more: float = 0.0) -> bool:
+        """Read what is told until something is so, or patience and `more` seconds have ended; whether it is."""
+        deadline = time.monotonic() + self.instruments.patience + more
         while not over():
             if time.monotonic() > deadline:
                 return False

@@ -70,10 +70,20 @@ def upgrade() -> None:
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("address", sa.Text(), nullable=False),
         sa.Column("sent_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column("known_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("answered_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("echoed", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.ForeignKeyConstraint(["pod_id"], ["pods.id"], name=op.f("fk_probes_pod_id")),
         sa.PrimaryKeyConstraint("nonce", name=op.f("pk_probes")),
     )
     op.create_index("ix_probes_sent_at", "probes", ["sent_at"], unique=False)
+    op.create_index(
+        "ix_probes_unheard",
+        "probes",
+        ["pod_id", "url", "address"],
+        unique=False,
+        postgresql_where=sa.text("answered_at IS NOT NULL AND NOT echoed"),
+    )
     op.create_table(
         "jobs",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -169,14 +179,24 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("ck_gaps_reason"),
         "gaps",
-        "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added')",
+        "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added',"
+        " 'retired', 'restarted')",
+    )
+    op.alter_column("gaps", "noticed_at", server_default=sa.text("clock_timestamp()"))
+    op.add_column(
+        "gaps",
+        sa.Column(
+            "settles_from", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
     )
     op.create_index("ix_blobs_missing", "blobs", ["id"], unique=False, postgresql_where=sa.text("state = 4"))
 
 
 def downgrade() -> None:
     op.drop_index("ix_blobs_missing", "blobs")
-    op.execute("DELETE FROM gaps WHERE reason IN ('discarded', 'renamed', 'prefix-added')")
+    op.drop_column("gaps", "settles_from")
+    op.alter_column("gaps", "noticed_at", server_default=sa.text("now()"))
+    op.execute("DELETE FROM gaps WHERE reason IN ('discarded', 'renamed', 'prefix-added', 'retired', 'restarted')")
     op.drop_constraint("ck_gaps_reason", "gaps")
     op.create_check_constraint(
         op.f("ck_gaps_reason"), "gaps", "reason IN ('log-replaced', 'records-removed', 'log-cut')"

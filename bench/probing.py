@@ -1,0 +1,78 @@
+"""What being probed costs a registry: the processor time of its process for each probe, its notification included.
+
+CNCF distribution on the shared layer, with its webhook at a real API; the program `docker-registry`, or nothing is
+measured. Probes follow each other as fast as they are answered, and a rate is then one that settings ask for.
+"""
+
+import time
+from typing import Any
+
+import psycopg
+
+from bench.cpu import cpu_seconds, wait_quiet
+from bench.run import Context, say
+from bench.services import settings
+from bench.workload import pod_names
+from coordinator import bootstrap
+from coordinator.pods.prober import Prober
+from coordinator.settings import Settings
+from coordinator.stack.distribution import available
+
+WARM_UP = 20
+PATIENCE_S = 120.0
+_NEXT_S = 0.001
+
+
+def measure(context: Context) -> dict[str, Any]:
+    if available() is None:
+        return {"skipped": "docker-registry is not installed"}
+    services, count = context.services, context.count(1_000, quick=50)
+    pod = pod_names(1)[0]
+    with (
+        services.database() as database,
+        services.broker("embedded", 8, database) as broker,
+        services.api(database, broker) as url,
+        services.registry(database, pod, f"{url}/v1/events/{pod}") as (registry, process),
+        psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection,
+    ):
+        connection.execute("UPDATE pods SET registries = ARRAY[%s] WHERE name = %s", [registry, pod])
+        told: Settings = settings(database, broker)
+        connections = bootstrap.connections(told, name="bench-prober")
+        prober = Prober(connections)
+        try:
+            _probe(prober, connection, WARM_UP)
+            wait_quiet(process.pid)
+            before, begun = cpu_seconds(process.pid), time.perf_counter()
+            _probe(prober, connection, count)
+            elapsed = time.perf_counter() - begun
+            wait_quiet(process.pid)
+            seconds = (cpu_seconds(process.pid) - before) / count
+        finally:
+            prober.close()
+            connections.close()
+    every = float(told.probe_every)
+    say(f"{count} probes in {elapsed:.1f} s")
+    return {
+        "probes": count,
+        "cpu_ms_per_probe": round(seconds * 1000, 2),
+        "probe_every_s": every,
+        "share_of_core": round(seconds / every, 6),
+        "shortest_interval_for_1_percent_s": round(seconds / 0.01, 2),
+    }
+
+
+def _probe(prober: Prober, connection: psycopg.Connection[Any], count: int) -> None:
+    """Send probes until so many more have been sent."""
+    deadline, wanted = time.monotonic() + PATIENCE_S, _sent(connection) + count
+    while _sent(connection) < wanted:
+        if time.monotonic() > deadline:
+            raise AssertionError("The registry does not answer probes.")
+        prober.round()
+        # One probe at a time is under way at an address: a round beside it does nothing.
+        time.sleep(_NEXT_S)
+
+
+def _sent(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT count(*) FROM probes").fetchone()
+    assert row is not None
+    return int(row[0])

@@ -1,0 +1,191 @@
+"""`/jwt/auth`: one token for repositories of several pods, and `/.well-known/jwks.json`: the keys that prove it.
+
+The realm of the pods' registries. GET with Basic, or POST with a form, as the Docker registry token specification has
+them ("Token Authentication Specification", "OAuth2 Token Authentication"); parameters that it does not name are passed
+over, as issuers do. Credentials are in no URL, log or error here, and nobody is to keep an answer that carries a token.
+Not here: who grants what (coordinator/tokens/service.py).
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Parameter, RequestBody, Schema
+from msgspec import Meta
+
+from coordinator.api.deps import deps_of
+from coordinator.api.problems import documented
+from coordinator.domain.access import parse_scopes
+from coordinator.errors import NotFoundError, UsageError
+from coordinator.tokens import metrics
+from coordinator.tokens.issuers import Credentials
+from coordinator.tokens.service import Asked, CredentialsRefusedError, TokenService
+from coordinator.tokens.sign import Signed
+
+BODY_LIMIT = 256 * 1024
+FIELDS_LIMIT = 200
+#: Characters of a user name, a service or a client's name.
+WORD_LIMIT = 1000
+#: What a form carries for each grant; the rest of it is no credential.
+GRANTS: Mapping[str, Sequence[str]] = {"password": ("username", "password"), "refresh_token": ("refresh_token",)}
+_NO_STORE = {"Cache-Control": "no-store"}
+
+Parameters = list[tuple[str, str]]
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """As issuers answer. Both names of the token are in use; there is never a refresh token."""
+
+    token: str
+    access_token: str
+    expires_in: Annotated[int, Meta(description="In seconds.")]
+    issued_at: Annotated[str, Meta(description="RFC 3339.")]
+
+
+class Jwks(msgspec.Struct, frozen=True):
+    keys: list[dict[str, Any]]
+
+
+_TEXT = Schema(type=OpenAPIType.STRING)
+_FIELDS = {
+    "service": "The registry's name for itself: BALEEN_JWT_AUDIENCE.",
+    "scope": "type:name:actions, any number of them, separated by spaces.",
+    "account": "The user; what counts are the credentials.",
+    "client_id": "The client's name.",
+    "offline_token": "Passed over: no refresh tokens are made here.",
+}
+
+
+@dataclass
+class _QueryOperation(Operation):
+    def __post_init__(self) -> None:
+        self.parameters = [
+            Parameter(name=name, param_in="query", required=False, schema=_TEXT, description=what)
+            for name, what in _FIELDS.items()
+        ]
+
+
+@dataclass
+class _FormOperation(Operation):
+    def __post_init__(self) -> None:
+        fields = dict.fromkeys(("service", "scope", "client_id", "username", "password", "refresh_token"), _TEXT)
+        grant = Schema(type=OpenAPIType.STRING, enum=list(GRANTS))
+        form = Schema(type=OpenAPIType.OBJECT, properties={"grant_type": grant, **fields}, required=["grant_type"])
+        self.request_body = RequestBody(
+            required=True, content={"application/x-www-form-urlencoded": OpenAPIMediaType(schema=form)}
+        )
+
+
+_DOCUMENTED: dict[str, Any] = {"tags": ["tokens"], "responses": documented(404, 413)}
+
+
+@get(
+    "/jwt/auth",
+    operation_class=_QueryOperation,
+    operation_id="getToken",
+    summary="A token for repositories of several pods (GET)",
+    **_DOCUMENTED,
+)
+async def get_token(request: Request[Any, Any, Any]) -> Response[Token]:
+    """Each scope is asked of the issuer of the pod that owns the repository, with these credentials; what they grant is
+    in one token. 404 where Baleen makes no tokens.
+    """
+    service = _service(request)
+    query = request.scope["query_string"]
+    with metrics.malformed():
+        parameters = _parsed(query)
+        credentials = _basic(request.headers.get("authorization"))
+        asked = _asked(parameters, credentials)
+    return _answer(await service.issue(asked))
+
+
+@post(
+    "/jwt/auth",
+    status_code=200,
+    request_max_body_size=BODY_LIMIT,
+    operation_class=_FormOperation,
+    operation_id="postToken",
+    summary="A token for repositories of several pods (POST)",
+    **_DOCUMENTED,
+)
+async def post_token(request: Request[Any, Any, Any]) -> Response[Token]:
+    """The same with a form of OAuth2, whose credentials are passed on as they are. Issuers that know no such form are
+    asked by GET, where it is a password.
+    """
+    service = _service(request)
+    body = await request.body()
+    with metrics.malformed():
+        parameters = _parsed(body)
+        asked = _asked(parameters, _form(dict(parameters)))
+    return _answer(await service.issue(asked))
+
+
+@get("/.well-known/jwks.json", operation_id="getKeys", summary="The keys that prove Baleen's tokens", **_DOCUMENTED)
+async def get_keys(request: Request[Any, Any, Any]) -> Response[Jwks]:
+    """As a JWKS (RFC 7517): also those that sign no more, or not yet."""
+    return Response(Jwks(_service(request).jwks()["keys"]), headers={"Cache-Control": "max-age=60"})
+
+
+def _service(request: Request[Any, Any, Any]) -> TokenService:
+    service = deps_of(request).token_service
+    if service is None:
+        raise NotFoundError("Baleen makes no tokens here: set BALEEN_JWT_SIGNING_KEYS to have it do so.")
+    return service
+
+
+def _answer(signed: Signed) -> Response[Token]:
+    issued_at = signed.issued_at.isoformat().replace("+00:00", "Z")
+    token = Token(token=signed.token, access_token=signed.token, expires_in=signed.expires_in, issued_at=issued_at)
+    return Response(token, headers=_NO_STORE)
+
+
+def _asked(parameters: Parameters, credentials: Credentials) -> Asked:
+    known = dict(parameters)
+    if any(len(known.get(name, "")) > WORD_LIMIT for name in ("service", "client_id")):
+        raise UsageError(f"`service` and `client_id` have up to {WORD_LIMIT} characters.")
+    scopes = parse_scopes(value for name, value in parameters if name == "scope")
+    return Asked(scopes, credentials, known.get("service"), known.get("client_id", ""))
+
+
+def _parsed(text: bytes) -> Parameters:
+    """Parameters of a query or a form, in their order."""
+    try:
+        return parse_qsl(text.decode("ascii"), keep_blank_values=True, max_num_fields=FIELDS_LIMIT, errors="strict")
+    except ValueError as error:
+        raise UsageError(f"The parameters cannot be read: send up to {FIELDS_LIMIT} of them, as UTF-8.") from error
+
+
+def _basic(header: str | None) -> Credentials:
+    """Who asks by GET; raises CredentialsRefusedError for what no issuer would know."""
+    if header is None:
+        return Credentials()
+    scheme, _, encoded = header.partition(" ")
+    try:
+        # A password may be in whatever bytes its issuer knows: it is passed on as it came.
+        name, colon, _ = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+        username = name.decode()
+    except (binascii.Error, ValueError):
+        username, colon = "", b""
+    if scheme.lower() != "basic" or not colon or len(username) > WORD_LIMIT:
+        raise CredentialsRefusedError("The credentials cannot be read: send `Authorization: Basic …`, or none.")
+    return Credentials(username, f"Basic {encoded.strip()}")
+
+
+def _form(fields: Mapping[str, str]) -> Credentials:
+    """Who asks by POST; raises UsageError."""
+    kind = fields.get("grant_type", "")
+    names = GRANTS.get(kind)
+    if names is None:
+        raise UsageError(f"`grant_type` must be one of {', '.join(GRANTS)}.")
+    if any(not fields.get(name) for name in names) or len(fields.get("username", "")) > WORD_LIMIT:
+        raise UsageError(f"With this `grant_type` the form must have {' and '.join(names)}.")
+    credentials = (("grant_type", kind), *((name, fields[name]) for name in names))
+    return Credentials(fields["username"] if "username" in names else "", form=credentials)
+
+
+HANDLERS = [get_token, post_token, get_keys]

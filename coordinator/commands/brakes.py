@@ -1,0 +1,150 @@
+"""`baleen pin`, `unpin`, `hold`, `release`, and `baleen gc on` and `off`: what stops garbage collection.
+
+`gc off` is the kill switch, so it has a second way: where the API does not answer or is not known, and the database is,
+it is turned there. That is the same row which every delete asks for; nothing else need run.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from coordinator import settings
+from coordinator.commands.blobs import Cursor, DigestArgument, Limit
+from coordinator.commands.client import connected
+from coordinator.commands.database import with_database
+from coordinator.commands.output import Json, notes, print_json, print_page
+from coordinator.domain.names import parse_digest, parse_repository
+from coordinator.errors import UnavailableError, UnconfiguredError
+from coordinator.settings import Settings
+
+if TYPE_CHECKING:
+    from coordinator.db.queries.session import Database
+
+Why = Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")]
+NeededWhy = Annotated[str, typer.Option(help="Why, for whoever reads it later.")]
+Scope = Annotated[
+    str, typer.Argument(metavar="SCOPE", help="A pod, or a prefix of repositories' names such as team/app.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (pin, unpin, hold, release):
+        app.command()(command)
+
+
+def pin(digest: DigestArgument, *, why: Why = None, json: Json = False) -> None:
+    """Never collect a blob."""
+    parse_digest(digest)
+    with connected(settings.load()) as api:
+        pinned = api.put(f"/v1/pins/{digest}", _because(why))
+    if json:
+        print_json(pinned)
+        return
+    typer.echo(f"{digest} is pinned: it is not collected until `baleen unpin`.")
+    if pinned["state"] is None:
+        notes().print("No registry has spoken of it yet: check the digest.", soft_wrap=True)
+    elif pinned["state"] in {"hidden", "hiding", "purging"}:
+        notes().print(f"It is hidden: `baleen blob undelete {digest}` brings it back.", soft_wrap=True)
+    elif pinned["state"] == "purged":
+        notes().print("Its bytes are deleted already: push it again.", soft_wrap=True)
+
+
+def unpin(digest: DigestArgument, *, json: Json = False) -> None:
+    """Let a blob that is pinned be collected like any other."""
+    parse_digest(digest)
+    with connected(settings.load()) as api:
+        api.delete(f"/v1/pins/{digest}")
+    if json:
+        print_json({"digest": digest, "pinned": False})
+    else:
+        typer.echo(f"{digest} is not pinned any more.")
+
+
+def hold(scope: Scope, *, why: Why = None, json: Json = False) -> None:
+    """Collect nothing at all while this is held: pods share the bytes."""
+    name = parse_repository(scope)
+    with connected(settings.load()) as api:
+        held = api.put(f"/v1/holds/{name}", _because(why))
+    if json:
+        print_json(held)
+    else:
+        typer.echo(
+            f"{name} is held, and with it everything, since pods share the bytes: nothing is collected until "
+            f"`baleen release {name}`."
+        )
+
+
+def release(scope: Scope, *, json: Json = False) -> None:
+    """Let go of what is held."""
+    name = parse_repository(scope)
+    with connected(settings.load()) as api:
+        api.delete(f"/v1/holds/{name}")
+        others = api.get("/v1/holds", limit=1)["items"]
+    if json:
+        print_json({"scope": name, "held": False})
+    else:
+        more = f"; {others[0]['scope']} still is: see `baleen gc holds`" if others else ""
+        typer.echo(f"{name} is not held any more{more}.")
+
+
+def holds(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False) -> None:
+    """List what is held. One hold is enough to collect nothing."""
+    with connected(settings.load()) as api:
+        page = api.pages("/v1/holds", limit, cursor)
+    print_page(page, ("scope", "held_at", "why"), json=json)
+
+
+def pins(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False) -> None:
+    """List the blobs that are pinned."""
+    with connected(settings.load()) as api:
+        page = api.pages("/v1/pins", limit, cursor)
+    print_page(page, ("digest", "state", "pinned_at", "why"), json=json)
+
+
+def on(*, why: NeededWhy, json: Json = False) -> None:
+    """Let garbage be collected."""
+    with connected(settings.load()) as api:
+        switch = api.put("/v1/gc/switch", {"enabled": True, "why": why})
+        held = api.get("/v1/status")["gc"]["held_by"]
+    if json:
+        print_json(switch)
+        return
+    typer.echo("Garbage collection is on.")
+    for reason in held:
+        notes().print(f"It is held: {reason}", soft_wrap=True)
+
+
+def off(*, why: NeededWhy, json: Json = False) -> None:
+    """Turn the kill switch: nothing is deleted any more, at once and in every process.
+
+    Where the API is away and BALEEN_DATABASE_URL is set, or a stack runs here, it is turned in the database.
+    """
+    loaded = settings.load()
+    try:
+        with connected(loaded) as api:
+            switch = api.put("/v1/gc/switch", {"enabled": False, "why": why})
+    except (UnavailableError, UnconfiguredError) as error:
+        if loaded.database_url is None:
+            raise type(error)(
+                f"{error} Or set BALEEN_DATABASE_URL: the switch is then turned in the database itself."
+            ) from error
+        switch = _off_in_database(loaded, why)
+        notes().print("The API does not answer: the switch was turned in the database.", soft_wrap=True)
+    print_json(switch) if json else typer.echo("Garbage collection is off: nothing is deleted any more.")
+
+
+def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
+    from coordinator.db import brakes  # noqa: PLC0415
+    from coordinator.db.queries import brakes as queries  # noqa: PLC0415
+
+    async def turned(database: "Database") -> Any:
+        await brakes.put_switch(database, why, on=False)
+        return await queries.switched(database)
+
+    switch: dict[str, Any] = msgspec.to_builtins(with_database(loaded, turned))
+    return switch
+
+
+def _because(why: str | None) -> dict[str, str]:
+    return {} if why is None else {"why": why}

@@ -1,0 +1,40 @@
+"""What commands ask of the database itself, where the API is not the way.
+
+Ctrl-C is told to the loop as any other event. `asyncio.run` alone cancels what it runs from within the signal's
+handler, between any two instructions: one time in thousands a future is cancelled between the question whether it is
+done and the answer, and the driver's callback prints a trace.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from coordinator.settings import Settings
+
+if TYPE_CHECKING:
+    from coordinator.db.queries.session import Database
+
+T = TypeVar("T")
+
+
+def with_database(settings: Settings, ask: "Callable[[Database], Awaitable[T]]") -> T:
+    """Ask, over one connection, and close it. From the main thread.
+
+    :raises KeyboardInterrupt: after Ctrl-C, once the connection is closed.
+    """
+    from coordinator import bootstrap  # noqa: PLC0415 - drivers are for commands that need them
+
+    async def asked() -> T:
+        if task := asyncio.current_task():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        database = bootstrap.engine(settings, pool_size=1, name="baleen-command")
+        try:
+            return await ask(database)
+        finally:
+            await database.dispose()
+
+    try:
+        return asyncio.run(asked())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None

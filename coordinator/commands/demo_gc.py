@@ -1,0 +1,238 @@
+"""The demo's round of garbage collection: what was deleted is hidden, one image comes again, the other is purged.
+
+Route: `prepare`, early, since the links of what it deletes have to grow old -> `collect`: the doctor's visits, hide,
+restore, purge, and what the ledger says. Each wait says what it waits for, in the words of the plan.
+Not here: what is counted (demo.py), the rules (domain/gc.py).
+"""
+
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from coordinator import bootstrap
+from coordinator.commands.demo_world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError
+from coordinator.domain.findings import Finding, Verdict
+from coordinator.domain.gc import Why
+from coordinator.domain.names import PodName, parse_digest
+from coordinator.pods.doctor.examine import examine
+from coordinator.pods.images import Image, Layer, make_image, make_layer
+from coordinator.storage.layout import blob_key
+
+#: A worker takes links away once a minute; all else is done within seconds.
+COLLECT_S = 120.0
+#: Between two looks at the plan.
+LOOK_S = 0.5
+#: The demo has fewer blobs.
+PLAN_LIMIT = 1000
+
+
+class Garbage(NamedTuple):
+    """Two images of pod-a that were deleted: one stays so, the other is pushed again."""
+
+    old: Image
+    again: Image
+
+
+class Plan(NamedTuple):
+    held_by: list[str]
+    #: By digest.
+    items: dict[str, dict[str, Any]]
+
+
+class Waits(NamedTuple):
+    what: str
+    asks_reconcile: bool = False
+
+
+def prepare(demo: Demo, base: Layer) -> Garbage:
+    """Push two images and delete them; they share the base layer with others, which stays."""
+    demo.step("push old and again to pod-a, and delete both: nothing needs their own layers any more")
+    old, again = (make_image(f"demo/{name}", [base, make_layer(f"demo/{name}", 50_000)]) for name in ("old", "again"))
+    client = demo.pods["pod-a"].client
+    for name, image in (("old", old), ("again", again)):
+        client.push_image(f"pod-a/{name}", image, "v1")
+        client.delete_manifest(f"pod-a/{name}", image.digest)
+    return Garbage(old, again)
+
+
+def collect(demo: Demo, garbage: Garbage) -> None:
+    old, again = own(garbage.old), own(garbage.again)
+    _examine(demo)
+
+    demo.step("plan what may go, and then switch garbage collection on: it is hidden, and its bytes are kept")
+    _check_served(demo, "old", garbage.old, expected=True)
+    _collect_until(demo, [*old, *again], "hide", "hidden")
+    _check_served(demo, "old", garbage.old, expected=False)
+    _check_served(demo, "again", garbage.again, expected=False)
+    if any(not demo.store.versions(_key(digest))[1:] for digest in old):
+        raise DemoFailedError(f"Of {old} not all bytes are kept below a delete marker.")
+    demo.held(f"{len(old) + len(again)} blobs are hidden: both registries answer 404, the bytes are kept below markers")
+
+    demo.step("push again to pod-b: what is needed again is restored")
+    began = time.monotonic()
+    demo.pods["pod-b"].client.push_image("pod-b/again", garbage.again, "v1")
+    _await_state(demo, again, "live")
+    took = time.monotonic() - began
+    _check_served(demo, "again", garbage.again, expected=True)
+    demo.held(f"all is live {took:.1f} s after the push began, and pod-a serves its layers again, too")
+
+    demo.step("the other image is purged, once everybody who could have seen it before has reported")
+    _collect_until(demo, old, "purge", "purged")
+    left = [digest for digest in old if demo.store.versions(_key(digest))]
+    if left:
+        raise DemoFailedError(f"{left} were purged, and storage still has them.")
+    freed = sum(_history(demo, digest)[-1]["evidence"]["freed_bytes"] for digest in old)
+    demo.held(f"storage has no version of its {len(old)} blobs any more, and gave {freed:,} bytes back")
+
+    demo.step("what the ledger says of a layer of each")
+    _check_story(demo, garbage.old.layers[1].digest, ["hide", "hidden", "purge", "purged"])
+    _check_story(demo, garbage.again.layers[1].digest, ["hide", "hidden", "restored"])
+
+
+def own(image: Image) -> list[str]:
+    """The digests that no other image of the demo has."""
+    return [image.digest, image.config.digest, *(layer.digest for layer in image.layers[1:])]
+
+
+def check_findings(pod: str, findings: Collection[Finding], unsafe: Collection[str] = UNSAFE_FINDINGS) -> list[Finding]:
+    """Return what is not proved, all of which the demo expects; raises DemoFailedError."""
+    found = [each for each in findings if each.verdict is not Verdict.PROVED]
+    unexpected = [f"{each.check} is {each.verdict} ({each.proof})" for each in found if each.check not in unsafe]
+    if unexpected:
+        raise DemoFailedError(f"Pod {pod} is not safe to collect for: {'; '.join(unexpected)}.")
+    return found
+
+
+def _examine(demo: Demo) -> None:
+    demo.step("let the doctor examine both pods: what is not proved keeps garbage collection away")
+
+    def visit(name: str) -> list[Finding]:
+        with bootstrap.doctor(demo.settings, PodName(name)) as instruments:
+            return examine(instruments, PodName(name)).findings
+
+    with ThreadPoolExecutor(len(PODS)) as pool:
+        visits = dict(zip(PODS, pool.map(visit, PODS), strict=True))
+    unproved = {pod: check_findings(pod, findings) for pod, findings in visits.items()}
+    proved = [f"{len(visits[pod]) - len(found)} checks of {pod}" for pod, found in unproved.items()]
+    demo.held(f"proved are {' and '.join(proved)}")
+    for finding in unproved[PODS[0]]:
+        demo.console.print(f"  {finding.check} is {finding.verdict}: {finding.proof}", highlight=False)
+    demo.console.print(
+        f"  These would hold it. Here alone it goes on: BALEEN_UNSAFE_FINDINGS={','.join(UNSAFE_FINDINGS)}",
+        highlight=False,
+    )
+
+
+# Garbage collection, as an operator asks for it
+
+
+def _switch_on(demo: Demo) -> None:
+    demo.api.put("/v1/gc/switch", {"enabled": True, "why": "the demo has looked at the plan"})
+
+
+def _plan(demo: Demo) -> Plan:
+    """What garbage collection would do now with each blob that it may concern, were it switched on."""
+    told = demo.api.get("/v1/gc/plan", despite_holds=True, limit=PLAN_LIMIT)
+    held = [reason for reason in told["held_by"] if not reason.startswith("switched off")]
+    return Plan(held, {item["digest"]: item for item in told["items"]})
+
+
+def _run(demo: Demo) -> None:
+    """Have one collection run to its end."""
+    run = demo.api.post("/v1/gc/runs", {"why": "the demo"})
+    deadline = time.monotonic() + FOLLOW_S
+    while run["state"] in {"waiting", "running"}:
+        if time.monotonic() > deadline:
+            raise DemoFailedError(f"A collection did not end within {FOLLOW_S:.0f} s: {run}.")
+        time.sleep(POLL_S)
+        run = demo.api.get(f"/v1/gc/runs/{run['id']}")
+    if run["state"] != "done":
+        raise DemoFailedError(f"A collection failed: {run['error']}")
+
+
+def _history(demo: Demo, digest: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = demo.api.get(f"/v1/blobs/{digest}/explain")["history"]
+    return found
+
+
+# Waiting, and looking
+
+
+def _collect_until(demo: Demo, digests: list[str], step: str, state: str) -> None:
+    """Wait until the plan says so of these blobs, and let a collection do it, be it the demo's or the scheduler's."""
+    deadline = time.monotonic() + COLLECT_S
+    said = ""
+    while left := [digest for digest, told in zip(digests, _states(demo, digests), strict=True) if told != state]:
+        plan = _plan(demo)
+        waits = [found for digest in left if (found := waits_for(plan, digest, step)) is not None]
+        if not waits:
+            _switch_on(demo)
+            _run(demo)
+            continue
+        if waits[0].what != said:
+            said = waits[0].what
+            demo.waits(said)
+        if waits[0].asks_reconcile:
+            for pod in PODS:
+                demo.api.post(f"/v1/pods/{pod}/reconcile", {"why": "the demo waits for it"})
+        if time.monotonic() > deadline:
+            raise DemoFailedError(f"Waited in vain until {left} are {state}: {said}.")
+        time.sleep(LOOK_S)
+
+
+def waits_for(plan: Plan, digest: str, step: str) -> Waits | None:
+    """Say why the plan does not do this with a blob; None if it does."""
+    if plan.held_by:
+        return Waits(plan.held_by[0])
+    item = plan.items.get(digest)
+    if item is None:
+        return Waits("a link to one of the blobs still counts: a worker takes old links away once a minute")
+    if item["step"] == step:
+        return None
+    if item["why"] is None:
+        return Waits(f"a collection is about to {item['step']} one of the blobs")
+    return Waits(item["detail"], asks_reconcile=item["why"] == Why.NOT_RECONCILED)
+
+
+def _await_state(demo: Demo, digests: list[str], state: str) -> None:
+    _until(
+        lambda: all(told == state for told in _states(demo, digests)),
+        lambda: f"{digests} should be {state}, and are {_states(demo, digests)}.",
+    )
+
+
+def _states(demo: Demo, digests: list[str]) -> list[str | None]:
+    return [None if blob is None else blob["state"] for blob in demo.look_up(digests)]
+
+
+def _check_served(demo: Demo, name: str, image: Image, *, expected: bool) -> None:
+    """Ask pod-a for what it links of an image, and that was the image's own."""
+    client = demo.pods["pod-a"].client
+    for digest in own(image)[1:]:
+        if client.has_blob(f"pod-a/{name}", digest) is not expected:
+            raise DemoFailedError(f"pod-a {'does not serve' if expected else 'serves'} {digest} of {name}.")
+    if not client.has_blob(f"pod-a/{name}", image.layers[0].digest):
+        raise DemoFailedError(f"pod-a does not serve the base layer in {name}, and others need it.")
+
+
+def _check_story(demo: Demo, digest: str, expected: list[str]) -> None:
+    told = demo.api.get(f"/v1/blobs/{digest}/explain")
+    demo.console.print(f"  {digest[:19]}… {told['summary']}", highlight=False)
+    for sentence in told["story"]:
+        demo.console.print(f"    {sentence}", highlight=False)
+    decisions = [entry["decision"] for entry in told["history"]]
+    if decisions != expected:
+        raise DemoFailedError(f"The ledger says {decisions} of {digest}, and it went {expected}.")
+
+
+def _until(there: Callable[[], bool], why: Callable[[], str]) -> None:
+    deadline = time.monotonic() + FOLLOW_S
+    while not there():
+        if time.monotonic() > deadline:
+            raise DemoFailedError(why())
+        time.sleep(POLL_S)
+
+
+def _key(digest: str) -> str:
+    return blob_key(parse_digest(digest))

@@ -1,0 +1,67 @@
+"""The demo's mount: an image of pod-b whose base layer lives in pod-a only, pushed through the router.
+
+Route: `start`, which runs nginx with the configuration of `baleen router-config` -> `mount`. Where nginx is not
+installed Baleen is asked directly, as the router would ask it.
+Not here: what a mount is (coordinator/mounts), the configuration (pods/router.py).
+"""
+
+from pathlib import Path
+
+from coordinator.commands.demo_world import Demo, DemoFailedError
+from coordinator.domain.pods import parse_registry
+from coordinator.pods import router
+from coordinator.pods.images import Layer, make_image, make_layer
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.stack import nginx
+
+#: Of the layer that is not sent.
+BASE_BYTES = 3_000_000
+#: Longer than any request of the demo.
+REQUEST_BOUND_S = 60
+
+
+def start(demo: Demo, directory: Path, port: int, api: str) -> str | None:
+    """Start the router, and return where clients reach it; None where there is no nginx."""
+    if nginx.available() is None:
+        demo.console.print("  nginx is not installed here: Baleen is asked for mounts as a router would ask it")
+        return None
+    state = directory / "router"
+    state.mkdir()
+    address = f"127.0.0.1:{port}"
+    options = router.Options(
+        coordinator=[parse_registry(api)],
+        request_bound_s=REQUEST_BOUND_S,
+        listen=address,
+        whole=True,
+        state_dir=str(state),
+        log_file=f"{state}/access.log",
+    )
+    pods = [router.Pod(name, [name], [parse_registry(pod.registry.url)]) for name, pod in demo.pods.items()]
+    file = state / "nginx.conf"
+    file.write_text(router.configuration(pods, options))
+    demo.children.start(nginx.nginx(state, file, address))
+    demo.console.print("  the router is nginx, with the configuration of `baleen router-config`")
+    return f"http://{address}"
+
+
+def mount(demo: Demo, through: str | None, api: str) -> Layer:
+    """Push an image to pod-b through the router; return its layer that was mounted."""
+    demo.step(f"push app5 to pod-b{' through the router' if through else ''}: its base layer lives in pod-a only")
+    base = make_layer("demo/elsewhere", BASE_BYTES)
+    demo.pods["pod-a"].client.push_image("pod-a/base", make_image("demo/base", [base]), "v1")
+    image = make_image("demo/app5", [base, make_layer("demo/app5", 50_000)])
+    with RegistryClient(through or api) as asking, RegistryClient(through or demo.pods["pod-b"].registry.url) as client:
+        if not asking.mount_blob("pod-b/app5", base.digest, "pod-a/base"):
+            raise DemoFailedError("The layer of pod-a was not mounted in pod-b.")
+        sent = sum(len(blob.content) for blob in image.blobs if not client.has_blob("pod-b/app5", blob.digest))
+        client.push_image("pod-b/app5", image, "v1")
+        pulled = client.pull_image("pod-b/app5", "v1")
+    if pulled.digest != image.digest:
+        raise DemoFailedError(f"app5 was pulled as {pulled.digest}.")
+    told = demo.api.get(f"/v1/blobs/{base.digest}/explain")["mounts"]
+    if [(each["repository"], each["source"]) for each in told] != [("pod-b/app5", "pod-a/base")]:
+        raise DemoFailedError(f"The mount is told as {told}.")
+    demo.held(
+        f"{len(base.content):,} bytes were not sent, {sent:,} were; pod-b has every layer, and the image pulls whole"
+    )
+    return base

@@ -1,0 +1,63 @@
+"""What a doctor found, for people: first and in whole what is to be mended, then what follows from that, then what is
+proved, and how.
+
+Route: commands/doctor.py (of a visit) and commands/pods.py (of the last one) -> `print_findings`.
+A finding that merely follows from another has nothing to mend (pods/doctor/verdicts.py): all that follow from the same
+are told in one line.
+"""
+
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from coordinator.commands.output import WIDTH, paragraph
+from coordinator.domain.findings import Finding, Verdict
+
+#: Of how something was proved; --json has it whole.
+SHORT = 2 * WIDTH - 20
+#: A line of a mend that is words; others are to be typed or pasted, and stay as they are.
+_WORDS = re.compile(r"\(|[A-Z][a-z]*,? ")
+
+
+def print_findings(found: Sequence[Finding], *, with_proofs: bool) -> None:
+    """Print findings; those that are proved only by their names, unless it is asked how that was found out."""
+    following: dict[str, list[str]] = {}
+    for each in found:
+        if each.verdict is Verdict.UNPROVED and not each.mend:
+            following.setdefault(each.proof, []).append(each.check)
+        elif each.verdict is not Verdict.PROVED:
+            sys.stdout.write(f"\n{_block(each)}\n")
+    for proof, checks in following.items():
+        told = f"{', '.join(checks)} {'is' if len(checks) == 1 else 'are'} {Verdict.UNPROVED}: {proof}"
+        sys.stdout.write(f"\n{paragraph(told, 2)}\n")
+    proved = [each for each in found if each.verdict is Verdict.PROVED]
+    if with_proofs:
+        _print_proofs(proved)
+    elif proved:
+        names = ", ".join(each.check for each in proved)
+        sys.stdout.write(f"\n{paragraph(f'proved: {names}', 2)}\n")
+
+
+def _block(found: Finding) -> str:
+    lines = [paragraph(f"{found.check} is {found.verdict}: {found.meaning}", 2)]
+    lines.append(f"  {paragraph(f'found out: {found.proof}', 4)}")
+    return "\n".join([*lines, _mend(found)]) if found.mend else "\n".join(lines)
+
+
+def _mend(found: Finding) -> str:
+    lines = (paragraph(line) if _WORDS.match(line) else line for line in found.mend.splitlines())
+    return "\n".join(["  to mend it:", *lines])
+
+
+def _print_proofs(proved: Sequence[Finding]) -> None:
+    console = Console(highlight=False)
+    for each in proved:
+        proof = textwrap.shorten(each.proof, SHORT, placeholder=" …")
+        console.print(Text(f"\n{paragraph(f'{each.check} is proved: {each.meaning}', 2)}"), soft_wrap=True)
+        console.print(Text(f"  {paragraph(f'found out: {proof}', 4)}", style="dim"), soft_wrap=True)
+        if each.mend:
+            console.print(Text(_mend(each)), soft_wrap=True)

@@ -1,0 +1,316 @@
+"""`baleen gc`: look at the plan of garbage collection, start a run, see what runs did, and stop it.
+
+A run goes on when the command is interrupted: a scheduler does it.
+`gc claim` alone needs no API: it is for a database on which nothing of Baleen may run yet.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from coordinator import settings
+from coordinator.commands import brakes
+from coordinator.commands.blobs import Cursor, Limit
+from coordinator.commands.client import Api, connected
+from coordinator.commands.jobs import until_ended
+from coordinator.commands.output import (
+    Json,
+    as_bytes,
+    as_text,
+    counted,
+    notes,
+    print_fields,
+    print_json,
+    print_page,
+    print_table,
+    progress_bar,
+)
+from coordinator.errors import BaleenError, UsageError
+
+app = typer.Typer(help="Collect what nothing references: hide it, wait, delete it.", no_args_is_help=True)
+app.command()(brakes.on)
+app.command()(brakes.off)
+app.command()(brakes.holds)
+app.command()(brakes.pins)
+
+#: Of one kind that somebody else asked for, and another; each is waited for.
+ATTEMPTS = 5
+PLAN_COLUMNS = ("digest", "size", "step", "since", "why", "detail")
+RUN_COLUMNS = ("id", "state", "dry_run", "began_at", "finished_at", "hidden", "purged", "restored", "why")
+#: What `show` prints in places of their own.
+APART = frozenset({"progress", "held_by", "error"})
+
+
+@app.command()
+def plan(
+    *,
+    step: Annotated[str | None, typer.Option(help="Only what would be hidden: hide; purged: purge; or kept: keep.")] = (
+        None
+    ),
+    despite_holds: Annotated[
+        bool, typer.Option("--despite-holds", help="What goes once nothing holds collection.")
+    ] = False,
+    limit: Limit = 1000,
+    cursor: Cursor = None,
+    json: Json = False,
+) -> None:
+    """Say what would be hidden, purged and kept now, and why. It changes nothing."""
+    with connected(settings.load()) as api:
+        first = api.get("/v1/gc/plan", limit=1, despite_holds=str(despite_holds).lower())
+        page = api.pages("/v1/gc/plan", limit, cursor, step=step, despite_holds=str(despite_holds).lower())
+    # The last page of several has none.
+    page["totals"] = first["totals"]
+    if json:
+        print_json(page)
+        return
+    _print_figures(page["totals"])
+    if page["held_by"]:
+        sys.stdout.write("\nNothing goes now. It is held by\n")
+        sys.stdout.writelines(f"  {reason}\n" for reason in page["held_by"])
+        if not despite_holds:
+            notes().print("What goes once nothing holds it: --despite-holds", soft_wrap=True)
+    sys.stdout.write("\n")
+    print_page(page, PLAN_COLUMNS, json=False)
+
+
+@app.command()
+def run(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    why: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
+    beyond_limits: Annotated[
+        str | None,
+        typer.Option(metavar="WHY", help="Take more than the limits let it, this time; say why that is right."),
+    ] = None,
+    leavings: Annotated[
+        bool,
+        typer.Option("--leavings", help="Look also for what registries leave behind, whenever that was last done."),
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is done, or only ask for it.")] = True,
+    json: Json = False,
+) -> None:
+    """Collect garbage now. Shows the figures and asks first, unless --yes is given."""
+    asks = not dry_run and not yes
+    if asks and not sys.stdin.isatty():
+        raise UsageError("Nobody is there to confirm the run: pass --yes, or look first with --dry-run.")
+    body = {"dry_run": dry_run, "leavings": leavings} | {
+        name: value for name, value in (("why", why), ("beyond_limits", beyond_limits)) if value is not None
+    }
+    with connected(settings.load()) as api:
+        if asks:
+            _confirm(api)
+        told = _done(api, body) if wait else api.post("/v1/gc/runs", body)
+    if json:
+        print_json(told)
+    elif told["state"] != "done":
+        typer.echo(f"Run {told['id']} is {told['state']}: see `baleen gc show {told['id']}`.")
+    else:
+        _print_run(told)
+    if told["state"] == "done" and told["held_by"] and not told["dry_run"]:
+        raise BaleenError(f"Run {told['id']} could take nothing away: {_first(told['held_by'])}")
+
+
+@app.command()
+def status(*, json: Json = False) -> None:
+    """Say how garbage collection is doing, and what holds it."""
+    with connected(settings.load()) as api:
+        told = api.get("/v1/gc/status")
+    if json:
+        print_json(told)
+        return
+    runs = {name: _run_line(told[name]) for name in ("open_run", "last_run")}
+    switch = {"switch": f"{'on' if told['enabled'] else 'off'}: {told['switch']['why']}"}
+    fields = told | runs | switch
+    print_fields({name: value for name, value in fields.items() if name not in {"enabled", "held_by"}})
+    sys.stdout.write("\nheld by\n" if told["held_by"] else "\nNothing holds it.\n")
+    sys.stdout.writelines(f"  {reason}\n" for reason in told["held_by"])
+
+
+@app.command()
+def history(*, limit: Limit = 100, cursor: Cursor = None, json: Json = False) -> None:
+    """List runs, the newest first."""
+    with connected(settings.load()) as api:
+        page = api.pages("/v1/gc/runs", limit, cursor)
+    if not json:
+        page["items"] = [
+            run | {"hidden": _amount(run["hidden"]), "purged": _amount(run["purged"])} for run in page["items"]
+        ]
+    print_page(page, RUN_COLUMNS, json=json)
+
+
+@app.command()
+def show(
+    number: Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="As `history` shows it.")],
+    *,
+    decisions: Annotated[bool, typer.Option("--decisions", help="Also what it decided of each blob.")] = False,
+    limit: Limit = 1000,
+    cursor: Cursor = None,
+    json: Json = False,
+) -> None:
+    """Show one run: how far it is, what it took away, kept and gave back."""
+    with connected(settings.load()) as api:
+        told = api.get(f"/v1/gc/runs/{number}")
+        page = api.pages(f"/v1/gc/runs/{number}/decisions", limit, cursor) if decisions else None
+    if json:
+        print_json(told if page is None else told | {"decisions": page})
+        return
+    _print_run(told)
+    if page is not None:
+        sys.stdout.write("\n")
+        print_page(page, ("at", "decision", "digest", "why"), json=False)
+
+
+@app.command()
+def claim(
+    *,
+    why: brakes.NeededWhy,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Let this database go on with a bucket of whose history it does not know all.
+
+    For a database that was restored from a backup, or takes the place of another one. Collection is switched off, what
+    this table hides is given back by the next run, and every pod has to be reconciled. Straight to the database and the
+    bucket. Stop everything else of Baleen before.
+    """
+    from coordinator import bootstrap  # noqa: PLC0415 - drivers are for commands that need them
+    from coordinator.gc import mark  # noqa: PLC0415
+    from coordinator.ingest.topics import EVENTS  # noqa: PLC0415
+
+    loaded = settings.load()
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("Nobody is there to confirm the claim: pass --yes.")
+        _ask("Is everything of Baleen stopped, and no other database to go on with this bucket?")
+    connections = bootstrap.connections(loaded, name="baleen-claim")
+    try:
+        claimed = mark.claim(connections, bootstrap.object_store(loaded), why, EVENTS)
+    finally:
+        connections.close()
+    if json:
+        print_json(claimed._asdict())
+        return
+    typer.echo(
+        f"The bucket is this database's, and collection is off. {counted(claimed.hides, 'hide')} will be given back; "
+        f"{counted(claimed.pods, 'pod')} will be reconciled.\nNow follow docs/RUNBOOK.md, `The database was restored "
+        "from a backup`, and then `baleen gc on --why …`."
+    )
+
+
+def _confirm(api: Api) -> None:
+    """Show what the run would take, and ask; raises BaleenError if it cannot run, or is not to."""
+    planned = api.get("/v1/gc/plan", limit=1)
+    if planned["held_by"]:
+        raise BaleenError(f"Nothing can be collected now: {_first(planned['held_by'])}")
+    totals = planned["totals"]
+    _ask(f"Hide {_amount(totals['hide'])}, and delete {_amount(totals['purge'])} for good?")
+
+
+def _ask(question: str) -> None:
+    """Return if it is answered with yes; raises BaleenError."""
+    notes().print(f"{question} [y/N] ", end="", soft_wrap=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise BaleenError("Nothing was done.")
+
+
+def _done(api: Api, body: dict[str, Any]) -> dict[str, Any]:
+    """Have a run as it is asked for done, after any other that is open; raises BaleenError if it failed."""
+    for _ in range(ATTEMPTS):
+        told: dict[str, Any] = api.post("/v1/gc/runs", body)
+        ours = (
+            told["dry_run"] == body["dry_run"]
+            and told["leavings"] >= body["leavings"]
+            and ("beyond_limits" not in body or told["beyond_limits"] is not None)
+        )
+        if not ours:
+            notes().print("A run of another kind is under way; this one follows it.", soft_wrap=True)
+        told = _followed(api, told)
+        if ours:
+            if told["state"] == "failed":
+                raise BaleenError(f"Run {told['id']} failed: {told['error']}")
+            return told
+    raise BaleenError("Others ask for runs all the time: try again.")
+
+
+def _followed(api: Api, told: dict[str, Any]) -> dict[str, Any]:
+    """Show how far the run is until it has ended, and return it."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with progress_bar(*columns) as progress:
+        task = progress.add_task(_how_far(told), total=None)
+        return until_ended(
+            api,
+            f"/v1/gc/runs/{told['id']}",
+            told,
+            lambda now: progress.update(task, description=_how_far(now)),
+            progress.console,
+        )
+
+
+def _how_far(told: dict[str, Any]) -> str:
+    what = "dry run" if told["dry_run"] else "run"
+    step = told["step"] or told["state"]
+    return f"{what} {told['id']}: {step}, hidden {_amount(told['hidden'])}, purged {_amount(told['purged'])}"
+
+
+def _print_figures(totals: dict[str, Any]) -> None:
+    rows = [("hide", *_both(totals["hide"])), ("purge", *_both(totals["purge"]))]
+    rows += [(f"keep: {why}", *_both(kept)) for why, kept in totals["kept"].items()]
+    print_table(("step", "blobs", "bytes"), rows)
+    if totals["unfinished"]:
+        sys.stdout.write(
+            f"\n{counted(totals['unfinished'], 'hide')} without an end: the next run undoes or ends them.\n"
+        )
+
+
+def _print_run(told: dict[str, Any]) -> None:
+    done = ("would hide", "would purge") if told["dry_run"] else ("hidden", "purged")
+    amounts = {said: _amount(told[name]) for said, name in zip(done, ("hidden", "purged"), strict=True)}
+    planned = told["planned"] and {name: _amount(told["planned"][name]) for name in ("hide", "purge")}
+    fields = {name: value for name, value in told.items() if name not in {"hidden", "purged"}}
+    fields |= amounts | {"planned": planned}
+    others = {name: value for name, value in told["progress"].items() if name not in told and name != "step"}
+    print_fields({name: value for name, value in fields.items() if name not in APART} | others)
+    if told["held_by"]:
+        sys.stdout.write("\nheld by\n")
+        sys.stdout.writelines(f"  {reason}\n" for reason in told["held_by"])
+    over = told["progress"].get("beyond_limits")
+    if told["dry_run"] and over:
+        sys.stdout.write("\nrefused without `--beyond-limits WHY`\n")
+        sys.stdout.writelines(f"  {reason}\n" for reason in over)
+    _print_leavings(told["progress"].get("leavings") or {})
+    if told["error"]:
+        sys.stdout.write(f"\n{told['error']}\n")
+
+
+def _print_leavings(told: dict[str, dict[str, Any]]) -> None:
+    looked_for = {kind: tally for kind, tally in told.items() if tally["state"] not in {"not due", "waits"}}
+    if looked_for:
+        sys.stdout.write("\nleft behind by registries and hides\n")
+        columns = ("state", "count", "bytes", "left", "unknown")
+        rows = [(kind, *(tally[name] for name in columns)) for kind, tally in looked_for.items()]
+        print_table(("kind", *columns), rows)
+
+
+def _run_line(told: dict[str, Any] | None) -> str | None:
+    if told is None:
+        return None
+    when = as_text(told["finished_at"] or told["began_at"] or told["asked_at"])
+    why = f": {told['error']}" if told["error"] else ""
+    took = f"hidden {_amount(told['hidden'])}, purged {_amount(told['purged'])}"
+    return f"{told['id']}{' (dry run)' if told['dry_run'] else ''}, {told['state']} {when}: {took}{why}"
+
+
+def _amount(told: dict[str, int]) -> str:
+    return f"{counted(told['blobs'], 'blob')} ({as_bytes(told['bytes'])})"
+
+
+def _both(told: dict[str, int]) -> tuple[int, str]:
+    return told["blobs"], as_bytes(told["bytes"])
+
+
+def _first(reasons: list[str]) -> str:
+    more = f" (and {len(reasons) - 1} more: `baleen gc status`)" if len(reasons) > 1 else ""
+    return f"{reasons[0]}{more}"

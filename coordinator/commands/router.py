@@ -1,0 +1,211 @@
+"""`baleen router-config`: the configuration of nginx, or of Envoy, for the pods as they are registered.
+
+Not here: what the configuration says (pods/router.py, pods/router_envoy.py); running what reads it.
+"""
+
+import math
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from coordinator import settings
+from coordinator.commands.client import connected
+from coordinator.commands.output import Json, notes, print_json
+from coordinator.domain.pods import Linker, RegistryUrl, parse_registry
+from coordinator.errors import BaleenError, UnconfiguredError, UsageError
+from coordinator.pods import router, router_envoy
+from coordinator.settings import Settings
+
+#: More pods than anybody has; a list has to end.
+PODS = 100_000
+
+Program = Literal["nginx", "envoy"]
+
+Baleen = Annotated[
+    list[str] | None,
+    typer.Option(metavar="URL", help="Where the router finds Baleen's API, if not at BALEEN_URL. May be given again."),
+]
+Timeout = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=660,
+        metavar="SECONDS",
+        help="So long Baleen is waited for, then the pod is asked. "
+        f"{router.COORDINATOR_TIMEOUT_S} if not given, and with pods of linker relay BALEEN_MOUNT_TIMEOUT more.",
+    ),
+]
+IssuerText = Annotated[
+    str | None,
+    typer.Option(metavar="baleen|URL", help="Who answers /jwt/auth: Baleen, or the one issuer of all pods."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(name="router-config")(router_config)
+
+
+def router_config(
+    *,
+    program: Annotated[Program, typer.Option("--for", help="What the router is.")] = "nginx",
+    out: Annotated[Path | None, typer.Option(help="Replace this file, instead of printing.")] = None,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where clients reach the router.")] = router.LISTEN,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="The router's certificate, as PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")] = None,
+    public_scheme: Annotated[
+        Literal["http", "https"] | None, typer.Option(help="What clients use where TLS ends before the router.")
+    ] = None,
+    baleen: Baleen = None,
+    baleen_timeout: Timeout = None,
+    issuer: IssuerText = None,
+    fallback_issuer: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The issuer to ask where Baleen issues tokens and does not answer."),
+    ] = None,
+    ca_file: Annotated[
+        str, typer.Option(metavar="FILE", help="Certificates to trust at https registries, as PEM.")
+    ] = router.SYSTEM_CA,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole/--server-only", help="A whole nginx.conf, or what its section http includes. Envoy's is whole."
+        ),
+    ] = False,
+    state_dir: Annotated[
+        str, typer.Option(metavar="DIR", help="Of a whole one: where nginx keeps what it needs.")
+    ] = router.STATE_DIR,
+    log_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help=f"Where requests are written down. {router.LOG_FILE} (or envoy/…) if not given."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write nginx or Envoy configuration that sends repositories to their pods, and mounts to Baleen: docs/ROUTER.md.
+
+    Files are named as they are on the router's machine. Make it again, and reload the router, when pods change.
+    """
+    loaded = settings.load()
+    options = router.Options(
+        coordinator=_coordinator(loaded, baleen),
+        request_bound_s=math.ceil(loaded.safety_request_bound),
+        listen=router.parse_listen(listen),
+        tls=_certificate(tls_cert, tls_key),
+        public_scheme=public_scheme,
+        issuer="baleen" if issuer == "baleen" else _issuer(issuer, "--issuer"),
+        fallback_issuer=_issuer(fallback_issuer, "--fallback-issuer"),
+        ca_file=router.parse_file(ca_file, "--ca-file"),
+        whole=whole,
+        state_dir=router.parse_file(state_dir, "--state-dir"),
+        log_file=router.parse_file(log_file or _LOG_FILES[program], "--log-file"),
+    )
+    if options.fallback_issuer is not None and options.issuer != "baleen":
+        raise UsageError("--fallback-issuer is for where Baleen issues tokens: give --issuer baleen, or leave it out.")
+    with connected(loaded) as api:
+        found = api.pages("/v1/pods", PODS)["items"]
+    options = replace(options, coordinator_timeout_s=baleen_timeout or _patience(loaded, found))
+    pods = [
+        router.Pod(pod["name"], pod["prefixes"], [parse_registry(each) for each in pod["registries"]]) for pod in found
+    ]
+    text = _CONFIGURATIONS[program](pods, options)
+    left = sorted(pod.name for pod in pods if not pod.registries)
+    changed = out is not None and _replace(out, text)
+    if json:
+        print_json(
+            {
+                "file": None if out is None else str(out),
+                "changed": changed,
+                "pods": sorted(pod.name for pod in pods if pod.registries),
+                "without_registry": left,
+                "configuration": text if out is None else None,
+            }
+        )
+    elif out is None:
+        sys.stdout.write(text)
+    for name in left:
+        _note(f"Pod {name} has no registry, and is not routed: name it with `baleen pods set-registries {name}`.")
+    if out is not None:
+        _note(f"{out} is as it was: nothing is to be reloaded." if not changed else _told(program, out, whole=whole))
+
+
+_CONFIGURATIONS = {"nginx": router.configuration, "envoy": router_envoy.configuration}
+_LOG_FILES = {"nginx": router.LOG_FILE, "envoy": router.LOG_FILE.replace("nginx", "envoy")}
+
+
+def _told(program: Program, out: Path, *, whole: bool) -> str:
+    if program == "envoy":
+        file = f"-c {out.absolute()}"
+        return (
+            f"{out} is written: try it with `envoy --mode validate {file}`, then start Envoy with `envoy {file}`, or, "
+            f"where it runs, `envoy {file} --restart-epoch` and the number of its restarts, 1 for the first."
+        )
+    file = f" -c {out.absolute()}" if whole else ""
+    start = f"start nginx with `nginx{file}`, or, where it runs, " if whole else ""
+    return f"{out} is written: try it with `nginx -t{file}`, then {start}`nginx -s reload{file}`."
+
+
+def _note(text: str) -> None:
+    notes().print(text, soft_wrap=True)
+
+
+def _coordinator(loaded: Settings, given: list[str] | None) -> list[RegistryUrl]:
+    urls = given or ([] if loaded.url is None else [loaded.url])
+    if not urls:
+        raise UnconfiguredError("No API is known: start `baleen up` in this directory, or set BALEEN_URL.")
+    try:
+        servers = [parse_registry(url) for url in urls]
+    except UsageError:
+        raise UsageError(
+            "Baleen's address is malformed: give --baleen (or BALEEN_URL) as http://host:port, without a path."
+        ) from None
+    if len({server.scheme for server in servers}) > 1:
+        raise UsageError("--baleen has http:// and https://: use one of them for all.")
+    return servers
+
+
+def _patience(loaded: Settings, pods: list[dict[str, Any]]) -> int:
+    """Seconds to wait for a mount: a link is written in no time, but bytes that are relayed take theirs."""
+    relayed = any(pod["linker"] == Linker.RELAY for pod in pods)
+    return router.COORDINATOR_TIMEOUT_S + (math.ceil(loaded.mount_timeout) if relayed else 0)
+
+
+def _certificate(chain: str | None, key: str | None) -> router.Certificate | None:
+    if chain is None and key is None:
+        return None
+    if chain is None or key is None:
+        raise UsageError("A certificate has a key: give --tls-cert and --tls-key, or neither.")
+    return router.Certificate(router.parse_file(chain, "--tls-cert"), router.parse_file(key, "--tls-key"))
+
+
+def _issuer(text: str | None, option: str) -> router.Issuer | None:
+    return None if text is None else router.parse_issuer(text, option)
+
+
+def _replace(file: Path, text: str) -> bool:
+    """Replace a file at once, so that a reload never reads half of it; say whether anything changed."""
+    try:
+        # Where it is a link, as nginx's enabled sites are, what it points to.
+        target = file.resolve()
+        if target.exists() and target.read_text() == text:
+            return False
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", delete=False) as new:
+            try:
+                new.write(text)
+                new.flush()
+                os.fsync(new.fileno())
+                # No secret is in it, and who looks after nginx may be somebody else.
+                os.fchmod(new.fileno(), 0o644)
+                Path(new.name).replace(target)
+            except BaseException:
+                Path(new.name).unlink(missing_ok=True)
+                raise
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise BaleenError(f"{file} cannot be written ({why}): choose another file with --out.") from error
+    return True

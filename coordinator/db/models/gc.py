@@ -1,0 +1,183 @@
+"""What garbage collection has under way, what stops it, and what it did.
+
+    blobs ─ hides     pins     holds     gc_switch     gc_ledger
+    gc_leavings     gc_unlinks     gc_mark
+
+A row of `hides` stands from the intent to hide a blob until it was purged, or is served again; then only the ledger
+remembers it. So whoever finds none with a hide's id knows that nothing of that hide is to be undone or done any more.
+Not here: SQL that changes them (db/gc.py, db/brakes.py, db/ledger.py, db/leavings.py).
+"""
+
+import datetime
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.orm import Mapped, mapped_column
+
+from coordinator.db.models.base import Base
+
+
+class Hide(Base):
+    """One hide of one blob, from its intent on."""
+
+    __tablename__ = "hides"
+    __table_args__ = (
+        Index("uq_hides_blob_id", "blob_id", unique=True),
+        Index(
+            "ix_hides_hidden_at",
+            "hidden_at",
+            "id",
+            postgresql_where=text("hidden_at IS NOT NULL AND purging_at IS NULL"),
+        ),
+        # What a crash leaves; empty but for what a job has in its hands.
+        Index("ix_hides_unfinished", "id", postgresql_where=text("hidden_at IS NULL OR purging_at IS NOT NULL")),
+        Index("ix_hides_asked", "id", postgresql_where=text("asked_at IS NOT NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    blob_id: Mapped[int] = mapped_column(ForeignKey("blobs.id"))
+    #: The job, and how often it had been taken.
+    run_id: Mapped[int]
+    taken: Mapped[int] = mapped_column(Integer)
+    #: t_u: the blob's `unreferenced_since` when it was decided. Another one now means that it was needed meanwhile.
+    unreferenced_since: Mapped[datetime.datetime]
+    intended_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
+    #: When a delete of this hide was last let go to the store: written before it is sent.
+    permitted_at: Mapped[datetime.datetime | None]
+    #: t_h: read after its delete was answered. NULL while it is not known whether it took effect.
+    hidden_at: Mapped[datetime.datetime | None]
+    #: Bytes that it conceals, by the store.
+    size: Mapped[int | None]
+    #: Of a bucket with versions: the marker on top, and [version, bytes] of all that lies below it.
+    marker: Mapped[str | None]
+    versions: Mapped[list[Any] | None] = mapped_column(JSONB)
+    purging_at: Mapped[datetime.datetime | None]
+    #: An operator asked for the blob back.
+    asked_at: Mapped[datetime.datetime | None]
+    asked_why: Mapped[str | None]
+
+
+class Pin(Base):
+    """A blob that is never collected."""
+
+    __tablename__ = "pins"
+    __table_args__ = (CheckConstraint("octet_length(digest) = 32", name="digest"),)
+
+    digest: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    why: Mapped[str]
+    pinned_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+class Hold(Base):
+    """While there is one, nothing is collected: pods share the bytes."""
+
+    __tablename__ = "holds"
+
+    #: A pod, or a prefix of repositories' names.
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    why: Mapped[str]
+    held_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+class GcSwitch(Base):
+    """The kill switch: one row. Without it, or where it cannot be read, nothing is deleted."""
+
+    __tablename__ = "gc_switch"
+    __table_args__ = (CheckConstraint("id = 1", name="one"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1", autoincrement=False)
+    enabled: Mapped[bool] = mapped_column(Boolean)
+    why: Mapped[str]
+    changed_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+class LedgerEntry(Base):
+    """A decision about a blob, or what came of one. Never changed or deleted."""
+
+    __tablename__ = "gc_ledger"
+    __table_args__ = (
+        CheckConstraint("octet_length(digest) = 32", name="digest"),
+        Index("ix_gc_ledger_digest", "digest", "id"),
+        Index("ix_gc_ledger_run_id", "run_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
+    digest: Mapped[bytes] = mapped_column(LargeBinary)
+    #: One of db/ledger.py, Decision.
+    decision: Mapped[str]
+    #: The job; NULL of a restore by a worker.
+    run_id: Mapped[int | None]
+    hide_id: Mapped[int | None]
+    why: Mapped[str]
+    evidence: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
+
+
+class LeavingsSwept(Base):
+    """What one run deleted of one kind of leavings (gc/leavings.py): one row for all of it, which only grows."""
+
+    __tablename__ = "gc_leavings"
+    __table_args__ = (
+        PrimaryKeyConstraint("run_id", "kind"),
+        Index("ix_gc_leavings_ended_at", "kind", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+    )
+
+    run_id: Mapped[int]
+    #: uploads, parts, versions, links, copies, markers.
+    kind: Mapped[str]
+    began_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
+    #: When all of it had been looked through; NULL if the run came to no end.
+    ended_at: Mapped[datetime.datetime | None]
+    #: Upload sessions, uploads in parts, versions, links, copies, markers.
+    count: Mapped[int] = mapped_column(server_default="0")
+    #: By the listings of the store.
+    bytes: Mapped[int] = mapped_column(server_default="0")
+    #: What the store did not delete.
+    failed: Mapped[int] = mapped_column(server_default="0")
+    #: How old it had to be, what the first of it was, and where the next run goes on.
+    evidence: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
+
+
+class Unlink(Base):
+    """A link of a purged blob whose delete may be on its way, or may have been relied on until it landed."""
+
+    __tablename__ = "gc_unlinks"
+    __table_args__ = (CheckConstraint("octet_length(digest) = 32", name="digest"),)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    #: The job, and how often it had been taken.
+    run_id: Mapped[int]
+    taken: Mapped[int] = mapped_column(Integer)
+    repository: Mapped[str]
+    digest: Mapped[bytes] = mapped_column(LargeBinary)
+    intended_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
+    #: When its delete was last let go to the store: written before it is sent.
+    permitted_at: Mapped[datetime.datetime | None]
+
+
+class Mark(Base):
+    """Which database this is, and how far: what the bucket's mark is held against (gc/mark.py)."""
+
+    __tablename__ = "gc_mark"
+    __table_args__ = (CheckConstraint("id", name="one"),)
+
+    #: There is one row.
+    id: Mapped[bool] = mapped_column(Boolean, primary_key=True, server_default=text("true"))
+    database: Mapped[str] = mapped_column(UUID(as_uuid=False), server_default=func.gen_random_uuid())
+    #: Grows with every run and every hide that is undone.
+    epoch: Mapped[int] = mapped_column(server_default=text("0"))
+    #: The latest epoch that the bucket has been told, or is about to be.
+    told: Mapped[int] = mapped_column(server_default=text("0"))

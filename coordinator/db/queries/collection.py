@@ -1,0 +1,60 @@
+"""What garbage collection goes by, in one answer: pods, watermarks, reconciles, brakes.
+
+The same questions as those of `/v1/status` and `/v1/pods`: what an operator sees there is what collection goes by.
+Not here: what follows (domain/gc.py), asking from a thread (gc/facts.py).
+"""
+
+from collections.abc import Awaitable, Callable, Collection
+from datetime import timedelta
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from coordinator.db.queries import brakes
+from coordinator.db.queries import pods as queries
+from coordinator.domain.gc import Facts, PodFacts, Times
+from coordinator.domain.pods import Linker
+
+#: Gives the facts as they are now.
+ReadFacts = Callable[[AsyncConnection], Awaitable[Facts]]
+
+_LINKERS = text("SELECT name, linker FROM pods")
+_NOW = text("SELECT clock_timestamp()")
+
+
+async def gather(
+    connection: AsyncConnection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()
+) -> Facts:
+    """Read the facts. The time first, and watermarks before what may hold them: so nothing is thought too late."""
+    now = await connection.scalar(_NOW)
+    switch = await brakes.switch(connection)
+    truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
+    orphans = await queries.orphaned_dead_letters(connection)
+    linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
+    held = await brakes.held(connection)
+    held += told_of_orphans(orphans)
+    # A pod that was removed between the questions had nothing left; one that was added holds everything until it is
+    # known.
+    unknown = sorted(linkers.keys() - truths.keys())
+    held += [f"pod {name}: it was only just added" for name in unknown]
+    return Facts(
+        now,
+        times,
+        [
+            PodFacts(
+                name,
+                truth.mark.at,
+                truth.reconciled_at,
+                has_links=linkers.get(name, Linker.LINK) == Linker.LINK,
+                held_by=truth.reasons(name),
+            )
+            for name, truth in sorted(truths.items())
+        ],
+        None if switch.enabled else switch.why,
+        held,
+        sorted(in_spite_of),
+    )
+
+
+def told_of_orphans(letters: int) -> list[str]:
+    return [f"{letters} open dead letters of pods that are not registered any more: discard them"] if letters else []

@@ -1,0 +1,155 @@
+"""Rights on repositories: what a client asks for (scopes), what an issuer grants, and what follows from both.
+
+Route: `parse_scopes` reads what a client asks -> an issuer's `Access` is `limited_to` it -> `|` joins those of several
+issuers -> `may` answers for one repository and one action.
+Invariant: no function here makes a right that was not in what it was given. A grant is of one repository by its exact
+name; the action `*` stands for all. What else an issuer says of a grant may restrict it (GitLab's protected tags stand
+there), so that it goes wherever the grant goes.
+Not here: who grants, and how that is proved (coordinator/tokens); which pod owns a repository (pods.py).
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from coordinator.domain.names import REPOSITORY_NAME_LIMIT, parse_repository
+from coordinator.errors import InvalidNameError, UsageError
+
+REPOSITORY = "repository"
+PULL, PUSH, ANY = "pull", "push", "*"
+
+#: Scopes of one request, all parameters together. A cross-repository mount asks for two or three.
+SCOPES_LIMIT = 100
+#: Characters of one scope: a name with its host, and a few actions.
+SCOPE_LENGTH_LIMIT = 2 * REPOSITORY_NAME_LIMIT
+ACTIONS_LIMIT = 10
+
+_TYPE = re.compile(r"([a-z0-9]{1,64})(?:\(([a-z0-9]{1,64})\))?")
+_HOST = re.compile(r"(?:[A-Za-z0-9-]+\.)*[A-Za-z0-9-]+(?::[0-9]+)?")
+_ACTIONS = re.compile(r"(?:[a-z]+|\*)(?:,(?:[a-z]+|\*))*")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One resource that a client wants to do something with, as the Docker registry token specification writes it."""
+
+    type: str
+    name: str
+    actions: frozenset[str]
+    #: As in `repository(plugin)`: what kind of content. It is passed on to the issuer, and rights do not depend on it.
+    resource_class: str = ""
+
+    def __str__(self) -> str:
+        kind = f"{self.type}({self.resource_class})" if self.resource_class else self.type
+        return f"{kind}:{self.name}:{','.join(sorted(self.actions))}"
+
+
+def parse_scopes(parameters: Iterable[str]) -> list[Scope]:
+    """Read the `scope` parameters of a request, each with any number of scopes between spaces; raises UsageError.
+
+    `type:name:actions` (Docker registry token specification, "Token scope documentation"). A name may begin with a host
+    and its port, so that the type ends at the first colon and the actions begin after the last. What is asked for
+    twice is asked for once; a scope without actions asks for nothing.
+    """
+    asked: dict[tuple[str, str, str], frozenset[str]] = {}
+    number = 0
+    for parameter in parameters:
+        for text in _words(parameter):
+            number += 1
+            if number > SCOPES_LIMIT:
+                raise UsageError(f"There are more than {SCOPES_LIMIT} scopes: ask for them in several requests.")
+            scope = _parse(text)
+            key = (scope.type, scope.resource_class, scope.name)
+            asked[key] = asked.get(key, frozenset()) | scope.actions
+    return [Scope(kind, name, actions, more) for (kind, more, name), actions in asked.items() if actions]
+
+
+def _words(parameter: str) -> Iterator[str]:
+    if len(parameter) > SCOPES_LIMIT * (SCOPE_LENGTH_LIMIT + 1):
+        raise UsageError(f"A scope parameter is too long: ask for up to {SCOPES_LIMIT} scopes.")
+    return (word for word in parameter.split(" ") if word)
+
+
+def _parse(text: str) -> Scope:
+    kind, first, rest = text.partition(":")
+    name, last, actions = rest.rpartition(":")
+    typed = _TYPE.fullmatch(kind)
+    if (
+        len(text) > SCOPE_LENGTH_LIMIT
+        or not first
+        or not last
+        or typed is None
+        or not _is_name(name)
+        or (actions and _ACTIONS.fullmatch(actions) is None)
+        or actions.count(",") >= ACTIONS_LIMIT
+    ):
+        raise UsageError(
+            f"{text[:100]!r} is not a scope: write type:name:actions, such as repository:team/app:pull,push."
+        )
+    return Scope(typed[1], name, frozenset(actions.split(",")) if actions else frozenset(), typed[2] or "")
+
+
+def _is_name(name: str) -> bool:
+    host, slash, rest = name.partition("/")
+    try:
+        parse_repository(rest if slash and _HOST.fullmatch(host) is not None and rest else name)
+    except InvalidNameError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What may be done with one repository."""
+
+    name: str
+    actions: frozenset[str]
+    #: What else the issuer said of it, by its name in the token: kept as it is.
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """All that somebody may do. Grants of the same repository add up, as registries read them."""
+
+    grants: tuple[Grant, ...] = ()
+    _actions: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        actions: dict[str, frozenset[str]] = {}
+        for grant in self.grants:
+            actions[grant.name] = actions.get(grant.name, frozenset()) | grant.actions
+        object.__setattr__(self, "_actions", actions)
+
+    def may(self, repository: str, action: str) -> bool:
+        """Whether this action is granted on the repository of just this name."""
+        granted = self._actions.get(repository, frozenset())
+        return action in granted or ANY in granted
+
+    def pullable(self) -> list[str]:
+        """The repositories that may be pulled from, in the order in which they were granted."""
+        return [name for name in self._actions if self.may(name, PULL)]
+
+    def limited_to(self, asked: Iterable[Scope]) -> Self:
+        """What of this was also asked for; `*` asks for whatever is granted, and grants whatever is asked for."""
+        wanted: dict[str, frozenset[str]] = {}
+        for scope in asked:
+            if scope.type == REPOSITORY:
+                wanted[scope.name] = wanted.get(scope.name, frozenset()) | scope.actions
+        return type(self)(
+            tuple(
+                Grant(grant.name, both, grant.more)
+                for grant in self.grants
+                if (both := _in_both(grant.actions, wanted.get(grant.name, frozenset())))
+            )
+        )
+
+    def __or__(self, other: "Access") -> "Access":
+        return Access(self.grants + other.grants)
+
+
+def _in_both(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+    if ANY in one:
+        return other
+    return one if ANY in other else one & other

@@ -1,0 +1,16 @@
+"""What the host of a URL is, by its text alone. Not here: looking names up (pods/addresses.py)."""
+
+from ipaddress import ip_address
+
+
+def is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether it is this machine's own: then no proxy leads to it."""
+    return host == "localhost" or (is_address(host) and ip_address(host).is_loopback)

@@ -1,0 +1,265 @@
+"""Why a blob is kept, or how it went, told to a person.
+
+Route: queries/explain.py gathers what is known of one blob -> `tell` -> an outcome in a word, the same in a sentence,
+everything that keeps it, and its history in sentences.
+Not here: what keeps a blob (gc.py), the ledger (db/ledger.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from coordinator.domain.gc import Facts, Kept, Policy, Why, hiding, moment, purge_reasons, purging
+from coordinator.domain.lifecycle import CONCEALED, BlobState
+
+
+class Outcome(StrEnum):
+    """The names are fixed: scripts have them."""
+
+    NEEDED = "needed"
+    #: Nothing references it, and it is served.
+    KEPT = "kept"
+    TO_BE_HIDDEN = "to-be-hidden"
+    BEING_HIDDEN = "being-hidden"
+    #: It is not served, and its bytes are kept.
+    HIDDEN = "hidden"
+    TO_BE_PURGED = "to-be-purged"
+    BEING_PURGED = "being-purged"
+    BEING_RESTORED = "being-restored"
+    PURGED = "purged"
+    MISSING = "missing"
+
+
+class Hidden(NamedTuple):
+    """A hide that is not over."""
+
+    run: int
+    hidden_at: datetime | None
+    #: The blob was needed since it was decided, or asked back.
+    disturbed: bool
+    asked_why: str | None
+
+
+class Known(NamedTuple):
+    """What is known of the blob now."""
+
+    state: BlobState
+    holdings: int
+    links: int
+    repositories: int
+    pods: Sequence[str]
+    first_seen: datetime
+    unreferenced_since: datetime | None
+    #: Why it is pinned.
+    pin: str | None
+    hide: Hidden | None
+
+    @property
+    def needed(self) -> bool:
+        return self.unreferenced_since is None
+
+
+class Entry(NamedTuple):
+    """Of the ledger."""
+
+    at: datetime
+    decision: str
+    why: str
+    run: int | None
+    evidence: Mapping[str, Any]
+
+
+class Reason(NamedTuple):
+    kept: Kept
+    #: When it keeps it no more, where that is known.
+    until: datetime | None
+
+
+class Story(NamedTuple):
+    outcome: Outcome
+    summary: str
+    reasons: Sequence[Reason]
+    sentences: Sequence[str]
+
+
+Told = tuple[Outcome, str, Sequence[Reason]]
+
+
+def tell(known: Known, facts: Facts, history: Sequence[Entry], *, earlier: bool) -> Story:
+    """Tell it. `earlier`: the ledger has entries before `history`."""
+    if known.state in CONCEALED and (known.needed or _asked(known)):
+        outcome, summary, reasons = _restoring(known)
+    else:
+        outcome, summary, reasons = _BY_STATE[known.state](known, facts)
+    told = [(known.first_seen, "a registry spoke of it for the first time")]
+    told += [(entry.at, _sentence(entry)) for entry in history]
+    if known.state is BlobState.UNREFERENCED and known.unreferenced_since is not None:
+        told.append((known.unreferenced_since, "nothing references it any more"))
+    sentences = [f"{moment(at)}: {each}." for at, each in sorted(told, key=lambda each: each[0])]
+    if earlier:
+        sentences.insert(1, "What the ledger has of it before is left out here.")
+    return Story(outcome, summary, reasons, [*sentences, f"Now: {summary}"])
+
+
+def _live(known: Known, _: Facts) -> Told:
+    needs = _needs(known)
+    return Outcome.NEEDED, f"It is needed: {needs}. It stays as long as any of them does.", [_needed(needs)]
+
+
+def _missing(known: Known, _: Facts) -> Told:
+    needs = _needs(known)
+    told = f"It is needed and its bytes are not in storage, which is an alarm: {needs}. Push it again."
+    return Outcome.MISSING, told, [_needed(needs)]
+
+
+def _hiding(known: Known, _: Facts) -> Told:
+    return Outcome.BEING_HIDDEN, f"Run {_run(known)} is about to hide it. If that does not end it, it is undone.", []
+
+
+def _purging(known: Known, _: Facts) -> Told:
+    return Outcome.BEING_PURGED, f"Run {_run(known)} has begun to delete its bytes: some may be gone.", []
+
+
+def _purged(_: Known, __: Facts) -> Told:
+    return Outcome.PURGED, "Its bytes are deleted, and nothing needs it. If it is pushed again, it is like new.", []
+
+
+def _unreferenced(known: Known, facts: Facts) -> Told:
+    since = known.unreferenced_since
+    assert since is not None
+    policy = hiding(facts)
+    reasons = _reasons(known, policy, since)
+    if not reasons:
+        told = f"Nothing references it since {moment(since)}, and nothing keeps it: the next run hides it."
+        return Outcome.TO_BE_HIDDEN, told, []
+    grace = since + facts.times.grace
+    timed = [Reason(each, grace if each.why is Why.GRACE else None) for each in reasons]
+    told = f"Nothing references it since {moment(since)}, and it is kept: {_first(timed)}"
+    return Outcome.KEPT, told, timed
+
+
+def _hidden(known: Known, facts: Facts) -> Told:
+    at = None if known.hide is None else known.hide.hidden_at
+    assert known.hide is not None
+    assert at is not None
+    policy = purging(facts)
+    reasons = list(
+        purge_reasons(policy, at, needed=False, disturbed=known.hide.disturbed, pinned=known.pin is not None)
+    )
+    told = f"Registries see it no more since {moment(at)}, and its bytes are kept"
+    if not reasons:
+        return Outcome.TO_BE_PURGED, f"{told}; nothing keeps them any more: the next run deletes them.", []
+    if known.hide.disturbed:
+        return (
+            Outcome.HIDDEN,
+            f"{told}: it was needed for a while since, so that this hide is undone by a run.",
+            [Reason(each, None) for each in reasons],
+        )
+    quarantine = at + facts.times.quarantine
+    timed = [Reason(each, quarantine if each.why is Why.QUARANTINE else None) for each in _pin_first(known, reasons)]
+    return Outcome.HIDDEN, f"{told}: {_first(timed)} `baleen blob undelete` brings it back.", timed
+
+
+def _reasons(known: Known, policy: Policy, since: datetime) -> list[Kept]:
+    return _pin_first(known, list(policy.reasons(since, pinned=known.pin is not None)))
+
+
+def _pin_first(known: Known, reasons: Sequence[Kept]) -> list[Kept]:
+    """What is of this blob alone comes before what is of all, and a pin has its own reason."""
+    told = [
+        Kept(each.why, f"it is pinned ({known.pin}): `baleen unpin` lets it go") if each.why is Why.PINNED else each
+        for each in reasons
+    ]
+    order = {Why.PINNED: 0, Why.GRACE: 1, Why.QUARANTINE: 1}
+    return sorted(told, key=lambda each: order.get(each.why, 2))
+
+
+def _first(reasons: Sequence[Reason]) -> str:
+    first, *others = reasons
+    until = "" if first.until is None else f", until {moment(first.until)}"
+    more = f" ({len(others)} more {'reason' if len(others) == 1 else 'reasons'} below)" if others else ""
+    return f"{first.kept.detail}{until}{more}."
+
+
+def _restoring(known: Known) -> Told:
+    reasons = [_needed(_needs(known))] if known.needed else []
+    why = f"is needed ({_needs(known)})" if known.needed else f"was asked back ({_asked(known)})"
+    if known.state is BlobState.PURGED:
+        told = f"Its bytes were deleted, and it {why}: workers look whether they were pushed again."
+    elif known.state is BlobState.HIDDEN:
+        told = f"It is hidden and {why}: workers bring it back within seconds."
+    else:
+        told = f"It {why}: workers bring it back, for good once no delete of it can be on its way any more."
+    return Outcome.BEING_RESTORED, told, reasons
+
+
+def _asked(known: Known) -> str | None:
+    return None if known.hide is None else known.hide.asked_why
+
+
+def _run(known: Known) -> str:
+    return "?" if known.hide is None else str(known.hide.run)
+
+
+def _needed(needs: str) -> Reason:
+    return Reason(Kept(Why.NEEDED, needs), None)
+
+
+def _needs(known: Known) -> str:
+    """Who needs it: counts with their nouns, and the pods."""
+    told = []
+    if known.holdings:
+        told.append(_counted(known.holdings, "holding needs it", "holdings need it"))
+    if known.links:
+        told.append(_counted(known.links, "repository links it directly", "repositories link it directly"))
+    pods = f", in {_counted(known.repositories, 'repository', 'repositories')} of pod{'s' * (len(known.pods) != 1)} "
+    return " and ".join(told) + (f"{pods}{', '.join(known.pods)}" if known.pods else "")
+
+
+_BY_STATE: Final[Mapping[BlobState, Callable[[Known, Facts], Told]]] = {
+    BlobState.LIVE: _live,
+    BlobState.UNREFERENCED: _unreferenced,
+    BlobState.HIDING: _hiding,
+    BlobState.HIDDEN: _hidden,
+    BlobState.PURGING: _purging,
+    BlobState.PURGED: _purged,
+    BlobState.MISSING: _missing,
+}
+
+#: By the decisions of the ledger.
+_SENTENCES: Final = {
+    "hide": "{who} decided to hide it: {why}",
+    "hidden": "{who} hid it: {why}, and {bytes} are kept",
+    "purge": "{who} decided to delete its bytes: {why}",
+    "purged": "{who} deleted its bytes: {why}; storage gave back {freed}",
+    "restored": "it was served again: {why}",
+    "undone": "a hide of it was undone: {why}",
+    "kept": "{who} kept it: {why}",
+    "pinned": "an operator pinned it: {why}",
+    "unpinned": "an operator let it go again: {why}",
+    "asked-back": "an operator asked for it back: {why}",
+}
+
+
+def _sentence(entry: Entry) -> str:
+    evidence = entry.evidence
+    told = _SENTENCES.get(entry.decision, "{decision}: {why}").format(
+        decision=entry.decision,
+        who="a worker" if entry.run is None else f"run {entry.run}",
+        why=entry.why,
+        bytes=_bytes(evidence.get("bytes")),
+        freed=_bytes(evidence.get("freed_bytes")),
+    )
+    since = evidence.get("unreferenced_since")
+    if isinstance(since, str):
+        told += f" (unreferenced since {moment(datetime.fromisoformat(since))})"
+    return told
+
+
+def _bytes(count: object) -> str:
+    return f"{count} bytes" if isinstance(count, int) else "its bytes"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

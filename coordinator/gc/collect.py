@@ -1,0 +1,433 @@
+"""The collection: a job that undoes what others left, purges what is due, and hides what nothing references.
+
+Route: the scheduler, or whoever asks -> jobs.run -> `Collect.__call__` -> one page after another, several at once.
+
+There is one at a time: the job is the lease, and every transaction that leads to a delete names the number with which
+it was taken (db/jobs.py). One that was paused and wakes up finds another number there, or none that runs, and does
+nothing more; what it had begun is undone or ended by the next (db/gc.py, `unfinished`).
+The plan that is made first says how much will go; more than the limits allow is refused as a whole. After that, facts
+that are older than FACTS_S are read again before any page: what holds collection now stops it now. The bucket is asked
+with them: whether it keeps versions, deletes by itself, and is still this database's.
+What registries leave behind beside blobs is looked for at the end, and now and then only: it takes a listing.
+Not here: hiding, purging, restoring and leavings themselves.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+
+from coordinator.db import gc
+from coordinator.db.connection import Connections
+from coordinator.db.gc import Candidate, Hide
+from coordinator.domain.gc import Amount, Facts, Limits, hiding, holds, purging, too_much
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.gc import mark, plan
+from coordinator.gc.facts import FactsReader
+from coordinator.gc.hide import Hider
+from coordinator.gc.leavings import Leavings, Tally
+from coordinator.gc.purge import Purger
+from coordinator.gc.restore import Restorer
+from coordinator.jobs import Ending, Work
+from coordinator.storage.port import ObjectStore
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+KIND = "gc"
+#: Pages that are dealt with at once.
+PAGES_AT_ONCE = 4
+#: How old what is known may be when a page is decided.
+FACTS_S = 2.0
+#: Pods that each entry of the ledger names.
+PODS_TOLD = 5
+#: Runs whose amounts the limits compare with.
+HISTORY = 10
+#: Pages one after another for which storage or database do not answer, before the run gives up; and the pause after
+#: the first of them, doubled with each.
+FAILURES_LIMIT = 5
+PAUSE_S = 1.0
+
+
+class TooMuchError(BaleenError):
+    """The run would take more than its limits let it."""
+
+
+class Options(NamedTuple):
+    """How a run was asked for."""
+
+    #: Only the plan.
+    dry: bool = False
+    #: Why the limits do not count this time.
+    beyond_limits: str | None = None
+    #: Look for leavings also if a run has done so lately.
+    leavings: bool = False
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Options":
+        return cls(bool(options.get("dry")), options.get("beyond_limits"), bool(options.get("leavings")))
+
+
+class Count:
+    """How far a run is: what a person sees of it. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._numbers: Counter[str] = Counter()
+        self._kept: Counter[str] = Counter()
+        self.step = "begins"
+        self.held_by: Sequence[str] = ()
+        #: Why it is too much, in sentences.
+        self.beyond_limits: Sequence[str] = ()
+        self.planned: plan.Totals | None = None
+        self.leavings = Tally()
+
+    def add(self, **numbers: int) -> None:
+        with self._lock:
+            self._numbers.update(numbers)
+
+    def keep(self, why: str, number: int = 1) -> None:
+        with self._lock:
+            self._kept[why] += number
+
+    def progress(self) -> dict[str, Any]:
+        with self._lock:
+            numbers = dict(self._numbers)
+            planned = self.planned
+
+            def amount(name: str) -> dict[str, int]:
+                return {"blobs": numbers.get(name, 0), "bytes": numbers.get(f"{name}_bytes", 0)}
+
+            return {
+                "step": self.step,
+                "held_by": list(self.held_by),
+                "beyond_limits": list(self.beyond_limits),
+                "planned": None
+                if planned is None
+                else {
+                    "hide": {"blobs": planned.hide.blobs, "bytes": planned.hide.size},
+                    "purge": {"blobs": planned.purge.blobs, "bytes": planned.purge.size},
+                },
+                "hidden": amount("hidden"),
+                "purged": amount("purged"),
+                "restored": numbers.get("restored", 0),
+                "waiting": numbers.get("waiting", 0),
+                "left": numbers.get("left", 0),
+                "kept": dict(self._kept),
+                "leavings": self.leavings.progress(),
+            }
+
+
+class Collect:
+    """The runner of jobs of kind `gc` (coordinator/jobs.py)."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        facts: FactsReader,
+        restorer: Restorer,
+        *,
+        limits: Limits,
+        rate: int = 0,
+        leavings: Leavings | None = None,
+    ) -> None:
+        self._parts = _Parts(
+            connections,
+            store,
+            facts,
+            restorer,
+            limits,
+            rate,
+            Hider(connections, store),
+            Purger(connections, store),
+            ThreadPoolExecutor(PAGES_AT_ONCE, thread_name_prefix="collect"),
+            leavings,
+        )
+
+    def close(self) -> None:
+        self._parts.pool.shutdown(wait=False, cancel_futures=True)
+        self._parts.hider.close()
+        self._parts.purger.close()
+
+    def __call__(self, work: Work) -> Ending:
+        count = Count()
+        work.follow(count.progress)
+        _Run(self._parts, work, count).run()
+        return lambda _: count.progress()
+
+
+class _Parts(NamedTuple):
+    """What every run works with."""
+
+    connections: Connections
+    store: ObjectStore
+    read_facts: FactsReader
+    restorer: Restorer
+    limits: Limits
+    rate: int
+    hider: Hider
+    purger: Purger
+    #: Its threads keep their connections from run to run.
+    pool: ThreadPoolExecutor
+    #: None: they are left alone.
+    leavings: Leavings | None
+
+
+class _Known(NamedTuple):
+    #: By the monotonic clock, before the first question.
+    began: float
+    facts: Facts
+    #: The bucket keeps versions.
+    versioned: bool
+
+
+class _Run:
+    def __init__(self, parts: _Parts, work: Work, count: Count) -> None:
+        (
+            self._connections,
+            self._store,
+            self._read_facts,
+            self._restorer,
+            self._limits,
+            self._rate,
+            self._hider,
+            self._purger,
+            self._pool,
+            self._leavings,
+        ) = parts
+        self._work = work
+        self._count = count
+        self._options = Options.of(work.job.options)
+        self._lock = threading.Lock()
+        self._known: _Known | None = None
+        self._budget = Amount(0, 0)
+        self._failed = 0
+
+    def run(self) -> None:
+        self._store.keeps_versions()
+        self._store.check()
+        if not self._options.dry:
+            mark.begin(self._connections, self._store)
+            self._count.step = "undo"
+            self._undo()
+        self._count.step = "plan"
+        facts = self._facts()
+        self._count.held_by = holds(facts)
+        self._count.planned = planned = plan.totals(self._connections, facts)
+        self._count.beyond_limits = told = self._beyond_limits(planned)
+        if self._options.dry:
+            self._dry(facts)
+            self._sweep()
+            self._count.step = "done"
+            return
+        if told and self._options.beyond_limits is None:
+            raise TooMuchError(
+                f"It would take too much: {'; '.join(told)}. Look at `baleen gc plan`; if it is right, "
+                "`baleen gc run --beyond-limits WHY`."
+            )
+        if not self._count.held_by:
+            to_purge, to_hide = purging(facts).until, hiding(facts).until
+            self._count.step = "purge"
+            if to_purge is not None:
+                self._pages(plan.due_pages(self._connections, to_purge), self._purge)
+            self._count.step = "hide"
+            if to_hide is not None:
+                # What purging has given back is hidden again by a later run, whose plan and limits have it.
+                self._budget = planned.hide
+                self._pages(plan.candidate_pages(self._connections, to_hide), self._hide)
+        self._sweep()
+        self._count.step = "done"
+
+    def _facts(self) -> Facts:
+        return self._now_known().facts
+
+    def _now_known(self) -> "_Known":
+        """What is known of bucket and table, FACTS_S old at most; raises UnsafeStoreError and ForeignBucketError."""
+        with self._lock:
+            if self._known is None or time.monotonic() - self._known.began > FACTS_S:
+                began = time.monotonic()
+                versioned = self._store.keeps_versions()
+                mark.check(self._connections, self._store)
+                self._known = _Known(began, self._read_facts(), versioned)
+            return self._known
+
+    def _beyond_limits(self, planned: plan.Totals) -> list[str]:
+        with self._connections.use() as connection:
+            stored, history = gc.stored(connection), gc.recent_runs(connection, HISTORY)
+        both = Amount(planned.hide.blobs + planned.purge.blobs, planned.hide.size + planned.purge.size)
+        before = Amount(stored.blobs + planned.purge.blobs, stored.size + planned.purge.size)
+        return too_much(both, before, history, self._limits)
+
+    def _dry(self, facts: Facts) -> None:
+        for decided in plan.walk(self._connections, facts):
+            self._work.check()
+            size = max(0, decided.size)
+            if decided.step is plan.Step.HIDE:
+                self._count.add(hidden=1, hidden_bytes=size)
+            elif decided.step is plan.Step.PURGE:
+                self._count.add(purged=1, purged_bytes=size)
+            elif decided.kept is not None:
+                self._count.keep(decided.kept.why)
+
+    def _sweep(self) -> None:
+        """Delete what is left over beside blobs, or count it."""
+        if self._leavings is None or self._count.held_by:
+            return
+        self._count.step = "leavings"
+        self._leavings.run(
+            self._work,
+            self._facts,
+            self._count.leavings,
+            versioned=self._now_known().versioned,
+            dry=self._options.dry,
+            now=self._options.leavings,
+        )
+
+    def _undo(self) -> None:
+        """End what no job has in its hands any more: undo hides, finish purges, give back links."""
+        if self._leavings is not None:
+            with self._failures():
+                self._leavings.settle(self._work, self._facts().times.request_bound)
+        after = 0
+        while True:
+            with self._connections.use() as connection:
+                found = gc.unfinished(connection, self._work.job, after, plan.PAGE)
+            if not found:
+                return
+            after = found[-1].id
+            self._work.check()
+            # One that is pinned would keep the whole batch from its permit, in every run for as long as it is pinned.
+            begun = [each for each in found if each.purging_at is not None and not each.disturbed and not each.pinned]
+            if begun and not holds(self._facts()):
+                with self._failures():
+                    self._purge_batch(begun)
+            for each in found:
+                if each.purging_at is None or each.disturbed or each.pinned:
+                    with self._failures():
+                        self._restore(each, "the job that hid it did not end it")
+            with self._failures():
+                self._restorer.tell()
+
+    def _restore(self, hide: Hide, why: str) -> None:
+        if self._restorer.restore(hide, why):
+            self._count.add(restored=1)
+        else:
+            self._count.add(waiting=1)
+
+    def _purge(self, page: list[Hide]) -> None:
+        policy = purging(self._facts())
+        decided = [(each, plan.purge_or_keep(policy, each).kept) for each in page]
+        for each, kept in decided:
+            if kept is not None:
+                self._count.keep(kept.why)
+                if each.disturbed:
+                    with self._failures():
+                        self._restore(each, kept.detail)
+        self._restorer.tell()
+        wanted = [each for each, kept in decided if kept is None]
+        if wanted:
+            self._purge_batch(wanted)
+
+    def _purge_batch(self, wanted: Sequence[Hide]) -> None:
+        done = self._purger.purge(self._work.job, wanted, self._evidence())
+        self._count.add(purged=len(done.purged), purged_bytes=sum(each.freed for each in done.purged), left=done.left)
+
+    def _hide(self, page: list[Candidate]) -> None:
+        known = self._now_known()
+        policy = hiding(known.facts)
+        decided = [(each, plan.hide_or_keep(policy, each).kept) for each in page]
+        for _, kept in decided:
+            if kept is not None:
+                self._count.keep(kept.why)
+        wanted = self._within_budget([each for each, kept in decided if kept is None])
+        if wanted:
+            done = self._hider.hide(self._work.job, wanted, self._evidence(), versioned=known.versioned)
+            self._count.add(
+                hidden=len(done.hidden), hidden_bytes=sum(each.size for each in done.hidden), left=done.left
+            )
+            if done.linked:
+                self._count.keep("linked", len(done.linked))
+
+    def _within_budget(self, wanted: Sequence[Candidate]) -> list[Candidate]:
+        """Return those of which no more are hidden than were planned."""
+        taken = []
+        with self._lock:
+            blobs, size = self._budget
+            for each in wanted:
+                blobs, size = blobs - 1, size - max(0, each.size)
+                if min(blobs, size) < 0:
+                    break
+                self._budget = Amount(blobs, size)
+                taken.append(each)
+        if left := len(wanted) - len(taken):
+            self._count.add(left=left)
+        return taken
+
+    def _evidence(self) -> dict[str, Any]:
+        """What was known, for the ledger: of the pods that have reported the least."""
+        facts = self._facts()
+        least = sorted(
+            facts.pods, key=lambda pod: float("-inf") if pod.watermark is None else pod.watermark.timestamp()
+        )
+        return {
+            **({"in_spite_of": list(facts.in_spite_of)} if facts.in_spite_of else {}),
+            "decided_at": facts.now.isoformat(),
+            "pods": {
+                pod.name: {
+                    "watermark": None if pod.watermark is None else pod.watermark.isoformat(),
+                    "reconciled_at": None if pod.reconciled_at is None else pod.reconciled_at.isoformat(),
+                }
+                for pod in least[:PODS_TOLD]
+            },
+        }
+
+    def _pages(self, pages: Iterable[list[T]], deal: Callable[[list[T]], None]) -> None:
+        """Deal with pages, several at once, and no faster than the rate; raises what one of them raised."""
+        running: set[Future[None]] = set()
+        try:
+            for page in pages:
+                self._work.check()
+                running.add(self._pool.submit(self._deal, page, deal))
+                if self._rate:
+                    self._work.pause(len(page) / self._rate)
+                while len(running) >= PAGES_AT_ONCE:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for each in done:
+                        each.result()
+            for each in running:
+                each.result()
+        except BaseException:
+            for each in running:
+                each.cancel()
+            raise
+        finally:
+            # Nobody is at a page of a run that is over.
+            wait(running)
+
+    def _deal(self, page: list[T], deal: Callable[[list[T]], None]) -> None:
+        with self._failures():
+            deal(page)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Go on after what is away for a while, or changed meanwhile: what it left is dealt with by the next run."""
+        try:
+            yield
+        except UnavailableError as error:
+            with self._lock:
+                self._failed += 1
+                failed = self._failed
+            log.warning("left for the next run", reason=str(error), failures=failed)
+            if failed >= FAILURES_LIMIT:
+                raise
+            self._work.pause(PAUSE_S * 2 ** (failed - 1))
+        else:
+            with self._lock:
+                self._failed = 0

@@ -1,0 +1,33 @@
+"""What is known of everything but single blobs, for a thread. Not here: the questions (db/queries/collection.py)."""
+
+import asyncio
+from collections.abc import Callable, Collection
+from datetime import timedelta
+
+from coordinator.db.queries.collection import gather
+from coordinator.db.queries.session import Database, reading
+from coordinator.domain.gc import Facts, Times
+
+#: Gives the facts as they are now; raises UnavailableError.
+FactsReader = Callable[[], Facts]
+
+
+class BlockingFacts:
+    """The facts for a thread: as `gather`, on a connection of its own each time."""
+
+    def __init__(self, database: Database, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()) -> None:
+        self._database = database
+        self._times = times
+        self._silence = silence
+        self._in_spite_of = in_spite_of
+
+    def __call__(self) -> Facts:
+        async def ask() -> Facts:
+            try:
+                async with reading(self._database) as connection:
+                    return await gather(connection, self._times, self._silence, self._in_spite_of)
+            finally:
+                # Connections belong to the loop that made them.
+                await self._database.dispose()
+
+        return asyncio.run(ask())

@@ -1,0 +1,210 @@
+"""Hide blobs that nothing references: registries see them no more, and their bytes stay.
+
+One batch: look for the links of who needed them (rule 5), write the intents (rule 13), copy the bytes away where the
+bucket keeps no versions, have the deletes permitted and sent as one request, see what lies below the markers, and only
+then read t_h (rules 1 and 12). Whatever goes wrong after the intent leaves a hide that the next job undoes.
+
+    bucket       the bytes are then                            recorded
+    versioned    below a delete marker                         the marker, and all versions below it
+    unversioned  in quarantine/<digest>/<hide id>, a copy      nothing more: the key carries the hide's id
+
+Not here: which blobs (plan.py), the transactions (db/gc.py), undoing (restore.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import structlog
+
+from coordinator.db import gc
+from coordinator.db.connection import Connections
+from coordinator.db.gc import Candidate, DisturbedError, Hidden, Intent, Version
+from coordinator.db.jobs import Job
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.errors import BaleenError, ConflictError, UnavailableError
+from coordinator.storage.layout import blob_key, layer_link_key, quarantine_key, revision_link_key
+from coordinator.storage.port import UNVERSIONED, Deleted, ObjectNotFoundError, ObjectStore, Target, copy_within
+
+log = structlog.get_logger()
+
+CALLS_AT_ONCE = 16
+#: How often a batch is tried without those that were disturbed since, before the rest is left to be undone.
+ATTEMPTS = 5
+
+
+class HideResult(NamedTuple):
+    hidden: Sequence[Hidden] = ()
+    #: By a look at storage: the digest, and who links it.
+    linked: Mapping[Digest, str] = {}
+    #: It was needed again, or something failed: the hide is undone later.
+    left: int = 0
+
+
+class AskedOnce:
+    """A permit of the store (storage/port.py) that asks the database, and knows whether it was asked again."""
+
+    def __init__(self, connections: Connections, job: Job, hides: Sequence[int], state: BlobState) -> None:
+        self._connections = connections
+        self._job = job
+        self._hides = hides
+        self._state = state
+        self.asked = 0
+
+    def __call__(self) -> None:
+        self.asked += 1
+        with self._connections.use() as connection:
+            gc.permit(connection, self._job, self._hides, self._state)
+
+
+class Hider:
+    """Hides batches. Safe to use from several threads."""
+
+    def __init__(self, connections: Connections, store: ObjectStore) -> None:
+        self._connections = connections
+        self._store = store
+        self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="hide")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def linked(self, wanted: Sequence[Candidate]) -> dict[Digest, str]:
+        """Return which of these a repository still links of those that said that they do not, and which (rule 5)."""
+        with self._connections.use() as connection:
+            former = gc.former_referrers(connection, [each.blob for each in wanted])
+        digests = {each.blob: each.digest for each in wanted}
+        # One manifest may have needed many of these.
+        asked: dict[str, list[tuple[int, RepositoryName]]] = {}
+        for each in former:
+            # A manifest is served by either (reconcile/layered.py).
+            for link_key in (layer_link_key,) if each.direct else (revision_link_key, layer_link_key):
+                key = link_key(each.repository, each.digest)
+                asked.setdefault(key, []).append((each.blob, each.repository))
+        there = self._pool.map(lambda key: self._store.head(key) is not None, asked)
+        return {
+            digests[blob]: repository
+            for needed, found in zip(asked.values(), there, strict=True)
+            if found
+            for blob, repository in needed
+        }
+
+    def hide(self, job: Job, wanted: Sequence[Candidate], evidence: dict[str, Any], *, versioned: bool) -> HideResult:
+        """Hide a batch of at most DELETE_LIMIT. `job` is the lease: it must be ours at every step.
+
+        Raises TakenOverError, StoppedCollectingError, UnavailableError, UnsafeStoreError: then what was begun is undone
+        later.
+        """
+        linked = self.linked(wanted)
+        if linked:
+            with self._connections.use() as connection:
+                gc.keep(
+                    connection,
+                    job,
+                    [
+                        (digest, f"repository {repository} links it, against what was told", {})
+                        for digest, repository in linked.items()
+                    ],
+                )
+        free = [each for each in wanted if each.digest not in linked]
+        if not free:
+            return HideResult(linked=linked)
+        if versioned:
+            # Asked again: to look for links may have taken long, and while versioning is suspended a delete destroys.
+            self._store.keeps_versions()
+        with self._connections.use() as connection:
+            intents = gc.intend(connection, job, free, evidence)
+        seen = self._delete_versioned(job, intents) if versioned else self._move_away(job, intents)
+        with self._connections.use() as connection:
+            recorded = gc.record(connection, job, seen)
+        hidden = [each for each in seen if each.id in recorded]
+        return HideResult(hidden, linked, len(intents) - len(hidden))
+
+    def _delete_versioned(self, job: Job, intents: Sequence[Intent]) -> list[Hidden]:
+        markers = self._delete(job, intents, lambda each: blob_key(each.digest))
+        return [each for each in self._pool.map(self._below, markers, markers.values()) if each is not None]
+
+    def _below(self, intent: Intent, marker: str | None) -> Hidden | None:
+        """See what the marker conceals. While it is on top everything else is below it, whenever it came."""
+        versions = self._store.versions(blob_key(intent.digest))
+        on_top = next((each for each in versions if each.latest), None)
+        if on_top is None or on_top.version != marker or marker == UNVERSIONED:
+            # Pushed anew already, or somebody else deletes here, or versioning is suspended, when the next upload takes
+            # the marker's place and its name: nothing that could be relied on.
+            log.warning("a hide is undone: its marker is not on top", digest=format_digest(intent.digest))
+            return None
+        below = [Version(each.version, each.size) for each in versions if each.size is not None]
+        return Hidden(intent.id, intent.blob, intent.digest, sum(each.size for each in below), marker, below)
+
+    def _move_away(self, job: Job, intents: Sequence[Intent]) -> list[Hidden]:
+        sizes = self._copied(intents)
+        there = [each for each, size in sizes.items() if size is not None]
+        deleted = list(self._delete(job, there, lambda each: blob_key(each.digest))) if there else []
+        served = set(self._pool.map(self._still_served, deleted))
+        gone = [each for each in sizes if sizes[each] is None or (each in deleted and each not in served)]
+        return [Hidden(each.id, each.blob, each.digest, sizes[each] or 0) for each in gone]
+
+    def _copied(self, intents: Sequence[Intent]) -> dict[Intent, int | None]:
+        """Copy the bytes of each; return of those that could be copied how many there are, None if there are none."""
+        found = list(zip(intents, self._pool.map(self._copied_or_not, intents), strict=True))
+        errors = [size for _, size in found if isinstance(size, BaleenError)]
+        if errors:
+            if len(errors) == len(intents):
+                raise UnavailableError(f"Nothing can be copied away: {errors[0]}") from errors[0]
+            log.warning("blobs cannot be copied away", blobs=len(errors), of=len(intents), reason=str(errors[0]))
+        return {intent: size for intent, size in found if not isinstance(size, BaleenError)}
+
+    def _copied_or_not(self, intent: Intent) -> int | BaleenError | None:
+        """As `_copy_away`; return what it raises while the store answers: one of many must not keep the others."""
+        try:
+            return self._copy_away(intent)
+        except ConflictError as error:
+            return error
+        except UnavailableError as error:
+            self._store.check()
+            return error
+
+    def _still_served(self, intent: Intent) -> Intent | None:
+        """Return the intent of a delete that hid nothing, whatever the store said of it; None of one that did."""
+        if self._store.head(blob_key(intent.digest)) is None:
+            return None
+        # Pushed anew already, or not deleted at all: what its purge gave back would be counted and not be free.
+        log.warning("a hide is undone: its blob is served", digest=format_digest(intent.digest))
+        return intent
+
+    def _copy_away(self, intent: Intent) -> int | None:
+        """Copy the bytes to where this hide alone keeps them; None if there are none."""
+        key, copy = blob_key(intent.digest), quarantine_key(intent.digest, intent.id)
+        try:
+            copy_within(self._store, key, copy)
+        except ObjectNotFoundError:
+            return None
+        original, copied = self._store.head(key), self._store.head(copy)
+        if copied is None or (original is not None and original.size != copied.size):
+            raise UnavailableError(f"The copy of {format_digest(intent.digest)} is not whole: nothing was deleted.")
+        return copied.size
+
+    def _delete(self, job: Job, intents: Sequence[Intent], key: Callable[[Intent], str]) -> dict[Intent, str | None]:
+        """Delete as one request; return those of which it is certain that it was done, and done once, by marker."""
+        wanted = list(intents)
+        for _ in range(ATTEMPTS):
+            permit = AskedOnce(self._connections, job, [each.id for each in wanted], BlobState.HIDING)
+            answers: Sequence[Deleted] | None = None
+            with suppress(DisturbedError):
+                answers = self._store.delete_many([Target(key(each)) for each in wanted], permit)
+            if permit.asked != 1:
+                # Sent before, or twice: one of both may land after the other was answered (rule 12).
+                break
+            if answers is None:
+                with self._connections.use() as connection:
+                    free = gc.undisturbed(connection, [each.id for each in wanted], BlobState.HIDING)
+                wanted = [each for each in wanted if each.id in free]
+                if not wanted:
+                    break
+                continue
+            errors = [answer.error for answer in answers if answer.error is not None]
+            if errors:
+                log.warning("the object store did not delete", blobs=len(errors), of=len(wanted), said=errors[0])
+            return {each: answer.marker for each, answer in zip(wanted, answers, strict=True) if answer.error is None}
+        return {}

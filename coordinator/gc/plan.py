@@ -1,0 +1,106 @@
+"""The plan of a collection: of each blob whether it is hidden, purged or kept, and why. A plan is data.
+
+A plan is made of the table alone, and page by page: so it costs no request to storage, and no memory. What a run does
+is this plan, but for what a look at storage, or an event that is applied meanwhile, says against it.
+Not here: the rules (domain/gc.py), the plan that is shown page by page (db/queries/gc.py), by the same rules and the
+same conditions (db/gc.py).
+"""
+
+import datetime
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeVar
+
+from coordinator.db import gc
+from coordinator.db.connection import Connections
+from coordinator.db.gc import BEGINNING, Candidate, Hide, Position
+from coordinator.domain.gc import Amount, Facts, Kept, Policy, hiding, purge_reasons, purging
+from coordinator.domain.names import Digest
+
+#: Blobs that are read, and dealt with, together: as many as one request deletes.
+PAGE = 1000
+
+T = TypeVar("T", Candidate, Hide)
+
+
+class Step(StrEnum):
+    HIDE = "hide"
+    PURGE = "purge"
+    KEEP = "keep"
+
+
+class Decided(NamedTuple):
+    """What the plan says of one blob."""
+
+    digest: Digest
+    #: Bytes; -1 while it is not known.
+    size: int
+    step: Step
+    #: t_u of a blob that is not hidden, t_h of one that is.
+    since: datetime.datetime
+    #: Why it is kept; None if it goes.
+    kept: Kept | None
+
+
+class Totals(NamedTuple):
+    hide: Amount
+    purge: Amount
+
+
+def hide_or_keep(policy: Policy, found: Candidate) -> Decided:
+    kept = policy.kept(found.unreferenced_since, pinned=found.pinned)
+    return Decided(found.digest, found.size, Step.HIDE if kept is None else Step.KEEP, found.unreferenced_since, kept)
+
+
+def purge_or_keep(policy: Policy, found: Hide) -> Decided:
+    assert found.hidden_at is not None
+    reasons = purge_reasons(
+        policy, found.hidden_at, needed=found.needed, disturbed=found.disturbed, pinned=found.pinned
+    )
+    kept = next(reasons, None)
+    size = -1 if found.size is None else found.size
+    return Decided(found.digest, size, Step.PURGE if kept is None else Step.KEEP, found.hidden_at, kept)
+
+
+def totals(connections: Connections, facts: Facts) -> Totals:
+    """Count what would be hidden and purged now."""
+    to_hide, to_purge = hiding(facts).until, purging(facts).until
+    with connections.use() as connection:
+        return Totals(
+            Amount(0, 0) if to_hide is None else gc.to_hide(connection, to_hide),
+            Amount(0, 0) if to_purge is None else gc.to_purge(connection, to_purge),
+        )
+
+
+def candidate_pages(
+    connections: Connections, until: datetime.datetime | None = None, size: int = PAGE
+) -> Iterator[list[Candidate]]:
+    """Give what nothing references, the longest first, up to a time."""
+    return _pages(connections, lambda connection, after: gc.candidates(connection, after, until, size))
+
+
+def due_pages(
+    connections: Connections, until: datetime.datetime | None = None, size: int = PAGE
+) -> Iterator[list[Hide]]:
+    """Give what is hidden, the longest first, up to a time."""
+    return _pages(connections, lambda connection, after: gc.due(connection, after, until, size))
+
+
+def _pages(connections: Connections, read: Callable[[Any, Position], list[T]]) -> Iterator[list[T]]:
+    after = BEGINNING
+    while True:
+        with connections.use() as connection:
+            page = read(connection, after)
+        if not page:
+            return
+        yield page
+        after = page[-1].position
+
+
+def walk(connections: Connections, facts: Facts) -> Iterator[Decided]:
+    """Give what the plan says of every blob that is hidden or that nothing references."""
+    hide, purge = hiding(facts), purging(facts)
+    for due in due_pages(connections):
+        yield from (purge_or_keep(purge, each) for each in due)
+    for page in candidate_pages(connections):
+        yield from (hide_or_keep(hide, each) for each in page)

@@ -1,0 +1,66 @@
+"""Note that events in a pod's name were refused for their token, where operators look for it.
+
+Anyone may post with wrong tokens, as often as they like: each replica notes a pod once in `EVERY_S`, and only one that
+is known, and makes one statement in `PACE_S` for all that wait. No answer waits for it, and what cannot be noted is
+left to the next refusal.
+Not here: how it is kept (db/refusals.py), what is said of it (domain/refusals.py).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final
+
+from coordinator.domain.names import PodName
+
+log = logging.getLogger(__name__)
+
+EVERY_S: Final = 10.0
+PACE_S: Final = 1.0
+#: A database that does not answer for so long is away.
+TIMEOUT_S: Final = 5.0
+
+Write = Callable[[Collection[PodName]], Awaitable[None]]
+
+
+async def nowhere(_: Collection[PodName]) -> None:
+    """Where there is no database."""
+
+
+class RefusalNotes:
+    """One replica's: when each pod was last noted, and which are to be."""
+
+    def __init__(
+        self, write: Write = nowhere, *, every: float = EVERY_S, pace: float = PACE_S, timeout: float = TIMEOUT_S
+    ) -> None:
+        self._write = write
+        self._every = every
+        self._pace = pace
+        self._timeout = timeout
+        self._noted: dict[PodName, float] = {}
+        self._pending: set[PodName] = set()
+        self._writing: asyncio.Task[None] | None = None
+
+    def note(self, pod: PodName) -> None:
+        """Have it noted by and by, unless it was just now. The pod must be one that is known: each is remembered."""
+        now = time.monotonic()
+        if now - self._noted.get(pod, float("-inf")) < self._every:
+            return
+        self._noted[pod] = now
+        self._pending.add(pod)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_pending())
+
+    async def _write_pending(self) -> None:
+        try:
+            while self._pending:
+                pods, self._pending = self._pending, set()
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        await self._write(pods)
+                except Exception as error:  # noqa: BLE001 - whatever it is, events are taken all the same
+                    log.warning("That events were refused for their token cannot be noted: %r", error)
+                await asyncio.sleep(self._pace)
+        finally:
+            self._writing = None

@@ -1,0 +1,76 @@
+"""Which pod owns a repository, and where its registries are: all pods, held in memory and read again every few seconds.
+
+While the database is away what is known is served, up to STALE_S. For several threads.
+Not here: the rule (domain/pods.py), the rows (db/pods.py).
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.pods import Linker, prefixes_of
+from coordinator.errors import UnavailableError
+
+REFRESH_S: Final = 2.0
+#: A repository of no known pod asks again so often: the pod may be new.
+MISS_S: Final = 0.1
+STALE_S: Final = 60.0
+#: Another thread that reads them is waited for so long: a database that is frozen says nothing at all.
+WAIT_S: Final = 1.0
+
+
+class MountPod(NamedTuple):
+    """A pod, as far as mounts have to know it."""
+
+    id: int
+    name: PodName
+    linker: Linker
+    registries: tuple[str, ...]
+    prefixes: tuple[str, ...]
+
+
+class MountPods:
+    """All pods by prefix, as `load` last gave them."""
+
+    def __init__(self, load: Callable[[], Sequence[MountPod]]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        #: By prefix.
+        self._pods: Mapping[str, MountPod] = {}
+        self._loaded_at = float("-inf")
+
+    def owner(self, repository: RepositoryName) -> MountPod | None:
+        """Return the pod that owns the repository; raises UnavailableError if that cannot be said."""
+        self._refresh(REFRESH_S)
+        found = self._find(repository)
+        if found is None:
+            self._refresh(MISS_S)
+            found = self._find(repository)
+        return found
+
+    def _find(self, repository: RepositoryName) -> MountPod | None:
+        pods = self._pods
+        return next((pods[prefix] for prefix in prefixes_of(repository) if prefix in pods), None)
+
+    def _refresh(self, interval: float) -> None:
+        if time.monotonic() - self._loaded_at <= interval:
+            return
+        if not self._lock.acquire(timeout=WAIT_S):
+            if time.monotonic() - self._loaded_at > STALE_S:
+                raise UnavailableError("The database does not say which pods there are.")
+            return
+        try:
+            if time.monotonic() - self._loaded_at <= interval:
+                return
+            try:
+                pods = self._load()
+            except UnavailableError:
+                if time.monotonic() - self._loaded_at > STALE_S:
+                    raise
+                return
+            self._pods = {prefix: pod for pod in pods for prefix in pod.prefixes}
+            self._loaded_at = time.monotonic()
+        finally:
+            self._lock.release()

@@ -1,0 +1,107 @@
+"""Have the target pod answer a request as the plain upload that it would be, and give its answer to the client.
+
+`mount` and `from` are left out, so that the pod neither tries a mount of its own, with which a token without pull on
+the source turns into 401, nor leaves an upload behind that nobody asked for. All else is as the client sent it.
+Of several registries the first that can be reached is asked: nothing was sent to one that refuses the connection.
+Not here: which requests (api/mounts.py).
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import httpx
+
+from coordinator.domain.names import RepositoryName
+from coordinator.errors import UnavailableError
+from coordinator.mounts.directory import MountPod
+from coordinator.pods.registry_transport import tls_context, why
+
+CONNECT_S: Final = 2.0
+ANSWER_S: Final = 30.0
+#: Of a pod's answer to an opened upload: a few words, or an error.
+ANSWER_BYTES: Final = 1 << 20
+
+Header = tuple[bytes, bytes]
+
+#: RFC 9110, 7.6.1: of one connection only. And what a body is described by that is not sent on.
+_OURS: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"content-length",
+        b"content-type",
+        b"content-encoding",
+        b"expect",
+    }
+)
+
+
+class Answer(NamedTuple):
+    """What a pod said."""
+
+    status: int
+    headers: Sequence[Header]
+    body: bytes
+
+
+class HandOn:
+    """For the event loop that it is first used in."""
+
+    def __init__(self, *, ca_file: str | None = None) -> None:
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            verify=tls_context(ca_file),
+            limits=httpx.Limits(max_connections=200, max_keepalive_connections=50),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def upload(
+        self, pod: MountPod, repository: RepositoryName, query: bytes, headers: Iterable[Header]
+    ) -> Answer:
+        """Open an upload at the pod; `query` is without its `?`. Raises UnavailableError."""
+        sent = [(name, value) for name, value in headers if name not in _OURS] + [(b"content-length", b"0")]
+        last: httpx.HTTPError | None = None
+        for registry in pod.registries:
+            base = httpx.URL(registry)
+            path = f"/v2/{repository}/blobs/uploads/".encode() + (b"?" + query if query else b"")
+            request = self._http.build_request("POST", base.copy_with(raw_path=path), headers=sent)
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await self._answer(request)
+            except TimeoutError as error:
+                # A timeout of the client is of one silence: a registry that drips would hold a connection for ever.
+                raise UnavailableError(f"A registry of pod {pod.name} did not answer within {ANSWER_S:g} s.") from error
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                last = error
+            except httpx.HTTPError as error:
+                raise UnavailableError(f"A registry of pod {pod.name} did not answer ({why(error)}).") from error
+        reason = "it has none" if last is None else why(last)
+        raise UnavailableError(f"No registry of pod {pod.name} can be reached ({reason}).") from last
+
+    async def _answer(self, request: httpx.Request) -> Answer:
+        response = await self._http.send(request, stream=True)
+        try:
+            body = b""
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > ANSWER_BYTES:
+                    raise UnavailableError("A registry's answer to an upload is too long to be one.")
+        finally:
+            await response.aclose()
+        # A body is handed on as it came, encoded or not.
+        kept = [
+            (name.lower(), value)
+            for name, value in response.headers.raw
+            if name.lower() not in _OURS - {b"content-type", b"content-encoding"}
+        ]
+        return Answer(response.status_code, kept, body)

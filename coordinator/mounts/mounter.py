@@ -1,0 +1,199 @@
+"""Make a mount: is the client let, has the source the blob, may it be relied on; then the reference, then the link.
+
+Route: api/mounts.py -> `Mounter.mount` -> 201; NotMountedError or UnavailableError -> hand_on.py.
+
+    right        the token may push to the target, and pull from the target and the source (domain/access.py)
+    source       its own pod says that it has the blob (sources.py)
+    reference    in the table, in one transaction that a hide comes before or after (db/mounts.py)
+    link         the pod's linker (linker.py)
+
+Invariants: a digest alone gives nothing, and what is refused costs the same wherever the blob may be; the reference is
+durable before anything is linked, and before the client hears of it.
+Not here: HTTP, tokens' signatures.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import structlog
+
+from coordinator.db import mounts as table
+from coordinator.db.batch import NotServedError, StateChangedError
+from coordinator.db.connection import Connections
+from coordinator.db.mounts import Reserved
+from coordinator.domain.access import Access
+from coordinator.domain.mounts import SOURCES_LIMIT, NotMountedError, Reason, Wanted
+from coordinator.domain.names import RepositoryName, parse_repository
+from coordinator.domain.pods import Linker as LinkerKind
+from coordinator.errors import InvalidNameError, UnavailableError
+from coordinator.mounts.directory import MountPod, MountPods
+from coordinator.mounts.linker import Job, Linker
+from coordinator.mounts.sources import Size, Sources
+
+log = structlog.get_logger()
+
+#: What is found out of a token; None if registries ask nobody who they are. Raises NotMountedError.
+Rights = Callable[[str | None], Access | None]
+
+
+class Mounted(NamedTuple):
+    """A mount that was made."""
+
+    pod: MountPod
+    source: RepositoryName
+    #: Bytes that the client need not send.
+    size: int
+
+
+class Found(NamedTuple):
+    """Who has the blob, and lets the client have it."""
+
+    pod: MountPod
+    repository: RepositoryName
+    size: Size
+
+    def job(self, wanted: Wanted, target: MountPod, authorization: str | None) -> Job:
+        """Wait for its size; raises NotMountedError or UnavailableError."""
+        return Job(target, wanted.repository, wanted.digest, self.size(), self.pod, self.repository, authorization)
+
+
+class Mounter:
+    """For several threads."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        pods: MountPods,
+        sources: Sources,
+        linkers: Mapping[LinkerKind, Linker],
+        rights: Rights,
+        *,
+        margin: timedelta,
+        relay_limit: int,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`relay_limit`: bytes of the largest blob that is relayed."""
+        self._now = now
+        self._connections = connections
+        self._pods = pods
+        self._sources = sources
+        self._linkers = linkers
+        self._rights = rights
+        self._margin = margin
+        self._relay_limit = relay_limit
+
+    def close(self) -> None:
+        self._sources.close()
+
+    def mount(self, wanted: Wanted, authorization: str | None) -> Mounted:
+        """Mount a blob; raises NotMountedError or UnavailableError, and then the client is to upload it."""
+        access = self._rights(authorization)
+        target = self.target(wanted.repository)
+        if access is not None and not all(access.may(wanted.repository, action) for action in ("pull", "push")):
+            raise NotMountedError(Reason.NO_RIGHT)
+        found = self._find(wanted, access, authorization)
+        if LinkerKind.RELAY in (target.linker, found.pod.linker):
+            self._check(found.job(wanted, target, authorization))
+        # While its bytes are looked at.
+        reserved = self._reserve(wanted, target, found)
+        try:
+            job = found.job(wanted, target, authorization)
+            if reserved.is_unsized:
+                self._learn(job)
+            self._linkers[target.linker].link(job)
+            if not self._stands(reserved):
+                # Somebody has looked for the link before it was made (reconcile/settle.py). Who looks now sees it.
+                reserved = self._reserve(wanted, target, found)
+        except BaseException:
+            # Should it be there after all, the pod tells of it as of an upload, or a reconcile finds it.
+            self._give_back(reserved)
+            raise
+        return Mounted(target, found.repository, job.size)
+
+    def target(self, repository: RepositoryName) -> MountPod:
+        """Return the pod that owns the repository; raises NotMountedError if none does, and UnavailableError."""
+        found = self._pods.owner(repository)
+        if found is None:
+            raise NotMountedError(Reason.UNKNOWN_TARGET)
+        return found
+
+    def _find(self, wanted: Wanted, access: Access | None, authorization: str | None) -> Found:
+        """Find who has the blob, among those from whom the client may have it."""
+        if wanted.source is not None:
+            if access is not None and not access.may(wanted.source, "pull"):
+                raise NotMountedError(Reason.NO_RIGHT)
+            return self._from(wanted, wanted.source, authorization)
+        why = NotMountedError(Reason.NO_SOURCE)
+        # The shared store first: it answers at once, and what it says needs no proof.
+        for source in sorted(_pullable(access, wanted.repository), key=self._is_apart):
+            try:
+                return self._from(wanted, source, authorization)
+            except NotMountedError as error:
+                why = error
+        raise why
+
+    def _is_apart(self, source: RepositoryName) -> bool:
+        pod = self._pods.owner(source)
+        return pod is not None and pod.linker is LinkerKind.RELAY
+
+    def _from(self, wanted: Wanted, source: RepositoryName, authorization: str | None) -> Found:
+        pod = self._pods.owner(source)
+        if pod is None:
+            raise NotMountedError(Reason.UNKNOWN_SOURCE)
+        return Found(pod, source, self._sources.find(pod, source, wanted.digest, authorization))
+
+    def _check(self, job: Job) -> None:
+        """Of a blob that is sent, or whose source nobody but its own registry vouches for."""
+        relayed = job.pod.linker is LinkerKind.RELAY
+        if job.size > self._relay_limit and (relayed or not job.is_known):
+            raise NotMountedError(Reason.TOO_LARGE)
+        if not relayed and not job.is_known:
+            # What is linked is in the shared store: others' bytes, of which the source has only said that it has them.
+            self._sources.prove(job)
+            # Looked at only now: whoever runs the source would see by the proof that others have the blob.
+            if self._sources.stored(job.digest) != job.size:
+                raise NotMountedError(Reason.NOT_SHARED)
+
+    def _reserve(self, wanted: Wanted, target: MountPod, found: Found) -> Reserved:
+        try:
+            with self._connections.use() as connection:
+                return table.reserve(
+                    connection,
+                    target.id,
+                    wanted.repository,
+                    wanted.digest,
+                    found.repository,
+                    self._now(),
+                    self._margin,
+                )
+        except NotServedError as error:
+            raise NotMountedError(Reason.NOT_SERVED, str(error)) from error
+        except StateChangedError as error:
+            raise UnavailableError(str(error)) from error
+
+    def _learn(self, job: Job) -> None:
+        with self._connections.use() as connection:
+            table.learn_size(connection, job.digest, job.size)
+
+    def _stands(self, reserved: Reserved) -> bool:
+        with self._connections.use() as connection:
+            return table.stands(connection, reserved)
+
+    def _give_back(self, reserved: Reserved) -> None:
+        try:
+            with self._connections.use() as connection:
+                table.give_back(connection, reserved)
+        except UnavailableError as error:
+            log.warning("a reference stays for the grace of links", reason=str(error))
+
+
+def _pullable(access: Access | None, but: RepositoryName) -> Iterable[RepositoryName]:
+    """Give some repositories that a token may pull from, by its own words."""
+    for name in () if access is None else access.pullable()[:SOURCES_LIMIT]:
+        try:
+            repository = parse_repository(name)
+        except InvalidNameError:
+            continue
+        if repository != but:
+            yield repository

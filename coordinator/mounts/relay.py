@@ -1,0 +1,256 @@
+"""Send a blob to a pod that keeps its links, or all of its bytes, in a place of its own (linker `relay`).
+
+Route: `Relay.link` -> one at a time for a blob and a pod -> mounted within the pod, where another of its repositories
+has it -> else uploaded, chunk by chunk, as any client would (OCI distribution-spec, "Pushing blobs in chunks").
+A chunk that was not answered is resumed where the registry says that it stands. So many are sent at once in a process,
+each with one chunk in memory; some more wait for those that send the same, and beyond that clients upload. One that
+falls behind a least rate, for what its source gives or its target takes, is given up.
+The upload is made with the client's own token: it has the right to push there, and gets no other.
+Not here: where the bytes come from (sources.py), the reference (db/mounts.py).
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final
+
+import structlog
+
+from coordinator.db import mounts as table
+from coordinator.db.connection import Connections
+from coordinator.domain.mounts import NotMountedError, Reason
+from coordinator.domain.names import format_digest
+from coordinator.errors import UnavailableError
+from coordinator.mounts.linker import Job
+from coordinator.mounts.replicas import any_of
+from coordinator.mounts.sources import token_of
+from coordinator.pods.registry_auth import Credentials
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.pods.registry_errors import RegistryError, RegistryUnreachableError
+
+log = structlog.get_logger()
+
+CHUNK_BYTES: Final = 16 * 1024 * 1024
+#: A chunk is sent so often before the relay is given up.
+ATTEMPTS: Final = 3
+#: Others that want the same blob in the same pod look so often whether it is there.
+POLL_S: Final = 0.1
+#: Of one silence of a registry.
+TIMEOUT_S: Final = 60.0
+#: A relay may take so long, and for each of its bytes the time that this rate leaves it (bytes per second).
+HEAD_START_S: Final = 60.0
+LEAST_RATE: Final = 1024 * 1024.0
+#: What a registry is sent between two looks at the time.
+PIECE_BYTES: Final = 256 * 1024
+
+#: Gives the blob's bytes from their beginning, in pieces.
+ReadSource = Callable[[Job], AbstractContextManager[Iterator[bytes]]]
+
+
+class Relay:
+    """For several threads."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        read: ReadSource,
+        *,
+        credentials: Credentials | None,
+        ca_file: str | None = None,
+        at_once: int = 4,
+        waiting: int = 8,
+        patience: float = 60.0,
+        chunk_bytes: int = CHUNK_BYTES,
+        head_start: float = HEAD_START_S,
+        least_rate: float = LEAST_RATE,
+    ) -> None:
+        """`at_once`: relays that send; `waiting`: these and those that wait, up to `patience` seconds.
+
+        One that sends has `head_start` seconds, and one more for each `least_rate` bytes that its source gave.
+        """
+        self._connections = connections
+        self._read = read
+        self._credentials = credentials
+        self._ca_file = ca_file
+        self._sending = threading.BoundedSemaphore(at_once)
+        self._waiting = threading.BoundedSemaphore(waiting)
+        self._patience = patience
+        self._chunk_bytes = chunk_bytes
+        self._head_start = head_start
+        self._least_rate = least_rate
+
+    def link(self, job: Job) -> None:
+        if not self._waiting.acquire(blocking=False):
+            raise NotMountedError(Reason.BUSY, "as many relays are under way as may be")
+        try:
+            with self._alone(job):
+                self._link(job)
+        except RegistryError as error:
+            if isinstance(error, UnavailableError):
+                raise
+            raise UnavailableError(str(error)) from error
+        finally:
+            self._waiting.release()
+
+    def _link(self, job: Job) -> None:
+        token = token_of(job.authorization)
+        client, is_there = any_of(
+            job.pod,
+            # Without a token as anybody: Baleen's own credentials are good for more than the client's.
+            lambda url: self._client(url, token=token),
+            lambda client: client.has_blob(job.repository, format_digest(job.digest)),
+        )
+        with client:
+            if is_there or self._mounted_within(job):
+                return
+            if not self._sending.acquire(timeout=self._patience):
+                raise NotMountedError(Reason.BUSY, "as many relays are under way as may be")
+            try:
+                self._upload(client, job)
+            finally:
+                self._sending.release()
+
+    def _mounted_within(self, job: Job) -> bool:
+        """Mount it from another repository of the pod; with Baleen's own credentials, as the client may not know it."""
+        with self._connections.use() as connection:
+            other = table.elsewhere_in(connection, job.pod.id, job.digest, job.repository)
+        # What only its registry has said of it may be a lie about a blob of others in this pod: then it has to be sent.
+        if other is None or not job.is_known:
+            return False
+        try:
+            ours, is_mounted = any_of(
+                job.pod,
+                lambda url: self._client(url, credentials=self._credentials),
+                lambda client: client.mount_blob(job.repository, format_digest(job.digest), other),
+            )
+        except RegistryError as error:
+            log.info("a blob is sent again", pod=job.pod.name, reason=str(error))
+            return False
+        ours.close()
+        return is_mounted
+
+    def _upload(self, client: RegistryClient, job: Job) -> None:
+        session = client.begin_upload(job.repository)
+        pace = _Pace(job, self._head_start, self._least_rate)
+        try:
+            offset = 0
+            with self._read(job) as pieces:
+                for chunk in _chunks(_checked(job, pace.reading(pieces)), self._chunk_bytes):
+                    session = self._send(client, session, chunk, offset, pace)
+                    offset += len(chunk)
+            client.finish_upload(session, format_digest(job.digest), iter(()), 0)
+        except BaseException:
+            _give_up(client, session)
+            raise
+
+    def _send(self, client: RegistryClient, session: str, chunk: bytes, offset: int, pace: "_Pace") -> str:
+        """Send a chunk that begins at `offset`, or what the registry has not of it; return the session after it."""
+        stands = offset
+        for attempt in range(ATTEMPTS):
+            try:
+                if attempt:
+                    session, stands = client.upload_status(session)
+                    if not offset <= stands <= offset + len(chunk):
+                        raise UnavailableError(
+                            f"The registry stands at byte {stands} of an upload, and not at {offset}."
+                        )
+                if stands == offset + len(chunk):
+                    return session
+                rest = memoryview(chunk)[stands - offset :]
+                return client.append_upload(session, pace.sending(rest), len(rest), stands)
+            except RegistryUnreachableError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _client(self, url: str, *, token: str | None = None, credentials: Credentials | None = None) -> RegistryClient:
+        return RegistryClient(
+            url,
+            token=token,
+            credentials=credentials,
+            ca_file=self._ca_file,
+            timeout=TIMEOUT_S,
+            user_agent="baleen-relay",
+        )
+
+    @contextmanager
+    def _alone(self, job: Job) -> Iterator[None]:
+        """Keep everybody else, of other processes too, from sending this blob to this pod; wait for who does."""
+        deadline = time.monotonic() + self._patience
+        # The thread's one connection all the while, which holds the lock.
+        with self._connections.use() as connection:
+            while not table.enter_relay(connection, job.pod.id, job.digest):
+                if time.monotonic() > deadline:
+                    raise NotMountedError(Reason.BUSY, "another relay of the blob to the pod takes long")
+                time.sleep(POLL_S)
+            try:
+                yield
+            finally:
+                table.leave_relay(connection, job.pod.id, job.digest)
+
+
+class _Pace:
+    """Ends what falls behind: a pod whose registry drips would hold one of the few places for as long as it likes."""
+
+    def __init__(self, job: Job, head_start: float, least_rate: float) -> None:
+        self._job = job
+        self._until = time.monotonic() + head_start
+        self._least_rate = least_rate
+
+    def reading(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._until += len(piece) / self._least_rate
+            self._look()
+            yield piece
+
+    def sending(self, chunk: memoryview) -> Iterator[bytes]:
+        for at in range(0, len(chunk), PIECE_BYTES):
+            self._look()
+            yield bytes(chunk[at : at + PIECE_BYTES])
+
+    def _look(self) -> None:
+        if time.monotonic() > self._until:
+            raise UnavailableError(
+                f"The relay of {format_digest(self._job.digest)} from pod {self._job.source.name} to pod "
+                f"{self._job.pod.name} is given up: it is slower than {self._least_rate / 1024:.0f} KiB/s."
+            )
+
+
+def _give_up(client: RegistryClient, session: str) -> None:
+    try:
+        client.cancel_upload(session)
+    except RegistryError as error:
+        log.info("an upload is left to the registry", reason=str(error))
+
+
+def _chunks(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """Put pieces together to chunks of this size; the last may be smaller, and none is empty."""
+    chunk = bytearray()
+    for piece in pieces:
+        chunk += piece
+        while len(chunk) >= size:
+            yield bytes(chunk[:size])
+            del chunk[:size]
+    if chunk:
+        yield bytes(chunk)
+
+
+def _checked(job: Job, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Give the pieces; raise before the last if they are not the blob's, and as soon as they are more than it has."""
+    seen, held, left = hashlib.sha256(), b"", job.size
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise UnavailableError(
+                f"{job.source_repository} gives more than the {job.size} bytes of {format_digest(job.digest)}."
+            )
+        seen.update(piece)
+        if held:
+            yield held
+        held = piece
+    if seen.digest() != job.digest:
+        raise UnavailableError(f"The bytes of {format_digest(job.digest)} in {job.source_repository} are others.")
+    if held:
+        yield held

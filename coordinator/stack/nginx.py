@@ -1,0 +1,42 @@
+"""nginx with a configuration that pods/router.py has made, as a child process, for the demo and the tests.
+
+The program is not part of the stack: Debian's package is `nginx-light`.
+"""
+
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+from coordinator.errors import StackError
+from coordinator.stack.process import ManagedProcess
+
+
+def available() -> Path | None:
+    """Where nginx is, if it is installed; of Debian's the folder is on root's path only."""
+    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    return None if found is None else Path(found)
+
+
+def program() -> Path:
+    found = available()
+    if found is None:
+        raise StackError("No nginx is installed: install the package nginx-light.")
+    return found
+
+
+def nginx(state: Path, file: Path, address: str) -> ManagedProcess:
+    """A process of nginx that reads `file`, a whole configuration; ready when it takes connections."""
+    return ManagedProcess(
+        name="nginx",
+        argv=[program(), "-e", state / "error.log", "-p", state, "-c", file, "-g", "daemon off;"],
+        log_file=state.with_name(f"{state.name}.log"),
+        stop_signal=signal.SIGTERM,
+        probe=lambda: answers(address),
+    )
+
+
+def answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=1):
+        return True

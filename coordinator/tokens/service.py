@@ -1,0 +1,195 @@
+"""One token for repositories of several pods: the union of what their own issuers grant, and never more.
+
+Route: scopes -> each to the pod that owns its repository -> that pod's issuer, all at once (issuers.py) -> the union of
+what was proved -> one signature (sign.py).
+Invariants: a scope goes to no issuer but its own pod's, and an issuer's answer counts for its own pod's scopes alone; a
+token lives no longer than the shortest-lived of those that it is made of; where no issuer has accepted the
+credentials, nothing is signed. An issuer that does not answer takes away its own part, and nothing else.
+Not here: HTTP (api/token_service.py), what a scope is (domain/access.py).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+from coordinator.domain.access import REPOSITORY, Access, Scope
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.pods import TokenIssuer, owner_of
+from coordinator.errors import BaleenError, ForbiddenError, UnauthorizedError, UnavailableError, UsageError
+from coordinator.tokens import metrics
+from coordinator.tokens.issuers import Answer, Credentials, Issuers, Outcome
+from coordinator.tokens.sign import Signed, Signer
+
+#: Requests that are answered at once. What waits, waits for issuers, and for these no longer than issuers.SECONDS.
+IN_FLIGHT = 256
+
+
+class CredentialsRefusedError(UnauthorizedError):
+    """Every issuer that was asked has refused the credentials."""
+
+    headers = MappingProxyType({"WWW-Authenticate": 'Basic realm="Baleen"'})
+
+
+class BusyError(UnavailableError):
+    """As many requests for tokens as may be are under way."""
+
+
+class IssuingPod(Protocol):
+    """A pod, as far as tokens go."""
+
+    @property
+    def prefixes(self) -> Sequence[str]: ...
+
+    @property
+    def issuer(self) -> TokenIssuer | None: ...
+
+
+Pods = Mapping[PodName, IssuingPod]
+ReadPods = Callable[[], Awaitable[Pods]]
+
+
+class Asked(NamedTuple):
+    """A request for a token."""
+
+    scopes: Sequence[Scope]
+    credentials: Credentials
+    #: What the client takes for its registry's name; None if it does not say.
+    service: str | None = None
+    client_id: str = ""
+
+
+class TokenService:
+    def __init__(self, pods: ReadPods, issuers: Issuers, signer: Signer, *, in_flight: int = IN_FLIGHT) -> None:
+        """`pods` says what is registered now."""
+        self._pods = pods
+        self._issuers = issuers
+        self._signer = signer
+        self._in_flight = in_flight
+        self._running = 0
+
+    def jwks(self) -> dict[str, Any]:
+        """The keys that its tokens are signed with, as a JWKS."""
+        return self._signer.jwks()
+
+    async def close(self) -> None:
+        await self._issuers.close()
+
+    async def issue(self, asked: Asked) -> Signed:
+        """Sign what the issuers grant of what is asked.
+
+        Raises CredentialsRefusedError or ForbiddenError if all of them refuse, UnavailableError if none grants anything
+        and one did not answer, UsageError for a service that is not ours.
+        """
+        began = time.perf_counter()
+        outcome = "failed"
+        try:
+            signed = await self._issue(asked)
+            outcome = "issued"
+        except BaleenError as error:
+            outcome = _OUTCOMES.get(type(error), "malformed")
+            raise
+        else:
+            return signed
+        finally:
+            metrics.REQUESTS.labels(outcome).inc()
+            metrics.SECONDS.observe(time.perf_counter() - began)
+
+    async def _issue(self, asked: Asked) -> Signed:
+        if asked.service is not None and asked.service != self._signer.audience:
+            raise UsageError(
+                "Tokens are made here for another service: set `auth.token.service` of the registry, or its like, to "
+                "the BALEEN_JWT_AUDIENCE of this token service."
+            )
+        if self._running >= self._in_flight:
+            raise BusyError("Too many requests for tokens wait for their issuers: try again in a moment.")
+        self._running += 1
+        try:
+            pods = await self._pods()
+            parts = divide(asked.scopes, pods)
+            answers = await (self._each(parts, pods, asked) if parts else self._any(pods, asked))
+        finally:
+            self._running -= 1
+        granted = [answer.verified for answer in answers if answer.verified is not None]
+        if not granted:
+            raise _refusal(answers)
+        return self._signer.sign(
+            _agreed((each.subject for each in granted), asked.credentials.username),
+            reduce(or_, (each.access for each in granted), Access()),
+            auth_type=_agreed((each.auth_type for each in granted), ""),
+            not_before=max(each.not_before for each in granted),
+            not_after=min(each.expires_at for each in granted),
+        )
+
+    async def _each(self, parts: Mapping[PodName, Sequence[Scope]], pods: Pods, asked: Asked) -> list[Answer]:
+        """Ask the issuer of each part for it, all at once."""
+        return await asyncio.gather(
+            *(
+                self._issuers.ask(pod, issuer, scopes, asked.credentials, asked.client_id)
+                for pod, scopes in parts.items()
+                if (issuer := pods[pod].issuer) is not None
+            )
+        )
+
+    async def _any(self, pods: Pods, asked: Asked) -> list[Answer]:
+        """Ask each issuer only whether it knows the credentials (`docker login`); the first that does is enough."""
+        # Pods that share an issuer ask it once, if they know it by the same keys: those of one may be old.
+        issuers = {known.issuer: pod for pod, known in pods.items() if known.issuer is not None}
+        waiting = [
+            asyncio.create_task(self._issuers.ask(pod, issuer, (), asked.credentials, asked.client_id))
+            for issuer, pod in issuers.items()
+        ]
+        answers: list[Answer] = []
+        try:
+            for done in asyncio.as_completed(waiting):
+                answers.append(await done)
+                if answers[-1].verified is not None:
+                    break
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        return answers
+
+
+def divide(scopes: Iterable[Scope], pods: Pods) -> dict[PodName, list[Scope]]:
+    """Each scope to the pod that owns its repository. Those of no pod, of one without an issuer, and of other things
+    than repositories (`registry:catalog:*`) are of nobody, and so are not granted.
+    """
+    owners = {prefix: name for name, pod in pods.items() if pod.issuer is not None for prefix in pod.prefixes}
+    parts: dict[PodName, list[Scope]] = {}
+    for scope in scopes:
+        owner = owner_of(RepositoryName(scope.name), owners) if scope.type == REPOSITORY else None
+        if owner is not None:
+            parts.setdefault(owner, []).append(scope)
+    return parts
+
+
+def _agreed(said: Iterable[str], otherwise: str) -> str:
+    """What all say, or else something."""
+    known = set(said)
+    return known.pop() if len(known) == 1 else otherwise
+
+
+def _refusal(answers: Sequence[Answer]) -> BaleenError:
+    outcomes = {answer.outcome for answer in answers}
+    if not outcomes:
+        return UnavailableError("No pod has a token issuer: give it one with `baleen pods set-issuer`.")
+    if outcomes - {Outcome.REFUSED, Outcome.DENIED}:
+        return UnavailableError(
+            "No token can be made now, since a token issuer does not answer as it should: try again."
+        )
+    if Outcome.REFUSED in outcomes:
+        return CredentialsRefusedError("The token issuer does not accept these credentials: log in again.")
+    return ForbiddenError("The token issuer grants nothing to these credentials.")
+
+
+_OUTCOMES: Mapping[type[BaleenError], str] = {
+    CredentialsRefusedError: "refused",
+    ForbiddenError: "denied",
+    UnavailableError: "unavailable",
+    BusyError: "busy",
+}

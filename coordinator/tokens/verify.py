@@ -1,0 +1,206 @@
+"""Prove a registry token, by the rules of CNCF distribution 2.8 (registry/auth/token), and say what it grants.
+
+Route: header -> key (`x5c`, else `jwk`, else `kid`) -> signature -> claims -> Verified.
+Invariants: the key decides which algorithms are possible, never the header; `iss` and `aud` are equal as texts; `exp`
+is required; nothing of a token is quoted in an error. Where distribution is lenient about what is ambiguous (members
+that are written twice, critical headers, which RFC 7515 has refused), the token is refused.
+Not here: which keys are trusted (keys.py), where tokens come from.
+"""
+
+import base64
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import msgspec
+from jwt.api_jws import PyJWS
+from jwt.exceptions import PyJWTError
+
+from coordinator.domain.access import REPOSITORY, Access, Grant
+from coordinator.errors import UnauthorizedError
+from coordinator.tokens.keys import ALGORITHMS, Key, KeysError, KeySet, read_jwk
+
+#: What clocks may be apart, in seconds: distribution's own.
+LEEWAY_SECONDS = 60
+#: Characters of a token. It travels in a header, and servers take headers of some 8 to 64 KiB.
+TOKEN_LIMIT = 64 * 1024
+#: Objects and lists in one another. What is kept of a grant is written again, and that must not fail.
+DEPTH_LIMIT = 20
+
+Check = Literal["form", "algorithm", "key", "signature", "issuer", "audience", "expired", "not yet valid", "claims"]
+
+
+class TokenRefusedError(UnauthorizedError):
+    """A token is not believed; `check` is what it failed."""
+
+    def __init__(self, check: Check, why: str) -> None:
+        super().__init__(f"The token is not accepted: {why}.")
+        self.check = check
+
+
+class Verified(NamedTuple):
+    """What a token says, once it is proved."""
+
+    subject: str
+    access: Access
+    #: Unix time.
+    expires_at: int = 0
+    not_before: int = 0
+    #: How its owner proved who they are, in the words of GitLab's tokens.
+    auth_type: str = ""
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A member of `access`; that it has others is seen from the raw claims."""
+
+    type: str | None = None
+    name: str | None = None
+    actions: list[str] | None = None
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    """`null` is as good as nothing: Go, in which registries and many issuers are written, has it for an empty list."""
+
+    iss: str
+    aud: str
+    exp: int
+    nbf: int | None = None
+    sub: str | None = None
+    access: list[_Entry] | None = None
+    auth_type: Any = None
+
+
+class TokenVerifier:
+    """Believes tokens of one issuer for one audience."""
+
+    def __init__(
+        self, keys: Callable[[], KeySet], *, issuer: str, audience: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`keys` says which are trusted now."""
+        self._keys = keys
+        self._issuer = issuer
+        self._audience = audience
+        self._clock = clock
+
+    def verify(self, token: str) -> Verified:
+        """Return what a token grants; raises TokenRefusedError."""
+        if len(token) > TOKEN_LIMIT:
+            _refuse("form", f"it is longer than {TOKEN_LIMIT} characters")
+        header, claims = _parse(token)
+        algorithm = header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+            _refuse("algorithm", "its algorithm is not RS256, RS384, RS512 or ES256")
+        if "crit" in header:
+            _refuse("form", "its header has critical extensions, of which none is known here")
+        key = self._key(header)
+        if algorithm not in key.algorithms:
+            _refuse("algorithm", "its algorithm is not one of its key")
+        try:
+            _jws.decode(token, key.public, algorithms=[algorithm])
+        except (PyJWTError, ValueError, TypeError):
+            _refuse("signature", "its signature is wrong")
+        return self._judge(claims)
+
+    def _key(self, header: Mapping[str, Any]) -> Key:
+        """In distribution's order: what stands first is what counts, also if what follows would do."""
+        keys, chain, jwk, name = self._keys(), header.get("x5c"), header.get("jwk"), header.get("kid")
+        try:
+            if chain:
+                if not isinstance(chain, list) or not all(isinstance(each, str) for each in chain):
+                    _refuse("key", "its chain cannot be read")
+                return keys.chain(chain, self._clock())
+            if jwk is not None:
+                # The trusted key that it is equal to, not the one that came along.
+                found = keys.find(read_jwk(jwk).thumbprint) if isinstance(jwk, dict) else None
+            else:
+                found = keys.find(name) if isinstance(name, str) else None
+        except KeysError as error:
+            _refuse("key", f"{error}".rstrip("."))
+        if found is None:
+            _refuse("key", "its key is not trusted here")
+        return found
+
+    def _judge(self, raw: dict[str, Any]) -> Verified:
+        try:
+            claims = msgspec.convert(raw, _Claims)
+        except msgspec.ValidationError:
+            _refuse("claims", "its claims are not those of a registry token")
+        now = self._clock()
+        if claims.iss != self._issuer:
+            _refuse("issuer", "another issuer made it")
+        if claims.aud != self._audience:
+            _refuse("audience", "it is for another audience")
+        if now > claims.exp + LEEWAY_SECONDS:
+            _refuse("expired", "it has expired")
+        not_before = claims.nbf or 0
+        if now < not_before - LEEWAY_SECONDS:
+            _refuse("not yet valid", "it is not valid yet")
+        if not _shallow(raw, DEPTH_LIMIT):
+            _refuse("claims", "its claims are nested too deeply")
+        grants = tuple(
+            Grant(
+                entry.name,
+                frozenset(entry.actions),
+                # Nor what a registry could take for one of these: Go does not look at the case of a name.
+                {name: value for name, value in raw["access"][at].items() if name.casefold() not in _ENTRY},
+            )
+            for at, entry in enumerate(claims.access or ())
+            if entry.type == REPOSITORY and entry.name is not None and entry.actions
+        )
+        auth_type = claims.auth_type if isinstance(claims.auth_type, str) else ""
+        return Verified(claims.sub or "", Access(grants), claims.exp, not_before, auth_type)
+
+
+_jws = PyJWS()
+_ENTRY = frozenset(_Entry.__struct_fields__)
+
+
+def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read header and claims, of which nothing is proved."""
+    try:
+        header, claims, _ = token.encode("ascii").split(b".")
+        return _object(header), _object(claims)
+    except (ValueError, RecursionError):
+        _refuse(
+            "form", "it is not three parts of base64url, the first two of them JSON objects without repeated members"
+        )
+
+
+def _object(part: bytes) -> dict[str, Any]:
+    # Whether it is base64url to the letter is asked where the signature is.
+    text = base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+    value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_number)
+    if not isinstance(value, dict):
+        raise ValueError  # noqa: TRY004 - what is caught above
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError
+    return made
+
+
+def _no_number(_: str) -> NoReturn:
+    raise ValueError
+
+
+def _number(text: str) -> float:
+    # One that is too large would be written again as a word that is no JSON.
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    return levels > 0 and all(
+        _shallow(each, levels - 1) for each in (value.values() if isinstance(value, dict) else value)
+    )
+
+
+def _refuse(check: Check, why: str) -> NoReturn:
+    raise TokenRefusedError(check, why) from None

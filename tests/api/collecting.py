@@ -1,0 +1,105 @@
+"""An API and a collector on one database: what a run does to blobs is what the API tells of them.
+
+Times have no length, and one pod is known, which has reported and whose links nobody has to look at, unless a test says
+otherwise (`World.known`). Not here: what must hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from coordinator import bootstrap
+from coordinator.db.queries import collection
+from coordinator.domain.gc import Facts, PodFacts
+from coordinator.domain.names import format_digest
+from coordinator.stack.supervisor import StackEndpoints
+from tests.api.harness import Json, Served, served, settings_for
+from tests.gc.harness import NO_TIMES, POD, Garbage
+from tests.storage.memory import MemoryObjectStore
+
+TABLES = (
+    "hides, pins, holds, gc_switch, gc_ledger, jobs, repository_manifests, repository_blobs, removals, manifests, "
+    "blobs, lifecycle_outbox"
+)
+
+
+class World:
+    """What the API and the collector know, by names of blobs as tests/gc/harness.py has them."""
+
+    def __init__(self, api: Served, known: Known) -> None:
+        self.api = api
+        self.garbage = Garbage(bootstrap.database_url(api.settings), MemoryObjectStore(versioned=True))
+        self._known = known
+        self.known(lambda facts: facts)
+
+    def known(self, change: Callable[[Facts], Facts]) -> None:
+        """Change what is known, for the API and for runs."""
+        self._known.change = change
+        self.garbage.known = change
+
+    def text(self, name: str) -> str:
+        return format_digest(self.garbage.digest(name))
+
+    def unreferenced(self, *names: str) -> None:
+        """A manifest with these layers was pushed and deleted; it has the first layer's name with an m before it."""
+        self.garbage.pushed(f"m-{names[0]}", *names)
+        self.garbage.forget(f"m-{names[0]}")
+
+    def explained(self, name: str) -> Json:
+        answer = self.api.get(f"/v1/blobs/{self.text(name)}/explain")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def plan(self, **parameters: Any) -> Json:
+        answer = self.api.get("/v1/gc/plan", **parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def steps(self, **parameters: Any) -> dict[str, str]:
+        """Every blob of the plan with its step, or with why it is kept."""
+        items = self.api.pages("/v1/gc/plan", **parameters)
+        assert len(items) == len({item["digest"] for item in items})
+        return {item["digest"]: item["why"] or item["step"] for item in items}
+
+
+class Known:
+    """What a test says is known, between the database and the API."""
+
+    def __init__(self) -> None:
+        self.change: Callable[[Facts], Facts] = lambda facts: facts
+
+    async def gather(self, connection: Any, *arguments: Any) -> Facts:
+        facts = await _real_gather(connection, *arguments)
+        pods = [PodFacts(POD, facts.now, facts.now, has_links=False)]
+        return self.change(facts._replace(times=NO_TIMES, pods=pods))
+
+
+_real_gather = collection.gather
+
+
+@contextmanager
+def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
+    """An API with a database of its own."""
+    known = Known()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collection, "gather", known.gather)
+        with served(settings_for(embedded_stack)) as api:
+            yield api, known
+
+
+@contextmanager
+def collecting(api: Served, known: Known) -> Iterator[World]:
+    """An empty table, and the kill switch on."""
+    api.db.execute(f"TRUNCATE {TABLES} CASCADE")
+    world = World(api, known)
+    with world.garbage:
+        yield world
+
+
+def asked_back(world: World, name: str, why: str = "a test", *, pin: bool = True) -> None:
+    answer = world.api.ask("POST", f"/v1/blobs/{world.text(name)}/undelete", json={"why": why, "pin": pin})
+    assert answer.status_code == 202, answer.text

@@ -1,0 +1,69 @@
+"""Which API tokens are good while the database does not say so."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from coordinator.api import auth
+from coordinator.api.auth import MISS_SECONDS, REFRESH_SECONDS, STALE_SECONDS, TokenDirectory
+from coordinator.db.tokens import KnownToken, hash_of
+from coordinator.errors import UnavailableError
+
+TOKEN = "a-token"
+
+
+class World:
+    """A database that can go away, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.is_away = False
+        self.known = {hash_of(TOKEN): KnownToken("ci", "operate", hash_of(TOKEN))}
+        self.directory = TokenDirectory(self.load)
+
+    async def load(self) -> dict[bytes, KnownToken]:
+        if self.is_away:
+            raise UnavailableError("The database does not answer.")
+        return dict(self.known)
+
+    def is_good(self, token: str = TOKEN) -> bool | None:
+        """None: it cannot be said."""
+        try:
+            return asyncio.run(self.directory.get(token)) is not None
+        except UnavailableError:
+            return None
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: world.now))
+    return world
+
+
+def test_a_known_token_goes_on_for_a_while(world: World) -> None:
+    """While the database is away a token that was known is good for STALE_SECONDS, and at no moment after that."""
+    assert world.is_good()
+    world.is_away = True
+    world.now += STALE_SECONDS
+    assert world.is_good()
+    world.now += MISS_SECONDS + 1
+    assert [world.is_good() for _ in range(3)] == [None, None, None]
+    world.is_away = False
+    world.now += MISS_SECONDS + 1
+    assert world.is_good()
+
+
+def test_nothing_is_said_before_the_database_has(world: World) -> None:
+    """A process that begins while the database is away calls no token unknown, however often it is asked."""
+    world.is_away = True
+    assert [world.is_good() for _ in range(3)] == [None, None, None]
+
+
+def test_a_revoked_token(world: World) -> None:
+    """It is refused once REFRESH_SECONDS have passed."""
+    assert world.is_good()
+    world.known.clear()
+    world.now += REFRESH_SECONDS + 1
+    assert world.is_good() is False

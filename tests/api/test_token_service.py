@@ -1,0 +1,334 @@
+"""`/jwt/auth` over HTTP: pods and their issuers as they are registered, credentials as clients send them."""
+
+import base64
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import jwt
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from coordinator import bootstrap
+from coordinator.api import token_service
+from coordinator.domain.mounts import NotMountedError, Reason
+from coordinator.errors import SettingsError
+from coordinator.settings import build
+from coordinator.stack.supervisor import StackEndpoints
+from coordinator.tokens.keys import LOOK_SECONDS, parse_trusted
+from coordinator.tokens.service import CredentialsRefusedError
+from coordinator.tokens.verify import TokenVerifier
+from tests.api.harness import Served, served, settings_for, until
+from tests.tokens import forge
+from tests.tokens.forge import ec_key, kid, rsa_key
+from tests.tokens.issuer import Issuer, basic
+
+OURS, AUDIENCE = "baleen-of-tests", "all-registries"
+PASSWORD = "pass:word-in-plain-sight"
+ALICE = basic("alice", PASSWORD)
+APP, BASE = "repository:team-a/app:pull,push", "repository:team-b/base:pull"
+
+
+class Tokens(NamedTuple):
+    """An API that makes tokens, and the issuers of its two pods."""
+
+    api: Served
+    one: Issuer
+    two: Issuer
+    file: Path
+
+    def get(self, authorization: str | None = ALICE, **parameters: Any) -> httpx.Response:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        return self.api.client.get("/jwt/auth", params=parameters, headers=headers)
+
+    def post(self, **fields: str) -> httpx.Response:
+        return self.api.client.post("/jwt/auth", data=fields)
+
+    def granted(self, answer: httpx.Response) -> dict[str, list[str]]:
+        """What the token of an answer grants, proved by the published keys alone."""
+        assert answer.status_code == 200, answer.text
+        published = parse_trusted(self.api.client.get("/.well-known/jwks.json").content)
+        verifier = TokenVerifier(lambda: published, issuer=OURS, audience=AUDIENCE)
+        return {grant.name: sorted(grant.actions) for grant in verifier.verify(answer.json()["token"]).access.grants}
+
+
+def said(issuer: Issuer, /, **others: str) -> dict[str, str]:
+    """What is registered of an issuer."""
+    known = issuer.registered()
+    return {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys} | others
+
+
+@pytest.fixture(scope="module")
+def running(embedded_stack: StackEndpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokens]:
+    file = tmp_path_factory.mktemp("keys") / "signing.pem"
+    file.write_bytes(forge.private_pem(ec_key(50)))
+    settings = settings_for(
+        embedded_stack, jwt_signing_keys=str(file), jwt_issuer=OURS, jwt_audience=AUDIENCE, jwt_lifetime="2m"
+    )
+    users = {"alice": PASSWORD}
+    with (
+        Issuer("issuer-a", rsa_key(0), users, {"team-a/app": {"pull", "push"}}) as one,
+        Issuer("issuer-b", ec_key(0), users, {"team-b/base": {"pull"}}) as two,
+        served(settings) as api,
+    ):
+        for name, issuer in (("a", one), ("b", two)):
+            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": said(issuer)}
+            assert api.ask("POST", "/v1/pods", json=body).status_code == 201
+        yield Tokens(api, one, two, file)
+
+
+@pytest.fixture
+def tokens(running: Tokens) -> Iterator[Tokens]:
+    yield running
+    for issuer in (running.one, running.two):
+        issuer.asked.clear()
+        issuer.reply = lambda _: None
+        issuer.takes_forms = True
+
+
+def test_get(tokens: Tokens) -> None:
+    """Scopes in several parameters, or in one, are granted by the issuers of their pods in one token."""
+    for scopes in ([APP, BASE], [f"{APP} {BASE}"]):
+        answer = tokens.get(service=AUDIENCE, scope=scopes, account="alice", client_id="docker", offline_token="true")
+        assert tokens.granted(answer) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
+        told = answer.json()
+        assert set(told) == {"token", "access_token", "expires_in", "issued_at"}
+        assert told["token"] == told["access_token"]
+        assert 60 <= told["expires_in"] <= 120
+        assert told["issued_at"].endswith("Z")
+        assert answer.headers["Cache-Control"] == "no-store"
+    assert [request.scopes() for request in tokens.two.asked] == [[BASE], [BASE]]
+    assert [request.fields["client_id"] for request in tokens.two.asked] == [["docker"]] * 2
+
+
+def test_post(tokens: Tokens) -> None:
+    """A form of OAuth2 does the same, with a password or a refresh token."""
+    form = {"grant_type": "password", "service": AUDIENCE, "client_id": "c", "scope": f"{APP} {BASE}"}
+    tokens.two.takes_forms = False
+    answer = tokens.post(**form, username="alice", password=PASSWORD)
+    assert tokens.granted(answer) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
+    refresh = form | {"grant_type": "refresh_token", "refresh_token": f"refresh-{PASSWORD}"}
+    assert tokens.granted(tokens.post(**refresh)) == {"team-a/app": ["pull", "push"]}
+
+
+def test_log_in(tokens: Tokens) -> None:
+    """Nothing asked: 200 with a token that grants nothing; wrong credentials: 401 with a challenge."""
+    assert tokens.granted(tokens.get(service=AUDIENCE)) == {}
+    for answer in (
+        tokens.get(basic("alice", "wrong"), service=AUDIENCE),
+        tokens.get(basic("alice", "wrong"), service=AUDIENCE, scope=APP),
+        tokens.get("Basic !!!", scope=APP),
+        tokens.get("Basic YWxpY2U=", scope=APP),
+        tokens.get("Bearer x", scope=APP),
+        tokens.post(grant_type="password", username="alice", password="wrong", scope=APP),
+    ):
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+        assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"scope": "team-a/app"},
+        {"scope": ["repository:team-a/app:pull"] * 101},
+        {"scope": APP, "service": "another"},
+        {"scope": APP, "service": "x" * 2000},
+        {f"x{n}": "" for n in range(300)},
+        {"scope": "repository:team-a/\x00:pull"},
+    ],
+)
+def test_what_cannot_be_meant(tokens: Tokens, query: dict[str, Any]) -> None:
+    """400 in a sentence that says what to do, and nobody is asked."""
+    answer = tokens.get(**query)
+    assert answer.status_code == 400
+    assert answer.json()["detail"]
+    assert tokens.one.asked == tokens.two.asked == []
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"grant_type": "client_credentials"},
+        {"grant_type": "password", "username": "alice"},
+        {"grant_type": "refresh_token"},
+        {"grant_type": "password", "username": "x" * 2000, "password": "x"},
+    ],
+)
+def test_forms_that_cannot_be_meant(tokens: Tokens, form: dict[str, str]) -> None:
+    """The same of a form."""
+    assert tokens.post(**form).status_code == 400
+    assert tokens.api.client.post("/jwt/auth", content=b"\xff" * 100).status_code == 400
+    assert tokens.api.client.post("/jwt/auth", content=b"x" * 300_000).status_code == 413
+    assert tokens.one.asked == []
+
+
+def test_a_password_in_other_letters() -> None:
+    """Which bytes a password is of is for its issuer to know; a user's name is shown to issuers as text."""
+    sent = "Basic " + base64.b64encode("alice:gr\u00fc\u00dfe".encode("latin-1")).decode()
+    known = token_service._basic(sent)
+    assert (known.username, known.authorization) == ("alice", sent)
+    with pytest.raises(CredentialsRefusedError):
+        token_service._basic("Basic " + base64.b64encode(b"\xfc:x").decode())
+
+
+def test_nothing_of_credentials_is_told(tokens: Tokens, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever comes of a request, neither the answer nor a log line has a credential in it."""
+    caplog.set_level(logging.DEBUG)
+    wrong = "another-secret-in-plain-sight"
+    answers = [
+        tokens.get(basic("alice", wrong), scope=APP),
+        tokens.get(f"Basic {wrong}", scope=APP),
+        tokens.post(grant_type="password", username="alice", password=wrong, scope="no scope"),
+        tokens.post(grant_type=wrong, username="alice", password=wrong),
+        tokens.post(grant_type="refresh_token", refresh_token=wrong, scope=APP),
+    ]
+    logged = "".join(f"{record.getMessage()} {record.exc_text}" for record in caplog.records)
+    for text in (*(answer.text for answer in answers), *(str(answer.headers) for answer in answers), logged):
+        assert wrong not in text
+        assert basic("alice", wrong).removeprefix("Basic ") not in text
+
+
+def test_pods_show_their_issuers(tokens: Tokens) -> None:
+    """All but the keys themselves is shown; they are changed and taken away, and what is wrong is refused."""
+    told = tokens.api.get("/v1/pods/pod-a").json()["token_issuer"]
+    known = tokens.one.registered()
+    assert told == {
+        "url": known.url,
+        "issuer": "issuer-a",
+        "service": "issuer-a-registry",
+        "key_ids": [kid(rsa_key(0))],
+    }
+    assert "BEGIN" not in tokens.api.get("/v1/pods").text
+    made = {"name": "pod-x", "prefixes": ["team-x"]}
+    assert tokens.api.ask("POST", "/v1/pods", json=made).status_code == 201
+    path = "/v1/pods/pod-x/token-issuer"
+    assert tokens.api.get("/v1/pods/pod-x").json()["token_issuer"] is None
+    for wrong in (
+        said(tokens.one, keys=forge.private_pem(ec_key(1)).decode()),
+        said(tokens.one, keys="none"),
+        said(tokens.one, keys=forge.public_pem(rsa_key(0)).decode() + "\0"),
+        said(tokens.one, url="http://user:secret@host/x"),
+        said(tokens.one, url="ftp://host/x"),
+        said(tokens.one, issuer=""),
+        said(tokens.one, service="a\nb"),
+        {name: value for name, value in said(tokens.one).items() if name != "keys"},
+    ):
+        answer = tokens.api.ask("PUT", path, json=wrong)
+        assert answer.status_code == 400, answer.text
+        assert "secret" not in answer.text
+        assert "PRIVATE" not in answer.text
+    put = tokens.api.ask("PUT", path, json=said(tokens.one, keys=forge.public_pem(ec_key(1), rsa_key(0)).decode()))
+    assert put.json()["token_issuer"]["key_ids"] == [kid(ec_key(1)), kid(rsa_key(0))]
+    assert tokens.api.ask("DELETE", path).status_code == 204
+    assert tokens.api.get("/v1/pods/pod-x").json()["token_issuer"] is None
+    assert tokens.api.ask("PUT", "/v1/pods/nobody/token-issuer", json=said(tokens.one)).status_code == 404
+    assert tokens.api.ask("DELETE", "/v1/pods/nobody/token-issuer").status_code == 404
+    assert tokens.api.ask("DELETE", "/v1/pods/pod-x").status_code == 204
+
+
+@pytest.mark.lengthy
+def test_an_issuer_that_is_taken_away(tokens: Tokens) -> None:
+    """Within seconds nothing is granted on its pod's repositories, and with it again everything is."""
+    assert tokens.api.ask("DELETE", "/v1/pods/pod-b/token-issuer").status_code == 204
+    until(
+        "the pod's part is gone",
+        lambda: tokens.granted(tokens.get(scope=[APP, BASE])) == {"team-a/app": ["pull", "push"]},
+    )
+    assert tokens.api.ask("PUT", "/v1/pods/pod-b/token-issuer", json=said(tokens.two)).status_code == 200
+    until("the pod's part is back", lambda: "team-b/base" in tokens.granted(tokens.get(scope=[APP, BASE])))
+
+
+def test_the_key_changes(tokens: Tokens) -> None:
+    """A file with another first key signs with that, and still publishes the other; no token is ever unknown."""
+    old, new = ec_key(50), rsa_key(51)
+    assert LOOK_SECONDS < 5
+    stages: list[list[forge.Private]] = [[old, new], [new, old], [], [old]]
+    for keys in stages:
+        # Nothing to sign with is a broken file.
+        tokens.file.write_bytes(forge.private_pem(*keys))
+        names = [kid(key) for key in keys]
+
+        def as_written(names: list[str] = names) -> bool:
+            assert tokens.granted(tokens.get(scope=APP)) == {"team-a/app": ["pull", "push"]}
+            published = tokens.api.client.get("/.well-known/jwks.json").json()["keys"]
+            return [key["kid"] for key in published] == names
+
+        if names:
+            until("the keys are published", as_written)
+            signed = jwt.get_unverified_header(tokens.get(scope=APP).json()["token"])["kid"]
+            assert signed == names[0]
+        else:
+            assert tokens.granted(tokens.get(scope=APP)) == {"team-a/app": ["pull", "push"]}
+
+
+def test_metrics(tokens: Tokens) -> None:
+    """Requests are counted by outcome, answers by pod and outcome."""
+
+    def counted(name: str, **labels: str) -> float:
+        text = tokens.api.client.get("/metrics").text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    before = counted("baleen_token_requests_total", outcome="issued")
+    refused = counted("baleen_token_issuer_answers_total", pod="pod-a", outcome="refused")
+    seconds = counted("baleen_token_issuer_seconds_count", pod="pod-a")
+    tokens.get(scope=APP)
+    tokens.get(basic("alice", "wrong"), scope=APP)
+    assert counted("baleen_token_requests_total", outcome="issued") == before + 1
+    assert counted("baleen_token_issuer_answers_total", pod="pod-a", outcome="refused") == refused + 1
+    assert counted("baleen_token_issuer_seconds_count", pod="pod-a") == seconds + 2
+
+
+def test_off(api: Served) -> None:
+    """Without a key to sign with there is no such place."""
+    for path in ("/jwt/auth?scope=x", "/.well-known/jwks.json"):
+        assert api.client.get(path).status_code == 404
+    answer = api.client.post("/jwt/auth", data={"grant_type": "password"})
+    assert (answer.status_code, "BALEEN_JWT_SIGNING_KEYS" in answer.text) == (404, True)
+
+
+def test_keys_need_names(tmp_path: Path) -> None:
+    """Keys without the names that tokens carry are refused with the settings that are missing."""
+    file = tmp_path / "keys.pem"
+    file.write_bytes(forge.private_pem(ec_key(50)))
+    settings = build({"jwt_signing_keys": str(file)})
+    with pytest.raises(SettingsError, match="BALEEN_JWT_ISSUER and BALEEN_JWT_AUDIENCE"):
+        bootstrap.token_verifier(settings, bootstrap.signing_keys(settings))
+    settings = build({"jwt_signing_keys": str(file), "jwt_issuer": OURS, "jwt_audience": AUDIENCE})
+    own = bootstrap.token_verifier(settings, bootstrap.signing_keys(settings))
+    assert own is not None
+    made = forge.token(ec_key(50), forge.claims(iss=OURS, aud=AUDIENCE))
+    assert own.verify(made).access.may("team/app", "pull")
+    trusted = tmp_path / "trusted.json"
+    trusted.write_text(json.dumps({"keys": [parse_trusted(forge.public_pem(rsa_key(0))).keys[0].jwk()]}))
+    given = build({"jwt_keys": str(trusted), "jwt_issuer": OURS, "jwt_audience": AUDIENCE})
+    other = bootstrap.token_verifier(given, bootstrap.signing_keys(given))
+    assert other is not None
+    assert other.verify(forge.token(rsa_key(0), forge.claims(iss=OURS, aud=AUDIENCE))).subject == "alice"
+    assert bootstrap.token_verifier(build({}), None) is None
+
+
+def test_rights_of_a_mount() -> None:
+    """Who wants a mount has the rights of the bearer token, if it is believed, and else none at all."""
+    trusted = parse_trusted(forge.public_pem(rsa_key(0)))
+    verifier = TokenVerifier(lambda: trusted, issuer=forge.ISSUER, audience=forge.AUDIENCE)
+    may = bootstrap.rights(build({}), verifier)
+    access = may(f"bearer {forge.token(rsa_key(0))}")
+    assert access is not None
+    assert access.may("team/app", "pull")
+    assert not access.may("team/app", "push")
+    for authorization in (None, "", "Bearer ", "Basic YTpi", f"Bearer {forge.token(rsa_key(1))}"):
+        with pytest.raises(NotMountedError) as refused:
+            may(authorization)
+        assert refused.value.reason == Reason.NO_RIGHT
+        with pytest.raises(NotMountedError):
+            bootstrap.rights(build({}), None)(authorization)

@@ -1,0 +1,75 @@
+"""That a pod's events are refused for their token is shown with the pod, durably, and decides nothing."""
+
+from typing import Any
+
+from tests.api.harness import Facts, Served, until
+
+
+def told(api: Served, pod: str) -> dict[str, Any]:
+    answer: dict[str, Any] = api.get(f"/v1/pods/{pod}").json()
+    return answer
+
+
+def refused(api: Served, pod: str) -> None:
+    assert api.ask("POST", f"/v1/events/{pod}", "a-wrong-token", content=b"{}").status_code == 401
+
+
+def noted(api: Served, pod: str, after: str = "") -> dict[str, Any]:
+    """Post until it is noted: a new pod is not known to ingest at once, and one is not noted at each refusal."""
+
+    def looked() -> dict[str, Any] | None:
+        refused(api, pod)
+        now: dict[str, Any] | None = told(api, pod)["wrong_token"]
+        return now if now is not None and now["last"] > after else None
+
+    found: dict[str, Any] = until("the refusal is noted", looked)
+    return found
+
+
+def test_events_with_a_wrong_token_are_shown(api: Served, facts: Facts) -> None:
+    """The pod says since when and what mends it, in lists too; nothing else of it changes; another token ends it."""
+    pod, other = facts.pods
+    before = told(api, pod)
+    assert before["wrong_token"] is None
+    found = noted(api, pod)
+    assert told(api, pod) == before | {"wrong_token": found}
+    assert found["since"] <= found["last"]
+    assert f"baleen pods rotate-token {pod}" in found["sentence"]
+    assert "a-wrong-token" not in found["sentence"]
+    listed = {each["name"]: each["wrong_token"] for each in api.pages("/v1/pods")}
+    assert listed[pod] == found
+    assert listed[other] is None
+    assert f'baleen_ingest_refused_total{{pod="{pod}",reason="unauthorized"}} ' in api.get("/metrics", None).text
+    assert api.ask("POST", f"/v1/pods/{pod}/token").is_success
+    assert told(api, pod)["wrong_token"] is None
+
+
+def test_a_refusal_of_long_ago(api: Served, facts: Facts) -> None:
+    """What was noted more than an hour ago is shown no more, and the next refusal begins anew."""
+    pod, other = facts.pods
+    api.db.execute(
+        "INSERT INTO token_refusals (pod_id, since, last_at)"
+        " SELECT id, now() - interval '5 hours', now() - (CASE name WHEN %s THEN interval '2 hours'"
+        " ELSE interval '1 minute' END) FROM pods WHERE name = ANY(%s)",
+        (pod, [pod, other]),
+    )
+    assert told(api, pod)["wrong_token"] is None
+    recent = told(api, other)["wrong_token"]
+    anew = noted(api, pod)
+    assert anew["since"] == anew["last"]
+    assert noted(api, other, after=recent["last"])["since"] == recent["since"]
+
+
+def test_nobody_is_noted_who_is_not_there(api: Served, facts: Facts) -> None:
+    """Events of pods that are not registered leave no row, and no label."""
+
+    def rows() -> int:
+        found = api.db.execute("SELECT count(*) FROM token_refusals").fetchone()
+        assert found is not None
+        return int(found[0])
+
+    before = rows()
+    refused(api, f"{facts.pods[0]}-no")
+    noted(api, facts.pods[0])
+    assert rows() == before + 1
+    assert f"{facts.pods[0]}-no" not in api.get("/metrics", None).text

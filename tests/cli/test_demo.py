@@ -1,0 +1,84 @@
+"""The demo's round of garbage collection: what it accepts of a doctor, and what it says it waits for.
+
+Not here: the demo itself, which is a stage of the gate.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import cast
+
+import pytest
+from rich.console import Console
+
+from coordinator.commands import demo, demo_gc
+from coordinator.commands.demo_gc import Plan, Waits, check_findings, waits_for
+from coordinator.commands.demo_world import UNSAFE_FINDINGS, DemoFailedError
+from coordinator.domain.findings import Check, Finding, Verdict
+from coordinator.domain.gc import Why
+from coordinator.pods.images import make_image, make_layer
+from coordinator.settings import load
+from coordinator.stack.children import Children
+from coordinator.stack.process import ManagedProcess
+
+DIGEST = f"sha256:{'d' * 64}"
+
+
+def finding(check: str, verdict: Verdict) -> Finding:
+    return Finding(check, verdict, "means", "the proof")
+
+
+def planned(step: str, why: Why | None = None) -> Plan:
+    return Plan([], {DIGEST: {"step": step, "why": why, "detail": why and "the detail"}})
+
+
+def test_what_the_doctor_may_say() -> None:
+    """What the embedded services cannot prove is told and let pass; anything else that is not proved fails the demo."""
+    proved = [finding(check, Verdict.PROVED) for check in Check if check not in UNSAFE_FINDINGS]
+    expected = [finding(check, Verdict.REFUTED) for check in UNSAFE_FINDINGS]
+    assert check_findings("pod-a", [*proved, *expected]) == expected
+    with pytest.raises(DemoFailedError, match=r"pod-a is not safe to collect for: clocks is unproved \(the proof\)"):
+        check_findings("pod-a", [*expected, finding("clocks", Verdict.UNPROVED)])
+
+
+def test_the_demos_settings_are_settings(tmp_path: Path) -> None:
+    """The demo's file is read as any other, and lets pass what it says it does."""
+    (tmp_path / "baleen.toml").write_text(demo.SETTINGS)
+    assert load({}, tmp_path).unsafe_findings == ",".join(UNSAFE_FINDINGS)
+
+
+def test_the_users_services_are_not_the_demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the settings of a cluster in the environment has nothing of it touched, let alone collected."""
+
+    class Starts(Exception):  # noqa: N818 - what the test looks at
+        pass
+
+    class Recording:
+        def start(self, process: ManagedProcess) -> None:
+            raise Starts(process.env)
+
+    monkeypatch.setenv("BALEEN_DATABASE_URL", "postgresql://production.invalid/baleen")
+    monkeypatch.setenv("BALEEN_S3_BUCKET", "production")
+    monkeypatch.setenv("SSL_CERT_DIR", "/certificates")
+    with contextlib.ExitStack() as started, pytest.raises(Starts) as found:
+        demo._start(tmp_path, cast("Children", Recording()), Console(quiet=True), started)
+    (environment,) = found.value.args
+    assert environment is not None
+    assert not [name for name in environment if name.startswith("BALEEN_")]
+    assert environment["SSL_CERT_DIR"] == "/certificates"
+
+
+def test_what_it_waits_for() -> None:
+    """It waits with the plan's own reason, and asks for a reconcile only where that is one."""
+    assert waits_for(planned("hide"), DIGEST, "hide") is None
+    assert "still counts" in (waits_for(Plan([], {}), DIGEST, "hide") or Waits("")).what
+    assert waits_for(planned("keep", Why.GRACE), DIGEST, "hide") == Waits("the detail")
+    unlisted = waits_for(planned("keep", Why.NOT_RECONCILED), DIGEST, "purge")
+    assert unlisted == Waits("the detail", asks_reconcile=True)
+    assert waits_for(planned("hide")._replace(held_by=["a gap"]), DIGEST, "hide") == Waits("a gap")
+
+
+def test_an_images_own_blobs() -> None:
+    """What an image shares with others, its base layer, is not among those that are collected with it."""
+    base, layer = make_layer("base"), make_layer("own")
+    image = make_image("image", [base, layer])
+    assert demo_gc.own(image) == [image.digest, image.config.digest, layer.digest]

@@ -1,0 +1,178 @@
+"""`baleen router-config`: the pods as they are registered become a file that nginx or Envoy takes."""
+
+import itertools
+import json
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from coordinator.stack import nginx
+from tests.api.harness import Served
+from tests.cli.conftest import Command
+from tests.services import envoy
+
+#: A registry is one pod's.
+PORTS = itertools.count(20_001)
+
+
+def add(baleen: Command, name: str, *registries: str) -> None:
+    options = [option for url in registries for option in ("--registry", url)]
+    done = baleen("pods", "add", name, "--prefix", f"{name}-of-router", "--no-check", *options)
+    assert done.code == 0, done.err
+
+
+def add_another(baleen: Command) -> None:
+    port = next(PORTS)
+    add(baleen, f"router-{port}", f"http://127.0.0.1:{port}")
+
+
+def test_registered_pods_are_routed(api: Served, baleen: Command) -> None:
+    """The configuration names what the API tells, Baleen's own address included; a pod without a registry is told."""
+    add(baleen, "router-a", "http://10.77.7.7:5001", "http://10.77.7.7:5002")
+    add(baleen, "router-none")
+    done = baleen("router-config")
+    assert done.code == 0, done.err
+    assert '"~^router-a-of-router(?:/|\\z)" "http://pod_router-a";' in done.out
+    assert "    server 10.77.7.7:5001 max_fails=0;\n    server 10.77.7.7:5002 max_fails=0;\n" in done.out
+    assert f"server {api.url.removeprefix('http://')} max_fails=1" in done.out
+    assert "router-none-of-router" not in done.out
+    assert "Pod router-none has no registry" in done.err
+    assert baleen.environment["token"] not in done.out
+    told = baleen("router-config", "--json").json
+    assert told["configuration"] == done.out
+    assert "router-a" in told["pods"]
+    assert "router-none" in told["without_registry"]
+
+
+def test_baleen_is_waited_for_where_bytes_are_relayed(baleen: Command) -> None:
+    """A pod that blobs are sent to makes mounts slower, and the router waits for those; an option says otherwise."""
+    add(baleen, "router-link", "http://10.77.7.7:5006")
+    short = baleen("router-config").out
+    done = baleen("pods", "add", "router-relay", "--prefix", "router-relay", "--linker", "relay", "--no-check")
+    assert done.code == 0, done.err
+    long = baleen("router-config", mount_timeout="20s").out
+    told = baleen("router-config", "--baleen-timeout", "7").out
+    waits = [_wait(text) for text in (short, long, told)]
+    assert waits[1:] == [25, 7]
+    assert waits[0] in {5, 35}
+
+
+def _wait(text: str) -> int:
+    """Seconds that the router waits for a mount."""
+    found = re.search(r"location = /\.router/mount \{.*?proxy_read_timeout (\d+)s;", text, re.DOTALL)
+    assert found is not None
+    return int(found[1])
+
+
+def test_a_file_is_replaced_only_when_it_changes(baleen: Command) -> None:
+    """The command says how to reload, or that nothing changed; others may read the file, and none is left half."""
+    add(baleen, "router-b", "http://10.77.7.7:5003")
+    file = baleen.directory / "router.conf"
+    first = baleen("router-config", "--out", str(file), "--whole")
+    assert first.code == 0
+    assert f"`nginx -c {file}`" in first.err
+    assert f"nginx -s reload -c {file}" in first.err
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    written = file.stat().st_ino
+    again = baleen("router-config", "--out", str(file), "--whole", "--json")
+    assert json.loads(again.out)["changed"] is False
+    assert file.stat().st_ino == written
+    link = baleen.directory / "enabled.conf"
+    link.symlink_to(file)
+    assert baleen("router-config", "--out", str(link)).code == 0
+    assert link.is_symlink()
+    assert file.stat().st_ino != written
+    assert {path.name for path in baleen.directory.glob("*router.conf*")} == {"router.conf"}
+
+
+def test_envoy_is_told_the_same(api: Served, baleen: Command) -> None:
+    """For Envoy it is one JSON document, and the command says how to try it and to start it."""
+    add(baleen, "router-e", "http://10.77.7.7:5007")
+    done = baleen("router-config", "--for", "envoy")
+    assert done.code == 0, done.err
+    known = {each["name"]: each for each in json.loads(done.out)["static_resources"]["clusters"]}
+    assert '"address": "10.77.7.7"' in json.dumps(known["pod_router-e"])
+    assert f'"port_value": {api.url.rpartition(":")[2]}' in json.dumps(known["router_coordinator"])
+    assert "/var/log/envoy/baleen-router.log" in done.out
+    assert baleen.environment["token"] not in done.out
+    file = baleen.directory / "router.json"
+    written = baleen("router-config", "--for", "envoy", "--out", str(file))
+    assert f"`envoy --mode validate -c {file}`" in written.err
+    assert file.read_text() == done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--listen", "5000"), 2, "--listen"),
+        (("--listen", "[::::]:5000"), 2, "--listen"),
+        (("--for", "envoy", "--listen", "localhost:5000"), 2, "an address, such as 127.0.0.1:5000, and no name"),
+        (("--tls-cert", "/a.pem"), 2, "--tls-key"),
+        (("--tls-cert", "a.pem", "--tls-key", "/a.key"), 2, "--tls-cert"),
+        (("--issuer", "somebody"), 2, "--issuer"),
+        (("--fallback-issuer", "http://issuer/jwt/auth"), 2, "--issuer baleen"),
+        (("--baleen", "http://baleen/path"), 2, "--baleen"),
+        (("--baleen", "http://a", "--baleen", "https://b"), 2, "--baleen"),
+        (("--baleen-timeout", "0"), 2, "--baleen-timeout"),
+        (("--out", "/nowhere/router.conf"), 1, "--out"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(baleen: Command, arguments: tuple[str, ...], code: int, said: str) -> None:
+    """One sentence names the option and what to write."""
+    add_another(baleen)
+    done = baleen("router-config", *arguments)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err.splitlines()[-1]
+
+
+options = pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--issuer", "baleen", "--fallback-issuer", "http://127.0.0.1:9/jwt/auth"),
+        ("--issuer", "https://localhost/jwt/auth", "--public-scheme", "https", "--listen", "[::1]:5000"),
+    ],
+)
+
+
+@pytest.mark.registry
+@options
+@pytest.mark.parametrize("whole", [True, False])
+def test_nginx_takes_it(baleen: Command, tmp_path: Path, options: tuple[str, ...], whole: bool) -> None:
+    """`nginx -t` finds nothing wrong with a whole file, nor with one that another includes."""
+    add_another(baleen)
+    file = tmp_path / "router.conf"
+    places = ("--state-dir", str(tmp_path), "--log-file", str(tmp_path / "access.log"))
+    kind = "--whole" if whole else "--server-only"
+    done = baleen("router-config", "--out", str(file), kind, *places, *options)
+    assert done.code == 0, done.err
+    if not whole:
+        around = tmp_path / "nginx.conf"
+        around.write_text(f'pid "{tmp_path}/nginx.pid"; events {{}} http {{ include "{file}"; }}')
+        file = around
+    tried = subprocess.run(
+        [nginx.program(), "-t", "-e", tmp_path / "error.log", "-c", file], capture_output=True, text=True, check=False
+    )
+    assert tried.returncode == 0, tried.stderr
+    assert "[warn]" not in tried.stderr
+
+
+@pytest.mark.registry
+@options
+def test_envoy_takes_it(baleen: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """`envoy --mode validate` finds nothing wrong."""
+    add_another(baleen)
+    file = tmp_path / "router.json"
+    done = baleen("router-config", "--for", "envoy", "--out", str(file), "--log-file", str(tmp_path / "log"), *options)
+    assert done.code == 0, done.err
+    tried = subprocess.run(
+        [envoy.program(), "--mode", "validate", "-c", file, "--log-level", "warning"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert tried.returncode == 0, tried.stderr
+    assert "[warning]" not in tried.stderr

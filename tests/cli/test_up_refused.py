@@ -1,0 +1,64 @@
+"""`baleen up` that cannot begin says why in one sentence, and starts nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from coordinator.commands import up
+from coordinator.stack.supervisor import StackEndpoints
+from tests.cli.conftest import Command
+from tests.cli.test_commands import errs
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "192.0.2.1"], "192.0.2.1 cannot be listened on, since it is no address of this machine"),
+        (["--host", "name.invalid"], "name.invalid cannot be listened on, since that name is not known here"),
+        (["--host", "a..b"], "a..b cannot be listened on, since that name is not known here"),
+        (["--data-dir", "file"], "file cannot be made, since there is a file of that name: choose another with --data"),
+        (["--data-dir", "file/below"], "since there is a file of that name"),
+    ],
+)
+def test_where_it_cannot_be(bare: Command, options: list[str], said: str) -> None:
+    """An address that is not of this machine, and a file where its directory should be, are told as that."""
+    (bare.directory / "file").write_text("")
+    assert said in errs(bare("up", *options), 1)
+
+
+def test_a_broken_stack_file(bare: Command) -> None:
+    """A file that an earlier run left, and that is broken, is named with what to do about it."""
+    left = bare.directory / ".baleen" / "stack.json"
+    left.parent.mkdir()
+    left.write_text("{")
+    for command in (["up"], ["status"]):
+        assert ".baleen/stack.json is not as `baleen up` writes it: delete it" in errs(bare(*command), 2)
+
+
+def test_a_token_that_is_no_text(tmp_path: Path) -> None:
+    """What a crash has left in place of the operator's token is none, and keeps nothing from starting."""
+    file = tmp_path / "token"
+    assert up._kept(file) == ""
+    file.write_bytes(b"\xff\0")
+    assert "token" not in up._kept(file)
+    file.write_text("token\n")
+    assert up._kept(file) == "token"
+
+
+def test_a_database_that_is_away(bare: Command, embedded_stack: StackEndpoints) -> None:
+    """A database of the operator's own that does not answer is told by its setting, without a trace or its password."""
+    stack = embedded_stack
+    done = bare(
+        "up",
+        database_url="postgresql://user:s3cr3t@127.0.0.1:9/x",
+        kafka_bootstrap=stack.kafka_bootstrap or "",
+        s3_endpoint_url=stack.s3_endpoint_url or "",
+        s3_bucket=stack.s3_bucket or "",
+        s3_access_key=stack.s3_access_key or "",
+        s3_secret_key=stack.s3_secret_key or "",
+    )
+    assert (done.code, done.out) == (1, "")
+    starting, said = done.err.splitlines()
+    assert starting.startswith("Starting Baleen in ")
+    assert "check BALEEN_DATABASE_URL" in said
+    assert "s3cr3t" not in said

@@ -1,0 +1,128 @@
+"""What may be hidden and purged: each bound is needed, what is unknown keeps, and one hold keeps everything."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times, Why, hiding, purging, too_much
+
+NOW = datetime(2030, 1, 10, tzinfo=UTC)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+TIMES = Times(DAY, DAY, HOUR)
+FRESH = PodFacts("pod-a", NOW, NOW)
+
+
+def facts(*pods: PodFacts, **more: Any) -> Facts:
+    return Facts(NOW, TIMES, pods or (FRESH,), **more)
+
+
+@pytest.mark.parametrize("policy", [hiding, purging])
+def test_a_day_and_no_less(policy: Any) -> None:
+    """Where all is known a blob waits for the grace, and again for the quarantine, and then goes."""
+    made = policy(facts())
+    why = Why.GRACE if policy is hiding else Why.QUARANTINE
+    assert made.kept(NOW - DAY) is None
+    assert made.kept(NOW - DAY + timedelta(microseconds=1)).why is why
+    assert made.until == NOW - DAY
+
+
+def test_a_time_that_lies_in_the_future() -> None:
+    """What was hidden, or lost its last reference, by a clock that was ahead is kept, though no time were asked for."""
+    known = Facts(NOW, Times(timedelta(), timedelta(), timedelta()), [FRESH])
+    for policy in (hiding(known), purging(known)):
+        assert policy.kept(NOW) is None
+        assert policy.kept(NOW + timedelta(microseconds=1)) is not None
+
+
+@pytest.mark.parametrize(
+    ("pod", "hide", "purge"),
+    [
+        (FRESH._replace(watermark=None), Why.NOT_REPORTED, Why.NOT_REPORTED),
+        (FRESH._replace(watermark=NOW - 3 * DAY), Why.NOT_REPORTED, Why.NOT_REPORTED),
+        (FRESH._replace(watermark=NOW - 2 * DAY), None, Why.NOT_REPORTED),
+        (FRESH._replace(watermark=NOW - 2 * DAY + HOUR), None, None),
+        (FRESH._replace(reconciled_at=None), Why.NOT_RECONCILED, Why.NOT_RECONCILED),
+        (FRESH._replace(reconciled_at=NOW - 3 * DAY), Why.NOT_RECONCILED, Why.NOT_RECONCILED),
+        (FRESH._replace(reconciled_at=NOW - 2 * DAY), None, Why.NOT_RECONCILED),
+        (FRESH._replace(reconciled_at=NOW - 2 * DAY + HOUR), None, None),
+        (FRESH._replace(reconciled_at=None, has_links=False), None, None),
+        (FRESH._replace(held_by=["a dead letter"]), Why.HELD, Why.HELD),
+    ],
+)
+def test_one_pod_keeps_all(pod: PodFacts, hide: Why | None, purge: Why | None) -> None:
+    """What one pod of many has not shown keeps a blob of two days ago, whoever else has reported (rules 2 and 3)."""
+    known = facts(FRESH, pod._replace(name="pod-b"), FRESH._replace(name="pod-c"))
+    for policy, why in ((hiding(known), hide), (purging(known), purge)):
+        kept = policy.kept(NOW - 2 * DAY)
+        assert (None if kept is None else kept.why) is why
+        if kept is not None:
+            assert "pod-b" in kept.detail
+
+
+def test_what_holds_all() -> None:
+    """The kill switch, what is open for all pods, and a table without pods keep everything, and say so."""
+    for known, said in (
+        (facts(switched_off="an incident"), "switched off: an incident"),
+        (facts(held_by=["letters of nobody"]), "letters of nobody"),
+        (Facts(NOW, TIMES, []), "no pod"),
+    ):
+        for policy in (hiding(known), purging(known)):
+            assert policy.until is None
+            kept = policy.kept(NOW - 100 * DAY)
+            assert kept is not None
+            assert kept.why is Why.HELD
+            assert said in kept.detail
+
+
+def test_a_pin() -> None:
+    """What is pinned is kept, however old."""
+    for policy in (hiding(facts()), purging(facts())):
+        kept = policy.kept(NOW - 100 * DAY, pinned=True)
+        assert kept is not None
+        assert kept.why is Why.PINNED
+
+
+times = st.none() | st.integers(0, 200).map(lambda hours: NOW - timedelta(hours=hours))
+pods = st.builds(PodFacts, st.just("pod"), times, times, st.booleans(), st.just(()))
+
+
+@given(known=st.lists(pods, min_size=1, max_size=4), at=st.integers(0, 300).map(lambda hours: NOW - hours * HOUR))
+def test_bounds_are_the_rules(known: list[PodFacts], at: datetime) -> None:
+    """A blob goes exactly if every rule is met by every pod; and what goes is what is not later than `until`."""
+    hide, purge = hiding(facts(*known)), purging(facts(*known))
+    marks = [pod.watermark for pod in known]
+    looked = [pod.reconciled_at for pod in known if pod.has_links]
+    wanted = at <= NOW - DAY and all(mark is not None and at <= mark for mark in [*marks, *looked])
+    assert (hide.kept(at) is None) is wanted
+    assert (hide.until is not None and at <= hide.until) is wanted
+    wanted = at <= NOW - DAY and all(mark is not None and at + HOUR <= mark for mark in [*marks, *looked])
+    assert (purge.kept(at) is None) is wanted
+    assert (purge.until is not None and at <= purge.until) is wanted
+
+
+LIMITS = Limits(10, 5, Amount(100, 1000))
+
+
+@pytest.mark.parametrize(
+    ("planned", "history", "said"),
+    [
+        (Amount(100, 1000), [], []),
+        (Amount(1000, 1000), [], []),
+        (Amount(1001, 1000), [], ["1001 blobs of 10000 are more than 10 %"]),
+        (Amount(100, 10_001), [], ["10001 bytes of 100000 are more than 10 %"]),
+        (
+            Amount(501, 1),
+            [Amount(10, 0), Amount(100, 0)],
+            ["501 blobs are more than 5 times the 100 of any run before"],
+        ),
+        (Amount(500, 1), [Amount(10, 0), Amount(100, 0)], []),
+        (Amount(500, 1), [Amount(10, 0)], []),
+        (Amount(900, 1), [Amount(0, 0), Amount(0, 0)], []),
+    ],
+)
+def test_too_much(planned: Amount, history: list[Amount], said: list[str]) -> None:
+    """A run may take a share of the blobs and of the bytes, and not much more than any before; a few always."""
+    assert too_much(planned, Amount(10_000, 100_000), history, LIMITS) == said

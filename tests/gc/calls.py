@@ -1,0 +1,238 @@
+"""A job whose every call to database and storage is counted, so that it can be killed or put to sleep at each of them.
+
+Route: `Calls` (what happens at which call) -> `job`, a collection that calls through it -> `run_job`, to its end or
+its death.
+A call is a statement, a request to the store, or the moment between a permit and the request that it lets go.
+Not here: what must hold then (test_crashes.py, test_brakes.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from coordinator import jobs as running
+from coordinator.db import jobs, rows
+from coordinator.db.connection import Connections
+from coordinator.errors import UnavailableError
+from coordinator.gc.collect import KIND, Collect
+from coordinator.gc.restore import Restorer
+from coordinator.reconcile.presence import Presence
+from coordinator.storage.port import Deleted, ObjectReader, ObjectStore, Permit, Target
+from tests.gc.harness import Garbage, Run
+
+DEADLINE_S = 60.0
+#: Before a request for deletes is sent, and after it was answered.
+SEND, ANSWERED = "send", "answered"
+#: Of a counted process, at the database.
+NAME = "test-counted"
+
+
+class DiedError(BaseException):
+    """The process is gone, and nothing that it was about to do happens. No Exception: nobody goes on after it."""
+
+
+#: The quick tests are content with the stores in memory, which pass the contract tests of the real ones.
+ON_STORES = pytest.mark.parametrize(
+    "store",
+    ["memory", "memory-versioned", *(pytest.param(name, marks=pytest.mark.lengthy) for name in ("s3", "s3-versioned"))],
+    indirect=True,
+)
+
+#: Told of each call before it is made.
+Told = Callable[[str], None]
+
+
+class Calls:
+    """Counts calls. From call `at` on, the first being 1, `then` is told of each."""
+
+    def __init__(self, at: int | None = None, then: Told = lambda _: None) -> None:
+        self.made: list[str] = []
+        self._at = at
+        self._then = then
+        self._lock = threading.Lock()
+
+    def __call__(self, what: str) -> None:
+        with self._lock:
+            self.made.append(what)
+            reached = self._at is not None and len(self.made) >= self._at
+        if reached:
+            self._then(what)
+
+    def numbers(self, what: str) -> list[int]:
+        """Which calls were such."""
+        return [number for number, each in enumerate(self.made, 1) if each == what]
+
+
+class Once:
+    """Does something before one call: the nth that has these words."""
+
+    def __init__(self, words: str, then: Callable[[], object], nth: int = 1) -> None:
+        self._words = words
+        self._then = then
+        self._left = nth
+
+    @property
+    def happened(self) -> bool:
+        return self._left <= 0
+
+    def __call__(self, what: str) -> None:
+        if self._words in what:
+            self._left -= 1
+            if self._left == 0:
+                self._then()
+
+
+def die(_: str) -> None:
+    raise DiedError
+
+
+class Sleep:
+    """What puts a process to sleep, with all its threads, until it is woken."""
+
+    def __init__(self) -> None:
+        self._asleep = threading.Event()
+        self._awake = threading.Event()
+        self._too_late = False
+
+    def __call__(self, what: str) -> None:
+        self._asleep.set()
+        assert self._awake.wait(DEADLINE_S)
+        if self._too_late and what == SEND:
+            raise UnavailableError("The object store refuses the request: its signature is too old.")
+
+    def wake(self, *, too_late: bool = False) -> None:
+        """`too_late`: what was signed before, the store refuses."""
+        self._too_late = self._too_late or too_late
+        self._awake.set()
+
+    def reached(self, running: Future[Any]) -> bool:
+        """Wait until it sleeps; False if it came to its end before."""
+        while not self._asleep.wait(0.002):
+            if running.done():
+                return self._asleep.is_set()
+        return True
+
+
+class CountedStore:
+    """An object store whose calls are counted."""
+
+    def __init__(self, store: ObjectStore, calls: Told) -> None:
+        self._store = store
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        wanted = getattr(self._store, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            self._calls(name)
+            return wanted(*arguments, **named)
+
+        return call
+
+    def copy_from(self, source: ObjectReader, source_key: str, key: str, *, etag: str | None = None) -> bool:
+        self._calls("copy_from")
+        actual = source._store if isinstance(source, CountedStore) else source
+        return self._store.copy_from(actual, source_key, key, etag=etag)
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        def asked() -> None:
+            permit()
+            self._calls(SEND)
+
+        self._calls("delete_many")
+        answers = self._store.delete_many(targets, asked)
+        self._calls(ANSWERED)
+        return answers
+
+
+class CountedConnection:
+    """A connection whose statements are counted."""
+
+    def __init__(self, connection: psycopg.Connection[Any], calls: Told) -> None:
+        self._connection = connection
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: Any, *values: Any, **named: Any) -> Any:
+        self._calls(" ".join(str(statement).split()))
+        return self._connection.execute(statement, *values, **named)
+
+
+class CountedConnections(Connections):
+    def __init__(self, url: str, calls: Told) -> None:
+        super().__init__(url, name=NAME, prepare=rows.prepare)
+        self._calls = calls
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        with super().use() as connection:
+            yield CountedConnection(connection, self._calls)
+
+
+@contextmanager
+def job(garbage: Garbage, calls: Told) -> Iterator[tuple[Connections, Collect, Restorer]]:
+    """The parts of a process that collects; as `Garbage.parts`, and counted."""
+    connections = CountedConnections(garbage.url, calls)
+    store: Any = CountedStore(garbage.store, calls)
+    presence = Presence(connections, store)
+    restorer = Restorer(connections, store, presence, delete_bound=garbage.delete_bound)
+    collect = Collect(connections, store, garbage.facts, restorer, limits=garbage.limits)
+    try:
+        yield connections, collect, restorer
+    finally:
+        collect.close()
+        restorer.close()
+        presence.close()
+        connections.close()
+
+
+def run_job(garbage: Garbage, calls: Told) -> bool:
+    """Take the job that waits, and run it; False if the process died of it."""
+    with job(garbage, calls) as (connections, collect, _):
+        try:
+            running.run_waiting_jobs(connections, {KIND: collect}, threading.Event())
+        except DiedError:
+            return False
+    return True
+
+
+def silence(garbage: Garbage) -> None:
+    """Let the time pass after which whoever works on the job counts as dead, and so does its open transaction."""
+    garbage.rows(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = %s AND state LIKE 'idle in transaction%%'",
+        (NAME,),
+    )
+    garbage.rows(
+        "UPDATE jobs SET alive_at = clock_timestamp() - %s - interval '1 second' WHERE state = 'running' RETURNING id",
+        (jobs.SILENCE,),
+    )
+
+
+def next_run(garbage: Garbage) -> None:
+    """Another process takes up the job that somebody left, or a new one, and comes to its end."""
+    silence(garbage)
+    if not garbage.rows("SELECT FROM jobs WHERE kind = 'gc' AND state IN ('waiting', 'running')"):
+        garbage.ask()
+    with garbage.parts() as (connections, collect, _):
+        running.run_waiting_jobs(connections, {KIND: collect}, threading.Event())
+
+
+def last(garbage: Garbage) -> Run:
+    """The newest job, as it is now."""
+    (row,) = garbage.rows("SELECT id, state, progress, error FROM jobs WHERE kind = 'gc' ORDER BY id DESC LIMIT 1")
+    return Run(*row)
+
+
+def age(garbage: Garbage) -> None:
+    """Let the time pass after which no delete that was let go can land any more."""
+    garbage.rows("UPDATE hides SET permitted_at = permitted_at - interval '2 hours' RETURNING id")

@@ -1,0 +1,178 @@
+"""A table, a bucket and a collector, with times of no length: what a test does not say is settled and reported.
+
+Route: `Garbage.push`, `forget`, … as events tell of them -> `collect`, as a scheduler does -> `seen`, `state`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from coordinator.db import brakes, gc, rows
+from coordinator.db.connection import Connections
+from coordinator.db.gc import Hide
+from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest
+from coordinator.gc.collect import KIND, Collect
+from coordinator.gc.restore import Restorer
+from coordinator.jobs import run_waiting_jobs
+from coordinator.reconcile.presence import Presence
+from coordinator.storage.layout import MARK, blob_key
+from coordinator.storage.port import ObjectStore
+from tests.db.harness import Table
+
+NO_TIMES = Times(timedelta(0), timedelta(0), timedelta(0))
+NO_LIMITS = Limits(100, 1_000_000, Amount(10**9, 10**15))
+#: Long after any delete of a test has landed, and long before.
+LANDED, IN_FLIGHT = timedelta(0), timedelta(hours=1)
+POD = "pod-a"
+
+
+class Run(NamedTuple):
+    """A collection that has ended, or was left."""
+
+    id: int
+    state: str
+    progress: Mapping[str, Any]
+    error: str | None
+
+    @property
+    def hidden(self) -> int:
+        return int(self.progress["hidden"]["blobs"])
+
+    @property
+    def purged(self) -> int:
+        return int(self.progress["purged"]["blobs"])
+
+    @property
+    def freed(self) -> int:
+        return int(self.progress["purged"]["bytes"])
+
+    @property
+    def kept(self) -> Mapping[str, int]:
+        return dict(self.progress["kept"])
+
+
+class Garbage(Table):
+    """Blobs are named; the bytes of one are its name. One pod is known, whose links nobody has to look at."""
+
+    def __init__(self, url: str, store: ObjectStore) -> None:
+        super().__init__(url)
+        self.store = store
+        self.times = NO_TIMES
+        self.limits = NO_LIMITS
+        self.delete_bound = IN_FLIGHT
+        #: Called with what is known before it is used.
+        self.known: Callable[[Facts], Facts] = lambda facts: facts
+        self._second = 0
+        brakes.turn(self.connection, "a test", on=True)
+        # Tests with a database each share a bucket, and others a database.
+        store.delete(MARK)
+        self.connection.execute("DELETE FROM gc_mark")
+
+    def digest(self, name: str) -> Digest:
+        return Digest(hashlib.sha256(self.body(name)).digest())
+
+    def body(self, name: str) -> bytes:
+        return f"{self.space}:{name}".encode()
+
+    # What registries do
+
+    def upload(self, *names: str) -> None:
+        """Bytes come, and nobody has said so yet."""
+        for name in names:
+            self.store.put(blob_key(self.digest(name)), self.body(name))
+
+    def tell(self, manifest: str, *layers: str) -> None:
+        """The event of a push is applied."""
+        self._second += 1
+        self.apply(self.push("r", manifest, layers, self._second))
+
+    def pushed(self, manifest: str, *layers: str) -> None:
+        self.upload(manifest, *layers)
+        self.tell(manifest, *layers)
+
+    def forget(self, manifest: str) -> None:
+        """The event of a delete is applied."""
+        self._second += 1
+        self.apply(self.removed("r", manifest, self._second))
+
+    # What is seen
+
+    def seen(self, name: str) -> bool:
+        """Whether registries are served the bytes."""
+        return self.store.head(blob_key(self.digest(name))) is not None
+
+    def state(self, name: str) -> BlobState:
+        (row,) = self.rows("SELECT state FROM blobs WHERE digest = %s", (self.digest(name),))
+        return BlobState(row[0])
+
+    def hide_of(self, name: str) -> Hide | None:
+        return gc.hide_of(self.connection, self.digest(name))
+
+    def ledger(self, name: str) -> list[str]:
+        found = self.rows("SELECT decision FROM gc_ledger WHERE digest = %s ORDER BY id", (self.digest(name),))
+        return [row[0] for row in found]
+
+    def told(self, name: str) -> list[str]:
+        found = self.rows("SELECT change FROM lifecycle_outbox WHERE digest = %s ORDER BY id", (self.digest(name),))
+        return [row[0] for row in found]
+
+    # The job
+
+    def facts(self) -> Facts:
+        ((now,),) = self.rows("SELECT clock_timestamp()")
+        switch = brakes.switch(self.connection)
+        held = [f"{each.scope} is held: {each.why}" for each in brakes.holds(self.connection)]
+        pods = [PodFacts(POD, now, now, has_links=False)]
+        return self.known(Facts(now, self.times, pods, None if switch.enabled else switch.why, held))
+
+    @contextmanager
+    def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collect, Restorer]]:
+        connections = Connections(self.url, name="test-gc", prepare=rows.prepare)
+        looking = Connections(self.url, name="test-restore")
+        store = self.store if store is None else store
+        presence = Presence(looking, store)
+        restorer = Restorer(looking, store, presence, delete_bound=self.delete_bound)
+        collect = Collect(connections, store, self.facts, restorer, limits=self.limits)
+        try:
+            yield connections, collect, restorer
+        finally:
+            collect.close()
+            restorer.close()
+            presence.close()
+            looking.close()
+            connections.close()
+
+    def ask(self, **options: Any) -> int:
+        (row,) = self.rows(
+            "INSERT INTO jobs (kind, why, options) VALUES ('gc', 'a test', %s) RETURNING id", (json.dumps(options),)
+        )
+        return int(row[0])
+
+    def run_waiting(self, store: ObjectStore | None = None) -> None:
+        """Do the runs that were asked for."""
+        with self.parts(store) as (connections, collect, _):
+            run_waiting_jobs(connections, {KIND: collect}, threading.Event())
+
+    def tried(self, store: ObjectStore | None = None, **options: Any) -> Run:
+        number = self.ask(**options)
+        self.run_waiting(store)
+        (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", (number,))
+        return Run(*row)
+
+    def collect(self, **options: Any) -> Run:
+        run = self.tried(**options)
+        assert run.state == "done", run.error
+        return run
+
+    def restore(self) -> int:
+        """One round of a worker."""
+        with self.parts() as (_, __, restorer):
+            return restorer.round()

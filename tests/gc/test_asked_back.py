@@ -1,0 +1,166 @@
+"""What an operator asks back is served again, on every kind of store, whatever a collection was about to do to it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from coordinator.db import brakes
+from coordinator.db.engine import async_engine
+from coordinator.domain.lifecycle import BlobState
+from coordinator.gc import hide, purge, restore
+from coordinator.reconcile.settle import NotHereError
+from tests.gc.harness import LANDED, Garbage
+
+
+def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
+    async def asked() -> BlobState:
+        engine = async_engine(garbage.url, pool_size=1, name="test-operator")
+        try:
+            return (await brakes.undelete(engine, garbage.digest(name), "a test", pin=pin)).state
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(asked())
+
+
+def test_it_is_served_again(garbage: Garbage) -> None:
+    """A hidden blob that is asked back has its bytes where they were, by the next round of a worker."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    assert ask_back(garbage, "l") is BlobState.HIDDEN
+    assert not garbage.seen("l")
+    assert garbage.restore() == 1
+    assert garbage.seen("l")
+    assert garbage.state("l") is BlobState.UNREFERENCED
+    assert garbage.hide_of("l") is None
+    assert garbage.told("l")[-1] == "restored"
+    assert garbage.collect().purged == 1
+    assert garbage.seen("l")
+    assert not garbage.seen("m")
+
+
+class Before:
+    """Does something once, before a permit is asked for, which is the last moment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, deed: Callable[[], object]) -> None:
+        real = module.gc.permit
+
+        def permit(*arguments: Any) -> None:
+            monkeypatch.setattr(module.gc, "permit", real)
+            deed()
+            real(*arguments)
+
+        monkeypatch.setattr(module.gc, "permit", permit)
+
+
+@pytest.mark.parametrize("pin", [True, False])
+def test_just_before_it_is_deleted(garbage: Garbage, monkeypatch: pytest.MonkeyPatch, pin: bool) -> None:
+    """Asked back when its purge had begun, and no delete was sent yet, a blob has its bytes again, pinned or not."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    states: list[BlobState] = []
+    Before(monkeypatch, purge, lambda: states.append(ask_back(garbage, "l", pin=pin)))
+    assert garbage.collect().purged == 1  # the manifest that listed it
+    assert states == [BlobState.PURGING]
+    garbage.delete_bound = LANDED
+    assert garbage.restore() == 1
+    assert garbage.seen("l")
+    assert garbage.state("l") is BlobState.UNREFERENCED
+
+
+@pytest.mark.parametrize("pin", [True, False])
+def test_just_before_it_is_hidden(garbage: Garbage, monkeypatch: pytest.MonkeyPatch, pin: bool) -> None:
+    """Asked back when its hide was intended, a blob is not hidden, and its hide is undone, pinned or not."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    states: list[BlobState] = []
+    Before(monkeypatch, hide, lambda: states.append(ask_back(garbage, "l", pin=pin)))
+    assert garbage.collect().hidden == 1
+    assert states == [BlobState.HIDING]
+    assert garbage.seen("l")
+    assert garbage.restore() == 1
+    assert garbage.seen("l")
+    assert garbage.state("l") is BlobState.UNREFERENCED
+
+
+def test_what_waits_holds_up_nobody(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides that cannot be over yet, however many, do not keep those behind them from being restored."""
+    monkeypatch.setattr(restore, "ROUND", 1)
+    for number in range(3):
+        garbage.pushed(f"m{number}", f"l{number}")
+        garbage.forget(f"m{number}")
+    garbage.collect()
+    garbage.connection.execute(
+        "UPDATE hides SET purging_at = now(), permitted_at = now() WHERE blob_id IN (SELECT id FROM blobs ORDER BY id"
+        " LIMIT 4)"
+    )
+    for number in range(3):
+        garbage.tell(f"again{number}", f"l{number}")
+    with garbage.parts() as (_, __, restorer):
+        for _ in range(4):
+            restorer.round()
+    assert [garbage.state(f"l{number}") for number in range(3)] == [
+        BlobState.HIDDEN,
+        BlobState.HIDDEN,
+        BlobState.LIVE,
+    ]
+
+
+def test_a_pinned_one_holds_up_no_purge(garbage: Garbage) -> None:
+    """A blob that was pinned when a job had begun to purge it stays, and what was begun with it is ended."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    garbage.connection.execute("UPDATE hides SET purging_at = now(), run_id = 0")
+    garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.PURGING, BlobState.HIDDEN))
+    brakes.pin(garbage.connection, garbage.digest("l"), "a test")
+    assert garbage.collect().purged == 1
+    assert garbage.state("m") is BlobState.PURGED
+    assert garbage.state("l") is BlobState.PURGING
+    brakes.unpin(garbage.connection, garbage.digest("l"))
+    assert garbage.collect().purged == 1
+
+
+@pytest.mark.parametrize("needed", [False, True], ids=["", "needed"])
+def test_there_are_no_bytes(garbage: Garbage, needed: bool) -> None:
+    """What never had bytes is asked back without an alarm; only what is needed is missed, and told."""
+    garbage.pushed("kept", "k")
+    garbage.tell("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    if needed:
+        garbage.pushed("other")
+        garbage.tell("other", "l")
+        garbage.links_are("link")
+    else:
+        ask_back(garbage, "l", pin=False)
+    with capture_logs() as logs:
+        garbage.restore()
+    assert garbage.hide_of("l") is None
+    assert garbage.state("l") is (BlobState.MISSING if needed else BlobState.UNREFERENCED)
+    alarms = [entry["event"] for entry in logs if entry["log_level"] == "error"]
+    assert ("a hidden blob is needed and has no bytes" in alarms) is needed
+    assert needed or not alarms
+
+
+def test_bytes_that_are_nowhere_hold_up_nobody(garbage: Garbage) -> None:
+    """What was purged and is needed without bytes, where nothing else is, keeps nothing else from being restored."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    garbage.collect()
+    garbage.pushed("other", "o")
+    garbage.forget("other")
+    garbage.collect()
+    garbage.tell("again", "l")
+    garbage.links_are("link")
+    ask_back(garbage, "o", pin=False)
+    with pytest.raises(NotHereError):
+        garbage.restore()
+    assert garbage.seen("o")
+    assert garbage.state("o") is BlobState.UNREFERENCED

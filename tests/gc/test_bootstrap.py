@@ -1,0 +1,69 @@
+"""What restores and collects is built for workers and schedulers as these tests build it: by the bootstrap."""
+
+import threading
+
+from coordinator import bootstrap
+from coordinator.domain.lifecycle import BlobState
+from coordinator.gc.collect import KIND
+from coordinator.jobs import run_waiting_jobs
+from coordinator.settings import build
+from coordinator.stack.supervisor import StackEndpoints
+from coordinator.storage.s3 import S3ObjectStore
+from tests.gc.harness import Garbage
+from tests.services.databases import Databases
+from tests.storage.conftest import MakeS3
+
+
+def settings_of(garbage: Garbage, store: S3ObjectStore, stack: StackEndpoints) -> dict[str, str]:
+    assert stack.s3_endpoint_url is not None
+    assert stack.s3_access_key is not None
+    assert stack.s3_secret_key is not None
+    return {
+        "database_url": garbage.url,
+        "s3_endpoint_url": stack.s3_endpoint_url,
+        "s3_bucket": store.bucket,
+        "s3_root": store.root,
+        "s3_access_key": stack.s3_access_key,
+        "s3_secret_key": stack.s3_secret_key,
+    }
+
+
+def test_a_workers_restorer(connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints) -> None:
+    """The restorer of a worker gives back what is needed again."""
+    store = connect_s3()
+    with Garbage(databases.migrated(), store) as garbage:
+        garbage.pushed("m", "l")
+        garbage.forget("m")
+        garbage.collect()
+        garbage.tell("other", "l")
+        settings = build(settings_of(garbage, store, embedded_stack))
+        with bootstrap.restorer(settings, name="test-restorer") as restorer:
+            assert restorer.round() == 1
+        assert garbage.state("l") is BlobState.LIVE
+        assert garbage.seen("l")
+
+
+def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints) -> None:
+    """The collection of a scheduler undoes what a job left, and is held by pods of which nothing is known."""
+    store = connect_s3()
+    with Garbage(databases.migrated(), store) as garbage:
+        garbage.pushed("m", "l")
+        garbage.forget("m")
+        garbage.collect()
+        garbage.connection.execute("UPDATE hides SET hidden_at = NULL")
+        garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.HIDING, BlobState.HIDDEN))
+        garbage.connection.execute("UPDATE hides SET permitted_at = permitted_at - interval '1 day'")
+        settings = build(settings_of(garbage, store, embedded_stack))
+        number = garbage.ask()
+        connections = bootstrap.connections(settings, name="test-scheduler")
+        try:
+            with bootstrap.job_runners(settings) as runners:
+                run_waiting_jobs(connections, {KIND: runners[KIND]}, threading.Event())
+        finally:
+            connections.close()
+        ((state, error, progress),) = garbage.rows("SELECT state, error, progress FROM jobs WHERE id = %s", (number,))
+        assert (state, error) == ("done", None)
+        assert progress["restored"] == 2
+        assert progress["held_by"]
+        assert garbage.state("l") is BlobState.UNREFERENCED
+        assert garbage.seen("l")

@@ -1,0 +1,387 @@
+"""What stops a collection stops it between two requests, in every process, and also when it cannot be read.
+
+Not here: which brakes an operator has and in which words (tests/api, tests/cli).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from coordinator import jobs as running
+from coordinator.db import brakes, gc, jobs
+from coordinator.db.gc import StoppedCollectingError
+from coordinator.domain.lifecycle import BlobState
+from coordinator.gc import collect, plan, purge
+from coordinator.storage.layout import blob_key, quarantine_key
+from tests.gc.calls import NAME, ON_STORES, SEND, Calls, Once, age, last, run_job
+from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
+
+#: The statements that read each brake, and what comes before the first of a hide's.
+SWITCH, JOB, REFERRERS = "FROM gc_switch", "FROM jobs WHERE id", "CROSS JOIN LATERAL"
+LAYERS = ("a", "b", "c")
+ALL = ("m", *LAYERS)
+
+Brake = Callable[[Garbage], object]
+
+
+pytestmark = [ON_STORES, pytest.mark.lengthy]
+
+
+@pytest.fixture(autouse=True)
+def _only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pulse calls the database between, and nobody waits after a failure."""
+    monkeypatch.setattr(running, "TELL_EVERY_S", 3600.0)
+    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+
+
+def off(garbage: Garbage) -> None:
+    brakes.turn(garbage.connection, "a rumour", on=False)
+
+
+def on(garbage: Garbage) -> None:
+    brakes.turn(garbage.connection, "all is well", on=True)
+    for hold in brakes.holds(garbage.connection):
+        brakes.release(garbage.connection, hold.scope)
+
+
+def no_row(garbage: Garbage) -> None:
+    garbage.rows("DELETE FROM gc_switch RETURNING id")
+
+
+def hold_pod(garbage: Garbage) -> None:
+    brakes.hold(garbage.connection, "pod-a", "an audit")
+
+
+def hold_namespace(garbage: Garbage) -> None:
+    brakes.hold(garbage.connection, "team/app", "a move")
+
+
+BRAKES = pytest.mark.parametrize(
+    ("brake", "said"),
+    [
+        pytest.param(off, "switched off (a rumour)", id="switch"),
+        pytest.param(no_row, "never switched on", id="no-row"),
+        pytest.param(hold_pod, "pod-a is held (an audit)", id="pod"),
+        pytest.param(hold_namespace, "team/app is held (a move)", id="namespace"),
+    ],
+)
+
+
+def unneeded(garbage: Garbage) -> None:
+    garbage.pushed("m", *LAYERS)
+    garbage.forget("m")
+
+
+def hidden(garbage: Garbage) -> None:
+    unneeded(garbage)
+    assert garbage.collect().hidden == len(ALL)
+
+
+def collected(garbage: Garbage, told: Callable[[str], None]) -> Calls:
+    """Run a job that tells of its calls; return them."""
+    calls = Calls(1, told)
+    garbage.ask()
+    assert run_job(garbage, calls)
+    return calls
+
+
+def states(garbage: Garbage, names: Sequence[str] = ALL) -> list[BlobState]:
+    return [garbage.state(name) for name in names]
+
+
+def restorable(garbage: Garbage, name: str) -> bool:
+    """Whether the bytes of a hidden blob are there: a reference brings them back."""
+    garbage.tell(f"wants.{name}", name)
+    garbage.restore()
+    return garbage.seen(name)
+
+
+# One switch, and holds
+
+
+@BRAKES
+def test_nothing_begins(garbage: Garbage, brake: Brake, said: str) -> None:
+    """A run under a brake hides and purges nothing, and says what holds it."""
+    hidden(garbage)
+    garbage.pushed("n")
+    garbage.forget("n")
+    brake(garbage)
+    run = garbage.collect()
+    assert (run.hidden, run.purged) == (0, 0)
+    assert run.progress["planned"] == {step: {"blobs": 0, "bytes": 0} for step in ("hide", "purge")}
+    assert said.split(" (", maxsplit=1)[0] in run.progress["held_by"][0]
+    assert garbage.seen("n")
+    on(garbage)
+    run = garbage.collect()
+    assert (run.hidden, run.purged) == (1, len(ALL))
+
+
+@BRAKES
+@pytest.mark.parametrize("words", [REFERRERS, "delete_many"], ids=["before-the-intent", "before-the-permit"])
+def test_a_brake_that_the_plan_has_not_seen_keeps_blobs(garbage: Garbage, brake: Brake, said: str, words: str) -> None:
+    """A brake that comes after the plan stops the hide that it meets: nothing is sent, and a later run undoes it."""
+    unneeded(garbage)
+    garbage.delete_bound = LANDED
+    calls = collected(garbage, Once(words, lambda: brake(garbage)))
+    assert calls.numbers(SEND) == []
+    run = last(garbage)
+    assert run.state == "failed"
+    assert said in str(run.error)
+    assert all(garbage.seen(name) for name in ALL)
+    on(garbage)
+    assert garbage.collect().hidden == len(ALL)
+    assert garbage.collect().purged == len(ALL)
+
+
+@BRAKES
+@pytest.mark.parametrize("words", [JOB, "delete_many"], ids=["before-it-begins", "before-the-permit"])
+def test_a_brake_that_the_plan_has_not_seen_keeps_hidden_bytes(
+    garbage: Garbage, brake: Brake, said: str, words: str
+) -> None:
+    """The same of a purge: what is hidden stays as it is, and is purged by a later run."""
+    hidden(garbage)
+    calls = collected(garbage, Once(words, lambda: brake(garbage)))
+    assert calls.numbers(SEND) == []
+    assert said in str(last(garbage).error)
+    on(garbage)
+    assert garbage.collect().purged == len(ALL)
+
+
+@BRAKES
+def test_between_two_requests_of_a_purge(
+    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, brake: Brake, said: str
+) -> None:
+    """A brake that comes in the second of two requests: only the first has deleted, and the next run ends it."""
+    monkeypatch.setattr(purge, "DELETE_LIMIT", 2)
+    hidden(garbage)
+    requests = Once("delete_many", lambda: brake(garbage), nth=2)
+    calls = collected(garbage, requests)
+    assert requests.happened
+    assert len(calls.numbers(SEND)) == 1
+    assert said in str(last(garbage).error)
+    assert sum(_has_bytes(garbage, name) for name in ALL) == len(ALL) - 2
+    on(garbage)
+    run = garbage.collect()
+    assert run.purged == len(ALL)
+    assert not any(_has_bytes(garbage, name) for name in ALL)
+    assert states(garbage) == [BlobState.PURGED] * len(ALL)
+
+
+@BRAKES
+def test_between_two_requests_of_hides(
+    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, brake: Brake, said: str
+) -> None:
+    """A brake that comes in the second of two requests: what the first hid is hidden, all else is served."""
+    monkeypatch.setattr(collect, "PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(plan, "candidate_pages", functools.partial(plan.candidate_pages, size=2))
+    garbage.delete_bound = LANDED
+    unneeded(garbage)
+    requests = Once("delete_many", lambda: brake(garbage), nth=2)
+    calls = collected(garbage, requests)
+    assert requests.happened
+    assert len(calls.numbers(SEND)) == 1
+    assert said in str(last(garbage).error)
+    assert sum(garbage.seen(name) for name in ALL) == 2
+    assert states(garbage).count(BlobState.HIDDEN) == 2
+    on(garbage)
+    run = garbage.collect()
+    assert (run.hidden, run.purged) == (2, 2)
+    assert garbage.collect().purged == 2
+
+
+def test_restores_need_no_switch(garbage: Garbage) -> None:
+    """What stops deletes does not stop restores: what is needed again is served, whatever is switched off or held."""
+    hidden(garbage)
+    off(garbage)
+    hold_pod(garbage)
+    garbage.tell("wants", "a")
+    assert garbage.restore() == 1
+    assert garbage.seen("a")
+
+
+def test_whoever_switches_off_waits_for_nobody(garbage: Garbage) -> None:
+    """A job that hangs in the middle of a permit keeps nobody from switching off, and is given no other permit."""
+    unneeded(garbage)
+    garbage.ask()
+    job = jobs.take(garbage.connection, [collect.KIND])
+    assert job is not None
+    intents = gc.intend(garbage.connection, job, gc.candidates(garbage.connection, gc.BEGINNING, None, 10), {})
+    hides = [each.id for each in intents]
+    with garbage.connect() as others:
+        others.execute("SET lock_timeout = '1ms'")
+        with garbage.connection.transaction():
+            gc.permit(garbage.connection, job, hides, BlobState.HIDING)
+            brakes.turn(others, "a rumour", on=False)
+    with pytest.raises(StoppedCollectingError):
+        gc.permit(garbage.connection, job, hides, BlobState.HIDING)
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["intent", "permit"])
+def test_the_connection_breaks_as_the_switch_is_read_for_a_hide(garbage: Garbage, nth: int) -> None:
+    """Who cannot read the switch deletes nothing; the next run does."""
+    unneeded(garbage)
+    reading = Once(SWITCH, lambda: broken(garbage), nth)
+    calls = collected(garbage, reading)
+    assert reading.happened
+    assert calls.numbers(SEND) == []
+    assert last(garbage).hidden == 0
+    assert all(garbage.seen(name) for name in ALL)
+    assert garbage.collect().hidden == len(ALL)
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["begin", "permit"])
+def test_the_connection_breaks_as_the_switch_is_read_for_a_purge(garbage: Garbage, nth: int) -> None:
+    """The same of a purge: all bytes are there, and the next run ends it."""
+    hidden(garbage)
+    reading = Once(SWITCH, lambda: broken(garbage), nth)
+    calls = collected(garbage, reading)
+    assert reading.happened
+    assert calls.numbers(SEND) == []
+    assert last(garbage).purged == 0
+    assert all(_has_bytes(garbage, name) for name in ALL)
+    assert garbage.collect().purged == len(ALL)
+
+
+def broken(garbage: Garbage) -> None:
+    """Kill the job's connections at the server."""
+    killed = garbage.rows(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = %s",
+        (NAME,),
+    )
+    assert killed
+
+
+# Pins
+
+
+def pin(garbage: Garbage, name: str) -> Callable[[], None]:
+    return lambda: brakes.pin(garbage.connection, garbage.digest(name), "a release")
+
+
+def unpin(garbage: Garbage, name: str) -> None:
+    assert brakes.unpin(garbage.connection, garbage.digest(name))
+
+
+@pytest.mark.parametrize("words", [REFERRERS, "delete_many"], ids=["before-the-intent", "before-the-delete"])
+def test_a_pin_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage, words: str) -> None:
+    """A blob that is pinned after the plan, or after its intent, is served on; the others of its batch are hidden."""
+    garbage.delete_bound = LANDED
+    unneeded(garbage)
+    pinning = Once(words, pin(garbage, "a"))
+    collected(garbage, pinning)
+    assert pinning.happened
+    assert [garbage.seen(name) for name in ALL] == [name == "a" for name in ALL]
+    assert last(garbage).hidden == len(ALL) - 1
+    run = garbage.collect()
+    assert run.kept == {"pinned": 1}
+    assert garbage.seen("a")
+    assert garbage.state("a") is BlobState.UNREFERENCED
+    unpin(garbage, "a")
+    assert garbage.collect().hidden == 1
+
+
+def test_a_hidden_blob_that_is_pinned_is_not_purged(garbage: Garbage) -> None:
+    """Its bytes stay for as long as it is pinned."""
+    hidden(garbage)
+    pin(garbage, "a")()
+    run = garbage.collect()
+    assert run.purged == len(ALL) - 1
+    assert run.kept == {"pinned": 1}
+    assert restorable(garbage, "a")
+
+
+@pytest.mark.parametrize("words", [JOB, "delete_many"], ids=["before-it-begins", "before-the-delete"])
+def test_a_pin_that_comes_before_a_purge_keeps_the_bytes(garbage: Garbage, words: str) -> None:
+    """A blob that is pinned after the plan of its purge keeps its bytes, and the others do not wait for it."""
+    hidden(garbage)
+    garbage.delete_bound = LANDED
+    pinning = Once(words, pin(garbage, "a"))
+    collected(garbage, pinning)
+    assert pinning.happened
+    garbage.collect()
+    assert [name for name in ALL if _has_bytes(garbage, name)] == ["a"]
+    assert [garbage.state(name) for name in ALL if name != "a"] == [BlobState.PURGED] * (len(ALL) - 1)
+    garbage.collect()
+    assert _has_bytes(garbage, "a")
+    unpin(garbage, "a")
+    for _ in range(3):
+        garbage.collect()
+    assert garbage.state("a") is BlobState.PURGED
+
+
+# References
+
+
+@pytest.mark.parametrize("words", [REFERRERS, "delete_many"], ids=["before-the-intent", "before-the-delete"])
+def test_a_reference_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage, words: str) -> None:
+    """A blob that is needed again after the plan, if only for a moment, is served on."""
+    unneeded(garbage)
+
+    def needed_for_a_moment() -> None:
+        garbage.tell("wants", "a", "b")
+        garbage.forget("wants")
+        garbage.tell("wants.b", "b")
+
+    needing = Once(words, needed_for_a_moment)
+    collected(garbage, needing)
+    assert needing.happened
+    assert [name for name in ALL if garbage.seen(name)] == ["a", "b"]
+    garbage.restore()
+    assert garbage.state("b") is BlobState.LIVE
+
+
+def test_a_reference_that_comes_while_its_delete_is_being_permitted(
+    garbage: Garbage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restorer never takes a hide for harmless whose permit is about to be committed: its blob is served."""
+    garbage.delete_bound = IN_FLIGHT
+    unneeded(garbage)
+    permit = gc.permit
+
+    with ThreadPoolExecutor(2) as pool:
+
+        def slowly(connection: Any, *arguments: Any) -> None:
+            """A permit whose commit takes its time."""
+            with connection.transaction():
+                permit(connection, *arguments)
+                telling = pool.submit(garbage.tell, "wants", "a")
+                settled(garbage, [telling])
+                settled(garbage, [telling, pool.submit(garbage.restore)])
+
+        monkeypatch.setattr(gc, "permit", slowly)
+        collected(garbage, lambda _: None)
+        monkeypatch.undo()
+    garbage.restore()
+    assert garbage.seen("a")
+    age(garbage)
+    garbage.restore()
+    assert garbage.seen("a")
+    assert garbage.state("a") is BlobState.LIVE
+    assert garbage.hide_of("a") is None
+
+
+def settled(garbage: Garbage, work: Sequence[Future[Any]]) -> None:
+    """Wait until each has ended, or waits for a lock of somebody else's."""
+    with garbage.connect() as others:
+        while not all(each.done() for each in work):
+            (waiting,) = others.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            ).fetchone() or (0,)
+            if waiting >= sum(not each.done() for each in work):
+                return
+
+
+def _has_bytes(garbage: Garbage, name: str) -> bool:
+    hide = garbage.hide_of(name)
+    return any(not each.is_marker for each in garbage.store.versions(blob_key(garbage.digest(name)))) or (
+        hide is not None and garbage.store.head(quarantine_key(garbage.digest(name), hide.id)) is not None
+    )

@@ -1,0 +1,244 @@
+"""Jobs and restorers that die at each of their calls to database and storage, one after the other (scenarios 11, 13).
+
+What the dead have begun is ended or undone by whoever comes next, and what is needed is never lost on the way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from coordinator import jobs as running
+from coordinator.domain.lifecycle import BlobState
+from coordinator.gc import collect, restore
+from coordinator.storage.layout import blob_key
+from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from tests.gc.calls import (
+    ANSWERED,
+    ON_STORES,
+    SEND,
+    Calls,
+    CountedStore,
+    DiedError,
+    Once,
+    age,
+    die,
+    job,
+    next_run,
+    run_job,
+)
+from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
+from tests.gc.histories import History, histories
+from tests.storage.memory import MemoryObjectStore
+
+#: Of the calls of a run on a real store: enough to meet each kind of step.
+SAMPLE = 12
+
+
+pytestmark = [ON_STORES, pytest.mark.lengthy]
+
+
+@pytest.fixture(autouse=True)
+def _only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pulse calls the database between, and nobody waits after a failure."""
+    monkeypatch.setattr(running, "TELL_EVERY_S", 3600.0)
+    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def told(garbage: Garbage) -> Iterator[Iterator[History]]:
+    with histories(garbage, LANDED) as told:
+        yield told
+
+
+def places(garbage: Garbage, calls: Calls) -> Sequence[int]:
+    """At which calls a test lets something happen: at all on a store in memory, else at a sample, sends among them."""
+    every = range(1, len(calls.made) + 1)
+    if isinstance(garbage.store, MemoryObjectStore):
+        return every
+    return sorted({*every[:: -(-len(every) // SAMPLE)], *calls.numbers(SEND)})
+
+
+def clean(garbage: Garbage, history: History) -> Calls:
+    """The calls of a run to which nothing happens."""
+    calls = Calls()
+    garbage.ask()
+    assert run_job(garbage, calls)
+    assert len(calls.numbers(SEND)) >= 2
+    history.mend()
+    history.assert_mended()
+    return calls
+
+
+@pytest.mark.lengthy
+@pytest.mark.parametrize("again", [False, True], ids=["", "pushed-again"])
+def test_a_job_dies_at_any_call(garbage: Garbage, told: Iterator[History], again: bool) -> None:
+    """Whatever call a job dies at, nothing is lost, also if clients push then what it had in hand; runs mend it all."""
+    calls = clean(garbage, next(told))
+    died = 0
+    for place in places(garbage, calls):
+        history = next(told)
+        garbage.ask()
+        died += not run_job(garbage, Calls(place, die))
+        if again:
+            history.push_again()
+        history.assert_nothing_is_lost()
+        history.mend()
+        history.assert_mended()
+    # Several threads may need some calls fewer than they did.
+    assert died >= len(places(garbage, calls)) - 3
+    assert garbage.check().agrees
+
+
+@pytest.mark.lengthy
+def test_the_next_job_dies_too(garbage: Garbage, told: Iterator[History]) -> None:
+    """Jobs that die one after the other, each over what the one before has left, lose nothing either."""
+    calls = clean(garbage, next(told))
+    for place in places(garbage, calls)[::2]:
+        history = next(told)
+        garbage.ask()
+        run_job(garbage, Calls(place, die))
+        history.assert_nothing_is_lost()
+        for second in (place // 2 + 1, place // 3 + 1):
+            garbage.rows("UPDATE jobs SET alive_at = NULL WHERE state = 'running' RETURNING id")
+            run_job(garbage, Calls(second, die))
+            history.assert_nothing_is_lost()
+        history.push_again()
+        history.mend()
+        history.assert_mended()
+
+
+class SlowStore(CountedStore):
+    """Its nth request for deletes is sent, and lands when the test says so; nobody hears of it."""
+
+    def __init__(self, store: ObjectStore, nth: int) -> None:
+        super().__init__(store, lambda _: None)
+        self._left = nth
+        self.land: Callable[[], object] = lambda: None
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        self._left -= 1
+        if self._left != 0:
+            return super().delete_many(targets, permit)
+        permit()
+        self.land = lambda: self._store.delete_many(targets, lambda: None)
+        raise DiedError
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("early", [False, True], ids=["pushed-after-the-next-run", "pushed-before-it"])
+def test_a_delete_lands_after_the_next_job_has_looked(garbage: Garbage, nth: int, early: bool) -> None:
+    """A job dies as it sends a delete. However late that lands within its bound, what was pushed meanwhile stays."""
+    with histories(garbage, IN_FLIGHT) as told:
+        history = next(told)
+        store: Any = SlowStore(garbage.store, nth)
+        garbage.ask()
+        dead = False
+        with garbage.parts(store) as (connections, collecting, _):
+            try:
+                running.run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event())
+            except DiedError:
+                dead = True
+        assert dead is (nth <= 2 or garbage.store.keeps_versions())
+        if early:
+            history.push_again()
+        next_run(garbage)
+        garbage.restore()
+        if not early:
+            history.push_again()
+        store.land()
+        history.assert_nothing_is_lost()
+        garbage.restore()
+        next_run(garbage)
+        assert [name for name in history.needed if not garbage.seen(name)] == []
+        age(garbage)
+        history.mend()
+        history.assert_mended()
+
+
+class TwiceSent(CountedStore):
+    """Its first request for deletes gets no answer and is sent again, as clients of S3 do; both land at last."""
+
+    def __init__(self, store: ObjectStore, between: Callable[[], object]) -> None:
+        super().__init__(store, lambda _: None)
+        self._between = between
+        self._first = True
+        self.land: Callable[[], object] = lambda: None
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        if self._first:
+            self._first = False
+            permit()
+            self.land = lambda: self._store.delete_many(targets, lambda: None)
+            self._between()
+        return super().delete_many(targets, permit)
+
+
+@pytest.mark.parametrize("disturbed", [False, True], ids=["", "one-is-needed-between"])
+def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbage, disturbed: bool) -> None:
+    """While an unanswered copy of the request may land, no blob of it counts as hidden: what is pushed then is kept."""
+    garbage.pushed("m", "a", "b")
+    garbage.forget("m")
+    store: Any = TwiceSent(garbage.store, lambda: garbage.tell("other", "a") if disturbed else None)
+    garbage.upload("other")
+    garbage.tried(store)
+    # As after t_h: registries do not have it, or clients would not upload it.
+    garbage.collect()
+    if not garbage.seen("b"):
+        garbage.upload("b")
+    store.land()
+    garbage.tell("later", "b")
+    garbage.upload("later")
+    garbage.restore()
+    assert garbage.seen("b")
+    assert garbage.store.get(blob_key(garbage.digest("b"))) == garbage.body("b")
+
+
+@pytest.mark.lengthy
+def test_a_restorer_dies_at_any_call(garbage: Garbage, told: Iterator[History]) -> None:
+    """Whatever call a restorer dies at, and whatever a job had left to it, the next round serves what is needed."""
+
+    def tried(left_at: int, calls: Calls) -> None:
+        history = next(told)
+        garbage.ask()
+        run_job(garbage, Calls(left_at, die))
+        history.push_again()
+        with job(garbage, calls) as (_, __, restorer), suppress(DiedError):
+            restorer.round()
+        history.assert_nothing_is_lost()
+        garbage.restore()
+        assert [name for name in history.needed if not garbage.seen(name)] == []
+        history.mend()
+        history.assert_mended()
+
+    for sent in clean(garbage, next(told)).numbers(SEND):
+        calls = Calls()
+        tried(sent + 1, calls)
+        for place in places(garbage, calls):
+            tried(sent + 1, Calls(place, die))
+
+
+def test_what_cannot_be_final_yet_keeps_nobody_waiting(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many hides wait for the bound of a delete, one round of a restorer serves all that is needed."""
+    monkeypatch.setattr(restore, "ROUND", 2)
+    garbage.delete_bound = IN_FLIGHT
+    images = [f"m{number}" for number in range(5)]
+    for image in images:
+        garbage.pushed(image)
+    for image in images[:-1]:
+        garbage.forget(image)
+    garbage.ask()
+    assert not run_job(garbage, Once(ANSWERED, lambda: die("")))
+    garbage.forget(images[-1])
+    next_run(garbage)
+    assert garbage.state(images[-1]) is BlobState.HIDDEN
+    for image in images:
+        garbage.tell(image)
+    assert garbage.restore() == 1
+    assert all(garbage.seen(image) for image in images)
+    age(garbage)
+    assert garbage.restore() == len(images) - 1

@@ -1,0 +1,914 @@
+"""What registries and hides leave behind goes once nobody can want it, on every kind of store; nothing else does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import pytest
+
+from coordinator.db import brakes
+from coordinator.db.connection import Connections
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import format_digest
+from coordinator.errors import UnavailableError
+from coordinator.gc.collect import Collect
+from coordinator.gc.leavings import Ages, Kind, Leavings, State
+from coordinator.gc.restore import Restorer
+from coordinator.storage.layout import (
+    MARK,
+    QUARANTINE,
+    REPOSITORIES,
+    blob_key,
+    layer_link_key,
+    quarantine_key,
+    revision_link_key,
+)
+from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, Garbage, Run
+from tests.services.databases import Databases
+
+pytestmark = pytest.mark.lengthy
+
+AGELESS = Ages(timedelta(0), timedelta(0), timedelta(0), timedelta(0), timedelta(0))
+LONG = timedelta(hours=1)
+VERSIONED = pytest.mark.parametrize(
+    "store", ["memory-versioned", pytest.param("s3-versioned", marks=pytest.mark.lengthy)], indirect=True
+)
+MEMORY = pytest.mark.parametrize("store", ["memory", "memory-versioned"], indirect=True)
+IN_MEMORY_VERSIONED = pytest.mark.parametrize("store", ["memory-versioned"], indirect=True)
+
+
+class Litter(Garbage):
+    """A collector that looks for leavings in each run, none of which is too young."""
+
+    def __init__(self, url: str, store: ObjectStore) -> None:
+        super().__init__(url, store)
+        self.ages = AGELESS
+        self.every = timedelta(0)
+        self.rate = 0
+        self.blobs_only = False
+        self.versioned = store.keeps_versions()
+        self.links_are("link")
+
+    @contextmanager
+    def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collect, Restorer]]:
+        with super().parts(store) as (connections, _, restorer):
+            used = self.store if store is None else store
+            ages = self.ages._replace(delete_bound=self.delete_bound)
+            leavings = Leavings(connections, used, ages, every=self.every, rate=self.rate)
+            also = None if self.blobs_only else leavings
+            collect = Collect(connections, used, self.facts, restorer, limits=self.limits, leavings=also)
+            try:
+                yield connections, collect, restorer
+            finally:
+                collect.close()
+                leavings.close()
+
+    def forget(self, manifest: str) -> None:
+        """Believed at once, as where nobody can look at links."""
+        self.links_are("relay")
+        super().forget(manifest)
+        self.links_are("link")
+
+    # What registries leave
+
+    def path(self, repository: str) -> str:
+        return f"{REPOSITORIES}{self.repository(repository)}/"
+
+    def session(self, repository: str, name: str, *bodies: bytes) -> str:
+        """An upload session, with the bytes of its data one after another."""
+        prefix = f"{self.path(repository)}_uploads/{name}/"
+        self.store.put(f"{prefix}startedat", b"2026-11-25T00:00:00Z")
+        for body in bodies:
+            self.store.put(f"{prefix}data", body)
+            self.store.put(f"{prefix}hashstates/sha256/{len(body)}", b"state")
+        return prefix
+
+    def ended(self, repository: str, name: str, *bodies: bytes) -> str:
+        """A session that a registry ended: all its objects are deleted."""
+        prefix = self.session(repository, name, *bodies)
+        for entry in list(self.store.walk(prefix)):
+            self.store.delete(entry.key)
+        return prefix
+
+    def link(self, repository: str, name: str, second: float = 0, pod: str = "pod-a") -> Any:
+        """A layer's link, in storage."""
+        self.store.put(self.link_key(repository, name, pod), format_digest(self.digest(name)).encode())
+        return super().link(repository, name, second, pod)
+
+    def link_key(self, repository: str, name: str, pod: str = "pod-a") -> str:
+        return layer_link_key(self.repository(repository, pod), self.digest(name))
+
+    def linked_there(self, repository: str, name: str, pod: str = "pod-a") -> bool:
+        return self.store.head(self.link_key(repository, name, pod)) is not None
+
+    def purged_blobs(self, *names: str) -> None:
+        """Blobs that were pushed, forgotten, hidden and purged; their links in `r` are left."""
+        self.pushed(f"{names[0]}-manifest", *names)
+        for name in names:
+            self.link("r", name)
+        self.forget(f"{names[0]}-manifest")
+        with self.without_leavings():
+            self.collect()
+            self.collect()
+        assert {self.state(name) for name in names} == {BlobState.PURGED}
+
+    @contextmanager
+    def without_leavings(self) -> Iterator[None]:
+        self.blobs_only = True
+        try:
+            yield
+        finally:
+            self.blobs_only = False
+
+    # What is seen
+
+    def states(self, prefix: str) -> Sequence[Any]:
+        return list(self.store.walk_versions(prefix)) if self.versioned else list(self.store.walk(prefix))
+
+    def unlinks(self) -> int:
+        return int(self.rows("SELECT count(*) FROM gc_unlinks")[0][0])
+
+
+@pytest.fixture
+def litter(store: ObjectStore, databases: Databases) -> Iterator[Litter]:
+    with Litter(databases.migrated(), store) as litter:
+        yield litter
+
+
+def of(run: Run, kind: Kind) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = run.progress["leavings"][kind.value]
+    return found
+
+
+def amounts(run: Run) -> dict[str, tuple[int, int]]:
+    return {kind.value: (of(run, kind)["count"], of(run, kind)["bytes"]) for kind in Kind}
+
+
+class Tapped:
+    """A store at each call of which something happens: before it, and of deletes also before and after the sending."""
+
+    def __init__(self, store: ObjectStore, act: Callable[[int, str], None]) -> None:
+        self._store = store
+        self._act = act
+        self._lock = threading.Lock()
+        self.calls = 0
+        #: Of the last request that deletes.
+        self.targets: Sequence[Target] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._store, name)
+
+        def told(*values: Any, **named: Any) -> Any:
+            self.happen(name)
+            return call(*values, **named)
+
+        return told
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        def permitted() -> None:
+            permit()
+            self.happen("permitted")
+
+        self.targets = targets
+        self.happen("delete_many")
+        answers = self._store.delete_many(targets, permitted)
+        self.happen("deleted")
+        return answers
+
+    def happen(self, what: str) -> None:
+        with self._lock:
+            self.calls += 1
+            number = self.calls
+        self._act(number, what)
+
+
+def tapped(litter: Litter, act: Callable[[int, str], None]) -> Run:
+    return litter.tried(Tapped(litter.store, act))  # type: ignore[arg-type]
+
+
+# Uploads
+
+
+def test_sessions_that_nobody_ended(litter: Litter) -> None:
+    """A session goes whole, with its versions and markers; what is beside it stays, also a tag of that name."""
+    old = litter.session("r", "one", b"half", b"half a layer")
+    litter.store.delete(f"{old}hashstates/sha256/4")
+    also = litter.session("r/deeper", "two")
+    tag = f"{litter.path('r')}_manifests/tags/_uploads/current/link"
+    litter.store.put(tag, b"sha256:00")
+    litter.pushed("m", "l")
+    litter.link("r", "l")
+    litter.store.put(f"{litter.path('r')}_uploads/odd", b"no session")
+    planned = litter.collect(dry=True)
+    assert len(litter.states(old)) > 0
+    done = litter.collect()
+    assert litter.states(old) == litter.states(also) == []
+    assert amounts(planned) == amounts(done)
+    assert of(done, Kind.UPLOADS) == {
+        "state": State.DONE,
+        "count": 2,
+        "bytes": 20 + 12 + 5 + 20 + (4 + 5 if litter.versioned else 0),
+        "left": 0,
+        "unknown": 0,
+    }
+    assert litter.store.head(tag) is not None
+    assert litter.linked_there("r", "l")
+    assert litter.seen("l")
+    assert litter.store.head(f"{litter.path('r')}_uploads/odd") is not None
+    assert amounts(litter.collect())["uploads"] == (0, 0)
+
+
+def test_sessions_that_are_too_young(litter: Litter) -> None:
+    """Nothing of what is younger than its grace goes, of whatever kind."""
+    litter.ages = Ages(*[LONG] * 5)
+    litter.delete_bound = LONG
+    prefixes = [litter.session("r", "one", b"1"), litter.ended("r", "two", b"22", b"333")]
+    before = [litter.states(prefix) for prefix in prefixes]
+    run = litter.collect()
+    assert [litter.states(prefix) for prefix in prefixes] == before
+    assert set(amounts(run).values()) == {(0, 0)}
+
+
+@MEMORY
+def test_one_object_that_is_young_keeps_its_session(litter: Litter) -> None:
+    """A session in which anything was done within the grace stays whole; another of the same age goes."""
+    kept, gone = litter.session("r", "kept", b"1", b"22"), litter.session("r", "gone", b"1", b"22")
+    later(litter, LONG)
+    litter.store.put(f"{kept}hashstates/sha256/9", b"state")
+    run = litter.collect()
+    assert [entry.key.removeprefix(kept) for entry in litter.store.walk(kept)] == [
+        "data",
+        "hashstates/sha256/1",
+        "hashstates/sha256/2",
+        "hashstates/sha256/9",
+        "startedat",
+    ]
+    assert litter.states(gone) == []
+    # With versions: what was replaced long ago in the session that goes on.
+    assert amounts(run) == dict.fromkeys(Kind, (0, 0)) | {
+        "uploads": (1, 20 + 2 + 5 + 5 + litter.versioned),
+        "versions": (int(litter.versioned), int(litter.versioned)),
+    }
+
+
+@MEMORY
+def test_a_session_that_takes_bytes(litter: Litter) -> None:
+    """While an upload in parts that was begun within the grace is under way, its session stays, and so does it."""
+    kept = litter.session("r", "kept")
+    before = litter.states(kept)
+    later(litter, LONG)
+
+    def chunks() -> Iterator[bytes]:
+        yield b"1"
+        run = litter.collect()
+        assert (of(run, Kind.UPLOADS)["count"], of(run, Kind.PARTS)["count"]) == (0, 0)
+        yield b"2"
+
+    litter.store.put_chunks(f"{kept}data", chunks(), 2)
+    assert litter.states(kept)[-len(before) :] == before or len(litter.states(kept)) == len(before) + 1
+
+
+def later(litter: Litter, ages: timedelta) -> None:
+    """From now on things are as old as that; what is put from here on is younger."""
+    litter.ages = Ages(*[ages] * 5)
+    now = datetime.now(UTC) + ages
+    known = litter.known
+    litter.known = lambda facts: known(facts)._replace(now=now)
+
+
+def test_a_large_session(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session of more objects than are held in memory, or go into a request, goes as any other."""
+    monkeypatch.setattr("coordinator.gc.sweep_uploads.BUFFERED", 3)
+    monkeypatch.setattr("coordinator.gc.sweep_uploads.DELETE_LIMIT", 4)
+    monkeypatch.setattr("coordinator.gc.sweep.DELETE_LIMIT", 4)
+    bodies = [bytes(size) for size in range(1, 8)]
+    prefixes = [litter.session("r", "one", *bodies), litter.ended("r", "two", *bodies)]
+    planned, done = litter.collect(dry=True), litter.collect()
+    assert [litter.states(prefix) for prefix in prefixes] == [[], []]
+    assert amounts(planned) == amounts(done)
+    assert amounts(done)["uploads"] == (1, 20 + 7 * 5 + (sum(range(1, 8)) if litter.versioned else 7))
+
+
+# Uploads in parts
+
+
+def test_uploads_in_parts_that_nobody_ended(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are given up, of registries and of copies, and their bytes counted; whoever goes on with one is told."""
+    monkeypatch.setattr("coordinator.storage.s3.PART_BYTES", 5 << 20)
+    keys = [f"{litter.path('r')}_uploads/u/data", quarantine_key(litter.digest("x"), 7), "elsewhere/x"]
+
+    def chunks(more: list[str]) -> Iterator[bytes]:
+        yield bytes(6 << 20)
+        if more:
+            with pytest.raises(UnavailableError) if not more[0].startswith("else") else open_block():
+                litter.store.put_chunks(more[0], chunks(more[1:]), 7 << 20)
+        else:
+            planned, done = litter.collect(dry=True), litter.collect()
+            assert amounts(planned) == amounts(done)
+            assert of(done, Kind.PARTS)["count"] == 2
+            assert of(done, Kind.PARTS)["bytes"] >= 2 * (5 << 20)
+            assert [each.key for each in litter.store.unfinished("")] == ["elsewhere/x"]
+        yield bytes(1 << 20)
+
+    with pytest.raises(UnavailableError):
+        litter.store.put_chunks(keys[0], chunks(keys[1:]), 7 << 20)
+    assert litter.store.head(keys[0]) is litter.store.head(keys[1]) is None
+    assert litter.store.head("elsewhere/x") is not None
+
+
+@contextmanager
+def open_block() -> Iterator[None]:
+    yield
+
+
+@MEMORY
+def test_an_upload_in_parts_of_a_session_in_use(litter: Litter) -> None:
+    """An old upload in parts stays as long as something is done in its session."""
+    prefix = litter.session("r", "kept")
+
+    def chunks() -> Iterator[bytes]:
+        yield b"1"
+        later(litter, LONG)
+        litter.store.put(f"{prefix}hashstates/sha256/1", b"state")
+        assert of(litter.collect(), Kind.PARTS)["count"] == 0
+        yield b"2"
+
+    litter.store.put_chunks(f"{prefix}data", chunks(), 2)
+    assert litter.store.get(f"{prefix}data") == b"12"
+
+
+# Versions
+
+
+@VERSIONED
+def test_what_ended_sessions_leave(litter: Litter) -> None:
+    """Scenario 29: of a session that ended nothing is left, no copy and no marker; one that goes on stays as it is."""
+    gone = [litter.ended("r", "one", b"1", b"22"), litter.ended("r/deeper", "two", b"333")]
+    planned = litter.collect(dry=True)
+    done = litter.collect()
+    assert [litter.states(prefix) for prefix in gone] == [[], []]
+    assert amounts(planned) == amounts(done)
+    # Two of data and three others, and a marker for each key; the same with one of data.
+    assert amounts(done)["versions"] == (5 + 4 + 3 + 3, 20 + 1 + 5 + 2 + 5 + 20 + 3 + 5)
+    assert amounts(litter.collect())["versions"] == (0, 0)
+
+
+@VERSIONED
+def test_a_marker_with_something_below_stays(litter: Litter) -> None:
+    """A marker goes only once a look shows nothing below it."""
+    prefix = litter.ended("r", "one", b"1")
+
+    class Keeps:
+        """A store that does not delete what has bytes."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(litter.store, name)
+
+        def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+            whole = {Target(key, state.version) for key, state in litter.states(prefix) if not state.is_marker}
+            done = litter.store.delete_many([each for each in targets if each not in whole], permit)
+            return [*done, *(Deleted(each, error="AccessDenied") for each in targets if each in whole)]
+
+    before = litter.states(prefix)
+    run = litter.tried(Keeps())  # type: ignore[arg-type]
+    assert litter.states(prefix) == before
+    assert of(run, Kind.VERSIONS) == {"state": State.DONE, "count": 0, "bytes": 0, "left": 3, "unknown": 0}
+    litter.collect()
+    assert litter.states(prefix) == []
+
+
+# Links
+
+
+@VERSIONED
+def test_links_of_purged_blobs(litter: Litter) -> None:
+    """The link of a purged blob goes, with its older versions; links of others stay, and links of manifests."""
+    litter.pushed("kept", "k")
+    litter.link("r", "k")
+    litter.link("r", "gone")
+    litter.purged_blobs("gone")
+    revision = revision_link_key(litter.repository("r"), litter.digest("gone-manifest"))
+    litter.store.put(revision, b"sha256:00")
+    planned, done = litter.collect(dry=True), litter.collect()
+    assert not litter.linked_there("r", "gone")
+    assert litter.states(litter.link_key("r", "gone")) == []
+    assert litter.linked_there("r", "k")
+    assert litter.store.head(revision) is not None
+    assert amounts(planned) == amounts(done)
+    assert amounts(done)["links"] == (1, 2 * 71)
+
+
+@pytest.mark.parametrize("store", ["memory", pytest.param("s3", marks=pytest.mark.lengthy)], indirect=True)
+def test_links_stay_without_versions(litter: Litter) -> None:
+    """In a bucket without versions no link is ever deleted, and the run says so."""
+    litter.purged_blobs("gone")
+    run = litter.collect()
+    assert litter.linked_there("r", "gone")
+    assert [of(run, kind)["state"] for kind in (Kind.LINKS, Kind.VERSIONS, Kind.MARKERS)] == [State.UNVERSIONED] * 3
+
+
+@IN_MEMORY_VERSIONED
+@pytest.mark.parametrize("why", ["young purge", "young link", "bytes", "needed", "pinned", "mode", "linker", "owner"])
+def test_links_that_stay(litter: Litter, why: str) -> None:
+    """A link stays if its blob was purged of late, has bytes, or is needed; if it is newer; if nobody may say."""
+    litter.purged_blobs("l")
+    key = litter.link_key("r", "l")
+    if why == "young purge":
+        litter.ages = litter.ages._replace(links=LONG)
+    elif why == "young link":
+        litter.link("r", "l")
+    elif why == "bytes":
+        litter.upload("l")
+        litter.store.delete(blob_key(litter.digest("l")))  # below a marker they can be had back
+    elif why == "needed":
+        litter.tell("other", "l")
+    elif why == "pinned":
+        brakes.pin(litter.connection, litter.digest("l"), "a test")
+    elif why == "mode":
+        litter.connection.execute("UPDATE pods SET mode = 'link' WHERE name = 'pod-a'")
+    elif why == "linker":
+        litter.connection.execute("UPDATE pods SET linker = 'relay' WHERE name = 'pod-a'")
+    else:
+        litter.connection.execute("DELETE FROM pod_prefixes WHERE prefix = 'pod-a'")
+    before = litter.states(key)
+    run = litter.collect()
+    assert litter.states(key) == before
+    assert of(run, Kind.LINKS)["count"] == 0
+
+
+def at_any_moment(
+    litter: Litter, monkeypatch: pytest.MonkeyPatch, push: Callable[[str], None], *, seed: int
+) -> list[str]:
+    """A run over links of many purged blobs, each of which is pushed at a moment of its own; returns their names.
+
+    Of those whose links a request deletes one is pushed before it is permitted, one before it is sent, one after it;
+    the others at any other time.
+    """
+    monkeypatch.setattr("coordinator.gc.sweep.DELETE_LIMIT", 4)
+    random = Random(seed)
+    waiting = {litter.link_key("r", name): name for name in (f"l{seed}-{number}" for number in range(32))}
+    names = list(waiting.values())
+    litter.purged_blobs("counting", *names)
+
+    def act(_: int, what: str) -> None:
+        if what in {"delete_many", "permitted", "deleted"}:
+            key = next((target.key for target in tap.targets if target.key in waiting), None)
+        else:
+            key = random.choice(list(waiting)) if waiting and random.random() < 0.05 else None
+        if key is not None:
+            push(waiting.pop(key))
+
+    tap = Tapped(litter.store, act)
+    litter.tried(tap)  # type: ignore[arg-type]
+    for name in waiting.values():
+        push(name)
+    return names
+
+
+@VERSIONED
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Whenever a client pushes the blob through the repository again, its link is there when the run is over.
+
+    None has to be put back for that: a delete names the version that it found.
+    """
+    monkeypatch.setattr("coordinator.gc.links.put_back", lambda *_: None)
+
+    def push(name: str) -> None:
+        litter.upload(name)
+        litter.link("r", name)
+
+    for name in at_any_moment(litter, monkeypatch, push, seed=seed):
+        assert litter.linked_there("r", name), name
+        assert litter.seen(name), name
+    assert not litter.linked_there("r", "counting")
+
+
+@VERSIONED
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    """A link by which a manifest was accepted is there in the end, whenever another repository brought the bytes.
+
+    Told: a worker's next round gives it back. Untold: the next run does.
+    """
+    litter.delete_bound = IN_FLIGHT
+    relied: list[str] = []
+
+    def push(name: str) -> None:
+        litter.upload(name)
+        if litter.linked_there("r", name):
+            relied.append(name)
+
+    names = at_any_moment(litter, monkeypatch, push, seed=3)
+    if told:
+        litter.tell("again", *names)
+        litter.restore()
+    else:
+        litter.collect()
+    assert [name for name in relied if not litter.linked_there("r", name)] == []
+    assert all(litter.seen(name) for name in names)
+    assert len(relied) > 5
+
+
+@IN_MEMORY_VERSIONED
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_a_request_that_read_the_link_before(litter: Litter, told: bool) -> None:
+    """Who had read the link before it went, and saw bytes after that, finds it: until no such request can run."""
+    litter.delete_bound = LANDED
+    name = "l"
+    litter.purged_blobs(name)
+    # The link is older than the purge by R.
+    litter.times = NO_TIMES._replace(request_bound=LONG)
+    litter.known = lambda facts: facts._replace(now=facts.now + 3 * LONG)
+    litter.connection.execute("UPDATE gc_ledger SET at = at + interval '2 hours' WHERE decision = 'purged'")
+    litter.collect()
+    assert not litter.linked_there("r", name)
+    assert litter.unlinks() == 1
+    litter.collect()
+    assert litter.unlinks() == 1
+    litter.upload(name)
+    if told:
+        litter.tell("again", name)
+        litter.restore()
+    else:
+        litter.collect()
+    assert litter.linked_there("r", name)
+    assert litter.unlinks() == 0
+
+
+@IN_MEMORY_VERSIONED
+def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the store refuses one link that is relied on, those of others are given back; that one stays watched."""
+    litter.delete_bound = IN_FLIGHT
+    litter.purged_blobs("l0", "l1", "l2")
+    litter.collect()
+    litter.upload("l0", "l1", "l2")
+    litter.tell("again", "l0", "l1", "l2")
+    ((first,),) = litter.rows("SELECT digest FROM gc_unlinks ORDER BY id LIMIT 1")
+    put = litter.store.put
+
+    def refusing(key: str, body: bytes) -> None:
+        if first.hex() in key:
+            raise UnavailableError("It refuses this one.")
+        put(key, body)
+
+    monkeypatch.setattr(litter.store, "put", refusing)
+    monkeypatch.setattr("coordinator.gc.collect.PAUSE_S", 0.0)
+    with pytest.raises(UnavailableError, match="refuses this one"):
+        litter.restore()
+    assert litter.unlinks() == 1
+    # Nor does a run wait for it.
+    litter.collect()
+    monkeypatch.undo()
+    assert [litter.linked_there("r", name) for name in ("l0", "l1", "l2")].count(False) == 1
+    litter.restore()
+    assert all(litter.linked_there("r", name) for name in ("l0", "l1", "l2"))
+    assert litter.unlinks() == 0
+
+
+@IN_MEMORY_VERSIONED
+@pytest.mark.parametrize("refused", [MARK, "/link"])
+def test_what_is_refused_keeps_nothing_else(litter: Litter, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """While the mark, or a link, is refused, all else that a round does is done: links go back, and bytes are seen."""
+    litter.delete_bound = IN_FLIGHT
+    litter.purged_blobs("l")
+    litter.pushed("n", "k")
+    litter.forget("n")
+    litter.collect()
+    assert not litter.linked_there("r", "l")
+    litter.upload("l")
+    litter.tell("again", "l", "k")
+    put = litter.store.put
+
+    def refusing(key: str, body: bytes) -> None:
+        if key.endswith(refused):
+            raise UnavailableError("It refuses this one.")
+        put(key, body)
+
+    monkeypatch.setattr(litter.store, "put", refusing)
+    with pytest.raises(UnavailableError, match="refuses this one"):
+        litter.restore()
+    assert litter.state("l") is BlobState.LIVE
+    assert litter.state("k") is BlobState.LIVE
+    assert litter.linked_there("r", "l") is (refused == MARK)
+
+
+@IN_MEMORY_VERSIONED
+def test_deletes_of_links_are_forgotten(litter: Litter) -> None:
+    """Once nobody can have relied on a link any more, nothing remembers it, and it stays away."""
+    litter.delete_bound = LANDED
+    litter.purged_blobs("l")
+    litter.collect()
+    assert litter.unlinks() == 1
+    litter.collect()
+    assert litter.unlinks() == 0
+    assert not litter.linked_there("r", "l")
+
+
+@IN_MEMORY_VERSIONED
+def test_links_that_are_watched(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more deletes of links are watched at once than workers can look at; the rest is the next run's, at once."""
+    monkeypatch.setattr("coordinator.gc.links.OPEN_LIMIT", 3)
+    litter.every = LONG
+    litter.delete_bound = LANDED
+    litter.purged_blobs(*(f"l{number}" for number in range(5)))
+    planned, first, second, third = litter.collect(dry=True), litter.collect(), litter.collect(), litter.collect()
+    assert amounts(planned)["links"] == amounts(first)["links"] == (3, 3 * 71)
+    assert [of(run, Kind.LINKS)["state"] for run in (first, second, third)] == [State.FULL, State.DONE, State.NOT_DUE]
+    assert of(second, Kind.UPLOADS)["state"] == State.NOT_DUE
+    assert amounts(second)["links"] == (2, 2 * 71)
+
+
+@IN_MEMORY_VERSIONED
+@pytest.mark.parametrize("what", ["versions", "delete_many", "permitted", "deleted", "head", "answer lost"])
+def test_a_run_that_dies(litter: Litter, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Wherever a run ends, the next ones give back what was relied on, and delete the rest."""
+    monkeypatch.setattr("coordinator.gc.sweep.DELETE_LIMIT", 4)
+    litter.delete_bound = IN_FLIGHT
+    names = [f"l{number}" for number in range(8)]
+    litter.purged_blobs(*names)
+    litter.ended("r", "one", b"1")
+    litter.session("r", "two", b"1")
+    begun = 0
+
+    def die(_: int, now: str) -> None:
+        nonlocal begun
+        begun += now == "delete_many"
+        if begun >= 2 and now == what:
+            raise RuntimeError("A test ends it.")
+        if begun >= 2 and now == "deleted" and what == "answer lost":
+            raise UnavailableError("A test ends it.")
+
+    assert tapped(litter, die).state == ("done" if what == "answer lost" else "failed")
+    for name in names[::2]:
+        litter.upload(name)
+    relied = [name for name in names[::2] if litter.linked_there("r", name)]
+    deleted = [name for name in names[::2] if name not in relied]
+    litter.collect()
+    # Of what was deleted it is not known whether anybody relied on it.
+    assert all(litter.linked_there("r", name) for name in relied + deleted)
+    assert not any(litter.linked_there("r", name) for name in names[1::2])
+    assert litter.states(f"{litter.path('r')}_uploads/") == []
+    assert all(litter.seen(name) for name in names[::2])
+
+
+# Copies
+
+
+@pytest.mark.parametrize("store", ["memory", pytest.param("s3", marks=pytest.mark.lengthy)], indirect=True)
+class TestCopies:
+    def copies(self, litter: Litter) -> list[str]:
+        return [entry.key for entry in litter.store.walk(QUARANTINE)]
+
+    def restored(self, litter: Litter, name: str) -> str:
+        """A blob that was hidden and restored; returns the key of the copy that stayed."""
+        litter.pushed(f"{name}-manifest", name)
+        litter.forget(f"{name}-manifest")
+        with litter.without_leavings():
+            litter.collect()
+            hide = litter.hide_of(name)
+            assert hide is not None
+            litter.tell(f"{name}-again", name)
+            assert litter.restore() == 1
+        return quarantine_key(litter.digest(name), hide.id)
+
+    def test_after_a_restore(self, litter: Litter) -> None:
+        """The copy of a hide that is over goes, once no delete can land; one whose hide is under way stays."""
+        over = self.restored(litter, "l")
+        under_way = quarantine_key(litter.digest("l-manifest"), 1)
+        assert over in self.copies(litter)
+        litter.delete_bound = IN_FLIGHT
+        litter.collect()
+        assert over in self.copies(litter)
+        litter.delete_bound = LANDED
+        litter.pushed("m", "x")
+        litter.forget("m")
+        planned = litter.collect(dry=True)
+        done = litter.collect()
+        assert over not in self.copies(litter)
+        assert amounts(done)["copies"] == amounts(planned)["copies"] == (1, len(litter.body("l")))
+        hide = litter.hide_of("x")
+        assert hide is not None
+        assert quarantine_key(litter.digest("x"), hide.id) in self.copies(litter)
+        assert under_way not in self.copies(litter)
+        assert litter.seen("l")
+
+    def test_of_which_nothing_is_known(self, litter: Litter) -> None:
+        """A copy of a hide that the ledger has never heard of stays: the table may be older than the bucket."""
+        litter.delete_bound = LANDED
+        over = self.restored(litter, "l")
+        litter.connection.execute("DELETE FROM gc_ledger")
+        strange = [quarantine_key(litter.digest("x"), 7), f"{QUARANTINE}odd"]
+        for key in strange:
+            litter.store.put(key, b"?")
+        run = litter.collect()
+        assert {over, *strange} <= set(self.copies(litter))
+        assert of(run, Kind.COPIES) == {"state": State.DONE, "count": 0, "bytes": 0, "left": 0, "unknown": 2}
+
+    def test_of_a_blob_that_is_not_served(self, litter: Litter) -> None:
+        """While a needed blob has no bytes, or others than its copy, the copy stays."""
+        litter.delete_bound = LANDED
+        over = self.restored(litter, "l")
+        litter.store.delete(blob_key(litter.digest("l")))
+        litter.collect()
+        assert over in self.copies(litter)
+        litter.store.put(blob_key(litter.digest("l")), b"another length")
+        litter.collect()
+        assert over in self.copies(litter)
+        litter.upload("l")
+        litter.collect()
+        assert over not in self.copies(litter)
+
+    def test_that_came_too_late(self, litter: Litter) -> None:
+        """A copy that a job which slept has written after the purge goes, too."""
+        litter.delete_bound = LANDED
+        litter.pushed("m", "l")
+        litter.forget("m")
+        litter.collect()
+        hide = litter.hide_of("l")
+        assert hide is not None
+        litter.collect()
+        assert self.copies(litter) == []
+        litter.store.put(quarantine_key(litter.digest("l"), hide.id), litter.body("l"))
+        litter.collect()
+        assert self.copies(litter) == []
+
+    def test_a_hide_that_is_not_over_after_all(self, litter: Litter) -> None:
+        """The table is asked again right before the delete."""
+        litter.delete_bound = LANDED
+        over = self.restored(litter, "l")
+        hide = int(over.rpartition("/")[2])
+
+        def reopen(_: int, what: str) -> None:
+            if what == "delete_many" and Target(over) in tap.targets:
+                reopened.append(over)
+                litter.connection.execute(
+                    "INSERT INTO hides (id, blob_id, run_id, taken, unreferenced_since) OVERRIDING SYSTEM VALUE"
+                    " SELECT %s, id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
+                    (hide, litter.digest("l")),
+                )
+
+        reopened: list[str] = []
+        tap = Tapped(litter.store, reopen)
+        litter.tried(tap)  # type: ignore[arg-type]
+        assert reopened == [over]
+        assert over in self.copies(litter)
+
+
+# Markers
+
+
+@VERSIONED
+class TestMarkers:
+    def test_with_nothing_below(self, litter: Litter) -> None:
+        """A marker that is all that is left of a purged blob goes; one with bytes below it stays."""
+        litter.delete_bound = LANDED
+        for name in ("bare", "masked"):
+            litter.purged_blobs(name)
+        litter.store.delete(blob_key(litter.digest("bare")))
+        litter.upload("masked")
+        litter.store.delete(blob_key(litter.digest("masked")))
+        before = litter.states(blob_key(litter.digest("masked")))
+        planned, done = litter.collect(dry=True), litter.collect()
+        assert litter.states(blob_key(litter.digest("bare"))) == []
+        assert litter.states(blob_key(litter.digest("masked"))) == before
+        assert amounts(planned)["markers"] == amounts(done)["markers"] == (1, 0)
+
+    def test_a_run_goes_on_where_the_last_one_was(self, litter: Litter) -> None:
+        """Purges that a run has looked through are not looked at again."""
+        litter.delete_bound = LANDED
+        litter.purged_blobs("l")
+        litter.collect()
+        litter.store.delete(blob_key(litter.digest("l")))
+        assert amounts(litter.collect())["markers"] == (0, 0)
+        litter.purged_blobs("other")
+        litter.store.delete(blob_key(litter.digest("other")))
+        assert amounts(litter.collect())["markers"] == (1, 0)
+
+    def test_of_a_blob_that_is_being_hidden(self, litter: Litter) -> None:
+        """While there is a hide of a blob its markers stay: it may have put them there."""
+        litter.delete_bound = LANDED
+        litter.purged_blobs("l")
+        litter.store.delete(blob_key(litter.digest("l")))
+
+        def hide(_: int, what: str) -> None:
+            if what == "delete_many":
+                litter.connection.execute(
+                    "INSERT INTO hides (blob_id, run_id, taken, unreferenced_since)"
+                    " SELECT id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
+                    (litter.digest("l"),),
+                )
+
+        with_links = litter.ages
+        litter.ages = with_links._replace(links=LONG)
+        tapped(litter, hide)
+        assert len(litter.states(blob_key(litter.digest("l")))) == 1
+
+
+# What stops it
+
+
+def requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sessions that take a request each."""
+    monkeypatch.setattr("coordinator.gc.sweep_uploads.DELETE_LIMIT", 2)
+    monkeypatch.setattr("coordinator.gc.sweep.DELETE_LIMIT", 2)
+    return [litter.session("r", f"s{number}") for number in range(6)]
+
+
+def test_the_kill_switch_between_two_requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is off no request is sent, and the run says why it ended."""
+    prefixes = requests(litter, monkeypatch)
+    sent: list[int] = []
+
+    def off(number: int, what: str) -> None:
+        if what == "deleted":
+            sent.append(number)
+            brakes.turn(litter.connection, "enough", on=False)
+
+    run = tapped(litter, off)
+    assert len(sent) == 1
+    assert run.state in {"failed", "done"}
+    assert sum(not litter.states(prefix) for prefix in prefixes) == 2
+
+
+@pytest.mark.parametrize("brake", ["switch", "hold", "lease"])
+def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, brake: str) -> None:
+    """What stops collection just before a request is sent stops that request."""
+    prefixes = requests(litter, monkeypatch)
+
+    def stop(_: int, what: str) -> None:
+        if what != "delete_many":
+            return
+        if brake == "switch":
+            brakes.turn(litter.connection, "enough", on=False)
+        elif brake == "hold":
+            brakes.hold(litter.connection, "pod-b", "enough")
+        else:
+            litter.connection.execute("UPDATE jobs SET taken = taken + 1 WHERE state = 'running'")
+
+    tapped(litter, stop)
+    assert all(litter.states(prefix) for prefix in prefixes)
+
+
+def test_what_holds_collection_holds_it(litter: Litter) -> None:
+    """While anything holds collection no leavings go, in a dry run neither."""
+    prefix = litter.session("r", "one")
+    litter.known = lambda facts: facts._replace(held_by=["a test holds it"])
+    for run in (litter.collect(dry=True), litter.collect()):
+        assert set(amounts(run).values()) == {(0, 0)}
+    assert litter.states(prefix) != []
+
+
+@IN_MEMORY_VERSIONED
+def test_a_store_that_is_away_for_a_while(litter: Litter) -> None:
+    """A listing that breaks off leaves its kinds to the next run, which looks again; the others are dealt with."""
+    litter.every = LONG
+    prefix = litter.session("r", "one")
+
+    def away(_: int, what: str) -> None:
+        if what == "walk_versions":
+            raise UnavailableError("The object store does not answer.")
+
+    run = tapped(litter, away)
+    assert run.state == "done"
+    assert (of(run, Kind.UPLOADS)["state"], of(run, Kind.MARKERS)["state"]) == (State.FAILED, State.DONE)
+    run = litter.collect()
+    assert (of(run, Kind.UPLOADS)["state"], of(run, Kind.MARKERS)["state"]) == (State.DONE, State.NOT_DUE)
+    assert litter.states(prefix) == []
+
+
+def test_it_is_looked_for_now_and_then(litter: Litter) -> None:
+    """A run that follows too soon looks for nothing, unless it is asked to; what each did is written down."""
+    litter.every = LONG
+    litter.session("r", "one", b"1")
+    first = litter.collect()
+    litter.session("r", "two")
+    second = litter.collect()
+    assert of(second, Kind.UPLOADS)["state"] == State.NOT_DUE
+    third = litter.collect(leavings=True)
+    assert [of(run, Kind.UPLOADS)["count"] for run in (first, second, third)] == [1, 0, 1]
+    found = litter.rows(
+        "SELECT run_id, count, bytes, failed, ended_at IS NOT NULL, evidence -> 'ages' ->> 'uploads',"
+        " evidence ->> 'first' FROM gc_leavings WHERE kind = 'uploads' ORDER BY run_id"
+    )
+    assert found == [
+        (first.id, 1, 26, 0, True, "0s", f"{litter.path('r')}_uploads/one/"),
+        (third.id, 1, 20, 0, True, "0s", f"{litter.path('r')}_uploads/two/"),
+    ]
+
+
+@IN_MEMORY_VERSIONED
+def test_the_rate(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a rate the run rests after each request for as long as its objects take."""
+    rests: list[float] = []
+    monkeypatch.setattr("coordinator.jobs.Work.pause", lambda work, seconds: rests.append(seconds))
+    litter.rate = 2
+    litter.session("r", "one", b"1")
+    litter.collect()
+    assert rests == [3 / 2]

@@ -1,0 +1,61 @@
+"""A run deals with several pages at once: none is left out, and nothing of a run stays behind it."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from coordinator.gc import collect, plan
+from coordinator.jobs import run_waiting_jobs
+from tests.gc.calls import last
+from tests.gc.harness import Garbage
+from tests.storage.memory import MemoryObjectStore
+
+NAMES = ("m", "a", "b", "c", "d", "e")
+
+
+@pytest.fixture
+def store() -> MemoryObjectStore:
+    """Which store it is makes no difference here."""
+    return MemoryObjectStore()
+
+
+@pytest.fixture(autouse=True)
+def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "candidate_pages", functools.partial(plan.candidate_pages, size=1))
+    monkeypatch.setattr(plan, "due_pages", functools.partial(plan.due_pages, size=1))
+
+
+def test_a_page_that_has_to_wait_is_dealt_with(garbage: Garbage) -> None:
+    """The last pages are not given up because no thread has come to them when there are no more."""
+    garbage.pushed(*NAMES)
+    garbage.forget("m")
+    garbage.ask()
+    with garbage.parts() as (connections, collecting, _), ThreadPoolExecutor(1) as pool:
+        collecting._parts = collecting._parts._replace(pool=pool)
+        run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event())
+    run = last(garbage)
+    assert run.state == "done", run.error
+    assert run.hidden == len(NAMES)
+
+
+def test_runs_keep_no_more_connections(garbage: Garbage) -> None:
+    """A process that collects for weeks has no more connections than after its first run."""
+    garbage.pushed("kept")
+    counts = []
+    with garbage.parts() as (connections, collecting, _):
+        for number in range(4):
+            garbage.pushed(f"m{number}", *(f"{name}{number}" for name in NAMES))
+            garbage.forget(f"m{number}")
+            garbage.ask()
+            run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event())
+            ((count,),) = garbage.rows(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'test-gc'"
+            )
+            counts.append(count)
+    # That of the run, and one for each page at once.
+    assert max(counts) <= 1 + collect.PAGES_AT_ONCE

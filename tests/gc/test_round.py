@@ -1,0 +1,293 @@
+"""A blob's way through garbage collection, on every kind of store: hidden, restored, hidden again, purged."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from coordinator.db.gc import REFERRERS_LIMIT
+from coordinator.domain.lifecycle import BlobState
+from coordinator.errors import ConflictError, UnavailableError
+from coordinator.gc import collect, hide, restore
+from coordinator.gc.purge import LOOKS
+from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
+from coordinator.storage.port import Deleted, ObjectStore, ObjectVersion, Permit, Target, copy_within
+from tests.gc.harness import Garbage
+
+
+def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> None:
+    """First registries see it no more, then its bytes are gone, and what the run says was freed is what they were."""
+    garbage.pushed("m", "l")
+    garbage.pushed("kept", "k")
+    garbage.forget("m")
+    first = garbage.collect()
+    assert (first.hidden, first.purged) == (2, 0)
+    assert not garbage.seen("m")
+    assert not garbage.seen("l")
+    assert garbage.state("l") is BlobState.HIDDEN
+    second = garbage.collect()
+    assert (second.hidden, second.purged) == (0, 2)
+    assert second.freed == len(garbage.body("m")) + len(garbage.body("l"))
+    assert garbage.state("l") is BlobState.PURGED
+    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
+    assert [entry for entry in garbage.store.walk(QUARANTINE) if garbage.digest("l").hex() in entry.key] == []
+    assert garbage.seen("k")
+    assert garbage.state("k") is BlobState.LIVE
+    assert garbage.ledger("l") == ["hide", "hidden", "purge", "purged"]
+    assert garbage.told("l")[-2:] == ["hidden", "purged"]
+
+
+@pytest.mark.parametrize("link_key", [revision_link_key, layer_link_key])
+def test_all_that_a_linked_manifest_lists_is_kept(garbage: Garbage, link_key: Callable[..., str]) -> None:
+    """Where a manifest is linked still, against what was told, none of what it lists is hidden, nor itself (rule 5)."""
+    garbage.pushed("m", "l0", "l1", "l2")
+    garbage.forget("m")
+    garbage.connection.execute("UPDATE pods SET linker = 'link' WHERE name = 'pod-a'")
+    garbage.store.put(link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
+    run = garbage.collect()
+    assert (run.hidden, run.kept["linked"]) == (0, 4)
+    assert all(garbage.seen(name) for name in ("m", "l0", "l1", "l2"))
+
+
+def test_others_do_not_crowd_out_what_can_be_looked_at(garbage: Garbage) -> None:
+    """However many removals came later where nobody can look, the link that can be looked at keeps the blob."""
+    garbage.pushed("m", "l")
+    others = [garbage.push(f"r{number}", "m", ["l"], number, pod="pod-b") for number in range(REFERRERS_LIMIT)]
+    garbage.apply(*others)
+    garbage.forget("m")
+    garbage.apply(*(garbage.removed(f"r{number}", "m", 1000, pod="pod-b") for number in range(REFERRERS_LIMIT)))
+    garbage.connection.execute("UPDATE pods SET linker = 'link' WHERE name = 'pod-a'")
+    garbage.store.put(revision_link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
+    run = garbage.collect()
+    assert (run.hidden, run.kept["linked"]) == (0, 2)
+    assert garbage.seen("m")
+    assert garbage.seen("l")
+
+
+@pytest.mark.parametrize("error", [UnavailableError("It cannot be read."), ConflictError("It is another one by now.")])
+def test_one_that_cannot_be_copied_keeps_no_other(
+    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """While the store answers, a blob that cannot be copied away stays, and is served; all others are hidden."""
+    garbage.pushed("m", "l0", "l1", "l2")
+    garbage.forget("m")
+
+    def copied(store: ObjectStore, source: str, key: str) -> None:
+        if source == blob_key(garbage.digest("l1")):
+            raise error
+        copy_within(store, source, key)
+
+    monkeypatch.setattr(hide, "copy_within", copied)
+    copies = not garbage.store.keeps_versions()
+    run = garbage.collect()
+    assert (run.hidden, run.progress["left"]) == ((3, 1) if copies else (4, 0))
+    assert garbage.seen("l1") is copies
+    assert not any(garbage.seen(name) for name in ("m", "l0", "l2"))
+    garbage.collect()
+    assert garbage.ledger("l1")[:2] == (["hide", "undone"] if copies else ["hide", "hidden"])
+
+
+def test_a_reference_restores(garbage: Garbage) -> None:
+    """A hidden blob that is referenced again is served again by the next round of a worker, and is live."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    garbage.tell("other", "l")
+    assert garbage.state("l") is BlobState.HIDDEN
+    assert garbage.restore() == 1
+    assert garbage.seen("l")
+    assert garbage.state("l") is BlobState.LIVE
+    assert garbage.hide_of("l") is None
+    assert garbage.ledger("l") == ["hide", "hidden", "restored"]
+    assert garbage.told("l")[-1] == "restored"
+    assert garbage.collect().purged == 1  # the manifest that listed it
+    assert garbage.seen("l")
+
+
+def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong with one blob that is needed again, all others are served, now and not when it is mended."""
+    monkeypatch.setattr(restore, "RESTORES_AT_ONCE", 1)
+    names = [f"l{number}" for number in range(20)]
+    garbage.pushed("m", *names)
+    garbage.forget("m")
+    garbage.collect()
+    garbage.tell("other", *names)
+    first = min(names, key=lambda name: garbage.hide_of(name).blob)  # type: ignore[union-attr]
+    versions = garbage.store.versions
+
+    def failing(key: str) -> Sequence[ObjectVersion]:
+        if key == blob_key(garbage.digest(first)):
+            raise KeyError("What nobody expects of a store.")
+        return versions(key)
+
+    monkeypatch.setattr(garbage.store, "versions", failing)
+    garbage.restore()
+    assert [name for name in names if not garbage.seen(name)] == [first]
+    monkeypatch.undo()
+    garbage.restore()
+    assert garbage.state(first) is BlobState.LIVE
+
+
+def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the store refuses what a run is to give back, the rest of what is due is purged all the same."""
+    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+    garbage.pushed("m", "l")
+    garbage.pushed("n", "k")
+    garbage.forget("m")
+    garbage.forget("n")
+    garbage.collect()
+    garbage.tell("m", "l")
+    garbage.forget("m")
+    versions = garbage.store.versions
+
+    def refusing(key: str) -> Sequence[ObjectVersion]:
+        if key == blob_key(garbage.digest("l")):
+            raise UnavailableError("It refuses this one.")
+        return versions(key)
+
+    monkeypatch.setattr(garbage.store, "versions", refusing)
+    garbage.collect()
+    assert garbage.state("k") is BlobState.PURGED
+    assert garbage.state("l") is BlobState.HIDDEN
+
+
+def test_restored_and_hidden_again(garbage: Garbage) -> None:
+    """A blob that was restored goes the whole way again, as if for the first time."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    garbage.tell("other", "l")
+    garbage.restore()
+    garbage.forget("other")
+    assert garbage.collect().hidden == 2
+    assert garbage.collect().purged == 2
+    assert not garbage.seen("l")
+    assert garbage.state("l") is BlobState.PURGED
+
+
+def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
+    """What was pushed anew after its hide stays, whatever the purge of that hide deletes."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    garbage.upload("l")
+    garbage.collect()
+    assert garbage.seen("l")
+    assert garbage.state("l") is BlobState.PURGED
+    garbage.tell("other", "l")
+    garbage.restore()
+    assert garbage.state("l") is BlobState.LIVE
+    assert garbage.seen("l")
+
+
+def test_nothing_is_done_twice(garbage: Garbage) -> None:
+    """A collection that finds nothing new changes nothing."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    garbage.collect()
+    third = garbage.collect()
+    assert (third.hidden, third.purged, third.kept) == (0, 0, {})
+
+
+def test_a_blob_without_bytes(garbage: Garbage) -> None:
+    """What has no bytes goes the same way, frees nothing, and comes back when it is pushed."""
+    garbage.tell("m", "l")
+    garbage.forget("m")
+    assert garbage.collect().hidden == 2
+    done = garbage.collect()
+    assert (done.purged, done.freed) == (2, 0)
+    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
+    garbage.pushed("m", "l")
+    garbage.restore()
+    assert garbage.state("l") is BlobState.LIVE
+    assert garbage.seen("l")
+
+
+def test_a_dry_run_is_the_plan(garbage: Garbage) -> None:
+    """A dry run touches nothing, and its figures are those of the run that follows."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    planned = garbage.collect(dry=True)
+    assert garbage.seen("l")
+    done = garbage.collect()
+    assert planned.hidden == done.hidden == 2
+    planned = garbage.collect(dry=True)
+    done = garbage.collect()
+    assert planned.purged == done.purged == 2
+    assert planned.freed == done.freed
+
+
+class Skips:
+    """A store that says of every third object that is to be purged that it deleted it, and keeps it."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        kept = {
+            each
+            for number, each in enumerate(targets)
+            if number % 3 == 0 and (each.version is not None or each.key.startswith(QUARANTINE))
+        }
+        done = dict(
+            zip(
+                [each for each in targets if each not in kept],
+                self._store.delete_many([each for each in targets if each not in kept], permit),
+                strict=True,
+            )
+        )
+        return [done.get(each, Deleted(each)) for each in targets]
+
+
+def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
+    """Scenario 20 in a large batch: one delete that was none, seen by a look at some, has all of them looked at."""
+    layers = [f"l{number}" for number in range(4 * LOOKS)]
+    garbage.pushed("m", *layers)
+    garbage.forget("m")
+    assert garbage.collect().hidden == len(layers) + 1
+    run = garbage.tried(Skips(garbage.store))  # type: ignore[arg-type]
+    kept = [name for name in ("m", *layers) if garbage.state(name) is BlobState.PURGING]
+    assert len(kept) == (len(layers) + 3) // 3
+    assert run.purged == len(layers) + 1 - len(kept)
+    assert run.freed == sum(len(garbage.body(name)) for name in ("m", *layers) if name not in kept)
+    assert garbage.collect().purged == len(kept)
+
+
+class Later(Skips):
+    """A store that says of one version that it deleted it, and does so when the test says."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__(store)
+        self.late: Target | None = None
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        if self.late is not None or targets[0].version is None or targets[0].key.startswith(QUARANTINE):
+            return self._store.delete_many(targets, permit)
+        # Not among those at which a purge looks.
+        self.late = targets[1]
+        now = [each for each in targets if each != self.late]
+        done = dict(zip(now, self._store.delete_many(now, permit), strict=True))
+        return [done.get(each, Deleted(each)) for each in targets]
+
+    def land(self) -> None:
+        assert self.late is not None
+        self._store.delete_many([self.late], lambda: None)
+
+
+def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
+    """What the store has not deleted yet, against its word, is not served meanwhile: nobody links what will vanish."""
+    layers = [f"l{number}" for number in range(4 * LOOKS)]
+    garbage.pushed("m", *layers)
+    garbage.forget("m")
+    garbage.collect()
+    store = Later(garbage.store)
+    garbage.tried(store)  # type: ignore[arg-type]
+    assert (store.late is not None) == garbage.store.keeps_versions()
+    assert not any(garbage.seen(name) for name in layers)
+    if store.late is not None:
+        store.land()
+    assert not any(garbage.seen(name) for name in layers)

@@ -1,0 +1,251 @@
+"""A job, or a restorer, that sleeps at one of its calls, counts as dead, and wakes up when others have gone on.
+
+It may have slept anywhere: before an intent, before a permit, between permit and request, before the record, in a
+purge. What it does when it wakes harms nobody (scenarios 11 and 27; rules 4, 8, 12 and 15 of docs/model/README.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import psycopg
+import pytest
+
+from coordinator import jobs as running
+from coordinator.db import gc, jobs
+from coordinator.db.gc import BEGINNING, Hidden, Purged
+from coordinator.db.jobs import Job, TakenOverError
+from coordinator.domain.lifecycle import BlobState
+from coordinator.errors import UnavailableError
+from coordinator.gc import collect
+from tests.gc.calls import ANSWERED, ON_STORES, SEND, Calls, Once, Sleep, age, job, next_run, run_job, silence
+from tests.gc.harness import IN_FLIGHT, Garbage
+from tests.gc.histories import History, histories
+from tests.storage.memory import MemoryObjectStore
+
+#: The statement that reads t_h.
+RECORD = "SET hidden_at = clock_timestamp()"
+#: Of the calls of a run on a real store, one in so many, and every one around a request for deletes.
+SAMPLE = 12
+
+
+pytestmark = [ON_STORES, pytest.mark.lengthy]
+
+
+@pytest.fixture(autouse=True)
+def _only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pulse calls the database between, and nobody waits after a failure."""
+    monkeypatch.setattr(running, "TELL_EVERY_S", 3600.0)
+    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def told(garbage: Garbage) -> Iterator[Iterator[History]]:
+    with histories(garbage, IN_FLIGHT) as told:
+        yield told
+
+
+@contextmanager
+def asleep(work: Callable[[Calls], object], place: int) -> Iterator[Sleep]:
+    """Let work go on in a thread until it sleeps at a call; at the end of the block it is woken, and has ended."""
+    sleep = Sleep()
+    with ThreadPoolExecutor(1) as pool:
+        future: Future[object] = pool.submit(work, Calls(place, sleep))
+        try:
+            assert sleep.reached(future)
+            yield sleep
+        finally:
+            sleep.wake()
+        future.result()
+
+
+def places(garbage: Garbage, history: History) -> Sequence[int]:
+    """The calls of a run to which nothing happens; of a run on a real store, some."""
+    calls = Calls()
+    garbage.ask()
+    assert run_job(garbage, calls)
+    age(garbage)
+    history.mend()
+    history.assert_mended()
+    # Several threads may need some calls fewer than they did now.
+    every = range(1, len(calls.made) - 3)
+    if isinstance(garbage.store, MemoryObjectStore):
+        return every
+    sends = {number + place for number in calls.numbers(SEND) for place in (-1, 0, 1)}
+    return sorted(({*every[::SAMPLE]} | sends) & {*every})
+
+
+@pytest.mark.lengthy
+def test_it_wakes_within_the_bound_of_a_delete(garbage: Garbage, told: Iterator[History]) -> None:
+    """Wherever a job slept: what it still sends then takes nothing that clients pushed while others had gone on."""
+    for place in places(garbage, next(told)):
+        history = next(told)
+        garbage.ask()
+        with asleep(lambda calls: run_job(garbage, calls), place) as sleep:
+            silence(garbage)
+            next_run(garbage)
+            history.push_again()
+            garbage.restore()
+            next_run(garbage)
+            sleep.wake()
+        history.assert_nothing_is_lost()
+        garbage.restore()
+        assert [name for name in history.needed if not garbage.seen(name)] == []
+        age(garbage)
+        history.mend()
+        history.assert_mended()
+
+
+@pytest.mark.lengthy
+def test_it_wakes_when_all_is_over(garbage: Garbage, told: Iterator[History]) -> None:
+    """Wherever a job slept, and however long: the store refuses what it signed, and it changes nothing else."""
+    for place in places(garbage, next(told)):
+        history = next(told)
+        garbage.ask()
+        with asleep(lambda calls: run_job(garbage, calls), place) as sleep:
+            silence(garbage)
+            history.push_again()
+            next_run(garbage)
+            age(garbage)
+            history.mend()
+            history.assert_mended()
+            sleep.wake(too_late=True)
+        history.assert_mended()
+        garbage.restore()
+        history.assert_mended()
+
+
+@pytest.mark.lengthy
+def test_a_restorer_wakes_in_the_next_hide(garbage: Garbage, told: Iterator[History]) -> None:
+    """Wherever a restorer slept: what it brings back when its blob is hidden anew, nobody can rely on and then lose."""
+
+    def restore(calls: Calls) -> None:
+        # Of what it has lost meanwhile it is told, as a worker is, which goes on with the next round.
+        with job(garbage, calls) as (_, __, restorer), suppress(UnavailableError):
+            restorer.round()
+
+    next(told)
+    calls = Calls()
+    restore(calls)
+    for place in range(1, len(calls.made) - 1):
+        history = next(told)
+        with asleep(restore, place) as sleep:
+            silence(garbage)
+            garbage.restore()
+            history.give_back()
+            next_run(garbage)
+            assert garbage.state(history.back) is BlobState.HIDDEN
+            assert not garbage.seen(history.back)
+            sleep.wake()
+        seen = garbage.seen(history.back)
+        # By its own marker it is hidden for good; a copy that came back is nobody's to delete.
+        assert not (seen and garbage.store.keeps_versions())
+        history.push_back()
+        next_run(garbage)
+        garbage.restore()
+        assert garbage.seen(history.back)
+        assert garbage.state(history.back) is BlobState.LIVE
+
+
+def test_only_one_has_a_job(garbage: Garbage) -> None:
+    """While its worker is heard, nobody else takes a collection, and no second one can be asked for."""
+    garbage.ask()
+    with garbage.connect() as others:
+        assert jobs.take(garbage.connection, [collect.KIND]) is not None
+        assert jobs.take(others, [collect.KIND]) is None
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            garbage.ask()
+        silence(garbage)
+        assert jobs.take(others, [collect.KIND]) is not None
+        assert jobs.take(garbage.connection, [collect.KIND]) is None
+
+
+@pytest.mark.parametrize("where", ["CROSS JOIN LATERAL", "INSERT INTO hides", "delete_many", SEND, ANSWERED, RECORD])
+def test_it_slept_in_a_hide(garbage: Garbage, where: str) -> None:
+    """Before the intent, the permit, the request and the record, or after the request: nothing is hidden for it."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    _slept(garbage, where)
+
+
+@pytest.mark.parametrize("where", ["SET purging_at", "delete_many", SEND, ANSWERED, "DELETE FROM hides"])
+def test_it_slept_in_a_purge(garbage: Garbage, where: str) -> None:
+    """Before the purge is written down, its permit, its request and its end: nothing that is needed is deleted."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    _slept(garbage, where)
+
+
+def _slept(garbage: Garbage, where: str) -> None:
+    garbage.delete_bound = IN_FLIGHT
+    number = garbage.ask()
+
+    def others() -> None:
+        silence(garbage)
+        next_run(garbage)
+        garbage.upload("again", *(["l"] if not garbage.seen("l") else []))
+        garbage.tell("again", "l")
+        garbage.restore()
+        next_run(garbage)
+
+    sleeping = Once(where, others)
+    assert run_job(garbage, sleeping)
+    assert sleeping.happened
+    # The others had it: it says nothing of how the job ended.
+    assert garbage.rows("SELECT state, taken FROM jobs WHERE id = %s", (number,)) == [("done", 2)]
+    garbage.restore()
+    assert garbage.seen("l")
+    age(garbage)
+    for _ in range(3):
+        next_run(garbage)
+        garbage.restore()
+    assert garbage.seen("l")
+    assert garbage.state("l") is BlobState.LIVE
+    assert garbage.state("m") is BlobState.PURGED
+    assert garbage.rows("SELECT id FROM hides") == []
+
+
+@pytest.mark.parametrize("step", ["intend", "permit", "record", "begin_purge", "purged"])
+def test_each_step_asks_whose_the_job_is(garbage: Garbage, step: str) -> None:
+    """Each transaction of a job that was taken over, or has ended, is refused, and leaves everything as it was."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    garbage.pushed("n")
+    garbage.forget("n")
+    garbage.ask()
+    connection = garbage.connection
+    lost = jobs.take(connection, [collect.KIND])
+    assert lost is not None
+    due = gc.due(connection, BEGINNING, None, 10)
+    wanted = gc.candidates(connection, BEGINNING, None, 10)
+    (intent,) = gc.intend(connection, lost, wanted, {})
+    purging = gc.begin_purge(connection, lost, due[:1], {})
+    silence(garbage)
+    ours = jobs.take(connection, [collect.KIND])
+    assert ours is not None
+    steps: dict[str, Callable[[Job], object]] = {
+        "intend": lambda job: gc.intend(connection, job, wanted, {}),
+        "permit": lambda job: gc.permit(connection, job, [intent.id], BlobState.HIDING),
+        "record": lambda job: gc.record(connection, job, [Hidden(intent.id, intent.blob, intent.digest, 1)]),
+        "begin_purge": lambda job: gc.begin_purge(connection, job, due[1:], {}),
+        "purged": lambda job: gc.purged(connection, job, [Purged(each, 1, 1) for each in due if each.id in purging]),
+    }
+    before = _everything(garbage)
+    with pytest.raises(TakenOverError):
+        steps[step](lost)
+    assert _everything(garbage) == before
+    steps[step](ours)
+    jobs.finish(connection, ours, {})
+    with pytest.raises(TakenOverError):
+        steps[step](ours)
+
+
+def _everything(garbage: Garbage) -> Sequence[Sequence[object]]:
+    return [
+        garbage.rows(f"SELECT * FROM {table} ORDER BY id")
+        for table in ("blobs", "hides", "gc_ledger", "lifecycle_outbox")
+    ]

@@ -1,0 +1,122 @@
+"""What doctors ask ingest to hold back: what is held, for how long, and what never is."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.ingest import holding
+from coordinator.ingest.directory import KnownPod
+from coordinator.ingest.holding import Hold, Holds, agent, asked
+from coordinator.ingest.normalise import Accepted
+from tests.ingest.harness import FixedDirectory, Tape, envelope, event
+from tests.ingest.test_normalise import outcome_of
+
+PATH = "/v1/events/pod-a"
+PODS = FixedDirectory().pods
+POD = PODS[PodName("pod-a")]
+NONCE = "0123456789abcdef" * 2
+SCRATCH = RepositoryName("pod-a/baleen-doctor-0123456789abcdef")
+
+
+def hold(nonce: str = NONCE, seconds: int = 1, pod: KnownPod = POD) -> Hold:
+    found = asked(agent(pod.token_sha256, pod.name, nonce, seconds), SCRATCH)
+    assert found is not None
+    return found
+
+
+async def waited(holds: Holds, *wanted: Hold) -> float:
+    began = time.monotonic()
+    await holds.wait(POD, wanted)
+    return time.monotonic() - began
+
+
+def test_a_signed_hold() -> None:
+    """What is signed for the pod waits as long as it says, and no longer than the limit, however long it says."""
+
+    async def held(monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+        monkeypatch.setattr(holding, "LIMIT_S", 2)
+        return await waited(Holds(), hold()), await waited(Holds(), hold(seconds=9999))
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        said, limited = asyncio.run(held(monkeypatch))
+    assert 1 <= said < 1.9
+    assert 2 <= limited < 9
+
+
+def test_a_hold_that_is_repeated() -> None:
+    """A nonce holds once: what repeats it waits for what is left of the first wait, and after that not at all."""
+
+    async def held() -> tuple[list[float], float]:
+        holds = Holds()
+        first = asyncio.create_task(waited(holds, hold()))
+        await asyncio.sleep(0.5)
+        again = await waited(holds, hold())
+        return [await first, again], await waited(holds, hold(), hold())
+
+    (first, again), after = asyncio.run(held())
+    assert first >= 1
+    assert again < 0.9
+    assert after < 0.4
+
+
+def test_a_hold_that_is_not_believed() -> None:
+    """Who cannot sign, or signed for another pod, another nonce or fewer seconds, has nothing held."""
+    other = PODS[PodName("pod-b")]
+    forged = [
+        hold()._replace(signature="0" * 64),
+        hold()._replace(nonce="f" * 32),
+        hold()._replace(seconds=2),
+        hold(pod=other),
+        hold(pod=POD.__class__(other.name, (), POD.token_sha256)),
+    ]
+    assert asyncio.run(waited(Holds(), *forged)) < 0.9
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many nonces the oldest are forgotten."""
+    monkeypatch.setattr(holding, "REMEMBERED", 2)
+
+    async def held() -> int:
+        holds = Holds()
+        for number in range(5):
+            await holds.wait(POD, [hold(f"{number:032x}", 0)])
+        return len(holds._until)
+
+    assert asyncio.run(held()) == 2
+
+
+@pytest.mark.parametrize(
+    ("repository", "user_agent", "held"),
+    [
+        (SCRATCH, agent(b"", "pod-a", NONCE, 2), True),
+        (f"{SCRATCH}-other", f"proxy/1.0 {agent(b'', 'pod-a', NONCE, 2)} (linux)", True),
+        ("pod-a/app", agent(b"", "pod-a", NONCE, 2), False),
+        (f"{SCRATCH}/more", agent(b"", "pod-a", NONCE, 2), False),
+        ("pod-a/baleen-doctor-notes", agent(b"", "pod-a", NONCE, 2), False),
+        (SCRATCH, agent(b"", "pod-a", NONCE, 2)[:-1], False),
+        (SCRATCH, "docker/20.10", False),
+    ],
+)
+def test_who_asks(repository: str, user_agent: str, held: bool) -> None:
+    """Only a doctor's User-Agent asks for anything, and only of a doctor's repository."""
+    outcome = outcome_of(repository=repository, request={"useragent": user_agent})
+    assert isinstance(outcome, Accepted)
+    assert (outcome.hold is not None) is held
+
+
+def test_an_answer_that_is_held_back(client: httpx.Client, tape: Tape) -> None:
+    """The event is answered and stored after its time; once more it is taken at once, as are others."""
+    tape.rewind()
+    user_agent = agent(POD.token_sha256, POD.name, NONCE, 1)
+    body = envelope(event(repository=SCRATCH, request={"useragent": user_agent}))
+    began = time.monotonic()
+    assert client.post(PATH, content=body).json()["accepted"] == 1
+    assert time.monotonic() - began >= 1
+    assert tape.count() == (1, 0)
+    began = time.monotonic()
+    assert client.post(PATH, content=body).json()["accepted"] == 1
+    assert client.post(PATH, content=envelope(event())).json()["accepted"] == 1
+    assert time.monotonic() - began < 0.9

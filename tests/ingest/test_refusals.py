@@ -1,0 +1,125 @@
+"""What ingest notes of events that it refuses for their token: seldom, bounded, and at nobody's expense."""
+
+import asyncio
+from collections.abc import Collection
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+
+from coordinator.domain.names import PodName
+from coordinator.ingest.refusals import RefusalNotes
+from tests.ingest.harness import TOKENS, envelope, event
+
+A, B = PodName("a"), PodName("b")
+
+
+class Notebook:
+    """What was written; it can be closed, or never answer."""
+
+    def __init__(self) -> None:
+        self.written: list[set[PodName]] = []
+        self.is_away = False
+        self.hangs = False
+        self.done = asyncio.Event()
+
+    async def write(self, pods: Collection[PodName]) -> None:
+        self.written.append(set(pods))
+        self.done.set()
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.is_away:
+            raise ConnectionError("away")
+
+    async def next(self) -> None:
+        async with asyncio.timeout(10):
+            await self.done.wait()
+        self.done.clear()
+
+
+def test_a_flood_is_noted_once() -> None:
+    """However many wrong tokens come, a pod is written once in the interval, and anew after it."""
+
+    async def run() -> None:
+        book = Notebook()
+        notes = RefusalNotes(book.write, every=3600, pace=0)
+        for _ in range(1000):
+            notes.note(A)
+        await book.next()
+        notes.note(B)
+        notes.note(A)
+        await book.next()
+        assert book.written == [{A}, {B}]
+        always = RefusalNotes(book.write, every=0, pace=0)
+        for _ in range(2):
+            always.note(A)
+            await book.next()
+        assert book.written[2:] == [{A}, {A}]
+
+    asyncio.run(run())
+
+
+def test_many_pods_are_noted_together() -> None:
+    """While one statement is made, all pods that are refused wait for one other; after it there is a pause."""
+    many = {PodName(f"p{number}") for number in range(100)}
+
+    async def run() -> None:
+        book = Notebook()
+        book.hangs = True
+        notes = RefusalNotes(book.write, pace=0, timeout=0.05)
+        notes.note(A)
+        await book.next()
+        for pod in many:
+            notes.note(pod)
+        await book.next()
+        assert book.written == [{A}, many]
+
+        book = Notebook()
+        notes = RefusalNotes(book.write, pace=3600)
+        for pod in (A, *many):
+            notes.note(pod)
+            await asyncio.sleep(0)
+        assert book.written == [{A}]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", ["is_away", "hangs"])
+def test_a_database_that_is_away(fault: str) -> None:
+    """No answer waits for a note, one statement is under way at a time, and what could not be noted is noted later."""
+
+    async def run() -> None:
+        book = Notebook()
+        setattr(book, fault, True)
+        notes = RefusalNotes(book.write, every=0, pace=0, timeout=0.05)
+        notes.note(A)
+        await book.next()
+        for _ in range(100):
+            notes.note(A)
+            notes.note(B)
+        assert len(book.written) == 1
+        setattr(book, fault, False)
+        while len(book.written) < 2:
+            notes.note(A)
+            notes.note(B)
+            await asyncio.sleep(0)
+        assert book.written[1:] == [{A, B}]
+
+    asyncio.run(run())
+
+
+def test_who_becomes_a_label(url: str) -> None:
+    """A refusal is counted by its pod if there is such a pod, whatever it presented, and else by none."""
+
+    def refused(pod: str) -> float:
+        return REGISTRY.get_sample_value("baleen_ingest_refused_total", {"pod": pod, "reason": "unauthorized"}) or 0.0
+
+    before = {pod: refused(pod) for pod in ("pod-a", "nobody", "")}
+    for pod, headers in (
+        ("pod-a", {"Authorization": "Bearer wrong"}),
+        ("pod-a", {}),
+        ("nobody", {"Authorization": f"Bearer {TOKENS['pod-a']}"}),
+        ("NOT_A_NAME", {}),
+    ):
+        assert httpx.post(f"{url}/v1/events/{pod}", content=envelope(event()), headers=headers).status_code == 401
+    assert {pod: refused(pod) - before[pod] for pod in before} == {"pod-a": 2, "nobody": 0, "": 2}

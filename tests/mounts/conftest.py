@@ -1,0 +1,26 @@
+from collections.abc import Iterator
+
+import pytest
+
+from coordinator.stack.children import Children
+from tests.conftest import temporary_directory
+from tests.registries.harness import Baleen
+
+
+@pytest.fixture(scope="session")
+def open_baleen() -> Iterator[Baleen]:
+    """One `baleen up` for pods whose registries ask nobody who they are."""
+    with temporary_directory() as directory, Children() as children:
+        baleen = Baleen(directory, children, {"BALEEN_MOUNTS": "open"})
+        with baleen.api:
+            yield baleen
+
+
+@pytest.fixture(autouse=True)
+def at_rest(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No registry outlives its test: they would all be probed until the end."""
+    if "open_baleen" not in request.fixturenames:
+        yield
+        return
+    with request.getfixturevalue("open_baleen").at_rest_after():
+        yield

@@ -1,0 +1,196 @@
+"""What every linker holds, on real registries: once it returns the pod serves the blob, and else it raises.
+
+Another linker is one more entry of `MAKERS`.
+Not here: the reference that comes before (test_mounter.py), how the relay sends (test_relay.py).
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from coordinator.db import mounts as table
+from coordinator.db.connection import Connections
+from coordinator.domain.names import RepositoryName, parse_digest
+from coordinator.domain.pods import Linker as Kind
+from coordinator.errors import UnavailableError
+from coordinator.mounts.directory import MountPod
+from coordinator.mounts.linker import Job, Linker, LinkObjects
+from coordinator.mounts.relay import Relay
+from coordinator.mounts.sources import Sources
+from coordinator.pods.images import Layer, make_image, make_layer
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.stack.distribution import DistributionRegistry
+from tests.conftest import temporary_directory
+from tests.registries.harness import Baleen, Pod, Registry
+
+pytestmark = pytest.mark.registry
+
+AT_ONCE = 4
+CLIENT_S = 20.0
+
+
+class Refusing:
+    """A store that takes nothing."""
+
+    def put(self, key: str, _: bytes) -> None:
+        raise UnavailableError(f"The object store does not take {key}.")
+
+
+@dataclass
+class World:
+    """A blob of one pod, a pod that is to serve it, and the linker of that pod."""
+
+    linker: Linker
+    #: The same linker, when what it links in is away.
+    failing: Linker
+    source: MountPod
+    target: MountPod
+    registry: Registry
+    layer: Layer
+    connections: Connections
+
+    def job(self, repository: str = "app") -> Job:
+        return Job(
+            self.target,
+            RepositoryName(f"{self.target.name}/{repository}"),
+            parse_digest(self.layer.digest),
+            len(self.layer.content),
+            self.source,
+            RepositoryName(f"{self.source.name}/app"),
+            None,
+        )
+
+    def client(self) -> RegistryClient:
+        return RegistryClient(self.registry.url, timeout=CLIENT_S)
+
+
+def link(baleen: Baleen, _: Relay) -> tuple[Linker, Linker]:
+    refusing: Any = Refusing()
+    return LinkObjects(baleen.store), LinkObjects(refusing)
+
+
+def relay(_: Baleen, relay: Relay) -> tuple[Linker, Linker]:
+    return relay, relay
+
+
+MAKERS = {Kind.LINK: link, Kind.RELAY: relay}
+
+
+@pytest.fixture(scope="module")
+def baleen() -> Iterator[Baleen]:
+    """One of its own: of what linkers do here, without mounts, no table knows."""
+    with temporary_directory() as directory, Baleen.started(directory) as running:
+        yield running
+
+
+@pytest.fixture(params=Kind)
+def world(request: pytest.FixtureRequest, baleen: Baleen) -> Iterator[World]:
+    kind, mark = request.param, secrets.token_hex(3)
+    source, target = baleen.add_pod(f"source-{mark}"), baleen.add_pod(f"target-{mark}", linker=kind)
+    root = None if kind is Kind.LINK else f"target-{mark}"
+    registries = baleen.registry(DistributionRegistry, source), baleen.registry(DistributionRegistry, target, root=root)
+    layer = make_layer(mark, 100_000)
+    with RegistryClient(registries[0].url, timeout=CLIENT_S) as client:
+        client.push_image(f"{source.name}/app", make_image(mark, [layer]), "v1")
+    with ExitStack() as closing:
+        connections = Connections(baleen.settings.database_url.reveal(), name="test-linkers", prepare=table.prepare)
+        closing.callback(connections.close)
+        relay = Relay(connections, Sources(baleen.store).read, credentials=None)
+        linker, failing = MAKERS[kind](baleen, relay)
+        yield World(
+            linker,
+            failing,
+            known(baleen, source, Kind.LINK, registries[0]),
+            known(baleen, target, kind, registries[1]),
+            registries[1],
+            layer,
+            connections,
+        )
+
+
+def known(baleen: Baleen, pod: Pod, kind: Kind, registry: Registry) -> MountPod:
+    ((number,),) = baleen.rows("SELECT id FROM pods WHERE name = %s", pod.name)
+    return MountPod(number, pod.name, kind, (registry.url,), (pod.name,))  # type: ignore[arg-type]
+
+
+def test_it_is_served_once_it_returns(world: World) -> None:
+    """A client that pulls from the repository gets the blob, whole, and of an image of it every layer."""
+    world.linker.link(world.job())
+    with world.client() as client:
+        assert client.get_blob(f"{world.target.name}/app", world.layer.digest) == world.layer.content
+        image = make_image("of another", [world.layer])
+        client.push_image(f"{world.target.name}/app", image, "v1")
+        assert client.pull_image(f"{world.target.name}/app", "v1").digest == image.digest
+
+
+def test_again_and_at_once(world: World) -> None:
+    """Asked again, and for several repositories at once, it does the same for each."""
+    repositories = [f"r{number}" for number in range(AT_ONCE)] * 2
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for done in [pool.submit(world.linker.link, world.job(name)) for name in repositories]:
+            done.result()
+    world.linker.link(world.job("r0"))
+    with world.client() as client:
+        assert all(client.has_blob(f"{world.target.name}/{name}", world.layer.digest) for name in repositories)
+
+
+def test_by_another_registry_of_the_pod(world: World) -> None:
+    """Where the pod's first registry is away, the blob is served all the same."""
+    world.target = world.target._replace(registries=("http://127.0.0.1:1", world.registry.url))
+    world.linker.link(world.job())
+    with world.client() as client:
+        assert client.get_blob(f"{world.target.name}/app", world.layer.digest) == world.layer.content
+
+
+def test_it_raises_when_it_did_not(world: World) -> None:
+    """Where the link cannot be made it says so, and nothing is served that was not linked."""
+    world.registry.kill()
+    with pytest.raises(UnavailableError):
+        world.failing.link(world.job())
+    world.registry.start()
+    with world.client() as client:
+        assert not client.has_blob(f"{world.target.name}/app", world.layer.digest)
+
+
+@pytest.mark.parametrize("world", [Kind.RELAY], indirect=True)
+def test_a_relay_that_falls_behind(world: World, baleen: Baleen) -> None:
+    """One that is slower than the least rate is given up, with its upload, and leaves its place to others."""
+    read = Sources(baleen.store).read
+    slow = Relay(world.connections, read, credentials=None, at_once=1, waiting=1, head_start=0, least_rate=math.inf)
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="slower than"):
+            slow.link(world.job())
+    with world.client() as client:
+        assert not client.has_blob(f"{world.target.name}/app", world.layer.digest)
+    ended = [line for line in world.registry.log().splitlines() if "http.request.method=DELETE" in line]
+    assert len(ended) == 2
+    assert all("http.response.status=204" in line for line in ended)
+    world.linker.link(world.job())
+
+
+@pytest.mark.parametrize("world", [Kind.RELAY], indirect=True)
+def test_a_source_that_gives_more_than_it_has_said(world: World) -> None:
+    """Bytes beyond the size that the source has named are not sent: limits go by that size."""
+    given = 0
+
+    @contextmanager
+    def read(_: Job) -> Iterator[Iterator[bytes]]:
+        def endless() -> Iterator[bytes]:
+            nonlocal given
+            while given < 100:
+                given += 1
+                yield bytes(len(world.layer.content))
+
+        yield endless()
+
+    with pytest.raises(UnavailableError, match="more than"):
+        Relay(world.connections, read, credentials=None).link(world.job())
+    assert given == 2

@@ -1,0 +1,203 @@
+"""A mount's reference in the table, against blobs in every state and a collection that goes on beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from psycopg import Connection
+
+from coordinator.db import gc, jobs, rows, sweep
+from coordinator.db import mounts as table
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Item, NotServedError
+from coordinator.db.connection import Connections
+from coordinator.db.mounts import Reserved
+from coordinator.domain.facts import BlobLinked
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, RepositoryName
+from tests.gc.harness import LANDED, POD, Garbage
+from tests.services.databases import Databases
+from tests.storage.memory import MemoryObjectStore
+
+MARGIN = timedelta(seconds=1)
+
+
+@pytest.fixture
+def garbage(databases: Databases) -> Iterator[Garbage]:
+    with Garbage(databases.migrated(), MemoryObjectStore(versioned=True)) as garbage:
+        garbage.delete_bound = LANDED
+        yield garbage
+
+
+def reserve(garbage: Garbage, name: str, repository: str = "mounted", ago: timedelta = timedelta(0)) -> Reserved:
+    connections = Connections(garbage.url, name="test-mounts", prepare=table.prepare)
+    try:
+        with connections.use() as connection:
+            (pod,) = connection.execute("SELECT min(id) FROM pods").fetchone() or (None,)
+            return table.reserve(
+                connection,
+                pod,
+                RepositoryName(f"{garbage.space}/{repository}"),
+                garbage.digest(name),
+                RepositoryName(f"{garbage.space}/r"),
+                datetime.now(UTC) - ago,
+                MARGIN,
+            )
+    finally:
+        connections.close()
+
+
+def counted(garbage: Garbage, name: str) -> tuple[int, int, bool]:
+    (row,) = garbage.rows(
+        "SELECT reference_count, link_count, unreferenced_since IS NULL FROM blobs WHERE digest = %s",
+        (garbage.digest(name),),
+    )
+    return row
+
+
+def test_a_live_blob(garbage: Garbage) -> None:
+    """A link more, once however often it is asked for; who mounted it is told."""
+    garbage.pushed("m", "l")
+    assert reserve(garbage, "l").is_new
+    assert not reserve(garbage, "l").is_new
+    assert counted(garbage, "l") == (1, 1, True)
+    told = garbage.rows("SELECT repository, source FROM mounts")
+    assert told == [(f"{garbage.space}/mounted", f"{garbage.space}/r")] * 2
+
+
+def test_a_blob_that_nothing_references(garbage: Garbage) -> None:
+    """It is live again, and the collection that had it in its plan leaves it alone."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    candidates = gc.candidates(garbage.connection, gc.BEGINNING, None, 10)
+    assert garbage.digest("l") in {each.digest for each in candidates}
+    reserve(garbage, "l")
+    assert garbage.state("l") is BlobState.LIVE
+    assert garbage.collect().hidden == 1
+    assert garbage.seen("l")
+
+
+def test_a_blob_that_nobody_has_spoken_of(garbage: Garbage) -> None:
+    """What the table does not know yet is live from now on."""
+    garbage.pushed("m")
+    garbage.upload("new")
+    reserve(garbage, "new")
+    assert counted(garbage, "new") == (0, 1, True)
+    assert garbage.state("new") is BlobState.LIVE
+
+
+@pytest.mark.parametrize("state", sorted(set(BlobState) - {BlobState.LIVE, BlobState.UNREFERENCED}))
+def test_a_blob_that_is_not_served(garbage: Garbage, state: BlobState) -> None:
+    """Nothing is reserved, and nothing of it is left behind: not the link, not the repository."""
+    garbage.pushed("m", "l")
+    needed = state is BlobState.MISSING
+    if not needed:
+        garbage.forget("m")
+    garbage.connection.execute("UPDATE blobs SET state = %s WHERE digest = %s", (int(state), garbage.digest("l")))
+    before = counted(garbage, "l")
+    with pytest.raises(NotServedError, match=state.name.lower()):
+        reserve(garbage, "l")
+    assert counted(garbage, "l") == before
+    assert garbage.state("l") is state
+    assert garbage.rows("SELECT FROM repositories WHERE name = %s", (f"{garbage.space}/mounted",)) == []
+    assert garbage.rows("SELECT FROM mounts") == []
+
+
+def test_a_hide_that_comes_later(garbage: Garbage) -> None:
+    """A mount after the plan and before the intent: the intent is void; after the intent there is no mount."""
+    garbage.pushed("m", "l")
+    garbage.pushed("n", "k")
+    garbage.forget("m")
+    garbage.forget("n")
+    planned = gc.candidates(garbage.connection, gc.BEGINNING, None, 10)
+    reserve(garbage, "l")
+    garbage.ask()
+    job = jobs.take(garbage.connection, ["gc"])
+    assert job is not None
+    connections = Connections(garbage.url, name="test-gc", prepare=rows.prepare)
+    try:
+        with connections.use() as connection:
+            intents = gc.intend(connection, job, planned, {})
+    finally:
+        connections.close()
+    assert {each.digest for each in intents} == {garbage.digest(name) for name in ("m", "n", "k")}
+    with pytest.raises(NotServedError):
+        reserve(garbage, "k")
+    assert garbage.seen("k")
+
+
+def test_given_back(garbage: Garbage) -> None:
+    """What was reserved for a mount that did not happen goes again, unless it was there before or was told of since."""
+    garbage.pushed("m", "l")
+    reserved = reserve(garbage, "l")
+    again = reserve(garbage, "l")
+    table.give_back(garbage.connection, again)
+    assert counted(garbage, "l") == (1, 1, True)
+    table.give_back(garbage.connection, reserved)
+    assert counted(garbage, "l") == (1, 1, True), "a later mount of the same relies on it"
+    other = reserve(garbage, "l", "other")
+    table.give_back(garbage.connection, other)
+    table.give_back(garbage.connection, other)
+    assert counted(garbage, "l") == (1, 1, True)
+
+
+def test_given_back_though_another_was_made(garbage: Garbage) -> None:
+    """A mount that another process has made since, by a clock that is behind, keeps the reference; it alone is told."""
+    garbage.pushed("m", "l")
+    failed = reserve(garbage, "l")
+    made = reserve(garbage, "l", ago=timedelta(seconds=1))
+    assert not made.is_new
+    table.give_back(garbage.connection, failed)
+    assert counted(garbage, "l") == (1, 1, True)
+    assert garbage.rows("SELECT id FROM mounts") == [(made.mount,)]
+
+
+def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage) -> None:
+    """What the pod may have told of itself since, by a clock that is behind, stays: no collection takes it."""
+    garbage.pushed("m", "l")
+    pod = garbage.pods[POD]
+    garbage.connection.execute("UPDATE pods SET mode = 'link', linker = 'relay' WHERE id = %s", (pod,))
+    failed = reserve(garbage, "l")
+    behind = datetime.now(UTC) - timedelta(minutes=2)
+    told = Item(0, 0, pod, BlobLinked(failed.repository, garbage.digest("l"), behind, 7), None)
+    BatchApply(garbage.connection, MARGIN).apply_found([told])
+    table.give_back(garbage.connection, failed)
+    garbage.forget("m")
+    garbage.collect()
+    assert garbage.collect().purged == 1, "the manifest"
+    assert counted(garbage, "l") == (0, 1, True)
+    assert garbage.seen("l")
+
+
+def test_a_link_that_expires_meanwhile(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that was there, by a registry whose clock is ahead, and expires between look and lock is made anew."""
+    garbage.pushed("m", "l")
+    repository, ahead = RepositoryName(f"{garbage.space}/mounted"), datetime.now(UTC) + timedelta(hours=1)
+    linked = Item(0, 0, garbage.pods[POD], BlobLinked(repository, garbage.digest("l"), ahead, 7), None)
+    BatchApply(garbage.connection, MARGIN).apply_found([linked])
+    garbage.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '2 days'")
+    original, expired = rows.lock_state, []
+
+    def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
+        if not expired:
+            expired.append(sweep.expire_links(garbage.connection, timedelta(days=1)))
+        return original(connection, digest)
+
+    monkeypatch.setattr(rows, "lock_state", lock_state)
+    reserve(garbage, "l")
+    assert expired == [1]
+    assert counted(garbage, "l") == (1, 1, True)
+    assert garbage.rows("SELECT count(*) FROM mounts") == [(1,)]
+
+
+def test_old_mounts_are_forgotten(garbage: Garbage) -> None:
+    """Mounts of long ago are forgotten, those of late are not."""
+    garbage.pushed("m", "l")
+    reserve(garbage, "l")
+    reserve(garbage, "l", "other")
+    garbage.connection.execute("UPDATE mounts SET at = now() - interval '31 days' WHERE repository LIKE '%/other'")
+    assert table.forget_old(garbage.connection) == 1
+    assert garbage.rows("SELECT count(*) FROM mounts") == [(1,)]

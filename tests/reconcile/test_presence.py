@@ -1,0 +1,52 @@
+"""A look that makes blobs missing counts only where something is stored that the table needs, whenever it is taken."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from coordinator.domain.lifecycle import BlobState
+from coordinator.reconcile import presence
+from coordinator.reconcile.settle import NotHereError
+from tests.audit.harness import World
+from tests.reconcile.harness import Bucket
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    return Bucket()
+
+
+@pytest.fixture
+def world(database: str, bucket: Bucket) -> Iterator[World]:
+    with World(database, bucket) as world:
+        yield world
+
+
+@pytest.mark.parametrize("begun", ["check", "head"])
+def test_a_bucket_that_is_empty_for_a_while(
+    world: World, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    """Where all that is stored vanishes without an error between two batches, or between the question whether this is
+    the bucket and the look, nothing of what is looked at then becomes missing.
+    """
+    monkeypatch.setattr(presence, "BATCH", 2)
+    monkeypatch.setattr(presence, "LOOKUPS_AT_ONCE", 1)
+    names = ["a", "b", "c", "d"]
+    # The newest is the first that is looked for to tell whether this is the bucket.
+    world.needed(*names, "here")
+    world.lost("a")
+    stored = bucket._objects
+    checks = 0
+
+    def vanish(call: str, key: str) -> None:
+        nonlocal checks
+        checks += call == "check"
+        looking = call == "check" or (call == "head" and key in {world.key("c"), world.key("d")})
+        if checks == 2 and looking and call == begun:
+            bucket._objects = {}
+
+    bucket.interrupt = vanish
+    with pytest.raises(NotHereError, match="BALEEN_S3_ROOT"):
+        world.presence.settle([world.digest(name) for name in names])
+    bucket._objects = stored
+    assert [world.state(name) is BlobState.MISSING for name in names] == [True, False, False, False]

@@ -1,0 +1,105 @@
+"""A registry that ends again and again: each death is noticed, and a reconcile finds what went with the process."""
+
+import datetime as dt
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from coordinator.pods.images import make_image
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.stack.distribution import DistributionRegistry
+from tests.registries.harness import Baleen, Pod, Registry, eventually
+from tests.registries.proxy import WebhookProxy
+from tests.registries.watermarks import is_past, moves_on, now, states
+
+pytestmark = pytest.mark.registry
+
+
+class End(NamedTuple):
+    """How a process ends. `unheard`: ingest was away for its last events, so that they are lost for certain."""
+
+    by: Callable[[Registry], None]
+    unheard: bool
+
+
+ENDS = [
+    End(Registry.kill, unheard=True),
+    End(Registry.terminate, unheard=False),
+    End(Registry.kill, unheard=False),
+    End(Registry.terminate, unheard=True),
+    End(Registry.kill, unheard=True),
+]
+
+
+def test_a_registry_that_is_restarted_again_and_again(baleen: Baleen) -> None:
+    """Each process that ended freezes the watermark, until the reconcile that this asks for has found what was lost and
+    retired it (scenario 25).
+    """
+    pod = baleen.add_pod("restarted")
+    app = f"{pod.name}/app"
+    first, *others = (make_image(f"{pod.name}/{number}", sizes=[300]) for number in range(len(ENDS) + 1))
+    ended: list[dt.datetime] = []
+    with WebhookProxy(baleen.webhook(pod)) as proxy:
+        registry = baleen.registry(DistributionRegistry, pod, url=proxy.url)
+        baleen.list_registries(pod, registry)
+        with RegistryClient(registry.url, timeout=20) as client:
+            client.push_image(app, first, "v0")
+        moves_on(baleen, pod)
+        last = first
+        for number, (end, image) in enumerate(zip(ENDS, others, strict=True), start=1):
+            proxy.away = end.unheard
+            with RegistryClient(registry.url, timeout=20) as client:
+                client.push_image(app, image, f"v{number}")
+                client.delete_manifest(app, last.digest)
+                client.push_image(f"{pod.name}/new-{number}", last, "v1")
+            end.by(registry)
+            ended.append(now(baleen))
+            proxy.away = False
+            registry.start()
+            # The next process reports from beyond that end, and the watermark stays before the first one.
+            eventually(lambda: has_reported(baleen, pod, ended[-1]), why=lambda: baleen.pod(pod))
+            told = baleen.pod(pod)
+            dead = [source["instance_id"] for source in told["sources"] if source["state"] == "dead"]
+            assert len(dead) == number
+            assert all(f"process {process} runs no more" in str(told["waits_for"]) for process in dead)
+            assert not is_past(baleen, pod, ended[0])
+            last = image
+        # Not where the table and the bucket part now: a gap that is every pod's asks for a reconcile of this one, too.
+        heard = {event["target"]["repository"] for event in proxy.accepted()}
+        lost = [number for number, end in enumerate(ENDS, start=1) if end.unheard]
+        assert heard.isdisjoint(f"{pod.name}/new-{number}" for number in lost)
+
+        an_hour_later(baleen, pod)
+        retired = ["live"] + ["retired"] * len(ENDS)
+        eventually(lambda: states(baleen, pod) == retired, why=lambda: baleen.pod(pod))
+        jobs = baleen.api.get("/v1/jobs", params={"pod": pod.name}).json()["items"]
+        (job,) = (job for job in jobs if job["progress"].get("sources_retired"))
+        assert "a registry process died" in job["why"], jobs
+        assert len(job["progress"]["sources_retired"]) == len(ENDS)
+        moves_on(baleen, pod)
+        baleen.agree()
+    assert [baleen.holds(app, image.digest) for image in (first, *others)] == [False] * len(ENDS) + [True]
+
+
+def has_reported(baleen: Baleen, pod: Pod, moment: dt.datetime) -> bool:
+    """Whether the process that lives has reported beyond a moment."""
+    marks = [source["watermark"] for source in baleen.pod(pod)["sources"] if source["state"] == "live"]
+    return any(mark is not None and dt.datetime.fromisoformat(mark) > moment for mark in marks)
+
+
+def an_hour_later(baleen: Baleen, pod: Pod) -> None:
+    """Let all that has happened to the pod be an hour ago: what a dead process had begun has landed by then."""
+    baleen.rows(
+        """
+        WITH p AS (SELECT id FROM pods WHERE name = %s),
+        deaths AS (UPDATE sources o SET dead_since = dead_since - interval '1 hour' FROM p WHERE o.pod_id = p.id),
+        probes AS (
+            UPDATE probes o SET sent_at = sent_at - interval '1 hour', answered_at = answered_at - interval '1 hour'
+            FROM p WHERE o.pod_id = p.id
+        )
+        UPDATE jobs o SET began_at = began_at - interval '1 hour', finished_at = finished_at - interval '1 hour'
+        FROM p WHERE o.pod_id = p.id RETURNING o.id
+        """,
+        pod.name,
+    )

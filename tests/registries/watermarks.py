@@ -1,0 +1,30 @@
+"""What tests ask of a pod's watermark, by the database's clock."""
+
+import datetime as dt
+
+from tests.registries.harness import Baleen, Pod, eventually
+
+
+def states(baleen: Baleen, pod: Pod) -> list[str]:
+    """What its processes are, sorted."""
+    return sorted(source["state"] for source in baleen.pod(pod)["sources"])
+
+
+def watermark(baleen: Baleen, pod: Pod) -> dt.datetime | None:
+    told = baleen.pod(pod)["watermark"]
+    return None if told is None else dt.datetime.fromisoformat(told)
+
+
+def is_past(baleen: Baleen, pod: Pod, moment: dt.datetime) -> bool:
+    at = watermark(baleen, pod)
+    return at is not None and at > moment
+
+
+def now(baleen: Baleen) -> dt.datetime:
+    found: dt.datetime = baleen.rows("SELECT clock_timestamp()")[0][0]
+    return found
+
+
+def moves_on(baleen: Baleen, pod: Pod) -> None:
+    began = now(baleen)
+    eventually(lambda: is_past(baleen, pod, began), why=lambda: baleen.pod(pod))

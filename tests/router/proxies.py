@@ -1,0 +1,39 @@
+"""What a router runs as: the same tests hold for both.
+
+Not here: how they are started (coordinator/stack), what they are told (coordinator/pods).
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from coordinator.pods import router, router_envoy
+from coordinator.stack.nginx import nginx
+from coordinator.stack.process import ManagedProcess
+from tests.services.envoy import envoy
+
+#: Its state, its file, and where it listens.
+Start = Callable[[Path, Path, str], ManagedProcess]
+
+
+class Proxy(NamedTuple):
+    name: str
+    configuration: Callable[[Iterable[router.Pod], router.Options], str]
+    process: Start
+    #: Of one that is to be reloaded: the process, and what takes over; None where a signal tells it to read its file.
+    epochs: tuple[Start, Start] | None
+    #: What a process that does the work may take for a few requests, whatever they carry.
+    memory_mib: int
+
+
+NGINX = Proxy("nginx", router.configuration, nginx, None, 40)
+ENVOY = Proxy("envoy", router_envoy.configuration, envoy, (partial(envoy, epoch=0), partial(envoy, epoch=1)), 100)
+
+#: Each test on both.
+BOTH = [pytest.param(proxy, id=proxy.name) for proxy in (NGINX, ENVOY)]
+#: The same, where it takes a whole Baleen, and the rules themselves are tried on both without (test_fallbacks.py):
+#: Envoy in a stage of its own.
+BOTH_AT_LENGTH = [pytest.param(NGINX, id="nginx"), pytest.param(ENVOY, id="envoy", marks=pytest.mark.lengthy)]

@@ -1,0 +1,130 @@
+"""The whole of it: pods as they are registered, the router that the command makes, and a Baleen that mounts."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from coordinator.pods.images import make_image, make_layer, sha256_digest
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.pods.registry_errors import RegistryError
+from tests.registries.harness import eventually
+from tests.registries.skopeo import Skopeo, oci_layout
+from tests.router.running import CLIENT_S, Running
+
+pytestmark = pytest.mark.registry
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_a_layer_of_another_pod_is_mounted(running: Running, tmp_path: Path, form: bool) -> None:
+    """A client that asks the router for a layer of another pod has it from Baleen, and its image is whole."""
+    source, target = (f"{pod.name}/app-{tmp_path.name[-1]}-{form}".lower() for pod in running.pods)
+    layer = make_layer(str(tmp_path), 20_000)
+    image = make_image(str(tmp_path), [layer])
+    with RegistryClient(running.router.url) as client:
+        client.push_image(source, image, "v1")
+        fields = {"mount": layer.digest, "from": source}
+        asked = {"data": fields} if form else {"params": fields}
+        answer = httpx.post(
+            f"{running.router.url}/v2/{target}/blobs/uploads/",
+            timeout=20,
+            trust_env=False,
+            **asked,  # type: ignore[arg-type]
+        )
+        assert (answer.status_code, answer.headers["X-Baleen-Mount"]) == (201, "mounted")
+        client.push_image(target, image, "v1", mount_from=source)
+        assert client.pull_image(target, "v1").digest == image.digest
+    running.baleen.agree()
+    assert running.baleen.blob(layer.digest)["pods"] == sorted(pod.name for pod in running.pods)
+
+
+def test_what_is_no_mount_is_the_pods_upload(running: Running) -> None:
+    """Baleen hands on what it does not mount, and the upload at the pod goes on through the router."""
+    target = f"{running.pods[1].name}/none"
+    with RegistryClient(running.router.url) as client:
+        nothing = f"sha256:{'0' * 64}"
+        assert not client.mount_blob(target, nothing, f"{running.pods[0].name}/none")
+        assert client.get_blob(target, client.push_blob(target, b"uploaded")) == b"uploaded"
+
+
+WRONG = [
+    "sha256:" + "0" * 64,
+    "sha256:" + "0" * 63,
+    "sha256:" + "g" * 64,
+    "sha512:" + "0" * 128,
+    "md5:" + "0" * 32,
+    "0" * 64,
+    "sha256:",
+    "",
+    "../" * 20,
+    "\0",
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_mount_of_a_wrong_digest_fails_no_push(running: Running, wrong: str) -> None:
+    """What the pod alone would say, the router says, and the upload that it opens takes the blob."""
+    source, target = (f"{pod.name}/wrong" for pod in running.pods)
+
+    def asked(url: str) -> httpx.Response:
+        fields = {"mount": wrong, "from": source}
+        return httpx.post(f"{url}/v2/{target}/blobs/uploads/", params=fields, timeout=20, trust_env=False)
+
+    alone, answer = asked(running.registries[1].url), asked(running.router.url)
+    assert (answer.status_code, "Location" in answer.headers) == (alone.status_code, "Location" in alone.headers)
+    content = f"in spite of {wrong!r}".encode()
+    with RegistryClient(running.router.url) as client:
+        if answer.status_code == 202:
+            session = httpx.URL(answer.headers["Location"]).raw_path.decode()
+            client.finish_upload(session, sha256_digest(content), iter([content]), len(content))
+        else:
+            client.push_blob(target, content)
+        assert client.get_blob(target, sha256_digest(content)) == content
+    running.baleen.agree()
+
+
+def test_an_upload_of_a_wrong_digest_is_refused(running: Running) -> None:
+    """Bytes that are not the digest's are refused through the router as by the pod, and nothing is held of them."""
+    target, content = f"{running.pods[1].name}/wrong", b"other bytes"
+    wanted = sha256_digest(b"these bytes")
+    with RegistryClient(running.router.url) as client:
+        session = client.begin_upload(target)
+        with pytest.raises(RegistryError) as refused:
+            client.finish_upload(session, wanted, iter([content]), len(content))
+        assert (refused.value.registry_status, refused.value.code) == (400, "DIGEST_INVALID")
+        assert not client.has_blob(target, wanted)
+    running.baleen.agree()
+
+
+def test_a_mount_while_the_target_pod_is_down(running: Running, tmp_path: Path) -> None:
+    """Nothing is there to push to, with or without Baleen; the same push succeeds when the pod is there again."""
+    source, target = (f"{pod.name}/down" for pod in running.pods)
+    layer = make_layer(str(tmp_path), 20_000)
+    first, second = make_image(f"{tmp_path} first", [layer]), make_image(f"{tmp_path} second", [layer])
+    with RegistryClient(running.router.url, timeout=CLIENT_S) as client:
+        client.push_image(source, first, "v1")
+        eventually(lambda: running.baleen.counts().get(layer.digest) == 1)
+        running.registries[1].kill()
+        try:
+            with pytest.raises(RegistryError) as failed:
+                client.push_image(target, second, "v1", mount_from=source)
+            assert failed.value.registry_status in {502, 504}
+            # The other pod is not disturbed.
+            assert client.pull_image(source, "v1").digest == first.digest
+        finally:
+            running.registries[1].start()
+        client.push_image(target, second, "v1", mount_from=source)
+        assert client.pull_image(target, "v1").digest == second.digest
+    running.baleen.agree()
+    assert running.baleen.counts()[layer.digest] == 2
+
+
+def test_skopeo_copies_across_pods(running: Running, tmp_path: Path) -> None:
+    """A real client copies from pod to pod through the router, and the table says what the bucket says."""
+    skopeo, address = Skopeo(tmp_path), running.router.address
+    image = make_image(str(tmp_path))
+    source, target = (f"{pod.name}/skopeo:v1" for pod in running.pods)
+    skopeo.push(oci_layout(tmp_path / "layout", image), address, source)
+    skopeo.copy(f"{address}/{source}", f"{address}/{target}")
+    assert skopeo.digest(address, target) == image.digest
+    running.baleen.agree()

@@ -1,0 +1,217 @@
+"""Tokens from Baleen by way of the router: two pods with an issuer each, registries that trust Baleen, real clients.
+
+Bytes come from the store itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from coordinator.pods import prober
+from coordinator.pods.images import make_image
+from coordinator.pods.registry_auth import Credentials
+from coordinator.pods.registry_client import RegistryClient, RegistryError
+from coordinator.settings import Secret
+from coordinator.stack.children import Children
+from coordinator.stack.distribution import DistributionRegistry
+from tests.conftest import temporary_directory
+from tests.registries.harness import Baleen, Pod
+from tests.registries.skopeo import Skopeo, oci_layout
+from tests.router.programs import needs_go, run
+from tests.router.proxies import BOTH
+from tests.router.running import Running, add_pods, router_address, start_registries, start_router
+from tests.tokens import forge
+from tests.tokens.forge import ec_key, rsa_key
+from tests.tokens.issuer import Issuer
+
+pytestmark = pytest.mark.registry
+
+OURS, AUDIENCE = "baleen-of-tests", "all-registries"
+USER, PASSWORD = "alice", "pass:word"
+#: Who knows no other repository than those of the second pod.
+TENANT = "mallory"
+CLIENT_S = 60.0
+#: The head and the claims of any JWT, each a JSON object. An upload's `_state`, random base64 in a registry's log, can
+#: begin like one by chance, but has no dot.
+A_TOKEN = re.compile(rb"eyJ[\w-]+\.eyJ")
+
+
+class Guarded(NamedTuple):
+    """All of it, and the pods' own issuers."""
+
+    running: Running
+    issuers: tuple[Issuer, Issuer]
+
+    directory: Path
+
+    def client(self, user: str) -> RegistryClient:
+        return RegistryClient(
+            self.running.router.url, credentials=Credentials(user, Secret(PASSWORD)), timeout=CLIENT_S
+        )
+
+    def name(self, pod: int, repository: str) -> str:
+        return f"{self.running.pods[pod].name}/{repository}"
+
+    def uploads(self, pod: int, repository: str) -> int:
+        """How many blobs the pod's registry was sent."""
+        path = f"/v2/{self.name(pod, repository)}/blobs/uploads/"
+        return len(set(re.findall(rf'"(?:PATCH|PUT) {path}([0-9a-f-]+)', self.running.registries[pod].log())))
+
+    def sent(self, pod: int, repository: str) -> set[str]:
+        """The statuses of the pod's answers to who wanted a blob's bytes."""
+        path = f"/v2/{self.name(pod, repository)}/blobs/sha256:"
+        return set(re.findall(rf'"GET {path}[0-9a-f]+ HTTP/1\.[01]" ([0-9]+) ', self.running.registries[pod].log()))
+
+    def mounted(self) -> float:
+        """How many mounts Baleen has made."""
+        lines = self.running.baleen.api.get("/metrics").text.splitlines()
+        return sum(
+            float(line.split()[-1]) for line in lines if line.startswith('baleen_mounts_total{outcome="mounted"')
+        )
+
+
+def rights(pod: Pod) -> dict[str, set[str]]:
+    return {
+        f"{pod.name}/{name}": {"pull", "push", "delete"}
+        for name in ("skopeo", "crane", "oras", "tenant", prober.REPOSITORY)
+    }
+
+
+@pytest.fixture(scope="module", params=BOTH)
+def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
+    with ExitStack() as closing:
+        directory = closing.enter_context(temporary_directory())
+        children = closing.enter_context(Children())
+        signing, bundle = directory / "signing.pem", directory / "bundle.crt"
+        signing.write_bytes(forge.private_pem(ec_key(60)))
+        bundle.write_bytes(forge.pem(forge.certificate(ec_key(60))))
+        settings = {
+            "MOUNTS": "token",
+            "JWT_SIGNING_KEYS": str(signing),
+            "JWT_ISSUER": OURS,
+            "JWT_AUDIENCE": AUDIENCE,
+            "REGISTRY_USERNAME": USER,
+            "REGISTRY_PASSWORD": PASSWORD,
+        }
+        baleen = Baleen(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
+        closing.enter_context(baleen.api)
+        pods = add_pods(baleen)
+        users = {USER: PASSWORD, TENANT: PASSWORD}
+        issuers = (
+            closing.enter_context(Issuer("issuer-a", rsa_key(0), {USER: PASSWORD}, rights(pods[0]))),
+            closing.enter_context(Issuer("issuer-b", ec_key(0), users, rights(pods[1]))),
+        )
+        for pod, issuer in zip(pods, issuers, strict=True):
+            known = issuer.registered()
+            told = {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys}
+            answer = baleen.api.put(f"/v1/pods/{pod.name}/token-issuer", json=told)
+            assert answer.is_success, answer.text
+        address = router_address(directory)
+
+        @dataclass(frozen=True, kw_only=True)
+        class Registry(DistributionRegistry):
+            """It trusts Baleen's key, and sends clients to the router for tokens and to the store for bytes."""
+
+            redirect: bool = True
+
+            def configuration(self) -> dict[str, Any]:
+                token = {"realm": f"http://{address}/jwt/auth", "service": AUDIENCE, "issuer": OURS}
+                return super().configuration() | {"auth": {"token": token | {"rootcertbundle": str(bundle)}}}
+
+        registries = start_registries(baleen, pods, Registry)
+        # What is mounted is counted: the router is to wait for it.
+        options = ("--issuer", "baleen", "--baleen-timeout", f"{CLIENT_S:.0f}")
+        router = start_router(request.param, directory, children, address, *options)
+        yield Guarded(Running(baleen, pods, registries, router), issuers, directory)
+
+
+def test_skopeo(guarded: Guarded, tmp_path: Path) -> None:
+    """It logs in once and copies an image to another pod: one token opens both, and all it sends is what it never
+    mounts, the configuration.
+    """
+    skopeo, image, at = Skopeo(tmp_path), make_image(str(tmp_path)), guarded.running.router.address
+    skopeo.login(at, USER, PASSWORD)
+    skopeo.push(oci_layout(tmp_path / "layout", image), at, guarded.name(0, "skopeo:v1"))
+    before = guarded.mounted()
+    skopeo.copy(f"{at}/{guarded.name(0, 'skopeo:v1')}", f"{at}/{guarded.name(1, 'skopeo:v1')}")
+    assert guarded.mounted() == before + len(image.layers)
+    assert guarded.uploads(0, "skopeo") == len(image.blobs)
+    assert guarded.uploads(1, "skopeo") == 1
+    skopeo.pull(at, guarded.name(1, "skopeo:v1"), tmp_path / "pulled")
+    assert guarded.sent(1, "skopeo") == {"307"}
+    guarded.running.baleen.agree()
+
+
+@needs_go
+def test_crane(guarded: Guarded, tmp_path: Path) -> None:
+    """It mounts the configuration, too."""
+    image, at = make_image(str(tmp_path)), guarded.running.router.address
+    source, target = (f"{at}/{guarded.name(pod, 'crane')}:v1" for pod in (0, 1))
+    with guarded.client(USER) as client:
+        client.push_image(guarded.name(0, "crane"), image, "v1")
+    run("crane", tmp_path, "auth", "login", at, "-u", USER, "--password-stdin", told=PASSWORD)
+    before = guarded.mounted()
+    run("crane", tmp_path, "copy", "--insecure", source, target)
+    assert guarded.mounted() == before + len(image.blobs)
+    assert guarded.uploads(1, "crane") == 0
+    assert run("crane", tmp_path, "validate", "--insecure", "--remote", target).startswith("PASS")
+    assert guarded.sent(1, "crane") == {"307"}
+    guarded.running.baleen.agree()
+
+
+@needs_go
+def test_oras(guarded: Guarded, tmp_path: Path) -> None:
+    """An artifact, of which nothing is sent."""
+    at = guarded.running.router.address
+    (tmp_path / "file.txt").write_text(str(tmp_path))
+    source, target = (f"{at}/{guarded.name(pod, 'oras')}:v1" for pod in (0, 1))
+    run("oras", tmp_path, "login", "--plain-http", at, "-u", USER, "--password-stdin", told=PASSWORD)
+    run("oras", tmp_path, "push", "--plain-http", source, "file.txt:text/plain")
+    before = guarded.mounted()
+    run("oras", tmp_path, "cp", "--from-plain-http", "--to-plain-http", source, target)
+    assert guarded.mounted() > before
+    assert guarded.uploads(1, "oras") == 0
+    run("oras", tmp_path, "pull", "--plain-http", "-o", "pulled", target)
+    assert (tmp_path / "pulled" / "file.txt").read_text() == str(tmp_path)
+    assert guarded.sent(1, "oras") == {"307"}
+    guarded.running.baleen.agree()
+
+
+def test_a_second_tenant(guarded: Guarded, tmp_path: Path) -> None:
+    """Who may do nothing in the source's pod mounts nothing from it, and reads nothing there; the push is an upload."""
+    image = make_image(str(tmp_path))
+    source, target = guarded.name(0, "tenant"), guarded.name(1, "tenant")
+    with guarded.client(USER) as client:
+        client.push_image(source, image, "v1")
+    before = guarded.mounted()
+    with guarded.client(TENANT) as client:
+        assert not client.mount_blob(target, image.layers[0].digest, source)
+        with pytest.raises(RegistryError) as refused:
+            client.pull_image(source, "v1")
+        assert refused.value.registry_status == 401
+        client.push_image(target, image, "v1", mount_from=source)
+        assert client.pull_image(target, "v1").digest == image.digest
+    assert guarded.mounted() == before
+    guarded.running.baleen.agree()
+
+
+def test_nobody_sees_a_password(guarded: Guarded) -> None:
+    """Neither what Baleen writes down nor what the router does has a password or a token in it."""
+    answer = httpx.get(
+        f"{guarded.running.router.url}/jwt/auth", params={"service": AUDIENCE}, auth=(USER, PASSWORD), timeout=CLIENT_S
+    )
+    assert A_TOKEN.match(answer.json()["token"].encode())
+    files = list(guarded.directory.rglob("*.log"))
+    assert {"api.log", "access.log"} <= {file.name for file in files}
+    for file in files:
+        content = file.read_bytes()
+        assert PASSWORD.encode() not in content, file
+        assert not A_TOKEN.search(content), file

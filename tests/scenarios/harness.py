@@ -1,0 +1,503 @@
+"""Two pods of real registries on a store with users, and garbage collection in the hands of the test.
+
+Route: `Stage.opened` -> pushes and deletes by `Member.client` -> `abandon`, after which nothing needs an image ->
+`report`, after which everybody has told and every link was looked at -> `collect` -> `served`, `state`, pulls.
+`baleen up` probes the registries, applies their events and restores what is needed again; collections and reconciles
+are run here, so that a test can do things between any two of their calls (`Interrupted`), or while a registry's own
+call to storage waits (`held`). Times have no length but where a test gives them one: an hour is passed by dating back.
+Not here: what must hold (test_*.py), collections without registries (tests/gc/harness.py).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psycopg
+from msgspec.structs import replace as changed
+from psycopg.types.json import Jsonb
+
+from coordinator import bootstrap, jobs
+from coordinator.db import brakes, rows, sweep
+from coordinator.db.connection import Connections
+from coordinator.db.jobs import Job
+from coordinator.domain.findings import Check
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import PodName, parse_digest
+from coordinator.errors import BaleenError
+from coordinator.gc import collect
+from coordinator.gc.collect import Collect
+from coordinator.gc.restore import Restorer
+from coordinator.jobs import Runner, Work
+from coordinator.pods.images import Image, Index
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.reconcile import reconcile
+from coordinator.reconcile.audit import Ages, Audit, Report
+from coordinator.reconcile.presence import Presence
+from coordinator.reconcile.reconcile import Reconcile
+from coordinator.reconcile.settle import Settler
+from coordinator.settings import Duration, Settings
+from coordinator.stack.children import Children
+from coordinator.stack.distribution import DistributionRegistry, Storage
+from coordinator.stack.seaweedfs import BUCKET
+from coordinator.storage.layout import blob_key
+from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from tests.doctor.store import BALEEN, POD, ROOT, Store
+from tests.gc.harness import NO_LIMITS, Run
+from tests.registries.harness import Baleen, Pod, Registry, eventually
+from tests.registries.proxy import WebhookProxy
+from tests.registries.s3_proxy import S3Proxy
+from tests.registries.watermarks import is_past, moves_on, now
+from tests.router.harness import Router
+from tests.router.proxies import NGINX
+from tests.router.running import router_address, start_router
+
+NOTHING, HOUR = timedelta(0), timedelta(hours=1)
+#: A registry's answer may wait for a collection.
+CLIENT_S = 300.0
+
+#: Called with the name of a call and its key, or the keys of a batch; what it raises the caller gets.
+Interrupt = Callable[[str, str], None]
+
+
+#: What earlier scenarios have left under way may hold a collection for so many rounds.
+ATTEMPTS = 5
+
+
+class Once:
+    """Does something at the first call of a kind whose keys name a digest, whatever else the run deals with."""
+
+    def __init__(self, moment: str, digest: str, deed: Callable[[], object]) -> None:
+        self._moment = moment
+        self._hex = digest.removeprefix("sha256:")
+        self._deed = deed
+        self.done = False
+
+    def __call__(self, call: str, keys: str) -> None:
+        if call == self._moment and self._hex in keys and not self.done:
+            self.done = True
+            self._deed()
+
+
+class CrashError(BaleenError):
+    """The process that runs a job is gone."""
+
+
+class Interrupted:
+    """A store of which each call is told of before it is made, and a batch of deletes at each of its steps.
+
+    `delete_many` before its permit, `permitted` between the permit and the sending, `deleted` when it was answered.
+    """
+
+    def __init__(self, store: ObjectStore, tell: Interrupt) -> None:
+        self._store = store
+        self._tell = tell
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        if not callable(found):
+            return found
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            self._tell(name, next((each for each in arguments if isinstance(each, str)), ""))
+            # A store copies from one of its own kind.
+            whole = [each._store if isinstance(each, Interrupted) else each for each in arguments]
+            return found(*whole, **more)
+
+        return call
+
+    def delete_many(self, targets: list[Target], permit: Permit) -> list[Deleted]:
+        keys = " ".join(each.key for each in targets)
+
+        def asked() -> None:
+            permit()
+            self._tell("permitted", keys)
+
+        self._tell("delete_many", keys)
+        answers = list(self._store.delete_many(targets, asked))
+        self._tell("deleted", keys)
+        return answers
+
+
+class Skewed(WebhookProxy):
+    """The proxy of a registry whose clock is ahead by `ahead`."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.ahead = NOTHING
+
+    def _take(self, body: bytes, headers: dict[str, str]) -> int | None:
+        if self.ahead:
+            told = json.loads(body)
+            for event in told["events"]:
+                event["timestamp"] = (dt.datetime.fromisoformat(event["timestamp"]) + self.ahead).isoformat()
+            body = json.dumps(told).encode()
+        return super()._take(body, headers)
+
+
+class Member(NamedTuple):
+    """A pod with its registry, which reaches storage and ingest by proxies."""
+
+    pod: Pod
+    registry: Registry
+    storage: S3Proxy
+    webhook: Skewed
+    client: RegistryClient
+
+    @property
+    def name(self) -> str:
+        return self.pod.name
+
+
+class Stage(Baleen):
+    """A running Baleen with two pods, whose key may not delete blobs."""
+
+    a: Member
+    b: Member
+
+    def __init__(self, directory: Path, children: Children, store: Store) -> None:
+        settings = {
+            "S3_ENDPOINT_URL": store.url,
+            "S3_BUCKET": BUCKET,
+            "S3_ROOT": ROOT,
+            "S3_ACCESS_KEY": BALEEN.access,
+            "S3_SECRET_KEY": BALEEN.secret,
+            # Nothing happens by itself that depends on when.
+            "SAFETY_LINK_GRACE": "1h",
+            "SAFETY_REQUEST_BOUND": "1h",
+            "SAFETY_DELETE_BOUND": "1h",
+            "GC_EVERY": "365d",
+            "MOUNTS": "open",
+        }
+        super().__init__(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
+        self.objects = store
+        self._connection = psycopg.connect(self._database(), autocommit=True, connect_timeout=5)
+        rows.prepare(self._connection)
+        self._stores: dict[str | None, ObjectStore] = {}
+
+    @classmethod
+    @contextmanager
+    def opened(cls, directory: Path) -> Iterator[Stage]:
+        with ExitStack() as closing:
+            children = closing.enter_context(Children())
+            store = Store(directory)
+            store.prepare()
+            children.start(store.process())
+            stage = cls(directory, children, store)
+            closing.enter_context(stage.api)
+            closing.enter_context(stage._connection)
+            store.restrain(POD)
+            # One that is done, so that `baleen up` begins none.
+            stage.rows(
+                "INSERT INTO jobs (kind, why, state, began_at, finished_at)"
+                " VALUES ('gc', 'a test', 'done', now(), now()) RETURNING id"
+            )
+            brakes.turn(stage._connection, "a test", on=True)
+            stage.a, stage.b = (stage._member(name, closing) for name in ("pod-a", "pod-b"))
+            for member in (stage.a, stage.b):
+                stage.list_registries(member.pod, member.registry)
+                stage.admit(member)
+                moves_on(stage, member.pod)
+            stage.report()
+            # What came before the first event has been looked for, whatever bound a collection has.
+            stage.rows("UPDATE sources SET first_seen = first_seen - interval '1 day' RETURNING id")
+            yield stage
+
+    def _member(self, name: str, closing: ExitStack) -> Member:
+        pod = self.add_pod(name)
+        storage = closing.enter_context(S3Proxy(self.objects.url))
+        webhook = closing.enter_context(Skewed(self.webhook(pod)))
+        registry = self.registry(DistributionRegistry, pod, url=webhook.url, s3_url=storage.url)
+        client = closing.enter_context(RegistryClient(registry.url, timeout=CLIENT_S))
+        return Member(pod, registry, storage, webhook, client)
+
+    def _storage(self) -> Storage:
+        return replace(super()._storage(), access_key=POD.access, secret_key=POD.secret)
+
+    @property
+    def members(self) -> tuple[Member, Member]:
+        return self.a, self.b
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, parameters).fetchall()  # type: ignore[call-overload]
+
+    def _store_at(self, s3_url: str | None) -> ObjectStore:
+        """The store by this way; to connect costs more than most calls."""
+        if s3_url not in self._stores:
+            settings = self.settings if s3_url is None else changed(self.settings, s3_endpoint_url=s3_url)
+            self._stores[s3_url] = bootstrap.object_store(settings)
+        return self._stores[s3_url]
+
+    def admit(self, member: Member) -> None:
+        """Let all be proved of the pod, also of processes that are still to come."""
+        self.rows(
+            "DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = %s RETURNING p.id", member.name
+        )
+        self.rows(
+            """
+            INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend, found_at)
+            SELECT p.id, c, 'proved', 'a test', 'a test', '', now()
+            FROM pods p, unnest(%s::text[]) c WHERE p.name = %s RETURNING pod_id
+            """,
+            [str(check) for check in Check],
+            member.name,
+        )
+        self._connection.execute(
+            """
+            CREATE OR REPLACE FUNCTION examine() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN NEW.examined_life := NEW.life; RETURN NEW; END $$
+            """
+        )
+        self._connection.execute(
+            """
+            CREATE OR REPLACE TRIGGER examined BEFORE INSERT OR UPDATE ON sources
+            FOR EACH ROW EXECUTE FUNCTION examine()
+            """
+        )
+        self.rows("UPDATE sources SET examined_life = life RETURNING id")
+
+    @cached_property
+    def router(self) -> Router:
+        """What clients push through, to both pods and to mounts."""
+        # A push here is not about a Baleen that is slow.
+        patience = ("--baleen-timeout", f"{CLIENT_S:.0f}")
+        return start_router(NGINX, self._directory, self._children, router_address(self._directory), *patience)
+
+    # What registries do
+
+    def restart(self, member: Member, kind: type[DistributionRegistry] = DistributionRegistry) -> None:
+        """Kill the registry and start it anew, as the same program with another configuration."""
+        member.registry.kill()
+        self.start(member, kind)
+
+    def start(self, member: Member, kind: type[DistributionRegistry] = DistributionRegistry) -> None:
+        made = member.registry._made
+        member.registry._made = kind(**{each.name: getattr(made, each.name) for each in fields(made)})
+        member.registry.start()
+
+    def mourn(self, member: Member) -> None:
+        """Wait until it is noticed that a process is gone."""
+        eventually(
+            lambda: any(source["state"] == "dead" for source in self.pod(member.pod)["sources"]),
+            why=lambda: self.pod(member.pod),
+        )
+
+    def push(self, member: Member, repository: str, image: Image | Index, tag: str = "v1") -> None:
+        """Push an image, and wait until it is known."""
+        member.client.push_image(f"{member.name}/{repository}", image, tag)
+        self.await_held(member, repository, image)
+
+    def mount(self, target: str, digest: str, source: str) -> httpx.Response:
+        """Ask Baleen for a mount as a router does."""
+        url = f"{self.url}/v2/{target}/blobs/uploads/?mount={digest}&from={source}"
+        return httpx.post(url, timeout=CLIENT_S, trust_env=False)
+
+    def await_held(self, member: Member, repository: str, image: Image | Index) -> None:
+        name = f"{member.name}/{repository}"
+        eventually(lambda: self.holds(name, image.digest), why=lambda: (name, self.status()))
+
+    def abandon(self, member: Member, repository: str, image: Image | Index) -> None:
+        """Delete a manifest, and wait until nothing needs what it alone did; links of uploads count no more."""
+        name = f"{member.name}/{repository}"
+        member.client.delete_manifest(name, image.digest)
+        eventually(lambda: not self.holds(name, image.digest), why=self.status)
+        self.expire_links()
+        assert self.state(image.digest) is BlobState.UNREFERENCED
+
+    def expire_links(self) -> None:
+        """Let the grace of all links be over that are known now."""
+        self.await_applied()
+        sweep.expire_links(self._connection, NOTHING)
+
+    # What is seen
+
+    def served(self, digest: str) -> bool:
+        """Whether registries are served the bytes."""
+        return self.store.head(blob_key(parse_digest(digest))) is not None
+
+    def state(self, digest: str) -> BlobState:
+        (state,) = self._known_states(digest)
+        return state
+
+    def _known_states(self, digest: str) -> list[BlobState]:
+        """One, or none where nobody has told of the blob."""
+        found = self.rows("SELECT state FROM blobs WHERE digest = %s", parse_digest(digest))
+        return [BlobState(state) for (state,) in found]
+
+    def states(self, image: Image) -> set[BlobState]:
+        """Those of the manifest and of all that it lists."""
+        return {self.state(digest) for digest in (image.digest, *(blob.digest for blob in image.blobs))}
+
+    def ledger(self, digest: str) -> list[str]:
+        found = self.rows("SELECT decision FROM gc_ledger WHERE digest = %s ORDER BY id", parse_digest(digest))
+        return [row[0] for row in found]
+
+    def land(self) -> None:
+        """Let all deletes that were sent, and not answered, have landed by now."""
+        self.rows("UPDATE hides SET permitted_at = permitted_at - interval '2 hours' RETURNING id")
+
+    def await_live(self, *digests: str) -> None:
+        """Wait until the worker has seen to it that these are served, for good; they may be unknown yet."""
+        for digest in digests:
+            eventually(
+                lambda digest=digest: self._known_states(digest) == [BlobState.LIVE] and self.served(digest),
+                why=lambda digest=digest: (self._known_states(digest), self.served(digest), self.ledger(digest)),
+            )
+
+    # The jobs
+
+    def report(self) -> None:
+        """Let everybody tell what happened until now, and every pod's links be compared from now on."""
+        began = now(self)
+        for member in self.members:
+            done = self.compare(member)
+            assert done.state == "done", done.error
+        self.hear(began)
+
+    def hear(self, moment: dt.datetime) -> None:
+        """Wait until everybody has told what happened before a moment."""
+        for member in self.members:
+            eventually(lambda member=member: is_past(self, member.pod, moment), why=lambda m=member: self.pod(m.pod))
+
+    def compare(self, member: Member, *, s3_url: str | None = None) -> Run:
+        """Reconcile a pod; `s3_url` is where storage is for this job."""
+        store = self._store_at(s3_url)
+        with self._connections() as connections, ExitStack() as closing:
+            settler = Settler(connections, store)
+            closing.callback(settler.close)
+            # Links of uploads are all too old to be added: those that count are told of.
+            runner = Reconcile(
+                connections, store, settler, margin=timedelta(seconds=1), link_grace=NOTHING, request_bound=NOTHING
+            )
+            closing.callback(runner.close)
+            return self._run(reconcile.KIND, runner, connections, member.pod)
+
+    def audit(self, *, s3_url: str | None = None) -> Report:
+        """Compare the table with what is stored, of any age, as an operator does."""
+        settings = self.settings if s3_url is None else changed(self.settings, s3_endpoint_url=s3_url)
+        with bootstrap.audit(settings) as parts:
+            return Audit(parts.connections, parts.store, parts.presence, Ages(NOTHING, NOTHING)).run()
+
+    def collect(
+        self,
+        interrupt: Interrupt = lambda call, key: None,
+        *,
+        grace: timedelta = NOTHING,
+        quarantine: timedelta = NOTHING,
+        request_bound: timedelta = NOTHING,
+        s3_url: str | None = None,
+        **options: Any,
+    ) -> Run:
+        """Collect once; `s3_url` is where storage is for this job."""
+        settings = changed(
+            self.settings,
+            unsafe_times=True,
+            safety_grace=Duration(grace.total_seconds()),
+            safety_quarantine=Duration(quarantine.total_seconds()),
+            safety_request_bound=Duration(request_bound.total_seconds()),
+        )
+        store: Any = Interrupted(self._store_at(s3_url), interrupt)
+        with self._connections() as connections, self._collector(settings, connections, store) as collector:
+            return self._run(collect.KIND, collector, connections, None, options)
+
+    def collect_at(self, deed: Once) -> Run:
+        """Collect, and again while something still holds it, until the moment of a deed has come."""
+        for _ in range(ATTEMPTS):
+            run = self.collect(deed)
+            if deed.done:
+                return run
+            self.expire_links()
+            self.report()
+        raise AssertionError(run)
+
+    @contextmanager
+    def _collector(self, settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[Collect]:
+        presence = Presence(connections, store)
+        restorer = Restorer(connections, store, presence, delete_bound=HOUR)
+        collector = Collect(connections, store, bootstrap.collection_facts(settings), restorer, limits=NO_LIMITS)
+        try:
+            yield collector
+        finally:
+            collector.close()
+            restorer.close()
+            presence.close()
+
+    @contextmanager
+    def _connections(self) -> Iterator[Connections]:
+        connections = Connections(self._database(), name="scenarios", prepare=rows.prepare)
+        try:
+            yield connections
+        finally:
+            connections.close()
+
+    def _run(
+        self,
+        kind: str,
+        runner: Runner,
+        connections: Connections,
+        pod: Pod | None,
+        options: dict[str, Any] | None = None,
+    ) -> Run:
+        job = self._take(kind, pod, options or {})
+        jobs.run(Work(job, connections, threading.Event()), runner)
+        (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", job.id)
+        return Run(*row)
+
+    def _take(self, kind: str, pod: Pod | None, options: dict[str, Any]) -> Job:
+        """Take a job that is asked for at this moment, so that the scheduler never sees it waiting."""
+        found: list[tuple[Any, ...]] = []
+
+        def taken() -> bool:
+            # One that the scheduler runs already has to end first.
+            found[:] = self.rows(
+                """
+                INSERT INTO jobs (kind, pod_id, why, state, taken, began_at, alive_at, options)
+                VALUES (%s, (SELECT id FROM pods WHERE name = %s), 'a test', 'running', 1, clock_timestamp(),
+                        clock_timestamp(), %s)
+                ON CONFLICT DO NOTHING RETURNING id, kind, pod_id, began_at, taken
+                """,
+                kind,
+                None if pod is None else pod.name,
+                Jsonb(options),
+            )
+            return bool(found)
+
+        eventually(taken)
+        ((number, kind, pod_id, began_at, times),) = found
+        name = None if pod is None else PodName(pod.name)
+        return Job(number, kind, pod_id, name, "a test", began_at, times, {}, options)
+
+    def hide(self, *digests: str, links_count: bool = False) -> None:
+        """Report and collect until these are hidden."""
+
+        def hidden() -> bool:
+            if not links_count:
+                # A registry that was answered late tells things again.
+                self.expire_links()
+            self.report()
+            run = self.collect(quarantine=HOUR)
+            assert run.state == "done", run.error
+            return all(self.state(digest) is BlobState.HIDDEN for digest in digests)
+
+        eventually(hidden, why=lambda: [(digest, self.state(digest), self.ledger(digest)) for digest in digests])
+        assert not any(self.served(digest) for digest in digests)
+
+    def purge(self, *digests: str) -> None:
+        """Report and collect until these are purged."""
+
+        def purged() -> bool:
+            self.report()
+            run = self.collect()
+            assert run.state == "done", run.error
+            return all(self.state(digest) is BlobState.PURGED for digest in digests)
+
+        eventually(purged, why=lambda: [(digest, self.state(digest), self.ledger(digest)) for digest in digests])

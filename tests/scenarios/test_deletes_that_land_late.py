@@ -1,0 +1,267 @@
+"""Deletes that are slow, that nobody hears of, that are said to be done and are not; and what is uploaded meanwhile.
+
+On the real registry where one is needed, else on every kind of store.
+Not here: jobs that die at any other call (tests/gc).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import parse_digest
+from coordinator.errors import UnavailableError
+from coordinator.gc import collect
+from coordinator.pods.images import make_image, make_layer
+from coordinator.stack.supervisor import StackEndpoints
+from coordinator.storage.layout import blob_key
+from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
+from tests.registries.harness import eventually
+from tests.registries.s3_proxy import Answer, Call, S3Proxy
+from tests.scenarios.harness import CrashError, Interrupted, Once, Stage
+from tests.services.databases import Databases
+from tests.storage.conftest import VERSIONED, MakeS3
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection does not wait for a store that is away."""
+    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+
+
+class Slow:
+    """A store that is not heard of once it was asked to delete: what it was asked for `lands` later."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._asked: list[Sequence[Target]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def copy_from(self, _: object, source_key: str, key: str) -> bool:
+        return self._store.copy_from(self._store, source_key, key)
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        permit()
+        self._asked.append(targets)
+        raise UnavailableError("The object store does not answer: try again.")
+
+    def lands(self) -> None:
+        assert self._asked
+        for targets in self._asked:
+            self._store.delete_many(targets, lambda: None)
+
+
+@pytest.mark.registry
+def test_scenario_04_pushed_anew_while_its_bytes_are_deleted(stage: Stage, here: str) -> None:
+    """Collection found that nothing needs a blob, a push recreated it, and its bytes were deleted by name; here only
+    the version that was hidden is deleted, and the push has made another.
+    """
+    layer = make_layer(here, 20_000)
+    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
+    stage.push(stage.a, here, old)
+    stage.abandon(stage.a, here, old)
+    stage.hide(layer.digest)
+    stage.report()
+    push = Once("permitted", layer.digest, lambda: stage.push(stage.b, here, new))
+    run = stage.collect_at(push)
+    assert run.state == "done", run.error
+    stage.await_live(layer.digest)
+    assert stage.b.client.pull_image(f"{stage.b.name}/{here}", "v1").digest == new.digest
+    versions = stage.store.versions(blob_key(parse_digest(layer.digest)))
+    assert [each.size for each in versions if not each.is_marker] == [len(layer.content)]
+
+
+@pytest.mark.parametrize("moment", ["delete_many", "permitted", "deleted"])
+def test_scenario_04_on_every_store(garbage: Garbage, moment: str) -> None:
+    """The same whenever the push comes, in buckets with versions and without."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+
+    def push(call: str, _: str) -> None:
+        if call == moment and not garbage.seen("l"):
+            garbage.upload("l")
+            garbage.tell("other", "l")
+
+    garbage.tried(Interrupted(garbage.store, push))  # type: ignore[arg-type]
+    garbage.delete_bound = LANDED
+    garbage.restore()
+    garbage.collect()
+    garbage.restore()
+    assert garbage.seen("l")
+    assert garbage.state("l") is BlobState.LIVE
+    assert garbage.store.get(blob_key(garbage.digest("l"))) == garbage.body("l")
+
+
+def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
+    """A slow delete landed after the blob was pushed again, or left it between two states for ever; here a restore is
+    repeated until no delete can land any more, and final then.
+    """
+    garbage.pushed("m", "l", "unneeded")
+    garbage.forget("m")
+    slow = Slow(garbage.store)
+    garbage.tried(slow)  # type: ignore[arg-type]
+    assert garbage.state("l") is BlobState.HIDING
+    garbage.upload("l")
+    garbage.tell("other", "l")
+    garbage.delete_bound = IN_FLIGHT
+    assert garbage.restore() == 0
+    slow.lands()
+    assert not garbage.seen("l")
+    assert garbage.restore() == 0  # seen again, and looked after still
+    assert garbage.seen("l")
+    garbage.delete_bound = LANDED
+    assert garbage.restore() == 1
+    assert garbage.state("l") is BlobState.LIVE
+    assert garbage.hide_of("l") is None
+    # What nobody needs is not stuck either: the next collection undoes the hide, and hides it again.
+    assert garbage.state("unneeded") is BlobState.HIDING
+    garbage.collect()
+    assert garbage.state("unneeded") is BlobState.HIDDEN
+    assert not garbage.seen("unneeded")
+    garbage.collect()
+    assert garbage.state("unneeded") is BlobState.PURGED
+    assert garbage.seen("l")
+    assert garbage.store.get(blob_key(garbage.digest("l"))) == garbage.body("l")
+
+
+@pytest.mark.registry
+def test_scenario_11_under_a_registry(stage: Stage, here: str) -> None:
+    """The same on a real registry: its clients see 404 for a moment, and then the blob, for good."""
+    layer = make_layer(here)
+    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
+    app = f"{stage.b.name}/{here}"
+    stage.push(stage.a, here, old)
+    stage.abandon(stage.a, here, old)
+    stage.report()
+
+    def lost() -> None:
+        raise UnavailableError("The object store does not answer: try again.")
+
+    stage.collect_at(Once("permitted", layer.digest, lost))
+    assert stage.state(layer.digest) is BlobState.HIDING
+    stage.push(stage.b, here, new)
+    assert stage.state(layer.digest) is BlobState.HIDING
+    stage.store.delete(blob_key(parse_digest(layer.digest)))  # lands
+    eventually(lambda: stage.served(layer.digest))
+    assert stage.b.client.pull_image(app, "v1").digest == new.digest
+    stage.land()
+    stage.await_live(layer.digest)
+    stage.hide(old.digest)
+    assert stage.b.client.pull_image(app, "v1").digest == new.digest
+
+
+@pytest.mark.registry
+def test_scenario_13_a_crash_after_the_delete(stage: Stage, here: str) -> None:
+    """Bytes were deleted, the process died, and the database went on saying that they are there; here nobody is told so
+    from before the delete on: who pushes uploads, and what is left the next collection ends.
+    """
+    image = make_image(here)
+    app = f"{stage.a.name}/{here}"
+    layer, other = (blob.digest for blob in image.layers)
+    stage.push(stage.a, here, image)
+    stage.abandon(stage.a, here, image)
+    stage.hide(layer, other)
+    stage.report()
+
+    def crash() -> None:
+        raise CrashError("The process is gone.")
+
+    assert stage.collect_at(Once("deleted", layer, crash)).state == "failed"
+    assert {stage.state(layer), stage.state(other)} == {BlobState.PURGING}
+    assert not stage.a.client.has_blob(app, layer)
+    stage.a.client.push_blob(app, image.layers[0].content)
+    stage.await_live(layer)
+    assert stage.a.client.get_blob(app, layer) == image.layers[0].content
+    stage.purge(other)
+    assert stage.ledger(other)[-1] == "purged"
+    stage.push(stage.a, here, image)
+    assert stage.a.client.pull_image(app, "v1").digest == image.digest
+
+
+def test_scenario_13_on_every_store(garbage: Garbage) -> None:
+    """The same in buckets with versions and without, also where nobody pushes."""
+    garbage.pushed("m", "l", "k")
+    garbage.forget("m")
+    garbage.collect()
+
+    def crash(call: str, _: str) -> None:
+        if call == "deleted":
+            raise CrashError("The process is gone.")
+
+    assert garbage.tried(Interrupted(garbage.store, crash)).state == "failed"  # type: ignore[arg-type]
+    assert garbage.state("l") is garbage.state("k") is BlobState.PURGING
+    garbage.upload("l")
+    garbage.tell("other", "l")
+    garbage.delete_bound = LANDED
+    garbage.restore()
+    garbage.collect()
+    assert garbage.state("l") is BlobState.LIVE
+    assert garbage.seen("l")
+    assert garbage.state("k") is BlobState.PURGED
+
+
+#: Ways to say that a key is gone which is not.
+LIES: dict[str, Callable[[Call], str]] = {
+    "not-found": lambda call: "".join(f"<Error><Key>{key}</Key><Code>NoSuchKey</Code></Error>" for key in call.deletes),
+    "deleted": lambda call: "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in call.deletes),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("bucket", ["s3", "s3-versioned"])
+@pytest.mark.usefixtures("buckets")
+def test_scenario_20_a_delete_that_was_none(
+    connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints, bucket: str, lie: str
+) -> None:
+    """A delete was answered as if it were done while the bytes stayed, and was counted as space given back; here it is
+    looked at what is there, nothing is counted until it is gone, and it is tried again.
+    """
+    assert embedded_stack.s3_endpoint_url is not None
+    more = {"bucket": VERSIONED} if bucket == "s3-versioned" else {}
+
+    def lying(call: Call) -> Answer | None:
+        return Answer(200, f"<DeleteResult>{LIES[lie](call)}</DeleteResult>".encode()) if call.deletes else None
+
+    with S3Proxy(embedded_stack.s3_endpoint_url) as proxy:
+        store = connect_s3(endpoint_url=proxy.url, **more)
+        with Garbage(databases.migrated(), store) as garbage:
+            garbage.delete_bound = LANDED
+            garbage.pushed("m", "l")
+            garbage.forget("m")
+            proxy.answer = lying
+            run = garbage.collect()
+            assert run.hidden == 0, run.progress
+            assert garbage.seen("l")
+            assert garbage.state("l") is BlobState.HIDING
+            proxy.answer = None
+            assert garbage.collect().hidden == 2
+            proxy.answer = lying
+            run = garbage.collect()
+            assert (run.purged, run.freed) == (0, 0), run.progress
+            assert garbage.state("l") is BlobState.PURGING
+            proxy.answer = None
+            run = garbage.collect()
+            assert run.purged == 2
+            assert run.freed == len(garbage.body("m")) + len(garbage.body("l"))
+            assert store.versions(blob_key(garbage.digest("l"))) == []
+
+
+@pytest.mark.parametrize("uploads", [1, 3])
+def test_scenario_29_copies_that_uploads_leave(garbage: Garbage, uploads: int) -> None:
+    """In a bucket with versions every upload of the same bytes left a copy that nobody saw and nobody gave back; here a
+    hide records all that it hides, its purge deletes all of it, and says how much that was.
+    """
+    for _ in range(uploads):
+        garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    run = garbage.collect()
+    assert run.purged == 2
+    copies = uploads if garbage.store.keeps_versions() else 1
+    assert run.freed == copies * (len(garbage.body("m")) + len(garbage.body("l")))
+    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []

@@ -1,0 +1,643 @@
+"""A history from a seed: acts in which actors take turns, and then rest.
+
+A history begins where something is under way already: blobs that nothing references, that are hidden, or whose purge is
+due. It is a few acts: in each a collection, reports (probes and reconciles), clients, restorers go on at the same time,
+step by step, in an order that the seed decides; between them time passes. What the seed lets happen besides (deaths,
+slow deletes, lost events, …) is drawn for each history, so that some have much of one thing.
+Whoever is about to do something to the store falls asleep there more often than elsewhere.
+Not here: what holds (world.py), what is run in parallel (run.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from coordinator.storage.layout import blob_key, revision_link_key
+from tests.simulation.database import Server, Session
+from tests.simulation.registry import IMAGES, REPOSITORIES, DeadError, Process, digest_of
+from tests.simulation.scheduler import Actor, Scheduler
+from tests.simulation.store import Bucket
+from tests.simulation.world import PODS, Saved, Worker, World, populate
+
+STEPS_LIMIT = 1500
+#: What a clock of a registry may be wrong by.
+SKEW = timedelta(seconds=4)
+#: Longer than a request may run; than a delete may be under way; than a job may be silent.
+ALL_REQUESTS_ENDED, ALL_DELETES_LANDED, JOB_IS_SILENT = 301.0, 601.0, 61.0
+SOME_TIMES = (0.01, 1.0, 15.0, JOB_IS_SILENT, 155.0, ALL_REQUESTS_ENDED)
+
+
+class Odds(NamedTuple):
+    """How probable things are in one history."""
+
+    crash: float = 0
+    lossy: float = 0
+    slow: float = 0
+    twice: float = 0
+    errors: float = 0
+    away: float = 0
+    sleep: float = 0
+    kill: float = 0
+    again: float = 0
+    skew: float = 0
+    operator: float = 0
+    flush: float = 0.8
+    withhold: float = 0
+    #: Of what happens besides the plot.
+    noise: float = 1.0
+
+
+def drawn(chance: random.Random) -> Odds:
+    def some(probability: float, value: float) -> float:
+        return value if chance.random() < probability else 0.0
+
+    return Odds(
+        crash=some(0.25, 0.04),
+        lossy=some(0.2, 0.3),
+        slow=some(0.3, 0.35),
+        twice=some(0.2, 0.35),
+        errors=some(0.15, 0.02),
+        away=some(0.1, 0.01),
+        sleep=some(0.6, 0.05),
+        kill=some(0.2, 0.004),
+        again=some(0.2, 0.3),
+        skew=some(0.2, 1.0),
+        operator=some(0.15, 0.5),
+        flush=chance.choice((0.3, 0.8, 1.0)),
+        withhold=chance.choice((0.0, 0.0, 1.0)),
+    )
+
+
+#: Which acts follow each other, by where a history begins. An act may be left out, or another may come in between.
+#:
+#:     collect   a collection               report  time passes; probes and reconciles of all
+#:                                          half    the same, and requests that began before go on
+#:     straggle  a request stops half way   now     the same, and hardly any time passes
+#:     wake      sleepers go on             probe   time passes, and nobody reconciles
+#:     restore   two restorers              die     a process with a request or an event dies
+#:     push      a client pushes            swap    a delete is told after the push that came after it
+#:     forget    what was pushed goes       race    the same, while a collection is between look and intent
+PLOTS: dict[str, tuple[str, ...]] = {
+    "unreferenced": (
+        "straggle collect report collect",
+        "straggle collect now collect",
+        "straggle collect now probe collect",
+        "straggle collect die report now collect",
+        "straggle collect probe half collect",
+        "swap probe collect report collect",
+        "straggle collect half die half now collect",
+        "straggle collect half half collect",
+        "collect half collect",
+        "straggle collect wake restore forget report collect report wake straggle collect",
+        "push forget swap now collect now collect",
+        "race report collect",
+        "collect push restore collect",
+        "straggle collect wake collect restore",
+        "collect collect restore",
+        "push collect report collect",
+    ),
+    "hidden": (
+        "report collect",
+        "report straggle collect",
+        "push restore forget report collect report collect",
+        "push report collect",
+        "now collect collect",
+    ),
+    "due": (
+        "straggle collect",
+        "collect",
+        "push collect",
+        "collect collect",
+        "push restore forget report collect",
+    ),
+}
+OTHER_ACTS = ("collect", "now", "straggle", "wake", "restore", "push", "die", "forget")
+
+#: Where it matters who sleeps.
+DELICATE = ("sends", "signs", "links", "removes", "copies", "puts", "hears", "looks at the versions", "is about")
+
+
+class Base(NamedTuple):
+    """Where histories begin: a database, a bucket, and what is not in either."""
+
+    name: str
+    session: Session
+    bucket: Bucket
+    saved: Saved
+
+
+class History:
+    def __init__(self, base: Base, seed: int, plots: Sequence[str] = (), **odds_set: float) -> None:
+        """`plots`: of which one is drawn, instead of all that begin here; `odds_set`: what is not drawn."""
+        self.scheduler = scheduler = Scheduler(seed)
+        self.chance = scheduler.chance
+        self.base = base
+        self._plots = plots or PLOTS[base.name]
+        self.odds = odds = drawn(self.chance)._replace(**odds_set)
+        self.world = World(base.session, base.bucket, scheduler, base.saved)
+        world = self.world
+        world.store.errors, world.store.slow, world.store.twice = odds.errors, odds.slow, odds.twice
+        world.session.away = odds.away
+        world.registry.lossy = odds.lossy
+        if odds.skew:
+            for process in world.processes:
+                process.skew = process.skew + self.chance.choice((-1, 0, 1)) * SKEW
+        self.steps = 0
+        #: What is at rest is not looked at.
+        self.bytes_only = False
+        self._numbers: dict[str, int] = {}
+        #: A process that delivers nothing, or a partition of which nothing is applied, for as long as acts go on.
+        self._stuck: Process | int | None = None
+        if self.chance.random() < odds.withhold:
+            self._stuck = self.chance.choice((*self.world.processes, 0, 1))
+
+    # The course of it
+
+    def run(self) -> None:
+        """Raises Violation."""
+        chance, noise = self.chance, self.odds.noise
+        for act in chance.choice(self._plots).split():
+            if chance.random() < 0.05 * noise:
+                continue
+            if chance.random() < 0.05 * noise:
+                self._act(chance.choice(OTHER_ACTS))
+            self._act(act)
+            if self.steps > STEPS_LIMIT:
+                break
+        self._rest()
+
+    def _act(self, what: str) -> None:
+        scheduler, chance, world = self.scheduler, self.chance, self.world
+        scheduler.told.append((scheduler.now, "", f"act: {what}"))
+        for actor in scheduler.actors:
+            if actor.asleep and (what == "wake" or (not actor.deeply and chance.random() < 0.15 * self.odds.noise)):
+                actor.asleep = False
+        acts: dict[str, Callable[[], object]] = {
+            "collect": self._collect,
+            "report": lambda: self._report(ALL_REQUESTS_ENDED),
+            "half": lambda: self._report(155.0),
+            "now": lambda: self._report(0.01),
+            "probe": lambda: self._report(ALL_REQUESTS_ENDED, listed=False),
+            "straggle": self._straggle,
+            "die": self._die,
+            "swap": self._swap,
+            "race": self._race,
+            "push": self._client,
+            "forget": self._forget,
+            "restore": lambda: self._restore(world.workers),
+            "wake": lambda: None,
+        }
+        acts[what]()
+        noise = self.odds.noise
+        if chance.random() < 0.2 * noise:
+            self._client()
+        if what != "restore" and chance.random() < 0.15 * noise:
+            self._restore(world.workers[:1])
+        if chance.random() < self.odds.operator:
+            self._operator()
+        self._go_on()
+        if what in {"report", "half", "now", "probe"} or chance.random() < self.odds.flush:
+            self._flush()
+        if what == "forget" and chance.random() < 0.8:
+            world.pass_time(JOB_IS_SILENT + 10)
+            self._alone("sweeper", world.sweep)
+
+    def _collect(self) -> None:
+        if self.chance.random() < 0.15 * self.odds.noise:
+            self.world.pass_time(self.chance.choice(SOME_TIMES))
+        self._spawn("collection", "job", self.world.collect)
+
+    def _restore(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            self._spawn(worker.name, "restorer", lambda worker=worker: self.world.restore(worker))
+
+    def _report(self, seconds: float, *, listed: bool = True) -> None:
+        world = self.world
+        world.pass_time(seconds)
+        self._mend()
+        for process in world.processes:
+            self._spawn(f"prober of {process.name}", "prober", lambda process=process: world.probe(process))
+        if listed:
+            for pod in PODS:
+                self._spawn(f"reconcile of {pod}", "job", lambda pod=pod: self._reconcile(pod))
+
+    def _straggle(self) -> None:
+        """A request goes on for a few steps, and then for long not at all."""
+        chance, scheduler = self.chance, self.scheduler
+        where = self._where()
+        # What is hidden is brought anew, which takes longer.
+        served = self.world.bucket.has(blob_key(digest_of("x")))
+        work = self._put if served and chance.random() < 0.7 else self._push
+        steps = chance.choice((2, 2, 2, 3, 4, 8)) if work == self._put else chance.randrange(3, 12)
+        actor = self._spawn("straggler", "client", lambda: self._as_client(work, where, "A"))
+        for _ in range(steps):
+            if actor.done:
+                return
+            scheduler.step(actor)
+        actor.asleep, actor.deeply = not actor.done, True
+
+    def _where(self) -> str:
+        """A repository; rather one of which somebody waits for events."""
+        stuck, chance = self._stuck, self.chance
+        waited = [
+            where
+            for where, repository in REPOSITORIES.items()
+            if stuck is not None
+            and (repository.partition == stuck if isinstance(stuck, int) else PODS[repository.pod] == stuck.pod)
+        ]
+        return chance.choice(waited if waited and chance.random() < 0.7 else tuple(REPOSITORIES))
+
+    def _die(self) -> None:
+        """A process dies: one that serves a request, or has something to tell."""
+        world, chance = self.world, self.chance
+        serving = [actor.process for actor in self.scheduler.actors if actor.process is not None]
+        busy = serving + [process for process in world.processes if process.queue]
+        process = chance.choice(busy or world.processes)
+        if process.alive:
+            world.crash(process, lands=chance.random() < 0.8)
+        if chance.random() < 0.7:
+            world.restart(process)
+
+    def _swap(self) -> None:
+        """A delete unlinks; a push links again and is told of; then the delete is told of."""
+        image, where = self.chance.choice((("D", "a/two"), ("A", "a/one")))
+        self._swapped(image, where, lambda: None)
+
+    def _race(self) -> None:
+        """The same, while a collection has looked at links, and has not yet written its intents."""
+        self._alone("client", lambda: self._as_client(self._put, "a/one", "A"))
+        collection = self._spawn("collection", "job", self.world.collect)
+
+        def between() -> None:
+            began = len(self.scheduler.told)
+            while not collection.done:
+                told = self.scheduler.told[began:]
+                looked = any(who == collection.name and "/revisions/" in what for _, who, what in told)
+                if looked and collection.next.startswith("begins"):
+                    break
+                self.scheduler.step(collection)
+            collection.asleep = not collection.done
+
+        self._swapped("A", "a/one", between)
+        collection.asleep = False
+
+    def _swapped(self, image: str, where: str, between: Callable[[], None]) -> None:
+        world, scheduler = self.world, self.scheduler
+        delete = self._spawn("deleter", "client", lambda: self._as_client(self._delete, where, image))
+        for _ in range(2):
+            if not delete.done:
+                scheduler.step(delete)
+        between()
+        self._alone("client", lambda: self._as_client(self._put, where, image))
+        for process in world.processes:
+            while process.queue and self.chance.random() < 0.9:
+                world.deliver(process)
+        world.pass_time(15)
+        if not delete.done:
+            scheduler.finish(delete)
+        self._flush()
+
+    def _go_on(self) -> None:
+        """Let actors take turns until none is left but who sleeps."""
+        scheduler, chance = self.scheduler, self.chance
+        while True:
+            ready = scheduler.ready()
+            if not ready:
+                sleepers = [actor for actor in scheduler.actors if actor.asleep and not actor.deeply]
+                if not sleepers:
+                    return
+                chance.choice(sleepers).asleep = False
+                continue
+            self.steps += 1
+            if self.steps > STEPS_LIMIT:
+                scheduler.finish_all()
+                return
+            if chance.random() < 0.08 * self.odds.noise:
+                self._incident()
+                continue
+            actor = chance.choices(ready, [each.weight for each in ready])[0] if len(ready) > 1 else ready[0]
+            if scheduler.may_stop(actor):
+                if self._may_fall_asleep(actor):
+                    actor.asleep, actor.deeply = True, chance.random() < 0.25
+                    scheduler.told.append((scheduler.now, actor.name, f"falls asleep: {actor.next}"))
+                    self._meanwhile(actor)
+                    continue
+                if actor.kind in {"job", "restorer"} and scheduler.roll(self.odds.kill):
+                    scheduler.kill(actor)
+                    continue
+            scheduler.step(actor)
+
+    def _meanwhile(self, sleeper: Actor) -> None:
+        """What makes it matter that somebody sleeps here."""
+        if self.chance.random() < 0.2:
+            return
+        if sleeper.kind == "restorer" and self.world.store.flights:
+            self.world.pass_time(ALL_DELETES_LANDED)
+        elif sleeper.kind == "job" and sleeper.next.startswith(("signs", "sends")):
+            self.world.pass_time(155)
+            self._straggle()
+
+    def _may_fall_asleep(self, actor: Actor) -> bool:
+        odds = self.odds.sleep
+        delicate = actor.next.startswith(DELICATE) or (
+            # It has looked at the bytes, and is about to look at the bound.
+            actor.kind == "restorer" and actor.next.startswith("SELECT h.id")
+        )
+        return self.scheduler.roll(odds if delicate else odds / 10)
+
+    def _incident(self) -> None:
+        """Something that nobody does."""
+        incidents = (
+            (0.35, self._deliver_some),
+            (0.35, self._work_some),
+            (0.08, self._land_some),
+            (0.08, self._wake_some),
+            (0.06, lambda: self.world.pass_time(self.chance.choice((0.01, 1.0, 155.0, *SOME_TIMES)))),
+            (0.04, self._repeat_some),
+            (self.odds.crash, self._die),
+        )
+        self.chance.choices([each for _, each in incidents], [odds for odds, _ in incidents])[0]()
+
+    def _land_some(self) -> None:
+        world = self.world
+        if world.store.flights:
+            world.land(self.chance.choice(world.store.flights))
+        elif world.late:
+            world.land_late(self.chance.choice(world.late))
+
+    def _wake_some(self) -> None:
+        sleepers = [actor for actor in self.scheduler.actors if actor.asleep and not actor.deeply]
+        if sleepers:
+            self.chance.choice(sleepers).asleep = False
+
+    def _repeat_some(self) -> None:
+        copies = self.world.copies
+        if copies:
+            self.world.append(copies.pop(self.chance.randrange(len(copies))))
+
+    def _deliver_some(self) -> None:
+        waiting = [process for process in self.world.processes if process.queue and process is not self._stuck]
+        if waiting:
+            self.world.deliver(self.chance.choice(waiting), again=self.scheduler.roll(self.odds.again))
+
+    def _work_some(self) -> None:
+        world, chance = self.world, self.chance
+        busy = {actor.name for actor in self.scheduler.actors}
+        worker = world.workers[0] if chance.random() < 0.8 else world.workers[1]
+        if f"applier of {worker.name}" in busy:
+            return
+        partitions = chance.choice(((0,), (1,), (0, 1)))
+        if self._stuck in partitions:
+            partitions = tuple(number for number in partitions if number != self._stuck)
+        if all(worker.positions[number] >= len(world.log[number]) for number in partitions):
+            return
+        limit = chance.choice((1, 2, 100))
+        self._spawn(f"applier of {worker.name}", "worker", lambda: world.apply(worker, partitions, limit))
+
+    def _flush(self) -> None:
+        """All that was told arrives and is applied, but for what is stuck."""
+        world, stuck = self.world, self._stuck
+        for process in world.processes:
+            while process is not stuck and process.queue:
+                world.deliver(process)
+        partitions = [number for number in range(len(world.log)) if number is not stuck]
+        for _ in range(5):
+            behind = [number for number in partitions if world.workers[0].positions[number] < len(world.log[number])]
+            if not behind:
+                return
+            self._alone("flush", lambda behind=behind: world.apply(world.workers[0], behind, 1000))
+
+    def _mend(self) -> None:
+        """Processes run again, and are examined."""
+        for process in self.world.processes:
+            if not process.alive and self.chance.random() < 0.8:
+                self.world.restart(process)
+        if any(process.generation for process in self.world.processes):
+            for pod in PODS:
+                self._alone(f"doctor of {pod}", lambda pod=pod: self.world.examine(pod))
+
+    # Who there is
+
+    def _spawn(self, name: str, kind: str, work: Callable[[], object]) -> Actor:
+        number = self._numbers[name] = self._numbers.get(name, 0) + 1
+        actor = self.scheduler.spawn(name if number == 1 or kind == "worker" else f"{name} ({number})", kind, work)
+        actor.weight = self.chance.choice((1.0, 1.0, 1.0, 0.1))
+        return actor
+
+    def _alone(self, name: str, work: Callable[[], object]) -> None:
+        self.scheduler.finish(self._spawn(name, "alone", work))
+
+    def _reconcile(self, pod: str) -> None:
+        if self.chance.random() < 0.3:
+            self.scheduler.pause("store", "is about to begin")
+        self.world.reconcile(pod)
+
+    def _forget(self) -> None:
+        """Clients delete what the repositories have of one image."""
+        for where, repository in REPOSITORIES.items():
+            linked = self.world.bucket.has(revision_link_key(repository.name, digest_of("A")))
+            if linked and self.chance.random() < 0.9:
+                self._spawn("client", "client", lambda where=where: self._as_client(self._delete, where, "A"))
+
+    def _client(self) -> None:
+        chance = self.chance
+        where = chance.choice(tuple(REPOSITORIES))
+        draw = chance.random()
+        if draw < 0.15:
+            work, image = self._delete, chance.choice("AAAB")
+        elif draw < 0.5:
+            work, image = self._put, "A"
+        elif draw < 0.95:
+            work, image = self._push, chance.choice("AAAABBD")
+        else:
+            work, image = self._push_index, "I"
+        self._spawn("client", "client", lambda: self._as_client(work, where, image))
+
+    def _as_client(self, work: Callable[[str, str], object], where: str, image: str) -> None:
+        try:
+            work(where, image)
+        except DeadError:
+            self.scheduler.tell("finds nobody there, and gives up")
+
+    def _process(self, where: str) -> Process:
+        pod = PODS[REPOSITORIES[where].pod]
+        return self.chance.choice([each for each in self.world.processes if each.pod == pod])
+
+    def _delete(self, where: str, image: str) -> None:
+        self.world.registry.delete_manifest(self._process(where), where, image)
+
+    def _put(self, where: str, image: str) -> None:
+        self.world.registry.put_manifest(self._process(where), where, image)
+
+    def _push(self, where: str, image: str) -> bool:
+        registry = self.world.registry
+        for _ in range(2):
+            for layer in IMAGES[image].lists:
+                process = self._process(where)
+                if self.chance.random() < 0.6 and registry.has(process, where, layer):
+                    continue
+                other = self.chance.choice([each for each in REPOSITORIES if each != where])
+                # Where two pods are one to a client, the router has Baleen make the mount.
+                draw = self.chance.random()
+                if draw < 0.3 and registry.mount(process, where, layer, other):
+                    continue
+                if draw >= 0.6 and self.world.mount(where, layer, other):
+                    continue
+                registry.upload(self._process(where), where, layer)
+            if registry.put_manifest(self._process(where), where, image):
+                return True
+        return False
+
+    def _push_index(self, where: str, image: str) -> None:
+        registry = self.world.registry
+        process = self._process(where)
+        # What is there already need not be pushed again: its link is all that the registry looks for.
+        if self.chance.random() < 0.5 and registry.put_manifest(process, where, image):
+            return
+        for each in IMAGES[image].lists:
+            self._push(where, each)
+        registry.put_manifest(self._process(where), where, image)
+
+    def _operator(self) -> None:
+        world, chance = self.world, self.chance
+        digest = digest_of(chance.choice("xA"))
+        work = chance.choice(
+            (
+                lambda: world.undelete(digest),
+                lambda: world.pin_for_a_while(digest),
+                world.hold_for_a_while,
+                world.switch_off_for_a_while,
+                world.sweep,
+            )
+        )
+        self._spawn("operator", "operator", work)
+
+    # The end of it
+
+    def _rest(self) -> None:
+        """Everybody wakes up and comes to an end, all arrives, and Baleen does what it does by itself."""
+        scheduler, chance, world = self.scheduler, self.chance, self.world
+        scheduler.told.append((scheduler.now, "", "towards rest"))
+        self.odds, self._stuck = Odds(), None
+        world.store.errors = world.store.slow = world.store.twice = world.session.away = world.registry.lossy = 0
+        scheduler.finish_all()
+        while world.late:
+            world.land_late(world.late[0])
+        while world.copies:
+            world.append(world.copies.pop())
+        for process in world.processes:
+            if not process.alive:
+                world.restart(process)
+        self._flush()
+        # Deletes that are under way may still land after that.
+        self._alone("restorer", lambda: world.restore(world.workers[0]))
+        world.pass_time(ALL_DELETES_LANDED)
+        if world.lost_events or world.registry.lost or world.holds_too_much():
+            for process in world.processes:
+                self._alone("prober", lambda process=process: world.probe(process))
+            self._flush()
+            world.pass_time(ALL_REQUESTS_ENDED)
+            # One that was begun before does not know of later links: it is ended first.
+            for pod in [pod for pod in PODS if world.is_under_way(pod)] + list(PODS):
+                self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
+        self._alone("settler", world.workers[0].settler.settle)
+        for _ in range(3):
+            self._alone("restorer", lambda: world.restore(world.workers[0]))
+        world.look()
+        if self.bytes_only:
+            return
+        # The counts are compared each time; `check` costs as much as all the rest.
+        world.look_at_rest(checked=chance.random() < 0.25)
+
+
+def tell(history: History, limit: int = 400) -> str:
+    """What happened, in sentences."""
+    told = history.scheduler.told[-limit:]
+    lines = [f"{at / 1e6 - history.base.saved.now / 1e6:12.6f}  {who:<24} {what}" for at, who, what in told]
+    return "\n".join(lines)
+
+
+class Place(NamedTuple):
+    """A base as one process has left it to others: its database, and what is not in there."""
+
+    name: str
+    versioned: bool
+    database: str
+    saved: Saved
+    url: str = ""
+
+    def copied(self, server: Server, number: str) -> Place:
+        """One of one's own."""
+        return self._replace(url=server.database(f"{self.database}_{number}", self.database))
+
+
+def places(server: Server) -> list[Place]:
+    """Make all places where histories begin."""
+    made = []
+    for versioned in (True, False):
+        for name in PLOTS:
+            database = f"base_{'versioned' if versioned else 'plain'}_{name}"
+            made.append(Place(name, versioned, database, _place(server.database(database), name, versioned=versioned)))
+    return made
+
+
+def base(place: Place) -> Base:
+    return Base(place.name, Session(place.url), Bucket(versioned=place.versioned), place.saved)
+
+
+def _place(url: str, name: str, *, versioned: bool) -> Saved:  # noqa: C901 - it is told in one piece
+    session, bucket, scheduler = Session(url), Bucket(versioned=versioned), Scheduler(0)
+    world = World(session, bucket, scheduler, None)
+    populate(world)
+    worker, (a1, a2, b1) = world.workers[0], world.processes
+
+    def arrive() -> None:
+        for process in world.processes:
+            while process.queue:
+                world.deliver(process)
+        world.apply(worker, (0, 1), 1000)
+
+    def report() -> None:
+        world.pass_time(ALL_REQUESTS_ENDED)
+        for process in world.processes:
+            world.probe(process)
+        arrive()
+        for pod in PODS:
+            world.reconcile(pod)
+        for process in world.processes:
+            world.probe(process)
+        arrive()
+
+    def image(process: Process, where: str, name: str, layers: Sequence[str]) -> None:
+        for layer in layers:
+            world.registry.upload(process, where, layer)
+        world.registry.put_manifest(process, where, name)
+
+    image(b1, "b/one", "C", "y")
+    image(a1, "a/one", "A", "x")
+    image(a2, "a/two", "D", "z")
+    for where in ("b/one", "a/two"):
+        world.registry.upload(b1 if where == "b/one" else a2, where, "x")
+    arrive()
+    for pod in PODS:
+        world.examine(pod)
+    report()
+    world.registry.delete_manifest(a1, "a/one", "A")
+    arrive()
+    world.pass_time(100)
+    world.sweep()
+    report()
+    if name != "unreferenced":
+        world.collect()
+    if name == "due":
+        report()
+    for each in scheduler.told:
+        assert "gives up" not in each[2], each
+    saved = world.save()
+    session.keep()
+    session.vacuum()
+    session.close()
+    return saved

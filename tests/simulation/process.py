@@ -1,0 +1,160 @@
+"""One process that runs histories: what in Baleen makes threads or looks at clocks is made serial and virtual first.
+
+Route: run.py -> `python -m tests.simulation.process`, told by its input what to run -> a line of JSON for each thing
+that is to be known. Strings are hashed alike in all of them, so that a seed gives the same history everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import structlog
+
+from coordinator import jobs
+from coordinator.db import sources
+from coordinator.gc import collect
+from coordinator.reconcile import plan, reconcile
+from tests.simulation.database import Server
+from tests.simulation.history import Base, History, Place, base, places, tell
+from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.scheduler import Serial, Violation
+
+#: Histories of one base after which its tables are cleaned.
+VACUUM_EVERY = 100
+TELL_EVERY_S = 1.0
+
+
+class _Current:
+    """The history that is under way."""
+
+    history: History | None = None
+    #: Where there is none: nonces of bases.
+    number = 0
+
+
+def install() -> None:
+    """Make this process one for histories. There is no way back."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(50),
+        logger_factory=structlog.ReturnLoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    for name, module in list(sys.modules.items()):
+        if name.startswith("coordinator.") and hasattr(module, "ThreadPoolExecutor"):
+            module.ThreadPoolExecutor = Serial  # type: ignore[attr-defined]
+    # The pulse of a job: in a history nobody says that he is alive, and is taken over after a while.
+    jobs._pulse = lambda work, over: None
+    collect.time = SimpleNamespace(monotonic=_seconds)  # type: ignore[assignment]
+    reconcile.FIRST_PAUSE_S = 0.0
+    plan.PARTS = 1
+    sources.uuid = SimpleNamespace(uuid4=_nonce)  # type: ignore[assignment]
+
+
+def current() -> History:
+    assert _Current.history is not None
+    return _Current.history
+
+
+def _nonce() -> uuid.UUID:
+    if _Current.history is not None:
+        return uuid.UUID(int=_Current.history.chance.getrandbits(128))
+    _Current.number += 1
+    return uuid.UUID(int=_Current.number)
+
+
+def _seconds() -> float:
+    return time.monotonic() if _Current.history is None else _Current.history.scheduler.now / 1e6
+
+
+def run_one(base: Base, seed: int, mutant: Mutant | None = None) -> tuple[History, str | None]:
+    """Run a history; return it with what it violates, if anything."""
+    _Current.history = None
+    history = History(base, seed) if mutant is None else History(base, seed, mutant.plots, **mutant.odds)
+    history.bytes_only = mutant is not None and mutant.bytes_only
+    _Current.history = history
+    try:
+        history.run()
+    except Violation as violation:
+        return history, str(violation)
+    except Exception:  # noqa: BLE001 - whatever Baleen does not know how to deal with is what is looked for, too
+        return history, traceback.format_exc()
+    else:
+        return history, None
+    finally:
+        history.scheduler.abandon()
+        base.session.forget()
+
+
+def run(told: dict[str, Any]) -> None:
+    install()
+    server = Server(told["url"])
+    file = Path(told["places"])
+    if not file.exists():
+        file.write_bytes(pickle.dumps(places(server)))
+        say({"ended": True})
+        return
+    made = [place.copied(server, told["number"]) for place in pickle.loads(file.read_bytes())]
+    if not told["mutants"]:
+        _run(made, told, None)
+    for name in told["mutants"]:
+        # What a mutant changes goes with its process.
+        if not (child := os.fork()):
+            _run(made, told, name)
+            sys.stdout.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert not status, name
+    say({"ended": True})
+
+
+def _run(made: Sequence[Place], told: dict[str, Any], name: str | None) -> None:
+    """Run histories of consecutive seeds; with a mutant until it is caught."""
+    mutant = None
+    histories = told["histories"]
+    if name is not None:
+        mutant = MUTANTS[name]
+        mutant.mutate()
+        made = [place for place in made if place.name == mutant.base and place.versioned in mutant.versioned]
+        histories = told["histories"] or mutant.within
+    bases = [base(place) for place in made]
+    fingerprint = 0
+    done, steps, last = 0, 0, time.monotonic()
+    for seed in range(told["first"], told["first"] + histories, told["stride"]):
+        begun = bases[seed % len(bases)]
+        history, violation = run_one(begun, seed, mutant)
+        done, steps = done + 1, steps + history.steps
+        fingerprint ^= int.from_bytes(hashlib.sha256(repr((seed, history.scheduler.told)).encode()).digest()[:8])
+        if done % (VACUUM_EVERY * len(bases)) == 0:
+            for each in bases:
+                each.session.vacuum()
+        if violation is not None:
+            where = f"{begun.name}, {'with' if begun.bucket.versioned else 'without'} versions"
+            say({"seed": seed, "where": where, "violation": violation, "history": tell(history), "mutant": name})
+            if mutant is not None:
+                break
+        if time.monotonic() - last > TELL_EVERY_S:
+            last = time.monotonic()
+            say({"done": done, "steps": steps, "mutant": name})
+    say({"done": done, "steps": steps, "mutant": name, "fingerprint": fingerprint})
+
+
+def say(what: dict[str, Any]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    # As `tests.simulation.process`, which others import, too.
+    from tests.simulation import process
+
+    process.run(json.load(sys.stdin))

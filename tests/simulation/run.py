@@ -1,0 +1,201 @@
+"""Histories on several processes, over one PostgreSQL that lives as long as they do."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+from unittest import mock
+
+from sqlalchemy.engine import make_url
+
+from coordinator.stack import postgres
+from coordinator.stack.supervisor import Stack
+from tests.simulation.database import Server
+
+ROOT = Path(__file__).parents[2]
+#: What of a process's complaints is shown.
+COMPLAINT = 3000
+
+
+class Found(NamedTuple):
+    """A history that must not be."""
+
+    seed: int
+    where: str
+    violation: str
+    history: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.violation}\n\nSeed {self.seed} ({self.where}). What happened (seconds, who, what):\n\n"
+            f"{self.history}\n\nAgain: .venv/bin/python -m tests.simulation --seed {self.seed} --histories 1\n"
+        )
+
+
+class Total(NamedTuple):
+    histories: int = 0
+    steps: int = 0
+    found: Sequence[Found] = ()
+    #: Of all steps of all histories, in whatever order these were run.
+    fingerprint: int = 0
+
+
+class ProcessError(Exception):
+    """A process of the simulation ended as it should not."""
+
+
+class Ground(NamedTuple):
+    """A PostgreSQL, and the places in it where histories begin."""
+
+    url: str
+    places: Path
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """Begin a PostgreSQL for histories; it ends with the block."""
+    with tempfile.TemporaryDirectory(prefix="baleen-simulation-", ignore_cleanup_errors=True) as directory:
+        # A socket of the file system costs less than one of the network.
+        sockets = Path(directory) / "stack" / "postgres"
+        with (
+            mock.patch.dict(postgres.SETTINGS, {"unix_socket_directories": str(sockets)}),
+            Stack(Path(directory) / "stack", services=("postgres",)) as stack,
+        ):
+            assert stack.endpoints.database_url is not None
+            url = make_url(stack.endpoints.database_url)
+            url = url.set(host=None, port=None, query={"host": str(sockets), "port": str(url.port)})
+            made = Ground(url.render_as_string(hide_password=False), Path(directory) / "places")
+            Server(made.url).prepare()
+            said: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
+            child = _start(made, 0, {"mutants": []}, said)
+            while (line := said.get()[1]) is not None:
+                assert json.loads(line)["ended"]
+            if child.wait():
+                raise ProcessError("The places where histories begin could not be made: see what was printed.")
+            yield made
+            stack.discard()
+
+
+def simulate(
+    on: Ground,
+    *,
+    histories: int,
+    seed: int,
+    processes: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Total:
+    """Run histories of consecutive seeds; return what was found. Raises ProcessError."""
+    asked = [
+        {"first": seed + number, "histories": histories - number, "stride": processes, "mutants": []}
+        for number in range(processes)
+    ]
+    done: dict[int, tuple[int, int]] = {}
+    found: list[Found] = []
+    fingerprint = 0
+    for number, said in _listen(on, asked):
+        fingerprint ^= said.get("fingerprint", 0)
+        if "seed" in said:
+            found.append(_found(said))
+        elif "done" in said:
+            done[number] = said["done"], said["steps"]
+            progress(sum(each[0] for each in done.values()))
+    histories, steps = (sum(numbers) for numbers in zip(*done.values(), strict=True))
+    return Total(histories, steps, sorted(found), fingerprint)
+
+
+def mutate(
+    on: Ground,
+    mutants: Sequence[str],
+    *,
+    seed: int,
+    processes: int,
+    histories: int = 0,
+    progress: Callable[[str, Total], None] = lambda mutant, total: None,
+) -> dict[str, Total]:
+    """Run histories on each mutant until one is a violation; return what was found of each.
+
+    At most so many; 0: as many as the mutant says.
+    """
+    asked = [
+        {"first": seed, "histories": histories, "stride": 1, "mutants": list(mutants[number::processes])}
+        for number in range(processes)
+    ]
+    totals: dict[str, Total] = {}
+    for _, said in _listen(on, asked):
+        mutant = said.get("mutant")
+        if mutant is None:
+            continue
+        total = totals.get(mutant, Total())
+        if "seed" in said:
+            total = total._replace(found=[_found(said)])
+        else:
+            total = total._replace(histories=said["done"], steps=said["steps"])
+        totals[mutant] = total
+        progress(mutant, total)
+    return totals
+
+
+def _found(said: dict[str, Any]) -> Found:
+    return Found(said["seed"], said["where"], said["violation"], said["history"])
+
+
+def _listen(on: Ground, asked: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Start processes, and give what they say until all have ended; raises ProcessError."""
+    said: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
+    children = [_start(on, number, each, said) for number, each in enumerate(asked)]
+    running, ended = len(children), 0
+    try:
+        while running:
+            number, line = said.get()
+            if line is None:
+                running -= 1
+                continue
+            what = json.loads(line)
+            ended += bool(what.get("ended"))
+            yield number, what
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    if ended < len(children):
+        raise ProcessError("A process of the simulation ended early: see what it printed.")
+
+
+def _start(
+    on: Ground, number: int, asked: dict[str, Any], said: SimpleQueue[tuple[int, str | None]]
+) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.simulation.process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+    )
+    told = {"url": on.url, "places": str(on.places), "number": f"{os.getpid()}_{next(_numbers)}", **asked}
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(json.dumps(told))
+    child.stdin.close()
+    output = child.stdout
+
+    def read() -> None:
+        for line in output:
+            said.put((number, line))
+        said.put((number, None))
+
+    threading.Thread(target=read, name=f"simulation-{number}", daemon=True).start()
+    return child
+
+
+_numbers = itertools.count()

@@ -1,0 +1,51 @@
+"""Random histories of garbage collection hold what it promises, and find out when one of its rules is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.run import Ground, Total, ground, mutate, simulate
+
+pytestmark = pytest.mark.simulation
+
+HISTORIES = 10_000
+PROCESSES = 2
+#: Of the first history; fixed, so that what is found is found again.
+SEED = 1
+
+
+@pytest.fixture(scope="module")
+def on() -> Iterator[Ground]:
+    with ground() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def caught(on: Ground) -> Mapping[str, Total]:
+    """What histories find of each mutant."""
+    return mutate(on, list(MUTANTS), seed=SEED, processes=PROCESSES)
+
+
+def test_no_history_loses_what_is_needed(on: Ground) -> None:
+    """After every step what is linked has its bytes, and at rest it is served and counted; else the seed is told."""
+    total = simulate(on, histories=HISTORIES, seed=SEED, processes=PROCESSES)
+    assert total.histories == HISTORIES
+    assert not total.found, str(total.found[0])
+
+
+def test_a_seed_is_one_history(on: Ground) -> None:
+    """The same seeds give the same histories, step by step, whatever ran before them and in however many processes."""
+    one = simulate(on, histories=24, seed=7, processes=1)
+    others = simulate(on, histories=24, seed=7, processes=2)
+    assert one.fingerprint == others.fingerprint
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_rule_that_is_left_out_is_noticed(name: str, caught: Mapping[str, Total]) -> None:
+    """Among its first histories one loses or hides what is needed, and tells what happened."""
+    total = caught[name]
+    assert total.found, f"{total.histories} histories noticed nothing: the simulation is too weak"
+    assert "act: " in total.found[0].history

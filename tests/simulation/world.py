@@ -1,0 +1,632 @@
+"""One history's world: a bucket, two pods, a log, workers, restorers, jobs, and what must hold of all of it.
+
+Real are the domain, the batch apply, the looks that settle doubts, reconciles, watermarks, garbage collection and the
+SQL of all of these. Played are registries (registry.py), the log, the store (store.py), the sending of probes, and the
+clock.
+
+Invariants, after every step:
+- the bytes of what a repository links, and of what that lists, are served or can be brought back: a version that no
+  permitted purge is about to delete, or the copy of a hide that is not over;
+- a delete names only what an open hide has recorded, or, to hide, the live key of one that is about to.
+At rest: they are served, the table has what storage has, the counts are the sizes of its sets, and `check` agrees.
+*Linked* is more than accepted: also what its client was told 500 for, and what lands after its process died.
+Not here: what happens in which order (history.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Self
+
+from coordinator.db import brakes, findings, gc, jobs, progress, sources, sweep
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Item, OutOfStepError, Slice
+from coordinator.db.check import check
+from coordinator.db.echoes import KnownProcesses
+from coordinator.domain.findings import Check
+from coordinator.domain.gc import Amount, Facts, Limits, Times
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.mounts import NotMountedError, Wanted
+from coordinator.domain.names import Digest, PodName
+from coordinator.domain.pods import Linker
+from coordinator.domain.progress import Position, Progress
+from coordinator.errors import UnavailableError
+from coordinator.gc import collect
+from coordinator.gc.facts import gather
+from coordinator.gc.restore import Restorer
+from coordinator.ingest.topics import EVENTS
+from coordinator.jobs import Runner, Work, run
+from coordinator.mounts.directory import MountPod, MountPods
+from coordinator.mounts.linker import LinkObjects
+from coordinator.mounts.mounter import Mounter
+from coordinator.mounts.sources import Sources
+from coordinator.reconcile import reconcile
+from coordinator.reconcile.presence import Presence
+from coordinator.reconcile.settle import Settler
+from coordinator.storage.layout import (
+    QUARANTINE,
+    blob_key,
+    parse_blob_key,
+    parse_quarantine_key,
+    quarantine_key,
+)
+from coordinator.storage.port import Target
+from tests.simulation.database import Asking, Connections, Session, answered
+from tests.simulation.registry import (
+    IMAGES,
+    NAMES,
+    NEEDS,
+    PARTITIONS,
+    REPOSITORIES,
+    REQUEST_BOUND,
+    Process,
+    Registry,
+    Told,
+    digest_of,
+)
+from tests.simulation.scheduler import SECOND, Scheduler, Violation
+from tests.simulation.store import Bucket, Flight, Store
+
+BOUND = timedelta(microseconds=REQUEST_BOUND)
+#: What a restore waits for: longer than the store takes a signature.
+DELETE_BOUND = timedelta(seconds=600)
+#: By how much clocks of registries may be wrong.
+MARGIN = timedelta(seconds=10)
+LINK_GRACE = timedelta(seconds=60)
+#: No waiting beyond what is proved.
+TIMES = Times(timedelta(0), timedelta(0), BOUND)
+NO_LIMITS = Limits(100, 1_000_000, Amount(10**9, 10**15))
+#: Silence alone must not be what saves anything.
+SILENCE = timedelta(days=30)
+
+PROCESSES = (
+    Process("a1", 1, "http://a", "10.0.0.1"),
+    Process("a2", 1, "http://a", "10.0.0.2"),
+    Process("b1", 2, "http://b", "10.0.1.1"),
+)
+PODS = {"a": 1, "b": 2}
+
+_REVISIONS = {
+    f"docker/registry/v2/repositories/{repository.name}/_manifests/revisions/sha256/{image.digest.hex()}/link": (
+        where,
+        image,
+    )
+    for where, repository in REPOSITORIES.items()
+    for image in IMAGES.values()
+}
+
+
+class LateWrite(NamedTuple):
+    """What a killed process was about to write."""
+
+    key: str
+    body: bytes
+    until: int
+
+
+class Worker:
+    """A worker process: its place in each partition, and what it believes to know."""
+
+    def __init__(self, name: str, settler: Settler, restorer: Restorer, positions: Sequence[int]) -> None:
+        self.name = name
+        self.settler = settler
+        self.restorer = restorer
+        self.positions = list(positions)
+        self.processes = KnownProcesses()
+
+
+class Saved(NamedTuple):
+    """A place where histories begin."""
+
+    now: int
+    bucket: tuple[Any, ...]
+    processes: list[Process]
+    log: list[list[Told]]
+
+
+class Stop:
+    """Nobody asks a job to stop; it waits in the history's time."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def is_set(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> bool:
+        self._scheduler.pause("store", f"waits {seconds:g} s")
+        return False
+
+
+class World:
+    def __init__(self, session: Session, bucket: Bucket, scheduler: Scheduler, saved: Saved | None) -> None:
+        self.session, self.bucket, self.scheduler = session, bucket, scheduler
+        if saved is None:
+            saved = Saved(0, ({}, {}, 1), list(PROCESSES), [[] for _ in range(PARTITIONS)])
+        scheduler.now = saved.now
+        bucket.load(saved.bucket, scheduler)
+        self.processes = [replace(each, queue=each.queue.copy()) for each in saved.processes]
+        self.log = [list(records) for records in saved.log]
+        self.store = Store(bucket, scheduler, name_of)
+        self.store.watch = self._watch
+        self.registry = Registry(bucket, scheduler)
+        self.late: list[LateWrite] = []
+        #: Events that come once more.
+        self.copies: list[Told] = []
+        self.connections = Connections(session)
+        connections: Any = self.connections
+        store: Any = self.store
+        pods = [MountPod(number, PodName(name), Linker.LINK, (), (f"pod-{name}",)) for name, number in PODS.items()]
+        self.mounter = Mounter(
+            connections,
+            MountPods(lambda: pods),
+            Sources(store),
+            {Linker.LINK: LinkObjects(store)},
+            lambda _: None,
+            margin=MARGIN,
+            relay_limit=0,
+            now=scheduler.time,
+        )
+        positions = [len(records) for records in self.log]
+        self.workers = [
+            Worker(name, Settler(self.connections, self.store), self._restorer(), positions)
+            for name in ("worker one", "worker two")
+        ]
+        #: A process died with what it had not told, or a link came without an event: only a reconcile finds it.
+        self.lost_events = False
+        #: Of each blob that is needed and not served, as of the last change of the bucket.
+        self.unserved: set[Digest] = set()
+        self._seen_changes = -1
+        self.known: Callable[[Facts], Facts] = lambda facts: facts
+        scheduler.after_step = self.look
+        session.after = self._look_at_hides
+        session.begin(scheduler)
+
+    def save(self) -> Saved:
+        assert not any(process.queue for process in self.processes)
+        return Saved(self.scheduler.now, self.bucket.save(), self.processes, self.log)
+
+    # Baleen's processes
+
+    def _restorer(self) -> Restorer:
+        presence = Presence(self.connections, self.store)
+        return Restorer(self.connections, self.store, presence, delete_bound=DELETE_BOUND)
+
+    def facts(self) -> Facts:
+        return answered(gather(Asking(self.session), TIMES, SILENCE))
+
+    def apply(self, worker: Worker, partitions: Sequence[int], limit: int) -> None:
+        slices = []
+        for number in partitions:
+            first = worker.positions[number]
+            records = self.log[number][first : first + limit]
+            if records:
+                items = [Item(first + n, 1000, told.pod, told.fact, None, told.echo) for n, told in enumerate(records)]
+                processes = frozenset((told.pod, told.process) for told in records)
+                last = first + len(records)
+                slices.append(Slice(EVENTS, number, first, last, last, items, processes))
+        if not slices:
+            return
+        told = " and ".join(f"{piece.first_offset} to {piece.next_offset} of {piece.partition}" for piece in slices)
+        self.scheduler.tell(f"is going to apply {told}: {describe(slices)}")
+        try:
+            applied = BatchApply(self.session, MARGIN, worker.processes, BOUND).apply(slices)  # type: ignore[arg-type]
+        except OutOfStepError as error:
+            worker.positions[error.piece.partition] = error.expected or 0
+            self.scheduler.tell(f"is out of step, and goes on at {error.expected}")
+            return
+        for piece in slices:
+            worker.positions[piece.partition] = piece.next_offset
+        self.scheduler.tell("has applied them")
+        if applied.removals_doubtful:
+            worker.settler.settle_new()
+
+    def mount(self, where: str, name: str, source: str) -> bool:
+        """A client asks Baleen for a mount; False if it is to upload."""
+        wanted = Wanted(REPOSITORIES[where].name, digest_of(name), REPOSITORIES[source].name)
+        try:
+            self.mounter.mount(wanted, None)
+        except (NotMountedError, UnavailableError) as error:
+            self.scheduler.tell(f"is told to upload {name} ({error})")
+            return False
+        self.scheduler.tell(f"has {name} mounted in {where}")
+        return True
+
+    def restore(self, worker: Worker) -> None:
+        worker.restorer.round()
+
+    def sweep(self) -> None:
+        sweep.expire_links(self.session, LINK_GRACE)  # type: ignore[arg-type]
+
+    def probe(self, process: Process) -> None:
+        connection: Any = self.session
+        addresses = [each.address for each in self.processes if each.url == process.url]
+        if process.address == addresses[0]:
+            sources.endpoints_seen(connection, process.pod, {process.url: addresses}, findings.now(connection))
+        nonce = sources.insert_probe(connection, process.pod, process.url, process.address)
+        self.scheduler.pause("store", f"probes {process.name}")
+        if not process.alive:
+            sources.probe_failed(connection, nonce, "refused", refused=True)
+            return
+        self.registry.pull(process, nonce)
+        sources.probe_answered(connection, nonce)
+
+    def examine(self, pod: str) -> None:
+        """A doctor's visit, which finds that all is well."""
+        self.session.execute("UPDATE sources SET examined_life = life WHERE pod_id = %s", (PODS[pod],))
+
+    def reconcile(self, pod: str) -> None:
+        self._ask("reconcile", PODS[pod])
+        settler = Settler(self.connections, self.store)  # type: ignore[arg-type]
+        runner = reconcile.Reconcile(
+            self.connections,  # type: ignore[arg-type]
+            self.store,
+            settler,
+            margin=MARGIN,
+            link_grace=LINK_GRACE,
+            request_bound=BOUND,
+        )
+        self._do(reconcile.KIND, runner)
+
+    def is_under_way(self, pod: str) -> bool:
+        """Whether a reconcile of the pod was begun, and has not ended."""
+        found = self.session.execute(
+            "SELECT FROM jobs WHERE kind = %s AND pod_id = %s AND state IN ('waiting', 'running')",
+            (reconcile.KIND, PODS[pod]),
+        )
+        return found.fetchone() is not None
+
+    def collect(self) -> None:
+        self._ask("gc", None)
+        runner = collect.Collect(
+            self.connections,  # type: ignore[arg-type]
+            self.store,
+            lambda: self.known(self.facts()),
+            self._restorer(),
+            limits=NO_LIMITS,
+        )
+        self._do(collect.KIND, runner)
+
+    def _ask(self, kind: str, pod: int | None) -> None:
+        self.session.execute(
+            "INSERT INTO jobs (kind, pod_id, why) VALUES (%s, %s, 'a history') ON CONFLICT DO NOTHING", (kind, pod)
+        )
+
+    def _do(self, kind: str, runner: Runner) -> None:
+        """As a scheduler, but for one job alone."""
+        connection: Any = self.session
+        job = jobs.take(connection, [kind])
+        if job is not None:
+            run(Work(job, self.connections, Stop(self.scheduler)), runner)  # type: ignore[arg-type]
+
+    # Operators
+
+    def undelete(self, digest: Digest) -> None:
+        """Have a hidden blob served again that nobody needs. It is pinned until that is final: only a pin, or being
+        needed, keeps a collection that is under way from going on with it.
+        """
+        connection: Any = self.session
+        brakes.pin(connection, digest, "a history")
+        restorer = self._restorer()
+        for _ in range(3):
+            hide = gc.hide_of(connection, digest)
+            if hide is None or restorer.restore(hide, "an operator asked for it"):
+                brakes.unpin(connection, digest)
+                return
+            self.scheduler.pause("store", "waits for the deletes that may be under way")
+
+    def pin_for_a_while(self, digest: Digest) -> None:
+        connection: Any = self.session
+        brakes.pin(connection, digest, "a history")
+        self.scheduler.pause("store", "lets it be pinned")
+        brakes.unpin(connection, digest)
+
+    def hold_for_a_while(self) -> None:
+        connection: Any = self.session
+        brakes.hold(connection, "pod-a", "a history")
+        self.scheduler.pause("store", "lets it be held")
+        brakes.release(connection, "pod-a")
+
+    def switch_off_for_a_while(self) -> None:
+        connection: Any = self.session
+        brakes.turn(connection, "a history", on=False)
+        self.scheduler.pause("store", "lets it be off")
+        brakes.turn(connection, "a history", on=True)
+
+    # What happens by itself
+
+    def deliver(self, process: Process, *, again: bool = False) -> None:
+        """Ingest takes a process's next event, and Kafka has it."""
+        told = process.queue.popleft()
+        self.append(told)
+        self.scheduler.told.append((self.scheduler.now, process.instance, f"delivers {describe_told(told)}"))
+        if again:
+            self.copies.append(told)
+
+    def append(self, told: Told) -> None:
+        for number in range(PARTITIONS) if told.partition is None else (told.partition,):
+            self.log[number].append(told)
+
+    def crash(self, process: Process, *, lands: bool) -> None:
+        """It dies, and with it its queue and its requests; the next link of one may still land."""
+        scheduler = self.scheduler
+        scheduler.told.append((scheduler.now, process.instance, f"dies with {len(process.queue)} events"))
+        for actor in list(scheduler.actors):
+            if actor.process is process:
+                self.lost_events = True
+                if actor.writing is not None and lands:
+                    self.late.append(LateWrite(*actor.writing, scheduler.now + REQUEST_BOUND))
+                scheduler.kill(actor)
+        if any(told.fact is not None for told in process.queue):
+            self.lost_events = True
+        process.queue.clear()
+        process.alive = False
+
+    def restart(self, process: Process) -> None:
+        process.alive = True
+        process.generation += 1
+        self.scheduler.told.append((self.scheduler.now, process.instance, "begins"))
+
+    def land_late(self, write: LateWrite) -> None:
+        self.late.remove(write)
+        self.bucket.put(write.key, write.body)
+        self.scheduler.told.append((self.scheduler.now, "storage", f"gets late: {name_of(write.key)}"))
+        self.look()
+
+    def land(self, flight: Flight) -> None:
+        self.store.flights.remove(flight)
+        named = ", ".join(name_of(target.key) for target in flight.targets)
+        self.scheduler.told.append((self.scheduler.now, "storage", f"deletes late, for {flight.sender}: {named}"))
+        self.store.land(flight)
+        self.look()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass; what must have happened until then happens."""
+        scheduler = self.scheduler
+        if scheduler.holder is not None:
+            return
+        until = scheduler.now + int(seconds * SECOND)
+        while True:
+            due: list[tuple[int, Callable[[], None]]] = []
+            due += [(each.until, lambda each=each: self.land_late(each)) for each in self.late]
+            due += [(each.until, lambda each=each: self._lapse(each)) for each in self.store.flights]
+            due += [
+                (actor.deadline, lambda actor=actor: self._end_request(actor))
+                for actor in scheduler.actors
+                if actor.deadline is not None
+            ]
+            first = min(due, key=lambda each: each[0], default=None)
+            if first is None or first[0] > until:
+                break
+            scheduler.now = max(scheduler.now, first[0] - 1000)
+            first[1]()
+        scheduler.now = max(scheduler.now, until)
+        scheduler.told.append((scheduler.now, "", f"{seconds:g} s have passed"))
+
+    def _lapse(self, flight: Flight) -> None:
+        if self.scheduler.roll(0.5):
+            self.land(flight)
+        else:
+            self.store.flights.remove(flight)
+
+    def _end_request(self, actor: Any) -> None:
+        """A request that is as old as any may be ends."""
+        actor.asleep = False
+        deadline = actor.deadline
+        while not actor.done and actor.deadline == deadline:
+            self.scheduler.step(actor)
+
+    # What must hold
+
+    def needed(self) -> set[Digest]:
+        """What a repository links, and what that lists."""
+        found: set[Digest] = set()
+        for key in self.bucket.stored():
+            known = _REVISIONS.get(key)
+            if known is not None:
+                found |= NEEDS[known[1].digest]
+        return found
+
+    def look(self) -> None:
+        if self.bucket.changes == self._seen_changes:
+            return
+        self._seen_changes = self.bucket.changes
+        self.unserved = {digest for digest in self.needed() if not self.bucket.has(blob_key(digest))}
+        if self.unserved:
+            self._look_for_bytes()
+
+    def _look_at_hides(self) -> None:
+        if self.unserved:
+            self._look_for_bytes()
+
+    def _look_for_bytes(self) -> None:
+        hides = {
+            Digest(row[0]): row[1:]
+            for row in self.session.now(
+                f"""
+                SELECT b.digest, h.id, b.state = {BlobState.PURGING:d} AND h.permitted_at >= h.purging_at, h.versions
+                FROM hides h JOIN blobs b ON b.id = h.blob_id WHERE b.digest = ANY(%s)
+                """,
+                ([bytes(digest) for digest in self.unserved],),
+            )
+        }
+        for digest in self.unserved:
+            number, doomed, recorded = hides.get(digest, (None, False, None))
+            if self.bucket.versioned:
+                gone = {version for version, _ in recorded or ()} if doomed else set()
+                versions = self.bucket.versions(blob_key(digest))
+                there = any(not each.is_marker and each.version not in gone for each in versions)
+            else:
+                there = number is not None and not doomed and self.bucket.has(quarantine_key(digest, number))
+            if not there:
+                raise Violation(f"{NAMES[digest]} is needed, and its bytes are lost")
+
+    def _watch(self, targets: Sequence[Target]) -> None:
+        """Look at what a delete names, as soon as it is permitted."""
+        for target in targets:
+            blob = parse_blob_key(target.key)
+            copy = parse_quarantine_key(target.key)
+            digest = blob or (copy[0] if copy else None)
+            found = (
+                []
+                if digest is None
+                else self.session.now(
+                    """
+                SELECT h.id, b.state, h.marker, h.versions FROM hides h JOIN blobs b ON b.id = h.blob_id
+                WHERE b.digest = %s
+                """,
+                    (bytes(digest),),
+                )
+            )
+            if not found:
+                raise Violation(f"a delete names {name_of(target.key)}, which no hide owns")
+            number, state, marker, versions = found[0]
+            if blob is not None and target.version is None:
+                allowed = state == BlobState.HIDING
+            elif blob is not None:
+                allowed = state == BlobState.PURGING and target.version in {marker, *(each[0] for each in versions)}
+            else:
+                allowed = state == BlobState.PURGING and copy is not None and copy[1] == number
+            if not allowed:
+                raise Violation(f"a delete names {name_of(target.key)} {target.version or ''}, not its hide's to name")
+
+    def _linked(self) -> set[tuple[str, Digest]]:
+        known = (_REVISIONS.get(key) for key in self.bucket.stored())
+        return {(REPOSITORIES[where].name, image.digest) for where, image in filter(None, known)}
+
+    def _held(self) -> set[tuple[str, Digest]]:
+        found = self.session.now(
+            """
+            SELECT r.name, b.digest FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
+            JOIN blobs b ON b.id = h.manifest_id
+            """
+        )
+        return {(row[0], Digest(row[1])) for row in found}
+
+    def holds_too_much(self) -> bool:
+        """A push that was told long after its link had gone again is held until a reconcile: a leak, and no loss."""
+        return not self._held() <= self._linked()
+
+    def look_at_rest(self, *, checked: bool) -> None:
+        """All is delivered, applied and restored: what is needed is served, and the table says what storage has."""
+        needed = self.needed()
+        for digest in needed:
+            if not self.bucket.has(blob_key(digest)):
+                raise Violation(f"at rest {NAMES[digest]} is needed and not served")
+        unknown = self.session.now("SELECT kind, error FROM jobs WHERE error LIKE 'Baleen failed at something%%'")
+        if unknown:
+            raise Violation(f"a job of kind {unknown[0][0]} has failed: {unknown[0][1]}")
+        held, linked = self._held(), self._linked()
+        if held != linked:
+            more = [f"{name} holds {NAMES[digest]}" for name, digest in sorted(held - linked)]
+            less = [f"{name} does not hold {NAMES[digest]}" for name, digest in sorted(linked - held)]
+            raise Violation(f"at rest, by the table, {', '.join(more + less)}")
+        counts = Counter(digest for _, manifest in linked for digest in NEEDS[manifest])
+        for row in self.session.now("SELECT digest, reference_count, state FROM blobs"):
+            digest, count, state = Digest(row[0]), row[1], BlobState(row[2])
+            if count != counts[digest]:
+                raise Violation(f"at rest {NAMES[digest]} is counted {count} times, and needed {counts[digest]} times")
+            if digest in needed and state is not BlobState.LIVE:
+                raise Violation(f"at rest {NAMES[digest]} is needed, served, and {state.name.lower()}")
+        if not checked:
+            return
+        report = check(_engine(self.session))
+        if not report.agrees:
+            raise Violation(f"at rest `check` finds {report.differences[0]}")
+
+
+def _engine(session: Session) -> Any:
+    """What `check` takes for an engine: it sees what the history has written so far."""
+
+    class Rows:
+        def __init__(self, cursor: Any) -> None:
+            self._cursor = cursor
+
+        def scalar_one(self) -> Any:
+            return self._cursor.fetchone()[0]
+
+        def yield_per(self, _: int) -> Any:
+            found = self._cursor.fetchall()
+            names = [column.name for column in self._cursor.description]
+
+            class Each(list):  # type: ignore[type-arg]
+                def scalars(self) -> list[Any]:
+                    return [next(iter(vars(row).values())) for row in self]
+
+            return Each(SimpleNamespace(**dict(zip(names, row, strict=True))) for row in found)
+
+    class Connection:
+        def execution_options(self, **_: Any) -> Connection:
+            return self
+
+        def begin(self) -> Connection:
+            return self
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def execute(self, statement: Any) -> Rows:
+            return Rows(session.raw.execute(str(statement)))
+
+    return SimpleNamespace(connect=Connection)
+
+
+def name_of(key: str) -> str:
+    """A key, for people."""
+    digest = parse_blob_key(key)
+    if digest is not None:
+        return NAMES.get(digest, key)
+    copy = parse_quarantine_key(key) if key.startswith(QUARANTINE) else None
+    if copy is not None:
+        return f"copy {copy[1]} of {NAMES.get(copy[0], '?')}"
+    short = key.removeprefix("docker/registry/v2/repositories/")
+    for digest, name in NAMES.items():
+        short = short.replace(f"sha256/{digest.hex()}", name)
+    return short
+
+
+def describe_told(told: Told) -> str:
+    if told.echo is not None:
+        return f"the echo of a probe of {told.process}"
+    fact = told.fact
+    assert fact is not None
+    digest = getattr(fact, "digest", None)
+    return f"{type(fact).__name__} {'' if digest is None else NAMES[digest]} in {fact.repository}"
+
+
+def describe(slices: Sequence[Slice]) -> str:
+    told = [
+        "an echo" if item.echo is not None else f"{type(item.fact).__name__} {NAMES[item.fact.digest]}"  # type: ignore[union-attr]
+        for piece in slices
+        for item in piece.items
+    ]
+    return ", ".join(told)
+
+
+def populate(world: World) -> None:
+    """Register the pods, as an operator does, with a doctor who finds all well."""
+    connection: Any = world.session
+    for name, number in PODS.items():
+        connection.execute(
+            "INSERT INTO pods (name, registries, event_token_sha256) VALUES (%s, %s, %s)",
+            (f"pod-{name}", [f"http://{name}"], b"0" * 32),
+        )
+        connection.execute("INSERT INTO pod_prefixes (prefix, pod_id) VALUES (%s, %s)", (f"pod-{name}", number))
+        for each in Check:
+            connection.execute(
+                """
+                INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend)
+                VALUES (%s, %s, 'proved', '', '', '')
+                """,
+                (number, each),
+            )
+    for number in range(PARTITIONS):
+        assert progress.move(connection, (EVENTS, number), None, Position(Progress(0, None, None), None))
+    brakes.turn(connection, "a history", on=True)

@@ -1,0 +1,42 @@
+"""Baleen's own processes beside a stack: where the API is found. Not here: that they run (tests/cli/test_up.py)."""
+
+import pytest
+
+from coordinator.settings import build
+from coordinator.stack.application import answers, reached_at
+from tests.services.http import Handler, HTTPServer
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8640"),
+        ("0.0.0.0", "http://127.0.0.1:8640"),
+        ("::", "http://[::1]:8640"),
+        ("0::0", "http://[::1]:8640"),
+        ("::1", "http://[::1]:8640"),
+        ("fd00::7", "http://[fd00::7]:8640"),
+        ("localhost", "http://localhost:8640"),
+    ],
+)
+def test_where_the_api_is_found(host: str, url: str) -> None:
+    """Wherever it listens, commands and the supervisor are told an address at which it can be reached from here."""
+    assert reached_at(host, 8640) == url
+    assert build({"url": url}).url == url
+
+
+class Alive(Handler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_no_proxy_is_asked_whether_the_api_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of the environment does not keep `baleen up` from seeing that its API is ready."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with HTTPServer(Alive) as server:
+        assert answers(server.address)

@@ -1,0 +1,58 @@
+"""What the registry of a mount's source is shown of a client's token."""
+
+from pathlib import Path
+
+import pytest
+
+from coordinator import bootstrap
+from coordinator.domain.mounts import NotMountedError
+from coordinator.domain.names import RepositoryName
+from coordinator.settings import Settings
+from coordinator.tokens.verify import TokenVerifier
+from tests.tokens import forge
+from tests.tokens.forge import ec_key
+from tests.tokens.issuer import now
+
+OURS, AUDIENCE = "baleen-of-tests", "all-registries"
+SOURCE = RepositoryName("pod-a/base")
+META = {"tag_deny_access_patterns": {"push": ["^v"]}}
+
+
+def settings(tmp_path: Path, **more: str) -> Settings:
+    file = tmp_path / "signing.pem"
+    file.write_bytes(forge.private_pem(ec_key(50)))
+    return Settings(jwt_signing_keys=str(file), jwt_issuer=OURS, jwt_audience=AUDIENCE, **more)
+
+
+def test_to_pull_from_the_source_and_nothing_else(tmp_path: Path) -> None:
+    """Of rights in other pods nothing is shown, nor of any but to pull; it ends when the client's ends."""
+    known = settings(tmp_path)
+    signing = bootstrap.signing_keys(known)
+    assert signing is not None
+    shown = bootstrap.shown_to_sources(known, bootstrap.token_verifier(known, signing), signing)
+    assert shown is not None
+    ends = now() + 30
+    granted = [
+        {"type": "repository", "name": SOURCE, "actions": ["pull", "push"], "meta": META},
+        {"type": "repository", "name": "pod-b/app", "actions": ["pull", "push"]},
+    ]
+    token = forge.token(ec_key(50), forge.claims(granted, iss=OURS, aud=AUDIENCE, exp=ends))
+    made = shown(f"Bearer {token}", SOURCE)
+    assert made is not None
+    verified = TokenVerifier(lambda: signing.current().public, issuer=OURS, audience=AUDIENCE).verify(made)
+    assert [(grant.name, set(grant.actions), grant.more) for grant in verified.access.grants] == [
+        (SOURCE, {"pull"}, {"meta": META})
+    ]
+    assert (verified.subject, verified.expires_at) == ("alice", ends)
+    assert shown(None, SOURCE) is None
+    with pytest.raises(NotMountedError):
+        shown("Bearer x.y.z", SOURCE)
+
+
+@pytest.mark.parametrize("kept", ["open", "no keys of ours"])
+def test_the_clients_own(tmp_path: Path, kept: str) -> None:
+    """Where nobody is asked who they are, or another makes the tokens, there is nothing to make of it."""
+    known = settings(tmp_path, mounts="open") if kept == "open" else settings(tmp_path)
+    signing = bootstrap.signing_keys(known)
+    verifier = bootstrap.token_verifier(known, signing)
+    assert bootstrap.shown_to_sources(known, verifier, signing if kept == "open" else None) is None

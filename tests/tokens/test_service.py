@@ -1,0 +1,499 @@
+"""Several real issuers, one token: never more than each granted of its own, whatever the issuers do."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jwt
+import pytest
+import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coordinator.domain.access import parse_scopes
+from coordinator.domain.names import PodName
+from coordinator.domain.pods import TokenIssuer
+from coordinator.errors import BaleenError, ForbiddenError, UnavailableError, UsageError
+from coordinator.tokens import issuers as asking
+from coordinator.tokens.issuers import ANSWER_LIMIT, Credentials, Issuers
+from coordinator.tokens.service import Asked, BusyError, CredentialsRefusedError, TokenService
+from coordinator.tokens.sign import Signed, Signer, SigningKeys
+from coordinator.tokens.verify import TokenVerifier, Verified
+from tests.tokens import cases, forge
+from tests.tokens.forge import ec_key, rsa_key
+from tests.tokens.issuer import Issuer, Reply, Request, basic, now
+
+OURS, AUDIENCE = "baleen-of-tests", "all-registries"
+PASSWORD = "pass:word-in-plain-sight"
+ALICE = Credentials("alice", basic("alice", PASSWORD))
+FORM = Credentials("alice", form=(("grant_type", "password"), ("username", "alice"), ("password", PASSWORD)))
+A, B = PodName("pod-a"), PodName("pod-b")
+A_APP, B_BASE = "repository:team-a/app:pull,push", "repository:team-b/base:pull"
+
+
+class Pod(NamedTuple):
+    prefixes: list[str]
+    issuer: TokenIssuer | None
+
+
+class World:
+    """Two pods with an issuer each, and a token service."""
+
+    def __init__(self, one: Issuer, two: Issuer) -> None:
+        self.one, self.two = one, two
+        self.pods: dict[PodName, Pod] = {
+            A: Pod(["team-a", "shared/a"], one.registered()),
+            B: Pod(["team-b"], two.registered()),
+            PodName("pod-c"): Pod(["team-c"], None),
+        }
+        self.keys = SigningKeys([ec_key(50)])
+        self.seconds, self.in_flight = 5.0, 256
+        self.lifetime = 300.0
+
+    @contextlib.asynccontextmanager
+    async def service(self) -> AsyncIterator[TokenService]:
+        async def pods() -> dict[PodName, Pod]:
+            return self.pods
+
+        signer = Signer(lambda: self.keys, issuer=OURS, audience=AUDIENCE, lifetime=self.lifetime)
+        service = TokenService(pods, Issuers(seconds=self.seconds), signer, in_flight=self.in_flight)
+        try:
+            yield service
+        finally:
+            await service.close()
+
+    def run(self, work: Callable[[TokenService], Awaitable[Any]]) -> Any:
+        async def done() -> Any:
+            async with self.service() as service:
+                return await work(service)
+
+        return asyncio.run(done())
+
+    def issue(self, *scopes: str, credentials: Credentials = ALICE, **more: Any) -> Signed:
+        signed: Signed = self.run(lambda service: service.issue(Asked(parse_scopes(scopes), credentials, **more)))
+        return signed
+
+    def verified(self, signed: Signed) -> Verified:
+        return TokenVerifier(lambda: self.keys.public, issuer=OURS, audience=AUDIENCE).verify(signed.token)
+
+    def granted(self, *scopes: str, **more: Any) -> dict[str, list[str]]:
+        access = self.verified(self.issue(*scopes, **more)).access
+        return {grant.name: sorted(grant.actions) for grant in access.grants}
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with (
+        Issuer(
+            "issuer-a", rsa_key(0), {"alice": PASSWORD}, {"team-a/app": {"pull", "push"}, "shared/a": {"pull"}}
+        ) as one,
+        Issuer("issuer-b", ec_key(0), {"alice": PASSWORD}, {"team-b/base": {"pull"}}) as two,
+    ):
+        yield World(one, two)
+
+
+def test_the_union(world: World) -> None:
+    """One token has what both grant, and each was asked only for its own, with the client's credentials."""
+    assert world.granted(A_APP, B_BASE) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
+    for issuer, scope in ((world.one, A_APP), (world.two, B_BASE)):
+        (request,) = issuer.asked
+        assert (request.scopes(), request.user, request.password) == ([scope], "alice", PASSWORD)
+        assert request.fields["service"] == [issuer.service]
+        assert request.fields["account"] == ["alice"]
+
+
+def test_the_shape(world: World) -> None:
+    """The token has GitLab's claims, lives as long as is set, and names the key by its libtrust fingerprint."""
+    signed = world.issue(A_APP)
+    claims = jwt.decode(signed.token, options={"verify_signature": False})
+    assert set(claims) == {"access", "jti", "aud", "sub", "iss", "iat", "nbf", "exp", "auth_type"}
+    assert (claims["iss"], claims["aud"], claims["sub"]) == (OURS, AUDIENCE, "alice")
+    assert claims["access"] == [{"type": "repository", "name": "team-a/app", "actions": ["pull", "push"]}]
+    assert claims["auth_type"] == "personal_access_token"
+    assert signed.expires_in == claims["exp"] - claims["iat"] <= 300
+    assert jwt.get_unverified_header(signed.token) == {"alg": "ES256", "typ": "JWT", "kid": forge.kid(ec_key(50))}
+    assert signed.token not in repr(signed)
+
+
+def test_less_than_was_asked(world: World) -> None:
+    """What an issuer does not grant is not granted; the rest is."""
+    assert world.granted("repository:team-a/app:pull,delete", "repository:team-b/base:push,pull") == {
+        "team-a/app": ["pull"],
+        "team-b/base": ["pull"],
+    }
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "repository:team-c/app:pull",
+        "repository:nobody/app:pull",
+        "registry:catalog:*",
+        "registry:team-a:*",
+        "repository:team-ab/x:pull",
+    ],
+)
+def test_what_is_nobodys(world: World, scope: str) -> None:
+    """What no pod owns, or one without an issuer, or what is no repository, is asked of nobody and not granted."""
+    assert world.granted(scope, A_APP) == {"team-a/app": ["pull", "push"]}
+    assert [request.scopes() for request in world.one.asked] == [[A_APP]]
+    assert world.two.asked == []
+    assert world.granted(scope) == {}
+    assert all(request.scopes() == [] for request in [*world.one.asked[1:], *world.two.asked])
+
+
+def test_log_in(world: World) -> None:
+    """Nothing is asked for: one issuer that accepts the credentials is enough, and the token grants nothing."""
+    assert world.granted() == {}
+    world.one.users = {}
+    assert world.granted() == {}
+    world.two.users = {}
+    with pytest.raises(CredentialsRefusedError) as refused:
+        world.issue()
+    assert refused.value.status == 401
+    assert refused.value.headers["WWW-Authenticate"].startswith("Basic")
+
+
+def test_log_in_where_one_pod_has_old_keys(world: World) -> None:
+    """Of two pods with one issuer, one has a key of it that signs no more: the other's is enough, either way round."""
+    good = Pod(["team-x"], world.one.registered())
+    old = Pod(["team-y"], world.one.registered(forge.public_pem(ec_key(78))))
+    for first, second in ((good, old), (old, good)):
+        world.pods = {A: first, B: second}
+        assert world.granted() == {}
+    world.pods = {A: good, B: good}
+    world.one.asked.clear()
+    assert world.granted() == {}
+    assert len(world.one.asked) == 1, "pods that share an issuer ask it once"
+
+
+def test_wrong_credentials(world: World) -> None:
+    """401 if all that were asked refuse; with one that accepts, its part; nothing is signed for strangers."""
+    wrong = Credentials("alice", basic("alice", "wrong"))
+    with pytest.raises(CredentialsRefusedError):
+        world.issue(A_APP, B_BASE, credentials=wrong)
+    with pytest.raises(CredentialsRefusedError):
+        world.issue("repository:nobody/app:pull", credentials=wrong)
+    world.two.users = {"alice": "wrong"}
+    assert world.granted(A_APP, B_BASE, credentials=wrong) == {"team-b/base": ["pull"]}
+    world.one.reply = world.two.reply = lambda _: Reply(403)
+    with pytest.raises(ForbiddenError):
+        world.issue(A_APP)
+
+
+def test_anybody(world: World) -> None:
+    """Without credentials none are sent, and an issuer grants what it grants to all."""
+    assert world.granted("repository:team-b/base:pull", credentials=Credentials()) == {"team-b/base": ["pull"]}
+    assert [(request.user, request.fields.get("account")) for request in world.two.asked] == [(None, None)]
+
+
+def test_a_form(world: World) -> None:
+    """OAuth2's form is passed on, to each its own part; an issuer that knows none is asked by GET with the password."""
+    world.two.takes_forms = False
+    assert world.granted(A_APP, B_BASE, credentials=FORM) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
+    (form,) = world.one.asked
+    assert (form.method, form.fields["grant_type"], form.scopes()) == ("POST", ["password"], [A_APP])
+    assert [(request.method, request.user, request.password) for request in world.two.asked][-1] == (
+        "GET",
+        "alice",
+        PASSWORD,
+    )
+    refresh = Credentials(form=(("grant_type", "refresh_token"), ("refresh_token", f"refresh-{PASSWORD}")))
+    assert world.granted(A_APP, B_BASE, credentials=refresh) == {"team-a/app": ["pull", "push"]}
+
+
+def misbehaving(world: World) -> dict[str, Callable[[Any], Reply | None]]:
+    """Answers of B's issuer that must add nothing to a token: what they claim is `team-b/base`, or more."""
+    one, two = world.one, world.two
+    base = [{"type": "repository", "name": "team-b/base", "actions": ["pull"]}]
+    stranger = ec_key(77)
+
+    def signed(key: forge.Private, **said: Any) -> Reply:
+        known = {"iss": two.name, "aud": two.service} | said
+        return Reply(200, json.dumps({"token": forge.token(key, forge.claims(base, **known))}).encode())
+
+    def said(more: str) -> Reply:
+        """A grant of which this is more, as it stands here and not as a library would write it."""
+        access = f'[{{"type": "repository", "name": "team-b/base", "actions": ["pull"], "more": {more}}}]'
+        claims = json.dumps(forge.claims([], iss=two.name, aud=two.service)).replace("[]", access)
+        header = json.dumps({"alg": "ES256", "typ": "JWT", "kid": forge.kid(two.key)}).encode()
+        return Reply(200, json.dumps({"token": forge.raw(two.key, header, claims.encode())}).encode())
+
+    def unknown(change: tuple[str, str]) -> Reply:
+        chain = cases.changed(cases.EC_CERTIFICATE, *change)
+        made = forge.token(two.key, forge.claims(base, iss=two.name, aud=two.service), header={"x5c": chain})
+        return Reply(200, json.dumps({"token": made}).encode())
+
+    return {
+        "A's token": lambda _: one.issued(base),
+        "A's key under B's name": lambda _: signed(one.key),
+        "a stranger's key": lambda _: signed(stranger),
+        "A's audience": lambda _: two.issued(base, aud=one.service),
+        "our audience": lambda _: two.issued(base, aud=AUDIENCE),
+        "another issuer": lambda _: two.issued(base, iss=one.name),
+        "what is no JSON when it is written again": lambda _: said("1e999"),
+        "what is longer when it is written again": lambda _: said(f'"{"é" * 15_000}"'),
+        "very many grants": lambda _: two.issued([base[0] | {"number": number} for number in range(500)]),
+        "a very long user": lambda _: two.issued(base, "u" * 10_000),
+        "a certificate of an unknown version": lambda _: unknown(cases.VERSION),
+        "a certificate of an unknown curve": lambda _: unknown(cases.CURVE),
+        "expired": lambda _: two.issued(base, exp=now() - 600),
+        "expired within the leeway": lambda _: two.issued(base, exp=now() - 10),
+        "not yet": lambda _: two.issued(base, nbf=now() + 600),
+        "no token": lambda _: Reply(200, b"{}"),
+        "no JSON": lambda _: Reply(200, b"<html>"),
+        "a token that is none": lambda _: Reply(200, b'{"token": "x.y.z"}'),
+        "a token that is no text": lambda _: Reply(200, b'{"token": {}}'),
+        "lists without end": lambda _: Reply(200, b'{"x": ' + b"[" * 50_000),
+        "too much": lambda _: Reply(200, two.issued(base).body + b" " * ANSWER_LIMIT),
+        "compressed": lambda _: two.issued(base)._replace(headers={"Content-Encoding": "gzip"}),
+        "elsewhere": lambda _: Reply(307, headers={"Location": one.url}),
+        "an error": lambda _: Reply(500),
+        "not found": lambda _: Reply(404),
+    }
+
+
+@pytest.mark.parametrize("how", misbehaving(mock.MagicMock()))
+def test_a_part_that_is_not_proved_is_left_out(world: World, how: str) -> None:
+    """Whatever one issuer answers, the other's part is granted and its own is not; alone it is 503, not a token."""
+    world.two.reply = misbehaving(world)[how]
+    assert world.granted(A_APP, B_BASE) == {"team-a/app": ["pull", "push"]}
+    assert len(world.one.asked) == 1, "credentials went where nobody sent them"
+    with pytest.raises(UnavailableError) as refused:
+        world.issue(B_BASE)
+    assert refused.value.headers["Retry-After"]
+
+
+def test_an_issuer_that_grants_more_than_was_asked(world: World) -> None:
+    """Other repositories, other pods' repositories and further actions are cut off, whatever it signs."""
+    world.two.reply = lambda _: world.two.issued(
+        [
+            {"type": "repository", "name": "team-b/base", "actions": ["*"]},
+            {"type": "repository", "name": "team-b/secret", "actions": ["pull"]},
+            {"type": "repository", "name": "team-a/app", "actions": ["pull", "push", "delete"]},
+            {"type": "registry", "name": "catalog", "actions": ["*"]},
+        ]
+    )
+    assert world.granted(B_BASE) == {"team-b/base": ["pull"]}
+    assert world.granted("repository:team-a/app:pull", B_BASE) == {"team-a/app": ["pull"], "team-b/base": ["pull"]}
+    assert world.granted() == {}
+
+
+def test_restrictions_stay(world: World) -> None:
+    """What else an issuer says of a grant, as GitLab does of protected tags, stands in our token beside it."""
+    meta = {"project_path": "team-a", "tag_deny_access_patterns": {"push": ["^v"]}}
+    granted = {"type": "repository", "name": "team-a/app", "actions": ["pull", "push"], "meta": meta}
+    world.one.reply = lambda _: world.one.issued([granted])
+    claims = jwt.decode(world.issue(A_APP).token, options={"verify_signature": False})
+    assert claims["access"] == [granted]
+
+
+def test_what_a_registry_could_read_as_another_grant(world: World) -> None:
+    """Registries read names of members in any case: one that is a second `name` or `actions` so is not signed."""
+    grant = {"Name": "team-a/app", "ACTIONS": ["*"], "action\u017f": ["*"], "meta": {"Name": "kept"}}
+    world.two.reply = lambda _: world.two.issued(
+        [grant | {"type": "repository", "name": "team-b/base", "actions": ["pull"]}]
+    )
+    (said,) = jwt.decode(world.issue(B_BASE).token, options={"verify_signature": False})["access"]
+    assert said == {
+        "type": "repository",
+        "name": "team-b/base",
+        "actions": ["pull"],
+        "meta": {"Name": "kept"},
+    }
+
+
+def test_a_grant_of_nothing(world: World) -> None:
+    """An issuer may write down what it does not grant, as those in Go do: the rest of its token counts."""
+    base = {"type": "repository", "name": "team-b/base", "actions": ["pull"]}
+    for nothing in ({"actions": []}, {"actions": None}, {}):
+        refused = {"type": "repository", "name": "team-b/other", **nothing}
+        world.two.reply = lambda _, refused=refused: world.two.issued([refused, base])
+        assert world.granted(B_BASE, "repository:team-b/other:push") == {"team-b/base": ["pull"]}
+
+
+def test_no_longer_than_was_granted(world: World) -> None:
+    """The token ends with the first of those that it is made of, and begins with the last."""
+    world.two.claims = {"exp": now() + 90, "nbf": now() + 30}
+    signed = world.issue(A_APP, B_BASE)
+    claims = jwt.decode(signed.token, options={"verify_signature": False})
+    assert claims["exp"] <= world.two.claims["exp"]
+    assert claims["nbf"] == world.two.claims["nbf"]
+    assert 0 < signed.expires_in <= 90
+    world.lifetime = 60
+    world.two.claims = {}
+    assert world.issue(A_APP, B_BASE).expires_in == 60
+
+
+def test_whose_token(world: World) -> None:
+    """The subject is what all issuers say, or else the user who asked."""
+    assert world.verified(world.issue(A_APP, B_BASE)).subject == "alice"
+    world.two.claims = {"sub": "alice-in-b", "auth_type": "build"}
+    assert world.verified(world.issue(B_BASE)).subject == "alice-in-b"
+    both = world.verified(world.issue(A_APP, B_BASE))
+    assert (both.subject, both.auth_type) == ("alice", "")
+
+
+def test_one_is_away(world: World) -> None:
+    """An issuer that is away takes away its part alone; if it was the only one asked the client may come again."""
+    world.two.close()
+    assert world.granted(A_APP, B_BASE) == {"team-a/app": ["pull", "push"]}
+    assert world.granted() == {}
+    with pytest.raises(UnavailableError):
+        world.issue(B_BASE)
+    world.one.users = {}
+    with pytest.raises(UnavailableError):
+        world.issue(A_APP, B_BASE)
+
+
+def test_one_is_slow(world: World) -> None:
+    """It is waited for until the bound, also if it answers drop by drop, and then is as good as away."""
+    world.seconds = 1.0
+    waiting = threading.Event()
+    world.two.reply = lambda _: (waiting.wait(30), None)[1]
+    try:
+        assert world.granted(A_APP, B_BASE) == {"team-a/app": ["pull", "push"]}
+        assert world.granted() == {}
+    finally:
+        waiting.set()
+
+
+def test_a_slow_one_does_not_pile_up(world: World) -> None:
+    """Beyond the bound nobody waits for it any more, others are answered meanwhile, and the service has a bound too."""
+    waiting, arrived = threading.Event(), threading.Semaphore(0)
+
+    def hang(_: Request) -> None:
+        arrived.release()
+        waiting.wait(30)
+
+    world.two.reply = hang
+    world.seconds, world.in_flight = 20, asking.IN_FLIGHT + 2
+    asked = Asked(parse_scopes([B_BASE]), ALICE)
+
+    async def crowd(service: TokenService) -> None:
+        crowd = [asyncio.create_task(service.issue(asked)) for _ in range(asking.IN_FLIGHT)]
+        assert await asyncio.to_thread(lambda: all(arrived.acquire(timeout=20) for _ in range(asking.IN_FLIGHT)))
+        with pytest.raises(UnavailableError):
+            await service.issue(asked)
+        both = await service.issue(Asked(parse_scopes([A_APP, B_BASE]), ALICE))
+        assert [grant.name for grant in world.verified(both).access.grants] == ["team-a/app"]
+        assert len(world.two.asked) == asking.IN_FLIGHT
+        service._in_flight = asking.IN_FLIGHT
+        with pytest.raises(BusyError):
+            await service.issue(Asked(parse_scopes([A_APP]), ALICE))
+        waiting.set()
+        await asyncio.gather(*crowd)
+
+    try:
+        world.run(crowd)
+    finally:
+        waiting.set()
+
+
+def test_another_service(world: World) -> None:
+    """A client that asks for another registry's token is told so, and nobody is asked."""
+    with pytest.raises(UsageError, match="BALEEN_JWT_AUDIENCE"):
+        world.issue(A_APP, service="another")
+    assert world.one.asked == []
+    assert world.granted(A_APP, service=AUDIENCE) == {"team-a/app": ["pull", "push"]}
+
+
+def test_no_issuer_at_all(world: World) -> None:
+    """Where no pod has an issuer it is said how to give it one."""
+    world.pods = {A: Pod(["team-a"], None)}
+    with pytest.raises(UnavailableError, match="set-issuer"):
+        world.issue(A_APP)
+
+
+def test_a_pods_keys_change(world: World) -> None:
+    """With both keys registered an issuer changes its key unnoticed; a key that is taken away is refused."""
+    old, new = world.two.key, ec_key(60)
+    world.pods[B] = world.pods[B]._replace(issuer=world.two.registered(forge.public_pem(old, new)))
+    for world.two.key in (old, new):
+        assert world.granted(B_BASE) == {"team-b/base": ["pull"]}
+    world.pods[B] = world.pods[B]._replace(issuer=world.two.registered(forge.public_pem(new)))
+    assert world.granted(B_BASE) == {"team-b/base": ["pull"]}
+    world.two.key = old
+    with pytest.raises(UnavailableError):
+        world.issue(B_BASE)
+
+
+def test_our_keys_change_under_requests(world: World) -> None:
+    """Published, then signing, then published only: every token that was made is proved by the keys of its time."""
+    old, new = ec_key(50), rsa_key(50)
+
+    async def requests(service: TokenService) -> None:
+        known = service.jwks()
+        for stage in ([old], [old, new], [new, old], [new]):
+            world.keys = SigningKeys(stage)
+            made = await asyncio.gather(*(service.issue(Asked(parse_scopes([A_APP]), ALICE)) for _ in range(10)))
+            before, known = known, service.jwks()
+            for signed in made:
+                name = jwt.get_unverified_header(signed.token)["kid"]
+                # Whoever fetched the keys before the change, or after it, knows this one.
+                assert name in {key["kid"] for key in before["keys"]}
+                assert name in {key["kid"] for key in known["keys"]}
+                world.verified(signed)
+
+    world.run(requests)
+
+
+def test_nothing_secret_is_logged(world: World) -> None:
+    """Whatever goes wrong, no log entry and no error has a password or a token in it."""
+    world.seconds = 0.5
+    said: list[str] = []
+    replies = list(misbehaving(world).values())
+    with structlog.testing.capture_logs() as entries:
+        for reply in replies:
+            world.two.reply = reply
+            for credentials in (ALICE, FORM):
+                try:
+                    world.issue(B_BASE, credentials=credentials)
+                except BaleenError as error:
+                    said += [str(error), repr(error.__cause__), repr(error.__context__)]
+    assert entries
+    text = json.dumps(entries, default=repr) + " ".join(said) + repr(ALICE) + repr(FORM)
+    for secret in (PASSWORD, ALICE.authorization, "eyJ"):
+        assert secret is not None
+        assert secret not in text
+
+
+names = st.sampled_from(["team-a/app", "team-a/x", "shared/a", "team-b/base", "team-b/x", "team-c/x", "nobody"])
+action_sets = st.sets(st.sampled_from(["pull", "push", "delete", "*"]), min_size=1)
+rights = st.dictionaries(names, action_sets, max_size=5)
+asked_scopes = st.dictionaries(names, action_sets, max_size=5)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rights, rights, asked_scopes)
+def test_never_more_than_granted(
+    world: World, first: dict[str, set[str]], second: dict[str, set[str]], asked: dict[str, set[str]]
+) -> None:
+    """Issuers that sign whatever they like, asked or not: an action is in the token only if it was asked for and the
+    repository's own issuer signed it.
+    """
+    for issuer, signs in ((world.one, first), (world.two, second)):
+        access = [{"type": "repository", "name": name, "actions": sorted(each)} for name, each in signs.items()]
+        issuer.reply = lambda _, issuer=issuer, access=access: issuer.issued(access)  # type: ignore[misc]
+    made = world.verified(world.issue(*(f"repository:{name}:{','.join(each)}" for name, each in asked.items())))
+    owners = {"team-a": first, "shared": first, "team-b": second}
+    for name in ["team-a/app", "team-a/x", "shared/a", "team-b/base", "team-b/x", "team-c/x", "nobody"]:
+        granted = owners.get(name.partition("/")[0], {}).get(name, set())
+        for action in ("pull", "push", "delete"):
+            both = bool({action, "*"} & granted) and bool({action, "*"} & asked.get(name, set()))
+            assert made.access.may(name, action) == both, (name, action)
+
+
+def test_time_is_bounded(world: World) -> None:
+    """A body that never ends costs no more than the bound."""
+    world.seconds = 0.5
+    world.two.reply = lambda _: Reply(200, b"{}", {"Content-Length": "1000"})
+    began = time.monotonic()
+    with pytest.raises(UnavailableError):
+        world.issue(B_BASE)
+    assert time.monotonic() - began < 10

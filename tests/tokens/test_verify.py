@@ -1,0 +1,142 @@
+"""A token is believed by distribution's rules, and whatever fails one of them is refused by that one."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.errors import BaleenError
+from coordinator.tokens.keys import parse_trusted
+from coordinator.tokens.verify import TOKEN_LIMIT, TokenRefusedError, TokenVerifier
+from tests.tokens import forge
+from tests.tokens.cases import BAD, BUNDLE, EC, GOOD, RSA, header, tampered
+from tests.tokens.forge import AUDIENCE, ISSUER, claims, token
+
+TRUSTED = parse_trusted(BUNDLE)
+VERIFIER = TokenVerifier(lambda: TRUSTED, issuer=ISSUER, audience=AUDIENCE)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good(name: str) -> None:
+    """Whatever way the key is named, the token grants what it says, to whom it says."""
+    verified = VERIFIER.verify(GOOD[name].make())
+    assert verified.access.may("team/app", "pull")
+    assert verified.access.may("team/app", "push") is (name == "everything")
+    assert not verified.access.may("team/other", "pull")
+    assert verified.subject == ("" if name in {"no subject", "null for the subject"} else "alice")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad(name: str) -> None:
+    """It is refused by the check that it fails, with 401 and without a word of it."""
+    check, case = BAD[name]
+    made = case.make()
+    with pytest.raises(TokenRefusedError) as refused:
+        VERIFIER.verify(made)
+    assert (refused.value.check, refused.value.status) == (check, 401)
+    assert not any(part and part in str(refused.value) for part in made.split("."))
+    assert refused.value.__cause__ is None
+
+
+def test_other_types_grant_nothing() -> None:
+    """Only repositories are repositories: a grant of a catalogue of that name is none."""
+    said = [
+        {"type": "registry", "name": "team/app", "actions": ["*"]},
+        {"type": "Repository", "name": "team/app", "actions": ["*"]},
+    ]
+    assert VERIFIER.verify(token(RSA, claims(said))).access.grants == ()
+
+
+def test_nothing_granted() -> None:
+    """A token without any access, or with null, is good and grants nothing."""
+    for said in (claims([]), claims() | {"access": None}):
+        assert VERIFIER.verify(token(RSA, said)).access.grants == ()
+
+
+def test_what_else_a_grant_says_is_kept() -> None:
+    """GitLab's protected tags stand beside the actions: they are neither lost nor merged."""
+    first = {"type": "repository", "name": "team/app", "actions": ["pull"], "meta": {"deny": ["a"]}}
+    second = first | {"actions": ["push"], "meta": {"deny": ["b"]}}
+    grants = VERIFIER.verify(token(RSA, claims([first, second]))).access.grants
+    assert [grant.more for grant in grants] == [{"meta": {"deny": ["a"]}}, {"meta": {"deny": ["b"]}}]
+
+
+def test_huge_and_deep() -> None:
+    """What is too long is not even read, and what is nested too deeply is refused before anybody writes it again."""
+    began = time.perf_counter()
+    for text in ("x" * (TOKEN_LIMIT + 1), ".".join(["e30" * 30_000] * 3)):
+        with pytest.raises(TokenRefusedError) as refused:
+            VERIFIER.verify(text)
+        assert refused.value.check == "form"
+    deep: object = "x"
+    for _ in range(200):
+        deep = [deep]
+    for levels in (json.dumps(deep), "[" * 20_000 + "]" * 20_000):
+        said = json.dumps(claims([{**forge.PULL_APP[0], "meta": 1}])).replace('"meta": 1', f'"meta": {levels}')
+        with pytest.raises(TokenRefusedError) as refused:
+            VERIFIER.verify(forge.raw(RSA, header(), said.encode()))
+        assert refused.value.check in {"form", "claims"}
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("said", ['{"exp": NaN}', '{"exp": 1e999}', '{"exp": ' + "9" * 5000 + "}", "\ud800"])
+def test_strange_numbers(said: str) -> None:
+    """Numbers that are none, or have no end, are refused as everything else is."""
+    with pytest.raises(TokenRefusedError):
+        VERIFIER.verify(forge.raw(RSA, header(), said.encode("utf-8", "surrogatepass")))
+
+
+def test_tampered() -> None:
+    """Whatever is changed after the signature is noticed."""
+    for key in (RSA, EC):
+        made = token(key)
+        for change in (
+            lambda said: said["access"].append({"type": "repository", "name": "other/app", "actions": ["*"]}),
+            lambda said: said.update(exp=said["exp"] + 1),
+            lambda said: said.update(sub="bob"),
+        ):
+            with pytest.raises(TokenRefusedError) as refused:
+                VERIFIER.verify(tampered(made, change))
+            assert refused.value.check == "signature"
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
+def test_whatever_comes(text: str) -> None:
+    """Any text is refused, and never otherwise than as a token that is not believed."""
+    with pytest.raises(TokenRefusedError):
+        VERIFIER.verify(text)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["alg", "kid", "x5c", "jwk", "typ", "crit", "b64"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["kty", "n", "e", "crv", "x", "y", "d"]), inner, max_size=4)
+            ),
+            max_leaves=8,
+        ),
+    )
+)
+def test_whatever_header_comes(said: dict[str, object]) -> None:
+    """Whatever a header holds, an error is one of ours."""
+    made = forge.raw(RSA, json.dumps({"alg": "RS256"} | said).encode(), json.dumps(claims()).encode())
+    with pytest.raises(BaleenError):
+        VERIFIER.verify(made)
+
+
+def test_keys_of_now() -> None:
+    """A key that is trusted no more is refused with the next token, and one that is trusted now is taken."""
+    keys = parse_trusted(forge.public_pem(RSA))
+    verifier = TokenVerifier(lambda: keys, issuer=ISSUER, audience=AUDIENCE)
+    assert verifier.verify(token(RSA)).subject == "alice"
+    with pytest.raises(TokenRefusedError):
+        verifier.verify(token(EC))
+    keys = parse_trusted(forge.public_pem(EC))
+    assert verifier.verify(token(EC)).subject == "alice"
+    with pytest.raises(TokenRefusedError):
+        verifier.verify(token(RSA))

@@ -1,0 +1,75 @@
+"""A scheduler counts collections by what became of them, and what they did to blobs."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from prometheus_client import REGISTRY
+
+from coordinator.db.gc import StoppedCollectingError
+from coordinator.db.jobs import TakenOverError
+from coordinator.errors import UnavailableError
+from coordinator.gc.collect import TooMuchError
+from coordinator.jobs import StoppedError, Work
+from workers.scheduler import counted
+
+DID = {"hidden": {"blobs": 3, "bytes": 30}, "purged": {"blobs": 2, "bytes": 20}, "restored": 1, "held_by": []}
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def figures() -> list[float]:
+    return [
+        *(value("baleen_gc_blobs_total", change=change) for change in ("hidden", "purged", "restored")),
+        *(value("baleen_gc_bytes_total", change=change) for change in ("hidden", "purged")),
+    ]
+
+
+def run(progress: Mapping[str, Any], error: Exception | None = None, **options: Any) -> None:
+    """Run a collection that comes to this."""
+
+    def runner(_: Work) -> Any:
+        if error is not None:
+            raise error
+        return lambda _: progress
+
+    work = SimpleNamespace(progress=lambda: progress, job=SimpleNamespace(options=options))
+    counted(runner)(cast("Work", work))
+
+
+@pytest.mark.parametrize(
+    ("error", "progress", "outcome", "counts"),
+    [
+        (None, DID, "done", [3, 2, 1, 30, 20]),
+        (None, DID | {"held_by": ["x"]}, "held", [3, 2, 1, 30, 20]),
+        (TooMuchError("x"), {}, "refused", [0] * 5),
+        (StoppedCollectingError("x"), DID, "stopped", [3, 2, 1, 30, 20]),
+        (StoppedError("x"), DID, "left", [3, 2, 1, 30, 20]),
+        (TakenOverError("x"), DID, "left", [3, 2, 1, 30, 20]),
+        (UnavailableError("x"), DID, "failed", [3, 2, 1, 30, 20]),
+        (RuntimeError("x"), DID, "failed", [3, 2, 1, 30, 20]),
+    ],
+)
+def test_what_became_of_it(
+    error: Exception | None, progress: Mapping[str, Any], outcome: str, counts: list[float]
+) -> None:
+    """However a run ends it is counted once, with what it had done by then, and its error goes on."""
+    runs, before = value("baleen_gc_runs_total", outcome=outcome), figures()
+    if error is None:
+        run(progress)
+    else:
+        with pytest.raises(type(error)):
+            run(progress, error)
+    assert value("baleen_gc_runs_total", outcome=outcome) == runs + 1
+    assert [now - then for now, then in zip(figures(), before, strict=True)] == counts
+
+
+def test_a_dry_run_did_nothing() -> None:
+    """What a dry run would have done is not counted as done."""
+    runs, before = value("baleen_gc_runs_total", outcome="dry"), figures()
+    run(DID, dry=True)
+    assert value("baleen_gc_runs_total", outcome="dry") == runs + 1
+    assert figures() == before
