@@ -118,6 +118,8 @@ function envoy_on_request(handle)
   local options = {timeout_ms = told:get("timeout_ms"), return_duplicate_headers = true, send_xff = false}
   local sent, body = kept(handle:headers()), handle:body(true)
   local content = body:length() > 0 and body:getBytes(0, body:length()) or nil
+  -- Where it may ask again, Envoy would send no body in chunks.
+  if not content then sent["content-length"] = "0" end
   local answer, text = handle:httpCall(cluster, sent, content, options)
   local status = answer[":status"]
   -- Envoy's own word for one that is left alone.

@@ -124,7 +124,9 @@ def test_another_replica_of_baleen_is_asked(world: World, source: tuple[str, str
     for _ in range(6):
         target = f"/v2/{world.repository('pod-a')}/blobs/uploads/?mount={source[1]}&from={source[0]}"
         assert made.raw(request(f"POST {target} HTTP/1.1")).headers["x-baleen-mount"] == "handed-on"
-    assert len(world.coordinator.taken()) == 6
+    asked = world.coordinator.taken()
+    # Chunks of nothing would be left on a connection by a server that does not expect them.
+    assert ["transfer-encoding" in each.headers for each in asked] == [False] * 6
 
 
 def test_a_push_and_a_pull_do_without_baleen(world: World, tmp_path: Path) -> None:
