@@ -476,6 +476,7 @@ def api(settings: Settings) -> "Application":
     from coordinator.api.auth import TokenDirectory  # noqa: PLC0415
     from coordinator.api.deps import Deps  # noqa: PLC0415
     from coordinator.api.lag import LagReader  # noqa: PLC0415
+    from coordinator.api.shared import Shared  # noqa: PLC0415
     from coordinator.db import pods, refusals, tokens  # noqa: PLC0415
     from coordinator.db.queries.blobs import BlobQueries  # noqa: PLC0415
     from coordinator.db.queries.collection import gather  # noqa: PLC0415
@@ -511,9 +512,6 @@ def api(settings: Settings) -> "Application":
             if (problem := await schema_problem(connection)) is not None:
                 raise UnavailableError(problem)
 
-    async def stored() -> None:
-        await asyncio.to_thread(store.check)
-
     async def still_holds(prefixes: "Sequence[RepositoryName]", mode: "PodMode") -> bool:
         # Asked seldom, and with more patience than `store` has.
         return await asyncio.to_thread(
@@ -547,7 +545,7 @@ def api(settings: Settings) -> "Application":
             token_service=service,
             facts=lambda connection: gather(connection, times, silence, unsafe_findings(settings)),
             figures=FiguresReader(database),
-            checks={"database": answers, "migrations": migrated, "kafka": lag.check, "store": stored},
+            checks={"database": answers, "migrations": migrated, "kafka": lag.check, "store": Shared(store.check)},
             silence=silence,
             request_bound=times.request_bound,
             link_grace=timedelta(seconds=settings.safety_link_grace),

@@ -57,7 +57,11 @@ def build(settings: Settings) -> Worker:
     restoring = ExitStack()
     restorer = restoring.enter_context(bootstrap.restorer(settings, name="baleen-restorer"))
     housekeeping = Housekeeping(
-        connections, settler, restorer, link_grace=timedelta(seconds=settings.safety_link_grace)
+        connections,
+        settler,
+        restorer,
+        link_grace=timedelta(seconds=settings.safety_link_grace),
+        retention=timedelta(seconds=settings.kafka_retention),
     )
     app = build_app(
         bootstrap_servers(settings),

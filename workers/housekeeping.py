@@ -22,12 +22,20 @@ log = structlog.get_logger()
 
 class Housekeeping:
     def __init__(
-        self, connections: Connections, settler: Settler, restorer: Restorer, *, link_grace: timedelta
+        self,
+        connections: Connections,
+        settler: Settler,
+        restorer: Restorer,
+        *,
+        link_grace: timedelta,
+        retention: timedelta,
     ) -> None:
+        """`retention`: how long Kafka keeps the events."""
         self._connections = connections
         self._settler = settler
         self._restorer = restorer
         self._link_grace = link_grace
+        self._retention = retention
 
     async def settle(self) -> None:
         await self._quietly(self._settler.settle)
@@ -42,7 +50,7 @@ class Housekeeping:
         with self._connections.use() as connection:
             expired = sweep.expire_links(connection, self._link_grace)
             sweep.end_doubts(connection)
-            forgotten = sweep.forget_removals(connection)
+            forgotten = sweep.forget_removals(connection, self._retention)
         if expired or forgotten:
             log.info("swept", links_expired=expired, removals_forgotten=forgotten)
 

@@ -3,11 +3,11 @@
 Kafka is asked in a thread, at most once in `ttl` for all who want to know. Not here: what is applied (the table).
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from coordinator.api.shared import Shared
 from coordinator.errors import BaleenError
 from coordinator.ingest.log import TopicState
 
@@ -41,7 +41,7 @@ class LagReader:
         self._topics = topics
         self._ttl = ttl
         self._clock = clock
-        self._asking = asyncio.Lock()
+        self._read_states = Shared(self._states_of_all)
         self._asked_at = float("-inf")
         self._states: dict[str, TopicState] | BaleenError = {}
 
@@ -70,14 +70,13 @@ class LagReader:
             raise states
 
     async def _ask(self) -> dict[str, TopicState] | BaleenError:
-        async with self._asking:
-            if self._clock() - self._asked_at > self._ttl:
-                try:
-                    self._states = await asyncio.to_thread(self._read_states)
-                except BaleenError as error:
-                    self._states = error
-                self._asked_at = self._clock()
-            return self._states
+        if self._clock() - self._asked_at > self._ttl:
+            try:
+                self._states = await self._read_states()
+            except BaleenError as error:
+                self._states = error
+            self._asked_at = self._clock()
+        return self._states
 
-    def _read_states(self) -> dict[str, TopicState]:
+    def _states_of_all(self) -> dict[str, TopicState]:
         return {topic: self._log.state(topic) for topic in self._topics}

@@ -11,7 +11,7 @@ from psycopg import Connection
 from coordinator.db import locks, rows
 
 BATCH = 1000
-#: An older removal cannot meet a late addition any more: Kafka keeps records for a shorter time.
+#: Beyond the time for which Kafka is asked to keep records: then no late addition can meet a removal any more.
 REMOVALS_KEPT = timedelta(days=30)
 
 
@@ -75,9 +75,13 @@ AND NOT EXISTS (SELECT FROM blobs b JOIN repository_blobs l ON l.blob_id = b.id
 """
 
 
-def forget_removals(connection: Connection[Any]) -> int:
-    """Delete removals, and renames, that nothing can contradict any more; doubtful ones stay. Return how many."""
-    total = connection.execute("DELETE FROM renames WHERE seen_at < now() - %s", (REMOVALS_KEPT,)).rowcount
+def forget_removals(connection: Connection[Any], retention: timedelta) -> int:
+    """Delete removals, and renames, that nothing can contradict any more; doubtful ones stay. Return how many.
+
+    `retention`: how long Kafka keeps the events.
+    """
+    kept = REMOVALS_KEPT + retention
+    total = connection.execute("DELETE FROM renames WHERE seen_at < now() - %s", (kept,)).rowcount
     while True:
         forgotten = connection.execute(
             """
@@ -88,7 +92,7 @@ def forget_removals(connection: Connection[Any]) -> int:
             )
             DELETE FROM removals r USING old WHERE r.repository_id = old.repository_id AND r.digest = old.digest
             """,
-            (REMOVALS_KEPT, BATCH),
+            (kept, BATCH),
         ).rowcount
         total += forgotten
         if forgotten < BATCH:

@@ -112,7 +112,7 @@ def test_no_deadlock_and_no_miscount(fresh: Table, monkeypatch: pytest.MonkeyPat
         with fresh.connect() as connection:
             while not working.is_set():
                 sweep.expire_links(connection, timedelta(days=1))
-                sweep.forget_removals(connection)
+                sweep.forget_removals(connection, timedelta(days=1))
                 assert fresh_check(fresh)
                 turns += 1
         return turns

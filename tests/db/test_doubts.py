@@ -393,5 +393,5 @@ def test_two_removals_that_a_rename_makes_one(table: Table) -> None:
         (sweep.REMOVALS_KEPT, table.repository("b")),
     )
     table.apply(RepositoryRenamed(table.repository("a"), table.repository("b"), below=False, at=at(10)))
-    sweep.forget_removals(table.connection)
+    sweep.forget_removals(table.connection, timedelta(0))
     assert table.removal("b", "m") == (at(2), False)
