@@ -23,12 +23,14 @@ from typing import NamedTuple
 from coordinator.db import mark as table
 from coordinator.db.connection import Connections
 from coordinator.db.mark import Claimed, Mark
-from coordinator.errors import BaleenError, UsageError
+from coordinator.errors import BaleenError, UnavailableError, UsageError
 from coordinator.storage.layout import MARK
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
 #: Bytes of a mark.
 _LIMIT = 1000
+#: The mark is written so often, where others write it at the same time.
+TELLS = 5
 #: More than any database has.
 _EPOCHS = 2**62
 _CLAIM = (
@@ -85,10 +87,17 @@ def check(connections: Connections, store: ObjectReader) -> tuple[Found | None, 
 
 
 def tell(connections: Connections, store: ObjectStore) -> None:
-    """Tell the bucket how far this database is, if it does not know; raises ForeignBucketError if it is not its own."""
+    """Tell the bucket how far this database is, if it does not know. Raises ForeignBucketError and UnavailableError."""
     found, ours = check(connections, store)
-    if found is None or found.epoch < ours.epoch:
+    if found is not None and found.epoch >= ours.epoch:
+        return
+    for _ in range(TELLS):
         _leave(connections, store, ours)
+        # Another may have told more while this was on its way, and be overwritten by it.
+        found, ours = check(connections, store)
+        if found is not None and found.epoch >= ours.told:
+            return
+    raise UnavailableError(f"The bucket does not show the mark {MARK} that was just left there: try again.")
 
 
 def claim(connections: Connections, store: ObjectStore, why: str, topic: str) -> Claimed:

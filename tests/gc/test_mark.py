@@ -241,3 +241,48 @@ def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
         assert not told(garbage)
         assert restorer.round() == 0
     assert told(garbage)
+
+
+class Overtaken:
+    """A store that takes the mark of one process late: another restores, and has told of it, meanwhile."""
+
+    def __init__(self, store: ObjectStore, meanwhile: Callable[[], object]) -> None:
+        self._store = store
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put(self, key: str, body: bytes) -> None:
+        if key == MARK and self._meanwhile is not None:
+            meanwhile, self._meanwhile = self._meanwhile, None
+            meanwhile()
+        self._store.put(key, body)
+
+
+def test_a_mark_that_comes_late(garbage: Garbage) -> None:
+    """Of two that tell at once the one that knows less may be the last: what the other told is not forgotten."""
+    garbage.delete_bound = LANDED
+    garbage.pushed("m", "l")
+    garbage.pushed("n", "k")
+    garbage.forget("m")
+    garbage.forget("n")
+    garbage.collect()
+    garbage.tell("n", "k")
+    restored = None
+
+    def meanwhile() -> None:
+        nonlocal restored
+        restored = backup(garbage)
+        garbage.tell("other", "l")
+        garbage.restore()
+        assert told(garbage)
+
+    store: Any = Overtaken(garbage.store, meanwhile)
+    with garbage.parts(store) as (_, __, restorer):
+        restorer.round()
+    assert told(garbage)
+    assert restored is not None
+    restored()
+    refused(garbage, "older than the bucket")
+    assert garbage.seen("l")
