@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from coordinator.db import pods, progress, reconcile, renames
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Item
 from coordinator.db.engine import async_engine
 from coordinator.db.locks import PODS_LOCK
 from coordinator.db.queries import pods as queries
@@ -230,33 +232,61 @@ def test_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     do(fresh, lambda engine: pods.remove(engine, NEW, anything))
 
 
-def truth(table: Table, request_bound: timedelta = timedelta(hours=1)) -> queries.Truth:
+def truth(table: Table, request_bound: timedelta = timedelta(hours=1), pod: PodName = NEW) -> queries.Truth:
     async def asked(engine: Any) -> queries.Truth:
         async with reading(engine) as connection:
-            return (await queries.truths(connection, timedelta(minutes=1), request_bound))[NEW]
+            return (await queries.truths(connection, timedelta(minutes=1), request_bound))[pod]
 
     found: queries.Truth = do(table, asked)
     return found
 
 
-def test_what_a_watermark_has_passed_is_told(fresh: Table) -> None:
-    """A batch that is committed while the truth is read shows what it leaves open, if it shows how far it came."""
-    add(fresh)
-    with fresh.connect() as other, fresh.connect() as watcher, ThreadPoolExecutor(1) as pool:
+def truth_while(table: Table, locked: str, work: Callable[[Any], object], pod: PodName = NEW) -> queries.Truth:
+    """What is told by who reads this table once some work is committed, and other tables before that or after it."""
+    with table.connect() as other, table.connect() as watcher, ThreadPoolExecutor(1) as pool:
         with other.transaction():
-            # The reader stops before it reads watermarks: only they ask for endpoints.
-            other.execute("LOCK TABLE endpoints IN ACCESS EXCLUSIVE MODE")
-            found = pool.submit(truth, fresh)
+            other.execute(f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE")
+            found = pool.submit(truth, table, pod=pod)
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             while watcher.execute(waiting).fetchone() == (0,):
                 assert not found.done(), "it did not wait"
-            other.execute(
-                "INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,"
-                " origin_topic, origin_partition, origin_offset, origin_log)"
-                " VALUES (%s, 'r', 'd', now(), 'p', 1, 'c', 't', 0, 0, 0)",
-                (NEW,),
-            )
-        assert found.result(30).opened.dead_letters == 1
+            work(other)
+        return found.result(30)
+
+
+def test_what_a_watermark_has_passed_is_told(fresh: Table) -> None:
+    """A batch that is committed while the truth is read shows what it leaves open, if it shows how far it came."""
+    add(fresh)
+
+    def batch(connection: Any) -> None:
+        connection.execute(
+            "INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,"
+            " origin_topic, origin_partition, origin_offset, origin_log)"
+            " VALUES (%s, 'r', 'd', now(), 'p', 1, 'c', 't', 0, 0, 0)",
+            (NEW,),
+        )
+
+    # The reader stops before it reads watermarks: only they ask for endpoints.
+    assert truth_while(fresh, "endpoints", batch).opened.dead_letters == 1
+
+
+@pytest.mark.parametrize("locked", ["endpoints", "findings"])
+def test_what_a_reconcile_has_found_is_told(fresh: Table, locked: str) -> None:
+    """A reconcile that ends while the truth is read counts only with the manifests that it could not read."""
+    pod = PodName("pod-a")
+
+    def reconciled(connection: Any) -> None:
+        BatchApply(fresh.connection, timedelta()).apply_found([Item(0, 0, fresh.pods[pod], unread, None)])
+        connection.execute(
+            "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
+            " VALUES ('reconcile', %s, '', 'done', now(), now())",
+            (fresh.pods[pod],),
+        )
+
+    unread = fresh.push("r", "m", None)
+    found = truth_while(fresh, locked, reconciled, pod)
+    assert found.reconciled_at is None or found.opened.unread_manifests == 1
+    assert truth(fresh, pod=pod).reconciled_at is not None
 
 
 def test_what_came_before_the_first_event(fresh: Table) -> None:

@@ -157,13 +157,14 @@ WHERE settled_at IS NULL AND NOT EXISTS (SELECT FROM pods p WHERE p.name = d.pod
 """)
 
 _RECONCILED = text("""
+SELECT p.name, max(j.began_at) AS at FROM jobs j JOIN pods p ON p.id = j.pod_id
+WHERE j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp() GROUP BY 1
+""")
+_BESIDE = text("""
 SELECT p.name, p.linker,
        (SELECT max(g.settled_at) FROM gaps g
         WHERE g.pod_id = p.id AND starts_with(g.settled_why, 'operator: ')
           AND g.settled_at <= clock_timestamp()) AS settled_at,
-       (SELECT max(j.began_at) FROM jobs j
-        WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done'
-          AND j.began_at <= clock_timestamp()) AS reconciled_at,
        (SELECT max(d.settled_at) FROM dead_letters d
         WHERE d.pod = p.name AND d.settled_at IS NOT NULL AND d.settlement = 'retried') AS retried_at,
        (SELECT min(s.first_seen) FROM sources s WHERE s.pod_id = p.id) AS first_heard
@@ -208,8 +209,10 @@ async def truths(
 ) -> dict[str, Truth]:
     """Return what is known of every pod. A process that was not heard for `silence` is told as silent."""
     # Watermarks first: each question sees what is committed when it is asked, and a batch may commit between two of
-    # them. So whatever a watermark that is told has passed is told, too, if it is open.
+    # them. So whatever a watermark that is told has passed is told, too, if it is open. And so are manifests that a
+    # reconcile has found and could not read.
     marks = await watermarks(connection, silence)
+    reconciled: dict[str, dt.datetime] = {row.name: row.at for row in await connection.execute(_RECONCILED)}
     opened = await holds(connection)
     examined = await _findings(connection)
     newer: dict[str, int] = {row.name: row.n for row in await connection.execute(_NEWER)}
@@ -217,7 +220,7 @@ async def truths(
         row.name: Truth(
             opened.get(row.name, Open()),
             marks[row.name],
-            row.reconciled_at,
+            reconciled.get(row.name),
             row.first_heard,
             row.linker == Linker.LINK,
             row.settled_at,
@@ -227,7 +230,7 @@ async def truths(
             request_bound,
             in_spite_of,
         )
-        for row in await connection.execute(_RECONCILED)
+        for row in await connection.execute(_BESIDE)
         # A pod that was added between the questions is told of the next time.
         if row.name in marks
     }
