@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from coordinator.domain.findings import Check, Finding, Verdict
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import SourceState
 from tests.db.harness import Table
-from tests.db.test_sources import SILENCE, World
+from tests.db.test_sources import SILENCE, THERE, World
 
 POD = PodName("pod-a")
 
@@ -25,12 +26,12 @@ def world(fresh: Table) -> World:
     return World(fresh)
 
 
-def visit(world: World, meanwhile: Callable[[], None] = lambda: None) -> set[str]:
-    """A doctor's visit that proves everything; return of whom."""
+def visit(world: World, meanwhile: Callable[[], None] = lambda: None, verdict: Verdict = Verdict.PROVED) -> set[str]:
+    """A doctor's visit that finds this out of everything; return of whom."""
     pod: ExaminedPod = findings.examined(world.connection, POD)
     meanwhile()
     with findings.concluding(world.connection, pod) as counting:
-        findings.write(world.connection, pod, [Finding(str(check), Verdict.PROVED, "", "") for check in Check])
+        findings.write(world.connection, pod, [Finding(str(check), verdict, "", "") for check in Check])
     return counting
 
 
@@ -150,3 +151,20 @@ def test_still_there(world: World) -> None:
     refuse(world)
     world.retire("s")
     assert held(world) == []
+
+
+def test_a_visit_that_ends_while_it_is_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier visit has proved does not count for whom only the next one met, and refuted it."""
+    read = pods._findings
+
+    async def and_then_a_visit_ends(connection: Any) -> Any:
+        found = await read(connection)
+        assert visit(world, verdict=Verdict.REFUTED) == {"s", "t"}
+        return found
+
+    world.hear(world.probe(), "s")
+    assert visit(world) == {"s"}
+    assert held(world) == []
+    world.hear(world.probe(THERE), "t")
+    monkeypatch.setattr(pods, "_findings", and_then_a_visit_ends)
+    assert held(world) != []

@@ -214,8 +214,9 @@ async def truths(
     marks = await watermarks(connection, silence)
     reconciled: dict[str, dt.datetime] = {row.name: row.at for row in await connection.execute(_RECONCILED)}
     opened = await holds(connection)
-    examined = await _findings(connection)
+    # A visit that ends between the two is not told of at all, instead of whom it met by what the one before had proved.
     newer: dict[str, int] = {row.name: row.n for row in await connection.execute(_NEWER)}
+    examined = await _findings(connection)
     return {
         row.name: Truth(
             opened.get(row.name, Open()),
