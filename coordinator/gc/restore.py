@@ -25,14 +25,14 @@ from coordinator.errors import ConflictError, UnavailableError
 from coordinator.gc import links, mark
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import ObjectNotFoundError, ObjectStore, copy_within
+from coordinator.storage.port import VERSIONS_LIMIT, ObjectNotFoundError, ObjectStore, copy_within
 
 log = structlog.get_logger()
 
 #: Hides that are read and restored together.
 ROUND = 500
 RESTORES_AT_ONCE = 16
-#: Markers that are taken off one blob at most: one of each hide that was not undone, and of whoever else deleted it.
+#: Markers that are taken off one blob at a time: one of each hide that was not undone, and of whoever else deleted it.
 MARKERS_LIMIT = 10
 
 
@@ -146,17 +146,20 @@ class Restorer:
         return over
 
     def _show(self, hide: Hide) -> bool:
-        """Have the bytes served, if there are any; False if the hide turned out to be over."""
+        """Have the bytes served, if there are any; False if the hide turned out to be over, or more has to be done."""
         key = blob_key(hide.digest)
         for _ in range(MARKERS_LIMIT):
             versions = self._store.versions(key)
             on_top = next((each for each in versions if each.latest), None)
-            if on_top is None or not on_top.is_marker or not any(not each.is_marker for each in versions):
+            bare = len(versions) < VERSIONS_LIMIT and all(each.is_marker for each in versions)
+            if on_top is None or not on_top.is_marker or bare:
                 break
             # Rule 15: listed, then checked, then exactly that one.
             if self._now(hide) is None:
                 return False
             self._store.remove_marker(key, on_top.version)
+        else:
+            return False  # the next round goes on: below more of them there may be bytes
         if self._store.head(key) is None:
             self._copy_back(hide)
         return True

@@ -11,7 +11,15 @@ from coordinator.errors import ConflictError, UnavailableError
 from coordinator.gc import collect, hide, restore
 from coordinator.gc.purge import LOOKS
 from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
-from coordinator.storage.port import Deleted, ObjectStore, ObjectVersion, Permit, Target, copy_within
+from coordinator.storage.port import (
+    VERSIONS_LIMIT,
+    Deleted,
+    ObjectStore,
+    ObjectVersion,
+    Permit,
+    Target,
+    copy_within,
+)
 from tests.gc.harness import Garbage
 
 
@@ -178,6 +186,22 @@ def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
     garbage.restore()
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.seen("l")
+
+
+def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
+    """However often somebody else has deleted a hidden blob, its hide is over only once its bytes are served."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    for _ in range(VERSIONS_LIMIT):
+        garbage.store.delete(blob_key(garbage.digest("l")))
+    garbage.upload("m")
+    garbage.tell("m", "l")
+    for _ in range(VERSIONS_LIMIT // restore.MARKERS_LIMIT + 2):
+        garbage.restore()
+    assert garbage.seen("l")
+    assert garbage.state("l") is BlobState.LIVE
+    assert "missing" not in garbage.told("l")
 
 
 def test_nothing_is_done_twice(garbage: Garbage) -> None:
