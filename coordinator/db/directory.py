@@ -32,3 +32,15 @@ def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Dige
         (list(wanted),),
     )
     return {Digest(row[0]) for row in found}
+
+
+def told_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
+    """Of these digests, the manifests of which somebody has said what they list, and nobody has read it."""
+    found = connection.execute(
+        """
+        SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest
+        JOIN manifests m ON m.id = b.id WHERE NOT m.verified AND m.refs IS NOT NULL
+        """,
+        (list(wanted),),
+    )
+    return {Digest(row[0]) for row in found}

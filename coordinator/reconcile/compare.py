@@ -31,10 +31,10 @@ from coordinator.db.jobs import Job
 from coordinator.db.reconcile import ReconciledPod
 from coordinator.domain.facts import BlobLinked, ManifestPushed
 from coordinator.domain.merge import Link, LinkKind, differences
-from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.domain.pods import PodMode
 from coordinator.domain.references import ManifestContent
-from coordinator.errors import BaleenError
+from coordinator.errors import BaleenError, UnavailableError
 from coordinator.reconcile import layered, scan, settle
 from coordinator.reconcile.layered import Named
 from coordinator.reconcile.scan import Listed
@@ -69,6 +69,10 @@ Fact = ManifestPushed | BlobLinked
 
 class PartialListingError(BaleenError):
     """The store lists less than it has: nothing can be concluded from what it lists."""
+
+
+class OnlyToldError(UnavailableError):
+    """A manifest cannot be read now, and what it lists is known by the word of others alone."""
 
 
 class Scope(NamedTuple):
@@ -113,11 +117,13 @@ class Comparison:
         self._facts: list[Fact] = []
         self._missed: list[tuple[LinkKind, table.Unlisted]] = []
         self._lacking = _Lacking()
+        #: Why a manifest that was found is not held yet.
+        self._only_told: str | None = None
 
     def part(self, prefix: str) -> None:
         """List and compare all that is below a prefix.
 
-        Raises UnavailableError, with some of it perhaps done, and PartialListingError.
+        Raises UnavailableError, OnlyToldError among them, with some of it perhaps done, and PartialListingError.
         """
         self._forget_listed(prefix)
         self._list(prefix)
@@ -198,12 +204,14 @@ class Comparison:
             self.finish()
 
     def finish(self) -> None:
-        """Do what waits to be done many at a time."""
+        """Do what waits to be done many at a time. Raises OnlyToldError."""
         self._compare_folders()
         self._find_lacking()
         self._find_tagged()
         self._write()
         self._settle()
+        if self._only_told is not None:
+            raise OnlyToldError(self._only_told)
 
     def _list_again(self) -> None:
         """List the parts whose listing lacked links that are there; raises PartialListingError if it still does."""
@@ -348,9 +356,15 @@ class Comparison:
                 self._tally.example(change, fact.repository, fact.digest)
 
     def _fill(self, facts: Sequence[Fact]) -> list[Fact]:
-        """Put in what no event has said: what new manifests list, and how large things are."""
+        """Put in what no event has said: what new manifests list, and how large things are.
+
+        A manifest that cannot be read, and of which others have told, is kept as a blob and found again the next time:
+        held, it would count for known.
+        """
         pushed = {fact.digest for fact in facts if isinstance(fact, ManifestPushed) and fact.content is None}
         contents = self._read(list(pushed - directory.read_manifests(self._connection, pushed)) if pushed else [])
+        unread = {digest for digest, stored in contents.items() if isinstance(stored.content, str)}
+        told = directory.told_manifests(self._connection, unread) if unread else set()
         linked = {fact.digest for fact in facts if isinstance(fact, BlobLinked)}
         unsized = table.unsized(self._connection, list(linked)) if linked else []
         stored = dict(zip(unsized, self._lookups.map(self._store.head, map(blob_key, unsized)), strict=True))
@@ -360,6 +374,12 @@ class Comparison:
                 blob = stored.get(fact.digest)
                 return fact if blob is None else fact._replace(size=blob.size)
             manifest = contents.get(fact.digest)
+            if fact.digest in told:
+                self._only_told = (
+                    f"Manifest {format_digest(fact.digest)} of {fact.repository} cannot be read, and others have said "
+                    f"what it lists: {contents[fact.digest].content}"
+                )
+                return BlobLinked(fact.repository, fact.digest, fact.at, fact.size)
             if manifest is None or not isinstance(manifest.content, ManifestContent):
                 return fact
             return fact._replace(content=manifest.content, size=manifest.size, read=True)

@@ -16,6 +16,7 @@ from datetime import timedelta
 
 import structlog
 
+from coordinator.db import directory
 from coordinator.db import reconcile as table
 from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Item
@@ -64,6 +65,11 @@ class Layered:
             found = manifests(self._store, self._lookups, named, self._others)
             if len(self._others) > OTHERS_LIMIT:
                 self._others.clear()
+            unread = {fact.digest for fact in found if fact.content is None}
+            with self._connections.use() as connection:
+                told = directory.told_manifests(connection, unread) if unread else set()
+            # Held with what others have told of them they would never be read: a reconcile finds them (compare.py).
+            found = [fact for fact in found if fact.digest not in told]
             pods = {name: pod for pod, name, _ in children}
             items = [Item(0, 0, pods[fact.repository], fact, None) for fact in found]
             if items:

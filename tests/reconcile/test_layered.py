@@ -263,6 +263,26 @@ def test_a_child_that_cannot_be_read(world: World, body: bytes | None) -> None:
     assert (world.name("app"), child) in world.held()
 
 
+def test_a_child_that_cannot_be_read_and_of_which_others_have_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left to a reconcile, which is not done before it was read."""
+    monkeypatch.setattr("coordinator.reconcile.reconcile.FIRST_PAUSE_S", 0.0)
+    image = world.image("m")
+    told = world.pushed("told", image)
+    assert told.content is not None
+    world.arrive(told._replace(content=told.content._replace(references=told.content.references[:1])))
+    child = upload(world, "app", image.body)
+    pushed = push(world, "app", index_of(child))
+    world.arrive(pushed)
+    world.store.delete(blob_key(child))
+    assert take_up(world, pushed) == 0
+    assert world.tried().state == "failed"
+    world.store.put(blob_key(child), image.body)
+    world.reconcile()
+    assert counted(world, image) == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("body", "is_one"),
     [

@@ -197,6 +197,35 @@ def test_manifests_that_cannot_be_read(world: World) -> None:
     world.sound()
 
 
+def test_a_manifest_that_cannot_be_read_and_of_which_others_have_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others say that it lists is only their word: nothing is settled before its own bytes were read."""
+    monkeypatch.setattr("coordinator.reconcile.reconcile.FIRST_PAUSE_S", 0.0)
+    image = world.image("m")
+    told = world.pushed("told", image, 1)
+    assert told.content is not None
+    some = told.content._replace(references=told.content.references[:2])
+    world.arrive(told._replace(content=some))
+    world.pushed("app", image, 1)
+    world.store.delete(blob_key(image.digest))
+    gap(world)
+    failed = world.tried()
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert "cannot be read" in failed.error
+    assert open_gaps(world) == 1
+    # It is kept until then, also if nobody else needs it.
+    assert (world.name("app"), image.digest) in world.table_links()
+    world.store.put(blob_key(image.digest), image.body)
+    world.reconcile()
+    assert open_gaps(world) == 0
+    row = world.blob("l1")
+    assert row is not None
+    assert row.references >= 1
+    world.sound()
+
+
 def test_sizes_are_learnt(world: World) -> None:
     """A manifest that no event told of has the size of its bytes, and its layers the sizes that it claims."""
     image = world.image("m")
