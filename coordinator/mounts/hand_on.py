@@ -8,6 +8,7 @@ Not here: which requests (api/mounts.py).
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, NamedTuple
 
 import httpx
@@ -59,6 +60,8 @@ class HandOn:
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             verify=tls_context(ca_file),
             limits=httpx.Limits(max_connections=200, max_keepalive_connections=50),
+            # What one client's answer sets is no other client's.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             trust_env=False,
         )
 
@@ -74,7 +77,8 @@ class HandOn:
         for registry in pod.registries:
             base = httpx.URL(registry)
             path = f"/v2/{repository}/blobs/uploads/".encode() + (b"?" + query if query else b"")
-            request = self._http.build_request("POST", base.copy_with(raw_path=path), headers=sent)
+            # Not made by the client, which would say what it takes itself (gzip).
+            request = httpx.Request("POST", base.copy_with(raw_path=path), headers=sent)
             try:
                 async with asyncio.timeout(ANSWER_S):
                     return await self._answer(request)
