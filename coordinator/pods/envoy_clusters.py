@@ -58,8 +58,8 @@ def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
     """All that may be asked; raises UsageError for what cannot be verified."""
     for pod in pods:
         # Once more than there are: of a connection that was kept the other end may be gone.
-        again = _again(len(unique(pod.registries)))
-        yield _cluster(cluster(pod), pod.registries, f"Pod {pod.name}", options, POD_IDLE_S, retry_policy=again)
+        policy = again(len(unique(pod.registries)))
+        yield _cluster(cluster(pod), pod.registries, f"Pod {pod.name}", options, POD_IDLE_S, retry_policy=policy)
     yield {
         "name": BASE,
         "connect_timeout": seconds(BASE_TIMEOUT_S),
@@ -91,7 +91,7 @@ def _coordinator(name: str, options: Options, *, spared: bool) -> Plan:
         "Baleen",
         options,
         COORDINATOR_IDLE_S,
-        retry_policy=_again(len(replicas) - 1),
+        retry_policy=again(len(replicas) - 1),
         # Only silence counts, and who is away: an answer is one, whatever it says.
         outlier_detection={"error_matcher": {"not_match": {"any_match": True}}},
     )
@@ -107,7 +107,7 @@ def _coordinator(name: str, options: Options, *, spared: bool) -> Plan:
     return made
 
 
-def _again(tries: int) -> Plan:
+def again(tries: int) -> Plan:
     """Ask another process, or the same, where one does not take the request: it has seen nothing of it."""
     return {
         "retry_on": "connect-failure,reset-before-request",

@@ -26,6 +26,7 @@ from coordinator.pods.envoy_clusters import (
     TOKENS,
     Plan,
     address,
+    again,
     cluster,
     clusters,
     extension,
@@ -43,6 +44,7 @@ from coordinator.pods.router import (
     Options,
     Pod,
     servable,
+    unique,
 )
 
 #: A token for many repositories is long.
@@ -198,14 +200,16 @@ def _routes(pods: Sequence[Pod], options: Options) -> Plan:
 
 def _base(pods: Sequence[Pod]) -> Iterator[Plan]:
     # A pod that fails says nothing of the others, to which clients could not push without this answer.
-    asked = min(BASE_PODS, len(pods))
+    # They are asked in turns, until of each pod all processes have been.
+    asked = pods[:BASE_PODS]
+    tries = len(asked) * max(len(unique(pod.registries)) for pod in asked)
     action = {
         "cluster": BASE,
-        "timeout": seconds(BASE_TIMEOUT_S * asked),
+        "timeout": seconds(BASE_TIMEOUT_S * (tries + 1)),
         "retry_policy": {
+            **again(tries),
             "retry_on": "5xx,connect-failure,reset,retriable-status-codes",
             "retriable_status_codes": [429],
-            "num_retries": asked - 1,
             "per_try_timeout": seconds(BASE_TIMEOUT_S),
             "retry_priority": extension(
                 "extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=1

@@ -156,6 +156,18 @@ def test_the_base_needs_one_pod_only(world: World) -> None:
     assert world.router.raw(request("GET /v2/team/app/tags/list HTTP/1.1")).status == 404
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_base_needs_one_process_only(world: World, count: int) -> None:
+    """While a process of each pod is away, another one answers `/v2/`, whichever is asked first."""
+    dead = [parse_registry(world.nowhere()) for _ in range(count)]
+    known = [
+        pod._replace(registries=[gone, *pod.registries])
+        for gone, pod in zip(dead, routed(world.pods.values()), strict=False)
+    ]
+    made = world.another_router(pods=known)
+    assert [made.raw(request("GET /v2/ HTTP/1.1")).status for _ in range(8)] == [200] * 8
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_the_base_is_not_a_pods_that_fails(world: World, status: int) -> None:
     """A pod that answers with a failure of its own does not keep clients from the others; the only one is believed."""
