@@ -282,6 +282,8 @@ def _server(pods: Sequence[Pod], options: Options) -> Iterator[str]:
         "# What is no request of HTTP is written down too, and of that nothing is known.",
         "uninitialized_variable_warn off;",
         "merge_slashes on;",
+        "# Else the router's own answers had a type by the end of the path, such as of a tag v1.html.",
+        "types {}",
         "default_type application/json;",
         "gzip off;",
         "# A token for many repositories is long.",

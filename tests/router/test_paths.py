@@ -99,6 +99,17 @@ def test_what_no_pod_owns_reaches_none(world: World, method: str, target: str) -
     assert world.coordinator.taken() == []
 
 
+@pytest.mark.parametrize("target", ["/v2/nobody/manifests", "/v2/x/manifests"])
+def test_the_end_of_a_path_gives_no_type(world: World, target: str) -> None:
+    """What the router says by itself is JSON, whatever a tag ends with: not HTML, nor an image."""
+    away = router.Pod("pod-x", ["x"], [parse_registry(world.nowhere())])
+    made = world.another_router(pods=[away])
+    for tag in ("v1.html", "v1.jpg"):
+        for path in (f"{target}/{tag}", f"{target}/none/{tag}"):
+            answer = made.raw(request(f"GET {path} HTTP/1.1"))
+            assert answer.headers["content-type"] == "application/json", path
+
+
 def test_an_unowned_repository_is_told_as_registries_do(world: World) -> None:
     """The answer is an error of the specification, so that clients show it."""
     answer = world.router.raw(request("GET /v2/nobody/app/manifests/v1 HTTP/1.1"))
