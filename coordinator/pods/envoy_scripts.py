@@ -92,7 +92,7 @@ end
 """
 )
 
-#: Its context is whom to ask, for how long, and for each status that is no answer the way that it goes then.
+#: Its context is whom to ask, for how long, and for each status (or `5xx`) that is no answer the way that it goes then.
 ASK = """\
 local LEFT_OUT = {
   [":status"] = true, ["connection"] = true, ["content-length"] = true, ["transfer-encoding"] = true,
@@ -124,7 +124,7 @@ function envoy_on_request(handle)
   local status = answer[":status"]
   -- Envoy's own word for one that is left alone.
   if text ~= "no healthy upstream" then handle:streamInfo():dynamicMetadata():set("router", "baleen", status) end
-  local way = ways[status]
+  local way = ways[status] or ways[status:sub(1, 1) .. "xx"]
   if not way then
     local whole = kept(answer)
     whole[":status"] = status

@@ -54,6 +54,9 @@ ISSUERS_S = 5
 #: Of one worker of a whole configuration; a request takes two.
 CONNECTIONS = 4096
 
+#: What is no answer, whoever has failed: also what a load balancer before Baleen has words of its own for.
+_FAILURES = " ".join(map(str, range(500, 600)))
+
 #: Characters that stand in a path as they are (RFC 3986, `pchar`), less those that nobody needs.
 _SEGMENT = "[A-Za-z0-9._~:@+,;=!-]+"
 _REPOSITORY = f"(?<router_repository>{_SEGMENT}(?:/{_SEGMENT})*)"
@@ -361,7 +364,7 @@ def _base(pods: Sequence[Pod]) -> Iterator[str]:
             "set $router_path /v2/;",
             # A pod that fails says nothing of the others, to which clients could not push without this answer.
             *(["proxy_intercept_errors on;"] if number + 1 < len(asked) else []),
-            f"error_page 429 500 502 503 504 = {following};",
+            f"error_page 429 {_FAILURES} = {following};",
             f"proxy_connect_timeout {BASE_TIMEOUT_S}s;",
             f"proxy_read_timeout {BASE_TIMEOUT_S}s;",
             *([f'proxy_ssl_name "{tls_name(pod.registries, pod.name)}";'] if _scheme(pod) == "https" else []),
@@ -395,7 +398,7 @@ def _uploads(options: Options) -> Iterator[str]:
         *_limited(wait),
         "proxy_intercept_errors on;",
         "# Baleen is away, serves no mounts, or fails: the pod gets what the client sent.",
-        "error_page 404 405 500 501 502 503 504 = $router_fallback;",
+        f"error_page 404 405 {_FAILURES} = $router_fallback;",
         "# Baleen does not take it as it is written: no mount may come of it.",
         "error_page 400 408 411 414 429 431 = @router_upload_at_pod;",
         *_tls_name(options.coordinator, "Baleen"),
@@ -452,7 +455,7 @@ def _tokens(options: Options) -> Iterator[str]:
         *_buffered(FORM_BYTES),
         *_limited(wait),
         "proxy_intercept_errors on;",
-        "error_page 404 405 429 500 501 502 503 504 = @router_issuer;",
+        f"error_page 404 405 429 {_FAILURES} = @router_issuer;",
         *_tls_name(options.coordinator, "Baleen"),
         f"proxy_pass {options.coordinator[0].scheme}://router_tokens/jwt/auth$is_args$args;",
     )

@@ -55,7 +55,7 @@ HEAD_KIB, HEADERS = 512, 1000
 AGAIN_BYTES = 4 * BLOB_CHUNK_BYTES
 
 #: Answers of Baleen to a mount that are none: it is away, serves no mounts, or fails; or does not take it as it is.
-_MOUNT_AWAY = ("404", "405", "500", "501", "502", "503", "504")
+_MOUNT_AWAY = ("404", "405", "5xx")
 _MOUNT_UNREADABLE = ("400", "408", "411", "414", "429", "431")
 _TOKEN_AWAY = (*_MOUNT_AWAY, "429")
 

@@ -52,7 +52,7 @@ def test_a_mount_goes_to_the_pod_while_baleen_is_away(world: World, source: tupl
         mounted_at_pod(world, made, source, form=form)
 
 
-@pytest.mark.parametrize("status", [404, 405, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [404, 405, 500, 502, 503, 504, 507, 520])
 @pytest.mark.parametrize("form", [False, True])
 def test_a_mount_goes_to_the_pod_when_baleen_fails(
     world: World, source: tuple[str, str], status: int, form: bool
@@ -174,7 +174,7 @@ def test_baleen_issues_tokens(world: World) -> None:
     assert (asked.method, asked.body) == ("POST", b"grant_type=password")
 
 
-@pytest.mark.parametrize("status", [404, 500, 503])
+@pytest.mark.parametrize("status", [404, 500, 503, 520])
 def test_without_baleen_the_one_issuer_is_asked(world: World, tmp_path: Path, status: int) -> None:
     """With one issuer for all pods clients get their tokens there while Baleen does not answer."""
     with TokenIssuer(tmp_path) as issuer:

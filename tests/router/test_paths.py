@@ -179,7 +179,7 @@ def test_the_base_needs_one_process_only(world: World, count: int) -> None:
     assert [made.raw(request("GET /v2/ HTTP/1.1")).status for _ in range(8)] == [200] * 8
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [429, 500, 503, 507])
 def test_the_base_is_not_a_pods_that_fails(world: World, status: int) -> None:
     """A pod that answers with a failure of its own does not keep clients from the others; the only one is believed."""
     world.coordinator.fails = status
