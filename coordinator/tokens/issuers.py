@@ -43,6 +43,8 @@ GRANT_LIMIT = 4096
 USER_LIMIT = 1000
 #: How an issuer says that it knows no OAuth2 form (GitLab's does not).
 _NO_FORM = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED})
+#: Part of each request: the client adds its own to none that it has not made, nor others' cookies.
+_HEADERS = {"User-Agent": "baleen", "Accept": "application/json", "Accept-Encoding": "identity"}
 
 log = structlog.get_logger()
 
@@ -114,7 +116,6 @@ class Issuers:
         self._waiting: Counter[PodName] = Counter()
         self._last: dict[PodName, Outcome] = {}
         self._http = httpx.AsyncClient(
-            headers={"User-Agent": "baleen", "Accept": "application/json", "Accept-Encoding": "identity"},
             timeout=seconds,
             verify=tls_context(ca_file),
             limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=64),
@@ -211,14 +212,14 @@ def _request(issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credenti
         fields = [("service", issuer.service), ("client_id", client_id or "baleen"), *credentials.form]
         if asked:
             fields.append(("scope", " ".join(asked)))
-        return httpx.Request("POST", issuer.url, data=dict(fields))
+        return httpx.Request("POST", issuer.url, data=dict(fields), headers=_HEADERS)
     parameters: list[tuple[str, Any]] = [("service", issuer.service), *(("scope", scope) for scope in asked)]
     if credentials.username:
         parameters.append(("account", credentials.username))
     if client_id:
         parameters.append(("client_id", client_id))
-    headers = {} if credentials.authorization is None else {"Authorization": credentials.authorization}
-    return httpx.Request("GET", issuer.url, params=parameters, headers=headers)
+    proof = {} if credentials.authorization is None else {"Authorization": credentials.authorization}
+    return httpx.Request("GET", issuer.url, params=parameters, headers=_HEADERS | proof)
 
 
 def _short(verified: Verified, scopes: int) -> None:

@@ -23,6 +23,8 @@ class Request(NamedTuple):
     user: str | None
     password: str | None
     fields: dict[str, list[str]]
+    #: By their names in lower case.
+    headers: dict[str, str]
 
     def scopes(self) -> list[str]:
         return [scope for text in self.fields.get("scope", []) for scope in text.split()]
@@ -90,14 +92,17 @@ class Issuer(HTTPServer):
                 if (header := self.headers["Authorization"]) is not None:
                     pair = base64.b64decode(header.removeprefix("Basic ")).decode()
                     user, _, password = pair.partition(":")
-                self._answer(Request("GET", user, password, parse_qs(urlsplit(self.path).query)))
+                self._answer(Request("GET", user, password, parse_qs(urlsplit(self.path).query), self._said()))
 
             def do_POST(self) -> None:
                 fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 user, password = fields.get("username", [None])[0], fields.get("password", [None])[0]
                 if fields.get("grant_type") == ["refresh_token"]:
                     user, password = "alice", fields["refresh_token"][0].removeprefix("refresh-")
-                self._answer(Request("POST", user, password, fields))
+                self._answer(Request("POST", user, password, fields, self._said()))
+
+            def _said(self) -> dict[str, str]:
+                return {name.lower(): value for name, value in self.headers.items()}
 
             def _answer(self, request: Request) -> None:
                 reply = issuer.answer(request)

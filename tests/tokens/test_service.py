@@ -207,6 +207,22 @@ def test_a_form(world: World) -> None:
     assert world.granted(A_APP, B_BASE, credentials=refresh) == {"team-a/app": ["pull", "push"]}
 
 
+@pytest.mark.parametrize("credentials", [ALICE, FORM], ids=["password", "form"])
+def test_what_an_issuer_is_told(world: World, credentials: Credentials) -> None:
+    """Who asks, and that the answer is to come as JSON and not compressed; of what it sets nothing comes back."""
+    world.one.reply = lambda _: world.one.issued([], "alice")._replace(headers={"Set-Cookie": "session=alice; Path=/"})
+
+    async def twice(service: TokenService) -> None:
+        for _ in range(2):
+            await service.issue(Asked(parse_scopes([A_APP]), credentials))
+
+    world.run(twice)
+    told = {"user-agent": "baleen", "accept": "application/json", "accept-encoding": "identity"}
+    for request in world.one.asked:
+        assert request.headers.items() >= told.items()
+        assert "cookie" not in request.headers
+
+
 def misbehaving(world: World) -> dict[str, Callable[[Any], Reply | None]]:
     """Answers of B's issuer that must add nothing to a token: what they claim is `team-b/base`, or more."""
     one, two = world.one, world.two
