@@ -8,6 +8,7 @@ client that says so is not believed.
 Not here: which routes there are (router_envoy.py).
 """
 
+from coordinator.domain.names import REPOSITORY_NAME_LIMIT
 from coordinator.pods.router import FORM_BYTES
 
 #: By these headers the scripts tell the routes: what is asked, whose it is, and where it goes instead of to Baleen.
@@ -16,7 +17,7 @@ HEADERS = (ENDPOINT, POD, WAY)
 
 #: Its context is, for each prefix, the cluster of the pod.
 READ = (
-    f"local FORM_BYTES = {FORM_BYTES}\n"
+    f"local FORM_BYTES, NAME_LIMIT = {FORM_BYTES}, {REPOSITORY_NAME_LIMIT}\n"
     """
 local ENDPOINTS = {
   {"begin", "^/v2/(.+)/blobs/uploads/?$"},
@@ -47,11 +48,13 @@ local function read(path)
   return "/" .. table.concat(segments, "/") .. slash
 end
 
--- No two prefixes overlap: the first that is found is the only one.
+-- No two prefixes overlap: the first that is found is the only one. None is longer than a name, and to put longer ones
+-- together would hold up everybody for seconds.
 local function owner(prefixes, repository)
   local prefix
   for segment in repository:gmatch("[^/]+") do
     prefix = prefix and prefix .. "/" .. segment or segment
+    if #prefix > NAME_LIMIT then return nil end
     local pod = prefixes:get(prefix)
     if pod then return pod end
   end

@@ -1,5 +1,8 @@
 """A request reaches the pod that owns the repository as the registry reads the path, or no pod."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from coordinator.domain.pods import parse_registry
@@ -97,6 +100,14 @@ def test_what_no_pod_owns_reaches_none(world: World, method: str, target: str) -
     assert not any(line["upstream"] for line in world.router.lines())
     assert world.seen() == {}
     assert world.coordinator.taken() == []
+
+
+def test_a_long_path_holds_nobody_up(world: World) -> None:
+    """What a worker does for it, while all others wait, is little: the longest that it reads took it half a minute."""
+    made = world.another_router()
+    assert made.raw(request(f"GET /v2/{'a/' * 240_000}tags/list HTTP/1.1")).status in {404, 414}
+    ticks = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in made.workers()]
+    assert sum(int(each) for pair in ticks for each in pair) / os.sysconf("SC_CLK_TCK") < 5
 
 
 @pytest.mark.parametrize("target", ["/v2/nobody/manifests", "/v2/x/manifests"])
