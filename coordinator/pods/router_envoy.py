@@ -87,7 +87,12 @@ def _listener(pods: Sequence[Pod], options: Options) -> Plan:
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="router",
         codec_type="HTTP1",
-        http_protocol_options={"accept_http_10": True, "default_host_for_http_10": options.listen},
+        http_protocol_options={
+            "accept_http_10": True,
+            "default_host_for_http_10": options.listen,
+            # Another protocol that a client offers to speak is nobody's to refuse: registries pass it over.
+            "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
+        },
         common_http_protocol_options={"max_headers_count": HEADERS},
         max_request_headers_kb=HEAD_KIB,
         use_remote_address=True,

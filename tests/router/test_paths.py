@@ -150,6 +150,14 @@ def test_an_old_client_is_served(world: World) -> None:
     assert [each.target for each in world.seen()["pod-a"]] == ["/v2/team/app/tags/list"]
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "TLS/1.2", "websocket", "h2c, TLS/1.2"])
+@pytest.mark.parametrize("target", ["/v2/team/app/blobs/uploads/", "/v2/team/app/blobs/uploads/?mount=x"])
+def test_a_client_that_offers_more_is_served(world: World, protocol: str, target: str) -> None:
+    """Who would rather speak another protocol is answered in this one, as by a registry."""
+    lines = [f"POST {target} HTTP/1.1", "Host: router.example", "Connection: Upgrade", f"Upgrade: {protocol}"]
+    assert world.router.raw("\r\n".join([*lines, "Content-Length: 0", "", ""]).encode()).status == 202
+
+
 def test_two_lengths_are_refused(world: World) -> None:
     """A body of which two lengths are said is not passed on: two readers could see two requests in it."""
     both = request("PUT /v2/team/app/manifests/v1 HTTP/1.1", "Transfer-Encoding: chunked", "Content-Length: 5")
