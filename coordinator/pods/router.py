@@ -254,11 +254,14 @@ def _coordinator(name: str, options: Options, *, spared: bool) -> Iterator[str]:
     if spared and len(replicas) == 1:
         # nginx counts no failures of a server that is the only one.
         replicas *= COORDINATOR_TRIES
+    # One is left alone for another one: where all have failed, all are asked.
+    last = [] if spared or len(replicas) == 1 else replicas
     yield from _block(
         f"upstream {name}",
         # What one worker process of nginx has seen fail, all know.
         f"zone {name} 64k;",
         *(f"server {each} max_fails=1 fail_timeout={COORDINATOR_PAUSE_S}s;" for each in replicas),
+        *(f"server {each} max_fails=0 backup;" for each in last),
         "keepalive 32;",
         # Less than Baleen's own, which is 5 s.
         "keepalive_timeout 3s;",

@@ -223,6 +223,15 @@ def test_a_baleen_that_was_away_makes_tokens_at_once(world: World) -> None:
         assert ask(made)[0] == 200
 
 
+def test_replicas_that_were_away_make_tokens_at_once(world: World) -> None:
+    """The same with several of them, that began again one after the other: one is left alone for another one only."""
+    replicas = [world.nowhere(), world.nowhere()]
+    made = world.another_router(issuer="baleen", coordinator=[parse_registry(each) for each in replicas])
+    assert [ask(made)[0] for _ in range(12)] == [503] * 12
+    with StandIn({}, httpx.URL(replicas[0]).port or 0):
+        assert [ask(made)[0] for _ in range(4)] == [200] * 4
+
+
 def test_what_baleen_says_of_credentials_is_the_answer(world: World) -> None:
     """Wrong credentials are not tried elsewhere."""
     made = world.another_router(issuer="baleen")
