@@ -93,7 +93,11 @@ def _listener(pods: Sequence[Pod], options: Options) -> Plan:
             # Another protocol that a client offers to speak is nobody's to refuse: registries pass it over.
             "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
         },
-        common_http_protocol_options={"max_headers_count": HEADERS},
+        common_http_protocol_options={
+            "max_headers_count": HEADERS,
+            # Who reads headers as CGI does would take them for the same names with hyphens, which are replaced.
+            "headers_with_underscores_action": "DROP_HEADER",
+        },
         max_request_headers_kb=HEAD_KIB,
         use_remote_address=True,
         generate_request_id=False,

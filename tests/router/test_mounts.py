@@ -93,6 +93,20 @@ def test_a_mount_goes_to_baleen(world: World, source: tuple[str, str], way: str,
     ]
 
 
+def test_nobody_says_for_others_who_asks(world: World) -> None:
+    """Names with underscores are the same ones to whoever reads headers as CGI does, as issuers may."""
+    spoofed = ["X_Forwarded_For: 10.1.1.1", "X_Forwarded-Proto: ftp", "X_Real_IP: 10.1.1.1"]
+    begin(world, f"/v2/{world.repository('pod-a')}/blobs/uploads/?mount=x", spoofed, b"")
+    (asked,) = world.coordinator.taken()
+    said = [(name.replace("_", "-"), value) for name, value in asked.headers.items()]
+    assert sorted(each for each in said if each[0].startswith(("x-forwarded-", "x-real-"))) == [
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-host", "router.example:5000"),
+        ("x-forwarded-proto", "http"),
+        ("x-real-ip", "127.0.0.1"),
+    ]
+
+
 @pytest.mark.parametrize("way", ["name encoded", "twice", "a form", "a form of names encoded", "parts"])
 def test_registries_do_read_these_as_mounts(world: World, source: tuple[str, str], way: str) -> None:
     """Straight to a pod these ways mount, or the tests beside this one would prove nothing."""
