@@ -25,6 +25,28 @@ def unsaid(slices: Iterable[Slice]) -> set[Digest]:
     }
 
 
+def said(slices: Iterable[Slice]) -> set[Digest]:
+    """The manifests of which a push says what they list."""
+    return {
+        item.fact.digest
+        for piece in slices
+        for item in piece.items
+        if isinstance(item.fact, ManifestPushed) and item.fact.content is not None
+    }
+
+
+def unsay(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Slice]:
+    """Leave out what is said of manifests that another pod holds unread: for that one it is only somebody's word."""
+
+    def left(item: Item) -> Item:
+        fact = item.fact
+        if not isinstance(fact, ManifestPushed) or not unread.get(fact.digest, set()) - {item.pod_id}:
+            return item
+        return item._replace(fact=fact._replace(content=None))
+
+    return [piece._replace(items=[left(item) for item in piece.items]) for piece in slices]
+
+
 def indexes(slices: Iterable[Slice]) -> list[tuple[RepositoryName, Digest]]:
     """What was pushed and is an index, or may be one."""
     return [

@@ -175,10 +175,12 @@ class Processor:
             pods = directory.load(connection)
         interpreter = Interpreter(pods)
         slices = [interpreter.slice_of(chunk) for chunk in chunks]
-        unsaid = contents.unsaid(slices)
-        if not unsaid:
-            return slices
         with self._connections.use() as connection:
+            if unread := directory.unread_manifests(connection, contents.said(slices)):
+                slices = contents.unsay(slices, unread)
+            unsaid = contents.unsaid(slices)
+            if not unsaid:
+                return slices
             wanted = unsaid - directory.read_manifests(connection, unsaid)
         bodies = self._reading.map(lambda digest: manifests.read(self._store, digest).content, wanted)
         found = dict(zip(wanted, bodies, strict=True))

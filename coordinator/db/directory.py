@@ -34,6 +34,22 @@ def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Dige
     return {Digest(row[0]) for row in found}
 
 
+def unread_manifests(connection: Connection[Any], wanted: set[Digest]) -> dict[Digest, set[int]]:
+    """Of these digests, the manifests of which nobody has read or said what they list: who holds them by a link."""
+    if not connection.execute("SELECT FROM manifests WHERE refs IS NULL LIMIT 1").rowcount:
+        return {}
+    found = connection.execute(
+        """
+        SELECT b.digest, array_agg(DISTINCT p.id) FROM unnest(%s::bytea[]) d (digest)
+        JOIN blobs b ON b.digest = d.digest JOIN manifests m ON m.id = b.id
+        JOIN repository_manifests h ON h.manifest_id = m.id JOIN repositories r ON r.id = h.repository_id
+        JOIN pods p ON p.id = r.pod_id WHERE m.refs IS NULL AND p.linker = 'link' GROUP BY 1
+        """,
+        (list(wanted),),
+    )
+    return {Digest(digest): set(pods) for digest, pods in found}
+
+
 def told_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
     """Of these digests, the manifests of which somebody has said what they list, and nobody has read it."""
     found = connection.execute(

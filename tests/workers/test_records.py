@@ -5,10 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from coordinator.domain.names import parse_digest
+from coordinator.db import rows
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Item
+from coordinator.db.engine import connect
+from coordinator.domain.facts import ManifestPushed
+from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.domain.references import REFERENCES_LIMIT
 from coordinator.ingest.normalise import LATEST, Accepted
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
@@ -80,6 +86,26 @@ def test_anothers_word_does_not_end_the_reading(
     assert counts[layer].reference_count == 4
     assert counts[digest_of("something else")].reference_count == 2
     assert table.letters() == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_anothers_word_does_not_end_what_holds_for_an_unread_manifest(
+    place: Place, table: Table, log: Log, there: bool
+) -> None:
+    """A manifest that a reconcile could not read is read now, or stays unread, whatever another pod says of it."""
+    layer = digest_of("layer")
+    digest = stored_manifest(place, [layer]) if there else digest_of("nowhere")
+    ((pod,),) = table.rows("UPDATE pods SET linker = 'link' WHERE name = 'pod-a' RETURNING id")
+    found = ManifestPushed(RepositoryName("pod-a/x"), parse_digest(digest), datetime.now(UTC), None, None)
+    with worker(place), connect(table.url, name="reconcile") as connection:
+        rows.prepare(connection)
+        BatchApply(connection, timedelta()).apply_found([Item(0, 0, pod, found, None)])
+        log.write_events([Maker("pod-b").manifest("pod-b/x", digest, [digest_of("something else")])])
+        table.applied(log)
+    assert table.rows("SELECT refs IS NULL FROM manifests") == [(not there,)]
+    assert table.letters() == ([] if there else [("pod-b", "unreadable-manifest")])
+    if there:
+        assert table.counts()[layer].reference_count == 2
 
 
 def test_a_name_beyond_all_limits_holds_nothing_up(place: Place, table: Table, log: Log, maker: Maker) -> None:
