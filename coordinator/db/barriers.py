@@ -75,6 +75,8 @@ def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, po
     """
     fact = fact._replace(at=within(fact.at))
     old, new, at = fact.repository, fact.destination, fact.at
+    if new == old:
+        return
     is_new = renames.remember(connection, fact, pod_id)
     if renames.crosses_later(connection, fact, margin, is_new=is_new):
         renames.record_gap(connection, {pod_id})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.domain.facts import Fact
@@ -136,6 +136,9 @@ def _renames_once(made: list[Step]) -> bool:
 # too much, and told as a gap.
 @quick
 @given(steps(renames=True).filter(_renames_once), cuts, cuts)
+@example(
+    [("pushed", ("pod-a/x", "i0")), ("deleted", ("pod-a/x", None)), ("renamed", ("pod-a/x", "pod-a/x"))], [1], [1]
+)
 def test_replayed(world: Callable[[Events], Table], made: list[Step], sizes: list[int], again: list[int]) -> None:
     """A replay from the start ends where the history ended, and shows no smaller count on the way."""
     events, whole = history(made)
