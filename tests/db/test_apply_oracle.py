@@ -136,9 +136,7 @@ def _renames_once(made: list[Step]) -> bool:
 # too much, and told as a gap.
 @quick
 @given(steps(renames=True).filter(_renames_once), cuts, cuts)
-@example(
-    [("pushed", ("pod-a/x", "i0")), ("deleted", ("pod-a/x", None)), ("renamed", ("pod-a/x", "pod-a/x"))], [1], [1]
-)
+@example([("pushed", ("pod-a/x", "i0")), ("deleted", ("pod-a/x", None)), ("renamed", ("pod-a/x", "pod-a/x"))], [1], [1])
 def test_replayed(world: Callable[[Events], Table], made: list[Step], sizes: list[int], again: list[int]) -> None:
     """A replay from the start ends where the history ended, and shows no smaller count on the way."""
     events, whole = history(made)
