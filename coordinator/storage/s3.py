@@ -78,6 +78,8 @@ _KEYS = (
 
 #: What a store answers that has no rules, or does not know of any.
 _NO_RULES = frozenset({"NoSuchLifecycleConfiguration", "NotImplemented", "MethodNotAllowed"})
+#: Storage classes from which an object has to be fetched back before it can be read.
+_ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 _NO_SUCH = frozenset({"NoSuchKey", "NoSuchVersion"})
 #: An upload in parts that was ended or given up.
@@ -347,16 +349,19 @@ class S3ObjectStore:
         areas = [self.root + BLOBS, self.root + QUARANTINE]
         for rule in answer.get("Rules", []):
             expires = {"Days", "Date"} & rule.get("Expiration", {}).keys() or "NoncurrentVersionExpiration" in rule
+            moves = rule.get("Transitions", []) + rule.get("NoncurrentVersionTransitions", [])
+            archives = _ARCHIVES & {move.get("StorageClass") for move in moves}
             prefix = _prefix_of(rule)
             if (
                 rule["Status"] == "Enabled"
-                and expires
+                and (expires or archives)
                 and any(area.startswith(prefix) or prefix.startswith(area) for area in areas)
             ):
+                does, left = ("deletes by itself", "gone") if expires else ("archives", "out of reach")
                 raise UnsafeStoreError(
-                    f"Rule {rule.get('ID', '')!r} of bucket {self.bucket!r} deletes by itself below "
-                    f"{prefix or 'all prefixes'}, so that hidden bytes may be gone when they are needed again: keep it "
-                    f"away from {' and '.join(areas)}."
+                    f"Rule {rule.get('ID', '')!r} of bucket {self.bucket!r} {does} below "
+                    f"{prefix or 'all prefixes'}, so that hidden bytes may be {left} when they are needed again: keep "
+                    f"it away from {' and '.join(areas)}."
                 )
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from coordinator.errors import BaleenError, SettingsError, UnavailableError
-from coordinator.storage.port import Unfinished
+from coordinator.storage.port import Unfinished, UnsafeStoreError
 from coordinator.storage.s3 import S3ObjectStore
 from tests.storage.conftest import ROOTLESS, VERSIONED, MakeS3
 
@@ -301,6 +301,31 @@ def test_a_copy_that_the_service_does_not_make(connect_s3: MakeS3, refusal: tupl
         store = connect_s3(endpoint_url=url, attempts=1)
         store._head = lambda key: {"ContentLength": 1, "ETag": "x"}  # type: ignore[method-assign]
         assert store.copy_from(store, "a", "b") is False
+
+
+RULE = b"""
+<LifecycleConfiguration><Rule><ID>far-away</ID><Status>Enabled</Status><Filter><Prefix></Prefix></Filter>
+<%(what)s><%(days)s>1</%(days)s><StorageClass>%(storage)s</StorageClass></%(what)s></Rule></LifecycleConfiguration>
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "days"), [("Transition", "Days"), ("NoncurrentVersionTransition", "NoncurrentDays")], ids=["all", "old"]
+)
+@pytest.mark.parametrize(
+    ("storage", "refused"), [("GLACIER", True), ("DEEP_ARCHIVE", True), ("GLACIER_IR", False), ("STANDARD_IA", False)]
+)
+def test_a_bucket_that_archives(connect_s3: MakeS3, what: str, days: str, storage: str, refused: bool) -> None:
+    """A rule by which hidden bytes would have to be fetched back is refused; one that leaves them at hand is not."""
+    rule = RULE % {b"what": what.encode(), b"days": days.encode(), b"storage": storage.encode()}
+    enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+    with answering(lambda path: (200, rule if "lifecycle" in path else enabled)) as url:
+        store = connect_s3(endpoint_url=url, attempts=1)
+        if refused:
+            with pytest.raises(UnsafeStoreError, match=r"'far-away' of bucket .* archives below all prefixes"):
+                store.keeps_versions()
+        else:
+            assert store.keeps_versions()
 
 
 def test_stores_of_two_services(connect_s3: MakeS3) -> None:
