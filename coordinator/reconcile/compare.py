@@ -376,8 +376,9 @@ class Comparison:
             manifest = contents.get(fact.digest)
             if fact.digest in told:
                 self._only_told = (
-                    f"Manifest {format_digest(fact.digest)} of {fact.repository} cannot be read, and others have said "
-                    f"what it lists: {contents[fact.digest].content}"
+                    f"Manifest {format_digest(fact.digest)} of {fact.repository} cannot be read, and what it lists is "
+                    f"known by others' word alone: push it there again, or delete it there. "
+                    f"{contents[fact.digest].content}"
                 )
                 return BlobLinked(fact.repository, fact.digest, fact.at, fact.size)
             if manifest is None or not isinstance(manifest.content, ManifestContent):
