@@ -543,6 +543,10 @@ class History:
             # One that was begun before does not know of later links: it is ended first.
             for pod in [pod for pod in PODS if world.is_under_way(pod)] + list(PODS):
                 self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
+        # What was hidden when a reconcile found it can be read now.
+        for pod in [pod for pod in PODS if world.has_failed(pod)]:
+            self._alone("restorer", lambda: world.restore(world.workers[0]))
+            self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
         self._alone("settler", world.workers[0].settler.settle)
         for _ in range(3):
             self._alone("restorer", lambda: world.restore(world.workers[0]))

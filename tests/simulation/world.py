@@ -280,6 +280,14 @@ class World:
         )
         return found.fetchone() is not None
 
+    def has_failed(self, pod: str) -> bool:
+        """Whether the last reconcile of the pod is one that has to be tried again."""
+        found = self.session.execute(
+            "SELECT state = 'failed' FROM jobs WHERE kind = %s AND pod_id = %s ORDER BY id DESC LIMIT 1",
+            (reconcile.KIND, PODS[pod]),
+        ).fetchone()
+        return found is not None and found[0]
+
     def collect(self) -> None:
         self._ask("gc", None)
         runner = collect.Collect(
