@@ -536,17 +536,7 @@ class History:
         self._alone("restorer", lambda: world.restore(world.workers[0]))
         world.pass_time(ALL_DELETES_LANDED)
         if world.lost_events or world.registry.lost or world.holds_too_much():
-            for process in world.processes:
-                self._alone("prober", lambda process=process: world.probe(process))
-            self._flush()
-            world.pass_time(ALL_REQUESTS_ENDED)
-            # One that was begun before does not know of later links: it is ended first.
-            for pod in [pod for pod in PODS if world.is_under_way(pod)] + list(PODS):
-                self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
-        # What was hidden when a reconcile found it can be read now.
-        for pod in [pod for pod in PODS if world.has_failed(pod)]:
-            self._alone("restorer", lambda: world.restore(world.workers[0]))
-            self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
+            self._reconcile_all()
         self._alone("settler", world.workers[0].settler.settle)
         for _ in range(3):
             self._alone("restorer", lambda: world.restore(world.workers[0]))
@@ -555,6 +545,20 @@ class History:
             return
         # The counts are compared each time; `check` costs as much as all the rest.
         world.look_at_rest(checked=chance.random() < 0.25)
+
+    def _reconcile_all(self) -> None:
+        world = self.world
+        for process in world.processes:
+            self._alone("prober", lambda process=process: world.probe(process))
+        self._flush()
+        world.pass_time(ALL_REQUESTS_ENDED)
+        # One that was begun before does not know of later links: it is ended first.
+        for pod in [pod for pod in PODS if world.is_under_way(pod)] + list(PODS):
+            self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
+        # What was hidden when a reconcile found it can be read once it is served again.
+        for pod in [pod for pod in PODS if world.has_failed(pod)]:
+            self._alone("restorer", lambda: world.restore(world.workers[0]))
+            self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
 
 
 def tell(history: History, limit: int = 400) -> str:
