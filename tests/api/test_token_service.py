@@ -244,10 +244,10 @@ def test_an_issuer_that_is_taken_away(tokens: Tokens) -> None:
 
 
 def test_the_key_changes(tokens: Tokens) -> None:
-    """A file with another first key signs with that, and still publishes the other; no token is ever unknown."""
+    """A file with another first key signs with that, and still publishes the other: no token is ever unknown."""
     old, new = ec_key(50), rsa_key(51)
     assert LOOK_SECONDS < 5
-    stages: list[list[forge.Private]] = [[old, new], [new, old], [], [old]]
+    stages: list[list[forge.Private]] = [[old, new], [new, old], [], [new]]
     for keys in stages:
         # Nothing to sign with is a broken file.
         tokens.file.write_bytes(forge.private_pem(*keys))
