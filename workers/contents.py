@@ -5,7 +5,7 @@ event, so they can be read.
 Not here: reading them (coordinator/storage/manifests.py), storing it (coordinator/db/run.py).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from coordinator.db.batch import Item, Slice
 from coordinator.domain.facts import ManifestPushed
@@ -17,22 +17,12 @@ from workers.interpret import Chunk, dead_letter
 
 def unsaid(slices: Iterable[Slice]) -> set[Digest]:
     """The manifests of which a push does not say what they list. What another pod says of them is only its word."""
-    return {
-        item.fact.digest
-        for piece in slices
-        for item in piece.items
-        if isinstance(item.fact, ManifestPushed) and item.fact.content is None
-    }
+    return {push.digest for push in _pushes(slices) if push.content is None}
 
 
 def said(slices: Iterable[Slice]) -> set[Digest]:
     """The manifests of which a push says what they list."""
-    return {
-        item.fact.digest
-        for piece in slices
-        for item in piece.items
-        if isinstance(item.fact, ManifestPushed) and item.fact.content is not None
-    }
+    return {push.digest for push in _pushes(slices) if push.content is not None}
 
 
 def unsay(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Slice]:
@@ -50,12 +40,14 @@ def unsay(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Sl
 def indexes(slices: Iterable[Slice]) -> list[tuple[RepositoryName, Digest]]:
     """What was pushed and is an index, or may be one."""
     return [
-        (item.fact.repository, item.fact.digest)
-        for piece in slices
-        for item in piece.items
-        if isinstance(item.fact, ManifestPushed)
-        and (item.fact.content is None or item.fact.content.kind is ManifestKind.INDEX)
+        (push.repository, push.digest)
+        for push in _pushes(slices)
+        if push.content is None or push.content.kind is ManifestKind.INDEX
     ]
+
+
+def _pushes(slices: Iterable[Slice]) -> Iterator[ManifestPushed]:
+    return (item.fact for piece in slices for item in piece.items if isinstance(item.fact, ManifestPushed))
 
 
 def fill(piece: Slice, chunk: Chunk, found: Mapping[Digest, Content], pods: Mapping[int, str]) -> Slice:

@@ -1,6 +1,6 @@
 """Which pods there are and what they own, as the worker needs it. Not here: changing them (pods.py)."""
 
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
 from psycopg import Connection
 
@@ -24,11 +24,18 @@ def load(connection: Connection[Any]) -> Directory:
 
 def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
     """Of these digests, the manifests whose own bytes were read: what they list is known, whoever says what."""
+    return _manifests(connection, wanted, "m.verified")
+
+
+def told_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
+    """Of these digests, the manifests of which somebody has said what they list, and nobody has read it."""
+    return _manifests(connection, wanted, "NOT m.verified AND m.refs IS NOT NULL")
+
+
+def _manifests(connection: Connection[Any], wanted: set[Digest], which: LiteralString) -> set[Digest]:
     found = connection.execute(
-        """
-        SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest
-        JOIN manifests m ON m.id = b.id WHERE m.verified
-        """,
+        "SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest"
+        f" JOIN manifests m ON m.id = b.id WHERE {which}",
         (list(wanted),),
     )
     return {Digest(row[0]) for row in found}
@@ -48,15 +55,3 @@ def unread_manifests(connection: Connection[Any], wanted: set[Digest]) -> dict[D
         (list(wanted),),
     )
     return {Digest(digest): set(pods) for digest, pods in found}
-
-
-def told_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
-    """Of these digests, the manifests of which somebody has said what they list, and nobody has read it."""
-    found = connection.execute(
-        """
-        SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest
-        JOIN manifests m ON m.id = b.id WHERE NOT m.verified AND m.refs IS NOT NULL
-        """,
-        (list(wanted),),
-    )
-    return {Digest(row[0]) for row in found}
