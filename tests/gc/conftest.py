@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from coordinator import jobs
+from coordinator.gc import collect
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
@@ -31,3 +33,10 @@ def store(request: pytest.FixtureRequest) -> ObjectStore:
 def garbage(store: ObjectStore, databases: Databases) -> Iterator[Garbage]:
     with Garbage(databases.migrated(), store) as garbage:
         yield garbage
+
+
+@pytest.fixture
+def only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pulse of a job calls the database between, and nobody waits after a failure."""
+    monkeypatch.setattr(jobs, "TELL_EVERY_S", 3600.0)
+    monkeypatch.setattr(collect, "PAUSE_S", 0.0)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from coordinator import jobs as running
 from coordinator.db import brakes, gc, jobs
 from coordinator.db.gc import StoppedCollectingError
 from coordinator.domain.lifecycle import BlobState
@@ -29,14 +28,7 @@ ALL = ("m", *LAYERS)
 Brake = Callable[[Garbage], object]
 
 
-pytestmark = [ON_STORES, pytest.mark.lengthy]
-
-
-@pytest.fixture(autouse=True)
-def _only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pulse calls the database between, and nobody waits after a failure."""
-    monkeypatch.setattr(running, "TELL_EVERY_S", 3600.0)
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_their_calls")]
 
 
 def off(garbage: Garbage) -> None:

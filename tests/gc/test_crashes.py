@@ -39,14 +39,7 @@ from tests.storage.memory import MemoryObjectStore
 SAMPLE = 12
 
 
-pytestmark = [ON_STORES, pytest.mark.lengthy]
-
-
-@pytest.fixture(autouse=True)
-def _only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pulse calls the database between, and nobody waits after a failure."""
-    monkeypatch.setattr(running, "TELL_EVERY_S", 3600.0)
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_their_calls")]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 import psycopg
 import pytest
 
-from coordinator import jobs as running
 from coordinator.db import gc, jobs
 from coordinator.db.gc import BEGINNING, Hidden, Purged
 from coordinator.db.jobs import Job, TakenOverError
@@ -31,14 +30,7 @@ RECORD = "SET hidden_at = clock_timestamp()"
 SAMPLE = 12
 
 
-pytestmark = [ON_STORES, pytest.mark.lengthy]
-
-
-@pytest.fixture(autouse=True)
-def _only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pulse calls the database between, and nobody waits after a failure."""
-    monkeypatch.setattr(running, "TELL_EVERY_S", 3600.0)
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_their_calls")]
 
 
 @pytest.fixture
