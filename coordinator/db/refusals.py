@@ -17,7 +17,7 @@ from coordinator.domain.refusals import PAUSE, Refusals
 # Rows are taken in one order, so that two replicas that note the same pods never wait for each other.
 _NOTE = text("""
 INSERT INTO token_refusals AS t (pod_id, since, last_at)
-SELECT id, clock_timestamp(), clock_timestamp() FROM pods WHERE name = ANY(CAST(:names AS text[])) ORDER BY id
+SELECT id, statement_timestamp(), statement_timestamp() FROM pods WHERE name = ANY(CAST(:names AS text[])) ORDER BY id
 ON CONFLICT (pod_id) DO UPDATE
 SET since = CASE WHEN t.last_at < excluded.last_at - CAST(:pause AS interval) THEN excluded.since ELSE t.since END,
     last_at = excluded.last_at
