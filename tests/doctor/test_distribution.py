@@ -59,7 +59,7 @@ def test_half_deaf(clinic: Clinic) -> None:
     """A registry that tells of OCI's manifests, and neither of docker's nor of mounts, is refuted."""
     pod = clinic.admit("d-half-deaf")
     with clinic.distributions(pod, HalfDeaf):
-        report = clinic.examine(pod, patience=5)
+        report = clinic.examine(pod, patience=IMPATIENCE_S)
     unknown = dict.fromkeys(("references-arrive", "events-in-order"), UNPROVED)
     assert not_proved(report) == EMBEDDED | {"events-arrive": REFUTED} | unknown
     found = of(report, "events-arrive")

@@ -186,7 +186,7 @@ def test_kinds_that_are_not_told(clinic: Clinic) -> None:
     untold = without("push", DOCKER.index)
     wrap: Wrap = lambda emit: untold(without("mount")(without_references(DOCKER.manifest)(emit)))  # noqa: E731
     with clinic.models(pod, model(wrap=wrap)):
-        report = clinic.examine(pod, patience=5)
+        report = clinic.examine(pod, patience=IMPATIENCE_S)
     wrong = {"events-arrive": REFUTED, "references-arrive": REFUTED, "events-in-order": UNPROVED}
     assert not_proved(report) == EMBEDDED | wrong
     assert "of docker manifest list, mount no event came, though" in of(report, "events-arrive").proof
