@@ -1,8 +1,9 @@
 """Answer the OCI distribution protocol as CNCF distribution 2.8 answers it, with its notifications.
 
 Route: socket -> _Handler._route (ROUTES) -> one method per endpoint -> ModelStorage, then Notifier
-Invariants: storage is written before the event is emitted, but a tag's links after it, as in distribution; a
-refused request emits nothing.
+Invariants: storage is written before the event is emitted, but a tag's links after it, as in distribution; the
+event is emitted before the answer is sent, so that what a client asks next, by another connection, is told of after it;
+a refused request emits nothing.
 Not here, because no client of Baleen needs it: authentication, ranges, content negotiation, the catalogue.
 """
 
@@ -115,11 +116,13 @@ class _Handler(BaseHTTPRequestHandler):
         if size is None:
             raise _Refusal(404, "BLOB_UNKNOWN", (digest,))
         headers = {"Content-Type": BLOB_TYPE, "Docker-Content-Digest": digest, "Etag": f'"{digest}"'}
+        content = b""
         if self.command == "HEAD":
-            self._answer(200, headers | {"Content-Length": str(size)})
+            headers["Content-Length"] = str(size)
         else:
-            self._answer(200, headers, self._storage.read(digest))
+            content = self._storage.read(digest)
         self._emit("pull", self._blob_target(digest, size))
+        self._answer(200, headers, content)
 
     def _delete_blob(self, digest: str) -> None:
         if self._storage.layer_size(self._repository, _digest(digest)) is None:
@@ -198,8 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
             "Docker-Content-Digest": digest,
             "Etag": f'"{digest}"',
         }
-        self._answer(200, headers, manifest.content)
         self._emit("pull", self._manifest_target(manifest, tag))
+        self._answer(200, headers, manifest.content)
 
     def _put_manifest(self, reference: str) -> None:
         tag = None if ":" in reference else reference
