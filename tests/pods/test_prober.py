@@ -137,6 +137,9 @@ def test_each_probe_comes_back(world: World, sink: NotificationSink) -> None:
         world.add_pod("team", registry.url)
         prober.round()
         until("it answers", lambda: world.answers(registry.url))
+        # Behind all that was pushed.
+        nonce = world.probes(registry.url)[-1][1]
+        until("it comes back", lambda: nonce in echoes(sink))
         image = known_image()
         assert pushed(sink) == [*(blob.digest for blob in image.blobs), image.digest]
         assert {event["target"]["repository"] for event in sink.accepted} == {"team/baleen-probe"}
