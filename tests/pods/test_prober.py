@@ -69,7 +69,8 @@ class World:
 
     @contextmanager
     def prober(self, **options: Any) -> Iterator[Prober]:
-        prober = Prober(self.connections, resolve=self.resolver, **options)
+        # One that is given up is not what these tests are about, nor is another after it.
+        prober = Prober(self.connections, resolve=self.resolver, timeout=DEADLINE, **options)
         try:
             yield prober
         finally:
