@@ -15,6 +15,7 @@ from coordinator.errors import UnavailableError
 from coordinator.pods import prober as probing
 from coordinator.pods.prober import AGENT, Prober, known_image
 from coordinator.settings import Settings
+from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import settings_for
 from tests.pods.guarded import GuardedRegistry
@@ -270,10 +271,12 @@ def test_one_that_hangs_delays_nobody(world: World, sink: NotificationSink) -> N
         assert len(world.probes(hanging_url)) == 1
 
 
-def test_one_that_is_gone(world: World, sink: NotificationSink) -> None:
+def test_one_that_is_gone(world: World, sink: NotificationSink, tmp_path: Path) -> None:
     """An address that refuses is told with its error; when it answers again the error is gone."""
     store = MemoryObjectStore()
-    with running_model(sink, store) as registry, world.prober() as prober:
+    # Nobody else takes it while nothing listens there.
+    port = Ports(tmp_path / "ports.json", "127.0.0.1").take("registry")
+    with running_model(sink, store, port=port) as registry, world.prober() as prober:
         url = registry.url
         world.add_pod("team", url)
         prober.round()
@@ -282,7 +285,7 @@ def test_one_that_is_gone(world: World, sink: NotificationSink) -> None:
         prober.round()
         error = until("it refuses", lambda: world.fails(url))
         assert "ECONNREFUSED" in error
-        with running_model(sink, store, port=port_of(url)):
+        with running_model(sink, store, port=port):
             until("nothing is under way", lambda: not prober._busy)
             prober.round()
             until("it answers again", lambda: world.answers(url))
