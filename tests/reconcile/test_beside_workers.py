@@ -39,6 +39,8 @@ def test_a_worker_and_reconciles(world: World, monkeypatch: pytest.MonkeyPatch) 
         except BaseException as error:  # noqa: BLE001 - told by the test
             failures.append(error)
 
+    # Without anything of a registry the root may be the wrong one, and the worker may begin late.
+    world.pushed("r0", images[0])
     worker = threading.Thread(target=work)
     worker.start()
     try:
