@@ -95,6 +95,8 @@ def test_a_tag_that_was_told_and_never_written(misled: Misled) -> None:
         misled.client.push_image(app, image, "v1")
     eventually(lambda: [target["tag"] for target in misled.told("push", image.digest)] == ["v1"])
     assert not misled.client.has_manifest(app, "v1")
+    # What is told is not applied yet, and a reconcile would add it.
+    eventually(lambda: misled.baleen.holds(app, image.digest))
     progress = misled.reconciled()
     assert (progress["holdings_added"], progress["holdings_removed"]) == (0, 0)
     assert misled.baleen.holds(app, image.digest)
