@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.pods.registry_client import RegistryClient
-from tests.pods.registries import RunningRegistry, running_distribution, running_model
+from tests.pods.registries import REQUEST_S, RunningRegistry, running_distribution, running_model
 from tests.pods.sink import NotificationSink
 
 
@@ -24,5 +24,5 @@ def registry(request: pytest.FixtureRequest, sink: NotificationSink, tmp_path: P
 
 @pytest.fixture
 def client(registry: RunningRegistry) -> Iterator[RegistryClient]:
-    with RegistryClient(registry.url, timeout=10) as client:
+    with RegistryClient(registry.url, timeout=REQUEST_S) as client:
         yield client

@@ -23,6 +23,8 @@ from tests.storage.memory import MemoryObjectStore
 TOKEN = "event-token"
 PROGRAM = "docker-registry"
 START_S = 60.0
+#: Of each request, also by registries: one that gives up earlier tells the same again.
+REQUEST_S = 60
 FENCE = b"the fence"
 FENCE_DIGEST = sha256_digest(FENCE)
 
@@ -51,7 +53,7 @@ class RunningRegistry:
         Delivery is serial, so an event of our own (the fence) proves that all earlier ones have arrived.
         """
         nonce = str(uuid.uuid4())
-        with httpx.Client(base_url=self.url, headers={"User-Agent": nonce}, trust_env=False) as http:
+        with httpx.Client(base_url=self.url, headers={"User-Agent": nonce}, timeout=REQUEST_S, trust_env=False) as http:
             if http.head(f"/v2/fence/blobs/{FENCE_DIGEST}").status_code == 404:
                 upload = http.post("/v2/fence/blobs/uploads/").headers["Location"]
                 http.put(httpx.URL(upload).copy_merge_params({"digest": FENCE_DIGEST}), content=FENCE)
@@ -90,7 +92,7 @@ def running_model(
 ) -> Iterator[RunningModel]:
     """Run the model on a store in memory, in a thread of this process, until the block ends."""
     store = store or MemoryObjectStore()
-    webhook = Webhook(sink.url, TOKEN, timeout_seconds=5, backoff_seconds=0.02)
+    webhook = Webhook(sink.url, TOKEN, timeout_seconds=REQUEST_S, backoff_seconds=0.02)
     server = ModelServer(host, port, ModelStorage(store), webhook)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -153,7 +155,7 @@ notifications:
     - name: sink
       url: {sink.url}
       headers: {{Authorization: [Bearer {TOKEN}]}}
-      timeout: 5s
+      timeout: {REQUEST_S}s
       threshold: 1
       backoff: 20ms
 """

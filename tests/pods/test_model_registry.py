@@ -18,7 +18,7 @@ from coordinator.stack.model_registry import ModelConfig, ModelRegistry
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, EmbeddedS3
-from tests.pods.registries import TOKEN, RunningRegistry
+from tests.pods.registries import REQUEST_S, TOKEN, RunningRegistry
 from tests.pods.sink import NotificationSink
 
 
@@ -60,7 +60,7 @@ def model(s3: EmbeddedS3, sink: NotificationSink, tmp_path: Path) -> ModelRegist
         directory=tmp_path,
         port=Ports(tmp_path / "ports.json", "127.0.0.1").take("registry"),
         storage=storage,
-        notifications=Notifications(url=sink.url, token=TOKEN, backoff="20ms"),
+        notifications=Notifications(url=sink.url, token=TOKEN, timeout=f"{REQUEST_S}s", backoff="20ms"),
     )
 
 

@@ -17,7 +17,7 @@ from coordinator.pods.registry_client import (
 from coordinator.settings import Secret
 from tests.pods.guarded import GuardedRegistry
 from tests.pods.issuer import CREDENTIALS, SERVICE, TokenIssuer, basic
-from tests.pods.registries import running_distribution
+from tests.pods.registries import REQUEST_S, running_distribution
 from tests.pods.sink import NotificationSink
 
 DIGEST = sha256_digest(b"content")
@@ -189,8 +189,8 @@ def test_token_flow_on_the_real_program(issuer: TokenIssuer, sink: NotificationS
     image = make_image("token flow")
     with (
         running_distribution(sink, tmp_path, more=issuer.configuration()) as registry,
-        RegistryClient(registry.url, credentials=CREDENTIALS, timeout=10) as client,
-        RegistryClient(registry.url, timeout=10) as stranger,
+        RegistryClient(registry.url, credentials=CREDENTIALS, timeout=REQUEST_S) as client,
+        RegistryClient(registry.url, timeout=REQUEST_S) as stranger,
     ):
         client.ping()
         client.push_image("a/one", image, "v1")

@@ -16,7 +16,7 @@ from coordinator.pods.registry_client import (
     RegistryNotFoundError,
     RegistryUnreachableError,
 )
-from tests.pods.registries import RunningModel, running_model
+from tests.pods.registries import REQUEST_S, RunningModel, running_model
 from tests.pods.sink import NotificationSink
 
 
@@ -28,7 +28,7 @@ def model(sink: NotificationSink) -> Iterator[RunningModel]:
 
 @pytest.fixture
 def model_client(model: RunningModel) -> Iterator[RegistryClient]:
-    with RegistryClient(model.url, timeout=10) as client:
+    with RegistryClient(model.url, timeout=REQUEST_S) as client:
         yield client
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.pods.images import DOCKER, OCI, Image, Index, Layer, make_artifact, make_image, make_index
 from coordinator.pods.registry_client import RegistryClient, RegistryError
-from tests.pods.registries import TOKEN, RunningRegistry
+from tests.pods.registries import REQUEST_S, TOKEN, RunningRegistry
 
 BASE = "docker/registry/v2"
 UNKNOWN = "sha256:" + "0" * 64
@@ -152,6 +152,7 @@ def test_mount(registry: RunningRegistry, client: RegistryClient, watch: Watch, 
         f"{registry.url}/v2/team/target/blobs/uploads/",
         params=wanted if where == "query" else None,
         data=wanted if where == "body" else None,
+        timeout=REQUEST_S,
         trust_env=False,
     )
     assert answer.status_code == 201
@@ -181,7 +182,7 @@ def test_mount_that_cannot_be(
 def test_unfinished_mount_leaves_an_upload(registry: RunningRegistry) -> None:
     """A mount that became an upload leaves a session in the storage until somebody ends it."""
     url = f"{registry.url}/v2/team/target/blobs/uploads/?mount={UNKNOWN}&from=team/source"
-    upload = httpx.post(url, trust_env=False).headers["Docker-Upload-UUID"]
+    upload = httpx.post(url, timeout=REQUEST_S, trust_env=False).headers["Docker-Upload-UUID"]
     assert any(key.endswith(f"_uploads/{upload}/startedat") for key in registry.objects())
 
 
@@ -340,7 +341,7 @@ def test_reading_what_is_not_there_is_not_announced(client: RegistryClient, watc
 def test_upload_in_chunks(registry: RunningRegistry, client: RegistryClient, watch: Watch) -> None:
     """An upload of several chunks, plain or with chunked encoding, is one blob and one event."""
     layer = Layer(b"one two three", "application/octet-stream")
-    with httpx.Client(base_url=registry.url, trust_env=False) as http:
+    with httpx.Client(base_url=registry.url, timeout=REQUEST_S, trust_env=False) as http:
         started = http.post("/v2/team/app/blobs/uploads/")
         assert started.headers["Range"] == "0-0"
         first = http.patch(started.headers["Location"], content=b"one ")
@@ -358,7 +359,11 @@ def test_digest_in_the_first_request_is_ignored(registry: RunningRegistry) -> No
     layer = make_image("app").layers[0]
     url = f"{registry.url}/v2/team/app/blobs/uploads/?digest={layer.digest}"
     answer = httpx.post(
-        url, content=layer.content, headers={"Content-Type": "application/octet-stream"}, trust_env=False
+        url,
+        content=layer.content,
+        headers={"Content-Type": "application/octet-stream"},
+        timeout=REQUEST_S,
+        trust_env=False,
     )
     assert answer.status_code == 202
     assert registry.stored() == {}
