@@ -486,7 +486,7 @@ def test_a_scheduler_that_is_killed(databases: Databases, s3: S3ObjectStore, emb
         world.sound()
 
 
-def until(held: Callable[[], bool], seconds: float = 30) -> None:
+def until(held: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not held():
         assert time.monotonic() < deadline
