@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from coordinator.stack import guard as guarding
 from coordinator.stack.supervisor import Stack, StackEndpoints
@@ -21,6 +22,10 @@ from tests.services.databases import Databases, DatabaseServer
 
 #: In memory, of which the services of a test process take a tenth.
 ROOM_BYTES = 8 << 30
+
+# An example that a busy machine has held up is no failure.
+settings.register_profile("baleen", settings.default, deadline=None)
+settings.load_profile("baleen")
 
 
 @pytest.fixture
