@@ -88,8 +88,11 @@ def api(embedded_stack: StackEndpoints) -> Iterator[Served]:
 
 
 @pytest.fixture
-def facts(api: Served) -> Facts:
-    return Facts(api.db)
+def facts(api: Served) -> Iterator[Facts]:
+    facts = Facts(api.db)
+    yield facts
+    # The port of a registry that has ended may be that of the next test's, which must not be another pod's then.
+    api.db.execute("UPDATE pods SET registries = '{}' WHERE name = ANY(%s)", (facts.pods,))
 
 
 @pytest.fixture
