@@ -26,7 +26,7 @@ from coordinator.errors import BaleenError
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.api.collecting import Known, World, collecting, known_api
-from tests.api.harness import OPERATE, READ, Json, Served
+from tests.api.harness import OPERATE, READ, Json, Served, until
 from tests.cli.conftest import Command
 from tests.cli.test_commands import errs
 from tests.gc.harness import Garbage
@@ -304,6 +304,9 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         with connect(garbage.url, name="baleen-worker"):
             assert "baleen-worker. Stop all of Baleen" in errs(baleen("gc", "claim", "--why", "a backup", "--yes"), 1)
         assert brakes.switch(garbage.connection).enabled
+        # A connection that was closed is seen until its server process has ended.
+        connected = "SELECT FROM pg_stat_activity WHERE application_name = 'baleen-worker'"
+        until("nobody is connected", lambda: not garbage.rows(f"{connected} AND datname = current_database()"))
         told = baleen("gc", "claim", "--why", "a backup", "--yes")
         assert told.code == 0, told.err
         assert "2 hides will be given back; 3 pods will be reconciled" in told.out
