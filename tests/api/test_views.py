@@ -133,7 +133,7 @@ def test_a_pods_life(api: Served, facts: Facts) -> None:
         assert answer.status_code == 409
         assert "overlaps" in answer.json()["detail"]
     assert api.ask("POST", "/v1/pods", json=body | {"prefixes": ["Team"]}).status_code == 400
-    assert post_events(api, name, first) == 202
+    until("the pod is known", lambda: post_events(api, name, first) == 202)
     second = api.ask("POST", f"/v1/pods/{name}/token").json()["event_token"]
     until("the new token is known", lambda: post_events(api, name, second) == 202)
     assert second not in json.dumps([api.get(f"/v1/pods/{name}").json(), api.get("/v1/pods").json()])
