@@ -16,6 +16,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from coordinator import bootstrap
+from coordinator.api.server import KEEP_ALIVE_SECONDS
 from coordinator.db import migrate
 from coordinator.db.tokens import hash_of
 from coordinator.domain.references import ManifestKind, reference_kind
@@ -101,7 +102,14 @@ def served(settings: Settings) -> Iterator[Served]:
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-            config = uvicorn.Config(bootstrap.api(settings), log_config=None, access_log=False, lifespan="on")
+            config = uvicorn.Config(
+                bootstrap.api(settings),
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                # As in service: a client that has kept a connection for as long as the server would lose a request.
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            )
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
             thread.start()
