@@ -18,6 +18,7 @@ from litestar import Litestar, Request, Response
 from litestar.openapi import OpenAPIConfig
 
 from coordinator.api.events import post_events
+from coordinator.api.server import KEEP_ALIVE_SECONDS
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError
 from coordinator.ingest.directory import KnownPod
@@ -81,6 +82,8 @@ def serving(settings: Settings, **arguments: Any) -> Iterator[str]:
                 log_level="warning",
                 timeout_graceful_shutdown=5,
                 lifespan="on",
+                # As in service: a client that has kept a connection for as long as the server would lose a request.
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
 

@@ -155,7 +155,7 @@ class ApacheKafka:
             cwd=self._directory,
             log_file=self._directory / "kafka.log",
             stop_timeout=60.0,
-            ready_timeout=120.0,
+            ready_timeout=240.0,
             probe=lambda: speaks_kafka(HOST, self._port),
         )
         pid = self._process.spawn()
