@@ -12,6 +12,7 @@ the partition, by being given it or by a later watermark, the pod's watermark is
 A client (aiokafka's producer, idempotent, `acks=all`) that failed once is thrown away and another connected
 in the background: an idempotent client that missed an acknowledgement can have a gap in its numbering,
 and would be refused for ever. While there is none, `publish` waits for up to its time limit.
+What a client that is given up has not yet handed to the system is never sent (`_Client.give_up`).
 A client's buffer holds a batch or two per partition; what waits for a place is bounded by ingest's memory.
 Not here: topics are made by topics.py; a client never makes one, for it would have one partition only.
 """
@@ -21,7 +22,7 @@ import contextlib
 import datetime as dt
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
@@ -65,6 +66,46 @@ class _Partitions(NamedTuple):
     letters: list[int]
 
 
+class _Client(AIOKafkaProducer):  # type: ignore[misc] # it has no types
+    """aiokafka's producer, which can be given up with all that it was about to send."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._given_up = False
+        #: Requests that wait for a connection or for their answer.
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._send_request = self._sender._send_produce_req  # noqa: SLF001
+        self._sender._send_produce_req = self._requesting  # noqa: SLF001
+
+    async def _requesting(self, node: int, batches: Any) -> None:
+        request = asyncio.current_task()
+        if self._given_up or request is None:
+            return
+        self._requests.add(request)
+        try:
+            await self._send_request(node, batches)
+        finally:
+            self._requests.discard(request)
+
+    def give_up(self) -> None:
+        """Let nothing more be sent, from now on: aiokafka sends again, and also what it has said to have failed."""
+        self._given_up = True
+        # Without this, `stop` would wait until Kafka is back and has everything.
+        self._message_accumulator.fail_all(KafkaConnectionError("given up"))
+        for task in (self._sender.sender_task, *self._requests):
+            if task is not None:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Give it up, and end its connections."""
+        self.give_up()
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(10):
+                if self._sender.sender_task is not None:
+                    await asyncio.wait([self._sender.sender_task])
+                await self.stop()
+
+
 class EventProducer:
     """Publishes outcomes. `start` and `stop` bracket its life, in one event loop."""
 
@@ -72,7 +113,7 @@ class EventProducer:
         self._settings = settings
         self._arguments = client_arguments(settings)
         self._timeout = float(settings.ingest_timeout)
-        self._client: AIOKafkaProducer | None = None
+        self._client: _Client | None = None
         self._connected = asyncio.Event()
         self._connector: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -148,7 +189,7 @@ class EventProducer:
             raise UnavailableError(f"Kafka does not take the watermark: {problem!r}.") from problem
 
     @contextlib.asynccontextmanager
-    async def _using(self) -> AsyncIterator[AIOKafkaProducer]:
+    async def _using(self) -> AsyncIterator[_Client]:
         """Give a client; one that fails, or whose work is given up, is thrown away."""
         client = await self._any_client()
         try:
@@ -160,7 +201,7 @@ class EventProducer:
             self._discard(client)
             raise
 
-    async def _send(self, client: AIOKafkaProducer, written: list[Outcome], at: int) -> asyncio.Future[object]:
+    async def _send(self, client: _Client, written: list[Outcome], at: int) -> asyncio.Future[object]:
         try:
             future = await _hand_over(client, written[at])
         except MessageSizeTooLargeError:
@@ -168,7 +209,7 @@ class EventProducer:
             future = await _hand_over(client, written[at])
         return _expected(future)
 
-    async def _any_client(self) -> AIOKafkaProducer:
+    async def _any_client(self) -> _Client:
         while self._client is None:
             await self._connected.wait()
         return self._client
@@ -176,7 +217,7 @@ class EventProducer:
     async def _connect(self) -> None:
         pause = FIRST_PAUSE
         while True:
-            client = AIOKafkaProducer(
+            client = _Client(
                 **self._arguments,
                 acks="all",
                 enable_idempotence=True,
@@ -192,9 +233,9 @@ class EventProducer:
                     await _check_topics(client)
             except (KafkaError, OSError, TimeoutError, UnavailableError) as error:
                 log.warning("Kafka cannot be used at %s: %r", self._settings.kafka_bootstrap, error)
-                await _close(client)
+                await client.close()
             except BaseException:
-                await _close(client)
+                await client.close()
                 raise
             else:
                 self._client = client
@@ -203,20 +244,21 @@ class EventProducer:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _discard(self, client: AIOKafkaProducer, *, reconnect: bool = True) -> None:
+    def _discard(self, client: _Client, *, reconnect: bool = True) -> None:
         """Give up a client with all that it holds, once, and connect another."""
         if self._client is not client:
             return
         self._client = None
         self._connected.clear()
-        closing = asyncio.create_task(_close(client))
+        client.give_up()
+        closing = asyncio.create_task(client.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
         if reconnect:
             self._connector = asyncio.create_task(self._connect())
 
 
-async def _hand_over(client: AIOKafkaProducer, outcome: Outcome) -> asyncio.Future[object]:
+async def _hand_over(client: _Client, outcome: Outcome) -> asyncio.Future[object]:
     """Put one record into the client's buffer, waiting for a place in it."""
     topic: str
     record: Record
@@ -270,14 +312,14 @@ def _as_oversized(outcome: Outcome) -> Outcome:
             raise UnavailableError("Kafka takes only tiny records: mend it as `baleen topics create` says.")
 
 
-async def _check_topics(client: AIOKafkaProducer) -> None:
+async def _check_topics(client: _Client) -> None:
     # The client then asks for all topics that there are; asking for one by its name would make it.
     await client.client.set_topics(())
     for topic in _TOPICS:
         _check_topic(client, topic)
 
 
-async def _partitions(client: AIOKafkaProducer) -> _Partitions:
+async def _partitions(client: _Client) -> _Partitions:
     """Ask the brokers which partitions there are now: what the client knows may be minutes old."""
     now = _partitions_in(await client.client.fetch_all_metadata())
     if _partitions_in(client.client.cluster) != now:
@@ -292,14 +334,6 @@ def _partitions_in(cluster: ClusterMetadata) -> _Partitions:
     return _Partitions(sorted(events), sorted(letters))
 
 
-def _check_topic(client: AIOKafkaProducer, topic: str) -> None:
+def _check_topic(client: _Client, topic: str) -> None:
     if client.client.cluster.partitions_for_topic(topic) is None:
         raise UnavailableError(f"Kafka has no topic {topic}: create it with `baleen topics create`.")
-
-
-async def _close(client: AIOKafkaProducer) -> None:
-    # Without this, `stop` would wait until Kafka is back and has everything.
-    client._message_accumulator.fail_all(KafkaConnectionError("given up"))  # noqa: SLF001
-    with contextlib.suppress(KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(10):
-            await client.stop()

@@ -3,13 +3,14 @@
 import asyncio
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from kafka import KafkaAdminClient
 
 from coordinator.errors import UnavailableError
-from coordinator.ingest.normalise import DeadLettered, Origin, normalise
+from coordinator.ingest.normalise import DeadLettered, Origin, Outcome, normalise
 from coordinator.ingest.producer import EventProducer
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, ensure_topics
 from coordinator.settings import Settings, build
@@ -28,6 +29,16 @@ def post(url: str, identity: str) -> httpx.Response:
 
 def accepted(url: str, identity: str) -> bool:
     return post(url, identity).status_code == 202
+
+
+async def written(producer: EventProducer, outcomes: list[Outcome]) -> list[Outcome]:
+    """Publish as a registry sends: again until it is taken, as a busy machine may need longer than TIMEOUT."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await producer.publish(outcomes)
+            except UnavailableError:
+                await asyncio.sleep(0.01)
 
 
 def stored_ids(tape: Tape) -> list[str]:
@@ -138,6 +149,39 @@ def test_nothing_is_left_for_later(tmp_path: Path) -> None:
             await producer.stop()
 
     asyncio.run(scenario())
+
+
+def test_what_was_about_to_be_sent_is_not_sent_late(tmp_path: Path) -> None:
+    """What was to be sent as soon as there is a connection is not, once its sender was told to send it again."""
+    origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V1)
+
+    async def scenario(settings: Settings) -> None:
+        producer = EventProducer(settings)
+        await producer.start()
+        await written(producer, normalise(envelope(event(id="first")), origin))
+        assert producer._client is not None
+        given_up, reachable = producer._client, asyncio.Event()
+        ready = given_up.client.ready
+
+        async def ready_later(*arguments: Any, **more: Any) -> Any:
+            await reachable.wait()
+            return await ready(*arguments, **more)
+
+        given_up.client.ready = ready_later
+        with pytest.raises(UnavailableError):
+            await producer.publish(normalise(envelope(event(id="lost")), origin))
+        reachable.set()
+        await written(producer, normalise(envelope(event(id="last")), origin))
+        await producer.stop()
+        with Tape(str(settings.kafka_bootstrap)) as tape:
+            tape.from_the_beginning()
+            assert stored_ids(tape) == ["first", "last"]
+
+    with Stack(tmp_path, services=("kafka",)) as stack:
+        assert stack.endpoints.kafka_bootstrap is not None
+        settings = settings_for(stack.endpoints.kafka_bootstrap)
+        ensure_topics(settings)
+        asyncio.run(scenario(settings))
 
 
 def test_deleted_topic_stays_deleted(tmp_path: Path) -> None:
