@@ -99,7 +99,8 @@ def test_slow_body(broker: str, tape: Tape) -> None:
         answer = connection.recv(4096)
         connection.close()
         assert answer.startswith(b"HTTP/1.1 503")
-        assert httpx.post(f"{url}/v1/events/pod-a", content=body, headers=HEADERS).status_code == 202
+        # This machine, too, may be too slow for that time limit.
+        until(lambda: httpx.post(f"{url}/v1/events/pod-a", content=body, headers=HEADERS).status_code == 202)
     assert tape.count() == (1, 0)
     assert in_flight() == 0
 
