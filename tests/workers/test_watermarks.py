@@ -18,7 +18,7 @@ from coordinator.db.queries.watermarks import watermarks
 from coordinator.domain.watermarks import PodWatermark, SourceState
 from coordinator.ingest.normalise import Origin, Outcome, normalise
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
-from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker
+from tests.workers.harness import Log, Maker, Place, Table, digest_of, eventually, publish, worker
 from tests.workers.test_records import refuse
 from workers.metrics import ECHOES
 
@@ -180,6 +180,8 @@ def test_watermarks_that_cannot_be_read(registry: Registry, table: Table, log: L
             log.write(topic, [raw(**changes) for changes in MALFORMED], partition=0)
             log.write(topic, [raw(), raw(pod="pod-away"), raw(a_later_field=7, letters_partition=None)], partition=0)
         table.applied(log)
+        # They are counted after the commit, by a worker that is not told to stop.
+        eventually(lambda: ECHOES.labels("unknown")._value.get() >= unknown + 6, why="the count")
     assert [reason for _, reason in table.letters()] == ["malformed"] * 2 * len(MALFORMED)
     assert {pod for pod, _ in table.letters()} <= {"pod-a", ""}
     assert ECHOES.labels("unknown")._value.get() == unknown + 6
