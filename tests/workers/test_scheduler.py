@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.pods.registries import running_model
 from tests.pods.sink import NotificationSink
@@ -19,8 +20,8 @@ from tests.services.databases import Databases
 from tests.workers.conftest import place_of
 from tests.workers.harness import PODS, Child, Place, Table, eventually
 
-#: Of the work that one scheduler is enough for.
-ALONE = {"probes", "old-probes", "triggers"}
+#: All work that one scheduler is enough for.
+ALONE = {"probes", "old-probes", "old-mounts", "triggers", "presence", "lifecycle", "clock"}
 UNKNOWN_BROKER = "127.0.0.1:9"
 
 
@@ -30,13 +31,13 @@ class Scheduler(Child):
     module = "workers.scheduler"
 
     def __init__(self, place: Place, log_file: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = int(free.getsockname()[1])
+        self._port = Ports(log_file.with_suffix(".ports"), "127.0.0.1").take("metrics")
         super().__init__(place.but(scheduler_metrics_port=str(self._port)), log_file)
 
     def leases(self) -> set[str]:
         """The leases that it took."""
-        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        written, _, _ = self.log().rpartition("\n")  # of the last line there may be half
+        lines = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
         return {line["lease"] for line in lines if line["event"] == "lease taken"}
 
     def work(self, outcome: str) -> set[str]:
