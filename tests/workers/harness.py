@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -111,6 +111,10 @@ class Child:
             self._popen.kill()
             self._popen.wait(DEADLINE)
 
+    def has_given_up(self) -> bool:
+        """Whether it ended, or was about to, because it could not go on."""
+        return "worker ends" in self.log()
+
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
@@ -158,7 +162,8 @@ class InProcess:
 
     def stop(self) -> None:
         if self._thread.is_alive() and self._loop is not None and self._stop is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with suppress(RuntimeError):  # the loop is closed: it has just ended by itself
+                self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(DEADLINE)
         assert not self._thread.is_alive(), "the worker does not end"
 
