@@ -20,7 +20,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def settings(broker: str) -> Settings:
-    settings = build({"kafka_bootstrap": broker, "kafka_partitions": 4})
+    # Ingest gives a busy machine the time that it needs, before its sender gives up.
+    settings = build({"kafka_bootstrap": broker, "kafka_partitions": 4, "ingest_timeout": "60s"})
     ensure_topics(settings)
     return settings
 
@@ -42,5 +43,5 @@ def url(settings: Settings) -> Iterator[str]:
 def client(url: str) -> Iterator[httpx.Client]:
     """Speaks as pod-a, unless told otherwise."""
     headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
-    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=90) as client:
         yield client

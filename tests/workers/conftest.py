@@ -67,6 +67,8 @@ def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:
             "database_url": database,
             "kafka_bootstrap": bootstrap,
             "kafka_partitions": "4",
+            # A test publishes once, however busy the machine is.
+            "ingest_timeout": "60s",
             "s3_endpoint_url": services.s3_endpoint_url,
             "s3_bucket": services.s3_bucket,
             "s3_root": f"root-{next(_numbers)}",

@@ -43,6 +43,8 @@ ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "distribution-2.8.3-notifications.jsonl"
 PODS = ("pod-a", "pod-b")
 DEADLINE = 180.0
+#: A server that is away refuses at once; one that is there may be busy.
+CONNECT_S = 60
 
 
 def eventually(what: Callable[[], bool], seconds: float = DEADLINE, why: str = "it") -> None:
@@ -340,11 +342,11 @@ class Table:
         self.url = url
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
             return connection.execute(statement, parameters).fetchall()
 
     def do(self, statement: str, *parameters: object) -> None:
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
             connection.execute(statement, parameters)
 
     def add_pods(self, pods: Mapping[str, Sequence[str]], linker: str = "relay") -> None:
