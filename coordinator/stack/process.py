@@ -21,7 +21,7 @@ from pathlib import Path
 from coordinator.errors import StackError
 
 POLL_SECONDS = 0.02
-KILL_SECONDS = 5.0  # after SIGKILL only an uninterruptible system call keeps a process
+KILL_SECONDS = 30.0  # after SIGKILL only an uninterruptible system call keeps a process
 LOG_LIMIT_BYTES = 10 * 1024 * 1024  # one older log is kept beside it
 TAIL_BYTES = 8192
 TAIL_LINES = 5

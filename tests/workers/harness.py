@@ -222,12 +222,12 @@ class Log:
     def _ends(self) -> dict[tuple[str, int], int]:
         if self._consumer is None:
             self._consumer = KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False)
-        wanted = [
-            TopicPartition(topic, number)
-            for topic in (EVENTS, DEAD_LETTERS)
-            for number in self._consumer.partitions_for_topic(topic) or ()
-        ]
-        return {(at.topic, at.partition): end for at, end in self._consumer.end_offsets(wanted).items()}
+        found: dict[tuple[str, int], int] = {}
+        # Topic by topic: a client that learns of another meanwhile may leave partitions out.
+        for topic in (EVENTS, DEAD_LETTERS):
+            wanted = [TopicPartition(topic, number) for number in self._consumer.partitions_for_topic(topic) or ()]
+            found |= {(at.topic, at.partition): end for at, end in self._consumer.end_offsets(wanted).items()}
+        return found
 
     def write(
         self,
