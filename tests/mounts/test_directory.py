@@ -17,11 +17,12 @@ def test_a_database_that_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread waits for it, and the others go on with what is known, for a while: nobody waits for ever."""
     for name, seconds in (("REFRESH_S", 0.0), ("WAIT_S", 0.01)):
         monkeypatch.setattr(directory, name, seconds, raising=False)
-    frozen, thawed = threading.Event(), threading.Event()
+    frozen, reached, thawed = threading.Event(), threading.Event(), threading.Event()
 
     def load() -> list[MountPod]:
         if frozen.is_set():
-            thawed.wait(30)
+            reached.set()
+            thawed.wait(60)
         return [POD]
 
     pods = MountPods(load)
@@ -31,6 +32,7 @@ def test_a_database_that_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = threading.Thread(target=pods.owner, args=(name,))
     waiting.start()
     try:
+        assert reached.wait(30)
         asking = threading.Thread(target=pods.owner, args=(name,), daemon=True)
         asking.start()
         asking.join(10)
