@@ -145,18 +145,21 @@ def give_back(connection: Connection[Any], reserved: Reserved) -> None:
 
 
 def elsewhere_in(
-    connection: Connection[Any], pod_id: int, digest: Digest, but: RepositoryName
-) -> RepositoryName | None:
-    """Return another repository of the pod that links the blob, by the table: it can be mounted from there."""
-    row = connection.execute(
+    connection: Connection[Any], pod_id: int, digest: Digest, but: RepositoryName, limit: int
+) -> list[RepositoryName]:
+    """Return some other repositories of the pod that link the blob, by the table: it can be mounted from one of them.
+
+    Not from each: of one for which a mount is under way the table knows before the pod does.
+    """
+    found = connection.execute(
         """
         SELECT r.name FROM blobs b JOIN repository_blobs l ON l.blob_id = b.id
         JOIN repositories r ON r.id = l.repository_id
-        WHERE b.digest = %s AND r.pod_id = %s AND r.name <> %s LIMIT 1
+        WHERE b.digest = %s AND r.pod_id = %s AND r.name <> %s LIMIT %s
         """,
-        (digest, pod_id, but),
-    ).fetchone()
-    return None if row is None else RepositoryName(row[0])
+        (digest, pod_id, but, limit),
+    )
+    return [RepositoryName(row[0]) for row in found]
 
 
 def enter_relay(connection: Connection[Any], pod_id: int, digest: Digest) -> bool:

@@ -75,6 +75,7 @@ class Relay:
         self._credentials = credentials
         self._ca_file = ca_file
         self._sending = threading.BoundedSemaphore(at_once)
+        self._most = waiting
         self._waiting = threading.BoundedSemaphore(waiting)
         self._patience = patience
         self._chunk_bytes = chunk_bytes
@@ -115,15 +116,18 @@ class Relay:
     def _mounted_within(self, job: Job) -> bool:
         """Mount it from another repository of the pod; with Baleen's own credentials, as the client may not know it."""
         with self._connections.use() as connection:
-            other = table.elsewhere_in(connection, job.pod.id, job.digest, job.repository)
+            # More than can be under way here: of so many one has it, if any has.
+            others = table.elsewhere_in(connection, job.pod.id, job.digest, job.repository, self._most)
         # What only its registry has said of it may be a lie about a blob of others in this pod: then it has to be sent.
-        if other is None or not job.is_known:
+        if not others or not job.is_known:
             return False
         try:
             ours, is_mounted = any_of(
                 job.pod,
                 lambda url: self._client(url, credentials=self._credentials),
-                lambda client: client.mount_blob(job.repository, format_digest(job.digest), other),
+                lambda client: any(
+                    client.mount_blob(job.repository, format_digest(job.digest), other) for other in others
+                ),
             )
         except RegistryError as error:
             log.info("a blob is sent again", pod=job.pod.name, reason=str(error))

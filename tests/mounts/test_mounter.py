@@ -372,31 +372,60 @@ def test_a_registry_that_does_not_say_how_large_a_blob_is(world: World) -> None:
         assert world.refused() is Reason.NOT_THERE
 
 
+class Relayed(Relay):
+    """Relays to a registry that has every blob in some repositories, and notes in `within` what it is asked for."""
+
+    def __init__(self, world: World, *having: RepositoryName) -> None:
+        super().__init__(world.connections, Sources(world.store).read, credentials=None)
+        self.having = having
+        self.within: list[str] = []
+
+    def _client(self, *_: Any, **__: Any) -> Any:
+        def mount(_: RepositoryName, __: str, source: RepositoryName) -> bool:
+            if source in self.having:
+                self.within.append("mounted")
+            return source in self.having
+
+        client = mock.MagicMock()
+        client.__enter__.return_value = client
+        client.has_blob.return_value = False
+        client.mount_blob.side_effect = mount
+        client.begin_upload.side_effect = lambda *_: self.within.append("sent") or "/v2/x/blobs/uploads/y"
+        return client
+
+
+def linked_in(world: World, *repositories: RepositoryName) -> None:
+    """Have the table say that these of the target's pod link `l`."""
+    digest, size = world.garbage.digest("l"), len(world.garbage.body("l"))
+    BatchApply(world.garbage.connection, timedelta(seconds=1)).apply_found(
+        [
+            Item(0, 0, world.garbage.pods["pod-b"], BlobLinked(each, digest, datetime.now(UTC), size), None)
+            for each in repositories
+        ]
+    )
+
+
 @pytest.mark.parametrize("linker", [Linker.LINK, Linker.RELAY])
 def test_what_is_mounted_within_a_pod(world: World, linker: Linker) -> None:
     """Baleen mounts within a pod what shared storage shows that the source has; what a registry says is sent."""
     blob = world.garbage.body("l")
-    within: list[str] = []
-
-    class Relayed(Relay):
-        def _client(self, *_: Any, **__: Any) -> Any:
-            client = mock.MagicMock()
-            client.__enter__.return_value = client
-            client.has_blob.return_value = False
-            client.mount_blob.side_effect = lambda *_: within.append("mounted") or True
-            client.begin_upload.side_effect = lambda *_: within.append("sent") or "/v2/x/blobs/uploads/y"
-            return client
-
     with YesRegistry(blob, len(blob)) as registry:
         world.source = MountPod(world.garbage.pods["pod-a"], PodName("pod-a"), linker, (registry.url,), ("pod-a",))
         world.target_linker, world.relay_limit = Linker.RELAY, len(blob)
-        world.linker = Relayed(world.connections, Sources(world.store).read, credentials=None)
-        other = BlobLinked(OTHER, world.garbage.digest("l"), datetime.now(UTC), len(blob))
-        BatchApply(world.garbage.connection, timedelta(seconds=1)).apply_found(
-            [Item(0, 0, world.garbage.pods["pod-b"], other, None)]
-        )
+        world.linker = Relayed(world, OTHER)
+        linked_in(world, OTHER)
         world.mount()
-    assert within == (["mounted"] if linker is Linker.LINK else ["sent"])
+    assert world.linker.within == (["mounted"] if linker is Linker.LINK else ["sent"])
+
+
+@pytest.mark.parametrize("has", range(3))
+def test_which_repository_of_a_pod_has_it(world: World, has: int) -> None:
+    """The table knows of mounts that are still under way: whichever repository has the blob, nothing is sent again."""
+    repositories = [RepositoryName(f"pod-b/{number}") for number in range(3)]
+    linked_in(world, *repositories)
+    world.target_linker, world.linker = Linker.RELAY, Relayed(world, repositories[has])
+    world.mount()
+    assert world.linker.within == ["mounted"]
 
 
 @pytest.mark.parametrize("authorization", [None, "Basic YWxpY2U6c2VjcmV0", "Bearer \xe9"])
