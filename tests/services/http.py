@@ -23,6 +23,8 @@ class Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    #: Beyond the usual five that come at once, the system would have a client try again after a second, or several.
+    request_queue_size = 128
 
     def handle_error(self, *_: Any) -> None:
         # Clients that were killed, or that have given up.
