@@ -282,13 +282,14 @@ class Baleen:
         """Stop a service, and all that it has started, where they are: they keep their connections and say nothing."""
         processes = [self._child(service)]
         for process in processes:
-            processes += _children(process)
-        for process in processes:
+            # Before its own are looked for, and moved again after them: while it stands still, none of them is gone.
             os.kill(process, signal.SIGSTOP)
+            eventually(lambda process=process: _stands_still(process))  # type: ignore[misc]
+            processes += _children(process)
         try:
             yield
         finally:
-            for process in processes:
+            for process in reversed(processes):
                 os.kill(process, signal.SIGCONT)
 
     def is_up(self) -> bool:
@@ -434,6 +435,11 @@ class Baleen:
 
 def _children(parent: int) -> list[int]:
     return [int(number) for number in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def _stands_still(process: int) -> bool:
+    """Whether a process that was told to stop has, or has ended."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in {"T", "Z"}
 
 
 def _words(process: int) -> set[str]:
