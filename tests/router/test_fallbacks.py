@@ -206,7 +206,7 @@ def test_mounts_that_wait_take_no_tokens_away(world: World, source: tuple[str, s
 def test_an_issuer_that_does_not_answer_is_waited_for(world: World, source: tuple[str, str]) -> None:
     """A token without that issuer's part comes later than a mount may, and neither it nor the next ones are lost."""
     assert router.ISSUERS_S >= issuers.SECONDS
-    made = world.another_router(issuer="baleen", coordinator_timeout_s=3)
+    made = world.another_router(issuer="baleen", coordinator_timeout_s=int(issuers.SECONDS))
     world.coordinator.token_seconds = issuers.SECONDS + 0.2
     assert [ask(made)[0] for _ in range(2)] == [200] * 2
     made.routes(2)
