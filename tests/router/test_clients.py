@@ -15,7 +15,7 @@ from coordinator.pods.images import make_image, make_index
 from coordinator.stack.distribution import DistributionRegistry
 from tests.pods.issuer import CREDENTIALS, ISSUER, SERVICE, TokenIssuer, basic
 from tests.registries.skopeo import Skopeo, oci_layout
-from tests.router.harness import HOST, HTTP_SECRET, Pod, Router, World
+from tests.router.harness import DEADLINE_S, HOST, HTTP_SECRET, Pod, Router, World
 from tests.router.programs import needs_go, run
 
 pytestmark = pytest.mark.registry
@@ -130,23 +130,24 @@ def guarded(world: World, tmp_path: Path) -> Iterator[tuple[Router, TokenIssuer]
 def test_a_token_is_got_and_used_through_the_router(guarded: tuple[Router, TokenIssuer]) -> None:
     """The registry says where tokens are, the router leads to the issuer, and the token opens the repository."""
     made, issuer = guarded
-    asked = httpx.get(f"{made.url}/v2/guarded/app/tags/list", trust_env=False)
+    asked = httpx.get(f"{made.url}/v2/guarded/app/tags/list", timeout=DEADLINE_S, trust_env=False)
     assert asked.status_code == 401
     assert asked.headers["WWW-Authenticate"].startswith(f'Bearer realm="{made.url}/jwt/auth",service="{SERVICE}"')
-    base = httpx.get(f"{made.url}/v2/", trust_env=False)
+    base = httpx.get(f"{made.url}/v2/", timeout=DEADLINE_S, trust_env=False)
     assert base.status_code == 401
     got = httpx.get(
         f"{made.url}/jwt/auth",
         params={"service": SERVICE, "scope": "repository:guarded/app:pull"},
         headers={"Authorization": basic(CREDENTIALS)},
+        timeout=DEADLINE_S,
         trust_env=False,
     )
     token = got.json()["token"]
     assert issuer.asked[-1].scopes == ("repository:guarded/app:pull",)
     headers = {"Authorization": f"Bearer {token}"}
-    answer = httpx.get(f"{made.url}/v2/guarded/app/tags/list", headers=headers, trust_env=False)
+    answer = httpx.get(f"{made.url}/v2/guarded/app/tags/list", headers=headers, timeout=DEADLINE_S, trust_env=False)
     assert answer.status_code == 404
-    other = httpx.get(f"{made.url}/v2/guarded/other/tags/list", headers=headers, trust_env=False)
+    other = httpx.get(f"{made.url}/v2/guarded/other/tags/list", headers=headers, timeout=DEADLINE_S, trust_env=False)
     assert other.status_code == 401
 
 

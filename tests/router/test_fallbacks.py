@@ -13,7 +13,7 @@ from coordinator.pods.images import make_image
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.tokens import issuers
 from tests.pods.issuer import CREDENTIALS, TokenIssuer, basic
-from tests.router.harness import Router, World, eventually, frozen_stand_in, request, routed
+from tests.router.harness import DEADLINE_S, Router, World, eventually, frozen_stand_in, request, routed
 from tests.router.stand_in import StandIn
 
 pytestmark = pytest.mark.registry
@@ -287,7 +287,7 @@ def test_a_reload_changes_who_is_asked(world: World) -> None:
     world.reload(made, [first._replace(prefixes=[*first.prefixes, "added"]), *others])
 
     def there() -> bool:
-        assert httpx.get(f"{made.url}/v2/team/app/tags/list", trust_env=False).status_code == 404
+        assert httpx.get(f"{made.url}/v2/team/app/tags/list", timeout=DEADLINE_S, trust_env=False).status_code == 404
         made.raw(asking)
         return "/v2/added/app/tags/list" in [each.target for each in world.seen()["pod-a"]]
 

@@ -5,7 +5,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
-from tests.router.harness import Answer, World, request
+from tests.router.harness import DEADLINE_S, Answer, World, request
 
 pytestmark = pytest.mark.registry
 
@@ -119,6 +119,7 @@ def test_registries_do_read_these_as_mounts(world: World, source: tuple[str, str
         f"{world.pods['pod-a'].url}/v2/{world.repository('pod-a')}/blobs/uploads/{query}",
         headers=dict(each.split(": ", 1) for each in headers),
         content=body,
+        timeout=DEADLINE_S,
         trust_env=False,
     )
     assert answer.status_code == 201
@@ -200,7 +201,7 @@ def test_a_mount_with_much_beside_it_is_refused(world: World, source: tuple[str,
 def test_an_upload_is_finished_where_it_began(world: World, pod: str) -> None:
     """The address of an upload leads through the router, whether the registry writes a path or a whole URL."""
     repository = world.repository(pod)
-    answer = httpx.post(f"{world.router.url}/v2/{repository}/blobs/uploads/", trust_env=False)
+    answer = httpx.post(f"{world.router.url}/v2/{repository}/blobs/uploads/", timeout=DEADLINE_S, trust_env=False)
     location = urlsplit(answer.headers["Location"])
     assert (location.netloc == world.router.address) == (pod == "pod-c")
     with world.client() as client:

@@ -52,10 +52,10 @@ def test_the_store_sends_what_a_registry_redirects(world: World) -> None:
         digest = client.push_blob(repository, content)
         world.router.log()
         assert client.get_blob(repository, digest) == content
-    answer = httpx.get(f"{world.router.url}/v2/{repository}/blobs/{digest}", trust_env=False)
+    answer = httpx.get(f"{world.router.url}/v2/{repository}/blobs/{digest}", timeout=DEADLINE_S, trust_env=False)
     assert answer.status_code == 307
     assert answer.headers["Location"].startswith(world.storage.endpoint_url)
-    assert httpx.get(answer.headers["Location"], trust_env=False).content == content
+    assert httpx.get(answer.headers["Location"], timeout=DEADLINE_S, trust_env=False).content == content
     assert all(int(line["bytes"]) < len(content) for line in world.router.log())
 
 

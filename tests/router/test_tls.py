@@ -12,7 +12,7 @@ import pytest
 
 from coordinator.domain.pods import parse_registry
 from coordinator.pods import router
-from tests.router.harness import HOST, World, request
+from tests.router.harness import DEADLINE_S, HOST, World, request
 from tests.services.certificates import make_certificate
 
 pytestmark = pytest.mark.registry
@@ -80,15 +80,20 @@ def test_clients_see_the_routers_certificate(world: World, tmp_path: Path) -> No
     file = str(tmp_path / "router.pem")
     made = world.another_router(tls=router.Certificate(file, file))
     trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
-    assert httpx.get(f"{made.url}/v2/", verify=trusting, trust_env=False).status_code == 200
-    begun = httpx.post(f"{made.url}/v2/{world.repository('pod-c')}/blobs/uploads/", verify=trusting, trust_env=False)
+    assert httpx.get(f"{made.url}/v2/", verify=trusting, timeout=DEADLINE_S, trust_env=False).status_code == 200
+    begun = httpx.post(
+        f"{made.url}/v2/{world.repository('pod-c')}/blobs/uploads/",
+        verify=trusting,
+        timeout=DEADLINE_S,
+        trust_env=False,
+    )
     assert begun.headers["Location"].startswith(f"{made.url}/v2/")
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{made.url}/v2/", verify=ssl.create_default_context(), trust_env=False)
+        httpx.get(f"{made.url}/v2/", verify=ssl.create_default_context(), timeout=DEADLINE_S, trust_env=False)
 
 
 def test_what_ends_tls_before_the_router_can_be_told(world: World) -> None:
     """Registries write https addresses where clients use them, although the router is asked by http."""
     made = world.another_router(public_scheme="https")
-    begun = httpx.post(f"{made.url}/v2/{world.repository('pod-c')}/blobs/uploads/", trust_env=False)
+    begun = httpx.post(f"{made.url}/v2/{world.repository('pod-c')}/blobs/uploads/", timeout=DEADLINE_S, trust_env=False)
     assert begun.headers["Location"].startswith(f"https://{made.address}/v2/")

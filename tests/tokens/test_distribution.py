@@ -21,6 +21,9 @@ from tests.tokens.forge import AUDIENCE, ISSUER, ec_key, rsa_key
 
 pytestmark = pytest.mark.registry
 
+#: Of a registry on a machine that is slow for a moment.
+CLIENT_S = 60.0
+
 
 def guarded(bundle: Path) -> str:
     """The section of distribution's configuration that asks for tokens."""
@@ -35,9 +38,8 @@ class Registry(NamedTuple):
 
     def takes(self, token: str) -> bool:
         """Whether a pull from `team/app` is let through: there is nothing to be pulled."""
-        answer = httpx.get(
-            f"{self.url}/v2/team/app/tags/list", headers={"Authorization": f"Bearer {token}"}, trust_env=False
-        )
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx.get(f"{self.url}/v2/team/app/tags/list", headers=headers, timeout=CLIENT_S, trust_env=False)
         assert answer.status_code in {401, 404}, answer.text
         return answer.status_code == 404
 
