@@ -11,7 +11,8 @@ from tests.registries.harness import Baleen
 def open_baleen() -> Iterator[Baleen]:
     """One `baleen up` for pods whose registries ask nobody who they are."""
     with temporary_directory() as directory, Children() as children:
-        baleen = Baleen(directory, children, {"BALEEN_MOUNTS": "open"})
+        # A mount is waited for here: how long one takes says nothing but how busy the machine is.
+        baleen = Baleen(directory, children, {"BALEEN_MOUNTS": "open", "BALEEN_MOUNT_TIMEOUT": "2m"})
         with baleen.api:
             yield baleen
 

@@ -15,6 +15,9 @@ from tests.registries.harness import Baleen, Pairs, Pod, Registry, of_a_probe
 
 pytestmark = pytest.mark.registry
 
+#: Longer than Baleen waits for a mount.
+CLIENT_S = 180.0
+
 
 class Pair(NamedTuple):
     """Two pods of one root."""
@@ -31,12 +34,12 @@ class Pair(NamedTuple):
         return {pair for pair in self.baleen.links() if not of_a_probe(pair)}
 
     def client(self, pod: int) -> RegistryClient:
-        return RegistryClient(self.registries[pod].url, timeout=20)
+        return RegistryClient(self.registries[pod].url, timeout=CLIENT_S)
 
     def ask(self, repository: str, query: str = "", **options: object) -> httpx.Response:
         """What a router sends to Baleen."""
         url = f"{self.baleen.url}/v2/{repository}/blobs/uploads/{query}"
-        return httpx.post(url, timeout=30, trust_env=False, **options)  # type: ignore[arg-type]
+        return httpx.post(url, timeout=CLIENT_S, trust_env=False, **options)  # type: ignore[arg-type]
 
     def mount(self, repository: str, digest: str, source: str | None) -> httpx.Response:
         return self.ask(repository, f"?mount={digest}" + (f"&from={source}" if source else ""))
@@ -140,7 +143,7 @@ def test_what_no_registry_would_take(pair: Pair) -> None:
         ("GET", f"/{pair.name(0, 'app')}/manifests/v1", 404, "UNSUPPORTED"),
         ("POST", f"/{pair.name(0, 'app')}%2f..%2fx/blobs/uploads/", 400, "NAME_INVALID"),
     ):
-        answer = httpx.request(method, url + path, timeout=10, trust_env=False)
+        answer = httpx.request(method, url + path, timeout=CLIENT_S, trust_env=False)
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (status, code), path
 
 

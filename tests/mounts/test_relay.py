@@ -16,6 +16,9 @@ from tests.registries.harness import Baleen, Pod, Registry, eventually
 
 pytestmark = pytest.mark.registry
 
+#: Longer than Baleen waits for a mount.
+CLIENT_S = 180.0
+
 
 class Apart(NamedTuple):
     """A pod on the shared root, and one that has a root of its own."""
@@ -28,7 +31,7 @@ class Apart(NamedTuple):
 
     def mount(self, repository: str, digest: str, source: str) -> httpx.Response:
         url = f"{self.baleen.url}/v2/{repository}/blobs/uploads/?mount={digest}&from={source}"
-        return httpx.post(url, timeout=60, trust_env=False)
+        return httpx.post(url, timeout=CLIENT_S, trust_env=False)
 
     def requests(self, method: str) -> int:
         """How many requests of a method the second registry has answered."""
@@ -49,7 +52,7 @@ def apart(open_baleen: Baleen) -> Apart:
 
 def pushed(registry: Registry, repository: str, name: str, size: int = 100_000) -> Layer:
     layer = make_layer(name, size)
-    with RegistryClient(registry.url, timeout=20) as client:
+    with RegistryClient(registry.url, timeout=CLIENT_S) as client:
         client.push_image(repository, make_image(name, [layer]), "v1")
     return layer
 
@@ -60,7 +63,7 @@ def test_a_blob_is_sent_to_a_store_of_its_own(apart: Apart) -> None:
     target = f"{apart.own.name}/app"
     answer = apart.mount(target, layer.digest, f"{apart.shared.name}/app")
     assert (answer.status_code, answer.headers["X-Baleen-Mount"]) == (201, "mounted")
-    with RegistryClient(apart.second.url, timeout=20) as client:
+    with RegistryClient(apart.second.url, timeout=CLIENT_S) as client:
         assert client.get_blob(target, layer.digest) == layer.content
         image = make_image("of both", [layer])
         client.push_image(target, image, "v1")
@@ -79,7 +82,7 @@ def test_it_is_sent_once(apart: Apart) -> None:
     assert apart.mount(f"{apart.own.name}/later", layer.digest, source).status_code == 201
     assert apart.mount(targets[0], layer.digest, source).status_code == 201
     assert apart.requests("PATCH") == 1
-    with RegistryClient(apart.second.url, timeout=20) as client:
+    with RegistryClient(apart.second.url, timeout=CLIENT_S) as client:
         assert all(client.has_blob(target, layer.digest) for target in targets)
 
 
@@ -89,7 +92,7 @@ def test_in_chunks(apart: Apart) -> None:
     target = f"{apart.own.name}/app"
     assert apart.mount(target, layer.digest, f"{apart.shared.name}/app").status_code == 201
     assert apart.requests("PATCH") == -(-len(layer.content) // (16 << 20))
-    with RegistryClient(apart.second.url, timeout=60) as client:
+    with RegistryClient(apart.second.url, timeout=CLIENT_S) as client:
         assert client.get_blob(target, layer.digest) == layer.content
 
 
