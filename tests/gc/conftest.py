@@ -37,6 +37,10 @@ def garbage(store: ObjectStore, databases: Databases) -> Iterator[Garbage]:
 
 @pytest.fixture
 def only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pulse of a job calls the database between, and nobody waits after a failure."""
+    """No pulse of a job calls the database between, and nobody waits after a failure.
+
+    Nor does a job that was held up ask again for what it knows: what counts its calls would find others.
+    """
     monkeypatch.setattr(jobs, "TELL_EVERY_S", 3600.0)
+    monkeypatch.setattr(collect, "FACTS_S", 3600.0)
     monkeypatch.setattr(collect, "PAUSE_S", 0.0)
