@@ -42,6 +42,7 @@ def test_a_page_that_has_to_wait_is_dealt_with(garbage: Garbage) -> None:
     assert run.hidden == len(NAMES)
 
 
+@pytest.mark.usefixtures("only_their_calls")
 def test_runs_keep_no_more_connections(garbage: Garbage) -> None:
     """A process that collects for weeks has no more connections than after its first run."""
     garbage.pushed("kept")
