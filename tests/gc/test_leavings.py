@@ -455,14 +455,21 @@ def at_any_moment(
     waiting = {litter.link_key("r", name): name for name in (f"l{seed}-{number}" for number in range(32))}
     names = list(waiting.values())
     litter.purged_blobs("counting", *names)
+    # Several threads may act at once, and each name is pushed by one.
+    choosing = threading.Lock()
+
+    def chosen(what: str) -> str | None:
+        with choosing:
+            if what in {"delete_many", "permitted", "deleted"}:
+                key = next((target.key for target in tap.targets if target.key in waiting), None)
+            else:
+                key = random.choice(list(waiting)) if waiting and random.random() < 0.05 else None
+            return None if key is None else waiting.pop(key)
 
     def act(_: int, what: str) -> None:
-        if what in {"delete_many", "permitted", "deleted"}:
-            key = next((target.key for target in tap.targets if target.key in waiting), None)
-        else:
-            key = random.choice(list(waiting)) if waiting and random.random() < 0.05 else None
-        if key is not None:
-            push(waiting.pop(key))
+        name = chosen(what)
+        if name is not None:
+            push(name)
 
     tap = Tapped(litter.store, act)
     litter.tried(tap)  # type: ignore[arg-type]
