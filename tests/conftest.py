@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from coordinator.stack import guard as guarding
 from coordinator.stack.supervisor import Stack, StackEndpoints
@@ -24,7 +24,7 @@ from tests.services.databases import Databases, DatabaseServer
 ROOM_BYTES = 8 << 30
 
 # An example that a busy machine has held up is no failure.
-settings.register_profile("baleen", settings.default, deadline=None)
+settings.register_profile("baleen", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("baleen")
 
 
