@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaError, RequestTimedOutError
+from aiokafka.errors import KafkaConnectionError, KafkaError, RequestTimedOutError
 from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -86,13 +86,12 @@ class Cluster:
 
 
 class Client:
-    """AIOKafkaProducer, as far as EventProducer uses it. What it knows of partitions is as old as it is."""
+    """The producer's client, as far as EventProducer uses it. What it knows of partitions is as old as it is."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.client = self
         self.cluster = Cluster(broker)
-        self._message_accumulator = SimpleNamespace(fail_all=self.fail_all)
         self.waiting: dict[Partition, deque[tuple[bytes, asyncio.Future[None]]]] = defaultdict(deque)
 
     async def fetch_all_metadata(self) -> Cluster:
@@ -136,7 +135,10 @@ class Client:
                 if not future.done():
                     future.set_exception(error)
 
-    async def stop(self) -> None:
+    def give_up(self) -> None:
+        self.fail_all(KafkaConnectionError())
+
+    async def close(self) -> None:
         pass
 
 
