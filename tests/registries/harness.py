@@ -319,7 +319,7 @@ class Baleen:
         self.await_applied()
         # What was still on its way when they agreed must not have parted them again.
         eventually(lambda: not self.differences(), why=self.differences)
-        assert self.dead_letters() == []
+        assert not (letters := self.dead_letters()), letters
         assert self.status()["gaps"] == 0
         engine = sync_engine(self._database())
         try:

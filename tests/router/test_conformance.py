@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.conftest import temporary_directory
 from tests.router.harness import World
-from tests.router.proxies import BOTH_AT_LENGTH
+from tests.router.proxies import BOTH_AT_LENGTH, Proxy
 from tests.router.running import Running
 from tests.services import go_programs
 
@@ -70,11 +71,13 @@ def test_without_baleen_all_passes(world: World, tmp_path: Path, pod: str) -> No
     assert direct - through == set()
 
 
-def test_with_baleen_all_passes(running: Running, tmp_path: Path) -> None:
-    """The same with a Baleen that mounts."""
-    pod = running.pods[0].name
-    straight = running.registries[0].address
-    direct = passed_straight("mounted", straight, (f"{pod}/direct1", f"{pod}/direct2"), tmp_path / "direct")
-    through = passed(running.router.address, (f"{pod}/through1", f"{pod}/through2"), tmp_path / "through")
+@pytest.mark.parametrize("proxy", BOTH_AT_LENGTH)
+def test_with_baleen_all_passes(tmp_path: Path, proxy: Proxy) -> None:
+    """The same with a Baleen that mounts; with one of its own, as what it pushes by sha512 is left aside there."""
+    with temporary_directory() as directory, Running.started(directory, proxy) as running:
+        pod = running.pods[0].name
+        straight = running.registries[0].address
+        direct = passed_straight("mounted", straight, (f"{pod}/direct1", f"{pod}/direct2"), tmp_path / "direct")
+        through = passed(running.router.address, (f"{pod}/through1", f"{pod}/through2"), tmp_path / "through")
     assert len(direct) > 100
     assert direct - through == set()
