@@ -173,6 +173,11 @@ class InProcess:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    def has_ended(self) -> bool:
+        """Whether it ended by itself; one that is about to is waited for."""
+        self._thread.join(DEADLINE)
+        return not self.alive
+
 
 @contextmanager
 def worker(place: Place) -> Iterator[InProcess]:
