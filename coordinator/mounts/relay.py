@@ -115,11 +115,13 @@ class Relay:
 
     def _mounted_within(self, job: Job) -> bool:
         """Mount it from another repository of the pod; with Baleen's own credentials, as the client may not know it."""
+        # What only its registry has said of it may be a lie about a blob of others in this pod: then it has to be sent.
+        if not job.is_known:
+            return False
         with self._connections.use() as connection:
             # More than can be under way here: of so many one has it, if any has.
             others = table.elsewhere_in(connection, job.pod.id, job.digest, job.repository, self._most)
-        # What only its registry has said of it may be a lie about a blob of others in this pod: then it has to be sent.
-        if not others or not job.is_known:
+        if not others:
             return False
         try:
             ours, is_mounted = any_of(
