@@ -13,14 +13,14 @@ from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.references import ManifestKind
 from coordinator.ingest.directory import CachedPodDirectory, KnownPod
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.ingest.topics import EVENTS
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import link_key
 from tests.api.harness import Facts, Served, dead_letter, served, settings_for, until
+from tests.workers.harness import Log
 
 ENVELOPE = "application/vnd.docker.distribution.events.v2+json"
 HEADERS = {"Content-Type": ENVELOPE}
-TOPICS = (EVENTS, DEAD_LETTERS)
 
 
 def shared_layers(facts: Facts) -> tuple[str, str]:
@@ -333,7 +333,8 @@ def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
         assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 200
         before = api.get("/v1/status").json()
         assert not before["caught_up"]
-        ends = latest(api)
+        with Log(str(api.settings.kafka_bootstrap)) as log:
+            ends = log.ends()
         for (topic, partition), end in ends.items():
             api.db.execute(
                 "INSERT INTO partition_progress (topic, partition, next_offset) VALUES (%s, %s, %s)",
@@ -361,18 +362,6 @@ def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
 def known(status: dict[str, Any]) -> dict[str, Any] | None:
     """A status in which Kafka has answered."""
     return None if any("lag is not known" in each for each in status["gc"]["held_by"]) else status
-
-
-def latest(api: Served) -> dict[tuple[str, int], int]:
-    """Where each partition ends."""
-    consumer = KafkaConsumer(bootstrap_servers=api.settings.kafka_bootstrap)
-    try:
-        # One topic at a time: of several, those may be left out that the client has not heard of yet.
-        asked = [[TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)] for topic in TOPICS]
-        ends = [consumer.end_offsets(partitions) for partitions in asked]
-        return {(at.topic, at.partition): end for each in ends for at, end in each.items()}
-    finally:
-        consumer.close()
 
 
 def test_readiness_names_what_is_away(api: Served, embedded_stack: StackEndpoints) -> None:
