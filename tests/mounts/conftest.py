@@ -6,6 +6,9 @@ from coordinator.stack.children import Children
 from tests.conftest import temporary_directory
 from tests.registries.harness import Baleen
 
+#: Of clients: longer than Baleen waits for a mount.
+CLIENT_S = 180.0
+
 
 @pytest.fixture(scope="session")
 def open_baleen() -> Iterator[Baleen]:

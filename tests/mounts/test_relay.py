@@ -12,12 +12,10 @@ import pytest
 from coordinator.pods.images import Layer, make_image, make_layer
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.distribution import DistributionRegistry
+from tests.mounts.conftest import CLIENT_S
 from tests.registries.harness import Baleen, Pod, Registry, eventually
 
 pytestmark = pytest.mark.registry
-
-#: Longer than Baleen waits for a mount.
-CLIENT_S = 180.0
 
 
 class Apart(NamedTuple):
