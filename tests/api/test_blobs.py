@@ -32,7 +32,7 @@ def without_time(blob: Json) -> Json:
     return {name: value for name, value in blob.items() if name != "counted_at"}
 
 
-@settings(max_examples=15, deadline=None, database=None)
+@settings(max_examples=15, database=None)
 @given(worlds())
 def test_counts_are_those_of_the_sets(api: Served, steps: list[tuple[str, int, int, object]]) -> None:
     """Counts, repositories and pods of every blob equal those of plain sets, alone and together."""
@@ -41,7 +41,7 @@ def test_counts_are_those_of_the_sets(api: Served, steps: list[tuple[str, int, i
     check_blobs(api, facts)
 
 
-@settings(max_examples=10, deadline=None, database=None)
+@settings(max_examples=10, database=None)
 @given(worlds())
 def test_hot_blobs_are_counted_as_exactly(api: Served, steps: list[tuple[str, int, int, object]]) -> None:
     """A blob that too many need to be counted at once gets the same figures, in groups of any size."""

@@ -33,7 +33,7 @@ def test_the_document_is_kept(api: Served) -> None:
 
 
 def ask_all(operation: APIOperation[Any, Any, Any, Any]) -> str:
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy())
     def ask(case: Any) -> None:
         case.call_and_validate(checks=CHECKS, headers={"Authorization": f"Bearer {OPERATE}"}, timeout=30)

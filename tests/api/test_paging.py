@@ -14,7 +14,7 @@ from tests.api.worlds import build, worlds
 LIMITS = st.integers(1, 7)
 
 
-@settings(max_examples=12, deadline=None, database=None)
+@settings(max_examples=12, database=None)
 @given(worlds(), LIMITS, st.integers(5, 20), st.booleans())
 def test_references(
     api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, by_walk: bool
@@ -65,7 +65,7 @@ def test_references_while_holdings_are_added(
 
 
 @pytest.mark.lengthy
-@settings(max_examples=5, deadline=None, database=None)
+@settings(max_examples=5, database=None)
 @given(worlds(), LIMITS, st.integers(1, 5), st.integers(0, 3))
 def test_blobs(
     api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, min_references: int
@@ -137,7 +137,7 @@ def test_blobs_while_blobs_are_added(api: Served, facts: Facts, monkeypatch: pyt
         assert before <= set(items)
 
 
-@settings(max_examples=10, deadline=None, database=None)
+@settings(max_examples=10, database=None)
 @given(st.sets(st.from_regex(r"[ab](/[ab]|-[ab]|[ab]){0,3}", fullmatch=True), max_size=12), LIMITS)
 def test_repositories(api: Served, names: set[str], limit: int) -> None:
     """Repositories come in the order of their names' bytes; a prefix is a path's, and a pod has those of its own."""
@@ -158,7 +158,7 @@ def test_repositories(api: Served, names: set[str], limit: int) -> None:
 
 
 @pytest.mark.lengthy
-@settings(max_examples=4, deadline=None, database=None)
+@settings(max_examples=4, database=None)
 @given(LIMITS)
 def test_pods_and_dead_letters(api: Served, limit: int) -> None:
     """Pods come by name, dead letters by age; a pod's filter and `settled` choose exactly."""

@@ -160,7 +160,7 @@ def compare(world: World, kinds: list[str], seed: int, *, versioned: bool) -> No
     assert sorted(world.outbox()) == changes
 
 
-@settings(max_examples=20, deadline=None, database=None)
+@settings(max_examples=20, database=None)
 @given(kinds=st.lists(st.sampled_from(KINDS), max_size=40), seed=st.integers(0, 1000), versioned=st.booleans())
 def test_differences_are_told_exactly(database: str, kinds: list[str], seed: int, versioned: bool) -> None:
     """However table and store differ, each difference is told as what it is, once, and nothing else is."""
@@ -246,7 +246,7 @@ class Meddler:
 
 
 @pytest.mark.lengthy
-@settings(max_examples=20, deadline=None, database=None)
+@settings(max_examples=20, database=None)
 @given(steps=STEPS, there=st.sets(st.integers(0, 5)))
 def test_no_false_alarm_while_blobs_come_and_go(
     database: str, steps: list[tuple[int, str, int]], there: set[int]

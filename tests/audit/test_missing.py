@@ -214,7 +214,7 @@ def take(world: World, step: str, name: str, second: int) -> None:
         world.presence.round()
 
 
-@settings(max_examples=25, deadline=None, database=None)
+@settings(max_examples=25, database=None)
 @given(steps=STEPS)
 def test_whatever_happens_in_whatever_order(database: str, steps: list[tuple[str, int]]) -> None:
     """After a look at all blobs, missing is just what is needed and has no bytes; each change was told, once."""

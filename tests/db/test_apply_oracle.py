@@ -21,7 +21,7 @@ REPOSITORIES = ("pod-a/x", "pod-a/x/deep", "pod-a/y", "pod-b/x", "pod-l/z")
 #: A method of Events, and what it is called with.
 Step = tuple[str, tuple[Any, ...]]
 
-quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def steps(*, renames: bool = False, both_ways: bool = False) -> st.SearchStrategy[list[Step]]:

@@ -739,7 +739,6 @@ def world(table: Table, runner: asyncio.Runner, engine: AsyncEngine) -> Callable
 @pytest.mark.lengthy
 @settings(
     max_examples=40,
-    deadline=None,
     phases=(Phase.generate,),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

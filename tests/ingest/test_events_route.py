@@ -259,7 +259,7 @@ def test_fuzzed_envelopes(client: httpx.Client, tape: Tape) -> None:
     """Whatever is posted is answered 202, counted event by event, and in Kafka as counted."""
     totals = {"accepted": 0, "dropped": 0, "dead_lettered": 0}
 
-    @hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+    @hypothesis_settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], database=None)
     @example([{"\ud800": None}, {}], b"", 0)
     @given(st.lists(fuzzed_event, max_size=4), st.just(b"") | st.binary(max_size=3), st.integers(0, 400))
     def post(events: list[Any], noise: bytes, at: int) -> None:

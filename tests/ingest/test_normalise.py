@@ -247,7 +247,7 @@ def test_nul_never_reaches_the_table() -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 400))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_payload_is_text_and_bounded(noise: bytes, copies: int) -> None:
     """A dead letter's payload is valid text without NUL and of at most 64 KiB, whatever bytes were sent."""
     for outcome in normalise(noise * copies, ORIGIN):

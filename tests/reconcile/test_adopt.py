@@ -166,7 +166,7 @@ def make_source(store: ObjectStore, pushes: Any, absent: list[int], corrupt: lis
             store.put(key, bytes((body[0] ^ 1,)) + body[1:] if number % 2 else body[:-1] + b"more")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @example([("team", 7, "a"), ("team", 5, "a"), ("team/app", 0, "b")], [(1, "v1")], [], [], True)
 @example([("team", 7, "a")], [], [], [5], False)
 @given(

@@ -187,9 +187,7 @@ def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordinator.jobs.TELL_EVERY_S", 60.0)
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     steps=STEPS,
     skew=st.sampled_from([0.0, -MARGIN.total_seconds(), MARGIN.total_seconds()]),

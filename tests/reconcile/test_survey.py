@@ -103,7 +103,7 @@ def told(found: Survey) -> dict[str, Any]:
 HOT = Registry({1: 10}, {f"r{number}": Repository({1}, {1} if number % 3 else set()) for number in range(50)})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example([HOT, HOT], 0)
 @given(st.lists(registries(), min_size=1, max_size=3), st.integers(0, 5))
 def test_figures_are_those_of_a_count_by_hand(given_registries: list[Registry], seed: int) -> None:
@@ -115,7 +115,7 @@ def test_figures_are_those_of_a_count_by_hand(given_registries: list[Registry], 
     assert told(found) == counted_by_hand(given_registries)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(registries(), min_size=1, max_size=2))
 def test_a_directory_is_counted_as_a_bucket(tmp_path_factory: pytest.TempPathFactory, given_registries: Any) -> None:
     """The same trees as files give the same figures."""

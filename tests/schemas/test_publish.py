@@ -199,7 +199,7 @@ def test_schemas_are_valid_and_named() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_schema_and_type_agree(name: str, data: st.DataObject) -> None:
     """Both accept every valid record; of a mutated one they say the same."""

@@ -487,7 +487,7 @@ rights = st.dictionaries(names, action_sets, max_size=5)
 asked_scopes = st.dictionaries(names, action_sets, max_size=5)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rights, rights, asked_scopes)
 def test_never_more_than_granted(
     world: World, first: dict[str, set[str]], second: dict[str, set[str]], asked: dict[str, set[str]]

@@ -75,7 +75,6 @@ def test_events_that_come_twice_change_nothing(place: Place, table: Table, log: 
 @pytest.mark.lengthy
 @settings(
     max_examples=4,
-    deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
