@@ -479,7 +479,7 @@ def api(settings: Settings) -> "Application":
     from coordinator.api.shared import Shared  # noqa: PLC0415
     from coordinator.db import pods, refusals, tokens  # noqa: PLC0415
     from coordinator.db.queries.blobs import BlobQueries  # noqa: PLC0415
-    from coordinator.db.queries.collection import gather  # noqa: PLC0415
+    from coordinator.db.queries.collection import known  # noqa: PLC0415
     from coordinator.db.queries.gc import FiguresReader  # noqa: PLC0415
     from coordinator.db.queries.status import schema_problem  # noqa: PLC0415
     from coordinator.ingest.directory import CachedPodDirectory  # noqa: PLC0415
@@ -543,7 +543,7 @@ def api(settings: Settings) -> "Application":
             probe_image=known_digests(),
             ingest=Ingest(settings, directory, producer, lambda pods: refusals.note(database, pods)),
             token_service=service,
-            facts=lambda connection: gather(connection, times, silence, unsafe_findings(settings)),
+            known=lambda connection: known(connection, times, silence, unsafe_findings(settings)),
             figures=FiguresReader(database),
             checks={"database": answers, "migrations": migrated, "kafka": lag.check, "store": Shared(store.check)},
             silence=silence,

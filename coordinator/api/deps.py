@@ -14,7 +14,7 @@ from coordinator.api.mounts import Mounts
 from coordinator.db.dead_letters import Publish
 from coordinator.db.pods import StillHolds
 from coordinator.db.queries.blobs import BlobQueries
-from coordinator.db.queries.collection import ReadFacts
+from coordinator.db.queries.collection import ReadFacts, ReadKnown, facts_of
 from coordinator.db.queries.gc import FiguresReader
 from coordinator.db.queries.session import Database
 from coordinator.domain.names import Digest
@@ -43,8 +43,8 @@ class Deps:
     #: What probes ask for, and what that lists.
     probe_image: frozenset[Digest]
     ingest: Ingest
-    #: What garbage collection goes by.
-    facts: ReadFacts
+    #: What garbage collection goes by, and what that was made of.
+    known: ReadKnown
     figures: FiguresReader
     #: Makes tokens for several pods; None where no key to sign with is set.
     token_service: TokenService | None = None
@@ -66,6 +66,10 @@ class Deps:
     mounts: Mounts | None = None
     #: Entered before the first request, left after the last.
     lifespan: Callable[[], AbstractAsyncContextManager[None]] = field(default=no_lifespan)
+
+    @property
+    def facts(self) -> ReadFacts:
+        return facts_of(self.known)
 
 
 def deps_of(request: Request[Any, Any, Any]) -> Deps:

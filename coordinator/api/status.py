@@ -16,14 +16,11 @@ from msgspec import Meta
 from coordinator.api.auth import READ
 from coordinator.api.deps import Check, Deps, deps_of
 from coordinator.api.problems import documented
-from coordinator.db.queries import brakes
-from coordinator.db.queries import pods as holds
-from coordinator.db.queries.collection import told_of_orphans
 from coordinator.db.queries.gc import Figures, oldest_candidate, waiting
 from coordinator.db.queries.gc_views import Waiting
 from coordinator.db.queries.session import reading
 from coordinator.db.queries.status import clock, missing_blobs, progress, untold_changes
-from coordinator.domain.gc import NO_POD, switched_off
+from coordinator.domain.gc import holds
 from coordinator.domain.watermarks import PodWatermark
 from coordinator.errors import BaleenError
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
@@ -98,20 +95,12 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
     """Gather the status. The table is read first: what is applied meanwhile makes the lag larger, never smaller."""
     async with reading(deps.engine) as connection:
         applied = await progress(connection)
-        truths = await holds.truths(connection, deps.silence, deps.request_bound, deps.in_spite_of)
-        orphans = await holds.orphaned_dead_letters(connection)
+        facts, truths, orphans = await deps.known(connection)
         missing, untold = await missing_blobs(connection), await untold_changes(connection)
-        switch, braked = await brakes.switch(connection), await brakes.held(connection)
         now = await clock(connection)
     held = {pod: truth.opened for pod, truth in truths.items()}
     marks = {pod: truth.mark for pod, truth in truths.items()}
     log = await deps.lag.read(applied)
-    told = [] if switch.enabled else [switched_off(switch.why)]
-    told += braked
-    told += [NO_POD] if not truths else []
-    told += [f"pod {pod}: {reason}" for pod in sorted(truths) for reason in truths[pod].reasons(pod)]
-    told += told_of_orphans(orphans)
-    told += log.problems
     events = {str(number): lag for (topic, number), lag in sorted(log.lag.items()) if topic == EVENTS}
     letters = [lag for (topic, _), lag in log.lag.items() if topic == DEAD_LETTERS]
     known = [lag for lag in letters if lag is not None]
@@ -120,7 +109,7 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         dead_letter_lag=sum(known) if known and len(known) == len(letters) else None,
         caught_up=not log.problems and bool(events) and not any(log.lag.values()) and None not in log.lag.values(),
         watermark=_least([mark.at for mark in marks.values()]),
-        gc=GarbageCollection(enabled=switch.enabled, held_by=told),
+        gc=GarbageCollection(enabled=facts.switched_off is None, held_by=[*holds(facts), *log.problems]),
         dead_letters=sum(each.dead_letters for each in held.values()) + orphans,
         gaps=sum(each.gaps for each in held.values()),
         doubtful_removals=sum(each.doubtful_removals for each in held.values()),

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
-from coordinator.db.queries.collection import gather
+from coordinator.db.queries.collection import known
 from coordinator.db.queries.session import Database, reading
 from coordinator.domain.gc import Facts, Times
 
@@ -13,7 +13,7 @@ FactsReader = Callable[[], Facts]
 
 
 class BlockingFacts:
-    """The facts for a thread: as `gather`, on a connection of its own each time."""
+    """The facts for a thread: as `known`, on a connection of its own each time."""
 
     def __init__(self, database: Database, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()) -> None:
         self._database = database
@@ -25,7 +25,7 @@ class BlockingFacts:
         async def ask() -> Facts:
             try:
                 async with reading(self._database) as connection:
-                    return await gather(connection, self._times, self._silence, self._in_spite_of)
+                    return (await known(connection, self._times, self._silence, self._in_spite_of)).facts
             finally:
                 # Connections belong to the loop that made them.
                 await self._database.dispose()

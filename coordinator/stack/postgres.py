@@ -17,6 +17,7 @@ see `_disown`. It then recovers from its log. Durability is complete: fsync and 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import secrets
@@ -25,7 +26,8 @@ import signal
 import stat
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -235,12 +237,24 @@ def _make_system_user() -> None:
     """
     make = ["useradd", "--system", "--shell", "/bin/false", SYSTEM_USER]
     until = time.monotonic() + USER_SECONDS
-    while SYSTEM_USER not in {user.pw_name for user in pwd.getpwall()}:
-        done = subprocess.run(make, check=False, capture_output=True, timeout=INIT_SECONDS)  # noqa: S603 - fixed
-        if done.returncode != 0 and time.monotonic() > until:
-            done.check_returncode()
-        if done.returncode != 0:
-            time.sleep(0.1)
+    with _alone_in(Path("/etc")):
+        while SYSTEM_USER not in {user.pw_name for user in pwd.getpwall()}:
+            done = subprocess.run(make, check=False, capture_output=True, timeout=INIT_SECONDS)  # noqa: S603 - fixed
+            if done.returncode != 0 and time.monotonic() > until:
+                done.check_returncode()
+            if done.returncode != 0:
+                time.sleep(0.1)
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep other stacks out: two `useradd` at once can each write a user, of which the later file keeps one."""
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def let_pass(path: Path) -> None:

@@ -72,13 +72,13 @@ class Known:
     def __init__(self) -> None:
         self.change: Callable[[Facts], Facts] = lambda facts: facts
 
-    async def gather(self, connection: Any, *arguments: Any) -> Facts:
-        facts = await _real_gather(connection, *arguments)
-        pods = [PodFacts(POD, facts.now, facts.now, has_links=False)]
-        return self.change(facts._replace(times=NO_TIMES, pods=pods))
+    async def read(self, connection: Any, *arguments: Any) -> collection.Known:
+        known = await _really_known(connection, *arguments)
+        pods = [PodFacts(POD, known.facts.now, known.facts.now, has_links=False)]
+        return known._replace(facts=self.change(known.facts._replace(times=NO_TIMES, pods=pods)))
 
 
-_real_gather = collection.gather
+_really_known = collection.known
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
     """An API with a database of its own."""
     known = Known()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collection, "gather", known.gather)
+        patch.setattr(collection, "known", known.read)
         with served(settings_for(embedded_stack)) as api:
             yield api, known
 

@@ -13,7 +13,7 @@ import pytest
 from coordinator.db import clock, findings, jobs, pods, progress, reconcile, sources
 from coordinator.db.engine import connect
 from coordinator.db.jobs import Job, TakenOverError
-from coordinator.db.queries.collection import gather
+from coordinator.db.queries.collection import known
 from coordinator.db.queries.session import reading
 from coordinator.domain.gc import PodFacts, Times
 from coordinator.domain.names import PodName
@@ -67,7 +67,7 @@ def facts(world: World) -> PodFacts:
 
     async def ask(engine: Any) -> None:
         async with reading(engine) as connection:
-            told = await gather(connection, Times(timedelta(), timedelta(), timedelta(seconds=1)), SILENCE)
+            told = (await known(connection, Times(timedelta(), timedelta(), timedelta(seconds=1)), SILENCE)).facts
         found.extend(pod for pod in told.pods if pod.name == "pod-a")
 
     world.async_do(ask)

@@ -4,8 +4,9 @@ The same questions as those of `/v1/status` and `/v1/pods`: what an operator see
 Not here: what follows (domain/gc.py), asking from a thread (gc/facts.py).
 """
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
+from typing import NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,22 +23,45 @@ _LINKERS = text("SELECT name, linker FROM pods")
 _NOW = text("SELECT clock_timestamp()")
 
 
-async def gather(
+class Known(NamedTuple):
+    """The facts, and what they were made of."""
+
+    facts: Facts
+    truths: Mapping[str, queries.Truth]
+    #: Open dead letters of pods that are not registered.
+    orphans: int
+
+
+#: Gives the facts as they are now, and what they were made of.
+ReadKnown = Callable[[AsyncConnection], Awaitable[Known]]
+
+
+def facts_of(read: ReadKnown) -> ReadFacts:
+    """Read the facts alone."""
+
+    async def facts(connection: AsyncConnection) -> Facts:
+        return (await read(connection)).facts
+
+    return facts
+
+
+async def known(
     connection: AsyncConnection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()
-) -> Facts:
+) -> Known:
     """Read the facts. The time first, and watermarks before what may hold them: so nothing is thought too late."""
     now = await connection.scalar(_NOW)
     switch = await brakes.switch(connection)
     truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
     orphans = await queries.orphaned_dead_letters(connection)
     linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
+    # Every hold that is not of one pod is added here, once: status, plan, permit and metrics all read it.
     held = await brakes.held(connection)
     held += told_of_orphans(orphans)
     # A pod that was removed between the questions had nothing left; one that was added holds everything until it is
     # known.
     unknown = sorted(linkers.keys() - truths.keys())
     held += [f"pod {name}: it was only just added" for name in unknown]
-    return Facts(
+    facts = Facts(
         now,
         times,
         [
@@ -54,6 +78,7 @@ async def gather(
         held,
         sorted(in_spite_of),
     )
+    return Known(facts, truths, orphans)
 
 
 def told_of_orphans(letters: int) -> list[str]:
