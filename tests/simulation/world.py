@@ -27,6 +27,7 @@ from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Item, OutOfStepError, Slice
 from coordinator.db.check import check
 from coordinator.db.echoes import KnownProcesses
+from coordinator.db.queries.collection import known
 from coordinator.domain.findings import Check
 from coordinator.domain.gc import Amount, Facts, Limits, Times
 from coordinator.domain.lifecycle import BlobState
@@ -36,7 +37,6 @@ from coordinator.domain.pods import Linker
 from coordinator.domain.progress import Position, Progress
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect
-from coordinator.gc.facts import gather
 from coordinator.gc.restore import Restorer
 from coordinator.ingest.topics import EVENTS
 from coordinator.jobs import Runner, Work, run
@@ -197,7 +197,7 @@ class World:
         return Restorer(self.connections, self.store, presence, delete_bound=DELETE_BOUND)
 
     def facts(self) -> Facts:
-        return answered(gather(Asking(self.session), TIMES, SILENCE))
+        return answered(known(Asking(self.session), TIMES, SILENCE)).facts
 
     def apply(self, worker: Worker, partitions: Sequence[int], limit: int) -> None:
         slices = []
