@@ -54,6 +54,7 @@ _AHEAD: Final = " OR ".join(
         ("endpoints", "resolved_at", "echoed_at", "refused_at"),
         ("sources", "first_seen", "heard_at", "dead_since", "retired_at"),
         ("jobs", "began_at"),
+        ("root_listing", "began_at"),
     )
 )
 
@@ -95,6 +96,7 @@ BEGIN
     {_now_at_last("sources", "first_seen", "heard_at", "dead_since", "retired_at")};
     UPDATE watermarks SET at = '-infinity' WHERE at > '-infinity';
 
+    DELETE FROM root_listing;
     {_now_at_last("findings", "found_at")};
     {_now_at_last("dead_letters", "settled_at")};
 END

@@ -35,6 +35,8 @@ class ReconciledPod(NamedTuple):
     mode: PodMode
     linker: Linker
     prefixes: list[RepositoryName]
+    #: Its registry sends events. If it does not, what is listed is all that is known, and links vanish unannounced.
+    managed: bool = True
 
 
 class Unlisted(NamedTuple):
@@ -52,12 +54,13 @@ def pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
         connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
         row = connection.execute(
             """
-            SELECT id, mode, linker, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix)
+            SELECT id, mode, linker, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix),
+                   managed
             FROM pods p WHERE id = %s
             """,
             (pod_id,),
         ).fetchone()
-    return None if row is None else ReconciledPod(row[0], PodMode(row[1]), Linker(row[2]), row[3])
+    return None if row is None else ReconciledPod(row[0], PodMode(row[1]), Linker(row[2]), row[3], row[4])
 
 
 def repository_ids(

@@ -1,7 +1,7 @@
 """What garbage collection has under way, what stops it, and what it did.
 
     blobs ─ hides     pins     holds     gc_switch     gc_ledger
-    gc_leavings     gc_unlinks     gc_mark
+    gc_leavings     gc_unlinks     gc_mark     root_listing
 
 A row of `hides` stands from the intent to hide a blob until it was purged, or is served again; then only the ledger
 remembers it. So whoever finds none with a hide's id knows that nothing of that hide is to be undone or done any more.
@@ -21,10 +21,11 @@ from sqlalchemy import (
     LargeBinary,
     PrimaryKeyConstraint,
     SmallInteger,
+    Text,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.orm import Mapped, mapped_column
 
 from coordinator.db.models.base import Base
@@ -181,3 +182,20 @@ class Mark(Base):
     epoch: Mapped[int] = mapped_column(server_default=text("0"))
     #: The latest epoch that the bucket has been told, or is about to be.
     told: Mapped[int] = mapped_column(server_default=text("0"))
+
+
+class RootListing(Base):
+    """The last listing of the root for repositories that no pod owns: one row, or none before the first."""
+
+    __tablename__ = "root_listing"
+    __table_args__ = (CheckConstraint("id", name="one"),)
+
+    id: Mapped[bool] = mapped_column(Boolean, primary_key=True, server_default=text("true"))
+    #: By the database's clock, before the first request.
+    began_at: Mapped[datetime.datetime]
+    #: Of all pods, as they were then: what was below them was not listed.
+    prefixes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    #: Folders below `repositories/` that none of these owns.
+    unowned: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    #: There are no more of them.
+    complete: Mapped[bool] = mapped_column(Boolean)

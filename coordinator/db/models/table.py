@@ -51,6 +51,9 @@ class Pod(Base):
             "num_nulls(token_url, token_issuer, token_service, token_keys, token_key_ids) IN (0, 5)",
             name="token_issuer",
         ),
+        CheckConstraint(
+            "num_nulls(unmanaged_why, unmanaged_by) = CASE WHEN managed THEN 2 ELSE 0 END", name="unmanaged"
+        ),
     )
 
     id: Mapped[int] = mapped_column(SmallInteger, Identity(), primary_key=True)
@@ -67,6 +70,11 @@ class Pod(Base):
     token_service: Mapped[str | None]
     token_keys: Mapped[str | None]
     token_key_ids: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    #: Its registry sends events. Of one that sends none, the listing of its links is all that is known; why it is so,
+    #: and who declared it.
+    managed: Mapped[bool] = mapped_column(server_default=text("true"))
+    unmanaged_why: Mapped[str | None]
+    unmanaged_by: Mapped[str | None]
 
 
 class PodPrefix(Base):
