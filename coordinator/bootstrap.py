@@ -481,6 +481,7 @@ def api(settings: Settings) -> "Application":
     from coordinator.db.queries.blobs import BlobQueries  # noqa: PLC0415
     from coordinator.db.queries.collection import known  # noqa: PLC0415
     from coordinator.db.queries.gc import FiguresReader  # noqa: PLC0415
+    from coordinator.db.queries.probes import pods_of  # noqa: PLC0415
     from coordinator.db.queries.status import schema_problem  # noqa: PLC0415
     from coordinator.ingest.directory import CachedPodDirectory  # noqa: PLC0415
     from coordinator.ingest.log import LogInspector  # noqa: PLC0415
@@ -541,7 +542,13 @@ def api(settings: Settings) -> "Application":
             publish=producer.publish,
             still_holds=still_holds,
             probe_image=known_digests(),
-            ingest=Ingest(settings, directory, producer, lambda pods: refusals.note(database, pods)),
+            ingest=Ingest(
+                settings,
+                directory,
+                producer,
+                lambda pods: refusals.note(database, pods),
+                find_probes=lambda nonces: pods_of(database, nonces),
+            ),
             token_service=service,
             known=lambda connection: known(connection, times, silence, unsafe_findings(settings)),
             figures=FiguresReader(database),

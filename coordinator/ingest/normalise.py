@@ -66,7 +66,10 @@ class Accepted(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A probe that came back: goes to every partition, after all else that the envelope came to."""
+    """A probe that came back: goes to every partition, after all else that the envelope came to.
+
+    Its nonce may be made up: probes.py looks before anything is written.
+    """
 
     record: RegistryWatermark
 
@@ -74,7 +77,8 @@ class Reported(NamedTuple):
 class Dropped(NamedTuple):
     """Says nothing that Baleen needs."""
 
-    reason: Literal["pull"]
+    #: `unknown-probe`: its nonce is of no probe of the pod, or was reported already (probes.py).
+    reason: Literal["pull", "unknown-probe"]
 
 
 class DeadLettered(NamedTuple):

@@ -1,7 +1,7 @@
 """Take one posted body: authenticate, read it within bounds, normalise it, have Kafka keep it.
 
-Route: api/events.py -> `Ingest.receive` -> normalise -> what a doctor wants held waits (holding.py) ->
-EventProducer.publish -> Receipt.
+Route: api/events.py -> `Ingest.receive` -> normalise -> made-up probes are dropped (probes.py) -> what a doctor wants
+held waits (holding.py) -> EventProducer.publish -> Receipt.
 Invariants: a Receipt is returned only after Kafka has acknowledged everything that the body came to; an
 authenticated body is refused (UnavailableError) only where sending it again can help, because a registry
 repeats whatever is not answered 2xx for ever, and its later events wait meanwhile.
@@ -33,6 +33,7 @@ from coordinator.ingest.normalise import (
     dead_letter,
     normalise,
 )
+from coordinator.ingest.probes import Find, Probes
 from coordinator.ingest.refusals import RefusalNotes, Write, nowhere
 from coordinator.settings import Settings
 
@@ -100,6 +101,7 @@ class Ingest:
         producer: Publisher,
         note_refusals: Write = nowhere,
         *,
+        find_probes: Find,
         body_seconds: float = BODY_SECONDS,
         drain_limit: int = DRAIN_LIMIT,
     ) -> None:
@@ -111,6 +113,7 @@ class Ingest:
         self._budget = MemoryBudget(settings.ingest_memory_limit)
         self._holds = Holds()
         self._refusals = RefusalNotes(note_refusals)
+        self._probes = Probes(find_probes)
 
     async def receive(self, pod: str, authorization: str, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
         """Return what became of a body; raises UnauthorizedError and UnavailableError."""
@@ -150,7 +153,7 @@ class Ingest:
                 detail = f"The body is of {body.size} bytes, and {self._body_limit} are allowed."
                 outcomes: list[Outcome] = [DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))]
             else:
-                outcomes = await self._normalised(body.data, pod, origin)
+                outcomes = await self._probes.verified(await self._normalised(body.data, pod, origin))
             await self._holds.wait(pod, (each.hold for each in outcomes if isinstance(each, Accepted) and each.hold))
             written = await self._publish(pod, outcomes)
         finally:
@@ -195,10 +198,12 @@ class Ingest:
         if all(isinstance(outcome, Dropped) for outcome in outcomes):
             return outcomes
         try:
-            return await self._producer.publish(outcomes)
+            written = await self._producer.publish(outcomes)
         except UnavailableError:
             metrics.REFUSED.labels(pod.name, "kafka").inc()
             raise
+        self._probes.written(written)
+        return written
 
 
 class _Held:

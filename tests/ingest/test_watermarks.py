@@ -60,16 +60,16 @@ def test_in_every_partition(client: httpx.Client, tape: Tape) -> None:
 def test_after_all_else(client: httpx.Client, tape: Tape) -> None:
     """Whatever stands before or after a probe in an envelope, its watermark is the last in each partition."""
     posted = [event(id=f"{n}", repository=f"pod-a/{n}") for n in range(20)]
-    posted[5] = probe()
+    posted[5] = probe(NONCES[2])
     posted[11] = event(action="?")
-    posted[12] = probe(NONCES[1])
+    posted[12] = probe(NONCES[3])
     counted = COUNTED.labels("pod-a", "reported", "pull")._value.get()
     assert client.post(PATH, content=envelope(*posted)).json()["reported"] == 2
     assert COUNTED.labels("pod-a", "reported", "pull")._value.get() == counted + 2
     for stored in (tape.events(), tape.letters()):
         for number in range(PARTITIONS):
             records = [record.value for record in stored if record.partition == number]
-            assert [record.get("nonce") for record in records[-2:]] == [NONCES[0], NONCES[1]]
+            assert [record.get("nonce") for record in records[-2:]] == [NONCES[2], NONCES[3]]
             assert all("nonce" not in record for record in records[:-2])
 
 
