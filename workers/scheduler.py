@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from types import FrameType
 
 import structlog
@@ -25,6 +26,7 @@ from coordinator.errors import BaleenError
 from coordinator.gc import collect
 from coordinator.jobs import Ending, Runner, StoppedError, Work
 from coordinator.pods.prober import Prober
+from coordinator.reconcile import perimeter
 from coordinator.settings import Settings
 from coordinator.telemetry import configure
 from workers import metrics
@@ -40,6 +42,9 @@ PRESENCE_EVERY_S = 30.0
 LIFECYCLE_EVERY_S = 1.0
 #: A clock that is set back by less, and noticed by nobody else, goes unnoticed.
 CLOCK_EVERY_S = 5.0
+#: How soon a change of the pods is noticed, and how often the root is listed without one.
+PERIMETER_EVERY_S = 5.0
+LISTING_EVERY = timedelta(minutes=1)
 
 
 class Scheduler:
@@ -59,6 +64,7 @@ class Scheduler:
         #: By the kind of job.
         self._runners: Mapping[str, Runner] = self._closing.enter_context(bootstrap.job_runners(settings))
         self._presence = self._closing.enter_context(bootstrap.audit(settings, name="baleen-presence")).presence
+        self._store = bootstrap.object_store(settings)
         self._lifecycle = bootstrap.lifecycle_producer(settings)
         self._closing.callback(self._lifecycle.close)
 
@@ -74,6 +80,7 @@ class Scheduler:
             Periodic("presence", PRESENCE_EVERY_S, self._presence.round),
             Periodic("lifecycle", LIFECYCLE_EVERY_S, self._publish_lifecycle),
             Periodic("clock", CLOCK_EVERY_S, self._look_at_the_clock),
+            Periodic("perimeter", PERIMETER_EVERY_S, self._list_root),
         ]
 
     def run(self) -> None:
@@ -102,6 +109,9 @@ class Scheduler:
     def _look_at_the_clock(self) -> None:
         with self._connections.use() as connection:
             clock.void(connection)
+
+    def _list_root(self) -> None:
+        perimeter.look_if_due(self._connections, self._store, LISTING_EVERY)
 
     def _publish_lifecycle(self) -> None:
         outbox.publish_waiting(self._connections, self._lifecycle)

@@ -55,8 +55,21 @@ RESTORES = Gauge(
     "Blobs that are needed or asked back and not served; `unsettled` ones wait until no delete of theirs can land.",
     ["state"],
 )
+UNOWNED = Gauge(
+    "baleen_unowned_repositories",
+    "Repositories, or folders of them, in the root that no pod owns, up to 101; NaN while it is not known.",
+)
 #: What is not known while the database is away.
-_OF_COLLECTION = (GC_ENABLED, GC_HELD, UNREFERENCED_BLOBS, UNREFERENCED_BYTES, HIDDEN_BLOBS, HIDDEN_BYTES, OLDEST)
+_OF_COLLECTION = (
+    GC_ENABLED,
+    GC_HELD,
+    UNREFERENCED_BLOBS,
+    UNREFERENCED_BYTES,
+    HIDDEN_BLOBS,
+    HIDDEN_BYTES,
+    OLDEST,
+    UNOWNED,
+)
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 
@@ -133,6 +146,8 @@ def _show_marks(marks: Marks) -> None:
 def _show_collection(status: Status, marks: Marks, found: Collection) -> None:
     GC_ENABLED.set(status.gc.enabled)
     GC_HELD.set(len(status.gc.held_by))
+    unowned = status.unowned_repositories
+    UNOWNED.set(math.nan if unowned.listed_at is None else len(unowned.names) + (not unowned.complete))
     figures = found.figures
     UNREFERENCED_BLOBS.set(figures.unreferenced.blobs)
     UNREFERENCED_BYTES.set(figures.unreferenced.bytes)

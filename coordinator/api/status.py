@@ -21,6 +21,7 @@ from coordinator.db.queries.gc_views import Waiting
 from coordinator.db.queries.session import reading
 from coordinator.db.queries.status import clock, missing_blobs, progress, untold_changes
 from coordinator.domain.gc import holds
+from coordinator.domain.perimeter import Listing
 from coordinator.domain.watermarks import PodWatermark
 from coordinator.errors import BaleenError
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
@@ -31,6 +32,14 @@ CHECK_SECONDS = 3.0
 class GarbageCollection(msgspec.Struct, frozen=True):
     enabled: Annotated[bool, Meta(description="The kill switch.")]
     held_by: Annotated[list[str], Meta(description="Why nothing is collected: the switch, holds, and pods by name.")]
+
+
+class UnownedRepositories(msgspec.Struct, frozen=True, kw_only=True):
+    listed_at: Annotated[
+        dt.datetime | None, Meta(description="When the last listing of the root began; null while none is known.")
+    ]
+    names: Annotated[list[str], Meta(description="Repositories, or folders of them, that no pod owns; up to 100.")]
+    complete: Annotated[bool, Meta(description="There are no more of them.")]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +59,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     unread_manifests: int
     missing_blobs: Annotated[int, Meta(description="Blobs that are needed and have no bytes: an alarm.")]
     untold_changes: Annotated[int, Meta(description="Changes of blobs that blob.lifecycle has not got yet.")]
+    unowned_repositories: Annotated[
+        UnownedRepositories, Meta(description="Stored in the root, and of no registered pod: they block collection.")
+    ]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -116,8 +128,15 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         unread_manifests=sum(each.unread_manifests for each in held.values()),
         missing_blobs=missing,
         untold_changes=untold,
+        unowned_repositories=_unowned(facts.listing),
     )
     return status, Marks(now, marks)
+
+
+def _unowned(listing: Listing | None) -> UnownedRepositories:
+    if listing is None:
+        return UnownedRepositories(listed_at=None, names=[], complete=False)
+    return UnownedRepositories(listed_at=listing.began_at, names=list(listing.unowned), complete=listing.complete)
 
 
 def _least(times: Sequence[dt.datetime | None]) -> dt.datetime | None:

@@ -59,6 +59,11 @@ _KINDS = (
         "a reconcile of the pods may find out whose they are; `baleen audit --take-up-orphans` has the rest collected",
     ),
     ("recent", "stored, not known, and too young to tell", ""),
+    (
+        "unowned",
+        "repositories of no registered pod, which block garbage collection",
+        "register the pod, add the prefix to one, or declare it unmanaged: `baleen pods suggest-prefixes`",
+    ),
     ("odd_keys", "keys below blobs/ that are no blob's", ""),
     ("abandoned_uploads", "upload sessions that nobody ended", ""),
     ("unfinished_uploads", "uploads in parts that nobody ended", "a lifecycle rule of the bucket can end them"),

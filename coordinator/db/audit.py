@@ -17,7 +17,7 @@ from coordinator.db import lifecycle
 from coordinator.db.arrays import integers
 from coordinator.domain.inventory import StoredBlob, TableBlob
 from coordinator.domain.lifecycle import BlobEvent, BlobState
-from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.names import Digest
 
 #: Rows that are in memory at once.
 FETCH = 5000
@@ -30,11 +30,6 @@ def clock(connection: Connection[Any]) -> datetime:
     assert row is not None
     found: datetime = row[0]
     return found
-
-
-def prefixes(connection: Connection[Any]) -> list[RepositoryName]:
-    """Return all prefixes of all pods."""
-    return [RepositoryName(row[0]) for row in connection.execute("SELECT prefix FROM pod_prefixes ORDER BY prefix")]
 
 
 def take_up(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:

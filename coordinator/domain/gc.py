@@ -15,6 +15,7 @@ policy is a few bounds and a list of what holds everything, made once for a page
 | every request that was under way at t_h has ended, and everybody has        | t_h + R <= W                        |
 | reported since                                                              |                                     |
 | every pod's links were looked at since: some links never make an event      | t_h + R <= begin of the reconcile   |
+| every repository belongs to a pod: it was looked for one that does not      | t_h + R <= begin of the listing     |
 
 All times are by the database's clock. What is not known is a bound that nothing passes: unknown means keep.
 Not here: which blobs there are (db/gc.py), the look at the links of former referrers, the deed (gc).
@@ -24,6 +25,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
+
+from coordinator.domain import perimeter
+from coordinator.domain.perimeter import Listing
 
 
 class Times(NamedTuple):
@@ -61,6 +65,8 @@ class Facts(NamedTuple):
     held_by: Sequence[str] = ()
     #: Checks of a doctor that hold nothing, whatever came of them: for tests and demonstrations.
     in_spite_of: Sequence[str] = ()
+    #: The last listing of repositories that no pod owns; None while none is known, which holds all pods.
+    listing: Listing | None = None
 
 
 class Why(StrEnum):
@@ -72,6 +78,8 @@ class Why(StrEnum):
     QUARANTINE = "quarantine"
     NOT_REPORTED = "not-reported"
     NOT_RECONCILED = "not-reconciled"
+    #: No listing since shows that every repository belongs to a pod.
+    NOT_LISTED = "not-listed"
     #: A former referrer's link is there, against what was told.
     LINKED = "linked"
     #: It is needed again.
@@ -172,6 +180,7 @@ def holds(facts: Facts) -> list[str]:
     told += facts.held_by
     if not facts.pods:
         told.append(NO_POD)
+    told += perimeter.holds(facts.listing)
     return told + [f"pod {pod.name}: {reason}" for pod in facts.pods for reason in pod.held_by]
 
 
@@ -193,8 +202,17 @@ def purging(facts: Facts) -> Policy:
         Bound(facts.now - times.quarantine, Kept(Why.QUARANTINE, f"hidden for less than {_hours(times.quarantine)}")),
         *(_reported(pod, times.request_bound) for pod in facts.pods),
         *(_reconciled(pod, times.request_bound) for pod in facts.pods if pod.has_links),
+        _listed(facts),
     ]
     return Policy(holds(facts), _least_first(bounds))
+
+
+def finishing(facts: Facts) -> Policy:
+    """What of a purge that an earlier job began, and did not finish, may be done now, by the time of its hide.
+
+    That job has found all bounds kept. A repository that no pod owns may have come since, or it did not look for one.
+    """
+    return Policy(holds(facts), [_listed(facts)])
 
 
 def purge_reasons(
@@ -228,6 +246,19 @@ def _reconciled(pod: PodFacts, beyond: timedelta) -> Bound:
         Kept(
             Why.NOT_RECONCILED,
             f"the links of pod {pod.name} were not compared since: `baleen pods reconcile {pod.name}`, or wait for it",
+        ),
+    )
+
+
+def _listed(facts: Facts) -> Bound:
+    listing, beyond = facts.listing, facts.times.request_bound
+    known = "it was not listed" if listing is None else f"the last listing began at {moment(listing.began_at)}"
+    return Bound(
+        None if listing is None else listing.began_at - beyond,
+        Kept(
+            Why.NOT_LISTED,
+            f"the root was not listed {f'{_hours(beyond)} after that' if beyond else 'since'} for repositories that no "
+            f"pod owns ({known}): the next run does it",
         ),
     )
 

@@ -7,7 +7,9 @@ it was taken (db/jobs.py). One that was paused and wakes up finds another number
 nothing more; what it had begun is undone or ended by the next (db/gc.py, `unfinished`).
 The plan that is made first says how much will go; more than the limits allow is refused as a whole. After that, facts
 that are older than FACTS_S are read again before any page: what holds collection now stops it now. The bucket is asked
-with them: whether it keeps versions, deletes by itself, and is still this database's.
+with them: whether it keeps versions, deletes by itself, is still this database's, and has no repository that no pod
+owns. So every page of purges goes by a listing that began at most FACTS_S and a listing's time before it, and after
+t_h + R of all that the page purges (domain/gc.py).
 What registries leave behind beside blobs is looked for at the end, and now and then only: it takes a listing.
 Not here: hiding, purging, restoring and leavings themselves.
 """
@@ -25,7 +27,7 @@ import structlog
 from coordinator.db import gc
 from coordinator.db.connection import Connections
 from coordinator.db.gc import Candidate, Hide
-from coordinator.domain.gc import Amount, Facts, Limits, hiding, holds, purging, too_much
+from coordinator.domain.gc import Amount, Facts, Limits, finishing, hiding, holds, purging, too_much
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.gc import mark, plan
 from coordinator.gc.facts import FactsReader
@@ -34,6 +36,7 @@ from coordinator.gc.leavings import Leavings, Tally
 from coordinator.gc.purge import Purger
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import Ending, Work
+from coordinator.reconcile import perimeter
 from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
@@ -255,6 +258,7 @@ class _Run:
                 began = time.monotonic()
                 versioned = self._store.keeps_versions()
                 mark.check(self._connections, self._store)
+                perimeter.look(self._connections, self._store)
                 self._known = _Known(began, self._read_facts(), versioned)
             return self._known
 
@@ -305,15 +309,28 @@ class _Run:
             self._work.check()
             # One that is pinned would keep the whole batch from its permit, in every run for as long as it is pinned.
             begun = [each for each in found if each.purging_at is not None and not each.disturbed and not each.pinned]
-            if begun and not holds(self._facts()):
+            if begun:
                 with self._failures():
-                    self._purge_batch(begun)
+                    self._finish(begun)
             for each in found:
                 if each.purging_at is None or each.disturbed or each.pinned:
                     with self._failures():
                         self._restore(each, "the job that hid it did not end it")
             with self._failures():
                 self._restorer.tell()
+
+    def _finish(self, begun: Sequence[Hide]) -> None:
+        """Purge what an earlier job has begun to purge, as far as nothing keeps it now."""
+        policy = finishing(self._facts())
+        wanted = []
+        for each in begun:
+            assert each.hidden_at is not None
+            if (kept := policy.kept(each.hidden_at)) is None:
+                wanted.append(each)
+            else:
+                self._count.keep(kept.why)
+        if wanted:
+            self._purge_batch(wanted)
 
     def _restore(self, hide: Hide, why: str) -> None:
         if self._restorer.restore(hide, why):
@@ -379,6 +396,7 @@ class _Run:
         return {
             **({"in_spite_of": list(facts.in_spite_of)} if facts.in_spite_of else {}),
             "decided_at": facts.now.isoformat(),
+            "root_listed_at": None if facts.listing is None else facts.listing.began_at.isoformat(),
             "pods": {
                 pod.name: {
                     "watermark": None if pod.watermark is None else pod.watermark.isoformat(),

@@ -28,11 +28,12 @@ from coordinator.db.connection import Connections
 from coordinator.db.lifecycle import KnownBlob
 from coordinator.domain.inventory import Doubt, Pair, StoredBlob, TableBlob, differing, doubts
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.domain.names import Digest, format_digest
+from coordinator.domain.perimeter import holds as perimeter_holds
 from coordinator.errors import ConflictError
-from coordinator.reconcile import inventory, uploads
+from coordinator.reconcile import inventory, perimeter, uploads
 from coordinator.reconcile.presence import Presence
-from coordinator.storage.layout import REPOSITORIES, blob_key
+from coordinator.storage.layout import blob_key
 from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore, ObjectVersion
 
 #: Digests that are looked at again together.
@@ -111,6 +112,8 @@ class Report:
         self.odd_keys = Kind()
         self.abandoned_uploads = Kind()
         self.unfinished_uploads = Kind()
+        #: Repositories, or folders of them, that no pod owns. They block garbage collection.
+        self.unowned = Kind()
 
     @property
     def healthy(self) -> bool:
@@ -142,14 +145,12 @@ class Audit:
     def run(self, tell: Tell = lambda progress: None) -> Report:
         """Compare everything; raises UnavailableError."""
         self._store.check()
-        with self._connections.use() as connection:
-            self._began_at = table.clock(connection)
-            prefixes = table.prefixes(connection)
-        if self._take_up and (stranger := next(strangers(self._store, prefixes), None)) is not None:
-            raise ConflictError(
-                f"{stranger} is stored here and belongs to no registered pod, which may link what nobody in the table "
-                "knows: add its pod first (`baleen pods add`), or take it away."
-            )
+        listing = perimeter.look(self._connections, self._store)
+        self._began_at = listing.began_at
+        for name in listing.unowned:
+            self._report.unowned.add(0, repository=name)
+        if self._take_up and (holds := perimeter_holds(listing)):
+            raise ConflictError(f"{holds[0]}. It may link what the table does not know: orphans are not taken up.")
         with ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="audit") as self._pool:
             self._compare(tell)
             tell(Progress("looking for uploads that nobody ended"))
@@ -305,20 +306,6 @@ class Audit:
         for upload in self._store.unfinished(""):
             if upload.begun_at <= before:
                 self._report.unfinished_uploads.add(0, key=upload.key, begun_at=upload.begun_at)
-
-
-def strangers(store: ObjectStore, prefixes: Sequence[RepositoryName]) -> Iterator[str]:
-    """Give folders of repositories that no pod with these prefixes owns; one says that there are more below it."""
-    waiting = [REPOSITORIES]
-    while waiting:
-        for folder in store.folders(waiting.pop()):
-            name = folder[len(REPOSITORIES) :].rstrip("/")
-            if any(name == prefix or name.startswith(f"{prefix}/") for prefix in prefixes):
-                continue
-            if any(prefix.startswith(f"{name}/") for prefix in prefixes):
-                waiting.append(folder)
-            else:
-                yield name
 
 
 def _as_row(blob: KnownBlob | None) -> TableBlob | None:

@@ -15,6 +15,7 @@ import pytest
 from coordinator import bootstrap
 from coordinator.db.queries import collection
 from coordinator.domain.gc import Facts, PodFacts
+from coordinator.domain.perimeter import Listing
 from coordinator.domain.names import format_digest
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import Json, Served, served, settings_for
@@ -75,7 +76,9 @@ class Known:
     async def read(self, connection: Any, *arguments: Any) -> collection.Known:
         known = await _really_known(connection, *arguments)
         pods = [PodFacts(POD, known.facts.now, known.facts.now, has_links=False)]
-        return known._replace(facts=self.change(known.facts._replace(times=NO_TIMES, pods=pods)))
+        listing = Listing(known.facts.now)
+        facts = known.facts._replace(times=NO_TIMES, pods=pods, listing=listing)
+        return known._replace(facts=self.change(facts))
 
 
 _really_known = collection.known

@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times, Why, hiding, purging, too_much
+from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times, Why, finishing, hiding, purging, too_much
+from coordinator.domain.perimeter import Listing
 
 NOW = datetime(2030, 1, 10, tzinfo=UTC)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 TIMES = Times(DAY, DAY, HOUR)
 FRESH = PodFacts("pod-a", NOW, NOW)
+LISTED = Listing(NOW)
 
 
 def facts(*pods: PodFacts, **more: Any) -> Facts:
-    return Facts(NOW, TIMES, pods or (FRESH,), **more)
+    return Facts(NOW, TIMES, pods or (FRESH,), **{"listing": LISTED} | more)
 
 
 @pytest.mark.parametrize("policy", [hiding, purging])
@@ -31,7 +33,7 @@ def test_a_day_and_no_less(policy: Any) -> None:
 
 def test_a_time_that_lies_in_the_future() -> None:
     """What was hidden, or lost its last reference, by a clock that was ahead is kept, though no time were asked for."""
-    known = Facts(NOW, Times(timedelta(), timedelta(), timedelta()), [FRESH])
+    known = Facts(NOW, Times(timedelta(), timedelta(), timedelta()), [FRESH], listing=LISTED)
     for policy in (hiding(known), purging(known)):
         assert policy.kept(NOW) is None
         assert policy.kept(NOW + timedelta(microseconds=1)) is not None
@@ -68,8 +70,11 @@ def test_what_holds_all() -> None:
         (facts(switched_off="an incident"), "switched off: an incident"),
         (facts(held_by=["letters of nobody"]), "letters of nobody"),
         (Facts(NOW, TIMES, []), "no pod"),
+        (facts(listing=None), "not known whether every stored repository belongs to a pod"),
+        (facts(listing=Listing(NOW, ["team/x", "y"])), "no pod owns team/x, y, which are stored in the root"),
+        (facts(listing=Listing(NOW, [], complete=False)), "no pod owns some repositories and more"),
     ):
-        for policy in (hiding(known), purging(known)):
+        for policy in (hiding(known), purging(known), finishing(known)):
             assert policy.until is None
             kept = policy.kept(NOW - 100 * DAY)
             assert kept is not None
@@ -89,18 +94,25 @@ times = st.none() | st.integers(0, 200).map(lambda hours: NOW - timedelta(hours=
 pods = st.builds(PodFacts, st.just("pod"), times, times, st.booleans(), st.just(()))
 
 
-@given(known=st.lists(pods, min_size=1, max_size=4), at=st.integers(0, 300).map(lambda hours: NOW - hours * HOUR))
-def test_bounds_are_the_rules(known: list[PodFacts], at: datetime) -> None:
+@given(
+    known=st.lists(pods, min_size=1, max_size=4),
+    at=st.integers(0, 300).map(lambda hours: NOW - hours * HOUR),
+    listed=st.integers(0, 300).map(lambda hours: NOW - hours * HOUR),
+)
+def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datetime) -> None:
     """A blob goes exactly if every rule is met by every pod; and what goes is what is not later than `until`."""
-    hide, purge = hiding(facts(*known)), purging(facts(*known))
+    given_facts = facts(*known, listing=Listing(listed))
+    hide, purge, finish = hiding(given_facts), purging(given_facts), finishing(given_facts)
     marks = [pod.watermark for pod in known]
     looked = [pod.reconciled_at for pod in known if pod.has_links]
     wanted = at <= NOW - DAY and all(mark is not None and at <= mark for mark in [*marks, *looked])
     assert (hide.kept(at) is None) is wanted
     assert (hide.until is not None and at <= hide.until) is wanted
     wanted = at <= NOW - DAY and all(mark is not None and at + HOUR <= mark for mark in [*marks, *looked])
-    assert (purge.kept(at) is None) is wanted
-    assert (purge.until is not None and at <= purge.until) is wanted
+    is_listed = at + HOUR <= listed
+    assert (purge.kept(at) is None) is (wanted and is_listed)
+    assert (purge.until is not None and at <= purge.until) is (wanted and is_listed)
+    assert (finish.kept(at) is None) is is_listed
 
 
 LIMITS = Limits(10, 5, Amount(100, 1000))

@@ -6,11 +6,12 @@ from itertools import product
 from coordinator.db.ledger import Decision
 from coordinator.domain.gc import Facts, PodFacts, Times, Why, hiding
 from coordinator.domain.lifecycle import CONCEALED, BlobState
+from coordinator.domain.perimeter import Listing
 from coordinator.domain.story import Entry, Hidden, Known, Outcome, tell
 
 NOW = datetime(2030, 1, 10, tzinfo=UTC)
 DAY = timedelta(days=1)
-FACTS = Facts(NOW, Times(DAY, DAY, timedelta(hours=1)), [PodFacts("pod-a", NOW, NOW)])
+FACTS = Facts(NOW, Times(DAY, DAY, timedelta(hours=1)), [PodFacts("pod-a", NOW, NOW)], listing=Listing(NOW))
 OLD = NOW - 5 * DAY
 
 

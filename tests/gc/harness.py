@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from coordinator.db import brakes, gc, rows
+from coordinator.db import brakes, gc, perimeter, rows
 from coordinator.db.connection import Connections
 from coordinator.db.gc import Hide
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
@@ -131,7 +131,8 @@ class Garbage(Table):
         switch = brakes.switch(self.connection)
         held = [f"{each.scope} is held: {each.why}" for each in brakes.holds(self.connection)]
         pods = [PodFacts(POD, now, now, has_links=False)]
-        return self.known(Facts(now, self.times, pods, None if switch.enabled else switch.why, held))
+        why = None if switch.enabled else switch.why
+        return self.known(Facts(now, self.times, pods, why, held, listing=perimeter.read(self.connection)))
 
     @contextmanager
     def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collect, Restorer]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from coordinator.db import perimeter
 from coordinator.db.queries import brakes
 from coordinator.db.queries import pods as queries
 from coordinator.domain.gc import Facts, PodFacts, Times
@@ -21,6 +22,7 @@ ReadFacts = Callable[[AsyncConnection], Awaitable[Facts]]
 
 _LINKERS = text("SELECT name, linker FROM pods")
 _NOW = text("SELECT clock_timestamp()")
+_LISTING = text(perimeter.READ)
 
 
 class Known(NamedTuple):
@@ -53,6 +55,7 @@ async def known(
     switch = await brakes.switch(connection)
     truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
     orphans = await queries.orphaned_dead_letters(connection)
+    listing = perimeter.listing((await connection.execute(_LISTING)).one())
     linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
     # Every hold that is not of one pod is added here, once: status, plan, permit and metrics all read it.
     held = await brakes.held(connection)
@@ -77,6 +80,7 @@ async def known(
         None if switch.enabled else switch.why,
         held,
         sorted(in_spite_of),
+        listing,
     )
     return Known(facts, truths, orphans)
 

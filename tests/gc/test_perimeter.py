@@ -1,0 +1,246 @@
+"""Repositories that no pod owns keep everything, whenever they appear; the listing that shows none must be recent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from coordinator.db import gc, perimeter
+from coordinator.db.connection import Connections
+from coordinator.domain.gc import Why
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.errors import UnavailableError
+from coordinator.gc import collect
+from coordinator.reconcile.perimeter import look, look_if_due, unowned
+from coordinator.storage.layout import REPOSITORIES, layer_link_key, revision_link_key
+from coordinator.storage.port import ObjectStore
+from tests.gc.harness import NO_TIMES, Garbage
+from tests.storage.memory import MemoryObjectStore
+
+HOUR = timedelta(hours=1)
+
+
+def link(garbage: Garbage, repository: str, name: str = "l") -> str:
+    """A registry links a blob in a repository; returns the key."""
+    key = layer_link_key(RepositoryName(repository), garbage.digest(name))
+    garbage.store.put(key, b"a link")
+    return key
+
+
+def own(garbage: Garbage, prefix: str) -> None:
+    garbage.connection.execute("INSERT INTO pod_prefixes SELECT %s, id FROM pods WHERE name = 'pod-a'", (prefix,))
+
+
+@pytest.fixture
+def left(garbage: Garbage) -> Garbage:
+    """An image that was deleted, which another registry's repository shares."""
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    return garbage
+
+
+@pytest.mark.parametrize("name", ["x/app", "team/x/app", "pod-a-not/app"])
+def test_a_run_is_held_by_what_no_pod_owns(left: Garbage, name: str) -> None:
+    """Attempt 1: nothing is hidden while the root has a repository of no pod, and the run names it."""
+    own(left, "team/a")
+    link(left, name)
+    run = left.collect()
+    assert run.hidden == 0
+    (held,) = run.progress["held_by"]
+    assert f"no pod owns {name.removesuffix('/app')}, which is stored" in held
+    assert left.seen("l")
+
+
+def test_it_goes_on_once_a_pod_owns_it(left: Garbage) -> None:
+    """A prefix that is added resolves it at once, without another listing."""
+    link(left, "x/app")
+    assert left.collect().hidden == 0
+    own(left, "x")
+    known = perimeter.read(left.connection)
+    assert known is not None
+    assert known.names == []
+    assert left.collect().hidden == 2
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_one_that_appears_between_hide_and_purge(left: Garbage, stays: bool) -> None:
+    """Nothing that is hidden is purged while a repository of no pod is there; once it is gone, it is."""
+    assert left.collect().hidden == 2
+    key = link(left, "x/app")
+    assert left.collect().purged == 0
+    if not stays:
+        left.store.delete(key)
+        assert left.collect().purged == 2
+
+
+def test_one_that_appears_while_a_run_is_under_way(left: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root is listed again before a page of purges: what came after the run's plan keeps the page."""
+    monkeypatch.setattr(collect, "FACTS_S", 0.0)
+    assert left.collect().hidden == 2
+    begin = gc.due
+
+    def due(connection: Any, *rest: Any) -> Any:
+        link(left, "x/app")
+        return begin(connection, *rest)
+
+    monkeypatch.setattr(gc, "due", due)
+    run = left.collect()
+    assert run.purged == 0
+    assert run.kept == {Why.HELD: 2}
+    assert left.hide_of("l") is not None
+
+
+def test_a_listing_before_the_bound_is_not_enough(left: Garbage) -> None:
+    """What is hidden is kept until a listing began after t_h + R."""
+    assert left.collect().hidden == 2
+    left.times = NO_TIMES._replace(request_bound=HOUR)
+    # As if the pod had reported up to any time.
+    left.known = lambda facts: facts._replace(pods=[pod._replace(watermark=facts.now + 2 * HOUR) for pod in facts.pods])
+    assert left.collect(dry=True).kept == {Why.NOT_LISTED: 2}
+    assert left.collect().purged == 0
+    left.connection.execute("UPDATE hides SET hidden_at = hidden_at - interval '1 hour'")
+    assert left.collect().purged == 2
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_purge_that_an_earlier_run_began(left: Garbage, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """A purge that was begun and not finished waits, too, while a repository of no pod is there."""
+    assert left.collect().hidden == 2
+    began: list[Any] = []
+
+    def dies(_: Any, job: Any, hides: Any, evidence: Any) -> Any:
+        with left.parts() as (connections, _, __), connections.use() as connection:
+            began.append(gc.begin_purge(connection, job, hides, evidence))
+        raise UnavailableError("It is killed.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(collect, "PAUSE_S", 0.0)
+        patched.setattr("coordinator.gc.purge.Purger.purge", dies)
+        left.collect()
+    assert len(began[0]) == 2
+    if there:
+        link(left, "x/app")
+    run = left.collect()
+    assert run.purged == (0 if there else 2)
+    assert (left.hide_of("l") is not None) is there
+
+
+def test_a_store_that_does_not_answer(left: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a listing a run ends with the store's error, and the last listing stays as it was."""
+    left.collect()
+    known = perimeter.read(left.connection)
+
+    def away(_: str) -> Iterator[str]:
+        raise UnavailableError("The object store does not answer.")
+
+    monkeypatch.setattr(left.store, "folders", away)
+    run = left.tried()
+    assert run.state == "failed"
+    assert "does not answer" in str(run.error)
+    assert perimeter.read(left.connection) == known
+    assert left.hide_of("l") is not None
+
+
+def test_a_pod_that_was_removed(left: Garbage) -> None:
+    """A listing from before a pod was removed says nothing; the next one names what it had."""
+    own(left, "x")
+    link(left, "x/app")
+    left.collect()
+    left.connection.execute("DELETE FROM pod_prefixes WHERE prefix = 'x'")
+    assert perimeter.read(left.connection) is None
+    assert left.collect().purged == 0
+    known = perimeter.read(left.connection)
+    assert known is not None
+    assert known.names == ["x"]
+
+
+def test_listings_are_made_when_they_are_due(garbage: Garbage) -> None:
+    """The scheduler lists when the last one is old, and as soon as the pods have changed."""
+    connections = Connections(garbage.url, name="test-perimeter")
+    try:
+        assert look_if_due(connections, garbage.store, HOUR)
+        assert not look_if_due(connections, garbage.store, HOUR)
+        own(garbage, "more")
+        assert look_if_due(connections, garbage.store, HOUR)
+        assert not look_if_due(connections, garbage.store, HOUR)
+        assert look_if_due(connections, garbage.store, timedelta())
+    finally:
+        connections.close()
+
+
+def test_the_listing_that_began_last_counts(garbage: Garbage) -> None:
+    """A slow listing that began earlier does not replace one that began later; one from the future is replaced."""
+    connections = Connections(garbage.url, name="test-perimeter")
+    try:
+        early = perimeter.begin(garbage.connection)
+        found = look(connections, garbage.store)
+        perimeter.write(garbage.connection, early, ["x"], complete=True)
+        assert perimeter.read(garbage.connection) == found
+        garbage.connection.execute("UPDATE root_listing SET began_at = now() + interval '1 hour'")
+        assert perimeter.read(garbage.connection) is None
+        found = look(connections, garbage.store)
+        assert perimeter.read(garbage.connection) == found
+    finally:
+        connections.close()
+
+
+# What is listed
+
+
+def seen(store: ObjectStore, *prefixes: str) -> list[str]:
+    return sorted(unowned(store, prefixes))
+
+
+DIGEST = Digest(b"d" * 32)
+
+
+def test_which_folders_no_pod_owns(store: ObjectStore) -> None:
+    """A top folder of no pod is given once; of one above a prefix what lies beside it, and itself if it has links."""
+    assert seen(store, "a") == []
+    for name in ("a/app", "a/b/c", "ab/app", "team/x/app", "team/y/app", "team", "team/x", "z"):
+        store.put(revision_link_key(RepositoryName(name), DIGEST), b"link")
+        store.put(layer_link_key(RepositoryName(name), DIGEST), b"link")
+    assert seen(store, "a") == ["ab", "team", "z"]
+    assert seen(store, "a", "team") == ["ab", "z"]
+    assert seen(store, "a", "team/x", "z") == ["ab", "team", "team/y"]
+    assert seen(store, "a", "team/x/app", "team/y", "z", "ab/app") == ["team", "team/x"]
+    assert seen(store) == ["a", "ab", "team", "z"]
+
+
+def test_an_empty_root(store: ObjectStore) -> None:
+    """A root with nothing in it, or with blobs alone, has no repository of anybody."""
+    store.put("docker/registry/v2/blobs/sha256/aa/x/data", b"x")
+    assert seen(store, "a") == []
+
+
+def test_a_folder_that_has_lost_its_last_key() -> None:
+    """A folder that the store still gives, and that holds nothing, is no repository."""
+
+    class Lingering(MemoryObjectStore):
+        def folders(self, prefix: str) -> Iterator[str]:
+            yield from super().folders(prefix)
+            yield f"{REPOSITORIES}gone/"
+
+    store = Lingering()
+    store.put(layer_link_key(RepositoryName("x/app"), DIGEST), b"link")
+    assert seen(store, "a") == ["x"]
+
+
+def test_more_than_are_named(garbage: Garbage) -> None:
+    """A listing stops after a hundred names, and says that there are more; adding these pods alone resolves nothing."""
+    for number in range(150):
+        link(garbage, f"x{number:03}/app")
+    connections = Connections(garbage.url, name="test-perimeter")
+    try:
+        found = look(connections, garbage.store)
+        assert (len(found.unowned), found.complete) == (100, False)
+        for name in found.unowned:
+            own(garbage, name)
+        known = perimeter.read(garbage.connection)
+        assert known is not None
+        assert known.names == ["and more"]
+    finally:
+        connections.close()
