@@ -26,10 +26,21 @@ def _print(told: dict[str, Any]) -> None:
     lag = [count for count in told["lag"].values() if count is not None]
     known = bool(lag) and len(lag) == len(told["lag"])
     print_fields(
-        told | {"lag": sum(lag) if known else "not known", "gc": "on" if collection["enabled"] else "off"},
+        told
+        | {
+            "lag": sum(lag) if known else "not known",
+            "gc": "on" if collection["enabled"] else "off",
+            "unowned_repositories": _unowned(told["unowned_repositories"]),
+        },
     )
     sys.stdout.write("\nheld by\n" if collection["held_by"] else "\nNothing holds garbage collection.\n")
     for reason in collection["held_by"]:
         sys.stdout.write(f"  {reason}\n")
     if told["missing_blobs"]:
         sys.stdout.write("\nBlobs are needed and have no bytes: see `baleen blob list --state missing`.\n")
+
+
+def _unowned(told: dict[str, Any]) -> str:
+    if told["listed_at"] is None:
+        return "not known"
+    return ", ".join([*told["names"], *([] if told["complete"] else ["and more"])]) or "none"

@@ -15,8 +15,8 @@ import pytest
 from coordinator import bootstrap
 from coordinator.db.queries import collection
 from coordinator.domain.gc import Facts, PodFacts
-from coordinator.domain.perimeter import Listing
 from coordinator.domain.names import format_digest
+from coordinator.domain.perimeter import Listing
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import Json, Served, served, settings_for
 from tests.gc.harness import NO_TIMES, POD, Garbage

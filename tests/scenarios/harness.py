@@ -53,7 +53,7 @@ from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
 from tests.doctor.store import BALEEN, POD, ROOT, Store
 from tests.gc.harness import NO_LIMITS, Run
-from tests.registries.harness import Baleen, Pod, Registry, eventually
+from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry, eventually
 from tests.registries.proxy import WebhookProxy
 from tests.registries.s3_proxy import S3Proxy
 from tests.registries.watermarks import is_past, moves_on, now
@@ -222,6 +222,18 @@ class Stage(Baleen):
 
     def _storage(self) -> Storage:
         return replace(super()._storage(), access_key=POD.access, secret_key=POD.secret)
+
+    def unregistered(self, name: str) -> Registry:
+        """Start a registry on the same bucket and root that no pod knows, and that sends no events."""
+        made = DistributionRegistry(
+            name=name,
+            directory=self._directory / name,
+            port=self._ports.take(name),
+            storage=self._storage(),
+            notifications=None,
+            http_secret=HTTP_SECRET,
+        )
+        return Registry(self._children, made)
 
     @property
     def members(self) -> tuple[Member, Member]:
