@@ -21,6 +21,8 @@ from coordinator.settings import HTTP_URL, Secret, Settings
 if TYPE_CHECKING:
     from coordinator.api.app import Application
     from coordinator.api.mounts import Mounts
+    from coordinator.db.batch import LetterLimits
+    from coordinator.db.dead_letters import Stored
     from coordinator.domain.access import Access
     from coordinator.domain.gc import Limits, Times
     from coordinator.domain.names import PodName, RepositoryName
@@ -98,6 +100,7 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
         margin=timedelta(seconds=settings.safety_clock_skew),
         link_grace=timedelta(seconds=settings.safety_link_grace),
         request_bound=timedelta(seconds=settings.safety_request_bound),
+        limits=letter_limits(settings),
     )
     leavings = Leavings(
         connected,
@@ -265,6 +268,24 @@ def trial_store(settings: Settings, access_key: str | None = None, secret_key: S
         access_key=access_key,
         secret_key=None if secret_key is None else secret_key.reveal(),
     )
+
+
+def stored_in(settings: Settings) -> "Stored":
+    """What tells which repositories storage has anything of; waits for it a few seconds."""
+    from coordinator.reconcile.remains import is_stored  # noqa: PLC0415
+
+    async def stored(repositories: "Sequence[RepositoryName]") -> list["RepositoryName"]:
+        store = object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
+        return await asyncio.to_thread(lambda: [each for each in repositories if is_stored(store, each)])
+
+    return stored
+
+
+def letter_limits(settings: Settings) -> "LetterLimits":
+    """How many dead letters of a pod are kept."""
+    from coordinator.db.batch import LetterLimits  # noqa: PLC0415
+
+    return LetterLimits(settings.dead_letters_limit, settings.dead_letters_bytes)
 
 
 def registry_credentials(settings: Settings) -> "Credentials | None":
@@ -541,6 +562,7 @@ def api(settings: Settings) -> "Application":
             lag=lag,
             publish=producer.publish,
             still_holds=still_holds,
+            stored=stored_in(settings),
             probe_image=known_digests(),
             ingest=Ingest(
                 settings,

@@ -260,6 +260,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ingest_body_limit: Annotated[int, Whole(1024, 2**30, BYTES)] = 8 * 1024 * 1024
     #: Bytes of request bodies that ingest holds at once; beyond it a registry is asked to come again (503).
     ingest_memory_limit: Annotated[int, Whole(1024, 2**40, BYTES)] = 64 * 1024 * 1024
+    #: Open dead letters of one pod that are kept, and bytes of their payloads: enough to find a cause by. A gap that a
+    #: reconcile closes stands for the others. As many that reconciles have resolved are kept, too.
+    dead_letters_limit: Annotated[int, Whole(1, 1_000_000, "dead letters")] = 1000
+    dead_letters_bytes: Annotated[int, Whole(1024, 2**40, BYTES)] = 64 * 1024 * 1024
     #: A webhook that waits longer for Kafka is answered 503.
     ingest_timeout: Annotated[Duration, Time(0.1, 10 * MINUTE)] = Duration(5)
 

@@ -122,6 +122,8 @@ class DeadLetter(Record, frozen=True):
     payload: str
     payload_bytes: Bytes
     content_type: str = ""
+    #: What it is about; None where that is not known.
+    repositories: Annotated[list[RepositoryText], Meta(max_length=100)] | None = None
 
 
 class BlobLifecycle(Record, frozen=True):

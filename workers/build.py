@@ -53,6 +53,7 @@ def build(settings: Settings) -> Worker:
         margin=timedelta(seconds=settings.safety_clock_skew),
         request_bound=timedelta(seconds=settings.safety_request_bound),
         batch_records=settings.worker_batch,
+        limits=bootstrap.letter_limits(settings),
     )
     restoring = ExitStack()
     restorer = restoring.enter_context(bootstrap.restorer(settings, name="baleen-restorer"))

@@ -34,6 +34,7 @@ from coordinator.domain.references import (
     Reference,
 )
 from coordinator.errors import BaleenError, InvalidNameError
+from coordinator.ingest.letters import repositories_in
 from coordinator.ingest.log import fingerprint_of
 from coordinator.ingest.normalise import EARLIEST, ID_LIMIT, LATEST
 from coordinator.ingest.topics import DEAD_LETTERS
@@ -157,6 +158,7 @@ class Interpreter:
             storable(letter.payload),
             letter.payload_bytes,
             storable(letter.content_type),
+            _about(letter),
         )
         return Item(record.offset, record.timestamp, 0, None, found)
 
@@ -287,8 +289,26 @@ def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> Dead
     # Whoever writes a record says its time, perhaps in another unit.
     received_at_ms = min(max(record.timestamp, _EARLIEST_MS), _LATEST_MS)
     return DeadLetterFound(
-        storable(pod), reason, storable(detail), received_at_ms, payload, len(value), RECORD_CONTENT_TYPE
+        storable(pod),
+        reason,
+        storable(detail),
+        received_at_ms,
+        payload,
+        len(value),
+        RECORD_CONTENT_TYPE,
+        repositories_in(value),
     )
+
+
+def _about(letter: DeadLetter) -> Sequence[RepositoryName] | None:
+    """Return what a letter of registry.dead-letters is about, as ingest says, or as its whole payload does."""
+    try:
+        if letter.repositories is not None:
+            return sorted({parse_repository(name) for name in letter.repositories})
+    except InvalidNameError:
+        return None
+    payload = letter.payload.encode()
+    return repositories_in(payload) if len(payload) == letter.payload_bytes else None
 
 
 def _dead(record: KafkaRecord, reason: str, detail: str) -> Item:

@@ -13,6 +13,9 @@ HOLDINGS = Counter("baleen_worker_holdings_total", "Holdings added or removed.",
 LINKS = Counter("baleen_worker_links_total", "Direct links added or removed.", ["change"])
 REMOVALS = Counter("baleen_worker_removals_total", "Removals that were doubtful or overtaken.", ["verdict"])
 DEAD_LETTERS = Counter("baleen_worker_dead_letters_total", "Records that could not be understood or applied.")
+NOT_KEPT = Counter(
+    "baleen_worker_dead_letters_not_kept_total", "Dead letters beyond a pod's limit: a gap stands for them."
+)
 ECHOES = Counter(
     "baleen_worker_echoes_total", "Watermark records: of a probe that is known, or of one that is not.", ["probe"]
 )
@@ -40,6 +43,7 @@ def count(applied: Applied) -> None:
     REMOVALS.labels("doubtful").inc(applied.removals_doubtful)
     REMOVALS.labels("overtaken").inc(applied.removals_overtaken)
     DEAD_LETTERS.inc(applied.dead_letters)
+    NOT_KEPT.inc(applied.dead_letters_not_kept)
     ECHOES.labels("known").inc(applied.echoes)
     ECHOES.labels("unknown").inc(applied.echoes_unknown)
     BATCH_RECORDS.observe(applied.records)

@@ -24,7 +24,7 @@ import structlog
 
 from coordinator.db import directory
 from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Applied, OutOfStepError, Slice
+from coordinator.db.batch import Applied, LetterLimits, OutOfStepError, Slice
 from coordinator.db.connection import BEYOND_LIMITS, Connections
 from coordinator.db.echoes import KnownProcesses
 from coordinator.errors import BaleenError, UnavailableError
@@ -88,6 +88,7 @@ class Processor:
         margin: timedelta,
         request_bound: timedelta,
         batch_records: int,
+        limits: LetterLimits | None = None,
     ) -> None:
         self._connections = connections
         self._store = store
@@ -95,6 +96,7 @@ class Processor:
         self._margin = margin
         self._request_bound = request_bound
         self._batch_records = batch_records
+        self._limits = limits
         self._settler = settler
         self._layered = Layered(connections, store, margin)
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
@@ -219,7 +221,9 @@ class Processor:
 
     def _apply_once(self, slices: Sequence[Slice]) -> Applied:
         with self._connections.use() as connection:
-            return BatchApply(connection, self._margin, self._processes, self._request_bound).apply(slices)
+            return BatchApply(connection, self._margin, self._processes, self._request_bound, self._limits).apply(
+                slices
+            )
 
     async def _in_step(self, error: OutOfStepError) -> Slice | None:
         """Return what is left of a slice after what is applied already; None if it is to be read again."""

@@ -80,16 +80,20 @@ async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> 
     "/v1/dead-letters/{number:int}/discard",
     status_code=200,
     operation_id="discardDeadLetter",
-    summary="Give a dead letter up",
+    summary="Discard a dead letter",
     tags=["dead letters"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
     **OPERATE,
 )
 async def discard_dead_letter(request: Request[Any, Any, Any], number: Number, data: JSONBody[Discard]) -> DeadLetter:
-    """`why` is kept with it. What it spoke of stays unknown until a reconcile of the pod."""
+    """`why` is kept with it. What it was about is a gap of the pods that own it, until each was reconciled.
+
+    409 while storage has a repository that it is about and that no registered pod lists: register that repository and
+    retry the letter, or remove it.
+    """
     deps = deps_of(request)
-    await settling.discard(deps.engine, number, data.why)
+    await settling.discard(deps.engine, number, data.why, deps.stored)
     return await queries.dead_letter(deps.engine, number)
 
 

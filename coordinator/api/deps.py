@@ -11,7 +11,7 @@ from litestar import Request
 from coordinator.api.auth import TokenDirectory
 from coordinator.api.lag import LagReader
 from coordinator.api.mounts import Mounts
-from coordinator.db.dead_letters import Publish
+from coordinator.db.dead_letters import Publish, Stored
 from coordinator.db.pods import StillHolds
 from coordinator.db.queries.blobs import BlobQueries
 from coordinator.db.queries.collection import ReadFacts, ReadKnown, facts_of
@@ -40,6 +40,7 @@ class Deps:
     lag: LagReader
     publish: Publish
     still_holds: StillHolds
+    stored: Stored
     #: What probes ask for, and what that lists.
     probe_image: frozenset[Digest]
     ingest: Ingest

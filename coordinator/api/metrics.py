@@ -126,7 +126,7 @@ def _show(status: Status) -> None:
         if lag is not None:
             LAG.labels(partition).set(lag)
     CAUGHT_UP.set(status.caught_up)
-    for what in ("dead_letters", "gaps", "doubtful_removals", "unread_manifests"):
+    for what in ("dead_letters", "dead_letters_not_kept", "gaps", "doubtful_removals", "unread_manifests"):
         OPEN.labels(what).set(getattr(status, what))
     MISSING.set(status.missing_blobs)
     UNTOLD.set(status.untold_changes)

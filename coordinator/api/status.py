@@ -54,6 +54,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ]
     gc: GarbageCollection
     dead_letters: Annotated[int, Meta(description="Open ones.")]
+    dead_letters_not_kept: Annotated[
+        int, Meta(description="Beyond the limits of their pods: gaps stand for them until a reconcile. An alarm.")
+    ]
     gaps: Annotated[int, Meta(description="Open ones, over all pods.")]
     doubtful_removals: int
     unread_manifests: int
@@ -123,6 +126,7 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         watermark=_least([mark.at for mark in marks.values()]),
         gc=GarbageCollection(enabled=facts.switched_off is None, held_by=[*holds(facts), *log.problems]),
         dead_letters=sum(each.dead_letters for each in held.values()) + orphans,
+        dead_letters_not_kept=sum(each.dead_letters_not_kept for each in held.values()),
         gaps=sum(each.gaps for each in held.values()),
         doubtful_removals=sum(each.doubtful_removals for each in held.values()),
         unread_manifests=sum(each.unread_manifests for each in held.values()),

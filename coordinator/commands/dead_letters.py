@@ -11,7 +11,7 @@ from coordinator.commands.client import PAGE, Api, connected
 from coordinator.commands.output import Json, counted, notes, print_fields, print_json, print_page
 from coordinator.errors import BaleenError, UnavailableError, UsageError
 
-app = typer.Typer(help="Events that could not be applied. They hold garbage collection.", no_args_is_help=True)
+app = typer.Typer(help="Events that could not be applied. They block garbage collection.", no_args_is_help=True)
 
 Number = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="As `list` shows it.")]
 Numbers = Annotated[
@@ -40,7 +40,7 @@ def list_dead_letters(
     """List dead letters, the oldest first."""
     with connected(settings.load()) as api:
         page = api.pages("/v1/dead-letters", limit, cursor, pod=pod, settled=str(settled).lower())
-    columns = ("id", "pod", "reason", "received_at", "settlement", "detail")
+    columns = ("id", "pod", "reason", "received_at", "repositories", "settlement", "detail")
     print_page(page, columns, json=json)
 
 
@@ -76,7 +76,10 @@ def discard(
     reason: OfReason = None,
     json: Json = False,
 ) -> None:
-    """Give dead letters up; what they spoke of stays unknown until a reconcile of the pod."""
+    """Discard dead letters; what they were about is a gap until a reconcile of the pods that own it.
+
+    Refused while storage has a repository that a letter is about and that no registered pod lists.
+    """
 
     def settle(api: Api, number: int) -> tuple[Any, str]:
         letter = api.post(f"/v1/dead-letters/{number}/discard", {"why": why})

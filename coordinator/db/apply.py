@@ -25,10 +25,11 @@ from typing import Any
 from psycopg import Connection
 from psycopg.errors import DeadlockDetected
 
-from coordinator.db import barriers, echoes, locks, renames, rows, sources
+from coordinator.db import barriers, echoes, letters, locks, renames, rows, sources
 from coordinator.db.batch import (
     Applied,
     Item,
+    LetterLimits,
     NotServedError,
     OutOfStepError,
     Process,
@@ -59,6 +60,7 @@ class BatchApply:
         margin: timedelta,
         processes: echoes.KnownProcesses | None = None,
         request_bound: timedelta = sources.REQUEST_BOUND,
+        limits: LetterLimits | None = None,
     ) -> None:
         """`processes` outlives this: whoever applies many batches need not look for the same ones in each.
         `request_bound` matters to batches that hold echoes.
@@ -66,6 +68,7 @@ class BatchApply:
         self._connection = connection
         self._margin = margin
         self._request_bound = request_bound
+        self._limits = limits or LetterLimits()
         self._processes = echoes.KnownProcesses() if processes is None else processes
 
     def apply(self, slices: Sequence[Slice]) -> Applied:
@@ -127,11 +130,16 @@ class BatchApply:
         for run in _runs(items):
             applied = total(applied, self._apply_run(run, alone=alone))
         dead = [(piece, item) for piece in slices for item in piece.items if item.dead_letter is not None]
-        rows.insert_dead_letters(self._connection, dead)
+        not_kept = letters.keep(self._connection, dead, self._limits)
         rows.advance_progress(self._connection, slices)
         echoes.discover(self._connection, new)
         heard = echoes.hear(self._connection, slices, self._request_bound)
-        return applied._replace(dead_letters=len(dead), echoes=heard.known, echoes_unknown=heard.unknown)
+        return applied._replace(
+            dead_letters=len(dead),
+            dead_letters_not_kept=not_kept,
+            echoes=heard.known,
+            echoes_unknown=heard.unknown,
+        )
 
     def _lock_progress(self, slices: Sequence[Slice]) -> None:
         stands = rows.lock_progress(self._connection, [(piece.topic, piece.partition) for piece in slices])

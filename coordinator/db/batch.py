@@ -1,9 +1,11 @@
 """A batch of facts as the worker hands it to the database, and what came of it. Data only (see apply.py)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from coordinator.domain.facts import Fact
 from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import RepositoryName
 from coordinator.errors import BaleenError
 
 
@@ -18,6 +20,15 @@ class DeadLetterFound(NamedTuple):
     payload: str
     payload_bytes: int
     content_type: str
+    #: What it is about; None where that is not known.
+    repositories: Sequence[RepositoryName] | None = None
+
+
+class LetterLimits(NamedTuple):
+    """How many open dead letters of one pod are kept, and bytes of their payloads."""
+
+    letters: int = 1000
+    bytes: int = 64 * 1024 * 1024
 
 
 #: A registry process: its pod's id, and its `source.instanceID`.
@@ -72,6 +83,8 @@ class Applied(NamedTuple):
     removals_doubtful: int = 0
     removals_overtaken: int = 0
     dead_letters: int = 0
+    #: Of these, how many are gaps instead: the pod had too many.
+    dead_letters_not_kept: int = 0
     echoes: int = 0
     echoes_unknown: int = 0
 

@@ -98,7 +98,9 @@ BEGIN
 
     DELETE FROM root_listing;
     {_now_at_last("findings", "found_at")};
-    {_now_at_last("dead_letters", "settled_at")};
+    UPDATE dead_letters SET settled_at = NULL, settlement = NULL, settled_why = NULL
+    WHERE settlement = 'reconciled' AND {_later("settled_at")};
+    {_now_at_last("dead_letters", "settled_at", "stored_at")};
 END
 $$
 """

@@ -1,4 +1,4 @@
-"""Settle dead letters: publish what has become understandable, or give one up with a reason.
+"""Resolve dead letters: publish what has become understandable, or discard one with a reason.
 
 A letter's row is locked while it is settled, so that two who retry it publish once. If the process dies between
 Kafka's acknowledgement and the commit, the letter stays open and its events come twice, which changes nothing.
@@ -11,20 +11,28 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, text
+from sqlalchemy import Connection, Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from coordinator.db.queries.session import writing
+from coordinator.db.letters import directory, open_gaps
+from coordinator.db.locks import PODS_LOCK
+from coordinator.db.queries.session import reading, writing
+from coordinator.domain.letters import Concern, concern
+from coordinator.domain.names import RepositoryName
 from coordinator.domain.progress import GapReason
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.ingest import normalise
+from coordinator.ingest.letters import repositories_in
 from coordinator.ingest.normalise import Accepted, DeadLettered, Outcome
-from coordinator.ingest.topics import DEAD_LETTERS
 from schemas.records import RECORD_CONTENT_TYPE, DeadLetter, RegistryEvent
 
 WHY_LIMIT = 1000
+#: Repositories that a refusal names.
+EXAMPLES = 3
 
 Publish = Callable[[Sequence[Outcome]], Awaitable[Sequence[Outcome]]]
+#: Returns those of these repositories of which storage has anything; raises UnavailableError and ConflictError.
+Stored = Callable[[Sequence[RepositoryName]], Awaitable[Sequence[RepositoryName]]]
 
 _LOCKED = text("SELECT * FROM dead_letters WHERE id = :id FOR UPDATE")
 _PREFIXES = text("""
@@ -33,13 +41,9 @@ SELECT ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id) FROM pods 
 _SETTLE = text("""
 UPDATE dead_letters SET settled_at = clock_timestamp(), settlement = :settlement, settled_why = :why WHERE id = :id
 """)
-
-# Whose links are not in shared storage has nothing that a reconcile could look at: the operator's word stands. A letter
-# that says nowhere whose it is may be anybody's.
-_GAP = text("""
-INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, to_offset)
-SELECT id, :topic, -1, :reason, :offset, :offset + 1 FROM pods WHERE :pod IN (name, '') AND linker = 'link'
-""")
+#: Of a row whose `repositories` is NULL: not known, or from before it was noted.
+_ONE = text("SELECT * FROM dead_letters WHERE id = :id")
+_SHARE_PODS = text(f"SELECT pg_advisory_xact_lock_shared({PODS_LOCK})")
 
 
 async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
@@ -53,7 +57,11 @@ async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
         if not row.pod:
             raise ConflictError(f"It is not known which pod dead letter {number} is of: discard it.")
         if prefixes is None:
-            raise ConflictError(f"Pod {row.pod} is not registered any more: discard dead letter {number}.")
+            raise ConflictError(
+                f"Pod {row.pod} is not registered: register it with `baleen pods add` and its prefixes, then retry "
+                f"dead letter {number}. If it is gone for good, remove its repositories from the "
+                "bucket, then discard it."
+            )
         outcomes = _outcomes(row, prefixes)
         refused = [outcome.letter for outcome in outcomes if isinstance(outcome, DeadLettered)]
         if refused:
@@ -67,28 +75,75 @@ async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
     return sum(isinstance(outcome, Accepted) for outcome in written)
 
 
-async def discard(engine: AsyncEngine, number: int, why: str) -> None:
-    """Give the letter up; `why` is kept with it.
+async def discard(engine: AsyncEngine, number: int, why: str, stored: Stored) -> None:
+    """Discard the letter; `why` is kept with it.
 
-    It may have told of something that the pod has: that is a gap until the pod's links were looked at. Where it cannot
-    be told which pod that is, it is a gap for each.
+    It may have told of something that is stored: that is a gap of each pod whose repositories it was about, until a
+    reconcile of the pod has listed them, and of every pod if it is not known what it was about. No reconcile lists
+    repositories that no pod owns: raises ConflictError while storage has one of these, and UnavailableError if storage
+    does not answer.
     """
     if not why.strip() or len(why) > WHY_LIMIT or "\0" in why:
         raise UsageError(f"Say why it is discarded, in up to {WHY_LIMIT} characters.")
+    async with reading(engine) as connection:
+        row = _demand_open((await connection.execute(_ONE, {"id": number})).one_or_none(), number)
+        looked_for = (await _concern(connection, row)).unlisted
+    if looked_for and (found := await stored(looked_for)):
+        raise ConflictError(_still_stored(number, found))
     async with writing(engine) as connection:
+        # Nobody may lose a repository between the look and the gaps.
+        await connection.execute(_SHARE_PODS)
         row = await _open(connection, number)
+        concerned = await _concern(connection, row)
+        if not set(concerned.unlisted) <= set(looked_for):
+            raise ConflictError(f"Pods were changed while dead letter {number} was discarded: try again.")
         await connection.execute(_SETTLE, {"id": number, "settlement": "discarded", "why": why.strip()})
-        await connection.execute(
-            _GAP, {"pod": row.pod, "topic": DEAD_LETTERS, "reason": GapReason.DISCARDED, "offset": row.origin_offset}
-        )
+        about = {pod.id: repositories for pod, repositories in concerned.pods.items()}
+        if about:
+            await connection.run_sync(lambda plain: open_gaps(_driver(plain), GapReason.DISCARDED, about))
+
+
+def _still_stored(number: int, found: Sequence[RepositoryName]) -> str:
+    names = ", ".join(found[:EXAMPLES]) + (", …" if len(found) > EXAMPLES else "")
+    return (
+        f"Dead letter {number} is about repositories that no registered pod lists and storage has: {names}. Register "
+        "them with `baleen pods add` or `baleen pods add-prefix`, then `baleen dead-letters retry`; or remove them "
+        "from the bucket, then discard it."
+    )
+
+
+async def _concern(connection: AsyncConnection, row: Row[Any]) -> Concern:
+    """Return whom a letter concerns, by the pods of now."""
+    about: Sequence[RepositoryName] | None = row.repositories
+    if about is None and row.payload_bytes == len(row.payload.encode()):
+        about = repositories_in(row.payload.encode())
+    pods, owners = await connection.run_sync(lambda plain: directory(_driver(plain), about or ()))
+    return concern(about, row.pod, pods, owners)
+
+
+class _Driver:
+    """A connection of the pool, as letters.py asks one of the driver."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, values: Any = None) -> Any:
+        return self._connection.exec_driver_sql(statement, values)
+
+
+def _driver(connection: Connection) -> Any:
+    return _Driver(connection)
 
 
 async def _open(connection: AsyncConnection, number: int) -> Row[Any]:
-    row = (await connection.execute(_LOCKED, {"id": number})).one_or_none()
+    return _demand_open((await connection.execute(_LOCKED, {"id": number})).one_or_none(), number)
+
+
+def _demand_open(row: Row[Any] | None, number: int) -> Row[Any]:
     if row is None:
         raise NotFoundError(f"There is no dead letter {number}: see `baleen dead-letters list`.")
     if row.settled_at is not None:
-        raise ConflictError(f"Dead letter {number} is settled already: it was {row.settlement}.")
+        raise ConflictError(f"Dead letter {number} is resolved already: it was {row.settlement}.")
     return row
 
 

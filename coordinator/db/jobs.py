@@ -245,8 +245,15 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
                                     AND a.sent_at <= now() - %(bound)s / 2
                                   GROUP BY a.url, a.address HAVING max(a.answered_at) <= now() - %(bound)s)
                      THEN 'a registry process answered probes and was never heard' END,
-                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.pod = s.name AND d.settled_at > s.began_at)
-                     THEN 'a dead letter was settled' END) AS why
+                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.pod = s.name AND d.settled_at > s.began_at
+                                  AND d.settlement <> 'reconciled')
+                     THEN 'a dead letter was settled' END,
+                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.settled_at IS NULL AND d.stored_at > s.began_at
+                                  AND (d.pod = s.name OR d.repositories IS NULL OR EXISTS (
+                                       SELECT FROM unnest(d.repositories) n (name)
+                                       JOIN pod_prefixes x ON x.pod_id = s.id
+                                        AND (n.name = x.prefix OR starts_with(n.name, x.prefix || '/')))))
+                     THEN 'a dead letter may tell of something that it has' END) AS why
             FROM state s
             WHERE s.finished_at IS NULL
                OR s.finished_at < now() - CASE

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db.batch import StateChangedError
+from coordinator.db.letters import FITS
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.db.queries.session import reading, writing
 from coordinator.db.rows import recount
@@ -223,10 +224,10 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
 
 _TAKE_WORD = (
     # As a reconcile would say when it was done: with no gap, there is one of what came before.
-    """
+    f"""
     WITH settled AS (
         UPDATE gaps g SET settled_at = clock_timestamp(), settled_why = :why
-        FROM pods p WHERE p.id = g.pod_id AND p.name = :name AND g.settled_at IS NULL RETURNING g.id
+        FROM pods p WHERE p.id = g.pod_id AND p.name = :name AND g.settled_at IS NULL AND {FITS} RETURNING g.id
     )
     INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settled_at, settled_why)
     SELECT id, '', -1, :reason, 0, clock_timestamp(), :why FROM pods
@@ -321,6 +322,10 @@ _NEEDED: tuple[tuple[str, Any], ...] = (
             SELECT r.name FROM repositories r WHERE r.pod_id = :pod AND r.id <> ALL(CAST(:own AS int[]))
               AND EXISTS (SELECT FROM repository_blobs l WHERE l.repository_id = r.id) ORDER BY r.id LIMIT :limit
         """),
+    ),
+    (
+        "a gap about repositories that are not below its prefixes: reconcile the pods that own them",
+        text(f"SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.settled_at IS NULL AND NOT {FITS} LIMIT 1"),
     ),
     (
         "a gap that was noticed just now: try again",

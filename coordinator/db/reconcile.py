@@ -6,15 +6,16 @@ Not here: adding (apply.py), doubting and removing (doubts.py), the queue (jobs.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from coordinator.db import clock, locks, sources
+from coordinator.db import clock, letters, locks, sources
 from coordinator.db.arrays import digests, integers
+from coordinator.db.batch import LetterLimits
 from coordinator.db.jobs import Job
 from coordinator.db.locks import PODS_LOCK
 from coordinator.domain.merge import Known, LinkKind
@@ -248,11 +249,18 @@ def unsized(connection: Connection[Any], wanted: Sequence[Digest]) -> list[Diges
     return [Digest(row[0]) for row in found]
 
 
-def end(connection: Connection[Any], job: Job, request_bound: timedelta) -> dict[str, Any]:
+def end(
+    connection: Connection[Any],
+    job: Job,
+    request_bound: timedelta,
+    absent: Collection[RepositoryName] = (),
+    limits: LetterLimits | None = None,
+) -> dict[str, Any]:
     """Write what the whole comparison proves, in the transaction that says that it is done.
 
     Every event that was lost before it began was of a link that it has compared; and what a process that was dead for
-    the bound had begun has landed before it, whether it was ever heard or has only answered probes.
+    the bound had begun has landed before it, whether it was ever heard or has only answered probes. `absent`:
+    repositories that no reconcile lists, and of which storage had nothing after it began.
     By a clock that was set back it cannot be told what was before it, and what came since: raises ClockSetBackError.
     """
     row = connection.execute("SELECT %s > clock_timestamp()", (job.began_at,)).fetchone()
@@ -262,15 +270,17 @@ def end(connection: Connection[Any], job: Job, request_bound: timedelta) -> dict
         )
     why = f"reconcile {job.id}"
     gaps = connection.execute(
-        """
-        UPDATE gaps SET settled_at = clock_timestamp(), settled_why = %s
-        WHERE pod_id = %s AND settled_at IS NULL AND settles_from <= %s
+        f"""
+        UPDATE gaps g SET settled_at = clock_timestamp(), settled_why = %s
+        WHERE g.pod_id = %s AND g.settled_at IS NULL AND g.settles_from <= %s AND {letters.FITS}
         """,
         (why, job.pod_id, job.began_at),
     ).rowcount
+    resolved = letters.resolve(connection, job, absent, why)
+    letters.forget(connection, limits or LetterLimits())
     sources.settle_unheard(connection, job.its_pod, job.began_at, request_bound)
     retired = sources.retire_dead(connection, job.its_pod, job.began_at, request_bound, why)
-    return {"gaps_settled": gaps, "sources_retired": retired}
+    return {"gaps_settled": gaps, "sources_retired": retired, "dead_letters_resolved": resolved}
 
 
 @contextmanager

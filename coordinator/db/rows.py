@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from psycopg import Connection, Cursor
 
 from coordinator.db.arrays import digests, integers, register, times
-from coordinator.db.batch import Item, Slice, StateChangedError
+from coordinator.db.batch import Slice, StateChangedError
 from coordinator.domain.fold import Difference, Key, Removal
 from coordinator.domain.lifecycle import BlobState, counted
 from coordinator.domain.names import Digest, RepositoryName
@@ -469,37 +469,4 @@ def recount(connection: Connection[Any], holdings: Sequence[int], links: Iterabl
     add_counts(
         connection,
         [Delta(blob, by * references[blob], by * linked[blob]) for blob in sorted(references.keys() | linked.keys())],
-    )
-
-
-def insert_dead_letters(connection: Connection[Any], found: Sequence[tuple[Slice, Item]]) -> None:
-    """Insert dead letters; one that came from the same record before stays as it is."""
-    if not found:
-        return
-    letters = [item.dead_letter for _, item in found if item.dead_letter is not None]
-    _run(
-        connection,
-        """
-        INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,
-                                  origin_topic, origin_partition, origin_offset, origin_log)
-        SELECT pod, reason, detail, to_timestamp(received / 1000.0), payload, bytes, content_type,
-               topic, number, at, log
-        FROM unnest(%b::text[], %b::text[], %b::text[], %s::bigint[], %b::text[], %s::bigint[], %b::text[],
-                    %b::text[], %s::int[], %s::bigint[], %s::bigint[])
-             d (pod, reason, detail, received, payload, bytes, content_type, topic, number, at, log)
-        ON CONFLICT DO NOTHING
-        """,
-        (
-            [letter.pod for letter in letters],
-            [letter.reason for letter in letters],
-            [letter.detail for letter in letters],
-            integers(letter.received_at_ms for letter in letters),
-            [letter.payload for letter in letters],
-            integers(letter.payload_bytes for letter in letters),
-            [letter.content_type for letter in letters],
-            [piece.topic for piece, _ in found],
-            integers(piece.partition for piece, _ in found),
-            integers(item.offset for _, item in found),
-            integers(item.timestamp_ms for _, item in found),
-        ),
     )

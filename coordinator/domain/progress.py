@@ -29,6 +29,8 @@ class GapReason(StrEnum):
     RETIRED = "retired"
     #: A registry process ended and is there again under the same instance id: the same.
     RESTARTED = "restarted"
+    #: A pod sent more dead letters than are kept of one.
+    LETTERS_OVER_LIMIT = "letters-over-limit"
 
 
 class Progress(NamedTuple):

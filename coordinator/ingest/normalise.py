@@ -9,7 +9,7 @@ Not here: who sent it (service.py), what an accepted event does to the table (th
 
 import datetime as dt
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final, Literal, NamedTuple, cast
 
 import msgspec
@@ -19,6 +19,7 @@ from coordinator.domain.pods import prefixes_of
 from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, REFERENCES_LIMIT
 from coordinator.errors import InvalidNameError
 from coordinator.ingest.holding import Hold, asked
+from coordinator.ingest.letters import COMMAS_LIMIT, repositories_in
 from schemas.envelope import CONTENT_TYPES, Descriptor, Envelope, Event, Rename
 from schemas.records import (
     DeadLetter,
@@ -33,8 +34,6 @@ from schemas.records import (
 PAYLOAD_LIMIT: Final = 64 * 1024
 #: Registries send one event per envelope; each dead letter costs memory beyond its own bytes.
 EVENTS_LIMIT: Final = 10_000
-#: A body with more commas has more JSON values than any manifest; reading it may cost 30 times its size.
-COMMAS_LIMIT: Final = 400_000
 #: Ids, and names of processes: what is longer is not one.
 ID_LIMIT: Final = 255
 SIZE_LIMIT: Final = 2**63 - 1
@@ -111,7 +110,7 @@ def normalise(body: bytes, origin: Origin) -> list[Outcome]:
     if base_type(origin.content_type) not in CONTENT_TYPES:
         wanted = " or ".join(sorted(CONTENT_TYPES))
         detail = f"The content type is {origin.content_type[:100]!r}, and a notification's is {wanted}."
-        return [DeadLettered(dead_letter(origin, "content-type", detail, body))]
+        return [DeadLettered(dead_letter(origin, "content-type", detail, body, about=repositories_in(body)))]
     return _normalise(body, origin)
 
 
@@ -129,8 +128,19 @@ def retry(letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
     return [Dropped("pull") if isinstance(outcome, Reported) else outcome for outcome in outcomes]
 
 
-def dead_letter(origin: Origin, reason: Refusal, detail: str, sent: bytes, size: int | None = None) -> DeadLetter:
-    """Make a dead letter of what was sent, or of its beginning; then `size` is how long all of it was."""
+def dead_letter(
+    origin: Origin,
+    reason: Refusal,
+    detail: str,
+    sent: bytes,
+    size: int | None = None,
+    *,
+    about: Sequence[RepositoryName] | None = None,
+) -> DeadLetter:
+    """Make a dead letter of what was sent, or of its beginning; then `size` is how long all of it was.
+
+    `about`: the repositories that it is about, None where that is not known.
+    """
     text = _clean(bytes(sent[:PAYLOAD_LIMIT]).decode("utf-8", "replace"))
     return DeadLetter(
         pod=origin.pod,
@@ -141,6 +151,7 @@ def dead_letter(origin: Origin, reason: Refusal, detail: str, sent: bytes, size:
         payload=text.encode()[:PAYLOAD_LIMIT].decode("utf-8", "ignore"),
         payload_bytes=len(sent) if size is None else size,
         content_type=_clean(origin.content_type)[:ID_LIMIT],
+        repositories=None if about is None else list(about),
     )
 
 
@@ -180,7 +191,8 @@ def _outcome(raw: bytes, origin: Origin) -> Outcome:
     try:
         return _decide(raw, origin)
     except _Refused as refused:
-        return DeadLettered(dead_letter(origin, refused.reason, refused.detail, _short(raw)))
+        about = repositories_in(raw)
+        return DeadLettered(dead_letter(origin, refused.reason, refused.detail, _short(raw), about=about))
 
 
 def _short(raw: bytes) -> bytes:

@@ -32,6 +32,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from coordinator.errors import UnavailableError
 from coordinator.ingest.connection import client_arguments
+from coordinator.ingest.letters import repositories_in
 from coordinator.ingest.normalise import (
     Accepted,
     DeadLettered,
@@ -305,7 +306,8 @@ def _as_oversized(outcome: Outcome) -> Outcome:
             detail = "Kafka takes no record as large as this event: mend it as `baleen topics create` says."
             # Its references make it large. A retry without them has them read from the manifest's bytes.
             kept = msgspec.structs.replace(event, references=None)
-            return DeadLettered(dead_letter(origin, "oversized", detail, _encoder.encode(kept)))
+            sent = _encoder.encode(kept)
+            return DeadLettered(dead_letter(origin, "oversized", detail, sent, about=repositories_in(sent)))
         case DeadLettered(letter) if len(letter.payload) > SHORT_PAYLOAD:
             return DeadLettered(msgspec.structs.replace(letter, payload=letter.payload[:SHORT_PAYLOAD]))
         case _:

@@ -25,17 +25,20 @@ from typing import Any
 
 import structlog
 
-from coordinator.db import jobs
+from coordinator.db import jobs, letters
 from coordinator.db import reconcile as table
+from coordinator.db.batch import LetterLimits
 from coordinator.db.connection import Connections
 from coordinator.db.doubts import Verdict
 from coordinator.db.reconcile import ReconciledPod
 from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import Linker, PodMode
 from coordinator.errors import ConflictError, NotFoundError, UnavailableError
 from coordinator.jobs import Ending, StoppedError, Work
 from coordinator.reconcile import plan
 from coordinator.reconcile.compare import Comparison, Scope
+from coordinator.reconcile.remains import is_stored
 from coordinator.reconcile.settle import NotHereError, Settler
 from coordinator.reconcile.tally import Change, Tally
 from coordinator.storage.layout import BASE, repository_prefix
@@ -67,6 +70,7 @@ class Reconcile:
         margin: timedelta,
         link_grace: timedelta,
         request_bound: timedelta,
+        limits: LetterLimits | None = None,
     ) -> None:
         self._connections = connections
         self._store = store
@@ -74,6 +78,7 @@ class Reconcile:
         self._margin = margin
         self._link_grace = link_grace
         self._request_bound = request_bound
+        self._limits = limits or LetterLimits()
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="reconcile-lookup")
 
     def close(self) -> None:
@@ -104,8 +109,10 @@ class Reconcile:
                 f"became of it. {_CHECK_ROOT}"
             )
 
+        absent = self._absent(work)
+
         def end(connection: Any) -> Mapping[str, Any]:
-            return tally.progress() | table.end(connection, work.job, self._request_bound)
+            return tally.progress() | table.end(connection, work.job, self._request_bound, absent, self._limits)
 
         return end
 
@@ -118,6 +125,12 @@ class Reconcile:
             work.check()
 
         self._settler.settle(pod_id=scope.pod.id, prefixes=scope.pod.prefixes, tell=tell)
+
+    def _absent(self, work: Work) -> list[RepositoryName]:
+        """Return repositories that open dead letters are about, no reconcile lists, and storage has nothing of."""
+        with self._connections.use() as connection:
+            wanted = letters.unlisted(connection, work.job)
+        return [name for name in wanted if not is_stored(self._store, name)]
 
     def _is_here(self, pod: ReconciledPod) -> bool:
         """Whether anything of the pod is in this bucket and root; raises NotHereError if nothing of any registry is."""

@@ -14,7 +14,7 @@ from coordinator.domain.own import PROBE_REPOSITORY, PROBE_TAG, is_scratch
 from coordinator.domain.pods import PodMode
 from coordinator.errors import ConflictError
 from coordinator.reconcile.scan import links
-from coordinator.storage.layout import link_key, repository_prefix
+from coordinator.storage.layout import BASE, link_key, repository_prefix
 from coordinator.storage.port import ObjectInfo, ObjectReader
 
 #: A hundred pages of a listing: seconds.
@@ -44,6 +44,23 @@ def holds_anything(
     )
     # A tag may point to a manifest that is linked as a layer (layered.py).
     return any(each.folder.kind in counting for each in found) or bool(tags)
+
+
+def is_stored(store: ObjectReader, repository: RepositoryName) -> bool:
+    """Return whether storage has anything of a repository, whoever owns it; not of those below its name.
+
+    Raises UnavailableError, and ConflictError where nothing of any registry is in this bucket and root: what is absent
+    there proves nothing.
+    """
+    # No part of a repository's name begins so, and each folder that a registry makes in one does.
+    if store.list(f"{repository_prefix(repository)}_", limit=1):
+        return True
+    if not store.list(f"{BASE}/", limit=1):
+        raise ConflictError(
+            f"The object store has nothing below {BASE}/, so that nothing can be known of {repository}: check "
+            "BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
+        )
+    return False
 
 
 def _listed(

@@ -20,6 +20,7 @@ from coordinator.api.server import KEEP_ALIVE_SECONDS
 from coordinator.db import migrate
 from coordinator.db.tokens import hash_of
 from coordinator.domain.references import ManifestKind, reference_kind
+from coordinator.ingest.letters import repositories_in
 from coordinator.ingest.topics import ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import StackEndpoints
@@ -261,13 +262,14 @@ def dead_letter(db: psycopg.Connection[Any], pod: str, payload: str, content_typ
         "payload_bytes": len(payload.encode()),
         "content_type": content_type,
         "offset": secrets.randbits(40),
+        "repositories": repositories_in(payload.encode()),
     } | others
     row = db.execute(
         """
         INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,
-                                  origin_topic, origin_partition, origin_offset, origin_log)
+                                  origin_topic, origin_partition, origin_offset, origin_log, repositories)
         VALUES (%(pod)s, %(reason)s, %(detail)s, now(), %(payload)s, %(payload_bytes)s, %(content_type)s,
-                'registry.dead-letters', 0, %(offset)s, 0) RETURNING id
+                'registry.dead-letters', 0, %(offset)s, 0, %(repositories)s) RETURNING id
         """,
         values,
     ).fetchone()

@@ -6,9 +6,14 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
+from coordinator import bootstrap
+from coordinator.db.queries.pods import LETTERS_END
+from coordinator.domain.names import RepositoryName
 from coordinator.stack.supervisor import StackEndpoints
+from coordinator.storage.layout import repository_prefix
 from schemas.records import RECORD_CONTENT_TYPE
 from tests.api.harness import Served, dead_letter, served, settings_for, until
 from tests.api.test_watermarks import Pods
@@ -69,7 +74,7 @@ def test_it_holds_its_own_pod_only(pods: Pods) -> None:
         pods.pod(name)
         pods.source(name, f"p-{name}", 0)
     dead_letter(pods.api.db, "one", "{}", "text/plain")
-    assert letters_hold(pods, "one") == ["1 open dead letter: retry or discard with `baleen dead-letters`"]
+    assert letters_hold(pods, "one") == [f"1 open dead letter: {LETTERS_END}"]
     assert letters_hold(pods, "other") == []
     held = [reason for reason in pods.status()["gc"]["held_by"] if "dead letter" in reason]
     assert [reason.partition(":")[0] for reason in held] == ["pod one"]
@@ -139,16 +144,144 @@ def test_a_discard_demands_a_reason(pods: Pods) -> None:
     assert (told["settlement"], told["settled_why"]) == ("discarded", "it is of a test")
 
 
-@pytest.mark.parametrize(("pod", "gaps"), [("one", {"one"}), ("", {"one", "other"}), ("gone", set())])
-def test_what_is_given_up_is_a_gap(pods: Pods, pod: str, gaps: set[str]) -> None:
-    """A letter that is discarded is a gap of its pod, and of every pod if nobody knows whose it was.
+ALL = {"one", "other", "relaying"}
 
-    Not of one whose links Baleen cannot look at: there the operator's word stands.
-    """
-    for name in ("one", "other", "relaying"):
+
+def put(pods: Pods, repository: str) -> None:
+    """A link of a repository in the bucket, and one of another registry, so that the root is known to be right."""
+    store = bootstrap.object_store(pods.api.settings)
+    for name in (repository, "any-registry/app"):
+        store.put(f"{repository_prefix(RepositoryName(name))}_manifests/tags/v1/current/link", b"x")
+
+
+def remove(pods: Pods, repository: str) -> None:
+    store = bootstrap.object_store(pods.api.settings)
+    for entry in list(store.walk(repository_prefix(RepositoryName(repository)))):
+        store.delete(entry.key)
+
+
+def three(pods: Pods) -> None:
+    for name in ALL:
         pods.pod(name)
     pods.api.db.execute("UPDATE pods SET linker = 'relay' WHERE name = 'relaying'")
-    number = dead_letter(pods.api.db, pod, "no record", RECORD_CONTENT_TYPE)
-    assert settle(pods, number, "retry") == 409
+
+
+def gaps_of(pods: Pods) -> set[str]:
+    return {name for name in ALL if pods.told(name)["gaps"]["open"]}
+
+
+@pytest.mark.parametrize(
+    ("pod", "payload", "content_type", "gaps"),
+    [
+        ("one", body("one/app"), ENVELOPE, {"one"}),
+        ("one", body("other/app"), ENVELOPE, {"other"}),
+        ("gone", body("other/app"), ENVELOPE, {"other"}),
+        ("relaying", body("relaying/app"), ENVELOPE, {"relaying"}),
+        # What it was about is not known: a registry may have written to any pod whose links are in the bucket.
+        ("one", "no record", RECORD_CONTENT_TYPE, {"one", "other"}),
+        ("gone", "no record", RECORD_CONTENT_TYPE, {"one", "other"}),
+        ("relaying", "no record", RECORD_CONTENT_TYPE, ALL),
+        ("", "no record", RECORD_CONTENT_TYPE, ALL),
+    ],
+)
+def test_what_is_discarded_is_a_gap(pods: Pods, pod: str, payload: str, content_type: str, gaps: set[str]) -> None:
+    """A letter that is discarded is a gap of the pod that owns what it was about, and of each if that is not known."""
+    three(pods)
+    put(pods, "one/app")
+    number = dead_letter(pods.api.db, pod, payload, content_type, repositories=None)
     assert settle(pods, number, "discard", json={"why": "it is of a test"}) == 200
-    assert {name for name in ("one", "other", "relaying") if pods.told(name)["gaps"]["open"]} == gaps
+    assert gaps_of(pods) == gaps
+    again = dead_letter(pods.api.db, pod, payload, content_type)
+    assert settle(pods, again, "discard", json={"why": "it is of a test"}) == 200
+    assert {pods.told(name)["gaps"]["open"] for name in gaps} == {1}
+
+
+@pytest.mark.parametrize("sender", ["one", "gone", ""])
+def test_what_storage_has_is_not_discarded(pods: Pods, sender: str) -> None:
+    """Attempts 2 and 6: while storage has a repository that no pod owns, no letter about it is discarded, whoever sent
+    it and for whatever reason; once storage has nothing of it, or a pod owns it, it is.
+    """
+    three(pods)
+    put(pods, "elsewhere/app")
+    for reason in ("not-owned", "malformed", "unappliable"):
+        number = dead_letter(pods.api.db, sender, body("elsewhere/app"), ENVELOPE, reason=reason)
+        answer = pods.api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test"})
+        assert answer.status_code == 409
+        for words in ("elsewhere/app", "baleen pods add", "retry", "remove"):
+            assert words in answer.json()["detail"]
+    assert gaps_of(pods) == set()
+    remove(pods, "elsewhere/app")
+    assert settle(pods, number, "discard", json={"why": "a test"}) == 200
+    assert gaps_of(pods) == set()
+    put(pods, "elsewhere/app")
+    pods.api.db.execute("INSERT INTO pod_prefixes SELECT 'elsewhere', id FROM pods WHERE name = 'other'")
+    assert settle(pods, number - 1, "discard", json={"why": "a test"}) == 200
+    assert gaps_of(pods) == {"other"}
+    remove(pods, "elsewhere/app")
+
+
+def test_below_another_repository(pods: Pods) -> None:
+    """What is stored below a repository's name, of other repositories, does not keep letters about it."""
+    three(pods)
+    put(pods, "elsewhere/app/deep")
+    number = dead_letter(pods.api.db, "one", body("elsewhere/app"), ENVELOPE)
+    assert settle(pods, number, "discard", json={"why": "a test"}) == 200
+    remove(pods, "elsewhere/app/deep")
+
+
+def test_links_below_a_pod_that_keeps_its_own_elsewhere(pods: Pods) -> None:
+    """Nobody lists what another registry has written below the prefix of a pod of linker `relay`."""
+    three(pods)
+    put(pods, "relaying/app")
+    number = dead_letter(pods.api.db, "one", body("relaying/app"), ENVELOPE)
+    assert settle(pods, number, "discard", json={"why": "a test"}) == 409
+    remove(pods, "relaying/app")
+    assert settle(pods, number, "discard", json={"why": "a test"}) == 200
+    assert gaps_of(pods) == {"relaying"}
+
+
+def test_a_root_without_any_registry(pods: Pods, alone: Served) -> None:
+    """Where storage has nothing at all, what is absent proves nothing."""
+    three(pods)
+    number = dead_letter(alone.db, "one", body("elsewhere/app"), ENVELOPE)
+    with served(msgspec.structs.replace(alone.settings, s3_root="wrong-root")) as lost:
+        answer = lost.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test"})
+    assert (answer.status_code, "BALEEN_S3_BUCKET" in answer.json()["detail"]) == (409, True)
+
+
+def test_a_store_that_does_not_answer(pods: Pods, alone: Served) -> None:
+    """While storage does not answer nothing is discarded that it would have to be asked about; all else is."""
+    three(pods)
+    unowned = dead_letter(alone.db, "one", body("elsewhere/app"), ENVELOPE)
+    owned = dead_letter(alone.db, "one", body("one/app"), ENVELOPE)
+    settings = msgspec.structs.replace(alone.settings, s3_endpoint_url="http://127.0.0.1:9")
+    with served(settings) as away:
+        for number, status in ((unowned, 503), (owned, 200)):
+            asked = away.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test"})
+            assert asked.status_code == status, asked.text
+    assert alone.get(f"/v1/dead-letters/{unowned}").json()["settled_at"] is None
+
+
+def test_orphans_tell_to_register_the_pod(pods: Pods) -> None:
+    """Attempt 6: no message about letters of a pod that is not registered tells an operator to discard them."""
+    pods.pod("one")
+    number = dead_letter(pods.api.db, "gone", body("gone/app"), ENVELOPE)
+    (held,) = [reason for reason in pods.status()["gc"]["held_by"] if "dead letter" in reason]
+    refused = pods.api.ask("POST", f"/v1/dead-letters/{number}/retry").json()["detail"]
+    for message in (held, refused):
+        assert message.index("baleen pods add") < message.index("retry")
+    assert "discard" not in held
+    assert "discard" not in LETTERS_END
+
+
+def test_letters_beyond_the_limit_are_an_alarm(pods: Pods) -> None:
+    """Attempt 20: what is not kept is counted in the status, the metrics and the pod, with what to do."""
+    pods.pod("one")
+    pods.api.db.execute(
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, letters)"
+        " SELECT id, '', -1, 'letters-over-limit', 0, 1234 FROM pods WHERE name = 'one'"
+    )
+    assert pods.status()["dead_letters_not_kept"] == 1234
+    assert pods.told("one")["dead_letters_not_kept"] == 1234
+    assert letters_hold(pods, "one")[0].startswith("1234 dead letters beyond the limit of the pod: ")
+    assert 'baleen_open{what="dead_letters_not_kept"} 1234.0' in pods.api.get("/metrics").text

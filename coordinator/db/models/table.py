@@ -303,7 +303,7 @@ class Gap(Base):
     __table_args__ = (
         CheckConstraint(
             "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added',"
-            " 'retired', 'restarted')",
+            " 'retired', 'restarted', 'letters-over-limit')",
             name="reason",
         ),
         Index("ix_gaps_open", "pod_id", postgresql_where=text("settled_at IS NULL")),
@@ -323,6 +323,10 @@ class Gap(Base):
     settled_why: Mapped[str | None]
     #: Only a reconcile that began no sooner settles it: what somebody had begun may land until then.
     settles_from: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
+    #: What the lost events were about: it settles only while all of these are the pod's. None: anything of the pod.
+    repositories: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    #: Dead letters that it stands for, beyond the pod's limit.
+    letters: Mapped[int | None]
 
 
 class DeadLetterRow(Base):
@@ -335,7 +339,7 @@ class DeadLetterRow(Base):
             "origin_topic", "origin_partition", "origin_offset", "origin_log", name="uq_dead_letters_origin"
         ),
         CheckConstraint("(settled_at IS NULL) = (settlement IS NULL)", name="settled"),
-        CheckConstraint("settlement IN ('retried', 'discarded')", name="settlement"),
+        CheckConstraint("settlement IN ('retried', 'discarded', 'reconciled')", name="settlement"),
         Index("ix_dead_letters_open", "pod", "id", postgresql_where=text("settled_at IS NULL")),
         Index("ix_dead_letters_settled", "pod", "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
     )
@@ -357,3 +361,7 @@ class DeadLetterRow(Base):
     settled_at: Mapped[datetime.datetime | None]
     settlement: Mapped[str | None]
     settled_why: Mapped[str | None]
+    #: What it is about; None where that is not known.
+    repositories: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    #: By the database's clock. A reconcile that begins later has seen what the letter is about.
+    stored_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())

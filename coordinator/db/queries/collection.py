@@ -86,4 +86,8 @@ async def known(
 
 
 def told_of_orphans(letters: int) -> list[str]:
-    return [f"{letters} open dead letters of pods that are not registered any more: discard them"] if letters else []
+    if not letters:
+        return []
+    what = "1 open dead letter" if letters == 1 else f"{letters} open dead letters"
+    remedy = "register each pod with `baleen pods add` and its prefixes, then `baleen dead-letters retry --pod …`"
+    return [f"{what} of pods that are not registered: {remedy}"]

@@ -11,7 +11,10 @@ from coordinator.db.queries.views import DeadLetter, DeadLetterPage, DeadLetterS
 from coordinator.domain.names import PodName
 from coordinator.errors import NotFoundError
 
-_SUMMARY = "id, pod, reason, detail, received_at, payload_bytes, content_type, settlement, settled_at, settled_why"
+_SUMMARY = (
+    "id, pod, reason, detail, received_at, stored_at, repositories, payload_bytes, content_type, settlement, "
+    "settled_at, settled_why"
+)
 # Four statements rather than one with switches, so that each is served by its index whatever the plan.
 _OPEN = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE settled_at IS NULL AND id > :after ORDER BY id LIMIT :limit")
 _OPEN_OF_POD = text(

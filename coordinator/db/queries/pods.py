@@ -26,11 +26,19 @@ from coordinator.domain.refusals import Refusals, sentence
 from coordinator.domain.watermarks import PodWatermark, SourceView
 from coordinator.errors import NotFoundError
 
+#: What ends open dead letters, and loses nothing.
+LETTERS_END = (
+    "a reconcile of the pods that own their repositories resolves them, and follows by itself; register repositories "
+    "that no pod owns (`baleen pods add`, `baleen pods add-prefix`), then `baleen dead-letters retry`"
+)
+
 
 class Open(NamedTuple):
     """What is not settled for one pod."""
 
     dead_letters: int = 0
+    #: Dead letters beyond the pod's limit, for which open gaps stand.
+    dead_letters_not_kept: int = 0
     gaps: int = 0
     oldest_gap: dt.datetime | None = None
     #: While no reconcile that begins now would settle all gaps: from when on one does.
@@ -47,7 +55,18 @@ class Open(NamedTuple):
                 "and follows by itself"
             )
         told = (
-            (self.dead_letters, "open dead letter", "", "retry or discard with `baleen dead-letters`"),
+            (
+                self.dead_letters,
+                "open dead letter",
+                "",
+                LETTERS_END,
+            ),
+            (
+                self.dead_letters_not_kept,
+                "dead letter",
+                " beyond the limit of the pod",
+                "a gap stands for them; find their sender by those that are kept, `baleen dead-letters list`",
+            ),
             (
                 self.gaps,
                 "gap",
@@ -139,6 +158,9 @@ FROM dead_letters d JOIN pods p ON p.name = d.pod WHERE d.settled_at IS NULL GRO
 UNION ALL
 SELECT p.name, 'gaps', count(*), min(g.noticed_at), max(g.settles_from) FILTER (WHERE g.settles_from > now())
 FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.settled_at IS NULL GROUP BY 1
+UNION ALL
+SELECT p.name, 'dead_letters_not_kept', sum(g.letters)::bigint, NULL, NULL
+FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.settled_at IS NULL AND g.letters IS NOT NULL GROUP BY 1
 UNION ALL
 SELECT p.name, 'doubtful_removals', count(*), NULL, NULL
 FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
@@ -303,6 +325,7 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
         repositories=row.repositories,
         gaps=Gaps(open=opened.gaps, oldest=opened.oldest_gap),
         dead_letters=opened.dead_letters,
+        dead_letters_not_kept=opened.dead_letters_not_kept,
         doubtful_removals=opened.doubtful_removals,
         unread_manifests=opened.unread_manifests,
         reconciled_at=truth.reconciled_at,

@@ -184,6 +184,9 @@ class Pod(View, frozen=True, kw_only=True):
     repositories: int
     gaps: Gaps
     dead_letters: Annotated[int, Meta(description="Open ones.")]
+    dead_letters_not_kept: Annotated[
+        int, Meta(description="Beyond the limit of the pod: a gap stands for them until a reconcile. An alarm.")
+    ]
     doubtful_removals: int
     unread_manifests: Annotated[int, Meta(description="Held manifests whose content could not be read yet.")]
     reconciled_at: Annotated[
@@ -214,9 +217,16 @@ class DeadLetterSummary(View, frozen=True, kw_only=True):
     reason: str
     detail: str
     received_at: dt.datetime
+    stored_at: Annotated[
+        dt.datetime,
+        Meta(description="A reconcile of the pods that own its repositories, and that began later, resolves it."),
+    ]
+    repositories: Annotated[
+        list[str] | None, Meta(description="What it is about; null if that is not known, and it may be about any.")
+    ]
     payload_bytes: int
     content_type: str
-    settlement: Literal["retried", "discarded"] | None
+    settlement: Literal["retried", "discarded", "reconciled"] | None
     settled_at: dt.datetime | None
     settled_why: str | None
 

@@ -1,0 +1,77 @@
+"""Whom a dead letter concerns, and what proves that nothing is lost by it.
+
+A dead letter is an event that was not applied. Whatever the event did stands in storage since before the event: a
+listing that begins later shows it. So a reconcile of the pods that own the letter's repositories resolves the letter,
+and until then the letter, or the gap that took its place, blocks garbage collection. No reconcile lists repositories
+that no pod owns: a letter about one of them is resolved only while storage has nothing of it.
+
+Not here: what a payload is about (ingest/letters.py), SQL (db/letters.py, db/dead_letters.py), looking at storage
+(reconcile/remains.py).
+"""
+
+import datetime as dt
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from coordinator.domain.names import RepositoryName
+from coordinator.domain.pods import prefixes_of
+
+#: A letter about more repositories counts as one about any.
+REPOSITORIES_LIMIT: Final = 100
+
+
+class LetterPod(NamedTuple):
+    """A pod, as far as letters go. `is_listed`: its links are in shared storage, where a reconcile lists them."""
+
+    id: int
+    name: str
+    is_listed: bool
+
+
+class Concern(NamedTuple):
+    """Whom a letter concerns.
+
+    `pods`: with the repositories that are theirs, None for any. `unlisted`: repositories of storage that no reconcile
+    would list: no pod owns them, or only one whose links are elsewhere and that did not send the letter.
+    """
+
+    pods: Mapping[LetterPod, Sequence[RepositoryName] | None]
+    unlisted: Sequence[RepositoryName]
+
+
+def concern(
+    repositories: Sequence[RepositoryName] | None,
+    sender: str,
+    pods: Collection[LetterPod],
+    owners: Mapping[str, LetterPod],
+) -> Concern:
+    """Return whom a letter concerns. `sender`: the pod's name, "" if it is not known. `owners`: by prefix."""
+    if repositories is None:
+        # Its links would show what a pod's registry did, to whatever pod, but for one whose links are elsewhere.
+        return Concern({pod: None for pod in pods if pod.is_listed or sender in {pod.name, ""}}, ())
+    owned: dict[LetterPod, list[RepositoryName]] = {}
+    unlisted: list[RepositoryName] = []
+    for repository in repositories:
+        owner = next((owners[prefix] for prefix in prefixes_of(repository) if prefix in owners), None)
+        if owner is not None:
+            owned.setdefault(owner, []).append(repository)
+        if owner is None or (not owner.is_listed and owner.name != sender):
+            unlisted.append(repository)
+    return Concern(owned, unlisted)
+
+
+def is_covered(
+    concerned: Concern,
+    stored_at: dt.datetime,
+    reconciled: Mapping[int, dt.datetime],
+    absent: Collection[RepositoryName],
+) -> bool:
+    """Whether nothing is lost without the letter: all that it may be about was looked at since it was stored.
+
+    `reconciled`: when the last reconcile of each pod began, by the pod's id. `absent`: repositories of which storage
+    had nothing since the letter was stored.
+    """
+    return all(
+        pod.is_listed and (began_at := reconciled.get(pod.id)) is not None and began_at >= stored_at
+        for pod in concerned.pods
+    ) and all(repository in absent for repository in concerned.unlisted)

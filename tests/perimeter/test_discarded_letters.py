@@ -1,0 +1,113 @@
+"""What a client, or an operator who follows every message, does with dead letters costs no blob and ends by itself."""
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from coordinator.pods.images import make_image
+from coordinator.pods.prober import AGENT
+from coordinator.pods.registry_client import RegistryClient
+from coordinator.stack.children import Children
+from coordinator.stack.distribution import DistributionRegistry
+from tests.conftest import temporary_directory
+from tests.registries.harness import Baleen, Pod, eventually
+
+pytestmark = pytest.mark.registry
+
+LIMIT = 10
+
+
+@pytest.fixture(scope="module")
+def baleen() -> Iterator[Baleen]:
+    """A Baleen that keeps few dead letters of a pod."""
+    with temporary_directory() as directory, Children() as children:
+        running = Baleen(directory, children, {"BALEEN_DEAD_LETTERS_LIMIT": str(LIMIT)})
+        with running.api:
+            yield running
+
+
+def discard(baleen: Baleen, number: int) -> int:
+    return baleen.api.post(f"/v1/dead-letters/{number}/discard", json={"why": "as I was told"}).status_code
+
+
+def letters_of(baleen: Baleen, pod: Pod) -> list[dict[str, object]]:
+    return [letter for letter in baleen.dead_letters() if letter["pod"] == pod.name]
+
+
+def test_a_letter_about_what_no_pod_owns(baleen: Baleen) -> None:
+    """Attempt 2: a pod's registry stores an image below a name that no pod owns. No letter about it is discarded, so
+    that garbage collection stays blocked; once a pod owns the name, the letters' events count and the letters are over.
+    """
+    pod = baleen.add_pod("forgetful")
+    image = make_image("forgetful/shared")
+    with baleen.at_rest_after():
+        registry = baleen.registry(DistributionRegistry, pod)
+        with RegistryClient(registry.url, timeout=20) as client:
+            client.push_image("forgotten/app", image, "v1")
+            eventually(lambda: len(letters_of(baleen, pod)) >= len(image.blobs) + 1)
+            for letter in letters_of(baleen, pod):
+                assert letter["repositories"] == ["forgotten/app"]
+                assert discard(baleen, int(str(letter["id"]))) == 409
+            baleen.reconcile(pod)
+            assert any("open dead letter" in reason for reason in baleen.status()["gc"]["held_by"])
+            assert not baleen.holds("forgotten/app", image.digest)
+            added = baleen.api.post(f"/v1/pods/{pod.name}/prefixes", json={"prefixes": ["forgotten"]})
+            assert added.is_success, added.text
+            for letter in letters_of(baleen, pod):
+                baleen.api.post(f"/v1/dead-letters/{letter['id']}/retry")
+            # By the retries, or by the reconcile that the prefix asks for.
+            eventually(lambda: baleen.holds("forgotten/app", image.digest))
+            eventually(lambda: not letters_of(baleen, pod), why=lambda: letters_of(baleen, pod))
+            assert client.pull_image("forgotten/app", "v1").digest == image.digest
+
+
+def test_many_letters_of_one_client(baleen: Baleen) -> None:
+    """Attempt 20: one client causes letters without end, about repositories of another pod. As many as the limit are
+    kept, and one reconcile of that pod after the last resolves all of them, without an operator.
+    """
+    pod, other = baleen.add_pod("flooding"), baleen.add_pod("flooded")
+    image = make_image("flooding/1")
+    with baleen.at_rest_after():
+        registry = baleen.registry(DistributionRegistry, pod)
+        with RegistryClient(registry.url, timeout=20) as client:
+            for number in range(2 * LIMIT):
+                client.push_image(f"flooded/{number}", image, "v1")
+            eventually(lambda: last_is_seen(baleen, f"flooded/{2 * LIMIT - 1}"), why=lambda: letters_of(baleen, pod))
+            baleen.await_applied()
+            assert len(letters_of(baleen, pod)) <= LIMIT
+            baleen.reconcile(other)
+            eventually(lambda: not letters_of(baleen, pod), why=lambda: letters_of(baleen, pod))
+            assert all(baleen.holds(f"flooded/{number}", image.digest) for number in range(2 * LIMIT))
+            assert baleen.status()["dead_letters_not_kept"] == 0
+            assert baleen.status()["gaps"] == 0
+
+
+def last_is_seen(baleen: Baleen, repository: str) -> bool:
+    """Whether Kafka had the letters of a repository: they are kept, or counted, or were resolved."""
+    return bool(
+        baleen.rows("SELECT FROM dead_letters WHERE %s = ANY(repositories)", repository)
+        or baleen.rows("SELECT FROM gaps WHERE letters IS NOT NULL AND %s = ANY(repositories)", repository)
+    )
+
+
+def test_made_up_probes(baleen: Baleen) -> None:
+    """Attempt 19: HEADs with nonces that no probe has, through a real registry, leave no record in Kafka."""
+    pod = baleen.add_pod("probed")
+    image, last = make_image("probed/1"), make_image("probed/2")
+    with baleen.at_rest_after():
+        registry = baleen.registry(DistributionRegistry, pod)
+        with RegistryClient(registry.url, timeout=20) as client:
+            client.push_image("probed/app", image, "v1")
+            baleen.agree()
+            before = records(baleen)
+            for _ in range(50):
+                assert client.has_manifest("probed/app", image.digest, user_agent=f"{AGENT}{secrets.token_hex(16)}")
+            client.push_image("probed/app", last, "v2")
+            baleen.agree()
+            assert records(baleen) - before == len(last.blobs) + 1
+
+
+def records(baleen: Baleen) -> int:
+    """How many records of Kafka are applied."""
+    return int(baleen.rows("SELECT sum(next_offset) FROM partition_progress")[0][0])
