@@ -55,7 +55,7 @@ async def known(
     switch = await brakes.switch(connection)
     truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
     orphans = await queries.orphaned_dead_letters(connection)
-    listing = perimeter.listing((await connection.execute(_LISTING)).one())
+    listing = perimeter.listing((await connection.execute(_LISTING)).one_or_none())
     linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
     # Every hold that is not of one pod is added here, once: status, plan, permit and metrics all read it.
     held = await brakes.held(connection)
