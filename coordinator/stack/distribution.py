@@ -111,6 +111,8 @@ class DistributionRegistry:
                     "rootdirectory": "/" + self.storage.root.strip("/"),
                     "secure": self.storage.endpoint_url.startswith("https:"),
                     "v4auth": True,
+                    # Version 3 answers everything with 500 without it, where the endpoint is an IP address.
+                    "forcepathstyle": True,
                 },
                 "delete": {"enabled": True},
                 "redirect": {"disable": not self.redirect},
