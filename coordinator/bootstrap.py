@@ -15,6 +15,7 @@ from coordinator.db.connection import Connections
 from coordinator.db.engine import async_engine, sync_engine
 from coordinator.db.leases import Leases
 from coordinator.db.queries.session import BlockingDatabase, Database, reading
+from coordinator.domain.findings import implied
 from coordinator.errors import SettingsError, UnavailableError, UnconfiguredError, UsageError
 from coordinator.settings import HTTP_URL, Secret, Settings
 
@@ -170,7 +171,7 @@ def collection_facts(settings: Settings) -> "FactsReader":
 
 def unsafe_findings(settings: Settings) -> frozenset[str]:
     """Checks of a doctor in spite of which garbage is collected."""
-    return frozenset(settings.unsafe_findings.split(",")) - {""}
+    return implied(frozenset(settings.unsafe_findings.split(",")) - {""})
 
 
 @contextmanager

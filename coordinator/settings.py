@@ -214,7 +214,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Allows times below their documented floors; for tests and demonstrations only.
     unsafe_times: bool = False
     #: Checks of the doctor that hold garbage collection no more once they were found to be refuted or unproved; only
-    #: with `unsafe_times`, where nothing may be lost by it.
+    #: with `unsafe_times`, where nothing may be lost by it. `cannot-delete` stands for all checks of the pod's key.
     unsafe_findings: Annotated[str, SomeOf(*Check)] = ""
 
     #: Every registry process is asked for a known manifest so often; its event proves that all before it arrived.

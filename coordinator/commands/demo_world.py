@@ -23,7 +23,7 @@ PODS = ("pod-a", "pod-b")
 FOLLOW_S = 30.0
 POLL_S = 0.05
 #: Checks of the doctor that cannot be proved here: the embedded broker is for trying Baleen, and the embedded store has
-#: one key, which both pods' registries share with Baleen.
+#: one key, which both pods' registries share with Baleen (`cannot-delete` stands for all checks of that key).
 UNSAFE_FINDINGS = ("kafka-durable", "cannot-delete")
 
 

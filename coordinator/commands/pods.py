@@ -22,7 +22,7 @@ from coordinator.domain.hosts import is_address, is_loopback
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode, RegistryUrl, parse_registry, parse_token_url
 from coordinator.errors import BaleenError, UnconfiguredError, UsageError
-from coordinator.pods import configuration
+from coordinator.pods import configuration, policy
 from coordinator.pods.configuration import Store
 from coordinator.settings import Settings
 
@@ -37,6 +37,8 @@ TOKEN_FILE_LIMIT = 10_000
 ALL_PODS = 100_000
 FORBIDDEN = 403
 ALL_THE_SAME = "--no-check registers it all the same."
+#: Stands for a pod's name in a principal.
+POD_FIELD = "{pod}"
 TOKEN_OPTIONS = ("--token-url", "--token-issuer", "--token-service", "--token-keys")
 #: What `show` prints below the fields: lists of sentences, and things that are too wide for a table, of which these two
 #: fields stand first.
@@ -196,11 +198,43 @@ def print_config(
         )
 
 
-def _store(loaded: Settings, *, with_secrets: bool) -> Store:
-    """The store as a pod's registry is to find it: with the pod's key where that is set, else with Baleen's."""
+@app.command(name="policy")
+def print_policy(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="The pod; with --principal also several.")],
+    *,
+    principal: Annotated[
+        str | None,
+        typer.Option(help="Print a policy of the bucket, for this principal; {pod} stands for each pod's name."),
+    ] = None,
+) -> None:
+    """Print the S3 policy for the key of a pod's registry: `blobs/` without deletes, and the pod's own prefixes.
+
+    It is the policy of one user; with --principal, that of the bucket, which has only one: name all of its pods.
+    Print it again when prefixes change.
+    """
+    pods = list(dict.fromkeys(str(parse_pod(name)) for name in names))
+    if len(pods) > 1 and (principal is None or POD_FIELD not in principal):
+        raise UsageError(f"Several pods have a policy together only with --principal, in which {POD_FIELD} stands.")
+    loaded = settings.load()
+    bucket = _bucket(loaded)
+    with connected(loaded) as api:
+        prefixes = {name: api.get(f"/v1/pods/{name}")["prefixes"] for name in pods}
+    if principal is None:
+        print_json(policy.document(bucket, loaded.s3_root, prefixes[pods[0]]))
+        return
+    of_each = {principal.replace(POD_FIELD, name): owned for name, owned in prefixes.items()}
+    print_json(policy.bucket_document(bucket, loaded.s3_root, of_each))
+
+
+def _bucket(loaded: Settings) -> str:
     if loaded.s3_bucket is None:
         raise UnconfiguredError("No bucket is known: start `baleen up` in this directory, or set BALEEN_S3_BUCKET.")
-    store = Store(loaded.s3_bucket, loaded.s3_root, loaded.s3_region, loaded.s3_endpoint_url)
+    return loaded.s3_bucket
+
+
+def _store(loaded: Settings, *, with_secrets: bool) -> Store:
+    """The store as a pod's registry is to find it: with the pod's key where that is set, else with Baleen's."""
+    store = Store(_bucket(loaded), loaded.s3_root, loaded.s3_region, loaded.s3_endpoint_url)
     access_key, secret_key = loaded.s3_access_key, loaded.s3_secret_key
     if loaded.pod_access_key is not None:
         access_key, secret_key = loaded.pod_access_key, loaded.pod_secret_key
@@ -236,11 +270,19 @@ def add_prefix(
     *,
     json: Json = False,
 ) -> None:
-    """Let a pod own further prefixes. It is reconciled then, by itself: what it has there is not known before."""
+    """Let a pod own further prefixes. It is reconciled then, by itself: what it has there is not known before.
+
+    The policy of its registry's key changes with it: `baleen pods policy NAME` prints the new one.
+    """
     prefixes = [parse_repository(each) for each in prefix]
     with connected(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/prefixes", {"prefixes": prefixes})
     print_json(pod) if json else typer.echo(f"Pod {name} owns {', '.join(pod['prefixes'])}.")
+    notes().print(
+        f"Give the key of its registry the policy that `baleen pods policy {name}` prints now: the one before does not "
+        "allow what is new.",
+        soft_wrap=True,
+    )
 
 
 @app.command(name="set-registries")
@@ -438,5 +480,6 @@ def _print_token(answer: dict[str, str], *, json: bool) -> None:
     sys.stdout.write(
         f"Pod {answer['pod']}'s notifications must carry this token. It is shown now and never again:\n\n"
         f"  {answer['event_token']}\n\n"
-        f"Paste this into the configuration of the registry, and restart it:\n\n{answer['registry_config']}"
+        f"Paste this into the configuration of the registry, and restart it:\n\n{answer['registry_config']}\n"
+        f"`baleen pods policy {answer['pod']}` prints what its key for the bucket is to be permitted, and no more.\n"
     )

@@ -26,6 +26,9 @@ VISITS = 0x62616C69
 #: Processes that may run, as far as is known.
 _COUNTING: Final[LiteralString] = "pod_id = %s AND dead_since IS NULL AND retired_at IS NULL"
 
+#: Prefixes of other pods that one visit tries the pod's key on.
+FOREIGN_LIMIT = 100
+
 
 class ExaminedPod(NamedTuple):
     """A pod as a visit has to know it."""
@@ -36,6 +39,10 @@ class ExaminedPod(NamedTuple):
     linker: Linker
     #: The first of the prefixes that it owns.
     prefix: RepositoryName
+    #: All of them, in order.
+    prefixes: tuple[RepositoryName, ...]
+    #: Prefixes of other pods, FOREIGN_LIMIT at most.
+    foreign: tuple[RepositoryName, ...]
     registries: tuple[str, ...]
     #: URL and address of each place at which something has answered the prober at some time.
     answered: frozenset[tuple[str, str]]
@@ -47,14 +54,16 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
     """Return the pod; raises NotFoundError."""
     row = connection.execute(
         """
-        SELECT p.id, p.mode, p.linker, p.registries, (SELECT min(x.prefix) FROM pod_prefixes x WHERE x.pod_id = p.id)
+        SELECT p.id, p.mode, p.linker, p.registries,
+               ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY x.prefix),
+               ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id <> p.id ORDER BY x.prefix LIMIT %s)
         FROM pods p WHERE p.name = %s
         """,
-        (name,),
+        (FOREIGN_LIMIT, name),
     ).fetchone()
     if row is None:
         raise NotFoundError(f"There is no pod {name}: see `baleen pods list`.")
-    if row[4] is None:
+    if not row[4]:
         raise UsageError(f"Pod {name} owns no prefix: there is nowhere to try anything.")
     answered = connection.execute(
         "SELECT url, address FROM endpoints WHERE pod_id = %s AND answered_at IS NOT NULL", (row[0],)
@@ -65,7 +74,9 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
         name,
         PodMode(row[1]),
         Linker(row[2]),
-        RepositoryName(row[4]),
+        RepositoryName(row[4][0]),
+        tuple(RepositoryName(each) for each in row[4]),
+        tuple(RepositoryName(each) for each in row[5]),
         tuple(row[3]),
         frozenset((each[0], each[1]) for each in answered),
         {each[0]: each[1] for each in lives},

@@ -36,7 +36,22 @@ class Check(StrEnum):
     UPLOAD_SECRET = "upload-secret"  # noqa: S105 - a name
     NO_DESCRIPTOR_CACHE = "no-descriptor-cache"
     CANNOT_DELETE = "cannot-delete"
+    OTHERS_CLOSED = "others-closed"
+    QUARANTINE_CLOSED = "quarantine-closed"
+    BUCKET_CLOSED = "bucket-closed"
     DELETES_ARRIVE = "deletes-arrive"
+
+
+#: What is tried with the key of the pod's registry, each for lines of the policy of that key (pods/policy.py).
+OF_THE_KEY = frozenset({Check.CANNOT_DELETE, Check.OTHERS_CLOSED, Check.QUARANTINE_CLOSED, Check.BUCKET_CLOSED})
+
+
+def implied(named: Collection[str]) -> frozenset[str]:
+    """The checks that `settings.unsafe_findings` names: `cannot-delete` stands for all that are tried with that key.
+
+    A registry whose key may delete blobs has the key of Baleen, or one as good: none of the others can be proved then.
+    """
+    return frozenset(named) | (OF_THE_KEY if Check.CANNOT_DELETE in named else frozenset())
 
 
 class Finding(NamedTuple):

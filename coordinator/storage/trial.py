@@ -1,11 +1,15 @@
 """A bucket as a doctor tries it: whether it keeps versions, what a key is let do, and taking away what was tried.
 
-`Attempt`s are made to be refused, so a refusal is an answer here and no error. `erase` and `erase_below` delete for
-good, all versions: they are for a visit's own scratch objects (pods/doctor/scratch.py), and nobody else calls them.
+`Attempt`s are made to be refused, so a refusal is an answer here and no error. Each is harmless where it is allowed: it
+is made on a scratch object, sets what is set already, begins what takes no effect, or sends what no store accepts.
+`erase` and `erase_below` delete for good, all versions: they are for a visit's own scratch objects
+(pods/doctor/scratch.py), and nobody else calls them.
 Not here: which objects are scratch.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError
@@ -49,6 +53,33 @@ class TrialStore(S3ObjectStore):
     def attempt_put(self, key: str, body: bytes) -> Attempt:
         return self._attempt(key, lambda: self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body))
 
+    def attempt_get(self, key: str) -> Attempt:
+        def get() -> dict[str, Any]:
+            with closing(self._client.get_object(Bucket=self.bucket, Key=self._path(key))["Body"]):
+                return {}
+
+        return self._attempt(key, get)
+
+    def attempt_list(self, prefix: str) -> Attempt:
+        return self._attempt(
+            prefix, lambda: self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.root + prefix, MaxKeys=1)
+        )
+
+    def attempt_upload(self, key: str, cleaner: "TrialStore") -> Attempt:
+        """Begin an upload in parts, and have `cleaner` abort it: needs the right to overwrite, and changes nothing."""
+        begun: list[str] = []
+
+        def begin() -> Any:
+            answer = self._client.create_multipart_upload(Bucket=self.bucket, Key=self._path(key))
+            begun.append(answer["UploadId"])
+            return answer
+
+        try:
+            return self._attempt(key, begin)
+        finally:
+            if begun:
+                cleaner.abort_uploads(key)
+
     def attempt_delete(self, key: str, version: str | None = None) -> Attempt:
         return self._attempt(key, lambda: self._client.delete_object(Bucket=self.bucket, **self._name(key, version)))
 
@@ -64,6 +95,10 @@ class TrialStore(S3ObjectStore):
         return self._attempt(
             "", lambda: self._client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration=setting)
         )
+
+    def attempt_policy(self) -> Attempt:
+        """Set the bucket's policy to what is none: where the key is permitted to, the store refuses the content."""
+        return self._attempt("", lambda: self._client.put_bucket_policy(Bucket=self.bucket, Policy="no policy"))
 
     def _attempt(self, key: str, call: Callable[[], Any]) -> Attempt:
         with self._translated(key):
@@ -84,6 +119,19 @@ class TrialStore(S3ObjectStore):
         """Delete every version and marker of objects; return how many there were."""
         paths = [self._path(key) for key in keys]
         return self._erase([entry for path in paths for entry in self._entries(path) if entry.key == path])
+
+    def left_by(self, prefix: str, pattern: re.Pattern[str]) -> set[str]:
+        """Return the keys that begin with prefix and match, also of objects of which only old versions are left."""
+        return {each.key for each in self.walk_versions(prefix) if pattern.search(each.key)}
+
+    def abort_uploads(self, key: str) -> None:
+        """Abort all uploads in parts of one key. Only of keys that nobody writes in parts."""
+        path = self._path(key)
+        with permitted(_its_own), self._translated(key):
+            answer = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=path, MaxUploads=LIST_LIMIT)
+            for upload in answer.get("Uploads", []):
+                if upload["Key"] == path:
+                    self._client.abort_multipart_upload(Bucket=self.bucket, Key=path, UploadId=upload["UploadId"])
 
     def erase_below(self, prefix: str) -> int:
         """Delete every version and marker of all objects below a folder, and give up uploads in parts there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,11 @@ class Clinic:
 
     # Patients
 
-    def admit(self, name: str) -> Pod:
-        return self.baleen.add_pod(name)
+    def admit(self, name: str, roots: Sequence[str] = (ROOT,)) -> Pod:
+        """Register a pod; `POD` is its key from now on, by the policy that `baleen pods policy` prints for it."""
+        pod = self.baleen.add_pod(name)
+        self.store.restrain({POD: [name]}, roots)
+        return pod
 
     def storage(self, *, root: str = ROOT, key: Key = POD) -> Storage:
         return Storage(
@@ -242,7 +245,7 @@ def model(
 
     def made(clinic: Clinic, pod: Pod) -> ModelServer:
         told = clinic.storage(root=root, key=key)
-        store = S3ObjectStore(
+        store = StoreOfPod(
             told.bucket,
             told.root,
             endpoint_url=told.endpoint_url,
@@ -257,6 +260,13 @@ def model(
         return server
 
     return made
+
+
+class StoreOfPod(S3ObjectStore):
+    """The store as a registry has it, which may not ask for the bucket as a whole, and does not."""
+
+    def check(self) -> None:
+        pass
 
 
 class CachingStorage(ModelStorage):

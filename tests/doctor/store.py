@@ -1,18 +1,22 @@
-"""SeaweedFS with users: Baleen's own, the pods', and one whose key no policy restrains."""
+"""SeaweedFS with users: Baleen's own, those of pods, and one whose key no policy restrains."""
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
-from coordinator.pods.doctor.storage import policy
-from coordinator.pods.doctor.texts import Patient
+from coordinator.pods.policy import bucket_document
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, EmbeddedS3
+from coordinator.storage.layout import REPOSITORIES
+from tests.registries.harness import eventually
 
 ROOT = "shared"
 
@@ -24,8 +28,11 @@ class Key(NamedTuple):
 
 
 BALEEN = Key("baleen", "baleen-access", "baleen-secret")
+#: Of two pods and a pull-through cache: the bucket's policy alone says what they are permitted to do.
 POD = Key("pod", "pod-access", "pod-secret")
-#: May write, and so delete, for no policy speaks of it.
+OTHER_POD = Key("other-pod", "other-pod-access", "other-pod-secret")
+CACHE = Key("cache", "cache-access", "cache-secret")
+#: May read, write and delete everything in the bucket: the store has it so, and a policy of the bucket only adds to it.
 THIEF = Key("thief", "thief-access", "thief-secret")
 
 
@@ -40,8 +47,8 @@ class Store(EmbeddedS3):
         self._users = directory / "s3-users.json"
 
     def process(self) -> ManagedProcess:
-        pods = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List", "Tagging")]
-        users = {BALEEN: ["Admin"], POD: pods, THIEF: pods}
+        everything = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List", "Tagging")]
+        users: dict[Key, list[str]] = {BALEEN: ["Admin"], POD: [], OTHER_POD: [], CACHE: [], THIEF: everything}
         self._users.write_text(
             json.dumps(
                 {
@@ -82,11 +89,42 @@ class Store(EmbeddedS3):
             found.add((entry["Key"], entry["UploadId"]))
         return {(key, version) for key, version in found if not key.endswith("/")}
 
-    def restrain(self, *keys: Key) -> None:
-        """Give the bucket the policy that the doctor himself proposes, for the users of these keys."""
-        patient = Patient("all", "all", [], None, BUCKET, f"/{ROOT}", self.url)
-        document = json.loads(policy(patient).partition("\n")[2])
-        for statement in document["Statement"]:
-            (named,) = statement["Principal"]["AWS"]
-            statement["Principal"]["AWS"] = [named.replace("POD-USER", key.user) for key in keys]
+    def restrain(
+        self,
+        pods: Mapping[Key, Sequence[str]],
+        roots: Sequence[str] = (ROOT,),
+        more: Mapping[Key, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        """Give the bucket the policy that `baleen pods policy` prints, for the prefixes of the pod with each key.
+
+        `more`: objects of the root that a key may read and write besides.
+        """
+        principals = {f"arn:aws:iam::000000000000:user/{key.user}": prefixes for key, prefixes in pods.items()}
+        documents = [bucket_document(BUCKET, root, principals) for root in roots]
+        statements = [
+            statement | {"Sid": f"{statement['Sid']}Root{number}"}
+            for number, document in enumerate(documents)
+            for statement in document["Statement"]
+        ]
+        for key, names in more.items():
+            statement = {
+                "Sid": f"More{len(statements)}",
+                "Effect": "Allow",
+                "Principal": {"AWS": [f"arn:aws:iam::000000000000:user/{key.user}"]},
+                "Action": ["s3:GetObject", "s3:PutObject"],
+                "Resource": [f"arn:aws:s3:::{BUCKET}/{ROOT}/{name}" for name in names],
+            }
+            statements.append(statement)
+        document = documents[0] | {"Statement": statements}
         self.client().put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(document))
+        for key, prefixes in pods.items():
+            # The server may take a moment until the policy is in force.
+            folder = f"{roots[-1]}/{REPOSITORIES}{prefixes[-1]}/"
+            eventually(lambda key=key, folder=folder: self._may_list(key, folder))  # type: ignore[misc]
+
+    def _may_list(self, key: Key, folder: str) -> bool:
+        try:
+            self.client(key).list_objects_v2(Bucket=BUCKET, Prefix=folder, MaxKeys=1)
+        except ClientError:
+            return False
+        return True

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.findings import Verdict
+from coordinator.domain.findings import OF_THE_KEY, Verdict
 from coordinator.pods.images import DOCKER
 from coordinator.stack.distribution import DistributionRegistry
 from tests.doctor.harness import (
@@ -21,7 +21,7 @@ from tests.doctor.harness import (
     not_proved,
     of,
 )
-from tests.doctor.store import POD, THIEF, Key
+from tests.doctor.store import POD, ROOT, THIEF, Key
 
 pytestmark = pytest.mark.registry
 
@@ -36,7 +36,7 @@ EMBEDDED = {"kafka-durable": REFUTED}
         ("inmemory", (Caching,), POD, {"no-descriptor-cache": REFUTED}),
         ("one-of-two", (DistributionRegistry, Caching), POD, {"no-descriptor-cache": REFUTED}),
         ("no-references", (Silent,), POD, {"references-arrive": REFUTED}),
-        ("may-delete", (DistributionRegistry,), THIEF, {"cannot-delete": REFUTED}),
+        ("may-delete", (DistributionRegistry,), THIEF, dict.fromkeys(OF_THE_KEY, REFUTED)),
         ("no-pulls", (Deaf,), POD, {"pulls-arrive": REFUTED, "events-in-order": UNPROVED}),
         ("two-secrets", (DistributionRegistry, OtherSecret), POD, {"upload-secret": REFUTED}),
         ("no-deletes", (NoDeletes,), POD, {}),
@@ -90,7 +90,7 @@ def test_two_queues(clinic: Clinic, name: str, kind: type[DistributionRegistry],
 
 def test_another_root(clinic: Clinic) -> None:
     """A registry below another root is refuted by the check of that; nothing is left in the shared one, nor counted."""
-    pod = clinic.admit("d-elsewhere")
+    pod = clinic.admit("d-elsewhere", (ROOT, "d-elsewhere"))
     before = clinic.everything()
     with clinic.distributions(pod, DistributionRegistry, root="d-elsewhere"):
         report = clinic.examine(pod, patience=IMPATIENCE_S)

@@ -1,19 +1,18 @@
 """What follows from what was seen, without a pod: verdicts, their joining, and what they hold."""
 
 import datetime as dt
-import json
 import re
 from typing import Any, cast
 
 import pytest
 
-from coordinator.domain.findings import Check, Finding, Verdict, hold, in_order
+from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, hold, implied, in_order
 from coordinator.domain.names import parse_repository
 from coordinator.domain.refusals import Refusals
 from coordinator.ingest.tail import Told
 from coordinator.ingest.topics import Finding as TopicFinding
 from coordinator.ingest.topics import TopicReport
-from coordinator.pods.doctor import clocks, events, kafka, kinds, queues, storage
+from coordinator.pods.doctor import clocks, events, kafka, kinds, queues
 from coordinator.pods.doctor.checks import CHECKS
 from coordinator.pods.doctor.kinds import Kinds, KindsReport
 from coordinator.pods.doctor.scratch import Announcement
@@ -446,6 +445,12 @@ def test_what_is_let_pass_on_purpose() -> None:
     assert "cannot-delete is not examined" in (hold(found, "p", 0, named) or "")
 
 
+def test_a_key_that_may_delete_stands_for_all_of_the_key() -> None:
+    """Whoever lets collection go on although the key may delete blobs means that key, and all that is tried with it."""
+    assert implied({"cannot-delete"}) == OF_THE_KEY
+    assert implied({"kafka-durable"}) == {"kafka-durable"}
+
+
 def test_every_check_is_made_and_explained() -> None:
     """No check is without its experiment, nor without what it means; findings are shown in their order."""
     assert CHECKS.keys() == TEXTS.keys() == set(Check)
@@ -462,12 +467,3 @@ def test_topics_that_are_not_safe() -> None:
     assert [kafka.kept(report).verdict for report in (wrong, untold, safe)] == [REFUTED, UNPROVED, PROVED]
     assert kafka.mend([safe, wrong]) == "kafka-configs.sh …"
     assert kafka.mend([safe]) is None
-
-
-def test_the_policy_names_blobs_alone() -> None:
-    """The policy that is proposed forbids deletes below blobs/ of the shared root, and nothing in repositories."""
-    document = json.loads(storage.policy(PATIENT._replace(bucket="b")).partition("\n")[2])
-    deletes, bucket = document["Statement"]
-    assert deletes["Resource"] == ["arn:aws:s3:::b/shared/docker/registry/v2/blobs/*"]
-    assert {statement["Effect"] for statement in document["Statement"]} == {"Deny"}
-    assert bucket["Resource"] == ["arn:aws:s3:::b"]

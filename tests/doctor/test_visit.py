@@ -2,23 +2,25 @@
 
 import datetime as dt
 import itertools
+import json
 
 import pytest
 
 from coordinator import bootstrap
 from coordinator.db import findings
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
-from coordinator.domain.findings import Check, Verdict
+from coordinator.domain.findings import OF_THE_KEY, Check, Verdict
 from coordinator.domain.names import parse_digest, parse_pod
 from coordinator.errors import ConflictError, NotFoundError
 from coordinator.ingest import holding
 from coordinator.pods.doctor.checks import OF_PROCESSES
-from coordinator.pods.doctor.scratch import Scratch
+from coordinator.pods.doctor.scratch import BY, Scratch
 from coordinator.pods.doctor.visit import Visit
 from coordinator.pods.images import DOCKER, OCI
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack import model_notifications
-from coordinator.storage.layout import blob_key
+from coordinator.stack.seaweedfs import BUCKET
+from coordinator.storage.layout import BASE, MARK, blob_key
 from tests.doctor.harness import (
     IMPATIENCE_S,
     CachingStorage,
@@ -32,7 +34,7 @@ from tests.doctor.harness import (
     without,
     without_references,
 )
-from tests.doctor.store import POD, THIEF
+from tests.doctor.store import POD, ROOT, THIEF
 from tests.registries.harness import eventually
 
 REFUTED, UNPROVED = Verdict.REFUTED, Verdict.UNPROVED
@@ -141,14 +143,16 @@ def test_faults_of_configuration(clinic: Clinic) -> None:
     process = model(storage=CachingStorage, wrap=lambda emit: without_references()(without("pull")(emit)), key=THIEF)
     with clinic.models(pod, process):
         report = clinic.examine(pod, THIEF)
-    wrong = {"no-descriptor-cache", "references-arrive", "pulls-arrive", "cannot-delete"}
+    wrong = {"no-descriptor-cache", "references-arrive", "pulls-arrive", *map(str, OF_THE_KEY)}
     unreached = dict.fromkeys(map(str, OF_PROCESSES), UNPROVED)
     assert not_proved(report) == EMBEDDED | unreached | dict.fromkeys(wrong, REFUTED)
     assert "process not-listed: " in of(report, "processes-reached").proof
     assert all(found.mend for found in report.findings if found.verdict is REFUTED)
     assert of(report, "cannot-delete").proof.count("it is gone") == 4
     assert f"tried with the access key {THIEF.access}" in of(report, "cannot-delete").proof
-    assert "s3:DeleteObjectVersion" in of(report, "cannot-delete").mend
+    assert "policy's line ReadAndWriteBlobs does not allow it" in of(report, "cannot-delete").proof
+    assert all(f"\nbaleen pods policy {pod.name}\n" in of(report, check).mend for check in OF_THE_KEY)
+    assert "GET of a scratch object outside of every pod's prefixes: done" in of(report, "others-closed").proof
     assert THIEF.secret not in f"{report}"
     assert report.left == []
     assert clinic.everything() == before
@@ -213,6 +217,68 @@ def test_a_key_that_is_not_known(clinic: Clinic) -> None:
     found = of(clinic.examine(pod, POD._replace(secret="another")), "cannot-delete")
     assert found.verdict is UNPROVED
     assert "Is it the key that the registry uses?" in found.proof
+
+
+def test_a_prefix_that_the_policy_does_not_have(clinic: Clinic) -> None:
+    """Where a prefix was added and the key still has the policy of before, it is said which, and with what to mend it;
+    with the policy of now all is proved.
+    """
+    pod = clinic.admit("widened")
+    clinic.listed(pod, unused())
+    answer = clinic.baleen.api.post(f"/v1/pods/{pod.name}/prefixes", json={"prefixes": ["widened-too"]})
+    assert answer.is_success, answer.text
+    found = of(clinic.examine(pod), "others-closed")
+    assert found.verdict is UNPROVED
+    assert "below widened-too/, with the pod's key, beginning an upload: AccessDenied" in found.proof
+    assert "line OwnRepositories of the policy" in found.proof
+    assert f"\nbaleen pods policy {pod.name}\n" in found.mend
+    clinic.store.restrain({POD: ["widened", "widened-too"]})
+    report = clinic.examine(pod)
+    assert {check for check in OF_THE_KEY if of(report, check).verdict is Verdict.PROVED} == OF_THE_KEY
+    assert report.left == []
+
+
+def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
+    """A key under the policy of before, which only forbade deletes of blobs, is proved by that check alone: it reaches
+    other pods' links, and hidden bytes, of which nothing is changed by trying.
+    """
+    # No prefix is before it.
+    pod, neighbour = clinic.admit("old-policy"), clinic.admit("a-neighbour")
+    clinic.listed(pod, unused())
+    store, mark = clinic.store.client(), f"{ROOT}/{MARK}"
+    arn = f"arn:aws:s3:::{BUCKET}"
+    principal = {"AWS": [f"arn:aws:iam::000000000000:user/{POD.user}"]}
+    old = [
+        {"Effect": "Allow", "Action": ["s3:*"], "Resource": [arn, f"{arn}/*"]},
+        {
+            "Effect": "Deny",
+            "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"],
+            "Resource": [f"{arn}/{ROOT}/{BASE}/blobs/*"],
+        },
+        {"Effect": "Deny", "Action": ["s3:PutBucketVersioning", "s3:PutBucketPolicy"], "Resource": [arn]},
+    ]
+    statements = [each | {"Principal": principal, "Sid": f"Old{number}"} for number, each in enumerate(old)]
+    store.put_object(Bucket=BUCKET, Key=mark, Body=b"the mark")
+    before = clinic.everything()[0]
+    store.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}))
+    try:
+        report = clinic.examine(pod)
+        assert {check: of(report, check).verdict for check in OF_THE_KEY} == {
+            "cannot-delete": Verdict.PROVED,
+            "others-closed": REFUTED,
+            "quarantine-closed": REFUTED,
+            "bucket-closed": Verdict.PROVED,
+        }
+        assert (
+            f"below {neighbour.name}/, which is another pod's, beginning an upload: done, DELETE: done"
+            in of(report, "others-closed").proof
+        )
+        assert f"an upload of {MARK} that was begun and aborted: done" in of(report, "quarantine-closed").proof
+        assert report.left == []
+        assert clinic.everything()[0] == before
+        assert store.get_object(Bucket=BUCKET, Key=mark)["Body"].read() == b"the mark"
+    finally:
+        bootstrap.trial_store(clinic.settings()).erase([MARK])
 
 
 def test_deletes_that_are_switched_off(clinic: Clinic) -> None:
@@ -304,10 +370,11 @@ def test_a_visit_that_was_killed(clinic: Clinic, monkeypatch: pytest.MonkeyPatch
             patched.setattr(Visit, "clean", lambda visit: ["killed"])
             assert clinic.examine(pod).left == ["killed"]
         assert clinic.everything()[1]["links"] != before[1]["links"]
+        assert any(key.endswith(f"{BY}{pod.name}") for key, _ in clinic.everything()[0] - before[0])
     clinic.listed(pod, unused())
     assert clinic.examine(pod).left == []
     stored, table = clinic.everything()
-    assert {key for key, _ in stored - before[0] if "/repositories/" in key} == set()
+    assert {key for key, _ in stored - before[0] if "/blobs/" not in key} == set()
     assert (table["holdings"], table["links"]) == (before[1]["holdings"], before[1]["links"])
 
 

@@ -237,7 +237,7 @@ class Baleen:
     ) -> Registry:
         """Start a registry of the pod; `s3_url` and `root` of its store, and `notifications` are other than usual."""
         name = f"{pod.name}-{process}"
-        storage = self._storage()
+        storage = self._storage(pod)
         if root is not None:
             storage = replace(storage, root=root)
         known: dict[str, Any] = {
@@ -412,7 +412,7 @@ class Baleen:
     def _database(self) -> str:
         return bootstrap.database_url(self.settings)
 
-    def _storage(self) -> Storage:
+    def _storage(self, _pod: Pod | None = None) -> Storage:
         told = self.settings
         assert told.s3_endpoint_url is not None
         assert told.s3_bucket is not None

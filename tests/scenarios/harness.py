@@ -51,7 +51,7 @@ from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
-from tests.doctor.store import BALEEN, POD, ROOT, Store
+from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, Store
 from tests.gc.harness import NO_LIMITS, Run
 from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry, eventually
 from tests.registries.proxy import WebhookProxy
@@ -61,6 +61,8 @@ from tests.router.harness import Router
 from tests.router.proxies import NGINX
 from tests.router.running import router_address, start_router
 
+#: By the prefix that each owns: of the pods, and of a pull-through cache that is none.
+KEYS = {"pod-a": POD, "pod-b": OTHER_POD, "cache": CACHE}
 NOTHING, HOUR = timedelta(0), timedelta(hours=1)
 #: A registry's answer may wait for a collection.
 CLIENT_S = 300.0
@@ -159,7 +161,7 @@ class Member(NamedTuple):
 
 
 class Stage(Baleen):
-    """A running Baleen with two pods, whose key may not delete blobs."""
+    """A running Baleen with two pods, whose keys are restrained by the policy that it prints for them."""
 
     a: Member
     b: Member
@@ -195,7 +197,7 @@ class Stage(Baleen):
             stage = cls(directory, children, store)
             closing.enter_context(stage.api)
             closing.enter_context(stage._connection)
-            store.restrain(POD)
+            store.restrain({key: [name] for name, key in KEYS.items()}, more={CACHE: ["scheduler-state.json"]})
             # One that is done, so that `baleen up` begins none.
             stage.rows(
                 "INSERT INTO jobs (kind, why, state, began_at, finished_at)"
@@ -220,8 +222,10 @@ class Stage(Baleen):
         client = closing.enter_context(RegistryClient(registry.url, timeout=CLIENT_S))
         return Member(pod, registry, storage, webhook, client)
 
-    def _storage(self) -> Storage:
-        return replace(super()._storage(), access_key=POD.access, secret_key=POD.secret)
+    def _storage(self, pod: Pod | None = None) -> Storage:
+        """With the pod's key; without a pod, the cache's."""
+        key = KEYS["cache" if pod is None else pod.name]
+        return replace(super()._storage(pod), access_key=key.access, secret_key=key.secret)
 
     def unregistered(self, name: str) -> Registry:
         """Start a registry on the same bucket and root that no pod knows, and that sends no events."""

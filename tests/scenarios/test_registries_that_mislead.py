@@ -25,11 +25,10 @@ from coordinator.settings import Secret
 from coordinator.stack.distribution import DistributionRegistry, _environment, available
 from coordinator.storage.layout import blob_key, layer_link_key
 from tests.doctor.harness import Caching, of
-from tests.doctor.store import POD
 from tests.gc.harness import Garbage
 from tests.registries.harness import HTTP_SECRET, eventually
 from tests.registries.s3_proxy import Call, S3Proxy
-from tests.scenarios.harness import Stage
+from tests.scenarios.harness import KEYS, Stage
 
 PROGRAM_S = 60.0
 
@@ -109,8 +108,8 @@ def test_scenario_17_a_registry_that_remembers_blobs(stage: Stage, here: str) ->
             stage.settings,
             safety_clock_skew=1.0,
             unsafe_times=True,
-            pod_access_key=POD.access,
-            pod_secret_key=Secret(POD.secret),
+            pod_access_key=KEYS[stage.b.name].access,
+            pod_secret_key=Secret(KEYS[stage.b.name].secret),
         )
         with bootstrap.doctor(settings, name, patience=60) as instruments:
             report = examine(instruments, name, lambda what: None)

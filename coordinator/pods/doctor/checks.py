@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from coordinator.domain.findings import Check, Finding
-from coordinator.pods.doctor import cache, clocks, events, kafka, registry, storage
+from coordinator.pods.doctor import cache, clocks, events, kafka, key, registry, storage
 from coordinator.pods.doctor.visit import Visit
 
 CHECKS: dict[Check, Callable[[Visit], Finding]] = {
@@ -19,7 +19,10 @@ CHECKS: dict[Check, Callable[[Visit], Finding]] = {
     Check.CLOCKS: clocks.clocks,
     Check.UPLOAD_SECRET: registry.upload_secret,
     Check.NO_DESCRIPTOR_CACHE: cache.no_descriptor_cache,
-    Check.CANNOT_DELETE: storage.cannot_delete,
+    Check.CANNOT_DELETE: key.cannot_delete,
+    Check.OTHERS_CLOSED: key.others_closed,
+    Check.QUARANTINE_CLOSED: key.quarantine_closed,
+    Check.BUCKET_CLOSED: key.bucket_closed,
     # The last: it deletes what the others look at.
     Check.DELETES_ARRIVE: events.deletes_arrive,
 }

@@ -50,7 +50,10 @@ def processes_reached(visit: Visit) -> Finding:
     patient = visit.patient
     mend = (
         f"Let the registry take a push to {patient.prefix}/baleen-doctor-…: what it says, and its log, tell why it "
-        "does not. If it is a matter of rights:\n" + _known_user(patient)
+        "does not. If it is a matter of rights:\n"
+        + _known_user(patient)
+        + f"\nIf it answers 500, its key may lack the policy that this prints{_path_style(patient)}:\n"
+        f"baleen pods policy {patient.pod}"
     )
     parts = [
         unproved(str(push.place), f"what is tried could not be pushed: {push.error}", mend)
@@ -59,6 +62,11 @@ def processes_reached(visit: Visit) -> Finding:
     ]
     parts += [_reached(str(report.push.place), report.sources) for report in visit.reports]
     return finding(Check.PROCESSES_REACHED, parts, patient)
+
+
+def _path_style(patient: Patient) -> str:
+    """What else a registry of version 3 may lack, where the store is not that of AWS."""
+    return "" if patient.endpoint_url is None else ", or its storage `forcepathstyle: true` beside `regionendpoint`"
 
 
 def failed(visit: Visit) -> list[Part]:

@@ -1,5 +1,6 @@
 """What a visit makes, and takes away again: random blobs and images in repositories that only doctors use.
 
+Objects that a pod's key is tried on are below no repository: nothing that lists repositories or links sees them.
 Invariants: a blob is made to vanish, and its bytes are deleted, only if this visit made it of random bytes and the
 table knows nobody else who needs it; keys are deleted only below the scratch repositories, and of those blobs.
 What a visit left that was killed is found by the next one: its links and holdings go, its bytes are left to garbage
@@ -20,7 +21,7 @@ from coordinator.domain.names import Digest, RepositoryName, parse_digest, parse
 from coordinator.errors import BaleenError, ConflictError
 from coordinator.pods.images import OCI, Format, Image, Index, Layer, make_image, make_index, make_layer
 from coordinator.pods.registry_client import RegistryClient, RegistryError, RegistryNotFoundError
-from coordinator.storage.layout import REPOSITORIES, blob_key, repository_prefix
+from coordinator.storage.layout import MARK, QUARANTINE, REPOSITORIES, blob_key, repository_prefix
 from coordinator.storage.trial import TrialStore
 
 #: Under `<first prefix>/`, in every pod: no name for anything else.
@@ -28,7 +29,12 @@ NAME = "baleen-doctor-"
 #: What follows it, and what the name of a visit's second repository ends with.
 _MARK = "[0-9a-f]{16}"
 OTHER = "-other"
+#: What follows it in the name of an object that the pod's key is tried on, and what is in it; the pod's name ends it.
+BY = "-by-"
+CONTENT = b"A doctor's scratch object: it may be deleted."
 LAYER_BYTES = 2000
+#: Of one pod, with its key.
+PREFIXES_TRIED = 100
 #: What a registry answers that does not delete.
 METHOD_NOT_ALLOWED = 405
 
@@ -53,12 +59,19 @@ class Scratch:
         #: For mounts.
         self.other = parse_repository(f"{pod.prefix}/{NAME}{mark}{OTHER}")
         self.repositories = (self.repository, self.other)
+        self._object = f"{NAME}{mark}{BY}{pod.name}"
+        #: Objects that the pod's key is tried on: in the quarantine, but no copy; beside the mark; and outside of every
+        #: pod's prefixes, but no repository, as it has no folder.
+        self.quarantined = f"{QUARANTINE}{self._object}"
+        self.beside_mark = f"{MARK}.{self._object}"
+        self.outside = f"{REPOSITORIES}{self._object}"
         #: What registries have done, as they answered.
         self.done: set[Announcement] = set()
         self._contents: dict[Digest, bytes] = {}
         #: What may be in the repositories, also where an answer never came.
         self._layers: dict[tuple[RepositoryName, str], None] = {}
         self._manifests: dict[tuple[RepositoryName, str], None] = {}
+        self._objects: dict[str, None] = {}
         #: Of ours, what others have got hold of: it is theirs.
         self._needed: set[Digest] = set()
 
@@ -118,6 +131,21 @@ class Scratch:
         """Store a blob that no repository links, and return its key."""
         key = self._own_key(blob.digest)
         self._store.put(key, blob.content)
+        return key
+
+    def put_object(self, key: str) -> str:
+        """Store `CONTENT` under a key of `quarantined`, `beside_mark` or `outside`."""
+        self._objects[key] = None
+        self._store.put(key, CONTENT)
+        return key
+
+    def absent(self, prefix: RepositoryName) -> str:
+        """A key below a prefix at which nothing is ever stored: an object there would pass for the pod's own.
+
+        A reconcile believes that the pod stores its links here as soon as there is any object below its prefixes.
+        """
+        key = f"{REPOSITORIES}{prefix}/{self._object}"
+        self._objects[key] = None  # A delete that is allowed leaves a marker.
         return key
 
     def is_stored(self, blob: Layer) -> bool:
@@ -208,6 +236,7 @@ class Scratch:
     def _erase(self) -> None:
         for repository in self.repositories:
             self._store.erase_below(repository_prefix(repository))
+        self._store.erase(self._objects)
         with self._connections.use() as connection:
             needed = self._needed = scratch.needed_elsewhere(connection, self._contents, self.repositories)
         self._store.erase(blob_key(digest) for digest in self._contents if digest not in needed)
@@ -225,7 +254,7 @@ class Scratch:
         """Look again: a registry that is asked to delete may be writing still."""
         keys = [key.key for name in self.repositories for key in self._store.list(repository_prefix(name), limit=1)]
         blobs = [blob_key(digest) for digest in self._contents if digest not in self._needed]
-        keys += [key for key in blobs if self._store.head(key) is not None]
+        keys += [key for key in (*blobs, *self._objects) if self._store.head(key) is not None]
         with self._connections.use() as connection:
             rows = scratch.left(connection, self.repositories)
         if keys or rows:
@@ -252,4 +281,13 @@ def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections
             rows = scratch.left(connection, [name])
             scratch.empty(connection, [name])
         cleaned += bool(rows + store.erase_below(repository_prefix(name)))
+    store.abort_uploads(MARK)
+    for beginning in _objects_like(pod):
+        store.erase(store.left_by(beginning, re.compile(rf"{NAME}{_MARK}{BY}{re.escape(pod.name)}$")))
     return cleaned
+
+
+def _objects_like(pod: ExaminedPod) -> list[str]:
+    """What the keys begin with of objects that a visit has tried the pod's key on."""
+    own = [f"{REPOSITORIES}{prefix}/{NAME}" for prefix in pod.prefixes[:PREFIXES_TRIED]]
+    return [f"{QUARANTINE}{NAME}", f"{MARK}.{NAME}", f"{REPOSITORIES}{NAME}", *own]

@@ -1,17 +1,14 @@
-"""Whether the registry uses our object store, whether that keeps versions, and what the pod's key is let do."""
+"""Whether the registry uses our object store, and whether that keeps versions.
 
-import json
-from collections.abc import Callable
+Not here: what the pod's key is permitted to do (key.py).
+"""
 
-from coordinator.domain.findings import Check, Finding, Verdict
+from coordinator.domain.findings import Check, Finding
 from coordinator.domain.pods import Linker
 from coordinator.pods.doctor.registry import failed
-from coordinator.pods.doctor.texts import Patient, endpoint_option
-from coordinator.pods.doctor.verdicts import Part, finding, proved, refuted, unproved
+from coordinator.pods.doctor.verdicts import Part, finding, proved, refuted
 from coordinator.pods.doctor.visit import Push, Visit
-from coordinator.pods.images import Layer
-from coordinator.storage.layout import BLOBS
-from coordinator.storage.trial import ENABLED, Attempt, TrialStore
+from coordinator.storage.trial import ENABLED
 
 QUARANTINE = (
     "The bucket keeps no versions, so quarantine copies will be used: a blob is hidden by moving its bytes aside. That "
@@ -61,106 +58,3 @@ def versioned(visit: Visit) -> Finding:
     )
     part = proved("", told) if hidden and len(kept) == 1 and restored else refuted("", told)
     return finding(Check.VERSIONED, [part], visit.patient)
-
-
-def cannot_delete(visit: Visit) -> Finding:
-    """Try with the key that was given to delete a scratch blob in every way there is. It may write it, though."""
-    key = visit.instruments.pod_store
-    mend = policy(visit.patient)
-    if key is None:
-        part = unproved("", "the pod's key was not given")
-        given = (
-            "Give the key that the registry uses for the bucket (its secret Baleen must not know otherwise), for this "
-            f"command alone:\nBALEEN_POD_ACCESS_KEY=… BALEEN_POD_SECRET_KEY=… baleen pods doctor {visit.pod.name}\n"
-            "It is proved once that key may not delete:"
-        )
-        return finding(Check.CANNOT_DELETE, [part], visit.patient, mend=f"{given}\n{mend}")
-    blob = visit.scratch.layer()
-    # Nothing ties it to the registry's own: whoever reads this compares the two.
-    parts = [proved("", f"tried with the access key {visit.instruments.settings.pod_access_key}")]
-    parts += [_refused(visit, blob, what, attempt) for what, attempt in _ways(visit, key)]
-    parts.append(_may_write(visit, key, blob))
-    status = visit.instruments.store.versioning()
-    if status is not None:
-        switched = key.attempt_versioning(status)
-        told = f"setting the bucket's versioning: {switched.said}"
-        parts.append(_verdict(told, switched, changed=switched.allowed))
-    worst = any(part.verdict is not Verdict.PROVED for part in parts)
-    return finding(Check.CANNOT_DELETE, parts, visit.patient, mend=mend if worst else None)
-
-
-#: Tries to delete the object of a key, of which this is the version that is served, if there are versions.
-_Way = Callable[[str, str | None], Attempt]
-
-
-def _ways(visit: Visit, key: TrialStore) -> list[tuple[str, _Way]]:
-    ways: list[tuple[str, _Way]] = [
-        ("DELETE", lambda name, _: key.attempt_delete(name)),
-        ("DELETE of many", lambda name, _: key.attempt_delete_many(name)),
-    ]
-    if visit.instruments.store.versioning() is not None:
-        ways += [
-            ("DELETE of its version", key.attempt_delete),
-            ("DELETE of many versions", key.attempt_delete_many),
-        ]
-    return ways
-
-
-def _refused(visit: Visit, blob: Layer, what: str, attempt: _Way) -> Part:
-    """Try one way on a blob that is there; the bytes decide, whatever the store said."""
-    store = visit.instruments.store
-    name = visit.scratch.put(blob)
-    version = next((each.version for each in store.versions(name) if each.latest), None)
-    tried = attempt(name, version)
-    after = next((each for each in store.versions(name) if each.latest and not each.is_marker), None)
-    is_there = after is not None and after.version == version and store.head(name) is not None
-    told = f"{what} of a scratch blob: {tried.said}, and it is {'still there' if is_there else 'gone'}"
-    return _verdict(told, tried, changed=not is_there)
-
-
-def _verdict(told: str, tried: Attempt, *, changed: bool) -> Part:
-    """Only that it was forbidden is a proof: whatever else kept it from happening may be otherwise the next time."""
-    if changed:
-        return refuted("", told)
-    return proved("", told) if tried.is_forbidden else unproved("", told)
-
-
-def _may_write(visit: Visit, key: TrialStore, blob: Layer) -> Part:
-    name = visit.scratch.put(blob)
-    written = key.attempt_put(name, blob.content)
-    told = f"PUT of the same bytes with the pod's key: {written.said}"
-    return proved("", told) if written.allowed else unproved("", f"{told}. Is it the key that the registry uses?")
-
-
-def policy(patient: Patient) -> str:
-    """The bucket policy that keeps a pod's key from deleting blobs, as JSON."""
-    root = f"{patient.root.strip('/')}/" if patient.root.strip("/") else ""
-    users = {"AWS": ["arn:aws:iam::000000000000:user/POD-USER"]}
-    statements = [
-        {
-            "Sid": "BaleenAloneDeletesBlobs",
-            "Effect": "Deny",
-            "Principal": users,
-            "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"],
-            "Resource": [f"arn:aws:s3:::{patient.bucket}/{root}{BLOBS.removesuffix('sha256/')}*"],
-        },
-        {
-            "Sid": "BaleenAloneConfiguresTheBucket",
-            "Effect": "Deny",
-            "Principal": users,
-            "Action": [
-                "s3:PutBucketVersioning",
-                "s3:PutLifecycleConfiguration",
-                "s3:PutBucketPolicy",
-                "s3:DeleteBucketPolicy",
-            ],
-            "Resource": [f"arn:aws:s3:::{patient.bucket}"],
-        },
-    ]
-    document = json.dumps({"Version": "2012-10-17", "Statement": statements})
-    return (
-        "Give the pod a user of its own, and the bucket this policy (aws s3api put-bucket-policy"
-        f"{endpoint_option(patient)} --bucket {patient.bucket} --policy file://policy.json), with the users of all "
-        "pods' keys in place of POD-USER, and your account in place of 000000000000 (which it is for SeaweedFS): "
-        f"neither does Baleen know.\n{document}"
-    )

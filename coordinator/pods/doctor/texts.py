@@ -90,6 +90,18 @@ def endpoint_option(patient: Patient) -> str:
     return "" if patient.endpoint_url is None else f" --endpoint-url {patient.endpoint_url}"
 
 
+def key_policy(patient: Patient) -> str:
+    """Where the policy of a pod's key is had, and what it is given to."""
+    return (
+        "Give the key a user of its own, with the policy that this prints, and no other permission:\n"
+        f"baleen pods policy {patient.pod}\n"
+        "(with AWS: `aws iam put-user-policy`. A store that keeps policies with the bucket has one for all pods: name "
+        "all of them, and the principal of each one's key. The account is 000000000000 for SeaweedFS:)\n"
+        f"baleen pods policy {patient.pod} … --principal 'arn:aws:iam::000000000000:user/{{pod}}' > policy.json\n"
+        f"aws s3api put-bucket-policy{endpoint_option(patient)} --bucket {patient.bucket} --policy file://policy.json"
+    )
+
+
 def put_versioning(patient: Patient) -> str:
     return (
         f"aws s3api put-bucket-versioning{endpoint_option(patient)} --bucket {patient.bucket} "
@@ -204,7 +216,28 @@ TEXTS: dict[Check, Texts] = {
         "registry uses, which nothing here can tell, only Baleen deletes.",
         "The key that was given can delete blobs that other pods need: a registry's own `garbage-collect` would.",
         "the pod's key is kept from deleting blobs",
-        lambda _: "",
+        key_policy,
+    ),
+    Check.OTHERS_CLOSED: Texts(
+        "The key that was given can use the pod's own repositories, and no other pod's: only a pod's own registry "
+        "removes its links.",
+        "The key that was given reaches repositories of other pods: it can delete their links, and blobs that only "
+        "they need would be collected.",
+        "the pod's key can use the pod's own repositories, and no others",
+        key_policy,
+    ),
+    Check.QUARANTINE_CLOSED: Texts(
+        "The key that was given reaches neither hidden blobs in quarantine/ nor the mark: only Baleen does.",
+        "The key that was given reaches quarantine/ or the mark: it can destroy blobs that may be needed again, or let "
+        "another database collect here.",
+        "the pod's key is kept from quarantine/ and the mark",
+        key_policy,
+    ),
+    Check.BUCKET_CLOSED: Texts(
+        "The key that was given cannot change the bucket's versioning and policy.",
+        "The key that was given can change the bucket itself: it could switch versioning off, or lift its own policy.",
+        "the pod's key is kept from changing the bucket's versioning and policy",
+        key_policy,
     ),
     Check.DELETES_ARRIVE: Texts(
         "What is deleted in the registry is told, and the table lets go of it.",

@@ -1,0 +1,79 @@
+"""The S3 policy of a pod's key: an allow-list of what the pod's registry needs, and of nothing else.
+
+A pod's key may read and write `blobs/`, where it never deletes, and it owns the repositories below the pod's prefixes.
+Everything else is closed by not being listed: other pods' repositories, `quarantine/`, the mark (`collected-by.json`),
+versions of objects, and the settings of the bucket.
+
+`document` is the policy of one user (IAM). `bucket_document` is the same for a store, or an operator, that keeps all
+policies with the bucket: a bucket has one policy, so it has the statements of all pods.
+Each line has a name (`Line`), which the doctor's findings refer to. The lines were tried on docker-registry 2.8.2 for
+push, pull, mount, delete, tags, and uploads that are resumed and cancelled (tests/perimeter/test_keys_of_pods.py).
+Not here: whether a key is restrained so (doctor/key.py).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from coordinator.errors import UsageError
+from coordinator.storage.layout import BLOBS, REPOSITORIES
+
+VERSION = "2012-10-17"
+#: What a policy reads as a pattern or a variable.
+_PATTERNS = frozenset("*?$")
+#: Every blob has its folder there.
+_ALL_BLOBS = f"{BLOBS.removesuffix('sha256/')}*"
+
+
+class Line(StrEnum):
+    """The statements of the policy, by their `Sid`."""
+
+    #: A registry lists below a name to find out whether it exists. With it the store answers 404 for what is missing.
+    LIST = "ListBlobsAndOwnRepositories"
+    #: Resuming an upload looks for its parts. Stores do not know a condition on the prefix for this call.
+    UPLOADS = "FindUploads"
+    #: Without a delete: only Baleen deletes blobs.
+    BLOBS = "ReadAndWriteBlobs"
+    REPOSITORIES = "OwnRepositories"
+
+
+def document(bucket: str, root: str, prefixes: Sequence[str]) -> dict[str, Any]:
+    """Return the policy for the user of one pod's key; raises UsageError if the root cannot be written in one."""
+    return {"Version": VERSION, "Statement": list(_statements(bucket, root, prefixes))}
+
+
+def bucket_document(bucket: str, root: str, pods: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the policy of a bucket, for the prefixes of each principal; raises UsageError as `document`."""
+    statements: list[dict[str, Any]] = []
+    for number, (principal, prefixes) in enumerate(pods.items(), 1):
+        for each in _statements(bucket, root, prefixes):
+            # Names of statements must be unique, and of letters and digits.
+            name = each["Sid"] if len(pods) == 1 else f"{each['Sid']}{number}"
+            statements.append(each | {"Sid": name, "Principal": {"AWS": [principal]}})
+    return {"Version": VERSION, "Statement": statements}
+
+
+def _statements(bucket: str, root: str, prefixes: Sequence[str]) -> Iterable[dict[str, Any]]:
+    if _PATTERNS & set(root):
+        raise UsageError(f"No policy can name the root {root!r}: move the layer to a root without `*`, `?` and `$`.")
+    base = f"{root.strip('/')}/" if root.strip("/") else ""
+    blobs, own = f"{base}{_ALL_BLOBS}", [f"{base}{REPOSITORIES}{prefix}/*" for prefix in prefixes]
+    arn = f"arn:aws:s3:::{bucket}"
+    yield _allow(Line.LIST, ["s3:ListBucket"], [arn]) | {"Condition": {"StringLike": {"s3:prefix": [blobs, *own]}}}
+    yield _allow(Line.UPLOADS, ["s3:ListBucketMultipartUploads", "s3:GetBucketLocation"], [arn])
+    yield _allow(Line.BLOBS, ["s3:GetObject", "s3:PutObject"], [f"{arn}/{blobs}"])
+    yield _allow(
+        Line.REPOSITORIES,
+        [
+            "s3:GetObject",
+            "s3:PutObject",
+            "s3:DeleteObject",
+            "s3:ListMultipartUploadParts",
+            "s3:AbortMultipartUpload",
+        ],
+        [f"{arn}/{each}" for each in own],
+    )
+
+
+def _allow(line: Line, actions: list[str], resources: list[str]) -> dict[str, Any]:
+    return {"Sid": str(line), "Effect": "Allow", "Action": actions, "Resource": resources}

@@ -1,0 +1,50 @@
+"""The policy of a pod's key, as data."""
+
+from typing import Any
+
+import pytest
+
+from coordinator.errors import UsageError
+from coordinator.pods.policy import Line, bucket_document, document
+
+ROOT = "arn:aws:s3:::b/shared/docker/registry/v2"
+
+
+def lines(policy: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {each["Sid"]: each for each in policy["Statement"]}
+
+
+def test_what_it_allows() -> None:
+    """Blobs may be read and written, below the pod's prefixes objects may be deleted too, and nothing else is named."""
+    policy = lines(document("b", "/shared/", ["team-a", "apps/one"]))
+    assert list(policy) == list(Line)
+    own = [f"{ROOT}/repositories/team-a/*", f"{ROOT}/repositories/apps/one/*"]
+    assert {each["Effect"] for each in policy.values()} == {"Allow"}
+    assert policy[Line.BLOBS]["Resource"] == [f"{ROOT}/blobs/*"]
+    assert policy[Line.BLOBS]["Action"] == ["s3:GetObject", "s3:PutObject"]
+    assert policy[Line.REPOSITORIES]["Resource"] == own
+    assert policy[Line.LIST]["Condition"]["StringLike"]["s3:prefix"] == [
+        f"{each.removeprefix('arn:aws:s3:::b/')}" for each in (f"{ROOT}/blobs/*", *own)
+    ]
+    deleting = [line for line, each in policy.items() if any("Delete" in action for action in each["Action"])]
+    assert deleting == [Line.REPOSITORIES]
+    assert not any("Version" in action or "*" in action for each in policy.values() for action in each["Action"])
+
+
+def test_a_bucket_has_one_policy() -> None:
+    """The policy of a bucket has the statements of every pod, each for its own principal and with a name of its own."""
+    policy = bucket_document("b", "", {"arn:a": ["team-a"], "arn:b": ["team-b"]})
+    found = policy["Statement"]
+    assert len({each["Sid"] for each in found}) == len(found) == 2 * len(Line)
+    assert all(each["Sid"].isalnum() for each in found)
+    of_a = [each for each in found if each["Principal"] == {"AWS": ["arn:a"]}]
+    assert len(of_a) == len(Line)
+    assert not any("team-b" in str(each) for each in of_a)
+    assert list(lines(bucket_document("b", "", {"arn:a": ["team-a"]}))) == list(Line)
+
+
+@pytest.mark.parametrize("root", ["shared*", "sha?red", "${aws:username}"])
+def test_a_root_that_would_be_a_pattern(root: str) -> None:
+    """A root that a policy would read as a pattern is refused, since the policy would name other places too."""
+    with pytest.raises(UsageError, match="No policy can name the root"):
+        document("b", root, ["team-a"])
