@@ -1,10 +1,13 @@
 """How far the table is behind Kafka's logs.
 
-Kafka is asked in a thread, at most once in `ttl` for all who want to know. Not here: what is applied (the table).
+Kafka is asked in a thread, one question at a time for all callers. The lag is compared with the ends of the logs as
+they are read after it was asked for: whatever Kafka had acknowledged before is counted. Only errors, and whether Kafka
+answers at all, are remembered for `ttl`.
+Not here: what is applied (the table).
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from coordinator.api.shared import Shared
@@ -46,8 +49,8 @@ class LagReader:
         self._states: dict[str, TopicState] | BaleenError = {}
 
     async def read(self, applied: Mapping[Partition, int]) -> Lag:
-        """Compare what is applied with where the logs end."""
-        states = await self._ask()
+        """Compare what is applied with where the logs end, as read after this call."""
+        states = await self._ask_now()
         if isinstance(states, BaleenError):
             return Lag(dict.fromkeys(applied), [f"The lag is not known: {states}"])
         lag: dict[Partition, int | None] = {}
@@ -70,13 +73,25 @@ class LagReader:
             raise states
 
     async def _ask(self) -> dict[str, TopicState] | BaleenError:
-        if self._clock() - self._asked_at > self._ttl:
-            try:
-                self._states = await self._read_states()
-            except BaleenError as error:
-                self._states = error
-            self._asked_at = self._clock()
-        return self._states
+        return self._states if self._is_recent() else await self._noted(self._read_states())
+
+    async def _ask_now(self) -> dict[str, TopicState] | BaleenError:
+        if self._is_recent() and isinstance(self._states, BaleenError):
+            # Nobody is told that all is applied: an old error does no harm.
+            return self._states
+        return await self._noted(self._read_states.since_now())
+
+    def _is_recent(self) -> bool:
+        return self._clock() - self._asked_at <= self._ttl
+
+    async def _noted(self, answer: Awaitable[dict[str, TopicState]]) -> dict[str, TopicState] | BaleenError:
+        states: dict[str, TopicState] | BaleenError
+        try:
+            states = await answer
+        except BaleenError as error:
+            states = error
+        self._states, self._asked_at = states, self._clock()
+        return states
 
     def _states_of_all(self) -> dict[str, TopicState]:
         return {topic: self._log.state(topic) for topic in self._topics}

@@ -1,7 +1,8 @@
 """`/v1/status`, `/healthz`, `/readyz`: how far events are applied, what holds GC, and whether Baleen can work.
 
-Lag is the difference between where a partition's log ends (asked of Kafka, at most once a second) and what is
-applied (the table). What Kafka cannot tell is null and not caught up, never zero.
+Lag is the difference between where a partition's log ends (asked of Kafka after the question for the status came, one
+question at a time) and what is applied (the table, read before that). So `caught_up` covers whatever Kafka had
+acknowledged before the status was asked for. What Kafka cannot tell is null and not caught up, never zero.
 """
 
 import asyncio
@@ -47,7 +48,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, int | None], Meta(description="Events not applied yet, by partition; null where not known.")
     ]
     dead_letter_lag: Annotated[int | None, Meta(description="The same for dead letters, over all partitions.")]
-    caught_up: Annotated[bool, Meta(description="Everything that Kafka has is applied.")]
+    caught_up: Annotated[
+        bool, Meta(description="Everything that Kafka had acknowledged when the status was asked for is applied.")
+    ]
     watermark: Annotated[
         dt.datetime | None,
         Meta(description="The least of all pods' watermarks; null while that of any is not known."),

@@ -55,3 +55,56 @@ def test_it_is_asked_again_after_it_has_answered() -> None:
         return [first, await shared()]
 
     assert asyncio.run(one_after_the_other()) == [1, 2]
+
+
+def test_an_answer_since_now_is_of_a_call_that_began_afterwards() -> None:
+    """A call that is under way is waited for, and not believed; all who wait meanwhile share the next one."""
+    go, begun = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
+    at_once: list[int] = []
+    calls = iter(range(3))
+
+    def ask() -> int:
+        call = next(calls)
+        at_once.append(call)
+        begun[call].set()
+        assert go[call].wait(60)
+        at_once.remove(call)
+        assert not at_once
+        return call
+
+    async def all_of_them() -> tuple[int, list[int], int]:
+        shared = Shared(ask)
+        first = asyncio.create_task(shared.since_now())
+        await asyncio.to_thread(begun[0].wait, 60)
+        waiting = [asyncio.create_task(shared.since_now()) for _ in range(ASKING)]
+        await asyncio.sleep(0)
+        go[0].set()
+        await asyncio.to_thread(begun[1].wait, 60)
+        late = asyncio.create_task(shared.since_now())
+        await asyncio.sleep(0)
+        go[1].set()
+        go[2].set()
+        return await first, await asyncio.gather(*waiting), await late
+
+    assert asyncio.run(all_of_them()) == (0, [1] * ASKING, 2)
+
+
+def test_an_error_is_shared_by_those_who_wait_for_the_next_call() -> None:
+    """Where nothing answers, a caller that waited for it does not wait for a second timeout."""
+    go, calls = threading.Event(), []
+
+    def ask() -> int:
+        calls.append(threading.current_thread())
+        assert go.wait(60)
+        raise UnavailableError("away")
+
+    async def all_of_them() -> list[int | BaseException]:
+        shared = Shared(ask)
+        asking = [asyncio.create_task(shared.since_now()) for _ in range(2)]
+        await asyncio.sleep(0)
+        asking += [asyncio.create_task(shared.since_now()) for _ in range(2)]
+        go.set()
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    assert [str(each) for each in asyncio.run(all_of_them())] == ["away"] * 4
+    assert len(calls) == 1

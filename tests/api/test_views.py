@@ -325,6 +325,32 @@ def test_discard_needs_a_reason(api: Served, facts: Facts) -> None:
     assert api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "again"}).status_code == 409
 
 
+def test_a_status_covers_what_was_acknowledged_before_it(embedded_stack: StackEndpoints) -> None:
+    """What Kafka has acknowledged counts in the next status, also right after one that was caught up."""
+    with served(settings_for(embedded_stack)) as api, Log(str(api.settings.kafka_bootstrap)) as log:
+        facts = Facts(api.db)
+
+        def apply_all() -> None:
+            for (topic, partition), end in log.ends().items():
+                api.db.execute(
+                    "INSERT INTO partition_progress (topic, partition, next_offset) VALUES (%s, %s, %s)"
+                    " ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset",
+                    (topic, partition, end),
+                )
+
+        for _ in range(3):
+            apply_all()
+            assert api.get("/v1/status").json()["caught_up"]
+            number = dead_letter(
+                api.db, facts.pods[0], json.dumps({"events": [event(f"{facts.pods[0]}/app")]}), ENVELOPE
+            )
+            # Answered once Kafka has acknowledged the event.
+            assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 200
+            told = api.get("/v1/status").json()
+            assert not told["caught_up"]
+            assert sum(told["lag"].values()) == 1
+
+
 def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
     """Lag is what the log has beyond what is applied; caught up means none of it, on any partition."""
     with served(settings_for(embedded_stack)) as api:
