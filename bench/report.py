@@ -24,6 +24,7 @@ REACH_LATENCY_MS = 250
 REACH_GROWN = 0.8
 REACH_LIST_MS = 100
 REACH_PROBING = 0.01
+REACH_PULLS_MS = 2000
 REACH_OF_LISTING = 0.9
 REACH_MEMORY = 1.25
 REACH_OF_DELETES = 0.9
@@ -162,6 +163,21 @@ def _probing(found: dict[str, Any]) -> Iterator[Row]:
         f"< {REACH_PROBING:.0%} of a core",
         f"{found['share_of_core']:.3%}: {found['cpu_ms_per_probe']} ms for each of {found['probes']:,} probes",
         found["share_of_core"] < REACH_PROBING,
+    )
+
+
+def _pulls(found: dict[str, Any]) -> Iterator[Row]:
+    if "skipped" in found:
+        return
+    ignored, sent = found["pulls_ignored"], found["pulls_sent"]
+    more = ignored["flooded"]["max_ms"] - ignored["quiet"]["max_ms"]
+    yield Row(
+        f"how much later a probe comes back while {found['readers']} readers pull, webhook {found['webhook_ms']:g} ms",
+        f"< {REACH_PULLS_MS} ms",
+        f"{more} ms at {ignored['pulls_per_s']:,} pulls/s, which are ignored; where they are sent, "
+        f"{sent['flooded']['max_ms'] - sent['quiet']['max_ms']:,} ms at {sent['pulls_per_s']:,} pulls/s within "
+        f"{found['seconds']:g} s",
+        more < REACH_PULLS_MS,
     )
 
 
@@ -308,6 +324,7 @@ _PARTS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "growth": _growth,
     "lists": _lists,
     "probing": _probing,
+    "pulls": _pulls,
     "reconcile": _reconcile,
     "gc": _gc,
     "survey": _survey,

@@ -146,11 +146,18 @@ class Services:
 
     @contextlib.contextmanager
     def registry(
-        self, database: Database, pod: str, webhook: str, *, redirect: bool = False
+        self,
+        database: Database,
+        pod: str,
+        webhook: str,
+        *,
+        redirect: bool = False,
+        pulls: bool = False,
+        kind: type[DistributionRegistry] = DistributionRegistry,
     ) -> Iterator[tuple[str, ManagedProcess]]:
         """The base URL of a CNCF distribution of the pod, and its process."""
         known = database.values
-        made = DistributionRegistry(
+        made = kind(
             name=pod,
             directory=self._folder(pod),
             port=self._port(pod),
@@ -162,7 +169,7 @@ class Services:
                 secret_key=known["s3_secret_key"],
             ),
             http_secret="bench",
-            notifications=Notifications(url=webhook, token=database.pod_tokens[pod]),
+            notifications=Notifications(url=webhook, token=database.pod_tokens[pod], pulls=pulls),
             redirect=redirect,
         )
         process = self._stack.add(made.process())

@@ -86,8 +86,10 @@ def leases(settings: Settings) -> Leases:
 def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
     """Who does each kind of job; for coordinator/jobs.py. To add a kind, add it here."""
     from coordinator.db import rows  # noqa: PLC0415
+    from coordinator.domain.names import parse_digest  # noqa: PLC0415
     from coordinator.gc import collect  # noqa: PLC0415
     from coordinator.gc.leavings import Leavings  # noqa: PLC0415
+    from coordinator.pods.prober import known_image  # noqa: PLC0415
     from coordinator.reconcile import reconcile  # noqa: PLC0415
     from coordinator.reconcile.settle import Settler  # noqa: PLC0415
 
@@ -108,6 +110,7 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
         store,
         leaving_ages(settings),
         every=timedelta(seconds=settings.leavings_every),
+        probed=parse_digest(known_image().digest),
         rate=settings.gc_rate,
     )
     try:

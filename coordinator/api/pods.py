@@ -18,7 +18,7 @@ from coordinator.db.queries.paging import DEFAULT_LIMIT
 from coordinator.db.queries.session import writing
 from coordinator.db.queries.views import Pod, PodPage
 from coordinator.domain.names import parse_pod, parse_repository
-from coordinator.domain.pods import Linker, PodMode, TokenIssuer, parse_registry, parse_token_url
+from coordinator.domain.pods import Linker, PodMode, ProbeMethod, TokenIssuer, parse_registry, parse_token_url
 from coordinator.errors import UsageError
 from coordinator.pods import configuration
 from coordinator.settings import Secret
@@ -69,11 +69,16 @@ class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     registries: Registries = []
     mode: PodMode = PodMode.MANIFEST
     linker: Linker = Linker.LINK
+    probe: ProbeMethod = ProbeMethod.PUSH
     token_issuer: TokenIssuerRequest | None = None
 
 
 class PrefixesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefixes: Prefixes
+
+
+class ProbeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    probe: ProbeMethod
 
 
 class RegistriesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,9 +162,10 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
         registries=[parse_registry(url) for url in data.registries],
         mode=data.mode,
         linker=data.linker,
+        probe=data.probe,
         issuer=None if data.token_issuer is None else _issuer(data.token_issuer),
     )
-    return _token(pod.name, await registry.add(deps_of(request).engine, pod), events)
+    return _token(pod.name, await registry.add(deps_of(request).engine, pod), events, pod.probe)
 
 
 @post(
@@ -173,8 +179,9 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
 async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodToken:
     """The old one is refused within seconds; the registry then repeats its events until it has the new one."""
     pod = parse_pod(pod_name)
-    events = _events(request, pod)
-    return _token(pod, await registry.rotate_token(deps_of(request).engine, pod), events)
+    events, engine = _events(request, pod), deps_of(request).engine
+    probe = await registry.probe_method(engine, pod)
+    return _token(pod, await registry.rotate_token(engine, pod), events, probe)
 
 
 @post(
@@ -243,6 +250,22 @@ async def set_registries(
     """All of its URLs, in place of those before. Processes that were heard elsewhere count until they are retired."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
+    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+
+
+@put(
+    "/v1/pods/{pod_name:str}/probe",
+    operation_id="setProbe",
+    summary="Probe a pod's registry by pushes or by pulls",
+    tags=["pods"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 413),
+    **OPERATE,
+)
+async def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ProbeRequest]) -> Pod:
+    """Where it changes, garbage collection is blocked until a doctor has examined the pod again."""
+    deps, pod = deps_of(request), parse_pod(pod_name)
+    await registry.set_probe(deps.engine, pod, data.probe)
     return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
@@ -331,11 +354,11 @@ def _events(request: Request[Any, Any, Any], pod: str) -> str:
     return f"{base.rstrip('/')}/v1/events/{pod}"
 
 
-def _token(pod: str, token: Secret, events: str) -> PodToken:
+def _token(pod: str, token: Secret, events: str, probe: ProbeMethod) -> PodToken:
     return PodToken(
         pod=pod,
         event_token=token.reveal(),
-        registry_config=configuration.notifications(events, token.reveal()),
+        registry_config=configuration.notifications(events, token.reveal(), probe),
     )
 
 
@@ -348,6 +371,7 @@ HANDLERS = [
     remove_pod,
     add_prefixes,
     set_registries,
+    set_probe,
     set_issuer,
     remove_issuer,
     retire_source,

@@ -20,7 +20,7 @@ from coordinator.commands.output import Json, as_text, notes, paragraph, print_j
 from coordinator.domain.findings import Finding, Verdict
 from coordinator.domain.hosts import is_address, is_loopback
 from coordinator.domain.names import parse_pod, parse_repository
-from coordinator.domain.pods import Linker, PodMode, RegistryUrl, parse_registry, parse_token_url
+from coordinator.domain.pods import Linker, PodMode, ProbeMethod, RegistryUrl, parse_registry, parse_token_url
 from coordinator.errors import BaleenError, UnconfiguredError, UsageError
 from coordinator.pods import configuration, policy
 from coordinator.pods.configuration import Store
@@ -45,6 +45,8 @@ TOKEN_OPTIONS = ("--token-url", "--token-issuer", "--token-service", "--token-ke
 SENTENCES = ("waits_for", "held_by")
 BLOCKS = {"sources": ("instance_id", "state"), "endpoints": ("url", "address")}
 
+PROBE_HELP = "How Baleen asks the registry how far it has reported; `pull` where it may not push."
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The pod: lower-case letters, digits and hyphens.")]
 
 TokenUrl = Annotated[str | None, typer.Option(help="Where the registry's tokens are made: `auth.token.realm` so far.")]
@@ -64,6 +66,7 @@ def add(
     registry: Annotated[list[str] | None, typer.Option(help="A registry's URL. May be given again.")] = None,
     linker: Annotated[Linker, typer.Option(help="How the pod learns of a mounted blob.")] = Linker.LINK,
     mode: Annotated[PodMode, typer.Option(help="What keeps a blob alive in the pod.")] = PodMode.MANIFEST,
+    probe: Annotated[ProbeMethod, typer.Option(help=PROBE_HELP)] = ProbeMethod.PUSH,
     token_url: TokenUrl = None,
     token_issuer: IssuerName = None,
     token_service: Service = None,
@@ -85,6 +88,7 @@ def add(
         "registries": registries,
         "linker": linker,
         "mode": mode,
+        "probe": probe,
         "token_issuer": issuer,
     }
     with connected(loaded) as api:
@@ -190,6 +194,7 @@ def print_config(
         configuration.listening(registries[0] if registries else None),
         f"{(loaded.url or '').rstrip('/')}/v1/events/{pod['name']}",
         token,
+        ProbeMethod(pod["probe"]),
     )
     sys.stdout.write(told)
     if not registries:
@@ -301,6 +306,35 @@ def set_registries(
             check_registries(loaded, api, name, registries)
         pod = api.put(f"/v1/pods/{parse_pod(name)}/registries", {"registries": registries})
     print_json(pod) if json else typer.echo(f"Pod {name} has the registries {', '.join(registries)}.")
+
+
+@app.command(name="set-probe")
+def set_probe(
+    name: Name,
+    probe: Annotated[ProbeMethod, typer.Argument(help=PROBE_HELP)],
+    *,
+    json: Json = False,
+) -> None:
+    """Probe a pod's registry by pushes or by pulls, and print what its notifications must ignore then.
+
+    GC is blocked until `baleen pods doctor` has examined the pod again.
+    """
+    with connected(settings.load()) as api:
+        pod = api.put(f"/v1/pods/{parse_pod(name)}/probe", {"probe": probe})
+    if json:
+        print_json(pod)
+        return
+    if probe is ProbeMethod.PUSH:
+        typer.echo(
+            f"Pod {name} is probed by pushes. Let its registry ignore pulls, in `notifications.endpoints`, and restart "
+            f"it:\n{configuration.IGNORE_PULLS.rstrip()}"
+        )
+    else:
+        typer.echo(
+            f"Pod {name} is probed by pulls. Take `ignore` out of `notifications.endpoints` of its registry, and "
+            "restart it."
+        )
+    typer.echo(f"Then run `baleen pods doctor {name}`: GC is blocked until the pod has been examined.")
 
 
 @app.command(name="set-issuer")

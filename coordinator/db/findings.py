@@ -17,7 +17,7 @@ from coordinator.db import locks
 from coordinator.db.locks import PODS_LOCK
 from coordinator.domain.findings import Finding
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import Linker, PodMode
+from coordinator.domain.pods import Linker, PodMode, ProbeMethod
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 
 #: A constant of ours in the space of advisory locks of two numbers; the other is the pod's id.
@@ -48,6 +48,8 @@ class ExaminedPod(NamedTuple):
     answered: frozenset[tuple[str, str]]
     #: The life, as the visit began, of each process that may run.
     lives: Mapping[str, int]
+    #: How its registry is asked how far it has reported.
+    probe: ProbeMethod = ProbeMethod.PUSH
 
 
 def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
@@ -56,7 +58,8 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
         """
         SELECT p.id, p.mode, p.linker, p.registries,
                ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY x.prefix),
-               ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id <> p.id ORDER BY x.prefix LIMIT %s)
+               ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id <> p.id ORDER BY x.prefix LIMIT %s),
+               p.probe
         FROM pods p WHERE p.name = %s
         """,
         (FOREIGN_LIMIT, name),
@@ -80,6 +83,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
         tuple(row[3]),
         frozenset((each[0], each[1]) for each in answered),
         {each[0]: each[1] for each in lives},
+        ProbeMethod(row[6]),
     )
 
 
@@ -107,16 +111,18 @@ def visiting(connection: Connection[Any], pod: ExaminedPod) -> Iterator[None]:
 def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[str]]:
     """Give the instance ids of the processes that may run, as far as is known, and let none be added in the block.
 
-    Raises ConflictError if the pod's registries are not those that the visit went to. It is one transaction.
+    Raises ConflictError if the pod's registries are not those that the visit went to, or are probed in another way. It
+    is one transaction.
     """
     with connection.transaction():
         # Who changes pods or finds processes waits until the findings are written.
         connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
         locks.enter(connection, alone=True)
-        row = connection.execute("SELECT registries FROM pods WHERE id = %s", (pod.id,)).fetchone()
-        if row is None or set(row[0]) != set(pod.registries):
+        row = connection.execute("SELECT registries, probe FROM pods WHERE id = %s", (pod.id,)).fetchone()
+        if row is None or set(row[0]) != set(pod.registries) or row[1] != pod.probe:
             raise ConflictError(
-                f"The registries of pod {pod.name} were changed during the visit: nothing was written, run it again."
+                f"The registries of pod {pod.name}, or how they are probed, were changed during the visit: nothing was "
+                "written, run it again."
             )
         found = connection.execute(f"SELECT instance_id FROM sources WHERE {_COUNTING}", (pod.id,))
         yield {row[0] for row in found}

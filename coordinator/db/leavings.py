@@ -128,6 +128,11 @@ def end(connection: Connection[Any], job: Job, kinds: Collection[str], evidence:
 # Links
 
 
+def prefixes(connection: Connection[Any]) -> list[str]:
+    """Return the prefixes of all pods."""
+    return [row[0] for row in connection.execute("SELECT prefix FROM pod_prefixes ORDER BY prefix")]
+
+
 def linked_prefixes(connection: Connection[Any]) -> list[str]:
     """Return whose layer links mean nothing by themselves: prefixes of pods where manifests keep blobs alive.
 

@@ -23,7 +23,7 @@ from coordinator.db.rows import recount
 from coordinator.db.tokens import hash_of, new_token
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.own import PROBE_REPOSITORY, is_own
-from coordinator.domain.pods import Linker, PodMode, RegistryUrl, TokenIssuer, check_prefixes
+from coordinator.domain.pods import Linker, PodMode, ProbeMethod, RegistryUrl, TokenIssuer, check_prefixes
 from coordinator.domain.progress import GapReason
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.ingest.directory import KnownPod
@@ -49,6 +49,7 @@ class NewPod(msgspec.Struct, frozen=True, kw_only=True):
     registries: Sequence[RegistryUrl] = ()
     mode: PodMode = PodMode.MANIFEST
     linker: Linker = Linker.LINK
+    probe: ProbeMethod = ProbeMethod.PUSH
     issuer: TokenIssuer | None = None
 
 
@@ -67,9 +68,9 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
         await connection.execute(
             text("""
                 WITH added AS (
-                  INSERT INTO pods (name, mode, linker, registries, event_token_sha256,
+                  INSERT INTO pods (name, mode, linker, probe, registries, event_token_sha256,
                                     token_url, token_issuer, token_service, token_keys, token_key_ids)
-                  VALUES (:name, :mode, :linker, CAST(:registries AS text[]), :sha256,
+                  VALUES (:name, :mode, :linker, :probe, CAST(:registries AS text[]), :sha256,
                           :url, :issuer, :service, :keys, CAST(:key_ids AS text[])) RETURNING id
                 )
                 INSERT INTO pod_prefixes (prefix, pod_id)
@@ -79,6 +80,7 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
                 "name": pod.name,
                 "mode": str(pod.mode),
                 "linker": str(pod.linker),
+                "probe": str(pod.probe),
                 "registries": registries,
                 "prefixes": list(pod.prefixes),
                 "sha256": hash_of(token.reveal()),
@@ -188,6 +190,35 @@ async def set_registries(engine: AsyncEngine, name: PodName, registries: Sequenc
         )
         if not done.rowcount:
             raise _no_pod(name)
+
+
+async def set_probe(engine: AsyncEngine, name: PodName, probe: ProbeMethod) -> None:
+    """Probe the pod's registry in this way from now on; raises NotFoundError.
+
+    A doctor has examined the events that the other kind of probe brings back: nothing is proved of this one.
+    """
+    async with writing(engine) as connection:
+        await _lock(connection, PODS_LOCK)
+        await connection.execute(
+            text("""
+                DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name AND p.probe <> :probe
+            """),
+            {"name": name, "probe": str(probe)},
+        )
+        done = await connection.execute(
+            text("UPDATE pods SET probe = :probe WHERE name = :name"), {"name": name, "probe": str(probe)}
+        )
+        if not done.rowcount:
+            raise _no_pod(name)
+
+
+async def probe_method(engine: AsyncEngine, name: PodName) -> ProbeMethod:
+    """Return how the pod's registry is probed; raises NotFoundError."""
+    async with reading(engine) as connection:
+        known = await connection.scalar(text("SELECT probe FROM pods WHERE name = :name"), {"name": name})
+    if known is None:
+        raise _no_pod(name)
+    return ProbeMethod(known)
 
 
 async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:

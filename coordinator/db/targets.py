@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from psycopg import Connection
 
 from coordinator.domain.names import PodName
+from coordinator.domain.pods import ProbeMethod
 
 
 class KnownAddress(NamedTuple):
@@ -30,12 +31,14 @@ class Target(NamedTuple):
     known: dict[tuple[str, str], KnownAddress]
     #: Its processes that are not known to be dead.
     processes: int
+    #: How its registry is asked.
+    probe: ProbeMethod
     #: When this was read, by the database's clock: no later than anything that is done with it.
     read_at: datetime
 
 
 _TARGETS = """
-SELECT p.id, p.name, p.registries, clock_timestamp(),
+SELECT p.id, p.name, p.registries, p.probe, clock_timestamp(),
        (SELECT min(x.prefix) FROM pod_prefixes x WHERE x.pod_id = p.id),
        (SELECT count(*) FROM sources s WHERE s.pod_id = p.id AND s.dead_since IS NULL AND s.retired_at IS NULL)
 FROM pods p WHERE cardinality(p.registries) > 0 ORDER BY p.id
@@ -49,6 +52,8 @@ def targets(connection: Connection[Any]) -> list[Target]:
     for pod_id, url, address, answered, shared in connection.execute(_KNOWN):
         known.setdefault(pod_id, {})[url, address] = KnownAddress(answered, shared)
     return [
-        Target(pod_id, PodName(name), prefix, tuple(urls), known.get(pod_id, {}), processes, read_at)
-        for pod_id, name, urls, read_at, prefix, processes in connection.execute(_TARGETS)
+        Target(
+            pod_id, PodName(name), prefix, tuple(urls), known.get(pod_id, {}), processes, ProbeMethod(probe), read_at
+        )
+        for pod_id, name, urls, probe, read_at, prefix, processes in connection.execute(_TARGETS)
     ]

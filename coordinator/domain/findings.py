@@ -30,7 +30,7 @@ class Check(StrEnum):
     EVENTS_ARRIVE = "events-arrive"
     REFERENCES_ARRIVE = "references-arrive"
     EVENTS_IN_ORDER = "events-in-order"
-    PULLS_ARRIVE = "pulls-arrive"
+    PROBES_ARRIVE = "probes-arrive"
     SAME_ROOT = "same-root"
     CLOCKS = "clocks"
     UPLOAD_SECRET = "upload-secret"  # noqa: S105 - a name

@@ -103,6 +103,15 @@ class Linker(StrEnum):
     RELAY = "relay"
 
 
+class ProbeMethod(StrEnum):
+    """How Baleen asks a registry process how far it has reported (pods/prober.py)."""
+
+    #: The known manifest is pushed again. The registry need not send pull events, so that pulls do not delay pushes.
+    PUSH = "push"
+    #: The known manifest is asked for: where Baleen may not push. The registry has to send an event for every pull.
+    PULL = "pull"
+
+
 def prefixes_of(repository: RepositoryName) -> list[str]:
     """Every prefix that would own the repository, the longest first: `a/b/c`, `a/b`, `a`."""
     parts = repository.split("/")

@@ -11,6 +11,8 @@
 | `links`    | `_layers/…/link` of purged blobs                     | purged that long ago              | versioned |
 | `copies`   | `quarantine/` of hides that are over                 | a delete's bound has passed       | any       |
 | `markers`  | delete markers on purged `blobs/`, nothing below     | a delete's bound has passed       | versioned |
+| `probes`   | older versions of the link that probes write         | written before the age of         | versioned |
+|            |                                                      | versions                          |           |
 
 Route: collect.py, when there was none for so long -> `Leavings.run`: a walk through storage says where to look, an
 older state of a thing is all that is named, `delete_many` or `abort` by a permit deletes it (sweep.py).
@@ -25,9 +27,11 @@ Why nothing is lost by it:
   Only in pods where manifests keep blobs alive: elsewhere a link is what keeps its blob, and a reconcile's business.
 - *copies*: only of hides whose end the ledger knows, and only while the blob's bytes are served, or it is purged.
   Of a copy that the table does not know of nothing is known: it stays, and is counted as `unknown`.
+- *probes*: all versions of that link say the same, the newest stays, and each is named by its version.
 - *markers*: only of keys where nothing but markers is left. Without such a marker a registry sees what it saw before:
   nothing. A marker with bytes below it stays, whoever's it is: they would be served again.
-Not here: the times' floors (settings.py), each kind (sweep_uploads.py, sweep_hides.py, links.py), what they have in
+Not here: the times' floors (settings.py), each kind (sweep_uploads.py, sweep_hides.py,
+sweep_probes.py, links.py), what they have in
 common (sweep.py), the last words before a delete (db/leavings.py).
 """
 
@@ -43,7 +47,7 @@ from coordinator.db import leavings as table
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError
-from coordinator.gc import links, sweep_hides, sweep_uploads
+from coordinator.gc import links, sweep_hides, sweep_probes, sweep_uploads
 from coordinator.gc.facts import FactsReader
 from coordinator.gc.sweep import PAGE, VERSIONED, Ages, Entry, HeldError, Kind, State, Sweep, Tally, pages
 from coordinator.jobs import Work
@@ -62,6 +66,7 @@ PASSES = (
     frozenset({Kind.PARTS}),
     frozenset({Kind.COPIES}),
     frozenset({Kind.MARKERS}),
+    frozenset({Kind.PROBES}),
 )
 
 
@@ -69,12 +74,21 @@ class Leavings:
     """What every run works with."""
 
     def __init__(
-        self, connections: Connections, store: ObjectStore, ages: Ages, *, every: timedelta, rate: int = 0
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        ages: Ages,
+        *,
+        every: timedelta,
+        probed: Digest,
+        rate: int = 0,
     ) -> None:
+        """`probed` is the manifest that probes put."""
         self._connections = connections
         self._store = store
         self._ages = ages
         self._every = every
+        self._probed = probed
         self._rate = rate
         self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="leavings")
 
@@ -128,7 +142,7 @@ class Leavings:
                 ages = {name: f"{age.total_seconds():g}s" for name, age in self._ages._asdict().items()}
                 with self._connections.use() as connection:
                     table.begin(connection, job, kinds, {"ages": ages})
-            ended, evidence = _look_through(sweep, kinds)
+            ended, evidence = _look_through(sweep, kinds, self._probed)
             if not sweep.dry:
                 with self._connections.use() as connection:
                     table.end(connection, job, ended, evidence)
@@ -143,7 +157,7 @@ class Leavings:
             sweep.tally.set(State.FULL, kinds - ended)
 
 
-def _look_through(sweep: Sweep, kinds: frozenset[Kind]) -> tuple[frozenset[Kind], dict[str, Any]]:
+def _look_through(sweep: Sweep, kinds: frozenset[Kind], probed: Digest) -> tuple[frozenset[Kind], dict[str, Any]]:
     """Delete what is left over of these kinds; return those of which that is all, and what the next run is to know."""
     if Kind.PARTS in kinds:
         sweep_uploads.give_up_parts(sweep)
@@ -151,6 +165,8 @@ def _look_through(sweep: Sweep, kinds: frozenset[Kind]) -> tuple[frozenset[Kind]
         sweep_hides.copies(sweep)
     elif Kind.MARKERS in kinds:
         return kinds, {"through": sweep_hides.markers(sweep)}
+    elif Kind.PROBES in kinds:
+        sweep_probes.versions(sweep, probed)
     elif not _repositories(sweep, kinds):
         return kinds - {Kind.LINKS}, {}
     return kinds, {}

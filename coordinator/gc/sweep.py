@@ -47,10 +47,11 @@ class Kind(StrEnum):
     LINKS = "links"
     COPIES = "copies"
     MARKERS = "markers"
+    PROBES = "probes"
 
 
 #: There are none, or they cannot be deleted safely, in a bucket that keeps no versions.
-VERSIONED = frozenset({Kind.VERSIONS, Kind.LINKS, Kind.MARKERS})
+VERSIONED = frozenset({Kind.VERSIONS, Kind.LINKS, Kind.MARKERS, Kind.PROBES})
 
 
 class Ages(NamedTuple):

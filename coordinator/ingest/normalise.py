@@ -1,9 +1,9 @@
 """Decide what becomes of each event that a registry posts: accepted, reported, dropped or dead-lettered.
 
 Route: `normalise(body, origin)` -> outcomes in the order of the envelope -> EventProducer.publish.
-Invariants: every event of an envelope has exactly one outcome, and an envelope that cannot be read has one
-dead letter; nothing that a registry sends raises; what is accepted validates against the published schema; a pull
-is never a dead letter.
+Invariants: every event of an envelope has exactly one outcome, but that an accepted push with a probe's nonce also
+reports; an envelope that cannot be read has one dead letter; nothing that a registry sends raises; what is accepted
+validates against the published schema; a pull is never a dead letter.
 Not here: who sent it (service.py), what an accepted event does to the table (the reference processor).
 """
 
@@ -124,8 +124,8 @@ def retry(letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
         return [DeadLettered(letter)]
     origin = Origin(letter.pod, prefixes, letter.received_at, letter.content_type)
     whole = letter.reason == "content-type" or _is_envelope(body)
-    outcomes = normalise(body, origin) if whole else [_outcome(body, origin)]
-    return [Dropped("pull") if isinstance(outcome, Reported) else outcome for outcome in outcomes]
+    outcomes = normalise(body, origin) if whole else _outcomes(body, origin)
+    return [outcome for outcome in outcomes if not isinstance(outcome, Reported)] or [Dropped("pull")]
 
 
 def dead_letter(
@@ -180,19 +180,20 @@ def _normalise(body: bytes, origin: Origin) -> list[Outcome]:
     if len(events) > EVENTS_LIMIT:
         detail = f"The envelope holds more than {EVENTS_LIMIT} events."
         return [DeadLettered(dead_letter(origin, "oversized", detail, body))]
-    outcomes = [_outcome(bytes(memoryview(raw)), origin) for raw in events]
-    reported = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, Reported)]
-    for at in reported[:-REPORTS_LIMIT]:
-        outcomes[at] = Dropped("pull")
-    return outcomes
+    found = [_outcomes(bytes(memoryview(raw)), origin) for raw in events]
+    reporting = [at for at, outcomes in enumerate(found) if isinstance(outcomes[-1], Reported)]
+    for at in reporting[:-REPORTS_LIMIT]:
+        found[at] = found[at][:-1] or [Dropped("pull")]
+    return [outcome for outcomes in found for outcome in outcomes]
 
 
-def _outcome(raw: bytes, origin: Origin) -> Outcome:
+def _outcomes(raw: bytes, origin: Origin) -> list[Outcome]:
+    """Return what becomes of an event: one outcome, and after a push of the prober also what it reports."""
     try:
         return _decide(raw, origin)
     except _Refused as refused:
         about = repositories_in(raw)
-        return DeadLettered(dead_letter(origin, refused.reason, refused.detail, _short(raw), about=about))
+        return [DeadLettered(dead_letter(origin, refused.reason, refused.detail, _short(raw), about=about))]
 
 
 def _short(raw: bytes) -> bytes:
@@ -207,15 +208,15 @@ def _short(raw: bytes) -> bytes:
     return msgspec.json.encode(event)
 
 
-def _decide(raw: bytes, origin: Origin) -> Outcome:
+def _decide(raw: bytes, origin: Origin) -> list[Outcome]:
     try:
         event = _event.decode(raw)
     except _UNREADABLE as error:
         if _is_pull(raw):
-            return Dropped("pull")
+            return [Dropped("pull")]
         raise _Refused("malformed", f"The event cannot be read: {error}.") from error
     if event.action == "pull":
-        return _reported(event, origin) or Dropped("pull")
+        return [_reported(event, origin) or Dropped("pull")]
     if event.action not in {"push", "mount", "delete", "rename"}:
         raise _Refused("unknown-action", f"The action {event.action[:100]!r} is not known.")
     _check_form(event)
@@ -227,7 +228,7 @@ def _decide(raw: bytes, origin: Origin) -> Outcome:
     except InvalidNameError as error:
         raise _Refused("invalid-name", str(error)) from error
     target = event.target
-    return Accepted(
+    accepted = Accepted(
         RegistryEvent(
             id=event.id,
             action=cast('Literal["push", "mount", "delete", "rename"]', event.action),
@@ -247,6 +248,9 @@ def _decide(raw: bytes, origin: Origin) -> Outcome:
         ),
         asked(event.request.useragent, repository),
     )
+    # A push that is dead-lettered reports nothing: the next probe does.
+    report = _reported(event, origin) if event.action == "push" else None
+    return [accepted] if report is None else [accepted, report]
 
 
 def _is_pull(raw: bytes) -> bool:
@@ -257,7 +261,7 @@ def _is_pull(raw: bytes) -> bool:
 
 
 def _reported(event: Event, origin: Origin) -> Reported | None:
-    """What a pull reports: nothing, unless it is a probe's, of a process that says which it is."""
+    """Return what an event reports: nothing, unless it is a probe's, of a process that says which it is."""
     source, probe = event.source.instance_id, PROBE.search(event.request.useragent)
     if probe is None or not source or len(source) > ID_LIMIT or "\0" in source:
         return None

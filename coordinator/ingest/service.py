@@ -235,7 +235,7 @@ def _receipt(pod: KnownPod, outcomes: list[Outcome], *, drained: bool) -> Receip
             case Accepted(event, _):
                 kind, reason = "accepted", event.action
             case Reported():
-                kind, reason = "reported", "pull"
+                kind, reason = "reported", "probe"
             case Dropped(why):
                 kind, reason = "dropped", why
             case DeadLettered(letter):

@@ -1,21 +1,32 @@
 """The configuration of a registry that is a pod, in distribution's YAML, version 2.8 or 3.
 
 `notifications` is the section that goes with a pod's token, `whole` a file that a registry can be started with.
-Pulls are not ignored: a registry's answer to a probe is the pull that it tells of. There is no descriptor cache: one
-says for ever that a blob is there. `threshold` is when distribution pauses, and not when it gives up; GitLab's registry
-gives up, and the comment says what makes it do so as late as it can. What each line is for is in docs/REGISTRIES.md.
+Where probes are pushes, pulls are ignored: a registry sends one event at a time, and a flood of pulls would delay its
+pushes. Where probes are pulls, nothing is ignored. There is no descriptor cache: one says for ever that a blob is
+there. `threshold` is when distribution pauses, and not when it gives up; GitLab's registry gives up, and the comment
+says what makes it do so as late as it can. What each line is for is in docs/REGISTRIES.md.
 Not here: whether a running registry is configured so (doctor/).
 """
 
 import json
 from typing import NamedTuple
 
-from coordinator.domain.pods import RegistryUrl
+from coordinator.domain.pods import ProbeMethod, RegistryUrl
 
 #: Instead of what is not told, or not known.
 KEY, SECRET, TOKEN = "THE-PODS-ACCESS-KEY", "THE-PODS-SECRET-KEY", "THE-PODS-TOKEN"
 HTTP_SECRET = "THE-SAME-FOR-ALL-PODS"  # noqa: S105 - says that it is none
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+#: A media type that nothing has: distribution 2.8 looks at `actions` only where `mediatypes` is not empty.
+NO_MEDIA_TYPE = "application/vnd.baleen.none"
+IGNORE_PULLS = f"""\
+      # Both lines: distribution 2.8 ignores no action while no media type is listed.
+      ignore:
+        mediatypes: [{NO_MEDIA_TYPE}]
+        actions: [pull]
+"""
 
 
 class Store(NamedTuple):
@@ -31,7 +42,8 @@ class Store(NamedTuple):
     http_secret: str = HTTP_SECRET
 
 
-def notifications(url: str, token: str) -> str:
+def notifications(url: str, token: str, probe: ProbeMethod = ProbeMethod.PUSH) -> str:
+    ignore = IGNORE_PULLS if probe is ProbeMethod.PUSH else ""
     return f"""\
 notifications:
   events:
@@ -50,10 +62,10 @@ notifications:
       # maxretries: with it, 3.93 to 4.29 drop events as well; see docs/REGISTRIES.md.
       # maxretries: 1000000
       # queuesizelimit: 1000000
-"""
+{ignore}"""
 
 
-def whole(store: Store, listen: str, events_url: str, token: str = TOKEN) -> str:
+def whole(store: Store, listen: str, events_url: str, token: str = TOKEN, probe: ProbeMethod = ProbeMethod.PUSH) -> str:
     endpoint = ""
     if store.endpoint_url is not None:
         endpoint = f"""\
@@ -87,7 +99,7 @@ http:
 health:
   storagedriver:
     enabled: false
-{notifications(events_url, token)}"""
+{notifications(events_url, token, probe)}"""
 
 
 def listening(registry: RegistryUrl | None) -> str:

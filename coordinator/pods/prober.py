@@ -1,14 +1,19 @@
-"""Ask every registry process for a manifest that it has, with a nonce that its event will bring back.
+"""Push a known manifest to every registry process again and again, with a nonce that its event will bring back.
 
 Route: workers/scheduler.py, every settings.probe_every -> `round` -> each registry's host is looked up -> for each of
-its addresses: a row of `probes` -> HEAD of the known manifest at that very address, the nonce in the User-Agent -> the
+its addresses: a row of `probes` -> PUT of the known manifest at that very address, the nonce in the User-Agent -> the
 endpoint has answered, or not. The echo comes by the registry's webhook (domain/watermarks.py).
 
-The known manifest is a tiny image that is pushed to `<first prefix>/baleen-probe` where it is not there.
+The known manifest is that of a tiny image in `<first prefix>/baleen-probe`; its blobs are pushed where they are not
+there. It is put by its digest: a registry then writes one link, of 71 bytes, and nothing else. With a tag it would
+write three. On a bucket with versions each probe leaves an older version of that link: gc/sweep_probes.py deletes it.
+A pod whose registry Baleen may not push to is probed by a pull, a HEAD of the same manifest: its registry has to send
+an event for each pull then, and a flood of pulls delays its pushes (docs/adr/0022-probes-by-push.md).
 
 Each probe has a connection of its own. Behind a load balancer a kept one would always lead to the same process, and
-the others would never be heard. A probe costs CNCF distribution about 4 ms of processor time, its notification
-included and a tenth of it for the connection (TLS is a handshake more): at one every ten seconds 0.04 % of a core.
+the others would never be heard. A probe by a pull costs CNCF distribution about 4 ms of processor time, its
+notification included and a tenth of it for the connection (TLS is a handshake more): at one every ten seconds 0.04 % of
+a core.
 
 Invariants: the row of a probe is committed before the probe is sent, and an answer before the next one is; a registry
 that hangs delays nobody else, and has one probe under way at each address; while names cannot be looked up, the
@@ -31,7 +36,7 @@ from coordinator.db.targets import Target, targets
 from coordinator.domain.hosts import is_address
 from coordinator.domain.names import Digest, parse_digest
 from coordinator.domain.own import PROBE_REPOSITORY, PROBE_TAG
-from coordinator.domain.pods import parse_registry
+from coordinator.domain.pods import ProbeMethod, parse_registry
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.pods.addresses import Resolve, resolve
 from coordinator.pods.images import Image, make_image
@@ -56,6 +61,11 @@ PUSH_PAUSE_S, LONGEST_PUSH_PAUSE_S = 60.0, 3600.0
 #: Probes of a round to an address that several processes share, for each process and at most.
 PROBES_PER_PROCESS, SHARED_PROBES = 2, 20
 ERROR_LENGTH = 500
+
+#: What a registry answers to a manifest whose blobs it does not have: distribution the first.
+BLOB_UNKNOWN: Final = frozenset({400, 404})
+#: Who asks is not known, or may not push; nobody may (a registry in read-only maintenance).
+REFUSED_PUSHES: Final = frozenset({401, 403, 405})
 
 T = TypeVar("T")
 
@@ -96,6 +106,16 @@ class _Endpoint:
         self.failing = False
         self.push_pause = PUSH_PAUSE_S
         self.push_after = float("-inf")
+
+
+def _may_not_push(place: _Place, error: RegistryError) -> str | None:
+    """Say what to do where a registry takes no push from Baleen, or no push at all."""
+    if place.target.probe is not ProbeMethod.PUSH or error.registry_status not in REFUSED_PUSHES:
+        return None
+    return (
+        f"{error} Baleen probes the registry by pushes to {place.repository}: let it push there (read-only registries "
+        f"take none), or let the registry send pull events and run `baleen pods set-probe {place.target.pod} pull`."
+    )
 
 
 class Prober:
@@ -189,7 +209,7 @@ class Prober:
     def _probe_once(self, place: _Place, endpoint: _Endpoint) -> bool:
         nonce = self._nonce(place)
         try:
-            if not self._has_image(place, endpoint, nonce):
+            if not self._asked(place, endpoint, nonce):
                 self._push_image(place, endpoint)
                 nonce = self._nonce(place)
                 self._demand_image(place, endpoint, nonce)
@@ -203,14 +223,24 @@ class Prober:
         target, url, address = place
         return self._rows(lambda connection: sources.insert_probe(connection, target.pod_id, url, address))
 
-    def _has_image(self, place: _Place, endpoint: _Endpoint, nonce: str) -> bool:
+    def _asked(self, place: _Place, endpoint: _Endpoint, nonce: str) -> bool:
+        """Send one probe; return whether the registry has what it is for: else it says nothing."""
+        image, agent = self._image, f"{AGENT}{nonce}"
         with SECONDS.time():
-            return endpoint.client.has_manifest(
-                place.repository, self._image.digest, user_agent=f"{AGENT}{nonce}", follow=False
-            )
+            if place.target.probe is ProbeMethod.PULL:
+                return endpoint.client.has_manifest(place.repository, image.digest, user_agent=agent, follow=False)
+            try:
+                endpoint.client.put_manifest(
+                    place.repository, image.digest, image.media_type, image.content, user_agent=agent
+                )
+            except RegistryError as error:
+                if error.registry_status in BLOB_UNKNOWN:
+                    return False
+                raise
+        return True
 
     def _demand_image(self, place: _Place, endpoint: _Endpoint, nonce: str) -> None:
-        if not self._has_image(place, endpoint, nonce):
+        if not self._asked(place, endpoint, nonce):
             raise RegistryError(
                 f"The registry took {place.repository} and does not have it: see its log.", registry_status=404
             )
@@ -238,7 +268,7 @@ class Prober:
 
     def _failed(self, place: _Place, endpoint: _Endpoint, nonce: str, error: RegistryError) -> None:
         refused = endpoint.refuses = isinstance(error, RegistryGoneError)
-        told = str(error)[:ERROR_LENGTH]
+        told = (_may_not_push(place, error) or str(error))[:ERROR_LENGTH]
         answered = error.registry_status is not None
         dead = self._rows(
             lambda connection: sources.probe_failed(connection, nonce, told, refused=refused, answered=answered)

@@ -254,13 +254,16 @@ class RegistryClient:
             _compare(reference, digest, repository)
         return Manifest(content, media_type, digest)
 
-    def put_manifest(self, repository: str, reference: str, media_type: str, content: bytes) -> str:
+    def put_manifest(
+        self, repository: str, reference: str, media_type: str, content: bytes, *, user_agent: str | None = None
+    ) -> str:
+        agent = {"User-Agent": user_agent} if user_agent else {}
         self._call(
             "PUT",
             f"/v2/{repository}/manifests/{reference}",
             expect=201,
             content=content,
-            headers={"Content-Type": media_type},
+            headers={"Content-Type": media_type} | agent,
         )
         return sha256_digest(content)
 

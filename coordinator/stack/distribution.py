@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coordinator.errors import StackError
+from coordinator.pods.configuration import NO_MEDIA_TYPE
 from coordinator.stack.process import ManagedProcess
 
 PROGRAMS = ("docker-registry", "registry")
@@ -40,6 +41,8 @@ class Notifications:
     timeout: str = "2s"
     threshold: int = 5  # failures in a row until it pauses for `backoff`
     backoff: str = "1s"
+    #: Whether pull events are sent: only for a pod that is probed by pulls.
+    pulls: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,12 @@ class DistributionRegistry:
                         "threshold": self.notifications.threshold,
                         "backoff": self.notifications.backoff,
                     }
+                    # Both: version 2.8 ignores no action while no media type is listed.
+                    | (
+                        {}
+                        if self.notifications.pulls
+                        else {"ignore": {"mediatypes": [NO_MEDIA_TYPE], "actions": ["pull"]}}
+                    )
                 ],
             }
         return known

@@ -29,6 +29,8 @@ class Webhook:
     token: str | None
     timeout_seconds: float
     backoff_seconds: float
+    #: Whether pulls are told of.
+    pulls: bool = False
 
     def __repr__(self) -> str:
         return f"Webhook({self.url!r})"
@@ -54,7 +56,7 @@ class Notifier:
         self._queue.put(b"")  # wakes the thread, which then ends
 
     def emit(self, action: str, target: dict[str, Any], request: dict[str, str]) -> None:
-        if self._webhook is None:
+        if self._webhook is None or (action == "pull" and not self._webhook.pulls):
             return
         event = {
             "id": str(uuid.uuid4()),

@@ -71,7 +71,7 @@ class ModelConfig:
         told = self.notifications
         if told is None:
             return None
-        return Webhook(told.url, told.token, _seconds(told.timeout), _seconds(told.backoff))
+        return Webhook(told.url, told.token, _seconds(told.timeout), _seconds(told.backoff), told.pulls)
 
 
 @dataclass(frozen=True, kw_only=True)

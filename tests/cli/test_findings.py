@@ -12,7 +12,7 @@ FOUND = [
     Finding("versioned", Verdict.PROVED, LONG, "bucket b has versioning Enabled"),
     Finding("cannot-delete", Verdict.REFUTED, LONG, LONG, f"{LONG}\n{JSON}\n  indented:   as it is"),
     Finding("clocks", Verdict.UNPROVED, LONG, "not tried, since no event came: see `events-arrive`"),
-    Finding("pulls-arrive", Verdict.UNPROVED, LONG, "not tried, since no event came: see `events-arrive`"),
+    Finding("probes-arrive", Verdict.UNPROVED, LONG, "not tried, since no event came: see `events-arrive`"),
     Finding("same-root", Verdict.REFUTED, LONG, LONG, LONG),
 ]
 
@@ -27,9 +27,9 @@ def test_what_is_not_proved_comes_first(capsys: pytest.CaptureFixture[str], with
     lines = out.splitlines()
     assert JSON in lines
     assert "  indented:   as it is" in lines
-    assert "clocks, pulls-arrive are unproved: not tried, since no event came: see `events-arrive`" in lines
+    assert "clocks, probes-arrive are unproved: not tried, since no event came: see `events-arrive`" in lines
     assert all(len(line) <= 100 for line in lines if line != JSON)
-    order = [out.index(told) for told in ("cannot-delete is", "same-root is", "clocks, pulls", "versioned")]
+    order = [out.index(told) for told in ("cannot-delete is", "same-root is", "clocks, probes", "versioned")]
     assert order == sorted(order)
     assert " ".join(out.split()).count("It is so, and") == (21 if with_proofs else 18)
     assert ("found out: bucket b has versioning Enabled" in out) == with_proofs

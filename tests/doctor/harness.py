@@ -69,9 +69,9 @@ class Clinic:
 
     # Patients
 
-    def admit(self, name: str, roots: Sequence[str] = (ROOT,)) -> Pod:
+    def admit(self, name: str, roots: Sequence[str] = (ROOT,), probe: str = "push") -> Pod:
         """Register a pod; `POD` is its key from now on, by the policy that `baleen pods policy` prints for it."""
-        pod = self.baleen.add_pod(name)
+        pod = self.baleen.add_pod(name, probe=probe)
         self.store.restrain({POD: [name]}, roots)
         return pod
 
@@ -253,7 +253,9 @@ def model(
             secret_key=told.secret_key,
         )
         notifications = clinic.notifications(pod)
-        webhook = Webhook(notifications.url, token or notifications.token, timeout_seconds=5, backoff_seconds=0.05)
+        webhook = Webhook(
+            notifications.url, token or notifications.token, timeout_seconds=5, backoff_seconds=0.05, pulls=True
+        )
         server = ModelServer("127.0.0.1", 0, storage(store), webhook)
         server.RequestHandlerClass = handler(server.RequestHandlerClass)  # type: ignore[arg-type]
         server.notifier.emit = wrap(server.notifier.emit)  # type: ignore[method-assign]
@@ -353,11 +355,11 @@ class Silent(DistributionRegistry):
         return _with(super().configuration(), "notifications", events={"includereferences": False})
 
 
-class Deaf(DistributionRegistry):
-    """Pulls are ignored. In 2.8 that works only beside some media type."""
+class Talkative(DistributionRegistry):
+    """Pulls are not ignored: in 2.8 they are only beside some media type."""
 
     def configuration(self) -> dict[str, object]:
-        return _ignoring(super().configuration(), {"actions": ["pull"], "mediatypes": [NOTHING]})
+        return _ignoring(super().configuration(), {"actions": ["pull"]})
 
 
 class HalfDeaf(DistributionRegistry):

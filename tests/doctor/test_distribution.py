@@ -11,12 +11,12 @@ from tests.doctor.harness import (
     IMPATIENCE_S,
     Caching,
     Clinic,
-    Deaf,
     HalfDeaf,
     NoDeletes,
     OtherSecret,
     QueueForLists,
     Silent,
+    Talkative,
     TwoQueues,
     not_proved,
     of,
@@ -25,7 +25,7 @@ from tests.doctor.store import POD, ROOT, THIEF, Key
 
 pytestmark = pytest.mark.registry
 
-REFUTED, UNPROVED = Verdict.REFUTED, Verdict.UNPROVED
+PROVED, REFUTED, UNPROVED = Verdict.PROVED, Verdict.REFUTED, Verdict.UNPROVED
 EMBEDDED = {"kafka-durable": REFUTED}
 
 
@@ -37,7 +37,6 @@ EMBEDDED = {"kafka-durable": REFUTED}
         ("one-of-two", (DistributionRegistry, Caching), POD, {"no-descriptor-cache": REFUTED}),
         ("no-references", (Silent,), POD, {"references-arrive": REFUTED}),
         ("may-delete", (DistributionRegistry,), THIEF, dict.fromkeys(OF_THE_KEY, REFUTED)),
-        ("no-pulls", (Deaf,), POD, {"pulls-arrive": REFUTED, "events-in-order": UNPROVED}),
         ("two-secrets", (DistributionRegistry, OtherSecret), POD, {"upload-secret": REFUTED}),
         ("no-deletes", (NoDeletes,), POD, {}),
     ],
@@ -72,17 +71,54 @@ def test_half_deaf(clinic: Clinic) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"), [("pulls", TwoQueues, "blob"), ("lists", QueueForLists, "docker manifest list")]
+    ("name", "probe", "kind", "verdict", "proof", "mend"),
+    [
+        ("d-quiet", "push", DistributionRegistry, PROVED, "no event came of a pull", ""),
+        ("d-loud", "push", Talkative, PROVED, "an event of a pull came from", "actions: [pull]"),
+        ("d-pulled", "pull", Talkative, PROVED, "a nonce that was sent to it came back", ""),
+        ("d-deaf", "pull", DistributionRegistry, REFUTED, "did not come back", "set-probe d-deaf push"),
+    ],
 )
-def test_two_queues(clinic: Clinic, name: str, kind: type[DistributionRegistry], told: str) -> None:
-    """A registry whose pulls do not wait for all else that was done before them is refuted, and nothing is left."""
-    pod = clinic.admit(f"d-two-{name}")
+def test_probes(
+    clinic: Clinic,
+    name: str,
+    probe: str,
+    kind: type[DistributionRegistry],
+    verdict: Verdict,
+    proof: str,
+    mend: str,
+) -> None:
+    """Attempt 15: the doctor says whether pulls are sent: by a pod that is probed by pushes they need not be, and
+    without them one that is probed by pulls is refuted.
+    """
+    pod = clinic.admit(name, probe=probe)
+    with clinic.distributions(pod, kind):
+        report = clinic.examine(pod)
+    wrong = {} if verdict is PROVED else {"probes-arrive": REFUTED, "events-in-order": UNPROVED}
+    assert not_proved(report) == EMBEDDED | wrong, report.findings
+    found = of(report, "probes-arrive")
+    assert proof in found.proof
+    assert mend in found.mend
+    assert bool(found.mend) == bool(mend)
+
+
+@pytest.mark.parametrize(
+    ("probe", "kind", "told"),
+    [
+        ("pull", TwoQueues, "blob"),
+        ("pull", QueueForLists, "docker manifest list"),
+        ("push", QueueForLists, "docker manifest list"),
+    ],
+)
+def test_two_queues(clinic: Clinic, probe: str, kind: type[DistributionRegistry], told: str) -> None:
+    """A registry whose probes do not wait for all else that was done before them is refuted, and nothing is left."""
+    pod = clinic.admit(f"d-{probe}-{kind.__name__.lower()}", probe=probe)
     before = clinic.everything()
     with clinic.distributions(pod, kind):
         report = clinic.examine(pod)
     assert not_proved(report) == EMBEDDED | {"events-in-order": REFUTED}, report.findings
     found = of(report, "events-in-order")
-    assert f"a pull was told before the {told} that came first" in found.proof
+    assert f"a probe came back before the {told} that came first" in found.proof
     assert "Have one endpoint of it" in found.mend
     assert report.left == []
     assert clinic.everything() == before

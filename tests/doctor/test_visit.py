@@ -136,14 +136,14 @@ def test_faults_of_configuration(clinic: Clinic) -> None:
     """A cache (scenario 17), events without references and pulls, and a key that may delete (scenario 21): each is
     refuted by the check of it, with what mends it; of a process that was not reached nothing else is proved.
     """
-    pod = clinic.admit("misconfigured")
+    pod = clinic.admit("misconfigured", probe="pull")
     clinic.let_tell(pod, "not-listed")
     clinic.await_applied()
     before = clinic.everything()
     process = model(storage=CachingStorage, wrap=lambda emit: without_references()(without("pull")(emit)), key=THIEF)
     with clinic.models(pod, process):
         report = clinic.examine(pod, THIEF)
-    wrong = {"no-descriptor-cache", "references-arrive", "pulls-arrive", *map(str, OF_THE_KEY)}
+    wrong = {"no-descriptor-cache", "references-arrive", "probes-arrive", *map(str, OF_THE_KEY)}
     unreached = dict.fromkeys(map(str, OF_PROCESSES), UNPROVED)
     assert not_proved(report) == EMBEDDED | unreached | dict.fromkeys(wrong, REFUTED)
     assert "process not-listed: " in of(report, "processes-reached").proof

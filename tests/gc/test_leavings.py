@@ -14,11 +14,13 @@ import pytest
 from coordinator.db import brakes
 from coordinator.db.connection import Connections
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import format_digest
+from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
+from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import UnavailableError
 from coordinator.gc.collect import Collect
 from coordinator.gc.leavings import Ages, Kind, Leavings, State
 from coordinator.gc.restore import Restorer
+from coordinator.pods.prober import known_image
 from coordinator.storage.layout import (
     MARK,
     QUARANTINE,
@@ -33,6 +35,8 @@ from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, Garbage, Run
 from tests.services.databases import Databases
 
 pytestmark = pytest.mark.lengthy
+
+PROBED = parse_digest(known_image().digest)
 
 AGELESS = Ages(timedelta(0), timedelta(0), timedelta(0), timedelta(0), timedelta(0))
 LONG = timedelta(hours=1)
@@ -60,7 +64,7 @@ class Litter(Garbage):
         with super().parts(store) as (connections, _, restorer):
             used = self.store if store is None else store
             ages = self.ages._replace(delete_bound=self.delete_bound)
-            leavings = Leavings(connections, used, ages, every=self.every, rate=self.rate)
+            leavings = Leavings(connections, used, ages, every=self.every, probed=PROBED, rate=self.rate)
             also = None if self.blobs_only else leavings
             collect = Collect(connections, used, self.facts, restorer, limits=self.limits, leavings=also)
             try:
@@ -106,6 +110,9 @@ class Litter(Garbage):
 
     def linked_there(self, repository: str, name: str, pod: str = "pod-a") -> bool:
         return self.store.head(self.link_key(repository, name, pod)) is not None
+
+    def probe_link(self, manifest: Digest) -> str:
+        return revision_link_key(RepositoryName(f"pod-a/{PROBE_REPOSITORY}"), manifest)
 
     def purged_blobs(self, *names: str) -> None:
         """Blobs that were pushed, forgotten, hidden and purged; their links in `r` are left."""
@@ -766,6 +773,34 @@ class TestCopies:
         litter.tried(tap)  # type: ignore[arg-type]
         assert reopened == [over]
         assert over in self.copies(litter)
+
+
+# Probes
+
+
+@VERSIONED
+class TestProbes:
+    def test_older_versions_of_the_link(self, litter: Litter) -> None:
+        """Of the link that probes write again and again the newest version stays; nothing else is touched."""
+        key, other = litter.probe_link(PROBED), litter.probe_link(litter.digest("other"))
+        for _ in range(3):
+            litter.store.put(key, b"link")
+            litter.store.put(other, b"link")
+        kept = litter.states(other)
+        planned, done = litter.collect(dry=True), litter.collect()
+        assert amounts(planned)["probes"] == amounts(done)["probes"] == (2, 8)
+        assert len(litter.states(key)) == 1
+        assert litter.store.head(key) is not None
+        assert litter.states(other) == kept
+
+    def test_what_is_young_stays(self, litter: Litter) -> None:
+        """Versions that were written since the age of versions stay."""
+        litter.ages = litter.ages._replace(versions=timedelta(hours=1))
+        key = litter.probe_link(PROBED)
+        for _ in range(3):
+            litter.store.put(key, b"link")
+        assert amounts(litter.collect())["probes"] == (0, 0)
+        assert len(litter.states(key)) == 3
 
 
 # Markers

@@ -145,10 +145,24 @@ def test_no_probe(agent: str, instance: Any) -> None:
     assert probed(agent, instance) == Dropped("pull")
 
 
-@pytest.mark.parametrize("action", ["push", "mount", "delete"])
-def test_only_pulls_report(action: str) -> None:
-    """What a prober pushes counts as any push, and reports nothing."""
-    assert accepted(action=action, request={"useragent": f"baleen-probe/{NONCE}"}).source == ""
+@pytest.mark.parametrize("action", ["mount", "delete"])
+def test_only_pulls_and_pushes_report(action: str) -> None:
+    """What nobody does who probes reports nothing."""
+    posted = event(action=action, request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i-1"})
+    (outcome,) = normalise(envelope(posted), ORIGIN)
+    assert isinstance(outcome, Accepted)
+
+
+def test_a_push_that_is_a_probe() -> None:
+    """A push with a nonce counts as any push, and reports after it; one that is dead-lettered reports nothing."""
+    agent = {"useragent": f"baleen-probe/{NONCE}", "method": "PUT"}
+    posted = event(request=agent, source={"instanceID": "i-1"})
+    pushed, reported = normalise(envelope(posted), ORIGIN)
+    assert isinstance(pushed, Accepted)
+    assert reported == Reported(RegistryWatermark(action="watermark", pod="pod-a", source="i-1", nonce=NONCE))
+    refused = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
+    assert [type(each) for each in normalise(envelope(refused), ORIGIN)] == [DeadLettered]
+    assert [type(each) for each in normalise(envelope(event(request=agent)), ORIGIN)] == [Accepted]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +192,10 @@ def test_many_probes_in_one_envelope() -> None:
     reported = [outcome.record.nonce for outcome in outcomes if isinstance(outcome, Reported)]
     assert reported == [f"{number:032x}" for number in range(100 - REPORTS_LIMIT, 100)]
     assert len(outcomes) == 102
+    posted = [event(request={"useragent": agent}, source=source) for agent in agents]
+    outcomes = normalise(envelope(*posted), ORIGIN)
+    assert [type(each) for each in outcomes].count(Accepted) == 100
+    assert [each.record.nonce for each in outcomes if isinstance(each, Reported)] == reported
 
 
 def test_a_probe_in_a_dead_letter() -> None:
@@ -186,7 +204,18 @@ def test_a_probe_in_a_dead_letter() -> None:
     (outcome,) = normalise(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
     assert isinstance(outcome, DeadLettered)
     mended = msgspec.structs.replace(outcome.letter, content_type=V1)
-    assert [type(each) for each in retry(mended, {"pod-a"})] == [Accepted, Dropped]
+    assert [type(each) for each in retry(mended, {"pod-a"})] == [Accepted]
+
+
+def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
+    """It is accepted when that is retried, and reports nothing: whole, and as an event by itself."""
+    agent = {"useragent": f"baleen-probe/{NONCE}", "method": "PUT"}
+    posted = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
+    for changes in ({}, {"content_type": "text/plain"}):
+        (outcome,) = normalise(envelope(posted), ORIGIN._replace(**changes))
+        assert isinstance(outcome, DeadLettered)
+        mended = msgspec.structs.replace(outcome.letter, content_type=V1)
+        assert [type(each) for each in retry(mended, {"other"})] == [Accepted]
 
 
 @pytest.mark.parametrize(

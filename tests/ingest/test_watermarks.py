@@ -26,9 +26,9 @@ PARTITIONS = 4
 NONCES = [f"{number:032x}" for number in range(10)]
 
 
-def probe(nonce: str = NONCES[0], **changes: Any) -> dict[str, Any]:
-    agent = {"useragent": f"baleen-probe/{nonce}", "method": "HEAD"}
-    return event(action="pull", request=agent, source={"instanceID": "i-1"}, **changes)
+def probe(nonce: str = NONCES[0], action: str = "pull", **changes: Any) -> dict[str, Any]:
+    agent = {"useragent": f"baleen-probe/{nonce}", "method": "HEAD" if action == "pull" else "PUT"}
+    return event(action=action, request=agent, source={"instanceID": "i-1"}, **changes)
 
 
 def test_in_every_partition(client: httpx.Client, tape: Tape) -> None:
@@ -62,10 +62,10 @@ def test_after_all_else(client: httpx.Client, tape: Tape) -> None:
     posted = [event(id=f"{n}", repository=f"pod-a/{n}") for n in range(20)]
     posted[5] = probe(NONCES[2])
     posted[11] = event(action="?")
-    posted[12] = probe(NONCES[3])
-    counted = COUNTED.labels("pod-a", "reported", "pull")._value.get()
+    posted[12] = probe(NONCES[3], action="push", repository="pod-a/12")
+    counted = COUNTED.labels("pod-a", "reported", "probe")._value.get()
     assert client.post(PATH, content=envelope(*posted)).json()["reported"] == 2
-    assert COUNTED.labels("pod-a", "reported", "pull")._value.get() == counted + 2
+    assert COUNTED.labels("pod-a", "reported", "probe")._value.get() == counted + 2
     for stored in (tape.events(), tape.letters()):
         for number in range(PARTITIONS):
             records = [record.value for record in stored if record.partition == number]

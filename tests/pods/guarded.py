@@ -28,6 +28,8 @@ class GuardedRegistry(HTTPServer):
         self.redirects: dict[str, str] = {}
         #: Whoever asks for something hears that it is not there.
         self.has_nothing = False
+        #: What a PUT is answered.
+        self.put_status = 201
         #: Called with the User-Agent of each request, before it is answered.
         self.asked: Callable[[str], object] = lambda _: None
         registry = self
@@ -46,7 +48,8 @@ class GuardedRegistry(HTTPServer):
                     self._send(202, {"Location": f"{self.path}session"})
                 else:
                     found = 404 if registry.has_nothing else 200
-                    self._send({"PUT": 201, "DELETE": 202}.get(self.command, found), {})
+                    put = 404 if registry.has_nothing and "/manifests/" in self.path else registry.put_status
+                    self._send({"PUT": put, "DELETE": 202}.get(self.command, found), {})
 
             do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 

@@ -88,11 +88,16 @@ class RunningDistribution(RunningRegistry):
 
 @contextmanager
 def running_model(
-    sink: NotificationSink, store: MemoryObjectStore | None = None, host: str = "127.0.0.1", port: int = 0
+    sink: NotificationSink,
+    store: MemoryObjectStore | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    pulls: bool = True,
 ) -> Iterator[RunningModel]:
     """Run the model on a store in memory, in a thread of this process, until the block ends."""
     store = store or MemoryObjectStore()
-    webhook = Webhook(sink.url, TOKEN, timeout_seconds=REQUEST_S, backoff_seconds=0.02)
+    webhook = Webhook(sink.url, TOKEN, timeout_seconds=REQUEST_S, backoff_seconds=0.02, pulls=pulls)
     server = ModelServer(host, port, ModelStorage(store), webhook)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

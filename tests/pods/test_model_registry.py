@@ -60,7 +60,7 @@ def model(s3: EmbeddedS3, sink: NotificationSink, tmp_path: Path) -> ModelRegist
         directory=tmp_path,
         port=Ports(tmp_path / "ports.json", "127.0.0.1").take("registry"),
         storage=storage,
-        notifications=Notifications(url=sink.url, token=TOKEN, timeout=f"{REQUEST_S}s", backoff="20ms"),
+        notifications=Notifications(url=sink.url, token=TOKEN, timeout=f"{REQUEST_S}s", backoff="20ms", pulls=True),
     )
 
 

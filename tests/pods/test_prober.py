@@ -61,11 +61,12 @@ class World:
         self.resolver = Resolver()
         self.connections = bootstrap.connections(settings, name="test-prober")
 
-    def add_pod(self, name: str, *registries: str) -> None:
+    def add_pod(self, name: str, *registries: str, probe: str = "push") -> None:
         self.db.execute(
-            "WITH p AS (INSERT INTO pods (name, registries, event_token_sha256) VALUES (%s, %s, %s) RETURNING id)"
-            " INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM p",
-            (name, list(registries), b"x" * 32, name),
+            "WITH p AS ("
+            "  INSERT INTO pods (name, registries, event_token_sha256, probe) VALUES (%s, %s, %s, %s) RETURNING id"
+            ") INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM p",
+            (name, list(registries), b"x" * 32, probe, name),
         )
 
     @contextmanager
@@ -121,22 +122,30 @@ def world(settings: Settings) -> Iterator[World]:
 
 
 def echoes(sink: NotificationSink) -> dict[str, Mapping[str, Any]]:
-    """The pull events that carry a nonce, by it."""
+    """The events that carry a nonce, by it."""
     return {
         event["request"]["useragent"].removeprefix(AGENT): event
         for event in sink.accepted
-        if event["action"] == "pull" and event["request"]["useragent"].startswith(AGENT)
+        if event["request"]["useragent"].startswith(AGENT)
     }
 
 
 def pushed(sink: NotificationSink) -> list[str]:
-    return [event["target"]["digest"] for event in sink.accepted if event["action"] == "push"]
+    """Digests of what was pushed, and not by a probe."""
+    return [
+        event["target"]["digest"]
+        for event in sink.accepted
+        if event["action"] == "push" and not event["request"]["useragent"].startswith(AGENT)
+    ]
 
 
-def test_each_probe_comes_back(world: World, sink: NotificationSink) -> None:
-    """The known image is pushed once; then each round asks for it, and its event brings the probe's nonce back."""
-    with running_model(sink) as registry, world.prober() as prober:
-        world.add_pod("team", registry.url)
+@pytest.mark.parametrize(("probe", "method"), [("push", "PUT"), ("pull", "HEAD")])
+def test_each_probe_comes_back(world: World, sink: NotificationSink, probe: str, method: str) -> None:
+    """The known image is pushed once; then each round puts its manifest again, or asks for it, as the pod is probed,
+    and the event brings the probe's nonce back.
+    """
+    with running_model(sink, pulls=probe == "pull") as registry, world.prober() as prober:
+        world.add_pod("team", registry.url, probe=probe)
         prober.round()
         until("it answers", lambda: world.answers(registry.url))
         # Behind all that was pushed.
@@ -151,8 +160,8 @@ def test_each_probe_comes_back(world: World, sink: NotificationSink) -> None:
             until("a probe more is sent", lambda n=count: len(world.probes(registry.url)) == n)
             nonce = world.probes(registry.url)[-1][1]
             echo = until("it comes back", lambda n=nonce: echoes(sink).get(n))
-            assert (echo["request"]["method"], echo["target"]["digest"]) == ("HEAD", image.digest)
-        # The first was asked for what was not there yet: that answer brings no event.
+            assert (echo["request"]["method"], echo["target"]["digest"]) == (method, image.digest)
+        # The first was of what was not there yet: that answer brings no event.
         until("it is noted", lambda: world.answered(registry.url) == [False, True, True, True])
         assert len(pushed(sink)) == len(image.blobs) + 1
 
@@ -295,7 +304,7 @@ def test_one_that_does_not_take_the_image(world: World) -> None:
     """Where the image is not taken it is pushed seldom: each time may leave an upload there for ever."""
     with Empty() as registry, world.prober() as prober:
         world.add_pod("team", registry.url)
-        for count in (2, 3, 4):
+        for count in (1, 2, 3):
             prober.round()
             until("it was asked", lambda n=count: len(world.probes(registry.url)) == n)
             until("it failed", lambda: world.fails(registry.url) and not prober._busy)
@@ -303,6 +312,27 @@ def test_one_that_does_not_take_the_image(world: World) -> None:
         posts = [request for request in registry.requests if request.method == "POST"]
         assert len(posts) == len(known_image().blobs)
         assert world.endpoint(registry.url) == Endpoint(answered=True, failing=True, error=world.fails(registry.url))
+
+
+@pytest.mark.parametrize("status", [401, 403, 405])
+def test_one_that_takes_no_pushes(world: World, status: int) -> None:
+    """Where Baleen may not push, or nobody may, the error says that the pod can be probed by pulls."""
+
+    class ReadOnly(GuardedRegistry):
+        def __init__(self) -> None:
+            super().__init__()
+            self.good = {None}
+            self.put_status = status
+
+    with ReadOnly() as registry, world.prober() as prober:
+        world.add_pod("team", registry.url)
+        prober.round()
+        error = until("it fails", lambda: world.fails(registry.url))
+        assert "`baleen pods set-probe team pull`" in error
+        world.db.execute("UPDATE pods SET probe = 'pull'")
+        until("nothing is under way", lambda: not prober._busy)
+        prober.round()
+        until("it answers", lambda: world.answers(registry.url))
 
 
 def test_pods_that_come_and_go(world: World, sink: NotificationSink) -> None:
@@ -369,8 +399,8 @@ def test_behind_a_login(world: World, sink: NotificationSink, tmp_path: Path) ->
                 prober.round()
                 until("it was asked", lambda n=sent: len(world.probes(registry.url)) > n and not prober._busy)
             assert world.answers(registry.url)
-            pulls = [asked for asked in issuer.asked if asked.scopes == ("repository:team/baleen-probe:pull",)]
-            assert len([asked for asked in pulls if asked.authorization == basic(CREDENTIALS)]) == 1
+            by_us = [asked for asked in issuer.asked if asked.authorization == basic(CREDENTIALS)]
+            assert len([asked for asked in by_us if asked.scopes == ("repository:team/baleen-probe:pull,push",)]) == 1
 
 
 def asked_again(prober: Prober) -> bool:

@@ -46,6 +46,7 @@ class Pod(Base):
     __table_args__ = (
         CheckConstraint("mode IN ('manifest', 'link')", name="mode"),
         CheckConstraint("linker IN ('link', 'relay')", name="linker"),
+        CheckConstraint("probe IN ('push', 'pull')", name="probe"),
         CheckConstraint("octet_length(event_token_sha256) = 32", name="event_token"),
         CheckConstraint(
             "num_nulls(token_url, token_issuer, token_service, token_keys, token_key_ids) IN (0, 5)",
@@ -75,6 +76,8 @@ class Pod(Base):
     managed: Mapped[bool] = mapped_column(server_default=text("true"))
     unmanaged_why: Mapped[str | None]
     unmanaged_by: Mapped[str | None]
+    #: How its registry is asked how far it has reported.
+    probe: Mapped[str] = mapped_column(server_default="push")
 
 
 class PodPrefix(Base):

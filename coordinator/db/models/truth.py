@@ -61,6 +61,8 @@ class Source(Base):
     life: Mapped[int] = mapped_column(Integer, server_default="1")
     #: The life that the last visit of a doctor was of.
     examined_life: Mapped[int | None] = mapped_column(Integer)
+    #: When it was heard again after it had brought no probe back for long (domain/watermarks.py, `was_paused`).
+    paused_until: Mapped[datetime.datetime | None]
 
 
 class Watermark(Base):

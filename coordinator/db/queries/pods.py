@@ -205,7 +205,7 @@ GROUP BY 1
 """)
 
 _POD = """
-SELECT p.name, p.mode, p.linker, p.registries, p.created_at, p.token_url, p.token_issuer, p.token_service,
+SELECT p.name, p.mode, p.linker, p.probe, p.registries, p.created_at, p.token_url, p.token_issuer, p.token_service,
        p.token_key_ids,
        ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes,
        (SELECT count(*) FROM repositories r WHERE r.pod_id = p.id) AS repositories
@@ -318,6 +318,7 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
         name=row.name,
         mode=row.mode,
         linker=row.linker,
+        probe=row.probe,
         prefixes=row.prefixes,
         registries=row.registries,
         token_issuer=_issuer(row),

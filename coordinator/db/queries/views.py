@@ -175,6 +175,7 @@ class Pod(View, frozen=True, kw_only=True):
     name: str
     mode: Literal["manifest", "link"]
     linker: Literal["link", "relay"]
+    probe: Annotated[Literal["push", "pull"], Meta(description="How Baleen asks its registry how far it has reported.")]
     prefixes: list[str]
     registries: list[str]
     token_issuer: Annotated[

@@ -10,9 +10,10 @@ from coordinator.db import scratch
 from coordinator.domain import refusals
 from coordinator.domain.findings import Check, Finding, Verdict
 from coordinator.domain.names import parse_digest
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import Linker, ProbeMethod
 from coordinator.domain.refusals import Refusals
 from coordinator.ingest.tail import Told
+from coordinator.pods import configuration
 from coordinator.pods.doctor import queues
 from coordinator.pods.doctor.kinds import MOUNT, OCTETS, KindsReport, listed
 from coordinator.pods.doctor.registry import failed, untold
@@ -27,6 +28,13 @@ from schemas.records import RegistryEvent
 SWITCHED_OFF = (
     "Deletes are switched off: nothing is ever removed through the registry, so that nothing which it holds is "
     "collected. That is safe, and of little use."
+)
+PULLS_ARE_SENT = (
+    "A probe comes back, and pulls are sent too: that is safe, and a flood of pulls delays pushes and the watermark."
+)
+IGNORE_PULLS = (
+    "Pulls are not needed, since the pod is probed by pushes. In `notifications.endpoints` of each process, and "
+    f"restart it:\n{configuration.IGNORE_PULLS.rstrip()}"
 )
 SWITCH_ON = "storage:\n  delete: {enabled: true}"
 
@@ -189,11 +197,21 @@ def order(report: Report) -> Part:
     return proved(where, f"{len(row)} records stand in the order of what was done, from offset {row[0].offset} on")
 
 
-def pulls_arrive(visit: Visit) -> Finding:
-    """The pull event of a probe brings its nonce back."""
+def probes_arrive(visit: Visit) -> Finding:
+    """The event of a probe brings its nonce back. Where probes are pushes, pulls had better not be sent."""
     patience = visit.instruments.patience
     parts = [*failed(visit), *(echo(report, patience) for report in visit.reports)]
-    return finding(Check.PULLS_ARRIVE, parts, visit.patient)
+    found = finding(Check.PROBES_ARRIVE, parts, visit.patient)
+    if visit.pod.probe is ProbeMethod.PULL or found.verdict is not Verdict.PROVED:
+        return found
+    pulls = [str(report.push.place) for report in visit.reports if report.pulls]
+    if not pulls:
+        return found._replace(proof=f"{found.proof}; no event came of a pull")
+    return found._replace(
+        meaning=PULLS_ARE_SENT,
+        proof=f"{found.proof}; an event of a pull came from {', '.join(pulls)}",
+        mend=IGNORE_PULLS,
+    )
 
 
 def echo(report: Report, patience: float) -> Part:

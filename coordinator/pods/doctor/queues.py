@@ -1,11 +1,11 @@
-"""Whether the echo of a pull waits for whatever was done before it: whether the registry has one queue for all.
+"""Whether the echo of a probe waits for whatever was done before it: whether the registry has one queue for all.
 
 A registry has a queue for each endpoint, and these may ignore different things. Then an echo says nothing of what
 another queue holds, and the watermark passes what is not told.
 
 Route: for each kind of thing by itself, at all places together: it is pushed or mounted, and ingest asked to hold it
-back (ingest/holding.py); a manifest is pulled -> both are told -> the echo must stand behind it. No two kinds are held
-at once: the pulls' queue might wait for one of them, and hide that it does not for the other.
+back (ingest/holding.py); a probe is sent -> both are told -> the echo must stand behind it. No two kinds are held
+at once: the probes' queue might wait for one of them, and hide that it does not for the other.
 That an echo did not come early is worth something only if it would have: so one has to be quicker by itself than this
 one was kept waiting. If it is not, the kind is tried again, held for longer; nobody is believed to have held anything.
 """
@@ -25,7 +25,6 @@ from coordinator.pods.doctor.scratch import Announcement
 from coordinator.pods.doctor.verdicts import AGAIN, Part, follows, proved, refuted, unproved
 from coordinator.pods.doctor.visit import Place, Visit
 from coordinator.pods.images import Image, Index
-from coordinator.pods.prober import AGENT
 from coordinator.pods.registry_client import RegistryError
 from schemas.records import RegistryWatermark
 
@@ -37,18 +36,18 @@ HOLDS_S: Final = (2, 4, holding.LIMIT_S)
 MARGIN_S: Final = 1.0
 
 
-class Pull(NamedTuple):
-    """A manifest was asked for with a nonce, and when that was answered."""
+class Probe(NamedTuple):
+    """A probe was sent with a nonce, and when that was answered."""
 
     nonce: str
     answered: float
 
 
 class Trial(NamedTuple):
-    """Something was done, to be held back, and then a manifest was pulled."""
+    """Something was done, to be held back, and then a probe sent."""
 
     done: Announcement
-    pull: Pull
+    probe: Probe
 
 
 class Ends(NamedTuple):
@@ -65,9 +64,9 @@ class Outcome(NamedTuple):
     told: Told | None = None
     #: The first of each partition.
     echoes: Sequence[Told] = ()
-    #: For how long after the pull's answer what was done was not told, for certain.
+    #: For how long after the probe's answer what was done was not told, for certain.
     awaited: float = 0.0
-    #: Of another pull, with nothing held: how long after its answer its echo was seen.
+    #: Of another probe, with nothing held: how long after its answer its echo was seen.
     unhindered: float | None = None
     #: Why it could not be tried.
     error: str | None = None
@@ -102,9 +101,9 @@ def one_queue(visit: Visit) -> list[Part]:
 
 
 def joined(where: str, outcomes: Sequence[Outcome], untold: Sequence[str] = ()) -> Part:
-    """What the kinds come to together. None were tried where no pull is told."""
+    """What the kinds come to together. None were tried where no probe comes back."""
     if not outcomes:
-        return follows(where, "no pull is told that could overtake what is held back", Check.PULLS_ARRIVE)
+        return follows(where, "no probe comes back that could overtake what is held back", Check.PROBES_ARRIVE)
     for outcome in outcomes:
         if (part := judged(outcome)).verdict is not Verdict.PROVED:
             return part._replace(where=where)
@@ -115,8 +114,8 @@ def joined(where: str, outcomes: Sequence[Outcome], untold: Sequence[str] = ()) 
     kinds = ", ".join(outcome.kind for outcome in outcomes)
     return proved(
         where,
-        f"while ingest held each of {kinds} back, {awaited:.1f} s or longer, a later pull was not told; one by itself "
-        f"takes {unhindered:.1f} s at most",
+        f"while ingest held each of {kinds} back, {awaited:.1f} s or longer, a later probe did not come back; one by "
+        f"itself takes {unhindered:.1f} s at most",
     )
 
 
@@ -125,22 +124,22 @@ def judged(outcome: Outcome) -> Part:
     if outcome.error is not None:
         return unproved("", outcome.error, AGAIN)
     if told is None or not _is_whole(outcome.echoes):
-        return unproved("", f"of a {kind} that was to be held back and a pull after it not all was told")
+        return unproved("", f"of a {kind} that was to be held back and a probe after it not all was told")
     if {told.record.source} != {echo.record.source for echo in outcome.echoes}:
-        return unproved("", f"a {kind} and a pull after it were told by different processes")
+        return unproved("", f"a {kind} and a probe after it were told by different processes")
     (echo,) = [echo for echo in outcome.echoes if echo.partition == told.partition]
     if echo.offset < told.offset:
         return refuted(
-            "", f"a pull was told before the {kind} that came first and was held back: they are in different queues"
+            "", f"a probe came back before the {kind} that came first and was held back: they are in different queues"
         )
     if outcome.unhindered is None or outcome.is_too_close:
-        alone = "was not told" if outcome.unhindered is None else f"takes {outcome.unhindered:.1f} s"
+        alone = "did not come back" if outcome.unhindered is None else f"takes {outcome.unhindered:.1f} s"
         return unproved(
             "",
-            f"a {kind} that was to be held back was told {outcome.awaited:.1f} s after a later pull, and a pull by "
+            f"a {kind} that was to be held back was told {outcome.awaited:.1f} s after a later probe, and a probe by "
             f"itself {alone}: whether they are in one queue is not seen. Is each process of the API of this release?",
         )
-    return proved("", f"a pull was told after the {kind} before it, which was held back")
+    return proved("", f"a probe came back after the {kind} before it, which was held back")
 
 
 def _round(visit: Visit, places: Iterable[Place], kind: str, seconds: int) -> dict[Place, Outcome]:
@@ -158,7 +157,7 @@ def _round(visit: Visit, places: Iterable[Place], kind: str, seconds: int) -> di
         ends.append(_ends(visit))
 
     def over() -> bool:
-        if all(visit.announced(each.done) and _is_whole(_echoes(visit, each.pull)) for each in trials.values()):
+        if all(visit.announced(each.done) and _is_whole(_echoes(visit, each.probe)) for each in trials.values()):
             return True
         ends.append(_ends(visit))
         return False
@@ -173,7 +172,7 @@ def _try(visit: Visit, place: Place, kind: str, seconds: int) -> Trial | None:
     with place.client.named(holding.agent(key, visit.pod.name, secrets.token_hex(16), seconds)):
         if do() is False:
             return None
-    return Trial(done, _pull(visit, place))
+    return Trial(done, _probe(visit, place))
 
 
 def _prepared(visit: Visit, place: Place, kind: str) -> tuple[Callable[[], bool | None], Announcement]:
@@ -194,19 +193,18 @@ def _prepared(visit: Visit, place: Place, kind: str) -> tuple[Callable[[], bool 
     return lambda: scratch.put_manifest(client, manifest), Announcement("push", scratch.repository, manifest.digest)
 
 
-def _pull(visit: Visit, place: Place) -> Pull:
-    """Ask for the visit's manifest as a probe does. No row of `probes` has the nonce: its echo moves no watermark."""
-    digest = next(push.image.digest for push in visit.pushes if push.place == place)
-    nonce = secrets.token_hex(16)
-    place.client.has_manifest(visit.scratch.repository, digest, user_agent=f"{AGENT}{nonce}", follow=False)
-    return Pull(nonce, time.monotonic())
+def _probe(visit: Visit, place: Place) -> Probe:
+    image = next(push.image for push in visit.pushes if push.place == place)
+    nonce = visit.nonce(place)
+    visit.probe(place, image, nonce)
+    return Probe(nonce, time.monotonic())
 
 
 def _outcome(visit: Visit, place: Place, kind: str, trial: Trial, ends: Sequence[Ends]) -> Outcome:
-    told, echoes = visit.announced(trial.done), _echoes(visit, trial.pull)
+    told, echoes = visit.announced(trial.done), _echoes(visit, trial.probe)
     if told is None or not _is_whole(echoes):
         return Outcome(kind, told, echoes)
-    before = [end.at - trial.pull.answered for end in ends if end.offsets[told.partition] <= told.offset]
+    before = [end.at - trial.probe.answered for end in ends if end.offsets[told.partition] <= told.offset]
     try:
         return Outcome(kind, told, echoes, max(before, default=0.0), _unhindered(visit, place))
     except RegistryError as error:
@@ -214,8 +212,8 @@ def _outcome(visit: Visit, place: Place, kind: str, trial: Trial, ends: Sequence
 
 
 def _unhindered(visit: Visit, place: Place) -> float | None:
-    pull = _pull(visit, place)
-    return time.monotonic() - pull.answered if visit.wait(lambda: bool(_echoes(visit, pull))) else None
+    probe = _probe(visit, place)
+    return time.monotonic() - probe.answered if visit.wait(lambda: bool(_echoes(visit, probe))) else None
 
 
 def _ends(visit: Visit) -> Ends:
@@ -224,11 +222,11 @@ def _ends(visit: Visit) -> Ends:
     return Ends(began, {number: offsets.latest for number, offsets in partitions.items()})
 
 
-def _echoes(visit: Visit, pull: Pull) -> list[Told]:
+def _echoes(visit: Visit, probe: Probe) -> list[Told]:
     """The first of each partition."""
     found: dict[int, Told] = {}
     for told in visit.told:
-        if isinstance(told.record, RegistryWatermark) and told.record.nonce == pull.nonce:
+        if isinstance(told.record, RegistryWatermark) and told.record.nonce == probe.nonce:
             found.setdefault(told.partition, told)
     return list(found.values())
 

@@ -112,9 +112,9 @@ class Scratch:
             self.done.add(Announcement("mount", self.other, blob.digest))
         return mounted
 
-    def put_manifest(self, client: RegistryClient, image: Image | Index) -> None:
+    def put_manifest(self, client: RegistryClient, image: Image | Index, user_agent: str | None = None) -> None:
         self._manifests[self.repository, image.digest] = None
-        client.put_manifest(self.repository, image.digest, image.media_type, image.content)
+        client.put_manifest(self.repository, image.digest, image.media_type, image.content, user_agent=user_agent)
         self.done.add(Announcement("push", self.repository, image.digest))
 
     def delete_manifest(self, client: RegistryClient, digest: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from coordinator.domain.findings import Check, Verdict
+from coordinator.domain.pods import ProbeMethod
 from coordinator.pods import configuration
 
 
@@ -25,6 +26,8 @@ class Patient(NamedTuple):
     root: str
     #: Of the store; None is AWS.
     endpoint_url: str | None
+    #: How the pod's registry is probed.
+    probe: ProbeMethod = ProbeMethod.PUSH
 
 
 class Texts(NamedTuple):
@@ -46,14 +49,17 @@ _NO_URL: Final = "http://BALEEN"
 def notifications(patient: Patient) -> str:
     """The section of a registry's configuration that a pod's events come by."""
     section = configuration.notifications(
-        f"{(patient.url or _NO_URL).rstrip('/')}/v1/events/{patient.pod}", configuration.TOKEN
+        f"{(patient.url or _NO_URL).rstrip('/')}/v1/events/{patient.pod}", configuration.TOKEN, patient.probe
     )
+    ignores = "nothing" if patient.probe is ProbeMethod.PULL else "nothing but pulls"
+    media_types = f"no other `ignore.mediatypes` than {configuration.NO_MEDIA_TYPE}"
+    more = "no `ignore`" if patient.probe is ProbeMethod.PULL else f"no action but `pull`, {media_types}"
     unset = "" if patient.url else f", and of {_NO_URL} the address of Baleen's API (BALEEN_URL is not set here)"
     return (
         "In the configuration of each process of the registry, and restart it. In place of "
         f"{configuration.TOKEN} stands what `baleen pods add` showed (only its hash is kept; `baleen pods rotate-token "
         f"{patient.pod}` makes another){unset}; `baleen pods config {patient.pod}` prints the whole file:\n{section}"
-        "Its endpoint ignores nothing: no `ignore.actions`, no `ignore.mediatypes`."
+        f"Its endpoint ignores {ignores}: {more}."
     )
 
 
@@ -117,6 +123,19 @@ def same_root(patient: Patient) -> str:
     )
 
 
+def probe_comes_back(patient: Patient) -> str:
+    """What to change where probes do not come back though other events do."""
+    if patient.probe is ProbeMethod.PULL:
+        return (
+            f"{ignored(['pull'])}\n"
+            f"Or let Baleen probe by pushes, which no flood of pulls delays: baleen pods set-probe {patient.pod} push"
+        )
+    return (
+        "The nonce is in the User-Agent of the push: let whatever stands before the registry pass it on. Or send pull "
+        f"events and probe by them: baleen pods set-probe {patient.pod} pull"
+    )
+
+
 TEXTS: dict[Check, Texts] = {
     Check.REGISTRY_ANSWERS: Texts(
         "Every process of the registry that is listed can be asked.",
@@ -169,14 +188,14 @@ TEXTS: dict[Check, Texts] = {
         lambda _: (
             "Let the registry post to Baleen itself: take out what stands between them and passes events on by itself "
             "(a queue, a fan-out, a proxy that answers before Baleen has). Have one endpoint of it in "
-            "`notifications.endpoints`, without `ignore`: each has a queue of its own."
+            "`notifications.endpoints`, which ignores nothing but pulls: each has a queue of its own."
         ),
     ),
-    Check.PULLS_ARRIVE: Texts(
-        "A probe comes back in the registry's pull event: that is how it proves what it has told.",
-        "Pull events are not sent: no probe comes back, and the watermark stands still for ever.",
-        "a probe comes back in a pull event",
-        lambda _: ignored(["pull"]),
+    Check.PROBES_ARRIVE: Texts(
+        "A probe comes back in an event of the registry: that is how it proves what it has reported.",
+        "No probe comes back in an event: the watermark stands still for ever.",
+        "a probe comes back in an event of the registry",
+        probe_comes_back,
     ),
     Check.SAME_ROOT: Texts(
         "What is pushed lies in the shared bucket and root.",

@@ -7,19 +7,18 @@ Each is tried when a check first asks for it, and remembered.
 Not here: what it proves (the checks), taking it away (scratch.py).
 """
 
-import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
-from coordinator.db import findings, refusals
+from coordinator.db import findings, refusals, sources
 from coordinator.db.connection import Connections
 from coordinator.db.findings import ExaminedPod
 from coordinator.domain.hosts import is_address
 from coordinator.domain.names import parse_digest
-from coordinator.domain.pods import Linker, parse_registry
+from coordinator.domain.pods import Linker, ProbeMethod, parse_registry
 from coordinator.domain.refusals import Refusals
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.log import LogInspector
@@ -88,7 +87,7 @@ class Answer(NamedTuple):
 
 
 class Push(NamedTuple):
-    """What was pushed at one place: an image; then a probe for it; and last a blob that nothing needs.
+    """What was done at one place: an image was pushed; then a probe for it sent; a pull; and last a blob pushed.
 
     A process tells of one thing after the other: once the last was told, nothing of the others is still to come.
     """
@@ -100,6 +99,8 @@ class Push(NamedTuple):
     #: By the database's clock, around the manifest's push.
     asked_at: datetime | None = None
     answered_at: datetime | None = None
+    #: In the User-Agent of a pull of the image: the nonce itself where probes are pulls.
+    pull: str = ""
     #: Where it ended early, and why.
     error: str | None = None
 
@@ -114,6 +115,8 @@ class Report(NamedTuple):
     #: Of the probe, one for each partition.
     echoes: list[Told]
     last: Told | None
+    #: Of the pull, as far as its registry sends pull events.
+    pulls: Sequence[Told] = ()
 
     @property
     def missing(self) -> list[str]:
@@ -177,6 +180,7 @@ class Visit:
             store.bucket,
             f"/{store.root.rstrip('/')}",
             settings.s3_endpoint_url,
+            self.pod.probe,
         )
 
     def clean(self) -> list[str]:
@@ -263,23 +267,42 @@ class Visit:
     def _push(self, place: Place) -> Push:
         scratch, client = self.scratch, place.client
         image = scratch.image([scratch.layer(), scratch.layer()])
-        push = Push(place, image, secrets.token_hex(16), scratch.layer())
+        push = Push(place, image, self.nonce(place), scratch.layer())
         try:
             for blob in image.blobs:
                 scratch.push_blob(client, blob)
             asked_at = self.now()
             scratch.put_manifest(client, image)
             push = push._replace(asked_at=asked_at, answered_at=self.now())
-            # No row of `probes` has this nonce, so that its echo moves no watermark.
-            found = client.has_manifest(
-                scratch.repository, image.digest, user_agent=f"{AGENT}{push.nonce}", follow=False
-            )
-            if not found:
-                return push._replace(error="it took a manifest, and does not have it")
+            pull = self.probe(place, image, push.nonce)
+            push = push._replace(pull=pull or self.pull(place, image))
             scratch.push_blob(client, push.last)
         except RegistryError as error:
             return push._replace(error=str(error))
         return push
+
+    def probe(self, place: Place, image: Image, nonce: str) -> str | None:
+        """Send a probe for an image of the visit as the prober does for the pod; return the nonce if it is a pull."""
+        if self.pod.probe is ProbeMethod.PULL:
+            return self.pull(place, image, nonce)
+        self.scratch.put_manifest(place.client, image, f"{AGENT}{nonce}")
+        return None
+
+    def nonce(self, place: Place) -> str:
+        """Return a nonce that ingest knows, and whose echo moves no watermark."""
+        return self.ask(
+            lambda connection: sources.insert_trial_probe(connection, self.pod.id, place.url, place.address)
+        )
+
+    def pull(self, place: Place, image: Image, nonce: str | None = None) -> str:
+        """Ask for an image of the visit, and return the nonce in the User-Agent."""
+        nonce = nonce or self.nonce(place)
+        found = place.client.has_manifest(
+            self.scratch.repository, image.digest, user_agent=f"{AGENT}{nonce}", follow=False
+        )
+        if not found:
+            raise RegistryError("it took a manifest, and does not have it")
+        return nonce
 
     @cached_property
     def reports(self) -> list[Report]:
@@ -292,12 +315,15 @@ class Visit:
 
     def _report(self, push: Push) -> Report:
         wanted = {blob.digest for blob in push.image.blobs}
-        report = Report(push, {}, None, [], None)
+        pulls: list[Told] = []
+        report = Report(push, {}, None, [], None, pulls)
         for told in self.told:
             record = told.record
             if isinstance(record, RegistryWatermark):
                 if record.nonce == push.nonce:
                     report.echoes.append(told)
+                if record.nonce == push.pull:
+                    pulls.append(told)
             elif record.action != "push" or record.repository != self.scratch.repository:
                 continue
             elif record.digest in wanted:
