@@ -94,6 +94,8 @@ BEGIN
     UPDATE sources SET retired_at = NULL, retired_why = NULL
     WHERE dead_since IS NOT NULL AND starts_with(retired_why, 'reconcile ') AND {_later("retired_at")};
     {_now_at_last("sources", "first_seen", "heard_at", "dead_since", "retired_at")};
+    -- For how long they were not heard is not known either.
+    UPDATE sources SET paused_until = clock_timestamp();
     UPDATE watermarks SET at = '-infinity' WHERE at > '-infinity';
 
     DELETE FROM root_listing;

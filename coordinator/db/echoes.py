@@ -21,7 +21,7 @@ from coordinator.db.arrays import integers
 from coordinator.db.batch import Echo, Process, Slice
 from coordinator.db.sources import Key, Locked, MarkKey
 from coordinator.domain.progress import GapReason
-from coordinator.domain.watermarks import DeathReason, Known, Place, heard
+from coordinator.domain.watermarks import DeathReason, Known, Place, heard, was_paused
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 
 log = structlog.get_logger()
@@ -119,6 +119,7 @@ def _hear(connection: Connection[Any], copies: Sequence[_Copy], request_bound: t
     others = {place.source for place in places.values() if place.source is not None}
     locked = sources.lock(connection, others.union(ids.values()))
     moved = _moved(copies, ids, locked.marks)
+    _note_pauses(connection, set(ids.values()), locked, request_bound)
     places_after, sources_after = _decided(copies, ids, places, locked)
     _tell_revived(locked, sources_after)
     heard_of = {source for (source, _, _), at in moved.items() if at is not None}
@@ -243,6 +244,17 @@ def _decided(
         if verdict.dead is not None:
             known[verdict.dead] = known[verdict.dead]._replace(dead_since=locked.now, dead_why=DeathReason.REPLACED)
     return places, known
+
+
+def _note_pauses(
+    connection: Connection[Any], heard_of: Collection[int], locked: Locked, request_bound: timedelta
+) -> None:
+    """Note processes that may have been paused until now: what they were doing then goes on."""
+    paused = sorted(
+        source for source in heard_of if was_paused(locked.sources[source].newest, locked.now, request_bound)
+    )
+    if paused:
+        connection.execute("UPDATE sources SET paused_until = %s WHERE id = ANY(%s)", (locked.now, paused))
 
 
 def _tell_revived(locked: Locked, after: Mapping[int, Known]) -> None:

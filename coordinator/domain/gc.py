@@ -17,6 +17,9 @@ policy is a few bounds and a list of what holds everything, made once for a page
 | every pod's links were looked at since: some links never make an event      | t_h + R <= begin of the reconcile   |
 | every repository belongs to a pod: it was looked for one that does not      | t_h + R <= begin of the listing     |
 
+A request of a process that was paused ends within R of its end only, so that for a purge W and the reconciles have to
+be R beyond the end of a pause, too: until they are, nothing is purged.
+
 All times are by the database's clock. What is not known is a bound that nothing passes: unknown means keep.
 Not here: which blobs there are (db/gc.py), the look at the links of former referrers, the deed (gc).
 """
@@ -51,6 +54,8 @@ class PodFacts(NamedTuple):
     has_links: bool = True
     #: What keeps garbage collection away, in sentences.
     held_by: Sequence[str] = ()
+    #: When a process of it was heard again, the last time that one may have been paused.
+    paused_until: datetime | None = None
 
 
 class Facts(NamedTuple):
@@ -226,9 +231,11 @@ def purge_reasons(
 
 
 def _reported(pod: PodFacts, beyond: timedelta) -> Bound:
-    at = None if pod.watermark is None else pod.watermark - beyond
+    at = _beyond(pod, pod.watermark, beyond)
     more = f", and {_hours(beyond)} beyond," if beyond else ""
     known = "how far is not known" if pod.watermark is None else f"it has up to {moment(pod.watermark)}"
+    if at is None and pod.watermark is not None and pod.paused_until is not None:
+        known += f"; a process was heard again at {moment(pod.paused_until)}: {_hours(beyond)} from then"
     return Bound(
         at,
         Kept(
@@ -240,7 +247,7 @@ def _reported(pod: PodFacts, beyond: timedelta) -> Bound:
 
 
 def _reconciled(pod: PodFacts, beyond: timedelta) -> Bound:
-    at = None if pod.reconciled_at is None else pod.reconciled_at - beyond
+    at = _beyond(pod, pod.reconciled_at, beyond)
     return Bound(
         at,
         Kept(
@@ -261,6 +268,13 @@ def _listed(facts: Facts) -> Bound:
             f"pod owns ({known}): the next run does it",
         ),
     )
+
+
+def _beyond(pod: PodFacts, known: datetime | None, beyond: timedelta) -> datetime | None:
+    """Up to when requests have ended, by what is known up to then; None if it is not known of any."""
+    if known is None or (beyond and pod.paused_until is not None and known < pod.paused_until + beyond):
+        return None
+    return known - beyond
 
 
 def _least_first(bounds: Sequence[Bound]) -> list[Bound]:

@@ -76,6 +76,8 @@ class PodWatermark(NamedTuple):
     waits_for: list[str]
     sources: list[SourceView]
     endpoints: list[EndpointView]
+    #: When a process of it was heard again, the last time that one may have been paused.
+    paused_until: datetime | None = None
 
 
 class Source(NamedTuple):
@@ -134,6 +136,8 @@ class Pod(NamedTuple):
     endpoints: Sequence[Endpoint]
     unheard: Sequence[Unheard] = ()
     unread: int = 0
+    #: When one of its processes, retired or not, was heard again after it may have been paused: the last time.
+    paused_until: datetime | None = None
 
 
 class WaitFor(StrEnum):
@@ -336,6 +340,7 @@ def pod_watermark(pod: Pod, partitions: Collection[int], now: datetime, silence:
         sentences,
         [_source_view(source, partitions, now, silence) for source in pod.sources],
         [endpoint.view for endpoint in pod.endpoints],
+        pod.paused_until,
     )
 
 
@@ -366,6 +371,17 @@ class Known(NamedTuple):
     dead_since: datetime | None = None
     dead_why: str | None = None
     retired_at: datetime | None = None
+
+
+def was_paused(newest: datetime | None, now: datetime, request_bound: timedelta) -> bool:
+    """Whether a process that is heard now may have been stopped for a part of a request's time that counts.
+
+    A request ends within the bound if its process runs. A virtual machine that is suspended, or a process that is
+    stopped, takes it along: it goes on as long after as it would have taken. `newest` is when the newest probe was sent
+    that it has brought back. That it was silent for half the bound may have other reasons, such as a worker that was
+    away; then a purge waits for nothing.
+    """
+    return newest is not None and now - newest > request_bound / 2
 
 
 class Place(NamedTuple):

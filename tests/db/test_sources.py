@@ -732,6 +732,28 @@ def test_the_same_name_after_a_refusal(world: World, linker: str) -> None:
         assert settles_from > before + sources.REQUEST_BOUND
 
 
+def test_one_that_may_have_been_paused(world: World) -> None:
+    """A process that is heard again after more than half the request bound may have been paused until then, also once
+    it is retired; one that is heard all the time was not, nor was a new one.
+    """
+    for _ in range(2):
+        world.hear(world.probe())
+    assert world.view().paused_until is None
+    world.connection.execute("UPDATE watermarks SET at = at - interval '29 minutes' WHERE at > '-infinity'")
+    world.hear(world.probe())
+    assert world.view().paused_until is None
+    world.connection.execute("UPDATE watermarks SET at = at - interval '31 minutes' WHERE at > '-infinity'")
+    before = findings.now(world.connection)
+    world.hear(world.probe())
+    paused = world.view().paused_until
+    assert paused is not None
+    assert before < paused < findings.now(world.connection)
+    world.hear(world.probe())
+    world.hear(world.probe(), "new")
+    world.retire("s")
+    assert world.view().paused_until == paused
+
+
 def test_where_names_lead(world: World) -> None:
     """An address to which the name leads no more is not waited for; a URL that is not listed any more is forgotten."""
     world.hear(world.probe())

@@ -52,6 +52,12 @@ def test_a_time_that_lies_in_the_future() -> None:
         (FRESH._replace(reconciled_at=NOW - 2 * DAY + HOUR), None, None),
         (FRESH._replace(reconciled_at=None, has_links=False), None, None),
         (FRESH._replace(held_by=["a dead letter"]), Why.HELD, Why.HELD),
+        # A process was paused until then: what it was doing may take until R beyond.
+        (FRESH._replace(paused_until=NOW - HOUR), None, None),
+        (FRESH._replace(paused_until=NOW - HOUR + timedelta(microseconds=1)), None, Why.NOT_REPORTED),
+        (FRESH._replace(paused_until=NOW - DAY, watermark=NOW - DAY + HOUR), None, None),
+        (FRESH._replace(paused_until=NOW - DAY, watermark=NOW - DAY), None, Why.NOT_REPORTED),
+        (FRESH._replace(paused_until=NOW - DAY, reconciled_at=NOW - DAY), None, Why.NOT_RECONCILED),
     ],
 )
 def test_one_pod_keeps_all(pod: PodFacts, hide: Why | None, purge: Why | None) -> None:
@@ -91,7 +97,7 @@ def test_a_pin() -> None:
 
 
 times = st.none() | st.integers(0, 200).map(lambda hours: NOW - timedelta(hours=hours))
-pods = st.builds(PodFacts, st.just("pod"), times, times, st.booleans(), st.just(()))
+pods = st.builds(PodFacts, st.just("pod"), times, times, st.booleans(), st.just(()), times)
 
 
 @given(
@@ -108,7 +114,13 @@ def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datet
     wanted = at <= NOW - DAY and all(mark is not None and at <= mark for mark in [*marks, *looked])
     assert (hide.kept(at) is None) is wanted
     assert (hide.until is not None and at <= hide.until) is wanted
-    wanted = at <= NOW - DAY and all(mark is not None and at + HOUR <= mark for mark in [*marks, *looked])
+    # A pause of a pod concerns the requests of its own processes.
+    ended_of = [max(at, pod.paused_until or at) + HOUR for pod in known]
+    wanted = at <= NOW - DAY and all(
+        each is not None and each >= ended
+        for pod, ended in zip(known, ended_of, strict=True)
+        for each in ([pod.watermark, pod.reconciled_at] if pod.has_links else [pod.watermark])
+    )
     is_listed = at + HOUR <= listed
     assert (purge.kept(at) is None) is (wanted and is_listed)
     assert (purge.until is not None and at <= purge.until) is (wanted and is_listed)

@@ -74,6 +74,7 @@ async def known(
                 truth.reconciled_at,
                 has_links=linkers.get(name, Linker.LINK) == Linker.LINK,
                 held_by=truth.reasons(name),
+                paused_until=truth.mark.paused_until,
             )
             for name, truth in sorted(truths.items())
         ],

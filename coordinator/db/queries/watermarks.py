@@ -83,7 +83,8 @@ WITH ranked AS (
         WHERE w.topic = :events AND s.retired_at IS NULL
 )
 SELECT p.name, p.registries, clock_timestamp() AS now, r.sources, e.endpoints, a.unheard, coalesce(u.n, 0) AS unread,
-       ARRAY(SELECT partition FROM numbers) AS partitions
+       ARRAY(SELECT partition FROM numbers) AS partitions,
+       (SELECT max(paused_until) FROM sources s WHERE s.pod_id = p.id) AS paused_until
 FROM pods p
 LEFT JOIN processes r ON r.pod_id = p.id LEFT JOIN places e ON e.pod_id = p.id LEFT JOIN answers a ON a.pod_id = p.id
 LEFT JOIN unread u ON u.pod_id = p.id
@@ -114,6 +115,7 @@ def _pod(row: Row[Any]) -> Pod:
         [_endpoint(endpoint) for endpoint in row.endpoints or ()],
         [_unheard(probes) for probes in row.unheard or ()],
         row.unread,
+        row.paused_until,
     )
 
 

@@ -1,0 +1,73 @@
+"""A Kafka topic that is deleted and made anew, for a pod whose links nobody can look at (not tried before)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from coordinator import bootstrap
+from coordinator.db import jobs, pods
+from coordinator.domain.gc import holds
+from coordinator.domain.names import PodName
+from coordinator.ingest.topics import ensure_topics
+from tests.workers.conftest import kafka_place  # noqa: F401
+from tests.workers.harness import PODS, Log, Maker, Place, Table, digest_of, eventually, worker
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def log(kafka_place: Place) -> Iterator[Log]:  # noqa: F811
+    with Log(kafka_place.values["kafka_bootstrap"]) as log:
+        yield log
+
+
+def blocks(place: Place) -> list[str]:
+    """What blocks GC because of gaps."""
+    facts = bootstrap.collection_facts(place.settings())()
+    return [each for each in holds(facts) if "gap" in each]
+
+
+def settle(place: Place, pod: str) -> None:
+    async def settled() -> None:
+        engine = bootstrap.engine(place.settings())
+        try:
+            await pods.settle_gaps(engine, PodName(pod), "every image was pulled and pushed again")
+        finally:
+            await engine.dispose()
+
+    asyncio.run(settled())
+
+
+def test_gc_is_blocked_until_an_operator_resolves_it(kafka_place: Place, log: Log) -> None:  # noqa: F811
+    """Events that nobody had applied are lost with the topic: a gap of each pod, which blocks GC. No reconcile can
+    resolve it, and none is asked for; what comes later does not resolve it either. An operator has to, pod by pod.
+    """
+    place, maker = kafka_place, Maker()
+    table = Table(place.values["database_url"])
+    log.write_events([maker.blob("pod-a/app", digest_of("applied"))], partition=0)
+    with worker(place):
+        table.applied(log)
+    # What they held before their first event.
+    for pod in PODS:
+        settle(place, pod)
+    assert blocks(place) == []
+    # Acknowledged, and read by nobody.
+    log.write_events([Maker().blob("pod-a/app", digest_of("lost"))], partition=0)
+    log.delete_topics()
+    ensure_topics(place.settings())
+    with worker(place):
+        log.write_events([maker.blob("pod-a/app", digest_of("later"))], partition=0)
+        eventually(lambda: len(blocks(place)) == 2, why="both pods hold")
+        table.applied(log)
+    assert [each.partition(":")[0] for each in blocks(place)] == ["pod pod-a", "pod pod-b"]
+    with psycopg.connect(table.url, autocommit=True) as connection:
+        assert jobs.ask_for_needed(connection, timedelta(days=1), timedelta(0)) == []
+    settle(place, "pod-a")
+    assert [each.partition(":")[0] for each in blocks(place)] == ["pod pod-b"]
+    settle(place, "pod-b")
+    assert blocks(place) == []
