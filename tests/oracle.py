@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from schemas.records import RegistryEvent
 
 _BLOB = "application/octet-stream"
+_INDEXES = {
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,10 @@ class Oracle:
     """Feed it with `take`. `contents` tells what manifests list where no event says it."""
 
     contents: dict[str, set[str]] = field(default_factory=dict)
-    #: (repository, digest) pairs.
+    #: Manifests that were ever pushed, and those of them that are indexes.
+    manifests: set[str] = field(default_factory=set)
+    indexes: set[str] = field(default_factory=set)
+    #: (repository, digest) pairs: of what the repository has a link.
     holdings: set[tuple[str, str]] = field(default_factory=set)
     links: set[tuple[str, str]] = field(default_factory=set)
     #: Which pod speaks of a repository.
@@ -41,10 +48,25 @@ class Oracle:
             self._take(event)
         return self
 
+    def held(self) -> set[tuple[str, str]]:
+        """(repository, digest) pairs of what repositories need as manifests: holdings, and children of indexes."""
+        held: set[tuple[str, str]] = set()
+        new = set(self.holdings)
+        while new:
+            held |= new
+            children = {
+                (repository, child)
+                for repository, manifest in new
+                if manifest in self.indexes
+                for child in self.contents.get(manifest, set()) & self.manifests
+            }
+            new = children - held
+        return held
+
     def counts(self) -> Mapping[str, Counts]:
         """The counts of every digest that was ever named, also of those that nothing references."""
         needed: dict[str, list[str]] = {digest: [] for digest in self.digests}
-        for repository, manifest in self.holdings:
+        for repository, manifest in self.held():
             for digest in {manifest} | self.contents.get(manifest, set()):
                 needed[digest].append(repository)
         linked: dict[str, list[str]] = {digest: [] for digest in self.digests}
@@ -80,6 +102,9 @@ class Oracle:
                 self.contents.setdefault(digest, set()).update(listed - {digest})
                 self.digests |= self.contents[digest]
                 self.holdings.add((repository, digest))
+                self.manifests.add(digest)
+                if event.media_type in _INDEXES:
+                    self.indexes.add(digest)
 
     def _delete(self, repository: str, digest: str) -> None:
         pair = (repository, digest)

@@ -1,10 +1,11 @@
 """`/v1/pods`: the registries that Baleen serves. Not here: what a pod may own (db/pods.py, domain/pods.py)."""
 
+import datetime as dt
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, delete, get, post, put
-from litestar.params import FromPath, JSONBody, PathParameter
+from litestar.params import FromPath, JSONBody, PathParameter, QueryParameter
 from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
@@ -12,11 +13,12 @@ from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit
 from coordinator.api.problems import documented
 from coordinator.db import pods as registry
-from coordinator.db import sources
+from coordinator.db import sources, vanished
 from coordinator.db.queries import pods as queries
 from coordinator.db.queries.paging import DEFAULT_LIMIT
 from coordinator.db.queries.session import writing
-from coordinator.db.queries.views import Pod, PodPage
+from coordinator.db.queries.vanished import vanished as list_of_vanished
+from coordinator.db.queries.views import Pod, PodPage, VanishedPage
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode, ProbeMethod, TokenIssuer, parse_registry, parse_token_url
 from coordinator.errors import UsageError
@@ -85,6 +87,7 @@ class RegistriesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     registries: Registries
 
 
+RepositoryFilter = Annotated[str | None, QueryParameter(description="Only of this repository.", required=False)]
 Why = Annotated[str, Meta(min_length=1, max_length=registry.WHY_LIMIT)]
 Instance = Annotated[
     str, PathParameter(description="instance_id of a source, as the pod's sources name it.", pattern=r"^[^\x00]+$")
@@ -97,6 +100,21 @@ class Retirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class GapsSettlement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     why: Why
+
+
+class VanishedAcceptance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    why: Annotated[str, Meta(min_length=1, max_length=vanished.WHY_LIMIT)]
+    by: Annotated[str, Meta(min_length=1, max_length=vanished.BY_LIMIT, description="Who accepts it.")]
+    repository: Annotated[str | None, Meta(max_length=255, description="Only of this repository.")] = None
+    before: Annotated[
+        dt.datetime | None, Meta(tz=True, description="Only what was noticed up to then; now, if it is not given.")
+    ] = None
+
+
+class VanishedAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    accepted: int
+    more: Annotated[bool, Meta(description="There may be more: ask again, with this `before`.")]
+    before: dt.datetime
 
 
 class TokenQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -345,6 +363,46 @@ async def settle_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], 
     return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
+@get(
+    "/v1/pods/{pod_name:str}/vanished",
+    operation_id="listVanished",
+    summary="Links of a pod that are gone without a delete event",
+    tags=["pods"],
+    responses=documented(404),
+    **READ,
+)
+async def list_vanished(
+    request: Request[Any, Any, Any],
+    pod_name: FromPath[str],
+    repository: RepositoryFilter = None,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+) -> VanishedPage:
+    """They block garbage collection until they are pushed again, a delete event explains them, or they are accepted."""
+    name = None if repository is None else parse_repository(repository)
+    engine = deps_of(request).engine
+    return await list_of_vanished(engine, parse_pod(pod_name), repository=name, cursor=cursor, limit=limit)
+
+
+@post(
+    "/v1/pods/{pod_name:str}/vanished/accept",
+    status_code=200,
+    operation_id="acceptVanished",
+    summary="Accept that links of a pod are gone",
+    tags=["pods"],
+    responses=documented(404, 413),
+    **OPERATE,
+)
+async def accept_vanished(
+    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[VanishedAcceptance]
+) -> VanishedAccepted:
+    """What only they kept is collected after its whole grace, which begins now. Some thousand at a time."""
+    name = None if data.repository is None else parse_repository(data.repository)
+    engine = deps_of(request).engine
+    done = await vanished.accept(engine, parse_pod(pod_name), data.why, data.by, name, data.before)
+    return VanishedAccepted(**done._asdict())
+
+
 def _events(request: Request[Any, Any, Any], pod: str) -> str:
     """Where the pod's events go; raises UsageError. Asked first: a token that nobody is told would be lost."""
     try:
@@ -376,4 +434,6 @@ HANDLERS = [
     remove_issuer,
     retire_source,
     settle_gaps,
+    list_vanished,
+    accept_vanished,
 ]

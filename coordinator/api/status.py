@@ -63,6 +63,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     gaps: Annotated[int, Meta(description="Open ones, over all pods.")]
     doubtful_removals: int
     unread_manifests: int
+    vanished_links: Annotated[int, Meta(description="Links that are gone without a delete event: an alarm.")]
     missing_blobs: Annotated[int, Meta(description="Blobs that are needed and have no bytes: an alarm.")]
     untold_changes: Annotated[int, Meta(description="Changes of blobs that blob.lifecycle has not got yet.")]
     unowned_repositories: Annotated[
@@ -85,10 +86,11 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Marks(NamedTuple):
-    """How far each pod has reported, and the database's time."""
+    """How far each pod has reported, the database's time, and links of each that vanished."""
 
     now: dt.datetime
     pods: Mapping[str, PodWatermark]
+    vanished: Mapping[str, int]
 
 
 class Collection(NamedTuple):
@@ -133,11 +135,12 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         gaps=sum(each.gaps for each in held.values()),
         doubtful_removals=sum(each.doubtful_removals for each in held.values()),
         unread_manifests=sum(each.unread_manifests for each in held.values()),
+        vanished_links=sum(each.vanished_links for each in held.values()),
         missing_blobs=missing,
         untold_changes=untold,
         unowned_repositories=_unowned(facts.listing),
     )
-    return status, Marks(now, marks)
+    return status, Marks(now, marks, {pod: each.vanished_links for pod, each in held.items()})
 
 
 def _unowned(listing: Listing | None) -> UnownedRepositories:

@@ -1,5 +1,6 @@
 """`baleen pods`: the registries that Baleen serves."""
 
+import getpass
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from coordinator.commands.blobs import Cursor, Limit
 from coordinator.commands.client import Api, connected
 from coordinator.commands.doctor import doctor
 from coordinator.commands.findings import print_findings
-from coordinator.commands.output import Json, as_text, notes, paragraph, print_json, print_page
+from coordinator.commands.output import Json, as_text, counted, notes, paragraph, print_json, print_page
 from coordinator.domain.findings import Finding, Verdict
 from coordinator.domain.hosts import is_address, is_loopback
 from coordinator.domain.names import parse_pod, parse_repository
@@ -55,6 +56,7 @@ Service = Annotated[str | None, typer.Option("--token-service", help="`aud` of i
 KeysFile = Annotated[
     Path | None, typer.Option("--token-keys", help="Its public keys: a file of PEM (keys or certificates) or a JWKS.")
 ]
+OfRepository = Annotated[str | None, typer.Option(help="Only of this repository.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Also a registry that does not run yet.")]
 
 
@@ -416,6 +418,49 @@ def settle_gaps(
     with connected(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/gaps/settle", {"why": why})
     print_json(pod) if json else typer.echo(f"Pod {name} has no open gap any more.")
+
+
+@app.command()
+def vanished(
+    name: Name,
+    *,
+    repository: OfRepository = None,
+    limit: Limit = 1000,
+    cursor: Cursor = None,
+    json: Json = False,
+) -> None:
+    """List a pod's links that are gone without a delete event. They block garbage collection."""
+    with connected(settings.load()) as api:
+        page = api.pages(f"/v1/pods/{parse_pod(name)}/vanished", limit, cursor, repository=repository)
+    print_page(page, ("repository", "digest", "kind", "noticed_at", "added_at"), json=json)
+
+
+@app.command(name="accept-vanished")
+def accept_vanished(
+    name: Name,
+    *,
+    why: Annotated[str, typer.Option(help="How you know that nobody misses them. Kept in the ledger.")],
+    by: Annotated[str | None, typer.Option(help="Who accepts it, if not the user of this shell.")] = None,
+    repository: OfRepository = None,
+    json: Json = False,
+) -> None:
+    """Accept that links of a pod are gone: what only they kept is collected, after its whole grace from now on.
+
+    Push again first what must stay. Only links that were noticed before this command began are accepted.
+    """
+    values: dict[str, Any] = {"why": why, "by": by or getpass.getuser(), "repository": repository}
+    accepted = 0
+    with connected(settings.load()) as api:
+        while True:
+            answer = api.post(f"/v1/pods/{parse_pod(name)}/vanished/accept", values)
+            accepted += answer["accepted"]
+            values["before"] = answer["before"]
+            if not answer["more"]:
+                break
+    if json:
+        print_json({"pod": name, "accepted": accepted})
+    else:
+        typer.echo(f"{counted(accepted, 'link')} of pod {name} accepted as gone.")
 
 
 @app.command()

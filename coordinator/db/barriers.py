@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from coordinator.db import renames, rows
+from coordinator.db import implied, renames, rows
 from coordinator.db.arrays import within
 from coordinator.db.batch import Applied, Item, total
 from coordinator.db.run import Run
@@ -20,7 +20,9 @@ from coordinator.domain.names import Digest
 def remove_repository(connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta) -> Applied:
     """Remove all that the repository has, by the rule of single removals: each may be doubtful or overtaken."""
     if not rows.pods_elsewhere(connection, {pod_id}):
-        doubtful = connection.execute(_DOUBT_ALL, {"name": fact.repository, "at": within(fact.at), "margin": margin})
+        values = {"name": fact.repository, "at": within(fact.at), "margin": margin}
+        connection.execute(_EXPLAIN_ALL, values)
+        doubtful = connection.execute(_DOUBT_ALL, values)
         return Applied(removals_doubtful=doubtful.rowcount)
     applied = Applied()
     after = -1
@@ -63,7 +65,16 @@ SELECT held.repository_id, b.digest, %(at)s::timestamptz, now() FROM (
 ) held (repository_id, id, at) JOIN blobs b ON b.id = held.id
 GROUP BY held.repository_id, b.digest HAVING min(held.at) - %(at)s::timestamptz <= %(margin)s
 ON CONFLICT (repository_id, digest) DO UPDATE
-SET removed_at = greatest(removals.removed_at, excluded.removed_at), seen_at = now(), doubtful_since = now()
+SET removed_at = greatest(removals.removed_at, excluded.removed_at), seen_at = now(), doubtful_since = now(),
+    reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL
+"""
+
+#: Links of it that had vanished before this event came, and that were older than it.
+_EXPLAIN_ALL = """
+UPDATE removals r SET reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL
+FROM repositories n
+WHERE n.name = %(name)s AND r.repository_id = n.id AND r.vanished_since IS NOT NULL
+  AND r.vanished_added_at - %(at)s::timestamptz <= %(margin)s
 """
 
 
@@ -147,6 +158,7 @@ def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
         values,
     )
     rows.recount(connection, twice, linked_twice, by=-1)
+    implied.repair(connection, [values["source"], values["destination"]])
 
 
 def _both(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> list[int]:
@@ -163,10 +175,12 @@ def _both(connection: Connection[Any], table: str, column: str, time: str, value
 
 def _move(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> None:
     moves = f"s.repository_id = %(source)s AND s.{time} <= %(at)s::timestamptz + %(margin)s"
-    grace = ", linked_at = greatest(d.linked_at, s.linked_at)" if table == "repository_blobs" else ""
+    more = "linked_at = greatest(d.linked_at, s.linked_at)"
+    if table == "repository_manifests":
+        more = "implied = d.implied AND s.implied"
     connection.execute(
         f"""
-        UPDATE {table} d SET {time} = greatest(d.{time}, s.{time}){grace} FROM {table} s
+        UPDATE {table} d SET {time} = greatest(d.{time}, s.{time}), {more} FROM {table} s
         WHERE d.repository_id = %(destination)s AND s.{column} = d.{column} AND {moves}
         """,
         values,
@@ -189,8 +203,10 @@ def _move_removals(connection: Connection[Any], values: dict[str, Any]) -> None:
             DELETE FROM removals
             WHERE repository_id = %(source)s AND removed_at <= %(at)s::timestamptz + %(margin)s RETURNING *
         )
-        INSERT INTO removals (repository_id, digest, removed_at, seen_at, doubtful_since)
-        SELECT %(destination)s, digest, removed_at, seen_at, doubtful_since FROM moved
+        INSERT INTO removals (repository_id, digest, removed_at, seen_at, doubtful_since, reported,
+                              vanished_since, vanished_added_at, vanished_kind)
+        SELECT %(destination)s, digest, removed_at, seen_at, doubtful_since, reported,
+               vanished_since, vanished_added_at, vanished_kind FROM moved
         ON CONFLICT (repository_id, digest) DO UPDATE
         SET removed_at = greatest(removals.removed_at, excluded.removed_at),
             seen_at = greatest(removals.seen_at, excluded.seen_at),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, text
 
 from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.references import ManifestKind
 
 #: Differences that are named one by one; all are counted.
 SHOWN = 100
@@ -89,6 +90,26 @@ _ORPHANS = (
         """
         SELECT format('repository %s, manifest %s', h.repository_id, h.manifest_id) FROM repository_manifests h
         LEFT JOIN repositories r ON r.id = h.repository_id WHERE r.id IS NULL
+        """,
+    ),
+    (
+        "implied holding that no held index lists",
+        f"""
+        SELECT format('repository %s, manifest %s', h.repository_id, h.manifest_id) FROM repository_manifests h
+        WHERE h.implied AND NOT EXISTS (
+            SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
+            WHERE m.refs @> ARRAY[h.manifest_id] AND m.kind = {ManifestKind.INDEX:d}
+              AND i.repository_id = h.repository_id)
+        """,
+    ),
+    (
+        "child of a held index without a holding",
+        f"""
+        SELECT format('repository %s, manifest %s', h.repository_id, u.id) FROM repository_manifests h
+        JOIN manifests m ON m.id = h.manifest_id AND m.kind = {ManifestKind.INDEX:d}
+        CROSS JOIN LATERAL unnest(m.refs) u (id) JOIN manifests c ON c.id = u.id
+        LEFT JOIN repository_manifests x ON x.manifest_id = u.id AND x.repository_id = h.repository_id
+        WHERE x.manifest_id IS NULL
         """,
     ),
     (

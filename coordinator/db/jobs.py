@@ -29,6 +29,8 @@ SILENCE = timedelta(minutes=1)
 PAUSE, LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
 #: After one that was done: as long as it took, within these, so that a pod is not listed all the time.
 SHORT_PAUSE = timedelta(seconds=5)
+#: Stands among the parts of a job for what is done after them; no part has this name.
+_REST = ""
 #: Finished jobs of a kind that are kept for each pod.
 KEPT = 100
 
@@ -166,16 +168,17 @@ def plan(connection: Connection[Any], job: Job, names: Iterable[str]) -> None:
         connection.execute(
             """
             INSERT INTO job_parts (job_id, name) SELECT %(job)s, unnest(%(names)s::text[])
-            WHERE NOT EXISTS (SELECT FROM job_parts WHERE job_id = %(job)s)
+            WHERE NOT EXISTS (SELECT FROM job_parts WHERE job_id = %(job)s AND name <> %(rest)s)
             """,
-            {"job": job.id, "names": list(names)},
+            {"job": job.id, "names": list(names), "rest": _REST},
         )
 
 
 def parts(connection: Connection[Any], job: Job) -> dict[str, dict[str, Any] | None]:
     """Return the job's parts by name, with the counts of those that are done."""
     found = connection.execute(
-        "SELECT name, counts, done_at IS NOT NULL FROM job_parts WHERE job_id = %s ORDER BY name", (job.id,)
+        "SELECT name, counts, done_at IS NOT NULL FROM job_parts WHERE job_id = %s AND name <> %s ORDER BY name",
+        (job.id, _REST),
     )
     return {row[0]: row[1] if row[2] else None for row in found}
 
@@ -188,6 +191,39 @@ def part_done(connection: Connection[Any], job: Job, name: str, counts: Mapping[
             "UPDATE job_parts SET done_at = clock_timestamp(), counts = %s WHERE job_id = %s AND name = %s",
             (Jsonb(counts), job.id, name),
         )
+
+
+def rest_done(connection: Connection[Any], job: Job) -> None:
+    """Say that what follows the parts is done too; raises TakenOverError.
+
+    Whatever this connection and others have committed before is kept where this is kept: `unfinished` asks for it.
+    """
+    with connection.transaction():
+        hold(connection, job)
+        connection.execute(
+            """
+            INSERT INTO job_parts (job_id, name, done_at, counts) VALUES (%s, %s, clock_timestamp(), '{}')
+            ON CONFLICT (job_id, name) DO UPDATE SET done_at = excluded.done_at
+            """,
+            (job.id, _REST),
+        )
+
+
+def unfinished(connection: Connection[Any], job: Job, names: Collection[str]) -> list[str]:
+    """Return what the database does not have as done: of these parts, and of all others of the job.
+
+    A database that was failed over, or restored, may have lost what it had acknowledged. It loses the newest first:
+    where it says that a part is done, it has what the part has written.
+    """
+    found = connection.execute(
+        """
+        SELECT coalesce(p.name, d.name) FROM unnest(%s::text[]) d (name)
+        FULL JOIN (SELECT name, done_at, counts FROM job_parts WHERE job_id = %s) p ON p.name = d.name
+        WHERE p.done_at IS NULL OR p.counts IS NULL ORDER BY 1
+        """,
+        ([*names, _REST], job.id),
+    )
+    return [row[0] for row in found]
 
 
 def ask_for_collection(connection: Connection[Any], every: timedelta) -> int | None:

@@ -34,6 +34,8 @@ class Decision(StrEnum):
     PINNED = "pinned"
     UNPINNED = "unpinned"
     ASKED_BACK = "asked-back"
+    #: By an operator: its link is gone without a delete event, and may be (db/vanished.py).
+    ACCEPTED = "accepted"
 
 
 class Entry(NamedTuple):

@@ -122,7 +122,7 @@ _KNOWN = {
     LinkKind.REVISION: """
         SELECT h.repository_id, b.digest, h.pushed_at < %(began)s OR h.pushed_at > now() + %(margin)s
         FROM unnest(%(repositories)s::int[]) d (id)
-        JOIN repository_manifests h ON h.repository_id = d.id JOIN blobs b ON b.id = h.manifest_id
+        JOIN repository_manifests h ON h.repository_id = d.id AND NOT h.implied JOIN blobs b ON b.id = h.manifest_id
         ORDER BY 1, 2
     """,
     LinkKind.LAYER: """
@@ -156,7 +156,7 @@ def unlisted(connection: Connection[Any], job: Job, kind: LinkKind, margin: time
     """Give what the table has, from before the job began, in repositories of which no link of the kind was listed."""
     table, column = _TABLES[kind]
     old = {
-        LinkKind.REVISION: "(t.pushed_at < %(began)s OR t.pushed_at > now() + %(margin)s)",
+        LinkKind.REVISION: "NOT t.implied AND (t.pushed_at < %(began)s OR t.pushed_at > now() + %(margin)s)",
         LinkKind.LAYER: "t.linked_at < %(began)s",
     }[kind]
     statement = f"""
@@ -183,32 +183,39 @@ def unread(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[
         yield ((RepositoryName(row[0]), Digest(row[1]), row[2]) for row in rows)
 
 
-#: Children that an index of a repository lists, and that the repository does not hold.
+#: Children that an index of a repository lists, and of which the repository has no link that is known; and whether the
+#: index keeps them all the same.
 _UNHELD_CHILDREN = f"""
-    SELECT r.pod_id, r.name, c.digest
+    SELECT r.pod_id, r.name, c.digest, EXISTS (
+        SELECT FROM repository_manifests x WHERE x.manifest_id = u.id AND x.repository_id = r.id) AS implied
     FROM {{indexes}} JOIN repository_manifests h ON h.repository_id = r.id
     JOIN manifests m ON m.id = h.manifest_id AND m.kind = {ManifestKind.INDEX:d}
     CROSS JOIN LATERAL unnest(m.refs) u (id) JOIN blobs c ON c.id = u.id
     WHERE {{which}} AND NOT EXISTS (
-        SELECT FROM repository_manifests x WHERE x.manifest_id = u.id AND x.repository_id = r.id)
+        SELECT FROM repository_manifests x WHERE x.manifest_id = u.id AND x.repository_id = r.id AND NOT x.implied)
 """
 
 
+class Child(NamedTuple):
+    """What an index of the repository lists."""
+
+    pod_id: int
+    repository: RepositoryName
+    digest: Digest
+    #: It is known as a manifest, and the index keeps it.
+    implied: bool
+
+
 @contextmanager
-def children(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[RepositoryName, Digest]]]:
-    """Give the children of all indexes of the pod that their repositories do not hold; some more than once."""
+def children(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[Child]]:
+    """Give the children of all indexes of the pod of which no link is known; some more than once."""
     statement = _UNHELD_CHILDREN.format(indexes="repositories r", which="r.pod_id = %(pod)s")
     with _cursor(connection, statement, {"pod": pod_id}, large=True) as rows:
-        yield ((RepositoryName(row[1]), Digest(row[2])) for row in rows)
+        yield (_child(row) for row in rows)
 
 
-def unheld_children(
-    connection: Connection[Any], indexes: Sequence[tuple[RepositoryName, Digest]]
-) -> list[tuple[int, RepositoryName, Digest]]:
-    """Return the pod, the repository and the digest of children of these that the repositories do not hold.
-
-    Only of pods whose links are in shared storage.
-    """
+def unheld_children(connection: Connection[Any], indexes: Sequence[tuple[RepositoryName, Digest]]) -> list[Child]:
+    """Return the children of these of which no link is known. Only of pods whose links are in shared storage."""
     found = connection.execute(
         _UNHELD_CHILDREN.format(
             indexes="""unnest(%s::text[], %s::bytea[]) d (name, digest) JOIN repositories r ON r.name = d.name
@@ -217,20 +224,25 @@ def unheld_children(
         ),
         ([name for name, _ in indexes], digests(digest for _, digest in indexes)),
     )
-    return [(row[0], RepositoryName(row[1]), Digest(row[2])) for row in found]
+    return [_child(row) for row in found]
+
+
+def _child(row: tuple[Any, ...]) -> Child:
+    return Child(row[0], RepositoryName(row[1]), Digest(row[2]), row[3])
 
 
 def lacking(
     connection: Connection[Any], kind: LinkKind, named: Sequence[tuple[RepositoryName, Digest]]
 ) -> set[tuple[RepositoryName, Digest]]:
-    """Return those of these holdings, or links, that the table does not have."""
+    """Return those of these holdings, or links, that the table does not have. An implied holding is of no link."""
     table, column = _TABLES[kind]
+    own = "AND NOT t.implied" if kind is LinkKind.REVISION else ""
     found = connection.execute(
         f"""
         SELECT d.name, d.digest
         FROM unnest(%s::text[], %s::bytea[]) d (name, digest)
         JOIN repositories r ON r.name = d.name JOIN blobs b ON b.digest = d.digest
-        JOIN {table} t ON t.{column} = b.id AND t.repository_id = r.id
+        JOIN {table} t ON t.{column} = b.id AND t.repository_id = r.id {own}
         """,
         ([name for name, _ in named], digests(digest for _, digest in named)),
     )

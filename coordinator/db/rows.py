@@ -196,12 +196,18 @@ def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> Non
     )
 
 
-def mark_indexes(connection: Connection[Any], indexes: Collection[int]) -> None:
-    """Note that these are indexes, unless their own bytes have said otherwise: what indexes list is looked for, too."""
-    if indexes:
-        statement = "UPDATE manifests SET kind = %b WHERE id = ANY(%s::bigint[]) AND kind <> %b AND NOT verified"
-        index = int(ManifestKind.INDEX)
-        _run(connection, statement, (index, integers(sorted(indexes)), index))
+def mark_indexes(connection: Connection[Any], indexes: Collection[int]) -> list[int]:
+    """Note that these are indexes, unless their own bytes have said otherwise: what indexes list is looked for, too.
+
+    Return those that were taken for something else.
+    """
+    if not indexes:
+        return []
+    statement = """
+        UPDATE manifests SET kind = %b WHERE id = ANY(%s::bigint[]) AND kind <> %b AND NOT verified RETURNING id
+    """
+    index = int(ManifestKind.INDEX)
+    return [row[0] for row in _run(connection, statement, (index, integers(sorted(indexes)), index))]
 
 
 def verify_manifests(connection: Connection[Any], read: Collection[int]) -> None:
@@ -224,12 +230,15 @@ def widen_manifest(connection: Connection[Any], manifest: int, kind: ManifestKin
     return int(row[0])
 
 
-def holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
-    """Return those (repository, manifest) pairs that are held, with the registry's time of the push."""
+def holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime | None]]:
+    """Return those (repository, manifest) pairs that are held, with the registry's time of the push.
+
+    Implied ones among them, with None: no link of theirs is known.
+    """
     return _pairs(
         connection,
         """
-        SELECT h.repository_id, h.manifest_id, h.pushed_at
+        SELECT h.repository_id, h.manifest_id, CASE WHEN NOT h.implied THEN h.pushed_at END
         FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
         JOIN repository_manifests h ON h.manifest_id = d.id AND h.repository_id = d.repository_id
         """,
@@ -250,7 +259,7 @@ def links(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, da
     )
 
 
-def _pairs(connection: Connection[Any], statement: str, pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
+def _pairs(connection: Connection[Any], statement: str, pairs: list[Pair]) -> list[tuple[Pair, Any]]:
     if not pairs:
         return []
     found = _run(connection, statement, (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs)))
@@ -265,13 +274,13 @@ def removals(
     found = _run(
         connection,
         """
-        SELECT r.repository_id, r.digest, r.removed_at, r.doubtful_since IS NOT NULL
+        SELECT r.repository_id, r.digest, r.removed_at, r.doubtful_since IS NOT NULL, r.reported, r.vanished_added_at
         FROM unnest(%s::int[], %b::bytea[]) d (repository_id, digest)
         JOIN removals r ON r.repository_id = d.repository_id AND r.digest = d.digest
         """,
         (integers(repositories[name] for name, _ in keys), digests(digest for _, digest in keys)),
     )
-    return {(names[row[0]], Digest(row[1])): Removal(row[2], row[3]) for row in found}
+    return {(names[row[0]], Digest(row[1])): Removal(*row[2:]) for row in found}
 
 
 def write_holdings(
@@ -280,8 +289,30 @@ def write_holdings(
     difference: Difference[datetime],
     ids: Mapping[Digest, int],
     repositories: Mapping[RepositoryName, int],
+    implied: Collection[Key] = (),
 ) -> None:
-    """Write what differs from `before`; rows that are no longer as they were read are met with StateChangedError."""
+    """Write what differs from `before`; rows that are no longer as they were read are met with StateChangedError.
+
+    Those of `implied` have a row, and are held by a link of their own from now on. What was removed is left to
+    implied.py.
+    """
+    own = [key for key in difference.added if key in implied]
+    _change(
+        connection,
+        len(own),
+        """
+        UPDATE repository_manifests t SET implied = false, pushed_at = d.at
+        FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[]) d (repository_id, id, at)
+        WHERE t.manifest_id = d.id AND t.repository_id = d.repository_id AND t.implied
+        """,
+        (
+            integers(repositories[name] for name, _ in own),
+            integers(ids[digest] for _, digest in own),
+            times(difference.added[key] for key in own),
+        ),
+    )
+    added = {key: at for key, at in difference.added.items() if key not in implied} if own else difference.added
+    difference = Difference(added, difference.changed, [])
     _write_pairs(connection, "repository_manifests", "manifest_id", "pushed_at", before, difference, ids, repositories)
 
 
@@ -356,17 +387,23 @@ def write_removals(
         connection,
         len(written),
         """
-        INSERT INTO removals (repository_id, digest, removed_at, doubtful_since)
-        SELECT repository_id, digest, at, CASE WHEN doubtful THEN now() END
-        FROM unnest(%s::int[], %b::bytea[], %s::timestamptz[], %b::bool[]) d (repository_id, digest, at, doubtful)
+        INSERT INTO removals (repository_id, digest, removed_at, doubtful_since, reported)
+        SELECT repository_id, digest, at, CASE WHEN doubtful THEN now() END, reported
+        FROM unnest(%s::int[], %b::bytea[], %s::timestamptz[], %b::bool[], %b::bool[])
+             d (repository_id, digest, at, doubtful, reported)
         ON CONFLICT (repository_id, digest) DO UPDATE
-        SET removed_at = excluded.removed_at, seen_at = now(), doubtful_since = excluded.doubtful_since
+        SET removed_at = excluded.removed_at, seen_at = now(), doubtful_since = excluded.doubtful_since,
+            reported = excluded.reported,
+            vanished_since = CASE WHEN NOT excluded.reported THEN removals.vanished_since END,
+            vanished_added_at = CASE WHEN NOT excluded.reported THEN removals.vanished_added_at END,
+            vanished_kind = CASE WHEN NOT excluded.reported THEN removals.vanished_kind END
         """,
         (
             integers(repositories[name] for name, _ in written),
             digests(digest for _, digest in written),
             times(removal.at for removal in written.values()),
             [removal.doubtful for removal in written.values()],
+            [removal.reported for removal in written.values()],
         ),
     )
     _change(

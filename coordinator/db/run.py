@@ -6,6 +6,7 @@ Not here: SQL (rows.py), the rules (domain/fold.py), transactions and progress (
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from itertools import chain
@@ -13,7 +14,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from coordinator.db import renames, rows
+from coordinator.db import implied, renames, rows
 from coordinator.db.arrays import within
 from coordinator.db.batch import Applied, Item, StateChangedError
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
@@ -55,6 +56,10 @@ class Run:
         self._refs: dict[int, list[int] | None] = {}
         self._references: Counter[int] = Counter()
         self._links: Counter[int] = Counter()
+        #: What a held index lists, and no link of the repository is known of.
+        self._implied: set[Key] = set()
+        #: Known manifests of which this run has changed what they list, or that they are indexes.
+        self._widened: set[int] = set()
 
     def apply(self) -> Applied:
         self._collect()
@@ -62,11 +67,14 @@ class Run:
         self._name_blobs()
         before = self._before()
         fold = Fold(before, self._margin, self._by_word())
-        fold.take(self._facts)
+        fold.take(fact for fact in self._facts if not isinstance(fact, ManifestPushed) or fact.linked)
         changes = fold.changes()
-        new_manifests = self._learn_manifests(changes)
+        if changes.holdings.removed and not self._alone:
+            raise AloneNeededError("An index that another writer adds may list what is removed.")
+        new_manifests = self._learn_manifests()
         self._count(changes)
         self._write(before, changes, new_manifests)
+        self._keep_children(changes, new_manifests)
         removals = chain(changes.removals.added.values(), changes.removals.changed.values())
         return Applied(
             holdings_added=len(changes.holdings.added),
@@ -124,8 +132,10 @@ class Run:
             if digest in self._ids and digest not in self._new
         }
         pairs = list(known)
+        held = {known[pair]: at for pair, at in rows.holdings(self._connection, pairs)}
+        self._implied = {key for key, at in held.items() if at is None}
         return Before(
-            holdings={known[pair]: at for pair, at in rows.holdings(self._connection, pairs)},
+            holdings={key: at for key, at in held.items() if at is not None},
             links={known[pair]: at for pair, at in rows.links(self._connection, pairs)},
             removals=rows.removals(self._connection, list(keys), self._repositories),
         )
@@ -143,11 +153,10 @@ class Run:
             self._connection, [fact for fact in removals if fact.repository in by_word], self._margin
         )
 
-    def _learn_manifests(self, changes: Changes) -> list[rows.NewManifest]:
+    def _learn_manifests(self) -> list[rows.NewManifest]:
         """Fill in what the manifests of this run list; return those that have no row yet."""
         ids = self._ids
-        touched = {digest for _, digest in changes.holdings.removed} | self._pushes.keys()
-        known = rows.manifests(self._connection, [ids[digest] for digest in touched if digest not in self._new])
+        known = rows.manifests(self._connection, [ids[digest] for digest in self._pushes if digest not in self._new])
         self._refs.update(known)
         new: list[rows.NewManifest] = []
         for digest, push in self._pushes.items():
@@ -175,19 +184,19 @@ class Run:
         widened = (known or []) + extra
         holdings = rows.widen_manifest(self._connection, manifest, kind, widened)
         self._refs[manifest] = widened
+        self._widened.add(manifest)
         for blob in extra:
             self._references[blob] += holdings
 
     def _count(self, changes: Changes) -> None:
         ids, refs, references = self._ids, self._refs, self._references
-        for _, digest in changes.holdings.added:
-            manifest = ids[digest]
+        for key in changes.holdings.added:
+            if key in self._implied:
+                # It is counted already.
+                continue
+            manifest = ids[key[1]]
             references[manifest] += 1
             references.update(refs[manifest] or ())
-        for _, digest in changes.holdings.removed:
-            manifest = ids[digest]
-            references[manifest] -= 1
-            references.subtract(refs[manifest] or ())
         self._links.update(ids[digest] for _, digest in changes.links.added)
         self._links.subtract(ids[digest] for _, digest in changes.links.removed)
 
@@ -196,24 +205,44 @@ class Run:
         new_ids = {ids[digest] for digest in self._new}
         self._insert_blobs()
         rows.insert_manifests(self._connection, sorted(new_manifests))
-        rows.mark_indexes(
-            self._connection,
-            {
-                ids[digest]
-                for digest, push in self._pushes.items()
-                if push.content is not None and push.content.kind is ManifestKind.INDEX
-            }
-            - {manifest.id for manifest in new_manifests},
+        self._widened.update(
+            rows.mark_indexes(
+                self._connection,
+                {
+                    ids[digest]
+                    for digest, push in self._pushes.items()
+                    if push.content is not None and push.content.kind is ManifestKind.INDEX
+                }
+                - {manifest.id for manifest in new_manifests},
+            )
         )
         read = {ids[digest] for digest, push in self._pushes.items() if push.read}
         rows.verify_manifests(self._connection, read - {manifest.id for manifest in new_manifests})
-        rows.write_holdings(self._connection, before.holdings, changes.holdings, ids, self._repositories)
+        rows.write_holdings(self._connection, before.holdings, changes.holdings, ids, self._repositories, self._implied)
         rows.write_links(self._connection, before.links, changes.links, ids, self._repositories)
         rows.write_removals(self._connection, changes.removals, self._repositories)
         sizes = {ids[digest]: self._sizes.get(digest) for digest in self._unsized}
         touched = sorted((self._references.keys() | self._links.keys() | sizes.keys()) - new_ids)
         deltas = [rows.Delta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched]
         rows.add_counts(self._connection, [delta for delta in deltas if delta[1:] != (0, 0, None)])
+
+    def _keep_children(self, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
+        """Let held indexes hold what they list. Counts are written: see implied.py."""
+
+        def holdings(keys: Iterable[Key]) -> list[implied.Holding]:
+            return [(self._repositories[name], self._ids[digest]) for name, digest in keys]
+
+        implied.drop(self._connection, holdings(changes.holdings.removed))
+        no_indexes = {manifest.id for manifest in new_manifests if manifest.kind is not ManifestKind.INDEX}
+        added = holdings(changes.holdings.added)
+        implied.complete(self._connection, [pair for pair in added if pair[1] not in no_indexes])
+        # Nobody lists what had no row.
+        new = {self._ids[digest] for digest in self._new}
+        implied.complete_all(
+            self._connection,
+            listed={manifest.id for manifest in new_manifests} - new,
+            indexes=self._widened,
+        )
 
     def _insert_blobs(self) -> None:
         ids, sizes = self._ids, self._sizes

@@ -87,7 +87,7 @@ def forget_removals(connection: Connection[Any], retention: timedelta) -> int:
             """
             WITH old AS MATERIALIZED (
                 SELECT repository_id, digest FROM removals
-                WHERE seen_at < now() - %s AND doubtful_since IS NULL
+                WHERE seen_at < now() - %s AND doubtful_since IS NULL AND vanished_since IS NULL
                 ORDER BY seen_at LIMIT %s FOR UPDATE SKIP LOCKED
             )
             DELETE FROM removals r USING old WHERE r.repository_id = old.repository_id AND r.digest = old.digest

@@ -15,6 +15,7 @@ class ManifestPushed(NamedTuple):
     """The repository holds the manifest. `content` is None while nobody has said what it lists.
 
     `read`: the content is that of the manifest's own bytes, and not a pod's word.
+    `linked`: the repository has a link of it. Without one, it is what a held index lists (db/implied.py).
     """
 
     repository: RepositoryName
@@ -23,6 +24,7 @@ class ManifestPushed(NamedTuple):
     size: int | None
     content: ManifestContent | None
     read: bool = False
+    linked: bool = True
 
 
 class BlobLinked(NamedTuple):

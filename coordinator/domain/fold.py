@@ -32,10 +32,14 @@ T = TypeVar("T")
 
 
 class Removal(NamedTuple):
-    """A delete event that was seen; `at` is the registry's time of it."""
+    """A delete event that was seen, or a link that was found gone; `at` is the registry's time of the event."""
 
     at: datetime
     doubtful: bool
+    #: An event, or an operator, says so, and not only a look at storage.
+    reported: bool = True
+    #: Of one that nothing explains yet: when what vanished was added, by the registry's clock.
+    added_at: datetime | None = None
 
 
 class Verdict(Enum):
@@ -121,7 +125,7 @@ class Fold:
                 # there in the other way, that must be later too, or the delete may have been of it.
                 del self.removals[key]
             else:
-                self.removals[key] = Removal(removal.at, doubtful=True)
+                self.removals[key] = removal._replace(doubtful=True)
 
     def _remove(self, key: Key, at: datetime, *, entirely: bool) -> None:
         held, linked = self.holdings.get(key), self.links.get(key)
@@ -168,8 +172,17 @@ class Fold:
 
     def _remember(self, key: Key, at: datetime, *, doubtful: bool) -> None:
         known = self.removals.get(key)
-        if known is None or at > known.at:
+        if known is None:
             self.removals[key] = Removal(at, doubtful)
+            return
+        # An event of an earlier delete does not explain why a link that was made since then is gone.
+        explained = known.added_at is None or judge(known.added_at, at, self._margin) is not Verdict.OVERTAKEN
+        reported = known.reported or explained
+        if at > known.at or reported != known.reported:
+            later = at > known.at
+            self.removals[key] = Removal(
+                max(at, known.at), doubtful if later else known.doubtful, reported, None if reported else known.added_at
+            )
 
 
 def _difference(before: dict[Key, T], after: dict[Key, T]) -> Difference[T]:

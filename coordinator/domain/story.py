@@ -239,6 +239,7 @@ _SENTENCES: Final = {
     "pinned": "an operator pinned it: {why}",
     "unpinned": "an operator let it go again: {why}",
     "asked-back": "an operator asked for it back: {why}",
+    "accepted": "{by} accepted that its link in {repository} is gone: {why}",
 }
 
 
@@ -250,6 +251,8 @@ def _sentence(entry: Entry) -> str:
         why=entry.why,
         bytes=_bytes(evidence.get("bytes")),
         freed=_bytes(evidence.get("freed_bytes")),
+        by=evidence.get("by", "an operator"),
+        repository=evidence.get("repository", "a repository"),
     )
     since = evidence.get("unreferenced_since")
     if isinstance(since, str):

@@ -28,7 +28,7 @@ from coordinator.db import reconcile as table
 from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Item
 from coordinator.db.jobs import Job
-from coordinator.db.reconcile import ReconciledPod
+from coordinator.db.reconcile import Child, ReconciledPod
 from coordinator.domain.facts import BlobLinked, ManifestPushed
 from coordinator.domain.merge import Link, LinkKind, differences
 from coordinator.domain.names import Digest, RepositoryName, format_digest
@@ -188,19 +188,21 @@ class Comparison:
         return found
 
     def children(self) -> None:
-        """Add those children of indexes that are held by the link of a blob; what is read may be an index in turn."""
+        """Add those children of indexes that are held by the link of a blob, or by their index alone.
+
+        What is read may be an index in turn.
+        """
         found: list[Named] = []
         with table.children(self._connection, self._scope.pod.id) as named:
-            for batch in _batches(named, LOOK_BATCH):
+            for children in _batches(named, LOOK_BATCH):
                 self._check()
-                found += self._find_named(batch)
+                found += self._find_named(children)
         self.finish()
         while found:
             indexes, found = found, []
             for batch in _batches(indexes, LOOK_BATCH):
                 self._check()
-                children = table.unheld_children(self._connection, batch)
-                found += self._find_named([(repository, digest) for _, repository, digest in children])
+                found += self._find_named(table.unheld_children(self._connection, batch))
             self.finish()
 
     def finish(self) -> None:
@@ -291,8 +293,8 @@ class Comparison:
         for batch in _batches(named, LOOK_BATCH):
             self._find_named(sorted(table.lacking(self._connection, LinkKind.REVISION, batch)))
 
-    def _find_named(self, named: Sequence[Named]) -> list[Named]:
-        """Add, of these, the manifests that are held by the link of a blob; return which."""
+    def _find_named(self, named: Sequence[Named | Child]) -> list[Named]:
+        """Add, of these, the manifests that are held by the link of a blob, or by an index; return which."""
         found = layered.manifests(self._store, self._lookups, named)
         for fact in found:
             self._add(fact)

@@ -19,8 +19,10 @@ import structlog
 from coordinator.db import directory
 from coordinator.db import reconcile as table
 from coordinator.db.apply import BatchApply
+from coordinator.db.arrays import EARLIEST
 from coordinator.db.batch import Item
 from coordinator.db.connection import Connections
+from coordinator.db.reconcile import Child
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import ManifestContent
@@ -61,8 +63,8 @@ class Layered:
         while indexes:
             with self._connections.use() as connection:
                 children = table.unheld_children(connection, indexes)
-            named = [(name, digest) for _, name, digest in children if digest not in self._others]
-            found = manifests(self._store, self._lookups, named, self._others)
+            asked = [child for child in children if child.digest not in self._others]
+            found = manifests(self._store, self._lookups, asked, self._others)
             if len(self._others) > OTHERS_LIMIT:
                 self._others.clear()
             unread = {fact.digest for fact in found if fact.content is None}
@@ -70,7 +72,7 @@ class Layered:
                 told = directory.told_manifests(connection, unread) if unread else set()
             # Held with what others have told of them they would never be read: a reconcile finds them (compare.py).
             found = [fact for fact in found if fact.digest not in told]
-            pods = {name: pod for pod, name, _ in children}
+            pods = {child.repository: child.pod_id for child in children}
             items = [Item(0, 0, pods[fact.repository], fact, None) for fact in found]
             if items:
                 with self._connections.use() as connection:
@@ -83,22 +85,27 @@ class Layered:
 
 
 def manifests(
-    store: ObjectStore, lookups: Executor, named: Iterable[Named], others: set[Digest] | None = None
+    store: ObjectStore, lookups: Executor, named: Iterable[Named | Child], others: set[Digest] | None = None
 ) -> list[ManifestPushed]:
     """Return, of these, the manifests that their repositories link as blobs; raises UnavailableError.
 
     One whose bytes are not there, or are others, may be a manifest: it is given without what it lists. To `others`
     those are added whose bytes were read and are none.
+    A child of which there is no link at all, and that nobody has said to be a manifest, is given if its bytes are one:
+    the registry accepted the index while it had the child.
     """
-    found = lookups.map(lambda each: _look(store, each[0], each[1], others), dict.fromkeys(named))
+    found = lookups.map(lambda each: _look(store, each, others), dict.fromkeys(named))
     return [fact for fact in found if fact is not None]
 
 
-def _look(
-    store: ObjectStore, repository: RepositoryName, digest: Digest, others: set[Digest] | None
-) -> ManifestPushed | None:
+def _look(store: ObjectStore, named: Named | Child, others: set[Digest] | None) -> ManifestPushed | None:
+    if isinstance(named, Child):
+        _, repository, digest, implied = named
+        needed = not implied
+    else:
+        (repository, digest), needed = named, False
     link = store.head(layer_link_key(repository, digest))
-    if link is None:
+    if link is None and not needed:
         return None
     stored = read(store, digest)
     if not stored.could_be:
@@ -107,4 +114,8 @@ def _look(
             others.add(digest)
         return None
     content = stored.content if isinstance(stored.content, ManifestContent) else None
-    return ManifestPushed(repository, digest, link.modified_at, stored.size, content, read=content is not None)
+    if link is not None:
+        return ManifestPushed(repository, digest, link.modified_at, stored.size, content, read=content is not None)
+    if content is None:
+        return None
+    return ManifestPushed(repository, digest, EARLIEST, stored.size, content, read=True, linked=False)

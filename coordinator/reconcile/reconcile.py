@@ -13,6 +13,8 @@ has, is so reconciled only once it has; the prober's image is enough.
 
 A part that fails for want of a service is tried again; if it goes on failing the job fails, and nothing is settled. A
 scheduler that is killed leaves the parts that it has done: the next one does the others, and `began_at` stays.
+That all parts are done is asked of the database, in the transaction that settles gaps: one that was failed over may
+have lost what a part has written, and then it has lost that the part is done.
 Not here: what a part does, SQL, the queue.
 """
 
@@ -34,7 +36,7 @@ from coordinator.db.reconcile import ReconciledPod
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import Linker, PodMode
-from coordinator.errors import ConflictError, NotFoundError, UnavailableError
+from coordinator.errors import BaleenError, ConflictError, NotFoundError, UnavailableError
 from coordinator.jobs import Ending, StoppedError, Work
 from coordinator.reconcile import plan
 from coordinator.reconcile.compare import Comparison, Scope
@@ -56,6 +58,10 @@ ATTEMPTS, FIRST_PAUSE_S = 6, 1.0
 KIND = "reconcile"
 
 _CHECK_ROOT = "Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
+
+
+class LostPartsError(BaleenError):
+    """The database has lost what a job had written."""
 
 
 class Reconcile:
@@ -102,6 +108,7 @@ class Reconcile:
             if comparison.unread():
                 # Indexes may be among them.
                 comparison.children()
+            jobs.rest_done(connection, work.job)
         self._settle_doubts(work, scope, tally)
         if was_here and not self._is_here(pod):
             raise NotHereError(
@@ -112,6 +119,12 @@ class Reconcile:
         absent = self._absent(work)
 
         def end(connection: Any) -> Mapping[str, Any]:
+            # What is kept in memory here does not say what a database has that took this one's place meanwhile.
+            if unfinished := jobs.unfinished(connection, work.job, scope.parts):
+                raise LostPartsError(
+                    f"The database has lost that {len(unfinished)} of {len(scope.parts)} parts are done: it was failed "
+                    "over, or restored. Nothing is settled; the reconcile is tried again."
+                )
             return tally.progress() | table.end(connection, work.job, self._request_bound, absent, self._limits)
 
         return end

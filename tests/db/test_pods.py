@@ -129,10 +129,10 @@ def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     add(fresh, Linker.RELAY)
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
-    (told,) = truth(fresh).opened.reasons()
+    (told,) = truth(fresh).opened.reasons("pod")
     assert "`baleen pods settle-gaps`" in told
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
-    assert truth(fresh).opened.reasons() == []
+    assert truth(fresh).opened.reasons("pod") == []
 
 
 async def anything(*_: Any) -> bool:
@@ -311,7 +311,9 @@ def test_gaps_that_only_a_later_reconcile_settles(fresh: Table) -> None:
     pod = add(fresh)
     gap(fresh, pod)
     assert (
-        truth(fresh).opened.reasons()[0].startswith("1 gap in which events may be lost: a reconcile of the pod settles")
+        truth(fresh)
+        .opened.reasons("pod")[0]
+        .startswith("1 gap in which events may be lost: a reconcile of the pod settles")
     )
     for hours in (2, 1):
         gap(fresh, pod)
@@ -320,7 +322,7 @@ def test_gaps_that_only_a_later_reconcile_settles(fresh: Table) -> None:
             " WHERE id = (SELECT max(id) FROM gaps)",
             (hours,),
         )
-    (told,) = truth(fresh).opened.reasons()
+    (told,) = truth(fresh).opened.reasons("pod")
     assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC settles it" in told
 
 
@@ -373,7 +375,7 @@ def test_doubts_that_no_look_can_settle(fresh: Table) -> None:
     fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE name <> %s", (NEW,))
     fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
     fresh.apply(fresh.push("a", "m", ["l"], 0), fresh.removed("a", "m", 60), margin=timedelta(minutes=5))
-    assert "settle-gaps" in " ".join(truth(fresh).opened.reasons())
+    assert "settle-gaps" in " ".join(truth(fresh).opened.reasons("pod"))
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is kept"))
-    assert truth(fresh).opened.reasons() == []
+    assert truth(fresh).opened.reasons("pod") == []
     assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)

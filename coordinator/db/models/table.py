@@ -202,6 +202,8 @@ class RepositoryManifest(Base):
     #: By the registry's clock: orders this addition against removals.
     pushed_at: Mapped[datetime.datetime]
     repository_id: Mapped[int] = mapped_column(Integer)
+    #: The repository has no link of it: an index that it holds lists it, and keeps it (implied.py).
+    implied: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class RepositoryBlob(Base):
@@ -255,6 +257,19 @@ class RemovalSeen(Base):
             "doubtful_since",
             postgresql_where=text("doubtful_since IS NOT NULL"),
         ),
+        CheckConstraint(
+            "num_nulls(vanished_since, vanished_added_at, vanished_kind) IN (0, 3)"
+            " AND (vanished_since IS NULL OR NOT reported)",
+            name="vanished",
+        ),
+        CheckConstraint("vanished_kind IN ('manifest', 'blob')", name="vanished_kind"),
+        # Empty as a rule: what holds GC is asked often.
+        Index(
+            "ix_removals_vanished",
+            "repository_id",
+            "digest",
+            postgresql_where=text("vanished_since IS NOT NULL"),
+        ),
     )
 
     repository_id: Mapped[int] = mapped_column(Integer, ForeignKey("repositories.id"))
@@ -263,6 +278,13 @@ class RemovalSeen(Base):
     seen_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
     doubtful_since: Mapped[datetime.datetime | None]
     digest: Mapped[bytes]
+    #: A delete event, or an operator, explains it. False while only a look at storage says that the link is gone.
+    reported: Mapped[bool] = mapped_column(server_default=text("true"))
+    #: The link vanished without an event, and nobody has accepted that: holds GC (vanished.py).
+    vanished_since: Mapped[datetime.datetime | None]
+    #: When what vanished was added, by the registry's clock: a delete event from before does not explain it.
+    vanished_added_at: Mapped[datetime.datetime | None]
+    vanished_kind: Mapped[str | None]
 
 
 class RenameSeen(Base):

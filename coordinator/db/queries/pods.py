@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from coordinator.db import refusals
 from coordinator.db.queries import paging
 from coordinator.db.queries.session import reading
+from coordinator.db.queries.vanished import examples
 from coordinator.db.queries.views import Endpoint, Finding, Gaps, Pod, PodPage, Source, TokenIssuer, WrongToken
 from coordinator.db.queries.watermarks import watermarks
 from coordinator.domain.findings import Finding as Found
@@ -45,8 +46,11 @@ class Open(NamedTuple):
     gaps_settle_from: dt.datetime | None = None
     doubtful_removals: int = 0
     unread_manifests: int = 0
+    #: Links that are gone without a delete event, and a few of them.
+    vanished_links: int = 0
+    vanished_examples: Sequence[str] = ()
 
-    def reasons(self) -> list[str]:
+    def reasons(self, pod: str) -> list[str]:
         """Say what is open; empty if nothing is."""
         settles = "a reconcile of the pod settles it"
         if self.gaps_settle_from is not None:
@@ -86,7 +90,16 @@ class Open(NamedTuple):
                 "read again by each reconcile of the pod",
             ),
         )
-        return [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
+        reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
+        if self.vanished_links:
+            named = ", ".join(self.vanished_examples)
+            more = ", …" if self.vanished_links > len(self.vanished_examples) else ""
+            reasons.append(
+                f"{self.vanished_links} link{'' if self.vanished_links == 1 else 's'} vanished without a delete event "
+                f"({named}{more}): find out what deleted them, push again what must stay, and then "
+                f"`baleen pods accept-vanished {pod} --why …`; `baleen pods vanished {pod}` lists them"
+            )
+        return reasons
 
 
 class Truth(NamedTuple):
@@ -125,7 +138,7 @@ class Truth(NamedTuple):
 
         `waits_at`: where all that the watermark waits for is told, if not by `pods show`.
         """
-        told = self.opened.reasons()
+        told = self.opened.reasons(pod)
         compared_at = self.reconciled_at if self.has_links else self.settled_at
         if compared_at is None:
             told.append(f"never reconciled: what it held before its first event is not known, {self._remedy(pod)}")
@@ -172,6 +185,10 @@ JOIN repository_manifests h ON h.manifest_id = m.id
 JOIN repositories r ON r.id = h.repository_id
 JOIN pods p ON p.id = r.pod_id
 WHERE m.refs IS NULL GROUP BY 1
+UNION ALL
+SELECT p.name, 'vanished_links', count(*), NULL, NULL
+FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
+WHERE x.vanished_since IS NOT NULL GROUP BY 1
 """)
 _ORPHANS = text("""
 SELECT count(*) FROM dead_letters d
@@ -223,6 +240,10 @@ async def holds(connection: AsyncConnection) -> dict[str, Open]:
         if row.what == "gaps":
             values |= {"oldest_gap": row.oldest, "gaps_settle_from": row.settle_from}
         found[row.name] = found.get(row.name, Open())._replace(**values)
+    alarmed = [name for name, opened in found.items() if opened.vanished_links]
+    if alarmed:
+        for name, named in (await examples(connection, alarmed)).items():
+            found[name] = found[name]._replace(vanished_examples=named)
     return found
 
 
@@ -329,6 +350,7 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
         dead_letters_not_kept=opened.dead_letters_not_kept,
         doubtful_removals=opened.doubtful_removals,
         unread_manifests=opened.unread_manifests,
+        vanished_links=opened.vanished_links,
         reconciled_at=truth.reconciled_at,
         watermark=truth.mark.at,
         waits_for=truth.mark.waits_for,

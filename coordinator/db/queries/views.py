@@ -190,6 +190,7 @@ class Pod(View, frozen=True, kw_only=True):
     ]
     doubtful_removals: int
     unread_manifests: Annotated[int, Meta(description="Held manifests whose content could not be read yet.")]
+    vanished_links: Annotated[int, Meta(description="Links that are gone without a delete event: an alarm.")]
     reconciled_at: Annotated[
         dt.datetime | None, Meta(description="When the last reconcile that was done began; null if none was.")
     ]
@@ -209,6 +210,23 @@ class Pod(View, frozen=True, kw_only=True):
 
 class PodPage(View, frozen=True, kw_only=True):
     items: list[Pod]
+    next: Next
+
+
+class VanishedLink(View, frozen=True, kw_only=True):
+    """Storage had this link, and no event reported that it was deleted."""
+
+    repository: str
+    digest: str
+    kind: Annotated[
+        Literal["manifest", "blob"], Meta(description="What the link was of: `blob` in pods of mode `link` only.")
+    ]
+    noticed_at: dt.datetime
+    added_at: Annotated[dt.datetime, Meta(description="When it was pushed, by the registry's clock.")]
+
+
+class VanishedPage(View, frozen=True, kw_only=True):
+    items: list[VanishedLink]
     next: Next
 
 
