@@ -176,7 +176,7 @@ OPS = st.lists(
 )
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(OPS)
 @example([Op("push", "a", "x"), Op("push", "a", "deep"), Op("vanish", "a", "xy"), Op("delete", "a", "deep")])
 def test_any_history(database: str, history: list[Op]) -> None:

@@ -1,0 +1,93 @@
+"""Attempt 8: a database that lost what it had acknowledged, as after a failover, ends no reconcile as done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from coordinator.db import rows
+from coordinator.reconcile import reconcile
+from tests.reconcile.harness import World
+from tests.services.databases import Databases
+
+
+@pytest.fixture
+def world(databases: Databases) -> Iterator[World]:
+    with World(databases.migrated()) as world:
+        yield world
+
+
+def lose_parts(world: World) -> None:
+    """All that parts have written is lost, and that they are done."""
+    held = world.rows("DELETE FROM repository_manifests RETURNING manifest_id")
+    rows.recount(world.connection, [row[0] for row in held], by=-1)
+    world.connection.execute("UPDATE job_parts SET done_at = NULL WHERE done_at IS NOT NULL")
+
+
+def lose_plan(world: World) -> None:
+    world.connection.execute("DELETE FROM job_parts")
+
+
+def lose_job(world: World) -> None:
+    """The job was not taken yet, or taken fewer times."""
+    world.connection.execute("UPDATE jobs SET taken = taken - 1 WHERE state = 'running'")
+
+
+def once_a_part_is_done(world: World, lose: Callable[[World], None]) -> Callable[[str, str], None]:
+    """Lose it when the first part is done, and another is listed."""
+    lost = False
+
+    def interrupt(call: str, _: str) -> None:
+        nonlocal lost
+        if call == "walk" and not lost and world.rows("SELECT FROM job_parts WHERE done_at IS NOT NULL"):
+            lost = True
+            lose(world)
+
+    return interrupt
+
+
+@pytest.mark.parametrize("lose", [lose_parts, lose_plan, lose_job])
+def test_what_is_lost_meanwhile_is_not_done(
+    world: World, lose: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gap stays open until a reconcile, whose parts the database has, is done: then nothing is missing."""
+    monkeypatch.setattr(reconcile, "PARTS_AT_ONCE", 1)
+    for number, repository in enumerate(("a", "b", "c")):
+        world.pushed(repository, world.image(f"m{number}"), 1)
+    world.connection.execute(
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%s, '', -1, 'log-cut', 0)",
+        (world.pods[world.pod],),
+    )
+    world.bucket.interrupt = once_a_part_is_done(world, lose)
+    assert world.tried().state != "done"
+    open_gaps = "SELECT count(*) FROM gaps WHERE settled_at IS NULL"
+    assert world.rows(open_gaps) == [(1,)]
+    # One that nobody holds any more is not in the way.
+    world.connection.execute("UPDATE jobs SET state = 'failed', finished_at = now() WHERE state = 'running'")
+    assert world.reconcile().count("gaps_settled") == 1
+    assert world.rows(open_gaps) == [(0,)]
+    world.sound()
+
+
+def test_what_is_lost_after_the_parts_is_not_done_either(world: World) -> None:
+    """Children of indexes are added after the last part; when that was lost, the reconcile does not end as done."""
+    x = world.image("x")
+    world.pushed("a", x, 1)
+    world.pushed("a", world.index(x.digest), 1)
+    looked = 0
+
+    def interrupt(call: str, _: str) -> None:
+        nonlocal looked
+        # Settling doubts and the look at the root are what comes last.
+        if call == "check":
+            looked += 1
+            if looked == 2:
+                world.connection.execute("DELETE FROM job_parts WHERE name = ''")
+
+    world.bucket.interrupt = interrupt
+    done = world.tried()
+    assert looked >= 2
+    assert done.state == "failed"
+    assert done.error is not None
+    assert "failed over, or restored" in done.error

@@ -1,0 +1,272 @@
+"""Attempt 3: links that vanish without a delete event are listed, and block collection until somebody explains them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from coordinator.db import vanished
+from coordinator.db.engine import async_engine
+from coordinator.db.queries import pods as queries
+from coordinator.db.queries.session import reading
+from coordinator.db.queries.vanished import vanished as list_of_vanished
+from coordinator.db.queries.views import VanishedLink
+from coordinator.db.vanished import Accepted
+from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
+from coordinator.domain.own import PROBE_REPOSITORY
+from coordinator.errors import NotFoundError, UsageError
+from coordinator.reconcile.settle import Settler
+from coordinator.storage.layout import layer_link_key
+from tests.reconcile.harness import Image, World
+from tests.services.databases import Databases
+
+
+@pytest.fixture(scope="module")
+def database(databases: Databases) -> str:
+    return databases.migrated()
+
+
+@pytest.fixture(params=["manifest", "link"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def world(database: str) -> Iterator[World]:
+    with World(database) as world:
+        world.arrive(world.pushed("witness", world.image("witness", ["w"]), 1))
+        yield world
+
+
+def ask(world: World, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def done() -> Any:
+        engine = async_engine(world.url)
+        try:
+            return await work(engine)
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(done())
+
+
+def held_by(world: World) -> list[str]:
+    """What blocks collection because of links that vanished."""
+
+    async def asked(engine: Any) -> list[str]:
+        async with reading(engine) as connection:
+            truths = await queries.truths(connection, timedelta(minutes=1), timedelta(hours=1))
+            return truths[world.pod].reasons(world.pod)
+
+    return [reason for reason in ask(world, asked) if "vanished" in reason]
+
+
+def listed(world: World, repository: RepositoryName | None = None, limit: int = 100) -> list[VanishedLink]:
+    found: list[VanishedLink] = []
+    cursor = None
+    while True:
+        page = ask(
+            world,
+            lambda engine, cursor=cursor: list_of_vanished(
+                engine, PodName(world.pod), repository=repository, cursor=cursor, limit=limit
+            ),
+        )
+        found += page.items
+        cursor = page.next
+        if cursor is None:
+            return found
+
+
+def accept(world: World, repository: RepositoryName | None = None) -> Accepted:
+    accepted: Accepted = ask(
+        world, lambda engine: vanished.accept(engine, PodName(world.pod), "we cleaned up", "ann", repository)
+    )
+    return accepted
+
+
+def settle(world: World) -> None:
+    with world.runner() as (connections, _):
+        settler = Settler(connections, world.store)
+        settler.settle(pod_id=world.pods[world.pod])
+        settler.close()
+
+
+def unreferenced_since(world: World, digest: Digest) -> Any:
+    ((since,),) = world.rows("SELECT unreferenced_since FROM blobs WHERE digest = %s", (digest,))
+    return since
+
+
+def lost(world: World, second: float = 1) -> Image:
+    """An image that was pushed, and whose link was gone when a reconcile looked."""
+    image = world.image("m")
+    world.arrive(world.pushed("app", image, second))
+    world.vanished("app", image.digest)
+    assert world.reconcile().count("holdings_removed") == 1
+    return image
+
+
+def test_a_link_that_vanished_blocks_collection_until_it_is_accepted(world: World) -> None:
+    """It counts no more, it is named, and its acceptance, with who and why, begins the grace of what it needed."""
+    image = lost(world)
+    (reason,) = held_by(world)
+    assert reason.startswith(
+        f"1 link vanished without a delete event ({world.name('app')}@{format_digest(image.digest)})"
+    )
+    assert f"baleen pods accept-vanished {world.pod} --why" in reason
+    (link,) = listed(world)
+    assert (link.repository, link.digest, link.kind) == (world.name("app"), format_digest(image.digest), "manifest")
+    before = unreferenced_since(world, image.layers[0])
+    assert accept(world)[:2] == (1, False)
+    assert (held_by(world), listed(world)) == ([], [])
+    ((now,),) = world.rows("SELECT clock_timestamp()")
+    for digest in (image.digest, *image.layers):
+        assert before < unreferenced_since(world, digest) < now
+    ((decision, why, evidence),) = world.rows(
+        "SELECT decision, why, evidence FROM gc_ledger WHERE digest = %s", (image.digest,)
+    )
+    assert (decision, why) == ("accepted", "we cleaned up")
+    assert (evidence["by"], evidence["pod"], evidence["repository"]) == ("ann", world.pod, world.name("app"))
+    # A replay of its push is doubted, looked at, and raises no alarm again.
+    replayed = world.pushed("app", image, 1)
+    world.vanished("app", image.digest)
+    world.arrive(replayed)
+    settle(world)
+    assert held_by(world) == []
+    world.sound()
+
+
+def test_a_push_ends_the_alarm(world: World) -> None:
+    """The registry has it again: nothing is left to accept. When it vanishes once more, that is another alarm."""
+    image = lost(world)
+    world.arrive(world.pushed("app", image, 10.0**9))
+    assert held_by(world) == []
+    world.sound()
+    world.vanished("app", image.digest)
+    world.reconcile()
+    # Its push bears a time from the future, so the look decides.
+    assert len(held_by(world)) == 1
+
+
+def test_a_link_that_a_listing_finds_again_ends_the_alarm(world: World) -> None:
+    """The link is there again, and no event came: the next reconcile finds it, and the look ends what was noted."""
+    image = lost(world)
+    world.pushed("app", image, 2)
+    assert world.reconcile().count("holdings_added") == 1
+    settle(world)
+    assert held_by(world) == []
+    world.sound()
+
+
+@pytest.mark.parametrize(("second", "alarms"), [(5, 0), (60, 0), (-60, 1)])
+def test_a_delete_event_that_comes_later_explains_it(world: World, second: float, alarms: int) -> None:
+    """One that was still queued ends the alarm; one from before the push was of something else."""
+    image = lost(world)
+    world.arrive(world.deleted("app", image.digest, 1 + second))
+    assert len(held_by(world)) == alarms
+    settle(world)
+    assert len(held_by(world)) == alarms
+    world.sound()
+
+
+def test_what_an_event_has_reported_has_not_vanished(world: World) -> None:
+    """A delete that was reported, and doubtful until a reconcile looked, raises no alarm."""
+    image = world.image("m")
+    world.arrive(world.pushed("app", image, 1))
+    world.arrive(world.deleted("app", image.digest, 5))
+    assert world.reconcile().count("holdings_removed") == 1
+    assert held_by(world) == []
+
+
+def test_a_layer_link_counts_in_pods_of_mode_link(database: str, mode: str) -> None:
+    """Where links of blobs are the truth, one that vanishes is an alarm; where they count for a while, none."""
+    with World(database, mode=mode) as world:
+        world.arrive(world.pushed("witness", world.image("witness"), 1))
+        world.arrive(world.uploaded("app", "l", 1))
+        world.store.delete(layer_link_key(world.name("app"), world.digest("l")))
+        world.reconcile()
+        assert [each.kind for each in listed(world)] == (["blob"] if mode == "link" else [])
+        assert len(held_by(world)) == (mode == "link")
+
+
+def test_what_baleen_itself_removes_is_no_alarm(world: World) -> None:
+    """Probe images and what doctors try come and go."""
+    for name in (PROBE_REPOSITORY, "baleen-doctor-0123456789abcdef"):
+        image = world.image(name)
+        world.arrive(world.pushed(name, image, 1))
+        world.vanished(name, image.digest)
+    assert world.reconcile().count("holdings_removed") == 2
+    assert held_by(world) == []
+
+
+def test_of_an_unmanaged_registry_the_listing_is_the_truth(world: World) -> None:
+    """It sends no events, so that none is missed."""
+    world.rows(
+        "UPDATE pods SET managed = false, unmanaged_why = 'x', unmanaged_by = 'y' WHERE name = %s RETURNING 1",
+        (world.pod,),
+    )
+    lost(world)
+    assert held_by(world) == []
+
+
+def test_pages_and_repositories(world: World) -> None:
+    """Many are listed by the page and accepted by the batch, or those of one repository alone."""
+    images = [world.image(f"m{number}") for number in range(7)]
+    for repository in ("app", "other"):
+        world.arrive(*(world.pushed(repository, image, 1) for image in images))
+        for image in images:
+            world.vanished(repository, image.digest)
+    world.reconcile()
+    assert len(listed(world, limit=3)) == 14
+    assert len(listed(world, world.name("app"), limit=7)) == 7
+    assert held_by(world)[0].startswith("14 links vanished without a delete event (")
+    assert accept(world, world.name("app")).accepted == 7
+    assert {each.repository for each in listed(world)} == {world.name("other")}
+    assert accept(world).accepted == 7
+    assert held_by(world) == []
+
+
+def test_acceptance_goes_in_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call ends before it takes long, says that there is more, and none that came after it began is accepted."""
+    monkeypatch.setattr(vanished, "BATCH", 2)
+    monkeypatch.setattr(vanished, "CALL_LIMIT", 4)
+    images = [world.image(f"m{number}") for number in range(5)]
+    world.arrive(*(world.pushed("app", image, 1) for image in images))
+    for image in images:
+        world.vanished("app", image.digest)
+    world.reconcile()
+    first = accept(world)
+    assert first[:2] == (4, True)
+    assert accept(world)[:2] == (1, False)
+    before = first.before - timedelta(hours=1)
+    assert ask(world, lambda engine: vanished.accept(engine, PodName(world.pod), "w", "b", None, before)).accepted == 0
+
+
+def test_an_acceptance_says_who_and_why(world: World) -> None:
+    """Without a reason, without a name, or of a pod that is not there, nothing is accepted."""
+    for why, by in ((" ", "ann"), ("why", "")):
+        with pytest.raises(UsageError):
+            ask(world, lambda engine, why=why, by=by: vanished.accept(engine, PodName(world.pod), why, by))
+    with pytest.raises(NotFoundError):
+        ask(world, lambda engine: vanished.accept(engine, PodName("nobody"), "why", "ann"))
+
+
+def test_a_child_whose_link_vanished_is_an_alarm_too(world: World) -> None:
+    """The index keeps what it lists; that somebody removes links is known all the same."""
+    x, y = world.image("x"), world.image("y", ["l2"])
+    index = world.index(x.digest, y.digest)
+    world.arrive(*(world.pushed("app", image, 1) for image in (x, y, index)))
+    world.vanished("app", x.digest)
+    world.reconcile()
+    assert [each.digest for each in listed(world)] == [format_digest(x.digest)]
+    assert unreferenced_since(world, x.layers[0]) is None
+    # When the index vanishes as well, so does what it kept; what is accepted then is dated through its children.
+    world.vanished("app", index.digest)
+    world.reconcile()
+    before = unreferenced_since(world, x.layers[0])
+    assert before is not None
+    assert accept(world, world.name("app")).accepted == 2
+    assert unreferenced_since(world, x.layers[0]) > before
+    world.sound()
