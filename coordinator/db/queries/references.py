@@ -42,9 +42,9 @@ _BY_WALK = """
 )
 """
 _PAGE = """
-SELECT n.manifest_id, n.repository_id, n.kind, n.position, n.pushed_at, b.digest, r.name AS repository, p.name AS pod
+SELECT n.manifest_id, n.repository_id, n.kind, n.position, n.pushed_at, n.implied, b.digest, r.name AS repository, p.name AS pod
 FROM (
-  SELECT held.manifest_id, held.repository_id, held.pushed_at, m.kind,
+  SELECT held.manifest_id, held.repository_id, held.pushed_at, held.implied, m.kind,
          array_position(m.refs, CAST(:id AS bigint)) AS position
   FROM {manifests} m JOIN repository_manifests held ON held.manifest_id = m.id
   WHERE (CAST(:id AS bigint) = ANY(m.refs) OR m.id = :id)
@@ -104,4 +104,5 @@ def _reference(row: Row[Any]) -> Reference:
         manifest=format_digest(Digest(row.digest)),
         kind=kind,  # type: ignore[arg-type]
         since=row.pushed_at,
+        implied=row.implied,
     )

@@ -75,6 +75,9 @@ class Reference(View, frozen=True, kw_only=True):
     manifest: str
     kind: Literal["config", "layer", "child", "self"]
     since: Annotated[dt.datetime, Meta(description="When the repository got the manifest, by its registry.")]
+    implied: Annotated[
+        bool, Meta(description="The repository has no link of the manifest: an index that it holds lists it.")
+    ]
 
 
 class ReferencePage(View, frozen=True, kw_only=True):
