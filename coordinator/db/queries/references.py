@@ -42,7 +42,8 @@ _BY_WALK = """
 )
 """
 _PAGE = """
-SELECT n.manifest_id, n.repository_id, n.kind, n.position, n.pushed_at, n.implied, b.digest, r.name AS repository, p.name AS pod
+SELECT n.manifest_id, n.repository_id, n.kind, n.position, n.pushed_at, n.implied,
+       b.digest, r.name AS repository, p.name AS pod
 FROM (
   SELECT held.manifest_id, held.repository_id, held.pushed_at, held.implied, m.kind,
          array_position(m.refs, CAST(:id AS bigint)) AS position
