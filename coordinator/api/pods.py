@@ -105,9 +105,12 @@ class GapsSettlement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class VanishedAcceptance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     why: Annotated[str, Meta(min_length=1, max_length=vanished.WHY_LIMIT)]
     by: Annotated[str, Meta(min_length=1, max_length=vanished.BY_LIMIT, description="Who accepts it.")]
-    repository: Annotated[str | None, Meta(max_length=255, description="Only of this repository.")] = None
+    repository: Annotated[Annotated[str, Meta(max_length=255)] | None, Meta(description="Only of this repository.")] = (
+        None
+    )
     before: Annotated[
-        dt.datetime | None, Meta(tz=True, description="Only what was noticed up to then; now, if it is not given.")
+        Annotated[dt.datetime, Meta(tz=True)] | None,
+        Meta(description="Only what was noticed up to then; now, if it is not given."),
     ] = None
 
 

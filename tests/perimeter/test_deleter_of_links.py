@@ -79,7 +79,7 @@ def test_what_an_index_lists_outlives_its_links(stage: Stage) -> None:
     assert f"pod {stage.b.name}" in held[0]
     assert f"baleen pods accept-vanished {stage.b.name}" in held[0]
     assert stage.status()["vanished_links"] == 2
-    assert "hidden" not in stage.collect().progress
+    stage.collect()
     assert all(stage.served(digest) for digest in needed(*children))
 
     accepted = stage.api.post(f"/v1/pods/{stage.b.name}/vanished/accept", json={"why": "a test", "by": "ann"})
