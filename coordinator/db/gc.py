@@ -32,6 +32,8 @@ from coordinator.errors import BaleenError
 
 #: Former referrers of one blob whose links are looked up, the last first.
 REFERRERS_LIMIT = 100
+#: Versions of one hide that the ledger names; `hides` has all of them until it is over.
+VERSIONS_NOTED = 100
 #: Rows of the table that are counted to know how much there is.
 SAMPLED = 1_000_000
 
@@ -368,7 +370,12 @@ def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> s
                     each.digest,
                     Decision.HIDDEN,
                     "registries see it no more",
-                    {"bytes": each.size, "marker": each.marker, "versions": [v.version for v in each.versions]},
+                    {
+                        "bytes": each.size,
+                        "marker": each.marker,
+                        "versions": [v.version for v in each.versions[:VERSIONS_NOTED]],
+                        "recorded": len(each.versions),
+                    },
                     job.id,
                     each.id,
                 )
@@ -558,6 +565,30 @@ def shown(connection: Connection[Any], found: Hide, why: str) -> bool:
         }
         ledger.write(connection, [Entry(found.digest, decision, why, evidence, None, found.id)])
     return True
+
+
+def give_back(
+    connection: Connection[Any], job: Job, found: Sequence[tuple[Hide, Decision, str, dict[str, Any]]]
+) -> None:
+    """Void hides by a look at storage: nothing is deleted for them any more, and they are restored.
+
+    Their blobs' time without references begins anew, so that the hides are *disturbed*. Raises TakenOverError.
+    """
+    with connection.transaction():
+        jobs.hold(connection, job)
+        numbers = _blobs_first(connection, [hide.id for hide, _, _, _ in found])
+        void = [each for each in found if each[0].id in numbers]
+        connection.execute(
+            """
+            UPDATE blobs SET unreferenced_since = clock_timestamp()
+            WHERE id = ANY(%s::bigint[]) AND unreferenced_since IS NOT NULL
+            """,
+            (integers(hide.blob for hide, _, _, _ in void),),
+        )
+        ledger.write(
+            connection,
+            [Entry(hide.digest, decision, why, evidence, job.id, hide.id) for hide, decision, why, evidence in void],
+        )
 
 
 def keep(connection: Connection[Any], job: Job, kept: Sequence[tuple[Digest, str, dict[str, Any]]]) -> None:

@@ -30,6 +30,8 @@ class Decision(StrEnum):
     UNDONE = "undone"
     #: It was kept against the plan, by a look at storage.
     KEPT = "kept"
+    #: An alarm: others than Baleen let registries see it while it was hidden. It was about to be purged, and is kept.
+    SHOWN = "shown-by-others"
     #: By an operator: never collect it; collect it like any other; bring it back.
     PINNED = "pinned"
     UNPINNED = "unpinned"

@@ -118,6 +118,9 @@ def _hiding(known: Known, _: Facts) -> Told:
 
 
 def _purging(known: Known, _: Facts) -> Told:
+    if known.hide is not None and known.hide.disturbed:
+        told = "Its purge was called off: it is served again once no delete of it can be on its way any more."
+        return Outcome.BEING_RESTORED, told, []
     return Outcome.BEING_PURGED, f"Run {_run(known)} has begun to delete its bytes: some may be gone.", []
 
 
@@ -236,6 +239,7 @@ _SENTENCES: Final = {
     "restored": "it was served again: {why}",
     "undone": "a hide of it was undone: {why}",
     "kept": "{who} kept it: {why}",
+    "shown-by-others": "{who} did not delete its bytes, which is an alarm: {why}",
     "pinned": "an operator pinned it: {why}",
     "unpinned": "an operator let it go again: {why}",
     "asked-back": "an operator asked for it back: {why}",

@@ -120,6 +120,7 @@ class Count:
                 "hidden": amount("hidden"),
                 "purged": amount("purged"),
                 "restored": numbers.get("restored", 0),
+                "shown_by_others": numbers.get("shown_by_others", 0),
                 "waiting": numbers.get("waiting", 0),
                 "left": numbers.get("left", 0),
                 "kept": dict(self._kept),
@@ -354,7 +355,14 @@ class _Run:
 
     def _purge_batch(self, wanted: Sequence[Hide]) -> None:
         done = self._purger.purge(self._work.job, wanted, self._evidence())
-        self._count.add(purged=len(done.purged), purged_bytes=sum(each.freed for each in done.purged), left=done.left)
+        freed = sum(each.freed for each in done.purged) + done.freed
+        self._count.add(purged=len(done.purged), purged_bytes=freed, left=done.left, shown_by_others=done.shown)
+        for hide, why in done.given_back:
+            self._count.keep("given back")
+            with self._failures():
+                self._restore(hide, why)
+        if done.given_back:
+            self._restorer.tell()
 
     def _hide(self, page: list[Candidate]) -> None:
         known = self._now_known()

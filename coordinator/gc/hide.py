@@ -11,6 +11,7 @@ then read t_h (rules 1 and 12). Whatever goes wrong after the intent leaves a hi
 Not here: which blobs (plan.py), the transactions (db/gc.py), undoing (restore.py).
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,13 +27,26 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
 from coordinator.storage.layout import blob_key, layer_link_key, quarantine_key, revision_link_key
-from coordinator.storage.port import UNVERSIONED, Deleted, ObjectNotFoundError, ObjectStore, Target, copy_within
+from coordinator.storage.port import (
+    UNVERSIONED,
+    VERSIONS_LIMIT,
+    Deleted,
+    ObjectNotFoundError,
+    ObjectStore,
+    Target,
+    copy_within,
+)
 
 log = structlog.get_logger()
 
 CALLS_AT_ONCE = 16
 #: How often a batch is tried without those that were disturbed since, before the rest is left to be undone.
 ATTEMPTS = 5
+#: Versions that the hides of one batch record, beyond which each records few: it bounds memory and the table's rows.
+BATCH_VERSIONS = 100_000
+#: States of its blob that every hide looks at, and records, if there are as many. What a hide did not record stays
+#: below its marker, and the purge gives it back to a following hide (purge.py).
+VERSIONS_AT_LEAST = 100
 
 
 class HideResult(NamedTuple):
@@ -123,18 +137,22 @@ class Hider:
 
     def _delete_versioned(self, job: Job, intents: Sequence[Intent]) -> list[Hidden]:
         markers = self._delete(job, intents, lambda each: blob_key(each.digest))
-        return [each for each in self._pool.map(self._below, markers, markers.values()) if each is not None]
+        room = _Room()
+        found = self._pool.map(lambda intent: self._below(intent, markers[intent], room), markers)
+        return [each for each in found if each is not None]
 
-    def _below(self, intent: Intent, marker: str | None) -> Hidden | None:
+    def _below(self, intent: Intent, marker: str | None, room: "_Room") -> Hidden | None:
         """See what the marker conceals. While it is on top everything else is below it, whenever it came."""
-        versions = self._store.versions(blob_key(intent.digest))
+        versions = self._store.versions(blob_key(intent.digest), room.limit())
+        room.take(len(versions))
         on_top = next((each for each in versions if each.latest), None)
         if on_top is None or on_top.version != marker or marker == UNVERSIONED:
             # Pushed anew already, or somebody else deletes here, or versioning is suspended, when the next upload takes
             # the marker's place and its name: nothing that could be relied on.
             log.warning("a hide is undone: its marker is not on top", digest=format_digest(intent.digest))
             return None
-        below = [Version(each.version, each.size) for each in versions if each.size is not None]
+        # Markers of others, too: so the length of the record says whether there may be more than it has.
+        below = [Version(each.version, each.size or 0) for each in versions if not each.latest]
         return Hidden(intent.id, intent.blob, intent.digest, sum(each.size for each in below), marker, below)
 
     def _move_away(self, job: Job, intents: Sequence[Intent]) -> list[Hidden]:
@@ -208,3 +226,20 @@ class Hider:
                 log.warning("the object store did not delete", blobs=len(errors), of=len(wanted), said=errors[0])
             return {each: answer.marker for each, answer in zip(wanted, answers, strict=True) if answer.error is None}
         return {}
+
+
+class _Room:
+    """How many versions the hides of a batch may still record. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left = BATCH_VERSIONS
+
+    def limit(self) -> int:
+        """Return how many states the next hide looks at."""
+        with self._lock:
+            return max(VERSIONS_AT_LEAST, min(VERSIONS_LIMIT, self._left))
+
+    def take(self, versions: int) -> None:
+        with self._lock:
+            self._left -= versions

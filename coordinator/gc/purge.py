@@ -1,4 +1,4 @@
-"""Delete exactly what hides have recorded, and count what storage gave back.
+"""Look at what hides have concealed, delete exactly what they recorded, and count what storage gave back.
 
     versioned    the recorded versions; the marker only where they were seen to be gone
     unversioned  the hide's own copy
@@ -7,15 +7,34 @@ No delete names a key that a later hide or upload could own (rule 4). The marker
 word alone: without it what is not deleted yet would be served, could be linked, and would be lost when it is. Markers
 that stay are leavings: they go once no delete can land any more, by a look (sweep_hides.py). What is left half done is
 done again by the next job, by the same names.
+
+Rule 17, the look before each delete: the argument for a purge is that nobody was served the blob since t_h. Somebody
+who is not Baleen can end that, by removing the marker. So each request of deletes looks first, at every hide in it:
+
+    on top is                                  means                        the hide
+    the hide's own marker; nothing at all      concealed since t_h          is purged
+    versioned: bytes that it did not record    a client pushed it anew      is given back
+    unversioned: a live key                    pushed anew, or put back     is given back
+    anything else                              shown by others              is given back, with an alarm
+    what the store does not say                unknown                      waits for the next run
+
+To give back is to void the hide in the database (db/gc.py, `give_back`) and to restore the blob: a later hide begins
+with a new t_h. The look is made after the request was signed and before the database permits it (`_Looking`). The store
+refuses a signature older than SIGNATURE_S, so that bounds the time from look to delete however long the sender slept.
+In that window a marker may still be removed, and what is relied on is lost: see docs/adr/0021.
+
+A hide records a bounded number of versions (hide.py). What it did not record is not deleted: it is found below the
+marker afterwards, and the hide is given back, so that a following hide takes the rest.
 Freed is what was there by the hide's own look and is deleted by the store's word, which is not taken on trust
 (scenario 20): of each batch some are looked at, all of which the store did not plainly say so, and every one as soon as
 one is found to be there. A look at each would take more than the deletes. A lie that slips through is a leak: a copy is
 found among what is left behind, a version stays below its marker.
-Not here: which hides are due (domain/gc.py), the transactions (db/gc.py).
+Not here: which hides are due (domain/gc.py), the transactions (db/gc.py), restoring (restore.py).
 """
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from typing import Any, NamedTuple
 
 import structlog
@@ -24,22 +43,51 @@ from coordinator.db import gc
 from coordinator.db.connection import Connections
 from coordinator.db.gc import DisturbedError, Hide, Purged
 from coordinator.db.jobs import Job
+from coordinator.db.ledger import Decision
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
-from coordinator.gc.hide import CALLS_AT_ONCE, AskedOnce
+from coordinator.errors import UnavailableError
+from coordinator.gc.hide import CALLS_AT_ONCE, VERSIONS_AT_LEAST, AskedOnce
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import DELETE_LIMIT, VERSIONS_LIMIT, ObjectStore, Target
+from coordinator.storage.port import DELETE_LIMIT, ObjectStore, ObjectVersion, Target
 
 log = structlog.get_logger()
 
 #: Of a batch's deletes that the store says are done, so many are looked at.
 LOOKS = 16
+#: States of a blob that the look before a delete asks for: what is on top is among the first.
+TOP_STATES = 10
+
+
+class Look(Enum):
+    """What a purge finds of a blob just before it deletes: the outcomes, all of them."""
+
+    CONCEALED = "registries are not served it"
+    ANEW = "it was pushed anew since it was hidden"
+    #: Not given back: the next run looks again.
+    UNKNOWN = "the store does not answer the look at it, and answers others"
+    #: An unversioned bucket does not say which of the two.
+    SERVED = "it is served again: it was pushed anew, or put back by others"
+    SHOWN = "others than Baleen removed its delete marker, or put another in its place, while it was hidden"
+
+
+class _Rest(Enum):
+    """What is left of a hide whose deletes were sent."""
+
+    RECORDED = "some of what it recorded"
+    OTHERS = "versions that it did not record are below its marker: a following hide takes them"
 
 
 class PurgeResult(NamedTuple):
     purged: Sequence[Purged] = ()
     #: They were needed meanwhile, or the store did not do it: looked at again later.
     left: int = 0
+    #: To be restored, and why: they were found to be served, or have more versions than their hide recorded.
+    given_back: Sequence[tuple[Hide, str]] = ()
+    #: Of those given back: let be seen by others than Baleen, an alarm.
+    shown: int = 0
+    #: Bytes that storage gave back of those given back.
+    freed: int = 0
 
 
 class Purger:
@@ -56,36 +104,97 @@ class Purger:
     def purge(self, job: Job, hides: Sequence[Hide], evidence: dict[str, Any]) -> PurgeResult:
         """Purge a batch of hides. `job` is the lease: it must be ours at every step.
 
-        Raises TakenOverError, StoppedCollectingError, UnavailableError: then what was begun is ended
-        later.
+        The caller restores what is given back. Raises TakenOverError, StoppedCollectingError, UnavailableError: then
+        what was begun is ended later.
         """
         with self._connections.use() as connection:
             ours = gc.begin_purge(connection, job, hides, evidence)
         wanted = [each for each in hides if each.id in ours]
-        sent = self._delete(job, [(each, target) for each in wanted for target in _targets(each)])
+        found: dict[Hide, Look] = {}
+        sent = self._delete(job, [(each, target) for each in wanted for target in _targets(each)], found)
         # There were no bytes, and the marker is left.
         sent |= {each: True for each in wanted if not _targets(each)}
-        done = self._gone(sent)
+        after = self._gone({hide: done for hide, done in sent.items() if hide not in found})
+        done = [each for each in after.values() if isinstance(each, Purged)]
         self._delete(
             job, [(each.hide, Target(blob_key(each.hide.digest), each.hide.marker)) for each in done if each.marker]
         )
+        partly = [_below_marker(hide) for hide, rest in after.items() if rest is _Rest.OTHERS]
         with self._connections.use() as connection:
             gc.purged(connection, job, done)
-        return PurgeResult(done, len(hides) - len(done))
+            if partly:
+                gc.give_back(connection, job, [_as_rest(each) for each in partly])
+        void = {hide: look for hide, look in found.items() if look is not Look.UNKNOWN}
+        return PurgeResult(
+            done,
+            len(hides) - len(done) - len(void) - len(partly),
+            [(hide, look.value) for hide, look in void.items()] + [(each.hide, _Rest.OTHERS.value) for each in partly],
+            sum(look is Look.SHOWN for look in void.values()),
+            sum(each.freed for each in partly),
+        )
 
-    def _delete(self, job: Job, targets: Sequence[tuple[Hide, Target]]) -> dict[Hide, bool]:
-        """Delete all but what is not to be deleted any more; return of each hide whether all of it is, by its word."""
+    def look(self, hide: Hide) -> Look:
+        """Look whether what is to be deleted is still concealed (rule 17)."""
+        key = blob_key(hide.digest)
+        if hide.marker is None:
+            return Look.CONCEALED if self._store.head(key) is None else Look.SERVED
+        on_top = next((each for each in self._store.versions(key, TOP_STATES) if each.latest), None)
+        if on_top is None or on_top.version == hide.marker:
+            return Look.CONCEALED
+        recorded = {each.version for each in hide.versions}
+        states = self._store.versions(key)
+        if not any(each.version in recorded for each in states):
+            # An earlier purge of this hide got as far as to the marker.
+            return Look.CONCEALED
+        if not on_top.is_marker and on_top.version not in recorded and any(_is_its(each, hide) for each in states):
+            return Look.ANEW
+        return Look.SHOWN
+
+    def _look_or_not(self, hide: Hide) -> Look:
+        """As `look`; one of many that the store refuses must not keep the others. Raises UnavailableError."""
+        try:
+            return self.look(hide)
+        except UnavailableError:
+            self._store.check()
+            return Look.UNKNOWN
+
+    def not_concealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Look]:
+        """Look at hides of which deletes are about to be sent; return those that must not be, voided if need be."""
+        found = {
+            hide: look
+            for hide, look in zip(hides, self._pool.map(self._look_or_not, hides), strict=True)
+            if look is not Look.CONCEALED
+        }
+        for hide, look in found.items():
+            tell = log.error if look is Look.SHOWN else log.warning
+            tell("a purge is called off", digest=format_digest(hide.digest), hide=hide.id, reason=look.value)
+        void = [_as_void(hide, look) for hide, look in found.items() if look is not Look.UNKNOWN]
+        if void:
+            with self._connections.use() as connection:
+                gc.give_back(connection, job, void)
+        return found
+
+    def _delete(
+        self, job: Job, targets: Sequence[tuple[Hide, Target]], found: dict[Hide, Look] | None = None
+    ) -> dict[Hide, bool]:
+        """Delete all but what is not to be deleted any more; return of each hide whether all of it is, by its word.
+
+        With `found` each request looks first (rule 17), and what is not concealed is put there.
+        """
         said: dict[Hide, bool] = {}
         for first in range(0, len(targets), DELETE_LIMIT):
             some = list(targets[first : first + DELETE_LIMIT])
             while some:
-                numbers = sorted({hide.id for hide, _ in some})
-                permit = AskedOnce(self._connections, job, numbers, BlobState.PURGING)
+                hides = list(dict.fromkeys(hide for hide, _ in some))
+                numbers = sorted(each.id for each in hides)
+                ask = AskedOnce(self._connections, job, numbers, BlobState.PURGING)
+                permit = ask if found is None else _Looking(self, job, hides, found, ask)
                 try:
                     answers = self._store.delete_many([target for _, target in some], permit)
                 except DisturbedError:
                     with self._connections.use() as connection:
                         free = gc.undisturbed(connection, numbers, BlobState.PURGING)
+                    free -= {hide.id for hide in found or ()}
                     said |= {hide: False for hide, _ in some if hide.id not in free}
                     some = [(hide, target) for hide, target in some if hide.id in free]
                     continue
@@ -97,33 +206,65 @@ class Purger:
                 break
         return said
 
-    def _gone(self, sent: Mapping[Hide, bool]) -> list[Purged]:
-        """Return those of which nothing is left, as far as a look at some of them tells."""
-        sure = [hide for hide, done in sent.items() if done and len(hide.versions) + 1 < VERSIONS_LIMIT]
+    def _gone(self, sent: Mapping[Hide, bool]) -> dict[Hide, Purged | _Rest]:
+        """Return what became of each, as far as a look at some of them tells."""
+        # One that recorded as many as it looked at may not have all.
+        sure = [hide for hide, done in sent.items() if done and len(hide.versions) + 1 < VERSIONS_AT_LEAST]
         trusted = set(sure) - set(sure[:: -(-len(sure) // LOOKS) or 1])
-        found = self._look([hide for hide in sent if hide not in trusted])
-        if any(found[hide] is None for hide in sure if hide not in trusted):
-            found |= self._look([hide for hide in sent if hide in trusted])
-        return [each for each in (found.get(hide, _below_marker(hide)) for hide in sent) if each is not None]
+        found = self._looks([hide for hide in sent if hide not in trusted])
+        if any(found[hide] is _Rest.RECORDED for hide in sure if hide not in trusted):
+            found |= self._looks([hide for hide in sent if hide in trusted])
+        return {hide: found[hide] if hide in found else _below_marker(hide) for hide in sent}
 
-    def _look(self, hides: Sequence[Hide]) -> dict[Hide, Purged | None]:
-        return dict(zip(hides, self._pool.map(self._seen, hides), strict=True))
+    def _looks(self, hides: Sequence[Hide]) -> dict[Hide, Purged | _Rest]:
+        return dict(zip(hides, self._pool.map(self._rest, hides), strict=True))
 
-    def _seen(self, hide: Hide) -> Purged | None:
-        """Look whether what was to be deleted is gone; None if any of it is there."""
+    def _rest(self, hide: Hide) -> Purged | _Rest:
+        """Look whether what was to be deleted is gone."""
         if hide.marker is None:
             if self._store.head(quarantine_key(hide.digest, hide.id)) is not None:
-                return None
+                return _Rest.RECORDED
             return _purged(hide)
         versions = self._store.versions(blob_key(hide.digest))
         recorded = {each.version for each in hide.versions}
         if any(each.version in recorded for each in versions):
-            return None
+            return _Rest.RECORDED
         if all(each.is_marker for each in versions) or not any(each.latest and each.is_marker for each in versions):
             return _purged(hide)
         # Without the marker they would be served, by a blob that is said to be purged.
-        log.warning("bytes that no hide recorded stay below a marker", digest=format_digest(hide.digest))
-        return _below_marker(hide)
+        return _Rest.OTHERS
+
+
+class _Looking:
+    """A permit that looks before it asks: what it finds is void and is not deleted, and the rest is tried again."""
+
+    def __init__(
+        self, purger: Purger, job: Job, hides: Sequence[Hide], found: dict[Hide, Look], ask: AskedOnce
+    ) -> None:
+        self._purger = purger
+        self._job = job
+        self._hides = hides
+        self._found = found
+        self._ask = ask
+
+    def __call__(self) -> None:
+        found = self._purger.not_concealed(self._job, self._hides)
+        if found:
+            self._found.update(found)
+            raise DisturbedError(f"{len(found)} of {len(self._hides)} blobs are not known to be concealed.")
+        self._ask()
+
+
+def _is_its(state: ObjectVersion, hide: Hide) -> bool:
+    return state.version == hide.marker
+
+
+def _as_void(hide: Hide, look: Look) -> tuple[Hide, Decision, str, dict[str, Any]]:
+    return hide, Decision.SHOWN if look is Look.SHOWN else Decision.KEPT, look.value, {"marker": hide.marker}
+
+
+def _as_rest(partly: Purged) -> tuple[Hide, Decision, str, dict[str, Any]]:
+    return partly.hide, Decision.KEPT, _Rest.OTHERS.value, {"freed_bytes": partly.freed, "deleted": partly.deletes}
 
 
 def _purged(hide: Hide) -> Purged:

@@ -30,8 +30,8 @@ DELETE_LIMIT = 1000
 #: S3 refuses a request that was signed longer ago, or will be (RequestTimeTooSkewed); SeaweedFS does, too.
 SIGNATURE_S = 15 * 60
 CHUNK_BYTES = 1 << 20
-#: Of one key, the newest.
-VERSIONS_LIMIT = 100
+#: States of one key that `versions` returns at most, the newest: what has more is worked through in several rounds.
+VERSIONS_LIMIT = 10_000
 #: What S3 calls the version, or the marker, that is written while a bucket keeps none: the only name given twice.
 UNVERSIONED = "null"
 
@@ -208,11 +208,12 @@ class ObjectStore(ObjectReader, Protocol):
         """
         ...
 
-    def versions(self, key: str) -> Sequence[ObjectVersion]:
-        """Return the newest VERSIONS_LIMIT states of an object, the newest first; none if it never was.
+    def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
+        """Return the newest `limit` states of an object, the newest first; none if it never was.
 
-        A store that keeps no versions has one of an object that is there. Markers and versions that are not the
-        latest may change places if they are of the same second.
+        As many as were asked for means that there may be more. Read page by page: a small limit costs one request. A
+        store that keeps no versions has one of an object that is there. Markers and versions that are not the latest
+        may change places if they are of the same second.
         """
         ...
 

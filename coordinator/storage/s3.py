@@ -407,14 +407,14 @@ class S3ObjectStore:
                 "ContinuationToken": answer["NextContinuationToken"]
             }
 
-    def versions(self, key: str) -> Sequence[ObjectVersion]:
+    def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
         path = self._path(key)
         found: list[ObjectVersion] = []
         request: dict[str, Any] = {}
         while True:
             with self._translated(key):
                 answer = self._client.list_object_versions(
-                    Bucket=self.bucket, Prefix=path, MaxKeys=VERSIONS_LIMIT, **request
+                    Bucket=self.bucket, Prefix=path, MaxKeys=min(limit, LIST_LIMIT), **request
                 )
             # The key's own come first: it is the least that begins with itself.
             for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
@@ -422,13 +422,13 @@ class S3ObjectStore:
                     size: int | None = entry.get("Size")  # type: ignore[assignment]
                     found.append(ObjectVersion(entry["VersionId"], size, entry["LastModified"], entry["IsLatest"]))
             ends = answer.get("NextKeyMarker")
-            if not answer["IsTruncated"] or len(found) >= VERSIONS_LIMIT or ends not in {None, path}:
+            if not answer["IsTruncated"] or len(found) >= limit or ends not in {None, path}:
                 break
             before, request = request, {"KeyMarker": ends, "VersionIdMarker": answer.get("NextVersionIdMarker")}
             if None in request.values() or request == before:
                 raise _goes_on_nowhere()
         found.sort(key=lambda each: (each.latest, each.modified_at), reverse=True)
-        return found[:VERSIONS_LIMIT]
+        return found[:limit]
 
     def remove_marker(self, key: str, version: str) -> bool:
         # Names are given once: what is a marker never becomes a version with bytes.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from coordinator.errors import UnavailableError
 from coordinator.storage.port import (
+    VERSIONS_LIMIT,
     Deleted,
     ObjectInfo,
     ObjectVersion,
@@ -153,9 +154,9 @@ class Store:
         self._call(f"copies {self._name(source_key)} to", key)
         return self._bucket.copy_from(source._bucket, source_key, key, etag=etag)
 
-    def versions(self, key: str) -> Sequence[ObjectVersion]:
+    def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
         self._call("looks at the versions of", key)
-        return self._bucket.versions(key)
+        return self._bucket.versions(key, limit)
 
     @contextmanager
     def open_version(self, key: str, version: str) -> Iterator[OpenObject]:

@@ -165,8 +165,8 @@ class MemoryObjectStore:
     def keeps_versions(self) -> bool:
         return self._versioned
 
-    def versions(self, key: str) -> Sequence[ObjectVersion]:
-        return self._states(key)[:VERSIONS_LIMIT]
+    def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
+        return self._states(key)[:limit]
 
     def _states(self, key: str) -> Sequence[ObjectVersion]:
         with self._lock:

@@ -49,6 +49,30 @@ class TestVersions:
         with pytest.raises(ObjectNotFoundError), store.open_version("v/data", "none-such"):
             pass
 
+    def test_versions_are_paged(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Attempt 18: all states of an object are returned, however many pages they fill; with a limit the newest."""
+        keeps = self.keeps_versions(store)
+        monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 10)
+        for number in range(1, 36):
+            store.put("v/many", bytes(number))
+            if number % 7 == 0:
+                store.delete("v/many")
+        store.put("v/many", bytes(36))
+        store.put("v/many.beside", b"other")
+        found = store.versions("v/many")
+        if not keeps:
+            assert [each.size for each in found] == [36]
+            return
+        assert found[0].size == 36
+        assert [each.latest for each in found] == [True] + [False] * 40
+        assert sorted(each.size for each in found if each.size is not None) == list(range(1, 37))
+        assert sum(each.is_marker for each in found) == 5
+        assert len({each.version for each in found}) == 41
+        for limit in (1, 9, 10, 25, 41):
+            some = store.versions("v/many", limit)
+            assert len(some) == limit
+            assert some[0] == found[0]
+
     def test_a_marker_is_taken_away(self, store: ObjectStore) -> None:
         """Without its marker an object is served again; what is no marker is never taken away."""
         if not self.keeps_versions(store):
