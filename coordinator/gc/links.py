@@ -33,7 +33,7 @@ from coordinator.domain.pods import prefixes_of
 from coordinator.errors import UnavailableError
 from coordinator.gc.sweep import PAGE, Batch, Item, Sweep
 from coordinator.storage.layout import blob_key, layer_link_key
-from coordinator.storage.port import VERSIONS_LIMIT, ObjectStore, Permit, Target
+from coordinator.storage.port import DELETE_LIMIT, ObjectStore, Permit, Target
 
 log = structlog.get_logger()
 
@@ -76,16 +76,19 @@ class Links:
         """Look at a link and its blob; None if it stays."""
         key = layer_link_key(repository, digest)
         states = self._sweep.store.versions(key)
-        if not states or states[0].is_marker or len(states) >= VERSIONS_LIMIT:
+        if not states or states[0].is_marker:
             return None
         # The store's clock against the database's: they differ by less than a request may take.
         if any(each.modified_at + self._sweep.facts.times.request_bound > purged_at for each in states):
             return None
         if any(not each.is_marker for each in self._sweep.store.versions(blob_key(digest))):
             return None
-        # All of them: below the newest an older one would be the link again.
-        targets = [Target(key, each.version) for each in states]
-        return Item(key, targets, 1, sum(each.size or 0 for each in states), about=(repository, digest))
+        # All of them: below the newest an older one would be the link again. Of more than one request may delete the
+        # oldest that are known: the link stays as it is, and the next run takes more.
+        doomed = states[-DELETE_LIMIT:]
+        targets = [Target(key, each.version) for each in doomed]
+        things = sum(each.latest for each in doomed)
+        return Item(key, targets, things, sum(each.size or 0 for each in doomed), about=(repository, digest))
 
     @contextmanager
     def allow(self, items: Sequence[Item]) -> Iterator[Permit]:

@@ -160,7 +160,7 @@ class Purger:
 
     def not_concealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Look]:
         """Look at hides of which deletes are about to be sent; return those that must not be, voided if need be."""
-        found = {
+        found: dict[Hide, Look] = {
             hide: look
             for hide, look in zip(hides, self._pool.map(self._look_or_not, hides), strict=True)
             if look is not Look.CONCEALED

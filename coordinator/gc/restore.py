@@ -25,7 +25,7 @@ from coordinator.errors import ConflictError, UnavailableError
 from coordinator.gc import links, mark
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import VERSIONS_LIMIT, ObjectNotFoundError, ObjectStore, copy_within
+from coordinator.storage.port import ObjectNotFoundError, ObjectStore, copy_within
 
 log = structlog.get_logger()
 
@@ -34,6 +34,8 @@ ROUND = 500
 RESTORES_AT_ONCE = 16
 #: Markers that are taken off one blob at a time: one of each hide that was not undone, and of whoever else deleted it.
 MARKERS_LIMIT = 10
+#: States of a blob that are looked at for one that has bytes; below more markers there may be some, and rounds go on.
+STATES_LIMIT = 100
 
 
 class Restorer:
@@ -149,9 +151,9 @@ class Restorer:
         """Have the bytes served, if there are any; False if the hide turned out to be over, or more has to be done."""
         key = blob_key(hide.digest)
         for _ in range(MARKERS_LIMIT):
-            versions = self._store.versions(key)
+            versions = self._store.versions(key, STATES_LIMIT)
             on_top = next((each for each in versions if each.latest), None)
-            bare = len(versions) < VERSIONS_LIMIT and all(each.is_marker for each in versions)
+            bare = len(versions) < STATES_LIMIT and all(each.is_marker for each in versions)
             if on_top is None or not on_top.is_marker or bare:
                 break
             # Rule 15: listed, then checked, then exactly that one.
@@ -178,7 +180,8 @@ class Restorer:
         if hide.marker is None:
             return True  # a purge deletes nothing but the copy
         recorded = {each.version for each in hide.versions}
-        return any(each.latest and each.version not in recorded for each in self._store.versions(blob_key(hide.digest)))
+        states = self._store.versions(blob_key(hide.digest), STATES_LIMIT)
+        return any(each.latest and each.version not in recorded for each in states)
 
     def _now(self, hide: Hide) -> Hide | None:
         with self._connections.use() as connection:

@@ -27,7 +27,7 @@ from coordinator.domain.gc import Facts, holds
 from coordinator.errors import BaleenError
 from coordinator.gc.facts import FactsReader
 from coordinator.jobs import Work
-from coordinator.storage.port import DELETE_LIMIT, VERSIONS_LIMIT, ObjectStore, Permit, Target
+from coordinator.storage.port import DELETE_LIMIT, ObjectStore, Permit, Target
 
 log = structlog.get_logger()
 
@@ -285,10 +285,15 @@ class Sweep:
             self.work.pause(requests / self._rate)
 
     def bare_markers(self, key: str) -> Sequence[Entry]:
-        """Return all states of an object if they are markers; none otherwise, or if there may be more."""
+        """Return all states of an object if they are markers; none otherwise.
+
+        Of more than one request may delete the oldest that are known: the newest, which conceals what may be below
+        them, goes with a later run.
+        """
         states = self.store.versions(key)
-        if len(states) >= VERSIONS_LIMIT or not all(each.is_marker for each in states):
+        if not all(each.is_marker for each in states):
             return []
+        states = states[-DELETE_LIMIT:]
         return [Entry(key, each.version, None, each.modified_at, each.latest) for each in states]
 
 

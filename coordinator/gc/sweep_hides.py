@@ -82,5 +82,7 @@ def markers(sweep: Sweep) -> int:
             for digest, found in zip(free, sweep.pool.map(sweep.bare_markers, map(blob_key, free)), strict=True):
                 if found and all(each.modified_at <= before for each in found):
                     batch.add(Item(found[0].key, [each.target for each in found], len(found), 0, about=digest))
+                    if not found[0].latest:
+                        sweep.tally.add(Kind.MARKERS, Amounts(left=1))  # there are more than one request may delete
     # What was not deleted is looked at again.
     return began if sweep.tally.amounts(Kind.MARKERS).left else after

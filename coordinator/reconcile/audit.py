@@ -43,6 +43,8 @@ LOOKUPS_AT_ONCE = 16
 EXAMPLES = 100
 #: Markers of one blob that are taken off.
 MARKERS_LIMIT = 10
+#: States of a blob that are asked for where only what is on top counts.
+TOP_STATES = 10
 #: Blobs of the table after which the caller hears how far the comparison is.
 TELL_EVERY = 10_000
 
@@ -271,7 +273,7 @@ class Audit:
         if not self._is_whole(blob.digest, version.version):
             return False
         for _ in range(MARKERS_LIMIT):
-            latest = self._store.versions(key)[0]
+            latest = self._store.versions(key, TOP_STATES)[0]
             if not latest.is_marker:
                 break
             # Listed, then checked, then exactly that one: while the blob is missing no hide of it has left a marker

@@ -12,7 +12,6 @@ from coordinator.gc import collect, hide, restore
 from coordinator.gc.purge import LOOKS
 from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
 from coordinator.storage.port import (
-    VERSIONS_LIMIT,
     Deleted,
     ObjectStore,
     ObjectVersion,
@@ -174,7 +173,7 @@ def test_restored_and_hidden_again(garbage: Garbage) -> None:
 
 
 def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
-    """What was pushed anew after its hide is served, and not purged; unreferenced, all of it goes by a hide of its own."""
+    """What was pushed anew after its hide is served, and not purged: all of it waits for a hide of its own."""
     garbage.pushed("m", "l")
     garbage.forget("m")
     garbage.collect()
@@ -194,11 +193,11 @@ def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
     garbage.pushed("m", "l")
     garbage.forget("m")
     garbage.collect()
-    for _ in range(VERSIONS_LIMIT):
+    for _ in range(restore.STATES_LIMIT):
         garbage.store.delete(blob_key(garbage.digest("l")))
     garbage.upload("m")
     garbage.tell("m", "l")
-    for _ in range(VERSIONS_LIMIT // restore.MARKERS_LIMIT + 2):
+    for _ in range(restore.STATES_LIMIT // restore.MARKERS_LIMIT + 2):
         garbage.restore()
     assert garbage.seen("l")
     assert garbage.state("l") is BlobState.LIVE

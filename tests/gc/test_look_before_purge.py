@@ -1,0 +1,183 @@
+"""Rule 17: a purge looks before it deletes. And attempt 18: of a blob with many versions none is left for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from coordinator.domain.lifecycle import BlobState
+from coordinator.errors import UnavailableError
+from coordinator.gc import hide
+from coordinator.gc.purge import Look, Purger
+from coordinator.storage.layout import blob_key, quarantine_key
+from coordinator.storage.port import Deleted, ObjectStore, ObjectVersion, Permit, Target, copy_within
+from tests.gc.harness import LANDED, Garbage
+
+
+def show(garbage: Garbage, name: str) -> None:
+    """Let registries see a hidden blob, as somebody does who is not Baleen."""
+    found = garbage.hide_of(name)
+    assert found is not None
+    key = blob_key(found.digest)
+    if found.marker is None:
+        copy_within(garbage.store, quarantine_key(found.digest, found.id), key)
+    else:
+        assert garbage.store.remove_marker(key, found.marker)
+
+
+def delete_again(garbage: Garbage, name: str) -> None:
+    """Remove the marker and delete the blob anew: it is not served, and was for a while."""
+    show(garbage, name)
+    garbage.store.delete(blob_key(garbage.digest(name)))
+
+
+@pytest.fixture
+def hidden(garbage: Garbage) -> Garbage:
+    """A manifest and two layers are hidden, and their purge is due."""
+    garbage.delete_bound = LANDED
+    garbage.pushed("m", "l", "k")
+    garbage.forget("m")
+    assert garbage.collect().hidden == 3
+    return garbage
+
+
+def test_what_others_show_is_not_purged(hidden: Garbage) -> None:
+    """Attempt 10: a hidden blob that somebody else shows is kept with an alarm, and a reference finds its bytes."""
+    versioned = hidden.store.keeps_versions()
+    show(hidden, "l")
+    run = hidden.collect()
+    assert run.purged == 2
+    assert run.kept == {"given back": 1}
+    assert run.progress["shown_by_others"] == versioned
+    assert hidden.seen("l")
+    assert ("shown-by-others" in hidden.ledger("l")) is versioned
+    assert "purged" not in hidden.ledger("l")
+    hidden.tell("other", "l")
+    hidden.restore()
+    hidden.collect()
+    assert hidden.seen("l")
+    assert hidden.state("l") is BlobState.LIVE
+
+
+def test_what_was_shown_is_collected_like_any_other(hidden: Garbage) -> None:
+    """A blob that was given back goes by a hide and a purge of its own: nothing is left."""
+    show(hidden, "l")
+    for _ in range(3):
+        hidden.collect()
+    assert hidden.state("l") is BlobState.PURGED
+    assert not hidden.seen("l")
+    assert hidden.store.versions(blob_key(hidden.digest("l"))) == []
+
+
+def test_a_marker_of_others_hides_nothing_for_a_purge(hidden: Garbage) -> None:
+    """A blob whose marker was replaced may have been seen between: it is served again, with an alarm."""
+    if not hidden.store.keeps_versions():
+        pytest.skip("an unversioned bucket has no markers")
+    delete_again(hidden, "l")
+    assert not hidden.seen("l")
+    run = hidden.collect()
+    assert (run.purged, run.progress["shown_by_others"]) == (2, 1)
+    assert hidden.seen("l")
+
+
+def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage) -> None:
+    """Where all that the hide recorded is deleted, a marker that is gone too means nothing: the purge ends."""
+    found = hidden.hide_of("l")
+    assert found is not None
+    key = blob_key(found.digest)
+    own = [Target(quarantine_key(found.digest, found.id))] if found.marker is None else []
+    targets = own + [Target(key, each.version) for each in hidden.store.versions(key)]
+    hidden.store.delete_many(targets, lambda: None)
+    run = hidden.collect()
+    assert (run.purged, run.kept, run.progress["shown_by_others"]) == (3, {}, 0)
+
+
+class Between:
+    """A store in which something happens after a delete was asked for, and before it is permitted."""
+
+    def __init__(self, store: ObjectStore, happens: Callable[[], None], times: int) -> None:
+        self._store = store
+        self._happens = happens
+        self._times = times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        def asked() -> None:
+            for attempt in range(self._times):
+                if attempt == self._times - 1:
+                    self._happens()
+                permit()
+
+        return self._store.delete_many(targets, asked)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_look_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, times: int) -> None:
+    """What is shown after a request was signed, or before it is sent once more, is still seen."""
+    shown: list[str] = []
+
+    def happens() -> None:
+        if not shown:
+            shown.append("l")
+            show(hidden, "l")
+
+    run = hidden.tried(Between(hidden.store, happens, times))  # type: ignore[arg-type]
+    assert run.state == "done"
+    assert shown
+    assert hidden.seen("l")
+    assert "purged" not in hidden.ledger("l")
+
+
+def test_one_that_cannot_be_looked_at_keeps_no_other(hidden: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the store refuses to show waits, and all others are purged."""
+    look = Purger.look
+
+    def refusing(self: Purger, found: Any) -> Look:
+        if found.digest == hidden.digest("l"):
+            raise UnavailableError("It refuses this one.")
+        return look(self, found)
+
+    monkeypatch.setattr(Purger, "look", refusing)
+    run = hidden.collect()
+    assert (run.purged, run.progress["left"], run.kept) == (2, 1, {})
+    assert hidden.state("l") is BlobState.PURGING
+    monkeypatch.undo()
+    assert hidden.collect().purged == 1
+
+
+def test_many_versions_go_at_once(garbage: Garbage) -> None:
+    """Attempt 18: a blob with 131 versions is purged with all of them."""
+    for _ in range(130):
+        garbage.upload("l")
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    garbage.collect()
+    run = garbage.collect()
+    assert run.purged == 2
+    versions = 131 if garbage.store.keeps_versions() else 1
+    assert run.freed == len(garbage.body("m")) + versions * len(garbage.body("l"))
+    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
+
+
+def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many versions a blob has, each hide takes as many as it records, until none is left."""
+    monkeypatch.setattr(hide, "BATCH_VERSIONS", 1)
+    monkeypatch.setattr(hide, "VERSIONS_AT_LEAST", 10)
+    monkeypatch.setattr("coordinator.gc.purge.VERSIONS_AT_LEAST", 10)
+    garbage.delete_bound = LANDED
+    for _ in range(25):
+        garbage.upload("l")
+    garbage.pushed("m", "l")
+    garbage.forget("m")
+    freed = 0
+    for _ in range(10):
+        freed += garbage.collect().freed
+    assert garbage.state("l") is BlobState.PURGED
+    versions: Sequence[ObjectVersion] = garbage.store.versions(blob_key(garbage.digest("l")))
+    assert versions == []
+    stored = 26 if garbage.store.keeps_versions() else 1
+    assert freed == len(garbage.body("m")) + stored * len(garbage.body("l"))
