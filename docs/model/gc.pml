@@ -8,7 +8,9 @@
  *   -DUNVERSIONED           the other kind of bucket
  *   -DREQUESTS= -DCRASHES= -DHIDES= -DJOBS=   how much may happen
  *   -DDROP=n [-DHALF=1|2]   without rule n of the design's eight (2: without every source, or every partition)
- *   -DWITHOUT=n             without one of the finer rules 11 to 15 (see README.md)
+ *   -DWITHOUT=n             without one of the finer rules 11 to 17 (see README.md)
+ *   -DUNMANAGED             process 1 is an unmanaged registry: it sends nothing, and is listed (rule 16)
+ *   -DSHOWN                 once somebody who is not Baleen shows a hidden blob (rule 17)
  *   -DLOSSY=1|2, -DREPEAT, -DRETRY   events that are never sent, repeated late; deletes that are sent twice
  *   -DRELIST, -DLOOK        purge also waits for listings; a removal is believed only after a look
  *   -DBYTES_ONLY            only the first invariant
@@ -54,13 +56,24 @@ byte dropping;                  /* a hide that was undone, whose copy is to go *
 #define COPY(id) (1 << (id))
 #endif
 #define VISIBLE (live)
+#ifdef SHOWN
+#define BYTES (live || (st != NONE && !DOOMED(0) && !DOOMED(1) && (copies & COPY(hide))))
+#define DOOMED(j) (at[j] == SURE && mine[j] == hide)
+#else
 #define BYTES (live || (st != NONE && st != PURGE && (copies & COPY(hide))))
+#endif
 #else
 /* Versions and markers share a sequence: each is a bit, the newest the highest. */
 short ver = 1, mrk, next = 2;
 short rec[HIDES + 1];           /* what a hide recorded: the versions below its marker */
 #define VISIBLE (ver > mrk)
+#ifdef SHOWN
+short own;                      /* the marker of the hide that took effect */
+#define BYTES (ver & ~DOOMED(0) & ~DOOMED(1))
+#define DOOMED(j) (at[j] == SURE -> rec[mine[j]] : 0)
+#else
 #define BYTES (st == PURGE -> (ver & ~rec[hide]) : ver)
+#endif
 #endif
 
 /* The delete that hides, by job: it may be sent and may land while it is armed; a landing is answered. */
@@ -124,6 +137,8 @@ short noted;                    /* what a sleeping restorer is going to do */
 #define ASKED 6                 /* the delete was sent */
 #define MAY_PURGE 7
 #define PURGED 8
+#define SURE 9                  /* SHOWN: the look has found the blob concealed; the delete lands next */
+#define SURE_OF_IT (at[0] == SURE || at[1] == SURE)
 byte at[2], mine[2];            /* a job's step, and the hide that it is at */
 
 #if DROP == 1
@@ -136,7 +151,15 @@ bit probed[2], told[2];         /* a probe was sent after t_h + R; its watermark
 byte dead[2];                   /* a process died: 1 not looked at, 2 a listing has begun that will have seen all it left */
 bit owed[2];                    /* one died before it had told all up to t_h + R */
 byte listing[2], found[2];      /* a reconcile: 1 one repository is listed, 2 both; the links that were there */
-#ifdef RELIST
+#ifdef SHOWN
+bit shows = 1;                  /* somebody may show the blob, once */
+#endif
+#ifdef UNMANAGED
+#define SENDS(s) (s == 0)       /* events, and echoes of probes */
+#else
+#define SENDS(s) true
+#endif
+#if defined(RELIST) || defined(UNMANAGED)
 byte listed[2];                 /* a listing begun after t_h + R: 1 under way, 2 done */
 #endif
 
@@ -154,7 +177,7 @@ byte bytes_lost, stays_hidden, got_there;   /* never true: names for failed asse
 inline clear_t_h() {
     old[0] = 0; old[1] = 0; wm[0] = 0; wm[1] = 0; owed[0] = 0; owed[1] = 0;
     probed[0] = 0; probed[1] = 0; told[0] = 0; told[1] = 0;
-#ifdef RELIST
+#if defined(RELIST) || defined(UNMANAGED)
     listed[0] = 0; listed[1] = 0;
 #endif
     /* What still comes back was asked before the next t_h and proves nothing: it may as well be gone. */
@@ -176,6 +199,7 @@ inline read_t_h() {
 
 /* ---- the table ---- */
 
+#define HOLDS(j) (lease == j && (j == 0 || JOBS > 1))
 #define DECIDING(j) (at[j] >= DECIDED && at[j] <= LOOKED_1)
 inline restore() {
     if
@@ -206,8 +230,12 @@ inline apply(r) {
 /* ---- registry ---- */
 
 /* Processes are alike, and so are repositories that nothing holds: the first that acts is the first. */
+#ifdef UNMANAGED
+#define FREE(s, r) (requests > 0 && doing[s] == IDLE && s == r)     /* each has its own repository, and they differ */
+#else
 #define FIRST(s) (s == 0 || requests < REQUESTS)
 #define FREE(s, r) (requests > 0 && doing[s] == IDLE && FIRST(s) && (r == 0 || requests < REQUESTS || known[0]))
+#endif
 
 inline begin(s, r, next_step) { requests--; doing[s] = next_step; repo[s] = r }
 inline upload(s, r) {
@@ -236,7 +264,7 @@ inline die(s) {
     :: nempty(memory[s]) -> memory[s]?x
     :: empty(memory[s]) -> break
     od;
-    dead[s] = 1; owed[s] = (owed[s] || (TH && !told[s])); probed[s] = told[s]
+    dead[s] = SENDS(s); owed[s] = (owed[s] || (TH && !told[s] && SENDS(s))); probed[s] = told[s]
 }
 
 /* ---- reconcile ---- */
@@ -246,15 +274,23 @@ inline die(s) {
 #else
 #define LANDED(s) (!late[s])
 #endif
-#ifdef RELIST
+#ifdef UNMANAGED
+#define MAY_LIST(s) (s == 1)                                        /* each run lists it */
+#if WITHOUT == 16 && HALF == 1
+#define COUNTS(s) (TH && s == 1)                                    /* begun after t_h, and not R later */
+#else
+#define COUNTS(s) (TH && s == 1 && !old[0] && !old[1] && !late[1])
+#endif
+#elif defined(RELIST)
+#define COUNTS(s) MAY_LIST(s)
 #define MAY_LIST(s) (TH && !listed[s] && !old[0] && !old[1] && !late[0] && !late[1])
 #else
 #define MAY_LIST(s) false
 #endif
 inline list(s) {
     listing[s] = 1; found[s] = (link[0] -> 1 : 0);
-#ifdef RELIST
-    listed[s] = (MAY_LIST(s) -> 1 : listed[s]);
+#if defined(RELIST) || defined(UNMANAGED)
+    listed[s] = (COUNTS(s) -> 1 : listed[s]);
 #endif
     dead[s] = (dead[s] && LANDED(s) -> 2 : dead[s])
 }
@@ -270,10 +306,18 @@ inline settle(s) {
     :: dead[s] == 2 -> dead[s] = 0; owed[s] = 0
     :: else
     fi;
-#ifdef RELIST
+#if defined(RELIST) || defined(UNMANAGED)
     listed[s] = (listed[s] -> 2 : 0);
 #endif
-    compare(0, found[s] & 1); compare(1, found[s] & 2); found[s] = 0
+#ifdef UNMANAGED
+    if
+    :: s == 0 -> compare(0, found[s] & 1)
+    :: else -> compare(1, found[s] & 2)
+    fi;
+#else
+    compare(0, found[s] & 1); compare(1, found[s] & 2);
+#endif
+    found[s] = 0
 }
 
 /* ---- job ---- */
@@ -300,14 +344,18 @@ inline settle(s) {
 #else
 #define REPORTED(s, parts) ((wm[s] & (parts)) == (parts) && !owed[s])
 #endif
-#if DROP == 2 && HALF == 1
+#ifdef UNMANAGED
+#define ALL_REPORTED REPORTED(0, 3)
+#elif DROP == 2 && HALF == 1
 #define ALL_REPORTED REPORTED(0, 3)                         /* not every source */
 #elif DROP == 2
 #define ALL_REPORTED (REPORTED(0, 1) && REPORTED(1, 1))     /* not every partition */
 #else
 #define ALL_REPORTED (REPORTED(0, 3) && REPORTED(1, 3))
 #endif
-#ifdef RELIST
+#if defined(UNMANAGED) && (WITHOUT != 16 || HALF == 1)
+#define ALL_LISTED (listed[1] == 2)
+#elif defined(RELIST)
 #define ALL_LISTED (listed[0] == 2 && listed[1] == 2)
 #else
 #define ALL_LISTED true
@@ -362,6 +410,9 @@ inline disarm(j) {
 inline record(j) {
 #ifndef UNVERSIONED
     rec[hide] = ver & (marker[j] - 1);
+#ifdef SHOWN
+    own = marker[j];
+#endif
 #endif
     disarm(j);
     st = HIDDEN;
@@ -379,6 +430,37 @@ inline purge(j) {
 #endif
     at[j] = PURGED
 }
+#ifdef SHOWN
+#if WITHOUT == 17
+#define CONCEALED(j) true
+#elif defined(UNVERSIONED)
+#define CONCEALED(j) (!live)
+#else
+#define CONCEALED(j) (!(ver & rec[mine[j]]) || (mrk & own) && mrk < (own << 1) && !(VISIBLE))
+#endif
+/* The permit comes after the look, and demands the lease. What is not concealed is given back. */
+inline look(j) {
+    if
+    :: HOLDS(j) && CONCEALED(j) -> at[j] = SURE
+    :: else ->
+        st = (HOLDS(j) && st == PURGE -> RESTORE : st);
+        go(j, TOP, 0)
+    fi
+}
+inline reveal() {
+    shows = 0;
+#ifdef UNVERSIONED
+    live = 1
+#else
+    mrk = 0
+#endif
+}
+#ifdef UNVERSIONED
+#define MAY_SHOW (!live && st != NONE && (copies & COPY(hide)))
+#else
+#define MAY_SHOW (ver && !(VISIBLE))
+#endif
+#endif
 /* The first sleeps for ever, or wakes: only what it does in storage can still matter. */
 inline take_over() {
     lease = 1; touched = 0; answered[0] = 0;
@@ -386,7 +468,7 @@ inline take_over() {
     marker[0] = 0;
 #endif
     if
-    :: at[0] != INTENDED && at[0] != COPIED && at[0] != MAY_PURGE -> go(0, TOP, 0)
+    :: at[0] != INTENDED && at[0] != COPIED && at[0] != MAY_PURGE && at[0] != SURE -> go(0, TOP, 0)
     :: else
     fi
 }
@@ -439,6 +521,11 @@ inline wake() {
 /* ---- invariants ---- */
 
 #define ACCEPTED (link[0] == 1 || link[1] == 1)
+#ifdef UNMANAGED
+#define TO_BE_SEEN (link[0] == 1 || link[1] == 1 && ref[1])         /* the other waits for the next listing */
+#else
+#define TO_BE_SEEN ACCEPTED
+#endif
 #if LOSSY == 1
 #define LINKED_AT_ALL (link[0] || link[1])
 #else
@@ -455,13 +542,15 @@ inline wake() {
 
 /* ---- the steps: any that may happen, happens next ---- */
 
-#define HOLDS(j) (lease == j && (j == 0 || JOBS > 1))
 #define STEP(guard, effect) d_step { guard -> effect; x = 0 }
 
 active proctype Baleen() {
     /* Some repository holds the blob, or none does. */
     if
     :: d_step { true -> link[0] = 1; ref[0] = 1; known[0] = 1 }
+#ifdef UNMANAGED
+    :: d_step { true -> link[1] = 1; ref[1] = 1; known[1] = 1 }
+#endif
     :: true
     fi;
 
@@ -473,7 +562,7 @@ active proctype Baleen() {
 #endif
     :: STEP(LINKED_AT_ALL && !(BYTES), assert(bytes_lost))
 #ifndef BYTES_ONLY
-    :: STEP(ACCEPTED && REST && !(VISIBLE), assert(stays_hidden))
+    :: STEP(TO_BE_SEEN && REST && !(VISIBLE), assert(stays_hidden))
 #endif
 
     /* Upload of what is there, mount, manifest PUT: the blob is seen. Upload of what is not there: its bytes are brought. */
@@ -490,8 +579,12 @@ active proctype Baleen() {
     :: STEP(doing[0] == LINKED, memory[0]!PUSHED(repo[0]); end(0))
     :: STEP(doing[0] == UNLINKED, memory[0]!DELETED(repo[0]); end(0))
     :: STEP(doing[1] == SEEN, link[repo[1]] = 1; doing[1] = LINKED)
+#ifdef UNMANAGED
+    :: STEP(doing[1] == LINKED || doing[1] == UNLINKED, end(1))
+#else
     :: STEP(doing[1] == LINKED, memory[1]!PUSHED(repo[1]); end(1))
     :: STEP(doing[1] == UNLINKED, memory[1]!DELETED(repo[1]); end(1))
+#endif
 #if LOSSY
     :: STEP(doing[0] == LINKED && lossy, lossy = 0; link[repo[0]] = 2; end(0))
     :: STEP(doing[1] == LINKED && lossy, lossy = 0; link[repo[1]] = 2; end(1))
@@ -522,7 +615,7 @@ active proctype Baleen() {
 
     /* Prober: a probe that is sent after t_h + R, and so proves all that is to be proved. */
     :: STEP(TH && !probed[0] && ENDED(0), probed[0] = 1; memory[0]!ECHO)
-    :: STEP(TH && !probed[1] && ENDED(1), probed[1] = 1; memory[1]!ECHO)
+    :: STEP(TH && !probed[1] && ENDED(1) && SENDS(1), probed[1] = 1; memory[1]!ECHO)
 
     /* Ingest, and the processor. */
     :: STEP(nempty(memory[0]), deliver(0))
@@ -569,8 +662,17 @@ active proctype Baleen() {
     :: STEP(HOLDS(1) && at[1] == ASKED && st != INTENT && (answered[1] && sent[1] == 0 || !armed[1]), disarm(1))
     :: STEP(HOLDS(0) && at[0] == TOP && MAY_PURGE_NOW, clear_t_h(); st = PURGE; go(0, MAY_PURGE, hide))
     :: STEP(HOLDS(1) && at[1] == TOP && MAY_PURGE_NOW, clear_t_h(); st = PURGE; go(1, MAY_PURGE, hide))
+#ifdef SHOWN
+    :: STEP(at[0] == MAY_PURGE, look(0))
+    :: STEP(at[1] == MAY_PURGE, look(1))
+    :: STEP(at[0] == SURE, purge(0))
+    :: STEP(at[1] == SURE, purge(1))
+    /* Somebody who is not Baleen removes the marker, or puts the bytes back: not between a look and its delete. */
+    :: STEP(shows && MAY_SHOW && !SURE_OF_IT, reveal())
+#else
     :: STEP(at[0] == MAY_PURGE, purge(0))
     :: STEP(at[1] == MAY_PURGE, purge(1))
+#endif
     :: STEP(at[0] == PURGED && HOLDS(0), st = NONE; go(0, TOP, 0))
     :: STEP(at[1] == PURGED && HOLDS(1), st = NONE; go(1, TOP, 0))
     :: STEP(at[0] == PURGED && !HOLDS(0), go(0, TOP, 0))

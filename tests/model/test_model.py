@@ -27,6 +27,8 @@ BOUND_SECONDS = 600
 REGISTRIES = ("-DREQUESTS=3", "-DCRASHES=1", "-DHIDES=1", "-DJOBS=1")
 DEATHS = ("-DREQUESTS=2", "-DCRASHES=2", "-DHIDES=1", "-DJOBS=1")
 JOBS = ("-DREQUESTS=2", "-DCRASHES=1", "-DHIDES=2", "-DJOBS=2")
+#: With an unmanaged registry, or with somebody who shows a hidden blob: nothing but that dies, so that it stays small.
+QUIET_JOBS = ("-DREQUESTS=2", "-DCRASHES=0", "-DHIDES=2", "-DJOBS=2")
 
 #: Where a blob may also stay hidden, but its bytes are what is at stake.
 BYTES_ONLY = "-DBYTES_ONLY"
@@ -186,3 +188,39 @@ def test_a_link_without_any_event_defeats_the_eight_rules(bucket: tuple[str, ...
 def test_listings_begun_after_the_bound_find_links_without_events(bucket: tuple[str, ...], tmp_path: Path) -> None:
     """If purge also waits for a listing of each pod begun after t_h + R, nothing that is linked at all is lost."""
     assert_holds(tmp_path, "-DLOSSY=1", "-DRELIST", "-DREQUESTS=2", "-DCRASHES=0", "-DHIDES=1", "-DJOBS=1", *bucket)
+
+
+@both_buckets
+@pytest.mark.parametrize("world", [REGISTRIES, QUIET_JOBS], ids=["registries", "jobs"])
+def test_listings_are_enough_of_a_registry_that_sends_nothing(
+    world: tuple[str, ...], bucket: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Nothing an unmanaged registry links is lost, and what a listing has found is visible at rest."""
+    assert_holds(tmp_path, "-DUNMANAGED", *world, *bucket)
+
+
+@both_buckets
+@pytest.mark.parametrize("half", [0, 1], ids=["any-listing", "begun-after-t-h-alone"])
+def test_rule_16_purge_waits_for_a_listing_begun_after_the_bound(
+    half: int, bucket: tuple[str, ...], tmp_path: Path
+) -> None:
+    """An unmanaged registry's link is written behind the last listing, or by a request under way at t_h behind one."""
+    world = ("-DREQUESTS=2", "-DCRASHES=0", "-DHIDES=1", "-DJOBS=1")
+    assert_fails(tmp_path, LOST, "-DWITHOUT=16", f"-DHALF={half}", "-DUNMANAGED", BYTES_ONLY, *world, *bucket)
+
+
+@both_buckets
+def test_what_others_show_before_the_look_is_not_lost(bucket: tuple[str, ...], tmp_path: Path) -> None:
+    """Whenever somebody shows a hidden blob, but between a look and its delete, what is linked then has its bytes."""
+    assert_holds(tmp_path, "-DSHOWN", *QUIET_JOBS, *bucket)
+
+
+def test_rule_17_a_purge_looks_before_it_deletes(tmp_path: Path) -> None:
+    """Somebody removes the marker, a client links what it sees, and its event comes after the purge."""
+    assert_fails(tmp_path, LOST, "-DWITHOUT=17", "-DSHOWN", "-DREQUESTS=2", "-DCRASHES=0", "-DHIDES=1", "-DJOBS=1")
+
+
+def test_rule_17_is_about_versions(tmp_path: Path) -> None:
+    """Without versions a purge deletes a copy: what somebody puts back stays, with or without a look."""
+    world = ("-DREQUESTS=2", "-DCRASHES=0", "-DHIDES=2", "-DJOBS=1")
+    assert_holds(tmp_path, "-DWITHOUT=17", "-DSHOWN", *world, *UNVERSIONED)
