@@ -60,6 +60,10 @@ UNOWNED = Gauge(
     "baleen_unowned_repositories",
     "Repositories, or folders of them, in the root that no pod owns, up to 101; NaN while it is not known.",
 )
+SHOWN = Gauge(
+    "baleen_gc_shown_by_others_total",
+    "Purges that were called off, since others than Baleen had shown the hidden blob: an alarm when it grows.",
+)
 #: What is not known while the database is away.
 _OF_COLLECTION = (
     GC_ENABLED,
@@ -70,6 +74,7 @@ _OF_COLLECTION = (
     HIDDEN_BYTES,
     OLDEST,
     UNOWNED,
+    SHOWN,
 )
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
@@ -159,6 +164,7 @@ def _show_collection(status: Status, marks: Marks, found: Collection) -> None:
     HIDDEN_BLOBS.set(figures.hidden.blobs)
     HIDDEN_BYTES.set(figures.hidden.bytes)
     OLDEST.set(0 if found.oldest is None else max(0.0, (marks.now - found.oldest).total_seconds()))
+    SHOWN.set(found.shown.count)
     for state in ("hidden", "unsettled", "purged"):
         RESTORES.labels(state).set(getattr(found.waiting, state))
 

@@ -17,8 +17,8 @@ from msgspec import Meta
 from coordinator.api.auth import READ
 from coordinator.api.deps import Check, Deps, deps_of
 from coordinator.api.problems import documented
-from coordinator.db.queries.gc import Figures, oldest_candidate, waiting
-from coordinator.db.queries.gc_views import Waiting
+from coordinator.db.queries.gc import Figures, oldest_candidate, shown_by_others, waiting
+from coordinator.db.queries.gc_views import ShownByOthers, Waiting
 from coordinator.db.queries.session import reading
 from coordinator.db.queries.status import clock, missing_blobs, progress, untold_changes
 from coordinator.domain.gc import holds
@@ -99,12 +99,15 @@ class Collection(NamedTuple):
     figures: Figures
     waiting: Waiting
     oldest: dt.datetime | None
+    shown: ShownByOthers
 
 
 async def collection(deps: Deps) -> Collection:
     figures = await deps.figures.read()
     async with reading(deps.engine) as connection:
-        return Collection(figures, await waiting(connection), await oldest_candidate(connection))
+        return Collection(
+            figures, await waiting(connection), await oldest_candidate(connection), await shown_by_others(connection)
+        )
 
 
 async def status_of(deps: Deps) -> Status:

@@ -9,6 +9,8 @@ from coordinator.db.queries import gc as queries
 from coordinator.db.queries import ranking
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import format_digest
+from coordinator.storage.layout import blob_key
 from tests.api.collecting import World, asked_back
 from tests.api.harness import READ, Json
 
@@ -422,9 +424,26 @@ def test_metrics(world: World) -> None:
     assert float(values["baleen_gc_hidden_blobs"]) == 2
     assert float(values["baleen_gc_unreferenced_blobs"]) == 2
     assert float(values["baleen_gc_oldest_candidate_seconds"]) >= 0
+    assert float(values["baleen_gc_shown_by_others_total"]) == 0
     assert float(values['baleen_gc_restores_waiting_blobs{state="hidden"}']) == 1
     turned(world, on=False)
     assert "baleen_gc_enabled 0.0" in world.api.get("/metrics", None).text
+
+
+def test_what_others_show_is_an_alarm(world: World) -> None:
+    """Status and metrics count the purges that were called off, and name the last blob; its history says why."""
+    world.unreferenced("l")
+    world.garbage.collect()
+    hide = world.garbage.hide_of("l")
+    assert hide is not None
+    assert hide.marker is not None
+    assert world.garbage.store.remove_marker(blob_key(hide.digest), hide.marker)
+    world.garbage.collect()
+    told = world.api.get("/v1/gc/status").json()["shown_by_others"]
+    assert (told["count"], told["last_digest"]) == (1, format_digest(hide.digest))
+    assert "baleen_gc_shown_by_others_total 1.0" in world.api.get("/metrics", None).text
+    explained = world.api.get(f"/v1/blobs/{format_digest(hide.digest)}/explain").json()
+    assert any("which is an alarm" in each for each in explained["story"])
 
 
 def test_what_is_pinned_is_no_oldest_candidate(world: World) -> None:

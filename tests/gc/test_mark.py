@@ -78,7 +78,7 @@ def test_a_table_that_is_older_than_the_bucket(garbage: Garbage) -> None:
 
 
 def test_what_it_would_lose(garbage: Garbage) -> None:
-    """Where nothing had marked the bucket, only the look before a purge keeps bytes that an older table would delete."""
+    """Where nothing had marked the bucket, only the look before a purge keeps what an older table would delete."""
     restored_from_backup(garbage)
     garbage.store.delete(MARK)
     garbage.connection.execute("UPDATE gc_mark SET told = 0")

@@ -169,7 +169,12 @@ def _() -> None:
     policy._reported = lambda pod, beyond: original(pod, timedelta(0))
 
 
-@mutant("4: purge deletes what is there", "straggle straggle collect wake", base="due")
+def _no_look() -> None:
+    """A purge does not look before it deletes (rule 17)."""
+    purge.Purger.look = lambda self, hide: purge.Look.CONCEALED  # type: ignore[method-assign]
+
+
+@mutant("4: purge deletes what is there, and does not look", "straggle straggle collect wake", base="due")
 def _() -> None:
     from tests.simulation.process import current  # noqa: PLC0415 - that one imports this
 
@@ -181,6 +186,7 @@ def _() -> None:
         return [Target(key, each.version) for each in there if not each.is_marker]
 
     purge._targets = targets
+    _no_look()
 
 
 @mutant(

@@ -113,6 +113,7 @@ class LedgerEntry(Base):
         CheckConstraint("octet_length(digest) = 32", name="digest"),
         Index("ix_gc_ledger_digest", "digest", "id"),
         Index("ix_gc_ledger_run_id", "run_id", "id"),
+        Index("ix_gc_ledger_shown", "id", postgresql_where=text("decision = 'shown-by-others'")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)

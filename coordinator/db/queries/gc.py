@@ -15,6 +15,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db.gc import CANDIDATE, DUE, FREE, IS_CONCEALED, IS_WANTED, UNDISTURBED
+from coordinator.db.ledger import Decision
 from coordinator.db.queries import brakes, paging, runs
 from coordinator.db.queries.collection import ReadFacts
 from coordinator.db.queries.gc_views import (
@@ -23,6 +24,7 @@ from coordinator.db.queries.gc_views import (
     PlanItem,
     PlanPage,
     PlanTotals,
+    ShownByOthers,
     StepName,
     Waiting,
 )
@@ -70,6 +72,10 @@ SELECT count(*) FROM (
   SELECT FROM hides h WHERE (hidden_at IS NULL OR purging_at IS NOT NULL) AND NOT EXISTS (
     SELECT FROM jobs j WHERE j.id = h.run_id AND j.taken = h.taken AND j.state = 'running') LIMIT :limit) unfinished
 """)
+_SHOWN = text(f"""
+SELECT count(*) AS n FROM (SELECT FROM gc_ledger WHERE decision = '{Decision.SHOWN}' LIMIT :limit) shown
+""")
+_LAST_SHOWN = text(f"SELECT at, digest FROM gc_ledger WHERE decision = '{Decision.SHOWN}' ORDER BY id DESC LIMIT 1")
 _OLDEST = text(f"""
 SELECT b.unreferenced_since FROM blobs b WHERE {CANDIDATE} AND {FREE} ORDER BY b.unreferenced_since, b.id LIMIT 1
 """)
@@ -245,6 +251,17 @@ async def waiting(connection: AsyncConnection) -> Waiting:
     )
 
 
+async def shown_by_others(connection: AsyncConnection) -> ShownByOthers:
+    """Count the purges that were called off with an alarm, up to COUNTED, and return the last of them."""
+    count = int(await connection.scalar(_SHOWN, {"limit": COUNTED}) or 0)
+    last = (await connection.execute(_LAST_SHOWN)).one_or_none()
+    return ShownByOthers(
+        count=count,
+        last_at=None if last is None else last.at,
+        last_digest=None if last is None else format_digest(Digest(last.digest)),
+    )
+
+
 async def oldest_candidate(connection: AsyncConnection) -> dt.datetime | None:
     """Return since when the oldest of what nothing references, nobody pinned and is served is unreferenced."""
     found: dt.datetime | None = await connection.scalar(_OLDEST)
@@ -272,6 +289,7 @@ async def collection_status(
             counted_at=counted.counted_at,
             restores_waiting=await waiting(connection),
             unfinished=int(await connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0),
+            shown_by_others=await shown_by_others(connection),
             open_run=await runs.open_run(connection),
             last_run=await runs.last_run(connection),
             next_run_at=due if switch.enabled else None,

@@ -152,6 +152,14 @@ class Waiting(View, frozen=True, kw_only=True):
     purged: Annotated[int, Meta(description="Pushed again: its bytes have to be seen.")]
 
 
+class ShownByOthers(View, frozen=True, kw_only=True):
+    """Purges that were called off, since others than Baleen had let registries see the blob."""
+
+    count: Annotated[int, Meta(description="Since the ledger begins; at most 100,000.")]
+    last_at: dt.datetime | None
+    last_digest: str | None
+
+
 class CollectionStatus(View, frozen=True, kw_only=True):
     """How garbage collection is doing."""
 
@@ -166,6 +174,7 @@ class CollectionStatus(View, frozen=True, kw_only=True):
     counted_at: dt.datetime
     restores_waiting: Waiting
     unfinished: Annotated[int, Meta(description="Hides that no run has ended: the next one undoes or ends them.")]
+    shown_by_others: Annotated[ShownByOthers, Meta(description="An alarm, if there are new ones.")]
     open_run: Annotated[Run | None, Meta(description="The one that waits or runs.")]
     last_run: Annotated[Run | None, Meta(description="The last one that has ended and was no dry run.")]
     next_run_at: Annotated[
