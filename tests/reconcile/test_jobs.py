@@ -237,22 +237,46 @@ def test_a_process_that_died(world: World) -> None:
     assert needed(world) == []
 
 
-def test_a_dead_letter_that_was_settled(world: World) -> None:
-    """What a dead letter spoke of is looked for once it is settled, if the last reconcile began before."""
-    world.ask()
-    end(world, "done", "10 minutes")
+def insert_letter(world: World, pod: str, repositories: list[str] | None, stored: str) -> None:
+    """An open dead letter that was stored so long ago."""
     world.connection.execute(
         "INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,"
-        " origin_topic, origin_partition, origin_offset, origin_log)"
-        " VALUES (%s, 'r', 'd', now(), 'p', 1, 'c', 't', 0, 0, 0)",
-        (world.pod,),
+        " origin_topic, origin_partition, origin_offset, origin_log, repositories, stored_at)"
+        " VALUES (%s, 'r', 'd', now(), 'p', 1, 'c', 't', 0, 0, 0, %s, now() - %s::interval)",
+        (pod, repositories, stored),
     )
+
+
+def test_a_dead_letter_that_was_settled(world: World) -> None:
+    """What a dead letter was about is looked for once it is settled, if the last reconcile began before."""
+    world.ask()
+    end(world, "done", "10 minutes")
+    insert_letter(world, world.pod, None, "11 minutes")
     assert needed(world) == []
-    settle = "UPDATE dead_letters SET settled_at = now() - %s::interval, settlement = 'discarded', settled_why = 'w'"
-    world.connection.execute(settle, ("11 minutes",))
+    settle = "UPDATE dead_letters SET settled_at = now() - %s::interval, settlement = %s, settled_why = 'w'"
+    world.connection.execute(settle, ("11 minutes", "discarded"))
     assert needed(world) == []
-    world.connection.execute(settle, ("9 minutes",))
+    world.connection.execute(settle, ("9 minutes", "reconciled"))
+    assert needed(world) == []
+    world.connection.execute(settle, ("9 minutes", "discarded"))
     assert needed(world) == ["a dead letter was settled"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "below", "asks"),
+    [("", "the pod", True), ("", "nowhere", False), ("", None, True), ("the pod", "nowhere", True)],
+)
+def test_a_dead_letter_that_is_open(world: World, sender: str, below: str | None, asks: bool) -> None:
+    """One that was stored after the last reconcile began asks the pods that it may be about, and the one that sent it,
+    and one from before asks nobody.
+    """
+    world.ask()
+    end(world, "done", "10 minutes")
+    repositories = None if below is None else [f"{world.pod}/app" if below == "the pod" else "elsewhere/app"]
+    insert_letter(world, world.pod if sender else "", repositories, "11 minutes")
+    assert needed(world) == []
+    world.connection.execute("UPDATE dead_letters SET stored_at = now() - interval '9 minutes'")
+    assert needed(world) == (["a dead letter may tell of something that it has"] if asks else [])
 
 
 def test_all_reasons_at_once(world: World) -> None:
