@@ -21,6 +21,7 @@ from coordinator.settings import HTTP_URL, Secret, Settings
 
 if TYPE_CHECKING:
     from coordinator.api.app import Application
+    from coordinator.api.marking import MarkRecorder
     from coordinator.api.mounts import Mounts
     from coordinator.db.batch import LetterLimits
     from coordinator.db.dead_letters import Stored
@@ -215,6 +216,16 @@ def audit(settings: Settings, *, name: str = "baleen-audit") -> "Iterator[AuditP
     finally:
         presence.close()
         connected.close()
+
+
+def mark_recorder(settings: Settings) -> "MarkRecorder":
+    """What writes changes that the API makes to the mark in the bucket."""
+    from coordinator.api.marking import MarkRecorder  # noqa: PLC0415
+    from coordinator.gc import mark  # noqa: PLC0415
+
+    connected = connections(settings, name="baleen-api-mark")
+    store = object_store(settings, connect_timeout=1, read_timeout=3, attempts=1)
+    return MarkRecorder(lambda: mark.record(connected, store), connected.close)
 
 
 def lifecycle_producer(settings: Settings) -> "LifecycleProducer":
@@ -518,9 +529,8 @@ def api(settings: Settings) -> "Application":
 
     database = engine(settings)
     # Asked only whether it answers: a store that hangs must not fill the threads with those who ask.
-    store = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1)
-    producer = EventProducer(settings)
-    inspector = LogInspector(settings, timeout=KAFKA_SECONDS)
+    store, recorder = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1), mark_recorder(settings)
+    producer, inspector = EventProducer(settings), LogInspector(settings, timeout=KAFKA_SECONDS)
     lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
     directory = CachedPodDirectory(lambda: pods.known_pods(database))
     signing = signing_keys(settings)
@@ -551,6 +561,7 @@ def api(settings: Settings) -> "Application":
             yield
         finally:
             await producer.stop()
+            recorder.close()
             if mounting is not None:
                 await mounting.close()
             if service is not None:
@@ -586,6 +597,7 @@ def api(settings: Settings) -> "Application":
             in_spite_of=unsafe_findings(settings),
             url=settings.url,
             mounts=mounting,
+            record_mark=recorder,
             lifespan=lifespan,
         )
     )

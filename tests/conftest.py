@@ -52,7 +52,7 @@ def data_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def embedded_stack() -> Iterator[StackEndpoints]:
     """PostgreSQL, S3 and the embedded broker."""
-    with temporary_directory(_in_memory()) as directory, Stack(directory) as stack:
+    with temporary_directory(in_memory()) as directory, Stack(directory) as stack:
         yield stack.endpoints
         stack.discard()
 
@@ -88,7 +88,7 @@ def temporary_directory(parent: Path | None = None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _in_memory() -> Path | None:
+def in_memory() -> Path | None:
     """A file system in memory that has room for the services of several test processes; None if there is none."""
     found = Path("/dev/shm")
     return found if found.is_dir() and shutil.disk_usage(found).free > ROOM_BYTES else None

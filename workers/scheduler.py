@@ -23,7 +23,7 @@ from coordinator.db import clock, mounts, sources
 from coordinator.db.gc import StoppedCollectingError
 from coordinator.db.jobs import TakenOverError
 from coordinator.errors import BaleenError
-from coordinator.gc import collect
+from coordinator.gc import collect, mark
 from coordinator.jobs import Ending, Runner, StoppedError, Work
 from coordinator.pods.prober import Prober
 from coordinator.reconcile import perimeter
@@ -40,6 +40,8 @@ TRIGGERS_EVERY_S = 10.0
 FORGET_EVERY_S = 600.0
 PRESENCE_EVERY_S = 30.0
 LIFECYCLE_EVERY_S = 1.0
+#: A database or a bucket that went back in time is shown by status within this time; one small GET each.
+MARK_EVERY_S = 2.0
 #: A clock that is set back by less, and noticed by nobody else, goes unnoticed.
 CLOCK_EVERY_S = 5.0
 #: How soon a change of the pods is noticed, and how often the root is listed without one.
@@ -81,6 +83,7 @@ class Scheduler:
             Periodic("lifecycle", LIFECYCLE_EVERY_S, self._publish_lifecycle),
             Periodic("clock", CLOCK_EVERY_S, self._look_at_the_clock),
             Periodic("perimeter", PERIMETER_EVERY_S, self._list_root),
+            Periodic("mark", MARK_EVERY_S, lambda: mark.watch(self._connections, self._store)),
         ]
 
     def run(self) -> None:

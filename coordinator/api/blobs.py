@@ -161,6 +161,7 @@ async def undelete_blob(
     """
     deps, asked = deps_of(request), data or UndeleteRequest()
     back = await brakes.undelete(deps.engine, parse_digest(digest), asked.why, pin=asked.pin)
+    await deps.record_mark()
     return Undeletion(digest=digest, state=STATES[back.state], pinned=back.pinned, detail=_undeleted(*back))
 
 

@@ -64,6 +64,7 @@ async def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchReque
     """
     deps = deps_of(request)
     await brakes.put_switch(deps.engine, data.why, on=data.enabled)
+    await deps.record_mark()
     return await queries.switched(deps.engine)
 
 
@@ -97,6 +98,7 @@ async def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[
     """`name` says for whom. It holds everything, since pods share the bytes; so it need not be known."""
     deps, scope = deps_of(request), parse_repository(name.removeprefix("/"))
     await brakes.put_hold(deps.engine, scope, (data or HoldRequest()).why)
+    await deps.record_mark()
     return await queries.hold(deps.engine, scope)
 
 
@@ -109,7 +111,9 @@ async def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[
     **OPERATE,
 )
 async def remove_hold(request: Request[Any, Any, Any], name: Scope) -> None:
-    await brakes.remove_hold(deps_of(request).engine, parse_repository(name.removeprefix("/")))
+    deps = deps_of(request)
+    await brakes.remove_hold(deps.engine, parse_repository(name.removeprefix("/")))
+    await deps.record_mark()
 
 
 @get("/v1/pins", operation_id="listPins", summary="Pins by digest", tags=TAGS, responses=documented(), **READ)
@@ -142,6 +146,7 @@ async def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSO
     """Also one that nobody has spoken of yet. One that is hidden stays so and keeps its bytes: `undelete` it."""
     deps, parsed = deps_of(request), parse_digest(digest)
     await brakes.put_pin(deps.engine, parsed, (data or PinRequest()).why)
+    await deps.record_mark()
     return await queries.pin(deps.engine, parsed)
 
 
@@ -154,7 +159,9 @@ async def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSO
     **OPERATE,
 )
 async def remove_pin(request: Request[Any, Any, Any], digest: DigestText) -> None:
-    await brakes.remove_pin(deps_of(request).engine, parse_digest(digest))
+    deps = deps_of(request)
+    await brakes.remove_pin(deps.engine, parse_digest(digest))
+    await deps.record_mark()
 
 
 HANDLERS = [

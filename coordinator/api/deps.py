@@ -25,6 +25,10 @@ from coordinator.tokens.service import TokenService
 Check = Callable[[], Awaitable[None]]
 
 
+async def no_mark() -> None:
+    pass
+
+
 @asynccontextmanager
 async def no_lifespan() -> AsyncIterator[None]:
     yield
@@ -65,6 +69,9 @@ class Deps:
     url: str | None = None
     #: What serves mounts; None: none are made.
     mounts: Mounts | None = None
+    #: Writes a change of pods, prefixes, the switch, holds or pins to the mark in the bucket; it never raises, and
+    #: what it could not write in time a scheduler writes.
+    record_mark: Callable[[], Awaitable[None]] = no_mark
     #: Entered before the first request, left after the last.
     lifespan: Callable[[], AbstractAsyncContextManager[None]] = field(default=no_lifespan)
 

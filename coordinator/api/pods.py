@@ -186,7 +186,10 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
         probe=data.probe,
         issuer=None if data.token_issuer is None else _issuer(data.token_issuer),
     )
-    return _token(pod.name, await registry.add(deps_of(request).engine, pod), events, pod.probe)
+    deps = deps_of(request)
+    token = await registry.add(deps.engine, pod)
+    await deps.record_mark()
+    return _token(pod.name, token, events, pod.probe)
 
 
 @post(
@@ -235,6 +238,7 @@ async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -
     """Refused while it holds or links anything, has open dead letters, or storage has links that the table lacks."""
     deps = deps_of(request)
     await registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds, deps.probe_image)
+    await deps.record_mark()
 
 
 @post(
@@ -253,6 +257,7 @@ async def add_prefixes(
     """Those that it owns already stay its. What it has there since before is not known until it is reconciled."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.add_prefixes(deps.engine, pod, [parse_repository(prefix) for prefix in data.prefixes])
+    await deps.record_mark()
     return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
@@ -271,6 +276,7 @@ async def set_registries(
     """All of its URLs, in place of those before. Processes that were heard elsewhere count until they are retired."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
+    await deps.record_mark()
     return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 

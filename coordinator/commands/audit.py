@@ -31,6 +31,7 @@ from coordinator.settings import DAY, Duration, Time
 
 if TYPE_CHECKING:
     from coordinator.bootstrap import AuditParts
+    from coordinator.db.mark import Claim
     from coordinator.reconcile.audit import Kind, Progress, Report, Tell
     from coordinator.reconcile.scrub import Content
 
@@ -50,7 +51,8 @@ _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _KINDS = (
     ("missing", "needed, and not stored", "push them again, or restore a version: --json names those that there are"),
     ("masked", "of these below a delete marker", "`baleen audit --mend` takes the marker off"),
-    ("mended", "delete markers taken off", ""),
+    ("mended", "delete markers taken off, or copied back from quarantine", ""),
+    ("unserved", "served by the table, needed by nobody, and not stored", ""),
     ("found_again", "were missing, and are stored", ""),
     ("wrong_size", "stored with another size than is known", "`baleen audit --verify-content` tells which is right"),
     (
@@ -156,6 +158,7 @@ def as_json(report: "Report | None", content: "Content | None") -> dict[str, Any
         "objects": report.objects,
         "bytes": report.bytes,
         "taken_up": report.taken_up,
+        "claim": report.claim and report.claim._asdict(),
     } | {name: _kind(report, name).as_dict() for name, _, _ in _KINDS}
     read = content and {
         "blobs": content.blobs,
@@ -179,6 +182,8 @@ def _print(report: "Report | None", content: "Content | None") -> None:
             typer.echo(f"{counted(report.taken_up, 'orphan')} taken up: garbage collection has them from now on.")
         if report.healthy:
             typer.echo("Everything that is needed is stored.")
+        if report.claim is not None:
+            typer.echo(_pending(report.claim))
     if content is not None:
         typer.echo(f"{counted(content.blobs, 'blob')} read, {as_bytes(content.bytes)}.")
         kinds = [
@@ -192,6 +197,18 @@ def _print(report: "Report | None", content: "Content | None") -> None:
         _print_kinds([kind for kind in kinds if kind[2].count])
         if content.healthy:
             typer.echo("All of them have the bytes of their digest.")
+
+
+def _pending(claim: "Claim") -> str:
+    """Say what the last claim still needs."""
+    waits = "as soon as you like"
+    if claim.pods:
+        named = ", ".join(claim.pods[:SHOWN]) + (", …" if len(claim.pods) > SHOWN else "")
+        waits = f"once these pods are reconciled: {named}"
+    return (
+        f"The claim of {as_text(claim.claimed_at)} is not verified, and GC stays blocked: run `baleen audit --mend` "
+        f"after {as_text(claim.verify_from)}, {waits}."
+    )
 
 
 def _print_kinds(kinds: "list[tuple[str, str, Kind]]", told_already: "Kind | None" = None) -> None:

@@ -38,6 +38,8 @@ def pin(digest: DigestArgument, *, why: Why = None, json: Json = False) -> None:
     parse_digest(digest)
     with connected(settings.load()) as api:
         pinned = api.put(f"/v1/pins/{digest}", _because(why))
+        if api.get("/v1/gc/switch")["mark_pending"]:
+            _note_pending()
     if json:
         print_json(pinned)
         return
@@ -66,6 +68,8 @@ def hold(scope: Scope, *, why: Why = None, json: Json = False) -> None:
     name = parse_repository(scope)
     with connected(settings.load()) as api:
         held = api.put(f"/v1/holds/{name}", _because(why))
+        if api.get("/v1/gc/switch")["mark_pending"]:
+            _note_pending()
     if json:
         print_json(held)
     else:
@@ -124,6 +128,8 @@ def off(*, why: NeededWhy, json: Json = False) -> None:
     try:
         with connected(loaded) as api:
             switch = api.put("/v1/gc/switch", {"enabled": False, "why": why})
+            if switch["mark_pending"]:
+                _note_pending()
     except (UnavailableError, UnconfiguredError) as error:
         if loaded.database_url is None:
             raise type(error)(
@@ -144,6 +150,14 @@ def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
 
     switch: dict[str, Any] = msgspec.to_builtins(with_database(loaded, turned))
     return switch
+
+
+def _note_pending() -> None:
+    notes().print(
+        "The mark in the bucket does not show this yet: a database that is restored from before it would not be "
+        "noticed. A scheduler writes the mark, and `mark_pending` in `baleen gc status --json` says when it has.",
+        soft_wrap=True,
+    )
 
 
 def _because(why: str | None) -> dict[str, str]:

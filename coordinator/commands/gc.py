@@ -5,7 +5,8 @@ A run goes on when the command is interrupted: a scheduler does it.
 """
 
 import sys
-from typing import Annotated, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -28,6 +29,9 @@ from coordinator.commands.output import (
     progress_bar,
 )
 from coordinator.errors import BaleenError, UsageError
+
+if TYPE_CHECKING:
+    from coordinator.gc.mark import Preview
 
 app = typer.Typer(help="Collect what nothing references: hide it, wait, delete it.", no_args_is_help=True)
 app.command()(brakes.on)
@@ -172,31 +176,61 @@ def claim(
 ) -> None:
     """Let this database go on with a bucket of whose history it does not know all.
 
-    For a database that was restored from a backup, or takes the place of another one. Collection is switched off, what
-    this table hides is given back by the next run, and every pod has to be reconciled. Straight to the database and the
-    bucket. Stop everything else of Baleen before.
+    For a database that failed over or was restored from a backup, a bucket that was rolled back, and a database that
+    takes the place of another one. Prints what it changes and what has to be verified, and asks. It needs the database
+    and the bucket, not the API. Stop every other process of Baleen before.
     """
     from coordinator import bootstrap  # noqa: PLC0415 - drivers are for commands that need them
     from coordinator.gc import mark  # noqa: PLC0415
     from coordinator.ingest.topics import EVENTS  # noqa: PLC0415
 
     loaded = settings.load()
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("Nobody is there to confirm the claim: pass --yes.")
-        _ask("Is everything of Baleen stopped, and no other database to go on with this bucket?")
-    connections = bootstrap.connections(loaded, name="baleen-claim")
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("Standard input is not a terminal: pass --yes to confirm the claim.")
+    bound = timedelta(seconds=loaded.safety_delete_bound)
+    connections, store = bootstrap.connections(loaded, name="baleen-claim"), bootstrap.object_store(loaded)
     try:
-        claimed = mark.claim(connections, bootstrap.object_store(loaded), why, EVENTS)
+        _explain_claim(mark.preview(connections, store), bound)
+        if not yes:
+            _ask("Is every other process of Baleen stopped, and will no other database go on with this bucket?")
+        claimed = mark.claim(connections, store, why, EVENTS, bound)
     finally:
         connections.close()
     if json:
         print_json(claimed._asdict())
         return
     typer.echo(
-        f"The bucket is this database's, and collection is off. {counted(claimed.hides, 'hide')} will be given back; "
-        f"{counted(claimed.pods, 'pod')} will be reconciled.\nNow follow docs/RUNBOOK.md, `The database was restored "
-        "from a backup`, and then `baleen gc on --why …`."
+        f"The bucket is this database's, and GC is off. {counted(claimed.hides, 'hide')} will be given back; "
+        f"{counted(claimed.pods, 'pod')} will be reconciled.\nWhen they are, and after "
+        f"{as_text(claimed.verify_from)}: `baleen audit --mend`. Then `baleen gc on --why …`. Each step: "
+        "`Failover and restore` in docs/OPERATING.md."
+    )
+
+
+def _explain_claim(preview: "Preview", bound: timedelta) -> None:
+    """Say what a claim is about, what it changes, and what has to be verified after it."""
+    ours, found = preview.ours, preview.found
+    bucket = "has no mark" if found is None else f"was marked by database {found.database[:100]}, epoch {found.epoch}"
+    if found is not None and found.instance is not None:
+        bucket += f", timeline {found.instance.timeline} of system {found.instance.system}"
+    notes().print(
+        f"The bucket {bucket}.\nThis database is {ours.database}, epoch {ours.epoch}, timeline "
+        f"{ours.current.timeline} of system {ours.current.system}.\n"
+        f"{preview.refusal or 'They match: no claim is needed.'}\n\n"
+        "The claim\n"
+        "  1. switches GC off;\n"
+        f"  2. gives back what this table hides, {counted(preview.hides, 'hide')}, instead of purging it, and begins "
+        "every grace period anew;\n"
+        f"  3. records a gap for each of {counted(preview.pods, 'pod')}: a reconcile compares its links with the "
+        "table;\n"
+        f"  4. blocks GC until `baleen audit --mend` has looked in storage for everything that the table calls live, "
+        f"{counted(preview.needed, 'blob')}: it takes delete markers off and copies quarantined bytes back. It has to "
+        f"begin {as_text(bound)} after the claim, since deletes of the lost history may land until then, and after the "
+        "reconciles;\n"
+        "  5. gives this database a new identity, so that no older state of it can go on by mistake.\n",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
     )
 
 

@@ -1,6 +1,7 @@
 """What stops garbage collection: the kill switch, pins and holds. All fail closed: what cannot be read stops it.
 
 They are read in the same transactions that act (db/gc.py), so that they take effect at once and in every process.
+Each change advances the epoch (epochs.py), so that a database from before it is noticed.
 Route: the API -> `put_switch`, `put_hold`, … on its engine; the command, where no API answers, and whoever has a
 connection -> `turn`, `hold`, … What an operator decides about a single blob is in the ledger, too.
 Not here: how they are shown (queries/brakes.py), bringing an undeleted blob back (gc/restore.py: only workers touch
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 from psycopg import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from coordinator.db.epochs import ADVANCE, changing
 from coordinator.db.ledger import Decision
-from coordinator.db.queries.session import writing
 from coordinator.domain.lifecycle import CONCEALED, BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import ConflictError, NotFoundError, UsageError
@@ -55,7 +56,7 @@ def switch(connection: Connection[Any]) -> Switch:
 
 def turn(connection: Connection[Any], why: str, *, on: bool) -> None:
     """Turn the kill switch: nothing that asks after this returns goes on."""
-    connection.execute(_TURN, (on, why))
+    _change(connection, _TURN, (on, why))
 
 
 def holds(connection: Connection[Any]) -> list[Hold]:
@@ -63,19 +64,26 @@ def holds(connection: Connection[Any]) -> list[Hold]:
 
 
 def hold(connection: Connection[Any], scope: str, why: str) -> None:
-    connection.execute(_HOLD, (scope, why))
+    _change(connection, _HOLD, (scope, why))
 
 
 def release(connection: Connection[Any], scope: str) -> bool:
-    return connection.execute(_RELEASE, (scope,)).rowcount > 0
+    return _change(connection, _RELEASE, (scope,)) > 0
 
 
 def pin(connection: Connection[Any], digest: Digest, why: str) -> None:
-    connection.execute(_PIN, (digest, why))
+    _change(connection, _PIN, (digest, why))
 
 
 def unpin(connection: Connection[Any], digest: Digest) -> bool:
-    return connection.execute(_UNPIN, (digest,)).rowcount > 0
+    return _change(connection, _UNPIN, (digest,)) > 0
+
+
+def _change(connection: Connection[Any], statement: str, values: tuple[Any, ...]) -> int:
+    with connection.transaction():
+        changed = connection.execute(statement, values).rowcount
+        connection.execute(ADVANCE)
+    return changed
 
 
 def reason(why: str) -> str:
@@ -87,31 +95,31 @@ def reason(why: str) -> str:
 
 async def put_switch(engine: AsyncEngine, why: str, *, on: bool) -> None:
     """As `turn`."""
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         await connection.exec_driver_sql(_TURN, (on, reason(why)))
 
 
 async def put_hold(engine: AsyncEngine, scope: RepositoryName, why: str) -> None:
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         await connection.exec_driver_sql(_HOLD, (scope, reason(why)))
 
 
 async def remove_hold(engine: AsyncEngine, scope: RepositoryName) -> None:
     """Raises NotFoundError."""
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         if not (await connection.exec_driver_sql(_RELEASE, (scope,))).rowcount:
             raise NotFoundError(f"{scope} is not held: see `baleen gc holds`.")
 
 
 async def put_pin(engine: AsyncEngine, digest: Digest, why: str) -> None:
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         await connection.exec_driver_sql(_PIN, (digest, reason(why)))
         await _note(connection, digest, Decision.PINNED, reason(why))
 
 
 async def remove_pin(engine: AsyncEngine, digest: Digest) -> None:
     """Raises NotFoundError."""
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         row = (await connection.exec_driver_sql(_UNPIN, (digest,))).one_or_none()
         if row is None:
             raise NotFoundError(f"{format_digest(digest)} is not pinned: see `baleen gc pins`.")
@@ -132,7 +140,7 @@ async def undelete(engine: AsyncEngine, digest: Digest, why: str, *, pin: bool) 
     Raises NotFoundError, and ConflictError for a blob that is not hidden, or whose bytes are deleted.
     """
     why = reason(why)
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         # The blob first, as everybody locks.
         found = await connection.exec_driver_sql(
             "SELECT id, state FROM blobs WHERE digest = %s FOR NO KEY UPDATE", (digest,)

@@ -50,6 +50,8 @@ class Job(NamedTuple):
     taken: int
     progress: dict[str, Any]
     options: Mapping[str, Any] = MappingProxyType({})
+    #: Of the database that it was taken from (domain/mark.py): what the job knows is of no other. None: not compared.
+    instance: str | None = None
 
     @property
     def its_pod(self) -> int:
@@ -74,7 +76,7 @@ def take(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
                   OR (state = 'running' AND (alive_at IS NULL OR alive_at < clock_timestamp() - %s)))
             ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
         RETURNING j.id, j.kind, j.pod_id, (SELECT name FROM pods p WHERE p.id = j.pod_id), j.why, j.began_at, j.taken,
-                  j.progress, j.options
+                  j.progress, j.options, gc_instance()
         """,
         (sorted(kinds), SILENCE),
     ).fetchone()
@@ -88,17 +90,25 @@ def beat(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> 
         connection.execute(
             """
             UPDATE jobs SET alive_at = clock_timestamp(), progress = %s
-            WHERE id = %s AND taken = %s AND state = 'running'
+            WHERE id = %s AND taken = %s AND state = 'running' AND gc_instance() = coalesce(%s, gc_instance())
             """,
-            (Jsonb(progress), job.id, job.taken),
+            (Jsonb(progress), job.id, job.taken, job.instance),
         ).rowcount,
     )
 
 
 def hold(connection: Connection[Any], job: Job) -> None:
-    """Keep the job ours until the transaction ends; raises TakenOverError."""
+    """Keep the job ours until the transaction ends; raises TakenOverError.
+
+    Also where the database failed over, or was restored, since the job was taken: it may have a job with this id, but
+    what this one knows is of the other history.
+    """
     found = connection.execute(
-        "SELECT FROM jobs WHERE id = %s AND taken = %s AND state = 'running' FOR UPDATE", (job.id, job.taken)
+        """
+        SELECT FROM jobs
+        WHERE id = %s AND taken = %s AND state = 'running' AND gc_instance() = coalesce(%s, gc_instance()) FOR UPDATE
+        """,
+        (job.id, job.taken, job.instance),
     )
     _own(job, found.rowcount)
 
@@ -127,9 +137,9 @@ def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[st
         connection.execute(
             """
             UPDATE jobs SET state = %s, finished_at = clock_timestamp(), progress = %s, error = %s
-            WHERE id = %s AND taken = %s AND state = 'running'
+            WHERE id = %s AND taken = %s AND state = 'running' AND gc_instance() = coalesce(%s, gc_instance())
             """,
-            (state, Jsonb(progress), error, job.id, job.taken),
+            (state, Jsonb(progress), error, job.id, job.taken, job.instance),
         ).rowcount,
     )
     # What was listed is of use to nobody any more; also that of one that others have ended (clock.py), or whose worker
@@ -158,7 +168,7 @@ def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[st
 
 def _own(job: Job, rows: int) -> None:
     if not rows:
-        raise TakenOverError(f"Job {job.id} is not ours any more: another worker goes on with it.")
+        raise TakenOverError(f"Job {job.id} is not ours any more: another worker has it, or the database failed over.")
 
 
 def plan(connection: Connection[Any], job: Job, names: Iterable[str]) -> None:

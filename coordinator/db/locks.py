@@ -15,6 +15,8 @@ FACTS_LOCK = 0x62616C66
 PODS_LOCK = 0x62616C67
 #: The same: who voids what was noted by a clock that was ahead takes it (clock.py).
 CLOCK_LOCK = 0x62616C6A
+#: The same: whoever writes the mark in the bucket holds it for a session (mark.py).
+MARK_LOCK = 0x62616C6D
 
 
 def enter(connection: Connection[Any], *, alone: bool = False) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db.batch import StateChangedError
+from coordinator.db.epochs import changing
 from coordinator.db.letters import FITS
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.db.queries.session import reading, writing
@@ -58,7 +59,7 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
     if not pod.prefixes or len(pod.prefixes) > PREFIXES_LIMIT:
         raise UsageError(f"A pod needs from 1 to {PREFIXES_LIMIT} prefixes: name them with --prefix.")
     token = new_token()
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         await _lock(connection, PODS_LOCK)
         if await _id(connection, pod.name) is not None:
             raise ConflictError(f"There is a pod {pod.name} already: choose another name, or remove it first.")
@@ -118,7 +119,7 @@ async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[Re
     that garbage collection is held until then: that is a gap, noticed after the lock (see `reconcile.pod`). Where no
     reconcile can look, an operator has to say that nothing is lost: what he said before was of the other prefixes.
     """
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         await _lock(connection, PODS_LOCK)
         pod = await _id(connection, name)
         if pod is None:
@@ -175,7 +176,7 @@ async def set_registries(engine: AsyncEngine, name: PodName, registries: Sequenc
     processes that it met, so that with a new URL nothing is proved any more.
     """
     urls = list(dict.fromkeys(map(str, registries)))
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         await _lock(connection, PODS_LOCK)
         await _refuse_if_known(connection, name, urls)
         await connection.execute(
@@ -306,7 +307,7 @@ async def remove(engine: AsyncEngine, name: PodName, still_holds: StillHolds, im
     """
     gaps = await _look_into_storage(engine, name, still_holds, image)
     try:
-        async with writing(engine) as connection:
+        async with changing(engine) as connection:
             await _lock(connection, PODS_LOCK)
             # No worker may add to a repository of the pod between the look and the deletion.
             await _lock(connection, FACTS_LOCK)

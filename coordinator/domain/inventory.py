@@ -47,6 +47,8 @@ class Doubt(StrEnum):
     MISSING = "missing"
     #: Known as missing, and stored.
     FOUND = "found"
+    #: The table says that it is served, though nothing needs it, and it is not stored.
+    UNSERVED = "unserved"
     #: Stored with another size than is known.
     WRONG_SIZE = "wrong-size"
 
@@ -69,8 +71,10 @@ def doubts(known: TableBlob | None, stored: StoredBlob | None) -> list[Doubt]:
     if known is None:
         return [] if stored is None else [Doubt.ORPHAN]
     if stored is None:
-        # A hidden blob is to be like this, and nobody asks for one that nothing needs.
-        return [Doubt.MISSING] if known.referenced and known.state not in _KEPT_HIDDEN else []
+        # A hidden blob is to be like this.
+        if known.referenced:
+            return [Doubt.MISSING] if known.state not in _KEPT_HIDDEN else []
+        return [Doubt.UNSERVED] if known.state is BlobState.UNREFERENCED else []
     if known.state is BlobState.PURGED and not known.referenced:
         return [Doubt.ORPHAN]
     found = [Doubt.FOUND] if known.state in {BlobState.MISSING, BlobState.PURGED} else []

@@ -1,137 +1,158 @@
-"""The mark in the bucket: which database collects garbage there, and how far that database was.
+"""The mark in the bucket: which database collects garbage there, on which instance, and how far that database was.
 
-A database that was restored from a backup is older than the bucket. It may hold hides that were undone since, and a
-purge of one of them would delete what is served. Two Baleens on one bucket each find unreferenced what only the other
-knows. Both are seen by the mark before a run does anything:
+A database that went back in time may hold hides that were undone since, and a purge of one of them would delete what is
+served; a bucket that went back in time serves what the database has as hidden. Two Baleens on one bucket each find
+unreferenced what only the other knows. All of them are seen by the mark before a run does anything (domain/mark.py has
+the rules), and by the scheduler every few seconds (`watch`), so that status shows it at once.
 
-    the bucket's mark                   means
-    none, and none was ever left        the first run
-    none, but one was left              another bucket, or an older state of it
-    of another database                 somebody else collects here
-    later than this database ever told  this database is older than the bucket
-    else                                go on
-
-It is written after each epoch, and that it is about to be told, is committed (db/mark.py), so that a crash leaves it
-behind, which is harmless. Who restores asks, too, before it writes: workers of an older database would hide that it is.
-What it cannot see: a restore that was final after the backup, whose epoch no process lived to tell, with no run and no
-restore since.
+The mark is written under a lock of the database, in three steps: commit that it is about to be written, write it,
+read it back and commit that. A crash leaves it behind, which is harmless. Whoever writes compares first: workers of an
+older database would hide that it is. On a bucket with versions each write adds one.
+What it cannot see: a restore of a blob that was final after a copy of the database's files was made, whose process died
+before it wrote the mark, with no write since.
 """
 
 import json
-from typing import NamedTuple
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 from coordinator.db import mark as table
 from coordinator.db.connection import Connections
-from coordinator.db.mark import Claimed, Mark
-from coordinator.errors import BaleenError, UnavailableError, UsageError
+from coordinator.db.mark import Claimed
+from coordinator.domain.mark import EPOCHS_LIMIT, NOBODY, ForeignBucketError, Found, Instance, Mark, refusal
+from coordinator.errors import UnavailableError, UsageError
 from coordinator.storage.layout import MARK
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
+__all__ = ["ForeignBucketError", "Found", "begin", "check", "claim", "find", "preview", "record", "tell", "watch"]
+
 #: Bytes of a mark.
 _LIMIT = 1000
-#: The mark is written so often, where others write it at the same time.
-TELLS = 5
-#: More than any database has.
-_EPOCHS = 2**62
-_CLAIM = (
-    "Nothing is collected. See `The database was restored from a backup` in docs/RUNBOOK.md, and `baleen gc claim`."
-)
-
-
-class ForeignBucketError(BaleenError):
-    """The bucket's history of collection is not this database's."""
-
-
-class Found(NamedTuple):
-    """The mark in a bucket."""
-
-    database: str
-    epoch: int
-
-
-_NOBODY = Found("nobody", 0)
 
 
 def begin(connections: Connections, store: ObjectStore) -> None:
     """Begin an epoch; raises ForeignBucketError if the bucket is not this database's."""
     check(connections, store)
-    with connections.use() as connection, connection.transaction():
+    with connections.use() as connection:
         table.advance(connection)
     tell(connections, store)
 
 
 def check(connections: Connections, store: ObjectReader) -> tuple[Found | None, Mark]:
-    """Return the bucket's mark, None if none was ever left, and the database's own; raises ForeignBucketError."""
-    # The bucket first: it is told after the database.
-    found = find(store)
+    """Return the bucket's mark, None if there is none, and the database's own; raises ForeignBucketError.
+
+    The result is noted for status.
+    """
     with connections.use() as connection:
-        ours = table.read(connection)
-    if found is None:
-        if ours.told:
-            raise ForeignBucketError(
-                f"The bucket has lost the mark {MARK} that this database left there: it is another bucket, was "
-                f"emptied, or is in an older state. {_CLAIM}"
-            )
-    elif found.database != ours.database:
-        raise ForeignBucketError(
-            f"Another database ({found.database}, by {MARK}) collects garbage in this bucket: each would delete what "
-            f"only the other knows. End one of both. {_CLAIM}"
-        )
-    elif found.epoch > (ours.told or ours.epoch):
-        # Its own epoch says nothing: an older database grows, too, with what its workers restore.
-        raise ForeignBucketError(
-            "The database is older than the bucket: it was restored from a backup, and may hold hides of what is "
-            f"served again. {_CLAIM}"
-        )
-    return found, ours
+        return _compare(connection, store)
+
+
+def watch(connections: Connections, store: ObjectStore) -> None:
+    """Compare bucket and database for status, and write what the bucket does not have yet. For the scheduler.
+
+    Raises UnavailableError.
+    """
+    try:
+        record(connections, store)
+    except ForeignBucketError:
+        return  # noted, and GC is blocked by it
+
+
+def record(connections: Connections, store: ObjectStore) -> None:
+    """Write changes to a bucket that has a mark of ours. The first mark is the first run's.
+
+    Raises ForeignBucketError and UnavailableError.
+    """
+    _, ours = check(connections, store)
+    if ours.writing:
+        tell(connections, store)
 
 
 def tell(connections: Connections, store: ObjectStore) -> None:
-    """Tell the bucket how far this database is, if it does not know. Raises ForeignBucketError and UnavailableError."""
-    found, ours = check(connections, store)
-    if found is not None and found.epoch >= ours.epoch:
-        return
-    for _ in range(TELLS):
-        _leave(connections, store, ours)
-        # Another may have told more while this was on its way, and be overwritten by it.
-        found, ours = check(connections, store)
-        if found is not None and found.epoch >= ours.told:
-            return
-    raise UnavailableError(f"The bucket does not show the mark {MARK} that was just left there: try again.")
+    """Write how far this database is, if the bucket does not have it.
 
-
-def claim(connections: Connections, store: ObjectStore, why: str, topic: str) -> Claimed:
-    """Make the bucket this database's, with all that db/mark.py says; `topic` is that of the events."""
-    found = find(store)
+    Raises ForeignBucketError and UnavailableError.
+    """
     with connections.use() as connection:
-        claimed = table.claim(connection, why, topic, 0 if found is None else found.epoch)
-        ours = table.read(connection)
-    _leave(connections, store, ours)
+        if _is_written(*_compare(connection, store)):
+            return
+        # On one connection: another may lead to another server.
+        with table.write_lock(connection):
+            found, ours = _compare(connection, store)
+            if not _is_written(found, ours):
+                _write(connection, store, ours)
+
+
+class Preview(NamedTuple):
+    """What a claim is about, and how much it doubts."""
+
+    ours: Mark
+    found: Found | None
+    #: Why it is needed; None if it is not.
+    refusal: str | None
+    pods: int
+    hides: int
+    #: Blobs that are referenced.
+    needed: int
+
+
+def preview(connections: Connections, store: ObjectReader) -> Preview:
+    """Return what a claim would be about; changes nothing. Raises StillRunningError."""
+    with connections.use() as connection:
+        table.refuse_if_running(connection)
+        ours, found = table.read(connection), find(store)
+        return Preview(ours, found, refusal(found, ours, ours, MARK), *table.extent(connection))
+
+
+def claim(connections: Connections, store: ObjectStore, why: str, topic: str, delete_bound: timedelta) -> Claimed:
+    """Make the bucket this database's, with all that db/mark.py says; `topic` is that of the events."""
+    with connections.use() as connection:
+        # Whether or not the store answers is known before anything is changed.
+        find(store)
+        with table.write_lock(connection):
+            claimed = table.claim(connection, why, topic, delete_bound)
+            _write(connection, store, table.read(connection))
     return claimed
 
 
-def _leave(connections: Connections, store: ObjectStore, ours: Mark) -> None:
-    """Write the mark."""
-
-    def told() -> None:
-        with connections.use() as connection:
-            table.told(connection, ours.epoch)
-
-    if ours.told:
-        told()
-    store.put(MARK, json.dumps({"database": ours.database, "epoch": ours.epoch}).encode())
-    if not ours.told:
-        # The first one: until it is there, it cannot have been lost.
-        told()
-
-
 def find(store: ObjectReader) -> Found | None:
-    """Return the bucket's mark, None if there is none; one that says nothing is of nobody."""
+    """Return the bucket's mark, None if there is none; NOBODY for one that is not readable or not legal."""
     try:
-        told = json.loads(store.get(MARK, _LIMIT))
-        found = Found(str(told["database"]), int(told["epoch"]))
+        body = json.loads(store.get(MARK, _LIMIT))
+        instance = body.get("instance")
+        found = Found(
+            str(body["database"]), int(body["epoch"]), None if instance is None else Instance.parse(str(instance))
+        )
     except ObjectNotFoundError:
         return None
-    except (UsageError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return _NOBODY
-    return found if 0 <= found.epoch < _EPOCHS else _NOBODY
+    except (UsageError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return NOBODY
+    return found if 0 <= found.epoch < EPOCHS_LIMIT else NOBODY
+
+
+def _compare(connection: Any, store: ObjectReader) -> tuple[Found | None, Mark]:
+    # The bucket between both: it is written after `writing` and before `written`.
+    before = table.read(connection)
+    found = find(store)
+    ours = table.read(connection)
+    why = refusal(found, before, ours, MARK)
+    if why != ours.refused:
+        table.note_refusal(connection, why)
+    if why is not None:
+        raise ForeignBucketError(why)
+    return found, ours
+
+
+def _is_written(found: Found | None, ours: Mark) -> bool:
+    return found == Found(ours.database, ours.epoch, ours.current) and (ours.written >= ours.epoch or ours.unsure)
+
+
+def _write(connection: Any, store: ObjectStore, ours: Mark) -> None:
+    """Write the mark; the caller holds the lock."""
+    earlier = table.begin(connection, ours.epoch)
+    written = Found(ours.database, ours.epoch, ours.current)
+    body = {"database": ours.database, "epoch": ours.epoch, "instance": str(ours.current)}
+    store.put(MARK, json.dumps(body).encode())
+    if find(store) != written:
+        raise UnavailableError(f"The bucket does not show the mark {MARK} that was just written: try again.")
+    table.confirm(connection, ours.epoch, earlier)

@@ -3,8 +3,9 @@
 Route: `baleen audit` -> `Audit.run`: the table and the listing of `blobs/` are merged (domain/inventory.py); what looks
 wrong is looked at again, many at a time, and only then told; uploads that nobody ended are looked for beside.
 What is found missing, and what is found again, is written down (presence.py). Nothing else is changed, but for `mend`,
-which takes delete markers off blobs that are needed, and `take_up`, which makes orphans blobs that nothing
-references: garbage collection then deals with them as with any, with all its graces.
+which takes delete markers off blobs that are needed, copies their bytes back from quarantine, and verifies a claim
+(db/mark.py); and `take_up`, which makes orphans blobs that nothing references: garbage collection then deals with them
+as with any, with all its graces.
 
 - An orphan is counted as it was listed, if the table did not know of it even then or later, and it is older than a push
   may take to be announced: a younger one is `recent`.
@@ -23,7 +24,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from coordinator.db import audit as table
-from coordinator.db import lifecycle
+from coordinator.db import lifecycle, mark
 from coordinator.db.connection import Connections
 from coordinator.db.lifecycle import KnownBlob
 from coordinator.domain.inventory import Doubt, Pair, StoredBlob, TableBlob, differing, doubts
@@ -33,8 +34,8 @@ from coordinator.domain.perimeter import holds as perimeter_holds
 from coordinator.errors import ConflictError
 from coordinator.reconcile import inventory, perimeter, uploads
 from coordinator.reconcile.presence import Presence
-from coordinator.storage.layout import blob_key
-from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore, ObjectVersion
+from coordinator.storage.layout import blob_key, quarantine_prefix
+from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore, ObjectVersion, copy_within
 
 #: Digests that are looked at again together.
 BATCH = 256
@@ -45,6 +46,8 @@ EXAMPLES = 100
 MARKERS_LIMIT = 10
 #: States of a blob that are asked for where only what is on top counts.
 TOP_STATES = 10
+#: Quarantined copies of one blob that are tried.
+COPIES_LIMIT = 10
 #: Blobs of the table after which the caller hears how far the comparison is.
 TELL_EVERY = 10_000
 
@@ -106,6 +109,8 @@ class Report:
         #: Were missing, and are stored; those off which a marker was taken are among them.
         self.found_again = Kind()
         self.mended = Kind()
+        #: Served by the table, needed by nobody, and not stored: a later reference has the restorer look for them.
+        self.unserved = Kind()
         self.wrong_size = Kind()
         self.orphans = Kind()
         self.recent = Kind()
@@ -116,6 +121,8 @@ class Report:
         self.unfinished_uploads = Kind()
         #: Repositories, or folders of them, that no pod owns. They block garbage collection.
         self.unowned = Kind()
+        #: The claim that this audit has not verified, and why; None if there is none.
+        self.claim: mark.Claim | None = None
 
     @property
     def healthy(self) -> bool:
@@ -147,6 +154,8 @@ class Audit:
     def run(self, tell: Tell = lambda progress: None) -> Report:
         """Compare everything; raises UnavailableError."""
         self._store.check()
+        with self._connections.use() as connection:
+            instance = mark.current(connection)
         listing = perimeter.look(self._connections, self._store)
         self._began_at = listing.began_at
         for name in listing.unowned:
@@ -157,6 +166,11 @@ class Audit:
             self._compare(tell)
             tell(Progress("looking for uploads that nobody ended"))
             self._look_for_uploads()
+        with self._connections.use() as connection:
+            if self._mend:
+                self._report.claim = mark.verified(connection, self._began_at, instance)
+            else:
+                self._report.claim = mark.pending_claim(connection, self._began_at)
         return self._report
 
     def _compare(self, tell: Tell) -> None:
@@ -198,12 +212,15 @@ class Audit:
             known = {blob.digest: blob for blob in lifecycle.load(connection, [pair.digest for pair in pairs])}
         orphans: list[StoredBlob] = []
         doubted: list[KnownBlob] = []
+        unserved: list[KnownBlob] = []
         for pair in pairs:
             blob = known.get(pair.digest)
             found = doubts(_as_row(blob), pair.stored)
             if Doubt.ORPHAN in found:
                 assert pair.stored is not None
                 orphans.append(pair.stored)
+            elif blob is not None and Doubt.UNSERVED in found:
+                unserved.append(blob)
             elif blob is not None and found:
                 doubted.append(blob)
         old = [orphan for orphan in orphans if self._tell_orphan(orphan)]
@@ -212,6 +229,8 @@ class Audit:
                 self._report.taken_up += table.take_up(connection, old)
         if doubted:
             self._settle(doubted)
+        for move in self._presence.note_unserved([blob.digest for blob in unserved]) if self._mend else ():
+            self._report.unserved.add(move.blob.size, digest=format_digest(move.blob.digest))
 
     def _settle(self, doubted: Sequence[KnownBlob]) -> None:
         """Look at the store for these; write down what is missing and what is found again; tell both."""
@@ -259,6 +278,11 @@ class Audit:
             self._report.mended.add(blob.size, **told)
             self._report.found_again.add(blob.size, **told)
             return
+        if self._mend and not whole and (copy := self._copy_back(blob)) is not None:
+            told = {"digest": format_digest(blob.digest), "copy": copy}
+            self._report.mended.add(blob.size, **told)
+            self._report.found_again.add(blob.size, **told)
+            return
         told = _needed(blob) | {
             "masked_since": versions[0].modified_at if masked else None,
             "restorable_version": None if fitting is None else fitting.version,
@@ -282,6 +306,30 @@ class Audit:
                 return False
             self._store.remove_marker(key, latest.version)
         return any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest]))
+
+    def _copy_back(self, blob: KnownBlob) -> str | None:
+        """Serve a quarantined copy again if its bytes are the blob's; return its key, None if none is.
+
+        No hide of the table owns it, since the blob is missing: a lost history made it, or an older state of this one.
+        """
+        for entry in self._store.list(quarantine_prefix(blob.digest), limit=COPIES_LIMIT):
+            if blob.size not in {-1, entry.size} or not self._is_whole_copy(blob.digest, entry.key):
+                continue
+            if not self._is_missing(blob.digest):
+                return None
+            with suppress(ObjectNotFoundError, ConflictError):
+                copy_within(self._store, entry.key, blob_key(blob.digest))
+                if any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest])):
+                    return entry.key
+        return None
+
+    def _is_whole_copy(self, digest: Digest, key: str) -> bool:
+        with suppress(ObjectNotFoundError), self._store.open(key) as opened:
+            hashed = hashlib.sha256()
+            for chunk in opened.chunks:
+                hashed.update(chunk)
+            return hashed.digest() == digest
+        return False
 
     def _is_missing(self, digest: Digest) -> bool:
         with self._connections.use() as connection:

@@ -99,6 +99,35 @@ class Presence:
             moved += moves
         return moved
 
+    def note_unserved(self, wanted: Iterable[Digest]) -> list[Move]:
+        """Note of unreferenced blobs that they have no bytes; return those that have none.
+
+        Their state becomes `purged`, so that a reference that comes later has the restorer look for the bytes: a blob
+        must not become live unseen. A history that was lost may have hidden or purged it. Raises as `settle`.
+        """
+        moved: list[Move] = []
+        waiting = iter(wanted)
+        while batch := list(islice(waiting, BATCH)):
+            self._store.check()
+            with self._connections.use() as connection:
+                some_live = bool(lifecycle.some_live(connection, SAMPLE_ROWS))
+            stored_here = self._is_stored_here()
+            with self._connections.use() as connection, connection.transaction():
+                locks.enter(connection, alone=True)
+                unneeded = [
+                    blob
+                    for blob in lifecycle.load(connection, batch)
+                    if blob.state is BlobState.UNREFERENCED and not blob.referenced
+                ]
+                found = self._heads_in_time([blob.digest for blob in unneeded])
+                moves = [Move(blob, BlobState.PURGED) for blob in unneeded if found[blob.digest] is None]
+                # Where nothing is live nothing of it can be here.
+                if moves and some_live and not (stored_here and self._is_stored_here()):
+                    raise _not_here(moves[0].blob)
+                lifecycle.move(connection, moves)
+            moved += moves
+        return moved
+
     def _heads_in_time(self, wanted: Sequence[Digest]) -> Mapping[Digest, ObjectInfo | None]:
         try:
             found = list(

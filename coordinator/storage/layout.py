@@ -63,7 +63,12 @@ def parse_blob_key(key: str) -> Digest | None:
 
 def quarantine_key(digest: Digest, hide: int) -> str:
     """The key of a hide's own copy: no later hide or upload ever owns it."""
-    return f"{QUARANTINE}{digest.hex()}/{hide}"
+    return f"{quarantine_prefix(digest)}{hide}"
+
+
+def quarantine_prefix(digest: Digest) -> str:
+    """What the keys of all copies of a blob begin with."""
+    return f"{QUARANTINE}{digest.hex()}/"
 
 
 def parse_quarantine_key(key: str) -> tuple[Digest, int] | None:

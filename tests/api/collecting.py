@@ -81,6 +81,16 @@ class Known:
         return known._replace(facts=self.change(facts))
 
 
+class NoMark:
+    """What the API does not write: the collector has a bucket of its own."""
+
+    async def __call__(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 _really_known = collection.known
 
 
@@ -90,6 +100,7 @@ def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
     known = Known()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collection, "known", known.read)
+        patch.setattr(bootstrap, "mark_recorder", lambda _: NoMark())
         with served(settings_for(embedded_stack)) as api:
             yield api, known
 

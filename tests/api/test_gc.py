@@ -183,6 +183,7 @@ def test_without_a_switch_nothing_is_asked_for(world: World) -> None:
         "enabled": False,
         "why": "it was never switched on: `baleen gc on --why …`",
         "changed_at": None,
+        "mark_pending": False,
     }
     assert not world.api.get("/v1/gc/status").json()["enabled"]
 

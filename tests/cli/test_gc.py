@@ -310,10 +310,12 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         told = baleen("gc", "claim", "--why", "a backup", "--yes")
         assert told.code == 0, told.err
         assert "2 hides will be given back; 3 pods will be reconciled" in told.out
-        assert "docs/RUNBOOK.md" in told.out
+        assert "docs/OPERATING.md" in told.out
         assert brakes.switch(garbage.connection).why == "a backup"
         assert garbage.collect().hidden == 0
-        assert baleen("gc", "claim", "--why", "a backup", "--yes", "--json").json == {"hides": 2, "pods": 3}
+        done = baleen("gc", "claim", "--why", "a backup", "--yes", "--json")
+        assert {name: done.json[name] for name in ("hides", "pods")} == {"hides": 2, "pods": 3}
+        assert "blocks GC until `baleen audit --mend`" in done.err
 
 
 def test_the_kill_switch_without_the_api(world: World, baleen: Command) -> None:

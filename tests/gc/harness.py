@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 from coordinator.db import brakes, gc, perimeter, rows
 from coordinator.db.connection import Connections
 from coordinator.db.gc import Hide
+from coordinator.db.mark import Claimed
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
+from coordinator.gc import mark
 from coordinator.gc.collect import KIND, Collect
 from coordinator.gc.restore import Restorer
+from coordinator.ingest.topics import EVENTS
 from coordinator.jobs import run_waiting_jobs
+from coordinator.reconcile.audit import Ages, Audit, Report
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
@@ -62,7 +66,8 @@ class Run(NamedTuple):
 class Garbage(Table):
     """Blobs are named; the bytes of one are its name. One pod is known, whose links nobody has to look at."""
 
-    def __init__(self, url: str, store: ObjectStore) -> None:
+    def __init__(self, url: str, store: ObjectStore, *, fresh: bool = True) -> None:
+        """With `fresh` nobody has collected in the bucket yet, and GC is on; else all is as it is found."""
         super().__init__(url)
         self.store = store
         self.times = NO_TIMES
@@ -71,10 +76,11 @@ class Garbage(Table):
         #: Called with what is known before it is used.
         self.known: Callable[[Facts], Facts] = lambda facts: facts
         self._second = 0
-        brakes.turn(self.connection, "a test", on=True)
-        # Tests with a database each share a bucket, and others a database.
-        store.delete(MARK)
-        self.connection.execute("DELETE FROM gc_mark")
+        if fresh:
+            brakes.turn(self.connection, "a test", on=True)
+            # Tests with a database each share a bucket, and others a database.
+            store.delete(MARK)
+            self.connection.execute("DELETE FROM gc_mark")
 
     def digest(self, name: str) -> Digest:
         return Digest(hashlib.sha256(self.body(name)).digest())
@@ -172,6 +178,22 @@ class Garbage(Table):
         run = self.tried(**options)
         assert run.state == "done", run.error
         return run
+
+    def claim(self) -> Claimed:
+        """Have this database go on with the bucket; every delete of the lost history has landed."""
+        with self.parts() as (connections, _, __):
+            return mark.claim(connections, self.store, "a test", EVENTS, timedelta())
+
+    def audit(self) -> Report:
+        """An audit that repairs, once every pod is reconciled."""
+        self.connection.execute("UPDATE gaps SET settled_at = clock_timestamp() WHERE settled_at IS NULL")
+        connections = Connections(self.url, name="test-audit", prepare=rows.prepare)
+        presence = Presence(connections, self.store)
+        try:
+            return Audit(connections, self.store, presence, Ages(timedelta(), timedelta()), mend=True).run()
+        finally:
+            presence.close()
+            connections.close()
 
     def restore(self) -> int:
         """One round of a worker."""

@@ -7,7 +7,6 @@ import pytest
 from coordinator.db import brakes
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import mark
 from tests.gc.calls import ANSWERED, Once, die, last, next_run, run_job
 from tests.gc.harness import LANDED, Garbage
 from tests.storage.memory import MemoryObjectStore
@@ -133,8 +132,8 @@ def test_what_was_given_back_is_hidden_by_a_later_run(garbage: Garbage) -> None:
     images(garbage, "i", "j")
     garbage.forget("i")
     assert garbage.collect().hidden == 4
-    with garbage.parts() as (connections, _, __):
-        mark.claim(connections, garbage.store, "a test", "registry.events")
+    garbage.claim()
+    garbage.audit()
     brakes.turn(garbage.connection, "a test", on=True)
     limit(garbage, share=10)
     run = garbage.collect()

@@ -179,10 +179,23 @@ class Mark(Base):
     #: There is one row.
     id: Mapped[bool] = mapped_column(Boolean, primary_key=True, server_default=text("true"))
     database: Mapped[str] = mapped_column(UUID(as_uuid=False), server_default=func.gen_random_uuid())
-    #: Grows with every run and every hide that is undone.
+    #: Grows with every run, every hide that is undone, and every change of pods, prefixes, switch, holds and pins.
     epoch: Mapped[int] = mapped_column(server_default=text("0"))
-    #: The latest epoch that the bucket has been told, or is about to be.
-    told: Mapped[int] = mapped_column(server_default=text("0"))
+    #: The latest epoch that was written to the bucket, or is about to be.
+    writing: Mapped[int] = mapped_column(server_default=text("0"))
+    #: The latest epoch that the bucket is known to have had.
+    written: Mapped[int] = mapped_column(server_default=text("0"))
+    #: When a write began whose result is not known.
+    writing_since: Mapped[datetime.datetime | None]
+    #: The instance of the database that wrote (domain/mark.py).
+    instance: Mapped[str | None]
+    #: Why bucket and database do not match, as the last comparison found.
+    refused: Mapped[str | None]
+    #: The last claim, until what it doubts is verified.
+    claimed_at: Mapped[datetime.datetime | None]
+    claimed_why: Mapped[str | None]
+    #: No delete of the lost history can land any more from then on.
+    verify_from: Mapped[datetime.datetime | None]
 
 
 class RootListing(Base):

@@ -17,6 +17,7 @@ from coordinator.errors import NotFoundError
 HOLDS_TOLD = 20
 
 _SWITCH = text("SELECT enabled, why, changed_at FROM gc_switch")
+_PENDING = text("SELECT writing > 0 AND written < epoch FROM gc_mark")
 _TOLD = text("SELECT scope, why, count(*) OVER () AS all_of_them FROM holds ORDER BY scope LIMIT :limit")
 _HOLD = "SELECT scope, why, held_at FROM holds"
 _HOLDS = text(f'{_HOLD} WHERE scope > :after COLLATE "C" ORDER BY scope COLLATE "C" LIMIT :limit')
@@ -29,7 +30,8 @@ _ONE_PIN = text(f"{_PIN} WHERE p.digest = :digest")
 async def switch(connection: AsyncConnection) -> Switch:
     row = (await connection.execute(_SWITCH)).one_or_none()
     known = NEVER_ON if row is None else row
-    return Switch(enabled=known.enabled, why=known.why, changed_at=known.changed_at)
+    pending = bool(await connection.scalar(_PENDING))
+    return Switch(enabled=known.enabled, why=known.why, changed_at=known.changed_at, mark_pending=pending)
 
 
 async def held(connection: AsyncConnection) -> list[str]:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.db import perimeter
-from coordinator.db.queries import brakes
+from coordinator.db.queries import brakes, mark
 from coordinator.db.queries import pods as queries
 from coordinator.domain.gc import Facts, PodFacts, Times
 from coordinator.domain.pods import Linker
@@ -58,7 +58,8 @@ async def known(
     listing = perimeter.listing((await connection.execute(_LISTING)).one_or_none())
     linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
     # Every hold that is not of one pod is added here, once: status, plan, permit and metrics all read it.
-    held = await brakes.held(connection)
+    held = await mark.held(connection)
+    held += await brakes.held(connection)
     held += told_of_orphans(orphans)
     # A pod that was removed between the questions had nothing left; one that was added holds everything until it is
     # known.

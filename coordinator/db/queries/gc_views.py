@@ -24,6 +24,13 @@ class Switch(View, frozen=True, kw_only=True):
     enabled: bool
     why: Annotated[str, Meta(description="As it was said when it was turned.")]
     changed_at: Annotated[dt.datetime | None, Meta(description="Null while nobody has ever turned it.")]
+    mark_pending: Annotated[
+        bool,
+        Meta(
+            description="The mark in the bucket does not show the last change of pods, prefixes, the switch, holds or "
+            "pins yet: a database from before it would not be noticed."
+        ),
+    ]
 
 
 class Hold(View, frozen=True, kw_only=True):

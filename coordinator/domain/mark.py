@@ -1,0 +1,163 @@
+"""Compare the mark in the bucket with the database: did one of them go back in time?
+
+| what is seen                                            | what it means                                              |
+|---------------------------------------------------------|------------------------------------------------------------|
+| the database's instance is not the recorded one         | a failover, a restored dump, a point-in-time restore       |
+| no mark, and the bucket had one                         | another bucket, or an older state of it                    |
+| a mark of another database                              | two Baleens on one bucket, or a database before a claim    |
+| a mark later than any that this database wrote          | the database is older than the bucket                      |
+| a mark earlier than one that the bucket had             | the bucket is older than the database                      |
+| a mark that another instance wrote                      | as the first, where the row was restored with the database |
+
+Anything else passes. Not here: reading and writing the mark (gc/mark.py), the database's side (db/mark.py).
+"""
+
+from typing import NamedTuple
+
+from coordinator.errors import BaleenError
+
+#: A part of an instance that the database does not tell.
+UNKNOWN = "?"
+#: No database has as many. A mark that says so was not written by Baleen.
+EPOCHS_LIMIT = 2**62
+
+
+class Instance(NamedTuple):
+    """What changes when a database is restored or fails over, as text; UNKNOWN where the database does not tell."""
+
+    #: Of the server's data directory: another one after `initdb`, and so after a dump was restored elsewhere.
+    system: str
+    #: Of its log: another one after a promotion and after a point-in-time restore.
+    timeline: str
+    #: OIDs: others after a dump was restored, on the same server too.
+    database: str
+    table: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Instance":
+        parts = text.split("/")
+        if len(parts) != len(cls._fields) or not all(parts):
+            raise ValueError("not an instance")
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+    @property
+    def unknown(self) -> list[str]:
+        return [name for name, value in self._asdict().items() if value == UNKNOWN]
+
+
+class Found(NamedTuple):
+    """The mark in the bucket."""
+
+    database: str
+    epoch: int
+    #: None in a mark of an earlier release.
+    instance: Instance | None = None
+
+
+#: A mark that cannot be read.
+NOBODY = Found("nobody", 0)
+
+
+class Mark(NamedTuple):
+    """The database's side of the mark."""
+
+    #: A UUID.
+    database: str
+    #: How many changes there were that an older state of the database would not know.
+    epoch: int
+    #: The latest epoch that was written to the bucket, or is about to be; 0 if none.
+    writing: int
+    #: The latest epoch that the bucket is known to have had; 0 if none.
+    written: int
+    #: The instance that wrote it; None before the first write of this release.
+    recorded: Instance | None
+    #: The instance that answers now.
+    current: Instance
+    #: Why the last comparison refused; None if it did not.
+    refused: str | None = None
+    #: A write is under way, or one without a result may still land.
+    unsure: bool = False
+
+
+class ForeignBucketError(BaleenError):
+    """The bucket's history of collection is not this database's."""
+
+
+_CLAIM = "GC is blocked. See `Failover and restore` in docs/OPERATING.md, then run `baleen gc claim --why …`."
+
+
+def moved(recorded: Instance | None, current: Instance) -> str | None:
+    """Say how the database has changed since its instance was recorded; None if it has not, as far as is known."""
+    if recorded is None:
+        return None
+    changed = [
+        name
+        for name, before, now in zip(Instance._fields, recorded, current, strict=True)
+        if before != now and UNKNOWN not in {before, now}
+    ]
+    if not changed:
+        return None
+    if changed == ["timeline"]:
+        return (
+            f"The database is on WAL timeline {current.timeline}, and was on {recorded.timeline}: a standby was "
+            "promoted, or it was restored to a point in time. Commits may be lost, and blobs that they hid may be "
+            f"live and answer 404. {_CLAIM}"
+        )
+    if "system" in changed:
+        return (
+            f"The database runs on another PostgreSQL server (system identifier {current.system}, before "
+            f"{recorded.system}): it was restored or moved. {_CLAIM}"
+        )
+    return f"The database was restored from a dump: its tables were created again. {_CLAIM}"
+
+
+def untold(current: Instance) -> str | None:
+    """Say what the database does not tell of itself; None if it tells everything."""
+    if not current.unknown:
+        return None
+    return (
+        f"The database does not tell its {' and '.join(current.unknown)}, so a failover would not be noticed: grant "
+        "Baleen's user EXECUTE on pg_control_system(), pg_current_wal_lsn() and pg_walfile_name(pg_lsn)"
+    )
+
+
+def refusal(found: Found | None, before: Mark, after: Mark, key: str) -> str | None:
+    """Say why nothing may be collected; None if bucket and database match.
+
+    `before` was read before the mark was, `after` after it: writers may be at work. `key` is the mark's.
+    """
+    return moved(after.recorded, after.current) or _mismatch(found, before, after, key) or _moved_since(found, after)
+
+
+def _moved_since(found: Found | None, after: Mark) -> str | None:
+    return None if found is None else moved(found.instance, after.current)
+
+
+def _mismatch(found: Found | None, before: Mark, after: Mark, key: str) -> str | None:
+    if found is None:
+        if not before.written:
+            return None
+        return (
+            f"The bucket has lost the mark {key} that this database left there: it is another bucket, was emptied, or "
+            f"is in an older state. {_CLAIM}"
+        )
+    if found.database != after.database:
+        return (
+            f"Another database ({found.database[:100]}, by {key}) collects garbage in this bucket: each would delete "
+            f"what only the other knows. Stop one of both. {_CLAIM}"
+        )
+    if found.epoch > after.writing:
+        # Its own epoch says nothing: an older database grows, too, with what its workers restore.
+        return (
+            f"The database is older than the bucket: {key} is at epoch {found.epoch}, and this database wrote "
+            f"{after.writing}. It was restored from a backup, or lost commits. {_CLAIM}"
+        )
+    if found.epoch < before.written:
+        return (
+            f"The bucket is older than the database: {key} is at epoch {found.epoch}, and had {before.written}. The "
+            f"bucket was rolled back, or is a replica that was promoted. {_CLAIM}"
+        )
+    return None
