@@ -1,5 +1,6 @@
 """What the bucket says of references, read from links and manifests alone: the demo's independent judge.
 
+A repository needs what it links, and of each index what that lists, in turn, whether or not it links that itself.
 Not here: the table. Nothing in this module shares code with what computes counts from events.
 """
 
@@ -7,9 +8,16 @@ from collections import Counter
 from typing import NamedTuple
 
 from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
-from coordinator.domain.references import MANIFEST_BYTES_LIMIT, parse_manifest
+from coordinator.domain.references import (
+    MANIFEST_BYTES_LIMIT,
+    MalformedManifestError,
+    ManifestContent,
+    ManifestKind,
+    parse_manifest,
+)
+from coordinator.errors import UsageError
 from coordinator.storage.layout import BASE, blob_key
-from coordinator.storage.port import ObjectStore
+from coordinator.storage.port import ObjectNotFoundError, ObjectStore
 
 _REVISIONS = "/_manifests/revisions/sha256/"
 
@@ -17,7 +25,7 @@ _REVISIONS = "/_manifests/revisions/sha256/"
 class Expected(NamedTuple):
     """Counts as the links in the bucket make them. Digests are in wire form."""
 
-    #: (repository, manifest) pairs that have a revision link.
+    #: (repository, manifest) pairs that have a revision link, or that an index of the repository lists.
     holdings: set[tuple[str, str]]
     #: Holdings that need each digest.
     reference_counts: dict[str, int]
@@ -34,9 +42,17 @@ def expected(store: ObjectStore) -> Expected:
         if _REVISIONS not in path or not path.endswith("/link"):
             continue
         repository, _, rest = path.partition(_REVISIONS)
-        digest = parse_digest(f"sha256:{rest.removesuffix('/link')}")
-        holdings.add((RepositoryName(repository), format_digest(digest)))
-        counts.update(_needed(store, digest))
+        waiting = [parse_digest(f"sha256:{rest.removesuffix('/link')}")]
+        while waiting:
+            digest = waiting.pop()
+            holding = (RepositoryName(repository), format_digest(digest))
+            if holding in holdings:
+                continue
+            holdings.add(holding)
+            content = _content(store, digest)
+            counts.update({format_digest(digest), *(format_digest(each.digest) for each in content.references)})
+            if content.kind is ManifestKind.INDEX:
+                waiting += [each.digest for each in content.references if _is_manifest(store, each.digest)]
     sizes = {
         f"sha256:{blob.key.split('/')[-2]}": blob.size
         for blob in store.walk(f"{BASE}/blobs/sha256/")
@@ -45,6 +61,14 @@ def expected(store: ObjectStore) -> Expected:
     return Expected(holdings, dict(counts), sizes)
 
 
-def _needed(store: ObjectStore, manifest: Digest) -> set[str]:
-    content = parse_manifest(store.get(blob_key(manifest), limit=MANIFEST_BYTES_LIMIT))
-    return {format_digest(manifest), *(format_digest(reference.digest) for reference in content.references)}
+def _content(store: ObjectStore, manifest: Digest) -> ManifestContent:
+    return parse_manifest(store.get(blob_key(manifest), limit=MANIFEST_BYTES_LIMIT))
+
+
+def _is_manifest(store: ObjectStore, child: Digest) -> bool:
+    """Indexes of build caches list layers."""
+    try:
+        _content(store, child)
+    except (MalformedManifestError, ObjectNotFoundError, UsageError):
+        return False
+    return True

@@ -5,6 +5,7 @@ Attempt 3 on real programs: before, the layers of a tagged index were purged, wi
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 
@@ -14,10 +15,12 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.pods.images import Image, make_image, make_index
 from coordinator.stack.distribution import _environment, available
-from coordinator.storage.layout import revision_link_key
+from coordinator.stack.seaweedfs import BUCKET
+from coordinator.storage.layout import REPOSITORIES, revision_link_key
 from tests.conftest import temporary_directory
+from tests.doctor.store import ROOT
 from tests.registries.harness import eventually
-from tests.scenarios.harness import Member, Stage
+from tests.scenarios.harness import KEYS, Member, Stage
 
 pytestmark = pytest.mark.registry
 
@@ -47,6 +50,27 @@ def collect_as_registry(member: Member) -> str:
     return done.stdout
 
 
+def deny_deletes_of_blobs_alone(stage: Stage) -> None:
+    """Give pods' keys what a policy that protects bytes alone does: every link, of all pods."""
+    statement = {
+        "Sid": "PodsMayNotDeleteBlobs",
+        "Effect": "Deny",
+        "Principal": {"AWS": [f"arn:aws:iam::000000000000:user/{key.user}" for key in KEYS.values()]},
+        "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"],
+        "Resource": [f"arn:aws:s3:::{BUCKET}/{ROOT}/docker/registry/v2/blobs/*"],
+    }
+    allowed = statement | {
+        "Sid": "PodsMayDoAllElse",
+        "Effect": "Allow",
+        "Action": ["s3:*"],
+        "Resource": [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/{ROOT}/*"],
+    }
+    document = {"Version": "2012-10-17", "Statement": [statement, allowed]}
+    stage.objects.client().put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(document))
+    # The server may take a moment until the policy is in force.
+    eventually(lambda: stage.objects._may_list(KEYS[stage.a.name], f"{ROOT}/{REPOSITORIES}"))
+
+
 def is_linked(stage: Stage, repository: str, digest: str) -> bool:
     return stage.store.head(revision_link_key(RepositoryName(repository), parse_digest(digest))) is not None
 
@@ -66,6 +90,7 @@ def test_what_an_index_lists_outlives_its_links(stage: Stage) -> None:
     stage.push(stage.b, "app", index)
     stage.expire_links()
     stage.report()
+    deny_deletes_of_blobs_alone(stage)
     out = collect_as_registry(stage.a)
     assert "manifest eligible for deletion" in out, out
     assert not any(is_linked(stage, app, child.digest) for child in children), out
