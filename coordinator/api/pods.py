@@ -65,6 +65,13 @@ class TokenIssuerRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     ]
 
 
+class UnmanagedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a pod's registry sends no events, and who declares it."""
+
+    why: Annotated[str, Meta(min_length=1, max_length=registry.WHY_LIMIT)]
+    by: Annotated[str, Meta(min_length=1, max_length=registry.WHY_LIMIT)]
+
+
 class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: PodText
     prefixes: Prefixes
@@ -73,6 +80,14 @@ class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     linker: Linker = Linker.LINK
     probe: ProbeMethod = ProbeMethod.PUSH
     token_issuer: TokenIssuerRequest | None = None
+    unmanaged: Annotated[
+        UnmanagedRequest | None,
+        Meta(description="Its registry sends no events: reconciles alone show what it holds. No token is made."),
+    ] = None
+
+
+class ManagedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    unmanaged: Annotated[UnmanagedRequest | None, Meta(description="Null: the registry sends events from now on.")]
 
 
 class PrefixesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,11 +144,11 @@ class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PodToken(msgspec.Struct, frozen=True, kw_only=True):
-    """The token is shown here and never again."""
+    """The token is shown here and never again. Both are null of a pod that is not managed."""
 
     pod: str
-    event_token: str
-    registry_config: Annotated[str, Meta(description="The section to paste into the registry's configuration.")]
+    event_token: str | None
+    registry_config: Annotated[str | None, Meta(description="The section to paste into the registry's configuration.")]
 
 
 @get(
@@ -185,10 +200,13 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
         linker=data.linker,
         probe=data.probe,
         issuer=None if data.token_issuer is None else _issuer(data.token_issuer),
+        unmanaged=_unmanaged(data.unmanaged),
     )
     deps = deps_of(request)
     token = await registry.add(deps.engine, pod)
     await deps.record_mark()
+    if pod.unmanaged is not None:
+        return PodToken(pod=pod.name, event_token=None, registry_config=None)
     return _token(pod.name, token, events, pod.probe)
 
 
@@ -197,7 +215,7 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
     operation_id="rotatePodToken",
     summary="Give a pod another event token",
     tags=["pods"],
-    responses=documented(404),
+    responses=documented(404, 409),
     **OPERATE,
 )
 async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodToken:
@@ -294,6 +312,27 @@ async def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], da
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.set_probe(deps.engine, pod, data.probe)
     return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+
+
+@put(
+    "/v1/pods/{pod_name:str}/managed",
+    operation_id="setManaged",
+    summary="Say whether a pod's registry sends events",
+    tags=["pods"],
+    request_max_body_size=BODY_LIMIT,
+    responses=documented(404, 413),
+    **OPERATE,
+)
+async def set_managed(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ManagedRequest]) -> Pod:
+    """Its event token of before is refused then, and a doctor has to examine it again. What it holds stays known."""
+    deps, pod = deps_of(request), parse_pod(pod_name)
+    await registry.set_managed(deps.engine, pod, _unmanaged(data.unmanaged))
+    await deps.record_mark()
+    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+
+
+def _unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
+    return None if data is None else registry.Unmanaged(data.why, data.by)
 
 
 @put(
@@ -439,6 +478,7 @@ HANDLERS = [
     add_prefixes,
     set_registries,
     set_probe,
+    set_managed,
     set_issuer,
     remove_issuer,
     retire_source,

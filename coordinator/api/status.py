@@ -53,7 +53,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ]
     watermark: Annotated[
         dt.datetime | None,
-        Meta(description="The least of all pods' watermarks; null while that of any is not known."),
+        Meta(description="The least of all managed pods' watermarks; null while one is not known."),
     ]
     gc: GarbageCollection
     dead_letters: Annotated[int, Meta(description="Open ones.")]
@@ -122,7 +122,7 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         missing, untold = await missing_blobs(connection), await untold_changes(connection)
         now = await clock(connection)
     held = {pod: truth.opened for pod, truth in truths.items()}
-    marks = {pod: truth.mark for pod, truth in truths.items()}
+    marks = {pod: truth.mark for pod, truth in truths.items() if truth.managed}
     log = await deps.lag.read(applied)
     events = {str(number): lag for (topic, number), lag in sorted(log.lag.items()) if topic == EVENTS}
     letters = [lag for (topic, _), lag in log.lag.items() if topic == DEAD_LETTERS]

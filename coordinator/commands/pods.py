@@ -57,6 +57,7 @@ KeysFile = Annotated[
     Path | None, typer.Option("--token-keys", help="Its public keys: a file of PEM (keys or certificates) or a JWKS.")
 ]
 OfRepository = Annotated[str | None, typer.Option(help="Only of this repository.")]
+By = Annotated[str | None, typer.Option(help="Who declares the pod unmanaged; by default your user name.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Also a registry that does not run yet.")]
 
 
@@ -73,6 +74,11 @@ def add(
     token_issuer: IssuerName = None,
     token_service: Service = None,
     token_keys: KeysFile = None,
+    unmanaged: Annotated[
+        bool, typer.Option("--unmanaged", help="Its registry sends no events: only reconciles show what it holds.")
+    ] = False,
+    why: Annotated[str | None, typer.Option(help="Of --unmanaged: why it sends none. Kept with the pod.")] = None,
+    by: By = None,
     no_check: NoCheck = False,
     json: Json = False,
 ) -> None:
@@ -93,13 +99,26 @@ def add(
         "probe": probe,
         "token_issuer": issuer,
     }
+    if unmanaged != (why is not None):
+        raise UsageError("--unmanaged and --why belong together: give both, or neither.")
+    if why is not None:
+        body["unmanaged"] = {"why": why, "by": by or _user()}
     with connected(loaded) as api:
         if not no_check:
             check_registries(loaded, api, name, registries)
         answer = api.post("/v1/pods", body)
-    _print_token(answer, json=json)
+    if unmanaged:
+        print_json(answer) if json else typer.echo(_UNMANAGED.format(name=name))
+    else:
+        _print_token(answer, json=json)
     _warn(issuer)
-    if not registries:
+    if unmanaged and not registries:
+        notes().print(
+            "No registry is listed, so that nothing can prove that it has no descriptor cache, and GC stays blocked: "
+            f"list the address of each process with `baleen pods set-registries {name}`.",
+            soft_wrap=True,
+        )
+    elif not registries:
         notes().print(
             "No registry is listed, so that nobody can be asked how far the pod has reported, and garbage collection "
             f"is held: list the address of each process with `baleen pods set-registries {name}`.",
@@ -337,6 +356,45 @@ def set_probe(
             "restart it."
         )
     typer.echo(f"Then run `baleen pods doctor {name}`: GC is blocked until the pod has been examined.")
+
+
+@app.command(name="set-managed")
+def set_managed(name: Name, *, json: Json = False) -> None:
+    """Say that a pod's registry sends events from now on. `rotate-token` prints its token and configuration then."""
+    with connected(settings.load()) as api:
+        pod = api.put(f"/v1/pods/{parse_pod(name)}/managed", {"unmanaged": None})
+    print_json(pod) if json else typer.echo(
+        f"Pod {name} is managed: give its registry the notifications that `baleen pods rotate-token {name}` prints. "
+        f"Then have it examined with `baleen pods doctor {name}`."
+    )
+
+
+@app.command(name="set-unmanaged")
+def set_unmanaged(
+    name: Name,
+    *,
+    why: Annotated[str, typer.Option(help="Why its registry sends no events. Kept with the pod.")],
+    by: By = None,
+    json: Json = False,
+) -> None:
+    """Say that a pod's registry sends no events: what it holds is known by reconciles alone."""
+    with connected(settings.load()) as api:
+        pod = api.put(f"/v1/pods/{parse_pod(name)}/managed", {"unmanaged": {"why": why, "by": by or _user()}})
+    print_json(pod) if json else typer.echo(_UNMANAGED.format(name=name))
+
+
+_UNMANAGED = (
+    "Pod {name} is not managed: it needs no token, and each collection waits for a reconcile of it. Have it examined "
+    "with `baleen pods doctor {name}`: GC is blocked until it is proved that its registry has no descriptor cache."
+)
+
+
+def _user() -> str:
+    """Who runs this command, by the operating system."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise UsageError("The operating system does not know your name: say it with --by.") from error
 
 
 @app.command(name="set-issuer")

@@ -50,6 +50,8 @@ class ExaminedPod(NamedTuple):
     lives: Mapping[str, int]
     #: How its registry is asked how far it has reported.
     probe: ProbeMethod = ProbeMethod.PUSH
+    #: Its registry sends events.
+    managed: bool = True
 
 
 def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
@@ -59,7 +61,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
         SELECT p.id, p.mode, p.linker, p.registries,
                ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY x.prefix),
                ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id <> p.id ORDER BY x.prefix LIMIT %s),
-               p.probe
+               p.probe, p.managed
         FROM pods p WHERE p.name = %s
         """,
         (FOREIGN_LIMIT, name),
@@ -84,6 +86,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
         frozenset((each[0], each[1]) for each in answered),
         {each[0]: each[1] for each in lives},
         ProbeMethod(row[6]),
+        row[7],
     )
 
 
@@ -118,11 +121,11 @@ def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[st
         # Who changes pods or finds processes waits until the findings are written.
         connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
         locks.enter(connection, alone=True)
-        row = connection.execute("SELECT registries, probe FROM pods WHERE id = %s", (pod.id,)).fetchone()
-        if row is None or set(row[0]) != set(pod.registries) or row[1] != pod.probe:
+        row = connection.execute("SELECT registries, probe, managed FROM pods WHERE id = %s", (pod.id,)).fetchone()
+        if row is None or set(row[0]) != set(pod.registries) or row[1] != pod.probe or row[2] != pod.managed:
             raise ConflictError(
-                f"The registries of pod {pod.name}, or how they are probed, were changed during the visit: nothing was "
-                "written, run it again."
+                f"The registries of pod {pod.name}, how they are probed, or whether it is managed, were changed during "
+                "the visit: nothing was written, run it again."
             )
         found = connection.execute(f"SELECT instance_id FROM sources WHERE {_COUNTING}", (pod.id,))
         yield {row[0] for row in found}

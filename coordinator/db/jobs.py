@@ -255,12 +255,13 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
     """Ask for a reconcile of each pod that needs one, with the reasons; return the jobs' ids.
 
     Only a reconcile that was done counts as one, and none that began later than now. Pods whose links are not in shared
-    storage cannot be reconciled.
+    storage cannot be reconciled. One that is not managed needs one with each collection: what was hidden before it
+    began is purged by the next.
     """
     found = connection.execute(
         """
         WITH state AS (
-            SELECT p.id, p.name, done.began_at,
+            SELECT p.id, p.name, p.managed, done.began_at,
                    (SELECT min(first_seen) FROM sources o WHERE o.pod_id = p.id) AS heard_at,
                    (SELECT max(finished_at) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile') AS finished_at,
                    done.finished_at - done.began_at AS took,
@@ -280,6 +281,10 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
                      WHEN s.began_at < now() - %(every)s THEN 'the last reconcile is long ago'
                      WHEN s.began_at < s.heard_at + %(bound)s AND s.heard_at + %(bound)s <= now()
                      THEN 'what came before its first event was not looked for' END,
+                CASE WHEN NOT s.managed AND EXISTS (
+                        SELECT FROM jobs c WHERE c.kind = 'gc' AND c.asked_at > s.began_at
+                          AND NOT coalesce((c.options ->> 'dry')::bool, false))
+                     THEN 'a collection was asked for, and its registry sends no events' END,
                 CASE WHEN EXISTS (SELECT FROM gaps g WHERE g.pod_id = s.id AND g.settled_at IS NULL
                                   AND g.settles_from <= now())
                      THEN 'events may have been lost' END,

@@ -136,12 +136,12 @@ def prefixes(connection: Connection[Any]) -> list[str]:
 def linked_prefixes(connection: Connection[Any]) -> list[str]:
     """Return whose layer links mean nothing by themselves: prefixes of pods where manifests keep blobs alive.
 
-    Only of pods whose links are in shared storage.
+    Only of pods whose links are in shared storage, and whose registries send events.
     """
     found = connection.execute(
         """
         SELECT f.prefix FROM pod_prefixes f JOIN pods p ON p.id = f.pod_id
-        WHERE p.mode = 'manifest' AND p.linker = 'link' ORDER BY f.prefix
+        WHERE p.mode = 'manifest' AND p.linker = 'link' AND p.managed ORDER BY f.prefix
         """
     )
     return [row[0] for row in found]

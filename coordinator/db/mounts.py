@@ -37,11 +37,11 @@ def pods(connection: Connection[Any]) -> list[MountPod]:
     """Return every pod as mounts have to know it."""
     found = connection.execute(
         """
-        SELECT id, name, linker, registries, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id)
+        SELECT id, name, linker, registries, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id), managed
         FROM pods p
         """
     )
-    return [MountPod(row[0], PodName(row[1]), Linker(row[2]), tuple(row[3]), tuple(row[4])) for row in found]
+    return [MountPod(row[0], PodName(row[1]), Linker(row[2]), tuple(row[3]), tuple(row[4]), row[5]) for row in found]
 
 
 class Reserved(NamedTuple):

@@ -42,6 +42,13 @@ StillHolds = Callable[[Sequence[RepositoryName], PodMode], Awaitable[bool]]
 Gaps = Mapping[int, datetime.datetime]
 
 
+class Unmanaged(msgspec.Struct, frozen=True):
+    """A registry sends no events: why, and who declares it."""
+
+    why: str
+    by: str
+
+
 class NewPod(msgspec.Struct, frozen=True, kw_only=True):
     """A pod as it is asked for; names are parsed."""
 
@@ -52,10 +59,19 @@ class NewPod(msgspec.Struct, frozen=True, kw_only=True):
     linker: Linker = Linker.LINK
     probe: ProbeMethod = ProbeMethod.PUSH
     issuer: TokenIssuer | None = None
+    #: Its registry sends no events.
+    unmanaged: Unmanaged | None = None
 
 
 async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
-    """Register a pod and return its event token; raises ConflictError if its name, a prefix or a URL is taken."""
+    """Register a pod and return its event token; raises ConflictError if its name, a prefix or a URL is taken.
+
+    Nobody may be given the token of a pod that is not managed.
+    """
+    if pod.unmanaged is not None:
+        _check_unmanaged(pod.unmanaged)
+        if pod.linker is not Linker.LINK:
+            raise UsageError(_NO_LINKS)
     if not pod.prefixes or len(pod.prefixes) > PREFIXES_LIMIT:
         raise UsageError(f"A pod needs from 1 to {PREFIXES_LIMIT} prefixes: name them with --prefix.")
     token = new_token()
@@ -70,9 +86,10 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
             text("""
                 WITH added AS (
                   INSERT INTO pods (name, mode, linker, probe, registries, event_token_sha256,
-                                    token_url, token_issuer, token_service, token_keys, token_key_ids)
+                                    token_url, token_issuer, token_service, token_keys, token_key_ids,
+                                    managed, unmanaged_why, unmanaged_by)
                   VALUES (:name, :mode, :linker, :probe, CAST(:registries AS text[]), :sha256,
-                          :url, :issuer, :service, :keys, CAST(:key_ids AS text[])) RETURNING id
+                          :url, :issuer, :service, :keys, CAST(:key_ids AS text[]), :managed, :why, :by) RETURNING id
                 )
                 INSERT INTO pod_prefixes (prefix, pod_id)
                 SELECT x.prefix, added.id FROM added, unnest(CAST(:prefixes AS text[])) x (prefix)
@@ -86,9 +103,55 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
                 "prefixes": list(pod.prefixes),
                 "sha256": hash_of(token.reveal()),
                 **_columns(pod.issuer),
+                **_declared(pod.unmanaged),
             },
         )
     return token
+
+
+async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged | None) -> None:
+    """Say from now on that the pod's registry sends events (None), or why it sends none; raises NotFoundError.
+
+    Either way the token of before is refused, and a doctor has to examine the pod again: one that sends events has more
+    to prove. Its holdings, gaps and reconciles stay. Raises UsageError for one whose links are not in shared storage.
+    """
+    if unmanaged is not None:
+        _check_unmanaged(unmanaged)
+    token = new_token()
+    async with writing(engine) as connection:
+        await _lock(connection, PODS_LOCK)
+        linker = await connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
+        if linker is None:
+            raise _no_pod(name)
+        if unmanaged is not None and linker != Linker.LINK:
+            raise UsageError(_NO_LINKS)
+        await connection.execute(
+            text("""
+                UPDATE pods SET managed = :managed, unmanaged_why = :why, unmanaged_by = :by,
+                                event_token_sha256 = :sha256 WHERE name = :name
+            """),
+            {"name": name, "sha256": hash_of(token.reveal()), **_declared(unmanaged)},
+        )
+        await connection.execute(
+            text("DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name"), {"name": name}
+        )
+
+
+_NO_LINKS = (
+    "A pod whose links are not in shared storage (linker relay) is known by its events alone: it must be managed."
+)
+
+
+def _check_unmanaged(declared: Unmanaged) -> None:
+    for what, said in (("why the registry sends no events", declared.why), ("who declares it", declared.by)):
+        if not said.strip() or len(said) > WHY_LIMIT or "\0" in said:
+            raise UsageError(f"Say {what}, in up to {WHY_LIMIT} characters.")
+
+
+def _declared(unmanaged: Unmanaged | None) -> dict[str, Any]:
+    if unmanaged is None:
+        return {"managed": True, "why": None, "by": None}
+    return {"managed": False, "why": unmanaged.why.strip(), "by": unmanaged.by.strip()}
 
 
 async def set_issuer(engine: AsyncEngine, name: PodName, issuer: TokenIssuer | None) -> None:
@@ -144,11 +207,19 @@ async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[Re
 
 
 async def rotate_token(engine: AsyncEngine, name: PodName) -> Secret:
-    """Give the pod another event token; the old one is refused within seconds. Raises NotFoundError."""
+    """Give the pod another event token; the old one is refused within seconds. Raises NotFoundError.
+
+    Raises ConflictError for a pod that is not managed.
+    """
     token = new_token()
     async with writing(engine) as connection:
+        managed = await connection.scalar(text("SELECT managed FROM pods WHERE name = :name"), {"name": name})
+        if managed is False:
+            raise ConflictError(
+                f"Pod {name} is not managed, and its events are not taken: run `baleen pods set-managed {name}` first."
+            )
         done = await connection.execute(
-            text("UPDATE pods SET event_token_sha256 = :sha256 WHERE name = :name"),
+            text("UPDATE pods SET event_token_sha256 = :sha256 WHERE name = :name AND managed"),
             {"name": name, "sha256": hash_of(token.reveal())},
         )
         if not done.rowcount:

@@ -41,13 +41,13 @@ _TARGETS = """
 SELECT p.id, p.name, p.registries, p.probe, clock_timestamp(),
        (SELECT min(x.prefix) FROM pod_prefixes x WHERE x.pod_id = p.id),
        (SELECT count(*) FROM sources s WHERE s.pod_id = p.id AND s.dead_since IS NULL AND s.retired_at IS NULL)
-FROM pods p WHERE cardinality(p.registries) > 0 ORDER BY p.id
+FROM pods p WHERE cardinality(p.registries) > 0 AND p.managed ORDER BY p.id
 """
 _KNOWN = "SELECT pod_id, url, address, answered_at IS NOT NULL, shared FROM endpoints"
 
 
 def targets(connection: Connection[Any]) -> list[Target]:
-    """Return every pod that has registries."""
+    """Return every managed pod that has registries: one that sends no events has nothing to bring back."""
     known: dict[int, dict[tuple[str, str], KnownAddress]] = {}
     for pod_id, url, address, answered, shared in connection.execute(_KNOWN):
         known.setdefault(pod_id, {})[url, address] = KnownAddress(answered, shared)

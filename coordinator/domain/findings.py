@@ -9,7 +9,7 @@ Not here: the experiments (coordinator/pods/doctor), the rows (db/findings.py).
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Verdict(StrEnum):
@@ -54,6 +54,24 @@ def implied(named: Collection[str]) -> frozenset[str]:
     return frozenset(named) | (OF_THE_KEY if Check.CANNOT_DELETE in named else frozenset())
 
 
+#: What can be proved of, and is asked of, a pod whose registry sends no events.
+OF_UNMANAGED: Final = frozenset(
+    {
+        Check.REGISTRY_ANSWERS,
+        Check.VERSIONED,
+        Check.SAME_ROOT,
+        Check.UPLOAD_SECRET,
+        Check.NO_DESCRIPTOR_CACHE,
+    }
+    | OF_THE_KEY
+)
+
+
+def checks(*, managed: bool) -> list[Check]:
+    """Return the checks of such a pod, in the order of a visit."""
+    return [check for check in Check if managed or check in OF_UNMANAGED]
+
+
 class Finding(NamedTuple):
     """What one check came to."""
 
@@ -75,19 +93,27 @@ def in_order(found: Iterable[Finding]) -> list[Finding]:
     return sorted(found, key=lambda each: (places.get(each.check, len(places)), each.check))
 
 
-def hold(found: Mapping[str, Verdict], pod: str, newer: int = 0, in_spite_of: Collection[str] = ()) -> str | None:
+def hold(
+    found: Mapping[str, Verdict],
+    pod: str,
+    newer: int = 0,
+    in_spite_of: Collection[str] = (),
+    *,
+    managed: bool = True,
+) -> str | None:
     """Say why garbage collection may not run for the pod, as far as doctors know; None if all is proved.
 
     `newer`: processes of its registry that were first heard after the visit, or had been believed to be gone and came
     back: they may be configured in another way.
     `in_spite_of`: checks that hold nothing whatever a visit found (settings.unsafe_findings); that there was one is
     asked all the same.
+    `managed`: its registry sends events. Of one that does not, nothing that is about events is asked.
     """
     if not found:
         return f"never examined: that its registry is safe to collect for is not proved, `baleen pods doctor {pod}`"
     told = [
         f"{check} is {verdict or 'not examined'}"
-        for check in Check
+        for check in checks(managed=managed)
         if (verdict := found.get(check)) is not Verdict.PROVED and not (verdict and check in in_spite_of)
     ]
     if newer:

@@ -14,7 +14,8 @@ policy is a few bounds and a list of what holds everything, made once for a page
 | hidden for at least the quarantine                                          | t_h <= now - quarantine             |
 | every request that was under way at t_h has ended, and everybody has        | t_h + R <= W                        |
 | reported since                                                              |                                     |
-| every pod's links were looked at since: some links never make an event      | t_h + R <= begin of the reconcile   |
+| every pod's links were looked at since: some links never make an event, and | t_h + R <= begin of the reconcile   |
+| a registry that is not managed sends none                                   |                                     |
 | every repository belongs to a pod: it was looked for one that does not      | t_h + R <= begin of the listing     |
 
 A request of a process that was paused ends within R of its end only, so that for a purge W and the reconciles have to
@@ -56,6 +57,8 @@ class PodFacts(NamedTuple):
     held_by: Sequence[str] = ()
     #: When a process of it was heard again, the last time that one may have been paused.
     paused_until: datetime | None = None
+    #: Its registry sends events. Of one that does not, only a reconcile shows what it holds.
+    managed: bool = True
 
 
 class Facts(NamedTuple):
@@ -194,8 +197,8 @@ def hiding(facts: Facts) -> Policy:
     times = facts.times
     bounds = [
         Bound(facts.now - times.grace, Kept(Why.GRACE, f"unreferenced for less than {_hours(times.grace)}")),
-        *(_reported(pod, timedelta(0)) for pod in facts.pods),
-        *(_reconciled(pod, timedelta(0)) for pod in facts.pods if pod.has_links),
+        *(_reported(pod, timedelta(0)) for pod in facts.pods if pod.managed),
+        *(_reconciled(pod, timedelta(0)) for pod in facts.pods if pod.has_links or not pod.managed),
     ]
     return Policy(holds(facts), _least_first(bounds))
 
@@ -205,8 +208,8 @@ def purging(facts: Facts) -> Policy:
     times = facts.times
     bounds = [
         Bound(facts.now - times.quarantine, Kept(Why.QUARANTINE, f"hidden for less than {_hours(times.quarantine)}")),
-        *(_reported(pod, times.request_bound) for pod in facts.pods),
-        *(_reconciled(pod, times.request_bound) for pod in facts.pods if pod.has_links),
+        *(_reported(pod, times.request_bound) for pod in facts.pods if pod.managed),
+        *(_reconciled(pod, times.request_bound) for pod in facts.pods if pod.has_links or not pod.managed),
         _listed(facts),
     ]
     return Policy(holds(facts), _least_first(bounds))

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     NOT_A_REPOSITORY = "not-a-repository"
     #: No pod owns the target: nobody can be asked for an upload either.
     UNKNOWN_TARGET = "unknown-target"
+    #: The target's registry sends no events: what is linked there is known by listing it alone.
+    UNMANAGED = "unmanaged"
     #: No pod owns the source.
     UNKNOWN_SOURCE = "unknown-source"
     #: No source is named, and the token may pull none that has it.

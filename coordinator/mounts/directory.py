@@ -29,6 +29,8 @@ class MountPod(NamedTuple):
     linker: Linker
     registries: tuple[str, ...]
     prefixes: tuple[str, ...]
+    #: Its registry sends events. Nothing is mounted into a pod whose registry does not.
+    managed: bool = True
 
 
 class MountPods:

@@ -90,6 +90,8 @@ class Mounter:
         """Mount a blob; raises NotMountedError or UnavailableError, and then the client is to upload it."""
         access = self._rights(authorization)
         target = self.target(wanted.repository)
+        if not target.managed:
+            raise NotMountedError(Reason.UNMANAGED)
         if access is not None and not all(access.may(wanted.repository, action) for action in ("pull", "push")):
             raise NotMountedError(Reason.NO_RIGHT)
         found = self._find(wanted, access, authorization)

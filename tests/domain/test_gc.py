@@ -97,7 +97,7 @@ def test_a_pin() -> None:
 
 
 times = st.none() | st.integers(0, 200).map(lambda hours: NOW - timedelta(hours=hours))
-pods = st.builds(PodFacts, st.just("pod"), times, times, st.booleans(), st.just(()), times)
+pods = st.builds(PodFacts, st.just("pod"), times, times, st.booleans(), st.just(()), times, st.booleans())
 
 
 @given(
@@ -109,8 +109,8 @@ def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datet
     """A blob goes exactly if every rule is met by every pod; and what goes is what is not later than `until`."""
     given_facts = facts(*known, listing=Listing(listed))
     hide, purge, finish = hiding(given_facts), purging(given_facts), finishing(given_facts)
-    marks = [pod.watermark for pod in known]
-    looked = [pod.reconciled_at for pod in known if pod.has_links]
+    marks = [pod.watermark for pod in known if pod.managed]
+    looked = [pod.reconciled_at for pod in known if pod.has_links or not pod.managed]
     wanted = at <= NOW - DAY and all(mark is not None and at <= mark for mark in [*marks, *looked])
     assert (hide.kept(at) is None) is wanted
     assert (hide.until is not None and at <= hide.until) is wanted

@@ -76,6 +76,7 @@ async def known(
                 has_links=linkers.get(name, Linker.LINK) == Linker.LINK,
                 held_by=truth.reasons(name),
                 paused_until=truth.mark.paused_until,
+                managed=truth.managed,
             )
             for name, truth in sorted(truths.items())
         ],

@@ -7,7 +7,7 @@ Dead letters of pods that are no longer registered are shown by the status alone
 """
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, text
@@ -124,6 +124,8 @@ class Truth(NamedTuple):
     request_bound: dt.timedelta = dt.timedelta()
     #: Checks of a doctor that hold nothing (settings.unsafe_findings).
     in_spite_of: Collection[str] = ()
+    #: Its registry sends events. Of one that does not, reconciles show what it holds, and nothing else is asked.
+    managed: bool = True
 
     def _remedy(self, pod: str) -> str:
         if self.has_links:
@@ -132,6 +134,10 @@ class Truth(NamedTuple):
             f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, and then "
             f"`baleen pods settle-gaps {pod} --why …`"
         )
+
+    def _not_proved(self, examined: Mapping[str, Verdict], pod: str) -> str | None:
+        newer = self.newer if self.managed else 0
+        return hold(examined, pod, newer, self.in_spite_of, managed=self.managed)
 
     def reasons(self, pod: str, waits_at: str = "") -> list[str]:
         """Say why garbage collection may not run for the pod; empty if it may.
@@ -142,25 +148,25 @@ class Truth(NamedTuple):
         compared_at = self.reconciled_at if self.has_links else self.settled_at
         if compared_at is None:
             told.append(f"never reconciled: what it held before its first event is not known, {self._remedy(pod)}")
-        elif self.first_heard is not None and compared_at < self.first_heard + self.request_bound:
+        elif self.managed and self.first_heard is not None and compared_at < self.first_heard + self.request_bound:
             after = f"after {self.first_heard + self.request_bound:%Y-%m-%d %H:%M:%S} UTC"
             told.append(
                 "reconciled before its first event, or before what was under way then had ended: "
                 + (f"a reconcile that begins {after} follows" if self.has_links else f"{after}, {self._remedy(pod)}")
             )
-        if self.mark.waits_for:
+        if self.managed and self.mark.waits_for:
             first, *others = self.mark.waits_for
             where = waits_at or f"`baleen pods show {pod}`"
             more = f" (and {len(others)} more: {where})" if others else ""
             told.append(f"watermark: {first}{more}")
-        if self.retried_at is not None and (self.mark.at is None or self.mark.at <= self.retried_at):
+        if self.managed and self.retried_at is not None and (self.mark.at is None or self.mark.at <= self.retried_at):
             # Until then its events may wait in Kafka, behind a watermark that has passed them.
             told.append(
                 "dead letter retried and perhaps not applied yet: the watermark has to pass "
                 f"{self.retried_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         examined = {found.check: found.verdict for found in self.findings}
-        if (not_proved := hold(examined, pod, self.newer, self.in_spite_of)) is not None:
+        if (not_proved := self._not_proved(examined, pod)) is not None:
             told.append(not_proved)
         return told
 
@@ -200,7 +206,7 @@ SELECT p.name, max(j.began_at) AS at FROM jobs j JOIN pods p ON p.id = j.pod_id
 WHERE j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp() GROUP BY 1
 """)
 _BESIDE = text("""
-SELECT p.name, p.linker,
+SELECT p.name, p.linker, p.managed,
        (SELECT max(g.settled_at) FROM gaps g
         WHERE g.pod_id = p.id AND starts_with(g.settled_why, 'operator: ')
           AND g.settled_at <= clock_timestamp()) AS settled_at,
@@ -222,8 +228,8 @@ GROUP BY 1
 """)
 
 _POD = """
-SELECT p.name, p.mode, p.linker, p.probe, p.registries, p.created_at, p.token_url, p.token_issuer, p.token_service,
-       p.token_key_ids,
+SELECT p.name, p.mode, p.linker, p.probe, p.registries, p.created_at, p.managed, p.unmanaged_why, p.unmanaged_by,
+       p.token_url, p.token_issuer, p.token_service, p.token_key_ids,
        ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes,
        (SELECT count(*) FROM repositories r WHERE r.pod_id = p.id) AS repositories
 FROM pods p
@@ -273,6 +279,7 @@ async def truths(
             newer.get(row.name, 0),
             request_bound,
             in_spite_of,
+            row.managed,
         )
         for row in await connection.execute(_BESIDE)
         # A pod that was added between the questions is told of the next time.
@@ -344,6 +351,9 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
         registries=row.registries,
         token_issuer=_issuer(row),
         created_at=row.created_at,
+        managed=row.managed,
+        unmanaged_why=row.unmanaged_why,
+        unmanaged_by=row.unmanaged_by,
         repositories=row.repositories,
         gaps=Gaps(open=opened.gaps, oldest=opened.oldest_gap),
         dead_letters=opened.dead_letters,
@@ -353,7 +363,7 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
         vanished_links=opened.vanished_links,
         reconciled_at=truth.reconciled_at,
         watermark=truth.mark.at,
-        waits_for=truth.mark.waits_for,
+        waits_for=truth.mark.waits_for if truth.managed else [],
         sources=[_source(source) for source in truth.mark.sources],
         endpoints=[Endpoint(**endpoint._asdict()) for endpoint in truth.mark.endpoints],
         wrong_token=None

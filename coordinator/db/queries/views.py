@@ -185,6 +185,11 @@ class Pod(View, frozen=True, kw_only=True):
         TokenIssuer | None, Meta(description="Who makes the tokens of its registry; null if nobody is known to.")
     ]
     created_at: dt.datetime
+    managed: Annotated[
+        bool, Meta(description="Its registry sends events. If not, reconciles alone show what it holds.")
+    ]
+    unmanaged_why: Annotated[str | None, Meta(description="Why its registry sends none; null of a managed pod.")]
+    unmanaged_by: Annotated[str | None, Meta(description="Who declared that.")]
     repositories: int
     gaps: Gaps
     dead_letters: Annotated[int, Meta(description="Open ones.")]

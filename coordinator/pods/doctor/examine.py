@@ -11,7 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from coordinator.db import findings
-from coordinator.domain.findings import Check, Finding, Verdict
+from coordinator.domain.findings import Check, Finding, Verdict, checks
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError
 from coordinator.pods.doctor.checks import CHECKS, OF_PROCESSES
@@ -58,10 +58,11 @@ def examine(instruments: Instruments, pod: PodName, tell: Tell = lambda what: No
                 left = visit.clean()
                 visit.close()
             with findings.concluding(connection, examined) as counting:
-                unreached = sorted(counting - visit.reached)
+                # A process that sends no events is not known by name.
+                unreached = sorted(counting - visit.reached) if examined.managed else []
                 ordered = [
                     without(found[check], unreached, visit.patient) if check in OF_PROCESSES else found[check]
-                    for check in Check
+                    for check in checks(managed=examined.managed)
                 ]
                 findings.write(connection, examined, ordered)
     return Report(ordered, left)
@@ -71,7 +72,10 @@ def _all_checked(visit: Visit, tell: Tell) -> dict[Check, Finding]:
     found: dict[Check, Finding] = {}
     #: What ended a check, and which was the first.
     errors: dict[str, Check] = {}
+    wanted = checks(managed=visit.pod.managed)
     for check, examined in CHECKS.items():
+        if check not in wanted:
+            continue
         tell(check)
         try:
             found[check] = examined(visit)

@@ -1,0 +1,47 @@
+"""A registry that sends no events, declared so: only reconciles show what it holds, and each purge waits for one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from coordinator.domain.findings import OF_UNMANAGED, Check, Verdict, hold
+from coordinator.domain.gc import Facts, PodFacts, Times, Why, hiding, purging
+from coordinator.domain.perimeter import Listing
+
+NOW = datetime(2030, 1, 10, tzinfo=UTC)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+
+
+def facts(pod: PodFacts) -> Facts:
+    return Facts(NOW, Times(DAY, DAY, HOUR), [pod], listing=Listing(NOW))
+
+
+@pytest.mark.parametrize(
+    ("reconciled", "hide", "purge"),
+    [
+        (None, Why.NOT_RECONCILED, Why.NOT_RECONCILED),
+        (NOW - 3 * DAY, Why.NOT_RECONCILED, Why.NOT_RECONCILED),
+        (NOW - 2 * DAY, None, Why.NOT_RECONCILED),
+        (NOW - 2 * DAY + HOUR, None, None),
+    ],
+)
+def test_it_is_asked_for_a_reconcile_and_no_watermark(
+    reconciled: datetime | None, hide: Why | None, purge: Why | None
+) -> None:
+    """What became unreferenced two days ago goes once a reconcile began late enough, whatever was reported."""
+    known = facts(PodFacts("pod", None, reconciled, managed=False))
+    for policy, why in ((hiding(known), hide), (purging(known), purge)):
+        kept = policy.kept(NOW - 2 * DAY)
+        assert (None if kept is None else kept.why) is why
+
+
+@pytest.mark.parametrize("check", list(Check))
+def test_what_a_doctor_must_have_proved(check: Check) -> None:
+    """GC is blocked until a doctor has proved what needs no events, such as that there is no descriptor cache."""
+    found = {each: Verdict.PROVED for each in Check if each is not check}
+    said = hold(found, "pod", managed=False)
+    assert (said is not None) is (check in OF_UNMANAGED)
+    assert Check.NO_DESCRIPTOR_CACHE in OF_UNMANAGED
+    assert hold({}, "pod", managed=False) is not None
