@@ -18,6 +18,7 @@ from coordinator.commands.client import Api, connected
 from coordinator.commands.doctor import doctor
 from coordinator.commands.findings import print_findings
 from coordinator.commands.output import Json, as_text, counted, notes, paragraph, print_json, print_page
+from coordinator.commands.suggest_prefixes import suggest_prefixes
 from coordinator.domain.findings import Finding, Verdict
 from coordinator.domain.hosts import is_address, is_loopback
 from coordinator.domain.names import parse_pod, parse_repository
@@ -30,6 +31,7 @@ from coordinator.settings import Settings
 app = typer.Typer(help="The registries that Baleen serves.", no_args_is_help=True)
 app.command()(jobs.reconcile)
 app.command()(doctor)
+app.command(name="suggest-prefixes")(suggest_prefixes)
 
 CHECK_TIMEOUT_S = 5.0
 #: Characters of a file that holds a token, and no more.

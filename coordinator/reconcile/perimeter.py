@@ -83,6 +83,23 @@ def unowned(store: Folders, prefixes: Sequence[str]) -> Iterator[str]:
                 yield shown_name(name)
 
 
+def count_repositories(store: Folders, name: str, limit: int) -> tuple[int, bool]:
+    """Count repositories in a folder of them, itself included; return whether these are all.
+
+    Counts `limit` at most, and reads no more folders than that.
+    """
+    waiting, found, read = [f"{REPOSITORIES}{name}/"], 0, 0
+    while waiting and found < limit and read < limit:
+        folder = waiting.pop()
+        read += 1
+        below = list(islice(store.folders(folder), limit))
+        # No component of a repository's name begins so: it is what the repository has.
+        parts = [each for each in below if each[len(folder) :].startswith("_")]
+        found += bool(parts)
+        waiting += [each for each in below if not each[len(folder) :].startswith("_")]
+    return found, not waiting
+
+
 def _above(prefixes: Collection[str]) -> set[str]:
     """Return every folder above a prefix: `a` and `a/b` of `a/b/c`."""
     return {prefix[:end] for prefix in prefixes for end, letter in enumerate(prefix) if letter == "/"}

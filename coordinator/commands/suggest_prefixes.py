@@ -1,0 +1,83 @@
+"""`baleen pods suggest-prefixes`: what of the bucket belongs to no pod yet, and the command that registers it."""
+
+import re
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import typer
+
+from coordinator import settings
+from coordinator.commands.client import connected
+from coordinator.commands.output import Json, counted, print_json, print_table
+from coordinator.domain.names import parse_repository
+from coordinator.domain.perimeter import NAMES_LIMIT
+from coordinator.errors import BaleenError
+
+#: Repositories that are counted of one prefix, and folders that are read for it.
+COUNT_LIMIT = 1000
+#: More than there are.
+ALL_PODS = 100_000
+#: Of a pod's name.
+NAME_LIMIT = 63
+
+
+def suggest_prefixes(*, json: Json = False) -> None:
+    """Propose a prefix for every folder of repositories in the bucket that no pod owns, and how to register it.
+
+    Lists folders alone, a hundred at most; changes nothing. Folders that one registry writes belong to one pod: give
+    its command several `--prefix`.
+    """
+    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.reconcile.perimeter import count_repositories, unowned  # noqa: PLC0415
+
+    loaded = settings.load()
+    with connected(loaded) as api:
+        pods = api.pages("/v1/pods", ALL_PODS)["items"]
+    prefixes = [prefix for pod in pods for prefix in pod["prefixes"]]
+    store = bootstrap.object_store(loaded)
+    found = list(islice(unowned(store, prefixes), NAMES_LIMIT + 1))
+    items = [
+        suggestion(name, prefixes, {pod["name"] for pod in pods}, *count_repositories(store, name, COUNT_LIMIT))
+        for name in found[:NAMES_LIMIT]
+    ]
+    complete = len(found) <= NAMES_LIMIT
+    if json:
+        print_json({"items": items, "complete": complete})
+        return
+    if not items:
+        typer.echo("Every repository in the bucket and root belongs to a pod.")
+        return
+    print_table(
+        ("prefix", "repositories"),
+        [(each["prefix"], f"{each['repositories']:,}{'' if each['counted_all'] else '+'}") for each in items],
+    )
+    typer.echo("")
+    for each in items:
+        typer.echo(each["command"] or f"{each['prefix']}: {each['problem']}")
+    if not complete:
+        typer.echo(f"\nThere are more than {counted(NAMES_LIMIT, 'folder')}: register these, and ask again.")
+
+
+def suggestion(
+    prefix: str, prefixes: Sequence[str], pods: set[str], repositories: int, counted_all: bool
+) -> dict[str, Any]:
+    """Say how one prefix is registered, or why it cannot be."""
+    problem = None
+    try:
+        parse_repository(prefix)
+    except BaleenError:
+        problem = "it is not the name of a repository: no registry writes it. Take it away."
+    below = sorted(each for each in prefixes if each.startswith(f"{prefix}/"))
+    if below:
+        problem = f"it is a repository itself, and {below[0]} below it is the prefix of a pod: delete or move it."
+    name = re.sub(r"[^a-z0-9]+", "-", prefix.lower()).strip("-")[:NAME_LIMIT].rstrip("-") or "pod"
+    name = next(each for each in (name, *(f"{name[: NAME_LIMIT - 4]}-{n}" for n in range(2, 1000))) if each not in pods)
+    command = f'baleen pods add {name} --prefix {prefix} --registry URL --unmanaged --why "it sends no events yet"'
+    return {
+        "prefix": prefix,
+        "repositories": repositories,
+        "counted_all": counted_all,
+        "problem": problem,
+        "command": command if problem is None else None,
+    }
