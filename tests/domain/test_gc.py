@@ -119,7 +119,10 @@ def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datet
     wanted = at <= NOW - DAY and all(
         each is not None and each >= ended
         for pod, ended in zip(known, ended_of, strict=True)
-        for each in ([pod.watermark, pod.reconciled_at] if pod.has_links else [pod.watermark])
+        for each in [
+            *([pod.watermark] if pod.managed else []),
+            *([pod.reconciled_at] if pod.has_links or not pod.managed else []),
+        ]
     )
     is_listed = at + HOUR <= listed
     assert (purge.kept(at) is None) is (wanted and is_listed)
