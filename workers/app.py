@@ -32,6 +32,8 @@ POSITIONS_EVERY_S = 30.0
 SETTLE_EVERY_S = 60.0
 RETRY_S = 1.0
 SWEEP_EVERY_S = 60.0
+#: GC is blocked while links are to be kept for a manifest. The look costs two looks at empty indexes.
+KEEP_EVERY_S = 5.0
 #: A hidden blob that is needed again is served again within seconds. The look costs one look at an empty index.
 RESTORE_EVERY_S = 0.5
 
@@ -147,6 +149,7 @@ def build(
     _ = references
     app.timer(POSITIONS_EVERY_S)(app.look_at_positions)
     app.timer(SETTLE_EVERY_S, on_leader=False)(housekeeping.settle)
+    app.timer(KEEP_EVERY_S, on_leader=False)(housekeeping.keep)
     app.timer(SWEEP_EVERY_S, on_leader=False)(housekeeping.sweep)
     app.timer(RESTORE_EVERY_S, on_leader=False)(housekeeping.restore)
     return app

@@ -12,6 +12,7 @@ from coordinator.db import rows
 from coordinator.db.connection import Connections
 from coordinator.ingest.connection import bootstrap_servers, client_arguments
 from coordinator.ingest.log import LogInspector
+from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.settle import Settler
 from coordinator.settings import Settings
 from workers.app import SESSION_TIMEOUT_S, ReferenceApp
@@ -25,6 +26,7 @@ class Worker(NamedTuple):
     app: ReferenceApp
     processor: Processor
     settler: Settler
+    keeper: Keeper
     restoring: ExitStack
     connections: Connections
     inspector: LogInspector
@@ -32,6 +34,7 @@ class Worker(NamedTuple):
     def close(self) -> None:
         self.processor.close()
         self.settler.close()
+        self.keeper.close()
         self.restoring.close()
         self.connections.close()
         self.inspector.close()
@@ -45,12 +48,15 @@ def build(settings: Settings) -> Worker:
     store = bootstrap.object_store(settings)
     positions = Positions(connections, inspector)
     settler = Settler(connections, store)
+    margin = timedelta(seconds=settings.safety_clock_skew)
+    keeper = Keeper(connections, store, margin)
     processor = Processor(
         connections,
         store,
         positions,
         settler,
-        margin=timedelta(seconds=settings.safety_clock_skew),
+        keeper,
+        margin=margin,
         request_bound=timedelta(seconds=settings.safety_request_bound),
         batch_records=settings.worker_batch,
         limits=bootstrap.letter_limits(settings),
@@ -60,6 +66,7 @@ def build(settings: Settings) -> Worker:
     housekeeping = Housekeeping(
         connections,
         settler,
+        keeper,
         restorer,
         link_grace=timedelta(seconds=settings.safety_link_grace),
         retention=timedelta(seconds=settings.kafka_retention),
@@ -73,7 +80,7 @@ def build(settings: Settings) -> Worker:
         group=settings.worker_group,
         fetch_records=settings.worker_batch,
     )
-    return Worker(app, processor, settler, restoring, connections, inspector)
+    return Worker(app, processor, settler, keeper, restoring, connections, inspector)
 
 
 def _prepare(connection: Any) -> None:

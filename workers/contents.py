@@ -1,22 +1,22 @@
 """What manifests list, when no event said it: read from their bytes in shared storage.
 
-A registry without `includereferences` announces a manifest by its digest alone. Its bytes are in `blobs/` before the
-event, so they can be read.
+A registry without `includereferences` announces a manifest by its digest alone, and what ingest could not take over of
+an event's references is left out, too. A manifest's bytes are in `blobs/` before the event, so they can be read. Where
+they do not say all that the manifest needs, it is kept by links (coordinator/reconcile/kept.py).
 Not here: reading them (coordinator/storage/manifests.py), storing it (coordinator/db/run.py).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from coordinator.db.batch import Item, Slice
+from coordinator.db.batch import Item, Reports, Slice
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.domain.references import ManifestContent, ManifestKind
-from coordinator.storage.manifests import Content
-from workers.interpret import Chunk, dead_letter
+from coordinator.domain.references import PARENTS, ManifestContent
+from coordinator.storage.manifests import StoredManifest
 
 
 def unsaid(slices: Iterable[Slice]) -> set[Digest]:
-    """The manifests of which a push does not say what they list. What another pod says of them is only its word."""
+    """The manifests of which a push does not say what they list. What another pod says of them is only its report."""
     return {push.digest for push in _pushes(slices) if push.content is None}
 
 
@@ -26,7 +26,7 @@ def said(slices: Iterable[Slice]) -> set[Digest]:
 
 
 def unsay(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Slice]:
-    """Leave out what is said of manifests that another pod holds unread: for that one it is only somebody's word."""
+    """Leave out what is said of manifests that another pod holds unread: for that one it is only a report."""
 
     def left(item: Item) -> Item:
         fact = item.fact
@@ -42,26 +42,37 @@ def indexes(slices: Iterable[Slice]) -> list[tuple[RepositoryName, Digest]]:
     return [
         (push.repository, push.digest)
         for push in _pushes(slices)
-        if push.content is None or push.content.kind is ManifestKind.INDEX
+        if push.content is None or push.content.kind in PARENTS
     ]
+
+
+def reports(slices: Iterable[Slice], wanted: Collection[Digest]) -> Reports:
+    """What pods report here of these manifests."""
+    found: dict[Digest, list[tuple[int, ManifestContent]]] = {}
+    for piece in slices:
+        for item in piece.items:
+            fact = item.fact
+            if (
+                isinstance(fact, ManifestPushed)
+                and fact.digest in wanted
+                and fact.content is not None
+                and not fact.read
+            ):
+                found.setdefault(fact.digest, []).append((item.pod_id, fact.content))
+    return found
 
 
 def _pushes(slices: Iterable[Slice]) -> Iterator[ManifestPushed]:
     return (item.fact for piece in slices for item in piece.items if isinstance(item.fact, ManifestPushed))
 
 
-def fill(piece: Slice, chunk: Chunk, found: Mapping[Digest, Content], pods: Mapping[int, str]) -> Slice:
-    """Put what was read into the facts. Where it could not be, the holding stands and a dead letter goes with it."""
-    records = {record.offset: record for record in chunk.records}
+def fill(piece: Slice, found: Mapping[Digest, StoredManifest]) -> Slice:
+    """Put what was read into the facts; where bytes do not say all, the manifest is kept by links."""
 
     def filled(item: Item) -> Item:
         fact = item.fact
         if not isinstance(fact, ManifestPushed) or fact.content is not None or fact.digest not in found:
             return item
-        content = found[fact.digest]
-        if isinstance(content, ManifestContent):
-            return item._replace(fact=fact._replace(content=content, read=True))
-        record, pod = records[item.offset], pods[item.pod_id]
-        return item._replace(dead_letter=dead_letter(record, pod, "unreadable-manifest", content))
+        return item._replace(fact=found[fact.digest].fill(fact))
 
     return piece._replace(items=[filled(item) for item in piece.items])

@@ -1,5 +1,5 @@
 """What is done beside the events: links that outlive their grace, doubts about what is gone, removals that nothing will
-contradict any more, and hidden blobs that are needed again.
+contradict any more, links that are kept for manifests, and hidden blobs that are needed again.
 
 Any worker may do it at any time: the work is in bounded transactions, and repeating it changes nothing.
 """
@@ -14,6 +14,7 @@ from coordinator.db import sweep
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
 from coordinator.gc.restore import Restorer
+from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.settle import Settler
 from workers import metrics
 
@@ -25,6 +26,7 @@ class Housekeeping:
         self,
         connections: Connections,
         settler: Settler,
+        keeper: Keeper,
         restorer: Restorer,
         *,
         link_grace: timedelta,
@@ -33,12 +35,16 @@ class Housekeeping:
         """`retention`: how long Kafka keeps the events."""
         self._connections = connections
         self._settler = settler
+        self._keeper = keeper
         self._restorer = restorer
         self._link_grace = link_grace
         self._retention = retention
 
     async def settle(self) -> None:
         await self._quietly(self._settler.settle)
+
+    async def keep(self) -> None:
+        await self._quietly(self._keeper.round)
 
     async def restore(self) -> None:
         await self._quietly(lambda: metrics.RESTORED.inc(self._restorer.round()))

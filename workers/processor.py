@@ -1,7 +1,8 @@
 """The reference processor: takes chunks, applies them in batches, retries what the world interrupts.
 
 Route: app.py's agent -> `submit` -> one pump: gather what is there -> decode while the previous batch is being
-applied -> contents of unsaid manifests -> `BatchApply` -> children of new indexes, new doubts. All off the event loop.
+applied -> contents of unsaid manifests -> `BatchApply` -> manifests about which reports differ, children of new
+indexes, new doubts. All off the event loop.
 
 What stops a batch, and what is done:
 - the database or the store is away: the batch waits, and is tried again for as long as the partitions are ours;
@@ -29,6 +30,7 @@ from coordinator.db.connection import BEYOND_LIMITS, Connections
 from coordinator.db.echoes import KnownProcesses
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.log import fingerprint_of
+from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.layered import Layered
 from coordinator.reconcile.settle import Settler
 from coordinator.storage import manifests
@@ -84,6 +86,7 @@ class Processor:
         store: ObjectStore,
         positions: Positions,
         settler: Settler,
+        keeper: Keeper,
         *,
         margin: timedelta,
         request_bound: timedelta,
@@ -98,6 +101,7 @@ class Processor:
         self._batch_records = batch_records
         self._limits = limits
         self._settler = settler
+        self._keeper = keeper
         self._layered = Layered(connections, store, margin)
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
         #: Taken from the queue, and kept for the next batch.
@@ -184,10 +188,9 @@ class Processor:
             if not unsaid:
                 return slices
             wanted = unsaid - directory.read_manifests(connection, unsaid)
-        bodies = self._reading.map(lambda digest: manifests.read(self._store, digest).content, wanted)
+        bodies = self._reading.map(lambda digest: manifests.read(self._store, digest), wanted)
         found = dict(zip(wanted, bodies, strict=True))
-        names = {number: str(name) for name, number in pods.pods.items()}
-        return [contents.fill(piece, chunk, found, names) for piece, chunk in zip(slices, chunks, strict=True)]
+        return [contents.fill(piece, found) for piece in slices]
 
     async def _apply(self, batch: Batch) -> None:
         waiting = list(batch.slices)
@@ -203,6 +206,9 @@ class Processor:
                 return
             else:
                 metrics.count(applied)
+                if applied.disputed:
+                    reports = contents.reports(waiting, applied.disputed)
+                    await self._when_there_is_storage(self._keeper.read, applied.disputed, reports)
                 if indexes := contents.indexes(waiting):
                     await self._when_there_is_storage(self._layered.take_up, indexes)
                 if applied.removals_doubtful:

@@ -26,6 +26,7 @@ async def run(worker: Worker, stop: asyncio.Event) -> None:
     finally:
         for task in tasks:
             task.cancel()
+        worker.keeper.stop()
         # Each has ended, or was told to: what it says of that is told below.
         await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError):

@@ -33,14 +33,15 @@ from coordinator.db.batch import (
     NotServedError,
     OutOfStepError,
     Process,
+    Reports,
     Slice,
     StateChangedError,
     total,
 )
 from coordinator.db.run import AloneNeededError, Run
-from coordinator.domain.facts import RepositoryRemoved, RepositoryRenamed
+from coordinator.domain.facts import BlobLinked, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest
+from coordinator.domain.names import Digest, RepositoryName
 
 #: Another writer (a mount, another worker's new blob) can force a repetition now and then, not for ever: after
 #: SHARED_ATTEMPTS the batch keeps the other writers out, and only what takes no lock (a sweep) can disturb it.
@@ -84,12 +85,24 @@ class BatchApply:
         self._processes.add(new)
         return applied
 
-    def apply_found(self, items: list[Item]) -> Applied:
+    def apply_found(self, items: list[Item], reports: Reports | None = None) -> Applied:
         """Apply facts about single digests that were found in storage, and so have no place in a log.
 
         They are additions as any other: one that is known changes nothing, one that an event contradicts is doubtful.
+        `reports`: what pods reported of manifests that were read.
         """
-        return self._at_rest(lambda alone: self._apply_run(items, alone=alone), alone=False)
+        return self._at_rest(lambda alone: self._apply_run(items, alone=alone, reports=reports), alone=False)
+
+    def apply_kept(self, repository: RepositoryName, items: list[Item]) -> Applied:
+        """As `apply_found`, of links of one repository, which are then kept (see RepositoryBlob.kept)."""
+        linked = {item.fact.digest for item in items if isinstance(item.fact, BlobLinked)}
+
+        def work(alone: bool) -> Applied:
+            applied = self._apply_run(items, alone=alone)
+            rows.keep_links(self._connection, repository, sorted(linked))
+            return applied
+
+        return self._at_rest(work, alone=False)
 
     def apply_served(self, item: Item, digest: Digest, then: Callable[[], None]) -> Applied:
         """As `apply_found`, of a reference to a blob that registries are served; `then` with it, or nothing.
@@ -148,7 +161,7 @@ class BatchApply:
             if expected != piece.first_offset:
                 raise OutOfStepError(piece, expected)
 
-    def _apply_run(self, run: list[Item], *, alone: bool) -> Applied:
+    def _apply_run(self, run: list[Item], *, alone: bool, reports: Reports | None = None) -> Applied:
         first = run[0].fact
         if isinstance(first, RepositoryRemoved):
             return barriers.remove_repository(self._connection, first, run[0].pod_id, self._margin)
@@ -156,7 +169,7 @@ class BatchApply:
             barriers.rename_repositories(self._connection, first, run[0].pod_id, self._margin)
             return Applied()
         renames.notice_late(self._connection, run, self._margin)
-        return Run(self._connection, run, self._margin, alone=alone).apply()
+        return Run(self._connection, run, self._margin, alone=alone, reports=reports).apply()
 
 
 def _runs(items: Iterable[Item]) -> Iterable[list[Item]]:

@@ -147,6 +147,14 @@ def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
     twice, linked_twice = (_both(connection, table, column, time, values) for table, column, time in _FACTS)
     for table, column, time in _FACTS:
         _move(connection, table, column, time, values)
+    # Which of the links moved along is not looked at: those of the destination are listed anew (reconcile/kept.py).
+    connection.execute(
+        """
+        UPDATE repository_manifests h SET links_pending = true FROM manifests m
+        WHERE h.repository_id = %(destination)s AND m.id = h.manifest_id AND m.by_links
+        """,
+        values,
+    )
     _move_removals(connection, values)
     connection.execute(
         """
@@ -175,7 +183,7 @@ def _both(connection: Connection[Any], table: str, column: str, time: str, value
 
 def _move(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> None:
     moves = f"s.repository_id = %(source)s AND s.{time} <= %(at)s::timestamptz + %(margin)s"
-    more = "linked_at = greatest(d.linked_at, s.linked_at)"
+    more = "linked_at = greatest(d.linked_at, s.linked_at), kept = d.kept OR s.kept"
     if table == "repository_manifests":
         more = "implied = d.implied AND s.implied"
     connection.execute(

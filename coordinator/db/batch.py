@@ -1,11 +1,12 @@
 """A batch of facts as the worker hands it to the database, and what came of it. Data only (see apply.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from coordinator.domain.facts import Fact
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import RepositoryName
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import ManifestContent
 from coordinator.errors import BaleenError
 
 
@@ -58,6 +59,10 @@ class Item(NamedTuple):
     echo: Echo | None = None
 
 
+#: What pods reported that each manifest lists: ids of pods, and what they said.
+Reports = Mapping[Digest, Sequence[tuple[int, ManifestContent]]]
+
+
 class Slice(NamedTuple):
     """Consecutive records of one partition: offsets first_offset <= offset < next_offset."""
 
@@ -87,10 +92,16 @@ class Applied(NamedTuple):
     dead_letters_not_kept: int = 0
     echoes: int = 0
     echoes_unknown: int = 0
+    #: Reports of what a manifest lists that its bytes contradict.
+    false_reports: int = 0
+    #: Manifests about which reports differ: their bytes are to be read.
+    disputed: frozenset[Digest] = frozenset()
 
 
 def total(left: Applied, right: Applied) -> Applied:
-    return Applied(*(a + b for a, b in zip(left, right, strict=True)))
+    disputed = left.disputed | right.disputed
+    numbers = zip(left[:-1], right[:-1], strict=True)
+    return Applied(*(a + b for a, b in numbers), disputed=disputed)  # type: ignore[misc, arg-type]
 
 
 class OutOfStepError(BaleenError):

@@ -1,6 +1,6 @@
 """Which pods there are and what they own, as the worker needs it. Not here: changing them (pods.py)."""
 
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg import Connection
 
@@ -24,18 +24,9 @@ def load(connection: Connection[Any]) -> Directory:
 
 def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
     """Of these digests, the manifests whose own bytes were read: what they list is known, whoever says what."""
-    return _manifests(connection, wanted, "m.verified")
-
-
-def told_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
-    """Of these digests, the manifests of which somebody has said what they list, and nobody has read it."""
-    return _manifests(connection, wanted, "NOT m.verified AND m.refs IS NOT NULL")
-
-
-def _manifests(connection: Connection[Any], wanted: set[Digest], which: LiteralString) -> set[Digest]:
     found = connection.execute(
         "SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest"
-        f" JOIN manifests m ON m.id = b.id WHERE {which}",
+        " JOIN manifests m ON m.id = b.id WHERE m.verified",
         (list(wanted),),
     )
     return {Digest(row[0]) for row in found}

@@ -24,7 +24,7 @@ class Doubt(NamedTuple):
     digest: Digest
     #: blobs.id; None where the digest has no row.
     blob: int | None
-    #: The table says that the repository has it as a manifest; as a direct link.
+    #: The table says that the repository has it as a manifest; as a direct link. One that is kept stays in any case.
     held: bool
     linked: bool
     #: Those of its pod that the repository is below.
@@ -52,7 +52,8 @@ _DOUBTS = """
     SELECT r.repository_id, n.name, r.digest, b.id,
            EXISTS (SELECT FROM repository_manifests h
                    WHERE h.manifest_id = b.id AND h.repository_id = n.id AND NOT h.implied),
-           EXISTS (SELECT FROM repository_blobs l WHERE l.blob_id = b.id AND l.repository_id = n.id),
+           EXISTS (SELECT FROM repository_blobs l
+                   WHERE l.blob_id = b.id AND l.repository_id = n.id AND NOT l.kept),
            ARRAY(SELECT x.prefix FROM pod_prefixes x
                  WHERE x.pod_id = p.id AND (n.name = x.prefix OR starts_with(n.name, x.prefix || '/'))),
            r.reported, p.managed, p.mode

@@ -22,10 +22,11 @@ from psycopg import Connection
 
 from coordinator.db import rows
 from coordinator.db.arrays import integers
-from coordinator.domain.references import ManifestKind
+from coordinator.domain.references import PARENTS
 
 #: Ids of a repository and of a manifest.
 Holding = tuple[int, int]
+_PARENTS = ", ".join(str(kind.value) for kind in PARENTS)
 
 
 def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
@@ -34,11 +35,11 @@ def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
     while holdings:
         found = connection.execute(
             f"""
-            INSERT INTO repository_manifests (repository_id, manifest_id, pushed_at, implied)
-            SELECT d.repository_id, u.id, max(h.pushed_at), true
+            INSERT INTO repository_manifests (repository_id, manifest_id, pushed_at, implied, links_pending)
+            SELECT d.repository_id, u.id, max(h.pushed_at), true, bool_or(c.by_links)
             FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
             JOIN repository_manifests h ON h.manifest_id = d.id AND h.repository_id = d.repository_id
-            JOIN manifests m ON m.id = h.manifest_id AND m.kind = {ManifestKind.INDEX:d}
+            JOIN manifests m ON m.id = h.manifest_id AND m.kind IN ({_PARENTS})
             CROSS JOIN LATERAL unnest(m.refs) u (id)
             JOIN manifests c ON c.id = u.id
             WHERE NOT EXISTS (SELECT FROM repository_manifests x
@@ -63,7 +64,7 @@ def complete_all(connection: Connection[Any], *, listed: Collection[int] = (), i
             f"""
             SELECT DISTINCT h.repository_id, m.id
             FROM unnest(%s::bigint[]) d (id)
-            JOIN manifests m ON m.refs @> ARRAY[d.id] AND m.kind = {ManifestKind.INDEX:d}
+            JOIN manifests m ON m.refs @> ARRAY[d.id] AND m.kind IN ({_PARENTS})
             JOIN repository_manifests h ON h.manifest_id = m.id
             """,
             (integers(sorted(listed)),),
@@ -106,7 +107,7 @@ def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
             DELETE FROM repository_manifests h USING unnest(%s::int[], %s::bigint[]) d (repository_id, id)
             WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id AND h.implied AND NOT EXISTS (
                 SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
-                WHERE m.refs @> ARRAY[d.id] AND m.kind = {ManifestKind.INDEX:d} AND i.repository_id = d.repository_id)
+                WHERE m.refs @> ARRAY[d.id] AND m.kind IN ({_PARENTS}) AND i.repository_id = d.repository_id)
             RETURNING h.repository_id, h.manifest_id
             """,
             _arrays(holdings),
@@ -115,6 +116,22 @@ def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
         removed += len(gone)
         holdings = _implied_children(connection, gone)
     return removed
+
+
+def release_children(connection: Connection[Any], index: int, children: Collection[int]) -> int:
+    """Release these former children of an index that turned out to list less, wherever it is held; return how many.
+
+    Only while nobody else writes.
+    """
+    found = connection.execute(
+        """
+        SELECT h.repository_id, x.manifest_id FROM repository_manifests h
+        JOIN repository_manifests x ON x.repository_id = h.repository_id AND x.implied
+        WHERE h.manifest_id = %s AND x.manifest_id = ANY(%s::bigint[])
+        """,
+        (index, integers(sorted(children))),
+    ).fetchall()
+    return release(connection, found)
 
 
 def repair(connection: Connection[Any], repositories: Sequence[int]) -> None:
@@ -134,7 +151,7 @@ def _implied_children(connection: Connection[Any], indexes: Sequence[Holding]) -
         f"""
         SELECT DISTINCT d.repository_id, u.id
         FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
-        JOIN manifests m ON m.id = d.id AND m.kind = {ManifestKind.INDEX:d}
+        JOIN manifests m ON m.id = d.id AND m.kind IN ({_PARENTS})
         CROSS JOIN LATERAL unnest(m.refs) u (id)
         JOIN repository_manifests h ON h.manifest_id = u.id AND h.repository_id = d.repository_id AND h.implied
         """,

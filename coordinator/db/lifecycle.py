@@ -87,7 +87,7 @@ def unread(connection: Connection[Any], after: int, limit: int) -> list[KnownBlo
     found = connection.execute(
         f"""
         {_KNOWN} JOIN manifests m ON m.id = b.id
-        WHERE m.refs IS NULL AND m.id > %s AND b.state = {BlobState.LIVE:d} ORDER BY m.id LIMIT %s
+        WHERE (m.refs IS NULL OR m.by_links) AND m.id > %s AND b.state = {BlobState.LIVE:d} ORDER BY m.id LIMIT %s
         """,
         (after, limit),
     )

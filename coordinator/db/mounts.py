@@ -134,6 +134,7 @@ def give_back(connection: Connection[Any], reserved: Reserved) -> None:
             """
             DELETE FROM repository_blobs l USING blobs b, repositories r, pods p
             WHERE b.digest = %s AND r.name = %s AND l.blob_id = b.id AND l.repository_id = r.id AND l.event_at = %s
+              AND NOT l.kept
               AND p.id = r.pod_id AND (p.mode, p.linker) <> ('link', 'relay')
               AND NOT EXISTS (SELECT FROM mounts m WHERE m.blob_id = b.id AND m.repository = r.name AND m.id > %s)
             RETURNING l.blob_id

@@ -171,16 +171,16 @@ def unlisted(connection: Connection[Any], job: Job, kind: LinkKind, margin: time
 
 
 @contextmanager
-def unread(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[RepositoryName, Digest, datetime]]]:
-    """Give a holding of each manifest that the pod holds and that could not be read."""
+def reported(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[RepositoryName, Digest]]]:
+    """Give each manifest that the pod holds and whose bytes were not read, or do not say all, with a repository."""
     statement = """
-        SELECT DISTINCT ON (m.id) r.name, b.digest, h.pushed_at
-        FROM manifests m JOIN blobs b ON b.id = m.id JOIN repository_manifests h ON h.manifest_id = m.id
-        JOIN repositories r ON r.id = h.repository_id
-        WHERE m.refs IS NULL AND r.pod_id = %(pod)s ORDER BY m.id
+        SELECT DISTINCT ON (m.id) r.name, b.digest
+        FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id
+        JOIN manifests m ON m.id = h.manifest_id JOIN blobs b ON b.id = m.id
+        WHERE r.pod_id = %(pod)s AND (NOT m.verified OR m.by_links) ORDER BY m.id
     """
-    with _cursor(connection, statement, {"pod": pod_id}, large=False) as rows:
-        yield ((RepositoryName(row[0]), Digest(row[1]), row[2]) for row in rows)
+    with _cursor(connection, statement, {"pod": pod_id}, large=True) as rows:
+        yield ((RepositoryName(row[0]), Digest(row[1])) for row in rows)
 
 
 #: Children that an index of a repository lists, and of which the repository has no link that is known; and whether the
@@ -189,7 +189,7 @@ _UNHELD_CHILDREN = f"""
     SELECT r.pod_id, r.name, c.digest, EXISTS (
         SELECT FROM repository_manifests x WHERE x.manifest_id = u.id AND x.repository_id = r.id) AS implied
     FROM {{indexes}} JOIN repository_manifests h ON h.repository_id = r.id
-    JOIN manifests m ON m.id = h.manifest_id AND m.kind = {ManifestKind.INDEX:d}
+    JOIN manifests m ON m.id = h.manifest_id AND m.kind IN ({ManifestKind.INDEX:d}, {ManifestKind.NAMED:d})
     CROSS JOIN LATERAL unnest(m.refs) u (id) JOIN blobs c ON c.id = u.id
     WHERE {{which}} AND NOT EXISTS (
         SELECT FROM repository_manifests x WHERE x.manifest_id = u.id AND x.repository_id = r.id AND NOT x.implied)

@@ -15,7 +15,7 @@ from typing import Any
 from psycopg import Connection
 
 from coordinator.db.batch import Item
-from coordinator.domain.facts import Removed, RepositoryRenamed
+from coordinator.domain.facts import ManifestRead, Removed, RepositoryRenamed
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import prefixes_of
 from coordinator.domain.progress import GapReason
@@ -87,7 +87,8 @@ def notice_late(connection: Connection[Any], run: list[Item], margin: timedelta)
     # Almost never is there any, and then nothing else is asked.
     if not connection.execute("SELECT FROM renames LIMIT 1").rowcount:
         return
-    names = {prefix for item in run if item.fact is not None for prefix in prefixes_of(item.fact.repository)}
+    facts = [item.fact for item in run if item.fact is not None and not isinstance(item.fact, ManifestRead)]
+    names = {prefix for fact in facts for prefix in prefixes_of(fact.repository)}
     found = connection.execute(
         "SELECT source, below, max(at) FROM renames WHERE source = ANY(%s::text[]) GROUP BY source, below",
         (list(names),),
@@ -98,7 +99,7 @@ def notice_late(connection: Connection[Any], run: list[Item], margin: timedelta)
 
 def _is_late(item: Item, latest: dict[tuple[str, bool], Any], margin: timedelta) -> bool:
     fact = item.fact
-    if fact is None:
+    if fact is None or isinstance(fact, ManifestRead):
         return False
     times = (latest.get((name, below)) for name in prefixes_of(fact.repository) for below in (True, False))
     return any(at is not None and fact.at <= at + margin for at in times)

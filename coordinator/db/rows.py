@@ -44,6 +44,17 @@ class NewManifest(NamedTuple):
     refs: list[int] | None
     #: It was read from the manifest's own bytes.
     verified: bool = False
+    #: It may need what the repositories that hold it link, too.
+    by_links: bool = False
+
+
+class KnownManifest(NamedTuple):
+    """What the table has of a manifest; `refs` is None while its bytes were not asked for."""
+
+    kind: ManifestKind | None
+    refs: list[int] | None
+    verified: bool
+    by_links: bool
 
 
 def prepare(connection: Connection[Any]) -> None:
@@ -169,12 +180,18 @@ def insert_blobs(connection: Connection[Any], blobs: list[NewBlob]) -> int:
     ).rowcount
 
 
-def manifests(connection: Connection[Any], ids: list[int]) -> dict[int, list[int] | None]:
-    """Return what each known manifest lists."""
+def manifests(connection: Connection[Any], ids: list[int]) -> dict[int, KnownManifest]:
+    """Return what is known of each of these manifests that has a row."""
     if not ids:
         return {}
-    statement = "SELECT m.id, m.refs FROM unnest(%s::bigint[]) d (id) JOIN manifests m ON m.id = d.id"
-    return dict(_run(connection, statement, (integers(ids),)).fetchall())
+    statement = """
+        SELECT m.id, m.kind, m.refs, m.verified, m.by_links
+        FROM unnest(%s::bigint[]) d (id) JOIN manifests m ON m.id = d.id
+    """
+    found = _run(connection, statement, (integers(ids),)).fetchall()
+    return {
+        row[0]: KnownManifest(None if row[1] is None else ManifestKind(row[1]), row[2], row[3], row[4]) for row in found
+    }
 
 
 def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> None:
@@ -182,9 +199,10 @@ def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> Non
         connection,
         len(new),
         """
-        INSERT INTO manifests (id, kind, refs, verified)
-        SELECT id, nullif(kind, 0), refs::bigint[], verified
-        FROM unnest(%s::bigint[], %s::smallint[], %b::text[], %b::bool[]) d (id, kind, refs, verified)
+        INSERT INTO manifests (id, kind, refs, verified, by_links)
+        SELECT id, nullif(kind, 0), refs::bigint[], verified, by_links
+        FROM unnest(%s::bigint[], %s::smallint[], %b::text[], %b::bool[], %b::bool[])
+             d (id, kind, refs, verified, by_links)
         ON CONFLICT DO NOTHING
         """,
         (
@@ -192,42 +210,109 @@ def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> Non
             integers(0 if manifest.kind is None else manifest.kind for manifest in new),
             [None if manifest.refs is None else integers(manifest.refs) for manifest in new],
             [manifest.verified for manifest in new],
+            [manifest.by_links for manifest in new],
         ),
     )
 
 
-def mark_indexes(connection: Connection[Any], indexes: Collection[int]) -> list[int]:
-    """Note that these are indexes, unless their own bytes have said otherwise: what indexes list is looked for, too.
+def mark_kinds(connection: Connection[Any], kinds: Mapping[int, ManifestKind], *, read: bool) -> None:
+    """Note of which kind manifests are, and with `read` that their bytes said so; a report changes nothing after that.
 
-    Return those that were taken for something else.
+    What indexes list is looked for, too.
     """
-    if not indexes:
-        return []
-    statement = """
-        UPDATE manifests SET kind = %b WHERE id = ANY(%s::bigint[]) AND kind <> %b AND NOT verified RETURNING id
-    """
-    index = int(ManifestKind.INDEX)
-    return [row[0] for row in _run(connection, statement, (index, integers(sorted(indexes)), index))]
+    if kinds:
+        ordered = sorted(kinds)
+        _run(
+            connection,
+            """
+            UPDATE manifests m SET kind = d.kind, verified = m.verified OR %b
+            FROM unnest(%s::bigint[], %s::smallint[]) d (id, kind)
+            WHERE m.id = d.id AND (m.kind IS DISTINCT FROM d.kind OR m.verified <> %b) AND (%b OR NOT m.verified)
+            """,
+            (read, integers(ordered), integers(int(kinds[each]) for each in ordered), read, read),
+        )
 
 
-def verify_manifests(connection: Connection[Any], read: Collection[int]) -> None:
-    """Note that the bytes of these manifests were read."""
-    if read:
-        statement = "UPDATE manifests SET verified = true WHERE id = ANY(%s::bigint[]) AND NOT verified"
-        _run(connection, statement, (integers(sorted(read)),))
+def holders(connection: Connection[Any], manifest: int) -> set[int]:
+    """Return the ids of the pods that hold a manifest."""
+    found = _run(
+        connection,
+        """
+        SELECT DISTINCT r.pod_id::int FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
+        WHERE h.manifest_id = %b
+        """,
+        (manifest,),
+    )
+    return {row[0] for row in found}
 
 
-def widen_manifest(connection: Connection[Any], manifest: int, kind: ManifestKind, refs: list[int]) -> int:
+def change_manifest(connection: Connection[Any], manifest: int, known: KnownManifest, now: KnownManifest) -> int:
     """Set what a manifest lists; return how many holdings it has. Only while nobody else writes (locks.py)."""
     _change(
         connection,
         1,
-        "UPDATE manifests SET kind = coalesce(kind, %b), refs = %s::bigint[] WHERE id = %b",
-        (int(kind), integers(refs), manifest),
+        "UPDATE manifests SET kind = nullif(%b, 0), refs = %s::bigint[], verified = %b, by_links = %b WHERE id = %b",
+        (
+            0 if now.kind is None else int(now.kind),
+            None if now.refs is None else integers(now.refs),
+            now.verified,
+            now.by_links,
+            manifest,
+        ),
     )
+    if known.by_links != now.by_links:
+        _run(
+            connection,
+            "UPDATE repository_manifests SET links_pending = %b WHERE manifest_id = %b AND links_pending <> %b",
+            (now.by_links, manifest, now.by_links),
+        )
     row = _run(connection, "SELECT count(*) FROM repository_manifests WHERE manifest_id = %b", (manifest,)).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def await_links(connection: Connection[Any], pairs: Sequence[Pair]) -> None:
+    """Note that the links of these repositories are to be listed for these (repository, manifest) holdings."""
+    if pairs:
+        _run(
+            connection,
+            """
+            UPDATE repository_manifests h SET links_pending = true
+            FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+            WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id
+            """,
+            (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs)),
+        )
+
+
+def keep_links(connection: Connection[Any], repository: RepositoryName, blobs: Sequence[Digest]) -> None:
+    """Keep these links of a repository until it holds no manifest that is kept by links; they have rows."""
+    _change(
+        connection,
+        len(blobs),
+        """
+        UPDATE repository_blobs l SET kept = true FROM unnest(%b::bytea[]) d (digest)
+        JOIN blobs b ON b.digest = d.digest JOIN repositories r ON r.name = %b
+        WHERE l.blob_id = b.id AND l.repository_id = r.id
+        """,
+        (digests(blobs), repository),
+    )
+
+
+def count_false_reports(connection: Connection[Any], found: Mapping[int, tuple[int, Digest]]) -> None:
+    """Count false reports by pod; each with the manifest of one."""
+    if found:
+        pods = sorted(found)
+        _run(
+            connection,
+            """
+            INSERT INTO false_reports (pod_id, count, manifest)
+            SELECT * FROM unnest(%s::smallint[], %s::bigint[], %b::bytea[])
+            ON CONFLICT (pod_id) DO UPDATE
+            SET count = false_reports.count + excluded.count, last_at = now(), manifest = excluded.manifest
+            """,
+            (integers(pods), integers(found[pod][0] for pod in pods), digests(found[pod][1] for pod in pods)),
+        )
 
 
 def holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime | None]]:
@@ -502,7 +587,7 @@ def recount(connection: Connection[Any], holdings: Sequence[int], links: Iterabl
     linked = Counter(links)
     listed = manifests(connection, list(holdings))
     for manifest in holdings:
-        references.update([manifest, *(listed[manifest] or ())])
+        references.update([manifest, *(listed[manifest].refs or ())])
     add_counts(
         connection,
         [Delta(blob, by * references[blob], by * linked[blob]) for blob in sorted(references.keys() | linked.keys())],

@@ -30,7 +30,7 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
                 WITH old AS MATERIALIZED (
                     SELECT l.blob_id, l.repository_id FROM repository_blobs l
                     JOIN repositories r ON r.id = l.repository_id JOIN pods p ON p.id = r.pod_id
-                    WHERE l.linked_at < now() - %s AND p.mode = 'manifest'
+                    WHERE l.linked_at < now() - %s AND p.mode = 'manifest' AND NOT l.kept
                       AND (p.linker = 'link' OR NOT EXISTS (
                         SELECT FROM repository_manifests h
                         WHERE h.manifest_id = l.blob_id AND h.repository_id = l.repository_id))

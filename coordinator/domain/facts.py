@@ -14,8 +14,9 @@ from coordinator.domain.references import ManifestContent
 class ManifestPushed(NamedTuple):
     """The repository holds the manifest. `content` is None while nobody has said what it lists.
 
-    `read`: the content is that of the manifest's own bytes, and not a pod's word.
+    `read`: the content is that of the manifest's own bytes, and not a pod's report.
     `linked`: the repository has a link of it. Without one, it is what a held index lists (db/implied.py).
+    `by_links`: it can need what its repository links, since its bytes do not say all that it needs.
     """
 
     repository: RepositoryName
@@ -25,6 +26,16 @@ class ManifestPushed(NamedTuple):
     content: ManifestContent | None
     read: bool = False
     linked: bool = True
+    by_links: bool = False
+
+
+class ManifestRead(NamedTuple):
+    """The bytes of a known manifest were read, or cannot be (`content` is None); who holds it stays as it is."""
+
+    digest: Digest
+    size: int | None
+    content: ManifestContent | None
+    by_links: bool = False
 
 
 class BlobLinked(NamedTuple):
@@ -62,4 +73,4 @@ class RepositoryRenamed(NamedTuple):
     at: datetime
 
 
-Fact = ManifestPushed | BlobLinked | Removed | RepositoryRemoved | RepositoryRenamed
+Fact = ManifestPushed | ManifestRead | BlobLinked | Removed | RepositoryRemoved | RepositoryRenamed

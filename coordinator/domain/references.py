@@ -1,12 +1,21 @@
 """What a manifest lists: its config, its layers, its child manifests.
 
-Route: `parse_manifest(bytes)` when a registry did not say, `from_descriptors` when its event did.
+Route: `read_manifest(bytes)`, which takes whatever a registry may have accepted; `parse_manifest(bytes)` for those who
+need an exact list or an error.
+
+Registries in Go accept manifests that this reader does not take for sure: names in other letters, a name twice, values
+nested thousands deep, digests of other algorithms. All that such a manifest can need is named in its bytes, since a
+registry stores nothing else of it. So `read_manifest` then gives every digest that any string in the bytes is: at least
+what the manifest lists. It says so where even that may not be all: the links of the repository decide then
+(coordinator/reconcile/kept.py).
+
 A manifest's `subject` is not a reference: a registry accepts it before the subject exists (OCI distribution
 specification, "Pushing Manifests with Subject"), and the subject does not need the referrer.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -30,6 +39,8 @@ class ManifestKind(IntEnum):
     INDEX = 2
     #: All references are layers: docker schema 1, artifact manifests.
     LAYERS = 3
+    #: Every digest that the manifest's bytes name, in whatever place: at least what it lists, of any role.
+    NAMED = 4
 
 
 class ReferenceKind(IntEnum):
@@ -56,6 +67,8 @@ _LISTS = {
     ManifestKind.INDEX: frozenset({"manifests"}),
     ManifestKind.LAYERS: frozenset({"fsLayers", "blobs"}),
 }
+#: Kinds of manifests that may list other manifests.
+PARENTS = (ManifestKind.INDEX, ManifestKind.NAMED)
 _ALL_LISTS = frozenset[str]().union(*_LISTS.values())
 
 
@@ -84,6 +97,18 @@ class MalformedManifestError(BaleenError):
     """Bytes that claim to be a manifest, and are not."""
 
 
+class Reading(NamedTuple):
+    """What a manifest's own bytes say that it can need."""
+
+    content: ManifestContent
+    #: Why `content` is all that the bytes name, of kind NAMED; None where it is the exact list.
+    why: str | None = None
+    #: Digests of other algorithms that the bytes name, as they are written there.
+    others: tuple[str, ...] = ()
+    #: The bytes name all that the manifest can need. False for what no registry that we know takes for a manifest.
+    complete: bool = True
+
+
 def reference_kind(kind: ManifestKind, position: int) -> ReferenceKind:
     """Return what the reference at the position (from 0) of a manifest of this kind is."""
     if kind is ManifestKind.INDEX:
@@ -106,7 +131,7 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
     Raises MalformedManifestError with the reason.
     """
     try:
-        document = json.loads(_text(body), object_pairs_hook=_object)
+        document = json.loads(_text(body), object_pairs_hook=_object, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise MalformedManifestError(f"The manifest is not JSON: {error}.") from error
     if not isinstance(document, dict):
@@ -121,6 +146,29 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
     if len(references) > REFERENCES_LIMIT:
         raise MalformedManifestError(f"The manifest lists more than {REFERENCES_LIMIT} references.")
     return ManifestContent(kind, unique(references))
+
+
+def read_manifest(body: bytes) -> Reading:
+    """Read what a manifest lists or, where the exact list cannot be told, every digest that its bytes name."""
+    try:
+        return Reading(parse_manifest(body))
+    except MalformedManifestError as error:
+        why = str(error)
+    digests: dict[Digest, None] = {}
+    others: dict[str, None] = {}
+    words: set[str] = set()
+    too_long = False
+    for text in _strings(body):
+        if (digest := _digest(text)) is not None:
+            digests[digest] = None
+        elif _OTHER_DIGEST.fullmatch(text):
+            others[text] = None
+            too_long = too_long or len(text) > _OTHER_LIMIT
+        elif len(text) < _WORD_LIMIT:
+            words.add(text.casefold())
+    references = tuple(Reference(digest, None) for digest in digests)
+    complete = not too_long and _is_known_form(body) and not words.isdisjoint(_FORMS)
+    return Reading(ManifestContent(ManifestKind.NAMED, references), why, tuple(others), complete)
 
 
 def is_manifest(body: bytes) -> bool:
@@ -139,6 +187,58 @@ def is_manifest(body: bytes) -> bool:
         return False
     said = [value for name, value in document if name.casefold() == "schemaversion"]
     return any(value in {1, 2} for value in said if isinstance(value, int | float))
+
+
+#: A digest of any algorithm, as the OCI image specification writes it ("Digests").
+_OTHER_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[A-Za-z0-9=_-]{32,}")
+#: A string of JSON, or what is left of the bytes if it does not end: so the search is linear.
+#: A longer one is in no key of a store.
+_OTHER_LIMIT = 200
+_STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)("|\\?\Z)', re.DOTALL)
+#: The longest digest that is looked for, each of its letters written as an escape.
+_STRING_LIMIT = 6 * 300
+_WORD_LIMIT = 32
+#: One of these names stands in every manifest of a known kind.
+_FORMS = frozenset(name.casefold() for name in {"config", *_ALL_LISTS})
+
+
+def _strings(body: bytes) -> Iterator[str]:
+    """Give every string of a JSON text that may be a digest or a name, however deep: quotes stand nowhere else."""
+    for found in _STRING.finditer(body):
+        raw, end = found.groups()
+        if end != b'"' or len(raw) > _STRING_LIMIT:
+            continue
+        if b"\\" not in raw:
+            yield raw.decode(errors="replace")
+            continue
+        try:
+            yield json.loads(b'"' + raw + b'"', strict=False)
+        except ValueError:
+            continue
+
+
+def _digest(text: str) -> Digest | None:
+    try:
+        return parse_digest(text)
+    except InvalidNameError:
+        return None
+
+
+def _is_known_form(body: bytes) -> bool:
+    """Whether a registry of the kinds that are known may have accepted this: a JSON object of no other media type."""
+    try:
+        document = json.loads(_text(body), parse_int=_integer)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    said = document.get("mediaType") if isinstance(document, dict) else None
+    return isinstance(document, dict) and (not isinstance(said, str) or said in {"", *MANIFEST_KINDS})
+
+
+def _integer(text: str) -> int | None:
+    """Python refuses numbers of thousands of digits; Go takes them wherever it does not need them."""
+    return int(text) if len(text) < 25 else None
 
 
 def _text(body: bytes) -> str:
@@ -161,6 +261,8 @@ def _kind_by_content(document: dict[str, Any]) -> ManifestKind:
     said = document.get("mediaType")
     if isinstance(said, str) and (kind := MANIFEST_KINDS.get(said)) is not None:
         return kind
+    if isinstance(said, str) and said:
+        raise MalformedManifestError(f"The manifest is of the media type {said[:100]!r}, which Baleen does not know.")
     if "manifests" in document:
         return ManifestKind.INDEX
     if "config" in document:

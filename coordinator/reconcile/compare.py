@@ -29,12 +29,11 @@ from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Item
 from coordinator.db.jobs import Job
 from coordinator.db.reconcile import Child, ReconciledPod
-from coordinator.domain.facts import BlobLinked, ManifestPushed
+from coordinator.domain.facts import BlobLinked, ManifestPushed, ManifestRead
 from coordinator.domain.merge import Link, LinkKind, differences
-from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.pods import PodMode
-from coordinator.domain.references import ManifestContent
-from coordinator.errors import BaleenError, UnavailableError
+from coordinator.errors import BaleenError
 from coordinator.reconcile import layered, scan, settle
 from coordinator.reconcile.layered import Named
 from coordinator.reconcile.scan import Listed
@@ -57,6 +56,8 @@ from coordinator.storage.port import ObjectInfo, ObjectStore
 BATCH = 2000
 #: Links that one transaction adds.
 ADD_BATCH = 500
+#: Manifests that are read in one go: each may list some fifty thousand digests.
+READ_BATCH = 128
 #: Links that are looked up in one go.
 LOOK_BATCH = 256
 #: Links that a listing lacked and that the next has to show: of more, so many that are evenly spread.
@@ -69,10 +70,6 @@ Fact = ManifestPushed | BlobLinked
 
 class PartialListingError(BaleenError):
     """The store lists less than it has: nothing can be concluded from what it lists."""
-
-
-class OnlyToldError(UnavailableError):
-    """A manifest cannot be read now, and what it lists is known by the word of others alone."""
 
 
 class Scope(NamedTuple):
@@ -117,13 +114,11 @@ class Comparison:
         self._facts: list[Fact] = []
         self._missed: list[tuple[LinkKind, table.Unlisted]] = []
         self._lacking = _Lacking()
-        #: Why a manifest that was found is not held yet.
-        self._only_told: str | None = None
 
     def part(self, prefix: str) -> None:
         """List and compare all that is below a prefix.
 
-        Raises UnavailableError, OnlyToldError among them, with some of it perhaps done, and PartialListingError.
+        Raises UnavailableError, with some of it perhaps done, and PartialListingError.
         """
         self._forget_listed(prefix)
         self._list(prefix)
@@ -165,26 +160,28 @@ class Comparison:
         self.finish()
         self._list_again()
 
-    def unread(self) -> int:
-        """Try again to read the manifests of which it is not known what they list; count those that cannot be.
+    def read_reported(self) -> int:
+        """Read the manifests of which reports alone say what they list; return how many.
 
-        Return how many were read.
+        Each is read once: what its bytes say replaces the reports. Those that are kept by links are read each time, and
+        counted.
         """
         found = 0
-        with table.unread(self._connection, self._scope.pod.id) as held:
-            for batch in _batches(held, ADD_BATCH):
+        with table.reported(self._connection, self._scope.pod.id) as held:
+            for batch in _batches(held, READ_BATCH):
                 self._check()
-                contents = self._read([digest for _, digest, _ in batch])
-                for repository, digest, at in batch:
+                contents = self._read([digest for _, digest in batch])
+                facts: list[Item] = []
+                for repository, digest in batch:
                     stored = contents[digest]
-                    content = stored.content
-                    if isinstance(content, ManifestContent):
-                        self._add(ManifestPushed(repository, digest, at, stored.size, content, read=True))
-                        found += 1
-                    else:
+                    facts.append(
+                        Item(0, 0, 0, ManifestRead(digest, stored.size, stored.content, stored.by_links), None)
+                    )
+                    found += stored.content is not None
+                    if stored.by_links:
                         self._tally.change(Change.UNREAD)
-                        self._tally.example(Change.UNREAD, repository, digest, content)
-        self.finish()
+                        self._tally.example(Change.UNREAD, repository, digest, stored.why)
+                self._apply.apply_found(facts)
         return found
 
     def children(self) -> None:
@@ -206,14 +203,12 @@ class Comparison:
             self.finish()
 
     def finish(self) -> None:
-        """Do what waits to be done many at a time. Raises OnlyToldError."""
+        """Do what waits to be done many at a time."""
         self._compare_folders()
         self._find_lacking()
         self._find_tagged()
         self._write()
         self._settle()
-        if self._only_told is not None:
-            raise OnlyToldError(self._only_told)
 
     def _list_again(self) -> None:
         """List the parts whose listing lacked links that are there; raises PartialListingError if it still does."""
@@ -358,15 +353,9 @@ class Comparison:
                 self._tally.example(change, fact.repository, fact.digest)
 
     def _fill(self, facts: Sequence[Fact]) -> list[Fact]:
-        """Put in what no event has said: what new manifests list, and how large things are.
-
-        A manifest that cannot be read, and of which others have told, is kept as a blob and found again the next time:
-        held, it would count for known.
-        """
+        """Put in what no event has said: what new manifests list, and how large things are."""
         pushed = {fact.digest for fact in facts if isinstance(fact, ManifestPushed) and fact.content is None}
         contents = self._read(list(pushed - directory.read_manifests(self._connection, pushed)) if pushed else [])
-        unread = {digest for digest, stored in contents.items() if isinstance(stored.content, str)}
-        told = directory.told_manifests(self._connection, unread) if unread else set()
         linked = {fact.digest for fact in facts if isinstance(fact, BlobLinked)}
         unsized = table.unsized(self._connection, list(linked)) if linked else []
         stored = dict(zip(unsized, self._lookups.map(self._store.head, map(blob_key, unsized)), strict=True))
@@ -375,17 +364,7 @@ class Comparison:
             if isinstance(fact, BlobLinked):
                 blob = stored.get(fact.digest)
                 return fact if blob is None else fact._replace(size=blob.size)
-            manifest = contents.get(fact.digest)
-            if fact.digest in told:
-                self._only_told = (
-                    f"Manifest {format_digest(fact.digest)} of {fact.repository} cannot be read, and what it lists is "
-                    f"known by others' word alone: push it there again, or delete it there. "
-                    f"{contents[fact.digest].content}"
-                )
-                return BlobLinked(fact.repository, fact.digest, fact.at, fact.size)
-            if manifest is None or not isinstance(manifest.content, ManifestContent):
-                return fact
-            return fact._replace(content=manifest.content, size=manifest.size, read=True)
+            return contents[fact.digest].fill(fact) if fact.content is None and fact.digest in contents else fact
 
         return [filled(fact) for fact in facts]
 

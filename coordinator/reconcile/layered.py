@@ -16,7 +16,6 @@ from datetime import timedelta
 
 import structlog
 
-from coordinator.db import directory
 from coordinator.db import reconcile as table
 from coordinator.db.apply import BatchApply
 from coordinator.db.arrays import EARLIEST
@@ -25,7 +24,6 @@ from coordinator.db.connection import Connections
 from coordinator.db.reconcile import Child
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.domain.references import ManifestContent
 from coordinator.storage.layout import layer_link_key
 from coordinator.storage.manifests import read
 from coordinator.storage.port import ObjectStore
@@ -67,11 +65,6 @@ class Layered:
             found = manifests(self._store, self._lookups, asked, self._others)
             if len(self._others) > OTHERS_LIMIT:
                 self._others.clear()
-            unread = {fact.digest for fact in found if fact.content is None}
-            with self._connections.use() as connection:
-                told = directory.told_manifests(connection, unread) if unread else set()
-            # Held with what others have told of them they would never be read: a reconcile finds them (compare.py).
-            found = [fact for fact in found if fact.digest not in told]
             pods = {child.repository: child.pod_id for child in children}
             items = [Item(0, 0, pods[fact.repository], fact, None) for fact in found]
             if items:
@@ -89,8 +82,8 @@ def manifests(
 ) -> list[ManifestPushed]:
     """Return, of these, the manifests that their repositories link as blobs; raises UnavailableError.
 
-    One whose bytes are not there, or are others, may be a manifest: it is given without what it lists. To `others`
-    those are added whose bytes were read and are none.
+    One whose bytes are not there, or are others, may be a manifest: it is given as one that is kept by links. To
+    `others` those are added whose bytes were read and are none.
     A child of which there is no link at all, and that nobody has said to be a manifest, is given if its bytes are one:
     the registry accepted the index while it had the child.
     """
@@ -113,9 +106,8 @@ def _look(store: ObjectStore, named: Named | Child, others: set[Digest] | None) 
         if others is not None and stored.size is not None:
             others.add(digest)
         return None
-    content = stored.content if isinstance(stored.content, ManifestContent) else None
     if link is not None:
-        return ManifestPushed(repository, digest, link.modified_at, stored.size, content, read=content is not None)
-    if content is None:
+        return stored.fill(ManifestPushed(repository, digest, link.modified_at, None, None))
+    if stored.content is None:
         return None
-    return ManifestPushed(repository, digest, EARLIEST, stored.size, content, read=True, linked=False)
+    return stored.fill(ManifestPushed(repository, digest, EARLIEST, None, None, linked=False))

@@ -11,6 +11,10 @@ An empty listing proves nothing where no registry is: the job fails unless the r
 end, and what it saw of the pod at its begin. A pod whose registry has stored nothing yet, in a root where no other pod
 has, is so reconciled only once it has; the prober's image is enough.
 
+What manifests list is what their bytes say (kept.py): those of which only reports say it are read, so that no false
+report outlives a reconcile of a pod that holds the manifest. Each manifest is read once and marked, so that a reconcile
+that is resumed, and the next one, go on with the others.
+
 A part that fails for want of a service is tried again; if it goes on failing the job fails, and nothing is settled. A
 scheduler that is killed leaves the parts that it has done: the next one does the others, and `began_at` stays.
 That all parts are done is asked of the database, in the transaction that settles gaps: one that was failed over may
@@ -41,6 +45,7 @@ from coordinator.jobs import Ending, StoppedError, Work
 from coordinator.reconcile import plan
 from coordinator.reconcile.compare import Comparison, Scope
 from coordinator.reconcile.remains import is_stored
+from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.settle import NotHereError, Settler
 from coordinator.reconcile.tally import Change, Tally
 from coordinator.storage.layout import BASE, repository_prefix
@@ -85,9 +90,11 @@ class Reconcile:
         self._link_grace = link_grace
         self._request_bound = request_bound
         self._limits = limits or LetterLimits()
+        self._keeper = Keeper(connections, store, margin)
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="reconcile-lookup")
 
     def close(self) -> None:
+        self._keeper.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def __call__(self, work: Work) -> Ending:
@@ -105,10 +112,11 @@ class Reconcile:
             for kind in LinkKind if pod.mode is PodMode.LINK else (LinkKind.REVISION,):
                 comparison.unlisted(kind)
             comparison.children()
-            if comparison.unread():
+            if comparison.read_reported():
                 # Indexes may be among them.
                 comparison.children()
             jobs.rest_done(connection, work.job)
+        self._keeper.refresh(pod.id)
         self._settle_doubts(work, scope, tally)
         if was_here and not self._is_here(pod):
             raise NotHereError(

@@ -3,12 +3,13 @@
     docker/registry/v2/
       blobs/sha256/<2 hex>/<hex>/data                                   layers, configs and manifests alike
       repositories/<name>/_layers/sha256/<hex>/link                     the repository links this blob
+      repositories/<name>/_layers/<algorithm>/<hex>/link                the same blob under another algorithm's digest
       repositories/<name>/_manifests/revisions/sha256/<hex>/link        the repository holds this manifest
       repositories/<name>/_manifests/tags/<tag>/current/link
       repositories/<name>/_manifests/tags/<tag>/index/sha256/<hex>/link
       repositories/<name>/_uploads/<uuid>/…
 
-A link object's content is `sha256:<hex>`.
+A link object's content is `sha256:<hex>`, also below another algorithm; a mount by that writes its own name instead.
 Beside it Baleen keeps `quarantine/<hex>/<hide id>`: hidden bytes, in a bucket without versions; and
 `collected-by.json`: which database collects garbage there (gc/mark.py).
 """
@@ -99,6 +100,17 @@ def layer_link_key(repository: RepositoryName, digest: Digest) -> str:
 
 def revision_link_key(repository: RepositoryName, digest: Digest) -> str:
     return link_key(repository, LinkKind.REVISION, digest)
+
+
+def layers_folder(repository: RepositoryName) -> str:
+    """What the keys of all links to layers begin with, of whatever algorithm."""
+    return repository_prefix(repository) + LAYERS
+
+
+def other_link_key(repository: RepositoryName, digest: str) -> str:
+    """The key of the link to a layer by a digest of any algorithm, as it is written."""
+    algorithm, _, encoded = digest.partition(":")
+    return f"{layers_folder(repository)}{algorithm}/{encoded}{_LINK_NAME}"
 
 
 def upload_session(key: str) -> str | None:

@@ -163,7 +163,7 @@ class Blob(Base):
 
 
 class Manifest(Base):
-    """What a manifest lists, stored once. `refs` is NULL while its bytes could not be read."""
+    """What a manifest lists, stored once. `refs` is NULL while storage has not answered what its bytes are."""
 
     __tablename__ = "manifests"
     __table_args__ = (
@@ -176,14 +176,17 @@ class Manifest(Base):
         ),
         # Empty as a rule: what holds GC is asked often.
         Index("ix_manifests_unread", "id", postgresql_where=text("refs IS NULL")),
+        Index("ix_manifests_by_links", "id", postgresql_where=text("by_links")),
     )
 
     id: Mapped[int] = mapped_column(ForeignKey("blobs.id"), primary_key=True, autoincrement=False)
     kind: Mapped[int | None] = mapped_column(SmallInteger)
     #: blobs.id of each distinct reference, in the manifest's order; `kind` tells what each position is.
     refs: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
-    #: The manifest's own bytes were read. Until then `refs` is what pods said, and one of them may be wrong.
+    #: The manifest's own bytes were read. Until then `refs` is what pods reported, and one of them may be wrong.
     verified: Mapped[bool] = mapped_column(server_default=text("false"))
+    #: `refs` may not be all: what the repositories that hold it link is kept, too (RepositoryBlob.kept).
+    by_links: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class RepositoryManifest(Base):
@@ -196,6 +199,13 @@ class RepositoryManifest(Base):
     __table_args__ = (
         PrimaryKeyConstraint("manifest_id", "repository_id"),
         Index("ix_repository_manifests_repository_id", "repository_id", "manifest_id"),
+        # Empty as a rule: what blocks GC is asked often.
+        Index(
+            "ix_repository_manifests_links_pending",
+            "repository_id",
+            "manifest_id",
+            postgresql_where=text("links_pending"),
+        ),
     )
 
     manifest_id: Mapped[int]
@@ -204,12 +214,14 @@ class RepositoryManifest(Base):
     repository_id: Mapped[int] = mapped_column(Integer)
     #: The repository has no link of it: an index that it holds lists it, and keeps it (implied.py).
     implied: Mapped[bool] = mapped_column(server_default=text("false"))
+    #: Its manifest is kept by links, and those of the repository were not listed since it was pushed.
+    links_pending: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class RepositoryBlob(Base):
     """A direct link that still counts: the repository uploaded or mounted the blob.
 
-    In a pod of mode `manifest` a sweep deletes the row once it is older than the link grace.
+    In a pod of mode `manifest` a sweep deletes the row once it is older than the link grace, unless it is `kept`.
     """
 
     __tablename__ = "repository_blobs"
@@ -217,6 +229,7 @@ class RepositoryBlob(Base):
         PrimaryKeyConstraint("blob_id", "repository_id"),
         Index("ix_repository_blobs_repository_id", "repository_id", "blob_id"),
         Index("ix_repository_blobs_linked_at", "linked_at"),
+        Index("ix_repository_blobs_kept", "repository_id", "blob_id", postgresql_where=text("kept")),
     )
 
     blob_id: Mapped[int] = mapped_column(ForeignKey("blobs.id"))
@@ -225,6 +238,8 @@ class RepositoryBlob(Base):
     #: By the registry's clock: orders this link against removals.
     event_at: Mapped[datetime.datetime]
     repository_id: Mapped[int] = mapped_column(Integer, ForeignKey("repositories.id"))
+    #: The repository holds a manifest that is kept by links, and storage has shown, or had, this one.
+    kept: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class Mount(Base):
@@ -390,3 +405,17 @@ class DeadLetterRow(Base):
     repositories: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: By the database's clock. A reconcile that begins later has seen what the letter is about.
     stored_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class FalseReports(Base):
+    """How often a pod reported references of a manifest that its bytes contradict. Nothing is decided by it."""
+
+    __tablename__ = "false_reports"
+
+    pod_id: Mapped[int] = mapped_column(
+        SmallInteger, ForeignKey("pods.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    count: Mapped[int]
+    last_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    #: The manifest of the last one.
+    manifest: Mapped[bytes]

@@ -86,8 +86,8 @@ class Open(NamedTuple):
             (
                 self.unread_manifests,
                 "held manifest",
-                " that could not be read",
-                "read again by each reconcile of the pod",
+                " of which storage has not shown yet what it needs",
+                "the workers ask every few seconds until the object store answers (linker relay: delete it there)",
             ),
         )
         reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
@@ -185,12 +185,16 @@ SELECT p.name, 'doubtful_removals', count(*), NULL, NULL
 FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
 WHERE x.doubtful_since IS NOT NULL GROUP BY 1
 UNION ALL
-SELECT p.name, 'unread_manifests', count(DISTINCT m.id), NULL, NULL
-FROM manifests m
-JOIN repository_manifests h ON h.manifest_id = m.id
-JOIN repositories r ON r.id = h.repository_id
+SELECT p.name, 'unread_manifests', count(DISTINCT x.manifest_id), NULL, NULL
+FROM (
+    SELECT h.manifest_id, h.repository_id FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+    WHERE m.refs IS NULL
+    UNION ALL
+    SELECT manifest_id, repository_id FROM repository_manifests WHERE links_pending
+) x
+JOIN repositories r ON r.id = x.repository_id
 JOIN pods p ON p.id = r.pod_id
-WHERE m.refs IS NULL GROUP BY 1
+GROUP BY 1
 UNION ALL
 SELECT p.name, 'vanished_links', count(*), NULL, NULL
 FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id

@@ -1,0 +1,217 @@
+"""Manifests whose bytes do not say all that they need: keep what their repositories link, and go on.
+
+A registry accepts a manifest only if everything that the manifest references is linked in the same repository
+(distribution: `_layers` and `_manifests/revisions`). So what such a manifest can need is among the links that its
+repository had when it was accepted. All of these are kept, and nobody has to decide anything.
+
+Which manifests these are. Bytes that have the manifest's digest say what it needs: its list or, where that cannot be
+told for sure, every digest that they name (domain/references.py). Three things are left to the links:
+- a digest of another algorithm: distribution stores it under its sha256 and writes the link
+  `_layers/<algorithm>/<hex>/link`, whose content is that sha256. Only what these links name is kept, if all are there;
+- bytes of a form that no registry that we know accepts;
+- no bytes, too many, or others than those of the digest: what was reported of it counts, too.
+
+Why no link is missed. The links were written before the manifest was accepted, and its event, or a reconcile that
+found it, came after that. The holding is `links_pending` from the transaction that adds it, and the listing begins
+after that. What a client has unlinked in between the registry does not serve for this manifest either; it is kept all
+the same if an event reported it (kept.keep_known). A holding that was pushed again while its links were listed
+stays pending. While any is pending, GC is blocked by its pod, from before the watermark passes its event: the argument
+is that of any reference, with "applied" read as "kept".
+
+A store that does not answer leaves holdings pending until it does. A repository of a million links is listed in pages,
+each added in a transaction of its own, beside the batches.
+Bytes below `blobs/` of other algorithms are nobody's here: Baleen never deletes them.
+Not here: SQL (db/kept.py), what bytes say (storage/manifests.py).
+"""
+
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import islice
+
+import structlog
+
+from coordinator.db import kept
+from coordinator.db.apply import BatchApply
+from coordinator.db.batch import Item, Reports
+from coordinator.db.connection import Connections
+from coordinator.domain.facts import BlobLinked, ManifestRead
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
+from coordinator.errors import InvalidNameError, UnavailableError, UsageError
+from coordinator.storage.layout import (
+    layers_folder,
+    link_folder,
+    other_link_key,
+    parse_layer_link,
+    parse_link_name,
+)
+from coordinator.storage.manifests import StoredManifest, read
+from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore
+
+log = structlog.get_logger()
+
+LOOKUPS_AT_ONCE = 8
+#: Manifests that are read in one go, and links that one transaction adds.
+READ_BATCH = 64
+LINK_BATCH = 500
+#: Holdings of one repository that one pass takes.
+HOLDINGS_LIMIT = 10_000
+#: Of a manifest that names more digests of other algorithms, all links of its repository are kept.
+OTHERS_LIMIT = 64
+#: Of one batch: reconciles read the others.
+DISPUTED_LIMIT = 1000
+#: A link's content is a digest.
+LINK_BYTES = 300
+
+
+class Keeper:
+    """Reads manifests, and keeps links. Safe to use from several threads."""
+
+    def __init__(self, connections: Connections, store: ObjectStore, margin: timedelta) -> None:
+        self._connections = connections
+        self._store = store
+        self._margin = margin
+        self._stopped = threading.Event()
+        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="kept")
+
+    def stop(self) -> None:
+        """Have what is under way end soon: what is done stays done, and the rest stays pending."""
+        self._stopped.set()
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise UnavailableError("The process ends: links are kept by the next one.")
+
+    def close(self) -> None:
+        self.stop()
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    def read(self, disputed: Collection[Digest], reports: Reports) -> None:
+        """Read manifests about which reports differ: their bytes decide. Raises UnavailableError."""
+        found = self._read(list(islice(disputed, DISPUTED_LIMIT)))
+        self._learn(found, reports)
+        log.info("reports of what manifests list differ: their bytes decide", manifests=len(found))
+
+    def round(self) -> int:
+        """Read what was not read, and keep the links that are pending; return how many holdings need nothing more.
+
+        Raises UnavailableError, with some of it perhaps done.
+        """
+        after = 0
+        while True:
+            self._check()
+            with self._connections.use() as connection:
+                unread = kept.unread(connection, after, READ_BATCH)
+            if not unread:
+                break
+            self._learn(self._read([digest for _, digest in unread]))
+            after = unread[-1][0]
+        with self._connections.use() as connection:
+            repositories = kept.pending_repositories(connection)
+        return sum(self._keep(repository, pending=True) for repository in repositories)
+
+    def refresh(self, pod_id: int) -> None:
+        """Do it for all that the pod holds so, and release what is not needed any more. Raises UnavailableError."""
+        self.round()
+        with self._connections.use() as connection:
+            repositories = kept.repositories_by_links(connection, pod_id)
+        for repository in repositories:
+            self._keep(repository, pending=False)
+        with self._connections.use() as connection:
+            released = kept.release(connection, pod_id)
+        if released:
+            log.info("links are not kept any more", links=released)
+
+    def _read(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
+        return dict(zip(wanted, self._lookups.map(lambda digest: read(self._store, digest), wanted), strict=True))
+
+    def _learn(self, found: dict[Digest, StoredManifest], reports: Reports | None = None) -> None:
+        for digest, stored in found.items():
+            if stored.corrupt:
+                log.error("a manifest's bytes have another digest", manifest=format_digest(digest))
+        items = [
+            Item(0, 0, 0, ManifestRead(digest, stored.size, stored.content, stored.by_links), None)
+            for digest, stored in found.items()
+        ]
+        if items:
+            with self._connections.use() as connection:
+                BatchApply(connection, self._margin).apply_found(items, reports)
+
+    def _keep(self, repository_id: int, *, pending: bool) -> int:
+        """Keep what the manifests of one repository need; return for how many that ended the waiting."""
+        with self._connections.use() as connection:
+            found = kept.holdings(connection, repository_id, HOLDINGS_LIMIT, pending=pending)
+        if not found:
+            return 0
+        _, repository, pod, *_ = found[0]
+        links: dict[Digest, ObjectInfo] = {}
+        others: dict[str, None] = {}
+        whole = False
+        for start in range(0, len(found), READ_BATCH):
+            self._check()
+            stored = self._read([holding.digest for holding in found[start : start + READ_BATCH]])
+            self._learn(stored)
+            for each in stored.values():
+                if not each.by_links:
+                    continue
+                if each.content is None or not each.complete or len(others) + len(each.others) > OTHERS_LIMIT:
+                    whole = True
+                else:
+                    others |= dict.fromkeys(each.others)
+        if not whole:
+            keys = [other_link_key(repository, other) for other in others]
+            named = list(self._lookups.map(self._named, keys))
+            links = dict(each for each in named if each is not None)
+            whole = None in named
+        if whole:
+            with self._connections.use() as connection:
+                kept.keep_known(connection, repository_id)
+            self._add(repository, pod, self._listed(repository))
+        else:
+            self._add(repository, pod, iter(links.items()))
+        with self._connections.use() as connection:
+            ended = kept.listed(connection, found)
+        log.info("links are kept for manifests", repository=repository, manifests=len(found), all=whole)
+        return ended
+
+    def _add(self, repository: RepositoryName, pod: int, links: Iterator[tuple[Digest, ObjectInfo]]) -> None:
+        while batch := dict(islice(links, LINK_BATCH)):
+            self._check()
+            items = [
+                Item(0, 0, pod, BlobLinked(repository, digest, link.modified_at, None), None)
+                for digest, link in batch.items()
+            ]
+            with self._connections.use() as connection:
+                BatchApply(connection, self._margin).apply_kept(repository, items)
+
+    def _listed(self, repository: RepositoryName) -> Iterator[tuple[Digest, ObjectInfo]]:
+        """Give everything that a repository links: layers, by whatever algorithm, and manifests."""
+        waiting: list[str] = []
+        for entry in self._store.walk(layers_folder(repository)):
+            if (layer := parse_layer_link(entry.key)) is not None:
+                yield layer[1], entry
+            elif entry.key.endswith("/link"):
+                waiting.append(entry.key)
+            if len(waiting) == LINK_BATCH:
+                yield from self._named_by(waiting)
+                waiting.clear()
+        yield from self._named_by(waiting)
+        folder = link_folder(repository, LinkKind.REVISION)
+        for entry in self._store.walk(folder):
+            if (digest := parse_link_name(entry.key[len(folder) :])) is not None:
+                yield digest, entry
+
+    def _named_by(self, keys: Sequence[str]) -> Iterator[tuple[Digest, ObjectInfo]]:
+        return (found for found in self._lookups.map(self._named, keys) if found is not None)
+
+    def _named(self, key: str) -> tuple[Digest, ObjectInfo] | None:
+        """Return the sha256 that a link of another algorithm names; None if there is no such link, or it names none."""
+        try:
+            content = self._store.get(key, limit=LINK_BYTES)
+            digest = parse_digest(content.decode(errors="replace").strip())
+        except (ObjectNotFoundError, UsageError, InvalidNameError):
+            return None
+        link = self._store.head(key)
+        return None if link is None else (digest, link)
