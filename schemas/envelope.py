@@ -22,10 +22,19 @@ CONTENT_TYPES = frozenset(
 )
 
 
+#: A value as it is written, which is read by itself: a client may have chosen it.
+Unread = msgspec.Raw
+
+
+def _null() -> msgspec.Raw:
+    return msgspec.Raw(b"null")
+
+
 class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
     digest: str
     media_type: str = ""
-    size: int | None = None
+    #: In bytes.
+    size: Unread = msgspec.field(default_factory=_null)
 
 
 class Rename(msgspec.Struct, frozen=True, rename={"from_": "from"}):
@@ -45,13 +54,14 @@ class Target(msgspec.Struct, frozen=True, rename="camel"):
     repository: str
     media_type: str | None = None
     digest: str | None = None
-    size: int | None = None
+    size: Unread = msgspec.field(default_factory=_null)
     #: What 2.x also calls `size`; some writers send only this one.
-    length: int | None = None
+    length: Unread = msgspec.field(default_factory=_null)
     url: str | None = None
     tag: str | None = None
     from_repository: str | None = None
-    references: list[Descriptor] | None = None
+    #: Descriptors, or null.
+    references: Unread = msgspec.field(default_factory=_null)
     rename: Rename | None = None
 
 

@@ -231,13 +231,10 @@ class Interpreter:
 
 def _content(event: _Event) -> ManifestContent | None:
     kind = MANIFEST_KINDS.get(event.media_type or "")
-    if kind is None:
-        raise _NotUnderstoodError("unknown-media-type", f"{event.media_type!r} is no media type that Baleen knows.")
-    # As ingest reads it: none listed and listing not switched on look alike, and the manifest's bytes will tell.
-    if not event.references:
+    # As ingest reads it: none listed and listing not switched on look alike, and what is of another kind, or lists too
+    # much, is not taken over. The manifest's bytes will tell.
+    if kind is None or not event.references or len(event.references) > REFERENCES_LIMIT:
         return None
-    if len(event.references) > REFERENCES_LIMIT:
-        raise _NotUnderstoodError("malformed", f"More than {REFERENCES_LIMIT} references.")
     sizes: dict[Digest, int | None] = {}
     for entry in event.references:
         sizes.setdefault(parse_digest(entry.digest), entry.size)

@@ -1,6 +1,7 @@
 """Decide what becomes of each event that a registry posts: accepted, reported, dropped or dead-lettered.
 
 Route: `normalise(body, origin)` -> outcomes in the order of the envelope -> EventProducer.publish.
+What a client chooses (sizes, media types, references, a User-Agent) never makes an event a dead letter.
 Invariants: every event of an envelope has exactly one outcome, but that an accepted push with a probe's nonce also
 reports; an envelope that cannot be read has one dead letter; nothing that a registry sends raises; what is accepted
 validates against the published schema; a pull is never a dead letter.
@@ -20,7 +21,8 @@ from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, REFER
 from coordinator.errors import InvalidNameError
 from coordinator.ingest.holding import Hold, asked
 from coordinator.ingest.letters import COMMAS_LIMIT, repositories_in
-from schemas.envelope import CONTENT_TYPES, Descriptor, Envelope, Event, Rename
+from coordinator.ingest.slim import values
+from schemas.envelope import CONTENT_TYPES, Descriptor, Envelope, Event, Rename, Target
 from schemas.records import (
     DeadLetter,
     ReferenceRecord,
@@ -48,6 +50,10 @@ LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _envelope = msgspec.json.Decoder(Envelope)
 _event = msgspec.json.Decoder(Event)
+_descriptors = msgspec.json.Decoder(list[Descriptor] | None)
+#: A digest, and not by sha256.
+_OTHER_DIGEST: Final = re.compile(r"(?!sha256:)[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[A-Za-z0-9=_-]{32,}")
+_LINKED: Final = frozenset({"push", "mount", "delete"})
 
 
 class _Action(msgspec.Struct):
@@ -77,7 +83,7 @@ class Dropped(NamedTuple):
     """Says nothing that Baleen needs."""
 
     #: `unknown-probe`: its nonce is of no probe of the pod, or was reported already (probes.py).
-    reason: Literal["pull", "unknown-probe"]
+    reason: Literal["pull", "unknown-probe", "other-algorithm"]
 
 
 class DeadLettered(NamedTuple):
@@ -169,7 +175,8 @@ def base_type(media_type: str) -> str:
 
 
 def _normalise(body: bytes, origin: Origin) -> list[Outcome]:
-    if body.count(b",") > COMMAS_LIMIT:
+    # Commas in strings are cheap, and a client may write as many as it likes into its User-Agent.
+    if body.count(b",") > COMMAS_LIMIT and values(body) > COMMAS_LIMIT:
         detail = f"The envelope holds more than {COMMAS_LIMIT} values."
         return [DeadLettered(dead_letter(origin, "oversized", detail, body))]
     try:
@@ -222,6 +229,8 @@ def _decide(raw: bytes, origin: Origin) -> list[Outcome]:
     _check_form(event)
     try:
         repository = _owned(event.target.repository, origin)
+        if event.action in _LINKED and _is_by_another_algorithm(event.target):
+            return Dropped("other-algorithm")
         digest = _digest(event.target.digest) if event.target.digest else None
         media_type, references = _content(event)
         rename = _rename(event.target.rename, origin) if event.action == "rename" else None
@@ -237,7 +246,7 @@ def _decide(raw: bytes, origin: Origin) -> list[Outcome]:
             timestamp=event.timestamp.astimezone(dt.UTC),
             digest=digest,
             media_type=media_type,
-            size=target.length if target.size is None else target.size,
+            size=_size(target.length) if _size(target.size) is None else _size(target.size),
             tag=None if target.tag is None else _clean(target.tag)[:ID_LIMIT] or None,
             references=references,
             from_repository=_valid_repository(target.from_repository),
@@ -285,13 +294,23 @@ def _check_form(event: Event) -> None:
     if event.action == "delete" and "" in {target.digest, target.tag} and not (target.digest or target.tag):
         # Only absence may mean the whole repository: an empty name is a fault of whoever wrote it.
         raise _Refused("malformed", "The delete names an empty digest or tag.")
-    for size in (target.size, target.length):
-        _check_size(size)
 
 
-def _check_size(size: int | None) -> None:
-    if size is not None and not 0 <= size <= SIZE_LIMIT:
-        raise _Refused("malformed", "A size is negative or absurd.")
+def _size(said: msgspec.Raw) -> int | None:
+    """Return a size in bytes; one that is negative, absurd or no number is one that nobody has said."""
+    text = bytes(said)
+    size = int(text) if text.isdigit() and len(text) < 20 else None
+    return size if size is not None and size <= SIZE_LIMIT else None
+
+
+def _is_by_another_algorithm(target: Target) -> bool:
+    """Whether what happened is to a link by a digest of another algorithm.
+
+    Distribution reports an upload by its sha256, whatever digest the client named; mounts and deletes it reports as the
+    client named them. A mount by another digest is a link that no registry follows, and a delete of one takes nothing
+    from the link by sha256: the bytes are kept, or a reconcile finds what that left.
+    """
+    return target.media_type in {None, "", BLOB_MEDIA_TYPE} and _OTHER_DIGEST.fullmatch(target.digest or "") is not None
 
 
 def _content(event: Event) -> tuple[str | None, list[ReferenceRecord] | None]:
@@ -303,29 +322,31 @@ def _content(event: Event) -> tuple[str | None, list[ReferenceRecord] | None]:
     if media_type == BLOB_MEDIA_TYPE:
         return media_type, None
     if media_type not in MANIFEST_KINDS:
-        raise _Refused(
-            "unknown-media-type",
-            f"The media type {(target.media_type or '')[:100]!r} is neither a blob's nor a known manifest's.",
-        )
+        # Of a kind that Baleen does not know: the manifest's bytes, and the repository's links, say what it needs.
+        return _clean(media_type)[:ID_LIMIT] or None, None
     return media_type, _references(target.references)
 
 
-def _references(descriptors: list[Descriptor] | None) -> list[ReferenceRecord] | None:
-    # None listed and listing not switched on look alike: the manifest's bytes will tell.
-    if not descriptors:
+def _references(said: msgspec.Raw) -> list[ReferenceRecord] | None:
+    """Return what the event says that the manifest lists; None where the manifest's bytes have to say it.
+
+    None listed and listing not switched on look alike. Whatever cannot be taken over as it stands is left out as a
+    whole: a client chooses it, and the bytes are there.
+    """
+    try:
+        descriptors = _descriptors.decode(said)
+        if not descriptors or len(descriptors) > REFERENCES_LIMIT:
+            return None
+        return [
+            ReferenceRecord(
+                digest=_digest(descriptor.digest),
+                size=_size(descriptor.size),
+                media_type=_clean(descriptor.media_type)[:ID_LIMIT],
+            )
+            for descriptor in descriptors
+        ]
+    except (*_UNREADABLE, InvalidNameError):
         return None
-    if len(descriptors) > REFERENCES_LIMIT:
-        raise _Refused("malformed", f"The manifest lists more than {REFERENCES_LIMIT} references.")
-    for descriptor in descriptors:
-        _check_size(descriptor.size)
-    return [
-        ReferenceRecord(
-            digest=_digest(descriptor.digest),
-            size=descriptor.size,
-            media_type=_clean(descriptor.media_type)[:ID_LIMIT],
-        )
-        for descriptor in descriptors
-    ]
 
 
 def _rename(rename: Rename | None, origin: Origin) -> RenameRecord:

@@ -142,8 +142,9 @@ class EventProducer:
     async def publish(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Write what is accepted and dead-lettered, then what is reported; return the outcomes as they were written.
 
-        They differ from those given only where Kafka takes no record of that size: such an event is
-        dead-lettered. Raises UnavailableError when Kafka did not acknowledge everything in time.
+        They differ from those given only where Kafka takes no record of that size: such an event goes without its
+        references and, if it is still too large, is dead-lettered. Raises UnavailableError when Kafka did not
+        acknowledge everything in time.
         """
         written = list(outcomes)
         waiting = [at for at, outcome in enumerate(written) if isinstance(outcome, Accepted | DeadLettered)]
@@ -203,12 +204,12 @@ class EventProducer:
             raise
 
     async def _send(self, client: _Client, written: list[Outcome], at: int) -> asyncio.Future[object]:
-        try:
-            future = await _hand_over(client, written[at])
-        except MessageSizeTooLargeError:
-            written[at] = _as_oversized(written[at])
-            future = await _hand_over(client, written[at])
-        return _expected(future)
+        while True:
+            try:
+                return _expected(await _hand_over(client, written[at]))
+            except MessageSizeTooLargeError:
+                # Ends: it is shorter each time, and then raises.
+                written[at] = _as_oversized(written[at])
 
     async def _any_client(self) -> _Client:
         while self._client is None:
@@ -301,12 +302,13 @@ def _expected(future: asyncio.Future[object]) -> asyncio.Future[object]:
 def _as_oversized(outcome: Outcome) -> Outcome:
     """What Kafka is set up to refuse must not come back for ever, and must not be forgotten."""
     match outcome:
+        case Accepted(event, hold) if event.references is not None:
+            # They make it large, and are read from the manifest's bytes instead.
+            return Accepted(msgspec.structs.replace(event, references=None), hold)
         case Accepted(event):
             origin = Origin(event.pod, (), dt.datetime.now(dt.UTC), RECORD_CONTENT_TYPE)
             detail = "Kafka takes no record as large as this event: mend it as `baleen topics create` says."
-            # Its references make it large. A retry without them has them read from the manifest's bytes.
-            kept = msgspec.structs.replace(event, references=None)
-            sent = _encoder.encode(kept)
+            sent = _encoder.encode(event)
             return DeadLettered(dead_letter(origin, "oversized", detail, sent, about=repositories_in(sent)))
         case DeadLettered(letter) if len(letter.payload) > SHORT_PAYLOAD:
             return DeadLettered(msgspec.structs.replace(letter, payload=letter.payload[:SHORT_PAYLOAD]))

@@ -35,6 +35,7 @@ from coordinator.ingest.normalise import (
 )
 from coordinator.ingest.probes import Find, Probes
 from coordinator.ingest.refusals import RefusalNotes, Write, nowhere
+from coordinator.ingest.slim import Slim
 from coordinator.settings import Settings
 
 #: A body that is still arriving after so long is refused. Registries send theirs in one go.
@@ -65,6 +66,8 @@ class _Body(NamedTuple):
     data: bytes
     size: int
     drained: bool
+    #: All of it is here, but for references of a body that was too large with them.
+    whole: bool
 
 
 class MemoryBudget:
@@ -149,7 +152,7 @@ class Ingest:
         try:
             body = await self._read(chunks, held)
             origin = Origin(pod.name, frozenset(pod.prefixes), dt.datetime.now(dt.UTC), content_type)
-            if body.size > self._body_limit:
+            if not body.whole:
                 detail = f"The body is of {body.size} bytes, and {self._body_limit} are allowed."
                 outcomes: list[Outcome] = [DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))]
             else:
@@ -173,26 +176,39 @@ class Ingest:
     async def _read(self, chunks: AsyncIterator[bytes], held: "_Held") -> _Body:
         parts: list[bytes] = []
         size = 0
+        slim: Slim | None = None
         try:
             async with asyncio.timeout(self._body_seconds):
                 async for chunk in chunks:
                     size += len(chunk)
-                    if size <= self._body_limit:
-                        held.take(len(chunk))
-                        parts.append(chunk)
-                        continue
-                    if held.size > PAYLOAD_LIMIT:
-                        parts = [b"".join(parts)[:PAYLOAD_LIMIT]]
-                        held.keep(PAYLOAD_LIMIT)
-                    elif beginning := chunk[: PAYLOAD_LIMIT - held.size]:
-                        held.take(len(beginning))
-                        parts.append(beginning)
+                    if slim is None and size > self._body_limit:
+                        # Without references, which are in the manifest's bytes, it may be short enough.
+                        slim = Slim()
+                        parts = [slim.feed(b"".join(parts))]
+                        held.keep(len(parts[0]))
+                    kept = chunk if slim is None else slim.feed(chunk)
+                    if slim is not None and held.size + len(kept) > self._body_limit:
+                        return await self._drained(chunks, b"".join([*parts, kept]), size, held)
+                    held.take(len(kept))
+                    parts.append(kept)
                     if size > self._drain_limit:
-                        return _Body(b"".join(parts), size, drained=False)
+                        beginning = b"".join(parts)[:PAYLOAD_LIMIT]
+                        return _Body(beginning, size, drained=False, whole=False)
         except TimeoutError:
             metrics.REFUSED.labels(held.pod, "slow-body").inc()
             raise UnavailableError(f"The body did not arrive within {self._body_seconds:g} s: send it again.") from None
-        return _Body(b"".join(parts), size, drained=True)
+        return _Body(b"".join(parts), size, drained=True, whole=True)
+
+    async def _drained(self, chunks: AsyncIterator[bytes], begun: bytes, size: int, held: "_Held") -> _Body:
+        """Read the rest of a body that is too large, so that its sender hears the answer; keep its beginning."""
+        beginning = begun[:PAYLOAD_LIMIT]
+        if held.size > len(beginning):
+            held.keep(len(beginning))
+        async for chunk in chunks:
+            size += len(chunk)
+            if size > self._drain_limit:
+                return _Body(beginning, size, drained=False, whole=False)
+        return _Body(beginning, size, drained=True, whole=False)
 
     async def _publish(self, pod: KnownPod, outcomes: list[Outcome]) -> list[Outcome]:
         if all(isinstance(outcome, Dropped) for outcome in outcomes):

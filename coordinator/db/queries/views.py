@@ -197,9 +197,7 @@ class Pod(View, frozen=True, kw_only=True):
         int, Meta(description="Beyond the limit of the pod: a gap stands for them until a reconcile. An alarm.")
     ]
     doubtful_removals: int
-    unread_manifests: Annotated[
-        int, Meta(description="Held manifests of which storage has not shown what they need.")
-    ]
+    unread_manifests: Annotated[int, Meta(description="Held manifests of which storage has not shown what they need.")]
     vanished_links: Annotated[int, Meta(description="Links that are gone without a delete event: an alarm.")]
     reconciled_at: Annotated[
         dt.datetime | None, Meta(description="When the last reconcile that was done began; null if none was.")
