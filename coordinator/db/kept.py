@@ -90,14 +90,14 @@ def keep_known(connection: Connection[Any], repository_id: int) -> None:
             locks.enter(connection)
             row = connection.execute(
                 """
-                WITH some AS MATERIALIZED (
+                WITH chosen AS MATERIALIZED (
                     SELECT blob_id FROM repository_blobs WHERE repository_id = %s AND blob_id > %s
                     ORDER BY blob_id LIMIT %s FOR NO KEY UPDATE
                 ), changed AS (
-                    UPDATE repository_blobs l SET kept = true FROM some
-                    WHERE l.repository_id = %s AND l.blob_id = some.blob_id AND NOT l.kept
+                    UPDATE repository_blobs l SET kept = true FROM chosen
+                    WHERE l.repository_id = %s AND l.blob_id = chosen.blob_id AND NOT l.kept
                 )
-                SELECT max(blob_id) FROM some
+                SELECT max(blob_id) FROM chosen
                 """,
                 (repository_id, after, BATCH, repository_id),
             ).fetchone()
@@ -147,11 +147,11 @@ def release(connection: Connection[Any], pod_id: int) -> int:
                 locks.enter(connection)
                 released = connection.execute(
                     """
-                    WITH some AS MATERIALIZED (
+                    WITH chosen AS MATERIALIZED (
                         SELECT blob_id FROM repository_blobs WHERE repository_id = %s AND kept
                         ORDER BY blob_id LIMIT %s FOR UPDATE SKIP LOCKED)
-                    UPDATE repository_blobs l SET kept = false, linked_at = now() FROM some
-                    WHERE l.blob_id = some.blob_id AND l.repository_id = %s
+                    UPDATE repository_blobs l SET kept = false, linked_at = now() FROM chosen
+                    WHERE l.blob_id = chosen.blob_id AND l.repository_id = %s
                     """,
                     (repository, BATCH, repository),
                 ).rowcount

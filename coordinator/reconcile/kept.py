@@ -113,8 +113,10 @@ class Keeper:
         return sum(self._keep(repository, pending=True) for repository in repositories)
 
     def refresh(self, pod_id: int) -> None:
-        """Do it for all that the pod holds so, and release what is not needed any more. Raises UnavailableError."""
-        self.round()
+        """Do it for all that a pod holds so, also what is kept already, and release what is not needed any more.
+
+        Its manifests were read. Raises UnavailableError.
+        """
         with self._connections.use() as connection:
             repositories = kept.repositories_by_links(connection, pod_id)
         for repository in repositories:

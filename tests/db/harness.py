@@ -18,6 +18,7 @@ from coordinator.domain.facts import (
     BlobLinked,
     Fact,
     ManifestPushed,
+    ManifestRead,
     Removed,
     RepositoryRemoved,
     RepositoryRenamed,
@@ -219,7 +220,7 @@ class Table(Names):
         assert self.links() == oracle.links
 
     def _pod(self, fact: Fact | None) -> int:
-        return 0 if fact is None else self.pods[fact.repository.partition("/")[0]]
+        return 0 if fact is None or isinstance(fact, ManifestRead) else self.pods[fact.repository.partition("/")[0]]
 
     def _pairs(self, table: str, column: str, which: str = "") -> set[tuple[str, str]]:
         found = self.rows(
