@@ -98,7 +98,7 @@ def test_order_of_a_batch(client: httpx.Client, tape: Tape) -> None:
         (b'{"events": [' + b"0," * 20_000 + b"0]}", "oversized"),
         (envelope(event(meta=[0] * 500_000)), "oversized"),
         (envelope(event(action="renew")), "unknown-action"),
-        (envelope(event(mediaType="application/x-unheard-of")), "unknown-media-type"),
+        (envelope(event(action="unheard-of")), "unknown-action"),
         (envelope(event(repository="pod-b/app")), "not-owned"),
         (envelope(event(repository="pod-away/app")), "not-owned"),
         (envelope(event(repository="Pod-A/App")), "invalid-name"),
