@@ -1,4 +1,4 @@
-"""Manifests that registries accept and that say what they need in odd ways: none stops collection, none loses a layer."""
+"""Manifests that registries accept and that are read in odd ways: none stops collection, and none loses a layer."""
 
 from __future__ import annotations
 
