@@ -230,7 +230,7 @@ def _decide(raw: bytes, origin: Origin) -> list[Outcome]:
     try:
         repository = _owned(event.target.repository, origin)
         if event.action in _LINKED and _is_by_another_algorithm(event.target):
-            return Dropped("other-algorithm")
+            return [Dropped("other-algorithm")]
         digest = _digest(event.target.digest) if event.target.digest else None
         media_type, references = _content(event)
         rename = _rename(event.target.rename, origin) if event.action == "rename" else None

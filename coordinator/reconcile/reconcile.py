@@ -44,8 +44,8 @@ from coordinator.errors import BaleenError, ConflictError, NotFoundError, Unavai
 from coordinator.jobs import Ending, StoppedError, Work
 from coordinator.reconcile import plan
 from coordinator.reconcile.compare import Comparison, Scope
-from coordinator.reconcile.remains import is_stored
 from coordinator.reconcile.kept import Keeper
+from coordinator.reconcile.remains import is_stored
 from coordinator.reconcile.settle import NotHereError, Settler
 from coordinator.reconcile.tally import Change, Tally
 from coordinator.storage.layout import BASE, repository_prefix
