@@ -98,7 +98,7 @@ _ORPHANS = (
         SELECT format('repository %s, manifest %s', h.repository_id, h.manifest_id) FROM repository_manifests h
         WHERE h.implied AND NOT EXISTS (
             SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
-            WHERE m.refs @> ARRAY[h.manifest_id] AND m.kind = {ManifestKind.INDEX:d}
+            WHERE m.refs @> ARRAY[h.manifest_id] AND m.kind IN ({ManifestKind.INDEX:d}, {ManifestKind.NAMED:d})
               AND i.repository_id = h.repository_id)
         """,
     ),
@@ -106,7 +106,7 @@ _ORPHANS = (
         "child of a held index without a holding",
         f"""
         SELECT format('repository %s, manifest %s', h.repository_id, u.id) FROM repository_manifests h
-        JOIN manifests m ON m.id = h.manifest_id AND m.kind = {ManifestKind.INDEX:d}
+        JOIN manifests m ON m.id = h.manifest_id AND m.kind IN ({ManifestKind.INDEX:d}, {ManifestKind.NAMED:d})
         CROSS JOIN LATERAL unnest(m.refs) u (id) JOIN manifests c ON c.id = u.id
         LEFT JOIN repository_manifests x ON x.manifest_id = u.id AND x.repository_id = h.repository_id
         WHERE x.manifest_id IS NULL
