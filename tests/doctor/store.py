@@ -107,14 +107,20 @@ class Store(EmbeddedS3):
             for statement in document["Statement"]
         ]
         for key, names in more.items():
-            statement = {
-                "Sid": f"More{len(statements)}",
-                "Effect": "Allow",
-                "Principal": {"AWS": [f"arn:aws:iam::000000000000:user/{key.user}"]},
-                "Action": ["s3:GetObject", "s3:PutObject"],
-                "Resource": [f"arn:aws:s3:::{BUCKET}/{ROOT}/{name}" for name in names],
-            }
-            statements.append(statement)
+            paths, bucket = [f"{ROOT}/{name}" for name in names], f"arn:aws:s3:::{BUCKET}"
+            allowed: list[dict[str, Any]] = [
+                {"Action": ["s3:GetObject", "s3:PutObject"], "Resource": [f"{bucket}/{path}" for path in paths]},
+                {
+                    "Action": ["s3:ListBucket"],
+                    "Resource": [bucket],
+                    "Condition": {"StringLike": {"s3:prefix": paths}},
+                },
+            ]
+            principal = {"AWS": [f"arn:aws:iam::000000000000:user/{key.user}"]}
+            statements += [
+                each | {"Sid": f"More{key.user}{number}", "Effect": "Allow", "Principal": principal}
+                for number, each in enumerate(allowed)
+            ]
         document = documents[0] | {"Statement": statements}
         self.client().put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(document))
         for key, prefixes in pods.items():
