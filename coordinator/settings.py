@@ -217,7 +217,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: with `unsafe_times`, where nothing may be lost by it. `cannot-delete` stands for all checks of the pod's key.
     unsafe_findings: Annotated[str, SomeOf(*Check)] = ""
 
-    #: Every registry process is asked for a known manifest so often; its event proves that all before it arrived.
+    #: Every registry process is probed with a known manifest so often; its event proves that all before it arrived.
     probe_every: Annotated[Duration, Time(0.01, DAY)] = Duration(10)
     #: A process that has not been heard for so long is told as silent. It freezes its pod's watermark either way.
     probe_silence: Annotated[Duration, Time(0.01, 30 * DAY)] = Duration(MINUTE)
