@@ -358,11 +358,12 @@ def build(values: Mapping[str, Any], called: Callable[[str], str] = _variable) -
                 f"{called(name)} is below {called('safety_request_bound')}, and one request may take that long to "
                 "upload: raise it, or lower that."
             )
-    # Who comes to an address that refused the last probe is known by the next: before W may count what he did as seen.
-    if settings.probe_every > settings.safety_request_bound / 2 and not settings.unsafe_times:
+    # A process that is silent for half of the bound may have been paused, and purges wait: two probes must fit into it.
+    # A process that takes over an address is known by the next probe, long before the watermark covers what it did.
+    if settings.probe_every > settings.safety_request_bound / 4 and not settings.unsafe_times:
         raise SettingsError(
-            f"{called('probe_every')} is more than half of {called('safety_request_bound')}, and a process that came "
-            "to a pod would be noticed too late: lower it, or raise that."
+            f"{called('probe_every')} is more than a quarter of {called('safety_request_bound')}, and each process "
+            "would count as paused between two probes: lower it, or raise that."
         )
     return settings
 

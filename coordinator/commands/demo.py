@@ -40,17 +40,18 @@ from coordinator.stack.process import ManagedProcess
 UP_S = 90.0
 #: How long Baleen may take to find out about a registry that was killed, wait for its last requests, and reconcile.
 REPAIR_S = 90.0
-#: A demonstration need not wait as long as a cluster: what a dead registry had begun has landed after two seconds here,
-#: and there is one clock. The quarantine is long enough to push again what was hidden.
+#: A demonstration need not wait as long as a cluster: what a dead registry began has landed after eight seconds here,
+#: and there is one clock. A process that is silent for half of that counts as paused. The quarantine is long enough to
+#: push again what was hidden.
 SETTINGS = f"""\
 unsafe_times = true
 unsafe_findings = "{",".join(UNSAFE_FINDINGS)}"
-safety_request_bound = "2s"
+safety_request_bound = "8s"
 safety_clock_skew = "4s"
 safety_link_grace = "2s"
 safety_grace = "2s"
 safety_quarantine = "8s"
-probe_every = "1s"
+probe_every = "500ms"
 mounts = "open"
 """
 

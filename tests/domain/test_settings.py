@@ -62,7 +62,7 @@ def test_precedence(tmp_path: Path) -> None:
         ({"BALEEN_JWT_AUDIENCE": "two\nlines"}, ""),
         ({"BALEEN_JWT_SIGNING_KEYS": ""}, ""),
         ({"BALEEN_LEAVINGS_PARTS": "2d", "BALEEN_SAFETY_REQUEST_BOUND": "3d"}, ""),
-        ({"BALEEN_PROBE_EVERY": "31m"}, ""),
+        ({"BALEEN_PROBE_EVERY": "16m"}, ""),
     ],
 )
 def test_errors_name_the_setting(tmp_path: Path, environ: dict[str, str], file: str) -> None:
