@@ -91,6 +91,9 @@ class Session:
         self._depth = 0
         self._open = False
         self._told: int | None = None
+        #: Advisory locks of sessions, by key: which actor has it.
+        self._locks: dict[int, Any] = {}
+        self.closed = self.broken = False
         self._sequences = [
             row[0]
             for row in self.raw.execute("SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences ORDER BY 1")
@@ -101,6 +104,7 @@ class Session:
 
     def begin(self, scheduler: Scheduler) -> None:
         self.scheduler, self._told, self._depth, self._open = scheduler, None, 0, False
+        self._locks.clear()
         # Sequences are not rolled back.
         values = ", ".join(
             f"setval('{name}', {start}, false)" for name, start in zip(self._sequences, self._starts, strict=True)
@@ -172,7 +176,18 @@ class Session:
             return self.raw.cursor()
         if not self._inside:
             self._enter(_first_words(statement), alone=True)
+        if statement.startswith("SELECT pg_advisory_lock("):
+            self._lock(values[0])
+        elif statement.startswith("SELECT pg_advisory_unlock("):
+            self._locks.pop(values[0], None)
         return self.raw.execute(statement, values, **more)
+
+    def _lock(self, key: int) -> None:
+        """Give a lock to one actor at a time, as connections of their own would: to PostgreSQL all are one."""
+        owner = self._locks.get(key)
+        if owner is not None and owner is not self._scheduler.current and owner in self._scheduler.actors:
+            raise UnavailableError("Another connection holds the lock: try again.")
+        self._locks[key] = self._scheduler.current
 
     def cursor(self, *arguments: Any, **named: Any) -> Any:
         if not self._inside:
@@ -250,6 +265,10 @@ class _Answer:
 
     def all(self) -> Sequence[Any]:
         return self._found
+
+    def one(self) -> Any:
+        assert len(self._found) == 1
+        return self._found[0]
 
     def one_or_none(self) -> Any:
         assert len(self._found) <= 1

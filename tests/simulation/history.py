@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from coordinator.storage.layout import blob_key, revision_link_key
 from tests.simulation.database import Server, Session
-from tests.simulation.registry import IMAGES, REPOSITORIES, DeadError, Process, digest_of
+from tests.simulation.registry import IMAGES, REPOSITORIES, UNREGISTERED, DeadError, Process, digest_of
 from tests.simulation.scheduler import Actor, Scheduler
 from tests.simulation.store import Bucket
 from tests.simulation.world import PODS, Saved, Worker, World, populate
@@ -46,6 +46,9 @@ class Odds(NamedTuple):
     operator: float = 0
     flush: float = 0.8
     withhold: float = 0
+    #: That a client uses a registry that is no registered pod's; that an operator has declared that one unmanaged.
+    stranger: float = 0
+    unmanaged: float = 0
     #: Of what happens besides the plot.
     noise: float = 1.0
 
@@ -68,6 +71,8 @@ def drawn(chance: random.Random) -> Odds:
         operator=some(0.15, 0.5),
         flush=chance.choice((0.3, 0.8, 1.0)),
         withhold=chance.choice((0.0, 0.0, 1.0)),
+        stranger=some(0.2, 0.4),
+        unmanaged=some(0.5, 1.0),
     )
 
 
@@ -145,6 +150,8 @@ class History:
         if odds.skew:
             for process in world.processes:
                 process.skew = process.skew + self.chance.choice((-1, 0, 1)) * SKEW
+        if odds.stranger:
+            self.world.begin_stranger(unmanaged=bool(odds.unmanaged))
         self.steps = 0
         #: What is at rest is not looked at.
         self.bytes_only = False
@@ -221,7 +228,7 @@ class History:
         for process in world.processes:
             self._spawn(f"prober of {process.name}", "prober", lambda process=process: world.probe(process))
         if listed:
-            for pod in PODS:
+            for pod in world.pods:
                 self._spawn(f"reconcile of {pod}", "job", lambda pod=pod: self._reconcile(pod))
 
     def _straggle(self) -> None:
@@ -240,7 +247,9 @@ class History:
         actor.asleep, actor.deeply = not actor.done, True
 
     def _where(self) -> str:
-        """A repository; rather one of which somebody waits for events."""
+        """A repository; rather one of which somebody waits for events, or whose events nobody gets."""
+        if self.scheduler.roll(self.odds.stranger):
+            return self.chance.choice(tuple(UNREGISTERED))
         stuck, chance = self._stuck, self.chance
         waited = [
             where
@@ -444,7 +453,7 @@ class History:
 
     def _client(self) -> None:
         chance = self.chance
-        where = chance.choice(tuple(REPOSITORIES))
+        where = chance.choice(tuple(UNREGISTERED if self.scheduler.roll(self.odds.stranger) else REPOSITORIES))
         draw = chance.random()
         if draw < 0.15:
             work, image = self._delete, chance.choice("AAAB")
@@ -463,6 +472,8 @@ class History:
             self.scheduler.tell("finds nobody there, and gives up")
 
     def _process(self, where: str) -> Process:
+        if where in UNREGISTERED:
+            return self.world.stranger
         pod = PODS[REPOSITORIES[where].pod]
         return self.chance.choice([each for each in self.world.processes if each.pod == pod])
 
@@ -484,7 +495,7 @@ class History:
                 draw = self.chance.random()
                 if draw < 0.3 and registry.mount(process, where, layer, other):
                     continue
-                if draw >= 0.6 and self.world.mount(where, layer, other):
+                if draw >= 0.6 and where in REPOSITORIES and self.world.mount(where, layer, other):
                     continue
                 registry.upload(self._process(where), where, layer)
             if registry.put_manifest(self._process(where), where, image):
@@ -535,7 +546,9 @@ class History:
         # Deletes that are under way may still land after that.
         self._alone("restorer", lambda: world.restore(world.workers[0]))
         world.pass_time(ALL_DELETES_LANDED)
-        if world.lost_events or world.registry.lost or world.holds_too_much():
+        if world.has_strangers():
+            self._alone("operator", world.declare_unmanaged)
+        if world.lost_events or world.registry.lost or world.holds_too_much() or "c" in world.pods:
             self._reconcile_all()
         self._alone("settler", world.workers[0].settler.settle)
         for _ in range(3):
@@ -553,10 +566,10 @@ class History:
         self._flush()
         world.pass_time(ALL_REQUESTS_ENDED)
         # One that was begun before does not know of later links: it is ended first.
-        for pod in [pod for pod in PODS if world.is_under_way(pod)] + list(PODS):
+        for pod in [pod for pod in world.pods if world.is_under_way(pod)] + list(world.pods):
             self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
         # What was hidden when a reconcile found it can be read once it is served again.
-        for pod in [pod for pod in PODS if world.has_failed(pod)]:
+        for pod in [pod for pod in world.pods if world.has_failed(pod)]:
             self._alone("restorer", lambda: world.restore(world.workers[0]))
             self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
 

@@ -37,6 +37,8 @@ QUIET = {
     "flush": 1.0,
     "withhold": 0.0,
     "noise": 0.1,
+    "stranger": 0.0,
+    "unmanaged": 0.0,
 }
 
 
@@ -325,3 +327,24 @@ def _() -> None:
         self.asked += 1
 
     hide.AskedOnce.__call__ = asked  # type: ignore[method-assign]
+
+
+@mutant("repositories of no pod do not block", "straggle collect report collect", stranger=1.0)
+def _() -> None:
+    policy.perimeter.holds = lambda listing: []
+
+
+@mutant("no listing, and an unmanaged registry", "report straggle collect probe collect", stranger=1.0, unmanaged=1.0)
+def _() -> None:
+    _no_listing()
+
+
+@mutant(
+    "a listing without R, and an unmanaged registry",
+    "report straggle collect now probe collect",
+    stranger=1.0,
+    unmanaged=1.0,
+)
+def _() -> None:
+    original = policy._reconciled
+    policy._reconciled = lambda pod, beyond: original(pod, timedelta(0))

@@ -129,6 +129,11 @@ REPOSITORIES = {
 }
 
 
+#: Of a registry that is no registered pod's: it uses the same bucket and root, and nobody gets its events.
+UNREGISTERED = {"c/one": Repository(RepositoryName("pod-c/one"), "c", 0)}
+ALL_REPOSITORIES = REPOSITORIES | UNREGISTERED
+
+
 class DeadError(Exception):
     """The process that served the request is dead."""
 
@@ -158,7 +163,7 @@ class Registry:
         with self._request(process):
             digest = digest_of(name)
             self._see(f"mounts {name} from {source} to {where}: looks for link and bytes")
-            link = layer_link_key(REPOSITORIES[source].name, digest)
+            link = layer_link_key(ALL_REPOSITORIES[source].name, digest)
             if not (self._bucket.has(link) and self._bucket.has(blob_key(digest))):
                 return False
             return self._link_layer(process, where, name)
@@ -168,14 +173,14 @@ class Registry:
         with self._request(process):
             digest = digest_of(name)
             self._see(f"is asked whether {where} has {name}")
-            return self._bucket.has(layer_link_key(REPOSITORIES[where].name, digest)) and self._bucket.has(
+            return self._bucket.has(layer_link_key(ALL_REPOSITORIES[where].name, digest)) and self._bucket.has(
                 blob_key(digest)
             )
 
     def put_manifest(self, process: Process, where: str, name: str) -> bool:
         """PUT of a manifest; False if something is lacking."""
         with self._request(process):
-            image, repository = IMAGES[name], REPOSITORIES[where].name
+            image, repository = IMAGES[name], ALL_REPOSITORIES[where].name
             for each in image.lists:
                 self._see(f"takes image {name} for {where}: looks for {each}")
                 digest = digest_of(each)
@@ -197,9 +202,25 @@ class Registry:
             self._tell(process, where, ManifestPushed(repository, image.digest, at, len(image.body), image.content))
             return True
 
+    def remove_link(self, where: str, name: str) -> bool:
+        """Somebody who is no registry deletes a link of the repository, and nobody is told."""
+        key = revision_link_key(ALL_REPOSITORIES[where].name, IMAGES[name].digest)
+        self._see(f"is about to delete the link of image {name} in {where}")
+        if not self._bucket.has(key):
+            return False
+        self._bucket.delete(key)
+        return True
+
+    def show(self, name: str) -> bool:
+        """Somebody who is not Baleen takes the marker off a hidden blob."""
+        key = blob_key(digest_of(name))
+        self._see(f"is about to take the marker off {name}")
+        on_top = next((each for each in self._bucket.versions(key) if each.latest), None)
+        return on_top is not None and on_top.is_marker and self._bucket.remove_marker(key, on_top.version)
+
     def delete_manifest(self, process: Process, where: str, name: str) -> bool:
         with self._request(process):
-            image, repository = IMAGES[name], REPOSITORIES[where].name
+            image, repository = IMAGES[name], ALL_REPOSITORIES[where].name
             key = revision_link_key(repository, image.digest)
             self._see(f"is asked to delete image {name} from {where}")
             if not self._bucket.has(key):
@@ -215,7 +236,7 @@ class Registry:
         process.queue.append(Told(process.instance, process.pod, None, None, Echo(process.instance, nonce, PARTITIONS)))
 
     def _link_layer(self, process: Process, where: str, name: str) -> bool:
-        digest, repository = digest_of(name), REPOSITORIES[where].name
+        digest, repository = digest_of(name), ALL_REPOSITORIES[where].name
         self._link(layer_link_key(repository, digest), f"links layer {name} in {where}")
         self._see(f"is about to tell that {where} has {name}")
         self._tell(process, where, BlobLinked(repository, digest, self._now(process), len(body_of(name))))
@@ -235,7 +256,9 @@ class Registry:
         self._scheduler.pause("store", what)
 
     def _tell(self, process: Process, where: str, fact: Fact) -> None:
-        process.queue.append(Told(process.instance, process.pod, REPOSITORIES[where].partition, fact))
+        if where in UNREGISTERED:
+            return
+        process.queue.append(Told(process.instance, process.pod, ALL_REPOSITORIES[where].partition, fact))
 
     def _now(self, process: Process) -> datetime:
         return self._scheduler.time() + process.skew

@@ -50,6 +50,7 @@ from coordinator.reconcile.settle import Settler
 from coordinator.storage.layout import (
     QUARANTINE,
     blob_key,
+    layer_link_key,
     parse_blob_key,
     parse_quarantine_key,
     quarantine_key,
@@ -57,12 +58,14 @@ from coordinator.storage.layout import (
 from coordinator.storage.port import Target
 from tests.simulation.database import Asking, Connections, Session, answered
 from tests.simulation.registry import (
+    ALL_REPOSITORIES,
     IMAGES,
     NAMES,
     NEEDS,
     PARTITIONS,
     REPOSITORIES,
     REQUEST_BOUND,
+    UNREGISTERED,
     Process,
     Registry,
     Told,
@@ -89,13 +92,15 @@ PROCESSES = (
     Process("b1", 2, "http://b", "10.0.1.1"),
 )
 PODS = {"a": 1, "b": 2}
+#: Whose registry sends no events, and that no operator has registered.
+STRANGER = Process("c1", 3, "http://c", "10.0.2.1")
 
 _REVISIONS = {
     f"docker/registry/v2/repositories/{repository.name}/_manifests/revisions/sha256/{image.digest.hex()}/link": (
         where,
         image,
     )
-    for where, repository in REPOSITORIES.items()
+    for where, repository in ALL_REPOSITORIES.items()
     for image in IMAGES.values()
 }
 
@@ -151,6 +156,9 @@ class World:
         bucket.load(saved.bucket, scheduler)
         self.processes = [replace(each, queue=each.queue.copy()) for each in saved.processes]
         self.log = [list(records) for records in saved.log]
+        self.stranger = replace(STRANGER)
+        #: Registered pods, with their ids.
+        self.pods = dict(PODS)
         self.store = Store(bucket, scheduler, name_of)
         self.store.watch = self._watch
         self.registry = Registry(bucket, scheduler)
@@ -260,7 +268,7 @@ class World:
         self.session.execute("UPDATE sources SET examined_life = life WHERE pod_id = %s", (PODS[pod],))
 
     def reconcile(self, pod: str) -> None:
-        self._ask("reconcile", PODS[pod])
+        self._ask("reconcile", self.pods[pod])
         settler = Settler(self.connections, self.store)  # type: ignore[arg-type]
         runner = reconcile.Reconcile(
             self.connections,  # type: ignore[arg-type]
@@ -276,7 +284,7 @@ class World:
         """Whether a reconcile of the pod was begun, and has not ended."""
         found = self.session.execute(
             "SELECT FROM jobs WHERE kind = %s AND pod_id = %s AND state IN ('waiting', 'running')",
-            (reconcile.KIND, PODS[pod]),
+            (reconcile.KIND, self.pods[pod]),
         )
         return found.fetchone() is not None
 
@@ -284,7 +292,7 @@ class World:
         """Whether the last reconcile of the pod is one that has to be tried again."""
         found = self.session.execute(
             "SELECT state = 'failed' FROM jobs WHERE kind = %s AND pod_id = %s ORDER BY id DESC LIMIT 1",
-            (reconcile.KIND, PODS[pod]),
+            (reconcile.KIND, self.pods[pod]),
         ).fetchone()
         return found is not None and found[0]
 
@@ -312,6 +320,33 @@ class World:
             run(Work(job, self.connections, Stop(self.scheduler)), runner)  # type: ignore[arg-type]
 
     # Operators
+
+    def has_strangers(self) -> bool:
+        """Whether a repository in the root belongs to no registered pod."""
+        begins = [f"docker/registry/v2/repositories/{each.name}/" for each in UNREGISTERED.values()]
+        return "c" not in self.pods and any(key.startswith(tuple(begins)) for key in self.bucket.stored())
+
+    def begin_stranger(self, *, unmanaged: bool) -> None:
+        """A registry that sends no events has linked a layer, and perhaps an operator has declared it unmanaged."""
+        digest = digest_of("x")
+        link = layer_link_key(UNREGISTERED["c/one"].name, digest)
+        self.bucket.put(link, f"sha256:{digest.hex()}".encode())
+        if unmanaged:
+            self.declare_unmanaged()
+
+    def declare_unmanaged(self) -> None:
+        """An operator registers the pod whose registry sends no events, and a doctor proves that it caches nothing."""
+        connection: Any = self.session
+        (number,) = connection.execute(
+            """
+            INSERT INTO pods (name, registries, event_token_sha256, managed, unmanaged_why, unmanaged_by)
+            VALUES ('pod-c', '{http://c}', %s, false, 'a history', 'an operator') RETURNING id
+            """,
+            (b"1" * 32,),
+        ).fetchone()
+        connection.execute("INSERT INTO pod_prefixes (prefix, pod_id) VALUES ('pod-c', %s)", (number,))
+        _examined(connection, number)
+        self.pods["c"] = number
 
     def undelete(self, digest: Digest) -> None:
         """Have a hidden blob served again that nobody needs. It is pinned until that is final: only a pin, or being
@@ -504,7 +539,7 @@ class World:
 
     def _linked(self) -> set[tuple[str, Digest]]:
         known = (_REVISIONS.get(key) for key in self.bucket.stored())
-        return {(REPOSITORIES[where].name, image.digest) for where, image in filter(None, known)}
+        return {(ALL_REPOSITORIES[where].name, image.digest) for where, image in filter(None, known)}
 
     def _held(self) -> set[tuple[str, Digest]]:
         found = self.session.now(
@@ -618,6 +653,17 @@ def describe(slices: Sequence[Slice]) -> str:
     return ", ".join(told)
 
 
+def _examined(connection: Any, pod: int) -> None:
+    for each in Check:
+        connection.execute(
+            """
+            INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend)
+            VALUES (%s, %s, 'proved', '', '', '')
+            """,
+            (pod, each),
+        )
+
+
 def populate(world: World) -> None:
     """Register the pods, as an operator does, with a doctor who finds all well."""
     connection: Any = world.session
@@ -627,14 +673,7 @@ def populate(world: World) -> None:
             (f"pod-{name}", [f"http://{name}"], b"0" * 32),
         )
         connection.execute("INSERT INTO pod_prefixes (prefix, pod_id) VALUES (%s, %s)", (f"pod-{name}", number))
-        for each in Check:
-            connection.execute(
-                """
-                INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend)
-                VALUES (%s, %s, 'proved', '', '', '')
-                """,
-                (number, each),
-            )
+        _examined(connection, number)
     for number in range(PARTITIONS):
         assert progress.move(connection, (EVENTS, number), None, Position(Progress(0, None, None), None))
     brakes.turn(connection, "a history", on=True)
