@@ -1,7 +1,7 @@
 """List the root for repositories that no pod owns.
 
 Route: a run of garbage collection, again and again (gc/collect.py), and the scheduler -> `look` -> the row that status,
-plans and runs go by (db/perimeter.py). An audit and the doctor list for themselves.
+plans and runs go by (db/perimeter.py). An audit lists for itself, and so does `baleen pods suggest-prefixes`.
 Only folders are listed: those at the top, and those above a pod's prefix. So it takes one request where prefixes have
 one part each, and one more for each folder that several prefixes share, however much is stored.
 Not here: what follows (domain/perimeter.py).
