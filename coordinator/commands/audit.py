@@ -80,7 +80,7 @@ def audit(
     *,
     mend: Annotated[
         bool,
-        typer.Option("--mend", help="Take delete markers off needed blobs, if the bytes below are right."),
+        typer.Option("--mend", help="Serve needed blobs again that a marker or quarantine conceals; verify a claim."),
     ] = False,
     take_up_orphans: Annotated[
         bool,
@@ -102,7 +102,7 @@ def audit(
     uploads_older_than: Annotated[str, typer.Option(help="Uploads count as left over after this.")] = "7d",
     json: Json = False,
 ) -> None:
-    """Compare the table with the storage. What is missing is written down; no bytes are changed."""
+    """Compare the table with the storage, and record what is missing. Bytes are changed by --mend alone."""
     if not verify_content and (rate is not None or sample is not None or start is not None):
         raise UsageError("--rate, --sample and --from are for reading: add --verify-content.")
     if sample is not None and start is not None:

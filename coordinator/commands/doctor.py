@@ -37,7 +37,7 @@ def doctor(
     """Prove by experiment that a pod is safe to collect for; exit 1 unless all is proved.
 
     Scratch images are pushed and deleted in PREFIX/baleen-doctor-…, and taken away again. Give BALEEN_POD_ACCESS_KEY
-    and BALEEN_POD_SECRET_KEY, the key of the pod's registry, to have tried what it may delete.
+    and BALEEN_POD_SECRET_KEY, the key of the pod's registry, to have each line of its policy tried.
     """
     from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.pods.doctor.examine import examine  # noqa: PLC0415
