@@ -31,7 +31,7 @@ settings.load_profile("baleen")
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the tests that failed in the file that the gate asks for, each ended by NUL."""
-    wanted = os.environ.get("BALEEN_TEST_FAILED")
+    wanted = os.environ.get("FAILED_TESTS_FILE")
     if wanted:
         reports = [*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())]
         names = dict.fromkeys(report.nodeid for report in reports)

@@ -673,7 +673,7 @@ def test_the_whole_configuration(api: Served, baleen: Command, facts: Facts) -> 
     assert known["http"]["addr"] == "127.0.0.1:5001"
     (endpoint,) = known["notifications"]["endpoints"]
     assert endpoint["url"] == f"{baleen.environment['url']}/v1/events/{pod}"
-    assert "ignore" not in endpoint
+    assert endpoint["ignore"]["actions"] == ["pull"]
     # With it, some of GitLab's versions drop events that others would deliver.
     assert "maxretries" not in endpoint
     assert endpoint["queuepurgetimeout"] == "25s"

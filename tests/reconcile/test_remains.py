@@ -47,7 +47,7 @@ def test_what_baleen_made_is_nothing() -> None:
     bucket.put(f"{repository_prefix(probes)}_manifests/tags/known/current/link", b"")
     bucket.put(f"{repository_prefix(probes)}_manifests/tags/known/index/sha256/{manifest.hex()}/link", b"")
     nowhere: Any = None
-    pod = ExaminedPod(1, PodName("team"), PodMode.LINK, Linker.LINK, TEAM, (), frozenset(), {})
+    pod = ExaminedPod(1, PodName("team"), PodMode.LINK, Linker.LINK, TEAM, (TEAM,), (), (), frozenset(), {})
     for scratch in Scratch(pod, nowhere, nowhere).repositories:
         bucket.put(link_key(scratch, LinkKind.REVISION, Digest(bytes(32))), b"")
     assert not holds_anything(bucket, [OTHER, TEAM], PodMode.LINK, image=image)
