@@ -39,6 +39,9 @@ WATERMARK_LAG = Gauge(
     "baleen_watermark_lag_seconds", "How long ago a pod's watermark is; infinite while it is not known.", ["pod"]
 )
 VANISHED = Gauge("baleen_vanished_links", "Links of a pod that are gone without a delete event, not accepted.", ["pod"])
+FALSE_REPORTS = Gauge(
+    "baleen_false_reports", "Reports of a pod on what manifests list that the manifests' bytes contradicted.", ["pod"]
+)
 SOURCES = Gauge("baleen_sources", "Processes of a pod's registry, by what is known of them.", ["pod", "state"])
 
 GC_ENABLED = Gauge("baleen_gc_enabled", "1 while the kill switch is on, 0 while it is off; NaN while it is not known.")
@@ -118,6 +121,7 @@ async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         WATERMARK_LAG.clear()
         SOURCES.clear()
         VANISHED.clear()
+        FALSE_REPORTS.clear()
         CAUGHT_UP.set(0)
         MISSING.set(math.nan)
         UNTOLD.set(math.nan)
@@ -143,8 +147,11 @@ def _show_marks(marks: Marks) -> None:
     WATERMARK_LAG.clear()
     SOURCES.clear()
     VANISHED.clear()
+    FALSE_REPORTS.clear()
     for pod, count in marks.vanished.items():
         VANISHED.labels(pod).set(count)
+    for pod, count in marks.false_reports.items():
+        FALSE_REPORTS.labels(pod).set(count)
     for pod, mark in marks.pods.items():
         lag = math.inf if mark.at is None else max(0.0, (marks.now - mark.at).total_seconds())
         WATERMARK_LAG.labels(pod).set(lag)

@@ -86,11 +86,12 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Marks(NamedTuple):
-    """How far each pod has reported, the database's time, and links of each that vanished."""
+    """How far each pod has reported, the database's time, links of each that vanished, and its false reports."""
 
     now: dt.datetime
     pods: Mapping[str, PodWatermark]
     vanished: Mapping[str, int]
+    false_reports: Mapping[str, int]
 
 
 class Collection(NamedTuple):
@@ -143,7 +144,8 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         untold_changes=untold,
         unowned_repositories=_unowned(facts.listing),
     )
-    return status, Marks(now, marks, {pod: each.vanished_links for pod, each in held.items()})
+    vanished = {pod: each.vanished_links for pod, each in held.items()}
+    return status, Marks(now, marks, vanished, {pod: truth.false_reports for pod, truth in truths.items()})
 
 
 def _unowned(listing: Listing | None) -> UnownedRepositories:

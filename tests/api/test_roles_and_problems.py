@@ -172,7 +172,12 @@ def test_refusals_are_problems(api: Served, method: str, path: str, status: int)
         ("POST", "/v1/pods", {"name": "a", "prefixes": []}, "`prefixes` must be a list of 1 to 1000 items."),
         ("POST", "/v1/pods", {"name": "a", "prefixes": ["a"], "mode": "x"}, "`mode` must be one of manifest, link."),
         ("POST", "/v1/pods", {"name": "a", "prefixes": ["a"], "registries": ["no"]}, "such as http://10.0.0.7:5000."),
-        ("POST", "/v1/pods", {"nam": "a"}, "it takes name, prefixes, registries, mode, linker, token_issuer."),
+        (
+            "POST",
+            "/v1/pods",
+            {"nam": "a"},
+            "it takes name, prefixes, registries, mode, linker, probe, token_issuer, unmanaged.",
+        ),
         ("POST", "/v1/pods", ["a"], "must be a JSON object: it takes name, prefixes"),
         ("POST", "/v1/blobs/lookup", {"digests": ["x"]}, "Each of `digests` must be sha256: and 64"),
         ("POST", "/v1/pods", {"name": "a", "prefixes": ["b", "b/c"]}, "name 'b' alone"),

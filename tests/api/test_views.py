@@ -119,6 +119,22 @@ def test_what_holds_a_pod(api: Served, facts: Facts) -> None:
     assert api.ask("POST", f"/v1/dead-letters/{letter}/discard", json={"why": "a test"}).status_code == 200
 
 
+def test_false_reports_of_a_pod(api: Served, facts: Facts) -> None:
+    """A pod and the metrics show how many of its reports bytes contradicted; that blocks nothing."""
+    pod, other = facts.pods
+    before = api.get(f"/v1/pods/{pod}").json()
+    assert before["false_reports"] == 0
+    api.db.execute(
+        "INSERT INTO false_reports (pod_id, count, manifest) SELECT id, 1234, %s FROM pods WHERE name = %s",
+        (b"m" * 32, pod),
+    )
+    shown = api.get(f"/v1/pods/{pod}").json()
+    assert (shown["false_reports"], shown["held_by"]) == (1234, before["held_by"])
+    metrics = api.get("/metrics", None).text
+    assert f'baleen_false_reports{{pod="{pod}"}} 1234.0' in metrics
+    assert f'baleen_false_reports{{pod="{other}"}} 0.0' in metrics
+
+
 def test_a_pods_life(api: Served, facts: Facts) -> None:
     """A pod is added with a token that posts events, is refused where it overlaps, rotated, and removed when empty."""
     name = f"{facts.mark}-new"

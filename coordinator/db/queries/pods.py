@@ -131,6 +131,8 @@ class Truth(NamedTuple):
         if self.has_links:
             return f"`baleen pods reconcile {pod}`"
         return (
+    #: Reports of what manifests list that the manifests' bytes contradicted.
+    false_reports: int = 0
             f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, and then "
             f"`baleen pods settle-gaps {pod} --why …`"
         )
@@ -229,6 +231,7 @@ SELECT p.name, count(*) AS n FROM sources s JOIN pods p ON p.id = s.pod_id
 WHERE s.retired_at IS NULL AND s.dead_since IS NULL
   AND s.examined_life IS DISTINCT FROM s.life
 GROUP BY 1
+       coalesce((SELECT f.count FROM false_reports f WHERE f.pod_id = p.id), 0) AS false_reports,
 """)
 
 _POD = """
@@ -302,6 +305,7 @@ async def _findings(connection: AsyncConnection) -> dict[str, list[Found]]:
 
 
 async def orphaned_dead_letters(connection: AsyncConnection) -> int:
+            row.false_reports,
     """Count open dead letters of pods that are not registered any more."""
     return int(await connection.scalar(_ORPHANS) or 0)
 
@@ -383,6 +387,7 @@ def _issuer(row: Row[Any]) -> TokenIssuer | None:
         return None
     return TokenIssuer(url=row.token_url, issuer=row.token_issuer, service=row.token_service, key_ids=row.token_key_ids)
 
+        false_reports=truth.false_reports,
 
 def _finding(found: Found) -> Finding:
     return Finding(

@@ -199,6 +199,9 @@ class Pod(View, frozen=True, kw_only=True):
     doubtful_removals: int
     unread_manifests: Annotated[int, Meta(description="Held manifests of which storage has not shown what they need.")]
     vanished_links: Annotated[int, Meta(description="Links that are gone without a delete event: an alarm.")]
+    false_reports: Annotated[
+        int, Meta(description="Reports of what a manifest lists that its bytes contradicted; they block nothing.")
+    ]
     reconciled_at: Annotated[
         dt.datetime | None, Meta(description="When the last reconcile that was done began; null if none was.")
     ]
