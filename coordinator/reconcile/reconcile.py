@@ -8,8 +8,8 @@ The event of a later one comes from a process that lives, or whose death is noti
 another reconcile. What the listing did not show is removed only by the look under the lock (settle.py).
 
 An empty listing proves nothing where no registry is: the job fails unless the root has one at its begin and at its
-end, and what it saw of the pod at its begin. A pod whose registry has stored nothing yet, in a root where no other pod
-has, is so reconciled only once it has; the prober's image is enough.
+end, and as much of the pod as it saw at its begin: links, or anything at all. A pod whose registry has stored nothing
+yet, in a root where no other pod has, is so reconciled only once it has; the prober's image is enough.
 
 What manifests list is what their bytes say (kept.py): those of which only reports say it are read, so that no false
 report outlives a reconcile of a pod that holds the manifest. Each manifest is read once and marked, so that a reconcile
@@ -26,6 +26,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from enum import IntEnum
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -44,6 +45,7 @@ from coordinator.errors import BaleenError, ConflictError, NotFoundError, Unavai
 from coordinator.jobs import Ending, StoppedError, Work
 from coordinator.reconcile import plan
 from coordinator.reconcile.compare import Comparison, Scope
+from coordinator.reconcile.evidence import Evidence
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.remains import is_stored
 from coordinator.reconcile.settle import NotHereError, Settler
@@ -63,6 +65,14 @@ ATTEMPTS, FIRST_PAUSE_S = 6, 1.0
 KIND = "reconcile"
 
 _CHECK_ROOT = "Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
+
+
+class Presence(IntEnum):
+    """What of a pod is found in the bucket. Only links prove that it keeps its links there (evidence.py)."""
+
+    NOTHING = 0
+    OBJECTS = 1
+    LINKS = 2
 
 
 class LostPartsError(BaleenError):
@@ -91,6 +101,7 @@ class Reconcile:
         self._request_bound = request_bound
         self._limits = limits or LetterLimits()
         self._keeper = Keeper(connections, store, margin)
+        self._evidence = Evidence(store)
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="reconcile-lookup")
 
     def close(self) -> None:
@@ -102,7 +113,7 @@ class Reconcile:
         work.follow(tally.progress)
         pod = self._pod(work)
         self._store.check()
-        was_here = self._is_here(pod)
+        presence = self._presence(pod)
         parts = self._parts(work, pod)
         scope = Scope(work.job, pod, tuple(parts), self._margin, self._link_grace)
         tally.plan(parts)
@@ -118,10 +129,11 @@ class Reconcile:
             jobs.rest_done(connection, work.job)
         self._keeper.refresh(pod.id)
         self._settle_doubts(work, scope, tally)
-        if was_here and not self._is_here(pod):
+        if self._presence(pod) < presence:
+            what = "Links" if presence is Presence.LINKS else "Objects"
             raise NotHereError(
-                f"Something of pod {work.job.pod} was stored when the reconcile began, and nothing is now: look what "
-                f"became of it. {_CHECK_ROOT}"
+                f"{what} of pod {work.job.pod} were stored when the reconcile began, and none is found now: look what "
+                f"became of them. {_CHECK_ROOT}"
             )
 
         absent = self._absent(work)
@@ -153,12 +165,14 @@ class Reconcile:
             wanted = letters.unlisted(connection, work.job)
         return [name for name in wanted if not is_stored(self._store, name)]
 
-    def _is_here(self, pod: ReconciledPod) -> bool:
-        """Whether anything of the pod is in this bucket and root; raises NotHereError if nothing of any registry is."""
+    def _presence(self, pod: ReconciledPod) -> Presence:
+        """Return what of the pod is in this bucket and root; raises NotHereError if nothing of any registry is."""
+        if self._evidence.has_link(tuple(pod.prefixes)):
+            return Presence.LINKS
         if any(self._store.list(repository_prefix(prefix), limit=1) for prefix in pod.prefixes):
-            return True
+            return Presence.OBJECTS
         if self._store.list(f"{BASE}/", limit=1):
-            return False
+            return Presence.NOTHING
         raise NotHereError(
             f"The object store has nothing below {BASE}/: no registry has stored anything in this bucket and root. "
             f"{_CHECK_ROOT} A new pod is reconciled once its registry has stored something."

@@ -7,8 +7,9 @@ Why the facts are locked while storage is asked (db/locks.py): a push that wrote
 seen by it; one that writes it later announces itself later, and finds the table as the settlement left it.
 Without the lock a push could be applied between the two, change nothing because the holding is still there, and
 then lose it.
-An absence counts only where something of the pod is in this bucket and root, just before the look and just after it: a
-root may be wrong, and what is below one may be gone for a while without any error (a filer that fails over).
+An absence counts only where a link of the pod is found in this bucket and root, just before the look and just after it
+(evidence.py): a root may be wrong, the pod may keep its links in its own database, and what is below a root may be gone
+for a while without any error (a filer that fails over).
 Only pods whose links are in shared storage can be settled so; the doubts of others stay.
 """
 
@@ -25,7 +26,8 @@ from coordinator.db.connection import Connections
 from coordinator.db.doubts import Doubt, Verdict
 from coordinator.domain.names import RepositoryName, format_digest
 from coordinator.errors import BaleenError, UnavailableError
-from coordinator.storage.layout import layer_link_key, repository_prefix, revision_link_key
+from coordinator.reconcile.evidence import Evidence
+from coordinator.storage.layout import layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
@@ -36,7 +38,7 @@ LOOKUPS_AT_ONCE = 16
 LOOKUP_TIMEOUT_S = 5.0
 NEW = timedelta(minutes=1)
 
-#: Names below any of which something is stored, if a pod keeps its links in this bucket and root.
+#: Names below any of which a link is stored, if a pod keeps its links in this bucket and root.
 Place = tuple[RepositoryName, ...]
 
 
@@ -48,7 +50,7 @@ class Settled(NamedTuple):
 
 
 class NotHereError(BaleenError):
-    """Nothing of the pod is in this bucket and root, so that what is absent there proves nothing."""
+    """No link of the pod is found in this bucket and root, so that what is absent there proves nothing."""
 
 
 class Settler:
@@ -56,7 +58,7 @@ class Settler:
         self._connections = connections
         self._store = store
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
-        self._witnesses: dict[Place, RepositoryName] = {}
+        self._evidence = Evidence(store)
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
@@ -105,7 +107,7 @@ class Settler:
         `prefixes`: all of the pod's.
 
         What the caller saw says only where to look: the verdict is that of the look under the lock. Raises
-        NotHereError, with nothing doubted, if something is absent and nothing shows that the pod stores anything here.
+        NotHereError, with nothing doubted, if something is absent and nothing shows that the pod keeps its links here.
         """
         assert len(keys) <= BATCH
         self._store.check()
@@ -116,8 +118,9 @@ class Settler:
             for doubt, verdict in zip(raised, self._look_up(raised, prefixes), strict=True):
                 if verdict is None:
                     raise NotHereError(
-                        f"Storage has nothing of the pod, though the table has {format_digest(doubt.digest)} in "
-                        f"{doubt.repository}: check BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
+                        f"No link of the pod is found in storage, though the table has {format_digest(doubt.digest)} "
+                        f"in {doubt.repository}: check BALEEN_S3_BUCKET and BALEEN_S3_ROOT, and that its registry "
+                        "keeps its links there. One that keeps them in its own database is of linker relay."
                     )
                 verdicts.append(verdict)
             doubts.settle(connection, verdicts)
@@ -126,11 +129,13 @@ class Settler:
     def _look_up(self, found: list[Doubt], prefixes: Sequence[RepositoryName]) -> list[Verdict | None]:
         """Say what storage has of each; None where something is absent, and that proves nothing."""
         places = [tuple(prefixes or doubt.prefixes or (doubt.repository,)) for doubt in found]
+        named = list(dict.fromkeys(doubt.repository for doubt in found))
         try:
-            before = self._stored(places)
+            before = self._proved(places, named)
             verdicts = list(self._lookups.map(self._verdict, found, timeout=LOOKUP_TIMEOUT_S))
             absent = [_gone(verdict) for verdict in verdicts]
-            after = self._stored(place for place, gone in zip(places, absent, strict=True) if gone and place in before)
+            asked = (place for place, gone in zip(places, absent, strict=True) if gone and place in before)
+            after = self._proved(asked, named)
         except TimeoutError as error:
             raise UnavailableError("The object store answers too slowly to settle removals: try again.") from error
         return [
@@ -145,22 +150,11 @@ class Settler:
         # A manifest is served by either (layered.py).
         return Verdict(doubt, held=revision or (doubt.held and layer), linked=doubt.linked and layer)
 
-    def _stored(self, places: Iterable[Place]) -> set[Place]:
-        """Return those places where anything is. Bytes prove nothing: another pod may have them, and some registries
-        share bytes alone.
-        """
+    def _proved(self, places: Iterable[Place], named: Sequence[RepositoryName]) -> set[Place]:
+        """Return those places where a link is found; `named` as in evidence.py."""
         asked = list(dict.fromkeys(places))
-        found = self._lookups.map(self._is_anything_in, asked, timeout=LOOKUP_TIMEOUT_S)
+        found = self._lookups.map(lambda place: self._evidence.has_link(place, named), asked, timeout=LOOKUP_TIMEOUT_S)
         return {place for place, there in zip(asked, found, strict=True) if there}
-
-    def _is_anything_in(self, place: Place) -> bool:
-        # A pod may have a thousand prefixes: first where something was the last time.
-        witness = self._witnesses.get(place)
-        for name in sorted(place, key=lambda name: name != witness):
-            if self._store.list(repository_prefix(name), limit=1):
-                self._witnesses[place] = name
-                return True
-        return False
 
 
 def _gone(verdict: Verdict) -> bool:

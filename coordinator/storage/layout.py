@@ -33,6 +33,8 @@ LINK_FOLDERS = {LinkKind.REVISION: "_manifests/revisions/sha256/", LinkKind.LAYE
 TAGS, _HISTORY = "_manifests/tags/", "/index/sha256/"
 #: Where it keeps uploads that are under way, and links to layers.
 UPLOADS, LAYERS = "_uploads/", "_layers/"
+#: What holds links to manifests, and tags.
+MANIFESTS = "_manifests/"
 #: What follows such a folder: 64 hex digits and the object's name.
 _LINK_NAME = "/link"
 _HEX = 2 * DIGEST_BYTES
@@ -105,6 +107,20 @@ def revision_link_key(repository: RepositoryName, digest: Digest) -> str:
 def layers_folder(repository: RepositoryName) -> str:
     """What the keys of all links to layers begin with, of whatever algorithm."""
     return repository_prefix(repository) + LAYERS
+
+
+def link_folders(repository: RepositoryName) -> tuple[str, str]:
+    """What the keys of all links of a repository begin with: to manifests, with its tags, and to layers."""
+    return f"{repository_prefix(repository)}{MANIFESTS}", layers_folder(repository)
+
+
+def is_link(key: str) -> bool:
+    """Whether this is the key of a link, of any kind and algorithm, in any repository."""
+    if not key.startswith(REPOSITORIES) or not key.endswith(_LINK_NAME):
+        return False
+    # No component of a repository's name begins with an underscore.
+    folder = key.find("/_", len(REPOSITORIES)) + 1
+    return bool(folder) and key.startswith((MANIFESTS, LAYERS), folder)
 
 
 def other_link_key(repository: RepositoryName, digest: str) -> str:

@@ -476,6 +476,25 @@ def test_another_root(world: World, *, bytes_remain: bool) -> None:
     assert (world.doubts(), open_gaps(world)) == (0, 1)
 
 
+def test_an_upload_is_no_evidence_of_links(world: World) -> None:
+    """Where a registry keeps its links in a database of its own, and leaves an unfinished upload in the bucket, a
+    reconcile fails and removes nothing, and a doubtful removal stays.
+    """
+    images = [world.image(f"m{n}") for n in range(3)]
+    for n, image in enumerate(images):
+        world.arrive(world.pushed(f"r{n}", image, n))
+    world.arrive(world.deleted("r0", images[0].digest, 1))
+    gap(world)
+    world.bucket.__init__()  # type: ignore[misc]
+    world.store.put(f"{repository_prefix(world.name('r0'))}_uploads/0123/startedat", b"2026-01-01T00:00:00Z")
+    done = world.tried()
+    assert done.state == "failed"
+    assert done.error is not None
+    assert "linker relay" in done.error
+    assert len(world.held()) == 3
+    assert (world.doubts(), open_gaps(world)) == (1, 1)
+
+
 def test_a_pod_that_was_emptied(world: World) -> None:
     """All links may really be gone: what else a registry leaves behind shows that this is where they were."""
     images = [world.image(f"m{n}") for n in range(5)]
