@@ -34,6 +34,8 @@ PREFIXES_LIMIT = 1000
 #: Repositories that a refusal names.
 EXAMPLES = 3
 WHY_LIMIT = 1000
+#: An operator who has compared what a pod holds may not have seen what was pushed, by the registry's clock, since then.
+COMPARED = datetime.timedelta(hours=1)
 
 #: Whether storage has links that keep blobs, below these prefixes, in a pod of this mode.
 StillHolds = Callable[[Sequence[RepositoryName], PodMode], Awaitable[bool]]
@@ -297,7 +299,9 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
     """Take an operator's word that the table has all that the pod holds; raises NotFoundError.
 
     Nothing is lost in its open gaps, then, nor was before its first event, and what a removal is doubtful about is
-    kept.
+    kept. Manifests whose bytes do not say all that they need wait for no listing any more: what their bytes name and
+    what the table has as links of their repositories is kept (sweep.py). Those that were pushed within `COMPARED`
+    still wait, since the operator may not have seen them.
     Only for a pod whose links are not in shared storage, or ConflictError: of others a reconcile finds out.
     """
     if not why.strip() or len(why) > WHY_LIMIT or "\0" in why:
@@ -310,8 +314,15 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
             raise ConflictError(
                 f"Pod {name} has its links in shared storage: a reconcile settles it, `baleen pods reconcile {name}`."
             )
+        # Holdings are changed: no batch may be half done.
+        await _lock(connection, FACTS_LOCK)
         # Nobody says who the operator is: tokens are of roles.
-        values = {"name": name, "why": f"operator: {why.strip()}", "reason": GapReason.PREFIX_ADDED}
+        values = {
+            "name": name,
+            "why": f"operator: {why.strip()}",
+            "reason": GapReason.PREFIX_ADDED,
+            "compared": COMPARED,
+        }
         for statement in _TAKE_WORD:
             await connection.execute(text(statement), values)
         # What answered them, and was never heard, is such a gap too; those under way are not.
@@ -339,6 +350,11 @@ _TAKE_WORD = (
     """
     DELETE FROM removals x USING repositories r, pods p
     WHERE r.id = x.repository_id AND p.id = r.pod_id AND p.name = :name AND x.doubtful_since IS NOT NULL
+    """,
+    """
+    UPDATE repository_manifests h SET links_pending = false FROM repositories r, pods p
+    WHERE r.id = h.repository_id AND p.id = r.pod_id AND p.name = :name AND h.links_pending
+      AND h.pushed_at < now() - CAST(:compared AS interval)
     """,
 )
 

@@ -18,8 +18,10 @@ REMOVALS_KEPT = timedelta(days=30)
 def expire_links(connection: Connection[Any], grace: timedelta) -> int:
     """Delete direct links of pods of mode `manifest` that are older than the grace; return how many.
 
-    Where nobody can look at links, that of a manifest which the repository holds stays: without it the blob's delete
-    would be taken for the manifest's (domain/fold.py).
+    In a pod of linker `relay`, whose links nobody can list, two kinds stay:
+    - that of a manifest which the repository holds: without it the blob's delete would be taken for the manifest's
+      (domain/fold.py)
+    - all links of a repository that holds a manifest whose bytes do not say all that it needs (db/kept.py)
     """
     total = 0
     while True:
@@ -33,7 +35,10 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
                     WHERE l.linked_at < now() - %s AND p.mode = 'manifest' AND NOT l.kept
                       AND (p.linker = 'link' OR NOT EXISTS (
                         SELECT FROM repository_manifests h
-                        WHERE h.manifest_id = l.blob_id AND h.repository_id = l.repository_id))
+                        WHERE h.manifest_id = l.blob_id AND h.repository_id = l.repository_id)
+                        AND NOT EXISTS (
+                        SELECT FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+                        WHERE (m.by_links OR m.refs IS NULL) AND h.repository_id = l.repository_id))
                     ORDER BY l.linked_at LIMIT %s FOR UPDATE OF l SKIP LOCKED
                 )
                 DELETE FROM repository_blobs l USING old

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import pods, progress, reconcile, renames
+from coordinator.db import pods, progress, reconcile, renames, sweep
 from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Item
 from coordinator.db.engine import async_engine
@@ -379,3 +379,46 @@ def test_doubts_that_no_look_can_settle(fresh: Table) -> None:
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is kept"))
     assert truth(fresh).opened.reasons("pod") == []
     assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
+
+
+def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
+    """Where nobody can list links, an operator who has compared them ends the wait of those pushed an hour ago; what
+    their bytes name and what the table has as links stays. One that was pushed since waits for the next word.
+    """
+    add(fresh, Linker.RELAY)
+    fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
+    fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
+
+    def pushed(name: str, age: timedelta) -> None:
+        fresh.apply(fresh.push("a", name, ["l"])._replace(by_links=True))
+        fresh.connection.execute(
+            "UPDATE repository_manifests SET pushed_at = now() - %s"
+            " WHERE manifest_id = (SELECT id FROM blobs WHERE digest = %s)",
+            (age, fresh.digest(name)),
+        )
+
+    def held() -> list[str]:
+        return [reason for reason in truth(fresh).opened.reasons("pod") if "held manifest" in reason]
+
+    fresh.apply(fresh.link("a", "linked"))
+    pushed("old", timedelta(hours=2))
+    pushed("new", timedelta(minutes=50))
+    (told,) = held()
+    assert told.startswith("2 held manifests ")
+    assert "settle-gaps" in told
+    assert f"{fresh.repository('a')}@{fresh.text('old')}" in told
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its layers were compared"))
+    (told,) = held()
+    assert told.startswith("1 held manifest ")
+    assert fresh.text("old") not in told
+    assert fresh.text("new") in told
+    fresh.connection.execute("UPDATE repository_manifests SET pushed_at = now() - interval '2 hours'")
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its layers were compared"))
+    assert held() == []
+    fresh.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '9 days'")
+    assert sweep.expire_links(fresh.connection, timedelta(days=1)) == 0
+    assert fresh.blob("linked") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
+    assert fresh.blob("l") == Row(2, 0, BlobState.LIVE, unreferenced=False, size=7)
+    # Pushed again, it waits again.
+    fresh.apply(fresh.push("a", "old", None, 10.0**7))
+    assert len(held()) == 1

@@ -61,6 +61,27 @@ def test_the_link_of_what_is_also_a_manifest(table: Table) -> None:
     assert table.check().agrees
 
 
+def test_links_of_a_repository_with_a_manifest_that_needs_links(fresh: Table) -> None:
+    """Where nobody can list links, none expires while the repository holds a manifest whose bytes do not say all."""
+    table = fresh
+    table.apply(
+        table.link("a", "l"),
+        table.link("b", "other"),
+        table.push("a", "m", None)._replace(by_links=True),
+    )
+    age(table, "repository_blobs", "linked_at", 2)
+    assert sweep.expire_links(table.connection, DAY) == 1
+    # One that is reported later, by another process, stays, too.
+    table.apply(table.link("a", "late"), partition=1)
+    age(table, "repository_blobs", "linked_at", 2)
+    assert sweep.expire_links(table.connection, DAY) == 0
+    assert table.linked("a", "l")
+    assert table.linked("a", "late")
+    table.apply(table.removed("a", "m", 600))
+    assert sweep.expire_links(table.connection, DAY) == 2
+    assert table.check().agrees
+
+
 def test_a_link_made_again(table: Table) -> None:
     """A link that was made again counts for another grace; the same event again does not prolong it."""
     table.apply(table.link("a", "again", 1), table.link("a", "same", 1))

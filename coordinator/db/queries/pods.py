@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from coordinator.db import refusals
 from coordinator.db.queries import paging
 from coordinator.db.queries.session import reading
-from coordinator.db.queries.vanished import examples
+from coordinator.db.queries.vanished import EXAMPLES, examples
 from coordinator.db.queries.views import Endpoint, Finding, Gaps, Pod, PodPage, Source, TokenIssuer, WrongToken
 from coordinator.db.queries.watermarks import watermarks
 from coordinator.domain.findings import Finding as Found
 from coordinator.domain.findings import Verdict, hold, in_order
-from coordinator.domain.names import PodName
+from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.domain.pods import Linker
 from coordinator.domain.refusals import Refusals, sentence
 from coordinator.domain.watermarks import PodWatermark, SourceView
@@ -46,6 +46,8 @@ class Open(NamedTuple):
     gaps_settle_from: dt.datetime | None = None
     doubtful_removals: int = 0
     unread_manifests: int = 0
+    #: A few of those whose bytes do not say all that they need, in pods whose links nobody can list.
+    pending_examples: Sequence[str] = ()
     #: Links that are gone without a delete event, and a few of them.
     vanished_links: int = 0
     vanished_examples: Sequence[str] = ()
@@ -58,6 +60,9 @@ class Open(NamedTuple):
                 f"a reconcile of the pod that begins after {self.gaps_settle_from:%Y-%m-%d %H:%M:%S} UTC settles it, "
                 "and follows by itself"
             )
+        relay = "delete it in the registry, or compare what it needs and `baleen pods settle-gaps`"
+        if self.pending_examples:
+            relay += f": {', '.join(self.pending_examples)}"
         told = (
             (
                 self.dead_letters,
@@ -87,7 +92,7 @@ class Open(NamedTuple):
                 self.unread_manifests,
                 "held manifest",
                 " of which storage has not shown yet what it needs",
-                "the workers ask every few seconds until the object store answers (linker relay: delete it there)",
+                f"the workers ask every few seconds until the object store answers (linker relay: {relay})",
             ),
         )
         reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
@@ -126,13 +131,13 @@ class Truth(NamedTuple):
     in_spite_of: Collection[str] = ()
     #: Its registry sends events. Of one that does not, reconciles show what it holds, and nothing else is asked.
     managed: bool = True
+    #: Reports of what manifests list that the manifests' bytes contradicted.
+    false_reports: int = 0
 
     def _remedy(self, pod: str) -> str:
         if self.has_links:
             return f"`baleen pods reconcile {pod}`"
         return (
-    #: Reports of what manifests list that the manifests' bytes contradicted.
-    false_reports: int = 0
             f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, and then "
             f"`baleen pods settle-gaps {pod} --why …`"
         )
@@ -202,6 +207,14 @@ SELECT p.name, 'vanished_links', count(*), NULL, NULL
 FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
 WHERE x.vanished_since IS NOT NULL GROUP BY 1
 """)
+#: Only of pods of linker `relay`: of others the workers list the links.
+_PENDING = text("""
+SELECT p.name AS pod, x.repository, x.digest FROM pods p CROSS JOIN LATERAL (
+    SELECT r.name AS repository, b.digest FROM repository_manifests h
+    JOIN repositories r ON r.id = h.repository_id JOIN blobs b ON b.id = h.manifest_id
+    WHERE h.links_pending AND r.pod_id = p.id ORDER BY r.name, b.digest LIMIT :limit
+) x WHERE p.linker = 'relay' AND p.name = ANY(CAST(:pods AS text[])) ORDER BY 1, 2, 3
+""")
 _ORPHANS = text("""
 SELECT count(*) FROM dead_letters d
 WHERE settled_at IS NULL AND NOT EXISTS (SELECT FROM pods p WHERE p.name = d.pod)
@@ -218,6 +231,7 @@ SELECT p.name, p.linker, p.managed,
           AND g.settled_at <= clock_timestamp()) AS settled_at,
        (SELECT max(d.settled_at) FROM dead_letters d
         WHERE d.pod = p.name AND d.settled_at IS NOT NULL AND d.settlement = 'retried') AS retried_at,
+       coalesce((SELECT f.count FROM false_reports f WHERE f.pod_id = p.id), 0) AS false_reports,
        (SELECT min(s.first_seen) FROM sources s WHERE s.pod_id = p.id) AS first_heard
 FROM pods p
 """)
@@ -231,7 +245,6 @@ SELECT p.name, count(*) AS n FROM sources s JOIN pods p ON p.id = s.pod_id
 WHERE s.retired_at IS NULL AND s.dead_since IS NULL
   AND s.examined_life IS DISTINCT FROM s.life
 GROUP BY 1
-       coalesce((SELECT f.count FROM false_reports f WHERE f.pod_id = p.id), 0) AS false_reports,
 """)
 
 _POD = """
@@ -253,6 +266,11 @@ async def holds(connection: AsyncConnection) -> dict[str, Open]:
         if row.what == "gaps":
             values |= {"oldest_gap": row.oldest, "gaps_settle_from": row.settle_from}
         found[row.name] = found.get(row.name, Open())._replace(**values)
+    unread = [name for name, opened in found.items() if opened.unread_manifests]
+    if unread:
+        for row in await connection.execute(_PENDING, {"pods": unread, "limit": EXAMPLES}):
+            example = f"{row.repository}@{format_digest(Digest(row.digest))}"
+            found[row.pod] = found[row.pod]._replace(pending_examples=(*found[row.pod].pending_examples, example))
     alarmed = [name for name, opened in found.items() if opened.vanished_links]
     if alarmed:
         for name, named in (await examples(connection, alarmed)).items():
@@ -287,6 +305,7 @@ async def truths(
             request_bound,
             in_spite_of,
             row.managed,
+            row.false_reports,
         )
         for row in await connection.execute(_BESIDE)
         # A pod that was added between the questions is told of the next time.
@@ -305,7 +324,6 @@ async def _findings(connection: AsyncConnection) -> dict[str, list[Found]]:
 
 
 async def orphaned_dead_letters(connection: AsyncConnection) -> int:
-            row.false_reports,
     """Count open dead letters of pods that are not registered any more."""
     return int(await connection.scalar(_ORPHANS) or 0)
 
@@ -369,6 +387,7 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
         doubtful_removals=opened.doubtful_removals,
         unread_manifests=opened.unread_manifests,
         vanished_links=opened.vanished_links,
+        false_reports=truth.false_reports,
         reconciled_at=truth.reconciled_at,
         watermark=truth.mark.at,
         waits_for=truth.mark.waits_for if truth.managed else [],
@@ -387,7 +406,6 @@ def _issuer(row: Row[Any]) -> TokenIssuer | None:
         return None
     return TokenIssuer(url=row.token_url, issuer=row.token_issuer, service=row.token_service, key_ids=row.token_key_ids)
 
-        false_reports=truth.false_reports,
 
 def _finding(found: Found) -> Finding:
     return Finding(
