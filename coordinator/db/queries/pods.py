@@ -60,7 +60,7 @@ class Open(NamedTuple):
                 f"a reconcile of the pod that begins after {self.gaps_settle_from:%Y-%m-%d %H:%M:%S} UTC settles it, "
                 "and follows by itself"
             )
-        relay = "delete it in the registry, or compare what it needs and `baleen pods settle-gaps`"
+        relay = "delete it in the registry, or push again the blobs that it needs, then `baleen pods settle-gaps`"
         if self.pending_examples:
             relay += f": {', '.join(self.pending_examples)}"
         told = (
