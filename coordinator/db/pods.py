@@ -120,7 +120,7 @@ async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged |
     if unmanaged is not None:
         _check_unmanaged(unmanaged)
     token = new_token()
-    async with writing(engine) as connection:
+    async with changing(engine) as connection:
         await _lock(connection, PODS_LOCK)
         linker = await connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
         if linker is None:
