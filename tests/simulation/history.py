@@ -49,6 +49,8 @@ class Odds(NamedTuple):
     #: That a client uses a registry that is no registered pod's; that an operator has declared that one unmanaged.
     stranger: float = 0
     unmanaged: float = 0
+    #: That somebody takes the marker off a hidden blob.
+    shown: float = 0
     #: Of what happens besides the plot.
     noise: float = 1.0
 
@@ -73,6 +75,7 @@ def drawn(chance: random.Random) -> Odds:
         withhold=chance.choice((0.0, 0.0, 1.0)),
         stranger=some(0.2, 0.4),
         unmanaged=some(0.5, 1.0),
+        shown=some(0.15, 0.4),
     )
 
 
@@ -85,6 +88,7 @@ def drawn(chance: random.Random) -> Odds:
 #:     restore   two restorers              die     a process with a request or an event dies
 #:     push      a client pushes            swap    a delete is told after the push that came after it
 #:     forget    what was pushed goes       race    the same, while a collection is between look and intent
+#:     show      somebody shows a hidden blob
 PLOTS: dict[str, tuple[str, ...]] = {
     "unreferenced": (
         "straggle collect report collect",
@@ -196,6 +200,7 @@ class History:
             "forget": self._forget,
             "restore": lambda: self._restore(world.workers),
             "wake": lambda: None,
+            "show": self._show,
         }
         acts[what]()
         noise = self.odds.noise
@@ -205,6 +210,8 @@ class History:
             self._restore(world.workers[:1])
         if chance.random() < self.odds.operator:
             self._operator()
+        if chance.random() < self.odds.shown:
+            self._show()
         self._go_on()
         if what in {"report", "half", "now", "probe"} or chance.random() < self.odds.flush:
             self._flush()
@@ -216,6 +223,9 @@ class History:
         if self.chance.random() < 0.15 * self.odds.noise:
             self.world.pass_time(self.chance.choice(SOME_TIMES))
         self._spawn("collection", "job", self.world.collect)
+
+    def _show(self) -> None:
+        self._spawn("somebody", "somebody", lambda: self.world.show("x"))
 
     def _restore(self, workers: Sequence[Worker]) -> None:
         for worker in workers:

@@ -39,6 +39,7 @@ QUIET = {
     "noise": 0.1,
     "stranger": 0.0,
     "unmanaged": 0.0,
+    "shown": 0.0,
 }
 
 
@@ -348,3 +349,8 @@ def _() -> None:
 def _() -> None:
     original = policy._reconciled
     policy._reconciled = lambda pod, beyond: original(pod, timedelta(0))
+
+
+@mutant("17: no look before a purge", "show straggle collect wake", base="due", versioned=(True,))
+def _() -> None:
+    _no_look()

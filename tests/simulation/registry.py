@@ -202,22 +202,6 @@ class Registry:
             self._tell(process, where, ManifestPushed(repository, image.digest, at, len(image.body), image.content))
             return True
 
-    def remove_link(self, where: str, name: str) -> bool:
-        """Somebody who is no registry deletes a link of the repository, and nobody is told."""
-        key = revision_link_key(ALL_REPOSITORIES[where].name, IMAGES[name].digest)
-        self._see(f"is about to delete the link of image {name} in {where}")
-        if not self._bucket.has(key):
-            return False
-        self._bucket.delete(key)
-        return True
-
-    def show(self, name: str) -> bool:
-        """Somebody who is not Baleen takes the marker off a hidden blob."""
-        key = blob_key(digest_of(name))
-        self._see(f"is about to take the marker off {name}")
-        on_top = next((each for each in self._bucket.versions(key) if each.latest), None)
-        return on_top is not None and on_top.is_marker and self._bucket.remove_marker(key, on_top.version)
-
     def delete_manifest(self, process: Process, where: str, name: str) -> bool:
         with self._request(process):
             image, repository = IMAGES[name], ALL_REPOSITORIES[where].name

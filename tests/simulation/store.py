@@ -98,6 +98,8 @@ class Store:
         #: Probabilities: that a call fails, that a delete is slow, that it is sent twice.
         self.errors = self.slow = self.twice = 0.0
         self.flights: list[Flight] = []
+        #: Deletes that are signed and not answered.
+        self.deleting = 0
         #: Looks at what is to be deleted, after it was permitted.
         self.watch: Callable[[Sequence[Target]], None] = lambda targets: None
 
@@ -178,6 +180,13 @@ class Store:
     def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
         if not targets:
             return []
+        self.deleting += 1
+        try:
+            return self._delete_many(targets, permit)
+        finally:
+            self.deleting -= 1
+
+    def _delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
         scheduler = self._scheduler
         named = ", ".join(
             self._name(each.key) + ("" if each.version is None else f" version {each.version}") for each in targets
