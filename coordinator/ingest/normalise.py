@@ -63,6 +63,21 @@ class _Action(msgspec.Struct):
 _action = msgspec.json.Decoder(_Action)
 
 
+class _Referring(msgspec.Struct, gc=False):
+    references: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Targeted(msgspec.Struct, gc=False):
+    target: _Referring
+
+
+class _Targets(msgspec.Struct):
+    events: list[_Targeted]
+
+
+_targets = msgspec.json.Decoder(_Targets)
+
+
 class Accepted(NamedTuple):
     """Goes to registry.events; `hold`: a doctor may have asked that it goes later."""
 
@@ -175,8 +190,8 @@ def base_type(media_type: str) -> str:
 
 
 def _normalise(body: bytes, origin: Origin) -> list[Outcome]:
-    # Commas in strings are cheap, and a client may write as many as it likes into its User-Agent.
-    if body.count(b",") > COMMAS_LIMIT and values(body) > COMMAS_LIMIT:
+    # Commas in strings are cheap, and a client may write as many as it likes into its User-Agent. So are references.
+    if body.count(b",") > COMMAS_LIMIT and _values_beside_references(body) > COMMAS_LIMIT:
         detail = f"The envelope holds more than {COMMAS_LIMIT} values."
         return [DeadLettered(dead_letter(origin, "oversized", detail, body))]
     try:
@@ -194,6 +209,18 @@ def _normalise(body: bytes, origin: Origin) -> list[Outcome]:
     return [outcome for outcomes in found for outcome in outcomes]
 
 
+def _values_beside_references(body: bytes) -> int:
+    """Count the values of an envelope but for those in references: what one manifest lists may have a million URLs."""
+    all_of_them = values(body)
+    if all_of_them <= COMMAS_LIMIT:
+        return all_of_them
+    try:
+        events = _targets.decode(body).events
+    except _UNREADABLE:
+        return all_of_them
+    return all_of_them - sum(values(bytes(memoryview(each.target.references))) for each in events)
+
+
 def _outcomes(raw: bytes, origin: Origin) -> list[Outcome]:
     """Return what becomes of an event: one outcome, and after a push of the prober also what it reports."""
     try:
@@ -205,7 +232,7 @@ def _outcomes(raw: bytes, origin: Origin) -> list[Outcome]:
 
 def _short(raw: bytes) -> bytes:
     """An event that is too long to be kept whole, without its references: a retry has them read from storage."""
-    if len(raw) <= PAYLOAD_LIMIT:
+    if len(raw) <= PAYLOAD_LIMIT or raw.count(b",") > COMMAS_LIMIT:
         return raw
     try:
         event = msgspec.json.decode(raw)

@@ -368,3 +368,17 @@ def test_commas_in_a_string_are_no_values() -> None:
     """A client that writes a million commas into its User-Agent makes no dead letter, of a push or of a pull."""
     request = {"useragent": "," * 1_000_000}
     assert isinstance(outcome_of(request=request), Accepted)
+
+
+def test_values_in_references_make_no_dead_letter() -> None:
+    """Attempt 14: a layer with half a million URLs is listed as any other; as many values elsewhere are refused."""
+    many = [{"digest": OTHER, "urls": [""] * 500_000}]
+    listed = accepted(mediaType=OCI, references=many).references
+    assert listed is not None
+    assert [entry.digest for entry in listed] == [OTHER]
+    (outcome,) = normalise(envelope(event(mediaType=OCI, references=many, repository="pod-b/x")), ORIGIN)
+    assert isinstance(outcome, DeadLettered)
+    assert (outcome.letter.reason, outcome.letter.repositories) == ("not-owned", None)
+    (outcome,) = normalise(envelope(event(meta=many)), ORIGIN)
+    assert isinstance(outcome, DeadLettered)
+    assert outcome.letter.reason == "oversized"
