@@ -17,6 +17,8 @@ PODS_LOCK = 0x62616C67
 CLOCK_LOCK = 0x62616C6A
 #: The same: whoever writes the mark in the bucket holds it for a session (mark.py).
 MARK_LOCK = 0x62616C6D
+#: Of reconciles that end.
+END_LOCK = 0x62616C72
 
 
 def enter(connection: Connection[Any], *, alone: bool = False) -> None:

@@ -17,7 +17,7 @@ from coordinator.db import clock, letters, locks, sources
 from coordinator.db.arrays import digests, integers
 from coordinator.db.batch import LetterLimits
 from coordinator.db.jobs import Job
-from coordinator.db.locks import PODS_LOCK
+from coordinator.db.locks import END_LOCK, PODS_LOCK
 from coordinator.domain.merge import Known, LinkKind
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.pods import Linker, PodMode
@@ -280,6 +280,8 @@ def end(
         raise clock.ClockSetBackError(
             "The database's clock was set back: what this reconcile settles is not known. The scheduler starts another."
         )
+    # Of two that end at once neither would see that the other is done, and a letter about both pods would stay open.
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (END_LOCK,))
     why = f"reconcile {job.id}"
     gaps = connection.execute(
         f"""
