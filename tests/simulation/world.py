@@ -553,8 +553,14 @@ class World:
                 raise Violation(f"a delete names {name_of(target.key)} {target.version or ''}, not its hide's to name")
 
     def _linked(self) -> set[tuple[str, Digest]]:
+        """What a repository links, and of an index the children that the table knows as manifests (db/implied.py)."""
         known = (_REVISIONS.get(key) for key in self.bucket.stored())
-        return {(ALL_REPOSITORIES[where].name, image.digest) for where, image in filter(None, known)}
+        manifests = {Digest(row[0]) for row in self.session.now("SELECT digest FROM blobs JOIN manifests USING (id)")}
+        return {
+            (ALL_REPOSITORIES[where].name, digest)
+            for where, image in filter(None, known)
+            for digest in (image.digest, *(NEEDS[image.digest] & manifests & NEEDS.keys()))
+        }
 
     def _held(self) -> set[tuple[str, Digest]]:
         found = self.session.now(
