@@ -24,6 +24,8 @@ from coordinator.db.engine import connect
 from coordinator.errors import UnavailableError
 from tests.simulation.scheduler import Scheduler
 
+#: Histories go on in copies of the database in which they begin, and each copy would count as restored from a dump.
+_INSTANCE = "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql STABLE AS $$ SELECT '1/1/1/1' $$"
 #: `public` first, so that tables are made there.
 _CLOCK = """
 CREATE SCHEMA sim;
@@ -57,6 +59,8 @@ class Server:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(_CLOCK)
         migrate.upgrade(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(_INSTANCE)
 
     def database(self, name: str, template: str = _TEMPLATE) -> str:
         """Make a database, and return its URL."""
