@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from psycopg import Connection
+from psycopg.errors import LockNotAvailable
 
 from coordinator.db import brakes, epochs, progress
 from coordinator.db.locks import MARK_LOCK
@@ -23,7 +24,7 @@ from coordinator.errors import BaleenError
 #: A write without a result may still land, and put an earlier mark in the place of a later one: stores refuse a
 #: request that was signed longer ago (15 minutes, with the skew of clocks on top).
 LANDS_WITHIN = timedelta(hours=1)
-#: A writer that hangs keeps others from writing, and they try again later.
+#: A writer that hangs for longer is ended by the next one.
 LOCK_TIMEOUT_S = 5
 #: After a claim, hides and jobs get ids that the lost history cannot have given out.
 IDS_APART = 1_000_000_000
@@ -51,16 +52,35 @@ def advance(connection: Connection[Any]) -> None:
 
 @contextmanager
 def write_lock(connection: Connection[Any]) -> Iterator[None]:
-    """Keep other writers of the mark out, in all processes; raises psycopg's LockNotAvailable."""
-    with connection.transaction():
-        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
-        connection.execute("SELECT pg_advisory_lock(%s)", (MARK_LOCK,))
+    """Keep other writers of the mark out, in all processes; raises psycopg's LockNotAvailable.
+
+    A writer that holds it for long loses its connection: one that was suspended must not stop collection. If it had not
+    begun to write, it cannot any more; if it had, its write has no result, and may land late (`begin`).
+    """
+    try:
+        _lock(connection)
+    except LockNotAvailable:
+        connection.execute(_END_HOLDERS, (MARK_LOCK,))
+        _lock(connection)
     try:
         yield
     finally:
         # A connection that broke has lost the lock already.
         if not connection.closed and not connection.broken:
             connection.execute("SELECT pg_advisory_unlock(%s)", (MARK_LOCK,))
+
+
+def _lock(connection: Connection[Any]) -> None:
+    with connection.transaction():
+        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+        connection.execute("SELECT pg_advisory_lock(%s)", (MARK_LOCK,))
+
+
+_END_HOLDERS = """
+SELECT pg_terminate_backend(pid) FROM pg_locks
+WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND objsubid = 1 AND granted AND pid <> pg_backend_pid()
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 def begin(connection: Connection[Any], epoch: int) -> datetime | None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from psycopg import sql
+from psycopg import OperationalError, sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db import brakes, pods
@@ -17,6 +17,7 @@ from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Item
 from coordinator.db.connection import Connections
 from coordinator.db.engine import async_engine
+from coordinator.db.locks import MARK_LOCK
 from coordinator.db.queries import mark as queries
 from coordinator.db.queries.session import reading
 from coordinator.domain.lifecycle import BlobState
@@ -385,6 +386,16 @@ def test_an_absurd_epoch(garbage: Garbage) -> None:
     brakes.turn(garbage.connection, "claimed", on=True)
     garbage.collect()
     garbage.collect()
+
+
+def test_a_writer_that_sleeps(garbage: Garbage) -> None:
+    """A process that was suspended while it writes the mark does not stop collection: its connection is ended."""
+    garbage.collect()
+    with garbage.connect() as sleeper:
+        sleeper.execute("SELECT pg_advisory_lock(%s)", (MARK_LOCK,))
+        garbage.collect()
+        with pytest.raises(OperationalError):
+            sleeper.execute("SELECT 1")
 
 
 def held(garbage: Garbage) -> list[str]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import psycopg
 import pytest
 
-from coordinator.db import gc, jobs
+from coordinator.db import gc, jobs, mark
 from coordinator.db.gc import BEGINNING, Hidden, Purged
 from coordinator.db.jobs import Job, TakenOverError
 from coordinator.domain.lifecycle import BlobState
@@ -31,6 +31,12 @@ SAMPLE = 12
 
 
 pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_their_calls")]
+
+
+@pytest.fixture(autouse=True)
+def sleepers_are_ended_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sleeps while it writes the mark is waited for at each of its calls, by every run after it."""
+    monkeypatch.setattr(mark, "LOCK_TIMEOUT_S", 0.2)
 
 
 @pytest.fixture
