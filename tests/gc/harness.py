@@ -5,6 +5,7 @@ Route: `Garbage.push`, `forget`, … as events tell of them -> `collect`, as a s
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -15,8 +16,11 @@ from typing import Any, NamedTuple
 
 from coordinator.db import brakes, gc, perimeter, rows
 from coordinator.db.connection import Connections
+from coordinator.db.engine import async_engine
 from coordinator.db.gc import Hide
 from coordinator.db.mark import Claimed
+from coordinator.db.queries import mark as queries
+from coordinator.db.queries.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
@@ -199,3 +203,17 @@ class Garbage(Table):
         """One round of a worker."""
         with self.parts() as (_, __, restorer):
             return restorer.round()
+
+
+def blocked_by(garbage: Garbage) -> list[str]:
+    """What status says of the database and the bucket; the switch and pods left out."""
+
+    async def ask() -> list[str]:
+        engine = async_engine(garbage.url, pool_size=1)
+        try:
+            async with reading(engine) as connection:
+                return await queries.held(connection)
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(ask())

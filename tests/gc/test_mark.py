@@ -18,8 +18,6 @@ from coordinator.db.batch import Item
 from coordinator.db.connection import Connections
 from coordinator.db.engine import async_engine
 from coordinator.db.locks import MARK_LOCK
-from coordinator.db.queries import mark as queries
-from coordinator.db.queries.session import reading
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import parse_registry
@@ -27,7 +25,7 @@ from coordinator.errors import UnavailableError
 from coordinator.gc import mark
 from coordinator.storage.layout import MARK
 from coordinator.storage.port import Deleted, ObjectNotFoundError, ObjectStore, Permit, Target
-from tests.gc.harness import LANDED, NO_TIMES, POD, Garbage
+from tests.gc.harness import LANDED, NO_TIMES, POD, Garbage, blocked_by
 
 
 def backup(garbage: Garbage) -> Callable[[], None]:
@@ -367,10 +365,10 @@ def test_a_bucket_that_went_back(garbage: Garbage) -> None:
     garbage.collect()
     garbage.store.put(MARK, before)
     refused(garbage, "The bucket is older than the database")
-    assert "The bucket is older" in held(garbage)[0]
+    assert "The bucket is older" in blocked_by(garbage)[0]
     garbage.claim()
     garbage.audit()
-    assert held(garbage) == []
+    assert blocked_by(garbage) == []
 
 
 def test_an_absurd_epoch(garbage: Garbage) -> None:
@@ -398,20 +396,6 @@ def test_a_writer_that_sleeps(garbage: Garbage) -> None:
             sleeper.execute("SELECT 1")
 
 
-def held(garbage: Garbage) -> list[str]:
-    """What blocks GC, as status says it; the switch and pods left out."""
-
-    async def ask() -> list[str]:
-        engine = async_engine(garbage.url, pool_size=1)
-        try:
-            async with reading(engine) as connection:
-                return await queries.held(connection)
-        finally:
-            await engine.dispose()
-
-    return asyncio.run(ask())
-
-
 def test_another_instance(garbage: Garbage) -> None:
     """A database that was promoted, restored or moved is refused; status shows it without a look at the bucket."""
     garbage.collect()
@@ -421,11 +405,11 @@ def test_another_instance(garbage: Garbage) -> None:
             " FROM unnest(string_to_array(gc_instance(), '/')) WITH ORDINALITY p (part, n))",
             (place,),
         )
-        assert words in held(garbage)[0]
+        assert words in blocked_by(garbage)[0]
         refused(garbage, words)
         garbage.connection.execute("UPDATE gc_mark SET instance = gc_instance()")
         garbage.collect()
-        assert held(garbage) == []
+        assert blocked_by(garbage) == []
 
 
 def test_an_instance_that_is_not_known(garbage: Garbage) -> None:
@@ -433,7 +417,7 @@ def test_an_instance_that_is_not_known(garbage: Garbage) -> None:
     garbage.connection.execute(
         "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql AS $$ SELECT '1/?/3/4' $$"
     )
-    (why,) = held(garbage)
+    (why,) = blocked_by(garbage)
     assert "timeline" in why
     assert "grant" in why
 
@@ -469,7 +453,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
     garbage.collect()
     garbage.claim()
     brakes.turn(garbage.connection, "too early", on=True)
-    assert "is not verified" in held(garbage)[0]
+    assert "is not verified" in blocked_by(garbage)[0]
     garbage.pushed("m", "l")
     garbage.forget("m")
     run = garbage.tried()
@@ -486,7 +470,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
         assert pending is not None
         assert pending.pods == [POD]
     assert garbage.audit().claim is None
-    assert held(garbage) == []
+    assert blocked_by(garbage) == []
     assert garbage.collect().hidden == 2
 
 

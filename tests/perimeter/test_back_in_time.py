@@ -16,15 +16,13 @@ import pytest
 
 from coordinator.db import brakes, gc, jobs, migrate, pods
 from coordinator.db.engine import async_engine
-from coordinator.db.queries import mark as queries
-from coordinator.db.queries.session import reading
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.gc import mark
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from tests.conftest import in_memory, temporary_directory
-from tests.gc.harness import LANDED, Garbage
+from tests.gc.harness import LANDED, Garbage, blocked_by
 from tests.services.postgres import Server, Servers, create_database, dump, restore_dump
 from tests.storage.conftest import VERSIONED, MakeS3, buckets, connect_s3
 
@@ -69,20 +67,6 @@ def continued(garbage: Garbage, url: str) -> Garbage:
     other.space, other._second, other._offsets = garbage.space, garbage._second, dict(garbage._offsets)
     other.delete_bound = LANDED
     return other
-
-
-def blocked_by(garbage: Garbage) -> list[str]:
-    """What status says of the database and the bucket."""
-
-    async def ask() -> list[str]:
-        engine = async_engine(garbage.url, pool_size=1)
-        try:
-            async with reading(engine) as connection:
-                return await queries.held(connection)
-        finally:
-            await engine.dispose()
-
-    return asyncio.run(ask())
 
 
 def record(garbage: Garbage) -> None:
