@@ -15,7 +15,7 @@ from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError
 from coordinator.jobs import run_waiting_jobs
-from coordinator.storage.layout import revision_link_key
+from coordinator.storage.layout import layer_link_key, revision_link_key
 from tests.api.harness import Facts, Json, Served
 from tests.cli.conftest import Command
 
@@ -63,8 +63,9 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
         # Its job is that of before, unless it was done before the command asked.
         assert (done["id"] >= asked["id"], done["state"], done["progress"]["unread"]) == (True, "done", 1)
         assert sum(job["progress"]["holdings_added"] for job in jobs_of(api, pod)) == 1
+        # A link that stays shows that this is where the pod keeps its links.
+        store.put(layer_link_key(RepositoryName(f"{pod}/app"), Digest(bytes(32))), b"x")
         store.delete(revision_link_key(RepositoryName(f"{pod}/app"), digest))
-        store.put(f"docker/registry/v2/repositories/{pod}/app/_uploads/1/startedat", b"")
         assert "Not settled" not in baleen("pods", "reconcile", pod, "--no-wait").err
         api.db.execute(
             "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)"
