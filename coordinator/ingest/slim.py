@@ -12,7 +12,15 @@ _DEPTH = 4
 _KEY = b"references"
 _STRUCTURE = re.compile(rb'["{}\[\],]')
 _NESTED = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
-_IN_STRING = re.compile(rb'["\\]')
+_INSIDE = rb'(?:[^"\\]++|\\.)*+'
+_REST_OF_STRING = re.compile(_INSIDE, re.DOTALL)
+_STRING = rb'"' + _INSIDE + rb'"'
+_BETWEEN = rb'[^"{}\[\]]++'
+#: Whole strings and what is between them, up to a bracket or to a string that goes on in the next piece.
+_STRINGS = re.compile(rb"(?:" + _BETWEEN + rb"|" + _STRING + rb")*+", re.DOTALL)
+#: Also objects of strings and numbers: a client chooses how many of them are left out.
+_SMALL_OBJECT = rb"\{(?:" + _BETWEEN + rb"|" + _STRING + rb")*+\}"
+_OBJECTS = re.compile(rb"(?:" + _BETWEEN + rb"|" + _STRING + rb"|" + _SMALL_OBJECT + rb")*+", re.DOTALL)
 
 
 class Slim:
@@ -35,6 +43,10 @@ class Slim:
                 if self._in_string:
                     break
                 continue
+            if self._skipping is not None:
+                at = _end(_OBJECTS, chunk, at)
+            elif self._depth != _DEPTH:
+                at = _end(_STRINGS, chunk, at)
             found = _STRUCTURE.search(chunk, at)
             if found is None:
                 break
@@ -53,33 +65,36 @@ class Slim:
 
     def _string(self, chunk: bytes, at: int) -> int:
         """Go on in a string; return where it ends, or where the piece does."""
-        while at < len(chunk):
-            if self._escaped:
-                self._escaped = False
-                self._take(chunk, at, at + 1)
-                at += 1
-                continue
-            found = _IN_STRING.search(chunk, at)
-            if found is None:
-                self._take(chunk, at, len(chunk))
-                return len(chunk)
-            self._take(chunk, at, found.start())
-            at = found.end()
-            if found.group() == b'"':
-                self._in_string = False
-                return at
+        begin = at
+        if self._escaped and at < len(chunk):
+            self._escaped = False
+            at += 1
+        end = _end(_REST_OF_STRING, chunk, at)
+        self._take(chunk, begin, end)
+        if end == len(chunk):
+            return end
+        self._in_string = chunk[end : end + 1] != b'"'
+        if self._in_string:
+            # Nothing follows the backslash in this piece.
             self._escaped = True
-            self._take(chunk, found.start(), at)
-        return at
+            self._take(chunk, end, end + 1)
+        return end + 1
 
     def _take(self, chunk: bytes, begin: int, end: int) -> None:
         if len(self._name) <= len(_KEY):
             self._name += chunk[begin : min(end, begin + len(_KEY) + 1)]
 
 
+def _end(pattern: re.Pattern[bytes], chunk: bytes, at: int) -> int:
+    """Return where a pattern that matches everywhere, if only nothing, ends."""
+    found = pattern.match(chunk, at)
+    assert found is not None
+    return found.end()
+
+
 def values(body: bytes) -> int:
     """Count the commas of a JSON text that are in no string: it has little more values than that."""
-    return _STRINGS.sub(b"", body).count(b",")
+    return _ANY_STRING.sub(b"", body).count(b",")
 
 
-_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_ANY_STRING = re.compile(rb'"' + _INSIDE + rb'(?:"|\\?\Z)', re.DOTALL)
