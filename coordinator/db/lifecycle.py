@@ -17,6 +17,7 @@ from coordinator.db.arrays import integers
 from coordinator.domain.lifecycle import BlobEvent, BlobState, after, told
 from coordinator.domain.names import Digest
 from coordinator.domain.pods import Linker
+from coordinator.domain.references import ManifestKind
 
 #: Of a teller, for pg_try_advisory_xact_lock: a constant of ours.
 OUTBOX_LOCK = 0x62616C6F
@@ -108,8 +109,13 @@ def some_live(connection: Connection[Any], limit: int) -> list[Digest]:
     return [Digest(row[0]) for row in found]
 
 
-def needed_elsewhere(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
-    """Return which of these only pods need that may have their bytes in a store of their own (linker `relay`)."""
+def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
+    """Return which of these, with no bytes in storage, need not be lost.
+
+    Either only pods need them that may have their bytes in a store of their own (linker `relay`). Or nothing but the
+    bytes of manifests names them that are kept for every digest they name (kind NAMED), and nobody ever stored them:
+    the client of any registry can make up such a digest, and would raise an alarm that is never cleared.
+    """
     if not blobs:
         return set()
     found = connection.execute(
@@ -117,8 +123,16 @@ def needed_elsewhere(connection: Connection[Any], blobs: Sequence[int]) -> set[i
         SELECT b.id FROM unnest(%s::bigint[]) b (id)
         WHERE EXISTS ({_PODS_THAT_NEED} WHERE p.linker = '{Linker.RELAY}')
           AND NOT EXISTS ({_PODS_THAT_NEED} WHERE p.linker = '{Linker.LINK}')
+        UNION
+        SELECT b.id FROM blobs b
+        WHERE b.id = ANY(%s::bigint[]) AND b.size < 0 AND b.link_count = 0
+          AND NOT EXISTS (SELECT FROM repository_manifests WHERE manifest_id = b.id)
+          AND NOT EXISTS (
+              SELECT FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+              WHERE m.refs @> ARRAY[b.id] AND m.kind <> {ManifestKind.NAMED:d}
+          )
         """,
-        (integers(blobs),),
+        (integers(blobs), integers(blobs)),
     )
     return {row[0] for row in found}
 

@@ -8,7 +8,7 @@ facts locked (db/locks.py), so that "it is needed" and "it has no bytes" are tru
 applied later finds the blob as the look left it. Bytes that come just after the look are seen in the next round.
 An outage says nothing (scenario 16): a store that answers with an error ends the look, and so does a bucket in which
 nothing is that the table needs, before a look or after it, which is probably another one or empty for a while.
-What no pod needs that links what is in the shared store may have its bytes elsewhere, and is never called missing.
+What may rightly have no bytes here (lifecycle.may_lack_bytes) is never called missing.
 Not here: the rule (domain/lifecycle.py), what becomes of bytes.
 """
 
@@ -60,9 +60,9 @@ class Presence:
         with self._connections.use() as connection:
             missing = lifecycle.missing(connection, self._missing_after, ROUND)
             unread = lifecycle.unread(connection, self._unread_after, ROUND)
-            elsewhere = lifecycle.needed_elsewhere(connection, [blob.id for blob in missing])
+            excused = lifecycle.may_lack_bytes(connection, [blob.id for blob in missing])
         found = self.heads([blob.digest for blob in (*missing, *unread)])
-        moves = self.settle([blob.digest for blob in missing if found[blob.digest] is not None or blob.id in elsewhere])
+        moves = self.settle([blob.digest for blob in missing if found[blob.digest] is not None or blob.id in excused])
         moves += self.settle([blob.digest for blob in unread if found[blob.digest] is None])
         self._missing_after = missing[-1].id if len(missing) == ROUND else 0
         self._unread_after = unread[-1].id if len(unread) == ROUND else 0
@@ -91,8 +91,8 @@ class Presence:
                 needed = [blob for blob in lifecycle.load(connection, batch) if blob.referenced]
                 found = self._heads_in_time([blob.digest for blob in needed])
                 absent = [blob for blob in needed if found[blob.digest] is None]
-                elsewhere = lifecycle.needed_elsewhere(connection, [blob.id for blob in absent])
-                moves = _moves(needed, found, elsewhere)
+                excused = lifecycle.may_lack_bytes(connection, [blob.id for blob in absent])
+                moves = _moves(needed, found, excused)
                 if any(each.to is BlobState.MISSING for each in moves) and not (stored_here and self._is_stored_here()):
                     raise _not_here(moves[0].blob)
                 lifecycle.move(connection, moves)
@@ -145,13 +145,13 @@ class Presence:
 
 
 def _moves(
-    needed: Sequence[KnownBlob], found: Mapping[Digest, ObjectInfo | None], elsewhere: Container[int]
+    needed: Sequence[KnownBlob], found: Mapping[Digest, ObjectInfo | None], excused: Container[int]
 ) -> list[Move]:
-    """What follows from a look; `elsewhere` are ids of those that may have their bytes where nobody here can look."""
+    """What follows from a look; `excused` are ids of those that may rightly have no bytes here."""
     moves = []
     for blob in needed:
         to = looked(blob.state, referenced=True, stored=found[blob.digest] is not None)
-        if to is BlobState.MISSING and blob.id in elsewhere:
+        if to is BlobState.MISSING and blob.id in excused:
             to = looked(blob.state, referenced=True, stored=True)
         if to is not blob.state:
             moves.append(Move(blob, to))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from coordinator.db import sweep
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
+from coordinator.domain.references import ManifestKind
 from coordinator.errors import UnavailableError
 from coordinator.reconcile import presence as presence_module
 from coordinator.reconcile.presence import Presence
@@ -65,6 +66,23 @@ def test_what_may_be_elsewhere(world: World) -> None:
     assert world.audit().missing.count == 0
     world.links_are("link")
     assert world.audit().missing.count == 2
+
+
+def test_a_digest_that_a_client_made_up(world: World) -> None:
+    """What only a manifest names that is kept for every digest in its bytes, and nobody stored, is not missing; a
+    layer that such a manifest names and that was stored is, and so is what another manifest lists.
+    """
+    world.needed("here")
+    world.lost("stored")
+    named = world.content(["made-up", "stored", "listed"], ManifestKind.NAMED)
+    named = named._replace(references=tuple(each._replace(size=None) for each in named.references))
+    world.needed("odd", "image")
+    world.apply(world.push("app", "odd", [])._replace(content=named, size=len(world.body("odd"))))
+    assert world.presence.settle([world.digest("made-up")]) == []
+    listed = world.content(["listed"])
+    world.apply(world.push("app", "image", [])._replace(content=listed, size=len(world.body("image"))))
+    assert world.audit().missing.count == 2
+    assert [world.state(name) for name in ("made-up", "stored", "listed")] == [LIVE, MISSING, MISSING]
 
 
 def test_nobody_misses_what_nobody_needs(world: World) -> None:
