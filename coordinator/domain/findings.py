@@ -27,6 +27,7 @@ class Check(StrEnum):
     PROCESSES_REACHED = "processes-reached"
     KAFKA_DURABLE = "kafka-durable"
     VERSIONED = "versioned"
+    REPOSITORIES_OWNED = "repositories-owned"
     EVENTS_ARRIVE = "events-arrive"
     REFERENCES_ARRIVE = "references-arrive"
     EVENTS_IN_ORDER = "events-in-order"
@@ -46,6 +47,10 @@ class Check(StrEnum):
 OF_THE_KEY = frozenset({Check.CANNOT_DELETE, Check.OTHERS_CLOSED, Check.QUARANTINE_CLOSED, Check.BUCKET_CLOSED})
 
 
+#: What no finding blocks GC for: each run looks again, and is blocked by what it sees itself (domain/perimeter.py).
+SEEN_BY_RUNS: Final = frozenset({Check.REPOSITORIES_OWNED})
+
+
 def implied(named: Collection[str]) -> frozenset[str]:
     """The checks that `settings.unsafe_findings` names: `cannot-delete` stands for all that are tried with that key.
 
@@ -59,6 +64,7 @@ OF_UNMANAGED: Final = frozenset(
     {
         Check.REGISTRY_ANSWERS,
         Check.VERSIONED,
+        Check.REPOSITORIES_OWNED,
         Check.SAME_ROOT,
         Check.UPLOAD_SECRET,
         Check.NO_DESCRIPTOR_CACHE,
@@ -101,7 +107,7 @@ def hold(
     *,
     managed: bool = True,
 ) -> str | None:
-    """Say why garbage collection may not run for the pod, as far as doctors know; None if all is proved.
+    """Say why garbage collection may not run for the pod, as far as doctors know; None if all is proved that counts.
 
     `newer`: processes of its registry that were first heard after the visit, or had been believed to be gone and came
     back: they may be configured in another way.
@@ -114,7 +120,9 @@ def hold(
     told = [
         f"{check} is {verdict or 'not examined'}"
         for check in checks(managed=managed)
-        if (verdict := found.get(check)) is not Verdict.PROVED and not (verdict and check in in_spite_of)
+        if check not in SEEN_BY_RUNS
+        and (verdict := found.get(check)) is not Verdict.PROVED
+        and not (verdict and check in in_spite_of)
     ]
     if newer:
         told.append(f"{newer} process{'es' if newer > 1 else ''} of its registry began or came back after the visit")

@@ -64,13 +64,16 @@ def holds(listing: Listing | None) -> list[str]:
     """Say why nothing may be deleted for what was listed; empty if it may."""
     if listing is None:
         return [NOT_LISTED]
-    if not listing.names:
-        return []
-    shown = listing.unowned[:NAMES_SHOWN]
+    return [f"{unowned(listing)}: {REMEDY}"] if listing.names else []
+
+
+def unowned(listing: Listing, limit: int = NAMES_SHOWN) -> str:
+    """Say which repositories no pod owns, with up to `limit` names, of a listing that has found any."""
+    shown = listing.unowned[:limit]
     left = len(listing.unowned) - len(shown)
     more = "" if listing.complete and not left else f" and {f'{left} more' if listing.complete else 'more'}"
     verb = "is" if len(shown) == 1 and not more else "are"
-    return [f"no pod owns {', '.join(shown) or 'some repositories'}{more}, which {verb} stored in the root: {REMEDY}"]
+    return f"no pod owns {', '.join(shown) or 'some repositories'}{more}, which {verb} stored in the root"
 
 
 def shown_name(name: str) -> str:

@@ -428,6 +428,7 @@ def test_what_holds_garbage_collection() -> None:
     assert "clocks is refuted" in told
     assert "versioned is unproved" in told
     assert "2 processes of its registry began or came back after the visit" in (hold(all_well, "p", 2) or "")
+    assert hold(all_well | {"repositories-owned": REFUTED}, "p") is None, "each run looks for itself"
     del all_well["cannot-delete"]
     assert "cannot-delete is not examined" in (hold(all_well, "p") or "")
 

@@ -10,7 +10,7 @@ from coordinator import bootstrap
 from coordinator.db import findings
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.domain.findings import OF_THE_KEY, Check, Verdict
-from coordinator.domain.names import parse_digest, parse_pod
+from coordinator.domain.names import parse_digest, parse_pod, parse_repository
 from coordinator.errors import ConflictError, NotFoundError
 from coordinator.ingest import holding
 from coordinator.pods.doctor.checks import OF_PROCESSES
@@ -20,7 +20,7 @@ from coordinator.pods.images import DOCKER, OCI
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack import model_notifications
 from coordinator.stack.seaweedfs import BUCKET
-from coordinator.storage.layout import BASE, MARK, blob_key
+from coordinator.storage.layout import BASE, MARK, blob_key, repository_prefix
 from tests.doctor.harness import (
     IMPATIENCE_S,
     CachingStorage,
@@ -281,6 +281,30 @@ def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
         bootstrap.trial_store(clinic.settings()).erase([MARK])
 
 
+def test_repositories_that_no_pod_owns(clinic: Clinic) -> None:
+    """Repositories of a registry that is not registered are named, with what to do; runs are blocked by what they see
+    themselves, and not by the finding, which may be of long ago.
+    """
+    pod, store = clinic.admit("neighbourly"), bootstrap.trial_store(clinic.settings())
+    clinic.listed(pod, unused())
+    names = [f"stranger-{number:02}" for number in range(12)]
+    keys = [f"{repository_prefix(parse_repository(f'{name}/app'))}_manifests/x" for name in names]
+    for key in keys:
+        store.put(key, b"x")
+    try:
+        found = of(clinic.examine(pod), "repositories-owned")
+        assert found.verdict is REFUTED
+        assert found.proof == f"no pod owns {', '.join(names)}, which are stored in the root"
+        assert "baleen pods add" in found.mend
+        assert "baleen pods suggest-prefixes" in found.mend
+        held_by = clinic.baleen.api.get("/v1/status").json()["gc"]["held_by"]
+        assert any("no pod owns stranger-00, stranger-01" in reason for reason in held_by)
+    finally:
+        store.erase(keys)
+    assert not any("repositories-owned" in reason for reason in clinic.baleen.pod(pod)["held_by"])
+    assert of(clinic.examine(pod), "repositories-owned").verdict is Verdict.PROVED
+
+
 def test_deletes_that_are_switched_off(clinic: Clinic) -> None:
     """A registry that deletes nothing is safe, and is told how to be of use."""
     pod = clinic.admit("keeping")
@@ -299,7 +323,10 @@ def test_a_registry_that_is_away(clinic: Clinic) -> None:
     pod, (url, other) = clinic.admit("away"), (unused(), unused())
     clinic.listed(pod, url)
     report = clinic.examine(pod, None)
-    assert {found.check for found in report.findings if found.verdict is Verdict.PROVED} == {"versioned"}
+    assert {found.check for found in report.findings if found.verdict is Verdict.PROVED} == {
+        "versioned",
+        "repositories-owned",
+    }
     assert of(report, "registry-answers").verdict is REFUTED
     assert "ECONNREFUSED" in of(report, "registry-answers").proof
     assert f"BALEEN_POD_SECRET_KEY=… baleen pods doctor {pod.name}" in of(report, "cannot-delete").mend

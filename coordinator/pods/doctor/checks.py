@@ -10,6 +10,7 @@ CHECKS: dict[Check, Callable[[Visit], Finding]] = {
     Check.REGISTRY_ANSWERS: registry.registry_answers,
     Check.KAFKA_DURABLE: kafka.kafka_durable,
     Check.VERSIONED: storage.versioned,
+    Check.REPOSITORIES_OWNED: storage.repositories_owned,
     Check.EVENTS_ARRIVE: events.events_arrive,
     Check.REFERENCES_ARRIVE: events.references_arrive,
     Check.EVENTS_IN_ORDER: events.events_in_order,

@@ -1,13 +1,15 @@
-"""Whether the registry uses our object store, and whether that keeps versions.
+"""Whether the registry uses our object store, whether that keeps versions, and whether pods own all that is in it.
 
 Not here: what the pod's key is permitted to do (key.py).
 """
 
 from coordinator.domain.findings import Check, Finding
+from coordinator.domain.perimeter import NAMES_LIMIT, unowned
 from coordinator.domain.pods import Linker
 from coordinator.pods.doctor.registry import failed
 from coordinator.pods.doctor.verdicts import Part, finding, proved, refuted
 from coordinator.pods.doctor.visit import Push, Visit
+from coordinator.reconcile import perimeter
 from coordinator.storage.trial import ENABLED
 
 QUARANTINE = (
@@ -58,3 +60,15 @@ def versioned(visit: Visit) -> Finding:
     )
     part = proved("", told) if hidden and len(kept) == 1 and restored else refuted("", told)
     return finding(Check.VERSIONED, [part], visit.patient)
+
+
+def repositories_owned(visit: Visit) -> Finding:
+    """List the root for repositories of no pod, as each run does, and let status and runs know what was found."""
+    listing = perimeter.look(visit.instruments.connections, visit.instruments.store)
+    if not listing.names:
+        owned = proved("", "a listing of the root shows no repository that no pod owns")
+        return finding(Check.REPOSITORIES_OWNED, [owned], visit.patient)
+    sentence = unowned(listing, NAMES_LIMIT)
+    # All the names that are known: a finding shortens its parts.
+    found = finding(Check.REPOSITORIES_OWNED, [refuted("", sentence)], visit.patient)
+    return found._replace(proof=sentence)

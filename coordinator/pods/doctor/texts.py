@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from coordinator.domain.findings import Check, Verdict
+from coordinator.domain.perimeter import REMEDY
 from coordinator.domain.pods import ProbeMethod
 from coordinator.pods import configuration
 
@@ -166,6 +167,13 @@ TEXTS: dict[Check, Texts] = {
         "The bucket says that it keeps versions, and does not: what is hidden would be lost.",
         "the bucket keeps versions",
         put_versioning,
+    ),
+    Check.REPOSITORIES_OWNED: Texts(
+        "Every repository in the root belongs to a registered pod, this one's or another's.",
+        "The root has repositories of a registry that is not registered: Baleen knows nothing of what they need. Each "
+        "run looks again, and is blocked while there are any.",
+        "every repository in the root belongs to a registered pod",
+        lambda _: f"{REMEDY[0].upper()}{REMEDY[1:]}.",
     ),
     Check.EVENTS_ARRIVE: Texts(
         "What is pushed and mounted is told, of every kind of manifest, and the table has it.",
