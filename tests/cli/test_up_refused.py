@@ -8,6 +8,7 @@ from coordinator.commands import up
 from coordinator.stack.supervisor import StackEndpoints
 from tests.cli.conftest import Command
 from tests.cli.test_commands import errs
+from tests.cli.test_up import free_port
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,8 @@ def test_a_database_that_is_away(bare: Command, embedded_stack: StackEndpoints) 
     stack = embedded_stack
     done = bare(
         "up",
+        "--port",
+        str(free_port()),
         database_url="postgresql://user:s3cr3t@127.0.0.1:9/x",
         kafka_bootstrap=stack.kafka_bootstrap or "",
         s3_endpoint_url=stack.s3_endpoint_url or "",
