@@ -127,9 +127,9 @@ def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int
         SELECT b.id FROM blobs b
         WHERE b.id = ANY(%s::bigint[]) AND b.size < 0 AND b.link_count = 0
           AND NOT EXISTS (SELECT FROM repository_manifests WHERE manifest_id = b.id)
-          AND NOT EXISTS (
-              SELECT FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
-              WHERE m.refs @> ARRAY[b.id] AND m.kind <> {ManifestKind.NAMED:d}
+          AND (
+              SELECT bool_and(m.kind = {ManifestKind.NAMED:d})
+              FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id WHERE m.refs @> ARRAY[b.id]
           )
         """,
         (integers(blobs), integers(blobs)),

@@ -7,9 +7,10 @@ Not here: what the rest means (normalise.py).
 
 import re
 
-#: `events[].target.references` stands below so many brackets.
+#: `events[].target.references` stands below so many brackets, `events[].target` below one less.
 _DEPTH = 4
 _KEY = b"references"
+_PARENT = b"target"
 _STRUCTURE = re.compile(rb'["{}\[\],]')
 _NESTED = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 _INSIDE = rb'(?:[^"\\]++|\\.)*+'
@@ -31,6 +32,8 @@ class Slim:
         self._in_string = self._escaped = False
         #: The last string, as far as it may be the name that is looked for.
         self._name = b""
+        #: What is open at _DEPTH is the target of an event.
+        self._in_target = False
         #: The depth of the list that is left out.
         self._skipping: int | None = None
 
@@ -45,13 +48,13 @@ class Slim:
                 continue
             if self._skipping is not None:
                 at = _end(_OBJECTS, chunk, at)
-            elif self._depth != _DEPTH:
+            elif self._depth not in {_DEPTH - 1, _DEPTH}:
                 at = _end(_STRINGS, chunk, at)
             found = _STRUCTURE.search(chunk, at)
             if found is None:
                 break
             at, sign = found.end(), found.group()
-            if sign == b"[" and self._skipping is None and self._depth == _DEPTH and self._name == _KEY:
+            if self._is_left_out(sign):
                 kept.append(chunk[begin:at])
                 self._skipping = self._depth
             self._in_string, self._name = sign == b'"', b""
@@ -62,6 +65,13 @@ class Slim:
         if self._skipping is None:
             kept.append(chunk[begin:])
         return b"".join(kept)
+
+    def _is_left_out(self, sign: bytes) -> bool:
+        """Whether what this bracket opens is left out."""
+        if sign in {b"{", b"["} and self._depth == _DEPTH - 1:
+            self._in_target = sign == b"{" and self._name == _PARENT
+        is_list = sign == b"[" and self._depth == _DEPTH and self._skipping is None
+        return is_list and self._in_target and self._name == _KEY
 
     def _string(self, chunk: bytes, at: int) -> int:
         """Go on in a string; return where it ends, or where the piece does."""

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coordinator.ingest.slim import Slim, values
@@ -16,6 +16,7 @@ JSON = st.recursive(
 )
 
 
+@example([], {}, {"references": [None]}, [], False)
 @given(JSON, JSON, JSON, st.lists(st.integers(1, 40), max_size=30), st.booleans())
 def test_only_references_are_taken_out(references: Any, target: Any, event: Any, cuts: list[int], spaced: bool) -> None:
     """What is left is the same envelope with an empty list for the references of its events' targets."""
