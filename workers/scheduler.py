@@ -16,6 +16,7 @@ from datetime import timedelta
 from types import FrameType
 
 import structlog
+from msgspec.structs import replace
 
 from coordinator import bootstrap, jobs, outbox
 from coordinator import settings as configuration
@@ -25,6 +26,7 @@ from coordinator.db.jobs import TakenOverError
 from coordinator.errors import BaleenError
 from coordinator.gc import collect, mark
 from coordinator.jobs import Ending, Runner, StoppedError, Work
+from coordinator.pods.doctor.again import Again
 from coordinator.pods.prober import Prober
 from coordinator.reconcile import perimeter
 from coordinator.settings import Settings
@@ -47,6 +49,8 @@ CLOCK_EVERY_S = 5.0
 #: How soon a change of the pods is noticed, and how often the root is listed without one.
 PERIMETER_EVERY_S = 5.0
 LISTING_EVERY = timedelta(minutes=1)
+#: How soon a registry process that began or came back is noticed. Visits to one pod have longer pauses.
+EXAMINE_EVERY_S = 10.0
 
 
 class Scheduler:
@@ -69,6 +73,14 @@ class Scheduler:
         self._store = bootstrap.object_store(settings)
         self._lifecycle = bootstrap.lifecycle_producer(settings)
         self._closing.callback(self._lifecycle.close)
+        #: The key of a pod's registry is for an operator's visit to that pod.
+        without_key = replace(settings, pod_access_key=None, pod_secret_key=None)
+        self._again = Again(
+            self._connections,
+            lambda pod: bootstrap.doctor(without_key, pod),
+            bootstrap.unsafe_findings(settings),
+            self.stop,
+        )
 
     def works(self) -> Sequence[Periodic]:
         return [
@@ -83,6 +95,7 @@ class Scheduler:
             Periodic("lifecycle", LIFECYCLE_EVERY_S, self._publish_lifecycle),
             Periodic("clock", CLOCK_EVERY_S, self._look_at_the_clock),
             Periodic("perimeter", PERIMETER_EVERY_S, self._list_root),
+            Periodic("examinations", EXAMINE_EVERY_S, self._again.round),
             Periodic("mark", MARK_EVERY_S, lambda: mark.watch(self._connections, self._store)),
         ]
 

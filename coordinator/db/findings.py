@@ -1,12 +1,13 @@
 """What doctors found out about pods: the rows, and what a visit asks the table.
 
-Route: `examined` -> the visit (coordinator/pods/doctor) -> `concluding` and `write`; queries/pods.py shows it.
+Route: `examined` -> the visit (coordinator/pods/doctor) -> `concluding` and `write`; queries/pods.py shows it. Of the
+scheduler's own visits: `unexamined` -> the visit -> `write` if all is proved, else `write_failed`.
 Invariant: whoever counts and is not in what `concluding` gave, or has come back since the visit began, is told as
 newer: the visit was of another life, or of none. No clock is asked, which may be set back.
 Not here: the experiments, and what holds garbage collection (domain/findings.py).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, LiteralString, NamedTuple
@@ -131,9 +132,48 @@ def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[st
         yield {row[0] for row in found}
 
 
-def write(connection: Connection[Any], pod: ExaminedPod, findings: Sequence[Finding]) -> None:
-    """Let these be what is known of the pod, in place of what was; in the block of `concluding`."""
-    connection.execute("DELETE FROM findings WHERE pod_id = %s", (pod.id,))
+def unexamined(connection: Connection[Any]) -> dict[PodName, frozenset[tuple[int, int]]]:
+    """Return pods that a doctor has examined, with the ids and lives of processes of theirs that no visit was of.
+
+    Only once a probe has come back from each such process: then those that it replaced are known to have ended.
+    Processes of pods whose registries send no events are not known.
+    """
+    found: dict[PodName, set[tuple[int, int]]] = {}
+    unheard: set[PodName] = set()
+    for name, source, life, is_heard in connection.execute(
+        """
+        SELECT p.name, s.id, s.life, s.heard_at IS NOT NULL FROM sources s JOIN pods p ON p.id = s.pod_id
+        WHERE p.managed AND s.retired_at IS NULL AND s.dead_since IS NULL AND s.examined_life IS DISTINCT FROM s.life
+          AND EXISTS (SELECT FROM findings f WHERE f.pod_id = p.id)
+        """
+    ):
+        found.setdefault(PodName(name), set()).add((source, life))
+        if not is_heard:
+            unheard.add(PodName(name))
+    return {name: frozenset(processes) for name, processes in found.items() if name not in unheard}
+
+
+def write_failed(connection: Connection[Any], pod: PodName, why: Sequence[str]) -> None:
+    """Note that the scheduler's own visit did not prove this; what an earlier visit found stays."""
+    connection.execute(
+        """
+        INSERT INTO failed_examinations (pod_id, at, why)
+        SELECT id, clock_timestamp(), %s::text[] FROM pods WHERE name = %s
+        ON CONFLICT (pod_id) DO UPDATE SET (at, why) = (excluded.at, excluded.why)
+        """,
+        (list(why), pod),
+    )
+
+
+def write(
+    connection: Connection[Any], pod: ExaminedPod, findings: Sequence[Finding], kept: Collection[str] = ()
+) -> None:
+    """Let these be what is known of the pod, in place of what was; in the block of `concluding`.
+
+    `kept`: checks that were not made, whose findings stay.
+    """
+    connection.execute('DELETE FROM findings WHERE pod_id = %s AND "check" <> ALL (%s)', (pod.id, list(kept)))
+    connection.execute("DELETE FROM failed_examinations WHERE pod_id = %s", (pod.id,))
     connection.cursor().executemany(
         """
         INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend, found_at)

@@ -2,11 +2,12 @@
 
 Each check is one thing that garbage collection relies on. What is not *proved* holds it: a check that is refuted, one
 that could not be carried out, and one that no visit has made, be it that none came or that it was of a release
-without the check. A proof is of the processes that were met: one that began later, or came back, is not examined.
+without the check. A proof is of the processes that were met: one that began later, or came back, is not examined until
+a visit is of it, an operator's or the scheduler's own (pods/doctor/again.py).
 Not here: the experiments (coordinator/pods/doctor), the rows (db/findings.py).
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -99,6 +100,33 @@ def in_order(found: Iterable[Finding]) -> list[Finding]:
     return sorted(found, key=lambda each: (places.get(each.check, len(places)), each.check))
 
 
+class Failed(NamedTuple):
+    """Baleen's own visit to processes that are not examined, which did not prove all that it tries."""
+
+    at: datetime
+    #: What was not proved, or why the visit came to no end.
+    why: Sequence[str]
+
+
+def repeated(*, managed: bool) -> list[Check]:
+    """Return the checks that Baleen makes by itself of processes that began or came back: all without the pod's key.
+
+    What is tried with that key is found out by way of no process, and keeps the result of the last visit that had it.
+    """
+    return [check for check in checks(managed=managed) if check not in OF_THE_KEY]
+
+
+def unproved(wanted: Iterable[Check], found: Mapping[str, Verdict], in_spite_of: Collection[str] = ()) -> list[str]:
+    """Say which of these checks are not proved, as far as that blocks garbage collection."""
+    return [
+        f"{check} is {verdict or 'not examined'}"
+        for check in wanted
+        if check not in SEEN_BY_RUNS
+        and (verdict := found.get(check)) is not Verdict.PROVED
+        and not (verdict and check in in_spite_of)
+    ]
+
+
 def hold(
     found: Mapping[str, Verdict],
     pod: str,
@@ -106,6 +134,7 @@ def hold(
     in_spite_of: Collection[str] = (),
     *,
     managed: bool = True,
+    failed: Failed | None = None,
 ) -> str | None:
     """Say why garbage collection may not run for the pod, as far as doctors know; None if all is proved that counts.
 
@@ -114,18 +143,23 @@ def hold(
     `in_spite_of`: checks that hold nothing whatever a visit found (settings.unsafe_findings); that there was one is
     asked all the same.
     `managed`: its registry sends events. Of one that does not, nothing that is about events is asked.
+    `failed`: Baleen's own visit to the newer processes, if it did not prove what it tried.
     """
     if not found:
         return f"never examined: that its registry is safe to collect for is not proved, `baleen pods doctor {pod}`"
-    told = [
-        f"{check} is {verdict or 'not examined'}"
-        for check in checks(managed=managed)
-        if check not in SEEN_BY_RUNS
-        and (verdict := found.get(check)) is not Verdict.PROVED
-        and not (verdict and check in in_spite_of)
-    ]
+    told = unproved(checks(managed=managed), found, in_spite_of)
     if newer:
-        told.append(f"{newer} process{'es' if newer > 1 else ''} of its registry began or came back after the visit")
+        told.append(f"{_processes(newer)} of its registry began or came back after the visit, and {_again(failed)}")
     if not told:
         return None
     return f"doctor: {', '.join(told)}: `baleen pods doctor {pod}` says what to mend"
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''}"
+
+
+def _again(failed: Failed | None) -> str:
+    if failed is None:
+        return "the scheduler has not examined that yet"
+    return f"the scheduler's own visit at {failed.at:%Y-%m-%d %H:%M:%S} UTC came to this: {', '.join(failed.why)}"

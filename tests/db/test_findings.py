@@ -12,7 +12,7 @@ from coordinator.db.engine import async_engine
 from coordinator.db.findings import ExaminedPod
 from coordinator.db.queries import pods
 from coordinator.db.queries.session import reading
-from coordinator.domain.findings import Check, Finding, Verdict
+from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, repeated
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import SourceState
 from tests.db.harness import Table
@@ -168,3 +168,50 @@ def test_a_visit_that_ends_while_it_is_asked(world: World, monkeypatch: pytest.M
     world.hear(world.probe(THERE), "t")
     monkeypatch.setattr(pods, "_findings", and_then_a_visit_ends)
     assert held(world) != []
+
+
+def test_who_is_examined_without_an_operator(world: World) -> None:
+    """Processes that no visit was of are examined again once a probe has come back from each; never those of a pod that
+    no operator's doctor has visited.
+    """
+    world.hear(world.probe(), "s")
+    assert findings.unexamined(world.connection) == {}
+    visit(world)
+    assert findings.unexamined(world.connection) == {}
+    world.connection.execute(
+        "INSERT INTO sources (pod_id, instance_id) SELECT id, 't' FROM pods WHERE name = %s", [POD]
+    )
+    assert held(world) != []
+    assert findings.unexamined(world.connection) == {}
+    world.hear(world.probe(), "t")
+    (processes,) = findings.unexamined(world.connection).values()
+    assert len(processes) == 1
+    # It takes turns with another: each is another life.
+    visit(world)
+    world.hear(world.probe(), "s")
+    assert findings.unexamined(world.connection)[POD] != processes
+
+
+def test_a_visit_without_an_operator(world: World) -> None:
+    """Where it proves too little it changes no finding and examines nobody, and the hold says what it came to; else its
+    findings count, and those of the key stay.
+    """
+    world.hear(world.probe(), "s")
+    visit(world)
+    world.connection.execute("UPDATE findings SET proof = 'earlier'")
+    world.hear(world.probe(), "t")
+    assert "has not examined that yet" in held(world)[0]
+    findings.write_failed(world.connection, POD, ["clocks is unproved"])
+    findings.write_failed(world.connection, POD, ["no-descriptor-cache is refuted"])
+    assert "UTC came to this: no-descriptor-cache is refuted" in held(world)[0]
+    assert findings.unexamined(world.connection) != {}
+    pod = findings.examined(world.connection, POD)
+    made = repeated(managed=True)
+    with findings.concluding(world.connection, pod):
+        found = [Finding(str(check), Verdict.PROVED, "", "later") for check in made]
+        findings.write(world.connection, pod, found, kept=OF_THE_KEY)
+    assert held(world) == []
+    proofs = dict(world.connection.execute('SELECT "check", proof FROM findings').fetchall())
+    assert proofs == dict.fromkeys(OF_THE_KEY, "earlier") | dict.fromkeys(made, "later")
+    world.hear(world.probe(), "u")
+    assert "has not examined that yet" in held(world)[0]

@@ -31,7 +31,7 @@ from coordinator.stack.model_storage import ModelStorage
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.s3 import S3ObjectStore
 from tests.doctor.store import BALEEN, POD, ROOT, Key, Store
-from tests.registries.harness import HTTP_SECRET, Baleen, Pod, eventually
+from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry, eventually
 
 #: For what comes, also on a slow machine; and for visits to pods that do not tell all, which take so long.
 PATIENCE_S, IMPATIENCE_S = 60.0, 15.0
@@ -49,7 +49,8 @@ class Clinic:
 
     @classmethod
     @contextmanager
-    def opened(cls, directory: Path) -> Iterator[Clinic]:
+    def opened(cls, directory: Path, more: Mapping[str, str] | None = None) -> Iterator[Clinic]:
+        """`more` are other settings of Baleen, without their prefix."""
         with Children() as children:
             store = Store(directory)
             store.prepare()
@@ -63,6 +64,7 @@ class Clinic:
                 # The pods are not here for the prober, and most of them are away.
                 "PROBE_EVERY": "10s",
             }
+            settings |= more or {}
             baleen = Baleen(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
             with baleen.api:
                 yield cls(baleen, store, directory, children)
@@ -108,6 +110,10 @@ class Clinic:
             self.listed(pod)
             for process in running:
                 self._children.kill(process)
+
+    def registry(self, pod: Pod) -> Registry:
+        """Start a process of the real program that can be killed and started again."""
+        return Registry(self._children, self._distribution(pod, DistributionRegistry, 0))
 
     def _distribution(
         self, pod: Pod, kind: type[DistributionRegistry], number: int, **storage: Any

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,11 @@ class Registry:
         changed = replace(self._made.notifications, **notifications)
         self._made = replace(self._made, notifications=changed)
         self._process = self._children.start(self._made.process())
+
+    def start_as(self, kind: type[DistributionRegistry]) -> None:
+        """Start anew at the same address, as the same program with another configuration."""
+        self._made = kind(**{each.name: getattr(self._made, each.name) for each in fields(self._made)})
+        self.start()
 
 
 class Baleen:

@@ -15,7 +15,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -296,9 +296,7 @@ class Stage(Baleen):
         self.start(member, kind)
 
     def start(self, member: Member, kind: type[DistributionRegistry] = DistributionRegistry) -> None:
-        made = member.registry._made
-        member.registry._made = kind(**{each.name: getattr(made, each.name) for each in fields(made)})
-        member.registry.start()
+        member.registry.start_as(kind)
 
     def mourn(self, member: Member) -> None:
         """Wait until it is noticed that a process is gone."""

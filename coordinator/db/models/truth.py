@@ -1,7 +1,8 @@
 """What is known of pods' registry processes, how far each has reported, and the jobs that find out more.
 
     pods ─< endpoints >─ sources ─< watermarks
-    pods ─< probes    pods ─< findings    pods ─< token_refusals    pods ─< jobs ─< job_parts    lifecycle_outbox
+    pods ─< probes    pods ─< findings    pods ─< failed_examinations    pods ─< token_refusals
+    pods ─< jobs ─< job_parts    lifecycle_outbox
 
 A *source* is one registry process. W(source, partition), a row of `watermarks`, is a time by the database's clock such
 that every event of that source whose request finished before it, and that belongs to the partition, is applied.
@@ -13,6 +14,7 @@ import uuid
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     CheckConstraint,
     ForeignKey,
     Identity,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     LargeBinary,
     PrimaryKeyConstraint,
     SmallInteger,
+    Text,
     UniqueConstraint,
     Uuid,
     func,
@@ -223,6 +226,19 @@ class Finding(Base):
     proof: Mapped[str]
     mend: Mapped[str]
     found_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+class FailedExamination(Base):
+    """The scheduler's last own visit to processes of a pod that no visit was of, if it did not prove what it tried."""
+
+    __tablename__ = "failed_examinations"
+
+    pod_id: Mapped[int] = mapped_column(
+        SmallInteger, ForeignKey("pods.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    #: Sentences for a person.
+    why: Mapped[list[str]] = mapped_column(ARRAY(Text))
 
 
 class TokenRefusals(Base):

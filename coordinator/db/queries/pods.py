@@ -19,8 +19,8 @@ from coordinator.db.queries.session import reading
 from coordinator.db.queries.vanished import EXAMPLES, examples
 from coordinator.db.queries.views import Endpoint, Finding, Gaps, Pod, PodPage, Source, TokenIssuer, WrongToken
 from coordinator.db.queries.watermarks import watermarks
+from coordinator.domain.findings import Failed, Verdict, hold, in_order
 from coordinator.domain.findings import Finding as Found
-from coordinator.domain.findings import Verdict, hold, in_order
 from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.domain.pods import Linker
 from coordinator.domain.refusals import Refusals, sentence
@@ -127,6 +127,8 @@ class Truth(NamedTuple):
     newer: int = 0
     #: What a process before the first that was heard had begun may land until so long after that.
     request_bound: dt.timedelta = dt.timedelta()
+    #: The scheduler's own visit to these, if it did not prove what it tried.
+    failed: Failed | None = None
     #: Checks of a doctor that hold nothing (settings.unsafe_findings).
     in_spite_of: Collection[str] = ()
     #: Its registry sends events. Of one that does not, reconciles show what it holds, and nothing else is asked.
@@ -144,7 +146,7 @@ class Truth(NamedTuple):
 
     def _not_proved(self, examined: Mapping[str, Verdict], pod: str) -> str | None:
         newer = self.newer if self.managed else 0
-        return hold(examined, pod, newer, self.in_spite_of, managed=self.managed)
+        return hold(examined, pod, newer, self.in_spite_of, managed=self.managed, failed=self.failed)
 
     def reasons(self, pod: str, waits_at: str = "") -> list[str]:
         """Say why garbage collection may not run for the pod; empty if it may.
@@ -247,6 +249,8 @@ WHERE s.retired_at IS NULL AND s.dead_since IS NULL
 GROUP BY 1
 """)
 
+_FAILED = text("SELECT p.name, f.at, f.why FROM failed_examinations f JOIN pods p ON p.id = f.pod_id")
+
 _POD = """
 SELECT p.name, p.mode, p.linker, p.probe, p.registries, p.created_at, p.managed, p.unmanaged_why, p.unmanaged_by,
        p.token_url, p.token_issuer, p.token_service, p.token_key_ids,
@@ -290,6 +294,7 @@ async def truths(
     opened = await holds(connection)
     # A visit that ends between the two is not told of at all, instead of whom it met by what the one before had proved.
     newer: dict[str, int] = {row.name: row.n for row in await connection.execute(_NEWER)}
+    failed = {row.name: Failed(row.at, row.why) for row in await connection.execute(_FAILED)}
     examined = await _findings(connection)
     return {
         row.name: Truth(
@@ -303,6 +308,7 @@ async def truths(
             examined.get(row.name, []),
             newer.get(row.name, 0),
             request_bound,
+            failed.get(row.name),
             in_spite_of,
             row.managed,
             row.false_reports,
