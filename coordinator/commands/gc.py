@@ -31,6 +31,7 @@ from coordinator.commands.output import (
 from coordinator.errors import BaleenError, UsageError
 
 if TYPE_CHECKING:
+    from coordinator.db.mark import Claimed
     from coordinator.gc.mark import Preview
 
 app = typer.Typer(help="Collect what nothing references: hide it, wait, delete it.", no_args_is_help=True)
@@ -178,28 +179,44 @@ def claim(
 
     For a database that failed over or was restored from a backup, a bucket that was rolled back, and a database that
     takes the place of another one. Prints what it changes and what has to be verified, and asks. It needs the database
-    and the bucket, not the API. Stop every other process of Baleen before.
+    and the bucket, not the API. Stop every other process of Baleen before. The database that `baleen up` runs ends with
+    it: start it with `baleen up --claim WHY` instead.
     """
+    loaded = settings.load()
+    demand_terminal(yes=yes)
+    claimed = claim_bucket(loaded, why, yes=yes)
+    if json:
+        print_json(claimed._asdict())
+    else:
+        typer.echo(claim_ends(claimed))
+
+
+def demand_terminal(*, yes: bool) -> None:
+    """Raise UsageError if a claim is to be confirmed, and nobody is there who can."""
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("Standard input is not a terminal: pass --yes to confirm the claim.")
+
+
+def claim_bucket(loaded: settings.Settings, why: str, *, yes: bool) -> "Claimed":
+    """Explain a claim, have it confirmed, and make it; raises BaleenError."""
     from coordinator import bootstrap  # noqa: PLC0415 - drivers are for commands that need them
     from coordinator.gc import mark  # noqa: PLC0415
     from coordinator.ingest.topics import EVENTS  # noqa: PLC0415
 
-    loaded = settings.load()
-    if not yes and not sys.stdin.isatty():
-        raise UsageError("Standard input is not a terminal: pass --yes to confirm the claim.")
     bound = timedelta(seconds=loaded.safety_delete_bound)
     connections, store = bootstrap.connections(loaded, name="baleen-claim"), bootstrap.object_store(loaded)
     try:
         _explain_claim(mark.preview(connections, store), bound)
         if not yes:
             _ask("Is every other process of Baleen stopped, and will no other database go on with this bucket?")
-        claimed = mark.claim(connections, store, why, EVENTS, bound)
+        return mark.claim(connections, store, why, EVENTS, bound)
     finally:
         connections.close()
-    if json:
-        print_json(claimed._asdict())
-        return
-    typer.echo(
+
+
+def claim_ends(claimed: "Claimed") -> str:
+    """What was done, and what the operator does next."""
+    return (
         f"The bucket is this database's, and GC is off. {counted(claimed.hides, 'hide')} will be given back; "
         f"{counted(claimed.pods, 'pod')} will be reconciled.\nWhen they are, and after "
         f"{as_text(claimed.verify_from)}: `baleen audit --mend`. Then `baleen gc on --why …`. Each step: "

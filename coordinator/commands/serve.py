@@ -32,11 +32,30 @@ def up(
     ] = None,
     host: Host = LOOPBACK,
     port: Port = PORT,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHY",
+            help="Claim the bucket first, as `baleen gc claim` does: after a restore, or with another database.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before the claim.")] = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C. What has a setting of its own is not started."""
+    from coordinator.commands.gc import demand_terminal  # noqa: PLC0415
     from coordinator.commands.up import run  # noqa: PLC0415 - the embedded stack is optional
 
-    run(data_dir, host=host, port=port)
+    if claim is not None:
+        demand_terminal(yes=yes)
+    run(data_dir, host=host, port=port, claim=None if claim is None else lambda merged: _claim(merged, claim, yes=yes))
+
+
+def _claim(merged: settings.Settings, why: str, *, yes: bool) -> None:
+    from coordinator.commands.gc import claim_bucket, claim_ends  # noqa: PLC0415
+    from coordinator.commands.output import notes  # noqa: PLC0415
+
+    claimed = claim_bucket(merged, why, yes=yes)
+    notes().print(claim_ends(claimed), soft_wrap=True, markup=False, highlight=False)
 
 
 def api(*, host: Host = LOOPBACK, port: Port = PORT) -> None:

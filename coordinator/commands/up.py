@@ -1,7 +1,7 @@
 """`baleen up`: everything on one machine until Ctrl-C.
 
-Route: which services have no setting -> Stack starts these -> migrations, topics and versioning side by side -> the
-operator's token -> worker, scheduler and API as children -> wait.
+Route: which services have no setting -> Stack starts these -> migrations, topics and versioning side by side -> a claim
+of the bucket, if asked for -> the operator's token -> worker, scheduler and API as children -> wait.
 How it ends: Ctrl-C and SIGTERM stop all and exit 0. A service that dies ends everything with exit 1 and the end of its
 log. API, worker and scheduler keep no state, so they are started again, a few times.
 Not here: starting and guarding children (coordinator/stack).
@@ -46,8 +46,11 @@ class _Ended(BaseException):
     """Ctrl-C or SIGTERM; not an Exception, so that nothing on the way takes it for a failure."""
 
 
-def run(data_dir: Path | None, *, host: str, port: int) -> None:
-    """Run until told to end; raises StackError when something dies for good."""
+def run(data_dir: Path | None, *, host: str, port: int, claim: Callable[[Settings], None] | None = None) -> None:
+    """Run until told to end; raises StackError when something dies for good.
+
+    `claim` is called once the services run, before anything of Baleen does; what it raises ends all.
+    """
     directory = (data_dir or Path(settings.load().data_dir)).absolute()
     own = application.configured(directory)
     # The handler of a shell's background job may be to ignore.
@@ -64,7 +67,7 @@ def run(data_dir: Path | None, *, host: str, port: int) -> None:
             threading.Thread(target=_load, daemon=True).start()
             stack.start()
             up = _Up(stack, directory, _merged(own, stack.endpoints, host, port, directory), host, port)
-            up.start()
+            up.start(claim)
             console.print(up.told(time.monotonic() - began), soft_wrap=True)
             up.watch()
     except _Ended:
@@ -146,7 +149,7 @@ class _Up:
             application.API: self._api,
         }
 
-    def start(self) -> None:
+    def start(self, claim: Callable[[Settings], None] | None = None) -> None:
         from coordinator import bootstrap  # noqa: PLC0415 - see _load
         from coordinator.db import migrate, progress  # noqa: PLC0415
         from coordinator.db.engine import connect  # noqa: PLC0415
@@ -173,6 +176,8 @@ class _Up:
                     "every pod is reconciled by itself, and garbage collection is held until then.",
                     soft_wrap=True,
                 )
+        if claim is not None:
+            claim(self._settings)
         asyncio.run(self._make_token())
         self._publish()
         for name in self._makers:

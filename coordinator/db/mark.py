@@ -10,7 +10,7 @@ Not here: the rules (domain/mark.py), the mark in the bucket (gc/mark.py), what 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable
@@ -145,8 +145,13 @@ class StillRunningError(BaleenError):
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(
-            f"Others are connected to this database: {', '.join(names)}. Stop all of Baleen, and try again."
+            f"Others are connected to this database: {', '.join(names)}. Stop all of Baleen, and try again. "
+            "Where `baleen up` runs the database, stop that, and start it with `baleen up --claim WHY`."
         )
+
+
+#: A claim, and what `baleen up` did before it: connections that were closed are seen for a moment more.
+_OF_A_CLAIM: Final = ["baleen-claim", "baleen-migrate", "baleen-up"]
 
 
 def refuse_if_running(connection: Connection[Any]) -> None:
@@ -155,8 +160,9 @@ def refuse_if_running(connection: Connection[Any]) -> None:
         """
         SELECT DISTINCT application_name FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid()
-          AND application_name LIKE 'baleen-%' AND application_name <> 'baleen-claim' ORDER BY 1
-        """
+          AND application_name LIKE 'baleen-%%' AND application_name <> ALL (%s) ORDER BY 1
+        """,
+        (_OF_A_CLAIM,),
     ).fetchall()
     if running:
         raise StillRunningError([row[0] for row in running])

@@ -29,12 +29,12 @@ SECONDS = 120
 
 
 @contextmanager
-def running(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def running(directory: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`baleen up`, ready; it is asked to end if the test has not done so."""
     log = directory / "up.log"
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "coordinator.cli", "up", "--data-dir", "data", "--port", str(port)],
+            [sys.executable, "-m", "coordinator.cli", "up", "--data-dir", "data", "--port", str(port), *options],
             cwd=directory,
             env=program_environment({}),
             stdout=stream,
@@ -107,6 +107,29 @@ def test_up(data_dir: Path) -> None:
         assert [pod["name"] for pod in beside("pods", "list", "--json").json["items"]] == ["pod-a"]
         up.send_signal(signal.SIGTERM)
         assert up.wait(SECONDS) == 0
+
+
+def test_up_claims_the_bucket(data_dir: Path) -> None:
+    """Its database ends with it, so that it makes the claim itself, before anything else of Baleen runs; the command
+    that makes it elsewhere says so.
+    """
+    port = free_port()
+    beside = Command(data_dir, {"data_dir": "data"})
+    with running(data_dir, port):
+        assert beside("pods", "add", "pod-a", "--prefix", "pod-a", "--json").json["pod"] == "pod-a"
+        refused = beside("gc", "claim", "--why", "a backup", "--yes")
+        assert (refused.code, "`baleen up --claim WHY`" in refused.err) == (1, True)
+        assert not any("he claim of" in reason for reason in beside("status", "--json").json["gc"]["held_by"])
+    unconfirmed = Command(data_dir, {})("up", "--data-dir", "data", "--port", str(port), "--claim", "a backup")
+    assert (unconfirmed.code, "--yes" in unconfirmed.err) == (2, True)
+    with running(data_dir, port, "--claim", "a backup", "--yes"):
+        status = beside("status", "--json").json
+        assert any("he claim of" in reason and "is not verified" in reason for reason in status["gc"]["held_by"])
+        assert "switched off: a backup" in status["gc"]["held_by"]
+        assert [pod["name"] for pod in beside("pods", "list", "--json").json["items"]] == ["pod-a"]
+    told = (data_dir / "up.log").read_text()
+    assert "gives this database a new identity" in told
+    assert "1 pod will be reconciled" in told
 
 
 def test_up_ends_when_a_service_dies(data_dir: Path) -> None:
