@@ -10,8 +10,8 @@ once: each actor's goes on alone, from its beginning to its end.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
@@ -193,10 +193,12 @@ class Session:
             raise UnavailableError("Another connection holds the lock: try again.")
         self._locks[key] = self._scheduler.current
 
-    def cursor(self, *arguments: Any, **named: Any) -> Any:
+    def cursor(self, name: str | None = None, *, binary: bool = False, withhold: bool = False) -> Any:
+        """Give a cursor. One that outlives its transaction has all rows from the beginning."""
         if not self._inside:
             self._enter("opens a cursor", alone=True)
-        return self.raw.cursor(*arguments, **named)
+        assert withhold or name is None
+        return self.raw.cursor(binary=binary)
 
     def now(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Ask beside all actors, as nobody in a history could."""
@@ -256,6 +258,22 @@ class Connections:
 
     def close(self) -> None:
         pass
+
+
+class Engine:
+    """The engine that changes are made with (`writing`, coordinator/db/queries/session.py)."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Engine]:
+        with self._session.transaction():
+            yield self
+
+    async def exec_driver_sql(self, statement: str, values: Any = None) -> _Answer:
+        cursor = self._session.raw.cursor(row_factory=namedtuple_row).execute(statement, values)
+        return _Answer(cursor.fetchall() if cursor.description else [])
 
 
 class _Answer:

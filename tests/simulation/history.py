@@ -51,6 +51,8 @@ class Odds(NamedTuple):
     unmanaged: float = 0
     #: That somebody takes the marker off a hidden blob.
     shown: float = 0
+    #: That somebody removes a link beside its registry.
+    unlinked: float = 0
     #: Of what happens besides the plot.
     noise: float = 1.0
 
@@ -79,6 +81,15 @@ def drawn(chance: random.Random) -> Odds:
     )
 
 
+def drawn_beside(chance: random.Random) -> dict[str, float]:
+    """Odds by a chance of their own: what histories come to without these actors stays as it is."""
+
+    def some(probability: float, value: float) -> float:
+        return value if chance.random() < probability else 0.0
+
+    return {"unlinked": some(0.12, 0.4)}
+
+
 #: Which acts follow each other, by where a history begins. An act may be left out, or another may come in between.
 #:
 #:     collect   a collection               report  time passes; probes and reconciles of all
@@ -88,7 +99,8 @@ def drawn(chance: random.Random) -> Odds:
 #:     restore   two restorers              die     a process with a request or an event dies
 #:     push      a client pushes            swap    a delete is told after the push that came after it
 #:     forget    what was pushed goes       race    the same, while a collection is between look and intent
-#:     show      somebody shows a hidden blob
+#:     show      somebody shows a hidden blob             unlink somebody removes a link beside its registry
+#:     index     a client pushes an index                 accept an operator accepts what vanished
 PLOTS: dict[str, tuple[str, ...]] = {
     "unreferenced": (
         "straggle collect report collect",
@@ -145,7 +157,8 @@ class History:
         self.chance = scheduler.chance
         self.base = base
         self._plots = plots or PLOTS[base.name]
-        self.odds = odds = drawn(self.chance)._replace(**odds_set)
+        beside = drawn_beside(random.Random(f"beside {seed}"))
+        self.odds = odds = drawn(self.chance)._replace(**beside | odds_set)
         self.world = World(base.session, base.bucket, scheduler, base.saved)
         world = self.world
         world.store.errors, world.store.slow, world.store.twice = odds.errors, odds.slow, odds.twice
@@ -201,6 +214,9 @@ class History:
             "restore": lambda: self._restore(world.workers),
             "wake": lambda: None,
             "show": self._show,
+            "unlink": self._unlink,
+            "index": self._index,
+            "accept": self._accept,
         }
         acts[what]()
         noise = self.odds.noise
@@ -212,6 +228,8 @@ class History:
             self._operator()
         if chance.random() < self.odds.shown:
             self._show()
+        if scheduler.roll(self.odds.unlinked):
+            scheduler.chance.choice((self._unlink, self._unlink, self._index, self._accept))()
         self._go_on()
         if what in {"report", "half", "now", "probe"} or chance.random() < self.odds.flush:
             self._flush()
@@ -226,6 +244,17 @@ class History:
 
     def _show(self) -> None:
         self._spawn("somebody", "somebody", lambda: self.world.show("x"))
+
+    def _unlink(self) -> None:
+        self._spawn("somebody", "somebody", self.world.remove_link)
+
+    def _index(self) -> None:
+        where = self.chance.choice(tuple(REPOSITORIES))
+        self._spawn("client", "client", lambda: self._as_client(self._push_index, where, "I"))
+
+    def _accept(self) -> None:
+        for pod in PODS:
+            self._spawn("operator", "operator", lambda pod=pod: self.world.accept_vanished(pod))
 
     def _restore(self, workers: Sequence[Worker]) -> None:
         for worker in workers:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from coordinator.db import gc, rows, sources
+from coordinator.db import gc, implied, rows, sources
+from coordinator.db.queries import pods
 from coordinator.domain import gc as policy
 from coordinator.domain import watermarks
 from coordinator.domain.lifecycle import BlobState
@@ -40,6 +41,7 @@ QUIET = {
     "stranger": 0.0,
     "unmanaged": 0.0,
     "shown": 0.0,
+    "unlinked": 0.0,
 }
 
 
@@ -354,3 +356,27 @@ def _() -> None:
 @mutant("17: no look before a purge", "show straggle collect wake", base="due", versioned=(True,))
 def _() -> None:
     _no_look()
+
+
+@mutant("links that vanished do not block", "unlink report now collect report collect")
+def _() -> None:
+    original = pods.holds
+
+    async def holds(connection: Any) -> dict[str, pods.Open]:
+        return {name: opened._replace(vanished_links=0) for name, opened in (await original(connection)).items()}
+
+    pods.holds = holds
+
+
+@mutant(
+    "an index does not keep its children",
+    "index report unlink unlink report accept now collect report collect",
+    bytes_only=True,
+)
+def _() -> None:
+    original = implied.release
+    part = f"""AND NOT EXISTS (
+                SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
+                WHERE m.refs @> ARRAY[d.id] AND m.kind IN ({implied._PARENTS}) AND i.repository_id = d.repository_id)"""
+    implied.release = lambda connection, holdings: original(_Cut(connection, part), holdings)
+    implied.complete = lambda connection, holdings: 0

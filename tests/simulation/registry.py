@@ -74,9 +74,14 @@ IMAGES = _images()
 NAMES: dict[Digest, str] = {_digest(body): f"layer {name}" for name, body in LAYERS.items()} | {
     image.digest: f"image {name}" for name, image in IMAGES.items()
 }
+#: By manifest: itself, and what it lists.
 NEEDS: dict[Digest, frozenset[Digest]] = {
     image.digest: frozenset({image.digest, *(reference.digest for reference in image.content.references)})
     for image in IMAGES.values()
+}
+#: By manifest: what a pull of it reads, through the children of an index.
+PULLED: dict[Digest, frozenset[Digest]] = {
+    digest: listed.union(*(NEEDS[each] for each in listed if each in NEEDS)) for digest, listed in NEEDS.items()
 }
 
 
@@ -148,6 +153,8 @@ class Registry:
         self.lossy = 0.0
         #: A link was written of which no event tells.
         self.lost = False
+        #: When the last delete event of a link was sent, by the link's key.
+        self.deletes: dict[str, int] = {}
 
     def upload(self, process: Process, where: str, name: str) -> bool:
         """The end of an upload: what is there already is not stored again (facts: the gap before the link)."""
@@ -212,6 +219,7 @@ class Registry:
             self._see(f"unlinks image {name} in {where}")
             self._bucket.delete(key)
             self._see(f"is about to tell that {where} has image {name} no more")
+            self.deletes[key] = self._scheduler.now
             self._tell(process, where, Removed(repository, image.digest, self._now(process)))
             return True
 

@@ -89,6 +89,10 @@ class Scheduler:
     def time(self) -> datetime:
         return BEGINNING + timedelta(microseconds=self.now)
 
+    def at(self, time: datetime) -> int:
+        """Return the moment of `now` at which `time` returned this."""
+        return (time - BEGINNING) // timedelta(microseconds=1)
+
     def roll(self, probability: float) -> bool:
         return probability > 0 and self.chance.random() < probability
 

@@ -7,6 +7,7 @@ clock.
 Invariants, after every step:
 - the bytes of what a repository links, and of what that lists, are served or can be brought back: a version that no
   permitted purge is about to delete, or the copy of a hide that is not over;
+- so are the bytes of what a link led to that somebody removed beside its registry, until an operator accepts that;
 - a delete names only what an open hide has recorded, or, to hide, the live key of one that is about to.
 At rest: they are served, the table has what storage has, the counts are the sizes of its sets, and `check` agrees.
 *Linked* is more than accepted: also what its client was told 500 for, and what lands after its process died.
@@ -22,17 +23,18 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
-from coordinator.db import brakes, findings, gc, jobs, progress, sources, sweep
+from coordinator.db import brakes, findings, gc, jobs, progress, sources, sweep, vanished
 from coordinator.db.apply import BatchApply
 from coordinator.db.batch import Item, OutOfStepError, Slice
 from coordinator.db.check import check
 from coordinator.db.echoes import KnownProcesses
 from coordinator.db.queries.collection import known
+from coordinator.domain.facts import Removed
 from coordinator.domain.findings import Check
 from coordinator.domain.gc import Amount, Facts, Limits, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.mounts import NotMountedError, Wanted
-from coordinator.domain.names import Digest, PodName
+from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import Linker
 from coordinator.domain.progress import Position, Progress
 from coordinator.errors import UnavailableError
@@ -54,15 +56,17 @@ from coordinator.storage.layout import (
     parse_blob_key,
     parse_quarantine_key,
     quarantine_key,
+    revision_link_key,
 )
 from coordinator.storage.port import Target
-from tests.simulation.database import Asking, Connections, Session, answered
+from tests.simulation.database import Asking, Connections, Engine, Session, answered
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
     IMAGES,
     NAMES,
     NEEDS,
     PARTITIONS,
+    PULLED,
     REPOSITORIES,
     REQUEST_BOUND,
     UNREGISTERED,
@@ -92,6 +96,8 @@ PROCESSES = (
     Process("b1", 2, "http://b", "10.0.1.1"),
 )
 PODS = {"a": 1, "b": 2}
+#: Links that are younger than this may vanish unnoticed: a delete event may be of them, as far as clocks tell.
+UNSURE = 30 * SECOND
 #: Whose registry sends no events, and that no operator has registered.
 STRANGER = Process("c1", 3, "http://c", "10.0.2.1")
 
@@ -189,6 +195,8 @@ class World:
         #: Of each blob that is needed and not served, as of the last change of the bucket.
         self.unserved: set[Digest] = set()
         self._seen_changes = -1
+        #: When somebody removed a link beside its registry, by its key, until an operator accepts that.
+        self.owed: dict[str, int] = {}
         self.known: Callable[[Facts], Facts] = lambda facts: facts
         scheduler.after_step = self.look
         session.after = self._look_at_hides
@@ -334,7 +342,72 @@ class World:
         if on_top is not None and on_top.is_marker:
             self.bucket.remove_marker(key, on_top.version)
 
+    def remove_link(self) -> None:
+        """Somebody with the pod's key removes a link, and no registry sends an event of it.
+
+        Rather that of an index's child, as `registry garbage-collect -m` does.
+        """
+        self.scheduler.pause("store", "is about to remove a link beside its registry")
+        found = self.removable()
+        if not found:
+            return
+        children = [key for key in found if self._is_child(key)]
+        key = self.scheduler.chance.choice(children or found)
+        self.bucket.delete(key)
+        self.owed[key] = self.scheduler.now
+        self.lost_events = True
+        self.scheduler.tell(f"removes {name_of(key)}")
+
+    def removable(self) -> list[str]:
+        """Links that the table has, and that no delete event may be about: what vanishes of others is not noticed."""
+        held = {
+            revision_link_key(RepositoryName(row[0]), Digest(row[1]))
+            for row in self.session.now(
+                """
+                SELECT r.name, b.digest FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
+                JOIN pods p ON p.id = r.pod_id AND p.managed JOIN blobs b ON b.id = h.manifest_id
+                WHERE NOT h.implied AND NOT EXISTS (
+                    SELECT FROM removals x WHERE x.repository_id = r.id AND x.digest = b.digest)
+                """
+            )
+        }
+        waiting = [told for process in self.processes for told in process.queue]
+        for number, records in enumerate(self.log):
+            waiting += records[min(worker.positions[number] for worker in self.workers) :]
+        deleted = {
+            revision_link_key(told.fact.repository, told.fact.digest)
+            for told in waiting
+            if isinstance(told.fact, Removed)
+        }
+        found = []
+        for key in sorted(held - deleted):
+            link = self.bucket.head(key)
+            if link is None:
+                continue
+            written = self.scheduler.at(link.modified_at)
+            is_old = self.scheduler.now - written > UNSURE
+            if is_old and self.registry.deletes.get(key, -UNSURE) < written - UNSURE:
+                found.append(key)
+        return found
+
+    def _is_child(self, key: str) -> bool:
+        where, image = _REVISIONS[key]
+        return any(
+            image.name in index.lists and self.bucket.has(revision_link_key(REPOSITORIES[where].name, index.digest))
+            for index in IMAGES.values()
+        )
+
     # Operators
+
+    def accept_vanished(self, pod: str) -> None:
+        """Accept that links of a pod are gone which vanished without a delete event."""
+        engine: Any = Engine(self.session)
+        answered(vanished.accept(engine, PodName(f"pod-{pod}"), "a history", "an operator"))
+        accepted = self.session.now(
+            "SELECT digest, evidence ->> 'repository' FROM gc_ledger WHERE decision = 'accepted'"
+        )
+        for digest, repository in accepted:
+            self.owed.pop(revision_link_key(RepositoryName(repository), Digest(digest)), None)
 
     def has_strangers(self) -> bool:
         """Whether a repository in the root belongs to no registered pod."""
@@ -486,14 +559,22 @@ class World:
         for key in self.bucket.stored():
             known = _REVISIONS.get(key)
             if known is not None:
-                found |= NEEDS[known[1].digest]
+                found |= PULLED[known[1].digest]
         return found
+
+    def _owed(self) -> set[Digest]:
+        """What was needed by links that somebody removed, and that nobody has pushed or deleted since."""
+        for key, removed in list(self.owed.items()):
+            if self.bucket.has(key) or self.registry.deletes.get(key, -1) >= removed:
+                del self.owed[key]
+        return {digest for key in self.owed for digest in PULLED[_REVISIONS[key][1].digest]}
 
     def look(self) -> None:
         if self.bucket.changes == self._seen_changes:
             return
         self._seen_changes = self.bucket.changes
-        self.unserved = {digest for digest in self.needed() if not self.bucket.has(blob_key(digest))}
+        needed = self.needed() | self._owed() if self.owed else self.needed()
+        self.unserved = {digest for digest in needed if not self.bucket.has(blob_key(digest))}
         if self.unserved:
             self._look_for_bytes()
 
