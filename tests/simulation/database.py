@@ -25,7 +25,11 @@ from coordinator.errors import UnavailableError
 from tests.simulation.scheduler import Scheduler
 
 #: Histories go on in copies of the database in which they begin, and each copy would count as restored from a dump.
-_INSTANCE = "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql STABLE AS $$ SELECT '1/1/1/1' $$"
+#: Only a failover makes it another instance.
+_INSTANCE = """
+CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql STABLE
+    AS $$ SELECT '1/' || current_setting('sim.timeline') || '/1/1' $$
+"""
 #: `public` first, so that tables are made there.
 _CLOCK = """
 CREATE SCHEMA sim;
@@ -53,8 +57,7 @@ class Server:
                 connection.execute(sql.SQL(f"ALTER SYSTEM SET {setting}"))
             connection.execute("SELECT pg_reload_conf()")
             connection.execute(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
-            connection.execute(f"ALTER DATABASE {_TEMPLATE} SET search_path = {_PATH}")
-            connection.execute(f"ALTER DATABASE {_TEMPLATE} SET sim.now = '{_SOME_TIME}'")
+            _set_up(connection, _TEMPLATE)
         url = self._of(_TEMPLATE)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(_CLOCK)
@@ -66,8 +69,7 @@ class Server:
         """Make a database, and return its URL."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-            connection.execute(f"ALTER DATABASE {name} SET search_path = {_PATH}")
-            connection.execute(f"ALTER DATABASE {name} SET sim.now = '{_SOME_TIME}'")
+            _set_up(connection, name)
         return self._of(name)
 
     def drop(self, name: str) -> None:
@@ -76,6 +78,11 @@ class Server:
 
     def _of(self, database: str) -> str:
         return make_url(self.url).set(database=database).render_as_string(hide_password=False)
+
+
+def _set_up(connection: psycopg.Connection[Any], database: str) -> None:
+    for setting, value in (("search_path", _PATH), ("sim.now", f"'{_SOME_TIME}'"), ("sim.timeline", "'1'")):
+        connection.execute(f"ALTER DATABASE {database} SET {setting} = {value}")
 
 
 class Session:
@@ -95,6 +102,9 @@ class Session:
         self._depth = 0
         self._open = False
         self._told: int | None = None
+        self._timeline = 1
+        #: What each sequence gave next when a standby got its last commits; None while there is none.
+        self._standby: list[int] | None = None
         #: Advisory locks of sessions, by key: which actor has it.
         self._locks: dict[int, Any] = {}
         self.closed = self.broken = False
@@ -108,12 +118,9 @@ class Session:
 
     def begin(self, scheduler: Scheduler) -> None:
         self.scheduler, self._told, self._depth, self._open = scheduler, None, 0, False
+        self._timeline, self._standby = 1, None
         self._locks.clear()
-        # Sequences are not rolled back.
-        values = ", ".join(
-            f"setval('{name}', {start}, false)" for name, start in zip(self._sequences, self._starts, strict=True)
-        )
-        self._command(f"BEGIN; SELECT {values}; SET sim.now = '{scheduler.time().isoformat()}'")
+        self._command(f"BEGIN; SELECT {self._set(self._starts)}; SET sim.now = '{scheduler.time().isoformat()}'")
 
     def forget(self) -> None:
         """Let everything since `begin` not have been."""
@@ -126,8 +133,35 @@ class Session:
         self.scheduler = None
         self._starts = self._ends()
 
+    def replicate(self) -> None:
+        """Let a standby have all that was committed until now. No transaction may be open."""
+        assert self._scheduler.holder is None
+        self._command(("RELEASE SAVEPOINT own; " if self._open else "") + "SAVEPOINT standby")
+        self._open, self._standby = False, self._ends()
+
+    @property
+    def has_standby(self) -> bool:
+        return self._standby is not None
+
+    def fail_over(self) -> None:
+        """Go on with the standby: what was committed since `replicate` is lost. No transaction may be open."""
+        assert self._scheduler.holder is None
+        assert self._standby is not None
+        self._timeline += 1
+        self._command(
+            f"ROLLBACK TO SAVEPOINT standby; SELECT {self._set(self._standby)}; SET sim.timeline = '{self._timeline}'"
+        )
+        self._open, self._told, self._standby = False, None, None
+        self._locks.clear()
+
     def close(self) -> None:
         self.raw.close()
+
+    def _set(self, starts: Sequence[int]) -> str:
+        """Set all sequences: they are not rolled back."""
+        return ", ".join(
+            f"setval('{name}', {start}, false)" for name, start in zip(self._sequences, starts, strict=True)
+        )
 
     def _ends(self) -> list[int]:
         """What each sequence gives next."""
@@ -184,7 +218,17 @@ class Session:
             self._lock(values[0])
         elif statement.startswith("SELECT pg_advisory_unlock("):
             self._locks.pop(values[0], None)
-        return self.raw.execute(statement, values, **more)
+        if self._timeline == 1 or self._inside:
+            return self.raw.execute(statement, values, **more)
+        # What goes on after a failover may be about rows that are not there: such a statement fails alone.
+        self._command("SAVEPOINT statement")
+        try:
+            return self.raw.execute(statement, values, **more)
+        except psycopg.Error:
+            self._command("ROLLBACK TO SAVEPOINT statement")
+            raise
+        finally:
+            self._command("RELEASE SAVEPOINT statement")
 
     def _lock(self, key: int) -> None:
         """Give a lock to one actor at a time, as connections of their own would: to PostgreSQL all are one."""

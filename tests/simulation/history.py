@@ -13,16 +13,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from coordinator.db import jobs
 from coordinator.storage.layout import blob_key, revision_link_key
 from tests.simulation.database import Server, Session
+from tests.simulation.operators import Operator
 from tests.simulation.registry import IMAGES, REPOSITORIES, UNREGISTERED, DeadError, Process, digest_of
-from tests.simulation.scheduler import Actor, Scheduler
+from tests.simulation.scheduler import Actor, Scheduler, Violation
 from tests.simulation.store import Bucket
-from tests.simulation.world import PODS, Saved, Worker, World, populate
+from tests.simulation.world import BOUND, PODS, Saved, Worker, World, populate
 
 STEPS_LIMIT = 1500
+#: So often the operator reads what blocks GC, and does something about it.
+ROUNDS = 8
 #: What a clock of a registry may be wrong by.
 SKEW = timedelta(seconds=4)
 #: Longer than a request may run; than a delete may be under way; than a job may be silent.
@@ -53,6 +57,11 @@ class Odds(NamedTuple):
     shown: float = 0
     #: That somebody removes a link beside its registry.
     unlinked: float = 0
+    #: That a standby gets what was committed, or takes the database's place; the same of the bucket and a replica.
+    failover: float = 0
+    rollback: float = 0
+    #: That an operator does what messages say.
+    literal: float = 0
     #: Of what happens besides the plot.
     noise: float = 1.0
 
@@ -87,7 +96,12 @@ def drawn_beside(chance: random.Random) -> dict[str, float]:
     def some(probability: float, value: float) -> float:
         return value if chance.random() < probability else 0.0
 
-    return {"unlinked": some(0.12, 0.4)}
+    return {
+        "unlinked": some(0.12, 0.4),
+        "failover": some(0.08, 0.2),
+        "rollback": some(0.06, 0.2),
+        "literal": some(0.12, 0.3),
+    }
 
 
 #: Which acts follow each other, by where a history begins. An act may be left out, or another may come in between.
@@ -101,6 +115,9 @@ def drawn_beside(chance: random.Random) -> dict[str, float]:
 #:     forget    what was pushed goes       race    the same, while a collection is between look and intent
 #:     show      somebody shows a hidden blob             unlink somebody removes a link beside its registry
 #:     index     a client pushes an index                 accept an operator accepts what vanished
+#:     standby   a standby gets all commits          failover it takes the database's place
+#:     replica   a replica gets all of the bucket    rollback it takes the bucket's place
+#:     obey      an operator does what messages say
 PLOTS: dict[str, tuple[str, ...]] = {
     "unreferenced": (
         "straggle collect report collect",
@@ -167,6 +184,7 @@ class History:
         if odds.skew:
             for process in world.processes:
                 process.skew = process.skew + self.chance.choice((-1, 0, 1)) * SKEW
+        self.operator = Operator(world)
         if odds.stranger:
             self.world.begin_stranger(unmanaged=bool(odds.unmanaged))
         self.steps = 0
@@ -217,6 +235,11 @@ class History:
             "unlink": self._unlink,
             "index": self._index,
             "accept": self._accept,
+            "standby": self._replicate,
+            "failover": self._fail_over,
+            "replica": self._copy_bucket,
+            "rollback": self._roll_back,
+            "obey": self._obey,
         }
         acts[what]()
         noise = self.odds.noise
@@ -228,14 +251,20 @@ class History:
             self._operator()
         if chance.random() < self.odds.shown:
             self._show()
-        if scheduler.roll(self.odds.unlinked):
-            scheduler.chance.choice((self._unlink, self._unlink, self._index, self._accept))()
+        self._beside()
         self._go_on()
         if what in {"report", "half", "now", "probe"} or chance.random() < self.odds.flush:
             self._flush()
         if what == "forget" and chance.random() < 0.8:
             world.pass_time(JOB_IS_SILENT + 10)
             self._alone("sweeper", world.sweep)
+
+    def _beside(self) -> None:
+        scheduler = self.scheduler
+        if scheduler.roll(self.odds.unlinked):
+            scheduler.chance.choice((self._unlink, self._unlink, self._index, self._accept))()
+        if scheduler.roll(self.odds.literal):
+            self._obey()
 
     def _collect(self) -> None:
         if self.chance.random() < 0.15 * self.odds.noise:
@@ -406,8 +435,65 @@ class History:
             (0.06, lambda: self.world.pass_time(self.chance.choice((0.01, 1.0, 155.0, *SOME_TIMES)))),
             (0.04, self._repeat_some),
             (self.odds.crash, self._die),
+            (self.odds.failover, self._fail_over_or_replicate),
+            (self.odds.rollback, self._roll_back_or_copy),
         )
         self.chance.choices([each for _, each in incidents], [odds for odds, _ in incidents])[0]()
+
+    def _fail_over_or_replicate(self) -> None:
+        if self.world.session.has_standby:
+            self._fail_over()
+        else:
+            self._replicate()
+
+    def _replicate(self) -> None:
+        if self.scheduler.holder is None:
+            self.world.session.replicate()
+            self.scheduler.told.append((self.scheduler.now, "database", "has a standby that has all commits"))
+
+    def _fail_over(self) -> None:
+        if self.scheduler.holder is None and self.world.session.has_standby:
+            self.world.fail_over()
+            self.scheduler.told.append((self.scheduler.now, "database", "fails over to its standby"))
+
+    def _roll_back_or_copy(self) -> None:
+        if self.world.replica is None:
+            self._copy_bucket()
+        else:
+            self._roll_back()
+
+    def _copy_bucket(self) -> None:
+        self.world.replica = self.world.bucket.save()
+        self.scheduler.told.append((self.scheduler.now, "storage", "has a replica that has everything"))
+
+    def _roll_back(self) -> None:
+        self.scheduler.told.append((self.scheduler.now, "storage", "is rolled back to its replica"))
+        self.world.roll_back_bucket()
+        self.world.look()
+
+    def _obey(self) -> None:
+        """An operator reads what blocks GC, and does what it says."""
+        for sentence in self._blocked():
+            for command, work in self.operator.commands(sentence):
+                self._run_command(command, work)
+
+    def _blocked(self) -> list[str]:
+        blocked: list[str] = []
+        self._alone("reader", lambda: blocked.extend(self.operator.read()))
+        for sentence in blocked:
+            self.scheduler.told.append((self.scheduler.now, "operator", f"reads: {sentence}"))
+        return blocked
+
+    def _run_command(self, command: str, work: Callable[[], object]) -> None:
+        scheduler = self.scheduler
+        scheduler.told.append((scheduler.now, "operator", f"runs `baleen {command}`"))
+        if command == "gc claim":
+            while scheduler.holder is not None:
+                scheduler.step(scheduler.holder)
+            for actor in list(scheduler.actors):
+                if actor.kind in {"job", "restorer", "worker"}:
+                    scheduler.kill(actor)
+        self._alone(f"baleen {command}", work)
 
     def _land_some(self) -> None:
         world = self.world
@@ -571,6 +657,7 @@ class History:
         """Everybody wakes up and comes to an end, all arrives, and Baleen does what it does by itself."""
         scheduler, chance, world = self.scheduler, self.chance, self.world
         scheduler.told.append((scheduler.now, "", "towards rest"))
+        literal = bool(self.odds.literal)
         self.odds, self._stuck = Odds(), None
         world.store.errors = world.store.slow = world.store.twice = world.session.away = world.registry.lossy = 0
         scheduler.finish_all()
@@ -589,6 +676,8 @@ class History:
             self._alone("operator", world.declare_unmanaged)
         if world.lost_events or world.registry.lost or world.holds_too_much() or "c" in world.pods:
             self._reconcile_all()
+        if literal or world.went_back:
+            self._unblock()
         self._alone("settler", world.workers[0].settler.settle)
         for _ in range(3):
             self._alone("restorer", lambda: world.restore(world.workers[0]))
@@ -597,6 +686,37 @@ class History:
             return
         # The counts are compared each time; `check` costs as much as all the rest.
         world.look_at_rest(checked=chance.random() < 0.25)
+
+    def _unblock(self) -> None:
+        """The operator does what messages say until nothing blocks GC; raises Violation if that does not help."""
+        for _ in range(ROUNDS):
+            blocked = self._blocked()
+            if not blocked:
+                self._alone("collection", self.world.collect)
+                self.operator.check_runs()
+                return
+            for sentence in blocked:
+                for command, work in self.operator.commands(sentence):
+                    self._run_command(command, work)
+            self._by_itself()
+        raise Violation(f"the operator did all that was said, and GC is still blocked: {'; '.join(blocked)}")
+
+    def _by_itself(self) -> None:
+        """Time passes, longer than anybody waits for, and Baleen does what it does by itself."""
+        world = self.world
+        connection: Any = world.session
+        world.pass_time(ALL_REQUESTS_ENDED + ALL_DELETES_LANDED)
+        self._mend()
+        for again in (True, False):
+            for process in world.processes:
+                self._alone("prober", lambda process=process: world.probe(process))
+            self._flush()
+            if again:
+                self._alone("scheduler", lambda: jobs.ask_for_needed(connection, timedelta(days=1), BOUND))
+                for pod in [pod for pod in world.pods if world.is_under_way(pod)]:
+                    self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
+                world.pass_time(ALL_REQUESTS_ENDED)
+        self._alone("restorer", lambda: world.restore(world.workers[0]))
 
     def _reconcile_all(self) -> None:
         world = self.world

@@ -42,6 +42,9 @@ QUIET = {
     "unmanaged": 0.0,
     "shown": 0.0,
     "unlinked": 0.0,
+    "failover": 0.0,
+    "rollback": 0.0,
+    "literal": 0.0,
 }
 
 

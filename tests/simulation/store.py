@@ -72,6 +72,12 @@ class Bucket(MemoryObjectStore):
     def save(self) -> tuple[Any, ...]:
         return dict(self._objects), {key: list(kept) for key, kept in self._versions.items()}, next(self._numbers)
 
+    def roll_back(self, saved: tuple[Any, ...]) -> None:
+        """Go on with an older replica, whose versions get new names."""
+        objects, versions, _ = saved
+        self._objects, self._versions = dict(objects), {key: list(kept) for key, kept in versions.items()}
+        self.changes += 1
+
     def load(self, saved: tuple[Any, ...], scheduler: Scheduler) -> None:
         objects, versions, number = saved
         self._objects, self._versions = dict(objects), {key: list(kept) for key, kept in versions.items()}

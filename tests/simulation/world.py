@@ -56,6 +56,7 @@ from coordinator.storage.layout import (
     parse_blob_key,
     parse_quarantine_key,
     quarantine_key,
+    quarantine_prefix,
     revision_link_key,
 )
 from coordinator.storage.port import Target
@@ -197,6 +198,12 @@ class World:
         self._seen_changes = -1
         #: When somebody removed a link beside its registry, by its key, until an operator accepts that.
         self.owed: dict[str, int] = {}
+        #: The database or the bucket went back in time: bytes may be where no hide of the table has them.
+        self.went_back = False
+        #: What a replica of the bucket looked like.
+        self.replica: tuple[Any, ...] | None = None
+        #: What was lost with the bucket, until it is served again.
+        self.lost: set[Digest] = set()
         self.known: Callable[[Facts], Facts] = lambda facts: facts
         scheduler.after_step = self.look
         session.after = self._look_at_hides
@@ -341,6 +348,35 @@ class World:
         on_top = next((each for each in self.bucket.versions(key) if each.latest), None)
         if on_top is not None and on_top.is_marker:
             self.bucket.remove_marker(key, on_top.version)
+
+    def fail_over(self) -> None:
+        """A standby takes the database's place, and lacks the last commits. All else goes on as it is."""
+        self.session.fail_over()
+        self.went_back = self.lost_events = True
+        for worker in self.workers:
+            # As after each failure: the next database may be another.
+            worker.processes.forget()
+
+    def roll_back_bucket(self) -> None:
+        """An older replica takes the bucket's place. What it has not is not Baleen's loss; requests end with an error.
+
+        Not between a purge's look and its delete: nothing could notice that (docs/SAFETY.md).
+        """
+        if self.replica is None or self.store.deleting or self.store.flights:
+            return
+        self.bucket.roll_back(self.replica)
+        self.replica = None
+        self.late.clear()
+        self.owed.clear()
+        for actor in list(self.scheduler.actors):
+            if actor.process is not None:
+                self.scheduler.kill(actor)
+        self.went_back = self.lost_events = True
+        self.lost |= {digest for digest in self.needed() if not self._has_bytes(digest)}
+
+    def _has_bytes(self, digest: Digest) -> bool:
+        copies = any(key.startswith(quarantine_prefix(digest)) for key in self.bucket.stored())
+        return copies or any(not each.is_marker for each in self.bucket.versions(blob_key(digest)))
 
     def remove_link(self) -> None:
         """Somebody with the pod's key removes a link, and no registry sends an event of it.
@@ -575,6 +611,9 @@ class World:
         self._seen_changes = self.bucket.changes
         needed = self.needed() | self._owed() if self.owed else self.needed()
         self.unserved = {digest for digest in needed if not self.bucket.has(blob_key(digest))}
+        if self.lost:
+            self.lost &= self.unserved
+            self.unserved -= self.lost
         if self.unserved:
             self._look_for_bytes()
 
@@ -601,6 +640,9 @@ class World:
                 there = any(not each.is_marker and each.version not in gone for each in versions)
             else:
                 there = number is not None and not doomed and self.bucket.has(quarantine_key(digest, number))
+            if not there and self.went_back:
+                # An audit finds it (docs/OPERATING.md, Failover and restore).
+                there = self._has_bytes(digest)
             if not there:
                 raise Violation(f"{NAMES[digest]} is needed, and its bytes are lost")
 
@@ -658,7 +700,7 @@ class World:
 
     def look_at_rest(self, *, checked: bool) -> None:
         """All is delivered, applied and restored: what is needed is served, and the table says what storage has."""
-        needed = self.needed()
+        needed = self.needed() - self.lost
         for digest in needed:
             if not self.bucket.has(blob_key(digest)):
                 raise Violation(f"at rest {NAMES[digest]} is needed and not served")

@@ -1,0 +1,95 @@
+"""An operator who does what Baleen's messages say, word by word.
+
+What blocks GC is asked as status asks it, and each command that a sentence names is run by what the command itself
+calls. A command that the operator does not know is a violation: nobody has tried whether it helps.
+Not here: what goes on in between (history.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+from coordinator.db import brakes
+from coordinator.domain.gc import holds
+from coordinator.gc import collect, mark
+from coordinator.ingest.topics import EVENTS
+from coordinator.reconcile.audit import Ages, Audit
+from coordinator.reconcile.presence import Presence
+from tests.simulation.scheduler import Violation
+from tests.simulation.world import DELETE_BOUND, World
+
+DAY = timedelta(days=1)
+WHY = "a history"
+_COMMANDS = re.compile(r"`baleen ((?:gc|pods|dead-letters|audit|release|unpin)(?: [a-z]+(?:-[a-z]+)*)?)([^`]*)`")
+#: Sentences that name no command, by what is in them.
+_SENTENCES = {"switched off:": "gc on", " is held:": "release"}
+#: Commands that only show something, or that are of pods of linker `relay`.
+_NOTHING_TO_DO = {
+    "pods settle-gaps",
+    "pods show",
+    "pods suggest-prefixes",
+    "pods vanished",
+    "gc status",
+}
+
+
+class Operator:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._connection: Any = world.session
+        self._connections: Any = world.connections
+        self._store: Any = world.store
+
+    def read(self) -> list[str]:
+        """Return what blocks GC, once a scheduler has compared bucket and database, as it does every two seconds."""
+        mark.watch(self._connections, self._store)
+        return holds(self.world.facts())
+
+    def commands(self, sentence: str) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Give the commands that a sentence names, and what they do; raises Violation."""
+        world = self.world
+        pod = next((name for name in world.pods if f"pod-{name}" in sentence), "a")
+        known: Mapping[str, Callable[[], object]] = {
+            "audit": self.audit,
+            "gc claim": self.claim,
+            "gc on": lambda: brakes.turn(self._connection, WHY, on=True),
+            "pods accept-vanished": lambda: world.accept_vanished(pod),
+            "pods add": self._declare,
+            "pods add-prefix": self._declare,
+            "pods doctor": lambda: world.examine(pod),
+            "pods reconcile": lambda: world.reconcile(pod),
+            "release": lambda: brakes.release(self._connection, sentence.split(" is held", maxsplit=1)[0]),
+        }
+        named = [found[1] for found in _COMMANDS.finditer(sentence)]
+        named += [command for words, command in _SENTENCES.items() if words in sentence]
+        for command in dict.fromkeys(named):
+            if command in _NOTHING_TO_DO:
+                continue
+            if command not in known:
+                raise Violation(f"a message names `baleen {command}`, which the operator does not know: {sentence}")
+            yield command, known[command]
+
+    def claim(self) -> None:
+        """Claim the bucket for the database. Nothing else of Baleen may run."""
+        mark.claim(self._connections, self._store, WHY, EVENTS, DELETE_BOUND)
+
+    def audit(self) -> None:
+        presence = Presence(self._connections, self._store)
+        report = Audit(self._connections, self._store, presence, Ages(DAY, DAY), mend=True).run()
+        pending = report.claim
+        self.world.scheduler.tell("verifies the claim" if pending is None else f"does not verify the claim: {pending}")
+
+    def check_runs(self) -> None:
+        """Raise Violation unless the last collection came to its end."""
+        found = self.world.session.now(
+            "SELECT state, error FROM jobs WHERE kind = %s ORDER BY id DESC LIMIT 1", (collect.KIND,)
+        )
+        if found[0][0] != "done":
+            raise Violation(f"nothing blocks GC, and the run that follows is {found[0][0]}: {found[0][1]}")
+
+    def _declare(self) -> None:
+        if self.world.has_strangers():
+            self.world.declare_unmanaged()
