@@ -116,6 +116,7 @@ def drawn_beside(chance: random.Random) -> dict[str, float]:
 #:     show      somebody shows a hidden blob             unlink somebody removes a link beside its registry
 #:     index     a client pushes an index                 accept an operator accepts what vanished
 #:     standby   a standby gets all commits          failover it takes the database's place
+#:     behind    a collection goes on after a standby got its last commits
 #:     replica   a replica gets all of the bucket    rollback it takes the bucket's place
 #:     obey      an operator does what messages say
 PLOTS: dict[str, tuple[str, ...]] = {
@@ -236,6 +237,7 @@ class History:
             "index": self._index,
             "accept": self._accept,
             "standby": self._replicate,
+            "behind": self._behind,
             "failover": self._fail_over,
             "replica": self._copy_bucket,
             "rollback": self._roll_back,
@@ -455,6 +457,15 @@ class History:
         if self.scheduler.holder is None and self.world.session.has_standby:
             self.world.fail_over()
             self.scheduler.told.append((self.scheduler.now, "database", "fails over to its standby"))
+
+    def _behind(self) -> None:
+        collection = self._spawn("collection", "job", self.world.collect)
+        began = len(self.scheduler.told)
+        while not collection.done:
+            if any(what.startswith("UPDATE gc_mark SET written") for _, _, what in self.scheduler.told[began:]):
+                break
+            self.scheduler.step(collection)
+        self._replicate()
 
     def _roll_back_or_copy(self) -> None:
         if self.world.replica is None:

@@ -13,8 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from coordinator.db import gc, implied, rows, sources
+from coordinator.db.queries import mark as questions
 from coordinator.db.queries import pods
 from coordinator.domain import gc as policy
+from coordinator.domain import mark as past
 from coordinator.domain import watermarks
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import collect, hide, plan, purge, restore
@@ -383,3 +385,40 @@ def _() -> None:
                 WHERE m.refs @> ARRAY[d.id] AND m.kind IN ({implied._PARENTS}) AND i.repository_id = d.repository_id)"""
     implied.release = lambda connection, holdings: original(_Cut(connection, part), holdings)
     implied.complete = lambda connection, holdings: 0
+
+
+def _unnoticed_failover() -> None:
+    """Nobody compares the database's instance with the recorded one."""
+    past.moved = questions.moved = lambda recorded, current: None
+
+
+@mutant("a failover is not noticed by the timeline", "straggle behind wake failover")
+def _() -> None:
+    _unnoticed_failover()
+
+
+@mutant(
+    "a failover is not noticed by the timeline, and a database older than the bucket not by the mark",
+    "straggle standby collect wake failover",
+)
+def _() -> None:
+    _unnoticed_failover()
+    original = past._mismatch
+    past._mismatch = lambda found, before, after, key: (
+        None if found is not None and found.epoch > after.writing else original(found, before, after, key)
+    )
+
+
+@mutant("a claim is not verified by an audit", "straggle behind wake failover")
+def _() -> None:
+    questions._claimed = lambda *_, **__: None  # type: ignore[assignment,return-value]
+
+
+@mutant(
+    "a bucket older than the database is not noticed, and no look before a purge",
+    "replica collect report rollback straggle collect wake",
+    versioned=(True,),
+)
+def _() -> None:
+    past._mismatch = lambda found, before, after, key: None
+    _no_look()

@@ -16,6 +16,7 @@ from coordinator.db import brakes
 from coordinator.domain.gc import holds
 from coordinator.gc import collect, mark
 from coordinator.ingest.topics import EVENTS
+from coordinator.reconcile import perimeter
 from coordinator.reconcile.audit import Ages, Audit
 from coordinator.reconcile.presence import Presence
 from tests.simulation.scheduler import Violation
@@ -44,8 +45,9 @@ class Operator:
         self._store: Any = world.store
 
     def read(self) -> list[str]:
-        """Return what blocks GC, once a scheduler has compared bucket and database, as it does every two seconds."""
+        """Return what blocks GC, once a scheduler has compared bucket and database, and listed the root."""
         mark.watch(self._connections, self._store)
+        perimeter.look(self._connections, self._store)
         return holds(self.world.facts())
 
     def commands(self, sentence: str) -> Iterator[tuple[str, Callable[[], object]]]:
