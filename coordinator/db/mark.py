@@ -150,6 +150,20 @@ class StillRunningError(BaleenError):
         )
 
 
+def may_have_lost_history(connection: Connection[Any]) -> bool:
+    """Whether deletes may be under way of which this database does not know: it lost commits, or the bucket did.
+
+    A claim ends that once its delete bound has passed.
+    """
+    row = connection.execute(
+        """
+        SELECT coalesce(verify_from > clock_timestamp(), false) OR refused IS NOT NULL
+               OR coalesce(instance <> gc_instance(), false) FROM gc_mark
+        """
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
 #: A claim, and what `baleen up` did before it: connections that were closed are seen for a moment more.
 _OF_A_CLAIM: Final = ["baleen-claim", "baleen-migrate", "baleen-up"]
 

@@ -6,6 +6,8 @@ Route: workers, all the time -> `Restorer.round`: what is needed, or was asked b
 A restore is *final* only when no delete of the hide can land any more (rule 8): until then the bytes are served again
 and the hide stays, so that the next round looks again. It looks at that bound first and at the bytes last (rule 14),
 and takes away exactly the markers that it saw before it made sure that the hide is not over (rule 15).
+After commits were lost, a purge of the hide may be under way that the database does not know of, and would delete the
+versions that the hide recorded. Until that has landed no marker is removed: the bytes are put on top anew.
 Whoever does it, and however many at once: the same markers and the same bytes.
 What is final is told to the bucket (mark.py): at the end of a round, or by whoever calls `restore`.
 A round also gives back links that turn out to be needed (links.py).
@@ -18,6 +20,7 @@ from datetime import timedelta
 import structlog
 
 from coordinator.db import gc
+from coordinator.db import mark as table
 from coordinator.db.connection import Connections
 from coordinator.db.gc import Hide
 from coordinator.domain.names import Digest, format_digest
@@ -25,7 +28,7 @@ from coordinator.errors import ConflictError, UnavailableError
 from coordinator.gc import links, mark
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import ObjectNotFoundError, ObjectStore, copy_within
+from coordinator.storage.port import ObjectNotFoundError, ObjectStore, copy_within, put_on_top
 
 log = structlog.get_logger()
 
@@ -159,12 +162,30 @@ class Restorer:
             # Rule 15: listed, then checked, then exactly that one.
             if self._now(hide) is None:
                 return False
+            if self._may_be_purged():
+                self._put_on_top(hide)
+                return True
             self._store.remove_marker(key, on_top.version)
         else:
             return False  # the next round goes on: below more of them there may be bytes
         if self._store.head(key) is None:
             self._copy_back(hide)
         return True
+
+    def _may_be_purged(self) -> bool:
+        with self._connections.use() as connection:
+            return table.may_have_lost_history(connection)
+
+    def _put_on_top(self, hide: Hide) -> None:
+        key = blob_key(hide.digest)
+        whole = next((each for each in self._store.versions(key) if not each.is_marker), None)
+        if whole is None:
+            return
+        try:
+            put_on_top(self._store, key, whole.version)
+        except ObjectNotFoundError as error:
+            digest = format_digest(hide.digest)
+            raise UnavailableError(f"A version of {digest} was deleted while it was read.") from error
 
     def _copy_back(self, hide: Hide) -> None:
         key, copy = blob_key(hide.digest), quarantine_key(hide.digest, hide.id)

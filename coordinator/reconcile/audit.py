@@ -35,7 +35,14 @@ from coordinator.errors import ConflictError
 from coordinator.reconcile import inventory, perimeter, uploads
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_prefix
-from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore, ObjectVersion, copy_within
+from coordinator.storage.port import (
+    ObjectInfo,
+    ObjectNotFoundError,
+    ObjectStore,
+    ObjectVersion,
+    copy_within,
+    put_on_top,
+)
 
 #: Digests that are looked at again together.
 BATCH = 256
@@ -296,6 +303,15 @@ class Audit:
         key = blob_key(blob.digest)
         if not self._is_whole(blob.digest, version.version):
             return False
+        with self._connections.use() as connection:
+            is_doubtful = mark.may_have_lost_history(connection)
+        if is_doubtful:
+            # A purge of the lost history may still delete what was below the marker.
+            if not self._is_missing(blob.digest):
+                return False
+            with suppress(ObjectNotFoundError):
+                put_on_top(self._store, key, version.version)
+            return any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest]))
         for _ in range(MARKERS_LIMIT):
             latest = self._store.versions(key, TOP_STATES)[0]
             if not latest.is_marker:

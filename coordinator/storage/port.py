@@ -269,6 +269,12 @@ def copy_within(store: ObjectStore, source: str, key: str) -> None:
             store.put_chunks(key, opened.chunks, opened.size)
 
 
+def put_on_top(store: ObjectStore, key: str, version: str) -> None:
+    """Put the bytes of a version on top of all others, as a new version; raises as `open_version` and `put_chunks`."""
+    with store.open_version(key, version) as opened:
+        store.put_chunks(key, opened.chunks, opened.size)
+
+
 def check_key(key: str) -> str:
     """Return the key; raises UsageError if it is not a path as all stores understand it."""
     if "\\" in key or any(part in {"", ".", ".."} for part in key.split("/")):

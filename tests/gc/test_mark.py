@@ -23,9 +23,11 @@ from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import UnavailableError
 from coordinator.gc import mark
-from coordinator.storage.layout import MARK
+from coordinator.ingest.topics import EVENTS
+from coordinator.storage.layout import MARK, blob_key, quarantine_key
 from coordinator.storage.port import Deleted, ObjectNotFoundError, ObjectStore, Permit, Target
-from tests.gc.harness import LANDED, NO_TIMES, POD, Garbage, blocked_by
+from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_by
+from tests.gc.test_asked_back import ask_back
 
 
 def backup(garbage: Garbage) -> Callable[[], None]:
@@ -89,6 +91,30 @@ def test_what_it_would_lose(garbage: Garbage) -> None:
     garbage.collect()
     assert garbage.seen("l")
     assert "purged" not in garbage.ledger("l")
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_purge_of_a_lost_history_that_lands_late(garbage: Garbage, claimed: bool) -> None:
+    """What is asked back after a failover keeps its bytes when a delete lands of which only the lost commits know."""
+    garbage.pushed("m", "l")
+    garbage.pushed("kept", "k")
+    garbage.forget("m")
+    garbage.collect()
+    hide = garbage.hide_of("l")
+    assert hide is not None
+    # A purge of this hide was permitted and sent; the standby that goes on has its hide alone.
+    late = [Target(blob_key(hide.digest), each.version) for each in hide.versions] or [
+        Target(quarantine_key(hide.digest, hide.id))
+    ]
+    garbage.connection.execute("UPDATE gc_mark SET instance = '1/1/1/1'")
+    if claimed:
+        with garbage.parts() as (connections, _, __):
+            mark.claim(connections, garbage.store, "a test", EVENTS, IN_FLIGHT)
+    assert ask_back(garbage, "l") is BlobState.HIDDEN
+    garbage.restore()
+    assert garbage.seen("l")
+    garbage.store.delete_many(late, lambda: None)
+    assert garbage.seen("l")
 
 
 def test_an_older_table_that_claims_the_bucket(garbage: Garbage) -> None:

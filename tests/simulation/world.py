@@ -283,7 +283,14 @@ class World:
         self.session.execute("UPDATE sources SET examined_life = life WHERE pod_id = %s", (PODS[pod],))
 
     def reconcile(self, pod: str) -> None:
-        self._ask("reconcile", self.pods[pod])
+        # One that was registered may be lost with a failover.
+        self.session.execute(
+            """
+            INSERT INTO jobs (kind, pod_id, why) SELECT %s, id, 'a history' FROM pods WHERE name = %s
+            ON CONFLICT DO NOTHING
+            """,
+            (reconcile.KIND, f"pod-{pod}"),
+        )
         settler = Settler(self.connections, self.store)  # type: ignore[arg-type]
         runner = reconcile.Reconcile(
             self.connections,  # type: ignore[arg-type]
@@ -299,7 +306,7 @@ class World:
         """Whether a reconcile of the pod was begun, and has not ended."""
         found = self.session.execute(
             "SELECT FROM jobs WHERE kind = %s AND pod_id = %s AND state IN ('waiting', 'running')",
-            (reconcile.KIND, self.pods[pod]),
+            (reconcile.KIND, self.pods.get(pod)),
         )
         return found.fetchone() is not None
 
@@ -307,12 +314,12 @@ class World:
         """Whether the last reconcile of the pod is one that has to be tried again."""
         found = self.session.execute(
             "SELECT state = 'failed' FROM jobs WHERE kind = %s AND pod_id = %s ORDER BY id DESC LIMIT 1",
-            (reconcile.KIND, self.pods[pod]),
+            (reconcile.KIND, self.pods.get(pod)),
         ).fetchone()
         return found is not None and found[0]
 
     def collect(self) -> None:
-        self._ask("gc", None)
+        self.session.execute("INSERT INTO jobs (kind, why) VALUES ('gc', 'a history') ON CONFLICT DO NOTHING")
         runner = collect.Collect(
             self.connections,  # type: ignore[arg-type]
             self.store,
@@ -321,11 +328,6 @@ class World:
             limits=NO_LIMITS,
         )
         self._do(collect.KIND, runner)
-
-    def _ask(self, kind: str, pod: int | None) -> None:
-        self.session.execute(
-            "INSERT INTO jobs (kind, pod_id, why) VALUES (%s, %s, 'a history') ON CONFLICT DO NOTHING", (kind, pod)
-        )
 
     def _do(self, kind: str, runner: Runner) -> None:
         """As a scheduler, but for one job alone."""
@@ -352,6 +354,8 @@ class World:
     def fail_over(self) -> None:
         """A standby takes the database's place, and lacks the last commits. All else goes on as it is."""
         self.session.fail_over()
+        known = self.session.now("SELECT name, id FROM pods")
+        self.pods = {name.removeprefix("pod-"): number for name, number in known}
         self.went_back = self.lost_events = True
         for worker in self.workers:
             # As after each failure: the next database may be another.
