@@ -118,7 +118,7 @@ def drawn_beside(chance: random.Random) -> dict[str, float]:
 #:     standby   a standby gets all commits          failover it takes the database's place
 #:     behind    a collection goes on after a standby got its last commits
 #:     replica   a replica gets all of the bucket    rollback it takes the bucket's place
-#:     obey      an operator does what messages say
+#:     obey      an operator does what messages say  undelete an operator asks a hidden blob back
 PLOTS: dict[str, tuple[str, ...]] = {
     "unreferenced": (
         "straggle collect report collect",
@@ -242,6 +242,7 @@ class History:
             "replica": self._copy_bucket,
             "rollback": self._roll_back,
             "obey": self._obey,
+            "undelete": lambda: self._spawn("operator", "operator", lambda: world.undelete(digest_of("x"))),
         }
         acts[what]()
         noise = self.odds.noise

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from coordinator.db import gc, implied, rows, sources
+from coordinator.db import mark as past_table
 from coordinator.db.queries import mark as questions
 from coordinator.db.queries import pods
 from coordinator.domain import gc as policy
@@ -422,3 +423,14 @@ def _() -> None:
 def _() -> None:
     past._mismatch = lambda found, before, after, key: None
     _no_look()
+
+
+@mutant(
+    "a restore after a failover removes markers",
+    "behind failover undelete push",
+    base="due",
+    versioned=(True,),
+    slow=0.9,
+)
+def _() -> None:
+    past_table.may_have_lost_history = lambda connection: False
