@@ -162,4 +162,4 @@ def _processes(count: int) -> str:
 def _again(failed: Failed | None) -> str:
     if failed is None:
         return "the scheduler has not examined that yet"
-    return f"the scheduler's own visit at {failed.at:%Y-%m-%d %H:%M:%S} UTC came to this: {', '.join(failed.why)}"
+    return f"the scheduler's own visit at {failed.at:%Y-%m-%d %H:%M:%S} UTC found: {', '.join(failed.why)}"

@@ -203,7 +203,7 @@ def test_a_visit_without_an_operator(world: World) -> None:
     assert "has not examined that yet" in held(world)[0]
     findings.write_failed(world.connection, POD, ["clocks is unproved"])
     findings.write_failed(world.connection, POD, ["no-descriptor-cache is refuted"])
-    assert "UTC came to this: no-descriptor-cache is refuted" in held(world)[0]
+    assert "UTC found: no-descriptor-cache is refuted" in held(world)[0]
     assert findings.unexamined(world.connection) != {}
     pod = findings.examined(world.connection, POD)
     made = repeated(managed=True)

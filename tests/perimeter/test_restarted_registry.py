@@ -93,7 +93,7 @@ def test_a_restart_needs_no_operator(clinic: Clinic, pod: Pod, registry: Registr
 
     restart(registry, Caching)
     image = garbage(registry, "second")
-    refuted = "came to this: no-descriptor-cache is refuted"
+    refuted = "UTC found: no-descriptor-cache is refuted"
     eventually(lambda: any(refuted in reason for reason in held_by(clinic, pod)), why=lambda: held_by(clinic, pod))
     assert not is_gone(clinic, image)
     status = clinic.baleen.api.get("/v1/status").json()

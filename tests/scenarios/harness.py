@@ -51,6 +51,7 @@ from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from tests.doctor.examined import examine_whatever_comes
 from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, Store
 from tests.gc.harness import NO_LIMITS, Run
 from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry, eventually
@@ -267,19 +268,7 @@ class Stage(Baleen):
             [str(check) for check in Check],
             member.name,
         )
-        self._connection.execute(
-            """
-            CREATE OR REPLACE FUNCTION examine() RETURNS trigger LANGUAGE plpgsql
-            AS $$ BEGIN NEW.examined_life := NEW.life; RETURN NEW; END $$
-            """
-        )
-        self._connection.execute(
-            """
-            CREATE OR REPLACE TRIGGER examined BEFORE INSERT OR UPDATE ON sources
-            FOR EACH ROW EXECUTE FUNCTION examine()
-            """
-        )
-        self.rows("UPDATE sources SET examined_life = life RETURNING id")
+        examine_whatever_comes(self._connection)
 
     @cached_property
     def router(self) -> Router:

@@ -34,6 +34,7 @@ from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, ROOT, EmbeddedS3
 from coordinator.storage.s3 import S3ObjectStore
 from tests.conftest import temporary_directory
+from tests.doctor.examined import examine_whatever_comes
 from tests.services.apache_kafka import ApacheKafka
 from tests.workers.harness import ROOT as CHECKOUT
 from tests.workers.harness import Place, Table
@@ -215,6 +216,8 @@ class Operator(threading.Thread):
         super().__init__(daemon=True)
         self._world = world
         self._ending = threading.Event()
+        #: Processes that come are examined as soon as they are heard.
+        self._admits = False
 
     def run(self) -> None:
         while not self._ending.wait(OPERATOR_EVERY_S):
@@ -239,7 +242,9 @@ class Operator(threading.Thread):
             """,
             ([check.value for check in Check],),
         )
-        connection.execute("UPDATE sources SET examined_life = life WHERE examined_life IS DISTINCT FROM life")
+        if not self._admits:
+            examine_whatever_comes(connection)
+            self._admits = True
         connection.execute(
             """
             INSERT INTO jobs (kind, pod_id, why) SELECT 'reconcile', p.id, 'a test' FROM pods p

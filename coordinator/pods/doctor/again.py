@@ -34,6 +34,9 @@ FIRST_PAUSE_S: Final = 60.0
 #: Once a flood of requests or restarts has ended, the next visit begins within this time.
 LONGEST_PAUSE_S: Final = 900.0
 
+#: Of what a hold says of a visit that came to no end.
+ERROR_LENGTH: Final = 300
+
 #: Opens what a visit to a pod works with.
 Open = Callable[[PodName], AbstractContextManager[Instruments]]
 
@@ -42,13 +45,29 @@ class _EndingError(BaleenError):
     """The scheduler ends: so does the visit, which takes away what it tried."""
 
 
-class _Visited(NamedTuple):
+class Visited(NamedTuple):
     """The last visit to a pod."""
 
     #: Ids and lives of the processes that no visit was of.
     processes: frozenset[tuple[int, int]]
+    #: By a clock that is never set.
     ended: float
     pause: float
+
+
+def after(last: Visited | None, processes: frozenset[tuple[int, int]], ended: float) -> Visited:
+    """Return the visit to these processes that ended now: the pause is twice as long where it was of the same."""
+    is_again = last is not None and last.processes == processes
+    return Visited(
+        processes, ended, min(2 * last.pause, LONGEST_PAUSE_S) if is_again and last is not None else FIRST_PAUSE_S
+    )
+
+
+def is_due(last: Visited | None, processes: frozenset[tuple[int, int]], now: float) -> bool:
+    """Whether these processes may be visited now. Others than the last time need not wait for the longer pause."""
+    if last is None:
+        return True
+    return now - last.ended >= (last.pause if processes == last.processes else FIRST_PAUSE_S)
 
 
 class Again:
@@ -61,23 +80,17 @@ class Again:
         self._open = opened
         self._in_spite_of = in_spite_of
         self._stop = stop
-        self._visited: dict[PodName, _Visited] = {}
+        self._visited: dict[PodName, Visited] = {}
 
     def round(self) -> None:
         """Visit the pod that has waited longest, if any may be visited now."""
         with self._connections.use() as connection:
             waiting = findings.unexamined(connection)
         now = time.monotonic()
-        due = [pod for pod, processes in waiting.items() if self._is_due(pod, processes, now)]
+        due = [pod for pod, processes in waiting.items() if is_due(self._visited.get(pod), processes, now)]
         if due:
             pod = min(due, key=lambda each: (self._visited[each].ended if each in self._visited else 0.0, each))
             self._visit(pod, waiting[pod])
-
-    def _is_due(self, pod: PodName, processes: frozenset[tuple[int, int]], now: float) -> bool:
-        last = self._visited.get(pod)
-        if last is None:
-            return True
-        return now - last.ended >= (last.pause if processes == last.processes else FIRST_PAUSE_S)
 
     def _visit(self, pod: PodName, processes: frozenset[tuple[int, int]]) -> None:
         log.info("registry processes that no doctor has examined are examined", pod=pod, processes=len(processes))
@@ -91,17 +104,14 @@ class Again:
         except BaleenError as error:
             log.warning("a pod could not be examined", pod=pod, reason=str(error))
             with self._connections.use() as connection:
-                findings.write_failed(connection, pod, [str(error)])
+                findings.write_failed(connection, pod, [str(error).rstrip(".")[:ERROR_LENGTH]])
         else:
             if failed:
                 log.warning("registry processes are not proved safe to collect for", pod=pod, why=failed)
             else:
                 log.info("registry processes are examined", pod=pod)
         finally:
-            last = self._visited.get(pod)
-            is_same = last is not None and last.processes == processes
-            pause = min(2 * last.pause, LONGEST_PAUSE_S) if is_same and last is not None else FIRST_PAUSE_S
-            self._visited[pod] = _Visited(processes, time.monotonic(), pause)
+            self._visited[pod] = after(self._visited.get(pod), processes, time.monotonic())
 
     def _go_on(self, what: str) -> None:
         if self._stop.is_set() and what != TAKING_AWAY:

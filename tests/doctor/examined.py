@@ -1,0 +1,23 @@
+"""Let processes of registries count as examined from their first event on, so that no scheduler examines them."""
+
+from typing import Any
+
+from psycopg import Connection
+
+
+def examine_whatever_comes(connection: Connection[Any]) -> None:
+    """Let each row of sources that is written be of an examined life, and those that there are."""
+    with connection.transaction():
+        connection.execute(
+            """
+            CREATE OR REPLACE FUNCTION examine() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN NEW.examined_life := NEW.life; RETURN NEW; END $$
+            """
+        )
+        connection.execute(
+            """
+            CREATE OR REPLACE TRIGGER examined BEFORE INSERT OR UPDATE ON sources
+            FOR EACH ROW EXECUTE FUNCTION examine()
+            """
+        )
+        connection.execute("UPDATE sources SET examined_life = life WHERE examined_life IS DISTINCT FROM life")
