@@ -52,7 +52,7 @@ from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
 from tests.doctor.examined import examine_whatever_comes
-from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, Store
+from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, THIEF, Store
 from tests.gc.harness import NO_LIMITS, Run
 from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry, eventually
 from tests.registries.proxy import WebhookProxy
@@ -229,12 +229,12 @@ class Stage(Baleen):
         return replace(super()._storage(pod), access_key=key.access, secret_key=key.secret)
 
     def unregistered(self, name: str) -> Registry:
-        """Start a registry on the same bucket and root that no pod knows, and that sends no events."""
+        """Start a registry of no pod on the same bucket and root, without events, and with a key that may do all."""
         made = DistributionRegistry(
             name=name,
             directory=self._directory / name,
             port=self._ports.take(name),
-            storage=self._storage(),
+            storage=replace(self._storage(), access_key=THIEF.access, secret_key=THIEF.secret),
             notifications=None,
             http_secret=HTTP_SECRET,
         )
