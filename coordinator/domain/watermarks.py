@@ -373,6 +373,11 @@ class Known(NamedTuple):
     retired_at: datetime | None = None
 
 
+#: Half of the shortest bound that is safe (settings.FLOORS). With a shorter one, for a trial, each probe that is a
+#: little late would count as a pause, and nothing would ever be purged.
+LEAST_PAUSE = timedelta(seconds=30)
+
+
 def was_paused(newest: datetime | None, now: datetime, request_bound: timedelta) -> bool:
     """Whether a process that is heard now may have been stopped for a part of a request's time that counts.
 
@@ -381,7 +386,7 @@ def was_paused(newest: datetime | None, now: datetime, request_bound: timedelta)
     that it has brought back. That it was silent for half the bound may have other reasons, such as a worker that was
     away; then a purge waits for nothing.
     """
-    return newest is not None and now - newest > request_bound / 2
+    return newest is not None and now - newest > max(request_bound / 2, LEAST_PAUSE)
 
 
 class Place(NamedTuple):
