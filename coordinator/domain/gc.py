@@ -120,6 +120,11 @@ class Policy(NamedTuple):
         """The latest time that passes; None if nothing does."""
         return None if self.holds or not self.bounds else self.bounds[0].at
 
+    @property
+    def waits_for(self) -> str | None:
+        """What keeps `until` from being later; None where holds keep everything."""
+        return None if self.holds or not self.bounds else self.bounds[0].kept.detail
+
     def kept(self, at: datetime, *, pinned: bool = False) -> Kept | None:
         """Why a blob of that time is kept; None if it goes."""
         return next(self.reasons(at, pinned=pinned), None)

@@ -77,6 +77,15 @@ def test_a_plan_that_is_held(world: World) -> None:
     assert {item["step"] for item in freed["items"]} == {"hide"}
 
 
+def test_what_a_status_waits_for(world: World) -> None:
+    """A status says what keeps its bounds where they are: none while anything holds collection."""
+    turned(world, on=False)
+    status = world.api.get("/v1/gc/status").json()
+    assert (status["hide_waits_for"], status["purge_waits_for"]) == (None, None)
+    turned(world, on=True)
+    assert world.api.get("/v1/gc/status").json()["hide_waits_for"].startswith("unreferenced for less than")
+
+
 @pytest.mark.parametrize("step", [None, "hide", "keep"])
 def test_a_plan_while_blobs_come(world: World, monkeypatch: pytest.MonkeyPatch, step: str | None) -> None:
     """What was in the plan at its first page is in it once, whatever comes meanwhile, also in short pages."""

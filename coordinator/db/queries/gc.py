@@ -283,6 +283,8 @@ async def collection_status(
             held_by=holds(facts),
             hide_until=hiding(facts).until,
             purge_until=purging(facts).until,
+            hide_waits_for=hiding(facts).waits_for,
+            purge_waits_for=purging(facts).waits_for,
             unreferenced=counted.unreferenced,
             unreferenced_since=await oldest_candidate(connection),
             hidden=counted.hidden,

@@ -175,6 +175,8 @@ class CollectionStatus(View, frozen=True, kw_only=True):
     held_by: Annotated[list[str], Meta(description="Why nothing is collected now, the switch included.")]
     hide_until: Annotated[dt.datetime | None, Meta(description="As in the plan.")]
     purge_until: Annotated[dt.datetime | None, Meta(description="As in the plan.")]
+    hide_waits_for: Annotated[str | None, Meta(description="What keeps `hide_until` where it is, if nothing holds it.")]
+    purge_waits_for: Annotated[str | None, Meta(description="The same of `purge_until`.")]
     unreferenced: Annotated[Amount, Meta(description="What nothing references and is served. As of `counted_at`.")]
     unreferenced_since: Annotated[dt.datetime | None, Meta(description="Of the oldest of these that nobody pinned.")]
     hidden: Annotated[Amount, Meta(description="What is hidden, and not purged yet. As of `counted_at`.")]
