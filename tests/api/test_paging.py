@@ -14,6 +14,7 @@ from tests.api.worlds import build, worlds
 LIMITS = st.integers(1, 7)
 
 
+@pytest.mark.lengthy
 @settings(max_examples=12, database=None)
 @given(worlds(), LIMITS, st.integers(5, 20), st.booleans())
 def test_references(
@@ -137,6 +138,7 @@ def test_blobs_while_blobs_are_added(api: Served, facts: Facts, monkeypatch: pyt
         assert before <= set(items)
 
 
+@pytest.mark.lengthy
 @settings(max_examples=10, database=None)
 @given(st.sets(st.from_regex(r"[ab](/[ab]|-[ab]|[ab]){0,3}", fullmatch=True), max_size=12), LIMITS)
 def test_repositories(api: Served, names: set[str], limit: int) -> None:

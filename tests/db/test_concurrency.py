@@ -79,6 +79,7 @@ def _replaced(event: RegistryEvent, **changes: Any) -> RegistryEvent:
     return RegistryEvent(**{name: getattr(event, name) for name in event.__struct_fields__} | changes)
 
 
+@pytest.mark.lengthy
 def test_no_deadlock_and_no_miscount(fresh: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that share old and new digests in any order never deadlock, and every count is right at the end."""
     repeated: Counter[str] = Counter()
@@ -170,6 +171,7 @@ def test_a_batch_that_always_collides(table: Table, monkeypatch: pytest.MonkeyPa
     assert table.check().agrees
 
 
+@pytest.mark.lengthy
 def test_lists_that_grow_while_others_write(fresh: Table) -> None:
     """What manifests list becomes known, and more, while other workers push and delete them: every count is right."""
     manifests = {f"m{number}": [f"b{number}", f"b{number + 1}", "all"] for number in range(6)}

@@ -70,6 +70,7 @@ def test_again_changes_nothing(databases: Databases) -> None:
     assert definitions(url) == before
 
 
+@pytest.mark.lengthy
 def test_indexes_that_were_built_before(databases: Databases) -> None:
     """What the changelog says to build before a migration is just what that would make, and is left as it is."""
     changelog = (Path(__file__).parents[2] / "CHANGELOG.md").read_text()

@@ -183,6 +183,7 @@ class PowerCutError(Exception):
     pass
 
 
+@pytest.mark.lengthy
 def test_an_error_at_any_statement(fresh: Table, interrupt: Callable[[Interrupt], None]) -> None:
     """An exception between any two statements leaves nothing half done, and the slice can be applied afterwards."""
     piece = everything(fresh)
@@ -207,6 +208,7 @@ def test_an_error_at_any_statement(fresh: Table, interrupt: Callable[[Interrupt]
     assert fresh.check().agrees
 
 
+@pytest.mark.lengthy
 def test_a_connection_killed_at_any_statement(fresh: Table, interrupt: Callable[[Interrupt], None]) -> None:
     """A connection that dies between any two statements leaves nothing half done; the next one goes on."""
     piece = everything(fresh)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from prometheus_client import REGISTRY
 
 from coordinator.settings import build
@@ -30,6 +31,7 @@ def open_request(url: str, length: int, sent: bytes) -> socket.socket:
     return connection
 
 
+@pytest.mark.lengthy
 def test_flood(broker: str, tape: Tape) -> None:
     """Under a flood of large bodies the bytes in flight stay below the limit, and every 202 is in Kafka."""
     limited = build(

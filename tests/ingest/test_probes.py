@@ -45,6 +45,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(scenario)
 
 
+@pytest.mark.lengthy
 def test_a_made_up_nonce_writes_nothing(settings: Settings, tape: Tape) -> None:
     """Attempt 19: 500 HEADs with made-up nonces, or with another pod's, leave no record; a true one leaves one in each
     partition, and is not written again.

@@ -477,6 +477,7 @@ with bootstrap.job_runners(loaded) as runners:
 """
 
 
+@pytest.mark.lengthy
 def test_a_scheduler_that_is_killed(databases: Databases, s3: S3ObjectStore, embedded_stack: Any) -> None:
     """After SIGKILL in the middle another scheduler does what is left, with the time at which the first began."""
     with World(databases.migrated(), s3) as world:

@@ -198,6 +198,7 @@ def test_schemas_are_valid_and_named() -> None:
     assert len({schema["$id"] for schema in schemas}) == len(PUBLISHED)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", PUBLISHED)
 @settings(max_examples=150)
 @given(data=st.data())

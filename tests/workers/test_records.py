@@ -192,7 +192,16 @@ def layer_of(digest: str) -> str:
     return f"pod-a/app/_layers/{digest.replace(':', '/')}"
 
 
-@pytest.mark.parametrize("wrong", ["absent", "other bytes", "not a manifest", "not JSON", "other media type"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "absent",
+        *(
+            pytest.param(each, marks=pytest.mark.lengthy)
+            for each in ("other bytes", "not a manifest", "not JSON", "other media type")
+        ),
+    ],
+)
 def test_a_manifest_that_does_not_say_what_it_needs_is_kept_by_links(
     place: Place, table: Table, log: Log, maker: Maker, wrong: str
 ) -> None:
@@ -391,6 +400,7 @@ def test_a_record_that_the_database_refuses_is_a_dead_letter(
     assert table.counts() == Oracle().take(maker.made).counts()
 
 
+@pytest.mark.lengthy
 def test_the_largest_record_comes_through(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """A manifest with as many references as there may be, more than one fetch brings, is applied like others."""
     layers = [f"sha256:{number:064x}" for number in range(REFERENCES_LIMIT)]

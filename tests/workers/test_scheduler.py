@@ -97,6 +97,7 @@ def test_another_takes_over(scheduled: Place, table: Table, tmp_path: Path) -> N
             assert two.wait() == 0
 
 
+@pytest.mark.lengthy
 def test_it_ends_while_something_hangs(scheduled: Place, table: Table, tmp_path: Path) -> None:
     """A registry that hangs does not keep a scheduler from ending."""
     with socket.create_server(("127.0.0.1", 0)) as hanging, Scheduler(scheduled, tmp_path / "log") as scheduler:
@@ -107,6 +108,7 @@ def test_it_ends_while_something_hangs(scheduled: Place, table: Table, tmp_path:
         assert scheduler.wait() == 0
 
 
+@pytest.mark.lengthy
 def test_it_needs_a_database(tmp_path: Path) -> None:
     """Without a database it says which setting is missing; half a login is told too."""
     with Scheduler(Place({}), tmp_path / "none.log") as scheduler:
@@ -118,6 +120,7 @@ def test_it_needs_a_database(tmp_path: Path) -> None:
         assert "BALEEN_REGISTRY_PASSWORD" in scheduler.log()
 
 
+@pytest.mark.lengthy
 def test_it_waits_for_the_database(tmp_path: Path) -> None:
     """While the database is away it tries again, and still ends when told to."""
     away = {"database_url": "postgresql://127.0.0.1:9/x", "kafka_bootstrap": UNKNOWN_BROKER, "s3_bucket": "none"}
