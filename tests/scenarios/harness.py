@@ -304,6 +304,19 @@ class Stage(Baleen):
         url = f"{self.url}/v2/{target}/blobs/uploads/?mount={digest}&from={source}"
         return httpx.post(url, timeout=CLIENT_S, trust_env=False)
 
+    def is_implied(self, repository: str, digest: str) -> bool:
+        """Whether only an index that the repository holds keeps this manifest there: it was deleted alone."""
+        found = self.rows(
+            """
+            SELECT h.implied FROM repository_manifests h
+            JOIN blobs b ON b.id = h.manifest_id JOIN repositories r ON r.id = h.repository_id
+            WHERE b.digest = %s AND r.name = %s
+            """,
+            parse_digest(digest),
+            repository,
+        )
+        return found == [(True,)]
+
     def await_held(self, member: Member, repository: str, image: Image | Index) -> None:
         name = f"{member.name}/{repository}"
         eventually(lambda: self.holds(name, image.digest), why=lambda: (name, self.status()))
