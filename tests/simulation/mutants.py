@@ -298,13 +298,15 @@ def _() -> None:
 
 
 @mutant(
-    "15: a restorer removes the marker that is there by then",
+    "15: a restorer removes the marker that is there by then, and no look before a purge",
     "straggle collect wake restore forget report collect report wake straggle collect",
     versioned=(True,),
     within=3000,
     sleep=0.2,
 )
 def _() -> None:
+    _no_look()
+
     def show(self: Any, found: Any) -> bool:
         if self._now(found) is None:
             return False
