@@ -28,6 +28,7 @@ SETTINGS = {
     "SAFETY_GRACE": "0s",
     "SAFETY_QUARANTINE": "0s",
     "PROBE_EVERY": "1s",
+    "RECONCILE_EVERY": "5s",
     "GC_EVERY": "2s",
 }
 
