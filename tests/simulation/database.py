@@ -332,6 +332,9 @@ class _Answer:
     def all(self) -> Sequence[Any]:
         return self._found
 
+    def first(self) -> Any:
+        return self._found[0] if self._found else None
+
     def one(self) -> Any:
         assert len(self._found) == 1
         return self._found[0]

@@ -12,21 +12,29 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from coordinator.db import brakes
+from coordinator.db import brakes, sources
 from coordinator.domain.gc import holds
+from coordinator.domain.names import PodName
 from coordinator.gc import collect, mark
 from coordinator.ingest.topics import EVENTS
 from coordinator.reconcile import perimeter
 from coordinator.reconcile.audit import Ages, Audit
 from coordinator.reconcile.presence import Presence
+from tests.simulation.database import Asking, answered
 from tests.simulation.scheduler import Violation
-from tests.simulation.world import DELETE_BOUND, World
+from tests.simulation.world import BOUND, DELETE_BOUND, World
 
 DAY = timedelta(days=1)
 WHY = "a history"
 _COMMANDS = re.compile(r"`baleen ((?:gc|pods|dead-letters|audit|release|unpin)(?: [a-z]+(?:-[a-z]+)*)?)([^`]*)`")
 #: Sentences that name no command, by what is in them.
-_SENTENCES = {"switched off:": "gc on", " is held:": "release"}
+_SENTENCES = {
+    "switched off:": "gc on",
+    " is held:": "release",
+    "list its address, or retire it": "pods retire-source",
+    "retire it if it runs no more": "pods retire-source",
+}
+_PROCESS = re.compile(r"process (\S+) (?:was reached by|brought) no probe")
 #: Commands that only show something, or that are of pods of linker `relay`.
 _NOTHING_TO_DO = {
     "pods settle-gaps",
@@ -63,6 +71,7 @@ class Operator:
             "pods add-prefix": self._declare,
             "pods doctor": lambda: world.examine(pod),
             "pods reconcile": lambda: world.reconcile(pod),
+            "pods retire-source": lambda: self._retire(pod, sentence),
             "release": lambda: brakes.release(self._connection, sentence.split(" is held", maxsplit=1)[0]),
         }
         named = [found[1] for found in _COMMANDS.finditer(sentence)]
@@ -91,6 +100,14 @@ class Operator:
         )
         if found[0][0] != "done":
             raise Violation(f"nothing blocks GC, and the run that follows is {found[0][0]}: {found[0][1]}")
+
+    def _retire(self, pod: str, sentence: str) -> None:
+        """Retire a process that runs no more: one that began and ended in a history that was lost, for example."""
+        running = {process.instance for process in self.world.processes if process.alive}
+        for instance in _PROCESS.findall(sentence):
+            if instance not in running:
+                asking: Any = Asking(self.world.session)
+                answered(sources.retire(asking, PodName(f"pod-{pod}"), instance, WHY, BOUND))
 
     def _declare(self) -> None:
         if self.world.has_strangers():
