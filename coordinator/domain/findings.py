@@ -104,7 +104,7 @@ class Failed(NamedTuple):
     """Baleen's own visit to processes that are not examined, which did not prove all that it tries."""
 
     at: datetime
-    #: What was not proved, or why the visit came to no end.
+    #: What was not proved, or why the visit did not end.
     why: Sequence[str]
 
 
@@ -147,12 +147,12 @@ def hold(
     """
     if not found:
         return f"never examined: that its registry is safe to collect for is not proved, `baleen pods doctor {pod}`"
-    told = unproved(checks(managed=managed), found, in_spite_of)
+    reasons = unproved(checks(managed=managed), found, in_spite_of)
     if newer:
-        told.append(f"{_processes(newer)} of its registry began or came back after the visit, and {_again(failed)}")
-    if not told:
+        reasons.append(f"{_processes(newer)} of its registry began or came back after the visit, and {_again(failed)}")
+    if not reasons:
         return None
-    return f"doctor: {', '.join(told)}: `baleen pods doctor {pod}` says what to mend"
+    return f"doctor: {', '.join(reasons)}: `baleen pods doctor {pod}` says what to mend"
 
 
 def _processes(count: int) -> str:

@@ -383,8 +383,8 @@ def was_paused(newest: datetime | None, now: datetime, request_bound: timedelta)
 
     A request ends within the bound if its process runs. A virtual machine that is suspended, or a process that is
     stopped, takes it along: it goes on as long after as it would have taken. `newest` is when the newest probe was sent
-    that it has brought back. That it was silent for half the bound may have other reasons, such as a worker that was
-    away; then a purge waits for nothing.
+    that it has brought back. That it was silent for so long may have other reasons, such as a worker that was away;
+    then a purge waits for nothing.
     """
     return newest is not None and now - newest > max(request_bound / 2, LEAST_PAUSE)
 

@@ -16,12 +16,11 @@ _NESTED = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 _INSIDE = rb'(?:[^"\\]++|\\.)*+'
 _REST_OF_STRING = re.compile(_INSIDE, re.DOTALL)
 _STRING = rb'"' + _INSIDE + rb'"'
-_BETWEEN = rb'[^"{}\[\]]++'
+_FLAT = rb'[^"{}\[\]]++|' + _STRING
 #: Whole strings and what is between them, up to a bracket or to a string that goes on in the next piece.
-_STRINGS = re.compile(rb"(?:" + _BETWEEN + rb"|" + _STRING + rb")*+", re.DOTALL)
+_STRINGS = re.compile(rb"(?:" + _FLAT + rb")*+", re.DOTALL)
 #: Also objects of strings and numbers: a client chooses how many of them are left out.
-_SMALL_OBJECT = rb"\{(?:" + _BETWEEN + rb"|" + _STRING + rb")*+\}"
-_OBJECTS = re.compile(rb"(?:" + _BETWEEN + rb"|" + _STRING + rb"|" + _SMALL_OBJECT + rb")*+", re.DOTALL)
+_OBJECTS = re.compile(rb"(?:" + _FLAT + rb"|\{(?:" + _FLAT + rb")*+\})*+", re.DOTALL)
 
 
 class Slim:

@@ -277,14 +277,15 @@ async def collection_status(
         switch = await brakes.switch(connection)
         last_asked: dt.datetime | None = await connection.scalar(_LAST_ASKED)
         due = facts.now if last_asked is None else max(facts.now, last_asked + every)
+        hide, purge = hiding(facts), purging(facts)
         return CollectionStatus(
             enabled=switch.enabled,
             switch=switch,
             held_by=holds(facts),
-            hide_until=hiding(facts).until,
-            purge_until=purging(facts).until,
-            hide_waits_for=hiding(facts).waits_for,
-            purge_waits_for=purging(facts).waits_for,
+            hide_until=hide.until,
+            purge_until=purge.until,
+            hide_waits_for=hide.waits_for,
+            purge_waits_for=purge.waits_for,
             unreferenced=counted.unreferenced,
             unreferenced_since=await oldest_candidate(connection),
             hidden=counted.hidden,

@@ -57,10 +57,9 @@ class Visited(NamedTuple):
 
 def after(last: Visited | None, processes: frozenset[tuple[int, int]], ended: float) -> Visited:
     """Return the visit to these processes that ended now: the pause is twice as long where it was of the same."""
-    is_again = last is not None and last.processes == processes
-    return Visited(
-        processes, ended, min(2 * last.pause, LONGEST_PAUSE_S) if is_again and last is not None else FIRST_PAUSE_S
-    )
+    if last is None or last.processes != processes:
+        return Visited(processes, ended, FIRST_PAUSE_S)
+    return Visited(processes, ended, min(2 * last.pause, LONGEST_PAUSE_S))
 
 
 def is_due(last: Visited | None, processes: frozenset[tuple[int, int]], now: float) -> bool:
