@@ -3,7 +3,6 @@
 import secrets
 import socket
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,18 +23,10 @@ from coordinator.ingest.letters import repositories_in
 from coordinator.ingest.topics import ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import StackEndpoints
+from tests.support.wait import eventually
 
 READ, OPERATE = "token-that-may-read", "token-that-may-operate"
 Json = Any
-
-
-def until(what: str, held: Callable[[], Any], seconds: float = 20) -> Any:
-    """Wait until something holds, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (value := held()):
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def settings_for(endpoints: StackEndpoints, **others: Any) -> Settings:
@@ -115,7 +106,7 @@ def served(settings: Settings) -> Iterator[Served]:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
             thread.start()
             try:
-                until("the API has started", lambda: server.started or not thread.is_alive())
+                eventually(lambda: server.started or not thread.is_alive(), "the API has started")
                 with httpx.Client(base_url=url, timeout=30) as client:
                     yield Served(url, settings, db, client)
             finally:

@@ -15,8 +15,9 @@ from coordinator.domain.names import RepositoryName
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import repository_prefix
 from schemas.records import RECORD_CONTENT_TYPE
-from tests.api.harness import Served, dead_letter, served, settings_for, until
+from tests.api.harness import Served, dead_letter, served, settings_for
 from tests.api.test_watermarks import Pods
+from tests.support.wait import eventually
 
 ENVELOPE = "application/vnd.docker.distribution.events.v1+json"
 
@@ -121,7 +122,7 @@ def test_the_time_of_a_retry_is_after_its_acknowledgement(pods: Pods) -> None:
         pods.api.db.execute("LOCK TABLE pod_prefixes IN ACCESS EXCLUSIVE MODE")
         waiting = threading.Thread(target=settle, args=(pods, number, "retry"))
         waiting.start()
-        until("the retry waits", lambda: lock_waits(pods))
+        eventually(lambda: lock_waits(pods), "the retry waits")
         row = pods.api.db.execute("SELECT clock_timestamp()").fetchone()
     waiting.join(20)
     assert row is not None

@@ -6,7 +6,8 @@ import pytest
 
 from coordinator.api.app import create_app
 from coordinator.db.tokens import hash_of
-from tests.api.harness import OPERATE, READ, Facts, Served, until
+from tests.api.harness import OPERATE, READ, Facts, Served
+from tests.support.wait import eventually
 
 READING = (
     "/v1/blobs",
@@ -91,16 +92,16 @@ def test_tokens_work_at_once_and_end_soon(api: Served) -> None:
     token = f"fresh-{id(api)}"
     assert api.get("/v1/pods", token).status_code == 401
     api.db.execute("INSERT INTO api_tokens (name, role, token_sha256) VALUES ('fresh', 'read', %s)", (hash_of(token),))
-    until("the token is known", lambda: api.get("/v1/pods", token).status_code == 200, 10)
+    eventually(lambda: api.get("/v1/pods", token).status_code == 200, "the token is known", seconds=10)
     api.db.execute("DELETE FROM api_tokens WHERE name = 'fresh'")
-    until("the token is refused", lambda: api.get("/v1/pods", token).status_code == 401)
+    eventually(lambda: api.get("/v1/pods", token).status_code == 401, "the token is refused")
 
 
 @pytest.mark.parametrize("path", OPEN)
 def test_open_routes(api: Served, path: str) -> None:
     """Health, readiness, metrics and the API's description need no token."""
     # Not ready is also who has waited too long once for a service that is busy.
-    until("it is answered", lambda: api.get(path, None).status_code == 200)
+    eventually(lambda: api.get(path, None).status_code == 200, "it is answered")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_a_statement_that_is_cut_off_is_503(api: Served) -> None:
         api.db.execute("LOCK TABLE dead_letters IN ACCESS EXCLUSIVE MODE")
         asked = pool.submit(api.get, "/v1/dead-letters")
         waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'baleen-api'"
-        until("the question waits", lambda: api.db.execute(f"SELECT pid {waiting}").fetchall())
+        eventually(lambda: api.db.execute(f"SELECT pid {waiting}").fetchall(), "the question waits")
         api.db.execute(f"SELECT pg_cancel_backend(pid) {waiting}")
         answer = asked.result()
     assert answer.status_code == 503

@@ -21,7 +21,8 @@ from coordinator.stack.supervisor import StackEndpoints
 from coordinator.tokens.keys import LOOK_SECONDS, parse_trusted
 from coordinator.tokens.service import CredentialsRefusedError
 from coordinator.tokens.verify import TokenVerifier
-from tests.api.harness import Served, served, settings_for, until
+from tests.api.harness import Served, served, settings_for
+from tests.support.wait import eventually
 from tests.tokens import forge
 from tests.tokens.forge import ec_key, kid, rsa_key
 from tests.tokens.issuer import Issuer, basic
@@ -235,12 +236,12 @@ def test_pods_show_their_issuers(tokens: Tokens) -> None:
 def test_an_issuer_that_is_taken_away(tokens: Tokens) -> None:
     """Within seconds nothing is granted on its pod's repositories, and with it again everything is."""
     assert tokens.api.ask("DELETE", "/v1/pods/pod-b/token-issuer").status_code == 204
-    until(
-        "the pod's part is gone",
+    eventually(
         lambda: tokens.granted(tokens.get(scope=[APP, BASE])) == {"team-a/app": ["pull", "push"]},
+        "the pod's part is gone",
     )
     assert tokens.api.ask("PUT", "/v1/pods/pod-b/token-issuer", json=said(tokens.two)).status_code == 200
-    until("the pod's part is back", lambda: "team-b/base" in tokens.granted(tokens.get(scope=[APP, BASE])))
+    eventually(lambda: "team-b/base" in tokens.granted(tokens.get(scope=[APP, BASE])), "the pod's part is back")
 
 
 def test_the_key_changes(tokens: Tokens) -> None:
@@ -259,7 +260,7 @@ def test_the_key_changes(tokens: Tokens) -> None:
             return [key["kid"] for key in published] == names
 
         if names:
-            until("the keys are published", as_written)
+            eventually(as_written, "the keys are published")
             signed = jwt.get_unverified_header(tokens.get(scope=APP).json()["token"])["kid"]
             assert signed == names[0]
         else:

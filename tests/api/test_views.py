@@ -16,7 +16,8 @@ from coordinator.ingest.directory import CachedPodDirectory, KnownPod
 from coordinator.ingest.topics import EVENTS
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import link_key
-from tests.api.harness import Facts, Served, dead_letter, served, settings_for, until
+from tests.api.harness import Facts, Served, dead_letter, served, settings_for
+from tests.support.wait import eventually
 from tests.workers.harness import Log
 
 ENVELOPE = "application/vnd.docker.distribution.events.v2+json"
@@ -152,9 +153,9 @@ def test_a_pods_life(api: Served, facts: Facts) -> None:
         assert answer.status_code == 409
         assert "overlaps" in answer.json()["detail"]
     assert api.ask("POST", "/v1/pods", json=body | {"prefixes": ["Team"]}).status_code == 400
-    until("the pod is known", lambda: post_events(api, name, first) == 202)
+    eventually(lambda: post_events(api, name, first) == 202, "the pod is known")
     second = api.ask("POST", f"/v1/pods/{name}/token").json()["event_token"]
-    until("the new token is known", lambda: post_events(api, name, second) == 202)
+    eventually(lambda: post_events(api, name, second) == 202, "the new token is known")
     assert second not in json.dumps([api.get(f"/v1/pods/{name}").json(), api.get("/v1/pods").json()])
     assert api.ask("DELETE", f"/v1/pods/{name}").status_code == 204
     assert api.get(f"/v1/pods/{name}").status_code == 404
@@ -220,12 +221,12 @@ def test_a_pod_is_given_prefixes(api: Served, facts: Facts, monkeypatch: pytest.
         body = json.dumps({"events": [event(f"{facts.mark}/new/app")]})
         return api.ask("POST", f"/v1/events/{pod}", made[0]["event_token"], content=body, headers=HEADERS).json()
 
-    until("ingest knows the pod", lambda: posted().get("dead_lettered") == 1)
+    eventually(lambda: posted().get("dead_lettered") == 1, "ingest knows the pod")
     added = api.ask("POST", path, json={"prefixes": [f"{facts.mark}/new", f"{facts.mark}/one"]})
     assert (added.status_code, added.json()["prefixes"]) == (200, [f"{facts.mark}/new", f"{facts.mark}/one"])
     assert added.json()["gaps"]["open"] == 1
     assert any("reconcile" in reason for reason in added.json()["held_by"])
-    until("ingest knows it", lambda: posted().get("accepted") == 1)
+    eventually(lambda: posted().get("accepted") == 1, "ingest knows it")
     assert ask(f"{facts.mark}/new") == 200
     assert api.get(f"/v1/pods/{pod}").json()["gaps"]["open"] == 1
     for overlapping in (f"{facts.mark}/two", f"{facts.mark}/two/below", facts.mark, f"{facts.mark}/one/below"):
@@ -325,7 +326,7 @@ def published(api: Served) -> set[str]:
                 keys.update(record.key.decode() for record in records)
             return all(consumer.position(partition) >= ends[partition] for partition in partitions)
 
-        until("all records are read", read)
+        eventually(read, "all records are read")
         return keys
     finally:
         consumer.close()
@@ -382,7 +383,7 @@ def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
                 "INSERT INTO partition_progress (topic, partition, next_offset) VALUES (%s, %s, %s)",
                 (topic, partition, end),
             )
-        until("the status has caught up", lambda: api.get("/v1/status").json()["caught_up"])
+        eventually(lambda: api.get("/v1/status").json()["caught_up"], "the status has caught up")
         end, partition = max((end, partition) for (topic, partition), end in ends.items() if topic == EVENTS)
 
         def lag_at(applied: int) -> tuple[int | None, bool]:
@@ -391,7 +392,7 @@ def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
                 "UPDATE partition_progress SET next_offset = %s WHERE topic = %s AND partition = %s",
                 (applied, EVENTS, partition),
             )
-            told = until("Kafka tells", lambda: known(api.get("/v1/status").json()))
+            told = eventually(lambda: known(api.get("/v1/status").json()), "Kafka tells")
             assert not told["caught_up"]
             settles = any("the worker has yet to settle that" in each for each in told["gc"]["held_by"])
             return told["lag"][str(partition)], settles
@@ -410,7 +411,7 @@ def test_readiness_names_what_is_away(api: Served, embedded_stack: StackEndpoint
     """Ready with everything there; else 503 with a verdict for each service, and alive all the same."""
     names = ("database", "migrations", "kafka", "store")
     # A service that is busy may take longer once than is waited for it.
-    ready = until("all answer", lambda: answer if (answer := api.get("/readyz", token=None)).is_success else None)
+    ready = eventually(lambda: answer if (answer := api.get("/readyz", token=None)).is_success else None, "all answer")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
     assert {name for name, verdict in ready.json()["checks"].items() if verdict["ok"]} == set(names)
     away = settings_for(embedded_stack, s3_bucket="no-such-bucket")
@@ -424,7 +425,7 @@ def test_readiness_names_what_is_away(api: Served, embedded_stack: StackEndpoint
             oks = [checks[name]["ok"] for name in names]
             return oks == [True, False, True, False] and "baleen db migrate" in checks["migrations"]["detail"]
 
-        until("just these two are away, and what mends it is said", as_it_is)
+        eventually(as_it_is, "just these two are away, and what mends it is said")
         assert broken.get("/healthz", token=None).status_code == 200
 
 
@@ -434,7 +435,9 @@ def test_metrics_are_prometheus(api: Served, facts: Facts) -> None:
     api.get(f"/v1/blobs/{digest}")
     lag = 'baleen_lag_records{partition="0"}'
     # It is left out while Kafka does not answer.
-    answer = until("the lag is known", lambda: told if lag in (told := api.get("/metrics", token=None)).text else None)
+    answer = eventually(
+        lambda: told if lag in (told := api.get("/metrics", token=None)).text else None, "the lag is known"
+    )
     assert answer.headers["content-type"].startswith("text/plain")
     assert 'baleen_http_requests_total{method="GET",route="/v1/blobs/{digest}",status="200"}' in answer.text
     assert digest not in answer.text

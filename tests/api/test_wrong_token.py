@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from tests.api.harness import Facts, Served, until
+from tests.api.harness import Facts, Served
+from tests.support.wait import eventually
 
 
 def told(api: Served, pod: str) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def noted(api: Served, pod: str, after: str = "") -> dict[str, Any]:
         now: dict[str, Any] | None = told(api, pod)["wrong_token"]
         return now if now is not None and now["last"] > after else None
 
-    found: dict[str, Any] = until("the refusal is noted", looked)
+    found: dict[str, Any] = eventually(looked, "the refusal is noted")
     return found
 
 

@@ -19,9 +19,9 @@ from coordinator.settings import Settings, build
 from coordinator.stack.guard import Guard
 from schemas.publish import schema_of
 from schemas.records import BlobLifecycle
-from tests.api.harness import until
 from tests.audit.harness import World
 from tests.conftest import temporary_directory
+from tests.support.wait import eventually
 from tests.workers.services import Broker
 
 
@@ -211,9 +211,9 @@ def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     broker.kill()
     assert "topics create" not in refused()
     broker.start()
-    until("the topic is missed", lambda: "topics create" in refused())
+    eventually(lambda: "topics create" in refused(), "the topic is missed")
     ensure_topics(settings_of(broker))
-    assert until("all is told", told) == len(expected)
+    assert eventually(told, "all is told") == len(expected)
     assert len(list(records(broker, len(expected)))) == len(expected)
     # Away while there is a connection.
     world.presence.settle([world.digest("a")])
@@ -222,7 +222,7 @@ def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     assert len(world.outbox()) == 1
     broker.start()
     ensure_topics(settings_of(broker))
-    assert until("the last is told", told) == 1
+    assert eventually(told, "the last is told") == 1
     assert world.outbox() == []
     producer.close()
 

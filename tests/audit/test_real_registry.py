@@ -17,7 +17,8 @@ from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import blob_key
 from tests.audit.harness import AGES
 from tests.conftest import temporary_directory
-from tests.registries.harness import Baleen, eventually
+from tests.registries.harness import Baleen
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

@@ -29,7 +29,8 @@ from tests.chaos.history import history
 from tests.conftest import guarded_kafka, temporary_directory
 from tests.oracle import Oracle
 from tests.services.apache_kafka import ApacheKafka
-from tests.workers.harness import DEADLINE, Child, Log, Place, Table, eventually, shares
+from tests.support.wait import eventually
+from tests.workers.harness import DEADLINE, Child, Log, Place, Table, shares
 from tests.workers.services import Database
 
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
@@ -234,7 +235,7 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
             disturber.wait()
             print(f"{load.published:6} published  {step.__name__}")
             step()
-        eventually(lambda: workers.look() and not load.is_alive(), 3 * DEADLINE, "the end of the load")
+        eventually(lambda: workers.look() and not load.is_alive(), "the end of the load", seconds=3 * DEADLINE)
         assert load.error is None
         with Log(kafka.bootstrap) as log:
             table.applied(log, alive=workers.look)

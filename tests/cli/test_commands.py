@@ -16,11 +16,12 @@ from coordinator.db.tokens import hash_of
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
 from schemas.records import RECORD_CONTENT_TYPE
-from tests.api.harness import READ, Facts, Served, dead_letter, until
+from tests.api.harness import READ, Facts, Served, dead_letter
 from tests.cli.conftest import Command, Done, program_environment
 from tests.pods.registries import running_model
 from tests.pods.sink import NotificationSink
 from tests.services.http import Handler, HTTPServer
+from tests.support.wait import eventually
 from tests.tokens import forge
 
 UNKNOWN = f"sha256:{'0' * 64}"
@@ -338,7 +339,7 @@ def test_tokens(api: Served, baleen: Command) -> None:
     made = baleen("tokens", "create", "ci.read", "--json").json
     assert made["role"] == "read"
     # Unknown tokens are looked for twice a second: another test may just have tried one.
-    until("the token is known", lambda: api.get("/v1/pods", made["token"]).status_code == 200)
+    eventually(lambda: api.get("/v1/pods", made["token"]).status_code == 200, "the token is known")
     listed = baleen("tokens", "list", "--json")
     assert made["token"] not in listed.out
     assert ("ci.read", "read") in [(item["name"], item["role"]) for item in listed.json["items"]]

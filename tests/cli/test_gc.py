@@ -26,11 +26,12 @@ from coordinator.errors import BaleenError
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.api.collecting import Known, World, collecting, known_api
-from tests.api.harness import OPERATE, READ, Json, Served, until
+from tests.api.harness import OPERATE, READ, Json, Served
 from tests.cli.conftest import Command
 from tests.cli.test_commands import errs
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
+from tests.support.wait import eventually
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +307,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         assert brakes.switch(garbage.connection).enabled
         # A connection that was closed is seen until its server process has ended.
         connected = "SELECT FROM pg_stat_activity WHERE application_name = 'baleen-worker'"
-        until("nobody is connected", lambda: not garbage.rows(f"{connected} AND datname = current_database()"))
+        eventually(lambda: not garbage.rows(f"{connected} AND datname = current_database()"), "nobody is connected")
         told = baleen("gc", "claim", "--why", "a backup", "--yes")
         assert told.code == 0, told.err
         assert "2 hides will be given back; 3 pods will be reconciled" in told.out

@@ -19,8 +19,8 @@ import pytest
 
 from coordinator import bootstrap, settings
 from coordinator.stack.ports import Ports
-from tests.api.harness import until
 from tests.cli.conftest import Command, program_environment
+from tests.support.wait import eventually
 
 #: These stop, kill and start services, which takes its time.
 pytestmark = pytest.mark.outage
@@ -41,7 +41,7 @@ def running(directory: Path, port: int, *options: str) -> Iterator[subprocess.Po
             stderr=stream,
         )
     try:
-        until("it is ready, or has ended", lambda: process.poll() is not None or ready(port), SECONDS)
+        eventually(lambda: process.poll() is not None or ready(port), "it is ready, or has ended", seconds=SECONDS)
         assert process.poll() is None, log.read_text()
         yield process
     finally:
@@ -93,10 +93,14 @@ def test_up(data_dir: Path) -> None:
         assert (again.code, f"in use by process {up.pid}" in again.err) == (1, True)
 
         for words in (("workers",), ("api",)):
-            before = until(f"{words} runs", lambda words=words: child(up, *words), SECONDS)
+            before = eventually(lambda words=words: child(up, *words), f"{words} runs", seconds=SECONDS)
             os.kill(before.pid, signal.SIGKILL)
-            until(f"{words} is started again", lambda words=words, old=before.pid: another(up, words, old), SECONDS)
-        until("it is ready again", lambda: ready(port), SECONDS)
+            eventually(
+                lambda words=words, old=before.pid: another(up, words, old),
+                f"{words} is started again",
+                seconds=SECONDS,
+            )
+        eventually(lambda: ready(port), "it is ready again", seconds=SECONDS)
         up.send_signal(signal.SIGINT)
         assert up.wait(SECONDS) == 0
     assert (data_dir / "up.log").read_text().endswith("Stopping …\nStopped.\n")
@@ -135,7 +139,7 @@ def test_up_claims_the_bucket(data_dir: Path) -> None:
 def test_up_ends_when_a_service_dies(data_dir: Path) -> None:
     """A service that dies takes everything with it: exit 1, its name and the end of its log."""
     with running(data_dir, free_port()) as up:
-        database = until("PostgreSQL runs", lambda: named(up, "postgres"), SECONDS)
+        database = eventually(lambda: named(up, "postgres"), "PostgreSQL runs", seconds=SECONDS)
         os.kill(database.pid, signal.SIGKILL)
         assert up.wait(SECONDS) == 1
     said = (data_dir / "up.log").read_text()
@@ -152,7 +156,7 @@ def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
         loaded = settings.load({"BALEEN_DATA_DIR": str(data_dir / "data")}, data_dir)
         bootstrap.object_store(loaded).put("docker/registry/v2/blobs/sha256/00/another-pods", b"")
         beside("pods", "add", "pod-a", "--prefix", "pod-a", "--json")
-        broker = until("the broker runs", lambda: named(up, "noida-db"), SECONDS)
+        broker = eventually(lambda: named(up, "noida-db"), "the broker runs", seconds=SECONDS)
         os.kill(broker.pid, signal.SIGKILL)
         assert up.wait(SECONDS) == 1
     assert "every pod is reconciled" not in (data_dir / "up.log").read_text()
@@ -163,7 +167,7 @@ def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
             pod = beside("pods", "show", "pod-a", "--json").json
             return bool(pod["gaps"]["open"] == 0 and pod["reconciled_at"])
 
-        until("the gap is settled", settled, SECONDS)
+        eventually(settled, "the gap is settled", seconds=SECONDS)
 
 
 def test_up_ends_when_a_child_cannot_begin(data_dir: Path) -> None:

@@ -1,22 +1,14 @@
 """Of several processes one has a lease, and another when that one is gone."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from coordinator.db.leases import LEASES, Leases
 from coordinator.errors import UnavailableError
 from tests.db.harness import Table
-
-DEADLINE = 20.0
-
-
-def until(held: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not held():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.support.wait import eventually
 
 
 @pytest.fixture
@@ -40,7 +32,7 @@ def test_it_is_given_up(two: tuple[Leases, Leases]) -> None:
     one, other = two
     assert one.hold("a")
     one.close()
-    until(lambda: other.hold("a"))
+    eventually(lambda: other.hold("a"))
     assert not one.hold("a")
 
 
@@ -67,8 +59,8 @@ def test_who_says_nothing_loses_it(table: Table) -> None:
             return False
 
     try:
-        until(held)
-        until(lambda: other.hold("a"))
+        eventually(held)
+        eventually(lambda: other.hold("a"))
         assert not held()
     finally:
         stopped.close()
@@ -99,7 +91,7 @@ def test_who_beats_keeps_it(table: Table) -> None:
         return True
 
     try:
-        until(beaten)
+        eventually(beaten)
     finally:
         one.close()
         other.close()

@@ -31,7 +31,8 @@ from coordinator.stack.model_storage import ModelStorage
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.s3 import S3ObjectStore
 from tests.doctor.store import BALEEN, POD, ROOT, Key, Store
-from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry, eventually
+from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry
+from tests.support.wait import eventually
 
 #: For what comes, also on a slow machine; and for visits to pods that do not tell all, which take so long.
 PATIENCE_S, IMPATIENCE_S = 60.0, 15.0

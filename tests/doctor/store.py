@@ -16,7 +16,7 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, EmbeddedS3
 from coordinator.storage.layout import REPOSITORIES
-from tests.registries.harness import eventually
+from tests.support.wait import eventually
 
 ROOT = "shared"
 

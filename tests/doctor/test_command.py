@@ -14,7 +14,7 @@ import pytest
 from coordinator.pods.images import OCI
 from tests.doctor.harness import Clinic, Wrap, model
 from tests.doctor.store import POD
-from tests.registries.harness import DEADLINE_S, eventually
+from tests.support.wait import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.lengthy
 ROOT = Path(__file__).parents[2]

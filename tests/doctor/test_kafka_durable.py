@@ -12,7 +12,7 @@ from coordinator.ingest.log import LogInspector
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, LIFECYCLE, ensure_topics
 from coordinator.pods.doctor.kafka import kafka_durable
 from coordinator.settings import Settings, build
-from tests.workers.harness import eventually
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.kafka
 

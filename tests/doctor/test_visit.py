@@ -35,7 +35,7 @@ from tests.doctor.harness import (
     without_references,
 )
 from tests.doctor.store import POD, ROOT, THIEF
-from tests.registries.harness import eventually
+from tests.support.wait import eventually
 
 REFUTED, UNPROVED = Verdict.REFUTED, Verdict.UNPROVED
 pytestmark = pytest.mark.lengthy

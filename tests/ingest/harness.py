@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +26,7 @@ from coordinator.ingest.producer import EventProducer
 from coordinator.ingest.service import Ingest
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings
+from tests.support.wait import eventually
 
 V1 = "application/vnd.docker.distribution.events.v1+json"
 V2 = "application/vnd.docker.distribution.events.v2+json"
@@ -99,20 +100,12 @@ def serving(settings: Settings, **arguments: Any) -> Iterator[str]:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            until(lambda: server.started)
+            eventually(lambda: server.started)
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for a condition; fails after the deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 class Stored(NamedTuple):

@@ -15,7 +15,8 @@ from coordinator.ingest.producer import EventProducer
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import Stack
-from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serving, until
+from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serving
+from tests.support.wait import eventually
 
 HEADERS = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
 #: Short, so that a test that waits for it is short.
@@ -59,15 +60,15 @@ def test_broker_stops_and_starts(tmp_path: Path) -> None:
         ensure_topics(settings_for(bootstrap))
         serve = serving(settings_for(bootstrap))
         url = serve.__enter__()
-        until(lambda: accepted(url, "1"))
+        eventually(lambda: accepted(url, "1"))
     try:
         away = post(url, "2")
         assert (away.status_code, away.headers["Retry-After"]) == (503, "1")
         assert post(url, "2").status_code == 503
         with Stack(tmp_path, services=("kafka",)) as stack:
             assert stack.endpoints.kafka_bootstrap == bootstrap
-            until(lambda: accepted(url, "2"))
-            until(lambda: accepted(url, "3"))
+            eventually(lambda: accepted(url, "2"))
+            eventually(lambda: accepted(url, "3"))
             with Tape(bootstrap) as tape:
                 tape.from_the_beginning()
                 assert stored_ids(tape) == ["1", "2", "3"]
@@ -87,7 +88,7 @@ def test_broker_away_at_start(tmp_path: Path) -> None:
         with Stack(tmp_path, services=("kafka",)):
             assert post(url, "1").status_code == 503
             ensure_topics(settings_for(bootstrap))
-            until(lambda: accepted(url, "1"))
+            eventually(lambda: accepted(url, "1"))
 
 
 def test_topics_are_never_made_by_writing(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_nothing_is_left_for_later(tmp_path: Path) -> None:
             await producer.publish(normalise(envelope(event(id="lost")), origin))
         assert not producer.connected
         with Stack(tmp_path, services=("kafka",)):
-            await asyncio.to_thread(until, lambda: producer.connected)
+            await asyncio.to_thread(eventually, lambda: producer.connected)
             taken = await written(producer, normalise(envelope(event(id="last"), event(action="?")), origin))
             assert isinstance(taken[1], DeadLettered)
             with Tape(bootstrap) as tape:

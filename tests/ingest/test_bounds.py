@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from coordinator.settings import build
-from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serving, until
+from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serving
+from tests.support.wait import eventually
 
 HEADERS = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
 MEGABYTE = 1024 * 1024
@@ -60,11 +61,11 @@ def test_flood(broker: str, tape: Tape) -> None:
 
         # Three that do not end hold most of the budget, so that some of the flood must be refused.
         held = [open_request(url, len(body), body[: MEGABYTE // 2]) for _ in range(3)]
-        until(lambda: in_flight() >= 3 * (MEGABYTE // 2))
+        eventually(lambda: in_flight() >= 3 * (MEGABYTE // 2))
         answers = list(pool.map(post, range(60)))
         for connection in held:
             connection.close()
-        until(lambda: in_flight() == 0)
+        eventually(lambda: in_flight() == 0)
         assert post(0).status_code == 202
     over.set()
     watcher.join()
@@ -88,7 +89,7 @@ def test_endless_body(broker: str, tape: Tape) -> None:
             pass  # the server has closed
         assert sent < 100 * MEGABYTE
         connection.close()
-        until(lambda: tape.count() == (0, 1))
+        eventually(lambda: tape.count() == (0, 1))
     (letter,) = tape.letters()
     assert letter.value["reason"] == "oversized"
     assert letter.value["payload_bytes"] > 9 * MEGABYTE
@@ -104,7 +105,7 @@ def test_slow_body(broker: str, tape: Tape) -> None:
         connection.close()
         assert answer.startswith(b"HTTP/1.1 503")
         # This machine, too, may be too slow for that time limit.
-        until(lambda: httpx.post(f"{url}/v1/events/pod-a", content=body, headers=HEADERS).status_code == 202)
+        eventually(lambda: httpx.post(f"{url}/v1/events/pod-a", content=body, headers=HEADERS).status_code == 202)
     assert tape.count() == (1, 0)
     assert in_flight() == 0
 
@@ -113,9 +114,9 @@ def test_sender_goes_away(url: str, tape: Tape) -> None:
     """Half a body whose sender went away is nothing: no record, no dead letter, no memory."""
     body = envelope(event()) + b" " * MEGABYTE
     connection = open_request(url, len(body), body[: MEGABYTE // 2])
-    until(lambda: in_flight() > 0)
+    eventually(lambda: in_flight() > 0)
     connection.close()
-    until(lambda: in_flight() == 0)
+    eventually(lambda: in_flight() == 0)
     assert tape.count() == (0, 0)
 
 

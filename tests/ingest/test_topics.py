@@ -14,7 +14,7 @@ from coordinator.ingest.connection import client_arguments
 from coordinator.ingest.log import LogInspector, Offsets, fingerprint_of
 from coordinator.ingest.topics import EVENTS, ensure_topics, safe_replication, topic_specs
 from coordinator.settings import Settings, build
-from tests.ingest.harness import until
+from tests.support.wait import eventually
 
 SPECIMEN = "log-of-test-topics"
 
@@ -31,7 +31,7 @@ def admin(bootstrap: str) -> Iterator[KafkaAdminClient]:
     yield admin
     if SPECIMEN in admin.list_topics():
         admin.delete_topics([SPECIMEN])
-        until(lambda: SPECIMEN not in admin.list_topics())
+        eventually(lambda: SPECIMEN not in admin.list_topics())
     admin.close()
 
 
@@ -114,11 +114,11 @@ def test_recreated_topic_is_told_apart(bootstrap: str, admin: KafkaAdminClient, 
     write(bootstrap, b"a", b"b")
     before = inspector.state(SPECIMEN), inspector.fingerprint(SPECIMEN, 0, 1)
     admin.delete_topics([SPECIMEN])
-    until(lambda: SPECIMEN not in admin.list_topics())
+    eventually(lambda: SPECIMEN not in admin.list_topics())
     make(admin)
     time.sleep(0.002)  # not to wait for anything: a fingerprint tells records apart by their millisecond
     write(bootstrap, b"a", b"b")
-    until(lambda: inspector.state(SPECIMEN).partitions == {0: Offsets(0, 2)})
+    eventually(lambda: inspector.state(SPECIMEN).partitions == {0: Offsets(0, 2)})
     after = inspector.state(SPECIMEN)
     assert inspector.fingerprint(SPECIMEN, 0, 1) != before[1]
     assert (after.topic_id is None) == (before[0].topic_id is None)
@@ -131,7 +131,7 @@ def test_removed_records(bootstrap: str, admin: KafkaAdminClient, inspector: Log
     write(bootstrap, b"a", b"b", b"c")
     kept = inspector.fingerprint(SPECIMEN, 0, 2)
     admin.delete_records({TopicPartition(SPECIMEN, 0): 2})
-    until(lambda: inspector.state(SPECIMEN).partitions == {0: Offsets(2, 3)})
+    eventually(lambda: inspector.state(SPECIMEN).partitions == {0: Offsets(2, 3)})
     assert inspector.fingerprint(SPECIMEN, 0, 1) is None
     assert inspector.fingerprint(SPECIMEN, 0, 2) == kept
 
@@ -209,12 +209,12 @@ def test_asking_makes_no_topic(bootstrap: str, admin: KafkaAdminClient) -> None:
     with LogInspector(build({"kafka_bootstrap": bootstrap}), timeout=5) as inspector:
         assert inspector.fingerprint(SPECIMEN, 0, 0) is not None
         admin.delete_topics([SPECIMEN])
-        until(lambda: SPECIMEN not in admin.list_topics())
+        eventually(lambda: SPECIMEN not in admin.list_topics())
         # What happens by itself now and then: the consumer looks at the cluster anew.
         assert inspector._consumer is not None
         cluster = inspector._consumer._client.cluster
         cluster.request_update()
-        until(lambda: not cluster.partitions_for_topic(SPECIMEN))
+        eventually(lambda: not cluster.partitions_for_topic(SPECIMEN))
         with pytest.raises(UnavailableError):
             inspector.fingerprint(SPECIMEN, 0, 0)
         with pytest.raises(NotFoundError):

@@ -19,8 +19,8 @@ from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import REPOSITORIES, revision_link_key
 from tests.conftest import temporary_directory
 from tests.doctor.store import ROOT
-from tests.registries.harness import eventually
 from tests.scenarios.harness import KEYS, Member, Stage
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

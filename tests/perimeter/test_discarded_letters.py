@@ -11,7 +11,8 @@ from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry
 from tests.conftest import temporary_directory
-from tests.registries.harness import Baleen, Pod, eventually
+from tests.registries.harness import Baleen, Pod
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

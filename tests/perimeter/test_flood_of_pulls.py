@@ -10,9 +10,10 @@ from coordinator.pods.images import make_image
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.distribution import DistributionRegistry
 from tests.registries.conftest import at_rest, baleen  # noqa: F401
-from tests.registries.harness import Baleen, eventually
+from tests.registries.harness import Baleen
 from tests.registries.proxy import WebhookProxy
 from tests.registries.watermarks import is_past, now
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

@@ -12,7 +12,8 @@ import pytest
 
 from coordinator.stack.distribution import DistributionRegistry
 from tests.conftest import temporary_directory
-from tests.registries.harness import Baleen, eventually
+from tests.registries.harness import Baleen
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

@@ -7,10 +7,10 @@ import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.pods.images import make_image
-from tests.registries.harness import eventually
 from tests.registries.s3_proxy import DEADLINE_S, Call, held
 from tests.scenarios.conftest import here, stage  # noqa: F401
 from tests.scenarios.harness import HOUR, Member, Stage
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

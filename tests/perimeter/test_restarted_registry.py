@@ -15,7 +15,8 @@ from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import blob_key
 from tests.conftest import temporary_directory
 from tests.doctor.harness import Caching, Clinic, not_proved
-from tests.registries.harness import Pod, Registry, eventually
+from tests.registries.harness import Pod, Registry
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

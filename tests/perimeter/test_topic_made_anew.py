@@ -14,8 +14,9 @@ from coordinator.db import jobs, pods
 from coordinator.domain.gc import holds
 from coordinator.domain.names import PodName
 from coordinator.ingest.topics import ensure_topics
+from tests.support.wait import eventually
 from tests.workers.conftest import kafka_place  # noqa: F401
-from tests.workers.harness import PODS, Log, Maker, Place, Table, digest_of, eventually, worker
+from tests.workers.harness import PODS, Log, Maker, Place, Table, digest_of, worker
 
 pytestmark = pytest.mark.kafka
 

@@ -11,8 +11,9 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.pods.images import make_image, make_layer
 from coordinator.pods.registry_client import RegistryClient
 from tests.conftest import temporary_directory
-from tests.registries.harness import Registry, eventually
+from tests.registries.harness import Registry
 from tests.scenarios.harness import CLIENT_S, Stage
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

@@ -1,8 +1,7 @@
 """Every process of every pod is asked with a nonce of its own, whatever others do, and what came of it is noted."""
 
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +22,9 @@ from tests.pods.issuer import CREDENTIALS, TokenIssuer, basic
 from tests.pods.registries import running_distribution, running_model
 from tests.pods.sink import NotificationSink
 from tests.storage.memory import MemoryObjectStore
+from tests.support.wait import eventually
 
 DEADLINE = 60.0
-
-
-def until(what: str, held: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE
-    while not (value := held()):
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
-    return value
 
 
 class Resolver:
@@ -147,22 +139,22 @@ def test_each_probe_comes_back(world: World, sink: NotificationSink, probe: str,
     with running_model(sink, pulls=probe == "pull") as registry, world.prober() as prober:
         world.add_pod("team", registry.url, probe=probe)
         prober.round()
-        until("it answers", lambda: world.answers(registry.url))
+        eventually(lambda: world.answers(registry.url), "it answers")
         # Behind all that was pushed.
         nonce = world.probes(registry.url)[-1][1]
-        until("it comes back", lambda: nonce in echoes(sink))
+        eventually(lambda: nonce in echoes(sink), "it comes back")
         image = known_image()
         assert pushed(sink) == [*(blob.digest for blob in image.blobs), image.digest]
         assert {event["target"]["repository"] for event in sink.accepted} == {"team/baleen-probe"}
         for count in (3, 4):
-            until("nothing is under way", lambda: not prober._busy)
+            eventually(lambda: not prober._busy, "nothing is under way")
             prober.round()
-            until("a probe more is sent", lambda n=count: len(world.probes(registry.url)) == n)
+            eventually(lambda n=count: len(world.probes(registry.url)) == n, "a probe more is sent")
             nonce = world.probes(registry.url)[-1][1]
-            echo = until("it comes back", lambda n=nonce: echoes(sink).get(n))
+            echo = eventually(lambda n=nonce: echoes(sink).get(n), "it comes back")
             assert (echo["request"]["method"], echo["target"]["digest"]) == (method, image.digest)
         # The first was of what was not there yet: that answer brings no event.
-        until("it is noted", lambda: world.answered(registry.url) == [False, True, True, True])
+        eventually(lambda: world.answered(registry.url) == [False, True, True, True], "it is noted")
         assert len(pushed(sink)) == len(image.blobs) + 1
 
 
@@ -180,7 +172,7 @@ def test_the_row_comes_first(world: World) -> None:
         registry.asked = registry.look
         world.add_pod("team", registry.url)
         prober.round()
-        until("it answers", lambda: world.answers(registry.url))
+        eventually(lambda: world.answers(registry.url), "it answers")
     assert seen == [True]
 
 
@@ -196,9 +188,9 @@ def test_a_name_stands_for_all_its_addresses(world: World, sink: NotificationSin
         world.resolver.names["registry.test"] = ["127.0.0.1", "127.0.0.2"]
         world.add_pod("team", url)
         prober.round()
-        until("both answer", lambda: all(world.answers(url, address) for address in ("127.0.0.1", "127.0.0.2")))
+        eventually(lambda: all(world.answers(url, address) for address in ("127.0.0.1", "127.0.0.2")), "both answer")
         last = dict(world.probes(url))
-        until("both come back", lambda: set(last.values()) <= set(echoes(sink)))
+        eventually(lambda: set(last.values()) <= set(echoes(sink)), "both come back")
         hosts = {echoes(sink)[nonce]["request"]["host"] for nonce in last.values()}
         assert hosts == {url.removeprefix("http://")}
         assert {echoes(sink)[nonce]["source"]["addr"] for nonce in last.values()} == {
@@ -209,18 +201,18 @@ def test_a_name_stands_for_all_its_addresses(world: World, sink: NotificationSin
         world.resolver.names["registry.test"] = ["127.0.0.2"]
         sent = len(world.probes(url))
         for more in (1, 2):
-            until("nothing is under way", lambda: not prober._busy)
+            eventually(lambda: not prober._busy, "nothing is under way")
             prober.round()
-            until("one is asked again", lambda n=more: len(world.probes(url)) == sent + n)
+            eventually(lambda n=more: len(world.probes(url)) == sent + n, "one is asked again")
         assert {address for address, _ in world.probes(url)[sent:]} == {"127.0.0.2"}
         assert world.endpoint(url, "127.0.0.1") is not None
 
         # While names cannot be looked up, what was known is asked on, and is not told as looked up.
         del world.resolver.names["registry.test"]
-        until("nothing is under way", lambda: not prober._busy)
+        eventually(lambda: not prober._busy, "nothing is under way")
         before = resolved_at(world, url)
         prober.round()
-        until("it is asked all the same", lambda: len(world.probes(url)) == sent + 3)
+        eventually(lambda: len(world.probes(url)) == sent + 3, "it is asked all the same")
         assert resolved_at(world, url) == before
 
 
@@ -240,7 +232,7 @@ def test_a_name_is_known_as_of_before_it_was_looked_up(world: World, sink: Notif
         world.resolver.names["registry.test"] = ["127.0.0.1"]
         world.add_pod("team", url)
         prober.round()
-        until("it answers", lambda: world.answers(url))
+        eventually(lambda: world.answers(url), "it answers")
         assert resolved_at(world, url)["127.0.0.1"] <= asked_at[0]
 
 
@@ -252,19 +244,19 @@ def test_an_address_where_nobody_ever_was(world: World, sink: NotificationSink) 
         world.resolver.names["registry.test"] = ["127.0.0.1", "127.0.0.2"]
         world.add_pod("team", url)
         prober.round()
-        until("one answers, one refuses", lambda: world.answers(url) and world.fails(url, "127.0.0.2"))
+        eventually(lambda: world.answers(url) and world.fails(url, "127.0.0.2"), "one answers, one refuses")
         before = resolved_at(world, url)
-        until("nothing is under way", lambda: not prober._busy)
+        eventually(lambda: not prober._busy, "nothing is under way")
         prober.round()
-        until("one was seen again", lambda: resolved_at(world, url)["127.0.0.1"] > before["127.0.0.1"])
+        eventually(lambda: resolved_at(world, url)["127.0.0.1"] > before["127.0.0.1"], "one was seen again")
         assert resolved_at(world, url)["127.0.0.2"] == before["127.0.0.2"]
         with running_model(sink, store, "127.0.0.2", port_of(first.url)):
-            until("nothing is under way", lambda: not prober._busy)
+            eventually(lambda: not prober._busy, "nothing is under way")
             prober.round()
-            until("the other answers", lambda: world.answers(url, "127.0.0.2"))
-            until("nothing is under way", lambda: not prober._busy)
+            eventually(lambda: world.answers(url, "127.0.0.2"), "the other answers")
+            eventually(lambda: not prober._busy, "nothing is under way")
             prober.round()
-            until("both were seen", lambda: resolved_at(world, url)["127.0.0.2"] > before["127.0.0.2"])
+            eventually(lambda: resolved_at(world, url)["127.0.0.2"] > before["127.0.0.2"], "both were seen")
 
 
 def test_one_that_hangs_delays_nobody(world: World, sink: NotificationSink) -> None:
@@ -275,8 +267,8 @@ def test_one_that_hangs_delays_nobody(world: World, sink: NotificationSink) -> N
         world.add_pod("team", registry.url)
         for count in (2, 3, 4):
             prober.round()
-            until("the other was asked", lambda n=count: len(world.probes(registry.url)) == n)
-            until("it answers", lambda: len(prober._busy) == 1)
+            eventually(lambda n=count: len(world.probes(registry.url)) == n, "the other was asked")
+            eventually(lambda: len(prober._busy) == 1, "it answers")
         assert len(world.probes(hanging_url)) == 1
 
 
@@ -289,15 +281,15 @@ def test_one_that_is_gone(world: World, sink: NotificationSink, tmp_path: Path) 
         url = registry.url
         world.add_pod("team", url)
         prober.round()
-        until("it answers", lambda: world.answers(url))
+        eventually(lambda: world.answers(url), "it answers")
     with world.prober() as prober:
         prober.round()
-        error = until("it refuses", lambda: world.fails(url))
+        error = eventually(lambda: world.fails(url), "it refuses")
         assert "ECONNREFUSED" in error
         with running_model(sink, store, port=port):
-            until("nothing is under way", lambda: not prober._busy)
+            eventually(lambda: not prober._busy, "nothing is under way")
             prober.round()
-            until("it answers again", lambda: world.answers(url))
+            eventually(lambda: world.answers(url), "it answers again")
 
 
 def test_one_that_does_not_take_the_image(world: World) -> None:
@@ -306,8 +298,8 @@ def test_one_that_does_not_take_the_image(world: World) -> None:
         world.add_pod("team", registry.url)
         for count in (1, 2, 3):
             prober.round()
-            until("it was asked", lambda n=count: len(world.probes(registry.url)) == n)
-            until("it failed", lambda: world.fails(registry.url) and not prober._busy)
+            eventually(lambda n=count: len(world.probes(registry.url)) == n, "it was asked")
+            eventually(lambda: world.fails(registry.url) and not prober._busy, "it failed")
         assert not any(world.answered(registry.url))
         posts = [request for request in registry.requests if request.method == "POST"]
         assert len(posts) == len(known_image().blobs)
@@ -327,12 +319,12 @@ def test_one_that_takes_no_pushes(world: World, status: int) -> None:
     with ReadOnly() as registry, world.prober() as prober:
         world.add_pod("team", registry.url)
         prober.round()
-        error = until("it fails", lambda: world.fails(registry.url))
+        error = eventually(lambda: world.fails(registry.url), "it fails")
         assert "`baleen pods set-probe team pull`" in error
         world.db.execute("UPDATE pods SET probe = 'pull'")
-        until("nothing is under way", lambda: not prober._busy)
+        eventually(lambda: not prober._busy, "nothing is under way")
         prober.round()
-        until("it answers", lambda: world.answers(registry.url))
+        eventually(lambda: world.answers(registry.url), "it answers")
 
 
 def test_pods_that_come_and_go(world: World, sink: NotificationSink) -> None:
@@ -341,8 +333,8 @@ def test_pods_that_come_and_go(world: World, sink: NotificationSink) -> None:
         prober.round()
         world.add_pod("team", registry.url)
         prober.round()
-        until("it answers", lambda: world.answers(registry.url))
-        until("nothing is under way", lambda: not prober._busy)
+        eventually(lambda: world.answers(registry.url), "it answers")
+        eventually(lambda: not prober._busy, "nothing is under way")
         assert len(prober._endpoints) == 1
         world.db.execute("DELETE FROM probes; DELETE FROM endpoints; DELETE FROM pod_prefixes; DELETE FROM pods")
         prober.round()
@@ -354,15 +346,17 @@ def test_all_of_a_shared_address_are_asked(world: World, sink: NotificationSink)
     with running_model(sink) as registry, world.prober() as prober:
         world.add_pod("team", registry.url)
         prober.round()
-        until("it answers", lambda: world.answers(registry.url))
+        eventually(lambda: world.answers(registry.url), "it answers")
         world.db.execute("UPDATE endpoints SET shared = true")
         for instance in ("one", "two", "three"):
             world.db.execute("INSERT INTO sources (pod_id, instance_id) SELECT id, %s FROM pods", (instance,))
         sent = len(world.probes(registry.url))
-        until("nothing is under way", lambda: not prober._busy)
+        eventually(lambda: not prober._busy, "nothing is under way")
         prober.round()
-        until("all are sent", lambda: len(world.probes(registry.url)) == sent + 3 * probing.PROBES_PER_PROCESS)
-        until("they are back", lambda: {nonce for _, nonce in world.probes(registry.url)[sent:]} <= set(echoes(sink)))
+        eventually(lambda: len(world.probes(registry.url)) == sent + 3 * probing.PROBES_PER_PROCESS, "all are sent")
+        eventually(
+            lambda: {nonce for _, nonce in world.probes(registry.url)[sent:]} <= set(echoes(sink)), "they are back"
+        )
         nonces = [nonce for _, nonce in world.probes(registry.url)[sent:]]
         assert len({echoes(sink)[nonce]["request"]["addr"] for nonce in nonces}) == len(nonces)
 
@@ -379,9 +373,9 @@ def test_two_real_processes_of_one_pod(world: World, sink: NotificationSink, tmp
         instances = {}
         for url in (one.url, two.url):
             # Both push the image to the one storage at first: a registry that reads what the other writes answers 500.
-            until("it answers", lambda u=url: asked_again(prober) and world.answers(u))
+            eventually(lambda u=url: asked_again(prober) and world.answers(u), "it answers")
             nonce = world.probes(url)[-1][1]
-            instances[url] = until("it comes back", lambda n=nonce: echoes(sink).get(n))["source"]["instanceID"]
+            instances[url] = eventually(lambda n=nonce: echoes(sink).get(n), "it comes back")["source"]["instanceID"]
         assert instances[one.url] != instances[two.url]
 
 
@@ -392,12 +386,12 @@ def test_behind_a_login(world: World, sink: NotificationSink, tmp_path: Path) ->
         world.add_pod("team", registry.url)
         with world.prober() as prober:
             prober.round()
-            assert "BALEEN_REGISTRY_USERNAME" in until("it fails", lambda: world.fails(registry.url))
+            assert "BALEEN_REGISTRY_USERNAME" in eventually(lambda: world.fails(registry.url), "it fails")
         with world.prober(credentials=CREDENTIALS) as prober:
             for _ in range(3):
                 sent = len(world.probes(registry.url))
                 prober.round()
-                until("it was asked", lambda n=sent: len(world.probes(registry.url)) > n and not prober._busy)
+                eventually(lambda n=sent: len(world.probes(registry.url)) > n and not prober._busy, "it was asked")
             assert world.answers(registry.url)
             by_us = [asked for asked in issuer.asked if asked.authorization == basic(CREDENTIALS)]
             # The registry names the actions in any order.
@@ -408,7 +402,7 @@ def test_behind_a_login(world: World, sink: NotificationSink, tmp_path: Path) ->
 def asked_again(prober: Prober) -> bool:
     """Whether all were asked once more, and have answered or failed."""
     prober.round()
-    until("nothing is under way", lambda: not prober._busy)
+    eventually(lambda: not prober._busy, "nothing is under way")
     return True
 
 

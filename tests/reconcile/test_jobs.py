@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +24,7 @@ from coordinator.settings import build
 from coordinator.storage.s3 import S3ObjectStore
 from tests.reconcile.harness import World
 from tests.services.databases import Databases
+from tests.support.wait import eventually
 
 ROOT = Path(__file__).parents[2]
 KINDS = ["reconcile", "doctor"]
@@ -370,9 +370,9 @@ def test_progress_is_written_while_it_runs(world: World, monkeypatch: pytest.Mon
 
     def run(work: Work) -> Ending:
         work.follow(lambda: {"keys": 5})
-        until(lambda: world.ended(job).progress == {"keys": 5})
+        eventually(lambda: world.ended(job).progress == {"keys": 5})
         (seen,) = world.rows("SELECT alive_at FROM jobs")
-        until(lambda: world.rows("SELECT alive_at FROM jobs")[0] > seen)
+        eventually(lambda: world.rows("SELECT alive_at FROM jobs")[0] > seen)
         return nothing
 
     run_with(world, run)
@@ -498,7 +498,7 @@ def test_a_scheduler_that_is_killed(databases: Databases, s3: S3ObjectStore, emb
         }
         with subprocess.Popen([sys.executable, "-c", CHILD], env=environ, cwd=ROOT) as child:
             try:
-                until(lambda: len(world.rows("SELECT FROM job_parts WHERE done_at IS NOT NULL")) == 1)
+                eventually(lambda: len(world.rows("SELECT FROM job_parts WHERE done_at IS NOT NULL")) == 1)
             finally:
                 child.send_signal(signal.SIGKILL)
         began = world.began_at(job)
@@ -509,10 +509,3 @@ def test_a_scheduler_that_is_killed(databases: Databases, s3: S3ObjectStore, emb
         assert (done.state, done.count("parts"), done.count("parts_done")) == ("done", 4, 4)
         assert world.began_at(job) == began
         world.sound()
-
-
-def until(held: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not held():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -7,11 +7,11 @@ Not here: what is pushed and deleted (test_*.py), skopeo (skopeo.py), the webhoo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +25,10 @@ from coordinator import settings as configuration
 from coordinator.commands import bucket
 from coordinator.db import check
 from coordinator.db.engine import sync_engine
+from coordinator.db.progress import Partition
+from coordinator.errors import UnavailableError
+from coordinator.ingest.log import LogInspector
+from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import prober
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
@@ -33,14 +37,12 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.storage.layout import BASE
 from coordinator.storage.port import ObjectStore
+from tests.support.wait import eventually
 
 HOST = "127.0.0.1"
 UP_S = 180.0
-#: Of each wait, on a machine that is slow.
-DEADLINE_S = 180.0
 #: Of each request to Baleen, also by registries: one that gives up earlier tells the same again.
 REQUEST_S = 30
-POLL_S = 0.05
 HTTP_SECRET = "shared-by-all-pods"
 EVENTS_TYPE = "application/vnd.docker.distribution.events.v1+json"
 LAYERS = "/_layers/sha256/"
@@ -55,14 +57,6 @@ SERVICES = {
 
 Pairs = set[tuple[str, str]]
 PROBED = {prober.known_image().digest, *(blob.digest for blob in prober.known_image().blobs)}
-
-
-def eventually(what: Callable[[], bool], why: Callable[[], object] = lambda: "it did not happen") -> None:
-    """Wait for a condition; fails after the deadline, and says why."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not what():
-        assert time.monotonic() < deadline, why()
-        time.sleep(POLL_S)
 
 
 @dataclass(frozen=True)
@@ -315,8 +309,24 @@ class Baleen:
     # What is true, and what is told
 
     def await_applied(self) -> None:
-        """Wait until all is applied that Kafka has; a status that cannot be told now says nothing of it."""
-        eventually(lambda: bool(self.status().get("caught_up")), why=self.status)
+        """Wait until all is applied that Kafka has now. Probes go on: there is always something that is not."""
+        ends: dict[Partition, int] = {}
+
+        def has_ends() -> bool:
+            with contextlib.suppress(UnavailableError), LogInspector(self.settings) as log:
+                for topic in (EVENTS, DEAD_LETTERS):
+                    found = log.state(topic).partitions.items()
+                    ends.update({(topic, number): offsets.latest for number, offsets in found})
+                return True
+            return False
+
+        def behind() -> list[Partition]:
+            rows = self.rows("SELECT topic, partition, next_offset FROM partition_progress")
+            stands = {(topic, number): offset for topic, number, offset in rows}
+            return [each for each, end in ends.items() if stands.get(each, 0) < end]
+
+        eventually(has_ends, why=self.status)
+        eventually(lambda: not behind(), why=lambda: (behind(), self.status()))
 
     def agree(self) -> None:
         """Wait until the table says what the bucket says, and nothing was left aside; then have it recomputed."""

@@ -7,9 +7,10 @@ import pytest
 from coordinator.pods.images import make_image
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.distribution import DistributionRegistry
-from tests.registries.harness import Baleen, eventually
+from tests.registries.harness import Baleen
 from tests.registries.proxy import WebhookProxy
 from tests.registries.watermarks import moves_on, now, states, watermark
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

@@ -14,7 +14,8 @@ from coordinator.stack.children import Children
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from tests.cli.conftest import program_environment
-from tests.registries.harness import HOST, Baleen, eventually
+from tests.registries.harness import HOST, Baleen
+from tests.support.wait import eventually
 
 
 @pytest.mark.registry

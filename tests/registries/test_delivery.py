@@ -12,8 +12,9 @@ from coordinator.db.tokens import hash_of
 from coordinator.pods.images import DOCKER, Image, make_artifact, make_image, make_index, sha256_digest
 from coordinator.pods.registry_client import RegistryClient, RegistryError
 from coordinator.stack.distribution import DistributionRegistry
-from tests.registries.harness import Baleen, SilentDistribution, eventually
+from tests.registries.harness import Baleen, SilentDistribution
 from tests.registries.proxy import WebhookProxy
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

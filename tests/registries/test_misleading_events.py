@@ -15,9 +15,10 @@ from coordinator.pods.images import make_image, make_layer
 from coordinator.pods.registry_client import RegistryClient, RegistryError
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import REPOSITORIES
-from tests.registries.harness import Baleen, Pod, eventually
+from tests.registries.harness import Baleen, Pod
 from tests.registries.proxy import WebhookProxy
 from tests.registries.s3_proxy import DENIED, Answer, Call, S3Proxy, denied_each
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

@@ -8,8 +8,9 @@ import pytest
 from coordinator.pods.images import DOCKER, make_artifact, make_image, make_index, make_layer
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.distribution import DistributionRegistry
-from tests.registries.harness import Baleen, Pod, Registry, eventually
+from tests.registries.harness import Baleen, Pod, Registry
 from tests.registries.proxy import WebhookProxy
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

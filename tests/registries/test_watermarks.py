@@ -8,8 +8,9 @@ import pytest
 from coordinator.pods.images import make_image
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.model_registry import ModelRegistry
-from tests.registries.harness import Baleen, Pod, eventually
+from tests.registries.harness import Baleen, Pod
 from tests.registries.watermarks import is_past, moves_on, now, states, watermark
+from tests.support.wait import eventually
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 import datetime as dt
 
-from tests.registries.harness import Baleen, Pod, eventually
+from tests.registries.harness import Baleen, Pod
+from tests.support.wait import eventually
 
 
 def states(baleen: Baleen, pod: Pod) -> list[str]:

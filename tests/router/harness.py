@@ -13,8 +13,7 @@ import secrets
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from coordinator.stack.supervisor import Stack
 from tests.router.proxies import Proxy
 from tests.router.stand_in import StandIn
 from tests.services.envoy import forget
+from tests.support.wait import eventually
 
 HOST = "127.0.0.1"
 DEADLINE_S = 120.0
@@ -42,14 +42,6 @@ HTTP_SECRET = "shared-by-all-pods"
 PREFIXES = {"pod-a": ["team"], "pod-b": ["teams", "other/manifests"], "pod-c": ["c.d"]}
 #: The pod that lets the store send the bytes of blobs, and writes absolute URLs.
 REDIRECTS = "pod-c"
-
-
-def eventually(what: Callable[[], bool], why: Callable[[], object] = lambda: "it did not happen") -> None:
-    """Wait for a condition; fails after the deadline, and says why."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not what():
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.02)
 
 
 class Seen(NamedTuple):

@@ -8,9 +8,9 @@ import pytest
 from coordinator.pods.images import make_image, make_layer, sha256_digest
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.pods.registry_errors import RegistryError
-from tests.registries.harness import eventually
 from tests.registries.skopeo import Skopeo, oci_layout
 from tests.router.running import CLIENT_S, Running
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

@@ -13,8 +13,9 @@ from coordinator.pods.images import make_image
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.tokens import issuers
 from tests.pods.issuer import CREDENTIALS, TokenIssuer, basic
-from tests.router.harness import DEADLINE_S, Router, World, eventually, frozen_stand_in, request, routed
+from tests.router.harness import DEADLINE_S, Router, World, frozen_stand_in, request, routed
 from tests.router.stand_in import StandIn
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

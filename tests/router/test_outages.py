@@ -14,10 +14,11 @@ import pytest
 from coordinator.pods.images import make_image, make_layer
 from coordinator.stack.supervisor import Stack
 from tests.conftest import temporary_directory
-from tests.registries.harness import DEADLINE_S, LAYERS, eventually
+from tests.registries.harness import LAYERS
 from tests.registries.s3_proxy import BROKEN, DENIED, Answer, Call, S3Proxy, held
 from tests.router.proxies import BOTH_AT_LENGTH, Proxy
 from tests.router.running import CLIENT_S, Running
+from tests.support.wait import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.registry
 

@@ -54,13 +54,14 @@ from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
 from tests.doctor.examined import examine_whatever_comes
 from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, THIEF, Store
 from tests.gc.harness import NO_LIMITS, Run
-from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry, eventually
+from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry
 from tests.registries.proxy import WebhookProxy
 from tests.registries.s3_proxy import S3Proxy
 from tests.registries.watermarks import is_past, moves_on, now
 from tests.router.harness import Router
 from tests.router.proxies import NGINX
 from tests.router.running import router_address, start_router
+from tests.support.wait import eventually
 
 #: By the prefix that each owns: of the pods, and of a pull-through cache that is none.
 KEYS = {"pod-a": POD, "pod-b": OTHER_POD, "cache": CACHE}

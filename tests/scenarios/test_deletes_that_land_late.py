@@ -18,11 +18,11 @@ from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
-from tests.registries.harness import eventually
 from tests.registries.s3_proxy import Answer, Call, S3Proxy
 from tests.scenarios.harness import CrashError, Interrupted, Once, Stage
 from tests.services.databases import Databases
 from tests.storage.conftest import VERSIONED, MakeS3
+from tests.support.wait import eventually
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,11 @@ from coordinator.storage.layout import blob_key
 from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, begin
 from tests.db.test_concurrency import Shared, deadlocks, slices
 from tests.gc.harness import LANDED, NO_TIMES, Garbage
-from tests.registries.harness import Registry, eventually
+from tests.registries.harness import Registry
 from tests.scenarios.harness import HOUR, Once, Stage
 from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
+from tests.support.wait import eventually
 
 ENDS: dict[str, Callable[[Registry], None]] = {"SIGKILL": Registry.kill, "SIGTERM": Registry.terminate}
 

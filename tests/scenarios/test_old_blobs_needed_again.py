@@ -10,8 +10,8 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.pods.images import make_image, make_index, make_layer
 from coordinator.storage.layout import blob_key
-from tests.registries.harness import eventually
 from tests.scenarios.harness import HOUR, Once, Stage
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 

@@ -13,9 +13,9 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.pods.images import Image, make_image, make_layer
 from coordinator.pods.registry_client import RegistryError
-from tests.registries.harness import DEADLINE_S, eventually
 from tests.registries.s3_proxy import Call, held
 from tests.scenarios.harness import HOUR, Once, Stage
+from tests.support.wait import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.registry
 

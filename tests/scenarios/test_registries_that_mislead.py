@@ -26,9 +26,10 @@ from coordinator.stack.distribution import DistributionRegistry, _environment, a
 from coordinator.storage.layout import blob_key, layer_link_key
 from tests.doctor.harness import Caching, of
 from tests.gc.harness import Garbage
-from tests.registries.harness import HTTP_SECRET, eventually
+from tests.registries.harness import HTTP_SECRET
 from tests.registries.s3_proxy import Call, S3Proxy
 from tests.scenarios.harness import KEYS, Stage
+from tests.support.wait import eventually
 
 PROGRAM_S = 60.0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -22,11 +21,10 @@ from coordinator.stack.guard import Guard
 from coordinator.stack.ports import Ports
 from coordinator.stack.postgres import EmbeddedPostgres, binaries
 from coordinator.stack.process import ManagedProcess
+from tests.support.wait import eventually
 
 HOST = "127.0.0.1"
 PROGRAM_SECONDS = 120.0
-#: How long a standby may take to have what its primary has.
-CATCH_UP_SECONDS = 60.0
 
 
 class Server(NamedTuple):
@@ -80,19 +78,14 @@ class Servers:
     def catch_up(self, standby: Server, primary: Server) -> None:
         """Wait until the standby has replayed what the primary has written."""
         ((wanted,),) = primary.execute("SELECT pg_current_wal_flush_lsn()::text")
-        until = time.monotonic() + CATCH_UP_SECONDS
-        while not standby.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", wanted)[0][0]:
-            assert time.monotonic() < until, "the standby does not follow"
-            time.sleep(0.05)
+        replayed = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        eventually(lambda: standby.execute(replayed, wanted)[0][0], "the standby follows")
 
     def cut_off(self, standby: Server) -> None:
         """Have the standby lose every commit that follows: nothing more reaches it."""
         standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
         standby.execute("SELECT pg_reload_conf()")
-        until = time.monotonic() + CATCH_UP_SECONDS
-        while standby.execute("SELECT FROM pg_stat_wal_receiver"):
-            assert time.monotonic() < until, "the standby still follows"
-            time.sleep(0.05)
+        eventually(lambda: not standby.execute("SELECT FROM pg_stat_wal_receiver"), "the standby follows no more")
 
     def promote(self, standby: Server) -> None:
         assert standby.execute("SELECT pg_promote()")[0][0]
@@ -104,7 +97,9 @@ class Servers:
         return directory
 
     def recover(self, backup: Path, stopped: Server, point: str) -> Server:
-        """Start a base backup at a restore point that came after it, by the log of the server, which was stopped."""
+        """Start a base backup at a restore point that came after it, by the log of the server, which was stopped;
+        return once it takes writes.
+        """
         data = backup / "data"
         archive = backup / "archive"
         shutil.copytree(stopped.directory / "data" / "pg_wal", archive, symlinks=True)
@@ -113,7 +108,9 @@ class Servers:
             settings.write(f'restore_command = \'cp "{archive}/%f" "%p"\'\n')
             settings.write(f"recovery_target_name = '{point}'\nrecovery_target_action = 'promote'\n")
         own(backup, stopped.directory)
-        return self._start(backup.name)
+        recovered = self._start(backup.name)
+        eventually(lambda: not recovered.execute("SELECT pg_is_in_recovery()")[0][0], "the recovery ends")
+        return recovered
 
     def stop(self, server: Server) -> None:
         server.process.stop()

@@ -10,7 +10,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +28,7 @@ from coordinator.storage.layout import QUARANTINE, blob_key, parse_quarantine_ke
 from tests.registries.skopeo import Skopeo
 from tests.soak.clients import ABSENT, Client, Layout, layouts
 from tests.soak.places import PODS, SCHEDULERS, WORKERS, Operator, World
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.soak
 
@@ -50,13 +51,6 @@ ORPHANS_PER_KILL = 4
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     with World.started(versioned=request.param) as world:
         yield world
-
-
-def eventually(what: Callable[[], bool], why: Callable[[], object], seconds: float = DEADLINE_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.5)
 
 
 class Disturber:
@@ -173,7 +167,7 @@ def calm(world: World) -> None:
         world.revive()
         return world.count("hidden") >= hidden and world.count("purged") >= purged
 
-    eventually(collected, lambda: f"nothing was collected: {told(world)}")
+    eventually(collected, lambda: f"nothing was collected: {told(world)}", seconds=DEADLINE_S)
 
 
 def rest(world: World, pushing: Sequence[Client]) -> None:
@@ -190,8 +184,8 @@ def rest(world: World, pushing: Sequence[Client]) -> None:
             at is not None and at > rested_at + bound for pod in facts.pods for at in (pod.watermark, pod.reconciled_at)
         )
 
-    eventually(known, lambda: f"not everything is known: {told(world)}")
-    eventually(lambda: not open_states(world), lambda: f"not everything is gone: {told(world)}")
+    eventually(known, lambda: f"not everything is known: {told(world)}", seconds=DEADLINE_S)
+    eventually(lambda: not open_states(world), lambda: f"not everything is gone: {told(world)}", seconds=DEADLINE_S)
 
 
 def open_states(world: World) -> dict[str, int]:

@@ -21,6 +21,7 @@ from kafka.errors import TopicAlreadyExistsError
 
 from coordinator.stack.supervisor import Stack
 from tests.conftest import guarded_kafka, temporary_directory
+from tests.support.wait import eventually
 
 PARTITIONS = 8
 DEADLINE = 60.0
@@ -83,13 +84,6 @@ def topic(broker: Broker) -> str:
     finally:
         admin.close()
     return name
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def described(broker: Broker, topic: str) -> dict[str, list[object]]:

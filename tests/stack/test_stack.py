@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,19 +21,13 @@ from coordinator.errors import StackError
 from coordinator.stack import noida, postgres, seaweedfs, supervisor
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Stack, StackEndpoints, check_disk
+from tests.support.wait import eventually
 
 #: These stop, kill and start services, which takes its time.
 pytestmark = pytest.mark.outage
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60.0
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def gone(pid: int) -> bool:

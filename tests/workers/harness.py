@@ -36,6 +36,7 @@ from coordinator.settings import Settings, build
 from coordinator.storage.port import ObjectStore
 from schemas.records import RegistryEvent, key_of
 from tests.oracle import Counts
+from tests.support.wait import eventually
 from workers import build as building
 from workers.run import run
 
@@ -45,14 +46,6 @@ PODS = ("pod-a", "pod-b")
 DEADLINE = 180.0
 #: A server that is away refuses at once; one that is there may be busy.
 CONNECT_S = 60
-
-
-def eventually(what: Callable[[], bool], seconds: float = DEADLINE, why: str = "it") -> None:
-    """Wait for a condition; fails after the deadline."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"{why} did not happen in {seconds:.0f} s"
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,8 @@ from aiokafka.errors import IllegalStateError
 
 from coordinator.ingest.topics import EVENTS
 from tests.oracle import Oracle
-from tests.workers.harness import (
-    Child,
-    InProcess,
-    Log,
-    Maker,
-    Place,
-    Table,
-    digest_of,
-    encoded,
-    eventually,
-    worker,
-)
+from tests.support.wait import eventually
+from tests.workers.harness import Child, InProcess, Log, Maker, Place, Table, digest_of, encoded, worker
 from tests.workers.services import Broker, Database
 
 #: These stop, kill and start services, which takes its time.

@@ -12,7 +12,8 @@ import pytest
 from coordinator.ingest.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
-from tests.workers.harness import PODS, Child, InProcess, Log, Maker, Place, Table, digest_of, eventually, worker
+from tests.support.wait import eventually
+from tests.workers.harness import PODS, Child, InProcess, Log, Maker, Place, Table, digest_of, worker
 from tests.workers.services import Broker
 
 #: The broker is stopped, killed and started, which takes its time.

@@ -16,20 +16,8 @@ from kafka import KafkaProducer
 from coordinator.ingest.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent, key_of
 from tests.oracle import Oracle
-from tests.workers.harness import (
-    DEADLINE,
-    PODS,
-    Child,
-    Log,
-    Maker,
-    Place,
-    Table,
-    digest_of,
-    encoded,
-    eventually,
-    shares,
-    worker,
-)
+from tests.support.wait import eventually
+from tests.workers.harness import DEADLINE, PODS, Child, Log, Maker, Place, Table, digest_of, encoded, shares, worker
 
 pytestmark = pytest.mark.kafka
 

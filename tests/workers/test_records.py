@@ -20,7 +20,8 @@ from coordinator.ingest.normalise import LATEST, Accepted
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
 from coordinator.storage.layout import blob_key
 from tests.oracle import Counts, Oracle
-from tests.workers.harness import Log, Maker, Place, Table, digest_of, encoded, eventually, publish, worker
+from tests.support.wait import eventually
+from tests.workers.harness import Log, Maker, Place, Table, digest_of, encoded, publish, worker
 from workers.app import FETCH_BYTES
 
 POD_A = frozenset({"pod-a"})

@@ -17,8 +17,9 @@ from coordinator.stack.supervisor import StackEndpoints
 from tests.pods.registries import running_model
 from tests.pods.sink import NotificationSink
 from tests.services.databases import Databases
+from tests.support.wait import eventually
 from tests.workers.conftest import place_of
-from tests.workers.harness import PODS, Child, Place, Table, eventually
+from tests.workers.harness import PODS, Child, Place, Table
 
 #: All work that one scheduler is enough for.
 ALONE = {"probes", "old-probes", "old-mounts", "triggers", "presence", "lifecycle", "clock"}

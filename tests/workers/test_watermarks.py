@@ -18,7 +18,8 @@ from coordinator.db.queries.watermarks import watermarks
 from coordinator.domain.watermarks import PodWatermark, SourceState
 from coordinator.ingest.normalise import Origin, Outcome, normalise
 from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
-from tests.workers.harness import Log, Maker, Place, Table, digest_of, eventually, publish, worker
+from tests.support.wait import eventually
+from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker
 from tests.workers.test_records import refuse
 from workers.metrics import ECHOES
 
