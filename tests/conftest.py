@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,13 @@ from coordinator.stack.supervisor import Stack, StackEndpoints
 from tests.services.apache_kafka import ApacheKafka
 from tests.services.databases import Databases, DatabaseServer
 
+if TYPE_CHECKING:
+    from tests.doctor.harness import Clinic
+    from tests.registries.harness import Baleen
+    from tests.scenarios.harness import Stage
+
+#: Fixtures that start whole Baleens, the slowest tests first.
+SHARED = ("stage", "running_open_baleen", "clinic", "running_baleen")
 #: In memory, of which the services of a test process take a tenth.
 ROOM_BYTES = 8 << 30
 
@@ -36,6 +44,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         reports = [*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())]
         names = dict.fromkeys(report.nodeid for report in reports)
         Path(wanted).write_text("".join(f"{name}\0" for name in names))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` tests that share a running Baleen have one worker process, so that it is started once."""
+    for item in items:
+        known = item.fixturenames if isinstance(item, pytest.Function) else []
+        shared = [name for name in SHARED if name in known]
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(shared[0]))
 
 
 @pytest.fixture
@@ -80,6 +97,69 @@ def apache_kafka(apache_kafka_server: ApacheKafka) -> str:
 def apache_kafka_server() -> Iterator[ApacheKafka]:
     with temporary_directory() as directory, guarded_kafka(directory) as server:
         yield server
+
+
+# Whole Baleens. What they need is imported late: few runs ask for them.
+
+
+@pytest.fixture(scope="session")
+def running_baleen() -> Iterator[Baleen]:
+    from tests.registries.harness import Baleen
+
+    with temporary_directory() as directory, Baleen.started(directory) as running:
+        yield running
+
+
+@pytest.fixture
+def baleen(running_baleen: Baleen) -> Iterator[Baleen]:
+    """One `baleen up` for many tests: each registers pods of its own, and leaves table and bucket in agreement.
+
+    No registry outlives its test: they would all be probed until the end.
+    """
+    with running_baleen.at_rest_after():
+        yield running_baleen
+
+
+@pytest.fixture(scope="session")
+def running_open_baleen() -> Iterator[Baleen]:
+    from tests.registries.harness import Baleen
+
+    # A mount is waited for here: how long one takes says nothing but how busy the machine is.
+    settings = {"BALEEN_MOUNTS": "open", "BALEEN_MOUNT_TIMEOUT": "2m"}
+    with temporary_directory() as directory, Baleen.started(directory, settings) as running:
+        yield running
+
+
+@pytest.fixture
+def open_baleen(running_open_baleen: Baleen) -> Iterator[Baleen]:
+    """One `baleen up` for pods whose registries ask nobody who they are."""
+    with running_open_baleen.at_rest_after():
+        yield running_open_baleen
+
+
+@pytest.fixture(scope="session")
+def clinic() -> Iterator[Clinic]:
+    """One for all examinations of the doctor."""
+    from tests.doctor.harness import Clinic
+
+    with temporary_directory() as directory, Clinic.opened(directory) as clinic:
+        yield clinic
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Stage]:
+    """One for all: each test has repositories of its own, and leaves two pods that have reported."""
+    from tests.scenarios.harness import Stage
+
+    with temporary_directory() as directory, Stage.opened(directory) as stage:
+        yield stage
+
+
+@pytest.fixture
+def here(request: pytest.FixtureRequest) -> str:
+    """A repository, and the seed of images, that no other test has."""
+    name: str = request.node.name
+    return name.removeprefix("test_").lower().translate(str.maketrans({"_": "-", "[": "-", "]": ""}))
 
 
 @contextmanager

@@ -11,8 +11,7 @@ import pytest
 from coordinator.pods.images import Layer, make_image, make_layer
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.distribution import DistributionRegistry
-from tests.mounts.conftest import CLIENT_S
-from tests.registries.harness import Baleen, Pairs, Pod, Registry, of_a_probe
+from tests.registries.harness import CLIENT_S, Baleen, Pairs, Pod, Registry, of_a_probe
 
 pytestmark = pytest.mark.registry
 

@@ -12,8 +12,7 @@ import pytest
 from coordinator.pods.images import Layer, make_image, make_layer
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.distribution import DistributionRegistry
-from tests.mounts.conftest import CLIENT_S
-from tests.registries.harness import Baleen, Pod, Registry
+from tests.registries.harness import CLIENT_S, Baleen, Pod, Registry
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry

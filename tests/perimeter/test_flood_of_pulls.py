@@ -9,7 +9,6 @@ import pytest
 from coordinator.pods.images import make_image
 from coordinator.pods.registry_client import RegistryClient
 from coordinator.stack.distribution import DistributionRegistry
-from tests.registries.conftest import at_rest, baleen  # noqa: F401
 from tests.registries.harness import Baleen
 from tests.registries.proxy import WebhookProxy
 from tests.registries.watermarks import is_past, now
@@ -57,7 +56,7 @@ def reading(url: str, repository: str, digest: str) -> Iterator[_Readers]:
             thread.join(60)
 
 
-def test_pulls_delay_no_push(baleen: Baleen) -> None:  # noqa: F811
+def test_pulls_delay_no_push(baleen: Baleen) -> None:
     """Attempt 15: no pull reaches ingest, and while readers go on the watermark passes what was pushed meanwhile."""
     pod = baleen.add_pod("flooded")
     app = f"{pod.name}/app"

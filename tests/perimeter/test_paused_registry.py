@@ -8,7 +8,6 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.pods.images import make_image
 from tests.registries.s3_proxy import DEADLINE_S, Call, held
-from tests.scenarios.conftest import here, stage  # noqa: F401
 from tests.scenarios.harness import HOUR, Member, Stage
 from tests.support.wait import eventually
 
@@ -21,7 +20,7 @@ def linking(digest: str) -> Callable[[Call], bool]:
     return lambda call: call.method == "PUT" and part in call.target
 
 
-def two_hours_pass(stage: Stage, member: Member) -> None:  # noqa: F811
+def two_hours_pass(stage: Stage, member: Member) -> None:
     """Let all hides, and all that is known of a pod's process, be two hours older."""
     stage.rows("UPDATE hides SET hidden_at = hidden_at - interval '2 hours' RETURNING id")
     for table, columns in (("watermarks", ("at",)), ("sources", ("first_seen", "heard_at"))):
@@ -34,7 +33,7 @@ def two_hours_pass(stage: Stage, member: Member) -> None:  # noqa: F811
         )
 
 
-def test_paused_in_the_middle_of_a_manifest(stage: Stage, here: str) -> None:  # noqa: F811
+def test_paused_in_the_middle_of_a_manifest(stage: Stage, here: str) -> None:
     """While a process is stopped nothing that it saw is purged; nor is it when its probes come back, before what it
     was doing had the time that any request has.
     """

@@ -11,11 +11,8 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.pods.images import make_image, make_layer
 from coordinator.storage.layout import blob_key
-from tests.scenarios.conftest import here, stage
 from tests.scenarios.harness import Stage
 from tests.support.wait import eventually
-
-__all__ = ["here", "stage"]
 
 pytestmark = pytest.mark.registry
 

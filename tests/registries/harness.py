@@ -43,6 +43,8 @@ HOST = "127.0.0.1"
 UP_S = 180.0
 #: Of each request to Baleen, also by registries: one that gives up earlier tells the same again.
 REQUEST_S = 30
+#: Of each request to a registry that has Baleen make mounts: longer than Baleen waits for one.
+CLIENT_S = 180.0
 HTTP_SECRET = "shared-by-all-pods"
 EVENTS_TYPE = "application/vnd.docker.distribution.events.v1+json"
 LAYERS = "/_layers/sha256/"
@@ -155,9 +157,9 @@ class Baleen:
 
     @classmethod
     @contextmanager
-    def started(cls, directory: Path) -> Iterator[Baleen]:
+    def started(cls, directory: Path, more: Mapping[str, str] | None = None) -> Iterator[Baleen]:
         with Children() as children:
-            baleen = cls(directory, children)
+            baleen = cls(directory, children, more)
             with baleen.api:
                 yield baleen
 

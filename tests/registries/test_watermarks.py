@@ -1,6 +1,7 @@
 """A pod's watermark on real processes: it moves on with probes, and stands still when a process is silent or gone."""
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from tests.support.wait import eventually
 
 
 @pytest.fixture(scope="module")
-def witness(baleen: Baleen) -> Pod:
+def witness(running_baleen: Baleen) -> Iterator[Pod]:
     """A pod to which nothing happens: its watermark moves on."""
-    pod = baleen.add_pod("witness")
-    baleen.list_registries(pod, baleen.registry(ModelRegistry, pod))
-    return pod
+    with running_baleen.at_rest_after():
+        pod = running_baleen.add_pod("witness")
+        running_baleen.list_registries(pod, running_baleen.registry(ModelRegistry, pod))
+        yield pod
 
 
 def test_a_watermark_moves_stands_still_and_moves_on(
