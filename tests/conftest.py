@@ -7,6 +7,7 @@ the embedded ones. Tests keep apart by names of their own (databases, topics, pr
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,18 +43,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     wanted = os.environ.get("FAILED_TESTS_FILE")
     if wanted:
         reports = [*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())]
-        names = dict.fromkeys(report.nodeid for report in reports)
+        # Without the group that pytest-xdist appends.
+        names = dict.fromkeys(re.sub(r"@\w+$", "", report.nodeid) for report in reports)
         Path(wanted).write_text("".join(f"{name}\0" for name in names))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` tests that share a running Baleen have one worker process, so that it is started once."""
+    """With `--dist loadgroup` tests that share services have one worker process, so that those are started once:
+    the tests of one running Baleen, and the others of each module.
+    """
     for item in items:
         known = item.fixturenames if isinstance(item, pytest.Function) else []
         shared = [name for name in SHARED if name in known]
-        if shared:
-            item.add_marker(pytest.mark.xdist_group(shared[0]))
+        group = shared[0] if shared else f"{item.path.parent.name}_{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
