@@ -7,7 +7,6 @@ the embedded ones. Tests keep apart by names of their own (databases, topics, pr
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from coordinator.stack import guard as guarding
 from coordinator.stack.supervisor import Stack, StackEndpoints
@@ -28,8 +29,17 @@ if TYPE_CHECKING:
     from tests.registries.harness import Baleen
     from tests.scenarios.harness import Stage
 
-#: Fixtures that start whole Baleens, the slowest tests first.
-SHARED = ("stage", "running_open_baleen", "clinic", "running_baleen")
+#: Which tests share a running Baleen, by what their files begin with.
+SHARED = {
+    "tests/scenarios/": "stage",
+    "tests/perimeter/test_paused_registry": "stage",
+    "tests/perimeter/test_shown_by_others": "stage",
+    "tests/registries/": "baleen",
+    "tests/perimeter/test_flood_of_pulls": "baleen",
+    "tests/mounts/test_open": "open_baleen",
+    "tests/mounts/test_relay": "open_baleen",
+    "tests/doctor/": "clinic",
+}
 #: In memory, of which the services of a test process take a tenth.
 ROOM_BYTES = 8 << 30
 
@@ -43,21 +53,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     wanted = os.environ.get("FAILED_TESTS_FILE")
     if wanted:
         reports = [*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())]
-        # Without the group that pytest-xdist appends.
-        names = dict.fromkeys(re.sub(r"@\w+$", "", report.nodeid) for report in reports)
+        names = dict.fromkeys(report.nodeid for report in reports)
         Path(wanted).write_text("".join(f"{name}\0" for name in names))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` tests that share services have one worker process, so that those are started once:
-    the tests of one running Baleen, and the others of each module.
-    """
-    for item in items:
-        known = item.fixturenames if isinstance(item, pytest.Function) else []
-        shared = [name for name in SHARED if name in known]
-        group = shared[0] if shared else f"{item.path.parent.name}_{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByServices(LoadFileScheduling):
+    """Tests of one file stay on one worker process, and so do all that share a running Baleen: it is started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return next((baleen for begin, baleen in SHARED.items() if file.startswith(begin)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServices | None:
+    return ByServices(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture
