@@ -22,7 +22,7 @@ MEMORY_MB = 2000
 #: Far more steps than any history has: a search that were cut off here would say so, and fail.
 DEPTH = 10_000
 #: Tens of times what a run takes.
-BOUND_SECONDS = 600
+BOUND_SECONDS = 1800
 
 REGISTRIES = ("-DREQUESTS=3", "-DCRASHES=1", "-DHIDES=1", "-DJOBS=1")
 DEATHS = ("-DREQUESTS=2", "-DCRASHES=2", "-DHIDES=1", "-DJOBS=1")
