@@ -14,13 +14,13 @@ import psycopg
 
 from bench.services import Database
 from bench.workload import REFERENCES_PER_MANIFEST, Manifest, manifests
-from coordinator.db import rows
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item, Slice
 from coordinator.db.engine import connect
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
+from coordinator.table import statements as rows
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item, Slice
 
 BATCH = 2000
 """As a worker's (settings.worker_batch)."""

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 
 from bench.workload import Manifest, envelope_event, manifests
 from coordinator.ingest.normalise import Accepted, Origin, normalise
-from coordinator.ingest.topics import EVENTS
+from coordinator.kafka.topics import EVENTS
 from schemas.records import headers, key_of
 
 CONTENT_TYPE = "application/vnd.docker.distribution.events.v2+json"

@@ -19,12 +19,13 @@ from botocore.config import Config
 
 from bench.services import Database
 from coordinator import bootstrap
-from coordinator.db import brakes, jobs
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.names import Digest
+from coordinator.gc import controls as brakes
 from coordinator.gc.collect import KIND, Collect
-from coordinator.jobs import run_waiting_jobs
+from coordinator.jobs import table as jobs
+from coordinator.jobs.work import run_waiting_jobs
 from coordinator.settings import Settings, build
 from coordinator.storage.layout import MARK, blob_key
 

@@ -16,12 +16,12 @@ import psycopg
 
 from bench.garbage import NO_TIMES, collector
 from coordinator import settings
-from coordinator.db import jobs
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Facts, PodFacts
 from coordinator.gc import plan
 from coordinator.gc.collect import KIND
-from coordinator.jobs import run_waiting_jobs
+from coordinator.jobs import table as jobs
+from coordinator.jobs.work import run_waiting_jobs
 
 PAUSE_S = 0.05
 

@@ -24,7 +24,7 @@ from bench.workload import (
     pod_names,
     repositories,
 )
-from coordinator.db.queries import paging
+from coordinator.db import paging
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
 

@@ -24,9 +24,9 @@ from bench.run import Context, say
 from bench.workload import pod_names
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import StackError
-from coordinator.pods import router
-from coordinator.pods.images import sha256_digest
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import sha256_digest
+from coordinator.router import nginx as router
 from coordinator.stack.distribution import available
 from coordinator.stack.nginx import nginx, program
 from coordinator.stack.ports import Ports

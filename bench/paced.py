@@ -11,7 +11,7 @@ import time
 from aiokafka import AIOKafkaProducer
 
 from bench.events import Record, records
-from coordinator.ingest.topics import EVENTS
+from coordinator.kafka.topics import EVENTS
 
 TICK_S = 0.005
 LIMIT = 1_000_000

@@ -20,7 +20,7 @@ from bench.run import Context, say
 from bench.services import Database
 from bench.workload import pod_names
 from coordinator.pods.prober import known_image
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
 from coordinator.stack.distribution import DistributionRegistry, available
 
 WEBHOOK_S = 0.02

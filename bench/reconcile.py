@@ -26,7 +26,7 @@ from bench.workload import pod_names
 from coordinator import bootstrap
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.jobs import run_waiting_jobs
+from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile import plan
 from coordinator.reconcile.reconcile import KIND, PARTS_AT_ONCE
 from coordinator.settings import build

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import psycopg
 
-from coordinator.db import rows
 from coordinator.db.connection import Connections
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
-from coordinator.jobs import run_waiting_jobs
+from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile.reconcile import KIND, Reconcile
 from coordinator.reconcile.settle import Settler
 from coordinator.storage.layout import link_folder, repository_prefix
 from coordinator.storage.port import ObjectInfo
+from coordinator.table import statements as rows
 from tests.storage.memory import MemoryObjectStore
 
 #: Of ten keys one is a revision's link, one a tag's, eight are layers'.

@@ -16,8 +16,8 @@ from bench.run import Context, say
 from bench.workload import pod_names
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import StackError
-from coordinator.pods import router
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.router import nginx as router
 from coordinator.stack.distribution import available
 from coordinator.stack.nginx import nginx, program
 from coordinator.stack.ports import Ports

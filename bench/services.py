@@ -21,10 +21,11 @@ import psutil
 import psycopg
 
 from bench.workload import pod_names
-from coordinator.db import migrate, pods, tokens
+from coordinator.db import migrate
 from coordinator.db.engine import async_engine
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.ingest.topics import ensure_topics
+from coordinator.kafka.topics import ensure_topics
+from coordinator.pods import table as pods
 from coordinator.settings import Settings, build
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
 from coordinator.stack.guard import Guard
@@ -32,6 +33,7 @@ from coordinator.stack.noida import EmbeddedKafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import LOOPBACK, Stack
+from coordinator.tokens import table as tokens
 from tests.services.apache_kafka import CACHE, ApacheKafka
 
 ROOT = Path(__file__).parents[1]

@@ -21,11 +21,11 @@ from bench.run import Context, say
 from bench.services import ROOT
 from bench.survey_process import made_up
 from coordinator import bootstrap
-from coordinator.reconcile.survey import Root, survey
 from coordinator.settings import build
 from coordinator.storage.files import FileObjectStore
 from coordinator.storage.layout import BASE
 from coordinator.storage.port import ObjectReader
+from coordinator.survey.survey import Root, survey
 
 TURNS = 3
 WRITERS = 16

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from coordinator.domain.names import Digest
-from coordinator.reconcile.survey import Root, survey
 from coordinator.storage.layout import BASE, blob_key
 from coordinator.storage.port import ObjectInfo
+from coordinator.survey.survey import Root, survey
 from tests.storage.memory import MemoryObjectStore
 
 #: Of ten keys one is a blob; of its nine links one is a manifest's.

@@ -17,7 +17,7 @@ from bench.database import Loader, check
 from bench.run import Context, say
 from bench.services import BrokerKind, Database, apache_reason
 from bench.workload import REFERENCES_PER_MANIFEST
-from coordinator.ingest.topics import EVENTS
+from coordinator.kafka.topics import EVENTS
 from coordinator.stack.process import ManagedProcess
 
 POLL_S = 0.01

@@ -13,37 +13,37 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from coordinator.db.arrays import register
 from coordinator.db.connection import Connections
 from coordinator.db.engine import async_engine, sync_engine
-from coordinator.db.leases import Leases
-from coordinator.db.queries.session import BlockingDatabase, Database, reading
+from coordinator.db.session import BlockingDatabase, Database, reading
 from coordinator.domain.findings import implied
 from coordinator.errors import SettingsError, UnavailableError, UnconfiguredError, UsageError
+from coordinator.jobs.leases import Leases
 from coordinator.settings import HTTP_URL, Secret, Settings
 
 if TYPE_CHECKING:
     from coordinator.api.app import Application
     from coordinator.api.marking import MarkRecorder
     from coordinator.api.mounts import Mounts
-    from coordinator.db.batch import LetterLimits
-    from coordinator.db.dead_letters import Stored
+    from coordinator.dead_letters.resolve import Stored
+    from coordinator.doctor.visit import Instruments
     from coordinator.domain.access import Access
     from coordinator.domain.gc import Limits, Times
     from coordinator.domain.names import PodName, RepositoryName
     from coordinator.domain.pods import PodMode
     from coordinator.gc.facts import FactsReader
-    from coordinator.gc.leavings import Ages
     from coordinator.gc.restore import Restorer
-    from coordinator.ingest.lifecycle import LifecycleProducer
-    from coordinator.jobs import Runner
+    from coordinator.jobs.work import Runner
+    from coordinator.kafka.lifecycle import LifecycleProducer
+    from coordinator.leftovers.sweep import Ages
     from coordinator.mounts.directory import MountPod
     from coordinator.mounts.mounter import Rights
     from coordinator.mounts.sources import Shown
-    from coordinator.pods.doctor.visit import Instruments
-    from coordinator.pods.registry_auth import Credentials
     from coordinator.reconcile.presence import Presence
+    from coordinator.registry.auth import Credentials
     from coordinator.storage.locations import Location
     from coordinator.storage.port import ObjectReader, ObjectStore
     from coordinator.storage.s3 import S3ObjectStore
     from coordinator.storage.trial import TrialStore
+    from coordinator.table.batch import LetterLimits
     from coordinator.tokens.keys import KeyFile
     from coordinator.tokens.service import ReadPods, TokenService
     from coordinator.tokens.sign import SigningKeys
@@ -85,14 +85,14 @@ def leases(settings: Settings) -> Leases:
 
 @contextmanager
 def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
-    """Who does each kind of job; for coordinator/jobs.py. To add a kind, add it here."""
-    from coordinator.db import rows  # noqa: PLC0415
+    """Who does each kind of job; for coordinator/jobs/work.py. To add a kind, add it here."""
     from coordinator.domain.names import parse_digest  # noqa: PLC0415
     from coordinator.gc import collect  # noqa: PLC0415
-    from coordinator.gc.leavings import Leavings  # noqa: PLC0415
+    from coordinator.leftovers.run import Leavings  # noqa: PLC0415
     from coordinator.pods.prober import known_image  # noqa: PLC0415
     from coordinator.reconcile import reconcile  # noqa: PLC0415
     from coordinator.reconcile.settle import Settler  # noqa: PLC0415
+    from coordinator.table import statements as rows  # noqa: PLC0415
 
     store = object_store(settings)
     connected = Connections(database_url(settings), name="baleen-reconcile", prepare=rows.prepare)
@@ -137,7 +137,7 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
 
 
 def leaving_ages(settings: Settings) -> "Ages":
-    from coordinator.gc.leavings import Ages  # noqa: PLC0415
+    from coordinator.leftovers.sweep import Ages  # noqa: PLC0415
 
     return Ages(
         uploads=timedelta(seconds=settings.leavings_uploads),
@@ -182,6 +182,7 @@ def unsafe_findings(settings: Settings) -> frozenset[str]:
 def restorer(settings: Settings, *, name: str) -> "Iterator[Restorer]":
     """What brings hidden blobs back; for one thread."""
     from coordinator.gc.restore import Restorer  # noqa: PLC0415
+    from coordinator.leftovers.links import give_back  # noqa: PLC0415
 
     with audit(settings, name=name) as parts:
         restoring = Restorer(
@@ -189,6 +190,7 @@ def restorer(settings: Settings, *, name: str) -> "Iterator[Restorer]":
             parts.store,
             parts.presence,
             delete_bound=timedelta(seconds=settings.safety_delete_bound),
+            give_links_back=give_back,
         )
         try:
             yield restoring
@@ -229,8 +231,8 @@ def mark_recorder(settings: Settings) -> "MarkRecorder":
 
 
 def lifecycle_producer(settings: Settings) -> "LifecycleProducer":
-    from coordinator.ingest.lifecycle import TIMEOUT_S, LifecycleProducer  # noqa: PLC0415
-    from coordinator.ingest.log import LogInspector  # noqa: PLC0415
+    from coordinator.kafka.lifecycle import TIMEOUT_S, LifecycleProducer  # noqa: PLC0415
+    from coordinator.kafka.log import LogInspector  # noqa: PLC0415
 
     return LifecycleProducer(settings, LogInspector(settings, TIMEOUT_S))
 
@@ -244,10 +246,10 @@ def _bucket(settings: Settings) -> str:
 @contextmanager
 def doctor(settings: Settings, pod: "PodName", *, patience: float | None = None) -> "Iterator[Instruments]":
     """What a doctor works with, on one visit."""
-    from coordinator.db import rows  # noqa: PLC0415
-    from coordinator.ingest.log import LogInspector  # noqa: PLC0415
-    from coordinator.ingest.tail import EventTail  # noqa: PLC0415
-    from coordinator.pods.doctor.visit import PATIENCE_S, Instruments  # noqa: PLC0415
+    from coordinator.doctor.visit import PATIENCE_S, Instruments  # noqa: PLC0415
+    from coordinator.kafka.log import LogInspector  # noqa: PLC0415
+    from coordinator.kafka.tail import EventTail  # noqa: PLC0415
+    from coordinator.table import statements as rows  # noqa: PLC0415
 
     secret = settings.pod_secret_key
     if (settings.pod_access_key is None) != (secret is None):
@@ -298,14 +300,14 @@ def stored_in(settings: Settings) -> "Stored":
 
 def letter_limits(settings: Settings) -> "LetterLimits":
     """How many dead letters of a pod are kept."""
-    from coordinator.db.batch import LetterLimits  # noqa: PLC0415
+    from coordinator.table.batch import LetterLimits  # noqa: PLC0415
 
     return LetterLimits(settings.dead_letters_limit, settings.dead_letters_bytes)
 
 
 def registry_credentials(settings: Settings) -> "Credentials | None":
     """Who asks at registries; None where nothing is set."""
-    from coordinator.pods.registry_auth import Credentials  # noqa: PLC0415
+    from coordinator.registry.auth import Credentials  # noqa: PLC0415
 
     if settings.registry_username is None and settings.registry_password is None:
         return None
@@ -373,8 +375,8 @@ def same_place(one: "ObjectReader", other: "ObjectReader") -> bool:
 def mounts(settings: Settings, verifier: "TokenVerifier | None", signing: "KeyFile[SigningKeys] | None") -> "Mounts":
     """What serves mounts, to clients whose tokens the verifier believes."""
     from coordinator.api.mounts import Mounts  # noqa: PLC0415
-    from coordinator.db import mounts as table  # noqa: PLC0415
     from coordinator.domain.pods import Linker  # noqa: PLC0415
+    from coordinator.mounts import table  # noqa: PLC0415
     from coordinator.mounts.directory import MountPods  # noqa: PLC0415
     from coordinator.mounts.hand_on import HandOn  # noqa: PLC0415
     from coordinator.mounts.linker import LinkObjects  # noqa: PLC0415
@@ -506,26 +508,28 @@ def _names(settings: Settings) -> tuple[str, str]:
     return settings.jwt_issuer, settings.jwt_audience
 
 
-def api(settings: Settings) -> "Application":
+def api(settings: Settings) -> "Application":  # noqa: PLR0915 - the imports count
     """The whole API. Raises SettingsError; does not wait for any service."""
     from coordinator.api.app import create_app  # noqa: PLC0415
     from coordinator.api.auth import TokenDirectory  # noqa: PLC0415
     from coordinator.api.deps import Deps  # noqa: PLC0415
     from coordinator.api.lag import LagReader  # noqa: PLC0415
     from coordinator.api.shared import Shared  # noqa: PLC0415
-    from coordinator.db import pods, refusals, tokens  # noqa: PLC0415
-    from coordinator.db.queries.blobs import BlobQueries  # noqa: PLC0415
-    from coordinator.db.queries.collection import known  # noqa: PLC0415
-    from coordinator.db.queries.gc import FiguresReader  # noqa: PLC0415
-    from coordinator.db.queries.probes import pods_of  # noqa: PLC0415
-    from coordinator.db.queries.status import schema_problem  # noqa: PLC0415
+    from coordinator.gc.conditions import known  # noqa: PLC0415
+    from coordinator.gc.view import FiguresReader  # noqa: PLC0415
     from coordinator.ingest.directory import CachedPodDirectory  # noqa: PLC0415
-    from coordinator.ingest.log import LogInspector  # noqa: PLC0415
-    from coordinator.ingest.producer import EventProducer  # noqa: PLC0415
     from coordinator.ingest.service import Ingest  # noqa: PLC0415
-    from coordinator.ingest.topics import DEAD_LETTERS, EVENTS  # noqa: PLC0415
+    from coordinator.kafka.log import LogInspector  # noqa: PLC0415
+    from coordinator.kafka.producer import EventProducer  # noqa: PLC0415
+    from coordinator.kafka.topics import DEAD_LETTERS, EVENTS  # noqa: PLC0415
+    from coordinator.lookup.blobs import BlobQueries  # noqa: PLC0415
+    from coordinator.pods import refusals  # noqa: PLC0415
+    from coordinator.pods import table as pods  # noqa: PLC0415
     from coordinator.pods.prober import known_digests  # noqa: PLC0415
+    from coordinator.pods.probes import pods_of  # noqa: PLC0415
     from coordinator.reconcile.remains import holds_anything  # noqa: PLC0415
+    from coordinator.table.progress_view import schema_problem  # noqa: PLC0415
+    from coordinator.tokens import table as tokens  # noqa: PLC0415
 
     database = engine(settings)
     # Asked only whether it answers: a store that hangs must not fill the threads with those who ask.

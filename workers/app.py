@@ -13,7 +13,7 @@ from faust.auth import Credentials
 from faust.types import TP, StreamT
 
 from coordinator.errors import BaleenError, UnavailableError
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from workers import metrics
 from workers.housekeeping import Housekeeping
 from workers.interpret import Chunk

@@ -8,13 +8,13 @@ import faust
 from faust.auth import Credentials
 
 from coordinator import bootstrap
-from coordinator.db import rows
 from coordinator.db.connection import Connections
-from coordinator.ingest.connection import bootstrap_servers, client_arguments
-from coordinator.ingest.log import LogInspector
+from coordinator.kafka.connection import bootstrap_servers, client_arguments
+from coordinator.kafka.log import LogInspector
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.settle import Settler
 from coordinator.settings import Settings
+from coordinator.table import statements as rows
 from workers.app import SESSION_TIMEOUT_S, ReferenceApp
 from workers.app import build as build_app
 from workers.housekeeping import Housekeeping

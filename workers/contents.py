@@ -3,16 +3,16 @@
 A registry without `includereferences` announces a manifest by its digest alone, and what ingest could not take over of
 an event's references is left out, too. A manifest's bytes are in `blobs/` before the event, so they can be read. Where
 they do not say all that the manifest needs, it is kept by links (coordinator/reconcile/kept.py).
-Not here: reading them (coordinator/storage/manifests.py), storing it (coordinator/db/run.py).
+Not here: reading them (coordinator/storage/manifests.py), storing it (coordinator/table/digest_facts.py).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from coordinator.db.batch import Item, Reports, Slice
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import PARENTS, ManifestContent
 from coordinator.storage.manifests import StoredManifest
+from coordinator.table.batch import Item, Reports, Slice
 
 
 def unsaid(slices: Iterable[Slice]) -> set[Digest]:

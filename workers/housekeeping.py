@@ -10,12 +10,12 @@ from datetime import timedelta
 
 import structlog
 
-from coordinator.db import sweep
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
 from coordinator.gc.restore import Restorer
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.settle import Settler
+from coordinator.table import expiry as sweep
 from workers import metrics
 
 log = structlog.get_logger()

@@ -14,8 +14,6 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from coordinator.db.batch import DeadLetterFound, Echo, Item, Process, Slice
-from coordinator.db.directory import Directory
 from coordinator.domain.facts import (
     BlobLinked,
     Fact,
@@ -35,9 +33,11 @@ from coordinator.domain.references import (
 )
 from coordinator.errors import BaleenError, InvalidNameError
 from coordinator.ingest.letters import repositories_in
-from coordinator.ingest.log import fingerprint_of
 from coordinator.ingest.normalise import EARLIEST, ID_LIMIT, LATEST
-from coordinator.ingest.topics import DEAD_LETTERS
+from coordinator.kafka.log import fingerprint_of
+from coordinator.kafka.topics import DEAD_LETTERS
+from coordinator.pods.directory import Directory
+from coordinator.table.batch import DeadLetterFound, Echo, Item, Process, Slice
 from schemas.records import (
     RECORD_CONTENT_TYPE,
     Bytes,

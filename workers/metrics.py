@@ -5,8 +5,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
-from coordinator.db.batch import Applied
 from coordinator.errors import SettingsError
+from coordinator.table.batch import Applied
 
 RECORDS = Counter("baleen_worker_records_total", "Kafka records applied.")
 HOLDINGS = Counter("baleen_worker_holdings_total", "Holdings added or removed.", ["change"])

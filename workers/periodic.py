@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 
 import structlog
 
-from coordinator.db.leases import BEAT_S, Leases
 from coordinator.errors import UnavailableError
+from coordinator.jobs.leases import BEAT_S, Leases
 from workers import metrics
 
 log = structlog.get_logger()

@@ -7,11 +7,11 @@ Blocking: call it from a thread. Not here: Faust (transport.py).
 
 import structlog
 
-from coordinator.db import progress
 from coordinator.db.connection import Connections
 from coordinator.domain.progress import LogState, Position, Progress, inspect
 from coordinator.errors import NotFoundError
-from coordinator.ingest.log import LogInspector, TopicState
+from coordinator.kafka.log import LogInspector, TopicState
+from coordinator.table import progress
 
 log = structlog.get_logger()
 

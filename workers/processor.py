@@ -23,18 +23,18 @@ from typing import Any, NamedTuple, TypeVar
 import psycopg
 import structlog
 
-from coordinator.db import directory
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Applied, LetterLimits, OutOfStepError, Slice
 from coordinator.db.connection import BEYOND_LIMITS, Connections
-from coordinator.db.echoes import KnownProcesses
 from coordinator.errors import BaleenError, UnavailableError
-from coordinator.ingest.log import fingerprint_of
+from coordinator.kafka.log import fingerprint_of
+from coordinator.pods import directory
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.layered import Layered
 from coordinator.reconcile.settle import Settler
 from coordinator.storage import manifests
 from coordinator.storage.port import ObjectStore
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Applied, LetterLimits, OutOfStepError, Slice
+from coordinator.table.echoes import KnownProcesses
 from workers import contents, metrics
 from workers.interpret import Chunk, Interpreter, dead_letter, pod_of
 from workers.position import Partition, Positions

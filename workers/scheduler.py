@@ -1,9 +1,8 @@
 """`python -m workers.scheduler`: what is done now and then, until SIGTERM or SIGINT.
 
 Any number may run: each piece of work that one is enough for is done by the one that has its lease (periodic.py), and
-jobs by whoever takes them (coordinator/jobs.py). Nothing is lost with a scheduler; while none runs, no pod's watermark
-moves on, so that nothing is collected.
-To add a piece of work, add a line to `works`.
+jobs by whoever takes them (coordinator/jobs/work.py). Nothing is lost with a scheduler; while none runs, no pod's
+watermark moves on, so that nothing is collected. To add a piece of work, add a line to `works`.
 """
 
 import os
@@ -18,18 +17,22 @@ from types import FrameType
 import structlog
 from msgspec.structs import replace
 
-from coordinator import bootstrap, jobs, outbox
+from coordinator import bootstrap
 from coordinator import settings as configuration
-from coordinator.db import clock, mounts, sources
-from coordinator.db.gc import StoppedCollectingError
-from coordinator.db.jobs import TakenOverError
+from coordinator.doctor.again import Again
 from coordinator.errors import BaleenError
 from coordinator.gc import collect, mark
-from coordinator.jobs import Ending, Runner, StoppedError, Work
-from coordinator.pods.doctor.again import Again
+from coordinator.gc import unowned as perimeter
+from coordinator.gc.table import StoppedCollectingError
+from coordinator.jobs import work as jobs
+from coordinator.jobs.table import TakenOverError
+from coordinator.jobs.work import Ending, Runner, StoppedError, Work
+from coordinator.mounts import table as mounts
+from coordinator.pods import clock
 from coordinator.pods.prober import Prober
-from coordinator.reconcile import perimeter
 from coordinator.settings import Settings
+from coordinator.table import outbox
+from coordinator.table import processes as sources
 from coordinator.telemetry import configure
 from workers import metrics
 from workers.periodic import Periodic, Periodically

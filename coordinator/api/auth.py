@@ -14,8 +14,8 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from coordinator.db.tokens import KnownToken, Role, hash_of
 from coordinator.errors import ForbiddenError, UnauthorizedError, UnavailableError
+from coordinator.tokens.table import KnownToken, Role, hash_of
 
 REFRESH_SECONDS = 5.0
 MISS_SECONDS = 0.5

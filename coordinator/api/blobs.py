@@ -14,15 +14,16 @@ from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import ASKED, Cursor, DigestText, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
-from coordinator.db import brakes
-from coordinator.db.queries import explain as stories
-from coordinator.db.queries.blobs import LOOKUP_LIMIT, Sort
-from coordinator.db.queries.gc_views import Explanation, Undeletion
-from coordinator.db.queries.paging import DEFAULT_LIMIT
-from coordinator.db.queries.references import references
-from coordinator.db.queries.views import STATES, Blob, BlobPage, ReferencePage, StateName
+from coordinator.db.paging import DEFAULT_LIMIT
+from coordinator.db.shapes import STATES, Blob, BlobPage, ReferencePage, StateName
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
+from coordinator.domain.reasons import WHY_LIMIT
+from coordinator.gc import controls as brakes
+from coordinator.gc.shapes import Explanation, Undeletion
+from coordinator.lookup import explain as stories
+from coordinator.lookup.blobs import LOOKUP_LIMIT, Sort
+from coordinator.lookup.references import references
 
 #: 1000 digests take 76 kB, written as tersely as JSON allows; others may indent.
 LOOKUP_BODY_LIMIT = 256 * 1024
@@ -43,7 +44,7 @@ class LookupAnswer(msgspec.Struct, frozen=True):
 
 
 class UndeleteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    why: Annotated[str, Meta(min_length=1, max_length=brakes.WHY_LIMIT)] = ASKED
+    why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)] = ASKED
     pin: Annotated[bool, Meta(description="Keep it until it is unpinned; else it waits for the grace anew.")] = True
 
 

@@ -1,4 +1,4 @@
-"""What stops garbage collection: the kill switch, holds and pins. Not here: that they do (db/gc.py)."""
+"""What stops garbage collection: the kill switch, holds and pins. Not here: that they do (gc/table.py)."""
 
 from typing import Annotated, Any
 
@@ -11,17 +11,18 @@ from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import ASKED, Cursor, DigestText, Limit
 from coordinator.api.problems import documented
-from coordinator.db import brakes
-from coordinator.db.queries import brakes as queries
-from coordinator.db.queries.gc_views import Hold, HoldPage, Pin, PinPage, Switch
-from coordinator.db.queries.paging import DEFAULT_LIMIT
+from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.domain.names import parse_digest, parse_repository
+from coordinator.domain.reasons import WHY_LIMIT
+from coordinator.gc import controls as brakes
+from coordinator.gc import controls_view as queries
+from coordinator.gc.shapes import Hold, HoldPage, Pin, PinPage, Switch
 
 BODY_LIMIT = 16 * 1024
 
 TAGS = ["garbage collection"]
 Scope = Annotated[str, PathParameter(description="A pod, or a prefix of repositories' names: team/app.")]
-Why = Annotated[str, Meta(min_length=1, max_length=brakes.WHY_LIMIT)]
+Why = Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 
 
 class SwitchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

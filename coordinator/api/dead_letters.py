@@ -1,4 +1,4 @@
-"""`/v1/dead-letters`: events that could not be applied. Not here: settling them (db/dead_letters.py)."""
+"""`/v1/dead-letters`: events that could not be applied. Not here: settling them (dead_letters/resolve.py)."""
 
 from typing import Annotated, Any
 
@@ -11,10 +11,11 @@ from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
-from coordinator.db import dead_letters as settling
-from coordinator.db.queries import dead_letters as queries
-from coordinator.db.queries.paging import DEFAULT_LIMIT
-from coordinator.db.queries.views import DeadLetter, DeadLetterPage
+from coordinator.db.paging import DEFAULT_LIMIT
+from coordinator.db.shapes import DeadLetter, DeadLetterPage
+from coordinator.dead_letters import resolve as settling
+from coordinator.dead_letters import view as queries
+from coordinator.domain.reasons import WHY_LIMIT
 
 BODY_LIMIT = 16 * 1024
 
@@ -26,7 +27,7 @@ class Retried(msgspec.Struct, frozen=True):
 
 
 class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    why: Annotated[str, Meta(min_length=1, max_length=settling.WHY_LIMIT)]
+    why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 
 
 @get(

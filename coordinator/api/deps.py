@@ -11,14 +11,14 @@ from litestar import Request
 from coordinator.api.auth import TokenDirectory
 from coordinator.api.lag import LagReader
 from coordinator.api.mounts import Mounts
-from coordinator.db.dead_letters import Publish, Stored
-from coordinator.db.pods import StillHolds
-from coordinator.db.queries.blobs import BlobQueries
-from coordinator.db.queries.collection import ReadFacts, ReadKnown, facts_of
-from coordinator.db.queries.gc import FiguresReader
-from coordinator.db.queries.session import Database
+from coordinator.db.session import Database
+from coordinator.dead_letters.resolve import Publish, Stored
 from coordinator.domain.names import Digest
+from coordinator.gc.conditions import ReadFacts, ReadKnown, facts_of
+from coordinator.gc.view import FiguresReader
 from coordinator.ingest.service import Ingest
+from coordinator.lookup.blobs import BlobQueries
+from coordinator.pods.table import StillHolds
 from coordinator.tokens.service import TokenService
 
 #: Returns if the service answers; raises a BaleenError that says what is wrong.

@@ -11,11 +11,11 @@ from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import ASKED, Cursor, Limit
 from coordinator.api.problems import documented
-from coordinator.db.brakes import WHY_LIMIT
-from coordinator.db.queries import gc as queries
-from coordinator.db.queries import runs
-from coordinator.db.queries.gc_views import CollectionStatus, DecisionPage, PlanPage, Run, RunPage, StepName
-from coordinator.db.queries.paging import DEFAULT_LIMIT
+from coordinator.db.paging import DEFAULT_LIMIT
+from coordinator.domain.reasons import WHY_LIMIT
+from coordinator.gc import runs
+from coordinator.gc import view as queries
+from coordinator.gc.shapes import CollectionStatus, DecisionPage, PlanPage, Run, RunPage, StepName
 
 BODY_LIMIT = 16 * 1024
 

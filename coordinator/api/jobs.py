@@ -1,4 +1,4 @@
-"""`/v1/jobs`: work that takes long, and asking for it. Not here: doing it (coordinator/jobs.py)."""
+"""`/v1/jobs`: work that takes long, and asking for it. Not here: doing it (coordinator/jobs/work.py)."""
 
 from typing import Annotated, Any
 
@@ -11,11 +11,11 @@ from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import ASKED, Cursor, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
-from coordinator.db.queries import jobs as queries
-from coordinator.db.queries.jobs import JobKind
-from coordinator.db.queries.paging import DEFAULT_LIMIT
-from coordinator.db.queries.views import Job, JobPage
+from coordinator.db.paging import DEFAULT_LIMIT
+from coordinator.db.shapes import Job, JobPage
 from coordinator.domain.names import parse_pod
+from coordinator.jobs import view as queries
+from coordinator.jobs.view import JobKind
 
 BODY_LIMIT = 16 * 1024
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from coordinator.api.shared import Shared
 from coordinator.errors import BaleenError
-from coordinator.ingest.log import TopicState
+from coordinator.kafka.log import TopicState
 
 Partition = tuple[str, int]
 
@@ -20,7 +20,7 @@ TTL_SECONDS = 1.0
 
 
 class Log(Protocol):
-    """What is asked of Kafka (coordinator.ingest.log.LogInspector)."""
+    """What is asked of Kafka (coordinator.kafka.log.LogInspector)."""
 
     def state(self, topic: str) -> TopicState: ...
 

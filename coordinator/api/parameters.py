@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from litestar import Request
 from litestar.params import ParameterKwarg, PathParameter, QueryParameter
 
-from coordinator.db.queries import paging
+from coordinator.db import paging
 from coordinator.domain.names import PodName, parse_pod
 from coordinator.errors import UsageError
 

@@ -1,4 +1,4 @@
-"""`/v1/pods`: the registries that Baleen serves. Not here: what a pod may own (db/pods.py, domain/pods.py)."""
+"""`/v1/pods`: the registries that Baleen serves. Not here: what a pod may own (pods/table.py, domain/pods.py)."""
 
 import datetime as dt
 from typing import Annotated, Any
@@ -12,18 +12,20 @@ from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit
 from coordinator.api.problems import documented
-from coordinator.db import pods as registry
-from coordinator.db import sources, vanished
-from coordinator.db.queries import pods as queries
-from coordinator.db.queries.paging import DEFAULT_LIMIT
-from coordinator.db.queries.session import writing
-from coordinator.db.queries.vanished import vanished as list_of_vanished
-from coordinator.db.queries.views import Pod, PodPage, VanishedPage
+from coordinator.db.paging import DEFAULT_LIMIT
+from coordinator.db.session import writing
+from coordinator.db.shapes import Pod, PodPage, VanishedPage
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode, ProbeMethod, TokenIssuer, parse_registry, parse_token_url
+from coordinator.domain.reasons import WHY_LIMIT
 from coordinator.errors import UsageError
 from coordinator.pods import configuration
+from coordinator.pods import table as registry
+from coordinator.pods import view as queries
+from coordinator.pods.vanished_view import vanished as list_of_vanished
 from coordinator.settings import Secret
+from coordinator.table import processes as sources
+from coordinator.table import vanished_links as vanished
 from coordinator.tokens.keys import parse_trusted
 
 BODY_LIMIT = 256 * 1024
@@ -68,8 +70,8 @@ class TokenIssuerRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 class UnmanagedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why a pod's registry sends no events, and who declares it."""
 
-    why: Annotated[str, Meta(min_length=1, max_length=registry.WHY_LIMIT)]
-    by: Annotated[str, Meta(min_length=1, max_length=registry.WHY_LIMIT)]
+    why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
+    by: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 
 
 class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +105,7 @@ class RegistriesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 RepositoryFilter = Annotated[str | None, QueryParameter(description="Only of this repository.", required=False)]
-Why = Annotated[str, Meta(min_length=1, max_length=registry.WHY_LIMIT)]
+Why = Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 Instance = Annotated[
     str, PathParameter(description="instance_id of a source, as the pod's sources name it.", pattern=r"^[^\x00]+$")
 ]
@@ -118,7 +120,7 @@ class GapsSettlement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class VanishedAcceptance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    why: Annotated[str, Meta(min_length=1, max_length=vanished.WHY_LIMIT)]
+    why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
     by: Annotated[str, Meta(min_length=1, max_length=vanished.BY_LIMIT, description="Who accepts it.")]
     repository: Annotated[Annotated[str, Meta(max_length=255)] | None, Meta(description="Only of this repository.")] = (
         None

@@ -1,4 +1,4 @@
-"""`/v1/repositories`: what a repository holds. Not here: how it is computed (db/queries/repositories.py)."""
+"""`/v1/repositories`: what a repository holds. Not here: how it is computed (lookup/repositories.py)."""
 
 from typing import Annotated, Any
 
@@ -9,10 +9,10 @@ from coordinator.api.auth import READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
-from coordinator.db.queries import repositories as queries
-from coordinator.db.queries.paging import DEFAULT_LIMIT
-from coordinator.db.queries.views import Repository, RepositoryPage
+from coordinator.db.paging import DEFAULT_LIMIT
+from coordinator.db.shapes import Repository, RepositoryPage
 from coordinator.domain.names import parse_repository
+from coordinator.lookup import repositories as queries
 
 
 @get(

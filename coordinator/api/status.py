@@ -17,15 +17,15 @@ from msgspec import Meta
 from coordinator.api.auth import READ
 from coordinator.api.deps import Check, Deps, deps_of
 from coordinator.api.problems import documented
-from coordinator.db.queries.gc import Figures, oldest_candidate, shown_by_others, waiting
-from coordinator.db.queries.gc_views import ShownByOthers, Waiting
-from coordinator.db.queries.session import reading
-from coordinator.db.queries.status import clock, missing_blobs, progress, untold_changes
+from coordinator.db.session import reading
 from coordinator.domain.gc import holds
 from coordinator.domain.perimeter import Listing
 from coordinator.domain.watermarks import PodWatermark
 from coordinator.errors import BaleenError
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.gc.shapes import ShownByOthers, Waiting
+from coordinator.gc.view import Figures, oldest_candidate, shown_by_others, waiting
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.table.progress_view import clock, missing_blobs, progress, untold_changes
 
 CHECK_SECONDS = 3.0
 

@@ -1,7 +1,7 @@
 """`baleen adopt`: bring a pod that has a bucket or a directory of its own onto the shared layer.
 
 The pod's prefixes are the API's to tell; then both stores are read, and written, from here. A reconcile of the pod is
-asked for at the end: until it is through, the table does not know what was brought (see reconcile/adopt.py).
+asked for at the end: until it is through, the table does not know what was brought (see survey/adopt.py).
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from coordinator.commands.jobs import ask_for_reconcile, followed, reconciled
 from coordinator.commands.output import Json, as_bytes, counted, notes, print_fields, print_json, progress_bar
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UsageError
-from coordinator.reconcile.adopt import THREADS, Outcome, Trust, execute, read
-from coordinator.reconcile.adopt_plan import Figures, Plan, Remark, Why, plan
-from coordinator.reconcile.tree import require_tree
 from coordinator.settings import Settings
+from coordinator.survey.adopt import THREADS, Outcome, Trust, execute, read
+from coordinator.survey.adopt_plan import Figures, Plan, Remark, Why, plan
+from coordinator.survey.tree import require_tree
 
 #: Remarks of a kind that are printed; all of them are counted.
 REMARKS_TOLD = 20

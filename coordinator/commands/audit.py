@@ -2,7 +2,7 @@
 
 It asks the database and the store themselves, as `baleen check` does, and not the API. Exit code 1 if anything that is
 needed is missing, masked or not what it should be; what is only left over is told, and exits 0.
-Not here: the comparison (reconcile/audit.py), reading (reconcile/scrub.py).
+Not here: the comparison (audit/audit.py), reading (audit/scrub.py).
 """
 
 import re
@@ -30,10 +30,10 @@ from coordinator.errors import UsageError
 from coordinator.settings import DAY, Duration, Time
 
 if TYPE_CHECKING:
+    from coordinator.audit.audit import Kind, Progress, Report, Tell
+    from coordinator.audit.scrub import Content
     from coordinator.bootstrap import AuditParts
-    from coordinator.db.mark import Claim
-    from coordinator.reconcile.audit import Kind, Progress, Report, Tell
-    from coordinator.reconcile.scrub import Content
+    from coordinator.gc.mark_table import Claim
 
 #: Examples of a kind that are printed for people; --json has more.
 SHOWN = 10
@@ -132,13 +132,13 @@ def audit(
 
 
 def _compare(parts: "AuditParts", ages: list[timedelta], tell: "Tell", *, mend: bool, take_up: bool) -> "Report":
-    from coordinator.reconcile.audit import Ages, Audit  # noqa: PLC0415
+    from coordinator.audit.audit import Ages, Audit  # noqa: PLC0415
 
     return Audit(parts.connections, parts.store, parts.presence, Ages(*ages), mend=mend, take_up=take_up).run(tell)
 
 
 def _read(parts: "AuditParts", start: Digest | None, sample: int | None, rate: float | None, tell: "Tell") -> "Content":
-    from coordinator.reconcile.scrub import Scrub  # noqa: PLC0415
+    from coordinator.audit.scrub import Scrub  # noqa: PLC0415
 
     scrub = Scrub(parts.connections, parts.store, rate=rate)
     try:

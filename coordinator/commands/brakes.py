@@ -19,7 +19,7 @@ from coordinator.errors import UnavailableError, UnconfiguredError
 from coordinator.settings import Settings
 
 if TYPE_CHECKING:
-    from coordinator.db.queries.session import Database
+    from coordinator.db.session import Database
 
 Why = Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")]
 NeededWhy = Annotated[str, typer.Option(help="Why, for whoever reads it later.")]
@@ -141,8 +141,8 @@ def off(*, why: NeededWhy, json: Json = False) -> None:
 
 
 def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
-    from coordinator.db import brakes  # noqa: PLC0415
-    from coordinator.db.queries import brakes as queries  # noqa: PLC0415
+    from coordinator.gc import controls as brakes  # noqa: PLC0415
+    from coordinator.gc import controls_view as queries  # noqa: PLC0415
 
     async def turned(database: "Database") -> Any:
         await brakes.put_switch(database, why, on=False)

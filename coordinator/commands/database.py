@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from coordinator.settings import Settings
 
 if TYPE_CHECKING:
-    from coordinator.db.queries.session import Database
+    from coordinator.db.session import Database
 
 T = TypeVar("T")
 

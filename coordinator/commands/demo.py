@@ -27,8 +27,8 @@ from coordinator.commands.client import connected
 from coordinator.commands.demo_world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError, Pod
 from coordinator.commands.gate import Gate
 from coordinator.errors import BaleenError
-from coordinator.pods.images import Layer, make_image, make_index, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Layer, make_image, make_index, make_layer
 from coordinator.stack import distribution
 from coordinator.stack.application import answers, passed_on
 from coordinator.stack.children import Children

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from coordinator import bootstrap
 from coordinator.commands.demo_world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError
+from coordinator.doctor.examine import examine
 from coordinator.domain.findings import Finding, Verdict, implied
 from coordinator.domain.gc import Why
 from coordinator.domain.names import PodName, parse_digest
-from coordinator.pods.doctor.examine import examine
-from coordinator.pods.images import Image, Layer, make_image, make_layer
+from coordinator.registry.images import Image, Layer, make_image, make_layer
 from coordinator.storage.layout import blob_key
 
 #: A worker takes links away once a minute; all else is done within seconds.

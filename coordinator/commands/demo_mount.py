@@ -2,16 +2,16 @@
 
 Route: `start`, which runs nginx with the configuration of `baleen router-config` -> `mount`. Where nginx is not
 installed Baleen is asked directly, as the router would ask it.
-Not here: what a mount is (coordinator/mounts), the configuration (pods/router.py).
+Not here: what a mount is (coordinator/mounts), the configuration (router/nginx.py).
 """
 
 from pathlib import Path
 
 from coordinator.commands.demo_world import Demo, DemoFailedError
 from coordinator.domain.pods import parse_registry
-from coordinator.pods import router
-from coordinator.pods.images import Layer, make_image, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Layer, make_image, make_layer
+from coordinator.router import nginx as router
 from coordinator.stack import nginx
 
 #: Of the layer that is not sent.

@@ -10,7 +10,7 @@ from rich.console import Console
 from coordinator.commands.client import Api
 from coordinator.commands.gate import Gate
 from coordinator.errors import BaleenError
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
 from coordinator.settings import Settings
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry

@@ -25,7 +25,7 @@ from coordinator.errors import UsageError
 from coordinator.settings import Duration
 
 if TYPE_CHECKING:
-    from coordinator.pods.doctor.examine import Report
+    from coordinator.doctor.examine import Report
 
 
 def doctor(
@@ -40,7 +40,7 @@ def doctor(
     and BALEEN_POD_SECRET_KEY, the key of the pod's registry, to have each line of its policy tried.
     """
     from coordinator import bootstrap  # noqa: PLC0415
-    from coordinator.pods.doctor.examine import examine  # noqa: PLC0415
+    from coordinator.doctor.examine import examine  # noqa: PLC0415
 
     pod, loaded, patience = parse_pod(name), settings.load(), _seconds(wait)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

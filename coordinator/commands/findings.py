@@ -2,7 +2,7 @@
 proved, and how.
 
 Route: commands/doctor.py (of a visit) and commands/pods.py (of the last one) -> `print_findings`.
-A finding that merely follows from another has nothing to mend (pods/doctor/verdicts.py): all that follow from the same
+A finding that merely follows from another has nothing to mend (doctor/verdicts.py): all that follow from the same
 are told in one line.
 """
 

@@ -31,8 +31,8 @@ from coordinator.commands.output import (
 from coordinator.errors import BaleenError, UsageError
 
 if TYPE_CHECKING:
-    from coordinator.db.mark import Claimed
     from coordinator.gc.mark import Preview
+    from coordinator.gc.mark_table import Claimed
 
 app = typer.Typer(help="Collect what nothing references: hide it, wait, delete it.", no_args_is_help=True)
 app.command()(brakes.on)
@@ -201,7 +201,7 @@ def claim_bucket(loaded: settings.Settings, why: str, *, yes: bool) -> "Claimed"
     """Explain a claim, have it confirmed, and make it; raises BaleenError."""
     from coordinator import bootstrap  # noqa: PLC0415 - drivers are for commands that need them
     from coordinator.gc import mark  # noqa: PLC0415
-    from coordinator.ingest.topics import EVENTS  # noqa: PLC0415
+    from coordinator.kafka.topics import EVENTS  # noqa: PLC0415
 
     bound = timedelta(seconds=loaded.safety_delete_bound)
     connections, store = bootstrap.connections(loaded, name="baleen-claim"), bootstrap.object_store(loaded)

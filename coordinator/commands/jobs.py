@@ -83,7 +83,7 @@ def reconcile(
 
 
 def _for_later(api: Api, pod: str) -> list[str]:
-    """What only a later reconcile settles, with when: as the API says it (db/queries/pods.py)."""
+    """What only a later reconcile settles, with when: as the API says it (pods/view.py)."""
     return [sentence for sentence in api.get(f"/v1/pods/{pod}")["held_by"] if "that begins after" in sentence]
 
 

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 
 from coordinator.commands.output import as_bytes
 from coordinator.errors import BaleenError, UsageError
-from coordinator.reconcile.survey import Survey
+from coordinator.survey.survey import Survey
 
 WIDTH = 960
 BARS_FROM, BARS_TO = 130, 800

@@ -554,7 +554,7 @@ def check_registries(loaded: Settings, api: Api, pod: str, urls: list[str]) -> N
     _refuse_shared(api, pod, urls)
     # Only this command speaks with registries.
     from coordinator import bootstrap  # noqa: PLC0415
-    from coordinator.pods.registry_client import RegistryClient, RegistryError  # noqa: PLC0415
+    from coordinator.registry.client import RegistryClient, RegistryError  # noqa: PLC0415
 
     credentials = bootstrap.registry_credentials(loaded)
     for url in urls:

@@ -1,6 +1,6 @@
 """`baleen router-config`: the configuration of nginx, or of Envoy, for the pods as they are registered.
 
-Not here: what the configuration says (pods/router.py, pods/router_envoy.py); running what reads it.
+Not here: what the configuration says (router/nginx.py, router/envoy.py); running what reads it.
 """
 
 import math
@@ -18,7 +18,8 @@ from coordinator.commands.client import connected
 from coordinator.commands.output import Json, notes, print_json
 from coordinator.domain.pods import Linker, RegistryUrl, parse_registry
 from coordinator.errors import BaleenError, UnconfiguredError, UsageError
-from coordinator.pods import router, router_envoy
+from coordinator.router import envoy as router_envoy
+from coordinator.router import nginx as router
 from coordinator.settings import Settings
 
 #: More pods than anybody has; a list has to end.

@@ -13,7 +13,7 @@ from coordinator import settings
 from coordinator.commands.output import Json, counted, notes, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from coordinator.db.check import CheckReport
+    from coordinator.audit.check import CheckReport
 
 db = typer.Typer(help="The database's schema.", no_args_is_help=True)
 topics = typer.Typer(help="The Kafka topics.", no_args_is_help=True)
@@ -32,7 +32,7 @@ def migrate_database(*, json: Json = False) -> None:
     """Bring the database to the schema of this release; harmless if it is there."""
     from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.db import migrate  # noqa: PLC0415
-    from coordinator.db.queries.session import translated  # noqa: PLC0415
+    from coordinator.db.session import translated  # noqa: PLC0415
 
     with translated():
         migrate.upgrade(bootstrap.database_url(settings.load()))
@@ -43,7 +43,7 @@ def migrate_database(*, json: Json = False) -> None:
 @topics.command(name="create")
 def create_topics(*, json: Json = False) -> None:
     """Create the topics that are missing and verify the others; exit 1 if one is not as it should be."""
-    from coordinator.ingest.topics import ensure_topics  # noqa: PLC0415
+    from coordinator.kafka.topics import ensure_topics  # noqa: PLC0415
 
     reports = ensure_topics(settings.load())
     if json:
@@ -84,8 +84,8 @@ def show_config(*, json: Json = False) -> None:
 def check(*, json: Json = False) -> None:
     """Recompute every count from the facts and compare; exit 1 on a difference."""
     from coordinator import bootstrap  # noqa: PLC0415
-    from coordinator.db.check import check as run_check  # noqa: PLC0415
-    from coordinator.db.queries.session import translated  # noqa: PLC0415
+    from coordinator.audit.check import check as run_check  # noqa: PLC0415
+    from coordinator.db.session import translated  # noqa: PLC0415
 
     engine = bootstrap.job_engine(settings.load())
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -29,7 +29,7 @@ def suggest_prefixes(*, json: Json = False) -> None:
     its command several `--prefix`.
     """
     from coordinator import bootstrap  # noqa: PLC0415
-    from coordinator.reconcile.perimeter import count_repositories, unowned  # noqa: PLC0415
+    from coordinator.gc.unowned import count_repositories, unowned  # noqa: PLC0415
 
     loaded = settings.load()
     with connected(loaded) as api:

@@ -1,6 +1,6 @@
 """`baleen survey`: what deduplication saves, or would save, in registries as they are stored. Reads, and needs nobody.
 
-Not here: the count (reconcile/survey.py), the picture (commands/plot.py).
+Not here: the count (survey/survey.py), the picture (commands/plot.py).
 """
 
 import threading
@@ -22,8 +22,8 @@ from coordinator.commands.output import (
     print_table,
     progress_bar,
 )
-from coordinator.reconcile.survey import DISK_BYTES_PER_KEY, TOP, Root, RootFigures, Survey
-from coordinator.reconcile.survey import survey as count
+from coordinator.survey.survey import DISK_BYTES_PER_KEY, TOP, Root, RootFigures, Survey
+from coordinator.survey.survey import survey as count
 
 Urls = Annotated[
     list[str], typer.Argument(metavar="URL…", help="s3://bucket/root or file:///dir, which holds docker/registry/v2.")

@@ -32,7 +32,7 @@ def create(
     json: Json = False,
 ) -> None:
     """Make a token, and print it: now, and never again."""
-    from coordinator.db import tokens  # noqa: PLC0415
+    from coordinator.tokens import table as tokens  # noqa: PLC0415
 
     token = with_database(settings.load(), lambda database: tokens.create(database, name, role.value))
     print_json({"name": name, "role": role, "token": token.reveal()}) if json else typer.echo(token.reveal())
@@ -41,7 +41,7 @@ def create(
 @app.command(name="list")
 def list_tokens(*, json: Json = False) -> None:
     """List tokens, without what they are."""
-    from coordinator.db import tokens  # noqa: PLC0415
+    from coordinator.tokens import table as tokens  # noqa: PLC0415
 
     items = with_database(settings.load(), tokens.tokens)
     if json:
@@ -54,7 +54,7 @@ def list_tokens(*, json: Json = False) -> None:
 @app.command()
 def revoke(name: Name, *, json: Json = False) -> None:
     """End a token; it is refused within seconds."""
-    from coordinator.db import tokens  # noqa: PLC0415
+    from coordinator.tokens import table as tokens  # noqa: PLC0415
 
     with_database(settings.load(), lambda database: tokens.revoke(database, name))
     print_json({"name": name, "revoked": True}) if json else typer.echo(f"Token {name} is revoked.")

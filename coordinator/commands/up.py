@@ -151,10 +151,11 @@ class _Up:
 
     def start(self, claim: Callable[[Settings], None] | None = None) -> None:
         from coordinator import bootstrap  # noqa: PLC0415 - see _load
-        from coordinator.db import migrate, progress  # noqa: PLC0415
+        from coordinator.db import migrate  # noqa: PLC0415
         from coordinator.db.engine import connect  # noqa: PLC0415
-        from coordinator.db.queries.session import translated  # noqa: PLC0415
-        from coordinator.ingest.topics import EVENTS, ensure_topics  # noqa: PLC0415
+        from coordinator.db.session import translated  # noqa: PLC0415
+        from coordinator.kafka.topics import EVENTS, ensure_topics  # noqa: PLC0415
+        from coordinator.table import progress  # noqa: PLC0415
 
         store = bootstrap.object_store(self._settings)
         url = bootstrap.database_url(self._settings)
@@ -245,7 +246,7 @@ class _Up:
     async def _make_token(self) -> None:
         """Keep the operator's token if it is good, else make another."""
         from coordinator import bootstrap  # noqa: PLC0415 - see _load
-        from coordinator.db import tokens  # noqa: PLC0415
+        from coordinator.tokens import table as tokens  # noqa: PLC0415
 
         file = self._directory / "token"
         database = bootstrap.engine(self._settings, pool_size=1, name="baleen-up")

@@ -13,9 +13,9 @@ from psycopg import Connection
 FACTS_LOCK = 0x62616C66
 #: The same: who changes pods takes it alone, and who relies on all that was given to one until now shares it.
 PODS_LOCK = 0x62616C67
-#: The same: who voids what was noted by a clock that was ahead takes it (clock.py).
+#: The same: who voids what was noted by a clock that was ahead takes it (pods/clock.py).
 CLOCK_LOCK = 0x62616C6A
-#: The same: whoever writes the mark in the bucket holds it for a session (mark.py).
+#: The same: whoever writes the mark in the bucket holds it for a session (gc/mark_table.py).
 MARK_LOCK = 0x62616C6D
 #: Of reconciles that end.
 END_LOCK = 0x62616C72

@@ -15,7 +15,7 @@ class ManifestPushed(NamedTuple):
     """The repository holds the manifest. `content` is None while nobody has said what it lists.
 
     `read`: the content is that of the manifest's own bytes, and not a pod's report.
-    `linked`: the repository has a link of it. Without one, it is what a held index lists (db/implied.py).
+    `linked`: the repository has a link of it. Without one, it is what a held index lists (table/implied.py).
     `by_links`: it can need what its repository links, since its bytes do not say all that it needs.
     """
 

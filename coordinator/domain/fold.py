@@ -1,6 +1,6 @@
 """What a run of facts does to holdings and links.
 
-Route: db/apply.py loads the part of the table that the facts touch (`Before`), `Fold` takes the facts in order,
+Route: table/apply.py loads the part of the table that the facts touch (`Before`), `Fold` takes the facts in order,
 and `Fold.changes` says what differs. Pure, so that one rule serves the worker, the simulation and the tests.
 
 Rules (DESIGN, "The table: facts, not counters"):

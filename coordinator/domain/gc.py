@@ -22,7 +22,7 @@ A request of a process that was paused ends within R of its end only, so that fo
 be R beyond the end of a pause, too: until they are, nothing is purged.
 
 All times are by the database's clock. What is not known is a bound that nothing passes: unknown means keep.
-Not here: which blobs there are (db/gc.py), the look at the links of former referrers, the deed (gc).
+Not here: which blobs there are (gc/table.py), the look at the links of former referrers, the deed (gc).
 """
 
 from collections.abc import Iterator, Sequence

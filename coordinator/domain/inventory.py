@@ -1,6 +1,6 @@
 """Where the table's blobs and the stored ones part: a merge of two streams that are both sorted by digest.
 
-Route: reconcile/audit.py -> `differing` gives what looks wrong -> each is looked at again -> `doubts` says what is.
+Route: audit/audit.py -> `differing` gives what looks wrong -> each is looked at again -> `doubts` says what is.
 Table and storage are read at different times, so what parts them in the merge may be a push on its way; and a listing
 in another order than ours makes more of them, and no wrong ones.
 Pure, and nothing is remembered but one item of each stream.

@@ -5,8 +5,8 @@ listing that begins later shows it. So a reconcile of the pods that own the lett
 and until then the letter, or the gap that took its place, blocks garbage collection. No reconcile lists repositories
 that no pod owns: a letter about one of them is resolved only while storage has nothing of it.
 
-Not here: what a payload is about (ingest/letters.py), SQL (db/letters.py, db/dead_letters.py), looking at storage
-(reconcile/remains.py).
+Not here: what a payload is about (ingest/letters.py), SQL (table/dead_letters.py, dead_letters/resolve.py), looking at
+storage (reconcile/remains.py).
 """
 
 import datetime as dt

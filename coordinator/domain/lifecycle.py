@@ -13,7 +13,8 @@
 Counts say whether a blob is needed, states where its bytes are. So a blob that is needed again stays `hidden` until its
 bytes were brought back, and a blob whose bytes are missing stays `missing` until they were seen, however often it is
 pushed or mounted meanwhile.
-Not here: looking (reconcile/presence.py), writing it down (db/rows.py, db/lifecycle.py), when to hide (domain/gc.py).
+Not here: looking (reconcile/presence.py), writing it down (table/statements.py, table/lifecycle.py), when to hide
+(domain/gc.py).
 """
 
 from enum import Enum, IntEnum

@@ -9,7 +9,7 @@
 | a mark earlier than one that the bucket had             | the bucket is older than the database                      |
 | a mark that another instance wrote                      | as the first, where the row was restored with the database |
 
-Anything else passes. Not here: reading and writing the mark (gc/mark.py), the database's side (db/mark.py).
+Anything else passes. Not here: reading and writing the mark (gc/mark.py), the database's side (gc/mark_table.py).
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """What Baleen itself makes in pods, and by which names it is known: names for nothing else.
 
 Under each pod's first prefix there are the image that probes ask for (pods/prober.py), and what doctors try
-(pods/doctor/scratch.py), which they take away again unless they are killed. Nobody misses either when the pod goes.
+(doctor/scratch.py), which they take away again unless they are killed. Nobody misses either when the pod goes.
 """
 
 import re

@@ -5,7 +5,7 @@ root and is not registered is outside of it, so any repository of one blocks GC.
 began after every request that may have seen the blob had ended (t_h + R): domain/gc.py makes a bound of that.
 A listing is of the pods that there were. One that was removed since makes its repositories unowned, and nothing says
 whether there are any: then no listing is known. One that was added resolves what its prefixes own.
-Not here: listing (reconcile/perimeter.py), the row (db/perimeter.py).
+Not here: listing (gc/unowned.py), the row (gc/unowned_table.py).
 """
 
 from collections.abc import Collection, Iterable, Sequence

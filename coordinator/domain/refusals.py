@@ -2,7 +2,7 @@
 
 Anyone may post such in a pod's name: it is information for whoever looks why a pod is not heard, and nothing else. It
 neither holds garbage collection nor lets it go.
-Not here: who notes them, and how often (ingest/refusals.py); the rows (db/refusals.py).
+Not here: who notes them, and how often (ingest/refusals.py); the rows (pods/refusals.py).
 """
 
 from datetime import datetime, timedelta

@@ -1,8 +1,8 @@
 """Why a blob is kept, or how it went, told to a person.
 
-Route: queries/explain.py gathers what is known of one blob -> `tell` -> an outcome in a word, the same in a sentence,
+Route: lookup/explain.py gathers what is known of one blob -> `tell` -> an outcome in a word, the same in a sentence,
 everything that keeps it, and its history in sentences.
-Not here: what keeps a blob (gc.py), the ledger (db/ledger.py).
+Not here: what keeps a blob (gc.py), the ledger (table/ledger.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence

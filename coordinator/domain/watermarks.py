@@ -6,7 +6,7 @@ request with a nonce, whose event the process delivers after all earlier ones (i
 the sources that count, and over all partitions; where one of these is not known, neither is W of the pod. Nor does it
 pass a probe that was answered and that no event has brought back: somebody is there, or was, of whom nothing is known.
 
-Route: workers/interpret.py finds echoes -> db/sources.py -> `heard` decides -> rows. db/queries/watermarks.py reads
+Route: workers/interpret.py finds echoes -> table/processes.py -> `heard` decides -> rows. pods/watermarks.py reads
 them -> `pod_watermark` -> what the API shows and garbage collection waits for.
 
 Invariant: nothing here makes W larger than what was applied; where something is not known the answer is "not known",

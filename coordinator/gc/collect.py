@@ -3,8 +3,8 @@
 Route: the scheduler, or whoever asks -> jobs.run -> `Collect.__call__` -> one page after another, several at once.
 
 There is one at a time: the job is the lease, and every transaction that leads to a delete names the number with which
-it was taken (db/jobs.py). One that was paused and wakes up finds another number there, or none that runs, and does
-nothing more; what it had begun is undone or ended by the next (db/gc.py, `unfinished`).
+it was taken (jobs/table.py). One that was paused and wakes up finds another number there, or none that runs, and does
+nothing more; what it had begun is undone or ended by the next (gc/table.py, `unfinished`).
 The plan that is made first says how much will go; more than the limits allow is refused as a whole. After that, facts
 that are older than FACTS_S are read again before any page: what holds collection now stops it now. The bucket is asked
 with them: whether it keeps versions, deletes by itself, is still this database's, and has no repository that no pod
@@ -24,19 +24,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from coordinator.db import gc
 from coordinator.db.connection import Connections
-from coordinator.db.gc import Candidate, Hide
 from coordinator.domain.gc import Amount, Facts, Limits, finishing, hiding, holds, purging, too_much
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.gc import mark, plan
+from coordinator.gc import table as gc
+from coordinator.gc import unowned as perimeter
 from coordinator.gc.facts import FactsReader
 from coordinator.gc.hide import Hider
-from coordinator.gc.leavings import Leavings, Tally
+from coordinator.gc.leftovers import Leftovers, Tally
 from coordinator.gc.purge import Purger
 from coordinator.gc.restore import Restorer
-from coordinator.jobs import Ending, Work
-from coordinator.reconcile import perimeter
+from coordinator.gc.table import Candidate, Hide
+from coordinator.jobs.work import Ending, Work
 from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
@@ -129,7 +129,7 @@ class Count:
 
 
 class Collect:
-    """The runner of jobs of kind `gc` (coordinator/jobs.py)."""
+    """The runner of jobs of kind `gc` (coordinator/jobs/work.py)."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class Collect:
         *,
         limits: Limits,
         rate: int = 0,
-        leavings: Leavings | None = None,
+        leavings: Leftovers | None = None,
     ) -> None:
         self._parts = _Parts(
             connections,
@@ -181,7 +181,7 @@ class _Parts(NamedTuple):
     #: Its threads keep their connections from run to run.
     pool: ThreadPoolExecutor
     #: None: they are left alone.
-    leavings: Leavings | None
+    leavings: Leftovers | None
 
 
 class _Known(NamedTuple):

@@ -1,12 +1,12 @@
-"""What is known of everything but single blobs, for a thread. Not here: the questions (db/queries/collection.py)."""
+"""What is known of everything but single blobs, for a thread. Not here: the questions (gc/conditions.py)."""
 
 import asyncio
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
-from coordinator.db.queries.collection import known
-from coordinator.db.queries.session import Database, reading
+from coordinator.db.session import Database, reading
 from coordinator.domain.gc import Facts, Times
+from coordinator.gc.conditions import known
 
 #: Gives the facts as they are now; raises UnavailableError.
 FactsReader = Callable[[], Facts]

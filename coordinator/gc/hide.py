@@ -8,7 +8,7 @@ then read t_h (rules 1 and 12). Whatever goes wrong after the intent leaves a hi
     versioned    below a delete marker                         the marker, and all versions below it
     unversioned  in quarantine/<digest>/<hide id>, a copy      nothing more: the key carries the hide's id
 
-Not here: which blobs (plan.py), the transactions (db/gc.py), undoing (restore.py).
+Not here: which blobs (plan.py), the transactions (gc/table.py), undoing (restore.py).
 """
 
 import threading
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from coordinator.db import gc
 from coordinator.db.connection import Connections
-from coordinator.db.gc import Candidate, DisturbedError, Hidden, Intent, Version
-from coordinator.db.jobs import Job
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
+from coordinator.gc import table as gc
+from coordinator.gc.table import Candidate, DisturbedError, Hidden, Intent, Version
+from coordinator.jobs.table import Job
 from coordinator.storage.layout import blob_key, layer_link_key, quarantine_key, revision_link_key
 from coordinator.storage.port import (
     UNVERSIONED,

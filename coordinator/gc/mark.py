@@ -16,11 +16,11 @@ import json
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from coordinator.db import mark as table
 from coordinator.db.connection import Connections
-from coordinator.db.mark import Claimed
 from coordinator.domain.mark import EPOCHS_LIMIT, NOBODY, ForeignBucketError, Found, Instance, Mark, refusal
 from coordinator.errors import UnavailableError, UsageError
+from coordinator.gc import mark_table as table
+from coordinator.gc.mark_table import Claimed
 from coordinator.storage.layout import MARK
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
@@ -105,7 +105,7 @@ def preview(connections: Connections, store: ObjectReader) -> Preview:
 
 
 def claim(connections: Connections, store: ObjectStore, why: str, topic: str, delete_bound: timedelta) -> Claimed:
-    """Make the bucket this database's, with all that db/mark.py says; `topic` is that of the events."""
+    """Make the bucket this database's, with all that gc/mark_table.py says; `topic` is that of the events."""
     with connections.use() as connection:
         # Whether or not the store answers is known before anything is changed.
         find(store)

@@ -2,8 +2,8 @@
 
 A plan is made of the table alone, and page by page: so it costs no request to storage, and no memory. What a run does
 is this plan, but for what a look at storage, or an event that is applied meanwhile, says against it.
-Not here: the rules (domain/gc.py), the plan that is shown page by page (db/queries/gc.py), by the same rules and the
-same conditions (db/gc.py).
+Not here: the rules (domain/gc.py), the plan that is shown page by page (gc/view.py), by the same rules and the
+same conditions (gc/table.py).
 """
 
 import datetime
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
-from coordinator.db import gc
 from coordinator.db.connection import Connections
-from coordinator.db.gc import BEGINNING, Candidate, Hide, Position
 from coordinator.domain.gc import Amount, Facts, Kept, Policy, hiding, purge_reasons, purging
 from coordinator.domain.names import Digest
+from coordinator.gc import table as gc
+from coordinator.gc.table import BEGINNING, Candidate, Hide, Position
 
 #: Blobs that are read, and dealt with, together: as many as one request deletes.
 PAGE = 1000

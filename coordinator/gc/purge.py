@@ -5,8 +5,8 @@
 
 No delete names a key that a later hide or upload could own (rule 4). The marker goes last, and never by the store's
 word alone: without it what is not deleted yet would be served, could be linked, and would be lost when it is. Markers
-that stay are leavings: they go once no delete can land any more, by a look (sweep_hides.py). What is left half done is
-done again by the next job, by the same names.
+that stay are leavings: they go once no delete can land any more, by a look (leftovers/hides.py). What is left half
+done is done again by the next job, by the same names.
 
 Rule 17, the look before each delete: the argument for a purge is that nobody was served the blob since t_h. Somebody
 who is not Baleen can end that, by removing the marker. So each request of deletes looks first, at every hide in it:
@@ -18,7 +18,7 @@ who is not Baleen can end that, by removing the marker. So each request of delet
     anything else                              shown by others              is given back, with an alarm
     what the store does not say                unknown                      waits for the next run
 
-To give back is to void the hide in the database (db/gc.py, `give_back`) and to restore the blob: a later hide begins
+To give back is to void the hide in the database (gc/table.py, `give_back`) and to restore the blob: a later hide begins
 with a new t_h. The look is made after the request was signed and before the database permits it (`_Looking`). The store
 refuses a signature older than SIGNATURE_S, so that bounds the time from look to delete however long the sender slept.
 In that window a marker may still be removed, and what is relied on is lost: see docs/adr/0021.
@@ -29,7 +29,7 @@ Freed is what was there by the hide's own look and is deleted by the store's wor
 (scenario 20): of each batch some are looked at, all of which the store did not plainly say so, and every one as soon as
 one is found to be there. A look at each would take more than the deletes. A lie that slips through is a leak: a copy is
 found among what is left behind, a version stays below its marker.
-Not here: which hides are due (domain/gc.py), the transactions (db/gc.py), restoring (restore.py).
+Not here: which hides are due (domain/gc.py), the transactions (gc/table.py), restoring (restore.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,17 +39,17 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from coordinator.db import gc
 from coordinator.db.connection import Connections
-from coordinator.db.gc import DisturbedError, Hide, Purged
-from coordinator.db.jobs import Job
-from coordinator.db.ledger import Decision
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
 from coordinator.errors import UnavailableError
+from coordinator.gc import table as gc
 from coordinator.gc.hide import CALLS_AT_ONCE, VERSIONS_AT_LEAST, AskedOnce
+from coordinator.gc.table import DisturbedError, Hide, Purged
+from coordinator.jobs.table import Job
 from coordinator.storage.layout import blob_key, quarantine_key
 from coordinator.storage.port import DELETE_LIMIT, ObjectStore, ObjectVersion, Target
+from coordinator.table.ledger import Decision
 
 log = structlog.get_logger()
 

@@ -10,22 +10,23 @@ After commits were lost, a purge of the hide may be under way that the database 
 versions that the hide recorded. Until that has landed no marker is removed: the bytes are put on top anew.
 Whoever does it, and however many at once: the same markers and the same bytes.
 What is final is told to the bucket (mark.py): at the end of a round, or by whoever calls `restore`.
-A round also gives back links that turn out to be needed (links.py).
-Not here: when a delete was let go (db/gc.py, `permit`), copies that are not needed any more (leavings.py).
+A round also gives back links that turn out to be needed (leftovers/links.py).
+Not here: when a delete was let go (gc/table.py, `permit`), copies that are not needed any more (leftovers/run.py).
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import structlog
 
-from coordinator.db import gc
-from coordinator.db import mark as table
 from coordinator.db.connection import Connections
-from coordinator.db.gc import Hide
 from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import ConflictError, UnavailableError
-from coordinator.gc import links, mark
+from coordinator.gc import mark
+from coordinator.gc import mark_table as table
+from coordinator.gc import table as gc
+from coordinator.gc.table import Hide
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_key
 from coordinator.storage.port import ObjectNotFoundError, ObjectStore, copy_within, put_on_top
@@ -45,9 +46,17 @@ class Restorer:
     """One `round` at a time; `restore` and `tell` are safe to use from several threads."""
 
     def __init__(
-        self, connections: Connections, store: ObjectStore, presence: Presence, *, delete_bound: timedelta
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        presence: Presence,
+        *,
+        delete_bound: timedelta,
+        give_links_back: Callable[[Connections, ObjectStore], int],
     ) -> None:
+        """`give_links_back` writes deleted links of blobs that are needed again (leftovers/links.py)."""
         self._connections = connections
+        self._give_links_back = give_links_back
         self._store = store
         self._presence = presence
         self._delete_bound = delete_bound
@@ -83,7 +92,7 @@ class Restorer:
                 break
             after = asked[-1].id
         failed = None
-        for rest in (self.tell, lambda: links.mend(self._connections, self._store)):
+        for rest in (self.tell, lambda: self._give_links_back(self._connections, self._store)):
             try:
                 rest()
             except UnavailableError as error:

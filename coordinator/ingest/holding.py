@@ -27,7 +27,7 @@ AGENT: Final = "baleen-hold/"
 #: Nonces that are remembered. Only doctors can make any.
 REMEMBERED: Final = 1000
 _HOLD: Final = re.compile(rf"\b{AGENT}([0-9a-f]{{32}})/([0-9]{{1,4}})/([0-9a-f]{{64}})(?![0-9A-Za-z])")
-#: What doctors name their repositories (coordinator/pods/doctor/scratch.py).
+#: What doctors name their repositories (coordinator/doctor/scratch.py).
 _SCRATCH: Final = re.compile(r"/baleen-doctor-[0-9a-f]{16}(?:-other)?\Z")
 
 

@@ -10,7 +10,7 @@ process has already reported is not written again.
 While the database does not answer, up to `UNVERIFIED_LIMIT` reports of each pod in `UNVERIFIED_SECONDS` are written
 without a look: the reference processor looks again before it moves a watermark, so that only records are at stake, and
 a true report that is lost would freeze the pod's watermark until a reconcile. The others are dropped.
-Not here: what a probe is (coordinator/pods/prober.py), what an echo does (coordinator/db/echoes.py).
+Not here: what a probe is (coordinator/pods/prober.py), what an echo does (coordinator/table/echoes.py).
 """
 
 import asyncio

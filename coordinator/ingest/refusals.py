@@ -3,7 +3,7 @@
 Anyone may post with wrong tokens, as often as they like: each replica notes a pod once in `EVERY_S`, and only one that
 is known, and makes one statement in `PACE_S` for all that wait. No answer waits for it, and what cannot be noted is
 left to the next refusal.
-Not here: how it is kept (db/refusals.py), what is said of it (domain/refusals.py).
+Not here: how it is kept (pods/refusals.py), what is said of it (domain/refusals.py).
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Which pod owns a repository, and where its registries are: all pods, held in memory and read again every few seconds.
 
 While the database is away what is known is served, up to STALE_S. For several threads.
-Not here: the rule (domain/pods.py), the rows (db/pods.py).
+Not here: the rule (domain/pods.py), the rows (pods/table.py).
 """
 
 import threading

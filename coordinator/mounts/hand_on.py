@@ -16,7 +16,7 @@ import httpx
 from coordinator.domain.names import RepositoryName
 from coordinator.errors import UnavailableError
 from coordinator.mounts.directory import MountPod
-from coordinator.pods.registry_transport import tls_context, why
+from coordinator.registry.transport import tls_context, why
 
 CONNECT_S: Final = 2.0
 ANSWER_S: Final = 30.0

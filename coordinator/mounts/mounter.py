@@ -4,7 +4,7 @@ Route: api/mounts.py -> `Mounter.mount` -> 201; NotMountedError or UnavailableEr
 
     right        the token may push to the target, and pull from the target and the source (domain/access.py)
     source       its own pod says that it has the blob (sources.py)
-    reference    in the table, in one transaction that a hide comes before or after (db/mounts.py)
+    reference    in the table, in one transaction that a hide comes before or after (mounts/table.py)
     link         the pod's linker (linker.py)
 
 Invariants: a digest alone gives nothing, and what is refused costs the same wherever the blob may be; the reference is
@@ -18,18 +18,18 @@ from typing import NamedTuple
 
 import structlog
 
-from coordinator.db import mounts as table
-from coordinator.db.batch import NotServedError, StateChangedError
 from coordinator.db.connection import Connections
-from coordinator.db.mounts import Reserved
 from coordinator.domain.access import Access
 from coordinator.domain.mounts import SOURCES_LIMIT, NotMountedError, Reason, Wanted
 from coordinator.domain.names import RepositoryName, parse_repository
 from coordinator.domain.pods import Linker as LinkerKind
 from coordinator.errors import InvalidNameError, UnavailableError
+from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
 from coordinator.mounts.linker import Job, Linker
 from coordinator.mounts.sources import Size, Sources
+from coordinator.mounts.table import Reserved
+from coordinator.table.batch import NotServedError, StateChangedError
 
 log = structlog.get_logger()
 

@@ -6,7 +6,7 @@ A chunk that was not answered is resumed where the registry says that it stands.
 each with one chunk in memory; some more wait for those that send the same, and beyond that clients upload. One that
 falls behind a least rate, for what its source gives or its target takes, is given up.
 The upload is made with the client's own token: it has the right to push there, and gets no other.
-Not here: where the bytes come from (sources.py), the reference (db/mounts.py).
+Not here: where the bytes come from (sources.py), the reference (mounts/table.py).
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from typing import Final
 
 import structlog
 
-from coordinator.db import mounts as table
 from coordinator.db.connection import Connections
 from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import format_digest
 from coordinator.errors import UnavailableError
+from coordinator.mounts import table
 from coordinator.mounts.linker import Job
 from coordinator.mounts.replicas import any_of
 from coordinator.mounts.sources import token_of
-from coordinator.pods.registry_auth import Credentials
-from coordinator.pods.registry_client import RegistryClient
-from coordinator.pods.registry_errors import RegistryError, RegistryUnreachableError
+from coordinator.registry.auth import Credentials
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.errors import RegistryError, RegistryUnreachableError
 
 log = structlog.get_logger()
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from coordinator.errors import UnavailableError
 from coordinator.mounts.directory import MountPod
-from coordinator.pods.registry_client import RegistryClient
-from coordinator.pods.registry_errors import RegistryUnreachableError
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.errors import RegistryUnreachableError
 
 T = TypeVar("T")
 

@@ -28,8 +28,8 @@ from coordinator.errors import UnavailableError
 from coordinator.mounts.directory import MountPod
 from coordinator.mounts.linker import Job
 from coordinator.mounts.replicas import any_of
-from coordinator.pods.registry_client import RegistryClient
-from coordinator.pods.registry_errors import RegistryError, RegistryNotFoundError, RegistryUnreachableError
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.errors import RegistryError, RegistryNotFoundError, RegistryUnreachableError
 from coordinator.storage.layout import blob_key, layer_link_key
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader
 

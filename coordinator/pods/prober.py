@@ -6,7 +6,7 @@ endpoint has answered, or not. The echo comes by the registry's webhook (domain/
 
 The known manifest is that of a tiny image in `<first prefix>/baleen-probe`; its blobs are pushed where they are not
 there. It is put by its digest: a registry then writes one link, of 71 bytes, and nothing else. With a tag it would
-write three. On a bucket with versions each probe leaves an older version of that link: gc/sweep_probes.py deletes it.
+write three. On a bucket with versions each probe leaves an older version of that link: leftovers/probes.py deletes it.
 A pod whose registry Baleen may not push to is probed by a pull, a HEAD of the same manifest: its registry has to send
 an event for each pull then, and a flood of pulls delays its pushes (docs/adr/0022-probes-by-push.md).
 
@@ -18,7 +18,7 @@ a core.
 Invariants: the row of a probe is committed before the probe is sent, and an answer before the next one is; a registry
 that hangs delays nobody else, and has one probe under way at each address; while names cannot be looked up, the
 addresses that were known are asked on, and W stands where the last look left it.
-Not here: what an answer, a refusal or an echo says of the watermark (domain/watermarks.py, db/sources.py).
+Not here: what an answer, a refusal or an echo says of the watermark (domain/watermarks.py, table/processes.py).
 """
 
 import threading
@@ -30,19 +30,19 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
-from coordinator.db import sources
 from coordinator.db.connection import Connections
-from coordinator.db.targets import Target, targets
 from coordinator.domain.hosts import is_address
 from coordinator.domain.names import Digest, parse_digest
 from coordinator.domain.own import PROBE_REPOSITORY, PROBE_TAG
 from coordinator.domain.pods import ProbeMethod, parse_registry
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.pods.addresses import Resolve, resolve
-from coordinator.pods.images import Image, make_image
 from coordinator.pods.metrics import PROBES, SECONDS
-from coordinator.pods.registry_auth import Credentials
-from coordinator.pods.registry_client import RegistryClient, RegistryError, RegistryGoneError
+from coordinator.pods.targets import Target, targets
+from coordinator.registry.auth import Credentials
+from coordinator.registry.client import RegistryClient, RegistryError, RegistryGoneError
+from coordinator.registry.images import Image, make_image
+from coordinator.table import processes as sources
 
 log = structlog.get_logger()
 

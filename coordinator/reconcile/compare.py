@@ -23,21 +23,18 @@ from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-from coordinator.db import directory
-from coordinator.db import reconcile as table
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item
-from coordinator.db.jobs import Job
-from coordinator.db.reconcile import Child, ReconciledPod
 from coordinator.domain.facts import BlobLinked, ManifestPushed, ManifestRead
 from coordinator.domain.merge import Link, LinkKind, differences
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.pods import PodMode
 from coordinator.errors import BaleenError
-from coordinator.reconcile import layered, scan, settle
+from coordinator.jobs.table import Job
+from coordinator.pods import directory
+from coordinator.reconcile import layered, scan, settle, table
 from coordinator.reconcile.layered import Named
 from coordinator.reconcile.scan import Listed
 from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.table import Child, ReconciledPod
 from coordinator.reconcile.tally import EXAMPLES, Change, Tally
 from coordinator.storage.layout import (
     REPOSITORIES,
@@ -51,6 +48,8 @@ from coordinator.storage.layout import (
 )
 from coordinator.storage.manifests import StoredManifest, read
 from coordinator.storage.port import ObjectInfo, ObjectStore
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
 
 #: Links that are compared in one go; a repository with more is compared by itself.
 BATCH = 2000

@@ -21,7 +21,7 @@ is that of any reference, with "applied" read as "kept".
 A store that does not answer leaves holdings pending until it does. A repository of a million links is listed in pages,
 each added in a transaction of its own, beside the batches.
 Bytes below `blobs/` of other algorithms are nobody's here: Baleen never deletes them.
-Not here: SQL (db/kept.py), what bytes say (storage/manifests.py).
+Not here: SQL (table/kept_by_links.py), what bytes say (storage/manifests.py).
 """
 
 import threading
@@ -32,9 +32,6 @@ from itertools import islice
 
 import structlog
 
-from coordinator.db import kept
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item, Reports
 from coordinator.db.connection import Connections
 from coordinator.domain.facts import BlobLinked, ManifestRead
 from coordinator.domain.merge import LinkKind
@@ -49,6 +46,9 @@ from coordinator.storage.layout import (
 )
 from coordinator.storage.manifests import StoredManifest, read
 from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore
+from coordinator.table import kept_by_links as kept
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item, Reports
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ Whatever an index or a tag of the repository names so is held as if it had been 
 (settle.py). Others that are linked so nobody has named: no client was told that they were accepted.
 
 Route: the worker, after a batch that brought indexes -> `Layered.take_up`; a reconcile -> `manifests` (compare.py)
-Not here: which children are not held (db/reconcile.py).
+Not here: which children are not held (reconcile/table.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,17 +16,17 @@ from datetime import timedelta
 
 import structlog
 
-from coordinator.db import reconcile as table
-from coordinator.db.apply import BatchApply
 from coordinator.db.arrays import EARLIEST
-from coordinator.db.batch import Item
 from coordinator.db.connection import Connections
-from coordinator.db.reconcile import Child
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest, RepositoryName
+from coordinator.reconcile import table
+from coordinator.reconcile.table import Child
 from coordinator.storage.layout import layer_link_key
 from coordinator.storage.manifests import read
 from coordinator.storage.port import ObjectStore
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
 
 log = structlog.get_logger()
 

@@ -2,7 +2,7 @@
 
 A part is a prefix of keys. No key of a link belongs to two parts, and those that are there when the plan is made
 belong to one. A repository that appears later may belong to none: its events tell of it.
-Not here: what is done with a part (compare.py), that parts are done once (db/jobs.py).
+Not here: what is done with a part (compare.py), that parts are done once (jobs/table.py).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Whether blobs that are needed have bytes in storage: a blob without becomes `missing`, and `live` when they are seen.
 
-Route: the scheduler, at intervals -> `Presence.round`: missing blobs, and manifests that could not be read; audit.py
-with what a listing did not show -> `heads`, `settle`. Nobody else calls a blob missing.
+Route: the scheduler, at intervals -> `Presence.round`: missing blobs, and manifests that could not be read;
+audit/audit.py with what a listing did not show -> `heads`, `settle`. Nobody else calls a blob missing.
 
 A look is repeated before it is believed: `heads` first, without a lock; what has no bytes is looked at again with the
 facts locked (db/locks.py), so that "it is needed" and "it has no bytes" are true at the same time, and a push that is
@@ -18,15 +18,16 @@ from itertools import islice
 
 import structlog
 
-from coordinator.db import lifecycle, locks
+from coordinator.db import locks
 from coordinator.db.connection import Connections
-from coordinator.db.lifecycle import KnownBlob, Move
 from coordinator.domain.lifecycle import BlobState, looked
 from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import UnavailableError
 from coordinator.reconcile.settle import NotHereError
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
+from coordinator.table import lifecycle
+from coordinator.table.lifecycle import KnownBlob, Move
 
 log = structlog.get_logger()
 

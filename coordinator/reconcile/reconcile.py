@@ -1,7 +1,8 @@
 """The job that makes the table agree with a pod's links in storage: after events were lost, and once for every pod.
 
-Route: coordinator/jobs.py -> `Reconcile` -> plan.py -> parts, several at once (compare.py) -> what was not listed at
-all -> doubts that were there before -> `Ending`: gaps and dead sources are settled with the word that the job is done.
+Route: coordinator/jobs/work.py -> `Reconcile` -> plan.py -> parts, several at once (compare.py) -> what was not listed
+at all -> doubts that were there before -> `Ending`: gaps and dead sources are settled with the word that the job is
+done.
 
 Why it is right while pushes go on: every link that was written before `began_at` is in the listing, or was gone again.
 The event of a later one comes from a process that lives, or whose death is noticed after `began_at`: that asks for
@@ -32,26 +33,26 @@ from typing import Any
 
 import structlog
 
-from coordinator.db import jobs, letters
-from coordinator.db import reconcile as table
-from coordinator.db.batch import LetterLimits
 from coordinator.db.connection import Connections
-from coordinator.db.doubts import Verdict
-from coordinator.db.reconcile import ReconciledPod
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import Linker, PodMode
 from coordinator.errors import BaleenError, ConflictError, NotFoundError, UnavailableError
-from coordinator.jobs import Ending, StoppedError, Work
-from coordinator.reconcile import plan
+from coordinator.jobs import table as jobs
+from coordinator.jobs.work import Ending, StoppedError, Work
+from coordinator.reconcile import plan, table
 from coordinator.reconcile.compare import Comparison, Scope
 from coordinator.reconcile.evidence import Evidence
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.remains import is_stored
 from coordinator.reconcile.settle import NotHereError, Settler
+from coordinator.reconcile.table import ReconciledPod
 from coordinator.reconcile.tally import Change, Tally
 from coordinator.storage.layout import BASE, repository_prefix
 from coordinator.storage.port import ObjectStore
+from coordinator.table import dead_letters as letters
+from coordinator.table.batch import LetterLimits
+from coordinator.table.doubtful_removals import Verdict
 
 log = structlog.get_logger()
 

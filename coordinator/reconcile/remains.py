@@ -3,7 +3,7 @@
 It is asked of a pod whose table holds nothing, and of which events may have been lost: what storage does not have
 either was not in them. Layer links alone keep nothing in a pod whose manifests do that (mode `manifest`), and what
 Baleen itself has made there (domain/own.py) is nobody's.
-Not here: when it is asked, and forgetting (db/pods.py).
+Not here: when it is asked, and forgetting (pods/table.py).
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -21,14 +21,15 @@ from typing import NamedTuple
 
 import structlog
 
-from coordinator.db import doubts, locks
+from coordinator.db import locks
 from coordinator.db.connection import Connections
-from coordinator.db.doubts import Doubt, Verdict
 from coordinator.domain.names import RepositoryName, format_digest
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.reconcile.evidence import Evidence
 from coordinator.storage.layout import layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
+from coordinator.table import doubtful_removals as doubts
+from coordinator.table.doubtful_removals import Doubt, Verdict
 
 log = structlog.get_logger()
 

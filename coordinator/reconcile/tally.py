@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from coordinator.db.doubts import Verdict
 from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.table.doubtful_removals import Verdict
 
 #: Examples of each change that are kept.
 EXAMPLES = 20

@@ -1,4 +1,4 @@
-"""nginx with a configuration that pods/router.py has made, as a child process, for the demo and the tests.
+"""nginx with a configuration that router/nginx.py has made, as a child process, for the demo and the tests.
 
 The program is not part of the stack: Debian's package is `nginx-light`.
 """

@@ -1,7 +1,8 @@
 """What a manifest can need, read from its bytes in shared storage and checked against its digest.
 
 Not here: what bytes say (domain/references.py), who asks (workers/contents.py for events that do not say,
-reconcile/kept.py where reports differ, reconcile/compare.py for links that no event reported), storing it (db/run.py).
+reconcile/kept.py where reports differ, reconcile/compare.py for links that no event reported), storing it
+(table/digest_facts.py).
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 `Attempt`s are made to be refused, so a refusal is an answer here and no error. Each is harmless where it is allowed: it
 is made on a scratch object, sets what is set already, begins what takes no effect, or sends what no store accepts.
 `erase` and `erase_below` delete for good, all versions: they are for a visit's own scratch objects
-(pods/doctor/scratch.py), and nobody else calls them.
+(doctor/scratch.py), and nobody else calls them.
 Not here: which objects are scratch.
 """
 

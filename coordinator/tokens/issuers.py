@@ -26,7 +26,7 @@ from coordinator.domain.access import Scope
 from coordinator.domain.names import PodName
 from coordinator.domain.pods import TokenIssuer
 from coordinator.errors import BaleenError
-from coordinator.pods.registry_transport import tls_context, why
+from coordinator.registry.transport import tls_context, why
 from coordinator.tokens import metrics
 from coordinator.tokens.keys import KeySet, parse_trusted
 from coordinator.tokens.verify import TOKEN_LIMIT, TokenRefusedError, TokenVerifier, Verified

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from coordinator import bootstrap
-from coordinator.db.queries import collection
 from coordinator.domain.gc import Facts, PodFacts
 from coordinator.domain.names import format_digest
 from coordinator.domain.perimeter import Listing
+from coordinator.gc import conditions as collection
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import Json, Served, served, settings_for
 from tests.gc.harness import NO_TIMES, POD, Garbage

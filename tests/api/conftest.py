@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.db.queries import gc as queries
+from coordinator.gc import view as queries
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.collecting import Known, World, collecting, known_api
 from tests.api.harness import Facts, Served, served, settings_for

@@ -17,12 +17,12 @@ from sqlalchemy.engine import make_url
 from coordinator import bootstrap
 from coordinator.api.server import KEEP_ALIVE_SECONDS
 from coordinator.db import migrate
-from coordinator.db.tokens import hash_of
 from coordinator.domain.references import ManifestKind, reference_kind
 from coordinator.ingest.letters import repositories_in
-from coordinator.ingest.topics import ensure_topics
+from coordinator.kafka.topics import ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import StackEndpoints
+from coordinator.tokens.table import hash_of
 from tests.support.wait import eventually
 
 READ, OPERATE = "token-that-may-read", "token-that-may-operate"

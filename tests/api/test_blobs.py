@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given, settings
 
-from coordinator.db.queries import blobs as blob_queries
-from coordinator.db.queries import hot
 from coordinator.domain.references import ManifestKind
+from coordinator.lookup import blobs as blob_queries
+from coordinator.lookup import hot
 from tests.api.harness import Facts, Json, Served
 from tests.api.worlds import build, worlds
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from coordinator import bootstrap
-from coordinator.db.queries.pods import LETTERS_END
 from coordinator.domain.names import RepositoryName
+from coordinator.pods.view import LETTERS_END
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import repository_prefix
 from schemas.records import RECORD_CONTENT_TYPE

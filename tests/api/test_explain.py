@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.queries import explain
 from coordinator.domain.gc import PodFacts
 from coordinator.domain.lifecycle import BlobState
+from coordinator.lookup import explain
 from tests.api.collecting import World, asked_back
 from tests.gc.harness import POD
 

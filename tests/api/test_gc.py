@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.queries import gc as queries
-from coordinator.db.queries import ranking
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
+from coordinator.gc import view as queries
+from coordinator.lookup import ranking
 from coordinator.storage.layout import blob_key
 from tests.api.collecting import World, asked_back
 from tests.api.harness import READ, Json

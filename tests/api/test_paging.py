@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.db.queries import blobs as blob_queries
-from coordinator.db.queries import ranking
-from coordinator.db.queries import references as reference_queries
 from coordinator.domain.references import ManifestKind
+from coordinator.lookup import blobs as blob_queries
+from coordinator.lookup import ranking
+from coordinator.lookup import references as reference_queries
 from tests.api.harness import Facts, Json, Served, dead_letter
 from tests.api.worlds import build, worlds
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coordinator.api.app import create_app
-from coordinator.db.tokens import hash_of
+from coordinator.tokens.table import hash_of
 from tests.api.harness import OPERATE, READ, Facts, Served
 from tests.support.wait import eventually
 
@@ -237,7 +237,7 @@ def test_a_failure_of_ours_tells_nothing(api: Served, monkeypatch: pytest.Monkey
     async def broken(*_: object) -> None:
         raise RuntimeError("secret inside")
 
-    monkeypatch.setattr("coordinator.db.queries.pods.pods", lambda *_, **__: broken())
+    monkeypatch.setattr("coordinator.pods.view.pods", lambda *_, **__: broken())
     answer = api.get("/v1/pods")
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"

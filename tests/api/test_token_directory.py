@@ -7,8 +7,8 @@ import pytest
 
 from coordinator.api import auth
 from coordinator.api.auth import MISS_SECONDS, REFRESH_SECONDS, STALE_SECONDS, TokenDirectory
-from coordinator.db.tokens import KnownToken, hash_of
 from coordinator.errors import UnavailableError
+from coordinator.tokens.table import KnownToken, hash_of
 
 TOKEN = "a-token"
 

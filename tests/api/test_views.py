@@ -8,12 +8,12 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from coordinator import bootstrap
-from coordinator.db.queries import repositories as repository_queries
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.references import ManifestKind
 from coordinator.ingest.directory import CachedPodDirectory, KnownPod
-from coordinator.ingest.topics import EVENTS
+from coordinator.kafka.topics import EVENTS
+from coordinator.lookup import repositories as repository_queries
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import link_key
 from tests.api.harness import Facts, Served, dead_letter, served, settings_for

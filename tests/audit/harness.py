@@ -13,17 +13,17 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from coordinator.db.batch import Applied
+from coordinator.audit.audit import Ages, Audit, Report
 from coordinator.db.connection import Connections
 from coordinator.db.locks import FACTS_LOCK
 from coordinator.domain.facts import Fact, Removed
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
 from coordinator.errors import UnavailableError
-from coordinator.reconcile.audit import Ages, Audit, Report
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import LIST_LIMIT, ObjectInfo, ObjectStore, OpenObject
+from coordinator.table.batch import Applied
 from tests.db.harness import NO_MARGIN, Table
 
 AGES = Ages(timedelta(), timedelta())

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.audit import audit as audit_module
+from coordinator.audit import inventory
+from coordinator.audit.audit import Ages, Audit, Kind, Report
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import ConflictError, UnavailableError
-from coordinator.reconcile import audit as audit_module
-from coordinator.reconcile import inventory
-from coordinator.reconcile.audit import Ages, Audit, Kind, Report
 from coordinator.reconcile.settle import NotHereError
 from coordinator.storage.layout import BLOBS, blob_key, layer_link_key
 from coordinator.storage.port import ObjectInfo

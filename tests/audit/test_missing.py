@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.db import sweep
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
 from coordinator.domain.references import ManifestKind
@@ -16,6 +15,7 @@ from coordinator.errors import UnavailableError
 from coordinator.reconcile import presence as presence_module
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.settle import NotHereError
+from coordinator.table import expiry as sweep
 from tests.audit.harness import Watched, World, away
 from tests.storage.memory import MemoryObjectStore
 

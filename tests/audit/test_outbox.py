@@ -9,14 +9,14 @@ import jsonschema
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from coordinator import outbox
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
-from coordinator.ingest.lifecycle import LifecycleProducer
-from coordinator.ingest.log import LogInspector
-from coordinator.ingest.topics import LIFECYCLE, ensure_topics
+from coordinator.kafka.lifecycle import LifecycleProducer
+from coordinator.kafka.log import LogInspector
+from coordinator.kafka.topics import LIFECYCLE, ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.guard import Guard
+from coordinator.table import outbox
 from schemas.publish import schema_of
 from schemas.records import BlobLifecycle
 from tests.audit.harness import World

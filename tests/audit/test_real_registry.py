@@ -8,11 +8,11 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from coordinator import bootstrap
+from coordinator.audit.audit import Audit, Report
 from coordinator.domain.names import parse_digest
-from coordinator.ingest.topics import LIFECYCLE
-from coordinator.pods.images import make_image, make_layer
-from coordinator.pods.registry_client import RegistryClient, RegistryNotFoundError
-from coordinator.reconcile.audit import Audit, Report
+from coordinator.kafka.topics import LIFECYCLE
+from coordinator.registry.client import RegistryClient, RegistryNotFoundError
+from coordinator.registry.images import make_image, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import blob_key
 from tests.audit.harness import AGES

@@ -7,10 +7,10 @@ from itertools import count
 
 import pytest
 
+from coordinator.audit import scrub as scrub_module
+from coordinator.audit.scrub import Content, Rate, Scrub, StoppedError
 from coordinator.domain.names import Digest, format_digest, parse_digest
 from coordinator.errors import UnavailableError
-from coordinator.reconcile import scrub as scrub_module
-from coordinator.reconcile.scrub import Content, Rate, Scrub, StoppedError
 from coordinator.storage.layout import BLOBS, blob_key
 from coordinator.storage.port import CHUNK_BYTES, ObjectStore, OpenObject
 from tests.audit.conftest import NewStore

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.audit.check import check
 from coordinator.db import migrate
-from coordinator.db.check import check
 from coordinator.db.engine import sync_engine
 from coordinator.errors import UnavailableError
 from coordinator.ingest.normalise import Accepted
-from coordinator.ingest.producer import EventProducer
-from coordinator.ingest.topics import ensure_topics
+from coordinator.kafka.producer import EventProducer
+from coordinator.kafka.topics import ensure_topics
 from coordinator.stack.guard import Guard
 from schemas.records import RegistryEvent
 from tests.chaos.history import history

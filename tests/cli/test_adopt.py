@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from coordinator.commands.adopt import _reconciled
-from coordinator.pods.images import Image, make_image
+from coordinator.registry.images import Image, make_image
 from coordinator.settings import build
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore

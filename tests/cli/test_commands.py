@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coordinator.db.tokens import hash_of
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
+from coordinator.tokens.table import hash_of
 from schemas.records import RECORD_CONTENT_TYPE
 from tests.api.harness import READ, Facts, Served, dead_letter
 from tests.cli.conftest import Command, Done, program_environment

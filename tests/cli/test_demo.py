@@ -15,7 +15,7 @@ from coordinator.commands.demo_gc import Plan, Waits, check_findings, waits_for
 from coordinator.commands.demo_world import UNSAFE_FINDINGS, DemoFailedError
 from coordinator.domain.findings import Check, Finding, Verdict
 from coordinator.domain.gc import Why
-from coordinator.pods.images import make_image, make_layer
+from coordinator.registry.images import make_image, make_layer
 from coordinator.settings import load
 from coordinator.stack.children import Children
 from coordinator.stack.process import ManagedProcess

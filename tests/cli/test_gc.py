@@ -17,12 +17,12 @@ from structlog.testing import capture_logs
 from coordinator import bootstrap
 from coordinator.commands import blobs, gc, jobs
 from coordinator.commands.client import Api
-from coordinator.db import brakes
 from coordinator.db.engine import connect
-from coordinator.db.queries import gc as queries
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import BaleenError
+from coordinator.gc import controls as brakes
+from coordinator.gc import view as queries
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.api.collecting import Known, World, collecting, known_api

@@ -14,7 +14,7 @@ from coordinator.commands.client import Api
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError
-from coordinator.jobs import run_waiting_jobs
+from coordinator.jobs.work import run_waiting_jobs
 from coordinator.storage.layout import layer_link_key, revision_link_key
 from tests.api.harness import Facts, Json, Served
 from tests.cli.conftest import Command

@@ -9,10 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import psycopg
 
-from coordinator.db import progress, rows
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Applied, Item, Slice
-from coordinator.db.check import CheckReport, check
+from coordinator.audit.check import CheckReport, check
 from coordinator.db.engine import connect, sync_engine
 from coordinator.domain.facts import (
     BlobLinked,
@@ -27,6 +24,10 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
 from coordinator.domain.progress import Position, Progress
 from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, ManifestContent, ManifestKind, Reference
+from coordinator.table import progress
+from coordinator.table import statements as rows
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Applied, Item, Slice
 from schemas.records import ReferenceRecord, RegistryEvent, RenameRecord
 from tests.oracle import Oracle
 

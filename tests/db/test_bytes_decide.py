@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item
 from coordinator.domain.facts import ManifestRead
 from coordinator.domain.lifecycle import BlobState
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
 from tests.db.harness import NO_MARGIN, Table
 
 PODS = ("pod-a", "pod-b")

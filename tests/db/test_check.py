@@ -74,7 +74,7 @@ def test_finds(filled: Table, statement: str, what: str) -> None:
 
 def test_counts_all_and_shows_some(filled: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every difference is counted, also beyond those that are shown."""
-    monkeypatch.setattr("coordinator.db.check.SHOWN", 2)
+    monkeypatch.setattr("coordinator.audit.check.SHOWN", 2)
     filled.connection.execute("UPDATE blobs SET link_count = link_count + 1, unreferenced_since = NULL")
     report = filled.check()
     assert (report.differences_count, len(report.differences)) == (4, 2)

@@ -10,14 +10,20 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import clock, findings, jobs, pods, progress, reconcile, sources
 from coordinator.db.engine import connect
-from coordinator.db.jobs import Job, TakenOverError
-from coordinator.db.queries.collection import known
-from coordinator.db.queries.session import reading
+from coordinator.db.session import reading
+from coordinator.doctor import table as findings
 from coordinator.domain.gc import PodFacts, Times
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import SourceState
+from coordinator.gc.conditions import known
+from coordinator.jobs import table as jobs
+from coordinator.jobs.table import Job, TakenOverError
+from coordinator.pods import clock
+from coordinator.pods import table as pods
+from coordinator.reconcile import table as reconcile
+from coordinator.table import processes as sources
+from coordinator.table import progress
 from tests.db.harness import Table
 from tests.db.test_sources import SILENCE, World
 

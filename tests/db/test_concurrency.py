@@ -12,10 +12,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.db import locks, rows, sweep
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item, OutOfStepError, Slice, StateChangedError
+from coordinator.db import locks
 from coordinator.domain.facts import Fact, RepositoryRemoved, RepositoryRenamed
+from coordinator.table import expiry as sweep
+from coordinator.table import statements as rows
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item, OutOfStepError, Slice, StateChangedError
 from schemas.records import RegistryEvent
 from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, at, begin, fact_of
 from tests.oracle import Oracle

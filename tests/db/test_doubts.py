@@ -5,10 +5,12 @@ from datetime import timedelta
 
 import pytest
 
-from coordinator.db import doubts, locks, sweep
-from coordinator.db.doubts import Verdict
+from coordinator.db import locks
 from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.lifecycle import BlobState
+from coordinator.table import doubtful_removals as doubts
+from coordinator.table import expiry as sweep
+from coordinator.table.doubtful_removals import Verdict
 from tests.db.harness import Table, at
 
 MARGIN = timedelta(seconds=10)

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from coordinator.db import findings, rows
 from coordinator.db.connection import Connections
+from coordinator.doctor import table as findings
+from coordinator.doctor.again import FIRST_PAUSE_S, LONGEST_PAUSE_S, Again, after, is_due
+from coordinator.doctor.visit import Instruments
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
-from coordinator.pods.doctor.again import FIRST_PAUSE_S, LONGEST_PAUSE_S, Again, after, is_due
-from coordinator.pods.doctor.visit import Instruments
+from coordinator.table import statements as rows
 from tests.db.harness import Table
 from tests.db.test_findings import POD, held, visit
 from tests.db.test_sources import World

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import findings, sources
 from coordinator.db.engine import async_engine
-from coordinator.db.findings import ExaminedPod
-from coordinator.db.queries import pods
-from coordinator.db.queries.session import reading
+from coordinator.db.session import reading
+from coordinator.doctor import table as findings
+from coordinator.doctor.table import ExaminedPod
 from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, repeated
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import SourceState
+from coordinator.pods import view as pods
+from coordinator.table import processes as sources
 from tests.db.harness import Table
 from tests.db.test_sources import SILENCE, THERE, World
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.db.leases import LEASES, Leases
 from coordinator.errors import UnavailableError
+from coordinator.jobs.leases import LEASES, Leases
 from tests.db.harness import Table
 from tests.support.wait import eventually
 

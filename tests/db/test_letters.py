@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from coordinator.db import clock, jobs, letters, reconcile
-from coordinator.db import pods as registry
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import DeadLetterFound, LetterLimits
-from coordinator.db.jobs import Job
 from coordinator.domain.letters import REPOSITORIES_LIMIT
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.progress import GapReason
 from coordinator.errors import ConflictError
+from coordinator.jobs import table as jobs
+from coordinator.jobs.table import Job
+from coordinator.pods import clock
+from coordinator.pods import table as registry
+from coordinator.reconcile import table as reconcile
+from coordinator.table import dead_letters as letters
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import DeadLetterFound, LetterLimits
 from tests.db.harness import NO_MARGIN, Table
 
 BOUND = timedelta()

@@ -2,11 +2,11 @@
 
 import pytest
 
-from coordinator.db import directory
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
+from coordinator.pods import directory
 from tests.db.harness import Row, Table, at
 
 

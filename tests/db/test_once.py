@@ -8,12 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.db import rows
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import DeadLetterFound, Item, OutOfStepError, Slice
 from coordinator.db.connection import Connections
 from coordinator.domain.facts import RepositoryRemoved, RepositoryRenamed
 from coordinator.errors import UnavailableError
+from coordinator.table import statements as rows
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import DeadLetterFound, Item, OutOfStepError, Slice
 from tests.db.harness import NO_MARGIN, Row, Table, at
 
 TABLES = (

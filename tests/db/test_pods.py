@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import pods, progress, reconcile, renames, sweep
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item
 from coordinator.db.engine import async_engine
 from coordinator.db.locks import PODS_LOCK
-from coordinator.db.queries import pods as queries
-from coordinator.db.queries.session import reading
+from coordinator.db.session import reading
 from coordinator.domain.facts import Fact
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import Linker
 from coordinator.errors import ConflictError, NotFoundError, UsageError
+from coordinator.pods import table as pods
+from coordinator.pods import view as queries
+from coordinator.reconcile import table as reconcile
+from coordinator.table import expiry as sweep
+from coordinator.table import progress, renames
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
 from tests.db.harness import Row, Table
 
 NEW = PodName("pod-new")

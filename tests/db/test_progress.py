@@ -1,7 +1,7 @@
 """Where partitions stand, and the gaps that are recorded on the way."""
 
-from coordinator.db import progress
 from coordinator.domain.progress import GapFound, GapReason, Position, Progress
+from coordinator.table import progress
 from tests.db.harness import Table
 
 GAP = GapFound(GapReason.LOG_REPLACED, 10, None)

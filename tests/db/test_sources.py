@@ -11,17 +11,22 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.db import echoes, findings, jobs, pods, reconcile, sources
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Echo, Item, OutOfStepError, Slice
-from coordinator.db.echoes import KnownProcesses
 from coordinator.db.engine import async_engine
-from coordinator.db.queries.session import reading, writing
-from coordinator.db.queries.watermarks import watermarks
+from coordinator.db.session import reading, writing
+from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import PodWatermark, SourceState, SourceView
 from coordinator.errors import ConflictError, NotFoundError, UsageError
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.jobs import table as jobs
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.pods import table as pods
+from coordinator.pods.watermarks import watermarks
+from coordinator.reconcile import table as reconcile
+from coordinator.table import echoes
+from coordinator.table import processes as sources
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Echo, Item, OutOfStepError, Slice
+from coordinator.table.echoes import KnownProcesses
 from tests.db.harness import NO_MARGIN, Table, begin
 from tests.db.test_concurrency import deadlocks
 
@@ -785,8 +790,8 @@ def test_partitions_that_nobody_reads_yet(world: World) -> None:
 
 def test_many_sources(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where more processes count than are read, W is not known; of retired ones the last are shown."""
-    monkeypatch.setattr("coordinator.db.queries.watermarks.SOURCES_LIMIT", 2)
-    monkeypatch.setattr("coordinator.db.queries.watermarks.RETIRED_SHOWN", 1)
+    monkeypatch.setattr("coordinator.pods.watermarks.SOURCES_LIMIT", 2)
+    monkeypatch.setattr("coordinator.pods.watermarks.RETIRED_SHOWN", 1)
     world.seen({URL: [HERE, THERE]})
     world.hear(world.probe(), "s")
     world.hear(world.probe(THERE), "t")

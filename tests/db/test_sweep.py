@@ -4,10 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from coordinator.db import sweep
 from coordinator.domain.facts import RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
+from coordinator.table import expiry as sweep
 from tests.db.harness import Row, Table, at
 
 DAY = timedelta(days=1)

@@ -24,19 +24,21 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from coordinator.db import directory, findings, sources
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Slice
-from coordinator.db.echoes import KnownProcesses
 from coordinator.db.engine import async_engine
-from coordinator.db.queries.session import reading
-from coordinator.db.queries.watermarks import watermarks
+from coordinator.db.session import reading
+from coordinator.doctor import table as findings
 from coordinator.domain.watermarks import PodWatermark, SourceState
 from coordinator.errors import UnavailableError
 from coordinator.ingest.normalise import Origin, normalise
-from coordinator.ingest.producer import EventProducer
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.kafka.producer import EventProducer
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.pods import directory
+from coordinator.pods.watermarks import watermarks
 from coordinator.settings import build
+from coordinator.table import processes as sources
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Slice
+from coordinator.table.echoes import KnownProcesses
 from tests.db.harness import NO_MARGIN, Table, begin
 from workers.interpret import Chunk, Interpreter
 

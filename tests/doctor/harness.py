@@ -17,11 +17,11 @@ from typing import Any
 from msgspec.structs import replace as changed
 
 from coordinator import bootstrap
+from coordinator.doctor.examine import Report, examine
 from coordinator.domain.findings import Finding, Verdict
 from coordinator.domain.names import parse_pod
-from coordinator.pods.doctor.examine import Report, examine
-from coordinator.pods.images import DOCKER, OCI
 from coordinator.pods.prober import known_image
+from coordinator.registry.images import DOCKER, OCI
 from coordinator.settings import Secret, Settings
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator import bootstrap
-from coordinator.db import findings
+from coordinator.doctor import table as findings
+from coordinator.doctor.storage import versioned
+from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Verdict
 from coordinator.domain.names import parse_digest, parse_pod
 from coordinator.errors import UsageError
-from coordinator.pods.doctor.storage import versioned
-from coordinator.pods.doctor.visit import Visit
 from coordinator.storage.layout import blob_key, repository_prefix
 from tests.doctor.harness import Clinic
 from tests.doctor.store import POD

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.pods.images import OCI
+from coordinator.registry.images import OCI
 from tests.doctor.harness import Clinic, Wrap, model
 from tests.doctor.store import POD
 from tests.support.wait import DEADLINE_S, eventually

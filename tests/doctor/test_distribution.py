@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from coordinator.domain.findings import OF_THE_KEY, Verdict
-from coordinator.pods.images import DOCKER
+from coordinator.registry.images import DOCKER
 from coordinator.stack.distribution import DistributionRegistry
 from tests.doctor.harness import (
     IMPATIENCE_S,

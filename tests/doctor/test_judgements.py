@@ -6,20 +6,20 @@ from typing import Any, cast
 
 import pytest
 
+from coordinator.doctor import clocks, events, kafka, kinds, queues
+from coordinator.doctor.checks import CHECKS
+from coordinator.doctor.kinds import Kinds, KindsReport
+from coordinator.doctor.scratch import Announcement
+from coordinator.doctor.texts import TEXTS, Patient
+from coordinator.doctor.verdicts import SHOWN, Part, finding, follows, proved, refuted, unproved, without
+from coordinator.doctor.visit import Place, Push, Report
 from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, hold, implied, in_order
 from coordinator.domain.names import parse_repository
 from coordinator.domain.refusals import Refusals
-from coordinator.ingest.tail import Told
-from coordinator.ingest.topics import Finding as TopicFinding
-from coordinator.ingest.topics import TopicReport
-from coordinator.pods.doctor import clocks, events, kafka, kinds, queues
-from coordinator.pods.doctor.checks import CHECKS
-from coordinator.pods.doctor.kinds import Kinds, KindsReport
-from coordinator.pods.doctor.scratch import Announcement
-from coordinator.pods.doctor.texts import TEXTS, Patient
-from coordinator.pods.doctor.verdicts import SHOWN, Part, finding, follows, proved, refuted, unproved, without
-from coordinator.pods.doctor.visit import Place, Push, Report
-from coordinator.pods.images import DOCKER, OCI, make_image, make_index, make_layer
+from coordinator.kafka.tail import Told
+from coordinator.kafka.topics import Finding as TopicFinding
+from coordinator.kafka.topics import TopicReport
+from coordinator.registry.images import DOCKER, OCI, make_image, make_index, make_layer
 from schemas.records import ReferenceRecord, RegistryEvent, RegistryWatermark
 
 PROVED, REFUTED, UNPROVED = Verdict.PROVED, Verdict.REFUTED, Verdict.UNPROVED

@@ -7,10 +7,10 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
+from coordinator.doctor.kafka import kafka_durable
 from coordinator.domain.findings import Finding, Verdict
-from coordinator.ingest.log import LogInspector
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, LIFECYCLE, ensure_topics
-from coordinator.pods.doctor.kafka import kafka_durable
+from coordinator.kafka.log import LogInspector
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, LIFECYCLE, ensure_topics
 from coordinator.settings import Settings, build
 from tests.support.wait import eventually
 

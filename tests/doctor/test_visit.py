@@ -7,17 +7,17 @@ import json
 import pytest
 
 from coordinator import bootstrap
-from coordinator.db import findings
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
+from coordinator.doctor import table as findings
+from coordinator.doctor.checks import OF_PROCESSES
+from coordinator.doctor.scratch import BY, Scratch
+from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import OF_THE_KEY, Check, Verdict
 from coordinator.domain.names import parse_digest, parse_pod, parse_repository
 from coordinator.errors import ConflictError, NotFoundError
 from coordinator.ingest import holding
-from coordinator.pods.doctor.checks import OF_PROCESSES
-from coordinator.pods.doctor.scratch import BY, Scratch
-from coordinator.pods.doctor.visit import Visit
-from coordinator.pods.images import DOCKER, OCI
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import DOCKER, OCI
 from coordinator.stack import model_notifications
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import BASE, MARK, blob_key, repository_prefix

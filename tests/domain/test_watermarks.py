@@ -312,7 +312,7 @@ def test_refused(place: Place, sent: float, known: dict[int, Known], gone: int |
 
 
 class Model:
-    """One endpoint and its sources, as db/echoes.py keeps them. Nobody's clock stands still."""
+    """One endpoint and its sources, as table/echoes.py keeps them. Nobody's clock stands still."""
 
     def __init__(self) -> None:
         self.place = Place()

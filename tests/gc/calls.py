@@ -17,14 +17,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator import jobs as running
-from coordinator.db import jobs, rows
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
 from coordinator.gc.collect import KIND, Collect
 from coordinator.gc.restore import Restorer
+from coordinator.jobs import table as jobs
+from coordinator.jobs import work as running
+from coordinator.leftovers.links import give_back
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.port import Deleted, ObjectReader, ObjectStore, Permit, Target
+from coordinator.table import statements as rows
 from tests.gc.harness import Garbage, Run
 
 DEADLINE_S = 60.0
@@ -184,7 +186,7 @@ def job(garbage: Garbage, calls: Told) -> Iterator[tuple[Connections, Collect, R
     connections = CountedConnections(garbage.url, calls)
     store: Any = CountedStore(garbage.store, calls)
     presence = Presence(connections, store)
-    restorer = Restorer(connections, store, presence, delete_bound=garbage.delete_bound)
+    restorer = Restorer(connections, store, presence, delete_bound=garbage.delete_bound, give_links_back=give_back)
     collect = Collect(connections, store, garbage.facts, restorer, limits=garbage.limits)
     try:
         yield connections, collect, restorer

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator import jobs
 from coordinator.gc import collect
+from coordinator.jobs import work as jobs
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases

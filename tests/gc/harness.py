@@ -14,25 +14,29 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from coordinator.db import brakes, gc, perimeter, rows
+from coordinator.audit.audit import Ages, Audit, Report
 from coordinator.db.connection import Connections
 from coordinator.db.engine import async_engine
-from coordinator.db.gc import Hide
-from coordinator.db.mark import Claimed
-from coordinator.db.queries import mark as queries
-from coordinator.db.queries.session import reading
+from coordinator.db.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
+from coordinator.gc import controls as brakes
 from coordinator.gc import mark
+from coordinator.gc import mark_view as queries
+from coordinator.gc import table as gc
+from coordinator.gc import unowned_table as perimeter
 from coordinator.gc.collect import KIND, Collect
+from coordinator.gc.mark_table import Claimed
 from coordinator.gc.restore import Restorer
-from coordinator.ingest.topics import EVENTS
-from coordinator.jobs import run_waiting_jobs
-from coordinator.reconcile.audit import Ages, Audit, Report
+from coordinator.gc.table import Hide
+from coordinator.jobs.work import run_waiting_jobs
+from coordinator.kafka.topics import EVENTS
+from coordinator.leftovers.links import give_back
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
+from coordinator.table import statements as rows
 from tests.db.harness import Table
 
 NO_TIMES = Times(timedelta(0), timedelta(0), timedelta(0))
@@ -150,7 +154,7 @@ class Garbage(Table):
         looking = Connections(self.url, name="test-restore")
         store = self.store if store is None else store
         presence = Presence(looking, store)
-        restorer = Restorer(looking, store, presence, delete_bound=self.delete_bound)
+        restorer = Restorer(looking, store, presence, delete_bound=self.delete_bound, give_links_back=give_back)
         collect = Collect(connections, store, self.facts, restorer, limits=self.limits)
         try:
             yield connections, collect, restorer

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from coordinator.db import brakes
 from coordinator.db.engine import async_engine
 from coordinator.domain.lifecycle import BlobState
+from coordinator.gc import controls as brakes
 from coordinator.gc import hide, purge, restore
 from coordinator.reconcile.settle import NotHereError
 from tests.gc.harness import LANDED, Garbage

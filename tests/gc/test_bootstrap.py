@@ -5,7 +5,7 @@ import threading
 from coordinator import bootstrap
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc.collect import KIND
-from coordinator.jobs import run_waiting_jobs
+from coordinator.jobs.work import run_waiting_jobs
 from coordinator.settings import build
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import brakes, gc, jobs
-from coordinator.db.gc import StoppedCollectingError
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import collect, plan, purge
+from coordinator.gc import controls as brakes
+from coordinator.gc import table as gc
+from coordinator.gc.table import StoppedCollectingError
+from coordinator.jobs import table as jobs
 from coordinator.storage.layout import blob_key, quarantine_key
 from tests.gc.calls import NAME, ON_STORES, SEND, Calls, Once, age, last, run_job
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage

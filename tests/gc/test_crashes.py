@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from coordinator import jobs as running
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import collect, restore
+from coordinator.jobs import work as running
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
 from tests.gc.calls import (

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import brakes
 from coordinator.db.connection import Connections
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
 from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import UnavailableError
+from coordinator.gc import controls as brakes
 from coordinator.gc.collect import Collect
-from coordinator.gc.leavings import Ages, Kind, Leavings, State
+from coordinator.gc.leftovers import Kind, State
 from coordinator.gc.restore import Restorer
+from coordinator.leftovers.run import Leavings
+from coordinator.leftovers.sweep import Ages
 from coordinator.pods.prober import known_image
 from coordinator.storage.layout import (
     MARK,
@@ -291,9 +293,9 @@ def later(litter: Litter, ages: timedelta) -> None:
 
 def test_a_large_session(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session of more objects than are held in memory, or go into a request, goes as any other."""
-    monkeypatch.setattr("coordinator.gc.sweep_uploads.BUFFERED", 3)
-    monkeypatch.setattr("coordinator.gc.sweep_uploads.DELETE_LIMIT", 4)
-    monkeypatch.setattr("coordinator.gc.sweep.DELETE_LIMIT", 4)
+    monkeypatch.setattr("coordinator.leftovers.uploads.BUFFERED", 3)
+    monkeypatch.setattr("coordinator.leftovers.uploads.DELETE_LIMIT", 4)
+    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
     bodies = [bytes(size) for size in range(1, 8)]
     prefixes = [litter.session("r", "one", *bodies), litter.ended("r", "two", *bodies)]
     planned, done = litter.collect(dry=True), litter.collect()
@@ -457,7 +459,7 @@ def at_any_moment(
     Of those whose links a request deletes one is pushed before it is permitted, one before it is sent, one after it;
     the others at any other time.
     """
-    monkeypatch.setattr("coordinator.gc.sweep.DELETE_LIMIT", 4)
+    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
     random = Random(seed)
     waiting = {litter.link_key("r", name): name for name in (f"l{seed}-{number}" for number in range(32))}
     names = list(waiting.values())
@@ -492,7 +494,7 @@ def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, monkeypatch: 
 
     None has to be put back for that: a delete names the version that it found.
     """
-    monkeypatch.setattr("coordinator.gc.links.put_back", lambda *_: None)
+    monkeypatch.setattr("coordinator.leftovers.links.put_back", lambda *_: None)
 
     def push(name: str) -> None:
         litter.upload(name)
@@ -628,7 +630,7 @@ def test_deletes_of_links_are_forgotten(litter: Litter) -> None:
 @IN_MEMORY_VERSIONED
 def test_links_that_are_watched(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more deletes of links are watched at once than workers can look at; the rest is the next run's, at once."""
-    monkeypatch.setattr("coordinator.gc.links.OPEN_LIMIT", 3)
+    monkeypatch.setattr("coordinator.leftovers.links.OPEN_LIMIT", 3)
     litter.every = LONG
     litter.delete_bound = LANDED
     litter.purged_blobs(*(f"l{number}" for number in range(5)))
@@ -643,7 +645,7 @@ def test_links_that_are_watched(litter: Litter, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("what", ["versions", "delete_many", "permitted", "deleted", "head", "answer lost"])
 def test_a_run_that_dies(litter: Litter, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Wherever a run ends, the next ones give back what was relied on, and delete the rest."""
-    monkeypatch.setattr("coordinator.gc.sweep.DELETE_LIMIT", 4)
+    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
     litter.delete_bound = IN_FLIGHT
     names = [f"l{number}" for number in range(8)]
     litter.purged_blobs(*names)
@@ -858,8 +860,8 @@ class TestMarkers:
 
 def requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Sessions that take a request each."""
-    monkeypatch.setattr("coordinator.gc.sweep_uploads.DELETE_LIMIT", 2)
-    monkeypatch.setattr("coordinator.gc.sweep.DELETE_LIMIT", 2)
+    monkeypatch.setattr("coordinator.leftovers.uploads.DELETE_LIMIT", 2)
+    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 2)
     return [litter.session("r", f"s{number}") for number in range(6)]
 
 
@@ -949,7 +951,7 @@ def test_it_is_looked_for_now_and_then(litter: Litter) -> None:
 def test_the_rate(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a rate the run rests after each request for as long as its objects take."""
     rests: list[float] = []
-    monkeypatch.setattr("coordinator.jobs.Work.pause", lambda work, seconds: rests.append(seconds))
+    monkeypatch.setattr("coordinator.jobs.work.Work.pause", lambda work, seconds: rests.append(seconds))
     litter.rate = 2
     litter.session("r", "one", b"1")
     litter.collect()

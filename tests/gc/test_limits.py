@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.db import brakes
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
+from coordinator.gc import controls as brakes
 from tests.gc.calls import ANSWERED, Once, die, last, next_run, run_job
 from tests.gc.harness import LANDED, Garbage
 from tests.storage.memory import MemoryObjectStore

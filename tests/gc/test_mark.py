@@ -11,10 +11,6 @@ import pytest
 from psycopg import OperationalError, sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from coordinator.db import brakes, pods
-from coordinator.db import mark as table
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item
 from coordinator.db.connection import Connections
 from coordinator.db.engine import async_engine
 from coordinator.db.locks import MARK_LOCK
@@ -22,10 +18,15 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import UnavailableError
+from coordinator.gc import controls as brakes
 from coordinator.gc import mark
-from coordinator.ingest.topics import EVENTS
+from coordinator.gc import mark_table as table
+from coordinator.kafka.topics import EVENTS
+from coordinator.pods import table as pods
 from coordinator.storage.layout import MARK, blob_key, quarantine_key
 from coordinator.storage.port import Deleted, ObjectNotFoundError, ObjectStore, Permit, Target
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_by
 from tests.gc.test_asked_back import ask_back
 

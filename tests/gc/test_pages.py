@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coordinator.gc import collect, plan
-from coordinator.jobs import run_waiting_jobs
+from coordinator.jobs.work import run_waiting_jobs
 from tests.gc.calls import last
 from tests.gc.harness import Garbage
 from tests.storage.memory import MemoryObjectStore

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import gc, perimeter
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Why
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect
-from coordinator.reconcile.perimeter import look, look_if_due, unowned
+from coordinator.gc import table as gc
+from coordinator.gc import unowned_table as perimeter
+from coordinator.gc.unowned import look, look_if_due, unowned
 from coordinator.storage.layout import REPOSITORIES, layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import NO_TIMES, Garbage

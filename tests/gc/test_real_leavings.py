@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from coordinator.gc.leavings import Kind
+from coordinator.gc.leftovers import Kind
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.ports import Ports

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.gc import REFERRERS_LIMIT
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import ConflictError, UnavailableError
 from coordinator.gc import collect, hide, restore
 from coordinator.gc.purge import LOOKS
+from coordinator.gc.table import REFERRERS_LIMIT
 from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
 from coordinator.storage.port import (
     Deleted,

@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 import psycopg
 import pytest
 
-from coordinator.db import gc, jobs, mark
-from coordinator.db.gc import BEGINNING, Hidden, Purged
-from coordinator.db.jobs import Job, TakenOverError
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect
+from coordinator.gc import mark_table as mark
+from coordinator.gc import table as gc
+from coordinator.gc.table import BEGINNING, Hidden, Purged
+from coordinator.jobs import table as jobs
+from coordinator.jobs.table import Job, TakenOverError
 from tests.gc.calls import ANSWERED, ON_STORES, SEND, Calls, Once, Sleep, age, job, next_run, run_job, silence
 from tests.gc.harness import IN_FLIGHT, Garbage
 from tests.gc.histories import History, histories

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from coordinator.ingest.topics import ensure_topics
+from coordinator.kafka.topics import ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import Stack
 from tests.ingest.harness import TOKENS, V1, Tape, serving

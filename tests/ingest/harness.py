@@ -22,9 +22,9 @@ from coordinator.api.server import KEEP_ALIVE_SECONDS
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError
 from coordinator.ingest.directory import KnownPod
-from coordinator.ingest.producer import EventProducer
 from coordinator.ingest.service import Ingest
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.kafka.producer import EventProducer
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings
 from tests.support.wait import eventually
 

@@ -9,10 +9,10 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from coordinator.errors import NotFoundError, UnavailableError
-from coordinator.ingest import topics
-from coordinator.ingest.connection import client_arguments
-from coordinator.ingest.log import LogInspector, Offsets, fingerprint_of
-from coordinator.ingest.topics import EVENTS, ensure_topics, safe_replication, topic_specs
+from coordinator.kafka import topics
+from coordinator.kafka.connection import client_arguments
+from coordinator.kafka.log import LogInspector, Offsets, fingerprint_of
+from coordinator.kafka.topics import EVENTS, ensure_topics, safe_replication, topic_specs
 from coordinator.settings import Settings, build
 from tests.support.wait import eventually
 

@@ -15,8 +15,8 @@ from kafka import KafkaAdminClient
 from coordinator.errors import UnavailableError
 from coordinator.ingest.metrics import EVENTS as COUNTED
 from coordinator.ingest.normalise import Origin, normalise
-from coordinator.ingest.producer import EventProducer
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS, ensure_topics
+from coordinator.kafka.producer import EventProducer
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import Stack
 from tests.ingest.harness import V1, Tape, envelope, event

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import mounts as table
 from coordinator.db.connection import Connections
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.domain.pods import Linker as Kind
 from coordinator.errors import UnavailableError
+from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod
 from coordinator.mounts.linker import Job, Linker, LinkObjects
 from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import Sources
-from coordinator.pods.images import Layer, make_image, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Layer, make_image, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from tests.conftest import temporary_directory
 from tests.registries.harness import Baleen, Pod, Registry

@@ -13,10 +13,6 @@ from unittest import mock
 
 import pytest
 
-from coordinator.db import mounts as table
-from coordinator.db import rows
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item
 from coordinator.db.connection import Connections
 from coordinator.domain.access import Access, Grant
 from coordinator.domain.facts import BlobLinked
@@ -24,17 +20,20 @@ from coordinator.domain.mounts import NotMountedError, Reason, Wanted
 from coordinator.domain.names import PodName, RepositoryName, format_digest
 from coordinator.domain.pods import Linker
 from coordinator.errors import UnavailableError
-from coordinator.mounts import sources
+from coordinator.mounts import sources, table
 from coordinator.mounts.directory import MountPod, MountPods
 from coordinator.mounts.linker import Job, LinkObjects
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import Sources
-from coordinator.pods.registry_auth import Credentials
 from coordinator.reconcile.settle import Settler
+from coordinator.registry.auth import Credentials
 from coordinator.settings import Secret
 from coordinator.storage.layout import blob_key, layer_link_key
 from coordinator.storage.port import ObjectStore
+from coordinator.table import statements as rows
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
 from tests.gc.harness import Garbage
 from tests.pods.guarded import GuardedRegistry
 from tests.services.databases import Databases

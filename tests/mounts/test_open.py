@@ -8,8 +8,8 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from coordinator.pods.images import Layer, make_image, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Layer, make_image, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from tests.registries.harness import CLIENT_S, Baleen, Pairs, Pod, Registry, of_a_probe
 

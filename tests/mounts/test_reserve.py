@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 from psycopg import Connection
 
-from coordinator.db import gc, jobs, rows, sweep
-from coordinator.db import mounts as table
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item, NotServedError
 from coordinator.db.connection import Connections
-from coordinator.db.mounts import Reserved
 from coordinator.domain.facts import BlobLinked
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName
+from coordinator.gc import table as gc
+from coordinator.jobs import table as jobs
+from coordinator.mounts import table
+from coordinator.mounts.table import Reserved
+from coordinator.table import expiry as sweep
+from coordinator.table import statements as rows
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item, NotServedError
 from tests.gc.harness import LANDED, POD, Garbage
 from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore

@@ -14,11 +14,15 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import brakes, gc, jobs, migrate, pods
+from coordinator.db import migrate
 from coordinator.db.engine import async_engine
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
+from coordinator.gc import controls as brakes
 from coordinator.gc import mark
+from coordinator.gc import table as gc
+from coordinator.jobs import table as jobs
+from coordinator.pods import table as pods
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from tests.conftest import in_memory, temporary_directory

@@ -13,7 +13,7 @@ import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import RepositoryName, parse_digest
-from coordinator.pods.images import Image, make_image, make_index
+from coordinator.registry.images import Image, make_image, make_index
 from coordinator.stack.distribution import _environment, available
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import REPOSITORIES, revision_link_key

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.pods.images import make_image
 from coordinator.pods.prober import AGENT
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import make_image
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry
 from tests.conftest import temporary_directory

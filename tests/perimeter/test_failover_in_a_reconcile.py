@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from coordinator.db import rows
 from coordinator.reconcile import reconcile
+from coordinator.table import statements as rows
 from tests.reconcile.harness import World
 from tests.services.databases import Databases
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from coordinator.pods.images import make_image
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import make_image
 from coordinator.stack.distribution import DistributionRegistry
 from tests.registries.harness import Baleen
 from tests.registries.proxy import WebhookProxy

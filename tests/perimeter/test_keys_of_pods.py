@@ -13,8 +13,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from coordinator.domain.names import parse_digest, parse_repository
-from coordinator.pods.images import Image, Index, make_image, make_index, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Image, Index, make_image, make_index, make_layer
 from coordinator.stack import distribution
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage

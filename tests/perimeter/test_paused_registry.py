@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.pods.images import make_image
+from coordinator.registry.images import make_image
 from tests.registries.s3_proxy import DEADLINE_S, Call, held
 from tests.scenarios.harness import HOUR, Member, Stage
 from tests.support.wait import eventually

@@ -9,8 +9,8 @@ import pytest
 
 from coordinator.domain.findings import Verdict
 from coordinator.domain.names import parse_digest
-from coordinator.pods.images import Image, make_image, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Image, make_image, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import blob_key
 from tests.conftest import temporary_directory

@@ -6,10 +6,10 @@ a purge (tests/gc/test_look_before_purge.py).
 
 import pytest
 
-from coordinator.db import gc
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
-from coordinator.pods.images import make_image, make_layer
+from coordinator.gc import table as gc
+from coordinator.registry.images import make_image, make_layer
 from coordinator.storage.layout import blob_key
 from tests.scenarios.harness import Stage
 from tests.support.wait import eventually

@@ -4,7 +4,7 @@ import pytest
 
 from coordinator.commands.suggest_prefixes import suggestion
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.reconcile.perimeter import count_repositories
+from coordinator.gc.unowned import count_repositories
 from coordinator.storage.layout import layer_link_key
 from tests.storage.memory import MemoryObjectStore
 

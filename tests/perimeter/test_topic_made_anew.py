@@ -10,10 +10,11 @@ import psycopg
 import pytest
 
 from coordinator import bootstrap
-from coordinator.db import jobs, pods
 from coordinator.domain.gc import holds
 from coordinator.domain.names import PodName
-from coordinator.ingest.topics import ensure_topics
+from coordinator.jobs import table as jobs
+from coordinator.kafka.topics import ensure_topics
+from coordinator.pods import table as pods
 from tests.support.wait import eventually
 from tests.workers.conftest import kafka_place  # noqa: F401
 from tests.workers.harness import PODS, Log, Maker, Place, Table, digest_of, worker

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.pods.images import make_image, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import make_image, make_layer
 from tests.conftest import temporary_directory
 from tests.registries.harness import Registry
 from tests.scenarios.harness import CLIENT_S, Stage

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import vanished
 from coordinator.db.engine import async_engine
-from coordinator.db.queries import pods as queries
-from coordinator.db.queries.session import reading
-from coordinator.db.queries.vanished import vanished as list_of_vanished
-from coordinator.db.queries.views import VanishedLink
-from coordinator.db.vanished import Accepted
+from coordinator.db.session import reading
+from coordinator.db.shapes import VanishedLink
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import NotFoundError, UsageError
+from coordinator.pods import view as queries
+from coordinator.pods.vanished_view import vanished as list_of_vanished
 from coordinator.reconcile.settle import Settler
 from coordinator.storage.layout import layer_link_key
+from coordinator.table import vanished_links as vanished
+from coordinator.table.vanished_links import Accepted
 from tests.reconcile.harness import Image, World
 from tests.services.databases import Databases
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
 from tests.pods.registries import REQUEST_S, RunningRegistry, running_distribution, running_model
 from tests.pods.sink import NotificationSink
 

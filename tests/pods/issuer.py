@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from coordinator.pods.registry_auth import Credentials
+from coordinator.registry.auth import Credentials
 from coordinator.settings import Secret
 from tests.services.http import Handler, HTTPServer
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from coordinator.pods.images import sha256_digest
+from coordinator.registry.images import sha256_digest
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage

@@ -5,15 +5,7 @@ import io
 import json
 import tarfile
 
-from coordinator.pods.images import (
-    DOCKER,
-    OCI,
-    make_artifact,
-    make_image,
-    make_index,
-    make_layer,
-    sha256_digest,
-)
+from coordinator.registry.images import DOCKER, OCI, make_artifact, make_image, make_index, make_layer, sha256_digest
 
 
 def test_same_seed_same_bytes() -> None:

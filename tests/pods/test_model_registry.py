@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from coordinator.errors import SettingsError, StackError
-from coordinator.pods.images import make_image
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import make_image
 from coordinator.stack.distribution import Notifications, Storage
 from coordinator.stack.model_registry import ModelConfig, ModelRegistry
 from coordinator.stack.ports import Ports

@@ -6,14 +6,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from coordinator.pods.images import make_image, sha256_digest
-from coordinator.pods.registry_auth import TOKEN_SECONDS, Credentials, RegistryAuth
-from coordinator.pods.registry_client import (
+from coordinator.registry.auth import TOKEN_SECONDS, Credentials, RegistryAuth
+from coordinator.registry.client import (
     RegistryAuthenticationError,
     RegistryClient,
     RegistryError,
     RegistryUnreachableError,
 )
+from coordinator.registry.images import make_image, sha256_digest
 from coordinator.settings import Secret
 from tests.pods.guarded import GuardedRegistry
 from tests.pods.issuer import CREDENTIALS, SERVICE, TokenIssuer, basic

@@ -8,14 +8,14 @@ from io import BytesIO
 import pytest
 
 from coordinator.errors import BaleenError, NotFoundError, UnavailableError
-from coordinator.pods.images import OCI, make_image, sha256_digest
-from coordinator.pods.registry_client import (
+from coordinator.registry.client import (
     Manifest,
     RegistryClient,
     RegistryContentError,
     RegistryNotFoundError,
     RegistryUnreachableError,
 )
+from coordinator.registry.images import OCI, make_image, sha256_digest
 from tests.pods.registries import REQUEST_S, RunningModel, running_model
 from tests.pods.sink import NotificationSink
 

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.pods.images import DOCKER, OCI, Image, Index, Layer, make_artifact, make_image, make_index
-from coordinator.pods.registry_client import RegistryClient, RegistryError
+from coordinator.registry.client import RegistryClient, RegistryError
+from coordinator.registry.images import DOCKER, OCI, Image, Index, Layer, make_artifact, make_image, make_index
 from tests.pods.registries import REQUEST_S, TOKEN, RunningRegistry
 
 BASE = "docker/registry/v2"

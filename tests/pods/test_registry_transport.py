@@ -11,8 +11,8 @@ import pytest
 from coordinator.domain.hosts import is_address
 from coordinator.errors import SettingsError, UnavailableError
 from coordinator.pods.addresses import resolve
-from coordinator.pods.images import sha256_digest
-from coordinator.pods.registry_client import RegistryClient, RegistryGoneError, RegistryUnreachableError
+from coordinator.registry.client import RegistryClient, RegistryGoneError, RegistryUnreachableError
+from coordinator.registry.images import sha256_digest
 from tests.pods.guarded import GuardedRegistry
 from tests.services.certificates import make_certificate
 

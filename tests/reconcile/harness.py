@@ -15,18 +15,19 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, Self
 
-from coordinator.db import jobs, rows
-from coordinator.db.check import check
+from coordinator.audit.check import check
 from coordinator.db.connection import Connections
 from coordinator.db.engine import sync_engine
 from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import parse_manifest
-from coordinator.jobs import run_waiting_jobs
+from coordinator.jobs import table as jobs
+from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.settle import Settler
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
+from coordinator.table import statements as rows
 from tests.db.harness import Table, at
 from tests.storage.memory import MemoryObjectStore
 

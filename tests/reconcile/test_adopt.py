@@ -14,13 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
-from coordinator.pods.images import Image, Index, make_artifact, make_image, make_index, make_layer
-from coordinator.reconcile import adopt, tree
-from coordinator.reconcile.adopt import Outcome, Trust
-from coordinator.reconcile.adopt_plan import Plan, Why, in_order, plan
+from coordinator.registry.images import Image, Index, make_artifact, make_image, make_index, make_layer
 from coordinator.storage.files import FileObjectStore
 from coordinator.storage.port import ObjectReader, ObjectStore, OpenObject
 from coordinator.storage.s3 import S3ObjectStore
+from coordinator.survey import adopt, tree
+from coordinator.survey.adopt import Outcome, Trust
+from coordinator.survey.adopt_plan import Plan, Why, in_order, plan
 from tests.reconcile.trees import BASE, content_key, push
 from tests.storage.memory import MemoryObjectStore
 

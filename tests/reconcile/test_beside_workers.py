@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item
 from coordinator.domain.facts import ManifestPushed
 from coordinator.reconcile import compare
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
 from tests.reconcile.harness import MARGIN, World
 
 

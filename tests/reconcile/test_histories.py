@@ -16,10 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.db import reconcile as table
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.names import Digest
-from coordinator.reconcile import compare, plan, reconcile
+from coordinator.reconcile import compare, plan, reconcile, table
 from coordinator.reconcile.settle import Settler
 from coordinator.storage.layout import blob_key
 from tests.reconcile.harness import MARGIN, Pairs, World
@@ -184,7 +183,7 @@ def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("coordinator.reconcile.settle.LOOKUPS_AT_ONCE", 1)
-    monkeypatch.setattr("coordinator.jobs.TELL_EVERY_S", 60.0)
+    monkeypatch.setattr("coordinator.jobs.work.TELL_EVERY_S", 60.0)
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import jobs
-from coordinator.db.jobs import Job, TakenOverError
 from coordinator.errors import ConflictError
-from coordinator.jobs import Ending, Work, run_waiting_jobs
-from coordinator.jobs import ask_for_needed as ask_by_settings
+from coordinator.jobs import table as jobs
+from coordinator.jobs.table import Job, TakenOverError
+from coordinator.jobs.work import Ending, Work, run_waiting_jobs
+from coordinator.jobs.work import ask_for_needed as ask_by_settings
 from coordinator.reconcile import plan, reconcile
 from coordinator.settings import build
 from coordinator.storage.s3 import S3ObjectStore
@@ -364,8 +364,8 @@ def test_the_ending_is_one_transaction(world: World) -> None:
 
 def test_progress_is_written_while_it_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever watches sees how far a job is, and that its worker is alive."""
-    monkeypatch.setattr("coordinator.jobs.TELL_EVERY_S", 0.01)
-    monkeypatch.setattr("coordinator.jobs.PULSE_S", 0.05)
+    monkeypatch.setattr("coordinator.jobs.work.TELL_EVERY_S", 0.01)
+    monkeypatch.setattr("coordinator.jobs.work.PULSE_S", 0.05)
     job = world.ask()
 
     def run(work: Work) -> Ending:
@@ -381,8 +381,8 @@ def test_progress_is_written_while_it_runs(world: World, monkeypatch: pytest.Mon
 
 def test_a_runner_hears_that_it_lost_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pulse of a worker that was held up finds the job taken over: its runner stops, and changes nothing of it."""
-    monkeypatch.setattr("coordinator.jobs.TELL_EVERY_S", 0.01)
-    monkeypatch.setattr("coordinator.jobs.PULSE_S", 0.02)
+    monkeypatch.setattr("coordinator.jobs.work.TELL_EVERY_S", 0.01)
+    monkeypatch.setattr("coordinator.jobs.work.PULSE_S", 0.02)
     job = world.ask()
 
     def run(work: Work) -> Ending:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import pytest
 
-from coordinator.db import rows
 from coordinator.db.connection import Connections
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest
@@ -19,6 +18,7 @@ from coordinator.domain.references import MANIFEST_BYTES_LIMIT, ManifestKind, is
 from coordinator.reconcile import remains
 from coordinator.reconcile.layered import Layered
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
+from coordinator.table import statements as rows
 from tests.db.harness import at
 from tests.reconcile.harness import MARGIN, Image, World
 

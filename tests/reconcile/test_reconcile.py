@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from coordinator.db import progress, renames
-from coordinator.db import reconcile as table
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest
 from coordinator.errors import UnavailableError
-from coordinator.reconcile import compare, plan
+from coordinator.reconcile import compare, plan, table
 from coordinator.storage.layout import blob_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo
 from coordinator.storage.s3 import S3ObjectStore
+from coordinator.table import progress, renames
 from tests.reconcile.harness import LONG_GRACE, MARGIN, World
 
 Arrange = Callable[[Sequence[ObjectInfo]], Iterable[ObjectInfo]]

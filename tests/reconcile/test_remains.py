@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.findings import ExaminedPod
+from coordinator.doctor.scratch import Scratch
+from coordinator.doctor.table import ExaminedPod
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, PodName, RepositoryName, parse_digest
 from coordinator.domain.pods import Linker, PodMode
 from coordinator.errors import ConflictError, UnavailableError
-from coordinator.pods.doctor.scratch import Scratch
 from coordinator.pods.prober import known_digests, known_image
 from coordinator.reconcile.remains import holds_anything
 from coordinator.storage.layout import link_key, repository_prefix

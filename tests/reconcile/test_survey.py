@@ -14,10 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.errors import BaleenError, NotFoundError, UnavailableError, UsageError
-from coordinator.reconcile import spill, survey
-from coordinator.reconcile.survey import Root, Survey
 from coordinator.storage.files import FileObjectStore
 from coordinator.storage.port import ObjectInfo
+from coordinator.survey import spill, survey
+from coordinator.survey.survey import Root, Survey
 from tests.reconcile.trees import (
     BASE,
     ODD_KEYS,

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from coordinator.pods.images import Image, Index
+from coordinator.registry.images import Image, Index
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from tests.storage.memory import MemoryObjectStore
 

@@ -22,13 +22,12 @@ import psycopg
 
 from coordinator import bootstrap
 from coordinator import settings as configuration
+from coordinator.audit import check
 from coordinator.commands import bucket
-from coordinator.db import check
 from coordinator.db.engine import sync_engine
-from coordinator.db.progress import Partition
 from coordinator.errors import UnavailableError
-from coordinator.ingest.log import LogInspector
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.kafka.log import LogInspector
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import prober
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
@@ -37,6 +36,7 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.storage.layout import BASE
 from coordinator.storage.port import ObjectStore
+from coordinator.table.progress import Partition
 from tests.support.wait import eventually
 
 HOST = "127.0.0.1"

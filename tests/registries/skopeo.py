@@ -1,6 +1,6 @@
 """Push, copy, inspect and delete with skopeo, as people do; images come from layouts on disk.
 
-Not here: making images (coordinator/pods/images.py).
+Not here: making images (coordinator/registry/images.py).
 """
 
 import json
@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from coordinator.pods.images import Image, Index, sha256_digest
+from coordinator.registry.images import Image, Index, sha256_digest
 
 TIMEOUT_S = 180.0
 

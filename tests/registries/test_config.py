@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.pods.images import make_image
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import make_image
 from coordinator.stack import distribution
 from coordinator.stack.children import Children
 from coordinator.stack.ports import Ports

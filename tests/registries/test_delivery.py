@@ -8,10 +8,10 @@ import psycopg
 import pytest
 
 from coordinator import bootstrap
-from coordinator.db.tokens import hash_of
-from coordinator.pods.images import DOCKER, Image, make_artifact, make_image, make_index, sha256_digest
-from coordinator.pods.registry_client import RegistryClient, RegistryError
+from coordinator.registry.client import RegistryClient, RegistryError
+from coordinator.registry.images import DOCKER, Image, make_artifact, make_image, make_index, sha256_digest
 from coordinator.stack.distribution import DistributionRegistry
+from coordinator.tokens.table import hash_of
 from tests.registries.harness import Baleen, SilentDistribution
 from tests.registries.proxy import WebhookProxy
 from tests.support.wait import eventually

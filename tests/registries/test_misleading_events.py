@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from coordinator.pods.images import make_image, make_layer
-from coordinator.pods.registry_client import RegistryClient, RegistryError
+from coordinator.registry.client import RegistryClient, RegistryError
+from coordinator.registry.images import make_image, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import REPOSITORIES
 from tests.registries.harness import Baleen, Pod

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.pods.images import DOCKER, make_artifact, make_image, make_index, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import DOCKER, make_artifact, make_image, make_index, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from tests.registries.harness import Baleen, Pod, Registry
 from tests.registries.proxy import WebhookProxy

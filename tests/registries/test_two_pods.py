@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from coordinator.domain.names import RepositoryName, parse_digest
-from coordinator.pods.images import DOCKER, OCI, Layer, make_artifact, make_image, make_index, make_layer
-from coordinator.pods.registry_client import RegistryClient, RegistryNotFoundError
+from coordinator.registry.client import RegistryClient, RegistryNotFoundError
+from coordinator.registry.images import DOCKER, OCI, Layer, make_artifact, make_image, make_index, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.stack.model_registry import ModelRegistry
 from coordinator.storage.layout import layer_link_key, repository_prefix, revision_link_key

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.pods.images import make_image
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import make_image
 from coordinator.stack.model_registry import ModelRegistry
 from tests.registries.harness import Baleen, Pod
 from tests.registries.watermarks import is_past, moves_on, now, states, watermark

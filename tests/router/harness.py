@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import httpx
 
 from coordinator.domain.pods import parse_registry
-from coordinator.pods import router
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.router import nginx as router
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.nginx import answers

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from coordinator.pods import router, router_envoy
+from coordinator.router import envoy as router_envoy
+from coordinator.router import nginx as router
 from coordinator.stack.nginx import nginx
 from coordinator.stack.process import ManagedProcess
 from tests.services.envoy import envoy

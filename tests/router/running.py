@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from coordinator.pods.images import Image
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Image
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.stack.ports import Ports

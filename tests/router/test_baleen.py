@@ -5,9 +5,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from coordinator.pods.images import make_image, make_layer, sha256_digest
-from coordinator.pods.registry_client import RegistryClient
-from coordinator.pods.registry_errors import RegistryError
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.errors import RegistryError
+from coordinator.registry.images import make_image, make_layer, sha256_digest
 from tests.registries.skopeo import Skopeo, oci_layout
 from tests.router.running import CLIENT_S, Running
 from tests.support.wait import eventually

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from coordinator.domain.pods import parse_registry
-from coordinator.pods import router
-from coordinator.pods.images import make_image, make_index
+from coordinator.registry.images import make_image, make_index
+from coordinator.router import nginx as router
 from coordinator.stack.distribution import DistributionRegistry
 from tests.pods.issuer import CREDENTIALS, ISSUER, SERVICE, TokenIssuer, basic
 from tests.registries.skopeo import Skopeo, oci_layout

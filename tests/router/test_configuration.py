@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 from coordinator.domain.pods import RegistryUrl, parse_registry
 from coordinator.errors import BaleenError, UsageError
-from coordinator.pods import router_envoy
-from coordinator.pods.router import (
-    Certificate,
-    Options,
-    Pod,
-    configuration,
-    parse_file,
-    parse_issuer,
-    parse_listen,
-)
+from coordinator.router import envoy as router_envoy
+from coordinator.router.nginx import Certificate, Options, Pod, configuration, parse_file, parse_issuer, parse_listen
 from tests.router.proxies import BOTH, Proxy
 
 API = parse_registry("http://127.0.0.1:8640")

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from coordinator.domain.pods import parse_registry
-from coordinator.pods import router
-from coordinator.pods.images import make_image
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import make_image
+from coordinator.router import nginx as router
 from coordinator.tokens import issuers
 from tests.pods.issuer import CREDENTIALS, TokenIssuer, basic
 from tests.router.harness import DEADLINE_S, Router, World, frozen_stand_in, request, routed

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from coordinator.pods.images import make_image, make_layer
+from coordinator.registry.images import make_image, make_layer
 from coordinator.stack.supervisor import Stack
 from tests.conftest import temporary_directory
 from tests.registries.harness import LAYERS

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.domain.pods import parse_registry
-from coordinator.pods import router
+from coordinator.router import nginx as router
 from tests.router.harness import World, request, routed
 
 pytestmark = pytest.mark.registry

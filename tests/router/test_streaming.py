@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from coordinator.domain.pods import parse_registry
-from coordinator.pods import router
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.router import nginx as router
 from tests.router.harness import DEADLINE_S, HOST, Router, World, parse_answer, read_answer, request
 
 pytestmark = pytest.mark.registry

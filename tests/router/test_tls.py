@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from coordinator.domain.pods import parse_registry
-from coordinator.pods import router
+from coordinator.router import nginx as router
 from tests.router.harness import DEADLINE_S, HOST, World, request
 from tests.services.certificates import make_certificate
 

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from coordinator.pods import prober
-from coordinator.pods.images import make_image
-from coordinator.pods.registry_auth import Credentials
-from coordinator.pods.registry_client import RegistryClient, RegistryError
+from coordinator.registry.auth import Credentials
+from coordinator.registry.client import RegistryClient, RegistryError
+from coordinator.registry.images import make_image
 from coordinator.settings import Secret
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry

@@ -26,31 +26,35 @@ import psycopg
 from msgspec.structs import replace as changed
 from psycopg.types.json import Jsonb
 
-from coordinator import bootstrap, jobs
-from coordinator.db import brakes, rows, sweep
+from coordinator import bootstrap
+from coordinator.audit.audit import Ages, Audit, Report
 from coordinator.db.connection import Connections
-from coordinator.db.jobs import Job
 from coordinator.domain.findings import Check
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, parse_digest
 from coordinator.errors import BaleenError
 from coordinator.gc import collect
+from coordinator.gc import controls as brakes
 from coordinator.gc.collect import Collect
 from coordinator.gc.restore import Restorer
-from coordinator.jobs import Runner, Work
-from coordinator.pods.images import Image, Index
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.jobs import work as jobs
+from coordinator.jobs.table import Job
+from coordinator.jobs.work import Runner, Work
+from coordinator.leftovers.links import give_back
 from coordinator.reconcile import reconcile
-from coordinator.reconcile.audit import Ages, Audit, Report
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.settle import Settler
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Image, Index
 from coordinator.settings import Duration, Settings
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from coordinator.table import expiry as sweep
+from coordinator.table import statements as rows
 from tests.doctor.examined import examine_whatever_comes
 from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, THIEF, Store
 from tests.gc.harness import NO_LIMITS, Run
@@ -439,7 +443,7 @@ class Stage(Baleen):
     @contextmanager
     def _collector(self, settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[Collect]:
         presence = Presence(connections, store)
-        restorer = Restorer(connections, store, presence, delete_bound=HOUR)
+        restorer = Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=give_back)
         collector = Collect(connections, store, bootstrap.collection_facts(settings), restorer, limits=NO_LIMITS)
         try:
             yield collector

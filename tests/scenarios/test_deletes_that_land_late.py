@@ -13,7 +13,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect
-from coordinator.pods.images import make_image, make_layer
+from coordinator.registry.images import make_image, make_layer
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target

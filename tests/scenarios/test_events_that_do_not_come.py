@@ -11,11 +11,11 @@ from datetime import timedelta
 
 import pytest
 
-from coordinator.db import sweep
-from coordinator.db.apply import BatchApply
 from coordinator.domain.lifecycle import BlobState
-from coordinator.pods.images import Image, Layer, make_image, make_layer
+from coordinator.registry.images import Image, Layer, make_image, make_layer
 from coordinator.storage.layout import blob_key
+from coordinator.table import expiry as sweep
+from coordinator.table.apply import BatchApply
 from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, begin
 from tests.db.test_concurrency import Shared, deadlocks, slices
 from tests.gc.harness import LANDED, NO_TIMES, Garbage

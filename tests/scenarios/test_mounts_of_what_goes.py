@@ -14,8 +14,8 @@ from coordinator import bootstrap
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.mounts import Reason
 from coordinator.domain.names import parse_digest
-from coordinator.pods.images import Image, make_image, make_layer
-from coordinator.pods.registry_client import RegistryClient
+from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import Image, make_image, make_layer
 from coordinator.storage.layout import blob_key
 from tests.scenarios.harness import CLIENT_S, Once, Stage
 

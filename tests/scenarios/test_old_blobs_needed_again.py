@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
-from coordinator.pods.images import make_image, make_index, make_layer
+from coordinator.registry.images import make_image, make_index, make_layer
 from coordinator.storage.layout import blob_key
 from tests.scenarios.harness import HOUR, Once, Stage
 from tests.support.wait import eventually

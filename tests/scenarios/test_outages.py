@@ -18,9 +18,9 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.gc import collect
-from coordinator.jobs import run_waiting_jobs
-from coordinator.pods.images import make_image
+from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile import reconcile
+from coordinator.registry.images import make_image
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import ObjectStore

@@ -11,8 +11,8 @@ from datetime import timedelta
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.pods.images import Image, make_image, make_layer
-from coordinator.pods.registry_client import RegistryError
+from coordinator.registry.client import RegistryError
+from coordinator.registry.images import Image, make_image, make_layer
 from tests.registries.s3_proxy import Call, held
 from tests.scenarios.harness import HOUR, Once, Stage
 from tests.support.wait import DEADLINE_S, eventually

@@ -13,17 +13,17 @@ import pytest
 from msgspec.structs import replace as changed
 
 from coordinator import bootstrap
-from coordinator.db import rows
 from coordinator.db.connection import Connections
+from coordinator.doctor.examine import examine
 from coordinator.domain.findings import Check, Verdict
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import RepositoryName, parse_digest, parse_pod
-from coordinator.pods.doctor.examine import examine
-from coordinator.pods.images import make_image, make_index, make_layer
 from coordinator.reconcile.presence import Presence
+from coordinator.registry.images import make_image, make_index, make_layer
 from coordinator.settings import Secret
 from coordinator.stack.distribution import DistributionRegistry, _environment, available
 from coordinator.storage.layout import blob_key, layer_link_key
+from coordinator.table import statements as rows
 from tests.doctor.harness import Caching, of
 from tests.gc.harness import Garbage
 from tests.registries.harness import HTTP_SECRET

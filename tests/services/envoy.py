@@ -1,4 +1,4 @@
-"""Envoy with a configuration that pods/router_envoy.py has made, as a child process.
+"""Envoy with a configuration that router/envoy.py has made, as a child process.
 
 The program is one from a wheel, whose version and checksums are in `envoy.txt`; it is kept in the user's cache until
 these change. Where a process is to take over from another one (a hot restart), both know each other by the port.

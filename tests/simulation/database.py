@@ -19,9 +19,10 @@ from psycopg import sql
 from psycopg.rows import namedtuple_row
 from sqlalchemy.engine import make_url
 
-from coordinator.db import migrate, rows
+from coordinator.db import migrate
 from coordinator.db.engine import connect
 from coordinator.errors import UnavailableError
+from coordinator.table import statements as rows
 from tests.simulation.scheduler import Scheduler
 
 #: Histories go on in copies of the database in which they begin, and each copy would count as restored from a dump.
@@ -305,7 +306,7 @@ class Connections:
 
 
 class Engine:
-    """The engine that changes are made with (`writing`, coordinator/db/queries/session.py)."""
+    """The engine that changes are made with (`writing`, coordinator/db/session.py)."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from coordinator.db import jobs
+from coordinator.jobs import table as jobs
 from coordinator.storage.layout import blob_key, revision_link_key
 from tests.simulation.database import Server, Session
 from tests.simulation.operators import Operator

@@ -12,17 +12,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from coordinator.db import gc, implied, rows, sources
-from coordinator.db import mark as past_table
-from coordinator.db.queries import mark as questions
-from coordinator.db.queries import pods
 from coordinator.domain import gc as policy
 from coordinator.domain import mark as past
 from coordinator.domain import watermarks
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import collect, hide, plan, purge, restore
+from coordinator.gc import mark_table as past_table
+from coordinator.gc import mark_view as questions
+from coordinator.gc import table as gc
+from coordinator.pods import view as pods
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Target
+from coordinator.table import implied
+from coordinator.table import processes as sources
+from coordinator.table import statements as rows
 
 Mutate = Callable[[], None]
 BOTH = (True, False)
@@ -120,7 +123,7 @@ class _Cut:
 
 
 def _without(function: str, part: str) -> None:
-    """A function of db/gc.py lacks a part of its statements."""
+    """A function of gc/table.py lacks a part of its statements."""
     original = getattr(gc, function)
     setattr(gc, function, lambda connection, *given, **named: original(_Cut(connection, part), *given, **named))
 

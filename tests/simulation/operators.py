@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from coordinator.db import brakes, sources
+from coordinator.audit.audit import Ages, Audit
 from coordinator.domain.gc import holds
 from coordinator.domain.names import PodName
 from coordinator.gc import collect, mark
-from coordinator.ingest.topics import EVENTS
-from coordinator.reconcile import perimeter
-from coordinator.reconcile.audit import Ages, Audit
+from coordinator.gc import controls as brakes
+from coordinator.gc import unowned as perimeter
+from coordinator.kafka.topics import EVENTS
 from coordinator.reconcile.presence import Presence
+from coordinator.table import processes as sources
 from tests.simulation.database import Asking, answered
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import BOUND, DELETE_BOUND, World

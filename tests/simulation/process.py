@@ -21,10 +21,11 @@ from typing import Any
 
 import structlog
 
-from coordinator import jobs
-from coordinator.db import echoes, sources
 from coordinator.gc import collect
+from coordinator.jobs import work as jobs
 from coordinator.reconcile import plan, reconcile
+from coordinator.table import echoes
+from coordinator.table import processes as sources
 from tests.simulation.database import Server
 from tests.simulation.history import Base, History, Place, base, places, tell
 from tests.simulation.mutants import MUTANTS, Mutant

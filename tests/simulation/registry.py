@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from coordinator.db.batch import Echo
 from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.domain.references import ManifestContent, parse_manifest
 from coordinator.storage.layout import blob_key, layer_link_key, revision_link_key
+from coordinator.table.batch import Echo
 from tests.simulation.scheduler import SECOND, Actor, Scheduler
 from tests.simulation.store import Bucket
 

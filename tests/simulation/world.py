@@ -23,12 +23,8 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
-from coordinator.db import brakes, findings, gc, jobs, progress, sources, sweep, vanished
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item, OutOfStepError, Slice
-from coordinator.db.check import check
-from coordinator.db.echoes import KnownProcesses
-from coordinator.db.queries.collection import known
+from coordinator.audit.check import check
+from coordinator.doctor import table as findings
 from coordinator.domain.facts import Removed
 from coordinator.domain.findings import Check
 from coordinator.domain.gc import Amount, Facts, Limits, Times
@@ -39,9 +35,14 @@ from coordinator.domain.pods import Linker
 from coordinator.domain.progress import Position, Progress
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect
+from coordinator.gc import controls as brakes
+from coordinator.gc import table as gc
+from coordinator.gc.conditions import known
 from coordinator.gc.restore import Restorer
-from coordinator.ingest.topics import EVENTS
-from coordinator.jobs import Runner, Work, run
+from coordinator.jobs import table as jobs
+from coordinator.jobs.work import Runner, Work, run
+from coordinator.kafka.topics import EVENTS
+from coordinator.leftovers.links import give_back
 from coordinator.mounts.directory import MountPod, MountPods
 from coordinator.mounts.linker import LinkObjects
 from coordinator.mounts.mounter import Mounter
@@ -60,6 +61,13 @@ from coordinator.storage.layout import (
     revision_link_key,
 )
 from coordinator.storage.port import Target
+from coordinator.table import expiry as sweep
+from coordinator.table import processes as sources
+from coordinator.table import progress
+from coordinator.table import vanished_links as vanished
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item, OutOfStepError, Slice
+from coordinator.table.echoes import KnownProcesses
 from tests.simulation.database import Asking, Connections, Engine, Session, answered
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
@@ -217,7 +225,7 @@ class World:
 
     def _restorer(self) -> Restorer:
         presence = Presence(self.connections, self.store)
-        return Restorer(self.connections, self.store, presence, delete_bound=DELETE_BOUND)
+        return Restorer(self.connections, self.store, presence, delete_bound=DELETE_BOUND, give_links_back=give_back)
 
     def facts(self) -> Facts:
         return answered(known(Asking(self.session), TIMES, SILENCE)).facts
@@ -680,7 +688,7 @@ class World:
                 raise Violation(f"a delete names {name_of(target.key)} {target.version or ''}, not its hide's to name")
 
     def _linked(self) -> set[tuple[str, Digest]]:
-        """What a repository links, and of an index the children that the table knows as manifests (db/implied.py)."""
+        """What a repository links, and the known manifests that its indexes list (table/implied.py)."""
         known = (_REVISIONS.get(key) for key in self.bucket.stored())
         manifests = {Digest(row[0]) for row in self.session.now("SELECT digest FROM blobs JOIN manifests USING (id)")}
         return {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from coordinator.pods.images import Image, Index, make_image, make_index, make_layer
+from coordinator.registry.images import Image, Index, make_image, make_index, make_layer
 from tests.registries.skopeo import Skopeo, oci_layout
 
 SHARED, IMAGES, INDEXES = 8, 60, 6

@@ -21,11 +21,11 @@ from typing import Any
 import psycopg
 
 from coordinator import bootstrap
-from coordinator.db import brakes, migrate, rows, sweep
-from coordinator.db.tokens import hash_of
+from coordinator.db import migrate
 from coordinator.domain.findings import Check
 from coordinator.domain.gc import Facts
-from coordinator.ingest.topics import ensure_topics
+from coordinator.gc import controls as brakes
+from coordinator.kafka.topics import ensure_topics
 from coordinator.stack.application import answers
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
 from coordinator.stack.guard import Guard
@@ -33,6 +33,9 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, ROOT, EmbeddedS3
 from coordinator.storage.s3 import S3ObjectStore
+from coordinator.table import expiry as sweep
+from coordinator.table import statements as rows
+from coordinator.tokens.table import hash_of
 from tests.conftest import temporary_directory
 from tests.doctor.examined import examine_whatever_comes
 from tests.services.apache_kafka import ApacheKafka

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.audit.check import check
 from coordinator.commands import bucket
-from coordinator.db.check import check
 from coordinator.db.engine import sync_engine
 from coordinator.domain.gc import Facts, hiding, holds, purging
 from coordinator.domain.lifecycle import BlobState

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
-from coordinator.pods.images import make_image
-from coordinator.pods.registry_auth import Credentials
-from coordinator.pods.registry_client import RegistryAuthenticationError, RegistryClient, RegistryError
+from coordinator.registry.auth import Credentials
+from coordinator.registry.client import RegistryAuthenticationError, RegistryClient, RegistryError
+from coordinator.registry.images import make_image
 from coordinator.settings import Secret
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import Served, served, settings_for

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator.db import migrate
-from coordinator.ingest.topics import ensure_topics
+from coordinator.kafka.topics import ensure_topics
 from coordinator.stack.guard import Guard
 from coordinator.stack.supervisor import StackEndpoints
 from tests.conftest import temporary_directory

@@ -30,8 +30,8 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from coordinator import bootstrap
 from coordinator.ingest.normalise import Accepted, Origin, Outcome, normalise
-from coordinator.ingest.producer import EventProducer
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.kafka.producer import EventProducer
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings, build
 from coordinator.storage.port import ObjectStore
 from schemas.records import RegistryEvent, key_of

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import IllegalStateError
 
-from coordinator.ingest.topics import EVENTS
+from coordinator.kafka.topics import EVENTS
 from tests.oracle import Oracle
 from tests.support.wait import eventually
 from tests.workers.harness import Child, InProcess, Log, Maker, Place, Table, digest_of, encoded, worker

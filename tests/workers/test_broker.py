@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.ingest.topics import EVENTS, ensure_topics
+from coordinator.kafka.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
 from tests.support.wait import eventually

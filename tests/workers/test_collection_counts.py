@@ -7,11 +7,11 @@ from typing import Any, cast
 import pytest
 from prometheus_client import REGISTRY
 
-from coordinator.db.gc import StoppedCollectingError
-from coordinator.db.jobs import TakenOverError
 from coordinator.errors import UnavailableError
 from coordinator.gc.collect import TooMuchError
-from coordinator.jobs import StoppedError, Work
+from coordinator.gc.table import StoppedCollectingError
+from coordinator.jobs.table import TakenOverError
+from coordinator.jobs.work import StoppedError, Work
 from workers.scheduler import counted
 
 DID = {"hidden": {"blobs": 3, "bytes": 30}, "purged": {"blobs": 2, "bytes": 20}, "restored": 1, "held_by": []}

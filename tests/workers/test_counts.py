@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from coordinator.db.check import check
+from coordinator.audit.check import check
 from coordinator.db.engine import sync_engine
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.ingest.normalise import Outcome
-from coordinator.ingest.topics import ensure_topics
+from coordinator.kafka.topics import ensure_topics
 from coordinator.storage.layout import layer_link_key, revision_link_key
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle

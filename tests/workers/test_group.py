@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from kafka import KafkaProducer
 
-from coordinator.ingest.topics import EVENTS, ensure_topics
+from coordinator.kafka.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent, key_of
 from tests.oracle import Oracle
 from tests.support.wait import eventually

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.leases import Leases
 from coordinator.errors import UnavailableError
+from coordinator.jobs.leases import Leases
 from workers import periodic
 from workers.periodic import Periodic, Periodically
 

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from coordinator.db.connection import Connections
-from coordinator.ingest.log import LogInspector, TopicState
-from coordinator.ingest.topics import EVENTS
+from coordinator.kafka.log import LogInspector, TopicState
+from coordinator.kafka.topics import EVENTS
 from tests.workers.harness import PODS, Log, Maker, Place, Table, digest_of, worker
 from workers.position import Positions
 

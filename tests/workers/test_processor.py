@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.ingest.topics import EVENTS
+from coordinator.kafka.topics import EVENTS
 from tests.oracle import Oracle
 from tests.workers.harness import DEADLINE, Log, Maker, Place, Table, digest_of
 from workers import build as building

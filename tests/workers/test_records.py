@@ -9,16 +9,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from coordinator.db import rows
-from coordinator.db.apply import BatchApply
-from coordinator.db.batch import Item
 from coordinator.db.engine import connect
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.domain.references import REFERENCES_LIMIT
 from coordinator.ingest.normalise import LATEST, Accepted
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.storage.layout import blob_key
+from coordinator.table import statements as rows
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
 from tests.oracle import Counts, Oracle
 from tests.support.wait import eventually
 from tests.workers.harness import Log, Maker, Place, Table, digest_of, encoded, publish, worker

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.errors import BaleenError
 from coordinator.ingest.normalise import Accepted
-from coordinator.ingest.topics import ensure_topics
+from coordinator.kafka.topics import ensure_topics
 from tests.oracle import Oracle
 from tests.services.apache_kafka import PASSWORD, USER, ApacheKafka
 from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker

@@ -11,13 +11,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.db import findings, sources
 from coordinator.db.engine import async_engine, connect
-from coordinator.db.queries.session import reading
-from coordinator.db.queries.watermarks import watermarks
+from coordinator.db.session import reading
+from coordinator.doctor import table as findings
 from coordinator.domain.watermarks import PodWatermark, SourceState
 from coordinator.ingest.normalise import Origin, Outcome, normalise
-from coordinator.ingest.topics import DEAD_LETTERS, EVENTS
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.pods.watermarks import watermarks
+from coordinator.table import processes as sources
 from tests.support.wait import eventually
 from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker
 from tests.workers.test_records import refuse

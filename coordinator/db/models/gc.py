@@ -5,7 +5,7 @@
 
 A row of `hides` stands from the intent to hide a blob until it was purged, or is served again; then only the ledger
 remembers it. So whoever finds none with a hide's id knows that nothing of that hide is to be undone or done any more.
-Not here: SQL that changes them (db/gc.py, db/brakes.py, db/ledger.py, db/leavings.py).
+Not here: SQL that changes them (gc/table.py, gc/controls.py, table/ledger.py, leftovers/table.py).
 """
 
 import datetime
@@ -119,7 +119,7 @@ class LedgerEntry(Base):
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
     digest: Mapped[bytes] = mapped_column(LargeBinary)
-    #: One of db/ledger.py, Decision.
+    #: One of table/ledger.py, Decision.
     decision: Mapped[str]
     #: The job; NULL of a restore by a worker.
     run_id: Mapped[int | None]
@@ -129,7 +129,7 @@ class LedgerEntry(Base):
 
 
 class LeavingsSwept(Base):
-    """What one run deleted of one kind of leavings (gc/leavings.py): one row for all of it, which only grows."""
+    """What one run deleted of one kind of leavings (leftovers/run.py): one row for all of it, which only grows."""
 
     __tablename__ = "gc_leavings"
     __table_args__ = (

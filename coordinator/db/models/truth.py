@@ -69,7 +69,7 @@ class Source(Base):
 
 
 class Watermark(Base):
-    """W(source, partition); only ever moves forward, unless the clock was set back (db/clock.py).
+    """W(source, partition); only ever moves forward, unless the clock was set back (pods/clock.py).
 
     Of registry.dead-letters too: what could not be understood holds GC, but only once it is in the table.
     """

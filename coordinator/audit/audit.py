@@ -1,0 +1,393 @@
+"""Compare the table with what is stored: what is missing, what is too much, and what is not as it should be.
+
+Route: `baleen audit` -> `Audit.run`: the table and the listing of `blobs/` are merged (domain/inventory.py); what looks
+wrong is looked at again, many at a time, and only then told; uploads that nobody ended are looked for beside.
+What is found missing, and what is found again, is written down (reconcile/presence.py). Nothing else is changed, but
+for `mend`, which takes delete markers off blobs that are needed, copies their bytes back from quarantine, and verifies
+a claim (gc/mark_table.py); and `take_up`, which makes orphans blobs that nothing references: garbage collection then
+deals with them as with any, with all its graces.
+
+- An orphan is counted as it was listed, if the table did not know of it even then or later, and it is older than a push
+  may take to be announced: a younger one is `recent`.
+- A listing that is not whole, or a store that does not answer, ends the audit with UnavailableError. What was not
+  listed says only where to look: missing is what two looks do not find (scenarios 16 and 19).
+Not here: reading the bytes (scrub.py), what the report looks like (commands/audit.py).
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any, NamedTuple
+
+from coordinator.audit import inventory, table
+from coordinator.db.connection import Connections
+from coordinator.domain.inventory import Doubt, Pair, StoredBlob, TableBlob, differing, doubts
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, format_digest
+from coordinator.domain.perimeter import holds as perimeter_holds
+from coordinator.errors import ConflictError
+from coordinator.gc import mark_table as mark
+from coordinator.gc import unowned as perimeter
+from coordinator.leftovers import unfinished_uploads as uploads
+from coordinator.reconcile.presence import Presence
+from coordinator.storage.layout import blob_key, quarantine_prefix
+from coordinator.storage.port import (
+    ObjectInfo,
+    ObjectNotFoundError,
+    ObjectStore,
+    ObjectVersion,
+    copy_within,
+    put_on_top,
+)
+from coordinator.table import lifecycle
+from coordinator.table.lifecycle import KnownBlob
+
+#: Digests that are looked at again together.
+BATCH = 256
+LOOKUPS_AT_ONCE = 16
+#: Of each kind, so many are shown one by one; all are counted.
+EXAMPLES = 100
+#: Markers of one blob that are taken off.
+MARKERS_LIMIT = 10
+#: States of a blob that are asked for where only what is on top counts.
+TOP_STATES = 10
+#: Quarantined copies of one blob that are tried.
+COPIES_LIMIT = 10
+#: Blobs of the table after which the caller hears how far the comparison is.
+TELL_EVERY = 10_000
+
+
+class Progress(NamedTuple):
+    """How far an audit is."""
+
+    doing: str
+    #: Of one, by digest; None where it cannot be told.
+    done: float | None = None
+    blobs: int = 0
+    objects: int = 0
+    bytes: int = 0
+
+
+Tell = Callable[[Progress], None]
+
+
+class Ages(NamedTuple):
+    """What is younger is on its way, and not left over."""
+
+    orphans: timedelta
+    uploads: timedelta
+
+
+class Kind:
+    """Things of one kind: how many, how large, and some of them. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+        self.bytes = 0
+        self.examples: list[dict[str, Any]] = []
+
+    def add(self, size: int, /, **example: Any) -> None:
+        with self._lock:
+            self.count += 1
+            self.bytes += max(0, size)
+            if len(self.examples) < EXAMPLES:
+                self.examples.append(example)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "bytes": self.bytes, "examples": self.examples}
+
+
+class Report:
+    """What an audit has found so far. docs/OPERATING.md says what to do about which kind."""
+
+    def __init__(self) -> None:
+        #: Of the table.
+        self.blobs = 0
+        self.needed = 0
+        #: Below `blobs/`.
+        self.objects = 0
+        self.bytes = 0
+        #: Needed, and not stored. Those that a delete marker masks are among them.
+        self.missing = Kind()
+        self.masked = Kind()
+        #: Were missing, and are stored; those off which a marker was taken are among them.
+        self.found_again = Kind()
+        self.mended = Kind()
+        #: Served by the table, needed by nobody, and not stored: a later reference has the restorer look for them.
+        self.unserved = Kind()
+        self.wrong_size = Kind()
+        self.orphans = Kind()
+        self.recent = Kind()
+        #: Orphans that garbage collection has now.
+        self.taken_up = 0
+        self.odd_keys = Kind()
+        self.abandoned_uploads = Kind()
+        self.unfinished_uploads = Kind()
+        #: Repositories, or folders of them, that no pod owns. They block garbage collection.
+        self.unowned = Kind()
+        #: The claim that this audit has not verified, and why; None if there is none.
+        self.claim: mark.Claim | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all that is needed is there as it is known."""
+        return not (self.missing.count or self.wrong_size.count)
+
+
+class Audit:
+    """Used once. `run` takes as long as listing the whole store does."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        presence: Presence,
+        ages: Ages,
+        *,
+        mend: bool = False,
+        take_up: bool = False,
+    ) -> None:
+        self._connections = connections
+        self._store = store
+        self._presence = presence
+        self._ages = ages
+        self._mend = mend
+        self._take_up = take_up
+        self._report = Report()
+
+    def run(self, tell: Tell = lambda progress: None) -> Report:
+        """Compare everything; raises UnavailableError."""
+        self._store.check()
+        with self._connections.use() as connection:
+            instance = mark.current(connection)
+        listing = perimeter.look(self._connections, self._store)
+        self._began_at = listing.began_at
+        for name in listing.unowned:
+            self._report.unowned.add(0, repository=name)
+        if self._take_up and (holds := perimeter_holds(listing)):
+            raise ConflictError(f"{holds[0]}. It may link what the table does not know: orphans are not taken up.")
+        with ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="audit") as self._pool:
+            self._compare(tell)
+            tell(Progress("looking for uploads that nobody ended"))
+            self._look_for_uploads()
+        with self._connections.use() as connection:
+            if self._mend:
+                self._report.claim = mark.verified(connection, self._began_at, instance)
+            else:
+                self._report.claim = mark.pending_claim(connection, self._began_at)
+        return self._report
+
+    def _compare(self, tell: Tell) -> None:
+        tell(Progress("sorting the table's blobs"))
+        with (
+            self._connections.use() as connection,
+            table.blobs(connection) as rows,
+            inventory.stored(self._store, self._odd) as objects,
+        ):
+            pairs = differing(self._counted_rows(rows, tell), self._counted_objects(objects))
+            while batch := list(islice(pairs, BATCH)):
+                self._look_again(batch)
+
+    def _counted_rows(self, rows: Iterable[TableBlob], tell: Tell) -> Iterator[TableBlob]:
+        report = self._report
+        for row in rows:
+            if report.blobs % TELL_EVERY == 0:
+                done = int.from_bytes(row.digest[:4], "big") / 2**32
+                tell(Progress("comparing", done, report.blobs, report.objects, report.bytes))
+            report.blobs += 1
+            report.needed += row.referenced
+            yield row
+
+    def _counted_objects(self, objects: Iterable[StoredBlob]) -> Iterator[StoredBlob]:
+        report = self._report
+        for item in objects:
+            report.objects += 1
+            report.bytes += item.size
+            yield item
+
+    def _odd(self, entry: ObjectInfo) -> None:
+        self._report.odd_keys.add(entry.size, key=entry.key, bytes=entry.size)
+
+    # What looked wrong
+
+    def _look_again(self, pairs: Sequence[Pair]) -> None:
+        """Look at the table again, and at the store for what is in doubt even so; tell what is wrong for sure."""
+        with self._connections.use() as connection:
+            known = {blob.digest: blob for blob in lifecycle.load(connection, [pair.digest for pair in pairs])}
+        orphans: list[StoredBlob] = []
+        doubted: list[KnownBlob] = []
+        unserved: list[KnownBlob] = []
+        for pair in pairs:
+            blob = known.get(pair.digest)
+            found = doubts(_as_row(blob), pair.stored)
+            if Doubt.ORPHAN in found:
+                assert pair.stored is not None
+                orphans.append(pair.stored)
+            elif blob is not None and Doubt.UNSERVED in found:
+                unserved.append(blob)
+            elif blob is not None and found:
+                doubted.append(blob)
+        old = [orphan for orphan in orphans if self._tell_orphan(orphan)]
+        if self._take_up and old:
+            with self._connections.use() as connection:
+                self._report.taken_up += table.take_up(connection, old)
+        if doubted:
+            self._settle(doubted)
+        for move in self._presence.note_unserved([blob.digest for blob in unserved]) if self._mend else ():
+            self._report.unserved.add(move.blob.size, digest=format_digest(move.blob.digest))
+
+    def _settle(self, doubted: Sequence[KnownBlob]) -> None:
+        """Look at the store for these; write down what is missing and what is found again; tell both."""
+        wanted = [blob.digest for blob in doubted]
+        heads = self._presence.heads(wanted)
+        found = {blob.digest: doubts(_as_row(blob), _as_stored(blob.digest, heads[blob.digest])) for blob in doubted}
+        self._presence.settle(
+            blob.digest
+            for blob in doubted
+            if Doubt.FOUND in found[blob.digest]
+            or (Doubt.MISSING in found[blob.digest] and blob.state is not BlobState.MISSING)
+        )
+        with self._connections.use() as connection:
+            after = {blob.digest: blob for blob in lifecycle.load(connection, wanted)}
+        missing = []
+        for before in doubted:
+            blob, head = after[before.digest], heads[before.digest]
+            if Doubt.MISSING in found[blob.digest] and blob.state is BlobState.MISSING:
+                missing.append(blob)
+            if Doubt.FOUND in found[blob.digest] and blob.state is BlobState.LIVE:
+                self._report.found_again.add(blob.size, digest=format_digest(blob.digest))
+            if Doubt.WRONG_SIZE in found[blob.digest] and head is not None:
+                self._report.wrong_size.add(blob.size, **_needed(blob), stored=head.size)
+        for blob, versions in zip(missing, self._pool.map(self._versions, missing), strict=True):
+            self._tell_missing(blob, versions)
+
+    def _versions(self, blob: KnownBlob) -> Sequence[ObjectVersion]:
+        return self._store.versions(blob_key(blob.digest))
+
+    def _tell_orphan(self, orphan: StoredBlob) -> bool:
+        """Whether it is old enough to be one."""
+        modified_at = datetime.fromtimestamp(orphan.modified, UTC)
+        old = modified_at <= self._began_at - self._ages.orphans
+        kind = self._report.orphans if old else self._report.recent
+        kind.add(orphan.size, digest=format_digest(orphan.digest), bytes=orphan.size, modified_at=modified_at)
+        return old
+
+    def _tell_missing(self, blob: KnownBlob, versions: Sequence[ObjectVersion]) -> None:
+        """Tell of a missing blob, and what of it the store still keeps; mend it if asked to and possible."""
+        masked = bool(versions) and versions[0].is_marker
+        whole = [each for each in versions if not each.is_marker]
+        fitting = next((each for each in whole if blob.size in {-1, each.size}), None)
+        if self._mend and masked and fitting is not None and fitting == whole[0] and self._unmask(blob, fitting):
+            told = {"digest": format_digest(blob.digest), "version": fitting.version}
+            self._report.mended.add(blob.size, **told)
+            self._report.found_again.add(blob.size, **told)
+            return
+        if self._mend and not whole and (copy := self._copy_back(blob)) is not None:
+            told = {"digest": format_digest(blob.digest), "copy": copy}
+            self._report.mended.add(blob.size, **told)
+            self._report.found_again.add(blob.size, **told)
+            return
+        told = _needed(blob) | {
+            "masked_since": versions[0].modified_at if masked else None,
+            "restorable_version": None if fitting is None else fitting.version,
+        }
+        self._report.missing.add(blob.size, **told)
+        if masked:
+            self._report.masked.add(blob.size, **told)
+
+    def _unmask(self, blob: KnownBlob, version: ObjectVersion) -> bool:
+        """Take the markers off this version if its bytes are the blob's; whether it is served now."""
+        key = blob_key(blob.digest)
+        if not self._is_whole(blob.digest, version.version):
+            return False
+        with self._connections.use() as connection:
+            is_doubtful = mark.may_have_lost_history(connection)
+        if is_doubtful:
+            # A purge of the lost history may still delete what was below the marker.
+            if not self._is_missing(blob.digest):
+                return False
+            with suppress(ObjectNotFoundError):
+                put_on_top(self._store, key, version.version)
+            return any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest]))
+        for _ in range(MARKERS_LIMIT):
+            latest = self._store.versions(key, TOP_STATES)[0]
+            if not latest.is_marker:
+                break
+            # Listed, then checked, then exactly that one: while the blob is missing no hide of it has left a marker
+            # (gc/restore.py, rule 15), and to read it may have taken longer than all the graces.
+            if not self._is_missing(blob.digest):
+                return False
+            self._store.remove_marker(key, latest.version)
+        return any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest]))
+
+    def _copy_back(self, blob: KnownBlob) -> str | None:
+        """Serve a quarantined copy again if its bytes are the blob's; return its key, None if none is.
+
+        No hide of the table owns it, since the blob is missing: a lost history made it, or an older state of this one.
+        """
+        for entry in self._store.list(quarantine_prefix(blob.digest), limit=COPIES_LIMIT):
+            if blob.size not in {-1, entry.size} or not self._is_whole_copy(blob.digest, entry.key):
+                continue
+            if not self._is_missing(blob.digest):
+                return None
+            with suppress(ObjectNotFoundError, ConflictError):
+                copy_within(self._store, entry.key, blob_key(blob.digest))
+                if any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest])):
+                    return entry.key
+        return None
+
+    def _is_whole_copy(self, digest: Digest, key: str) -> bool:
+        with suppress(ObjectNotFoundError), self._store.open(key) as opened:
+            hashed = hashlib.sha256()
+            for chunk in opened.chunks:
+                hashed.update(chunk)
+            return hashed.digest() == digest
+        return False
+
+    def _is_missing(self, digest: Digest) -> bool:
+        with self._connections.use() as connection:
+            (blob,) = lifecycle.load(connection, [digest])
+        return blob.state is BlobState.MISSING
+
+    def _is_whole(self, digest: Digest, version: str) -> bool:
+        with suppress(ObjectNotFoundError), self._store.open_version(blob_key(digest), version) as opened:
+            hashed = hashlib.sha256()
+            for chunk in opened.chunks:
+                hashed.update(chunk)
+            return hashed.digest() == digest
+        return False
+
+    # What pushes left behind
+
+    def _look_for_uploads(self) -> None:
+        before = self._began_at - self._ages.uploads
+        for session in uploads.sessions(self._store, self._pool):
+            if session.begun_at <= before:
+                self._report.abandoned_uploads.add(
+                    session.bytes, key=session.prefix, begun_at=session.begun_at, bytes=session.bytes
+                )
+        for upload in self._store.unfinished(""):
+            if upload.begun_at <= before:
+                self._report.unfinished_uploads.add(0, key=upload.key, begun_at=upload.begun_at)
+
+
+def _as_row(blob: KnownBlob | None) -> TableBlob | None:
+    return None if blob is None else TableBlob(blob.digest, blob.size, blob.state, blob.referenced)
+
+
+def _as_stored(digest: Digest, found: ObjectInfo | None) -> StoredBlob | None:
+    return None if found is None else StoredBlob(digest, found.size, found.modified_at.timestamp())
+
+
+def _needed(blob: KnownBlob) -> dict[str, Any]:
+    return {
+        "digest": format_digest(blob.digest),
+        "size": None if blob.size < 0 else blob.size,
+        "reference_count": blob.reference_count,
+        "link_count": blob.link_count,
+    }

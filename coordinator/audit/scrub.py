@@ -1,0 +1,275 @@
+"""Read the bytes of stored blobs and compare them with their digests, at a set rate.
+
+Route: `baleen audit --verify-content` -> `Scrub.run`: stored blobs by digest, or some chosen at random, several at a
+time and piece by piece -> what has other bytes is read again before it is told, with the versions that the store keeps
+of it and which of them is whole.
+Pods may write below `blobs/`, so bytes can change after a push; a disk may change them too. Nothing is mended here, and
+no state changes: registries serve what is stored, and clients notice.
+A store that does not answer ends the run with UnavailableError, which says where to go on. One blob that cannot be read
+while others can is told as unreadable.
+"""
+
+import hashlib
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import Any, NamedTuple
+
+from coordinator.audit.audit import Kind, Progress, Tell
+from coordinator.db.connection import Connections
+from coordinator.domain.names import DIGEST_BYTES, Digest, format_digest
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.storage.layout import BLOBS, blob_key, parse_blob_key
+from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore, ObjectVersion, OpenObject
+from coordinator.table import lifecycle
+
+READS_AT_ONCE = 4
+#: Below this a blob at a time is read, so that no stream waits so long for its turn that the store gives it up.
+SLOW = 16e6
+#: So many in a row that cannot be read are no single damaged blobs.
+UNREADABLE_IN_A_ROW = 5
+#: Of a blob with other bytes, so many versions are told, and read to find one that is whole.
+VERSIONS = 10
+#: What a rate lets through at once, in seconds of it.
+BURST_S = 1.0
+#: For a sample, looks at random places that may meet nothing new in a row: few blobs are met again and again.
+SPARE_LOOKS = 100
+
+
+class StoppedError(BaleenError):
+    """The run was told to end."""
+
+
+class Rate:
+    """Lets through so many bytes a second, over all threads; without a number, all."""
+
+    def __init__(self, per_second: float | None, stop: threading.Event) -> None:
+        self._per_second = per_second
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+
+    def take(self, count: int) -> None:
+        """Wait until so many bytes may be read; raises StoppedError."""
+        pause = 0.0
+        if self._per_second is not None:
+            with self._lock:
+                now = time.monotonic()
+                self._free_at = max(self._free_at, now - BURST_S) + count / self._per_second
+                pause = max(0.0, self._free_at - now)
+        if self._stop.wait(pause):
+            raise StoppedError("The verification was told to end.")
+
+
+class Verdict(Enum):
+    WHOLE = "whole"
+    OTHER_BYTES = "other bytes"
+    UNREADABLE = "unreadable"
+    #: Deleted meanwhile.
+    GONE = "gone"
+
+
+class Read(NamedTuple):
+    """What became of one blob."""
+
+    verdict: Verdict
+    #: The digest of the bytes that are there, or why they cannot be read.
+    detail: str = ""
+
+
+class Content:
+    """What a verification has found so far."""
+
+    def __init__(self) -> None:
+        self.blobs = 0
+        self.bytes = 0
+        self.other_bytes = Kind()
+        self.unreadable = Kind()
+        #: The first digest that is not dealt with; None after the last.
+        self.resume_from: Digest | None = None
+
+    @property
+    def healthy(self) -> bool:
+        return not (self.other_bytes.count or self.unreadable.count)
+
+
+class Scrub:
+    """Used once."""
+
+    def __init__(self, connections: Connections, store: ObjectStore, *, rate: float | None = None) -> None:
+        self._connections = connections
+        self._store = store
+        self._stop = threading.Event()
+        self._rate = Rate(rate, self._stop)
+        self._reads_at_once = READS_AT_ONCE if rate is None or rate >= SLOW else 1
+        self._content = Content()
+        #: The last ones, without a break.
+        self._unreadable: list[Digest] = []
+
+    @property
+    def content(self) -> Content:
+        """What was found so far; complete only once `run` has returned."""
+        return self._content
+
+    def run(
+        self, start: Digest | None = None, *, sample: int | None = None, tell: Tell = lambda progress: None
+    ) -> Content:
+        """Verify all blobs from a digest on, or a sample of them; raises UnavailableError that says where to go on."""
+        self._store.check()
+        waiting: deque[tuple[ObjectInfo, Digest, Future[Read]]] = deque()
+        blobs = self._all(start) if sample is None else iter(self._sample(sample))
+        with ThreadPoolExecutor(self._reads_at_once, thread_name_prefix="scrub") as pool:
+            try:
+                while True:
+                    while len(waiting) < 2 * self._reads_at_once and (found := next(blobs, None)) is not None:
+                        digest = parse_blob_key(found.key)
+                        if digest is not None:
+                            waiting.append((found, digest, pool.submit(self._read, digest)))
+                    if not waiting:
+                        self._content.resume_from = None
+                        return self._content
+                    entry, digest, reading = waiting[0]
+                    self._content.resume_from = digest
+                    self._note(entry, digest, reading.result())
+                    waiting.popleft()
+                    tell(self._progress(digest, sample))
+            except UnavailableError as error:
+                at = self._content.resume_from or start
+                where = "" if at is None or sample is not None else f" To go on: --from {format_digest(at)}"
+                raise UnavailableError(f"{error}{where}") from error
+            finally:
+                self._stop.set()
+                for _, _, reading in waiting:
+                    reading.cancel()
+
+    def _progress(self, digest: Digest, sample: int | None) -> Progress:
+        content = self._content
+        done = content.blobs / sample if sample else int.from_bytes(digest[:4], "big") / 2**32
+        return Progress("reading", min(1.0, done), content.blobs, content.blobs, content.bytes)
+
+    # Which blobs
+
+    def _all(self, start: Digest | None) -> Iterator[ObjectInfo]:
+        after = None if start is None else _key_before(start)
+        while page := self._store.list(BLOBS, after):
+            yield from page
+            after = page[-1].key
+
+    def _sample(self, count: int) -> Sequence[ObjectInfo]:
+        """Choose blobs by what follows random digests."""
+        rnd = random.SystemRandom()
+        found: dict[str, ObjectInfo] = {}
+        in_vain = 0
+        while len(found) < count and in_vain < SPARE_LOOKS:
+            place = blob_key(Digest(rnd.randbytes(DIGEST_BYTES)))
+            before = len(found)
+            for entry in self._store.list(BLOBS, place, 1) or self._store.list(BLOBS, None, 1):
+                found[entry.key] = entry
+            in_vain = 0 if len(found) > before else in_vain + 1
+        if len(found) < count:
+            # There are hardly any others, and looks at random would find these last.
+            for entry in self._all(None):
+                found[entry.key] = entry
+                if len(found) >= count:
+                    break
+        return [found[key] for key in sorted(found)]
+
+    # One blob
+
+    def _read(self, digest: Digest) -> Read:
+        key = blob_key(digest)
+
+        def now() -> AbstractContextManager[OpenObject]:
+            return self._store.open(key)
+
+        try:
+            found = self._hash_patiently(now)
+            # Nothing is said of a blob that was replaced while it was read.
+            if found != digest and (found := self._hash_patiently(now)) != digest:
+                return Read(Verdict.OTHER_BYTES, format_digest(found))
+        except ObjectNotFoundError:
+            return Read(Verdict.GONE)
+        except _UnreadableError as error:
+            return Read(Verdict.UNREADABLE, str(error))
+        return Read(Verdict.WHOLE)
+
+    def _hash_patiently(self, opening: Callable[[], AbstractContextManager[OpenObject]]) -> Digest:
+        """Hash, twice if need be; raises _UnreadableError if that fails while the store answers."""
+        try:
+            return self._hash(opening)
+        except UnavailableError:
+            self._store.check()
+        try:
+            return self._hash(opening)
+        except UnavailableError as error:
+            self._store.check()
+            raise _UnreadableError(str(error)) from error
+
+    def _hash(self, opening: Callable[[], AbstractContextManager[OpenObject]]) -> Digest:
+        hashed = hashlib.sha256()
+        with opening() as opened:
+            for chunk in opened.chunks:
+                self._rate.take(len(chunk))
+                hashed.update(chunk)
+        return Digest(hashed.digest())
+
+    # What is told
+
+    def _note(self, entry: ObjectInfo, digest: Digest, read: Read) -> None:
+        content = self._content
+        if read.verdict is Verdict.GONE:
+            return
+        content.blobs += 1
+        content.bytes += entry.size
+        self._unreadable = [*self._unreadable, digest] if read.verdict is Verdict.UNREADABLE else []
+        if len(self._unreadable) >= UNREADABLE_IN_A_ROW:
+            content.resume_from = self._unreadable[0]
+            raise UnavailableError(f"The object store answers, and not one of {UNREADABLE_IN_A_ROW} blobs can be read.")
+        if read.verdict is Verdict.UNREADABLE:
+            content.unreadable.add(entry.size, **self._known(digest), reason=read.detail)
+        elif read.verdict is Verdict.OTHER_BYTES:
+            versions = [each for each in self._store.versions(entry.key) if not each.is_marker][:VERSIONS]
+            content.other_bytes.add(
+                entry.size,
+                **self._known(digest),
+                found=read.detail,
+                whole_version=self._whole_version(digest, versions),
+                versions=[each._asdict() for each in versions],
+            )
+
+    def _known(self, digest: Digest) -> dict[str, Any]:
+        with self._connections.use() as connection:
+            rows = lifecycle.load(connection, [digest])
+        return {
+            "digest": format_digest(digest),
+            "reference_count": rows[0].reference_count if rows else 0,
+            "link_count": rows[0].link_count if rows else 0,
+        }
+
+    def _whole_version(self, digest: Digest, versions: Sequence[ObjectVersion]) -> str | None:
+        """The newest version whose bytes have the digest."""
+        for each in versions:
+            if not each.latest and self._is_whole(digest, each.version):
+                return each.version
+        return None
+
+    def _is_whole(self, digest: Digest, version: str) -> bool:
+        try:
+            return self._hash_patiently(lambda: self._store.open_version(blob_key(digest), version)) == digest
+        except (ObjectNotFoundError, _UnreadableError):
+            return False
+
+
+class _UnreadableError(BaleenError):
+    """One object cannot be read, while the store answers."""
+
+
+def _key_before(digest: Digest) -> str | None:
+    """The greatest key of a blob that is less than this one's."""
+    number = int.from_bytes(digest, "big")
+    return blob_key(Digest((number - 1).to_bytes(DIGEST_BYTES, "big"))) if number else None

@@ -1,0 +1,171 @@
+"""Resolve dead letters: publish what has become understandable, or discard one with a reason.
+
+A letter's row is locked while it is settled, so that two who retry it publish once. If the process dies between
+Kafka's acknowledgement and the commit, the letter stays open and its events come twice, which changes nothing.
+The time of a retry is taken after the acknowledgement: GC is held until the pod's watermark has passed it, and so all
+that it came to is applied (pods/view.py). What cannot be applied even then is a dead letter again.
+Not here: how letters are shown (dead_letters/view.py), what an event means (ingest/normalise.py).
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db.locks import PODS_LOCK
+from coordinator.db.session import reading, writing
+from coordinator.domain.letters import Concern, concern
+from coordinator.domain.names import RepositoryName
+from coordinator.domain.progress import GapReason
+from coordinator.domain.reasons import reason
+from coordinator.errors import ConflictError, NotFoundError
+from coordinator.ingest import normalise
+from coordinator.ingest.letters import repositories_in
+from coordinator.ingest.normalise import Accepted, DeadLettered, Outcome
+from coordinator.table.dead_letters import directory, open_gaps
+from schemas.records import RECORD_CONTENT_TYPE, DeadLetter, RegistryEvent
+
+#: Repositories that a refusal names.
+EXAMPLES = 3
+
+Publish = Callable[[Sequence[Outcome]], Awaitable[Sequence[Outcome]]]
+#: Returns those of these repositories of which storage has anything; raises UnavailableError and ConflictError.
+Stored = Callable[[Sequence[RepositoryName]], Awaitable[Sequence[RepositoryName]]]
+
+_LOCKED = text("SELECT * FROM dead_letters WHERE id = :id FOR UPDATE")
+_PREFIXES = text("""
+SELECT ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id) FROM pods p WHERE p.name = :pod
+""")
+_SETTLE = text("""
+UPDATE dead_letters SET settled_at = clock_timestamp(), settlement = :settlement, settled_why = :why WHERE id = :id
+""")
+#: Of a row whose `repositories` is NULL: not known, or from before it was noted.
+_ONE = text("SELECT * FROM dead_letters WHERE id = :id")
+_SHARE_PODS = text(f"SELECT pg_advisory_xact_lock_shared({PODS_LOCK})")
+
+
+async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
+    """Publish what the letter holds, by the rules and prefixes of now; return how many events that were.
+
+    Raises ConflictError, with the reason, if a part of it still cannot be understood: then nothing is published.
+    """
+    async with writing(engine) as connection:
+        row = await _open(connection, number)
+        prefixes: list[str] | None = await connection.scalar(_PREFIXES, {"pod": row.pod})
+        if not row.pod:
+            raise ConflictError(f"It is not known which pod dead letter {number} is of: discard it.")
+        if prefixes is None:
+            raise ConflictError(
+                f"Pod {row.pod} is not registered: register it with `baleen pods add` and its prefixes, then retry "
+                f"dead letter {number}. If it is gone for good, remove its repositories from the "
+                "bucket, then discard it."
+            )
+        outcomes = _outcomes(row, prefixes)
+        refused = [outcome.letter for outcome in outcomes if isinstance(outcome, DeadLettered)]
+        if refused:
+            raise ConflictError(
+                f"Dead letter {number} still cannot be understood ({refused[0].reason}): {refused[0].detail}"
+            )
+        written = await publish(outcomes)
+        if any(isinstance(outcome, DeadLettered) for outcome in written):
+            raise ConflictError(f"Kafka takes no record as large as dead letter {number}: discard it.")
+        await connection.execute(_SETTLE, {"id": number, "settlement": "retried", "why": None})
+    return sum(isinstance(outcome, Accepted) for outcome in written)
+
+
+async def discard(engine: AsyncEngine, number: int, why: str, stored: Stored) -> None:
+    """Discard the letter; `why` is kept with it.
+
+    It may have told of something that is stored: that is a gap of each pod whose repositories it was about, until a
+    reconcile of the pod has listed them, and of every pod if it is not known what it was about. No reconcile lists
+    repositories that no pod owns: raises ConflictError while storage has one of these, and UnavailableError if storage
+    does not answer.
+    """
+    why = reason(why, "why it is discarded")
+    async with reading(engine) as connection:
+        row = _demand_open((await connection.execute(_ONE, {"id": number})).one_or_none(), number)
+        looked_for = (await _concern(connection, row)).unlisted
+    if looked_for and (found := await stored(looked_for)):
+        raise ConflictError(_still_stored(number, found))
+    async with writing(engine) as connection:
+        # Nobody may lose a repository between the look and the gaps.
+        await connection.execute(_SHARE_PODS)
+        row = await _open(connection, number)
+        concerned = await _concern(connection, row)
+        if not set(concerned.unlisted) <= set(looked_for):
+            raise ConflictError(f"Pods were changed while dead letter {number} was discarded: try again.")
+        await connection.execute(_SETTLE, {"id": number, "settlement": "discarded", "why": why.strip()})
+        about = {pod.id: repositories for pod, repositories in concerned.pods.items()}
+        if about:
+            await connection.run_sync(lambda plain: open_gaps(_driver(plain), GapReason.DISCARDED, about))
+
+
+def _still_stored(number: int, found: Sequence[RepositoryName]) -> str:
+    names = ", ".join(found[:EXAMPLES]) + (", …" if len(found) > EXAMPLES else "")
+    return (
+        f"Dead letter {number} is about repositories that no registered pod lists and storage has: {names}. Register "
+        "them with `baleen pods add` or `baleen pods add-prefix`, then `baleen dead-letters retry`; or remove them "
+        "from the bucket, then discard it."
+    )
+
+
+async def _concern(connection: AsyncConnection, row: Row[Any]) -> Concern:
+    """Return whom a letter concerns, by the pods of now."""
+    about: Sequence[RepositoryName] | None = row.repositories
+    if about is None and row.payload_bytes == len(row.payload.encode()):
+        about = repositories_in(row.payload.encode())
+    pods, owners = await connection.run_sync(lambda plain: directory(_driver(plain), about or ()))
+    return concern(about, row.pod, pods, owners)
+
+
+class _Driver:
+    """A connection of the pool, as table/dead_letters.py asks one of the driver."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, values: Any = None) -> Any:
+        return self._connection.exec_driver_sql(statement, values)
+
+
+def _driver(connection: Connection) -> Any:
+    return _Driver(connection)
+
+
+async def _open(connection: AsyncConnection, number: int) -> Row[Any]:
+    return _demand_open((await connection.execute(_LOCKED, {"id": number})).one_or_none(), number)
+
+
+def _demand_open(row: Row[Any] | None, number: int) -> Row[Any]:
+    if row is None:
+        raise NotFoundError(f"There is no dead letter {number}: see `baleen dead-letters list`.")
+    if row.settled_at is not None:
+        raise ConflictError(f"Dead letter {number} is resolved already: it was {row.settlement}.")
+    return row
+
+
+def _outcomes(row: Row[Any], prefixes: Sequence[str]) -> list[Outcome]:
+    if row.content_type == RECORD_CONTENT_TYPE:
+        return [_record(row)]
+    letter = DeadLetter(
+        pod=row.pod,
+        reason=row.reason,
+        detail=row.detail,
+        received_at=row.received_at,
+        payload=row.payload,
+        payload_bytes=row.payload_bytes,
+        content_type=row.content_type,
+    )
+    return normalise.retry(letter, prefixes)
+
+
+def _record(row: Row[Any]) -> Outcome:
+    try:
+        event = msgspec.json.decode(row.payload, type=RegistryEvent)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ConflictError(f"Dead letter {row.id} is not a whole record ({error}): discard it.") from error
+    if event.pod != row.pod:
+        raise ConflictError(f"Dead letter {row.id} speaks of pod {event.pod}, which did not send it: discard it.")
+    return Accepted(event)

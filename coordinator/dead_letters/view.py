@@ -1,0 +1,75 @@
+"""Dead letters as they are listed and shown. Not here: settling them (dead_letters/resolve.py)."""
+
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading
+from coordinator.db.shapes import DeadLetter, DeadLetterPage, DeadLetterSummary
+from coordinator.domain.names import PodName
+from coordinator.errors import NotFoundError
+
+_SUMMARY = (
+    "id, pod, reason, detail, received_at, stored_at, repositories, payload_bytes, content_type, settlement, "
+    "settled_at, settled_why"
+)
+# Four statements rather than one with switches, so that each is served by its index whatever the plan.
+_OPEN = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE settled_at IS NULL AND id > :after ORDER BY id LIMIT :limit")
+_OPEN_OF_POD = text(
+    f"SELECT {_SUMMARY} FROM dead_letters WHERE settled_at IS NULL AND pod = :pod AND id > :after "
+    "ORDER BY id LIMIT :limit"
+)
+_ALL = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE id > :after ORDER BY id LIMIT :limit")
+_ALL_OF_POD = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE pod = :pod AND id > :after ORDER BY id LIMIT :limit")
+_KNOWN = text("""
+SELECT EXISTS (SELECT FROM pods WHERE name = :pod)
+    OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NULL)
+    OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NOT NULL)
+""")
+_ONE = text(
+    f"SELECT {_SUMMARY}, payload, origin_topic, origin_partition, origin_offset FROM dead_letters WHERE id = :id"
+)
+
+
+async def dead_letters(
+    engine: AsyncEngine,
+    *,
+    pod: PodName | None = None,
+    settled: bool = False,
+    cursor: str | None = None,
+    limit: int = paging.DEFAULT_LIMIT,
+) -> DeadLetterPage:
+    """Return a page of dead letters, the oldest first: the open ones, or with `settled` all of them.
+
+    Raises NotFoundError for a pod that is not registered and has none: one that is no more may have left some.
+    """
+    after = paging.decode("dead-letters", cursor, int) or 0
+    values: dict[str, Any] = {"after": after, "limit": limit}
+    if pod is None:
+        statement = _ALL if settled else _OPEN
+    else:
+        statement, values["pod"] = _ALL_OF_POD if settled else _OPEN_OF_POD, pod
+    async with reading(engine) as connection:
+        rows = (await connection.execute(statement, values)).all()
+        if not rows and pod is not None and not await connection.scalar(_KNOWN, {"pod": pod}):
+            raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
+    return DeadLetterPage(
+        items=[DeadLetterSummary(**_summary(row)) for row in rows],
+        next=paging.encode("dead-letters", rows[-1].id) if len(rows) == limit else None,
+    )
+
+
+async def dead_letter(engine: AsyncEngine, number: int) -> DeadLetter:
+    """Return one dead letter with its payload; raises NotFoundError."""
+    async with reading(engine) as connection:
+        row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no dead letter {number}: see `baleen dead-letters list`.")
+    origin = f"{row.origin_topic}/{row.origin_partition}/{row.origin_offset}"
+    return DeadLetter(**_summary(row), payload=row.payload, origin=origin)
+
+
+def _summary(row: Row[Any]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _SUMMARY.split(", ")}

@@ -1,0 +1,93 @@
+"""Whether the registry goes on saying that a blob is there when it is not (scenario 17)."""
+
+from coordinator.doctor.registry import failed
+from coordinator.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
+from coordinator.doctor.visit import Place, Visit
+from coordinator.domain.findings import Check, Finding
+from coordinator.registry.client import RegistryError, RegistryUnreachableError
+from coordinator.registry.images import Image, Layer
+
+#: The first look may fill a cache, the second is answered from it.
+LOOKS = 2
+
+
+def no_descriptor_cache(visit: Visit) -> Finding:
+    """Warm whatever caches there are at every place, let the blob vanish, and ask again; then let it be back."""
+    places = visit.places
+    if not places:
+        return finding(Check.NO_DESCRIPTOR_CACHE, [], visit.patient)
+    blob = visit.scratch.layer()
+    image = visit.scratch.image([blob])
+    try:
+        for each in image.blobs:
+            visit.scratch.push_blob(places[0].client, each)
+        warm = [place for place in places if all(_has(visit, place, blob) for _ in range(LOOKS))]
+    except RegistryError as error:
+        stuck = failed(visit) or [unproved(str(places[0]), str(error), AGAIN)]
+        return finding(Check.NO_DESCRIPTOR_CACHE, stuck, visit.patient)
+    cold = [
+        unproved(str(place), "it does not have a blob that was pushed", AGAIN) for place in places if place not in warm
+    ]
+    if not visit.scratch.is_stored(blob):
+        told = "a blob that was pushed is not in the shared bucket, and cannot be made to vanish"
+        parts = [follows(str(place), told, Check.SAME_ROOT) for place in places]
+        return finding(Check.NO_DESCRIPTOR_CACHE, parts, visit.patient)
+    with visit.scratch.vanished(blob):
+        gone = [_vanished(visit, place, blob, image) for place in warm]
+    back = [_back(visit, place, blob, part) for place, part in zip(warm, gone, strict=True)]
+    return finding(Check.NO_DESCRIPTOR_CACHE, [*cold, *back], visit.patient)
+
+
+def _vanished(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
+    """Ask, mount and push a manifest, while the blob's bytes are gone."""
+    where = str(place)
+    try:
+        wrong = []
+        if _has(visit, place, blob):
+            wrong.append("HEAD answers 200")
+        if _mounts(visit, place, blob):
+            wrong.append("a mount 201")
+        if _takes(visit, place, image):
+            wrong.append("a manifest that lists it 201")
+    except RegistryError as error:
+        return unproved(where, str(error), AGAIN)
+    if wrong:
+        return refuted(where, f"of a blob whose bytes are gone, {', '.join(wrong)}")
+    return proved(
+        where,
+        f"of a blob that {LOOKS} HEADs had found, once its bytes were gone, HEAD answers 404, a mount 202, "
+        "and a manifest that lists it is refused",
+    )
+
+
+def _back(visit: Visit, place: Place, blob: Layer, part: Part) -> Part:
+    """That the blob is served again belongs to the proof."""
+    try:
+        if _has(visit, place, blob):
+            return part
+    except RegistryError as error:
+        return unproved(str(place), str(error), AGAIN)
+    return refuted(str(place), "a blob whose bytes are back is still said to be gone: HEAD answers 404")
+
+
+def _has(visit: Visit, place: Place, blob: Layer) -> bool:
+    return place.client.has_blob(visit.scratch.repository, blob.digest)
+
+
+def _mounts(visit: Visit, place: Place, blob: Layer) -> bool:
+    try:
+        return visit.scratch.mount(place.client, blob)
+    except RegistryUnreachableError:
+        raise
+    except RegistryError:
+        return False  # no 201 all the same
+
+
+def _takes(visit: Visit, place: Place, image: Image) -> bool:
+    try:
+        visit.scratch.put_manifest(place.client, image)
+    except RegistryUnreachableError:
+        raise
+    except RegistryError:
+        return False
+    return True

@@ -1,0 +1,43 @@
+"""Whether Kafka keeps what it has acknowledged."""
+
+from collections.abc import Sequence
+
+from coordinator.doctor.verdicts import Part, finding, proved, refuted, unproved
+from coordinator.doctor.visit import Visit
+from coordinator.domain.findings import Check, Finding
+from coordinator.kafka.topics import EVENTS, TopicReport, verify_topics
+
+EMBEDDED = (
+    "The broker is for trying Baleen only: it acknowledges before it keeps, and may lose what it has acknowledged "
+    "without a trace. A reference in that would never be known, and its blob collected."
+)
+APACHE = (
+    "Set BALEEN_KAFKA_BOOTSTRAP to an Apache Kafka, version 3 or 4, of three brokers, and run `baleen topics create`."
+)
+
+
+def kafka_durable(visit: Visit) -> Finding:
+    """Look at the topics' configuration, and at whether the broker would show that a log was replaced."""
+    if visit.instruments.inspector.state(EVENTS).topic_id is None:
+        part = refuted(
+            "", "the broker gives topics no ids: that is Baleen's embedded one, or an Apache Kafka before 2.8"
+        )
+        return finding(Check.KAFKA_DURABLE, [part], visit.patient, meaning=EMBEDDED, mend=APACHE)
+    reports = verify_topics(visit.instruments.settings)
+    return finding(Check.KAFKA_DURABLE, [kept(report) for report in reports], visit.patient, mend=mend(reports))
+
+
+def kept(report: TopicReport) -> Part:
+    if report.findings:
+        return refuted("", " ".join(found.problem for found in report.findings))
+    if report.unverified:
+        return unproved(report.name, f"the broker does not tell {', '.join(report.unverified)}")
+    if report.replication == 1:
+        return proved(report.name, "1 replica: what is acknowledged is on one broker's disk, and lost with it")
+    return proved(
+        report.name, f"{report.replication} replicas, and the configuration that `baleen topics create` wants"
+    )
+
+
+def mend(reports: Sequence[TopicReport]) -> str | None:
+    return "\n".join(found.mend for report in reports for found in report.findings) or None

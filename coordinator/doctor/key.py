@@ -1,0 +1,207 @@
+"""What the key of the pod's registry is permitted to do in the bucket: the lines of its policy, by experiment.
+
+Each attempt is made with the pod's key on a scratch object that Baleen's key has stored; what is there afterwards
+decides, whatever the store said. Below prefixes of pods nothing is stored, not for a moment: there an upload is begun
+and aborted, and what is deleted was never there. Only a refusal that names the key's rights (`AccessDenied`) is a
+proof.
+What the registry needs is tried too: a key that may do nothing proves nothing about the registry.
+Not tried: putting a lifecycle, since no such request is harmless (each run of garbage collection looks for rules that
+delete: storage/port.py `keeps_versions`); overwriting and deleting the mark itself, for the same reason: an upload in
+parts of it is begun, and all else is tried on an object beside it.
+Not here: the policy (pods/policy.py), and what nobody can try: whether every process uses just this key.
+"""
+
+from collections.abc import Callable, Iterator
+
+from coordinator.doctor.scratch import CONTENT, PREFIXES_TRIED
+from coordinator.doctor.texts import key_policy
+from coordinator.doctor.verdicts import Part, finding, follows, proved, refuted, unproved
+from coordinator.doctor.visit import Visit
+from coordinator.domain.findings import Check, Finding
+from coordinator.domain.names import RepositoryName
+from coordinator.pods.policy import Line
+from coordinator.storage.layout import BLOBS, MARK, REPOSITORIES
+from coordinator.storage.trial import Attempt, TrialStore
+
+#: What a store answers that has no policies of buckets.
+_NO_POLICIES = frozenset({"NotImplemented", "MethodNotAllowed"})
+_MISSING = "NoSuchKey"
+#: Prefixes that a sentence names; the others are counted.
+NAMED = 3
+_IS_IT = "Is it the key that the registry uses?"
+
+#: Tries to change the object of a key, of which this is the version that is served, if there are versions.
+_Way = Callable[[str, str | None], Attempt]
+
+
+def cannot_delete(visit: Visit) -> Finding:
+    """Try to delete a scratch blob in every way there is. The key must be able to read and write it, though."""
+    key = visit.instruments.pod_store
+    if key is None:
+        part = unproved("", "the pod's key was not given")
+        given = (
+            "Give the key that the registry uses for the bucket (its secret Baleen must not know otherwise), for this "
+            f"command alone:\nBALEEN_POD_ACCESS_KEY=… BALEEN_POD_SECRET_KEY=… baleen pods doctor {visit.pod.name}\n"
+        )
+        return finding(Check.CANNOT_DELETE, [part], visit.patient, mend=f"{given}{key_policy(visit.patient)}")
+    blob = visit.scratch.layer()
+    # Nothing ties it to the registry's own: the reader compares the two.
+    parts = [proved("", f"tried with the access key {visit.instruments.settings.pod_access_key}")]
+    for what, attempt in _deletes(visit, key):
+        name = visit.scratch.put(blob)
+        parts.append(_refused(visit, name, blob.content, "a scratch blob", what, attempt, Line.BLOBS))
+    name = visit.scratch.put(blob)
+    tried = {
+        "PUT of the same bytes": key.attempt_put(name, blob.content),
+        "GET": key.attempt_get(name),
+        "LIST": key.attempt_list(BLOBS),
+    }
+    parts.append(_usable("of a scratch blob", tried, key.attempt_get(f"{name}-missing"), Line.BLOBS))
+    return finding(Check.CANNOT_DELETE, parts, visit.patient)
+
+
+def others_closed(visit: Visit) -> Finding:
+    """Use the pod's own prefixes, and try to read, write and delete outside of them."""
+    key = visit.instruments.pod_store
+    if key is None:
+        return _not_given(visit, Check.OTHERS_CLOSED)
+    pod, where = visit.pod, "a scratch object outside of every pod's prefixes"
+    parts = list(_closed(visit, key, visit.scratch.outside, where, Line.REPOSITORIES))
+    parts += _foreign(visit, key)
+    parts += [_own(visit, key, prefix) for prefix in pod.prefixes[:PREFIXES_TRIED]]
+    if len(pod.prefixes) > PREFIXES_TRIED:
+        parts.append(proved("", f"{len(pod.prefixes) - PREFIXES_TRIED} more prefixes of the pod were not tried"))
+    return finding(Check.OTHERS_CLOSED, parts, visit.patient)
+
+
+def quarantine_closed(visit: Visit) -> Finding:
+    """Try to read, write and delete in the quarantine and beside the mark, and to overwrite the mark."""
+    key, store = visit.instruments.pod_store, visit.instruments.store
+    if key is None:
+        return _not_given(visit, Check.QUARANTINE_CLOSED)
+    scratch = visit.scratch
+    tried = key.attempt_upload(MARK, store)
+    told = f"an upload of {MARK} that was begun and aborted: {tried.said}"
+    parts = [_verdict(told, tried, None, changed=tried.allowed)]
+    parts += _closed(visit, key, scratch.quarantined, "a scratch object in quarantine/", None)
+    parts += _closed(visit, key, scratch.beside_mark, f"a scratch object beside {MARK}", None)
+    return finding(Check.QUARANTINE_CLOSED, parts, visit.patient)
+
+
+def bucket_closed(visit: Visit) -> Finding:
+    """Try to set the bucket's versioning to what it is, and its policy to what no store accepts."""
+    key = visit.instruments.pod_store
+    if key is None:
+        return _not_given(visit, Check.BUCKET_CLOSED)
+    parts = []
+    status = visit.instruments.store.versioning()
+    if status is not None:
+        tried = key.attempt_versioning(status)
+        told = f"setting the bucket's versioning to what it is: {tried.said}"
+        parts.append(_verdict(told, tried, None, changed=tried.allowed))
+    tried = key.attempt_policy()
+    told = f"setting a policy of the bucket that is none: {tried.said}"
+    if tried.said in _NO_POLICIES:
+        parts.append(proved("", told))
+    else:
+        parts.append(_verdict(told, tried, None, changed=tried.allowed))
+    return finding(Check.BUCKET_CLOSED, parts, visit.patient)
+
+
+def _not_given(visit: Visit, check: Check) -> Finding:
+    return finding(check, [follows("", "the pod's key was not given", Check.CANNOT_DELETE)], visit.patient)
+
+
+def _deletes(visit: Visit, key: TrialStore) -> list[tuple[str, _Way]]:
+    ways: list[tuple[str, _Way]] = [
+        ("DELETE", lambda name, _: key.attempt_delete(name)),
+        ("DELETE of many", lambda name, _: key.attempt_delete_many(name)),
+    ]
+    if visit.instruments.store.versioning() is not None:
+        ways += [
+            ("DELETE of its version", key.attempt_delete),
+            ("DELETE of many versions", key.attempt_delete_many),
+        ]
+    return ways
+
+
+def _closed(visit: Visit, key: TrialStore, name: str, where: str, line: Line | None) -> Iterator[Part]:
+    """Try everything on a scratch object, which is stored anew for each."""
+    scratch = visit.scratch
+    read = key.attempt_get(scratch.put_object(name))
+    yield _verdict(f"GET of {where}: {read.said}", read, line, changed=read.allowed)
+    ways: list[tuple[str, _Way]] = [("PUT", lambda name, _: key.attempt_put(name, CONTENT[::-1]))]
+    for what, attempt in [*ways, *_deletes(visit, key)]:
+        yield _refused(visit, scratch.put_object(name), CONTENT, where, what, attempt, line)
+
+
+def _refused(visit: Visit, name: str, content: bytes, where: str, what: str, attempt: _Way, line: Line | None) -> Part:
+    """Try one way on an object that is there; the bytes decide, whatever the store said."""
+    store = visit.instruments.store
+    version = next((each.version for each in store.versions(name) if each.latest), None)
+    tried = attempt(name, version)
+    after = next((each for each in store.versions(name) if each.latest and not each.is_marker), None)
+    is_there = after is not None and store.head(name) is not None
+    is_same = is_there and after is not None and after.version == version and store.get(name) == content
+    became = "still there" if is_same else "overwritten" if is_there else "gone"
+    return _verdict(f"{what} of {where}: {tried.said}, and it is {became}", tried, line, changed=not is_same)
+
+
+def _foreign(visit: Visit, key: TrialStore) -> Iterator[Part]:
+    """Try below each prefix of other pods what leaves nothing there, and to read what is there."""
+    closed: list[str] = []
+    for prefix in visit.pod.foreign:
+        folder, name = f"{REPOSITORIES}{prefix}/", visit.scratch.absent(prefix)
+        tried = {
+            "beginning an upload": key.attempt_upload(name, visit.instruments.store),
+            "DELETE": key.attempt_delete(name),
+            "DELETE of many": key.attempt_delete_many(name),
+        }
+        if existing := visit.instruments.store.list(folder, limit=1):
+            tried["GET"] = key.attempt_get(existing[0].key)
+        if all(each.is_forbidden for each in tried.values()):
+            closed.append(f"{prefix}/")
+            continue
+        told = f"below {prefix}/, which is another pod's, {_said(tried)}"
+        reaches = any(each.allowed for each in tried.values())
+        yield refuted("", f"{told}; {_exceeds(Line.REPOSITORIES)}") if reaches else unproved("", told)
+    if closed:
+        named = ", ".join(closed[:NAMED]) + (f" and {len(closed) - NAMED} more" if len(closed) > NAMED else "")
+        yield proved("", f"below {named} of other pods uploads, DELETE and GET: AccessDenied")
+
+
+def _own(visit: Visit, key: TrialStore, prefix: RepositoryName) -> Part:
+    """Try below one of the pod's prefixes what the registry does there, so that nothing is left."""
+    name = visit.scratch.absent(prefix)
+    tried = {
+        "beginning an upload": key.attempt_upload(name, visit.instruments.store),
+        "LIST": key.attempt_list(f"{REPOSITORIES}{prefix}/"),
+        "DELETE": key.attempt_delete(name),
+    }
+    return _usable(f"below {prefix}/", tried, key.attempt_get(name), Line.REPOSITORIES)
+
+
+def _usable(where: str, tried: dict[str, Attempt], missing: Attempt, line: Line) -> Part:
+    """All of it must be allowed, and what is not there must be missing: else the registry cannot take a push."""
+    told = f"{where}, with the pod's key, {_said(tried)}"
+    if all(each.allowed for each in tried.values()) and missing.said == _MISSING:
+        return proved("", told)
+    if missing.said != _MISSING:
+        told += f"; GET of one that is not there: {missing.said}, and not {_MISSING}"
+    wrong = Line.LIST if all(each.allowed for what, each in tried.items() if what != "LIST") else line
+    return unproved("", f"{told} (line {wrong} of the policy). {_IS_IT}")
+
+
+def _verdict(told: str, tried: Attempt, line: Line | None, *, changed: bool) -> Part:
+    """Only that it was forbidden is a proof: whatever else kept it from happening may be otherwise the next time."""
+    if tried.is_forbidden and not changed:
+        return proved("", told)
+    return refuted("", f"{told}; {_exceeds(line)}") if changed else unproved("", told)
+
+
+def _exceeds(line: Line | None) -> str:
+    return "no line of the policy allows it" if line is None else f"the policy's line {line} does not allow it"
+
+
+def _said(tried: dict[str, Attempt]) -> str:
+    return ", ".join(f"{what}: {each.said}" for what, each in tried.items())

@@ -1,0 +1,98 @@
+"""One of each kind of thing that a registry tells of: manifests and indexes of both families, and a mount.
+
+Registries can be told to ignore events by action and by media type: that one kind is told says nothing of another.
+
+Route: `push` (at one place: all kinds; then a last blob into each repository) -> `report` (what was told of them).
+Not here: what it proves (events.py), what is tried of a whole image (visit.py).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from coordinator.doctor.scratch import Announcement, Scratch
+from coordinator.domain.names import RepositoryName
+from coordinator.kafka.tail import Told
+from coordinator.registry.client import RegistryError
+from coordinator.registry.images import DOCKER, OCI, Image, Index
+
+if TYPE_CHECKING:
+    from coordinator.doctor.visit import Place
+
+#: The names that manifests and indexes of each family have in proofs.
+FAMILIES: Final = {OCI: ("manifest", "index"), DOCKER: ("docker manifest", "docker manifest list")}
+MOUNT: Final = "mount"
+#: As which registries tell of any blob.
+OCTETS: Final = "application/octet-stream"
+
+
+class Kinds(NamedTuple):
+    """What was done at one place. A process tells of one thing after the other, so that the lasts prove the others."""
+
+    place: "Place"
+    manifests: dict[str, Image | Index]
+    #: By kind. Without the mount, if the registry mounts nothing.
+    done: dict[str, Announcement]
+    #: A blob in each repository, pushed after all that: what is of one repository is read in order.
+    lasts: dict[RepositoryName, Announcement]
+    #: Where it ended early, and why.
+    error: str | None = None
+
+
+class KindsReport(NamedTuple):
+    """What was told of it: the first record of each thing."""
+
+    kinds: Kinds
+    told: Mapping[str, Told]
+    lasts: Mapping[RepositoryName, Told]
+
+    @property
+    def missing(self) -> list[str]:
+        return [kind for kind in self.kinds.done if kind not in self.told]
+
+    @property
+    def overdue(self) -> list[str]:
+        """Kinds that will not come any more: the process that told of all else told of what was done later."""
+        sources = {told.record.source for told in (*self.told.values(), *self.lasts.values())}
+        if len(sources) != 1:
+            return []
+        return [kind for kind in self.missing if self.kinds.done[kind].repository in self.lasts]
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more is to come."""
+        return self.missing == self.overdue and self.lasts.keys() == self.kinds.lasts.keys()
+
+
+def push(scratch: Scratch, place: "Place") -> Kinds:
+    """Push and mount one of each; what went wrong is in the result."""
+    client, layer = place.client, scratch.layer()
+    kinds = Kinds(place, {}, {}, {})
+    try:
+        scratch.push_blob(client, layer)
+        for family, names in FAMILIES.items():
+            image = scratch.image([layer], family)
+            scratch.push_blob(client, image.config)
+            kinds.manifests.update(zip(names, (image, scratch.index([image], family)), strict=True))
+        for kind, manifest in kinds.manifests.items():
+            scratch.put_manifest(client, manifest)
+            kinds.done[kind] = Announcement("push", scratch.repository, manifest.digest)
+        if scratch.mount(client, layer):
+            kinds.done[MOUNT] = Announcement("mount", scratch.other, layer.digest)
+        for repository in dict.fromkeys(each.repository for each in kinds.done.values()):
+            last = scratch.layer()
+            scratch.push_blob(client, last, repository)
+            kinds.lasts[repository] = Announcement("push", repository, last.digest)
+    except RegistryError as error:
+        return kinds._replace(error=str(error))
+    return kinds
+
+
+def report(kinds: Kinds, announced: Callable[[Announcement], Told | None]) -> KindsReport:
+    told = {kind: found for kind, each in kinds.done.items() if (found := announced(each)) is not None}
+    lasts = {name: found for name, each in kinds.lasts.items() if (found := announced(each)) is not None}
+    return KindsReport(kinds, told, lasts)
+
+
+def listed(manifest: Image | Index) -> set[str]:
+    """The digests that a manifest or an index lists."""
+    return {each.digest for each in (manifest.manifests if isinstance(manifest, Index) else manifest.blobs)}

@@ -1,0 +1,293 @@
+"""What a visit makes, and takes away again: random blobs and images in repositories that only doctors use.
+
+Objects that a pod's key is tried on are below no repository: nothing that lists repositories or links sees them.
+Invariants: a blob is made to vanish, and its bytes are deleted, only if this visit made it of random bytes and the
+table knows nobody else who needs it; keys are deleted only below the scratch repositories, and of those blobs.
+What a visit left that was killed is found by the next one: its links and holdings go, its bytes are left to garbage
+collection, which asks the whole table first.
+Not here: what is tried with it.
+"""
+
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from coordinator.db.connection import Connections
+from coordinator.doctor import scratch_table as scratch
+from coordinator.doctor.table import ExaminedPod
+from coordinator.domain.names import Digest, RepositoryName, parse_digest, parse_repository
+from coordinator.errors import BaleenError, ConflictError
+from coordinator.registry.client import RegistryClient, RegistryError, RegistryNotFoundError
+from coordinator.registry.images import OCI, Format, Image, Index, Layer, make_image, make_index, make_layer
+from coordinator.storage.layout import MARK, QUARANTINE, REPOSITORIES, blob_key, repository_prefix
+from coordinator.storage.trial import TrialStore
+
+#: Under `<first prefix>/`, in every pod: no name for anything else.
+NAME = "baleen-doctor-"
+#: What follows it, and what the name of a visit's second repository ends with.
+_MARK = "[0-9a-f]{16}"
+OTHER = "-other"
+#: What follows it in the name of an object that the pod's key is tried on, and what is in it; the pod's name ends it.
+BY = "-by-"
+CONTENT = b"A doctor's scratch object: it may be deleted."
+LAYER_BYTES = 2000
+#: Of one pod, with its key.
+PREFIXES_TRIED = 100
+#: What a registry answers that does not delete.
+METHOD_NOT_ALLOWED = 405
+
+
+class Announcement(NamedTuple):
+    """Something that a registry did, and is to tell."""
+
+    action: str
+    repository: RepositoryName
+    digest: str
+
+
+class Scratch:
+    """One visit's scratch repositories, and a ledger of all that may be in them."""
+
+    def __init__(self, pod: ExaminedPod, store: TrialStore, connections: Connections) -> None:
+        self._pod = pod
+        self._store = store
+        self._connections = connections
+        mark = secrets.token_hex(8)
+        self.repository = parse_repository(f"{pod.prefix}/{NAME}{mark}")
+        #: For mounts.
+        self.other = parse_repository(f"{pod.prefix}/{NAME}{mark}{OTHER}")
+        self.repositories = (self.repository, self.other)
+        self._object = f"{NAME}{mark}{BY}{pod.name}"
+        #: Objects that the pod's key is tried on: in the quarantine, but no copy; beside the mark; and outside of every
+        #: pod's prefixes, but no repository, as it has no folder.
+        self.quarantined = f"{QUARANTINE}{self._object}"
+        self.beside_mark = f"{MARK}.{self._object}"
+        self.outside = f"{REPOSITORIES}{self._object}"
+        #: What registries have done, as they answered.
+        self.done: set[Announcement] = set()
+        self._contents: dict[Digest, bytes] = {}
+        #: What may be in the repositories, also where an answer never came.
+        self._layers: dict[tuple[RepositoryName, str], None] = {}
+        self._manifests: dict[tuple[RepositoryName, str], None] = {}
+        self._objects: dict[str, None] = {}
+        #: Of ours, what others have got hold of: it is theirs.
+        self._needed: set[Digest] = set()
+
+    # Making
+
+    def layer(self) -> Layer:
+        return self._noted(make_layer(secrets.token_hex(32), LAYER_BYTES))
+
+    def image(self, layers: Sequence[Layer], family: Format = OCI) -> Image:
+        image = make_image(secrets.token_hex(32), layers, kind=family)
+        self._noted(image.config)
+        self._contents[parse_digest(image.digest)] = image.content
+        return image
+
+    def index(self, children: Sequence[Image], family: Format = OCI) -> Index:
+        index = make_index(children, family)
+        self._contents[parse_digest(index.digest)] = index.content
+        return index
+
+    def push_blob(self, client: RegistryClient, blob: Layer, repository: RepositoryName | None = None) -> None:
+        """Upload into one of our repositories, the first if none is named."""
+        name = repository or self.repository
+        self.finish_upload(client, client.begin_upload(name), blob, name)
+
+    def finish_upload(
+        self, client: RegistryClient, session: str, blob: Layer, repository: RepositoryName | None = None
+    ) -> None:
+        name = repository or self.repository
+        self._layers[name, blob.digest] = None
+        client.finish_upload(session, blob.digest, iter((blob.content,)), len(blob.content))
+        self.done.add(Announcement("push", name, blob.digest))
+
+    def mount(self, client: RegistryClient, blob: Layer) -> bool:
+        """Mount into the other repository; whether the registry let us."""
+        self._layers[self.other, blob.digest] = None
+        mounted = client.mount_blob(self.other, blob.digest, self.repository)
+        if mounted:
+            self.done.add(Announcement("mount", self.other, blob.digest))
+        return mounted
+
+    def put_manifest(self, client: RegistryClient, image: Image | Index, user_agent: str | None = None) -> None:
+        self._manifests[self.repository, image.digest] = None
+        client.put_manifest(self.repository, image.digest, image.media_type, image.content, user_agent=user_agent)
+        self.done.add(Announcement("push", self.repository, image.digest))
+
+    def delete_manifest(self, client: RegistryClient, digest: str) -> None:
+        client.delete_manifest(self.repository, digest)
+        self.done.add(Announcement("delete", self.repository, digest))
+
+    def _noted(self, layer: Layer) -> Layer:
+        self._contents[parse_digest(layer.digest)] = layer.content
+        return layer
+
+    # In storage, with Baleen's own key
+
+    def put(self, blob: Layer) -> str:
+        """Store a blob that no repository links, and return its key."""
+        key = self._own_key(blob.digest)
+        self._store.put(key, blob.content)
+        return key
+
+    def put_object(self, key: str) -> str:
+        """Store `CONTENT` under a key of `quarantined`, `beside_mark` or `outside`."""
+        self._objects[key] = None
+        self._store.put(key, CONTENT)
+        return key
+
+    def absent(self, prefix: RepositoryName) -> str:
+        """A key below a prefix at which nothing is ever stored: an object there would pass for the pod's own.
+
+        A reconcile believes that the pod stores its links here as soon as there is any object below its prefixes.
+        """
+        key = f"{REPOSITORIES}{prefix}/{self._object}"
+        self._objects[key] = None  # A delete that is allowed leaves a marker.
+        return key
+
+    def is_stored(self, blob: Layer) -> bool:
+        return self._store.head(blob_key(parse_digest(blob.digest))) is not None
+
+    @contextmanager
+    def vanished(self, blob: Layer) -> Iterator[None]:
+        """Let a blob be gone until the block ends; raises ConflictError if anybody else needs it."""
+        key = self._own_key(blob.digest)
+        self._store.delete(key)
+        try:
+            yield
+        finally:
+            self._bring_back(key, blob.content)
+
+    def _bring_back(self, key: str, content: bytes) -> None:
+        for version in self._store.versions(key):
+            if version.latest and version.is_marker:
+                self._store.remove_marker(key, version.version)
+        if self._store.head(key) is None:
+            self._store.put(key, content)
+
+    def _own_key(self, digest: str) -> str:
+        """The key of a blob that is ours to do with as we like; raises ConflictError for any other."""
+        ours = parse_digest(digest)
+        if ours not in self._contents:
+            raise ConflictError(f"{digest} was not made by this visit: it is not touched.")
+        with self._connections.use() as connection:
+            if scratch.needed_elsewhere(connection, [ours], self.repositories):
+                raise ConflictError(f"{digest} is needed by others too: it is not touched.")
+        return blob_key(ours)
+
+    # Taking away
+
+    def clean(self, clients: Sequence[RegistryClient], is_quiet: Callable[[], bool]) -> list[str]:
+        """Take everything away, as far as that can be done; return in sentences what could not be.
+
+        `is_quiet` waits until all that is `done` was told and applied, and says whether it was. Does not raise.
+        """
+        problems: list[str] = []
+
+        def attempt(step: Callable[[], None]) -> bool:
+            try:
+                step()
+            except BaleenError as error:
+                problems.append(str(error))
+                return False
+            return True
+
+        def await_quiet() -> None:
+            if not is_quiet():
+                raise BaleenError(
+                    "Not all that the visit did was told and applied: what comes later is taken away by a reconcile."
+                )
+
+        attempt(lambda: self._delete_by_registry(clients))
+        quiet = attempt(await_quiet)
+        erased = attempt(self._erase)
+        attempt(lambda: self._forget(entirely=quiet and erased))
+        attempt(self._demand_nothing)
+        return problems
+
+    def _delete_by_registry(self, clients: Sequence[RegistryClient]) -> None:
+        """Delete what the registry lets us, at the first of its processes that answers."""
+        for client in clients:
+            try:
+                # An index before what it lists.
+                for repository, digest in reversed(self._manifests):
+                    self._delete(client.delete_manifest, repository, digest)
+                for repository, digest in self._layers:
+                    self._delete(client.delete_blob, repository, digest)
+            except RegistryError:
+                continue
+            return
+
+    def _delete(self, call: Callable[[str, str], None], repository: RepositoryName, digest: str) -> None:
+        """Delete something, if it is there and the registry deletes at all."""
+        try:
+            call(repository, digest)
+        except RegistryNotFoundError:
+            return
+        except RegistryError as error:
+            if error.registry_status != METHOD_NOT_ALLOWED:
+                raise
+        else:
+            self.done.add(Announcement("delete", repository, digest))
+
+    def _erase(self) -> None:
+        for repository in self.repositories:
+            self._store.erase_below(repository_prefix(repository))
+        self._store.erase(self._objects)
+        with self._connections.use() as connection:
+            needed = self._needed = scratch.needed_elsewhere(connection, self._contents, self.repositories)
+        self._store.erase(blob_key(digest) for digest in self._contents if digest not in needed)
+        if needed:
+            raise ConflictError(f"{len(needed)} blobs of the visit are needed by others by now: they are left to them.")
+
+    def _forget(self, *, entirely: bool) -> None:
+        with self._connections.use() as connection:
+            if entirely:
+                scratch.forget(connection, self.repositories, self._contents)
+            else:
+                scratch.empty(connection, self.repositories)
+
+    def _demand_nothing(self) -> None:
+        """Look again: a registry that is asked to delete may be writing still."""
+        keys = [key.key for name in self.repositories for key in self._store.list(repository_prefix(name), limit=1)]
+        blobs = [blob_key(digest) for digest in self._contents if digest not in self._needed]
+        keys += [key for key in (*blobs, *self._objects) if self._store.head(key) is not None]
+        with self._connections.use() as connection:
+            rows = scratch.left(connection, self.repositories)
+        if keys or rows:
+            raise BaleenError(f"Left of the visit: {len(keys)} objects such as {keys[:1]}, {rows} rows of the table.")
+
+
+def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections) -> int:
+    """Take away what visits left that were killed; return how many repositories. Only while no other visit runs."""
+    beginning = f"{pod.prefix}/{NAME}"
+    with connections.use() as connection:
+        names = set(scratch.repositories_like(connection, pod.id, beginning))
+    folders = store.folders(f"{REPOSITORIES}{beginning}")
+    names |= {RepositoryName(f"{pod.prefix}/{folder.rstrip('/').rpartition('/')[2]}") for folder in folders}
+    # Of one that has nothing but deleted versions no listing tells.
+    ours = {
+        RepositoryName(match[0] + other)
+        for name in names
+        if (match := re.match(rf"{re.escape(beginning)}{_MARK}(?=(?:{OTHER})?$)", name)) is not None
+        for other in ("", OTHER)
+    }
+    cleaned = 0
+    for name in sorted(ours):
+        with connections.use() as connection:
+            rows = scratch.left(connection, [name])
+            scratch.empty(connection, [name])
+        cleaned += bool(rows + store.erase_below(repository_prefix(name)))
+    store.abort_uploads(MARK)
+    for beginning in _objects_like(pod):
+        store.erase(store.left_by(beginning, re.compile(rf"{NAME}{_MARK}{BY}{re.escape(pod.name)}$")))
+    return cleaned
+
+
+def _objects_like(pod: ExaminedPod) -> list[str]:
+    """What the keys begin with of objects that a visit has tried the pod's key on."""
+    own = [f"{REPOSITORIES}{prefix}/{NAME}" for prefix in pod.prefixes[:PREFIXES_TRIED]]
+    return [f"{QUARANTINE}{NAME}", f"{MARK}.{NAME}", f"{REPOSITORIES}{NAME}", *own]

@@ -1,0 +1,74 @@
+"""Whether the registry uses our object store, whether that keeps versions, and whether pods own all that is in it.
+
+Not here: what the pod's key is permitted to do (key.py).
+"""
+
+from coordinator.doctor.registry import failed
+from coordinator.doctor.verdicts import Part, finding, proved, refuted
+from coordinator.doctor.visit import Push, Visit
+from coordinator.domain.findings import Check, Finding
+from coordinator.domain.perimeter import NAMES_LIMIT, unowned
+from coordinator.domain.pods import Linker
+from coordinator.gc import unowned as perimeter
+from coordinator.storage.trial import ENABLED
+
+QUARANTINE = (
+    "The bucket keeps no versions, so quarantine copies will be used: a blob is hidden by moving its bytes aside. That "
+    "is as safe, and costs a copy of each blob that is collected."
+)
+
+
+def same_root(visit: Visit) -> Finding:
+    """Look in the shared bucket and root for what was pushed."""
+    parts = [*failed(visit), *(_stored(visit, push) for push in visit.pushes if push.error is None)]
+    return finding(Check.SAME_ROOT, parts, visit.patient)
+
+
+def _stored(visit: Visit, push: Push) -> Part:
+    where, store = str(push.place), visit.instruments.store
+    there, missing = visit.stored(push)
+    root = f"bucket {store.bucket}, root /{store.root.rstrip('/')}"
+    if missing:
+        return refuted(
+            where,
+            f"of {len(there) + len(missing)} objects that an image leaves, {len(missing)} are not in {root}, "
+            f"such as {missing[0]}",
+        )
+    what = "bytes and links" if visit.pod.linker is Linker.LINK else "bytes"
+    return proved(where, f"all {what} of an image, {len(there)} objects, are in {root}")
+
+
+def versioned(visit: Visit) -> Finding:
+    """Ask the bucket, and try on a blob what garbage collection does: delete it, and bring it back."""
+    store = visit.instruments.store
+    status = store.versioning()
+    if status != ENABLED:
+        told = "has no versioning" if status is None else f"has its versioning {status.lower()}"
+        part = proved("", f"bucket {store.bucket} {told}")
+        return finding(Check.VERSIONED, [part], visit.patient, meaning=QUARANTINE)
+    blob = visit.scratch.layer()
+    key = visit.scratch.put(blob)
+    with visit.scratch.vanished(blob):
+        hidden = store.head(key) is None
+        kept = [version for version in store.versions(key) if not version.is_marker]
+        marker = next((version for version in store.versions(key) if version.is_marker and version.latest), None)
+        restored = marker is not None and store.remove_marker(key, marker.version) and store.get(key) == blob.content
+    told = (
+        f"bucket {store.bucket} has versioning {status}; of a scratch blob that was deleted, "
+        f"{'nothing' if hidden else 'something'} was served and {len(kept)} versions were kept, and without the marker "
+        f"{'it was back' if restored else 'it was not back'}"
+    )
+    part = proved("", told) if hidden and len(kept) == 1 and restored else refuted("", told)
+    return finding(Check.VERSIONED, [part], visit.patient)
+
+
+def repositories_owned(visit: Visit) -> Finding:
+    """List the root for repositories of no pod, as each run does, and let status and runs know what was found."""
+    listing = perimeter.look(visit.instruments.connections, visit.instruments.store)
+    if not listing.names:
+        owned = proved("", "a listing of the root shows no repository that no pod owns")
+        return finding(Check.REPOSITORIES_OWNED, [owned], visit.patient)
+    sentence = unowned(listing, NAMES_LIMIT)
+    # All the names that are known: a finding shortens its parts.
+    found = finding(Check.REPOSITORIES_OWNED, [refuted("", sentence)], visit.patient)
+    return found._replace(proof=sentence)

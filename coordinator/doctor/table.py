@@ -1,0 +1,216 @@
+"""What doctors found out about pods: the rows, and what a visit asks the table.
+
+Route: `examined` -> the visit (coordinator/pods/doctor) -> `concluding` and `write`; pods/view.py shows it. Of the
+scheduler's own visits: `unexamined` -> the visit -> `write` if all is proved, else `write_failed`.
+Invariant: whoever counts and is not in what `concluding` gave, or has come back since the visit began, is told as
+newer: the visit was of another life, or of none. No clock is asked, which may be set back.
+Not here: the experiments, and what holds garbage collection (domain/findings.py).
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final, LiteralString, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.db import locks
+from coordinator.db.locks import PODS_LOCK
+from coordinator.domain.findings import Finding
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.pods import Linker, PodMode, ProbeMethod
+from coordinator.errors import ConflictError, NotFoundError, UsageError
+
+#: A constant of ours in the space of advisory locks of two numbers; the other is the pod's id.
+VISITS = 0x62616C69
+
+#: Processes that may run, as far as is known.
+_COUNTING: Final[LiteralString] = "pod_id = %s AND dead_since IS NULL AND retired_at IS NULL"
+
+#: Prefixes of other pods that one visit tries the pod's key on.
+FOREIGN_LIMIT = 100
+
+
+class ExaminedPod(NamedTuple):
+    """A pod as a visit has to know it."""
+
+    id: int
+    name: PodName
+    mode: PodMode
+    linker: Linker
+    #: The first of the prefixes that it owns.
+    prefix: RepositoryName
+    #: All of them, in order.
+    prefixes: tuple[RepositoryName, ...]
+    #: Prefixes of other pods, FOREIGN_LIMIT at most.
+    foreign: tuple[RepositoryName, ...]
+    registries: tuple[str, ...]
+    #: URL and address of each place at which something has answered the prober at some time.
+    answered: frozenset[tuple[str, str]]
+    #: The life, as the visit began, of each process that may run.
+    lives: Mapping[str, int]
+    #: How its registry is asked how far it has reported.
+    probe: ProbeMethod = ProbeMethod.PUSH
+    #: Its registry sends events.
+    managed: bool = True
+
+
+def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
+    """Return the pod; raises NotFoundError."""
+    row = connection.execute(
+        """
+        SELECT p.id, p.mode, p.linker, p.registries,
+               ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY x.prefix),
+               ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id <> p.id ORDER BY x.prefix LIMIT %s),
+               p.probe, p.managed
+        FROM pods p WHERE p.name = %s
+        """,
+        (FOREIGN_LIMIT, name),
+    ).fetchone()
+    if row is None:
+        raise NotFoundError(f"There is no pod {name}: see `baleen pods list`.")
+    if not row[4]:
+        raise UsageError(f"Pod {name} owns no prefix: there is nowhere to try anything.")
+    answered = connection.execute(
+        "SELECT url, address FROM endpoints WHERE pod_id = %s AND answered_at IS NOT NULL", (row[0],)
+    )
+    lives = connection.execute(f"SELECT instance_id, life FROM sources WHERE {_COUNTING}", (row[0],))
+    return ExaminedPod(
+        row[0],
+        name,
+        PodMode(row[1]),
+        Linker(row[2]),
+        RepositoryName(row[4][0]),
+        tuple(RepositoryName(each) for each in row[4]),
+        tuple(RepositoryName(each) for each in row[5]),
+        tuple(row[3]),
+        frozenset((each[0], each[1]) for each in answered),
+        {each[0]: each[1] for each in lives},
+        ProbeMethod(row[6]),
+        row[7],
+    )
+
+
+def token_sha256(connection: Connection[Any], pod: ExaminedPod) -> bytes:
+    """By which ingest knows the pod's events; nobody but Baleen has it."""
+    row = connection.execute("SELECT event_token_sha256 FROM pods WHERE id = %s", (pod.id,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"There is no pod {pod.name} any more.")
+    return bytes(row[0])
+
+
+@contextmanager
+def visiting(connection: Connection[Any], pod: ExaminedPod) -> Iterator[None]:
+    """Be the only visit of the pod until the block ends; raises ConflictError. The lock ends with the connection."""
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (VISITS, pod.id)).fetchone()
+    if row is None or not row[0]:
+        raise ConflictError(f"Another doctor is with pod {pod.name}: wait until that visit has ended.")
+    try:
+        yield
+    finally:
+        connection.execute("SELECT pg_advisory_unlock(%s, %s)", (VISITS, pod.id))
+
+
+@contextmanager
+def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[str]]:
+    """Give the instance ids of the processes that may run, as far as is known, and let none be added in the block.
+
+    Raises ConflictError if the pod's registries are not those that the visit went to, or are probed in another way. It
+    is one transaction.
+    """
+    with connection.transaction():
+        # Who changes pods or finds processes waits until the findings are written.
+        connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
+        locks.enter(connection, alone=True)
+        row = connection.execute("SELECT registries, probe, managed FROM pods WHERE id = %s", (pod.id,)).fetchone()
+        if row is None or set(row[0]) != set(pod.registries) or row[1] != pod.probe or row[2] != pod.managed:
+            raise ConflictError(
+                f"The registries of pod {pod.name}, how they are probed, or whether it is managed, were changed during "
+                "the visit: nothing was written, run it again."
+            )
+        found = connection.execute(f"SELECT instance_id FROM sources WHERE {_COUNTING}", (pod.id,))
+        yield {row[0] for row in found}
+
+
+def unexamined(connection: Connection[Any]) -> dict[PodName, frozenset[tuple[int, int]]]:
+    """Return pods that a doctor has examined, with the ids and lives of processes of theirs that no visit was of.
+
+    Only once a probe has come back from each such process: then those that it replaced are known to have ended.
+    Processes of pods whose registries send no events are not known.
+    """
+    found: dict[PodName, set[tuple[int, int]]] = {}
+    unheard: set[PodName] = set()
+    for name, source, life, is_heard in connection.execute(
+        """
+        SELECT p.name, s.id, s.life, s.heard_at IS NOT NULL FROM sources s JOIN pods p ON p.id = s.pod_id
+        WHERE p.managed AND s.retired_at IS NULL AND s.dead_since IS NULL AND s.examined_life IS DISTINCT FROM s.life
+          AND EXISTS (SELECT FROM findings f WHERE f.pod_id = p.id)
+        """
+    ):
+        found.setdefault(PodName(name), set()).add((source, life))
+        if not is_heard:
+            unheard.add(PodName(name))
+    return {name: frozenset(processes) for name, processes in found.items() if name not in unheard}
+
+
+def write_failed(connection: Connection[Any], pod: PodName, why: Sequence[str]) -> None:
+    """Note that the scheduler's own visit did not prove this; what an earlier visit found stays."""
+    connection.execute(
+        """
+        INSERT INTO failed_examinations (pod_id, at, why)
+        SELECT id, clock_timestamp(), %s::text[] FROM pods WHERE name = %s
+        ON CONFLICT (pod_id) DO UPDATE SET (at, why) = (excluded.at, excluded.why)
+        """,
+        (list(why), pod),
+    )
+
+
+def write(
+    connection: Connection[Any], pod: ExaminedPod, findings: Sequence[Finding], kept: Collection[str] = ()
+) -> None:
+    """Let these be what is known of the pod, in place of what was; in the block of `concluding`.
+
+    `kept`: checks that were not made, whose findings stay.
+    """
+    connection.execute('DELETE FROM findings WHERE pod_id = %s AND "check" <> ALL (%s)', (pod.id, list(kept)))
+    connection.execute("DELETE FROM failed_examinations WHERE pod_id = %s", (pod.id,))
+    connection.cursor().executemany(
+        """
+        INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend, found_at)
+        VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp())
+        """,
+        [(pod.id, each.check, each.verdict, each.meaning, each.proof, each.mend) for each in findings],
+    )
+    # One that came back during the visit was perhaps met only before that. Of one that did not count when the visit
+    # began it can be no life but the first.
+    connection.execute(
+        f"""
+        WITH counting AS MATERIALIZED (
+            SELECT id, instance_id FROM sources WHERE {_COUNTING} ORDER BY id FOR NO KEY UPDATE
+        )
+        UPDATE sources s SET examined_life = coalesce(b.life, 1)
+        FROM counting c LEFT JOIN unnest(%s::text[], %s::int[]) b (instance_id, life) USING (instance_id)
+        WHERE s.id = c.id
+        """,
+        (pod.id, list(pod.lives), list(pod.lives.values())),
+    )
+
+
+def now(connection: Connection[Any]) -> datetime:
+    """The clock by which everything is measured."""
+    row = connection.execute("SELECT clock_timestamp()").fetchone()
+    assert row is not None
+    found: datetime = row[0]
+    return found
+
+
+def applied_up_to(connection: Connection[Any], topic: str, ends: Mapping[int, int]) -> bool:
+    """Whether every record before these offsets, by partition, is applied."""
+    stands = {
+        row[0]: row[1]
+        for row in connection.execute(
+            "SELECT partition, next_offset FROM partition_progress WHERE topic = %s AND partition = ANY(%s)",
+            (topic, list(ends)),
+        )
+    }
+    return all(stands.get(number, 0) >= end for number, end in ends.items())

@@ -1,0 +1,97 @@
+"""What garbage collection goes by, in one answer: pods, watermarks, reconciles, brakes.
+
+The same questions as those of `/v1/status` and `/v1/pods`: what an operator sees there is what collection goes by.
+Not here: what follows (domain/gc.py), asking from a thread (gc/facts.py).
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from datetime import timedelta
+from typing import NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from coordinator.domain.gc import Facts, PodFacts, Times
+from coordinator.domain.pods import Linker
+from coordinator.gc import controls_view as brakes
+from coordinator.gc import mark_view as mark
+from coordinator.gc import unowned_table as perimeter
+from coordinator.pods import view as queries
+
+#: Gives the facts as they are now.
+ReadFacts = Callable[[AsyncConnection], Awaitable[Facts]]
+
+_LINKERS = text("SELECT name, linker FROM pods")
+_NOW = text("SELECT clock_timestamp()")
+_LISTING = text(perimeter.READ)
+
+
+class Known(NamedTuple):
+    """The facts, and what they were made of."""
+
+    facts: Facts
+    truths: Mapping[str, queries.Truth]
+    #: Open dead letters of pods that are not registered.
+    orphans: int
+
+
+#: Gives the facts as they are now, and what they were made of.
+ReadKnown = Callable[[AsyncConnection], Awaitable[Known]]
+
+
+def facts_of(read: ReadKnown) -> ReadFacts:
+    """Read the facts alone."""
+
+    async def facts(connection: AsyncConnection) -> Facts:
+        return (await read(connection)).facts
+
+    return facts
+
+
+async def known(
+    connection: AsyncConnection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()
+) -> Known:
+    """Read the facts. The time first, and watermarks before what may hold them: so nothing is thought too late."""
+    now = await connection.scalar(_NOW)
+    switch = await brakes.switch(connection)
+    truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
+    orphans = await queries.orphaned_dead_letters(connection)
+    listing = perimeter.listing((await connection.execute(_LISTING)).one_or_none())
+    linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
+    # Every hold that is not of one pod is added here, once: status, plan, permit and metrics all read it.
+    held = await mark.held(connection)
+    held += await brakes.held(connection)
+    held += told_of_orphans(orphans)
+    # A pod that was removed between the questions had nothing left; one that was added holds everything until it is
+    # known.
+    unknown = sorted(linkers.keys() - truths.keys())
+    held += [f"pod {name}: it was only just added" for name in unknown]
+    facts = Facts(
+        now,
+        times,
+        [
+            PodFacts(
+                name,
+                truth.mark.at,
+                truth.reconciled_at,
+                has_links=linkers.get(name, Linker.LINK) == Linker.LINK,
+                held_by=truth.reasons(name),
+                paused_until=truth.mark.paused_until,
+                managed=truth.managed,
+            )
+            for name, truth in sorted(truths.items())
+        ],
+        None if switch.enabled else switch.why,
+        held,
+        sorted(in_spite_of),
+        listing,
+    )
+    return Known(facts, truths, orphans)
+
+
+def told_of_orphans(letters: int) -> list[str]:
+    if not letters:
+        return []
+    what = "1 open dead letter" if letters == 1 else f"{letters} open dead letters"
+    remedy = "register each pod with `baleen pods add` and its prefixes, then `baleen dead-letters retry --pod …`"
+    return [f"{what} of pods that are not registered: {remedy}"]

@@ -1,0 +1,173 @@
+"""What stops garbage collection: the kill switch, pins and holds. All fail closed: what cannot be read stops it.
+
+They are read in the same transactions that act (gc/table.py), so that they take effect at once and in every process.
+Each change advances the epoch (table/epochs.py), so that a database from before it is noticed.
+Route: the API -> `put_switch`, `put_hold`, … on its engine; the command, where no API answers, and whoever has a
+connection -> `turn`, `hold`, … What an operator decides about a single blob is in the ledger, too.
+Not here: how they are shown (gc/controls_view.py), bringing an undeleted blob back (gc/restore.py: only workers touch
+storage).
+"""
+
+import datetime
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.domain.lifecycle import CONCEALED, BlobState
+from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.domain.reasons import reason
+from coordinator.errors import ConflictError, NotFoundError
+from coordinator.table.epochs import ADVANCE, changing
+from coordinator.table.ledger import Decision
+
+
+class Switch(NamedTuple):
+    enabled: bool
+    why: str
+    changed_at: datetime.datetime | None
+
+
+class Hold(NamedTuple):
+    scope: str
+    why: str
+    held_at: datetime.datetime
+
+
+#: What is said while nobody has ever turned it.
+NEVER_ON = Switch(enabled=False, why="it was never switched on: `baleen gc on --why …`", changed_at=None)
+
+_TURN = """
+INSERT INTO gc_switch (enabled, why) VALUES (%s, %s)
+ON CONFLICT (id) DO UPDATE SET enabled = excluded.enabled, why = excluded.why, changed_at = now()
+"""
+_HOLD = "INSERT INTO holds (scope, why) VALUES (%s, %s) ON CONFLICT (scope) DO UPDATE SET why = excluded.why"
+_RELEASE = "DELETE FROM holds WHERE scope = %s"
+_PIN = "INSERT INTO pins (digest, why) VALUES (%s, %s) ON CONFLICT (digest) DO UPDATE SET why = excluded.why"
+_UNPIN = "DELETE FROM pins WHERE digest = %s RETURNING why"
+_NOTE = "INSERT INTO gc_ledger (digest, decision, why) VALUES (%s, %s, %s)"
+
+
+def switch(connection: Connection[Any]) -> Switch:
+    row = connection.execute("SELECT enabled, why, changed_at FROM gc_switch").fetchone()
+    return NEVER_ON if row is None else Switch(*row)
+
+
+def turn(connection: Connection[Any], why: str, *, on: bool) -> None:
+    """Turn the kill switch: nothing that asks after this returns goes on."""
+    _change(connection, _TURN, (on, why))
+
+
+def holds(connection: Connection[Any]) -> list[Hold]:
+    return [Hold(*row) for row in connection.execute("SELECT scope, why, held_at FROM holds ORDER BY scope")]
+
+
+def hold(connection: Connection[Any], scope: str, why: str) -> None:
+    _change(connection, _HOLD, (scope, why))
+
+
+def release(connection: Connection[Any], scope: str) -> bool:
+    return _change(connection, _RELEASE, (scope,)) > 0
+
+
+def pin(connection: Connection[Any], digest: Digest, why: str) -> None:
+    _change(connection, _PIN, (digest, why))
+
+
+def unpin(connection: Connection[Any], digest: Digest) -> bool:
+    return _change(connection, _UNPIN, (digest,)) > 0
+
+
+def _change(connection: Connection[Any], statement: str, values: tuple[Any, ...]) -> int:
+    with connection.transaction():
+        changed = connection.execute(statement, values).rowcount
+        connection.execute(ADVANCE)
+    return changed
+
+
+async def put_switch(engine: AsyncEngine, why: str, *, on: bool) -> None:
+    """As `turn`."""
+    async with changing(engine) as connection:
+        await connection.exec_driver_sql(_TURN, (on, reason(why)))
+
+
+async def put_hold(engine: AsyncEngine, scope: RepositoryName, why: str) -> None:
+    async with changing(engine) as connection:
+        await connection.exec_driver_sql(_HOLD, (scope, reason(why)))
+
+
+async def remove_hold(engine: AsyncEngine, scope: RepositoryName) -> None:
+    """Raises NotFoundError."""
+    async with changing(engine) as connection:
+        if not (await connection.exec_driver_sql(_RELEASE, (scope,))).rowcount:
+            raise NotFoundError(f"{scope} is not held: see `baleen gc holds`.")
+
+
+async def put_pin(engine: AsyncEngine, digest: Digest, why: str) -> None:
+    async with changing(engine) as connection:
+        await connection.exec_driver_sql(_PIN, (digest, reason(why)))
+        await _note(connection, digest, Decision.PINNED, reason(why))
+
+
+async def remove_pin(engine: AsyncEngine, digest: Digest) -> None:
+    """Raises NotFoundError."""
+    async with changing(engine) as connection:
+        row = (await connection.exec_driver_sql(_UNPIN, (digest,))).one_or_none()
+        if row is None:
+            raise NotFoundError(f"{format_digest(digest)} is not pinned: see `baleen gc pins`.")
+        await _note(connection, digest, Decision.UNPINNED, f"it was pinned for: {row.why}")
+
+
+class AskedBack(NamedTuple):
+    #: When it was asked for.
+    state: BlobState
+    pinned: bool
+
+
+async def undelete(engine: AsyncEngine, digest: Digest, why: str, *, pin: bool) -> AskedBack:
+    """Ask for a hidden blob back, whether or not anything needs it.
+
+    Its time without references begins anew, so that its hide is *disturbed*: whatever a collection is about to do to it
+    is not permitted any more (gc/table.py). `pin` keeps it from being hidden again after the grace.
+    Raises NotFoundError, and ConflictError for a blob that is not hidden, or whose bytes are deleted.
+    """
+    why = reason(why)
+    async with changing(engine) as connection:
+        # The blob first, as everybody locks.
+        found = await connection.exec_driver_sql(
+            "SELECT id, state FROM blobs WHERE digest = %s FOR NO KEY UPDATE", (digest,)
+        )
+        row = found.one_or_none()
+        if row is None:
+            raise NotFoundError(f"No registry has spoken of {format_digest(digest)} yet: check the digest.")
+        state = BlobState(row.state)
+        if state is BlobState.PURGED:
+            raise ConflictError(
+                f"The bytes of {format_digest(digest)} are deleted: push it again; "
+                f"`baleen blob explain {format_digest(digest)}` tells how it went."
+            )
+        if state not in CONCEALED:
+            raise ConflictError(
+                f"{format_digest(digest)} is not hidden, it is {state.name.lower()}: `baleen pin` keeps what is there."
+            )
+        await connection.exec_driver_sql(
+            "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE id = %s AND unreferenced_since IS NOT NULL",
+            (row.id,),
+        )
+        await connection.exec_driver_sql(
+            "UPDATE hides SET asked_at = clock_timestamp(), asked_why = %s WHERE blob_id = %s", (why, row.id)
+        )
+        await _note(connection, digest, Decision.ASKED_BACK, why)
+        if pin:
+            # One that is pinned already stays so, for its own reason.
+            pinned = await connection.exec_driver_sql(
+                "INSERT INTO pins (digest, why) VALUES (%s, %s) ON CONFLICT DO NOTHING", (digest, f"undeleted: {why}")
+            )
+            if pinned.rowcount:
+                await _note(connection, digest, Decision.PINNED, f"undeleted: {why}")
+        found = await connection.exec_driver_sql("SELECT EXISTS (SELECT FROM pins WHERE digest = %s)", (digest,))
+        return AskedBack(state, bool(found.scalar_one()))
+
+
+async def _note(connection: AsyncConnection, digest: Digest, decision: Decision, why: str) -> None:
+    await connection.exec_driver_sql(_NOTE, (digest, decision.value, why))

@@ -1,0 +1,97 @@
+"""The brakes of garbage collection as they are shown. Not here: turning them (gc/controls.py)."""
+
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading
+from coordinator.db.shapes import STATES
+from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.errors import NotFoundError
+from coordinator.gc.controls import NEVER_ON
+from coordinator.gc.shapes import Hold, HoldPage, Pin, PinPage, Switch
+
+#: Holds that are told in sentences; all of them hold everything, as one does.
+HOLDS_TOLD = 20
+
+_SWITCH = text("SELECT enabled, why, changed_at FROM gc_switch")
+_PENDING = text("SELECT writing > 0 AND written < epoch FROM gc_mark")
+_TOLD = text("SELECT scope, why, count(*) OVER () AS all_of_them FROM holds ORDER BY scope LIMIT :limit")
+_HOLD = "SELECT scope, why, held_at FROM holds"
+_HOLDS = text(f'{_HOLD} WHERE scope > :after COLLATE "C" ORDER BY scope COLLATE "C" LIMIT :limit')
+_ONE_HOLD = text(f"{_HOLD} WHERE scope = :scope")
+_PIN = "SELECT p.digest, p.why, p.pinned_at, b.state FROM pins p LEFT JOIN blobs b ON b.digest = p.digest"
+_PINS = text(f"{_PIN} WHERE p.digest > :after ORDER BY p.digest LIMIT :limit")
+_ONE_PIN = text(f"{_PIN} WHERE p.digest = :digest")
+
+
+async def switch(connection: AsyncConnection) -> Switch:
+    row = (await connection.execute(_SWITCH)).one_or_none()
+    known = NEVER_ON if row is None else row
+    pending = bool(await connection.scalar(_PENDING))
+    return Switch(enabled=known.enabled, why=known.why, changed_at=known.changed_at, mark_pending=pending)
+
+
+async def held(connection: AsyncConnection) -> list[str]:
+    """Say what is held, the first of it if it is much."""
+    rows = (await connection.execute(_TOLD, {"limit": HOLDS_TOLD})).all()
+    told = [f"{row.scope} is held: {row.why}" for row in rows]
+    if rows and rows[0].all_of_them > len(rows):
+        told.append(f"{rows[0].all_of_them - len(rows)} more are held: `baleen gc holds`")
+    return told
+
+
+async def switched(engine: AsyncEngine) -> Switch:
+    async with reading(engine) as connection:
+        return await switch(connection)
+
+
+async def hold(engine: AsyncEngine, scope: RepositoryName) -> Hold:
+    """Return one hold; raises NotFoundError."""
+    async with reading(engine) as connection:
+        row = (await connection.execute(_ONE_HOLD, {"scope": scope})).one_or_none()
+    if row is None:
+        raise NotFoundError(f"{scope} is not held: see `baleen gc holds`.")
+    return Hold(scope=row.scope, why=row.why, held_at=row.held_at)
+
+
+async def holds(engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> HoldPage:
+    """Return a page of holds by scope."""
+    after = paging.decode("holds", cursor, str) or ""
+    async with reading(engine) as connection:
+        rows = (await connection.execute(_HOLDS, {"after": after, "limit": limit})).all()
+    return HoldPage(
+        items=[Hold(scope=row.scope, why=row.why, held_at=row.held_at) for row in rows],
+        next=paging.encode("holds", rows[-1].scope) if len(rows) == limit else None,
+    )
+
+
+async def pin(engine: AsyncEngine, digest: Digest) -> Pin:
+    """Return one pin; raises NotFoundError."""
+    async with reading(engine) as connection:
+        row = (await connection.execute(_ONE_PIN, {"digest": digest})).one_or_none()
+    if row is None:
+        raise NotFoundError(f"{format_digest(digest)} is not pinned: see `baleen gc pins`.")
+    return _pin(row)
+
+
+async def pins(engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> PinPage:
+    """Return a page of pins by digest."""
+    after = paging.decode("pins", cursor, bytes) or b""
+    async with reading(engine) as connection:
+        rows = (await connection.execute(_PINS, {"after": after, "limit": limit})).all()
+    return PinPage(
+        items=[_pin(row) for row in rows],
+        next=paging.encode("pins", bytes(rows[-1].digest)) if len(rows) == limit else None,
+    )
+
+
+def _pin(row: Row[Any]) -> Pin:
+    return Pin(
+        digest=format_digest(Digest(row.digest)),
+        why=row.why,
+        pinned_at=row.pinned_at,
+        state=None if row.state is None else STATES[row.state],
+    )

@@ -1,0 +1,270 @@
+"""The database's side of the mark in the bucket: which database this is, on which instance, and how far it is.
+
+The epoch grows with every run, in the same transaction with every hide that is undone, and with every change of pods,
+prefixes, the switch, holds and pins: a database that is older than that would collect what it must not. Then the bucket
+is told: `begin` commits that an epoch is about to be written, `confirm` that the bucket has it. So the bucket is never
+later than `writing` nor earlier than `written`, unless one of both went back in time.
+Not here: the rules (domain/mark.py), the mark in the bucket (gc/mark.py), what status shows (gc/mark_view.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from psycopg import Connection
+from psycopg.errors import LockNotAvailable
+
+from coordinator.db.locks import MARK_LOCK
+from coordinator.domain.mark import EPOCHS_LIMIT, Instance, Mark
+from coordinator.domain.progress import GapReason
+from coordinator.errors import BaleenError
+from coordinator.gc import controls as brakes
+from coordinator.table import epochs, progress
+
+#: A write without a result may still land, and put an earlier mark in the place of a later one: stores refuse a
+#: request that was signed longer ago (15 minutes, with the skew of clocks on top).
+LANDS_WITHIN = timedelta(hours=1)
+#: A writer that hangs for longer is ended by the next one.
+LOCK_TIMEOUT_S = 5
+#: After a claim, hides and jobs get ids that the lost history cannot have given out.
+IDS_APART = 1_000_000_000
+
+
+def read(connection: Connection[Any]) -> Mark:
+    with connection.transaction():
+        connection.execute("INSERT INTO gc_mark DEFAULT VALUES ON CONFLICT DO NOTHING")
+        row = connection.execute(
+            """
+            SELECT database::text, epoch, writing, written, instance, gc_instance(), refused,
+                   coalesce(writing_since > clock_timestamp() - %s, false) FROM gc_mark
+            """,
+            (LANDS_WITHIN,),
+        ).fetchone()
+    assert row is not None
+    recorded = None if row[4] is None else Instance.parse(row[4])
+    return Mark(row[0], row[1], row[2], row[3], recorded, Instance.parse(row[5]), row[6], row[7])
+
+
+def advance(connection: Connection[Any]) -> None:
+    """Count a change that an older state of this database would not know; last in the transaction that makes it."""
+    connection.execute(epochs.ADVANCE)
+
+
+@contextmanager
+def write_lock(connection: Connection[Any]) -> Iterator[None]:
+    """Keep other writers of the mark out, in all processes; raises psycopg's LockNotAvailable.
+
+    A writer that holds it for long loses its connection: one that was suspended must not stop collection. If it had not
+    begun to write, it cannot any more; if it had, its write has no result, and may land late (`begin`).
+    """
+    try:
+        _lock(connection)
+    except LockNotAvailable:
+        connection.execute(_END_HOLDERS, (MARK_LOCK,))
+        _lock(connection)
+    try:
+        yield
+    finally:
+        # A connection that broke has lost the lock already.
+        if not connection.closed and not connection.broken:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (MARK_LOCK,))
+
+
+def _lock(connection: Connection[Any]) -> None:
+    with connection.transaction():
+        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+        connection.execute("SELECT pg_advisory_lock(%s)", (MARK_LOCK,))
+
+
+_END_HOLDERS = """
+SELECT pg_terminate_backend(pid) FROM pg_locks
+WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND objsubid = 1 AND granted AND pid <> pg_backend_pid()
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+def begin(connection: Connection[Any], epoch: int) -> datetime | None:
+    """Note that the bucket is about to get this epoch, from this instance; under `write_lock`.
+
+    Return when an earlier write began that is without a result, None if there is none.
+    """
+    with connection.transaction():
+        row = connection.execute("SELECT writing_since FROM gc_mark FOR UPDATE").fetchone()
+        connection.execute(
+            """
+            UPDATE gc_mark SET writing = greatest(writing, %s), instance = gc_instance(),
+                               writing_since = clock_timestamp()
+            """,
+            (epoch,),
+        )
+    return None if row is None else row[0]
+
+
+def confirm(connection: Connection[Any], epoch: int, earlier: datetime | None) -> None:
+    """Note that the bucket was seen with this epoch; under `write_lock`. `earlier` is what `begin` returned.
+
+    While an earlier write without a result may still land, the bucket need not keep what it has now.
+    """
+    connection.execute(
+        """
+        UPDATE gc_mark SET written = CASE WHEN d.earlier IS NULL THEN greatest(written, %s) ELSE written END,
+                           writing_since = d.earlier
+        FROM (SELECT CASE WHEN e > clock_timestamp() - %s THEN e END AS earlier FROM (SELECT %s::timestamptz AS e) x) d
+        """,
+        (epoch, LANDS_WITHIN, earlier),
+    )
+
+
+def note_refusal(connection: Connection[Any], why: str | None) -> None:
+    """Have status show why bucket and database do not match; None: they do."""
+    connection.execute("UPDATE gc_mark SET refused = %(why)s WHERE refused IS DISTINCT FROM %(why)s", {"why": why})
+
+
+class Claimed(NamedTuple):
+    """What a claim has changed."""
+
+    #: Each with a gap that only a reconcile settles which begins from now on.
+    pods: int
+    #: To be given back by the next run.
+    hides: int
+    #: An audit that begins from then on verifies what the table calls live.
+    verify_from: datetime | None = None
+
+
+class Claim(NamedTuple):
+    """A claim whose verification is pending."""
+
+    claimed_at: datetime
+    verify_from: datetime
+    #: Pods that were not reconciled since.
+    pods: Sequence[str]
+
+
+class StillRunningError(BaleenError):
+    """Others of Baleen work on the database."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(
+            f"Others are connected to this database: {', '.join(names)}. Stop all of Baleen, and try again. "
+            "Where `baleen up` runs the database, stop that, and start it with `baleen up --claim WHY`."
+        )
+
+
+def may_have_lost_history(connection: Connection[Any]) -> bool:
+    """Whether deletes may be under way of which this database does not know: it lost commits, or the bucket did.
+
+    A claim ends that once its delete bound has passed.
+    """
+    row = connection.execute(
+        """
+        SELECT coalesce(verify_from > clock_timestamp(), false) OR refused IS NOT NULL
+               OR coalesce(instance <> gc_instance(), false) FROM gc_mark
+        """
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+#: A claim, and what `baleen up` did before it: connections that were closed are seen for a moment more.
+_OF_A_CLAIM: Final = ["baleen-claim", "baleen-migrate", "baleen-up"]
+
+
+def refuse_if_running(connection: Connection[Any]) -> None:
+    """Raise StillRunningError if any other process of Baleen is connected."""
+    running = connection.execute(
+        """
+        SELECT DISTINCT application_name FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()
+          AND application_name LIKE 'baleen-%%' AND application_name <> ALL (%s) ORDER BY 1
+        """,
+        (_OF_A_CLAIM,),
+    ).fetchall()
+    if running:
+        raise StillRunningError([row[0] for row in running])
+
+
+def extent(connection: Connection[Any]) -> tuple[int, int, int]:
+    """Return how many pods, hides and needed blobs a claim doubts."""
+    row = connection.execute(
+        """
+        SELECT (SELECT count(*) FROM pods), (SELECT count(*) FROM hides),
+               (SELECT count(*) FROM blobs WHERE unreferenced_since IS NULL)
+        """
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def claim(connection: Connection[Any], why: str, topic: str, delete_bound: timedelta) -> Claimed:
+    """Let this database go on from what it holds, however much of the bucket's history it does not know.
+
+    It becomes another database with an epoch of its own, so that no older mark, and no older state of it, matches.
+    Switches collection off; lets nothing count as unreferenced for long, so that what is hidden by this table is given
+    back instead of purged; gives out no id twice; records a gap for every pod; and blocks GC until an audit has
+    verified what the table calls live (`verified`). Raises StillRunningError.
+    """
+    with connection.transaction():
+        refuse_if_running(connection)
+        # There may be millions that nothing references.
+        connection.execute("SET LOCAL statement_timeout = 0")
+        connection.execute(
+            "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE unreferenced_since IS NOT NULL"
+        )
+        for table in ("hides", "jobs"):
+            connection.execute(
+                f"""
+                SELECT setval(pg_get_serial_sequence('{table}', 'id'),
+                              nextval(pg_get_serial_sequence('{table}', 'id')) + {IDS_APART})
+                """
+            )
+        row = connection.execute("SELECT count(*) FROM hides").fetchone()
+        hides = 0 if row is None else row[0]
+        pods = progress.record_cut(connection, topic)
+        brakes.turn(connection, why, on=False)
+        row = connection.execute(
+            """
+            UPDATE gc_mark SET database = gen_random_uuid(),
+                   epoch = CASE WHEN epoch < %(limit)s THEN epoch + 1 ELSE 1 END, writing = 0, written = 0,
+                   writing_since = NULL, instance = gc_instance(), refused = NULL, claimed_at = now(),
+                   claimed_why = %(why)s, verify_from = clock_timestamp() + %(bound)s
+            RETURNING verify_from
+            """,
+            {"limit": EPOCHS_LIMIT // 2, "why": why, "bound": delete_bound},
+        ).fetchone()
+        return Claimed(pods, hides, None if row is None else row[0])
+
+
+_CLAIM = """
+SELECT claimed_at, verify_from, ARRAY(
+    SELECT p.name FROM pods p WHERE EXISTS (
+        SELECT FROM gaps g WHERE g.pod_id = p.id AND g.reason = %(cut)s
+          AND g.noticed_at <= %(at)s AND (g.settled_at IS NULL OR g.settled_at > %(at)s)
+          AND g.settles_from >= claimed_at)
+    ORDER BY 1)
+FROM gc_mark WHERE claimed_at IS NOT NULL
+"""
+
+
+def pending_claim(connection: Connection[Any], at: datetime) -> Claim | None:
+    """Return the claim that an audit that began then leaves pending, if any, as of its beginning."""
+    row = connection.execute(_CLAIM, {"cut": GapReason.LOG_CUT, "at": at}).fetchone()
+    return None if row is None else Claim(*row)
+
+
+def verified(connection: Connection[Any], began_at: datetime, instance: str) -> Claim | None:
+    """End the claim if a whole audit that began then, on this instance, has verified it; return it if it has not."""
+    with connection.transaction():
+        pending = pending_claim(connection, began_at)
+        if pending is None:
+            return None
+        if pending.verify_from > began_at or pending.pods or current(connection) != instance:
+            return pending
+        connection.execute("UPDATE gc_mark SET claimed_at = NULL, claimed_why = NULL, verify_from = NULL")
+        return None
+
+
+def current(connection: Connection[Any]) -> str:
+    """Return the instance that answers."""
+    row = connection.execute("SELECT gc_instance()").fetchone()
+    assert row is not None
+    return str(row[0])

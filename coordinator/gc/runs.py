@@ -1,0 +1,171 @@
+"""Collections as they are asked for, listed and shown, and what each decided. Not here: doing them (gc/collect.py)."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading, writing
+from coordinator.domain.names import Digest, format_digest
+from coordinator.domain.reasons import reason
+from coordinator.errors import ConflictError, NotFoundError
+from coordinator.gc.controls import NEVER_ON
+from coordinator.gc.shapes import DecisionPage, LedgerEntry, Planned, Run, RunPage, amount
+from coordinator.table.ledger import Decision
+
+_COLUMNS = "id, state, why, options, asked_at, began_at, finished_at, progress, error"
+_ONE = text(f"SELECT {_COLUMNS} FROM jobs WHERE id = :id AND kind = 'gc'")
+_PAGE = text(f"SELECT {_COLUMNS} FROM jobs WHERE kind = 'gc' AND id < :before ORDER BY id DESC LIMIT :limit")
+_OPEN = text(f"SELECT {_COLUMNS} FROM jobs WHERE kind = 'gc' AND pod_id IS NULL AND state IN ('waiting', 'running')")
+_LAST = text(f"""
+SELECT {_COLUMNS} FROM jobs
+WHERE kind = 'gc' AND finished_at IS NOT NULL AND NOT coalesce((options ->> 'dry')::bool, false)
+ORDER BY id DESC LIMIT 1
+""")
+# FOR SHARE: whoever turns the switch off waits for this, and knows then that no run is asked for after it.
+_SWITCH = text("SELECT enabled, why FROM gc_switch FOR SHARE")
+_HELD = text("SELECT scope, why FROM holds ORDER BY scope LIMIT 1")
+_ASK = text("""
+INSERT INTO jobs (kind, why, options) VALUES ('gc', :why, CAST(:options AS jsonb)) ON CONFLICT DO NOTHING RETURNING id
+""")
+_DECISIONS = text("""
+SELECT id, at, digest, decision, why, run_id FROM gc_ledger WHERE run_id = :run AND id > :after
+ORDER BY id LIMIT :limit
+""")
+
+#: Of an id; no job has it yet.
+_END = 2**63 - 1
+#: One that was open may end before it is read.
+_ATTEMPTS = 3
+
+
+async def ask(
+    engine: AsyncEngine, why: str, *, dry: bool = False, beyond_limits: str | None = None, leavings: bool = False
+) -> Run:
+    """Ask for a run and return it, or the one that is open.
+
+    Raises ConflictError while the switch is off or anything is held, unless it is to be a dry run.
+    """
+    options: dict[str, Any] = {name: True for name, wanted in (("dry", dry), ("leavings", leavings)) if wanted}
+    if beyond_limits is not None:
+        options["beyond_limits"] = reason(beyond_limits)
+    values = {"why": reason(why), "options": msgspec.json.encode(options).decode()}
+    for _ in range(_ATTEMPTS):
+        async with writing(engine) as connection:
+            if not dry:
+                await _refuse_if_stopped(connection)
+            number = await connection.scalar(_ASK, values)
+            # Within the transaction, or one that is taken at once would be told as one that ran before.
+            found = await connection.execute(
+                _OPEN if number is None else _ONE, {} if number is None else {"id": number}
+            )
+            row = found.one_or_none()
+        if row is not None:
+            return run_of(row)
+    raise ConflictError("Runs come and go too quickly: try again.")
+
+
+async def _refuse_if_stopped(connection: AsyncConnection) -> None:
+    switch = (await connection.execute(_SWITCH)).one_or_none() or NEVER_ON
+    if not switch.enabled:
+        raise ConflictError(
+            f"Garbage collection is switched off ({switch.why}): `baleen gc on --why …` switches it on, and a dry run "
+            "can be asked for as it is."
+        )
+    held = (await connection.execute(_HELD)).one_or_none()
+    if held is not None:
+        raise ConflictError(
+            f"{held.scope} is held ({held.why}), and with it everything, since pods share the bytes: `baleen release "
+            f"{held.scope}` lets go, and a dry run can be asked for as it is."
+        )
+
+
+async def run(engine: AsyncEngine, number: int) -> Run:
+    """Return one run; raises NotFoundError."""
+    async with reading(engine) as connection:
+        row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+    if row is None:
+        raise _no_run(number)
+    return run_of(row)
+
+
+async def runs(engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> RunPage:
+    """Return a page of runs, the newest first."""
+    values = {"before": paging.decode("runs", cursor, int) or _END, "limit": limit}
+    async with reading(engine) as connection:
+        rows = (await connection.execute(_PAGE, values)).all()
+    return RunPage(
+        items=[run_of(row) for row in rows], next=paging.encode("runs", rows[-1].id) if len(rows) == limit else None
+    )
+
+
+async def open_run(connection: AsyncConnection) -> Run | None:
+    row = (await connection.execute(_OPEN)).one_or_none()
+    return None if row is None else run_of(row)
+
+
+async def last_run(connection: AsyncConnection) -> Run | None:
+    """Return the last that has ended, of those that were to change something."""
+    row = (await connection.execute(_LAST)).one_or_none()
+    return None if row is None else run_of(row)
+
+
+async def decisions(
+    engine: AsyncEngine, number: int, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
+) -> DecisionPage:
+    """Return a page of what a run decided, the oldest first; raises NotFoundError.
+
+    The ledger has them also when the run itself is forgotten. Of a dry run it has none.
+    """
+    after = paging.decode("decisions", cursor, int) or 0
+    async with reading(engine) as connection:
+        rows = (await connection.execute(_DECISIONS, {"run": number, "after": after, "limit": limit})).all()
+        if not rows and cursor is None and (await connection.execute(_ONE, {"id": number})).one_or_none() is None:
+            raise _no_run(number)
+    return DecisionPage(
+        items=[
+            LedgerEntry(
+                id=row.id,
+                at=row.at,
+                digest=format_digest(Digest(row.digest)),
+                decision=Decision(row.decision),
+                why=row.why,
+                run=row.run_id,
+            )
+            for row in rows
+        ],
+        next=paging.encode("decisions", rows[-1].id) if len(rows) == limit else None,
+    )
+
+
+def run_of(row: Row[Any]) -> Run:
+    told: dict[str, Any] = row.progress
+    planned = told.get("planned")
+    return Run(
+        id=row.id,
+        state=row.state,
+        why=row.why,
+        dry_run=bool(row.options.get("dry")),
+        beyond_limits=row.options.get("beyond_limits"),
+        leavings=bool(row.options.get("leavings")),
+        asked_at=row.asked_at,
+        began_at=row.began_at,
+        finished_at=row.finished_at,
+        step=told.get("step"),
+        held_by=told.get("held_by", []),
+        planned=None
+        if planned is None
+        else Planned(hide=amount(planned.get("hide")), purge=amount(planned.get("purge"))),
+        hidden=amount(told.get("hidden")),
+        purged=amount(told.get("purged")),
+        restored=told.get("restored", 0),
+        kept=told.get("kept", {}),
+        progress=told,
+        error=row.error,
+    )
+
+
+def _no_run(number: int) -> NotFoundError:
+    return NotFoundError(f"There is no run {number}: see `baleen gc history`; the oldest are forgotten.")

@@ -1,0 +1,105 @@
+"""List the root for repositories that no pod owns.
+
+Route: a run of garbage collection, again and again (gc/collect.py), and the scheduler -> `look` -> the row that status,
+plans and runs go by (gc/unowned_table.py). An audit lists for itself, and so does `baleen pods suggest-prefixes`.
+Only folders are listed: those at the top, and those above a pod's prefix. So it takes one request where prefixes have
+one part each, and one more for each folder that several prefixes share, however much is stored.
+Not here: what follows (domain/perimeter.py).
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import timedelta
+from itertools import islice
+from typing import Protocol
+
+from coordinator.db.connection import Connections
+from coordinator.domain.perimeter import NAMES_LIMIT, Listing, shown_name
+from coordinator.gc import unowned_table as table
+from coordinator.gc.unowned_table import Begun
+from coordinator.storage.layout import REPOSITORIES
+from coordinator.storage.port import ObjectInfo
+
+
+class Folders(Protocol):
+    """What of an object store a listing of the root takes."""
+
+    def folders(self, prefix: str) -> Iterator[str]: ...
+
+    def list(self, prefix: str, start_after: str | None = None, limit: int = ...) -> "list[ObjectInfo]": ...
+
+
+def look(connections: Connections, store: Folders) -> Listing:
+    """List the root and keep what was found; raises UnavailableError, and what is known stays as it was."""
+    with connections.use() as connection:
+        begun = table.begin(connection)
+    found = list_root(store, begun)
+    with connections.use() as connection:
+        table.write(connection, begun, found.unowned, complete=found.complete)
+    return found
+
+
+def look_if_due(connections: Connections, store: Folders, every: timedelta) -> bool:
+    """List the root if it was not listed for so long, or the pods have changed; return whether it was."""
+    with connections.use() as connection:
+        due = table.is_due(connection, every)
+    if due:
+        look(connections, store)
+    return due
+
+
+def list_root(store: Folders, begun: Begun) -> Listing:
+    """List the root; raises UnavailableError."""
+    names = list(islice(unowned(store, begun.prefixes), NAMES_LIMIT + 1))
+    return Listing(begun.at, names[:NAMES_LIMIT], len(names) <= NAMES_LIMIT)
+
+
+def unowned(store: Folders, prefixes: Sequence[str]) -> Iterator[str]:
+    """Give repositories, and folders of repositories, that hold anything and that no pod with these prefixes owns.
+
+    There may be more below a folder. One above a prefix is given if it is a repository itself.
+    """
+    owned = set(prefixes)
+    above = _above(owned)
+    waiting = [REPOSITORIES]
+    while waiting:
+        folder = waiting.pop()
+        is_given = False
+        for each in store.folders(folder):
+            name = each[len(REPOSITORIES) :].rstrip("/")
+            if name in owned:
+                continue
+            if name in above:
+                waiting.append(each)
+                continue
+            # No component of a repository's name begins so: it is what the repository above it has.
+            parent, _, last = name.rpartition("/")
+            if parent and last.startswith("_"):
+                if is_given:
+                    continue
+                name = parent
+            # The store may have a folder that has just lost its last key.
+            if store.list(each, limit=1):
+                is_given |= name == parent
+                yield shown_name(name)
+
+
+def count_repositories(store: Folders, name: str, limit: int) -> tuple[int, bool]:
+    """Count repositories in a folder of them, itself included; return whether these are all.
+
+    Counts `limit` at most, and reads no more folders than that.
+    """
+    waiting, found, read = [f"{REPOSITORIES}{name}/"], 0, 0
+    while waiting and found < limit and read < limit:
+        folder = waiting.pop()
+        read += 1
+        below = list(islice(store.folders(folder), limit))
+        # No component of a repository's name begins so: it is what the repository has.
+        parts = [each for each in below if each[len(folder) :].startswith("_")]
+        found += bool(parts)
+        waiting += [each for each in below if not each[len(folder) :].startswith("_")]
+    return found, not waiting
+
+
+def _above(prefixes: Collection[str]) -> set[str]:
+    """Return every folder above a prefix: `a` and `a/b` of `a/b/c`."""
+    return {prefix[:end] for prefix in prefixes for end, letter in enumerate(prefix) if letter == "/"}

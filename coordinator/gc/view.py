@@ -1,0 +1,301 @@
+"""The plan of garbage collection page by page, and how collection is doing.
+
+A page of the plan reads what is hidden, the longest first, and then what nothing references, the longest first, and
+says of each what the rules say (domain/gc.py), by the same conditions as a run (gc/table.py). A run walks the same
+lists, so that the plan is what it does, but for what it finds in storage. Not here: what is known of pods
+(conditions.py), runs (runs.py), doing it (coordinator/gc).
+"""
+
+import asyncio
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading
+from coordinator.domain.gc import Facts, Kept, Policy, Why, hiding, holds, purge_reasons, purging
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, format_digest
+from coordinator.gc import controls_view as brakes
+from coordinator.gc import runs
+from coordinator.gc.conditions import ReadFacts
+from coordinator.gc.shapes import (
+    Amount,
+    CollectionStatus,
+    PlanItem,
+    PlanPage,
+    PlanTotals,
+    ShownByOthers,
+    StepName,
+    Waiting,
+)
+from coordinator.gc.table import CANDIDATE, DUE, FREE, IS_CONCEALED, IS_WANTED, UNDISTURBED
+from coordinator.table.ledger import Decision
+
+#: Blobs that one page of a plan looks at, at most, for those of one step.
+WALK = 2000
+#: Figures over all that is hidden or unreferenced are kept so long, or COST_FACTOR times what they cost.
+KEPT_SECONDS = 15.0
+COST_FACTOR = 50.0
+#: Where a count of what is seldom much ends.
+COUNTED = 100_000
+
+_BEGINNING = dt.datetime(1, 1, 2, tzinfo=dt.UTC)
+
+_DUE = text(f"""
+SELECT h.id, b.digest, h.size, h.hidden_at AS at, p.digest IS NOT NULL AS pinned,
+       b.unreferenced_since IS NULL AS needed, ({UNDISTURBED}) IS NOT TRUE AS disturbed
+FROM hides h JOIN blobs b ON b.id = h.blob_id LEFT JOIN pins p ON p.digest = b.digest
+WHERE {DUE} AND (h.hidden_at, h.id) > (:at, :after) ORDER BY h.hidden_at, h.id LIMIT :limit
+""")
+_CANDIDATES = text(f"""
+SELECT b.id, b.digest, b.size, b.unreferenced_since AS at, p.digest IS NOT NULL AS pinned
+FROM blobs b LEFT JOIN pins p ON p.digest = b.digest
+WHERE {CANDIDATE} AND (b.unreferenced_since, b.id) > (:at, :after) ORDER BY b.unreferenced_since, b.id LIMIT :limit
+""")
+_SUMS = "count(*) AS blobs, coalesce(sum({size}) FILTER (WHERE {size} > 0), 0) AS bytes"
+_CANDIDATE_TOTALS = text(f"""
+SELECT p.digest IS NOT NULL AS pinned, b.unreferenced_since <= CAST(:until AS timestamptz) AS passes,
+       {_SUMS.format(size="b.size")}
+FROM blobs b LEFT JOIN pins p ON p.digest = b.digest WHERE {CANDIDATE} GROUP BY 1, 2
+""")
+_DUE_TOTALS = text(f"""
+SELECT p.digest IS NOT NULL AS pinned, b.unreferenced_since IS NULL AS needed,
+       ({UNDISTURBED}) IS NOT TRUE AS disturbed, h.hidden_at <= CAST(:until AS timestamptz) AS passes,
+       {_SUMS.format(size="h.size")}
+FROM hides h JOIN blobs b ON b.id = h.blob_id LEFT JOIN pins p ON p.digest = b.digest
+WHERE {DUE} GROUP BY 1, 2, 3, 4
+""")
+_UNFINISHED = text("""
+SELECT count(*) FROM (
+  SELECT FROM hides h WHERE (hidden_at IS NULL OR purging_at IS NOT NULL) AND NOT EXISTS (
+    SELECT FROM jobs j WHERE j.id = h.run_id AND j.taken = h.taken AND j.state = 'running') LIMIT :limit) unfinished
+""")
+_SHOWN = text(f"""
+SELECT count(*) AS n FROM (SELECT FROM gc_ledger WHERE decision = '{Decision.SHOWN}' LIMIT :limit) shown
+""")
+_LAST_SHOWN = text(f"SELECT at, digest FROM gc_ledger WHERE decision = '{Decision.SHOWN}' ORDER BY id DESC LIMIT 1")
+_OLDEST = text(f"""
+SELECT b.unreferenced_since FROM blobs b WHERE {CANDIDATE} AND {FREE} ORDER BY b.unreferenced_since, b.id LIMIT 1
+""")
+_ALL_CANDIDATES = text(f"SELECT {_SUMS.format(size='b.size')}, now() AS counted_at FROM blobs b WHERE {CANDIDATE}")
+_ALL_HIDDEN = text(f"SELECT {_SUMS.format(size='h.size')} FROM hides h WHERE h.hidden_at IS NOT NULL")
+_WAITING = text(f"""
+SELECT state, count(*) AS n FROM (
+  (SELECT b.state FROM blobs b WHERE {IS_WANTED} LIMIT :limit)
+  UNION ALL
+  (SELECT b.state FROM hides h JOIN blobs b ON b.id = h.blob_id
+   WHERE h.asked_at IS NOT NULL AND b.unreferenced_since IS NOT NULL AND {IS_CONCEALED} LIMIT :limit)
+) waiting GROUP BY state
+""")
+_LAST_ASKED = text("""
+SELECT max(began_at) FROM jobs WHERE kind = 'gc' AND NOT coalesce((options ->> 'dry')::bool, false)
+""")
+
+
+class _Place(NamedTuple):
+    """Where a page of the plan goes on: in which of its lists, and after which of it."""
+
+    hidden: bool
+    at: dt.datetime
+    after: int
+
+
+_FIRST, _UNREFERENCED = _Place(True, _BEGINNING, 0), _Place(False, _BEGINNING, 0)
+
+
+async def plan(
+    engine: AsyncEngine,
+    read_facts: ReadFacts,
+    *,
+    step: StepName | None = None,
+    despite_holds: bool = False,
+    cursor: str | None = None,
+    limit: int = paging.DEFAULT_LIMIT,
+) -> PlanPage:
+    """Return a page of the plan; with `despite_holds` as if nothing held collection."""
+    place: _Place | None = paging.decode("plan", cursor, _Place) or _FIRST
+    async with reading(engine) as connection:
+        facts = await read_facts(connection)
+        hide, purge = _policies(facts, despite_holds=despite_holds)
+        totals = await _totals(connection, hide, purge) if cursor is None else None
+        items: list[PlanItem] = []
+        looked = 0
+        while place is not None and len(items) < limit and looked < max(WALK, limit):
+            # No more than are shown if all of them fit.
+            wanted = limit - len(items) if step is None else max(WALK - looked, 1)
+            rows = await _rows(connection, place, wanted)
+            looked += len(rows)
+            for row in rows:
+                item = _item(row, purge if place.hidden else hide, hidden=place.hidden)
+                place = _Place(place.hidden, row.at, row.id)
+                if step in {None, item.step}:
+                    items.append(item)
+                if len(items) == limit:
+                    break
+            if len(rows) < wanted and len(items) < limit:
+                place = _UNREFERENCED if place.hidden else None
+    return PlanPage(
+        items=items,
+        next=None if place is None else paging.encode("plan", place),
+        made_at=facts.now,
+        held_by=holds(facts),
+        hide_until=hide.until,
+        purge_until=purge.until,
+        totals=totals,
+    )
+
+
+def _policies(facts: Facts, *, despite_holds: bool) -> tuple[Policy, Policy]:
+    hide, purge = hiding(facts), purging(facts)
+    if despite_holds:
+        hide, purge = hide._replace(holds=()), purge._replace(holds=())
+    return hide, purge
+
+
+async def _rows(connection: AsyncConnection, place: _Place, limit: int) -> Sequence[Row[Any]]:
+    values = {"at": place.at, "after": place.after, "limit": limit}
+    return (await connection.execute(_DUE if place.hidden else _CANDIDATES, values)).all()
+
+
+def _reasons(row: Row[Any], policy: Policy, *, hidden: bool) -> Iterator[Kept]:
+    if hidden:
+        return purge_reasons(policy, row.at, needed=row.needed, disturbed=row.disturbed, pinned=row.pinned)
+    return policy.reasons(row.at, pinned=row.pinned)
+
+
+def _item(row: Row[Any], policy: Policy, *, hidden: bool) -> PlanItem:
+    kept = next(_reasons(row, policy, hidden=hidden), None)
+    return PlanItem(
+        digest=format_digest(Digest(row.digest)),
+        size=None if row.size is None or row.size < 0 else row.size,
+        step="keep" if kept is not None else "purge" if hidden else "hide",
+        since=row.at,
+        hidden=hidden,
+        why=None if kept is None else kept.why,
+        detail=None if kept is None else kept.detail,
+    )
+
+
+async def _totals(connection: AsyncConnection, hide: Policy, purge: Policy) -> PlanTotals:
+    kept: dict[str, Amount] = {}
+    go = {False: Amount(), True: Amount()}
+    for hidden, policy, question in ((False, hide, _CANDIDATE_TOTALS), (True, purge, _DUE_TOTALS)):
+        for row in await connection.execute(question, {"until": policy.until}):
+            why = _why(row, policy, hidden=hidden)
+            if why is None:
+                go[hidden] = _more(go[hidden], row)
+            else:
+                kept[why.value] = _more(kept.get(why.value, Amount()), row)
+    unfinished = int(await connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0)
+    return PlanTotals(hide=go[False], purge=go[True], kept=kept, unfinished=unfinished)
+
+
+def _why(row: Row[Any], policy: Policy, *, hidden: bool) -> Why | None:
+    """Why all of a row's blobs are kept, as of each (`_item`): bounds come the least first, so that it is the first."""
+    if hidden and row.disturbed:
+        return Why.NEEDED if row.needed else Why.DISTURBED
+    if policy.holds:
+        return Why.HELD
+    if row.pinned:
+        return Why.PINNED
+    return None if row.passes else policy.bounds[0].kept.why
+
+
+def _more(amount: Amount, row: Row[Any]) -> Amount:
+    return Amount(blobs=amount.blobs + row.blobs, bytes=amount.bytes + int(row.bytes))
+
+
+class Figures(NamedTuple):
+    """What is unreferenced and what is hidden, all in all."""
+
+    unreferenced: Amount
+    hidden: Amount
+    counted_at: dt.datetime
+
+
+class FiguresReader:
+    """The memory of one process: to count takes long where much is hidden."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._kept: tuple[float, float, Figures] | None = None
+        self._reading = asyncio.Lock()
+
+    async def read(self) -> Figures:
+        clock = asyncio.get_running_loop().time
+        # One reads, whoever waits finds what was read.
+        async with self._reading:
+            began = clock()
+            if self._kept is not None:
+                read_at, cost, figures = self._kept
+                if began - read_at < max(KEPT_SECONDS, COST_FACTOR * cost):
+                    return figures
+            async with reading(self._engine) as connection:
+                candidates = (await connection.execute(_ALL_CANDIDATES)).one()
+                hidden = (await connection.execute(_ALL_HIDDEN)).one()
+            figures = Figures(_more(Amount(), candidates), _more(Amount(), hidden), candidates.counted_at)
+            self._kept = clock(), clock() - began, figures
+            return figures
+
+
+async def waiting(connection: AsyncConnection) -> Waiting:
+    """Count what is needed, or was asked back, and is not served; each up to COUNTED."""
+    rows = await connection.execute(_WAITING, {"limit": COUNTED})
+    counts: dict[int, int] = {row.state: row.n for row in rows}
+    return Waiting(
+        hidden=counts.get(BlobState.HIDDEN, 0),
+        unsettled=counts.get(BlobState.HIDING, 0) + counts.get(BlobState.PURGING, 0),
+        purged=counts.get(BlobState.PURGED, 0),
+    )
+
+
+async def shown_by_others(connection: AsyncConnection) -> ShownByOthers:
+    """Count the purges that were called off with an alarm, up to COUNTED, and return the last of them."""
+    count = int(await connection.scalar(_SHOWN, {"limit": COUNTED}) or 0)
+    last = (await connection.execute(_LAST_SHOWN)).one_or_none()
+    return ShownByOthers(
+        count=count,
+        last_at=None if last is None else last.at,
+        last_digest=None if last is None else format_digest(Digest(last.digest)),
+    )
+
+
+async def oldest_candidate(connection: AsyncConnection) -> dt.datetime | None:
+    """Return since when the oldest of what nothing references, nobody pinned and is served is unreferenced."""
+    found: dt.datetime | None = await connection.scalar(_OLDEST)
+    return found
+
+
+async def collection_status(
+    engine: AsyncEngine, read_facts: ReadFacts, figures: FiguresReader, every: dt.timedelta
+) -> CollectionStatus:
+    counted = await figures.read()
+    async with reading(engine) as connection:
+        facts = await read_facts(connection)
+        switch = await brakes.switch(connection)
+        last_asked: dt.datetime | None = await connection.scalar(_LAST_ASKED)
+        due = facts.now if last_asked is None else max(facts.now, last_asked + every)
+        hide, purge = hiding(facts), purging(facts)
+        return CollectionStatus(
+            enabled=switch.enabled,
+            switch=switch,
+            held_by=holds(facts),
+            hide_until=hide.until,
+            purge_until=purge.until,
+            hide_waits_for=hide.waits_for,
+            purge_waits_for=purge.waits_for,
+            unreferenced=counted.unreferenced,
+            unreferenced_since=await oldest_candidate(connection),
+            hidden=counted.hidden,
+            counted_at=counted.counted_at,
+            restores_waiting=await waiting(connection),
+            unfinished=int(await connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0),
+            shown_by_others=await shown_by_others(connection),
+            open_run=await runs.open_run(connection),
+            last_run=await runs.last_run(connection),
+            next_run_at=due if switch.enabled else None,
+        )

@@ -1,0 +1,319 @@
+"""The queue of jobs: asked for by an operator or by what happened, done by a scheduler, gone on with by another.
+
+    waiting -- take --> running -- finish --> done
+                        |  ^  |
+                        |  |  +---- fail ---> failed
+                        +--+ take, once its worker is silent
+
+A job has at most one worker that may write: `take` counts up `taken`, and every write names the number that its
+writer was given. Whoever was held up and lost the job finds another number there, and writes nothing (TakenOverError).
+What a job does to the table must be right whoever does it, and however often: only its record is fenced.
+Not here: threads and pulses (coordinator/jobs/work.py), what jobs do (coordinator/reconcile, coordinator/pods).
+"""
+
+import datetime
+from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+from psycopg.types.json import Jsonb
+
+from coordinator.domain.names import PodName
+from coordinator.errors import BaleenError
+
+#: A worker that has said nothing for so long is dead or as good as that: several times its pulse.
+SILENCE = timedelta(minutes=1)
+#: What a job that failed, and was not asked for by a person, waits for: doubled with each failure, up to the second.
+PAUSE, LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
+#: After one that was done: as long as it took, within these, so that a pod is not listed all the time.
+SHORT_PAUSE = timedelta(seconds=5)
+#: Stands among the parts of a job for what is done after them; no part has this name.
+_REST = ""
+#: Finished jobs of a kind that are kept for each pod.
+KEPT = 100
+
+
+class Job(NamedTuple):
+    """A job as the one who took it has it."""
+
+    id: int
+    kind: str
+    #: None of a collection, which is of all pods.
+    pod_id: int | None
+    pod: PodName | None
+    why: str
+    #: By the database's clock, before the first look at the world; of the first one who took it.
+    began_at: datetime.datetime
+    #: How often it was taken: who holds a smaller number has lost it.
+    taken: int
+    progress: dict[str, Any]
+    options: Mapping[str, Any] = MappingProxyType({})
+    #: Of the database that it was taken from (domain/mark.py): what the job knows is of no other. None: not compared.
+    instance: str | None = None
+
+    @property
+    def its_pod(self) -> int:
+        """The pod's id, of a job that is of one."""
+        assert self.pod_id is not None
+        return self.pod_id
+
+
+class TakenOverError(BaleenError):
+    """Another worker goes on with the job, or somebody ended it: whoever meets this lets go of it."""
+
+
+def take(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
+    """Take the oldest job of these kinds that nobody works on, or return None."""
+    row = connection.execute(
+        """
+        UPDATE jobs j SET state = 'running', taken = taken + 1, alive_at = clock_timestamp(),
+               began_at = coalesce(began_at, clock_timestamp())
+        WHERE j.id = (
+            SELECT id FROM jobs
+            WHERE kind = ANY(%s) AND (state = 'waiting'
+                  OR (state = 'running' AND (alive_at IS NULL OR alive_at < clock_timestamp() - %s)))
+            ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
+        RETURNING j.id, j.kind, j.pod_id, (SELECT name FROM pods p WHERE p.id = j.pod_id), j.why, j.began_at, j.taken,
+                  j.progress, j.options, gc_instance()
+        """,
+        (sorted(kinds), SILENCE),
+    ).fetchone()
+    return None if row is None else Job(*row)
+
+
+def beat(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+    """Say that the job is being worked on, and how far it is; raises TakenOverError."""
+    _own(
+        job,
+        connection.execute(
+            """
+            UPDATE jobs SET alive_at = clock_timestamp(), progress = %s
+            WHERE id = %s AND taken = %s AND state = 'running' AND gc_instance() = coalesce(%s, gc_instance())
+            """,
+            (Jsonb(progress), job.id, job.taken, job.instance),
+        ).rowcount,
+    )
+
+
+def hold(connection: Connection[Any], job: Job) -> None:
+    """Keep the job ours until the transaction ends; raises TakenOverError.
+
+    Also where the database failed over, or was restored, since the job was taken: it may have a job with this id, but
+    what this one knows is of the other history.
+    """
+    found = connection.execute(
+        """
+        SELECT FROM jobs
+        WHERE id = %s AND taken = %s AND state = 'running' AND gc_instance() = coalesce(%s, gc_instance()) FOR UPDATE
+        """,
+        (job.id, job.taken, job.instance),
+    )
+    _own(job, found.rowcount)
+
+
+def let_go(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+    """Leave the job to the next who takes one, at once; nothing if it is not ours any more."""
+    connection.execute(
+        "UPDATE jobs SET alive_at = NULL, progress = %s WHERE id = %s AND taken = %s AND state = 'running'",
+        (Jsonb(progress), job.id, job.taken),
+    )
+
+
+def finish(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+    """Say that the job is done, in the transaction that did its last; raises TakenOverError."""
+    _end(connection, job, "done", progress, None)
+
+
+def fail(connection: Connection[Any], job: Job, progress: Mapping[str, Any], error: str) -> None:
+    """Say that the job cannot be done now, and why; raises TakenOverError."""
+    _end(connection, job, "failed", progress, error)
+
+
+def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[str, Any], error: str | None) -> None:
+    _own(
+        job,
+        connection.execute(
+            """
+            UPDATE jobs SET state = %s, finished_at = clock_timestamp(), progress = %s, error = %s
+            WHERE id = %s AND taken = %s AND state = 'running' AND gc_instance() = coalesce(%s, gc_instance())
+            """,
+            (state, Jsonb(progress), error, job.id, job.taken, job.instance),
+        ).rowcount,
+    )
+    # What was listed is of use to nobody any more; also that of one that others have ended (pods/clock.py), or whose
+    # worker went on for a moment.
+    connection.execute(
+        """
+        DELETE FROM job_repositories r USING jobs j
+        WHERE j.id = r.job_id AND j.pod_id = %s AND j.kind = %s AND j.finished_at IS NOT NULL
+        """,
+        (job.pod_id, job.kind),
+    )
+    # The last one that was done says since when the pod is known, however many failed after it.
+    connection.execute(
+        """
+        WITH of_kind AS (
+            SELECT id, state FROM jobs WHERE pod_id IS NOT DISTINCT FROM %(pod)s AND kind = %(kind)s
+        )
+        DELETE FROM jobs j USING of_kind k
+        WHERE j.id = k.id AND j.finished_at IS NOT NULL
+          AND j.id < (SELECT min(id) FROM (SELECT id FROM of_kind ORDER BY id DESC LIMIT %(kept)s) newest)
+          AND j.id IS DISTINCT FROM (SELECT max(id) FROM of_kind WHERE state = 'done')
+        """,
+        {"pod": job.pod_id, "kind": job.kind, "kept": KEPT},
+    )
+
+
+def _own(job: Job, rows: int) -> None:
+    if not rows:
+        raise TakenOverError(f"Job {job.id} is not ours any more: another worker has it, or the database failed over.")
+
+
+def plan(connection: Connection[Any], job: Job, names: Iterable[str]) -> None:
+    """Name the parts of a job that has none yet; raises TakenOverError."""
+    with connection.transaction():
+        hold(connection, job)
+        connection.execute(
+            """
+            INSERT INTO job_parts (job_id, name) SELECT %(job)s, unnest(%(names)s::text[])
+            WHERE NOT EXISTS (SELECT FROM job_parts WHERE job_id = %(job)s AND name <> %(rest)s)
+            """,
+            {"job": job.id, "names": list(names), "rest": _REST},
+        )
+
+
+def parts(connection: Connection[Any], job: Job) -> dict[str, dict[str, Any] | None]:
+    """Return the job's parts by name, with the counts of those that are done."""
+    found = connection.execute(
+        "SELECT name, counts, done_at IS NOT NULL FROM job_parts WHERE job_id = %s AND name <> %s ORDER BY name",
+        (job.id, _REST),
+    )
+    return {row[0]: row[1] if row[2] else None for row in found}
+
+
+def part_done(connection: Connection[Any], job: Job, name: str, counts: Mapping[str, Any]) -> None:
+    """Say that a part need not be done again; raises TakenOverError."""
+    with connection.transaction():
+        hold(connection, job)
+        connection.execute(
+            "UPDATE job_parts SET done_at = clock_timestamp(), counts = %s WHERE job_id = %s AND name = %s",
+            (Jsonb(counts), job.id, name),
+        )
+
+
+def rest_done(connection: Connection[Any], job: Job) -> None:
+    """Say that what follows the parts is done too; raises TakenOverError.
+
+    Whatever this connection and others have committed before is kept where this is kept: `unfinished` asks for it.
+    """
+    with connection.transaction():
+        hold(connection, job)
+        connection.execute(
+            """
+            INSERT INTO job_parts (job_id, name, done_at, counts) VALUES (%s, %s, clock_timestamp(), '{}')
+            ON CONFLICT (job_id, name) DO UPDATE SET done_at = excluded.done_at
+            """,
+            (job.id, _REST),
+        )
+
+
+def unfinished(connection: Connection[Any], job: Job, names: Collection[str]) -> list[str]:
+    """Return what the database does not have as done: of these parts, and of all others of the job.
+
+    A database that was failed over, or restored, may have lost what it had acknowledged. It loses the newest first:
+    where it says that a part is done, it has what the part has written.
+    """
+    found = connection.execute(
+        """
+        SELECT coalesce(p.name, d.name) FROM unnest(%s::text[]) d (name)
+        FULL JOIN (SELECT name, done_at, counts FROM job_parts WHERE job_id = %s) p ON p.name = d.name
+        WHERE p.done_at IS NULL OR p.counts IS NULL ORDER BY 1
+        """,
+        ([*names, _REST], job.id),
+    )
+    return [row[0] for row in found]
+
+
+def ask_for_collection(connection: Connection[Any], every: timedelta) -> int | None:
+    """Ask for a collection if the switch is on and none began for so long; return the job's id."""
+    row = connection.execute(
+        """
+        INSERT INTO jobs (kind, why) SELECT 'gc', 'it is time'
+        WHERE EXISTS (SELECT FROM gc_switch WHERE enabled)
+          AND NOT EXISTS (SELECT FROM jobs WHERE kind = 'gc' AND NOT coalesce((options ->> 'dry')::bool, false)
+                          AND (state IN ('waiting', 'running') OR began_at > now() - %s))
+        ON CONFLICT DO NOTHING RETURNING id
+        """,
+        (every,),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound: timedelta) -> list[int]:
+    """Ask for a reconcile of each pod that needs one, with the reasons; return the jobs' ids.
+
+    Only a reconcile that was done counts as one, and none that began later than now. Pods whose links are not in shared
+    storage cannot be reconciled. One that is not managed needs one with each collection: what was hidden before it
+    began is purged by the next.
+    """
+    found = connection.execute(
+        """
+        WITH state AS (
+            SELECT p.id, p.name, p.managed, done.began_at,
+                   (SELECT min(first_seen) FROM sources o WHERE o.pod_id = p.id) AS heard_at,
+                   (SELECT max(finished_at) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile') AS finished_at,
+                   done.finished_at - done.began_at AS took,
+                   (SELECT count(*) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'failed'
+                    AND j.id > coalesce(done.id, 0)) AS failures
+            FROM pods p LEFT JOIN LATERAL (
+                SELECT id, began_at, finished_at FROM jobs j
+                WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp()
+                ORDER BY id DESC LIMIT 1
+            ) done ON true
+            WHERE p.linker = 'link' AND NOT EXISTS (
+                SELECT FROM jobs j
+                WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state IN ('waiting', 'running'))
+        ), needed AS (
+            SELECT s.id, concat_ws('; ',
+                CASE WHEN s.began_at IS NULL THEN 'it was never reconciled'
+                     WHEN s.began_at < now() - %(every)s THEN 'the last reconcile is long ago'
+                     WHEN s.began_at < s.heard_at + %(bound)s AND s.heard_at + %(bound)s <= now()
+                     THEN 'what came before its first event was not looked for' END,
+                CASE WHEN NOT s.managed AND EXISTS (
+                        SELECT FROM jobs c WHERE c.kind = 'gc' AND c.asked_at > s.began_at
+                          AND NOT coalesce((c.options ->> 'dry')::bool, false))
+                     THEN 'a collection was asked for, and its registry sends no events' END,
+                CASE WHEN EXISTS (SELECT FROM gaps g WHERE g.pod_id = s.id AND g.settled_at IS NULL
+                                  AND g.settles_from <= now())
+                     THEN 'events may have been lost' END,
+                CASE WHEN EXISTS (SELECT FROM sources o WHERE o.pod_id = s.id AND o.retired_at IS NULL
+                                  AND o.dead_since + %(bound)s <= now())
+                     THEN 'a registry process died' END,
+                CASE WHEN EXISTS (SELECT FROM probes a
+                                  WHERE a.pod_id = s.id AND a.answered_at IS NOT NULL AND NOT a.echoed
+                                    AND a.sent_at <= now() - %(bound)s / 2
+                                  GROUP BY a.url, a.address HAVING max(a.answered_at) <= now() - %(bound)s)
+                     THEN 'a registry process answered probes and was never heard' END,
+                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.pod = s.name AND d.settled_at > s.began_at
+                                  AND d.settlement <> 'reconciled')
+                     THEN 'a dead letter was settled' END,
+                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.settled_at IS NULL AND d.stored_at > s.began_at
+                                  AND (d.pod = s.name OR d.repositories IS NULL OR EXISTS (
+                                       SELECT FROM unnest(d.repositories) n (name)
+                                       JOIN pod_prefixes x ON x.pod_id = s.id
+                                        AND (n.name = x.prefix OR starts_with(n.name, x.prefix || '/')))))
+                     THEN 'a dead letter may tell of something that it has' END) AS why
+            FROM state s
+            WHERE s.finished_at IS NULL
+               OR s.finished_at < now() - CASE
+                  WHEN s.failures = 0 THEN greatest(%(short)s, least(%(pause)s, s.took))
+                  ELSE least(%(longest)s, %(pause)s * 2 ^ least(20, s.failures - 1)) END
+        )
+        INSERT INTO jobs (kind, pod_id, why) SELECT 'reconcile', id, why FROM needed WHERE why <> ''
+        ON CONFLICT DO NOTHING RETURNING id
+        """,
+        {"every": every, "bound": request_bound, "short": SHORT_PAUSE, "pause": PAUSE, "longest": LONGEST_PAUSE},
+    )
+    return [row[0] for row in found]

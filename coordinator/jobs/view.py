@@ -1,0 +1,92 @@
+"""Jobs as they are asked for, listed and shown. Not here: doing them (jobs/table.py, coordinator/jobs/work.py)."""
+
+from typing import Any, Literal
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading, writing
+from coordinator.db.shapes import Job, JobPage
+from coordinator.domain.names import PodName
+from coordinator.domain.pods import Linker
+from coordinator.domain.reasons import reason
+from coordinator.errors import ConflictError, NotFoundError
+
+JobKind = Literal["reconcile", "doctor", "gc"]
+
+_COLUMNS = "j.id, j.kind, p.name AS pod, j.why, j.state, j.asked_at, j.began_at, j.finished_at, j.progress, j.error"
+_ONE = text(f"SELECT {_COLUMNS} FROM jobs j LEFT JOIN pods p ON p.id = j.pod_id WHERE j.id = :id")
+_PAGE = text(f"""
+SELECT {_COLUMNS} FROM jobs j LEFT JOIN pods p ON p.id = j.pod_id
+WHERE j.id < :before AND (CAST(:pod AS text) IS NULL OR p.name = :pod)
+  AND (CAST(:kind AS text) IS NULL OR j.kind = :kind)
+ORDER BY j.id DESC LIMIT :limit
+""")
+_POD = text("SELECT id, linker FROM pods WHERE name = :name FOR SHARE")
+_KNOWN = text("SELECT EXISTS (SELECT FROM pods WHERE name = :name)")
+_ASK = text("INSERT INTO jobs (kind, pod_id, why) VALUES (:kind, :pod, :why) ON CONFLICT DO NOTHING RETURNING id")
+_OPEN = text("SELECT id FROM jobs WHERE kind = :kind AND pod_id = :pod AND state IN ('waiting', 'running')")
+
+#: Of an id; no job has it yet.
+_END = 2**63 - 1
+#: One that was open may end before it is read.
+_ATTEMPTS = 3
+
+
+async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job:
+    """Ask for a job and return it, or the one of its kind that is open for the pod.
+
+    Raises NotFoundError, or ConflictError for a pod that cannot be reconciled.
+    """
+    why = reason(why)
+    for _ in range(_ATTEMPTS):
+        async with writing(engine) as connection:
+            row = (await connection.execute(_POD, {"name": pod})).one_or_none()
+            if row is None:
+                raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
+            if kind == "reconcile" and row.linker == Linker.RELAY:
+                raise ConflictError(
+                    f"Pod {pod} keeps its links in its own database (linker relay): storage cannot tell what it holds, "
+                    "only its events do."
+                )
+            values = {"kind": kind, "pod": row.id, "why": why}
+            number = await connection.scalar(_ASK, values) or await connection.scalar(_OPEN, values)
+            # Within the transaction, or a job that is taken at once would be told as one that ran before.
+            row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+        if row is not None:
+            return _job(row)
+    raise ConflictError(f"Jobs of pod {pod} come and go too quickly: try again.")
+
+
+async def job(engine: AsyncEngine, number: int) -> Job:
+    """Return one job; raises NotFoundError."""
+    async with reading(engine) as connection:
+        row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no job {number}: see `baleen jobs list`; the oldest are forgotten.")
+    return _job(row)
+
+
+async def jobs(
+    engine: AsyncEngine,
+    *,
+    pod: PodName | None = None,
+    kind: JobKind | None = None,
+    cursor: str | None = None,
+    limit: int = paging.DEFAULT_LIMIT,
+) -> JobPage:
+    """Return a page of jobs, the newest first; raises NotFoundError for a pod that is not there: its jobs name none."""
+    values = {"before": paging.decode("jobs", cursor, int) or _END, "pod": pod, "kind": kind, "limit": limit}
+    async with reading(engine) as connection:
+        rows = (await connection.execute(_PAGE, values)).all()
+        if not rows and pod is not None and not await connection.scalar(_KNOWN, {"name": pod}):
+            raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
+    return JobPage(
+        items=[_job(row) for row in rows],
+        next=paging.encode("jobs", rows[-1].id) if len(rows) == limit else None,
+    )
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(**{name: getattr(row, name) for name in Job.__struct_fields__})

@@ -1,0 +1,159 @@
+"""Long work that survives its worker: take a job, say that it is alive, do it, say how it ended.
+
+Route: the scheduler (workers/scheduler.py), every second or so -> `run_waiting_jobs` -> the runner of the job's kind
+-> `Ending`. A runner does the work, tells how far it is, looks at `work.stopping` often, and returns what is to be
+written in the one transaction that says "done".
+
+A worker that is killed leaves its job to the next: at once if it could say so, else after db/jobs.SILENCE. Runners are
+made to begin again where the last one was, and what they do to the table is right however often it is done.
+Not here: SQL (jobs/table.py), what the kinds do (reconcile/reconcile.py).
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from coordinator.db.connection import Connections
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.jobs import table as jobs
+from coordinator.jobs.table import Job, TakenOverError
+from coordinator.settings import Settings
+
+log = structlog.get_logger()
+
+#: How often a worker says that it is alive: several times in db/jobs.SILENCE.
+PULSE_S = 10.0
+#: How often an operator sees progress move.
+TELL_EVERY_S = 1.0
+
+#: Writes the job's last effects on a connection in a transaction, and returns the progress to keep.
+Ending = Callable[[Any], Mapping[str, Any]]
+
+
+class StoppedError(BaleenError):
+    """The process was told to end: the job is left to the next scheduler."""
+
+
+class Work:
+    """One job in the hands of its runner. Safe to use from several threads."""
+
+    def __init__(self, job: Job, connections: Connections, stop: threading.Event) -> None:
+        self.job = job
+        self.connections = connections
+        self._stop = stop
+        self._lost: TakenOverError | None = None
+        self._progress: Callable[[], Mapping[str, Any]] = lambda: job.progress
+
+    def follow(self, progress: Callable[[], Mapping[str, Any]]) -> None:
+        """Ask this, about every second, how far the job is; what it returns is written down for whoever watches."""
+        self._progress = progress
+
+    def progress(self) -> Mapping[str, Any]:
+        return self._progress()
+
+    def check(self) -> None:
+        """Raise StoppedError or TakenOverError if the runner must let go of the job; to be called often."""
+        if self._lost is not None:
+            raise self._lost
+        if self._stop.is_set():
+            raise StoppedError(f"Job {self.job.id} is left to the next scheduler.")
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless told to stop; raises as `check`."""
+        self._stop.wait(seconds)
+        self.check()
+
+    def beat(self, progress: Mapping[str, Any]) -> None:
+        """Say that the job is alive, and how far it is. Once it is lost, `check` raises."""
+        try:
+            with self.connections.use() as connection:
+                jobs.beat(connection, self.job, progress)
+        except TakenOverError as error:
+            self._lost = error
+        except UnavailableError as error:
+            log.warning("the job's pulse is late", job=self.job.id, reason=str(error))
+
+
+Runner = Callable[[Work], Ending]
+
+
+def run_waiting_jobs(connections: Connections, runners: Mapping[str, Runner], stop: threading.Event) -> int:
+    """Run jobs one after another until none waits or `stop` is set; return how many were taken.
+
+    Blocks for as long as a job takes; several threads or processes may do it at once. `runners` by kind. A job that
+    fails says so in its row. Raises UnavailableError if the database does not answer: the job is taken again, then.
+    """
+    taken = 0
+    while not stop.is_set():
+        with connections.use() as connection:
+            job = jobs.take(connection, runners.keys())
+        if job is None:
+            break
+        taken += 1
+        run(Work(job, connections, stop), runners[job.kind])
+    return taken
+
+
+def run(work: Work, runner: Runner) -> None:
+    """Run one job that was taken to its end, whatever that is."""
+    job = work.job
+    log.info("job begins", job=job.id, kind=job.kind, pod=job.pod, why=job.why, taken=job.taken)
+    over = threading.Event()
+    pulse = threading.Thread(target=_pulse, args=(work, over), name=f"pulse-{job.id}", daemon=True)
+    pulse.start()
+    try:
+        ending = runner(work)
+        with work.connections.use() as connection, connection.transaction():
+            jobs.hold(connection, job)
+            jobs.finish(connection, job, ending(connection))
+        log.info("job done", job=job.id, kind=job.kind, pod=job.pod)
+    except StoppedError:
+        with work.connections.use() as connection:
+            jobs.let_go(connection, job, work.progress())
+    except TakenOverError as error:
+        log.warning("job lost", job=job.id, reason=str(error))
+    except BaleenError as error:
+        log.warning("job failed", job=job.id, kind=job.kind, pod=job.pod, reason=str(error))
+        _fail(work, str(error))
+    except Exception as error:
+        log.exception("job failed", job=job.id, kind=job.kind, pod=job.pod)
+        _fail(work, f"Baleen failed at something that it does not know ({type(error).__name__}): see its log.")
+    finally:
+        over.set()
+        pulse.join()
+
+
+def ask_for_needed(connection: Any, settings: Settings) -> list[int]:
+    """Ask for the jobs that what happened makes necessary; return their ids. For the scheduler, every 10 s or so."""
+    asked = jobs.ask_for_needed(
+        connection,
+        every=timedelta(seconds=settings.reconcile_every),
+        request_bound=timedelta(seconds=settings.safety_request_bound),
+    )
+    collection = jobs.ask_for_collection(connection, every=timedelta(seconds=settings.gc_every))
+    return asked if collection is None else [*asked, collection]
+
+
+def _pulse(work: Work, over: threading.Event) -> None:
+    silent = 0.0
+    told = work.progress()
+    try:
+        while not over.wait(TELL_EVERY_S):
+            silent += TELL_EVERY_S
+            progress = work.progress()
+            if silent >= PULSE_S or progress != told:
+                told, silent = progress, 0.0
+                work.beat(progress)
+    finally:
+        work.connections.release()
+
+
+def _fail(work: Work, why: str) -> None:
+    try:
+        with work.connections.use() as connection:
+            jobs.fail(connection, work.job, work.progress(), why)
+    except TakenOverError as error:
+        log.warning("job lost", job=work.job.id, reason=str(error))

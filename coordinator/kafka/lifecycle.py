@@ -1,0 +1,157 @@
+"""Write what happened to blobs to blob.lifecycle, and return only when Kafka has all of it.
+
+Route: coordinator/table/outbox.py -> `publish(records)`. Records of one digest go to one partition, in the order given.
+Once: after a failure or a crash the same records are given again, by this process or another, and those that Kafka has
+already are not written again. They are at the ends of partitions: one process tells at a time, and no more at once than
+TAIL. What a broker was asked to write just before its client was given up may still come after that look; then a record
+stands there twice, with one id. A client (kafka-python's, idempotent, `acks=all`) that failed is thrown away with all
+that it holds, and another made at the next call.
+Not here: which records wait (table/lifecycle.py), making the topic (topics.py).
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from coordinator.errors import NotFoundError, UnavailableError
+from coordinator.kafka.connection import client_arguments
+from coordinator.kafka.log import LogInspector
+from coordinator.kafka.topics import LIFECYCLE
+from coordinator.settings import Settings
+from schemas.records import BlobLifecycle, headers
+
+#: For all records of one call. Their rows are locked meanwhile, so it is well below the database's patience.
+TIMEOUT_S: Final = 15.0
+
+POLL_S: Final = 1.0
+#: Records that one call writes at most.
+TAIL: Final = 500
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(BlobLifecycle)
+
+
+class LifecycleProducer:
+    """For one thread. Connects when there is something to write."""
+
+    def __init__(self, settings: Settings, inspector: LogInspector, timeout: float = TIMEOUT_S) -> None:
+        self._arguments = client_arguments(settings)
+        self._timeout = timeout
+        self._inspector = inspector
+        self._client: KafkaProducer | None = None
+        #: Where each partition ended after what was written last; what stands behind is another's. None: not known.
+        self._ends: dict[int, int] | None = None
+        #: Of the last call: if it comes again, it was not noted that Kafka has it.
+        self._written: set[int] = set()
+
+    def publish(self, records: Sequence[BlobLifecycle]) -> None:
+        """Write those of the records that Kafka does not have; at most TAIL.
+
+        Raises UnavailableError when it did not acknowledge all of them in time.
+        """
+        assert len(records) <= TAIL
+        deadline = time.monotonic() + self._timeout
+        try:
+            ends, told = self._told(deadline)
+            client = self._connected()
+            sent = [
+                client.send(
+                    LIFECYCLE, key=record.digest.encode(), value=_encoder.encode(record), headers=headers(record)
+                )
+                for record in records
+                if record.id not in told and record.id not in self._written
+            ]
+            for each in sent:
+                written = each.get(timeout=max(0.0, deadline - time.monotonic()))
+                ends[written.partition] = max(ends.get(written.partition, 0), written.offset + 1)
+            self._ends, self._written = ends, {record.id for record in records}
+        except NotFoundError as error:
+            # Brokers make a topic that is asked for by its name, with one partition, and so that it forgets too soon.
+            raise UnavailableError(str(error)) from error
+        except (KafkaError, OSError, TimeoutError, UnavailableError) as error:
+            self._discard()
+            raise UnavailableError(
+                f"Kafka does not take records of {LIFECYCLE} ({type(error).__name__}): see that it runs."
+            ) from error
+        except BaseException:
+            self._discard()
+            raise
+
+    def close(self) -> None:
+        self._discard()
+        self._inspector.close()
+
+    def _told(self, deadline: float) -> tuple[dict[int, int], set[int]]:
+        """Return where each partition ends, and the ids of changes that stand behind what this process has written."""
+        state = self._inspector.state(LIFECYCLE)
+        ends = {number: offsets.latest for number, offsets in state.partitions.items()}
+        known = self._ends
+        begins = {
+            number: max(offsets.earliest, ends[number] - TAIL if known is None else known.get(number, 0))
+            for number, offsets in state.partitions.items()
+        }
+        unread = {number: begin for number, begin in begins.items() if begin < ends[number]}
+        return ends, self._read(unread, ends, deadline) if unread else set()
+
+    def _read(self, begins: Mapping[int, int], ends: Mapping[int, int], deadline: float) -> set[int]:
+        milliseconds = round(self._timeout * 1000)
+        consumer = KafkaConsumer(
+            **self._arguments,
+            request_timeout_ms=milliseconds,
+            bootstrap_timeout_ms=milliseconds,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+        )
+        found: set[int] = set()
+        try:
+            waiting = {TopicPartition(LIFECYCLE, number) for number in begins}
+            consumer.assign(waiting)
+            for number, begin in begins.items():
+                consumer.seek(TopicPartition(LIFECYCLE, number), begin)
+            while waiting:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                for records in consumer.poll(timeout_ms=round(min(left, POLL_S) * 1000)).values():
+                    found |= {told for record in records if (told := _id(record.value)) is not None}
+                waiting = {at for at in waiting if consumer.position(at, timeout_ms=1000) < ends[at.partition]}
+        finally:
+            with contextlib.suppress(KafkaError, OSError):
+                consumer.close()
+        return found
+
+    def _connected(self) -> KafkaProducer:
+        if self._client is None:
+            self._client = KafkaProducer(
+                **self._arguments,
+                acks="all",
+                max_block_ms=round(self._timeout * 1000),
+                bootstrap_timeout_ms=round(self._timeout * 1000),
+                request_timeout_ms=round(self._timeout * 1000 / 2),
+                delivery_timeout_ms=round(self._timeout * 1000),
+            )
+        return self._client
+
+    def _discard(self) -> None:
+        self._ends = None
+        client, self._client = self._client, None
+        if client is None:
+            return
+        with contextlib.suppress(KafkaError):
+            client.close(timeout=0)
+        # While records wait, `close` gives up before it has ended the thread that would go on sending them.
+        client._sender.force_close()  # noqa: SLF001
+
+
+def _id(value: bytes | None) -> int | None:
+    """The id of a record's change; None of what somebody else wrote."""
+    try:
+        return _decoder.decode(value or b"").id
+    except (msgspec.MsgspecError, ValueError):
+        return None

@@ -1,0 +1,194 @@
+"""What a topic's log holds now: its id, its offsets, and a fingerprint of one record.
+
+With these the processor notices what must never be skipped in silence: a topic that was deleted and made anew
+(another id; another record at a known offset), a lost tail (latest below what was applied) and records
+that retention removed before they were applied (earliest above it).
+Every call is bounded in time and raises UnavailableError. An inspector may be used from any thread: a lock
+lets one call at a time use its clients, which kafka-python does not allow to be shared otherwise. They are
+kept between calls, because connecting costs more than asking, and are made anew after any failure.
+Not here: what follows from it (the reference processor).
+"""
+
+import contextlib
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import OffsetSpec
+from kafka.errors import KafkaError, OffsetOutOfRangeError
+
+from coordinator.errors import NotFoundError, UnavailableError
+from coordinator.kafka.connection import client_arguments
+from coordinator.settings import Settings
+
+TIMEOUT: Final = 10.0
+POLL: Final = 1.0
+#: A fetch returns at least one record, whatever its size; one is all that is asked for.
+FETCH_BYTES: Final = 64 * 1024
+
+_Result = TypeVar("_Result")
+
+
+class Offsets(NamedTuple):
+    """`earliest` is the first offset that is kept, `latest` the one that the next record will get."""
+
+    earliest: int
+    latest: int
+
+
+class TopicState(NamedTuple):
+    """`topic_id` is None where the broker gives topics no ids."""
+
+    topic_id: uuid.UUID | None
+    partitions: dict[int, Offsets]
+
+
+class LogInspector:
+    """Reads the state of topics, for any thread."""
+
+    def __init__(self, settings: Settings, timeout: float = TIMEOUT) -> None:
+        self._arguments = client_arguments(settings)
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._admin: KafkaAdminClient | None = None
+        self._consumer: KafkaConsumer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._disconnect()
+
+    def state(self, topic: str) -> TopicState:
+        """Return a topic's id and offsets; raises NotFoundError where there is no such topic."""
+        return self._guarded(lambda: self._state(topic))
+
+    def fingerprint(self, topic: str, partition: int, offset: int) -> int | None:
+        """Return a signed 64-bit number of the record at exactly this offset, or None where there is none."""
+        return self._guarded(lambda: self._fingerprint(TopicPartition(topic, partition), offset))
+
+    def first(self, topic: str, partition: int, offset: int) -> int | None:
+        """Return the offset of the first committed record at or after an offset, or None where there is none."""
+
+        def ask() -> int | None:
+            record = self._first(TopicPartition(topic, partition), offset)
+            return None if record is None else int(record.offset)
+
+        return self._guarded(ask)
+
+    def _guarded(self, ask: Callable[[], _Result]) -> _Result:
+        if not self._lock.acquire(timeout=2 * self._timeout):
+            raise UnavailableError("Kafka answers too slowly for all that is asked about its log: try again later.")
+        try:
+            return ask()
+        except (KafkaError, OSError, TimeoutError, LookupError) as error:
+            self._disconnect()
+            raise UnavailableError(f"Kafka does not answer about its log: {error!r}.") from error
+        finally:
+            self._lock.release()
+
+    def _state(self, topic: str) -> TopicState:
+        described = self._administrator().describe_topics([topic])[0]
+        if described["error_code"] == _UNKNOWN_TOPIC:
+            raise NotFoundError(f"Kafka has no topic {topic}: create it with `baleen topics create`.")
+        offsets = self._offsets([TopicPartition(topic, at["partition_index"]) for at in described["partitions"]])
+        return TopicState(_topic_id(described.get("topic_id")), {at.partition: offsets[at] for at in sorted(offsets)})
+
+    def _offsets(self, asked: list[TopicPartition]) -> dict[TopicPartition, Offsets]:
+        # The consumer's own way to ask returns now and then without some of the partitions.
+        ask = self._administrator().list_partition_offsets
+        milliseconds = round(self._timeout * 1000)
+        earliest = ask(dict.fromkeys(asked, OffsetSpec.EARLIEST), timeout_ms=milliseconds)
+        latest = ask(dict.fromkeys(asked, OffsetSpec.LATEST), timeout_ms=milliseconds)
+        return {at: Offsets(earliest[at].offset, latest[at].offset) for at in asked}
+
+    def _fingerprint(self, asked: TopicPartition, offset: int) -> int | None:
+        record = self._first(asked, offset)
+        if record is None or record.offset != offset:
+            return None  # a later one comes where this offset holds a transaction's marker, for example
+        return fingerprint_of(record.timestamp, record.key, record.value)
+
+    def _first(self, asked: TopicPartition, offset: int) -> Any:
+        """Return the first committed record at or after an offset that is in the log, else None."""
+        offsets = self._offsets([asked])[asked]
+        if not offsets.earliest <= offset < offsets.latest:
+            return None
+        consumer = self._connected()
+        consumer.assign([asked])
+        try:
+            consumer.seek(asked, offset)
+            return self._next_record(consumer, asked, offset, offsets.latest)
+        except OffsetOutOfRangeError:
+            return None  # retention was faster
+        finally:
+            consumer.assign([])
+
+    def _next_record(self, consumer: KafkaConsumer, asked: TopicPartition, offset: int, latest: int) -> Any:
+        deadline = time.monotonic() + self._timeout
+        while (left := deadline - time.monotonic()) > 0:
+            for record in consumer.poll(timeout_ms=round(min(left, POLL) * 1000), max_records=1).get(asked, ()):
+                return record
+            if consumer.position(asked, timeout_ms=round(left * 1000)) >= latest:
+                return None  # nothing but what was aborted, and markers
+        raise TimeoutError(f"no record at offset {offset} of {asked.topic}/{asked.partition} came")
+
+    def _administrator(self) -> KafkaAdminClient:
+        if self._admin is None:
+            self._admin = KafkaAdminClient(**self._arguments, **self._timeouts())
+        return self._admin
+
+    def _connected(self) -> KafkaConsumer:
+        if self._consumer is None:
+            consumer = KafkaConsumer(
+                **self._arguments,
+                **self._timeouts(),
+                group_id=None,
+                # What a transaction aborted was never said.
+                isolation_level="read_committed",
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                allow_auto_create_topics=False,
+                max_partition_fetch_bytes=FETCH_BYTES,
+            )
+            # kafka-python 3.0 does not hand this argument on: a topic that was deleted would be made anew by
+            # the consumer's next look at the cluster, with one partition.
+            consumer._client.cluster.config["allow_auto_create_topics"] = False  # noqa: SLF001
+            self._consumer = consumer
+        return self._consumer
+
+    def _timeouts(self) -> dict[str, int]:
+        milliseconds = round(self._timeout * 1000)
+        return {"request_timeout_ms": milliseconds, "bootstrap_timeout_ms": milliseconds}
+
+    def _disconnect(self) -> None:
+        clients: tuple[Any, ...] = (self._admin, self._consumer)
+        self._admin = self._consumer = None
+        for client in clients:
+            if client is not None:
+                with contextlib.suppress(KafkaError, OSError):
+                    client.close()
+
+
+_UNKNOWN_TOPIC: Final = 3
+
+
+def fingerprint_of(timestamp: int, key: bytes | None, value: bytes | None) -> int:
+    """Return a signed 64-bit number of a record as the broker keeps it; `timestamp` in milliseconds."""
+    digest = blake2b(struct.pack(">qq", timestamp, -1 if key is None else len(key)), digest_size=8)
+    digest.update(key or b"")
+    digest.update(b"-" if value is None else b"+" + value)
+    return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+def _topic_id(value: object) -> uuid.UUID | None:
+    topic_id = uuid.UUID(str(value)) if value else None
+    return topic_id if topic_id and topic_id.int else None

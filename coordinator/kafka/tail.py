@@ -1,0 +1,115 @@
+"""What comes into registry.events from now on, as far as it is of one pod.
+
+Route: `begin` notes where every partition ends -> something is done that must be told -> `poll` gives what was told.
+Other pods' records are read past without a look into them. Used by one thread.
+Not here: where logs end and whether they are the same ones (log.py), applying (the reference processor).
+"""
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from coordinator.errors import UnavailableError
+from coordinator.kafka.connection import client_arguments
+from coordinator.kafka.log import LogInspector
+from coordinator.kafka.topics import EVENTS
+from coordinator.settings import Settings
+from schemas.records import RegistryEvent, RegistryWatermark
+
+TIMEOUT: Final = 10.0
+POLL_RECORDS: Final = 5000
+
+_event = msgspec.json.Decoder(RegistryEvent)
+_watermark = msgspec.json.Decoder(RegistryWatermark)
+
+
+class Told(NamedTuple):
+    """A record, and where it stands."""
+
+    partition: int
+    offset: int
+    record: RegistryEvent | RegistryWatermark
+
+
+class EventTail:
+    """Reads one pod's records. What cannot be read is none of them."""
+
+    def __init__(self, settings: Settings, inspector: LogInspector, pod: str, timeout: float = TIMEOUT) -> None:
+        self._settings = settings
+        self._inspector = inspector
+        self._pod = pod
+        self._key = f"{pod}/".encode()
+        #: A watermark has no key, and names its pod.
+        self._name = msgspec.json.encode(pod)
+        self._timeout = timeout
+        self._consumer: KafkaConsumer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._consumer is not None:
+            with contextlib.suppress(KafkaError, OSError):
+                self._consumer.close()
+
+    def begin(self) -> None:
+        """What is written after this is given by `poll`."""
+        ends = {number: offsets.latest for number, offsets in self._inspector.state(EVENTS).partitions.items()}
+        try:
+            self._consumer = self._connected()
+            self._consumer.assign([TopicPartition(EVENTS, number) for number in ends])
+            for number, end in ends.items():
+                self._consumer.seek(TopicPartition(EVENTS, number), end)
+        except (KafkaError, OSError) as error:
+            raise _away(error) from error
+
+    def poll(self, seconds: float) -> list[Told]:
+        """Wait for records, up to so long, and return the pod's; raises UnavailableError."""
+        assert self._consumer is not None, "it was not begun"
+        try:
+            found = self._consumer.poll(timeout_ms=round(seconds * 1000), max_records=POLL_RECORDS)
+        except (KafkaError, OSError) as error:
+            raise _away(error) from error
+        return [
+            Told(at.partition, record.offset, read)
+            for at, records in found.items()
+            for record in self._own(records)
+            if (read := _read(record)) is not None and read.pod == self._pod
+        ]
+
+    def _own(self, records: Iterable[Any]) -> Iterable[Any]:
+        for record in records:
+            key = record.key or b""
+            if key.startswith(self._key) or (not key and self._name in (record.value or b"")):
+                yield record
+
+    def _connected(self) -> KafkaConsumer:
+        milliseconds = round(self._timeout * 1000)
+        consumer = KafkaConsumer(
+            **client_arguments(self._settings),
+            request_timeout_ms=milliseconds,
+            bootstrap_timeout_ms=milliseconds,
+            group_id=None,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            allow_auto_create_topics=False,
+        )
+        # As for LogInspector: a topic that is gone must not be made anew by a look.
+        consumer._client.cluster.config["allow_auto_create_topics"] = False  # noqa: SLF001
+        return consumer
+
+
+def _read(record: Any) -> RegistryEvent | RegistryWatermark | None:
+    for decoder in (_event, _watermark):
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+            return decoder.decode(record.value)
+    return None
+
+
+def _away(error: BaseException) -> UnavailableError:
+    return UnavailableError(f"Kafka does not give the events ({type(error).__name__}): try again.")

@@ -1,0 +1,1 @@
+"""Leftovers of uploads, hides and probes in storage, and how a collection deletes them."""

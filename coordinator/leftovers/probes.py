@@ -1,0 +1,32 @@
+"""Older versions of the link that probes write, in a bucket that keeps versions.
+
+A probe by a push puts the known manifest by its digest, and the registry writes that manifest's link again: 71 bytes,
+a version for each probe. Every version says the same, and registries read the newest only.
+Not here: what a probe is (pods/prober.py).
+"""
+
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.own import PROBE_REPOSITORY
+from coordinator.gc.leftovers import Kind
+from coordinator.leftovers import table
+from coordinator.leftovers.sweep import Item, Sweep, pages
+from coordinator.storage.layout import revision_link_key
+from coordinator.storage.port import DELETE_LIMIT
+
+
+def versions(sweep: Sweep, manifest: Digest) -> None:
+    """Delete what is neither the newest version nor a marker, and was written before the age of versions."""
+    before = sweep.before(sweep.ages.versions)
+    with sweep.connections.use() as connection:
+        prefixes = table.prefixes(connection)
+    with sweep.batch(Kind.PROBES, sweep.allow) as batch:
+        for prefix in prefixes:
+            key = revision_link_key(RepositoryName(f"{prefix}/{PROBE_REPOSITORY}"), manifest)
+            # An older prefix may have been the pod's first: each is looked at.
+            old = (
+                each
+                for each in sweep.entries(key)
+                if each.key == key and not each.latest and each.size is not None and each.modified_at <= before
+            )
+            for some in pages(old, DELETE_LIMIT):
+                batch.add(Item(key, [each.target for each in some], len(some), sum(each.size or 0 for each in some)))

@@ -1,0 +1,209 @@
+"""Delete what registries, and hides that are over, leave behind in storage: everything that is no blob.
+
+| kind       | what                                                 | goes once                         | bucket    |
+|------------|------------------------------------------------------|-----------------------------------|-----------|
+| `uploads`  | sessions `_uploads/<uuid>/` that nobody ended        | nothing of it was modified for    | any       |
+|            |                                                      | the grace                         |           |
+| `parts`    | uploads in parts that nobody ended                   | begun that long ago, and their    | any       |
+|            |                                                      | session, if any, is as quiet      |           |
+| `versions` | below `_uploads/`: what ended sessions have left,    | nothing was done to its key for   | versioned |
+|            | each a copy of a layer; markers with nothing below   | the grace                         |           |
+| `links`    | `_layers/…/link` of purged blobs                     | purged that long ago              | versioned |
+| `copies`   | `quarantine/` of hides that are over                 | a delete's bound has passed       | any       |
+| `markers`  | delete markers on purged `blobs/`, nothing below     | a delete's bound has passed       | versioned |
+| `probes`   | older versions of the link that probes write         | written before the age of         | versioned |
+|            |                                                      | versions                          |           |
+
+Route: gc/collect.py, when there was none for so long -> `Leavings.run`: a walk through storage says where to look, an
+older state of a thing is all that is named, `delete_many` or `abort` by a permit deletes it (sweep.py).
+
+Why nothing is lost by it:
+- *uploads, parts, versions*: no manifest needs them. A client that goes on with a session after the grace is told that
+  there is none, and begins anew: a registry moves an upload to `blobs/` whole or not at all. On a bucket with versions
+  everything is named by its version, so what comes meanwhile stays.
+- *links*: only by exact version, and all versions of the link must be older than the purge. **Not on a bucket without
+  versions:** there a delete names a key, and between the look and the delete a client can write the link anew, by an
+  upload that is accepted; the delete would take that one. What is relied on meanwhile is put back (links.py).
+  Only in pods where manifests keep blobs alive: elsewhere a link is what keeps its blob, and a reconcile's business.
+- *copies*: only of hides whose end the ledger knows, and only while the blob's bytes are served, or it is purged.
+  Of a copy that the table does not know of nothing is known: it stays, and is counted as `unknown`.
+- *probes*: all versions of that link say the same, the newest stays, and each is named by its version.
+- *markers*: only of keys where nothing but markers is left. Without such a marker a registry sees what it saw before:
+  nothing. A marker with bytes below it stays, whoever's it is: they would be served again.
+Not here: the times' floors (settings.py), each kind (uploads.py, hides.py,
+probes.py, links.py), what they have in
+common (sweep.py), the last words before a delete (leftovers/table.py).
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import groupby
+from typing import Any
+
+import structlog
+
+from coordinator.db.connection import Connections
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.errors import UnavailableError
+from coordinator.gc.facts import FactsReader
+from coordinator.gc.leftovers import VERSIONED, Kind, State, Tally
+from coordinator.jobs.work import Work
+from coordinator.leftovers import hides as sweep_hides
+from coordinator.leftovers import links, table
+from coordinator.leftovers import probes as sweep_probes
+from coordinator.leftovers import unfinished_uploads as uploads
+from coordinator.leftovers import uploads as sweep_uploads
+from coordinator.leftovers.sweep import PAGE, Ages, Entry, HeldError, Sweep, pages
+from coordinator.storage.layout import LAYERS, UPLOADS, parse_layer_link, upload_session
+from coordinator.storage.port import ObjectStore
+
+log = structlog.get_logger()
+
+__all__ = ["Ages", "Kind", "Leavings", "State", "Tally"]
+
+CALLS_AT_ONCE = 16
+#: What one listing shows.
+PASSES = (
+    frozenset({Kind.UPLOADS, Kind.VERSIONS, Kind.LINKS}),
+    frozenset({Kind.PARTS}),
+    frozenset({Kind.COPIES}),
+    frozenset({Kind.MARKERS}),
+    frozenset({Kind.PROBES}),
+)
+
+
+class Leavings:
+    """What every run works with."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        ages: Ages,
+        *,
+        every: timedelta,
+        probed: Digest,
+        rate: int = 0,
+    ) -> None:
+        """`probed` is the manifest that probes put."""
+        self._connections = connections
+        self._store = store
+        self._ages = ages
+        self._every = every
+        self._probed = probed
+        self._rate = rate
+        self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="leavings")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def settle(self, work: Work, request_bound: timedelta) -> None:
+        """Look at the links that earlier runs have deleted (links.py), whatever holds collection.
+
+        Raises UnavailableError.
+        """
+        links.settle(self._connections, self._store, work.job, self._ages.delete_bound + request_bound)
+
+    def run(
+        self, work: Work, read_facts: FactsReader, tally: Tally, *, versioned: bool, dry: bool, now: bool = False
+    ) -> None:
+        """Delete what is due, or only count it; with `now` also what was looked through lately.
+
+        Raises TakenOverError, StoppedCollectingError, StoppedError. Where the store does not answer, the kind is left
+        to the next run.
+        """
+        with self._connections.use() as connection:
+            lately = set() if now else table.swept_since(connection, self._every)
+        due = frozenset(kind for kind in Kind if kind not in lately and (versioned or kind not in VERSIONED))
+        tally.set(State.NOT_DUE, Kind)
+        if not versioned:
+            tally.set(State.UNVERSIONED, VERSIONED)
+        tally.set(State.WAITS, due)
+        sweep = Sweep(
+            self._connections,
+            self._store,
+            self._ages,
+            self._rate,
+            self._pool,
+            work,
+            read_facts,
+            tally,
+            versioned=versioned,
+            dry=dry,
+        )
+        for kinds in PASSES:
+            if wanted := kinds & due:
+                self._through(sweep, wanted)
+
+    def _through(self, sweep: Sweep, kinds: frozenset[Kind]) -> None:
+        """Look through all that one listing shows; what stops it on the way is told, and the rest left."""
+        sweep.tally.set(State.WALKS, kinds)
+        job = sweep.work.job
+        try:
+            if not sweep.dry:
+                ages = {name: f"{age.total_seconds():g}s" for name, age in self._ages._asdict().items()}
+                with self._connections.use() as connection:
+                    table.begin(connection, job, kinds, {"ages": ages})
+            ended, evidence = _look_through(sweep, kinds, self._probed)
+            if not sweep.dry:
+                with self._connections.use() as connection:
+                    table.end(connection, job, ended, evidence)
+        except HeldError as error:
+            sweep.tally.set(State.HELD, kinds)
+            log.info("leavings are left for the next run", kinds=sorted(kinds), reason=str(error))
+        except UnavailableError as error:
+            sweep.tally.set(State.FAILED, kinds)
+            log.warning("leavings are left for the next run", kinds=sorted(kinds), reason=str(error))
+        else:
+            sweep.tally.set(State.DONE, ended)
+            sweep.tally.set(State.FULL, kinds - ended)
+
+
+def _look_through(sweep: Sweep, kinds: frozenset[Kind], probed: Digest) -> tuple[frozenset[Kind], dict[str, Any]]:
+    """Delete what is left over of these kinds; return those of which that is all, and what the next run is to know."""
+    if Kind.PARTS in kinds:
+        sweep_uploads.give_up_parts(sweep)
+    elif Kind.COPIES in kinds:
+        sweep_hides.copies(sweep)
+    elif Kind.MARKERS in kinds:
+        return kinds, {"through": sweep_hides.markers(sweep)}
+    elif Kind.PROBES in kinds:
+        sweep_probes.versions(sweep, probed)
+    elif not _repositories(sweep, kinds):
+        return kinds - {Kind.LINKS}, {}
+    return kinds, {}
+
+
+def _repositories(sweep: Sweep, kinds: frozenset[Kind]) -> bool:
+    """Look through repositories' uploads, and with versions through their layers' links; False if there are more."""
+    linked = links.Links(sweep)
+    with (
+        sweep.batch(Kind.UPLOADS, sweep.allow) as begun,
+        sweep.batch(Kind.VERSIONS, sweep.allow, lambda items: sweep_uploads.unmark(sweep, items)) as ended,
+        sweep.batch(Kind.LINKS, linked.allow, linked.look_again) as doomed,
+    ):
+        sessions = sweep_uploads.Sessions(sweep, kinds, begun, ended)
+        if not sweep.versioned:
+            before = sweep.before(sweep.ages.uploads)
+            for session in uploads.sessions(sweep.store, sweep.pool):
+                # One that began since need not be looked at; a key beside sessions is none.
+                if session.begun_at <= before and session.prefix.endswith("/"):
+                    sessions.decide(session.prefix, sweep.entries(session.prefix))
+            return True
+        wanted = ({UPLOADS} if kinds - {Kind.LINKS} else set()) | ({LAYERS} if Kind.LINKS in kinds else set())
+        for folder in uploads.folders_named(wanted, sweep.store.version_folders, sweep.pool):
+            if folder.endswith(UPLOADS):
+                for prefix, entries in groupby(sweep.entries(folder), key=lambda each: upload_session(each.key)):
+                    if prefix is not None:
+                        sessions.decide(prefix, entries)
+            elif not linked.full:
+                for page in pages(_links(sweep.entries(folder)), PAGE):
+                    linked.decide(page, doomed)
+    return not linked.full
+
+
+def _links(entries: Iterable[Entry]) -> Iterator[tuple[RepositoryName, Digest]]:
+    for each in entries:
+        if each.served and (link := parse_layer_link(each.key)) is not None:
+            yield link

@@ -1,0 +1,239 @@
+"""One run's way through the leavings of storage: what all kinds of them have in common.
+
+    a listing -> entries -> items -> `batch` -> as many as one request may hold -> a permit -> delete_many -> counted
+
+Between two requests a run looks whether it is to stop and whether anything holds collection since; the permit asks the
+database for the rest: the switch, the holds, the lease. A dry run goes the same way and ends before the permit.
+Not here: what is found where (uploads.py, hides.py, links.py), which of it is due (run.py).
+"""
+
+import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+
+from coordinator.db.connection import Connections
+from coordinator.domain.gc import Facts, holds
+from coordinator.errors import BaleenError
+from coordinator.gc import table as gc
+from coordinator.gc.facts import FactsReader
+from coordinator.gc.leftovers import Amounts, Kind, Tally
+from coordinator.gc.table import DisturbedError
+from coordinator.jobs.work import Work
+from coordinator.leftovers import table
+from coordinator.storage.port import DELETE_LIMIT, ObjectStore, Permit, Target
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+#: Links, copies, purges that are asked for together.
+PAGE = 500
+BEGINNING = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+
+
+class Ages(NamedTuple):
+    """How long each kind is left alone (settings.py has the reasons and floors)."""
+
+    uploads: timedelta
+    parts: timedelta
+    versions: timedelta
+    links: timedelta
+    #: What the store has not done so long after it was let go, it will not do: of copies and markers.
+    delete_bound: timedelta
+
+
+class HeldError(BaleenError):
+    """Something holds collection since the run began."""
+
+
+class Entry(NamedTuple):
+    """One object, or one version of one."""
+
+    key: str
+    #: None where the bucket keeps none.
+    version: str | None
+    #: Bytes; None of a marker.
+    size: int | None
+    modified_at: datetime.datetime
+    latest: bool
+
+    @property
+    def target(self) -> Target:
+        return Target(self.key, self.version)
+
+    @property
+    def served(self) -> bool:
+        return self.latest and self.size is not None
+
+
+class Item(NamedTuple):
+    """What is deleted together, or not at all."""
+
+    name: str
+    targets: Sequence[Target]
+    #: As how many things it counts.
+    things: int
+    #: Bytes.
+    size: int
+    #: What the last word before the delete is about.
+    about: Any = None
+
+
+#: Gives the permit with which items are deleted, once what they are about is written down.
+Allow = Callable[[Sequence[Item]], AbstractContextManager[Permit]]
+
+
+class Sweep:
+    """One run, with what it works with."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        ages: Ages,
+        rate: int,
+        pool: Executor,
+        work: Work,
+        read_facts: FactsReader,
+        tally: Tally,
+        *,
+        versioned: bool,
+        dry: bool,
+    ) -> None:
+        self.connections = connections
+        self.store = store
+        self.ages = ages
+        self.pool = pool
+        self.work = work
+        self.tally = tally
+        self.versioned = versioned
+        self.dry = dry
+        self._rate = rate
+        self._read_facts = read_facts
+        self.facts: Facts = read_facts()
+
+    def before(self, age: timedelta) -> datetime.datetime:
+        """What is of a later time is too young; the time is that of the run's begin."""
+        return self.facts.now - age
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        if not self.versioned:
+            for found in self.store.walk(prefix):
+                self.work.check()
+                yield Entry(found.key, None, found.size, found.modified_at, latest=True)
+            return
+        for key, state in self.store.walk_versions(prefix):
+            self.work.check()
+            yield Entry(key, state.version, state.size, state.modified_at, state.latest)
+
+    def ours(self, connection: Any) -> None:
+        gc.permit_others(connection, self.work.job)
+
+    def asking(self, ask: Callable[[Any], None]) -> Permit:
+        def permit() -> None:
+            with self.connections.use() as connection:
+                ask(connection)
+
+        return permit
+
+    @contextmanager
+    def allow(self, _: Sequence[Item]) -> Iterator[Permit]:
+        yield self.asking(self.ours)
+
+    @contextmanager
+    def batch(
+        self,
+        kind: Kind,
+        allow: Allow,
+        afterwards: Callable[[Sequence[Item]], None] = lambda items: None,
+    ) -> Iterator["Batch"]:
+        """Give what collects items and deletes them, as many as one request may hold; what is left at the end."""
+        batch = Batch(lambda items: self._delete(kind, items, allow, afterwards))
+        yield batch
+        batch.flush()
+
+    def _delete(
+        self, kind: Kind, items: Sequence[Item], allow: Allow, afterwards: Callable[[Sequence[Item]], None]
+    ) -> None:
+        if self.dry:
+            for item in items:
+                self.tally.add(kind, Amounts(item.things, item.size))
+            return
+        self.check_holds()
+        targets = list(dict.fromkeys(target for item in items for target in item.targets))
+        wrong: Mapping[Target, str] = {}
+        try:
+            with allow(items) as permit:
+                answers = self.store.delete_many(targets, permit)
+            wrong = {each.target: each.error for each in answers if each.error is not None}
+        except DisturbedError as error:
+            log.info("leavings are left for the next run", kind=kind, reason=str(error))
+            self.tally.add(kind, Amounts(left=len(items)))
+            return
+        if wrong:
+            said = next(iter(wrong.values()))
+            log.warning("the object store did not delete", kind=kind, objects=len(wrong), of=len(targets), said=said)
+        done = [item for item in items if wrong.keys().isdisjoint(item.targets)]
+        amounts = Amounts(sum(item.things for item in done), sum(item.size for item in done), len(items) - len(done))
+        self.tally.add(kind, amounts)
+        self.note(kind, amounts, items[0].name)
+        afterwards(items)
+        self.pause(len(targets))
+
+    def note(self, kind: Kind, amounts: Amounts, first: str) -> None:
+        with self.connections.use() as connection:
+            table.deleted(connection, self.work.job, kind, amounts.things, amounts.size, amounts.left, first)
+
+    def check_holds(self) -> None:
+        self.work.check()
+        held = holds(self._read_facts())
+        if held:
+            raise HeldError(held[0])
+
+    def pause(self, requests: int) -> None:
+        if self._rate:
+            self.work.pause(requests / self._rate)
+
+    def bare_markers(self, key: str) -> Sequence[Entry]:
+        """Return all states of an object if they are markers; none otherwise.
+
+        Of more than one request may delete the oldest that are known: the newest, which conceals what may be below
+        them, goes with a later run.
+        """
+        states = self.store.versions(key)
+        if not all(each.is_marker for each in states):
+            return []
+        states = states[-DELETE_LIMIT:]
+        return [Entry(key, each.version, None, each.modified_at, each.latest) for each in states]
+
+
+class Batch:
+    """Collects items until they are as many targets as one request may hold."""
+
+    def __init__(self, deal: Callable[[Sequence[Item]], None]) -> None:
+        self._deal = deal
+        self._items: list[Item] = []
+        self._targets = 0
+
+    def add(self, item: Item) -> None:
+        if self._items and (self._targets + len(item.targets) > DELETE_LIMIT or len(self._items) >= DELETE_LIMIT):
+            self.flush()
+        self._items.append(item)
+        self._targets += len(item.targets)
+
+    def flush(self) -> None:
+        items, self._items, self._targets = self._items, [], 0
+        if items:
+            self._deal(items)
+
+
+def pages(things: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = iter(things)
+    while page := list(islice(remaining, size)):
+        yield page

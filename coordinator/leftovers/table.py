@@ -1,0 +1,274 @@
+"""What the table says of leavings (leftovers/run.py), the last word before each delete of them, and what was deleted.
+
+    links    found -- unlink --> permit_unlink (delete) -- open_unlinks: looked at until nobody can have relied on them
+    copies   over: no row of `hides`, and the ledger says how the hide ended
+    markers  purged: what the ledger says since the last run that looked through all of it
+
+That a hide has no row is not enough: after a database was restored from a backup there are copies of hides that it has
+never heard of, and they may be the only bytes. So a copy goes only if the ledger knows the end of its hide.
+Every permit asks what gc/table.py `permit_others` asks, in the same transaction as its own question.
+Not here: what is found in storage, and how old it must be (leftovers/run.py).
+"""
+
+import datetime
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+from psycopg.types.json import Jsonb
+
+from coordinator.db.arrays import digests, integers
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.gc import table as gc
+from coordinator.gc.table import DisturbedError
+from coordinator.jobs.table import Job
+from coordinator.table.ledger import Decision
+
+#: What ends a hide.
+_ENDS = ", ".join(f"'{end}'" for end in (Decision.PURGED, Decision.RESTORED, Decision.UNDONE))
+#: Purged, and nobody has needed it since, nor is about to hide it or wants it kept.
+_GONE = f"""
+b.state = {BlobState.PURGED:d} AND b.unreferenced_since IS NOT NULL
+AND NOT EXISTS (SELECT FROM pins p WHERE p.digest = b.digest)
+AND NOT EXISTS (SELECT FROM hides h WHERE h.blob_id = b.id)
+"""
+
+
+class Unlink(NamedTuple):
+    """A link that was, or may be, deleted, and by which nobody may be harmed."""
+
+    id: int
+    run_id: int
+    taken: int
+    repository: RepositoryName
+    digest: Digest
+    permitted_at: datetime.datetime | None
+    #: By the table: the blob is not purged any more, or is needed.
+    needed: bool
+    #: When it was read.
+    now: datetime.datetime
+
+
+class Over(NamedTuple):
+    """A copy whose hide is over."""
+
+    digest: Digest
+    hide: int
+    ended_at: datetime.datetime
+    #: The blob is purged, and nobody has needed it since.
+    gone: bool
+
+
+class PurgedOnce(NamedTuple):
+    """What the ledger says of a purge."""
+
+    #: Of the ledger's entry.
+    id: int
+    digest: Digest
+
+
+# What runs did
+
+
+def swept_since(connection: Connection[Any], every: timedelta) -> set[str]:
+    """Return the kinds that a run has looked through to the end within this time."""
+    found = connection.execute("SELECT DISTINCT kind FROM gc_leavings WHERE ended_at > now() - %s", (every,))
+    return {row[0] for row in found}
+
+
+def swept_to(connection: Connection[Any], kind: str) -> int:
+    """Return up to which entry of the ledger runs have looked through this kind."""
+    row = connection.execute(
+        "SELECT max((evidence ->> 'through')::bigint) FROM gc_leavings WHERE kind = %s AND ended_at IS NOT NULL",
+        (kind,),
+    ).fetchone()
+    return 0 if row is None or row[0] is None else int(row[0])
+
+
+def begin(connection: Connection[Any], job: Job, kinds: Collection[str], evidence: dict[str, Any]) -> None:
+    """Write down that the run looks for these kinds; a run that is gone on with has written so before."""
+    connection.execute(
+        """
+        INSERT INTO gc_leavings (run_id, kind, evidence) SELECT %s, unnest(%s::text[]), %s ON CONFLICT DO NOTHING
+        """,
+        (job.id, sorted(kinds), Jsonb(evidence)),
+    )
+
+
+def deleted(connection: Connection[Any], job: Job, kind: str, count: int, size: int, failed: int, first: str) -> None:
+    """Write down what the store has deleted. Whoever has the job by now: it is deleted."""
+    connection.execute(
+        """
+        UPDATE gc_leavings SET count = count + %s, bytes = bytes + %s, failed = failed + %s,
+               evidence = jsonb_build_object('first', %s::text) || evidence
+        WHERE run_id = %s AND kind = %s
+        """,
+        (count, size, failed, first, job.id, kind),
+    )
+
+
+def end(connection: Connection[Any], job: Job, kinds: Collection[str], evidence: dict[str, Any]) -> None:
+    """Write down that the run has looked through all of these kinds. Raises TakenOverError or StoppedCollectingError.
+
+    Who lost the job has perhaps not seen what the next one was to see.
+    """
+    with connection.transaction():
+        gc.permit_others(connection, job)
+        connection.execute(
+            """
+            UPDATE gc_leavings SET ended_at = clock_timestamp(), evidence = evidence || %s
+            WHERE run_id = %s AND kind = ANY(%s)
+            """,
+            (Jsonb(evidence), job.id, sorted(kinds)),
+        )
+
+
+# Links
+
+
+def prefixes(connection: Connection[Any]) -> list[str]:
+    """Return the prefixes of all pods."""
+    return [row[0] for row in connection.execute("SELECT prefix FROM pod_prefixes ORDER BY prefix")]
+
+
+def linked_prefixes(connection: Connection[Any]) -> list[str]:
+    """Return whose layer links mean nothing by themselves: prefixes of pods where manifests keep blobs alive.
+
+    Only of pods whose links are in shared storage, and whose registries send events.
+    """
+    found = connection.execute(
+        """
+        SELECT f.prefix FROM pod_prefixes f JOIN pods p ON p.id = f.pod_id
+        WHERE p.mode = 'manifest' AND p.linker = 'link' AND p.managed ORDER BY f.prefix
+        """
+    )
+    return [row[0] for row in found]
+
+
+def gone(connection: Connection[Any], wanted: Collection[Digest]) -> dict[Digest, datetime.datetime]:
+    """Return when those of these were purged, for the last time, that are purged and unreferenced since."""
+    found = connection.execute(
+        f"""
+        SELECT b.digest, (SELECT max(l.at) FROM gc_ledger l WHERE l.digest = b.digest AND l.decision = 'purged') AS at
+        FROM blobs b WHERE b.digest = ANY(%b::bytea[]) AND {_GONE}
+        """,
+        (digests(wanted),),
+    )
+    return {Digest(row[0]): row[1] for row in found if row[1] is not None}
+
+
+def unlink(connection: Connection[Any], job: Job, wanted: Sequence[tuple[RepositoryName, Digest]]) -> list[int]:
+    """Write down that these links are about to be deleted; return ids. Raises as `permit_others`."""
+    with connection.transaction():
+        gc.permit_others(connection, job)
+        found = connection.execute(
+            """
+            INSERT INTO gc_unlinks (run_id, taken, repository, digest)
+            SELECT %s, %s, d.repository, d.digest FROM unnest(%b::text[], %b::bytea[]) d (repository, digest)
+            RETURNING id
+            """,
+            (job.id, job.taken, [each[0] for each in wanted], digests(each[1] for each in wanted)),
+        )
+        return [row[0] for row in found]
+
+
+def permit_unlink(
+    connection: Connection[Any], job: Job, unlinks: Sequence[int], purged_before: datetime.datetime
+) -> None:
+    """Let deletes of these links go to the store, now, and note it.
+
+    Raises DisturbedError if any of their blobs is not purged any more, or was purged later; and as `permit_others`.
+    """
+    with connection.transaction():
+        gc.permit_others(connection, job)
+        allowed = connection.execute(
+            f"""
+            UPDATE gc_unlinks u SET permitted_at = clock_timestamp() FROM blobs b
+            WHERE u.id = ANY(%s::bigint[]) AND b.digest = u.digest AND {_GONE}
+              AND (SELECT max(l.at) FROM gc_ledger l WHERE l.digest = b.digest AND l.decision = 'purged') <= %s
+            """,
+            (integers(unlinks), purged_before),
+        ).rowcount
+        if allowed != len(unlinks):
+            raise DisturbedError(f"{len(unlinks) - allowed} blobs of {len(unlinks)} links are not purged any more.")
+
+
+def open_unlinks(connection: Connection[Any], after: int, limit: int, *, needed: bool = False) -> list[Unlink]:
+    """Return links that may have been relied on, by id; with `needed` only those whose blob is, by the table."""
+    found = connection.execute(
+        f"""
+        SELECT u.id, u.run_id, u.taken, u.repository, u.digest, u.permitted_at, x.needed, clock_timestamp()
+        FROM gc_unlinks u CROSS JOIN LATERAL (SELECT NOT EXISTS (
+            SELECT FROM blobs b
+            WHERE b.digest = u.digest AND b.state = {BlobState.PURGED:d} AND b.unreferenced_since IS NOT NULL
+        ) AS needed) x
+        WHERE u.id > %s AND (x.needed OR NOT %s) ORDER BY u.id LIMIT %s
+        """,
+        (after, needed, limit),
+    )
+    return [Unlink(row[0], row[1], row[2], RepositoryName(row[3]), Digest(row[4]), *row[5:]) for row in found]
+
+
+def count_unlinks(connection: Connection[Any]) -> int:
+    row = connection.execute("SELECT count(*) FROM gc_unlinks").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def close_unlinks(connection: Connection[Any], unlinks: Sequence[int]) -> None:
+    """Forget links by whose delete nobody can be harmed any more."""
+    connection.execute("DELETE FROM gc_unlinks WHERE id = ANY(%s::bigint[])", (integers(unlinks),))
+
+
+# Copies
+
+
+def over(connection: Connection[Any], copies: Sequence[tuple[Digest, int]]) -> list[Over]:
+    """Return those of these copies, by digest and hide, whose hide is over for certain."""
+    found = connection.execute(
+        f"""
+        SELECT d.digest, d.hide, max(l.at), bool_or(b.id IS NOT NULL AND {_GONE})
+        FROM unnest(%b::bytea[], %b::bigint[]) d (digest, hide)
+        JOIN gc_ledger l ON l.digest = d.digest AND l.hide_id = d.hide AND l.decision IN ({_ENDS})
+        LEFT JOIN blobs b ON b.digest = d.digest
+        WHERE NOT EXISTS (SELECT FROM hides o WHERE o.id = d.hide)
+        GROUP BY d.digest, d.hide
+        """,
+        (digests(each[0] for each in copies), [each[1] for each in copies]),
+    )
+    return [Over(Digest(row[0]), *row[1:]) for row in found]
+
+
+def permit_copies(connection: Connection[Any], job: Job, copies: Sequence[tuple[Digest, int]]) -> None:
+    """Let deletes of these copies go to the store; raises DisturbedError if any hide is not over for certain."""
+    with connection.transaction():
+        gc.permit_others(connection, job)
+        if len(over(connection, copies)) != len(copies):
+            raise DisturbedError("A hide of which a copy was to be deleted is not over.")
+
+
+# Markers
+
+
+def purged_after(connection: Connection[Any], after: int, until: datetime.datetime, limit: int) -> list[PurgedOnce]:
+    """Return purges from the ledger in order, up to a time."""
+    found = connection.execute(
+        "SELECT id, digest FROM gc_ledger WHERE id > %s AND decision = 'purged' AND at <= %s ORDER BY id LIMIT %s",
+        (after, until, limit),
+    )
+    return [PurgedOnce(row[0], Digest(row[1])) for row in found]
+
+
+def unhidden(connection: Connection[Any], wanted: Collection[Digest]) -> set[Digest]:
+    """Return those of these of which there is no hide now."""
+    return set(wanted) - {digest for digest, _ in gc.open_hides(connection, list(wanted))}
+
+
+def permit_markers(connection: Connection[Any], job: Job, wanted: Collection[Digest]) -> None:
+    """Let deletes of markers of these blobs go to the store; raises DisturbedError if one of them is being hidden."""
+    with connection.transaction():
+        gc.permit_others(connection, job)
+        if len(unhidden(connection, wanted)) != len(wanted):
+            raise DisturbedError("A blob of which a marker was to be deleted is being hidden.")

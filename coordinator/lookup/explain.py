@@ -1,0 +1,152 @@
+"""Why a blob is kept, or how it went: what is known of one blob, gathered for its story.
+
+What is known of pods is read before the blob: so nothing that the blob shows was read later than what speaks for it.
+Not here: what it amounts to, and the sentences (domain/story.py).
+"""
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db.session import reading
+from coordinator.db.shapes import STATES, Blob
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, format_digest
+from coordinator.domain.pods import PodMode
+from coordinator.domain.story import Entry, Hidden, Known, tell
+from coordinator.errors import NotFoundError
+from coordinator.gc.conditions import ReadFacts
+from coordinator.gc.shapes import Chapter, DirectLink, Explanation, MountMade, OpenHide, Pin, Reason
+from coordinator.lookup.blobs import BlobQueries
+from coordinator.lookup.references import references
+from coordinator.table.ledger import Decision
+
+#: Holdings and links that are named, entries of the ledger that are told.
+NAMED = 10
+TOLD = 50
+
+_BLOB = text("""
+SELECT b.id, b.state, b.size, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since,
+       p.why AS pin_why, p.pinned_at, h.id AS hide_id, h.run_id, h.intended_at, h.hidden_at, h.purging_at,
+       h.size AS hide_size, h.asked_at, h.asked_why,
+       h.unreferenced_since IS DISTINCT FROM b.unreferenced_since AS disturbed
+FROM blobs b LEFT JOIN pins p ON p.digest = b.digest LEFT JOIN hides h ON h.blob_id = b.id
+WHERE b.digest = :digest
+""")
+_LINKS = text("""
+SELECT p.name AS pod, p.mode, r.name AS repository, l.linked_at
+FROM (SELECT repository_id, linked_at FROM repository_blobs WHERE blob_id = :blob ORDER BY repository_id LIMIT :limit) l
+JOIN repositories r ON r.id = l.repository_id JOIN pods p ON p.id = r.pod_id ORDER BY p.name, r.name
+""")
+_MOUNTS = text("SELECT at, repository, source FROM mounts WHERE blob_id = :blob ORDER BY id DESC LIMIT :limit")
+_LEDGER = text("""
+SELECT id, at, decision, why, run_id, evidence FROM gc_ledger WHERE digest = :digest ORDER BY id DESC LIMIT :limit
+""")
+
+
+async def explain(
+    engine: AsyncEngine, blobs: BlobQueries, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest
+) -> Explanation:
+    """Return a blob's whole story; raises NotFoundError for one that nobody has ever spoken of."""
+    async with reading(engine) as connection:
+        facts = await read_facts(connection)
+        row = (await connection.execute(_BLOB, {"digest": digest})).one_or_none()
+        if row is None:
+            raise NotFoundError(f"No registry has spoken of {format_digest(digest)} yet: check the digest.")
+        links = await _links(connection, row.id, link_grace) if row.link_count else []
+        mounts = (await connection.execute(_MOUNTS, {"blob": row.id, "limit": NAMED})).all()
+        entries = (await connection.execute(_LEDGER, {"digest": digest, "limit": TOLD + 1})).all()
+    counted = await blobs.get(digest)
+    holdings = await references(engine, digest, limit=NAMED)
+    earlier = len(entries) > TOLD
+    history = [_chapter(digest, entry) for entry in reversed(entries[:TOLD])]
+    story = tell(
+        _known(row, counted),
+        facts,
+        [Entry(each.at, each.decision.value, each.why, each.run, each.evidence) for each in history],
+        earlier=earlier,
+    )
+    return Explanation(
+        digest=format_digest(digest),
+        state=STATES[row.state],
+        size=None if row.size < 0 else row.size,
+        outcome=story.outcome,
+        summary=story.summary,
+        reasons=[Reason(why=each.kept.why, detail=each.kept.detail, until=each.until) for each in story.reasons],
+        story=list(story.sentences),
+        reference_count=row.reference_count,
+        link_count=row.link_count,
+        repository_count=counted.repository_count,
+        pods=counted.pods,
+        references=holdings.items,
+        links=links,
+        mounts=[MountMade(at=each.at, repository=each.repository, source=each.source) for each in mounts],
+        first_seen=row.first_seen,
+        unreferenced_since=row.unreferenced_since,
+        pin=_pin(digest, row),
+        hide=_hide(row),
+        history=history,
+        earlier=earlier,
+    )
+
+
+def _known(row: Row[Any], counted: Blob) -> Known:
+    hide = None if row.hide_id is None else Hidden(row.run_id, row.hidden_at, row.disturbed, row.asked_why)
+    return Known(
+        BlobState(row.state),
+        row.reference_count,
+        row.link_count,
+        counted.repository_count,
+        counted.pods,
+        row.first_seen,
+        row.unreferenced_since,
+        row.pin_why,
+        hide,
+    )
+
+
+async def _links(connection: AsyncConnection, blob: int, grace: dt.timedelta) -> list[DirectLink]:
+    return [
+        DirectLink(
+            pod=row.pod,
+            repository=row.repository,
+            linked_at=row.linked_at,
+            counts_until=row.linked_at + grace if row.mode == PodMode.MANIFEST else None,
+        )
+        for row in await connection.execute(_LINKS, {"blob": blob, "limit": NAMED})
+    ]
+
+
+def _chapter(digest: Digest, row: Row[Any]) -> Chapter:
+    return Chapter(
+        id=row.id,
+        at=row.at,
+        digest=format_digest(digest),
+        decision=Decision(row.decision),
+        why=row.why,
+        run=row.run_id,
+        evidence=row.evidence,
+    )
+
+
+def _pin(digest: Digest, row: Row[Any]) -> Pin | None:
+    if row.pin_why is None:
+        return None
+    return Pin(digest=format_digest(digest), why=row.pin_why, pinned_at=row.pinned_at, state=STATES[row.state])
+
+
+def _hide(row: Row[Any]) -> OpenHide | None:
+    if row.hide_id is None:
+        return None
+    return OpenHide(
+        id=row.hide_id,
+        run=row.run_id,
+        intended_at=row.intended_at,
+        hidden_at=row.hidden_at,
+        purging_at=row.purging_at,
+        bytes=row.hide_size,
+        asked_at=row.asked_at,
+        asked_why=row.asked_why,
+    )

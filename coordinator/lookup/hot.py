@@ -1,0 +1,113 @@
+"""Count the repositories of blobs that thousands of holdings need, and keep the answers for a while.
+
+Counting costs 1 to 3 µs a holding, and no index makes it less: whether a repository needs the blob elsewhere than in
+one of its manifests is known only when all are looked at. So one pass serves many blobs, one caller's pass serves all,
+and an answer is kept so long that counting takes a small part of the time. `Usage.counted_at` says when it was exact.
+Not here: blobs that few need (blobs.py counts them at once).
+"""
+
+import asyncio
+import datetime as dt
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from coordinator.db.session import writing
+from coordinator.errors import UnavailableError
+
+#: Hot answers are kept so long, or COST_FACTOR times what they cost, so that counting takes little of the time.
+HOT_SECONDS = 60.0
+COST_FACTOR = 50.0
+HOT_ENTRIES = 20_000
+#: Holdings that one pass looks at: a few seconds. What is counted is kept even if the rest takes too long.
+HOT_GROUP = 2_000_000
+HOT_PATIENCE = 15.0
+
+# All of them in one pass: the more hot blobs are asked for, the more of them each manifest lists.
+_HOT = text("""
+SELECT n.blob_id, p.name AS pod, count(*) AS repositories, now() AS counted_at
+FROM (
+  SELECT DISTINCT x.blob_id, held.repository_id
+  FROM manifests m
+  JOIN repository_manifests held ON held.manifest_id = m.id
+  CROSS JOIN LATERAL unnest(m.refs) x (blob_id)
+  WHERE m.refs && CAST(:ids AS bigint[]) AND x.blob_id = ANY(CAST(:ids AS bigint[]))
+  UNION
+  SELECT manifest_id, repository_id FROM repository_manifests WHERE manifest_id = ANY(CAST(:ids AS bigint[]))
+  UNION
+  SELECT blob_id, repository_id FROM repository_blobs WHERE blob_id = ANY(CAST(:ids AS bigint[]))
+) n
+JOIN repositories r ON r.id = n.repository_id
+JOIN pods p ON p.id = r.pod_id
+GROUP BY n.blob_id, p.name ORDER BY n.blob_id, p.name
+""")
+#: Millions of pairs are made distinct here; on disk that takes three times as long.
+_HOT_MEMORY = text("SET LOCAL work_mem = '64MB'")
+
+
+class Usage(NamedTuple):
+    repositories: int
+    pods: list[str]
+    counted_at: dt.datetime
+
+
+class HotUsage:
+    """The memory of one process."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._hot: OrderedDict[int, tuple[float, Usage]] = OrderedDict()
+        self._counting = asyncio.Lock()
+
+    async def of(self, rows: Sequence[Row[Any]]) -> dict[int, Usage]:
+        if not rows:
+            return {}
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + HOT_PATIENCE
+        # One at a time: whoever waits finds most of what he wants counted already.
+        async with self._counting:
+            missing = [row for row in rows if row.id not in self._hot or self._hot[row.id][0] < clock()]
+            for group in _groups(missing):
+                if clock() > deadline:
+                    raise UnavailableError(
+                        "So many references take longer to count than one question may: ask again, it goes on."
+                    )
+                await self._count(group)
+            answer = {row.id: self._hot[row.id][1] for row in rows}
+            while len(self._hot) > HOT_ENTRIES:
+                self._hot.popitem(last=False)
+        return answer
+
+    async def _count(self, ids: Sequence[int]) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        async with writing(self._engine) as connection:
+            await connection.execute(_HOT_MEMORY)
+            rows = (await connection.execute(_HOT, {"ids": list(ids)})).all()
+        until = clock() + max(HOT_SECONDS, COST_FACTOR * (clock() - began))
+        # One that has lost its last reference since its row was read is not among the rows.
+        usages = dict.fromkeys(ids, Usage(0, [], dt.datetime.now(dt.UTC)))
+        for blob, of_blob in groupby(rows, key=lambda row: row.blob_id):
+            parts = list(of_blob)
+            usages[blob] = Usage(sum(part.repositories for part in parts), [p.pod for p in parts], parts[0].counted_at)
+        for blob, usage in usages.items():
+            self._hot[blob] = (until, usage)
+            self._hot.move_to_end(blob)
+
+
+def _groups(rows: Sequence[Row[Any]]) -> Iterator[list[int]]:
+    """Split what is to be counted, so that no pass looks at many more than HOT_GROUP holdings."""
+    group: list[int] = []
+    size = 0
+    for row in sorted(rows, key=lambda row: row.reference_count, reverse=True):
+        group.append(row.id)
+        size += row.reference_count
+        if size > HOT_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -1,0 +1,83 @@
+"""The blobs with most references: one reading of all blobs serves every page for a while.
+
+There is no index by reference count. Popular blobs are those whose count changes most often, and an index would turn
+each of these updates, which touch one page now, into a write of every index of the table.
+Not here: other orders (blobs.py).
+"""
+
+import asyncio
+import datetime as dt
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from coordinator.db.session import reading
+
+RANKED = 10_000
+#: A ranking is kept so long, or COST_FACTOR times what it cost, so that ranking takes little of the time.
+KEPT_SECONDS = 60.0
+COST_FACTOR = 50.0
+
+#: Count and id of the last blob of a page.
+Key = tuple[int, int]
+
+_TOP = text("""
+SELECT b.id, b.digest, b.size, b.state, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since,
+       now() AS counted_at
+FROM blobs b WHERE CAST(:state AS smallint) IS NULL OR b.state = :state
+ORDER BY b.reference_count DESC, b.id LIMIT :ranked
+""")
+
+
+class Ranked(NamedTuple):
+    rows: Sequence[Row[Any]]
+    next: Key | None
+    counted_at: dt.datetime | None
+
+
+class _Kept(NamedTuple):
+    """A ranking; times are the event loop's, in seconds."""
+
+    read_at: float
+    cost: float
+    rows: Sequence[Row[Any]]
+
+
+class Ranking:
+    """The memory of one process: a ranking for each state that was asked for, and one for all."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._kept: dict[int | None, _Kept] = {}
+        self._reading = asyncio.Lock()
+
+    async def page(self, state: int | None, minimum: int, after: Key | None, limit: int) -> Ranked:
+        """Return up to `limit` rows with at least `minimum` references, of the first RANKED, after a key."""
+        rows = await self._rows(state)
+        begin = 0 if after is None else bisect_right(rows, (-after[0], after[1]), key=_order)
+        page = [row for row in rows[begin : begin + limit] if row.reference_count >= minimum]
+        more = len(page) == limit and begin + limit < len(rows)
+        return Ranked(page, (page[-1].reference_count, page[-1].id) if more else None, _time(rows))
+
+    async def _rows(self, state: int | None) -> Sequence[Row[Any]]:
+        clock = asyncio.get_running_loop().time
+        # One reads, whoever waits finds what was read.
+        async with self._reading:
+            kept = self._kept.get(state)
+            began = clock()
+            if kept is None or began - kept.read_at >= max(KEPT_SECONDS, COST_FACTOR * kept.cost):
+                async with reading(self._engine) as connection:
+                    rows = (await connection.execute(_TOP, {"state": state, "ranked": RANKED})).all()
+                kept = self._kept[state] = _Kept(clock(), clock() - began, rows)
+            return kept.rows
+
+
+def _order(row: Row[Any]) -> tuple[int, int]:
+    return (-row.reference_count, row.id)
+
+
+def _time(rows: Sequence[Row[Any]]) -> dt.datetime | None:
+    return rows[0].counted_at if rows else None

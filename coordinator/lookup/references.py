@@ -1,0 +1,109 @@
+"""The holdings that need a blob, in the order (manifest, repository).
+
+Two ways to find them, and neither is good for all. The index over references costs about 1 µs per manifest that
+lists the blob, whatever part of them the page shows: right up to INDEX_LIMIT. Beyond it, manifests are walked in
+the order of the page and filtered, at most WALK of them: 8 ms, and the page may be short.
+"""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading
+from coordinator.db.shapes import Reference, ReferencePage
+from coordinator.domain.names import Digest, format_digest
+from coordinator.domain.references import ManifestKind, reference_kind
+from coordinator.errors import NotFoundError
+
+INDEX_LIMIT = 20_000
+WALK = 30_000
+
+
+class Key(NamedTuple):
+    manifest: int
+    repository: int
+
+
+# OFFSET 0: the planner may think the walk cheaper, and then walks without bound.
+_BY_INDEX = """
+(
+  SELECT id, kind, refs FROM manifests WHERE refs @> ARRAY[CAST(:id AS bigint)] AND id >= :manifest
+  UNION ALL
+  SELECT id, kind, refs FROM manifests WHERE id = :id AND id >= :manifest
+  OFFSET 0
+)
+"""
+_BY_WALK = """
+(
+  SELECT id, kind, refs FROM manifests
+  WHERE id >= :manifest AND (CAST(:edge AS bigint) IS NULL OR id < :edge) ORDER BY id OFFSET 0
+)
+"""
+_PAGE = """
+SELECT n.manifest_id, n.repository_id, n.kind, n.position, n.pushed_at, n.implied,
+       b.digest, r.name AS repository, p.name AS pod
+FROM (
+  SELECT held.manifest_id, held.repository_id, held.pushed_at, held.implied, m.kind,
+         array_position(m.refs, CAST(:id AS bigint)) AS position
+  FROM {manifests} m JOIN repository_manifests held ON held.manifest_id = m.id
+  WHERE (CAST(:id AS bigint) = ANY(m.refs) OR m.id = :id)
+    AND (held.manifest_id, held.repository_id) > (:manifest, :repository)
+  ORDER BY m.id, held.repository_id LIMIT :limit
+) n
+JOIN blobs b ON b.id = n.manifest_id
+JOIN repositories r ON r.id = n.repository_id
+JOIN pods p ON p.id = r.pod_id
+ORDER BY n.manifest_id, n.repository_id
+"""
+_FROM_INDEX = text(_PAGE.format(manifests=_BY_INDEX))
+_FROM_WALK = text(_PAGE.format(manifests=_BY_WALK))
+_EDGE = text("SELECT id FROM manifests WHERE id >= :manifest ORDER BY id OFFSET :walk LIMIT 1")
+_BLOB = text("SELECT id, reference_count FROM blobs WHERE digest = :digest")
+
+#: Repository ids begin at 1, so this key is before every holding of its manifest.
+BEFORE_REPOSITORIES = 0
+
+
+async def references(
+    engine: AsyncEngine, digest: Digest, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
+) -> ReferencePage:
+    """Return a page of the holdings that need the blob."""
+    manifest, repository = paging.decode("references", cursor, Key) or Key(0, BEFORE_REPOSITORIES)
+    async with reading(engine) as connection:
+        blob = (await connection.execute(_BLOB, {"digest": digest})).one_or_none()
+        if blob is None:
+            raise NotFoundError(f"No registry has spoken of {format_digest(digest)} yet: check the digest.")
+        walks = blob.reference_count > INDEX_LIMIT
+        key = {"manifest": manifest, "repository": repository, "id": blob.id, "limit": limit}
+        edge = None
+        if walks:
+            # Found first, and it bounds the page: what comes between the two statements is not skipped.
+            edge = await connection.scalar(_EDGE, {"manifest": manifest, "walk": WALK})
+            rows = (await connection.execute(_FROM_WALK, key | {"edge": edge})).all()
+        else:
+            rows = (await connection.execute(_FROM_INDEX, key)).all()
+    after: Key | None = None
+    if len(rows) == limit:
+        after = Key(rows[-1].manifest_id, rows[-1].repository_id)
+    elif edge is not None:
+        after = Key(edge, BEFORE_REPOSITORIES)
+    return ReferencePage(
+        items=[_reference(row) for row in rows],
+        next=None if after is None else paging.encode("references", after),
+    )
+
+
+def _reference(row: Row[Any]) -> Reference:
+    kind = "self"
+    if row.position is not None:
+        kind = reference_kind(ManifestKind(row.kind), row.position - 1).name.lower()
+    return Reference(
+        pod=row.pod,
+        repository=row.repository,
+        manifest=format_digest(Digest(row.digest)),
+        kind=kind,  # type: ignore[arg-type]
+        since=row.pushed_at,
+        implied=row.implied,
+    )

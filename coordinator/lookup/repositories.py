@@ -1,0 +1,159 @@
+"""What a repository holds, and who else needs it.
+
+A blob is unique to a repository if its own holdings and link are all that the blob's counts count: so nobody else's
+holdings have to be looked at, and the price is that of the repository's own references (2 µs each). A list computes
+the figures for repositories until LIST_MANIFESTS is used up, and leaves the others null.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading
+from coordinator.db.shapes import Repository, RepositoryPage
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.own import is_own
+from coordinator.errors import NotFoundError
+
+#: Manifests of all repositories of one page whose references are followed.
+LIST_MANIFESTS = 5_000
+
+_COLUMNS = """r.id, r.name, p.name AS pod,
+  (SELECT count(*) FROM repository_manifests h WHERE h.repository_id = r.id) AS manifests"""
+_ONE = text(f"SELECT {_COLUMNS} FROM repositories r JOIN pods p ON p.id = r.pod_id WHERE r.name = :name")
+
+_FIGURES = text("""
+WITH own AS MATERIALIZED (
+  SELECT repository_id, manifest_id FROM repository_manifests WHERE repository_id = ANY(CAST(:ids AS integer[]))
+), needs (repository_id, blob_id, holdings, links) AS (
+  SELECT repository_id, manifest_id, 1, 0 FROM own
+  UNION ALL
+  SELECT own.repository_id, x.blob_id, 1, 0
+  FROM own
+  CROSS JOIN LATERAL (SELECT refs FROM manifests WHERE id = own.manifest_id OFFSET 0) m
+  CROSS JOIN LATERAL unnest(m.refs) x (blob_id)
+  UNION ALL
+  SELECT repository_id, blob_id, 0, 1 FROM repository_blobs WHERE repository_id = ANY(CAST(:ids AS integer[]))
+), needed AS MATERIALIZED (
+  SELECT repository_id, blob_id, sum(holdings) AS holdings, sum(links) AS links FROM needs GROUP BY 1, 2
+)
+SELECT n.repository_id, count(*) AS blobs, sum(b.size) AS logical_bytes,
+       coalesce(sum(b.size) FILTER (WHERE b.reference_count = n.holdings AND b.link_count = n.links), 0) AS unique_bytes
+FROM needed n
+CROSS JOIN LATERAL (
+  SELECT greatest(size, 0) AS size, reference_count, link_count FROM blobs WHERE id = n.blob_id OFFSET 0
+) b
+GROUP BY n.repository_id
+""")
+
+# `~<~` and its kin compare by bytes, as the index over names does. A prefix `team` stands for `team` and `team/…`:
+# the names below it begin with `team/` and sort before `team0`. Prefixes of one question do not overlap.
+_UNDER = """
+SELECT below.id, below.pod_id, below.name FROM unnest(CAST(:prefixes AS text[])) x (prefix) CROSS JOIN LATERAL (
+  (SELECT id, pod_id, name FROM repositories WHERE name = x.prefix AND name ~>~ :after)
+  UNION ALL
+  (SELECT id, pod_id, name FROM repositories
+   WHERE name ~>=~ (x.prefix || '/') AND name ~<~ (x.prefix || '0') AND name ~>~ :after
+   ORDER BY name USING ~<~ LIMIT :limit)
+) below
+"""
+_ALL = "SELECT id, pod_id, name FROM repositories WHERE name ~>~ :after"
+_PAGE = f"""
+SELECT {_COLUMNS} FROM (
+  SELECT * FROM ({{source}}) s ORDER BY name USING ~<~ LIMIT :limit
+) r JOIN pods p ON p.id = r.pod_id ORDER BY r.name USING ~<~
+"""
+_PAGE_OF_ALL = text(_PAGE.format(source=_ALL))
+_PAGE_UNDER = text(_PAGE.format(source=_UNDER))
+_OWNED = text("SELECT prefix FROM pod_prefixes WHERE prefix = ANY(CAST(:prefixes AS text[]))")
+_PREFIXES = text("SELECT ARRAY(SELECT prefix FROM pod_prefixes WHERE pod_id = p.id) FROM pods p WHERE p.name = :pod")
+
+
+async def repository(engine: AsyncEngine, name: RepositoryName) -> Repository:
+    """Return what a repository holds; raises NotFoundError."""
+    async with reading(engine) as connection:
+        row = (await connection.execute(_ONE, {"name": name})).one_or_none()
+        if row is None:
+            raise NotFoundError(f"No pod has spoken of a repository {name}: check the name.")
+        figures = await _figures(connection, [row.id])
+    return _repository(row, figures)
+
+
+async def repositories(
+    engine: AsyncEngine,
+    *,
+    pod: PodName | None = None,
+    prefix: RepositoryName | None = None,
+    cursor: str | None = None,
+    limit: int = paging.DEFAULT_LIMIT,
+) -> RepositoryPage:
+    """Return a page of repositories in the order of their names' bytes, without those that Baleen has made."""
+    values: dict[str, Any] = {"after": paging.decode("repositories", cursor, str) or "", "limit": limit}
+    async with reading(engine) as connection:
+        if pod is None and prefix is None:
+            rows = (await connection.execute(_PAGE_OF_ALL, values)).all()
+        else:
+            prefixes = await _prefixes(connection, pod, prefix)
+            rows = (await connection.execute(_PAGE_UNDER, values | {"prefixes": prefixes})).all()
+        own = await _own(connection, rows)
+        shown = [row for row in rows if row.id not in own]
+        budget, chosen = LIST_MANIFESTS, []
+        for row in shown:
+            if row.manifests <= budget:
+                budget -= row.manifests
+                chosen.append(row.id)
+        figures = await _figures(connection, chosen)
+    return RepositoryPage(
+        items=[_repository(row, figures) for row in shown],
+        next=paging.encode("repositories", rows[-1].name) if len(rows) == limit else None,
+    )
+
+
+async def _own(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[int]:
+    """The ids of those that Baleen itself has made."""
+    named = [row for row in rows if is_own(RepositoryName(row.name), {row.name.rpartition("/")[0]})]
+    if not named:
+        return set()
+    above = [row.name.rpartition("/")[0] for row in named]
+    owned = set((await connection.scalars(_OWNED, {"prefixes": above})).all())
+    return {row.id for row in named if is_own(RepositoryName(row.name), owned)}
+
+
+async def _prefixes(connection: AsyncConnection, pod: PodName | None, prefix: str | None) -> list[str]:
+    """The prefixes to list: what the pod owns, narrowed to the one that was asked for."""
+    if pod is None:
+        return [] if prefix is None else [prefix]
+    row = (await connection.execute(_PREFIXES, {"pod": pod})).one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
+    own: list[str] = list(row[0])
+    if prefix is None:
+        return own
+    # A pod's repositories lie under its prefixes, so the narrower of the two says which.
+    if any(f"{prefix}/".startswith(f"{each}/") for each in own):
+        return [prefix]
+    return [each for each in own if each.startswith(f"{prefix}/")]
+
+
+async def _figures(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, Row[Any]]:
+    if not ids:
+        return {}
+    rows = (await connection.execute(_FIGURES, {"ids": list(ids)})).all()
+    found: dict[int, Any] = dict.fromkeys(ids)
+    return found | {row.repository_id: row for row in rows}
+
+
+def _repository(row: Row[Any], figures: dict[int, Any]) -> Repository:
+    known, of = row.id in figures, figures.get(row.id)
+    nothing = 0 if known else None
+    return Repository(
+        name=row.name,
+        pod=row.pod,
+        manifests=row.manifests,
+        blobs=nothing if of is None else of.blobs,
+        logical_bytes=nothing if of is None else int(of.logical_bytes),
+        unique_bytes=nothing if of is None else int(of.unique_bytes),
+    )

@@ -1,0 +1,193 @@
+"""A mount's reference, durable before the pod's link is made.
+
+Route: coordinator/mounts -> `reserve` -> link or relay -> 201.
+The reference is a direct link like any that an event tells of: in a pod of mode `manifest` it counts for the grace of
+links, within which the client pushes the manifest that lists the blob.
+Not here: whether the client may, and whether the source has the blob.
+"""
+
+import hashlib
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.db import locks
+from coordinator.domain.facts import BlobLinked
+from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.pods import Linker
+from coordinator.mounts.directory import MountPod
+from coordinator.table import statements as rows
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item, StateChangedError
+
+#: Mounts are told of for so long, for `explain`.
+TOLD_DAYS = 30
+STATEMENT_MS = 2000
+#: Rows that one statement forgets.
+FORGET_LIMIT = 10_000
+
+
+def prepare(connection: Connection[Any]) -> None:
+    """Set a connection up for mounts: a client waits, and uploads if anybody holds what they need for longer."""
+    rows.prepare(connection)
+    connection.execute(f"SET statement_timeout = {STATEMENT_MS}")
+
+
+def pods(connection: Connection[Any]) -> list[MountPod]:
+    """Return every pod as mounts have to know it."""
+    found = connection.execute(
+        """
+        SELECT id, name, linker, registries, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id), managed
+        FROM pods p
+        """
+    )
+    return [MountPod(row[0], PodName(row[1]), Linker(row[2]), tuple(row[3]), tuple(row[4]), row[5]) for row in found]
+
+
+class Reserved(NamedTuple):
+    """A reference that a mount has made."""
+
+    repository: RepositoryName
+    digest: Digest
+    at: datetime
+    #: The repository did not link the blob before.
+    is_new: bool
+    #: Nobody has said yet how many bytes it has.
+    is_unsized: bool
+    #: The row of the mount.
+    mount: int
+
+
+def reserve(
+    connection: Connection[Any],
+    pod_id: int,
+    repository: RepositoryName,
+    digest: Digest,
+    source: RepositoryName,
+    at: datetime,
+    margin: timedelta,
+) -> Reserved:
+    """Let `repository` link the blob from `at` on, by the table; again it changes nothing but the time.
+
+    In one transaction, which a hide of the blob comes either before or after. Raises NotServedError if it came before.
+    """
+    found: list[tuple[int, bool]] = []
+
+    def note() -> None:
+        # A link that is there may be of a registry whose clock is ahead: it counts anew from now all the same.
+        noted = connection.execute(
+            """
+            WITH linked AS (
+                UPDATE repository_blobs l SET linked_at = now() FROM blobs b, repositories r
+                WHERE b.digest = %(digest)s AND r.name = %(repository)s
+                  AND l.blob_id = b.id AND l.repository_id = r.id
+                RETURNING l.blob_id, b.size < 0 AS is_unsized
+            ), noted AS (
+                INSERT INTO mounts (blob_id, repository, source) SELECT blob_id, %(repository)s, %(source)s FROM linked
+                RETURNING id
+            )
+            SELECT n.id, l.is_unsized FROM noted n, linked l
+            """,
+            {"digest": digest, "repository": repository, "source": source},
+        ).fetchone()
+        if noted is None:
+            # It was there, and has expired since it was read (table/expiry.py).
+            raise StateChangedError("A link has expired while the blob was mounted.")
+        found[:] = [noted]
+
+    fact = BlobLinked(repository, digest, at, None)
+    applied = BatchApply(connection, margin).apply_served(Item(0, 0, pod_id, fact, None), digest, note)
+    ((mount, unsized),) = found
+    return Reserved(repository, digest, fact.at, applied.links_added > 0, unsized, mount)
+
+
+def learn_size(connection: Connection[Any], digest: Digest, size: int) -> None:
+    """Note the bytes of a blob of which nobody has told yet."""
+    connection.execute("UPDATE blobs SET size = %s WHERE digest = %s AND size < 0", (size, digest))
+
+
+def stands(connection: Connection[Any], reserved: Reserved) -> bool:
+    """Whether the reference is still in the table."""
+    row = connection.execute(
+        """
+        SELECT FROM repository_blobs l JOIN blobs b ON b.id = l.blob_id JOIN repositories r ON r.id = l.repository_id
+        WHERE b.digest = %s AND r.name = %s
+        """,
+        (reserved.digest, reserved.repository),
+    ).fetchone()
+    return row is not None
+
+
+def give_back(connection: Connection[Any], reserved: Reserved) -> None:
+    """Take a reference back that was new, of a mount that certainly did not happen, unless anybody relies on it since.
+
+    Where links count until a delete is told of (mode `link`), it would be kept for ever. It is, where nobody can look
+    at such links either: a registry whose clock is behind may have told of the same link since, by an earlier time,
+    and of that there is no sign in the row. Elsewhere a reconcile or the manifest brings back what that would cost.
+    """
+    with connection.transaction():
+        locks.enter(connection)
+        connection.execute("DELETE FROM mounts WHERE id = %s", (reserved.mount,))
+        if not reserved.is_new:
+            return
+        row = connection.execute(
+            """
+            DELETE FROM repository_blobs l USING blobs b, repositories r, pods p
+            WHERE b.digest = %s AND r.name = %s AND l.blob_id = b.id AND l.repository_id = r.id AND l.event_at = %s
+              AND NOT l.kept
+              AND p.id = r.pod_id AND (p.mode, p.linker) <> ('link', 'relay')
+              AND NOT EXISTS (SELECT FROM mounts m WHERE m.blob_id = b.id AND m.repository = r.name AND m.id > %s)
+            RETURNING l.blob_id
+            """,
+            (reserved.digest, reserved.repository, reserved.at, reserved.mount),
+        ).fetchone()
+        if row is not None:
+            rows.recount(connection, [], [row[0]], by=-1)
+
+
+def elsewhere_in(
+    connection: Connection[Any], pod_id: int, digest: Digest, but: RepositoryName, limit: int
+) -> list[RepositoryName]:
+    """Return some other repositories of the pod that link the blob, by the table: it can be mounted from one of them.
+
+    Not from each: of one for which a mount is under way the table knows before the pod does.
+    """
+    found = connection.execute(
+        """
+        SELECT r.name FROM blobs b JOIN repository_blobs l ON l.blob_id = b.id
+        JOIN repositories r ON r.id = l.repository_id
+        WHERE b.digest = %s AND r.pod_id = %s AND r.name <> %s LIMIT %s
+        """,
+        (digest, pod_id, but, limit),
+    )
+    return [RepositoryName(row[0]) for row in found]
+
+
+def enter_relay(connection: Connection[Any], pod_id: int, digest: Digest) -> bool:
+    """Keep everybody else from sending the blob to the pod, until `leave_relay` or the connection ends; False if
+    somebody does.
+    """
+    return _ask(connection, "SELECT pg_try_advisory_lock(%s)", pod_id, digest)
+
+
+def leave_relay(connection: Connection[Any], pod_id: int, digest: Digest) -> None:
+    _ask(connection, "SELECT pg_advisory_unlock(%s)", pod_id, digest)
+
+
+def _ask(connection: Connection[Any], statement: str, pod_id: int, digest: Digest) -> bool:
+    key = int.from_bytes(hashlib.sha256(f"relay {pod_id} ".encode() + digest).digest()[:8], signed=True)
+    row = connection.execute(statement, (key,)).fetchone()
+    return row is not None and bool(row[0])
+
+
+def forget_old(connection: Connection[Any]) -> int:
+    """Forget mounts of long ago, some at a time; return how many."""
+    return connection.execute(
+        """
+        DELETE FROM mounts WHERE id IN (
+            SELECT id FROM mounts WHERE at < now() - make_interval(days => %s) ORDER BY at LIMIT %s
+        )
+        """,
+        (TOLD_DAYS, FORGET_LIMIT),
+    ).rowcount

@@ -1,0 +1,24 @@
+"""Which probes there are, as ingest asks. Not here: how they are noted and forgotten (table/processes.py)."""
+
+from collections.abc import Collection
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from coordinator.db.session import reading
+
+_PODS = text("""
+SELECT a.nonce, p.name FROM unnest(CAST(:nonces AS uuid[])) d (nonce)
+JOIN probes a ON a.nonce = d.nonce JOIN pods p ON p.id = a.pod_id
+""")
+
+
+async def pods_of(engine: AsyncEngine, nonces: Collection[str]) -> dict[str, str]:
+    """Return the pod of each of these nonces that a probe has.
+
+    Also of one that came back already: another process may report it too, and a report that Kafka has in part is sent
+    again.
+    """
+    async with reading(engine) as connection:
+        rows = await connection.execute(_PODS, {"nonces": list(nonces)})
+        return {row.nonce.hex: row.name for row in rows}

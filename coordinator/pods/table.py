@@ -1,0 +1,597 @@
+"""Register pods and take them away again.
+
+Invariants: no two prefixes overlap (checked under a lock that every change of pods takes); a pod's token is shown
+once and only its hash is kept; a pod goes only when nothing of it is left that anybody would miss.
+Not here: how pods are shown (pods/view.py), what ownership means (domain/pods.py).
+"""
+
+import datetime
+import hmac
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
+from coordinator.db.session import reading, writing
+from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.own import PROBE_REPOSITORY, is_own
+from coordinator.domain.pods import Linker, PodMode, ProbeMethod, RegistryUrl, TokenIssuer, check_prefixes
+from coordinator.domain.progress import GapReason
+from coordinator.domain.reasons import reason
+from coordinator.errors import ConflictError, NotFoundError, UsageError
+from coordinator.ingest.directory import KnownPod
+from coordinator.settings import Secret
+from coordinator.table.batch import StateChangedError
+from coordinator.table.dead_letters import FITS
+from coordinator.table.epochs import changing
+from coordinator.table.statements import recount
+from coordinator.tokens.table import hash_of, new_token
+
+PREFIXES_LIMIT = 1000
+#: Repositories that a refusal names.
+EXAMPLES = 3
+#: An operator who has compared what a pod holds may not have seen what was pushed, by the registry's clock, since then.
+COMPARED = datetime.timedelta(hours=1)
+
+#: Whether storage has links that keep blobs, below these prefixes, in a pod of this mode.
+StillHolds = Callable[[Sequence[RepositoryName], PodMode], Awaitable[bool]]
+
+#: Open gaps, by id, with the time up to which something may have been lost in each: one that opens wider keeps its id.
+Gaps = Mapping[int, datetime.datetime]
+
+
+class Unmanaged(msgspec.Struct, frozen=True):
+    """A registry sends no events: why, and who declares it."""
+
+    why: str
+    by: str
+
+
+class NewPod(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod as it is asked for; names are parsed."""
+
+    name: PodName
+    prefixes: Sequence[RepositoryName]
+    registries: Sequence[RegistryUrl] = ()
+    mode: PodMode = PodMode.MANIFEST
+    linker: Linker = Linker.LINK
+    probe: ProbeMethod = ProbeMethod.PUSH
+    issuer: TokenIssuer | None = None
+    #: Its registry sends no events.
+    unmanaged: Unmanaged | None = None
+
+
+async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
+    """Register a pod and return its event token; raises ConflictError if its name, a prefix or a URL is taken.
+
+    Nobody may be given the token of a pod that is not managed.
+    """
+    if pod.unmanaged is not None:
+        _check_unmanaged(pod.unmanaged)
+        if pod.linker is not Linker.LINK:
+            raise UsageError(_NO_LINKS)
+    if not pod.prefixes or len(pod.prefixes) > PREFIXES_LIMIT:
+        raise UsageError(f"A pod needs from 1 to {PREFIXES_LIMIT} prefixes: name them with --prefix.")
+    token = new_token()
+    async with changing(engine) as connection:
+        await _lock(connection, PODS_LOCK)
+        if await _id(connection, pod.name) is not None:
+            raise ConflictError(f"There is a pod {pod.name} already: choose another name, or remove it first.")
+        check_prefixes(pod.prefixes, await _owners(connection))
+        registries = list(dict.fromkeys(map(str, pod.registries)))
+        await _refuse_if_known(connection, pod.name, registries)
+        await connection.execute(
+            text("""
+                WITH added AS (
+                  INSERT INTO pods (name, mode, linker, probe, registries, event_token_sha256,
+                                    token_url, token_issuer, token_service, token_keys, token_key_ids,
+                                    managed, unmanaged_why, unmanaged_by)
+                  VALUES (:name, :mode, :linker, :probe, CAST(:registries AS text[]), :sha256,
+                          :url, :issuer, :service, :keys, CAST(:key_ids AS text[]), :managed, :why, :by) RETURNING id
+                )
+                INSERT INTO pod_prefixes (prefix, pod_id)
+                SELECT x.prefix, added.id FROM added, unnest(CAST(:prefixes AS text[])) x (prefix)
+            """),
+            {
+                "name": pod.name,
+                "mode": str(pod.mode),
+                "linker": str(pod.linker),
+                "probe": str(pod.probe),
+                "registries": registries,
+                "prefixes": list(pod.prefixes),
+                "sha256": hash_of(token.reveal()),
+                **_columns(pod.issuer),
+                **_declared(pod.unmanaged),
+            },
+        )
+    return token
+
+
+async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged | None) -> None:
+    """Say from now on that the pod's registry sends events (None), or why it sends none; raises NotFoundError.
+
+    Either way the token of before is refused, and a doctor has to examine the pod again: one that sends events has more
+    to prove. Its holdings, gaps and reconciles stay. Raises UsageError for one whose links are not in shared storage.
+    """
+    if unmanaged is not None:
+        _check_unmanaged(unmanaged)
+    token = new_token()
+    async with changing(engine) as connection:
+        await _lock(connection, PODS_LOCK)
+        linker = await connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
+        if linker is None:
+            raise _no_pod(name)
+        if unmanaged is not None and linker != Linker.LINK:
+            raise UsageError(_NO_LINKS)
+        await connection.execute(
+            text("""
+                UPDATE pods SET managed = :managed, unmanaged_why = :why, unmanaged_by = :by,
+                                event_token_sha256 = :sha256 WHERE name = :name
+            """),
+            {"name": name, "sha256": hash_of(token.reveal()), **_declared(unmanaged)},
+        )
+        await connection.execute(
+            text("DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name"), {"name": name}
+        )
+
+
+_NO_LINKS = (
+    "A pod whose links are not in shared storage (linker relay) is known by its events alone: it must be managed."
+)
+
+
+def _check_unmanaged(declared: Unmanaged) -> None:
+    reason(declared.why, "why the registry sends no events")
+    reason(declared.by, "who declares it")
+
+
+def _declared(unmanaged: Unmanaged | None) -> dict[str, Any]:
+    if unmanaged is None:
+        return {"managed": True, "why": None, "by": None}
+    return {"managed": False, "why": unmanaged.why.strip(), "by": unmanaged.by.strip()}
+
+
+async def set_issuer(engine: AsyncEngine, name: PodName, issuer: TokenIssuer | None) -> None:
+    """Say who makes the tokens of the pod's registry from now on, or that nobody does; raises NotFoundError."""
+    async with writing(engine) as connection:
+        done = await connection.execute(
+            text("""
+                UPDATE pods SET token_url = :url, token_issuer = :issuer, token_service = :service, token_keys = :keys,
+                                token_key_ids = CAST(:key_ids AS text[])
+                WHERE name = :name
+            """),
+            {"name": name, **_columns(issuer)},
+        )
+        if not done.rowcount:
+            raise _no_pod(name)
+
+
+def _columns(issuer: TokenIssuer | None) -> dict[str, Any]:
+    if issuer is None:
+        return dict.fromkeys(TokenIssuer._fields)
+    return issuer._asdict() | {"key_ids": list(issuer.key_ids)}
+
+
+async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[RepositoryName]) -> None:
+    """Let the pod own further prefixes; raises NotFoundError, and ConflictError if one overlaps another.
+
+    Those that it owns already stay its. What it has below a new one since before is not known until a reconcile, so
+    that garbage collection is held until then: that is a gap, noticed after the lock (see `reconcile.pod`). Where no
+    reconcile can look, an operator has to say that nothing is lost: what he said before was of the other prefixes.
+    """
+    async with changing(engine) as connection:
+        await _lock(connection, PODS_LOCK)
+        pod = await _id(connection, name)
+        if pod is None:
+            raise _no_pod(name)
+        owners = await _owners(connection)
+        new = [prefix for prefix in prefixes if owners.get(prefix) != name]
+        check_prefixes(new, owners, name)
+        if not new:
+            return
+        if list(owners.values()).count(name) + len(new) > PREFIXES_LIMIT:
+            raise UsageError(f"A pod may have {PREFIXES_LIMIT} prefixes: name one that is above several of them.")
+        await connection.execute(
+            text("INSERT INTO pod_prefixes (prefix, pod_id) SELECT unnest(CAST(:prefixes AS text[])), :pod"),
+            {"prefixes": new, "pod": pod},
+        )
+        await connection.execute(
+            text("""
+                INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (:pod, '', -1, :reason, 0)
+            """),
+            {"reason": GapReason.PREFIX_ADDED, "pod": pod},
+        )
+
+
+async def rotate_token(engine: AsyncEngine, name: PodName) -> Secret:
+    """Give the pod another event token; the old one is refused within seconds. Raises NotFoundError.
+
+    Raises ConflictError for a pod that is not managed.
+    """
+    token = new_token()
+    async with writing(engine) as connection:
+        managed = await connection.scalar(text("SELECT managed FROM pods WHERE name = :name"), {"name": name})
+        if managed is False:
+            raise ConflictError(
+                f"Pod {name} is not managed, and its events are not taken: run `baleen pods set-managed {name}` first."
+            )
+        done = await connection.execute(
+            text("UPDATE pods SET event_token_sha256 = :sha256 WHERE name = :name AND managed"),
+            {"name": name, "sha256": hash_of(token.reveal())},
+        )
+        if not done.rowcount:
+            raise _no_pod(name)
+        # What was refused was compared with the token of before.
+        await connection.execute(
+            text("DELETE FROM token_refusals t USING pods p WHERE p.id = t.pod_id AND p.name = :name"), {"name": name}
+        )
+    return token
+
+
+async def has_token(engine: AsyncEngine, name: PodName, token: str) -> bool:
+    """Whether this is the pod's event token; raises NotFoundError."""
+    async with reading(engine) as connection:
+        known = await connection.scalar(text("SELECT event_token_sha256 FROM pods WHERE name = :name"), {"name": name})
+    if known is None:
+        raise _no_pod(name)
+    return hmac.compare_digest(bytes(known), hash_of(token))
+
+
+async def set_registries(engine: AsyncEngine, name: PodName, registries: Sequence[RegistryUrl]) -> None:
+    """Say which URLs the pod's registry has now; raises NotFoundError, and ConflictError if another pod has one.
+
+    The processes that were heard at others go on counting until they are retired. What a doctor found out is of the
+    processes that it met, so that with a new URL nothing is proved any more.
+    """
+    urls = list(dict.fromkeys(map(str, registries)))
+    async with changing(engine) as connection:
+        await _lock(connection, PODS_LOCK)
+        await _refuse_if_known(connection, name, urls)
+        await connection.execute(
+            text("""
+                DELETE FROM findings f USING pods p
+                WHERE p.id = f.pod_id AND p.name = :name AND NOT CAST(:urls AS text[]) <@ p.registries
+            """),
+            {"urls": urls, "name": name},
+        )
+        done = await connection.execute(
+            text("UPDATE pods SET registries = CAST(:urls AS text[]) WHERE name = :name"), {"urls": urls, "name": name}
+        )
+        if not done.rowcount:
+            raise _no_pod(name)
+
+
+async def set_probe(engine: AsyncEngine, name: PodName, probe: ProbeMethod) -> None:
+    """Probe the pod's registry in this way from now on; raises NotFoundError.
+
+    A doctor has examined the events that the other kind of probe brings back: nothing is proved of this one.
+    """
+    async with writing(engine) as connection:
+        await _lock(connection, PODS_LOCK)
+        await connection.execute(
+            text("""
+                DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name AND p.probe <> :probe
+            """),
+            {"name": name, "probe": str(probe)},
+        )
+        done = await connection.execute(
+            text("UPDATE pods SET probe = :probe WHERE name = :name"), {"name": name, "probe": str(probe)}
+        )
+        if not done.rowcount:
+            raise _no_pod(name)
+
+
+async def probe_method(engine: AsyncEngine, name: PodName) -> ProbeMethod:
+    """Return how the pod's registry is probed; raises NotFoundError."""
+    async with reading(engine) as connection:
+        known = await connection.scalar(text("SELECT probe FROM pods WHERE name = :name"), {"name": name})
+    if known is None:
+        raise _no_pod(name)
+    return ProbeMethod(known)
+
+
+async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
+    """Take an operator's word that the table has all that the pod holds; raises NotFoundError.
+
+    Nothing is lost in its open gaps, then, nor was before its first event, and what a removal is doubtful about is
+    kept. Manifests whose bytes do not say all that they need wait for no listing any more: what their bytes name and
+    what the table has as links of their repositories is kept (table/expiry.py). Those that were pushed within
+    `COMPARED` still wait, since the operator may not have seen them. Only for a pod whose links are not in shared
+    storage, or ConflictError: of others a reconcile finds out.
+    """
+    why = reason(why, "why nothing is lost")
+    async with writing(engine) as connection:
+        linker = await connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
+        if linker is None:
+            raise _no_pod(name)
+        if linker == Linker.LINK:
+            raise ConflictError(
+                f"Pod {name} has its links in shared storage: a reconcile settles it, `baleen pods reconcile {name}`."
+            )
+        # Holdings are changed: no batch may be half done.
+        await _lock(connection, FACTS_LOCK)
+        # Nobody says who the operator is: tokens are of roles.
+        values = {
+            "name": name,
+            "why": f"operator: {why.strip()}",
+            "reason": GapReason.PREFIX_ADDED,
+            "compared": COMPARED,
+        }
+        for statement in _TAKE_WORD:
+            await connection.execute(text(statement), values)
+        # What answered them, and was never heard, is such a gap too; those under way are not.
+        await connection.execute(
+            text("""
+                DELETE FROM probes a USING pods p
+                WHERE p.id = a.pod_id AND p.name = :name
+                  AND a.answered_at < now() - interval '1 minute' AND NOT a.echoed
+            """),
+            {"name": name},
+        )
+
+
+_TAKE_WORD = (
+    # As a reconcile would say when it was done: with no gap, there is one of what came before.
+    f"""
+    WITH settled AS (
+        UPDATE gaps g SET settled_at = clock_timestamp(), settled_why = :why
+        FROM pods p WHERE p.id = g.pod_id AND p.name = :name AND g.settled_at IS NULL AND {FITS} RETURNING g.id
+    )
+    INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settled_at, settled_why)
+    SELECT id, '', -1, :reason, 0, clock_timestamp(), :why FROM pods
+    WHERE name = :name AND NOT EXISTS (SELECT FROM settled)
+    """,
+    """
+    DELETE FROM removals x USING repositories r, pods p
+    WHERE r.id = x.repository_id AND p.id = r.pod_id AND p.name = :name AND x.doubtful_since IS NOT NULL
+    """,
+    """
+    UPDATE repository_manifests h SET links_pending = false FROM repositories r, pods p
+    WHERE r.id = h.repository_id AND p.id = r.pod_id AND p.name = :name AND h.links_pending
+      AND h.pushed_at < now() - CAST(:compared AS interval)
+    """,
+)
+
+
+async def known_pods(engine: AsyncEngine) -> list[KnownPod]:
+    """Return every pod as it is held in memory."""
+    async with reading(engine) as connection:
+        rows = await connection.execute(
+            text("""
+                SELECT name, event_token_sha256 AS sha256,
+                       token_url, token_issuer, token_service, token_keys, token_key_ids,
+                       ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id) AS prefixes
+                FROM pods p
+            """)
+        )
+        return [
+            KnownPod(
+                PodName(row.name),
+                tuple(row.prefixes),
+                row.sha256,
+                None
+                if row.token_url is None
+                else TokenIssuer(
+                    row.token_url, row.token_issuer, row.token_service, row.token_keys, tuple(row.token_key_ids)
+                ),
+            )
+            for row in rows
+        ]
+
+
+async def remove(engine: AsyncEngine, name: PodName, still_holds: StillHolds, image: Collection[Digest] = ()) -> None:
+    """Forget a pod; raises ConflictError while it holds, links or leaves open anything.
+
+    The table may lack what the pod has: it was never reconciled, events are lost or on their way. Nobody would keep
+    that once the pod is forgotten, so storage is asked too. What Baleen has made there (domain/own.py) goes with it:
+    `image` is what probes ask for, and what that lists.
+    """
+    gaps = await _look_into_storage(engine, name, still_holds, image)
+    try:
+        async with changing(engine) as connection:
+            await _lock(connection, PODS_LOCK)
+            # No worker may add to a repository of the pod between the look and the deletion.
+            await _lock(connection, FACTS_LOCK)
+            pod = await _id(connection, name)
+            if pod is None:
+                raise _no_pod(name)
+            own = await _own(connection, pod, image)
+            await _refuse_if_needed(connection, name, pod, gaps, own)
+            await _empty(connection, own)
+            for statement in _REMOVE:
+                await connection.execute(statement, {"pod": pod})
+    except (IntegrityError, StateChangedError) as error:
+        raise ConflictError(f"Pod {name} was given something while it was removed: try again.") from error
+
+
+_REMOVE = (
+    text("DELETE FROM removals x USING repositories r WHERE r.id = x.repository_id AND r.pod_id = :pod"),
+    text("DELETE FROM repositories WHERE pod_id = :pod"),
+    text("DELETE FROM renames WHERE pod_id = :pod"),
+    text("DELETE FROM gaps WHERE pod_id = :pod"),
+    text("DELETE FROM probes WHERE pod_id = :pod"),
+    # In the order in which the prober locks them (table/processes.py).
+    text("SELECT FROM endpoints WHERE pod_id = :pod ORDER BY pod_id, url, address FOR UPDATE"),
+    text("DELETE FROM endpoints WHERE pod_id = :pod"),
+    text("DELETE FROM sources WHERE pod_id = :pod"),
+    text("DELETE FROM jobs WHERE pod_id = :pod"),
+    text("DELETE FROM findings WHERE pod_id = :pod"),
+    text("DELETE FROM pod_prefixes WHERE pod_id = :pod"),
+    text("DELETE FROM pods WHERE id = :pod"),
+)
+
+#: What refuses a removal where it finds anything, with what to do; `{}` are examples of what it finds.
+_NEEDED: tuple[tuple[str, Any], ...] = (
+    (
+        "repositories that hold manifests ({}): delete these in the registry first",
+        text("""
+            SELECT r.name FROM repositories r WHERE r.pod_id = :pod AND r.id <> ALL(CAST(:own AS int[]))
+              AND EXISTS (SELECT FROM repository_manifests h WHERE h.repository_id = r.id) ORDER BY r.id LIMIT :limit
+        """),
+    ),
+    (
+        "repositories that link blobs ({}): wait for the link grace, or delete them",
+        text("""
+            SELECT r.name FROM repositories r WHERE r.pod_id = :pod AND r.id <> ALL(CAST(:own AS int[]))
+              AND EXISTS (SELECT FROM repository_blobs l WHERE l.repository_id = r.id) ORDER BY r.id LIMIT :limit
+        """),
+    ),
+    (
+        "a gap about repositories that are not below its prefixes: reconcile the pods that own them",
+        text(f"SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.settled_at IS NULL AND NOT {FITS} LIMIT 1"),
+    ),
+    (
+        "a gap that was noticed just now: try again",
+        text("""
+            SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.settled_at IS NULL
+              AND (g.id, g.settles_from) NOT IN (
+                SELECT * FROM unnest(CAST(:looked_to AS bigint[]), CAST(:as_of AS timestamptz[]))) LIMIT 1
+        """),
+    ),
+    (
+        "open dead letters: retry or discard them first",
+        text("SELECT id FROM dead_letters WHERE pod = :name AND settled_at IS NULL LIMIT 1"),
+    ),
+)
+
+
+async def _own(connection: AsyncConnection, pod: int, image: Collection[Digest]) -> list[int]:
+    """Return those of the pod's repositories that Baleen has made, and that have nothing else."""
+    prefixes = set(await connection.scalars(text("SELECT prefix FROM pod_prefixes WHERE pod_id = :pod"), {"pod": pod}))
+    named = await connection.execute(
+        text("SELECT id, name FROM repositories WHERE pod_id = :pod AND name LIKE '%/baleen-%' ORDER BY id"),
+        {"pod": pod},
+    )
+    own = {row.id: row.name for row in named if is_own(RepositoryName(row.name), prefixes)}
+    probes = [number for number, name in own.items() if name.endswith(f"/{PROBE_REPOSITORY}")]
+    if probes:
+        for shared in await connection.scalars(
+            text("""
+                SELECT f.repository_id FROM (
+                    SELECT repository_id, manifest_id AS blob_id FROM repository_manifests
+                    WHERE repository_id = ANY(CAST(:probes AS int[]))
+                    UNION SELECT repository_id, blob_id FROM repository_blobs
+                    WHERE repository_id = ANY(CAST(:probes AS int[]))
+                ) f JOIN blobs b ON b.id = f.blob_id WHERE b.digest <> ALL(CAST(:image AS bytea[])) GROUP BY 1
+            """),
+            {"probes": probes, "image": list(image)},
+        ):
+            del own[shared]
+    return list(own)
+
+
+async def _empty(connection: AsyncConnection, repositories: Sequence[int]) -> None:
+    """Take out all that these repositories hold and link, under the lock that keeps all other writers out."""
+    held, linked = [
+        list(
+            await connection.scalars(
+                text(f"DELETE FROM {table} WHERE repository_id = ANY(CAST(:own AS int[])) RETURNING {column}"),
+                {"own": list(repositories)},
+            )
+        )
+        for table, column in (("repository_manifests", "manifest_id"), ("repository_blobs", "blob_id"))
+    ]
+    await connection.run_sync(lambda plain: recount(_driver(plain), held, linked, by=-1))
+
+
+class _Cursor:
+    """Of a connection of the pool, what table/statements.py asks of one of the driver."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def cursor(self, **_: bool) -> "_Cursor":
+        return self
+
+    def execute(self, statement: str, parameters: Sequence[Any]) -> Any:
+        return self._connection.exec_driver_sql(statement, tuple(parameters))
+
+
+def _driver(connection: Connection) -> Any:
+    return _Cursor(connection)
+
+
+async def _look_into_storage(
+    engine: AsyncEngine, name: PodName, still_holds: StillHolds, image: Collection[Digest]
+) -> Gaps:
+    """Return the pod's gaps, as those that hide nothing; raises ConflictError if storage has links.
+
+    What is plain from the table is refused first: reading storage takes longer, and says less of what to do.
+    """
+    async with reading(engine) as connection:
+        found = await connection.execute(
+            text("""
+                SELECT p.id, p.mode, p.linker,
+                       ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes
+                FROM pods p WHERE p.name = :name
+            """),
+            {"name": name},
+        )
+        row = found.one_or_none()
+        if row is None:
+            raise _no_pod(name)
+        opened = await connection.execute(
+            text("SELECT id, settles_from FROM gaps WHERE pod_id = :pod AND settled_at IS NULL"), {"pod": row.id}
+        )
+        gaps = {gap.id: gap.settles_from for gap in opened}
+        await _refuse_if_needed(connection, name, row.id, gaps, await _own(connection, row.id, image))
+    # Whose links are not in shared storage has nothing to look at: the operator's word stands.
+    if row.linker == Linker.LINK and await still_holds(row.prefixes, PodMode(row.mode)):
+        raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
+    return gaps
+
+
+async def _refuse_if_needed(
+    connection: AsyncConnection, name: PodName, pod: int, gaps: Gaps, own: Sequence[int]
+) -> None:
+    known = {
+        "name": name,
+        "pod": pod,
+        "looked_to": list(gaps),
+        "as_of": list(gaps.values()),
+        "own": list(own),
+        "limit": EXAMPLES + 1,
+    }
+    for what, question in _NEEDED:
+        values = {word: known[word] for word in known if f":{word}" in str(question)}
+        if found := list(await connection.scalars(question, values)):
+            examples = ", ".join(map(str, found[:EXAMPLES])) + (", …" if len(found) > EXAMPLES else "")
+            raise ConflictError(f"Pod {name} still has {what.format(examples)}.")
+
+
+async def _refuse_if_known(connection: AsyncConnection, pod: PodName, registries: Sequence[str]) -> None:
+    """Raise ConflictError if another pod has one of the URLs: events of its processes would be taken for ours."""
+    known = await connection.execute(
+        text("""
+            SELECT u.url, p.name FROM pods p, unnest(p.registries) u (url)
+            WHERE u.url = ANY(CAST(:registries AS text[])) AND p.name <> :pod ORDER BY u.url LIMIT 1
+        """),
+        {"registries": registries, "pod": pod},
+    )
+    if (row := known.one_or_none()) is not None:
+        raise ConflictError(
+            f"The registry {row.url} is one of pod {row.name}: name that of this pod, or remove that one."
+        )
+
+
+async def _owners(connection: AsyncConnection) -> dict[str, PodName]:
+    """Return who owns each prefix."""
+    rows = await connection.execute(text("SELECT x.prefix, p.name FROM pod_prefixes x JOIN pods p ON p.id = x.pod_id"))
+    return {row.prefix: PodName(row.name) for row in rows}
+
+
+async def _lock(connection: AsyncConnection, key: int) -> None:
+    await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+async def _id(connection: AsyncConnection, name: PodName) -> int | None:
+    found: int | None = await connection.scalar(text("SELECT id FROM pods WHERE name = :name"), {"name": name})
+    return found
+
+
+def _no_pod(name: PodName) -> NotFoundError:
+    return NotFoundError(f"There is no pod {name}: see `baleen pods list`.")

@@ -1,0 +1,76 @@
+"""Links that vanished without a delete event, as an operator reads them. Not here: accepting them
+(table/vanished_links.py).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading
+from coordinator.db.shapes import VanishedLink, VanishedPage
+from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
+from coordinator.errors import NotFoundError
+
+#: Links of a pod that a sentence names.
+EXAMPLES = 3
+
+_PAGE = text("""
+SELECT r.id, r.name AS repository, x.digest, x.vanished_kind AS kind, x.vanished_since, x.vanished_added_at
+FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
+WHERE p.name = :pod AND x.vanished_since IS NOT NULL AND (x.repository_id, x.digest) > (:number, :digest)
+  AND (CAST(:repository AS text) IS NULL OR r.name = :repository)
+ORDER BY x.repository_id, x.digest LIMIT :limit
+""")
+_IS_POD = text("SELECT EXISTS (SELECT FROM pods WHERE name = :pod)")
+_EXAMPLES = text("""
+SELECT p.name AS pod, x.repository, x.digest FROM pods p CROSS JOIN LATERAL (
+    SELECT r.name AS repository, x.digest FROM removals x JOIN repositories r ON r.id = x.repository_id
+    WHERE r.pod_id = p.id AND x.vanished_since IS NOT NULL ORDER BY x.repository_id, x.digest LIMIT :limit
+) x WHERE p.name = ANY(CAST(:pods AS text[])) ORDER BY 1, 2, 3
+""")
+
+
+class Key(NamedTuple):
+    repository: int
+    digest: bytes
+
+
+async def vanished(
+    engine: AsyncEngine,
+    pod: PodName,
+    *,
+    repository: RepositoryName | None = None,
+    cursor: str | None = None,
+    limit: int = paging.DEFAULT_LIMIT,
+) -> VanishedPage:
+    """Return a page of the pod's links that vanished; raises NotFoundError."""
+    after = paging.decode("vanished", cursor, Key) or Key(-1, b"")
+    async with reading(engine) as connection:
+        if not await connection.scalar(_IS_POD, {"pod": pod}):
+            raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
+        values = {"pod": pod, "number": after.repository, "digest": after.digest, "repository": repository}
+        rows = (await connection.execute(_PAGE, values | {"limit": limit})).all()
+    return VanishedPage(
+        items=[
+            VanishedLink(
+                repository=row.repository,
+                digest=format_digest(Digest(row.digest)),
+                kind=row.kind,
+                noticed_at=row.vanished_since,
+                added_at=row.vanished_added_at,
+            )
+            for row in rows
+        ],
+        next=paging.encode("vanished", Key(rows[-1].id, bytes(rows[-1].digest))) if len(rows) == limit else None,
+    )
+
+
+async def examples(connection: AsyncConnection, pods: Sequence[str]) -> dict[str, list[str]]:
+    """Return a few of each pod's, as `repository@digest`."""
+    found: dict[str, list[str]] = {}
+    for row in await connection.execute(_EXAMPLES, {"pods": list(pods), "limit": EXAMPLES}):
+        found.setdefault(row.pod, []).append(f"{row.repository}@{format_digest(Digest(row.digest))}")
+    return found

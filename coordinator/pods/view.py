@@ -1,0 +1,439 @@
+"""Pods, and what stands in the way of garbage collection for each.
+
+Route: `holds` gathers, for each pod, everything that is open, `truths` what is known besides; pods and status show
+it in sentences.
+Every count is over a partial index that holds only what is open, but for repositories (an index-only count).
+Dead letters of pods that are no longer registered are shown by the status alone.
+"""
+
+import datetime as dt
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db import paging
+from coordinator.db.session import reading
+from coordinator.db.shapes import Endpoint, Finding, Gaps, Pod, PodPage, Source, TokenIssuer, WrongToken
+from coordinator.domain.findings import Failed, Verdict, hold, in_order
+from coordinator.domain.findings import Finding as Found
+from coordinator.domain.names import Digest, PodName, format_digest
+from coordinator.domain.pods import Linker
+from coordinator.domain.refusals import Refusals, sentence
+from coordinator.domain.watermarks import PodWatermark, SourceView
+from coordinator.errors import NotFoundError
+from coordinator.pods import refusals
+from coordinator.pods.vanished_view import EXAMPLES, examples
+from coordinator.pods.watermarks import watermarks
+
+#: What ends open dead letters, and loses nothing.
+LETTERS_END = (
+    "a reconcile of the pods that own their repositories resolves them, and follows by itself; register repositories "
+    "that no pod owns (`baleen pods add`, `baleen pods add-prefix`), then `baleen dead-letters retry`"
+)
+
+
+class Open(NamedTuple):
+    """What is not settled for one pod."""
+
+    dead_letters: int = 0
+    #: Dead letters beyond the pod's limit, for which open gaps stand.
+    dead_letters_not_kept: int = 0
+    gaps: int = 0
+    oldest_gap: dt.datetime | None = None
+    #: While no reconcile that begins now would settle all gaps: from when on one does.
+    gaps_settle_from: dt.datetime | None = None
+    doubtful_removals: int = 0
+    unread_manifests: int = 0
+    #: A few of those whose bytes do not say all that they need, in pods whose links nobody can list.
+    pending_examples: Sequence[str] = ()
+    #: Links that are gone without a delete event, and a few of them.
+    vanished_links: int = 0
+    vanished_examples: Sequence[str] = ()
+
+    def reasons(self, pod: str) -> list[str]:
+        """Say what is open; empty if nothing is."""
+        settles = "a reconcile of the pod settles it"
+        if self.gaps_settle_from is not None:
+            settles = (
+                f"a reconcile of the pod that begins after {self.gaps_settle_from:%Y-%m-%d %H:%M:%S} UTC settles it, "
+                "and follows by itself"
+            )
+        relay = "delete it in the registry, or push again the blobs that it needs, then `baleen pods settle-gaps`"
+        if self.pending_examples:
+            relay += f": {', '.join(self.pending_examples)}"
+        told = (
+            (
+                self.dead_letters,
+                "open dead letter",
+                "",
+                LETTERS_END,
+            ),
+            (
+                self.dead_letters_not_kept,
+                "dead letter",
+                " beyond the limit of the pod",
+                "a gap stands for them; find their sender by those that are kept, `baleen dead-letters list`",
+            ),
+            (
+                self.gaps,
+                "gap",
+                " in which events may be lost",
+                f"{settles} (linker relay: `baleen pods settle-gaps`)",
+            ),
+            (
+                self.doubtful_removals,
+                "doubtful removal",
+                "",
+                "settled by a look at the pod's links in storage (linker relay: `baleen pods settle-gaps` keeps it)",
+            ),
+            (
+                self.unread_manifests,
+                "held manifest",
+                " of which storage has not shown yet what it needs",
+                f"the workers ask every few seconds until the object store answers (linker relay: {relay})",
+            ),
+        )
+        reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
+        if self.vanished_links:
+            named = ", ".join(self.vanished_examples)
+            more = ", …" if self.vanished_links > len(self.vanished_examples) else ""
+            reasons.append(
+                f"{self.vanished_links} link{'' if self.vanished_links == 1 else 's'} vanished without a delete event "
+                f"({named}{more}): find out what deleted them, push again what must stay, and then "
+                f"`baleen pods accept-vanished {pod} --why …`; `baleen pods vanished {pod}` lists them"
+            )
+        return reasons
+
+
+class Truth(NamedTuple):
+    """What is known of one pod, and is not."""
+
+    opened: Open
+    mark: PodWatermark
+    reconciled_at: dt.datetime | None
+    #: When its first event was applied. What was pushed before is known by a later reconcile only.
+    first_heard: dt.datetime | None = None
+    #: Its links are in shared storage: a reconcile can look at them.
+    has_links: bool = True
+    #: Of one where none can: when an operator last said that the table has all that it holds.
+    settled_at: dt.datetime | None = None
+    #: When Kafka had what the last dead letter that was retried came to.
+    retried_at: dt.datetime | None = None
+    #: Of the last visit of a doctor.
+    findings: Sequence[Found] = ()
+    #: Processes that count, and that it was not of.
+    newer: int = 0
+    #: What a process before the first that was heard had begun may land until so long after that.
+    request_bound: dt.timedelta = dt.timedelta()
+    #: The scheduler's own visit to these, if it did not prove what it tried.
+    failed: Failed | None = None
+    #: Checks of a doctor that hold nothing (settings.unsafe_findings).
+    in_spite_of: Collection[str] = ()
+    #: Its registry sends events. Of one that does not, reconciles show what it holds, and nothing else is asked.
+    managed: bool = True
+    #: Reports of what manifests list that the manifests' bytes contradicted.
+    false_reports: int = 0
+
+    def _remedy(self, pod: str) -> str:
+        if self.has_links:
+            return f"`baleen pods reconcile {pod}`"
+        return (
+            f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, and then "
+            f"`baleen pods settle-gaps {pod} --why …`"
+        )
+
+    def _not_proved(self, examined: Mapping[str, Verdict], pod: str) -> str | None:
+        newer = self.newer if self.managed else 0
+        return hold(examined, pod, newer, self.in_spite_of, managed=self.managed, failed=self.failed)
+
+    def reasons(self, pod: str, waits_at: str = "") -> list[str]:
+        """Say why garbage collection may not run for the pod; empty if it may.
+
+        `waits_at`: where all that the watermark waits for is told, if not by `pods show`.
+        """
+        told = self.opened.reasons(pod)
+        compared_at = self.reconciled_at if self.has_links else self.settled_at
+        if compared_at is None:
+            told.append(f"never reconciled: what it held before its first event is not known, {self._remedy(pod)}")
+        elif self.managed and self.first_heard is not None and compared_at < self.first_heard + self.request_bound:
+            after = f"after {self.first_heard + self.request_bound:%Y-%m-%d %H:%M:%S} UTC"
+            told.append(
+                "reconciled before its first event, or before what was under way then had ended: "
+                + (f"a reconcile that begins {after} follows" if self.has_links else f"{after}, {self._remedy(pod)}")
+            )
+        if self.managed and self.mark.waits_for:
+            first, *others = self.mark.waits_for
+            where = waits_at or f"`baleen pods show {pod}`"
+            more = f" (and {len(others)} more: {where})" if others else ""
+            told.append(f"watermark: {first}{more}")
+        if self.managed and self.retried_at is not None and (self.mark.at is None or self.mark.at <= self.retried_at):
+            # Until then its events may wait in Kafka, behind a watermark that has passed them.
+            told.append(
+                "dead letter retried and perhaps not applied yet: the watermark has to pass "
+                f"{self.retried_at:%Y-%m-%d %H:%M:%S} UTC"
+            )
+        examined = {found.check: found.verdict for found in self.findings}
+        if (not_proved := self._not_proved(examined, pod)) is not None:
+            told.append(not_proved)
+        return told
+
+
+_OPEN = text("""
+SELECT p.name, 'dead_letters' AS what, count(*) AS n, NULL::timestamptz AS oldest, NULL::timestamptz AS settle_from
+FROM dead_letters d JOIN pods p ON p.name = d.pod WHERE d.settled_at IS NULL GROUP BY 1
+UNION ALL
+SELECT p.name, 'gaps', count(*), min(g.noticed_at), max(g.settles_from) FILTER (WHERE g.settles_from > now())
+FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.settled_at IS NULL GROUP BY 1
+UNION ALL
+SELECT p.name, 'dead_letters_not_kept', sum(g.letters)::bigint, NULL, NULL
+FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.settled_at IS NULL AND g.letters IS NOT NULL GROUP BY 1
+UNION ALL
+SELECT p.name, 'doubtful_removals', count(*), NULL, NULL
+FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
+WHERE x.doubtful_since IS NOT NULL GROUP BY 1
+UNION ALL
+SELECT p.name, 'unread_manifests', count(DISTINCT x.manifest_id), NULL, NULL
+FROM (
+    SELECT h.manifest_id, h.repository_id FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+    WHERE m.refs IS NULL
+    UNION ALL
+    SELECT manifest_id, repository_id FROM repository_manifests WHERE links_pending
+) x
+JOIN repositories r ON r.id = x.repository_id
+JOIN pods p ON p.id = r.pod_id
+GROUP BY 1
+UNION ALL
+SELECT p.name, 'vanished_links', count(*), NULL, NULL
+FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
+WHERE x.vanished_since IS NOT NULL GROUP BY 1
+""")
+#: Only of pods of linker `relay`: of others the workers list the links.
+_PENDING = text("""
+SELECT p.name AS pod, x.repository, x.digest FROM pods p CROSS JOIN LATERAL (
+    SELECT r.name AS repository, b.digest FROM repository_manifests h
+    JOIN repositories r ON r.id = h.repository_id JOIN blobs b ON b.id = h.manifest_id
+    WHERE h.links_pending AND r.pod_id = p.id ORDER BY r.name, b.digest LIMIT :limit
+) x WHERE p.linker = 'relay' AND p.name = ANY(CAST(:pods AS text[])) ORDER BY 1, 2, 3
+""")
+_ORPHANS = text("""
+SELECT count(*) FROM dead_letters d
+WHERE settled_at IS NULL AND NOT EXISTS (SELECT FROM pods p WHERE p.name = d.pod)
+""")
+
+_RECONCILED = text("""
+SELECT p.name, max(j.began_at) AS at FROM jobs j JOIN pods p ON p.id = j.pod_id
+WHERE j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp() GROUP BY 1
+""")
+_BESIDE = text("""
+SELECT p.name, p.linker, p.managed,
+       (SELECT max(g.settled_at) FROM gaps g
+        WHERE g.pod_id = p.id AND starts_with(g.settled_why, 'operator: ')
+          AND g.settled_at <= clock_timestamp()) AS settled_at,
+       (SELECT max(d.settled_at) FROM dead_letters d
+        WHERE d.pod = p.name AND d.settled_at IS NOT NULL AND d.settlement = 'retried') AS retried_at,
+       coalesce((SELECT f.count FROM false_reports f WHERE f.pod_id = p.id), 0) AS false_reports,
+       (SELECT min(s.first_seen) FROM sources s WHERE s.pod_id = p.id) AS first_heard
+FROM pods p
+""")
+
+_FINDINGS = text("""
+SELECT p.name, f."check", f.verdict, f.meaning, f.proof, f.mend, f.found_at
+FROM findings f JOIN pods p ON p.id = f.pod_id
+""")
+_NEWER = text("""
+SELECT p.name, count(*) AS n FROM sources s JOIN pods p ON p.id = s.pod_id
+WHERE s.retired_at IS NULL AND s.dead_since IS NULL
+  AND s.examined_life IS DISTINCT FROM s.life
+GROUP BY 1
+""")
+
+_FAILED = text("SELECT p.name, f.at, f.why FROM failed_examinations f JOIN pods p ON p.id = f.pod_id")
+
+_POD = """
+SELECT p.name, p.mode, p.linker, p.probe, p.registries, p.created_at, p.managed, p.unmanaged_why, p.unmanaged_by,
+       p.token_url, p.token_issuer, p.token_service, p.token_key_ids,
+       ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes,
+       (SELECT count(*) FROM repositories r WHERE r.pod_id = p.id) AS repositories
+FROM pods p
+"""
+_ONE = text(f"{_POD} WHERE p.name = :name")
+_PAGE = text(f'{_POD} WHERE p.name > :after COLLATE "C" ORDER BY p.name COLLATE "C" LIMIT :limit')
+
+
+async def holds(connection: AsyncConnection) -> dict[str, Open]:
+    """Return what is open, for each pod that has any."""
+    found: dict[str, Open] = {}
+    for row in await connection.execute(_OPEN):
+        values: dict[str, Any] = {row.what: row.n}
+        if row.what == "gaps":
+            values |= {"oldest_gap": row.oldest, "gaps_settle_from": row.settle_from}
+        found[row.name] = found.get(row.name, Open())._replace(**values)
+    unread = [name for name, opened in found.items() if opened.unread_manifests]
+    if unread:
+        for row in await connection.execute(_PENDING, {"pods": unread, "limit": EXAMPLES}):
+            example = f"{row.repository}@{format_digest(Digest(row.digest))}"
+            found[row.pod] = found[row.pod]._replace(pending_examples=(*found[row.pod].pending_examples, example))
+    alarmed = [name for name, opened in found.items() if opened.vanished_links]
+    if alarmed:
+        for name, named in (await examples(connection, alarmed)).items():
+            found[name] = found[name]._replace(vanished_examples=named)
+    return found
+
+
+async def truths(
+    connection: AsyncConnection, silence: dt.timedelta, request_bound: dt.timedelta, in_spite_of: Collection[str] = ()
+) -> dict[str, Truth]:
+    """Return what is known of every pod. A process that was not heard for `silence` is told as silent."""
+    # Watermarks first: each question sees what is committed when it is asked, and a batch may commit between two of
+    # them. So whatever a watermark that is told has passed is told, too, if it is open. And so are manifests that a
+    # reconcile has found and could not read.
+    marks = await watermarks(connection, silence)
+    reconciled: dict[str, dt.datetime] = {row.name: row.at for row in await connection.execute(_RECONCILED)}
+    opened = await holds(connection)
+    # A visit that ends between the two is not told of at all, instead of whom it met by what the one before had proved.
+    newer: dict[str, int] = {row.name: row.n for row in await connection.execute(_NEWER)}
+    failed = {row.name: Failed(row.at, row.why) for row in await connection.execute(_FAILED)}
+    examined = await _findings(connection)
+    return {
+        row.name: Truth(
+            opened.get(row.name, Open()),
+            marks[row.name],
+            reconciled.get(row.name),
+            row.first_heard,
+            row.linker == Linker.LINK,
+            row.settled_at,
+            row.retried_at,
+            examined.get(row.name, []),
+            newer.get(row.name, 0),
+            request_bound,
+            failed.get(row.name),
+            in_spite_of,
+            row.managed,
+            row.false_reports,
+        )
+        for row in await connection.execute(_BESIDE)
+        # A pod that was added between the questions is told of the next time.
+        if row.name in marks
+    }
+
+
+async def _findings(connection: AsyncConnection) -> dict[str, list[Found]]:
+    """Return what doctors found out about each pod, in the order of the checks."""
+    found: dict[str, list[Found]] = {}
+    for row in await connection.execute(_FINDINGS):
+        verdict = Verdict(row.verdict)
+        each = Found(row.check, verdict, row.meaning, row.proof, row.mend, row.found_at)
+        found.setdefault(row.name, []).append(each)
+    return {name: in_order(each) for name, each in found.items()}
+
+
+async def orphaned_dead_letters(connection: AsyncConnection) -> int:
+    """Count open dead letters of pods that are not registered any more."""
+    return int(await connection.scalar(_ORPHANS) or 0)
+
+
+async def pod(
+    engine: AsyncEngine,
+    name: PodName,
+    silence: dt.timedelta,
+    request_bound: dt.timedelta,
+    in_spite_of: Collection[str] = (),
+) -> Pod:
+    """Return one pod; raises NotFoundError."""
+    async with reading(engine) as connection:
+        # The truths first, so that a pod that was removed meanwhile is not found.
+        known = await truths(connection, silence, request_bound, in_spite_of)
+        row = (await connection.execute(_ONE, {"name": name})).one_or_none()
+        if row is None or name not in known:
+            raise NotFoundError(f"There is no pod {name}: see `baleen pods list`.")
+        return _pod(row, known[name], (await refusals.known(connection)).get(name))
+
+
+async def pods(
+    engine: AsyncEngine,
+    silence: dt.timedelta,
+    request_bound: dt.timedelta,
+    in_spite_of: Collection[str] = (),
+    *,
+    cursor: str | None = None,
+    limit: int = paging.DEFAULT_LIMIT,
+) -> PodPage:
+    """Return a page of pods by name."""
+    after = paging.decode("pods", cursor, str) or ""
+    async with reading(engine) as connection:
+        rows = (await connection.execute(_PAGE, {"after": after, "limit": limit})).all()
+        known = await truths(connection, silence, request_bound, in_spite_of)
+        refused = await refusals.known(connection)
+    return PodPage(
+        items=[_pod(row, known[row.name], refused.get(row.name)) for row in rows if row.name in known],
+        next=paging.encode("pods", rows[-1].name) if len(rows) == limit else None,
+    )
+
+
+def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
+    opened = truth.opened
+    return Pod(
+        name=row.name,
+        mode=row.mode,
+        linker=row.linker,
+        probe=row.probe,
+        prefixes=row.prefixes,
+        registries=row.registries,
+        token_issuer=_issuer(row),
+        created_at=row.created_at,
+        managed=row.managed,
+        unmanaged_why=row.unmanaged_why,
+        unmanaged_by=row.unmanaged_by,
+        repositories=row.repositories,
+        gaps=Gaps(open=opened.gaps, oldest=opened.oldest_gap),
+        dead_letters=opened.dead_letters,
+        dead_letters_not_kept=opened.dead_letters_not_kept,
+        doubtful_removals=opened.doubtful_removals,
+        unread_manifests=opened.unread_manifests,
+        vanished_links=opened.vanished_links,
+        false_reports=truth.false_reports,
+        reconciled_at=truth.reconciled_at,
+        watermark=truth.mark.at,
+        waits_for=truth.mark.waits_for if truth.managed else [],
+        sources=[_source(source) for source in truth.mark.sources],
+        endpoints=[Endpoint(**endpoint._asdict()) for endpoint in truth.mark.endpoints],
+        wrong_token=None
+        if refused is None
+        else WrongToken(since=refused.since, last=refused.last, sentence=sentence(refused, row.name)),
+        findings=[_finding(found) for found in truth.findings],
+        held_by=truth.reasons(row.name, "see `waits_for`"),
+    )
+
+
+def _issuer(row: Row[Any]) -> TokenIssuer | None:
+    if row.token_url is None:
+        return None
+    return TokenIssuer(url=row.token_url, issuer=row.token_issuer, service=row.token_service, key_ids=row.token_key_ids)
+
+
+def _finding(found: Found) -> Finding:
+    return Finding(
+        check=found.check,
+        verdict=found.verdict.value,
+        meaning=found.meaning,
+        proof=found.proof,
+        mend=found.mend,
+        found_at=found.found_at,
+    )
+
+
+def _source(source: SourceView) -> Source:
+    return Source(
+        instance_id=source.instance_id,
+        state=source.state.value,
+        watermark=source.at,
+        heard_at=source.heard_at,
+        dead_since=source.dead_since,
+        dead_why=source.dead_why,
+        retired_at=source.retired_at,
+        retired_why=source.retired_why,
+        partitions={str(number): at for number, at in source.partitions.items()},
+        dead_letters={str(number): at for number, at in source.dead_letters.items()},
+    )

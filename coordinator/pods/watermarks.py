@@ -1,0 +1,170 @@
+"""How far each pod has reported.
+
+All of it is one statement: read one after the other, a process that is new would be missed, and the watermarks of the
+others would already be later than what it says. Only where something in it is later than now, what was noted so is
+voided (pods/clock.py), and all of it is read again.
+Not here: what follows from it (domain/watermarks.py).
+"""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from coordinator.domain.watermarks import (
+    Endpoint,
+    EndpointView,
+    Pod,
+    PodWatermark,
+    Source,
+    Unheard,
+    lies_ahead,
+    pod_watermark,
+)
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.pods import clock
+
+#: Of one pod. A source that counts and is not read makes W unknown; of retired ones the last are shown.
+SOURCES_LIMIT: Final = 200
+RETIRED_SHOWN: Final = 20
+ENDPOINTS_LIMIT: Final = 200
+
+_PODS = text("""
+WITH ranked AS (
+  SELECT s.*, s.retired_at IS NULL AS counts,
+         row_number() OVER (PARTITION BY s.pod_id, s.retired_at IS NULL
+                            ORDER BY coalesce(s.retired_at, s.first_seen) DESC, s.id DESC) AS place
+  FROM sources s
+), shown AS (
+  SELECT * FROM ranked WHERE place <= CASE WHEN counts THEN :sources ELSE :retired END
+), marks AS (
+  SELECT source_id, jsonb_agg(jsonb_build_array(topic, partition, nullif(at, '-infinity'))) AS marks
+  FROM watermarks WHERE source_id IN (SELECT id FROM shown) GROUP BY source_id
+), processes AS (
+  SELECT s.pod_id, jsonb_agg(
+    jsonb_build_object(
+      'instance_id', s.instance_id, 'first_seen', s.first_seen, 'heard_at', s.heard_at,
+      'dead_since', s.dead_since, 'dead_why', s.dead_why, 'retired_at', s.retired_at, 'retired_why', s.retired_why,
+      'marks', coalesce(m.marks, '[]')
+    ) ORDER BY s.counts DESC, s.place
+  ) AS sources
+  FROM shown s LEFT JOIN marks m ON m.source_id = s.id GROUP BY s.pod_id
+), unread AS (
+  SELECT pod_id, count(*) AS n FROM ranked WHERE counts AND place > :sources GROUP BY pod_id
+), addresses AS (
+  SELECT e.*, s.instance_id,
+         e.url = ANY (p.registries) AND e.resolved_at = max(e.resolved_at) OVER (PARTITION BY e.pod_id, e.url) AS listed
+  FROM endpoints e JOIN pods p ON p.id = e.pod_id LEFT JOIN sources s ON s.id = e.source_id
+), places AS (
+  SELECT a.pod_id, jsonb_agg(
+    jsonb_build_object(
+      'url', a.url, 'address', a.address, 'first_seen', a.first_seen, 'answered_at', a.answered_at,
+      'failing_since', a.failing_since, 'error', a.error, 'source', a.instance_id, 'echoed_at', a.echoed_at,
+      'shared', a.shared, 'listed', a.listed, 'resolved_at', nullif(a.resolved_at, '-infinity'),
+      'refused_at', a.refused_at
+    ) ORDER BY a.listed DESC, a.url, a.address
+  ) AS endpoints
+  FROM addresses a GROUP BY a.pod_id
+), unheard AS (
+  SELECT pod_id, url, address, min(sent_at) AS since,
+         CASE WHEN bool_and(known_until IS NOT NULL) THEN nullif(min(known_until), '-infinity') END AS known_until
+  FROM probes WHERE answered_at IS NOT NULL AND NOT echoed GROUP BY pod_id, url, address
+), answers AS (
+  SELECT pod_id, jsonb_agg(
+    jsonb_build_object('url', url, 'address', address, 'since', since, 'known_until', known_until)
+    ORDER BY url, address
+  ) AS unheard
+  FROM unheard GROUP BY pod_id
+), numbers AS (
+  SELECT partition FROM partition_progress WHERE topic = :events
+  UNION SELECT w.partition FROM watermarks w JOIN sources s ON s.id = w.source_id
+        WHERE w.topic = :events AND s.retired_at IS NULL
+)
+SELECT p.name, p.registries, clock_timestamp() AS now, r.sources, e.endpoints, a.unheard, coalesce(u.n, 0) AS unread,
+       ARRAY(SELECT partition FROM numbers) AS partitions,
+       (SELECT max(paused_until) FROM sources s WHERE s.pod_id = p.id) AS paused_until
+FROM pods p
+LEFT JOIN processes r ON r.pod_id = p.id LEFT JOIN places e ON e.pod_id = p.id LEFT JOIN answers a ON a.pod_id = p.id
+LEFT JOIN unread u ON u.pod_id = p.id
+ORDER BY p.name COLLATE "C"
+""")
+_VOID = text(clock.VOID)
+
+
+async def watermarks(connection: AsyncConnection, silence: dt.timedelta) -> dict[str, PodWatermark]:
+    """Return the watermark of every pod, by name; a source that was not heard for `silence` is shown as silent."""
+    rows = await _read(connection)
+    if any(lies_ahead(_pod(row), row.now) for row in rows):
+        clock.tell()
+        await connection.execute(_VOID)
+        rows = await _read(connection)
+    return {row.name: _limited(pod_watermark(_pod(row), row.partitions, row.now, silence)) for row in rows}
+
+
+async def _read(connection: AsyncConnection) -> Sequence[Row[Any]]:
+    values = {"sources": SOURCES_LIMIT, "retired": RETIRED_SHOWN, "events": EVENTS}
+    return (await connection.execute(_PODS, values)).all()
+
+
+def _pod(row: Row[Any]) -> Pod:
+    return Pod(
+        row.registries,
+        [_source(source) for source in row.sources or ()],
+        [_endpoint(endpoint) for endpoint in row.endpoints or ()],
+        [_unheard(probes) for probes in row.unheard or ()],
+        row.unread,
+        row.paused_until,
+    )
+
+
+def _limited(pod: PodWatermark) -> PodWatermark:
+    """All endpoints say how far W may go; not all are shown."""
+    return pod._replace(endpoints=pod.endpoints[:ENDPOINTS_LIMIT])
+
+
+def _source(row: Mapping[str, Any]) -> Source:
+    return Source(
+        row["instance_id"],
+        dt.datetime.fromisoformat(row["first_seen"]),
+        _time(row["heard_at"]),
+        _time(row["dead_since"]),
+        row["dead_why"],
+        _time(row["retired_at"]),
+        row["retired_why"],
+        _marks(row["marks"], EVENTS),
+        _marks(row["marks"], DEAD_LETTERS),
+    )
+
+
+def _marks(rows: Sequence[tuple[str, int, str | None]], wanted: str) -> dict[int, dt.datetime | None]:
+    return {number: _time(at) for topic, number, at in rows if topic == wanted}
+
+
+def _endpoint(row: Mapping[str, Any]) -> Endpoint:
+    view = EndpointView(
+        row["url"],
+        row["address"],
+        _time(row["answered_at"]),
+        _time(row["failing_since"]),
+        row["error"],
+        row["source"],
+        _time(row["echoed_at"]),
+        row["shared"],
+    )
+    return Endpoint(
+        view,
+        dt.datetime.fromisoformat(row["first_seen"]),
+        row["listed"],
+        _time(row["resolved_at"]),
+        _time(row["refused_at"]),
+    )
+
+
+def _unheard(row: Mapping[str, Any]) -> Unheard:
+    return Unheard(row["url"], row["address"], dt.datetime.fromisoformat(row["since"]), _time(row["known_until"]))
+
+
+def _time(text: str | None) -> dt.datetime | None:
+    return None if text is None else dt.datetime.fromisoformat(text)

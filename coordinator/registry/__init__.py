@@ -1,0 +1,1 @@
+"""The client of a registry: transport, authentication, errors, and images to push."""

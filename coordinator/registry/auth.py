@@ -1,0 +1,193 @@
+"""Let ourselves in at a registry that asks who we are: Basic, or docker's token flow.
+
+Route: request -> 401 with a challenge -> the realm that it names, with the credentials -> the request again, with the
+token; later requests of that kind carry it at once, until shortly before it ends.
+Invariants: credentials go to the registry and to the realm that it names, and never from https to http; only a
+challenge of the registry itself is heeded, not that of a place which it redirects to; nothing here is ever logged.
+Not here: which credentials (settings), what is asked for (client.py).
+"""
+
+import base64
+import re
+import time
+from collections.abc import Callable, Generator
+from typing import Annotated, NamedTuple
+
+import httpx
+import msgspec
+
+from coordinator.registry.errors import RegistryAuthenticationError
+from coordinator.settings import Secret
+
+#: What an issuer means that does not say how long its token lives.
+TOKEN_SECONDS = 60.0
+#: A token is not used when so little of its life is left: a request takes its time.
+LEEWAY_SECONDS = 10.0
+#: Kinds of requests whose tokens are remembered; a client that speaks of ever other repositories forgets the oldest.
+TOKENS_LIMIT = 1000
+
+_REPOSITORY = re.compile(r"/v2/(?P<name>.+)/(?:blobs|manifests|tags)/")
+_CHALLENGE = re.compile(r"\s*(?P<scheme>Basic|Bearer)\s+(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_PARAMETER = re.compile(r'(?P<name>[a-zA-Z_]+)\s*=\s*(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s,"]+))')
+
+#: What a token is good for: pull, push or delete; the repository; the one that a blob is mounted from.
+Purpose = tuple[str, str, str]
+
+
+class Credentials(NamedTuple):
+    """A user of the registry, or of its token issuer."""
+
+    username: str
+    password: Secret
+
+
+#: What may stand in a header.
+_TokenText = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]
+
+
+class _Issued(msgspec.Struct, frozen=True):
+    """An issuer's answer."""
+
+    token: _TokenText | None = None
+    access_token: _TokenText | None = None
+    expires_in: float | None = None
+
+
+_issued = msgspec.json.Decoder(_Issued)
+
+
+class _Token(NamedTuple):
+    header: str
+    ends_at: float
+
+    def __repr__(self) -> str:
+        return "_Token(…)"
+
+
+class RegistryAuth(httpx.Auth):
+    """Answers the challenges of one registry. Without credentials it asks for tokens as anybody may."""
+
+    def __init__(
+        self, base_url: str, credentials: Credentials | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._registry = httpx.URL(base_url)
+        self._credentials = credentials
+        self._clock = clock
+        self._tokens: dict[Purpose, _Token] = {}
+
+    def __repr__(self) -> str:
+        return f"RegistryAuth({str(self._registry)!r})"
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        purpose = _purpose(request)
+        if (known := self._known(purpose)) is not None:
+            request.headers["Authorization"] = known
+        response = yield request
+        if response.status_code != httpx.codes.UNAUTHORIZED or not same_origin(response.request.url, self._registry):
+            return
+        self._tokens.pop(purpose, None)
+        found = _challenge(response)
+        if found is None:
+            return
+        scheme, parameters = found
+        if scheme == "basic":
+            if self._credentials is None or known is not None:
+                return
+            token = _Token(_basic(self._credentials), float("inf"))
+        else:
+            answer = yield self._token_request(parameters, request)
+            answer.read()
+            token = self._token(answer)
+        self._remember(purpose, token)
+        # A body that was read from a file or a generator is spent. The next request of this kind has the token.
+        if isinstance(request.stream, httpx.ByteStream):
+            request.headers["Authorization"] = token.header
+            yield request
+
+    def _known(self, purpose: Purpose) -> str | None:
+        token = self._tokens.get(purpose)
+        if token is None or self._clock() >= token.ends_at:
+            return None
+        return token.header
+
+    def _remember(self, purpose: Purpose, token: _Token) -> None:
+        while len(self._tokens) >= TOKENS_LIMIT:
+            self._tokens.pop(next(iter(self._tokens)))
+        self._tokens[purpose] = token
+
+    def _token_request(self, parameters: dict[str, str], cause: httpx.Request) -> httpx.Request:
+        try:
+            realm = httpx.URL(parameters["realm"])
+        except (KeyError, httpx.InvalidURL) as error:
+            raise self._refused("names no token issuer: correct its `auth.token.realm`") from error
+        if realm.scheme not in {"http", "https"} or not realm.host:
+            raise self._refused("names a token issuer that is no http URL: correct its `auth.token.realm`")
+        if realm.scheme == "http" and self._registry.scheme == "https":
+            raise self._refused("names a token issuer without TLS, which gets no credentials: give that one TLS too")
+        asked = [("service", parameters["service"])] if parameters.get("service") else []
+        asked += [("scope", scope) for scope in parameters.get("scope", "").split()]
+        headers = {"Accept": "application/json"}
+        if self._credentials is not None:
+            asked.append(("account", self._credentials.username))
+            headers["Authorization"] = _basic(self._credentials)
+        for name, value in asked:
+            realm = realm.copy_add_param(name, value)
+        # The timeouts of the request for which this one is made. Its answer is short, whatever that of the other is.
+        timeouts = {name: value for name, value in cause.extensions.items() if name == "timeout"}
+        return httpx.Request("GET", realm, headers=headers, extensions=timeouts)
+
+    def _token(self, answer: httpx.Response) -> _Token:
+        issuer = f"{answer.request.url.scheme}://{answer.request.url.netloc.decode()}"
+        if answer.status_code != httpx.codes.OK:
+            raise RegistryAuthenticationError(
+                f"The token issuer {issuer} of the registry {self._registry} answered {answer.status_code}: "
+                "check BALEEN_REGISTRY_USERNAME and BALEEN_REGISTRY_PASSWORD.",
+                registry_status=answer.status_code,
+                challenged=answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN},
+            )
+        try:
+            told = _issued.decode(answer.content)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            told = _Issued()
+        token = told.token or told.access_token
+        if not token:
+            raise RegistryAuthenticationError(
+                f"The token issuer {issuer} of the registry {self._registry} answered without a token: is it one?",
+                registry_status=answer.status_code,
+            )
+        seconds = told.expires_in or TOKEN_SECONDS
+        return _Token(f"Bearer {token}", self._clock() + max(seconds - LEEWAY_SECONDS, 0))
+
+    def _refused(self, what: str) -> RegistryAuthenticationError:
+        return RegistryAuthenticationError(
+            f"The registry {self._registry} {what}.", registry_status=401, challenged=True
+        )
+
+
+def same_origin(one: httpx.URL, other: httpx.URL) -> bool:
+    return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
+
+
+def _purpose(request: httpx.Request) -> Purpose:
+    match = _REPOSITORY.match(request.url.path)
+    action = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}.get(request.method, "push")
+    # An upload that is given up is deleted with the right to push.
+    if action == "delete" and "/blobs/uploads/" in request.url.path:
+        action = "push"
+    return action, "" if match is None else match["name"], request.url.params.get("from", "")
+
+
+def _challenge(response: httpx.Response) -> tuple[str, dict[str, str]] | None:
+    """Give the first challenge that we can answer: its scheme in lower case and its parameters."""
+    for header in response.headers.get_list("WWW-Authenticate"):
+        if (match := _CHALLENGE.match(header)) is not None:
+            found = _PARAMETER.finditer(match["rest"])
+            return match["scheme"].lower(), {
+                each["name"].lower(): each["quoted"] or each["plain"] or "" for each in found
+            }
+    return None
+
+
+def _basic(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.password.reveal()}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"

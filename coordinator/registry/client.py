@@ -1,0 +1,421 @@
+"""Speak the OCI distribution protocol with one registry.
+
+Route: RegistryClient -> httpx -> registry; push_image and pull_image are built from the single calls.
+Invariants: every call has a timeout; bytes that are handed out have been compared with their digest; the
+token goes to the registry's own address only. Digests are in the form that registries write, `sha256:<hex>`.
+Not here: which registry belongs to which pod; how a registry that asks is answered (auth.py); retries.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import httpx
+
+from coordinator.domain.references import MANIFEST_BYTES_LIMIT
+from coordinator.registry.auth import Credentials, RegistryAuth, same_origin
+from coordinator.registry.errors import (
+    RegistryAuthenticationError,
+    RegistryContentError,
+    RegistryError,
+    RegistryGoneError,
+    RegistryNotFoundError,
+    RegistryUnreachableError,
+)
+from coordinator.registry.images import DOCKER, OCI, Image, Index, sha256_digest
+from coordinator.registry.transport import LONG, AtAddress, asked, bounded, tls_context, was_refused, why
+
+__all__ = [
+    "Manifest",
+    "Pulled",
+    "RegistryAuthenticationError",
+    "RegistryClient",
+    "RegistryContentError",
+    "RegistryError",
+    "RegistryGoneError",
+    "RegistryNotFoundError",
+    "RegistryUnreachableError",
+]
+
+CHUNK_BYTES = 1 << 20
+#: Headers that tell a registry, or what asks in front of one, from a store that answers 403 to everybody.
+OF_REGISTRIES = ("WWW-Authenticate", "Docker-Distribution-Api-Version")
+INDEX_TYPES = frozenset({OCI.index, DOCKER.index})
+ACCEPT = f"{OCI.manifest}, {OCI.index}, {DOCKER.manifest}, {DOCKER.index}, */*"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    content: bytes
+    media_type: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """The digests of a pulled image, each compared with its bytes."""
+
+    digest: str
+    blobs: tuple[str, ...]  # configuration first, then the layers
+    children: tuple["Pulled", ...]
+
+
+class RegistryClient:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str | None = None,
+        credentials: Credentials | None = None,
+        address: str | None = None,
+        ca_file: str | None = None,
+        keep_alive: bool = True,
+        user_agent: str = "baleen",
+        timeout: float = 30.0,
+    ) -> None:
+        """Speak with the registry at `base_url`, which must be http or https.
+
+        A registry that asks who we are is answered with `credentials`, or for a token that anybody may have; with
+        `token` nothing else is tried. `address` is the one of the host's addresses to connect to. `ca_file` holds
+        certificates to trust beside the system's.
+        """
+        self._base_url = base_url.rstrip("/")
+        headers = {"User-Agent": user_agent}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        tls = tls_context(ca_file)
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=20 if keep_alive else 0)
+        self._http = httpx.Client(
+            base_url=self._base_url,
+            headers=headers,
+            auth=None if token is not None else RegistryAuth(self._base_url, credentials),
+            timeout=timeout,
+            verify=tls,
+            limits=limits,
+            transport=None if address is None else AtAddress(self._base_url, address, tls, limits),
+            event_hooks={"response": [bounded(timeout)]},
+            trust_env=False,
+        )
+
+    def __repr__(self) -> str:
+        return f"RegistryClient({self._base_url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    @contextmanager
+    def named(self, user_agent: str) -> Iterator[None]:
+        """Be somebody else to the registry until the block ends. Used by one thread."""
+        known = self._http.headers["User-Agent"]
+        self._http.headers["User-Agent"] = user_agent
+        try:
+            yield
+        finally:
+            self._http.headers["User-Agent"] = known
+
+    def ping(self) -> None:
+        """Raise unless the registry answers, and answers us."""
+        self._call("GET", "/v2/", expect=200)
+
+    # Blobs
+
+    def has_blob(self, repository: str, digest: str) -> bool:
+        return self._exists(f"/v2/{repository}/blobs/{digest}")
+
+    def blob_size(self, repository: str, digest: str) -> int | None:
+        """Return the blob's size in bytes; None if the repository has none."""
+        answer = self._call("HEAD", f"/v2/{repository}/blobs/{digest}", expect=(200, 404), follow=True)
+        if answer.status_code != 200:
+            return None
+        size = answer.headers.get("Content-Length", "")
+        if not size.isdecimal():
+            raise RegistryContentError(f"The registry {self._base_url} does not say how large {digest} is.")
+        return int(size)
+
+    def read_blob(self, repository: str, digest: str) -> Iterator[bytes]:
+        """Yield a blob in chunks; raise at its end if the bytes were not those of the digest."""
+        seen = hashlib.sha256()
+        with self._stream(f"/v2/{repository}/blobs/{digest}") as response:
+            # As they come, so that who waits for them can end it when they come too slowly.
+            for chunk in response.iter_bytes():
+                seen.update(chunk)
+                yield chunk
+        _compare(digest, "sha256:" + seen.hexdigest(), repository)
+
+    def get_blob(self, repository: str, digest: str) -> bytes:
+        return b"".join(self.read_blob(repository, digest))
+
+    def push_blob(
+        self,
+        repository: str,
+        content: bytes | BinaryIO,
+        *,
+        digest: str | None = None,
+        unless_present: bool = False,
+    ) -> str:
+        """Upload a blob (POST, then one PUT) and return its digest.
+
+        A file is read from where it stands to its end and must be seekable; it is read twice unless
+        `digest` is given. With `unless_present` the registry is asked first, as clients do.
+        """
+        body = BytesIO(content) if isinstance(content, bytes) else content
+        start = body.tell()
+        digest = digest or _digest_of(body)
+        size = body.seek(0, 2) - start
+        body.seek(start)
+        if unless_present and self.has_blob(repository, digest):
+            return digest
+        session = self.begin_upload(repository)
+        self.finish_upload(session, digest, iter(lambda: body.read(CHUNK_BYTES), b""), size)
+        return digest
+
+    def begin_upload(self, repository: str) -> str:
+        """Open an upload and return its session: a path, which another process of the registry may know too."""
+        opened = self._call("POST", f"/v2/{repository}/blobs/uploads/", expect=202)
+        return self._session(opened).raw_path.decode()
+
+    def append_upload(self, session: str, pieces: Iterator[bytes], size: int, offset: int) -> str:
+        """Send the `size` bytes of an upload that begin at `offset`; return its session as it is then."""
+        answer = self._call(
+            "PATCH",
+            self._at(session),
+            expect=202,
+            content=pieces,
+            headers={
+                "Content-Length": str(size),
+                "Content-Type": "application/octet-stream",
+                "Content-Range": f"{offset}-{offset + size - 1}",
+            },
+        )
+        return self._session(answer).raw_path.decode()
+
+    def upload_status(self, session: str) -> tuple[str, int]:
+        """Return an upload's session, and how many bytes the registry has of it."""
+        answer = self._call("GET", self._at(session), expect=204)
+        # `0-0` is said of none, and of one byte: to send that one again is refused, and nothing is lost.
+        last = answer.headers.get("Range", "0-0").rpartition("-")[2]
+        stands = int(last) + 1 if last.isdigit() and last != "0" else 0
+        return self._session(answer).raw_path.decode(), stands
+
+    def finish_upload(self, session: str, digest: str, chunks: Iterator[bytes], size: int) -> None:
+        self._call(
+            "PUT",
+            self._at(session).copy_merge_params({"digest": digest}),
+            expect=201,
+            content=chunks,
+            headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
+        )
+
+    def cancel_upload(self, session: str) -> None:
+        """Give an upload up; that the registry does not know it, or cannot, is not an error."""
+        self._call("DELETE", self._at(session), expect=(204, 404, 405))
+
+    def mount_blob(self, repository: str, digest: str, from_repository: str | None) -> bool:
+        """Link a blob of another repository; False if the registry wants it uploaded instead."""
+        params = {"mount": digest} | ({"from": from_repository} if from_repository else {})
+        answer = self._call("POST", f"/v2/{repository}/blobs/uploads/", expect=(201, 202), params=params)
+        if answer.status_code == 201:
+            return True
+        # The registry has opened an upload that nobody will finish: it would stay in its storage for ever.
+        self.cancel_upload(self._session(answer).raw_path.decode())
+        return False
+
+    def delete_blob(self, repository: str, digest: str) -> None:
+        self._call("DELETE", f"/v2/{repository}/blobs/{digest}", expect=202)
+
+    # Manifests
+
+    def has_manifest(
+        self, repository: str, reference: str, *, user_agent: str | None = None, follow: bool = True
+    ) -> bool:
+        """Whether the registry has it. With `follow=False` no other address is asked on its word."""
+        return self._exists(f"/v2/{repository}/manifests/{reference}", user_agent=user_agent, follow=follow)
+
+    def get_manifest(self, repository: str, reference: str, *, user_agent: str | None = None) -> Manifest:
+        """Fetch a manifest by tag or digest; a digest is compared with the bytes."""
+        with self._stream(f"/v2/{repository}/manifests/{reference}", user_agent=user_agent) as response:
+            content = _read_limited(response, MANIFEST_BYTES_LIMIT)
+            media_type = response.headers.get("Content-Type", "").partition(";")[0]
+        digest = sha256_digest(content)
+        if ":" in reference:
+            _compare(reference, digest, repository)
+        return Manifest(content, media_type, digest)
+
+    def put_manifest(
+        self, repository: str, reference: str, media_type: str, content: bytes, *, user_agent: str | None = None
+    ) -> str:
+        agent = {"User-Agent": user_agent} if user_agent else {}
+        self._call(
+            "PUT",
+            f"/v2/{repository}/manifests/{reference}",
+            expect=201,
+            content=content,
+            headers={"Content-Type": media_type} | agent,
+        )
+        return sha256_digest(content)
+
+    def delete_manifest(self, repository: str, digest: str) -> None:
+        self._call("DELETE", f"/v2/{repository}/manifests/{digest}", expect=202)
+
+    # Whole images
+
+    def push_image(
+        self, repository: str, image: Image | Index, tag: str | None = None, *, mount_from: str | None = None
+    ) -> str:
+        """Push blobs, children and manifest as a client does, and return the manifest's digest.
+
+        Blobs that the repository has are left out; `mount_from` names a repository to try a mount from.
+        """
+        if isinstance(image, Index):
+            for child in image.manifests:
+                self.push_image(repository, child, mount_from=mount_from)
+        else:
+            for blob in image.blobs:
+                if self.has_blob(repository, blob.digest):
+                    continue
+                if mount_from is None or not self.mount_blob(repository, blob.digest, mount_from):
+                    self.push_blob(repository, blob.content, digest=blob.digest)
+        return self.put_manifest(repository, tag or image.digest, image.media_type, image.content)
+
+    def pull_image(self, repository: str, reference: str) -> Pulled:
+        """Read an image and all that it lists, comparing every blob with its digest."""
+        manifest = self.get_manifest(repository, reference)
+        listed: dict[str, Any] = json.loads(manifest.content)
+        if manifest.media_type in INDEX_TYPES:
+            children = [self.pull_image(repository, child["digest"]) for child in listed["manifests"]]
+            return Pulled(manifest.digest, (), tuple(children))
+        blobs = [listed["config"]["digest"], *(layer["digest"] for layer in listed["layers"])]
+        for blob in blobs:
+            for _ in self.read_blob(repository, blob):
+                pass
+        return Pulled(manifest.digest, tuple(blobs), ())
+
+    # How a call is made
+
+    def _exists(self, path: str, *, user_agent: str | None = None, follow: bool = True) -> bool:
+        answer = self._call("HEAD", path, expect=(200, 404), headers=_headers(user_agent), follow=follow)
+        return answer.status_code == 200
+
+    def _session(self, answer: httpx.Response) -> httpx.URL:
+        """Give the upload's URL, at the address that we know.
+
+        A registry behind a router names the router's host; the token goes to nobody else.
+        """
+        location = answer.headers.get("Location")
+        if not location:
+            raise RegistryError(f"The registry {self._base_url} opened an upload without a Location: is it a registry?")
+        return self._at(answer.url.join(location).raw_path.decode())
+
+    def _at(self, path: str) -> httpx.URL:
+        return httpx.URL(self._base_url).copy_with(raw_path=path.encode())
+
+    def _call(
+        self,
+        method: str,
+        url: str | httpx.URL,
+        *,
+        expect: int | tuple[int, ...],
+        content: bytes | Iterator[bytes] | None = None,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        follow: bool = False,
+    ) -> httpx.Response:
+        request = self._http.build_request(method, url, content=content, params=params, headers=headers)
+        with self._reaching():
+            response = self._http.send(request, follow_redirects=follow)
+        if response.status_code not in ((expect,) if isinstance(expect, int) else expect):
+            raise _refusal(response, response.content)
+        return response
+
+    @contextmanager
+    def _stream(self, path: str, *, user_agent: str | None = None) -> Iterator[httpx.Response]:
+        # Redirects lead to presigned object store URLs; httpx drops the token on the way to another host.
+        with (
+            self._reaching(),
+            self._http.stream(
+                "GET", path, headers=_headers(user_agent), follow_redirects=True, extensions={LONG: True}
+            ) as response,
+        ):
+            if response.status_code != 200:
+                raise _refusal(response, response.read())
+            yield response
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            there = asked(error) or httpx.URL(self._base_url)
+            if not same_origin(there, httpx.URL(self._base_url)):
+                raise RegistryUnreachableError(
+                    f"{there.scheme}://{there.netloc.decode()}, which the registry {self._base_url} named, "
+                    f"did not answer ({why(error)}): check that it can be reached from here."
+                ) from error
+            kind = RegistryGoneError if was_refused(error) else RegistryUnreachableError
+            raise kind(
+                f"The registry {self._base_url} did not answer ({why(error)}): check its address and that it runs."
+            ) from error
+
+
+def _headers(user_agent: str | None) -> dict[str, str]:
+    return {"Accept": ACCEPT} | ({"User-Agent": user_agent} if user_agent else {})
+
+
+def _refusal(response: httpx.Response, body: bytes) -> RegistryError:
+    request = response.request
+    code, said = _oci_error(body)
+    reason = " ".join(part for part in (str(response.status_code), code, said and f"({said})") if part)
+    message = f"The registry answered {reason} to {request.method} {request.url.path}: see its log."
+    kind = RegistryNotFoundError if response.status_code == 404 else RegistryError
+    asks = response.status_code == httpx.codes.UNAUTHORIZED or (
+        response.status_code == httpx.codes.FORBIDDEN and any(name in response.headers for name in OF_REGISTRIES)
+    )
+    return kind(message, registry_status=response.status_code, code=code, challenged=asks)
+
+
+def _oci_error(body: bytes) -> tuple[str | None, str | None]:
+    try:
+        first = json.loads(body)["errors"][0]
+        return str(first["code"]), str(first.get("message", "")) or None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None, None
+
+
+def _digest_of(body: BinaryIO) -> str:
+    start, seen = body.tell(), hashlib.sha256()
+    while chunk := body.read(CHUNK_BYTES):
+        seen.update(chunk)
+    body.seek(start)
+    return "sha256:" + seen.hexdigest()
+
+
+def _read_limited(response: httpx.Response, limit: int) -> bytes:
+    content = bytearray()
+    for chunk in response.iter_bytes():
+        content += chunk
+        if len(content) > limit:
+            raise RegistryContentError(
+                f"The manifest at {response.request.url.path} is larger than {limit} bytes: it is not read."
+            )
+    return bytes(content)
+
+
+def _compare(expected: str, actual: str, repository: str) -> None:
+    if expected != actual:
+        raise RegistryContentError(
+            f"The registry's bytes for {expected} in {repository} have the digest {actual}: "
+            "restore the blob from an intact copy."
+        )

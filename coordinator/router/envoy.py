@@ -1,0 +1,386 @@
+"""Write the Envoy configuration of the router: the same decisions as on nginx (nginx.py, which says why).
+
+Route: pods and options -> `configuration` -> the JSON that Envoy reads. Pure: the same pods give the same text.
+
+How Envoy decides:
+- A script reads the path, finds the owner and says by headers of its own what is asked of whom (envoy_scripts.py); the
+  path is passed on as it was read. Envoy's own reading (`normalize_path`) takes a backslash for a slash.
+- Routes go by these headers alone. Without them nothing reaches a pod.
+- Where Baleen may have to be asked, another script asks it, and chooses another route if it does not answer. Envoy's
+  retries cannot: they send the same request, and have one wait for all who are asked.
+
+Not here: whom Envoy can ask (envoy_clusters.py), where pods come from (commands/router.py), Envoy itself.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from coordinator.domain.hosts import is_address
+from coordinator.errors import UsageError
+from coordinator.router import envoy_scripts as scripts
+from coordinator.router.envoy_clusters import (
+    BASE,
+    COORDINATOR,
+    ISSUER,
+    TOKENS,
+    Plan,
+    address,
+    again,
+    cluster,
+    clusters,
+    extension,
+    seconds,
+    typed,
+)
+from coordinator.router.nginx import (
+    BASE_PODS,
+    BASE_TIMEOUT_S,
+    BLOB_CHUNK_BYTES,
+    FORM_BYTES,
+    ISSUERS_S,
+    MANIFEST_BYTES,
+    Issuer,
+    Options,
+    Pod,
+    servable,
+    unique,
+)
+
+#: A token for many repositories is long.
+HEAD_KIB, HEADERS = 512, 1000
+
+#: So much of a body is kept until a process of the pod has taken the connection, or else no other one could be asked:
+#: more than is read before (BLOB_CHUNK_BYTES), and while the next is tried.
+AGAIN_BYTES = 4 * BLOB_CHUNK_BYTES
+
+#: Answers of Baleen to a mount that are none: it is away, serves no mounts, or fails; or does not take it as it is.
+_MOUNT_AWAY = ("404", "405", "5xx")
+_MOUNT_UNREADABLE = ("400", "408", "411", "414", "429", "431")
+_TOKEN_AWAY = (*_MOUNT_AWAY, "429")
+
+#: What Envoy writes down where a registry was away or said nothing (its table of response flags).
+_AWAY_FLAGS = ("UF", "UH", "UC", "LR", "UR", "UT", "UO", "UPE", "URX", "NC", "DF")
+
+
+def configuration(pods: Iterable[Pod], options: Options) -> str:
+    """Return the configuration; raises UsageError that names the pod which cannot be served."""
+    served = servable(pods)
+    if not is_address(options.listen.rpartition(":")[0].strip("[]")):
+        raise UsageError("--listen is malformed: Envoy listens at an address, such as 127.0.0.1:5000, and no name.")
+    plan: Plan = {
+        "node": {"id": "baleen-router", "metadata": {"made_by": "baleen router-config: make it again, do not edit it"}},
+        # A fragment is no part of a request: it is cut off.
+        "layered_runtime": {
+            "layers": [
+                {"name": "router", "static_layer": {"envoy.reloadable_features.http_reject_path_with_fragment": False}}
+            ]
+        },
+        "static_resources": {"listeners": [_listener(served, options)], "clusters": [*clusters(served, options)]},
+    }
+    return json.dumps(plan, indent=2) + "\n"
+
+
+def _listener(pods: Sequence[Pod], options: Options) -> Plan:
+    host, _, port = options.listen.rpartition(":")
+    manager = extension(
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="router",
+        codec_type="HTTP1",
+        http_protocol_options={
+            "accept_http_10": True,
+            "default_host_for_http_10": options.listen,
+            # Another protocol that a client offers to speak is nobody's to refuse: registries pass it over.
+            "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
+        },
+        common_http_protocol_options={
+            "max_headers_count": HEADERS,
+            # Who reads headers as CGI does would take them for the same names with hyphens, which are replaced.
+            "headers_with_underscores_action": "DROP_HEADER",
+        },
+        max_request_headers_kb=HEAD_KIB,
+        use_remote_address=True,
+        generate_request_id=False,
+        server_header_transformation="PASS_THROUGH",
+        request_headers_timeout=seconds(60),
+        stream_idle_timeout=seconds(options.request_bound_s),
+        local_reply_config=_ANSWERS,
+        access_log=[_access_log(options)],
+        route_config=_routes(pods, options),
+        http_filters=[*_filters(pods, options)],
+    )
+    return {
+        "name": "router",
+        "address": address(host.strip("[]"), int(port)),
+        "per_connection_buffer_limit_bytes": BLOB_CHUNK_BYTES,
+        "filter_chains": [{"filters": [manager], **_tls(options)}],
+    }
+
+
+def _tls(options: Options) -> Plan:
+    if options.tls is None:
+        return {}
+    files = {"certificate_chain": {"filename": options.tls.chain}, "private_key": {"filename": options.tls.key}}
+    return {
+        "transport_socket": extension(
+            "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            common_tls_context={
+                "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+                "alpn_protocols": ["http/1.1"],
+                "tls_certificates": [files],
+            },
+        )
+    }
+
+
+# What a request passes
+
+
+def _filters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
+    yield _filter("who", "header_mutation.v3.HeaderMutation", mutations={"request_mutations": _who(options)})
+    owners = {prefix: cluster(pod) for pod in pods for prefix in pod.prefixes}
+    yield _filter(
+        "read",
+        "lua.v3.Lua",
+        default_source_code={"inline_string": scripts.READ},
+        filter_context={prefix: owners[prefix] for prefix in sorted(owners)},
+    )
+    # Both only where a route says so.
+    yield _filter("whole", "buffer.v3.Buffer", max_request_bytes=FORM_BYTES)
+    yield _filter("ask", "lua.v3.Lua")
+    yield _filter("router", "router.v3.Router", suppress_envoy_headers=True)
+
+
+def _filter(name: str, kind: str, **fields: Any) -> Plan:
+    return {"name": name, "typed_config": typed(f"extensions.filters.http.{kind}", **fields)}
+
+
+def _who(options: Options) -> list[Plan]:
+    """What a client says of who it is and how it came is replaced: registries write URLs and events by it."""
+    client = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
+    told = {"x-real-ip": client, "x-forwarded-for": client, "x-forwarded-host": "%REQ(:AUTHORITY)%"}
+    if options.public_scheme is not None:
+        told["x-forwarded-proto"] = options.public_scheme
+    return [
+        *({"append": _set(name, value)} for name, value in told.items()),
+        *({"remove": name} for name in ("x-forwarded-port", "forwarded")),
+        # By these a client would steer Envoy: its waits, its retries.
+        {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
+    ]
+
+
+def _set(name: str, value: str) -> Plan:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _access_log(options: Options) -> Plan:
+    """What answered, and how: of a query nothing is written down."""
+    fields = {
+        "time": "%START_TIME%",
+        "client": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%PATH(NQ)%",
+        "status": "%RESPONSE_CODE%",
+        "route": "%ROUTE_NAME%",
+        "baleen": "%DYNAMIC_METADATA(router:baleen)%",
+        "upstream": "%UPSTREAM_HOSTS_ATTEMPTED%",
+        "failure": "%RESPONSE_FLAGS%",
+        "bytes": "%BYTES_SENT%",
+        "milliseconds": "%DURATION%",
+    }
+    return extension(
+        "extensions.access_loggers.file.v3.FileAccessLog", path=options.log_file, log_format={"json_format": fields}
+    )
+
+
+# What answers
+
+
+def _routes(pods: Sequence[Pod], options: Options) -> Plan:
+    host = {
+        "name": "router",
+        "domains": ["*"],
+        "routes": [*_base(pods), *_repositories(options), *_tokens(options), *_refusals()],
+        "request_headers_to_remove": list(scripts.HEADERS),
+        "typed_per_filter_config": {"whole": typed("extensions.filters.http.buffer.v3.BufferPerRoute", disabled=True)},
+    }
+    return {"name": "router", "virtual_hosts": [host]}
+
+
+def _base(pods: Sequence[Pod]) -> Iterator[Plan]:
+    # A pod that fails says nothing of the others, to which clients could not push without this answer.
+    # They are asked in turns, until of each pod all processes have been.
+    asked = pods[:BASE_PODS]
+    tries = len(asked) * max(len(unique(pod.registries)) for pod in asked)
+    action = {
+        "cluster": BASE,
+        "timeout": seconds(BASE_TIMEOUT_S * (tries + 1)),
+        "retry_policy": {
+            **again(tries),
+            "retry_on": "5xx,connect-failure,reset,retriable-status-codes",
+            "retriable_status_codes": [429],
+            "per_try_timeout": seconds(BASE_TIMEOUT_S),
+            "retry_priority": extension(
+                "extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=1
+            ),
+        },
+    }
+    yield _at("/v2/", "pod", route=action)
+    yield _at("/v2", "pod", route=action | {"prefix_rewrite": "/v2/"})
+    # On one storage each pod would list the repositories of all. Baleen lists them: /v1/repositories.
+    no_catalog = _error("UNSUPPORTED", "The router has no catalog: ask Baleen for repositories, or one pod.")
+    yield _at("/v2/_catalog", "refused", **_answer(404, no_catalog))
+
+
+def _repositories(options: Options) -> Iterator[Plan]:
+    to_pod: Plan = {
+        "route": _to(options.request_bound_s, cluster_header=scripts.POD),
+        "request_body_buffer_limit": AGAIN_BYTES,
+    }
+    # No registry reads a form in it.
+    no_form = {"request_headers_to_add": [_set("content-type", "application/octet-stream")]}
+    ways = dict.fromkeys(_MOUNT_AWAY, "mount-at-pod") | dict.fromkeys(_MOUNT_UNREADABLE, "upload-at-pod")
+    yield _where("mount-at-pod", {scripts.WAY: "mount-at-pod"}, **to_pod)
+    yield _where("upload-at-pod", {scripts.WAY: "upload-at-pod"}, **to_pod, **no_form)
+    mount = {scripts.ENDPOINT: "mount", scripts.POD: None}
+    yield _where("mount", mount, **_ask(COORDINATOR, options.coordinator_timeout_s, ways))
+    yield _where("pod", {scripts.ENDPOINT: "begin", scripts.POD: None}, **to_pod, **no_form)
+    # For a POST here distribution begins another one, or mounts; the specification has none.
+    going_on = _error("UNSUPPORTED", "An upload that has begun takes PATCH, PUT, GET and DELETE.")
+    post = {scripts.ENDPOINT: "upload", scripts.POD: None, ":method": "POST"}
+    yield _where("refused", post, **_answer(405, going_on))
+    # Read whole first, so that a slow client does not lengthen the registry's own request.
+    manifest = {scripts.ENDPOINT: "manifest", scripts.POD: None}
+    kept = {"request_body_buffer_limit": 2 * MANIFEST_BYTES, "typed_per_filter_config": _whole(MANIFEST_BYTES)}
+    yield _where("pod", manifest, **(to_pod | kept))
+    yield _where("pod", {scripts.POD: None}, **to_pod)
+
+
+def _tokens(options: Options) -> Iterator[Plan]:
+    if options.issuer is None:
+        return
+    path = "/jwt/auth"
+    if isinstance(options.issuer, Issuer):
+        yield _at(path, "issuer", route=_to_issuer(options.issuer), typed_per_filter_config=_whole(FORM_BYTES))
+        return
+    if options.fallback_issuer is None:
+        way = "token-away"
+        none = _error("UNAVAILABLE", "No token can be issued now: try again.")
+        yield _at(path, way, {scripts.WAY: way}, **_answer(503, none, {"retry-after": "1"}))
+    else:
+        way = "token-at-issuer"
+        yield _at(path, way, {scripts.WAY: way}, route=_to_issuer(options.fallback_issuer))
+    wait = options.coordinator_timeout_s + ISSUERS_S
+    yield _at(path, "token", **_ask(TOKENS, wait, dict.fromkeys(_TOKEN_AWAY, way)))
+
+
+def _refusals() -> Iterator[Plan]:
+    """What goes to nobody, in the specification's words."""
+    unowned = _error("NAME_UNKNOWN", "No pod owns this repository.")
+    yield _where("unowned", {scripts.ENDPOINT: None}, **_answer(404, unowned))
+    nothing = _error("UNSUPPORTED", "This is no endpoint of the distribution specification.")
+    yield _where("refused", {}, **_answer(404, nothing))
+
+
+def _to(silence_s: int, **action: Any) -> Plan:
+    """Pass it on, however long it takes while bytes come."""
+    return {"timeout": "0s", "idle_timeout": seconds(silence_s), **action}
+
+
+def _to_issuer(issuer: Issuer) -> Plan:
+    return _to(
+        BASE_TIMEOUT_S * 6,
+        cluster=ISSUER,
+        host_rewrite_literal=str(issuer.server).partition("://")[2],
+        regex_rewrite={"pattern": {"regex": "^.*$"}, "substitution": issuer.path},
+    )
+
+
+def _ask(whom: str, wait_s: int, ways: Mapping[str, str]) -> Plan:
+    """Ask Baleen. Where the script has failed nobody is asked: a mount would pass Baleen by."""
+    asking = typed(
+        "extensions.filters.http.lua.v3.LuaPerRoute",
+        source_code={"inline_string": scripts.ASK},
+        filter_context={"cluster": whom, "timeout_ms": wait_s * 1000, "ways": dict(ways)},
+    )
+    return {
+        **_answer(500, _error("UNKNOWN", "The router has failed.")),
+        "typed_per_filter_config": {**_whole(FORM_BYTES), "ask": asking},
+    }
+
+
+def _whole(limit: int) -> Plan:
+    """A body that is kept in memory until all of it is there."""
+    kind = "extensions.filters.http.buffer.v3.BufferPerRoute"
+    return {"whole": typed(kind, buffer={"max_request_bytes": limit})}
+
+
+# How it is written
+
+
+def _at(path: str, name: str, headers: Mapping[str, str | None] | None = None, **rest: Any) -> Plan:
+    return {"name": name, "match": {"path": path, "headers": _headers(headers or {})}, **rest}
+
+
+def _where(name: str, headers: Mapping[str, str | None], **rest: Any) -> Plan:
+    return {"name": name, "match": {"prefix": "/", "headers": _headers(headers)}, **rest}
+
+
+def _headers(wanted: Mapping[str, str | None]) -> list[Plan]:
+    """Headers with these values; None: with any."""
+    return [
+        {"name": name, "present_match": True} if value is None else {"name": name, "string_match": {"exact": value}}
+        for name, value in wanted.items()
+    ]
+
+
+def _answer(status: int, body: str, headers: Mapping[str, str] | None = None) -> Plan:
+    told = {"content-type": "application/json", **(headers or {})}
+    return {
+        "direct_response": {"status": status, "body": {"inline_string": body}},
+        "response_headers_to_add": [_set(name, value) for name, value in told.items()],
+    }
+
+
+def _error(code: str, message: str) -> str:
+    return json.dumps({"errors": [{"code": code, "message": message, "detail": None}]}, separators=(",", ":"))
+
+
+def _said(body: str) -> Plan:
+    return {"text_format_source": {"inline_string": body}, "content_type": "application/json"}
+
+
+def _status_is(status: int) -> Plan:
+    value = {"default_value": status, "runtime_key": "router.status"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _flags(*flags: str) -> Plan:
+    return {"response_flag_filter": {"flags": list(flags)}}
+
+
+#: Answers that Envoy makes by itself, in the specification's words.
+_ANSWERS: Plan = {
+    "mappers": [
+        {
+            "filter": {
+                "or_filter": {
+                    "filters": [
+                        _flags(*_AWAY_FLAGS),
+                        # A silence that is not the client's, which is 408.
+                        {"and_filter": {"filters": [_status_is(504), _flags("SI")]}},
+                    ]
+                }
+            },
+            "status_code": 502,
+            "headers_to_add": [_set("retry-after", "1")],
+            "body_format_override": _said(
+                _error("UNAVAILABLE", "The registry of this repository does not answer: try again.")
+            ),
+        },
+        {
+            "filter": _status_is(413),
+            "body_format_override": _said(_error("SIZE_INVALID", "The body of this request is too large.")),
+        },
+    ]
+}

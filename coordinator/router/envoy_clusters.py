@@ -1,0 +1,173 @@
+"""Whom the router on Envoy can ask: the registries of each pod, Baleen, an issuer.
+
+Not here: who is asked what (envoy.py).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from coordinator.domain.pods import RegistryUrl
+from coordinator.router.nginx import (
+    BASE_PODS,
+    BASE_TIMEOUT_S,
+    BLOB_CHUNK_BYTES,
+    COORDINATOR_PAUSE_S,
+    COORDINATOR_TRIES,
+    Issuer,
+    Options,
+    Pod,
+    tls_name,
+    unique,
+)
+
+Plan = dict[str, Any]
+
+BASE, COORDINATOR, TOKENS, ISSUER = "router_base", "router_coordinator", "router_tokens", "router_issuer"
+
+#: Envoy refuses what is beyond its own limits (1024), and pushes would fail that registries take.
+UNLIMITED = 1_000_000
+#: Less than registries and Baleen (5 s) keep a connection on which nothing is asked.
+POD_IDLE_S, COORDINATOR_IDLE_S = 15, 3
+
+_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def typed(kind: str, **fields: Any) -> Plan:
+    """A part of a configuration that says what it is."""
+    return {"@type": f"type.googleapis.com/envoy.{kind}", **fields}
+
+
+def extension(kind: str, **fields: Any) -> Plan:
+    """The same, with the name that Envoy wants beside it."""
+    return {"name": kind, "typed_config": typed(kind, **fields)}
+
+
+def address(host: str, port: int) -> Plan:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def seconds(number: int) -> str:
+    return f"{number}s"
+
+
+def cluster(pod: Pod) -> str:
+    return f"pod_{pod.name}"
+
+
+def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
+    """All that may be asked; raises UsageError for what cannot be verified."""
+    for pod in pods:
+        # Once more than there are: of a connection that was kept the other end may be gone.
+        policy = again(len(unique(pod.registries)))
+        yield _cluster(cluster(pod), pod.registries, f"Pod {pod.name}", options, POD_IDLE_S, retry_policy=policy)
+    yield {
+        "name": BASE,
+        "connect_timeout": seconds(BASE_TIMEOUT_S),
+        "lb_policy": "CLUSTER_PROVIDED",
+        "circuit_breakers": _UNLIMITED,
+        "cluster_type": {
+            "name": "envoy.clusters.aggregate",
+            "typed_config": typed(
+                "extensions.clusters.aggregate.v3.ClusterConfig", clusters=[cluster(pod) for pod in pods[:BASE_PODS]]
+            ),
+        },
+    }
+    yield _coordinator(COORDINATOR, options, spared=True)
+    if options.issuer == "baleen":
+        # Mounts that are slow (a store, a database) must not take away tokens, which need neither. And where nobody
+        # else makes any, one Baleen is asked each time: who is not asked makes none.
+        yield _coordinator(TOKENS, options, spared=options.fallback_issuer is not None)
+    issuer = options.fallback_issuer if options.issuer == "baleen" else options.issuer
+    if isinstance(issuer, Issuer):
+        yield _cluster(ISSUER, [issuer.server], "The issuer", options, POD_IDLE_S)
+
+
+def _coordinator(name: str, options: Options, *, spared: bool) -> Plan:
+    """Baleen's replicas, of which one that fails is left alone for a while; `spared`: also where it is the only one."""
+    replicas = unique(options.coordinator)
+    made = _cluster(
+        name,
+        replicas,
+        "Baleen",
+        options,
+        COORDINATOR_IDLE_S,
+        retry_policy=again(len(replicas) - 1),
+        # Only silence counts, and who is away: an answer is one, whatever it says.
+        outlier_detection={"error_matcher": {"not_match": {"any_match": True}}},
+    )
+    if spared or len(replicas) > 1:
+        made["outlier_detection"] = {
+            "consecutive_5xx": COORDINATOR_TRIES,
+            "enforcing_success_rate": 0,
+            "interval": "1s",
+            "base_ejection_time": seconds(COORDINATOR_PAUSE_S),
+            "max_ejection_time": seconds(COORDINATOR_PAUSE_S),
+            "max_ejection_percent": 100,
+        }
+    return made
+
+
+def again(tries: int) -> Plan:
+    """Ask another process, or the same, where one does not take the request: it has seen nothing of it."""
+    return {
+        "retry_on": "connect-failure,reset-before-request",
+        "num_retries": tries,
+        # At once: what comes of a body meanwhile has to be kept.
+        "retry_back_off": {"base_interval": "0.001s"},
+        "retry_host_predicate": [extension("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")],
+        "host_selection_retry_max_attempts": 5,
+    }
+
+
+_UNLIMITED: Plan = {
+    "thresholds": [dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), UNLIMITED)]
+}
+
+
+def _cluster(
+    name: str, servers: Iterable[RegistryUrl], whose: str, options: Options, idle_s: int, **protocol: Plan
+) -> Plan:
+    known = unique(servers)
+    return {
+        "name": name,
+        "type": "STRICT_DNS",
+        "dns_lookup_family": "V4_PREFERRED",
+        "connect_timeout": seconds(BASE_TIMEOUT_S),
+        "per_connection_buffer_limit_bytes": BLOB_CHUNK_BYTES,
+        # Who is left alone is, also where nobody else is there.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "circuit_breakers": _UNLIMITED,
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": address(each.host, each.port)}} for each in known]}
+            ],
+        },
+        "typed_extension_protocol_options": {
+            _PROTOCOL: typed(
+                _PROTOCOL.removeprefix("envoy."),
+                common_http_protocol_options={"idle_timeout": seconds(idle_s)},
+                explicit_http_config={"http_protocol_options": {}},
+                **protocol,
+            )
+        },
+        **_tls(tls_name(known, whose), options),
+    }
+
+
+def _tls(name: str, options: Options) -> Plan:
+    if not name:
+        return {}
+    return {
+        "transport_socket": extension(
+            "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            sni=name,
+            common_tls_context={
+                "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+                "validation_context": {
+                    "trusted_ca": {"filename": options.ca_file},
+                    "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": name}}],
+                },
+            },
+        )
+    }

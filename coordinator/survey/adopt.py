@@ -1,0 +1,350 @@
+"""Bring a pod's own registry store onto the shared layer: copy what is lacking, then write the links.
+
+Route: `read` both stores -> adopt_plan.plan -> `execute` -> the caller asks for a reconcile of the pod
+
+Nothing at the source is written or deleted, and nothing in the shared layer is replaced but a tag that the source has
+moved on from. A second run does what the first left undone: what is linked is looked at byte by byte again only if
+something that is not linked yet needs it. Whoever linked it may not have looked, or somebody overwrote it since.
+
+Bytes. A blob counts as adopted when its bytes were hashed to its digest. A copy is put together so that wrong bytes
+never stand under a digest's key, where a registry could link them: streamed bytes are hashed on their way, and the
+upload is given up if they are wrong; for a copy within the service the source is hashed first, and then just those
+bytes (by their ETag) are copied. Of a blob that the shared layer has already, the source's bytes are hashed all the
+same, since only who has the bytes may have the link, and the shared layer's are too, since the source may be deleted
+after this. What differs stays as it is in both, is told, and nothing is linked to it.
+
+Order. For each repository: its blobs; a layer's link as soon as its blob is there; links of manifests when all that
+the source stores of what they list is there, children first; tags last. So whatever ends the run, no link of ours
+is without its blob.
+
+Against garbage collection (see the design's states). GC may hide an unreferenced blob of the shared layer at any time,
+so also between our look and our link, and purges it no sooner than a quarantine after that. Links first would not
+help: a hide looks only at links of referrers that were removed, and a link does not count before the table has it. So:
+  1. After all links are written, every blob is looked at once more. One that was hidden before this look gives 404 and
+     is copied anew: that is another version, which no purge of an earlier hide deletes.
+  2. So a blob that is hidden at all is hidden after that look, and is not purged before a quarantine has passed since.
+  3. A reconcile that begins after the links were written brings the references into the table: that restores what is
+     hidden, and keeps the rest. It has to be through before a quarantine has passed since the look; the caller asks
+     for it at once, and it is an error if it cannot.
+  4. Until then the source has everything still. It is to be kept until the reconcile is done.
+Not here: what is to be done (adopt_plan.py), the reconcile (reconcile/reconcile.py), printing (commands/adopt.py).
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+from coordinator.domain.names import Digest, format_digest
+from coordinator.errors import BaleenError, ConflictError, UnavailableError
+from coordinator.storage.layout import REPOSITORIES, blob_key
+from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
+from coordinator.survey.adopt_plan import (
+    Figures,
+    Found,
+    Plan,
+    Remark,
+    RepositoryPlan,
+    Revision,
+    TagWrite,
+    Why,
+    needed_of,
+    owned,
+)
+from coordinator.survey.tree import Item, Link, pointed, read_held, read_links, read_sizes, side_by_side
+
+#: How many blobs and links are under way at once.
+THREADS = 8
+#: So often all blobs are looked at again at the end, if some were gone each time.
+LOOKS = 3
+
+Progress = Callable[[Figures], None]
+
+
+class Trust(NamedTuple):
+    """Whose bytes are taken for those of their digests without being hashed."""
+
+    #: For a source that is the operator's own: it may otherwise claim to have what it has not.
+    source: bool = False
+    shared: bool = False
+
+
+NO_TRUST = Trust()
+
+
+class Outcome(NamedTuple):
+    figures: Figures
+    #: The plan's, and what was found out on the way.
+    remarks: Sequence[Remark]
+    #: Blobs that were there, and gone at the look at the end: copied once more.
+    copied_again: int = 0
+
+
+class _RefusedError(BaleenError):
+    """A blob's bytes are not those of its digest, or not there any more; the message says so of `its bytes …`."""
+
+
+def read(
+    source: ObjectReader,
+    shared: ObjectReader,
+    prefixes: Collection[str],
+    pool: Executor,
+    *,
+    only_owned: bool = False,
+    say: Callable[[str], None] = lambda what: None,
+) -> Found:
+    """Read all that the plan needs. Raises ConflictError if the source has repositories of others."""
+    say("listing the source's links")
+    links = read_links(source, [REPOSITORIES], pool)
+    ours = owned(links, prefixes, only_owned=only_owned)
+    links = {name: links[name] for name in ours}
+    say("listing the source's blobs")
+    sizes = read_sizes(source)
+    say("reading the source's manifests")
+    links, manifests = read_held(source, links, sizes.keys(), pool)
+    say("listing the pod's links in the shared layer")
+    there = read_links(shared, [f"{REPOSITORIES}{prefix}/" for prefix in prefixes], pool)
+    say("looking for the blobs in the shared layer")
+    needed = sorted({digest for each in links.values() for digest in needed_of(each, manifests, sizes.keys())})
+    heads = side_by_side(pool, lambda digest: shared.head(blob_key(digest)), needed)
+    return Found(
+        links=links,
+        sizes=sizes,
+        manifests=manifests,
+        shared_links={name: there[name] for name in ours if name in there},
+        shared_sizes={digest: head.size for digest, head in zip(needed, heads, strict=True) if head is not None},
+    )
+
+
+def execute(
+    plan: Plan,
+    source: ObjectReader,
+    shared: ObjectStore,
+    pool: Executor,
+    *,
+    trust: Trust = NO_TRUST,
+    progress: Progress = lambda figures: None,
+) -> Outcome:
+    """Do what the plan says. Raises UnavailableError if a store is away; what is done then stays done."""
+    return _Run(plan, source, shared, pool, trust, progress).run()
+
+
+class _Run:
+    def __init__(
+        self, plan: Plan, source: ObjectReader, shared: ObjectStore, pool: Executor, trust: Trust, progress: Progress
+    ) -> None:
+        self._plan = plan
+        self._source = source
+        self._shared = shared
+        self._pool = pool
+        self._trust = trust
+        self._progress = progress
+        #: Guards all below.
+        self._lock = threading.Lock()
+        self._done = plan.figures._replace(
+            copied_blobs=0, copied_bytes=0, layer_links=0, revision_links=0, tag_links=0, repositories=0
+        )
+        self._remarks = list(plan.remarks)
+        self._refused: dict[Digest, str] = {}
+        #: Taken for what they claim: at first those that have their links, and on which no new link relies.
+        self._verified = set(plan.needed).difference(blob.digest for each in plan.repositories for blob in each.blobs)
+        self._copied_again = 0
+        self._looking_again = False
+        #: Whether the service copies between the two; None until it was asked.
+        self._by_service: bool | None = None
+
+    def run(self) -> Outcome:
+        for each in self._plan.repositories:
+            self._repository(each)
+            self._count(repositories=1)
+        self._look_again()
+        return Outcome(self._done, self._remarks, self._copied_again)
+
+    def _repository(self, each: RepositoryPlan) -> None:
+        name = each.repository
+        links = {link.digest: link for link in each.layers if link.digest is not None}
+        digests = dict.fromkeys([*(blob.digest for blob in each.blobs), *links])
+        self._all(lambda digest: self._layer(name, digest, links.get(digest)), digests)
+        left_out: set[Digest] = set()
+        for wave in _waves(each.revisions):
+            self._all(lambda revision: self._revision(name, revision, left_out), wave)
+        moved = {tag.link.tag: tag for tag in each.tags}
+        history: dict[str | None, list[Link]] = {tag: [] for tag in moved}
+        for link in each.history:
+            history.setdefault(link.tag, []).append(link)
+        self._all(lambda tag: self._tag(name, moved.get(tag), history[tag], left_out), history)
+
+    def _layer(self, name: str, digest: Digest, link: Link | None) -> None:
+        if not self._bring(digest):
+            self._remark(Why.REFUSED, name, format_digest(digest), self._refused[digest])
+        elif link is not None:
+            self._write(link, digest)
+            self._count(layer_links=1)
+
+    def _revision(self, name: str, revision: Revision, left_out: set[Digest]) -> None:
+        bad = [each for each in revision.needs if each in self._refused or each in left_out]
+        if bad or not self._bring(revision.digest):
+            with self._lock:
+                left_out.add(revision.digest)
+            if bad:
+                what = f"it lists {format_digest(bad[0])}"
+                self._remark(Why.LEFT_OUT, name, format_digest(revision.digest), what)
+            return
+        self._write(revision.link, revision.digest)
+        self._count(revision_links=1)
+
+    def _tag(self, name: str, tag: TagWrite | None, history: Sequence[Link], left_out: set[Digest]) -> None:
+        """Write a tag's history and then, if there is one to write, where it points now; nothing of one that stays."""
+        if tag is not None:
+            label = tag.link.tag or ""
+            if tag.digest in left_out:
+                self._remark(Why.LEFT_OUT, name, label, f"{format_digest(tag.digest)} is not adopted")
+                return
+            if (now := pointed(self._shared, tag.link)) not in {tag.there, tag.digest}:
+                where = "nowhere" if now is None else f"to {format_digest(now)}"
+                self._remark(Why.TAG_KEPT, name, label, f"in the shared layer it points {where} since a moment ago")
+                return
+        for link in history:
+            if link.digest is not None and link.digest not in left_out:
+                self._write(link, link.digest)
+                self._count(tag_links=1)
+        if tag is not None:
+            self._write(tag.link, tag.digest)
+            self._count(tag_links=1)
+
+    def _write(self, link: Link, digest: Digest) -> None:
+        self._shared.put(link.key, format_digest(digest).encode())
+
+    def _bring(self, digest: Digest) -> bool:
+        """Have the blob in the shared layer, its bytes verified, as a look after all else shows. False: refused."""
+        if digest in self._refused:
+            return False
+        key, size = blob_key(digest), self._plan.needed[digest]
+        known = self._shared.head(key)
+        try:
+            if known is None:
+                self._copy(digest, key, size)
+                known = self._shared.head(key)
+                if known is None:
+                    raise UnavailableError(
+                        f"{format_digest(digest)} is gone from the shared layer as soon as it is copied: see what "
+                        "deletes there, and run this again."
+                    )
+            elif known.size == size and digest not in self._verified:
+                self._verify(digest, key)
+            _compare(size, known.size)
+        except _RefusedError as error:
+            with self._lock:
+                self._refused[digest] = str(error)
+            return False
+        with self._lock:
+            self._verified.add(digest)
+        return True
+
+    def _copy(self, digest: Digest, key: str, size: int) -> None:
+        try:
+            if self._by_service is False or not self._copy_by_service(digest, key):
+                with self._source.open(key) as opened:
+                    self._shared.put_chunks(key, _hashed(digest, opened.chunks), opened.size)
+        except ObjectNotFoundError as error:
+            raise _RefusedError("the source does not have it any more") from error
+        except ConflictError as error:
+            raise _RefusedError("its bytes in the source changed while they were copied") from error
+        with self._lock:
+            if self._looking_again:
+                self._copied_again += 1
+                return
+        self._count(copied_blobs=1, copied_bytes=size)
+
+    def _copy_by_service(self, digest: Digest, key: str) -> bool:
+        etag = None
+        if not self._trust.source:
+            with self._source.open(key) as opened:
+                etag = opened.etag
+                if etag is None:
+                    return False  # nothing says that the bytes which are copied are those that are hashed
+                for _ in _hashed(digest, opened.chunks):
+                    pass
+        self._by_service = self._shared.copy_from(self._source, key, key, etag=etag)
+        return self._by_service
+
+    def _verify(self, digest: Digest, key: str) -> None:
+        """Compare the bytes of a blob that the shared layer has with its digest, in both stores."""
+        stores = (
+            (self._source, self._trust.source, "in the source"),
+            (self._shared, self._trust.shared, "in the shared layer"),
+        )
+        for store, trusted, where in stores:
+            if trusted:
+                continue
+            try:
+                with store.open(key) as opened:
+                    for _ in _hashed(digest, opened.chunks, where):
+                        pass
+            except ObjectNotFoundError as error:
+                raise _RefusedError(f"it is not {where} any more") from error
+
+    def _look_again(self) -> None:
+        """Look at every blob once more, now that the links are written; see "Against garbage collection" above."""
+        self._looking_again = True
+        wanted = [digest for digest in self._plan.needed if digest not in self._refused]
+        for _ in range(LOOKS):
+            heads = side_by_side(self._pool, lambda digest: self._shared.head(blob_key(digest)), wanted)
+            gone = [digest for digest, head in zip(wanted, heads, strict=True) if head is None]
+            if not gone:
+                return
+            self._all(self._bring_again, gone)
+        raise BaleenError(
+            f"{len(gone)} blobs are gone from the shared layer each time they are copied: see what deletes there, and "
+            "run this again."
+        )
+
+    def _bring_again(self, digest: Digest) -> None:
+        if not self._bring(digest):
+            raise BaleenError(
+                f"{format_digest(digest)} is linked and gone from the shared layer, and cannot be copied again: "
+                f"{self._refused[digest]}. Bring its bytes back before the pod uses the shared layer."
+            )
+
+    def _all(self, do: Callable[[Item], None], items: Iterable[Item]) -> None:
+        for _ in side_by_side(self._pool, do, items):
+            pass
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self._done = self._done._replace(**{name: getattr(self._done, name) + more[name] for name in more})
+            done = self._done
+        self._progress(done)
+
+    def _remark(self, why: Why, name: str, what: str, detail: str) -> None:
+        with self._lock:
+            self._remarks.append(Remark(why, name, what, detail))
+
+
+def _hashed(digest: Digest, chunks: Iterator[bytes], where: str = "in the source") -> Iterator[bytes]:
+    """Pass bytes on; raise at their end if they are not those of the digest."""
+    seen = hashlib.sha256()
+    for chunk in chunks:
+        seen.update(chunk)
+        yield chunk
+    actual = Digest(seen.digest())
+    if actual != digest:
+        raise _RefusedError(f"its bytes {where} have the digest {format_digest(actual)}")
+
+
+def _compare(size: int, there: int) -> None:
+    if size != there:
+        raise _RefusedError(f"the source stores {size} bytes, the shared layer {there}")
+
+
+def _waves(revisions: Sequence[Revision]) -> Iterator[Sequence[Revision]]:
+    """Cut the manifests, children first, where one lists another: those of a wave can be linked side by side."""
+    wave: dict[Digest, Revision] = {}
+    for revision in revisions:
+        if not wave.keys().isdisjoint(revision.needs):
+            yield list(wave.values())
+            wave = {}
+        wave[revision.digest] = revision
+    if wave:
+        yield list(wave.values())

@@ -1,0 +1,486 @@
+"""What deduplication saves in registries as they are stored, counted from a listing of their keys alone.
+
+Route: roots -> list (one thread for each root's blobs/ and one for its repositories/) -> spill -> count -> Survey
+
+A key costs some bytes on disk and next to nothing else: a link becomes (root and kind, digest, repository), a stored
+blob (root, digest, size), each in the bucket of its digest's first byte. Counting then takes one bucket after the
+other, so memory depends neither on how many keys there are nor on their order, but for two things: it holds the
+distinct digests of a 256th of all, and where the chunks of records stand, a thousandth of what is on disk. That is
+DISK_BYTES_PER_KEY for a key.
+
+A repository is known by 64 bits of a hash of its root and name. Two of a million repositories fall together with a
+probability of 3 in 100 million; the number of repositories is then one too small, and no other figure is touched.
+
+Figures: *logical* sums a blob's size over the repositories that link it, as a layer or as a manifest, once for each.
+*Stored* sums what is stored under `blobs/`. *Shared layer* is what one store for all roots would hold. A link to a
+blob that its root does not store has no size: it is told, and adds nothing.
+Not here: contents of links and manifests, which are not read; tags and uploads, which are no links to blobs.
+"""
+
+import heapq
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from hashlib import blake2b
+from itertools import chain, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from coordinator.domain.names import Digest, format_digest
+from coordinator.errors import UsageError
+from coordinator.storage.layout import BASE, BLOBS, REPOSITORIES
+from coordinator.storage.port import ObjectInfo, ObjectReader
+from coordinator.survey.spill import BUCKETS, Spill, Writer
+from coordinator.survey.tree import require_tree
+
+#: A link or a blob, and its share of the repositories' records.
+DISK_BYTES_PER_KEY = 52
+ROOTS_LIMIT = 1000
+LISTINGS_AT_ONCE = 8
+#: Keys between two looks at whether to go on, and two words on how far it is.
+BLOCK = 1000
+TOP = 20
+EXAMPLES = 5
+
+_BLOBS = f"{BASE}/blobs/"
+_LAYERS = "/_layers/sha256/"
+_REVISIONS = "/_manifests/revisions/sha256/"
+_TAGS = "/_manifests/tags/"
+_UPLOADS = "/_uploads/"
+#: `<64 hex digits>/link` at the end of a key.
+_LINK_CHARACTERS = 69
+_BLOB_CHARACTERS = len(BLOBS) + len("aa/") + 64 + len("/data")
+
+# Records. The first field is twice the root's number, and one more for a revision's link.
+_LINK_BYTES = 2 + 32 + 8
+_HEAD_OF_LINK = struct.Struct("<34s8x")
+_LINK = struct.Struct("<34s8s")
+_BLOB = struct.Struct("<34sQ")
+_REPOSITORY = struct.Struct("<2s8s")
+
+Progress = Callable[[int], None]
+#: What is listed of an object.
+Entry = TypeVar("Entry")
+
+
+class Root(NamedTuple):
+    """A registry's store, and what it is called in the report."""
+
+    url: str
+    store: ObjectReader
+
+
+class RootFigures(NamedTuple):
+    """Of one root. Blobs are those stored; bytes are theirs."""
+
+    url: str
+    #: That link anything.
+    repositories: int
+    #: Pairs of a repository and a blob that it links.
+    links: int
+    blobs: int
+    stored_bytes: int
+    logical_bytes: int
+    #: Stored, and linked by one repository of this root only.
+    unique_bytes: int
+    #: Stored, and linked by several repositories of this root.
+    shared_bytes: int
+    #: Stored, and linked by none of this root.
+    unlinked_blobs: int
+    unlinked_bytes: int
+    #: Stored, and stored by another root too.
+    cross_root_bytes: int
+    #: Distinct blobs that are linked and not stored, and the links to them.
+    missing_blobs: int
+    missing_links: int
+    #: Keys that are none of a registry.
+    odd_keys: int
+
+
+class SharedBlob(NamedTuple):
+    """A blob that several repositories link, or several roots store."""
+
+    digest: str
+    size: int
+    repositories: int
+    roots: int
+
+
+class Survey(NamedTuple):
+    roots: Sequence[RootFigures]
+    keys: int
+    repositories: int
+    #: Distinct digests that are stored.
+    blobs: int
+    logical_bytes: int
+    stored_bytes: int
+    #: Each digest once over all roots.
+    shared_layer_bytes: int
+    #: Of stored digests that one repository of all roots links.
+    unique_bytes: int
+    #: Of digests that more than one root stores.
+    cross_root_bytes: int
+    cross_root_blobs: int
+    #: Digests that roots store with different sizes: at least one of the copies is no good.
+    conflicting_blobs: int
+    largest_shared: Sequence[SharedBlob]
+    #: Some digests that are linked and not stored, and some keys that are none of a registry, with their roots.
+    missing_examples: Sequence[tuple[str, str]]
+    odd_examples: Sequence[tuple[str, str]]
+    disk_bytes: int
+
+    @property
+    def saving_bytes(self) -> int:
+        return self.stored_bytes - self.shared_layer_bytes
+
+
+def survey(
+    roots: Sequence[Root], *, top: int = TOP, directory: Path | None = None, progress: Progress = lambda keys: None
+) -> Survey:
+    """List all roots and count; `progress` is told the number of keys listed so far, by several threads.
+
+    Raises NotFoundError if a root holds no registry, UnavailableError if one cannot be listed to its end: figures of a
+    part would say too little.
+    """
+    if not 0 < len(roots) <= ROOTS_LIMIT or len({root.url for root in roots}) != len(roots):
+        raise UsageError(f"A survey is of 1 to {ROOTS_LIMIT} roots, each named once.")
+    for root in roots:
+        require_tree(root.store, root.url)
+    with ExitStack() as stack:
+        links, blobs, repositories = (
+            stack.enter_context(Spill(size, directory)) for size in (_LINK_BYTES, _BLOB.size, _REPOSITORY.size)
+        )
+        listings: list[_Listing[Any]] = [
+            *(_Links(number, root, links, repositories) for number, root in enumerate(roots)),
+            *(_Blobs(number, root, blobs) for number, root in enumerate(roots)),
+        ]
+        _list_all(listings, progress)
+        count = _Count(roots, top)
+        for bucket in range(BUCKETS):
+            count.add_repositories(repositories, bucket)
+            count.add_bucket(links, blobs, bucket)
+        for listing in listings:
+            count.odd[listing.number] += listing.odd
+            count.odd_examples += [(roots[listing.number].url, key) for key in listing.odd_examples]
+        disk = sum(each.bytes for each in (links, blobs, repositories))
+    return count.result(sum(listing.keys for listing in listings), disk)
+
+
+class _Listing(Generic[Entry]):
+    """One subtree of a root that is being listed into a spill. Subclasses do the keys."""
+
+    def __init__(self, number: int, root: Root) -> None:
+        self.number = number
+        self.root = root
+        self.keys = 0
+        self.odd = 0
+        self.odd_examples: list[str] = []
+
+    def run(self, stop: threading.Event, listed: Callable[[], None]) -> None:
+        self.open()
+        entries = self.entries(self.root.store)
+        while (block := list(islice(entries, BLOCK))) and not stop.is_set():
+            self.add(block)
+            self.keys += len(block)
+            listed()
+        self.close()
+
+    def open(self) -> None:
+        raise NotImplementedError
+
+    def entries(self, store: ObjectReader) -> Iterator[Entry]:
+        raise NotImplementedError
+
+    def add(self, block: Iterable[Entry]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def note_odd(self, key: str) -> None:
+        self.odd += 1
+        if len(self.odd_examples) < EXAMPLES:
+            self.odd_examples.append(key)
+
+
+class _Links(_Listing[str]):
+    def __init__(self, number: int, root: Root, links: Spill, repositories: Spill) -> None:
+        super().__init__(number, root)
+        self._spills = links, repositories
+        self._name, self._id = "", b""
+
+    def open(self) -> None:
+        self._links, self._repositories = map(Writer, self._spills)
+
+    def entries(self, store: ObjectReader) -> Iterator[str]:
+        # A link is as long as any other, and by far the most keys are links.
+        return store.walk_keys(REPOSITORIES)
+
+    def add(self, block: Iterable[str]) -> None:
+        # Every key passes here: what can stand before the loop does.
+        as_layer, as_revision = (struct.pack("<H", 2 * self.number + kind) for kind in (0, 1))
+        buffers, full, flush = self._links.buffers, self._links.full, self._links.flush
+        name, repository, fromhex, start = self._name, self._id, bytes.fromhex, len(REPOSITORIES)
+        layers, layers_length, revisions, revisions_length = _LAYERS, len(_LAYERS), _REVISIONS, len(_REVISIONS)
+        for key in block:
+            before, hexadecimal = key[start:-_LINK_CHARACTERS], key[-_LINK_CHARACTERS:-5]
+            if before[-layers_length:] == layers:
+                found, head = before[:-layers_length], as_layer
+            elif before[-revisions_length:] == revisions:
+                found, head = before[:-revisions_length], as_revision
+            else:
+                self._other(key)
+                continue
+            try:
+                digest = fromhex(hexadecimal)
+            except ValueError:
+                digest = b""
+            if digest.hex() != hexadecimal or not found or key[-5:] != "/link":
+                self._other(key)
+                continue
+            if found != name:
+                name, repository = found, self._begin(found)
+            bucket = digest[0]
+            buffer = buffers[bucket]
+            buffer += head + digest + repository
+            if len(buffer) >= full:
+                flush(bucket)
+        self._name, self._id = name, repository
+
+    def _begin(self, name: str) -> bytes:
+        """Note a repository; in a listing by names that happens once for each, or little more."""
+        number = struct.pack("<H", self.number)
+        repository = blake2b(name.encode(errors="surrogatepass"), digest_size=8, key=number).digest()
+        bucket = repository[0]
+        buffer = self._repositories.buffers[bucket]
+        buffer += number + repository
+        if len(buffer) >= self._repositories.full:
+            self._repositories.flush(bucket)
+        return repository
+
+    def _other(self, key: str) -> None:
+        if not (_UPLOADS in key or (_TAGS in key and key.endswith("/link"))):
+            self.note_odd(key)
+
+    def close(self) -> None:
+        self._links.close()
+        self._repositories.close()
+
+
+class _Blobs(_Listing[ObjectInfo]):
+    def __init__(self, number: int, root: Root, blobs: Spill) -> None:
+        super().__init__(number, root)
+        self._spill = blobs
+
+    def open(self) -> None:
+        self._blobs = Writer(self._spill)
+
+    def entries(self, store: ObjectReader) -> Iterator[ObjectInfo]:
+        return store.walk(_BLOBS)
+
+    def add(self, block: Iterable[ObjectInfo]) -> None:
+        buffers, full, flush = self._blobs.buffers, self._blobs.full, self._blobs.flush
+        head, pack, start = struct.pack("<H", 2 * self.number), struct.Struct("<Q").pack, len(BLOBS)
+        for key, size, _ in block:
+            hexadecimal = key[start + 3 : -5]
+            try:
+                digest = bytes.fromhex(hexadecimal)
+            except ValueError:
+                digest = b""
+            if (
+                len(key) != _BLOB_CHARACTERS
+                or digest.hex() != hexadecimal
+                or key[start : start + 3] != f"{hexadecimal[:2]}/"
+                or key[-5:] != "/data"
+                or key[:start] != BLOBS
+            ):
+                self.note_odd(key)
+                continue
+            bucket = digest[0]
+            buffer = buffers[bucket]
+            buffer += head + digest + pack(size)
+            if len(buffer) >= full:
+                flush(bucket)
+
+    def close(self) -> None:
+        self._blobs.close()
+
+
+def _list_all(listings: Sequence[_Listing[Any]], progress: Progress) -> None:
+    """Run all listings, some at a time; the first that fails ends the others, and is raised."""
+    stop = threading.Event()
+
+    def listed() -> None:
+        progress(sum(listing.keys for listing in listings))
+
+    with ThreadPoolExecutor(min(LISTINGS_AT_ONCE, len(listings)), thread_name_prefix="survey") as pool:
+        running: list[Future[None]] = [pool.submit(listing.run, stop, listed) for listing in listings]
+        try:
+            done, _ = wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+            for each in running:
+                each.cancel()
+        for each in done:
+            each.result()
+
+
+class _Tally:
+    """What is summed for one root."""
+
+    def __init__(self) -> None:
+        self.repositories = self.links = self.blobs = self.stored = self.logical = self.unique = self.shared = 0
+        self.unlinked_blobs = self.unlinked = self.cross = self.missing_blobs = self.missing_links = 0
+
+
+class _Count:
+    """Sums over one bucket after the other."""
+
+    def __init__(self, roots: Sequence[Root], top: int) -> None:
+        self._roots = roots
+        self._top = top
+        self._tallies = [_Tally() for _ in roots]
+        self._largest: list[tuple[int, bytes, int, int]] = []
+        self._blobs = self._layer = self._unique = self._cross = self._cross_blobs = self._conflicting = 0
+        self._missing: list[tuple[str, str]] = []
+        self.odd = [0] * len(roots)
+        self.odd_examples: list[tuple[str, str]] = []
+
+    def add_repositories(self, repositories: Spill, bucket: int) -> None:
+        distinct = set(_records(_REPOSITORY, repositories.read(bucket)))
+        for number, many in Counter(map(itemgetter(0), distinct)).items():
+            self._tallies[_number(number)].repositories += many
+
+    def add_bucket(self, links: Spill, blobs: Spill, bucket: int) -> None:
+        stored: dict[bytes, int] = dict(_records(_BLOB, blobs.read(bucket)))
+        linked = _linking(links, bucket)
+        for head, many in linked.items():
+            tally = self._tallies[_number(head) // 2]
+            size = stored.get(head)
+            if size is None:
+                tally.missing_blobs += 1
+                tally.missing_links += many
+                if len(self._missing) < EXAMPLES:
+                    self._missing.append((self._roots[_number(head) // 2].url, format_digest(Digest(head[2:]))))
+                continue
+            tally.logical += many * size
+            if many == 1:
+                tally.unique += size
+            else:
+                tally.shared += size
+            tally.links += many
+        #: By digest: its copies' sizes, and who links it.
+        copies: dict[bytes, list[tuple[int, int]]] = {}
+        for head, size in stored.items():
+            number = _number(head) // 2
+            tally = self._tallies[number]
+            tally.blobs += 1
+            tally.stored += size
+            if head not in linked:
+                tally.unlinked_blobs += 1
+                tally.unlinked += size
+            copies.setdefault(head[2:], []).append((number, size))
+        repositories: Counter[bytes] = Counter()
+        for head, many in linked.items():
+            repositories[head[2:]] += many
+        for digest, where in copies.items():
+            self._add_blob(digest, where, repositories[digest])
+
+    def _add_blob(self, digest: bytes, where: list[tuple[int, int]], repositories: int) -> None:
+        size = max(each for _, each in where)
+        self._blobs += 1
+        self._layer += size
+        if repositories == 1:
+            self._unique += size
+        if len(where) > 1:
+            self._cross += size
+            self._cross_blobs += 1
+            self._conflicting += min(each for _, each in where) != size
+            for number, own in where:
+                self._tallies[number].cross += own
+        if repositories > 1 or len(where) > 1:
+            heapq.heappush(self._largest, (size, digest, repositories, len(where)))
+            if len(self._largest) > self._top:
+                heapq.heappop(self._largest)
+
+    def result(self, keys: int, disk: int) -> Survey:
+        found = [
+            RootFigures(
+                url=root.url,
+                repositories=tally.repositories,
+                links=tally.links + tally.missing_links,
+                blobs=tally.blobs,
+                stored_bytes=tally.stored,
+                logical_bytes=tally.logical,
+                unique_bytes=tally.unique,
+                shared_bytes=tally.shared,
+                unlinked_blobs=tally.unlinked_blobs,
+                unlinked_bytes=tally.unlinked,
+                cross_root_bytes=tally.cross,
+                missing_blobs=tally.missing_blobs,
+                missing_links=tally.missing_links,
+                odd_keys=odd,
+            )
+            for root, tally, odd in zip(self._roots, self._tallies, self.odd, strict=True)
+        ]
+        return Survey(
+            roots=found,
+            keys=keys,
+            repositories=sum(each.repositories for each in found),
+            blobs=self._blobs,
+            logical_bytes=sum(each.logical_bytes for each in found),
+            stored_bytes=sum(each.stored_bytes for each in found),
+            shared_layer_bytes=self._layer,
+            unique_bytes=self._unique,
+            cross_root_bytes=self._cross,
+            cross_root_blobs=self._cross_blobs,
+            conflicting_blobs=self._conflicting,
+            largest_shared=[
+                SharedBlob(format_digest(Digest(digest)), size, repositories, roots)
+                for size, digest, repositories, roots in sorted(self._largest, reverse=True)
+            ],
+            missing_examples=self._missing,
+            odd_examples=self.odd_examples[:EXAMPLES],
+            disk_bytes=disk,
+        )
+
+
+def _records(kind: struct.Struct, chunks: Iterator[bytes]) -> Iterator[tuple[Any, ...]]:
+    return chain.from_iterable(map(kind.iter_unpack, chunks))
+
+
+def _linking(links: Spill, bucket: int) -> Counter[bytes]:
+    """Count the repositories that link each blob of a bucket, by its root and digest.
+
+    Every link is listed once, so links can be counted instead of repositories, which may be millions for one blob;
+    only where a digest is linked both as a layer and as a manifest is there a look at who links it.
+    """
+    heads = Counter(chain.from_iterable(_records(_HEAD_OF_LINK, links.read(bucket))))
+    both = {head for head in heads if not head[0] & 1 and _as_revision(head) in heads}
+    linking: dict[bytes, set[bytes]] = {head: set() for head in both}
+    if both:
+        for head, repository in _records(_LINK, links.read(bucket)):
+            if (plain := _as_layer(head)) in both:
+                linking[plain].add(repository)
+    found: Counter[bytes] = Counter()
+    for head, many in heads.items():
+        if (plain := _as_layer(head)) not in both:
+            found[plain] = many
+    found.update({head: len(repositories) for head, repositories in linking.items()})
+    return found
+
+
+def _as_layer(head: bytes) -> bytes:
+    return head if not head[0] & 1 else bytes((head[0] - 1,)) + head[1:]
+
+
+def _as_revision(head: bytes) -> bytes:
+    return bytes((head[0] | 1,)) + head[1:]
+
+
+def _number(head: bytes) -> int:
+    return int.from_bytes(head[:2], "little")

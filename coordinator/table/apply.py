@@ -1,0 +1,194 @@
+"""Apply a batch of facts in one transaction, together with the offsets of the partitions that they came from.
+
+Route: workers/processor.py -> `BatchApply.apply(slices)` -> each run of facts (digest_facts.py; repository_facts.py
+for facts about a whole repository) -> dead letters and progress -> commit.
+
+Why it is exactly once: each partition's progress row is locked first and must stand where its slice begins. A worker
+that lost its partition, woke up late or repeats a batch finds it elsewhere and changes nothing (OutOfStepError).
+
+Why workers do not deadlock (scenario 26): all take their locks in one order. Progress rows by partition; new
+repositories by name; new blobs by digest; new manifests by id; new holdings and links by id; and last, held only until
+the commit that follows, the counts of blobs by id, and after them what is known of registry processes: new sources by
+pod and name, endpoints by key, sources by id (processes.py). What is left (a worker and a reconcile that change the
+same known rows of one repository) PostgreSQL notices, and one of the two begins again.
+
+Invariants: counts are sizes of sets, changed only by rows that this transaction added or removed; a reference is
+added before anything can see the offset move on; a watermark moves with the records before it, or after them; what
+another writer changed under us repeats the batch.
+Not here: Kafka, JSON, storage. A manifest's content is found before the transaction begins (contents.py).
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from psycopg import Connection
+from psycopg.errors import DeadlockDetected
+
+from coordinator.db import locks
+from coordinator.domain.facts import BlobLinked, RepositoryRemoved, RepositoryRenamed
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.table import dead_letters as letters
+from coordinator.table import echoes, renames
+from coordinator.table import processes as sources
+from coordinator.table import repository_facts as barriers
+from coordinator.table import statements as rows
+from coordinator.table.batch import (
+    Applied,
+    Item,
+    LetterLimits,
+    NotServedError,
+    OutOfStepError,
+    Process,
+    Reports,
+    Slice,
+    StateChangedError,
+    total,
+)
+from coordinator.table.digest_facts import AloneNeededError, Run
+
+#: Another writer (a mount, another worker's new blob) can force a repetition now and then, not for ever: after
+#: SHARED_ATTEMPTS the batch keeps the other writers out, and only what takes no lock (a sweep) can disturb it.
+SHARED_ATTEMPTS = 3
+ATTEMPTS = 8
+
+#: Facts about a whole repository. They see all that came before them, and nobody else writes meanwhile.
+_BARRIERS = (RepositoryRemoved, RepositoryRenamed)
+
+
+class BatchApply:
+    """Applies batches on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
+
+    def __init__(
+        self,
+        connection: Connection[Any],
+        margin: timedelta,
+        processes: echoes.KnownProcesses | None = None,
+        request_bound: timedelta = sources.REQUEST_BOUND,
+        limits: LetterLimits | None = None,
+    ) -> None:
+        """`processes` outlives this: whoever applies many batches need not look for the same ones in each.
+        `request_bound` matters to batches that hold echoes.
+        """
+        self._connection = connection
+        self._margin = margin
+        self._request_bound = request_bound
+        self._limits = limits or LetterLimits()
+        self._processes = echoes.KnownProcesses() if processes is None else processes
+
+    def apply(self, slices: Sequence[Slice]) -> Applied:
+        """Apply slices of different partitions in one transaction; raises OutOfStepError with nothing changed."""
+        ordered = sorted(slices, key=lambda piece: (piece.topic, piece.partition))
+        alone = any(isinstance(item.fact, _BARRIERS) for piece in ordered for item in piece.items)
+        new = self._processes.missing(ordered)
+        try:
+            applied = self._at_rest(lambda alone: self._apply(ordered, new, alone=alone), alone=alone)
+        except BaseException:
+            self._processes.forget()
+            raise
+        self._processes.add(new)
+        return applied
+
+    def apply_found(self, items: list[Item], reports: Reports | None = None) -> Applied:
+        """Apply facts about single digests that were found in storage, and so have no place in a log.
+
+        They are additions as any other: one that is known changes nothing, one that an event contradicts is doubtful.
+        `reports`: what pods reported of manifests that were read.
+        """
+        return self._at_rest(lambda alone: self._apply_run(items, alone=alone, reports=reports), alone=False)
+
+    def apply_kept(self, repository: RepositoryName, items: list[Item]) -> Applied:
+        """As `apply_found`, of links of one repository, which are then kept (see RepositoryBlob.kept)."""
+        linked = {item.fact.digest for item in items if isinstance(item.fact, BlobLinked)}
+
+        def work(alone: bool) -> Applied:
+            applied = self._apply_run(items, alone=alone)
+            rows.keep_links(self._connection, repository, sorted(linked))
+            return applied
+
+        return self._at_rest(work, alone=False)
+
+    def apply_served(self, item: Item, digest: Digest, then: Callable[[], None]) -> Applied:
+        """As `apply_found`, of a reference to a blob that registries are served; `then` with it, or nothing.
+
+        The blob's row is locked from its count to the commit: a hide that comes later finds it needed, and one that
+        came before is found here. Raises NotServedError.
+        """
+
+        def work(alone: bool) -> Applied:
+            applied = self._apply_run([item], alone=alone)
+            state = rows.lock_state(self._connection, digest)
+            if state is not BlobState.LIVE:
+                raise NotServedError(state)
+            then()
+            return applied
+
+        return self._at_rest(work, alone=False)
+
+    def _at_rest(self, work: Callable[[bool], Applied], *, alone: bool) -> Applied:
+        """Do the work in a transaction, again if another writer came in between, and in the end while none is there."""
+        for attempt in range(ATTEMPTS):
+            try:
+                with self._connection.transaction():
+                    locks.enter(self._connection, alone=alone)
+                    return work(alone)
+            except AloneNeededError:
+                alone = True
+            except (StateChangedError, DeadlockDetected):
+                if attempt == ATTEMPTS - 1:
+                    raise
+                alone = alone or attempt + 1 >= SHARED_ATTEMPTS
+        raise StateChangedError("The batch never found the table at rest: is another writer in a loop?")
+
+    def _apply(self, slices: Sequence[Slice], new: Collection[Process], *, alone: bool) -> Applied:
+        self._lock_progress(slices)
+        items = [item for piece in slices for item in piece.items]
+        applied = Applied(records=sum(piece.next_offset - piece.first_offset for piece in slices))
+        for run in _runs(items):
+            applied = total(applied, self._apply_run(run, alone=alone))
+        dead = [(piece, item) for piece in slices for item in piece.items if item.dead_letter is not None]
+        not_kept = letters.keep(self._connection, dead, self._limits)
+        rows.advance_progress(self._connection, slices)
+        echoes.discover(self._connection, new)
+        heard = echoes.hear(self._connection, slices, self._request_bound)
+        return applied._replace(
+            dead_letters=len(dead),
+            dead_letters_not_kept=not_kept,
+            echoes=heard.known,
+            echoes_unknown=heard.unknown,
+        )
+
+    def _lock_progress(self, slices: Sequence[Slice]) -> None:
+        stands = rows.lock_progress(self._connection, [(piece.topic, piece.partition) for piece in slices])
+        for piece in slices:
+            expected = stands.get((piece.topic, piece.partition))
+            if expected != piece.first_offset:
+                raise OutOfStepError(piece, expected)
+
+    def _apply_run(self, run: list[Item], *, alone: bool, reports: Reports | None = None) -> Applied:
+        first = run[0].fact
+        if isinstance(first, RepositoryRemoved):
+            return barriers.remove_repository(self._connection, first, run[0].pod_id, self._margin)
+        if isinstance(first, RepositoryRenamed):
+            barriers.rename_repositories(self._connection, first, run[0].pod_id, self._margin)
+            return Applied()
+        renames.notice_late(self._connection, run, self._margin)
+        return Run(self._connection, run, self._margin, alone=alone, reports=reports).apply()
+
+
+def _runs(items: Iterable[Item]) -> Iterable[list[Item]]:
+    """Split where a fact concerns a whole repository: it must see all that came before it."""
+    run: list[Item] = []
+    for item in items:
+        if item.fact is None:
+            continue
+        if isinstance(item.fact, _BARRIERS):
+            if run:
+                yield run
+            yield [item]
+            run = []
+        else:
+            run.append(item)
+    if run:
+        yield run

@@ -1,0 +1,306 @@
+"""Dead letters in the transactions of workers and reconciles: they are kept up to a limit, and end by a reconcile.
+
+Route: apply.py -> `keep` -> rows of dead_letters, and beyond a pod's limits rows of gaps. A reconcile asks `unlisted`
+what to look for in storage, and ends with `resolve`.
+
+Invariants: a letter that is not kept leaves a gap of each pod that it may concern, which only a reconcile that begins
+later closes; a pod has at most its limits of letters open, and as many that reconciles have resolved. What operators
+retried or discarded stays.
+Not here: what a letter is about (domain/letters.py), retrying and discarding (dead_letters/resolve.py).
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.db.arrays import integers
+from coordinator.domain.letters import REPOSITORIES_LIMIT, Concern, LetterPod, concern, is_covered
+from coordinator.domain.names import RepositoryName
+from coordinator.domain.pods import prefixes_of
+from coordinator.domain.progress import GapReason
+from coordinator.jobs.table import Job
+from coordinator.kafka.topics import DEAD_LETTERS
+from coordinator.table.batch import DeadLetterFound, Item, LetterLimits, Slice
+
+#: SQL: all that the gap `g` is about is its pod's. Only such a gap may be settled, whoever does it.
+FITS: Final = """
+(g.repositories IS NULL OR NOT EXISTS (
+    SELECT FROM unnest(g.repositories) d (name) WHERE NOT EXISTS (
+        SELECT FROM pod_prefixes x WHERE x.pod_id = g.pod_id
+          AND (d.name = x.prefix OR starts_with(d.name, x.prefix || '/')))))
+"""
+#: Letters that are read at once.
+PAGE: Final = 1000
+#: Repositories that one reconcile looks for in storage. With more, the next ones look for the others.
+LOOKS_LIMIT: Final = 100
+
+
+class _Letter(NamedTuple):
+    id: int
+    pod: str
+    stored_at: datetime
+    repositories: list[RepositoryName] | None
+
+
+def keep(connection: Connection[Any], found: Sequence[tuple[Slice, Item]], limits: LetterLimits) -> int:
+    """Insert dead letters, and gaps for those beyond the limits; return how many these were.
+
+    A letter that came from the same record before stays as it is.
+    """
+    if not found:
+        return 0
+    opened = _opened(connection, {letter.pod for letter in _letters(found)})
+    kept: list[tuple[Slice, Item]] = []
+    beyond: list[DeadLetterFound] = []
+    for piece, item in found:
+        letter = item.dead_letter
+        if letter is None:
+            continue
+        count, size = opened.get(letter.pod, (0, 0))
+        count, size = count + 1, size + len(letter.payload.encode())
+        if count > limits.letters or size > limits.bytes:
+            beyond.append(letter)
+        else:
+            opened[letter.pod] = count, size
+            kept.append((piece, item))
+    _insert(connection, kept)
+    if beyond:
+        _leave_gaps(connection, beyond)
+    return len(beyond)
+
+
+def _letters(found: Iterable[tuple[Slice, Item]]) -> Iterable[DeadLetterFound]:
+    return (item.dead_letter for _, item in found if item.dead_letter is not None)
+
+
+def _opened(connection: Connection[Any], pods: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Return how many letters of each of these pods are open, and the bytes of their payloads."""
+    rows = connection.execute(
+        """
+        SELECT pod, count(*), sum(octet_length(payload)) FROM dead_letters
+        WHERE settled_at IS NULL AND pod = ANY(%s::text[]) GROUP BY pod
+        """,
+        (list(pods),),
+    )
+    return {row[0]: (row[1], int(row[2])) for row in rows}
+
+
+def _insert(connection: Connection[Any], found: Sequence[tuple[Slice, Item]]) -> None:
+    if not found:
+        return
+    letters = list(_letters(found))
+    connection.execute(
+        """
+        INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,
+                                  origin_topic, origin_partition, origin_offset, origin_log, repositories)
+        SELECT pod, reason, detail, to_timestamp(received / 1000.0), payload, bytes, content_type,
+               topic, number, at, log,
+               CASE WHEN repositories IS NOT NULL
+                    THEN ARRAY(SELECT jsonb_array_elements_text(repositories::jsonb)) END
+        FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::bigint[], %s::text[],
+                    %s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::text[])
+             d (pod, reason, detail, received, payload, bytes, content_type, topic, number, at, log, repositories)
+        ON CONFLICT DO NOTHING
+        """,
+        (
+            [letter.pod for letter in letters],
+            [letter.reason for letter in letters],
+            [letter.detail for letter in letters],
+            integers(letter.received_at_ms for letter in letters),
+            [letter.payload for letter in letters],
+            integers(letter.payload_bytes for letter in letters),
+            [letter.content_type for letter in letters],
+            [piece.topic for piece, _ in found],
+            integers(piece.partition for piece, _ in found),
+            integers(item.offset for _, item in found),
+            integers(item.timestamp_ms for _, item in found),
+            # Rows of an array of arrays would all have to be of one length.
+            [None if each.repositories is None else _json(each.repositories) for each in letters],
+        ),
+    )
+
+
+def _json(names: Sequence[RepositoryName]) -> str:
+    return "[" + ",".join(f'"{name}"' for name in names) + "]"
+
+
+def _leave_gaps(connection: Connection[Any], letters: Sequence[DeadLetterFound]) -> None:
+    """Record that these letters are not kept, as one open gap of each pod that they may concern."""
+    pods, owners = directory(connection, {name for each in letters for name in each.repositories or ()})
+    counts: Counter[int] = Counter()
+    about: dict[int, Collection[RepositoryName] | None] = {}
+    for letter in letters:
+        concerned = concern(letter.repositories, letter.pod, pods, owners)
+        gaps = dict(concerned.pods)
+        if concerned.unlisted:
+            # No reconcile lists these, and the hold on unowned repositories stands for them. That there was something
+            # is shown with the sender.
+            gaps |= dict.fromkeys([pod for pod in pods if letter.pod == pod.name] or pods)
+        for pod, repositories in gaps.items():
+            counts[pod.id] += 1
+            known = about.get(pod.id, ())
+            about[pod.id] = None if known is None or repositories is None else {*known, *repositories}
+    open_gaps(connection, GapReason.LETTERS_OVER_LIMIT, about, counts)
+
+
+def open_gaps(
+    connection: Connection[Any],
+    reason: GapReason,
+    about: Mapping[int, Collection[RepositoryName] | None],
+    letters: Mapping[int, int] | None = None,
+) -> None:
+    """Record that events may be lost: by pod, what they were about, None for anything of the pod.
+
+    A pod has one such gap open: it becomes wider, and a reconcile that runs already does not settle it.
+    """
+    pods = sorted(about)
+    values = {
+        "reason": reason.value,
+        "topic": DEAD_LETTERS,
+        "pods": pods,
+        "letters": [None if letters is None else letters[pod] for pod in pods],
+        "about": [_bounded(about[pod]) for pod in pods],
+        "limit": REPOSITORIES_LIMIT,
+    }
+    # First what is open, then what is not there: a gap that is settled between the two is recorded anew.
+    for statement in (_LOCK_GAPS, _WIDEN_GAPS, _INSERT_GAPS):
+        connection.execute(statement, values)
+
+
+_GIVEN = "unnest(%(pods)s::int[], %(letters)s::bigint[], %(about)s::text[]) d (pod_id, letters, about)"
+_NAMES = "SELECT jsonb_array_elements_text(d.about::jsonb)"
+_LOCK_GAPS: Final = """
+SELECT FROM gaps WHERE pod_id = ANY(%(pods)s::int[]) AND reason = %(reason)s AND settled_at IS NULL
+ORDER BY id FOR UPDATE
+"""
+_WIDEN_GAPS: Final = f"""
+UPDATE gaps g
+SET settles_from = greatest(g.settles_from, clock_timestamp()),
+    letters = CASE WHEN d.letters IS NOT NULL THEN coalesce(g.letters, 0) + d.letters ELSE g.letters END,
+    repositories = (
+        SELECT CASE WHEN g.repositories IS NOT NULL AND d.about IS NOT NULL AND count(*) <= %(limit)s
+                    THEN array_agg(u.name ORDER BY u.name) END
+        FROM (SELECT unnest(g.repositories) UNION {_NAMES}) u (name))
+FROM {_GIVEN}
+WHERE g.pod_id = d.pod_id AND g.reason = %(reason)s AND g.settled_at IS NULL
+"""
+_INSERT_GAPS: Final = f"""
+INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, repositories, letters)
+SELECT d.pod_id, %(topic)s, -1, %(reason)s, 0, CASE WHEN d.about IS NOT NULL THEN ARRAY({_NAMES}) END, d.letters
+FROM {_GIVEN}
+WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = d.pod_id AND g.reason = %(reason)s AND g.settled_at IS NULL)
+"""
+
+
+def _bounded(names: Collection[RepositoryName] | None) -> str | None:
+    return None if names is None or len(names) > REPOSITORIES_LIMIT else _json(sorted(names))
+
+
+def directory(
+    connection: Connection[Any], repositories: Collection[RepositoryName]
+) -> tuple[list[LetterPod], dict[str, LetterPod]]:
+    """Return all pods, and by prefix the owners of these repositories."""
+    pods = {
+        row[0]: LetterPod(row[0], row[1], row[2])
+        for row in connection.execute("SELECT id, name, linker = 'link' FROM pods ORDER BY id")
+    }
+    prefixes = {prefix for repository in repositories for prefix in prefixes_of(repository)}
+    rows = connection.execute(
+        "SELECT prefix, pod_id FROM pod_prefixes WHERE prefix = ANY(%(prefixes)s::text[])", {"prefixes": list(prefixes)}
+    )
+    # A pod that was added between the two is known the next time.
+    return list(pods.values()), {row[0]: pods[row[1]] for row in rows if row[1] in pods}
+
+
+# Of a reconcile
+
+
+def unlisted(connection: Connection[Any], job: Job) -> list[RepositoryName]:
+    """Return repositories that open letters are about and that no reconcile lists, at most LOOKS_LIMIT."""
+    found = sorted(
+        {
+            repository
+            for letters in _open_letters(connection, job)
+            for _, concerned in _concerns(connection, letters)
+            for repository in concerned.unlisted
+        }
+    )
+    if len(found) <= LOOKS_LIMIT:
+        return found
+    first = job.id * LOOKS_LIMIT % len(found)
+    return (found + found)[first : first + LOOKS_LIMIT]
+
+
+def resolve(connection: Connection[Any], job: Job, absent: Collection[RepositoryName], why: str) -> int:
+    """Resolve the letters that this reconcile, and the last of other pods, cover; return how many.
+
+    `absent`: repositories of which storage had nothing after the reconcile began.
+    """
+    reconciled = _reconciled(connection) | {job.its_pod: job.began_at}
+    total = 0
+    for letters in _open_letters(connection, job):
+        covered = [
+            letter.id
+            for letter, concerned in _concerns(connection, letters)
+            if is_covered(concerned, letter.stored_at, reconciled, absent)
+        ]
+        total += connection.execute(
+            """
+            UPDATE dead_letters SET settled_at = clock_timestamp(), settlement = 'reconciled', settled_why = %s
+            WHERE id = ANY(%s::bigint[]) AND settled_at IS NULL
+            """,
+            (why, integers(covered)),
+        ).rowcount
+    return total
+
+
+def _open_letters(connection: Connection[Any], job: Job) -> Iterable[list[_Letter]]:
+    """Give the open letters that were stored before the job began, in pages."""
+    after = 0
+    while True:
+        rows = connection.execute(
+            """
+            SELECT id, pod, stored_at, repositories FROM dead_letters
+            WHERE settled_at IS NULL AND stored_at <= %s AND id > %s ORDER BY id LIMIT %s
+            """,
+            (job.began_at, after, PAGE),
+        ).fetchall()
+        if rows:
+            yield [_Letter(*row) for row in rows]
+        if len(rows) < PAGE:
+            return
+        after = rows[-1][0]
+
+
+def _concerns(connection: Connection[Any], letters: Sequence[_Letter]) -> list[tuple[_Letter, Concern]]:
+    pods, owners = directory(connection, {name for letter in letters for name in letter.repositories or ()})
+    return [(letter, concern(letter.repositories, letter.pod, pods, owners)) for letter in letters]
+
+
+def _reconciled(connection: Connection[Any]) -> dict[int, datetime]:
+    """Return when the last reconcile of each pod that was done began."""
+    rows = connection.execute(
+        """
+        SELECT pod_id, max(began_at) FROM jobs
+        WHERE kind = 'reconcile' AND state = 'done' AND began_at <= clock_timestamp() GROUP BY pod_id
+        """
+    )
+    return dict(rows.fetchall())
+
+
+def forget(connection: Connection[Any], limits: LetterLimits) -> int:
+    """Delete the oldest letters that reconciles have resolved, beyond each pod's limits; return how many."""
+    return connection.execute(
+        """
+        DELETE FROM dead_letters d USING (
+            SELECT id, row_number() OVER newest AS nth, sum(octet_length(payload)) OVER newest AS bytes
+            FROM dead_letters WHERE settlement = 'reconciled'
+            WINDOW newest AS (PARTITION BY pod ORDER BY settled_at DESC, id DESC)
+        ) old
+        WHERE d.id = old.id AND (old.nth > %s OR old.bytes > %s)
+        """,
+        (limits.letters, limits.bytes),
+    ).rowcount

@@ -1,0 +1,402 @@
+"""One run of facts about single digests: load what they touch, fold them, write the difference.
+
+Every blob gets its id before anything is written, so that all that follows speaks of ids: new manifests, holdings,
+links, and counts, which a new blob's row carries from its first version.
+
+What a manifest lists. Its bytes decide, whatever pods report: content that was read replaces what is known, also where
+it lists less, and no report changes it any more. Until they were read, reports are joined, so that none takes away what
+another says, and a manifest about which reports differ is named to the caller, which has its bytes read at once
+(Applied.disputed). A reference that goes so was never one: the caller compared the bytes with the manifest's digest.
+Not here: SQL (statements.py), the rules (domain/fold.py), transactions and progress (apply.py).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import timedelta
+from itertools import chain
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.db.arrays import within
+from coordinator.domain.facts import BlobLinked, ManifestPushed, ManifestRead, Removed
+from coordinator.domain.fold import Before, Changes, Fold, Key
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import PARENTS, ManifestContent, ManifestKind, unique
+from coordinator.errors import BaleenError
+from coordinator.table import implied, renames
+from coordinator.table import statements as rows
+from coordinator.table.batch import Applied, Item, Reports, StateChangedError
+
+
+class AloneNeededError(BaleenError):
+    """The run must change what a known manifest lists, which is done only while nobody else writes."""
+
+
+class _Listed(NamedTuple):
+    """What this run says that a manifest lists; `read` and `by_links` as in ManifestPushed."""
+
+    content: ManifestContent | None
+    read: bool
+    by_links: bool
+
+
+class Run:
+    """Used once. `alone`: this transaction keeps all other writers out (see db/locks.py)."""
+
+    def __init__(
+        self,
+        connection: Connection[Any],
+        items: list[Item],
+        margin: timedelta,
+        *,
+        alone: bool,
+        reports: Reports | None = None,
+    ) -> None:
+        """`reports`: what pods reported earlier of manifests that are read now, to be compared with that."""
+        self._connection = connection
+        self._margin = margin
+        self._alone = alone
+        self._facts = [
+            fact if (at := within(fact.at)) is fact.at else fact._replace(at=at)
+            for item in items
+            if isinstance(fact := item.fact, ManifestPushed | BlobLinked | Removed)
+        ]
+        self._reads = [fact for item in items if isinstance(fact := item.fact, ManifestRead)]
+        self._owners: dict[RepositoryName, int] = {
+            item.fact.repository: item.pod_id
+            for item in items
+            if item.fact is not None and not isinstance(item.fact, ManifestRead)
+        }
+        #: What each manifest lists.
+        self._listed: dict[Digest, _Listed] = {}
+        #: What pods report of it.
+        self._reports: dict[Digest, list[tuple[int, ManifestContent]]] = {
+            digest: list(found) for digest, found in (reports or {}).items()
+        }
+        self._earlier = [reference for found in (reports or {}).values() for _, each in found for reference in each[1]]
+        self._disputed: set[Digest] = set()
+        #: Of each pod, how many reports are false, and the manifest of the last.
+        self._false: dict[int, tuple[int, Digest]] = {}
+        #: Manifests that are kept by links: ids.
+        self._by_links: set[int] = set()
+        #: Size of every blob that gets a row, in bytes; None where nobody said.
+        self._sizes: dict[Digest, int | None] = {}
+        self._ids: dict[Digest, int] = {}
+        self._new: set[Digest] = set()
+        #: Known blobs whose size nobody has said yet.
+        self._unsized: list[Digest] = []
+        self._repositories: dict[RepositoryName, int] = {}
+        #: What each manifest of this run lists, by id; None while it could not be read.
+        self._refs: dict[int, Sequence[int] | None] = {}
+        self._references: Counter[int] = Counter()
+        self._links: Counter[int] = Counter()
+        #: What a held index lists, and no link of the repository is known of.
+        self._implied: set[Key] = set()
+        #: Known manifests of which this run has changed what they list, or that they are indexes.
+        self._widened: set[int] = set()
+        #: Of those that were indexes: what they listed before.
+        self._narrowed: dict[int, Sequence[int]] = {}
+
+    def apply(self) -> Applied:
+        self._collect()
+        self._repositories = rows.repository_ids(self._connection, self._owners)
+        self._name_blobs()
+        before = self._before()
+        fold = Fold(before, self._margin, self._by_word())
+        fold.take(fact for fact in self._facts if not isinstance(fact, ManifestPushed) or fact.linked)
+        changes = fold.changes()
+        if changes.holdings.removed and not self._alone:
+            raise AloneNeededError("An index that another writer adds may list what is removed.")
+        new_manifests = self._learn_manifests()
+        self._count(changes)
+        self._write(before, changes, new_manifests)
+        self._keep_children(changes, new_manifests)
+        removals = chain(changes.removals.added.values(), changes.removals.changed.values())
+        return Applied(
+            holdings_added=len(changes.holdings.added),
+            holdings_removed=len(changes.holdings.removed),
+            links_added=len(changes.links.added),
+            links_removed=len(changes.links.removed),
+            removals_doubtful=sum(removal.doubtful for removal in removals),
+            removals_overtaken=fold.overtaken,
+            false_reports=sum(count for count, _ in self._false.values()),
+            disputed=frozenset(self._disputed),
+        )
+
+    def _collect(self) -> None:
+        sizes = self._sizes
+        for read in self._reads:
+            self._say(read.digest, _Listed(read.content, read.content is not None, read.by_links))
+        for fact in self._facts:
+            if isinstance(fact, Removed):
+                continue
+            if isinstance(fact, ManifestPushed):
+                self._say(fact.digest, _Listed(fact.content, fact.read, fact.by_links))
+                if fact.content is not None and not fact.read:
+                    self._reports.setdefault(fact.digest, []).append((self._owners[fact.repository], fact.content))
+            if fact.size is not None or fact.digest not in sizes:
+                sizes[fact.digest] = fact.size
+
+    def _say(self, digest: Digest, said: _Listed) -> None:
+        known = self._listed.get(digest)
+        self._size(said.content)
+        if known is None or (said.read and not known.read):
+            self._listed[digest] = said
+        elif not known.read:
+            content = known.content or said.content
+            if known.content is not None and said.content is not None and known.content != said.content:
+                content = _join(known.content, said.content)
+                if set(content.references) != set(known.content.references):
+                    self._disputed.add(digest)
+            self._listed[digest] = _Listed(content, read=False, by_links=known.by_links or said.by_links)
+
+    def _size(self, content: ManifestContent | None) -> None:
+        sizes = self._sizes
+        for reference, size in content.references if content is not None else ():
+            if sizes.get(reference) is None:
+                sizes[reference] = size
+
+    def _name_blobs(self) -> None:
+        """Find the ids of known blobs, and give ids to the others, in the order in which they will be written."""
+        wanted = list(self._sizes)
+        named = {fact.digest for fact in self._facts if isinstance(fact, Removed)}
+        named |= {fact.digest for fact in self._reads} | {reference.digest for reference in self._earlier}
+        wanted += named - self._sizes.keys()
+        self._ids, self._unsized = rows.blob_ids(self._connection, wanted)
+        ids = self._ids
+        new = sorted(self._sizes.keys() - ids.keys())
+        ids.update(zip(new, rows.new_blob_ids(self._connection, len(new)), strict=True))
+        self._new = set(new)
+
+    def _before(self) -> Before:
+        """Load the holdings, links and removals of exactly the pairs that the facts name."""
+        keys: dict[Key, None] = {(fact.repository, fact.digest): None for fact in self._facts}
+        known = {
+            (self._repositories[repository], self._ids[digest]): (repository, digest)
+            for repository, digest in keys
+            if digest in self._ids and digest not in self._new
+        }
+        pairs = list(known)
+        held = {known[pair]: at for pair, at in rows.holdings(self._connection, pairs)}
+        self._implied = {key for key, at in held.items() if at is None}
+        return Before(
+            holdings={key: at for key, at in held.items() if at is not None},
+            links={known[pair]: at for pair, at in rows.links(self._connection, pairs)},
+            removals=rows.removals(self._connection, list(keys), self._repositories),
+        )
+
+    def _by_word(self) -> AbstractSet[RepositoryName]:
+        """Of the repositories from which something is removed, those of which a pod's word is believed.
+
+        Their links are not in shared storage, and nothing came to their names that may be newer than the removal.
+        """
+        removals = [fact for fact in self._facts if isinstance(fact, Removed)]
+        removed = {fact.repository for fact in removals}
+        elsewhere = rows.pods_elsewhere(self._connection, {self._owners[name] for name in removed})
+        by_word = {name for name in removed if self._owners[name] in elsewhere}
+        return by_word - renames.taken_since(
+            self._connection, [fact for fact in removals if fact.repository in by_word], self._margin
+        )
+
+    def _learn_manifests(self) -> list[rows.NewManifest]:
+        """Fill in what the manifests of this run list; return those that have no row yet."""
+        ids = self._ids
+        known = rows.manifests(
+            self._connection, [ids[digest] for digest in self._listed if digest in ids and digest not in self._new]
+        )
+        self._refs.update((manifest, each.refs) for manifest, each in known.items())
+        new: list[rows.NewManifest] = []
+        pushed = {fact.digest for fact in self._facts if isinstance(fact, ManifestPushed)}
+        for digest, said in self._listed.items():
+            if digest not in ids or (ids[digest] not in known and digest not in pushed):
+                # It was read, and nobody holds it any more.
+                continue
+            manifest = ids[digest]
+            refs = None
+            if said.content is not None:
+                # No manifest can list itself; one that is said to would count its own holdings twice.
+                refs = [ids[reference] for reference, _ in said.content.references if reference != digest]
+            elif said.by_links:
+                refs = []
+            if manifest not in known:
+                self._refs[manifest] = refs
+                kind = None if said.content is None else said.content.kind
+                new.append(rows.NewManifest(manifest, kind, refs, said.read, said.by_links))
+                now = rows.KnownManifest(kind, refs, said.read, said.by_links)
+            else:
+                now = self._learn(digest, known[manifest], said, refs)
+            if now.by_links:
+                self._by_links.add(manifest)
+            self._judge(digest, now)
+        return new
+
+    def _learn(
+        self, digest: Digest, known: rows.KnownManifest, said: _Listed, refs: list[int] | None
+    ) -> rows.KnownManifest:
+        """Take what this run says of a known manifest; return what is known then."""
+        kind = None if said.content is None else said.content.kind
+        if said.read:
+            self._disputed.discard(digest)
+            now = rows.KnownManifest(kind, refs, verified=True, by_links=said.by_links)
+            if not known.verified and known.refs is not None and not known.by_links:
+                self._suspect(digest, known, now)
+        elif known.verified:
+            return known
+        else:
+            listed = set(known.refs or ())
+            extra = [blob for blob in refs or () if blob not in listed]
+            if known.refs is not None and said.content is not None and (extra or len(listed) != len(refs or ())):
+                self._disputed.add(digest)
+            both = known.refs if refs is None else [*(known.refs or ()), *extra]
+            if kind is not ManifestKind.INDEX or known.kind is None:
+                kind = known.kind or kind
+            now = rows.KnownManifest(kind, both, verified=False, by_links=known.by_links or said.by_links)
+        if now != known:
+            self._change(digest, known, now)
+        return now
+
+    def _change(self, digest: Digest, known: rows.KnownManifest, now: rows.KnownManifest) -> None:
+        manifest = self._ids[digest]
+        if now.kind in PARENTS:
+            self._widened.add(manifest)
+        is_narrowed = known.kind in PARENTS and now.kind not in PARENTS
+        if not is_narrowed and known._replace(verified=now.verified, kind=now.kind) == now:
+            # What is counted stays the same: noted beside other writers (`_write`).
+            return
+        if not self._alone:
+            raise AloneNeededError(f"Manifest {manifest} lists other things than were known.")
+        holdings = rows.change_manifest(self._connection, manifest, known, now)
+        self._refs[manifest] = now.refs
+        if known.kind in PARENTS:
+            self._narrowed[manifest] = known.refs or ()
+        for blob in now.refs or ():
+            self._references[blob] += holdings
+        for blob in known.refs or ():
+            self._references[blob] -= holdings
+
+    def _judge(self, digest: Digest, now: rows.KnownManifest) -> None:
+        """Count the reports of this run that the manifest's bytes contradict."""
+        reports = self._reports.get(digest)
+        # What bytes name may be more than what they list.
+        if not reports or not now.verified or now.kind is ManifestKind.NAMED:
+            return
+        truth = set(now.refs or ())
+        for pod, content in reports:
+            if self._reported(digest, content) != truth:
+                self._count_false(pod, digest)
+
+    def _suspect(self, digest: Digest, known: rows.KnownManifest, now: rows.KnownManifest) -> None:
+        """Count a false report of before, where only one pod can have made it."""
+        truth, reports = set(now.refs or ()), self._reports.get(digest, ())
+        if now.kind is ManifestKind.NAMED:
+            return
+        said = {pod: self._reported(digest, content) for pod, content in reports}
+        left = set(known.refs or ()).difference(*(each - truth for each in said.values()))
+        if left == truth:
+            return
+        others = rows.holders(self._connection, self._ids[digest]) - said.keys()
+        if len(others) == 1:
+            self._count_false(others.pop(), digest)
+
+    def _reported(self, digest: Digest, content: ManifestContent) -> set[int]:
+        # Of what has no row nobody has a reference: no id is below 1.
+        return {self._ids.get(reference, 0) for reference, _ in content.references if reference != digest}
+
+    def _count_false(self, pod: int, digest: Digest) -> None:
+        if pod:
+            self._false[pod] = (self._false.get(pod, (0, digest))[0] + 1, digest)
+
+    def _count(self, changes: Changes) -> None:
+        ids, refs, references = self._ids, self._refs, self._references
+        for key in changes.holdings.added:
+            if key in self._implied:
+                # It is counted already.
+                continue
+            manifest = ids[key[1]]
+            references[manifest] += 1
+            references.update(refs[manifest] or ())
+        self._links.update(ids[digest] for _, digest in changes.links.added)
+        self._links.subtract(ids[digest] for _, digest in changes.links.removed)
+
+    def _write(self, before: Before, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
+        ids = self._ids
+        new_ids = {ids[digest] for digest in self._new}
+        self._insert_blobs()
+        rows.insert_manifests(self._connection, sorted(new_manifests))
+        written = {manifest.id for manifest in new_manifests}
+        rows.mark_kinds(self._connection, self._kinds(written, read=False), read=False)
+        rows.mark_kinds(self._connection, self._kinds(written, read=True), read=True)
+        rows.write_holdings(self._connection, before.holdings, changes.holdings, ids, self._repositories, self._implied)
+        rows.await_links(
+            self._connection,
+            [
+                (self._repositories[repository], ids[digest])
+                for repository, digest in chain(changes.holdings.added, changes.holdings.changed)
+                if ids[digest] in self._by_links
+            ],
+        )
+        rows.write_links(self._connection, before.links, changes.links, ids, self._repositories)
+        rows.write_removals(self._connection, changes.removals, self._repositories)
+        sizes = {ids[digest]: self._sizes.get(digest) for digest in self._unsized}
+        touched = sorted((self._references.keys() | self._links.keys() | sizes.keys()) - new_ids)
+        deltas = [rows.Delta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched]
+        rows.add_counts(self._connection, [delta for delta in deltas if delta[1:] != (0, 0, None)])
+        rows.count_false_reports(self._connection, self._false)
+
+    def _kinds(self, written: AbstractSet[int], *, read: bool) -> Mapping[int, ManifestKind]:
+        """Which kind known manifests are of, as their bytes say, or as pods report that are indexes."""
+        return {
+            self._ids[digest]: said.content.kind
+            for digest, said in self._listed.items()
+            if digest in self._ids
+            and said.content is not None
+            and said.read is read
+            and (read or said.content.kind is ManifestKind.INDEX)
+            and self._ids[digest] not in written
+        }
+
+    def _keep_children(self, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
+        """Let held indexes hold what they list. Counts are written: see implied.py."""
+
+        def holdings(keys: Iterable[Key]) -> list[implied.Holding]:
+            return [(self._repositories[name], self._ids[digest]) for name, digest in keys]
+
+        implied.drop(self._connection, holdings(changes.holdings.removed))
+        no_indexes = {manifest.id for manifest in new_manifests if manifest.kind not in PARENTS}
+        added = holdings(changes.holdings.added)
+        implied.complete(self._connection, [pair for pair in added if pair[1] not in no_indexes])
+        # Nobody lists what had no row.
+        new = {self._ids[digest] for digest in self._new}
+        implied.complete_all(
+            self._connection,
+            listed={manifest.id for manifest in new_manifests} - new,
+            indexes=self._widened,
+        )
+        for manifest, listed in self._narrowed.items():
+            implied.release_children(self._connection, manifest, listed)
+
+    def _insert_blobs(self) -> None:
+        ids, sizes = self._ids, self._sizes
+        inserted = rows.insert_blobs(
+            self._connection,
+            [
+                rows.NewBlob(
+                    ids[digest],
+                    digest,
+                    sizes[digest],
+                    self._references[ids[digest]],
+                    self._links[ids[digest]],
+                )
+                for digest in sorted(self._new)
+            ],
+        )
+        if inserted != len(self._new):
+            raise StateChangedError("Another worker met the same new blob.")
+
+
+def _join(one: ManifestContent, other: ManifestContent) -> ManifestContent:
+    """Believe both: none of two reports takes away what the other says."""
+    kind = ManifestKind.INDEX if ManifestKind.INDEX in {one.kind, other.kind} else one.kind
+    return ManifestContent(kind, unique([*one.references, *other.references]))

@@ -1,0 +1,167 @@
+"""Doubtful removals: what they are about, and what a look at storage made of them.
+
+The caller keeps all other writers out (db/locks.py) from `load` to `settle`.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.own import is_own
+from coordinator.domain.pods import PodMode
+from coordinator.table import implied
+from coordinator.table import statements as rows
+
+Key = tuple[int, bytes]
+BEGINNING: Key = (-1, b"")
+
+
+class Doubt(NamedTuple):
+    repository_id: int
+    repository: RepositoryName
+    digest: Digest
+    #: blobs.id; None where the digest has no row.
+    blob: int | None
+    #: The table says that the repository has it as a manifest; as a direct link. One that is kept stays in any case.
+    held: bool
+    linked: bool
+    #: Those of its pod that the repository is below.
+    prefixes: Sequence[RepositoryName] = ()
+    #: A delete event, or an operator, says that it is gone; without that its link has vanished.
+    reported: bool = True
+    #: Its pod's registry sends events, so that one was to be expected.
+    managed: bool = True
+    mode: PodMode = PodMode.MANIFEST
+
+    @property
+    def key(self) -> Key:
+        return (self.repository_id, self.digest)
+
+
+class Verdict(NamedTuple):
+    """What is in storage of what the table says."""
+
+    doubt: Doubt
+    held: bool
+    linked: bool
+
+
+_DOUBTS = """
+    SELECT r.repository_id, n.name, r.digest, b.id,
+           EXISTS (SELECT FROM repository_manifests h
+                   WHERE h.manifest_id = b.id AND h.repository_id = n.id AND NOT h.implied),
+           EXISTS (SELECT FROM repository_blobs l
+                   WHERE l.blob_id = b.id AND l.repository_id = n.id AND NOT l.kept),
+           ARRAY(SELECT x.prefix FROM pod_prefixes x
+                 WHERE x.pod_id = p.id AND (n.name = x.prefix OR starts_with(n.name, x.prefix || '/'))),
+           r.reported, p.managed, p.mode
+    FROM removals r JOIN repositories n ON n.id = r.repository_id JOIN pods p ON p.id = n.pod_id
+    LEFT JOIN blobs b ON b.digest = r.digest
+    WHERE r.doubtful_since IS NOT NULL AND p.linker = 'link'
+"""
+
+
+def load(
+    connection: Connection[Any],
+    after: Key,
+    limit: int,
+    newer_than: timedelta | None = None,
+    pod_id: int | None = None,
+) -> list[Doubt]:
+    """Return doubts after a key, of pods whose links are in shared storage; only new ones, or of one pod, if asked."""
+    found = connection.execute(
+        f"""
+        {_DOUBTS} AND (r.repository_id, r.digest) > (%s, %s)
+          AND (%s::interval IS NULL OR r.doubtful_since > now() - %s::interval)
+          AND (%s::int IS NULL OR p.id = %s)
+        ORDER BY r.repository_id, r.digest LIMIT %s
+        """,
+        (*after, newer_than, newer_than, pod_id, pod_id, limit),
+    )
+    return [_doubt(row) for row in found]
+
+
+def raise_doubts(connection: Connection[Any], keys: Sequence[Key], at: datetime) -> list[Doubt]:
+    """Doubt these (repository, digest) pairs, whose links a listing did not show; return the doubts.
+
+    `at` stands for the time of a delete event. That none has said so is kept (`reported`).
+    """
+    repositories, digests = [key[0] for key in keys], [key[1] for key in keys]
+    connection.execute(
+        """
+        INSERT INTO removals (repository_id, digest, removed_at, doubtful_since, reported)
+        SELECT DISTINCT repository_id, digest, %s::timestamptz, now(), false
+        FROM unnest(%s::int[], %s::bytea[]) d (repository_id, digest)
+        ON CONFLICT (repository_id, digest) DO UPDATE
+        SET removed_at = greatest(removals.removed_at, excluded.removed_at), seen_at = now(),
+            doubtful_since = coalesce(removals.doubtful_since, excluded.doubtful_since)
+        """,
+        (at, repositories, digests),
+    )
+    found = connection.execute(
+        f"{_DOUBTS} AND (r.repository_id, r.digest) IN (SELECT * FROM unnest(%s::int[], %s::bytea[]))"
+        " ORDER BY r.repository_id, r.digest",
+        (repositories, digests),
+    )
+    return [_doubt(row) for row in found]
+
+
+def _doubt(row: Sequence[Any]) -> Doubt:
+    return Doubt(
+        row[0],
+        RepositoryName(row[1]),
+        Digest(row[2]),
+        row[3],
+        row[4],
+        row[5],
+        row[6],
+        reported=row[7],
+        managed=row[8],
+        mode=PodMode(row[9]),
+    )
+
+
+def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
+    """Remove what storage does not have; forget the removals of what it has. Return how many things were removed.
+
+    What no event has reported is noted as vanished (vanished_links.py), in the transaction that removes it.
+    """
+    gone = [v.doubt for v in verdicts if v.doubt.held and not v.held]
+    unlinked = [v.doubt for v in verdicts if v.doubt.linked and not v.linked]
+    for doubt, table, column, time, kind in (
+        *((doubt, "repository_manifests", "manifest_id", "pushed_at", "manifest") for doubt in gone),
+        # Where links of blobs count for a while only, the registry's own upkeep may delete them.
+        *(
+            (doubt, "repository_blobs", "blob_id", "event_at", "blob")
+            for doubt in unlinked
+            if doubt.mode is PodMode.LINK
+        ),
+    ):
+        if not doubt.reported and doubt.managed and not is_own(doubt.repository, doubt.prefixes):
+            connection.execute(
+                f"""
+                UPDATE removals r SET vanished_since = now(), vanished_added_at = t.{time}, vanished_kind = %s
+                FROM {table} t
+                WHERE r.repository_id = %s AND r.digest = %s AND r.vanished_since IS NULL
+                  AND t.repository_id = r.repository_id AND t.{column} = %s
+                """,
+                (kind, *doubt.key, doubt.blob),
+            )
+    for doubt in unlinked:
+        connection.execute(
+            "DELETE FROM repository_blobs WHERE blob_id = %s AND repository_id = %s", (doubt.blob, doubt.repository_id)
+        )
+    for verdict in verdicts:
+        there = verdict.held or verdict.linked
+        connection.execute(
+            "DELETE FROM removals WHERE repository_id = %s AND digest = %s"
+            if there
+            else "UPDATE removals SET doubtful_since = NULL WHERE repository_id = %s AND digest = %s",
+            verdict.doubt.key,
+        )
+    rows.recount(connection, [], [doubt.blob for doubt in unlinked if doubt.blob is not None], by=-1)
+    implied.drop(connection, [(doubt.repository_id, doubt.blob) for doubt in gone if doubt.blob is not None])
+    return len(gone) + len(unlinked)

@@ -1,0 +1,311 @@
+"""Note new registry processes, and what their echoes say, in the transaction that applies what stands before them.
+
+Route: apply.py -> `discover` the processes of its slices, `hear` the echoes in them -> rows of sources, watermarks and
+endpoints. Locks: see processes.py.
+
+Invariants: a watermark moves only to a probe of the same pod that was sent, and only in the transaction that applies
+all records before its echo in that partition; here it never moves back (pods/clock.py lets it). An echo that is seen
+again changes nothing. A probe is marked as echoed only in a transaction after which it is known who answered it. Not
+here: what an echo means (domain/watermarks.py), from which record it came (workers/interpret.py).
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import structlog
+from psycopg import Connection
+
+from coordinator.db.arrays import integers
+from coordinator.domain.progress import GapReason
+from coordinator.domain.watermarks import DeathReason, Known, Place, heard, was_paused
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.table import processes as sources
+from coordinator.table.batch import Echo, Process, Slice
+from coordinator.table.processes import Key, Locked, MarkKey
+
+log = structlog.get_logger()
+
+
+class KnownProcesses:
+    """Processes that the table has, as far as one worker knows: its batches then ask for none of them.
+
+    Only what was committed is in it, and after any failure nothing is: the next database may be another.
+    """
+
+    LIMIT: Final = 10_000
+
+    def __init__(self) -> None:
+        self._known: set[Process] = set()
+
+    def missing(self, slices: Iterable[Slice]) -> set[Process]:
+        return {process for piece in slices for process in piece.processes if process not in self._known}
+
+    def add(self, processes: Collection[Process]) -> None:
+        if len(self._known) + len(processes) > self.LIMIT:
+            self._known.clear()
+        if len(processes) <= self.LIMIT:
+            self._known.update(processes)
+
+    def forget(self) -> None:
+        self._known.clear()
+
+
+class Heard(NamedTuple):
+    """How many echoes were of a probe that is known, and how many were not."""
+
+    known: int = 0
+    unknown: int = 0
+
+
+class _Probe(NamedTuple):
+    place: Key
+    sent_at: datetime
+    echoed: bool
+
+
+class _Copy(NamedTuple):
+    """An echo as it stands in one partition, and its probe."""
+
+    topic: str
+    partition: int
+    process: Process
+    echo: Echo
+    probe: _Probe
+
+
+def discover(connection: Connection[Any], processes: Collection[Process]) -> None:
+    """Let the table have these processes. A pod that is gone has none."""
+    if not processes:
+        return
+    wanted = sorted(processes)
+    connection.execute(
+        """
+        INSERT INTO sources (pod_id, instance_id, first_seen)
+        SELECT d.pod_id, d.instance_id, clock_timestamp()
+        FROM unnest(%s::smallint[], %s::text[]) d (pod_id, instance_id)
+        JOIN pods p ON p.id = d.pod_id ORDER BY d.pod_id, d.instance_id COLLATE "C"
+        ON CONFLICT (pod_id, instance_id) DO NOTHING
+        """,
+        (integers(pod for pod, _ in wanted), [instance for _, instance in wanted]),
+    )
+
+
+def hear(connection: Connection[Any], slices: Sequence[Slice], request_bound: timedelta) -> Heard:
+    """Move watermarks to the probes whose echoes stand in these slices, and note what these say of processes.
+
+    Part of the transaction that applies the slices: what stands before an echo is applied with it or before it.
+    """
+    found = [(piece, item) for piece in slices for item in piece.items if item.echo is not None]
+    if not found:
+        return Heard()
+    probes = _probes(connection, {item.echo.nonce for _, item in found if item.echo is not None})
+    copies = [
+        _Copy(piece.topic, piece.partition, (item.pod_id, item.echo.instance_id), item.echo, probe)
+        for piece, item in found
+        if item.echo is not None
+        and (probe := probes.get(item.echo.nonce)) is not None
+        and probe.place[0] == item.pod_id
+    ]
+    if copies:
+        _hear(connection, copies, request_bound)
+    return Heard(len(copies), len(found) - len(copies))
+
+
+def _hear(connection: Connection[Any], copies: Sequence[_Copy], request_bound: timedelta) -> None:
+    ids = _ids(connection, {copy.process for copy in copies})
+    _mark_echoed(connection, {copy.echo.nonce for copy in copies if not copy.probe.echoed})
+    places = _places(connection, {copy.probe.place for copy in copies})
+    others = {place.source for place in places.values() if place.source is not None}
+    locked = sources.lock(connection, others.union(ids.values()))
+    moved = _moved(copies, ids, locked.marks)
+    _note_pauses(connection, set(ids.values()), locked, request_bound)
+    places_after, sources_after = _decided(copies, ids, places, locked)
+    _tell_revived(locked, sources_after)
+    heard_of = {source for (source, _, _), at in moved.items() if at is not None}
+    _write_places(connection, {key: place for key, place in places_after.items() if place != places[key]})
+    sources.write(
+        connection,
+        {
+            source: after
+            for source, after in sources_after.items()
+            if source in heard_of or after._replace(newest=None) != locked.sources[source]._replace(newest=None)
+        },
+        heard_of,
+    )
+    if moved:
+        _write_marks(connection, moved)
+    restarted = {
+        source
+        for source, before in locked.sources.items()
+        if before.dead_why == DeathReason.REFUSED and sources_after[source].dead_why != DeathReason.REFUSED
+    }
+    _note_restarts(connection, {pod for (pod, _), source in ids.items() if source in restarted}, request_bound)
+
+
+def _probes(connection: Connection[Any], nonces: Collection[str]) -> dict[str, _Probe]:
+    """Return the probes of these nonces, but for those that a clock that was ahead has timed."""
+    found = connection.execute(
+        """
+        SELECT p.nonce, p.pod_id, p.url, p.address, p.sent_at, p.echoed
+        FROM unnest(%s::uuid[]) d (nonce) JOIN probes p ON p.nonce = d.nonce
+        WHERE p.sent_at <= clock_timestamp() AND p.known_until IS DISTINCT FROM '-infinity'
+        """,
+        (f"{{{','.join(nonces)}}}",),
+    )
+    return {row[0].hex: _Probe((row[1], row[2], row[3]), row[4], row[5]) for row in found}
+
+
+def _mark_echoed(connection: Connection[Any], nonces: Collection[str]) -> None:
+    """Only the first copy of an echo that is applied comes here."""
+    if nonces:
+        connection.execute(
+            """
+            WITH found AS MATERIALIZED (
+                SELECT p.nonce FROM unnest(%s::uuid[]) d (nonce) JOIN probes p ON p.nonce = d.nonce
+                ORDER BY p.nonce FOR NO KEY UPDATE OF p
+            )
+            UPDATE probes p SET echoed = true FROM found WHERE p.nonce = found.nonce
+            """,
+            (f"{{{','.join(nonces)}}}",),
+        )
+
+
+def _ids(connection: Connection[Any], processes: Collection[Process]) -> dict[Process, int]:
+    """Return the ids of sources; one that was believed to be there, and is not, is made."""
+    ids = _known_ids(connection, processes)
+    if len(ids) < len(processes):
+        discover(connection, processes - ids.keys())
+        ids = _known_ids(connection, processes)
+    return ids
+
+
+def _known_ids(connection: Connection[Any], processes: Collection[Process]) -> dict[Process, int]:
+    wanted = list(processes)
+    found = connection.execute(
+        """
+        SELECT s.pod_id, s.instance_id, s.id FROM unnest(%s::smallint[], %s::text[]) d (pod_id, instance_id)
+        JOIN sources s ON s.pod_id = d.pod_id AND s.instance_id = d.instance_id
+        """,
+        (integers(pod for pod, _ in wanted), [instance for _, instance in wanted]),
+    )
+    return {(row[0], row[1]): row[2] for row in found}
+
+
+def _places(connection: Connection[Any], keys: Collection[Key]) -> dict[Key, Place]:
+    """Lock endpoints, those that there are."""
+    wanted = list(keys)
+    found = connection.execute(
+        """
+        SELECT e.pod_id, e.url, e.address, e.source_id, e.echoed_at, e.shared
+        FROM unnest(%s::smallint[], %s::text[], %s::text[]) d (pod_id, url, address)
+        JOIN endpoints e ON e.pod_id = d.pod_id AND e.url = d.url AND e.address = d.address
+        ORDER BY e.pod_id, e.url, e.address FOR NO KEY UPDATE OF e
+        """,
+        (integers(key[0] for key in wanted), [key[1] for key in wanted], [key[2] for key in wanted]),
+    )
+    return {(row[0], row[1], row[2]): Place(*row[3:]) for row in found}
+
+
+def _moved(
+    copies: Iterable[_Copy], ids: Mapping[Process, int], marks: Mapping[MarkKey, datetime | None]
+) -> dict[MarkKey, datetime | None]:
+    """Which watermarks move, and whereto; None for a partition that is only now known to be there."""
+    moved: dict[MarkKey, datetime | None] = {}
+    named: set[MarkKey] = set()
+    for copy in copies:
+        source, echo, sent_at = ids[copy.process], copy.echo, copy.probe.sent_at
+        key = (source, copy.topic, copy.partition)
+        stands = moved.get(key) or marks.get(key)
+        if stands is None or sent_at > stands:
+            moved[key] = sent_at
+        named.update((source, EVENTS, number) for number in range(echo.partitions))
+        if echo.letters_partition is not None:
+            named.add((source, DEAD_LETTERS, echo.letters_partition))
+    return moved | dict.fromkeys(named - moved.keys() - marks.keys())
+
+
+def _decided(
+    copies: Iterable[_Copy], ids: Mapping[Process, int], places: Mapping[Key, Place], locked: Locked
+) -> tuple[dict[Key, Place], dict[int, Known]]:
+    """Return endpoints and sources as they are after what the echoes say, in the order of their probes."""
+    places, known = dict(places), dict(locked.sources)
+    echoes = sorted({(copy.probe.sent_at, copy.probe.place, ids[copy.process]) for copy in copies})
+    for sent_at, _, source in echoes:
+        newest = known[source].newest or sent_at
+        known[source] = known[source]._replace(newest=max(sent_at, newest))
+    for sent_at, key, source in echoes:
+        # A probe of an endpoint that is not known any more still says that its process lives.
+        verdict = heard(places.get(key, Place()), source, sent_at, known)
+        if key in places:
+            places[key] = verdict.place
+        if verdict.revived:
+            known[source] = known[source]._replace(dead_since=None, dead_why=None, retired_at=None)
+        if verdict.dead is not None:
+            known[verdict.dead] = known[verdict.dead]._replace(dead_since=locked.now, dead_why=DeathReason.REPLACED)
+    return places, known
+
+
+def _note_pauses(
+    connection: Connection[Any], heard_of: Collection[int], locked: Locked, request_bound: timedelta
+) -> None:
+    """Note processes that may have been paused until now: what they were doing then goes on."""
+    paused = sorted(
+        source for source in heard_of if was_paused(locked.sources[source].newest, locked.now, request_bound)
+    )
+    if paused:
+        connection.execute("UPDATE sources SET paused_until = %s WHERE id = ANY(%s)", (locked.now, paused))
+
+
+def _tell_revived(locked: Locked, after: Mapping[int, Known]) -> None:
+    for source, known in after.items():
+        if locked.sources[source].retired_at is not None and known.retired_at is None:
+            log.warning(
+                "a retired registry process is alive",
+                instance=locked.names[source],
+                action="it counts again; what was collected meanwhile did not wait for it",
+            )
+
+
+def _note_restarts(connection: Connection[Any], pods: Collection[int], request_bound: timedelta) -> None:
+    """A process that nobody reached is there again under its name: what it had not delivered may be lost.
+
+    Also where no reconcile can look: nobody has said that nothing is lost, as whoever retires a process does.
+    """
+    for pod in sorted(pods):
+        connection.execute(
+            """
+            INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)
+            SELECT id, '', -1, %s, 0, clock_timestamp() + %s FROM pods WHERE id = %s
+            """,
+            (GapReason.RESTARTED, request_bound, pod),
+        )
+
+
+def _write_places(connection: Connection[Any], places: Mapping[Key, Place]) -> None:
+    for (pod_id, url, address), place in places.items():
+        connection.execute(
+            """
+            UPDATE endpoints SET source_id = %s, echoed_at = %s, shared = %s
+            WHERE pod_id = %s AND url = %s AND address = %s
+            """,
+            (*place, pod_id, url, address),
+        )
+
+
+def _write_marks(connection: Connection[Any], moved: Mapping[MarkKey, datetime | None]) -> None:
+    keys = sorted(moved)
+    marks = (moved[key] for key in keys)
+    connection.execute(
+        """
+        INSERT INTO watermarks (source_id, topic, partition, at)
+        SELECT * FROM unnest(%s::bigint[], %s::text[], %s::int[], %s::timestamptz[])
+        ON CONFLICT (source_id, topic, partition) DO UPDATE SET at = greatest(watermarks.at, excluded.at)
+        """,
+        (
+            integers(source for source, _, _ in keys),
+            [topic for _, topic, _ in keys],
+            integers(partition for _, _, partition in keys),
+            f"{{{','.join('-infinity' if mark is None else mark.isoformat() for mark in marks)}}}",
+        ),
+    )

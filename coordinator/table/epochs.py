@@ -1,0 +1,37 @@
+"""Count changes that an older state of the database would not know: the epoch of the mark (gc/mark_table.py).
+
+`ADVANCE` is the last statement of the transaction that makes such a change. `changing` is such a transaction on an
+engine: it waits for no other that advances, since a process that hangs in one must not keep an operator from turning
+GC off. What it could not count it counts in a transaction of its own, once the change is committed.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db.session import writing
+from coordinator.errors import UnavailableError
+
+log = structlog.get_logger()
+
+ADVANCE: Final = "INSERT INTO gc_mark (epoch) VALUES (1) ON CONFLICT (id) DO UPDATE SET epoch = gc_mark.epoch + 1"
+_TRY_ADVANCE = """
+UPDATE gc_mark SET epoch = epoch + 1 WHERE id IN (SELECT id FROM gc_mark FOR UPDATE SKIP LOCKED)
+"""
+
+
+@asynccontextmanager
+async def changing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Yield a connection in one transaction that commits and is counted at the end."""
+    async with writing(engine) as connection:
+        yield connection
+        counted = (await connection.exec_driver_sql(_TRY_ADVANCE)).rowcount > 0
+    if not counted:
+        try:
+            async with writing(engine) as connection:
+                await connection.exec_driver_sql(ADVANCE)
+        except UnavailableError as error:
+            log.warning("a change is not counted in the mark's epoch", reason=str(error))

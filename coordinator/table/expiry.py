@@ -1,0 +1,105 @@
+"""Rows that time alone makes superfluous, deleted in bounded transactions.
+
+Rows that a batch has locked are left for the next time: a sweep waits for no fact, so it cannot be part of a deadlock.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from psycopg import Connection
+
+from coordinator.db import locks
+from coordinator.table import statements as rows
+
+BATCH = 1000
+#: Beyond the time for which Kafka is asked to keep records: then no late addition can meet a removal any more.
+REMOVALS_KEPT = timedelta(days=30)
+
+
+def expire_links(connection: Connection[Any], grace: timedelta) -> int:
+    """Delete direct links of pods of mode `manifest` that are older than the grace; return how many.
+
+    In a pod of linker `relay`, whose links nobody can list, two kinds stay:
+    - that of a manifest which the repository holds: without it the blob's delete would be taken for the manifest's
+      (domain/fold.py)
+    - all links of a repository that holds a manifest whose bytes do not say all that it needs (table/kept_by_links.py)
+    """
+    total = 0
+    while True:
+        with connection.transaction():
+            locks.enter(connection)
+            expired = connection.execute(
+                """
+                WITH old AS MATERIALIZED (
+                    SELECT l.blob_id, l.repository_id FROM repository_blobs l
+                    JOIN repositories r ON r.id = l.repository_id JOIN pods p ON p.id = r.pod_id
+                    WHERE l.linked_at < now() - %s AND p.mode = 'manifest' AND NOT l.kept
+                      AND (p.linker = 'link' OR NOT EXISTS (
+                        SELECT FROM repository_manifests h
+                        WHERE h.manifest_id = l.blob_id AND h.repository_id = l.repository_id)
+                        AND NOT EXISTS (
+                        SELECT FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+                        WHERE (m.by_links OR m.refs IS NULL) AND h.repository_id = l.repository_id))
+                    ORDER BY l.linked_at LIMIT %s FOR UPDATE OF l SKIP LOCKED
+                )
+                DELETE FROM repository_blobs l USING old
+                WHERE l.blob_id = old.blob_id AND l.repository_id = old.repository_id RETURNING l.blob_id
+                """,
+                (grace, BATCH),
+            ).fetchall()
+            rows.recount(connection, [], [row[0] for row in expired], by=-1)
+        total += len(expired)
+        if len(expired) < BATCH:
+            return total
+
+
+def end_doubts(connection: Connection[Any]) -> int:
+    """End doubts about removals of what is not in the table any more, as of links that have expired; return how many.
+
+    With nothing left there is nothing left to doubt (domain/fold.py), and where nobody can look at links nothing else
+    would end them.
+    """
+    if not connection.execute(f"SELECT FROM ({_NEEDLESS} LIMIT 1) x").rowcount:
+        return 0
+    with connection.transaction():
+        # Alone: who adds the thing again doubts it again.
+        locks.enter(connection, alone=True)
+        return connection.execute(
+            f"""
+            UPDATE removals x SET doubtful_since = NULL FROM ({_NEEDLESS} LIMIT {BATCH}) d
+            WHERE x.repository_id = d.repository_id AND x.digest = d.digest
+            """
+        ).rowcount
+
+
+_NEEDLESS = """
+SELECT r.repository_id, r.digest FROM removals r WHERE r.doubtful_since IS NOT NULL
+AND NOT EXISTS (SELECT FROM blobs b JOIN repository_manifests h ON h.manifest_id = b.id
+                WHERE b.digest = r.digest AND h.repository_id = r.repository_id)
+AND NOT EXISTS (SELECT FROM blobs b JOIN repository_blobs l ON l.blob_id = b.id
+                WHERE b.digest = r.digest AND l.repository_id = r.repository_id)
+"""
+
+
+def forget_removals(connection: Connection[Any], retention: timedelta) -> int:
+    """Delete removals, and renames, that nothing can contradict any more; doubtful ones stay. Return how many.
+
+    `retention`: how long Kafka keeps the events.
+    """
+    kept = REMOVALS_KEPT + retention
+    total = connection.execute("DELETE FROM renames WHERE seen_at < now() - %s", (kept,)).rowcount
+    while True:
+        forgotten = connection.execute(
+            """
+            WITH old AS MATERIALIZED (
+                SELECT repository_id, digest FROM removals
+                WHERE seen_at < now() - %s AND doubtful_since IS NULL AND vanished_since IS NULL
+                ORDER BY seen_at LIMIT %s FOR UPDATE SKIP LOCKED
+            )
+            DELETE FROM removals r USING old WHERE r.repository_id = old.repository_id AND r.digest = old.digest
+            """,
+            (kept, BATCH),
+        ).rowcount
+        total += forgotten
+        if forgotten < BATCH:
+            return total

@@ -1,0 +1,164 @@
+"""Implied holdings: the children of an index are held as long as the index is, also when their own links are gone.
+
+An index is of use only while its children are. Whoever may delete links, a garbage collection of the registry itself
+among them, removes those of untagged children first, and a client may delete a child by its digest. So a repository
+that holds an index holds each child that the table knows as a manifest, and what that lists; a row whose own link
+is not there is `implied`. It goes with the last index of the repository that lists it.
+
+Invariant: (repository, child) has a row if the repository holds an index that lists the child, and the child is a
+known manifest; an implied row is listed by an index that the repository holds. `check` compares both.
+
+Route: digest_facts.py and doubtful_removals.py, after they have written -> `drop`, `complete`, `complete_all`
+Order: after the counts of the run are written. Two runs, one that adds an index and one that learns what its child is,
+both count the child's blob; the second finds what the first has committed.
+Removals are done only while nobody else writes (db/locks.py): an index that is being added may list what is removed.
+Not here: children of which nobody has said that they are manifests (reconcile/layered.py reads them).
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from psycopg import Connection
+
+from coordinator.db.arrays import integers
+from coordinator.domain.references import PARENTS
+from coordinator.table import statements as rows
+
+#: Ids of a repository and of a manifest.
+Holding = tuple[int, int]
+_PARENTS = ", ".join(str(kind.value) for kind in PARENTS)
+
+
+def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
+    """Hold the children of those of these that are indexes, and theirs in turn; return how many were added."""
+    added = 0
+    while holdings:
+        found = connection.execute(
+            f"""
+            INSERT INTO repository_manifests (repository_id, manifest_id, pushed_at, implied, links_pending)
+            SELECT d.repository_id, u.id, max(h.pushed_at), true, bool_or(c.by_links)
+            FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+            JOIN repository_manifests h ON h.manifest_id = d.id AND h.repository_id = d.repository_id
+            JOIN manifests m ON m.id = h.manifest_id AND m.kind IN ({_PARENTS})
+            CROSS JOIN LATERAL unnest(m.refs) u (id)
+            JOIN manifests c ON c.id = u.id
+            WHERE NOT EXISTS (SELECT FROM repository_manifests x
+                              WHERE x.manifest_id = u.id AND x.repository_id = d.repository_id)
+            GROUP BY 1, 2 ORDER BY 2, 1
+            ON CONFLICT DO NOTHING RETURNING repository_id, manifest_id
+            """,
+            _arrays(holdings),
+        ).fetchall()
+        rows.recount(connection, [manifest for _, manifest in found], by=1)
+        added += len(found)
+        # Children may be indexes; hashes allow no circle.
+        holdings = found
+    return added
+
+
+def complete_all(connection: Connection[Any], *, listed: Collection[int] = (), indexes: Collection[int] = ()) -> int:
+    """Complete every repository that holds an index which lists one of `listed`, or one of `indexes`."""
+    found: list[Holding] = []
+    if listed:
+        found += connection.execute(
+            f"""
+            SELECT DISTINCT h.repository_id, m.id
+            FROM unnest(%s::bigint[]) d (id)
+            JOIN manifests m ON m.refs @> ARRAY[d.id] AND m.kind IN ({_PARENTS})
+            JOIN repository_manifests h ON h.manifest_id = m.id
+            """,
+            (integers(sorted(listed)),),
+        ).fetchall()
+    if indexes:
+        found += connection.execute(
+            "SELECT repository_id, manifest_id FROM repository_manifests WHERE manifest_id = ANY(%s::bigint[])",
+            (integers(sorted(indexes)),),
+        ).fetchall()
+    return complete(connection, found)
+
+
+def drop(connection: Connection[Any], holdings: Sequence[Holding]) -> None:
+    """Remove holdings whose links are gone; those that a held index lists become implied.
+
+    Only while nobody else writes.
+    """
+    if not holdings:
+        return
+    connection.execute(
+        """
+        UPDATE repository_manifests h SET implied = true
+        FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+        WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id AND NOT h.implied
+        """,
+        _arrays(holdings),
+    )
+    release(connection, holdings)
+
+
+def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
+    """Remove those of these that are implied and that no held index lists, and what only they kept; return how many.
+
+    Only while nobody else writes.
+    """
+    removed = 0
+    while holdings:
+        gone = connection.execute(
+            f"""
+            DELETE FROM repository_manifests h USING unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+            WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id AND h.implied AND NOT EXISTS (
+                SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
+                WHERE m.refs @> ARRAY[d.id] AND m.kind IN ({_PARENTS}) AND i.repository_id = d.repository_id)
+            RETURNING h.repository_id, h.manifest_id
+            """,
+            _arrays(holdings),
+        ).fetchall()
+        rows.recount(connection, [manifest for _, manifest in gone], by=-1)
+        removed += len(gone)
+        holdings = _implied_children(connection, gone)
+    return removed
+
+
+def release_children(connection: Connection[Any], index: int, children: Collection[int]) -> int:
+    """Release these former children of an index that turned out to list less, wherever it is held; return how many.
+
+    Only while nobody else writes.
+    """
+    found = connection.execute(
+        """
+        SELECT h.repository_id, x.manifest_id FROM repository_manifests h
+        JOIN repository_manifests x ON x.repository_id = h.repository_id AND x.implied
+        WHERE h.manifest_id = %s AND x.manifest_id = ANY(%s::bigint[])
+        """,
+        (index, integers(sorted(children))),
+    ).fetchall()
+    return release(connection, found)
+
+
+def repair(connection: Connection[Any], repositories: Sequence[int]) -> None:
+    """Make the invariant true of repositories whose holdings have moved. Only while nobody else writes."""
+    found = connection.execute(
+        "SELECT repository_id, manifest_id, implied FROM repository_manifests WHERE repository_id = ANY(%s::int[])",
+        (integers(repositories),),
+    ).fetchall()
+    release(connection, [(repository, manifest) for repository, manifest, implied in found if implied])
+    complete(connection, [(repository, manifest) for repository, manifest, _ in found])
+
+
+def _implied_children(connection: Connection[Any], indexes: Sequence[Holding]) -> list[Holding]:
+    if not indexes:
+        return []
+    return connection.execute(
+        f"""
+        SELECT DISTINCT d.repository_id, u.id
+        FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+        JOIN manifests m ON m.id = d.id AND m.kind IN ({_PARENTS})
+        CROSS JOIN LATERAL unnest(m.refs) u (id)
+        JOIN repository_manifests h ON h.manifest_id = u.id AND h.repository_id = d.repository_id AND h.implied
+        """,
+        _arrays(indexes),
+    ).fetchall()
+
+
+def _arrays(holdings: Iterable[Holding]) -> tuple[str, str]:
+    pairs = list(holdings)
+    return integers(repository for repository, _ in pairs), integers(manifest for _, manifest in pairs)

@@ -1,0 +1,161 @@
+"""Manifests that are kept by links: whose bytes do not say all that they need (coordinator/reconcile/kept.py).
+
+`manifests.by_links` marks them. A holding of one is `links_pending` from the transaction that adds it until the links
+of its repository, listed after that, are `kept`. Kept links count until the repository holds no such manifest, whatever
+events, sweeps and reconciles say of them.
+Not here: which manifests these are (digest_facts.py), keeping links (apply.py), storage.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.db import locks
+from coordinator.db.arrays import digests, integers, times
+from coordinator.domain.names import Digest, RepositoryName
+
+#: Rows that one transaction releases.
+BATCH = 1000
+
+
+class Holding(NamedTuple):
+    repository_id: int
+    repository: RepositoryName
+    pod_id: int
+    digest: Digest
+    #: By the registry's clock: another one means that it was pushed again.
+    pushed_at: datetime
+
+
+def unread(connection: Connection[Any], after: int, limit: int) -> list[tuple[int, Digest]]:
+    """Return ids and digests of manifests, by id, of which it is not known what their bytes are."""
+    found = connection.execute(
+        "SELECT m.id, b.digest FROM manifests m JOIN blobs b ON b.id = m.id"
+        " WHERE m.refs IS NULL AND m.id > %s ORDER BY m.id LIMIT %s",
+        (after, limit),
+    )
+    return [(row[0], Digest(row[1])) for row in found]
+
+
+def pending_repositories(connection: Connection[Any]) -> list[int]:
+    """Return the repositories whose links are to be listed, of pods whose links are in shared storage."""
+    found = connection.execute(
+        """
+        SELECT DISTINCT h.repository_id FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
+        JOIN pods p ON p.id = r.pod_id WHERE h.links_pending AND p.linker = 'link' ORDER BY 1
+        """
+    )
+    return [row[0] for row in found]
+
+
+def repositories_by_links(connection: Connection[Any], pod_id: int) -> list[int]:
+    """Return the repositories of a pod that hold manifests that are kept by links."""
+    found = connection.execute(
+        """
+        SELECT DISTINCT h.repository_id FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+        JOIN repositories r ON r.id = h.repository_id WHERE m.by_links AND r.pod_id = %s ORDER BY 1
+        """,
+        (pod_id,),
+    )
+    return [row[0] for row in found]
+
+
+def holdings(connection: Connection[Any], repository_id: int, limit: int, *, pending: bool) -> list[Holding]:
+    """Return holdings of the repository whose manifests are kept by links; only those whose links are to be listed."""
+    found = connection.execute(
+        """
+        SELECT r.id, r.name, r.pod_id, b.digest, h.pushed_at FROM repository_manifests h
+        JOIN repositories r ON r.id = h.repository_id JOIN blobs b ON b.id = h.manifest_id
+        WHERE h.repository_id = %s AND h.links_pending LIMIT %s
+        """
+        if pending
+        else """
+        SELECT r.id, r.name, r.pod_id, b.digest, h.pushed_at FROM manifests m
+        JOIN repository_manifests h ON h.manifest_id = m.id
+        JOIN repositories r ON r.id = h.repository_id JOIN blobs b ON b.id = h.manifest_id
+        WHERE m.by_links AND h.repository_id = %s LIMIT %s
+        """,
+        (repository_id, limit),
+    )
+    return [Holding(row[0], RepositoryName(row[1]), row[2], Digest(row[3]), row[4]) for row in found]
+
+
+def keep_known(connection: Connection[Any], repository_id: int) -> None:
+    """Keep what the table has as links of the repository: storage may have lost some since the manifest came."""
+    after = -1
+    while True:
+        with connection.transaction():
+            locks.enter(connection)
+            row = connection.execute(
+                """
+                WITH chosen AS MATERIALIZED (
+                    SELECT blob_id FROM repository_blobs WHERE repository_id = %s AND blob_id > %s
+                    ORDER BY blob_id LIMIT %s FOR NO KEY UPDATE
+                ), changed AS (
+                    UPDATE repository_blobs l SET kept = true FROM chosen
+                    WHERE l.repository_id = %s AND l.blob_id = chosen.blob_id AND NOT l.kept
+                )
+                SELECT max(blob_id) FROM chosen
+                """,
+                (repository_id, after, BATCH, repository_id),
+            ).fetchone()
+        if row is None or row[0] is None:
+            return
+        after = row[0]
+
+
+def listed(connection: Connection[Any], found: Sequence[Holding]) -> int:
+    """Note that what these need is kept, unless they were pushed again since; return how many."""
+    with connection.transaction():
+        locks.enter(connection)
+        return connection.execute(
+            """
+            UPDATE repository_manifests h SET links_pending = false
+            FROM unnest(%s::int[], %s::bytea[], %s::timestamptz[]) d (repository_id, digest, pushed_at)
+            JOIN blobs b ON b.digest = d.digest
+            WHERE h.manifest_id = b.id AND h.repository_id = d.repository_id AND h.pushed_at = d.pushed_at
+              AND h.links_pending
+            """,
+            (
+                integers(each.repository_id for each in found),
+                digests(each.digest for each in found),
+                times(each.pushed_at for each in found),
+            ),
+        ).rowcount
+
+
+def release(connection: Connection[Any], pod_id: int) -> int:
+    """Release the kept links of the pod's repositories that hold no such manifest any more; return how many.
+
+    They count as any other link then, from now on.
+    """
+    repositories = connection.execute(
+        """
+        SELECT r.id FROM repositories r WHERE r.pod_id = %s
+        AND EXISTS (SELECT FROM repository_blobs l WHERE l.repository_id = r.id AND l.kept)
+        AND NOT EXISTS (SELECT FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+                        WHERE (m.by_links OR m.refs IS NULL) AND h.repository_id = r.id)
+        """,
+        (pod_id,),
+    ).fetchall()
+    total = 0
+    for (repository,) in repositories:
+        while True:
+            with connection.transaction():
+                locks.enter(connection)
+                released = connection.execute(
+                    """
+                    WITH chosen AS MATERIALIZED (
+                        SELECT blob_id FROM repository_blobs WHERE repository_id = %s AND kept
+                        ORDER BY blob_id LIMIT %s FOR UPDATE SKIP LOCKED)
+                    UPDATE repository_blobs l SET kept = false, linked_at = now() FROM chosen
+                    WHERE l.blob_id = chosen.blob_id AND l.repository_id = %s
+                    """,
+                    (repository, BATCH, repository),
+                ).rowcount
+            total += released
+            if released < BATCH:
+                break
+    return total

@@ -1,0 +1,216 @@
+"""Moves of blobs that follow from a look at storage, and the outbox in which changes wait to be told.
+
+A change is written to the outbox in the transaction that makes it, after the blob's row was changed: so changes of one
+blob have ids in the order in which they happened. Whoever tells them takes them in the order of ids, one teller at a
+time (`outbox`).
+Not here: which move follows (domain/lifecycle.py), the look (reconcile/presence.py), the topic (kafka/lifecycle.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from coordinator.db.arrays import integers
+from coordinator.domain.lifecycle import BlobEvent, BlobState, after, told
+from coordinator.domain.names import Digest
+from coordinator.domain.pods import Linker
+from coordinator.domain.references import ManifestKind
+
+#: Of a teller, for pg_try_advisory_xact_lock: a constant of ours.
+OUTBOX_LOCK = 0x62616C6F
+
+
+class KnownBlob(NamedTuple):
+    """A blob as the table has it."""
+
+    id: int
+    digest: Digest
+    #: Bytes; -1 while nobody has said.
+    size: int
+    state: BlobState
+    reference_count: int
+    link_count: int
+
+    @property
+    def referenced(self) -> bool:
+        return self.reference_count > 0 or self.link_count > 0
+
+
+class Move(NamedTuple):
+    blob: KnownBlob
+    to: BlobState
+
+    @property
+    def change(self) -> str | None:
+        """What is told of it."""
+        return told(self.blob.state, self.to)
+
+
+class Change(NamedTuple):
+    """A change of a blob's state that was not told yet."""
+
+    id: int
+    digest: Digest
+    change: str
+    at: datetime
+    reference_count: int
+    link_count: int
+
+
+_KNOWN = "SELECT b.id, b.digest, b.size, b.state, b.reference_count, b.link_count FROM blobs b"
+
+
+def _blob(row: Sequence[Any]) -> KnownBlob:
+    return KnownBlob(row[0], Digest(row[1]), row[2], BlobState(row[3]), row[4], row[5])
+
+
+def load(connection: Connection[Any], wanted: Sequence[Digest]) -> list[KnownBlob]:
+    """Return those of these blobs that have a row."""
+    found = connection.execute(
+        f"{_KNOWN} JOIN unnest(%s::bytea[]) d (digest) ON b.digest = d.digest ORDER BY b.id", (list(wanted),)
+    )
+    return [_blob(row) for row in found]
+
+
+def missing(connection: Connection[Any], after: int, limit: int) -> list[KnownBlob]:
+    """Return missing blobs by id."""
+    found = connection.execute(
+        f"{_KNOWN} WHERE b.state = {BlobState.MISSING:d} AND b.id > %s ORDER BY b.id LIMIT %s", (after, limit)
+    )
+    return [_blob(row) for row in found]
+
+
+def unread(connection: Connection[Any], after: int, limit: int) -> list[KnownBlob]:
+    """Return live manifests by id whose bytes could not be read: they may not be there at all."""
+    found = connection.execute(
+        f"""
+        {_KNOWN} JOIN manifests m ON m.id = b.id
+        WHERE (m.refs IS NULL OR m.by_links) AND m.id > %s AND b.state = {BlobState.LIVE:d} ORDER BY m.id LIMIT %s
+        """,
+        (after, limit),
+    )
+    return [_blob(row) for row in found]
+
+
+def some_live(connection: Connection[Any], limit: int) -> list[Digest]:
+    """Return digests of live blobs from among so many of the newest rows, and of the oldest."""
+    found = connection.execute(
+        f"""
+        SELECT digest FROM (
+            (SELECT digest, state FROM blobs ORDER BY id DESC LIMIT %(limit)s)
+            UNION ALL (SELECT digest, state FROM blobs ORDER BY id LIMIT %(limit)s)
+        ) ends WHERE state = {BlobState.LIVE:d}
+        """,
+        {"limit": limit},
+    )
+    return [Digest(row[0]) for row in found]
+
+
+def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
+    """Return which of these, with no bytes in storage, need not be lost.
+
+    Either only pods need them that may have their bytes in a store of their own (linker `relay`). Or nothing but the
+    bytes of manifests names them that are kept for every digest they name (kind NAMED), and nobody ever stored them:
+    the client of any registry can make up such a digest, and would raise an alarm that is never cleared.
+    """
+    if not blobs:
+        return set()
+    found = connection.execute(
+        f"""
+        SELECT b.id FROM unnest(%s::bigint[]) b (id)
+        WHERE EXISTS ({_PODS_THAT_NEED} WHERE p.linker = '{Linker.RELAY}')
+          AND NOT EXISTS ({_PODS_THAT_NEED} WHERE p.linker = '{Linker.LINK}')
+        UNION
+        SELECT b.id FROM blobs b
+        WHERE b.id = ANY(%s::bigint[]) AND b.size < 0 AND b.link_count = 0
+          AND NOT EXISTS (SELECT FROM repository_manifests WHERE manifest_id = b.id)
+          AND (
+              SELECT bool_and(m.kind = {ManifestKind.NAMED:d})
+              FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id WHERE m.refs @> ARRAY[b.id]
+          )
+        """,
+        (integers(blobs), integers(blobs)),
+    )
+    return {row[0] for row in found}
+
+
+#: Of blob `b.id`.
+_PODS_THAT_NEED = """
+    SELECT FROM (
+        SELECT repository_id FROM repository_blobs WHERE blob_id = b.id
+        UNION ALL
+        SELECT repository_id FROM repository_manifests WHERE manifest_id = b.id
+        UNION ALL
+        SELECT h.repository_id FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
+        WHERE m.refs @> ARRAY[b.id]
+    ) needed JOIN repositories r ON r.id = needed.repository_id JOIN pods p ON p.id = r.pod_id
+"""
+
+
+def move(connection: Connection[Any], moves: Sequence[Move]) -> None:
+    """Move blobs and write what is to be told of it. The caller has kept all writers of facts out (db/locks.py)."""
+    if not moves:
+        return
+    connection.execute(
+        """
+        WITH moved AS (
+            UPDATE blobs b SET state = d.state
+            FROM unnest(%s::bigint[], %s::smallint[]) d (id, state) WHERE b.id = d.id
+            RETURNING b.id, b.digest, b.state, b.reference_count, b.link_count
+        )
+        INSERT INTO lifecycle_outbox (digest, change, reference_count, link_count)
+        SELECT m.digest, c.change, m.reference_count, m.link_count
+        FROM moved m JOIN unnest(%s::bigint[], %s::text[]) c (id, change) ON c.id = m.id
+        WHERE c.change IS NOT NULL ORDER BY m.id
+        """,
+        (
+            integers(each.blob.id for each in moves),
+            integers(each.to for each in moves),
+            integers(each.blob.id for each in moves),
+            [each.change for each in moves],
+        ),
+    )
+
+
+def tell(connection: Connection[Any], blobs: Sequence[int], event: BlobEvent) -> list[Move]:
+    """Let an event happen to blobs; return those that it moved. Raises LifecycleError, and then none has moved.
+
+    Their rows stay locked until the transaction ends, so what the counts say of them is true until then.
+    """
+    found = connection.execute(
+        f"{_KNOWN} JOIN unnest(%s::bigint[]) d (id) ON d.id = b.id ORDER BY b.id FOR NO KEY UPDATE OF b",
+        (integers(blobs),),
+    )
+    known = [_blob(row) for row in found]
+    moves = [Move(blob, after(blob.state, event, needed=blob.referenced)) for blob in known]
+    moves = [each for each in moves if each.to is not each.blob.state]
+    move(connection, moves)
+    return moves
+
+
+@contextmanager
+def outbox(connection: Connection[Any], limit: int) -> Iterator[list[Change]]:
+    """Give the oldest changes that wait; they are deleted when the block ends, and stay if it raises.
+
+    None while somebody else is telling: two at once would tell one blob's changes in any order.
+    """
+    with connection.transaction():
+        row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (OUTBOX_LOCK,)).fetchone()
+        if row is None or not row[0]:
+            yield []
+            return
+        found = connection.execute(
+            """
+            SELECT id, digest, change, at, reference_count, link_count FROM lifecycle_outbox ORDER BY id LIMIT %s
+            """,
+            (limit,),
+        )
+        changes = [Change(row[0], Digest(row[1]), *row[2:]) for row in found]
+        yield changes
+        if changes:
+            connection.execute(
+                "DELETE FROM lifecycle_outbox WHERE id = ANY(%s::bigint[])", (integers(each.id for each in changes),)
+            )

@@ -1,0 +1,128 @@
+"""Renames that were applied, remembered so that events which come later and happened earlier are noticed.
+
+A rename and the pushes below a namespace are in different partitions, and processes have queues of their own. So a push
+under the old name may be applied after the rename that should have moved it, and stay under the old name; and so may a
+rename, after one that took what it brings further. No rule puts that right in all orders; so it is recorded as a gap,
+which holds garbage collection until somebody has looked. A delete under the new name may come after the rename and be
+of what was there before: it is not believed.
+Not here: what a rename does to what is known already (repository_facts.py), when it is forgotten (expiry.py).
+"""
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Any
+
+from psycopg import Connection
+
+from coordinator.domain.facts import ManifestRead, Removed, RepositoryRenamed
+from coordinator.domain.names import RepositoryName
+from coordinator.domain.pods import prefixes_of
+from coordinator.domain.progress import GapReason
+from coordinator.table.batch import Item
+
+
+def remember(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int) -> bool:
+    """Return whether it was not known yet. Only while nobody else writes (db/locks.py)."""
+    key = (fact.repository, fact.destination, fact.below, fact.at)
+    known = connection.execute(
+        "SELECT FROM renames WHERE source = %s AND destination = %s AND below = %s AND at = %s", key
+    ).rowcount
+    connection.execute(
+        """
+        INSERT INTO renames (source, destination, below, at, pod_id) VALUES (%s, %s, %s, %s, %s)
+        ON CONFLICT (source, destination, below, at) DO UPDATE SET seen_at = now()
+        """,
+        (*key, pod_id),
+    )
+    return not known
+
+
+def crosses_later(connection: Connection[Any], fact: RepositoryRenamed, margin: timedelta, *, is_new: bool) -> bool:
+    """Whether another rename, that may be a later one, was applied before and crosses this one.
+
+    It may have given the source, or what is around or below it, things that this one takes along; or it has not taken
+    what this one brings, or leaves. The latter only the first time: what has come under a name since then was noticed.
+    """
+    values = fact._asdict() | {"margin": margin, "is_new": is_new}
+    found = connection.execute(
+        f"""
+        SELECT FROM renames r
+        WHERE r.at + %(margin)s >= %(at)s
+          AND (r.source, r.destination, r.below, r.at) <> (%(repository)s, %(destination)s, %(below)s, %(at)s)
+          AND ({_overlap("r.destination", "%(repository)s::text")} OR %(is_new)s AND (
+               {_overlap("r.source", "%(repository)s::text")} OR {_overlap("r.source", "%(destination)s::text")}))
+        LIMIT 1
+        """,
+        values,
+    )
+    return found.rowcount > 0
+
+
+def _overlap(name: str, other: str) -> str:
+    return f"(starts_with({name} || '/', {other} || '/') OR starts_with({other} || '/', {name} || '/'))"
+
+
+def taken_since(connection: Connection[Any], removals: Collection[Removed], margin: timedelta) -> set[RepositoryName]:
+    """Return those repositories to which a rename gave something that one of these removals may not have been of.
+
+    What came with a rename keeps the time of its push, which says nothing of when it came to this name.
+    """
+    if not removals or not connection.execute("SELECT FROM renames LIMIT 1").rowcount:
+        return set()
+    names = {prefix for fact in removals for prefix in prefixes_of(fact.repository)}
+    found = connection.execute(
+        "SELECT destination, max(at) FROM renames WHERE destination = ANY(%s::text[]) GROUP BY destination",
+        (list(names),),
+    )
+    latest = dict(found.fetchall())
+    return {
+        fact.repository
+        for fact in removals
+        if any(name in latest and fact.at <= latest[name] + margin for name in prefixes_of(fact.repository))
+    }
+
+
+def notice_late(connection: Connection[Any], run: list[Item], margin: timedelta) -> None:
+    """Record a gap for pods of which the run has facts that may be from before a rename that was applied."""
+    # Almost never is there any, and then nothing else is asked.
+    if not connection.execute("SELECT FROM renames LIMIT 1").rowcount:
+        return
+    facts = [item.fact for item in run if item.fact is not None and not isinstance(item.fact, ManifestRead)]
+    names = {prefix for fact in facts for prefix in prefixes_of(fact.repository)}
+    found = connection.execute(
+        "SELECT source, below, max(at) FROM renames WHERE source = ANY(%s::text[]) GROUP BY source, below",
+        (list(names),),
+    )
+    latest = {(source, below): at for source, below, at in found}
+    record_gap(connection, {item.pod_id for item in run if _is_late(item, latest, margin)})
+
+
+def _is_late(item: Item, latest: dict[tuple[str, bool], Any], margin: timedelta) -> bool:
+    fact = item.fact
+    if fact is None or isinstance(fact, ManifestRead):
+        return False
+    times = (latest.get((name, below)) for name in prefixes_of(fact.repository) for below in (True, False))
+    return any(at is not None and fact.at <= at + margin for at in times)
+
+
+def record_gap(connection: Connection[Any], pods: set[int]) -> None:
+    """Record for each of these pods that something may be under a name that it has no more.
+
+    One gap is enough: a reconcile that runs already does not settle it.
+    """
+    # First what is open, then what is not there: a gap that is settled between the two is recorded anew.
+    connection.execute(
+        """
+        UPDATE gaps SET settles_from = greatest(settles_from, clock_timestamp())
+        WHERE pod_id = ANY(%s::int[]) AND reason = %s AND settled_at IS NULL
+        """,
+        (sorted(pods), GapReason.RENAMED),
+    )
+    connection.execute(
+        """
+        INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)
+        SELECT d.id, '', -1, %s, 0 FROM unnest(%s::int[]) d (id)
+        WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = d.id AND g.reason = %s AND g.settled_at IS NULL)
+        """,
+        (GapReason.RENAMED, sorted(pods), GapReason.RENAMED),
+    )

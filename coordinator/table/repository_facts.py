@@ -1,0 +1,234 @@
+"""Facts about a whole repository: it was emptied, or it has another name.
+
+Both run while nobody else writes facts (db/locks.py), so that what they read stays true until they have written.
+Not here: facts about single digests (digest_facts.py).
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from psycopg import Connection
+
+from coordinator.db.arrays import within
+from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
+from coordinator.domain.names import Digest
+from coordinator.table import implied, renames
+from coordinator.table import statements as rows
+from coordinator.table.batch import Applied, Item, total
+from coordinator.table.digest_facts import Run
+
+
+def remove_repository(connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta) -> Applied:
+    """Remove all that the repository has, by the rule of single removals: each may be doubtful or overtaken."""
+    if not rows.pods_elsewhere(connection, {pod_id}):
+        values = {"name": fact.repository, "at": within(fact.at), "margin": margin}
+        connection.execute(_EXPLAIN_ALL, values)
+        doubtful = connection.execute(_DOUBT_ALL, values)
+        return Applied(removals_doubtful=doubtful.rowcount)
+    applied = Applied()
+    after = -1
+    while True:
+        found = connection.execute(_HELD, {"name": fact.repository, "after": after, "limit": AT_ONCE}).fetchall()
+        if not found:
+            return applied
+        facts = [Removed(fact.repository, Digest(digest), fact.at, entirely=True) for _, digest in found]
+        applied = total(applied, Run(connection, [_item(pod_id, each) for each in facts], margin, alone=True).apply())
+        after = found[-1][0]
+
+
+def _item(pod_id: int, fact: Removed) -> Item:
+    return Item(0, 0, pod_id, fact, None)
+
+
+#: Things of a repository that are removed by one statement: none may take longer than a statement is given.
+AT_ONCE = 5000
+
+_HELD = """
+SELECT b.id, b.digest FROM (
+    SELECT h.manifest_id FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id
+    WHERE r.name = %(name)s AND h.manifest_id > %(after)s
+    UNION
+    SELECT l.blob_id FROM repositories r JOIN repository_blobs l ON l.repository_id = r.id
+    WHERE r.name = %(name)s AND l.blob_id > %(after)s
+    ORDER BY 1 LIMIT %(limit)s
+) held (id) JOIN blobs b ON b.id = held.id ORDER BY b.id
+"""
+
+#: Whose links are in shared storage is believed only after a look at them.
+_DOUBT_ALL = """
+INSERT INTO removals (repository_id, digest, removed_at, doubtful_since)
+SELECT held.repository_id, b.digest, %(at)s::timestamptz, now() FROM (
+    SELECT h.repository_id, h.manifest_id, h.pushed_at
+    FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id WHERE r.name = %(name)s
+    UNION ALL
+    SELECT l.repository_id, l.blob_id, l.event_at
+    FROM repositories r JOIN repository_blobs l ON l.repository_id = r.id WHERE r.name = %(name)s
+) held (repository_id, id, at) JOIN blobs b ON b.id = held.id
+GROUP BY held.repository_id, b.digest HAVING min(held.at) - %(at)s::timestamptz <= %(margin)s
+ON CONFLICT (repository_id, digest) DO UPDATE
+SET removed_at = greatest(removals.removed_at, excluded.removed_at), seen_at = now(), doubtful_since = now(),
+    reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL
+"""
+
+#: Links of it that had vanished before this event came, and that were older than it.
+_EXPLAIN_ALL = """
+UPDATE removals r SET reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL
+FROM repositories n
+WHERE n.name = %(name)s AND r.repository_id = n.id AND r.vanished_since IS NOT NULL
+  AND r.vanished_added_at - %(at)s::timestamptz <= %(margin)s
+"""
+
+
+def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int, margin: timedelta) -> None:
+    """Give the repository its new name, and with `below` also those under it; merge where the name is taken.
+
+    What was added under the old name after the rename stays there: a rename that is seen again must not take it along.
+    Whether it was there before as well is not known, for a holding has only its last time: then a gap is recorded.
+    """
+    fact = fact._replace(at=within(fact.at))
+    old, new, at = fact.repository, fact.destination, fact.at
+    if new == old:
+        return
+    is_new = renames.remember(connection, fact, pod_id)
+    if renames.crosses_later(connection, fact, margin, is_new=is_new):
+        renames.record_gap(connection, {pod_id})
+    if not is_new and fact.below and (new.startswith(f"{old}/") or old.startswith(f"{new}/")):
+        # What it gave its name is below the old one too, and would be moved again. What has come under the old name
+        # since then, though it is from before, was told as a gap (renames.py).
+        return
+    names = connection.execute(
+        "SELECT id, name FROM repositories WHERE name = %s OR (%s AND name LIKE %s)",
+        (old, fact.below, old.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%") + "/%"),
+    ).fetchall()
+    # Where a namespace moves along its own path, names that it gives are among those that it takes. All become longer
+    # by as much, or shorter, so that by length each goes before another comes to its name.
+    names.sort(key=lambda row: len(row[1]), reverse=len(new) > len(old))
+    for number, name in names:
+        if _has_later(connection, {"source": number, "at": at, "margin": timedelta()}):
+            renames.record_gap(connection, {pod_id})
+        _rename(connection, number, new + name.removeprefix(old), {"at": at, "margin": margin})
+
+
+#: Table, column of the digest's id, the registry's time.
+_FACTS = (
+    ("repository_manifests", "manifest_id", "pushed_at"),
+    ("repository_blobs", "blob_id", "event_at"),
+)
+
+
+def _rename(connection: Connection[Any], source: int, name: str, when: dict[str, Any]) -> None:
+    values = {"source": source, "name": name} | when
+    row = connection.execute("SELECT id FROM repositories WHERE name = %(name)s", values).fetchone()
+    if row is None:
+        if not _has_later(connection, values):
+            connection.execute("UPDATE repositories SET name = %(name)s WHERE id = %(source)s", values)
+            return
+        row = connection.execute(
+            "INSERT INTO repositories (name, pod_id) SELECT %(name)s, pod_id FROM repositories WHERE id = %(source)s"
+            " RETURNING id",
+            values,
+        ).fetchone()
+        assert row is not None
+    if row[0] != source:
+        _merge(connection, values | {"destination": row[0]})
+
+
+def _has_later(connection: Connection[Any], values: dict[str, Any]) -> bool:
+    """Whether anything was added to, or removed from, `source` after the rename."""
+    times = [(table, time) for table, _, time in _FACTS]
+    later = " UNION ALL ".join(
+        f"SELECT FROM {table} WHERE repository_id = %(source)s AND {time} > %(at)s::timestamptz + %(margin)s"
+        for table, time in (*times, ("removals", "removed_at"))
+    )
+    return connection.execute(f"{later} LIMIT 1", values).rowcount > 0
+
+
+def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
+    """Move what `source` had at the time to a repository that exists: events under the new name came first."""
+    twice, linked_twice = (_both(connection, table, column, time, values) for table, column, time in _FACTS)
+    for table, column, time in _FACTS:
+        _move(connection, table, column, time, values)
+    # Which of the links moved along is not looked at: those of the destination are listed anew (reconcile/kept.py).
+    connection.execute(
+        """
+        UPDATE repository_manifests h SET links_pending = true FROM manifests m
+        WHERE h.repository_id = %(destination)s AND m.id = h.manifest_id AND m.by_links
+        """,
+        values,
+    )
+    _move_removals(connection, values)
+    connection.execute(
+        """
+        DELETE FROM repositories WHERE id = %(source)s
+        AND NOT EXISTS (SELECT FROM repository_manifests WHERE repository_id = %(source)s)
+        AND NOT EXISTS (SELECT FROM repository_blobs WHERE repository_id = %(source)s)
+        AND NOT EXISTS (SELECT FROM removals WHERE repository_id = %(source)s)
+        """,
+        values,
+    )
+    rows.recount(connection, twice, linked_twice, by=-1)
+    implied.repair(connection, [values["source"], values["destination"]])
+
+
+def _both(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> list[int]:
+    found = connection.execute(
+        f"""
+        SELECT s.{column} FROM {table} s JOIN {table} d ON d.{column} = s.{column}
+        WHERE s.repository_id = %(source)s AND d.repository_id = %(destination)s
+          AND s.{time} <= %(at)s::timestamptz + %(margin)s
+        """,
+        values,
+    )
+    return [row[0] for row in found]
+
+
+def _move(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> None:
+    moves = f"s.repository_id = %(source)s AND s.{time} <= %(at)s::timestamptz + %(margin)s"
+    more = "linked_at = greatest(d.linked_at, s.linked_at), kept = d.kept OR s.kept"
+    if table == "repository_manifests":
+        more = "implied = d.implied AND s.implied"
+    connection.execute(
+        f"""
+        UPDATE {table} d SET {time} = greatest(d.{time}, s.{time}), {more} FROM {table} s
+        WHERE d.repository_id = %(destination)s AND s.{column} = d.{column} AND {moves}
+        """,
+        values,
+    )
+    connection.execute(
+        f"""
+        DELETE FROM {table} s USING {table} d
+        WHERE d.repository_id = %(destination)s AND s.{column} = d.{column} AND {moves}
+        """,
+        values,
+    )
+    connection.execute(f"UPDATE {table} s SET repository_id = %(destination)s WHERE {moves}", values)
+
+
+def _move_removals(connection: Connection[Any], values: dict[str, Any]) -> None:
+    """Let the destination know what the source saw removed, and doubt what contradicts what either had."""
+    connection.execute(
+        """
+        WITH moved AS (
+            DELETE FROM removals
+            WHERE repository_id = %(source)s AND removed_at <= %(at)s::timestamptz + %(margin)s RETURNING *
+        )
+        INSERT INTO removals (repository_id, digest, removed_at, seen_at, doubtful_since, reported,
+                              vanished_since, vanished_added_at, vanished_kind)
+        SELECT %(destination)s, digest, removed_at, seen_at, doubtful_since, reported,
+               vanished_since, vanished_added_at, vanished_kind FROM moved
+        ON CONFLICT (repository_id, digest) DO UPDATE
+        SET removed_at = greatest(removals.removed_at, excluded.removed_at),
+            seen_at = greatest(removals.seen_at, excluded.seen_at),
+            doubtful_since = coalesce(removals.doubtful_since, excluded.doubtful_since)
+        """,
+        values,
+    )
+    for table, column, time in _FACTS:
+        connection.execute(
+            f"""
+            UPDATE removals r SET doubtful_since = now() FROM {table} t JOIN blobs b ON b.id = t.{column}
+            WHERE r.repository_id = %(destination)s AND t.repository_id = r.repository_id AND b.digest = r.digest
+              AND r.doubtful_since IS NULL AND t.{time} - r.removed_at <= %(margin)s
+            """,
+            values,
+        )

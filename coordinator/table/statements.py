@@ -1,0 +1,594 @@
+"""The SQL of the batch apply: each function is one statement over arrays, whatever the size of the batch.
+
+Joins against `unnest` are told to use indexes (see `prepare`): the planner cannot know how long an array will be.
+Writes say how many rows they must change, and raise StateChangedError if it were others.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg import Connection, Cursor
+
+from coordinator.db.arrays import digests, integers, register, times
+from coordinator.domain.fold import Difference, Key, Removal
+from coordinator.domain.lifecycle import BlobState, counted
+from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.references import ManifestKind
+from coordinator.table.batch import Slice, StateChangedError
+
+Pair = tuple[int, int]
+
+
+class NewBlob(NamedTuple):
+    id: int
+    digest: Digest
+    size: int | None
+    reference_count: int
+    link_count: int
+
+
+class Delta(NamedTuple):
+    """How a known blob's counts change, and its size in bytes if that was not known."""
+
+    blob: int
+    references: int
+    links: int
+    size: int | None = None
+
+
+class NewManifest(NamedTuple):
+    id: int
+    kind: ManifestKind | None
+    refs: list[int] | None
+    #: It was read from the manifest's own bytes.
+    verified: bool = False
+    #: It may need what the repositories that hold it link, too.
+    by_links: bool = False
+
+
+class KnownManifest(NamedTuple):
+    """What the table has of a manifest; `refs` is None while its bytes were not asked for."""
+
+    kind: ManifestKind | None
+    refs: list[int] | None
+    verified: bool
+    by_links: bool
+
+
+def prepare(connection: Connection[Any]) -> None:
+    """Set the connection up for batches: statements are planned once, and for index look-ups."""
+    register(connection)
+    connection.prepare_threshold = 0
+    for setting in ("enable_seqscan = off", "enable_hashjoin = off", "enable_mergejoin = off"):
+        connection.execute(f"SET {setting}")
+    connection.execute("SET plan_cache_mode = force_generic_plan")
+
+
+def _run(connection: Connection[Any], statement: str, parameters: Sequence[Any]) -> Cursor[Any]:
+    return connection.cursor(binary=True).execute(statement, parameters)
+
+
+def _change(connection: Connection[Any], expected: int, statement: str, parameters: Sequence[Any]) -> None:
+    if expected and _run(connection, statement, parameters).rowcount != expected:
+        raise StateChangedError("Rows were added or removed by another writer.")
+
+
+def lock_progress(connection: Connection[Any], partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """Lock the partitions' progress, in order; return where each stands."""
+    stands: dict[tuple[str, int], int] = {}
+    for topic, partition in partitions:
+        row = _run(
+            connection,
+            "SELECT next_offset FROM partition_progress WHERE topic = %s AND partition = %s FOR UPDATE",
+            (topic, partition),
+        ).fetchone()
+        if row is not None:
+            stands[topic, partition] = row[0]
+    return stands
+
+
+def advance_progress(connection: Connection[Any], slices: Sequence[Slice]) -> None:
+    _change(
+        connection,
+        len(slices),
+        """
+        UPDATE partition_progress p SET next_offset = d.next_offset, fingerprint = d.fingerprint, updated_at = now()
+        FROM unnest(%b::text[], %s::int[], %s::bigint[], %s::bigint[]) d (topic, partition, next_offset, fingerprint)
+        WHERE p.topic = d.topic AND p.partition = d.partition
+        """,
+        (
+            [piece.topic for piece in slices],
+            integers(piece.partition for piece in slices),
+            integers(piece.next_offset for piece in slices),
+            integers(piece.fingerprint for piece in slices),
+        ),
+    )
+
+
+def repository_ids(connection: Connection[Any], owners: Mapping[RepositoryName, int]) -> dict[RepositoryName, int]:
+    """Return the id of each repository, creating those that are not there; `owners` gives their pods."""
+    found = dict(
+        _run(
+            connection,
+            "SELECT r.name, r.id FROM unnest(%b::text[]) d (name) JOIN repositories r ON r.name = d.name",
+            (list(owners),),
+        ).fetchall()
+    )
+    missing = sorted(owners.keys() - found.keys())
+    if missing:
+        created = _run(
+            connection,
+            """
+            INSERT INTO repositories (name, pod_id) SELECT * FROM unnest(%b::text[], %s::smallint[])
+            ON CONFLICT (name) DO NOTHING RETURNING name, id
+            """,
+            (missing, integers(owners[name] for name in missing)),
+        ).fetchall()
+        if len(created) != len(missing):
+            raise StateChangedError("A repository was created at the same time.")
+        found.update(created)
+    return found
+
+
+def pods_elsewhere(connection: Connection[Any], pods: Collection[int]) -> set[int]:
+    """Of these pods, those that keep their links elsewhere than in shared storage."""
+    if not pods:
+        return set()
+    statement = "SELECT id FROM pods WHERE id = ANY(%s::int[]) AND linker <> 'link'"
+    return {row[0] for row in _run(connection, statement, (integers(pods),))}
+
+
+def blob_ids(connection: Connection[Any], wanted: list[Digest]) -> tuple[dict[Digest, int], list[Digest]]:
+    """Return the ids of those digests that have a row, and which of these have no size yet."""
+    found = _run(
+        connection,
+        "SELECT b.digest, b.id, b.size < 0 FROM unnest(%b::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest",
+        (digests(wanted),),
+    ).fetchall()
+    return {row[0]: row[1] for row in found}, [row[0] for row in found if row[2]]
+
+
+def new_blob_ids(connection: Connection[Any], count: int) -> list[int]:
+    if not count:
+        return []
+    statement = "SELECT nextval('blobs_id_seq') FROM generate_series(1, %b)"
+    return [row[0] for row in _run(connection, statement, (count,))]
+
+
+def insert_blobs(connection: Connection[Any], blobs: list[NewBlob]) -> int:
+    """Insert blobs, sorted by digest; return how many had no row yet."""
+    if not blobs:
+        return 0
+    return _run(
+        connection,
+        f"""
+        INSERT INTO blobs (id, size, unreferenced_since, reference_count, link_count, state, digest)
+        SELECT id, size, CASE WHEN refs = 0 AND links = 0 THEN now() END, refs, links,
+               CASE WHEN refs = 0 AND links = 0 THEN {BlobState.UNREFERENCED:d} ELSE {BlobState.LIVE:d} END, digest
+        FROM unnest(%s::bigint[], %s::bigint[], %s::int[], %s::int[], %b::bytea[]) d (id, size, refs, links, digest)
+        ON CONFLICT DO NOTHING
+        """,
+        (
+            integers(blob.id for blob in blobs),
+            integers(-1 if blob.size is None else blob.size for blob in blobs),
+            integers(blob.reference_count for blob in blobs),
+            integers(blob.link_count for blob in blobs),
+            digests(blob.digest for blob in blobs),
+        ),
+    ).rowcount
+
+
+def manifests(connection: Connection[Any], ids: list[int]) -> dict[int, KnownManifest]:
+    """Return what is known of each of these manifests that has a row."""
+    if not ids:
+        return {}
+    statement = """
+        SELECT m.id, m.kind, m.refs, m.verified, m.by_links
+        FROM unnest(%s::bigint[]) d (id) JOIN manifests m ON m.id = d.id
+    """
+    found = _run(connection, statement, (integers(ids),)).fetchall()
+    return {
+        row[0]: KnownManifest(None if row[1] is None else ManifestKind(row[1]), row[2], row[3], row[4]) for row in found
+    }
+
+
+def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> None:
+    _change(
+        connection,
+        len(new),
+        """
+        INSERT INTO manifests (id, kind, refs, verified, by_links)
+        SELECT id, nullif(kind, 0), refs::bigint[], verified, by_links
+        FROM unnest(%s::bigint[], %s::smallint[], %b::text[], %b::bool[], %b::bool[])
+             d (id, kind, refs, verified, by_links)
+        ON CONFLICT DO NOTHING
+        """,
+        (
+            integers(manifest.id for manifest in new),
+            integers(0 if manifest.kind is None else manifest.kind for manifest in new),
+            [None if manifest.refs is None else integers(manifest.refs) for manifest in new],
+            [manifest.verified for manifest in new],
+            [manifest.by_links for manifest in new],
+        ),
+    )
+
+
+def mark_kinds(connection: Connection[Any], kinds: Mapping[int, ManifestKind], *, read: bool) -> None:
+    """Note of which kind manifests are, and with `read` that their bytes said so; a report changes nothing after that.
+
+    What indexes list is looked for, too.
+    """
+    if kinds:
+        ordered = sorted(kinds)
+        _run(
+            connection,
+            """
+            UPDATE manifests m SET kind = d.kind, verified = m.verified OR %b
+            FROM unnest(%s::bigint[], %s::smallint[]) d (id, kind)
+            WHERE m.id = d.id AND (m.kind IS DISTINCT FROM d.kind OR m.verified <> %b) AND (%b OR NOT m.verified)
+            """,
+            (read, integers(ordered), integers(int(kinds[each]) for each in ordered), read, read),
+        )
+
+
+def holders(connection: Connection[Any], manifest: int) -> set[int]:
+    """Return the ids of the pods that hold a manifest."""
+    found = _run(
+        connection,
+        """
+        SELECT DISTINCT r.pod_id::int FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
+        WHERE h.manifest_id = %b
+        """,
+        (manifest,),
+    )
+    return {row[0] for row in found}
+
+
+def change_manifest(connection: Connection[Any], manifest: int, known: KnownManifest, now: KnownManifest) -> int:
+    """Set what a manifest lists; return how many holdings it has. Only while nobody else writes (db/locks.py)."""
+    _change(
+        connection,
+        1,
+        "UPDATE manifests SET kind = nullif(%b, 0), refs = %s::bigint[], verified = %b, by_links = %b WHERE id = %b",
+        (
+            0 if now.kind is None else int(now.kind),
+            None if now.refs is None else integers(now.refs),
+            now.verified,
+            now.by_links,
+            manifest,
+        ),
+    )
+    if known.by_links != now.by_links:
+        _run(
+            connection,
+            "UPDATE repository_manifests SET links_pending = %b WHERE manifest_id = %b AND links_pending <> %b",
+            (now.by_links, manifest, now.by_links),
+        )
+    row = _run(connection, "SELECT count(*) FROM repository_manifests WHERE manifest_id = %b", (manifest,)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def await_links(connection: Connection[Any], pairs: Sequence[Pair]) -> None:
+    """Note that the links of these repositories are to be listed for these (repository, manifest) holdings."""
+    if pairs:
+        _run(
+            connection,
+            """
+            UPDATE repository_manifests h SET links_pending = true
+            FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+            WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id
+            """,
+            (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs)),
+        )
+
+
+def keep_links(connection: Connection[Any], repository: RepositoryName, blobs: Sequence[Digest]) -> None:
+    """Keep these links of a repository until it holds no manifest that is kept by links; they have rows."""
+    _change(
+        connection,
+        len(blobs),
+        """
+        UPDATE repository_blobs l SET kept = true FROM unnest(%b::bytea[]) d (digest)
+        JOIN blobs b ON b.digest = d.digest JOIN repositories r ON r.name = %b
+        WHERE l.blob_id = b.id AND l.repository_id = r.id
+        """,
+        (digests(blobs), repository),
+    )
+
+
+def count_false_reports(connection: Connection[Any], found: Mapping[int, tuple[int, Digest]]) -> None:
+    """Count false reports by pod; each with the manifest of one."""
+    if found:
+        pods = sorted(found)
+        _run(
+            connection,
+            """
+            INSERT INTO false_reports (pod_id, count, manifest)
+            SELECT * FROM unnest(%s::smallint[], %s::bigint[], %b::bytea[])
+            ON CONFLICT (pod_id) DO UPDATE
+            SET count = false_reports.count + excluded.count, last_at = now(), manifest = excluded.manifest
+            """,
+            (integers(pods), integers(found[pod][0] for pod in pods), digests(found[pod][1] for pod in pods)),
+        )
+
+
+def holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime | None]]:
+    """Return those (repository, manifest) pairs that are held, with the registry's time of the push.
+
+    Implied ones among them, with None: no link of theirs is known.
+    """
+    return _pairs(
+        connection,
+        """
+        SELECT h.repository_id, h.manifest_id, CASE WHEN NOT h.implied THEN h.pushed_at END
+        FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+        JOIN repository_manifests h ON h.manifest_id = d.id AND h.repository_id = d.repository_id
+        """,
+        pairs,
+    )
+
+
+def links(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
+    """Return those (repository, blob) pairs that are linked, with the registry's time of the link."""
+    return _pairs(
+        connection,
+        """
+        SELECT l.repository_id, l.blob_id, l.event_at
+        FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
+        JOIN repository_blobs l ON l.blob_id = d.id AND l.repository_id = d.repository_id
+        """,
+        pairs,
+    )
+
+
+def _pairs(connection: Connection[Any], statement: str, pairs: list[Pair]) -> list[tuple[Pair, Any]]:
+    if not pairs:
+        return []
+    found = _run(connection, statement, (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs)))
+    return [((row[0], row[1]), row[2]) for row in found]
+
+
+def removals(
+    connection: Connection[Any], keys: list[Key], repositories: Mapping[RepositoryName, int]
+) -> dict[Key, Removal]:
+    """Return the removals that were seen of these (repository, digest) pairs."""
+    names = {number: name for name, number in repositories.items()}
+    found = _run(
+        connection,
+        """
+        SELECT r.repository_id, r.digest, r.removed_at, r.doubtful_since IS NOT NULL, r.reported, r.vanished_added_at
+        FROM unnest(%s::int[], %b::bytea[]) d (repository_id, digest)
+        JOIN removals r ON r.repository_id = d.repository_id AND r.digest = d.digest
+        """,
+        (integers(repositories[name] for name, _ in keys), digests(digest for _, digest in keys)),
+    )
+    return {(names[row[0]], Digest(row[1])): Removal(*row[2:]) for row in found}
+
+
+def write_holdings(
+    connection: Connection[Any],
+    before: Mapping[Key, datetime],
+    difference: Difference[datetime],
+    ids: Mapping[Digest, int],
+    repositories: Mapping[RepositoryName, int],
+    implied: Collection[Key] = (),
+) -> None:
+    """Write what differs from `before`; rows that are no longer as they were read are met with StateChangedError.
+
+    Those of `implied` have a row, and are held by a link of their own from now on. What was removed is left to
+    implied.py.
+    """
+    own = [key for key in difference.added if key in implied]
+    _change(
+        connection,
+        len(own),
+        """
+        UPDATE repository_manifests t SET implied = false, pushed_at = d.at
+        FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[]) d (repository_id, id, at)
+        WHERE t.manifest_id = d.id AND t.repository_id = d.repository_id AND t.implied
+        """,
+        (
+            integers(repositories[name] for name, _ in own),
+            integers(ids[digest] for _, digest in own),
+            times(difference.added[key] for key in own),
+        ),
+    )
+    added = {key: at for key, at in difference.added.items() if key not in implied} if own else difference.added
+    difference = Difference(added, difference.changed, [])
+    _write_pairs(connection, "repository_manifests", "manifest_id", "pushed_at", before, difference, ids, repositories)
+
+
+def write_links(
+    connection: Connection[Any],
+    before: Mapping[Key, datetime],
+    difference: Difference[datetime],
+    ids: Mapping[Digest, int],
+    repositories: Mapping[RepositoryName, int],
+) -> None:
+    """As holdings; a link that was made again counts anew from now."""
+    _write_pairs(connection, "repository_blobs", "blob_id", "event_at", before, difference, ids, repositories)
+
+
+def _write_pairs(
+    connection: Connection[Any],
+    table: str,
+    column: str,
+    time: str,
+    before: Mapping[Key, datetime],
+    difference: Difference[datetime],
+    ids: Mapping[Digest, int],
+    repositories: Mapping[RepositoryName, int],
+) -> None:
+    def arrays(keys: Sequence[Key]) -> tuple[str, str]:
+        return integers(repositories[name] for name, _ in keys), integers(ids[digest] for _, digest in keys)
+
+    # In the order of ids, so that an index grows at its end and its pages fill up; by repository too, so that two who
+    # add the same ones do not deadlock.
+    added = sorted(difference.added, key=lambda key: (ids[key[1]], repositories[key[0]]))
+
+    again = ", linked_at = now()" if table == "repository_blobs" else ""
+    _change(
+        connection,
+        len(difference.added),
+        f"""
+        INSERT INTO {table} (repository_id, {column}, {time})
+        SELECT * FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[]) ON CONFLICT DO NOTHING
+        """,
+        (*arrays(added), times(difference.added[key] for key in added)),
+    )
+    _change(
+        connection,
+        len(difference.changed),
+        f"""
+        UPDATE {table} t SET {time} = d.at{again}
+        FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[], %s::timestamptz[]) d (repository_id, id, at, known)
+        WHERE t.{column} = d.id AND t.repository_id = d.repository_id AND t.{time} = d.known
+        """,
+        (
+            *arrays(list(difference.changed)),
+            times(difference.changed.values()),
+            times(before[key] for key in difference.changed),
+        ),
+    )
+    _change(
+        connection,
+        len(difference.removed),
+        f"""
+        DELETE FROM {table} t USING unnest(%s::int[], %s::bigint[], %s::timestamptz[]) d (repository_id, id, known)
+        WHERE t.{column} = d.id AND t.repository_id = d.repository_id AND t.{time} = d.known
+        """,
+        (*arrays(difference.removed), times(before[key] for key in difference.removed)),
+    )
+
+
+def write_removals(
+    connection: Connection[Any], difference: Difference[Removal], repositories: Mapping[RepositoryName, int]
+) -> None:
+    written = difference.added | difference.changed
+    _change(
+        connection,
+        len(written),
+        """
+        INSERT INTO removals (repository_id, digest, removed_at, doubtful_since, reported)
+        SELECT repository_id, digest, at, CASE WHEN doubtful THEN now() END, reported
+        FROM unnest(%s::int[], %b::bytea[], %s::timestamptz[], %b::bool[], %b::bool[])
+             d (repository_id, digest, at, doubtful, reported)
+        ON CONFLICT (repository_id, digest) DO UPDATE
+        SET removed_at = excluded.removed_at, seen_at = now(), doubtful_since = excluded.doubtful_since,
+            reported = excluded.reported,
+            vanished_since = CASE WHEN NOT excluded.reported THEN removals.vanished_since END,
+            vanished_added_at = CASE WHEN NOT excluded.reported THEN removals.vanished_added_at END,
+            vanished_kind = CASE WHEN NOT excluded.reported THEN removals.vanished_kind END
+        """,
+        (
+            integers(repositories[name] for name, _ in written),
+            digests(digest for _, digest in written),
+            times(removal.at for removal in written.values()),
+            [removal.doubtful for removal in written.values()],
+            [removal.reported for removal in written.values()],
+        ),
+    )
+    _change(
+        connection,
+        len(difference.removed),
+        """
+        DELETE FROM removals r USING unnest(%s::int[], %b::bytea[]) d (repository_id, digest)
+        WHERE r.repository_id = d.repository_id AND r.digest = d.digest
+        """,
+        (
+            integers(repositories[name] for name, _ in difference.removed),
+            digests(digest for _, digest in difference.removed),
+        ),
+    )
+
+
+def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
+    """Add to counts, and move blobs to the states that follow; `deltas` sorted by blob.
+
+    Rows are locked first and in order: an UPDATE alone promises no order, and two workers would deadlock.
+    """
+    if not deltas:
+        return
+    blobs = [delta.blob for delta in deltas]
+    # Who was told that a blob is missing, or that nothing references it, is told of the next change; so are those
+    # who take every blob that they were never told of for live.
+    locked = _run(
+        connection,
+        f"""
+        SELECT array_agg(id) FILTER (WHERE state = {BlobState.MISSING:d}),
+               array_agg(id) FILTER (WHERE state = {BlobState.UNREFERENCED:d}) FROM (
+            SELECT b.id, b.state FROM unnest(%s::bigint[]) d (id) JOIN blobs b ON b.id = d.id
+            ORDER BY b.id FOR NO KEY UPDATE OF b
+        ) locked
+        """,
+        (integers(blobs),),
+    ).fetchone()
+    missing, unreferenced = (locked[0] or [], locked[1] or []) if locked is not None else ([], [])
+    gone = "b.reference_count + d.refs = 0 AND b.link_count + d.links = 0"
+    _change(
+        connection,
+        len(deltas),
+        f"""
+        UPDATE blobs b
+        SET reference_count = b.reference_count + d.refs,
+            link_count = b.link_count + d.links,
+            size = CASE WHEN b.size < 0 THEN d.size ELSE b.size END,
+            unreferenced_since = CASE WHEN {gone} THEN coalesce(b.unreferenced_since, now()) END,
+            state = CASE WHEN {gone} THEN {_counted(referenced=False)} ELSE {_counted(referenced=True)} END
+        FROM unnest(%s::bigint[], %s::int[], %s::int[], %s::bigint[]) d (id, refs, links, size)
+        WHERE b.id = d.id
+        """,
+        (
+            integers(blobs),
+            integers(delta.references for delta in deltas),
+            integers(delta.links for delta in deltas),
+            integers(-1 if delta.size is None else delta.size for delta in deltas),
+        ),
+    )
+    before = set(unreferenced)
+    fewer = [delta.blob for delta in deltas if (delta.references < 0 or delta.links < 0) and delta.blob not in before]
+    _tell_counted(connection, sorted({*fewer, *missing}), BlobState.UNREFERENCED, "unreferenced")
+    _tell_counted(connection, unreferenced, BlobState.LIVE, "live")
+
+
+def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
+    """Return the state of a blob that has a row, and keep it until the transaction ends."""
+    row = _run(connection, "SELECT state FROM blobs WHERE digest = %b FOR NO KEY UPDATE", (digest,)).fetchone()
+    assert row is not None
+    return BlobState(row[0])
+
+
+def _tell_counted(connection: Connection[Any], blobs: Sequence[int], state: BlobState, change: str) -> None:
+    """Tell a change of those of these blobs that a change of counts has brought to this state."""
+    if blobs:
+        _run(
+            connection,
+            """
+            INSERT INTO lifecycle_outbox (digest, change, reference_count, link_count)
+            SELECT digest, %b::text, reference_count, link_count FROM blobs
+            WHERE id = ANY(%s::bigint[]) AND state = %s::smallint ORDER BY id
+            """,
+            (change, integers(blobs), int(state)),
+        )
+
+
+def _counted(*, referenced: bool) -> str:
+    """The rule of the domain (`counted`) as an expression over `b.state`."""
+    rule = " ".join(f"WHEN {state:d} THEN {counted(state, referenced=referenced):d}" for state in BlobState)
+    return f"CASE b.state {rule} ELSE b.state END"
+
+
+def recount(connection: Connection[Any], holdings: Sequence[int], links: Iterable[int] = (), *, by: int) -> None:
+    """Count holdings of these manifests, and links of these blobs, `by` more (1) or less (-1) for each time named."""
+    references: Counter[int] = Counter()
+    linked = Counter(links)
+    listed = manifests(connection, list(holdings))
+    for manifest in holdings:
+        references.update([manifest, *(listed[manifest].refs or ())])
+    add_counts(
+        connection,
+        [Delta(blob, by * references[blob], by * linked[blob]) for blob in sorted(references.keys() | linked.keys())],
+    )

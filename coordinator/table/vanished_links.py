@@ -1,0 +1,115 @@
+"""Links that vanished without a delete event: they block GC until an operator accepts that they are gone.
+
+What a look at storage found gone is removed from the counts, so that these stay what storage says; doubts.settle notes
+in the same transaction that no event reported it. So whoever sees a blob as unreferenced because of it sees the note as
+well, and hides nothing (pods/view.py). A note ends when
+
+- the registry pushes it again: the push removes the removal, or doubts it, and the look that follows does (fold.py)
+- the delete event comes, late (fold.py, repository_facts.py)
+- an operator accepts it (`accept`)
+
+Why what was accepted gets its whole grace: `accept` dates anew, in its transaction, whatever is unreferenced now and
+was listed by what vanished, through children of indexes. It does so by the page; GC is blocked until the last one.
+Not here: reading them (pods/vanished_view.py).
+"""
+
+import datetime as dt
+from typing import NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from coordinator.db.session import writing
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.reasons import reason
+from coordinator.errors import NotFoundError
+from coordinator.table.ledger import Decision
+
+BY_LIMIT = 255
+#: Links that one transaction accepts, and that one call does.
+BATCH = 200
+CALL_LIMIT = 2000
+
+_POD = "SELECT id, clock_timestamp() AS now FROM pods WHERE name = %s"
+
+_ACCEPT = """
+WITH accepted AS MATERIALIZED (
+    SELECT x.repository_id, x.digest, x.vanished_since, x.vanished_kind, r.name
+    FROM removals x JOIN repositories r ON r.id = x.repository_id
+    WHERE r.pod_id = %(pod)s AND x.vanished_since IS NOT NULL AND x.vanished_since <= %(before)s
+      AND (%(repository)s::text IS NULL OR r.name = %(repository)s)
+    ORDER BY x.repository_id, x.digest LIMIT %(limit)s FOR UPDATE OF x
+), written AS (
+    INSERT INTO gc_ledger (digest, decision, why, evidence)
+    SELECT digest, %(decision)s, %(why)s, jsonb_build_object(
+        'pod', %(name)s::text, 'repository', name, 'kind', vanished_kind, 'noticed_at', vanished_since,
+        'by', %(by)s::text)
+    FROM accepted
+)
+UPDATE removals x
+SET reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL, seen_at = clock_timestamp()
+FROM accepted a WHERE x.repository_id = a.repository_id AND x.digest = a.digest
+RETURNING x.digest
+"""
+
+_DATE = f"""
+WITH RECURSIVE needed (id) AS (
+    SELECT b.id FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest
+    UNION
+    SELECT u.id FROM needed n JOIN manifests m ON m.id = n.id CROSS JOIN LATERAL unnest(m.refs) u (id)
+), locked AS MATERIALIZED (
+    SELECT b.id FROM needed n JOIN blobs b ON b.id = n.id
+    WHERE b.unreferenced_since IS NOT NULL AND b.state = {BlobState.UNREFERENCED:d}
+    ORDER BY b.id FOR NO KEY UPDATE OF b
+)
+UPDATE blobs b SET unreferenced_since = clock_timestamp() FROM locked l
+WHERE b.id = l.id AND b.unreferenced_since IS NOT NULL
+"""
+
+
+class Accepted(NamedTuple):
+    accepted: int
+    #: There are more of before that time: call again.
+    more: bool
+    before: dt.datetime
+
+
+async def accept(
+    engine: AsyncEngine,
+    pod: PodName,
+    why: str,
+    by: str,
+    repository: RepositoryName | None = None,
+    before: dt.datetime | None = None,
+) -> Accepted:
+    """Accept that links of the pod are gone, at most CALL_LIMIT of those that were noticed up to `before`, or now.
+
+    Raises NotFoundError, and UsageError.
+    """
+    why, by = reason(why, "why they may be gone"), reason(by, "who accepts it", BY_LIMIT)
+    accepted = 0
+    while True:
+        async with writing(engine) as connection:
+            row = (await connection.exec_driver_sql(_POD, (pod,))).one_or_none()
+            if row is None:
+                raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
+            before = row.now if before is None else min(before, row.now)
+            found = await connection.exec_driver_sql(
+                _ACCEPT,
+                {
+                    "pod": row.id,
+                    "name": pod,
+                    "before": before,
+                    "repository": repository,
+                    "limit": BATCH,
+                    "decision": Decision.ACCEPTED.value,
+                    "why": why.strip(),
+                    "by": by.strip(),
+                },
+            )
+            digests = [each.digest for each in found]
+            if digests:
+                await connection.exec_driver_sql(_DATE, (digests,))
+        accepted += len(digests)
+        if len(digests) < BATCH or accepted >= CALL_LIMIT:
+            return Accepted(accepted, len(digests) == BATCH, before)

@@ -1,0 +1,104 @@
+"""Bearer tokens of the API: who may ask, who may change.
+
+A token is 256 random bits, so that one unsalted hash is enough and a stolen table gives no token away.
+"""
+
+import datetime as dt
+import hashlib
+import re
+import secrets
+from typing import Literal, NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from coordinator.db.session import reading, writing
+from coordinator.db.shapes import View
+from coordinator.errors import ConflictError, InvalidNameError, NotFoundError
+from coordinator.settings import Secret
+
+Role = Literal["read", "operate"]
+TOKENS_LIMIT = 10_000
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class ApiToken(View, frozen=True, kw_only=True):
+    name: str
+    role: Role
+    created_at: dt.datetime
+
+
+class KnownToken(NamedTuple):
+    name: str
+    role: Role
+    sha256: bytes
+
+
+def new_token() -> Secret:
+    return Secret(secrets.token_urlsafe(32))
+
+
+def hash_of(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def check_name(name: str) -> str:
+    if _NAME.fullmatch(name) is None:
+        raise InvalidNameError(f"{name[:100]!r} is not a token name: use up to 63 letters, digits, dots and hyphens.")
+    return name
+
+
+async def create(engine: AsyncEngine, name: str, role: Role) -> Secret:
+    """Make a token and return it, the only time that it can be seen; raises ConflictError if the name is taken."""
+    token = new_token()
+    try:
+        async with writing(engine) as connection:
+            await _insert(connection, check_name(name), role, hash_of(token.reveal()))
+    except IntegrityError as error:
+        raise ConflictError(f"There is a token {name} already: choose another name, or revoke it first.") from error
+    return token
+
+
+async def replace(engine: AsyncEngine, name: str, role: Role) -> Secret:
+    """Make a token of this name, in place of one that may be there."""
+    token = new_token()
+    async with writing(engine) as connection:
+        await connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
+        await _insert(connection, name, role, hash_of(token.reveal()))
+    return token
+
+
+async def revoke(engine: AsyncEngine, name: str) -> None:
+    """End a token; every API replica has forgotten it within seconds. Raises NotFoundError."""
+    async with writing(engine) as connection:
+        done = await connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
+        if not done.rowcount:
+            raise NotFoundError(f"There is no token {name}: see `baleen tokens list`.")
+
+
+async def tokens(engine: AsyncEngine) -> list[ApiToken]:
+    """Return all tokens by name, without what they are."""
+    async with reading(engine) as connection:
+        rows = await connection.execute(
+            text("SELECT name, role, created_at FROM api_tokens ORDER BY name LIMIT :limit"),
+            {"limit": TOKENS_LIMIT},
+        )
+        return [ApiToken(name=row.name, role=row.role, created_at=row.created_at) for row in rows]
+
+
+async def known(engine: AsyncEngine) -> dict[bytes, KnownToken]:
+    """Return all tokens by their hash."""
+    async with reading(engine) as connection:
+        rows = await connection.execute(
+            text("SELECT name, role, token_sha256 FROM api_tokens LIMIT :limit"), {"limit": TOKENS_LIMIT}
+        )
+        return {row.token_sha256: KnownToken(row.name, row.role, row.token_sha256) for row in rows}
+
+
+async def _insert(connection: AsyncConnection, name: str, role: Role, sha256: bytes) -> None:
+    await connection.execute(
+        text("INSERT INTO api_tokens (name, role, token_sha256) VALUES (:name, :role, :sha256)"),
+        {"name": name, "role": role, "sha256": sha256},
+    )
