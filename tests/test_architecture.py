@@ -10,22 +10,66 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("coordinator", "workers", "schemas")
 
+#: Packages and modules of `coordinator` from the lowest up: each imports only those of earlier lines.
+LAYERS = (
+    ("errors",),
+    ("domain",),
+    ("settings",),
+    ("telemetry", "client", "db", "storage", "registry", "router"),
+    ("survey", "ingest"),
+    ("kafka", "jobs"),
+    ("table", "tokens"),
+    ("dead_letters", "mounts", "pods"),
+    ("stack", "reconcile"),
+    ("gc",),
+    ("leftovers", "lookup", "doctor"),
+    ("audit",),
+    ("api",),
+    ("bootstrap",),
+    ("demo",),
+    ("commands",),
+    ("cli",),
+)
+#: Of lines in one package: beyond that it is more than one subject.
+PACKAGE_LINES = 4000
+
+#: SQL stands beside the rule that it serves.
+SQL = tuple(
+    f"coordinator/{name}"
+    for name in (
+        "audit",
+        "db",
+        "dead_letters",
+        "doctor",
+        "gc",
+        "jobs",
+        "leftovers",
+        "lookup",
+        "mounts",
+        "pods",
+        "reconcile",
+        "table",
+        "tokens",
+    )
+)
 #: Which folders may import a library that speaks to the outside. Nobody else may.
 DRIVERS = {
-    "sqlalchemy": ("coordinator/db",),
+    "sqlalchemy": SQL,
     "alembic": ("coordinator/db",),
-    "psycopg": ("coordinator/db", "workers/processor.py", "workers/build.py"),
+    "psycopg": (*SQL, "workers/processor.py", "workers/build.py"),
     "boto3": ("coordinator/storage",),
     "botocore": ("coordinator/storage",),
-    "kafka": ("coordinator/ingest",),
-    "aiokafka": ("coordinator/ingest", "workers/transport.py"),
+    "kafka": ("coordinator/kafka",),
+    "aiokafka": ("coordinator/kafka", "workers/transport.py"),
     "faust": ("workers",),
     "litestar": ("coordinator/api",),
     "uvicorn": ("coordinator/api",),
     "httpx": (
-        "coordinator/pods",
+        "coordinator/registry",
+        "coordinator/pods/prober.py",
         "coordinator/mounts",
         "coordinator/tokens",
+        "coordinator/client.py",
         "coordinator/commands",
         "coordinator/cli.py",
     ),
@@ -33,7 +77,7 @@ DRIVERS = {
     "cryptography": ("coordinator/tokens",),
     "PIL": ("coordinator/commands/plot.py",),
     "typer": ("coordinator/cli.py", "coordinator/commands"),
-    "rich": ("coordinator/cli.py", "coordinator/commands"),
+    "rich": ("coordinator/cli.py", "coordinator/commands", "coordinator/demo"),
 }
 
 STANDARD_FOR_DOMAIN = {
@@ -88,6 +132,31 @@ def test_drivers_stay_in_their_package(driver: str) -> None:
     users = [path for path, tree in sources(*PACKAGES) if driver in {name.split(".")[0] for name in imports(tree)}]
     assert users, f"nobody imports {driver} any more: drop it from the table"
     assert [path for path in users if not inside(path, DRIVERS[driver])] == []
+
+
+def test_imports_lead_down() -> None:
+    """A package imports only those below it, so that there is no circle, and each is in the picture."""
+    rank = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    for path, tree in sources("coordinator"):
+        here = Path(path).with_suffix("").parts[1]
+        if here == "__init__":
+            continue
+        for name in imports(tree):
+            package, _, rest = name.partition(".")
+            there = rest.partition(".")[0]
+            if package == "coordinator" and there in rank and there != here:
+                assert rank[there] < rank[here], f"{path} imports {name}, which is not below it"
+        assert here in rank, f"{path} has no layer"
+
+
+def test_packages_are_of_one_subject() -> None:
+    """No package has more lines than somebody reads in a day."""
+    lines: dict[str, int] = {}
+    for path, _ in sources("coordinator"):
+        package = Path(path).parts[1]
+        if "/migrations/" not in path:
+            lines[package] = lines.get(package, 0) + len((ROOT / path).read_text().splitlines())
+    assert {package: count for package, count in lines.items() if count > PACKAGE_LINES} == {}
 
 
 def test_domain_is_pure() -> None:

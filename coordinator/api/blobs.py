@@ -1,6 +1,6 @@
 """`/v1/blobs`: who needs a blob, why it is kept or how it went, and asking for it back.
 
-Not here: how it is found (db/queries: blobs.py, references.py, explain.py), bringing it back (gc/restore.py).
+Not here: how it is found (lookup/blobs.py, references.py, explain.py), bringing it back (gc/restore.py).
 """
 
 from typing import Annotated, Any

@@ -12,7 +12,7 @@ import typer
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
-from coordinator.commands.client import connected
+from coordinator.client import connected
 from coordinator.commands.jobs import ask_for_reconcile, followed, reconciled
 from coordinator.commands.output import Json, as_bytes, counted, notes, print_fields, print_json, progress_bar
 from coordinator.domain.names import parse_pod

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from coordinator import settings
-from coordinator.commands.client import Api, connected
+from coordinator.client import Api, connected
 from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table
 from coordinator.domain.names import parse_digest
 from coordinator.errors import BaleenError

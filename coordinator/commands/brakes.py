@@ -10,8 +10,8 @@ import msgspec
 import typer
 
 from coordinator import settings
+from coordinator.client import connected
 from coordinator.commands.blobs import Cursor, DigestArgument, Limit
-from coordinator.commands.client import connected
 from coordinator.commands.database import with_database
 from coordinator.commands.output import Json, notes, print_json, print_page
 from coordinator.domain.names import parse_digest, parse_repository

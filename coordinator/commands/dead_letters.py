@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from coordinator import settings
+from coordinator.client import PAGE, Api, connected
 from coordinator.commands.blobs import Cursor, Limit, PodFilter
-from coordinator.commands.client import PAGE, Api, connected
 from coordinator.commands.output import Json, counted, notes, print_fields, print_json, print_page
 from coordinator.errors import BaleenError, UnavailableError, UsageError
 

@@ -2,7 +2,7 @@
 
 It works with Baleen's own settings (database, Kafka, store), as `baleen check` does, and reaches the pod's registry
 itself. The first Ctrl-C or SIGTERM ends the visit, which then takes away what it tried; further ones wait for that.
-Not here: the experiments (coordinator/pods/doctor).
+Not here: the experiments (coordinator/doctor).
 """
 
 import signal

@@ -12,9 +12,9 @@ import typer
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
+from coordinator.client import Api, connected
 from coordinator.commands import brakes
 from coordinator.commands.blobs import Cursor, Limit
-from coordinator.commands.client import Api, connected
 from coordinator.commands.jobs import until_ended
 from coordinator.commands.output import (
     Json,

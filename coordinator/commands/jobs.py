@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
+from coordinator.client import Api, connected
 from coordinator.commands.blobs import Cursor, Limit, PodFilter
-from coordinator.commands.client import Api, connected
 from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table, progress_bar
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UnavailableError

@@ -12,9 +12,9 @@ from urllib.parse import quote, urlsplit
 import typer
 
 from coordinator import settings
+from coordinator.client import Api, connected
 from coordinator.commands import jobs
 from coordinator.commands.blobs import Cursor, Limit
-from coordinator.commands.client import Api, connected
 from coordinator.commands.doctor import doctor
 from coordinator.commands.findings import print_findings
 from coordinator.commands.output import Json, as_text, counted, notes, paragraph, print_json, print_page

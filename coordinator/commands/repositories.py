@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from coordinator import settings
+from coordinator.client import connected
 from coordinator.commands.blobs import Cursor, Limit, PodFilter
-from coordinator.commands.client import connected
 from coordinator.commands.output import Json, print_fields, print_json, print_page
 from coordinator.domain.names import parse_repository
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from coordinator import settings
-from coordinator.commands.client import connected
+from coordinator.client import connected
 from coordinator.commands.output import Json, notes, print_json
 from coordinator.domain.pods import Linker, RegistryUrl, parse_registry
 from coordinator.errors import BaleenError, UnconfiguredError, UsageError

@@ -88,6 +88,6 @@ def demo(
     *, keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False
 ) -> None:
     """Run two registries on one bucket and check every step; exit 0 only if all held."""
-    from coordinator.commands.demo import run  # noqa: PLC0415 - the embedded stack is optional
+    from coordinator.demo.run import run  # noqa: PLC0415 - the embedded stack is optional
 
     run(keep=keep)

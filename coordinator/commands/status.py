@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from coordinator import settings
-from coordinator.commands.client import connected
+from coordinator.client import connected
 from coordinator.commands.output import Json, print_fields, print_json
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from coordinator import settings
-from coordinator.commands.client import connected
+from coordinator.client import connected
 from coordinator.commands.output import Json, counted, print_json, print_table
 from coordinator.domain.names import parse_repository
 from coordinator.domain.perimeter import NAMES_LIMIT

@@ -1,4 +1,4 @@
-"""The global reference table in PostgreSQL: models, migrations, batch apply, queries, check.
+"""What all SQL needs: engine, connections, locks, migrations, the schema, and shapes of answers.
 
-SQLAlchemy and psycopg are imported here and nowhere else.
+No statement about blobs or pods is here: SQL stands in the package of the rule that it serves.
 """

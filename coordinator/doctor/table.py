@@ -1,6 +1,6 @@
 """What doctors found out about pods: the rows, and what a visit asks the table.
 
-Route: `examined` -> the visit (coordinator/pods/doctor) -> `concluding` and `write`; pods/view.py shows it. Of the
+Route: `examined` -> the visit (coordinator/doctor) -> `concluding` and `write`; pods/view.py shows it. Of the
 scheduler's own visits: `unexamined` -> the visit -> `write` if all is proved, else `write_failed`.
 Invariant: whoever counts and is not in what `concluding` gave, or has come back since the visit began, is told as
 newer: the visit was of another life, or of none. No clock is asked, which may be set back.

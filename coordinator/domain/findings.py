@@ -4,7 +4,7 @@ Each check is one thing that garbage collection relies on. What is not *proved* 
 that could not be carried out, and one that no visit has made, be it that none came or that it was of a release
 without the check. A proof is of the processes that were met: one that began later, or came back, is not examined until
 a visit is of it, an operator's or the scheduler's own (doctor/again.py).
-Not here: the experiments (coordinator/pods/doctor), the rows (doctor/table.py).
+Not here: the experiments (coordinator/doctor), the rows (doctor/table.py).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

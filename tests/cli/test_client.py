@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from coordinator.commands.client import _refusal
+from coordinator.client import _refusal
 from coordinator.errors import BaleenError, UnavailableError, UsageError
 
 

@@ -10,9 +10,10 @@ from typing import cast
 import pytest
 from rich.console import Console
 
-from coordinator.commands import demo, demo_gc
-from coordinator.commands.demo_gc import Plan, Waits, check_findings, waits_for
-from coordinator.commands.demo_world import UNSAFE_FINDINGS, DemoFailedError
+from coordinator.demo import gc as demo_gc
+from coordinator.demo import run as demo
+from coordinator.demo.gc import Plan, Waits, check_findings, waits_for
+from coordinator.demo.world import UNSAFE_FINDINGS, DemoFailedError
 from coordinator.domain.findings import Check, Finding, Verdict
 from coordinator.domain.gc import Why
 from coordinator.registry.images import make_image, make_layer

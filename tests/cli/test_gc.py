@@ -15,8 +15,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from coordinator import bootstrap
+from coordinator.client import Api
 from coordinator.commands import blobs, gc, jobs
-from coordinator.commands.client import Api
 from coordinator.db.engine import connect
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState

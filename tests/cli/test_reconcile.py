@@ -9,8 +9,8 @@ from typing import cast
 import pytest
 
 from coordinator import bootstrap
+from coordinator.client import Api
 from coordinator.commands import jobs
-from coordinator.commands.client import Api
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError

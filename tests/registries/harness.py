@@ -23,8 +23,8 @@ import psycopg
 from coordinator import bootstrap
 from coordinator import settings as configuration
 from coordinator.audit import check
-from coordinator.commands import bucket
 from coordinator.db.engine import sync_engine
+from coordinator.demo import bucket
 from coordinator.errors import UnavailableError
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS

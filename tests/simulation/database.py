@@ -346,7 +346,7 @@ class _Answer:
 
 
 class Asking:
-    """The connection that questions of coordinator/db/queries are asked on."""
+    """The connection that questions of the views are asked on."""
 
     _statements: dict[str, str] = {}  # noqa: RUF012 - one for all
 

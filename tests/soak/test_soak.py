@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.audit.check import check
-from coordinator.commands import bucket
 from coordinator.db.engine import sync_engine
+from coordinator.demo import bucket
 from coordinator.domain.gc import Facts, hiding, holds, purging
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest

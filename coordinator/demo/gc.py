@@ -2,7 +2,7 @@
 
 Route: `prepare`, early, since the links of what it deletes have to grow old -> `collect`: the doctor's visits, hide,
 restore, purge, and what the ledger says. Each wait says what it waits for, in the words of the plan.
-Not here: what is counted (demo.py), the rules (domain/gc.py).
+Not here: what is counted (run.py), the rules (domain/gc.py).
 """
 
 import time
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from coordinator import bootstrap
-from coordinator.commands.demo_world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError
+from coordinator.demo.world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError
 from coordinator.doctor.examine import examine
 from coordinator.domain.findings import Finding, Verdict, implied
 from coordinator.domain.gc import Why

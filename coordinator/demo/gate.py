@@ -1,6 +1,6 @@
 """A road to a port of loopback that can be closed: to a registry behind it, Baleen is then away.
 
-Not here: what passes (any TCP), who is behind it (demo.py).
+Not here: what passes (any TCP), who is behind it (run.py).
 """
 
 import contextlib

@@ -7,7 +7,7 @@ Not here: what a mount is (coordinator/mounts), the configuration (router/nginx.
 
 from pathlib import Path
 
-from coordinator.commands.demo_world import Demo, DemoFailedError
+from coordinator.demo.world import Demo, DemoFailedError
 from coordinator.domain.pods import parse_registry
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Layer, make_image, make_layer

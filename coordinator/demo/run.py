@@ -1,8 +1,8 @@
 """`baleen demo`: two real registries on one bucket, and every count held against the links in the bucket.
 
 Route: `baleen up` as a child in a temporary directory -> two pods, registered over the API -> two registries ->
-the story (`_story`), each step of which is checked, with a mount (demo_mount.py) and a round of garbage collection
-(demo_gc.py) -> exit 0 only if all held.
+the story (`_story`), each step of which is checked, with a mount (mount.py) and a round of garbage collection
+(gc.py) -> exit 0 only if all held.
 Not here: what the bucket says (bucket.py), which shares no code with what counts.
 """
 
@@ -22,10 +22,12 @@ from rich.table import Table
 
 from coordinator import bootstrap
 from coordinator import settings as configuration
-from coordinator.commands import bucket, demo_gc, demo_mount
-from coordinator.commands.client import connected
-from coordinator.commands.demo_world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError, Pod
-from coordinator.commands.gate import Gate
+from coordinator.client import connected
+from coordinator.demo import bucket
+from coordinator.demo import gc as demo_gc
+from coordinator.demo import mount as demo_mount
+from coordinator.demo.gate import Gate
+from coordinator.demo.world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError, Pod
 from coordinator.errors import BaleenError
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Layer, make_image, make_index, make_layer

@@ -1,14 +1,14 @@
 """What the demo's steps share: the two pods, where they are looked at from, and how a step that fails says so.
 
-Not here: the steps (demo.py, demo_gc.py).
+Not here: the steps (run.py, gc.py).
 """
 
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from coordinator.commands.client import Api
-from coordinator.commands.gate import Gate
+from coordinator.client import Api
+from coordinator.demo.gate import Gate
 from coordinator.errors import BaleenError
 from coordinator.registry.client import RegistryClient
 from coordinator.settings import Settings
