@@ -88,7 +88,7 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
     """Who does each kind of job; for coordinator/jobs/work.py. To add a kind, add it here."""
     from coordinator.domain.names import parse_digest  # noqa: PLC0415
     from coordinator.gc import collect  # noqa: PLC0415
-    from coordinator.leftovers.run import Leavings  # noqa: PLC0415
+    from coordinator.leftovers.run import DeleteLeftovers  # noqa: PLC0415
     from coordinator.pods.prober import known_image  # noqa: PLC0415
     from coordinator.reconcile import reconcile  # noqa: PLC0415
     from coordinator.reconcile.settle import Settler  # noqa: PLC0415
@@ -106,11 +106,11 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
         request_bound=timedelta(seconds=settings.safety_request_bound),
         limits=letter_limits(settings),
     )
-    leavings = Leavings(
+    leftovers = DeleteLeftovers(
         connected,
         store,
-        leaving_ages(settings),
-        every=timedelta(seconds=settings.leavings_every),
+        leftover_ages(settings),
+        every=timedelta(seconds=settings.leftovers_every),
         probed=parse_digest(known_image().digest),
         rate=settings.gc_rate,
     )
@@ -123,27 +123,27 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
                 restoring,
                 limits=collection_limits(settings),
                 rate=settings.gc_rate,
-                leavings=leavings,
+                leftovers=leftovers,
             )
             try:
                 yield {reconcile.KIND: reconciler, collect.KIND: collector}
             finally:
                 collector.close()
     finally:
-        leavings.close()
+        leftovers.close()
         reconciler.close()
         settler.close()
         connected.close()
 
 
-def leaving_ages(settings: Settings) -> "Ages":
+def leftover_ages(settings: Settings) -> "Ages":
     from coordinator.leftovers.sweep import Ages  # noqa: PLC0415
 
     return Ages(
-        uploads=timedelta(seconds=settings.leavings_uploads),
-        parts=timedelta(seconds=settings.leavings_parts),
-        versions=timedelta(seconds=settings.leavings_versions),
-        links=timedelta(seconds=settings.leavings_links),
+        uploads=timedelta(seconds=settings.leftovers_uploads),
+        parts=timedelta(seconds=settings.leftovers_parts),
+        versions=timedelta(seconds=settings.leftovers_versions),
+        links=timedelta(seconds=settings.leftovers_links),
         delete_bound=timedelta(seconds=settings.safety_delete_bound),
     )
 

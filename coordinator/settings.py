@@ -235,19 +235,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gc_limit_percent: Annotated[int, Whole(1, 100, "percent")] = 10
     #: The same of one that would take so many times more than any run of late.
     gc_limit_history: Annotated[int, Whole(1, 1_000_000, "times")] = 10
-    #: Blobs that are hidden or purged, and objects of leavings that are deleted, in a second at most; 0 sets no limit.
+    #: Blobs that are hidden or purged, and objects of leftovers that are deleted, in a second at most; 0 sets no limit.
     gc_rate: Annotated[int, Whole(0, 1_000_000, "blobs")] = 0
 
     #: What registries leave behind beside blobs is looked for so often: it takes a listing of the registries' tree.
-    leavings_every: Annotated[Duration, Time(1, 365 * DAY)] = Duration(DAY)
+    leftovers_every: Annotated[Duration, Time(1, 365 * DAY)] = Duration(DAY)
     #: An upload session is deleted once nothing in it was modified for so long: longer than the longest upload.
-    leavings_uploads: Annotated[Duration, SAFETY] = Duration(7 * DAY)
+    leftovers_uploads: Annotated[Duration, SAFETY] = Duration(7 * DAY)
     #: An upload in parts that nobody ended is given up so long after its begin.
-    leavings_parts: Annotated[Duration, SAFETY] = Duration(7 * DAY)
+    leftovers_parts: Annotated[Duration, SAFETY] = Duration(7 * DAY)
     #: In a bucket with versions: what an upload that ended has left, a copy of its bytes, is deleted after this.
-    leavings_versions: Annotated[Duration, SAFETY] = Duration(DAY)
+    leftovers_versions: Annotated[Duration, SAFETY] = Duration(DAY)
     #: In a bucket with versions: the links of a blob are deleted so long after its purge.
-    leavings_links: Annotated[Duration, SAFETY] = Duration(7 * DAY)
+    leftovers_links: Annotated[Duration, SAFETY] = Duration(7 * DAY)
 
     #: Mounts across pods: for clients whose token may, for everybody where registries ask nobody who they are, or not.
     mounts: Annotated[str, OneOf("token", "open", "off")] = "token"
@@ -290,10 +290,10 @@ FLOORS: tuple[tuple[str, float, str], ...] = (
     ("safety_grace", HOUR, "a push may take that long between its layers and its manifest"),
     ("safety_quarantine", HOUR, "nobody would notice a mistake in time"),
     ("safety_delete_bound", 31 * MINUTE, "the object store may still do what was asked of it"),
-    ("leavings_uploads", DAY, "an upload may take that long"),
-    ("leavings_parts", DAY, "an upload may take that long"),
-    ("leavings_versions", HOUR, "a registry may still be moving the upload to its place"),
-    ("leavings_links", DAY, "nobody would notice a mistake in time"),
+    ("leftovers_uploads", DAY, "an upload may take that long"),
+    ("leftovers_parts", DAY, "an upload may take that long"),
+    ("leftovers_versions", HOUR, "a registry may still be moving the upload to its place"),
+    ("leftovers_links", DAY, "nobody would notice a mistake in time"),
 )
 
 
@@ -352,7 +352,7 @@ def build(values: Mapping[str, Any], called: Callable[[str], str] = _variable) -
             f"{called('ingest_memory_limit')} is below {called('ingest_body_limit')}, and a larger body would be "
             "refused for ever: raise it, or lower that."
         )
-    for name in ("leavings_uploads", "leavings_parts"):
+    for name in ("leftovers_uploads", "leftovers_parts"):
         if getattr(settings, name) < settings.safety_request_bound and not settings.unsafe_times:
             raise SettingsError(
                 f"{called(name)} is below {called('safety_request_bound')}, and one request may take that long to "

@@ -30,7 +30,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     beyond_limits: Annotated[
         Why | None, Meta(description="Why it may take more than the limits let it, this time.")
     ] = None
-    leavings: Annotated[
+    leftovers: Annotated[
         bool, Meta(description="Look for what registries leave behind also if a run has done so lately.")
     ] = False
 
@@ -86,7 +86,7 @@ async def get_plan(
     **OPERATE,
 )
 async def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest | None] = None) -> Run:
-    """A scheduler does it. If a run is open already, that one is the answer: look at its `dry_run`, `leavings` and
+    """A scheduler does it. If a run is open already, that one is the answer: look at its `dry_run`, `leftovers` and
     `beyond_limits`. 409 while the switch is off or anything is held, unless it is to be a dry run.
     """
     asked = data or RunRequest()
@@ -95,7 +95,7 @@ async def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest |
         asked.why,
         dry=asked.dry_run,
         beyond_limits=asked.beyond_limits,
-        leavings=asked.leavings,
+        leftovers=asked.leftovers,
     )
 
 

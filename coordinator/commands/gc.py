@@ -90,9 +90,9 @@ def run(
         str | None,
         typer.Option(metavar="WHY", help="Take more than the limits let it, this time; say why that is right."),
     ] = None,
-    leavings: Annotated[
+    leftovers: Annotated[
         bool,
-        typer.Option("--leavings", help="Look also for what registries leave behind, whenever that was last done."),
+        typer.Option("--leftovers", help="Look also for what registries leave behind, whenever that was last done."),
     ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is done, or only ask for it.")] = True,
     json: Json = False,
@@ -101,7 +101,7 @@ def run(
     asks = not dry_run and not yes
     if asks and not sys.stdin.isatty():
         raise UsageError("Nobody is there to confirm the run: pass --yes, or look first with --dry-run.")
-    body = {"dry_run": dry_run, "leavings": leavings} | {
+    body = {"dry_run": dry_run, "leftovers": leftovers} | {
         name: value for name, value in (("why", why), ("beyond_limits", beyond_limits)) if value is not None
     }
     with connected(settings.load()) as api:
@@ -273,7 +273,7 @@ def _done(api: Api, body: dict[str, Any]) -> dict[str, Any]:
         told: dict[str, Any] = api.post("/v1/gc/runs", body)
         ours = (
             told["dry_run"] == body["dry_run"]
-            and told["leavings"] >= body["leavings"]
+            and told["leftovers"] >= body["leftovers"]
             and ("beyond_limits" not in body or told["beyond_limits"] is not None)
         )
         if not ours:
@@ -331,12 +331,12 @@ def _print_run(told: dict[str, Any]) -> None:
     if told["dry_run"] and over:
         sys.stdout.write("\nrefused without `--beyond-limits WHY`\n")
         sys.stdout.writelines(f"  {reason}\n" for reason in over)
-    _print_leavings(told["progress"].get("leavings") or {})
+    _print_leftovers(told["progress"].get("leftovers") or {})
     if told["error"]:
         sys.stdout.write(f"\n{told['error']}\n")
 
 
-def _print_leavings(told: dict[str, dict[str, Any]]) -> None:
+def _print_leftovers(told: dict[str, dict[str, Any]]) -> None:
     looked_for = {kind: tally for kind, tally in told.items() if tally["state"] not in {"not due", "waits"}}
     if looked_for:
         sys.stdout.write("\nleft behind by registries and hides\n")

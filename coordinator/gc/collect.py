@@ -11,7 +11,7 @@ with them: whether it keeps versions, deletes by itself, is still this database'
 owns. So every page of purges goes by a listing that began at most FACTS_S and a listing's time before it, and after
 t_h + R of all that the page purges (domain/gc.py).
 What registries leave behind beside blobs is looked for at the end, and now and then only: it takes a listing.
-Not here: hiding, purging, restoring and leavings themselves.
+Not here: hiding, purging, restoring and leftovers themselves.
 """
 
 import threading
@@ -69,12 +69,12 @@ class Options(NamedTuple):
     dry: bool = False
     #: Why the limits do not count this time.
     beyond_limits: str | None = None
-    #: Look for leavings also if a run has done so lately.
-    leavings: bool = False
+    #: Look for leftovers also if a run has done so lately.
+    leftovers: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Options":
-        return cls(bool(options.get("dry")), options.get("beyond_limits"), bool(options.get("leavings")))
+        return cls(bool(options.get("dry")), options.get("beyond_limits"), bool(options.get("leftovers")))
 
 
 class Count:
@@ -89,7 +89,7 @@ class Count:
         #: Why it is too much, in sentences.
         self.beyond_limits: Sequence[str] = ()
         self.planned: plan.Totals | None = None
-        self.leavings = Tally()
+        self.leftovers = Tally()
 
     def add(self, **numbers: int) -> None:
         with self._lock:
@@ -124,7 +124,7 @@ class Count:
                 "waiting": numbers.get("waiting", 0),
                 "left": numbers.get("left", 0),
                 "kept": dict(self._kept),
-                "leavings": self.leavings.progress(),
+                "leftovers": self.leftovers.progress(),
             }
 
 
@@ -140,7 +140,7 @@ class Collect:
         *,
         limits: Limits,
         rate: int = 0,
-        leavings: Leftovers | None = None,
+        leftovers: Leftovers | None = None,
     ) -> None:
         self._parts = _Parts(
             connections,
@@ -152,7 +152,7 @@ class Collect:
             Hider(connections, store),
             Purger(connections, store),
             ThreadPoolExecutor(PAGES_AT_ONCE, thread_name_prefix="collect"),
-            leavings,
+            leftovers,
         )
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class _Parts(NamedTuple):
     #: Its threads keep their connections from run to run.
     pool: ThreadPoolExecutor
     #: None: they are left alone.
-    leavings: Leftovers | None
+    leftovers: Leftovers | None
 
 
 class _Known(NamedTuple):
@@ -204,7 +204,7 @@ class _Run:
             self._hider,
             self._purger,
             self._pool,
-            self._leavings,
+            self._leftovers,
         ) = parts
         self._work = work
         self._count = count
@@ -283,23 +283,23 @@ class _Run:
 
     def _sweep(self) -> None:
         """Delete what is left over beside blobs, or count it."""
-        if self._leavings is None or self._count.held_by:
+        if self._leftovers is None or self._count.held_by:
             return
-        self._count.step = "leavings"
-        self._leavings.run(
+        self._count.step = "leftovers"
+        self._leftovers.run(
             self._work,
             self._facts,
-            self._count.leavings,
+            self._count.leftovers,
             versioned=self._now_known().versioned,
             dry=self._options.dry,
-            now=self._options.leavings,
+            now=self._options.leftovers,
         )
 
     def _undo(self) -> None:
         """End what no job has in its hands any more: undo hides, finish purges, give back links."""
-        if self._leavings is not None:
+        if self._leftovers is not None:
             with self._failures():
-                self._leavings.settle(self._work, self._facts().times.request_bound)
+                self._leftovers.settle(self._work, self._facts().times.request_bound)
         after = 0
         while True:
             with self._connections.use() as connection:

@@ -5,7 +5,7 @@
 
 No delete names a key that a later hide or upload could own (rule 4). The marker goes last, and never by the store's
 word alone: without it what is not deleted yet would be served, could be linked, and would be lost when it is. Markers
-that stay are leavings: they go once no delete can land any more, by a look (leftovers/hides.py). What is left half
+that stay are leftovers: they go once no delete can land any more, by a look (leftovers/hides.py). What is left half
 done is done again by the next job, by the same names.
 
 Rule 17, the look before each delete: the argument for a purge is that nobody was served the blob since t_h. Somebody

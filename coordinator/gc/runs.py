@@ -42,13 +42,13 @@ _ATTEMPTS = 3
 
 
 async def ask(
-    engine: AsyncEngine, why: str, *, dry: bool = False, beyond_limits: str | None = None, leavings: bool = False
+    engine: AsyncEngine, why: str, *, dry: bool = False, beyond_limits: str | None = None, leftovers: bool = False
 ) -> Run:
     """Ask for a run and return it, or the one that is open.
 
     Raises ConflictError while the switch is off or anything is held, unless it is to be a dry run.
     """
-    options: dict[str, Any] = {name: True for name, wanted in (("dry", dry), ("leavings", leavings)) if wanted}
+    options: dict[str, Any] = {name: True for name, wanted in (("dry", dry), ("leftovers", leftovers)) if wanted}
     if beyond_limits is not None:
         options["beyond_limits"] = reason(beyond_limits)
     values = {"why": reason(why), "options": msgspec.json.encode(options).decode()}
@@ -149,7 +149,7 @@ def run_of(row: Row[Any]) -> Run:
         why=row.why,
         dry_run=bool(row.options.get("dry")),
         beyond_limits=row.options.get("beyond_limits"),
-        leavings=bool(row.options.get("leavings")),
+        leftovers=bool(row.options.get("leftovers")),
         asked_at=row.asked_at,
         began_at=row.began_at,
         finished_at=row.finished_at,

@@ -78,7 +78,7 @@ class Run(View, frozen=True, kw_only=True):
     why: Annotated[str, Meta(description="Why it was asked for.")]
     dry_run: Annotated[bool, Meta(description="It changes nothing: `hidden` and `purged` are what would have been.")]
     beyond_limits: Annotated[str | None, Meta(description="Why it may take more than the limits let it.")]
-    leavings: Annotated[
+    leftovers: Annotated[
         bool, Meta(description="It looks for what registries leave behind, whenever that was last done.")
     ]
     asked_at: dt.datetime

@@ -14,8 +14,8 @@
 | `probes`   | older versions of the link that probes write         | written before the age of         | versioned |
 |            |                                                      | versions                          |           |
 
-Route: gc/collect.py, when there was none for so long -> `Leavings.run`: a walk through storage says where to look, an
-older state of a thing is all that is named, `delete_many` or `abort` by a permit deletes it (sweep.py).
+Route: gc/collect.py, when there was none for so long -> `DeleteLeftovers.run`: a walk through storage says where to
+look, an older state of a thing is all that is named, `delete_many` or `abort` by a permit deletes it (sweep.py).
 
 Why nothing is lost by it:
 - *uploads, parts, versions*: no manifest needs them. A client that goes on with a session after the grace is told that
@@ -60,7 +60,7 @@ from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
 
-__all__ = ["Ages", "Kind", "Leavings", "State", "Tally"]
+__all__ = ["Ages", "DeleteLeftovers", "Kind", "State", "Tally"]
 
 CALLS_AT_ONCE = 16
 #: What one listing shows.
@@ -73,7 +73,7 @@ PASSES = (
 )
 
 
-class Leavings:
+class DeleteLeftovers:
     """What every run works with."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Leavings:
         self._every = every
         self._probed = probed
         self._rate = rate
-        self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="leavings")
+        self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="leftovers")
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -151,10 +151,10 @@ class Leavings:
                     table.end(connection, job, ended, evidence)
         except HeldError as error:
             sweep.tally.set(State.HELD, kinds)
-            log.info("leavings are left for the next run", kinds=sorted(kinds), reason=str(error))
+            log.info("leftovers are left for the next run", kinds=sorted(kinds), reason=str(error))
         except UnavailableError as error:
             sweep.tally.set(State.FAILED, kinds)
-            log.warning("leavings are left for the next run", kinds=sorted(kinds), reason=str(error))
+            log.warning("leftovers are left for the next run", kinds=sorted(kinds), reason=str(error))
         else:
             sweep.tally.set(State.DONE, ended)
             sweep.tally.set(State.FULL, kinds - ended)

@@ -1,4 +1,4 @@
-"""One run's way through the leavings of storage: what all kinds of them have in common.
+"""One run's way through the leftovers of storage: what all kinds of them have in common.
 
     a listing -> entries -> items -> `batch` -> as many as one request may hold -> a permit -> delete_many -> counted
 
@@ -173,7 +173,7 @@ class Sweep:
                 answers = self.store.delete_many(targets, permit)
             wrong = {each.target: each.error for each in answers if each.error is not None}
         except DisturbedError as error:
-            log.info("leavings are left for the next run", kind=kind, reason=str(error))
+            log.info("leftovers are left for the next run", kind=kind, reason=str(error))
             self.tally.add(kind, Amounts(left=len(items)))
             return
         if wrong:

@@ -1,4 +1,4 @@
-"""What the table says of leavings (leftovers/run.py), the last word before each delete of them, and what was deleted.
+"""What the table says of leftovers (leftovers/run.py), the last word before each delete of them, and what was deleted.
 
     links    found -- unlink --> permit_unlink (delete) -- open_unlinks: looked at until nobody can have relied on them
     copies   over: no row of `hides`, and the ledger says how the hide ended
@@ -74,14 +74,14 @@ class PurgedOnce(NamedTuple):
 
 def swept_since(connection: Connection[Any], every: timedelta) -> set[str]:
     """Return the kinds that a run has looked through to the end within this time."""
-    found = connection.execute("SELECT DISTINCT kind FROM gc_leavings WHERE ended_at > now() - %s", (every,))
+    found = connection.execute("SELECT DISTINCT kind FROM gc_leftovers WHERE ended_at > now() - %s", (every,))
     return {row[0] for row in found}
 
 
 def swept_to(connection: Connection[Any], kind: str) -> int:
     """Return up to which entry of the ledger runs have looked through this kind."""
     row = connection.execute(
-        "SELECT max((evidence ->> 'through')::bigint) FROM gc_leavings WHERE kind = %s AND ended_at IS NOT NULL",
+        "SELECT max((evidence ->> 'through')::bigint) FROM gc_leftovers WHERE kind = %s AND ended_at IS NOT NULL",
         (kind,),
     ).fetchone()
     return 0 if row is None or row[0] is None else int(row[0])
@@ -91,7 +91,7 @@ def begin(connection: Connection[Any], job: Job, kinds: Collection[str], evidenc
     """Write down that the run looks for these kinds; a run that is gone on with has written so before."""
     connection.execute(
         """
-        INSERT INTO gc_leavings (run_id, kind, evidence) SELECT %s, unnest(%s::text[]), %s ON CONFLICT DO NOTHING
+        INSERT INTO gc_leftovers (run_id, kind, evidence) SELECT %s, unnest(%s::text[]), %s ON CONFLICT DO NOTHING
         """,
         (job.id, sorted(kinds), Jsonb(evidence)),
     )
@@ -101,7 +101,7 @@ def deleted(connection: Connection[Any], job: Job, kind: str, count: int, size: 
     """Write down what the store has deleted. Whoever has the job by now: it is deleted."""
     connection.execute(
         """
-        UPDATE gc_leavings SET count = count + %s, bytes = bytes + %s, failed = failed + %s,
+        UPDATE gc_leftovers SET count = count + %s, bytes = bytes + %s, failed = failed + %s,
                evidence = jsonb_build_object('first', %s::text) || evidence
         WHERE run_id = %s AND kind = %s
         """,
@@ -118,7 +118,7 @@ def end(connection: Connection[Any], job: Job, kinds: Collection[str], evidence:
         gc.permit_others(connection, job)
         connection.execute(
             """
-            UPDATE gc_leavings SET ended_at = clock_timestamp(), evidence = evidence || %s
+            UPDATE gc_leftovers SET ended_at = clock_timestamp(), evidence = evidence || %s
             WHERE run_id = %s AND kind = ANY(%s)
             """,
             (Jsonb(evidence), job.id, sorted(kinds)),

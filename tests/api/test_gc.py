@@ -229,14 +229,14 @@ def test_beyond_limits(world: World) -> None:
     assert world.api.get(f"/v1/gc/runs/{allowed['id']}").json()["hidden"]["blobs"] == 2
 
 
-def test_leavings_at_once(world: World) -> None:
-    """A run looks for leavings at once where that is asked for, and says so; else when their time has come."""
+def test_leftovers_at_once(world: World) -> None:
+    """A run looks for leftovers at once where that is asked for, and says so; else when their time has come."""
     plain = asked(world)
-    assert not plain["leavings"]
+    assert not plain["leftovers"]
     world.garbage.run_waiting()
-    told = asked(world, {"leavings": True})
-    assert told["leavings"]
-    assert [row[0] for row in world.garbage.rows("SELECT options FROM jobs ORDER BY id")] == [{}, {"leavings": True}]
+    told = asked(world, {"leftovers": True})
+    assert told["leftovers"]
+    assert [row[0] for row in world.garbage.rows("SELECT options FROM jobs ORDER BY id")] == [{}, {"leftovers": True}]
 
 
 def test_the_switch(world: World) -> None:

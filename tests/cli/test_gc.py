@@ -213,7 +213,7 @@ class Answers:
         plain = {
             "dry_run": False,
             "beyond_limits": None,
-            "leavings": False,
+            "leftovers": False,
             "step": None,
             "hidden": nothing,
             "purged": nothing,
@@ -228,9 +228,9 @@ def test_a_run_of_another_kind_is_waited_for() -> None:
     api = Answers(
         dry | {"state": "running"}, dry | {"state": "done"}, {"id": 2, "state": "waiting"}, {"id": 2, "state": "done"}
     )
-    assert gc._done(cast("Api", api), {"dry_run": False, "leavings": False})["id"] == 2
+    assert gc._done(cast("Api", api), {"dry_run": False, "leftovers": False})["id"] == 2
     with pytest.raises(BaleenError, match=r"Run 3 failed: No\."):
-        gc._done(cast("Api", Answers({"id": 3, "state": "failed"})), {"dry_run": False, "leavings": False})
+        gc._done(cast("Api", Answers({"id": 3, "state": "failed"})), {"dry_run": False, "leftovers": False})
 
 
 def test_what_was_left_behind_is_told(world: World, baleen: Command) -> None:
@@ -243,7 +243,7 @@ def test_what_was_left_behind_is_told(world: World, baleen: Command) -> None:
     tally = {"count": 3, "bytes": 71_000, "left": 1, "unknown": 0}
     told = {"links": tally | {"state": "done"}, "parts": tally | {"state": "not due"}}
     world.api.db.execute(
-        "UPDATE jobs SET progress = progress || jsonb_build_object('leavings', %s::jsonb) WHERE id = %s",
+        "UPDATE jobs SET progress = progress || jsonb_build_object('leftovers', %s::jsonb) WHERE id = %s",
         (json.dumps(told), run),
     )
     shown = baleen("gc", "show", str(run)).out

@@ -57,11 +57,11 @@ def test_precedence(tmp_path: Path) -> None:
         ({"BALEEN_S3_BUCKET": ""}, ""),
         ({"BALEEN_KAFKA_BOOTSTRAP": "a b"}, ""),
         ({"BALEEN_INGEST_MEMORY_LIMIT": "1048576"}, ""),
-        ({"BALEEN_LEAVINGS_UPLOADS": "23h"}, ""),
+        ({"BALEEN_LEFTOVERS_UPLOADS": "23h"}, ""),
         ({"BALEEN_JWT_ISSUER": ""}, ""),
         ({"BALEEN_JWT_AUDIENCE": "two\nlines"}, ""),
         ({"BALEEN_JWT_SIGNING_KEYS": ""}, ""),
-        ({"BALEEN_LEAVINGS_PARTS": "2d", "BALEEN_SAFETY_REQUEST_BOUND": "3d"}, ""),
+        ({"BALEEN_LEFTOVERS_PARTS": "2d", "BALEEN_SAFETY_REQUEST_BOUND": "3d"}, ""),
         ({"BALEEN_PROBE_EVERY": "16m"}, ""),
     ],
 )

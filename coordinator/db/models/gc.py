@@ -1,7 +1,7 @@
 """What garbage collection has under way, what stops it, and what it did.
 
     blobs ─ hides     pins     holds     gc_switch     gc_ledger
-    gc_leavings     gc_unlinks     gc_mark     root_listing
+    gc_leftovers     gc_unlinks     gc_mark     root_listing
 
 A row of `hides` stands from the intent to hide a blob until it was purged, or is served again; then only the ledger
 remembers it. So whoever finds none with a hide's id knows that nothing of that hide is to be undone or done any more.
@@ -128,13 +128,13 @@ class LedgerEntry(Base):
     evidence: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
 
 
-class LeavingsSwept(Base):
-    """What one run deleted of one kind of leavings (leftovers/run.py): one row for all of it, which only grows."""
+class LeftoversSwept(Base):
+    """What one run deleted of one kind of leftovers (leftovers/run.py): one row for all of it, which only grows."""
 
-    __tablename__ = "gc_leavings"
+    __tablename__ = "gc_leftovers"
     __table_args__ = (
         PrimaryKeyConstraint("run_id", "kind"),
-        Index("ix_gc_leavings_ended_at", "kind", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+        Index("ix_gc_leftovers_ended_at", "kind", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     )
 
     run_id: Mapped[int]

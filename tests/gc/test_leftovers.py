@@ -20,7 +20,7 @@ from coordinator.gc import controls as brakes
 from coordinator.gc.collect import Collect
 from coordinator.gc.leftovers import Kind, State
 from coordinator.gc.restore import Restorer
-from coordinator.leftovers.run import Leavings
+from coordinator.leftovers.run import DeleteLeftovers
 from coordinator.leftovers.sweep import Ages
 from coordinator.pods.prober import known_image
 from coordinator.storage.layout import (
@@ -50,7 +50,7 @@ IN_MEMORY_VERSIONED = pytest.mark.parametrize("store", ["memory-versioned"], ind
 
 
 class Litter(Garbage):
-    """A collector that looks for leavings in each run, none of which is too young."""
+    """A collector that looks for leftovers in each run, none of which is too young."""
 
     def __init__(self, url: str, store: ObjectStore) -> None:
         super().__init__(url, store)
@@ -66,14 +66,14 @@ class Litter(Garbage):
         with super().parts(store) as (connections, _, restorer):
             used = self.store if store is None else store
             ages = self.ages._replace(delete_bound=self.delete_bound)
-            leavings = Leavings(connections, used, ages, every=self.every, probed=PROBED, rate=self.rate)
-            also = None if self.blobs_only else leavings
-            collect = Collect(connections, used, self.facts, restorer, limits=self.limits, leavings=also)
+            leftovers = DeleteLeftovers(connections, used, ages, every=self.every, probed=PROBED, rate=self.rate)
+            also = None if self.blobs_only else leftovers
+            collect = Collect(connections, used, self.facts, restorer, limits=self.limits, leftovers=also)
             try:
                 yield connections, collect, restorer
             finally:
                 collect.close()
-                leavings.close()
+                leftovers.close()
 
     def forget(self, manifest: str) -> None:
         """Believed at once, as where nobody can look at links."""
@@ -122,13 +122,13 @@ class Litter(Garbage):
         for name in names:
             self.link("r", name)
         self.forget(f"{names[0]}-manifest")
-        with self.without_leavings():
+        with self.without_leftovers():
             self.collect()
             self.collect()
         assert {self.state(name) for name in names} == {BlobState.PURGED}
 
     @contextmanager
-    def without_leavings(self) -> Iterator[None]:
+    def without_leftovers(self) -> Iterator[None]:
         self.blobs_only = True
         try:
             yield
@@ -151,7 +151,7 @@ def litter(store: ObjectStore, databases: Databases) -> Iterator[Litter]:
 
 
 def of(run: Run, kind: Kind) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = run.progress["leavings"][kind.value]
+    found: Mapping[str, Any] = run.progress["leftovers"][kind.value]
     return found
 
 
@@ -686,7 +686,7 @@ class TestCopies:
         """A blob that was hidden and restored; returns the key of the copy that stayed."""
         litter.pushed(f"{name}-manifest", name)
         litter.forget(f"{name}-manifest")
-        with litter.without_leavings():
+        with litter.without_leftovers():
             litter.collect()
             hide = litter.hide_of(name)
             assert hide is not None
@@ -901,7 +901,7 @@ def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, brake: str)
 
 
 def test_what_holds_collection_holds_it(litter: Litter) -> None:
-    """While anything holds collection no leavings go, in a dry run neither."""
+    """While anything holds collection no leftovers go, in a dry run neither."""
     prefix = litter.session("r", "one")
     litter.known = lambda facts: facts._replace(held_by=["a test holds it"])
     for run in (litter.collect(dry=True), litter.collect()):
@@ -935,11 +935,11 @@ def test_it_is_looked_for_now_and_then(litter: Litter) -> None:
     litter.session("r", "two")
     second = litter.collect()
     assert of(second, Kind.UPLOADS)["state"] == State.NOT_DUE
-    third = litter.collect(leavings=True)
+    third = litter.collect(leftovers=True)
     assert [of(run, Kind.UPLOADS)["count"] for run in (first, second, third)] == [1, 0, 1]
     found = litter.rows(
         "SELECT run_id, count, bytes, failed, ended_at IS NOT NULL, evidence -> 'ages' ->> 'uploads',"
-        " evidence ->> 'first' FROM gc_leavings WHERE kind = 'uploads' ORDER BY run_id"
+        " evidence ->> 'first' FROM gc_leftovers WHERE kind = 'uploads' ORDER BY run_id"
     )
     assert found == [
         (first.id, 1, 26, 0, True, "0s", f"{litter.path('r')}_uploads/one/"),

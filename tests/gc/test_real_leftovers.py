@@ -15,7 +15,7 @@ from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
-from tests.gc.test_leavings import Litter, amounts, of
+from tests.gc.test_leftovers import Litter, amounts, of
 from tests.services.databases import Databases
 
 pytestmark = pytest.mark.registry
