@@ -22,7 +22,7 @@ from coordinator import bootstrap
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.names import Digest
-from coordinator.gc import controls as brakes
+from coordinator.gc import controls
 from coordinator.gc.collect import KIND, Collect
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import run_waiting_jobs
@@ -52,7 +52,7 @@ class Garbage:
         if kind == "versioned":
             self.store.enable_versioning()
         self.connection: psycopg.Connection[Any] = psycopg.connect(database.url, autocommit=True, connect_timeout=10)
-        brakes.turn(self.connection, "the bench", on=True)
+        controls.turn(self.connection, "the bench", on=True)
         self._closing = ExitStack()
         self._closing.callback(self.connection.close)
         self._connections, self._collect = self._closing.enter_context(collector(self.settings))

@@ -51,7 +51,7 @@ def _application() -> "typer.Typer":
         adopt,
         audit,
         blobs,
-        brakes,
+        controls,
         dead_letters,
         gc,
         jobs,
@@ -93,7 +93,7 @@ def _application() -> "typer.Typer":
     survey.register(app)
     adopt.register(app)
     audit.register(app)
-    brakes.register(app)
+    controls.register(app)
     router.register(app)
     app.add_typer(gc.app, name="gc")
     app.add_typer(blobs.app, name="blob")

@@ -28,7 +28,7 @@ PARTITIONS = Gauge("baleen_worker_partitions", "Partitions assigned to this work
 WORK = Counter("baleen_scheduler_work_total", "Pieces of periodic work, by what became of them.", ["work", "outcome"])
 RESTORED = Counter("baleen_worker_restored_total", "Hidden blobs that are served again for good.")
 #: Of a scheduler: done; held, of one that was done and could take nothing away; dry; refused by its limits; stopped by
-#: a brake; failed; left to the next scheduler.
+#: a control; failed; left to the next scheduler.
 GC_RUNS = Counter("baleen_gc_runs_total", "Collections, by what became of them.", ["outcome"])
 GC_BLOBS = Counter("baleen_gc_blobs_total", "Blobs that collections hid, purged or restored.", ["change"])
 GC_BYTES = Counter("baleen_gc_bytes_total", "Bytes that collections hid, and that storage gave back.", ["change"])

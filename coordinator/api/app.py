@@ -13,7 +13,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from coordinator import release
-from coordinator.api import blobs, brakes, dead_letters, gc, jobs, metrics, pods, problems, repositories, status
+from coordinator.api import blobs, controls, dead_letters, gc, jobs, metrics, pods, problems, repositories, status
 from coordinator.api.deps import Deps
 from coordinator.api.events import post_events
 from coordinator.api.mounts import serve_mounts
@@ -40,7 +40,7 @@ def create_app(deps: Deps) -> Litestar:
         before_request=refuse_unknown,
         route_handlers=[
             handler
-            for module in (blobs, repositories, pods, jobs, dead_letters, gc, brakes, status, metrics)
+            for module in (blobs, repositories, pods, jobs, dead_letters, gc, controls, status, metrics)
             for handler in module.HANDLERS
         ],
     )

@@ -19,7 +19,7 @@ from coordinator.db.shapes import STATES, Blob, BlobPage, ReferencePage, StateNa
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.domain.reasons import WHY_LIMIT
-from coordinator.gc import controls as brakes
+from coordinator.gc import controls
 from coordinator.gc.shapes import Explanation, Undeletion
 from coordinator.lookup import explain as stories
 from coordinator.lookup.blobs import LOOKUP_LIMIT, Sort
@@ -161,7 +161,7 @@ async def undelete_blob(
     pinned, so that it stays. 409 for one that is not hidden, or whose bytes are deleted.
     """
     deps, asked = deps_of(request), data or UndeleteRequest()
-    back = await brakes.undelete(deps.engine, parse_digest(digest), asked.why, pin=asked.pin)
+    back = await controls.undelete(deps.engine, parse_digest(digest), asked.why, pin=asked.pin)
     await deps.record_mark()
     return Undeletion(digest=digest, state=STATES[back.state], pinned=back.pinned, detail=_undeleted(*back))
 

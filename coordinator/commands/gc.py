@@ -13,7 +13,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
 from coordinator.client import Api, connected
-from coordinator.commands import brakes
+from coordinator.commands import controls
 from coordinator.commands.blobs import Cursor, Limit
 from coordinator.commands.jobs import until_ended
 from coordinator.commands.output import (
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from coordinator.gc.mark_table import Claimed
 
 app = typer.Typer(help="Collect what nothing references: hide it, wait, delete it.", no_args_is_help=True)
-app.command()(brakes.on)
-app.command()(brakes.off)
-app.command()(brakes.holds)
-app.command()(brakes.pins)
+app.command()(controls.on)
+app.command()(controls.off)
+app.command()(controls.holds)
+app.command()(controls.pins)
 
 #: Of one kind that somebody else asked for, and another; each is waited for.
 ATTEMPTS = 5
@@ -171,7 +171,7 @@ def show(
 @app.command()
 def claim(
     *,
-    why: brakes.NeededWhy,
+    why: controls.NeededWhy,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What garbage collection goes by, in one answer: pods, watermarks, reconciles, brakes.
+"""What garbage collection goes by, in one answer: pods, watermarks, reconciles, controls.
 
 The same questions as those of `/v1/status` and `/v1/pods`: what an operator sees there is what collection goes by.
 Not here: what follows (domain/gc.py), asking from a thread (gc/facts.py).
@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.domain.gc import Facts, PodFacts, Times
 from coordinator.domain.pods import Linker
-from coordinator.gc import controls_view as brakes
 from coordinator.gc import mark_view as mark
 from coordinator.gc import unowned_table as perimeter
 from coordinator.pods import view as queries
@@ -53,14 +52,14 @@ async def known(
 ) -> Known:
     """Read the facts. The time first, and watermarks before what may hold them: so nothing is thought too late."""
     now = await connection.scalar(_NOW)
-    switch = await brakes.switch(connection)
+    switch = await controls_view.switch(connection)
     truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
     orphans = await queries.orphaned_dead_letters(connection)
     listing = perimeter.listing((await connection.execute(_LISTING)).one_or_none())
     linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
     # Every hold that is not of one pod is added here, once: status, plan, permit and metrics all read it.
     held = await mark.held(connection)
-    held += await brakes.held(connection)
+    held += await controls_view.held(connection)
     held += told_of_orphans(orphans)
     # A pod that was removed between the questions had nothing left; one that was added holds everything until it is
     # known.

@@ -1,4 +1,4 @@
-"""The brakes of garbage collection as they are shown. Not here: turning them (gc/controls.py)."""
+"""The controls of garbage collection as they are shown. Not here: turning them (gc/controls.py)."""
 
 from typing import Any
 

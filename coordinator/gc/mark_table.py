@@ -19,7 +19,7 @@ from coordinator.db.locks import MARK_LOCK
 from coordinator.domain.mark import EPOCHS_LIMIT, Instance, Mark
 from coordinator.domain.progress import GapReason
 from coordinator.errors import BaleenError
-from coordinator.gc import controls as brakes
+from coordinator.gc import controls
 from coordinator.table import epochs, progress
 
 #: A write without a result may still land, and put an earlier mark in the place of a later one: stores refuse a
@@ -220,7 +220,7 @@ def claim(connection: Connection[Any], why: str, topic: str, delete_bound: timed
         row = connection.execute("SELECT count(*) FROM hides").fetchone()
         hides = 0 if row is None else row[0]
         pods = progress.record_cut(connection, topic)
-        brakes.turn(connection, why, on=False)
+        controls.turn(connection, why, on=False)
         row = connection.execute(
             """
             UPDATE gc_mark SET database = gen_random_uuid(),

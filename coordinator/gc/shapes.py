@@ -1,4 +1,4 @@
-"""What questions about garbage collection answer: runs, decisions, the plan, its brakes, and a blob's story.
+"""What questions about garbage collection answer: runs, decisions, the plan, its controls, and a blob's story.
 
 The names of reasons are domain/gc.py's, those of decisions table/ledger.py's. Bytes are bytes.
 """

@@ -51,7 +51,7 @@ IS_WANTED = f"b.unreferenced_since IS NULL AND {IS_CONCEALED}"
 
 
 class StoppedCollectingError(BaleenError):
-    """A brake is on: nothing more is deleted."""
+    """A control is on: nothing more is deleted."""
 
 
 class DisturbedError(BaleenError):

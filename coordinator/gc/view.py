@@ -19,7 +19,6 @@ from coordinator.db.session import reading
 from coordinator.domain.gc import Facts, Kept, Policy, Why, hiding, holds, purge_reasons, purging
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, format_digest
-from coordinator.gc import controls_view as brakes
 from coordinator.gc import runs
 from coordinator.gc.conditions import ReadFacts
 from coordinator.gc.shapes import (
@@ -276,7 +275,7 @@ async def collection_status(
     counted = await figures.read()
     async with reading(engine) as connection:
         facts = await read_facts(connection)
-        switch = await brakes.switch(connection)
+        switch = await controls_view.switch(connection)
         last_asked: dt.datetime | None = await connection.scalar(_LAST_ASKED)
         due = facts.now if last_asked is None else max(facts.now, last_asked + every)
         hide, purge = hiding(facts), purging(facts)

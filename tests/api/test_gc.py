@@ -1,4 +1,4 @@
-"""The plan is what a run does, runs are asked for and told, and brakes stop them at once."""
+"""The plan is what a run does, runs are asked for and told, and controls stop them at once."""
 
 from datetime import timedelta
 from typing import Any
@@ -166,7 +166,7 @@ def test_a_reconcile_is_no_run(world: World) -> None:
     assert world.api.pages("/v1/gc/runs") == []
 
 
-def test_a_run_is_refused_while_a_brake_is_on(world: World) -> None:
+def test_a_run_is_refused_while_a_control_is_on(world: World) -> None:
     """With the switch off, or a hold, no run is asked for but a dry one, and the sentence says what lets go."""
     turned(world, on=False)
     refused = world.api.ask("POST", "/v1/gc/runs")
@@ -198,7 +198,7 @@ def test_without_a_switch_nothing_is_asked_for(world: World) -> None:
 
 
 def test_what_cannot_be_read_is_no_answer(world: World) -> None:
-    """While the brakes cannot be read no run is asked for, and nothing is said of what would go: 503."""
+    """While the controls cannot be read no run is asked for, and nothing is said of what would go: 503."""
     world.api.db.execute("ALTER TABLE holds RENAME TO elsewhere")
     try:
         for method, path in (

@@ -21,7 +21,7 @@ from coordinator.db.engine import connect
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import BaleenError
-from coordinator.gc import controls as brakes
+from coordinator.gc import controls
 from coordinator.gc import view as queries
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
@@ -304,7 +304,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         assert "--yes" in errs(baleen("gc", "claim", "--why", "a backup"), 2)
         with connect(garbage.url, name="baleen-worker"):
             assert "baleen-worker. Stop all of Baleen" in errs(baleen("gc", "claim", "--why", "a backup", "--yes"), 1)
-        assert brakes.switch(garbage.connection).enabled
+        assert controls.switch(garbage.connection).enabled
         # A connection that was closed is seen until its server process has ended.
         connected = "SELECT FROM pg_stat_activity WHERE application_name = 'baleen-worker'"
         eventually(lambda: not garbage.rows(f"{connected} AND datname = current_database()"), "nobody is connected")
@@ -312,7 +312,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         assert told.code == 0, told.err
         assert "2 hides will be given back; 3 pods will be reconciled" in told.out
         assert "docs/OPERATING.md" in told.out
-        assert brakes.switch(garbage.connection).why == "a backup"
+        assert controls.switch(garbage.connection).why == "a backup"
         assert garbage.collect().hidden == 0
         done = baleen("gc", "claim", "--why", "a backup", "--yes", "--json")
         assert {name: done.json[name] for name in ("hides", "pods")} == {"hides": 2, "pods": 3}

@@ -21,8 +21,7 @@ from coordinator.db.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
-from coordinator.gc import controls as brakes
-from coordinator.gc import mark
+from coordinator.gc import controls, mark
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
 from coordinator.gc import unowned_table as perimeter
@@ -85,7 +84,7 @@ class Garbage(Table):
         self.known: Callable[[Facts], Facts] = lambda facts: facts
         self._second = 0
         if fresh:
-            brakes.turn(self.connection, "a test", on=True)
+            controls.turn(self.connection, "a test", on=True)
             # Tests with a database each share a bucket, and others a database.
             store.delete(MARK)
             self.connection.execute("DELETE FROM gc_mark")
@@ -142,8 +141,8 @@ class Garbage(Table):
 
     def facts(self) -> Facts:
         ((now,),) = self.rows("SELECT clock_timestamp()")
-        switch = brakes.switch(self.connection)
-        held = [f"{each.scope} is held: {each.why}" for each in brakes.holds(self.connection)]
+        switch = controls.switch(self.connection)
+        held = [f"{each.scope} is held: {each.why}" for each in controls.holds(self.connection)]
         pods = [PodFacts(POD, now, now, has_links=False)]
         why = None if switch.enabled else switch.why
         return self.known(Facts(now, self.times, pods, why, held, listing=perimeter.read(self.connection)))

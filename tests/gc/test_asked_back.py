@@ -9,8 +9,7 @@ from structlog.testing import capture_logs
 
 from coordinator.db.engine import async_engine
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import controls as brakes
-from coordinator.gc import hide, purge, restore
+from coordinator.gc import controls, hide, purge, restore
 from coordinator.reconcile.settle import NotHereError
 from tests.gc.harness import LANDED, Garbage
 
@@ -19,7 +18,7 @@ def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
     async def asked() -> BlobState:
         engine = async_engine(garbage.url, pool_size=1, name="test-operator")
         try:
-            return (await brakes.undelete(engine, garbage.digest(name), "a test", pin=pin)).state
+            return (await controls.undelete(engine, garbage.digest(name), "a test", pin=pin)).state
         finally:
             await engine.dispose()
 
@@ -118,11 +117,11 @@ def test_a_pinned_one_holds_up_no_purge(garbage: Garbage) -> None:
     garbage.collect()
     garbage.connection.execute("UPDATE hides SET purging_at = now(), run_id = 0")
     garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.PURGING, BlobState.HIDDEN))
-    brakes.pin(garbage.connection, garbage.digest("l"), "a test")
+    controls.pin(garbage.connection, garbage.digest("l"), "a test")
     assert garbage.collect().purged == 1
     assert garbage.state("m") is BlobState.PURGED
     assert garbage.state("l") is BlobState.PURGING
-    brakes.unpin(garbage.connection, garbage.digest("l"))
+    controls.unpin(garbage.connection, garbage.digest("l"))
     assert garbage.collect().purged == 1
 
 

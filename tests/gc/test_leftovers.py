@@ -16,7 +16,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
 from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import UnavailableError
-from coordinator.gc import controls as brakes
+from coordinator.gc import controls
 from coordinator.gc.collect import Collect
 from coordinator.gc.leftovers import Kind, State
 from coordinator.gc.restore import Restorer
@@ -438,7 +438,7 @@ def test_links_that_stay(litter: Litter, why: str) -> None:
     elif why == "needed":
         litter.tell("other", "l")
     elif why == "pinned":
-        brakes.pin(litter.connection, litter.digest("l"), "a test")
+        controls.pin(litter.connection, litter.digest("l"), "a test")
     elif why == "mode":
         litter.connection.execute("UPDATE pods SET mode = 'link' WHERE name = 'pod-a'")
     elif why == "linker":
@@ -873,7 +873,7 @@ def test_the_kill_switch_between_two_requests(litter: Litter, monkeypatch: pytes
     def off(number: int, what: str) -> None:
         if what == "deleted":
             sent.append(number)
-            brakes.turn(litter.connection, "enough", on=False)
+            controls.turn(litter.connection, "enough", on=False)
 
     run = tapped(litter, off)
     assert len(sent) == 1
@@ -881,18 +881,18 @@ def test_the_kill_switch_between_two_requests(litter: Litter, monkeypatch: pytes
     assert sum(not litter.states(prefix) for prefix in prefixes) == 2
 
 
-@pytest.mark.parametrize("brake", ["switch", "hold", "lease"])
-def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, brake: str) -> None:
+@pytest.mark.parametrize("control", ["switch", "hold", "lease"])
+def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, control: str) -> None:
     """What stops collection just before a request is sent stops that request."""
     prefixes = requests(litter, monkeypatch)
 
     def stop(_: int, what: str) -> None:
         if what != "delete_many":
             return
-        if brake == "switch":
-            brakes.turn(litter.connection, "enough", on=False)
-        elif brake == "hold":
-            brakes.hold(litter.connection, "pod-b", "enough")
+        if control == "switch":
+            controls.turn(litter.connection, "enough", on=False)
+        elif control == "hold":
+            controls.hold(litter.connection, "pod-b", "enough")
         else:
             litter.connection.execute("UPDATE jobs SET taken = taken + 1 WHERE state = 'running'")
 

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import controls as brakes
+from coordinator.gc import controls
 from tests.gc.calls import ANSWERED, Once, die, last, next_run, run_job
 from tests.gc.harness import LANDED, Garbage
 from tests.storage.memory import MemoryObjectStore
@@ -134,7 +134,7 @@ def test_what_was_given_back_is_hidden_by_a_later_run(garbage: Garbage) -> None:
     assert garbage.collect().hidden == 4
     garbage.claim()
     garbage.audit()
-    brakes.turn(garbage.connection, "a test", on=True)
+    controls.turn(garbage.connection, "a test", on=True)
     limit(garbage, share=10)
     run = garbage.collect()
     assert (run.progress["restored"], run.hidden, run.progress["left"]) == (4, 0, 4)

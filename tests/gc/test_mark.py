@@ -18,8 +18,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import UnavailableError
-from coordinator.gc import controls as brakes
-from coordinator.gc import mark
+from coordinator.gc import controls, mark
 from coordinator.gc import mark_table as table
 from coordinator.kafka.topics import EVENTS
 from coordinator.pods import table as pods
@@ -124,7 +123,7 @@ def test_an_older_table_that_claims_the_bucket(garbage: Garbage) -> None:
     assert garbage.claim().hides == 2
     assert "switched off" in garbage.collect().progress["held_by"][0]
     garbage.audit()
-    brakes.turn(garbage.connection, "all of the runbook is done", on=True)
+    controls.turn(garbage.connection, "all of the runbook is done", on=True)
     garbage.times = NO_TIMES._replace(grace=timedelta(hours=1))
     for _ in range(2):
         garbage.collect()
@@ -137,7 +136,7 @@ def test_ids_are_not_given_out_again(garbage: Garbage) -> None:
     garbage.pushed("m", "l")
     assert garbage.claim().pods == garbage.rows("SELECT count(*) FROM pods")[0][0] > 0
     garbage.audit()
-    brakes.turn(garbage.connection, "all of the runbook is done", on=True)
+    controls.turn(garbage.connection, "all of the runbook is done", on=True)
     garbage.forget("m")
     garbage.collect()
     hide = garbage.hide_of("l")
@@ -165,10 +164,10 @@ def test_another_database(garbage: Garbage) -> None:
         refused(garbage, "Another database")
         garbage.claim()
         garbage.connection.execute("DELETE FROM gc_mark")
-        brakes.turn(garbage.connection, "it is not over", on=True)
+        controls.turn(garbage.connection, "it is not over", on=True)
     garbage.claim()
     garbage.audit()
-    brakes.turn(garbage.connection, "it is gone", on=True)
+    controls.turn(garbage.connection, "it is gone", on=True)
     assert garbage.collect().hidden == 2
 
 
@@ -327,7 +326,7 @@ def test_writers_at_once(garbage: Garbage) -> None:
         connections = Connections(garbage.url, name="test-writer")
         try:
             with connections.use() as connection:
-                brakes.hold(connection, f"team-{number}", "a test")
+                controls.hold(connection, f"team-{number}", "a test")
             mark.record(connections, garbage.store)
         finally:
             connections.close()
@@ -339,11 +338,11 @@ def test_writers_at_once(garbage: Garbage) -> None:
 
 
 CHANGES: dict[str, Callable[[Garbage], object]] = {
-    "off": lambda garbage: brakes.turn(garbage.connection, "a test", on=False),
-    "hold": lambda garbage: brakes.hold(garbage.connection, "team", "a test"),
-    "release": lambda garbage: brakes.release(garbage.connection, "team"),
-    "pin": lambda garbage: brakes.pin(garbage.connection, garbage.digest("l"), "a test"),
-    "unpin": lambda garbage: brakes.unpin(garbage.connection, garbage.digest("l")),
+    "off": lambda garbage: controls.turn(garbage.connection, "a test", on=False),
+    "hold": lambda garbage: controls.hold(garbage.connection, "team", "a test"),
+    "release": lambda garbage: controls.release(garbage.connection, "team"),
+    "pin": lambda garbage: controls.pin(garbage.connection, garbage.digest("l"), "a test"),
+    "unpin": lambda garbage: controls.unpin(garbage.connection, garbage.digest("l")),
     "pod": lambda garbage: by_engine(garbage, add_pod),
     "prefix": lambda garbage: by_engine(garbage, add_prefix),
     "registry": lambda garbage: by_engine(garbage, set_registry),
@@ -408,7 +407,7 @@ def test_an_absurd_epoch(garbage: Garbage) -> None:
         assert garbage.tried().state == "failed"
     garbage.claim()
     garbage.audit()
-    brakes.turn(garbage.connection, "claimed", on=True)
+    controls.turn(garbage.connection, "claimed", on=True)
     garbage.collect()
     garbage.collect()
 
@@ -479,7 +478,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
     """After a claim GC is blocked until an audit that began late enough, after all reconciles, has ended."""
     garbage.collect()
     garbage.claim()
-    brakes.turn(garbage.connection, "too early", on=True)
+    controls.turn(garbage.connection, "too early", on=True)
     assert "is not verified" in blocked_by(garbage)[0]
     garbage.pushed("m", "l")
     garbage.forget("m")

@@ -18,8 +18,7 @@ from coordinator.db import migrate
 from coordinator.db.engine import async_engine
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.gc import controls as brakes
-from coordinator.gc import mark
+from coordinator.gc import controls, mark
 from coordinator.gc import table as gc
 from coordinator.jobs import table as jobs
 from coordinator.pods import table as pods
@@ -153,7 +152,7 @@ def goes_on_after_a_claim(garbage: Garbage) -> None:
     garbage.connection.execute("UPDATE pods SET linker = 'link'")
     garbage.claim()
     assert "is not verified" in blocked_by(garbage)[0]
-    brakes.turn(garbage.connection, "not yet", on=True)
+    controls.turn(garbage.connection, "not yet", on=True)
     garbage.audit()
     assert blocked_by(garbage) == []
     garbage.collect()
@@ -232,9 +231,9 @@ def test_files_from_before_a_change(servers: Servers, primary: Server, store: Ob
     primary = servers.restart(primary)
     with continued(garbage, primary.url) as garbage:
         if change == "off":
-            brakes.turn(garbage.connection, "an incident", on=False)
+            controls.turn(garbage.connection, "an incident", on=False)
         else:
-            brakes.pin(garbage.connection, garbage.digest("l"), "needed by an auditor")
+            controls.pin(garbage.connection, garbage.digest("l"), "needed by an auditor")
         record(garbage)
     servers.stop(primary)
     with continued(garbage, servers.start_copy(files).url) as after:
@@ -248,11 +247,11 @@ def test_a_point_in_time(servers: Servers, primary: Server, store: ObjectStore) 
         garbage.collect()
         backup = servers.base_backup(primary)
         primary.execute("SELECT pg_create_restore_point('before')")
-        brakes.turn(garbage.connection, "an incident", on=False)
-        brakes.pin(garbage.connection, garbage.digest("l"), "needed by an auditor")
+        controls.turn(garbage.connection, "an incident", on=False)
+        controls.pin(garbage.connection, garbage.digest("l"), "needed by an auditor")
     servers.stop(primary)
     with continued(garbage, servers.recover(backup, primary, "before").url) as after:
-        assert brakes.switch(after.connection).enabled
+        assert controls.switch(after.connection).enabled
         assert after.rows("SELECT FROM pins") == []
         assert "WAL timeline" in blocked_by(after)[0]
         refused(after, "WAL timeline")

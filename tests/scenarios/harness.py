@@ -33,8 +33,7 @@ from coordinator.domain.findings import Check
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, parse_digest
 from coordinator.errors import BaleenError
-from coordinator.gc import collect
-from coordinator.gc import controls as brakes
+from coordinator.gc import collect, controls
 from coordinator.gc.collect import Collect
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import work as jobs
@@ -209,7 +208,7 @@ class Stage(Baleen):
                 "INSERT INTO jobs (kind, why, state, began_at, finished_at)"
                 " VALUES ('gc', 'a test', 'done', now(), now()) RETURNING id"
             )
-            brakes.turn(stage._connection, "a test", on=True)
+            controls.turn(stage._connection, "a test", on=True)
             stage.a, stage.b = (stage._member(name, closing) for name in ("pod-a", "pod-b"))
             for member in (stage.a, stage.b):
                 stage.list_registries(member.pod, member.registry)

@@ -1,6 +1,6 @@
 """Services that are away, answer wrongly, or have forgotten: nothing that is not known is taken for gone.
 
-Not here: deletes of which nobody hears (test_deletes_that_land_late.py), the brakes (tests/gc).
+Not here: deletes of which nobody hears (test_deletes_that_land_late.py), the controls (tests/gc).
 """
 
 import itertools

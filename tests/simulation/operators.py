@@ -15,8 +15,7 @@ from typing import Any
 from coordinator.audit.audit import Ages, Audit
 from coordinator.domain.gc import holds
 from coordinator.domain.names import PodName
-from coordinator.gc import collect, mark
-from coordinator.gc import controls as brakes
+from coordinator.gc import collect, controls, mark
 from coordinator.gc import unowned as perimeter
 from coordinator.kafka.topics import EVENTS
 from coordinator.reconcile.presence import Presence
@@ -66,14 +65,14 @@ class Operator:
         known: Mapping[str, Callable[[], object]] = {
             "audit": self.audit,
             "gc claim": self.claim,
-            "gc on": lambda: brakes.turn(self._connection, WHY, on=True),
+            "gc on": lambda: controls.turn(self._connection, WHY, on=True),
             "pods accept-vanished": lambda: world.accept_vanished(pod),
             "pods add": self._declare,
             "pods add-prefix": self._declare,
             "pods doctor": lambda: world.examine(pod),
             "pods reconcile": lambda: world.reconcile(pod),
             "pods retire-source": lambda: self._retire(pod, sentence),
-            "release": lambda: brakes.release(self._connection, sentence.split(" is held", maxsplit=1)[0]),
+            "release": lambda: controls.release(self._connection, sentence.split(" is held", maxsplit=1)[0]),
         }
         named = [found[1] for found in _COMMANDS.finditer(sentence)]
         named += [command for words, command in _SENTENCES.items() if words in sentence]

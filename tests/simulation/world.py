@@ -34,8 +34,7 @@ from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import Linker
 from coordinator.domain.progress import Position, Progress
 from coordinator.errors import UnavailableError
-from coordinator.gc import collect
-from coordinator.gc import controls as brakes
+from coordinator.gc import collect, controls
 from coordinator.gc import table as gc
 from coordinator.gc.conditions import known
 from coordinator.gc.restore import Restorer
@@ -489,32 +488,32 @@ class World:
         needed, keeps a collection that is under way from going on with it.
         """
         connection: Any = self.session
-        brakes.pin(connection, digest, "a history")
+        controls.pin(connection, digest, "a history")
         restorer = self._restorer()
         for _ in range(3):
             hide = gc.hide_of(connection, digest)
             if hide is None or restorer.restore(hide, "an operator asked for it"):
-                brakes.unpin(connection, digest)
+                controls.unpin(connection, digest)
                 return
             self.scheduler.pause("store", "waits for the deletes that may be under way")
 
     def pin_for_a_while(self, digest: Digest) -> None:
         connection: Any = self.session
-        brakes.pin(connection, digest, "a history")
+        controls.pin(connection, digest, "a history")
         self.scheduler.pause("store", "lets it be pinned")
-        brakes.unpin(connection, digest)
+        controls.unpin(connection, digest)
 
     def hold_for_a_while(self) -> None:
         connection: Any = self.session
-        brakes.hold(connection, "pod-a", "a history")
+        controls.hold(connection, "pod-a", "a history")
         self.scheduler.pause("store", "lets it be held")
-        brakes.release(connection, "pod-a")
+        controls.release(connection, "pod-a")
 
     def switch_off_for_a_while(self) -> None:
         connection: Any = self.session
-        brakes.turn(connection, "a history", on=False)
+        controls.turn(connection, "a history", on=False)
         self.scheduler.pause("store", "lets it be off")
-        brakes.turn(connection, "a history", on=True)
+        controls.turn(connection, "a history", on=True)
 
     # What happens by itself
 
@@ -832,4 +831,4 @@ def populate(world: World) -> None:
         _examined(connection, number)
     for number in range(PARTITIONS):
         assert progress.move(connection, (EVENTS, number), None, Position(Progress(0, None, None), None))
-    brakes.turn(connection, "a history", on=True)
+    controls.turn(connection, "a history", on=True)

@@ -24,7 +24,7 @@ from coordinator import bootstrap
 from coordinator.db import migrate
 from coordinator.domain.findings import Check
 from coordinator.domain.gc import Facts
-from coordinator.gc import controls as brakes
+from coordinator.gc import controls
 from coordinator.kafka.topics import ensure_topics
 from coordinator.stack.application import answers
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
@@ -118,7 +118,7 @@ class World:
             )
             self.table.do("INSERT INTO pod_prefixes SELECT %s, id FROM pods WHERE name = %s", pod, pod)
         with psycopg.connect(self.database.url, autocommit=True) as connection:
-            brakes.turn(connection, "a test", on=True)
+            controls.turn(connection, "a test", on=True)
         self.processes = {
             "api": Service(guard, self._api),
             **{f"worker-{n}": self._python(f"worker-{n}", "workers") for n in range(WORKERS)},

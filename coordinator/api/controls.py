@@ -14,7 +14,7 @@ from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.domain.names import parse_digest, parse_repository
 from coordinator.domain.reasons import WHY_LIMIT
-from coordinator.gc import controls as brakes
+from coordinator.gc import controls
 from coordinator.gc import controls_view as queries
 from coordinator.gc.shapes import Hold, HoldPage, Pin, PinPage, Switch
 
@@ -64,7 +64,7 @@ async def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchReque
     just before may still land.
     """
     deps = deps_of(request)
-    await brakes.put_switch(deps.engine, data.why, on=data.enabled)
+    await controls.put_switch(deps.engine, data.why, on=data.enabled)
     await deps.record_mark()
     return await queries.switched(deps.engine)
 
@@ -98,7 +98,7 @@ async def get_hold(request: Request[Any, Any, Any], name: Scope) -> Hold:
 async def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[HoldRequest | None] = None) -> Hold:
     """`name` says for whom. It holds everything, since pods share the bytes; so it need not be known."""
     deps, scope = deps_of(request), parse_repository(name.removeprefix("/"))
-    await brakes.put_hold(deps.engine, scope, (data or HoldRequest()).why)
+    await controls.put_hold(deps.engine, scope, (data or HoldRequest()).why)
     await deps.record_mark()
     return await queries.hold(deps.engine, scope)
 
@@ -113,7 +113,7 @@ async def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[
 )
 async def remove_hold(request: Request[Any, Any, Any], name: Scope) -> None:
     deps = deps_of(request)
-    await brakes.remove_hold(deps.engine, parse_repository(name.removeprefix("/")))
+    await controls.remove_hold(deps.engine, parse_repository(name.removeprefix("/")))
     await deps.record_mark()
 
 
@@ -146,7 +146,7 @@ async def get_pin(request: Request[Any, Any, Any], digest: DigestText) -> Pin:
 async def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[PinRequest | None] = None) -> Pin:
     """Also one that nobody has spoken of yet. One that is hidden stays so and keeps its bytes: `undelete` it."""
     deps, parsed = deps_of(request), parse_digest(digest)
-    await brakes.put_pin(deps.engine, parsed, (data or PinRequest()).why)
+    await controls.put_pin(deps.engine, parsed, (data or PinRequest()).why)
     await deps.record_mark()
     return await queries.pin(deps.engine, parsed)
 
@@ -161,7 +161,7 @@ async def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSO
 )
 async def remove_pin(request: Request[Any, Any, Any], digest: DigestText) -> None:
     deps = deps_of(request)
-    await brakes.remove_pin(deps.engine, parse_digest(digest))
+    await controls.remove_pin(deps.engine, parse_digest(digest))
     await deps.record_mark()
 
 

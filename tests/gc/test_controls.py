@@ -1,6 +1,6 @@
 """What stops a collection stops it between two requests, in every process, and also when it cannot be read.
 
-Not here: which brakes an operator has and in which words (tests/api, tests/cli).
+Not here: which controls an operator has and in which words (tests/api, tests/cli).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import collect, plan, purge
-from coordinator.gc import controls as brakes
+from coordinator.gc import collect, controls, plan, purge
 from coordinator.gc import table as gc
 from coordinator.gc.table import StoppedCollectingError
 from coordinator.jobs import table as jobs
@@ -22,25 +21,25 @@ from coordinator.storage.layout import blob_key, quarantine_key
 from tests.gc.calls import NAME, ON_STORES, SEND, Calls, Once, age, last, run_job
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
 
-#: The statements that read each brake, and what comes before the first of a hide's.
+#: The statements that read each control, and what comes before the first of a hide's.
 SWITCH, JOB, REFERRERS = "FROM gc_switch", "FROM jobs WHERE id", "CROSS JOIN LATERAL"
 LAYERS = ("a", "b", "c")
 ALL = ("m", *LAYERS)
 
-Brake = Callable[[Garbage], object]
+Control = Callable[[Garbage], object]
 
 
 pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_their_calls")]
 
 
 def off(garbage: Garbage) -> None:
-    brakes.turn(garbage.connection, "a rumour", on=False)
+    controls.turn(garbage.connection, "a rumour", on=False)
 
 
 def on(garbage: Garbage) -> None:
-    brakes.turn(garbage.connection, "all is well", on=True)
-    for hold in brakes.holds(garbage.connection):
-        brakes.release(garbage.connection, hold.scope)
+    controls.turn(garbage.connection, "all is well", on=True)
+    for hold in controls.holds(garbage.connection):
+        controls.release(garbage.connection, hold.scope)
 
 
 def no_row(garbage: Garbage) -> None:
@@ -48,15 +47,15 @@ def no_row(garbage: Garbage) -> None:
 
 
 def hold_pod(garbage: Garbage) -> None:
-    brakes.hold(garbage.connection, "pod-a", "an audit")
+    controls.hold(garbage.connection, "pod-a", "an audit")
 
 
 def hold_namespace(garbage: Garbage) -> None:
-    brakes.hold(garbage.connection, "team/app", "a move")
+    controls.hold(garbage.connection, "team/app", "a move")
 
 
-BRAKES = pytest.mark.parametrize(
-    ("brake", "said"),
+CONTROLS = pytest.mark.parametrize(
+    ("control", "said"),
     [
         pytest.param(off, "switched off (a rumour)", id="switch"),
         pytest.param(no_row, "never switched on", id="no-row"),
@@ -98,13 +97,13 @@ def restorable(garbage: Garbage, name: str) -> bool:
 # One switch, and holds
 
 
-@BRAKES
-def test_nothing_begins(garbage: Garbage, brake: Brake, said: str) -> None:
-    """A run under a brake hides and purges nothing, and says what holds it."""
+@CONTROLS
+def test_nothing_begins(garbage: Garbage, control: Control, said: str) -> None:
+    """A run under a control hides and purges nothing, and says what holds it."""
     hidden(garbage)
     garbage.pushed("n")
     garbage.forget("n")
-    brake(garbage)
+    control(garbage)
     run = garbage.collect()
     assert (run.hidden, run.purged) == (0, 0)
     assert run.progress["planned"] == {step: {"blobs": 0, "bytes": 0} for step in ("hide", "purge")}
@@ -115,13 +114,15 @@ def test_nothing_begins(garbage: Garbage, brake: Brake, said: str) -> None:
     assert (run.hidden, run.purged) == (1, len(ALL))
 
 
-@BRAKES
+@CONTROLS
 @pytest.mark.parametrize("words", [REFERRERS, "delete_many"], ids=["before-the-intent", "before-the-permit"])
-def test_a_brake_that_the_plan_has_not_seen_keeps_blobs(garbage: Garbage, brake: Brake, said: str, words: str) -> None:
-    """A brake that comes after the plan stops the hide that it meets: nothing is sent, and a later run undoes it."""
+def test_a_control_that_the_plan_has_not_seen_keeps_blobs(
+    garbage: Garbage, control: Control, said: str, words: str
+) -> None:
+    """A control that comes after the plan stops the hide that it meets: nothing is sent, and a later run undoes it."""
     unneeded(garbage)
     garbage.delete_bound = LANDED
-    calls = collected(garbage, Once(words, lambda: brake(garbage)))
+    calls = collected(garbage, Once(words, lambda: control(garbage)))
     assert calls.numbers(SEND) == []
     run = last(garbage)
     assert run.state == "failed"
@@ -132,28 +133,28 @@ def test_a_brake_that_the_plan_has_not_seen_keeps_blobs(garbage: Garbage, brake:
     assert garbage.collect().purged == len(ALL)
 
 
-@BRAKES
+@CONTROLS
 @pytest.mark.parametrize("words", [JOB, "delete_many"], ids=["before-it-begins", "before-the-permit"])
-def test_a_brake_that_the_plan_has_not_seen_keeps_hidden_bytes(
-    garbage: Garbage, brake: Brake, said: str, words: str
+def test_a_control_that_the_plan_has_not_seen_keeps_hidden_bytes(
+    garbage: Garbage, control: Control, said: str, words: str
 ) -> None:
     """The same of a purge: what is hidden stays as it is, and is purged by a later run."""
     hidden(garbage)
-    calls = collected(garbage, Once(words, lambda: brake(garbage)))
+    calls = collected(garbage, Once(words, lambda: control(garbage)))
     assert calls.numbers(SEND) == []
     assert said in str(last(garbage).error)
     on(garbage)
     assert garbage.collect().purged == len(ALL)
 
 
-@BRAKES
+@CONTROLS
 def test_between_two_requests_of_a_purge(
-    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, brake: Brake, said: str
+    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, control: Control, said: str
 ) -> None:
-    """A brake that comes in the second of two requests: only the first has deleted, and the next run ends it."""
+    """A control that comes in the second of two requests: only the first has deleted, and the next run ends it."""
     monkeypatch.setattr(purge, "DELETE_LIMIT", 2)
     hidden(garbage)
-    requests = Once("delete_many", lambda: brake(garbage), nth=2)
+    requests = Once("delete_many", lambda: control(garbage), nth=2)
     calls = collected(garbage, requests)
     assert requests.happened
     assert len(calls.numbers(SEND)) == 1
@@ -166,16 +167,16 @@ def test_between_two_requests_of_a_purge(
     assert states(garbage) == [BlobState.PURGED] * len(ALL)
 
 
-@BRAKES
+@CONTROLS
 def test_between_two_requests_of_hides(
-    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, brake: Brake, said: str
+    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, control: Control, said: str
 ) -> None:
-    """A brake that comes in the second of two requests: what the first hid is hidden, all else is served."""
+    """A control that comes in the second of two requests: what the first hid is hidden, all else is served."""
     monkeypatch.setattr(collect, "PAGES_AT_ONCE", 1)
     monkeypatch.setattr(plan, "candidate_pages", functools.partial(plan.candidate_pages, size=2))
     garbage.delete_bound = LANDED
     unneeded(garbage)
-    requests = Once("delete_many", lambda: brake(garbage), nth=2)
+    requests = Once("delete_many", lambda: control(garbage), nth=2)
     calls = collected(garbage, requests)
     assert requests.happened
     assert len(calls.numbers(SEND)) == 1
@@ -210,7 +211,7 @@ def test_whoever_switches_off_waits_for_nobody(garbage: Garbage) -> None:
         others.execute("SET lock_timeout = '1ms'")
         with garbage.connection.transaction():
             gc.permit(garbage.connection, job, hides, BlobState.HIDING)
-            brakes.turn(others, "a rumour", on=False)
+            controls.turn(others, "a rumour", on=False)
     with pytest.raises(StoppedCollectingError):
         gc.permit(garbage.connection, job, hides, BlobState.HIDING)
 
@@ -258,11 +259,11 @@ def broken(garbage: Garbage) -> None:
 
 
 def pin(garbage: Garbage, name: str) -> Callable[[], None]:
-    return lambda: brakes.pin(garbage.connection, garbage.digest(name), "a release")
+    return lambda: controls.pin(garbage.connection, garbage.digest(name), "a release")
 
 
 def unpin(garbage: Garbage, name: str) -> None:
-    assert brakes.unpin(garbage.connection, garbage.digest(name))
+    assert controls.unpin(garbage.connection, garbage.digest(name))
 
 
 @pytest.mark.parametrize("words", [REFERRERS, "delete_many"], ids=["before-the-intent", "before-the-delete"])

@@ -141,11 +141,11 @@ def off(*, why: NeededWhy, json: Json = False) -> None:
 
 
 def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
-    from coordinator.gc import controls as brakes  # noqa: PLC0415
+    from coordinator.gc import controls  # noqa: PLC0415
     from coordinator.gc import controls_view as queries  # noqa: PLC0415
 
     async def turned(database: "Database") -> Any:
-        await brakes.put_switch(database, why, on=False)
+        await controls.put_switch(database, why, on=False)
         return await queries.switched(database)
 
     switch: dict[str, Any] = msgspec.to_builtins(with_database(loaded, turned))
