@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.domain.gc import Facts, PodFacts, Times
 from coordinator.domain.pods import Linker
+from coordinator.gc import controls_view
 from coordinator.gc import mark_view as mark
 from coordinator.gc import unowned_table as perimeter
 from coordinator.pods import view as queries

@@ -19,7 +19,7 @@ from coordinator.db.session import reading
 from coordinator.domain.gc import Facts, Kept, Policy, Why, hiding, holds, purge_reasons, purging
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, format_digest
-from coordinator.gc import runs
+from coordinator.gc import controls_view, runs
 from coordinator.gc.conditions import ReadFacts
 from coordinator.gc.shapes import (
     Amount,
