@@ -373,7 +373,7 @@ def _meant(name: str, called: Callable[[str], str]) -> str:
     known = list(Settings.__annotations__)
     near = difflib.get_close_matches(name, known) or [each for each in known if each.startswith(f"{name}_")]
     if not near:
-        return "take it out, or see docs/OPERATING.md for those that are."
+        return "take it out, or see docs/SETTINGS.md for those that are."
     if called(name) == _variable(name):
         near = [_variable(each) for each in near]
     return f"did you mean {' or '.join(near)}?"

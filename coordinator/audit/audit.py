@@ -103,7 +103,7 @@ class Kind:
 
 
 class Report:
-    """What an audit has found so far. docs/OPERATING.md says what to do about which kind."""
+    """What an audit has found so far. docs/AUDIT.md says what to do about which kind."""
 
     def __init__(self) -> None:
         #: Of the table.

@@ -220,7 +220,7 @@ def claim_ends(claimed: "Claimed") -> str:
         f"The bucket is this database's, and GC is off. {counted(claimed.hides, 'hide')} will be given back; "
         f"{counted(claimed.pods, 'pod')} will be reconciled.\nWhen they are, and after "
         f"{as_text(claimed.verify_from)}: `baleen audit --mend`. Then `baleen gc on --why …`. Each step: "
-        "`Failover and restore` in docs/OPERATING.md."
+        "`Failover and restore` in docs/RECOVERY.md."
     )
 
 

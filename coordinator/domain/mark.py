@@ -86,7 +86,7 @@ class ForeignBucketError(BaleenError):
     """The bucket's history of collection is not this database's."""
 
 
-_CLAIM = "GC is blocked. See `Failover and restore` in docs/OPERATING.md, then run `baleen gc claim --why …`."
+_CLAIM = "GC is blocked. See `Failover and restore` in docs/RECOVERY.md, then run `baleen gc claim --why …`."
 
 
 def moved(recorded: Instance | None, current: Instance) -> str | None:

@@ -311,7 +311,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         told = baleen("gc", "claim", "--why", "a backup", "--yes")
         assert told.code == 0, told.err
         assert "2 hides will be given back; 3 pods will be reconciled" in told.out
-        assert "docs/OPERATING.md" in told.out
+        assert "docs/RECOVERY.md" in told.out
         assert controls.switch(garbage.connection).why == "a backup"
         assert garbage.collect().hidden == 0
         done = baleen("gc", "claim", "--why", "a backup", "--yes", "--json")

@@ -79,7 +79,7 @@ def test_errors_name_the_setting(tmp_path: Path, environ: dict[str, str], file: 
     [
         ("s3_buket", "did you mean s3_bucket?"),
         ("s3", "did you mean s3_endpoint_url"),
-        ("zzz", "see docs/OPERATING.md"),
+        ("zzz", "see docs/SETTINGS.md"),
     ],
 )
 def test_what_may_have_been_meant(tmp_path: Path, name: str, near: str) -> None:

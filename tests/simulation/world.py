@@ -652,7 +652,7 @@ class World:
             else:
                 there = number is not None and not doomed and self.bucket.has(quarantine_key(digest, number))
             if not there and self.went_back:
-                # An audit finds it (docs/OPERATING.md, Failover and restore).
+                # An audit finds it (docs/RECOVERY.md, Failover and restore).
                 there = self._has_bytes(digest)
             if not there:
                 raise Violation(f"{NAMES[digest]} is needed, and its bytes are lost")
