@@ -1,4 +1,4 @@
-"""The pages are true of the program: their links, command lines, settings and metrics."""
+"""The pages are true of the program: their links, command lines, HTTP calls, settings, metrics, files and tasks."""
 
 import ast
 import re
@@ -7,21 +7,29 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Final
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import pytest
 
+from coordinator.api.app import create_app
 from coordinator.errors import SettingsError
 from coordinator.settings import FLOORS, PREFIX, Settings, _converted
 from tests import settings_table
 from tests.support import command_lines
-from tests.support.pages import ROOT, Page, page, pages, slug_of
+from tests.support.pages import ROOT, Found, Page, page, pages, slug_of
 
 #: Every page, the decisions and the model's too.
 ALL: Final = pages("docs", "docs/adr", "docs/model")
 #: Those for users and operators.
 MANUAL: Final = pages("docs")
 
+#: Files that pages name and that are not in the repository, and why.
+OTHER_FILES: Final = {
+    ".baleen/stack.json": "`baleen up` writes it",
+    "coordinator/db/migrations/versions/NNNN_what.py": "a placeholder",
+    "docs/configuration.md": "a page of distribution",
+}
 #: Options in inline code that belong to other programs, and whose they are.
 OTHER_OPTIONS: Final = {
     "--only": "python -m bench",
@@ -48,6 +56,17 @@ _SETTING_NAME = re.compile(rf"\b{PREFIX}([A-Z][A-Z0-9_]*_(?=[…*])|[A-Z][A-Z0-9
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?:=\S+)?")
 _ASSIGNED = re.compile(rf"\b{PREFIX}([A-Z0-9_]+)=(\"[^\"]*\"|'[^']*'|[^\s`#,;]*)")
 _METRIC = re.compile(r"\bbaleen_[a-z0-9_]+(?:\{([^}]*)\})?")
+_FILE = re.compile(
+    r"(?<![\w./:<{-])(?:\.?[\w-]+/)+[\w.-]+\.(?:py|md|jsonl?|toml|lock|ya?ml|pml|mod)\b"
+    r"|(?<![\w./:<{-])(?:coordinator|workers|schemas|tests|bench|docs)/(?:[\w-]+/)*(?=[\s`,;)])"
+)
+_METHODS = r"(?:GET|HEAD|POST|PUT|PATCH|DELETE)"
+_CALL = re.compile(
+    # After a method, at the begin of a word, or after the port that the API has by default.
+    rf"(?:(?P<methods>{_METHODS}(?:\|{_METHODS})*) |(?<![\w.}}-])|(?<=:8640))"
+    r"(?P<path>/(?:v1/|jwt/|\.well-known/|healthz|readyz|metrics|schema)[^\s\"'`?,;)\u2500-\u25ff]*)"
+    r"(?:\?(?P<query>[^\s\"'`)]*))?"
+)
 _SERIES = re.compile(r"_(bucket|sum|count)$")
 _PLACEHOLDER = re.compile(r"[…$<]|\.\.\.|\bhost:port\b")
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -104,6 +123,117 @@ def test_code_names_pages_that_exist() -> None:
                 if (ROOT / name).is_file() and slug_of(heading) not in page(ROOT / name).anchors:
                     wrong.append(f"{path.relative_to(ROOT)}: {name} has no section {heading!r}")
     none(wrong)
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Every file and folder that a page names exists: from the root, from coordinator/, or beside the page."""
+    wrong = []
+    for each in ALL:
+        for number, line in enumerate(each.source.split("\n"), 1):
+            for name in _FILE.findall(line):
+                places = (ROOT / name, ROOT / "coordinator" / name, each.path.parent / name)
+                if name not in OTHER_FILES and not any(place.exists() for place in places):
+                    wrong.append(f"{each.name}:{number}: {name}")
+    none(wrong)
+
+
+def test_tasks_that_pages_name_exist() -> None:
+    """Every target of `make` and every stage of the gate that a page names exists."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    stages = set(re.findall(r"^stage_([a-z_]+)\(\)", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE))
+    wrong = []
+    for each in ALL:
+        texts = [*each.codes, *(Found(block.line, line) for block in each.blocks for line in block.lines)]
+        for line, text in texts:
+            if match := re.match(r"make ([a-z][a-z-]*)(?: |$)", text):
+                wrong += [f"{each.name}:{line}: `{text}`"] if match[1] not in targets else []
+            if match := re.search(r"STAGES=\"?([a-z_ ]+)|\.ci/run ([a-z_ ]+)", text):
+                named = (match[1] or match[2]).split()
+                wrong += [f"{each.name}:{line}: there is no stage {name}" for name in named if name not in stages]
+    contributing = page(ROOT / "CONTRIBUTING.md")
+    for line, cells in rows(contributing):
+        for name in re.findall(r"`([a-z_]+)`", cells.get("stage", "")):
+            wrong += [f"{contributing.name}:{line}: there is no stage {name}"] if name not in stages else []
+    none(wrong)
+
+
+def test_calls_that_pages_name_exist() -> None:
+    """Every HTTP call that a page names exists, with its method and the parameters of its query."""
+    wrong = []
+    for each in MANUAL:
+        texts = [*each.codes, *(Found(block.line, line) for block in each.blocks for line in block.lines)]
+        wrong += [
+            f"{each.name}:{line}: {match[0]}"
+            for line, text in texts
+            for match in _CALL.finditer(text)
+            if not is_call(match)
+        ]
+    none(wrong)
+
+
+def is_call(match: re.Match[str]) -> bool:
+    """Whether each method that was written with this path exists, and takes what is in the query."""
+    path = match["path"].rstrip("/.…")
+    ways = [way for route, way in calls().items() if re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", route), path)]
+    if path == "/v1":
+        return True
+    query = set(re.findall(r"(?:^|&)([a-z_]+)=", match["query"] or ""))
+    wanted = (match["methods"] or "").lower().split("|")
+    return any(all((not each or each in way) and query <= allowed(way, each) for each in wanted) for way in ways)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("GET /v1/pods/POD", True),
+        ("GET /v1/blobs?state=missing&pod=", True),
+        ("GET|PUT|DELETE /v1/pins/{digest}", True),
+        ("curl http://127.0.0.1:8640/v1/status", True),
+        ("/v1/…", True),
+        ("PUT /v1/pods/POD", False),
+        ("GET|PATCH /v1/pins/{digest}", False),
+        ("GET /v1/blobs?colour=", False),
+        ("/v1/states", False),
+        ("curl http://127.0.0.1:8640/v1/states", False),
+    ],
+)
+def test_wrong_calls_are_found(text: str, *, right: bool) -> None:
+    """A path, a method or a parameter that the API does not have is found."""
+    match = _CALL.search(text)
+    assert match
+    assert is_call(match) is right
+
+
+def allowed(way: dict[str, frozenset[str]], method: str) -> frozenset[str]:
+    """Return the parameters that a call takes in its query; without a method those of all."""
+    return way[method] if method else frozenset().union(*way.values())
+
+
+def test_every_call_is_documented() -> None:
+    """Every call of the HTTP API is named with its method in docs/API.md."""
+    named = {
+        (method.lower(), re.sub(r"\{[^}]+\}", "{}", match["path"]))
+        for _, code in page(ROOT / "docs" / "API.md").codes
+        for match in _CALL.finditer(code)
+        for method in (match["methods"] or "").split("|")
+    }
+    known = {(method, re.sub(r"\{[^}]+\}", "{}", route)) for route, way in calls().items() for method in way}
+    none(sorted(f"{method.upper()} {path}" for method, path in known - named))
+
+
+@cache
+def calls() -> dict[str, dict[str, frozenset[str]]]:
+    """Return the query parameters of every call of the HTTP API, by path and method."""
+    paths = create_app(Mock()).openapi_schema.to_schema()["paths"]
+    found = {
+        path: {
+            method: frozenset(each["name"] for each in call.get("parameters", []) if each["in"] == "query")
+            for method, call in ways.items()
+            if isinstance(call, dict)
+        }
+        for path, ways in paths.items()
+    }
+    return found | {"/schema": {"get": frozenset[str]()}}
 
 
 def test_command_lines_in_blocks_are_complete() -> None:
@@ -293,24 +423,27 @@ def test_defaults_and_floors_in_other_tables() -> None:
 
 def setting_rows(source: Page) -> Iterator[tuple[int, list[str], dict[str, str]]]:
     """Yield the line, the settings, and the cells by column of each row that begins with settings."""
-    head: list[str] = []
     marked = {
         source.source.count("\n", 0, match.start()) + 1 + offset
         for match in settings_table.MARKED.finditer(source.source)
         for offset in range(match[0].count("\n") + 1)
     }
+    for number, cells in rows(source):
+        names = [name.lower() for name in re.findall(rf"`(?:{PREFIX})?([A-Z][A-Z0-9_]+)`", next(iter(cells.values())))]
+        names = [name for name in names if name in settings_table.NAMES]
+        if names and number not in marked:
+            yield number, names, cells
+
+
+def rows(source: Page) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the line and the cells by column of each row of each table."""
+    head: list[str] = []
     for number, line in enumerate(source.text.split("\n"), 1):
-        if not line.startswith("|"):
-            head = []
-            continue
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if not head:
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] if line.startswith("|") else []
+        if cells and head:
+            yield number, dict(zip(head, cells, strict=False))
+        else:
             head = [cell.lower() for cell in cells]
-        elif number not in marked:
-            names = [name.lower() for name in re.findall(rf"`(?:{PREFIX})?([A-Z][A-Z0-9_]+)`", cells[0])]
-            names = [name for name in names if name in settings_table.NAMES]
-            if names:
-                yield number, names, dict(zip(head, cells, strict=False))
 
 
 def quantity(text: str) -> float | str | None:
