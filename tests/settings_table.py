@@ -82,11 +82,20 @@ def default(name: str) -> str:
     return f"`{value}`"
 
 
-def allowed(name: str) -> str:  # noqa: PLR0911 - one for each kind of setting
+def words() -> frozenset[str]:
+    """Every word that is a value of some setting, such as `SASL_SSL`."""
+    marks = [mark for kind in Settings.__annotations__.values() for mark in get_args(kind) if isinstance(mark, OneOf)]
+    return frozenset(word for mark in marks for word in mark._words.values())
+
+
+def allowed(name: str) -> str:
     """Return what a setting's value may be."""
     kind: Any = Settings.__annotations__[name]
-    marks = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
-    match marks:
+    return f"{_allowed(name, kind)} (secret)" if Secret in _types(kind) else _allowed(name, kind)
+
+
+def _allowed(name: str, kind: Any) -> str:  # noqa: PLR0911 - one for each kind of setting
+    match get_args(kind)[1:] if get_origin(kind) is Annotated else ():
         case (Text() as mark,) if mark in _SHORT:
             return _SHORT[mark]
         case (SomeOf(),):
@@ -102,8 +111,14 @@ def allowed(name: str) -> str:  # noqa: PLR0911 - one for each kind of setting
             return mark.words
     if kind is bool:
         return "`true`, `false`"
-    assert kind in {str, str | None, Secret | None}, f"{name}: say here how a {kind} is written"
+    assert _types(kind) <= {str, Secret, type(None)}, f"{name}: say here how a {kind} is written"
     return "text"
+
+
+def _types(kind: Any) -> set[Any]:
+    """Return the types of a setting: `Annotated[Secret | None, …]` has `Secret` and that of None."""
+    bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return set(get_args(bare)) or {bare}
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ OTHER_CAPITALS: Final = {
 #: Names of this form that are no metrics, and what they are.
 OTHER_METRICS: Final = {"baleen_router": "a log format of the router's configuration"}
 
+_METRIC_KINDS: Final = frozenset({"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"})
 _SETTING_NAME = re.compile(rf"\b{PREFIX}([A-Z][A-Z0-9_]*_(?=[…*])|[A-Z][A-Z0-9_]*[A-Z0-9]|(?=[…*]))")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?:=\S+)?")
 _ASSIGNED = re.compile(rf"\b{PREFIX}([A-Z0-9_]+)=(\"[^\"]*\"|'[^']*'|[^\s`#,;]*)")
@@ -342,7 +343,7 @@ def test_settings_that_pages_name_exist() -> None:
 
 def unknown(name: str) -> bool:
     """Whether a name in capitals, or a prefix that ends with an underscore, is of no setting."""
-    if name in OTHER_CAPITALS or PREFIX + name in OTHER_CAPITALS:
+    if name in OTHER_CAPITALS or PREFIX + name in OTHER_CAPITALS or name in settings_table.words():
         return False
     return not any(
         each == name.lower() or (name[-1:] in {"", "_"} and each.startswith(name.lower()))
@@ -504,13 +505,10 @@ def metrics() -> dict[str, frozenset[str]]:
         if "from prometheus_client import" not in text:
             continue
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in METRIC_KINDS:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _METRIC_KINDS:
                 given = [ast.literal_eval(each) for each in node.args if isinstance(each, ast.Constant | ast.List)]
                 found[given[0]] = frozenset(next((each for each in given if isinstance(each, list)), []))
     return found
-
-
-METRIC_KINDS: Final = frozenset({"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"})
 
 
 def sources(*folders: str) -> Iterator[Path]:

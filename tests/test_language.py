@@ -22,6 +22,7 @@ class Rule(NamedTuple):
 
 
 def _rule(pattern: str, instead: str) -> Rule:
+    # A space is any white space, since sentences go on in the next line.
     return Rule(re.compile(rf"\b(?:{pattern})\b".replace(" ", r"\s+"), re.IGNORECASE), instead)
 
 
@@ -43,12 +44,14 @@ RULES: Final = (
     # What somebody does about it.
     _rule(r"mend|mends|mended|mending", "repair, fix"),
     _rule(r"believe|believes|believed|believing", "trust, confirm, verify"),
-    _rule(r"(?:have|has|had|having|without|after|before|until) (?:a|the|another) look", "check, confirm, verify"),
-    _rule(r"(?:look|looks|looked|looking) at it", "check, confirm, verify"),
+    # An operator may look at a plan or at what a command prints; Baleen confirms.
+    _rule(r"(?:have|has|had|having) (?:a|another) look", "confirm, verify"),
+    _rule(r"(?:without|after|before|until) (?:a|the) look(?! at (?:the plan|`))", "confirm, verify"),
+    _rule(r"(?:look|looks|looked|looking) at it", "confirm, verify"),
     _rule(r"(?:hand|hands|handed|handing) (?:it |them |that |this )?on", "forward, pass through"),
     _rule(r"(?:is|are|be|was|were|been|may be) let|lets? do", "permitted, allowed"),
     _rule(r"whoever|whomever", "the caller, the client, the operator, the process: name it"),
-    _rule(r"somebody|someone|he|him|his", "the client, the operator, the process: name it"),
+    _rule(r"somebody|he|him|his", "the client, the operator, the process: name it"),
     _rule(r"who (?:asks|answered|answers)", "the client, the registry process: name it"),
     # What there is.
     _rule(r"leavings", "leftovers"),
@@ -57,7 +60,7 @@ RULES: Final = (
     _rule(r"doubts?", "doubtful removal"),
 )
 
-#: A page, a pattern that is found in it, and why it is right there.
+#: A page and the words that are found in it, as a failure shows them, and why they are right there.
 ALLOWED: Final[dict[tuple[str, str], str]] = {}
 
 
