@@ -1,0 +1,124 @@
+"""The pages use one word for one thing: the words of other fields' documentation, and no metaphors of our own.
+
+Each pattern is looked for in prose only. Code blocks and inline code keep the names that the program has.
+Not here: docs/adr. The decisions say why something was decided, in the words of that time, and are not instructions.
+"""
+
+import re
+from typing import Final, NamedTuple
+
+import pytest
+
+from tests.support.pages import Page, pages
+
+PAGES: Final = tuple(each for each in pages("docs") if each.name != "CHANGELOG.md")
+
+
+class Rule(NamedTuple):
+    """A pattern that is a mistake wherever it stands, and what to write instead."""
+
+    pattern: re.Pattern[str]
+    instead: str
+
+
+def _rule(pattern: str, instead: str) -> Rule:
+    # A space is any white space, since sentences go on in the next line.
+    return Rule(re.compile(rf"\b(?:{pattern})\b".replace(" ", r"\s+"), re.IGNORECASE), instead)
+
+
+RULES: Final = (
+    # What a registry does, and what a command shows.
+    _rule(r"(?:tell|tells|telling)(?! apart)|told", "report, send an event, notify; of a command: print, show"),
+    _rule(r"(?:speak|speaks|spoke|spoken|speaking) of", "report, name"),
+    _rule(r"(?:has|have|is|are|was) not (?:been )?heard|unheard", "silent"),
+    # What blocks garbage collection.
+    _rule(r"brakes?", "hold, GC controls"),
+    _rule(r"(?:keep|keeps|kept|keeping|hold|holds|held|holding) (?:away|off|back)", "block, GC is blocked by"),
+    _rule(r"(?:stand|stands|stood|standing) in the way", "block"),
+    # What ends.
+    _rule(r"(?:un)?settled?|settles|settling", "resolve, resolved, unresolved"),
+    _rule(r"(?:come|comes|came|coming) to no end", "pending, unfinished"),
+    _rule(r"counts? no more", "is retired, no longer counts"),
+    _rule(r"(?:let|lets|letting) (?:it |them )?go", "release, stop working on"),
+    _rule(r"of late", "recent, recently"),
+    # What somebody does about it.
+    _rule(r"mend|mends|mended|mending", "repair, fix"),
+    _rule(r"believe|believes|believed|believing", "trust, confirm, verify"),
+    # An operator may look at a plan or at what a command prints; Baleen confirms.
+    _rule(r"(?:have|has|had|having) (?:a|another) look", "confirm, verify"),
+    _rule(r"(?:without|after|before|until) (?:a|the) look(?! at (?:the plan|`))", "confirm, verify"),
+    _rule(r"(?:look|looks|looked|looking) at it", "confirm, verify"),
+    _rule(r"(?:hand|hands|handed|handing) (?:it |them |that |this )?on", "forward, pass through"),
+    _rule(r"(?:is|are|be|was|were|been|may be) let|lets? do", "permitted, allowed"),
+    _rule(r"whoever|whomever", "the caller, the client, the operator, the process: name it"),
+    _rule(r"somebody|he|him|his", "the client, the operator, the process: name it"),
+    _rule(r"who (?:asks|answered|answers)", "the client, the registry process: name it"),
+    # What there is.
+    _rule(r"leavings", "leftovers"),
+    _rule(r"story|stories", "history"),
+    _rule(r"verdicts?|judge?ments?", "finding, result"),
+    _rule(r"doubts?", "doubtful removal"),
+)
+
+#: A page and the words that are found in it, as a failure shows them, and why they are right there.
+ALLOWED: Final[dict[tuple[str, str], str]] = {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_use_the_words_of_the_field(page: Page) -> None:
+    """A page has no word that stands for another one in Baleen's language; each that it has is named with its line."""
+    wrong = [
+        (found.line, f"{page.name}:{found.line}: {found.text!r}: write {rule.instead}")
+        for rule in RULES
+        for found in page.search(rule.pattern)
+        if (page.name, found.text) not in ALLOWED
+    ]
+    if wrong:
+        pytest.fail("\n".join(line for _, line in sorted(wrong)), pytrace=False)
+
+
+def test_exceptions_are_needed() -> None:
+    """Every exception is found in its page: one that is not is taken off the list."""
+    found = {(page.name, found.text) for page in PAGES for rule in RULES for found in page.search(rule.pattern)}
+    assert ALLOWED.keys() - found == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the brake is on",
+        "A process is told\nas silent",
+        "what that key is let do",
+        "runs of\nlate",
+        "it counts no more",
+        "handed on to the pod",
+        "the leavings of uploads",
+        "events are held\noff",
+        "Whoever meets this",
+        "lets go of it",
+        "a gap that a reconcile settles",
+        "is believed only after a look",
+        "his own registry",
+    ],
+)
+def test_mistakes_are_found(text: str) -> None:
+    """A word of the list is found in any case and across lines."""
+    assert any(rule.pattern.search(text) for rule in RULES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no more than 10 percent",
+        "The registry reports its events",
+        "on the other hand, on disk",
+        "let clients upload",
+        "This page",
+        "Baleen holds garbage collection back-to-back",
+        "history, storage, restore",
+        "the recommended way",
+    ],
+)
+def test_good_sentences_pass(text: str) -> None:
+    """Words of the field pass, also where a mistake is a part of them."""
+    assert [rule.pattern.pattern for rule in RULES if rule.pattern.search(text)] == []
