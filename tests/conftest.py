@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from tests.registries.harness import Baleen
     from tests.scenarios.harness import Stage
 
-#: Which tests share a running Baleen, by what their files begin with.
+#: Which tests share a running Baleen, by what their files begin with. The scenarios have two: one would be done last.
 SHARED = {
+    "tests/scenarios/test_old_blobs": "another stage",
+    "tests/scenarios/test_pushes": "another stage",
+    "tests/scenarios/test_mounts": "another stage",
     "tests/scenarios/": "stage",
     "tests/perimeter/test_paused_registry": "stage",
     "tests/perimeter/test_shown_by_others": "stage",
