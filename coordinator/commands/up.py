@@ -88,7 +88,7 @@ def _claimed(stack: Stack) -> Iterator[None]:
 
 def _load() -> None:
     """Import the drivers while the services start: it takes longer than they do."""
-    for module in ("bootstrap", "db.migrate", "db.tokens", "ingest.topics", "storage.s3"):
+    for module in ("bootstrap", "db.migrate", "tokens.table", "kafka.topics", "storage.s3"):
         importlib.import_module(f"coordinator.{module}")
 
 
