@@ -1,17 +1,24 @@
-"""The pages use one word for one thing: the words of other fields' documentation, and no metaphors of our own.
+"""Pages and code use one word for one thing: the words of other fields' documentation, and no metaphors of our own.
 
-Each pattern is looked for in prose only. Code blocks and inline code keep the names that the program has.
+Each pattern is looked for in prose only: in pages, and in docstrings, comments and messages of the packages in CHECKED.
+Code blocks, inline code and SQL keep the names that the program has.
 Not here: docs/adr. The decisions say why something was decided, in the words of that time, and are not instructions.
 """
 
 import re
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
+from tests.support import prose
 from tests.support.pages import Page, pages
+from tests.support.prose import Module, modules
 
 PAGES: Final = tuple(each for each in pages("docs") if each.name != "CHANGELOG.md")
+#: Packages and modules, by their paths, whose docstrings, comments and messages are checked, too.
+CHECKED: Final[tuple[str, ...]] = ("coordinator/client.py", "coordinator/errors.py")
+TEXTS: Final[tuple[Page | Module, ...]] = (*PAGES, *(module for name in CHECKED for module in modules(name)))
 
 
 class Rule(NamedTuple):
@@ -60,27 +67,58 @@ RULES: Final = (
     _rule(r"doubts?", "doubtful removal"),
 )
 
-#: A page and the words that are found in it, as a failure shows them, and why they are right there.
+#: A page or module and the words that are found in it, as a failure shows them, and why they are right there.
 ALLOWED: Final[dict[tuple[str, str], str]] = {}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_use_the_words_of_the_field(page: Page) -> None:
-    """A page has no word that stands for another one in Baleen's language; each that it has is named with its line."""
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.name)
+def test_the_words_of_the_field(text: Page | Module) -> None:
+    """A text has no word that stands for another one in Baleen's language; each that it has is named with its line."""
     wrong = [
-        (found.line, f"{page.name}:{found.line}: {found.text!r}: write {rule.instead}")
+        (found.line, f"{text.name}:{found.line}: {found.text!r}: write {rule.instead}")
         for rule in RULES
-        for found in page.search(rule.pattern)
-        if (page.name, found.text) not in ALLOWED
+        for found in text.search(rule.pattern)
+        if (text.name, found.text) not in ALLOWED
     ]
     if wrong:
         pytest.fail("\n".join(line for _, line in sorted(wrong)), pytrace=False)
 
 
 def test_exceptions_are_needed() -> None:
-    """Every exception is found in its page: one that is not is taken off the list."""
-    found = {(page.name, found.text) for page in PAGES for rule in RULES for found in page.search(rule.pattern)}
+    """Every exception is found in its text: one that is not is taken off the list."""
+    found = {(text.name, found.text) for text in TEXTS for rule in RULES for found in text.search(rule.pattern)}
     assert ALLOWED.keys() - found == set()
+
+
+def test_checked_packages_exist() -> None:
+    """Every package that is checked has a file: one that was moved is named anew."""
+    assert [name for name in CHECKED if not modules(name)] == []
+
+
+def test_prose_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docstrings, comments and strings of several words are prose, across lines. Names, code and SQL are not."""
+    (tmp_path / "some.py").write_text(
+        '''"""What somebody
+
+does."""
+#: The leavings; `leavings` are a name. It is handed
+#: on.
+told = {"told", "verdict", f"{told} and {'his'}"}
+print("The event is handed "
+      f"on to {told}.\\nHe waits.")
+SQL = "SELECT verdict FROM stories WHERE settled"
+'''
+    )
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    (some,) = modules("some.py")
+    assert some.name == "some.py"
+    assert sorted(found for rule in RULES for found in some.search(rule.pattern)) == [
+        (1, "somebody"),
+        (4, "handed on"),
+        (4, "leavings"),
+        (7, "handed on"),
+        (8, "He"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
 """The migrations make exactly the tables of the models, in one go or not at all."""
 
-import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psycopg
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
@@ -68,31 +65,6 @@ def test_again_changes_nothing(databases: Databases) -> None:
         migrate.upgrade(url)
         assert connection.execute("SELECT next_offset FROM partition_progress").fetchall() == [(7,)]
     assert definitions(url) == before
-
-
-@pytest.mark.lengthy
-def test_indexes_that_were_built_before(databases: Databases) -> None:
-    """What the changelog says to build before a migration is just what that would make, and is left as it is."""
-    changelog = (Path(__file__).parents[2] / "CHANGELOG.md").read_text()
-    statements = re.findall(r"^CREATE .*INDEX CONCURRENTLY (\w+) .*;$", changelog, re.MULTILINE)
-    assert len(statements) == 5
-    url, fresh = databases.empty(), databases.empty()
-    engine = sync_engine(url)
-    with engine.begin() as connection:
-        config = migrate._config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
-    engine.dispose()
-    with psycopg.connect(url, autocommit=True) as connection:
-        for found in re.finditer(r"^CREATE .*INDEX CONCURRENTLY .*;$", changelog, re.MULTILINE):
-            connection.execute(found[0])
-        built = {name: connection.execute("SELECT %s::regclass::oid", (name,)).fetchone() for name in statements}
-        migrate.upgrade(url)
-        assert built == {
-            name: connection.execute("SELECT %s::regclass::oid", (name,)).fetchone() for name in statements
-        }
-    migrate.upgrade(fresh)
-    assert definitions(url) == definitions(fresh)
 
 
 def test_two_at_once(databases: Databases) -> None:

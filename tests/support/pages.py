@@ -73,14 +73,13 @@ class Page:
     @cached_property
     def prose(self) -> str:
         """The text without inline code and without the targets of links. Lines keep their numbers."""
-        without_code = _CODE.sub(lambda match: _blank(match[0], "`"), self.text)
-        return _LINK.sub(lambda match: "]" + _blank(match[0][1:]), without_code)
+        return _LINK.sub(lambda match: "]" + _blank(match[0][1:]), without_code(self.text))
 
     @cached_property
     def links(self) -> tuple[Found, ...]:
         """The target of every link."""
-        without_code = _CODE.sub(lambda match: _blank(match[0], "`"), self.text)
-        return tuple(Found(self._line(match.start()), match[1]) for match in _LINK.finditer(without_code))
+        links = _LINK.finditer(without_code(self.text))
+        return tuple(Found(self._line(match.start()), match[1]) for match in links)
 
     @cached_property
     def anchors(self) -> frozenset[str]:
@@ -128,6 +127,11 @@ def slug_of(heading: str) -> str:
     """Return the anchor that GitHub gives to a heading."""
     shown = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)
     return re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+
+
+def without_code(text: str) -> str:
+    """Return the text with each inline code blanked by backticks. Lines keep their numbers."""
+    return _CODE.sub(lambda match: _blank(match[0], "`"), text)
 
 
 @cache
