@@ -118,8 +118,8 @@ class EmbeddedS3:
             return S3Key(kept["access"], kept["secret"])
         except (ValueError, TypeError, LookupError) as error:
             raise StackError(
-                f"{file} is not as `baleen up` writes it: put the key back that pods are configured with, as "
-                '{"access": …, "secret": …}, or delete the file, and give them the one that is made then.'
+                f"{file} is malformed: restore the key that the pods are configured with, as "
+                '{"access": …, "secret": …}, or delete the file and configure the pods with the new key.'
             ) from error
 
     def _ready(self) -> bool:
