@@ -287,7 +287,7 @@ class KeyFile(Generic[T]):
         *,
         private: bool = False,
     ) -> None:
-        """Read it; raises SettingsError that names the setting. Only its owner should be able to read a `private` one."""
+        """Read it; raises SettingsError with the setting's name. A `private` file is for its owner only."""
         self._setting = setting
         self._path = Path(path)
         self._read = read

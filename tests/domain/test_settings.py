@@ -215,7 +215,7 @@ def test_unsafe_findings() -> None:
     made = build({"unsafe_findings": " Kafka-Durable, cannot-delete,kafka-durable ", "unsafe_times": "true"})
     assert made.unsafe_findings == "kafka-durable,cannot-delete"
     assert build({"unsafe_findings": ""}).unsafe_findings == ""
-    with pytest.raises(SettingsError, match=r"BALEEN_UNSAFE_FINDINGS lets .* BALEEN_UNSAFE_TIMES=true"):
+    with pytest.raises(SettingsError, match=r"BALEEN_UNSAFE_FINDINGS runs GC .* BALEEN_UNSAFE_TIMES=true"):
         build({"unsafe_findings": "kafka-durable"})
     with pytest.raises(SettingsError, match=r"write some of registry-answers, .* separated by commas"):
         build({"unsafe_findings": "kafka-durable,all", "unsafe_times": "true"})
