@@ -1,4 +1,4 @@
-"""Bytes on disk per reference, and whether the rate holds as the table grows.
+"""Measure bytes on disk per reference, and whether the rate stays the same as the table grows.
 
 The database alone is loaded (database.py). Sizes are taken at 10 million references, every table of ours with its
 indexes and TOAST. The rate at 20 million is that of the last three million before it, since a checkpoint makes single

@@ -291,12 +291,12 @@ FLOORS: tuple[tuple[str, float, str], ...] = (
     ("safety_link_grace", HOUR, "a push may take that long between its layers and its manifest"),
     ("safety_request_bound", 60.0, "a registry's last write may take that long to land"),
     ("safety_grace", HOUR, "a push may take that long between its layers and its manifest"),
-    ("safety_quarantine", HOUR, "nobody would notice a mistake in time"),
+    ("safety_quarantine", HOUR, "a mistake would not be noticed in time"),
     ("safety_delete_bound", 31 * MINUTE, "the object store may still do what was asked of it"),
     ("leftovers_uploads", DAY, "an upload may take that long"),
     ("leftovers_parts", DAY, "an upload may take that long"),
     ("leftovers_versions", HOUR, "a registry may still be moving the upload to its place"),
-    ("leftovers_links", DAY, "nobody would notice a mistake in time"),
+    ("leftovers_links", DAY, "a mistake would not be noticed in time"),
 )
 
 

@@ -80,13 +80,13 @@ class ReferenceApp(faust.App):
         try:
             found = await asyncio.to_thread(self._positions.of, list(self._stood))
         except BaleenError as error:
-            log.warning("positions not looked at", reason=str(error))
+            log.warning("positions cannot be checked", reason=str(error))
             return
         for partition, offset in list(found.items()):
             moved = offset < self._stood.get(partition, 0) or (idle and self._processor.idle)
             if moved and not await self._read_from(partition, offset):
                 # Keep the last position for the next check.
-                log.warning("a partition is looked at later", topic=partition[0], partition=partition[1])
+                log.warning("a partition cannot be checked yet", topic=partition[0], partition=partition[1])
                 del found[partition]
         self._stood = {partition: found.get(partition, stood) for partition, stood in self._stood.items()}
 

@@ -64,7 +64,7 @@ class Housekeeping:
         try:
             await asyncio.to_thread(work)
         except UnavailableError as error:
-            log.warning("housekeeping put off", reason=str(error))
+            log.warning("housekeeping failed, will be retried", reason=str(error))
         except Exception:
             # It is retried later; a worker that can apply events must not end because of it.
             log.exception("housekeeping failed")

@@ -86,12 +86,12 @@ class Periodically:
                 work.work()
                 outcome = "done"
             if self._put_off.pop(work.name, None) is not None:
-                log.info("work goes on", work=work.name)
+                log.info("work recovered", work=work.name)
         except UnavailableError as error:
             # Logged once, not every second while a service is away.
             if self._put_off.get(work.name) != str(error):
                 self._put_off[work.name] = str(error)
-                log.warning("work put off", work=work.name, reason=str(error))
+                log.warning("work failed, will be retried", work=work.name, reason=str(error))
         except Exception:
             # It is retried later; other work must not end because of it.
             log.exception("work failed", work=work.name)

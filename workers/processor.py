@@ -216,7 +216,7 @@ class Processor:
                 return
 
     async def _when_there_is_storage(self, work: Callable[..., object], *arguments: Any) -> None:
-        """Do the work if storage answers, else leave it to a reconcile: nothing waits for it.
+        """Do the work if storage answers, else skip it, since a reconcile does it too: nothing waits for it.
 
         Doubtful removals are kept until they are resolved; blobs that this work skips are not purged before a
         reconcile.
@@ -224,7 +224,7 @@ class Processor:
         try:
             await asyncio.get_running_loop().run_in_executor(self._applying, work, *arguments)
         except BaleenError as error:
-            log.warning("storage is looked at later", reason=str(error))
+            log.warning("storage does not answer, skipped for now", reason=str(error))
 
     def _apply_once(self, slices: Sequence[Slice]) -> Applied:
         with self._connections.use() as connection:

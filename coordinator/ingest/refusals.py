@@ -60,7 +60,7 @@ class RefusalNotes:
                     async with asyncio.timeout(self._timeout):
                         await self._write(pods)
                 except Exception as error:  # noqa: BLE001 - whatever it is, events are taken all the same
-                    log.warning("That events were refused for their token cannot be noted: %r", error)
+                    log.warning("Refusals because of wrong tokens cannot be recorded: %r", error)
                 await asyncio.sleep(self._pace)
         finally:
             self._writing = None

@@ -45,7 +45,7 @@ def client_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def security_hint(settings: Settings) -> str:
-    """Return which settings to check when brokers do not answer: clients cannot always tell refusal from absence."""
+    """Return which settings to check when brokers do not answer: a refusal may look like silence."""
     names = {
         "SSL": ("KAFKA_CA_FILE",),
         "SASL_SSL": ("KAFKA_CA_FILE", "KAFKA_SASL_…"),

@@ -212,7 +212,7 @@ def read_jwk(jwk: Mapping[str, Any]) -> Key:
 def parse_trusted(content: bytes) -> KeySet:
     """Read the keys of an issuer: PEM (certificates or public keys) or JWKS; raises KeysError."""
     if len(content) > FILE_LIMIT:
-        raise KeysError(f"The keys take more than {FILE_LIMIT} bytes: leave out those that sign no more.")
+        raise KeysError(f"The keys take more than {FILE_LIMIT} bytes: remove those that no longer sign.")
     keys = _from_jwks(content) if content.lstrip().startswith(b"{") else _from_pem(content)
     if not keys.keys:
         raise KeysError("There is no key: write PEM (certificates or public keys) or a JWKS.")
@@ -318,7 +318,7 @@ class KeyFile(Generic[T]):
             self._value = self._load()
         except SettingsError as error:
             KEYS_UNREAD.labels(self._setting).set(1)
-            log.warning("keys cannot be read, and those before stay in force", setting=self._setting, why=str(error))
+            log.warning("keys cannot be read: the previous ones stay in use", setting=self._setting, why=str(error))
         else:
             KEYS_UNREAD.labels(self._setting).set(0)
             log.info("keys were read again", setting=self._setting)
