@@ -35,7 +35,7 @@ PATIENCE_S = 60.0
 OWN = REFERENCES_PER_MANIFEST - BASE_LAYERS_PER_MANIFEST
 #: A manifest's own blobs and itself follow each other, after the base layers.
 STRIDE = OWN + 1
-#: One manifest in so many has been deleted everywhere: its own blobs are unreferenced.
+#: One of this many manifests has been deleted everywhere: its own blobs are unreferenced.
 DELETED = 50
 MISSING = 1_000
 LINKS = 200_000
@@ -45,7 +45,7 @@ DEAD_LETTERS = 20_000
 class Question(NamedTuple):
     name: str
     first: str
-    #: The same list from its middle on; None where a list has no middle.
+    #: The same list from its middle on; None if a list has no middle.
     middle: str | None = None
 
 
