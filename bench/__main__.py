@@ -1,8 +1,8 @@
 """`python -m bench`: measure what the project promises about its speed and size, on this machine.
 
 Prints a table and writes JSON, with the machine's description, to bench/results/ (or `--json FILE`).
-`--report FILE…` makes docs/PERFORMANCE.md of such files instead. Everything that a run starts ends with it.
-A measurement that fails is told at the end, with exit code 1; the others are measured all the same.
+`--report FILE…` makes docs/PERFORMANCE.md from such files instead. Everything that a run starts ends with it.
+A failed measurement is reported at the end, with exit code 1; the others still run.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from bench.services import ROOT, Services
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "PERFORMANCE.md"
 
-# In this order: some compare themselves with those before them.
+# The order matters: some measurements compare themselves with earlier ones.
 MEASUREMENTS: dict[str, Callable[[Context], dict[str, Any]]] = {
     "throughput": throughput.measure,
     "against_metadata_schema": comparison.measure,
@@ -66,7 +66,7 @@ def main() -> int:
     if options.report is not None:
         report.write(DOCUMENT, [json.loads(file.read_text()) for file in options.report])
         return 0
-    # So that what was started ends also then.
+    # So that SIGTERM also ends the started services.
     signal.signal(signal.SIGTERM, _end)
     at = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="baleen-bench-", ignore_cleanup_errors=True) as directory:
@@ -105,13 +105,13 @@ def _end(number: int, _: object) -> NoReturn:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Baleen on this machine.")
-    parser.add_argument("--quick", action="store_true", help="a minute's run, to see that all works")
-    parser.add_argument("--only", action="append", choices=list(MEASUREMENTS), help="may be repeated")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the amounts of a full run")
+    parser.add_argument("--quick", action="store_true", help="run for a minute, to check that everything works")
+    parser.add_argument("--only", action="append", choices=list(MEASUREMENTS), help="only this one; may be repeated")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply the amounts of a full run")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", nargs="+", help="make docs/PERFORMANCE.md of these results, a run each"
+        "--report", type=Path, metavar="FILE", nargs="+", help="make docs/PERFORMANCE.md from these results"
     )
     return parser.parse_args()
 

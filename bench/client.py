@@ -1,7 +1,7 @@
-"""An HTTP client that costs little: the requests are bytes made beforehand, the connection stays open.
+"""A cheap HTTP client: requests are bytes made beforehand, and the connection stays open.
 
 A usual client takes as long for a request as the server does, and would be measured instead of it.
-Not here: what is asked, and any case but `Content-Length` on a keep-alive connection.
+Not here: the requests' content, and anything but `Content-Length` on a keep-alive connection.
 """
 
 import socket
@@ -58,7 +58,7 @@ def request(method: str, path: str, token: str, body: bytes = b"", content_type:
 
 
 def timed(connection: Connection, made: bytes, expected: int) -> float:
-    """Seconds from the first byte sent to the last received."""
+    """Return the seconds from the first byte sent to the last received."""
     start = time.perf_counter()
     status, body = connection.send(made)
     taken = time.perf_counter() - start
@@ -70,7 +70,7 @@ def timed(connection: Connection, made: bytes, expected: int) -> float:
 def closed_loop(
     base_url: str, connections: int, seconds: float, made: Callable[[int], bytes], expected: int = 200
 ) -> dict[str, Any]:
-    """Ask on so many connections, each as soon as it is answered; `made` gives the nth request."""
+    """Send requests on several connections, each as soon as the last is answered; `made` gives the nth request."""
     taken: list[list[float]] = [[] for _ in range(connections)]
     failures: list[BaseException] = []
     deadline = time.perf_counter() + seconds
@@ -98,7 +98,7 @@ def closed_loop(
 
 
 def milliseconds(taken: Sequence[float]) -> dict[str, float]:
-    """Median and tail of times in seconds."""
+    """Return median and tail, in milliseconds, of times in seconds."""
     hundredths = statistics.quantiles(taken, n=100, method="inclusive")
     return {
         "p50_ms": round(hundredths[49] * 1000, 3),

@@ -1,4 +1,4 @@
-"""Baleen against a registry's metadata database of the normalised kind: same server, one after the other."""
+"""Compare Baleen with a normalised metadata database of a registry: same server, one after the other."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Processor time of process trees. Not here: what the processes are (services.py)."""
+"""Measure the processor time of process trees. Not here: the processes (services.py)."""
 
 import time
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import psutil
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, its children and those children that it has waited for."""
+    """Return user and system time of a process and its children, running or waited for."""
     total = 0.0
     try:
         root = psutil.Process(pid)
@@ -45,7 +45,7 @@ class Meter:
 
 
 def wait_quiet(pid: int, seconds: float = 30.0) -> None:
-    """Wait until a process uses hardly any processor time, so that its past load is no part of what follows."""
+    """Wait until a process uses hardly any processor time, so that earlier load does not affect the measurement."""
     deadline, before = time.monotonic() + seconds, cpu_seconds(pid)
     while time.monotonic() < deadline:
         time.sleep(1.0)

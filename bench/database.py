@@ -1,7 +1,7 @@
-"""The database alone: the workload's facts given to BatchApply by hand, with no Kafka before it.
+"""Measure the database alone: the workload's facts are given to BatchApply directly, without Kafka.
 
-Route: `Loader` -> `load(count)` -> `Applied`. Time is that of `apply` only, which ends with a durable commit; `wall`
-also has the making of the facts.
+Route: `Loader` -> `load(count)` -> `Applied`. The time is that of `apply` only, which ends with a durable commit;
+`wall` includes making the facts.
 """
 
 import time
@@ -95,11 +95,11 @@ class Loader:
 
 
 def check(connection: psycopg.Connection[Any], count: int) -> None:
-    """Whether the tables hold exactly `count` pushes: a fast wrong answer is no measurement."""
+    """Check that the tables hold exactly `count` pushes: a fast wrong result is not a measurement."""
     row = connection.execute(
         "SELECT (SELECT count(*) FROM repository_manifests), (SELECT sum(reference_count) FROM blobs)"
     ).fetchone()
     # Each holding also counts for the manifest itself.
     wanted = (count, count * (REFERENCES_PER_MANIFEST + 1))
     if row != wanted:
-        raise AssertionError(f"{row} is not what {count} pushes should leave, {wanted} is.")
+        raise AssertionError(f"{count} pushes left {row} instead of {wanted}.")

@@ -20,7 +20,7 @@ from coordinator.kafka.topics import EVENTS
 from schemas.records import headers, key_of
 
 CONTENT_TYPE = "application/vnd.docker.distribution.events.v2+json"
-#: Records that are under way at once.
+#: Records in flight at once.
 WINDOW = 4000
 
 _encoder = msgspec.json.Encoder()
@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
 
 def body_of(manifest: Manifest, at: datetime) -> bytes:
-    """What a registry posts for a push."""
+    """Return the body that a registry posts for a push."""
     return json.dumps({"events": [envelope_event(manifest, at, "bench")]}, separators=(",", ":")).encode()
 
 
@@ -53,7 +53,7 @@ def record_of(manifest: Manifest, received_at: datetime, at: datetime | None = N
 
 
 def publish(bootstrap: str, found: Iterable[Record], per_s: float | None = None) -> int:
-    """Write records as fast as the broker takes them, or so many a second; return how many it acknowledged."""
+    """Write records as fast as the broker accepts them, or `per_s` a second; return how many it acknowledged."""
     return asyncio.run(_publish(bootstrap, found, per_s))
 
 

@@ -1,8 +1,8 @@
-"""Garbage for measurements: blobs that nothing references, with bytes in a bucket of their own, and who collects them.
+"""Make garbage for measurements (unreferenced blobs, with bytes in their own bucket) and collect it.
 
-Route: `Garbage` (one kind of bucket) -> `add` -> `collect`, as a scheduler does, which is told that everybody has
-reported and that every pod was reconciled just now -> what the run did.
-Not here: what is measured (gc.py).
+Route: `Garbage` (one kind of bucket) -> `add` -> `collect`, as a scheduler does, but with the facts that every process
+has reported and every pod was just reconciled -> the run's result.
+Not here: the measurements (gc.py).
 """
 
 import random
@@ -43,7 +43,7 @@ class Garbage:
     def __init__(self, database: Database, kind: BucketKind, seed: int = 7) -> None:
         self.values = database.values | {"s3_bucket": f"bench-gc-{kind}"}
         self.settings: Settings = build(self.values)
-        # The load's blobs are made of the same seed, and would be needed again.
+        # The load's blobs come from the same seed, and would be referenced again.
         self._random = random.Random(f"garbage {seed}")
         _make_bucket(self.settings)
         self.store = bootstrap.object_store(self.settings)
@@ -64,7 +64,7 @@ class Garbage:
         self._closing.close()
 
     def written(self, count: int) -> list[Digest]:
-        """Store so many blobs of which the table knows nothing; return them."""
+        """Store `count` blobs that the table does not have; return them."""
         made = [Digest(self._random.randbytes(32)) for _ in range(count)]
         with ThreadPoolExecutor(WRITERS) as pool:
             for _ in pool.map(lambda digest: self.store.put(blob_key(digest), digest[:1] * BYTES), made):
@@ -72,7 +72,7 @@ class Garbage:
         return made
 
     def add(self, count: int) -> list[Digest]:
-        """Add so many blobs that nothing references, with their bytes; return them."""
+        """Add `count` unreferenced blobs, with their bytes; return them."""
         made = self.written(count)
         self.connection.execute(
             """
@@ -91,7 +91,7 @@ class Garbage:
         return int(row[0])
 
     def dealt_with(self) -> int:
-        """Count the hides and purges that came to their end."""
+        """Count the finished hides and purges."""
         row = self.connection.execute(
             "SELECT count(*) FROM gc_ledger WHERE decision IN ('hidden', 'purged')"
         ).fetchone()
@@ -112,7 +112,7 @@ class Garbage:
 
 @contextmanager
 def collector(settings: Settings, *, rate: int = 0) -> Iterator[tuple[Connections, Collect]]:
-    """Who runs collections, as in a scheduler, but for what it is told of the pods."""
+    """Give what runs collections, as in a scheduler, but with made-up facts about the pods."""
     connections = bootstrap.connections(settings, name="baleen-bench-gc")
 
     def facts() -> Facts:

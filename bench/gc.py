@@ -1,4 +1,4 @@
-"""What garbage collection does in a second, and what it costs others.
+"""Measure the rate of garbage collection, and its cost for the worker.
 
 purge      a run that only purges, on a bucket with versions and on one without, against deletes of the same kinds of
            objects by the same requests of 1000 with nothing else around them, as many at once. A blob is one object:
@@ -44,7 +44,7 @@ POLL_S = 0.005
 GIVE_UP_S = 60.0
 LOOKS_AT_ONCE = 8
 PARTITIONS = 8
-#: Of the run that is limited (the setting GC_RATE): some nine million blobs a day.
+#: The rate of the limited run (the setting GC_RATE): some nine million blobs a day.
 LIMITED_PER_S = 100
 REPOSITORY = repositories(1)[0]
 
@@ -87,7 +87,7 @@ def _purge(context: Context, kind: BucketKind) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
         purge_ms = spent.ms_per(len(targets))
     if (hidden["hidden"]["blobs"], done["purged"]["blobs"], done["purged"]["bytes"]) != (count, count, count * BYTES):
-        raise AssertionError(f"{hidden} and {done} are not what {count} blobs should come to.")
+        raise AssertionError(f"{hidden} blobs hidden and {done} done, of {count}.")
     objects = len(targets)
     found = {
         "blobs": count,
@@ -127,7 +127,7 @@ class _Spent:
 
 
 def _concealed(garbage: Garbage, kind: BucketKind, made: list[Digest]) -> list[Target]:
-    """Put blobs where a hide puts them; return what its purge would delete."""
+    """Move blobs to where a hide moves them; return what its purge would delete."""
     store = garbage.store
     if kind == "unversioned":
         keys = [(blob_key(digest), quarantine_key(digest, 1)) for digest in made]
@@ -142,7 +142,7 @@ def _concealed(garbage: Garbage, kind: BucketKind, made: list[Digest]) -> list[T
 
 
 def _delete(garbage: Garbage, targets: list[Target]) -> None:
-    """Delete by full requests, as many at once as a collection sends."""
+    """Delete with full requests, as many at once as a collection sends."""
     batches = [targets[first : first + DELETE_LIMIT] for first in range(0, len(targets), DELETE_LIMIT)]
     with ThreadPoolExecutor(PAGES_AT_ONCE) as pool:
         answers = list(pool.map(lambda batch: garbage.store.delete_many(batch, lambda: None), batches))
@@ -191,7 +191,7 @@ def _beside(context: Context) -> dict[str, Any]:
 
 
 class _Collecting:
-    """A process that collects beside a worker: half of its garbage is hidden before, and due."""
+    """A process that collects while a worker runs: half of its garbage is hidden already, and due to be purged."""
 
     def __init__(self, context: Context, stock: int, rate: int) -> None:
         self.rates: list[float] = []
@@ -251,7 +251,7 @@ def _restore(context: Context, kind: BucketKind) -> dict[str, Any]:
 
 
 def _restored(garbage: Garbage, broker: Broker, hidden: list[Digest], per_s: float | None) -> list[float]:
-    """Let events of new manifests name these blobs; return how long after being applied each was served."""
+    """Reference these blobs by events of new manifests; return for each how long after the event it was served."""
     records = [_reference(digest) for digest in hidden]
     sender = threading.Thread(target=events.publish, args=(broker.bootstrap, records, per_s), daemon=True)
     sender.start()

@@ -74,7 +74,7 @@ def _collect(rate: int) -> int:
 
 
 def _peak_mib() -> float:
-    """The most memory that this process had."""
+    """Return the highest memory use of this process in MiB."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return round(int(line.split()[1]) / 1024, 1)
 

@@ -1,4 +1,4 @@
-"""Bytes on disk per reference, and whether the rate holds as the table grows.
+"""Measure bytes on disk per reference, and whether the rate stays the same as the table grows.
 
 The database alone is loaded (database.py). Sizes are taken at 10 million references, every table of ours with its
 indexes and TOAST. The rate at 20 million is that of the last three million before it, since a checkpoint makes single
@@ -18,10 +18,10 @@ SIZED_AT = 10_000_000
 GROWN_TO = 20_000_000
 WINDOW = 1_000_000
 TAIL = 3
-"""So many windows at the end count together."""
+"""The number of windows at the end that count together."""
 
 LIMIT_S = 480.0
-"""When a slow machine stops: the sizes and rates are then those of what is loaded."""
+"""When a slow machine stops: sizes and rates are then those of the loaded references."""
 
 # A table and each of its indexes; the rest of a table's bytes are TOAST and maps.
 SIZES = """
@@ -70,7 +70,7 @@ def measure(context: Context) -> dict[str, Any]:
 
 
 def _sizes(connection: psycopg.Connection[Any], references: int) -> dict[str, Any]:
-    # As it is when nothing is held back for later: the pending list of the index is merged.
+    # Merge the index's pending list first, so that no work is deferred.
     connection.execute("SELECT gin_clean_pending_list('ix_manifests_refs')")
     by_relation: dict[str, int] = dict(connection.execute(INDEXES).fetchall())
     total = 0

@@ -1,4 +1,4 @@
-"""From an event posted to its count visible, while the worker is at half of the load that it can bear.
+"""Measure the time from a posted event to its visible count, with the worker at half of its maximum load.
 
 The load goes to Kafka directly, from a process of its own (paced.py): on a small machine that many posts would be a
 measurement of uvicorn. The probes are posted over HTTP as a registry's are, at fixed times, and the table is asked
@@ -23,10 +23,10 @@ from coordinator.stack.process import ManagedProcess
 POLL_S = 0.005
 PROBES_PER_S = 20.0
 SETTLE_S = 2.0
-"""Between the beginning of the load and the first probe."""
+"""Seconds between the start of the load and the first probe."""
 
 SPARE_S = 2.0
-"""The load goes on for so long after the last probe."""
+"""Seconds that the load continues after the last probe."""
 
 GIVE_UP_S = 30.0
 START_S = 120.0
@@ -61,7 +61,7 @@ def _at_half_load(context: Context, kind: BrokerKind) -> dict[str, Any]:
             cores = meter.cores()
             still = load.alive()
     found: dict[str, Any] = {"load_manifests_per_s": round(rate), "probes": len(taken), **client.milliseconds(taken)}
-    # Otherwise the last probes saw less load, and look better than they are.
+    # Otherwise the last probes would see less load, and look better than they are.
     found["load_lasted"] = still
     found["cores"] = cores
     found["max_ms"] = round(max(taken) * 1000, 1)
@@ -70,7 +70,7 @@ def _at_half_load(context: Context, kind: BrokerKind) -> dict[str, Any]:
 
 
 def _probe(database: Database, url: str, probes: list[Manifest]) -> list[float]:
-    """Post each probe at its time, however long those before it take; return how long each took to be counted."""
+    """Post each probe at its time, however long earlier ones take; return how long each took to be counted."""
     taken: list[float] = []
     posted: dict[bytes, float] = {}
     start = time.perf_counter()
@@ -86,7 +86,7 @@ def _probe(database: Database, url: str, probes: list[Manifest]) -> list[float]:
                 made = push_request(database, manifest, datetime.now(UTC))
                 posted[manifest.digest] = time.perf_counter()
                 client.timed(connection, made, 202)
-            # One question for all: asking for each on its own would be a load that no registry makes.
+            # One query for all: a query for each would be a load that no registry makes.
             counted = table.execute(
                 "SELECT digest FROM blobs WHERE digest = ANY(%b)", [list(posted)], prepare=True
             ).fetchall()

@@ -1,9 +1,8 @@
-"""What a page of each list costs over HTTP when the table is large, against a small one.
+"""Measure what a page of each list costs over HTTP with a large table, compared with a small one.
 
-Every list that the API has is asked for its first page and for one from its middle, in a table of a million
-references and again in one of fifty million. The table is written by SQL at once, in the shape of the workload's pushes
-(workload.py), with what a long life leaves besides: blobs that nobody needs any more, links of the last day, missing
-blobs, dead letters.
+The first page and one from the middle of every list of the API are requested, with a table of a million references and
+again with fifty million. SQL writes the table at once, in the form of the workload's pushes (workload.py), with what
+long use leaves: unreferenced blobs, links of the last day, missing blobs, dead letters.
 Not here: look-ups of single blobs under load (lookups.py).
 """
 
@@ -29,14 +28,14 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
 
 SMALL, LARGE = 1_000_000, 50_000_000
-#: Pages asked of each list: the first is told apart, since it may have to count what later ones find counted.
+#: Pages requested of each list. The first is measured separately: it may count what later ones find counted.
 ASKED = 30
 PATIENCE_S = 60.0
 
 OWN = REFERENCES_PER_MANIFEST - BASE_LAYERS_PER_MANIFEST
 #: A manifest's own blobs and itself follow each other, after the base layers.
 STRIDE = OWN + 1
-#: One manifest in so many has been deleted everywhere: its own blobs are unreferenced.
+#: One of this many manifests has been deleted everywhere: its own blobs are unreferenced.
 DELETED = 50
 MISSING = 1_000
 LINKS = 200_000
@@ -46,7 +45,7 @@ DEAD_LETTERS = 20_000
 class Question(NamedTuple):
     name: str
     first: str
-    #: The same list from its middle on; None where a list has no middle.
+    #: The same list from its middle on; None if a list has no middle.
     middle: str | None = None
 
 
@@ -80,7 +79,7 @@ def _asked(url: str, token: str, question: Question) -> dict[str, Any]:
 
 
 def _questions(connection: psycopg.Connection[Any], manifests: int) -> Iterator[Question]:
-    """Every list with each of its filters, then single things whose price might grow with the table."""
+    """Yield every list with each of its filters, then single objects whose cost might grow with the table."""
     pods = pod_names(PODS)
     half = BASE_LAYERS + STRIDE * (manifests // 2)
 

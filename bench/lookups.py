@@ -1,7 +1,7 @@
-"""What a question costs over HTTP, beside what PostgreSQL itself takes for a row by its primary key (pgbench).
+"""Measure look-ups over HTTP, compared with PostgreSQL's own time for a row by its primary key (pgbench).
 
-The table holds a million references. Single look-ups are of one hot base blob, asked again and again, and of blobs
-drawn at random from all; a batch asks for a thousand at once.
+The table holds a million references. Single look-ups are of one hot base blob, again and again, and of blobs drawn at
+random from all; a batch looks up a thousand at once.
 """
 
 import os

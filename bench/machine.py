@@ -1,6 +1,6 @@
-"""Describe the machine that a measurement ran on, so that nobody compares figures of two machines unawares.
+"""Describe the machine of a measurement, so that figures of two machines are not compared by mistake.
 
-Route: `describe` -> `line` for a report. What cannot be found out is said as "unknown".
+Route: `describe` -> `line` for a report. What cannot be found out is "unknown".
 Run: python -m bench.machine [--directory DIR] [--database-url postgresql://…]
 """
 
@@ -38,7 +38,7 @@ class Machine(TypedDict):
 
 
 def describe(directory: Path | None = None, database_url: str | None = None) -> Machine:
-    """Measure fsync in `directory`: give the one whose disk the measured services write to."""
+    """Describe the machine; measures fsync in `directory`, which should be on the disk of the measured services."""
     median, p95 = fsync_latency(directory or Path(tempfile.gettempdir()))
     return {
         "cpu": _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or UNKNOWN,

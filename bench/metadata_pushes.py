@@ -1,8 +1,8 @@
-"""Push images into a registry's metadata database of the normalised kind, to compare with.
+"""Push images into a normalised metadata database of a registry, for comparison.
 
-Does per push what such a registry does: one transaction, row by row, with prepared statements on one
-connection, and durable by the server's own settings. What a real registry does besides is left out: the
-client's questions whether a blob exists, a transaction for each upload, the check that every layer is
+Each push does what such a registry does: one transaction, row by row, with prepared statements on one
+connection, and durable by the server's own settings. Other work of a real registry is left out: a client's
+checks whether a blob exists, a transaction for each upload, the check that every layer is
 linked, the background collector. So the figures are an upper bound of speed and a lower bound of size.
 
 Route: metadata_schema.sql in a namespace of its own -> `push` for each manifest -> sizes -> dropped
@@ -86,7 +86,7 @@ class Measurement(TypedDict):
 
 
 class Registry:
-    """The write path of such a registry: knows its media types, remembers nothing else."""
+    """The write path of such a registry; it caches only media types."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -133,7 +133,7 @@ class Registry:
 
 
 def run(database_url: str, pushes: int, seed: int, seconds: float = 300.0) -> Measurement:
-    """Push until `pushes` are done or `seconds` are over, then measure; leaves the database as it was."""
+    """Push until `pushes` are done or `seconds` are over, then measure; restores the database."""
     if pushes < 1:
         raise ValueError("Ask for at least one push.")
     with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as connection:
@@ -176,7 +176,7 @@ def _measure(connection: psycopg.Connection[Any], pushes: int, seed: int, second
     counts = "SELECT (SELECT count(*) FROM manifests), (SELECT count(*) FROM layers)"
     found = connection.execute(counts).fetchone()
     references = done * REFERENCES_PER_MANIFEST
-    assert found == (done, references - done), f"{found} is not what {done} pushes should leave."
+    assert found == (done, references - done), f"{done} pushes left {found}."
     grown = {table: size - empty[table] for table, size in _sizes(connection).items()}
     total, queues = sum(grown.values()), sum(grown[queue] for queue in QUEUES)
     return {
@@ -198,10 +198,10 @@ def _sizes(connection: psycopg.Connection[Any]) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pushes into a normalised registry database.")
-    parser.add_argument("database_url", help="a database to work in; only a namespace of its own is touched")
+    parser.add_argument("database_url", help="the database to use; only a new schema in it is changed")
     parser.add_argument("--pushes", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=300.0, help="stop then, whatever is done")
+    parser.add_argument("--seconds", type=float, default=300.0, help="stop after this time")
     options = parser.parse_args()
     print(json.dumps(run(options.database_url, options.pushes, options.seed, options.seconds), indent=2))
 

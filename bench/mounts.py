@@ -1,11 +1,12 @@
-"""What a mount takes, and what a relay carries.
+"""Measure the time of a mount, and the rate of a relay.
 
 mount     a blob of one pod mounted in another on the same root: by Baleen through the router, and by the registry
           itself, which finds the other pod's link in the bucket; some of each in turns. A turn's first are not counted:
-          the registry still tells Baleen of what it has mounted.
-secrecy   a mount from a repository without the blob, of blobs that others have and of ones that nobody has, in turns:
-          how probably the first takes longer than the second. One half says that the time tells nothing.
-relay     a blob sent to a pod that has a root of its own: by Baleen, against a client's upload to the same registry.
+          the registry is still sending the events of its own mounts.
+secrecy   a mount from a repository without the blob, of blobs that other pods have and of blobs that no pod has, in
+          turns: the probability that the first takes longer than the second. One half means that the time shows
+          nothing.
+relay     a blob sent to a pod with its own root: by Baleen, compared with a client's upload to the same registry.
 The programs `docker-registry` and nginx, or nothing is measured.
 """
 
@@ -33,7 +34,7 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import LOOPBACK
 
 MB = 1_000_000
-#: Of 500 blobs with two requests each: nginx closes a connection after 1000.
+#: At most 500 blobs with two requests each, because nginx closes a connection after 1000.
 TURN = WARM_UP = 20
 UNCOUNTED = 5
 SMALL = 2000
@@ -42,9 +43,9 @@ TIMEOUT_S = 120.0
 
 
 class Place(NamedTuple):
-    """The pods, and who speaks for them."""
+    """The pods, with their registries and the router."""
 
-    #: Pods on the shared root, and one with a root of its own.
+    #: Pods on the shared root, and one with its own root.
     source: str
     target: str
     apart: str
@@ -143,7 +144,7 @@ def _secrecy(place: Place, digests: Sequence[str]) -> dict[str, Any]:
     with client.Connection(place.router) as connection:
         for number, digest in enumerate(digests):
             asked = [("elsewhere", digest), ("nowhere", f"sha256:{os.urandom(32).hex()}")]
-            # Each is first in every other turn.
+            # The order alternates with each turn.
             for name, each in asked if number % 2 else asked[::-1]:
                 path = f"/v2/{place.target}/secret/blobs/uploads/?mount={each}&from={place.source}/empty"
                 seconds = client.timed(connection, _post(path), 202)
@@ -176,7 +177,7 @@ def _relays(context: Context, place: Place) -> dict[str, Any]:
             uploader.push_blob(f"{place.apart}/bench", other, digest=named)
             uploaded = time.perf_counter()
             if not mounter.mount_blob(f"{place.apart}/bench", digest, source):
-                raise AssertionError("A relay was handed on.")
+                raise AssertionError("A relay was forwarded to the pod.")
             # The first turn opens connections.
             if turn:
                 taken["upload"].append(uploaded - begun)

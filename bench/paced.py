@@ -1,7 +1,7 @@
 """`python -m bench.paced BOOTSTRAP RATE SECONDS SEED`: write the workload's records to Kafka at a steady rate.
 
-A process of its own, so that whoever measures meanwhile shares no interpreter with it. Prints `sending` when the
-records are made and the sending begins, and `sent N in S s` at its end.
+A separate process, so that it does not share an interpreter with the measurement. Prints `sending` when the records are
+made and sending begins, and `sent N in S s` at its end.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
-"""What being probed costs a registry: the processor time of its process for each probe, its notification included.
+"""Measure the cost of probes for a registry: its processor time for each probe, including the notification.
 
-CNCF distribution on the shared layer, with its webhook at a real API; the program `docker-registry`, or nothing is
-measured. Probes follow each other as fast as they are answered, and a rate is then one that settings ask for.
+Uses CNCF distribution on the shared layer, with its webhook at a real API. Skipped without the program
+`docker-registry`. Probes follow each other as fast as they are answered; the cost is then computed for the rate of the
+settings.
 """
 
 import time
@@ -62,13 +63,13 @@ def measure(context: Context) -> dict[str, Any]:
 
 
 def _probe(prober: Prober, connection: psycopg.Connection[Any], count: int) -> None:
-    """Send probes until so many more have been sent."""
+    """Send `count` probes."""
     deadline, wanted = time.monotonic() + PATIENCE_S, _sent(connection) + count
     while _sent(connection) < wanted:
         if time.monotonic() > deadline:
             raise AssertionError("The registry does not answer probes.")
         prober.round()
-        # One probe at a time is under way at an address: a round beside it does nothing.
+        # One probe at a time is pending at an address: another round meanwhile does nothing.
         time.sleep(_NEXT_S)
 
 

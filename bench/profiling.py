@@ -1,8 +1,8 @@
-"""Where a worker's time goes under full load: py-spy looks at all of its threads a hundred times a second.
+"""Profile a worker under full load: py-spy samples all of its threads a hundred times a second.
 
-Two looks, one after the other: threads that use a processor, for the shares of processor time; then all threads, for
-what the applying thread (the one that bounds the rate when the database is slow) spends its time on.
-Route: py-spy's raw stacks -> `subject` of each -> shares. Not here: rates (throughput.py); being looked at costs some.
+Two profiles, one after the other: threads that use a processor, for the shares of processor time; then all threads, for
+what the applying thread (which limits the rate when the database is slow) spends its time on.
+Route: py-spy's raw stacks -> `subject` of each -> shares. Not here: rates (throughput.py); sampling costs some.
 """
 
 import linecache
@@ -49,7 +49,7 @@ def measure(context: Context) -> dict[str, Any]:
         return {"skipped": "py-spy is not installed"}
     services = context.services
     count = context.count(300_000, quick=10_000)
-    # Both looks must be over before the records are.
+    # Both profiles must end before the records do.
     seconds = max(1.0, min(SECONDS, count / FASTEST_PER_S / 3))
     with services.database() as database, services.broker("embedded", 8, database) as broker:
         events.publish(broker.bootstrap, context.records(count))
@@ -61,18 +61,18 @@ def measure(context: Context) -> dict[str, Any]:
             with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
                 left = count - applied(connection)
     if busy is None or every is None:
-        return {"skipped": "py-spy may not look at another process here: it needs ptrace"}
+        return {"skipped": "py-spy cannot trace another process here: it needs ptrace"}
     return {
         "processor_time": _shares(busy),
         "applying_thread": _shares({stack: n for stack, n in every.items() if _thread(stack) == "apply"}),
         "samples": sum(busy.values()),
-        # With none left, a part of what was seen is a worker that waits.
+        # Without records left, a part of the samples is of a waiting worker.
         "records_left": left,
     }
 
 
 def subject(stack: str) -> str:
-    """What a stack is about: its frames are `function (file:line)`, the outermost first."""
+    """Return the subject of a stack: its frames are `function (file:line)`, the outermost first."""
     frames = stack.split(";")[1:]
     for text, name in RULES:
         inner = next((frame for frame in reversed(frames) if text in frame), None)

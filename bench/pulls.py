@@ -1,9 +1,9 @@
-"""How long a registry's report is delayed by readers: the lag of probes while its manifests are pulled.
+"""Measure how readers delay a registry's events: the lag of probes while its manifests are pulled.
 
-CNCF distribution, whose webhook takes 20 ms; the program `docker-registry`, or nothing is measured. A probe is a push
-of a known manifest; its lag is the time from before it was sent until the webhook had its event. The watermark is
-behind by that and by what ingest and a worker add. Once with pull events and once without. The registry keeps its
-things in memory: an object store would bound how fast it can be read, and has no part in this.
+Uses CNCF distribution with a webhook that takes 20 ms. Skipped without the program `docker-registry`. A probe is a push
+of a known manifest; its lag is the time from before it was sent until the webhook had its event. The watermark lags by
+that and by what ingest and a worker add. Once with pull events and once without. The registry stores everything in
+memory, because an object store would limit how fast it can be read, and is not measured here.
 """
 
 import json
@@ -34,7 +34,7 @@ class InMemory(DistributionRegistry):
 
 
 class _Webhook:
-    """Takes 20 ms for each notification, and remembers when it had which User-Agent's."""
+    """Takes 20 ms for each notification, and records when it received that of each User-Agent."""
 
     def __init__(self) -> None:
         self.heard: dict[str, float] = {}
@@ -109,7 +109,7 @@ def _lags(context: Context, database: Database, seconds: float, *, pulls: bool) 
 
 
 def _probed(registry: RegistryClient, repository: str, webhook: _Webhook, seconds: float) -> dict[str, Any]:
-    """Probe for so long; the lag of those whose event came, and how many came by then."""
+    """Probe for `seconds`; return the lag of the probes, and how many events came by then."""
     image, sent = known_image(), dict[str, float]()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -117,7 +117,7 @@ def _probed(registry: RegistryClient, repository: str, webhook: _Webhook, second
         sent[agent] = time.perf_counter()
         registry.put_manifest(repository, image.digest, image.media_type, image.content, user_agent=agent)
         time.sleep(PROBE_EVERY_S)
-    # One whose event did not come yet is behind by its age at least.
+    # A probe without an event yet lags by at least its age.
     lags = [webhook.heard.get(agent, time.perf_counter()) - at for agent, at in sent.items()]
     came = sum(agent in webhook.heard for agent in sent)
     return {

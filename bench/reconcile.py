@@ -1,8 +1,8 @@
-"""What a reconcile costs beyond listing the same keys, and whether its memory grows with a pod.
+"""Measure what a reconcile costs beyond listing the same keys, and whether its memory grows with a pod.
 
-The rate is measured on the real store, with the table as storage is, against listing the same parts with as many
-threads through the same client, in turns. Before, the pod's first reconcile is timed, which reads every manifest.
-Memory is the highest of a process that reconciles a pod whose listing is made up (reconcile_process.py).
+The rate is measured on the real store, with a table that agrees with storage, compared with listing the same parts with
+as many threads through the same client, in turns. Before that, the pod's first reconcile, which reads every manifest,
+is timed. Memory is the peak of a process that reconciles a pod with a made-up listing (reconcile_process.py).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from coordinator.storage.port import ObjectStore
 TURNS = 3
 WRITERS = 16
 
-#: As repositories that CI pushes to: an image is 1 revision, 2 links of its tag, and 7 layers that no other has.
+#: As in repositories that CI pushes to: an image is 1 revision, 2 links of its tag, and 7 layers of its own.
 REPOSITORIES = 100
 LAYERS_OF_IMAGE = 10
 OWN_LAYERS = 7
@@ -91,7 +91,7 @@ def _rate(context: Context, keys: int) -> dict[str, Any]:
 
 
 def _objects(pod: RepositoryName, keys: int) -> Iterator[tuple[str, bytes]]:
-    """Links as registries write them, with the bytes of manifests."""
+    """Yield links as registries write them, with the bytes of manifests."""
     images = keys // KEYS_OF_IMAGE
     for number in range(images):
         repository = RepositoryName(f"{pod}/app-{number % REPOSITORIES}")
@@ -121,7 +121,7 @@ def _digest(text: str) -> Digest:
 
 
 def _list(store: ObjectStore, parts: list[str]) -> float:
-    """List every part, as many at once as a reconcile does; return the seconds."""
+    """List every part, with as many threads as a reconcile; return the seconds."""
 
     def walk(part: str) -> None:
         for _ in store.walk(part):

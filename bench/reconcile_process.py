@@ -1,7 +1,7 @@
 """`python -m bench.reconcile_process DATABASE POD KEYS`: reconcile a pod whose listing is made up.
 
 The table agrees with the listing, which is half of one huge repository and half of small ones. Nothing of it is stored:
-keys are made as they are listed. Prints a line of JSON: keys, seconds, and the most memory that the process ever had.
+keys are made as they are listed. Prints a line of JSON: keys, seconds, and the process's peak memory.
 """
 
 import json
@@ -85,7 +85,7 @@ def _listed(repository: str, images: int) -> Iterator[ObjectInfo]:
 
 
 def _peak_mib() -> float:
-    """The most memory that this process had; getrusage would tell that of who started it, if it was more."""
+    """Return this process's peak memory; getrusage would return its parent's, if that was more."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return round(int(line.split()[1]) / 1024, 1)
 

@@ -1,7 +1,7 @@
-"""The results as a table: on the terminal, and in docs/PERFORMANCE.md.
+"""Show the results as a table, on the terminal and in docs/PERFORMANCE.md.
 
 Route: a run's results -> `rows` (what, reach, measured, whether reached) -> `text` or `write`.
-The document's generated part stands between two marks; what is written by hand after the second stays.
+The document's generated part is between two marks; the hand-written text after the second stays.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ REACH_PLANNED_PER_S = 5000
 REACH_OF_ALONE = 0.9
 REACH_RESTORE_MS = 2000
 REACH_ROUTER = 0.05
-#: Of mounts and relays.
+#: Goals of mounts and relays.
 REACH_MOUNT_MS, REACH_OF_NATIVE, REACH_RELAY = 20, 2.0, 0.8
 
 BROKERS = {"embedded": "embedded broker", "apache": "Apache Kafka"}
@@ -54,7 +54,7 @@ HEAD = Row("what", "reach", "measured")
 
 
 def rows(results: dict[str, Any]) -> list[Row]:
-    """One row for each figure that there is; a measurement that was not run has none."""
+    """Yield one row for each figure; a measurement that was not run has none."""
     return [row for name, found in results.items() if name in _PARTS for row in _PARTS[name](found)]
 
 
@@ -334,7 +334,7 @@ _PARTS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
 
 
 def text(results: dict[str, Any]) -> str:
-    """For a terminal."""
+    """Format the results for a terminal."""
     found = [HEAD, *rows(results)]
     widths = [max(len(row[column]) for row in found) for column in range(2)]  # type: ignore[arg-type]
     lines = [
@@ -345,7 +345,7 @@ def text(results: dict[str, Any]) -> str:
 
 
 def write(file: Path, runs: Sequence[dict[str, Any]]) -> None:
-    """Put runs into the document, one after the other; what is written by hand stays."""
+    """Write runs into the document, one after the other; hand-written text stays."""
     notes = NOTES
     if file.exists():
         _, mark, rest = file.read_text().partition(END)

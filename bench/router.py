@@ -1,7 +1,7 @@
-"""What the router costs a pull: a blob of 100 MB straight from a registry, and through nginx, in turns.
+"""Measure the router's cost for a pull: a blob of 100 MB directly from a registry, and through nginx, in turns.
 
-Twice: from a CNCF distribution that sends the bytes itself, so that they pass the router, and from one that redirects
-to the store, so that they do not. The programs `docker-registry` and nginx, or nothing is measured.
+Twice: from a CNCF distribution that sends the bytes itself, so that they pass through the router, and from one that
+redirects to the store, so that they do not. Skipped without the programs `docker-registry` and nginx.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def _measured(context: Context, *, redirect: bool) -> dict[str, Any]:
     address = f"{LOOPBACK}:{Ports(state / 'ports.json', LOOPBACK).take('router')}"
     with (
         services.database() as database,
-        # Nobody hears its events: that is not what is measured.
+        # Nothing receives its events, which are not measured.
         services.registry(database, pod, f"http://{LOOPBACK}:9/v1/events/{pod}", redirect=redirect) as (registry, _),
     ):
         file = state / "router.conf"
@@ -76,10 +76,10 @@ def _turns(direct: str, through: str, repository: str, size: int, turns: int) ->
     path = f"/v2/{repository}/blobs/{digest}"
     seconds: dict[str, list[float]] = {direct: [], through: []}
     for turn in range(turns + 1):
-        # Each is first in every other turn.
+        # The order alternates with each turn.
         for url in (direct, through) if turn % 2 else (through, direct):
             taken = _pull(url, path, size)
-            # The first turn fills what is kept on the way.
+            # The first turn fills caches.
             if turn:
                 seconds[url].append(taken)
     straight, routed = (statistics.median(seconds[url]) for url in (direct, through))
@@ -95,7 +95,7 @@ def _turns(direct: str, through: str, repository: str, size: int, turns: int) ->
 
 
 def _pull(url: str, path: str, size: int) -> float:
-    """Seconds that a pull took, from the connection's begin until the last byte was hashed."""
+    """Return the seconds of a pull, from the start of the connection until the last byte was hashed."""
     buffer, hashed, seen = memoryview(bytearray(CHUNK)), hashlib.sha256(), 0
     begun = time.perf_counter()
     with contextlib.ExitStack() as closing:

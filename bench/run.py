@@ -1,4 +1,4 @@
-"""What every measurement is given. Not here: what is measured, and in which order (__main__.py)."""
+"""The context of every measurement. Not here: which measurements there are, and their order (__main__.py)."""
 
 import sys
 import time
@@ -31,7 +31,7 @@ class Context:
         return quick if self.quick else full
 
     def brokers(self) -> list[BrokerKind]:
-        """Those to measure on: both, unless in a hurry or where there is no Java."""
+        """The brokers to measure: both, but only the embedded one with `--quick` or without Java."""
         return ["embedded"] if self.quick or apache_reason() is not None else ["embedded", "apache"]
 
     def records(self, count: int) -> list[Record]:
@@ -42,7 +42,7 @@ class Context:
         return self._records[:count]
 
     def forget_records(self) -> None:
-        """Give back their memory."""
+        """Free the memory of the records."""
         self._records = []
 
 
@@ -50,6 +50,6 @@ _begun = time.monotonic()
 
 
 def say(text: str) -> None:
-    """Progress, on stderr: stdout is the table's."""
+    """Print progress to stderr, because stdout is for the table."""
     sys.stderr.write(f"[{time.monotonic() - _begun:6.1f} s] {text}\n")
     sys.stderr.flush()

@@ -60,7 +60,7 @@ class Broker(NamedTuple):
 
 
 def apache_reason() -> str | None:
-    """Why Apache Kafka cannot be measured here; None where it can."""
+    """Return why Apache Kafka cannot be measured here; None if it can."""
     if shutil.which("java") is None:
         return "Apache Kafka needs java"
     if shutil.which("mvn") is None and not CACHE.exists():
@@ -85,7 +85,7 @@ class Services:
 
     @property
     def server_url(self) -> str:
-        """A database of the server in which a measurement may do as it likes."""
+        """The URL of a database that a measurement may change freely."""
         url = self._stack.endpoints.database_url
         assert url is not None
         return url
@@ -109,12 +109,12 @@ class Services:
                 yield self._filled(urlunsplit(urlsplit(self.server_url)._replace(path=f"/{name}")))
             finally:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-                # What the next measurement would otherwise pay for.
+                # Otherwise the next measurement would pay for it.
                 connection.execute("CHECKPOINT")
 
     @contextlib.contextmanager
     def broker(self, kind: BrokerKind, partitions: int, database: Database) -> Iterator[Broker]:
-        """A broker of its own, with Baleen's topics."""
+        """A new broker with Baleen's topics."""
         with self._embedded() if kind == "embedded" else self._apache() as broker:
             ensure_topics(settings(database, broker, kafka_partitions=partitions))
             yield broker
@@ -228,7 +228,7 @@ class Services:
         try:
             yield Broker("embedded", broker.bootstrap, process.pid)
         finally:
-            # It would write its whole log as it ends, which nobody reads.
+            # An orderly end would write the whole log, which is not needed.
             process.kill()
             self._stack.remove(process)
             shutil.rmtree(directory, ignore_errors=True)
@@ -266,7 +266,7 @@ def _values(database: Database, broker: Broker, more: dict[str, Any]) -> dict[st
 
 
 def _environment(values: Mapping[str, Any]) -> dict[str, str]:
-    """Our settings and no others, wherever this was started."""
+    """Return the environment with these settings of Baleen and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return kept | {"PYTHONPATH": path} | {f"BALEEN_{name.upper()}": str(value) for name, value in values.items()}

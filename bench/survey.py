@@ -1,9 +1,9 @@
-"""What a survey costs beyond merely listing the same keys, and whether its memory grows with them.
+"""Measure what a survey costs beyond listing the same keys, and whether its memory grows with them.
 
-The rates are measured on the real store and on a directory, against listing the same two subtrees in as many threads
-through the same adapter, in turns; once as all listings give them, with sizes and times, and once by no more than a
-survey asks for: of links only the keys, which spares a look at each file. Memory is the highest of a process that
-surveys a listing that is made up (survey_process.py), in an order that no store has.
+The rates are measured on the real store and on a directory, compared with listing the same two subtrees in as many
+threads through the same adapter, in turns: once with sizes and times, and once with only what a survey needs, which is
+only the keys of links and saves a call for each file. Memory is the peak of a process that surveys a made-up listing
+(survey_process.py), in an order that no store has.
 """
 
 import json

@@ -1,6 +1,6 @@
 """`python -m bench.survey_process KEYS`: survey a listing that is made up as it is listed, repositories in any order.
 
-Prints a line of JSON: keys, seconds, bytes of disk, and the most memory that the process ever had.
+Prints a line of JSON: keys, seconds, bytes of disk, and the process's peak memory.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def made_up(count: int, subtree: str) -> Iterator[ObjectInfo]:
-    """The keys of one subtree of about `count`."""
+    """Yield the keys of one subtree of about `count`."""
     blobs = max(1, count // KEYS_OF_BLOB)
     if "/blobs/" in subtree:
         for number in range(blobs):
@@ -31,7 +31,7 @@ def made_up(count: int, subtree: str) -> Iterator[ObjectInfo]:
         return
     repositories = max(1, blobs // 10)
     for number in range(blobs * (KEYS_OF_BLOB - 1)):
-        # Prime steps go through all of them, and never to the next one.
+        # A prime step visits all of them, and never two neighbours in a row.
         repository, blob = number * 7919 % repositories, (number * 104_729 + number // blobs) % blobs
         kind = "_layers" if number % (KEYS_OF_BLOB - 1) else "_manifests/revisions"
         yield ObjectInfo(
@@ -56,11 +56,11 @@ class MadeUpStore(MemoryObjectStore):
 
 
 def _peak_kib() -> int:
-    """Since this program began: what getrusage tells goes back to the process that started it."""
+    """Return the peak memory since this program began; getrusage includes the process that started it."""
     for row in Path("/proc/self/status").read_text().splitlines():
         if row.startswith("VmHWM:"):
             return int(row.split()[1])
-    raise OSError("This system does not tell how much memory a process has used: measure on Linux.")
+    raise OSError("This system does not report the peak memory of a process: measure on Linux.")
 
 
 def main() -> int:

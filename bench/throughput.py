@@ -1,7 +1,7 @@
-"""How fast one worker takes the CI-like workload from Kafka to Postgres, with durable commits.
+"""Measure how fast one worker applies the CI-like workload from Kafka to PostgreSQL, with durable commits.
 
-The topic is filled first, then the worker started; what counts is the time from the first commit that is seen to the
-last. The database alone, in the same run on the same server, says what Kafka, Faust and JSON cost.
+The topic is filled first, then the worker is started; the time is from the first observed commit to the last. The
+database alone, in the same run on the same server, shows what Kafka, Faust and JSON cost.
 """
 
 import time
@@ -21,7 +21,7 @@ from coordinator.kafka.topics import EVENTS
 from coordinator.stack.process import ManagedProcess
 
 POLL_S = 0.01
-#: A worker that commits nothing for so long will not.
+#: A worker that commits nothing for this long has stopped.
 STALL_S = 60.0
 PARTITIONS = (8, 4)
 
@@ -60,7 +60,7 @@ def database_alone(context: Context, count: int) -> dict[str, Any]:
     }
 
 
-#: What else goes on with the database while the worker works.
+#: What else runs on the database while the worker works.
 Beside = Callable[[Database], AbstractContextManager[object]]
 
 
@@ -104,7 +104,7 @@ def one(
 def _watch(
     connection: psycopg.Connection[Any], count: int, worker: ManagedProcess, meter: Meter
 ) -> list[tuple[float, int]]:
-    """Look at the progress until all is applied: a sample for each change that is seen."""
+    """Poll the progress until everything is applied; return a sample for each change."""
     samples: list[tuple[float, int]] = []
     changed = time.perf_counter()
     while True:
@@ -122,7 +122,7 @@ def _watch(
 
 
 def wait_applied(database: Database, worker: ManagedProcess, count: int) -> None:
-    """Return when so many records are applied."""
+    """Wait until `count` records are applied."""
     start = time.perf_counter()
     with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
         while (reached := applied(connection)) < count:
@@ -131,7 +131,7 @@ def wait_applied(database: Database, worker: ManagedProcess, count: int) -> None
 
 
 def applied(connection: psycopg.Connection[Any]) -> int:
-    """How many events are applied, over all partitions."""
+    """Return how many events are applied, over all partitions."""
     row = connection.execute(
         "SELECT coalesce(sum(next_offset), 0)::bigint FROM partition_progress WHERE topic = %s",
         [EVENTS],
@@ -145,4 +145,4 @@ def _check_going(worker: ManagedProcess, silent_for: float, reached: int) -> Non
     if not worker.alive():
         raise RuntimeError(f"The worker ended; its log ends with:\n{worker.log_tail()}")
     if silent_for > STALL_S:
-        raise RuntimeError(f"The worker stands still at {reached}; its log ends with:\n{worker.log_tail()}")
+        raise RuntimeError(f"The worker makes no progress at {reached}; its log ends with:\n{worker.log_tail()}")

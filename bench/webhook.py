@@ -1,4 +1,4 @@
-"""How long a registry waits for the answer to a notification: it posts one after the other, and this bounds it."""
+"""Measure how long a registry waits for the answer to a notification, which limits its rate: it posts one by one."""
 
 import time
 from datetime import UTC, datetime

@@ -1,10 +1,10 @@
 """Make the pushes that every measurement in this folder uses: a CI system that builds images all day.
 
-Each manifest lists ten blobs: a configuration and two layers that nobody has seen before, and seven layers
+Each manifest lists ten blobs: a new configuration and two new layers, and seven layers
 out of 2 000 base layers of which few are popular and most are rare. One of 20 000 repositories holds it,
 drawn evenly. The same seed gives the same pushes on every machine.
 
-Route: `manifests` -> `envelope_event` (what a registry's webhook says) or `payload` (what a client uploads)
+Route: `manifests` -> `envelope_event` (a registry's notification) or `payload` (a client's upload)
 Not here: time, Kafka, databases. Digests are random bytes, not hashes of `payload`.
 """
 
@@ -38,7 +38,7 @@ class Manifest(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """A tag of its own for each build, as CI tags by commit."""
+        """A new tag for each build, as CI tags by commit."""
         return self.digest[:4].hex()
 
 
@@ -84,7 +84,7 @@ def repositories(pods: int) -> list[str]:
 def envelope_event(manifest: Manifest, timestamp: datetime, instance_id: str) -> dict[str, Any]:
     """The push event that distribution puts into its notification envelope for this manifest.
 
-    Its id follows from the digest, so the same manifest given twice is a delivery that was repeated.
+    Its id follows from the digest, so the same manifest given twice is a repeated delivery.
     """
     name, digest = manifest.repository, f"sha256:{manifest.digest.hex()}"
     unique = manifest.digest.hex()

@@ -1,7 +1,7 @@
-"""Build the real adapters from settings. Nobody else does; the worker has its own (workers/build.py).
+"""Build the real adapters from the settings. Only here; workers have workers/build.py.
 
-A setting that is missing is named, with what may stand in for it. Each adapter is imported where it is built: whoever
-needs the database alone need not wait for the drivers of Kafka, S3 and the web.
+An error for a missing setting names it and its alternative. Each adapter is imported where it is built, so that a
+process that needs only the database does not load the drivers of Kafka, S3 and HTTP.
 """
 
 import asyncio
@@ -49,18 +49,18 @@ if TYPE_CHECKING:
     from coordinator.tokens.sign import SigningKeys
     from coordinator.tokens.verify import TokenVerifier
 
-#: The API answers what waits on a broker that is away within the time that clients wait.
+#: Timeout for a broker that does not answer: less than clients of the API wait.
 KAFKA_SECONDS = 2.5
-#: Where this is set, boto3 is asked for a region first: it is what nobody has set otherwise.
+#: With this setting, boto3 is asked for a region first, because the region is what is usually not set elsewhere.
 DEFAULT_REGION = Settings().s3_region
-#: Blobs and bytes that a collection may always take: below, a share says nothing.
+#: Blobs and bytes that a collection may always hide: below this a percentage means nothing.
 SMALL_RUN = (1000, 10 << 30)
 
 
 def database_url(settings: Settings) -> str:
     if settings.database_url is None:
         raise UnconfiguredError(
-            "No database is known: start `baleen up` in this directory, or set BALEEN_DATABASE_URL."
+            "No database is configured: start `baleen up` in this directory, or set BALEEN_DATABASE_URL."
         )
     return settings.database_url.reveal()
 
@@ -70,12 +70,12 @@ def engine(settings: Settings, *, pool_size: int = 8, name: str = "baleen-api") 
 
 
 def job_engine(settings: Settings) -> BlockingDatabase:
-    """For a job that may take long."""
+    """A database connection for a job that may take long."""
     return sync_engine(database_url(settings), timeout_ms=0)
 
 
 def connections(settings: Settings, *, name: str) -> Connections:
-    """For threads that each keep a connection, on which arrays of digests can be sent."""
+    """Connections for threads that each keep one; they can send arrays of digests."""
     return Connections(database_url(settings), name=name, prepare=register)
 
 
@@ -85,7 +85,7 @@ def leases(settings: Settings) -> Leases:
 
 @contextmanager
 def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
-    """Who does each kind of job; for coordinator/jobs/work.py. To add a kind, add it here."""
+    """The runner of each kind of job, for coordinator/jobs/work.py. To add a kind, add it here."""
     from coordinator.domain.names import parse_digest  # noqa: PLC0415
     from coordinator.gc import collect  # noqa: PLC0415
     from coordinator.leftovers.run import DeleteLeftovers  # noqa: PLC0415
@@ -165,7 +165,7 @@ def collection_limits(settings: Settings) -> "Limits":
 
 
 def collection_facts(settings: Settings) -> "FactsReader":
-    """What is known of everything but single blobs, for a thread."""
+    """The reader of all facts that a collection needs besides single blobs; for one thread."""
     from coordinator.gc.facts import BlockingFacts  # noqa: PLC0415
 
     silence = timedelta(seconds=settings.probe_silence)
@@ -174,13 +174,13 @@ def collection_facts(settings: Settings) -> "FactsReader":
 
 
 def unsafe_findings(settings: Settings) -> frozenset[str]:
-    """Checks of a doctor in spite of which garbage is collected."""
+    """Checks of the doctor whose findings do not block GC."""
     return implied(frozenset(settings.unsafe_findings.split(",")) - {""})
 
 
 @contextmanager
 def restorer(settings: Settings, *, name: str) -> "Iterator[Restorer]":
-    """What brings hidden blobs back; for one thread."""
+    """Restores hidden blobs; for one thread."""
     from coordinator.gc.restore import Restorer  # noqa: PLC0415
     from coordinator.leftovers.links import give_back  # noqa: PLC0415
 
@@ -199,7 +199,7 @@ def restorer(settings: Settings, *, name: str) -> "Iterator[Restorer]":
 
 
 class AuditParts(NamedTuple):
-    """What an audit works with."""
+    """The adapters that an audit uses."""
 
     connections: Connections
     store: "ObjectStore"
@@ -208,7 +208,7 @@ class AuditParts(NamedTuple):
 
 @contextmanager
 def audit(settings: Settings, *, name: str = "baleen-audit") -> "Iterator[AuditParts]":
-    """What looks whether blobs have bytes; for one thread."""
+    """Checks whether blobs have bytes; for one thread."""
     from coordinator.reconcile.presence import Presence  # noqa: PLC0415
 
     store, connected = object_store(settings), connections(settings, name=name)
@@ -221,7 +221,7 @@ def audit(settings: Settings, *, name: str = "baleen-audit") -> "Iterator[AuditP
 
 
 def mark_recorder(settings: Settings) -> "MarkRecorder":
-    """What writes changes that the API makes to the mark in the bucket."""
+    """Writes the API's changes to the mark in the bucket."""
     from coordinator.api.marking import MarkRecorder  # noqa: PLC0415
     from coordinator.gc import mark  # noqa: PLC0415
 
@@ -239,13 +239,15 @@ def lifecycle_producer(settings: Settings) -> "LifecycleProducer":
 
 def _bucket(settings: Settings) -> str:
     if settings.s3_bucket is None:
-        raise UnconfiguredError("No bucket is known: start `baleen up` in this directory, or set BALEEN_S3_BUCKET.")
+        raise UnconfiguredError(
+            "No bucket is configured: start `baleen up` in this directory, or set BALEEN_S3_BUCKET."
+        )
     return settings.s3_bucket
 
 
 @contextmanager
 def doctor(settings: Settings, pod: "PodName", *, patience: float | None = None) -> "Iterator[Instruments]":
-    """What a doctor works with, on one visit."""
+    """The instruments of a doctor for one visit."""
     from coordinator.doctor.visit import PATIENCE_S, Instruments  # noqa: PLC0415
     from coordinator.kafka.log import LogInspector  # noqa: PLC0415
     from coordinator.kafka.tail import EventTail  # noqa: PLC0415
@@ -253,7 +255,7 @@ def doctor(settings: Settings, pod: "PodName", *, patience: float | None = None)
 
     secret = settings.pod_secret_key
     if (settings.pod_access_key is None) != (secret is None):
-        raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both, or neither.")
+        raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both or neither.")
     connected = Connections(database_url(settings), name="baleen-doctor", prepare=rows.prepare)
     try:
         with LogInspector(settings) as inspector, EventTail(settings, inspector, pod) as tail:
@@ -272,7 +274,7 @@ def doctor(settings: Settings, pod: "PodName", *, patience: float | None = None)
 
 
 def trial_store(settings: Settings, access_key: str | None = None, secret_key: Secret | None = None) -> "TrialStore":
-    """The shared store as a doctor tries it: with Baleen's own key, or another."""
+    """The shared store for a doctor's trials, with Baleen's own key or another."""
     from coordinator.storage.trial import TrialStore  # noqa: PLC0415
 
     if access_key is None:
@@ -288,7 +290,7 @@ def trial_store(settings: Settings, access_key: str | None = None, secret_key: S
 
 
 def stored_in(settings: Settings) -> "Stored":
-    """What tells which repositories storage has anything of; waits for it a few seconds."""
+    """Says which repositories have anything in storage; waits for storage a few seconds."""
     from coordinator.reconcile.remains import is_stored  # noqa: PLC0415
 
     async def stored(repositories: "Sequence[RepositoryName]") -> list["RepositoryName"]:
@@ -306,20 +308,20 @@ def letter_limits(settings: Settings) -> "LetterLimits":
 
 
 def registry_credentials(settings: Settings) -> "Credentials | None":
-    """Who asks at registries; None where nothing is set."""
+    """The credentials for registries; None if none are set."""
     from coordinator.registry.auth import Credentials  # noqa: PLC0415
 
     if settings.registry_username is None and settings.registry_password is None:
         return None
     if settings.registry_username is None or settings.registry_password is None:
         raise SettingsError(
-            "BALEEN_REGISTRY_USERNAME and BALEEN_REGISTRY_PASSWORD belong together: set both, or neither."
+            "BALEEN_REGISTRY_USERNAME and BALEEN_REGISTRY_PASSWORD belong together: set both or neither."
         )
     return Credentials(settings.registry_username, settings.registry_password)
 
 
 def object_store(settings: Settings, **timeouts: Any) -> "S3ObjectStore":
-    """The shared store; `timeouts` as S3ObjectStore takes them."""
+    """The shared store; `timeouts` are arguments of S3ObjectStore."""
     from coordinator.storage.s3 import S3ObjectStore  # noqa: PLC0415
 
     return S3ObjectStore(
@@ -334,9 +336,11 @@ def object_store(settings: Settings, **timeouts: Any) -> "S3ObjectStore":
 
 
 def open_location(location: "Location", settings: Settings, *, endpoint_url: str | None = None) -> "ObjectReader":
-    """A store that an operator names, to read from: a directory, or a bucket at `endpoint_url`, at the one of the
-    settings, or where boto3 finds it. The settings' keys are for the settings' endpoint: another is asked with those
-    that boto3 finds. Raises UsageError if `endpoint_url`, which is `--endpoint-url`, is none.
+    """Open a store that the operator named, for reading: a directory, or a bucket.
+
+    The bucket is at `endpoint_url` (`--endpoint-url`), else at the settings' endpoint, else where boto3 finds it.
+    The settings' keys are used only at the settings' endpoint; elsewhere boto3 finds keys. Raises UsageError if
+    `endpoint_url` is malformed.
     """
     from coordinator.storage.files import FileObjectStore  # noqa: PLC0415
     from coordinator.storage.locations import FileLocation  # noqa: PLC0415
@@ -362,7 +366,7 @@ def open_location(location: "Location", settings: Settings, *, endpoint_url: str
 
 
 def same_place(one: "ObjectReader", other: "ObjectReader") -> bool:
-    """Whether both are the same root of the same bucket, as far as their addresses say."""
+    """Whether both are the same root of the same bucket, judged by their addresses."""
     from coordinator.storage.s3 import S3ObjectStore  # noqa: PLC0415
 
     return (
@@ -373,7 +377,7 @@ def same_place(one: "ObjectReader", other: "ObjectReader") -> bool:
 
 
 def mounts(settings: Settings, verifier: "TokenVerifier | None", signing: "KeyFile[SigningKeys] | None") -> "Mounts":
-    """What serves mounts, to clients whose tokens the verifier believes."""
+    """Serves mounts to clients whose tokens the verifier accepts."""
     from coordinator.api.mounts import Mounts  # noqa: PLC0415
     from coordinator.domain.pods import Linker  # noqa: PLC0415
     from coordinator.mounts import table  # noqa: PLC0415
@@ -412,7 +416,7 @@ def mounts(settings: Settings, verifier: "TokenVerifier | None", signing: "KeyFi
 
 
 def rights(settings: Settings, verifier: "TokenVerifier | None") -> "Rights":
-    """What a client may, by its token."""
+    """The function that returns what a client's token permits."""
     from coordinator.domain.mounts import NotMountedError, Reason  # noqa: PLC0415
     from coordinator.mounts.sources import token_of  # noqa: PLC0415
     from coordinator.tokens.verify import TokenRefusedError  # noqa: PLC0415
@@ -422,7 +426,7 @@ def rights(settings: Settings, verifier: "TokenVerifier | None") -> "Rights":
 
     def proved(authorization: str | None) -> "Access":
         if verifier is None:
-            raise NotMountedError(Reason.NO_RIGHT, "no keys are known: BALEEN_JWT_KEYS")
+            raise NotMountedError(Reason.NO_RIGHT, "no keys verify tokens: set BALEEN_JWT_KEYS")
         token = token_of(authorization)
         if token is None:
             raise NotMountedError(Reason.NO_RIGHT, "there is no bearer token")
@@ -437,7 +441,7 @@ def rights(settings: Settings, verifier: "TokenVerifier | None") -> "Rights":
 def shown_to_sources(
     settings: Settings, verifier: "TokenVerifier | None", signing: "KeyFile[SigningKeys] | None"
 ) -> "Shown | None":
-    """What of a client's token the registry of a mount's source is shown; None for the token itself."""
+    """The function that narrows a client's token for the registry of a mount's source; None to show it unchanged."""
     from coordinator.domain.mounts import NotMountedError, Reason  # noqa: PLC0415
     from coordinator.mounts.sources import token_of  # noqa: PLC0415
     from coordinator.tokens.narrow import pull_only  # noqa: PLC0415
@@ -460,7 +464,7 @@ def shown_to_sources(
 
 
 def signing_keys(settings: Settings) -> "KeyFile[SigningKeys] | None":
-    """The keys that Baleen signs tokens with; None where none are set."""
+    """The keys that Baleen signs tokens with; None if none are set."""
     from coordinator.tokens.keys import KeyFile  # noqa: PLC0415
     from coordinator.tokens.sign import parse_signing  # noqa: PLC0415
 
@@ -470,7 +474,7 @@ def signing_keys(settings: Settings) -> "KeyFile[SigningKeys] | None":
 
 
 def token_verifier(settings: Settings, signing: "KeyFile[SigningKeys] | None") -> "TokenVerifier | None":
-    """What believes clients' tokens: those of BALEEN_JWT_KEYS, else Baleen's own; None where neither is set."""
+    """The verifier of clients' tokens, with the keys of BALEEN_JWT_KEYS, else Baleen's own; None without either."""
     from coordinator.tokens.keys import KeyFile, parse_trusted  # noqa: PLC0415
     from coordinator.tokens.verify import TokenVerifier  # noqa: PLC0415
 
@@ -487,7 +491,7 @@ def token_verifier(settings: Settings, signing: "KeyFile[SigningKeys] | None") -
 def token_service(
     settings: Settings, signing: "KeyFile[SigningKeys] | None", pods: "ReadPods"
 ) -> "TokenService | None":
-    """What makes tokens for several pods; None where there is no key to sign with."""
+    """The service that issues tokens for several pods; None without a key to sign with."""
     from coordinator.tokens.issuers import Issuers  # noqa: PLC0415
     from coordinator.tokens.service import TokenService  # noqa: PLC0415
     from coordinator.tokens.sign import Signer  # noqa: PLC0415
@@ -502,8 +506,8 @@ def token_service(
 def _names(settings: Settings) -> tuple[str, str]:
     if settings.jwt_issuer is None or settings.jwt_audience is None:
         raise SettingsError(
-            "BALEEN_JWT_ISSUER and BALEEN_JWT_AUDIENCE are needed beside keys of tokens: set them to "
-            "`auth.token.issuer` and `auth.token.service` of the registries."
+            "Keys for tokens also need BALEEN_JWT_ISSUER and BALEEN_JWT_AUDIENCE: set them to `auth.token.issuer` and "
+            "`auth.token.service` of the registries."
         )
     return settings.jwt_issuer, settings.jwt_audience
 
@@ -532,7 +536,7 @@ def api(settings: Settings) -> "Application":  # noqa: PLR0915 - the imports cou
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
     database = engine(settings)
-    # Asked only whether it answers: a store that hangs must not fill the threads with those who ask.
+    # For health checks only. Short timeouts, so that a store that hangs does not occupy all threads.
     store, recorder = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1), mark_recorder(settings)
     producer, inspector = EventProducer(settings), LogInspector(settings, timeout=KAFKA_SECONDS)
     lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
@@ -553,7 +557,7 @@ def api(settings: Settings) -> "Application":  # noqa: PLR0915 - the imports cou
                 raise UnavailableError(problem)
 
     async def still_holds(prefixes: "Sequence[RepositoryName]", mode: "PodMode") -> bool:
-        # Asked seldom, and with more patience than `store` has.
+        # A rare call, with longer timeouts than `store`.
         return await asyncio.to_thread(
             lambda: holds_anything(object_store(settings), prefixes, mode, image=known_digests())
         )

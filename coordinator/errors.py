@@ -1,7 +1,7 @@
-"""The one tree of errors that Baleen raises on purpose.
+"""The hierarchy of errors that Baleen raises on purpose.
 
-A message is one sentence that says what to do. `status` is the HTTP status with which the refcount API
-answers, `exit_code` the one with which the command ends. Not here: rendering (api/problems.py, cli.py).
+A message is one sentence that says what to do. `status` is the HTTP status of the API's answer, `exit_code` the exit
+code of the command. Not here: rendering (api/problems.py, cli.py).
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class BaleenError(Exception):
-    """Something was refused or failed, and the message says what to do about it."""
+    """Something was refused or failed; the message says what to do about it."""
 
     status = 500
     exit_code = 1
@@ -19,7 +19,7 @@ class BaleenError(Exception):
 
 
 class UsageError(BaleenError):
-    """The caller asked for something that cannot be meant: wrong syntax, wrong name, wrong setting."""
+    """The caller's input is wrong: syntax, a name or a setting."""
 
     status = 400
     exit_code = 2
@@ -34,32 +34,32 @@ class SettingsError(UsageError):
 
 
 class UnconfiguredError(SettingsError):
-    """Nothing says where a service is: no setting, and no `baleen up` that runs here. The usage may be right."""
+    """A service has no address: there is no setting, and no `baleen up` runs here. The usage may be right."""
 
     exit_code = 1
 
 
 class NotFoundError(BaleenError):
-    """What was asked for is not in the table."""
+    """The requested object does not exist."""
 
     status = 404
 
 
 class ConflictError(BaleenError):
-    """What was asked for contradicts what is there, for example a prefix that another pod owns."""
+    """The request contradicts the present state, for example a prefix that another pod owns."""
 
     status = 409
 
 
 class UnauthorizedError(BaleenError):
-    """No token, or one that is not known."""
+    """No token, or an unknown one."""
 
     status = 401
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class ForbiddenError(BaleenError):
-    """The token is known, and its role does not allow this call."""
+    """The token is known, but its role does not permit this call."""
 
     status = 403
 
@@ -72,4 +72,4 @@ class UnavailableError(BaleenError):
 
 
 class StackError(BaleenError):
-    """The embedded stack cannot be started here; the message says why and what to do."""
+    """The embedded stack cannot start here; the message says why and what to do."""

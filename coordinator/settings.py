@@ -1,7 +1,7 @@
 """Settings, and the only place that reads the environment.
 
 Precedence: `BALEEN_…` in the environment, then `baleen.toml`, then what a running `baleen up` wrote to its
-data directory (`stack.json`), then the defaults below. An unknown or malformed setting is an error that names it, and
+data directory (`stack.json`), then the defaults below. An unknown or malformed setting is an error that names it and
 says what is allowed. Secrets are wrapped, so that no `repr`, log line or traceback shows them.
 """
 
@@ -27,7 +27,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Secret:
-    """A string that shows itself only when asked to by `reveal`."""
+    """A string that only `reveal` shows."""
 
     __slots__ = ("_value",)
 
@@ -68,7 +68,7 @@ MINUTE = 60.0
 
 
 class Whole(NamedTuple):
-    """Marks a setting that is a whole number, from the least to the most."""
+    """Marks a setting that is a whole number from `least` to `most`."""
 
     least: int
     most: int
@@ -84,7 +84,7 @@ class Whole(NamedTuple):
 
 
 class Time(NamedTuple):
-    """Marks a setting that is a duration, from the least to the most seconds."""
+    """Marks a setting that is a duration from `least` to `most` seconds."""
 
     least: float
     most: float
@@ -100,7 +100,7 @@ class Time(NamedTuple):
 
 
 class OneOf:
-    """Marks a setting that is one of these words, in whatever case."""
+    """Marks a setting that is one of these words; case does not matter."""
 
     def __init__(self, *words: str) -> None:
         self._words = {word.lower(): word for word in words}
@@ -126,7 +126,7 @@ class SomeOf(OneOf):
 
 
 class Text(NamedTuple):
-    """Marks a setting that is text of this form, in words for whoever wrote another."""
+    """Marks a setting that is text of this form; `words` describes the form in error messages."""
 
     pattern: str
     words: str
@@ -140,7 +140,7 @@ class Text(NamedTuple):
         return self.words
 
 
-#: What may stand beside a setting's type, and says what is allowed.
+#: The annotations of a setting's type that say which values are allowed.
 Allowed = Whole | Time | OneOf | Text
 
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s,:/\[\]]+)"
@@ -158,7 +158,7 @@ SAFETY = Time(0, 365 * DAY)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every setting, by the name it has after `BALEEN_`, in lower case."""
+    """Every setting; a field's name is the variable's name without `BALEEN_`, in lower case."""
 
     database_url: Secret | None = None
 
@@ -175,106 +175,109 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     s3_bucket: Annotated[str | None, NAME] = None
     s3_root: str = ""
     s3_region: Annotated[str, NAME] = "us-east-1"
-    #: Where these two are absent, boto3 finds credentials in its usual places.
+    #: Without these two, boto3 looks for credentials in its usual places.
     s3_access_key: str | None = None
     s3_secret_key: Secret | None = None
-    #: The key of a pod's registry, for `baleen pods doctor` alone: it tries what that key is let do.
+    #: The key of a pod's registry, for `baleen pods doctor` only, which tries what that key is permitted to do.
     pod_access_key: str | None = None
     pod_secret_key: Secret | None = None
 
-    #: What the command presents to the API, and where it finds it.
+    #: The API token that the command line presents, and the API's URL.
     token: Annotated[Secret | None, TOKEN] = None
     url: Annotated[str | None, HTTP_URL] = None
 
-    #: Whose tokens are believed, and for whom they are: `iss` and `aud`. Baleen's own say the same.
+    #: Trusted token issuer (`iss`) and audience (`aud`). Tokens that Baleen signs carry the same.
     jwt_issuer: Annotated[str | None, LINE] = None
     jwt_audience: Annotated[str | None, LINE] = None
-    #: Keys that clients' tokens are proved with: PEM (certificates or public keys) or JWKS. Where this is absent, those
-    #: of the next.
+    #: Keys that verify clients' tokens: PEM (certificates or public keys) or JWKS. Default: the keys of
+    #: `jwt_signing_keys`.
     jwt_keys: Annotated[str | None, FILE_NAME] = None
     #: Private keys (PEM) that Baleen signs tokens with: the first signs, the others are only published. Without any,
-    #: Baleen makes no tokens.
+    #: Baleen issues no tokens.
     jwt_signing_keys: Annotated[str | None, FILE_NAME] = None
-    #: How long a token lives that Baleen signs. Old clients know no `expires_in`, and take it for a minute.
+    #: Lifetime of a token that Baleen signs. Old clients do not know `expires_in` and assume a minute.
     jwt_lifetime: Annotated[Duration, Time(MINUTE, HOUR)] = Duration(5 * MINUTE)
 
-    #: A removal must be newer than the addition by more than this to be believed without a look at storage.
+    #: A removal must be newer than the addition by more than this; otherwise storage has to confirm it.
     safety_clock_skew: Annotated[Duration, SAFETY] = Duration(5 * MINUTE)
-    #: How long a direct link keeps a blob alive in a pod of mode `manifest`: longer than the longest push.
+    #: How long a direct link keeps a blob alive in a pod of mode `manifest`. Set it longer than the longest push.
     safety_link_grace: Annotated[Duration, SAFETY] = Duration(DAY)
-    #: How long one request of a registry may run: what a process began before it died has ended after this.
+    #: How long one request of a registry may run. After this, nothing that a dead process had begun is still running.
     safety_request_bound: Annotated[Duration, SAFETY] = Duration(HOUR)
-    #: A blob that nothing references is hidden no sooner.
+    #: How long a blob must be unreferenced before it is hidden.
     safety_grace: Annotated[Duration, SAFETY] = Duration(DAY)
-    #: A hidden blob is deleted no sooner: as long it can be had back.
+    #: How long a hidden blob can be restored before it is deleted.
     safety_quarantine: Annotated[Duration, SAFETY] = Duration(DAY)
-    #: What the object store has not done so long after it was let go, it will not do: a store refuses a signature that
-    #: is older than 15 minutes by its clock, which may be 15 minutes off ours, and may then take some time.
+    #: After this time the object store no longer executes a delete that was sent to it. A store refuses a signature
+    #: older than 15 minutes by its clock, that clock may be 15 minutes off ours, and executing takes some time.
     safety_delete_bound: Annotated[Duration, SAFETY] = Duration(HOUR)
-    #: Allows times below their documented floors; for tests and demonstrations only.
+    #: Allow times below their documented floors; for tests and demonstrations only.
     unsafe_times: bool = False
-    #: Checks of the doctor that hold garbage collection no more once they were found to be refuted or unproved; only
-    #: with `unsafe_times`, where nothing may be lost by it. `cannot-delete` stands for all checks of the pod's key.
+    #: Checks of the doctor that do not block GC when their finding is refuted or unproved. Only with `unsafe_times`,
+    #: where no data of value can be lost. `cannot-delete` stands for all checks of the pod's key.
     unsafe_findings: Annotated[str, SomeOf(*Check)] = ""
 
-    #: Every registry process is probed with a known manifest so often; its event proves that all before it arrived.
+    #: Interval of probes: each registry process is sent a known manifest, whose event proves that all earlier events
+    #: arrived.
     probe_every: Annotated[Duration, Time(0.01, DAY)] = Duration(10)
-    #: A process that has not been heard for so long is told as silent. It freezes its pod's watermark either way.
+    #: A process without any event or echo for this time is reported as silent. It freezes its pod's watermark
+    #: either way.
     probe_silence: Annotated[Duration, Time(0.01, 30 * DAY)] = Duration(MINUTE)
-    #: Who asks at registries that want to know: user name and password, for them or for their token issuer.
+    #: Credentials for registries that require login, or for their token issuers.
     registry_username: str | None = None
     registry_password: Secret | None = None
-    #: Certificates to trust at registries and their token issuers beside the system's, as PEM.
+    #: Certificates (PEM) to trust at registries and token issuers in addition to the system's.
     registry_ca_file: Annotated[str | None, FILE_NAME] = None
-    #: A pod's links in storage are compared with the table at least so often.
+    #: How often, at least, a pod's links in storage are compared with the table.
     reconcile_every: Annotated[Duration, Time(1, 365 * DAY)] = Duration(DAY)
 
-    #: Garbage is collected so often, while the switch is on.
+    #: Interval of garbage collection while the switch is on.
     gc_every: Annotated[Duration, Time(1, 365 * DAY)] = Duration(HOUR)
-    #: A run that would take more of the blobs, or of their bytes, is refused: something is probably wrong.
+    #: A run that would take away more than this share of all blobs, or of their bytes, is refused.
     gc_limit_percent: Annotated[int, Whole(1, 100, "percent")] = 10
-    #: The same of one that would take so many times more than any run of late.
+    #: A run that would take away this many times more than any recent run is refused.
     gc_limit_history: Annotated[int, Whole(1, 1_000_000, "times")] = 10
-    #: Blobs that are hidden or purged, and objects of leftovers that are deleted, in a second at most; 0 sets no limit.
+    #: Blobs hidden or purged, and objects of leftovers deleted, per second at most; 0 means no limit.
     gc_rate: Annotated[int, Whole(0, 1_000_000, "blobs")] = 0
 
-    #: What registries leave behind beside blobs is looked for so often: it takes a listing of the registries' tree.
+    #: Interval of the search for leftovers, which lists the registries' whole tree.
     leftovers_every: Annotated[Duration, Time(1, 365 * DAY)] = Duration(DAY)
-    #: An upload session is deleted once nothing in it was modified for so long: longer than the longest upload.
+    #: An upload session is deleted after this time without a change. Set it longer than the longest upload.
     leftovers_uploads: Annotated[Duration, SAFETY] = Duration(7 * DAY)
-    #: An upload in parts that nobody ended is given up so long after its begin.
+    #: A multipart upload that is still unfinished this long after its start is aborted.
     leftovers_parts: Annotated[Duration, SAFETY] = Duration(7 * DAY)
-    #: In a bucket with versions: what an upload that ended has left, a copy of its bytes, is deleted after this.
+    #: In a bucket with versions: the copy of the bytes that a finished upload leaves is deleted after this.
     leftovers_versions: Annotated[Duration, SAFETY] = Duration(DAY)
-    #: In a bucket with versions: the links of a blob are deleted so long after its purge.
+    #: In a bucket with versions: the links of a blob are deleted this long after its purge.
     leftovers_links: Annotated[Duration, SAFETY] = Duration(7 * DAY)
 
-    #: Mounts across pods: for clients whose token may, for everybody where registries ask nobody who they are, or not.
+    #: Mounts across pods: `token` for clients whose token permits them, `open` for every client where registries do
+    #: not authenticate, or `off`.
     mounts: Annotated[str, OneOf("token", "open", "off")] = "token"
-    #: A mount that is not made by then is handed on to the pod, and the client uploads.
+    #: A mount that takes longer is forwarded to the pod, and the client uploads.
     mount_timeout: Annotated[Duration, Time(0.1, 10 * MINUTE)] = Duration(30)
-    #: A larger blob is not sent to a pod of linker `relay`: its client would wait too long.
+    #: A larger blob is not relayed to a pod of linker `relay`, because its client would wait too long.
     mount_relay_limit: Annotated[int, Whole(0, 2**50, BYTES)] = 2**30
 
-    #: A request body at ingest beyond this is dead-lettered. Distribution's largest event is a manifest's.
+    #: A larger request body at ingest is dead-lettered. Distribution's largest event is that of a manifest.
     ingest_body_limit: Annotated[int, Whole(1024, 2**30, BYTES)] = 8 * 1024 * 1024
-    #: Bytes of request bodies that ingest holds at once; beyond it a registry is asked to come again (503).
+    #: Bytes of request bodies that ingest holds at once. Beyond it, ingest answers 503 and the registry retries.
     ingest_memory_limit: Annotated[int, Whole(1024, 2**40, BYTES)] = 64 * 1024 * 1024
-    #: Open dead letters of one pod that are kept, and bytes of their payloads: enough to find a cause by. A gap that a
-    #: reconcile closes stands for the others. As many that reconciles have resolved are kept, too.
+    #: How many open dead letters are kept for one pod, and bytes of their payloads: enough to find a cause. A gap,
+    #: which a reconcile closes, stands for the others. As many resolved ones are kept, too.
     dead_letters_limit: Annotated[int, Whole(1, 1_000_000, "dead letters")] = 1000
     dead_letters_bytes: Annotated[int, Whole(1024, 2**40, BYTES)] = 64 * 1024 * 1024
-    #: A webhook that waits longer for Kafka is answered 503.
+    #: A webhook that waits longer than this for Kafka is answered with 503.
     ingest_timeout: Annotated[Duration, Time(0.1, 10 * MINUTE)] = Duration(5)
 
-    #: Records that one transaction applies at most, over all partitions of a worker.
+    #: Records that one transaction applies at most, across all partitions of a worker.
     worker_batch: Annotated[int, Whole(1, 1_000_000, "records")] = 2000
-    #: Workers of one group share the partitions. The embedded broker never forgets a member that was killed, so there
-    #: `baleen up` gives each worker that it starts a group of its own.
+    #: Workers of one group share the partitions. The embedded broker never forgets a member that was killed, so
+    #: `baleen up` gives each worker that it starts its own group.
     worker_group: Annotated[str, NAME] = "baleen-reference-processor"
-    #: Prometheus metrics of a worker are served here on loopback; 0 serves none.
+    #: Port on loopback for a worker's Prometheus metrics; 0 serves none.
     worker_metrics_port: Annotated[int, PORT] = 0
-    #: The same of a scheduler.
+    #: The same for a scheduler.
     scheduler_metrics_port: Annotated[int, PORT] = 0
     log_format: Annotated[str, OneOf("auto", "json", "console")] = "auto"
     log_level: Annotated[str, OneOf("debug", "info", "warning", "error")] = "info"
@@ -282,23 +285,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data_dir: Annotated[str, FILE_NAME] = DATA_DIR
 
 
-#: Below these, and not with UNSAFE_TIMES, a setting is refused: setting, floor, reason.
+#: A setting below its floor is refused unless `unsafe_times` is set: setting, floor, reason.
 FLOORS: tuple[tuple[str, float, str], ...] = (
-    ("safety_clock_skew", 1.0, "clocks of registries are seldom closer than that"),
+    ("safety_clock_skew", 1.0, "clocks of registries are rarely closer than that"),
     ("safety_link_grace", HOUR, "a push may take that long between its layers and its manifest"),
     ("safety_request_bound", 60.0, "a registry's last write may take that long to land"),
     ("safety_grace", HOUR, "a push may take that long between its layers and its manifest"),
-    ("safety_quarantine", HOUR, "nobody would notice a mistake in time"),
+    ("safety_quarantine", HOUR, "a mistake would not be noticed in time"),
     ("safety_delete_bound", 31 * MINUTE, "the object store may still do what was asked of it"),
     ("leftovers_uploads", DAY, "an upload may take that long"),
     ("leftovers_parts", DAY, "an upload may take that long"),
     ("leftovers_versions", HOUR, "a registry may still be moving the upload to its place"),
-    ("leftovers_links", DAY, "nobody would notice a mistake in time"),
+    ("leftovers_links", DAY, "a mistake would not be noticed in time"),
 )
 
 
 def load(environ: Mapping[str, str] | None = None, directory: Path | None = None) -> Settings:
-    """Read the settings; raises SettingsError that names the setting at fault, and where it stands."""
+    """Read the settings; raises SettingsError that names the setting at fault and where it was set."""
     environ = os.environ if environ is None else environ
     directory = Path() if directory is None else directory
     file = directory / FILE
@@ -316,7 +319,7 @@ def load(environ: Mapping[str, str] | None = None, directory: Path | None = None
 
 
 def _file(file: Path) -> dict[str, Any]:
-    """What is written in `baleen.toml`, if there is one."""
+    """Return the settings of `baleen.toml`, if there is one."""
     try:
         values = tomllib.loads(file.read_text())
     except FileNotFoundError:
@@ -326,7 +329,7 @@ def _file(file: Path) -> dict[str, Any]:
     for name in values:
         if name.upper().startswith(PREFIX):
             raise SettingsError(
-                f"{file} names {name}, and names there have no prefix: write {name[len(PREFIX) :].lower()}."
+                f"{file} has {name}, but names in this file have no prefix: write {name[len(PREFIX) :].lower()}."
             )
     return values
 
@@ -336,7 +339,7 @@ def _variable(name: str) -> str:
 
 
 def build(values: Mapping[str, Any], called: Callable[[str], str] = _variable) -> Settings:
-    """Make settings from raw values, checking each; raises SettingsError, with a setting's name as it is `called`."""
+    """Make settings from raw values; raises SettingsError. `called` gives the name of a setting in messages."""
     for name in values:
         if name not in Settings.__annotations__:
             raise SettingsError(f"{called(name)} is not a setting: {_meant(name, called)}")
@@ -344,36 +347,36 @@ def build(values: Mapping[str, Any], called: Callable[[str], str] = _variable) -
     _check_floors(settings, called)
     if settings.unsafe_findings and not settings.unsafe_times:
         raise SettingsError(
-            f"{called('unsafe_findings')} lets garbage be collected against what a doctor found, and blobs that are "
-            f"needed may be lost by it: take it out, or set {_variable('unsafe_times')}=true where nothing of value is."
+            f"{called('unsafe_findings')} runs GC in spite of a doctor's findings, and needed blobs may be lost: "
+            f"remove it, or set {_variable('unsafe_times')}=true where no data is of value."
         )
     if settings.ingest_memory_limit < settings.ingest_body_limit:
         raise SettingsError(
             f"{called('ingest_memory_limit')} is below {called('ingest_body_limit')}, and a larger body would be "
-            "refused for ever: raise it, or lower that."
+            "refused forever: raise the first or lower the second."
         )
     for name in ("leftovers_uploads", "leftovers_parts"):
         if getattr(settings, name) < settings.safety_request_bound and not settings.unsafe_times:
             raise SettingsError(
                 f"{called(name)} is below {called('safety_request_bound')}, and one request may take that long to "
-                "upload: raise it, or lower that."
+                "upload: raise the first or lower the second."
             )
-    # A process that is silent for half of the bound may have been paused, and purges wait: two probes must fit into it.
-    # A process that takes over an address is known by the next probe, long before the watermark covers what it did.
+    # A process that is silent for half of the bound may have been paused, and purges wait: two probes must fit into
+    # that half. The next probe finds a process that took over an address, long before the watermark covers its work.
     if settings.probe_every > settings.safety_request_bound / 4 and not settings.unsafe_times:
         raise SettingsError(
             f"{called('probe_every')} is more than a quarter of {called('safety_request_bound')}, and each process "
-            "would count as paused between two probes: lower it, or raise that."
+            "would count as paused between two probes: lower the first or raise the second."
         )
     return settings
 
 
 def _meant(name: str, called: Callable[[str], str]) -> str:
-    """What somebody may have meant who wrote a name that is none; written as that was."""
+    """Advice for an unknown name: the settings with a similar name, written in the same way."""
     known = list(Settings.__annotations__)
     near = difflib.get_close_matches(name, known) or [each for each in known if each.startswith(f"{name}_")]
     if not near:
-        return "take it out, or see docs/SETTINGS.md for those that are."
+        return "remove it. docs/SETTINGS.md lists all settings."
     if called(name) == _variable(name):
         near = [_variable(each) for each in near]
     return f"did you mean {' or '.join(near)}?"
@@ -392,12 +395,12 @@ def _converted(name: str, value: Any, called: Callable[[str], str]) -> Any:
 
 
 def _allowed(kind: Any) -> Any:
-    """What stands beside a type and says what is allowed."""
+    """Return the annotation of a type that says which values are allowed."""
     return next((mark for mark in get_args(kind) if isinstance(mark, Allowed)), None)
 
 
 def _example(name: str) -> str:
-    """The default, where it shows how such a setting is written."""
+    """The default as an example, where it shows how to write such a value."""
     default = getattr(Settings(), name)
     return f", such as {default}" if default and isinstance(default, Duration | int) else ""
 
@@ -409,7 +412,7 @@ def _check_floors(settings: Settings, called: Callable[[str], str]) -> None:
         if getattr(settings, name) < floor:
             raise SettingsError(
                 f"{called(name)} is below {Duration(floor)}, and {reason}: "
-                f"raise it, or set {_variable('unsafe_times')}=true where nothing may be lost by it."
+                f"raise it, or set {_variable('unsafe_times')}=true where no data is of value."
             )
 
 
@@ -422,21 +425,21 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _running_stack(stack: Path) -> dict[str, Any]:
-    """What `baleen up` left for commands beside it: addresses and the operator's token."""
+    """Read what a running `baleen up` wrote for other commands: addresses and the operator's token."""
     values: dict[str, Any] = {}
     token = stack.with_name("token")
     try:
         values |= _left(stack, lambda content: msgspec.json.decode(content, type=dict[str, Any]))
         values["token"] = _left(token, lambda content: content.decode().strip())
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        # Nothing is there, nor can be where the name is none (`embedded null byte`): that is refused as any setting.
+        # No stack runs here. A name that cannot be a path (`embedded null byte`) is refused later, as a setting.
         pass
-    # The file tells more than settings, for whoever looks after the stack.
+    # The file holds more than settings.
     return {name: values[name] for name in values.keys() & Settings.__annotations__.keys() if values[name] is not None}
 
 
 def _left(file: Path, read: Callable[[bytes], Any]) -> Any:
-    """Read a file of a running stack. If there is none the error is the system's."""
+    """Read a file of a running stack; raises the system's error if there is none, else SettingsError."""
     try:
         return read(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -444,13 +447,11 @@ def _left(file: Path, read: Callable[[bytes], Any]) -> Any:
     except OSError as error:
         raise SettingsError(f"{file} cannot be read ({error.strerror}): run as the user of `baleen up`.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"{file} is not as `baleen up` writes it: delete it, and start `baleen up` again."
-        ) from error
+        raise SettingsError(f"{file} is malformed: delete it and start `baleen up` again.") from error
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """Every setting as `config show` prints it: secrets only as set or not set."""
+    """Every setting as `config show` prints it; of a secret only whether it is set."""
     return {name: _show(getattr(settings, name)) for name in Settings.__annotations__}
 
 

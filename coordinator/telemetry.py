@@ -1,6 +1,7 @@
-"""Logging: one line per event, as JSON or for a terminal, with secrets blotted out.
+"""Logging: one line per event, as JSON or for a terminal, with secrets redacted.
 
-The standard library's loggers of the drivers go the same way. Not here: metrics (each package counts its own).
+The drivers' log lines, from the standard library's logging, go the same way. Not here: metrics (each package has its
+own).
 """
 
 import logging
@@ -22,7 +23,7 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def configure(settings: Settings) -> None:
-    """Set logging up for this process; it goes to stderr."""
+    """Set up logging to stderr for this process."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -32,7 +33,7 @@ def configure(settings: Settings) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
-    # Traces become text before they are blotted, and never show local variables.
+    # Tracebacks become text before they are redacted, and never show local variables.
     rendering: list[Any] = [
         structlog.processors.format_exc_info,
         redact,
@@ -56,8 +57,8 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(LEVELS.get(settings.log_level.lower(), logging.INFO))
-    # Drivers tell at info what only their authors want to know; of Kafka's, every failed connection is also ours to
-    # tell, once and with what follows from it.
+    # At level info the drivers log too much. Kafka's clients are silenced: Baleen itself logs a failed connection,
+    # once and with its consequence.
     for noisy in ("botocore", "boto3", "urllib3", "httpx", "httpcore", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noisy in ("kafka", "aiokafka"):
@@ -65,7 +66,7 @@ def configure(settings: Settings) -> None:
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Blot out values under secret names, and bearer tokens and URLs' passwords within texts."""
+    """Redact values under secret names, and bearer tokens and URL passwords within texts."""
     for name, value in event.items():
         event[name] = BLOT if _SECRET_NAME.search(name) else _blotted(value)
     return event

@@ -3,7 +3,7 @@
 Source: distribution's "Work with notifications" and captured envelopes of 2.8.3; GitLab's registry adds
 `actor.user_type`, `actor.user`, `meta`, and the action `rename` with `target.rename`.
 Lenient: unknown fields are ignored, and fields that Baleen does not need may be absent. Each event of an
-envelope is decoded by itself, so that a malformed one does not take its neighbours with it.
+envelope is decoded separately, so that a malformed one does not affect the others.
 Not here: what an event means (coordinator/ingest/normalise.py).
 """
 
@@ -22,7 +22,7 @@ CONTENT_TYPES = frozenset(
 )
 
 
-#: A value as it is written, which is read by itself: a client may have chosen it.
+#: A raw JSON value that is decoded separately, because a client may have chosen it.
 Unread = msgspec.Raw
 
 
@@ -38,9 +38,9 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Rename(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """GitLab: `type` is `name` (the last part of the path is another) or `namespace` (what is before it is).
+    """GitLab: `type` is `name` (the last component of the path changed) or `namespace` (the part before it changed).
 
-    With either all repositories below it move, too.
+    With either, all repositories below it move too.
     """
 
     type: str
@@ -86,7 +86,7 @@ class Source(msgspec.Struct, frozen=True, rename={"instance_id": "instanceID"}):
 
 class Event(msgspec.Struct, frozen=True):
     id: str
-    #: With a zone; one without is refused by whoever reads it (coordinator/ingest/normalise.py).
+    #: With a zone; coordinator/ingest/normalise.py refuses one without.
     timestamp: Annotated[dt.datetime, Meta(extra_json_schema={"format": "date-time"})]
     action: str
     target: Target

@@ -1,8 +1,8 @@
-"""Publish JSON Schema (draft 2020-12) for what crosses a process boundary, from the types that read it.
+"""Publish JSON Schemas (draft 2020-12) of notifications and Kafka records, made from the types that read them.
 
-Route: `python -m schemas.publish` writes `schemas/json/<name>.json`; a test holds the files to the types.
-The files say no more than the types do: what a reader checks beyond them (owned repositories, times that can
-be) is in coordinator/ingest/normalise.py.
+Route: `python -m schemas.publish` writes `schemas/json/<name>.json`; a test compares the files with the types.
+The files say no more than the types do: what a reader checks beyond them (owned repositories, plausible times)
+is in coordinator/ingest/normalise.py.
 """
 
 import json
@@ -21,7 +21,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 class NotificationEnvelope(msgspec.Struct, frozen=True):
     """What a registry posts: `application/vnd.docker.distribution.events.v1+json` or `…v2+json`."""
 
-    # The reader keeps each event raw at first (see Envelope in envelope.py).
+    # The reader first keeps each event raw (see Envelope in envelope.py).
     events: list[Event]
 
 
@@ -45,7 +45,7 @@ def schema_of(name: str) -> dict[str, Any]:
 
 
 def inlined(name: str) -> dict[str, Any]:
-    """The same schema without `$ref`, to stand inside another document such as OpenAPI."""
+    """Return the schema without `$ref`, for use inside another document such as OpenAPI."""
     schema = schema_of(name)
     definitions = schema.pop("$defs")
     body = _resolve({"$ref": schema.pop("$ref")}, definitions)
@@ -53,7 +53,7 @@ def inlined(name: str) -> dict[str, Any]:
 
 
 def files() -> dict[Path, str]:
-    """Every file that is published, and its text: the same types always give the same bytes."""
+    """Return every published file with its text: the same types always give the same bytes."""
     return {
         DIRECTORY / f"{name.split('/')[0]}.json": f"{json.dumps(schema_of(name), indent=2, ensure_ascii=False)}\n"
         for name in PUBLISHED

@@ -8,12 +8,12 @@
 |                        | RegistryWatermark  | pod             |
 | blob.lifecycle         | BlobLifecycle      | digest          |
 
-A RegistryWatermark stands in every partition of registry.events, and in the pod's of registry.dead-letters. It is told
-from the records beside it by its `action`.
+A RegistryWatermark is in every partition of registry.events, and in the pod's partition of registry.dead-letters. Its
+`action` distinguishes it from the other records there.
 
-Strict: what is written validates against the published JSON Schema. A pod that produces to registry.events
-with Kafka credentials of its own writes RegistryEvent too. A reader ignores fields that it does not know, so
-a field may be added without a new version; a field's meaning never changes.
+Strict: every written record validates against the published JSON Schema. A pod that produces to registry.events
+with its own Kafka credentials writes RegistryEvent too. A reader ignores unknown fields, so a field may be added
+without a new version; a field's meaning never changes.
 """
 
 import datetime as dt
@@ -43,9 +43,9 @@ class ReferenceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RenameRecord(msgspec.Struct, frozen=True):
-    """The repository `source`, if there is one, and all below `source/`, have another name: whichever `type` it is.
+    """A rename of the repository `source`, if it exists, and of all repositories below `source/`, for either `type`.
 
-    `name` says that the last part is another, `namespace` that what is before it is.
+    Type `name`: the last component of the name changed. Type `namespace`: the part before it changed.
     """
 
     type: Literal["name", "namespace"]
@@ -54,24 +54,23 @@ class RenameRecord(msgspec.Struct, frozen=True):
 
 
 class RegistryEvent(Record, frozen=True):
-    """What a registry said happened to one of its repositories. Pulls are not recorded.
+    """What a registry reports about one of its repositories. Pulls are not recorded.
 
-    A delete with neither digest nor tag is of the whole repository; one with a tag changes nothing that
-    counts.
+    A delete with neither digest nor tag is of the whole repository; one with a tag changes no reference.
     """
 
     id: str
     action: Literal["push", "mount", "delete", "rename"]
     pod: PodText
     repository: RepositoryText
-    #: By the registry's clock. It orders only the events of one registry process.
+    #: By the registry's clock. Orders only the events of one registry process.
     timestamp: Timestamp
     digest: DigestText | None = None
     media_type: str | None = None
-    #: Of the blob or manifest itself, in bytes.
+    #: Bytes of the blob or manifest itself.
     size: Bytes | None = None
     tag: str | None = None
-    #: What a pushed manifest lists, in its order; None when the registry did not say.
+    #: What a pushed manifest lists, in its order; None if the registry did not report it.
     references: list[ReferenceRecord] | None = None
     from_repository: str | None = None
     rename: RenameRecord | None = None
@@ -82,9 +81,9 @@ class RegistryEvent(Record, frozen=True):
 
 
 class RegistryWatermark(Record, frozen=True):
-    """All that a registry process said before it brought this nonce back stands before this record.
+    """Every event that a registry process sent before it echoed this nonce is before this record.
 
-    So the process has reported, as far as this partition goes, up to the time when that probe was sent.
+    So in this partition the process has reported up to the time when that probe was sent.
     """
 
     action: Literal["watermark"]
@@ -92,13 +91,13 @@ class RegistryWatermark(Record, frozen=True):
     #: The registry process: its `source.instanceID`.
     source: Annotated[str, Meta(min_length=1, max_length=255)]
     nonce: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
-    #: How many partitions registry.events had: this record stands in each.
+    #: How many partitions registry.events had: this record is in each of them.
     partitions: Annotated[int, Meta(ge=1, le=10_000)] | None = None
-    #: The partition of registry.dead-letters that has the pod's: this record stands there too.
+    #: The pod's partition of registry.dead-letters: this record is there too.
     letters_partition: Annotated[int, Meta(ge=0, le=10_000)] | None = None
 
 
-#: Why ingest does not understand something; a worker has two reasons more.
+#: Why ingest dead-letters something; a worker has two more reasons.
 Refusal = Literal[
     "content-type",
     "oversized",
@@ -111,7 +110,7 @@ Refusal = Literal[
 
 
 class DeadLetter(Record, frozen=True):
-    """What a pod sent and could not be understood. GC holds for the pod until it is settled."""
+    """Something that a pod sent and Baleen could not understand. GC is blocked for the pod until it is resolved."""
 
     pod: PodText
     reason: Literal[Refusal, "unreadable-manifest", "unappliable"]
@@ -122,14 +121,14 @@ class DeadLetter(Record, frozen=True):
     payload: str
     payload_bytes: Bytes
     content_type: str = ""
-    #: What it is about; None where that is not known.
+    #: The repositories that it concerns; None if not known.
     repositories: Annotated[list[RepositoryText], Meta(max_length=100)] | None = None
 
 
 class BlobLifecycle(Record, frozen=True):
     """One change of a blob's state."""
 
-    #: Of the change: no other has it. Of one blob a later change has a greater one.
+    #: Unique for each change. Later changes of one blob have greater ids.
     id: Annotated[int, Meta(ge=1, le=2**63 - 1)]
     digest: DigestText
     change: Literal["live", "unreferenced", "hidden", "restored", "purged", "missing"]
@@ -148,7 +147,7 @@ SCHEMAS: dict[type[Record], str] = {
 }
 
 
-#: The content type of a dead letter whose payload is a record of registry.events, and not what a registry posted.
+#: The content type of a dead letter whose payload is a record of registry.events instead of a posted body.
 RECORD_CONTENT_TYPE = f"application/json; schema={SCHEMAS[RegistryEvent]}"
 
 

@@ -1,6 +1,6 @@
-"""`python -m workers`: one stream worker, until SIGTERM or SIGINT. Ends with 1 when it cannot go on.
+"""`python -m workers`: one stream worker, until SIGTERM or SIGINT. Exits with 1 when it cannot continue.
 
-State is in the database, so a worker may be killed at any time; whoever started it starts it again.
+State is in the database, so a worker may be killed at any time; its supervisor restarts it.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from workers.run import run
 
 log = structlog.get_logger()
 
-#: A batch is tens of thousands of small objects without cycles. By default the collector looks through all of them
-#: again for every 700 that are made: a quarter of the worker's processor time.
+#: A batch is tens of thousands of small objects without cycles. By default Python's garbage collector scans them for
+#: every 700 new ones: a quarter of the worker's processor time.
 COLLECT_AFTER = (100_000, 20, 50)
 
 
@@ -42,7 +42,7 @@ def main() -> int:
     except BaleenError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    gc.freeze()  # what was imported stays
+    gc.freeze()  # imported objects live as long as the process
     gc.set_threshold(*COLLECT_AFTER)
     try:
         asyncio.run(_run(worker))

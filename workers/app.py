@@ -1,6 +1,6 @@
-"""The Faust app: one agent hands chunks to the processor; timers do what no event triggers (housekeeping.py).
+"""The Faust app: one agent submits chunks to the processor; timers run what no event triggers (housekeeping.py).
 
-Not here: how Faust reads (transport.py), what is done with a chunk (processor.py).
+Not here: how Faust reads (transport.py), how a chunk is applied (processor.py).
 """
 
 import asyncio
@@ -25,40 +25,40 @@ log = structlog.get_logger()
 
 #: How long a worker may be silent before its partitions move.
 SESSION_TIMEOUT_S = 10.0
-#: A topic that is there again, or has more partitions, is met after this. Until then nobody reads it.
+#: A topic that was created again, or has more partitions, is noticed after this. Until then nothing reads it.
 METADATA_EVERY_S = 10.0
-#: Times between looks at what no event triggers.
+#: Seconds between runs of work that no event triggers.
 POSITIONS_EVERY_S = 30.0
 SETTLE_EVERY_S = 60.0
 RETRY_S = 1.0
 SWEEP_EVERY_S = 60.0
-#: GC is blocked while links are to be kept for a manifest. The look costs two looks at empty indexes.
+#: GC is blocked while links are to be kept for a manifest. A run without work reads two empty indexes.
 KEEP_EVERY_S = 5.0
-#: A hidden blob that is needed again is served again within seconds. The look costs one look at an empty index.
+#: A hidden blob that is needed again is restored within seconds. A run without work reads one empty index.
 RESTORE_EVERY_S = 0.5
 
 
-#: What one fetch brings of a partition: some thousand events, or one record of any size. Memory holds about twenty.
+#: Bytes of one fetch of a partition: some thousand events, or one record of any size. Memory holds about twenty.
 FETCH_BYTES = 4 * 1024 * 1024
 
 
 class ReferenceApp(faust.App):
-    """Faust's app, with the positions that its consumer asks for (transport.py)."""
+    """Faust's app, which gives its consumer the positions (transport.py)."""
 
     def __init__(self, *args: Any, positions: Positions, processor: Processor, **options: Any) -> None:
         super().__init__(*args, **options)
         self._positions = positions
         self._processor = processor
-        #: Where each partition that is ours stood at the last look.
+        #: The position of each assigned partition at the last check.
         self._stood: dict[Partition, int] = {}
 
     def _create_directories(self) -> None:
-        """Faust would make directories for its tables where the worker was started. There are none."""
+        """Do nothing: Faust would make directories for tables, and Baleen has none."""
 
     async def positions(self, tps: set[TP]) -> Mapping[TP, int]:
         wanted = sorted((tp.topic, tp.partition) for tp in tps)
         metrics.PARTITIONS.set(len(wanted))
-        # Without positions nothing may be read. Faust gives this call as long as one request to the broker.
+        # Without positions nothing may be read. Faust's time limit for this call is that of one request to the broker.
         while True:
             try:
                 found = await asyncio.to_thread(self._positions.of, wanted)
@@ -75,25 +75,25 @@ class ReferenceApp(faust.App):
             await cast(ChunkConsumer, self.consumer).seek_applied(tp, offset)
 
     async def look_at_positions(self) -> None:
-        """Notice a log that was replaced while it was being read, and a partition that is not read where it stands."""
+        """Detect a log that was replaced while it was being read, and a partition that is read at a wrong offset."""
         idle = self._processor.idle
         try:
             found = await asyncio.to_thread(self._positions.of, list(self._stood))
         except BaleenError as error:
-            log.warning("positions not looked at", reason=str(error))
+            log.warning("positions cannot be checked", reason=str(error))
             return
         for partition, offset in list(found.items()):
             moved = offset < self._stood.get(partition, 0) or (idle and self._processor.idle)
             if moved and not await self._read_from(partition, offset):
-                # Where the partition stood is kept for the next look.
-                log.warning("a partition is looked at later", topic=partition[0], partition=partition[1])
+                # Keep the last position for the next check.
+                log.warning("a partition cannot be checked yet", topic=partition[0], partition=partition[1])
                 del found[partition]
         self._stood = {partition: found.get(partition, stood) for partition, stood in self._stood.items()}
 
     async def _read_from(self, partition: Partition, offset: int) -> bool:
-        """Seek if the partition is read elsewhere: what was lost between Faust and the processor comes again.
+        """Seek if the partition is read at another offset, so that chunks lost inside Faust are read again.
 
-        False if the client does not say where it is read.
+        False if the client does not say which offset it reads.
         """
         tp = TP(*partition)
         if tp not in self.consumer.assignment():
@@ -138,7 +138,7 @@ def build(
     )
     app.transport = Transport(app.conf.broker_consumer, app)
     processor.seek = app.seek
-    # Progress is in the database, so there is nothing to acknowledge to Kafka.
+    # Progress is in the database, so nothing is acknowledged to Kafka.
     channel = app.topic(EVENTS, DEAD_LETTERS, value_serializer="raw", key_serializer="raw", acks=False)
 
     @app.agent(channel, name="references")

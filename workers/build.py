@@ -1,4 +1,4 @@
-"""Builds a worker's parts from the settings: the bootstrap of this package."""
+"""Build a worker's parts from the settings: the bootstrap of this package."""
 
 from contextlib import ExitStack
 from datetime import timedelta
@@ -41,7 +41,7 @@ class Worker(NamedTuple):
 
 
 def build(settings: Settings) -> Worker:
-    """Make a worker that is not started; raises SettingsError that names what is missing."""
+    """Build a worker without starting it; raises SettingsError that names what is missing."""
     url = bootstrap.database_url(settings)
     connections = Connections(url, name="baleen-worker", prepare=_prepare)
     inspector = LogInspector(settings)
@@ -84,16 +84,16 @@ def build(settings: Settings) -> Worker:
 
 
 def _prepare(connection: Any) -> None:
-    """Set a connection up for batches; its locks end with the membership of a worker that is held up in the middle.
+    """Set up a connection for batches: its locks end when a worker that hangs loses its group membership.
 
-    Whoever is given its partitions waits for those locks.
+    The worker that takes over its partitions waits for those locks.
     """
     rows.prepare(connection)
     connection.execute(f"SET idle_in_transaction_session_timeout = '{SESSION_TIMEOUT_S:.0f}s'")
 
 
 def _credentials(settings: Settings) -> Credentials | None:
-    """The same connection as the other Kafka clients have, in Faust's words."""
+    """The security settings of the other Kafka clients, as Faust takes them."""
     arguments = client_arguments(settings)
     tls = arguments.get("ssl_context")
     if "sasl_mechanism" in arguments:

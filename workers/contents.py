@@ -1,8 +1,8 @@
-"""What manifests list, when no event said it: read from their bytes in shared storage.
+"""Read what manifests list from their bytes in shared storage, when no event lists it.
 
-A registry without `includereferences` announces a manifest by its digest alone, and what ingest could not take over of
-an event's references is left out, too. A manifest's bytes are in `blobs/` before the event, so they can be read. Where
-they do not say all that the manifest needs, it is kept by links (coordinator/reconcile/kept.py).
+A registry without `includereferences` reports a manifest by its digest alone, and ingest leaves out references that it
+could not use. A manifest's bytes are in `blobs/` before its event comes, so they can be read. Where the bytes do not
+name everything that the manifest needs, it is kept by links (coordinator/reconcile/kept.py).
 Not here: reading them (coordinator/storage/manifests.py), storing it (coordinator/table/digest_facts.py).
 """
 
@@ -16,17 +16,17 @@ from coordinator.table.batch import Item, Reports, Slice
 
 
 def unsaid(slices: Iterable[Slice]) -> set[Digest]:
-    """The manifests of which a push does not say what they list. What another pod says of them is only its report."""
+    """Return pushed manifests whose event lists no references. What another pod lists for them is only its report."""
     return {push.digest for push in _pushes(slices) if push.content is None}
 
 
 def said(slices: Iterable[Slice]) -> set[Digest]:
-    """The manifests of which a push says what they list."""
+    """Return pushed manifests whose event lists their references."""
     return {push.digest for push in _pushes(slices) if push.content is not None}
 
 
 def unsay(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Slice]:
-    """Leave out what is said of manifests that another pod holds unread: for that one it is only a report."""
+    """Drop the listed references of manifests that another pod holds unread: for that pod they are only a report."""
 
     def left(item: Item) -> Item:
         fact = item.fact
@@ -38,7 +38,7 @@ def unsay(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Sl
 
 
 def indexes(slices: Iterable[Slice]) -> list[tuple[RepositoryName, Digest]]:
-    """What was pushed and is an index, or may be one."""
+    """Return pushed manifests that are, or may be, an index."""
     return [
         (push.repository, push.digest)
         for push in _pushes(slices)
@@ -47,7 +47,7 @@ def indexes(slices: Iterable[Slice]) -> list[tuple[RepositoryName, Digest]]:
 
 
 def reports(slices: Iterable[Slice], wanted: Collection[Digest]) -> Reports:
-    """What pods report here of these manifests."""
+    """Return what pods report in these slices about these manifests."""
     found: dict[Digest, list[tuple[int, ManifestContent]]] = {}
     for piece in slices:
         for item in piece.items:
@@ -67,7 +67,7 @@ def _pushes(slices: Iterable[Slice]) -> Iterator[ManifestPushed]:
 
 
 def fill(piece: Slice, found: Mapping[Digest, StoredManifest]) -> Slice:
-    """Put what was read into the facts; where bytes do not say all, the manifest is kept by links."""
+    """Fill the facts with the references that were read; a manifest whose bytes do not name all is kept by links."""
 
     def filled(item: Item) -> Item:
         fact = item.fact

@@ -1,5 +1,5 @@
-"""What is done beside the events: links that outlive their grace, doubts about what is gone, removals that nothing will
-contradict any more, links that are kept for manifests, and hidden blobs that are needed again.
+"""Work that no event triggers: expired links, doubtful removals, removals that no later event can contradict, links
+kept for manifests, and hidden blobs that are needed again.
 
 Any worker may do it at any time: the work is in bounded transactions, and repeating it changes nothing.
 """
@@ -64,7 +64,7 @@ class Housekeeping:
         try:
             await asyncio.to_thread(work)
         except UnavailableError as error:
-            log.warning("housekeeping put off", reason=str(error))
+            log.warning("housekeeping failed, will be retried", reason=str(error))
         except Exception:
-            # It is done again later; a worker that can apply events must not end for it.
+            # It is retried later; a worker that can apply events must not end because of it.
             log.exception("housekeeping failed")

@@ -1,8 +1,8 @@
-"""From Kafka records to what the database applies.
+"""Decode Kafka records into the facts, dead letters and echoes that the database applies.
 
 Route: processor.py -> `Interpreter.slices(chunks)` -> `BatchApply`. A record of registry.events becomes a fact, one of
-registry.dead-letters a row of that table, a watermark in either an echo; what cannot be understood becomes a dead
-letter of its own, and nothing is passed over: every offset of a chunk is in its slice.
+registry.dead-letters a row of that table, a watermark in either an echo. A record that cannot be understood becomes a
+dead letter itself. Nothing is skipped: every offset of a chunk is in its slice.
 Ingest has checked most of this already, but a pod may produce to the topic itself.
 Not here: what a fact does (coordinator/domain/fold.py), manifests' contents (contents.py).
 """
@@ -48,13 +48,13 @@ from schemas.records import (
     Timestamp,
 )
 
-#: What msgspec raises on bytes that are not what they should be.
+#: What msgspec raises on malformed bytes.
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _EARLIEST_MS, _LATEST_MS = (round(bound.timestamp() * 1000) for bound in (EARLIEST, LATEST))
 
 
 class KafkaRecord(Protocol):
-    """The part of aiokafka's ConsumerRecord that is used."""
+    """The part of aiokafka's ConsumerRecord that Baleen uses."""
 
     offset: int
     timestamp: int
@@ -78,8 +78,8 @@ class _Descriptor(msgspec.Struct, frozen=True, gc=False):
 class _Event(msgspec.Struct, frozen=True, gc=False):
     """The fields of RegistryEvent that are facts.
 
-    Read without that schema's patterns: as regular expressions they take four fifths of the time, and each name is
-    parsed here anyway.
+    Decoded without that schema's patterns: as regular expressions they would take four fifths of the time, and each
+    name is parsed here anyway.
     """
 
     action: Literal["push", "mount", "delete", "rename"]
@@ -115,19 +115,19 @@ class _NotUnderstoodError(BaleenError):
 
 
 class Interpreter:
-    """Decodes chunks against one reading of the pods; made anew for each batch."""
+    """Decodes chunks against one snapshot of the pods; created for each batch."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._events = msgspec.json.Decoder(_Event)
         self._letters = msgspec.json.Decoder(DeadLetter)
-        #: (pod, repository, process) that were checked in this chunk, with the pod's id.
+        #: (pod, repository, process) checked in this chunk, with the pod's id.
         self._checked: dict[tuple[str, str, str], int] = {}
-        #: The processes that records of this chunk are of.
+        #: The processes that sent records of this chunk.
         self._processes: set[Process] = set()
 
     def slice_of(self, chunk: Chunk) -> Slice:
-        """Interpret a chunk. Offsets between its records, which compaction or transactions leave, are not its own."""
+        """Interpret a chunk. Offsets between its records, left by compaction or transactions, have no record."""
         read = self._letter if chunk.topic == DEAD_LETTERS else self._event
         last = chunk.records[-1]
         self._checked, self._processes = {}, set()
@@ -169,7 +169,7 @@ class Interpreter:
             pod_id = self._checked.get((event.pod, event.repository, event.source)) or self._check(event)
             return Item(record.offset, record.timestamp, pod_id, self._fact(event), None)
         except _UNREADABLE as error:
-            # Every event is told from a watermark by its action, and only watermarks pay for it.
+            # The action distinguishes a watermark from an event, so that only watermarks are decoded twice.
             if _is_watermark(record):
                 return self._echo(record)
             return _dead(record, "malformed", f"Not a registry.event record: {error}.")
@@ -194,7 +194,7 @@ class Interpreter:
             process = _process(watermark.source)
         except (*_UNREADABLE, _NotUnderstoodError) as error:
             return _dead(record, "malformed", f"Not a registry.watermark record: {error}.")
-        # Of a pod that was removed no probe is known.
+        # A removed pod has no probes.
         pod = self._directory.pods.get(PodName(watermark.pod), 0)
         if pod:
             self._processes.add((pod, process))
@@ -220,7 +220,7 @@ class Interpreter:
         rename = event.rename
         if rename is None:
             raise _NotUnderstoodError("malformed", "A rename that does not say from what to what.")
-        # The event is keyed by the repository under its old name.
+        # The event's key has the repository's old name.
         source, destination = parse_repository(rename.source), parse_repository(rename.destination)
         if any(owner_of(name, self._directory.owners) != event.pod for name in (source, destination)):
             raise _NotUnderstoodError("not-owned", f"Pod {event.pod} does not own {source} and {destination}.")
@@ -231,8 +231,8 @@ class Interpreter:
 
 def _content(event: _Event) -> ManifestContent | None:
     kind = MANIFEST_KINDS.get(event.media_type or "")
-    # As ingest reads it: none listed and listing not switched on look alike, and what is of another kind, or lists too
-    # much, is not taken over. The manifest's bytes will tell.
+    # As at ingest: an empty list looks like `includereferences` switched off, and a list of another kind or too long is
+    # not used. Then the manifest's bytes are read.
     if kind is None or not event.references or len(event.references) > REFERENCES_LIMIT:
         return None
     sizes: dict[Digest, int | None] = {}
@@ -242,7 +242,7 @@ def _content(event: _Event) -> ManifestContent | None:
 
 
 def _check_time(at: datetime) -> None:
-    """Refuse what PostgreSQL takes and Python cannot read again."""
+    """Refuse a time that PostgreSQL stores and Python cannot read again."""
     if not EARLIEST <= at < LATEST:
         raise ValueError("its time is not of our time")
 
@@ -261,7 +261,7 @@ def _process(instance_id: str) -> str:
 
 
 def pod_of(record: KafkaRecord) -> str:
-    """Return the pod that a record names, or else its key (`pod/repository`), or "": for one that is of no use."""
+    """Return the pod that an unusable record names, else the pod of its key (`pod/repository`), else ""."""
     try:
         named = _sender.decode(record.value or b"").pod
     except _UNREADABLE:
@@ -275,7 +275,7 @@ def pod_of(record: KafkaRecord) -> str:
 
 
 def storable(text: str) -> str:
-    """PostgreSQL's text holds neither NUL nor half a surrogate pair."""
+    """Replace what PostgreSQL's text cannot hold: NUL and half a surrogate pair."""
     return text.encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
@@ -283,7 +283,7 @@ def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> Dead
     """A dead letter whose payload is the record itself, so that it can be retried as it is."""
     value = record.value or b""
     payload = storable(value.decode(errors="replace"))
-    # Whoever writes a record says its time, perhaps in another unit.
+    # The producer sets a record's time, perhaps in another unit.
     received_at_ms = min(max(record.timestamp, _EARLIEST_MS), _LATEST_MS)
     return DeadLetterFound(
         storable(pod),
@@ -298,7 +298,7 @@ def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> Dead
 
 
 def _about(letter: DeadLetter) -> Sequence[RepositoryName] | None:
-    """Return what a letter of registry.dead-letters is about, as ingest says, or as its whole payload does."""
+    """Return the repositories that a dead letter concerns, from ingest or from its payload if that is complete."""
     try:
         if letter.repositories is not None:
             return sorted({parse_repository(name) for name in letter.repositories})

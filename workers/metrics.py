@@ -1,4 +1,4 @@
-"""What a worker counts. A closed list: each name says its unit."""
+"""Metrics of workers and schedulers. Each name says its unit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,25 +13,21 @@ HOLDINGS = Counter("baleen_worker_holdings_total", "Holdings added or removed.",
 LINKS = Counter("baleen_worker_links_total", "Direct links added or removed.", ["change"])
 REMOVALS = Counter("baleen_worker_removals_total", "Removals that were doubtful or overtaken.", ["verdict"])
 DEAD_LETTERS = Counter("baleen_worker_dead_letters_total", "Records that could not be understood or applied.")
-NOT_KEPT = Counter(
-    "baleen_worker_dead_letters_not_kept_total", "Dead letters beyond a pod's limit: a gap stands for them."
-)
-ECHOES = Counter(
-    "baleen_worker_echoes_total", "Watermark records: of a probe that is known, or of one that is not.", ["probe"]
-)
-RETRIES = Counter("baleen_worker_retries_total", "Batches put off because a service did not answer.")
+NOT_KEPT = Counter("baleen_worker_dead_letters_not_kept_total", "Dead letters beyond a pod's limit, replaced by a gap.")
+ECHOES = Counter("baleen_worker_echoes_total", "Watermark records, of a known or an unknown probe.", ["probe"])
+RETRIES = Counter("baleen_worker_retries_total", "Batches retried because a service did not answer.")
 BATCH_RECORDS = Histogram(
     "baleen_worker_batch_records", "Records in a batch.", buckets=(1, 4, 16, 64, 256, 1024, 4096, 16384)
 )
 PARTITIONS = Gauge("baleen_worker_partitions", "Partitions assigned to this worker.")
-#: Of a scheduler: done, failed, or left to the one that has the lease.
-WORK = Counter("baleen_scheduler_work_total", "Pieces of periodic work, by what became of them.", ["work", "outcome"])
-RESTORED = Counter("baleen_worker_restored_total", "Hidden blobs that are served again for good.")
-#: Of a scheduler: done; held, of one that was done and could take nothing away; dry; refused by its limits; stopped by
-#: a control; failed; left to the next scheduler.
-GC_RUNS = Counter("baleen_gc_runs_total", "Collections, by what became of them.", ["outcome"])
+#: Of a scheduler: done, failed, or left to the scheduler that holds the lease.
+WORK = Counter("baleen_scheduler_work_total", "Periodic work, by outcome.", ["work", "outcome"])
+RESTORED = Counter("baleen_worker_restored_total", "Hidden blobs that were restored.")
+#: Of a scheduler: done; held (done, but every blob was blocked); dry; refused by its limits; stopped by a control;
+#: failed; left to the next scheduler.
+GC_RUNS = Counter("baleen_gc_runs_total", "Collections, by outcome.", ["outcome"])
 GC_BLOBS = Counter("baleen_gc_blobs_total", "Blobs that collections hid, purged or restored.", ["change"])
-GC_BYTES = Counter("baleen_gc_bytes_total", "Bytes that collections hid, and that storage gave back.", ["change"])
+GC_BYTES = Counter("baleen_gc_bytes_total", "Bytes that collections hid, and bytes that storage freed.", ["change"])
 
 
 def count(applied: Applied) -> None:
@@ -50,7 +46,7 @@ def count(applied: Applied) -> None:
 
 
 def count_collection(progress: Mapping[str, Any], outcome: str) -> None:
-    """Count a collection that has ended, or was left."""
+    """Count a collection that ended or was left to the next scheduler."""
     GC_RUNS.labels(outcome).inc()
     for change in ("hidden", "purged"):
         amount = progress.get(change, {})
@@ -66,4 +62,6 @@ def serve(port: int, setting: str) -> None:
     try:
         start_http_server(port, addr="127.0.0.1")
     except OSError as error:
-        raise SettingsError(f"{setting} is {port}, which cannot be listened on ({error.strerror}).") from error
+        raise SettingsError(
+            f"The metrics cannot be served on port {port} ({error.strerror}): set {setting} to a free port."
+        ) from error

@@ -1,9 +1,9 @@
-"""Run pieces of work again and again, each in a thread of its own.
+"""Run periodic work, each piece in its own thread.
 
 Route: a list of `Periodic` -> `Periodically.start` -> lease -> work -> pause -> …
-A piece of work that fails is told in the log, and done again at its time. Of several processes one does what is marked
-`alone`. Since a process that was stopped may go on with such work for a moment after another took over, each piece of
-work must be right whoever does it and however often.
+A failure is logged, and the work is retried at its next time. Work marked `alone` is done by one process at a time.
+A process that was paused may continue such work for a moment after another took over, so each piece of work must be
+correct whichever process does it, and however often.
 Not here: which work there is (scheduler.py).
 """
 
@@ -21,39 +21,39 @@ from workers import metrics
 
 log = structlog.get_logger()
 
-#: So long the threads have to end when the process is told to; what is cut short then is begun again elsewhere.
+#: Seconds that the threads have to end when the process stops; another process repeats work that is cut off then.
 END_S = 3.0
 
 
-#: A lease that another process has is asked for so often at least.
+#: The longest time between two attempts to get a lease that another process holds.
 ASK_EVERY_S = 5.0
 
 Outcome = Literal["done", "failed", "left"]
 
 
 class Periodic(NamedTuple):
-    """Work to do every so many seconds. It should return soon once the process is told to end."""
+    """Work to do every so many seconds. It should return soon once the process is asked to stop."""
 
     name: str
     every: float
     work: Callable[[], object]
-    #: One process at a time; else all that run.
+    #: One process at a time does it; otherwise every process.
     alone: bool = True
 
 
 class Periodically:
-    """Threads that do the work until told to stop."""
+    """Threads that do the work until they are stopped."""
 
     def __init__(self, works: Sequence[Periodic], leases: Leases, stop: threading.Event) -> None:
         self._works = works
         self._leases = leases
         self._stop = stop
         self._threads: list[threading.Thread] = []
-        #: Why work could not be done the last time, by its name.
+        #: Why work failed the last time, by its name.
         self._put_off: dict[str, str] = {}
 
     def run(self) -> None:
-        """Return once told to stop, after at most END_S more."""
+        """Work until stopped; then returns within END_S."""
         for work in self._works:
             thread = threading.Thread(target=self._repeat, args=(work,), name=work.name, daemon=True)
             self._threads.append(thread)
@@ -68,7 +68,7 @@ class Periodically:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _repeat(self, work: Periodic) -> None:
-        # Several that are started together do not all ask at once.
+        # Processes that start together must not all ask at once.
         pause = random.uniform(0, min(1.0, work.every))  # noqa: S311 - not a secret
         while not self._stop.wait(pause):
             began = time.monotonic()
@@ -77,7 +77,7 @@ class Periodically:
             pause = max(0.0, began + every - time.monotonic())
 
     def _once(self, work: Periodic) -> Outcome:
-        """Do the work if it is ours to do."""
+        """Do the work if this process holds the lease."""
         outcome: Outcome = "failed"
         try:
             if work.alone and not self._leases.hold(work.name):
@@ -86,14 +86,14 @@ class Periodically:
                 work.work()
                 outcome = "done"
             if self._put_off.pop(work.name, None) is not None:
-                log.info("work goes on", work=work.name)
+                log.info("work recovered", work=work.name)
         except UnavailableError as error:
-            # Said once, not every second for as long as a service is away.
+            # Logged once, not every second while a service is away.
             if self._put_off.get(work.name) != str(error):
                 self._put_off[work.name] = str(error)
-                log.warning("work put off", work=work.name, reason=str(error))
+                log.warning("work failed, will be retried", work=work.name, reason=str(error))
         except Exception:
-            # It is done again later, and other work must not end for it.
+            # It is retried later; other work must not end because of it.
             log.exception("work failed", work=work.name)
         finally:
             metrics.WORK.labels(work.name, outcome).inc()

@@ -1,7 +1,7 @@
-"""Where each partition goes on: from the table's progress, if the log is still the one that was applied.
+"""Find the offset at which each partition continues: the table's progress, if the log is still the applied one.
 
 Route: Faust assigns partitions -> `Positions.of` -> domain/progress.py decides -> progress and gaps are written before
-the first record is read. Also asked again when a chunk does not begin where the progress stands, and at intervals.
+the first record is read. Repeated when a chunk does not begin at the progress, and at intervals.
 Blocking: call it from a thread. Not here: Faust (transport.py).
 """
 
@@ -22,16 +22,16 @@ class Positions:
     def __init__(self, connections: Connections, inspector: LogInspector) -> None:
         self._connections = connections
         self._inspector = inspector
-        #: An applied record of each partition, as it was at the last look: its offset and fingerprint. A log that was
-        #: replaced and read on from where the old one stood shows itself here.
+        #: Offset and fingerprint of an applied record of each partition at the last check. They reveal a log that was
+        #: replaced and then read on from the old one's offset.
         self._anchors: dict[Partition, tuple[int, int]] = {}
 
     def of(self, partitions: list[Partition]) -> dict[Partition, int]:
-        """Return the offset at which each partition goes on; a gap on the way there is recorded.
+        """Return the offset at which each partition continues; records a gap if events may be lost.
 
         Raises UnavailableError or NotFoundError: then nothing may be read.
         """
-        # The log is asked last: records that are applied meanwhile only make it longer than what is known.
+        # The log is read last: records that are applied meanwhile only make it longer than the known progress.
         with self._connections.use() as connection:
             known = progress.read(connection, partitions)
         states = {topic: self._inspector.state(topic) for topic in {topic for topic, _ in partitions}}
@@ -51,7 +51,7 @@ class Positions:
                 if progress.move(connection, partition, known, position):
                     self._tell(partition, position)
                     break
-                # Another worker moved it between the reading and the writing.
+                # Another worker changed the progress between reading and writing.
                 known = progress.read(connection, [partition]).get(partition)
             state = self._inspector.state(partition[0])
         self._remember(partition, position.progress)
@@ -66,7 +66,9 @@ class Positions:
     def _log_state(self, partition: Partition, state: TopicState, known: Progress | None) -> LogState:
         topic, number = partition
         if number not in state.partitions:
-            raise NotFoundError(f"Kafka has no partition {number} of {topic} any more: was the topic made anew?")
+            raise NotFoundError(
+                f"Kafka no longer has partition {number} of {topic}: check whether the topic was created again."
+            )
         offsets = state.partitions[number]
         fingerprint = None
         if known is not None and known.fingerprint is not None:
@@ -76,7 +78,7 @@ class Positions:
             if anchor != last and self._inspector.fingerprint(topic, number, anchor) != mark:
                 fingerprint = None
             if fingerprint is None:
-                # Retention may have been at work since: what it removed proves nothing.
+                # Retention may have removed records since: missing records prove nothing.
                 offsets = self._inspector.state(topic).partitions[number]
                 if anchor < offsets.earliest <= last:
                     fingerprint = self._inspector.fingerprint(topic, number, last)
@@ -93,5 +95,5 @@ class Positions:
                 reason=position.gap.reason.value,
                 from_offset=position.gap.from_offset,
                 to_offset=position.gap.to_offset,
-                action="events may be lost: reconcile the pods; garbage collection holds until then",
+                action="events may be lost and GC is blocked: reconcile the pods",
             )

@@ -1,16 +1,16 @@
-"""The reference processor: takes chunks, applies them in batches, retries what the world interrupts.
+"""The reference processor: takes chunks, applies them in batches, and retries when a service is away.
 
-Route: app.py's agent -> `submit` -> one pump: gather what is there -> decode while the previous batch is being
-applied -> contents of unsaid manifests -> `BatchApply` -> manifests about which reports differ, children of new
-indexes, new doubts. All off the event loop.
+Route: app.py's agent -> `submit` -> one pump: gather waiting chunks -> decode while the previous batch is being
+applied -> read manifests whose event lists nothing -> `BatchApply` -> manifests about which reports differ, children
+of new indexes, new doubtful removals. All off the event loop.
 
-What stops a batch, and what is done:
-- the database or the store is away: the batch waits, and is tried again for as long as the partitions are ours;
-- a slice does not begin where its partition stands: the position is asked again (position.py), what is
-  already applied is cut off, what does not follow is read again from the right offset;
-- a record cannot be applied: the batch is taken apart, and the one record becomes a dead letter.
+What interrupts a batch, and the reaction:
+- the database or the store is away: the batch waits, and is retried for as long as this worker owns the partitions;
+- a slice does not begin at its partition's position: the position is read again (position.py), applied records are
+  cut off, and records after a gap are read again from the right offset;
+- a record cannot be applied: the batch is split, and the one record becomes a dead letter.
 
-Invariant: a chunk is either applied whole, or its partition is sought back to the first record that was not.
+Invariant: a chunk is either applied whole, or its partition is sought back to its first record that was not applied.
 Not here: Faust (app.py, transport.py), the meaning of records (interpret.py).
 """
 
@@ -44,14 +44,14 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 #: Bytes of records that wait to be applied, over all partitions; beyond it Faust's buffers fill and fetching pauses.
-#: Counted in bytes and not in chunks, because Faust, with all its buffers full, looks again only after a second: a
-#: worker that keeps up, in many small chunks, must not get there.
+#: Counted in bytes and not in chunks, because Faust, once all its buffers are full, looks again only after a second:
+#: a worker that keeps up with many small chunks must not reach that state.
 WAITING_BYTES_LIMIT = 32 * 1024 * 1024
 #: Manifests that are read from storage at once.
 READS_AT_ONCE = 16
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
-#: What is wrong with a record and not with the world: repeating it would fail for ever, and hold up all that follows.
+#: Errors of a record itself: a retry would fail forever, and block all later records.
 POISON = (
     psycopg.DataError,
     psycopg.IntegrityError,
@@ -66,12 +66,12 @@ POISON = (
     ValueError,
 )
 
-#: Goes on reading a partition at an offset.
+#: Continues to read a partition at an offset.
 Seek = Callable[[Partition, int], Awaitable[None]]
 
 
 class Batch(NamedTuple):
-    """Chunks, and what they mean: a slice for each."""
+    """Chunks with their decoded slices, one for each."""
 
     chunks: Sequence[Chunk]
     slices: Sequence[Slice]
@@ -104,9 +104,9 @@ class Processor:
         self._keeper = keeper
         self._layered = Layered(connections, store, margin)
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
-        #: Taken from the queue, and kept for the next batch.
+        #: Already taken from the queue, for the next batch.
         self._held: Chunk | None = None
-        #: Bytes of records that were submitted and are not dealt with.
+        #: Bytes of submitted records that are not finished.
         self._waiting = 0
         self._room = asyncio.Condition()
         #: One thread decodes, one applies: a batch is decoded while the one before it is applied.
@@ -118,7 +118,7 @@ class Processor:
         self._processes = KnownProcesses()
 
     async def submit(self, chunk: Chunk) -> None:
-        """Take a chunk; waits while too much is waiting already."""
+        """Take a chunk; waits while too many bytes wait already."""
         async with self._room:
             await self._room.wait_for(lambda: self._waiting < WAITING_BYTES_LIMIT)
             self._waiting += _size(chunk)
@@ -126,12 +126,12 @@ class Processor:
 
     @property
     def idle(self) -> bool:
-        """Whether all that was submitted is dealt with."""
+        """Whether everything that was submitted is finished."""
         return self._waiting == 0
 
     async def run(self) -> None:
-        """Apply what is submitted, until cancelled. Raises what it cannot mend: the process then ends."""
-        # One batch may wait decoded while another is applied: more would only hold memory.
+        """Apply submitted chunks until cancelled. Raises errors that a retry cannot resolve: the process then ends."""
+        # One decoded batch may wait while another is applied: more would only use memory.
         decoded: asyncio.Queue[Batch] = asyncio.Queue(1)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._decode_all(decoded))
@@ -157,7 +157,7 @@ class Processor:
         self._layered.close()
 
     async def _gather(self) -> list[Chunk]:
-        """Wait for a chunk, and join to it what else is there: each partition's records are then one run."""
+        """Wait for a chunk and join the other waiting chunks, so that each partition's records are contiguous."""
         first = self._held or await self._queue.get()
         self._held = None
         gathered: dict[Partition, Chunk] = {(first.topic, first.partition): first}
@@ -167,7 +167,7 @@ class Processor:
             known = gathered.get((chunk.topic, chunk.partition))
             if known is not None:
                 if chunk.records[0].offset != known.records[-1].offset + 1:
-                    # Not what comes next: the partition was sought elsewhere in between.
+                    # Not contiguous: the partition was sought elsewhere in between.
                     self._held = chunk
                     break
                 chunk = chunk._replace(records=[*known.records, *chunk.records])
@@ -216,14 +216,15 @@ class Processor:
                 return
 
     async def _when_there_is_storage(self, work: Callable[..., object], *arguments: Any) -> None:
-        """Do now what a reconcile does, too, if storage answers: nothing waits for it.
+        """Do the work if storage answers, else skip it, since a reconcile does it too: nothing waits for it.
 
-        Doubts are kept until they are settled; of what is not taken up nothing is purged before a reconcile.
+        Doubtful removals are kept until they are resolved; blobs that this work skips are not purged before a
+        reconcile.
         """
         try:
             await asyncio.get_running_loop().run_in_executor(self._applying, work, *arguments)
         except BaleenError as error:
-            log.warning("storage is looked at later", reason=str(error))
+            log.warning("storage does not answer, skipped for now", reason=str(error))
 
     def _apply_once(self, slices: Sequence[Slice]) -> Applied:
         with self._connections.use() as connection:
@@ -232,7 +233,7 @@ class Processor:
             )
 
     async def _in_step(self, error: OutOfStepError) -> Slice | None:
-        """Return what is left of a slice after what is applied already; None if it is to be read again."""
+        """Return the part of a slice that is not applied yet; None if the slice is to be read again."""
         piece = error.piece
         partition = (piece.topic, piece.partition)
         positions = await self._persist(self._applying, self._positions.of, [partition])
@@ -278,7 +279,7 @@ class Processor:
                 return
 
     async def _persist(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
-        """Do work in a thread, again and again while a service is away."""
+        """Do work in a thread; retry while a service is away."""
         pause = RETRY_FIRST_S
         while True:
             try:
@@ -300,7 +301,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _after(piece: Slice, offset: int) -> Slice | None:
-    """Cut off what is applied already; None if nothing is left."""
+    """Cut off the applied records; None if nothing is left."""
     if offset >= piece.next_offset:
         return None
     items = [item for item in piece.items if item.offset >= offset]

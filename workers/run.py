@@ -1,4 +1,4 @@
-"""One worker's life: the processor's pump and Faust side by side, until told to stop or until either ends.
+"""Run one worker: the processor's pump and Faust side by side, until stopped or until either ends.
 
 Not here: signals and exit codes (__main__.py), how the parts are made (build.py).
 """
@@ -11,12 +11,12 @@ from coordinator.errors import BaleenError
 from workers.app import ReferenceApp
 from workers.build import Worker
 
-#: Faust leaves its group and closes its connections; with the broker away it could wait for ever.
+#: Time for Faust to leave its group and close its connections; with the broker away it could wait forever.
 STOP_TIMEOUT_S = 5.0
 
 
 async def run(worker: Worker, stop: asyncio.Event) -> None:
-    """Return once `stop` is set and the worker has ended; raises whatever else ends it."""
+    """Run until `stop` is set and the worker has ended; raises the error that ends it otherwise."""
     pump = asyncio.create_task(worker.processor.run())
     app = asyncio.create_task(_serve(worker.app))
     stopping = asyncio.create_task(stop.wait())
@@ -27,14 +27,14 @@ async def run(worker: Worker, stop: asyncio.Event) -> None:
         for task in tasks:
             task.cancel()
         worker.keeper.stop()
-        # Each has ended, or was told to: what it says of that is told below.
+        # Each has ended or was asked to; errors are raised below.
         await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(worker.app.stop(), STOP_TIMEOUT_S)
     if stopping not in done:
         for task in done:
             task.result()
-        raise BaleenError("The stream processor stopped by itself: see its log.")
+        raise BaleenError("The stream processor stopped unexpectedly: see its log.")
 
 
 async def _serve(app: ReferenceApp) -> None:

@@ -1,8 +1,8 @@
-"""`python -m workers.scheduler`: what is done now and then, until SIGTERM or SIGINT.
+"""`python -m workers.scheduler`: periodic work and jobs, until SIGTERM or SIGINT.
 
-Any number may run: each piece of work that one is enough for is done by the one that has its lease (periodic.py), and
-jobs by whoever takes them (coordinator/jobs/work.py). Nothing is lost with a scheduler; while none runs, no pod's
-watermark moves on, so that nothing is collected. To add a piece of work, add a line to `works`.
+Any number of schedulers may run. Work that only one may do is done by the one that holds its lease (periodic.py); jobs
+by the one that takes them (coordinator/jobs/work.py). Nothing is lost with a scheduler. While none runs, no watermark
+advances, so nothing is collected. To add a piece of work, add a line to `works`.
 """
 
 import os
@@ -39,25 +39,25 @@ from workers.periodic import Periodic, Periodically
 
 log = structlog.get_logger()
 
-#: Each looks for what has come up since.
+#: Seconds between looks for new work.
 JOBS_EVERY_S = 1.0
 TRIGGERS_EVERY_S = 10.0
 FORGET_EVERY_S = 600.0
 PRESENCE_EVERY_S = 30.0
 LIFECYCLE_EVERY_S = 1.0
-#: A database or a bucket that went back in time is shown by status within this time; one small GET each.
+#: Status shows a database or a bucket that went back in time within this many seconds; each check is one small GET.
 MARK_EVERY_S = 2.0
-#: A clock that is set back by less, and noticed by nobody else, goes unnoticed.
+#: A clock that is set back by less than this goes unnoticed.
 CLOCK_EVERY_S = 5.0
-#: How soon a change of the pods is noticed, and how often the root is listed without one.
+#: How soon a change of the pods is noticed, and how often the root is listed when there is none.
 PERIMETER_EVERY_S = 5.0
 LISTING_EVERY = timedelta(minutes=1)
-#: How soon a registry process that began or came back is noticed. Visits to one pod have longer pauses.
+#: How soon a registry process that started or came back is noticed. Visits to one pod have longer pauses.
 EXAMINE_EVERY_S = 10.0
 
 
 class Scheduler:
-    """The work, and what it works with."""
+    """The periodic work, with its adapters."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -76,7 +76,7 @@ class Scheduler:
         self._store = bootstrap.object_store(settings)
         self._lifecycle = bootstrap.lifecycle_producer(settings)
         self._closing.callback(self._lifecycle.close)
-        #: The key of a pod's registry is for an operator's visit to that pod.
+        #: The key of a pod's registry is only for an operator's own visit to that pod.
         without_key = replace(settings, pod_access_key=None, pod_secret_key=None)
         self._again = Again(
             self._connections,
@@ -91,7 +91,7 @@ class Scheduler:
             Periodic("old-probes", FORGET_EVERY_S, self._forget_probes),
             Periodic("old-mounts", FORGET_EVERY_S, self._forget_mounts),
             Periodic("triggers", TRIGGERS_EVERY_S, self._ask_for_jobs),
-            # Apart, so that a collection does not wait for a listing of hours.
+            # Separate, so that a collection does not wait for a listing that takes hours.
             Periodic("jobs", JOBS_EVERY_S, self._run_jobs, alone=False),
             Periodic("collection", JOBS_EVERY_S, self._run_collection, alone=False),
             Periodic("presence", PRESENCE_EVERY_S, self._presence.round),
@@ -144,7 +144,7 @@ class Scheduler:
 
 
 def counted(runner: Runner) -> Runner:
-    """Make the runner of collections count what becomes of them."""
+    """Make the runner of collections count their outcomes."""
 
     def run(work: Work) -> Ending:
         outcome = "failed"
@@ -196,5 +196,5 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    # A registry or a resolver that hangs holds a thread, which would hold the process.
+    # A registry or a resolver that hangs blocks a thread, which would keep the process from ending.
     os._exit(status)

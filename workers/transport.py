@@ -1,14 +1,14 @@
-"""How Faust reads for Baleen: chunks instead of single records, and from the database's offsets.
+"""Faust's consumer for Baleen: reads chunks instead of single records, and starts at the database's offsets.
 
-Of Faust's extension points these are used, all methods of its Consumer:
-- `getmany` gives what it fetched record by record, and each record then costs Faust's drain loop, conductor and
+It overrides these methods of Faust's Consumer:
+- `getmany` yields fetched records one by one, and each record then costs Faust's drain loop, conductor and
   channel about a dozen event loop callbacks. Here one message carries all records that a fetch brought for a
   partition, so that this price is paid once per fetch. Order within a partition is the order of the list.
-- `seek_to_committed` is where Faust goes after each rebalance. The offset that counts is in the transaction
+- `seek_to_committed` sets the positions after each rebalance. The valid offset is in the transaction
   that applied the records, so positions come from the database (workers/position.py), not from the group.
-- `_new_consumer_thread` gives the thread in which aiokafka fetches: only what was committed, asking a broker at most
-  every 100 ms. Many fetches of a few records cost more than applying them, and a broker that answers an empty fetch
-  at once (the embedded one does) would be asked a thousand times a second.
+- `_new_consumer_thread` makes the thread in which aiokafka fetches: only committed records, and at most one fetch per
+  broker every 100 ms. Many fetches of a few records cost more than applying them, and a broker that answers an empty
+  fetch at once (the embedded one does) would be asked a thousand times a second.
 
 A broker that was restarted may have lost its log's tail and given the same offsets to other records. So the first
 fetch over a new connection begins one record earlier: that record was applied, and what begins before the
@@ -32,30 +32,30 @@ from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-#: A broker is asked at most so often. Many fetches of a few records each cost more than applying them, and a small
-#: batch writes counts of popular blobs that the next one writes again: at half the maximum load 25, 50 and 150 ms all
-#: gave a later 99th percentile. Apache Kafka parks a fetch while nothing is there, so a single event does not wait.
+#: The shortest time between fetches from one broker. Many fetches of a few records cost more than applying them, and a
+#: small batch writes counts of popular blobs that the next one writes again: at half the maximum load 25, 50 and 150 ms
+#: all gave a later 99th percentile. Apache Kafka parks a fetch until a record comes, so a single event does not wait.
 FETCH_EVERY_S = 0.1
-#: How long a broker may hold a fetch that finds nothing. It may ask only for partitions at their end, and until it is
-#: answered aiokafka asks that broker for no other; Faust's 1.5 s came back whenever a backlog was worked off.
+#: How long a broker may hold a fetch that finds nothing. Such a fetch may cover only partitions that are at their end,
+#: and aiokafka sends that broker no other until it is answered: Faust's 1.5 s stalled every backlog.
 FETCH_HELD_MS = 100
 
 
 class PositionedApp(Protocol):
-    """What the consumer asks of its app."""
+    """What the consumer needs from its app."""
 
     async def positions(self, tps: set[TP]) -> Mapping[TP, int]:
-        """Return, for the partitions of an assignment, the offset at which each goes on."""
+        """Return the offset at which each partition of an assignment continues."""
         ...
 
 
 class FetchThread(AIOKafkaConsumerThread):
-    """Faust's thread, whose aiokafka reads what is committed, and does not ask again at once after nothing came."""
+    """Faust's consumer thread, which reads only committed records and pauses after an empty fetch."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        # Faust ties this to its own transactions. A pod that produces in transactions may abort one: a delete
-        # that was never said must not remove anything.
+        # Faust ties this to its own transactions. A pod that produces in transactions may abort one: an aborted
+        # delete must not remove anything.
         consumer._isolation_level = "read_committed"  # noqa: SLF001
         consumer._fetch_max_wait_ms = FETCH_HELD_MS  # noqa: SLF001
         return consumer
@@ -73,7 +73,7 @@ class FetchThread(AIOKafkaConsumerThread):
                 try:
                     await asyncio.sleep(pause)
                 except asyncio.CancelledError:
-                    # The fetcher cancels what it waits for no longer, and expects no error of it.
+                    # The fetcher cancels requests that it no longer waits for, and expects no error from them.
                     return False
             asked[node] = time.monotonic()
             return bool(await fetch(assignment, node, request))
@@ -86,7 +86,7 @@ class ChunkConsumer(FaustConsumer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        #: The connection over which the log was last seen to be the one that was applied.
+        #: The connection over which the log was last verified to be the applied one.
         self._read_over: dict[TP, object] = {}
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
@@ -102,13 +102,13 @@ class ChunkConsumer(FaustConsumer):
             await self.perform_seek()
             return
         for tp, chunk in records.items():
-            # What is left of this fetch is read again from the database's offsets.
+            # The rest of this fetch is read again from the database's offsets.
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 break
             if chunk and (active is None or tp in active or tp in self._buffered_partitions):
                 if await self._reconnected(tp, chunk[0].offset):
                     continue
-                # Faust drops what it believes to have read. The database knows better (processor.py).
+                # Faust drops records that it considers read. The database's offset decides (processor.py).
                 self._read_offset[tp] = None
                 yield tp, self._chunk(tp, chunk)
 
@@ -141,15 +141,15 @@ class ChunkConsumer(FaustConsumer):
         return positions
 
     async def seek_applied(self, tp: TP, offset: int) -> None:
-        """Go on at an offset; what was fetched before is read again."""
+        """Continue at an offset; records that were fetched already are read again."""
         # Faust's own seek works on the consumer from outside its thread's loop.
         await self._thread.call_thread(self._seek_in_thread, TopicPartition(tp.topic, tp.partition), offset)
         self._read_offset[tp] = offset or None
 
     async def reads_from(self, tp: TP, within: float) -> int | None:
-        """Return the offset that is fetched next; None if the client does not say so within so many seconds.
+        """Return the offset that is fetched next; None if the client does not answer within so many seconds.
 
-        A partition may have been taken away meanwhile. Whoever asks is a timer, and what it raises would end the app.
+        A partition may have been revoked meanwhile. Must not raise: the caller is a timer, and its error ends the app.
         """
         try:
             async with asyncio.timeout(within):
@@ -158,12 +158,12 @@ class ChunkConsumer(FaustConsumer):
             return None
 
     async def _seek_in_thread(self, tp: TopicPartition, offset: int) -> None:
-        # A partition that was taken away meanwhile is somebody else's to read.
+        # A partition that was revoked meanwhile is read by another worker.
         with contextlib.suppress(IllegalStateError):
             self._thread._ensure_consumer().seek(tp, offset)  # noqa: SLF001
 
     async def _reconnected(self, tp: TP, offset: int) -> bool:
-        """Read again from one record earlier if this fetch may be the first over a new connection."""
+        """Seek back by one record if this fetch may be the first over a new connection."""
         connection = self._connection(tp)
         if connection is None or connection is self._read_over.get(tp):
             return False

@@ -1,4 +1,4 @@
 """From a registry's webhook to Kafka: authenticate, normalise, publish; and the topics themselves.
 
-Invariant: a webhook is answered 202 only after Kafka has acknowledged everything that came of it.
+Invariant: a webhook is answered with 202 only after Kafka has acknowledged everything in it.
 """

@@ -1,9 +1,9 @@
-"""Which pods there are and how each proves who it is: all of them, held in memory and refreshed.
+"""All pods with their tokens, held in memory and refreshed.
 
-Events must be taken while the database is away, so what is known is served however old it is. A pod that was
-added, or whose token was changed, is found at its first request: an unknown name or a wrong token asks the
-database again, at most once in `MISS_INTERVAL` for all of them together.
-Who makes a pod's tokens is known here, too, so that the API reads pods once.
+Events must be accepted while the database is away, so known pods are served however old they are. A pod that was
+added, or whose token was changed, is found at its first request: an unknown name or a wrong token makes the directory
+read the database again, at most once in `MISS_INTERVAL` for all such requests together.
+It also holds each pod's token issuer, so that the API reads pods once.
 Not here: how pods are stored (coordinator/pods, coordinator/db).
 """
 
@@ -21,15 +21,15 @@ from coordinator.errors import UnavailableError
 log = logging.getLogger(__name__)
 
 MISS_INTERVAL: Final = 1.0
-#: A database that does not answer for so long is away.
+#: A database that does not answer within this time is away.
 LOAD_TIMEOUT: Final = 5.0
-#: A request that finds its knowledge out of date waits for news no longer than this.
+#: The longest that a request waits for a refresh of outdated pods.
 PATIENCE: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class KnownPod:
-    """A pod, as far as a request has to know it."""
+    """What a request needs to know of a pod."""
 
     name: PodName
     prefixes: tuple[str, ...]
@@ -38,17 +38,17 @@ class KnownPod:
 
 
 class PodDirectory(Protocol):
-    """Where ingest looks pods up."""
+    """Ingest's look-up of pods."""
 
     async def get(self, name: PodName, *, fresh: bool = False) -> KnownPod | None:
-        """Return the pod, or None; `fresh` says that what it last said was not good enough.
+        """Return the pod, or None; `fresh` says that the last answer may be outdated.
 
-        Raises UnavailableError where nothing is known yet and nothing can be learnt.
+        Raises UnavailableError if no pods were read yet and the database does not answer.
         """
 
 
 class CachedPodDirectory:
-    """All pods, as `load` last gave them."""
+    """All pods, as last returned by `load`."""
 
     def __init__(
         self,
@@ -80,12 +80,12 @@ class CachedPodDirectory:
             if self._pods is None:
                 raise UnavailableError("The database that knows the pods does not answer: try again later.")
         elif time.monotonic() - self._loaded_at > self._ttl and self._refreshing is None:
-            # One request waits a moment; while a refresh is under way the others go on with what there is.
+            # One request waits a moment; during a refresh the others use the known pods.
             await self._refreshed(PATIENCE, self._ttl)
         return self._pods
 
     async def _refreshed(self, patience: float, interval: float) -> None:
-        """Load anew and wait, up to `patience`; nothing if that was tried within the interval."""
+        """Load the pods again and wait up to `patience`; does nothing if that was tried within the interval."""
         if self._refreshing is None:
             if time.monotonic() - self._attempted_at < interval:
                 return
@@ -100,6 +100,6 @@ class CachedPodDirectory:
             self._pods = {pod.name: pod for pod in pods}
             self._loaded_at = time.monotonic()
         except Exception as error:  # noqa: BLE001 - whatever it is, what is known stays good
-            log.warning("The pods cannot be read from the database, and ingest goes on with what it knows: %r", error)
+            log.warning("The pods cannot be read from the database, and ingest uses the known ones: %r", error)
         finally:
             self._refreshing = None

@@ -1,13 +1,13 @@
-"""Hold back the answer to events that a doctor asks to have held, for a bounded while.
+"""Delay the answer to events that a doctor asks to delay, for a bounded time.
 
-A registry that has one queue tells nothing more until it is answered. So if something that was done later comes all
-the same, it came by another queue, and says nothing of what stands in this one.
+A registry with one queue sends nothing more until its event is answered. So if an event of a later action arrives
+meanwhile, it came through another queue, and proves nothing about the events in this one.
 
-Route: the doctor's `agent` is the User-Agent of a push -> the registry's event has it -> `asked` (normalise.py) ->
-`Holds.wait`, before it is published. It needs nothing that processes share: what is to be held says so itself.
-Invariants: what is held is of the doctor's own scratch repositories, and signed for this pod with what only Baleen's
-database has; each nonce holds for what is signed, up to LIMIT_S, from its first event on, once in each process, however
-often it is sent, so that who repeats it waits no longer; nothing is refused.
+Route: the doctor's `agent` is the User-Agent of a push -> the registry's event carries it -> `asked` (normalise.py) ->
+`Holds.wait`, before the event is published. Processes share no state for this: the event itself asks for the delay.
+Invariants: only events of the doctor's own scratch repositories are delayed, if signed for this pod with a secret that
+only Baleen's database has; each nonce delays for the signed time, up to LIMIT_S, from its first event on, once in each
+process, however often it is sent, so that repeating it waits no longer; nothing is refused.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from typing import Final, NamedTuple
 from coordinator.domain.names import RepositoryName
 from coordinator.ingest.directory import KnownPod
 
-#: Below the `timeout` that registries are told to have. One whose is shorter sends again, which does no harm.
+#: Below the `timeout` that registries should have. One with a shorter timeout sends again, which is harmless.
 LIMIT_S: Final = 8
 #: Before nonce, seconds and signature, in the User-Agent.
 AGENT: Final = "baleen-hold/"
-#: Nonces that are remembered. Only doctors can make any.
+#: Nonces that are remembered. Only doctors can make valid ones.
 REMEMBERED: Final = 1000
 _HOLD: Final = re.compile(rf"\b{AGENT}([0-9a-f]{{32}})/([0-9]{{1,4}})/([0-9a-f]{{64}})(?![0-9A-Za-z])")
-#: What doctors name their repositories (coordinator/doctor/scratch.py).
+#: The names of doctors' repositories (coordinator/doctor/scratch.py).
 _SCRATCH: Final = re.compile(r"/baleen-doctor-[0-9a-f]{16}(?:-other)?\Z")
 
 
 class Hold(NamedTuple):
-    """What an event asks for, not yet believed."""
+    """The delay that an event asks for, not yet verified."""
 
     nonce: str
     seconds: int
@@ -40,7 +40,7 @@ class Hold(NamedTuple):
 
 
 def agent(key: bytes, pod: str, nonce: str, seconds: int) -> str:
-    """What a doctor calls itself to have held what it does; `key` is the SHA-256 of the pod's token."""
+    """Return the User-Agent with which a doctor has its events delayed; `key` is the SHA-256 of the pod's token."""
     return f"{AGENT}{nonce}/{seconds}/{_signature(key, pod, nonce, seconds)}"
 
 
@@ -50,10 +50,10 @@ def asked(user_agent: str, repository: RepositoryName) -> Hold | None:
 
 
 class Holds:
-    """One process's memory of what it holds and has held."""
+    """One process's memory of present and past delays."""
 
     def __init__(self) -> None:
-        #: By nonce, until when by the monotonic clock; the oldest first.
+        #: By nonce, the end of the delay by the monotonic clock; the oldest first.
         self._until: dict[str, float] = {}
 
     async def wait(self, pod: KnownPod, holds: Iterable[Hold]) -> None:

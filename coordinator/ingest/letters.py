@@ -1,4 +1,4 @@
-"""Which repositories a dead letter is about, as far as its payload says. Not here: what follows (domain/letters.py)."""
+"""Find which repositories a dead letter concerns, from its payload. Not here: what follows (domain/letters.py)."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -49,10 +49,10 @@ _readers = [msgspec.json.Decoder(kind) for kind in (_Envelope, _Event, _Record)]
 
 
 def repositories_in(payload: bytes) -> list[RepositoryName] | None:
-    """Return the repositories that a payload is about, sorted; None where that is not known.
+    """Return the repositories that a payload concerns, sorted; None if that is not known.
 
-    The payload is an envelope, an event, or a record of registry.events, whole. What any event in it is about must be
-    known: an action that Baleen does not know may concern other repositories than the one it names.
+    The payload is a complete envelope, event, or record of registry.events. Every event in it must be understood: an
+    action that Baleen does not know may concern other repositories than the one it names.
     """
     if payload.count(b",") > COMMAS_LIMIT:
         return None
@@ -68,7 +68,7 @@ def repositories_in(payload: bytes) -> list[RepositoryName] | None:
 
 
 class _UnknownError(Exception):
-    """It is not known what a payload is about."""
+    """It is not known which repositories a payload concerns."""
 
 
 def _names(payload: bytes) -> Iterable[str]:

@@ -1,9 +1,9 @@
-"""Decide what becomes of each event that a registry posts: accepted, reported, dropped or dead-lettered.
+"""Decide the outcome of each event that a registry posts: accepted, reported, dropped or dead-lettered.
 
 Route: `normalise(body, origin)` -> outcomes in the order of the envelope -> EventProducer.publish.
-What a client chooses (sizes, media types, references, a User-Agent) never makes an event a dead letter.
-Invariants: every event of an envelope has exactly one outcome, but that an accepted push with a probe's nonce also
-reports; an envelope that cannot be read has one dead letter; nothing that a registry sends raises; what is accepted
+Values that a client chooses (sizes, media types, references, a User-Agent) never make an event a dead letter.
+Invariants: every event of an envelope has exactly one outcome, except that an accepted push with a probe's nonce also
+reports; an envelope that cannot be read has one dead letter; no input from a registry raises; an accepted event
 validates against the published schema; a pull is never a dead letter.
 Not here: who sent it (service.py), what an accepted event does to the table (the reference processor).
 """
@@ -32,26 +32,26 @@ from schemas.records import (
     RenameRecord,
 )
 
-#: What a dead letter keeps of what was sent.
+#: How much of the sent payload a dead letter keeps.
 PAYLOAD_LIMIT: Final = 64 * 1024
 #: Registries send one event per envelope; each dead letter costs memory beyond its own bytes.
 EVENTS_LIMIT: Final = 10_000
-#: Ids, and names of processes: what is longer is not one.
+#: The longest id, or name of a process.
 ID_LIMIT: Final = 255
 SIZE_LIMIT: Final = 2**63 - 1
-#: Of the probes in one envelope only the last ones report: each becomes a record in every partition.
+#: Only the last probes in one envelope report: each becomes a record in every partition.
 REPORTS_LIMIT: Final = 8
 #: In the User-Agent of a probe (coordinator/pods/prober.py): its nonce.
 PROBE: Final = re.compile(r"\bbaleen-probe/([0-9a-f]{32})(?![0-9A-Za-z])")
 EARLIEST: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
 
-#: What msgspec raises on bytes that are not what they should be; UnicodeDecodeError is a ValueError.
+#: What msgspec raises on malformed bytes; UnicodeDecodeError is a ValueError.
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _envelope = msgspec.json.Decoder(Envelope)
 _event = msgspec.json.Decoder(Event)
 _descriptors = msgspec.json.Decoder(list[Descriptor] | None)
-#: A digest, and not by sha256.
+#: A digest by another algorithm than sha256.
 _OTHER_DIGEST: Final = re.compile(r"(?!sha256:)[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[A-Za-z0-9=_-]{32,}")
 _LINKED: Final = frozenset({"push", "mount", "delete"})
 
@@ -79,23 +79,23 @@ _targets = msgspec.json.Decoder(_Targets)
 
 
 class Accepted(NamedTuple):
-    """Goes to registry.events; `hold`: a doctor may have asked that it goes later."""
+    """Goes to registry.events; `hold`: the delay that a doctor may have asked for."""
 
     event: RegistryEvent
     hold: Hold | None = None
 
 
 class Reported(NamedTuple):
-    """A probe that came back: goes to every partition, after all else that the envelope came to.
+    """The echo of a probe: goes to every partition, after all other outcomes of the envelope.
 
-    Its nonce may be made up: probes.py looks before anything is written.
+    Its nonce may be made up: probes.py verifies it before anything is written.
     """
 
     record: RegistryWatermark
 
 
 class Dropped(NamedTuple):
-    """Says nothing that Baleen needs."""
+    """An event that Baleen does not need."""
 
     #: `unknown-probe`: its nonce is of no probe of the pod, or was reported already (probes.py).
     reason: Literal["pull", "unknown-probe", "other-algorithm"]
@@ -111,7 +111,7 @@ Outcome = Accepted | Reported | Dropped | DeadLettered
 
 
 class Origin(NamedTuple):
-    """Who sent a body, as authenticated, and when it came."""
+    """The authenticated sender of a body, and its time of arrival."""
 
     pod: str
     prefixes: Collection[str]
@@ -136,9 +136,9 @@ def normalise(body: bytes, origin: Origin) -> list[Outcome]:
 
 
 def retry(letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
-    """Return the outcomes of a dead letter's payload under the rules and prefixes of now.
+    """Return the outcomes of a dead letter's payload under the present rules and prefixes.
 
-    What was cut cannot be read again, and stays a dead letter. A probe in it came back long ago, and reports nothing.
+    A payload that was cut cannot be read again, and stays a dead letter. A probe in it is too old to report anything.
     """
     body = letter.payload.encode()
     if letter.payload_bytes != len(body):
@@ -158,9 +158,9 @@ def dead_letter(
     *,
     about: Sequence[RepositoryName] | None = None,
 ) -> DeadLetter:
-    """Make a dead letter of what was sent, or of its beginning; then `size` is how long all of it was.
+    """Make a dead letter of what was sent, or of its beginning; then `size` is the length of the whole.
 
-    `about`: the repositories that it is about, None where that is not known.
+    `about`: the repositories that it concerns, None if not known.
     """
     text = _clean(bytes(sent[:PAYLOAD_LIMIT]).decode("utf-8", "replace"))
     return DeadLetter(
@@ -190,7 +190,7 @@ def base_type(media_type: str) -> str:
 
 
 def _normalise(body: bytes, origin: Origin) -> list[Outcome]:
-    # Commas in strings are cheap, and a client may write as many as it likes into its User-Agent. So are references.
+    # Commas in strings are cheap, and a client may put any number into its User-Agent. References are cheap, too.
     if body.count(b",") > COMMAS_LIMIT and _values_beside_references(body) > COMMAS_LIMIT:
         detail = f"The envelope holds more than {COMMAS_LIMIT} values."
         return [DeadLettered(dead_letter(origin, "oversized", detail, body))]
@@ -210,7 +210,7 @@ def _normalise(body: bytes, origin: Origin) -> list[Outcome]:
 
 
 def _values_beside_references(body: bytes) -> int:
-    """Count the values of an envelope but for those in references: what one manifest lists may have a million URLs."""
+    """Count an envelope's values outside references: the references of one manifest may have a million URLs."""
     all_of_them = values(body)
     if all_of_them <= COMMAS_LIMIT:
         return all_of_them
@@ -222,7 +222,7 @@ def _values_beside_references(body: bytes) -> int:
 
 
 def _outcomes(raw: bytes, origin: Origin) -> list[Outcome]:
-    """Return what becomes of an event: one outcome, and after a push of the prober also what it reports."""
+    """Return an event's outcome; after a push of the prober also its report."""
     try:
         return _decide(raw, origin)
     except _Refused as refused:
@@ -231,7 +231,7 @@ def _outcomes(raw: bytes, origin: Origin) -> list[Outcome]:
 
 
 def _short(raw: bytes) -> bytes:
-    """An event that is too long to be kept whole, without its references: a retry has them read from storage."""
+    """Remove the references from an event that is too long to keep: a retry reads them from storage."""
     if len(raw) <= PAYLOAD_LIMIT or raw.count(b",") > COMMAS_LIMIT:
         return raw
     try:
@@ -284,7 +284,7 @@ def _decide(raw: bytes, origin: Origin) -> list[Outcome]:
         ),
         asked(event.request.useragent, repository),
     )
-    # A push that is dead-lettered reports nothing: the next probe does.
+    # A push that is dead-lettered reports nothing; the next probe will.
     report = _reported(event, origin) if event.action == "push" else None
     return [accepted] if report is None else [accepted, report]
 
@@ -297,7 +297,7 @@ def _is_pull(raw: bytes) -> bool:
 
 
 def _reported(event: Event, origin: Origin) -> Reported | None:
-    """Return what an event reports: nothing, unless it is a probe's, of a process that says which it is."""
+    """Return what an event reports: nothing, unless it is a probe's and names its registry process."""
     source, probe = event.source.instance_id, PROBE.search(event.request.useragent)
     if probe is None or not source or len(source) > ID_LIMIT or "\0" in source:
         return None
@@ -305,7 +305,7 @@ def _reported(event: Event, origin: Origin) -> Reported | None:
 
 
 def _check_form(event: Event) -> None:
-    """Refuse as malformed what no registry can mean."""
+    """Refuse an event as malformed if no registry can mean it."""
     target = event.target
     for name, value in (("id", event.id), ("instanceID", event.source.instance_id)):
         if len(value) > ID_LIMIT or "\0" in value:
@@ -313,35 +313,35 @@ def _check_form(event: Event) -> None:
     if not event.id:
         raise _Refused("malformed", "The event has no id.")
     if event.timestamp.tzinfo is None or not EARLIEST <= event.timestamp < LATEST:
-        raise _Refused("malformed", "The event's timestamp has no zone, or is not of our time.")
+        raise _Refused("malformed", "The event's timestamp has no time zone, or is implausible.")
     if not target.repository:
         raise _Refused("malformed", "The event names no repository.")
     if event.action in {"push", "mount"} and not target.digest:
         raise _Refused("malformed", f"The {event.action} has no digest.")
     if event.action == "delete" and "" in {target.digest, target.tag} and not (target.digest or target.tag):
-        # Only absence may mean the whole repository: an empty name is a fault of whoever wrote it.
+        # Only absence may mean the whole repository: an empty name is an error of the sender.
         raise _Refused("malformed", "The delete names an empty digest or tag.")
 
 
 def _size(said: msgspec.Raw) -> int | None:
-    """Return a size in bytes; one that is negative, absurd or no number is one that nobody has said."""
+    """Return a size in bytes; None if it is negative, absurd or no number, as if it was not sent."""
     text = bytes(said)
     size = int(text) if text.isdigit() and len(text) < 20 else None
     return size if size is not None and size <= SIZE_LIMIT else None
 
 
 def _is_by_another_algorithm(target: Target) -> bool:
-    """Whether what happened is to a link by a digest of another algorithm.
+    """Whether the event concerns a link by a digest of another algorithm.
 
-    Distribution reports an upload by its sha256, whatever digest the client named; mounts and deletes it reports as the
-    client named them. A mount by another digest is a link that no registry follows, and a delete of one takes nothing
-    from the link by sha256: the bytes are kept, or a reconcile finds what that left.
+    Distribution reports an upload by its sha256, whatever digest the client named, but mounts and deletes by the
+    client's digest. A mount by another digest makes a link that no registry follows, and a delete by one does not
+    remove the link by sha256: the bytes are kept, or a reconcile finds the leftovers.
     """
     return target.media_type in {None, "", BLOB_MEDIA_TYPE} and _OTHER_DIGEST.fullmatch(target.digest or "") is not None
 
 
 def _content(event: Event) -> tuple[str | None, list[ReferenceRecord] | None]:
-    """Return the media type and references to record; only a push says what its content is."""
+    """Return the media type and references to record; only a push describes its content."""
     target = event.target
     if event.action != "push":
         return _clean(target.media_type or "")[:ID_LIMIT] or None, None
@@ -349,16 +349,16 @@ def _content(event: Event) -> tuple[str | None, list[ReferenceRecord] | None]:
     if media_type == BLOB_MEDIA_TYPE:
         return media_type, None
     if media_type not in MANIFEST_KINDS:
-        # Of a kind that Baleen does not know: the manifest's bytes, and the repository's links, say what it needs.
+        # An unknown kind: the manifest's bytes and the repository's links say what it needs.
         return _clean(media_type)[:ID_LIMIT] or None, None
     return media_type, _references(target.references)
 
 
 def _references(said: msgspec.Raw) -> list[ReferenceRecord] | None:
-    """Return what the event says that the manifest lists; None where the manifest's bytes have to say it.
+    """Return the references that the event lists; None if they have to be read from the manifest's bytes.
 
-    None listed and listing not switched on look alike. Whatever cannot be taken over as it stands is left out as a
-    whole: a client chooses it, and the bytes are there.
+    An empty list looks like a registry that does not list references. A list that cannot be used as it is is left out
+    as a whole: a client chooses it, and the bytes are in storage.
     """
     try:
         descriptors = _descriptors.decode(said)
@@ -378,7 +378,7 @@ def _references(said: msgspec.Raw) -> list[ReferenceRecord] | None:
 
 def _rename(rename: Rename | None, origin: Origin) -> RenameRecord:
     if rename is None or rename.type not in {"name", "namespace"}:
-        raise _Refused("malformed", "The rename does not say from where to where.")
+        raise _Refused("malformed", "The rename does not name its source and destination.")
     return RenameRecord(
         type=cast('Literal["name", "namespace"]', rename.type),
         source=_owned(rename.from_, origin),
@@ -399,7 +399,7 @@ def _owned(text: str, origin: Origin) -> RepositoryName:
 
 
 def _valid_repository(text: str | None) -> RepositoryName | None:
-    """Where a mount came from is told for people; what is not a name is left out."""
+    """Return the source of a mount, which is only informative; None if it is not a valid name."""
     try:
         return parse_repository(text) if text else None
     except InvalidNameError:

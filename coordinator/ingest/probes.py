@@ -1,15 +1,15 @@
-"""Which probes are under way: a nonce that no probe of the pod has causes no record in Kafka.
+"""Drop echoes of unknown probes, so that a made-up nonce causes no record in Kafka.
 
-A watermark record stands in every partition: a made-up nonce would cost a client one request and Baleen sixteen
-records. Each nonce is looked up in the table of probes first, whose row is committed before the probe is sent.
+A watermark record is written to every partition, so a made-up nonce would cost a client one request and Baleen sixteen
+records. Each nonce is first looked up in the table of probes, whose row is committed before the probe is sent.
 
 Route: normalise.py finds nonces, whatever the action -> `Probes.verified` -> outcomes without made-up reports.
-Invariants: one look-up is under way at a time, for all requests that wait, and asks for a bounded number; a request
-waits for it no longer than `PATIENCE`, and not at all while the database is known to be away. What one registry
-process has already reported is not written again.
+Invariants: one look-up runs at a time, for all waiting requests and for a bounded number of nonces; a request waits for
+it no longer than `PATIENCE`, and not at all while the database is known to be away. A report that a registry process
+already made is not written again.
 While the database does not answer, up to `UNVERIFIED_LIMIT` reports of each pod in `UNVERIFIED_SECONDS` are written
-without a look: the reference processor looks again before it moves a watermark, so that only records are at stake, and
-a true report that is lost would freeze the pod's watermark until a reconcile. The others are dropped.
+unverified: the reference processor verifies them before it moves a watermark, so the only cost is records, whereas
+losing a true report would freeze the pod's watermark until a reconcile. Further reports are dropped.
 Not here: what a probe is (coordinator/pods/prober.py), what an echo does (coordinator/table/echoes.py).
 """
 
@@ -24,29 +24,29 @@ from coordinator.ingest.normalise import Dropped, Outcome, Reported
 
 log = logging.getLogger(__name__)
 
-#: A request waits for the database no longer: a registry's next event waits behind it.
+#: The longest that a request waits for the database: a registry's next event waits behind it.
 PATIENCE: Final = 0.25
-#: A database that does not answer for so long is away, and is asked again after a pause.
+#: A database that does not answer within this time is away, and is asked again after a pause.
 LOAD_TIMEOUT: Final = 5.0
 PAUSE: Final = 1.0
 #: Nonces of one look-up.
 LOOKUP_LIMIT: Final = 1000
-#: Reports without a look, of a pod in this time.
+#: Unverified reports of one pod in this time.
 UNVERIFIED_LIMIT: Final = 20
 UNVERIFIED_SECONDS: Final = 60.0
 #: Reports that are remembered as written.
 REMEMBERED: Final = 10_000
 
-#: Returns the pod of each of these nonces that a probe has.
+#: Returns the pod of each of these nonces that belongs to a probe.
 Find = Callable[[Collection[str]], Awaitable[Mapping[str, str]]]
 
 
 class _UnansweredError(Exception):
-    """The database did not say in time."""
+    """The database did not answer in time."""
 
 
 class Probes:
-    """One replica's view of the probes that are under way."""
+    """One replica's view of the pending probes."""
 
     def __init__(
         self,
@@ -65,15 +65,15 @@ class Probes:
         self._wanted: dict[str, asyncio.Future[str | None]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._away_until = float("-inf")
-        #: When the look-up that is under way began.
+        #: When the running look-up began.
         self._began = float("inf")
-        #: By pod: when its window began, and reports without a look since then.
+        #: By pod: when its window began, and unverified reports since then.
         self._unverified: dict[str, tuple[float, int]] = {}
         #: Reports that Kafka has, the oldest first: pod, process, nonce.
         self._written: OrderedDict[tuple[str, str, str], None] = OrderedDict()
 
     async def verified(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Return the outcomes; a report whose nonce no probe of its pod has, or that was written, is dropped."""
+        """Return the outcomes, without reports that were written already or whose nonce is of no probe of their pod."""
         reports = list(dict.fromkeys(each.record for each in outcomes if isinstance(each, Reported)))
         if not reports:
             return list(outcomes)
@@ -106,7 +106,7 @@ class Probes:
             self._written.popitem(last=False)
 
     async def _pods(self, nonces: Collection[str]) -> dict[str, str | None]:
-        """Return the pod of each nonce, None for one that no probe has; without those that the database left open."""
+        """Return the pod of each nonce, None for one of no probe; without nonces that the database did not answer."""
         known: dict[str, str | None] = {}
         waiting = {nonce: future for nonce in nonces if (future := self._asked(nonce)) is not None}
         if waiting:
@@ -117,9 +117,9 @@ class Probes:
         return known
 
     def _asked(self, nonce: str) -> asyncio.Future[str | None] | None:
-        """Have a nonce looked up; None while the database is away, or asked for too much."""
+        """Queue a nonce for look-up; None while the database is away, or too many nonces wait."""
         now = time.monotonic()
-        # A request does not wait for a question that others have waited for in vain.
+        # A request does not wait for a look-up that has already timed out for others.
         if now < self._away_until or now - self._began > self._patience:
             return None
         if (future := self._wanted.get(nonce)) is not None:
@@ -127,7 +127,7 @@ class Probes:
         if len(self._wanted) >= LOOKUP_LIMIT:
             return None
         future = self._wanted[nonce] = asyncio.get_running_loop().create_future()
-        # One that nobody waits for any longer may fail unseen.
+        # A look-up that nothing waits for any more may fail silently.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())

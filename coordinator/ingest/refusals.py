@@ -1,9 +1,9 @@
-"""Note that events in a pod's name were refused for their token, where operators look for it.
+"""Record for operators that events of a pod were refused because of a wrong token.
 
-Anyone may post with wrong tokens, as often as they like: each replica notes a pod once in `EVERY_S`, and only one that
-is known, and makes one statement in `PACE_S` for all that wait. No answer waits for it, and what cannot be noted is
-left to the next refusal.
-Not here: how it is kept (pods/refusals.py), what is said of it (domain/refusals.py).
+Anyone may post with wrong tokens, any number of times. So each replica records a pod at most once in `EVERY_S`, only
+known pods, with one statement in `PACE_S` for all that wait. No answer waits for it; if it fails, the next refusal is
+recorded instead.
+Not here: how it is stored (pods/refusals.py), the message about it (domain/refusals.py).
 """
 
 import asyncio
@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 EVERY_S: Final = 10.0
 PACE_S: Final = 1.0
-#: A database that does not answer for so long is away.
+#: A database that does not answer within this time is away.
 TIMEOUT_S: Final = 5.0
 
 Write = Callable[[Collection[PodName]], Awaitable[None]]
 
 
 async def nowhere(_: Collection[PodName]) -> None:
-    """Where there is no database."""
+    """Record nothing, where there is no database."""
 
 
 class RefusalNotes:
-    """One replica's: when each pod was last noted, and which are to be."""
+    """One replica's state: when each pod was last recorded, and which wait to be."""
 
     def __init__(
         self, write: Write = nowhere, *, every: float = EVERY_S, pace: float = PACE_S, timeout: float = TIMEOUT_S
@@ -43,7 +43,7 @@ class RefusalNotes:
         self._writing: asyncio.Task[None] | None = None
 
     def note(self, pod: PodName) -> None:
-        """Have it noted by and by, unless it was just now. The pod must be one that is known: each is remembered."""
+        """Queue the pod, unless it was recorded recently. The pod must be a known one: each is kept in memory."""
         now = time.monotonic()
         if now - self._noted.get(pod, float("-inf")) < self._every:
             return
@@ -60,7 +60,7 @@ class RefusalNotes:
                     async with asyncio.timeout(self._timeout):
                         await self._write(pods)
                 except Exception as error:  # noqa: BLE001 - whatever it is, events are taken all the same
-                    log.warning("That events were refused for their token cannot be noted: %r", error)
+                    log.warning("Refusals because of wrong tokens cannot be recorded: %r", error)
                 await asyncio.sleep(self._pace)
         finally:
             self._writing = None

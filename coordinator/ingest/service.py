@@ -1,10 +1,10 @@
-"""Take one posted body: authenticate, read it within bounds, normalise it, have Kafka keep it.
+"""Process one posted body: authenticate, read it within limits, normalise it, write it to Kafka.
 
-Route: api/events.py -> `Ingest.receive` -> normalise -> made-up probes are dropped (probes.py) -> what a doctor wants
-held waits (holding.py) -> EventProducer.publish -> Receipt.
-Invariants: a Receipt is returned only after Kafka has acknowledged everything that the body came to; an
-authenticated body is refused (UnavailableError) only where sending it again can help, because a registry
-repeats whatever is not answered 2xx for ever, and its later events wait meanwhile.
+Route: api/events.py -> `Ingest.receive` -> normalise -> drop made-up probes (probes.py) -> delay what a doctor asks to
+delay (holding.py) -> EventProducer.publish -> Receipt.
+Invariants: a Receipt is returned only after Kafka has acknowledged every outcome of the body; an authenticated body is
+refused (UnavailableError) only if sending it again can help, because a registry repeats forever whatever is not
+answered with 2xx, and its later events wait meanwhile.
 Not here: HTTP (api/events.py), what events mean (normalise.py).
 """
 
@@ -38,22 +38,22 @@ from coordinator.ingest.refusals import RefusalNotes, Write, nowhere
 from coordinator.ingest.slim import Slim
 from coordinator.settings import Settings
 
-#: A body that is still arriving after so long is refused. Registries send theirs in one go.
+#: A body that is still arriving after this time is refused. Registries send theirs in one go.
 BODY_SECONDS: Final = 30.0
-#: An oversized body is read to its end, so that its sender hears the answer, but no further than this.
+#: An oversized body is read to its end, so that its sender receives the answer, but no further than this.
 DRAIN_LIMIT: Final = 256 * 1024 * 1024
 #: What an unknown pod's token is compared with, so that it takes as long as a known one's.
 _NO_TOKEN: Final = bytes(32)
 
 
 class Publisher(Protocol):
-    """What ingest needs of the EventProducer."""
+    """What ingest needs from the EventProducer."""
 
     async def publish(self, outcomes: Sequence[Outcome]) -> list[Outcome]: ...
 
 
 class Receipt(NamedTuple):
-    """What became of the events of one body. `drained` is False where the rest of it was not read."""
+    """The outcomes of one body. `drained` is False if the rest of it was not read."""
 
     accepted: int
     dropped: int
@@ -66,22 +66,22 @@ class _Body(NamedTuple):
     data: bytes
     size: int
     drained: bool
-    #: All of it is here, but for references of a body that was too large with them.
+    #: Everything was read, except for references of a body that would be too large with them.
     whole: bool
 
 
 class MemoryBudget:
-    """Bytes of bodies that are held at once, over all requests."""
+    """Limits the bytes of bodies held at once, over all requests."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = 0
 
     def take(self, size: int, pod: PodName) -> None:
-        """Count bytes of a pod as held; raises UnavailableError, and counts none, where they are too many."""
+        """Count bytes of a pod as held; raises UnavailableError, and counts none, if they are too many."""
         if self._held + size > self._limit:
             metrics.REFUSED.labels(pod, "memory").inc()
-            raise UnavailableError("Ingest holds as much as it may: send the events again in a second.")
+            raise UnavailableError("Ingest is at its memory limit: send the events again in a second.")
         self._set(self._held + size)
 
     def give_back(self, size: int) -> None:
@@ -93,8 +93,8 @@ class MemoryBudget:
 
 
 class Ingest:
-    """One replica's ingest. It may be ended at any time: its state is the memory budget, what it holds for doctors, and
-    what it has yet to note of refusals.
+    """One replica's ingest. It may be ended at any time: its state is the memory budget, the delays for doctors, and
+    refusals that it has yet to note.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Ingest:
         self._probes = Probes(find_probes)
 
     async def receive(self, pod: str, authorization: str, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
-        """Return what became of a body; raises UnauthorizedError and UnavailableError."""
+        """Process a body and return its outcomes; raises UnauthorizedError and UnavailableError."""
         began = time.perf_counter()
         known = await self._authenticate(pod, authorization)
         try:
@@ -136,7 +136,7 @@ class Ingest:
             name = None
         known = None
         if name is not None:
-            # The second look asks the database: the pod, or its token, may be new.
+            # The second attempt asks the database: the pod or its token may be new.
             for fresh in (False, True):
                 known = await self._directory.get(name, fresh=fresh)
                 expected = _NO_TOKEN if known is None else known.token_sha256
@@ -145,7 +145,7 @@ class Ingest:
         if known is not None:
             self._refusals.note(known.name)
         metrics.REFUSED.labels("" if known is None else known.name, "unauthorized").inc()
-        raise UnauthorizedError("The pod or its token is not known: use the token that `baleen pods add` printed.")
+        raise UnauthorizedError("The pod or its token is unknown: use the token that `baleen pods add` printed.")
 
     async def _take(self, pod: KnownPod, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
         held = _Held(self._budget, pod.name)
@@ -153,7 +153,7 @@ class Ingest:
             body = await self._read(chunks, held)
             origin = Origin(pod.name, frozenset(pod.prefixes), dt.datetime.now(dt.UTC), content_type)
             if not body.whole:
-                detail = f"The body is of {body.size} bytes, and {self._body_limit} are allowed."
+                detail = f"The body has {body.size} bytes, and {self._body_limit} are allowed."
                 outcomes: list[Outcome] = [DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))]
             else:
                 outcomes = await self._probes.verified(await self._normalised(body.data, pod, origin))
@@ -167,7 +167,7 @@ class Ingest:
         outcomes = normalise(body, origin)
         if not any(isinstance(each, DeadLettered) and each.letter.reason == "not-owned" for each in outcomes):
             return outcomes
-        # It may have been given the prefix since it was looked up.
+        # The pod may have got the prefix since it was looked up.
         known = await self._directory.get(pod.name, fresh=True)
         if known is None or origin.prefixes == frozenset(known.prefixes):
             return outcomes
@@ -182,7 +182,7 @@ class Ingest:
                 async for chunk in chunks:
                     size += len(chunk)
                     if slim is None and size > self._body_limit:
-                        # Without references, which are in the manifest's bytes, it may be short enough.
+                        # It may be short enough without references, which are also in the manifest's bytes.
                         slim = Slim()
                         parts = [slim.feed(b"".join(parts))]
                         held.keep(len(parts[0]))
@@ -200,7 +200,7 @@ class Ingest:
         return _Body(b"".join(parts), size, drained=True, whole=True)
 
     async def _drained(self, chunks: AsyncIterator[bytes], begun: bytes, size: int, held: "_Held") -> _Body:
-        """Read the rest of a body that is too large, so that its sender hears the answer; keep its beginning."""
+        """Read the rest of a body that is too large, so that its sender receives the answer; keep its beginning."""
         beginning = begun[:PAYLOAD_LIMIT]
         if held.size > len(beginning):
             held.keep(len(beginning))
@@ -223,7 +223,7 @@ class Ingest:
 
 
 class _Held:
-    """What one request holds of the budget."""
+    """One request's part of the memory budget."""
 
     def __init__(self, budget: MemoryBudget, pod: PodName) -> None:
         self._budget = budget

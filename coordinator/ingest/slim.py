@@ -1,13 +1,13 @@
-r"""Take the references out of an envelope while it arrives: what Baleen needs of a large event is small.
+r"""Remove the references from an envelope while it arrives, because Baleen needs little of a large event.
 
-A manifest of 4 MiB can make an event of six times as much: a registry writes each `<` of a media type as `\u003c`. The
-manifest's own bytes are in storage, so its references can be left out and are read there (workers/contents.py).
+A manifest of 4 MiB can cause an event six times as large: a registry writes each `<` of a media type as `\u003c`. The
+manifest's own bytes are in storage, so its references can be removed here and read there (workers/contents.py).
 Not here: what the rest means (normalise.py).
 """
 
 import re
 
-#: `events[].target.references` stands below so many brackets, `events[].target` below one less.
+#: Nesting depth of `events[].target.references`; `events[].target` is one level up.
 _DEPTH = 4
 _KEY = b"references"
 _PARENT = b"target"
@@ -17,23 +17,23 @@ _INSIDE = rb'(?:[^"\\]++|\\.)*+'
 _REST_OF_STRING = re.compile(_INSIDE, re.DOTALL)
 _STRING = rb'"' + _INSIDE + rb'"'
 _FLAT = rb'[^"{}\[\]]++|' + _STRING
-#: Whole strings and what is between them, up to a bracket or to a string that goes on in the next piece.
+#: Whole strings and what is between them, up to a bracket or to a string that continues in the next piece.
 _STRINGS = re.compile(rb"(?:" + _FLAT + rb")*+", re.DOTALL)
-#: Also objects of strings and numbers: a client chooses how many of them are left out.
+#: Also matches objects of strings and numbers: a client chooses how many of them there are.
 _OBJECTS = re.compile(rb"(?:" + _FLAT + rb"|\{(?:" + _FLAT + rb")*+\})*+", re.DOTALL)
 
 
 class Slim:
-    """Give it the bytes of a JSON text in pieces of any size; returns them with the lists of references emptied."""
+    """Takes the bytes of a JSON text in pieces of any size; returns them with the lists of references emptied."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._in_string = self._escaped = False
-        #: The last string, as far as it may be the name that is looked for.
+        #: The last string, as far as it may be the wanted name.
         self._name = b""
         #: What is open at _DEPTH is the target of an event.
         self._in_target = False
-        #: The depth of the list that is left out.
+        #: The depth of the list that is being removed.
         self._skipping: int | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -66,14 +66,14 @@ class Slim:
         return b"".join(kept)
 
     def _is_left_out(self, sign: bytes) -> bool:
-        """Whether what this bracket opens is left out."""
+        """Whether to remove what this bracket opens."""
         if sign in {b"{", b"["} and self._depth == _DEPTH - 1:
             self._in_target = sign == b"{" and self._name == _PARENT
         is_list = sign == b"[" and self._depth == _DEPTH and self._skipping is None
         return is_list and self._in_target and self._name == _KEY
 
     def _string(self, chunk: bytes, at: int) -> int:
-        """Go on in a string; return where it ends, or where the piece does."""
+        """Continue in a string; return where it ends, or where the piece ends."""
         begin = at
         if self._escaped and at < len(chunk):
             self._escaped = False
@@ -95,14 +95,14 @@ class Slim:
 
 
 def _end(pattern: re.Pattern[bytes], chunk: bytes, at: int) -> int:
-    """Return where a pattern that matches everywhere, if only nothing, ends."""
+    """Return where the match of a pattern ends that can also match the empty string."""
     found = pattern.match(chunk, at)
     assert found is not None
     return found.end()
 
 
 def values(body: bytes) -> int:
-    """Count the commas of a JSON text that are in no string: it has little more values than that."""
+    """Count the commas of a JSON text outside strings: it has only a few more values than commas."""
     return _ANY_STRING.sub(b"", body).count(b",")
 
 

@@ -1,6 +1,6 @@
-"""How Baleen connects to Kafka: addresses, TLS and SASL, once for both client libraries.
+"""Connection arguments for Kafka: addresses, TLS and SASL, the same for both client libraries.
 
-Not here: timeouts and what the clients do (topics.py, log.py, producer.py), Faust's connection (workers).
+Not here: timeouts and use of the clients (topics.py, log.py, producer.py), Faust's connection (workers).
 """
 
 import ssl
@@ -11,7 +11,7 @@ from coordinator.settings import Settings
 
 
 class _HiddenText(str):
-    """Clients log their configuration at debug level, by `repr`."""
+    """A string without a `repr`: clients log their configuration at debug level."""
 
     __slots__ = ()
 
@@ -20,17 +20,17 @@ class _HiddenText(str):
 
 
 def bootstrap_servers(settings: Settings) -> list[str]:
-    """Return the brokers to ask first; raises UnconfiguredError where none is."""
+    """Return the bootstrap brokers; raises UnconfiguredError without any."""
     servers = [server.strip() for server in (settings.kafka_bootstrap or "").split(",") if server.strip()]
     if not servers:
         raise UnconfiguredError(
-            "No Kafka is known: start `baleen up` in this directory, or set BALEEN_KAFKA_BOOTSTRAP to host:port."
+            "No Kafka is configured: start `baleen up` in this directory, or set BALEEN_KAFKA_BOOTSTRAP to host:port."
         )
     return servers
 
 
 def client_arguments(settings: Settings) -> dict[str, Any]:
-    """Keyword arguments that kafka-python and aiokafka both take, under the same names."""
+    """Return keyword arguments that kafka-python and aiokafka both take, under the same names."""
     protocol = settings.kafka_security_protocol
     arguments: dict[str, Any] = {
         "bootstrap_servers": bootstrap_servers(settings),
@@ -45,7 +45,7 @@ def client_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def security_hint(settings: Settings) -> str:
-    """What else to look at when brokers do not answer: clients do not always tell refusal from absence."""
+    """Return which settings to check when brokers do not answer: a refusal may look like silence."""
     names = {
         "SSL": ("KAFKA_CA_FILE",),
         "SASL_SSL": ("KAFKA_CA_FILE", "KAFKA_SASL_…"),

@@ -1,12 +1,12 @@
-"""Write what happened to blobs to blob.lifecycle, and return only when Kafka has all of it.
+"""Write state changes of blobs to blob.lifecycle, and return only when Kafka has acknowledged them all.
 
 Route: coordinator/table/outbox.py -> `publish(records)`. Records of one digest go to one partition, in the order given.
-Once: after a failure or a crash the same records are given again, by this process or another, and those that Kafka has
-already are not written again. They are at the ends of partitions: one process tells at a time, and no more at once than
-TAIL. What a broker was asked to write just before its client was given up may still come after that look; then a record
-stands there twice, with one id. A client (kafka-python's, idempotent, `acks=all`) that failed is thrown away with all
-that it holds, and another made at the next call.
-Not here: which records wait (table/lifecycle.py), making the topic (topics.py).
+No duplicates: after a failure or a crash the same records are given again, by this process or another, and those that
+Kafka already has are not written again. They are found at the ends of partitions, because one process writes at a time,
+and at most TAIL records at once. One exception: a broker may still execute a write of an abandoned client after that
+look; then a record is there twice, with one id. A client (kafka-python's, idempotent, `acks=all`) that failed is
+discarded with its buffer, and the next call makes another.
+Not here: which records wait (table/lifecycle.py), creating the topic (topics.py).
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from coordinator.kafka.topics import LIFECYCLE
 from coordinator.settings import Settings
 from schemas.records import BlobLifecycle, headers
 
-#: For all records of one call. Their rows are locked meanwhile, so it is well below the database's patience.
+#: Time limit for all records of one call. Their rows are locked meanwhile, so it is well below the database's limit.
 TIMEOUT_S: Final = 15.0
 
 POLL_S: Final = 1.0
-#: Records that one call writes at most.
+#: The most records that one call writes.
 TAIL: Final = 500
 
 _encoder = msgspec.json.Encoder()
@@ -37,22 +37,22 @@ _decoder = msgspec.json.Decoder(BlobLifecycle)
 
 
 class LifecycleProducer:
-    """For one thread. Connects when there is something to write."""
+    """Writes lifecycle records; for one thread. Connects when there is something to write."""
 
     def __init__(self, settings: Settings, inspector: LogInspector, timeout: float = TIMEOUT_S) -> None:
         self._arguments = client_arguments(settings)
         self._timeout = timeout
         self._inspector = inspector
         self._client: KafkaProducer | None = None
-        #: Where each partition ended after what was written last; what stands behind is another's. None: not known.
+        #: Where each partition ended after the last write; later records are another process's. None: not known.
         self._ends: dict[int, int] | None = None
-        #: Of the last call: if it comes again, it was not noted that Kafka has it.
+        #: The records of the last call. If they come again, the caller did not note that Kafka has them.
         self._written: set[int] = set()
 
     def publish(self, records: Sequence[BlobLifecycle]) -> None:
-        """Write those of the records that Kafka does not have; at most TAIL.
+        """Write the records that Kafka does not have yet; at most TAIL.
 
-        Raises UnavailableError when it did not acknowledge all of them in time.
+        Raises UnavailableError if Kafka did not acknowledge all of them in time.
         """
         assert len(records) <= TAIL
         deadline = time.monotonic() + self._timeout
@@ -71,12 +71,12 @@ class LifecycleProducer:
                 ends[written.partition] = max(ends.get(written.partition, 0), written.offset + 1)
             self._ends, self._written = ends, {record.id for record in records}
         except NotFoundError as error:
-            # Brokers make a topic that is asked for by its name, with one partition, and so that it forgets too soon.
+            # A broker would create a topic that is requested by name, with one partition and too short a retention.
             raise UnavailableError(str(error)) from error
         except (KafkaError, OSError, TimeoutError, UnavailableError) as error:
             self._discard()
             raise UnavailableError(
-                f"Kafka does not take records of {LIFECYCLE} ({type(error).__name__}): see that it runs."
+                f"Kafka does not accept records for {LIFECYCLE} ({type(error).__name__}): check that it runs."
             ) from error
         except BaseException:
             self._discard()
@@ -87,7 +87,7 @@ class LifecycleProducer:
         self._inspector.close()
 
     def _told(self, deadline: float) -> tuple[dict[int, int], set[int]]:
-        """Return where each partition ends, and the ids of changes that stand behind what this process has written."""
+        """Return where each partition ends, and the ids of the changes after what this process has written."""
         state = self._inspector.state(LIFECYCLE)
         ends = {number: offsets.latest for number, offsets in state.partitions.items()}
         known = self._ends
@@ -145,12 +145,12 @@ class LifecycleProducer:
             return
         with contextlib.suppress(KafkaError):
             client.close(timeout=0)
-        # While records wait, `close` gives up before it has ended the thread that would go on sending them.
+        # While records wait, `close` returns before the thread that still sends them has ended.
         client._sender.force_close()  # noqa: SLF001
 
 
 def _id(value: bytes | None) -> int | None:
-    """The id of a record's change; None of what somebody else wrote."""
+    """Return the id of a record's change; None for a record that Baleen did not write."""
     try:
         return _decoder.decode(value or b"").id
     except (msgspec.MsgspecError, ValueError):

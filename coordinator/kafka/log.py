@@ -1,11 +1,11 @@
-"""What a topic's log holds now: its id, its offsets, and a fingerprint of one record.
+"""Read the present state of a topic's log: its id, its offsets, and the fingerprint of one record.
 
-With these the processor notices what must never be skipped in silence: a topic that was deleted and made anew
+With these the processor detects what must never be skipped silently: a topic that was deleted and created again
 (another id; another record at a known offset), a lost tail (latest below what was applied) and records
 that retention removed before they were applied (earliest above it).
-Every call is bounded in time and raises UnavailableError. An inspector may be used from any thread: a lock
-lets one call at a time use its clients, which kafka-python does not allow to be shared otherwise. They are
-kept between calls, because connecting costs more than asking, and are made anew after any failure.
+Every call is bounded in time and raises UnavailableError. An inspector may be used from any thread: a lock lets one
+call at a time use its clients, because kafka-python does not allow sharing them. They are kept between calls, because
+connecting costs more than a call, and are replaced after any failure.
 Not here: what follows from it (the reference processor).
 """
 
@@ -28,21 +28,21 @@ from coordinator.settings import Settings
 
 TIMEOUT: Final = 10.0
 POLL: Final = 1.0
-#: A fetch returns at least one record, whatever its size; one is all that is asked for.
+#: A fetch returns at least one record, whatever its size; one is enough.
 FETCH_BYTES: Final = 64 * 1024
 
 _Result = TypeVar("_Result")
 
 
 class Offsets(NamedTuple):
-    """`earliest` is the first offset that is kept, `latest` the one that the next record will get."""
+    """`earliest` is the first stored offset, `latest` the offset of the next record."""
 
     earliest: int
     latest: int
 
 
 class TopicState(NamedTuple):
-    """`topic_id` is None where the broker gives topics no ids."""
+    """A topic's id and offsets; `topic_id` is None if the broker does not support topic ids."""
 
     topic_id: uuid.UUID | None
     partitions: dict[int, Offsets]
@@ -69,15 +69,15 @@ class LogInspector:
             self._disconnect()
 
     def state(self, topic: str) -> TopicState:
-        """Return a topic's id and offsets; raises NotFoundError where there is no such topic."""
+        """Return a topic's id and offsets; raises NotFoundError if there is no such topic."""
         return self._guarded(lambda: self._state(topic))
 
     def fingerprint(self, topic: str, partition: int, offset: int) -> int | None:
-        """Return a signed 64-bit number of the record at exactly this offset, or None where there is none."""
+        """Return the fingerprint (signed, 64 bits) of the record at exactly this offset, or None if there is none."""
         return self._guarded(lambda: self._fingerprint(TopicPartition(topic, partition), offset))
 
     def first(self, topic: str, partition: int, offset: int) -> int | None:
-        """Return the offset of the first committed record at or after an offset, or None where there is none."""
+        """Return the offset of the first committed record at or after an offset, or None if there is none."""
 
         def ask() -> int | None:
             record = self._first(TopicPartition(topic, partition), offset)
@@ -87,12 +87,12 @@ class LogInspector:
 
     def _guarded(self, ask: Callable[[], _Result]) -> _Result:
         if not self._lock.acquire(timeout=2 * self._timeout):
-            raise UnavailableError("Kafka answers too slowly for all that is asked about its log: try again later.")
+            raise UnavailableError("Kafka answers too slowly to read the state of its log: try again later.")
         try:
             return ask()
         except (KafkaError, OSError, TimeoutError, LookupError) as error:
             self._disconnect()
-            raise UnavailableError(f"Kafka does not answer about its log: {error!r}.") from error
+            raise UnavailableError(f"Kafka does not return the state of its log: {error!r}.") from error
         finally:
             self._lock.release()
 
@@ -104,7 +104,7 @@ class LogInspector:
         return TopicState(_topic_id(described.get("topic_id")), {at.partition: offsets[at] for at in sorted(offsets)})
 
     def _offsets(self, asked: list[TopicPartition]) -> dict[TopicPartition, Offsets]:
-        # The consumer's own way to ask returns now and then without some of the partitions.
+        # The consumer's own method sometimes returns without some of the partitions.
         ask = self._administrator().list_partition_offsets
         milliseconds = round(self._timeout * 1000)
         earliest = ask(dict.fromkeys(asked, OffsetSpec.EARLIEST), timeout_ms=milliseconds)
@@ -152,15 +152,15 @@ class LogInspector:
                 **self._arguments,
                 **self._timeouts(),
                 group_id=None,
-                # What a transaction aborted was never said.
+                # Records of an aborted transaction do not count.
                 isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
                 max_partition_fetch_bytes=FETCH_BYTES,
             )
-            # kafka-python 3.0 does not hand this argument on: a topic that was deleted would be made anew by
-            # the consumer's next look at the cluster, with one partition.
+            # kafka-python 3.0 does not pass this argument on: the consumer's next metadata request would create a
+            # deleted topic again, with one partition.
             consumer._client.cluster.config["allow_auto_create_topics"] = False  # noqa: SLF001
             self._consumer = consumer
         return self._consumer
@@ -182,7 +182,7 @@ _UNKNOWN_TOPIC: Final = 3
 
 
 def fingerprint_of(timestamp: int, key: bytes | None, value: bytes | None) -> int:
-    """Return a signed 64-bit number of a record as the broker keeps it; `timestamp` in milliseconds."""
+    """Return the fingerprint (signed, 64 bits) of a record as the broker stores it; `timestamp` in milliseconds."""
     digest = blake2b(struct.pack(">qq", timestamp, -1 if key is None else len(key)), digest_size=8)
     digest.update(key or b"")
     digest.update(b"-" if value is None else b"+" + value)

@@ -1,20 +1,20 @@
-"""Write outcomes to Kafka, and return only when Kafka has them all.
+"""Write outcomes to Kafka, and return only when Kafka has acknowledged them all.
 
 Route: Ingest -> `publish(outcomes)` -> registry.events and registry.dead-letters, in order.
-Invariants: records of one partition arrive in the order of the outcomes; after a failure nothing of what was
-not acknowledged is kept for later, since the registry sends it again and a late copy would be out of order; a
-watermark is handed over only after everything else is acknowledged, and stands in every partition of both topics.
+Invariants: records of one partition arrive in the order of the outcomes; after a failure no unacknowledged record is
+kept for later, since the registry sends it again and a late copy would be out of order; a watermark is sent only after
+everything else is acknowledged, and is written to every partition of both topics.
 
-Which partitions there are is asked of the brokers for each watermark. One that nobody knew of when a watermark was
-written has none, and its source has then not reported as far as that partition goes: once the processor has heard of
-the partition, by being given it or by a later watermark, the pod's watermark is unknown until the next probe.
+The brokers are asked for the partitions for each watermark. A partition that was not yet known then has no watermark,
+so for that partition the registry process has not reported. Once the processor learns of the partition, by assignment
+or by a later watermark, the pod's watermark is unknown until the next probe.
 
-A client (aiokafka's producer, idempotent, `acks=all`) that failed once is thrown away and another connected
-in the background: an idempotent client that missed an acknowledgement can have a gap in its numbering,
-and would be refused for ever. While there is none, `publish` waits for up to its time limit.
-What a client that is given up has not yet handed to the system is never sent (`_Client.give_up`).
-A client's buffer holds a batch or two per partition; what waits for a place is bounded by ingest's memory.
-Not here: topics are made by topics.py; a client never makes one, for it would have one partition only.
+A client (aiokafka's producer, idempotent, `acks=all`) that failed once is discarded, and another connects in the
+background: an idempotent client that missed an acknowledgement can have a gap in its numbering, and would be refused
+forever. Without a client, `publish` waits up to its time limit.
+A discarded client never sends what it has not yet passed to the operating system (`_Client.give_up`).
+A client's buffer holds a batch or two per partition; ingest's memory limit bounds what waits for a place in it.
+Not here: creating topics (topics.py); a client never creates one, because it would have only one partition.
 """
 
 import asyncio
@@ -48,11 +48,11 @@ from schemas.records import RECORD_CONTENT_TYPE, Record, RegistryWatermark, head
 
 log = logging.getLogger(__name__)
 
-#: The topic's size limit is on batches. Below it, one large record makes no small one fail beside it.
+#: The topic's size limit applies to batches. Below it, a large record does not make a small one in its batch fail.
 BATCH_BYTES: Final = 16 * 1024
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
-#: What is kept of a dead letter that Kafka refuses as too large.
+#: Bytes kept of a dead letter that Kafka refuses as too large.
 SHORT_PAYLOAD: Final = 1000
 _TOPICS: Final = (EVENTS, DEAD_LETTERS)
 
@@ -61,14 +61,14 @@ _partitioner = DefaultPartitioner()
 
 
 class _Partitions(NamedTuple):
-    """The partitions that there are, by number."""
+    """The existing partitions, by number."""
 
     events: list[int]
     letters: list[int]
 
 
 class _Client(AIOKafkaProducer):  # type: ignore[misc] # it has no types
-    """aiokafka's producer, which can be given up with all that it was about to send."""
+    """aiokafka's producer, which can be abandoned with everything that it was about to send."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -89,16 +89,16 @@ class _Client(AIOKafkaProducer):  # type: ignore[misc] # it has no types
             self._requests.discard(request)
 
     def give_up(self) -> None:
-        """Let nothing more be sent, from now on: aiokafka sends again, and also what it has said to have failed."""
+        """Send nothing more from now on: aiokafka would retry, even records that it has reported as failed."""
         self._given_up = True
-        # Without this, `stop` would wait until Kafka is back and has everything.
+        # Without this, `stop` would wait until Kafka is back and has acknowledged everything.
         self._message_accumulator.fail_all(KafkaConnectionError("given up"))
         for task in (self._sender.sender_task, *self._requests):
             if task is not None:
                 task.cancel()
 
     async def close(self) -> None:
-        """Give it up, and end its connections."""
+        """Abandon the client and close its connections."""
         self.give_up()
         with contextlib.suppress(KafkaError, OSError, TimeoutError):
             async with asyncio.timeout(10):
@@ -120,12 +120,12 @@ class EventProducer:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to connect; does not wait for Kafka, which may be away."""
+        """Start connecting; does not wait for Kafka, which may be away."""
         if self._connector is None:
             self._connector = asyncio.create_task(self._connect())
 
     async def stop(self) -> None:
-        """Close the connections; a `publish` that is under way fails."""
+        """Close the connections; a running `publish` fails."""
         if self._connector is not None:
             self._connector.cancel()
             await asyncio.gather(self._connector, return_exceptions=True)
@@ -140,10 +140,10 @@ class EventProducer:
         return self._client is not None
 
     async def publish(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Write what is accepted and dead-lettered, then what is reported; return the outcomes as they were written.
+        """Write accepted and dead-lettered outcomes, then watermarks; return the outcomes as written.
 
-        They differ from those given only where Kafka takes no record of that size: such an event goes without its
-        references and, if it is still too large, is dead-lettered. Raises UnavailableError when Kafka did not
+        They differ from the given ones only if Kafka refuses a record as too large: such an event is written without
+        its references and, if it is still too large, dead-lettered. Raises UnavailableError if Kafka did not
         acknowledge everything in time.
         """
         written = list(outcomes)
@@ -153,7 +153,7 @@ class EventProducer:
             async with asyncio.timeout(self._timeout):
                 while waiting:
                     waiting = await self._deliver(written, waiting)
-                # Later events of the envelope may be there already: a watermark claims only what came before it.
+                # Later events of the envelope may be there already: a watermark covers only events before it.
                 if reports:
                     await self._report(reports)
         except TimeoutError:
@@ -161,7 +161,7 @@ class EventProducer:
         return written
 
     async def _deliver(self, written: list[Outcome], waiting: list[int]) -> list[int]:
-        """Send what waits, in order; return what must be sent again, because a neighbour was too large."""
+        """Send waiting outcomes in order; return those to send again, because another of their batch was too large."""
         async with self._using() as client:
             sent = [(at, await self._send(client, written, at)) for at in waiting]
             await asyncio.wait([future for _, future in sent])
@@ -171,7 +171,7 @@ class EventProducer:
         self._discard(client)
         too_large = [at for at, problem in failed if isinstance(problem, MessageSizeTooLargeError)]
         if not too_large:
-            raise UnavailableError(f"Kafka does not take the events: {failed[0][1]!r}.") from failed[0][1]
+            raise UnavailableError(f"Kafka does not accept the events: {failed[0][1]!r}.") from failed[0][1]
         for at in too_large:
             written[at] = _as_oversized(written[at])
         return [at for at, _ in failed]
@@ -188,17 +188,17 @@ class EventProducer:
             await asyncio.wait(sent)
         if problem := next((problem for future in sent if (problem := future.exception()) is not None), None):
             self._discard(client)
-            raise UnavailableError(f"Kafka does not take the watermark: {problem!r}.") from problem
+            raise UnavailableError(f"Kafka does not accept the watermark: {problem!r}.") from problem
 
     @contextlib.asynccontextmanager
     async def _using(self) -> AsyncIterator[_Client]:
-        """Give a client; one that fails, or whose work is given up, is thrown away."""
+        """Give a client; it is discarded if it fails or its work is cancelled."""
         client = await self._any_client()
         try:
             yield client
         except KafkaError as error:
             self._discard(client)
-            raise UnavailableError(f"Kafka does not take the events: {error!r}.") from error
+            raise UnavailableError(f"Kafka does not accept the events: {error!r}.") from error
         except (asyncio.CancelledError, UnavailableError):
             self._discard(client)
             raise
@@ -208,7 +208,7 @@ class EventProducer:
             try:
                 return _expected(await _hand_over(client, written[at]))
             except MessageSizeTooLargeError:
-                # Ends: it is shorter each time, and then raises.
+                # This ends: the event gets shorter each time, and at last this raises.
                 written[at] = _as_oversized(written[at])
 
     async def _any_client(self) -> _Client:
@@ -247,7 +247,7 @@ class EventProducer:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _discard(self, client: _Client, *, reconnect: bool = True) -> None:
-        """Give up a client with all that it holds, once, and connect another."""
+        """Abandon a client with its buffer, once, and connect another."""
         if self._client is not client:
             return
         self._client = None
@@ -277,10 +277,10 @@ async def _hand_over(client: _Client, outcome: Outcome) -> asyncio.Future[object
 
 
 def _copies(report: RegistryWatermark, partitions: _Partitions) -> Iterable[tuple[str, int, bytes | None, bytes]]:
-    """Topic, partition, key and value of each copy of a watermark; each copy says where the others count.
+    """Yield topic, partition, key and value of each copy of a watermark; each copy names the partitions of the others.
 
-    A pod's dead letters are in one partition, and in another one once there are more: those that it had are told of,
-    too, so that the watermark there does not stand still.
+    A pod's dead letters are in one partition, and in another one once there are more partitions. The earlier ones get a
+    copy too, so that the watermark there still advances.
     """
     key = report.pod.encode()
     letters: int = _partitioner(key, partitions.letters, partitions.letters)
@@ -294,37 +294,37 @@ def _copies(report: RegistryWatermark, partitions: _Partitions) -> Iterable[tupl
 
 
 def _expected(future: asyncio.Future[object]) -> asyncio.Future[object]:
-    """A failure that nobody waits for any longer is no surprise."""
+    """Mark a failure that nothing waits for as seen, so that asyncio does not log it."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future
 
 
 def _as_oversized(outcome: Outcome) -> Outcome:
-    """What Kafka is set up to refuse must not come back for ever, and must not be forgotten."""
+    """Return a smaller outcome for one that Kafka refuses as too large: it must neither repeat forever nor be lost."""
     match outcome:
         case Accepted(event, hold) if event.references is not None:
-            # They make it large, and are read from the manifest's bytes instead.
+            # References make it large; they can be read from the manifest's bytes instead.
             return Accepted(msgspec.structs.replace(event, references=None), hold)
         case Accepted(event):
             origin = Origin(event.pod, (), dt.datetime.now(dt.UTC), RECORD_CONTENT_TYPE)
-            detail = "Kafka takes no record as large as this event: mend it as `baleen topics create` says."
+            detail = "Kafka accepts no record as large as this event: fix the topic as `baleen topics create` says."
             sent = _encoder.encode(event)
             return DeadLettered(dead_letter(origin, "oversized", detail, sent, about=repositories_in(sent)))
         case DeadLettered(letter) if len(letter.payload) > SHORT_PAYLOAD:
             return DeadLettered(msgspec.structs.replace(letter, payload=letter.payload[:SHORT_PAYLOAD]))
         case _:
-            raise UnavailableError("Kafka takes only tiny records: mend it as `baleen topics create` says.")
+            raise UnavailableError("Kafka accepts only tiny records: fix the topic as `baleen topics create` says.")
 
 
 async def _check_topics(client: _Client) -> None:
-    # The client then asks for all topics that there are; asking for one by its name would make it.
+    # The client then asks for all existing topics; a request for one by its name would create it.
     await client.client.set_topics(())
     for topic in _TOPICS:
         _check_topic(client, topic)
 
 
 async def _partitions(client: _Client) -> _Partitions:
-    """Ask the brokers which partitions there are now: what the client knows may be minutes old."""
+    """Ask the brokers for the present partitions: the client's metadata may be minutes old."""
     now = _partitions_in(await client.client.fetch_all_metadata())
     if _partitions_in(client.client.cluster) != now:
         await client.client.force_metadata_update()

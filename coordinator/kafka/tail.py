@@ -1,7 +1,7 @@
-"""What comes into registry.events from now on, as far as it is of one pod.
+"""Read one pod's new records of registry.events.
 
-Route: `begin` notes where every partition ends -> something is done that must be told -> `poll` gives what was told.
-Other pods' records are read past without a look into them. Used by one thread.
+Route: `begin` notes where every partition ends -> the caller does something that causes events -> `poll` returns them.
+Other pods' records are skipped without decoding. Used by one thread.
 Not here: where logs end and whether they are the same ones (log.py), applying (the reference processor).
 """
 
@@ -28,7 +28,7 @@ _watermark = msgspec.json.Decoder(RegistryWatermark)
 
 
 class Told(NamedTuple):
-    """A record, and where it stands."""
+    """A record with its position."""
 
     partition: int
     offset: int
@@ -36,14 +36,14 @@ class Told(NamedTuple):
 
 
 class EventTail:
-    """Reads one pod's records. What cannot be read is none of them."""
+    """Reads one pod's records. Records that cannot be decoded are skipped."""
 
     def __init__(self, settings: Settings, inspector: LogInspector, pod: str, timeout: float = TIMEOUT) -> None:
         self._settings = settings
         self._inspector = inspector
         self._pod = pod
         self._key = f"{pod}/".encode()
-        #: A watermark has no key, and names its pod.
+        #: A watermark has no key; its value names the pod.
         self._name = msgspec.json.encode(pod)
         self._timeout = timeout
         self._consumer: KafkaConsumer | None = None
@@ -57,7 +57,7 @@ class EventTail:
                 self._consumer.close()
 
     def begin(self) -> None:
-        """What is written after this is given by `poll`."""
+        """Start: `poll` returns records written after this."""
         ends = {number: offsets.latest for number, offsets in self._inspector.state(EVENTS).partitions.items()}
         try:
             self._consumer = self._connected()
@@ -68,7 +68,7 @@ class EventTail:
             raise _away(error) from error
 
     def poll(self, seconds: float) -> list[Told]:
-        """Wait for records, up to so long, and return the pod's; raises UnavailableError."""
+        """Wait up to `seconds` for records and return the pod's; raises UnavailableError."""
         assert self._consumer is not None, "it was not begun"
         try:
             found = self._consumer.poll(timeout_ms=round(seconds * 1000), max_records=POLL_RECORDS)
@@ -99,7 +99,7 @@ class EventTail:
             auto_offset_reset="none",
             allow_auto_create_topics=False,
         )
-        # As for LogInspector: a topic that is gone must not be made anew by a look.
+        # As in LogInspector: a metadata request must not create a deleted topic again.
         consumer._client.cluster.config["allow_auto_create_topics"] = False  # noqa: SLF001
         return consumer
 
@@ -112,4 +112,4 @@ def _read(record: Any) -> RegistryEvent | RegistryWatermark | None:
 
 
 def _away(error: BaseException) -> UnavailableError:
-    return UnavailableError(f"Kafka does not give the events ({type(error).__name__}): try again.")
+    return UnavailableError(f"The events cannot be read from Kafka ({type(error).__name__}): try again.")

@@ -1,8 +1,8 @@
-"""Which topics there are, and whether the broker keeps them as safely as Baleen needs.
+"""Create Baleen's topics, and verify that the broker stores them as safely as Baleen needs.
 
-Route: `ensure_topics(settings)` creates what is missing, and reports, with the command that mends it, what is
-not as it should be. It changes nothing that exists: a changed partition count would send a repository's
-later events to another partition than its earlier ones, and the order between them would be lost.
+Route: `ensure_topics(settings)` creates missing topics and reports wrong ones, each with the command that fixes it. It
+changes no existing topic: a changed partition count would send a repository's later events to another partition than
+its earlier ones, and the order between them would be lost.
 Not here: reading a topic's records or offsets (log.py).
 """
 
@@ -20,22 +20,22 @@ EVENTS: Final = "registry.events"
 DEAD_LETTERS: Final = "registry.dead-letters"
 LIFECYCLE: Final = "blob.lifecycle"
 
-#: A recorded event is a little longer than as it was sent (names of fields, numbers written out), for each
-#: of its references too; this is more than the largest difference.
+#: A recorded event is a little longer than the posted one (names of fields, numbers written out), and so is each of
+#: its references; this is more than the largest difference.
 RECORD_MARGIN: Final = 1024 * 1024
-#: A dead letter's payload is at most 64 KiB of text, which JSON may write six times as long.
+#: A dead letter's payload is at most 64 KiB of text, which may be six times as long in JSON.
 SMALL_RECORD: Final = 1024 * 1024
-#: People settle dead letters, and consumers of lifecycle records belong to others: both may be away for long.
-#: Records are removed by age, never compacted: each change is news, also when a later one undoes it.
+#: Operators resolve dead letters, and other systems consume lifecycle records: both may take long.
+#: Records are removed by age, never compacted: each change matters, also if a later one undoes it.
 LONG_RETENTION: Final = 30 * 24 * 3600.0
 TIMEOUT_MS: Final = 10_000
 
-#: More of these is as good; of the others only the value itself is.
+#: For these a higher value is also right; for the others only the exact value is.
 _AT_LEAST: Final = frozenset({"retention.ms", "retention.bytes", "min.insync.replicas", "max.message.bytes"})
 
 
 class TopicSpec(NamedTuple):
-    """A topic as Baleen wants it."""
+    """The specification of a topic."""
 
     name: str
     partitions: int
@@ -43,14 +43,14 @@ class TopicSpec(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Something about a topic that is not as it should be: one sentence, and what mends it."""
+    """A problem of a topic: one sentence, and the fix."""
 
     problem: str
     mend: str
 
 
 class TopicReport(NamedTuple):
-    """What was found and done about one topic. `unverified` names what the broker did not tell."""
+    """What was found and done about one topic. `unverified` names what the broker does not report."""
 
     name: str
     created: bool
@@ -66,26 +66,26 @@ def largest_event(settings: Settings) -> int:
 
 
 def safe_replication(brokers: int) -> tuple[int, int]:
-    """Return the replication factor and `min.insync.replicas` for so many brokers.
+    """Return the replication factor and `min.insync.replicas` for a number of brokers.
 
-    With three, one may be lost and writing goes on. With two, both must have each record: while one is away
-    ingest answers 503 and registries wait, where `min.insync.replicas` of one would acknowledge a record
-    that a single disk holds, and an acknowledged record that is lost can cost a live blob.
+    With three brokers, one may fail and writing continues. With two, both must have each record: while one is away
+    ingest answers 503 and registries wait. A `min.insync.replicas` of one would acknowledge a record that only a single
+    disk holds, and losing an acknowledged record can cost a live blob.
     """
     replication = max(1, min(brokers, 3))
     return replication, min(replication, 2)
 
 
 def topic_specs(settings: Settings, brokers: int) -> list[TopicSpec]:
-    """Every topic of Baleen, for a cluster of so many brokers."""
+    """Return every topic of Baleen, for a cluster of this many brokers."""
     retention = float(settings.kafka_retention)
     long_retention = max(LONG_RETENTION, 4 * retention)
     common = {
         "cleanup.policy": "delete",
-        # Records go by age alone: a bound on bytes would remove records that are not applied yet.
+        # Records are removed by age only: a bound on bytes would remove records that are not applied yet.
         "retention.bytes": "-1",
         "min.insync.replicas": str(safe_replication(brokers)[1]),
-        # A replica that lags may not become the leader: it lacks acknowledged records.
+        # A lagging replica must not become the leader: it lacks acknowledged records.
         "unclean.leader.election.enable": "false",
     }
     return [
@@ -113,7 +113,7 @@ def ensure_topics(settings: Settings) -> list[TopicReport]:
 
 
 def verify_topics(settings: Settings) -> list[TopicReport]:
-    """Verify the topics, and change nothing; raises NotFoundError if one is missing, and UnavailableError."""
+    """Verify the topics without changing anything; raises NotFoundError if one is missing, and UnavailableError."""
     return _reports(settings, create=False)
 
 
@@ -140,8 +140,8 @@ def _reports(settings: Settings, *, create: bool) -> list[TopicReport]:
 
 
 def _broker_count(admin: KafkaAdminClient) -> int:
-    # The public describe_cluster() of kafka-python 3.0 fails on brokers that speak only the first version of
-    # that request (Apache Kafka before 3.7, the embedded broker); these brokers are from its metadata.
+    # The public describe_cluster() of kafka-python 3.0 fails on brokers that support only the first version of
+    # that request (Apache Kafka before 3.7, the embedded broker), so the brokers are read from the metadata.
     return len(admin._manager.cluster.brokers())  # noqa: SLF001
 
 
@@ -157,14 +157,14 @@ def _create_missing(admin: KafkaAdminClient, specs: list[TopicSpec], brokers: in
         try:
             admin.create_topics({spec.name: topic}, timeout_ms=TIMEOUT_MS)
         except TopicAlreadyExistsError:
-            continue  # another process was faster, with the same specification
+            continue  # another process created it, with the same specification
     if missing:
         admin.wait_for_topics([spec.name for spec in missing], timeout_ms=TIMEOUT_MS)
     return {spec.name for spec in missing}
 
 
 def _demand(admin: KafkaAdminClient, specs: list[TopicSpec]) -> set[str]:
-    """Raise NotFoundError if a topic is missing; none was created."""
+    """Raise NotFoundError if a topic is missing; return that none was created."""
     existing = set(admin.list_topics())
     for spec in specs:
         if spec.name not in existing:
@@ -181,12 +181,12 @@ def _verify(
     if partitions != spec.partitions:
         problem = f"{spec.name} has {partitions} partitions, and {spec.partitions} are configured."
         mend = (
-            f"Set BALEEN_KAFKA_PARTITIONS={partitions}: to change the topic instead would move repositories "
-            "between partitions, and their later events could be applied before their earlier ones."
+            f"Set BALEEN_KAFKA_PARTITIONS={partitions}. Do not change the topic: that moves repositories between "
+            "partitions, and later events could be applied before earlier ones."
         )
         findings.append(Finding(problem, mend))
     if replication < safe_replication(cluster.brokers)[0]:
-        problem = f"{spec.name} has {replication} replicas, and {cluster.brokers} brokers can keep more."
+        problem = f"{spec.name} has {replication} replicas, and {cluster.brokers} brokers allow more."
         mend = (
             f"kafka-reassign-partitions.sh --bootstrap-server {cluster.server} --execute --reassignment-json-file FILE"
         )
@@ -205,7 +205,7 @@ def _verify(
 
 
 def _configs(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
-    """What the broker says of the topic's configuration; nothing where it does not know the question."""
+    """Return the topic's configuration; empty if the broker does not support the request."""
     try:
         answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
     except (IncompatibleBrokerVersion, NotImplementedError):
@@ -217,5 +217,5 @@ def _configs(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
 def _suffices(name: str, value: str, wanted: str) -> bool:
     if name not in _AT_LEAST:
         return value == wanted
-    # -1 stands for without limit, which is more than any number.
+    # -1 means no limit, which is more than any number.
     return value == "-1" or (wanted != "-1" and int(value) >= int(wanted))

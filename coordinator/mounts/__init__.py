@@ -1,1 +1,1 @@
-"""Mounts across pods: a blob of one pod's repository becomes one of another's, and no bytes come from the client."""
+"""Mounts across pods: link a blob of one pod's repository in another pod, without an upload by the client."""

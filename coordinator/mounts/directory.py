@@ -1,6 +1,6 @@
-"""Which pod owns a repository, and where its registries are: all pods, held in memory and read again every few seconds.
+"""Find which pod owns a repository, and its registries: all pods, held in memory and read again every few seconds.
 
-While the database is away what is known is served, up to STALE_S. For several threads.
+While the database is away the known pods are used, for up to STALE_S. For several threads.
 Not here: the rule (domain/pods.py), the rows (pods/table.py).
 """
 
@@ -14,15 +14,15 @@ from coordinator.domain.pods import Linker, prefixes_of
 from coordinator.errors import UnavailableError
 
 REFRESH_S: Final = 2.0
-#: A repository of no known pod asks again so often: the pod may be new.
+#: For a repository of no known pod the pods are read again at most this often: the pod may be new.
 MISS_S: Final = 0.1
 STALE_S: Final = 60.0
-#: Another thread that reads them is waited for so long: a database that is frozen says nothing at all.
+#: The longest wait for another thread that reads the pods: a database that hangs never answers.
 WAIT_S: Final = 1.0
 
 
 class MountPod(NamedTuple):
-    """A pod, as far as mounts have to know it."""
+    """What mounts need to know of a pod."""
 
     id: int
     name: PodName
@@ -34,7 +34,7 @@ class MountPod(NamedTuple):
 
 
 class MountPods:
-    """All pods by prefix, as `load` last gave them."""
+    """All pods by prefix, as last returned by `load`."""
 
     def __init__(self, load: Callable[[], Sequence[MountPod]]) -> None:
         self._load = load
@@ -44,7 +44,7 @@ class MountPods:
         self._loaded_at = float("-inf")
 
     def owner(self, repository: RepositoryName) -> MountPod | None:
-        """Return the pod that owns the repository; raises UnavailableError if that cannot be said."""
+        """Return the pod that owns the repository; raises UnavailableError if the pods are not known."""
         self._refresh(REFRESH_S)
         found = self._find(repository)
         if found is None:
@@ -61,7 +61,7 @@ class MountPods:
             return
         if not self._lock.acquire(timeout=WAIT_S):
             if time.monotonic() - self._loaded_at > STALE_S:
-                raise UnavailableError("The database does not say which pods there are.")
+                raise UnavailableError("The pods cannot be read from the database: try again.")
             return
         try:
             if time.monotonic() - self._loaded_at <= interval:

@@ -1,8 +1,8 @@
-"""Have the target pod answer a request as the plain upload that it would be, and give its answer to the client.
+"""Forward a mount that was not made to the target pod as a plain upload, and return the pod's answer to the client.
 
-`mount` and `from` are left out, so that the pod neither tries a mount of its own, with which a token without pull on
-the source turns into 401, nor leaves an upload behind that nobody asked for. All else is as the client sent it.
-Of several registries the first that can be reached is asked: nothing was sent to one that refuses the connection.
+`mount` and `from` are removed, so that the pod neither tries a mount itself, which answers 401 to a token without pull
+on the source, nor leaves an unwanted upload behind. Everything else is as the client sent it.
+Of several registries the first reachable one is used: one that refuses the connection has received nothing.
 Not here: which requests (api/mounts.py).
 """
 
@@ -20,12 +20,12 @@ from coordinator.registry.transport import tls_context, why
 
 CONNECT_S: Final = 2.0
 ANSWER_S: Final = 30.0
-#: Of a pod's answer to an opened upload: a few words, or an error.
+#: Bytes of a pod's answer to an opened upload: a few words, or an error.
 ANSWER_BYTES: Final = 1 << 20
 
 Header = tuple[bytes, bytes]
 
-#: RFC 9110, 7.6.1: of one connection only. And what a body is described by that is not sent on.
+#: Headers of one connection only (RFC 9110, 7.6.1), and headers that describe a body that is not forwarded.
 _OURS: Final = frozenset(
     {
         b"connection",
@@ -45,7 +45,7 @@ _OURS: Final = frozenset(
 
 
 class Answer(NamedTuple):
-    """What a pod said."""
+    """A pod's answer."""
 
     status: int
     headers: Sequence[Header]
@@ -53,14 +53,14 @@ class Answer(NamedTuple):
 
 
 class HandOn:
-    """For the event loop that it is first used in."""
+    """Forwards requests to pods; for the event loop of its first use."""
 
     def __init__(self, *, ca_file: str | None = None) -> None:
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             verify=tls_context(ca_file),
             limits=httpx.Limits(max_connections=200, max_keepalive_connections=50),
-            # What one client's answer sets is no other client's.
+            # Cookies of one client's answer must not reach another client.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             trust_env=False,
         )
@@ -77,13 +77,13 @@ class HandOn:
         for registry in pod.registries:
             base = httpx.URL(registry)
             path = f"/v2/{repository}/blobs/uploads/".encode() + (b"?" + query if query else b"")
-            # Not made by the client, which would say what it takes itself (gzip).
+            # Built here, because httpx would add its own Accept-Encoding (gzip).
             request = httpx.Request("POST", base.copy_with(raw_path=path), headers=sent)
             try:
                 async with asyncio.timeout(ANSWER_S):
                     return await self._answer(request)
             except TimeoutError as error:
-                # A timeout of the client is of one silence: a registry that drips would hold a connection for ever.
+                # httpx limits only each silence: a registry that sends slowly would hold a connection forever.
                 raise UnavailableError(f"A registry of pod {pod.name} did not answer within {ANSWER_S:g} s.") from error
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 last = error
@@ -99,10 +99,10 @@ class HandOn:
             async for piece in response.aiter_raw():
                 body += piece
                 if len(body) > ANSWER_BYTES:
-                    raise UnavailableError("A registry's answer to an upload is too long to be one.")
+                    raise UnavailableError("The registry's answer to the upload is too long.")
         finally:
             await response.aclose()
-        # A body is handed on as it came, encoded or not.
+        # A body is forwarded as it came, encoded or not.
         kept = [
             (name.lower(), value)
             for name, value in response.headers.raw

@@ -1,11 +1,10 @@
-"""How a pod learns of a blob that is mounted for it. Each way is a linker, which tests/mounts/test_linkers.py holds.
+"""Make a pod serve a mounted blob. Each way is a linker; tests/mounts/test_linkers.py is their contract.
 
     link     writes the pod's link object in shared storage: the registry serves the blob at once
     relay    sends the blob to the pod through the upload API (relay.py)
 
-A linker is asked after the reference is durable, and returns once a client that pulls from the repository is served the
-blob. What it has begun and not ended when it raises harms nothing: a link to a blob that is kept, or an upload that the
-registry gives up.
+A linker runs after the reference is durable, and returns once the repository serves the blob to clients. If it raises,
+what it leaves is harmless: a link to a blob that is kept, or an upload that the registry discards.
 """
 
 from typing import NamedTuple, Protocol
@@ -18,7 +17,7 @@ from coordinator.storage.port import ObjectStore
 
 
 class Job(NamedTuple):
-    """What a linker is to do."""
+    """One mount for a linker."""
 
     pod: MountPod
     repository: RepositoryName
@@ -27,12 +26,12 @@ class Job(NamedTuple):
     size: int
     source: MountPod
     source_repository: RepositoryName
-    #: The client's `Authorization`, as it was sent to be shown to the pod: never logged.
+    #: The client's `Authorization`, which was sent for the pod: never logged.
     authorization: str | None
 
     @property
     def is_known(self) -> bool:
-        """The source's yes was seen in shared storage, or is about blobs of its own pod: it needs no proof."""
+        """Whether the source needs no proof: its link is in shared storage, or source and target are one pod."""
         return self.source.linker is Kind.LINK or self.source.id == self.pod.id
 
     def __repr__(self) -> str:
@@ -41,12 +40,12 @@ class Job(NamedTuple):
 
 class Linker(Protocol):
     def link(self, job: Job) -> None:
-        """Have the pod serve the blob in the repository; raises UnavailableError or NotMountedError if it does not."""
+        """Make the pod serve the blob in the repository; raises UnavailableError or NotMountedError if it fails."""
         ...
 
 
 class LinkObjects:
-    """Links in shared storage (linker `link`)."""
+    """Writes links in shared storage (linker `link`)."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store

@@ -1,14 +1,14 @@
-"""Make a mount: is the client let, has the source the blob, may it be relied on; then the reference, then the link.
+"""Decide on a mount and make it: check the client's rights and the source, then write the reference, then the link.
 
 Route: api/mounts.py -> `Mounter.mount` -> 201; NotMountedError or UnavailableError -> hand_on.py.
 
-    right        the token may push to the target, and pull from the target and the source (domain/access.py)
+    right        the token permits push to the target, and pull from the target and the source (domain/access.py)
     source       its own pod says that it has the blob (sources.py)
-    reference    in the table, in one transaction that a hide comes before or after (mounts/table.py)
+    reference    in the table, in one transaction, before or after any hide of the blob (mounts/table.py)
     link         the pod's linker (linker.py)
 
-Invariants: a digest alone gives nothing, and what is refused costs the same wherever the blob may be; the reference is
-durable before anything is linked, and before the client hears of it.
+Invariants: a digest alone gives no access, and a refusal takes the same time wherever the blob may be; the reference is
+durable before anything is linked, and before the client is answered.
 Not here: HTTP, tokens' signatures.
 """
 
@@ -33,7 +33,7 @@ from coordinator.table.batch import NotServedError, StateChangedError
 
 log = structlog.get_logger()
 
-#: What is found out of a token; None if registries ask nobody who they are. Raises NotMountedError.
+#: Returns what a token permits; None if registries do not authenticate. Raises NotMountedError.
 Rights = Callable[[str | None], Access | None]
 
 
@@ -47,19 +47,19 @@ class Mounted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Who has the blob, and lets the client have it."""
+    """A source that has the blob, and from which the client may pull it."""
 
     pod: MountPod
     repository: RepositoryName
     size: Size
 
     def job(self, wanted: Wanted, target: MountPod, authorization: str | None) -> Job:
-        """Wait for its size; raises NotMountedError or UnavailableError."""
+        """Wait for the blob's size and return the job; raises NotMountedError or UnavailableError."""
         return Job(target, wanted.repository, wanted.digest, self.size(), self.pod, self.repository, authorization)
 
 
 class Mounter:
-    """For several threads."""
+    """Makes mounts; for several threads."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Mounter:
         self._sources.close()
 
     def mount(self, wanted: Wanted, authorization: str | None) -> Mounted:
-        """Mount a blob; raises NotMountedError or UnavailableError, and then the client is to upload it."""
+        """Mount a blob; raises NotMountedError or UnavailableError: then the client has to upload it."""
         access = self._rights(authorization)
         target = self.target(wanted.repository)
         if not target.managed:
@@ -97,7 +97,7 @@ class Mounter:
         found = self._find(wanted, access, authorization)
         if LinkerKind.RELAY in (target.linker, found.pod.linker):
             self._check(found.job(wanted, target, authorization))
-        # While its bytes are looked at.
+        # Meanwhile another thread looks up the bytes.
         reserved = self._reserve(wanted, target, found)
         try:
             job = found.job(wanted, target, authorization)
@@ -105,10 +105,10 @@ class Mounter:
                 self._learn(job)
             self._linkers[target.linker].link(job)
             if not self._stands(reserved):
-                # Somebody has looked for the link before it was made (reconcile/settle.py). Who looks now sees it.
+                # A check looked for the link before it was made (reconcile/settle.py). A check from now on finds it.
                 reserved = self._reserve(wanted, target, found)
         except BaseException:
-            # Should it be there after all, the pod tells of it as of an upload, or a reconcile finds it.
+            # If the link was made after all, the pod reports it as an upload, or a reconcile finds it.
             self._give_back(reserved)
             raise
         return Mounted(target, found.repository, job.size)
@@ -121,13 +121,13 @@ class Mounter:
         return found
 
     def _find(self, wanted: Wanted, access: Access | None, authorization: str | None) -> Found:
-        """Find who has the blob, among those from whom the client may have it."""
+        """Find a source that has the blob, among the repositories that the client may pull from."""
         if wanted.source is not None:
             if access is not None and not access.may(wanted.source, "pull"):
                 raise NotMountedError(Reason.NO_RIGHT)
             return self._from(wanted, wanted.source, authorization)
         why = NotMountedError(Reason.NO_SOURCE)
-        # The shared store first: it answers at once, and what it says needs no proof.
+        # The shared store first: it answers at once, and its answer needs no proof.
         for source in sorted(_pullable(access, wanted.repository), key=self._is_apart):
             try:
                 return self._from(wanted, source, authorization)
@@ -146,14 +146,14 @@ class Mounter:
         return Found(pod, source, self._sources.find(pod, source, wanted.digest, authorization))
 
     def _check(self, job: Job) -> None:
-        """Of a blob that is sent, or whose source nobody but its own registry vouches for."""
+        """Check a blob that has to be relayed, or that only its source's own registry claims to have."""
         relayed = job.pod.linker is LinkerKind.RELAY
         if job.size > self._relay_limit and (relayed or not job.is_known):
             raise NotMountedError(Reason.TOO_LARGE)
         if not relayed and not job.is_known:
-            # What is linked is in the shared store: others' bytes, of which the source has only said that it has them.
+            # What is linked is in the shared store: perhaps other pods' bytes, which the source only claims to have.
             self._sources.prove(job)
-            # Looked at only now: whoever runs the source would see by the proof that others have the blob.
+            # Checked only now: the proof would show the source's operator that other pods have the blob.
             if self._sources.stored(job.digest) != job.size:
                 raise NotMountedError(Reason.NOT_SHARED)
 
@@ -191,7 +191,7 @@ class Mounter:
 
 
 def _pullable(access: Access | None, but: RepositoryName) -> Iterable[RepositoryName]:
-    """Give some repositories that a token may pull from, by its own words."""
+    """Yield some repositories that a token permits to pull from."""
     for name in () if access is None else access.pullable()[:SOURCES_LIMIT]:
         try:
             repository = parse_repository(name)

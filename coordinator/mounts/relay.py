@@ -1,11 +1,11 @@
-"""Send a blob to a pod that keeps its links, or all of its bytes, in a place of its own (linker `relay`).
+"""Send a blob to a pod that keeps its links, or all of its bytes, in its own storage (linker `relay`).
 
-Route: `Relay.link` -> one at a time for a blob and a pod -> mounted within the pod, where another of its repositories
-has it -> else uploaded, chunk by chunk, as any client would (OCI distribution-spec, "Pushing blobs in chunks").
-A chunk that was not answered is resumed where the registry says that it stands. So many are sent at once in a process,
-each with one chunk in memory; some more wait for those that send the same, and beyond that clients upload. One that
-falls behind a least rate, for what its source gives or its target takes, is given up.
-The upload is made with the client's own token: it has the right to push there, and gets no other.
+Route: `Relay.link` -> one at a time for a blob and a pod -> mounted within the pod, if another of its repositories has
+it -> else uploaded, chunk by chunk, as any client would (OCI distribution-spec, "Pushing blobs in chunks").
+A chunk without an answer is resumed at the registry's upload offset. A process sends a limited number at once, each
+with one chunk in memory; a few more wait for relays of the same blob, and beyond that clients upload. A relay slower
+than a minimum rate, because of its source or its target, is aborted.
+The upload uses the client's own token, which permits the push there, and no other.
 Not here: where the bytes come from (sources.py), the reference (mounts/table.py).
 """
 
@@ -33,24 +33,24 @@ from coordinator.registry.errors import RegistryError, RegistryUnreachableError
 log = structlog.get_logger()
 
 CHUNK_BYTES: Final = 16 * 1024 * 1024
-#: A chunk is sent so often before the relay is given up.
+#: Attempts to send a chunk before the relay is aborted.
 ATTEMPTS: Final = 3
-#: Others that want the same blob in the same pod look so often whether it is there.
+#: How often a mount that waits for a relay of the same blob to the same pod checks whether it is there.
 POLL_S: Final = 0.1
-#: Of one silence of a registry.
+#: The longest silence of a registry.
 TIMEOUT_S: Final = 60.0
-#: A relay may take so long, and for each of its bytes the time that this rate leaves it (bytes per second).
+#: The time limit of a relay: this many seconds, plus the time for its bytes at this rate (bytes per second).
 HEAD_START_S: Final = 60.0
 LEAST_RATE: Final = 1024 * 1024.0
-#: What a registry is sent between two looks at the time.
+#: Bytes sent to a registry between two checks of the time.
 PIECE_BYTES: Final = 256 * 1024
 
-#: Gives the blob's bytes from their beginning, in pieces.
+#: Yields the blob's bytes from the beginning, in pieces.
 ReadSource = Callable[[Job], AbstractContextManager[Iterator[bytes]]]
 
 
 class Relay:
-    """For several threads."""
+    """Relays blobs; for several threads."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Relay:
         token = token_of(job.authorization)
         client, is_there = any_of(
             job.pod,
-            # Without a token as anybody: Baleen's own credentials are good for more than the client's.
+            # Without a token anonymously: Baleen's own credentials permit more than the client's.
             lambda url: self._client(url, token=token),
             lambda client: client.has_blob(job.repository, format_digest(job.digest)),
         )
@@ -114,12 +114,12 @@ class Relay:
                 self._sending.release()
 
     def _mounted_within(self, job: Job) -> bool:
-        """Mount it from another repository of the pod; with Baleen's own credentials, as the client may not know it."""
-        # What only its registry has said of it may be a lie about a blob of others in this pod: then it has to be sent.
+        """Mount from another repository of the pod, with Baleen's credentials: the client may lack rights to it."""
+        # A claim of only the source's registry may be false, about a blob of others in this pod: it has to be sent.
         if not job.is_known:
             return False
         with self._connections.use() as connection:
-            # More than can be under way here: of so many one has it, if any has.
+            # More than mounts can be pending here: among these one has the blob, if any has.
             others = table.elsewhere_in(connection, job.pod.id, job.digest, job.repository, self._most)
         if not others:
             return False
@@ -152,16 +152,14 @@ class Relay:
             raise
 
     def _send(self, client: RegistryClient, session: str, chunk: bytes, offset: int, pace: "_Pace") -> str:
-        """Send a chunk that begins at `offset`, or what the registry has not of it; return the session after it."""
+        """Send a chunk that begins at `offset`, or the part that the registry lacks; return the session after it."""
         stands = offset
         for attempt in range(ATTEMPTS):
             try:
                 if attempt:
                     session, stands = client.upload_status(session)
                     if not offset <= stands <= offset + len(chunk):
-                        raise UnavailableError(
-                            f"The registry stands at byte {stands} of an upload, and not at {offset}."
-                        )
+                        raise UnavailableError(f"The registry is at byte {stands} of an upload, and not at {offset}.")
                 if stands == offset + len(chunk):
                     return session
                 rest = memoryview(chunk)[stands - offset :]
@@ -183,9 +181,9 @@ class Relay:
 
     @contextmanager
     def _alone(self, job: Job) -> Iterator[None]:
-        """Keep everybody else, of other processes too, from sending this blob to this pod; wait for who does."""
+        """Let only this thread, across all processes, send this blob to this pod; wait for another that does."""
         deadline = time.monotonic() + self._patience
-        # The thread's one connection all the while, which holds the lock.
+        # The thread's one connection holds the lock all the time.
         with self._connections.use() as connection:
             while not table.enter_relay(connection, job.pod.id, job.digest):
                 if time.monotonic() > deadline:
@@ -198,7 +196,7 @@ class Relay:
 
 
 class _Pace:
-    """Ends what falls behind: a pod whose registry drips would hold one of the few places for as long as it likes."""
+    """Aborts slow relays: a slow registry would occupy one of the few places for as long as it likes."""
 
     def __init__(self, job: Job, head_start: float, least_rate: float) -> None:
         self._job = job
@@ -220,7 +218,7 @@ class _Pace:
         if time.monotonic() > self._until:
             raise UnavailableError(
                 f"The relay of {format_digest(self._job.digest)} from pod {self._job.source.name} to pod "
-                f"{self._job.pod.name} is given up: it is slower than {self._least_rate / 1024:.0f} KiB/s."
+                f"{self._job.pod.name} is aborted: it is slower than {self._least_rate / 1024:.0f} KiB/s."
             )
 
 
@@ -232,7 +230,7 @@ def _give_up(client: RegistryClient, session: str) -> None:
 
 
 def _chunks(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """Put pieces together to chunks of this size; the last may be smaller, and none is empty."""
+    """Join pieces to chunks of this size; the last may be smaller, and none is empty."""
     chunk = bytearray()
     for piece in pieces:
         chunk += piece
@@ -244,19 +242,19 @@ def _chunks(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 
 def _checked(job: Job, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Give the pieces; raise before the last if they are not the blob's, and as soon as they are more than it has."""
+    """Yield the pieces; raises before the last if the digest differs, and as soon as there are too many bytes."""
     seen, held, left = hashlib.sha256(), b"", job.size
     for piece in pieces:
         left -= len(piece)
         if left < 0:
             raise UnavailableError(
-                f"{job.source_repository} gives more than the {job.size} bytes of {format_digest(job.digest)}."
+                f"{job.source_repository} sends more than the {job.size} bytes of {format_digest(job.digest)}."
             )
         seen.update(piece)
         if held:
             yield held
         held = piece
     if seen.digest() != job.digest:
-        raise UnavailableError(f"The bytes of {format_digest(job.digest)} in {job.source_repository} are others.")
+        raise UnavailableError(f"{job.source_repository} sends other bytes than those of {format_digest(job.digest)}.")
     if held:
         yield held

@@ -1,6 +1,6 @@
-"""Registries of one pod, each of which answers for it: one that cannot be reached is passed over.
+"""Find a registry of a pod that can be reached. Each registry of a pod can answer for it.
 
-Not here: one that ends later, in the midst of a blob; then the client uploads.
+Not here: a registry that fails later, in the middle of a blob; then the client uploads.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,12 @@ T = TypeVar("T")
 def any_of(
     pod: MountPod, connect: Callable[[str], RegistryClient], ask: Callable[[RegistryClient], T]
 ) -> tuple[RegistryClient, T]:
-    """Ask the pod's registries in turn, by their URLs, until one can be reached; return it and its answer.
+    """Try the pod's registries in turn, by their URLs, until one can be reached; return its client and answer.
 
-    Whoever asks closes it. Raises UnavailableError if none can be reached, and what the first that can raises.
+    The caller closes the client. Raises UnavailableError if none can be reached, and whatever the first reachable one
+    raises.
     """
-    last = UnavailableError(f"Pod {pod.name} has no registry: `baleen pods set-registries`.")
+    last = UnavailableError(f"Pod {pod.name} has no registry: set one with `baleen pods set-registries`.")
     for registry in pod.registries:
         client = connect(registry)
         try:

@@ -1,17 +1,17 @@
-"""Whether a repository has a blob, and its bytes: as its pod's registry would answer whoever may pull there.
+"""Check whether a source repository has a blob, and read its bytes, as its pod's registry would serve them.
 
     linker of the source's pod    it has the blob if                          bytes
     link                          its link object is in shared storage        `blobs/…/data`
     relay                         its registry says so to the client's token  its registry
 
-So the answer takes as long whether or not the blob is anywhere else: the table, which knows, is asked only after the
-source has said yes, as are its bytes, and nothing else is waited for before.
+The answer takes equally long whether or not the blob is anywhere else: the table and the stored bytes, which would
+show that, are waited for only after the source has said yes.
 
-A registry is shown a token that lets pull from this one repository, where Baleen can make one: the client's lets push
-to the target, which may be another pod's, and whoever runs the source could use it.
+A registry is shown a token that permits only pull from this one repository, if Baleen can sign one: the client's token
+permits push to the target, which may be another pod's, and the operator of the source could use it.
 
-A registry's yes is a word about its own pod. Where it would give a blob that others hold, its bytes have to show that
-it has it (`prove`): else whoever runs one registry could have every blob whose digest they know.
+A registry can only vouch for its own pod. Where its answer would give access to a blob that other pods hold, it has to
+prove that it has the bytes (`prove`): else the operator of one registry could get every blob whose digest they know.
 """
 
 import threading
@@ -37,21 +37,21 @@ TIMEOUT_S: Final = 5.0
 #: While bytes are read.
 READ_TIMEOUT_S: Final = 60.0
 LOOKS_AT_ONCE: Final = 16
-#: Bytes are read as a proof for so long, by so many at once.
+#: Time limit of a proof, and proofs at once.
 PROOF_S: Final = 30.0
 PROOFS: Final = 4
 
-#: Waits for how many bytes the blob has; raises NotMountedError or UnavailableError.
+#: Waits for the blob's size in bytes; raises NotMountedError or UnavailableError.
 Size = Callable[[], int]
-#: What of a client's `Authorization` the registry of a source is shown, to pull from the repository; None for nothing.
+#: Narrows a client's `Authorization` to what a source's registry is shown to pull from the repository; None: nothing.
 Shown = Callable[[str | None, RepositoryName], str | None]
 
 
 class Sources:
-    """For several threads."""
+    """Looks blobs up in source repositories; for several threads."""
 
     def __init__(self, store: ObjectReader, *, ca_file: str | None = None, shown: Shown | None = None) -> None:
-        """`shown` makes of a client's token what registries are shown, which else is the same."""
+        """`shown` narrows a client's token for registries; without it they are shown the token itself."""
         self._store = store
         self._shown = shown or (lambda authorization, _: token_of(authorization))
         self._ca_file = ca_file
@@ -64,11 +64,11 @@ class Sources:
     def find(self, pod: MountPod, repository: RepositoryName, digest: Digest, authorization: str | None) -> Size:
         """Ask whether the repository has the blob; raises NotMountedError or UnavailableError.
 
-        The bytes are looked at meanwhile: what is given waits for that.
+        The stored bytes are looked up meanwhile; the returned function waits for that.
         """
         if pod.linker is Linker.LINK:
-            # Not beside this: a look at the bytes shows in the time of a refusal, and whether there are any depends on
-            # other repositories (measured: bench/mounts.py).
+            # Not in parallel: looking up the bytes would show in the time of a refusal, and whether there are any
+            # depends on other repositories (measured: bench/mounts.py).
             if self._store.head(layer_link_key(repository, digest)) is None:
                 raise NotMountedError(Reason.NOT_THERE)
             look = self._looks.submit(self.stored, digest)
@@ -86,7 +86,7 @@ class Sources:
         except RegistryUnreachableError:
             raise
         except RegistryError as error:
-            # It does not let the client in, or does not say: that is no yes.
+            # It denies the client, or gives no answer: that is not a yes.
             raise NotMountedError(Reason.NOT_THERE, str(error)) from error
         if size is None:
             raise NotMountedError(Reason.NOT_THERE)
@@ -94,21 +94,21 @@ class Sources:
         return lambda: said
 
     def stored(self, digest: Digest) -> int | None:
-        """Return the bytes that the shared store serves of the blob; None if it serves none."""
+        """Return the blob's size in the shared store; None if it serves no such blob."""
         found = self._store.head(blob_key(digest))
         return None if found is None else found.size
 
     def prove(self, job: Job) -> None:
         """Read the blob from its source's own registry; raises NotMountedError or UnavailableError unless it has it."""
         if not self._proving.acquire(blocking=False):
-            raise NotMountedError(Reason.BUSY, "as many blobs are read as may be")
+            raise NotMountedError(Reason.BUSY, "the limit of proofs at once is reached")
         deadline, left = time.monotonic() + PROOF_S, job.size
         try:
             with self.read(job) as pieces:
                 for piece in pieces:
                     left -= len(piece)
                     if left < 0:
-                        raise NotMountedError(Reason.NOT_THERE, f"Pod {job.source.name} gives more than it has said.")
+                        raise NotMountedError(Reason.NOT_THERE, f"Pod {job.source.name} sends more than it reported.")
                     if time.monotonic() > deadline:
                         raise UnavailableError(f"Pod {job.source.name} took too long to show that it has the blob.")
         except RegistryUnreachableError:
@@ -120,7 +120,7 @@ class Sources:
 
     @contextmanager
     def read(self, job: Job) -> Iterator[Iterator[bytes]]:
-        """Give the blob's bytes in pieces; raises UnavailableError."""
+        """Yield the blob's bytes in pieces; raises UnavailableError."""
         if job.source.linker is Linker.LINK:
             try:
                 with self._store.open(blob_key(job.digest)) as opened:
@@ -142,7 +142,7 @@ class Sources:
     def _asked(
         self, pod: MountPod, repository: RepositoryName, digest: Digest, authorization: str | None, timeout: float
     ) -> Iterator[tuple[RegistryClient, int | None]]:
-        """Give who answers for the pod, and how many bytes the blob has by its answer; None if it has none."""
+        """Return the client of a registry of the pod, and the blob's size there; None if it has no such blob."""
         shown = self._shown(authorization, repository)
         client, size = any_of(
             pod,
@@ -154,6 +154,6 @@ class Sources:
 
 
 def token_of(authorization: str | None) -> str | None:
-    """Return the bearer token of an `Authorization` header; None if there is none, or what no client could send on."""
+    """Return the bearer token of an `Authorization` header; None if there is none, or it could not be forwarded."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" and token.isascii() else None

@@ -1,9 +1,9 @@
-"""A mount's reference, durable before the pod's link is made.
+"""Write a mount's reference to the table, before the pod's link is made.
 
 Route: coordinator/mounts -> `reserve` -> link or relay -> 201.
-The reference is a direct link like any that an event tells of: in a pod of mode `manifest` it counts for the grace of
+The reference is a direct link, as if an event had reported it: in a pod of mode `manifest` it counts for the grace of
 links, within which the client pushes the manifest that lists the blob.
-Not here: whether the client may, and whether the source has the blob.
+Not here: whether the client is permitted, and whether the source has the blob.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from coordinator.table import statements as rows
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, StateChangedError
 
-#: Mounts are told of for so long, for `explain`.
+#: How long mounts are kept for `explain`.
 TOLD_DAYS = 30
 STATEMENT_MS = 2000
-#: Rows that one statement forgets.
+#: Rows that one statement deletes.
 FORGET_LIMIT = 10_000
 
 
 def prepare(connection: Connection[Any]) -> None:
-    """Set a connection up for mounts: a client waits, and uploads if anybody holds what they need for longer."""
+    """Set up a connection for mounts: statements time out, because a client waits and can upload instead."""
     rows.prepare(connection)
     connection.execute(f"SET statement_timeout = {STATEMENT_MS}")
 
 
 def pods(connection: Connection[Any]) -> list[MountPod]:
-    """Return every pod as mounts have to know it."""
+    """Return what mounts need to know of every pod."""
     found = connection.execute(
         """
         SELECT id, name, linker, registries, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id), managed
@@ -53,7 +53,7 @@ class Reserved(NamedTuple):
     at: datetime
     #: The repository did not link the blob before.
     is_new: bool
-    #: Nobody has said yet how many bytes it has.
+    #: The blob's size is not known yet.
     is_unsized: bool
     #: The row of the mount.
     mount: int
@@ -68,14 +68,14 @@ def reserve(
     at: datetime,
     margin: timedelta,
 ) -> Reserved:
-    """Let `repository` link the blob from `at` on, by the table; again it changes nothing but the time.
+    """Add the link of `repository` to the blob to the table, as of `at`; a repetition changes only the time.
 
-    In one transaction, which a hide of the blob comes either before or after. Raises NotServedError if it came before.
+    In one transaction, so that a hide of the blob is either before or after it. Raises NotServedError if it is before.
     """
     found: list[tuple[int, bool]] = []
 
     def note() -> None:
-        # A link that is there may be of a registry whose clock is ahead: it counts anew from now all the same.
+        # An existing link may have a time of a registry whose clock is ahead: it counts from now all the same.
         noted = connection.execute(
             """
             WITH linked AS (
@@ -92,7 +92,7 @@ def reserve(
             {"digest": digest, "repository": repository, "source": source},
         ).fetchone()
         if noted is None:
-            # It was there, and has expired since it was read (table/expiry.py).
+            # The link existed, and has expired since it was read (table/expiry.py).
             raise StateChangedError("A link has expired while the blob was mounted.")
         found[:] = [noted]
 
@@ -103,7 +103,7 @@ def reserve(
 
 
 def learn_size(connection: Connection[Any], digest: Digest, size: int) -> None:
-    """Note the bytes of a blob of which nobody has told yet."""
+    """Record the size of a blob whose size is not known yet."""
     connection.execute("UPDATE blobs SET size = %s WHERE digest = %s AND size < 0", (size, digest))
 
 
@@ -120,11 +120,11 @@ def stands(connection: Connection[Any], reserved: Reserved) -> bool:
 
 
 def give_back(connection: Connection[Any], reserved: Reserved) -> None:
-    """Take a reference back that was new, of a mount that certainly did not happen, unless anybody relies on it since.
+    """Undo the new reference of a mount that certainly failed, unless something relies on it since.
 
-    Where links count until a delete is told of (mode `link`), it would be kept for ever. It is, where nobody can look
-    at such links either: a registry whose clock is behind may have told of the same link since, by an earlier time,
-    and of that there is no sign in the row. Elsewhere a reconcile or the manifest brings back what that would cost.
+    Where links count until a delete is reported (mode `link`), it would stay forever. With linker `relay` it does stay:
+    there Baleen cannot check links, and a registry whose clock is behind may have reported the same link since with an
+    earlier time, of which the row shows nothing. Elsewhere a reconcile or the manifest restores what that would cost.
     """
     with connection.transaction():
         locks.enter(connection)
@@ -149,9 +149,9 @@ def give_back(connection: Connection[Any], reserved: Reserved) -> None:
 def elsewhere_in(
     connection: Connection[Any], pod_id: int, digest: Digest, but: RepositoryName, limit: int
 ) -> list[RepositoryName]:
-    """Return some other repositories of the pod that link the blob, by the table: it can be mounted from one of them.
+    """Return some other repositories of the pod that link the blob, by the table, to mount it from one of them.
 
-    Not from each: of one for which a mount is under way the table knows before the pod does.
+    Not each will work: the table has a repository's pending mount before the pod does.
     """
     found = connection.execute(
         """
@@ -165,8 +165,8 @@ def elsewhere_in(
 
 
 def enter_relay(connection: Connection[Any], pod_id: int, digest: Digest) -> bool:
-    """Keep everybody else from sending the blob to the pod, until `leave_relay` or the connection ends; False if
-    somebody does.
+    """Lock the relay of the blob to the pod, until `leave_relay` or the end of the connection; False if it is locked
+    already.
     """
     return _ask(connection, "SELECT pg_try_advisory_lock(%s)", pod_id, digest)
 
@@ -182,7 +182,7 @@ def _ask(connection: Connection[Any], statement: str, pod_id: int, digest: Diges
 
 
 def forget_old(connection: Connection[Any]) -> int:
-    """Forget mounts of long ago, some at a time; return how many."""
+    """Delete a batch of old mounts; return how many."""
     return connection.execute(
         """
         DELETE FROM mounts WHERE id IN (

@@ -56,7 +56,7 @@ notifications:
       timeout: 10s
       threshold: 5
       backoff: 1s
-      # Only GitLab's registry knows these. When it ends, it goes on sending for so long: end it no sooner by force.
+      # Only GitLab's registry knows these. It keeps sending for this long after SIGTERM: do not kill it sooner.
       queuepurgetimeout: 25s
       # It drops events from version 4.30 on, and these make it do so later. Before 4.30 and in distribution leave out
       # maxretries: with it, 3.93 to 4.29 drop events as well; see docs/REGISTRIES.md.

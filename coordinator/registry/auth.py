@@ -1,10 +1,10 @@
-"""Let ourselves in at a registry that asks who we are: Basic, or docker's token flow.
+"""Log in at a registry that requires it: Basic authentication, or docker's token flow.
 
 Route: request -> 401 with a challenge -> the realm that it names, with the credentials -> the request again, with the
-token; later requests of that kind carry it at once, until shortly before it ends.
+token; later requests of that kind carry it at once, until shortly before it expires.
 Invariants: credentials go to the registry and to the realm that it names, and never from https to http; only a
-challenge of the registry itself is heeded, not that of a place which it redirects to; nothing here is ever logged.
-Not here: which credentials (settings), what is asked for (client.py).
+challenge of the registry itself counts, not that of a redirect's target; nothing here is ever logged.
+Not here: which credentials (settings), the requests themselves (client.py).
 """
 
 import base64
@@ -19,18 +19,18 @@ import msgspec
 from coordinator.registry.errors import RegistryAuthenticationError
 from coordinator.settings import Secret
 
-#: What an issuer means that does not say how long its token lives.
+#: The lifetime of a token, in seconds, if the issuer does not state it.
 TOKEN_SECONDS = 60.0
-#: A token is not used when so little of its life is left: a request takes its time.
+#: A token is not used when only this much of its lifetime is left, because a request takes time.
 LEEWAY_SECONDS = 10.0
-#: Kinds of requests whose tokens are remembered; a client that speaks of ever other repositories forgets the oldest.
+#: Kinds of requests whose tokens are remembered; beyond it the oldest are forgotten.
 TOKENS_LIMIT = 1000
 
 _REPOSITORY = re.compile(r"/v2/(?P<name>.+)/(?:blobs|manifests|tags)/")
 _CHALLENGE = re.compile(r"\s*(?P<scheme>Basic|Bearer)\s+(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _PARAMETER = re.compile(r'(?P<name>[a-zA-Z_]+)\s*=\s*(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s,"]+))')
 
-#: What a token is good for: pull, push or delete; the repository; the one that a blob is mounted from.
+#: What a token permits: pull, push or delete; the repository; the one that a blob is mounted from.
 Purpose = tuple[str, str, str]
 
 
@@ -41,7 +41,7 @@ class Credentials(NamedTuple):
     password: Secret
 
 
-#: What may stand in a header.
+#: What a header may contain.
 _TokenText = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]
 
 
@@ -65,7 +65,7 @@ class _Token(NamedTuple):
 
 
 class RegistryAuth(httpx.Auth):
-    """Answers the challenges of one registry. Without credentials it asks for tokens as anybody may."""
+    """Answers the challenges of one registry. Without credentials it asks for anonymous tokens."""
 
     def __init__(
         self, base_url: str, credentials: Credentials | None, clock: Callable[[], float] = time.monotonic
@@ -99,7 +99,7 @@ class RegistryAuth(httpx.Auth):
             answer.read()
             token = self._token(answer)
         self._remember(purpose, token)
-        # A body that was read from a file or a generator is spent. The next request of this kind has the token.
+        # A body from a file or a generator cannot be sent again. The next request of this kind has the token.
         if isinstance(request.stream, httpx.ByteStream):
             request.headers["Authorization"] = token.header
             yield request
@@ -121,9 +121,9 @@ class RegistryAuth(httpx.Auth):
         except (KeyError, httpx.InvalidURL) as error:
             raise self._refused("names no token issuer: correct its `auth.token.realm`") from error
         if realm.scheme not in {"http", "https"} or not realm.host:
-            raise self._refused("names a token issuer that is no http URL: correct its `auth.token.realm`")
+            raise self._refused("names a token issuer that is not an http URL: correct its `auth.token.realm`")
         if realm.scheme == "http" and self._registry.scheme == "https":
-            raise self._refused("names a token issuer without TLS, which gets no credentials: give that one TLS too")
+            raise self._refused("names a token issuer without TLS, which gets no credentials: enable TLS there too")
         asked = [("service", parameters["service"])] if parameters.get("service") else []
         asked += [("scope", scope) for scope in parameters.get("scope", "").split()]
         headers = {"Accept": "application/json"}
@@ -132,7 +132,7 @@ class RegistryAuth(httpx.Auth):
             headers["Authorization"] = _basic(self._credentials)
         for name, value in asked:
             realm = realm.copy_add_param(name, value)
-        # The timeouts of the request for which this one is made. Its answer is short, whatever that of the other is.
+        # It has the timeouts of the original request. Its answer is short, also if the original one's is long.
         timeouts = {name: value for name, value in cause.extensions.items() if name == "timeout"}
         return httpx.Request("GET", realm, headers=headers, extensions=timeouts)
 
@@ -152,7 +152,7 @@ class RegistryAuth(httpx.Auth):
         token = told.token or told.access_token
         if not token:
             raise RegistryAuthenticationError(
-                f"The token issuer {issuer} of the registry {self._registry} answered without a token: is it one?",
+                f"The token issuer {issuer} of the registry {self._registry} sent no token: check its address.",
                 registry_status=answer.status_code,
             )
         seconds = told.expires_in or TOKEN_SECONDS
@@ -171,14 +171,14 @@ def same_origin(one: httpx.URL, other: httpx.URL) -> bool:
 def _purpose(request: httpx.Request) -> Purpose:
     match = _REPOSITORY.match(request.url.path)
     action = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}.get(request.method, "push")
-    # An upload that is given up is deleted with the right to push.
+    # Deleting an unfinished upload takes the right to push.
     if action == "delete" and "/blobs/uploads/" in request.url.path:
         action = "push"
     return action, "" if match is None else match["name"], request.url.params.get("from", "")
 
 
 def _challenge(response: httpx.Response) -> tuple[str, dict[str, str]] | None:
-    """Give the first challenge that we can answer: its scheme in lower case and its parameters."""
+    """Return the first challenge that this client supports: its scheme in lower case and its parameters."""
     for header in response.headers.get_list("WWW-Authenticate"):
         if (match := _CHALLENGE.match(header)) is not None:
             found = _PARAMETER.finditer(match["rest"])

@@ -1,9 +1,9 @@
-"""Speak the OCI distribution protocol with one registry.
+"""A client of the OCI distribution protocol for one registry.
 
 Route: RegistryClient -> httpx -> registry; push_image and pull_image are built from the single calls.
-Invariants: every call has a timeout; bytes that are handed out have been compared with their digest; the
-token goes to the registry's own address only. Digests are in the form that registries write, `sha256:<hex>`.
-Not here: which registry belongs to which pod; how a registry that asks is answered (auth.py); retries.
+Invariants: every call has a timeout; returned bytes have been verified against their digest; the token goes only to
+the registry's own address. Digests are in the form that registries write, `sha256:<hex>`.
+Not here: which registry belongs to which pod; authentication (auth.py); retries.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 20
-#: Headers that tell a registry, or what asks in front of one, from a store that answers 403 to everybody.
+#: Headers that distinguish a registry, or a proxy before it, from a store that answers every request with 403.
 OF_REGISTRIES = ("WWW-Authenticate", "Docker-Distribution-Api-Version")
 INDEX_TYPES = frozenset({OCI.index, DOCKER.index})
 ACCEPT = f"{OCI.manifest}, {OCI.index}, {DOCKER.manifest}, {DOCKER.index}, */*"
@@ -78,11 +78,11 @@ class RegistryClient:
         user_agent: str = "baleen",
         timeout: float = 30.0,
     ) -> None:
-        """Speak with the registry at `base_url`, which must be http or https.
+        """Use the registry at `base_url`, which must be http or https.
 
-        A registry that asks who we are is answered with `credentials`, or for a token that anybody may have; with
-        `token` nothing else is tried. `address` is the one of the host's addresses to connect to. `ca_file` holds
-        certificates to trust beside the system's.
+        A challenge of the registry is answered with `credentials`, or without them with a request for an anonymous
+        token; with `token` nothing else is tried. `address` is the one of the host's addresses to connect to. `ca_file`
+        has certificates to trust in addition to the system's.
         """
         self._base_url = base_url.rstrip("/")
         headers = {"User-Agent": user_agent}
@@ -118,7 +118,7 @@ class RegistryClient:
 
     @contextmanager
     def named(self, user_agent: str) -> Iterator[None]:
-        """Be somebody else to the registry until the block ends. Used by one thread."""
+        """Use another User-Agent until the block ends. Used by one thread."""
         known = self._http.headers["User-Agent"]
         self._http.headers["User-Agent"] = user_agent
         try:
@@ -127,7 +127,7 @@ class RegistryClient:
             self._http.headers["User-Agent"] = known
 
     def ping(self) -> None:
-        """Raise unless the registry answers, and answers us."""
+        """Raise unless the registry answers and accepts the credentials."""
         self._call("GET", "/v2/", expect=200)
 
     # Blobs
@@ -146,10 +146,10 @@ class RegistryClient:
         return int(size)
 
     def read_blob(self, repository: str, digest: str) -> Iterator[bytes]:
-        """Yield a blob in chunks; raise at its end if the bytes were not those of the digest."""
+        """Yield a blob in chunks; raise at its end if the bytes do not have the digest."""
         seen = hashlib.sha256()
         with self._stream(f"/v2/{repository}/blobs/{digest}") as response:
-            # As they come, so that who waits for them can end it when they come too slowly.
+            # Yielded as they come, so that the caller can stop when they come too slowly.
             for chunk in response.iter_bytes():
                 seen.update(chunk)
                 yield chunk
@@ -168,7 +168,7 @@ class RegistryClient:
     ) -> str:
         """Upload a blob (POST, then one PUT) and return its digest.
 
-        A file is read from where it stands to its end and must be seekable; it is read twice unless
+        A file is read from its present position to its end and must be seekable; it is read twice unless
         `digest` is given. With `unless_present` the registry is asked first, as clients do.
         """
         body = BytesIO(content) if isinstance(content, bytes) else content
@@ -183,12 +183,12 @@ class RegistryClient:
         return digest
 
     def begin_upload(self, repository: str) -> str:
-        """Open an upload and return its session: a path, which another process of the registry may know too."""
+        """Open an upload and return its session: a path, which may also be valid at another registry process."""
         opened = self._call("POST", f"/v2/{repository}/blobs/uploads/", expect=202)
         return self._session(opened).raw_path.decode()
 
     def append_upload(self, session: str, pieces: Iterator[bytes], size: int, offset: int) -> str:
-        """Send the `size` bytes of an upload that begin at `offset`; return its session as it is then."""
+        """Send the `size` bytes of an upload that begin at `offset`; return its session after that."""
         answer = self._call(
             "PATCH",
             self._at(session),
@@ -205,7 +205,7 @@ class RegistryClient:
     def upload_status(self, session: str) -> tuple[str, int]:
         """Return an upload's session, and how many bytes the registry has of it."""
         answer = self._call("GET", self._at(session), expect=204)
-        # `0-0` is said of none, and of one byte: to send that one again is refused, and nothing is lost.
+        # `0-0` means no byte or one byte. Sending that one again is refused, and nothing is lost.
         last = answer.headers.get("Range", "0-0").rpartition("-")[2]
         stands = int(last) + 1 if last.isdigit() and last != "0" else 0
         return self._session(answer).raw_path.decode(), stands
@@ -220,7 +220,7 @@ class RegistryClient:
         )
 
     def cancel_upload(self, session: str) -> None:
-        """Give an upload up; that the registry does not know it, or cannot, is not an error."""
+        """Cancel an upload; that the registry does not know it, or does not support this, is not an error."""
         self._call("DELETE", self._at(session), expect=(204, 404, 405))
 
     def mount_blob(self, repository: str, digest: str, from_repository: str | None) -> bool:
@@ -229,7 +229,7 @@ class RegistryClient:
         answer = self._call("POST", f"/v2/{repository}/blobs/uploads/", expect=(201, 202), params=params)
         if answer.status_code == 201:
             return True
-        # The registry has opened an upload that nobody will finish: it would stay in its storage for ever.
+        # The registry has opened an upload that will not be finished: it would stay in its storage forever.
         self.cancel_upload(self._session(answer).raw_path.decode())
         return False
 
@@ -241,11 +241,11 @@ class RegistryClient:
     def has_manifest(
         self, repository: str, reference: str, *, user_agent: str | None = None, follow: bool = True
     ) -> bool:
-        """Whether the registry has it. With `follow=False` no other address is asked on its word."""
+        """Whether the registry has the manifest. With `follow=False` redirects are not followed."""
         return self._exists(f"/v2/{repository}/manifests/{reference}", user_agent=user_agent, follow=follow)
 
     def get_manifest(self, repository: str, reference: str, *, user_agent: str | None = None) -> Manifest:
-        """Fetch a manifest by tag or digest; a digest is compared with the bytes."""
+        """Fetch a manifest by tag or digest; bytes are verified against a digest."""
         with self._stream(f"/v2/{repository}/manifests/{reference}", user_agent=user_agent) as response:
             content = _read_limited(response, MANIFEST_BYTES_LIMIT)
             media_type = response.headers.get("Content-Type", "").partition(";")[0]
@@ -277,7 +277,7 @@ class RegistryClient:
     ) -> str:
         """Push blobs, children and manifest as a client does, and return the manifest's digest.
 
-        Blobs that the repository has are left out; `mount_from` names a repository to try a mount from.
+        Blobs that the repository has are skipped; `mount_from` names a repository to try a mount from.
         """
         if isinstance(image, Index):
             for child in image.manifests:
@@ -291,7 +291,7 @@ class RegistryClient:
         return self.put_manifest(repository, tag or image.digest, image.media_type, image.content)
 
     def pull_image(self, repository: str, reference: str) -> Pulled:
-        """Read an image and all that it lists, comparing every blob with its digest."""
+        """Read an image and everything that it lists, verifying every blob against its digest."""
         manifest = self.get_manifest(repository, reference)
         listed: dict[str, Any] = json.loads(manifest.content)
         if manifest.media_type in INDEX_TYPES:
@@ -310,13 +310,15 @@ class RegistryClient:
         return answer.status_code == 200
 
     def _session(self, answer: httpx.Response) -> httpx.URL:
-        """Give the upload's URL, at the address that we know.
+        """Return the upload's URL, at the configured address.
 
-        A registry behind a router names the router's host; the token goes to nobody else.
+        A registry behind a router names the router's host, but the token goes only to the configured address.
         """
         location = answer.headers.get("Location")
         if not location:
-            raise RegistryError(f"The registry {self._base_url} opened an upload without a Location: is it a registry?")
+            raise RegistryError(
+                f"The registry {self._base_url} opened an upload without a Location: check its address."
+            )
         return self._at(answer.url.join(location).raw_path.decode())
 
     def _at(self, path: str) -> httpx.URL:
@@ -342,7 +344,7 @@ class RegistryClient:
 
     @contextmanager
     def _stream(self, path: str, *, user_agent: str | None = None) -> Iterator[httpx.Response]:
-        # Redirects lead to presigned object store URLs; httpx drops the token on the way to another host.
+        # Redirects lead to presigned object store URLs; httpx removes the token for another host.
         with (
             self._reaching(),
             self._http.stream(
@@ -408,7 +410,7 @@ def _read_limited(response: httpx.Response, limit: int) -> bytes:
         content += chunk
         if len(content) > limit:
             raise RegistryContentError(
-                f"The manifest at {response.request.url.path} is larger than {limit} bytes: it is not read."
+                f"The manifest at {response.request.url.path} is larger than {limit} bytes and is not read."
             )
     return bytes(content)
 

@@ -1,4 +1,4 @@
-"""What a registry, or the issuer of its tokens, can answer that is no success."""
+"""Errors of a registry, or of the issuer of its tokens."""
 
 from coordinator.errors import BaleenError, NotFoundError, UnavailableError
 
@@ -6,7 +6,7 @@ from coordinator.errors import BaleenError, NotFoundError, UnavailableError
 class RegistryError(BaleenError):
     """The registry refused; `registry_status` and `code` are its HTTP status and its OCI error code.
 
-    `challenged`: it answered as who wants to know who asks does, and not as anything else that listens somewhere.
+    `challenged`: it answered with an authentication challenge, unlike some other server at that address.
     """
 
     status = 502
@@ -30,7 +30,7 @@ class RegistryNotFoundError(NotFoundError, RegistryError):
 
 
 class RegistryAuthenticationError(RegistryError):
-    """The registry, or its token issuer, does not let us in."""
+    """The registry, or its token issuer, does not accept the credentials."""
 
 
 class RegistryUnreachableError(UnavailableError, RegistryError):
@@ -42,4 +42,4 @@ class RegistryGoneError(RegistryUnreachableError):
 
 
 class RegistryContentError(RegistryError):
-    """The registry's bytes are not those that the digest names."""
+    """The registry's bytes do not have the requested digest."""

@@ -64,7 +64,7 @@ class Layer:
         return {"mediaType": self.media_type, "size": len(self.content), "digest": self.digest}
 
     def retyped(self, media_type: str) -> "Layer":
-        """Give the same bytes, and so the same digest, the media type of another format."""
+        """Return the same bytes, and so the same digest, with the media type of another format."""
         return Layer(self.content, media_type, self.diff_id)
 
 
@@ -84,7 +84,7 @@ class Image:
 
     @property
     def blobs(self) -> tuple[Layer, ...]:
-        """What must be in the repository before the manifest: layers first, as clients push them."""
+        """The blobs that must be in the repository before the manifest: layers first, as clients push them."""
         return (*self.layers, self.config)
 
     @property

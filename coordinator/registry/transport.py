@@ -1,6 +1,6 @@
-"""How the bytes reach a registry: at one of its host's addresses, over TLS, and why they did not.
+"""The connection to a registry: at one of its host's addresses, over TLS; and the reason of a failure.
 
-Not here: what is asked (client.py), who asks (auth.py).
+Not here: requests (client.py), authentication (auth.py).
 """
 
 import errno
@@ -16,17 +16,17 @@ import httpx
 from coordinator.errors import SettingsError
 from coordinator.registry.auth import same_origin
 
-#: What OpenSSL, by its release, calls bytes that are no TLS.
+#: OpenSSL's names, by release, for bytes that are not TLS.
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 
-#: Bytes of an answer that is no blob and no manifest: an error, a token, a few words.
+#: The most bytes of an answer that is no blob and no manifest: an error, a token, a few words.
 WORDS_BYTES: Final = 256 * 1024
-#: Of a request whose answer may be long.
+#: Marks a request whose answer may be long.
 LONG: Final = "baleen_long"
 
 
 class AtAddress(httpx.HTTPTransport):
-    """Connects to one address of the registry's host; the Host header and TLS go on naming the host."""
+    """Connects to one address of the registry's host; the Host header and TLS still name the host."""
 
     def __init__(self, base_url: str, address: str, tls: ssl.SSLContext, limits: httpx.Limits) -> None:
         super().__init__(verify=tls, limits=limits, trust_env=False)
@@ -48,9 +48,9 @@ class AtAddress(httpx.HTTPTransport):
 
 
 class _Words(httpx.SyncByteStream):
-    """An answer of a few words: what comes after WORDS_BYTES, or after its time, is not read.
+    """A short answer: nothing is read after WORDS_BYTES, or after its time.
 
-    A registry could else hold whoever reads its error, byte by byte, for as long as it likes.
+    Otherwise a registry could delay the reader of its error, byte by byte, for as long as it likes.
     """
 
     def __init__(self, stream: httpx.SyncByteStream, seconds: float) -> None:
@@ -70,7 +70,7 @@ class _Words(httpx.SyncByteStream):
 
 
 def bounded(seconds: float) -> Callable[[httpx.Response], None]:
-    """A hook for responses: only a LONG request's 200 may be long, also in time."""
+    """Return a hook for responses that limits them in size and time, except for the 200 of a LONG request."""
 
     def bound(response: httpx.Response) -> None:
         is_long = response.status_code == httpx.codes.OK and response.request.extensions.get(LONG)
@@ -82,12 +82,12 @@ def bounded(seconds: float) -> Callable[[httpx.Response], None]:
 
 @functools.cache
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """What all clients share: reading the certificates takes a while."""
+    """Return the TLS context that all clients share, because reading the certificates takes a while."""
     context = ssl.create_default_context()
     if ca_file is not None:
         try:
             context.load_verify_locations(ca_file)
-        except OSError as error:  # also of what is no certificate
+        except OSError as error:  # also raised for what is no certificate
             raise SettingsError(f"BALEEN_REGISTRY_CA_FILE cannot be read: {error}.") from error
     return context
 
@@ -100,19 +100,19 @@ def asked(error: httpx.HTTPError) -> httpx.URL | None:
 
 
 def was_refused(error: BaseException) -> bool:
-    """Whether the other side said that nothing listens there, which is more than silence."""
+    """Whether the other side refused the connection, which proves more than silence."""
     return any(isinstance(cause, ConnectionRefusedError) for cause in _causes(error))
 
 
 def why(error: BaseException) -> str:
-    """Name the failure as the system does, where it does: httpx has one name for all ways of not connecting."""
+    """Return the reason of a failure, in the system's words if possible: httpx has one name for all of them."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not accepted: {cause.verify_message}"
         if isinstance(cause, ssl.SSLError):
-            # Its errno is none of the system's.
+            # Its errno is not one of the system's.
             if cause.reason in _NO_TLS:
-                return "it speaks no TLS at this port: http:// may be what is meant"
+                return "it does not speak TLS at this port: use http:// if that is intended"
             return f"no TLS could be agreed on: {cause.reason or type(cause).__name__}"
         if isinstance(cause, socket.gaierror):
             return "its name is not known here"

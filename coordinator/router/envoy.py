@@ -1,15 +1,15 @@
-"""Write the Envoy configuration of the router: the same decisions as on nginx (nginx.py, which says why).
+"""Write the Envoy configuration of the router: the same decisions as on nginx (nginx.py explains them).
 
 Route: pods and options -> `configuration` -> the JSON that Envoy reads. Pure: the same pods give the same text.
 
 How Envoy decides:
-- A script reads the path, finds the owner and says by headers of its own what is asked of whom (envoy_scripts.py); the
-  path is passed on as it was read. Envoy's own reading (`normalize_path`) takes a backslash for a slash.
-- Routes go by these headers alone. Without them nothing reaches a pod.
+- A script reads the path, finds the owner and sets headers with the endpoint and the pod (envoy_scripts.py); the path
+  is forwarded in the resolved form. Envoy's own normalisation (`normalize_path`) treats a backslash as a slash.
+- Routes match only these headers. Without them nothing reaches a pod.
 - Where Baleen may have to be asked, another script asks it, and chooses another route if it does not answer. Envoy's
-  retries cannot: they send the same request, and have one wait for all who are asked.
+  retries cannot do that: they send the same request, and have one timeout for all attempts.
 
-Not here: whom Envoy can ask (envoy_clusters.py), where pods come from (commands/router.py), Envoy itself.
+Not here: the servers (envoy_clusters.py), where pods come from (commands/router.py), Envoy itself.
 """
 
 import json
@@ -50,16 +50,16 @@ from coordinator.router.nginx import (
 #: A token for many repositories is long.
 HEAD_KIB, HEADERS = 512, 1000
 
-#: So much of a body is kept until a process of the pod has taken the connection, or else no other one could be asked:
-#: more than is read before (BLOB_CHUNK_BYTES), and while the next is tried.
+#: How much of a body is kept until a process of the pod has accepted the connection, so that another one can be tried:
+#: more than is read before (BLOB_CHUNK_BYTES), and while the next one is tried.
 AGAIN_BYTES = 4 * BLOB_CHUNK_BYTES
 
-#: Answers of Baleen to a mount that are none: it is away, serves no mounts, or fails; or does not take it as it is.
+#: Answers of Baleen that do not decide a mount: it is away, serves no mounts, or fails; or it refuses the form.
 _MOUNT_AWAY = ("404", "405", "5xx")
 _MOUNT_UNREADABLE = ("400", "408", "411", "414", "429", "431")
 _TOKEN_AWAY = (*_MOUNT_AWAY, "429")
 
-#: What Envoy writes down where a registry was away or said nothing (its table of response flags).
+#: Envoy's response flags for a registry that was away or silent.
 _AWAY_FLAGS = ("UF", "UH", "UC", "LR", "UR", "UT", "UO", "UPE", "URX", "NC", "DF")
 
 
@@ -67,10 +67,12 @@ def configuration(pods: Iterable[Pod], options: Options) -> str:
     """Return the configuration; raises UsageError that names the pod which cannot be served."""
     served = servable(pods)
     if not is_address(options.listen.rpartition(":")[0].strip("[]")):
-        raise UsageError("--listen is malformed: Envoy listens at an address, such as 127.0.0.1:5000, and no name.")
+        raise UsageError(
+            "--listen is malformed: use an address, such as 127.0.0.1:5000. Envoy does not listen at a name."
+        )
     plan: Plan = {
         "node": {"id": "baleen-router", "metadata": {"made_by": "baleen router-config: make it again, do not edit it"}},
-        # A fragment is no part of a request: it is cut off.
+        # A fragment is not part of a request: it is cut off.
         "layered_runtime": {
             "layers": [
                 {"name": "router", "static_layer": {"envoy.reloadable_features.http_reject_path_with_fragment": False}}
@@ -90,12 +92,12 @@ def _listener(pods: Sequence[Pod], options: Options) -> Plan:
         http_protocol_options={
             "accept_http_10": True,
             "default_host_for_http_10": options.listen,
-            # Another protocol that a client offers to speak is nobody's to refuse: registries pass it over.
+            # A client's offer of another protocol must not be refused: registries ignore it.
             "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
         },
         common_http_protocol_options={
             "max_headers_count": HEADERS,
-            # Who reads headers as CGI does would take them for the same names with hyphens, which are replaced.
+            # A server that reads headers as CGI would take them for the same names with hyphens, which are replaced.
             "headers_with_underscores_action": "DROP_HEADER",
         },
         max_request_headers_kb=HEAD_KIB,
@@ -145,7 +147,7 @@ def _filters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
         default_source_code={"inline_string": scripts.READ},
         filter_context={prefix: owners[prefix] for prefix in sorted(owners)},
     )
-    # Both only where a route says so.
+    # Both only on routes that enable them.
     yield _filter("whole", "buffer.v3.Buffer", max_request_bytes=FORM_BYTES)
     yield _filter("ask", "lua.v3.Lua")
     yield _filter("router", "router.v3.Router", suppress_envoy_headers=True)
@@ -156,7 +158,7 @@ def _filter(name: str, kind: str, **fields: Any) -> Plan:
 
 
 def _who(options: Options) -> list[Plan]:
-    """What a client says of who it is and how it came is replaced: registries write URLs and events by it."""
+    """Replace a client's claims about its address and scheme: registries use them in URLs and events."""
     client = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
     told = {"x-real-ip": client, "x-forwarded-for": client, "x-forwarded-host": "%REQ(:AUTHORITY)%"}
     if options.public_scheme is not None:
@@ -164,7 +166,7 @@ def _who(options: Options) -> list[Plan]:
     return [
         *({"append": _set(name, value)} for name, value in told.items()),
         *({"remove": name} for name in ("x-forwarded-port", "forwarded")),
-        # By these a client would steer Envoy: its waits, its retries.
+        # With these a client could control Envoy's timeouts and retries.
         {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
     ]
 
@@ -174,7 +176,7 @@ def _set(name: str, value: str) -> Plan:
 
 
 def _access_log(options: Options) -> Plan:
-    """What answered, and how: of a query nothing is written down."""
+    """The access log: what answered, and how. Queries are not logged."""
     fields = {
         "time": "%START_TIME%",
         "client": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
@@ -208,8 +210,8 @@ def _routes(pods: Sequence[Pod], options: Options) -> Plan:
 
 
 def _base(pods: Sequence[Pod]) -> Iterator[Plan]:
-    # A pod that fails says nothing of the others, to which clients could not push without this answer.
-    # They are asked in turns, until of each pod all processes have been.
+    # If one pod fails, another one answers: without this answer clients could push to no pod.
+    # The pods are tried in turn, until all processes of each pod have been tried.
     asked = pods[:BASE_PODS]
     tries = len(asked) * max(len(unique(pod.registries)) for pod in asked)
     action = {
@@ -227,7 +229,7 @@ def _base(pods: Sequence[Pod]) -> Iterator[Plan]:
     }
     yield _at("/v2/", "pod", route=action)
     yield _at("/v2", "pod", route=action | {"prefix_rewrite": "/v2/"})
-    # On one storage each pod would list the repositories of all. Baleen lists them: /v1/repositories.
+    # On shared storage each pod would list the repositories of all. Baleen lists them: /v1/repositories.
     no_catalog = _error("UNSUPPORTED", "The router has no catalog: ask Baleen for repositories, or one pod.")
     yield _at("/v2/_catalog", "refused", **_answer(404, no_catalog))
 
@@ -237,7 +239,7 @@ def _repositories(options: Options) -> Iterator[Plan]:
         "route": _to(options.request_bound_s, cluster_header=scripts.POD),
         "request_body_buffer_limit": AGAIN_BYTES,
     }
-    # No registry reads a form in it.
+    # So that no registry reads a form in the body.
     no_form = {"request_headers_to_add": [_set("content-type", "application/octet-stream")]}
     ways = dict.fromkeys(_MOUNT_AWAY, "mount-at-pod") | dict.fromkeys(_MOUNT_UNREADABLE, "upload-at-pod")
     yield _where("mount-at-pod", {scripts.WAY: "mount-at-pod"}, **to_pod)
@@ -245,11 +247,11 @@ def _repositories(options: Options) -> Iterator[Plan]:
     mount = {scripts.ENDPOINT: "mount", scripts.POD: None}
     yield _where("mount", mount, **_ask(COORDINATOR, options.coordinator_timeout_s, ways))
     yield _where("pod", {scripts.ENDPOINT: "begin", scripts.POD: None}, **to_pod, **no_form)
-    # For a POST here distribution begins another one, or mounts; the specification has none.
+    # The specification has no POST here; distribution would start an upload, or mount.
     going_on = _error("UNSUPPORTED", "An upload that has begun takes PATCH, PUT, GET and DELETE.")
     post = {scripts.ENDPOINT: "upload", scripts.POD: None, ":method": "POST"}
     yield _where("refused", post, **_answer(405, going_on))
-    # Read whole first, so that a slow client does not lengthen the registry's own request.
+    # Read completely first, so that a slow client does not prolong the registry's own request.
     manifest = {scripts.ENDPOINT: "manifest", scripts.POD: None}
     kept = {"request_body_buffer_limit": 2 * MANIFEST_BYTES, "typed_per_filter_config": _whole(MANIFEST_BYTES)}
     yield _where("pod", manifest, **(to_pod | kept))
@@ -275,7 +277,7 @@ def _tokens(options: Options) -> Iterator[Plan]:
 
 
 def _refusals() -> Iterator[Plan]:
-    """What goes to nobody, in the specification's words."""
+    """Requests that are not forwarded, with the specification's errors."""
     unowned = _error("NAME_UNKNOWN", "No pod owns this repository.")
     yield _where("unowned", {scripts.ENDPOINT: None}, **_answer(404, unowned))
     nothing = _error("UNSUPPORTED", "This is no endpoint of the distribution specification.")
@@ -283,7 +285,7 @@ def _refusals() -> Iterator[Plan]:
 
 
 def _to(silence_s: int, **action: Any) -> Plan:
-    """Pass it on, however long it takes while bytes come."""
+    """Forward the request, however long it takes as long as bytes come."""
     return {"timeout": "0s", "idle_timeout": seconds(silence_s), **action}
 
 
@@ -297,7 +299,7 @@ def _to_issuer(issuer: Issuer) -> Plan:
 
 
 def _ask(whom: str, wait_s: int, ways: Mapping[str, str]) -> Plan:
-    """Ask Baleen. Where the script has failed nobody is asked: a mount would pass Baleen by."""
+    """Ask Baleen. If the script fails, the request is not forwarded: a mount would bypass Baleen."""
     asking = typed(
         "extensions.filters.http.lua.v3.LuaPerRoute",
         source_code={"inline_string": scripts.ASK},
@@ -310,7 +312,7 @@ def _ask(whom: str, wait_s: int, ways: Mapping[str, str]) -> Plan:
 
 
 def _whole(limit: int) -> Plan:
-    """A body that is kept in memory until all of it is there."""
+    """Buffer a body in memory until it is complete."""
     kind = "extensions.filters.http.buffer.v3.BufferPerRoute"
     return {"whole": typed(kind, buffer={"max_request_bytes": limit})}
 
@@ -327,7 +329,7 @@ def _where(name: str, headers: Mapping[str, str | None], **rest: Any) -> Plan:
 
 
 def _headers(wanted: Mapping[str, str | None]) -> list[Plan]:
-    """Headers with these values; None: with any."""
+    """Match headers with these values; None matches any value."""
     return [
         {"name": name, "present_match": True} if value is None else {"name": name, "string_match": {"exact": value}}
         for name, value in wanted.items()
@@ -359,7 +361,7 @@ def _flags(*flags: str) -> Plan:
     return {"response_flag_filter": {"flags": list(flags)}}
 
 
-#: Answers that Envoy makes by itself, in the specification's words.
+#: Envoy's own answers, with the specification's errors.
 _ANSWERS: Plan = {
     "mappers": [
         {

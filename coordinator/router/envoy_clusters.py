@@ -1,6 +1,6 @@
-"""Whom the router on Envoy can ask: the registries of each pod, Baleen, an issuer.
+"""The servers of the router on Envoy: the registries of each pod, Baleen, an issuer.
 
-Not here: who is asked what (envoy.py).
+Not here: which request goes where (envoy.py).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,21 +24,21 @@ Plan = dict[str, Any]
 
 BASE, COORDINATOR, TOKENS, ISSUER = "router_base", "router_coordinator", "router_tokens", "router_issuer"
 
-#: Envoy refuses what is beyond its own limits (1024), and pushes would fail that registries take.
+#: Beyond its own default limits (1024) Envoy would refuse pushes that registries accept.
 UNLIMITED = 1_000_000
-#: Less than registries and Baleen (5 s) keep a connection on which nothing is asked.
+#: Less than registries and Baleen (5 s) keep an idle connection.
 POD_IDLE_S, COORDINATOR_IDLE_S = 15, 3
 
 _PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def typed(kind: str, **fields: Any) -> Plan:
-    """A part of a configuration that says what it is."""
+    """A part of a configuration with its type."""
     return {"@type": f"type.googleapis.com/envoy.{kind}", **fields}
 
 
 def extension(kind: str, **fields: Any) -> Plan:
-    """The same, with the name that Envoy wants beside it."""
+    """The same, with the name that Envoy requires."""
     return {"name": kind, "typed_config": typed(kind, **fields)}
 
 
@@ -55,9 +55,9 @@ def cluster(pod: Pod) -> str:
 
 
 def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
-    """All that may be asked; raises UsageError for what cannot be verified."""
+    """Yield all clusters; raises UsageError for a server that cannot be verified."""
     for pod in pods:
-        # Once more than there are: of a connection that was kept the other end may be gone.
+        # One attempt more than there are processes: a kept connection may be dead.
         policy = again(len(unique(pod.registries)))
         yield _cluster(cluster(pod), pod.registries, f"Pod {pod.name}", options, POD_IDLE_S, retry_policy=policy)
     yield {
@@ -74,8 +74,8 @@ def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
     }
     yield _coordinator(COORDINATOR, options, spared=True)
     if options.issuer == "baleen":
-        # Mounts that are slow (a store, a database) must not take away tokens, which need neither. And where nobody
-        # else makes any, one Baleen is asked each time: who is not asked makes none.
+        # Separate for tokens: slow mounts (a store, a database) must not affect tokens, which need neither. Without
+        # another issuer, a single Baleen is asked each time: it is the only one that can issue a token.
         yield _coordinator(TOKENS, options, spared=options.fallback_issuer is not None)
     issuer = options.fallback_issuer if options.issuer == "baleen" else options.issuer
     if isinstance(issuer, Issuer):
@@ -83,7 +83,7 @@ def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
 
 
 def _coordinator(name: str, options: Options, *, spared: bool) -> Plan:
-    """Baleen's replicas, of which one that fails is left alone for a while; `spared`: also where it is the only one."""
+    """Baleen's replicas. One that fails is not asked for a while; `spared`: even if it is the only one."""
     replicas = unique(options.coordinator)
     made = _cluster(
         name,
@@ -92,7 +92,7 @@ def _coordinator(name: str, options: Options, *, spared: bool) -> Plan:
         options,
         COORDINATOR_IDLE_S,
         retry_policy=again(len(replicas) - 1),
-        # Only silence counts, and who is away: an answer is one, whatever it says.
+        # Only silence and refused connections count: any answer is an answer.
         outlier_detection={"error_matcher": {"not_match": {"any_match": True}}},
     )
     if spared or len(replicas) > 1:
@@ -108,11 +108,11 @@ def _coordinator(name: str, options: Options, *, spared: bool) -> Plan:
 
 
 def again(tries: int) -> Plan:
-    """Ask another process, or the same, where one does not take the request: it has seen nothing of it."""
+    """Try another process, or the same again, if one does not accept the connection: it has received nothing."""
     return {
         "retry_on": "connect-failure,reset-before-request",
         "num_retries": tries,
-        # At once: what comes of a body meanwhile has to be kept.
+        # Without a pause, because the body that comes meanwhile has to be buffered.
         "retry_back_off": {"base_interval": "0.001s"},
         "retry_host_predicate": [extension("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")],
         "host_selection_retry_max_attempts": 5,
@@ -134,7 +134,7 @@ def _cluster(
         "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": seconds(BASE_TIMEOUT_S),
         "per_connection_buffer_limit_bytes": BLOB_CHUNK_BYTES,
-        # Who is left alone is, also where nobody else is there.
+        # A failed replica is not asked, even if there is no other.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "circuit_breakers": _UNLIMITED,
         "load_assignment": {

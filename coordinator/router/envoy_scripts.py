@@ -1,17 +1,17 @@
-"""The two scripts (Lua) of the router on Envoy: what a request is, and what becomes of what Baleen was asked.
+"""The two Lua scripts of the router on Envoy: `READ` classifies a request, `ASK` asks Baleen.
 
-Route: `READ` reads the path, finds the owner and tells the routes of both by headers -> the route says whether `ASK`
-asks Baleen -> where Baleen did not answer, another route is chosen.
-They see heads, and the bodies of mounts and of requests for tokens; no other bytes.
-A script that fails ends where it was, and Envoy goes on: so nothing leads to a pod before a script has said so, and a
-client that says so is not believed.
-Not here: which routes there are (envoy.py).
+Route: `READ` reads the path, finds the owner and sets headers for the routes -> the route decides whether `ASK` asks
+Baleen -> if Baleen did not answer, another route is chosen.
+They see headers, and the bodies of mounts and of requests for tokens; no other bytes.
+A script that fails stops, and Envoy continues with the request: so no route leads to a pod without the scripts'
+headers, and such headers from a client are removed.
+Not here: the routes (envoy.py).
 """
 
 from coordinator.domain.names import REPOSITORY_NAME_LIMIT
 from coordinator.router.nginx import FORM_BYTES
 
-#: By these headers the scripts tell the routes: what is asked, whose it is, and where it goes instead of to Baleen.
+#: The headers that the scripts set for the routes: the endpoint, the pod, and the way to go instead of to Baleen.
 ENDPOINT, POD, WAY = "x-router-endpoint", "x-router-pod", "x-router-way"
 HEADERS = (ENDPOINT, POD, WAY)
 
@@ -32,7 +32,7 @@ local function decoded(text)
   return (text:gsub("%%(%x%x)", function(code) return string.char(tonumber(code, 16)) end))
 end
 
--- The path as everybody is to read it; nil where it is written in other characters than a path needs.
+-- The resolved path; nil if it has other characters than a path needs.
 local function read(path)
   local text = decoded(path)
   if text:find("[^A-Za-z0-9._~:@+,;=!/-]") then return nil end
@@ -48,8 +48,8 @@ local function read(path)
   return "/" .. table.concat(segments, "/") .. slash
 end
 
--- No two prefixes overlap: the first that is found is the only one. None is longer than a name, and to put longer ones
--- together would hold up everybody for seconds.
+-- No two prefixes overlap: the first match is the only one. None is longer than a name, and joining longer ones would
+-- block all requests for seconds.
 local function owner(prefixes, repository)
   local prefix
   for segment in repository:gmatch("[^/]+") do
@@ -60,7 +60,7 @@ local function owner(prefixes, repository)
   end
 end
 
--- Whether a registry may read a mount in it; of a form only its size is known here.
+-- Whether a registry may read the request as a mount; of a form only the size is known here.
 local function may_mount(headers, query)
   if headers:get(":method") ~= "POST" then return false end
   if decoded(query):lower():find("mount", 1, true) then return true end
@@ -95,7 +95,7 @@ end
 """
 )
 
-#: Its context is whom to ask, for how long, and for each status (or `5xx`) that is no answer the way that it goes then.
+#: Its context: the cluster to ask, the timeout, and the way to go for each status (or `5xx`) that is no answer.
 ASK = """\
 local LEFT_OUT = {
   [":status"] = true, ["connection"] = true, ["content-length"] = true, ["transfer-encoding"] = true,
@@ -103,7 +103,7 @@ local LEFT_OUT = {
   ["x-router-endpoint"] = true, ["x-router-pod"] = true, ["x-router-way"] = true,
 }
 
--- Headers of a request have a pair for each value, those of an answer a list where there are several.
+-- Headers of a request have one pair for each value, those of an answer a list if there are several.
 local function kept(headers)
   local found = {}
   for name, value in pairs(headers) do
@@ -121,11 +121,11 @@ function envoy_on_request(handle)
   local options = {timeout_ms = told:get("timeout_ms"), return_duplicate_headers = true, send_xff = false}
   local sent, body = kept(handle:headers()), handle:body(true)
   local content = body:length() > 0 and body:getBytes(0, body:length()) or nil
-  -- Where it may ask again, Envoy would send no body in chunks.
+  -- With retries, Envoy would not send a body in chunks.
   if not content then sent["content-length"] = "0" end
   local answer, text = handle:httpCall(cluster, sent, content, options)
   local status = answer[":status"]
-  -- Envoy's own word for one that is left alone.
+  -- Envoy's own answer for a cluster without a usable server.
   if text ~= "no healthy upstream" then handle:streamInfo():dynamicMetadata():set("router", "baleen", status) end
   local way = ways[status] or ways[status:sub(1, 1) .. "xx"]
   if not way then

@@ -2,20 +2,20 @@
 
 Route: pods and options -> `configuration` -> the text that nginx reads. Pure: the same pods give the same text.
 
-What the text rests on:
-- *One reading of a path.* nginx decodes and resolves a path once (`$uri`: `%2F`, `%2e%2e`, `//`, `/./`). Only a path
-  that then is one of the specification's endpoints, in characters that need no encoding, is passed on, and as it was
-  read, never as it came. So no registry can read another repository than the one that chose its pod.
-- *The repository decides, not the path's begin.* `team/manifests/v1` is the tag v1 of `team`, also where some pod owns
-  `team/manifests`.
-- *A mount goes to Baleen.* nginx does not decode a query, so that every query in which `mount` may stand, in any
-  encoding, is taken for one, and so is a short form in the body. What goes straight to a pod has another content type
-  than a form, since distribution reads mounts from forms of both kinds.
-- *Pushes and pulls need no Baleen.* Where it is away, slow, or fails, the pod gets the request as the client sent it.
-  Where it answers that it cannot read the request, the pod gets a plain upload: else a mount that is written badly on
-  purpose would be made by the pod.
+Principles of the configuration:
+- *One reading of a path.* nginx decodes and resolves a path once (`$uri`: `%2F`, `%2e%2e`, `//`, `/./`). It forwards
+  only a path that then is one of the specification's endpoints, in characters that need no encoding, and in the
+  resolved form, never as it came. So no registry can read another repository than the one that chose its pod.
+- *The repository decides, not the path's beginning.* `team/manifests/v1` is the tag v1 of `team`, even if some pod
+  owns `team/manifests`.
+- *A mount goes to Baleen.* nginx does not decode a query, so every query that may contain `mount`, in any encoding,
+  counts as a mount, and so does a short form in the body. A request that goes straight to a pod gets another content
+  type than a form, because distribution reads mounts from forms of both kinds.
+- *Pushes and pulls do not need Baleen.* If Baleen is away, slow, or fails, the pod gets the request as the client sent
+  it. If Baleen answers that it cannot read the request, the pod gets a plain upload: otherwise the pod would make a
+  mount that is malformed on purpose.
 
-Not here: where pods come from (commands/router.py), what a mount is answered (api), nginx itself.
+Not here: where pods come from (commands/router.py), the answer to a mount (api), nginx itself.
 """
 
 import re
@@ -36,31 +36,31 @@ COORDINATOR_TIMEOUT_S = 5
 LOG_FILE = "/var/log/nginx/baleen-router.log"
 STATE_DIR = "/var/lib/baleen-router"
 
-#: A longer body is no form with a mount in it (Baleen takes 64 KiB), nor a request for a token. nginx keeps so much of
-#: a body in memory.
+#: A longer body is neither a form with a mount (Baleen accepts 64 KiB) nor a request for a token. nginx keeps this
+#: much of a body in memory.
 FORM_BYTES = 59_999
-#: Manifests are read whole before a registry sees them; distribution takes no larger ones (4 MiB).
+#: Manifests are read completely before a registry gets them; distribution accepts no larger ones (4 MiB).
 MANIFEST_BYTES = 4 * 1024 * 1024
-#: Of an answer nginx holds so much; of a blob more, since with 128 KiB a pull cost a quarter more of its time.
+#: How much of an answer nginx buffers; more for a blob, because with 128 KiB a pull took a quarter longer.
 HEAD_BYTES, BLOB_CHUNK_BYTES = 64 * 1024, 512 * 1024
-#: `/v2/` is asked at one pod after another, for so long at each.
+#: `/v2/` is tried at one pod after another, for this long at each.
 BASE_PODS, BASE_TIMEOUT_S = 3, 5
-#: After so many failures in a row, which each took its time, Baleen is not asked for some seconds.
+#: After this many failures in a row, each after its timeout, Baleen is not asked for some seconds.
 COORDINATOR_TRIES, COORDINATOR_PAUSE_S = 2, 10
-#: Baleen waits so long for an issuer that does not answer, and then makes a token without its part: for tokens it is
-#: waited for so much longer.
+#: Baleen waits this long for an issuer that does not answer, and then issues a token without its part: for tokens
+#: the router's timeout is longer by this.
 ISSUERS_S = 5
 
-#: Of one worker of a whole configuration; a request takes two.
+#: Connections of one worker of a whole configuration; a request takes two.
 CONNECTIONS = 4096
 
-#: What is no answer, whoever has failed: also what a load balancer before Baleen has words of its own for.
+#: Statuses that are not an answer, whichever side failed: also those of a load balancer before Baleen.
 _FAILURES = " ".join(map(str, range(500, 600)))
 
-#: Characters that stand in a path as they are (RFC 3986, `pchar`), less those that nobody needs.
+#: Characters that a path may contain unencoded (RFC 3986, `pchar`), without those that no endpoint needs.
 _SEGMENT = "[A-Za-z0-9._~:@+,;=!-]+"
 _REPOSITORY = f"(?<router_repository>{_SEGMENT}(?:/{_SEGMENT})*)"
-#: Every way to write `mount` in a query; more than that is matched, and Baleen hands it on.
+#: Every way to write `mount` in a query. It matches more than that; Baleen forwards what is no mount.
 _MOUNT = "".join(f"(?:{letter}|%{ord(letter):02x})" for letter in "mount")
 
 _FILE = re.compile(r"/[A-Za-z0-9._/@+=,:~ -]*")
@@ -69,7 +69,7 @@ _ISSUER = re.compile(r"(https?://[^/?#]+)(/[A-Za-z0-9._~/-]*)?")
 
 
 class Pod(NamedTuple):
-    """A pod as the router needs it."""
+    """What the router needs to know of a pod."""
 
     name: str
     prefixes: Sequence[str]
@@ -77,14 +77,14 @@ class Pod(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """Files on the router's machine: the chain that clients are shown, and its key."""
+    """Files on the router's machine: the certificate chain for clients, and its key."""
 
     chain: str
     key: str
 
 
 class Issuer(NamedTuple):
-    """Where clients get tokens that Baleen does not make."""
+    """An issuer of tokens that Baleen does not issue."""
 
     server: RegistryUrl
     path: str
@@ -92,27 +92,27 @@ class Issuer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the configuration is made of beside the pods."""
+    """The inputs of the configuration besides the pods."""
 
     #: The replicas of Baleen's API.
     coordinator: Sequence[RegistryUrl]
-    #: No wait of the router for a registry, and no silence of a client, is longer (BALEEN_SAFETY_REQUEST_BOUND).
+    #: The longest wait for a registry, and the longest silence of a client (BALEEN_SAFETY_REQUEST_BOUND).
     request_bound_s: int
     listen: str = LISTEN
     tls: Certificate | None = None
-    #: How clients reach the router, where something before it ends their TLS.
+    #: The scheme by which clients reach the router, if a proxy before it terminates TLS.
     public_scheme: Literal["http", "https"] | None = None
-    #: Baleen is waited for so long, then the pod is asked.
+    #: How long the router waits for Baleen before it asks the pod.
     coordinator_timeout_s: int = COORDINATOR_TIMEOUT_S
-    #: Who answers `/jwt/auth`: Baleen, one issuer for all pods, or nobody.
+    #: What answers `/jwt/auth`: Baleen, one issuer for all pods, or nothing.
     issuer: Literal["baleen"] | Issuer | None = None
-    #: Asked for tokens where Baleen issues them and does not.
+    #: Asked for tokens if Baleen should issue them and does not answer.
     fallback_issuer: Issuer | None = None
     #: Certificates of all https servers, as PEM, on the router's machine.
     ca_file: str = SYSTEM_CA
-    #: A whole nginx.conf, or what is included in the section `http` of one.
+    #: A whole nginx.conf, or a part to include in the section `http` of one.
     whole: bool = False
-    #: Of a whole one: where nginx keeps its process id and what it needs for a while.
+    #: For a whole configuration: the directory of nginx's process id and temporary files.
     state_dir: str = STATE_DIR
     log_file: str = LOG_FILE
 
@@ -127,7 +127,7 @@ def parse_listen(text: str) -> str:
 
 
 def parse_file(text: str, option: str) -> str:
-    """Return the name of a file on the router's machine, if nginx reads it as it is written; raises UsageError."""
+    """Return the path of a file on the router's machine that nginx reads without quoting; raises UsageError."""
     if _FILE.fullmatch(text) is None or ".." in PurePosixPath(text).parts:
         raise UsageError(
             f"{option} is malformed: write the whole path of the file on the router's machine, "
@@ -140,7 +140,7 @@ def parse_issuer(text: str, option: str) -> Issuer:
     """Read an issuer's URL, `https://host/path`; raises UsageError."""
     match = _ISSUER.fullmatch(text)
     if match is None:
-        raise UsageError(f"{option} is malformed: write an URL as https://host/jwt/auth, without a query.")
+        raise UsageError(f"{option} is malformed: write a URL such as https://host/jwt/auth, without a query.")
     return Issuer(parse_registry(match[1]), match[2] or "/")
 
 
@@ -156,16 +156,14 @@ def servable(pods: Iterable[Pod]) -> list[Pod]:
     """Return the pods that have a registry, by name; raises UsageError for one that no router can serve."""
     served = sorted((pod for pod in pods if pod.registries), key=lambda pod: pod.name)
     if not served:
-        raise UsageError(
-            "No pod has a registry, and nothing could be routed: name its address with `baleen pods set-registries`."
-        )
+        raise UsageError("No pod has a registry, so nothing can be routed: set one with `baleen pods set-registries`.")
     for pod in served:
         _check(pod)
     return served
 
 
 def _check(pod: Pod) -> None:
-    """Raise UsageError for what the configuration cannot say."""
+    """Raise UsageError for a pod that the configuration cannot express."""
     parse_pod(pod.name)
     for prefix in pod.prefixes:
         parse_repository(prefix)
@@ -202,7 +200,7 @@ def _maps(pods: Sequence[Pod], options: Options) -> Iterator[str]:
         yield from _block("map $scheme $router_scheme", "default $scheme;")
     else:
         yield from _block("map $scheme $router_scheme", f"default {options.public_scheme};")
-    yield "# Whether the begin of an upload may be a mount, as a registry would read it."
+    yield "# Is this upload request a mount, as a registry would read it?"
     yield from _block("map $args $router_args_mount", "default 0;", f'"~*{_MOUNT}" 1;')
     yield from _block("map $args $router_args_digest", "default 0;", '"~*(?:^|&)digest=" 1;')
     yield from _block(
@@ -215,13 +213,13 @@ def _maps(pods: Sequence[Pod], options: Options) -> Iterator[str]:
         '"~^POST 1 " 1;',
         '"POST 0 11 0" 1;',
     )
-    yield "# Where a mount goes that Baleen has not answered; a pod that failed itself is asked for an upload."
+    yield "# Where a mount goes that Baleen has not answered; if its pod had failed already, as a plain upload."
     yield from _block(
         "map $upstream_http_x_baleen_mount $router_fallback",
         "default @router_mount_at_pod;",
         '"~." @router_upload_at_pod;',
     )
-    yield "# What answered, and how: of a query nothing is written down."
+    yield "# The log: what answered, and how. Queries are not logged."
     yield (
         'log_format baleen_router escape=json \'{"time":"$time_iso8601","client":"$remote_addr",'
         '"method":"$request_method","path":"$router_path","status":"$status","route":"$router_route",'
@@ -234,31 +232,31 @@ def _upstreams(pods: Sequence[Pod], options: Options) -> Iterator[str]:
     for pod in pods:
         yield from _block(
             f"upstream {_upstream(pod)}",
-            # Always tried: a push must not fail because of an earlier one.
+            # Always tried: a push must not fail because of an earlier failure.
             *(f"server {_address(registry)} max_fails=0;" for registry in unique(pod.registries)),
             "keepalive 32;",
             "keepalive_timeout 15s;",
         )
     yield from _coordinator("router_coordinator", options, spared=True)
     if options.issuer == "baleen":
-        # Mounts that are slow (a store, a database) must not take away tokens, which need neither. And where nobody
-        # else makes any, one Baleen is asked each time: who is not asked makes none.
+        # Separate for tokens: slow mounts (a store, a database) must not affect tokens, which need neither. Without
+        # another issuer, a single Baleen is asked each time: it is the only one that can issue a token.
         yield from _coordinator("router_tokens", options, spared=options.fallback_issuer is not None)
     for name, issuer in _issuers(options):
         yield from _block(f"upstream {name}", f"server {_address(issuer.server)} max_fails=0;")
 
 
 def _coordinator(name: str, options: Options, *, spared: bool) -> Iterator[str]:
-    """Baleen's replicas, of which one that fails is left alone for a while; `spared`: also where it is the only one."""
+    """Baleen's replicas. One that fails is not asked for a while; `spared`: even if it is the only one."""
     replicas = [_address(each) for each in unique(options.coordinator)]
     if spared and len(replicas) == 1:
         # nginx counts no failures of a server that is the only one.
         replicas *= COORDINATOR_TRIES
-    # One is left alone for another one: where all have failed, all are asked.
+    # A failed replica is skipped in favour of another; if all have failed, all are asked.
     last = [] if spared or len(replicas) == 1 else replicas
     yield from _block(
         f"upstream {name}",
-        # What one worker process of nginx has seen fail, all know.
+        # nginx's worker processes share what failed.
         f"zone {name} 64k;",
         *(f"server {each} max_fails=1 fail_timeout={COORDINATOR_PAUSE_S}s;" for each in replicas),
         *(f"server {each} max_fails=0 backup;" for each in last),
@@ -285,17 +283,17 @@ def _server(pods: Sequence[Pod], options: Options) -> Iterator[str]:
         f"listen {options.listen}{' ssl' if tls else ''};",
         *tls,
         f'access_log "{options.log_file}" baleen_router;',
-        "# What is no request of HTTP is written down too, and of that nothing is known.",
+        "# Requests that are not HTTP are logged too, without details.",
         "uninitialized_variable_warn off;",
         "merge_slashes on;",
-        "# Else the router's own answers had a type by the end of the path, such as of a tag v1.html.",
+        "# Otherwise the router's own answers would get a type from the end of the path, such as a tag v1.html.",
         "types {}",
         "default_type application/json;",
         "gzip off;",
         "# A token for many repositories is long.",
         "large_client_header_buffers 8 64k;",
         "",
-        "# Bytes pass as they come, both ways; nothing is kept in a file.",
+        "# Bytes are forwarded as they come, both ways; nothing is stored in a file.",
         "client_max_body_size 0;",
         "client_body_buffer_size 128k;",
         "proxy_http_version 1.1;",
@@ -304,10 +302,10 @@ def _server(pods: Sequence[Pod], options: Options) -> Iterator[str]:
         *_passing(HEAD_BYTES),
         "proxy_max_temp_file_size 0;",
         "proxy_redirect off;",
-        "# A pod steers nothing here: else it could have a client's request, with its token, sent to another pod.",
+        "# A pod's headers must not control nginx: they could send a client's request and token to another pod.",
         "proxy_ignore_headers X-Accel-Redirect X-Accel-Buffering X-Accel-Charset X-Accel-Expires X-Accel-Limit-Rate;",
         "proxy_socket_keepalive on;",
-        "# No wait is longer than garbage collection expects of a request.",
+        "# No wait is longer than garbage collection assumes for a request.",
         f"client_body_timeout {bound};",
         f"send_timeout {bound};",
         f"proxy_send_timeout {bound};",
@@ -337,7 +335,7 @@ def _server(pods: Sequence[Pod], options: Options) -> Iterator[str]:
 
 
 def _headers(host: str) -> list[str]:
-    # What a client says of who it is and how it came is replaced: registries write URLs and events by it.
+    # A client's claims about its address and scheme are replaced: registries use them in URLs and events.
     return [
         f"proxy_set_header Host {host};",
         'proxy_set_header Connection "";',
@@ -356,7 +354,7 @@ _OWNED = 'if ($router_pod = "") { rewrite ^ /.router/unknown last; }'
 
 
 def _base(pods: Sequence[Pod]) -> Iterator[str]:
-    yield "# Whether clients are let in at all: pods agree on that, and one that answers is enough."
+    yield "# Is the client authenticated? All pods agree on that, so one answer is enough."
     yield from _block("location = /v2", "rewrite ^ /v2/ last;")
     asked = pods[:BASE_PODS]
     for number, pod in enumerate(asked):
@@ -365,7 +363,7 @@ def _base(pods: Sequence[Pod]) -> Iterator[str]:
         yield from _block(
             there,
             "set $router_path /v2/;",
-            # A pod that fails says nothing of the others, to which clients could not push without this answer.
+            # If one pod fails, another one answers: without this answer clients could push to no pod.
             *(["proxy_intercept_errors on;"] if number + 1 < len(asked) else []),
             f"error_page 429 {_FAILURES} = {following};",
             f"proxy_connect_timeout {BASE_TIMEOUT_S}s;",
@@ -373,7 +371,7 @@ def _base(pods: Sequence[Pod]) -> Iterator[str]:
             *([f'proxy_ssl_name "{tls_name(pod.registries, pod.name)}";'] if _scheme(pod) == "https" else []),
             f"proxy_pass {_origin(pod)}$router_path;",
         )
-    yield "# On one storage each pod would list the repositories of all. Baleen lists them: /v1/repositories."
+    yield "# On shared storage each pod would list the repositories of all. Baleen lists them: /v1/repositories."
     yield from _block(
         "location = /v2/_catalog",
         "set $router_route refused;",
@@ -383,13 +381,13 @@ def _base(pods: Sequence[Pod]) -> Iterator[str]:
 
 def _uploads(options: Options) -> Iterator[str]:
     wait = f"{options.coordinator_timeout_s}s"
-    yield "# An upload begins, or a blob is mounted."
+    yield "# The start of an upload, or a mount."
     yield from _block(
         f'location ~ "^/v2/{_REPOSITORY}/blobs/uploads/?\\z"',
         _OWNED,
         "set $router_path /v2/$router_repository/blobs/uploads/;",
         "if ($router_mount) { rewrite ^ /.router/mount last; }",
-        "# No registry reads a form in it.",
+        "# So that no registry reads a form in the body.",
         "set $router_content_type application/octet-stream;",
         _TO_POD,
     )
@@ -402,12 +400,12 @@ def _uploads(options: Options) -> Iterator[str]:
         "proxy_intercept_errors on;",
         "# Baleen is away, serves no mounts, or fails: the pod gets what the client sent.",
         f"error_page 404 405 {_FAILURES} = $router_fallback;",
-        "# Baleen does not take it as it is written: no mount may come of it.",
+        "# Baleen refuses its form: the pod must not make a mount of it.",
         "error_page 400 408 411 414 429 431 = @router_upload_at_pod;",
         *_tls_name(options.coordinator, "Baleen"),
         f"proxy_pass {options.coordinator[0].scheme}://router_coordinator$router_path$is_args$args;",
     )
-    # Also where somebody asks for the location above by its name.
+    # Also if a client requests the location above by its name.
     yield from _block("location @router_mount_at_pod", _OWNED, "set $router_route mount-at-pod;", _TO_POD)
     yield from _block(
         "location @router_upload_at_pod",
@@ -418,7 +416,7 @@ def _uploads(options: Options) -> Iterator[str]:
         "proxy_set_header Content-Length 0;",
         "proxy_pass $router_pod$router_path;",
     )
-    yield "# An upload goes on. For a POST here distribution begins another one, or mounts; the specification has none."
+    yield "# An upload continues. The specification has no POST here; distribution would start an upload, or mount."
     yield from _block(
         f'location ~ "^/v2/{_REPOSITORY}/blobs/uploads/{_SEGMENT}\\z"',
         _OWNED,
@@ -428,7 +426,7 @@ def _uploads(options: Options) -> Iterator[str]:
 
 
 def _contents() -> Iterator[str]:
-    yield "# Read whole first, so that a slow client does not lengthen the registry's own request."
+    yield "# Read completely first, so that a slow client does not prolong the registry's own request."
     yield from _block(
         f'location ~ "^/v2/{_REPOSITORY}/manifests/{_SEGMENT}\\z"',
         _OWNED,
@@ -489,7 +487,7 @@ def _issuer(upstream: str, issuer: Issuer) -> list[str]:
 
 
 def _refusals() -> Iterator[str]:
-    yield "# What goes to nobody, in the specification's words."
+    yield "# Requests that are not forwarded, with the specification's errors."
     yield from _block(
         "location = /.router/unknown",
         "internal;",
@@ -527,7 +525,7 @@ def _whole(http: Sequence[str], options: Options) -> Iterator[str]:
     yield f'error_log "{state}/error.log" warn;'
     yield "pcre_jit on;"
     yield f"worker_rlimit_nofile {4 * CONNECTIONS};"
-    yield "# After a reload, requests that had begun before it may run so long."
+    yield "# How long requests from before a reload may still run."
     yield f"worker_shutdown_timeout {options.request_bound_s}s;"
     yield from _block("events", f"worker_connections {CONNECTIONS};")
     kept = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -548,7 +546,7 @@ def _error(status: int, code: str, message: str) -> str:
 
 
 def _buffered(limit: int) -> list[str]:
-    """A body that is kept in memory, so that it can be sent to a second server."""
+    """Buffer a body in memory, so that it can be sent to a second server."""
     return [
         "proxy_request_buffering on;",
         f"client_max_body_size {limit};",
@@ -558,13 +556,13 @@ def _buffered(limit: int) -> list[str]:
 
 
 def _passing(size: int) -> list[str]:
-    """How much of an answer is read at once, and then written; its headers must fit."""
+    """Set how much of an answer is read at once; its headers must fit."""
     # The second is not used without buffering, but must not be less than the first.
     return [f"proxy_buffer_size {size};", f"proxy_buffers 4 {size};"]
 
 
 def _limited(wait: str) -> list[str]:
-    """One server is asked, for so long at most: the next is the pod."""
+    """Limit the time to one attempt at one server; after it the pod is asked."""
     return [
         f"proxy_connect_timeout {wait};",
         f"proxy_send_timeout {wait};",
@@ -583,19 +581,21 @@ def _issuers(options: Options) -> Iterator[tuple[str, Issuer]]:
 
 
 def tls_name(servers: Sequence[RegistryUrl], whose: str) -> str:
-    """Return the one name that the certificates of https servers carry; raises UsageError.
+    """Return the one name in the certificates of https servers; raises UsageError.
 
-    nginx compares all servers of an upstream with one name, and (through OpenSSL) names only, no addresses.
+    nginx verifies all servers of an upstream against one name, and (through OpenSSL) only names, not addresses.
     """
     hosts = {server.host for server in servers if server.scheme == "https"}
     if len(hosts) > 1:
         raise UsageError(
-            f"{whose} has https servers of several names, and the router verifies one: give all of them one name, "
-            "which may have several addresses."
+            f"{whose} has https servers with several names, and the router can verify only one: give all of them one "
+            "name, which may have several addresses."
         )
     for host in hosts:
         if is_address(host):
-            raise UsageError(f"{whose} has an https server without a name, and the router verifies names: give it one.")
+            raise UsageError(
+                f"{whose} has an https server without a name, and the router verifies names: give it a name."
+            )
     return next(iter(hosts), "")
 
 
@@ -605,7 +605,7 @@ def _tls_name(servers: Sequence[RegistryUrl], whose: str) -> list[str]:
 
 
 def _literal(prefix: str) -> str:
-    # Of what may stand in a prefix, a regular expression reads only the dot otherwise.
+    # The dot is the only character of a prefix with a meaning in a regular expression.
     return prefix.replace(".", "[.]")
 
 

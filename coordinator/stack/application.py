@@ -1,8 +1,8 @@
 """Baleen's own processes as children of `baleen up`: one API, one worker, one scheduler.
 
-They get their settings by environment, secrets too: a command line is there for every user of the machine to read.
-What the parent's environment holds beside ours is passed on (proxies, AWS credentials, certificates).
-Not here: when they are started again (coordinator/commands/up.py).
+They get their settings, secrets too, by environment, because every user of the machine can read a command line.
+The rest of the parent's environment is passed on (proxies, AWS credentials, certificates).
+Not here: restarts (coordinator/commands/up.py).
 """
 
 import os
@@ -24,47 +24,47 @@ WORKER = "worker"
 SCHEDULER = "scheduler"
 PROBE_SECONDS = 2.0
 READY_SECONDS = 60.0
-#: The API gives requests 10 s to end; the worker ends its batch, the scheduler a few seconds after it is told to.
+#: The API gives requests 10 s to end; the worker ends its batch, the scheduler stops within a few seconds.
 STOP_SECONDS = 20.0
 
 
 def configured(data_dir: Path) -> Settings:
-    """The settings that the user has made, without what an earlier run left in the data directory."""
+    """Return the user's settings, without those of an earlier run's data directory."""
     return settings.load({**os.environ, f"{PREFIX}DATA_DIR": str(data_dir / "no-stack-here")})
 
 
 def told(merged: Settings, beginning: tuple[str, ...] = ("",)) -> dict[str, Any]:
-    """Settings as plain values, without those that are absent; all, or those whose names begin so."""
+    """Return the present settings as plain values; all, or those whose names begin with `beginning`."""
     values = {name: _plain(getattr(merged, name)) for name in Settings.__annotations__ if name.startswith(beginning)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def reached_at(host: str, port: int) -> str:
-    """Where a server is found from this machine that listens on this host: a name or an address, or any address."""
+    """Return the URL, on this machine, of a server that listens on a host: a name, an address, or any address."""
     try:
         address = ip_address(host)
     except ValueError:
         return f"http://{host}:{port}"
     if address.version == 4:
         return f"http://{'127.0.0.1' if address.is_unspecified else host}:{port}"
-    # Who listens on any address of version 6 does so on these alone.
+    # A server on any address of IPv6 listens only on IPv6.
     return f"http://[{'::1' if address.is_unspecified else host}]:{port}"
 
 
 def api(merged: Settings, directory: Path, *, host: str, port: int) -> ManagedProcess:
-    """The API, ready when it says that it is alive."""
+    """The API, ready when its liveness check succeeds."""
     address = f"{reached_at(host, port)}/healthz"
     arguments = ["-m", "coordinator.cli", "api", "--host", host, "--port", str(port)]
     return _child(API, arguments, merged, directory, probe_url=address)
 
 
 def worker(merged: Settings, directory: Path) -> ManagedProcess:
-    """The worker; it takes its time to join its group, and nobody waits for it."""
+    """The worker. It takes long to join its group, so nothing waits until it is ready."""
     return _child(WORKER, ["-m", "workers"], merged, directory)
 
 
 def scheduler(merged: Settings, directory: Path) -> ManagedProcess:
-    """The scheduler; what it finds out is told when it is found out."""
+    """The scheduler; nothing waits until it is ready."""
     return _child(SCHEDULER, ["-m", "workers.scheduler"], merged, directory)
 
 
@@ -90,7 +90,7 @@ def _environment(merged: Settings) -> Mapping[str, str]:
 
 
 def passed_on() -> dict[str, str]:
-    """What children get of the user's environment: no settings of ours."""
+    """The user's environment for children, without Baleen's settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
@@ -105,7 +105,7 @@ def _text(value: Any) -> str:
 
 
 def answers(url: str) -> bool:
-    """Whether something answers 200 there now, on this machine: no proxy of the user's is asked."""
+    """Whether something on this machine answers 200 there now; the user's proxy is not used."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(url, timeout=PROBE_SECONDS) as answer:

@@ -1,6 +1,6 @@
-"""Child processes beside a stack: ended in reverse order, and by a guard if whoever started them is killed.
+"""Child processes besides a stack: ended in reverse order, and by a guard if their parent is killed.
 
-Not here: a data directory, and services that belong to it (supervisor.py).
+Not here: a data directory and its services (supervisor.py).
 """
 
 from typing import Self
@@ -31,7 +31,7 @@ class Children:
         return process
 
     def kill(self, process: ManagedProcess) -> None:
-        """Kill a process by SIGKILL; nothing of it is left to end."""
+        """Kill a process by SIGKILL, with everything that it started."""
         process.kill()
         self._running.remove(process)
         self._guard.gone(process.pid)

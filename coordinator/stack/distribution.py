@@ -1,10 +1,10 @@
 """Run CNCF distribution as a pod on the shared store, for the demo and the tests.
 
 The program is not part of the stack: `docker-registry` (Debian's name) or `registry` must be on PATH.
-Its configuration follows what safety needs (see the doctor): no blob descriptor cache, deletes enabled,
-references included in events, one `http.secret` for all pods so that an upload may move between them. It sends
-blobs itself unless it is told to redirect: not every client reaches the store.
-The file holds secrets, is readable by its owner only and is written anew at every start.
+Its configuration is what safety needs (see the doctor): no blob descriptor cache, deletes enabled, references
+included in events, one `http.secret` for all pods so that an upload may move between them. It sends blobs itself
+unless configured to redirect, because not every client reaches the store.
+The file holds secrets, is readable only by its owner and is written again at every start.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ REGION = "us-east-1"
 
 
 def available() -> Path | None:
-    """Where the program is, if it is installed."""
+    """Return the path of the program, if it is installed."""
     return next((Path(found) for name in PROGRAMS if (found := shutil.which(name))), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notifications:
-    """Where a pod sends its events. A short timeout and backoff: its queue is served one by one."""
+    """Where a pod sends its events. Short timeout and backoff, because its queue is sent one by one."""
 
     url: str
     token: str = field(repr=False)
@@ -69,7 +69,7 @@ class DistributionRegistry:
     notifications: Notifications | None = None
     host: str = "127.0.0.1"
     log_level: str = "info"
-    #: A pull of a blob is answered with an address at the store.
+    #: A pull of a blob is redirected to the store.
     redirect: bool = False
 
     @property
@@ -100,7 +100,7 @@ class DistributionRegistry:
         )
 
     def configuration(self) -> dict[str, object]:
-        """What distribution reads, in its own words."""
+        """Return distribution's configuration."""
         known: dict[str, object] = {
             "version": 0.1,
             "log": {"level": self.log_level, "fields": {"service": "registry", "pod": self.name}},
@@ -114,12 +114,12 @@ class DistributionRegistry:
                     "rootdirectory": "/" + self.storage.root.strip("/"),
                     "secure": self.storage.endpoint_url.startswith("https:"),
                     "v4auth": True,
-                    # Version 3 answers everything with 500 without it, where the endpoint is an IP address.
+                    # Without it version 3 answers everything with 500 if the endpoint is an IP address.
                     "forcepathstyle": True,
                 },
                 "delete": {"enabled": True},
                 "redirect": {"disable": not self.redirect},
-                # A purge of uploads would walk all pods' repositories; Baleen looks after them.
+                # A purge of uploads would walk all pods' repositories; Baleen deletes old uploads.
                 "maintenance": {"uploadpurging": {"enabled": False}},
             },
             "http": {
@@ -157,12 +157,12 @@ class DistributionRegistry:
             with direct.open(f"{self.url}/v2/", timeout=PROBE_SECONDS):
                 return True
         except urllib.error.HTTPError as error:
-            return error.code == 401  # it asks for a token: it serves
+            return error.code == 401  # it demands a token, so it serves
         except urllib.error.URLError:
             return False
 
 
 def _environment() -> dict[str, str]:
-    """AWS_CA_BUNDLE makes the program panic, and REGISTRY_… would override its configuration."""
+    """The environment without AWS_CA_BUNDLE, which makes the program panic, and REGISTRY_…, which override its file."""
     kept = ("PATH", "HOME", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
     return {name: value for name, value in os.environ.items() if name in kept}

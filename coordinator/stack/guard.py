@@ -1,16 +1,15 @@
 """End the children of a parent that was killed with SIGKILL.
 
-A parent that is killed cannot stop anything, so a small process of its own session watches a pipe from the
-parent: each line names a child (`pid identity signal`) or takes one back (`gone pid`). When the pipe ends,
-for whatever reason, every child left is sent its signal, given END_SECONDS, then SIGKILL. After an orderly
-stop all are gone and the guard simply ends.
+A killed parent cannot stop anything, so a small process in its own session watches a pipe from the parent: each line
+adds a child (`pid identity signal`) or removes one (`gone pid`). When the pipe ends, for any reason, every remaining
+child is sent its signal, gets END_SECONDS, then SIGKILL. After an orderly stop no child is left and the guard ends.
 
-A process id may be used again by a stranger, so each goes with an identity: the time its process was started.
-The guard also keeps the descriptors it was given open (the lock of the data directory): a next `up` waits
+Another process may get the same process id, so each has an identity: the start time of its process.
+The guard also keeps its inherited descriptors open (the lock of the data directory): a next `up` waits
 until the children of a killed one are gone.
 
-This file runs by its path and imports the standard library only: it must start fast and on its own.
-A child that the parent starts by fork alone would hold the pipe open; ManagedProcess does not.
+This file runs by its path and imports only the standard library: it must start fast and without the package.
+A child that the parent starts by a plain fork would keep the pipe open; ManagedProcess does not.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ POLL_SECONDS = 0.05
 
 
 class Child(NamedTuple):
-    """A process and what it is sent at the end."""
+    """A process and the signal for its end."""
 
     pid: int
     identity: str
@@ -46,7 +45,7 @@ class Child(NamedTuple):
 
 
 def identity(pid: int) -> str | None:
-    """When the process was started, in the system's words; None when it is gone or waits to be reaped."""
+    """Return the start time of a process, as the system writes it; None if it has ended, reaped or not."""
     stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
         try:
@@ -61,7 +60,7 @@ def identity(pid: int) -> str | None:
 
 
 def end(children: Iterable[Child], seconds: float = END_SECONDS) -> None:
-    """Signal each child that still is the one we knew, wait, and kill what is left."""
+    """Signal each child whose identity is unchanged, wait, and kill what is left."""
     left = [child for child in children if _send(child, child.signal)]
     deadline = time.monotonic() + seconds
     while left and time.monotonic() < deadline:
@@ -80,7 +79,7 @@ def _send(child: Child, number: int) -> bool:
 
 
 def watch(lines: TextIO) -> None:
-    """Follow the parent's lines until it is gone, then end what it left."""
+    """Read the parent's lines until it is gone, then end the children that it left."""
     children: dict[int, Child] = {}
     for line in lines:
         word, _, rest = line.partition(" ")
@@ -93,7 +92,7 @@ def watch(lines: TextIO) -> None:
 
 
 class Guard:
-    """The parent's side: one guard process, told about each child."""
+    """The parent's side: starts one guard process and informs it of each child."""
 
     def __init__(self, keep_open: Sequence[int] = ()) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - this very file
@@ -116,7 +115,7 @@ class Guard:
         self._write(child.line())
 
     def follow(self, pid: int, number: int) -> None:
-        """Add a process that was just started, to be ended by this signal; one that is gone already needs no guard."""
+        """Add a process that was just started, to be ended by this signal; an ended one needs no guard."""
         if (mark := identity(pid)) is not None:
             self.add(Child(pid, mark, number))
 

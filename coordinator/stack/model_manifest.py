@@ -1,6 +1,6 @@
 """Read a manifest as CNCF distribution 2.8 reads it, for the model registry.
 
-Not taken from `coordinator.domain.references`: the model is what that is tested against.
+Not taken from `coordinator.domain.references`, because that is tested against this model.
 """
 
 import json
@@ -23,7 +23,7 @@ REFERENCE_FIELDS = ("mediaType", "size", "digest", "urls", "annotations")
 
 
 class NotAManifestError(ValueError):
-    """These bytes are no manifest that distribution 2.8 knows."""
+    """The bytes are not a manifest that distribution 2.8 accepts."""
 
 
 @dataclass(frozen=True)

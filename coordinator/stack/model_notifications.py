@@ -1,10 +1,10 @@
 """Deliver a registry's notifications as CNCF distribution 2.8 delivers them.
 
 Route: model_registry -> Notifier.emit -> queue in memory -> one thread -> POST to the webhook
-Invariants: one event per POST, in order, one POST at a time; an event keeps its id and timestamp however
-often it is tried; an answer outside 2xx and 3xx, or none in time, is tried again for ever and holds back all
-later events; a process that ends loses what was queued.
-Not here: what happened and when to say so (model_registry.py).
+Invariants: one event per POST, in order, one POST at a time; an event keeps its id and timestamp in all attempts;
+after an answer outside 2xx and 3xx, or none in time, it is retried forever and delays all later events; a process
+that ends loses its queue.
+Not here: what happens and when an event is sent (model_registry.py).
 """
 
 import json
@@ -29,7 +29,7 @@ class Webhook:
     token: str | None
     timeout_seconds: float
     backoff_seconds: float
-    #: Whether pulls are told of.
+    #: Whether pull events are sent.
     pulls: bool = False
 
     def __repr__(self) -> str:
@@ -51,7 +51,7 @@ class Notifier:
             threading.Thread(target=self._deliver_all, args=(webhook,), daemon=True).start()
 
     def close(self) -> None:
-        """Stop delivering; what is still queued is lost, as it is when the process is killed."""
+        """Stop delivering; the queue is lost, as when the process is killed."""
         self._closed.set()
         self._queue.put(b"")  # wakes the thread, which then ends
 
@@ -90,7 +90,7 @@ class Notifier:
 
 
 def _now() -> str:
-    """Write the time as Go does: nanoseconds, without trailing zeros."""
+    """Return the time as Go writes it: nanoseconds, without trailing zeros."""
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
     fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + fraction + "Z"

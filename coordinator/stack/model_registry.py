@@ -1,9 +1,9 @@
 """A model of CNCF distribution, for machines where the real program is not installed.
 
 Route: ModelRegistry (parent) -> `python -m coordinator.stack.model_registry CONFIG.json` -> ModelServer
-It keeps the real key layout, so that everything that reads a pod's storage can be tried on it, and emits the
-real notifications. Like the real program it loses its queue of notifications when it ends, however it ends.
-For tests and the demonstration: a request is held in memory whole, and every caller may do everything.
+It uses the real key layout, so that everything that reads a pod's storage can be tested on it, and sends the
+real notifications. Like the real program it loses its queue of notifications when it ends, for any reason.
+For tests and the demo: requests are held in memory completely, and every caller may do everything.
 Not here: HTTP (model_server.py), storage (model_storage.py), notifications (model_notifications.py).
 """
 
@@ -29,7 +29,7 @@ PROBE_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What the child is told, by a file that only its owner may read."""
+    """The child's configuration, in a file that only its owner may read."""
 
     host: str
     port: int
@@ -49,7 +49,7 @@ class ModelConfig:
             )
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise SettingsError(
-                f"{file} is no configuration of the model registry ({error}): let ModelRegistry write it."
+                f"{file} is not a configuration of the model registry ({error}): let ModelRegistry write it."
             ) from error
 
     def save(self, file: Path) -> None:
@@ -100,7 +100,7 @@ class ModelRegistry:
             cwd=Path(__file__).parents[2],  # where `coordinator` is, installed or not
             log_file=self.directory.absolute() / f"{self.name}.log",
             probe=self._ready,
-            advice="see that its port is free and that the object store runs",
+            advice="check that its port is free and that the object store runs",
         )
 
     def _ready(self) -> bool:
@@ -122,7 +122,7 @@ def _seconds(duration: str) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until killed. No signal is handled: the end of this process is never orderly."""
+    """Serve until killed. No signal is handled: this process never ends in an orderly way."""
     if len(arguments) != 1:
         print("usage: python -m coordinator.stack.model_registry CONFIG.json", file=sys.stderr)  # noqa: T201
         return 2

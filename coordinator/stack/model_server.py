@@ -1,9 +1,9 @@
 """Answer the OCI distribution protocol as CNCF distribution 2.8 answers it, with its notifications.
 
 Route: socket -> _Handler._route (ROUTES) -> one method per endpoint -> ModelStorage, then Notifier
-Invariants: storage is written before the event is emitted, but a tag's links after it, as in distribution; the
-event is emitted before the answer is sent, so that what a client asks next, by another connection, is told of after it;
-a refused request emits nothing.
+Invariants: storage is written before the event is sent, but a tag's links after it, as in distribution; the event is
+queued before the answer is sent, so that events of a client's next request, on any connection, come after it; a
+refused request sends no event.
 Not here, because no client of Baleen needs it: authentication, ranges, content negotiation, the catalogue.
 """
 
@@ -325,7 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing: what happened is in the events and in the storage."""
+        """Log nothing: requests show in events and storage."""
 
 
 def _digest(text: str) -> str:

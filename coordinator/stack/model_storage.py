@@ -1,6 +1,6 @@
-"""Keep a registry's state as CNCF distribution keeps it: one object per link and per blob.
+"""Store a registry's state as CNCF distribution does: one object per link and per blob.
 
-Under `docker/registry/v2/`, below the root that the store was given:
+Under `docker/registry/v2/`, below the store's root:
 
     blobs/sha256/<2 hex>/<hex>/data                                  layers, configs and manifests alike
     repositories/<name>/_layers/sha256/<hex>/link                    a link holds the digest's text
@@ -9,10 +9,10 @@ Under `docker/registry/v2/`, below the root that the store was given:
     repositories/<name>/_manifests/tags/<tag>/index/sha256/<hex>/link    stays when the tag moves
     repositories/<name>/_uploads/<uuid>/{startedat,data}
 
-Invariant: every answer is read from the store, as distribution without a descriptor cache does; nothing is
-locked, so the races of distribution are here too.
-Not here: HTTP (model_registry.py). The keys are made here once more on purpose, and not taken from
-`storage/layout.py`: the model is what that is tested against.
+Invariant: every answer is read from the store, as in distribution without a descriptor cache; nothing is
+locked, so distribution's races exist here too.
+Not here: HTTP (model_registry.py). The keys are built here again on purpose, and not taken from
+`storage/layout.py`, because that is tested against this model.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class ModelStorage:
         return self._visible_size(digest, self._layer_link(repository, digest))
 
     def manifest_size(self, repository: str, digest: str) -> int | None:
-        """As `layer_size`; a manifest that was uploaded as a blob is visible as a manifest too."""
+        """Return the manifest's size, as `layer_size`; a manifest uploaded as a blob is visible as a manifest too."""
         links = (self._revision_link(repository, digest), self._layer_link(repository, digest))
         return self._visible_size(digest, *links)
 
@@ -60,7 +60,7 @@ class ModelStorage:
         self._store.put(self._revision_link(repository, digest), digest.encode())
 
     def unlink_manifest(self, repository: str, digest: str) -> None:
-        """Remove every link that makes the manifest visible, so also one of the same bytes as a blob."""
+        """Remove every link that makes the manifest visible, also a link of the same bytes as a blob."""
         self._store.delete(self._revision_link(repository, digest))
         self._store.delete(self._layer_link(repository, digest))
 
@@ -102,7 +102,7 @@ class ModelStorage:
             return b""
 
     def append(self, repository: str, upload: str, chunk: bytes) -> int:
-        """Add a chunk and return the length so far; simple rather than fast, as a model may be."""
+        """Add a chunk and return the length so far; simple rather than fast."""
         content = self.uploaded(repository, upload) + chunk
         self._store.put(f"{self._upload(repository, upload)}/data", content)
         return len(content)

@@ -1,4 +1,4 @@
-"""nginx with a configuration that router/nginx.py has made, as a child process, for the demo and the tests.
+"""Run nginx with a configuration of router/nginx.py as a child process, for the demo and the tests.
 
 The program is not part of the stack: Debian's package is `nginx-light`.
 """
@@ -13,7 +13,7 @@ from coordinator.stack.process import ManagedProcess
 
 
 def available() -> Path | None:
-    """Where nginx is, if it is installed; of Debian's the folder is on root's path only."""
+    """Return the path of nginx, if it is installed. Debian's folder for it is only on root's PATH."""
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     return None if found is None else Path(found)
 
@@ -26,7 +26,7 @@ def program() -> Path:
 
 
 def nginx(state: Path, file: Path, address: str) -> ManagedProcess:
-    """A process of nginx that reads `file`, a whole configuration; ready when it takes connections."""
+    """A process of nginx that reads `file`, a whole configuration; ready when it accepts connections."""
     return ManagedProcess(
         name="nginx",
         argv=[program(), "-e", state / "error.log", "-p", state, "-c", file, "-g", "daemon off;"],

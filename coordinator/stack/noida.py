@@ -1,20 +1,19 @@
 """A Kafka-protocol broker as a child process: `noida-db start --only kafka` from the `noida-db` wheel.
 
-For trying Baleen and for tests; production is Apache Kafka. Its program prints a warning about GLIBC_2.39 on
-older systems; it is harmless. Seen by experiment with 0.2.3 (2 cores; tests/stack/test_broker_contract.py
-holds what we rely on):
+For trying Baleen and for tests; production needs Apache Kafka. On older systems its program prints a harmless warning
+about GLIBC_2.39. Observed with 0.2.3 (2 cores; tests/stack/test_broker_contract.py verifies what Baleen relies on):
 
-What survives. The log is in memory. About a second after a change the whole of it is written to
-`kafka.json` (aside, then renamed), as JSON that takes four bytes for one.
+What survives. The log is in memory. About a second after a change the whole log is written to
+`kafka.json` (to another file, then renamed), as JSON that takes four bytes for one.
 - SIGTERM: everything: topics, records, committed offsets; 1 s for 30 MB of records.
-- SIGKILL: what the last finished write held. Idle: all that is older than about 2 s. Under a steady load of
+- SIGKILL: the content of the last finished write. Idle: everything older than about 2 s. Under a steady load of
   11 MB/s half of 75 600 records that had been acknowledged with acks=all were gone, 5 s of them.
-  **Offsets jump back and are given again to other records**, and nothing in the protocol tells: there are no
+  **Offsets jump back and are used again for other records**, and nothing in the protocol shows it: there are no
   topic ids (Metadata goes up to v8, Fetch and DeleteTopics are by name) and leader epochs are -1. A consumer
   beyond the new end gets OFFSET_OUT_OF_RANGE, until new records have passed it. `noida.control.json` is
-  removed at a clean end only, so `prepare()` can tell that the last run was cut off
+  removed only at a clean end, so `prepare()` can detect that the last run was cut off
   (`StackEndpoints.kafka_log_cut`).
-- A topic that is deleted and created again starts at offset 0, with no sign but the offsets.
+- A topic that is deleted and created again starts at offset 0; only the offsets show it.
 
 Consumer groups. Two members share the partitions, and rebalance within a second when one joins or leaves;
 with members that one thread polls in turn it takes 10 s, and leaving 30 s (Kafka: 6 s in all).
@@ -22,10 +21,10 @@ with members that one thread polls in turn it takes 10 s, and leaving 30 s (Kafk
   session timeout of 6 s). A new member beside it waits for ever, or the group ends up stable with partitions
   that two members own. The group cannot be deleted. Only a restart of the broker clears it.
 - A commit during a rebalance is refused with ILLEGAL_GENERATION; aiokafka with automatic commits, its
-  default, then falls out of the group and no member gets partitions. Without group commits all goes well.
-So: one worker, a group name of its own for each start of it, and no group commits while partitions move.
+  default, then leaves the group and no member gets partitions. Without group commits this does not happen.
+So: one worker, a new group name for each of its starts, and no group commits while partitions move.
 
-Supported and seen: acks=all, idempotent and transactional producers (read_committed, abort, offsets in a
+Supported and tried: acks=all, idempotent and transactional producers (read_committed, abort, offsets in a
 transaction), headers, keys, order within a partition, own timestamps, earliest, latest and by-time offsets,
 seek, create, delete and describe topics, DeleteRecords, DescribeConfigs (only what was set). retention.ms is
 enforced within seconds, by the records' own timestamps and 7 days by default: a record dated long ago
@@ -55,12 +54,12 @@ _API_VERSIONS = bytes.fromhex("0000000a0012000000000001ffff")
 
 
 def program() -> Path:
-    """The program inside the wheel; its own wrapper would stand between us and its process id."""
+    """Return the program inside the wheel; the wheel's wrapper would hide its process id."""
     spec = find_spec("noida_db")
     found = None if spec is None or spec.origin is None else Path(spec.origin).parent / "noida-db"
     if found is None or not found.exists():
         raise StackError(
-            "The embedded Kafka broker is not installed or has no wheel for this platform: type "
+            "The embedded Kafka broker is not installed or has no wheel for this platform: run "
             "`pip install '.[embedded]'` in a checkout of Baleen, or set "
             "BALEEN_KAFKA_BOOTSTRAP to a Kafka of your own."
         )
@@ -84,7 +83,7 @@ class EmbeddedKafka:
         return f"{self._host}:{self._port}"
 
     def prepare(self) -> bool:
-        """Make the directory; True when the last run was cut off, and acknowledged records may be gone."""
+        """Create the directory; True if the last run was cut off, so that acknowledged records may be lost."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         left = self._directory / "noida.control.json"
         cut = left.exists()
@@ -109,7 +108,7 @@ class EmbeddedKafka:
 
 
 def speaks_kafka(host: str, port: int) -> bool:
-    """Whether a broker answers which requests it knows."""
+    """Whether a broker answers an ApiVersions request there."""
     with socket.create_connection((host, port), PROBE_SECONDS) as connection:
         connection.settimeout(PROBE_SECONDS)
         connection.sendall(_API_VERSIONS)

@@ -1,12 +1,12 @@
-"""Choose ports on a host, and choose the same ones next time.
+"""Choose free ports on a host, and the same ones at the next start.
 
-Chosen ports are kept in `ports.json` of the data directory: a registry that was configured against the
-embedded store keeps working after a restart. A remembered port that somebody else took is replaced.
+Chosen ports are stored in `ports.json` of the data directory, so that a registry that was configured for the embedded
+store works after a restart. A stored port that is in use by another process is replaced.
 
-Ports are drawn from below the range from which systems give ports to outgoing connections (32768 on Linux),
-so that nothing takes one between the choice and its use; weed wants a second port at +10000 for each, which
-stays below that limit too. Nor does another stack on this machine, which may be choosing just now: a new port is
-claimed (on Linux, by a name that ends with the process), and one that somebody has claimed is not chosen.
+Ports are below the range of outgoing connections (32768 and up on Linux), so that no connection takes one between the
+choice and its use; weed needs a second port at +10000 for each, which is below that range too. Another stack on this
+machine that is choosing right now does not take it either: a new port is claimed (on Linux, by a name that ends with
+the process), and a claimed one is not chosen.
 Not here: real listening; a child that loses the race says so in its log.
 """
 
@@ -23,10 +23,10 @@ from coordinator.errors import StackError
 
 LOWEST, HIGHEST = 10_240, 22_240
 TRIES = 200
-#: More than a process needs; of those that it had before others may have some.
+#: More than a process needs, because other processes may use some of its earlier ports.
 CLAIMS_LIMIT = 200
 
-#: Of this process, the oldest first.
+#: The claims of this process, the oldest first.
 _claims: dict[int, socket.socket] = {}
 
 
@@ -40,7 +40,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def obstacle(host: str, port: int) -> str | None:
-    """Why no server could listen there now, and what to do about it; None if one could."""
+    """Return why no server can listen there now, and what to do about it; None if one can."""
     try:
         _listen(host, port)
     except socket.gaierror:
@@ -58,19 +58,19 @@ def obstacle(host: str, port: int) -> str | None:
 
 
 def _listen(host: str, port: int) -> None:
-    """Listen there, and end it at once; raises OSError."""
+    """Listen there and stop at once; raises OSError."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # Connections of an earlier server that still wait for their end do not hinder a new one.
+        # Closing connections of an earlier server do not prevent a new one.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except UnicodeError as error:  # of what cannot be a name
+        except UnicodeError as error:  # for what cannot be a name
             raise socket.gaierror(str(error)) from error
         probe.listen(1)
 
 
 def _claim(port: int, offset: int | None) -> bool:
-    """Keep other processes from choosing the port, and the one that much higher; False if one of them has it."""
+    """Claim the port, and the one `offset` higher; False if another process has claimed one of them."""
     wanted = [port] if offset is None else [port, port + offset]
     made: dict[int, socket.socket] = {}
     for each in wanted if sys.platform == "linux" else ():
@@ -102,7 +102,7 @@ class Ports:
         self._taken: set[int] = set()
 
     def take(self, name: str, *, asked: int | None = None, offset: int | None = None) -> int:
-        """A free port for `name`; with `offset`, the port that much higher is free as well."""
+        """Return a free port for `name`; with `offset`, the port that much higher is free as well."""
         if asked is not None:
             if not self._usable(asked, offset):
                 raise StackError(
@@ -140,4 +140,4 @@ class Ports:
         except FileNotFoundError:
             return {}
         except (ValueError, AttributeError, TypeError, OverflowError):
-            return {}  # half a file tells nothing, and new ports are as good
+            return {}  # an incomplete file is useless, and new ports are as good

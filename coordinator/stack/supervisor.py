@@ -1,11 +1,10 @@
-"""Start the embedded services on one data directory, watch them, stop them.
+"""Start, watch and stop the embedded services of one data directory.
 
 Route: lock DIR -> end what a killed run left -> guard -> the services in parallel -> stack.json -> add(...)
 for further children -> wait() until one died -> stop() in reverse order.
 
-One run per directory: the lock is held by the parent and by the guard, so after a SIGKILL of the parent the
-next run waits until the children of the killed one are gone. `children` in DIR names them in case the
-guard was killed as well.
+One run per directory: parent and guard hold the lock, so after a SIGKILL of the parent the next run waits until the
+children of the killed one are gone. `children` in DIR lists them in case the guard was killed as well.
 Not here: signals (the command turns SIGTERM and Ctrl-C into stop()), which services are replaced (settings),
 topics, migrations, and versioning of the bucket (bootstrap).
 """
@@ -47,7 +46,7 @@ LOCK_SECONDS = guarding.END_SECONDS + 10  # what a guard takes to end the childr
 
 @dataclass(frozen=True)
 class StackEndpoints:
-    """Where the embedded services are; None for one that is not embedded."""
+    """Addresses of the embedded services; None for one that is not embedded."""
 
     database_url: str | None = field(default=None, repr=False)
     s3_endpoint_url: str | None = None
@@ -83,12 +82,12 @@ class Stack:
         self.endpoints = StackEndpoints()
 
     def claim(self) -> None:
-        """Make the directory ours until stop(), as start() does first; raises StackError if another run has it."""
+        """Lock the directory until stop(), as start() does first; raises StackError if another run has it."""
         if self._lock is None:
             self._open_directory()
 
     def start(self) -> StackEndpoints:
-        """Start everything; when one service fails, none is left running."""
+        """Start all services; if one fails, none is left running."""
         try:
             self.claim()
             check_disk(self._directory)
@@ -103,7 +102,7 @@ class Stack:
         return self.endpoints
 
     def add(self, process: ManagedProcess) -> ManagedProcess:
-        """Start one more child, wait until it is ready; it is watched, guarded and stopped with the rest."""
+        """Start one more child and wait until it is ready; it is watched, guarded and stopped with the others."""
         self._spawn(process)
         try:
             process.wait_ready()
@@ -113,7 +112,7 @@ class Stack:
         return process
 
     def remove(self, process: ManagedProcess) -> None:
-        """Stop one child alone."""
+        """Stop one child only."""
         process.stop()
         with self._changing:
             self._children.remove(process)
@@ -122,7 +121,7 @@ class Stack:
             self._guard.gone(process.pid)
 
     def wait(self, timeout: float | None = None) -> ManagedProcess | None:
-        """The child that died, once one has; None after `timeout` or when stop() is called elsewhere."""
+        """Wait until a child dies, and return it; None after `timeout` or if stop() is called elsewhere."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._stopping.wait(WATCH_SECONDS):
             if self._guard is not None and not self._guard.alive():
@@ -136,7 +135,7 @@ class Stack:
         return None
 
     def discard(self) -> None:
-        """End every child at once, where the directory is about to be deleted; stop() is still to be called."""
+        """Kill every child at once, if the directory is about to be deleted; call stop() afterwards."""
         self._stopping.set()
         for child in reversed(self._children):
             child.discard()
@@ -184,7 +183,7 @@ class Stack:
         self.endpoints = StackEndpoints(**found)  # type: ignore[arg-type]
 
     def _starters(self) -> dict[Service, Callable[[Ports, dict[str, str | bool]], Callable[[], None]]]:
-        """For each service: choose its ports now, and give what starts it in a thread."""
+        """Return for each service a function that chooses its ports now and returns its start for a thread."""
         logs = self._directory / "logs"
 
         def postgres(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
@@ -250,7 +249,7 @@ class Stack:
             guarding.end([guarding.Child.parse(line) for line in lines])
 
     def _publish(self) -> None:
-        """Tell the commands where the services are; the file holds secrets."""
+        """Write the services' addresses for the commands; the file holds secrets."""
         new = self._directory / "stack.json.new"
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
@@ -263,7 +262,7 @@ class Stack:
             descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except (FileExistsError, NotADirectoryError) as error:
             raise StackError(
-                f"The data directory {self._directory} cannot be made, since there is a file of that name: choose "
+                f"The data directory {self._directory} cannot be created, since there is a file of that name: choose "
                 "another with --data-dir."
             ) from error
         except OSError as error:
@@ -299,7 +298,7 @@ class Stack:
 
 
 def check_disk(directory: Path, needed: int = MIN_FREE_BYTES) -> None:
-    """Refuse to start where the services would soon fail for lack of space."""
+    """Refuse to start if the services would soon fail for lack of disk space."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise StackError(

@@ -1,9 +1,9 @@
-"""The reading half of the object store port on a directory: what distribution's `filesystem` driver writes.
+"""The read-only object store on a directory, as distribution's `filesystem` driver writes it.
 
-A file below the root is an object, its path the key. Symbolic links below the root are not followed, wherever they
-lead, and what is neither a file nor a directory is passed over: whoever may write to the tree cannot make it show
-other files of this machine. A directory that may not be read is UnavailableError: a listing without it would look like
-one of less. Names that are no part of a key (not UTF-8, or with a backslash) are passed over too.
+A file below the root is an object, and its path the key. Symbolic links below the root are never followed, and what is
+neither a file nor a directory is skipped: write access to the tree must not expose other files of this machine. An
+unreadable directory raises UnavailableError, because a listing without it would look complete. Names that cannot be
+part of a key (not UTF-8, or with a backslash) are skipped too.
 Not here: writing. The shared layer is an S3 store.
 """
 
@@ -28,13 +28,13 @@ from coordinator.storage.port import (
     page_size,
 )
 
-#: What the system says where there is no such file, nor can be: a part of the path is a file, or a symbolic link.
+#: The system's errors when there is no such file: also when a part of the path is a file or a symbolic link.
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
 
 class FileObjectStore:
-    """A directory, which may itself be reached by symbolic links."""
+    """Reads objects from a directory. The path to it may contain symbolic links."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -76,9 +76,9 @@ class FileObjectStore:
             raise UnavailableError(f"There is no directory {str(self.root)!r}: check the path.")
 
     def _walk(self, prefix: str, *, ordered: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Give the files whose key begins with prefix, with their keys, if `ordered` in the order of the keys' parts.
+        """Yield keys and files whose key begins with prefix, if `ordered` in the order of the keys' parts.
 
-        Where it is not, memory does not depend on how many files a directory holds.
+        Unordered, memory does not depend on how many files a directory holds.
         """
         self.check()
         folder, slash, name = prefix.rpartition("/")
@@ -102,7 +102,7 @@ class FileObjectStore:
                 entries.close()
 
     def _is_folder(self, path: str) -> bool:
-        """Whether a path below the root leads to a directory, and not by a symbolic link."""
+        """Whether a path below the root leads to a directory without a symbolic link."""
         here = self.root
         for part in check_key(path).split("/"):
             here /= part
@@ -117,14 +117,14 @@ class FileObjectStore:
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
-        """Open a file, part of the path by part, so that none of them is a symbolic link."""
+        """Open a file part by part of its path, so that none of the parts is a symbolic link."""
         *folders, name = check_key(key).split("/")
         self.check()
         try:
             here = os.open(self.root, _FOLDER)
             for folder in folders:
                 here = _step(here, folder, _FOLDER)
-            # Without blocking: it may be a pipe that nobody writes to.
+            # Without blocking: it may be a pipe without a writer.
             file = _step(here, name, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in _ABSENT:
@@ -133,13 +133,13 @@ class FileObjectStore:
         known = os.fstat(file)
         if not stat.S_ISREG(known.st_mode):
             os.close(file)
-            raise ObjectNotFoundError(f"{key!r} in {str(self.root)!r} is no regular file.")
+            raise ObjectNotFoundError(f"{key!r} in {str(self.root)!r} is not a regular file.")
         with os.fdopen(file, "rb", buffering=0) as stream:
             yield stream, known
 
 
 def _step(folder: int, name: str, flags: int) -> int:
-    """Open what a directory has by a name; the directory is closed."""
+    """Open an entry of a directory by its name; the directory is closed."""
     try:
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
     finally:
@@ -147,7 +147,7 @@ def _step(folder: int, name: str, flags: int) -> int:
 
 
 def _entries(path: str | Path, name: str, *, ordered: bool) -> Generator[os.DirEntry[str], None, None]:
-    """Give what a directory holds by names that begin so; nothing if it is gone meanwhile."""
+    """Yield the entries of a directory whose names begin with `name`; none if the directory has gone meanwhile."""
     try:
         with os.scandir(path) as scan:
             found = (entry for entry in scan if entry.name.startswith(name) and _is_part(entry.name))
@@ -158,7 +158,7 @@ def _entries(path: str | Path, name: str, *, ordered: bool) -> Generator[os.DirE
 
 
 def _known(files: Iterable[tuple[str, os.DirEntry[str]]]) -> Iterator[ObjectInfo]:
-    """Look at files; one that is gone meanwhile is left out."""
+    """Yield size and time of files, without those that have gone meanwhile."""
     for key, entry in files:
         if (known := _stat(entry)) is not None:
             yield _info(key, known)
@@ -202,4 +202,4 @@ def _is_part(name: str) -> bool:
 
 
 def _unreadable(error: OSError) -> UnavailableError:
-    return UnavailableError(f"{error.filename!r} cannot be read ({error.strerror}): check who may read it.")
+    return UnavailableError(f"{error.filename!r} cannot be read ({error.strerror}): check its permissions.")

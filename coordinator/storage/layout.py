@@ -1,4 +1,4 @@
-"""The key tree of distribution, below the root that pods share.
+"""The key layout of distribution, below the root that pods share.
 
     docker/registry/v2/
       blobs/sha256/<2 hex>/<hex>/data                                   layers, configs and manifests alike
@@ -9,8 +9,8 @@
       repositories/<name>/_manifests/tags/<tag>/index/sha256/<hex>/link
       repositories/<name>/_uploads/<uuid>/…
 
-A link object's content is `sha256:<hex>`, also below another algorithm; a mount by that writes its own name instead.
-Beside it Baleen keeps `quarantine/<hex>/<hide id>`: hidden bytes, in a bucket without versions; and
+A link object's content is `sha256:<hex>`, also below another algorithm, except that a mount by another algorithm
+writes that digest. Baleen adds `quarantine/<hex>/<hide id>`: hidden bytes, in a bucket without versions; and
 `collected-by.json`: which database collects garbage there (gc/mark.py).
 """
 
@@ -27,11 +27,11 @@ QUARANTINE = "quarantine/"
 MARK = "collected-by.json"
 
 
-#: Where a repository keeps links of each kind.
+#: The folder of a repository's links, for each kind.
 LINK_FOLDERS = {LinkKind.REVISION: "_manifests/revisions/sha256/", LinkKind.LAYER: "_layers/sha256/"}
 #: Where it keeps tags, and below each of them what it has pointed to.
 TAGS, _HISTORY = "_manifests/tags/", "/index/sha256/"
-#: Where it keeps uploads that are under way, and links to layers.
+#: Its folders of pending uploads, and of links to layers.
 UPLOADS, LAYERS = "_uploads/", "_layers/"
 #: What holds links to manifests, and tags.
 MANIFESTS = "_manifests/"
@@ -54,28 +54,28 @@ def blob_key(digest: Digest) -> str:
 
 
 def parse_blob_key(key: str) -> Digest | None:
-    """Return the digest of the blob whose bytes are under this key, or None if it is no such key."""
+    """Return the digest of the blob whose bytes are under this key, or None if it is not such a key."""
     hexadecimal = key[_BLOB_DIGEST:-_DATA]
     try:
         digest = Digest(bytes.fromhex(hexadecimal))
     except ValueError:
         return None
-    # Writing it back is a quick check of everything at once.
+    # Building the key again from the digest verifies all parts at once.
     return digest if len(digest) == DIGEST_BYTES and blob_key(digest) == key else None
 
 
 def quarantine_key(digest: Digest, hide: int) -> str:
-    """The key of a hide's own copy: no later hide or upload ever owns it."""
+    """The key of the copy that one hide makes; no later hide or upload uses it."""
     return f"{quarantine_prefix(digest)}{hide}"
 
 
 def quarantine_prefix(digest: Digest) -> str:
-    """What the keys of all copies of a blob begin with."""
+    """The prefix of the keys of all copies of a blob."""
     return f"{QUARANTINE}{digest.hex()}/"
 
 
 def parse_quarantine_key(key: str) -> tuple[Digest, int] | None:
-    """Return the digest and the hide of a copy, or None if it is no such key."""
+    """Return the digest and the hide of a copy, or None if it is not such a key."""
     hexadecimal, _, number = key.removeprefix(QUARANTINE).partition("/")
     try:
         found = Digest(bytes.fromhex(hexadecimal)), int(number)
@@ -105,12 +105,12 @@ def revision_link_key(repository: RepositoryName, digest: Digest) -> str:
 
 
 def layers_folder(repository: RepositoryName) -> str:
-    """What the keys of all links to layers begin with, of whatever algorithm."""
+    """The prefix of the keys of all links to layers, of any algorithm."""
     return repository_prefix(repository) + LAYERS
 
 
 def link_folders(repository: RepositoryName) -> tuple[str, str]:
-    """What the keys of all links of a repository begin with: to manifests, with its tags, and to layers."""
+    """The prefixes of the keys of all links of a repository: to manifests (with its tags), and to layers."""
     return f"{repository_prefix(repository)}{MANIFESTS}", layers_folder(repository)
 
 
@@ -130,7 +130,7 @@ def other_link_key(repository: RepositoryName, digest: str) -> str:
 
 
 def upload_session(key: str) -> str | None:
-    """Return what all keys of an upload session begin with, of a key that is of one; else None."""
+    """Return the prefix of all keys of the upload session that a key belongs to, or None if it belongs to none."""
     if not key.startswith(REPOSITORIES):
         return None
     # No component of a repository's name begins with an underscore, and a tag's name may be `_uploads`.
@@ -140,7 +140,7 @@ def upload_session(key: str) -> str | None:
 
 
 def parse_layer_link(key: str) -> tuple[RepositoryName, Digest] | None:
-    """Return the repository and the digest of a layer's link, or None if it is no such key."""
+    """Return the repository and the digest of a layer's link, or None if it is not such a key."""
     found = parse_link_folder(key)
     if found is None or found[1].kind is not LinkKind.LAYER:
         return None
@@ -149,7 +149,7 @@ def parse_layer_link(key: str) -> tuple[RepositoryName, Digest] | None:
 
 
 def parse_link_folder(key: str) -> tuple[str, LinkFolder] | None:
-    """Return the beginning of the key up to its digest, and what it is; None for what is no link below a folder."""
+    """Return the key up to its digest, and the kind of folder; None if the key is not a link below a folder."""
     if not key.startswith(REPOSITORIES):
         return None
     # No component of a repository's name begins with an underscore.
@@ -164,7 +164,7 @@ def parse_link_folder(key: str) -> tuple[str, LinkFolder] | None:
 
 
 def parse_tags_folder(key: str) -> tuple[str, RepositoryName] | None:
-    """Return the beginning of the key up to the tag, and the repository; None for what is not below its tags."""
+    """Return the key up to the tag, and the repository; None if the key is not below a repository's tags."""
     if not key.startswith(REPOSITORIES):
         return None
     end = key.find("/_", len(REPOSITORIES))
@@ -177,13 +177,13 @@ def parse_tags_folder(key: str) -> tuple[str, RepositoryName] | None:
 
 
 def parse_history(name: str) -> Digest | None:
-    """Return what a tag points to or has pointed to, of what follows the folder of tags; None if it does not say."""
+    """Return the digest that a tag points to or has pointed to, from the key's rest below the tags; else None."""
     _, found, link = name.partition(_HISTORY)
     return parse_link_name(link) if found else None
 
 
 def parse_link_name(name: str) -> Digest | None:
-    """Return the digest of what follows a folder of links, or None if it is no link."""
+    """Return the digest of a link from the key's rest below its folder, or None if it is not a link."""
     hexadecimal = name[:_HEX]
     if name[_HEX:] != _LINK_NAME:
         return None

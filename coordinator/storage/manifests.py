@@ -1,7 +1,7 @@
-"""What a manifest can need, read from its bytes in shared storage and checked against its digest.
+"""Read what a manifest can need from its bytes in shared storage, verified against its digest.
 
-Not here: what bytes say (domain/references.py), who asks (workers/contents.py for events that do not say,
-reconcile/kept.py where reports differ, reconcile/compare.py for links that no event reported), storing it
+Not here: parsing the bytes (domain/references.py), the callers (workers/contents.py for events without references,
+reconcile/kept.py where reports differ, reconcile/compare.py for links that no event reported), storing the result
 (table/digest_facts.py).
 """
 
@@ -17,41 +17,41 @@ from coordinator.storage.port import ObjectNotFoundError, ObjectStore
 
 
 class StoredManifest(NamedTuple):
-    #: What its bytes list or, of kind NAMED, name; None where they cannot be had: gone, too large, or others.
+    #: What its bytes list or, of kind NAMED, name; None if the bytes are gone, too large, or have another digest.
     content: ManifestContent | None
-    #: Bytes; None where there are none, or none that are its own.
+    #: Bytes; None if there are none, or they have another digest.
     size: int | None
-    #: A registry could serve it as a manifest, as far as can be told.
+    #: A registry could probably serve it as a manifest.
     could_be: bool = True
     #: Why `content` is not the exact list.
     why: str | None = None
     #: Digests of other algorithms that its bytes name.
     others: tuple[str, ...] = ()
-    #: Its bytes name all that it can need.
+    #: Its bytes name everything that it can need.
     complete: bool = True
-    #: Bytes are stored under its digest, and they are not its own.
+    #: The bytes stored under its digest have another digest.
     corrupt: bool = False
 
     @property
     def by_links(self) -> bool:
-        """Whether only the links of the repositories that hold it can say what it needs."""
+        """Whether only the links of the repositories that hold it show what it needs."""
         return self.content is None or bool(self.others) or not self.complete
 
     def fill(self, fact: ManifestPushed) -> ManifestPushed:
-        """Put what was read into a fact that does not say what the manifest lists."""
+        """Fill in a fact that lacks the manifest's references."""
         size = self.size if fact.size is None else fact.size
         return fact._replace(size=size, content=self.content, read=self.content is not None, by_links=self.by_links)
 
 
 def read(store: ObjectStore, digest: Digest) -> StoredManifest:
-    """Read what a manifest can need; raises UnavailableError, since an outage says nothing about a manifest."""
+    """Read what a manifest can need; raises UnavailableError, because an outage proves nothing about a manifest."""
     try:
         body = store.get(blob_key(digest), limit=MANIFEST_BYTES_LIMIT)
     except ObjectNotFoundError:
         return StoredManifest(None, None, why=f"No bytes of {format_digest(digest)} are in shared storage.")
     except UsageError as error:
         return StoredManifest(None, None, could_be=False, why=str(error))
-    # Only what has its digest speaks for a manifest: then nobody can have written anything else into it.
+    # Only bytes with its digest count: nothing else can have been written into them.
     if hashlib.sha256(body).digest() != digest:
         why = f"The bytes stored for {format_digest(digest)} have another digest."
         return StoredManifest(None, None, why=why, corrupt=True)

@@ -1,9 +1,9 @@
-"""The object store port on S3, by boto3.
+"""The object store on S3, by boto3.
 
-Errors: only the store's own word that there is no such key is "not found"; everything else, 403, 500 and a 404 from
-something that is no S3 alike, is UnavailableError. A bucket that is not there is UnavailableError too, so that a
-wrong setting never looks like an empty registry. (SeaweedFS makes a bucket that it does not have at the first PUT
-of an administrator's key, as its default is.)
+Errors: only the store's own answer that there is no such key means "not found". Everything else is UnavailableError:
+403, 500, and a 404 from something that is not S3. A missing bucket is UnavailableError too, so that a wrong setting
+never looks like an empty registry. (By default SeaweedFS creates a missing bucket at the first PUT with an
+administrator's key.)
 """
 
 import datetime
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 CONNECT_TIMEOUT_S = 3.0
-#: Without a single byte; a large body may take longer in all.
+#: Seconds without a single byte; a large body may take longer in total.
 READ_TIMEOUT_S = 20.0
 #: A store that never answers is given up after ATTEMPTS times these, and pauses of a few seconds.
 ATTEMPTS = 3
@@ -63,12 +63,12 @@ ATTEMPTS = 3
 #: S3 wants parts of 5 MiB at least and 10,000 of them at most; one is held in memory while it is sent.
 PART_BYTES = 8 << 20
 PARTS_LIMIT = 10_000
-#: Larger objects are copied in parts: S3 allows 5 GiB in one call, and a call has to be through before it times out.
+#: Larger objects are copied in parts: S3 allows 5 GiB in one call, and a call must finish before it times out.
 COPY_LIMIT = COPY_PART_BYTES = 512 << 20
-#: What a store answers that may not, or cannot, copy between these two places: the bytes then go through us.
+#: Answers of a store that may not, or cannot, copy between these two places: the bytes then go through this process.
 _NO_COPY = frozenset({"AccessDenied", "NotImplemented", "MethodNotAllowed"})
 
-#: Where what a store is asked with comes from: a setting, or what an operator gave to one command.
+#: Where a store's address and keys come from: a setting, or an option of the command.
 _BUCKET = "the bucket's name (BALEEN_S3_BUCKET, or the s3:// URL that was given)"
 _ENDPOINT = "the endpoint (BALEEN_S3_ENDPOINT_URL, or --endpoint-url)"
 _KEYS = (
@@ -76,19 +76,19 @@ _KEYS = (
     "AWS_SECRET_ACCESS_KEY"
 )
 
-#: What a store answers that has no rules, or does not know of any.
+#: Answers of a store that has no rules, or does not support them.
 _NO_RULES = frozenset({"NoSuchLifecycleConfiguration", "NotImplemented", "MethodNotAllowed"})
-#: Storage classes from which an object has to be fetched back before it can be read.
+#: Storage classes from which an object has to be restored before it can be read.
 _ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 _NO_SUCH = frozenset({"NoSuchKey", "NoSuchVersion"})
-#: An upload in parts that was ended or given up.
+#: Answers for a multipart upload that was completed or aborted.
 _NO_UPLOAD = "NoSuchUpload"
 
-#: Of the `delete_many` or `abort` that this thread is in.
+#: The permit of the `delete_many` or `abort` that this thread runs.
 _permit: ContextVar[Permit] = ContextVar("permit")
 
-#: boto3's sessions are not made for several threads; their clients are.
+#: boto3's sessions are not thread-safe; their clients are.
 _session_lock = threading.Lock()
 
 
@@ -118,9 +118,9 @@ class S3ObjectStore:
                 retries={"mode": "standard", "total_max_attempts": attempts},
                 s3={"addressing_style": "path"} if endpoint else {},
                 max_pool_connections=32,
-                # Its own takes a tenth of what a small call costs.
+                # boto3's own takes a tenth of the time of a small call.
                 user_agent="baleen",
-                # No proxy leads to this machine's own loopback.
+                # A proxy cannot reach this machine's loopback.
                 proxies={} if endpoint and is_loopback(urlsplit(endpoint).hostname or "") else None,
             )
             with _session_lock:
@@ -139,7 +139,7 @@ class S3ObjectStore:
             if endpoint_url is None and not _is_amazon(found):
                 # One that boto3 found, in AWS_ENDPOINT_URL or its configuration.
                 self._client = connected(found)
-            # Signed before it, so that the signature's age bounds what it lets through.
+            # Asked after signing, so that the signature's age limits how late a permitted request takes effect.
             for call in ("DeleteObjects", "AbortMultipartUpload"):
                 self._client.meta.events.register(f"before-send.s3.{call}", _ask_permit)
         except (ValueError, BotoCoreError) as error:
@@ -154,7 +154,7 @@ class S3ObjectStore:
     def get(self, key: str, limit: int | None = None) -> bytes:
         with self._translated(key):
             answer = self._client.get_object(Bucket=self.bucket, Key=self._path(key))
-            # As a context manager the body would hand out urllib3's own stream, whose errors are not botocore's.
+            # As a context manager the body would return urllib3's own stream, whose errors are not botocore's.
             with closing(answer["Body"]) as body:
                 if limit is not None and answer["ContentLength"] > limit:
                     raise UsageError(f"{key} has {answer['ContentLength']} bytes, more than {limit}.")
@@ -195,7 +195,7 @@ class S3ObjectStore:
     def _chunks(self, key: str, read: Callable[[int], bytes]) -> Iterator[bytes]:
         while True:
             with self._translated(key):
-                chunk = read(CHUNK_BYTES)  # the read at the end raises if bytes are wanting
+                chunk = read(CHUNK_BYTES)  # the read at the end raises if bytes are missing
             if not chunk:
                 return
             yield chunk
@@ -239,7 +239,7 @@ class S3ObjectStore:
         return self._client.meta.endpoint_url
 
     def copy_source(self, key: str) -> tuple[int, dict[str, Any]]:
-        """Return an object's size, and how S3 is told to copy just these bytes: parts must not be of two objects."""
+        """Return an object's size, and the arguments to copy exactly these bytes: parts must not be of two objects."""
         found = self._head(key)
         if found is None:
             raise ObjectNotFoundError(f"There is no object {key!r} in bucket {self.bucket!r}.")
@@ -247,7 +247,7 @@ class S3ObjectStore:
         return found["ContentLength"], {"CopySource": place, "CopySourceIfMatch": found["ETag"]}
 
     def _copy(self, key: str, size: int, request: dict[str, Any]) -> None:
-        """Copy by the service; what it refuses is raised as it comes."""
+        """Copy by the service; raises its refusals unchanged."""
         if size <= COPY_LIMIT:
             with self._translated(key, refusals=False):
                 self._client.copy_object(Bucket=self.bucket, Key=self._path(key), **request)
@@ -264,7 +264,7 @@ class S3ObjectStore:
 
     @contextmanager
     def _multipart(self, key: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
-        """Begin an upload in parts; it takes effect at the end of the block, and leaves nothing if that raises."""
+        """Run a multipart upload; it is completed at the end of the block, and aborted if the block raises."""
         upload: dict[str, Any] = {"Bucket": self.bucket, "Key": self._path(key)}
         with self._translated(key):
             upload["UploadId"] = self._client.create_multipart_upload(**upload)["UploadId"]
@@ -283,7 +283,7 @@ class S3ObjectStore:
             with self._translated(key):
                 self._client.delete_object(Bucket=self.bucket, Key=self._path(key))
         except ObjectNotFoundError:
-            return  # S3 itself does not say so, some others do
+            return  # S3 itself does not report it, some others do
 
     def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
         if not targets:
@@ -303,7 +303,7 @@ class S3ObjectStore:
         }
         deleted = answer.get("Deleted", [])
         done = {(each["Key"], each.get("VersionId")) for each in deleted}
-        # Of a marker that was named itself the answer tells the id, too, and not on every store that it was named.
+        # The answer also has the id of a marker that was itself the target, and not every store says that it was.
         below = {(each["Key"], each.get("VersionId")) for each in named}
         markers = {
             each["Key"]: marker
@@ -325,14 +325,14 @@ class S3ObjectStore:
             status = self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
         if status == "Suspended":
             raise UnsafeStoreError(
-                f"Versioning of bucket {self.bucket!r} is suspended, so that a delete keeps some objects and destroys "
-                "others: enable it."
+                f"Versioning of bucket {self.bucket!r} is suspended, so a delete keeps some objects and destroys "
+                "others: enable versioning."
             )
         self._check_rules()
         return status == "Enabled"
 
     def _check_rules(self) -> None:
-        """Raise UnsafeStoreError if the bucket itself deletes what collection relies on to stay."""
+        """Raise UnsafeStoreError if a rule of the bucket deletes what GC needs to stay."""
         try:
             with self._translated("", refusals=False):
                 answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
@@ -342,8 +342,8 @@ class S3ObjectStore:
                 return
             if code in {"AccessDenied", "Forbidden"}:
                 raise UnsafeStoreError(
-                    f"Whether bucket {self.bucket!r} has rules that delete hidden bytes cannot be read: allow "
-                    "s3:GetLifecycleConfiguration to Baleen's key."
+                    f"The lifecycle rules of bucket {self.bucket!r}, which may delete hidden bytes, cannot be read: "
+                    "permit s3:GetLifecycleConfiguration to Baleen's key."
                 ) from error
             raise UnavailableError(self._refusal("", code, _status(error))) from error
         areas = [self.root + BLOBS, self.root + QUARANTINE]
@@ -360,14 +360,14 @@ class S3ObjectStore:
                 does, left = ("deletes by itself", "gone") if expires else ("archives", "out of reach")
                 raise UnsafeStoreError(
                     f"Rule {rule.get('ID', '')!r} of bucket {self.bucket!r} {does} below "
-                    f"{prefix or 'all prefixes'}, so that hidden bytes may be {left} when they are needed again: keep "
-                    f"it away from {' and '.join(areas)}."
+                    f"{prefix or 'all prefixes'}, so hidden bytes may be {left} when they are needed again: limit "
+                    f"the rule to prefixes other than {' and '.join(areas)}."
                 )
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
         limit = page_size(limit)
         found: list[ObjectInfo] = []
-        # A store may give fewer than asked for and still have more.
+        # A store may return fewer than requested and still have more.
         for page in self._pages(prefix, start_after, limit):
             found += page
             if len(found) >= limit:
@@ -391,7 +391,7 @@ class S3ObjectStore:
             yield [
                 ObjectInfo(entry["Key"].removeprefix(self.root), entry["Size"], entry["LastModified"])
                 for entry in answer.get("Contents", [])
-                if not entry["Key"].endswith("/")  # what some stores show of directories
+                if not entry["Key"].endswith("/")  # some stores list directories
             ]
 
     def _answers(self, prefix: str, size: int, request: dict[str, Any]) -> "Iterator[ListObjectsV2OutputTypeDef]":
@@ -416,7 +416,7 @@ class S3ObjectStore:
                 answer = self._client.list_object_versions(
                     Bucket=self.bucket, Prefix=path, MaxKeys=min(limit, LIST_LIMIT), **request
                 )
-            # The key's own come first: it is the least that begins with itself.
+            # The key's own states come first: no key that begins with it is smaller.
             for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
                 if entry["Key"] == path:
                     size: int | None = entry.get("Size")  # type: ignore[assignment]
@@ -431,19 +431,19 @@ class S3ObjectStore:
         return found[:limit]
 
     def remove_marker(self, key: str, version: str) -> bool:
-        # Names are given once: what is a marker never becomes a version with bytes.
+        # Version names are unique: a marker never becomes a version with bytes.
         if not any(each.is_marker and each.version == version for each in self.versions(key)):
             return False
         try:
             with self._translated(key):
                 self._client.delete_object(Bucket=self.bucket, Key=self._path(key), VersionId=version)
         except ObjectNotFoundError:
-            return False  # as in `delete`: another one was faster, or an earlier try that was not answered
+            return False  # as in `delete`: another process was faster, or an earlier attempt without an answer
         return True
 
     def walk_versions(self, prefix: str) -> Iterator[KeyVersion]:
         for answer in self._version_pages(prefix):
-            # A page has versions and markers in two lists. The key with which it ends goes last, since the next page
+            # A page has versions and markers in two lists. The page's last key is yielded last, because the next page
             # may have more of it.
             ends = answer.get("NextKeyMarker")
             found: dict[str, list[ObjectVersion]] = {}
@@ -488,11 +488,11 @@ class S3ObjectStore:
                 yield Unfinished(entry["Key"].removeprefix(self.root), entry["Initiated"], entry["UploadId"])
             if not answer["IsTruncated"]:
                 return
-            # SeaweedFS goes by one of the two, and takes the other amiss.
+            # SeaweedFS uses one of the two, and rejects the other.
             marks = {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")}
             after = {name: value for name, value in marks.items() if value}
             if not after or after == request:
-                raise UnavailableError("The object store does not say how its list of unfinished uploads goes on.")
+                raise UnavailableError("The object store does not say how to continue its list of unfinished uploads.")
             request = after
 
     def stored_parts(self, upload: Unfinished) -> int:
@@ -532,7 +532,7 @@ class S3ObjectStore:
                 raise
 
     def enable_versioning(self) -> None:
-        """Keep what is overwritten or deleted: GC hides by a delete marker on such a bucket."""
+        """Enable versioning of the bucket: GC then hides by a delete marker."""
         with self._translated(""):
             self._client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
 
@@ -541,7 +541,7 @@ class S3ObjectStore:
 
     @contextmanager
     def _translated(self, key: str, *, refusals: bool = True) -> Iterator[None]:
-        """Raise boto3's errors as ours; without `refusals` what the store itself answered comes as it is."""
+        """Translate boto3's errors; without `refusals` the store's own answers are raised unchanged."""
         try:
             yield
         except ClientError as error:
@@ -554,7 +554,7 @@ class S3ObjectStore:
                 raise self._no_bucket() from error
             raise UnavailableError(self._refusal(key, code, _status(error))) from error
         except (NoCredentialsError, PartialCredentialsError) as error:
-            raise UnavailableError(f"No keys are known for the object store at {self._place}: set {_KEYS}.") from error
+            raise UnavailableError(f"There are no keys for the object store at {self._place}: set {_KEYS}.") from error
         except ParamValidationError as error:
             raise UnavailableError(
                 f"The object store at {self._place} cannot be asked for bucket {self.bucket!r} "
@@ -568,7 +568,7 @@ class S3ObjectStore:
 
     @property
     def _place(self) -> str:
-        """The endpoint as it may be shown: a URL can carry a secret."""
+        """The endpoint without secrets, for messages: a URL can carry one."""
         url = urlsplit(self.endpoint)
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
@@ -581,13 +581,13 @@ class S3ObjectStore:
         what = f"{key!r} in bucket {self.bucket!r}" if key else f"bucket {self.bucket!r}"
         refused = f"The object store at {self._place} refused {what} ({code or status})"
         if status in {401, 403}:
-            return f"{refused}: check {_KEYS}, and what that key may do there."
+            return f"{refused}: check {_KEYS}, and the permissions of that key."
         return f"{refused}: try again, or check {_ENDPOINT}."
 
 
 @contextmanager
 def permitted(permit: Permit) -> Iterator[None]:
-    """Let this thread delete many at once, or abort, by a permit; nobody can without one."""
+    """Permit this thread to run `delete_many` or `abort`; neither works without a permit."""
     before = _permit.set(permit)
     try:
         yield
@@ -600,19 +600,19 @@ def _ask_permit(**_: Any) -> None:
 
 
 def _begun_here() -> None:
-    """A permit for an upload in parts that this process began and gives up itself."""
+    """A permit for a multipart upload that this process started and aborts itself."""
 
 
 @cache
 def _session() -> boto3.session.Session:
-    """A session of our own, whose listings are not held up by a parser of dates that takes any."""
+    """Return a boto3 session with a fast parser of dates, because boto3's own slows listings."""
     session = botocore.session.get_session()
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
     return boto3.session.Session(botocore_session=session)
 
 
 def _parse_time(value: Any) -> datetime.datetime:
-    """Read a time as S3 writes it in listings; anything else is read as boto3 does, ten times as slowly."""
+    """Parse a time in the format of S3's listings; other formats are parsed by boto3, ten times as slowly."""
     try:
         found = datetime.datetime.fromisoformat(value)
     except (TypeError, ValueError):
@@ -624,7 +624,7 @@ def _parse_time(value: Any) -> datetime.datetime:
 
 
 def _parts(key: str, chunks: Iterable[bytes], size: int, part_bytes: int) -> Iterator[bytes]:
-    """Give `size` bytes in parts of the same length; raises UsageError if there are more or fewer."""
+    """Yield `size` bytes in parts of the same length; raises UsageError if there are more or fewer."""
     came, part = 0, bytearray()
     for chunk in chunks:
         came += len(chunk)
@@ -635,23 +635,23 @@ def _parts(key: str, chunks: Iterable[bytes], size: int, part_bytes: int) -> Ite
             yield bytes(part[:part_bytes])
             del part[:part_bytes]
     if came != size:
-        raise UsageError(f"{key} was to have {size} bytes, and {'more' if came > size else came} came.")
+        raise UsageError(f"{key} should have {size} bytes, and {'more' if came > size else came} came.")
     yield bytes(part)
 
 
 def _prefix_of(rule: Any) -> str:
-    """The prefix to which a rule is confined; tags confine it to what we cannot know."""
+    """Return the prefix to which a rule is limited. A limit by tags is ignored: the tags are not known here."""
     within = rule.get("Filter", {})
     found: str = within.get("Prefix") or within.get("And", {}).get("Prefix") or rule.get("Prefix") or ""
     return found
 
 
 def _goes_on_nowhere() -> UnavailableError:
-    return UnavailableError("The object store does not say how its list of versions goes on.")
+    return UnavailableError("The object store does not say how to continue its list of versions.")
 
 
 def _changed(key: str) -> ConflictError:
-    return ConflictError(f"{key} is not what it was when it was read: try again.")
+    return ConflictError(f"{key} has changed since it was read: try again.")
 
 
 def _is_amazon(url: str) -> bool:

@@ -1,9 +1,9 @@
-"""A bucket as a doctor tries it: whether it keeps versions, what a key is let do, and taking away what was tried.
+"""Trials of a doctor on a bucket: whether it keeps versions, what a key is permitted to do, and cleaning up.
 
-`Attempt`s are made to be refused, so a refusal is an answer here and no error. Each is harmless where it is allowed: it
-is made on a scratch object, sets what is set already, begins what takes no effect, or sends what no store accepts.
-`erase` and `erase_below` delete for good, all versions: they are for a visit's own scratch objects
-(doctor/scratch.py), and nobody else calls them.
+An `Attempt` expects to be refused, so a refusal is a result here and no error. Each is harmless if it is permitted: it
+works on a scratch object, sets what is set already, starts what has no effect, or sends what no store accepts.
+`erase` and `erase_below` permanently delete all versions: they are only for a visit's own scratch objects
+(doctor/scratch.py), and nothing else calls them.
 Not here: which objects are scratch.
 """
 
@@ -18,20 +18,20 @@ from coordinator.errors import UnavailableError, UsageError
 from coordinator.storage.port import LIST_LIMIT, check_key
 from coordinator.storage.s3 import S3ObjectStore, permitted
 
-#: What S3 says of a bucket's versioning.
+#: S3's names for the state of a bucket's versioning.
 ENABLED = "Enabled"
 
 
 class Attempt(NamedTuple):
-    """What came of trying something: whether the store let us, and its own word."""
+    """The result of an attempt: whether the store permitted it, and the store's error code."""
 
     allowed: bool
-    #: Its error code; "done" where it let us.
+    #: The store's error code; "done" if it permitted the attempt.
     said: str
 
     @property
     def is_forbidden(self) -> bool:
-        """Whether it was this key that may not; one that the store does not know is told otherwise."""
+        """Whether this key lacks the right; the answer to an unknown key is another one."""
         return self.said == "AccessDenied"
 
 
@@ -41,14 +41,14 @@ class _Entry(NamedTuple):
 
 
 class TrialStore(S3ObjectStore):
-    """One bucket, as one key sees it."""
+    """One bucket, used with one key."""
 
     def versioning(self) -> str | None:
         """Return `Enabled`, `Suspended`, or None if it never kept versions."""
         with self._translated(""):
             return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
 
-    # What is to be refused
+    # Attempts that should be refused
 
     def attempt_put(self, key: str, body: bytes) -> Attempt:
         return self._attempt(key, lambda: self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body))
@@ -66,7 +66,7 @@ class TrialStore(S3ObjectStore):
         )
 
     def attempt_upload(self, key: str, cleaner: "TrialStore") -> Attempt:
-        """Begin an upload in parts, and have `cleaner` abort it: needs the right to overwrite, and changes nothing."""
+        """Start a multipart upload, and have `cleaner` abort it: needs the right to overwrite, and changes nothing."""
         begun: list[str] = []
 
         def begin() -> Any:
@@ -84,20 +84,20 @@ class TrialStore(S3ObjectStore):
         return self._attempt(key, lambda: self._client.delete_object(Bucket=self.bucket, **self._name(key, version)))
 
     def attempt_delete_many(self, key: str, version: str | None = None) -> Attempt:
-        """By the call that deletes a thousand at once, as registries do: it has checks of its own."""
+        """Delete by the call that deletes up to a thousand at once, as registries do: a store checks it separately."""
         delete: Any = {"Objects": [self._name(key, version)]}
         with permitted(_its_own):
             return self._attempt(key, lambda: self._client.delete_objects(Bucket=self.bucket, Delete=delete))
 
     def attempt_versioning(self, status: str) -> Attempt:
-        """Set the bucket's versioning to what it is: it shows whether one may, and changes nothing."""
+        """Set the bucket's versioning to its present value: shows whether the key may, and changes nothing."""
         setting: Any = {"Status": status}
         return self._attempt(
             "", lambda: self._client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration=setting)
         )
 
     def attempt_policy(self) -> Attempt:
-        """Set the bucket's policy to what is none: where the key is permitted to, the store refuses the content."""
+        """Set the bucket's policy to invalid content: if the key is permitted to, the store refuses the content."""
         return self._attempt("", lambda: self._client.put_bucket_policy(Bucket=self.bucket, Policy="no policy"))
 
     def _attempt(self, key: str, call: Callable[[], Any]) -> Attempt:
@@ -107,13 +107,13 @@ class TrialStore(S3ObjectStore):
             except ClientError as error:
                 status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
                 if not 400 <= status < 500:
-                    raise  # an outage is no refusal
+                    raise  # an outage is not a refusal
                 return Attempt(allowed=False, said=str(error.response.get("Error", {}).get("Code", status)))
         for failed in answer.get("Errors", ()):
             return Attempt(allowed=False, said=str(failed.get("Code", "refused")))
         return Attempt(allowed=True, said="done")
 
-    # Taking away what was tried
+    # Cleaning up
 
     def erase(self, keys: Iterable[str]) -> int:
         """Delete every version and marker of objects; return how many there were."""
@@ -121,11 +121,11 @@ class TrialStore(S3ObjectStore):
         return self._erase([entry for path in paths for entry in self._entries(path) if entry.key == path])
 
     def left_by(self, prefix: str, pattern: re.Pattern[str]) -> set[str]:
-        """Return the keys that begin with prefix and match, also of objects of which only old versions are left."""
+        """Return the keys that begin with prefix and match, also of objects with only old versions left."""
         return {each.key for each in self.walk_versions(prefix) if pattern.search(each.key)}
 
     def abort_uploads(self, key: str) -> None:
-        """Abort all uploads in parts of one key. Only of keys that nobody writes in parts."""
+        """Abort all multipart uploads of one key. Only for keys that are never written by multipart uploads."""
         path = self._path(key)
         with permitted(_its_own), self._translated(key):
             answer = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=path, MaxUploads=LIST_LIMIT)
@@ -134,17 +134,17 @@ class TrialStore(S3ObjectStore):
                     self._client.abort_multipart_upload(Bucket=self.bucket, Key=path, UploadId=upload["UploadId"])
 
     def erase_below(self, prefix: str) -> int:
-        """Delete every version and marker of all objects below a folder, and give up uploads in parts there."""
+        """Delete every version and marker of all objects below a folder, and abort multipart uploads there."""
         if not prefix.endswith("/"):
-            raise UsageError(f"{prefix!r} is no folder: it would match its neighbours too.")
+            raise UsageError(f"{prefix!r} is not a folder: it would also match its neighbours.")
         path = self.root + check_key(prefix.rstrip("/")) + "/"
         count = self._erase(list(self._entries(path)))
         return count + self._give_up(path)
 
     def _erase(self, entries: list[_Entry]) -> int:
         for start in range(0, len(entries), LIST_LIMIT):
-            # By their versions also where none are kept: it is then called `null`, and no marker is left. (A marker of
-            # that name, which a bucket with suspended versioning makes, stays on SeaweedFS whatever one does.)
+            # By version even if none are kept: the version is then `null`, and no marker is left. (On SeaweedFS a
+            # marker of that name, which a bucket with suspended versioning makes, cannot be removed.)
             names: Any = [{"Key": each.key, "VersionId": each.version} for each in entries[start : start + LIST_LIMIT]]
             with permitted(_its_own), self._translated(entries[start].key):
                 answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": names, "Quiet": True})
@@ -161,7 +161,7 @@ class TrialStore(S3ObjectStore):
                     Bucket=self.bucket, Prefix=path, MaxKeys=LIST_LIMIT, **request
                 )
             for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
-                if not entry["Key"].endswith("/"):  # what some stores show of directories
+                if not entry["Key"].endswith("/"):  # some stores list directories
                     yield _Entry(entry["Key"], entry["VersionId"])
             if not answer["IsTruncated"]:
                 return
@@ -181,4 +181,4 @@ class TrialStore(S3ObjectStore):
 
 
 def _its_own() -> None:
-    """A permit for what a trial made itself."""
+    """A permit for objects that a trial made itself."""

@@ -1,5 +1,5 @@
-"""Tokens of registries: keys, proof, signing, and the union of what several issuers grant.
+"""Tokens of registries: keys, verification, signing, and the union of the grants of several issuers.
 
-Not here: what a right is (domain/access.py), tokens of Baleen's own API (tokens/table.py), how Baleen itself gets in
+Not here: what a right is (domain/access.py), tokens of Baleen's own API (tokens/table.py), how Baleen itself logs in
 at a registry (registry/auth.py).
 """

@@ -1,10 +1,10 @@
-"""Ask one pod's issuer for a token, with a client's own credentials, and believe only what is proved.
+"""Ask one pod's issuer for a token, with a client's own credentials, and verify it.
 
-Route: `Issuers.ask` -> the issuer over HTTP -> its token by its own keys (verify.py), limited to what was asked.
-Invariants: credentials go to the address that the operator registered, never further (no redirect is followed), and
-nowhere into a log or an error; whatever an issuer does costs at most SECONDS, ANSWER_LIMIT bytes and IN_FLIGHT
-requests at once.
-Not here: which scopes are whose, what becomes of several answers (service.py).
+Route: `Issuers.ask` -> the issuer over HTTP -> its token, verified with its own keys (verify.py) and limited to what
+was asked.
+Invariants: credentials go only to the address that the operator registered (no redirect is followed), and never into a
+log or an error; whatever an issuer does costs at most SECONDS, ANSWER_LIMIT bytes and IN_FLIGHT requests at once.
+Not here: which scopes belong to which pod, how several answers are joined (service.py).
 """
 
 import asyncio
@@ -34,42 +34,42 @@ from coordinator.tokens.verify import TOKEN_LIMIT, TokenRefusedError, TokenVerif
 #: A client waits for the slowest of its issuers, and no longer than this.
 SECONDS = 5.0
 ANSWER_LIMIT = 2 * TOKEN_LIMIT
-#: Requests to one issuer that wait at once: beyond it, one that is slow is as good as away.
+#: Waiting requests to one issuer at once: beyond it, a slow issuer counts as away.
 IN_FLIGHT = 32
 CONNECTIONS = 512
-#: Characters that an issuer's grants may take in a token, for each scope that it was asked for, and what it says of the
-#: user. With more of it the token of all pods would be too long for a header.
+#: The most characters of a token for an issuer's grants, per requested scope, and for its claims about the user.
+#: With more of them the joined token would be too long for a header.
 GRANT_LIMIT = 4096
 USER_LIMIT = 1000
-#: How an issuer says that it knows no OAuth2 form (GitLab's does not).
+#: An issuer's answers if it does not support the OAuth2 form (GitLab's does not).
 _NO_FORM = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED})
-#: Part of each request: the client adds its own to none that it has not made, nor others' cookies.
+#: Set on each request, so that httpx adds no headers of its own, nor cookies of other clients.
 _HEADERS = {"User-Agent": "baleen", "Accept": "application/json", "Accept-Encoding": "identity"}
 
 log = structlog.get_logger()
 
 
 class Outcome(StrEnum):
-    """What an issuer's answer comes to."""
+    """The outcome of a request to an issuer."""
 
     GRANTED = "granted"
     #: 401: it does not know these credentials.
     REFUSED = "refused"
-    #: 403: it does not let them have anything.
+    #: 403: it grants them nothing.
     DENIED = "denied"
-    #: A token that does not prove itself.
+    #: A token that fails verification.
     INVALID = "invalid"
     #: Any other answer.
     FAILED = "failed"
     SLOW = "slow"
     UNREACHABLE = "unreachable"
-    #: Too many of its answers are waited for.
+    #: Too many requests wait for it.
     BUSY = "busy"
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who asks, as they said it: Basic (GET), or a form of OAuth2 (POST); neither for anybody."""
+    """The client's credentials as it sent them: Basic (GET), or an OAuth2 form (POST); neither if anonymous."""
 
     username: str = ""
     #: The header as it came.
@@ -78,7 +78,7 @@ class Credentials:
     form: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def as_basic(self) -> str | None:
-        """The same as a header, where it is a password."""
+        """The same as a Basic header, if it is a password."""
         known = dict(self.form)
         if "password" not in known:
             return None
@@ -88,7 +88,7 @@ class Credentials:
 @dataclass(frozen=True, slots=True)
 class Answer:
     outcome: Outcome
-    #: What is granted, never more than was asked; None unless it is granted.
+    #: The grant, never more than was requested; None if it is not granted.
     verified: Verified | None = None
 
 
@@ -101,7 +101,7 @@ _issued = msgspec.json.Decoder(_Issued)
 
 
 class _UnusableError(Exception):
-    """An answer that is none."""
+    """An answer that cannot be used."""
 
 
 class Issuers:
@@ -110,7 +110,7 @@ class Issuers:
     def __init__(
         self, *, ca_file: str | None = None, seconds: float = SECONDS, clock: Callable[[], float] = time.time
     ) -> None:
-        """`ca_file` holds certificates to trust beside the system's; raises SettingsError."""
+        """`ca_file` has certificates to trust in addition to the system's; raises SettingsError."""
         self._seconds = seconds
         self._clock = clock
         self._waiting: Counter[PodName] = Counter()
@@ -129,7 +129,7 @@ class Issuers:
     async def ask(
         self, pod: PodName, issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credentials, client_id: str
     ) -> Answer:
-        """Ask for these scopes, or with none only whether it knows the credentials. Never raises for what it meets."""
+        """Ask for these scopes, or without any, only whether it knows the credentials. Never raises for its answer."""
         if self._waiting[pod] >= IN_FLIGHT:
             return self._told(pod, Answer(Outcome.BUSY), f"more than {IN_FLIGHT} requests wait for it")
         self._waiting[pod] += 1
@@ -172,7 +172,7 @@ class Issuers:
             raise _UnusableError("it answered without a token")
         verified = _verifier(issuer, self._clock).verify(token)
         if verified.expires_at <= self._clock():
-            # A registry would take it for a minute more. What we make of it must not live longer than it says.
+            # A registry would accept it for a minute more, but Baleen's token must not live longer than it.
             raise TokenRefusedError("expired", "it has expired")
         verified = verified._replace(access=verified.access.limited_to(scopes))
         _short(verified, len(scopes))
@@ -184,7 +184,7 @@ class Issuers:
             if response.status_code != httpx.codes.OK:
                 return response.status_code, b""
             if "Content-Encoding" in response.headers:
-                raise _UnusableError("it answered compressed, which nobody asked for")
+                raise _UnusableError("it sent a compressed answer without being asked to")
             body = bytearray()
             async for chunk in response.aiter_raw():
                 body += chunk
@@ -195,7 +195,7 @@ class Issuers:
             await response.aclose()
 
     def _told(self, pod: PodName, answer: Answer, what: str = "") -> Answer:
-        """Count an answer, and log it when it is another than the last: an issuer that is away says so once."""
+        """Count an answer, and log it if it differs from the last: an issuer that is away is logged once."""
         outcome = answer.outcome
         metrics.ANSWERS.labels(pod, outcome).inc()
         fault = outcome not in {Outcome.GRANTED, Outcome.REFUSED, Outcome.DENIED}
@@ -206,7 +206,7 @@ class Issuers:
 
 
 def _request(issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credentials, client_id: str) -> httpx.Request:
-    """As the Docker registry token specification writes it: GET ("Token authentication"), POST ("OAuth2 Token")."""
+    """Build the request of the Docker registry token specification: GET ("Token authentication") or POST ("OAuth2")."""
     asked = [str(scope) for scope in scopes]
     if credentials.form:
         fields = [("service", issuer.service), ("client_id", client_id or "baleen"), *credentials.form]
@@ -223,7 +223,7 @@ def _request(issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credenti
 
 
 def _short(verified: Verified, scopes: int) -> None:
-    """Raise TokenRefusedError if it would take too much of a token that is not of this issuer alone."""
+    """Raise TokenRefusedError if it would take too much space in a token joined from several issuers."""
     grants = json.dumps([[grant.name, *grant.actions, grant.more] for grant in verified.access.grants])
     if len(grants) > GRANT_LIMIT * max(scopes, 1):
         raise TokenRefusedError("claims", f"its grants take more than {GRANT_LIMIT} characters for a scope")

@@ -1,10 +1,10 @@
-"""Public keys that are trusted to sign tokens: where they come from, and what a token may call them.
+"""Public keys that are trusted to sign tokens: reading them, and finding the one that a token names.
 
 Route: `parse_trusted` reads PEM or JWKS -> `KeySet.find` by a token's `kid`, `chain` by its certificates;
 `KeyFile` reads a file again when it changes.
-Invariants: a key is RSA of 2048 bits or more, or P-256, and each goes with the algorithms of its type alone, so that
-no header can choose another; a private key is never accepted where public ones belong.
-Not here: private keys (sign.py), what a token says (verify.py).
+Invariants: a key is RSA of 2048 bits or more, or P-256, and is used only with the algorithms of its type, so that no
+header can choose another; a private key is never accepted as a public one.
+Not here: private keys (sign.py), the content of a token (verify.py).
 """
 
 import base64
@@ -31,7 +31,7 @@ from coordinator.tokens.metrics import KEYS_UNREAD
 
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
-#: Below it NIST SP 800-131A allows no signature any more.
+#: NIST SP 800-131A no longer allows signatures by shorter keys.
 RSA_BITS = 2048
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512")
 EC_ALGORITHMS = ("ES256",)
@@ -41,14 +41,14 @@ FILE_LIMIT = 1 << 20
 KEYS_LIMIT = 100
 #: Certificates in a token's chain.
 CHAIN_LIMIT = 5
-#: A file is looked at so often.
+#: Seconds between checks of a file.
 LOOK_SECONDS = 1.0
-#: Of a file's mode: what its group and all others may.
+#: Bits of a file's mode for its group and all others.
 OTHERS = 0o077
 
 T = TypeVar("T")
-#: What the library raises for what it cannot read. Not all of it is a ValueError: a key of a kind that it does not
-#: know, and a certificate of a version that there is none of, have their own.
+#: What the library raises for unreadable input. Not everything is a ValueError: an unknown type of key and an unknown
+#: version of a certificate have their own errors.
 _UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----.*?-----END \1-----", re.DOTALL)
 
@@ -65,8 +65,8 @@ def _signs_certificates(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | 
         raise ValueError
 
 
-#: Whoever certifies must be allowed to. That is less than the web asks of its authorities (`openssl req -x509` alone
-#: does not meet that), and what distribution asks.
+#: A certifying certificate must have the right to certify. This is less than the web's rules for authorities, which
+#: `openssl req -x509` alone does not meet, and the same as distribution's.
 _CERTIFIERS = (
     ExtensionPolicy.permit_all()
     .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _may_certify)
@@ -75,7 +75,7 @@ _CERTIFIERS = (
 
 
 class KeysError(UsageError):
-    """Keys cannot be read from what was given; the message says why, and never quotes them."""
+    """Keys cannot be read from a file; the message says why, and never quotes them."""
 
 
 class Key(NamedTuple):
@@ -83,7 +83,7 @@ class Key(NamedTuple):
 
     public: PublicKey
     algorithms: Sequence[str]
-    #: As docker's libtrust makes it: what distribution 2 and GitLab's registry call a key.
+    #: The key's fingerprint by docker's libtrust, which distribution 2 and GitLab's registry use as its name.
     fingerprint: str
     #: RFC 7638, with SHA-256.
     thumbprint: str
@@ -94,7 +94,7 @@ class Key(NamedTuple):
 
 
 class KeySet:
-    """Keys that are trusted, and the certificates they came with, to which chains may lead."""
+    """Trusted keys, and the certificates they came with, to which chains may lead."""
 
     def __init__(
         self,
@@ -102,13 +102,13 @@ class KeySet:
         certificates: Iterable[x509.Certificate] = (),
         called: Mapping[str, Key] | None = None,
     ) -> None:
-        """`called` are names that a JWKS gives to keys. They never stand for another key than their own."""
+        """`called` are names that a JWKS gives to keys; each is accepted only for its own key."""
         known: dict[str, Key] = {}
         for key in keys:
             known[key.thumbprint] = _joined(known.get(key.thumbprint), key)
         self.keys = tuple(known.values())
         if len(self.keys) > KEYS_LIMIT:
-            raise KeysError(f"There are more than {KEYS_LIMIT} keys: leave out those that sign no more.")
+            raise KeysError(f"There are more than {KEYS_LIMIT} keys: remove those that no longer sign.")
         made = {name: key for key in self.keys for name in (key.fingerprint, key.thumbprint)}
         self._by_name = {**(called or {}), **made}
         certificates = tuple(certificates)
@@ -116,17 +116,17 @@ class KeySet:
         self._store = Store(list(certificates)) if certificates else None
 
     def find(self, name: str) -> Key | None:
-        """The key of this `kid`: its fingerprint, its thumbprint, or what its JWKS calls it."""
+        """Return the key of this `kid`: its fingerprint, its thumbprint, or its name in the JWKS."""
         return self._by_name.get(name)
 
     def chain(self, chain: Sequence[str], now: float) -> Key:
-        """The key of the first certificate of an `x5c` header (RFC 7515, 4.1.6); raises KeysError.
+        """Return the key of the first certificate of an `x5c` header (RFC 7515, 4.1.6); raises KeysError.
 
-        It must be one of the certificates of this set, or lead to one over the others of the chain, each of them valid
-        at `now` (Unix time) and, but for the first, allowed to certify.
+        It must be one of the certificates of this set, or lead to one through the others of the chain, each of them
+        valid at `now` (Unix time) and, except for the first, allowed to certify.
         """
         if not 1 <= len(chain) <= CHAIN_LIMIT:
-            raise KeysError(f"its chain has not from 1 to {CHAIN_LIMIT} certificates")
+            raise KeysError(f"its chain does not have 1 to {CHAIN_LIMIT} certificates")
         try:
             leaf, *others = (x509.load_der_x509_certificate(base64.b64decode(each, validate=True)) for each in chain)
             key = make_key(leaf.public_key())
@@ -153,14 +153,14 @@ class KeySet:
 
 
 def _joined(one: Key | None, other: Key) -> Key:
-    """The same key, for the algorithms of both: a JWKS may list it once for each."""
+    """Return the same key with the algorithms of both: a JWKS may list a key once for each."""
     if one is None:
         return other
     return other._replace(algorithms=tuple(dict.fromkeys((*one.algorithms, *other.algorithms))))
 
 
 def make_key(public: Any) -> Key:
-    """Give a public key its names; raises KeysError for one that registries would not take."""
+    """Make a named key of a public key; raises KeysError for one that registries would not accept."""
     if isinstance(public, rsa.RSAPublicKey):
         if public.key_size < RSA_BITS:
             raise KeysError(f"An RSA key has {public.key_size} bits: use one of at least {RSA_BITS}.")
@@ -168,25 +168,25 @@ def make_key(public: Any) -> Key:
     elif isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, ec.SECP256R1):
         algorithms = EC_ALGORITHMS
     else:
-        raise KeysError("A key is neither RSA nor on the curve P-256, which alone registries take: use one of these.")
+        raise KeysError("A key is neither RSA nor on the curve P-256: use one of these, registries accept no others.")
     return Key(public, algorithms, _fingerprint(public), thumbprint(_members(public)))
 
 
 def _fingerprint(public: PublicKey) -> str:
-    """As libtrust names a key: base32 of the first 30 bytes of the SHA-256 of its DER form, in groups of four."""
+    """Return libtrust's name of a key: base32 of the first 30 bytes of the SHA-256 of its DER form, in fours."""
     der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     text = base64.b32encode(hashlib.sha256(der).digest()[:30]).decode()
     return ":".join(text[at : at + 4] for at in range(0, len(text), 4))
 
 
 def thumbprint(members: Mapping[str, Any]) -> str:
-    """RFC 7638: the SHA-256 of the required members, in their order and without spaces."""
+    """Return the thumbprint by RFC 7638: the SHA-256 of the required members, in order and without spaces."""
     text = json.dumps({name: members[name] for name in sorted(members)}, separators=(",", ":"))
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
 
 
 def _members(public: PublicKey) -> dict[str, Any]:
-    """The members of a JSON Web Key that make it this key, and no others."""
+    """Return the required members of a JSON Web Key, and no others."""
     if isinstance(public, rsa.RSAPublicKey):
         made: dict[str, Any] = RSAAlgorithm.to_jwk(public, as_dict=True)
     else:
@@ -195,24 +195,24 @@ def _members(public: PublicKey) -> dict[str, Any]:
 
 
 def read_jwk(jwk: Mapping[str, Any]) -> Key:
-    """Read a public key as RFC 7517 writes it; raises KeysError."""
+    """Read a public key in the format of RFC 7517; raises KeysError."""
     if "d" in jwk or "k" in jwk:
-        raise KeysError("A key is private, or a shared secret: write down public keys alone.")
-    # A copy of the members that count: what else stands there is none of the library's business.
+        raise KeysError("A key is private, or a shared secret: include only public keys.")
+    # Only the required members: the library must not see others.
     known = {name: jwk[name] for name in ("kty", "n", "e", "crv", "x", "y") if isinstance(jwk.get(name), str)}
     algorithm: Any = {"RSA": RSAAlgorithm, "EC": ECAlgorithm}.get(known.get("kty", ""))
     try:
         if algorithm is not None:
             return make_key(algorithm.from_jwk(known))
     except (InvalidKeyError, ValueError, KeyError, TypeError) as error:
-        raise KeysError("A key of the JWKS cannot be read: correct it, or leave it out.") from error
-    raise KeysError("A key is neither RSA nor on the curve P-256, which alone registries take: use one of these.")
+        raise KeysError("A key of the JWKS cannot be read: correct or remove it.") from error
+    raise KeysError("A key is neither RSA nor on the curve P-256: use one of these, registries accept no others.")
 
 
 def parse_trusted(content: bytes) -> KeySet:
     """Read the keys of an issuer: PEM (certificates or public keys) or JWKS; raises KeysError."""
     if len(content) > FILE_LIMIT:
-        raise KeysError(f"The keys take more than {FILE_LIMIT} bytes: leave out those that sign no more.")
+        raise KeysError(f"The keys take more than {FILE_LIMIT} bytes: remove those that no longer sign.")
     keys = _from_jwks(content) if content.lstrip().startswith(b"{") else _from_pem(content)
     if not keys.keys:
         raise KeysError("There is no key: write PEM (certificates or public keys) or a JWKS.")
@@ -220,7 +220,7 @@ def parse_trusted(content: bytes) -> KeySet:
 
 
 def pem_blocks(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """The blocks of a PEM file, each with what it says that it is."""
+    """Yield the blocks of a PEM file, each with its label."""
     return ((match[1].decode(), match[0]) for match in _PEM.finditer(content))
 
 
@@ -229,7 +229,7 @@ def _from_pem(content: bytes) -> KeySet:
     certificates: list[x509.Certificate] = []
     for label, block in pem_blocks(content):
         if "PRIVATE" in label:
-            raise KeysError("There is a private key among them: write down public keys or certificates alone.")
+            raise KeysError("There is a private key among them: include only public keys or certificates.")
         try:
             if label == "CERTIFICATE":
                 certificate = x509.load_pem_x509_certificate(block)
@@ -250,7 +250,7 @@ def _from_jwks(content: bytes) -> KeySet:
         raise KeysError('The JWKS cannot be read: it must be {"keys": […]}.') from error
     keys: list[Key] = []
     called: dict[str, Key] = {}
-    # Keys of other kinds, or for other ends, may stand beside ours (RFC 7517, 5).
+    # A JWKS may also have keys of other types, or for other uses (RFC 7517, 5).
     for entry in filter(_signs, entries):
         key = read_jwk(entry)
         if entry.get("alg") is not None:
@@ -276,7 +276,7 @@ def _signs(entry: Mapping[str, Any]) -> bool:
 
 
 class KeyFile(Generic[T]):
-    """A file of keys, read again when it changes. One that cannot be read any more leaves those before in force."""
+    """A file of keys, read again when it changes. While it cannot be read, the previous keys stay in use."""
 
     def __init__(
         self,
@@ -287,7 +287,7 @@ class KeyFile(Generic[T]):
         *,
         private: bool = False,
     ) -> None:
-        """Read it; raises SettingsError that names the setting. One that is `private` is for nobody else to read."""
+        """Read it; raises SettingsError with the setting's name. A `private` file is for its owner only."""
         self._setting = setting
         self._path = Path(path)
         self._read = read
@@ -303,10 +303,10 @@ class KeyFile(Generic[T]):
         return f"KeyFile({self._setting})"
 
     def current(self) -> T:
-        """What the file said the last time that it could be read."""
+        """The content of the file when it could last be read."""
         if self._clock() - self._looked_at >= LOOK_SECONDS:
             self._looked_at = self._clock()
-            # Before it is read: what is written meanwhile is seen the next time.
+            # Taken before reading, so that a change meanwhile is noticed the next time.
             stamp = self._stamp()
             if stamp != self._seen:
                 self._seen = stamp
@@ -318,7 +318,7 @@ class KeyFile(Generic[T]):
             self._value = self._load()
         except SettingsError as error:
             KEYS_UNREAD.labels(self._setting).set(1)
-            log.warning("keys cannot be read, and those before stay in force", setting=self._setting, why=str(error))
+            log.warning("keys cannot be read: the previous ones stay in use", setting=self._setting, why=str(error))
         else:
             KEYS_UNREAD.labels(self._setting).set(0)
             log.info("keys were read again", setting=self._setting)
@@ -343,5 +343,5 @@ class KeyFile(Generic[T]):
 
 
 def public_of(private: Any) -> Key:
-    """The public half of a private key; raises KeysError."""
+    """Return the public half of a private key; raises KeysError."""
     return make_key(private.public_key())

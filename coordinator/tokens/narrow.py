@@ -1,7 +1,7 @@
-"""Of a client's token make one that lets pull from a single repository: for a registry that need not know more.
+"""Narrow a client's token to one that permits only pull from a single repository, to show to that registry.
 
-It says nothing that the client's does not, and lives no longer.
-Not here: who is shown it (coordinator/mounts/sources.py).
+It grants nothing that the client's token does not, and lives no longer.
+Not here: its use (coordinator/mounts/sources.py).
 """
 
 from coordinator.domain.access import ANY, PULL, Access, Grant
@@ -10,7 +10,7 @@ from coordinator.tokens.verify import TokenVerifier
 
 
 def pull_only(token: str, repository: str, verifier: TokenVerifier, signer: Signer) -> str:
-    """Return the token; raises TokenRefusedError if that of the client is not good."""
+    """Return the narrow token; raises TokenRefusedError if the client's token is not valid."""
     verified = verifier.verify(token)
     grants = (
         Grant(grant.name, frozenset({PULL}), grant.more)

@@ -1,10 +1,10 @@
-"""One token for repositories of several pods: the union of what their own issuers grant, and never more.
+"""Issue one token for repositories of several pods: the union of what their own issuers grant, and never more.
 
 Route: scopes -> each to the pod that owns its repository -> that pod's issuer, all at once (issuers.py) -> the union of
-what was proved -> one signature (sign.py).
-Invariants: a scope goes to no issuer but its own pod's, and an issuer's answer counts for its own pod's scopes alone; a
-token lives no longer than the shortest-lived of those that it is made of; where no issuer has accepted the
-credentials, nothing is signed. An issuer that does not answer takes away its own part, and nothing else.
+the verified grants -> one signature (sign.py).
+Invariants: a scope goes only to its own pod's issuer, and an issuer's answer counts only for its own pod's scopes; a
+token lives no longer than the shortest-lived of the tokens it is made of; if no issuer accepted the credentials,
+nothing is signed. If an issuer does not answer, only its own part is missing.
 Not here: HTTP (api/token_service.py), what a scope is (domain/access.py).
 """
 
@@ -24,22 +24,22 @@ from coordinator.tokens import metrics
 from coordinator.tokens.issuers import Answer, Credentials, Issuers, Outcome
 from coordinator.tokens.sign import Signed, Signer
 
-#: Requests that are answered at once. What waits, waits for issuers, and for these no longer than issuers.SECONDS.
+#: Requests that are processed at once. They wait for issuers, and no longer than issuers.SECONDS.
 IN_FLIGHT = 256
 
 
 class CredentialsRefusedError(UnauthorizedError):
-    """Every issuer that was asked has refused the credentials."""
+    """Every issuer that was asked refused the credentials."""
 
     headers = MappingProxyType({"WWW-Authenticate": 'Basic realm="Baleen"'})
 
 
 class BusyError(UnavailableError):
-    """As many requests for tokens as may be are under way."""
+    """The limit of requests for tokens at once is reached."""
 
 
 class IssuingPod(Protocol):
-    """A pod, as far as tokens go."""
+    """What the token service needs to know of a pod."""
 
     @property
     def prefixes(self) -> Sequence[str]: ...
@@ -57,14 +57,14 @@ class Asked(NamedTuple):
 
     scopes: Sequence[Scope]
     credentials: Credentials
-    #: What the client takes for its registry's name; None if it does not say.
+    #: The name of the registry as the client sends it; None if it does not.
     service: str | None = None
     client_id: str = ""
 
 
 class TokenService:
     def __init__(self, pods: ReadPods, issuers: Issuers, signer: Signer, *, in_flight: int = IN_FLIGHT) -> None:
-        """`pods` says what is registered now."""
+        """`pods` returns the registered pods."""
         self._pods = pods
         self._issuers = issuers
         self._signer = signer
@@ -72,17 +72,17 @@ class TokenService:
         self._running = 0
 
     def jwks(self) -> dict[str, Any]:
-        """The keys that its tokens are signed with, as a JWKS."""
+        """The public keys of its tokens, as a JWKS."""
         return self._signer.jwks()
 
     async def close(self) -> None:
         await self._issuers.close()
 
     async def issue(self, asked: Asked) -> Signed:
-        """Sign what the issuers grant of what is asked.
+        """Sign what the issuers grant of the request.
 
         Raises CredentialsRefusedError or ForbiddenError if all of them refuse, UnavailableError if none grants anything
-        and one did not answer, UsageError for a service that is not ours.
+        and one did not answer, UsageError if the request is for another service.
         """
         began = time.perf_counter()
         outcome = "failed"
@@ -101,8 +101,8 @@ class TokenService:
     async def _issue(self, asked: Asked) -> Signed:
         if asked.service is not None and asked.service != self._signer.audience:
             raise UsageError(
-                "Tokens are made here for another service: set `auth.token.service` of the registry, or its like, to "
-                "the BALEEN_JWT_AUDIENCE of this token service."
+                "This token service issues tokens for another service: set `auth.token.service` of the registry, or "
+                "its equivalent, to the BALEEN_JWT_AUDIENCE of this token service."
             )
         if self._running >= self._in_flight:
             raise BusyError("Too many requests for tokens wait for their issuers: try again in a moment.")
@@ -125,7 +125,7 @@ class TokenService:
         )
 
     async def _each(self, parts: Mapping[PodName, Sequence[Scope]], pods: Pods, asked: Asked) -> list[Answer]:
-        """Ask the issuer of each part for it, all at once."""
+        """Ask the issuer of each part, all at once."""
         return await asyncio.gather(
             *(
                 self._issuers.ask(pod, issuer, scopes, asked.credentials, asked.client_id)
@@ -136,7 +136,7 @@ class TokenService:
 
     async def _any(self, pods: Pods, asked: Asked) -> list[Answer]:
         """Ask each issuer only whether it knows the credentials (`docker login`); the first that does is enough."""
-        # Pods that share an issuer ask it once, if they know it by the same keys: those of one may be old.
+        # Pods with the same issuer ask it once, if they trust the same keys for it: the keys of one may be old.
         issuers = {known.issuer: pod for pod, known in pods.items() if known.issuer is not None}
         waiting = [
             asyncio.create_task(self._issuers.ask(pod, issuer, (), asked.credentials, asked.client_id))
@@ -156,8 +156,10 @@ class TokenService:
 
 
 def divide(scopes: Iterable[Scope], pods: Pods) -> dict[PodName, list[Scope]]:
-    """Each scope to the pod that owns its repository. Those of no pod, of one without an issuer, and of other things
-    than repositories (`registry:catalog:*`) are of nobody, and so are not granted.
+    """Assign each scope to the pod that owns its repository.
+
+    Scopes of no pod, of a pod without an issuer, and of other things than repositories (`registry:catalog:*`) are left
+    out, and so not granted.
     """
     owners = {prefix: name for name, pod in pods.items() if pod.issuer is not None for prefix in pod.prefixes}
     parts: dict[PodName, list[Scope]] = {}
@@ -169,7 +171,7 @@ def divide(scopes: Iterable[Scope], pods: Pods) -> dict[PodName, list[Scope]]:
 
 
 def _agreed(said: Iterable[str], otherwise: str) -> str:
-    """What all say, or else something."""
+    """Return the value on which all agree, or else the other one."""
     known = set(said)
     return known.pop() if len(known) == 1 else otherwise
 
@@ -180,7 +182,7 @@ def _refusal(answers: Sequence[Answer]) -> BaleenError:
         return UnavailableError("No pod has a token issuer: give it one with `baleen pods set-issuer`.")
     if outcomes - {Outcome.REFUSED, Outcome.DENIED}:
         return UnavailableError(
-            "No token can be made now, since a token issuer does not answer as it should: try again."
+            "No token can be issued now, because a token issuer does not answer correctly: try again."
         )
     if Outcome.REFUSED in outcomes:
         return CredentialsRefusedError("The token issuer does not accept these credentials: log in again.")

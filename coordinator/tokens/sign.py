@@ -1,8 +1,8 @@
-"""Sign Baleen's own tokens, in the shape of GitLab's, and publish the keys that they are signed with.
+"""Sign Baleen's own tokens, in the format of GitLab's, and publish their public keys.
 
 The file of BALEEN_JWT_SIGNING_KEYS holds private keys: the first signs, the others are only published. So a key can be
-published before it signs and after it has signed, and at no moment is there a token whose key is not known.
-Not here: what is granted (service.py), how a token is proved (verify.py).
+published before it signs and after it has signed, and there is never a token whose key is unknown.
+Not here: what is granted (service.py), how a token is verified (verify.py).
 """
 
 import datetime as dt
@@ -18,17 +18,17 @@ from cryptography.hazmat.primitives import serialization
 from coordinator.domain.access import REPOSITORY, Access
 from coordinator.tokens.keys import FILE_LIMIT, KeysError, KeySet, pem_blocks, public_of
 
-#: A registry's clock may be behind ours by so much without its leeway; GitLab does the same.
+#: How far a registry's clock may be behind, besides its own leeway; GitLab does the same.
 BACKDATED_SECONDS = 5
-#: What may stand beside a private key in the file: openssl writes the one, and a key is often kept with the other.
+#: PEM blocks allowed beside a private key: openssl writes the first, and a key is often stored with the second.
 _PASSED_OVER = frozenset({"EC PARAMETERS", "CERTIFICATE"})
 
 
 class SigningKeys:
-    """Private keys, and their public halves. Nothing shows them."""
+    """Private keys with their public halves; never shown in a `repr`."""
 
     def __init__(self, private: list[Any]) -> None:
-        """Take keys of which the first signs; raises KeysError."""
+        """Take keys; the first one signs. Raises KeysError."""
         if not private:
             raise KeysError("There is no private key: write one as PEM (`openssl genpkey`).")
         self.active = public_of(private[0])
@@ -39,14 +39,14 @@ class SigningKeys:
         return f"SigningKeys({self.active.fingerprint})"
 
     def jwks(self) -> dict[str, Any]:
-        """All public halves as a JWKS (RFC 7517), the one that signs first."""
+        """All public keys as a JWKS (RFC 7517), the signing one first."""
         return {"keys": [key.jwk() for key in self.public.keys]}
 
 
 def parse_signing(content: bytes) -> SigningKeys:
     """Read private keys from PEM; raises KeysError."""
     if len(content) > FILE_LIMIT:
-        raise KeysError(f"The keys take more than {FILE_LIMIT} bytes: leave out those that sign no more.")
+        raise KeysError(f"The keys take more than {FILE_LIMIT} bytes: remove those that no longer sign.")
     private = []
     for label, block in pem_blocks(content):
         if label in _PASSED_OVER:
@@ -54,15 +54,15 @@ def parse_signing(content: bytes) -> SigningKeys:
         try:
             private.append(serialization.load_pem_private_key(block, password=None))
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            # The library's words may quote what it could not read.
-            raise KeysError(f"A PEM block ({label}) is no private key without a passphrase: replace it.") from (
+            # The library's message may quote the key.
+            raise KeysError(f"A PEM block ({label}) is not a private key without a passphrase: replace it.") from (
                 error if isinstance(error, TypeError) else None
             )
     return SigningKeys(private)
 
 
 class Signed(NamedTuple):
-    """A token, and its life."""
+    """A signed token with its lifetime."""
 
     token: str
     expires_in: int
@@ -73,7 +73,7 @@ class Signed(NamedTuple):
 
 
 class Signer:
-    """Signs with whichever key is the first now."""
+    """Signs with the key that is now the first."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Signer:
         lifetime: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`lifetime` in seconds is the longest that a token lives."""
+        """`lifetime` is the longest lifetime of a token in seconds."""
         self._keys = keys
         self._issuer = issuer
         self.audience = audience
@@ -103,7 +103,7 @@ class Signer:
         not_before: float = 0,
         not_after: float = float("inf"),
     ) -> Signed:
-        """Sign what is granted, good in no other time than between these two (Unix time)."""
+        """Sign a grant that is valid only between these two times (Unix time)."""
         now, keys = int(self._clock()), self._keys()
         expires = int(min(now + self._lifetime, not_after))
         claims = {

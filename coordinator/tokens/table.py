@@ -1,6 +1,6 @@
-"""Bearer tokens of the API: who may ask, who may change.
+"""Bearer tokens of the API, with their roles.
 
-A token is 256 random bits, so that one unsalted hash is enough and a stolen table gives no token away.
+A token is 256 random bits, so that one unsalted hash is enough and a stolen table reveals no token.
 """
 
 import datetime as dt
@@ -51,7 +51,7 @@ def check_name(name: str) -> str:
 
 
 async def create(engine: AsyncEngine, name: str, role: Role) -> Secret:
-    """Make a token and return it, the only time that it can be seen; raises ConflictError if the name is taken."""
+    """Create a token and return it, the only time that it is visible; raises ConflictError if the name is taken."""
     token = new_token()
     try:
         async with writing(engine) as connection:
@@ -62,7 +62,7 @@ async def create(engine: AsyncEngine, name: str, role: Role) -> Secret:
 
 
 async def replace(engine: AsyncEngine, name: str, role: Role) -> Secret:
-    """Make a token of this name, in place of one that may be there."""
+    """Create a token with this name, replacing an existing one."""
     token = new_token()
     async with writing(engine) as connection:
         await connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
@@ -71,7 +71,7 @@ async def replace(engine: AsyncEngine, name: str, role: Role) -> Secret:
 
 
 async def revoke(engine: AsyncEngine, name: str) -> None:
-    """End a token; every API replica has forgotten it within seconds. Raises NotFoundError."""
+    """Revoke a token; every API replica refuses it within seconds. Raises NotFoundError."""
     async with writing(engine) as connection:
         done = await connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
         if not done.rowcount:
@@ -79,7 +79,7 @@ async def revoke(engine: AsyncEngine, name: str) -> None:
 
 
 async def tokens(engine: AsyncEngine) -> list[ApiToken]:
-    """Return all tokens by name, without what they are."""
+    """Return all tokens by name, without their secrets."""
     async with reading(engine) as connection:
         rows = await connection.execute(
             text("SELECT name, role, created_at FROM api_tokens ORDER BY name LIMIT :limit"),

@@ -1,9 +1,9 @@
-"""Prove a registry token, by the rules of CNCF distribution 2.8 (registry/auth/token), and say what it grants.
+"""Verify a registry token by the rules of CNCF distribution 2.8 (registry/auth/token), and return what it grants.
 
 Route: header -> key (`x5c`, else `jwk`, else `kid`) -> signature -> claims -> Verified.
-Invariants: the key decides which algorithms are possible, never the header; `iss` and `aud` are equal as texts; `exp`
-is required; nothing of a token is quoted in an error. Where distribution is lenient about what is ambiguous (members
-that are written twice, critical headers, which RFC 7515 has refused), the token is refused.
+Invariants: the key decides which algorithms are possible, never the header; `iss` and `aud` are compared as text; `exp`
+is required; no error quotes a token. A token with something ambiguous that distribution accepts (duplicate members;
+critical headers, which RFC 7515 demands to refuse) is refused.
 Not here: which keys are trusted (keys.py), where tokens come from.
 """
 
@@ -22,18 +22,18 @@ from coordinator.domain.access import REPOSITORY, Access, Grant
 from coordinator.errors import UnauthorizedError
 from coordinator.tokens.keys import ALGORITHMS, Key, KeysError, KeySet, read_jwk
 
-#: What clocks may be apart, in seconds: distribution's own.
+#: Allowed difference of clocks in seconds, as in distribution.
 LEEWAY_SECONDS = 60
-#: Characters of a token. It travels in a header, and servers take headers of some 8 to 64 KiB.
+#: The longest token in characters. It is sent in a header, and servers accept headers of some 8 to 64 KiB.
 TOKEN_LIMIT = 64 * 1024
-#: Objects and lists in one another. What is kept of a grant is written again, and that must not fail.
+#: The deepest nesting of objects and lists. Grants are serialised again, which must not fail.
 DEPTH_LIMIT = 20
 
 Check = Literal["form", "algorithm", "key", "signature", "issuer", "audience", "expired", "not yet valid", "claims"]
 
 
 class TokenRefusedError(UnauthorizedError):
-    """A token is not believed; `check` is what it failed."""
+    """A token is not accepted; `check` names the failed check."""
 
     def __init__(self, check: Check, why: str) -> None:
         super().__init__(f"The token is not accepted: {why}.")
@@ -41,19 +41,19 @@ class TokenRefusedError(UnauthorizedError):
 
 
 class Verified(NamedTuple):
-    """What a token says, once it is proved."""
+    """The content of a verified token."""
 
     subject: str
     access: Access
     #: Unix time.
     expires_at: int = 0
     not_before: int = 0
-    #: How its owner proved who they are, in the words of GitLab's tokens.
+    #: How its owner authenticated, as GitLab's tokens name it.
     auth_type: str = ""
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """A member of `access`; that it has others is seen from the raw claims."""
+    """An entry of `access`; further members are only in the raw claims."""
 
     type: str | None = None
     name: str | None = None
@@ -61,7 +61,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class _Claims(msgspec.Struct, frozen=True):
-    """`null` is as good as nothing: Go, in which registries and many issuers are written, has it for an empty list."""
+    """The claims of a token. `null` means absent: Go, used by many issuers, writes it for an empty list."""
 
     iss: str
     aud: str
@@ -73,12 +73,12 @@ class _Claims(msgspec.Struct, frozen=True):
 
 
 class TokenVerifier:
-    """Believes tokens of one issuer for one audience."""
+    """Accepts tokens of one issuer for one audience."""
 
     def __init__(
         self, keys: Callable[[], KeySet], *, issuer: str, audience: str, clock: Callable[[], float] = time.time
     ) -> None:
-        """`keys` says which are trusted now."""
+        """`keys` returns the keys that are trusted now."""
         self._keys = keys
         self._issuer = issuer
         self._audience = audience
@@ -104,7 +104,7 @@ class TokenVerifier:
         return self._judge(claims)
 
     def _key(self, header: Mapping[str, Any]) -> Key:
-        """In distribution's order: what stands first is what counts, also if what follows would do."""
+        """Return the key in distribution's order: the first header that is present counts, even if others fit."""
         keys, chain, jwk, name = self._keys(), header.get("x5c"), header.get("jwk"), header.get("kid")
         try:
             if chain:
@@ -112,7 +112,7 @@ class TokenVerifier:
                     _refuse("key", "its chain cannot be read")
                 return keys.chain(chain, self._clock())
             if jwk is not None:
-                # The trusted key that it is equal to, not the one that came along.
+                # The equal trusted key, not the one from the header.
                 found = keys.find(read_jwk(jwk).thumbprint) if isinstance(jwk, dict) else None
             else:
                 found = keys.find(name) if isinstance(name, str) else None
@@ -143,7 +143,7 @@ class TokenVerifier:
             Grant(
                 entry.name,
                 frozenset(entry.actions),
-                # Nor what a registry could take for one of these: Go does not look at the case of a name.
+                # Nor names that a registry could take for one of these: Go ignores the case of a name.
                 {name: value for name, value in raw["access"][at].items() if name.casefold() not in _ENTRY},
             )
             for at, entry in enumerate(claims.access or ())
@@ -158,7 +158,7 @@ _ENTRY = frozenset(_Entry.__struct_fields__)
 
 
 def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read header and claims, of which nothing is proved."""
+    """Parse header and claims without verifying them."""
     try:
         header, claims, _ = token.encode("ascii").split(b".")
         return _object(header), _object(claims)
@@ -169,7 +169,7 @@ def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _object(part: bytes) -> dict[str, Any]:
-    # Whether it is base64url to the letter is asked where the signature is.
+    # Strict base64url is checked together with the signature.
     text = base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
     value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_number)
     if not isinstance(value, dict):
@@ -189,7 +189,7 @@ def _no_number(_: str) -> NoReturn:
 
 
 def _number(text: str) -> float:
-    # One that is too large would be written again as a word that is no JSON.
+    # Too large a number would be serialised as `Infinity`, which is not JSON.
     value = float(text)
     return value if math.isfinite(value) else _no_number(text)
 

@@ -109,7 +109,7 @@ def test_envoy_is_told_the_same(api: Served, baleen: Command) -> None:
     [
         (("--listen", "5000"), 2, "--listen"),
         (("--listen", "[::::]:5000"), 2, "--listen"),
-        (("--for", "envoy", "--listen", "localhost:5000"), 2, "an address, such as 127.0.0.1:5000, and no name"),
+        (("--for", "envoy", "--listen", "localhost:5000"), 2, "use an address, such as 127.0.0.1:5000"),
         (("--tls-cert", "/a.pem"), 2, "--tls-key"),
         (("--tls-cert", "a.pem", "--tls-key", "/a.key"), 2, "--tls-cert"),
         (("--issuer", "somebody"), 2, "--issuer"),

@@ -33,7 +33,7 @@ def test_a_broken_stack_file(bare: Command) -> None:
     left.parent.mkdir()
     left.write_text("{")
     for command in (["up"], ["status"]):
-        assert ".baleen/stack.json is not as `baleen up` writes it: delete it" in errs(bare(*command), 2)
+        assert ".baleen/stack.json is malformed: delete it" in errs(bare(*command), 2)
 
 
 def test_a_token_that_is_no_text(tmp_path: Path) -> None:

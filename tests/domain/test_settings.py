@@ -79,7 +79,7 @@ def test_errors_name_the_setting(tmp_path: Path, environ: dict[str, str], file: 
     [
         ("s3_buket", "did you mean s3_bucket?"),
         ("s3", "did you mean s3_endpoint_url"),
-        ("zzz", "see docs/SETTINGS.md"),
+        ("zzz", "remove it. docs/SETTINGS.md lists all settings"),
     ],
 )
 def test_what_may_have_been_meant(tmp_path: Path, name: str, near: str) -> None:
@@ -179,7 +179,7 @@ def test_malformed_stack(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".baleen").mkdir()
     (tmp_path / ".baleen" / "stack.json").write_bytes(content)
     (tmp_path / ".baleen" / "token").write_text("t")
-    with pytest.raises(SettingsError, match=r"\.baleen/stack\.json is not as `baleen up` writes it: delete it"):
+    with pytest.raises(SettingsError, match=r"\.baleen/stack\.json is malformed: delete it"):
         load({}, tmp_path)
 
 
@@ -215,7 +215,7 @@ def test_unsafe_findings() -> None:
     made = build({"unsafe_findings": " Kafka-Durable, cannot-delete,kafka-durable ", "unsafe_times": "true"})
     assert made.unsafe_findings == "kafka-durable,cannot-delete"
     assert build({"unsafe_findings": ""}).unsafe_findings == ""
-    with pytest.raises(SettingsError, match=r"BALEEN_UNSAFE_FINDINGS lets .* BALEEN_UNSAFE_TIMES=true"):
+    with pytest.raises(SettingsError, match=r"BALEEN_UNSAFE_FINDINGS runs GC .* BALEEN_UNSAFE_TIMES=true"):
         build({"unsafe_findings": "kafka-durable"})
     with pytest.raises(SettingsError, match=r"write some of registry-answers, .* separated by commas"):
         build({"unsafe_findings": "kafka-durable,all", "unsafe_times": "true"})

@@ -58,7 +58,10 @@ def test_where_nobody_speaks_tls() -> None:
     """An https:// URL of a port that speaks plain HTTP is told as that, and not as an error of the system."""
     with GuardedRegistry() as plain:
         url = plain.url.replace("http://", "https://")
-        with RegistryClient(url) as client, pytest.raises(RegistryUnreachableError, match="speaks no TLS") as failed:
+        with (
+            RegistryClient(url) as client,
+            pytest.raises(RegistryUnreachableError, match="does not speak TLS") as failed,
+        ):
             client.ping()
         assert not isinstance(failed.value, RegistryGoneError)
         assert "EPERM" not in str(failed.value)

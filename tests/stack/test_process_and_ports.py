@@ -140,7 +140,7 @@ def test_a_broken_key_of_the_store_is_told(tmp_path: Path, content: str) -> None
     made = server.key
     assert server.key == made
     (tmp_path / "key.json").write_text(content)
-    with pytest.raises(StackError, match=r"key\.json is not as `baleen up` writes it"):
+    with pytest.raises(StackError, match=r"key\.json is malformed"):
         assert server.key
 
 

@@ -21,7 +21,7 @@ class WritableFiles(FileObjectStore):
     def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
         body = b"".join(chunks)
         if len(body) != size:
-            raise UsageError(f"{key} was to have {size} bytes, and {len(body)} came.")
+            raise UsageError(f"{key} should have {size} bytes, and {len(body)} came.")
         self.put(key, body)
 
     def copy_from(self, *_: object, **__: object) -> bool:

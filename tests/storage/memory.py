@@ -112,7 +112,7 @@ class MemoryObjectStore:
         if aborted:
             raise UnavailableError(f"The upload of {key} was given up.")
         if len(body) != size:
-            raise UsageError(f"{key} was to have {size} bytes, and {len(body)} came.")
+            raise UsageError(f"{key} should have {size} bytes, and {len(body)} came.")
         self.put(key, body)
 
     def copy_from(self, source: ObjectReader, source_key: str, key: str, *, etag: str | None = None) -> bool:
@@ -120,7 +120,7 @@ class MemoryObjectStore:
             return False
         stored = source._find(source_key)
         if etag is not None and stored.etag != etag:
-            raise ConflictError(f"{source_key} is not what it was when it was read: try again.")
+            raise ConflictError(f"{source_key} has changed since it was read: try again.")
         self.put(key, stored.body)
         return True
 

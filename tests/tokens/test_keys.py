@@ -126,7 +126,7 @@ def test_what_is_refused(content: bytes, said: str) -> None:
     ("content", "said"),
     [
         (b"", "no private key"),
-        (public_pem(RSA), "no private key without a passphrase"),
+        (public_pem(RSA), "not a private key without a passphrase"),
         (private_pem(rsa_key(0, 1024)), "1024 bits"),
         (private_pem(ec_key(0, ec.SECP521R1)), "neither RSA nor"),
         (b"-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n", "replace it"),
