@@ -83,4 +83,4 @@ def test_a_visit_while_an_operators_doctor_is_there(world: World) -> None:
     visit(world)
     world.hear(world.probe(), "t")
     assert visits(world, lambda: ConflictError("Another doctor is with the pod.")) == [POD]
-    assert "has not examined that yet" in held(world)[0]
+    assert "has not examined this yet" in held(world)[0]

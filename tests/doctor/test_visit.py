@@ -63,7 +63,7 @@ def test_a_pod_that_is_well(clinic: Clinic) -> None:
     assert [found["check"] for found in told["findings"]] == [check.value for check in Check]
     assert {found["check"]: found["verdict"] for found in told["findings"] if found["verdict"] != "proved"} == EMBEDDED
     assert [reason for reason in told["held_by"] if reason.startswith("doctor:")] == [
-        "doctor: kafka-durable is refuted: `baleen pods doctor well` says what to mend"
+        "doctor: kafka-durable is refuted: run `baleen pods doctor well`, which says what to repair"
     ]
 
 
