@@ -1,4 +1,4 @@
-"""Jobs as they are asked for, listed and shown. Not here: doing them (jobs/table.py, coordinator/jobs/work.py)."""
+"""Request, list and show jobs. Not here: running them (jobs/table.py, coordinator/jobs/work.py)."""
 
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ async def job(engine: AsyncEngine, number: int) -> Job:
     async with reading(engine) as connection:
         row = (await connection.execute(_ONE, {"id": number})).one_or_none()
     if row is None:
-        raise NotFoundError(f"There is no job {number}: see `baleen jobs list`; the oldest are forgotten.")
+        raise NotFoundError(f"There is no job {number}: see `baleen jobs list`. Old jobs are deleted.")
     return _job(row)
 
 
@@ -76,7 +76,7 @@ async def jobs(
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> JobPage:
-    """Return a page of jobs, the newest first; raises NotFoundError for a pod that is not there: its jobs name none."""
+    """Return a page of jobs, the newest first; raises NotFoundError for a pod that is not registered."""
     values = {"before": paging.decode("jobs", cursor, int) or _END, "pod": pod, "kind": kind, "limit": limit}
     async with reading(engine) as connection:
         rows = (await connection.execute(_PAGE, values)).all()
