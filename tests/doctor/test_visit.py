@@ -355,7 +355,7 @@ def test_a_wrong_token(clinic: Clinic) -> None:
         told = clinic.baleen.pod(pod)
     found = of(report, "events-arrive")
     assert found.verdict is UNPROVED
-    assert "events arrive with a wrong token" in found.proof
+    assert "events with a wrong token" in found.proof
     assert f"baleen pods rotate-token {pod.name}" in found.mend
     assert "Authorization: [Bearer THE-PODS-TOKEN]" in found.mend
     followers = OF_PROCESSES - {Check.EVENTS_ARRIVE, Check.SAME_ROOT, Check.UPLOAD_SECRET, Check.NO_DESCRIPTOR_CACHE}

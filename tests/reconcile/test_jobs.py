@@ -330,7 +330,8 @@ def nothing(_: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(ConflictError("Do something else."), "Do something else."), (KeyError("x"), "see the scheduler's log")]
+    ("error", "told"),
+    [(ConflictError("Do something else."), "Do something else."), (KeyError("x"), "see the scheduler's log")],
 )
 def test_a_job_that_fails(world: World, error: Exception, told: str) -> None:
     """What a runner raises ends the job with a sentence, and the next one is run."""
