@@ -19,7 +19,7 @@ _KEPT_HIDDEN = CONCEALED - {BlobState.PURGED}
 
 
 class TableBlob(NamedTuple):
-    """A blob as the table has it."""
+    """A blob in the table."""
 
     digest: Digest
     #: Bytes; -1 while it is not known.
@@ -29,7 +29,7 @@ class TableBlob(NamedTuple):
 
 
 class StoredBlob(NamedTuple):
-    """A blob as it is in storage."""
+    """A blob in storage."""
 
     digest: Digest
     #: Bytes.

@@ -22,7 +22,7 @@ from typing import Final
 
 
 class BlobState(IntEnum):
-    """The numbers are stored: never reuse one."""
+    """The states of a blob. The numbers are stored: never reuse one."""
 
     LIVE = 0
     UNREFERENCED = 1

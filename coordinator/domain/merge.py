@@ -57,9 +57,9 @@ def differences(listed: Iterable[Link], known: Iterable[Known]) -> Iterator[Link
 def paired(
     left: Iterable[Left], right: Iterable[Right], key: Callable[[Left | Right], Any]
 ) -> Iterator[tuple[Left | None, Right | None]]:
-    """Give what two streams that are sorted by `key` have under each, None where one of them has nothing.
+    """Pair the items of two streams that are sorted by `key`; None where one of them has no item for a key.
 
-    What stands out of order is given alone, though the other stream has it, too.
+    An item that is out of order is given alone, even if the other stream has it, too.
     """
     lefts, rights = iter(left), iter(right)
     one, other = next(lefts, None), next(rights, None)

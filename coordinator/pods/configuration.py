@@ -22,7 +22,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 #: A media type that nothing has: distribution 2.8 reads `actions` only if `mediatypes` is not empty.
 NO_MEDIA_TYPE = "application/vnd.baleen.none"
 IGNORE_PULLS = f"""\
-      # Both lines: distribution 2.8 ignores no action while no media type is listed.
+      # Keep both lines: distribution 2.8 ignores no action while no media type is listed.
       ignore:
         mediatypes: [{NO_MEDIA_TYPE}]
         actions: [pull]
@@ -56,9 +56,9 @@ notifications:
       timeout: 10s
       threshold: 5
       backoff: 1s
-      # Only GitLab's registry knows these. When it ends, it goes on sending for so long: end it no sooner by force.
+      # Only for GitLab's registry: for so long it sends queued events when it stops. Do not kill it earlier.
       queuepurgetimeout: 25s
-      # It drops events from version 4.30 on, and these make it do so later. Before 4.30 and in distribution leave out
+      # From version 4.30 on it drops events, and these two delay that. Before 4.30 and in distribution leave out
       # maxretries: with it, 3.93 to 4.29 drop events as well; see docs/REGISTRIES.md.
       # maxretries: 1000000
       # queuesizelimit: 1000000

@@ -25,7 +25,7 @@ UPDATE gc_mark SET epoch = epoch + 1 WHERE id IN (SELECT id FROM gc_mark FOR UPD
 
 @asynccontextmanager
 async def changing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Yield a connection in one transaction that commits and is counted at the end."""
+    """Yield a connection in one transaction, which commits at the end and advances the epoch."""
     async with writing(engine) as connection:
         yield connection
         counted = (await connection.exec_driver_sql(_TRY_ADVANCE)).rowcount > 0
