@@ -1,4 +1,4 @@
-"""What all SQL needs: engine, connections, locks, migrations, the schema, and shapes of answers.
+"""The basis of all SQL: engine, connections, locks, migrations, the schema, and the shapes of responses.
 
-No statement about blobs or pods is here: SQL stands in the package of the rule that it serves.
+Statements about blobs or pods are not here: SQL is in the package of the rule that it serves.
 """

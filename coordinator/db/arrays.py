@@ -1,7 +1,7 @@
-"""Arrays as parameters, quickly: psycopg's own dumper of lists takes longer than the database does.
+"""Encode arrays as parameters, fast: psycopg's own dumper of lists takes longer than the database does.
 
-Digests go in the binary format of bytea[] (PostgreSQL, src/backend/utils/adt/arrayfuncs.c, array_recv), which for
-elements of one length is a single join; numbers and times go as array literals.
+Digests are sent in the binary format of bytea[] (PostgreSQL, src/backend/utils/adt/arrayfuncs.c, array_recv), which for
+elements of one length is a single join; numbers and times are sent as array literals.
 """
 
 import struct
@@ -41,7 +41,7 @@ def register(connection: Connection[Any]) -> None:
 
 
 def digests(values: Iterable[Digest]) -> DigestArray:
-    """bytea[]"""
+    """Encode digests as bytea[]."""
     values = list(values)
     if not values:
         return DigestArray(struct.pack(">iii", 0, 0, _BYTEA))
@@ -50,19 +50,19 @@ def digests(values: Iterable[Digest]) -> DigestArray:
 
 
 def integers(values: Iterable[int]) -> str:
-    """A literal for smallint[], int[] or bigint[]."""
+    """Format a literal for smallint[], int[] or bigint[]."""
     return f"{{{','.join(map(str, values))}}}"
 
 
 def times(values: Iterable[datetime]) -> str:
-    """A literal for timestamptz[]."""
+    """Format a literal for timestamptz[]."""
     return f"{{{','.join([value.isoformat() for value in values])}}}"
 
 
 def within(value: datetime) -> datetime:
-    """Bring a registry's time into what can be stored and read back.
+    """Clamp a registry's time to what can be stored and read back, in UTC.
 
-    PostgreSQL knows no zone more than 16 hours from UTC, and years that Python does not know.
+    PostgreSQL refuses zones more than 16 hours from UTC, and has years that Python does not.
     """
     if 1 < value.year < 9999:
         return value if value.tzinfo is UTC else value.astimezone(UTC)

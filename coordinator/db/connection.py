@@ -1,4 +1,4 @@
-"""A connection that a thread of the worker keeps, and gets anew when the database was away.
+"""Keep one connection for each thread, and replace it after the database was unavailable.
 
 Not here: retrying what failed (the caller knows whether its work may be repeated).
 """
@@ -13,8 +13,8 @@ import psycopg
 from coordinator.db.engine import connect
 from coordinator.errors import UnavailableError
 
-#: What says that this connection, or the server behind it, is no good, and another may be: also that a process
-#: slept through its transaction, and that a fail-over left the server read-only.
+#: Errors after which this connection or its server is unusable, and another may work. Among them: a process was paused
+#: during its transaction, or a failover left the server read-only.
 _AWAY = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -22,7 +22,7 @@ _AWAY = (
     psycopg.errors.TransactionTimeout,
     psycopg.errors.ReadOnlySqlTransaction,
 )
-#: Nothing of the server is away: it will never take this value (SQLSTATE class 54), though the driver calls these
+#: The server is available and will never accept this value (SQLSTATE class 54), though the driver classes these as
 #: operational errors, too.
 BEYOND_LIMITS = (
     psycopg.errors.ProgramLimitExceeded,
@@ -47,7 +47,7 @@ class Connections:
 
     @contextmanager
     def use(self) -> Iterator[psycopg.Connection[Any]]:
-        """Give this thread's connection; one that breaks in use is dropped, and UnavailableError raised."""
+        """Yield this thread's connection; raises UnavailableError, and drops the connection, if it breaks in use."""
         try:
             yield self._connected()
         except BEYOND_LIMITS:
@@ -57,7 +57,7 @@ class Connections:
             raise UnavailableError(f"The database does not answer ({type(error).__name__}): try again.") from error
 
     def release(self) -> None:
-        """Close this thread's connection: the thread ends."""
+        """Close this thread's connection, before the thread ends."""
         self._drop()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, each with its timeouts.
+"""Open connections to PostgreSQL, each with its timeouts.
 
 `connect` gives the worker a plain psycopg connection (batches, one thread), the engines serve the API and jobs.
 Not here: retries. A caller knows whether its work may be repeated.
@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from coordinator.errors import SettingsError
 
 CONNECT_TIMEOUT_S = 5
-#: A question that takes longer is refused rather than left to pile up.
+#: A longer query is cancelled, so that queries do not pile up.
 QUERY_TIMEOUT_MS = 30_000
-#: A batch is milliseconds of work. Beyond this the connection is worth less than a fresh one.
+#: A batch takes milliseconds. A statement that takes longer is cancelled.
 BATCH_TIMEOUT_MS = 60_000
 
 
@@ -38,7 +38,7 @@ def _connect_args(name: str, timeout_ms: int) -> dict[str, Any]:
         # as UTC, so that none lies beyond what Python knows.
         "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000"
         " -c default_transaction_isolation=read\\ committed -c timezone=UTC",
-        # A peer that vanished without a word is noticed in seconds, not hours.
+        # A server that vanished without closing the connection is detected in seconds, not hours.
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,

@@ -1,27 +1,27 @@
-"""One lock over the facts: writers share it, and who needs the table at rest takes it alone. And one over the pods.
+"""Advisory locks: writers of facts share one, and a transaction that must exclude all writers takes it alone.
 
-What a manifest lists is read before it is counted. The few changes that would make such a reading wrong (a manifest's
-list grows, a repository is renamed or emptied) take the lock alone, so that no writer has to re-check.
-The lock ends with its transaction.
+What a manifest lists is read before it is counted. The few changes that would make that wrong (a manifest's list grows,
+a repository is renamed or emptied) take the lock alone, so that no writer has to check again.
+The locks of facts, pods and clock end with their transaction.
 """
 
 from typing import Any
 
 from psycopg import Connection
 
-#: A constant of ours in the space of advisory locks.
+#: For writers of facts. Each key is a fixed number in PostgreSQL's space of advisory locks.
 FACTS_LOCK = 0x62616C66
-#: The same: who changes pods takes it alone, and who relies on all that was given to one until now shares it.
+#: Taken alone to change pods, and shared to rely on the repositories that pods own.
 PODS_LOCK = 0x62616C67
-#: The same: who voids what was noted by a clock that was ahead takes it (pods/clock.py).
+#: Taken to void what was recorded while the clock was ahead (pods/clock.py).
 CLOCK_LOCK = 0x62616C6A
-#: The same: whoever writes the mark in the bucket holds it for a session (gc/mark_table.py).
+#: Held for a session to write the mark in the bucket (gc/mark_table.py).
 MARK_LOCK = 0x62616C6D
-#: Of reconciles that end.
+#: Taken at the end of a reconcile.
 END_LOCK = 0x62616C72
 
 
 def enter(connection: Connection[Any], *, alone: bool = False) -> None:
-    """Join the writers of facts for this transaction, or keep them all out."""
+    """Join the writers of facts for this transaction, or exclude all others."""
     function = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
     connection.execute(f"SELECT {function}(%s)", (FACTS_LOCK,))

@@ -1,7 +1,7 @@
-"""Bring the database to the schema of this release, and say whether it is there.
+"""Migrate the database to the schema of this release, and read its revision.
 
 Each migration runs in one transaction, waits at most LOCK_TIMEOUT for a lock and at most STATEMENT_TIMEOUT for a
-statement: a migration that cannot get through gives up and leaves everything as it was.
+statement: if it exceeds these, it fails and changes nothing.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from coordinator.errors import UnavailableError
 
 LOCK_TIMEOUT = "5s"
 STATEMENT_TIMEOUT = "10min"
-#: One migration at a time: a constant of ours, for pg_advisory_xact_lock.
+#: A fixed key for pg_advisory_xact_lock: one migration runs at a time.
 MIGRATION_LOCK = 0x62616C65
 
 
@@ -32,7 +32,7 @@ def _config() -> Config:
 def upgrade(url: str) -> None:
     """Apply every migration that is not applied yet; safe to call from several processes at once.
 
-    Raises UnavailableError, with nothing changed, if others hold a table for too long.
+    Raises UnavailableError, with nothing changed, if other connections lock a table for too long.
     """
     engine = sync_engine(url, timeout_ms=0, name="baleen-migrate")
     config = _config()
@@ -47,7 +47,7 @@ def upgrade(url: str) -> None:
     except OperationalError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise UnavailableError(
-                f"Others held a lock on a table for {LOCK_TIMEOUT}, and nothing was changed: try again later."
+                f"Another connection held a lock on a table for {LOCK_TIMEOUT}. Nothing was changed: try again later."
             ) from error
         raise
     finally:
@@ -55,10 +55,10 @@ def upgrade(url: str) -> None:
 
 
 def wanted() -> str | None:
-    """The revision that this release works on."""
+    """Return the revision that this release needs."""
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def current(connection: Connection) -> str | None:
-    """The revision that the database has."""
+    """Return the revision that the database has."""
     return MigrationContext.configure(connection).get_current_revision()

@@ -1,7 +1,7 @@
-"""Opaque cursors: the key of the last row that was returned or looked at, in base64.
+"""Encode and decode cursors of pages: the key of the last row that was returned or read, in base64.
 
-A cursor names its list, so that one of another list is refused and not misread. It is not a secret and not signed:
-whoever forges one sees what he could have asked for anyway.
+A cursor names its list, so that one of another list is refused and not misread. It is not a secret and not signed: a
+forged cursor shows nothing that the client could not request anyway.
 """
 
 import base64
@@ -20,7 +20,7 @@ Key = TypeVar("Key")
 
 
 def encode(name: str, key: Any) -> str:
-    """Make a cursor for the list `name` that goes on after `key`."""
+    """Make a cursor for the list `name` that continues after `key`."""
     return base64.urlsafe_b64encode(msgspec.msgpack.encode((name, key))).decode().rstrip("=")
 
 
@@ -33,7 +33,7 @@ def decode(name: str, cursor: str | None, kind: type[Key]) -> Key | None:
         of, raw_key = msgspec.msgpack.decode(raw, type=tuple[str, Any])
         key = msgspec.convert(raw_key, kind)
     except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
-        raise UsageError("The cursor is malformed: pass `next` of the page before as it is.") from error
+        raise UsageError("The cursor is malformed: pass `next` of the previous page unchanged.") from error
     if of != name:
         raise UsageError("The cursor belongs to another list: start again without it.")
     return key

@@ -1,7 +1,7 @@
-"""Connections for questions and small changes, with the driver's errors translated once.
+"""Give connections for queries and small changes, and translate the driver's errors.
 
-A statement that was cancelled by its timeout, a full pool and a server that is away are all UnavailableError: the
-caller may try again. Anything else the driver raises is a bug and stays what it is.
+A statement that was cancelled by its timeout, a full pool and an unavailable server are all UnavailableError: the
+caller may try again. Any other error of the driver is a bug and is not translated.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.errors import UnavailableError
 
-#: What others hold to ask with; they do not know the driver.
+#: The type by which other packages, which do not import the driver, pass an engine on.
 Database = AsyncEngine
 #: The same for jobs.
 BlockingDatabase = Engine
@@ -28,10 +28,10 @@ def translated() -> Iterator[None]:
     except exc.DBAPIError as error:
         if isinstance(error.orig, errors.QueryCanceled):
             raise UnavailableError(
-                "The question took longer than the database may work on one: narrow it, or try again later."
+                "The query exceeded the database's time limit: narrow it, or try again later."
             ) from error
         if isinstance(error.orig, errors.UndefinedTable | errors.UndefinedColumn):
-            raise UnavailableError("The database has another schema: run `baleen db migrate`.") from error
+            raise UnavailableError("The database has another release's schema: run `baleen db migrate`.") from error
         if isinstance(error, exc.OperationalError | exc.InterfaceError | exc.InternalError):
             raise UnavailableError("The database does not answer: check BALEEN_DATABASE_URL, or try again.") from error
         raise

@@ -1,6 +1,6 @@
-"""What questions answer: the shapes that the refcount API and the command show.
+"""The shapes of responses of the API and the command.
 
-A figure that is not known is null, never a guess. Bytes are bytes, times are the database's clock in UTC.
+A figure that is not known is null, never a guess. Sizes are in bytes, times are by the database's clock in UTC.
 """
 
 import datetime as dt
@@ -65,7 +65,7 @@ class BlobPage(View, frozen=True, kw_only=True):
     items: list[BlobSummary]
     next: Next
     counted_at: Annotated[
-        dt.datetime | None, Meta(description="When the order was found, where that was before this question.")
+        dt.datetime | None, Meta(description="When the order was computed, if that was before this request.")
     ] = None
 
 
@@ -103,27 +103,25 @@ class RepositoryPage(View, frozen=True, kw_only=True):
 
 
 class Gaps(View, frozen=True, kw_only=True):
-    open: Annotated[int, Meta(description="Ranges in which events may have been lost, not settled yet.")]
+    open: Annotated[int, Meta(description="Ranges in which events may have been lost, not resolved yet.")]
     oldest: dt.datetime | None
 
 
 class Source(View, frozen=True, kw_only=True):
     """One process of a pod's registry."""
 
-    instance_id: Annotated[
-        str, Meta(description="As its events have it in `source.instanceID`: another at every start.")
-    ]
+    instance_id: Annotated[str, Meta(description="`source.instanceID` of its events: a new one at every start.")]
     state: Annotated[
         Literal["live", "silent", "dead", "retired"],
         Meta(
-            description="Dead is what is proved to run no more; a silent one may be alive. Retired ones do not count."
+            description="A dead process is proved to have ended; a silent one may be alive. Retired ones do not count."
         ),
     ]
     watermark: Annotated[
         dt.datetime | None,
         Meta(description="All its events of requests that ended before this are applied; null while not known."),
     ]
-    heard_at: Annotated[dt.datetime | None, Meta(description="When it last brought a probe back.")]
+    heard_at: Annotated[dt.datetime | None, Meta(description="When it last returned a probe.")]
     dead_since: dt.datetime | None
     dead_why: str | None
     retired_at: dt.datetime | None
@@ -133,38 +131,38 @@ class Source(View, frozen=True, kw_only=True):
 
 
 class Endpoint(View, frozen=True, kw_only=True):
-    """One address of a pod's registry, as the prober met it."""
+    """One address of a pod's registry, and the results of its probes."""
 
     url: str
     address: str
     answered_at: dt.datetime | None
     failing_since: dt.datetime | None
     error: str | None
-    source: Annotated[str | None, Meta(description="The process that last brought a probe back that was sent here.")]
+    source: Annotated[str | None, Meta(description="The process that last returned a probe that was sent here.")]
     echoed_at: Annotated[dt.datetime | None, Meta(description="When that probe was sent.")]
     shared: Annotated[bool, Meta(description="More than one process answers here.")]
 
 
 class Finding(View, frozen=True, kw_only=True):
-    """What a doctor's visit proved, or did not, of one thing that garbage collection relies on."""
+    """The doctor's result for one check that garbage collection relies on."""
 
     check: str
     verdict: Annotated[
         Literal["proved", "refuted", "unproved"],
-        Meta(description="What is not proved holds garbage collection for the pod."),
+        Meta(description="A check that is not proved blocks garbage collection."),
     ]
     meaning: str
-    proof: Annotated[str, Meta(description="How it was found out.")]
-    mend: Annotated[str, Meta(description="What to write where; empty where there is nothing to mend.")]
+    proof: Annotated[str, Meta(description="The evidence.")]
+    mend: Annotated[str, Meta(description="What to change and where; empty if there is nothing to repair.")]
     found_at: dt.datetime | None
 
 
 class WrongToken(View, frozen=True, kw_only=True):
-    """Events in the pod's name are refused for their token. That holds nothing: anyone can post such."""
+    """Events in the pod's name are refused for their token. That blocks nothing: anyone can post such events."""
 
     since: dt.datetime
-    last: Annotated[dt.datetime, Meta(description="To some seconds. An hour later it is told no more.")]
-    sentence: Annotated[str, Meta(description="What it means, and what mends it.")]
+    last: Annotated[dt.datetime, Meta(description="To some seconds. It is not shown when it is an hour old.")]
+    sentence: Annotated[str, Meta(description="What it means, and how to repair it.")]
 
 
 class TokenIssuer(View, frozen=True, kw_only=True):
@@ -182,14 +180,12 @@ class Pod(View, frozen=True, kw_only=True):
     prefixes: list[str]
     registries: list[str]
     token_issuer: Annotated[
-        TokenIssuer | None, Meta(description="Who makes the tokens of its registry; null if nobody is known to.")
+        TokenIssuer | None, Meta(description="The issuer of the tokens for its registry; null if none is known.")
     ]
     created_at: dt.datetime
-    managed: Annotated[
-        bool, Meta(description="Its registry sends events. If not, reconciles alone show what it holds.")
-    ]
-    unmanaged_why: Annotated[str | None, Meta(description="Why its registry sends none; null of a managed pod.")]
-    unmanaged_by: Annotated[str | None, Meta(description="Who declared that.")]
+    managed: Annotated[bool, Meta(description="Its registry sends events. If not, only reconciles show what it holds.")]
+    unmanaged_why: Annotated[str | None, Meta(description="Why its registry sends none; null for a managed pod.")]
+    unmanaged_by: Annotated[str | None, Meta(description="The operator who declared that.")]
     repositories: int
     gaps: Gaps
     dead_letters: Annotated[int, Meta(description="Open ones.")]
@@ -197,25 +193,23 @@ class Pod(View, frozen=True, kw_only=True):
         int, Meta(description="Beyond the limit of the pod: a gap stands for them until a reconcile. An alarm.")
     ]
     doubtful_removals: int
-    unread_manifests: Annotated[int, Meta(description="Held manifests of which storage has not shown what they need.")]
+    unread_manifests: Annotated[int, Meta(description="Held manifests whose references are not known yet.")]
     vanished_links: Annotated[int, Meta(description="Links that are gone without a delete event: an alarm.")]
     false_reports: Annotated[
         int, Meta(description="Reports of what a manifest lists that its bytes contradicted; they block nothing.")
     ]
     reconciled_at: Annotated[
-        dt.datetime | None, Meta(description="When the last reconcile that was done began; null if none was.")
+        dt.datetime | None, Meta(description="The begin of the last reconcile that was done; null if none was.")
     ]
     watermark: Annotated[
         dt.datetime | None,
         Meta(description="All events of requests that ended before this are applied; null while that is not known."),
     ]
-    waits_for: Annotated[list[str], Meta(description="What keeps the watermark from being known or from moving on.")]
+    waits_for: Annotated[list[str], Meta(description="Why the watermark is not known or stands still.")]
     sources: list[Source]
     endpoints: list[Endpoint]
-    wrong_token: Annotated[
-        WrongToken | None, Meta(description="Null if no event came with a wrong token, or with none, of late.")
-    ]
-    findings: Annotated[list[Finding], Meta(description="Of the last visit of a doctor; empty if none came.")]
+    wrong_token: Annotated[WrongToken | None, Meta(description="Null if no recent event had a wrong token, or none.")]
+    findings: Annotated[list[Finding], Meta(description="Of the doctor's last visit; empty if there was none.")]
     held_by: Annotated[list[str], Meta(description="Why garbage collection may not run for this pod.")]
 
 
@@ -230,7 +224,7 @@ class VanishedLink(View, frozen=True, kw_only=True):
     repository: str
     digest: str
     kind: Annotated[
-        Literal["manifest", "blob"], Meta(description="What the link was of: `blob` in pods of mode `link` only.")
+        Literal["manifest", "blob"], Meta(description="What was linked: `blob` in pods of mode `link` only.")
     ]
     noticed_at: dt.datetime
     added_at: Annotated[dt.datetime, Meta(description="When it was pushed, by the registry's clock.")]
@@ -249,10 +243,10 @@ class DeadLetterSummary(View, frozen=True, kw_only=True):
     received_at: dt.datetime
     stored_at: Annotated[
         dt.datetime,
-        Meta(description="A reconcile of the pods that own its repositories, and that began later, resolves it."),
+        Meta(description="A reconcile that begins later, of each pod that owns its repositories, resolves it."),
     ]
     repositories: Annotated[
-        list[str] | None, Meta(description="What it is about; null if that is not known, and it may be about any.")
+        list[str] | None, Meta(description="What it is about; null if that is not known: it may be about any.")
     ]
     payload_bytes: int
     content_type: str
@@ -263,7 +257,7 @@ class DeadLetterSummary(View, frozen=True, kw_only=True):
 
 class DeadLetter(DeadLetterSummary, frozen=True, kw_only=True):
     payload: Annotated[str, Meta(description="What was sent, as text; cut if shorter than payload_bytes.")]
-    origin: Annotated[str, Meta(description="Where its record stands: topic/partition/offset.")]
+    origin: Annotated[str, Meta(description="Its Kafka record: topic/partition/offset.")]
 
 
 class DeadLetterPage(View, frozen=True, kw_only=True):
@@ -274,20 +268,20 @@ class DeadLetterPage(View, frozen=True, kw_only=True):
 class Job(View, frozen=True, kw_only=True):
     id: int
     kind: Literal["reconcile", "doctor", "gc"]
-    pod: Annotated[str | None, Meta(description="Null of a collection, which is of all pods.")]
-    why: Annotated[str, Meta(description="Why it was asked for.")]
+    pod: Annotated[str | None, Meta(description="Null for a collection, which concerns all pods.")]
+    why: Annotated[str, Meta(description="Why it was requested.")]
     state: Literal["waiting", "running", "done", "failed"]
     asked_at: dt.datetime
     began_at: Annotated[
         dt.datetime | None,
-        Meta(description="Before its first look at the world, whoever goes on with it; null while it waits."),
+        Meta(description="When it was first taken, also if another scheduler resumed it; null while it waits."),
     ]
     finished_at: dt.datetime | None
     progress: Annotated[
         dict[str, Any],
-        Meta(description="How far it is, and at its end what it changed and why, with examples; by the kind of job."),
+        Meta(description="Its progress, and at the end what it changed and why, with examples; depends on the kind."),
     ]
-    error: Annotated[str | None, Meta(description="Why it failed, and what to do about it.")]
+    error: Annotated[str | None, Meta(description="Why it failed, and what to do.")]
 
 
 class JobPage(View, frozen=True, kw_only=True):

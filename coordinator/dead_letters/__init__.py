@@ -1,4 +1,4 @@
-"""Dead letters as they are shown, retried and discarded.
+"""Show, retry and discard dead letters.
 
-Not here: keeping them in the transaction of a batch (table/dead_letters.py).
+Not here: storing them in the transaction of a batch (table/dead_letters.py).
 """

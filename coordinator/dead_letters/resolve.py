@@ -1,9 +1,9 @@
-"""Resolve dead letters: publish what has become understandable, or discard one with a reason.
+"""Resolve dead letters: retry one, which publishes its events, or discard one with a reason.
 
-A letter's row is locked while it is settled, so that two who retry it publish once. If the process dies between
-Kafka's acknowledgement and the commit, the letter stays open and its events come twice, which changes nothing.
-The time of a retry is taken after the acknowledgement: GC is held until the pod's watermark has passed it, and so all
-that it came to is applied (pods/view.py). What cannot be applied even then is a dead letter again.
+A letter's row is locked while it is resolved, so that two retries publish its events once. If the process dies between
+Kafka's acknowledgement and the commit, the letter stays open and its events arrive twice, which changes nothing.
+The time of a retry is taken after the acknowledgement: GC is blocked until the pod's watermark has passed it, so that
+all its events are applied (pods/view.py). An event that still cannot be applied becomes a dead letter again.
 Not here: how letters are shown (dead_letters/view.py), what an event means (ingest/normalise.py).
 """
 
@@ -27,11 +27,11 @@ from coordinator.ingest.normalise import Accepted, DeadLettered, Outcome
 from coordinator.table.dead_letters import directory, open_gaps
 from schemas.records import RECORD_CONTENT_TYPE, DeadLetter, RegistryEvent
 
-#: Repositories that a refusal names.
+#: Repositories that an error names.
 EXAMPLES = 3
 
 Publish = Callable[[Sequence[Outcome]], Awaitable[Sequence[Outcome]]]
-#: Returns those of these repositories of which storage has anything; raises UnavailableError and ConflictError.
+#: Returns the repositories of which storage has anything; raises UnavailableError and ConflictError.
 Stored = Callable[[Sequence[RepositoryName]], Awaitable[Sequence[RepositoryName]]]
 
 _LOCKED = text("SELECT * FROM dead_letters WHERE id = :id FOR UPDATE")
@@ -41,13 +41,12 @@ SELECT ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id) FROM pods 
 _SETTLE = text("""
 UPDATE dead_letters SET settled_at = clock_timestamp(), settlement = :settlement, settled_why = :why WHERE id = :id
 """)
-#: Of a row whose `repositories` is NULL: not known, or from before it was noted.
 _ONE = text("SELECT * FROM dead_letters WHERE id = :id")
 _SHARE_PODS = text(f"SELECT pg_advisory_xact_lock_shared({PODS_LOCK})")
 
 
 async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
-    """Publish what the letter holds, by the rules and prefixes of now; return how many events that were.
+    """Publish the letter's events by the present rules and prefixes; return how many.
 
     Raises ConflictError, with the reason, if a part of it still cannot be understood: then nothing is published.
     """
@@ -55,7 +54,7 @@ async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
         row = await _open(connection, number)
         prefixes: list[str] | None = await connection.scalar(_PREFIXES, {"pod": row.pod})
         if not row.pod:
-            raise ConflictError(f"It is not known which pod dead letter {number} is of: discard it.")
+            raise ConflictError(f"It is not known which pod sent dead letter {number}: discard it.")
         if prefixes is None:
             raise ConflictError(
                 f"Pod {row.pod} is not registered: register it with `baleen pods add` and its prefixes, then retry "
@@ -70,18 +69,17 @@ async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
             )
         written = await publish(outcomes)
         if any(isinstance(outcome, DeadLettered) for outcome in written):
-            raise ConflictError(f"Kafka takes no record as large as dead letter {number}: discard it.")
+            raise ConflictError(f"Kafka accepts no record as large as dead letter {number}: discard it.")
         await connection.execute(_SETTLE, {"id": number, "settlement": "retried", "why": None})
     return sum(isinstance(outcome, Accepted) for outcome in written)
 
 
 async def discard(engine: AsyncEngine, number: int, why: str, stored: Stored) -> None:
-    """Discard the letter; `why` is kept with it.
+    """Discard the letter; `why` is stored with it.
 
-    It may have told of something that is stored: that is a gap of each pod whose repositories it was about, until a
-    reconcile of the pod has listed them, and of every pod if it is not known what it was about. No reconcile lists
-    repositories that no pod owns: raises ConflictError while storage has one of these, and UnavailableError if storage
-    does not answer.
+    It may have reported something that is stored. So it leaves a gap in each pod whose repositories it was about, or in
+    every pod if that is not known, until a reconcile of the pod has listed them. No reconcile lists repositories that
+    no pod owns: raises ConflictError while storage has one of these, and UnavailableError if storage does not answer.
     """
     why = reason(why, "why it is discarded")
     async with reading(engine) as connection:
@@ -90,12 +88,12 @@ async def discard(engine: AsyncEngine, number: int, why: str, stored: Stored) ->
     if looked_for and (found := await stored(looked_for)):
         raise ConflictError(_still_stored(number, found))
     async with writing(engine) as connection:
-        # Nobody may lose a repository between the look and the gaps.
+        # No pod may lose a repository between the check of storage and the gaps.
         await connection.execute(_SHARE_PODS)
         row = await _open(connection, number)
         concerned = await _concern(connection, row)
         if not set(concerned.unlisted) <= set(looked_for):
-            raise ConflictError(f"Pods were changed while dead letter {number} was discarded: try again.")
+            raise ConflictError(f"Pods changed while dead letter {number} was being discarded: try again.")
         await connection.execute(_SETTLE, {"id": number, "settlement": "discarded", "why": why.strip()})
         about = {pod.id: repositories for pod, repositories in concerned.pods.items()}
         if about:
@@ -112,7 +110,7 @@ def _still_stored(number: int, found: Sequence[RepositoryName]) -> str:
 
 
 async def _concern(connection: AsyncConnection, row: Row[Any]) -> Concern:
-    """Return whom a letter concerns, by the pods of now."""
+    """Return the pods and repositories that a letter concerns, by the present pods."""
     about: Sequence[RepositoryName] | None = row.repositories
     if about is None and row.payload_bytes == len(row.payload.encode()):
         about = repositories_in(row.payload.encode())
@@ -121,7 +119,7 @@ async def _concern(connection: AsyncConnection, row: Row[Any]) -> Concern:
 
 
 class _Driver:
-    """A connection of the pool, as table/dead_letters.py asks one of the driver."""
+    """Adapt a pooled connection to the driver's interface that table/dead_letters.py uses."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -165,7 +163,7 @@ def _record(row: Row[Any]) -> Outcome:
     try:
         event = msgspec.json.decode(row.payload, type=RegistryEvent)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ConflictError(f"Dead letter {row.id} is not a whole record ({error}): discard it.") from error
+        raise ConflictError(f"Dead letter {row.id} is not a complete record ({error}): discard it.") from error
     if event.pod != row.pod:
-        raise ConflictError(f"Dead letter {row.id} speaks of pod {event.pod}, which did not send it: discard it.")
+        raise ConflictError(f"Dead letter {row.id} names pod {event.pod}, which did not send it: discard it.")
     return Accepted(event)

@@ -1,4 +1,4 @@
-"""Dead letters as they are listed and shown. Not here: settling them (dead_letters/resolve.py)."""
+"""List and show dead letters. Not here: resolving them (dead_letters/resolve.py)."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ async def dead_letters(
 ) -> DeadLetterPage:
     """Return a page of dead letters, the oldest first: the open ones, or with `settled` all of them.
 
-    Raises NotFoundError for a pod that is not registered and has none: one that is no more may have left some.
+    Raises NotFoundError for a pod that is not registered and has none: a removed pod may have left some.
     """
     after = paging.decode("dead-letters", cursor, int) or 0
     values: dict[str, Any] = {"after": after, "limit": limit}

@@ -1,11 +1,10 @@
 """Rights on repositories: what a client asks for (scopes), what an issuer grants, and what follows from both.
 
-Route: `parse_scopes` reads what a client asks -> an issuer's `Access` is `limited_to` it -> `|` joins those of several
-issuers -> `may` answers for one repository and one action.
-Invariant: no function here makes a right that was not in what it was given. A grant is of one repository by its exact
-name; the action `*` stands for all. What else an issuer says of a grant may restrict it (GitLab's protected tags stand
-there), so that it goes wherever the grant goes.
-Not here: who grants, and how that is proved (coordinator/tokens); which pod owns a repository (pods.py).
+Route: `parse_scopes` reads the client's request -> an issuer's `Access` is `limited_to` it -> `|` joins those of
+several issuers -> `may` answers for one repository and one action.
+Invariant: no function here adds a right that its input does not have. A grant names one repository exactly; the action
+`*` stands for all. Other fields of a grant may restrict it (GitLab's protected tags do), so they stay with the grant.
+Not here: verifying grants (coordinator/tokens); which pod owns a repository (pods.py).
 """
 
 import re
@@ -32,12 +31,12 @@ _ACTIONS = re.compile(r"(?:[a-z]+|\*)(?:,(?:[a-z]+|\*))*")
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """One resource that a client wants to do something with, as the Docker registry token specification writes it."""
+    """A resource and the actions that a client requests on it, as the Docker registry token specification defines."""
 
     type: str
     name: str
     actions: frozenset[str]
-    #: As in `repository(plugin)`: what kind of content. It is passed on to the issuer, and rights do not depend on it.
+    #: The kind of content, as in `repository(plugin)`. It is forwarded to the issuer, and rights do not depend on it.
     resource_class: str = ""
 
     def __str__(self) -> str:
@@ -49,8 +48,8 @@ def parse_scopes(parameters: Iterable[str]) -> list[Scope]:
     """Read the `scope` parameters of a request, each with any number of scopes between spaces; raises UsageError.
 
     `type:name:actions` (Docker registry token specification, "Token scope documentation"). A name may begin with a host
-    and its port, so that the type ends at the first colon and the actions begin after the last. What is asked for
-    twice is asked for once; a scope without actions asks for nothing.
+    and its port, so the type ends at the first colon and the actions begin after the last. Repeated scopes are merged;
+    a scope without actions is ignored.
     """
     asked: dict[tuple[str, str, str], frozenset[str]] = {}
     number = 0
@@ -101,17 +100,17 @@ def _is_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What may be done with one repository."""
+    """The actions that are permitted on one repository."""
 
     name: str
     actions: frozenset[str]
-    #: What else the issuer said of it, by its name in the token: kept as it is.
+    #: Other fields of the grant, by their names in the token, unchanged.
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """All that somebody may do. Grants of the same repository add up, as registries read them."""
+    """All rights of a client. Grants of the same repository add up, as registries read them."""
 
     grants: tuple[Grant, ...] = ()
     _actions: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
@@ -123,16 +122,16 @@ class Access:
         object.__setattr__(self, "_actions", actions)
 
     def may(self, repository: str, action: str) -> bool:
-        """Whether this action is granted on the repository of just this name."""
+        """Whether this action is granted on the repository of exactly this name."""
         granted = self._actions.get(repository, frozenset())
         return action in granted or ANY in granted
 
     def pullable(self) -> list[str]:
-        """The repositories that may be pulled from, in the order in which they were granted."""
+        """Return the repositories that may be pulled from, in the order of the grants."""
         return [name for name in self._actions if self.may(name, PULL)]
 
     def limited_to(self, asked: Iterable[Scope]) -> Self:
-        """What of this was also asked for; `*` asks for whatever is granted, and grants whatever is asked for."""
+        """Return the part of these rights that was requested; `*` matches every action, on either side."""
         wanted: dict[str, frozenset[str]] = {}
         for scope in asked:
             if scope.type == REPOSITORY:

@@ -1,6 +1,5 @@
-"""What an event says about the table, as facts.
+"""Define facts: the parts of an event that can change which repository references which blob.
 
-Events are hints about a registry's state; a fact is the part of one that can change who references what.
 Not here: JSON (schemas/), what a fact does to the table (fold.py).
 """
 
@@ -12,11 +11,11 @@ from coordinator.domain.references import ManifestContent
 
 
 class ManifestPushed(NamedTuple):
-    """The repository holds the manifest. `content` is None while nobody has said what it lists.
+    """The repository holds the manifest. `content` is None while it is not known what the manifest lists.
 
-    `read`: the content is that of the manifest's own bytes, and not a pod's report.
-    `linked`: the repository has a link of it. Without one, it is what a held index lists (table/implied.py).
-    `by_links`: it can need what its repository links, since its bytes do not say all that it needs.
+    `read`: the content comes from the manifest's own bytes, not from a pod's report.
+    `linked`: the repository has a link to it. If not, an index that the repository holds lists it (table/implied.py).
+    `by_links`: its bytes do not say all that it needs, so it may need anything that its repository links.
     """
 
     repository: RepositoryName
@@ -30,7 +29,7 @@ class ManifestPushed(NamedTuple):
 
 
 class ManifestRead(NamedTuple):
-    """The bytes of a known manifest were read, or cannot be (`content` is None); who holds it stays as it is."""
+    """The bytes of a known manifest were read, or cannot be (`content` is None); its holdings do not change."""
 
     digest: Digest
     size: int | None
@@ -48,24 +47,24 @@ class BlobLinked(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """The repository no longer has this digest. A manifest and a blob look the same here."""
+    """The repository no longer has this digest. It may be a manifest or a blob."""
 
     repository: RepositoryName
     digest: Digest
     at: datetime
-    #: Whichever of the two it has it as, it has neither any more.
+    #: The repository has the digest neither as a manifest nor as a blob.
     entirely: bool = False
 
 
 class RepositoryRemoved(NamedTuple):
-    """The repository no longer has anything."""
+    """The repository is empty."""
 
     repository: RepositoryName
     at: datetime
 
 
 class RepositoryRenamed(NamedTuple):
-    """All that `repository` has is now under `destination`; with `below`, repositories under it move too."""
+    """Everything in `repository` moved to `destination`; with `below`, repositories under it moved, too."""
 
     repository: RepositoryName
     destination: RepositoryName

@@ -1,9 +1,9 @@
-"""What a doctor's visit may find out about a pod, and what of it keeps garbage collection away.
+"""Define the doctor's checks and findings, and say which findings block garbage collection.
 
-Each check is one thing that garbage collection relies on. What is not *proved* holds it: a check that is refuted, one
-that could not be carried out, and one that no visit has made, be it that none came or that it was of a release
-without the check. A proof is of the processes that were met: one that began later, or came back, is not examined until
-a visit is of it, an operator's or the scheduler's own (doctor/again.py).
+Each check is one thing that garbage collection relies on. GC is blocked by each check that is not *proved*: one that is
+refuted, one that could not be carried out, and one that no visit has made (none came, or it ran a release without the
+check). A proof covers the processes that the visit met. One that began later, or came back, is not examined until the
+next visit, an operator's or the scheduler's own (doctor/again.py).
 Not here: the experiments (coordinator/doctor), the rows (doctor/table.py).
 """
 
@@ -22,7 +22,7 @@ class Verdict(StrEnum):
 
 
 class Check(StrEnum):
-    """The names are fixed: scripts and rows have them. In the order of a visit."""
+    """The checks, in the order of a visit. The values are fixed: rows have them and scripts use them."""
 
     REGISTRY_ANSWERS = "registry-answers"
     PROCESSES_REACHED = "processes-reached"
@@ -44,23 +44,23 @@ class Check(StrEnum):
     DELETES_ARRIVE = "deletes-arrive"
 
 
-#: What is tried with the key of the pod's registry, each for lines of the policy of that key (pods/policy.py).
+#: Checks made with the key of the pod's registry. Each tests lines of that key's policy (pods/policy.py).
 OF_THE_KEY = frozenset({Check.CANNOT_DELETE, Check.OTHERS_CLOSED, Check.QUARANTINE_CLOSED, Check.BUCKET_CLOSED})
 
 
-#: What no finding blocks GC for: each run looks again, and is blocked by what it sees itself (domain/perimeter.py).
+#: Checks whose findings block nothing: each run checks again, and is blocked by what it finds (domain/perimeter.py).
 SEEN_BY_RUNS: Final = frozenset({Check.REPOSITORIES_OWNED})
 
 
 def implied(named: Collection[str]) -> frozenset[str]:
-    """The checks that `settings.unsafe_findings` names: `cannot-delete` stands for all that are tried with that key.
+    """Return the checks that `settings.unsafe_findings` names: `cannot-delete` implies all that use the registry's key.
 
-    A registry whose key may delete blobs has the key of Baleen, or one as good: none of the others can be proved then.
+    A registry whose key may delete blobs has Baleen's key, or one as powerful: then none of the others can be proved.
     """
     return frozenset(named) | (OF_THE_KEY if Check.CANNOT_DELETE in named else frozenset())
 
 
-#: What can be proved of, and is asked of, a pod whose registry sends no events.
+#: The checks of a pod whose registry sends no events.
 OF_UNMANAGED: Final = frozenset(
     {
         Check.REGISTRY_ANSWERS,
@@ -75,20 +75,20 @@ OF_UNMANAGED: Final = frozenset(
 
 
 def checks(*, managed: bool) -> list[Check]:
-    """Return the checks of such a pod, in the order of a visit."""
+    """Return the checks of a managed or unmanaged pod, in the order of a visit."""
     return [check for check in Check if managed or check in OF_UNMANAGED]
 
 
 class Finding(NamedTuple):
-    """What one check came to."""
+    """The result of one check."""
 
     check: str
     verdict: Verdict
-    #: What it means for the pod, for a person.
+    #: What the result means for the pod, in a sentence for the operator.
     meaning: str
-    #: How it was found out, with figures.
+    #: The evidence, with figures.
     proof: str
-    #: What to write where, so that it can be proved; empty where there is nothing to mend.
+    #: What to change and where, so that it can be proved; empty where there is nothing to repair.
     mend: str = ""
     #: By the database's clock; None until it is written.
     found_at: datetime | None = None
@@ -101,7 +101,7 @@ def in_order(found: Iterable[Finding]) -> list[Finding]:
 
 
 class Failed(NamedTuple):
-    """Baleen's own visit to processes that are not examined, which did not prove all that it tries."""
+    """The scheduler's own visit to unexamined processes, which did not prove every check it makes."""
 
     at: datetime
     #: What was not proved, or why the visit did not end.
@@ -109,15 +109,15 @@ class Failed(NamedTuple):
 
 
 def repeated(*, managed: bool) -> list[Check]:
-    """Return the checks that Baleen makes by itself of processes that began or came back: all without the pod's key.
+    """Return the checks that the scheduler makes of processes that began or came back: all without the pod's key.
 
-    What is tried with that key is found out by way of no process, and keeps the result of the last visit that had it.
+    Checks with that key involve no process, and keep the result of the last visit that had the key.
     """
     return [check for check in checks(managed=managed) if check not in OF_THE_KEY]
 
 
 def unproved(wanted: Iterable[Check], found: Mapping[str, Verdict], in_spite_of: Collection[str] = ()) -> list[str]:
-    """Say which of these checks are not proved, as far as that blocks garbage collection."""
+    """Return a phrase for each of these checks that is not proved and so blocks garbage collection."""
     return [
         f"{check} is {verdict or 'not examined'}"
         for check in wanted
@@ -136,23 +136,23 @@ def hold(
     managed: bool = True,
     failed: Failed | None = None,
 ) -> str | None:
-    """Say why garbage collection may not run for the pod, as far as doctors know; None if all is proved that counts.
+    """Return why the doctor's findings block GC for the pod; None if every check that counts is proved.
 
-    `newer`: processes of its registry that were first heard after the visit, or had been believed to be gone and came
-    back: they may be configured in another way.
-    `in_spite_of`: checks that hold nothing whatever a visit found (settings.unsafe_findings); that there was one is
-    asked all the same.
-    `managed`: its registry sends events. Of one that does not, nothing that is about events is asked.
-    `failed`: Baleen's own visit to the newer processes, if it did not prove what it tried.
+    `newer`: processes of its registry that sent their first event after the visit, or were recorded as gone and came
+    back: they may be configured differently.
+    `in_spite_of`: checks that block nothing, whatever a visit found (settings.unsafe_findings); there must have been a
+    visit all the same.
+    `managed`: its registry sends events. If it does not, checks about events are not required.
+    `failed`: the scheduler's own visit to the newer processes, if it did not prove every check it made.
     """
     if not found:
-        return f"never examined: that its registry is safe to collect for is not proved, `baleen pods doctor {pod}`"
+        return f"never examined: it is not proved that GC is safe for its registry, run `baleen pods doctor {pod}`"
     reasons = unproved(checks(managed=managed), found, in_spite_of)
     if newer:
         reasons.append(f"{_processes(newer)} of its registry began or came back after the visit, and {_again(failed)}")
     if not reasons:
         return None
-    return f"doctor: {', '.join(reasons)}: `baleen pods doctor {pod}` says what to mend"
+    return f"doctor: {', '.join(reasons)}: run `baleen pods doctor {pod}`, which says what to repair"
 
 
 def _processes(count: int) -> str:
@@ -161,5 +161,5 @@ def _processes(count: int) -> str:
 
 def _again(failed: Failed | None) -> str:
     if failed is None:
-        return "the scheduler has not examined that yet"
+        return "the scheduler has not examined this yet"
     return f"the scheduler's own visit at {failed.at:%Y-%m-%d %H:%M:%S} UTC found: {', '.join(failed.why)}"

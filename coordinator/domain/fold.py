@@ -1,19 +1,19 @@
-"""What a run of facts does to holdings and links.
+"""Apply a batch of facts to holdings and links, in memory.
 
 Route: table/apply.py loads the part of the table that the facts touch (`Before`), `Fold` takes the facts in order,
 and `Fold.changes` says what differs. Pure, so that one rule serves the worker, the simulation and the tests.
 
 Rules (DESIGN, "The table: facts, not counters"):
 - An addition is applied at once. A late or repeated one changes nothing.
-- A removal is *doubtful*: the thing is kept until somebody has looked at the pod's own links in storage. Events say
-  that things went which are still there (facts: a delete that storage refused, a blob's delete that looks like a
-  manifest's), and a look is cheap.
-- Where nobody can look, because the pod's links are not in shared storage, a registry's word is believed if the removal
-  is newer than the addition by more than the clock-skew margin.
+- A removal is *doubtful*: the holding or link stays until the pod's own links in storage confirm the removal. Events
+  report deletes of things that are still there (a delete that storage refused, a blob's delete that looks like a
+  manifest's), and reading a link is cheap.
+- If the pod's links are not in shared storage, nothing can confirm it. Then the removal is applied if it is newer than
+  the addition by more than the clock-skew margin.
 - A removal that is older than the addition by more than the margin was overtaken, and is dropped.
-- An applied removal is remembered, so that an older addition which arrives after it is doubtful too, not silently
+- An applied removal is remembered, so that an older addition that arrives later becomes doubtful and is not silently
   kept for ever.
-- Known state tells a blob's delete from a manifest's. If the repository has both, the removal is doubtful.
+- The known state distinguishes a blob's delete from a manifest's. If the repository has both, the removal is doubtful.
 
 Invariant: a doubtful removal never removes.
 """
@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 
 class Removal(NamedTuple):
-    """A delete event that was seen, or a link that was found gone; `at` is the registry's time of the event."""
+    """A delete event, or a link that was found gone from storage; `at` is the registry's time of the event."""
 
     at: datetime
     doubtful: bool
-    #: An event, or an operator, says so, and not only a look at storage.
+    #: An event or an operator reported it; False if only storage shows it.
     reported: bool = True
-    #: Of one that nothing explains yet: when what vanished was added, by the registry's clock.
+    #: If nothing explains the removal yet: when the vanished link was added, by the registry's clock.
     added_at: datetime | None = None
 
 
@@ -49,18 +49,18 @@ class Verdict(Enum):
 
 
 def judge(added_at: datetime, removed_at: datetime, margin: timedelta) -> Verdict:
-    """Decide whether a removal is of this addition. Both times are by registries' clocks."""
+    """Decide whether a removal applies to this addition. Both times are by registries' clocks."""
     if removed_at - added_at > margin:
         return Verdict.APPLY
     if added_at - removed_at > margin:
         return Verdict.OVERTAKEN
-    # With no margin, equal times are left. A removal cannot precede what it removes, so a tie is no proof.
+    # With a margin of zero, only equal times get here. Equal times prove no order.
     return Verdict.DOUBTFUL
 
 
 @dataclass(slots=True)
 class Before:
-    """The part of the table that the facts touch: holdings and links with the registry's time of the addition."""
+    """The part of the table that the facts touch: holdings and links, with the registry's time of each addition."""
 
     holdings: dict[Key, datetime] = field(default_factory=dict)
     links: dict[Key, datetime] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Before:
 
 
 class Difference(NamedTuple, Generic[T]):
-    """How a mapping changed: new keys, keys with another value, keys that went."""
+    """How a mapping changed: added keys, keys with a changed value, removed keys."""
 
     added: dict[Key, T]
     changed: dict[Key, T]
@@ -82,19 +82,19 @@ class Changes(NamedTuple):
 
 
 class Fold:
-    """Takes facts one by one. Holds no more than the facts' own keys."""
+    """Apply facts one by one. Memory is bounded by the facts' own keys."""
 
     __slots__ = ("_before", "_by_word", "_margin", "holdings", "links", "overtaken", "removals")
 
     def __init__(self, before: Before, margin: timedelta, by_word: Container[RepositoryName] = ()) -> None:
-        """`by_word`: repositories whose links nobody can look at."""
+        """`by_word`: repositories whose links are not in shared storage, so that their events must be trusted."""
         self._before = before
         self._margin = margin
         self._by_word = by_word
         self.holdings = dict(before.holdings)
         self.links = dict(before.links)
         self.removals = dict(before.removals)
-        #: Removals that were older than what they would remove: counted, so that they can be seen.
+        #: How many removals were older than what they would remove, for the metrics.
         self.overtaken = 0
 
     def take(self, facts: Iterable[ManifestPushed | BlobLinked | Removed]) -> None:
@@ -121,8 +121,8 @@ class Fold:
         removal = self.removals.get(key)
         if removal is not None:
             if min(at, other.get(key, at)) - removal.at > self._margin:
-                # A later push settles the doubt about an earlier delete: the thing is there. If the digest is also
-                # there in the other way, that must be later too, or the delete may have been of it.
+                # A later push resolves the doubtful removal: the digest is there. If the digest is also there in the
+                # other role, that addition must be later, too, or the delete may have been of that role.
                 del self.removals[key]
             else:
                 self.removals[key] = removal._replace(doubtful=True)
@@ -133,7 +133,7 @@ class Fold:
             self._remember(key, at, doubtful=False)
         elif held is not None and linked is not None:
             if entirely:
-                # The later one first: a doubt about it outlasts that the other is surely gone.
+                # The later one first: if its removal is doubtful, it stays so after the other is removed.
                 first, second = self.holdings, self.links
                 if held < linked:
                     first, second = second, first
@@ -154,16 +154,16 @@ class Fold:
         if verdict is Verdict.APPLY and key[0] in self._by_word:
             del present[key]
             known = self.removals.get(key)
-            # With nothing left there is nothing left to doubt.
+            # If the repository has neither any more, nothing is doubtful.
             doubtful = key in self.holdings or key in self.links
             self.removals[key] = Removal(at if known is None else max(at, known.at), doubtful)
         else:
             self._remember(key, at, doubtful=True)
 
     def _remove_one_of_two(self, key: Key, at: datetime, added_at: datetime) -> None:
-        """The digest is both held as a manifest and linked as a blob: which one went cannot be told.
+        """Record a removal of a digest that is both a manifest and a blob: it is not known which one was deleted.
 
-        `added_at` is of the older one: the removal was overtaken only if it was by both.
+        `added_at` is of the older one: the removal was overtaken only if both are newer.
         """
         if judge(added_at, at, self._margin) is Verdict.OVERTAKEN:
             self.overtaken += 1

@@ -1,28 +1,28 @@
-"""What garbage collection may hide and purge now: facts in, a policy out; of each blob it says go, or why it is kept.
+"""Decide what garbage collection may hide and purge now, and why every other blob is kept.
 
-A blob is *hidden* first: registries see it no more, its bytes stay. It is *purged* once everybody who could have seen
-it before has provably reported, and nobody needed it. Both are questions of time: a blob that became unreferenced at
-t_u may be hidden, one that was hidden at t_h may be purged, if that time is no later than each of some *bounds*. So a
-policy is a few bounds and a list of what holds everything, made once for a page of blobs and asked for each.
+A blob is *hidden* first: registries no longer see it, and its bytes stay. It is *purged* once every process that could
+have seen it before has provably reported, and none needed it. Both depend on time: a blob that became unreferenced at
+t_u may be hidden, and one that was hidden at t_h may be purged, if that time is no later than each *bound*. A policy is
+a list of bounds and a list of holds, made once for a page of blobs and applied to each.
 
 | rule                                                                        | bound                               |
 |-----------------------------------------------------------------------------|-------------------------------------|
 | unreferenced for at least the grace                                         | t_u <= now - grace                  |
 | every process has reported up to then                                       | t_u <= W                            |
-| every pod's links were looked at since: a delete event may be older than    | t_u <= begin of the pod's reconcile |
-| the push behind it, and some events never come                              |                                     |
+| every pod's links were read since: a delete event may be older than the     | t_u <= begin of the pod's reconcile |
+| push behind it, and some events never come                                  |                                     |
 | hidden for at least the quarantine                                          | t_h <= now - quarantine             |
-| every request that was under way at t_h has ended, and everybody has        | t_h + R <= W                        |
+| every request that was under way at t_h has ended, and every process has    | t_h + R <= W                        |
 | reported since                                                              |                                     |
-| every pod's links were looked at since: some links never make an event, and | t_h + R <= begin of the reconcile   |
-| a registry that is not managed sends none                                   |                                     |
-| every repository belongs to a pod: it was looked for one that does not      | t_h + R <= begin of the listing     |
+| every pod's links were read since: some links never make an event, and a    | t_h + R <= begin of the reconcile   |
+| registry that is not managed sends none                                     |                                     |
+| every repository belongs to a pod: the root was listed for others           | t_h + R <= begin of the listing     |
 
-A request of a process that was paused ends within R of its end only, so that for a purge W and the reconciles have to
-be R beyond the end of a pause, too: until they are, nothing is purged.
+A request of a paused process may end up to R after the end of the pause. So for a purge, W and the reconciles must also
+be R beyond the end of a pause; until then nothing is purged.
 
 All times are by the database's clock. What is not known is a bound that nothing passes: unknown means keep.
-Not here: which blobs there are (gc/table.py), the look at the links of former referrers, the deed (gc).
+Not here: which blobs there are (gc/table.py), checking the links of former referrers, hiding and purging (gc).
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,41 +44,41 @@ class Times(NamedTuple):
 
 
 class PodFacts(NamedTuple):
-    """What is known of a pod."""
+    """What GC needs to know about one pod."""
 
     name: str
     #: W; None while it is not known.
     watermark: datetime | None
     #: When its last whole reconcile began.
     reconciled_at: datetime | None
-    #: Its links are in shared storage, where a reconcile looks.
+    #: Its links are in shared storage, where a reconcile reads them.
     has_links: bool = True
-    #: What keeps garbage collection away, in sentences.
+    #: What blocks GC, in sentences.
     held_by: Sequence[str] = ()
-    #: When a process of it was heard again, the last time that one may have been paused.
+    #: When one of its processes last sent an echo after it may have been paused.
     paused_until: datetime | None = None
-    #: Its registry sends events. Of one that does not, only a reconcile shows what it holds.
+    #: Its registry sends events. If it does not, only a reconcile shows what it holds.
     managed: bool = True
 
 
 class Facts(NamedTuple):
-    """What is known of everything but single blobs, read at `now`."""
+    """What GC needs to know beside the blobs, read at `now`."""
 
     now: datetime
     times: Times
     pods: Sequence[PodFacts]
     #: Why the kill switch is off; None while it is on.
     switched_off: str | None = None
-    #: What holds all pods.
+    #: What blocks GC for all pods.
     held_by: Sequence[str] = ()
-    #: Checks of a doctor that hold nothing, whatever came of them: for tests and demonstrations.
+    #: Checks of a doctor that block nothing, whatever their result: for tests and demonstrations.
     in_spite_of: Sequence[str] = ()
-    #: The last listing of repositories that no pod owns; None while none is known, which holds all pods.
+    #: The last listing of repositories that no pod owns; None while none is known, which blocks GC.
     listing: Listing | None = None
 
 
 class Why(StrEnum):
-    """Why a blob is kept. The names are fixed: plans and scripts have them."""
+    """Why a blob is kept. The values are fixed: plans show them and scripts use them."""
 
     HELD = "held"
     PINNED = "pinned"
@@ -88,11 +88,11 @@ class Why(StrEnum):
     NOT_RECONCILED = "not-reconciled"
     #: No listing since shows that every repository belongs to a pod.
     NOT_LISTED = "not-listed"
-    #: A former referrer's link is there, against what was told.
+    #: A former referrer still links it, against what its registry reported.
     LINKED = "linked"
     #: It is needed again.
     NEEDED = "needed"
-    #: It was needed since, for a while.
+    #: It was needed for a while since it was hidden.
     DISTURBED = "disturbed"
 
 
@@ -102,14 +102,14 @@ class Kept(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Nothing later than `at` passes; None: nothing at all does."""
+    """A blob whose time is later than `at` is kept; with None, every blob is."""
 
     at: datetime | None
     kept: Kept
 
 
 class Policy(NamedTuple):
-    """For one step, hide or purge: `holds` keep everything, `bounds` what is later than one of them."""
+    """The rules of one step, hide or purge: `holds` keep every blob, `bounds` keep what is later than one of them."""
 
     holds: Sequence[str]
     #: The least first.
@@ -122,7 +122,7 @@ class Policy(NamedTuple):
 
     @property
     def waits_for(self) -> str | None:
-        """What keeps `until` from being later; None where holds keep everything."""
+        """The reason why `until` is not later; None where holds keep everything."""
         return None if self.holds or not self.bounds else self.bounds[0].kept.detail
 
     def kept(self, at: datetime, *, pinned: bool = False) -> Kept | None:
@@ -130,11 +130,11 @@ class Policy(NamedTuple):
         return next(self.reasons(at, pinned=pinned), None)
 
     def reasons(self, at: datetime, *, pinned: bool = False) -> Iterator[Kept]:
-        """Give everything that keeps a blob of that time: it goes once none of it is left."""
+        """Give every reason to keep a blob of that time: it is deleted once none is left."""
         for hold in self.holds:
             yield Kept(Why.HELD, hold)
         if pinned:
-            yield Kept(Why.PINNED, "it is pinned: `baleen unpin` lets it go")
+            yield Kept(Why.PINNED, "it is pinned: remove the pin with `baleen unpin`")
         for bound in self.bounds:
             if bound.at is None or at > bound.at:
                 yield bound.kept
@@ -147,19 +147,19 @@ class Amount(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How much one run may take away. What is below the floor is never too much: small registries come and go."""
+    """How much one run may delete. Less than the floor is never too much: small registries come and go."""
 
-    #: Of the blobs, and of the bytes, that are served: percent.
+    #: Percent of the blobs, and of the bytes, that are served.
     share_percent: int
-    #: Times the most that one of the last runs took.
+    #: How many times the most that one of the last runs deleted.
     over_history: int
     floor: Amount
 
 
 def too_much(planned: Amount, stored: Amount, history: Sequence[Amount], limits: Limits) -> list[str]:
-    """Say why a run would take more than the limits let it, in sentences; none if it would not.
+    """Return why a run would delete more than the limits permit, in sentences; none if it would not.
 
-    `stored`: what registries are served before it. `history`: what each of the last runs took.
+    `stored`: what is served before the run. `history`: what each of the last runs deleted.
     """
     told: list[str] = []
     for what, now, all_of, before, floor in (
@@ -170,14 +170,14 @@ def too_much(planned: Amount, stored: Amount, history: Sequence[Amount], limits:
             continue
         if now * 100 > all_of * limits.share_percent:
             told.append(f"{now} {what} of {all_of} are more than {limits.share_percent} %")
-        # Quiet runs say nothing of what a busy one may take.
+        # Runs that deleted nothing do not limit the next one.
         most = max(before, default=0)
         if most and now > max(most, floor) * limits.over_history:
-            told.append(f"{now} {what} are more than {limits.over_history} times the {most} of any run before")
+            told.append(f"{now} {what} are more than {limits.over_history} times the {most} of any earlier run")
     return told
 
 
-NO_POD: Final = "no pod is registered: nothing says who needs what"
+NO_POD: Final = "no pod is registered, so it is not known which blobs are needed: register one with `baleen pods add`"
 
 
 def switched_off(why: str) -> str:
@@ -185,9 +185,9 @@ def switched_off(why: str) -> str:
 
 
 def holds(facts: Facts) -> list[str]:
-    """Everything for which nothing may be deleted now.
+    """Return every reason why nothing may be deleted now.
 
-    Pods share the bytes: any pod may link any blob that it sees. So what is not known of one holds all.
+    Pods share blobs: any pod may link any blob that it sees. So what is not known about one pod blocks GC for all.
     """
     told = [] if facts.switched_off is None else [switched_off(facts.switched_off)]
     told += facts.held_by
@@ -198,7 +198,7 @@ def holds(facts: Facts) -> list[str]:
 
 
 def hiding(facts: Facts) -> Policy:
-    """What may be hidden, by the time since which it is unreferenced."""
+    """Return the policy for hiding, by the time since which a blob is unreferenced."""
     times = facts.times
     bounds = [
         Bound(facts.now - times.grace, Kept(Why.GRACE, f"unreferenced for less than {_hours(times.grace)}")),
@@ -209,7 +209,7 @@ def hiding(facts: Facts) -> Policy:
 
 
 def purging(facts: Facts) -> Policy:
-    """What may be purged, by the time at which it was hidden."""
+    """Return the policy for purging, by the time at which a blob was hidden."""
     times = facts.times
     bounds = [
         Bound(facts.now - times.quarantine, Kept(Why.QUARANTINE, f"hidden for less than {_hours(times.quarantine)}")),
@@ -221,9 +221,9 @@ def purging(facts: Facts) -> Policy:
 
 
 def finishing(facts: Facts) -> Policy:
-    """What of a purge that an earlier job began, and did not finish, may be done now, by the time of its hide.
+    """Return the policy for finishing a purge that an earlier job began, by the time at which a blob was hidden.
 
-    That job has found all bounds kept. A repository that no pod owns may have come since, or it did not look for one.
+    That job has found all bounds met. A repository that no pod owns may have appeared since, or that job did not check.
     """
     return Policy(holds(facts), [_listed(facts)])
 
@@ -231,24 +231,26 @@ def finishing(facts: Facts) -> Policy:
 def purge_reasons(
     policy: Policy, hidden_at: datetime, *, needed: bool, disturbed: bool, pinned: bool
 ) -> Iterator[Kept]:
-    """Give everything that keeps what was hidden then from being purged."""
+    """Give every reason why a blob that was hidden at that time may not be purged."""
     if disturbed:
-        yield Kept(Why.NEEDED if needed else Why.DISTURBED, "it was needed, or asked back, since: it is restored")
+        yield Kept(
+            Why.NEEDED if needed else Why.DISTURBED, "it was needed or undeleted since it was hidden: it is restored"
+        )
         return
     yield from policy.reasons(hidden_at, pinned=pinned)
 
 
 def _reported(pod: PodFacts, beyond: timedelta) -> Bound:
     at = _beyond(pod, pod.watermark, beyond)
-    more = f", and {_hours(beyond)} beyond," if beyond else ""
-    known = "how far is not known" if pod.watermark is None else f"it has up to {moment(pod.watermark)}"
+    more = f"{_hours(beyond)} after then" if beyond else "then"
+    known = "the watermark is not known" if pod.watermark is None else f"watermark {moment(pod.watermark)}"
     if at is None and pod.watermark is not None and pod.paused_until is not None:
-        known += f"; a process was heard again at {moment(pod.paused_until)}: {_hours(beyond)} from then"
+        known += f"; a process may have been paused until {moment(pod.paused_until)}: {_hours(beyond)} from then"
     return Bound(
         at,
         Kept(
             Why.NOT_REPORTED,
-            f"pod {pod.name} has not reported up to then{more} in all of its processes ({known}): see "
+            f"not all processes of pod {pod.name} have reported up to {more} ({known}): see "
             f"`baleen pods show {pod.name}`",
         ),
     )
@@ -260,26 +262,27 @@ def _reconciled(pod: PodFacts, beyond: timedelta) -> Bound:
         at,
         Kept(
             Why.NOT_RECONCILED,
-            f"the links of pod {pod.name} were not compared since: `baleen pods reconcile {pod.name}`, or wait for it",
+            f"pod {pod.name} has not been reconciled since then: run `baleen pods reconcile {pod.name}`, or wait for "
+            "the scheduler",
         ),
     )
 
 
 def _listed(facts: Facts) -> Bound:
     listing, beyond = facts.listing, facts.times.request_bound
-    known = "it was not listed" if listing is None else f"the last listing began at {moment(listing.began_at)}"
+    known = "no listing is known" if listing is None else f"the last listing began at {moment(listing.began_at)}"
     return Bound(
         None if listing is None else listing.began_at - beyond,
         Kept(
             Why.NOT_LISTED,
-            f"the root was not listed {f'{_hours(beyond)} after that' if beyond else 'since'} for repositories that no "
-            f"pod owns ({known}): the next run does it",
+            "the root has not been listed for repositories that no pod owns "
+            f"{f'{_hours(beyond)} after then' if beyond else 'since then'} ({known}): the next run lists it",
         ),
     )
 
 
 def _beyond(pod: PodFacts, known: datetime | None, beyond: timedelta) -> datetime | None:
-    """Up to when requests have ended, by what is known up to then; None if it is not known of any."""
+    """Return the time up to which all requests have ended, given what is known up to `known`; None if not known."""
     if known is None or (beyond and pod.paused_until is not None and known < pod.paused_until + beyond):
         return None
     return known - beyond
@@ -290,7 +293,7 @@ def _least_first(bounds: Sequence[Bound]) -> list[Bound]:
 
 
 def moment(at: datetime) -> str:
-    """Write a time as sentences have it."""
+    """Format a time for a sentence."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -1,4 +1,4 @@
-"""What the host of a URL is, by its text alone. Not here: looking names up (pods/addresses.py)."""
+"""Classify the host of a URL by its text alone. Not here: looking names up (pods/addresses.py)."""
 
 from ipaddress import ip_address
 
@@ -12,5 +12,5 @@ def is_address(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether it is this machine's own: then no proxy leads to it."""
+    """Whether the host is this machine: then no proxy is used for it."""
     return host == "localhost" or (is_address(host) and ip_address(host).is_loopback)

@@ -1,9 +1,9 @@
-"""Where the table's blobs and the stored ones part: a merge of two streams that are both sorted by digest.
+"""Find blobs for which table and storage differ: a merge of two streams, both sorted by digest.
 
-Route: audit/audit.py -> `differing` gives what looks wrong -> each is looked at again -> `doubts` says what is.
-Table and storage are read at different times, so what parts them in the merge may be a push on its way; and a listing
-in another order than ours makes more of them, and no wrong ones.
-Pure, and nothing is remembered but one item of each stream.
+Route: audit/audit.py -> `differing` gives candidates -> each is read again -> `doubts` says what is wrong.
+Table and storage are read at different times, so a candidate may be a push under way. A listing that is not in order
+gives more candidates, and no wrong result.
+Pure; it keeps only one item of each stream in memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,22 +14,22 @@ from coordinator.domain.lifecycle import CONCEALED, BlobState
 from coordinator.domain.merge import paired
 from coordinator.domain.names import Digest
 
-#: Their bytes are not served, and are kept or about to be: who brings them back is the restorer.
+#: Their bytes are not served and are kept, or about to be: the restorer serves them again.
 _KEPT_HIDDEN = CONCEALED - {BlobState.PURGED}
 
 
 class TableBlob(NamedTuple):
-    """A blob as the table has it."""
+    """A blob in the table."""
 
     digest: Digest
-    #: Bytes; -1 while nobody has said.
+    #: Bytes; -1 while it is not known.
     size: int
     state: BlobState
     referenced: bool
 
 
 class StoredBlob(NamedTuple):
-    """A blob as it is in storage."""
+    """A blob in storage."""
 
     digest: Digest
     #: Bytes.
@@ -39,7 +39,7 @@ class StoredBlob(NamedTuple):
 
 
 class Doubt(StrEnum):
-    """Why the two part."""
+    """How table and storage differ."""
 
     #: Stored, and the table does not know of it, or has it as purged.
     ORPHAN = "orphan"
@@ -47,14 +47,14 @@ class Doubt(StrEnum):
     MISSING = "missing"
     #: Known as missing, and stored.
     FOUND = "found"
-    #: The table says that it is served, though nothing needs it, and it is not stored.
+    #: Unreferenced and served, by the table, and not stored.
     UNSERVED = "unserved"
-    #: Stored with another size than is known.
+    #: Stored with another size than the table has.
     WRONG_SIZE = "wrong-size"
 
 
 class Pair(NamedTuple):
-    """One digest as the table and the store have it, each None where it is not there."""
+    """One digest in the table and in the store; None where it is absent."""
 
     known: TableBlob | None
     stored: StoredBlob | None
@@ -71,7 +71,7 @@ def doubts(known: TableBlob | None, stored: StoredBlob | None) -> list[Doubt]:
     if known is None:
         return [] if stored is None else [Doubt.ORPHAN]
     if stored is None:
-        # A hidden blob is to be like this.
+        # The bytes of a hidden blob are elsewhere.
         if known.referenced:
             return [Doubt.MISSING] if known.state not in _KEPT_HIDDEN else []
         return [Doubt.UNSERVED] if known.state is BlobState.UNREFERENCED else []
@@ -84,7 +84,7 @@ def doubts(known: TableBlob | None, stored: StoredBlob | None) -> list[Doubt]:
 
 
 def differing(table: Iterable[TableBlob], storage: Iterable[StoredBlob]) -> Iterator[Pair]:
-    """Give the digests about which there is a doubt."""
+    """Give the digests for which table and storage differ."""
     for row, item in paired(table, storage, lambda blob: blob.digest):
         if doubts(row, item):
             yield Pair(row, item)

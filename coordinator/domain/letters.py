@@ -1,11 +1,11 @@
-"""Whom a dead letter concerns, and what proves that nothing is lost by it.
+"""Decide which pods a dead letter concerns, and when nothing is lost without it.
 
-A dead letter is an event that was not applied. Whatever the event did stands in storage since before the event: a
-listing that begins later shows it. So a reconcile of the pods that own the letter's repositories resolves the letter,
-and until then the letter, or the gap that took its place, blocks garbage collection. No reconcile lists repositories
-that no pod owns: a letter about one of them is resolved only while storage has nothing of it.
+A dead letter is an event that was not applied. What the event reports was in storage before the event was sent, so a
+listing that begins later shows it. A reconcile of the pods that own the letter's repositories therefore resolves the
+letter; until then the letter, or the gap that took its place, blocks garbage collection. No reconcile lists
+repositories that no pod owns: a letter about one of them is resolved only while storage has nothing of it.
 
-Not here: what a payload is about (ingest/letters.py), SQL (table/dead_letters.py, dead_letters/resolve.py), looking at
+Not here: what a payload is about (ingest/letters.py), SQL (table/dead_letters.py, dead_letters/resolve.py), reading
 storage (reconcile/remains.py).
 """
 
@@ -16,12 +16,12 @@ from typing import Final, NamedTuple
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import prefixes_of
 
-#: A letter about more repositories counts as one about any.
+#: A letter about more repositories is treated as one about any repository.
 REPOSITORIES_LIMIT: Final = 100
 
 
 class LetterPod(NamedTuple):
-    """A pod, as far as letters go. `is_listed`: its links are in shared storage, where a reconcile lists them."""
+    """What letters need of a pod. `is_listed`: its links are in shared storage, where a reconcile lists them."""
 
     id: int
     name: str
@@ -29,10 +29,10 @@ class LetterPod(NamedTuple):
 
 
 class Concern(NamedTuple):
-    """Whom a letter concerns.
+    """The pods and repositories that a letter concerns.
 
-    `pods`: with the repositories that are theirs, None for any. `unlisted`: repositories of storage that no reconcile
-    would list: no pod owns them, or only one whose links are elsewhere and that did not send the letter.
+    `pods`: each with its repositories, None for any. `unlisted`: repositories of storage that no reconcile lists,
+    because no pod owns them, or one whose links are elsewhere and that did not send the letter.
     """
 
     pods: Mapping[LetterPod, Sequence[RepositoryName] | None]
@@ -45,9 +45,9 @@ def concern(
     pods: Collection[LetterPod],
     owners: Mapping[str, LetterPod],
 ) -> Concern:
-    """Return whom a letter concerns. `sender`: the pod's name, "" if it is not known. `owners`: by prefix."""
+    """Return the pods a letter concerns. `sender`: the pod's name, "" if it is not known. `owners`: by prefix."""
     if repositories is None:
-        # Its links would show what a pod's registry did, to whatever pod, but for one whose links are elsewhere.
+        # The links in storage show what the sender did in any pod, except in pods whose links are elsewhere.
         return Concern({pod: None for pod in pods if pod.is_listed or sender in {pod.name, ""}}, ())
     owned: dict[LetterPod, list[RepositoryName]] = {}
     unlisted: list[RepositoryName] = []
@@ -66,7 +66,7 @@ def is_covered(
     reconciled: Mapping[int, dt.datetime],
     absent: Collection[RepositoryName],
 ) -> bool:
-    """Whether nothing is lost without the letter: all that it may be about was looked at since it was stored.
+    """Whether nothing is lost without the letter: everything it may be about was listed since it was stored.
 
     `reconciled`: when the last reconcile of each pod began, by the pod's id. `absent`: repositories of which storage
     had nothing since the letter was stored.

@@ -1,20 +1,20 @@
-"""States of a blob, and what moves it from one to another: one table that says something of every pair.
+"""Define the states of a blob and the transitions between them, in one table with a cell for every pair.
 
 | state          | its bytes                                                        |
 |----------------|------------------------------------------------------------------|
 | `live`         | are served; it is referenced, or a link still counts             |
 | `unreferenced` | are served; nothing references it since `unreferenced_since`     |
-| `hiding`       | are about to be hidden: what a crash leaves may be either        |
+| `hiding`       | are about to be hidden: after a crash they may be either         |
 | `hidden`       | are kept, and not served: registries see 404                     |
 | `purging`      | are about to be deleted: some may be gone                        |
 | `purged`       | are deleted, as far as a hide had recorded them                  |
 | `missing`      | are not there, though it is referenced: an alarm                 |
 
-Counts say whether a blob is needed, states where its bytes are. So a blob that is needed again stays `hidden` until its
-bytes were brought back, and a blob whose bytes are missing stays `missing` until they were seen, however often it is
-pushed or mounted meanwhile.
-Not here: looking (reconcile/presence.py), writing it down (table/statements.py, table/lifecycle.py), when to hide
-(domain/gc.py).
+Counts say whether a blob is needed, states say where its bytes are. So a blob that is needed again stays `hidden` until
+its bytes are served again, and a blob whose bytes are missing stays `missing` until they are seen in storage, however
+often it is pushed or mounted meanwhile.
+Not here: reading storage (reconcile/presence.py), writing the table (table/statements.py, table/lifecycle.py), when to
+hide (domain/gc.py).
 """
 
 from enum import Enum, IntEnum
@@ -22,7 +22,7 @@ from typing import Final
 
 
 class BlobState(IntEnum):
-    """The numbers are stored: never reuse one."""
+    """The states of a blob. The numbers are stored: never reuse one."""
 
     LIVE = 0
     UNREFERENCED = 1
@@ -38,9 +38,9 @@ class BlobEvent(Enum):
     NEEDED = "needed"
     #: Its counts are both zero.
     UNNEEDED = "unneeded"
-    #: Somebody looked, and registries are served its bytes.
+    #: Storage was checked: its bytes are served to registries.
     SEEN = "seen"
-    #: Somebody looked, and they are not.
+    #: Storage was checked: they are not.
     ABSENT = "absent"
     #: Garbage collection has written that it is about to hide it.
     HIDE = "hide"
@@ -50,20 +50,20 @@ class BlobEvent(Enum):
     SHOWN = "shown"
     #: Garbage collection has written that it is about to delete what the hide recorded.
     PURGE = "purge"
-    #: That is deleted.
+    #: What the hide recorded is deleted.
     PURGED = "purged"
 
 
 class Verdict(Enum):
-    """What an event is that moves nothing."""
+    """How an event is treated that does not change the state."""
 
     IGNORE = "ignore"
-    #: It cannot happen, and nothing is done.
+    #: It cannot happen: nothing changes, and an error is raised.
     ALARM = "alarm"
 
 
 class LifecycleError(Exception):
-    """Something happened that cannot: a bug, and nothing was changed."""
+    """An impossible transition was requested: a bug. Nothing was changed."""
 
 
 _L, _U, _H, _P, _M = (
@@ -92,27 +92,27 @@ TABLE: Final[dict[tuple[BlobState, BlobEvent], BlobState | Verdict]] = {
     (state, event): cell for state, row in _ROWS.items() for event, cell in zip(_EVENTS, row, strict=True)
 }
 
-#: Registries are not served the bytes: a blob in one of these that is needed is to be brought back.
+#: States whose bytes are not served to registries: a needed blob in one of them must be restored.
 CONCEALED: Final = frozenset({_HIDING, _H, _PURGING, _P})
 
 
 def after(state: BlobState, event: BlobEvent, *, needed: bool) -> BlobState:
-    """The state after an event, of a blob that is `needed` or not; raises LifecycleError.
+    """Return the state after an event, of a blob that is `needed` or not; raises LifecycleError.
 
-    A look at what nobody needs says nothing: it is not missed, and a look alone brings nothing back.
+    A check of storage changes nothing for a blob that is not needed: it cannot be missing, and is not restored.
     """
     if event in {BlobEvent.SEEN, BlobEvent.ABSENT} and not needed:
         return state
     cell = TABLE[state, event]
     if cell is Verdict.ALARM:
-        raise LifecycleError(f"A blob that is {state.name.lower()} cannot be told `{event.value}`.")
+        raise LifecycleError(f"The event `{event.value}` is impossible for a blob that is {state.name.lower()}.")
     moved = state if cell is Verdict.IGNORE else cell
     assert isinstance(moved, BlobState)
     return counted(moved, referenced=needed) if event is BlobEvent.SHOWN else moved
 
 
 def told(before: BlobState, to: BlobState) -> str | None:
-    """What the world is told of a move; None of one that is only an intent, or that ends one."""
+    """Return the name under which a transition is published; None for an intent, or for the end of one."""
     if to in {_HIDING, _PURGING} or (before is _HIDING and to is not _H):
         return None
     if before in {_H, _PURGING} and to in {_L, _U}:
@@ -121,10 +121,10 @@ def told(before: BlobState, to: BlobState) -> str | None:
 
 
 def counted(state: BlobState, *, referenced: bool) -> BlobState:
-    """The state after a change of counts; `referenced` if any of them is above zero now."""
+    """Return the state after a change of counts; `referenced` if any of them is above zero now."""
     return after(state, BlobEvent.NEEDED if referenced else BlobEvent.UNNEEDED, needed=referenced)
 
 
 def looked(state: BlobState, *, referenced: bool, stored: bool) -> BlobState:
-    """The state after a look at storage; `stored` if registries are served the bytes."""
+    """Return the state after a check of storage; `stored` if the bytes are served to registries."""
     return after(state, BlobEvent.SEEN if stored else BlobEvent.ABSENT, needed=referenced)

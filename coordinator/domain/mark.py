@@ -1,4 +1,4 @@
-"""Compare the mark in the bucket with the database: did one of them go back in time?
+"""Compare the mark in the bucket with the database, to detect that one of them went back in time.
 
 | what is seen                                            | what it means                                              |
 |---------------------------------------------------------|------------------------------------------------------------|
@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 from coordinator.errors import BaleenError
 
-#: A part of an instance that the database does not tell.
+#: A part of an instance that the database does not report.
 UNKNOWN = "?"
-#: No database has as many. A mark that says so was not written by Baleen.
+#: No database reaches this epoch. A mark that has it was not written by Baleen.
 EPOCHS_LIMIT = 2**62
 
 
 class Instance(NamedTuple):
-    """What changes when a database is restored or fails over, as text; UNKNOWN where the database does not tell."""
+    """What changes when a database is restored or fails over, as text; UNKNOWN if the database does not report it."""
 
     #: Of the server's data directory: another one after `initdb`, and so after a dump was restored elsewhere.
     system: str
@@ -83,14 +83,14 @@ class Mark(NamedTuple):
 
 
 class ForeignBucketError(BaleenError):
-    """The bucket's history of collection is not this database's."""
+    """The bucket's GC history does not match this database."""
 
 
 _CLAIM = "GC is blocked. See `Failover and restore` in docs/RECOVERY.md, then run `baleen gc claim --why …`."
 
 
 def moved(recorded: Instance | None, current: Instance) -> str | None:
-    """Say how the database has changed since its instance was recorded; None if it has not, as far as is known."""
+    """Return how the database has changed since its instance was recorded; None if no change is known."""
     if recorded is None:
         return None
     changed = [
@@ -103,8 +103,8 @@ def moved(recorded: Instance | None, current: Instance) -> str | None:
     if changed == ["timeline"]:
         return (
             f"The database is on WAL timeline {current.timeline}, and was on {recorded.timeline}: a standby was "
-            "promoted, or it was restored to a point in time. Commits may be lost, and blobs that they hid may be "
-            f"live and answer 404. {_CLAIM}"
+            "promoted, or the database was restored to a point in time. Commits may be lost, and blobs that they hid "
+            f"may be live and answer 404. {_CLAIM}"
         )
     if "system" in changed:
         return (
@@ -115,19 +115,19 @@ def moved(recorded: Instance | None, current: Instance) -> str | None:
 
 
 def untold(current: Instance) -> str | None:
-    """Say what the database does not tell of itself; None if it tells everything."""
+    """Return which parts of its instance the database does not report; None if it reports all."""
     if not current.unknown:
         return None
     return (
-        f"The database does not tell its {' and '.join(current.unknown)}, so a failover would not be noticed: grant "
+        f"The database does not report its {' and '.join(current.unknown)}, so a failover would go unnoticed: grant "
         "Baleen's user EXECUTE on pg_control_system(), pg_current_wal_lsn() and pg_walfile_name(pg_lsn)"
     )
 
 
 def refusal(found: Found | None, before: Mark, after: Mark, key: str) -> str | None:
-    """Say why nothing may be collected; None if bucket and database match.
+    """Return why GC may not run; None if bucket and database match.
 
-    `before` was read before the mark was, `after` after it: writers may be at work. `key` is the mark's.
+    `before` was read before the mark and `after` after it, since others may be writing. `key` is the mark's.
     """
     return moved(after.recorded, after.current) or _mismatch(found, before, after, key) or _moved_since(found, after)
 
@@ -141,16 +141,16 @@ def _mismatch(found: Found | None, before: Mark, after: Mark, key: str) -> str |
         if not before.written:
             return None
         return (
-            f"The bucket has lost the mark {key} that this database left there: it is another bucket, was emptied, or "
-            f"is in an older state. {_CLAIM}"
+            f"The bucket has lost the mark {key} that this database wrote: it is another bucket, was emptied, or is in "
+            f"an older state. {_CLAIM}"
         )
     if found.database != after.database:
         return (
             f"Another database ({found.database[:100]}, by {key}) collects garbage in this bucket: each would delete "
-            f"what only the other knows. Stop one of both. {_CLAIM}"
+            f"what only the other knows. Stop one of the two. {_CLAIM}"
         )
     if found.epoch > after.writing:
-        # Its own epoch says nothing: an older database grows, too, with what its workers restore.
+        # Its own epoch proves nothing: an older database also advances, with what its workers restore.
         return (
             f"The database is older than the bucket: {key} is at epoch {found.epoch}, and this database wrote "
             f"{after.writing}. It was restored from a backup, or lost commits. {_CLAIM}"

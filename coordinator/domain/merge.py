@@ -1,9 +1,9 @@
-"""What differs between links that were listed and what the table knows: a merge of two sorted streams.
+"""Find differences between listed links and the table: a merge of two sorted streams.
 
-Both come by repository and then digest. Where a listing is not in that order (some stores promise none), a link is
-given as unknown though it is known, and what is known as unlisted though it is linked: both are looked at again before
-anything changes, so that disorder costs time and nothing else.
-Pure, and nothing is remembered but one item of each stream.
+Both are sorted by repository and then digest. If a listing is not in that order (some stores promise none), a known
+link is given as unknown, and a linked row as unlisted. Both are checked again before anything changes, so disorder
+costs time and nothing else.
+Pure; it keeps only one item of each stream in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ Right = TypeVar("Right")
 
 
 class LinkKind(IntEnum):
-    """What a link object says. The numbers are stored: never reuse one."""
+    """The kind of a link object. The numbers are stored: never reuse one."""
 
     #: The repository holds the manifest.
     REVISION = 1
@@ -40,12 +40,12 @@ class Known(NamedTuple):
 
     repository_id: int
     digest: Digest
-    #: From before the listing began: if it was not listed, its link is to be looked up.
+    #: It is older than the listing: if it was not listed, its link must be looked up.
     old: bool
 
 
 def differences(listed: Iterable[Link], known: Iterable[Known]) -> Iterator[Link | Known]:
-    """Give the links that are not known, and what is known, old, and not listed."""
+    """Give the listed links that are not known, and the known, old rows that are not listed."""
     for link, row in paired(listed, known, lambda item: item[:2]):
         if row is None:
             assert link is not None
@@ -57,9 +57,9 @@ def differences(listed: Iterable[Link], known: Iterable[Known]) -> Iterator[Link
 def paired(
     left: Iterable[Left], right: Iterable[Right], key: Callable[[Left | Right], Any]
 ) -> Iterator[tuple[Left | None, Right | None]]:
-    """Give what two streams that are sorted by `key` have under each, None where one of them has nothing.
+    """Pair the items of two streams that are sorted by `key`; None where one of them has no item for a key.
 
-    What stands out of order is given alone, though the other stream has it, too.
+    An item that is out of order is given alone, even if the other stream has it, too.
     """
     lefts, rights = iter(left), iter(right)
     one, other = next(lefts, None), next(rights, None)

@@ -1,8 +1,8 @@
-"""What a mount asks for, and why one is not made: then the client uploads, as if it had asked for nothing.
+"""Parse mount requests, and list the reasons why a mount is not made.
 
-OCI distribution-spec 1.1, "Mounting a blob from another repository". A mount never fails a push, so every reason ends
-in the target pod's own answer to a plain upload.
-Not here: who may (domain/access.py), whether the source has the blob (coordinator/mounts).
+OCI distribution-spec 1.1, "Mounting a blob from another repository". A mount never fails a push: for each reason, the
+client gets the target pod's own answer to a plain upload.
+Not here: rights (domain/access.py), whether the source has the blob (coordinator/mounts).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,44 +12,44 @@ from typing import NamedTuple
 from coordinator.domain.names import Digest, RepositoryName, parse_digest, parse_repository
 from coordinator.errors import InvalidNameError
 
-#: Repositories that are looked into for a mount that names no source.
+#: How many repositories are searched for a mount that names no source.
 SOURCES_LIMIT = 20
 
 
 class Outcome(StrEnum):
-    """What became of a request."""
+    """How a mount request ended."""
 
     MOUNTED = "mounted"
-    #: The pod answered it as a plain upload.
+    #: It was forwarded, and the pod answered it as a plain upload.
     HANDED_ON = "handed-on"
 
 
 class Reason(StrEnum):
     """Why a mount was not made."""
 
-    #: There was no `mount`.
+    #: The request has no `mount` parameter.
     NOT_ASKED = "not-asked"
     NOT_A_DIGEST = "not-a-digest"
     NOT_A_REPOSITORY = "not-a-repository"
-    #: No pod owns the target: nobody can be asked for an upload either.
+    #: No pod owns the target, so the upload cannot be forwarded either.
     UNKNOWN_TARGET = "unknown-target"
-    #: The target's registry sends no events: what is linked there is known by listing it alone.
+    #: The target's registry sends no events: only a listing shows what is linked there.
     UNMANAGED = "unmanaged"
     #: No pod owns the source.
     UNKNOWN_SOURCE = "unknown-source"
     #: No source is named, and the token may pull none that has it.
     NO_SOURCE = "no-source"
-    #: The token may not, or there is none, or it is not good.
+    #: The token does not permit it, is not valid, or is missing.
     NO_RIGHT = "no-right"
     #: The source has no such blob.
     NOT_THERE = "not-there"
-    #: Registries are not served its bytes: collection has hidden it, or is about to, or it has lost them.
+    #: Its bytes are not served to registries: GC has hidden it or is about to, or they are missing.
     NOT_SERVED = "not-served"
-    #: The source keeps its bytes in a store of its own, and the target links what is in the shared one.
+    #: The source has its bytes in a store of its own, and the target links those in the shared one.
     NOT_SHARED = "not-shared"
     #: Database, store or registry did not answer in time.
     UNAVAILABLE = "unavailable"
-    #: As many mounts are under way as may be.
+    #: The limit of concurrent mounts is reached.
     BUSY = "busy"
     #: Too large to be sent to another store while a client waits.
     TOO_LARGE = "too-large"
@@ -64,7 +64,7 @@ class NotMountedError(Exception):
 
 
 class Wanted(NamedTuple):
-    """A mount as it was asked for."""
+    """A parsed mount request."""
 
     repository: RepositoryName
     digest: Digest
@@ -73,7 +73,7 @@ class Wanted(NamedTuple):
 
 
 def parse(repository: RepositoryName, parameters: Mapping[str, Sequence[str]]) -> Wanted:
-    """Read the parameters of the request; raises NotMountedError. Of one that is given twice the first counts."""
+    """Parse the parameters of the request; raises NotMountedError. If one is repeated, the first counts."""
     mount = _first(parameters, "mount")
     if not mount:
         raise NotMountedError(Reason.NOT_ASKED)

@@ -1,4 +1,4 @@
-"""Names of the OCI distribution specification, parsed once at the edge.
+"""Parse and format the names of the OCI distribution specification, once, where they enter Baleen.
 
 Inside Baleen a digest is its 32 raw bytes: half the size of the hex form in memory and in the table.
 Not here: which pod owns a repository (see `owner_of` in pods.py).
@@ -25,7 +25,7 @@ REPOSITORY_NAME_LIMIT = 255
 
 def parse_digest(text: str) -> Digest:
     """Return the 32 bytes of `sha256:<64 hex>`; raises InvalidNameError for anything else."""
-    # Eleven of these stand in an ordinary event. Writing it back is a quicker check than a regular expression.
+    # An ordinary event has eleven of these. Formatting it again is a faster check than a regular expression.
     try:
         digest = bytes.fromhex(text[7:])
     except ValueError:

@@ -1,7 +1,7 @@
-"""What Baleen itself makes in pods, and by which names it is known: names for nothing else.
+"""Recognise the repositories that Baleen itself makes in pods by their reserved names.
 
-Under each pod's first prefix there are the image that probes ask for (pods/prober.py), and what doctors try
-(doctor/scratch.py), which they take away again unless they are killed. Nobody misses either when the pod goes.
+Under each pod's first prefix there are the image that probes use (pods/prober.py), and the scratch repositories of
+doctors (doctor/scratch.py), which remove them unless they are killed. Both go with the pod when it is removed.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Final
 
 from coordinator.domain.names import RepositoryName
 
-#: Holds one image, the same bytes in every pod, and under one tag.
+#: Has one image under one tag, with the same bytes in every pod.
 PROBE_REPOSITORY: Final = "baleen-probe"
 PROBE_TAG: Final = "known"
 _SCRATCH = re.compile(r"baleen-doctor-[0-9a-f]{16}(?:-other)?", re.ASCII)
@@ -22,6 +22,6 @@ def is_scratch(name: str) -> bool:
 
 
 def is_own(repository: RepositoryName, prefixes: Container[str]) -> bool:
-    """Whether Baleen has made the repository. Of that of probes its image alone is Baleen's."""
+    """Whether Baleen has made the repository. In the one for probes, only the probe image is Baleen's."""
     prefix, _, name = repository.rpartition("/")
     return prefix in prefixes and (name == PROBE_REPOSITORY or is_scratch(name))

@@ -1,10 +1,10 @@
-"""What a listing of the root says of repositories that no pod owns, and what follows for garbage collection.
+"""Decide whether stored repositories that no pod owns block garbage collection, from a listing of the root.
 
-The argument for a purge is about registered pods: each has reported, each was reconciled. A registry that uses the same
-root and is not registered is outside of it, so any repository of one blocks GC. Its folder is seen in a listing that
-began after every request that may have seen the blob had ended (t_h + R): domain/gc.py makes a bound of that.
-A listing is of the pods that there were. One that was removed since makes its repositories unowned, and nothing says
-whether there are any: then no listing is known. One that was added resolves what its prefixes own.
+The argument for a purge covers registered pods: each has reported, each was reconciled. A registry that uses the same
+root and is not registered is not covered, so any repository of it blocks GC. Its folder shows in a listing that began
+after every request that may have seen the blob had ended (t_h + R): domain/gc.py makes a bound of that.
+A listing is valid for the pods of its time. If a pod was removed since, its repositories may be unowned, and the
+listing did not look for them: then no listing is known. A pod that was added owns what is below its prefixes.
 Not here: listing (gc/unowned.py), the row (gc/unowned_table.py).
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-#: Names that a listing keeps. Any of them blocks everything, so that more only help to see what it is.
+#: Names that a listing keeps. One name blocks GC; more only help to identify the registry.
 NAMES_LIMIT: Final = 100
 #: Names in one sentence.
 NAMES_SHOWN: Final = 10
@@ -31,18 +31,18 @@ NOT_LISTED: Final = (
 
 
 class Listing(NamedTuple):
-    """What the last listing of the root has found, by the pods of now."""
+    """The last listing of the root, evaluated with the present pods."""
 
     #: By the database's clock, before its first request.
     began_at: datetime
     #: Repositories, or folders of repositories, that no pod owns.
     unowned: Sequence[str] = ()
-    #: There are no more of them.
+    #: `unowned` has all of them.
     complete: bool = True
 
     @property
     def names(self) -> list[str]:
-        """The names, and a last word if there are more."""
+        """The names, with a last entry if there are more."""
         return [*self.unowned, *([] if self.complete else ["and more"])]
 
 
@@ -53,7 +53,7 @@ def is_owned(name: str, prefixes: Iterable[str]) -> bool:
 def as_of_now(
     began_at: datetime, listed_with: Collection[str], unowned: Sequence[str], complete: bool, prefixes: Collection[str]
 ) -> Listing | None:
-    """Say what a listing that was made with some prefixes means with those of now; None if it says too little."""
+    """Evaluate a listing made with earlier prefixes for the present ones; None if it does not cover them."""
     known = set(prefixes)
     if any(prefix not in known and not is_owned(prefix, known) for prefix in listed_with):
         return None
@@ -61,14 +61,14 @@ def as_of_now(
 
 
 def holds(listing: Listing | None) -> list[str]:
-    """Say why nothing may be deleted for what was listed; empty if it may."""
+    """Return why the listing forbids deleting anything; empty if it does not."""
     if listing is None:
         return [NOT_LISTED]
     return [f"{unowned(listing)}: {REMEDY}"] if listing.names else []
 
 
 def unowned(listing: Listing, limit: int = NAMES_SHOWN) -> str:
-    """Say which repositories no pod owns, with up to `limit` names, of a listing that has found any."""
+    """Return a sentence that names up to `limit` repositories that no pod owns; the listing must have found any."""
     shown = listing.unowned[:limit]
     left = len(listing.unowned) - len(shown)
     more = "" if listing.complete and not left else f" and {f'{left} more' if listing.complete else 'more'}"
@@ -77,6 +77,6 @@ def unowned(listing: Listing, limit: int = NAMES_SHOWN) -> str:
 
 
 def shown_name(name: str) -> str:
-    """Write a name from a bucket so that it can be stored and shown, whatever is in it."""
+    """Make a name from a bucket safe to store and show, whatever characters it has."""
     plain = name if name.isprintable() else ascii(name)[1:-1]
     return plain if len(plain) <= NAME_LIMIT else f"{plain[:NAME_LIMIT]}…"

@@ -1,5 +1,6 @@
-"""Which pod owns a repository: pods own name prefixes, and no two prefixes overlap. And how its registries are named.
+"""Find the pod that owns a repository, and parse the URLs of its registries and token issuer.
 
+Pods own name prefixes, and no two prefixes overlap.
 Prefix `team` owns `team` and `team/…`, never `teams`.
 """
 
@@ -20,7 +21,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class RegistryUrl(NamedTuple):
-    """Where a registry listens. It is written in one way only, so that two that are the same are seen to be."""
+    """The address where a registry listens, in one normal form, so that equal URLs compare as equal."""
 
     scheme: str
     #: A name or an address; of version 6 without its brackets.
@@ -33,11 +34,11 @@ class RegistryUrl(NamedTuple):
 
 
 def parse_registry(text: str) -> RegistryUrl:
-    """Read a registry's URL; raises UsageError. A user or a password in it would be shown to everybody."""
+    """Parse a registry's URL; raises UsageError. It must not have a user or a password, since it is shown."""
     match = _REGISTRY.fullmatch(text.lower())
     port = 0 if match is None else int(match[3] or _DEFAULT_PORTS[match[1]])
     if match is None or not 0 < port < 2**16 or not _is_host(match[2]):
-        # What is wrong may be a password: the text is not repeated.
+        # The text may have a password, so the error does not repeat it.
         if _WITH_PATH.fullmatch(text.lower()):
             raise UsageError(
                 "A registry's URL ends with its host and its port, such as http://10.0.0.7:5000: leave out the path."
@@ -62,21 +63,21 @@ _TOKEN_URL = re.compile(r"(https?://[^/?#@]{1,300})(/[A-Za-z0-9/._~%-]{0,500})?"
 
 
 class TokenIssuer(NamedTuple):
-    """Who makes the tokens of a pod's registry, and how they are known: what its `auth.token` says, and the keys."""
+    """The issuer of the tokens for a pod's registry: the values of the registry's `auth.token`, and the keys."""
 
     url: str
     #: `iss` of its tokens.
     issuer: str
     #: `aud` of its tokens.
     service: str
-    #: PEM or JWKS: public ones.
+    #: Public keys, as PEM or JWKS.
     keys: str
-    #: What tokens call them.
+    #: Their ids, as tokens name them.
     key_ids: tuple[str, ...] = ()
 
 
 def parse_token_url(text: str) -> str:
-    """Read the URL of a token issuer; raises UsageError. It may not name a user: clients' credentials go there."""
+    """Parse the URL of a token issuer; raises UsageError. It must not name a user: clients send credentials there."""
     match = _TOKEN_URL.fullmatch(text)
     if match is None:
         raise UsageError(
@@ -86,16 +87,16 @@ def parse_token_url(text: str) -> str:
 
 
 class PodMode(StrEnum):
-    """What keeps a blob alive in a pod."""
+    """What references a blob in a pod."""
 
-    #: Manifests do; a direct link counts only for a grace period, as its removal is hardly ever announced.
+    #: Manifests do; a direct link counts only for a grace period, since registries rarely report its removal.
     MANIFEST = "manifest"
     #: Links count until a delete event: for registries that emit only blob pushes and deletes.
     LINK = "link"
 
 
 class Linker(StrEnum):
-    """How a pod learns of a blob that was mounted for it."""
+    """How a mounted blob reaches the pod."""
 
     #: The pod's link object is written in shared storage (distribution's layout).
     LINK = "link"
@@ -108,12 +109,12 @@ class ProbeMethod(StrEnum):
 
     #: The known manifest is pushed again. The registry need not send pull events, so that pulls do not delay pushes.
     PUSH = "push"
-    #: The known manifest is asked for: where Baleen may not push. The registry has to send an event for every pull.
+    #: The known manifest is pulled, where Baleen may not push. The registry must send an event for every pull.
     PULL = "pull"
 
 
 def prefixes_of(repository: RepositoryName) -> list[str]:
-    """Every prefix that would own the repository, the longest first: `a/b/c`, `a/b`, `a`."""
+    """Return every prefix that would own the repository, the longest first: `a/b/c`, `a/b`, `a`."""
     parts = repository.split("/")
     return ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
@@ -129,7 +130,7 @@ def owner_of(repository: RepositoryName, owners: Mapping[str, PodName]) -> PodNa
 def check_prefixes(
     wanted: Iterable[RepositoryName], owners: Mapping[str, PodName], asking: PodName | None = None
 ) -> None:
-    """Raise ConflictError if a wanted prefix contains, or lies in, one that is already owned, be it by who asks."""
+    """Raise ConflictError if a wanted prefix contains, or lies in, an owned one, even one of the same pod `asking`."""
     taken: dict[str, PodName | None] = dict(owners)
     for prefix in wanted:
         for other, pod in taken.items():
@@ -139,7 +140,7 @@ def check_prefixes(
                 if prefix.startswith(other):
                     raise ConflictError(f"Pod {pod} owns {prefix!r} already: its prefix is {other!r}.")
                 raise ConflictError(
-                    f"Pod {pod} owns {other!r} already, which lies in {prefix!r}: name what lies beside it."
+                    f"Pod {pod} owns {other!r} already, which lies in {prefix!r}: name only prefixes beside it."
                 )
             if pod is not None:
                 raise ConflictError(f"Prefix {prefix!r} overlaps {other!r} of pod {pod}: choose another.")
@@ -147,5 +148,5 @@ def check_prefixes(
             raise ConflictError(
                 f"Prefixes {prefix!r} and {other!r} overlap: name {outer!r} alone, which owns all below it."
             )
-        # Of no pod yet, but of this request.
+        # Prefixes of one request must not overlap either.
         taken[prefix] = None

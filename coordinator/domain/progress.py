@@ -1,8 +1,8 @@
-"""Whether a partition's log is still the one that was applied, and where to go on in it.
+"""Decide whether a partition's log is still the one that was applied, and where to continue in it.
 
-Kafka numbers records per log, not for ever: a topic that was deleted and made again, or a broker that lost its tail,
-begins to give the same offsets to other records; retention removes records that were never applied. Each
-is noticed here, and is a *gap*: events may be lost, so pods must be reconciled before anything is collected.
+Kafka's offsets are unique only within one log: after a topic was deleted and created again, or a broker lost its tail,
+other records get the same offsets. Retention removes records that were never applied. Each is detected here and is a
+*gap*: events may be lost, so pods must be reconciled before garbage collection.
 
 Route: workers/position.py asks the broker (`LogState`) and the table (`Progress`) -> `inspect` -> `Position`.
 Invariant: where the log cannot be proved to be the same, the answer is a gap.
@@ -13,23 +13,23 @@ from typing import NamedTuple
 
 
 class GapReason(StrEnum):
-    #: Other records stand where applied ones stood, or fewer than were applied.
+    #: Other records are at the offsets of applied ones, or fewer records than were applied.
     LOG_REPLACED = "log-replaced"
     #: Retention removed records before they were applied.
     RECORDS_REMOVED = "records-removed"
-    #: The broker was killed, and is one that acknowledges records before it keeps them.
+    #: The broker was killed, and it acknowledges records before it stores them.
     LOG_CUT = "log-cut"
-    #: An operator gave up a dead letter, which may have told of something that the pod has.
+    #: An operator discarded a dead letter, which may have reported something that the pod has.
     DISCARDED = "discarded"
-    #: A rename and other events about its repositories came in an order that leaves things under the wrong name.
+    #: A rename and other events about its repositories came in an order that may leave things under the wrong name.
     RENAMED = "renamed"
-    #: A pod was given a prefix: what it has there since before is not known.
+    #: A prefix was added to a pod: what the pod stored there before is not known.
     PREFIX_ADDED = "prefix-added"
-    #: An operator let a registry process count no more: what it had not delivered is lost.
+    #: An operator retired a registry process: what it had not delivered is lost.
     RETIRED = "retired"
-    #: A registry process ended and is there again under the same instance id: the same.
+    #: A registry process ended and began again under the same instance id: what it had not delivered is lost.
     RESTARTED = "restarted"
-    #: A pod sent more dead letters than are kept of one.
+    #: A pod sent more dead letters than its limit.
     LETTERS_OVER_LIMIT = "letters-over-limit"
 
 
@@ -37,17 +37,17 @@ class Progress(NamedTuple):
     """How far a partition is applied."""
 
     next_offset: int
-    #: Of the record at next_offset - 1; None if none was applied since the log's beginning stood here.
+    #: Of the record at next_offset - 1; None if none was applied since the log began at this offset.
     fingerprint: int | None
     topic_id: str | None
 
 
 class LogState(NamedTuple):
-    """What the broker says of a partition. `latest` is the offset that the next record will get."""
+    """A partition's state at the broker. `latest` is the offset that the next record will get."""
 
     earliest: int
     latest: int
-    #: None where the broker has no topic ids.
+    #: None if the broker has no topic ids.
     topic_id: str | None
     #: Of the record at the progress's next_offset - 1; None if there is no record there.
     fingerprint: int | None
@@ -62,18 +62,18 @@ class GapFound(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where to go on, and what was lost on the way there."""
+    """Where to continue, and what may be lost before it."""
 
     progress: Progress
     gap: GapFound | None
 
 
 def inspect(progress: Progress | None, log: LogState) -> Position:
-    """Decide where to go on in a partition's log."""
+    """Decide where to continue in a partition's log."""
     if progress is None:
         return _from(log, 0)
     if _replaced(progress, log):
-        # All of the new log is read: what was applied before changes nothing when it is seen again.
+        # The whole new log is read: records that were applied before change nothing.
         gap = GapFound(GapReason.LOG_REPLACED, progress.next_offset, None)
         return Position(Progress(log.earliest, None, log.topic_id), gap)
     if log.earliest > progress.next_offset:
@@ -92,8 +92,8 @@ def _replaced(progress: Progress, log: LogState) -> bool:
     if log.latest < progress.next_offset:
         return True
     if progress.fingerprint is None:
-        # The log began here when it was first read, and a log's beginning only moves on.
+        # The log began here when it was first read, and a log's beginning never moves back.
         return log.earliest < progress.next_offset
     last = progress.next_offset - 1
-    # The last applied record is still in the log, or should be: it must be the one that was applied.
+    # The record at the last applied offset must be the one that was applied.
     return last >= log.earliest and log.fingerprint != progress.fingerprint

@@ -1,4 +1,4 @@
-"""What an operator gives with a change: why, and who makes it."""
+"""Validate the reason that an operator gives for a change."""
 
 from coordinator.errors import UsageError
 
@@ -6,7 +6,7 @@ WHY_LIMIT = 1000
 
 
 def reason(text: str, what: str = "why", limit: int = WHY_LIMIT) -> str:
-    """Return the text as it is kept; raises UsageError, which asks to say `what`, for one that says nothing."""
+    """Return the text to store; raises UsageError, which asks for `what`, if it is empty or too long."""
     if not text.strip() or len(text) > limit or "\0" in text:
         raise UsageError(f"Say {what}, in up to {limit} characters.")
     return text.strip()

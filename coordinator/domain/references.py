@@ -1,12 +1,12 @@
-"""What a manifest lists: its config, its layers, its child manifests.
+"""Read what a manifest lists: its config, its layers, its child manifests.
 
-Route: `read_manifest(bytes)`, which takes whatever a registry may have accepted; `parse_manifest(bytes)` for those who
-need an exact list or an error.
+Route: `read_manifest(bytes)` accepts whatever a registry may have accepted; `parse_manifest(bytes)` gives the exact
+list or an error.
 
-Registries in Go accept manifests that this reader does not take for sure: names in other letters, a name twice, values
-nested thousands deep, digests of other algorithms. All that such a manifest can need is named in its bytes, since a
-registry stores nothing else of it. So `read_manifest` then gives every digest that any string in the bytes is: at least
-what the manifest lists. It says so where even that may not be all: the links of the repository decide then
+Registries in Go accept manifests that `parse_manifest` refuses: names in other letter case, a name twice, values nested
+thousands deep, digests of other algorithms. Everything that such a manifest can need is named in its bytes, since a
+registry stores nothing else of it. So `read_manifest` then gives every string in the bytes that is a digest: at least
+what the manifest lists. It reports if even that may be incomplete; then the links of the repository decide
 (coordinator/reconcile/kept.py).
 
 A manifest's `subject` is not a reference: a registry accepts it before the subject exists (OCI distribution
@@ -39,7 +39,7 @@ class ManifestKind(IntEnum):
     INDEX = 2
     #: All references are layers: docker schema 1, artifact manifests.
     LAYERS = 3
-    #: Every digest that the manifest's bytes name, in whatever place: at least what it lists, of any role.
+    #: Every digest in the manifest's bytes, in any place: at least what it lists, in any role.
     NAMED = 4
 
 
@@ -61,7 +61,7 @@ MANIFEST_KINDS = {
 }
 
 
-#: Where each kind keeps its list.
+#: The fields that have each kind's list.
 _LISTS = {
     ManifestKind.IMAGE: frozenset({"layers"}),
     ManifestKind.INDEX: frozenset({"manifests"}),
@@ -73,7 +73,7 @@ _ALL_LISTS = frozenset[str]().union(*_LISTS.values())
 
 
 class Reference(NamedTuple):
-    """One entry of a manifest; `size` in bytes as the manifest claims it, None where it does not say."""
+    """One entry of a manifest; `size` in bytes as the manifest states it, None if it does not."""
 
     digest: Digest
     size: int | None
@@ -86,7 +86,7 @@ class ManifestContent(NamedTuple):
     references: tuple[Reference, ...]
 
 
-#: The names that Baleen reads, by how they look to those who do not tell small letters from capital ones.
+#: The field names that Baleen reads, by their case-folded form: Go ignores case in names.
 _NAMES = {
     name.casefold(): name
     for name in ("mediaType", "config", "layers", "manifests", "fsLayers", "blobs", "digest", "blobSum", "size")
@@ -94,23 +94,23 @@ _NAMES = {
 
 
 class MalformedManifestError(BaleenError):
-    """Bytes that claim to be a manifest, and are not."""
+    """The bytes are not a manifest that can be read exactly."""
 
 
 class Reading(NamedTuple):
-    """What a manifest's own bytes say that it can need."""
+    """What a manifest can need, read from its own bytes."""
 
     content: ManifestContent
-    #: Why `content` is all that the bytes name, of kind NAMED; None where it is the exact list.
+    #: Why `content` is of kind NAMED, all that the bytes name; None where it is the exact list.
     why: str | None = None
-    #: Digests of other algorithms that the bytes name, as they are written there.
+    #: Digests of other algorithms in the bytes, as they are written there.
     others: tuple[str, ...] = ()
-    #: The bytes name all that the manifest can need. False for what no registry that we know takes for a manifest.
+    #: The bytes name all that the manifest can need. False for bytes that no known registry accepts as a manifest.
     complete: bool = True
 
 
 def reference_kind(kind: ManifestKind, position: int) -> ReferenceKind:
-    """Return what the reference at the position (from 0) of a manifest of this kind is."""
+    """Return the kind of the reference at a position (from 0) in a manifest of this kind."""
     if kind is ManifestKind.INDEX:
         return ReferenceKind.CHILD
     return ReferenceKind.CONFIG if kind is ManifestKind.IMAGE and position == 0 else ReferenceKind.LAYER
@@ -125,9 +125,9 @@ def unique(references: Sequence[Reference]) -> tuple[Reference, ...]:
 
 
 def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestContent:
-    """Read what a manifest lists from its bytes.
+    """Parse a manifest's bytes into the exact list of its references.
 
-    `media_type` is what the registry said; without it, the body's own `mediaType` or its shape decides.
+    `media_type` comes from the registry; without it, the body's own `mediaType` or its shape decides.
     Raises MalformedManifestError with the reason.
     """
     try:
@@ -138,7 +138,7 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
         raise MalformedManifestError("The manifest is not a JSON object.")
     kind = MANIFEST_KINDS.get(media_type or "") or _kind_by_content(document)
     if not _LISTS[kind].issuperset(_ALL_LISTS.intersection(document)):
-        # Distribution refuses these too: who reads it as one kind would miss what it lists as the other.
+        # Distribution refuses these, too: a reader of one kind would miss what the other kind lists.
         raise MalformedManifestError("The manifest is of two kinds at once.")
     if kind is ManifestKind.INDEX and "manifests" not in document:
         raise MalformedManifestError("The manifest claims to be an index, and lists no manifests.")
@@ -149,7 +149,7 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
 
 
 def read_manifest(body: bytes) -> Reading:
-    """Read what a manifest lists or, where the exact list cannot be told, every digest that its bytes name."""
+    """Read what a manifest lists or, if the exact list is not certain, every digest that its bytes name."""
     try:
         return Reading(parse_manifest(body))
     except MalformedManifestError as error:
@@ -172,12 +172,12 @@ def read_manifest(body: bytes) -> Reading:
 
 
 def is_manifest(body: bytes) -> bool:
-    """Whether a registry could serve these bytes as a manifest; what cannot be read for sure is one.
+    """Whether a registry could serve these bytes as a manifest; True if that is not certain.
 
-    Distribution takes what says `schemaVersion` 1 or 2. Indexes list other things, too: BuildKit's caches their layers.
+    Distribution accepts `schemaVersion` 1 or 2. Indexes list other content, too: BuildKit's caches list their layers.
     """
     try:
-        # Objects as tuples: what is said twice may be said the first time only, as null says nothing to Go.
+        # Objects as tuples, to see repeated names: Go ignores a later null, so the first value may count.
         document = json.loads(_text(body), object_pairs_hook=tuple)
     except json.JSONDecodeError:
         return False
@@ -191,19 +191,19 @@ def is_manifest(body: bytes) -> bool:
 
 #: A digest of any algorithm, as the OCI image specification writes it ("Digests").
 _OTHER_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[A-Za-z0-9=_-]{32,}")
-#: A string of JSON, or what is left of the bytes if it does not end: so the search is linear.
-#: A longer one is in no key of a store.
+#: Characters of such a digest: a longer one is in no key of a store.
 _OTHER_LIMIT = 200
+#: A string of JSON, or the rest of the bytes if it does not end, so that the search is linear.
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)("|\\?\Z)', re.DOTALL)
-#: The longest digest that is looked for, each of its letters written as an escape.
+#: The longest digest that is searched for, with each of its letters written as an escape.
 _STRING_LIMIT = 6 * 300
 _WORD_LIMIT = 32
-#: One of these names stands in every manifest of a known kind.
+#: Every manifest of a known kind has one of these names.
 _FORMS = frozenset(name.casefold() for name in {"config", *_ALL_LISTS})
 
 
 def _strings(body: bytes) -> Iterator[str]:
-    """Give every string of a JSON text that may be a digest or a name, however deep: quotes stand nowhere else."""
+    """Give every string of a JSON text that may be a digest or a name, at any depth: only strings have quotes."""
     for found in _STRING.finditer(body):
         raw, end = found.groups()
         if end != b'"' or len(raw) > _STRING_LIMIT:
@@ -225,7 +225,7 @@ def _digest(text: str) -> Digest | None:
 
 
 def _is_known_form(body: bytes) -> bool:
-    """Whether a registry of the kinds that are known may have accepted this: a JSON object of no other media type."""
+    """Whether a known registry may have accepted this: a JSON object with no unknown media type."""
     try:
         document = json.loads(_text(body), parse_int=_integer)
     except RecursionError:
@@ -237,23 +237,23 @@ def _is_known_form(body: bytes) -> bool:
 
 
 def _integer(text: str) -> int | None:
-    """Python refuses numbers of thousands of digits; Go takes them wherever it does not need them."""
+    """Parse a number: Python refuses one with thousands of digits, and Go accepts it in fields that it ignores."""
     return int(text) if len(text) < 25 else None
 
 
 def _text(body: bytes) -> str:
-    """Read bytes as Go's JSON does: what is not UTF-8 is a replacement character, and no error."""
+    """Decode bytes as Go's JSON does: invalid UTF-8 becomes a replacement character, and is no error."""
     return body.decode(errors="replace")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse what registries in Go may read otherwise: to them `Layers` is `layers`, and of two the last wins."""
+    """Refuse names that Go may read differently: it takes `Layers` for `layers`, and the last of two values."""
     document = dict(pairs)
     for name in document:
         if (spelled := _NAMES.get(name.casefold(), name)) != name:
-            raise MalformedManifestError(f"The manifest says {name[:100]!r} for {spelled!r}.")
+            raise MalformedManifestError(f"The manifest has {name[:100]!r} for {spelled!r}.")
     if len(document) != len(pairs):
-        raise MalformedManifestError("The manifest says something twice.")
+        raise MalformedManifestError("The manifest has a name twice.")
     return document
 
 
@@ -277,7 +277,7 @@ def _entries(kind: ManifestKind, document: dict[str, Any]) -> list[Any]:
         return _list(document, "manifests")
     if kind is ManifestKind.IMAGE:
         return [document.get("config"), *_list(document, "layers")]
-    # Schema 1 has one of these lists, an artifact the other: whoever has both lists both.
+    # Schema 1 has the first list, an artifact the second: if a manifest has both, both count.
     sums = [
         {"digest": entry.get("blobSum")} if isinstance(entry, dict) else entry for entry in _list(document, "fsLayers")
     ]
@@ -285,7 +285,7 @@ def _entries(kind: ManifestKind, document: dict[str, Any]) -> list[Any]:
 
 
 def _list(document: dict[str, Any], name: str) -> list[Any]:
-    # JSON null stands for an empty list in manifests that Go programs write.
+    # Go programs write an empty list as JSON null.
     value = document.get(name)
     if value is None:
         return []

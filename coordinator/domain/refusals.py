@@ -1,20 +1,20 @@
-"""What is told of events that came with a wrong token, or with none.
+"""Describe events that arrived with a wrong token, or with none.
 
-Anyone may post such in a pod's name: it is information for whoever looks why a pod is not heard, and nothing else. It
-neither holds garbage collection nor lets it go.
-Not here: who notes them, and how often (ingest/refusals.py); the rows (pods/refusals.py).
+Anyone can post such events in a pod's name, so they only help an operator to find out why a pod is silent. They have no
+effect on garbage collection.
+Not here: recording them, and how often (ingest/refusals.py); the rows (pods/refusals.py).
 """
 
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-#: A later refusal than this begins anew, and an older one is of the past: a registry whose token is wrong comes again
-#: within seconds, and one that is idle is made to by the next probe.
+#: After a pause of this length a refusal starts a new period, and an older one is over: a registry with a wrong token
+#: retries within seconds, and the next probe makes an idle one send.
 PAUSE: Final = timedelta(hours=1)
 
 
 class Refusals(NamedTuple):
-    """From when on events in a pod's name have been refused for their token, with no pause; and when last."""
+    """The period in which events in a pod's name were refused for their token: its start, and the last refusal."""
 
     since: datetime
     last: datetime
@@ -22,14 +22,14 @@ class Refusals(NamedTuple):
 
 def told(refused: Refusals) -> str:
     return (
-        f"events arrive with a wrong token, or with none, since {refused.since:%Y-%m-%d %H:%M:%S} UTC, the last at "
-        f"{refused.last:%Y-%m-%d %H:%M:%S}, and are refused"
+        f"events with a wrong token, or with none, have been refused since {refused.since:%Y-%m-%d %H:%M:%S} UTC, the "
+        f"last at {refused.last:%Y-%m-%d %H:%M:%S}"
     )
 
 
 def sentence(refused: Refusals, pod: str) -> str:
-    """What is told, and what mends it."""
+    """Say what was refused, and how to repair it."""
     return (
         f"{told(refused)}: put the token that `baleen pods add` showed into the "
-        f"`notifications` section of each process and restart it; `baleen pods rotate-token {pod}` makes another"
+        f"`notifications` section of each process and restart it, or run `baleen pods rotate-token {pod}` for a new one"
     )

@@ -1,7 +1,7 @@
-"""Why a blob is kept, or how it went, told to a person.
+"""Explain why a blob is kept, or how it was deleted, in sentences.
 
-Route: lookup/explain.py gathers what is known of one blob -> `tell` -> an outcome in a word, the same in a sentence,
-everything that keeps it, and its history in sentences.
+Route: lookup/explain.py reads what is known of one blob -> `tell` -> its outcome in a word and in a sentence, every
+reason that keeps it, and its history.
 Not here: what keeps a blob (gc.py), the ledger (table/ledger.py).
 """
 
@@ -15,7 +15,7 @@ from coordinator.domain.lifecycle import CONCEALED, BlobState
 
 
 class Outcome(StrEnum):
-    """The names are fixed: scripts have them."""
+    """What will happen to the blob. The values are fixed: scripts use them."""
 
     NEEDED = "needed"
     #: Nothing references it, and it is served.
@@ -32,11 +32,11 @@ class Outcome(StrEnum):
 
 
 class Hidden(NamedTuple):
-    """A hide that is not over."""
+    """A pending hide: not undone, and not purged."""
 
     run: int
     hidden_at: datetime | None
-    #: The blob was needed since it was decided, or asked back.
+    #: The blob was needed since the hide was decided, or an operator asked to undelete it.
     disturbed: bool
     asked_why: str | None
 
@@ -61,7 +61,7 @@ class Known(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Of the ledger."""
+    """An entry of the ledger."""
 
     at: datetime
     decision: str
@@ -72,7 +72,7 @@ class Entry(NamedTuple):
 
 class Reason(NamedTuple):
     kept: Kept
-    #: When it keeps it no more, where that is known.
+    #: When this reason ends, if that is known.
     until: datetime | None
 
 
@@ -87,24 +87,24 @@ Told = tuple[Outcome, str, Sequence[Reason]]
 
 
 def tell(known: Known, facts: Facts, history: Sequence[Entry], *, earlier: bool) -> Story:
-    """Tell it. `earlier`: the ledger has entries before `history`."""
+    """Explain the blob. `earlier`: the ledger has entries before `history`."""
     if known.state in CONCEALED and (known.needed or _asked(known)):
         outcome, summary, reasons = _restoring(known)
     else:
         outcome, summary, reasons = _BY_STATE[known.state](known, facts)
-    told = [(known.first_seen, "a registry spoke of it for the first time")]
+    told = [(known.first_seen, "a registry reported it for the first time")]
     told += [(entry.at, _sentence(entry)) for entry in history]
     if known.state is BlobState.UNREFERENCED and known.unreferenced_since is not None:
-        told.append((known.unreferenced_since, "nothing references it any more"))
+        told.append((known.unreferenced_since, "nothing references it since then"))
     sentences = [f"{moment(at)}: {each}." for at, each in sorted(told, key=lambda each: each[0])]
     if earlier:
-        sentences.insert(1, "What the ledger has of it before is left out here.")
+        sentences.insert(1, "Earlier entries of the ledger are left out here.")
     return Story(outcome, summary, reasons, [*sentences, f"Now: {summary}"])
 
 
 def _live(known: Known, _: Facts) -> Told:
     needs = _needs(known)
-    return Outcome.NEEDED, f"It is needed: {needs}. It stays as long as any of them does.", [_needed(needs)]
+    return Outcome.NEEDED, f"It is needed: {needs}. It stays as long as one of them does.", [_needed(needs)]
 
 
 def _missing(known: Known, _: Facts) -> Told:
@@ -114,18 +114,18 @@ def _missing(known: Known, _: Facts) -> Told:
 
 
 def _hiding(known: Known, _: Facts) -> Told:
-    return Outcome.BEING_HIDDEN, f"Run {_run(known)} is about to hide it. If that does not end it, it is undone.", []
+    return Outcome.BEING_HIDDEN, f"Run {_run(known)} is hiding it. If the run does not finish, the hide is undone.", []
 
 
 def _purging(known: Known, _: Facts) -> Told:
     if known.hide is not None and known.hide.disturbed:
-        told = "Its purge was called off: it is served again once no delete of it can be on its way any more."
+        told = "Its purge was cancelled: it is served again once no delete of it can still be under way."
         return Outcome.BEING_RESTORED, told, []
     return Outcome.BEING_PURGED, f"Run {_run(known)} has begun to delete its bytes: some may be gone.", []
 
 
 def _purged(_: Known, __: Facts) -> Told:
-    return Outcome.PURGED, "Its bytes are deleted, and nothing needs it. If it is pushed again, it is like new.", []
+    return Outcome.PURGED, "Its bytes are deleted, and nothing needs it. It can be pushed again.", []
 
 
 def _unreferenced(known: Known, facts: Facts) -> Told:
@@ -150,18 +150,18 @@ def _hidden(known: Known, facts: Facts) -> Told:
     reasons = list(
         purge_reasons(policy, at, needed=False, disturbed=known.hide.disturbed, pinned=known.pin is not None)
     )
-    told = f"Registries see it no more since {moment(at)}, and its bytes are kept"
+    told = f"It is hidden from registries since {moment(at)}, and its bytes are kept"
     if not reasons:
-        return Outcome.TO_BE_PURGED, f"{told}; nothing keeps them any more: the next run deletes them.", []
+        return Outcome.TO_BE_PURGED, f"{told}; there is no reason left to keep them: the next run deletes them.", []
     if known.hide.disturbed:
         return (
             Outcome.HIDDEN,
-            f"{told}: it was needed for a while since, so that this hide is undone by a run.",
+            f"{told}: it was needed for a while since then, so a run undoes the hide.",
             [Reason(each, None) for each in reasons],
         )
     quarantine = at + facts.times.quarantine
     timed = [Reason(each, quarantine if each.why is Why.QUARANTINE else None) for each in _pin_first(known, reasons)]
-    return Outcome.HIDDEN, f"{told}: {_first(timed)} `baleen blob undelete` brings it back.", timed
+    return Outcome.HIDDEN, f"{told}: {_first(timed)} To restore it, run `baleen blob undelete`.", timed
 
 
 def _reasons(known: Known, policy: Policy, since: datetime) -> list[Kept]:
@@ -169,11 +169,9 @@ def _reasons(known: Known, policy: Policy, since: datetime) -> list[Kept]:
 
 
 def _pin_first(known: Known, reasons: Sequence[Kept]) -> list[Kept]:
-    """What is of this blob alone comes before what is of all, and a pin has its own reason."""
-    told = [
-        Kept(each.why, f"it is pinned ({known.pin}): `baleen unpin` lets it go") if each.why is Why.PINNED else each
-        for each in reasons
-    ]
+    """Put the reasons of this blob before those of all blobs, and name why it is pinned."""
+    pinned = f"it is pinned ({known.pin}): remove the pin with `baleen unpin`"
+    told = [Kept(each.why, pinned) if each.why is Why.PINNED else each for each in reasons]
     order = {Why.PINNED: 0, Why.GRACE: 1, Why.QUARANTINE: 1}
     return sorted(told, key=lambda each: order.get(each.why, 2))
 
@@ -187,13 +185,13 @@ def _first(reasons: Sequence[Reason]) -> str:
 
 def _restoring(known: Known) -> Told:
     reasons = [_needed(_needs(known))] if known.needed else []
-    why = f"is needed ({_needs(known)})" if known.needed else f"was asked back ({_asked(known)})"
+    why = f"is needed ({_needs(known)})" if known.needed else f"was undeleted ({_asked(known)})"
     if known.state is BlobState.PURGED:
-        told = f"Its bytes were deleted, and it {why}: workers look whether they were pushed again."
+        told = f"Its bytes were deleted, and it {why}: workers check whether they were pushed again."
     elif known.state is BlobState.HIDDEN:
-        told = f"It is hidden and {why}: workers bring it back within seconds."
+        told = f"It is hidden and {why}: workers restore it within seconds."
     else:
-        told = f"It {why}: workers bring it back, for good once no delete of it can be on its way any more."
+        told = f"It {why}: workers restore it, for good once no delete of it can still be under way."
     return Outcome.BEING_RESTORED, told, reasons
 
 
@@ -210,7 +208,7 @@ def _needed(needs: str) -> Reason:
 
 
 def _needs(known: Known) -> str:
-    """Who needs it: counts with their nouns, and the pods."""
+    """Say what needs it: counts of holdings and links, and the pods."""
     told = []
     if known.holdings:
         told.append(_counted(known.holdings, "holding needs it", "holdings need it"))
@@ -235,14 +233,14 @@ _SENTENCES: Final = {
     "hide": "{who} decided to hide it: {why}",
     "hidden": "{who} hid it: {why}, and {bytes} are kept",
     "purge": "{who} decided to delete its bytes: {why}",
-    "purged": "{who} deleted its bytes: {why}; storage gave back {freed}",
+    "purged": "{who} deleted its bytes: {why}; {freed} of storage were freed",
     "restored": "it was served again: {why}",
     "undone": "a hide of it was undone: {why}",
     "kept": "{who} kept it: {why}",
     "shown-by-others": "{who} did not delete its bytes, which is an alarm: {why}",
     "pinned": "an operator pinned it: {why}",
-    "unpinned": "an operator let it go again: {why}",
-    "asked-back": "an operator asked for it back: {why}",
+    "unpinned": "an operator removed the pin: {why}",
+    "asked-back": "an operator asked to undelete it: {why}",
     "accepted": "{by} accepted that its link in {repository} is gone: {why}",
 }
 

@@ -1,17 +1,17 @@
-"""How far a pod has reported: what its watermark is, and what a process's echo says about the others.
+"""Compute a pod's watermark: the time up to which its registry processes have reported.
 
-A *source* is one registry process. W(source, partition) is a time by the database's clock such that every event of
-that source whose request finished before it, and that belongs to the partition, is applied. It comes from a probe: a
-request with a nonce, whose event the process delivers after all earlier ones (its *echo*). W of a pod is the least over
-the sources that count, and over all partitions; where one of these is not known, neither is W of the pod. Nor does it
-pass a probe that was answered and that no event has brought back: somebody is there, or was, of whom nothing is known.
+A *source* is one registry process. W(source, partition) is its watermark, a time by the database's clock: every event
+of that source and partition whose request finished before it is applied. It comes from a probe: a request with a nonce,
+whose event the process delivers after all earlier ones (its *echo*). W of a pod is the least over all sources that are
+not retired and over all partitions; where one of these is not known, neither is W of the pod. Nor does W pass a probe
+that was answered without an echo: an unknown process is, or was, at that address.
 
 Route: workers/interpret.py finds echoes -> table/processes.py -> `heard` decides -> rows. pods/watermarks.py reads
 them -> `pod_watermark` -> what the API shows and garbage collection waits for.
 
 Invariant: nothing here makes W larger than what was applied; where something is not known the answer is "not known",
 and a source that may be alive counts.
-Not here: SQL, clocks, who sends probes.
+Not here: SQL, clocks, sending probes.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 
 class DeathReason(StrEnum):
-    """What proved that a process runs no more. Never that it is merely silent."""
+    """What proved that a process has ended. Silence alone never proves it."""
 
-    #: Another process answers where it did.
+    #: Another process answers at its address.
     REPLACED = "replaced"
     #: Its address refuses connections.
     REFUSED = "refused"
@@ -31,11 +31,11 @@ class DeathReason(StrEnum):
 
 class SourceState(StrEnum):
     LIVE = "live"
-    #: No echo for longer than the setting probe_silence. It freezes W like any other.
+    #: No echo for longer than the setting probe_silence. It still counts, so W stands still.
     SILENT = "silent"
-    #: Proved to run no more; what it had not delivered is lost, so it freezes W until a reconcile.
+    #: Proved to have ended. What it had not delivered is lost, so W stands still until a reconcile.
     DEAD = "dead"
-    #: Counts no more.
+    #: No longer counts.
     RETIRED = "retired"
 
 
@@ -52,7 +52,7 @@ class SourceView(NamedTuple):
     retired_why: str | None
     #: W by partition of registry.events.
     partitions: dict[int, datetime]
-    #: The same of registry.dead-letters: what it sent and could not be understood is in the table up to here.
+    #: W by partition of registry.dead-letters: the source's dead letters up to here are in the table.
     dead_letters: dict[int, datetime]
 
 
@@ -70,18 +70,18 @@ class EndpointView(NamedTuple):
 
 
 class PodWatermark(NamedTuple):
-    """W of a pod, and in sentences what keeps it from being known or from moving on."""
+    """W of a pod, and the sentences that say why it is not known or stands still."""
 
     at: datetime | None
     waits_for: list[str]
     sources: list[SourceView]
     endpoints: list[EndpointView]
-    #: When a process of it was heard again, the last time that one may have been paused.
+    #: When one of its processes last sent an echo after it may have been paused.
     paused_until: datetime | None = None
 
 
 class Source(NamedTuple):
-    """A source as it is known. `first_seen` is when anything of it was first applied."""
+    """A source, as read from the table. `first_seen` is when anything from it was first applied."""
 
     instance_id: str
     first_seen: datetime
@@ -96,76 +96,99 @@ class Source(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """An endpoint as it is known."""
+    """An endpoint, as read from the table."""
 
     view: EndpointView
     first_seen: datetime
-    #: The pod lists its URL, and the name led here the last time.
+    #: The pod lists its URL, and the last look-up of the name gave this address.
     listed: bool
-    #: When that was: who has come to another address of the name since then is not known. None: not known.
+    #: When that look-up was: processes at new addresses of the name are not known since then. None: not known.
     resolved_at: datetime | None
-    #: When the last probe was sent whose connection was refused: nobody was there.
+    #: When the last probe was sent whose connection was refused: no process was there.
     refused_at: datetime | None = None
 
     @property
     def known_until(self) -> datetime | None:
-        """Up to when it is known who was there; None if it never brought a probe back."""
+        """Up to when it is known which process was there; None if no probe of it was ever echoed."""
         echoed_at = self.view.echoed_at
         return echoed_at if echoed_at is None or self.refused_at is None else max(echoed_at, self.refused_at)
 
 
 class Unheard(NamedTuple):
-    """Probes of one endpoint, listed or not, that were answered and that no event has brought back.
+    """Probes of one endpoint, listed or not, that were answered and not echoed.
 
-    In a healthy pod it is the one under way, which was sent after the last that came back: it holds nothing up.
+    In a healthy pod this is the probe under way, sent after the last echoed one: it delays nothing.
     """
 
     url: str
     address: str
     #: When the first was sent.
     since: datetime
-    #: The least time up to which it was known who was there, of when they were sent; None if it was not for any.
+    #: Up to when it was known which process was there, at the time each was sent: the least; None if never known.
     known_until: datetime | None
 
 
 class Pod(NamedTuple):
-    """What W of a pod is made of. `unread`: sources that count, and were too many to be read."""
+    """What W of a pod is computed from. `unread`: sources that count and are beyond the limit of a read."""
 
     registries: Sequence[str]
     sources: Sequence[Source]
     endpoints: Sequence[Endpoint]
     unheard: Sequence[Unheard] = ()
     unread: int = 0
-    #: When one of its processes, retired or not, was heard again after it may have been paused: the last time.
+    #: When one of its processes, retired or not, last sent an echo after it may have been paused.
     paused_until: datetime | None = None
 
 
 class WaitFor(StrEnum):
-    """What keeps W of a pod from being known, or from moving on: a sentence about a subject."""
+    """Why W of a pod is not known or stands still: a sentence about a subject, with what to do."""
 
-    NO_REGISTRY = "the pod lists no registry that could be asked: list the address of every process"
-    NO_ADDRESS = "no address of {subject} is known yet"
-    NO_SOURCE = "no process of the pod's registry counts: none has told anything yet, or all that did have ended"
-    NO_PARTITION = "no partition is known yet: has a worker run?"
-    UNREAD = "there are {subject} processes more than are looked at: retire those that run no more"
-    NOT_LOOKED_UP = "the name of {subject} was not looked up{since}: who has come to it is not known"
-    ENDPOINT_UNHEARD = "{subject} has brought no probe back in a notification{since}"
+    NO_REGISTRY = "the pod lists no registry: set the URL of every process with `baleen pods set-registries`"
+    NO_ADDRESS = "no address of {subject} is known yet: check that the scheduler runs and can look the name up"
+    NO_SOURCE = (
+        "no process of the pod's registry counts: none has sent an event yet, or all have ended; check that the"
+        " registry runs and sends notifications"
+    )
+    NO_PARTITION = "no partition is known yet: check that a worker runs"
+    UNREAD = (
+        "{subject} processes are beyond the limit and were not read: retire those that have ended with"
+        " `baleen pods retire-source`"
+    )
+    NOT_LOOKED_UP = (
+        "the name of {subject} was not looked up{since}, so new addresses behind it are not known: check that the"
+        " scheduler runs and can look the name up"
+    )
+    ENDPOINT_UNHEARD = (
+        "no notification has returned a probe of {subject}{since}: check that the registry answers there and sends"
+        " notifications"
+    )
     ANSWER_UNHEARD = (
-        "{subject} has answered probes that no notification brought back{since}: a process there does not tell"
-        " Baleen, check its notifications; once it runs no more, a reconcile that begins late enough settles it"
+        "{subject} has answered probes that no notification returned{since}: check the notifications of the process"
+        " there; once it has ended, a reconcile that begins BALEEN_SAFETY_REQUEST_BOUND after its last such answer"
+        " resolves this"
     )
     ANSWER_ONCE_UNHEARD = (
-        "{subject} has answered probes that no notification brought back{since}, and brings some back since then: if"
-        " its notifications are mended, a reconcile that begins late enough after its last such answer settles it,"
-        " and follows by itself"
+        "{subject} has answered probes that no notification returned{since}, and has returned others since then: if"
+        " its notifications are repaired, wait for the reconcile that the scheduler starts"
+        " BALEEN_SAFETY_REQUEST_BOUND after the last such answer"
     )
-    SOURCE_UNHEARD = "process {subject} was reached by no probe{since}: list its address, or retire it"
-    SOURCE_SILENT = "process {subject} brought no probe back{since}: retire it if it runs no more"
-    SOURCE_DEAD = "process {subject} runs no more{since}: a reconcile that begins late enough after that retires it"
-    PARTITION_UNHEARD = "no probe of process {subject} was applied yet"
-    PARTITION_BEHIND = "no probe of process {subject} was applied{since}"
+    SOURCE_UNHEARD = (
+        "no probe has reached process {subject}{since}: add its address with `baleen pods set-registries`, or retire"
+        " it with `baleen pods retire-source`"
+    )
+    SOURCE_SILENT = (
+        "process {subject} has returned no probe{since}: check that it runs and sends notifications; if it has ended,"
+        " retire it with `baleen pods retire-source`"
+    )
+    SOURCE_DEAD = (
+        "process {subject} has been dead{since}: wait for the reconcile that the scheduler starts"
+        " BALEEN_SAFETY_REQUEST_BOUND later and that retires it"
+    )
+    PARTITION_UNHEARD = "no probe of process {subject} was applied yet: check that workers run and keep up"
+    PARTITION_BEHIND = "no probe of process {subject} was applied{since}: check that workers run and keep up"
     CLOCK_SET_BACK = (
-        "the database's clock was set back: what was noted while it was ahead, up to {subject}, counts no more"
+        "the database's clock was set back: what was recorded while it was ahead, up to {subject}, is void; wait for"
+        " the next probes"
     )
 
 
@@ -185,18 +208,18 @@ def _shown(time: datetime) -> str:
 
 
 class Watermark(NamedTuple):
-    """W of a pod, None where it is not known; and all that it waits for."""
+    """W of a pod, None where it is not known; and everything it waits for."""
 
     at: datetime | None
     waits_for: list[Wait]
 
 
-#: What a view tells of that for which W waits; the rest is counted.
+#: How many waits a view shows; the rest is counted.
 WAITS_SHOWN = 20
 
 
 def silent(source: Source, now: datetime, silence: timedelta) -> bool:
-    """Whether it has given no echo for so long. That proves nothing."""
+    """Whether the source has sent no echo for longer than `silence`. That does not prove that it has ended."""
     return now - (source.heard_at or source.first_seen) > silence
 
 
@@ -209,14 +232,14 @@ def state_of(source: Source, now: datetime, silence: timedelta) -> SourceState:
 
 
 def may_retire(dead_since: datetime | None, reconcile_began: datetime, request_bound: timedelta) -> bool:
-    """Whether a reconcile saw all that a dead process left: when it began, its last request's writes had landed."""
+    """Whether a reconcile saw everything a dead process wrote: it began after the last request's writes had landed."""
     return dead_since is not None and reconcile_began - dead_since >= request_bound
 
 
 def least(source: Source, partitions: Collection[int]) -> datetime | None:
-    """W of a source over all partitions; None where one has none. `partitions` are those of registry.events.
+    """Return W of a source over all partitions; None where one has none. `partitions` are those of registry.events.
 
-    Of registry.dead-letters those count that are known to be the pod's: all of its dead letters are in one.
+    Of registry.dead-letters, only partitions known to be the pod's count: all of its dead letters are in one.
     """
     marks = [mark for _, mark in _marks(source, partitions)]
     known = [mark for mark in marks if mark is not None]
@@ -224,18 +247,18 @@ def least(source: Source, partitions: Collection[int]) -> datetime | None:
 
 
 def _marks(source: Source, partitions: Collection[int]) -> list[tuple[str, datetime | None]]:
-    """W of a source in each partition that it may have spoken in, with the partition's name."""
+    """Return W of a source in each partition that may have its events, with the partition's name."""
     numbers = sorted({*partitions, *source.events})
     marks = [(f"partition {number} of events", source.events.get(number)) for number in numbers]
     return marks + [(f"partition {number} of dead letters", mark) for number, mark in sorted(source.letters.items())]
 
 
 def watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: timedelta) -> Watermark:
-    """W of a pod: the least over all sources that are not retired, and over all partitions of registry.events.
+    """Compute W of a pod: the least over all sources that are not retired, and over all partitions of registry.events.
 
-    Nor does it pass the time up to which it is known who was at an endpoint: who has come there since then is not
-    known, though the process that was there before may be retired, or heard elsewhere. That is the last echo from
-    there, but for whoever answered a probe and was not heard: for him it is what it was when that probe was sent.
+    W does not pass the time up to which it is known which process was at an endpoint: a new process may have come
+    since, even if the previous one is retired or echoes from elsewhere. That time is the last echo from the endpoint.
+    For a process that answered a probe without an echo, it is what was known when that probe was sent.
     """
     counted = [source for source in pod.sources if source.retired_at is None]
     asked = [endpoint for endpoint in pod.endpoints if endpoint.listed]
@@ -262,9 +285,10 @@ def watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: tim
 
 
 def lies_ahead(pod: Pod, now: datetime) -> datetime | None:
-    """Return the latest time that is known of the pod if it is later than now: it was noted by a clock that was ahead.
+    """Return the latest time recorded for the pod if it is later than now: the clock was ahead when it was recorded.
 
-    Once the clock has passed it nothing tells it from a true one: what was noted so has to be voided, not waited for.
+    Once the clock has passed that time, nothing distinguishes it from a correct one. So it must be voided, not waited
+    for.
     """
     times = [
         *(time for each in pod.sources for time in (each.first_seen, each.heard_at, each.dead_since, each.retired_at)),
@@ -277,7 +301,7 @@ def lies_ahead(pod: Pod, now: datetime) -> datetime | None:
 
 
 def _pod_waits(pod: Pod, counted: Collection[Source], partitions: Collection[int]) -> Iterable[Wait]:
-    """What keeps W from being known at all."""
+    """Give the waits for which W is not known at all."""
     if not pod.registries:
         yield Wait(WaitFor.NO_REGISTRY)
     addressed = {endpoint.view.url for endpoint in pod.endpoints if endpoint.listed}
@@ -293,7 +317,7 @@ def _pod_waits(pod: Pod, counted: Collection[Source], partitions: Collection[int
 
 
 def _name_waits(asked: Iterable[Endpoint], now: datetime, silence: timedelta) -> Iterable[Wait]:
-    # All addresses of a name are looked up at once.
+    # All addresses of a name are looked up together.
     for url, resolved_at in {endpoint.view.url: endpoint.resolved_at for endpoint in asked}.items():
         if resolved_at is None or now - resolved_at > silence:
             yield Wait(WaitFor.NOT_LOOKED_UP, url, resolved_at)
@@ -330,11 +354,11 @@ def _source_waits(source: Source, partitions: Collection[int], now: datetime, si
 
 
 def pod_watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: timedelta) -> PodWatermark:
-    """W of a pod as it is shown."""
+    """Compute W of a pod, with its waits as sentences."""
     at, waits = watermark(pod, partitions, now, silence)
     sentences = [wait.sentence() for wait in waits]
     if len(sentences) > WAITS_SHOWN:
-        sentences[WAITS_SHOWN:] = [f"there are {len(sentences) - WAITS_SHOWN} more such things"]
+        sentences[WAITS_SHOWN:] = [f"and {len(sentences) - WAITS_SHOWN} more reasons"]
     return PodWatermark(
         at,
         sentences,
@@ -364,27 +388,26 @@ def _known(marks: Mapping[int, datetime | None]) -> dict[int, datetime]:
 
 
 class Known(NamedTuple):
-    """A source as far as an echo can change it."""
+    """What an echo can change of a source."""
 
-    #: When the newest probe was sent that it echoed, at whatever endpoint.
+    #: When the newest probe that it echoed was sent, at any endpoint.
     newest: datetime | None
     dead_since: datetime | None = None
     dead_why: str | None = None
     retired_at: datetime | None = None
 
 
-#: Half of the shortest bound that is safe (settings.FLOORS). With a shorter one, for a trial, each probe that is a
-#: little late would count as a pause, and nothing would ever be purged.
+#: Half of the shortest safe bound (settings.FLOORS). With a shorter one, as in a trial, each slightly late probe would
+#: count as a pause, and nothing would ever be purged.
 LEAST_PAUSE = timedelta(seconds=30)
 
 
 def was_paused(newest: datetime | None, now: datetime, request_bound: timedelta) -> bool:
-    """Whether a process that is heard now may have been stopped for a part of a request's time that counts.
+    """Whether a process that echoes now may have been paused for a significant part of the request bound.
 
-    A request ends within the bound if its process runs. A virtual machine that is suspended, or a process that is
-    stopped, takes it along: it goes on as long after as it would have taken. `newest` is when the newest probe was sent
-    that it has brought back. That it was silent for so long may have other reasons, such as a worker that was away;
-    then a purge waits for nothing.
+    A request ends within the bound if its process runs. When a virtual machine is suspended, or a process is stopped,
+    its requests pause too and continue afterwards. `newest` is when the newest probe that it echoed was sent. The
+    silence may have another reason, such as a stopped worker; then a purge waits without need.
     """
     return newest is not None and now - newest > max(request_bound / 2, LEAST_PAUSE)
 
@@ -403,27 +426,27 @@ class Verdict(NamedTuple):
 
     place: Place
     dead: int | None = None
-    #: The source that echoed is alive, against what was believed.
+    #: The source that echoed is alive, although it was recorded as dead or retired.
     revived: bool = False
 
 
 def heard(place: Place, source: int, sent_at: datetime, known: Mapping[int, Known]) -> Verdict:
-    """Decide what an echo says: of `source`, at an endpoint, of a probe that was sent at `sent_at`.
+    """Decide what an echo of `source` changes, at an endpoint, for a probe that was sent at `sent_at`.
 
     | the endpoint last echoed        | and                                 | then                                   |
     |---------------------------------|-------------------------------------|----------------------------------------|
     | nothing, or the same source     |                                     | it moves on                            |
     | another, of the same probe      |                                     | shared: one probe reached two          |
     | another, of an older probe      | this source was replaced by another | shared: they take turns                |
-    | another, of an older probe      | that one was heard since, elsewhere | it moves on, shared: that one lives    |
+    | another, of an older probe      | that one has echoed since, elsewhere| it moves on, shared: that one lives    |
     | another, of an older probe      | neither                             | it moves on, the other is dead         |
-    | another, of a newer probe       | this source was heard since that    | it stays, shared                       |
+    | another, of a newer probe       | this source has echoed since that   | it stays, shared                       |
     | another, of a newer probe       | not                                 | it stays, this one is dead             |
 
-    At a shared endpoint nobody is dead. A source that is believed dead or is retired is revived by an echo of a probe
-    that was sent after it died; if another echoed from its endpoint, they take turns, so that it is shared.
-    The same echoes come to the same end in any order but for who was believed dead in between; an echo that is seen
-    again changes nothing.
+    At a shared endpoint no source is found dead. A dead or retired source is revived by an echo of a probe that was
+    sent after its death; if another source echoed from its endpoint, they take turns, so the endpoint is shared.
+    The result does not depend on the order of the echoes, except for which source is dead in between. A repeated echo
+    changes nothing.
     """
     known_source = known[source]
     revived = _lives(known_source, sent_at)
@@ -433,7 +456,7 @@ def heard(place: Place, source: int, sent_at: datetime, known: Mapping[int, Know
         return Verdict(Place(source, sent_at, place.shared) if moved else place, None, revived)
     newer = sent_at > place.echoed_at
     if newer and known_source.dead_why == DeathReason.REPLACED:
-        # What replaced it has been replaced by it: neither was ever a proof.
+        # Each has replaced the other, so neither replacement proved a death.
         revived = True
     after = Place(source, sent_at, place.shared) if newer else place
     loser, last = (other, sent_at) if newer else (source, place.echoed_at)
@@ -445,10 +468,10 @@ def heard(place: Place, source: int, sent_at: datetime, known: Mapping[int, Know
 
 
 def refused(place: Place, sent_at: datetime, known: Mapping[int, Known]) -> int | None:
-    """Decide who is dead, if anybody, when an endpoint refused the connection of a probe that was sent at `sent_at`.
+    """Return the source that is dead, if any, when an endpoint refused a probe that was sent at `sent_at`.
 
-    Not who was heard since that, nor who was heard elsewhere since he was heard here: where he was heard last proves
-    it. He would else be dead and alive in turns, for as long as one of his addresses refuses and another answers.
+    A source that has echoed since then is alive. So is one whose last echo came from elsewhere: otherwise it would be
+    dead and alive in turns while one of its addresses refuses and another answers.
     """
     if place.source is None or place.shared:
         return None
@@ -460,6 +483,6 @@ def refused(place: Place, sent_at: datetime, known: Mapping[int, Known]) -> int 
 
 
 def _lives(source: Known, sent_at: datetime) -> bool:
-    """Whether an echo of a probe contradicts what is believed of its source."""
+    """Whether an echo of a probe proves that a source recorded as dead or retired is alive."""
     since = source.dead_since or source.retired_at
     return since is not None and sent_at > since

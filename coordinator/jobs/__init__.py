@@ -1,1 +1,1 @@
-"""Jobs: a queue in the database, how a worker takes one and does it, and leases of schedulers."""
+"""Jobs: a queue in the database, running them in a scheduler, and leases of schedulers."""

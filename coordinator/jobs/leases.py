@@ -1,8 +1,8 @@
-"""Leases: of several schedulers one does a piece of work, and another when that one is gone.
+"""Leases: one of several schedulers does a piece of work, and another takes over when that one is gone.
 
-A lease is an advisory lock of a session, on a connection of its own: it ends with the process, and with the connection.
-The server ends the connection of a process that has said nothing for SILENCE_S, because it is stopped or its machine is
-gone. Such a process may wake up and go on for a moment before it knows: a lease saves work, and protects nothing.
+A lease is a session's advisory lock, on a connection of its own: it ends with the process, and with the connection. The
+server closes a connection that is idle for SILENCE_S, because the process is stopped or its machine is gone. Such a
+process may resume and continue for a moment before it notices: a lease saves work, and protects nothing.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from coordinator.errors import UnavailableError
 
 log = structlog.get_logger()
 
-#: A constant of ours in the space of advisory locks of two numbers; the other is the lease's name.
+#: The first key of the advisory locks; the second is a hash of the lease's name.
 LEASES = 0x62616C68
 #: Several times BEAT_S.
 SILENCE_S = 30.0
@@ -36,7 +36,7 @@ class Leases:
         self._held: set[str] = set()
 
     def hold(self, name: str) -> bool:
-        """Whether the lease is ours; it is taken if nobody has it. Raises UnavailableError."""
+        """Take the lease if it is free; return whether this process has it. Raises UnavailableError."""
         with self._lock:
             connection = self._answering()
             if name in self._held:
@@ -48,17 +48,17 @@ class Leases:
             return bool(taken)
 
     def beat(self) -> None:
-        """Keep what is held: to be called every BEAT_S. Raises UnavailableError."""
+        """Keep the leases alive: call it every BEAT_S. Raises UnavailableError."""
         with self._lock:
             self._answering()
 
     def close(self) -> None:
-        """Give up all leases."""
+        """Release all leases."""
         with self._lock:
             self._drop()
 
     def _answering(self) -> psycopg.Connection[Any]:
-        """Give a connection that was heard just now; what was held on another one is lost."""
+        """Return a connection that answers now; the leases of a broken one are lost."""
         if self._connection is not None:
             with contextlib.suppress(UnavailableError):
                 self._ask(self._connection, "SELECT 1")
@@ -87,7 +87,7 @@ class Leases:
 
 
 def _number(name: str) -> int:
-    """A name as PostgreSQL's integer."""
+    """Hash a name to a PostgreSQL integer."""
     return zlib.crc32(name.encode()) - 2**31
 
 

@@ -1,13 +1,13 @@
-"""The queue of jobs: asked for by an operator or by what happened, done by a scheduler, gone on with by another.
+"""The queue of jobs: requested by operators or by Baleen, run by a scheduler, and resumed by another if it fails.
 
     waiting -- take --> running -- finish --> done
                         |  ^  |
                         |  |  +---- fail ---> failed
                         +--+ take, once its worker is silent
 
-A job has at most one worker that may write: `take` counts up `taken`, and every write names the number that its
-writer was given. Whoever was held up and lost the job finds another number there, and writes nothing (TakenOverError).
-What a job does to the table must be right whoever does it, and however often: only its record is fenced.
+A job has at most one worker that may write: `take` increments `taken`, and every write names the number that its
+writer got. A worker that was delayed and lost the job finds another number, and writes nothing (TakenOverError).
+Only the job's record is fenced: what a job does to the table must be right, whichever worker does it and however often.
 Not here: threads and pulses (coordinator/jobs/work.py), what jobs do (coordinator/reconcile, coordinator/pods).
 """
 
@@ -23,34 +23,35 @@ from psycopg.types.json import Jsonb
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError
 
-#: A worker that has said nothing for so long is dead or as good as that: several times its pulse.
+#: A worker without a pulse for this time is taken for dead: several times the interval of its pulse.
 SILENCE = timedelta(minutes=1)
-#: What a job that failed, and was not asked for by a person, waits for: doubled with each failure, up to the second.
+#: The pause before Baleen asks again for a failed job: doubled with each failure, up to LONGEST_PAUSE.
 PAUSE, LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
-#: After one that was done: as long as it took, within these, so that a pod is not listed all the time.
+#: After a job that was done, the pause is as long as the job took, from SHORT_PAUSE to PAUSE, so that a pod is not
+#: listed all the time.
 SHORT_PAUSE = timedelta(seconds=5)
-#: Stands among the parts of a job for what is done after them; no part has this name.
+#: The name in job_parts of what is done after the parts; no part has this name.
 _REST = ""
 #: Finished jobs of a kind that are kept for each pod.
 KEPT = 100
 
 
 class Job(NamedTuple):
-    """A job as the one who took it has it."""
+    """A job, as its worker has it."""
 
     id: int
     kind: str
-    #: None of a collection, which is of all pods.
+    #: None for a collection, which concerns all pods.
     pod_id: int | None
     pod: PodName | None
     why: str
-    #: By the database's clock, before the first look at the world; of the first one who took it.
+    #: When it was first taken, by the database's clock: before it reads anything outside the database.
     began_at: datetime.datetime
-    #: How often it was taken: who holds a smaller number has lost it.
+    #: How often it was taken: a worker with a smaller number has lost it.
     taken: int
     progress: dict[str, Any]
     options: Mapping[str, Any] = MappingProxyType({})
-    #: Of the database that it was taken from (domain/mark.py): what the job knows is of no other. None: not compared.
+    #: The instance of the database that it was taken from (domain/mark.py): the job knows no other. None: not compared.
     instance: str | None = None
 
     @property
@@ -61,11 +62,11 @@ class Job(NamedTuple):
 
 
 class TakenOverError(BaleenError):
-    """Another worker goes on with the job, or somebody ended it: whoever meets this lets go of it."""
+    """Another worker has the job, or it was ended: the caller must stop working on it."""
 
 
 def take(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
-    """Take the oldest job of these kinds that nobody works on, or return None."""
+    """Take the oldest job of these kinds that has no live worker, or return None."""
     row = connection.execute(
         """
         UPDATE jobs j SET state = 'running', taken = taken + 1, alive_at = clock_timestamp(),
@@ -84,7 +85,7 @@ def take(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
 
 
 def beat(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
-    """Say that the job is being worked on, and how far it is; raises TakenOverError."""
+    """Record that the job is alive, and its progress; raises TakenOverError."""
     _own(
         job,
         connection.execute(
@@ -98,10 +99,10 @@ def beat(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> 
 
 
 def hold(connection: Connection[Any], job: Job) -> None:
-    """Keep the job ours until the transaction ends; raises TakenOverError.
+    """Lock the job for its worker until the transaction ends; raises TakenOverError.
 
-    Also where the database failed over, or was restored, since the job was taken: it may have a job with this id, but
-    what this one knows is of the other history.
+    It also raises if the database failed over or was restored since the job was taken: it may have a job with this id,
+    but what this worker knows belongs to another history.
     """
     found = connection.execute(
         """
@@ -114,7 +115,7 @@ def hold(connection: Connection[Any], job: Job) -> None:
 
 
 def let_go(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
-    """Leave the job to the next who takes one, at once; nothing if it is not ours any more."""
+    """Release the job, so that another worker can take it at once; no effect if this worker has lost it."""
     connection.execute(
         "UPDATE jobs SET alive_at = NULL, progress = %s WHERE id = %s AND taken = %s AND state = 'running'",
         (Jsonb(progress), job.id, job.taken),
@@ -122,12 +123,12 @@ def let_go(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -
 
 
 def finish(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
-    """Say that the job is done, in the transaction that did its last; raises TakenOverError."""
+    """Record that the job is done, in the transaction of its last effects; raises TakenOverError."""
     _end(connection, job, "done", progress, None)
 
 
 def fail(connection: Connection[Any], job: Job, progress: Mapping[str, Any], error: str) -> None:
-    """Say that the job cannot be done now, and why; raises TakenOverError."""
+    """Record that the job has failed, and why; raises TakenOverError."""
     _end(connection, job, "failed", progress, error)
 
 
@@ -142,8 +143,8 @@ def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[st
             (state, Jsonb(progress), error, job.id, job.taken, job.instance),
         ).rowcount,
     )
-    # What was listed is of use to nobody any more; also that of one that others have ended (pods/clock.py), or whose
-    # worker went on for a moment.
+    # Listed repositories are no longer needed, including those of jobs that were ended otherwise (pods/clock.py) or
+    # whose worker continued for a moment.
     connection.execute(
         """
         DELETE FROM job_repositories r USING jobs j
@@ -151,7 +152,7 @@ def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[st
         """,
         (job.pod_id, job.kind),
     )
-    # The last one that was done says since when the pod is known, however many failed after it.
+    # The last job that was done stays, however many failed after it: it says up to when the pod is known.
     connection.execute(
         """
         WITH of_kind AS (
@@ -168,11 +169,11 @@ def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[st
 
 def _own(job: Job, rows: int) -> None:
     if not rows:
-        raise TakenOverError(f"Job {job.id} is not ours any more: another worker has it, or the database failed over.")
+        raise TakenOverError(f"Job {job.id} is lost: another worker has it, or the database failed over.")
 
 
 def plan(connection: Connection[Any], job: Job, names: Iterable[str]) -> None:
-    """Name the parts of a job that has none yet; raises TakenOverError."""
+    """Store the names of the job's parts, unless it has any; raises TakenOverError."""
     with connection.transaction():
         hold(connection, job)
         connection.execute(
@@ -185,7 +186,7 @@ def plan(connection: Connection[Any], job: Job, names: Iterable[str]) -> None:
 
 
 def parts(connection: Connection[Any], job: Job) -> dict[str, dict[str, Any] | None]:
-    """Return the job's parts by name, with the counts of those that are done."""
+    """Return the job's parts by name, with the counts of those that are done, and None for others."""
     found = connection.execute(
         "SELECT name, counts, done_at IS NOT NULL FROM job_parts WHERE job_id = %s AND name <> %s ORDER BY name",
         (job.id, _REST),
@@ -194,7 +195,7 @@ def parts(connection: Connection[Any], job: Job) -> dict[str, dict[str, Any] | N
 
 
 def part_done(connection: Connection[Any], job: Job, name: str, counts: Mapping[str, Any]) -> None:
-    """Say that a part need not be done again; raises TakenOverError."""
+    """Record that a part is done; raises TakenOverError."""
     with connection.transaction():
         hold(connection, job)
         connection.execute(
@@ -204,9 +205,9 @@ def part_done(connection: Connection[Any], job: Job, name: str, counts: Mapping[
 
 
 def rest_done(connection: Connection[Any], job: Job) -> None:
-    """Say that what follows the parts is done too; raises TakenOverError.
+    """Record that what follows the parts is done, too; raises TakenOverError.
 
-    Whatever this connection and others have committed before is kept where this is kept: `unfinished` asks for it.
+    If a database has this row, it also has everything that was committed before it: `unfinished` checks that.
     """
     with connection.transaction():
         hold(connection, job)
@@ -220,10 +221,10 @@ def rest_done(connection: Connection[Any], job: Job) -> None:
 
 
 def unfinished(connection: Connection[Any], job: Job, names: Collection[str]) -> list[str]:
-    """Return what the database does not have as done: of these parts, and of all others of the job.
+    """Return the names of all parts, these and others of the job, that the database does not have as done.
 
-    A database that was failed over, or restored, may have lost what it had acknowledged. It loses the newest first:
-    where it says that a part is done, it has what the part has written.
+    A database that failed over or was restored may have lost acknowledged commits. It loses the newest first: if it has
+    a part as done, it has what the part has written.
     """
     found = connection.execute(
         """
@@ -237,7 +238,7 @@ def unfinished(connection: Connection[Any], job: Job, names: Collection[str]) ->
 
 
 def ask_for_collection(connection: Connection[Any], every: timedelta) -> int | None:
-    """Ask for a collection if the switch is on and none began for so long; return the job's id."""
+    """Request a collection if GC is on and none began for `every`; return the job's id."""
     row = connection.execute(
         """
         INSERT INTO jobs (kind, why) SELECT 'gc', 'it is time'
@@ -252,11 +253,11 @@ def ask_for_collection(connection: Connection[Any], every: timedelta) -> int | N
 
 
 def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound: timedelta) -> list[int]:
-    """Ask for a reconcile of each pod that needs one, with the reasons; return the jobs' ids.
+    """Request a reconcile of each pod that needs one, with the reasons; return the jobs' ids.
 
-    Only a reconcile that was done counts as one, and none that began later than now. Pods whose links are not in shared
-    storage cannot be reconciled. One that is not managed needs one with each collection: what was hidden before it
-    began is purged by the next.
+    Only a reconcile that was done counts, and none with a begin in the future. Pods whose links are not in shared
+    storage cannot be reconciled. An unmanaged pod needs one with each collection: what was hidden before it began is
+    purged by the next.
     """
     found = connection.execute(
         """
@@ -280,7 +281,7 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
                 CASE WHEN s.began_at IS NULL THEN 'it was never reconciled'
                      WHEN s.began_at < now() - %(every)s THEN 'the last reconcile is long ago'
                      WHEN s.began_at < s.heard_at + %(bound)s AND s.heard_at + %(bound)s <= now()
-                     THEN 'what came before its first event was not looked for' END,
+                     THEN 'what it held before its first event was not compared' END,
                 CASE WHEN NOT s.managed AND EXISTS (
                         SELECT FROM jobs c WHERE c.kind = 'gc' AND c.asked_at > s.began_at
                           AND NOT coalesce((c.options ->> 'dry')::bool, false))
@@ -295,16 +296,16 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
                                   WHERE a.pod_id = s.id AND a.answered_at IS NOT NULL AND NOT a.echoed
                                     AND a.sent_at <= now() - %(bound)s / 2
                                   GROUP BY a.url, a.address HAVING max(a.answered_at) <= now() - %(bound)s)
-                     THEN 'a registry process answered probes and was never heard' END,
+                     THEN 'a registry process answered probes and sent no events' END,
                 CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.pod = s.name AND d.settled_at > s.began_at
                                   AND d.settlement <> 'reconciled')
-                     THEN 'a dead letter was settled' END,
+                     THEN 'a dead letter was resolved' END,
                 CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.settled_at IS NULL AND d.stored_at > s.began_at
                                   AND (d.pod = s.name OR d.repositories IS NULL OR EXISTS (
                                        SELECT FROM unnest(d.repositories) n (name)
                                        JOIN pod_prefixes x ON x.pod_id = s.id
                                         AND (n.name = x.prefix OR starts_with(n.name, x.prefix || '/')))))
-                     THEN 'a dead letter may tell of something that it has' END) AS why
+                     THEN 'a dead letter may report something that it has' END) AS why
             FROM state s
             WHERE s.finished_at IS NULL
                OR s.finished_at < now() - CASE

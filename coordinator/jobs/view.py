@@ -1,4 +1,4 @@
-"""Jobs as they are asked for, listed and shown. Not here: doing them (jobs/table.py, coordinator/jobs/work.py)."""
+"""Request, list and show jobs. Not here: running them (jobs/table.py, coordinator/jobs/work.py)."""
 
 from typing import Any, Literal
 
@@ -28,14 +28,14 @@ _KNOWN = text("SELECT EXISTS (SELECT FROM pods WHERE name = :name)")
 _ASK = text("INSERT INTO jobs (kind, pod_id, why) VALUES (:kind, :pod, :why) ON CONFLICT DO NOTHING RETURNING id")
 _OPEN = text("SELECT id FROM jobs WHERE kind = :kind AND pod_id = :pod AND state IN ('waiting', 'running')")
 
-#: Of an id; no job has it yet.
+#: The greatest id, which no job has.
 _END = 2**63 - 1
 #: One that was open may end before it is read.
 _ATTEMPTS = 3
 
 
 async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job:
-    """Ask for a job and return it, or the one of its kind that is open for the pod.
+    """Request a job and return it, or the pod's pending job of this kind.
 
     Raises NotFoundError, or ConflictError for a pod that cannot be reconciled.
     """
@@ -52,11 +52,11 @@ async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job
                 )
             values = {"kind": kind, "pod": row.id, "why": why}
             number = await connection.scalar(_ASK, values) or await connection.scalar(_OPEN, values)
-            # Within the transaction, or a job that is taken at once would be told as one that ran before.
+            # Within the transaction: afterwards the new job may be taken already and look like one that ran before.
             row = (await connection.execute(_ONE, {"id": number})).one_or_none()
         if row is not None:
             return _job(row)
-    raise ConflictError(f"Jobs of pod {pod} come and go too quickly: try again.")
+    raise ConflictError(f"Other jobs of pod {pod} began and ended at the same time: try again.")
 
 
 async def job(engine: AsyncEngine, number: int) -> Job:
@@ -64,7 +64,7 @@ async def job(engine: AsyncEngine, number: int) -> Job:
     async with reading(engine) as connection:
         row = (await connection.execute(_ONE, {"id": number})).one_or_none()
     if row is None:
-        raise NotFoundError(f"There is no job {number}: see `baleen jobs list`; the oldest are forgotten.")
+        raise NotFoundError(f"There is no job {number}: see `baleen jobs list`. Old jobs are deleted.")
     return _job(row)
 
 
@@ -76,7 +76,7 @@ async def jobs(
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> JobPage:
-    """Return a page of jobs, the newest first; raises NotFoundError for a pod that is not there: its jobs name none."""
+    """Return a page of jobs, the newest first; raises NotFoundError for a pod that is not registered."""
     values = {"before": paging.decode("jobs", cursor, int) or _END, "pod": pod, "kind": kind, "limit": limit}
     async with reading(engine) as connection:
         rows = (await connection.execute(_PAGE, values)).all()

@@ -1,11 +1,11 @@
-"""Long work that survives its worker: take a job, say that it is alive, do it, say how it ended.
+"""Run jobs: take one, keep its pulse, call its runner, and record the result.
 
 Route: the scheduler (workers/scheduler.py), every second or so -> `run_waiting_jobs` -> the runner of the job's kind
--> `Ending`. A runner does the work, tells how far it is, looks at `work.stopping` often, and returns what is to be
-written in the one transaction that says "done".
+-> `Ending`. A runner does the work, reports its progress, calls `work.check` often, and returns what is to be written
+in the one transaction that marks the job as done.
 
-A worker that is killed leaves its job to the next: at once if it could say so, else after db/jobs.SILENCE. Runners are
-made to begin again where the last one was, and what they do to the table is right however often it is done.
+If a worker is killed, the next one takes its job: at once if it could release the job, else after jobs/table.SILENCE.
+Runners continue where the last one was, and what they do to the table is right however often it is done.
 Not here: SQL (jobs/table.py), what the kinds do (reconcile/reconcile.py).
 """
 
@@ -24,21 +24,21 @@ from coordinator.settings import Settings
 
 log = structlog.get_logger()
 
-#: How often a worker says that it is alive: several times in db/jobs.SILENCE.
+#: The interval of a worker's pulse: several fit into jobs/table.SILENCE.
 PULSE_S = 10.0
-#: How often an operator sees progress move.
+#: How often changed progress is written for operators.
 TELL_EVERY_S = 1.0
 
-#: Writes the job's last effects on a connection in a transaction, and returns the progress to keep.
+#: Writes the job's last effects on a connection in a transaction, and returns the final progress.
 Ending = Callable[[Any], Mapping[str, Any]]
 
 
 class StoppedError(BaleenError):
-    """The process was told to end: the job is left to the next scheduler."""
+    """The process is stopping: the job is left to the next scheduler."""
 
 
 class Work:
-    """One job in the hands of its runner. Safe to use from several threads."""
+    """One job, for its runner. Safe to use from several threads."""
 
     def __init__(self, job: Job, connections: Connections, stop: threading.Event) -> None:
         self.job = job
@@ -48,26 +48,26 @@ class Work:
         self._progress: Callable[[], Mapping[str, Any]] = lambda: job.progress
 
     def follow(self, progress: Callable[[], Mapping[str, Any]]) -> None:
-        """Ask this, about every second, how far the job is; what it returns is written down for whoever watches."""
+        """Call `progress` about every second, and write what it returns for operators."""
         self._progress = progress
 
     def progress(self) -> Mapping[str, Any]:
         return self._progress()
 
     def check(self) -> None:
-        """Raise StoppedError or TakenOverError if the runner must let go of the job; to be called often."""
+        """Raise StoppedError or TakenOverError if the runner must stop working on the job; call it often."""
         if self._lost is not None:
             raise self._lost
         if self._stop.is_set():
             raise StoppedError(f"Job {self.job.id} is left to the next scheduler.")
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless told to stop; raises as `check`."""
+        """Wait, or until the process stops; raises as `check`."""
         self._stop.wait(seconds)
         self.check()
 
     def beat(self, progress: Mapping[str, Any]) -> None:
-        """Say that the job is alive, and how far it is. Once it is lost, `check` raises."""
+        """Record that the job is alive, and its progress. Once the job is lost, `check` raises."""
         try:
             with self.connections.use() as connection:
                 jobs.beat(connection, self.job, progress)
@@ -83,8 +83,8 @@ Runner = Callable[[Work], Ending]
 def run_waiting_jobs(connections: Connections, runners: Mapping[str, Runner], stop: threading.Event) -> int:
     """Run jobs one after another until none waits or `stop` is set; return how many were taken.
 
-    Blocks for as long as a job takes; several threads or processes may do it at once. `runners` by kind. A job that
-    fails says so in its row. Raises UnavailableError if the database does not answer: the job is taken again, then.
+    Blocks for as long as a job takes; several threads or processes may do it at once. `runners` by kind. A failure is
+    recorded in the job's row. Raises UnavailableError if the database does not answer: then the job is taken again.
     """
     taken = 0
     while not stop.is_set():
@@ -98,7 +98,7 @@ def run_waiting_jobs(connections: Connections, runners: Mapping[str, Runner], st
 
 
 def run(work: Work, runner: Runner) -> None:
-    """Run one job that was taken to its end, whatever that is."""
+    """Run one job that was taken, and record its result."""
     job = work.job
     log.info("job begins", job=job.id, kind=job.kind, pod=job.pod, why=job.why, taken=job.taken)
     over = threading.Event()
@@ -120,14 +120,14 @@ def run(work: Work, runner: Runner) -> None:
         _fail(work, str(error))
     except Exception as error:
         log.exception("job failed", job=job.id, kind=job.kind, pod=job.pod)
-        _fail(work, f"Baleen failed at something that it does not know ({type(error).__name__}): see its log.")
+        _fail(work, f"Internal error ({type(error).__name__}): see the scheduler's log.")
     finally:
         over.set()
         pulse.join()
 
 
 def ask_for_needed(connection: Any, settings: Settings) -> list[int]:
-    """Ask for the jobs that what happened makes necessary; return their ids. For the scheduler, every 10 s or so."""
+    """Request the reconciles and collections that are due; return the jobs' ids. The scheduler calls it every 10 s."""
     asked = jobs.ask_for_needed(
         connection,
         every=timedelta(seconds=settings.reconcile_every),

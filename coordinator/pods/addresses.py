@@ -1,4 +1,4 @@
-"""Which addresses a registry's host has now. A name with several addresses stands for several processes."""
+"""Look up the addresses of a registry's host. A name with several addresses stands for several processes."""
 
 import ipaddress
 import socket
@@ -10,19 +10,19 @@ from coordinator.domain.hosts import is_address
 from coordinator.domain.pods import RegistryUrl
 from coordinator.errors import UnavailableError
 
-#: Host and port to addresses; none if the host has none. Raises UnavailableError if that cannot be said now.
+#: Host and port to addresses; none if the host has none. Raises UnavailableError if the look-up fails now.
 Resolve = Callable[[str, int], Sequence[str]]
 
-#: Names that are looked up at once.
+#: Names that are looked up in parallel.
 LOOK_UPS_AT_ONCE = 32
 
 _NONE = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 def resolve(host: str, port: int) -> Sequence[str]:
-    """Ask the system, as clients do. Blocks for as long as the system's resolver is configured to."""
+    """Look a name up with the system's resolver, as clients do. Blocks for as long as the resolver does."""
     try:
-        # An address of version 6 is of no use on a machine that has none itself.
+        # On a machine without an IPv6 address, IPv6 addresses are useless.
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     except socket.gaierror as error:
         if error.errno in _NONE:
@@ -36,7 +36,7 @@ def resolve(host: str, port: int) -> Sequence[str]:
 def places(
     registries: Iterable[RegistryUrl], *, within: float, resolve: Resolve = resolve
 ) -> Mapping[RegistryUrl, frozenset[str]]:
-    """Return at which addresses registries listen, as far as that is known after `within` seconds. Does not raise."""
+    """Return the addresses of registries that could be looked up within `within` seconds. Does not raise."""
     waiting = list(dict.fromkeys(registries))
     found: dict[RegistryUrl, frozenset[str]] = {}
 
@@ -52,7 +52,7 @@ def places(
                 continue
             found[registry] = frozenset(str(ipaddress.ip_address(address)) for address in at if is_address(address))
 
-    # Nobody waits for a thread that a resolver holds up, nor does the end of the process.
+    # Daemon threads: a hanging resolver delays neither the caller nor the end of the process.
     threads = [threading.Thread(target=look_up, daemon=True) for _ in waiting[:LOOK_UPS_AT_ONCE]]
     deadline = time.monotonic() + within
     for thread in threads:

@@ -1,16 +1,16 @@
-"""A database's clock that was set back: what was noted while it was ahead is voided, by whoever notices it first.
+"""Void what was recorded while the database's clock was ahead, after the clock was set back.
 
-A time that is later than now was noted by a clock that was ahead. Whoever reads it takes it in the safe direction, but
-only for as long as it lies ahead: once the clock has passed it, nothing tells it from a true one. So it is not waited
-for. Whatever shows that something was known *up to* then is forgotten, and has to be shown anew; where it only bounds
-how long something may go on, it becomes now, which is later than when it was. Of watermarks and addresses all is
-forgotten, since of what is not later than now some was noted too late as well, and probes bring it back in seconds.
+A time that is later than now was recorded by a clock that was ahead. Readers treat such a time in the safe direction,
+but only while it lies ahead: once the clock has passed it, nothing distinguishes it from a correct one. So it is voided
+at once. A time *up to* which something was known is deleted, and must be established anew. A time that only bounds how
+long something may last becomes now, which is later than the true time. All watermarks and look-ups are deleted: some
+that are not later than now are wrong, too, and probes replace them in seconds.
 
-Route: workers/scheduler.py now and then, and pods/watermarks.py with what it has read -> `VOID`. Of a reconcile
-reconcile/table.py asks `is_ahead` before it settles anything.
-Locks: of jobs, of gaps, then as table/processes.py has them. What is voided twice is what it was after the first time.
-Not here: hides, their permits, and since when blobs are unreferenced. They are only ever waited for, so that one from
-the future keeps the bytes for longer, also when the clock has passed it.
+Route: workers/scheduler.py periodically, and pods/watermarks.py after reading -> `VOID`. A reconcile calls `is_ahead`
+(reconcile/table.py) before it resolves anything.
+Locks: of jobs, of gaps, then as in table/processes.py. Voiding twice has the same result as once.
+Not here: hides, their permits, and the times since when blobs are unreferenced. These are only waited for, so one from
+the future keeps the bytes longer, even after the clock has passed it.
 """
 
 from typing import Any, Final
@@ -26,26 +26,26 @@ log = structlog.get_logger()
 
 
 class ClockSetBackError(BaleenError):
-    """Something is noted by a time that is later than now."""
+    """A recorded time is later than now."""
 
 
 def _later(*columns: str) -> str:
-    # One column stands alone, for its index.
+    # A single column is compared as it is, so that its index is used.
     latest = columns[0] if len(columns) == 1 else f"greatest({', '.join(columns)})"
     return f"{latest} > (SELECT clock_timestamp())"
 
 
 def _now_at_last(table: str, *columns: str) -> str:
-    """SQL that lets none of these times be later than now; NULL stays NULL."""
+    """Return SQL that sets these times to now where they are later; NULL stays NULL."""
     lowered = (
         f"{each} = CASE WHEN {each} > clock_timestamp() THEN clock_timestamp() ELSE {each} END" for each in columns
     )
     return f"UPDATE {table} SET {', '.join(lowered)} WHERE {_later(*columns)}"
 
 
-#: Gaps that are settled only some time after they were noticed.
+#: Gaps that can be resolved only some time after they were noticed.
 _GIVEN_TIME: Final = f"reason IN ('{GapReason.RETIRED}', '{GapReason.RESTARTED}')"
-#: Each clock is read after the snapshot, so that what others note meanwhile is no time from the future.
+#: The clock is read after the snapshot, so that what others record meanwhile is not taken for a time from the future.
 _AHEAD: Final = " OR ".join(
     f"EXISTS (SELECT FROM {table} WHERE {_later(*columns)})"
     for table, *columns in (
@@ -58,7 +58,7 @@ _AHEAD: Final = " OR ".join(
     )
 )
 
-#: One statement, in a transaction of its own or in that of its caller; nothing if nothing lies ahead.
+#: One statement, in its own or the caller's transaction; it changes nothing if no time lies ahead.
 VOID: Final = f"""
 DO $$
 BEGIN
@@ -67,20 +67,20 @@ BEGIN
         RETURN;
     END IF;
 
-    -- One that runs would settle what was noticed since it began, by a time that may be wrong.
+    -- A running reconcile would resolve what was noticed since its begin, which may be a wrong time.
     UPDATE jobs SET state = 'failed', finished_at = clock_timestamp(),
-                    error = 'The database''s clock was set back: since when it has compared is not known.'
+                    error = 'The database''s clock was set back, so the begin of this reconcile is not known.'
     WHERE kind = 'reconcile' AND (state = 'running' OR state = 'done' AND {_later("began_at")});
     {_now_at_last("jobs", "asked_at", "began_at", "alive_at", "finished_at")};
 
     UPDATE gaps SET settled_at = NULL, settled_why = NULL WHERE {_later("settled_at")};
-    -- What a process had begun may land for as long as it was given, counted from now.
+    -- What a process had begun may land during its whole time bound, counted from now.
     UPDATE gaps SET settles_from = clock_timestamp() + CASE WHEN {_GIVEN_TIME} THEN settles_from - noticed_at
                                                             ELSE interval '0' END
     WHERE {_later("noticed_at")} OR NOT {_GIVEN_TIME} AND {_later("settles_from")};
     {_now_at_last("gaps", "noticed_at")};
 
-    -- Their echoes say nothing, and who answered them and is never heard keeps W unknown.
+    -- Their echoes are ignored; those that were answered without an echo keep W unknown.
     PERFORM FROM probes WHERE {_later("sent_at")} ORDER BY nonce FOR UPDATE;
     UPDATE probes SET sent_at = clock_timestamp(), known_until = '-infinity',
                       answered_at = CASE WHEN answered_at IS NOT NULL THEN clock_timestamp() END
@@ -94,7 +94,7 @@ BEGIN
     UPDATE sources SET retired_at = NULL, retired_why = NULL
     WHERE dead_since IS NOT NULL AND starts_with(retired_why, 'reconcile ') AND {_later("retired_at")};
     {_now_at_last("sources", "first_seen", "heard_at", "dead_since", "retired_at")};
-    -- For how long they were not heard is not known either.
+    -- It is not known for how long they were silent.
     UPDATE sources SET paused_until = clock_timestamp();
     UPDATE watermarks SET at = '-infinity' WHERE at > '-infinity';
 
@@ -109,13 +109,13 @@ $$
 
 
 def is_ahead(connection: Connection[Any]) -> bool:
-    """Whether anything that collection relies on was noted by a time that is later than now."""
+    """Whether any recorded time that GC relies on is later than now."""
     row = connection.execute(f"SELECT {_AHEAD}").fetchone()
     return row is not None and bool(row[0])
 
 
 def void(connection: Connection[Any]) -> bool:
-    """Void what was noted while the clock was ahead, if it was; return whether it was."""
+    """Void what was recorded while the clock was ahead, if it was; return whether it was."""
     if not is_ahead(connection):
         return False
     tell()
@@ -126,5 +126,5 @@ def void(connection: Connection[Any]) -> bool:
 def tell() -> None:
     log.warning(
         "the database's clock was set back",
-        action="what was noted while it was ahead counts no more; find out why, as no bound is certain while it jumps",
+        action="what was recorded while it was ahead is void; find the cause, since no bound is certain until then",
     )

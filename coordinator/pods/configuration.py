@@ -1,11 +1,11 @@
-"""The configuration of a registry that is a pod, in distribution's YAML, version 2.8 or 3.
+"""Generate the configuration of a pod's registry, in distribution's YAML, version 2.8 or 3.
 
-`notifications` is the section that goes with a pod's token, `whole` a file that a registry can be started with.
-Where probes are pushes, pulls are ignored: a registry sends one event at a time, and a flood of pulls would delay its
-pushes. Where probes are pulls, nothing is ignored. There is no descriptor cache: one says for ever that a blob is
-there. `threshold` is when distribution pauses, and not when it gives up; GitLab's registry gives up, and the comment
-says what makes it do so as late as it can. What each line is for is in docs/REGISTRIES.md.
-Not here: whether a running registry is configured so (doctor/).
+`notifications` is the section with a pod's token, `whole` a complete file that a registry can be started with.
+If probes are pushes, pulls are ignored: a registry sends one event at a time, and many pulls would delay its pushes. If
+probes are pulls, nothing is ignored. There is no descriptor cache: it would report a blob as present for ever.
+`threshold` is when distribution pauses, not when it drops events; GitLab's registry drops events, and the comment in
+the file says how to delay that. docs/REGISTRIES.md explains each line.
+Not here: whether a running registry has this configuration (doctor/).
 """
 
 import json
@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 from coordinator.domain.pods import ProbeMethod, RegistryUrl
 
-#: Instead of what is not told, or not known.
+#: Placeholders for secrets and for what is not known.
 KEY, SECRET, TOKEN = "THE-PODS-ACCESS-KEY", "THE-PODS-SECRET-KEY", "THE-PODS-TOKEN"
-HTTP_SECRET = "THE-SAME-FOR-ALL-PODS"  # noqa: S105 - says that it is none
+HTTP_SECRET = "THE-SAME-FOR-ALL-PODS"  # noqa: S105 - a placeholder
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-#: A media type that nothing has: distribution 2.8 looks at `actions` only where `mediatypes` is not empty.
+#: A media type that nothing has: distribution 2.8 reads `actions` only if `mediatypes` is not empty.
 NO_MEDIA_TYPE = "application/vnd.baleen.none"
 IGNORE_PULLS = f"""\
-      # Both lines: distribution 2.8 ignores no action while no media type is listed.
+      # Keep both lines: distribution 2.8 ignores no action while no media type is listed.
       ignore:
         mediatypes: [{NO_MEDIA_TYPE}]
         actions: [pull]
@@ -30,7 +30,7 @@ IGNORE_PULLS = f"""\
 
 
 class Store(NamedTuple):
-    """The shared layer, as a registry has to find it. Without an endpoint it is S3 of AWS."""
+    """The shared store, as a registry is configured for it. Without an endpoint it is S3 of AWS."""
 
     bucket: str
     root: str
@@ -38,7 +38,7 @@ class Store(NamedTuple):
     endpoint_url: str | None = None
     access_key: str = KEY
     secret_key: str = SECRET
-    #: The same for all pods, so that an upload that one began can be ended by another.
+    #: The same for all pods, so that one can finish an upload that another began.
     http_secret: str = HTTP_SECRET
 
 
@@ -58,7 +58,7 @@ notifications:
       backoff: 1s
       # Only GitLab's registry knows these. It keeps sending for this long after SIGTERM: do not kill it sooner.
       queuepurgetimeout: 25s
-      # It drops events from version 4.30 on, and these make it do so later. Before 4.30 and in distribution leave out
+      # From version 4.30 on it drops events, and these two delay that. Before 4.30 and in distribution leave out
       # maxretries: with it, 3.93 to 4.29 drop events as well; see docs/REGISTRIES.md.
       # maxretries: 1000000
       # queuesizelimit: 1000000
@@ -103,7 +103,7 @@ health:
 
 
 def listening(registry: RegistryUrl | None) -> str:
-    """Where a registry of this URL listens: on loopback if that is its address, else on all."""
+    """Return the address on which a registry of this URL listens: loopback if the URL is, else all interfaces."""
     if registry is None:
         return ":5000"
     if registry.host in LOOPBACK:
@@ -112,5 +112,5 @@ def listening(registry: RegistryUrl | None) -> str:
 
 
 def _quoted(text: str) -> str:
-    # A JSON string is one of YAML.
+    # A JSON string is valid YAML.
     return json.dumps(text, ensure_ascii=False)

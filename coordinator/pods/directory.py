@@ -1,4 +1,4 @@
-"""Which pods there are and what they own, as the worker needs it. Not here: changing them (table.py)."""
+"""Read the registered pods and their prefixes for the worker. Not here: changing them (table.py)."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from coordinator.domain.names import Digest, PodName
 
 
 class Directory(NamedTuple):
-    """One reading of the registered pods."""
+    """The registered pods at the time of reading."""
 
     #: Pod name to id.
     pods: dict[PodName, int]
@@ -23,7 +23,7 @@ def load(connection: Connection[Any]) -> Directory:
 
 
 def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
-    """Of these digests, the manifests whose own bytes were read: what they list is known, whoever says what."""
+    """Return which of these digests are manifests whose own bytes were read: no report changes what they list."""
     found = connection.execute(
         "SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest"
         " JOIN manifests m ON m.id = b.id WHERE m.verified",
@@ -33,7 +33,7 @@ def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Dige
 
 
 def unread_manifests(connection: Connection[Any], wanted: set[Digest]) -> dict[Digest, set[int]]:
-    """Of these digests, the manifests of which nobody has read or said what they list: who holds them by a link."""
+    """Return which of these digests are manifests with unknown contents, and the pods that hold each by a link."""
     if not connection.execute("SELECT FROM manifests WHERE refs IS NULL LIMIT 1").rowcount:
         return {}
     found = connection.execute(

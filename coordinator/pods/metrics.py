@@ -1,10 +1,10 @@
-"""What the prober counts."""
+"""Metrics of the prober."""
 
 from typing import Final
 
 from prometheus_client import Counter, Histogram
 
-#: By what came of them: answered, failed, or refused where nobody listens.
+#: By outcome: answered, failed, or refused (no process listens).
 PROBES: Final = Counter("baleen_probes_total", "Probes that were sent to registries.", ["pod", "outcome"])
 SECONDS: Final = Histogram(
     "baleen_probe_seconds",

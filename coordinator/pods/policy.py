@@ -1,14 +1,14 @@
-"""The S3 policy of a pod's key: an allow-list of what the pod's registry needs, and of nothing else.
+"""Generate the S3 policy of a pod's key: an allow-list of what the pod's registry needs.
 
-A pod's key may read and write `blobs/`, where it never deletes, and it owns the repositories below the pod's prefixes.
-Everything else is closed by not being listed: other pods' repositories, `quarantine/`, the mark (`collected-by.json`),
-versions of objects, and the settings of the bucket.
+A pod's key may read and write `blobs/`, may not delete there, and has all rights on the repositories below the pod's
+prefixes. Everything else is forbidden, since it is not listed: other pods' repositories, `quarantine/`, the mark
+(`collected-by.json`), versions of objects, and the settings of the bucket.
 
-`document` is the policy of one user (IAM). `bucket_document` is the same for a store, or an operator, that keeps all
-policies with the bucket: a bucket has one policy, so it has the statements of all pods.
+`document` is the policy of one user (IAM). `bucket_document` is a bucket policy, for stores or operators that use
+these: a bucket has one policy, so it has the statements of all pods.
 Each line has a name (`Line`), which the doctor's findings refer to. The lines were tried on docker-registry 2.8.2 for
 push, pull, mount, delete, tags, and uploads that are resumed and cancelled (tests/perimeter/test_keys_of_pods.py).
-Not here: whether a key is restrained so (doctor/key.py).
+Not here: whether a key has this policy (doctor/key.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from coordinator.errors import UsageError
 from coordinator.storage.layout import BLOBS, REPOSITORIES
 
 VERSION = "2012-10-17"
-#: What a policy reads as a pattern or a variable.
+#: Characters that a policy reads as a pattern or a variable.
 _PATTERNS = frozenset("*?$")
 #: Every blob has its folder there.
 _ALL_BLOBS = f"{BLOBS.removesuffix('sha256/')}*"
@@ -28,11 +28,12 @@ _ALL_BLOBS = f"{BLOBS.removesuffix('sha256/')}*"
 class Line(StrEnum):
     """The statements of the policy, by their `Sid`."""
 
-    #: A registry lists below a name to find out whether it exists. With it the store answers 404 for what is missing.
+    #: A registry lists below a name to find out whether it exists. With this right the store answers 404 for a missing
+    #: object.
     LIST = "ListBlobsAndOwnRepositories"
-    #: Resuming an upload looks for its parts. Stores do not know a condition on the prefix for this call.
+    #: To resume an upload, a registry looks for its parts. Stores have no condition on the prefix for this call.
     UPLOADS = "FindUploads"
-    #: Without a delete: only Baleen deletes blobs.
+    #: No right to delete: only Baleen deletes blobs.
     BLOBS = "ReadAndWriteBlobs"
     REPOSITORIES = "OwnRepositories"
 

@@ -1,24 +1,23 @@
-"""Push a known manifest to every registry process again and again, with a nonce that its event will bring back.
+"""Probe every registry process: push a known manifest with a nonce, which its event returns.
 
 Route: workers/scheduler.py, every settings.probe_every -> `round` -> each registry's host is looked up -> for each of
-its addresses: a row of `probes` -> PUT of the known manifest at that very address, the nonce in the User-Agent -> the
-endpoint has answered, or not. The echo comes by the registry's webhook (domain/watermarks.py).
+its addresses: a row of `probes` -> PUT of the known manifest at that address, the nonce in the User-Agent -> the
+endpoint answers, or not. The echo arrives by the registry's webhook (domain/watermarks.py).
 
-The known manifest is that of a tiny image in `<first prefix>/baleen-probe`; its blobs are pushed where they are not
-there. It is put by its digest: a registry then writes one link, of 71 bytes, and nothing else. With a tag it would
-write three. On a bucket with versions each probe leaves an older version of that link: leftovers/probes.py deletes it.
-A pod whose registry Baleen may not push to is probed by a pull, a HEAD of the same manifest: its registry has to send
-an event for each pull then, and a flood of pulls delays its pushes (docs/adr/0022-probes-by-push.md).
+The known manifest is that of a tiny image in `<first prefix>/baleen-probe`; its blobs are pushed if they are missing.
+It is put by its digest: a registry then writes one link, of 71 bytes, and nothing else. With a tag it would write three
+objects. On a bucket with versions each probe leaves an older version of that link: leftovers/probes.py deletes it.
+If Baleen may not push to a pod's registry, the probe is a pull, a HEAD of the same manifest: then the registry must
+send an event for each pull, and many pulls delay its pushes (docs/adr/0022-probes-by-push.md).
 
-Each probe has a connection of its own. Behind a load balancer a kept one would always lead to the same process, and
-the others would never be heard. A probe by a pull costs CNCF distribution about 4 ms of processor time, its
-notification included and a tenth of it for the connection (TLS is a handshake more): at one every ten seconds 0.04 % of
-a core.
+Each probe has its own connection. Behind a load balancer, a kept connection would always lead to the same process, and
+the others would stay silent. A probe by a pull costs CNCF distribution about 4 ms of processor time, with its
+notification; a tenth of it is for the connection (TLS adds a handshake): one every ten seconds takes 0.04 % of a core.
 
-Invariants: the row of a probe is committed before the probe is sent, and an answer before the next one is; a registry
-that hangs delays nobody else, and has one probe under way at each address; while names cannot be looked up, the
-addresses that were known are asked on, and W stands where the last look left it.
-Not here: what an answer, a refusal or an echo says of the watermark (domain/watermarks.py, table/processes.py).
+Invariants: the row of a probe is committed before the probe is sent, and an answer before the next probe is sent; a
+registry that hangs delays no other, and has one probe under way at each address; while names cannot be looked up, the
+known addresses are still probed, and W stands still at the last look-up.
+Not here: what an answer, a refusal or an echo means for the watermark (domain/watermarks.py, table/processes.py).
 """
 
 import threading
@@ -51,38 +50,38 @@ REPOSITORY: Final = PROBE_REPOSITORY
 TAG: Final = PROBE_TAG
 #: Before the nonce, in the User-Agent.
 AGENT: Final = "baleen-probe/"
-#: Of each step of a probe. A registry that needs longer is told as failing; its echo counts all the same.
+#: For each step of a probe. A registry that needs longer is reported as failing; its echo counts all the same.
 TIMEOUT_S = 5.0
-#: Registries that are asked, and names that are looked up, at once. Those that hang hold up a thread each.
+#: Registries that are probed, and names that are looked up, in parallel. One that hangs occupies a thread.
 PROBES_AT_ONCE, LOOK_UPS_AT_ONCE = 64, 32
-#: A registry that does not take the image is asked to after this, then after twice this and so on: each time it may
-#: keep an upload for ever.
+#: The pause before the image is pushed again to a registry that did not store it, doubled each time: each attempt may
+#: leave an unfinished upload for ever.
 PUSH_PAUSE_S, LONGEST_PUSH_PAUSE_S = 60.0, 3600.0
 #: Probes of a round to an address that several processes share, for each process and at most.
 PROBES_PER_PROCESS, SHARED_PROBES = 2, 20
 ERROR_LENGTH = 500
 
-#: What a registry answers to a manifest whose blobs it does not have: distribution the first.
+#: Answers to a manifest whose blobs the registry does not have: 400 is distribution's.
 BLOB_UNKNOWN: Final = frozenset({400, 404})
-#: Who asks is not known, or may not push; nobody may (a registry in read-only maintenance).
+#: Answers to a client that is unknown (401) or may not push (403), and of a registry in read-only maintenance (405).
 REFUSED_PUSHES: Final = frozenset({401, 403, 405})
 
 T = TypeVar("T")
 
 
 def known_image() -> Image:
-    """The image that every pod holds: the same bytes everywhere."""
+    """Return the image that every pod holds: the same bytes everywhere."""
     return make_image(REPOSITORY, sizes=(64,))
 
 
 def known_digests() -> frozenset[Digest]:
-    """The image's manifest, and what that lists."""
+    """Return the digests of the probe image: its manifest, and what that lists."""
     image = known_image()
     return frozenset(parse_digest(each) for each in (image.digest, *(blob.digest for blob in image.blobs)))
 
 
 class _Place(NamedTuple):
-    """One address of a registry, and which probes of it belong together."""
+    """One address of a registry. `key` identifies probes of the same address."""
 
     target: Target
     url: str
@@ -98,7 +97,7 @@ class _Place(NamedTuple):
 
 
 class _Endpoint:
-    """What this process remembers of one address. One probe at a time has it."""
+    """What this process remembers about one address. One probe at a time uses it."""
 
     def __init__(self, client: RegistryClient) -> None:
         self.client = client
@@ -109,17 +108,18 @@ class _Endpoint:
 
 
 def _may_not_push(place: _Place, error: RegistryError) -> str | None:
-    """Say what to do where a registry takes no push from Baleen, or no push at all."""
+    """Return what to do if the registry refuses pushes from Baleen, or all pushes; else None."""
     if place.target.probe is not ProbeMethod.PUSH or error.registry_status not in REFUSED_PUSHES:
         return None
     return (
-        f"{error} Baleen probes the registry by pushes to {place.repository}: let it push there (read-only registries "
-        f"take none), or let the registry send pull events and run `baleen pods set-probe {place.target.pod} pull`."
+        f"{error} Baleen probes the registry by pushes to {place.repository}: permit it to push there, or, if the "
+        "registry is read-only, configure it to send pull events and run "
+        f"`baleen pods set-probe {place.target.pod} pull`."
     )
 
 
 class Prober:
-    """Sends probes, each in a thread of a pool. `round` is called by one thread."""
+    """Send probes, each in a thread of a pool. Only one thread calls `round`."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Prober:
         self._timeout = timeout
         self._resolve = resolve
         self._image = known_image()
-        # One connection is enough for all rows, and one thread has it.
+        # One thread with one connection reads and writes all rows.
         self._desk = ThreadPoolExecutor(1, "probe-rows")
         self._look_ups = ThreadPoolExecutor(LOOK_UPS_AT_ONCE, "probe-names")
         self._probes = ThreadPoolExecutor(PROBES_AT_ONCE, "probe")
@@ -144,11 +144,11 @@ class Prober:
         self._closed = False
         self._busy: set[tuple[int, str, str]] = set()
         self._endpoints: dict[tuple[int, str, str], _Endpoint] = {}
-        #: Where each name led when it could last be looked up.
+        #: The result of the last successful look-up of each name.
         self._addresses: dict[tuple[int, str], Sequence[str]] = {}
 
     def round(self) -> None:
-        """Begin a probe of every address that has none under way. Returns without waiting for what registries say."""
+        """Begin a probe of every address that has none under way. Does not wait for the registries' answers."""
         wanted = self._rows(targets)
         for target in wanted:
             for url in target.urls:
@@ -156,7 +156,7 @@ class Prober:
         self._forget({(target.pod_id, url) for target in wanted for url in target.urls})
 
     def close(self) -> None:
-        """Begin nothing more. What is under way ends within its timeouts."""
+        """Begin no more probes. Those under way end within their timeouts."""
         with self._lock:
             self._closed = True
         for pool in (self._look_ups, self._probes, self._desk):
@@ -175,7 +175,7 @@ class Prober:
         else:
             self._addresses[target.pod_id, url] = addresses
             listed = [address for address in addresses if not self._is_vacant(_Place(target, url, address))]
-            # As of before the look-up: it may take long, and its thread be stopped before this is written.
+            # With a time from before the look-up: it may take long, and its thread may be paused before this write.
             self._rows(
                 lambda connection: sources.endpoints_seen(connection, target.pod_id, {url: listed}, target.read_at)
             )
@@ -183,10 +183,10 @@ class Prober:
             self._begin(self._probes, self._probe, _Place(target, url, address))
 
     def _is_vacant(self, place: _Place) -> bool:
-        """Whether nobody listens there and nobody ever did, while the registry answers elsewhere.
+        """Whether no process listens there or ever did, while the registry answers at another address.
 
-        A name often has an address of IP version 6 at which nothing listens. It is asked on, and counts as soon as
-        somebody answers.
+        A name often has an IPv6 address at which nothing listens. It is still probed, and counts as soon as a process
+        answers there.
         """
         endpoint = self._endpoints.get(place.key)
         answering = {
@@ -224,7 +224,7 @@ class Prober:
         return self._rows(lambda connection: sources.insert_probe(connection, target.pod_id, url, address))
 
     def _asked(self, place: _Place, endpoint: _Endpoint, nonce: str) -> bool:
-        """Send one probe; return whether the registry has what it is for: else it says nothing."""
+        """Send one probe; return whether the registry has the image. If not, it sends no event."""
         image, agent = self._image, f"{AGENT}{nonce}"
         with SECONDS.time():
             if place.target.probe is ProbeMethod.PULL:
@@ -242,7 +242,7 @@ class Prober:
     def _demand_image(self, place: _Place, endpoint: _Endpoint, nonce: str) -> None:
         if not self._asked(place, endpoint, nonce):
             raise RegistryError(
-                f"The registry took {place.repository} and does not have it: see its log.", registry_status=404
+                f"The registry accepted {place.repository} and does not have it: see its log.", registry_status=404
             )
 
     def _push_image(self, place: _Place, endpoint: _Endpoint) -> None:
@@ -254,7 +254,7 @@ class Prober:
             )
         endpoint.push_after = now + endpoint.push_pause
         endpoint.push_pause = min(2 * endpoint.push_pause, LONGEST_PUSH_PAUSE_S)
-        log.info("the image that probes ask for is pushed", pod=place.target.pod, repository=place.repository)
+        log.info("pushing the probe image", pod=place.target.pod, repository=place.repository)
         endpoint.client.push_image(place.repository, self._image, TAG)
 
     def _answered(self, place: _Place, endpoint: _Endpoint, nonce: str) -> None:
@@ -298,7 +298,7 @@ class Prober:
     # Around it
 
     def _begin(self, pool: ThreadPoolExecutor, work: Callable[[_Place], None], place: _Place) -> None:
-        """Do the work in the pool, unless the same is under way; whatever it raises ends it alone."""
+        """Do the work in the pool, unless the same is under way; an error in it affects nothing else."""
         with self._lock:
             if place.key in self._busy or self._closed:
                 return
@@ -309,7 +309,7 @@ class Prober:
         try:
             work(place)
         except BaleenError as error:
-            log.warning("probe put off", pod=place.target.pod, url=place.url, reason=str(error))
+            log.warning("probe postponed", pod=place.target.pod, url=place.url, reason=str(error))
         except Exception:
             if not self._closed:
                 log.exception("probe failed", pod=place.target.pod, url=place.url, address=place.address)
@@ -327,7 +327,7 @@ class Prober:
         return self._desk.submit(done).result()
 
     def _forget(self, wanted: AbstractSet[tuple[int, str]]) -> None:
-        """Let go of registries and addresses that are not there any more."""
+        """Forget registries and addresses that are no longer listed, and close their clients."""
         with self._lock:
             for key in [key for key in self._addresses if key not in wanted]:
                 del self._addresses[key]

@@ -1,4 +1,4 @@
-"""Which probes there are, as ingest asks. Not here: how they are noted and forgotten (table/processes.py)."""
+"""Look up probes for ingest. Not here: recording and deleting them (table/processes.py)."""
 
 from collections.abc import Collection
 
@@ -14,10 +14,10 @@ JOIN probes a ON a.nonce = d.nonce JOIN pods p ON p.id = a.pod_id
 
 
 async def pods_of(engine: AsyncEngine, nonces: Collection[str]) -> dict[str, str]:
-    """Return the pod of each of these nonces that a probe has.
+    """Return the pod of each of these nonces that belongs to a probe.
 
-    Also of one that came back already: another process may report it too, and a report that Kafka has in part is sent
-    again.
+    That includes echoed probes: another process may report the same probe, and a report that reached Kafka only in part
+    is sent again.
     """
     async with reading(engine) as connection:
         rows = await connection.execute(_PODS, {"nonces": list(nonces)})

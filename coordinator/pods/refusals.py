@@ -1,6 +1,6 @@
-"""Which pods' events were refused for their token: one row a pod, however many were.
+"""Record and read refusals of events with a wrong token: one row for each pod, however many there were.
 
-Not here: how often it is noted (ingest/refusals.py), what is said of it (domain/refusals.py).
+Not here: how often they are recorded (ingest/refusals.py), their sentence (domain/refusals.py).
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from coordinator.db.session import writing
 from coordinator.domain.names import PodName
 from coordinator.domain.refusals import PAUSE, Refusals
 
-# Rows are taken in one order, so that two replicas that note the same pods never wait for each other.
+# Rows are locked in one order, so that two replicas that record the same pods cannot deadlock.
 _NOTE = text("""
 INSERT INTO token_refusals AS t (pod_id, since, last_at)
 SELECT id, statement_timestamp(), statement_timestamp() FROM pods WHERE name = ANY(CAST(:names AS text[])) ORDER BY id
@@ -27,18 +27,18 @@ _ALL = text(f"SELECT p.name, t.since, t.last_at FROM token_refusals t JOIN pods 
 
 
 async def note(engine: AsyncEngine, pods: Collection[PodName]) -> None:
-    """Note that events of these pods were refused now; of one that is gone nothing is noted."""
+    """Record that events of these pods were refused now; removed pods are skipped."""
     async with writing(engine) as connection:
         await connection.execute(_NOTE, {"names": list(pods), "pause": PAUSE})
 
 
 async def known(connection: AsyncConnection) -> dict[str, Refusals]:
-    """Return those that are not of the past, by pod."""
+    """Return the recent refusals by pod."""
     return {row.name: Refusals(row.since, row.last_at) for row in await connection.execute(_ALL, {"pause": PAUSE})}
 
 
 def lately(connection: Connection[Any], pod_id: int, seconds: float) -> Refusals | None:
-    """Return the pod's, if any was noted in the last so many seconds."""
+    """Return the pod's refusals, if the last one was within this number of seconds."""
     row = connection.execute(
         "SELECT since, last_at FROM token_refusals"
         " WHERE pod_id = %s AND last_at > clock_timestamp() - make_interval(secs => %s)",

@@ -1,7 +1,7 @@
-"""Register pods and take them away again.
+"""Register, change and remove pods.
 
 Invariants: no two prefixes overlap (checked under a lock that every change of pods takes); a pod's token is shown
-once and only its hash is kept; a pod goes only when nothing of it is left that anybody would miss.
+once and only its hash is stored; a pod is removed only when it has no content that would be lost.
 Not here: how pods are shown (pods/view.py), what ownership means (domain/pods.py).
 """
 
@@ -32,27 +32,27 @@ from coordinator.table.statements import recount
 from coordinator.tokens.table import hash_of, new_token
 
 PREFIXES_LIMIT = 1000
-#: Repositories that a refusal names.
+#: Repositories that an error names.
 EXAMPLES = 3
-#: An operator who has compared what a pod holds may not have seen what was pushed, by the registry's clock, since then.
+#: An operator who compares what a pod holds may not have seen pushes of this last time, by the registry's clock.
 COMPARED = datetime.timedelta(hours=1)
 
-#: Whether storage has links that keep blobs, below these prefixes, in a pod of this mode.
+#: Does storage have links that keep blobs, below these prefixes, in a pod of this mode?
 StillHolds = Callable[[Sequence[RepositoryName], PodMode], Awaitable[bool]]
 
-#: Open gaps, by id, with the time up to which something may have been lost in each: one that opens wider keeps its id.
+#: Open gaps by id, with the time up to which events may be lost in each: a gap that widens keeps its id.
 Gaps = Mapping[int, datetime.datetime]
 
 
 class Unmanaged(msgspec.Struct, frozen=True):
-    """A registry sends no events: why, and who declares it."""
+    """Declares that a registry sends no events: why, and by which operator."""
 
     why: str
     by: str
 
 
 class NewPod(msgspec.Struct, frozen=True, kw_only=True):
-    """A pod as it is asked for; names are parsed."""
+    """A request for a new pod; names are parsed."""
 
     name: PodName
     prefixes: Sequence[RepositoryName]
@@ -68,7 +68,7 @@ class NewPod(msgspec.Struct, frozen=True, kw_only=True):
 async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
     """Register a pod and return its event token; raises ConflictError if its name, a prefix or a URL is taken.
 
-    Nobody may be given the token of a pod that is not managed.
+    The caller must not pass on the token of a pod that is not managed.
     """
     if pod.unmanaged is not None:
         _check_unmanaged(pod.unmanaged)
@@ -112,9 +112,9 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
 
 
 async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged | None) -> None:
-    """Say from now on that the pod's registry sends events (None), or why it sends none; raises NotFoundError.
+    """Declare that the pod's registry sends events (None), or why it sends none; raises NotFoundError.
 
-    Either way the token of before is refused, and a doctor has to examine the pod again: one that sends events has more
+    Either way the previous token is refused, and a doctor must examine the pod again: one that sends events has more
     to prove. Its holdings, gaps and reconciles stay. Raises UsageError for one whose links are not in shared storage.
     """
     if unmanaged is not None:
@@ -140,7 +140,7 @@ async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged |
 
 
 _NO_LINKS = (
-    "A pod whose links are not in shared storage (linker relay) is known by its events alone: it must be managed."
+    "Only events show what a pod holds whose links are not in shared storage (linker relay): it must be managed."
 )
 
 
@@ -156,7 +156,7 @@ def _declared(unmanaged: Unmanaged | None) -> dict[str, Any]:
 
 
 async def set_issuer(engine: AsyncEngine, name: PodName, issuer: TokenIssuer | None) -> None:
-    """Say who makes the tokens of the pod's registry from now on, or that nobody does; raises NotFoundError."""
+    """Set or remove the issuer of the tokens for the pod's registry; raises NotFoundError."""
     async with writing(engine) as connection:
         done = await connection.execute(
             text("""
@@ -177,11 +177,11 @@ def _columns(issuer: TokenIssuer | None) -> dict[str, Any]:
 
 
 async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[RepositoryName]) -> None:
-    """Let the pod own further prefixes; raises NotFoundError, and ConflictError if one overlaps another.
+    """Add prefixes to the pod; raises NotFoundError, and ConflictError if one overlaps another.
 
-    Those that it owns already stay its. What it has below a new one since before is not known until a reconcile, so
-    that garbage collection is held until then: that is a gap, noticed after the lock (see `reconcile.pod`). Where no
-    reconcile can look, an operator has to say that nothing is lost: what he said before was of the other prefixes.
+    Prefixes that it owns already are ignored. What it stored below a new one before is not known until a reconcile, so
+    GC is blocked until then by a gap, noticed after the lock (see `reconcile.pod`). Where no reconcile can read the
+    links, an operator must confirm that nothing is lost: an earlier confirmation covered the other prefixes only.
     """
     async with changing(engine) as connection:
         await _lock(connection, PODS_LOCK)
@@ -194,7 +194,7 @@ async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[Re
         if not new:
             return
         if list(owners.values()).count(name) + len(new) > PREFIXES_LIMIT:
-            raise UsageError(f"A pod may have {PREFIXES_LIMIT} prefixes: name one that is above several of them.")
+            raise UsageError(f"A pod may have {PREFIXES_LIMIT} prefixes: use one that is above several of them.")
         await connection.execute(
             text("INSERT INTO pod_prefixes (prefix, pod_id) SELECT unnest(CAST(:prefixes AS text[])), :pod"),
             {"prefixes": new, "pod": pod},
@@ -208,7 +208,7 @@ async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[Re
 
 
 async def rotate_token(engine: AsyncEngine, name: PodName) -> Secret:
-    """Give the pod another event token; the old one is refused within seconds. Raises NotFoundError.
+    """Replace the pod's event token; the old one is refused within seconds. Raises NotFoundError.
 
     Raises ConflictError for a pod that is not managed.
     """
@@ -217,7 +217,7 @@ async def rotate_token(engine: AsyncEngine, name: PodName) -> Secret:
         managed = await connection.scalar(text("SELECT managed FROM pods WHERE name = :name"), {"name": name})
         if managed is False:
             raise ConflictError(
-                f"Pod {name} is not managed, and its events are not taken: run `baleen pods set-managed {name}` first."
+                f"Pod {name} is not managed, so its events are refused: run `baleen pods set-managed {name}` first."
             )
         done = await connection.execute(
             text("UPDATE pods SET event_token_sha256 = :sha256 WHERE name = :name AND managed"),
@@ -225,7 +225,7 @@ async def rotate_token(engine: AsyncEngine, name: PodName) -> Secret:
         )
         if not done.rowcount:
             raise _no_pod(name)
-        # What was refused was compared with the token of before.
+        # The recorded refusals were of the previous token.
         await connection.execute(
             text("DELETE FROM token_refusals t USING pods p WHERE p.id = t.pod_id AND p.name = :name"), {"name": name}
         )
@@ -242,10 +242,10 @@ async def has_token(engine: AsyncEngine, name: PodName, token: str) -> bool:
 
 
 async def set_registries(engine: AsyncEngine, name: PodName, registries: Sequence[RegistryUrl]) -> None:
-    """Say which URLs the pod's registry has now; raises NotFoundError, and ConflictError if another pod has one.
+    """Set the URLs of the pod's registry; raises NotFoundError, and ConflictError if another pod has one.
 
-    The processes that were heard at others go on counting until they are retired. What a doctor found out is of the
-    processes that it met, so that with a new URL nothing is proved any more.
+    Processes that echoed from other URLs count until they are retired. The doctor's findings cover the processes that
+    it met, so they are void after a new URL.
     """
     urls = list(dict.fromkeys(map(str, registries)))
     async with changing(engine) as connection:
@@ -266,9 +266,9 @@ async def set_registries(engine: AsyncEngine, name: PodName, registries: Sequenc
 
 
 async def set_probe(engine: AsyncEngine, name: PodName, probe: ProbeMethod) -> None:
-    """Probe the pod's registry in this way from now on; raises NotFoundError.
+    """Set how the pod's registry is probed; raises NotFoundError.
 
-    A doctor has examined the events that the other kind of probe brings back: nothing is proved of this one.
+    The doctor examined the events of the other kind of probe, so its findings are void after a change.
     """
     async with writing(engine) as connection:
         await _lock(connection, PODS_LOCK)
@@ -295,13 +295,13 @@ async def probe_method(engine: AsyncEngine, name: PodName) -> ProbeMethod:
 
 
 async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
-    """Take an operator's word that the table has all that the pod holds; raises NotFoundError.
+    """Record an operator's confirmation that the table has everything that the pod holds; raises NotFoundError.
 
-    Nothing is lost in its open gaps, then, nor was before its first event, and what a removal is doubtful about is
-    kept. Manifests whose bytes do not say all that they need wait for no listing any more: what their bytes name and
-    what the table has as links of their repositories is kept (table/expiry.py). Those that were pushed within
-    `COMPARED` still wait, since the operator may not have seen them. Only for a pod whose links are not in shared
-    storage, or ConflictError: of others a reconcile finds out.
+    It resolves the open gaps and what the pod held before its first event, and cancels doubtful removals. Manifests
+    whose bytes do not say all that they need no longer wait for a listing: what their bytes name and what the table has
+    as links of their repositories is kept (table/expiry.py). Those that were pushed within `COMPARED` still wait, since
+    the operator may not have seen them. Raises ConflictError for a pod whose links are in shared storage: a reconcile
+    reads those.
     """
     why = reason(why, "why nothing is lost")
     async with writing(engine) as connection:
@@ -310,11 +310,12 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
             raise _no_pod(name)
         if linker == Linker.LINK:
             raise ConflictError(
-                f"Pod {name} has its links in shared storage: a reconcile settles it, `baleen pods reconcile {name}`."
+                f"Pod {name} has its links in shared storage, so a reconcile resolves its gaps: run "
+                f"`baleen pods reconcile {name}`."
             )
-        # Holdings are changed: no batch may be half done.
+        # Holdings change: no batch may be half applied.
         await _lock(connection, FACTS_LOCK)
-        # Nobody says who the operator is: tokens are of roles.
+        # The operator's name is not known: tokens belong to roles.
         values = {
             "name": name,
             "why": f"operator: {why.strip()}",
@@ -323,7 +324,7 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
         }
         for statement in _TAKE_WORD:
             await connection.execute(text(statement), values)
-        # What answered them, and was never heard, is such a gap too; those under way are not.
+        # A process that answered probes and sent no event is such a gap, too; probes under way are not.
         await connection.execute(
             text("""
                 DELETE FROM probes a USING pods p
@@ -335,7 +336,7 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
 
 
 _TAKE_WORD = (
-    # As a reconcile would say when it was done: with no gap, there is one of what came before.
+    # As a reconcile ends: if no gap was open, one is recorded for what came before the first event.
     f"""
     WITH settled AS (
         UPDATE gaps g SET settled_at = clock_timestamp(), settled_why = :why
@@ -358,7 +359,7 @@ _TAKE_WORD = (
 
 
 async def known_pods(engine: AsyncEngine) -> list[KnownPod]:
-    """Return every pod as it is held in memory."""
+    """Return every pod, as the directory of ingest keeps it in memory."""
     async with reading(engine) as connection:
         rows = await connection.execute(
             text("""
@@ -384,17 +385,17 @@ async def known_pods(engine: AsyncEngine) -> list[KnownPod]:
 
 
 async def remove(engine: AsyncEngine, name: PodName, still_holds: StillHolds, image: Collection[Digest] = ()) -> None:
-    """Forget a pod; raises ConflictError while it holds, links or leaves open anything.
+    """Remove a pod; raises ConflictError while it has manifests, links, open gaps or open dead letters.
 
-    The table may lack what the pod has: it was never reconciled, events are lost or on their way. Nobody would keep
-    that once the pod is forgotten, so storage is asked too. What Baleen has made there (domain/own.py) goes with it:
-    `image` is what probes ask for, and what that lists.
+    The table may not have everything that the pod has: it was never reconciled, events are lost or under way. Nothing
+    would keep those blobs once the pod is removed, so storage is checked too. What Baleen has made in the pod
+    (domain/own.py) is removed with it: `image` is the probe image and the blobs that it lists.
     """
     gaps = await _look_into_storage(engine, name, still_holds, image)
     try:
         async with changing(engine) as connection:
             await _lock(connection, PODS_LOCK)
-            # No worker may add to a repository of the pod between the look and the deletion.
+            # No worker may add to a repository of the pod between the check and the deletion.
             await _lock(connection, FACTS_LOCK)
             pod = await _id(connection, name)
             if pod is None:
@@ -405,7 +406,7 @@ async def remove(engine: AsyncEngine, name: PodName, still_holds: StillHolds, im
             for statement in _REMOVE:
                 await connection.execute(statement, {"pod": pod})
     except (IntegrityError, StateChangedError) as error:
-        raise ConflictError(f"Pod {name} was given something while it was removed: try again.") from error
+        raise ConflictError(f"Pod {name} changed while it was being removed: try again.") from error
 
 
 _REMOVE = (
@@ -424,7 +425,7 @@ _REMOVE = (
     text("DELETE FROM pods WHERE id = :pod"),
 )
 
-#: What refuses a removal where it finds anything, with what to do; `{}` are examples of what it finds.
+#: What refuses a removal if its query finds anything, with what to do; `{}` are examples of what it finds.
 _NEEDED: tuple[tuple[str, Any], ...] = (
     (
         "repositories that hold manifests ({}): delete these in the registry first",
@@ -445,7 +446,7 @@ _NEEDED: tuple[tuple[str, Any], ...] = (
         text(f"SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.settled_at IS NULL AND NOT {FITS} LIMIT 1"),
     ),
     (
-        "a gap that was noticed just now: try again",
+        "a gap that was noticed in this moment: try again",
         text("""
             SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.settled_at IS NULL
               AND (g.id, g.settles_from) NOT IN (
@@ -460,7 +461,7 @@ _NEEDED: tuple[tuple[str, Any], ...] = (
 
 
 async def _own(connection: AsyncConnection, pod: int, image: Collection[Digest]) -> list[int]:
-    """Return those of the pod's repositories that Baleen has made, and that have nothing else."""
+    """Return the pod's repositories that Baleen has made and that have nothing of others."""
     prefixes = set(await connection.scalars(text("SELECT prefix FROM pod_prefixes WHERE pod_id = :pod"), {"pod": pod}))
     named = await connection.execute(
         text("SELECT id, name FROM repositories WHERE pod_id = :pod AND name LIKE '%/baleen-%' ORDER BY id"),
@@ -485,7 +486,7 @@ async def _own(connection: AsyncConnection, pod: int, image: Collection[Digest])
 
 
 async def _empty(connection: AsyncConnection, repositories: Sequence[int]) -> None:
-    """Take out all that these repositories hold and link, under the lock that keeps all other writers out."""
+    """Delete all manifests and links of these repositories, under the lock that excludes all other writers."""
     held, linked = [
         list(
             await connection.scalars(
@@ -499,7 +500,7 @@ async def _empty(connection: AsyncConnection, repositories: Sequence[int]) -> No
 
 
 class _Cursor:
-    """Of a connection of the pool, what table/statements.py asks of one of the driver."""
+    """Adapt a pooled connection to the driver's interface that table/statements.py uses."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -518,9 +519,9 @@ def _driver(connection: Connection) -> Any:
 async def _look_into_storage(
     engine: AsyncEngine, name: PodName, still_holds: StillHolds, image: Collection[Digest]
 ) -> Gaps:
-    """Return the pod's gaps, as those that hide nothing; raises ConflictError if storage has links.
+    """Return the pod's gaps, which then hide nothing; raises ConflictError if storage has links.
 
-    What is plain from the table is refused first: reading storage takes longer, and says less of what to do.
+    The table is checked first: reading storage takes longer, and its error says less about what to do.
     """
     async with reading(engine) as connection:
         found = await connection.execute(
@@ -539,7 +540,7 @@ async def _look_into_storage(
         )
         gaps = {gap.id: gap.settles_from for gap in opened}
         await _refuse_if_needed(connection, name, row.id, gaps, await _own(connection, row.id, image))
-    # Whose links are not in shared storage has nothing to look at: the operator's word stands.
+    # A pod whose links are not in shared storage cannot be checked: the operator's confirmation stands.
     if row.linker == Linker.LINK and await still_holds(row.prefixes, PodMode(row.mode)):
         raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
     return gaps
@@ -564,7 +565,7 @@ async def _refuse_if_needed(
 
 
 async def _refuse_if_known(connection: AsyncConnection, pod: PodName, registries: Sequence[str]) -> None:
-    """Raise ConflictError if another pod has one of the URLs: events of its processes would be taken for ours."""
+    """Raise ConflictError if another pod has one of the URLs: its events would be taken for this pod's."""
     known = await connection.execute(
         text("""
             SELECT u.url, p.name FROM pods p, unnest(p.registries) u (url)
@@ -574,12 +575,13 @@ async def _refuse_if_known(connection: AsyncConnection, pod: PodName, registries
     )
     if (row := known.one_or_none()) is not None:
         raise ConflictError(
-            f"The registry {row.url} is one of pod {row.name}: name that of this pod, or remove that one."
+            f"The registry {row.url} belongs to pod {row.name}: use a URL of this pod's registry, or remove pod "
+            f"{row.name} first."
         )
 
 
 async def _owners(connection: AsyncConnection) -> dict[str, PodName]:
-    """Return who owns each prefix."""
+    """Return the owner of each prefix."""
     rows = await connection.execute(text("SELECT x.prefix, p.name FROM pod_prefixes x JOIN pods p ON p.id = x.pod_id"))
     return {row.prefix: PodName(row.name) for row in rows}
 

@@ -1,4 +1,4 @@
-"""Whom the prober asks: every pod's registries, and what is known of their addresses. Not here: what it found out."""
+"""Read what the prober needs: every pod's registries, and what is known of their addresses."""
 
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -10,20 +10,20 @@ from coordinator.domain.pods import ProbeMethod
 
 
 class KnownAddress(NamedTuple):
-    """One address of a registry, as `endpoints` has it."""
+    """What `endpoints` has of one address of a registry."""
 
-    #: Something has answered there at some time.
+    #: A process has answered there at some time.
     answered: bool
     #: More than one process answers there.
     shared: bool
 
 
 class Target(NamedTuple):
-    """One pod."""
+    """One pod to probe."""
 
     pod_id: int
     pod: PodName
-    #: The first of the prefixes that it owns.
+    #: The first of its prefixes.
     prefix: str
     #: Its registries' URLs.
     urls: tuple[str, ...]
@@ -31,9 +31,9 @@ class Target(NamedTuple):
     known: dict[tuple[str, str], KnownAddress]
     #: Its processes that are not known to be dead.
     processes: int
-    #: How its registry is asked.
+    #: How its registry is probed.
     probe: ProbeMethod
-    #: When this was read, by the database's clock: no later than anything that is done with it.
+    #: When this was read, by the database's clock: earlier than anything that is done with it.
     read_at: datetime
 
 
@@ -47,7 +47,7 @@ _KNOWN = "SELECT pod_id, url, address, answered_at IS NOT NULL, shared FROM endp
 
 
 def targets(connection: Connection[Any]) -> list[Target]:
-    """Return every managed pod that has registries: one that sends no events has nothing to bring back."""
+    """Return every managed pod that has registries: a pod that sends no events returns no probe."""
     known: dict[int, dict[tuple[str, str], KnownAddress]] = {}
     for pod_id, url, address, answered, shared in connection.execute(_KNOWN):
         known.setdefault(pod_id, {})[url, address] = KnownAddress(answered, shared)

@@ -1,6 +1,4 @@
-"""Links that vanished without a delete event, as an operator reads them. Not here: accepting them
-(table/vanished_links.py).
-"""
+"""List links that vanished without a delete event. Not here: accepting them (table/vanished_links.py)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -69,7 +67,7 @@ async def vanished(
 
 
 async def examples(connection: AsyncConnection, pods: Sequence[str]) -> dict[str, list[str]]:
-    """Return a few of each pod's, as `repository@digest`."""
+    """Return a few vanished links of each pod, as `repository@digest`."""
     found: dict[str, list[str]] = {}
     for row in await connection.execute(_EXAMPLES, {"pods": list(pods), "limit": EXAMPLES}):
         found.setdefault(row.pod, []).append(f"{row.repository}@{format_digest(Digest(row.digest))}")

@@ -1,9 +1,9 @@
-"""Pods, and what stands in the way of garbage collection for each.
+"""Read pods, and what blocks garbage collection for each.
 
-Route: `holds` gathers, for each pod, everything that is open, `truths` what is known besides; pods and status show
-it in sentences.
-Every count is over a partial index that holds only what is open, but for repositories (an index-only count).
-Dead letters of pods that are no longer registered are shown by the status alone.
+Route: `holds` counts, for each pod, everything that is unresolved, and `truths` adds the other facts; `pods show` and
+status turn them into sentences.
+Every count uses a partial index of unresolved rows, except that of repositories (an index-only count).
+Only the status shows dead letters of pods that are no longer registered.
 """
 
 import datetime as dt
@@ -27,40 +27,40 @@ from coordinator.pods import refusals
 from coordinator.pods.vanished_view import EXAMPLES, examples
 from coordinator.pods.watermarks import watermarks
 
-#: What ends open dead letters, and loses nothing.
+#: How open dead letters end without a loss.
 LETTERS_END = (
-    "a reconcile of the pods that own their repositories resolves them, and follows by itself; register repositories "
-    "that no pod owns (`baleen pods add`, `baleen pods add-prefix`), then `baleen dead-letters retry`"
+    "the scheduler reconciles the pods that own their repositories, which resolves them; register repositories that no "
+    "pod owns (`baleen pods add`, `baleen pods add-prefix`), then run `baleen dead-letters retry`"
 )
 
 
 class Open(NamedTuple):
-    """What is not settled for one pod."""
+    """What is unresolved for one pod."""
 
     dead_letters: int = 0
-    #: Dead letters beyond the pod's limit, for which open gaps stand.
+    #: Dead letters beyond the pod's limit, which open gaps stand for.
     dead_letters_not_kept: int = 0
     gaps: int = 0
     oldest_gap: dt.datetime | None = None
-    #: While no reconcile that begins now would settle all gaps: from when on one does.
+    #: When a reconcile must begin at the earliest to resolve all gaps; None if one that begins now does.
     gaps_settle_from: dt.datetime | None = None
     doubtful_removals: int = 0
     unread_manifests: int = 0
-    #: A few of those whose bytes do not say all that they need, in pods whose links nobody can list.
+    #: A few manifests whose bytes do not say all that they need, in pods whose links cannot be listed.
     pending_examples: Sequence[str] = ()
     #: Links that are gone without a delete event, and a few of them.
     vanished_links: int = 0
     vanished_examples: Sequence[str] = ()
 
     def reasons(self, pod: str) -> list[str]:
-        """Say what is open; empty if nothing is."""
-        settles = "a reconcile of the pod settles it"
+        """Return a sentence for each kind of thing that is unresolved; empty if nothing is."""
+        settles = "a reconcile of the pod resolves it"
         if self.gaps_settle_from is not None:
             settles = (
-                f"a reconcile of the pod that begins after {self.gaps_settle_from:%Y-%m-%d %H:%M:%S} UTC settles it, "
-                "and follows by itself"
+                f"a reconcile of the pod that begins after {self.gaps_settle_from:%Y-%m-%d %H:%M:%S} UTC resolves it; "
+                "the scheduler starts it"
             )
-        relay = "delete it in the registry, or push again the blobs that it needs, then `baleen pods settle-gaps`"
+        relay = "delete it in the registry, or push the blobs that it needs again, then run `baleen pods settle-gaps`"
         if self.pending_examples:
             relay += f": {', '.join(self.pending_examples)}"
         told = (
@@ -74,7 +74,7 @@ class Open(NamedTuple):
                 self.dead_letters_not_kept,
                 "dead letter",
                 " beyond the limit of the pod",
-                "a gap stands for them; find their sender by those that are kept, `baleen dead-letters list`",
+                "a gap stands for them; find their sender among those that are kept with `baleen dead-letters list`",
             ),
             (
                 self.gaps,
@@ -86,13 +86,13 @@ class Open(NamedTuple):
                 self.doubtful_removals,
                 "doubtful removal",
                 "",
-                "settled by a look at the pod's links in storage (linker relay: `baleen pods settle-gaps` keeps it)",
+                "it is resolved from the pod's links in storage (linker relay: `baleen pods settle-gaps` cancels it)",
             ),
             (
                 self.unread_manifests,
                 "held manifest",
-                " of which storage has not shown yet what it needs",
-                f"the workers ask every few seconds until the object store answers (linker relay: {relay})",
+                " whose references are not known yet",
+                f"the workers retry every few seconds until the object store answers (linker relay: {relay})",
             ),
         )
         reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
@@ -101,46 +101,46 @@ class Open(NamedTuple):
             more = ", …" if self.vanished_links > len(self.vanished_examples) else ""
             reasons.append(
                 f"{self.vanished_links} link{'' if self.vanished_links == 1 else 's'} vanished without a delete event "
-                f"({named}{more}): find out what deleted them, push again what must stay, and then "
-                f"`baleen pods accept-vanished {pod} --why …`; `baleen pods vanished {pod}` lists them"
+                f"({named}{more}): list them with `baleen pods vanished {pod}`, find out what deleted them, push what "
+                f"must stay again, then run `baleen pods accept-vanished {pod} --why …`"
             )
         return reasons
 
 
 class Truth(NamedTuple):
-    """What is known of one pod, and is not."""
+    """What is known about one pod, and what is unresolved."""
 
     opened: Open
     mark: PodWatermark
     reconciled_at: dt.datetime | None
-    #: When its first event was applied. What was pushed before is known by a later reconcile only.
+    #: When its first event was applied. Only a later reconcile shows what was pushed before.
     first_heard: dt.datetime | None = None
-    #: Its links are in shared storage: a reconcile can look at them.
+    #: Its links are in shared storage: a reconcile can read them.
     has_links: bool = True
-    #: Of one where none can: when an operator last said that the table has all that it holds.
+    #: If not: when an operator last confirmed that the table has everything that the pod holds.
     settled_at: dt.datetime | None = None
-    #: When Kafka had what the last dead letter that was retried came to.
+    #: When Kafka had acknowledged the events of the last retried dead letter.
     retried_at: dt.datetime | None = None
-    #: Of the last visit of a doctor.
+    #: Of the doctor's last visit.
     findings: Sequence[Found] = ()
-    #: Processes that count, and that it was not of.
+    #: Processes that count and that this visit did not examine.
     newer: int = 0
-    #: What a process before the first that was heard had begun may land until so long after that.
+    #: How long after the first event a request of an earlier process may still write.
     request_bound: dt.timedelta = dt.timedelta()
-    #: The scheduler's own visit to these, if it did not prove what it tried.
+    #: The scheduler's own visit to the newer processes, if it did not prove every check it made.
     failed: Failed | None = None
-    #: Checks of a doctor that hold nothing (settings.unsafe_findings).
+    #: Checks of a doctor that block nothing (settings.unsafe_findings).
     in_spite_of: Collection[str] = ()
-    #: Its registry sends events. Of one that does not, reconciles show what it holds, and nothing else is asked.
+    #: Its registry sends events. If it does not, only reconciles show what it holds, and only they are required.
     managed: bool = True
     #: Reports of what manifests list that the manifests' bytes contradicted.
     false_reports: int = 0
 
     def _remedy(self, pod: str) -> str:
         if self.has_links:
-            return f"`baleen pods reconcile {pod}`"
+            return f"run `baleen pods reconcile {pod}`"
         return (
-            f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, and then "
+            f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, then run "
             f"`baleen pods settle-gaps {pod} --why …`"
         )
 
@@ -149,19 +149,23 @@ class Truth(NamedTuple):
         return hold(examined, pod, newer, self.in_spite_of, managed=self.managed, failed=self.failed)
 
     def reasons(self, pod: str, waits_at: str = "") -> list[str]:
-        """Say why garbage collection may not run for the pod; empty if it may.
+        """Return the reasons why garbage collection may not run for the pod; empty if it may.
 
-        `waits_at`: where all that the watermark waits for is told, if not by `pods show`.
+        `waits_at`: where everything that the watermark waits for is shown, if not by `pods show`.
         """
         told = self.opened.reasons(pod)
         compared_at = self.reconciled_at if self.has_links else self.settled_at
         if compared_at is None:
-            told.append(f"never reconciled: what it held before its first event is not known, {self._remedy(pod)}")
+            told.append(f"never reconciled: what it held before its first event is not known; {self._remedy(pod)}")
         elif self.managed and self.first_heard is not None and compared_at < self.first_heard + self.request_bound:
             after = f"after {self.first_heard + self.request_bound:%Y-%m-%d %H:%M:%S} UTC"
             told.append(
-                "reconciled before its first event, or before what was under way then had ended: "
-                + (f"a reconcile that begins {after} follows" if self.has_links else f"{after}, {self._remedy(pod)}")
+                "reconciled before its first event, or before the requests of that time had ended: "
+                + (
+                    f"the scheduler starts another reconcile {after}"
+                    if self.has_links
+                    else f"{after}, {self._remedy(pod)}"
+                )
             )
         if self.managed and self.mark.waits_for:
             first, *others = self.mark.waits_for
@@ -169,9 +173,9 @@ class Truth(NamedTuple):
             more = f" (and {len(others)} more: {where})" if others else ""
             told.append(f"watermark: {first}{more}")
         if self.managed and self.retried_at is not None and (self.mark.at is None or self.mark.at <= self.retried_at):
-            # Until then its events may wait in Kafka, behind a watermark that has passed them.
+            # Until then its events may still be in Kafka, although the watermark is past their own times.
             told.append(
-                "dead letter retried and perhaps not applied yet: the watermark has to pass "
+                "dead letter retried and perhaps not applied yet: wait until the watermark has passed "
                 f"{self.retried_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         examined = {found.check: found.verdict for found in self.findings}
@@ -263,7 +267,7 @@ _PAGE = text(f'{_POD} WHERE p.name > :after COLLATE "C" ORDER BY p.name COLLATE 
 
 
 async def holds(connection: AsyncConnection) -> dict[str, Open]:
-    """Return what is open, for each pod that has any."""
+    """Return what is unresolved, for each pod that has any."""
     found: dict[str, Open] = {}
     for row in await connection.execute(_OPEN):
         values: dict[str, Any] = {row.what: row.n}
@@ -285,14 +289,15 @@ async def holds(connection: AsyncConnection) -> dict[str, Open]:
 async def truths(
     connection: AsyncConnection, silence: dt.timedelta, request_bound: dt.timedelta, in_spite_of: Collection[str] = ()
 ) -> dict[str, Truth]:
-    """Return what is known of every pod. A process that was not heard for `silence` is told as silent."""
-    # Watermarks first: each question sees what is committed when it is asked, and a batch may commit between two of
-    # them. So whatever a watermark that is told has passed is told, too, if it is open. And so are manifests that a
-    # reconcile has found and could not read.
+    """Return what is known about every pod. A process without an echo for `silence` is reported as silent."""
+    # Watermarks first: each statement sees what is committed when it starts, and a batch may commit between two of
+    # them. In this order, whatever a reported watermark has passed is also reported if it is unresolved. So are
+    # manifests that a reconcile has found and could not read.
     marks = await watermarks(connection, silence)
     reconciled: dict[str, dt.datetime] = {row.name: row.at for row in await connection.execute(_RECONCILED)}
     opened = await holds(connection)
-    # A visit that ends between the two is not told of at all, instead of whom it met by what the one before had proved.
+    # In this order, a visit that ends in between has no effect yet. In the other, processes that it met would pass with
+    # the findings of the visit before.
     newer: dict[str, int] = {row.name: row.n for row in await connection.execute(_NEWER)}
     failed = {row.name: Failed(row.at, row.why) for row in await connection.execute(_FAILED)}
     examined = await _findings(connection)
@@ -314,13 +319,13 @@ async def truths(
             row.false_reports,
         )
         for row in await connection.execute(_BESIDE)
-        # A pod that was added between the questions is told of the next time.
+        # A pod that was added between these statements is reported the next time.
         if row.name in marks
     }
 
 
 async def _findings(connection: AsyncConnection) -> dict[str, list[Found]]:
-    """Return what doctors found out about each pod, in the order of the checks."""
+    """Return the doctor's findings for each pod, in the order of the checks."""
     found: dict[str, list[Found]] = {}
     for row in await connection.execute(_FINDINGS):
         verdict = Verdict(row.verdict)
@@ -330,7 +335,7 @@ async def _findings(connection: AsyncConnection) -> dict[str, list[Found]]:
 
 
 async def orphaned_dead_letters(connection: AsyncConnection) -> int:
-    """Count open dead letters of pods that are not registered any more."""
+    """Count open dead letters of pods that are no longer registered."""
     return int(await connection.scalar(_ORPHANS) or 0)
 
 
@@ -343,7 +348,7 @@ async def pod(
 ) -> Pod:
     """Return one pod; raises NotFoundError."""
     async with reading(engine) as connection:
-        # The truths first, so that a pod that was removed meanwhile is not found.
+        # In this order, a pod that is removed in between is not found.
         known = await truths(connection, silence, request_bound, in_spite_of)
         row = (await connection.execute(_ONE, {"name": name})).one_or_none()
         if row is None or name not in known:

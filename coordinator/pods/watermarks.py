@@ -1,8 +1,8 @@
-"""How far each pod has reported.
+"""Read the watermark of each pod.
 
-All of it is one statement: read one after the other, a process that is new would be missed, and the watermarks of the
-others would already be later than what it says. Only where something in it is later than now, what was noted so is
-voided (pods/clock.py), and all of it is read again.
+Everything is read in one statement: with several, a new process could be missed while the watermarks of the others are
+already later than its first event. If a time in the result is later than now, such times are voided (pods/clock.py),
+and everything is read again.
 Not here: what follows from it (domain/watermarks.py).
 """
 
@@ -26,7 +26,7 @@ from coordinator.domain.watermarks import (
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import clock
 
-#: Of one pod. A source that counts and is not read makes W unknown; of retired ones the last are shown.
+#: Limits for one pod. A source that counts and is beyond the limit makes W unknown; the last retired ones are shown.
 SOURCES_LIMIT: Final = 200
 RETIRED_SHOWN: Final = 20
 ENDPOINTS_LIMIT: Final = 200
@@ -94,7 +94,7 @@ _VOID = text(clock.VOID)
 
 
 async def watermarks(connection: AsyncConnection, silence: dt.timedelta) -> dict[str, PodWatermark]:
-    """Return the watermark of every pod, by name; a source that was not heard for `silence` is shown as silent."""
+    """Return the watermark of every pod, by name; a source without an echo for `silence` is shown as silent."""
     rows = await _read(connection)
     if any(lies_ahead(_pod(row), row.now) for row in rows):
         clock.tell()
@@ -120,7 +120,7 @@ def _pod(row: Row[Any]) -> Pod:
 
 
 def _limited(pod: PodWatermark) -> PodWatermark:
-    """All endpoints say how far W may go; not all are shown."""
+    """Limit the endpoints that are shown; all of them have bounded W."""
     return pod._replace(endpoints=pod.endpoints[:ENDPOINTS_LIMIT])
 
 

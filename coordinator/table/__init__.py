@@ -1,4 +1,4 @@
-"""The reference table: facts that events and reconciles report are applied to it in batches, with all that follows.
+"""The reference table: apply batches of facts from events and reconciles, and everything that follows from them.
 
-Everything here is SQL in the transaction of the caller. Who asks the table is in lookup/.
+Everything here is SQL in the transaction of the caller. Queries for users are in lookup/.
 """

@@ -1,20 +1,21 @@
-"""Apply a batch of facts in one transaction, together with the offsets of the partitions that they came from.
+"""Apply a batch of facts in one transaction, together with the offsets of their partitions.
 
 Route: workers/processor.py -> `BatchApply.apply(slices)` -> each run of facts (digest_facts.py; repository_facts.py
 for facts about a whole repository) -> dead letters and progress -> commit.
 
-Why it is exactly once: each partition's progress row is locked first and must stand where its slice begins. A worker
-that lost its partition, woke up late or repeats a batch finds it elsewhere and changes nothing (OutOfStepError).
+Why it is exactly once: each partition's progress row is locked first and must be at the first offset of its slice. A
+worker that lost its partition, woke up late or repeats a batch finds another offset and changes nothing
+(OutOfStepError).
 
 Why workers do not deadlock (scenario 26): all take their locks in one order. Progress rows by partition; new
 repositories by name; new blobs by digest; new manifests by id; new holdings and links by id; and last, held only until
-the commit that follows, the counts of blobs by id, and after them what is known of registry processes: new sources by
-pod and name, endpoints by key, sources by id (processes.py). What is left (a worker and a reconcile that change the
-same known rows of one repository) PostgreSQL notices, and one of the two begins again.
+the commit that follows, the counts of blobs by id, and after them the rows of registry processes: new sources by pod
+and name, endpoints by key, sources by id (processes.py). PostgreSQL detects the remaining deadlocks (a worker and a
+reconcile that change the same known rows of one repository), and one of the two begins again.
 
-Invariants: counts are sizes of sets, changed only by rows that this transaction added or removed; a reference is
-added before anything can see the offset move on; a watermark moves with the records before it, or after them; what
-another writer changed under us repeats the batch.
+Invariants: counts are sizes of sets, changed only by rows that this transaction added or removed; a reference is added
+before the offset visibly moves on; a watermark moves with the records before it, or after them; if another writer
+changed rows in between, the batch is repeated.
 Not here: Kafka, JSON, storage. A manifest's content is found before the transaction begins (contents.py).
 """
 
@@ -48,17 +49,17 @@ from coordinator.table.batch import (
 )
 from coordinator.table.digest_facts import AloneNeededError, Run
 
-#: Another writer (a mount, another worker's new blob) can force a repetition now and then, not for ever: after
-#: SHARED_ATTEMPTS the batch keeps the other writers out, and only what takes no lock (a sweep) can disturb it.
+#: Another writer (a mount, another worker's new blob) can force a few repetitions. After SHARED_ATTEMPTS the batch
+#: excludes other writers, and only a writer without the lock (a sweep) can disturb it.
 SHARED_ATTEMPTS = 3
 ATTEMPTS = 8
 
-#: Facts about a whole repository. They see all that came before them, and nobody else writes meanwhile.
+#: Facts about a whole repository. They see everything before them, and exclude all other writers.
 _BARRIERS = (RepositoryRemoved, RepositoryRenamed)
 
 
 class BatchApply:
-    """Applies batches on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
+    """Apply batches on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class BatchApply:
         request_bound: timedelta = sources.REQUEST_BOUND,
         limits: LetterLimits | None = None,
     ) -> None:
-        """`processes` outlives this: whoever applies many batches need not look for the same ones in each.
-        `request_bound` matters to batches that hold echoes.
+        """`processes` outlives this object, so that the same processes are not looked up for each batch.
+        `request_bound` is needed for batches with echoes.
         """
         self._connection = connection
         self._margin = margin
@@ -91,15 +92,15 @@ class BatchApply:
         return applied
 
     def apply_found(self, items: list[Item], reports: Reports | None = None) -> Applied:
-        """Apply facts about single digests that were found in storage, and so have no place in a log.
+        """Apply facts about single digests that were found in storage and so have no offset.
 
-        They are additions as any other: one that is known changes nothing, one that an event contradicts is doubtful.
-        `reports`: what pods reported of manifests that were read.
+        They are ordinary additions: a known one changes nothing, one that an event contradicts is doubtful.
+        `reports`: what pods reported about manifests that were read.
         """
         return self._at_rest(lambda alone: self._apply_run(items, alone=alone, reports=reports), alone=False)
 
     def apply_kept(self, repository: RepositoryName, items: list[Item]) -> Applied:
-        """As `apply_found`, of links of one repository, which are then kept (see RepositoryBlob.kept)."""
+        """Apply links of one repository as `apply_found` does, and keep them (see RepositoryBlob.kept)."""
         linked = {item.fact.digest for item in items if isinstance(item.fact, BlobLinked)}
 
         def work(alone: bool) -> Applied:
@@ -110,10 +111,10 @@ class BatchApply:
         return self._at_rest(work, alone=False)
 
     def apply_served(self, item: Item, digest: Digest, then: Callable[[], None]) -> Applied:
-        """As `apply_found`, of a reference to a blob that registries are served; `then` with it, or nothing.
+        """Apply a reference to a served blob as `apply_found` does, and call `then` in the same transaction.
 
-        The blob's row is locked from its count to the commit: a hide that comes later finds it needed, and one that
-        came before is found here. Raises NotServedError.
+        The blob's row is locked until the commit: a later hide finds the blob needed, and an earlier one is found here.
+        Raises NotServedError, with nothing changed, if the blob is not served.
         """
 
         def work(alone: bool) -> Applied:
@@ -127,7 +128,7 @@ class BatchApply:
         return self._at_rest(work, alone=False)
 
     def _at_rest(self, work: Callable[[bool], Applied], *, alone: bool) -> Applied:
-        """Do the work in a transaction, again if another writer came in between, and in the end while none is there."""
+        """Do the work in a transaction; repeat it if another writer interfered, and finally exclude all others."""
         for attempt in range(ATTEMPTS):
             try:
                 with self._connection.transaction():
@@ -139,7 +140,7 @@ class BatchApply:
                 if attempt == ATTEMPTS - 1:
                     raise
                 alone = alone or attempt + 1 >= SHARED_ATTEMPTS
-        raise StateChangedError("The batch never found the table at rest: is another writer in a loop?")
+        raise StateChangedError(f"Other writers changed the batch's rows in each of {ATTEMPTS} attempts.")
 
     def _apply(self, slices: Sequence[Slice], new: Collection[Process], *, alone: bool) -> Applied:
         self._lock_progress(slices)
@@ -178,7 +179,7 @@ class BatchApply:
 
 
 def _runs(items: Iterable[Item]) -> Iterable[list[Item]]:
-    """Split where a fact concerns a whole repository: it must see all that came before it."""
+    """Split items at facts about a whole repository, which must see everything before them."""
     run: list[Item] = []
     for item in items:
         if item.fact is None:

@@ -1,4 +1,4 @@
-"""A batch of facts as the worker hands it to the database, and what came of it. Data only (see apply.py)."""
+"""The data of a batch of facts, and of its result. No behaviour (see apply.py)."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from coordinator.errors import BaleenError
 
 
 class DeadLetterFound(NamedTuple):
-    """A dead letter on its way into the table."""
+    """A dead letter that is not in the table yet."""
 
     pod: str
     reason: str
@@ -26,7 +26,7 @@ class DeadLetterFound(NamedTuple):
 
 
 class LetterLimits(NamedTuple):
-    """How many open dead letters of one pod are kept, and bytes of their payloads."""
+    """The limits of the open dead letters of one pod: their number, and the bytes of their payloads."""
 
     letters: int = 1000
     bytes: int = 64 * 1024 * 1024
@@ -37,12 +37,13 @@ Process = tuple[int, str]
 
 
 class Echo(NamedTuple):
-    """A probe that came back in a process's event: what it said before stands before this record."""
+    """An event that carries a probe's nonce: all earlier events of the process are before this record."""
 
     instance_id: str
     #: 32 hexadecimal digits.
     nonce: str
-    #: Where the same stands, as far as the record says: partitions of registry.events, of registry.dead-letters.
+    #: Which partitions got a copy, as far as the record says: the first so many of registry.events, and this one of
+    #: registry.dead-letters.
     partitions: int = 0
     letters_partition: int | None = None
 
@@ -59,7 +60,7 @@ class Item(NamedTuple):
     echo: Echo | None = None
 
 
-#: What pods reported that each manifest lists: ids of pods, and what they said.
+#: What pods reported about the contents of each manifest: ids of pods, and the contents.
 Reports = Mapping[Digest, Sequence[tuple[int, ManifestContent]]]
 
 
@@ -73,7 +74,7 @@ class Slice(NamedTuple):
     #: Of the record at next_offset - 1.
     fingerprint: int
     items: list[Item]
-    #: Every process that a record of it is of; it may be of others too.
+    #: Every process that sent one of its records, and possibly others.
     processes: frozenset[Process] = frozenset()
 
 
@@ -88,13 +89,13 @@ class Applied(NamedTuple):
     removals_doubtful: int = 0
     removals_overtaken: int = 0
     dead_letters: int = 0
-    #: Of these, how many are gaps instead: the pod had too many.
+    #: How many of these became gaps, since the pod had too many.
     dead_letters_not_kept: int = 0
     echoes: int = 0
     echoes_unknown: int = 0
     #: Reports of what a manifest lists that its bytes contradict.
     false_reports: int = 0
-    #: Manifests about which reports differ: their bytes are to be read.
+    #: Manifests about which reports differ: their bytes must be read.
     disputed: frozenset[Digest] = frozenset()
 
 
@@ -105,21 +106,21 @@ def total(left: Applied, right: Applied) -> Applied:
 
 
 class OutOfStepError(BaleenError):
-    """The slice does not begin where the partition's progress stands: another worker was here, or records are gone.
+    """The slice does not begin at the partition's progress: another worker has moved it, or records are gone.
 
-    `expected` is the partition's next_offset, or None when its progress was never begun.
+    `expected` is the partition's next_offset, or None if it has no progress yet.
     """
 
     def __init__(self, piece: Slice, expected: int | None) -> None:
         super().__init__(
-            f"Partition {piece.partition} of {piece.topic} stands at {expected}, not at {piece.first_offset}."
+            f"Partition {piece.partition} of {piece.topic} is applied up to {expected}, not {piece.first_offset}."
         )
         self.piece = piece
         self.expected = expected
 
 
 class NotServedError(BaleenError):
-    """Registries are not served the blob, so that a mount of it would be a link to nothing."""
+    """The blob is not served to registries, so a mount of it would be a link to nothing."""
 
     def __init__(self, state: BlobState) -> None:
         super().__init__(f"The blob is {state.name.lower()}.")

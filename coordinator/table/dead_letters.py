@@ -1,11 +1,11 @@
-"""Dead letters in the transactions of workers and reconciles: they are kept up to a limit, and end by a reconcile.
+"""Store dead letters up to a limit, and resolve them at the end of a reconcile.
 
-Route: apply.py -> `keep` -> rows of dead_letters, and beyond a pod's limits rows of gaps. A reconcile asks `unlisted`
-what to look for in storage, and ends with `resolve`.
+Route: apply.py -> `keep` -> rows of dead_letters, and beyond a pod's limits rows of gaps. A reconcile calls `unlisted`
+to know what to look for in storage, and ends with `resolve`.
 
-Invariants: a letter that is not kept leaves a gap of each pod that it may concern, which only a reconcile that begins
-later closes; a pod has at most its limits of letters open, and as many that reconciles have resolved. What operators
-retried or discarded stays.
+Invariants: a letter that is not kept leaves a gap in each pod that it may concern, which only a reconcile that begins
+later closes; the limits of a pod apply to its open letters, and again to those that reconciles have resolved. Letters
+that operators retried or discarded are not deleted.
 Not here: what a letter is about (domain/letters.py), retrying and discarding (dead_letters/resolve.py).
 """
 
@@ -25,16 +25,16 @@ from coordinator.jobs.table import Job
 from coordinator.kafka.topics import DEAD_LETTERS
 from coordinator.table.batch import DeadLetterFound, Item, LetterLimits, Slice
 
-#: SQL: all that the gap `g` is about is its pod's. Only such a gap may be settled, whoever does it.
+#: SQL: everything that the gap `g` is about belongs to its pod. Only such a gap may be resolved.
 FITS: Final = """
 (g.repositories IS NULL OR NOT EXISTS (
     SELECT FROM unnest(g.repositories) d (name) WHERE NOT EXISTS (
         SELECT FROM pod_prefixes x WHERE x.pod_id = g.pod_id
           AND (d.name = x.prefix OR starts_with(d.name, x.prefix || '/')))))
 """
-#: Letters that are read at once.
+#: Letters that one statement reads.
 PAGE: Final = 1000
-#: Repositories that one reconcile looks for in storage. With more, the next ones look for the others.
+#: Repositories that one reconcile looks for in storage. If there are more, later reconciles look for the others.
 LOOKS_LIMIT: Final = 100
 
 
@@ -48,7 +48,7 @@ class _Letter(NamedTuple):
 def keep(connection: Connection[Any], found: Sequence[tuple[Slice, Item]], limits: LetterLimits) -> int:
     """Insert dead letters, and gaps for those beyond the limits; return how many these were.
 
-    A letter that came from the same record before stays as it is.
+    A letter that is stored already from the same record does not change.
     """
     if not found:
         return 0
@@ -136,8 +136,8 @@ def _leave_gaps(connection: Connection[Any], letters: Sequence[DeadLetterFound])
         concerned = concern(letter.repositories, letter.pod, pods, owners)
         gaps = dict(concerned.pods)
         if concerned.unlisted:
-            # No reconcile lists these, and the hold on unowned repositories stands for them. That there was something
-            # is shown with the sender.
+            # No reconcile lists these: the hold for unowned repositories covers them. The gap of the sender shows that
+            # there was a letter.
             gaps |= dict.fromkeys([pod for pod in pods if letter.pod == pod.name] or pods)
         for pod, repositories in gaps.items():
             counts[pod.id] += 1
@@ -152,9 +152,9 @@ def open_gaps(
     about: Mapping[int, Collection[RepositoryName] | None],
     letters: Mapping[int, int] | None = None,
 ) -> None:
-    """Record that events may be lost: by pod, what they were about, None for anything of the pod.
+    """Record that events may be lost. `about`: by pod, the repositories concerned; None for any of the pod.
 
-    A pod has one such gap open: it becomes wider, and a reconcile that runs already does not settle it.
+    A pod has one open gap for a reason: it widens, and a reconcile that is already running does not resolve it.
     """
     pods = sorted(about)
     values = {
@@ -165,7 +165,7 @@ def open_gaps(
         "about": [_bounded(about[pod]) for pod in pods],
         "limit": REPOSITORIES_LIMIT,
     }
-    # First what is open, then what is not there: a gap that is settled between the two is recorded anew.
+    # Open gaps first, then missing ones: a gap that is resolved in between is recorded anew.
     for statement in (_LOCK_GAPS, _WIDEN_GAPS, _INSERT_GAPS):
         connection.execute(statement, values)
 
@@ -211,11 +211,11 @@ def directory(
     rows = connection.execute(
         "SELECT prefix, pod_id FROM pod_prefixes WHERE prefix = ANY(%(prefixes)s::text[])", {"prefixes": list(prefixes)}
     )
-    # A pod that was added between the two is known the next time.
+    # A pod that was added between the two statements is read the next time.
     return list(pods.values()), {row[0]: pods[row[1]] for row in rows if row[1] in pods}
 
 
-# Of a reconcile
+# Called by a reconcile
 
 
 def unlisted(connection: Connection[Any], job: Job) -> list[RepositoryName]:
@@ -235,7 +235,7 @@ def unlisted(connection: Connection[Any], job: Job) -> list[RepositoryName]:
 
 
 def resolve(connection: Connection[Any], job: Job, absent: Collection[RepositoryName], why: str) -> int:
-    """Resolve the letters that this reconcile, and the last of other pods, cover; return how many.
+    """Resolve the letters that this reconcile and the last ones of other pods cover; return how many.
 
     `absent`: repositories of which storage had nothing after the reconcile began.
     """
@@ -281,7 +281,7 @@ def _concerns(connection: Connection[Any], letters: Sequence[_Letter]) -> list[t
 
 
 def _reconciled(connection: Connection[Any]) -> dict[int, datetime]:
-    """Return when the last reconcile of each pod that was done began."""
+    """Return the begin of the last reconcile that was done, for each pod."""
     rows = connection.execute(
         """
         SELECT pod_id, max(began_at) FROM jobs

@@ -1,12 +1,13 @@
-"""One run of facts about single digests: load what they touch, fold them, write the difference.
+"""Apply a run of facts about single digests: load the rows they touch, fold the facts, write the difference.
 
-Every blob gets its id before anything is written, so that all that follows speaks of ids: new manifests, holdings,
-links, and counts, which a new blob's row carries from its first version.
+Every blob gets its id before anything is written, so that everything else uses ids: new manifests, holdings, links, and
+counts, which a new blob's row has from the start.
 
-What a manifest lists. Its bytes decide, whatever pods report: content that was read replaces what is known, also where
-it lists less, and no report changes it any more. Until they were read, reports are joined, so that none takes away what
-another says, and a manifest about which reports differ is named to the caller, which has its bytes read at once
-(Applied.disputed). A reference that goes so was never one: the caller compared the bytes with the manifest's digest.
+What a manifest lists. Its bytes decide, whatever pods report: content that was read replaces what is known, even if it
+lists less, and no report changes it afterwards. Until the bytes are read, reports are joined, so that no report removes
+what another one lists. A manifest about which reports differ is returned to the caller, which has its bytes read at
+once (Applied.disputed). A reference that is dropped by reading was never one: the caller has compared the bytes with
+the manifest's digest.
 Not here: SQL (statements.py), the rules (domain/fold.py), transactions and progress (apply.py).
 """
 
@@ -31,11 +32,11 @@ from coordinator.table.batch import Applied, Item, Reports, StateChangedError
 
 
 class AloneNeededError(BaleenError):
-    """The run must change what a known manifest lists, which is done only while nobody else writes."""
+    """The run must change what a known manifest lists, which needs all other writers excluded."""
 
 
 class _Listed(NamedTuple):
-    """What this run says that a manifest lists; `read` and `by_links` as in ManifestPushed."""
+    """What a manifest lists according to this run; `read` and `by_links` as in ManifestPushed."""
 
     content: ManifestContent | None
     read: bool
@@ -43,7 +44,7 @@ class _Listed(NamedTuple):
 
 
 class Run:
-    """Used once. `alone`: this transaction keeps all other writers out (see db/locks.py)."""
+    """Apply one run of facts; used once. `alone`: this transaction excludes all other writers (see db/locks.py)."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Run:
         alone: bool,
         reports: Reports | None = None,
     ) -> None:
-        """`reports`: what pods reported earlier of manifests that are read now, to be compared with that."""
+        """`reports`: what pods reported earlier about manifests that are read now, to be compared with the bytes."""
         self._connection = connection
         self._margin = margin
         self._alone = alone
@@ -71,32 +72,32 @@ class Run:
         }
         #: What each manifest lists.
         self._listed: dict[Digest, _Listed] = {}
-        #: What pods report of it.
+        #: What pods report about it.
         self._reports: dict[Digest, list[tuple[int, ManifestContent]]] = {
             digest: list(found) for digest, found in (reports or {}).items()
         }
         self._earlier = [reference for found in (reports or {}).values() for _, each in found for reference in each[1]]
         self._disputed: set[Digest] = set()
-        #: Of each pod, how many reports are false, and the manifest of the last.
+        #: For each pod, how many reports are false, and the manifest of the last one.
         self._false: dict[int, tuple[int, Digest]] = {}
         #: Manifests that are kept by links: ids.
         self._by_links: set[int] = set()
-        #: Size of every blob that gets a row, in bytes; None where nobody said.
+        #: Size of every blob that gets a row, in bytes; None if it is not known.
         self._sizes: dict[Digest, int | None] = {}
         self._ids: dict[Digest, int] = {}
         self._new: set[Digest] = set()
-        #: Known blobs whose size nobody has said yet.
+        #: Known blobs whose size is not known yet.
         self._unsized: list[Digest] = []
         self._repositories: dict[RepositoryName, int] = {}
         #: What each manifest of this run lists, by id; None while it could not be read.
         self._refs: dict[int, Sequence[int] | None] = {}
         self._references: Counter[int] = Counter()
         self._links: Counter[int] = Counter()
-        #: What a held index lists, and no link of the repository is known of.
+        #: Implied holdings: a held index lists them, and no link of the repository is known.
         self._implied: set[Key] = set()
-        #: Known manifests of which this run has changed what they list, or that they are indexes.
+        #: Known manifests whose list this run has changed, or that it has found to be indexes.
         self._widened: set[int] = set()
-        #: Of those that were indexes: what they listed before.
+        #: What known manifests listed before, if they were indexes.
         self._narrowed: dict[int, Sequence[int]] = {}
 
     def apply(self) -> Applied:
@@ -108,7 +109,7 @@ class Run:
         fold.take(fact for fact in self._facts if not isinstance(fact, ManifestPushed) or fact.linked)
         changes = fold.changes()
         if changes.holdings.removed and not self._alone:
-            raise AloneNeededError("An index that another writer adds may list what is removed.")
+            raise AloneNeededError("Another writer may be adding an index that lists the removed manifest.")
         new_manifests = self._learn_manifests()
         self._count(changes)
         self._write(before, changes, new_manifests)
@@ -159,7 +160,7 @@ class Run:
                 sizes[reference] = size
 
     def _name_blobs(self) -> None:
-        """Find the ids of known blobs, and give ids to the others, in the order in which they will be written."""
+        """Find the ids of known blobs, and assign ids to the others in the order of writing."""
         wanted = list(self._sizes)
         named = {fact.digest for fact in self._facts if isinstance(fact, Removed)}
         named |= {fact.digest for fact in self._reads} | {reference.digest for reference in self._earlier}
@@ -188,9 +189,9 @@ class Run:
         )
 
     def _by_word(self) -> AbstractSet[RepositoryName]:
-        """Of the repositories from which something is removed, those of which a pod's word is believed.
+        """Return the repositories whose removals are applied without a check of storage.
 
-        Their links are not in shared storage, and nothing came to their names that may be newer than the removal.
+        Their links are not in shared storage, and no rename gave them anything that may be newer than the removal.
         """
         removals = [fact for fact in self._facts if isinstance(fact, Removed)]
         removed = {fact.repository for fact in removals}
@@ -211,12 +212,12 @@ class Run:
         pushed = {fact.digest for fact in self._facts if isinstance(fact, ManifestPushed)}
         for digest, said in self._listed.items():
             if digest not in ids or (ids[digest] not in known and digest not in pushed):
-                # It was read, and nobody holds it any more.
+                # It was read, and no repository holds it any more.
                 continue
             manifest = ids[digest]
             refs = None
             if said.content is not None:
-                # No manifest can list itself; one that is said to would count its own holdings twice.
+                # No manifest can list itself; a report of that would count its own holdings twice.
                 refs = [ids[reference] for reference, _ in said.content.references if reference != digest]
             elif said.by_links:
                 refs = []
@@ -235,7 +236,7 @@ class Run:
     def _learn(
         self, digest: Digest, known: rows.KnownManifest, said: _Listed, refs: list[int] | None
     ) -> rows.KnownManifest:
-        """Take what this run says of a known manifest; return what is known then."""
+        """Update a known manifest with what this run says of it; return the new state."""
         kind = None if said.content is None else said.content.kind
         if said.read:
             self._disputed.discard(digest)
@@ -263,10 +264,10 @@ class Run:
             self._widened.add(manifest)
         is_narrowed = known.kind in PARENTS and now.kind not in PARENTS
         if not is_narrowed and known._replace(verified=now.verified, kind=now.kind) == now:
-            # What is counted stays the same: noted beside other writers (`_write`).
+            # The counts do not change, so `_write` does it without excluding other writers.
             return
         if not self._alone:
-            raise AloneNeededError(f"Manifest {manifest} lists other things than were known.")
+            raise AloneNeededError(f"The known list of manifest {manifest} changes.")
         holdings = rows.change_manifest(self._connection, manifest, known, now)
         self._refs[manifest] = now.refs
         if known.kind in PARENTS:
@@ -279,7 +280,7 @@ class Run:
     def _judge(self, digest: Digest, now: rows.KnownManifest) -> None:
         """Count the reports of this run that the manifest's bytes contradict."""
         reports = self._reports.get(digest)
-        # What bytes name may be more than what they list.
+        # A NAMED manifest's bytes may name more than it lists.
         if not reports or not now.verified or now.kind is ManifestKind.NAMED:
             return
         truth = set(now.refs or ())
@@ -288,7 +289,7 @@ class Run:
                 self._count_false(pod, digest)
 
     def _suspect(self, digest: Digest, known: rows.KnownManifest, now: rows.KnownManifest) -> None:
-        """Count a false report of before, where only one pod can have made it."""
+        """Count an earlier false report, if only one pod can have made it."""
         truth, reports = set(now.refs or ()), self._reports.get(digest, ())
         if now.kind is ManifestKind.NAMED:
             return
@@ -301,7 +302,7 @@ class Run:
             self._count_false(others.pop(), digest)
 
     def _reported(self, digest: Digest, content: ManifestContent) -> set[int]:
-        # Of what has no row nobody has a reference: no id is below 1.
+        # 0 for a digest without a row: it equals no known reference, since ids begin at 1.
         return {self._ids.get(reference, 0) for reference, _ in content.references if reference != digest}
 
     def _count_false(self, pod: int, digest: Digest) -> None:
@@ -312,7 +313,7 @@ class Run:
         ids, refs, references = self._ids, self._refs, self._references
         for key in changes.holdings.added:
             if key in self._implied:
-                # It is counted already.
+                # The implied holding is counted already.
                 continue
             manifest = ids[key[1]]
             references[manifest] += 1
@@ -346,7 +347,7 @@ class Run:
         rows.count_false_reports(self._connection, self._false)
 
     def _kinds(self, written: AbstractSet[int], *, read: bool) -> Mapping[int, ManifestKind]:
-        """Which kind known manifests are of, as their bytes say, or as pods report that are indexes."""
+        """Return the kinds of known manifests: by their bytes, or, of reported ones, only those of indexes."""
         return {
             self._ids[digest]: said.content.kind
             for digest, said in self._listed.items()
@@ -358,7 +359,7 @@ class Run:
         }
 
     def _keep_children(self, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
-        """Let held indexes hold what they list. Counts are written: see implied.py."""
+        """Update the implied holdings of held indexes, after the counts are written (see implied.py)."""
 
         def holdings(keys: Iterable[Key]) -> list[implied.Holding]:
             return [(self._repositories[name], self._ids[digest]) for name, digest in keys]
@@ -367,7 +368,7 @@ class Run:
         no_indexes = {manifest.id for manifest in new_manifests if manifest.kind not in PARENTS}
         added = holdings(changes.holdings.added)
         implied.complete(self._connection, [pair for pair in added if pair[1] not in no_indexes])
-        # Nobody lists what had no row.
+        # No known manifest lists a digest that had no row.
         new = {self._ids[digest] for digest in self._new}
         implied.complete_all(
             self._connection,
@@ -393,10 +394,10 @@ class Run:
             ],
         )
         if inserted != len(self._new):
-            raise StateChangedError("Another worker met the same new blob.")
+            raise StateChangedError("Another worker inserted the same new blob.")
 
 
 def _join(one: ManifestContent, other: ManifestContent) -> ManifestContent:
-    """Believe both: none of two reports takes away what the other says."""
+    """Join two reports, so that neither removes what the other lists."""
     kind = ManifestKind.INDEX if ManifestKind.INDEX in {one.kind, other.kind} else one.kind
     return ManifestContent(kind, unique([*one.references, *other.references]))

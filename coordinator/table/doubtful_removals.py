@@ -1,6 +1,6 @@
-"""Doubtful removals: what they are about, and what a look at storage made of them.
+"""Read doubtful removals, and resolve them with what storage shows.
 
-The caller keeps all other writers out (db/locks.py) from `load` to `settle`.
+The caller excludes all other writers (db/locks.py) from `load` to `settle`.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,17 @@ class Doubt(NamedTuple):
     repository_id: int
     repository: RepositoryName
     digest: Digest
-    #: blobs.id; None where the digest has no row.
+    #: blobs.id; None if the digest has no row.
     blob: int | None
-    #: The table says that the repository has it as a manifest; as a direct link. One that is kept stays in any case.
+    #: By the table, the repository has it as a manifest.
     held: bool
+    #: By the table, the repository has a direct link to it that is not `kept`: a kept link stays in any case.
     linked: bool
-    #: Those of its pod that the repository is below.
+    #: The prefixes of its pod that the repository is below.
     prefixes: Sequence[RepositoryName] = ()
-    #: A delete event, or an operator, says that it is gone; without that its link has vanished.
+    #: A delete event or an operator reported it; if not, its link has vanished.
     reported: bool = True
-    #: Its pod's registry sends events, so that one was to be expected.
+    #: Its pod's registry sends events, so a delete event was expected.
     managed: bool = True
     mode: PodMode = PodMode.MANIFEST
 
@@ -42,7 +43,7 @@ class Doubt(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is in storage of what the table says."""
+    """What storage shows: whether the manifest's link is there, and the blob's."""
 
     doubt: Doubt
     held: bool
@@ -71,7 +72,10 @@ def load(
     newer_than: timedelta | None = None,
     pod_id: int | None = None,
 ) -> list[Doubt]:
-    """Return doubts after a key, of pods whose links are in shared storage; only new ones, or of one pod, if asked."""
+    """Return a page of doubtful removals of pods whose links are in shared storage, after a key.
+
+    `newer_than`: only those that became doubtful within this time. `pod_id`: only those of one pod.
+    """
     found = connection.execute(
         f"""
         {_DOUBTS} AND (r.repository_id, r.digest) > (%s, %s)
@@ -85,9 +89,9 @@ def load(
 
 
 def raise_doubts(connection: Connection[Any], keys: Sequence[Key], at: datetime) -> list[Doubt]:
-    """Doubt these (repository, digest) pairs, whose links a listing did not show; return the doubts.
+    """Record a doubtful removal for each (repository, digest) whose link was not listed; return them.
 
-    `at` stands for the time of a delete event. That none has said so is kept (`reported`).
+    `at` takes the place of the time of a delete event; `reported` is false, since no event reported the removal.
     """
     repositories, digests = [key[0] for key in keys], [key[1] for key in keys]
     connection.execute(
@@ -125,15 +129,16 @@ def _doubt(row: Sequence[Any]) -> Doubt:
 
 
 def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
-    """Remove what storage does not have; forget the removals of what it has. Return how many things were removed.
+    """Remove holdings and links that storage does not have, and drop the removals of those it has.
 
-    What no event has reported is noted as vanished (vanished_links.py), in the transaction that removes it.
+    A removal that no event reported is recorded as vanished (vanished_links.py), in the same transaction. Return how
+    many holdings and links were removed.
     """
     gone = [v.doubt for v in verdicts if v.doubt.held and not v.held]
     unlinked = [v.doubt for v in verdicts if v.doubt.linked and not v.linked]
     for doubt, table, column, time, kind in (
         *((doubt, "repository_manifests", "manifest_id", "pushed_at", "manifest") for doubt in gone),
-        # Where links of blobs count for a while only, the registry's own upkeep may delete them.
+        # In mode `manifest`, links of blobs count for a grace only, and the registry's own upkeep may delete them.
         *(
             (doubt, "repository_blobs", "blob_id", "event_at", "blob")
             for doubt in unlinked

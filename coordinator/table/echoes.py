@@ -1,12 +1,12 @@
-"""Note new registry processes, and what their echoes say, in the transaction that applies what stands before them.
+"""Record new registry processes and apply echoes, in the transaction that applies the records before them.
 
 Route: apply.py -> `discover` the processes of its slices, `hear` the echoes in them -> rows of sources, watermarks and
 endpoints. Locks: see processes.py.
 
-Invariants: a watermark moves only to a probe of the same pod that was sent, and only in the transaction that applies
-all records before its echo in that partition; here it never moves back (pods/clock.py lets it). An echo that is seen
-again changes nothing. A probe is marked as echoed only in a transaction after which it is known who answered it. Not
-here: what an echo means (domain/watermarks.py), from which record it came (workers/interpret.py).
+Invariants: a watermark moves only to a probe that was sent to the same pod, and only in the transaction that applies
+all records before its echo in that partition; it never moves back here (pods/clock.py may move it). A repeated echo
+changes nothing. A probe is marked as echoed only in a transaction that records which process answered it.
+Not here: what an echo means (domain/watermarks.py), from which record it came (workers/interpret.py).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,9 +28,9 @@ log = structlog.get_logger()
 
 
 class KnownProcesses:
-    """Processes that the table has, as far as one worker knows: its batches then ask for none of them.
+    """A worker's cache of processes that have a row, so that its batches do not look them up.
 
-    Only what was committed is in it, and after any failure nothing is: the next database may be another.
+    It has only committed processes, and is emptied after any failure: the next database may be another one.
     """
 
     LIMIT: Final = 10_000
@@ -52,7 +52,7 @@ class KnownProcesses:
 
 
 class Heard(NamedTuple):
-    """How many echoes were of a probe that is known, and how many were not."""
+    """How many echoes were of a known probe, and how many of an unknown one."""
 
     known: int = 0
     unknown: int = 0
@@ -65,7 +65,7 @@ class _Probe(NamedTuple):
 
 
 class _Copy(NamedTuple):
-    """An echo as it stands in one partition, and its probe."""
+    """An echo in one partition, and its probe."""
 
     topic: str
     partition: int
@@ -75,7 +75,7 @@ class _Copy(NamedTuple):
 
 
 def discover(connection: Connection[Any], processes: Collection[Process]) -> None:
-    """Let the table have these processes. A pod that is gone has none."""
+    """Insert these processes if they have no row. Those of removed pods are skipped."""
     if not processes:
         return
     wanted = sorted(processes)
@@ -92,9 +92,9 @@ def discover(connection: Connection[Any], processes: Collection[Process]) -> Non
 
 
 def hear(connection: Connection[Any], slices: Sequence[Slice], request_bound: timedelta) -> Heard:
-    """Move watermarks to the probes whose echoes stand in these slices, and note what these say of processes.
+    """Move watermarks to the probes whose echoes are in these slices, and update the state of processes.
 
-    Part of the transaction that applies the slices: what stands before an echo is applied with it or before it.
+    Part of the transaction that applies the slices: records before an echo are applied with it or before it.
     """
     found = [(piece, item) for piece in slices for item in piece.items if item.echo is not None]
     if not found:
@@ -144,7 +144,7 @@ def _hear(connection: Connection[Any], copies: Sequence[_Copy], request_bound: t
 
 
 def _probes(connection: Connection[Any], nonces: Collection[str]) -> dict[str, _Probe]:
-    """Return the probes of these nonces, but for those that a clock that was ahead has timed."""
+    """Return the probes of these nonces, except those that were sent while the clock was ahead."""
     found = connection.execute(
         """
         SELECT p.nonce, p.pod_id, p.url, p.address, p.sent_at, p.echoed
@@ -157,7 +157,7 @@ def _probes(connection: Connection[Any], nonces: Collection[str]) -> dict[str, _
 
 
 def _mark_echoed(connection: Connection[Any], nonces: Collection[str]) -> None:
-    """Only the first copy of an echo that is applied comes here."""
+    """Mark probes as echoed; called only for the first copy of an echo that is applied."""
     if nonces:
         connection.execute(
             """
@@ -172,7 +172,7 @@ def _mark_echoed(connection: Connection[Any], nonces: Collection[str]) -> None:
 
 
 def _ids(connection: Connection[Any], processes: Collection[Process]) -> dict[Process, int]:
-    """Return the ids of sources; one that was believed to be there, and is not, is made."""
+    """Return the ids of sources; insert those that were in the cache and have no row."""
     ids = _known_ids(connection, processes)
     if len(ids) < len(processes):
         discover(connection, processes - ids.keys())
@@ -193,7 +193,7 @@ def _known_ids(connection: Connection[Any], processes: Collection[Process]) -> d
 
 
 def _places(connection: Connection[Any], keys: Collection[Key]) -> dict[Key, Place]:
-    """Lock endpoints, those that there are."""
+    """Lock these endpoints and return those that exist."""
     wanted = list(keys)
     found = connection.execute(
         """
@@ -210,7 +210,7 @@ def _places(connection: Connection[Any], keys: Collection[Key]) -> dict[Key, Pla
 def _moved(
     copies: Iterable[_Copy], ids: Mapping[Process, int], marks: Mapping[MarkKey, datetime | None]
 ) -> dict[MarkKey, datetime | None]:
-    """Which watermarks move, and whereto; None for a partition that is only now known to be there."""
+    """Return the new values of the watermarks that move; None for a partition that becomes known only now."""
     moved: dict[MarkKey, datetime | None] = {}
     named: set[MarkKey] = set()
     for copy in copies:
@@ -228,14 +228,14 @@ def _moved(
 def _decided(
     copies: Iterable[_Copy], ids: Mapping[Process, int], places: Mapping[Key, Place], locked: Locked
 ) -> tuple[dict[Key, Place], dict[int, Known]]:
-    """Return endpoints and sources as they are after what the echoes say, in the order of their probes."""
+    """Return endpoints and sources after these echoes, applied in the order of their probes."""
     places, known = dict(places), dict(locked.sources)
     echoes = sorted({(copy.probe.sent_at, copy.probe.place, ids[copy.process]) for copy in copies})
     for sent_at, _, source in echoes:
         newest = known[source].newest or sent_at
         known[source] = known[source]._replace(newest=max(sent_at, newest))
     for sent_at, key, source in echoes:
-        # A probe of an endpoint that is not known any more still says that its process lives.
+        # Even if the probe's endpoint was deleted since, its echo shows that the process is alive.
         verdict = heard(places.get(key, Place()), source, sent_at, known)
         if key in places:
             places[key] = verdict.place
@@ -249,7 +249,7 @@ def _decided(
 def _note_pauses(
     connection: Connection[Any], heard_of: Collection[int], locked: Locked, request_bound: timedelta
 ) -> None:
-    """Note processes that may have been paused until now: what they were doing then goes on."""
+    """Record processes that may have been paused until now: their requests of that time continue."""
     paused = sorted(
         source for source in heard_of if was_paused(locked.sources[source].newest, locked.now, request_bound)
     )
@@ -263,14 +263,14 @@ def _tell_revived(locked: Locked, after: Mapping[int, Known]) -> None:
             log.warning(
                 "a retired registry process is alive",
                 instance=locked.names[source],
-                action="it counts again; what was collected meanwhile did not wait for it",
+                action="it counts again; garbage collection did not wait for it while it was retired",
             )
 
 
 def _note_restarts(connection: Connection[Any], pods: Collection[int], request_bound: timedelta) -> None:
-    """A process that nobody reached is there again under its name: what it had not delivered may be lost.
+    """Record a gap for a process that was dead and is back under the same id: undelivered events may be lost.
 
-    Also where no reconcile can look: nobody has said that nothing is lost, as whoever retires a process does.
+    Also for pods whose links no reconcile can read: no operator has confirmed that nothing is lost.
     """
     for pod in sorted(pods):
         connection.execute(

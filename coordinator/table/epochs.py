@@ -1,8 +1,8 @@
-"""Count changes that an older state of the database would not know: the epoch of the mark (gc/mark_table.py).
+"""Advance the epoch of the mark with each change that an older state of the database would lack (gc/mark_table.py).
 
 `ADVANCE` is the last statement of the transaction that makes such a change. `changing` is such a transaction on an
-engine: it waits for no other that advances, since a process that hangs in one must not keep an operator from turning
-GC off. What it could not count it counts in a transaction of its own, once the change is committed.
+engine. It does not wait for another transaction that advances: a process that hangs in one must not prevent an operator
+from switching GC off. If the row is locked, it advances the epoch in a second transaction, after the commit.
 """
 
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ UPDATE gc_mark SET epoch = epoch + 1 WHERE id IN (SELECT id FROM gc_mark FOR UPD
 
 @asynccontextmanager
 async def changing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Yield a connection in one transaction that commits and is counted at the end."""
+    """Yield a connection in one transaction, which commits at the end and advances the epoch."""
     async with writing(engine) as connection:
         yield connection
         counted = (await connection.exec_driver_sql(_TRY_ADVANCE)).rowcount > 0
@@ -34,4 +34,4 @@ async def changing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             async with writing(engine) as connection:
                 await connection.exec_driver_sql(ADVANCE)
         except UnavailableError as error:
-            log.warning("a change is not counted in the mark's epoch", reason=str(error))
+            log.warning("the mark's epoch was not advanced for a change", reason=str(error))

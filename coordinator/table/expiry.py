@@ -1,6 +1,6 @@
-"""Rows that time alone makes superfluous, deleted in bounded transactions.
+"""Delete rows that have expired, in bounded transactions.
 
-Rows that a batch has locked are left for the next time: a sweep waits for no fact, so it cannot be part of a deadlock.
+Rows that a batch has locked are left for the next sweep: a sweep never waits for them, so it causes no deadlock.
 """
 
 from datetime import timedelta
@@ -12,14 +12,14 @@ from coordinator.db import locks
 from coordinator.table import statements as rows
 
 BATCH = 1000
-#: Beyond the time for which Kafka is asked to keep records: then no late addition can meet a removal any more.
+#: Added to Kafka's retention: after that, no late addition can arrive that contradicts a removal.
 REMOVALS_KEPT = timedelta(days=30)
 
 
 def expire_links(connection: Connection[Any], grace: timedelta) -> int:
     """Delete direct links of pods of mode `manifest` that are older than the grace; return how many.
 
-    In a pod of linker `relay`, whose links nobody can list, two kinds stay:
+    In a pod of linker `relay`, whose links cannot be listed, two kinds stay:
     - that of a manifest which the repository holds: without it the blob's delete would be taken for the manifest's
       (domain/fold.py)
     - all links of a repository that holds a manifest whose bytes do not say all that it needs (table/kept_by_links.py)
@@ -54,15 +54,15 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
 
 
 def end_doubts(connection: Connection[Any]) -> int:
-    """End doubts about removals of what is not in the table any more, as of links that have expired; return how many.
+    """Resolve doubtful removals of what the table no longer has, such as expired links; return how many.
 
-    With nothing left there is nothing left to doubt (domain/fold.py), and where nobody can look at links nothing else
-    would end them.
+    If the repository has neither, nothing is doubtful (domain/fold.py). For pods whose links cannot be read, nothing
+    else would resolve these.
     """
     if not connection.execute(f"SELECT FROM ({_NEEDLESS} LIMIT 1) x").rowcount:
         return 0
     with connection.transaction():
-        # Alone: who adds the thing again doubts it again.
+        # Alone: a writer that adds the holding or link again makes the removal doubtful again.
         locks.enter(connection, alone=True)
         return connection.execute(
             f"""
@@ -82,7 +82,7 @@ AND NOT EXISTS (SELECT FROM blobs b JOIN repository_blobs l ON l.blob_id = b.id
 
 
 def forget_removals(connection: Connection[Any], retention: timedelta) -> int:
-    """Delete removals, and renames, that nothing can contradict any more; doubtful ones stay. Return how many.
+    """Delete removals and renames that no late event can contradict any more; return how many. Doubtful ones stay.
 
     `retention`: how long Kafka keeps the events.
     """

@@ -1,9 +1,9 @@
-"""Implied holdings: the children of an index are held as long as the index is, also when their own links are gone.
+"""Maintain implied holdings: the children of an index are held as long as the index is, even if their links are gone.
 
-An index is of use only while its children are. Whoever may delete links, a garbage collection of the registry itself
-among them, removes those of untagged children first, and a client may delete a child by its digest. So a repository
-that holds an index holds each child that the table knows as a manifest, and what that lists; a row whose own link
-is not there is `implied`. It goes with the last index of the repository that lists it.
+An index is useless without its children. A registry's own garbage collection removes links of untagged children first,
+and a client may delete a child by its digest. So a repository that holds an index also holds each child that the table
+knows as a manifest, and what the child lists. Such a row without a link of its own is `implied`. It is removed with the
+last index of the repository that lists it.
 
 Invariant: (repository, child) has a row if the repository holds an index that lists the child, and the child is a
 known manifest; an implied row is listed by an index that the repository holds. `check` compares both.
@@ -11,8 +11,8 @@ known manifest; an implied row is listed by an index that the repository holds. 
 Route: digest_facts.py and doubtful_removals.py, after they have written -> `drop`, `complete`, `complete_all`
 Order: after the counts of the run are written. Two runs, one that adds an index and one that learns what its child is,
 both count the child's blob; the second finds what the first has committed.
-Removals are done only while nobody else writes (db/locks.py): an index that is being added may list what is removed.
-Not here: children of which nobody has said that they are manifests (reconcile/layered.py reads them).
+Removals need all other writers excluded (db/locks.py): an index that is being added may list what is removed.
+Not here: children that are not yet known to be manifests (reconcile/layered.py reads them).
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -30,7 +30,7 @@ _PARENTS = ", ".join(str(kind.value) for kind in PARENTS)
 
 
 def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
-    """Hold the children of those of these that are indexes, and theirs in turn; return how many were added."""
+    """Add implied holdings for all descendants of the indexes among these holdings; return how many were added."""
     added = 0
     while holdings:
         found = connection.execute(
@@ -51,13 +51,13 @@ def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
         ).fetchall()
         rows.recount(connection, [manifest for _, manifest in found], by=1)
         added += len(found)
-        # Children may be indexes; hashes allow no circle.
+        # Children may be indexes; digests allow no cycle, so this ends.
         holdings = found
     return added
 
 
 def complete_all(connection: Connection[Any], *, listed: Collection[int] = (), indexes: Collection[int] = ()) -> int:
-    """Complete every repository that holds an index which lists one of `listed`, or one of `indexes`."""
+    """Complete all repositories that hold one of `indexes`, or an index that lists one of `listed`."""
     found: list[Holding] = []
     if listed:
         found += connection.execute(
@@ -80,7 +80,7 @@ def complete_all(connection: Connection[Any], *, listed: Collection[int] = (), i
 def drop(connection: Connection[Any], holdings: Sequence[Holding]) -> None:
     """Remove holdings whose links are gone; those that a held index lists become implied.
 
-    Only while nobody else writes.
+    All other writers must be excluded.
     """
     if not holdings:
         return
@@ -96,9 +96,9 @@ def drop(connection: Connection[Any], holdings: Sequence[Holding]) -> None:
 
 
 def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
-    """Remove those of these that are implied and that no held index lists, and what only they kept; return how many.
+    """Remove the implied holdings among these that no held index lists, and their descendants; return how many.
 
-    Only while nobody else writes.
+    All other writers must be excluded.
     """
     removed = 0
     while holdings:
@@ -119,9 +119,9 @@ def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
 
 
 def release_children(connection: Connection[Any], index: int, children: Collection[int]) -> int:
-    """Release these former children of an index that turned out to list less, wherever it is held; return how many.
+    """Release former children of an index that lists less than was known, wherever it is held; return how many.
 
-    Only while nobody else writes.
+    All other writers must be excluded.
     """
     found = connection.execute(
         """
@@ -135,7 +135,7 @@ def release_children(connection: Connection[Any], index: int, children: Collecti
 
 
 def repair(connection: Connection[Any], repositories: Sequence[int]) -> None:
-    """Make the invariant true of repositories whose holdings have moved. Only while nobody else writes."""
+    """Restore the invariant in repositories whose holdings have moved. All other writers must be excluded."""
     found = connection.execute(
         "SELECT repository_id, manifest_id, implied FROM repository_manifests WHERE repository_id = ANY(%s::int[])",
         (integers(repositories),),

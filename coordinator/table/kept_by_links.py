@@ -1,8 +1,8 @@
-"""Manifests that are kept by links: whose bytes do not say all that they need (coordinator/reconcile/kept.py).
+"""Keep the links of repositories with manifests whose bytes do not say all that they need (reconcile/kept.py).
 
-`manifests.by_links` marks them. A holding of one is `links_pending` from the transaction that adds it until the links
-of its repository, listed after that, are `kept`. Kept links count until the repository holds no such manifest, whatever
-events, sweeps and reconciles say of them.
+`manifests.by_links` marks these manifests. A holding of one is `links_pending` from the transaction that adds it until
+the links of its repository are listed and marked as `kept`. Kept links count until the repository holds no such
+manifest, whatever events, sweeps and reconciles do.
 Not here: which manifests these are (digest_facts.py), keeping links (apply.py), storage.
 """
 
@@ -16,7 +16,7 @@ from coordinator.db import locks
 from coordinator.db.arrays import digests, integers, times
 from coordinator.domain.names import Digest, RepositoryName
 
-#: Rows that one transaction releases.
+#: Rows that one transaction keeps or releases.
 BATCH = 1000
 
 
@@ -25,12 +25,12 @@ class Holding(NamedTuple):
     repository: RepositoryName
     pod_id: int
     digest: Digest
-    #: By the registry's clock: another one means that it was pushed again.
+    #: By the registry's clock: a different time means that it was pushed again.
     pushed_at: datetime
 
 
 def unread(connection: Connection[Any], after: int, limit: int) -> list[tuple[int, Digest]]:
-    """Return ids and digests of manifests, by id, of which it is not known what their bytes are."""
+    """Return ids and digests of manifests whose bytes were not read yet, by id."""
     found = connection.execute(
         "SELECT m.id, b.digest FROM manifests m JOIN blobs b ON b.id = m.id"
         " WHERE m.refs IS NULL AND m.id > %s ORDER BY m.id LIMIT %s",
@@ -40,7 +40,7 @@ def unread(connection: Connection[Any], after: int, limit: int) -> list[tuple[in
 
 
 def pending_repositories(connection: Connection[Any]) -> list[int]:
-    """Return the repositories whose links are to be listed, of pods whose links are in shared storage."""
+    """Return the repositories whose links must be listed, of pods whose links are in shared storage."""
     found = connection.execute(
         """
         SELECT DISTINCT h.repository_id FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
@@ -51,7 +51,7 @@ def pending_repositories(connection: Connection[Any]) -> list[int]:
 
 
 def repositories_by_links(connection: Connection[Any], pod_id: int) -> list[int]:
-    """Return the repositories of a pod that hold manifests that are kept by links."""
+    """Return the repositories of a pod that hold manifests marked `by_links`."""
     found = connection.execute(
         """
         SELECT DISTINCT h.repository_id FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id
@@ -63,7 +63,7 @@ def repositories_by_links(connection: Connection[Any], pod_id: int) -> list[int]
 
 
 def holdings(connection: Connection[Any], repository_id: int, limit: int, *, pending: bool) -> list[Holding]:
-    """Return holdings of the repository whose manifests are kept by links; only those whose links are to be listed."""
+    """Return the repository's holdings of manifests marked `by_links`; with `pending`, only pending ones."""
     found = connection.execute(
         """
         SELECT r.id, r.name, r.pod_id, b.digest, h.pushed_at FROM repository_manifests h
@@ -83,7 +83,7 @@ def holdings(connection: Connection[Any], repository_id: int, limit: int, *, pen
 
 
 def keep_known(connection: Connection[Any], repository_id: int) -> None:
-    """Keep what the table has as links of the repository: storage may have lost some since the manifest came."""
+    """Keep the links of the repository that the table has: storage may have lost some since the push."""
     after = -1
     while True:
         with connection.transaction():
@@ -107,7 +107,7 @@ def keep_known(connection: Connection[Any], repository_id: int) -> None:
 
 
 def listed(connection: Connection[Any], found: Sequence[Holding]) -> int:
-    """Note that what these need is kept, unless they were pushed again since; return how many."""
+    """Mark these holdings as no longer pending, unless they were pushed again since; return how many."""
     with connection.transaction():
         locks.enter(connection)
         return connection.execute(
@@ -127,9 +127,9 @@ def listed(connection: Connection[Any], found: Sequence[Holding]) -> int:
 
 
 def release(connection: Connection[Any], pod_id: int) -> int:
-    """Release the kept links of the pod's repositories that hold no such manifest any more; return how many.
+    """Release the kept links of the pod's repositories that no longer hold such a manifest; return how many.
 
-    They count as any other link then, from now on.
+    They are ordinary links then, and their grace begins now.
     """
     repositories = connection.execute(
         """

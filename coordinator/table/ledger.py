@@ -1,7 +1,7 @@
-"""The ledger: what garbage collection decided, when, why, and on what evidence. Only ever appended to.
+"""Append to the ledger: what garbage collection decided, when, why, and on what evidence. Rows are never changed.
 
-Written in the transaction that acts on a decision, or that knows what came of it; and when an operator decides about a
-single blob (gc/controls.py).
+Written in the transaction that acts on a decision or records its result, and when an operator decides about a single
+blob (gc/controls.py).
 Not here: reading it (gc/runs.py by run, lookup/explain.py by blob).
 """
 
@@ -16,7 +16,7 @@ from coordinator.domain.names import Digest
 
 
 class Decision(StrEnum):
-    """The names are fixed: whoever reads the ledger has them."""
+    """What was decided or done. The values are fixed: stored entries have them and scripts use them."""
 
     #: It is about to be hidden.
     HIDE = "hide"
@@ -24,19 +24,19 @@ class Decision(StrEnum):
     #: What its hide recorded is about to be deleted.
     PURGE = "purge"
     PURGED = "purged"
-    #: It was needed again, or asked back, and is served again.
+    #: It was needed again or undeleted, and is served again.
     RESTORED = "restored"
-    #: A hide that did not end is undone.
+    #: An unfinished hide was undone.
     UNDONE = "undone"
-    #: It was kept against the plan, by a look at storage.
+    #: It was kept against the plan, because of what storage showed.
     KEPT = "kept"
-    #: An alarm: others than Baleen let registries see it while it was hidden. It was about to be purged, and is kept.
+    #: An alarm: someone other than Baleen made it visible to registries while it was hidden. Its purge is cancelled.
     SHOWN = "shown-by-others"
-    #: By an operator: never collect it; collect it like any other; bring it back.
+    #: By an operator: never collect it; collect it like any other; restore it.
     PINNED = "pinned"
     UNPINNED = "unpinned"
     ASKED_BACK = "asked-back"
-    #: By an operator: its link is gone without a delete event, and may be (table/vanished_links.py).
+    #: By an operator: its link vanished without a delete event, and that is accepted (table/vanished_links.py).
     ACCEPTED = "accepted"
 
 

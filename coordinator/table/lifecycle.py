@@ -1,9 +1,9 @@
-"""Moves of blobs that follow from a look at storage, and the outbox in which changes wait to be told.
+"""Change the states of blobs after a check of storage, and keep the outbox of changes to publish.
 
-A change is written to the outbox in the transaction that makes it, after the blob's row was changed: so changes of one
-blob have ids in the order in which they happened. Whoever tells them takes them in the order of ids, one teller at a
-time (`outbox`).
-Not here: which move follows (domain/lifecycle.py), the look (reconcile/presence.py), the topic (kafka/lifecycle.py).
+A change is written to the outbox in the transaction that makes it, after the blob's row was changed: so the changes of
+one blob have ids in the order in which they happened. They are published in the order of ids, by one process at a time
+(`outbox`).
+Not here: which change follows (domain/lifecycle.py), the check (reconcile/presence.py), the topic (kafka/lifecycle.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,16 +19,16 @@ from coordinator.domain.names import Digest
 from coordinator.domain.pods import Linker
 from coordinator.domain.references import ManifestKind
 
-#: Of a teller, for pg_try_advisory_xact_lock: a constant of ours.
+#: Held by the publishing process: a fixed key for pg_try_advisory_xact_lock.
 OUTBOX_LOCK = 0x62616C6F
 
 
 class KnownBlob(NamedTuple):
-    """A blob as the table has it."""
+    """A blob, as read from the table."""
 
     id: int
     digest: Digest
-    #: Bytes; -1 while nobody has said.
+    #: Bytes; -1 while it is not known.
     size: int
     state: BlobState
     reference_count: int
@@ -45,12 +45,12 @@ class Move(NamedTuple):
 
     @property
     def change(self) -> str | None:
-        """What is told of it."""
+        """The name under which it is published; None if it is not."""
         return told(self.blob.state, self.to)
 
 
 class Change(NamedTuple):
-    """A change of a blob's state that was not told yet."""
+    """A change of a blob's state that was not published yet."""
 
     id: int
     digest: Digest
@@ -68,7 +68,7 @@ def _blob(row: Sequence[Any]) -> KnownBlob:
 
 
 def load(connection: Connection[Any], wanted: Sequence[Digest]) -> list[KnownBlob]:
-    """Return those of these blobs that have a row."""
+    """Return the blobs among these digests that have a row."""
     found = connection.execute(
         f"{_KNOWN} JOIN unnest(%s::bytea[]) d (digest) ON b.digest = d.digest ORDER BY b.id", (list(wanted),)
     )
@@ -84,7 +84,7 @@ def missing(connection: Connection[Any], after: int, limit: int) -> list[KnownBl
 
 
 def unread(connection: Connection[Any], after: int, limit: int) -> list[KnownBlob]:
-    """Return live manifests by id whose bytes could not be read: they may not be there at all."""
+    """Return live manifests whose bytes could not be read, by id: the bytes may be missing."""
     found = connection.execute(
         f"""
         {_KNOWN} JOIN manifests m ON m.id = b.id
@@ -96,7 +96,7 @@ def unread(connection: Connection[Any], after: int, limit: int) -> list[KnownBlo
 
 
 def some_live(connection: Connection[Any], limit: int) -> list[Digest]:
-    """Return digests of live blobs from among so many of the newest rows, and of the oldest."""
+    """Return digests of the live blobs among the `limit` newest and the `limit` oldest rows."""
     found = connection.execute(
         f"""
         SELECT digest FROM (
@@ -110,11 +110,11 @@ def some_live(connection: Connection[Any], limit: int) -> list[Digest]:
 
 
 def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
-    """Return which of these, with no bytes in storage, need not be lost.
+    """Return which of these blobs without bytes in storage are not necessarily lost.
 
-    Either only pods need them that may have their bytes in a store of their own (linker `relay`). Or nothing but the
-    bytes of manifests names them that are kept for every digest they name (kind NAMED), and nobody ever stored them:
-    the client of any registry can make up such a digest, and would raise an alarm that is never cleared.
+    Either they are needed only by pods that may have their bytes in a store of their own (linker `relay`). Or they were
+    never stored, and only manifests of kind NAMED name them: any client can make up such a digest, and would raise an
+    alarm that is never cleared.
     """
     if not blobs:
         return set()
@@ -137,7 +137,7 @@ def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int
     return {row[0] for row in found}
 
 
-#: Of blob `b.id`.
+#: The pods that need blob `b.id`.
 _PODS_THAT_NEED = """
     SELECT FROM (
         SELECT repository_id FROM repository_blobs WHERE blob_id = b.id
@@ -151,7 +151,7 @@ _PODS_THAT_NEED = """
 
 
 def move(connection: Connection[Any], moves: Sequence[Move]) -> None:
-    """Move blobs and write what is to be told of it. The caller has kept all writers of facts out (db/locks.py)."""
+    """Change the states of blobs and write the outbox. The caller has excluded all writers of facts (db/locks.py)."""
     if not moves:
         return
     connection.execute(
@@ -176,9 +176,9 @@ def move(connection: Connection[Any], moves: Sequence[Move]) -> None:
 
 
 def tell(connection: Connection[Any], blobs: Sequence[int], event: BlobEvent) -> list[Move]:
-    """Let an event happen to blobs; return those that it moved. Raises LifecycleError, and then none has moved.
+    """Apply an event to blobs; return the changes of state. Raises LifecycleError, with nothing changed.
 
-    Their rows stay locked until the transaction ends, so what the counts say of them is true until then.
+    The rows stay locked until the transaction ends, so their counts cannot change before that.
     """
     found = connection.execute(
         f"{_KNOWN} JOIN unnest(%s::bigint[]) d (id) ON d.id = b.id ORDER BY b.id FOR NO KEY UPDATE OF b",
@@ -193,9 +193,9 @@ def tell(connection: Connection[Any], blobs: Sequence[int], event: BlobEvent) ->
 
 @contextmanager
 def outbox(connection: Connection[Any], limit: int) -> Iterator[list[Change]]:
-    """Give the oldest changes that wait; they are deleted when the block ends, and stay if it raises.
+    """Yield the oldest unpublished changes; they are deleted when the block ends, and stay if it raises.
 
-    None while somebody else is telling: two at once would tell one blob's changes in any order.
+    Yields none while another process is publishing: two at once could publish one blob's changes out of order.
     """
     with connection.transaction():
         row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (OUTBOX_LOCK,)).fetchone()

@@ -1,8 +1,8 @@
-"""Tell the world what happened to blobs: from the outbox in the database to the topic blob.lifecycle.
+"""Publish changes of blobs' states from the outbox in the database to the topic blob.lifecycle.
 
-Route: the scheduler (workers/scheduler.py), every second -> `publish_waiting` -> the oldest changes -> Kafka has them,
-and they are deleted. In the order in which they happened for each digest, and once: what a process told that ended
-between the acknowledgement and the delete is found in Kafka by the next (kafka/lifecycle.py).
+Route: the scheduler (workers/scheduler.py), every second -> `publish_waiting` -> the oldest changes -> Kafka
+acknowledges them, and they are deleted. The changes of a digest are published in order, and once: if a process ends
+between the acknowledgement and the delete, the next one finds the records in Kafka (kafka/lifecycle.py).
 """
 
 from coordinator.db.connection import Connections
@@ -12,12 +12,12 @@ from coordinator.table import lifecycle
 from coordinator.table.lifecycle import Change
 from schemas.records import BlobLifecycle
 
-#: Changes that one transaction tells.
+#: Changes that one transaction publishes.
 BATCH = TAIL
 
 
 def publish_waiting(connections: Connections, producer: LifecycleProducer) -> int:
-    """Tell all that waits; return how many changes that were. Raises UnavailableError, with the rest waiting."""
+    """Publish all changes in the outbox; return how many. Raises UnavailableError, and the rest stays there."""
     told = 0
     while True:
         with connections.use() as connection, lifecycle.outbox(connection, BATCH) as changes:

@@ -1,12 +1,12 @@
-"""What is known of pods' registry processes: the SQL of probes, deaths and retirements.
+"""SQL for registry processes: endpoints, probes, deaths and retirements.
 
-Route: the prober notes where names lead (`endpoints_seen`), what it sends (`insert_probe`) and what came of it
-(`probe_answered`, `probe_failed`); the batch apply notes what comes back (echoes.py); a reconcile retires the dead
-(`retire_dead`) and settles who answered and was never heard (`settle_unheard`), an operator retires whom he likes
-(`retire`).
+Route: the prober records the addresses of names (`endpoints_seen`), the probes it sends (`insert_probe`) and their
+results (`probe_answered`, `probe_failed`); the batch apply records echoes (echoes.py); a reconcile retires dead
+processes (`retire_dead`) and resolves probes that were answered without an echo (`settle_unheard`); an operator can
+retire any process (`retire`).
 
-Locks: rows of sources that are new, by pod and instance id; then probes, by nonce; then endpoints, by their key; then
-sources, by id. Whoever holds one of these takes nothing else after it; the batch apply takes them last. Rows of
+Locks: new rows of sources, by pod and instance id; then probes, by nonce; then endpoints, by their key; then sources,
+by id. A transaction that has these locks takes no others after them; the batch apply takes them last. Rows of
 watermarks are written only under the lock of their source.
 Not here: what a refusal means (domain/watermarks.py), how W is read (pods/watermarks.py).
 """
@@ -30,12 +30,11 @@ from coordinator.errors import NotFoundError
 
 log = structlog.get_logger()
 
-#: An echo of an older probe is not known any more, and ignored; but for the first and the newest that keep W from
-#: passing them.
+#: Older probes are deleted, and their echoes ignored, except the first and the newest of those that W may not pass.
 PROBES_KEPT: Final = timedelta(days=1)
-#: Of the setting safety_request_bound, for whoever does not say what it is.
+#: The default of the setting safety_request_bound, for callers that do not pass it.
 REQUEST_BOUND: Final = timedelta(hours=1)
-#: Endpoints to which a name has not led for so long are of no interest.
+#: Endpoints that a name has not led to for this time are deleted.
 ENDPOINTS_KEPT: Final = timedelta(days=7)
 BATCH: Final = 1000
 
@@ -50,15 +49,15 @@ MarkKey = tuple[int, str, int]
 def endpoints_seen(
     connection: Connection[Any], pod_id: int, found: Mapping[str, Collection[str]], asked_at: datetime
 ) -> None:
-    """Note to which addresses each URL of the pod's registries leads: URL, as in pods.registries -> addresses.
+    """Record the addresses of the pod's registries: URL, as in pods.registries -> addresses.
 
-    `asked_at`: by the database's clock, no later than names were asked for: who has come since then is not known,
-    however long the answer was on its way. One that was overtaken by a later one changes nothing.
-    URLs that are not named keep their endpoints; those that the pod does not list any more lose them.
+    `asked_at`: a time by the database's clock before the look-up began: processes at new addresses since then are not
+    known, however long the look-up took. A look-up that a later one has overtaken changes nothing.
+    URLs that are not in `found` keep their endpoints; those that the pod no longer lists lose them.
     """
     pairs = sorted((url, address) for url, addresses in found.items() for address in addresses)
     with connection.transaction():
-        # All of them at first and in order, as an echo takes them.
+        # Lock all of them first, in the order in which echoes do.
         connection.execute(
             "SELECT FROM endpoints WHERE pod_id = %s ORDER BY pod_id, url, address FOR UPDATE", (pod_id,)
         )
@@ -82,9 +81,9 @@ def endpoints_seen(
 
 
 def insert_probe(connection: Connection[Any], pod_id: int, url: str, address: str) -> str:
-    """Note a probe that is about to be sent, and return its nonce: 32 hexadecimal digits. Commit before sending.
+    """Record a probe that is about to be sent, and return its nonce: 32 hexadecimal digits. Commit before sending.
 
-    Its time is that of this statement: nothing that the registry does afterwards is claimed.
+    Its time is that of this statement, so that the watermark covers nothing that the registry does afterwards.
     """
     nonce = uuid.uuid4().hex
     connection.execute(
@@ -101,9 +100,9 @@ def insert_probe(connection: Connection[Any], pod_id: int, url: str, address: st
 
 
 def insert_trial_probe(connection: Connection[Any], pod_id: int, url: str, address: str) -> str:
-    """Note a probe of a doctor, and return its nonce: ingest takes its report, and the report moves no watermark.
+    """Record a probe of a doctor, and return its nonce: ingest accepts its event, which moves no watermark.
 
-    It is like one that a clock that was ahead has timed: nobody goes by it, and it is forgotten after a day.
+    It is stored like a probe sent while the clock was ahead: its echo is ignored, and it is deleted after a day.
     """
     nonce = uuid.uuid4().hex
     connection.execute(
@@ -116,7 +115,7 @@ def insert_trial_probe(connection: Connection[Any], pod_id: int, url: str, addre
 
 
 def probe_answered(connection: Connection[Any], nonce: str) -> None:
-    """The endpoint answered as it should."""
+    """Record that the endpoint answered the probe as expected."""
     connection.execute(
         """
         WITH p AS (UPDATE probes SET answered_at = now() WHERE nonce = %s::uuid RETURNING pod_id, url, address)
@@ -130,10 +129,10 @@ def probe_answered(connection: Connection[Any], nonce: str) -> None:
 def probe_failed(
     connection: Connection[Any], nonce: str, error: str, *, refused: bool, answered: bool = False
 ) -> str | None:
-    """The endpoint did not answer as it should.
+    """Record that the endpoint did not answer the probe as expected.
 
-    `refused`: nobody listens there, so the process that last echoed from it is dead. `answered`: somebody is there,
-    and said something else. Return the instance id of a process that is known to be dead from now on.
+    `refused`: no process listens there, so the one that last echoed from it is dead. `answered`: a process is there,
+    and gave another answer. Return the instance id of the process that is now known to be dead, if any.
     """
     with connection.transaction():
         row = connection.execute(
@@ -160,7 +159,7 @@ def probe_failed(
 
 
 def _bury(connection: Connection[Any], place: Place, sent_at: datetime) -> str | None:
-    """Let the process that last echoed from an endpoint be dead, if the refusal of a probe proves it."""
+    """Mark the process that last echoed from an endpoint as dead, if the refusal of a probe proves it."""
     locked = lock(connection, set() if place.source is None else {place.source})
     dead = refused(place, sent_at, locked.sources)
     if dead is None:
@@ -171,9 +170,9 @@ def _bury(connection: Connection[Any], place: Place, sent_at: datetime) -> str |
 
 
 def forget_old_probes(connection: Connection[Any], kept: timedelta = PROBES_KEPT) -> int:
-    """Delete probes whose echo nobody waits for any more; return how many.
+    """Delete probes whose echo no longer matters; return how many.
 
-    Those that keep W from passing them stay, in each endpoint the first, the newest, and one for all between them.
+    Probes that W may not pass stay: for each endpoint the first, the newest, and one for all between them.
     """
     total = 0
     while True:
@@ -193,10 +192,10 @@ def forget_old_probes(connection: Connection[Any], kept: timedelta = PROBES_KEPT
 
 
 def _merge_unheard(connection: Connection[Any], kept: timedelta) -> int:
-    """Let one old probe that was never heard stand for others of its endpoint; return how many are deleted.
+    """Merge old probes of an endpoint that were answered without an echo into one; return how many are deleted.
 
-    It keeps W from what any of them did, and is the last of them: a reconcile that covers it covers all. No echo may
-    take it away, since others of them were perhaps answered by somebody else: it gets a nonce that nobody was sent.
+    The remaining one limits W as all of them did, and is the last of them: a reconcile that covers it covers all. No
+    echo may remove it, since another process may have answered the others: it gets a new nonce that was never sent.
     """
     return connection.execute(
         """
@@ -235,11 +234,12 @@ async def retire(
     why: str,
     request_bound: timedelta,
 ) -> None:
-    """Let a source count no more, on an operator's word; raises NotFoundError.
+    """Retire a source for an operator; raises NotFoundError.
 
-    What it had not delivered is lost: a gap, until a reconcile that begins when its last request's writes have landed.
+    What it had not delivered is lost. A gap is recorded, which only a reconcile resolves that begins after the writes
+    of the source's last request have landed.
     """
-    why = reason(why, "why it counts no more")
+    why = reason(why, "why it is retired")
     done = await connection.execute(
         text("""
             WITH gone AS (
@@ -263,13 +263,13 @@ async def retire(
     if done.first() is None:
         if not await connection.scalar(text("SELECT EXISTS (SELECT FROM pods WHERE name = :pod)"), {"pod": pod}):
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
-        raise NotFoundError(f"Pod {pod} has no process {instance_id} that counts: see `baleen pods show {pod}`.")
+        raise NotFoundError(f"Pod {pod} has no process {instance_id} to retire: see `baleen pods show {pod}`.")
 
 
 def retire_dead(
     connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta, why: str
 ) -> list[str]:
-    """Retire the sources that a reconcile which began at `began_at` has covered; return their instance ids."""
+    """Retire the dead sources that a reconcile begun at `began_at` covers; return their instance ids."""
     with connection.transaction():
         dead = connection.execute(
             """
@@ -287,11 +287,11 @@ def retire_dead(
 
 
 def settle_unheard(connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta) -> None:
-    """Forget probes that were answered and never echoed, as far as a reconcile that began at `began_at` covers them.
+    """Delete probes that were answered without an echo, if a reconcile begun at `began_at` covers them.
 
-    It has seen what whoever answered them had done; and if he ran no more, his last request's writes had landed. If he
-    ran on he has answered others since then, which stay: what he did after it began is not known. It goes by when they
-    were answered: one may be sent long after its row was written, by a scheduler that was stopped.
+    The reconcile has seen what the process that answered them had done; if that process had ended, its last request's
+    writes had landed. If it still runs, it has answered later probes, which stay. The time of the answer decides: a
+    probe may be sent long after its row was written, by a scheduler that was stopped.
     """
     connection.execute(
         """
@@ -314,7 +314,7 @@ class Locked(NamedTuple):
 
     names: dict[int, str]
     sources: dict[int, Known]
-    #: None where nothing was applied yet.
+    #: None if nothing was applied yet.
     marks: dict[MarkKey, datetime | None]
     now: datetime
 
@@ -350,7 +350,7 @@ def lock(connection: Connection[Any], ids: Collection[int]) -> Locked:
 
 
 def write(connection: Connection[Any], sources: Mapping[int, Known], heard_of: Collection[int]) -> None:
-    """Let locked sources be as they are known now. One that did not count, and does, begins another life."""
+    """Write the new state of locked sources. One that did not count and now does begins another life."""
     for source, known in sources.items():
         connection.execute(
             """

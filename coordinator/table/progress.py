@@ -1,6 +1,6 @@
-"""Where partitions stand, and the gaps that were found in them.
+"""Read and set the progress of partitions, and record the gaps that were found in them.
 
-Not here: how a position is decided (domain/progress.py), how it moves on (apply.py, with what it applied).
+Not here: how a position is decided (domain/progress.py), advancing it with a batch (apply.py).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ Partition = tuple[str, int]
 
 
 def read(connection: Connection[Any], partitions: list[Partition]) -> dict[Partition, Progress]:
-    """Return the progress of those partitions that have any."""
+    """Return the progress of the partitions that have any."""
     rows = connection.execute(
         """
         SELECT topic, partition, next_offset, fingerprint, topic_id
@@ -25,10 +25,10 @@ def read(connection: Connection[Any], partitions: list[Partition]) -> dict[Parti
 
 
 def move(connection: Connection[Any], partition: Partition, seen: Progress | None, position: Position) -> bool:
-    """Set a partition to a position that was decided on `seen`, and record the gap for every pod.
+    """Set a partition to a position that was decided from `seen`, and record its gap for every pod.
 
-    Return False, with nothing changed, if the partition has moved since: decide again. A partition's key is of a
-    repository that may not be known, so a gap concerns every pod.
+    Return False, with nothing changed, if the partition has moved since: decide again. Lost records may be of any
+    repository, so a gap concerns every pod.
     """
     topic, number = partition
     with connection.transaction():
@@ -73,11 +73,12 @@ def move(connection: Connection[Any], partition: Partition, seen: Progress | Non
 
 
 def record_cut(connection: Connection[Any], topic: str) -> int:
-    """Record for every pod that a broker may have lost what it had acknowledged, without a trace of what it was.
+    """Record for every pod that a broker may have lost acknowledged records, and that it is not known which.
 
-    Return how many pods have such a gap open now. One is enough: a reconcile that runs already does not settle it.
+    Return how many pods have such an open gap now. Each has one: a reconcile that is already running does not resolve
+    it.
     """
-    # First what is open, then what is not there: a gap that is settled between the two is recorded anew.
+    # Open gaps first, then missing ones: a gap that is resolved in between is recorded anew.
     connection.execute(
         """
         UPDATE gaps SET settles_from = greatest(settles_from, clock_timestamp())

@@ -1,4 +1,7 @@
-"""How far the partitions are applied, as the table says. Not here: where their logs end (api/status.py asks Kafka)."""
+"""Read how far partitions are applied, and other figures of the status.
+
+Not here: where the partitions' logs end (api/status.py asks Kafka).
+"""
 
 import datetime as dt
 
@@ -18,13 +21,13 @@ _REVISION = text("SELECT version_num FROM alembic_version")
 
 
 async def progress(connection: AsyncConnection) -> dict[tuple[str, int], int]:
-    """Return the first offset that is not applied, of each partition that has any applied."""
+    """Return the first offset that is not applied, for each partition with applied records."""
     rows = await connection.execute(_PROGRESS)
     return {(row.topic, row.partition): row.next_offset for row in rows}
 
 
 async def clock(connection: AsyncConnection) -> dt.datetime:
-    """Return the database's time, with which watermarks compare."""
+    """Return the database's time, by which watermarks are measured."""
     now: dt.datetime = (await connection.execute(_CLOCK)).scalar_one()
     return now
 
@@ -35,15 +38,15 @@ async def missing_blobs(connection: AsyncConnection) -> int:
 
 
 async def untold_changes(connection: AsyncConnection) -> int:
-    """Count changes that blob.lifecycle has not got yet, up to UNTOLD_LIMIT."""
+    """Count changes that are not published to blob.lifecycle yet, up to UNTOLD_LIMIT."""
     return int((await connection.execute(_UNTOLD, {"limit": UNTOLD_LIMIT})).scalar_one())
 
 
 async def schema_problem(connection: AsyncConnection) -> str | None:
-    """Say what is wrong with the database's schema; None if it is this release's."""
+    """Return what is wrong with the database's schema; None if it is this release's."""
     if not await connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL")):
         return "The database has no schema yet: run `baleen db migrate`."
     found, needed = await connection.scalar(_REVISION), wanted()
     if found == needed:
         return None
-    return f"The database has schema {found}, this release works on {needed}: run `baleen db migrate`."
+    return f"The database has schema {found}, and this release needs {needed}: run `baleen db migrate`."

@@ -1,11 +1,11 @@
-"""Renames that were applied, remembered so that events which come later and happened earlier are noticed.
+"""Remember applied renames, to detect events that arrive after a rename and happened before it.
 
-A rename and the pushes below a namespace are in different partitions, and processes have queues of their own. So a push
-under the old name may be applied after the rename that should have moved it, and stay under the old name; and so may a
-rename, after one that took what it brings further. No rule puts that right in all orders; so it is recorded as a gap,
-which holds garbage collection until somebody has looked. A delete under the new name may come after the rename and be
-of what was there before: it is not believed.
-Not here: what a rename does to what is known already (repository_facts.py), when it is forgotten (expiry.py).
+A rename and the pushes below a namespace are in different partitions, and each process has its own queue. So a push
+under the old name may be applied after the rename that should have moved it, and stay under the old name. The same can
+happen to two renames in a row. No rule repairs this in all orders, so a gap is recorded, which blocks GC until a
+reconcile resolves it. A delete under the new name may arrive after the rename and be of what was there before: it is
+not applied without a check of storage.
+Not here: what a rename changes (repository_facts.py), when it is deleted (expiry.py).
 """
 
 from collections.abc import Collection
@@ -22,7 +22,7 @@ from coordinator.table.batch import Item
 
 
 def remember(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int) -> bool:
-    """Return whether it was not known yet. Only while nobody else writes (db/locks.py)."""
+    """Store a rename; return whether it was new. All other writers must be excluded (db/locks.py)."""
     key = (fact.repository, fact.destination, fact.below, fact.at)
     known = connection.execute(
         "SELECT FROM renames WHERE source = %s AND destination = %s AND below = %s AND at = %s", key
@@ -38,10 +38,11 @@ def remember(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int) 
 
 
 def crosses_later(connection: Connection[Any], fact: RepositoryRenamed, margin: timedelta, *, is_new: bool) -> bool:
-    """Whether another rename, that may be a later one, was applied before and crosses this one.
+    """Whether a rename that may be later than this one was applied before it and overlaps with it.
 
-    It may have given the source, or what is around or below it, things that this one takes along; or it has not taken
-    what this one brings, or leaves. The latter only the first time: what has come under a name since then was noticed.
+    It may have moved things to the source, or around or below it, which this one would move along. Or it has missed
+    things that this one moves or leaves; that is checked only the first time, since later arrivals are detected
+    otherwise.
     """
     values = fact._asdict() | {"margin": margin, "is_new": is_new}
     found = connection.execute(
@@ -63,9 +64,9 @@ def _overlap(name: str, other: str) -> str:
 
 
 def taken_since(connection: Connection[Any], removals: Collection[Removed], margin: timedelta) -> set[RepositoryName]:
-    """Return those repositories to which a rename gave something that one of these removals may not have been of.
+    """Return the repositories whose removals may be older than what a rename moved there.
 
-    What came with a rename keeps the time of its push, which says nothing of when it came to this name.
+    What a rename moves keeps the time of its push, which does not say since when it has this name.
     """
     if not removals or not connection.execute("SELECT FROM renames LIMIT 1").rowcount:
         return set()
@@ -83,8 +84,8 @@ def taken_since(connection: Connection[Any], removals: Collection[Removed], marg
 
 
 def notice_late(connection: Connection[Any], run: list[Item], margin: timedelta) -> None:
-    """Record a gap for pods of which the run has facts that may be from before a rename that was applied."""
-    # Almost never is there any, and then nothing else is asked.
+    """Record a gap for pods that have facts in this run which may be older than an applied rename."""
+    # Renames are rare: without any, no other query is made.
     if not connection.execute("SELECT FROM renames LIMIT 1").rowcount:
         return
     facts = [item.fact for item in run if item.fact is not None and not isinstance(item.fact, ManifestRead)]
@@ -106,11 +107,11 @@ def _is_late(item: Item, latest: dict[tuple[str, bool], Any], margin: timedelta)
 
 
 def record_gap(connection: Connection[Any], pods: set[int]) -> None:
-    """Record for each of these pods that something may be under a name that it has no more.
+    """Record for each of these pods that something may be stored under an old name in the table.
 
-    One gap is enough: a reconcile that runs already does not settle it.
+    Each pod has one such gap: a reconcile that is already running does not resolve it.
     """
-    # First what is open, then what is not there: a gap that is settled between the two is recorded anew.
+    # Open gaps first, then missing ones: a gap that is resolved in between is recorded anew.
     connection.execute(
         """
         UPDATE gaps SET settles_from = greatest(settles_from, clock_timestamp())

@@ -1,6 +1,6 @@
-"""Facts about a whole repository: it was emptied, or it has another name.
+"""Apply facts about a whole repository: it was emptied or renamed.
 
-Both run while nobody else writes facts (db/locks.py), so that what they read stays true until they have written.
+Both exclude all other writers of facts (db/locks.py), so that what they read stays true until they have written.
 Not here: facts about single digests (digest_facts.py).
 """
 
@@ -19,7 +19,7 @@ from coordinator.table.digest_facts import Run
 
 
 def remove_repository(connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta) -> Applied:
-    """Remove all that the repository has, by the rule of single removals: each may be doubtful or overtaken."""
+    """Remove everything in the repository by the rule of single removals: each may be doubtful or overtaken."""
     if not rows.pods_elsewhere(connection, {pod_id}):
         values = {"name": fact.repository, "at": within(fact.at), "margin": margin}
         connection.execute(_EXPLAIN_ALL, values)
@@ -40,7 +40,7 @@ def _item(pod_id: int, fact: Removed) -> Item:
     return Item(0, 0, pod_id, fact, None)
 
 
-#: Things of a repository that are removed by one statement: none may take longer than a statement is given.
+#: How many digests are removed at once, so that no statement exceeds its timeout.
 AT_ONCE = 5000
 
 _HELD = """
@@ -54,7 +54,7 @@ SELECT b.id, b.digest FROM (
 ) held (id) JOIN blobs b ON b.id = held.id ORDER BY b.id
 """
 
-#: Whose links are in shared storage is believed only after a look at them.
+#: For pods whose links are in shared storage, which must confirm each removal.
 _DOUBT_ALL = """
 INSERT INTO removals (repository_id, digest, removed_at, doubtful_since)
 SELECT held.repository_id, b.digest, %(at)s::timestamptz, now() FROM (
@@ -70,7 +70,7 @@ SET removed_at = greatest(removals.removed_at, excluded.removed_at), seen_at = n
     reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL
 """
 
-#: Links of it that had vanished before this event came, and that were older than it.
+#: Links of the repository that had vanished before this event arrived, and that the event explains.
 _EXPLAIN_ALL = """
 UPDATE removals r SET reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL
 FROM repositories n
@@ -80,10 +80,10 @@ WHERE n.name = %(name)s AND r.repository_id = n.id AND r.vanished_since IS NOT N
 
 
 def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int, margin: timedelta) -> None:
-    """Give the repository its new name, and with `below` also those under it; merge where the name is taken.
+    """Rename the repository, and with `below` those under it, too; merge if the new name exists.
 
-    What was added under the old name after the rename stays there: a rename that is seen again must not take it along.
-    Whether it was there before as well is not known, for a holding has only its last time: then a gap is recorded.
+    What was added under the old name after the rename stays there: a repeated rename must not move it. It may have been
+    there before as well, which is not known, since a holding has only its last time: then a gap is recorded.
     """
     fact = fact._replace(at=within(fact.at))
     old, new, at = fact.repository, fact.destination, fact.at
@@ -93,15 +93,15 @@ def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, po
     if renames.crosses_later(connection, fact, margin, is_new=is_new):
         renames.record_gap(connection, {pod_id})
     if not is_new and fact.below and (new.startswith(f"{old}/") or old.startswith(f"{new}/")):
-        # What it gave its name is below the old one too, and would be moved again. What has come under the old name
-        # since then, though it is from before, was told as a gap (renames.py).
+        # What it moved has a name below the old one, too, and would be moved again. Older things that arrived under the
+        # old name since then were recorded as a gap (renames.py).
         return
     names = connection.execute(
         "SELECT id, name FROM repositories WHERE name = %s OR (%s AND name LIKE %s)",
         (old, fact.below, old.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%") + "/%"),
     ).fetchall()
-    # Where a namespace moves along its own path, names that it gives are among those that it takes. All become longer
-    # by as much, or shorter, so that by length each goes before another comes to its name.
+    # If a namespace moves along its own path, new names may equal old ones. All names change their length by the same
+    # amount, so in the order of length each name is free before another repository takes it.
     names.sort(key=lambda row: len(row[1]), reverse=len(new) > len(old))
     for number, name in names:
         if _has_later(connection, {"source": number, "at": at, "margin": timedelta()}):
@@ -144,11 +144,11 @@ def _has_later(connection: Connection[Any], values: dict[str, Any]) -> bool:
 
 
 def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
-    """Move what `source` had at the time to a repository that exists: events under the new name came first."""
+    """Move what `source` had at the time of the rename to a repository that exists already."""
     twice, linked_twice = (_both(connection, table, column, time, values) for table, column, time in _FACTS)
     for table, column, time in _FACTS:
         _move(connection, table, column, time, values)
-    # Which of the links moved along is not looked at: those of the destination are listed anew (reconcile/kept.py).
+    # It does not matter which links moved: those of the destination are listed anew (reconcile/kept.py).
     connection.execute(
         """
         UPDATE repository_manifests h SET links_pending = true FROM manifests m
@@ -205,7 +205,7 @@ def _move(connection: Connection[Any], table: str, column: str, time: str, value
 
 
 def _move_removals(connection: Connection[Any], values: dict[str, Any]) -> None:
-    """Let the destination know what the source saw removed, and doubt what contradicts what either had."""
+    """Move the source's removals to the destination, and make those doubtful that its holdings or links contradict."""
     connection.execute(
         """
         WITH moved AS (

@@ -1,7 +1,7 @@
 """The SQL of the batch apply: each function is one statement over arrays, whatever the size of the batch.
 
-Joins against `unnest` are told to use indexes (see `prepare`): the planner cannot know how long an array will be.
-Writes say how many rows they must change, and raise StateChangedError if it were others.
+Joins against `unnest` are forced to use indexes (see `prepare`): the planner cannot know how long an array will be.
+A write knows how many rows it must change, and raises StateChangedError if it changed another number.
 """
 
 from collections import Counter
@@ -42,14 +42,14 @@ class NewManifest(NamedTuple):
     id: int
     kind: ManifestKind | None
     refs: list[int] | None
-    #: It was read from the manifest's own bytes.
+    #: `refs` were read from the manifest's own bytes.
     verified: bool = False
-    #: It may need what the repositories that hold it link, too.
+    #: It may also need anything that the repositories which hold it link.
     by_links: bool = False
 
 
 class KnownManifest(NamedTuple):
-    """What the table has of a manifest; `refs` is None while its bytes were not asked for."""
+    """What the table knows of a manifest; `refs` is None while it is not known what it lists."""
 
     kind: ManifestKind | None
     refs: list[int] | None
@@ -76,7 +76,7 @@ def _change(connection: Connection[Any], expected: int, statement: str, paramete
 
 
 def lock_progress(connection: Connection[Any], partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
-    """Lock the partitions' progress, in order; return where each stands."""
+    """Lock the partitions' progress, in order; return the next offset of each."""
     stands: dict[tuple[str, int], int] = {}
     for topic, partition in partitions:
         row = _run(
@@ -133,7 +133,7 @@ def repository_ids(connection: Connection[Any], owners: Mapping[RepositoryName, 
 
 
 def pods_elsewhere(connection: Connection[Any], pods: Collection[int]) -> set[int]:
-    """Of these pods, those that keep their links elsewhere than in shared storage."""
+    """Return those of these pods whose links are not in shared storage."""
     if not pods:
         return set()
     statement = "SELECT id FROM pods WHERE id = ANY(%s::int[]) AND linker <> 'link'"
@@ -141,7 +141,7 @@ def pods_elsewhere(connection: Connection[Any], pods: Collection[int]) -> set[in
 
 
 def blob_ids(connection: Connection[Any], wanted: list[Digest]) -> tuple[dict[Digest, int], list[Digest]]:
-    """Return the ids of those digests that have a row, and which of these have no size yet."""
+    """Return the ids of the digests that have a row, and which of these have no size yet."""
     found = _run(
         connection,
         "SELECT b.digest, b.id, b.size < 0 FROM unnest(%b::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest",
@@ -216,10 +216,7 @@ def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> Non
 
 
 def mark_kinds(connection: Connection[Any], kinds: Mapping[int, ManifestKind], *, read: bool) -> None:
-    """Note of which kind manifests are, and with `read` that their bytes said so; a report changes nothing after that.
-
-    What indexes list is looked for, too.
-    """
+    """Set the kinds of manifests; with `read`, from their bytes, and then no report changes them afterwards."""
     if kinds:
         ordered = sorted(kinds)
         _run(
@@ -247,7 +244,7 @@ def holders(connection: Connection[Any], manifest: int) -> set[int]:
 
 
 def change_manifest(connection: Connection[Any], manifest: int, known: KnownManifest, now: KnownManifest) -> int:
-    """Set what a manifest lists; return how many holdings it has. Only while nobody else writes (db/locks.py)."""
+    """Set what a manifest lists; return how many holdings it has. Needs all other writers excluded (db/locks.py)."""
     _change(
         connection,
         1,
@@ -272,7 +269,7 @@ def change_manifest(connection: Connection[Any], manifest: int, known: KnownMani
 
 
 def await_links(connection: Connection[Any], pairs: Sequence[Pair]) -> None:
-    """Note that the links of these repositories are to be listed for these (repository, manifest) holdings."""
+    """Mark these (repository, manifest) holdings as pending: the links of their repositories must be listed."""
     if pairs:
         _run(
             connection,
@@ -286,7 +283,7 @@ def await_links(connection: Connection[Any], pairs: Sequence[Pair]) -> None:
 
 
 def keep_links(connection: Connection[Any], repository: RepositoryName, blobs: Sequence[Digest]) -> None:
-    """Keep these links of a repository until it holds no manifest that is kept by links; they have rows."""
+    """Keep these links of a repository until it holds no manifest marked `by_links`; they must have rows."""
     _change(
         connection,
         len(blobs),
@@ -300,7 +297,7 @@ def keep_links(connection: Connection[Any], repository: RepositoryName, blobs: S
 
 
 def count_false_reports(connection: Connection[Any], found: Mapping[int, tuple[int, Digest]]) -> None:
-    """Count false reports by pod; each with the manifest of one."""
+    """Add to the count of false reports of each pod, with one manifest as an example."""
     if found:
         pods = sorted(found)
         _run(
@@ -318,7 +315,7 @@ def count_false_reports(connection: Connection[Any], found: Mapping[int, tuple[i
 def holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime | None]]:
     """Return those (repository, manifest) pairs that are held, with the registry's time of the push.
 
-    Implied ones among them, with None: no link of theirs is known.
+    Implied ones have None: no link of theirs is known.
     """
     return _pairs(
         connection,
@@ -354,7 +351,7 @@ def _pairs(connection: Connection[Any], statement: str, pairs: list[Pair]) -> li
 def removals(
     connection: Connection[Any], keys: list[Key], repositories: Mapping[RepositoryName, int]
 ) -> dict[Key, Removal]:
-    """Return the removals that were seen of these (repository, digest) pairs."""
+    """Return the known removals of these (repository, digest) pairs."""
     names = {number: name for name, number in repositories.items()}
     found = _run(
         connection,
@@ -376,9 +373,9 @@ def write_holdings(
     repositories: Mapping[RepositoryName, int],
     implied: Collection[Key] = (),
 ) -> None:
-    """Write what differs from `before`; rows that are no longer as they were read are met with StateChangedError.
+    """Write what differs from `before`; raises StateChangedError if a row is no longer as it was read.
 
-    Those of `implied` have a row, and are held by a link of their own from now on. What was removed is left to
+    Added holdings that are in `implied` have a row already, and now have a link of their own. Removals are left to
     implied.py.
     """
     own = [key for key in difference.added if key in implied]
@@ -408,7 +405,7 @@ def write_links(
     ids: Mapping[Digest, int],
     repositories: Mapping[RepositoryName, int],
 ) -> None:
-    """As holdings; a link that was made again counts anew from now."""
+    """Write links as `write_holdings` does; the grace of a link that was made again begins anew."""
     _write_pairs(connection, "repository_blobs", "blob_id", "event_at", before, difference, ids, repositories)
 
 
@@ -425,8 +422,8 @@ def _write_pairs(
     def arrays(keys: Sequence[Key]) -> tuple[str, str]:
         return integers(repositories[name] for name, _ in keys), integers(ids[digest] for _, digest in keys)
 
-    # In the order of ids, so that an index grows at its end and its pages fill up; by repository too, so that two who
-    # add the same ones do not deadlock.
+    # In the order of ids, so that an index grows at its end and its pages fill up; by repository, too, so that two
+    # writers that add the same rows do not deadlock.
     added = sorted(difference.added, key=lambda key: (ids[key[1]], repositories[key[0]]))
 
     again = ", linked_at = now()" if table == "repository_blobs" else ""
@@ -506,15 +503,15 @@ def write_removals(
 
 
 def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
-    """Add to counts, and move blobs to the states that follow; `deltas` sorted by blob.
+    """Add to counts, and change blobs' states accordingly; `deltas` sorted by blob.
 
     Rows are locked first and in order: an UPDATE alone promises no order, and two workers would deadlock.
     """
     if not deltas:
         return
     blobs = [delta.blob for delta in deltas]
-    # Who was told that a blob is missing, or that nothing references it, is told of the next change; so are those
-    # who take every blob that they were never told of for live.
+    # After a blob was published as missing or unreferenced, its next change is published, too. A blob without a
+    # published change is live.
     locked = _run(
         connection,
         f"""
@@ -562,7 +559,7 @@ def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
 
 
 def _tell_counted(connection: Connection[Any], blobs: Sequence[int], state: BlobState, change: str) -> None:
-    """Tell a change of those of these blobs that a change of counts has brought to this state."""
+    """Write the outbox for those of these blobs that a change of counts has brought to this state."""
     if blobs:
         _run(
             connection,
@@ -582,7 +579,7 @@ def _counted(*, referenced: bool) -> str:
 
 
 def recount(connection: Connection[Any], holdings: Sequence[int], links: Iterable[int] = (), *, by: int) -> None:
-    """Count holdings of these manifests, and links of these blobs, `by` more (1) or less (-1) for each time named."""
+    """Add `by` (1 or -1) to the counts for each of these holdings of manifests and links of blobs."""
     references: Counter[int] = Counter()
     linked = Counter(links)
     listed = manifests(connection, list(holdings))

@@ -1,15 +1,15 @@
-"""Links that vanished without a delete event: they block GC until an operator accepts that they are gone.
+"""Accept links that vanished without a delete event; until then they block GC.
 
-What a look at storage found gone is removed from the counts, so that these stay what storage says; doubts.settle notes
-in the same transaction that no event reported it. So whoever sees a blob as unreferenced because of it sees the note as
-well, and hides nothing (pods/view.py). A note ends when
+If storage shows that a link is gone, it is removed from the counts, so that these match storage.
+`doubtful_removals.settle` records in the same transaction that no event reported it. So a transaction that sees a blob
+as unreferenced because of it also sees this record, and hides nothing (pods/view.py). The record ends when
 
-- the registry pushes it again: the push removes the removal, or doubts it, and the look that follows does (fold.py)
-- the delete event comes, late (fold.py, repository_facts.py)
+- the registry pushes it again: the push deletes the removal, or makes it doubtful until storage confirms it (fold.py)
+- the delete event arrives late (fold.py, repository_facts.py)
 - an operator accepts it (`accept`)
 
-Why what was accepted gets its whole grace: `accept` dates anew, in its transaction, whatever is unreferenced now and
-was listed by what vanished, through children of indexes. It does so by the page; GC is blocked until the last one.
+Blobs of accepted links get a whole grace: in its transaction, `accept` sets the time of everything that is unreferenced
+now and was listed by what vanished, through children of indexes. It works in pages; GC is blocked until the last one.
 Not here: reading them (pods/vanished_view.py).
 """
 
@@ -26,7 +26,7 @@ from coordinator.errors import NotFoundError
 from coordinator.table.ledger import Decision
 
 BY_LIMIT = 255
-#: Links that one transaction accepts, and that one call does.
+#: Links that one transaction accepts, and that one call accepts.
 BATCH = 200
 CALL_LIMIT = 2000
 
@@ -69,7 +69,7 @@ WHERE b.id = l.id AND b.unreferenced_since IS NOT NULL
 
 class Accepted(NamedTuple):
     accepted: int
-    #: There are more of before that time: call again.
+    #: There are more that vanished up to `before`: call again.
     more: bool
     before: dt.datetime
 
@@ -82,7 +82,7 @@ async def accept(
     repository: RepositoryName | None = None,
     before: dt.datetime | None = None,
 ) -> Accepted:
-    """Accept that links of the pod are gone, at most CALL_LIMIT of those that were noticed up to `before`, or now.
+    """Accept that links of the pod are gone: up to CALL_LIMIT of those noticed until `before` (default: now).
 
     Raises NotFoundError, and UsageError.
     """

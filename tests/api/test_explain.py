@@ -103,7 +103,7 @@ def test_how_it_went(world: World) -> None:
     assert told["history"][-1]["evidence"]["freed_bytes"] == size
     story = "\n".join(told["story"])
     assert story.index(f"run {first.id} hid it") < story.index(f"run {second.id} deleted its bytes")
-    assert f"gave back {size} bytes" in story
+    assert f"{size} bytes of storage were freed" in story
     assert "unreferenced since" in story
     assert told["story"][-1].startswith("Now: Its bytes are deleted")
 
@@ -125,10 +125,10 @@ def test_what_comes_back(world: World) -> None:
 @pytest.mark.parametrize(
     ("state", "needed", "outcome", "said"),
     [
-        (BlobState.HIDING, False, "being-hidden", "is about to hide it"),
-        (BlobState.HIDING, True, "being-restored", "no delete of it can be on its way"),
+        (BlobState.HIDING, False, "being-hidden", "is hiding it"),
+        (BlobState.HIDING, True, "being-restored", "no delete of it can still be under way"),
         (BlobState.PURGING, False, "being-purged", "has begun to delete"),
-        (BlobState.PURGED, True, "being-restored", "look whether they were pushed again"),
+        (BlobState.PURGED, True, "being-restored", "check whether they were pushed again"),
         (BlobState.MISSING, True, "missing", "an alarm"),
     ],
 )

@@ -23,6 +23,6 @@ def test_gaps_are_settled_with_a_reason(api: Served, facts: Facts) -> None:
     assert told.json()["gaps"] == {"open": 0, "oldest": None}
     refused = api.ask("POST", f"/v1/pods/{here}/gaps/settle", json={"why": "I think so"})
     assert refused.status_code == 409
-    assert "a reconcile settles it" in refused.json()["detail"]
+    assert "a reconcile resolves its gaps" in refused.json()["detail"]
     assert api.get(f"/v1/pods/{here}").json()["gaps"]["open"] == 1
     assert api.ask("POST", "/v1/pods/nobody/gaps/settle", json={"why": "no pod"}).status_code == 404

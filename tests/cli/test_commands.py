@@ -268,7 +268,9 @@ def test_a_pod_of_which_much_is_to_be_told(api: Served, baleen: Command, facts: 
     waits = told.out.partition("waits for")[2].partition("held by")[0]
     assert all(f"7c0{number}" in waits for number in range(3))
     assert "more: see `waits_for`" in " ".join(told.out.split())
-    assert "wrong token, or with none, since" in " ".join(told.out.partition("\nwrong token\n")[2].split())
+    assert "wrong token, or with none, have been refused since" in " ".join(
+        told.out.partition("\nwrong token\n")[2].split()
+    )
 
 
 def test_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:

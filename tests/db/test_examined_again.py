@@ -73,7 +73,7 @@ def test_a_visit_that_cannot_be_made(world: World) -> None:
     assert visits(world, lambda: UnavailableError("Kafka is away.")) == []
     world.hear(world.probe(), "t")
     assert visits(world, lambda: UnavailableError("Kafka is away.")) == [POD]
-    assert "UTC found: Kafka is away: `baleen pods doctor" in held(world)[0]
+    assert "UTC found: Kafka is away: run `baleen pods doctor" in held(world)[0]
     assert findings.unexamined(world.connection) != {}
 
 
@@ -83,4 +83,4 @@ def test_a_visit_while_an_operators_doctor_is_there(world: World) -> None:
     visit(world)
     world.hear(world.probe(), "t")
     assert visits(world, lambda: ConflictError("Another doctor is with the pod.")) == [POD]
-    assert "has not examined that yet" in held(world)[0]
+    assert "has not examined this yet" in held(world)[0]

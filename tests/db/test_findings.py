@@ -201,7 +201,7 @@ def test_a_visit_without_an_operator(world: World) -> None:
     visit(world)
     world.connection.execute("UPDATE findings SET proof = 'earlier'")
     world.hear(world.probe(), "t")
-    assert "has not examined that yet" in held(world)[0]
+    assert "has not examined this yet" in held(world)[0]
     findings.write_failed(world.connection, POD, ["clocks is unproved"])
     findings.write_failed(world.connection, POD, ["no-descriptor-cache is refuted"])
     assert "UTC found: no-descriptor-cache is refuted" in held(world)[0]
@@ -215,4 +215,4 @@ def test_a_visit_without_an_operator(world: World) -> None:
     proofs = dict(world.connection.execute('SELECT "check", proof FROM findings').fetchall())
     assert proofs == dict.fromkeys(OF_THE_KEY, "earlier") | dict.fromkeys(made, "later")
     world.hear(world.probe(), "u")
-    assert "has not examined that yet" in held(world)[0]
+    assert "has not examined this yet" in held(world)[0]

@@ -316,7 +316,7 @@ def test_gaps_that_only_a_later_reconcile_settles(fresh: Table) -> None:
     assert (
         truth(fresh)
         .opened.reasons("pod")[0]
-        .startswith("1 gap in which events may be lost: a reconcile of the pod settles")
+        .startswith("1 gap in which events may be lost: a reconcile of the pod resolves")
     )
     for hours in (2, 1):
         gap(fresh, pod)
@@ -326,7 +326,7 @@ def test_gaps_that_only_a_later_reconcile_settles(fresh: Table) -> None:
             (hours,),
         )
     (told,) = truth(fresh).opened.reasons("pod")
-    assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC settles it" in told
+    assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC resolves it" in told
 
 
 def test_gaps_that_no_reconcile_can_settle(fresh: Table) -> None:
@@ -343,7 +343,7 @@ def test_gaps_that_no_reconcile_can_settle(fresh: Table) -> None:
     gap(fresh, pod)
     assert fresh.rows(settled, (pod,)) == [("operator: its database was compared",)] * 2 + [(None,)]
     fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE id = %s", (pod,))
-    with pytest.raises(ConflictError, match="a reconcile settles it"):
+    with pytest.raises(ConflictError, match="a reconcile resolves its gaps"):
         do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "I think so"))
     assert fresh.rows(settled, (pod,))[-1] == (None,)
     with pytest.raises(NotFoundError):

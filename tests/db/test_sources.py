@@ -185,7 +185,7 @@ def test_found_in_events(world: World) -> None:
     BatchApply(world.connection, NO_MARGIN).apply([again])
     assert table.rows("SELECT instance_id FROM sources ORDER BY 1") == [("new",), ("s",)]
     assert world.view().at is None
-    assert any("process new was reached by no probe" in sentence for sentence in world.view().waits_for)
+    assert any("no probe has reached process new" in sentence for sentence in world.view().waits_for)
 
 
 def test_an_echo_moves_the_watermark(world: World) -> None:
@@ -313,7 +313,7 @@ def test_replaced(world: World) -> None:
     assert before < world.sent_at(second) < gone.dead_since
     view = world.view()
     assert view.at == world.sent_at(first)
-    assert any(sentence.startswith("process s runs no more") for sentence in view.waits_for)
+    assert any(sentence.startswith("process s has been dead") for sentence in view.waits_for)
     bound = timedelta(hours=1)
     early, late = gone.dead_since + bound - timedelta(microseconds=1), gone.dead_since + bound
     assert sources.retire_dead(world.connection, world.pod, early, bound, "reconciled") == []
@@ -414,7 +414,7 @@ def test_one_that_answers_and_is_never_heard(world: World) -> None:
     assert world.view().at == world.sent_at(refused)
     world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '70 s'")
     (told,) = [sentence for sentence in world.view().waits_for if "answered probes" in sentence]
-    assert told.startswith(f"{URL} at {HERE} has answered probes that no notification brought back since ")
+    assert told.startswith(f"{URL} at {HERE} has answered probes that no notification returned since ")
     bound = timedelta(hours=1)
     # Not since it was sent: its scheduler may have been stopped before that.
     ((at,),) = world.table.rows("SELECT answered_at FROM probes WHERE nonce = %s::uuid", (last,))
@@ -798,7 +798,7 @@ def test_many_sources(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.view().at is not None
     echoes.discover(world.connection, {(world.pod, "more"), (world.pod, "still more")})
     assert world.view().at is None
-    assert any("there are 2 processes more" in sentence for sentence in world.view().waits_for)
+    assert any("2 processes are beyond the limit" in sentence for sentence in world.view().waits_for)
     for instance in ("more", "still more"):
         world.retire(instance)
     assert [source.instance_id for source in world.view().sources] == ["t", "s", "still more"]

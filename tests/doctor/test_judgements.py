@@ -397,7 +397,10 @@ def test_a_wrong_token_is_named() -> None:
     part = events.of_wrong_token(events.arrival(Story().report(), 1), refused, PATIENT)
     assert part.verdict is UNPROVED
     assert "none of 4 events came" in part.sentence
-    assert "wrong token, or with none, since 2026-11-24 12:00:00 UTC, the last at 2026-11-24 12:05:00" in part.sentence
+    assert (
+        "wrong token, or with none, have been refused since 2026-11-24 12:00:00 UTC, the last at 2026-11-24 12:05:00"
+        in part.sentence
+    )
     assert "baleen pods rotate-token team-a" in (part.mend or "")
     assert "Authorization: [Bearer THE-PODS-TOKEN]" in (part.mend or "")
 

@@ -143,7 +143,7 @@ LIMITS = Limits(10, 5, Amount(100, 1000))
         (
             Amount(501, 1),
             [Amount(10, 0), Amount(100, 0)],
-            ["501 blobs are more than 5 times the 100 of any run before"],
+            ["501 blobs are more than 5 times the 100 of any earlier run"],
         ),
         (Amount(500, 1), [Amount(10, 0), Amount(100, 0)], []),
         (Amount(500, 1), [Amount(10, 0)], []),

@@ -93,8 +93,8 @@ def test_many_times_what_runs_took(garbage: Garbage) -> None:
     limit(garbage, history=10)
     # The hide of 20 and the purge of 1.
     assert garbage.collect(dry=True, beyond_limits="a test").hidden == 20
-    refused(garbage, "21 blobs are more than 10 times the 1 of any run before")
-    refused(garbage, "21 blobs are more than 10 times the 1 of any run before")
+    refused(garbage, "21 blobs are more than 10 times the 1 of any earlier run")
+    refused(garbage, "21 blobs are more than 10 times the 1 of any earlier run")
     limit(garbage, history=21)
     assert garbage.collect().hidden == 20
 

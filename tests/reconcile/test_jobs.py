@@ -141,7 +141,7 @@ def test_who_lost_it_writes_nothing(world: World, write: str) -> None:
     second = taken(world)
     assert (second.id, second.taken, second.began_at) == (first.id, 2, first.began_at)
     before = world.rows("SELECT * FROM jobs"), world.rows("SELECT * FROM job_parts")
-    with pytest.raises(TakenOverError, match="not ours any more"):
+    with pytest.raises(TakenOverError, match="is lost"):
         WRITES[write](world, first)
     jobs.let_go(world.connection, first, {"keys": 1})
     assert (world.rows("SELECT * FROM jobs"), world.rows("SELECT * FROM job_parts")) == before
@@ -259,7 +259,7 @@ def test_a_dead_letter_that_was_settled(world: World) -> None:
     world.connection.execute(settle, ("9 minutes", "reconciled"))
     assert needed(world) == []
     world.connection.execute(settle, ("9 minutes", "discarded"))
-    assert needed(world) == ["a dead letter was settled"]
+    assert needed(world) == ["a dead letter was resolved"]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_dead_letter_that_is_open(world: World, sender: str, below: str | None
     insert_letter(world, world.pod if sender else "", repositories, "11 minutes")
     assert needed(world) == []
     world.connection.execute("UPDATE dead_letters SET stored_at = now() - interval '9 minutes'")
-    assert needed(world) == (["a dead letter may tell of something that it has"] if asks else [])
+    assert needed(world) == (["a dead letter may report something that it has"] if asks else [])
 
 
 def test_all_reasons_at_once(world: World) -> None:
@@ -330,7 +330,8 @@ def nothing(_: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(ConflictError("Do something else."), "Do something else."), (KeyError("x"), "see its log")]
+    ("error", "told"),
+    [(ConflictError("Do something else."), "Do something else."), (KeyError("x"), "see the scheduler's log")],
 )
 def test_a_job_that_fails(world: World, error: Exception, told: str) -> None:
     """What a runner raises ends the job with a sentence, and the next one is run."""

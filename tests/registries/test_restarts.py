@@ -63,7 +63,7 @@ def test_a_registry_that_is_restarted_again_and_again(baleen: Baleen) -> None:
             told = baleen.pod(pod)
             dead = [source["instance_id"] for source in told["sources"] if source["state"] == "dead"]
             assert len(dead) == number
-            untold = [each for each in dead if f"process {each} runs no more" not in str(told["waits_for"])]
+            untold = [each for each in dead if f"process {each} has been dead" not in str(told["waits_for"])]
             assert not untold, told["waits_for"]
             assert not is_past(baleen, pod, ended[0])
             last = image

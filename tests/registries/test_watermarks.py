@@ -53,7 +53,7 @@ def test_a_watermark_moves_stands_still_and_moves_on(
     try:
         eventually(lambda: states(baleen, pod) == ["silent"], why=lambda: baleen.pod(pod))
         stands_still(baleen, pod, witness)
-        assert any("brought no probe back" in reason for reason in baleen.pod(pod)["waits_for"])
+        assert any("has returned no probe" in reason for reason in baleen.pod(pod)["waits_for"])
         assert any("watermark:" in reason for reason in baleen.pod(pod)["held_by"])
     finally:
         registry.resume()

@@ -31,12 +31,11 @@ _COMMANDS = re.compile(r"`baleen ((?:gc|pods|dead-letters|audit|release|unpin)(?
 _SENTENCES = {
     "switched off:": "gc on",
     " is held:": "release",
-    "list its address, or retire it": "pods retire-source",
-    "retire it if it runs no more": "pods retire-source",
 }
-_PROCESS = re.compile(r"process (\S+) (?:was reached by|brought) no probe")
-#: Commands that only show something, or that are of pods of linker `relay`.
+_PROCESS = re.compile(r"(?:no probe has reached process (\S+) since|process (\S+) has returned no probe)")
+#: Commands that only show something, that are of pods of linker `relay`, or that no history needs.
 _NOTHING_TO_DO = {
+    "pods set-registries",
     "pods settle-gaps",
     "pods show",
     "pods suggest-prefixes",
@@ -104,7 +103,8 @@ class Operator:
     def _retire(self, pod: str, sentence: str) -> None:
         """Retire a process that runs no more: one that began and ended in a history that was lost, for example."""
         running = {process.instance for process in self.world.processes if process.alive}
-        for instance in _PROCESS.findall(sentence):
+        for found in _PROCESS.finditer(sentence):
+            instance = found[1] or found[2]
             if instance not in running:
                 asking: Any = Asking(self.world.session)
                 answered(sources.retire(asking, PodName(f"pod-{pod}"), instance, WHY, BOUND))

@@ -715,7 +715,7 @@ class World:
         for digest in needed:
             if not self.bucket.has(blob_key(digest)):
                 raise Violation(f"at rest {NAMES[digest]} is needed and not served")
-        unknown = self.session.now("SELECT kind, error FROM jobs WHERE error LIKE 'Baleen failed at something%%'")
+        unknown = self.session.now("SELECT kind, error FROM jobs WHERE error LIKE 'Internal error%%'")
         if unknown:
             raise Violation(f"a job of kind {unknown[0][0]} has failed: {unknown[0][1]}")
         held, linked = self._held(), self._linked()

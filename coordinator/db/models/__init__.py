@@ -1,6 +1,4 @@
-"""The tables: the reference table (table.py), what is known of pods and their processes (truth.py), and garbage
-collection's (gc.py).
-"""
+"""The schema: the reference table (table.py), pods' processes and jobs (truth.py), and garbage collection (gc.py)."""
 
 from coordinator.db.models import gc, table, truth
 from coordinator.db.models.base import Base

@@ -1,4 +1,4 @@
-"""What all models have in common: names of constraints, and how Python's types are stored."""
+"""The base of all models: names of constraints, and how Python's types are stored."""
 
 import datetime
 from typing import Any, ClassVar

@@ -1,10 +1,10 @@
-"""What garbage collection has under way, what stops it, and what it did.
+"""Tables of garbage collection: pending hides, controls, and the record of what it did.
 
     blobs ─ hides     pins     holds     gc_switch     gc_ledger
     gc_leftovers     gc_unlinks     gc_mark     root_listing
 
-A row of `hides` stands from the intent to hide a blob until it was purged, or is served again; then only the ledger
-remembers it. So whoever finds none with a hide's id knows that nothing of that hide is to be undone or done any more.
+A row of `hides` exists from the intent to hide a blob until the blob is purged or served again; then only the ledger
+has it. So if there is no row with a hide's id, nothing of that hide remains to be done or undone.
 Not here: SQL that changes them (gc/table.py, gc/controls.py, table/ledger.py, leftovers/table.py).
 """
 
@@ -43,7 +43,7 @@ class Hide(Base):
             "id",
             postgresql_where=text("hidden_at IS NOT NULL AND purging_at IS NULL"),
         ),
-        # What a crash leaves; empty but for what a job has in its hands.
+        # Unfinished hides; empty except for those of running jobs and of crashes.
         Index("ix_hides_unfinished", "id", postgresql_where=text("hidden_at IS NULL OR purging_at IS NOT NULL")),
         Index("ix_hides_asked", "id", postgresql_where=text("asked_at IS NOT NULL")),
     )
@@ -53,16 +53,16 @@ class Hide(Base):
     #: The job, and how often it had been taken.
     run_id: Mapped[int]
     taken: Mapped[int] = mapped_column(Integer)
-    #: t_u: the blob's `unreferenced_since` when it was decided. Another one now means that it was needed meanwhile.
+    #: t_u: the blob's `unreferenced_since` when it was decided. If it differs now, the blob was needed meanwhile.
     unreferenced_since: Mapped[datetime.datetime]
     intended_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
-    #: When a delete of this hide was last let go to the store: written before it is sent.
+    #: When a delete of this hide was last sent to the store: written before it is sent.
     permitted_at: Mapped[datetime.datetime | None]
-    #: t_h: read after its delete was answered. NULL while it is not known whether it took effect.
+    #: t_h: read after the store answered the delete. NULL while it is not known whether it took effect.
     hidden_at: Mapped[datetime.datetime | None]
-    #: Bytes that it conceals, by the store.
+    #: Bytes of the hidden objects, by the store.
     size: Mapped[int | None]
-    #: Of a bucket with versions: the marker on top, and [version, bytes] of all that lies below it.
+    #: In a bucket with versions: the delete marker, and [version, bytes] of every version below it.
     marker: Mapped[str | None]
     versions: Mapped[list[Any] | None] = mapped_column(JSONB)
     purging_at: Mapped[datetime.datetime | None]
@@ -83,7 +83,7 @@ class Pin(Base):
 
 
 class Hold(Base):
-    """While there is one, nothing is collected: pods share the bytes."""
+    """A hold. While there is one, nothing is collected: pods share blobs."""
 
     __tablename__ = "holds"
 
@@ -94,7 +94,7 @@ class Hold(Base):
 
 
 class GcSwitch(Base):
-    """The kill switch: one row. Without it, or where it cannot be read, nothing is deleted."""
+    """The kill switch: one row. Without it, or if it cannot be read, nothing is deleted."""
 
     __tablename__ = "gc_switch"
     __table_args__ = (CheckConstraint("id = 1", name="one"),)
@@ -106,7 +106,7 @@ class GcSwitch(Base):
 
 
 class LedgerEntry(Base):
-    """A decision about a blob, or what came of one. Never changed or deleted."""
+    """A decision about a blob, or its result. Never changed or deleted."""
 
     __tablename__ = "gc_ledger"
     __table_args__ = (
@@ -121,7 +121,7 @@ class LedgerEntry(Base):
     digest: Mapped[bytes] = mapped_column(LargeBinary)
     #: One of table/ledger.py, Decision.
     decision: Mapped[str]
-    #: The job; NULL of a restore by a worker.
+    #: The job; NULL for a restore by a worker.
     run_id: Mapped[int | None]
     hide_id: Mapped[int | None]
     why: Mapped[str]
@@ -129,7 +129,7 @@ class LedgerEntry(Base):
 
 
 class LeftoversSwept(Base):
-    """What one run deleted of one kind of leftovers (leftovers/run.py): one row for all of it, which only grows."""
+    """What one run deleted of one kind of leftovers (leftovers/run.py): one row, whose counts only grow."""
 
     __tablename__ = "gc_leftovers"
     __table_args__ = (
@@ -141,7 +141,7 @@ class LeftoversSwept(Base):
     #: uploads, parts, versions, links, copies, markers.
     kind: Mapped[str]
     began_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
-    #: When all of it had been looked through; NULL if the run came to no end.
+    #: When the run had finished this kind; NULL if it did not finish.
     ended_at: Mapped[datetime.datetime | None]
     #: Upload sessions, uploads in parts, versions, links, copies, markers.
     count: Mapped[int] = mapped_column(server_default="0")
@@ -149,12 +149,12 @@ class LeftoversSwept(Base):
     bytes: Mapped[int] = mapped_column(server_default="0")
     #: What the store did not delete.
     failed: Mapped[int] = mapped_column(server_default="0")
-    #: How old it had to be, what the first of it was, and where the next run goes on.
+    #: The least age, the first one that was deleted, and where the next run continues.
     evidence: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
 
 
 class Unlink(Base):
-    """A link of a purged blob whose delete may be on its way, or may have been relied on until it landed."""
+    """A link of a purged blob: its delete may be under way, or clients may have relied on the link until it landed."""
 
     __tablename__ = "gc_unlinks"
     __table_args__ = (CheckConstraint("octet_length(digest) = 32", name="digest"),)
@@ -166,12 +166,12 @@ class Unlink(Base):
     repository: Mapped[str]
     digest: Mapped[bytes] = mapped_column(LargeBinary)
     intended_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
-    #: When its delete was last let go to the store: written before it is sent.
+    #: When its delete was last sent to the store: written before it is sent.
     permitted_at: Mapped[datetime.datetime | None]
 
 
 class Mark(Base):
-    """Which database this is, and how far: what the bucket's mark is held against (gc/mark.py)."""
+    """The database's side of the mark: its identity and epoch, compared with the mark in the bucket (gc/mark.py)."""
 
     __tablename__ = "gc_mark"
     __table_args__ = (CheckConstraint("id", name="one"),)
@@ -185,13 +185,13 @@ class Mark(Base):
     writing: Mapped[int] = mapped_column(server_default=text("0"))
     #: The latest epoch that the bucket is known to have had.
     written: Mapped[int] = mapped_column(server_default=text("0"))
-    #: When a write began whose result is not known.
+    #: When a write began whose result is not known yet.
     writing_since: Mapped[datetime.datetime | None]
     #: The instance of the database that wrote (domain/mark.py).
     instance: Mapped[str | None]
     #: Why bucket and database do not match, as the last comparison found.
     refused: Mapped[str | None]
-    #: The last claim, until what it doubts is verified.
+    #: The last claim, until it is verified.
     claimed_at: Mapped[datetime.datetime | None]
     claimed_why: Mapped[str | None]
     #: No delete of the lost history can land any more from then on.
@@ -207,9 +207,9 @@ class RootListing(Base):
     id: Mapped[bool] = mapped_column(Boolean, primary_key=True, server_default=text("true"))
     #: By the database's clock, before the first request.
     began_at: Mapped[datetime.datetime]
-    #: Of all pods, as they were then: what was below them was not listed.
+    #: The prefixes of all pods at that time: what was below them was not listed.
     prefixes: Mapped[list[str]] = mapped_column(ARRAY(Text))
     #: Folders below `repositories/` that none of these owns.
     unowned: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    #: There are no more of them.
+    #: `unowned` has all of them.
     complete: Mapped[bool] = mapped_column(Boolean)

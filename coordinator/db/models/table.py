@@ -3,17 +3,17 @@
     pods ─< pod_prefixes
     pods ─< repositories ─< repository_manifests >─ manifests ── blobs
                          ─< repository_blobs     >──────────────── blobs
-                         ─< removals                    (what delete events said)
-    pods ─< renames                                     (what rename events said)
+                         ─< removals                    (from delete events)
+    pods ─< renames                                     (from rename events)
     pods ─< gaps    pods ─< dead_letters    partition_progress    api_tokens
 
 Facts are rows of repository_manifests, manifests and repository_blobs; blobs.reference_count, link_count and state
 are derived from them by the batch apply, and `check` recomputes them.
 
-Compactness decides between this table fitting in memory and not, so in the hot tables columns stand in the order of
-their alignment, a blob row has eight columns (its null bitmap then costs nothing), and a manifest keeps what
-it lists as one array of blob ids, once, whatever number of repositories hold it.
-Not here: SQL that changes them (apply.py), questions (queries), what is known of pods' processes (truth.py).
+The table should fit in memory, so the hot tables have their columns in the order of alignment, a blob row has eight
+columns (its null bitmap then costs nothing), and a manifest has what it lists as one array of blob ids, stored once for
+all repositories that hold it.
+Not here: SQL that changes them (table/), queries (lookup/), pods' processes (truth.py).
 """
 
 import datetime
@@ -62,21 +62,21 @@ class Pod(Base):
     mode: Mapped[str] = mapped_column(server_default="manifest")
     linker: Mapped[str] = mapped_column(server_default="link")
     registries: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    #: Of the bearer token that its notifications carry. The token has 256 random bits, so one hash is enough.
+    #: Hash of the bearer token of its notifications. The token has 256 random bits, so a plain hash is enough.
     event_token_sha256: Mapped[bytes]
     created_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
-    #: Who makes the tokens of its registry, all or none: where, `iss`, `aud`, the public keys and their names.
+    #: The issuer of the tokens for its registry, all set or none: URL, `iss`, `aud`, public keys and their ids.
     token_url: Mapped[str | None]
     token_issuer: Mapped[str | None]
     token_service: Mapped[str | None]
     token_keys: Mapped[str | None]
     token_key_ids: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    #: Its registry sends events. Of one that sends none, the listing of its links is all that is known; why it is so,
-    #: and who declared it.
+    #: Its registry sends events. If not, only listings of its links show what it holds. With the reason, and the
+    #: operator who declared it.
     managed: Mapped[bool] = mapped_column(server_default=text("true"))
     unmanaged_why: Mapped[str | None]
     unmanaged_by: Mapped[str | None]
-    #: How its registry is asked how far it has reported.
+    #: How its registry is probed.
     probe: Mapped[str] = mapped_column(server_default="push")
 
 
@@ -137,20 +137,20 @@ class Blob(Base):
             "id",
             postgresql_where=text("unreferenced_since IS NOT NULL"),
         ),
-        # What may be hidden: hidden and purged blobs, of which there may be many more, are not among them.
+        # Candidates to hide: without hidden and purged blobs, of which there may be many more.
         Index("ix_blobs_collectable", "unreferenced_since", "id", postgresql_where=text("state = 1")),
-        # Empty as a rule: blobs that are needed and not served are looked for all the time.
+        # Usually empty: blobs that are needed and not served are queried all the time.
         Index(
             "ix_blobs_concealed",
             "id",
             postgresql_where=text("unreferenced_since IS NULL AND state IN (2, 3, 5, 6)"),
         ),
-        # Empty as a rule: missing blobs (state 4) are counted and looked at often.
+        # Usually empty: missing blobs (state 4) are counted and read often.
         Index("ix_blobs_missing", "id", postgresql_where=text("state = 4")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    #: Bytes; -1 while nobody has said.
+    #: Bytes; -1 while it is not known.
     size: Mapped[int]
     first_seen: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
     unreferenced_since: Mapped[datetime.datetime | None]
@@ -163,7 +163,7 @@ class Blob(Base):
 
 
 class Manifest(Base):
-    """What a manifest lists, stored once. `refs` is NULL while storage has not answered what its bytes are."""
+    """What a manifest lists, stored once. `refs` is NULL while its bytes were not read from storage."""
 
     __tablename__ = "manifests"
     __table_args__ = (
@@ -174,18 +174,18 @@ class Manifest(Base):
             postgresql_using="gin",
             postgresql_with={"fastupdate": "on", "gin_pending_list_limit": 256},
         ),
-        # Empty as a rule: what holds GC is asked often.
+        # Usually empty: what blocks GC is queried often.
         Index("ix_manifests_unread", "id", postgresql_where=text("refs IS NULL")),
         Index("ix_manifests_by_links", "id", postgresql_where=text("by_links")),
     )
 
     id: Mapped[int] = mapped_column(ForeignKey("blobs.id"), primary_key=True, autoincrement=False)
     kind: Mapped[int | None] = mapped_column(SmallInteger)
-    #: blobs.id of each distinct reference, in the manifest's order; `kind` tells what each position is.
+    #: blobs.id of each distinct reference, in the manifest's order; `kind` says what each position is.
     refs: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
-    #: The manifest's own bytes were read. Until then `refs` is what pods reported, and one of them may be wrong.
+    #: The manifest's own bytes were read. Until then `refs` is what pods reported, which may be wrong.
     verified: Mapped[bool] = mapped_column(server_default=text("false"))
-    #: `refs` may not be all: what the repositories that hold it link is kept, too (RepositoryBlob.kept).
+    #: `refs` may be incomplete, so the links of the repositories that hold it are kept, too (RepositoryBlob.kept).
     by_links: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
@@ -199,7 +199,7 @@ class RepositoryManifest(Base):
     __table_args__ = (
         PrimaryKeyConstraint("manifest_id", "repository_id"),
         Index("ix_repository_manifests_repository_id", "repository_id", "manifest_id"),
-        # Empty as a rule: what blocks GC is asked often.
+        # Usually empty: what blocks GC is queried often.
         Index(
             "ix_repository_manifests_links_pending",
             "repository_id",
@@ -212,9 +212,9 @@ class RepositoryManifest(Base):
     #: By the registry's clock: orders this addition against removals.
     pushed_at: Mapped[datetime.datetime]
     repository_id: Mapped[int] = mapped_column(Integer)
-    #: The repository has no link of it: an index that it holds lists it, and keeps it (implied.py).
+    #: The repository has no link of it: an index that it holds lists it (table/implied.py).
     implied: Mapped[bool] = mapped_column(server_default=text("false"))
-    #: Its manifest is kept by links, and those of the repository were not listed since it was pushed.
+    #: Its manifest is marked `by_links`, and the links of the repository were not listed since the push.
     links_pending: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
@@ -238,12 +238,12 @@ class RepositoryBlob(Base):
     #: By the registry's clock: orders this link against removals.
     event_at: Mapped[datetime.datetime]
     repository_id: Mapped[int] = mapped_column(Integer, ForeignKey("repositories.id"))
-    #: The repository holds a manifest that is kept by links, and storage has shown, or had, this one.
+    #: The repository holds a manifest marked `by_links`, and storage has, or had, this link.
     kept: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class Mount(Base):
-    """A mount that was made, for whoever asks who did it; forgotten after a while (mounts.py)."""
+    """A mount that was made and its client, for audits; deleted after a while (mounts.py)."""
 
     __tablename__ = "mounts"
     __table_args__ = (Index("ix_mounts_blob_id", "blob_id", "id"), Index("ix_mounts_at", "at"))
@@ -256,9 +256,9 @@ class Mount(Base):
 
 
 class RemovalSeen(Base):
-    """A delete event that was seen, so that an older addition which comes after it is noticed.
+    """A delete event that was seen, to detect an older addition that arrives after it.
 
-    `doubtful_since`: whether the thing is really gone is not proved; it is kept until links in storage were looked at.
+    `doubtful_since`: the removal is not proved; the holding or link stays until storage confirms that it is gone.
     """
 
     __tablename__ = "removals"
@@ -278,7 +278,7 @@ class RemovalSeen(Base):
             name="vanished",
         ),
         CheckConstraint("vanished_kind IN ('manifest', 'blob')", name="vanished_kind"),
-        # Empty as a rule: what holds GC is asked often.
+        # Usually empty: what blocks GC is queried often.
         Index(
             "ix_removals_vanished",
             "repository_id",
@@ -293,17 +293,17 @@ class RemovalSeen(Base):
     seen_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
     doubtful_since: Mapped[datetime.datetime | None]
     digest: Mapped[bytes]
-    #: A delete event, or an operator, explains it. False while only a look at storage says that the link is gone.
+    #: A delete event or an operator explains it. False while only storage shows that the link is gone.
     reported: Mapped[bool] = mapped_column(server_default=text("true"))
-    #: The link vanished without an event, and nobody has accepted that: holds GC (vanished.py).
+    #: The link vanished without an event, and no operator has accepted that: blocks GC (table/vanished_links.py).
     vanished_since: Mapped[datetime.datetime | None]
-    #: When what vanished was added, by the registry's clock: a delete event from before does not explain it.
+    #: When the vanished link was added, by the registry's clock: an earlier delete event does not explain it.
     vanished_added_at: Mapped[datetime.datetime | None]
     vanished_kind: Mapped[str | None]
 
 
 class RenameSeen(Base):
-    """A rename that was applied, for events under the old name that come after it and happened before."""
+    """A rename that was applied, to detect events under the old name that arrive later and happened before."""
 
     __tablename__ = "renames"
     __table_args__ = (UniqueConstraint("source", "destination", "below", "at"),)
@@ -320,7 +320,7 @@ class RenameSeen(Base):
 
 
 class PartitionProgress(Base):
-    """How far a partition is applied: written in the transaction that applies, so effect and offset never part."""
+    """How far a partition is applied: written in the transaction that applies, so effect and offset always match."""
 
     __tablename__ = "partition_progress"
     __table_args__ = (PrimaryKeyConstraint("topic", "partition"),)
@@ -329,7 +329,7 @@ class PartitionProgress(Base):
     partition: Mapped[int] = mapped_column(Integer)
     #: The first offset that is not applied.
     next_offset: Mapped[int]
-    #: Of the record before `next_offset`: another record there means another log. NULL where none was applied.
+    #: Of the record before `next_offset`: another record there means another log. NULL if none was applied.
     fingerprint: Mapped[int | None]
     #: The broker's id of the topic, if it gives one.
     topic_id: Mapped[str | None]
@@ -337,7 +337,7 @@ class PartitionProgress(Base):
 
 
 class Gap(Base):
-    """Events that may have been lost on their way. Holds GC for the pod until a reconcile has settled it."""
+    """Events that may have been lost. Blocks GC until a reconcile of the pod has resolved it."""
 
     __tablename__ = "gaps"
     __table_args__ = (
@@ -361,16 +361,16 @@ class Gap(Base):
     noticed_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
     settled_at: Mapped[datetime.datetime | None]
     settled_why: Mapped[str | None]
-    #: Only a reconcile that began no sooner settles it: what somebody had begun may land until then.
+    #: Only a reconcile that began at this time or later resolves it: a request under way may write until then.
     settles_from: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
-    #: What the lost events were about: it settles only while all of these are the pod's. None: anything of the pod.
+    #: What the lost events were about: it is resolved only while the pod owns all of these. None: anything of the pod.
     repositories: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    #: Dead letters that it stands for, beyond the pod's limit.
+    #: How many dead letters beyond the pod's limit it stands for.
     letters: Mapped[int | None]
 
 
 class DeadLetterRow(Base):
-    """Something that could not be understood. Holds GC for the pod until it is settled."""
+    """A message of a pod that could not be understood. Blocks GC until it is resolved."""
 
     __tablename__ = "dead_letters"
     __table_args__ = (
@@ -401,14 +401,14 @@ class DeadLetterRow(Base):
     settled_at: Mapped[datetime.datetime | None]
     settlement: Mapped[str | None]
     settled_why: Mapped[str | None]
-    #: What it is about; None where that is not known.
+    #: What it is about; None if that is not known.
     repositories: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: By the database's clock. A reconcile that begins later has seen what the letter is about.
     stored_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class FalseReports(Base):
-    """How often a pod reported references of a manifest that its bytes contradict. Nothing is decided by it."""
+    """How often a pod reported references of a manifest that its bytes contradict. For information only."""
 
     __tablename__ = "false_reports"
 

@@ -1,4 +1,4 @@
-"""What is known of pods' registry processes, how far each has reported, and the jobs that find out more.
+"""Tables of pods' registry processes, their watermarks and findings, and of jobs.
 
     pods ─< endpoints >─ sources ─< watermarks
     pods ─< probes    pods ─< findings    pods ─< failed_examinations    pods ─< token_refusals
@@ -6,7 +6,7 @@
 
 A *source* is one registry process. W(source, partition), a row of `watermarks`, is a time by the database's clock such
 that every event of that source whose request finished before it, and that belongs to the partition, is applied.
-Not here: what follows from them (domain/watermarks.py).
+Not here: how a pod's watermark follows from these (domain/watermarks.py).
 """
 
 import datetime
@@ -38,8 +38,8 @@ from coordinator.db.models.base import Base
 class Source(Base):
     """One registry process: a pod, and the `source.instanceID` that its events carry.
 
-    It counts for the pod's watermark until it is retired: by a reconcile that began late enough after it was known
-    dead, or by an operator with a reason.
+    It counts for the pod's watermark until it is retired: by a reconcile that began late enough after its death was
+    known, or by an operator with a reason.
     """
 
     __tablename__ = "sources"
@@ -55,23 +55,23 @@ class Source(Base):
     first_seen: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
     #: When its last watermark was applied.
     heard_at: Mapped[datetime.datetime | None]
-    #: When it was first known to run no more.
+    #: When it was first known to have ended.
     dead_since: Mapped[datetime.datetime | None]
     dead_why: Mapped[str | None]
     retired_at: Mapped[datetime.datetime | None]
     retired_why: Mapped[str | None]
-    #: One more each time that it counts again, against what was believed: it may be configured in another way now.
+    #: Incremented each time that it counts again after it was dead or retired: its configuration may have changed.
     life: Mapped[int] = mapped_column(Integer, server_default="1")
-    #: The life that the last visit of a doctor was of.
+    #: The life that the doctor's last visit examined.
     examined_life: Mapped[int | None] = mapped_column(Integer)
-    #: When it was heard again after it had brought no probe back for long (domain/watermarks.py, `was_paused`).
+    #: When it returned a probe again after a long silence (domain/watermarks.py, `was_paused`).
     paused_until: Mapped[datetime.datetime | None]
 
 
 class Watermark(Base):
-    """W(source, partition); only ever moves forward, unless the clock was set back (pods/clock.py).
+    """W(source, partition); moves only forward, unless the clock was set back (pods/clock.py).
 
-    Of registry.dead-letters too: what could not be understood holds GC, but only once it is in the table.
+    Also for registry.dead-letters: a dead letter blocks GC only once it is in the table.
     """
 
     __tablename__ = "watermarks"
@@ -80,7 +80,7 @@ class Watermark(Base):
     source_id: Mapped[int] = mapped_column(ForeignKey("sources.id", ondelete="CASCADE"))
     topic: Mapped[str] = mapped_column(server_default="registry.events")
     partition: Mapped[int] = mapped_column(Integer)
-    #: -infinity while all that is known is that there is such a partition.
+    #: -infinity while it is only known that the partition exists.
     at: Mapped[datetime.datetime]
 
 
@@ -94,23 +94,23 @@ class Endpoint(Base):
     url: Mapped[str]
     address: Mapped[str]
     first_seen: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
-    #: The name led here the last time; an endpoint that it leads to no more is not probed. -infinity: not known when.
+    #: The last look-up that gave this address; if later ones did not, it is not probed. -infinity: not known.
     resolved_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
     answered_at: Mapped[datetime.datetime | None]
-    #: Since when probes have failed without a break, and with what.
+    #: Since when every probe has failed, and the last error.
     failing_since: Mapped[datetime.datetime | None]
     error: Mapped[str | None]
-    #: When the last probe was sent whose connection was refused: nobody was there.
+    #: When the last probe was sent whose connection was refused: no process was there.
     refused_at: Mapped[datetime.datetime | None]
-    #: The process whose event brought the last nonce back, and when that probe was sent.
+    #: The process that last returned a nonce, and when that probe was sent.
     source_id: Mapped[int | None] = mapped_column(ForeignKey("sources.id", ondelete="SET NULL"))
     echoed_at: Mapped[datetime.datetime | None]
-    #: More than one process answers here: that another one answers does not say that the first is dead.
+    #: More than one process answers here: an answer of another one does not prove that the first is dead.
     shared: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class Probe(Base):
-    """A nonce on its way through a registry. `sent_at` is taken before it is sent, so it never claims too much."""
+    """A probe: a nonce sent to a registry. `sent_at` is taken before sending, so W never covers too much."""
 
     __tablename__ = "probes"
     __table_args__ = (
@@ -129,17 +129,17 @@ class Probe(Base):
     url: Mapped[str]
     address: Mapped[str]
     sent_at: Mapped[datetime.datetime] = mapped_column(server_default=func.clock_timestamp())
-    #: Up to when it was known who is there, as it was sent; None if that was never known. -infinity: it was sent while
-    #: the clock was ahead, so that its echo says nothing.
+    #: Up to when it was known which process is there, at the time of sending; None if that was never known. -infinity:
+    #: it was sent while the clock was ahead, so its echo is ignored.
     known_until: Mapped[datetime.datetime | None]
-    #: When the registry had answered it as it should: somebody is there.
+    #: When the registry had answered it as expected: a process is there.
     answered_at: Mapped[datetime.datetime | None]
-    #: An event has brought it back, in some partition at least: it is known who answered it.
+    #: An event has returned it, in at least one partition: it is known which process answered it.
     echoed: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class Job(Base):
-    """Long work that one scheduler does, and that another goes on with: a reconcile, a doctor's visit, a collection."""
+    """Long work that one scheduler does and another can resume: a reconcile, a doctor's visit, a collection."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -161,28 +161,28 @@ class Job(Base):
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     kind: Mapped[str]
-    #: NULL of a collection, which is of all pods.
+    #: NULL for a collection, which concerns all pods.
     pod_id: Mapped[int | None] = mapped_column(SmallInteger, ForeignKey("pods.id"))
-    #: Why it was asked for, for a person.
+    #: Why it was requested, in a sentence.
     why: Mapped[str]
     state: Mapped[str] = mapped_column(server_default="waiting")
     asked_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
-    #: When its first look at the world began; a job that is resumed keeps it.
+    #: When it was first taken; a resumed job keeps it.
     began_at: Mapped[datetime.datetime | None]
-    #: Whoever works on it says so now and then; NULL while nobody does.
+    #: The last pulse of its worker; NULL while it has none.
     alive_at: Mapped[datetime.datetime | None]
-    #: How often it was taken. Its worker names the number with every write: another one means that it was lost.
+    #: How often it was taken. Its worker names the number with every write: if it differs, the worker has lost the job.
     taken: Mapped[int] = mapped_column(Integer, server_default="0")
     finished_at: Mapped[datetime.datetime | None]
-    #: Counts so far, and at the end what was changed and why.
+    #: Counts so far, and at the end what changed and why.
     progress: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
     error: Mapped[str | None]
-    #: What was asked for in particular.
+    #: Options of the request.
     options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
 
 
 class JobPart(Base):
-    """A part of a job that is done on its own; a resumed job does those that are not done."""
+    """A part of a job. A resumed job does only the parts that are not done."""
 
     __tablename__ = "job_parts"
     __table_args__ = (PrimaryKeyConstraint("job_id", "name"),)
@@ -195,9 +195,9 @@ class JobPart(Base):
 
 
 class JobRepository(Base):
-    """A repository of which a reconcile's listing showed links of a kind, and compared them.
+    """A repository whose links of one kind a reconcile has listed and compared.
 
-    Those of the pod that are not here at its end were not listed. Deleted with the job's end.
+    Repositories of the pod without a row at the end of the listing have no such links. Deleted at the end of the job.
     """
 
     __tablename__ = "job_repositories"
@@ -210,7 +210,7 @@ class JobRepository(Base):
 
 
 class Finding(Base):
-    """What the doctor found out about a pod the last time. What is not `proved` holds GC for the pod."""
+    """The doctor's last result for one check of a pod. What is not `proved` blocks GC."""
 
     __tablename__ = "findings"
     __table_args__ = (
@@ -221,7 +221,7 @@ class Finding(Base):
     pod_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("pods.id"))
     check: Mapped[str]
     verdict: Mapped[str]
-    #: What it means for the pod, how it was found out, and what to write where to mend it.
+    #: What the result means for the pod, the evidence, and what to change and where.
     meaning: Mapped[str]
     proof: Mapped[str]
     mend: Mapped[str]
@@ -229,7 +229,7 @@ class Finding(Base):
 
 
 class FailedExamination(Base):
-    """The scheduler's last own visit to processes of a pod that no visit was of, if it did not prove what it tried."""
+    """The scheduler's last own visit to unexamined processes of a pod, if it did not prove every check it made."""
 
     __tablename__ = "failed_examinations"
 
@@ -237,12 +237,12 @@ class FailedExamination(Base):
         SmallInteger, ForeignKey("pods.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
     )
     at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
-    #: Sentences for a person.
+    #: Sentences for the operator.
     why: Mapped[list[str]] = mapped_column(ARRAY(Text))
 
 
 class TokenRefusals(Base):
-    """Since when, and when last, events in a pod's name were refused for their token. Nothing is decided by it."""
+    """When events in a pod's name were first and last refused for their token. For information only."""
 
     __tablename__ = "token_refusals"
 
@@ -254,7 +254,7 @@ class TokenRefusals(Base):
 
 
 class LifecycleOutbox(Base):
-    """A change of a blob's state that blob.lifecycle has not got yet: written with the change, published in order."""
+    """A change of a blob's state that is not in blob.lifecycle yet: written with the change, published in order."""
 
     __tablename__ = "lifecycle_outbox"
 
