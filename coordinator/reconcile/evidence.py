@@ -20,7 +20,7 @@ NAMED_LIMIT = 4
 
 
 class Evidence:
-    """Searches for links, and remembers the last one found for each set of prefixes. Safe to use from several threads."""
+    """Searches for links; remembers the last one found for each set of prefixes. Safe to use from several threads."""
 
     def __init__(self, store: ObjectReader) -> None:
         self._store = store
