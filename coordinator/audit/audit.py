@@ -1,16 +1,16 @@
-"""Compare the table with what is stored: what is missing, what is too much, and what is not as it should be.
+"""Compare the table with storage: find missing blobs, orphans, wrong sizes and unfinished uploads.
 
-Route: `baleen audit` -> `Audit.run`: the table and the listing of `blobs/` are merged (domain/inventory.py); what looks
-wrong is looked at again, many at a time, and only then told; uploads that nobody ended are looked for beside.
-What is found missing, and what is found again, is written down (reconcile/presence.py). Nothing else is changed, but
-for `mend`, which takes delete markers off blobs that are needed, copies their bytes back from quarantine, and verifies
-a claim (gc/mark_table.py); and `take_up`, which makes orphans blobs that nothing references: garbage collection then
-deals with them as with any, with all its graces.
+Route: `baleen audit` -> `Audit.run`: merge the table with the listing of `blobs/` (domain/inventory.py); verify each
+difference, many at a time, before it is reported; then look for unfinished uploads.
+Blobs that are missing, or found again, are written to the table (reconcile/presence.py). Nothing else is changed,
+except by `mend`, which removes delete markers from needed blobs, copies their bytes back from quarantine, and verifies
+a claim (gc/mark_table.py); and by `take_up`, which adds orphans to the table as unreferenced blobs: garbage collection
+then treats them like any other, with all its graces.
 
-- An orphan is counted as it was listed, if the table did not know of it even then or later, and it is older than a push
-  may take to be announced: a younger one is `recent`.
-- A listing that is not whole, or a store that does not answer, ends the audit with UnavailableError. What was not
-  listed says only where to look: missing is what two looks do not find (scenarios 16 and 19).
+- An orphan is counted as listed, if the table did not know it then or later, and if it is older than the event of a
+  push may take to come: a younger one is `recent`.
+- An incomplete listing, or a store that does not answer, ends the audit with UnavailableError. A blob that a listing
+  lacks is only suspected: it is missing if two look-ups do not find it either (scenarios 16 and 19).
 Not here: reading the bytes (scrub.py), what the report looks like (commands/audit.py).
 """
 
@@ -46,26 +46,26 @@ from coordinator.storage.port import (
 from coordinator.table import lifecycle
 from coordinator.table.lifecycle import KnownBlob
 
-#: Digests that are looked at again together.
+#: Digests that are verified together.
 BATCH = 256
 LOOKUPS_AT_ONCE = 16
-#: Of each kind, so many are shown one by one; all are counted.
+#: Examples of each kind in the report; all are counted.
 EXAMPLES = 100
-#: Markers of one blob that are taken off.
+#: Markers of one blob that are removed.
 MARKERS_LIMIT = 10
-#: States of a blob that are asked for where only what is on top counts.
+#: States of a blob that are listed where only the newest counts.
 TOP_STATES = 10
 #: Quarantined copies of one blob that are tried.
 COPIES_LIMIT = 10
-#: Blobs of the table after which the caller hears how far the comparison is.
+#: Blobs of the table between two calls of `Tell`.
 TELL_EVERY = 10_000
 
 
 class Progress(NamedTuple):
-    """How far an audit is."""
+    """The progress of an audit."""
 
     doing: str
-    #: Of one, by digest; None where it cannot be told.
+    #: From 0 to 1, by digest; None where it is not known.
     done: float | None = None
     blobs: int = 0
     objects: int = 0
@@ -76,14 +76,14 @@ Tell = Callable[[Progress], None]
 
 
 class Ages(NamedTuple):
-    """What is younger is on its way, and not left over."""
+    """Ages from which an object counts as left over: a younger one may be part of a push under way."""
 
     orphans: timedelta
     uploads: timedelta
 
 
 class Kind:
-    """Things of one kind: how many, how large, and some of them. Safe to use from several threads."""
+    """Findings of one kind: their count, their bytes, and examples. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -103,44 +103,44 @@ class Kind:
 
 
 class Report:
-    """What an audit has found so far. docs/AUDIT.md says what to do about which kind."""
+    """What an audit has found so far. docs/AUDIT.md says what to do about each kind."""
 
     def __init__(self) -> None:
-        #: Of the table.
+        #: Blobs of the table, and those that are referenced.
         self.blobs = 0
         self.needed = 0
-        #: Below `blobs/`.
+        #: Objects and bytes below `blobs/`.
         self.objects = 0
         self.bytes = 0
-        #: Needed, and not stored. Those that a delete marker masks are among them.
+        #: Referenced, and not stored; `masked` are those of them that a delete marker hides.
         self.missing = Kind()
         self.masked = Kind()
-        #: Were missing, and are stored; those off which a marker was taken are among them.
+        #: Were missing, and are stored; `mended` are those of them that this audit repaired.
         self.found_again = Kind()
         self.mended = Kind()
-        #: Served by the table, needed by nobody, and not stored: a later reference has the restorer look for them.
+        #: Served by the table, unreferenced, and not stored: a later reference makes the restorer look for them.
         self.unserved = Kind()
         self.wrong_size = Kind()
         self.orphans = Kind()
         self.recent = Kind()
-        #: Orphans that garbage collection has now.
+        #: Orphans that were added to the table for garbage collection.
         self.taken_up = 0
         self.odd_keys = Kind()
         self.abandoned_uploads = Kind()
         self.unfinished_uploads = Kind()
-        #: Repositories, or folders of them, that no pod owns. They block garbage collection.
+        #: Repositories, or folders of repositories, that no pod owns. They block garbage collection.
         self.unowned = Kind()
-        #: The claim that this audit has not verified, and why; None if there is none.
+        #: The claim that is not verified, and why; None if there is none.
         self.claim: mark.Claim | None = None
 
     @property
     def healthy(self) -> bool:
-        """Whether all that is needed is there as it is known."""
+        """Whether every referenced blob is stored with its known size."""
         return not (self.missing.count or self.wrong_size.count)
 
 
 class Audit:
-    """Used once. `run` takes as long as listing the whole store does."""
+    """An audit. Used once. `run` takes as long as a listing of the whole store."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class Audit:
         self._report = Report()
 
     def run(self, tell: Tell = lambda progress: None) -> Report:
-        """Compare everything; raises UnavailableError."""
+        """Compare everything; raises UnavailableError, and ConflictError if orphans may not be taken up."""
         self._store.check()
         with self._connections.use() as connection:
             instance = mark.current(connection)
@@ -170,10 +170,10 @@ class Audit:
         for name in listing.unowned:
             self._report.unowned.add(0, repository=name)
         if self._take_up and (holds := perimeter_holds(listing)):
-            raise ConflictError(f"{holds[0]}. It may link what the table does not know: orphans are not taken up.")
+            raise ConflictError(f"{holds[0]}. It may link blobs that the table does not know: no orphan is taken up.")
         with ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="audit") as self._pool:
             self._compare(tell)
-            tell(Progress("looking for uploads that nobody ended"))
+            tell(Progress("looking for unfinished uploads"))
             self._look_for_uploads()
         with self._connections.use() as connection:
             if self._mend:
@@ -213,10 +213,10 @@ class Audit:
     def _odd(self, entry: ObjectInfo) -> None:
         self._report.odd_keys.add(entry.size, key=entry.key, bytes=entry.size)
 
-    # What looked wrong
+    # Verifying differences
 
     def _look_again(self, pairs: Sequence[Pair]) -> None:
-        """Look at the table again, and at the store for what is in doubt even so; tell what is wrong for sure."""
+        """Read the table again, then ask storage about differences that remain; report what is certainly wrong."""
         with self._connections.use() as connection:
             known = {blob.digest: blob for blob in lifecycle.load(connection, [pair.digest for pair in pairs])}
         orphans: list[StoredBlob] = []
@@ -242,7 +242,7 @@ class Audit:
             self._report.unserved.add(move.blob.size, digest=format_digest(move.blob.digest))
 
     def _settle(self, doubted: Sequence[KnownBlob]) -> None:
-        """Look at the store for these; write down what is missing and what is found again; tell both."""
+        """Look for these blobs in storage; write and report those that are missing or found again."""
         wanted = [blob.digest for blob in doubted]
         heads = self._presence.heads(wanted)
         found = {blob.digest: doubts(_as_row(blob), _as_stored(blob.digest, heads[blob.digest])) for blob in doubted}
@@ -270,7 +270,7 @@ class Audit:
         return self._store.versions(blob_key(blob.digest))
 
     def _tell_orphan(self, orphan: StoredBlob) -> bool:
-        """Whether it is old enough to be one."""
+        """Report an orphan; return whether it is old enough to be one."""
         modified_at = datetime.fromtimestamp(orphan.modified, UTC)
         old = modified_at <= self._began_at - self._ages.orphans
         kind = self._report.orphans if old else self._report.recent
@@ -278,7 +278,7 @@ class Audit:
         return old
 
     def _tell_missing(self, blob: KnownBlob, versions: Sequence[ObjectVersion]) -> None:
-        """Tell of a missing blob, and what of it the store still keeps; mend it if asked to and possible."""
+        """Report a missing blob and what the store still keeps of it; repair it if asked to and possible."""
         masked = bool(versions) and versions[0].is_marker
         whole = [each for each in versions if not each.is_marker]
         fitting = next((each for each in whole if blob.size in {-1, each.size}), None)
@@ -301,7 +301,7 @@ class Audit:
             self._report.masked.add(blob.size, **told)
 
     def _unmask(self, blob: KnownBlob, version: ObjectVersion) -> bool:
-        """Take the markers off this version if its bytes are the blob's; whether it is served now."""
+        """Remove the markers above this version if its bytes are the blob's; return whether it is served now."""
         key = blob_key(blob.digest)
         if not self._is_whole(blob.digest, version.version):
             return False
@@ -318,15 +318,15 @@ class Audit:
             latest = self._store.versions(key, TOP_STATES)[0]
             if not latest.is_marker:
                 break
-            # Listed, then checked, then exactly that one: while the blob is missing no hide of it has left a marker
-            # (gc/restore.py, rule 15), and to read it may have taken longer than all the graces.
+            # List, then check, then remove exactly that marker: while the blob is missing no hide of it has left one
+            # (gc/restore.py, rule 15), and reading the version may have taken longer than all the graces.
             if not self._is_missing(blob.digest):
                 return False
             self._store.remove_marker(key, latest.version)
         return any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest]))
 
     def _copy_back(self, blob: KnownBlob) -> str | None:
-        """Serve a quarantined copy again if its bytes are the blob's; return its key, None if none is.
+        """Copy a quarantined copy back if its bytes are the blob's; return its key, None if there is no such copy.
 
         No hide of the table owns it, since the blob is missing: a lost history made it, or an older state of this one.
         """
@@ -362,7 +362,7 @@ class Audit:
             return hashed.digest() == digest
         return False
 
-    # What pushes left behind
+    # Unfinished uploads
 
     def _look_for_uploads(self) -> None:
         before = self._began_at - self._ages.uploads

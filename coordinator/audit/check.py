@@ -1,9 +1,9 @@
-"""Recompute every derived number from the facts, and compare.
+"""Recompute every derived number of the table from its facts, and compare.
 
 Derived: blobs.reference_count, link_count, state and unreferenced_since. Facts: repository_manifests, manifests,
-repository_blobs. Looks also for rows that point at nothing, where no foreign key forbids them.
+repository_blobs. Also finds rows that point at nothing, where no foreign key forbids them.
 
-The recomputation is one aggregate over all references, in one snapshot, so that batches may go on meanwhile;
+The recomputation is one aggregate over all references, in one snapshot, so that workers may go on meanwhile.
 PostgreSQL spills it to disk beyond work_mem, so memory stays bounded.
 Not here: comparing the facts with storage (reconcile).
 """
@@ -16,15 +16,15 @@ from sqlalchemy import Connection, Engine, text
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
 
-#: Differences that are named one by one; all are counted.
+#: Differences that the report lists; all are counted.
 SHOWN = 100
 
-#: Tells that a step begins: what it does, its number, and how many there are.
+#: Gets each step as it begins: what it does, its number, and how many there are.
 Progress = Callable[[str, int, int], None]
 
 
 class Difference(NamedTuple):
-    """One row that is not what the facts make it."""
+    """One row that differs from what the facts say."""
 
     what: str
     #: A digest, or the ids of a row that points at nothing.
@@ -35,7 +35,7 @@ class Difference(NamedTuple):
 
 class CheckReport(NamedTuple):
     blobs: int
-    #: Holding times blob, as recomputed.
+    #: References by holdings to blobs, as recomputed.
     references: int
     differences_count: int
     differences: list[Difference]
@@ -72,7 +72,7 @@ _STATES = {state.value: state.name for state in BlobState}
 
 _HIDDEN = f"{BlobState.HIDING:d}, {BlobState.HIDDEN:d}, {BlobState.PURGING:d}"
 
-#: What must be empty: a name, and a query that gives the rows' ids as text.
+#: Rows that must not exist: a name, and a query that gives the rows' ids as text.
 _ORPHANS = (
     (
         "reference to no blob",
@@ -127,7 +127,7 @@ _ORPHANS = (
 
 
 def check(engine: Engine, progress: Progress = lambda what, number, total: None) -> CheckReport:
-    """Compare all derived numbers with the facts; long on a large table, and it changes nothing."""
+    """Compare all derived numbers with the facts. Takes long on a large table, and changes nothing."""
     total = 2 + len(_ORPHANS)
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
         connection.execute(text("SET LOCAL statement_timeout = 0"))

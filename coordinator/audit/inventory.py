@@ -1,8 +1,8 @@
-"""What is below `blobs/`: every blob by digest, several folders listed at once, and the keys that are no blob's.
+"""List everything below `blobs/`: blobs by digest, and keys that belong to no blob.
 
-A folder `blobs/sha256/<2 hex>/` holds one 256th of the blobs. FOLDERS_AT_ONCE are listed side by side, each into a
-queue; they are given one after another, so that the whole comes in the order of digests. What waits in the queues is
-packed, and bounded.
+A folder `blobs/sha256/<2 hex>/` holds one 256th of the blobs. FOLDERS_AT_ONCE folders are listed at once, each into a
+queue. The queues are read one after another, so the blobs come in the order of digests. Queued blobs are packed, and
+their number is bounded.
 Not here: what it is compared with (audit.py).
 """
 
@@ -25,19 +25,19 @@ FOLDERS_AT_ONCE = 8
 BLOCK = 1000
 #: Blocks of one folder that may wait: 10 MB.
 BLOCKS_WAITING = 200
-#: How often a thread that waits looks whether it should end.
+#: How often a waiting thread checks whether it should end.
 POLL_S = 0.2
 
 #: Digest, size, modified.
 _PACKED = Struct("<32sqd")
 _ALL_BLOBS = f"{BASE}/blobs/"
 
-#: Takes a key that is no blob's. Called by several threads.
+#: Gets a key that belongs to no blob. Called by several threads.
 OddKey = Callable[[ObjectInfo], None]
 
 
 class _Folder:
-    """One folder on its way: its blocks, then None, or what went wrong."""
+    """One folder that is being listed: its blocks, then None or an error."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -46,7 +46,7 @@ class _Folder:
 
 @contextmanager
 def stored(store: ObjectStore, odd: OddKey) -> Iterator[Iterator[StoredBlob]]:
-    """Give every stored blob by digest; raises UnavailableError where a listing is not whole."""
+    """Give every stored blob by digest; raises UnavailableError if a listing is incomplete."""
     stop = threading.Event()
     with ThreadPoolExecutor(FOLDERS_AT_ONCE, thread_name_prefix="list") as pool:
         try:
@@ -73,7 +73,7 @@ def _in_order(store: ObjectStore, pool: ThreadPoolExecutor, stop: threading.Even
 
 
 def _prefixes(store: ObjectStore, odd: OddKey) -> list[str]:
-    """Return the folders of blobs in order; what is beside them is no blob's."""
+    """Return the folders of blobs in order; pass all other keys to `odd`."""
     beside = [folder for folder in store.folders(_ALL_BLOBS) if folder != BLOBS]
     folders = sorted(store.folders(BLOBS))
     beside += [folder for folder in folders if not _is_first_byte(folder[len(BLOBS) :])]
@@ -93,7 +93,7 @@ def _list(store: ObjectStore, folder: _Folder, stop: threading.Event, odd: OddKe
         entries = store.walk(folder.prefix)
         while not stop.is_set() and (some := list(islice(entries, BLOCK))):
             _put(folder.blocks, _packed(some, odd), stop)
-    except BaseException as error:  # noqa: BLE001 - raised by whoever reads the folder
+    except BaseException as error:  # noqa: BLE001 - raised where the folder is read
         end = error
     _put(folder.blocks, end, stop)
 

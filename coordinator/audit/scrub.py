@@ -1,12 +1,12 @@
 """Read the bytes of stored blobs and compare them with their digests, at a set rate.
 
-Route: `baleen audit --verify-content` -> `Scrub.run`: stored blobs by digest, or some chosen at random, several at a
-time and piece by piece -> what has other bytes is read again before it is told, with the versions that the store keeps
-of it and which of them is whole.
-Pods may write below `blobs/`, so bytes can change after a push; a disk may change them too. Nothing is mended here, and
-no state changes: registries serve what is stored, and clients notice.
-A store that does not answer ends the run with UnavailableError, which says where to go on. One blob that cannot be read
-while others can is told as unreadable.
+Route: `baleen audit --verify-content` -> `Scrub.run`: read stored blobs by digest, or a random sample, several at a
+time and in chunks -> read a blob with other bytes again before it is reported, with the versions that the store keeps
+of it and which of them has the right bytes.
+Pods may write below `blobs/`, so bytes can change after a push; a disk may change them too. Nothing is repaired here,
+and no state changes: registries serve what is stored, and clients notice.
+A store that does not answer ends the run with UnavailableError, which says how to continue. A blob that cannot be read
+while others can is reported as unreadable.
 """
 
 import hashlib
@@ -29,24 +29,24 @@ from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStor
 from coordinator.table import lifecycle
 
 READS_AT_ONCE = 4
-#: Below this a blob at a time is read, so that no stream waits so long for its turn that the store gives it up.
+#: Bytes per second below which blobs are read one by one: a stream that waits for its turn would time out at the store.
 SLOW = 16e6
-#: So many in a row that cannot be read are no single damaged blobs.
+#: So many unreadable blobs in a row mean that the store fails, not single blobs.
 UNREADABLE_IN_A_ROW = 5
-#: Of a blob with other bytes, so many versions are told, and read to find one that is whole.
+#: Versions of a blob with other bytes that are reported, and read to find one with the right bytes.
 VERSIONS = 10
-#: What a rate lets through at once, in seconds of it.
+#: The burst that a rate permits, in seconds.
 BURST_S = 1.0
-#: For a sample, looks at random places that may meet nothing new in a row: few blobs are met again and again.
+#: Random look-ups in a row that may find no new blob for a sample, before all blobs are listed.
 SPARE_LOOKS = 100
 
 
 class StoppedError(BaleenError):
-    """The run was told to end."""
+    """The run was stopped."""
 
 
 class Rate:
-    """Lets through so many bytes a second, over all threads; without a number, all."""
+    """Limits the bytes per second of all threads together; None means no limit."""
 
     def __init__(self, per_second: float | None, stop: threading.Event) -> None:
         self._per_second = per_second
@@ -55,7 +55,7 @@ class Rate:
         self._free_at = time.monotonic()
 
     def take(self, count: int) -> None:
-        """Wait until so many bytes may be read; raises StoppedError."""
+        """Wait until `count` bytes may be read; raises StoppedError."""
         pause = 0.0
         if self._per_second is not None:
             with self._lock:
@@ -63,7 +63,7 @@ class Rate:
                 self._free_at = max(self._free_at, now - BURST_S) + count / self._per_second
                 pause = max(0.0, self._free_at - now)
         if self._stop.wait(pause):
-            raise StoppedError("The verification was told to end.")
+            raise StoppedError("The verification was stopped.")
 
 
 class Verdict(Enum):
@@ -75,10 +75,10 @@ class Verdict(Enum):
 
 
 class Read(NamedTuple):
-    """What became of one blob."""
+    """The result of reading one blob."""
 
     verdict: Verdict
-    #: The digest of the bytes that are there, or why they cannot be read.
+    #: The digest of the stored bytes, or why they cannot be read.
     detail: str = ""
 
 
@@ -90,7 +90,7 @@ class Content:
         self.bytes = 0
         self.other_bytes = Kind()
         self.unreadable = Kind()
-        #: The first digest that is not dealt with; None after the last.
+        #: The first digest that is not yet verified; None after the last.
         self.resume_from: Digest | None = None
 
     @property
@@ -99,7 +99,7 @@ class Content:
 
 
 class Scrub:
-    """Used once."""
+    """A verification of contents. Used once."""
 
     def __init__(self, connections: Connections, store: ObjectStore, *, rate: float | None = None) -> None:
         self._connections = connections
@@ -108,7 +108,7 @@ class Scrub:
         self._rate = Rate(rate, self._stop)
         self._reads_at_once = READS_AT_ONCE if rate is None or rate >= SLOW else 1
         self._content = Content()
-        #: The last ones, without a break.
+        #: The unreadable blobs in a row up to now.
         self._unreadable: list[Digest] = []
 
     @property
@@ -119,7 +119,7 @@ class Scrub:
     def run(
         self, start: Digest | None = None, *, sample: int | None = None, tell: Tell = lambda progress: None
     ) -> Content:
-        """Verify all blobs from a digest on, or a sample of them; raises UnavailableError that says where to go on."""
+        """Verify all blobs from a digest on, or a sample. Raises UnavailableError, which says how to continue."""
         self._store.check()
         waiting: deque[tuple[ObjectInfo, Digest, Future[Read]]] = deque()
         blobs = self._all(start) if sample is None else iter(self._sample(sample))
@@ -140,7 +140,7 @@ class Scrub:
                     tell(self._progress(digest, sample))
             except UnavailableError as error:
                 at = self._content.resume_from or start
-                where = "" if at is None or sample is not None else f" To go on: --from {format_digest(at)}"
+                where = "" if at is None or sample is not None else f" To continue: --from {format_digest(at)}"
                 raise UnavailableError(f"{error}{where}") from error
             finally:
                 self._stop.set()
@@ -161,7 +161,7 @@ class Scrub:
             after = page[-1].key
 
     def _sample(self, count: int) -> Sequence[ObjectInfo]:
-        """Choose blobs by what follows random digests."""
+        """Choose random blobs: those that follow random digests."""
         rnd = random.SystemRandom()
         found: dict[str, ObjectInfo] = {}
         in_vain = 0
@@ -172,7 +172,7 @@ class Scrub:
                 found[entry.key] = entry
             in_vain = 0 if len(found) > before else in_vain + 1
         if len(found) < count:
-            # There are hardly any others, and looks at random would find these last.
+            # There are few others, which random look-ups would hardly find.
             for entry in self._all(None):
                 found[entry.key] = entry
                 if len(found) >= count:
@@ -189,7 +189,7 @@ class Scrub:
 
         try:
             found = self._hash_patiently(now)
-            # Nothing is said of a blob that was replaced while it was read.
+            # Read twice: the blob may have been replaced during the first read.
             if found != digest and (found := self._hash_patiently(now)) != digest:
                 return Read(Verdict.OTHER_BYTES, format_digest(found))
         except ObjectNotFoundError:
@@ -199,7 +199,7 @@ class Scrub:
         return Read(Verdict.WHOLE)
 
     def _hash_patiently(self, opening: Callable[[], AbstractContextManager[OpenObject]]) -> Digest:
-        """Hash, twice if need be; raises _UnreadableError if that fails while the store answers."""
+        """Hash, in two attempts; raises _UnreadableError if both fail while the store answers."""
         try:
             return self._hash(opening)
         except UnavailableError:
@@ -218,7 +218,7 @@ class Scrub:
                 hashed.update(chunk)
         return Digest(hashed.digest())
 
-    # What is told
+    # Reporting
 
     def _note(self, entry: ObjectInfo, digest: Digest, read: Read) -> None:
         content = self._content
@@ -229,7 +229,9 @@ class Scrub:
         self._unreadable = [*self._unreadable, digest] if read.verdict is Verdict.UNREADABLE else []
         if len(self._unreadable) >= UNREADABLE_IN_A_ROW:
             content.resume_from = self._unreadable[0]
-            raise UnavailableError(f"The object store answers, and not one of {UNREADABLE_IN_A_ROW} blobs can be read.")
+            raise UnavailableError(
+                f"The object store answers, but {UNREADABLE_IN_A_ROW} blobs in a row could not be read."
+            )
         if read.verdict is Verdict.UNREADABLE:
             content.unreadable.add(entry.size, **self._known(digest), reason=read.detail)
         elif read.verdict is Verdict.OTHER_BYTES:
@@ -252,7 +254,7 @@ class Scrub:
         }
 
     def _whole_version(self, digest: Digest, versions: Sequence[ObjectVersion]) -> str | None:
-        """The newest version whose bytes have the digest."""
+        """Return the newest old version whose bytes have the digest; None if there is none."""
         for each in versions:
             if not each.latest and self._is_whole(digest, each.version):
                 return each.version
@@ -270,6 +272,6 @@ class _UnreadableError(BaleenError):
 
 
 def _key_before(digest: Digest) -> str | None:
-    """The greatest key of a blob that is less than this one's."""
+    """Return the greatest blob key below this one's; None if there is none."""
     number = int.from_bytes(digest, "big")
     return blob_key(Digest((number - 1).to_bytes(DIGEST_BYTES, "big"))) if number else None

@@ -1,9 +1,9 @@
-"""What an audit asks of the table: every blob, in the order of digests.
+"""Read every blob of the table in the order of digests, for an audit.
 
-The answer is sorted and kept by the server, in temporary files, until the audit ends: no transaction stays open while a
-store is listed. It is as of the moment when it was asked for.
-`take_up` lets garbage collection have what nobody knows.
-Not here: the comparison (domain/inventory.py), writing down what is missing (table/lifecycle.py).
+The server sorts the rows and keeps them in temporary files until the audit ends: no transaction stays open while a
+store is listed. The rows are as of the moment of the query.
+`take_up` adds orphans to the table, for garbage collection.
+Not here: the comparison (domain/inventory.py), writing missing blobs (table/lifecycle.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,9 +33,9 @@ def clock(connection: Connection[Any]) -> datetime:
 
 
 def take_up(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:
-    """Make orphans blobs that nothing references, since now, so that they are collected like others; return how many.
+    """Add orphans to the table as blobs unreferenced since now, to be collected like others; return how many.
 
-    What was referenced meanwhile stays as it is.
+    A blob that was referenced meanwhile stays as it is.
     """
     with connection.transaction():
         new = connection.execute(
@@ -64,7 +64,7 @@ def take_up(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:
 
 @contextmanager
 def blobs(connection: Connection[Any]) -> Iterator[Iterator[TableBlob]]:
-    """Give every blob of the table by digest; the first comes after all of them were sorted."""
+    """Give every blob of the table by digest. The server sorts all of them before it gives the first."""
     cursor = connection.cursor("audit", withhold=True)
     with cursor:
         with connection.transaction():

@@ -1,11 +1,11 @@
-"""The doctor: proves by experiment, on one pod, what garbage collection will rely on.
+"""The doctor: proves by experiment, on one pod, what garbage collection relies on.
 
-Route: `baleen pods doctor` -> `examine.examine` -> each check of `checks.CHECKS`, on what the visit tried
-(visit.py) -> the findings' rows -> everything that was tried is taken away again (scratch.py).
+Route: `baleen pods doctor` -> `examine.examine` -> each check of `checks.CHECKS`, on the visit's experiments
+(visit.py) -> everything that the visit made is removed (scratch.py) -> the findings' rows.
 
-An experiment is made at every address of the pod's registry, for each process has a configuration of its own. It
-touches only what it made itself: random content, in repositories `<prefix>/baleen-doctor-<random>`.
-What a verdict means for the pod, and what mends it, is data (texts.py). Whatever could not be tried to its end is
-*unproved*, and holds garbage collection like what is refuted: not proved is not safe.
-Not here: what findings hold (domain/findings.py), the prober, which goes on asking between visits (prober.py).
+Experiments run at every address of the pod's registry, because each process has its own configuration. They touch only
+what they made themselves: random content, in repositories `<prefix>/baleen-doctor-<random>`.
+What a finding means for the pod, and how to repair it, is data (texts.py). A check that could not be carried out to
+its end is *unproved*, and blocks GC like a refuted one: not proved is not safe.
+Not here: which findings block GC (domain/findings.py), the prober, which probes between visits (prober.py).
 """

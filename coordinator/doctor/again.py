@@ -1,14 +1,14 @@
-"""Examine registry processes that began or came back after the last visit of a doctor, without an operator.
+"""Examine registry processes that began or came back after the doctor's last visit, without an operator.
 
 Route: workers/scheduler.py, every few seconds -> `Again.round` -> the pod that has waited longest -> `examine_again`:
-the doctor's own experiments, all but those with the pod's key -> all proved: its processes are examined; else the
-hold says what is not, and the visit is repeated.
-A client can make a registry process end (it can use up its memory), so the process that follows must not need an
-operator. What the visit proves is what an operator's visit would prove of it. The key is another matter: no experiment
-tells which key a process uses, so its checks keep the result of the last visit that had it.
+all experiments of the doctor except those with the pod's key -> all proved: the pod's processes are examined; else the
+hold says what is not proved, and the visit is repeated.
+A client can make a registry process end (it can use up its memory), so its successor must not need an operator. The
+visit proves what an operator's visit would prove. Not so for the key: no experiment shows which key a process uses, so
+the checks with the key keep the result of the last visit that had it.
 
-Invariants: one visit in a round; one pod is visited after a pause at the earliest, which is longer each time that a
-visit of the same processes fails; a pod that no operator's doctor has visited is left to one.
+Invariants: one visit per round; a pause before a pod is visited again, which grows each time that a visit of the same
+processes fails; a pod that was never visited for an operator is not visited here.
 Not here: experiments (the checks), what they mean for garbage collection (domain/findings.py).
 """
 
@@ -29,48 +29,48 @@ from coordinator.errors import BaleenError, ConflictError
 
 log = structlog.get_logger()
 
-#: Between two visits of one pod: a visit holds events of the pod back for seconds.
+#: Between two visits of one pod: a visit delays events of the pod by seconds.
 FIRST_PAUSE_S: Final = 60.0
 #: Once a flood of requests or restarts has ended, the next visit begins within this time.
 LONGEST_PAUSE_S: Final = 900.0
 
-#: Of what a hold says of a visit that came to no end.
+#: Characters of the error in a hold, if a visit did not end.
 ERROR_LENGTH: Final = 300
 
-#: Opens what a visit to a pod works with.
+#: Opens the services that a visit to a pod uses.
 Open = Callable[[PodName], AbstractContextManager[Instruments]]
 
 
 class _EndingError(BaleenError):
-    """The scheduler ends: so does the visit, which takes away what it tried."""
+    """The scheduler ends, so the visit ends too, and removes what it made."""
 
 
 class Visited(NamedTuple):
     """The last visit to a pod."""
 
-    #: Ids and lives of the processes that no visit was of.
+    #: Ids and lives of the processes that were not yet examined.
     processes: frozenset[tuple[int, int]]
-    #: By a clock that is never set.
+    #: By the monotonic clock.
     ended: float
     pause: float
 
 
 def after(last: Visited | None, processes: frozenset[tuple[int, int]], ended: float) -> Visited:
-    """Return the visit to these processes that ended now: the pause is twice as long where it was of the same."""
+    """Return a visit to these processes that ended now. The pause doubles if the last visit was of the same ones."""
     if last is None or last.processes != processes:
         return Visited(processes, ended, FIRST_PAUSE_S)
     return Visited(processes, ended, min(2 * last.pause, LONGEST_PAUSE_S))
 
 
 def is_due(last: Visited | None, processes: frozenset[tuple[int, int]], now: float) -> bool:
-    """Whether these processes may be visited now. Others than the last time need not wait for the longer pause."""
+    """Whether these processes may be visited now. Other processes than the last time do not wait the longer pause."""
     if last is None:
         return True
     return now - last.ended >= (last.pause if processes == last.processes else FIRST_PAUSE_S)
 
 
 class Again:
-    """Visits, one at a time. Used by one thread. What it remembers is only when to visit next."""
+    """The scheduler's visits, one at a time. Used by one thread. It remembers only when to visit next."""
 
     def __init__(
         self, connections: Connections, opened: Open, in_spite_of: Collection[str], stop: threading.Event
@@ -92,23 +92,23 @@ class Again:
             self._visit(pod, waiting[pod])
 
     def _visit(self, pod: PodName, processes: frozenset[tuple[int, int]]) -> None:
-        log.info("registry processes that no doctor has examined are examined", pod=pod, processes=len(processes))
+        log.info("examining new registry processes", pod=pod, processes=len(processes))
         try:
             with self._open(pod) as instruments:
                 failed = examine_again(instruments, pod, self._in_spite_of, self._go_on)
         except _EndingError:
             return
         except ConflictError as error:
-            log.info("a pod is examined later", pod=pod, reason=str(error))
+            log.info("pod will be examined later", pod=pod, reason=str(error))
         except BaleenError as error:
-            log.warning("a pod could not be examined", pod=pod, reason=str(error))
+            log.warning("pod could not be examined", pod=pod, reason=str(error))
             with self._connections.use() as connection:
                 findings.write_failed(connection, pod, [str(error).rstrip(".")[:ERROR_LENGTH]])
         else:
             if failed:
-                log.warning("registry processes are not proved safe to collect for", pod=pod, why=failed)
+                log.warning("registry processes are not proved safe for GC", pod=pod, why=failed)
             else:
-                log.info("registry processes are examined", pod=pod)
+                log.info("registry processes were examined", pod=pod)
         finally:
             self._visited[pod] = after(self._visited.get(pod), processes, time.monotonic())
 

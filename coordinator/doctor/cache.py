@@ -1,4 +1,4 @@
-"""Whether the registry goes on saying that a blob is there when it is not (scenario 17)."""
+"""Check that the registry does not answer from a cache that a hidden blob exists (scenario 17)."""
 
 from coordinator.doctor.registry import failed
 from coordinator.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
@@ -7,12 +7,12 @@ from coordinator.domain.findings import Check, Finding
 from coordinator.registry.client import RegistryError, RegistryUnreachableError
 from coordinator.registry.images import Image, Layer
 
-#: The first look may fill a cache, the second is answered from it.
+#: The first HEAD may fill a cache; the second may be answered from it.
 LOOKS = 2
 
 
 def no_descriptor_cache(visit: Visit) -> Finding:
-    """Warm whatever caches there are at every place, let the blob vanish, and ask again; then let it be back."""
+    """Fill the caches at every place, delete the blob and ask again; then restore it and ask again."""
     places = visit.places
     if not places:
         return finding(Check.NO_DESCRIPTOR_CACHE, [], visit.patient)
@@ -26,10 +26,12 @@ def no_descriptor_cache(visit: Visit) -> Finding:
         stuck = failed(visit) or [unproved(str(places[0]), str(error), AGAIN)]
         return finding(Check.NO_DESCRIPTOR_CACHE, stuck, visit.patient)
     cold = [
-        unproved(str(place), "it does not have a blob that was pushed", AGAIN) for place in places if place not in warm
+        unproved(str(place), "it answers that it does not have a blob that was pushed", AGAIN)
+        for place in places
+        if place not in warm
     ]
     if not visit.scratch.is_stored(blob):
-        told = "a blob that was pushed is not in the shared bucket, and cannot be made to vanish"
+        told = "a pushed blob is not in the shared bucket, so the doctor cannot delete it"
         parts = [follows(str(place), told, Check.SAME_ROOT) for place in places]
         return finding(Check.NO_DESCRIPTOR_CACHE, parts, visit.patient)
     with visit.scratch.vanished(blob):
@@ -39,35 +41,35 @@ def no_descriptor_cache(visit: Visit) -> Finding:
 
 
 def _vanished(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
-    """Ask, mount and push a manifest, while the blob's bytes are gone."""
+    """Try HEAD, a mount, and a push of a manifest, while the blob's bytes are gone."""
     where = str(place)
     try:
         wrong = []
         if _has(visit, place, blob):
             wrong.append("HEAD answers 200")
         if _mounts(visit, place, blob):
-            wrong.append("a mount 201")
+            wrong.append("a mount answers 201")
         if _takes(visit, place, image):
-            wrong.append("a manifest that lists it 201")
+            wrong.append("a manifest that lists it answers 201")
     except RegistryError as error:
         return unproved(where, str(error), AGAIN)
     if wrong:
-        return refuted(where, f"of a blob whose bytes are gone, {', '.join(wrong)}")
+        return refuted(where, f"for a blob whose bytes are gone, {', '.join(wrong)}")
     return proved(
         where,
-        f"of a blob that {LOOKS} HEADs had found, once its bytes were gone, HEAD answers 404, a mount 202, "
+        f"for a blob that {LOOKS} HEADs had found and whose bytes are gone, HEAD answers 404, a mount answers 202, "
         "and a manifest that lists it is refused",
     )
 
 
 def _back(visit: Visit, place: Place, blob: Layer, part: Part) -> Part:
-    """That the blob is served again belongs to the proof."""
+    """Return the part if the place serves the restored blob; that belongs to the proof."""
     try:
         if _has(visit, place, blob):
             return part
     except RegistryError as error:
         return unproved(str(place), str(error), AGAIN)
-    return refuted(str(place), "a blob whose bytes are back is still said to be gone: HEAD answers 404")
+    return refuted(str(place), "HEAD still answers 404 for a blob whose bytes are back")
 
 
 def _has(visit: Visit, place: Place, blob: Layer) -> bool:
@@ -80,7 +82,7 @@ def _mounts(visit: Visit, place: Place, blob: Layer) -> bool:
     except RegistryUnreachableError:
         raise
     except RegistryError:
-        return False  # no 201 all the same
+        return False  # the answer was not 201
 
 
 def _takes(visit: Visit, place: Place, image: Image) -> bool:

@@ -24,11 +24,11 @@ CHECKS: dict[Check, Callable[[Visit], Finding]] = {
     Check.OTHERS_CLOSED: key.others_closed,
     Check.QUARANTINE_CLOSED: key.quarantine_closed,
     Check.BUCKET_CLOSED: key.bucket_closed,
-    # The last: it deletes what the others look at.
+    # Last, because it deletes what the others use.
     Check.DELETES_ARRIVE: events.deletes_arrive,
 }
 
-#: What is found out by way of a process: of one that the visit did not reach, nothing of this is proved.
+#: Checks of each process: they prove nothing of a process that the visit did not reach.
 OF_PROCESSES = frozenset(
     {
         Check.PROCESSES_REACHED,

@@ -1,4 +1,4 @@
-"""How far the clocks of registries and of the object store are from the database's, by which all is measured."""
+"""Compare the clocks of registries and of the object store with the database's, by which all is measured."""
 
 import math
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from coordinator.doctor.visit import Report, Visit
 from coordinator.domain.findings import Check, Finding
 from schemas.records import RegistryEvent
 
-#: Object stores tell whole seconds.
+#: Object stores give times in whole seconds.
 STORE_STEP = timedelta(seconds=1)
 NONE = timedelta()
 
@@ -20,7 +20,7 @@ def clocks(visit: Visit) -> Finding:
     parts = failed(visit)
     parts += [_registry(report, bound) for report in visit.reports]
     if not parts:
-        parts = [follows("the registry", "nowhere does it answer", Check.REGISTRY_ANSWERS)]
+        parts = [follows("the registry", "no process of it answers", Check.REGISTRY_ANSWERS)]
     return finding(Check.CLOCKS, [*parts, _store(visit, bound)], visit.patient)
 
 
@@ -40,12 +40,12 @@ def _store(visit: Visit, bound: timedelta) -> Part:
     stored = visit.instruments.store.head(key)
     where = "the object store"
     if stored is None:
-        return unproved(where, "an object that was put is not there", AGAIN)
+        return unproved(where, "it does not have an object that was stored", AGAIN)
     return judged(where, off(stored.modified_at, before, after, STORE_STEP), bound)
 
 
 def off(time: datetime, before: datetime, after: datetime, step: timedelta = NONE) -> timedelta:
-    """By how much a clock is off at least that told `time`, down to its step, between `before` and `after`."""
+    """Return the least error of a clock that gave `time`, rounded down to its step, between `before` and `after`."""
     if time > after:
         return time - after
     return min(time + step - before, NONE)
@@ -54,7 +54,7 @@ def off(time: datetime, before: datetime, after: datetime, step: timedelta = NON
 def judged(where: str, found: timedelta, bound: timedelta) -> Part:
     seconds, limit = found.total_seconds(), bound.total_seconds()
     told = (
-        f"its clock is {seconds:+.3f} s from the database's; {limit:g} s are allowed, half of BALEEN_SAFETY_CLOCK_SKEW"
+        f"its clock is {seconds:+.3f} s off the database's; {limit:g} s are allowed, half of BALEEN_SAFETY_CLOCK_SKEW"
     )
     if abs(found) <= bound:
         return proved(where, told)
@@ -62,6 +62,6 @@ def judged(where: str, found: timedelta, bound: timedelta) -> Part:
     return refuted(
         where,
         told,
-        f"Run a time service (chrony, ntpd) on the machine of {where}, or on that of the database; or, for every "
+        f"Run a time service (chrony, ntpd) on the machine of {where}, or on that of the database. Or set, for every "
         f"process of Baleen:\nBALEEN_SAFETY_CLOCK_SKEW={enough}s",
     )

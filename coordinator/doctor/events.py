@@ -1,6 +1,6 @@
-"""Whether what happens at the registry is told, in order, with what is needed, and reaches the table.
+"""Check that the registry reports what happens, in order and with references, and that the table gets it.
 
-The judgements are pure functions of reports; what the table has is asked beside them.
+Findings are pure functions of reports, apart from queries of the table.
 """
 
 from itertools import pairwise
@@ -26,21 +26,22 @@ from coordinator.registry.images import Image, Index
 from schemas.records import RegistryEvent
 
 SWITCHED_OFF = (
-    "Deletes are switched off: nothing is ever removed through the registry, so that nothing which it holds is "
-    "collected. That is safe, and of little use."
+    "The registry refuses deletes: nothing is ever removed through it, so Baleen collects nothing of this pod. That is "
+    "safe, and of little use."
 )
 PULLS_ARE_SENT = (
-    "A probe comes back, and pulls are sent too: that is safe, and a flood of pulls delays pushes and the watermark."
+    "A probe comes back. The registry sends pull events too: that is safe, but a flood of pulls delays pushes and the "
+    "watermark."
 )
 IGNORE_PULLS = (
-    "Pulls are not needed, since the pod is probed by pushes. In `notifications.endpoints` of each process, and "
-    f"restart it:\n{configuration.IGNORE_PULLS.rstrip()}"
+    "Baleen does not need pull events, since it probes this pod by pushes. Add this to `notifications.endpoints` of "
+    f"each process, and restart the process:\n{configuration.IGNORE_PULLS.rstrip()}"
 )
 SWITCH_ON = "storage:\n  delete: {enabled: true}"
 
 
 def events_arrive(visit: Visit) -> Finding:
-    """Whatever was pushed and mounted is told of, and the table has the manifests with what they list."""
+    """Check that each push and mount is reported, and that the table has the manifests with their references."""
     parts, patience = failed(visit), visit.instruments.patience
     refused = None if all(report.sources for report in visit.reports) else visit.refused()
     for report in visit.reports:
@@ -55,7 +56,7 @@ def events_arrive(visit: Visit) -> Finding:
 
 
 def of_wrong_token(part: Part, refused: Refusals, patient: Patient) -> Part:
-    """Nothing came from there, and what came in the pod's name was refused: anyone may post so, yet it is likely."""
+    """Add that events in the pod's name were refused: the likely reason, though anyone may have posted them."""
     return part._replace(sentence=f"{part.sentence}; {refusals.told(refused)}", mend=token(patient))
 
 
@@ -66,7 +67,7 @@ def arrival(report: Report, patience: float) -> Part:
         return proved(where, f"{count} events of {count} pushes came")
     came = f"{count - len(missing)} events of {count} pushes came"
     if report.is_image_over:
-        told = f"{came}, though the process told of what came after: none of {', '.join(missing)}"
+        told = f"{came}, though the process reported what came later: none of {', '.join(missing)}"
         return refuted(where, told, untold_of_image(report))
     if report.sources:
         return unproved(where, f"{came} within {patience:.0f} s")
@@ -74,7 +75,7 @@ def arrival(report: Report, patience: float) -> Part:
 
 
 def untold_of_image(report: Report) -> str:
-    """What a registry ignores that tells of some of an image's pushes, or of none."""
+    """Return what a registry must stop ignoring if it does not report all of an image's pushes."""
     image, missing = report.push.image, report.missing
     if len(missing) > len(image.blobs):
         return ignored(["push"])
@@ -83,7 +84,7 @@ def untold_of_image(report: Report) -> str:
 
 
 def untold_of_kinds(report: KindsReport) -> str:
-    """What a registry ignores that does not tell of these kinds, though it tells of blobs."""
+    """Return what a registry must stop ignoring if it reports blobs and not these kinds."""
     types = {report.kinds.manifests[kind].media_type for kind in report.overdue if kind != MOUNT}
     return ignored([MOUNT] if MOUNT in report.overdue else [], types)
 
@@ -97,32 +98,34 @@ def arrival_of_kinds(report: KindsReport, patience: float) -> Part:
     if report.overdue:
         return refuted(
             where,
-            f"of {', '.join(report.overdue)} no event came, though the process told of what came after",
+            f"no event of {', '.join(report.overdue)} came, though the process reported what came later",
             untold_of_kinds(report),
         )
-    return unproved(where, f"of {', '.join(report.missing)} no event came within {patience:.0f} s")
+    return unproved(where, f"no event of {', '.join(report.missing)} came within {patience:.0f} s")
 
 
 def _in_table(visit: Visit, part: Part, manifests: list[Image | Index]) -> Part:
-    """What is proved to have come has to be in the table, too."""
+    """Check that the table has the manifests whose events came."""
     where, sentence = part.where, part.sentence
     if part.verdict is not Verdict.PROVED:
         return part
     if not visit.are_applied:
         patience = visit.instruments.patience
         told = f"{sentence}, and no worker has applied them within {patience:.0f} s"
-        return unproved(where, told, "baleen worker\n(none runs, or it is behind: `baleen status` tells its lag)")
+        return unproved(where, told, "baleen worker\n(none runs, or it is behind: `baleen status` shows its lag)")
     for manifest in manifests:
         if wrong := _otherwise(visit, manifest):
             told = f"{sentence} and were applied, and the table {wrong}"
-            return refuted(where, told, "baleen dead-letters list\n(tells of events and manifests that were not read)")
+            return refuted(
+                where, told, "baleen dead-letters list\n(lists events and manifests that Baleen could not read)"
+            )
     references = sum(len(listed(manifest)) for manifest in manifests)
     what = "the manifest with its" if len(manifests) == 1 else f"{len(manifests)} manifests with their"
     return proved(where, f"{sentence}, and the table has {what} {references} references")
 
 
 def _otherwise(visit: Visit, manifest: Image | Index) -> str | None:
-    """What the table has otherwise than it is."""
+    """Say how the table's row of the manifest differs from the manifest; None if it does not."""
     repository, digest = visit.scratch.repository, parse_digest(manifest.digest)
     known = visit.ask(lambda connection: scratch.known(connection, repository, digest))
     if not known.held:
@@ -134,7 +137,7 @@ def _otherwise(visit: Visit, manifest: Image | Index) -> str | None:
 
 
 def references_arrive(visit: Visit) -> Finding:
-    """The events of manifests and indexes, OCI's and docker's, say what these list."""
+    """Check that the events of OCI's and docker's manifests and indexes say what these list."""
     parts = [*failed(visit), *map(references, visit.reports)]
     for report in visit.kinds:
         parts += references_of_kinds(report)
@@ -144,7 +147,7 @@ def references_arrive(visit: Visit) -> Finding:
 def references_of_kinds(report: KindsReport) -> list[Part]:
     where, kinds = str(report.kinds.place), report.kinds
     if kinds.error is not None:
-        return [follows(where, "not each kind of manifest could be pushed", Check.EVENTS_ARRIVE)]
+        return [follows(where, "not every kind of manifest could be pushed", Check.EVENTS_ARRIVE)]
     return [listing(where, kind, report.told.get(kind), listed(manifest)) for kind, manifest in kinds.manifests.items()]
 
 
@@ -155,13 +158,13 @@ def references(report: Report) -> Part:
 
 
 def listing(where: str, what: str, told: Told | None, digests: set[str]) -> Part:
-    """Compare what an event says that a manifest or an index lists with what it does list."""
+    """Compare the references in the event of a manifest or index with those in its bytes."""
     if told is None:
-        return follows(where, "not each manifest was told", Check.EVENTS_ARRIVE)
+        return follows(where, "not every manifest was reported", Check.EVENTS_ARRIVE)
     record = told.record
     assert isinstance(record, RegistryEvent)
     if record.references is None:
-        return refuted(where, f"the {what}'s event says nothing of what it lists")
+        return refuted(where, f"the {what}'s event does not say what it lists")
     said = {reference.digest for reference in record.references}
     if said != digests:
         return refuted(where, f"the {what}'s event names {len(said & digests)} of {len(digests)} digests that it lists")
@@ -169,7 +172,7 @@ def listing(where: str, what: str, told: Told | None, digests: set[str]) -> Part
 
 
 def events_in_order(visit: Visit) -> Finding:
-    """Blobs come before their manifest, that before the probe, and that before what was pushed last; in one queue."""
+    """Check the order of events: blobs, their manifest, the probe, the last push; and that all wait in one queue."""
     orders = [order(report) if report.sources else untold(str(report.push.place)) for report in visit.reports]
     parts = [*failed(visit), *orders, *queues.one_queue(visit)]
     return finding(Check.EVENTS_IN_ORDER, parts, visit.patient)
@@ -180,25 +183,25 @@ def order(report: Report) -> Part:
     if report.manifest is None or report.missing:
         return follows(where, "not all events came", Check.EVENTS_ARRIVE)
     if report.last is None:
-        return unproved(where, "the event of what was pushed last did not come", AGAIN)
+        return unproved(where, "the event of the last push did not come", AGAIN)
     partition = report.manifest.partition
     echo = [told for told in report.echoes if told.partition == partition][:1]
     row: list[Told] = [*(report.blobs[blob.digest] for blob in image.blobs), report.manifest, *echo, report.last]
     if any(told.partition != partition for told in row):
-        return refuted(where, "events of one repository stand in several partitions")
+        return refuted(where, "events of one repository are in several partitions")
     for before, after in pairwise(row):
         if before.offset >= after.offset:
             return refuted(
-                where, f"what was done first stands at offset {before.offset}, and what came next at {after.offset}"
+                where, f"what was done first is at offset {before.offset}, and what was done next at {after.offset}"
             )
     times = [told.record.timestamp for told in row if isinstance(told.record, RegistryEvent)]
     if times != sorted(times):
-        return refuted(where, "the registry's times of its events do not rise")
-    return proved(where, f"{len(row)} records stand in the order of what was done, from offset {row[0].offset} on")
+        return refuted(where, "the times in the registry's events do not increase")
+    return proved(where, f"{len(row)} records are in the order of what was done, from offset {row[0].offset} on")
 
 
 def probes_arrive(visit: Visit) -> Finding:
-    """The event of a probe brings its nonce back. Where probes are pushes, pulls had better not be sent."""
+    """Check that the event of a probe has its nonce, and whether pull events come where probes are pushes."""
     patience = visit.instruments.patience
     parts = [*failed(visit), *(echo(report, patience) for report in visit.reports)]
     found = finding(Check.PROBES_ARRIVE, parts, visit.patient)
@@ -206,7 +209,7 @@ def probes_arrive(visit: Visit) -> Finding:
         return found
     pulls = [str(report.push.place) for report in visit.reports if report.pulls]
     if not pulls:
-        return found._replace(proof=f"{found.proof}; no event came of a pull")
+        return found._replace(proof=f"{found.proof}; no event of a pull came")
     return found._replace(
         meaning=PULLS_ARE_SENT,
         proof=f"{found.proof}; an event of a pull came from {', '.join(pulls)}",
@@ -217,16 +220,16 @@ def probes_arrive(visit: Visit) -> Finding:
 def echo(report: Report, patience: float) -> Part:
     where = str(report.push.place)
     if report.echoes:
-        return proved(where, f"a nonce that was sent to it came back, into {len(report.echoes)} partitions so far")
+        return proved(where, f"a nonce that was sent to it came back, in {len(report.echoes)} partitions so far")
     if report.last is not None and report.is_one_process:
-        return refuted(where, "a nonce that was sent to it did not come back, though the process told of a later push")
+        return refuted(where, "a nonce that was sent to it did not come back, though the process reported a later push")
     if not report.sources:
         return untold(where)
     return unproved(where, f"a nonce that was sent to it did not come back within {patience:.0f} s")
 
 
 def deletes_arrive(visit: Visit) -> Finding:
-    """A manifest that is deleted at the registry is told of, and the table lets go of it. The last of the checks."""
+    """Check that the delete of a manifest is reported, and that the table removes it. The last of the checks."""
     parts = failed(visit)
     deletions: list[_Deletion] = []
     switched_off: list[Part] = []
@@ -239,7 +242,7 @@ def deletes_arrive(visit: Visit) -> Finding:
             if error.registry_status != METHOD_NOT_ALLOWED:
                 parts.append(unproved(str(push.place), str(error), AGAIN))
             else:
-                switched_off.append(proved(str(push.place), "it refuses deletes (405): there are none to be told"))
+                switched_off.append(proved(str(push.place), "it refuses deletes (405): there are none to report"))
         else:
             repository = visit.scratch.repository
             deletions.append(
@@ -260,7 +263,7 @@ def deletes_arrive(visit: Visit) -> Finding:
 
 
 class _Deletion(NamedTuple):
-    """A manifest that was deleted, and what was pushed after that."""
+    """A deleted manifest, and what was pushed after the delete."""
 
     push: Push
     deleted: Announcement
@@ -273,16 +276,18 @@ def _deleted(visit: Visit, deletion: _Deletion) -> Part:
     if told is None and last is None:
         if not any(report.sources for report in visit.reports if report.push is deletion.push):
             return untold(where)
-        return unproved(where, f"neither the delete of a manifest nor a later push was told within {patience:.0f} s")
+        return unproved(where, f"no event of a manifest's delete or of a later push came within {patience:.0f} s")
     if told is None:
-        return refuted(where, "the delete of a manifest was not told, though a later push was")
+        return refuted(where, "no event of a manifest's delete came, though that of a later push did")
     manifest = parse_digest(deletion.push.image.digest)
     repository = visit.scratch.repository
     if visit.wait(lambda: not visit.ask(lambda connection: scratch.known(connection, repository, manifest)).held):
-        return proved(where, "the delete of a manifest was told, and the table has let go of it")
+        return proved(where, "the event of a manifest's delete came, and the table removed the manifest")
     if visit.pod.linker is Linker.RELAY:
-        return proved(where, "the delete of a manifest was told; so soon after its push the table keeps it, in doubt")
-    told_of = f"the delete of a manifest was told, and the table keeps it since {patience:.0f} s"
+        return proved(
+            where, "the event of a manifest's delete came; so soon after the push it is a doubtful removal in the table"
+        )
+    told_of = f"the event of a manifest's delete came, and the table still has the manifest after {patience:.0f} s"
     return unproved(
-        where, told_of, f"baleen pods show {visit.pod.name}\n(tells of doubtful removals, and what settles them)"
+        where, told_of, f"baleen pods show {visit.pod.name}\n(lists doubtful removals, and what resolves them)"
     )

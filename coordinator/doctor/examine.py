@@ -1,8 +1,7 @@
-"""One visit from its beginning to its end: make all checks, take everything away, write down what was found.
+"""Run one visit: make all checks, remove everything that the visit made, write the findings.
 
-Invariants: whatever ends a visit, what it tried is taken away; what was found is written only by a visit that made all
-its checks, and that knows at its end, when nobody is added any more, whom it has not reached; one doctor at a time is
-with a pod.
+Invariants: however a visit ends, what it made is removed; findings are written only after all checks were made, under
+a lock that lets no process be added, with the processes that the visit has not reached; a pod has one visit at a time.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -23,20 +22,20 @@ from coordinator.errors import BaleenError
 
 log = structlog.get_logger()
 
-#: The last that `Tell` hears.
-TAKING_AWAY: Final = "taking everything away"
-#: Hears what is done next. What it raises ends the visit, but for when everything is taken away.
+#: The last step that `Tell` gets.
+TAKING_AWAY: Final = "removing all scratch data"
+#: Gets the name of the next step. An error that it raises ends the visit, except while everything is removed.
 Tell = Callable[[str], None]
-#: Writes what was found, in the block of `findings.concluding`.
+#: Writes the findings, in the block of `findings.concluding`.
 Conclude = Callable[[Any, ExaminedPod, Sequence[Finding]], None]
 
 
 class Report(NamedTuple):
-    """What a visit came to."""
+    """The result of a visit."""
 
     #: In the order of `Check`.
     findings: list[Finding]
-    #: Sentences on what could not be taken away.
+    #: Sentences about what could not be removed.
     left: list[str]
 
     @property
@@ -45,9 +44,9 @@ class Report(NamedTuple):
 
 
 def examine(instruments: Instruments, pod: PodName, tell: Tell = lambda what: None) -> Report:
-    """Examine a pod; raises BaleenError, with nothing written, if it cannot even begin.
+    """Examine a pod, and write the findings. Raises BaleenError, and writes nothing, if the visit cannot begin.
 
-    Nor is anything written, and ConflictError raised, if the pod's registries were changed meanwhile.
+    Raises ConflictError, and writes nothing, if the pod's registries were changed meanwhile.
     """
     with instruments.connections.use() as connection:
         examined = findings.examined(connection, pod)
@@ -58,10 +57,10 @@ def examine(instruments: Instruments, pod: PodName, tell: Tell = lambda what: No
 def examine_again(
     instruments: Instruments, pod: PodName, in_spite_of: Collection[str], tell: Tell = lambda what: None
 ) -> list[str]:
-    """Examine a pod without its key, by its processes of now; return what is not proved, of what blocks GC.
+    """Examine a pod's present processes without its key; return what is not proved and blocks GC.
 
-    Only if that is nothing it counts as a visit: its processes are examined, and its findings take the place of the
-    earlier ones, but for those of the key, which stay. Else only the failure is noted. Raises as `examine` does.
+    If that is nothing, it counts as a visit: the processes are examined, and the findings replace the earlier ones,
+    except those of the key. Else only the failure is written. Raises as `examine` does.
     """
     failed: list[str] = []
 
@@ -78,7 +77,7 @@ def examine_again(
         report = _examined(instruments, examined, connection, wanted, conclude, tell)
     for found in report.findings:
         if found.verdict is not Verdict.PROVED and found.check not in in_spite_of:
-            log.warning("not proved of a pod", pod=pod, check=found.check, verdict=found.verdict, proof=found.proof)
+            log.warning("check is not proved", pod=pod, check=found.check, verdict=found.verdict, proof=found.proof)
     return failed
 
 
@@ -90,11 +89,11 @@ def _examined(
     conclude: Conclude,
     tell: Tell,
 ) -> Report:
-    """Make these checks of the pod, take everything away, and conclude with what was found."""
+    """Make these checks of the pod, remove everything that the visit made, and conclude with the findings."""
     with findings.visiting(connection, examined):
-        tell("what earlier visits left")
+        tell("removing what earlier visits left")
         if cleaned := clean_up_after(examined, instruments.store, instruments.connections):
-            log.warning("a visit that was ended had left scratch repositories", pod=examined.name, repositories=cleaned)
+            log.warning("removed scratch repositories of an earlier visit", pod=examined.name, repositories=cleaned)
         visit = Visit(instruments, examined)
         try:
             instruments.tail.begin()
@@ -104,7 +103,7 @@ def _examined(
             left = visit.clean()
             visit.close()
         with findings.concluding(connection, examined) as counting:
-            # A process that sends no events is not known by name.
+            # Without events, no process of the registry is known by name.
             unreached = sorted(counting - visit.reached) if examined.managed else []
             ordered = [
                 without(found[check], unreached, visit.patient) if check in OF_PROCESSES else found[check]
@@ -116,7 +115,7 @@ def _examined(
 
 def _all_checked(visit: Visit, wanted: Sequence[Check], tell: Tell) -> dict[Check, Finding]:
     found: dict[Check, Finding] = {}
-    #: What ended a check, and which was the first.
+    #: Errors that ended a check, each with the first such check.
     errors: dict[str, Check] = {}
     for check, examined in CHECKS.items():
         if check not in wanted:
@@ -127,9 +126,11 @@ def _all_checked(visit: Visit, wanted: Sequence[Check], tell: Tell) -> dict[Chec
         except BaleenError as error:
             first = errors.setdefault(str(error), check)
             part = (
-                unproved("", str(error), f"Mend what it says, and run `baleen pods doctor {visit.pod.name}` again.")
+                unproved(
+                    "", str(error), f"Fix what the error says, and run `baleen pods doctor {visit.pod.name}` again."
+                )
                 if first is check
-                else follows("", "the same stood in its way", first)
+                else follows("", "the same error prevented it", first)
             )
             found[check] = finding(check, [part], visit.patient)
     return found

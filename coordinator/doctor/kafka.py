@@ -1,4 +1,4 @@
-"""Whether Kafka keeps what it has acknowledged."""
+"""Check that Kafka keeps what it has acknowledged."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from coordinator.domain.findings import Check, Finding
 from coordinator.kafka.topics import EVENTS, TopicReport, verify_topics
 
 EMBEDDED = (
-    "The broker is for trying Baleen only: it acknowledges before it keeps, and may lose what it has acknowledged "
-    "without a trace. A reference in that would never be known, and its blob collected."
+    "This broker is only for trying Baleen: it acknowledges events before it stores them, and may lose them without a "
+    "trace. Baleen would never learn of the references in them, and would collect their blobs."
 )
 APACHE = (
     "Set BALEEN_KAFKA_BOOTSTRAP to an Apache Kafka, version 3 or 4, of three brokers, and run `baleen topics create`."
@@ -17,10 +17,10 @@ APACHE = (
 
 
 def kafka_durable(visit: Visit) -> Finding:
-    """Look at the topics' configuration, and at whether the broker would show that a log was replaced."""
+    """Check the topics' configuration, and that the broker would show a replaced log."""
     if visit.instruments.inspector.state(EVENTS).topic_id is None:
         part = refuted(
-            "", "the broker gives topics no ids: that is Baleen's embedded one, or an Apache Kafka before 2.8"
+            "", "the broker gives topics no ids: it is Baleen's embedded broker, or an Apache Kafka before 2.8"
         )
         return finding(Check.KAFKA_DURABLE, [part], visit.patient, meaning=EMBEDDED, mend=APACHE)
     reports = verify_topics(visit.instruments.settings)
@@ -31,12 +31,10 @@ def kept(report: TopicReport) -> Part:
     if report.findings:
         return refuted("", " ".join(found.problem for found in report.findings))
     if report.unverified:
-        return unproved(report.name, f"the broker does not tell {', '.join(report.unverified)}")
+        return unproved(report.name, f"the broker does not show {', '.join(report.unverified)}")
     if report.replication == 1:
-        return proved(report.name, "1 replica: what is acknowledged is on one broker's disk, and lost with it")
-    return proved(
-        report.name, f"{report.replication} replicas, and the configuration that `baleen topics create` wants"
-    )
+        return proved(report.name, "1 replica: acknowledged events are on one broker's disk, and lost with it")
+    return proved(report.name, f"{report.replication} replicas, and the configuration that `baleen topics create` sets")
 
 
 def mend(reports: Sequence[TopicReport]) -> str | None:

@@ -1,14 +1,14 @@
-"""What the key of the pod's registry is permitted to do in the bucket: the lines of its policy, by experiment.
+"""Check by experiment what the key of the pod's registry is permitted to do in the bucket: the lines of its policy.
 
-Each attempt is made with the pod's key on a scratch object that Baleen's key has stored; what is there afterwards
-decides, whatever the store said. Below prefixes of pods nothing is stored, not for a moment: there an upload is begun
-and aborted, and what is deleted was never there. Only a refusal that names the key's rights (`AccessDenied`) is a
+Each attempt uses the pod's key on a scratch object that Baleen's key has stored. What is in the bucket afterwards
+decides, whatever the store answered. Below prefixes of pods nothing is stored, not for a moment: there an upload is
+begun and aborted, and the deleted key never existed. Only a refusal that names the key's rights (`AccessDenied`) is a
 proof.
 What the registry needs is tried too: a key that may do nothing proves nothing about the registry.
-Not tried: putting a lifecycle, since no such request is harmless (each run of garbage collection looks for rules that
-delete: storage/port.py `keeps_versions`); overwriting and deleting the mark itself, for the same reason: an upload in
-parts of it is begun, and all else is tried on an object beside it.
-Not here: the policy (pods/policy.py), and what nobody can try: whether every process uses just this key.
+Not tried: setting a lifecycle, since no such request is harmless (each GC run looks for rules that delete:
+storage/port.py `keeps_versions`); overwriting and deleting the mark itself, for the same reason: a multipart upload to
+its key is begun, and all else is tried on an object beside it.
+Not here: the policy (pods/policy.py). What no experiment shows: whether every process uses just this key.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,29 +23,29 @@ from coordinator.pods.policy import Line
 from coordinator.storage.layout import BLOBS, MARK, REPOSITORIES
 from coordinator.storage.trial import Attempt, TrialStore
 
-#: What a store answers that has no policies of buckets.
+#: Answers of a store that has no bucket policies.
 _NO_POLICIES = frozenset({"NotImplemented", "MethodNotAllowed"})
 _MISSING = "NoSuchKey"
 #: Prefixes that a sentence names; the others are counted.
 NAMED = 3
-_IS_IT = "Is it the key that the registry uses?"
+_IS_IT = "Check that it is the key that the registry uses"
 
-#: Tries to change the object of a key, of which this is the version that is served, if there are versions.
+#: Tries to change the object at a key. Gets the key and, if there are versions, the served version.
 _Way = Callable[[str, str | None], Attempt]
 
 
 def cannot_delete(visit: Visit) -> Finding:
-    """Try to delete a scratch blob in every way there is. The key must be able to read and write it, though."""
+    """Try to delete a scratch blob in every way there is. The key must be able to read and write it."""
     key = visit.instruments.pod_store
     if key is None:
         part = unproved("", "the pod's key was not given")
         given = (
-            "Give the key that the registry uses for the bucket (its secret Baleen must not know otherwise), for this "
-            f"command alone:\nBALEEN_POD_ACCESS_KEY=… BALEEN_POD_SECRET_KEY=… baleen pods doctor {visit.pod.name}\n"
+            "Give the key that the registry uses for the bucket, for this command alone (Baleen must not have its "
+            f"secret otherwise):\nBALEEN_POD_ACCESS_KEY=… BALEEN_POD_SECRET_KEY=… baleen pods doctor {visit.pod.name}\n"
         )
         return finding(Check.CANNOT_DELETE, [part], visit.patient, mend=f"{given}{key_policy(visit.patient)}")
     blob = visit.scratch.layer()
-    # Nothing ties it to the registry's own: the reader compares the two.
+    # Baleen cannot see which key the registry uses: the operator compares the two.
     parts = [proved("", f"tried with the access key {visit.instruments.settings.pod_access_key}")]
     for what, attempt in _deletes(visit, key):
         name = visit.scratch.put(blob)
@@ -89,7 +89,7 @@ def quarantine_closed(visit: Visit) -> Finding:
 
 
 def bucket_closed(visit: Visit) -> Finding:
-    """Try to set the bucket's versioning to what it is, and its policy to what no store accepts."""
+    """Try to set the bucket's versioning to its present state, and its policy to one that no store accepts."""
     key = visit.instruments.pod_store
     if key is None:
         return _not_given(visit, Check.BUCKET_CLOSED)
@@ -97,10 +97,10 @@ def bucket_closed(visit: Visit) -> Finding:
     status = visit.instruments.store.versioning()
     if status is not None:
         tried = key.attempt_versioning(status)
-        told = f"setting the bucket's versioning to what it is: {tried.said}"
+        told = f"setting the bucket's versioning to its present state: {tried.said}"
         parts.append(_verdict(told, tried, None, changed=tried.allowed))
     tried = key.attempt_policy()
-    told = f"setting a policy of the bucket that is none: {tried.said}"
+    told = f"setting an invalid bucket policy: {tried.said}"
     if tried.said in _NO_POLICIES:
         parts.append(proved("", told))
     else:
@@ -126,7 +126,7 @@ def _deletes(visit: Visit, key: TrialStore) -> list[tuple[str, _Way]]:
 
 
 def _closed(visit: Visit, key: TrialStore, name: str, where: str, line: Line | None) -> Iterator[Part]:
-    """Try everything on a scratch object, which is stored anew for each."""
+    """Try everything on a scratch object, which is stored again before each attempt."""
     scratch = visit.scratch
     read = key.attempt_get(scratch.put_object(name))
     yield _verdict(f"GET of {where}: {read.said}", read, line, changed=read.allowed)
@@ -136,7 +136,7 @@ def _closed(visit: Visit, key: TrialStore, name: str, where: str, line: Line | N
 
 
 def _refused(visit: Visit, name: str, content: bytes, where: str, what: str, attempt: _Way, line: Line | None) -> Part:
-    """Try one way on an object that is there; the bytes decide, whatever the store said."""
+    """Try one way on an existing object; the bytes decide, whatever the store answered."""
     store = visit.instruments.store
     version = next((each.version for each in store.versions(name) if each.latest), None)
     tried = attempt(name, version)
@@ -148,7 +148,7 @@ def _refused(visit: Visit, name: str, content: bytes, where: str, what: str, att
 
 
 def _foreign(visit: Visit, key: TrialStore) -> Iterator[Part]:
-    """Try below each prefix of other pods what leaves nothing there, and to read what is there."""
+    """Try, below each prefix of other pods, requests that leave nothing there, and to read an existing object."""
     closed: list[str] = []
     for prefix in visit.pod.foreign:
         folder, name = f"{REPOSITORIES}{prefix}/", visit.scratch.absent(prefix)
@@ -171,7 +171,7 @@ def _foreign(visit: Visit, key: TrialStore) -> Iterator[Part]:
 
 
 def _own(visit: Visit, key: TrialStore, prefix: RepositoryName) -> Part:
-    """Try below one of the pod's prefixes what the registry does there, so that nothing is left."""
+    """Try, below one of the pod's prefixes, what the registry does there, so that nothing is left."""
     name = visit.scratch.absent(prefix)
     tried = {
         "beginning an upload": key.attempt_upload(name, visit.instruments.store),
@@ -182,18 +182,18 @@ def _own(visit: Visit, key: TrialStore, prefix: RepositoryName) -> Part:
 
 
 def _usable(where: str, tried: dict[str, Attempt], missing: Attempt, line: Line) -> Part:
-    """All of it must be allowed, and what is not there must be missing: else the registry cannot take a push."""
+    """Check that all of it is allowed, and that a missing object is missing: else the registry cannot take a push."""
     told = f"{where}, with the pod's key, {_said(tried)}"
     if all(each.allowed for each in tried.values()) and missing.said == _MISSING:
         return proved("", told)
     if missing.said != _MISSING:
-        told += f"; GET of one that is not there: {missing.said}, and not {_MISSING}"
+        told += f"; GET of a missing object: {missing.said}, and not {_MISSING}"
     wrong = Line.LIST if all(each.allowed for what, each in tried.items() if what != "LIST") else line
     return unproved("", f"{told} (line {wrong} of the policy). {_IS_IT}")
 
 
 def _verdict(told: str, tried: Attempt, line: Line | None, *, changed: bool) -> Part:
-    """Only that it was forbidden is a proof: whatever else kept it from happening may be otherwise the next time."""
+    """Return proved only if the attempt was forbidden: any other obstacle may be gone the next time."""
     if tried.is_forbidden and not changed:
         return proved("", told)
     return refuted("", f"{told}; {_exceeds(line)}") if changed else unproved("", told)

@@ -1,9 +1,10 @@
-"""One of each kind of thing that a registry tells of: manifests and indexes of both families, and a mount.
+"""Push one of each kind that a registry reports: manifests and indexes of both families, and a mount.
 
-Registries can be told to ignore events by action and by media type: that one kind is told says nothing of another.
+A registry can be configured to ignore events by action and by media type: the event of one kind says nothing of
+another kind.
 
-Route: `push` (at one place: all kinds; then a last blob into each repository) -> `report` (what was told of them).
-Not here: what it proves (events.py), what is tried of a whole image (visit.py).
+Route: `push` (at one place: all kinds; then a last blob into each repository) -> `report` (their events).
+Not here: what it proves (events.py), the push of a whole image (visit.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,28 +19,28 @@ from coordinator.registry.images import DOCKER, OCI, Image, Index
 if TYPE_CHECKING:
     from coordinator.doctor.visit import Place
 
-#: The names that manifests and indexes of each family have in proofs.
+#: Names of the manifests and indexes of each family in proofs.
 FAMILIES: Final = {OCI: ("manifest", "index"), DOCKER: ("docker manifest", "docker manifest list")}
 MOUNT: Final = "mount"
-#: As which registries tell of any blob.
+#: The media type in the event of any blob.
 OCTETS: Final = "application/octet-stream"
 
 
 class Kinds(NamedTuple):
-    """What was done at one place. A process tells of one thing after the other, so that the lasts prove the others."""
+    """What was done at one place. A process sends its events in order, so those of `lasts` prove the others."""
 
     place: "Place"
     manifests: dict[str, Image | Index]
-    #: By kind. Without the mount, if the registry mounts nothing.
+    #: By kind. Without the mount if the registry does not mount.
     done: dict[str, Announcement]
-    #: A blob in each repository, pushed after all that: what is of one repository is read in order.
+    #: A blob in each repository, pushed last: events of one repository are read in order.
     lasts: dict[RepositoryName, Announcement]
-    #: Where it ended early, and why.
+    #: Why it ended early; None if it did not.
     error: str | None = None
 
 
 class KindsReport(NamedTuple):
-    """What was told of it: the first record of each thing."""
+    """The events of all that: the first record of each."""
 
     kinds: Kinds
     told: Mapping[str, Told]
@@ -51,7 +52,7 @@ class KindsReport(NamedTuple):
 
     @property
     def overdue(self) -> list[str]:
-        """Kinds that will not come any more: the process that told of all else told of what was done later."""
+        """Kinds whose events will not come: the one process that sends events has sent those of something later."""
         sources = {told.record.source for told in (*self.told.values(), *self.lasts.values())}
         if len(sources) != 1:
             return []
@@ -59,12 +60,12 @@ class KindsReport(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Nothing more is to come."""
+        """Whether no more events are to come."""
         return self.missing == self.overdue and self.lasts.keys() == self.kinds.lasts.keys()
 
 
 def push(scratch: Scratch, place: "Place") -> Kinds:
-    """Push and mount one of each; what went wrong is in the result."""
+    """Push and mount one of each kind; an error is in the result."""
     client, layer = place.client, scratch.layer()
     kinds = Kinds(place, {}, {}, {})
     try:

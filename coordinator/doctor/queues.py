@@ -1,13 +1,13 @@
-"""Whether the echo of a probe waits for whatever was done before it: whether the registry has one queue for all.
+"""Check that a probe's echo waits for everything before it: that the registry has one queue for all events.
 
-A registry has a queue for each endpoint, and these may ignore different things. Then an echo says nothing of what
-another queue holds, and the watermark passes what is not told.
+A registry has a queue for each endpoint, and endpoints may ignore different events. Then an echo says nothing of the
+other queues, and the watermark passes events that have not come.
 
-Route: for each kind of thing by itself, at all places together: it is pushed or mounted, and ingest asked to hold it
-back (ingest/holding.py); a probe is sent -> both are told -> the echo must stand behind it. No two kinds are held
-at once: the probes' queue might wait for one of them, and hide that it does not for the other.
-That an echo did not come early is worth something only if it would have: so one has to be quicker by itself than this
-one was kept waiting. If it is not, the kind is tried again, held for longer; nobody is believed to have held anything.
+Route: for each kind by itself, at all places together: push or mount it, and ask ingest to delay its event
+(ingest/holding.py); send a probe -> both come -> the echo must be behind the event. Two kinds are never delayed at
+once: the probes' queue might wait for one of them, and hide that it does not wait for the other.
+An echo that did not come early proves something only if it could have: an undelayed probe has to be quicker than this
+one waited. If it is not, the kind is tried again with a longer delay. It is never assumed that ingest delayed an event.
 """
 
 import secrets
@@ -30,45 +30,45 @@ from schemas.records import RegistryWatermark
 
 BLOB: Final = "blob"
 KINDS: Final = (BLOB, *(kind for names in FAMILIES.values() for kind in names), MOUNT)
-#: For how long ingest is asked to hold, one try after the other.
+#: How long ingest is asked to delay an event, one try after the other.
 HOLDS_S: Final = (2, 4, holding.LIMIT_S)
-#: By how much longer an echo has to be kept waiting than it takes by itself.
+#: How much longer an echo has to wait than one without a delay takes.
 MARGIN_S: Final = 1.0
 
 
 class Probe(NamedTuple):
-    """A probe was sent with a nonce, and when that was answered."""
+    """A probe: its nonce, and when the registry answered it."""
 
     nonce: str
     answered: float
 
 
 class Trial(NamedTuple):
-    """Something was done, to be held back, and then a probe sent."""
+    """Something whose event ingest was asked to delay, and the probe that was sent after it."""
 
     done: Announcement
     probe: Probe
 
 
 class Ends(NamedTuple):
-    """Where each partition ended, at this time or later."""
+    """The end of each partition, at this time or later."""
 
     at: float
     offsets: Mapping[int, int]
 
 
 class Outcome(NamedTuple):
-    """What came of a trial of one kind."""
+    """The result of a trial of one kind."""
 
     kind: str
     told: Told | None = None
     #: The first of each partition.
     echoes: Sequence[Told] = ()
-    #: For how long after the probe's answer what was done was not told, for certain.
+    #: How long after the probe's answer the event had certainly not come, in seconds.
     awaited: float = 0.0
-    #: Of another probe, with nothing held: how long after its answer its echo was seen.
+    #: How long the echo of another probe took after its answer, without a delayed event, in seconds.
     unhindered: float | None = None
-    #: Why it could not be tried.
+    #: Why it could not be tried; None if it was.
     error: str | None = None
 
     @property
@@ -77,9 +77,9 @@ class Outcome(NamedTuple):
 
 
 def one_queue(visit: Visit) -> list[Part]:
-    """A part for each place where anything was told of the visit's push."""
+    """Return a part for each place that reported the visit's push."""
     found: dict[Place, list[Outcome]] = {report.push.place: [] for report in visit.reports if report.echoes}
-    #: What is not told at all cannot be held back.
+    #: An event that is never sent cannot be delayed.
     untold = {each.kinds.place: each.missing for each in visit.kinds}
     for kind in KINDS:
         places = [
@@ -101,21 +101,21 @@ def one_queue(visit: Visit) -> list[Part]:
 
 
 def joined(where: str, outcomes: Sequence[Outcome], untold: Sequence[str] = ()) -> Part:
-    """What the kinds come to together. None were tried where no probe comes back."""
+    """Join the outcomes of all kinds at one place. There are none where no probe comes back."""
     if not outcomes:
-        return follows(where, "no probe comes back that could overtake what is held back", Check.PROBES_ARRIVE)
+        return follows(where, "no probe comes back that could overtake a delayed event", Check.PROBES_ARRIVE)
     for outcome in outcomes:
         if (part := judged(outcome)).verdict is not Verdict.PROVED:
             return part._replace(where=where)
     if untold:
-        return follows(where, f"{', '.join(untold)} is not told", Check.EVENTS_ARRIVE)
+        return follows(where, f"the registry does not report {', '.join(untold)}", Check.EVENTS_ARRIVE)
     awaited = min(outcome.awaited for outcome in outcomes)
     unhindered = max(outcome.unhindered or 0.0 for outcome in outcomes)
     kinds = ", ".join(outcome.kind for outcome in outcomes)
     return proved(
         where,
-        f"while ingest held each of {kinds} back, {awaited:.1f} s or longer, a later probe did not come back; one by "
-        f"itself takes {unhindered:.1f} s at most",
+        f"while ingest delayed the events of {kinds}, each for {awaited:.1f} s or longer, no later probe came back; "
+        f"without a delay a probe takes {unhindered:.1f} s at most",
     )
 
 
@@ -124,26 +124,27 @@ def judged(outcome: Outcome) -> Part:
     if outcome.error is not None:
         return unproved("", outcome.error, AGAIN)
     if told is None or not _is_whole(outcome.echoes):
-        return unproved("", f"of a {kind} that was to be held back and a probe after it not all was told")
+        return unproved("", f"not all events came of a {kind} that ingest was to delay and of the probe after it")
     if {told.record.source} != {echo.record.source for echo in outcome.echoes}:
-        return unproved("", f"a {kind} and a probe after it were told by different processes")
+        return unproved("", f"a {kind} and the probe after it were reported by different processes")
     (echo,) = [echo for echo in outcome.echoes if echo.partition == told.partition]
     if echo.offset < told.offset:
         return refuted(
-            "", f"a probe came back before the {kind} that came first and was held back: they are in different queues"
+            "", f"a probe came back before the event of an earlier {kind}, which was delayed: they have two queues"
         )
     if outcome.unhindered is None or outcome.is_too_close:
         alone = "did not come back" if outcome.unhindered is None else f"takes {outcome.unhindered:.1f} s"
         return unproved(
             "",
-            f"a {kind} that was to be held back was told {outcome.awaited:.1f} s after a later probe, and a probe by "
-            f"itself {alone}: whether they are in one queue is not seen. Is each process of the API of this release?",
+            f"the event of a {kind} that ingest was to delay came {outcome.awaited:.1f} s after a later probe was "
+            f"sent, and a probe without a delay {alone}: that does not show whether they have one queue. Check that "
+            "each process of the API is of this release",
         )
-    return proved("", f"a probe came back after the {kind} before it, which was held back")
+    return proved("", f"a probe came back after the event of the {kind} before it, which was delayed")
 
 
 def _round(visit: Visit, places: Iterable[Place], kind: str, seconds: int) -> dict[Place, Outcome]:
-    """Try a kind at all these places; those that mount nothing have no mount to tell, and no outcome."""
+    """Try a kind at all these places. One that does not mount has no outcome for mounts."""
     trials: dict[Place, Trial] = {}
     outcomes: dict[Place, Outcome] = {}
     ends: list[Ends] = []
@@ -176,7 +177,7 @@ def _try(visit: Visit, place: Place, kind: str, seconds: int) -> Trial | None:
 
 
 def _prepared(visit: Visit, place: Place, kind: str) -> tuple[Callable[[], bool | None], Announcement]:
-    """Push what the thing needs; give what does it, False if that is not to be had, and what is to be told."""
+    """Push what the kind needs. Return a function that does it (False: the registry does not), and its event."""
     scratch, client, layer = visit.scratch, place.client, visit.scratch.layer()
     if kind == BLOB:
         return lambda: scratch.push_blob(client, layer), Announcement("push", scratch.repository, layer.digest)
@@ -223,7 +224,7 @@ def _ends(visit: Visit) -> Ends:
 
 
 def _echoes(visit: Visit, probe: Probe) -> list[Told]:
-    """The first of each partition."""
+    """Return the first echo of each partition."""
     found: dict[int, Told] = {}
     for told in visit.told:
         if isinstance(told.record, RegistryWatermark) and told.record.nonce == probe.nonce:

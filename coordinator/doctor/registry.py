@@ -1,4 +1,4 @@
-"""Whether the registry's processes can be asked, whether all were, and whether they know each other's uploads."""
+"""Check that the registry's processes answer, that all were examined, and that they share uploads."""
 
 from coordinator.doctor.texts import Patient, set_registries
 from coordinator.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
@@ -8,7 +8,7 @@ from coordinator.registry.client import RegistryError, RegistryUnreachableError
 
 
 def registry_answers(visit: Visit) -> Finding:
-    """Ask every address of every URL for /v2/."""
+    """Send GET /v2/ to every address of every URL."""
     patient, answering = visit.patient, [place.url for place in visit.places]
     parts = [refuted(url, why, _elsewhere(patient, [url], answering)) for url, why in visit.unresolved.items()]
     silent = list(dict.fromkeys(answer.place.url for answer in visit.answers if answer.error and not answer.vacant))
@@ -19,10 +19,10 @@ def registry_answers(visit: Visit) -> Finding:
 
 
 def _elsewhere(patient: Patient, urls: list[str], answering: list[str]) -> str:
-    # A name of which one address does not answer stays.
+    # Keep a name if at least one of its addresses answers.
     kept = [url for url in patient.registries if url in answering]
     return (
-        f"Start what is to listen at {', '.join(urls)}. If it listens elsewhere by now, list that in place of URL:\n"
+        f"Start the registry process at {', '.join(urls)}. If it listens elsewhere now, replace URL by that address:\n"
         + set_registries(patient, kept, "URL")
     )
 
@@ -32,31 +32,34 @@ def _answer(answer: Answer, patient: Patient, mend: str) -> Part:
     if answer.error is None:
         return proved(where, "GET /v2/ answers 200")
     if answer.vacant:
-        return proved(where, "nobody listens there, and nobody ever did; the name leads to others who answer")
+        return proved(where, "nothing listens there, and nothing ever did; other addresses of the name answer")
     if answer.error.registry_status in {401, 403}:
-        return unproved(where, f"it wants to know who asks: {answer.error}", _known_user(patient))
+        return unproved(where, f"the registry requires login: {answer.error}", _known_user(patient))
     return refuted(where, str(answer.error), mend)
 
 
 def _known_user(patient: Patient) -> str:
     return (
-        "BALEEN_REGISTRY_USERNAME=…\nBALEEN_REGISTRY_PASSWORD=…\n(for this command and for `baleen scheduler`: a user "
-        f"of the registry who may pull, push and delete below {patient.prefix}/)"
+        "BALEEN_REGISTRY_USERNAME=…\nBALEEN_REGISTRY_PASSWORD=…\n(Set them for this command and for `baleen "
+        f"scheduler`, to a user of the registry that may pull, push and delete below {patient.prefix}/.)"
     )
 
 
 def processes_reached(visit: Visit) -> Finding:
-    """Say which process told of the visit's pushes, at each place. Who else counts is asked at the end (examine.py)."""
+    """Name the process that reported the visit's pushes, at each place.
+
+    Which other processes count is read at the end of the visit (examine.py).
+    """
     patient = visit.patient
     mend = (
-        f"Let the registry take a push to {patient.prefix}/baleen-doctor-…: what it says, and its log, tell why it "
-        "does not. If it is a matter of rights:\n"
+        f"Make the registry accept a push to {patient.prefix}/baleen-doctor-…: the error and the registry's log say "
+        "why it does not. If the user has no right to push:\n"
         + _known_user(patient)
-        + f"\nIf it answers 500, its key may lack the policy that this prints{_path_style(patient)}:\n"
+        + f"\nIf the registry answers 500, its key may lack the policy that this prints{_path_style(patient)}:\n"
         f"baleen pods policy {patient.pod}"
     )
     parts = [
-        unproved(str(push.place), f"what is tried could not be pushed: {push.error}", mend)
+        unproved(str(push.place), f"the doctor could not push an image: {push.error}", mend)
         for push in visit.pushes
         if push.error is not None
     ]
@@ -65,21 +68,21 @@ def processes_reached(visit: Visit) -> Finding:
 
 
 def _path_style(patient: Patient) -> str:
-    """What else a registry of version 3 may lack, where the store is not that of AWS."""
+    """Return what else a registry of version 3 may lack if the store is not AWS."""
     return "" if patient.endpoint_url is None else ", or its storage `forcepathstyle: true` beside `regionendpoint`"
 
 
 def failed(visit: Visit) -> list[Part]:
-    """Parts of other checks, for places where the visit's image could not be pushed."""
+    """Return parts of another check, for places where the visit's image could not be pushed."""
     return [
-        follows(str(push.place), "nothing could be pushed there", Check.PROCESSES_REACHED)
+        follows(str(push.place), "the doctor could not push there", Check.PROCESSES_REACHED)
         for push in visit.pushes
         if push.error is not None
     ]
 
 
 def untold(where: str) -> Part:
-    """A part of another check, for a place whose process told nothing."""
+    """Return a part of another check, for a place from which no event came."""
     return follows(where, "no event came from there", Check.EVENTS_ARRIVE)
 
 
@@ -88,7 +91,7 @@ def _reached(where: str, sources: set[str]) -> Part:
     if not sources:
         return untold(where)
     if len(sources) > 1:
-        return unproved(where, f"{len(sources)} processes answer there ({told}): that each was examined is not sure")
+        return unproved(where, f"{len(sources)} processes answer there ({told}): each needs an address of its own")
     return proved(where, f"process {told}")
 
 
@@ -96,7 +99,7 @@ def upload_secret(visit: Visit) -> Finding:
     """Begin an upload at each place and finish it at the next."""
     places = visit.places
     if len(places) == 1:
-        part = proved(str(places[0]), "there is only one process, which finishes what it began")
+        part = proved(str(places[0]), "there is only one process, which finishes its own uploads")
         return finding(Check.UPLOAD_SECRET, [part], visit.patient)
     ring = zip(places, [*places[1:], *places[:1]], strict=True)
     return finding(Check.UPLOAD_SECRET, [_moved(visit, first, second) for first, second in ring], visit.patient)
@@ -114,7 +117,7 @@ def _moved(visit: Visit, first: Place, second: Place) -> Part:
         except RegistryError as error:
             first.client.cancel_upload(session)
             return refuted(
-                where, f"an upload of {len(blob.content)} bytes was begun, and finishing it refused: {error}"
+                where, f"an upload of {len(blob.content)} bytes was begun, and the other refused to finish it: {error}"
             )
     except RegistryError as error:
         return unproved(where, str(error), AGAIN)

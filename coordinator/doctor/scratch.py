@@ -1,11 +1,11 @@
-"""What a visit makes, and takes away again: random blobs and images in repositories that only doctors use.
+"""Make and remove a visit's scratch data: random blobs and images in repositories that only doctors use.
 
-Objects that a pod's key is tried on are below no repository: nothing that lists repositories or links sees them.
-Invariants: a blob is made to vanish, and its bytes are deleted, only if this visit made it of random bytes and the
-table knows nobody else who needs it; keys are deleted only below the scratch repositories, and of those blobs.
-What a visit left that was killed is found by the next one: its links and holdings go, its bytes are left to garbage
+Objects on which the pod's key is tried are below no repository: nothing that lists repositories or links sees them.
+Invariants: a blob is hidden, and its bytes are deleted, only if this visit made it of random bytes and nothing else in
+the table needs it; keys are deleted only below the scratch repositories, and of those blobs.
+The next visit finds what a killed visit left: it removes the links and holdings, and leaves the bytes to garbage
 collection, which asks the whole table first.
-Not here: what is tried with it.
+Not here: the experiments.
 """
 
 import re
@@ -24,23 +24,23 @@ from coordinator.registry.images import OCI, Format, Image, Index, Layer, make_i
 from coordinator.storage.layout import MARK, QUARANTINE, REPOSITORIES, blob_key, repository_prefix
 from coordinator.storage.trial import TrialStore
 
-#: Under `<first prefix>/`, in every pod: no name for anything else.
+#: Reserved for repositories of doctors, below `<first prefix>/` of every pod.
 NAME = "baleen-doctor-"
-#: What follows it, and what the name of a visit's second repository ends with.
+#: Follows NAME; and the suffix of a visit's second repository.
 _MARK = "[0-9a-f]{16}"
 OTHER = "-other"
-#: What follows it in the name of an object that the pod's key is tried on, and what is in it; the pod's name ends it.
+#: Follows the mark in the name of an object on which the pod's key is tried, before the pod's name; and its content.
 BY = "-by-"
 CONTENT = b"A doctor's scratch object: it may be deleted."
 LAYER_BYTES = 2000
-#: Of one pod, with its key.
+#: Prefixes of one pod on which its key is tried.
 PREFIXES_TRIED = 100
-#: What a registry answers that does not delete.
+#: The answer of a registry that refuses deletes.
 METHOD_NOT_ALLOWED = 405
 
 
 class Announcement(NamedTuple):
-    """Something that a registry did, and is to tell."""
+    """Something that a registry did, and has to report."""
 
     action: str
     repository: RepositoryName
@@ -48,7 +48,7 @@ class Announcement(NamedTuple):
 
 
 class Scratch:
-    """One visit's scratch repositories, and a ledger of all that may be in them."""
+    """One visit's scratch repositories, and a record of all that may be in them."""
 
     def __init__(self, pod: ExaminedPod, store: TrialStore, connections: Connections) -> None:
         self._pod = pod
@@ -60,19 +60,19 @@ class Scratch:
         self.other = parse_repository(f"{pod.prefix}/{NAME}{mark}{OTHER}")
         self.repositories = (self.repository, self.other)
         self._object = f"{NAME}{mark}{BY}{pod.name}"
-        #: Objects that the pod's key is tried on: in the quarantine, but no copy; beside the mark; and outside of every
-        #: pod's prefixes, but no repository, as it has no folder.
+        #: Objects on which the pod's key is tried: in the quarantine, but no copy; beside the mark; and outside of
+        #: every pod's prefixes, but no repository, as it has no folder.
         self.quarantined = f"{QUARANTINE}{self._object}"
         self.beside_mark = f"{MARK}.{self._object}"
         self.outside = f"{REPOSITORIES}{self._object}"
-        #: What registries have done, as they answered.
+        #: What registries did, by their answers.
         self.done: set[Announcement] = set()
         self._contents: dict[Digest, bytes] = {}
-        #: What may be in the repositories, also where an answer never came.
+        #: What may be in the repositories, also if no answer came.
         self._layers: dict[tuple[RepositoryName, str], None] = {}
         self._manifests: dict[tuple[RepositoryName, str], None] = {}
         self._objects: dict[str, None] = {}
-        #: Of ours, what others have got hold of: it is theirs.
+        #: Our blobs that others need by now: they are not deleted.
         self._needed: set[Digest] = set()
 
     # Making
@@ -92,7 +92,7 @@ class Scratch:
         return index
 
     def push_blob(self, client: RegistryClient, blob: Layer, repository: RepositoryName | None = None) -> None:
-        """Upload into one of our repositories, the first if none is named."""
+        """Upload a blob into one of our repositories, by default the first."""
         name = repository or self.repository
         self.finish_upload(client, client.begin_upload(name), blob, name)
 
@@ -105,7 +105,7 @@ class Scratch:
         self.done.add(Announcement("push", name, blob.digest))
 
     def mount(self, client: RegistryClient, blob: Layer) -> bool:
-        """Mount into the other repository; whether the registry let us."""
+        """Mount a blob into the other repository; return whether the registry did it."""
         self._layers[self.other, blob.digest] = None
         mounted = client.mount_blob(self.other, blob.digest, self.repository)
         if mounted:
@@ -140,12 +140,13 @@ class Scratch:
         return key
 
     def absent(self, prefix: RepositoryName) -> str:
-        """A key below a prefix at which nothing is ever stored: an object there would pass for the pod's own.
+        """Return a key below a prefix at which nothing is ever stored.
 
-        A reconcile believes that the pod stores its links here as soon as there is any object below its prefixes.
+        An object there would pass for the pod's own: with any object below its prefixes, a reconcile takes it that the
+        pod stores its links here.
         """
         key = f"{REPOSITORIES}{prefix}/{self._object}"
-        self._objects[key] = None  # A delete that is allowed leaves a marker.
+        self._objects[key] = None  # A permitted delete leaves a marker.
         return key
 
     def is_stored(self, blob: Layer) -> bool:
@@ -153,7 +154,7 @@ class Scratch:
 
     @contextmanager
     def vanished(self, blob: Layer) -> Iterator[None]:
-        """Let a blob be gone until the block ends; raises ConflictError if anybody else needs it."""
+        """Delete a blob, and restore it at the end of the block; raises ConflictError if anything else needs it."""
         key = self._own_key(blob.digest)
         self._store.delete(key)
         try:
@@ -169,21 +170,21 @@ class Scratch:
             self._store.put(key, content)
 
     def _own_key(self, digest: str) -> str:
-        """The key of a blob that is ours to do with as we like; raises ConflictError for any other."""
+        """Return the key of a blob that this visit made and nothing else needs; raises ConflictError for any other."""
         ours = parse_digest(digest)
         if ours not in self._contents:
-            raise ConflictError(f"{digest} was not made by this visit: it is not touched.")
+            raise ConflictError(f"This visit did not make {digest}: the doctor does not touch it.")
         with self._connections.use() as connection:
             if scratch.needed_elsewhere(connection, [ours], self.repositories):
-                raise ConflictError(f"{digest} is needed by others too: it is not touched.")
+                raise ConflictError(f"Other repositories need {digest} too: the doctor does not touch it.")
         return blob_key(ours)
 
-    # Taking away
+    # Removing
 
     def clean(self, clients: Sequence[RegistryClient], is_quiet: Callable[[], bool]) -> list[str]:
-        """Take everything away, as far as that can be done; return in sentences what could not be.
+        """Remove everything that can be removed; return sentences about what could not be.
 
-        `is_quiet` waits until all that is `done` was told and applied, and says whether it was. Does not raise.
+        `is_quiet` waits until all of `done` is reported and applied, and returns whether it is. Does not raise.
         """
         problems: list[str] = []
 
@@ -198,7 +199,7 @@ class Scratch:
         def await_quiet() -> None:
             if not is_quiet():
                 raise BaleenError(
-                    "Not all that the visit did was told and applied: what comes later is taken away by a reconcile."
+                    "Not all events of the visit came and were applied: a reconcile removes what comes later."
                 )
 
         attempt(lambda: self._delete_by_registry(clients))
@@ -209,7 +210,7 @@ class Scratch:
         return problems
 
     def _delete_by_registry(self, clients: Sequence[RegistryClient]) -> None:
-        """Delete what the registry lets us, at the first of its processes that answers."""
+        """Delete what the registry permits, at the first of its processes that answers."""
         for client in clients:
             try:
                 # An index before what it lists.
@@ -222,7 +223,7 @@ class Scratch:
             return
 
     def _delete(self, call: Callable[[str, str], None], repository: RepositoryName, digest: str) -> None:
-        """Delete something, if it is there and the registry deletes at all."""
+        """Delete something, if it exists and the registry permits deletes."""
         try:
             call(repository, digest)
         except RegistryNotFoundError:
@@ -241,7 +242,9 @@ class Scratch:
             needed = self._needed = scratch.needed_elsewhere(connection, self._contents, self.repositories)
         self._store.erase(blob_key(digest) for digest in self._contents if digest not in needed)
         if needed:
-            raise ConflictError(f"{len(needed)} blobs of the visit are needed by others by now: they are left to them.")
+            raise ConflictError(
+                f"Other repositories need {len(needed)} blobs of the visit by now: they were not deleted."
+            )
 
     def _forget(self, *, entirely: bool) -> None:
         with self._connections.use() as connection:
@@ -251,24 +254,24 @@ class Scratch:
                 scratch.empty(connection, self.repositories)
 
     def _demand_nothing(self) -> None:
-        """Look again: a registry that is asked to delete may be writing still."""
+        """Check that nothing is left: a registry that was asked to delete may still be writing."""
         keys = [key.key for name in self.repositories for key in self._store.list(repository_prefix(name), limit=1)]
         blobs = [blob_key(digest) for digest in self._contents if digest not in self._needed]
         keys += [key for key in (*blobs, *self._objects) if self._store.head(key) is not None]
         with self._connections.use() as connection:
             rows = scratch.left(connection, self.repositories)
         if keys or rows:
-            raise BaleenError(f"Left of the visit: {len(keys)} objects such as {keys[:1]}, {rows} rows of the table.")
+            raise BaleenError(f"The visit left {len(keys)} objects, such as {keys[:1]}, and {rows} rows of the table.")
 
 
 def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections) -> int:
-    """Take away what visits left that were killed; return how many repositories. Only while no other visit runs."""
+    """Remove what killed visits left; return the number of repositories. Only call this while no other visit runs."""
     beginning = f"{pod.prefix}/{NAME}"
     with connections.use() as connection:
         names = set(scratch.repositories_like(connection, pod.id, beginning))
     folders = store.folders(f"{REPOSITORIES}{beginning}")
     names |= {RepositoryName(f"{pod.prefix}/{folder.rstrip('/').rpartition('/')[2]}") for folder in folders}
-    # Of one that has nothing but deleted versions no listing tells.
+    # No listing shows a repository that has only deleted versions: take both names of a pair.
     ours = {
         RepositoryName(match[0] + other)
         for name in names
@@ -288,6 +291,6 @@ def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections
 
 
 def _objects_like(pod: ExaminedPod) -> list[str]:
-    """What the keys begin with of objects that a visit has tried the pod's key on."""
+    """Return the beginnings of the keys of objects on which a visit may have tried the pod's key."""
     own = [f"{REPOSITORIES}{prefix}/{NAME}" for prefix in pod.prefixes[:PREFIXES_TRIED]]
     return [f"{QUARANTINE}{NAME}", f"{MARK}.{NAME}", f"{REPOSITORIES}{NAME}", *own]

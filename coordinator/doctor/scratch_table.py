@@ -1,8 +1,8 @@
-"""What the table has of a doctor's scratch repositories, and how it forgets them.
+"""Rows of a doctor's scratch repositories, and how they are deleted.
 
-Their names are reserved (doctor/scratch.py), and what a visit pushes there is random: nobody else has it. So
-their holdings may be taken out without waiting for events, which some of the registries that are examined never send.
-Invariant: nothing is taken from any other repository, and no row of a blob goes that anything else needs.
+The names of scratch repositories are reserved (doctor/scratch.py), and their content is random: nothing else has it.
+So their holdings may be deleted without waiting for events, which some of the examined registries never send.
+Invariant: nothing of any other repository is deleted, and no row of a blob that anything else needs.
 """
 
 from collections.abc import Collection, Sequence
@@ -61,7 +61,7 @@ def needed_elsewhere(
 
 
 def left(connection: Connection[Any], repositories: Sequence[RepositoryName]) -> int:
-    """Count what these repositories still hold, link or have in doubt."""
+    """Count what these repositories still hold or link, and their doubtful removals."""
     row = connection.execute(
         """
         SELECT (SELECT count(*) FROM repository_manifests h WHERE h.repository_id = ANY (ids))
@@ -75,7 +75,7 @@ def left(connection: Connection[Any], repositories: Sequence[RepositoryName]) ->
 
 
 def repositories_like(connection: Connection[Any], pod_id: int, beginning: str) -> list[RepositoryName]:
-    """Return the pod's repositories whose names begin so."""
+    """Return the pod's repositories whose names start with `beginning`."""
     found = connection.execute(
         "SELECT name FROM repositories WHERE pod_id = %s AND name LIKE %s ORDER BY name",
         (pod_id, beginning.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%") + "%"),
@@ -84,16 +84,16 @@ def repositories_like(connection: Connection[Any], pod_id: int, beginning: str) 
 
 
 def empty(connection: Connection[Any], repositories: Sequence[RepositoryName]) -> None:
-    """Take out all that these repositories hold and link. A late event about it is doubtful, and looked into."""
+    """Delete all that these repositories hold and link. A late event about it becomes a doubtful removal."""
     with connection.transaction():
         locks.enter(connection, alone=True)
         _empty(connection, _ids(connection, repositories))
 
 
 def forget(connection: Connection[Any], repositories: Sequence[RepositoryName], digests: Collection[Digest]) -> None:
-    """Take the repositories out of the table, and with them the rows of these digests that nobody needs.
+    """Delete the repositories from the table, and the rows of these digests that nothing else needs.
 
-    Only once no event of them can come any more, and their bytes are gone.
+    Only call this when no event of them can come any more, and their bytes are gone.
     """
     with connection.transaction():
         locks.enter(connection, alone=True)
@@ -131,7 +131,7 @@ def _ids(connection: Connection[Any], repositories: Sequence[RepositoryName]) ->
 
 
 def _empty(connection: Connection[Any], ids: list[int]) -> None:
-    """Under the lock that keeps all other writers out."""
+    """Delete the holdings and links. The caller holds the lock that excludes all other writers."""
     connection.execute(
         """
         INSERT INTO removals (repository_id, digest, removed_at)

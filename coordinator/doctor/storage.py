@@ -1,4 +1,4 @@
-"""Whether the registry uses our object store, whether that keeps versions, and whether pods own all that is in it.
+"""Check that the registry uses our object store, that it keeps versions, and that pods own all repositories in it.
 
 Not here: what the pod's key is permitted to do (key.py).
 """
@@ -13,8 +13,8 @@ from coordinator.gc import unowned as perimeter
 from coordinator.storage.trial import ENABLED
 
 QUARANTINE = (
-    "The bucket keeps no versions, so quarantine copies will be used: a blob is hidden by moving its bytes aside. That "
-    "is as safe, and costs a copy of each blob that is collected."
+    "The bucket keeps no versions, so Baleen hides a blob by moving its bytes to quarantine/. That is as safe, and "
+    "costs a copy of each collected blob."
 )
 
 
@@ -31,15 +31,15 @@ def _stored(visit: Visit, push: Push) -> Part:
     if missing:
         return refuted(
             where,
-            f"of {len(there) + len(missing)} objects that an image leaves, {len(missing)} are not in {root}, "
+            f"of {len(there) + len(missing)} objects of a pushed image, {len(missing)} are not in {root}, "
             f"such as {missing[0]}",
         )
     what = "bytes and links" if visit.pod.linker is Linker.LINK else "bytes"
-    return proved(where, f"all {what} of an image, {len(there)} objects, are in {root}")
+    return proved(where, f"all {what} of a pushed image, {len(there)} objects, are in {root}")
 
 
 def versioned(visit: Visit) -> Finding:
-    """Ask the bucket, and try on a blob what garbage collection does: delete it, and bring it back."""
+    """Read the bucket's versioning, and do to a scratch blob what GC does: delete it, and restore it."""
     store = visit.instruments.store
     status = store.versioning()
     if status != ENABLED:
@@ -54,21 +54,21 @@ def versioned(visit: Visit) -> Finding:
         marker = next((version for version in store.versions(key) if version.is_marker and version.latest), None)
         restored = marker is not None and store.remove_marker(key, marker.version) and store.get(key) == blob.content
     told = (
-        f"bucket {store.bucket} has versioning {status}; of a scratch blob that was deleted, "
-        f"{'nothing' if hidden else 'something'} was served and {len(kept)} versions were kept, and without the marker "
-        f"{'it was back' if restored else 'it was not back'}"
+        f"bucket {store.bucket} has versioning {status}; after the delete of a scratch blob the bucket "
+        f"{'did not serve it' if hidden else 'still served it'} and kept {len(kept)} versions; removing the marker "
+        f"{'restored it' if restored else 'did not restore it'}"
     )
     part = proved("", told) if hidden and len(kept) == 1 and restored else refuted("", told)
     return finding(Check.VERSIONED, [part], visit.patient)
 
 
 def repositories_owned(visit: Visit) -> Finding:
-    """List the root for repositories of no pod, as each run does, and let status and runs know what was found."""
+    """List the root for repositories that no pod owns, as each GC run does, and write the listing."""
     listing = perimeter.look(visit.instruments.connections, visit.instruments.store)
     if not listing.names:
         owned = proved("", "a listing of the root shows no repository that no pod owns")
         return finding(Check.REPOSITORIES_OWNED, [owned], visit.patient)
     sentence = unowned(listing, NAMES_LIMIT)
-    # All the names that are known: a finding shortens its parts.
+    # `finding` shortens its parts; the proof is to have all the names that are known.
     found = finding(Check.REPOSITORIES_OWNED, [refuted("", sentence)], visit.patient)
     return found._replace(proof=sentence)

@@ -1,10 +1,11 @@
-"""What doctors found out about pods: the rows, and what a visit asks the table.
+"""Rows of findings, and a visit's queries of the table.
 
-Route: `examined` -> the visit (coordinator/doctor) -> `concluding` and `write`; pods/view.py shows it. Of the
-scheduler's own visits: `unexamined` -> the visit -> `write` if all is proved, else `write_failed`.
-Invariant: whoever counts and is not in what `concluding` gave, or has come back since the visit began, is told as
-newer: the visit was of another life, or of none. No clock is asked, which may be set back.
-Not here: the experiments, and what holds garbage collection (domain/findings.py).
+Route: `examined` -> the visit (coordinator/doctor) -> `concluding` and `write`; pods/view.py shows the findings. For
+the scheduler's own visits: `unexamined` -> the visit -> `write` if all is proved, else `write_failed`.
+Invariant: a process that counts and was not in the set of `concluding`, or came back since the visit began, is
+reported as newer: the visit was of another life of it, or of none. That does not depend on a clock, which may be set
+back.
+Not here: the experiments, and what blocks GC (domain/findings.py).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,15 +25,15 @@ from coordinator.errors import ConflictError, NotFoundError, UsageError
 #: A constant of ours in the space of advisory locks of two numbers; the other is the pod's id.
 VISITS = 0x62616C69
 
-#: Processes that may run, as far as is known.
+#: Processes that may be running, as far as Baleen knows.
 _COUNTING: Final[LiteralString] = "pod_id = %s AND dead_since IS NULL AND retired_at IS NULL"
 
-#: Prefixes of other pods that one visit tries the pod's key on.
+#: Prefixes of other pods on which one visit tries the pod's key.
 FOREIGN_LIMIT = 100
 
 
 class ExaminedPod(NamedTuple):
-    """A pod as a visit has to know it."""
+    """What a visit needs to know of a pod."""
 
     id: int
     name: PodName
@@ -47,9 +48,9 @@ class ExaminedPod(NamedTuple):
     registries: tuple[str, ...]
     #: URL and address of each place at which something has answered the prober at some time.
     answered: frozenset[tuple[str, str]]
-    #: The life, as the visit began, of each process that may run.
+    #: The life of each process that may be running, at the beginning of the visit.
     lives: Mapping[str, int]
-    #: How its registry is asked how far it has reported.
+    #: How Baleen probes its registry.
     probe: ProbeMethod = ProbeMethod.PUSH
     #: Its registry sends events.
     managed: bool = True
@@ -70,7 +71,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
     if row is None:
         raise NotFoundError(f"There is no pod {name}: see `baleen pods list`.")
     if not row[4]:
-        raise UsageError(f"Pod {name} owns no prefix: there is nowhere to try anything.")
+        raise UsageError(f"Pod {name} owns no prefix, so the doctor has no repository to use. Give the pod a prefix.")
     answered = connection.execute(
         "SELECT url, address FROM endpoints WHERE pod_id = %s AND answered_at IS NOT NULL", (row[0],)
     )
@@ -92,7 +93,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
 
 
 def token_sha256(connection: Connection[Any], pod: ExaminedPod) -> bytes:
-    """By which ingest knows the pod's events; nobody but Baleen has it."""
+    """Return the hash by which ingest accepts the pod's events; only Baleen has it."""
     row = connection.execute("SELECT event_token_sha256 FROM pods WHERE id = %s", (pod.id,)).fetchone()
     if row is None:
         raise NotFoundError(f"There is no pod {pod.name} any more.")
@@ -101,10 +102,10 @@ def token_sha256(connection: Connection[Any], pod: ExaminedPod) -> bytes:
 
 @contextmanager
 def visiting(connection: Connection[Any], pod: ExaminedPod) -> Iterator[None]:
-    """Be the only visit of the pod until the block ends; raises ConflictError. The lock ends with the connection."""
+    """Lock the pod against other visits during the block; raises ConflictError. The lock ends with the connection."""
     row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (VISITS, pod.id)).fetchone()
     if row is None or not row[0]:
-        raise ConflictError(f"Another doctor is with pod {pod.name}: wait until that visit has ended.")
+        raise ConflictError(f"Another doctor examines pod {pod.name}: wait until it has ended.")
     try:
         yield
     finally:
@@ -113,30 +114,29 @@ def visiting(connection: Connection[Any], pod: ExaminedPod) -> Iterator[None]:
 
 @contextmanager
 def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[str]]:
-    """Give the instance ids of the processes that may run, as far as is known, and let none be added in the block.
+    """Give the instance ids of the processes that may be running; none can be added in the block, one transaction.
 
-    Raises ConflictError if the pod's registries are not those that the visit went to, or are probed in another way. It
-    is one transaction.
+    Raises ConflictError if the pod's registries, or how they are probed, are not those of the visit.
     """
     with connection.transaction():
-        # Who changes pods or finds processes waits until the findings are written.
+        # Writers that change pods or add processes wait until the findings are written.
         connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
         locks.enter(connection, alone=True)
         row = connection.execute("SELECT registries, probe, managed FROM pods WHERE id = %s", (pod.id,)).fetchone()
         if row is None or set(row[0]) != set(pod.registries) or row[1] != pod.probe or row[2] != pod.managed:
             raise ConflictError(
                 f"The registries of pod {pod.name}, how they are probed, or whether it is managed, were changed during "
-                "the visit: nothing was written, run it again."
+                "the visit, so no finding was written. Run the doctor again."
             )
         found = connection.execute(f"SELECT instance_id FROM sources WHERE {_COUNTING}", (pod.id,))
         yield {row[0] for row in found}
 
 
 def unexamined(connection: Connection[Any]) -> dict[PodName, frozenset[tuple[int, int]]]:
-    """Return pods that a doctor has examined, with the ids and lives of processes of theirs that no visit was of.
+    """Return examined pods that have unexamined processes, with the ids and lives of these.
 
-    Only once a probe has come back from each such process: then those that it replaced are known to have ended.
-    Processes of pods whose registries send no events are not known.
+    Leaves out a pod until a probe has come back from each such process: then the processes that they replaced are
+    known to have ended. Processes of registries that send no events are not known.
     """
     found: dict[PodName, set[tuple[int, int]]] = {}
     unheard: set[PodName] = set()
@@ -154,7 +154,7 @@ def unexamined(connection: Connection[Any]) -> dict[PodName, frozenset[tuple[int
 
 
 def write_failed(connection: Connection[Any], pod: PodName, why: Sequence[str]) -> None:
-    """Note that the scheduler's own visit did not prove this; what an earlier visit found stays."""
+    """Write what the scheduler's own visit did not prove; findings of an earlier visit stay."""
     connection.execute(
         """
         INSERT INTO failed_examinations (pod_id, at, why)
@@ -168,7 +168,7 @@ def write_failed(connection: Connection[Any], pod: PodName, why: Sequence[str]) 
 def write(
     connection: Connection[Any], pod: ExaminedPod, findings: Sequence[Finding], kept: Collection[str] = ()
 ) -> None:
-    """Let these be what is known of the pod, in place of what was; in the block of `concluding`.
+    """Replace the pod's findings by these, in the block of `concluding`.
 
     `kept`: checks that were not made, whose findings stay.
     """
@@ -181,8 +181,8 @@ def write(
         """,
         [(pod.id, each.check, each.verdict, each.meaning, each.proof, each.mend) for each in findings],
     )
-    # One that came back during the visit was perhaps met only before that. Of one that did not count when the visit
-    # began it can be no life but the first.
+    # A process that came back during the visit was perhaps examined only before, so its life at the beginning is
+    # written. One that did not count at the beginning can only have been examined in its first life.
     connection.execute(
         f"""
         WITH counting AS MATERIALIZED (
@@ -197,7 +197,7 @@ def write(
 
 
 def now(connection: Connection[Any]) -> datetime:
-    """The clock by which everything is measured."""
+    """Return the time of the database's clock, by which everything is measured."""
     row = connection.execute("SELECT clock_timestamp()").fetchone()
     assert row is not None
     found: datetime = row[0]

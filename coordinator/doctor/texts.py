@@ -1,7 +1,7 @@
-"""What each check's verdict means for a pod, and the exact line that mends it. Data.
+"""What each finding means for a pod, and the exact lines that repair it. Data.
 
-A line names what Baleen knows of the pod; what it cannot know (a token, a user, an address) is said in words beside it.
-Configuration is distribution's, the same in versions 2.8 and 3 where nothing else is said.
+Lines contain what Baleen knows of the pod. A sentence beside them says what to fill in (a token, a user, an address).
+Configuration is that of distribution, versions 2.8 and 3, unless a text says otherwise.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -14,27 +14,27 @@ from coordinator.pods import configuration
 
 
 class Patient(NamedTuple):
-    """A pod, as far as lines that mend something name it."""
+    """What the texts name of a pod."""
 
     pod: str
     #: The first of its prefixes.
     prefix: str
     registries: Sequence[str]
-    #: Where Baleen's API is found; None if no setting says it.
+    #: Address of Baleen's API; None if BALEEN_URL is not set.
     url: str | None
     bucket: str
-    #: As `rootdirectory` has it.
+    #: In the form of `rootdirectory`.
     root: str
-    #: Of the store; None is AWS.
+    #: Address of the object store; None is AWS.
     endpoint_url: str | None
-    #: How the pod's registry is probed.
+    #: How Baleen probes the pod's registry.
     probe: ProbeMethod = ProbeMethod.PUSH
 
 
 class Texts(NamedTuple):
     proved: str
     refuted: str
-    #: What it is not known of: completes "It is not known whether ".
+    #: Completes the sentence "It is not known whether ".
     question: str
     mend: Callable[[Patient], str]
 
@@ -48,47 +48,47 @@ _NO_URL: Final = "http://BALEEN"
 
 
 def notifications(patient: Patient) -> str:
-    """The section of a registry's configuration that a pod's events come by."""
+    """Return how to configure a registry to send the pod's events."""
     section = configuration.notifications(
         f"{(patient.url or _NO_URL).rstrip('/')}/v1/events/{patient.pod}", configuration.TOKEN, patient.probe
     )
     ignores = "nothing" if patient.probe is ProbeMethod.PULL else "nothing but pulls"
     media_types = f"no other `ignore.mediatypes` than {configuration.NO_MEDIA_TYPE}"
     more = "no `ignore`" if patient.probe is ProbeMethod.PULL else f"no action but `pull`, {media_types}"
-    unset = "" if patient.url else f", and of {_NO_URL} the address of Baleen's API (BALEEN_URL is not set here)"
+    unset = "" if patient.url else f" Replace {_NO_URL} by the address of Baleen's API (BALEEN_URL is not set here)."
     return (
-        "In the configuration of each process of the registry, and restart it. In place of "
-        f"{configuration.TOKEN} stands what `baleen pods add` showed (only its hash is kept; `baleen pods rotate-token "
-        f"{patient.pod}` makes another){unset}; `baleen pods config {patient.pod}` prints the whole file:\n{section}"
-        f"Its endpoint ignores {ignores}: {more}."
+        "Put this section into the configuration of each process of the registry, and restart the process. Replace "
+        f"{configuration.TOKEN} by the token that `baleen pods add` showed (Baleen keeps only its hash; `baleen pods "
+        f"rotate-token {patient.pod}` makes a new one).{unset} `baleen pods config {patient.pod}` prints the whole "
+        f"file:\n{section}The endpoint must ignore {ignores}: {more}."
     )
 
 
 def token(patient: Patient) -> str:
-    """Where a registry's token stands, and where one is had."""
+    """Return where to configure a registry's token, and how to get a token."""
     return (
-        "In `notifications.endpoints` of each process, and restart it. The token is what `baleen pods add` showed; "
-        f"only its hash is kept, and `baleen pods rotate-token {patient.pod}` makes another:\n"
+        "Set the pod's token in `notifications.endpoints` of each process, and restart the process. `baleen pods add` "
+        f"showed the token; Baleen keeps only its hash. `baleen pods rotate-token {patient.pod}` makes a new one:\n"
         f"      headers:\n        Authorization: [Bearer {configuration.TOKEN}]"
     )
 
 
 def ignored(actions: Collection[str] = (), media_types: Collection[str] = ()) -> str:
-    """What to take out of a registry's `ignore`, as it stands there."""
+    """Return which lines to remove from the `ignore` of a registry's endpoint."""
     lines = ["      ignore:"]
     if actions:
         lines.append(f"        actions: [{', '.join(sorted(actions))}]")
     if media_types:
         lines += ["        mediatypes:", *(f"          - {each}" for each in sorted(media_types))]
-    also = " (or of `ignoredmediatypes`, as it was called once)" if media_types else ""
+    also = " (or from `ignoredmediatypes`, its old name)" if media_types else ""
     return (
-        f"In `notifications.endpoints` of each process, take this out of `ignore`{also}, and restart it:\n"
+        f"In `notifications.endpoints` of each process, remove this from `ignore`{also}, and restart the process:\n"
         + "\n".join(lines)
     )
 
 
 def set_registries(patient: Patient, urls: Sequence[str], missing: str = "") -> str:
-    """The command that lists these, and one in words."""
+    """Return the command that sets these registries, followed by the placeholder `missing`."""
     given = " ".join(f"--registry {url}" for url in [*urls, *([missing] if missing else [])])
     return f"baleen pods set-registries {patient.pod} {given}"
 
@@ -98,12 +98,12 @@ def endpoint_option(patient: Patient) -> str:
 
 
 def key_policy(patient: Patient) -> str:
-    """Where the policy of a pod's key is had, and what it is given to."""
+    """Return how to get the policy of a pod's key, and where to attach it."""
     return (
-        "Give the key a user of its own, with the policy that this prints, and no other permission:\n"
+        "Give the key a user of its own, with the policy that this command prints, and no other permission:\n"
         f"baleen pods policy {patient.pod}\n"
-        "(with AWS: `aws iam put-user-policy`. A store that keeps policies with the bucket has one for all pods: name "
-        "all of them, and the principal of each one's key. The account is 000000000000 for SeaweedFS:)\n"
+        "(On AWS: attach it with `aws iam put-user-policy`. A store with bucket policies has one policy for all pods: "
+        "name all pods, and the principal of each pod's key. For SeaweedFS the account is 000000000000:)\n"
         f"baleen pods policy {patient.pod} … --principal 'arn:aws:iam::000000000000:user/{{pod}}' > policy.json\n"
         f"aws s3api put-bucket-policy{endpoint_option(patient)} --bucket {patient.bucket} --policy file://policy.json"
     )
@@ -119,158 +119,161 @@ def put_versioning(patient: Patient) -> str:
 def same_root(patient: Patient) -> str:
     return (
         f"storage:\n  s3: {{bucket: {patient.bucket}, rootdirectory: {patient.root}}}\n"
-        "(or BALEEN_S3_BUCKET and BALEEN_S3_ROOT, if those of Baleen are wrong; a registry that keeps its links in a "
-        "database of its own is registered with `baleen pods add --linker relay`)"
+        "(Or correct BALEEN_S3_BUCKET and BALEEN_S3_ROOT, if Baleen's settings are wrong. Register a registry that "
+        "keeps its links in its own database with `baleen pods add --linker relay`.)"
     )
 
 
 def probe_comes_back(patient: Patient) -> str:
-    """What to change where probes do not come back though other events do."""
+    """Return what to change where other events come and probes do not."""
     if patient.probe is ProbeMethod.PULL:
         return (
             f"{ignored(['pull'])}\n"
-            f"Or let Baleen probe by pushes, which no flood of pulls delays: baleen pods set-probe {patient.pod} push"
+            "Or let Baleen probe by pushes, which a flood of pulls does not delay: "
+            f"baleen pods set-probe {patient.pod} push"
         )
     return (
-        "The nonce is in the User-Agent of the push: let whatever stands before the registry pass it on. Or send pull "
-        f"events and probe by them: baleen pods set-probe {patient.pod} pull"
+        "The nonce is in the User-Agent of the push: make each proxy before the registry forward that header. Or send "
+        f"pull events and probe by pulls: baleen pods set-probe {patient.pod} pull"
     )
 
 
 TEXTS: dict[Check, Texts] = {
     Check.REGISTRY_ANSWERS: Texts(
-        "Every process of the registry that is listed can be asked.",
-        "A process that nobody can ask may do what nobody has examined.",
-        "every listed process of the registry can be asked",
+        "Every listed process of the registry answers.",
+        "A listed process of the registry does not answer, so it was not examined: it may work in another way.",
+        "every listed process of the registry answers",
         lambda patient: (
-            "For each process of the registry its URL, as this machine reaches it, in place of URL:\n"
+            "List each process of the registry. Replace URL by its address, as this machine reaches it:\n"
             + set_registries(patient, [], "URL")
         ),
     ),
     Check.PROCESSES_REACHED: Texts(
-        "Every process that counts for the watermark was examined, each at an address of its own.",
-        "A process that counts for the watermark was not examined: it may be configured in another way.",
+        "Every process that counts for the watermark was examined, each at its own address.",
+        "A process that counts for the watermark was not examined: its configuration may differ.",
         "every process of the registry was examined",
         lambda patient: (
-            "An address for each process, not one that several share. Those that are listed now:\n"
+            "List one address for each process, not one that several processes share. Listed now:\n"
             + set_registries(patient, patient.registries)
         ),
     ),
     Check.KAFKA_DURABLE: Texts(
-        "What Kafka has acknowledged, it keeps.",
-        "Kafka may lose what it has acknowledged: a reference in it would never be known, and its blob collected.",
-        "Kafka keeps what it has acknowledged",
-        lambda _: "baleen topics create\n(tells what is not safe, with the command that mends it)",
+        "Kafka keeps each event that it has acknowledged.",
+        "Kafka may lose events that it has acknowledged: Baleen would never learn of the references in them, and would "
+        "collect their blobs.",
+        "Kafka keeps each event that it has acknowledged",
+        lambda _: "baleen topics create\n(names each unsafe setting, with the command that repairs it)",
     ),
     Check.VERSIONED: Texts(
-        "The bucket keeps versions: a blob is hidden by a delete marker, and brought back by taking that away.",
-        "The bucket says that it keeps versions, and does not: what is hidden would be lost.",
+        "The bucket keeps versions: Baleen hides a blob by a delete marker, and restores it by removing the marker.",
+        "The bucket claims to keep versions, and does not: a hidden blob would be lost.",
         "the bucket keeps versions",
         put_versioning,
     ),
     Check.REPOSITORIES_OWNED: Texts(
-        "Every repository in the root belongs to a registered pod, this one's or another's.",
-        "The root has repositories of a registry that is not registered: Baleen knows nothing of what they need. Each "
+        "Every repository in the root belongs to a registered pod.",
+        "The root has repositories that no registered pod owns: Baleen does not know which blobs they need. Each GC "
         "run looks again, and is blocked while there are any.",
         "every repository in the root belongs to a registered pod",
         lambda _: f"{REMEDY[0].upper()}{REMEDY[1:]}.",
     ),
     Check.EVENTS_ARRIVE: Texts(
-        "What is pushed and mounted is told, of every kind of manifest, and the table has it.",
-        "Pushes are not told, or not of all things: blobs that they need would look unreferenced.",
-        "pushes are told and reach the table",
+        "The registry reports pushes of every kind of manifest, and mounts, and the table has them.",
+        "The registry does not report all pushes and mounts: blobs that they need would look unreferenced.",
+        "the registry reports all pushes and mounts, and they reach the table",
         notifications,
     ),
     Check.REFERENCES_ARRIVE: Texts(
         "Events say what a manifest lists.",
-        "Events do not say what a manifest lists: each new one has to be read from storage, and one that cannot be "
-        "read holds garbage collection.",
+        "Events do not say what a manifest lists: Baleen must read each new manifest from storage, and one that it "
+        "cannot read blocks GC.",
         "events say what a manifest lists",
         lambda _: "notifications:\n  events:\n    includereferences: true",
     ),
     Check.EVENTS_IN_ORDER: Texts(
-        "One process's events come in the order in which things happened, so that a later one proves the earlier.",
-        "Events overtake each other on their way: that one has come says nothing of those before it, and the watermark "
-        "may claim too much.",
-        "events come in the order in which things happened",
+        "The events of one process arrive in the order of what it did: a later one proves that the earlier ones came.",
+        "Events of one process overtake each other: an event does not prove that the earlier ones came, and the "
+        "watermark may be too late.",
+        "the events of one process arrive in the order of what it did",
         lambda _: (
-            "Let the registry post to Baleen itself: take out what stands between them and passes events on by itself "
-            "(a queue, a fan-out, a proxy that answers before Baleen has). Have one endpoint of it in "
-            "`notifications.endpoints`, which ignores nothing but pulls: each has a queue of its own."
+            "Let the registry post to Baleen directly. Remove anything between them that forwards events on its own (a "
+            "queue, a fan-out, a proxy that answers before Baleen does). Configure one endpoint for Baleen in "
+            "`notifications.endpoints`, which ignores nothing but pulls: each endpoint has a queue of its own."
         ),
     ),
     Check.PROBES_ARRIVE: Texts(
-        "A probe comes back in an event of the registry: that is how it proves what it has reported.",
-        "No probe comes back in an event: the watermark stands still for ever.",
+        "A probe comes back in an event of the registry: it proves that all earlier events came.",
+        "No probe comes back in an event: the watermark stands still for ever, and GC with it.",
         "a probe comes back in an event of the registry",
         probe_comes_back,
     ),
     Check.SAME_ROOT: Texts(
-        "What is pushed lies in the shared bucket and root.",
-        "The registry keeps its things elsewhere: what is collected in the shared bucket says nothing of it.",
+        "The registry stores what is pushed in the shared bucket and root.",
+        "The registry stores elsewhere: the shared bucket and root do not show what it has.",
         "the registry stores in the shared bucket and root",
         same_root,
     ),
     Check.CLOCKS: Texts(
-        "The clocks of registry, object store and database agree well enough for pushes and deletes to be ordered.",
+        "The clocks of registry, object store and database agree well enough to order pushes and deletes.",
         "A clock is wrong: a delete may look newer than the push that came after it.",
         "the clocks of registry, object store and database agree",
         lambda _: "Run a time service (chrony, ntpd) on the machines of registry, object store and database.",
     ),
     Check.UPLOAD_SECRET: Texts(
-        "An upload that one process began is finished by another.",
-        "An upload that one process began is refused by another: pushes fail whenever their requests reach several.",
-        "an upload that one process began can be finished by another",
+        "A process of the registry can finish an upload that another one began.",
+        "A process of the registry refuses an upload that another one began: pushes fail whenever their requests reach "
+        "several processes.",
+        "a process of the registry can finish an upload that another one began",
         lambda patient: (
-            "http:\n  secret: …\n(the same in every process of every pod: `baleen pods config "
-            f"{patient.pod} --with-secrets` prints one, which no finding may)"
+            "http:\n  secret: …\n(Set the same secret in every process of every pod. `baleen pods config "
+            f"{patient.pod} --with-secrets` prints one; findings contain no secrets.)"
         ),
     ),
     Check.NO_DESCRIPTOR_CACHE: Texts(
-        "The registry looks at storage each time: of a blob that is hidden it says that it is not there, and the "
-        "client uploads it anew.",
-        "The registry remembers blobs that are gone: pushes skip their layers, mounts and manifests are accepted, and "
-        "the images are broken.",
-        "the registry remembers blobs that are gone",
+        "The registry looks at storage for each request: it answers that a hidden blob is missing, and the client "
+        "uploads the blob again.",
+        "The registry caches blobs that are gone: pushes skip their layers, mounts and manifests are accepted, and the "
+        "images are broken.",
+        "the registry caches blobs that are gone",
         lambda _: (
-            "Take this section out of the configuration of each process that the proof names, and restart it "
-            "(Debian's default has it; whether it says inmemory or redis cannot be seen from outside):\n"
+            "Remove this section from the configuration of each process that the proof names, and restart the process "
+            "(Debian's default has it; Baleen cannot see whether it says inmemory or redis):\n"
             "storage:\n  cache:\n    blobdescriptor: …"
         ),
     ),
     Check.CANNOT_DELETE: Texts(
-        "The key that was given can write blobs and cannot delete them: if it is the one that every process of the "
-        "registry uses, which nothing here can tell, only Baleen deletes.",
-        "The key that was given can delete blobs that other pods need: a registry's own `garbage-collect` would.",
-        "the pod's key is kept from deleting blobs",
+        "The given key can write blobs and cannot delete them: only Baleen deletes blobs, if every process of the "
+        "registry uses this key. Check that: Baleen cannot.",
+        "The given key can delete blobs that other pods need: the registry's own `garbage-collect` would do so.",
+        "the pod's key is forbidden to delete blobs",
         key_policy,
     ),
     Check.OTHERS_CLOSED: Texts(
-        "The key that was given can use the pod's own repositories, and no other pod's: only a pod's own registry "
-        "removes its links.",
-        "The key that was given reaches repositories of other pods: it can delete their links, and blobs that only "
-        "they need would be collected.",
+        "The given key can use the pod's own repositories, and no other pod's: only a pod's own registry removes its "
+        "links.",
+        "The given key has access to repositories of other pods: it can delete their links, and Baleen would collect "
+        "blobs that only those pods need.",
         "the pod's key can use the pod's own repositories, and no others",
         key_policy,
     ),
     Check.QUARANTINE_CLOSED: Texts(
-        "The key that was given reaches neither hidden blobs in quarantine/ nor the mark: only Baleen does.",
-        "The key that was given reaches quarantine/ or the mark: it can destroy blobs that may be needed again, or let "
-        "another database collect here.",
-        "the pod's key is kept from quarantine/ and the mark",
+        "The given key has no access to hidden blobs in quarantine/, and none to the mark: only Baleen has.",
+        "The given key has access to quarantine/ or the mark: it can destroy blobs that may be needed again, or let "
+        "another database collect garbage here.",
+        "the pod's key has no access to quarantine/ and the mark",
         key_policy,
     ),
     Check.BUCKET_CLOSED: Texts(
-        "The key that was given cannot change the bucket's versioning and policy.",
-        "The key that was given can change the bucket itself: it could switch versioning off, or lift its own policy.",
-        "the pod's key is kept from changing the bucket's versioning and policy",
+        "The given key cannot change the bucket's versioning and policy.",
+        "The given key can change the bucket itself: it could switch versioning off, or remove its own policy.",
+        "the pod's key is forbidden to change the bucket's versioning and policy",
         key_policy,
     ),
     Check.DELETES_ARRIVE: Texts(
-        "What is deleted in the registry is told, and the table lets go of it.",
-        "Deletes are not told: the table keeps what is gone until a reconcile, and nothing becomes free. No blob is "
-        "lost by it, but events are.",
-        "deletes are told and reach the table",
+        "The registry reports deletes, and the table removes the references.",
+        "The registry does not report deletes: the table keeps their references until a reconcile, and no blob becomes "
+        "free. That loses no blob, but it does lose events.",
+        "the registry reports deletes, and they reach the table",
         lambda _: ignored(["delete"]),
     ),
 }

@@ -1,7 +1,7 @@
-"""How the parts of a check, one for each place where it was tried, become a finding. Pure.
+"""Join the parts of a check, one for each place where it was tried, into a finding. Pure.
 
-What stands in the way of many checks is told in whole by one of them: a part of another that merely follows from it
-(`follows`) is one sentence that refers to it, and has nothing of its own to mend.
+One check explains a problem that prevents several. The parts of the other checks (`follows`) are one sentence that
+refers to it, without a repair of their own.
 """
 
 from collections.abc import Sequence
@@ -10,38 +10,38 @@ from typing import NamedTuple
 from coordinator.doctor.texts import TEXTS, Patient, set_registries
 from coordinator.domain.findings import Check, Finding, Verdict
 
-#: Places that a proof tells of, and processes that are named; the others are counted.
+#: Places that a proof describes, and processes that it names; the others are counted.
 SHOWN = 12
 NAMED = 3
-#: Of one part: an error may repeat what a registry said.
+#: Characters of one part: an error may repeat what a registry answered.
 LENGTH = 600
-#: What mends a thing that was in the way of an experiment, and is no matter of configuration that a check knows.
-AGAIN = "What it says, and the registry's log, tell what to mend; then run `baleen pods doctor` again."
+#: The repair for an error that prevented an experiment, where no check knows the cause.
+AGAIN = "Fix what this error and the registry's log say; then run `baleen pods doctor` again."
 
 _ORDER = (Verdict.REFUTED, Verdict.UNPROVED, Verdict.PROVED)
 
 
 class Part(NamedTuple):
-    """What a check came to in one place."""
+    """The result of a check in one place."""
 
     #: An address, a key, a topic; empty if the check has only one part.
     where: str
     verdict: Verdict
-    #: How it was found out, with figures.
+    #: The evidence, with figures.
     sentence: str
-    #: What mends it, in place of what the check's texts say; empty if that is told elsewhere.
+    #: The repair, in place of that of the check's texts; empty if another check explains it.
     mend: str | None = None
 
 
 def finding(
     check: Check, parts: Sequence[Part], patient: Patient, *, meaning: str | None = None, mend: str | None = None
 ) -> Finding:
-    """Join the parts: the worst of them is the verdict, and stands first. No part is no proof.
+    """Join the parts. The worst of them is the verdict, and comes first. Without parts the check is unproved.
 
-    `meaning` and `mend` stand in place of those of the check's texts, and `mend` also where all is proved.
+    `meaning` and `mend` replace those of the check's texts, `mend` also where all is proved.
     """
     if not parts:
-        parts = [follows("", "no process of the registry can be asked", Check.REGISTRY_ANSWERS)]
+        parts = [follows("", "no process of the registry answers", Check.REGISTRY_ANSWERS)]
     texts = TEXTS[check]
     found = sorted(_grouped(parts), key=lambda part: _ORDER.index(part.verdict))
     verdict = found[0].verdict
@@ -60,7 +60,7 @@ def finding(
 
 
 def _grouped(parts: Sequence[Part]) -> list[Part]:
-    """Places of which the same is to be said are told together, where there is nothing to mend."""
+    """Join the places with the same sentence, where there is nothing to repair."""
     places: dict[Part, list[str]] = {}
     for part in parts:
         key = part._replace(where="") if part.mend == "" else part
@@ -71,7 +71,7 @@ def _grouped(parts: Sequence[Part]) -> list[Part]:
 
 
 def without(found: Finding, unreached: Sequence[str], patient: Patient) -> Finding:
-    """Of a finding about processes, what is left of it if these count, too, and it is not about them."""
+    """Return a finding about processes as it is if these unreached processes count too."""
     if not unreached:
         return found
     if found.check == Check.PROCESSES_REACHED:
@@ -89,15 +89,15 @@ def without(found: Finding, unreached: Sequence[str], patient: Patient) -> Findi
 
 def _unreached(found: Finding, unreached: Sequence[str], patient: Patient) -> Finding:
     told = "; ".join(
-        f"process {each}: it counts for the watermark, and the visit did not reach it" for each in unreached[:SHOWN]
+        f"process {each}: it counts for the watermark, and the doctor did not reach it" for each in unreached[:SHOWN]
     )
     if len(unreached) > SHOWN:
         told += f"; and {len(unreached) - SHOWN} more"
     retire = "\n".join(f"baleen pods retire-source {patient.pod} {each} --why …" for each in unreached[:SHOWN])
     mend = (
-        "List its address too, in place of URL (where it listens Baleen does not know):\n"
+        "List its address too. Replace URL by it (Baleen does not know where the process listens):\n"
         f"{set_registries(patient, patient.registries, 'URL')}\n"
-        f"Or, once you have seen it end, say so, and how you know:\n{retire}"
+        f"Or, if you have seen that the process ended, retire it, and say how you know:\n{retire}"
     )
     if found.verdict is Verdict.PROVED:
         meaning = TEXTS[Check.PROCESSES_REACHED].meaning(Verdict.UNPROVED)
@@ -118,5 +118,5 @@ def unproved(where: str, sentence: str, mend: str | None = None) -> Part:
 
 
 def follows(where: str, why: str, cause: Check) -> Part:
-    """It was not tried, or not to its end, for what another check tells in whole."""
+    """Return a part that was not tried, or not to its end, because of a problem that check `cause` explains."""
     return unproved(where, f"not tried, since {why}: see `{cause}`", mend="")

@@ -1,10 +1,10 @@
-"""What one visit tries, once, for all the checks that look at it.
+"""The experiments of one visit of the doctor to a pod, each made once and shared by the checks.
 
 Route: `Visit.answers` (which addresses answer) -> `Visit.pushes` (at each of them: an image, a probe, a last blob) ->
-`Visit.reports` (what was told of that, and by whom) -> `Visit.kinds` (one of each kind there, and what was told of
-it: kinds.py) -> the checks.
-Each is tried when a check first asks for it, and remembered.
-Not here: what it proves (the checks), taking it away (scratch.py).
+`Visit.reports` (the events of these pushes, and the processes that sent them) -> `Visit.kinds` (one push of each kind,
+and its events: kinds.py) -> the checks.
+An experiment runs when a check first asks for it; its result is kept.
+Not here: what it proves (the checks), removing it (scratch.py).
 """
 
 import time
@@ -41,12 +41,12 @@ from coordinator.storage.trial import TrialStore
 from coordinator.table import processes as sources
 from schemas.records import RegistryEvent, RegistryWatermark
 
-#: A refusal that was noted so long before a visit, or since, is of now: ingest notes one in `EVERY_S`.
+#: A refusal counts if ingest noted it this long before the visit, or later: ingest notes one per `EVERY_S`.
 LATELY_S = 2 * EVERY_S
-#: Of one request to the registry.
+#: For one request to the registry.
 TIMEOUT_S = 10.0
-#: How long something that was done may take until it is told and applied. A registry sends one event at a time, so
-#: that one which is busy may have some to send first.
+#: How long an event may take until it is received and applied. A registry sends one event at a time, and a busy one
+#: may have others to send first.
 PATIENCE_S = 30.0
 POLL_S = 0.1
 
@@ -54,13 +54,13 @@ T = TypeVar("T")
 
 
 class Instruments(NamedTuple):
-    """What a doctor works with."""
+    """The services that a visit uses."""
 
     settings: Settings
     connections: Connections
     #: With Baleen's own key.
     store: TrialStore
-    #: With that of the pod's registry, if it is given.
+    #: With the key of the pod's registry; None if it is not given.
     pod_store: TrialStore | None
     credentials: Credentials | None
     inspector: LogInspector
@@ -81,7 +81,7 @@ class Place(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What an address said to /v2/. `vacant`: nobody listens there, and the name leads to others who do."""
+    """What an address answered to GET /v2/. `vacant`: nothing listens there, and the name has others that answer."""
 
     place: Place
     error: RegistryError | None
@@ -89,40 +89,40 @@ class Answer(NamedTuple):
 
 
 class Push(NamedTuple):
-    """What was done at one place: an image was pushed; then a probe for it sent; a pull; and last a blob pushed.
+    """What was done at one place, in this order: push of an image, probe, pull, push of a last blob.
 
-    A process tells of one thing after the other: once the last was told, nothing of the others is still to come.
+    A process sends its events in order: once that of the last blob came, no earlier one is still to come.
     """
 
     place: Place
     image: Image
     nonce: str
     last: Layer
-    #: By the database's clock, around the manifest's push.
+    #: Times before and after the manifest's push, by the database's clock.
     asked_at: datetime | None = None
     answered_at: datetime | None = None
-    #: In the User-Agent of a pull of the image: the nonce itself where probes are pulls.
+    #: The nonce in the User-Agent of the pull: that of the probe where probes are pulls.
     pull: str = ""
-    #: Where it ended early, and why.
+    #: Why it ended early; None if it did not.
     error: str | None = None
 
 
 class Report(NamedTuple):
-    """What was told of a push: the first record of each thing."""
+    """The events of a push: the first record of each."""
 
     push: Push
     #: By digest: configuration and layers.
     blobs: dict[str, Told]
     manifest: Told | None
-    #: Of the probe, one for each partition.
+    #: Echoes of the probe, one for each partition.
     echoes: list[Told]
     last: Told | None
-    #: Of the pull, as far as its registry sends pull events.
+    #: Events of the pull, if the registry sends such events.
     pulls: Sequence[Told] = ()
 
     @property
     def missing(self) -> list[str]:
-        """Digests of what was pushed and not told of."""
+        """Digests that were pushed and not reported."""
         image = self.push.image
         told = self.blobs.keys() | ({image.digest} if self.manifest else set())
         return [digest for digest in (*(blob.digest for blob in image.blobs), image.digest) if digest not in told]
@@ -133,40 +133,40 @@ class Report(NamedTuple):
 
     @property
     def sources(self) -> set[str]:
-        """The processes that told of it."""
+        """The processes that sent these events."""
         return {told.record.source for told in (*self.events, *self.echoes) if told.record.source}
 
     @property
     def is_one_process(self) -> bool:
-        """Whether one process told of all: it tells of one thing after the other."""
+        """Whether one process sent all of them: only then do they come in order."""
         return len(self.sources) == 1
 
     @property
     def is_image_over(self) -> bool:
-        """Nothing more of the image is to come: what was done after it was told."""
+        """Whether no more events of the image are to come: that of something later came."""
         copies = {told.record.partitions for told in self.echoes if isinstance(told.record, RegistryWatermark)}
-        # Partitions are read in any order: only the last copy says that all before it were read.
+        # Partitions are read in any order: only with its echo in every partition is all before the probe read.
         echoed = bool(copies) and {len({told.partition for told in self.echoes})} == copies
         return self.is_one_process and (echoed or self.last is not None)
 
     @property
     def is_over(self) -> bool:
-        """Nothing more is to come."""
+        """Whether no more events are to come."""
         if self.missing:
             return self.is_image_over
         return self.last is not None and (self.is_one_process or bool(self.echoes))
 
 
 class Visit:
-    """One doctor with one pod. Used by one thread."""
+    """One visit of the doctor to one pod. Used by one thread."""
 
     def __init__(self, instruments: Instruments, pod: ExaminedPod) -> None:
         self.instruments = instruments
         self.pod = pod
         self.scratch = Scratch(pod, instruments.store, instruments.connections)
-        #: What came of the pod since the visit began, as far as it is ours or a probe's.
+        #: Events of the scratch repositories, and of probes, that came since the visit began.
         self.told: list[Told] = []
-        #: The processes that told of a push of the visit; none until there are reports.
+        #: The processes that reported a push of the visit; empty until `reports` is read.
         self.reached: set[str] = set()
         self._clients: list[RegistryClient] = []
         self._began = time.monotonic()
@@ -186,7 +186,7 @@ class Visit:
         )
 
     def clean(self) -> list[str]:
-        """Take away what was tried; return in sentences what could not be."""
+        """Remove everything that the visit made; return sentences about what could not be removed."""
         try:
             clients = [place.client for place in self.places]
         except BaleenError:
@@ -201,12 +201,12 @@ class Visit:
 
     @cached_property
     def unresolved(self) -> dict[str, str]:
-        """URLs that lead nowhere, and why."""
+        """URLs that do not resolve, and why."""
         return {url: found for url in self.pod.registries if isinstance(found := self._addresses(url), str)}
 
     @cached_property
     def answers(self) -> list[Answer]:
-        """What each address of each URL answers. Whoever wants to know who asks has not answered."""
+        """What each address of each URL answers. One that requires login has not answered."""
         found: list[Answer] = []
         for url in self.pod.registries:
             addresses = self._addresses(url)
@@ -216,7 +216,7 @@ class Visit:
 
     @cached_property
     def places(self) -> list[Place]:
-        """Where the registry answers."""
+        """The addresses at which the registry answers."""
         return [answer.place for answer in self.answers if answer.error is None]
 
     def _addresses(self, url: str) -> list[str] | str:
@@ -239,7 +239,7 @@ class Visit:
             Answer(
                 place,
                 errors.get(place.address),
-                # As the prober has it: a name often has an address of IP version 6 at which nothing listens.
+                # The same rule as the prober's: a name often has an IPv6 address at which nothing listens.
                 vacant=isinstance(errors.get(place.address), RegistryGoneError)
                 and len(errors) < len(places)
                 and (place.url, place.address) not in self.pod.answered,
@@ -259,11 +259,11 @@ class Visit:
         self._clients.append(client)
         return client
 
-    # Pushes, and what is told of them
+    # Pushes, and their events
 
     @cached_property
     def pushes(self) -> list[Push]:
-        """One for each place."""
+        """One push for each place."""
         return [self._push(place) for place in self.places]
 
     def _push(self, place: Place) -> Push:
@@ -291,24 +291,24 @@ class Visit:
         return None
 
     def nonce(self, place: Place) -> str:
-        """Return a nonce that ingest knows, and whose echo moves no watermark."""
+        """Return a new nonce that ingest knows, and whose echo moves no watermark."""
         return self.ask(
             lambda connection: sources.insert_trial_probe(connection, self.pod.id, place.url, place.address)
         )
 
     def pull(self, place: Place, image: Image, nonce: str | None = None) -> str:
-        """Ask for an image of the visit, and return the nonce in the User-Agent."""
+        """Pull an image of the visit, and return the nonce in the User-Agent."""
         nonce = nonce or self.nonce(place)
         found = place.client.has_manifest(
             self.scratch.repository, image.digest, user_agent=f"{AGENT}{nonce}", follow=False
         )
         if not found:
-            raise RegistryError("it took a manifest, and does not have it")
+            raise RegistryError("it accepted a manifest, and answers that it does not have it")
         return nonce
 
     @cached_property
     def reports(self) -> list[Report]:
-        """What was told of each push that succeeded, once nothing more is to come or patience has ended."""
+        """The events of each push that succeeded, once no more are to come or patience has ended."""
         pushes = [push for push in self.pushes if push.error is None]
         self.wait(lambda: all(self._report(push).is_over for push in pushes))
         reports = [self._report(push) for push in pushes]
@@ -338,7 +338,7 @@ class Visit:
 
     @cached_property
     def kinds(self) -> list[KindsReport]:
-        """One of each kind, at each place where anything was told of the push, and what was told within patience."""
+        """The events within patience of one push of each kind, at each place that reported the first push."""
         pushed = [kinds.push(self.scratch, report.push.place) for report in self.reports if report.sources]
         done = [each for each in pushed if each.error is None]
         self.wait(lambda: all(kinds.report(each, self.announced).is_over for each in done))
@@ -346,12 +346,12 @@ class Visit:
 
     @cached_property
     def are_applied(self) -> bool:
-        """Whether all that is in the reports was applied, within patience."""
-        self.reports, self.kinds  # noqa: B018 - tell
+        """Whether all events of the reports are applied, within patience."""
+        self.reports, self.kinds  # noqa: B018 - they read events
         return self.await_applied()
 
     def announced(self, wanted: Announcement) -> Told | None:
-        """The first record of something that was done."""
+        """Return the first event of something that was done; None if none came."""
         for told in self.told:
             record = told.record
             if isinstance(record, RegistryEvent) and (record.action, record.repository, record.digest) == wanted:
@@ -359,14 +359,14 @@ class Visit:
         return None
 
     def refused(self) -> Refusals | None:
-        """Whether events in the pod's name are refused for their token now, as far as ingest has noted it."""
+        """Return recent refusals of events in the pod's name for their token, as ingest noted them."""
         lately = time.monotonic() - self._began + LATELY_S
         return self.ask(lambda connection: refusals.lately(connection, self.pod.id, lately))
 
     # Storage
 
     def stored(self, push: Push) -> tuple[list[str], list[str]]:
-        """Keys that a push should have left in the shared bucket and root: those that are there, those that are not."""
+        """Return the keys that a push stores in the shared bucket and root: those that exist, those that do not."""
         image, repository = push.image, self.scratch.repository
         digests = [*(parse_digest(blob.digest) for blob in image.blobs), parse_digest(image.digest)]
         keys = [blob_key(digest) for digest in digests]
@@ -379,7 +379,7 @@ class Visit:
     # Waiting
 
     def wait(self, over: Callable[[], bool], more: float = 0.0) -> bool:
-        """Read what is told until something is so, or patience and `more` seconds have ended; whether it is."""
+        """Read events until `over()` is true, or patience and `more` seconds have ended; return whether it is true."""
         deadline = time.monotonic() + self.instruments.patience + more
         while not over():
             if time.monotonic() > deadline:
@@ -388,14 +388,17 @@ class Visit:
         return True
 
     def await_applied(self) -> bool:
-        """Wait until what was told so far is applied; whether it is."""
+        """Wait until the events that came so far are applied; return whether they are."""
         ends: dict[int, int] = {}
         for told in self.told:
             ends[told.partition] = max(ends.get(told.partition, 0), told.offset + 1)
         return self.wait(lambda: self.ask(lambda connection: findings.applied_up_to(connection, EVENTS, ends)))
 
     def _is_quiet(self) -> bool:
-        """Wait until all that was done was told and applied; whether it was. Who tells nothing is not waited for."""
+        """Wait until all that was done is reported and applied; return whether it is.
+
+        Does not wait for a registry that reported nothing.
+        """
         done = self.scratch.done
         if not self.pod.managed:
             return True

@@ -1,7 +1,7 @@
-"""Garbage collection: hide what nothing references, wait until everybody has reported, delete what the hide recorded.
+"""Garbage collection: hide unreferenced blobs, wait until every pod has reported, delete what the hide recorded.
 
-facts.py: what is known of everything but single blobs, which domain/gc.py makes a policy of. plan.py: what that says of
-each blob. hide.py: candidates -> hides. purge.py: hides that are due -> bytes given back. restore.py: hides of what is
-needed again, and of what a job left -> served again. leftovers/run.py: what is left over beside blobs;
-leftovers/links.py: the links among it. collect.py: the job, one page after another.
+facts.py reads pods, watermarks and holds, of which domain/gc.py makes a policy. plan.py decides about each blob by that
+policy. hide.py turns candidates into hides. purge.py deletes what due hides recorded. restore.py makes registries serve
+hidden blobs again that are needed, or that a job left unfinished. leftovers/run.py deletes what is left over beside
+blobs. collect.py is the job, one page after another.
 """

@@ -1,16 +1,17 @@
-"""The collection: a job that undoes what others left, purges what is due, and hides what nothing references.
+"""A garbage collection run: a job that resolves unfinished hides, purges due hides, and hides unreferenced blobs.
 
-Route: the scheduler, or whoever asks -> jobs.run -> `Collect.__call__` -> one page after another, several at once.
+Route: the scheduler, or a client of the API -> jobs.run -> `Collect.__call__` -> one page after another, several at
+once.
 
-There is one at a time: the job is the lease, and every transaction that leads to a delete names the number with which
-it was taken (jobs/table.py). One that was paused and wakes up finds another number there, or none that runs, and does
-nothing more; what it had begun is undone or ended by the next (gc/table.py, `unfinished`).
-The plan that is made first says how much will go; more than the limits allow is refused as a whole. After that, facts
-that are older than FACTS_S are read again before any page: what holds collection now stops it now. The bucket is asked
-with them: whether it keeps versions, deletes by itself, is still this database's, and has no repository that no pod
-owns. So every page of purges goes by a listing that began at most FACTS_S and a listing's time before it, and after
-t_h + R of all that the page purges (domain/gc.py).
-What registries leave behind beside blobs is looked for at the end, and now and then only: it takes a listing.
+There is one run at a time: the job is the lease, and every transaction that leads to a delete checks the number with
+which the job was taken (jobs/table.py). A run that was suspended and wakes up finds another number, or none that runs,
+and does nothing more; the next run undoes or finishes what it had begun (gc/table.py, `unfinished`).
+First the plan counts what the run would hide and purge; if that exceeds the limits the whole run is refused. After
+that, facts older than FACTS_S are read again before any page, so that a new hold blocks the run at once. The bucket is
+checked with them: that it keeps versions, does not delete by itself, is still this database's, and has no repository
+that no pod owns. So every page of purges relies on a listing that began at most FACTS_S and the time of a listing
+before it, and after t_h + R of everything that the page purges (domain/gc.py).
+Leftovers beside blobs are looked for at the end, and only now and then, since that takes a listing.
 Not here: hiding, purging, restoring and leftovers themselves.
 """
 
@@ -44,32 +45,32 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 KIND = "gc"
-#: Pages that are dealt with at once.
+#: Pages that are processed at once.
 PAGES_AT_ONCE = 4
-#: How old what is known may be when a page is decided.
+#: How old the facts may be when a page is decided, in seconds.
 FACTS_S = 2.0
 #: Pods that each entry of the ledger names.
 PODS_TOLD = 5
-#: Runs whose amounts the limits compare with.
+#: Earlier runs with which the limits compare.
 HISTORY = 10
-#: Pages one after another for which storage or database do not answer, before the run gives up; and the pause after
-#: the first of them, doubled with each.
+#: Failed pages in a row, because storage or database do not answer, before the run gives up; and the pause after the
+#: first of them, doubled with each.
 FAILURES_LIMIT = 5
 PAUSE_S = 1.0
 
 
 class TooMuchError(BaleenError):
-    """The run would take more than its limits let it."""
+    """The run would take more than its limits permit."""
 
 
 class Options(NamedTuple):
-    """How a run was asked for."""
+    """The options of a run."""
 
-    #: Only the plan.
+    #: Only make the plan.
     dry: bool = False
     #: Why the limits do not count this time.
     beyond_limits: str | None = None
-    #: Look for leftovers also if a run has done so lately.
+    #: Look for leftovers also if a recent run has done so.
     leftovers: bool = False
 
     @classmethod
@@ -78,7 +79,7 @@ class Options(NamedTuple):
 
 
 class Count:
-    """How far a run is: what a person sees of it. Safe to use from several threads."""
+    """The progress of a run, as operators see it. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -86,7 +87,7 @@ class Count:
         self._kept: Counter[str] = Counter()
         self.step = "begins"
         self.held_by: Sequence[str] = ()
-        #: Why it is too much, in sentences.
+        #: Sentences that say which limits it exceeds.
         self.beyond_limits: Sequence[str] = ()
         self.planned: plan.Totals | None = None
         self.leftovers = Tally()
@@ -168,7 +169,7 @@ class Collect:
 
 
 class _Parts(NamedTuple):
-    """What every run works with."""
+    """The services that every run uses."""
 
     connections: Connections
     store: ObjectStore
@@ -180,12 +181,12 @@ class _Parts(NamedTuple):
     purger: Purger
     #: Its threads keep their connections from run to run.
     pool: ThreadPoolExecutor
-    #: None: they are left alone.
+    #: None: leftovers are not deleted.
     leftovers: Leftovers | None
 
 
 class _Known(NamedTuple):
-    #: By the monotonic clock, before the first question.
+    #: By the monotonic clock, before the first query.
     began: float
     facts: Facts
     #: The bucket keeps versions.
@@ -233,7 +234,7 @@ class _Run:
             return
         if told and self._options.beyond_limits is None:
             raise TooMuchError(
-                f"It would take too much: {'; '.join(told)}. Look at `baleen gc plan`; if it is right, "
+                f"The run would take too much: {'; '.join(told)}. Check `baleen gc plan`; if it is right, run "
                 "`baleen gc run --beyond-limits WHY`."
             )
         if not self._count.held_by:
@@ -243,7 +244,7 @@ class _Run:
                 self._pages(plan.due_pages(self._connections, to_purge), self._purge)
             self._count.step = "hide"
             if to_hide is not None:
-                # What purging has given back is hidden again by a later run, whose plan and limits have it.
+                # A blob that the purge gave back is hidden again by a later run, whose plan and limits count it.
                 self._budget = planned.hide
                 self._pages(plan.candidate_pages(self._connections, to_hide), self._hide)
         self._sweep()
@@ -253,7 +254,7 @@ class _Run:
         return self._now_known().facts
 
     def _now_known(self) -> "_Known":
-        """What is known of bucket and table, FACTS_S old at most; raises UnsafeStoreError and ForeignBucketError."""
+        """Return facts of bucket and table, at most FACTS_S old; raises UnsafeStoreError and ForeignBucketError."""
         with self._lock:
             if self._known is None or time.monotonic() - self._known.began > FACTS_S:
                 began = time.monotonic()
@@ -282,7 +283,7 @@ class _Run:
                 self._count.keep(decided.kept.why)
 
     def _sweep(self) -> None:
-        """Delete what is left over beside blobs, or count it."""
+        """Delete leftovers, or count them in a dry run."""
         if self._leftovers is None or self._count.held_by:
             return
         self._count.step = "leftovers"
@@ -296,7 +297,7 @@ class _Run:
         )
 
     def _undo(self) -> None:
-        """End what no job has in its hands any more: undo hides, finish purges, give back links."""
+        """Resolve what earlier jobs left unfinished: undo hides, finish purges, write links back."""
         if self._leftovers is not None:
             with self._failures():
                 self._leftovers.settle(self._work, self._facts().times.request_bound)
@@ -308,7 +309,7 @@ class _Run:
                 return
             after = found[-1].id
             self._work.check()
-            # One that is pinned would keep the whole batch from its permit, in every run for as long as it is pinned.
+            # A pinned blob would deny the whole batch its permit, in every run for as long as it is pinned.
             begun = [each for each in found if each.purging_at is not None and not each.disturbed and not each.pinned]
             if begun:
                 with self._failures():
@@ -316,12 +317,12 @@ class _Run:
             for each in found:
                 if each.purging_at is None or each.disturbed or each.pinned:
                     with self._failures():
-                        self._restore(each, "the job that hid it did not end it")
+                        self._restore(each, "the run that began to hide it did not finish")
             with self._failures():
                 self._restorer.tell()
 
     def _finish(self, begun: Sequence[Hide]) -> None:
-        """Purge what an earlier job has begun to purge, as far as nothing keeps it now."""
+        """Finish purges that an earlier job has begun, if nothing keeps the blobs now."""
         policy = finishing(self._facts())
         wanted = []
         for each in begun:
@@ -381,7 +382,7 @@ class _Run:
                 self._count.keep("linked", len(done.linked))
 
     def _within_budget(self, wanted: Sequence[Candidate]) -> list[Candidate]:
-        """Return those of which no more are hidden than were planned."""
+        """Return as many of these as the plan's amount still permits to hide."""
         taken = []
         with self._lock:
             blobs, size = self._budget
@@ -396,7 +397,7 @@ class _Run:
         return taken
 
     def _evidence(self) -> dict[str, Any]:
-        """What was known, for the ledger: of the pods that have reported the least."""
+        """Return what the decision relies on, for the ledger; of pods, those with the earliest watermarks."""
         facts = self._facts()
         least = sorted(
             facts.pods, key=lambda pod: float("-inf") if pod.watermark is None else pod.watermark.timestamp()
@@ -415,7 +416,7 @@ class _Run:
         }
 
     def _pages(self, pages: Iterable[list[T]], deal: Callable[[list[T]], None]) -> None:
-        """Deal with pages, several at once, and no faster than the rate; raises what one of them raised."""
+        """Process pages, several at once, and no faster than the rate; raises the error of a page."""
         running: set[Future[None]] = set()
         try:
             for page in pages:
@@ -434,7 +435,7 @@ class _Run:
                 each.cancel()
             raise
         finally:
-            # Nobody is at a page of a run that is over.
+            # No thread works on a page after the run has ended.
             wait(running)
 
     def _deal(self, page: list[T], deal: Callable[[list[T]], None]) -> None:
@@ -443,7 +444,7 @@ class _Run:
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """Go on after what is away for a while, or changed meanwhile: what it left is dealt with by the next run."""
+        """Continue after a service was away for a while; the next run processes what was left."""
         try:
             yield
         except UnavailableError as error:

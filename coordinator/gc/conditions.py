@@ -1,7 +1,7 @@
-"""What garbage collection goes by, in one answer: pods, watermarks, reconciles, controls.
+"""Read everything that garbage collection relies on: pods, watermarks, reconciles, controls.
 
-The same questions as those of `/v1/status` and `/v1/pods`: what an operator sees there is what collection goes by.
-Not here: what follows (domain/gc.py), asking from a thread (gc/facts.py).
+The queries are those of `/v1/status` and `/v1/pods`: collection relies on what operators see there.
+Not here: what follows (domain/gc.py), reading from a thread (gc/facts.py).
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -18,7 +18,7 @@ from coordinator.gc import mark_view as mark
 from coordinator.gc import unowned_table as perimeter
 from coordinator.pods import view as queries
 
-#: Gives the facts as they are now.
+#: Reads the present facts.
 ReadFacts = Callable[[AsyncConnection], Awaitable[Facts]]
 
 _LINKERS = text("SELECT name, linker FROM pods")
@@ -27,7 +27,7 @@ _LISTING = text(perimeter.READ)
 
 
 class Known(NamedTuple):
-    """The facts, and what they were made of."""
+    """The facts, and the rows from which they were made."""
 
     facts: Facts
     truths: Mapping[str, queries.Truth]
@@ -35,12 +35,12 @@ class Known(NamedTuple):
     orphans: int
 
 
-#: Gives the facts as they are now, and what they were made of.
+#: Reads the present facts, and the rows from which they were made.
 ReadKnown = Callable[[AsyncConnection], Awaitable[Known]]
 
 
 def facts_of(read: ReadKnown) -> ReadFacts:
-    """Read the facts alone."""
+    """Return a reader of the facts alone."""
 
     async def facts(connection: AsyncConnection) -> Facts:
         return (await read(connection)).facts
@@ -51,19 +51,18 @@ def facts_of(read: ReadKnown) -> ReadFacts:
 async def known(
     connection: AsyncConnection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()
 ) -> Known:
-    """Read the facts. The time first, and watermarks before what may hold them: so nothing is thought too late."""
+    """Read the facts: the time first, and watermarks before what may hold them, so that no time is too late."""
     now = await connection.scalar(_NOW)
     switch = await controls_view.switch(connection)
     truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
     orphans = await queries.orphaned_dead_letters(connection)
     listing = perimeter.listing((await connection.execute(_LISTING)).one_or_none())
     linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
-    # Every hold that is not of one pod is added here, once: status, plan, permit and metrics all read it.
+    # Every hold that is not of a single pod is added here: status, plan, permit and metrics all read it.
     held = await mark.held(connection)
     held += await controls_view.held(connection)
     held += told_of_orphans(orphans)
-    # A pod that was removed between the questions had nothing left; one that was added holds everything until it is
-    # known.
+    # A pod that was removed between the queries had nothing left. One that was added blocks GC until it is known.
     unknown = sorted(linkers.keys() - truths.keys())
     held += [f"pod {name}: it was only just added" for name in unknown]
     facts = Facts(

@@ -1,11 +1,10 @@
-"""What stops garbage collection: the kill switch, pins and holds. All fail closed: what cannot be read stops it.
+"""The GC controls: the kill switch, pins and holds. All fail closed: one that cannot be read stops collection.
 
 They are read in the same transactions that act (gc/table.py), so that they take effect at once and in every process.
-Each change advances the epoch (table/epochs.py), so that a database from before it is noticed.
-Route: the API -> `put_switch`, `put_hold`, … on its engine; the command, where no API answers, and whoever has a
-connection -> `turn`, `hold`, … What an operator decides about a single blob is in the ledger, too.
-Not here: how they are shown (gc/controls_view.py), bringing an undeleted blob back (gc/restore.py: only workers touch
-storage).
+Each change advances the epoch (table/epochs.py), so that an older state of the database is noticed.
+Route: the API -> `put_switch`, `put_hold`, … on its engine; commands while no API answers, and code with a connection
+of its own -> `turn`, `hold`, … An operator's decisions about a single blob are in the ledger, too.
+Not here: showing them (gc/controls_view.py), restoring an undeleted blob (gc/restore.py: only workers touch storage).
 """
 
 import datetime
@@ -34,7 +33,7 @@ class Hold(NamedTuple):
     held_at: datetime.datetime
 
 
-#: What is said while nobody has ever turned it.
+#: The switch if it was never changed.
 NEVER_ON = Switch(enabled=False, why="it was never switched on: `baleen gc on --why …`", changed_at=None)
 
 _TURN = """
@@ -54,7 +53,7 @@ def switch(connection: Connection[Any]) -> Switch:
 
 
 def turn(connection: Connection[Any], why: str, *, on: bool) -> None:
-    """Turn the kill switch: nothing that asks after this returns goes on."""
+    """Turn the kill switch. After an `off` has returned, no transaction permits a delete."""
     _change(connection, _TURN, (on, why))
 
 
@@ -119,7 +118,7 @@ async def remove_pin(engine: AsyncEngine, digest: Digest) -> None:
 
 
 class AskedBack(NamedTuple):
-    #: When it was asked for.
+    #: The blob's state at the time of the request.
     state: BlobState
     pinned: bool
 
@@ -127,28 +126,28 @@ class AskedBack(NamedTuple):
 async def undelete(engine: AsyncEngine, digest: Digest, why: str, *, pin: bool) -> AskedBack:
     """Ask for a hidden blob back, whether or not anything needs it.
 
-    Its time without references begins anew, so that its hide is *disturbed*: whatever a collection is about to do to it
-    is not permitted any more (gc/table.py). `pin` keeps it from being hidden again after the grace.
+    Its time without references starts again, so that its hide is *disturbed*: a collection gets no more permits for it
+    (gc/table.py). `pin` prevents that it is hidden again after the grace.
     Raises NotFoundError, and ConflictError for a blob that is not hidden, or whose bytes are deleted.
     """
     why = reason(why)
     async with changing(engine) as connection:
-        # The blob first, as everybody locks.
+        # Lock the blob first: all processes lock in this order.
         found = await connection.exec_driver_sql(
             "SELECT id, state FROM blobs WHERE digest = %s FOR NO KEY UPDATE", (digest,)
         )
         row = found.one_or_none()
         if row is None:
-            raise NotFoundError(f"No registry has spoken of {format_digest(digest)} yet: check the digest.")
+            raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
         state = BlobState(row.state)
         if state is BlobState.PURGED:
             raise ConflictError(
-                f"The bytes of {format_digest(digest)} are deleted: push it again; "
-                f"`baleen blob explain {format_digest(digest)}` tells how it went."
+                f"The bytes of {format_digest(digest)} are deleted: push it again. "
+                f"`baleen blob explain {format_digest(digest)}` shows its history."
             )
         if state not in CONCEALED:
             raise ConflictError(
-                f"{format_digest(digest)} is not hidden, it is {state.name.lower()}: `baleen pin` keeps what is there."
+                f"{format_digest(digest)} is not hidden, it is {state.name.lower()}. To keep it, use `baleen pin`."
             )
         await connection.exec_driver_sql(
             "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE id = %s AND unreferenced_since IS NOT NULL",
@@ -159,7 +158,7 @@ async def undelete(engine: AsyncEngine, digest: Digest, why: str, *, pin: bool) 
         )
         await _note(connection, digest, Decision.ASKED_BACK, why)
         if pin:
-            # One that is pinned already stays so, for its own reason.
+            # An existing pin keeps its reason.
             pinned = await connection.exec_driver_sql(
                 "INSERT INTO pins (digest, why) VALUES (%s, %s) ON CONFLICT DO NOTHING", (digest, f"undeleted: {why}")
             )

@@ -1,4 +1,4 @@
-"""The controls of garbage collection as they are shown. Not here: turning them (gc/controls.py)."""
+"""Queries that show the GC controls. Not here: changing them (gc/controls.py)."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from coordinator.errors import NotFoundError
 from coordinator.gc.controls import NEVER_ON
 from coordinator.gc.shapes import Hold, HoldPage, Pin, PinPage, Switch
 
-#: Holds that are told in sentences; all of them hold everything, as one does.
+#: Holds that are named in sentences; each hold blocks everything.
 HOLDS_TOLD = 20
 
 _SWITCH = text("SELECT enabled, why, changed_at FROM gc_switch")
@@ -35,7 +35,7 @@ async def switch(connection: AsyncConnection) -> Switch:
 
 
 async def held(connection: AsyncConnection) -> list[str]:
-    """Say what is held, the first of it if it is much."""
+    """Return sentences about holds; of many, the first ones and a count."""
     rows = (await connection.execute(_TOLD, {"limit": HOLDS_TOLD})).all()
     told = [f"{row.scope} is held: {row.why}" for row in rows]
     if rows and rows[0].all_of_them > len(rows):

@@ -1,4 +1,4 @@
-"""What is known of everything but single blobs, for a thread. Not here: the questions (gc/conditions.py)."""
+"""Read the facts of garbage collection from a thread. Not here: the queries (gc/conditions.py)."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -8,12 +8,12 @@ from coordinator.db.session import Database, reading
 from coordinator.domain.gc import Facts, Times
 from coordinator.gc.conditions import known
 
-#: Gives the facts as they are now; raises UnavailableError.
+#: Reads the present facts; raises UnavailableError.
 FactsReader = Callable[[], Facts]
 
 
 class BlockingFacts:
-    """The facts for a thread: as `known`, on a connection of its own each time."""
+    """Reads the facts from a thread, as `known` does, each time on a new connection."""
 
     def __init__(self, database: Database, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()) -> None:
         self._database = database

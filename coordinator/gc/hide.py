@@ -1,12 +1,12 @@
-"""Hide blobs that nothing references: registries see them no more, and their bytes stay.
+"""Hide unreferenced blobs: registries no longer see them, and their bytes stay.
 
-One batch: look for the links of who needed them (rule 5), write the intents (rule 13), copy the bytes away where the
-bucket keeps no versions, have the deletes permitted and sent as one request, see what lies below the markers, and only
-then read t_h (rules 1 and 12). Whatever goes wrong after the intent leaves a hide that the next job undoes.
+One batch: look up the links of former referrers (rule 5), write the intents (rule 13), copy the bytes away if the
+bucket keeps no versions, get a permit for the deletes and send them as one request, list what is below the markers, and
+only then read t_h (rules 1 and 12). An error after the intent leaves a hide that the next job undoes.
 
-    bucket       the bytes are then                            recorded
+    bucket       where the bytes are then                      recorded
     versioned    below a delete marker                         the marker, and all versions below it
-    unversioned  in quarantine/<digest>/<hide id>, a copy      nothing more: the key carries the hide's id
+    unversioned  in quarantine/<digest>/<hide id>, a copy      nothing more: the key contains the hide's id
 
 Not here: which blobs (plan.py), the transactions (gc/table.py), undoing (restore.py).
 """
@@ -40,25 +40,25 @@ from coordinator.storage.port import (
 log = structlog.get_logger()
 
 CALLS_AT_ONCE = 16
-#: How often a batch is tried without those that were disturbed since, before the rest is left to be undone.
+#: Attempts for a batch, each without the hides disturbed since the last one, before the rest is left to be undone.
 ATTEMPTS = 5
-#: Versions that the hides of one batch record, beyond which each records few: it bounds memory and the table's rows.
+#: Versions that the hides of one batch record; beyond it each records few. It bounds memory and the table's rows.
 BATCH_VERSIONS = 100_000
-#: States of its blob that every hide looks at, and records, if there are as many. What a hide did not record stays
-#: below its marker, and the purge gives it back to a following hide (purge.py).
+#: States of its blob that every hide lists and records at least. Versions that it did not record stay below its marker,
+#: and the purge leaves them to a following hide (purge.py).
 VERSIONS_AT_LEAST = 100
 
 
 class HideResult(NamedTuple):
     hidden: Sequence[Hidden] = ()
-    #: By a look at storage: the digest, and who links it.
+    #: Blobs whose link was found in storage: the digest, and the repository that links it.
     linked: Mapping[Digest, str] = {}
-    #: It was needed again, or something failed: the hide is undone later.
+    #: Blobs that were needed again, or for which something failed: their hides are undone later.
     left: int = 0
 
 
 class AskedOnce:
-    """A permit of the store (storage/port.py) that asks the database, and knows whether it was asked again."""
+    """A permit for the store (storage/port.py) that asks the database, and counts how often it was asked."""
 
     def __init__(self, connections: Connections, job: Job, hides: Sequence[int], state: BlobState) -> None:
         self._connections = connections
@@ -85,14 +85,14 @@ class Hider:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def linked(self, wanted: Sequence[Candidate]) -> dict[Digest, str]:
-        """Return which of these a repository still links of those that said that they do not, and which (rule 5)."""
+        """Return which of these blobs a former referrer still links, and the repository (rule 5)."""
         with self._connections.use() as connection:
             former = gc.former_referrers(connection, [each.blob for each in wanted])
         digests = {each.blob: each.digest for each in wanted}
         # One manifest may have needed many of these.
         asked: dict[str, list[tuple[int, RepositoryName]]] = {}
         for each in former:
-            # A manifest is served by either (reconcile/layered.py).
+            # A registry serves a manifest by either link (reconcile/layered.py).
             for link_key in (layer_link_key,) if each.direct else (revision_link_key, layer_link_key):
                 key = link_key(each.repository, each.digest)
                 asked.setdefault(key, []).append((each.blob, each.repository))
@@ -107,8 +107,8 @@ class Hider:
     def hide(self, job: Job, wanted: Sequence[Candidate], evidence: dict[str, Any], *, versioned: bool) -> HideResult:
         """Hide a batch of at most DELETE_LIMIT. `job` is the lease: it must be ours at every step.
 
-        Raises TakenOverError, StoppedCollectingError, UnavailableError, UnsafeStoreError: then what was begun is undone
-        later.
+        Raises TakenOverError, StoppedCollectingError, UnavailableError, UnsafeStoreError: then hides that were begun
+        are undone later.
         """
         linked = self.linked(wanted)
         if linked:
@@ -117,7 +117,7 @@ class Hider:
                     connection,
                     job,
                     [
-                        (digest, f"repository {repository} links it, against what was told", {})
+                        (digest, f"repository {repository} links it, though its events say otherwise", {})
                         for digest, repository in linked.items()
                     ],
                 )
@@ -125,7 +125,7 @@ class Hider:
         if not free:
             return HideResult(linked=linked)
         if versioned:
-            # Asked again: to look for links may have taken long, and while versioning is suspended a delete destroys.
+            # Check again: looking up links may have taken long, and while versioning is suspended a delete destroys.
             self._store.keeps_versions()
         with self._connections.use() as connection:
             intents = gc.intend(connection, job, free, evidence)
@@ -142,16 +142,16 @@ class Hider:
         return [each for each in found if each is not None]
 
     def _below(self, intent: Intent, marker: str | None, room: "_Room") -> Hidden | None:
-        """See what the marker conceals. While it is on top everything else is below it, whenever it came."""
+        """List what the marker conceals. While it is on top, everything else is below it, whenever it came."""
         versions = self._store.versions(blob_key(intent.digest), room.limit())
         room.take(len(versions))
         on_top = next((each for each in versions if each.latest), None)
         if on_top is None or on_top.version != marker or marker == UNVERSIONED:
-            # Pushed anew already, or somebody else deletes here, or versioning is suspended, when the next upload takes
-            # the marker's place and its name: nothing that could be relied on.
-            log.warning("a hide is undone: its marker is not on top", digest=format_digest(intent.digest))
+            # The blob was pushed again, or something else deletes here, or versioning is suspended (then the next
+            # upload takes the marker's place and its name): the marker cannot be relied on.
+            log.warning("hide will be undone: its marker is not on top", digest=format_digest(intent.digest))
             return None
-        # Markers of others, too: so the length of the record says whether there may be more than it has.
+        # Include markers of others: the length of the record then shows whether there may be more versions.
         below = [Version(each.version, each.size or 0) for each in versions if not each.latest]
         return Hidden(intent.id, intent.blob, intent.digest, sum(each.size for each in below), marker, below)
 
@@ -164,17 +164,17 @@ class Hider:
         return [Hidden(each.id, each.blob, each.digest, sizes[each] or 0) for each in gone]
 
     def _copied(self, intents: Sequence[Intent]) -> dict[Intent, int | None]:
-        """Copy the bytes of each; return of those that could be copied how many there are, None if there are none."""
+        """Copy the bytes of each blob; return the sizes of those that could be copied, None for one without bytes."""
         found = list(zip(intents, self._pool.map(self._copied_or_not, intents), strict=True))
         errors = [size for _, size in found if isinstance(size, BaleenError)]
         if errors:
             if len(errors) == len(intents):
-                raise UnavailableError(f"Nothing can be copied away: {errors[0]}") from errors[0]
-            log.warning("blobs cannot be copied away", blobs=len(errors), of=len(intents), reason=str(errors[0]))
+                raise UnavailableError(f"No blob can be copied to quarantine/: {errors[0]}") from errors[0]
+            log.warning("blobs cannot be copied", blobs=len(errors), of=len(intents), reason=str(errors[0]))
         return {intent: size for intent, size in found if not isinstance(size, BaleenError)}
 
     def _copied_or_not(self, intent: Intent) -> int | BaleenError | None:
-        """As `_copy_away`; return what it raises while the store answers: one of many must not keep the others."""
+        """As `_copy_away`, but return its error while the store answers: one blob must not stop the others."""
         try:
             return self._copy_away(intent)
         except ConflictError as error:
@@ -184,15 +184,15 @@ class Hider:
             return error
 
     def _still_served(self, intent: Intent) -> Intent | None:
-        """Return the intent of a delete that hid nothing, whatever the store said of it; None of one that did."""
+        """Return the intent if its blob is still served after the delete, whatever the store answered; else None."""
         if self._store.head(blob_key(intent.digest)) is None:
             return None
-        # Pushed anew already, or not deleted at all: what its purge gave back would be counted and not be free.
-        log.warning("a hide is undone: its blob is served", digest=format_digest(intent.digest))
+        # It was pushed again, or not deleted at all: the bytes of its purge would be counted and not be free.
+        log.warning("hide will be undone: its blob is served", digest=format_digest(intent.digest))
         return intent
 
     def _copy_away(self, intent: Intent) -> int | None:
-        """Copy the bytes to where this hide alone keeps them; None if there are none."""
+        """Copy the bytes to a key that only this hide uses; return their size, None if there are none."""
         key, copy = blob_key(intent.digest), quarantine_key(intent.digest, intent.id)
         try:
             copy_within(self._store, key, copy)
@@ -200,11 +200,11 @@ class Hider:
             return None
         original, copied = self._store.head(key), self._store.head(copy)
         if copied is None or (original is not None and original.size != copied.size):
-            raise UnavailableError(f"The copy of {format_digest(intent.digest)} is not whole: nothing was deleted.")
+            raise UnavailableError(f"The copy of {format_digest(intent.digest)} is incomplete: nothing was deleted.")
         return copied.size
 
     def _delete(self, job: Job, intents: Sequence[Intent], key: Callable[[Intent], str]) -> dict[Intent, str | None]:
-        """Delete as one request; return those of which it is certain that it was done, and done once, by marker."""
+        """Delete in one request; return those that were certainly deleted, and only once, with their markers."""
         wanted = list(intents)
         for _ in range(ATTEMPTS):
             permit = AskedOnce(self._connections, job, [each.id for each in wanted], BlobState.HIDING)
@@ -212,7 +212,7 @@ class Hider:
             with suppress(DisturbedError):
                 answers = self._store.delete_many([Target(key(each)) for each in wanted], permit)
             if permit.asked != 1:
-                # Sent before, or twice: one of both may land after the other was answered (rule 12).
+                # It was sent twice: one of the requests may land after the other was answered (rule 12).
                 break
             if answers is None:
                 with self._connections.use() as connection:
@@ -229,14 +229,14 @@ class Hider:
 
 
 class _Room:
-    """How many versions the hides of a batch may still record. Safe to use from several threads."""
+    """Counts how many versions the hides of a batch may still record. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left = BATCH_VERSIONS
 
     def limit(self) -> int:
-        """Return how many states the next hide looks at."""
+        """Return how many states the next hide may list."""
         with self._lock:
             return max(VERSIONS_AT_LEAST, min(VERSIONS_LIMIT, self._left))
 

@@ -1,4 +1,4 @@
-"""What a collection knows of leftovers: their kinds, how far a run is with each, and how it has them deleted.
+"""The kinds of leftovers, the progress of a run with each, and the interface that deletes them.
 
 Not here: finding and deleting them (leftovers/).
 """
@@ -14,7 +14,7 @@ from coordinator.jobs.work import Work
 
 
 class Kind(StrEnum):
-    """The names are fixed: progress, the table and settings have them."""
+    """Kinds of leftovers. The names are fixed: progress, the table and settings use them."""
 
     UPLOADS = "uploads"
     PARTS = "parts"
@@ -25,12 +25,12 @@ class Kind(StrEnum):
     PROBES = "probes"
 
 
-#: There are none, or they cannot be deleted safely, in a bucket that keeps no versions.
+#: Kinds that a bucket without versions does not have, or from which they cannot be deleted safely.
 VERSIONED = frozenset({Kind.VERSIONS, Kind.LINKS, Kind.MARKERS, Kind.PROBES})
 
 
 class State(StrEnum):
-    """How far a run is with a kind."""
+    """The state of a kind in a run."""
 
     NOT_DUE = "not due"
     #: The bucket keeps no versions.
@@ -38,23 +38,23 @@ class State(StrEnum):
     WAITS = "waits"
     WALKS = "walks"
     DONE = "done"
-    #: There may be more: as many as are watched at once are deleted.
+    #: There may be more: the limit of those watched at once is reached.
     FULL = "more to come"
-    #: Something holds collection since.
+    #: A hold blocks GC by now.
     HELD = "held"
     #: The store or the database did not answer.
     FAILED = "failed"
 
 
 class Amounts(NamedTuple):
-    """Of one kind: deleted, or in a dry run what would be."""
+    """Counts of one kind: deleted or, in a dry run, what a run would delete."""
 
     things: int = 0
     #: Bytes.
     size: int = 0
-    #: What the store did not delete, or what changed meanwhile: looked at again by the next run.
+    #: Not deleted by the store, or changed meanwhile: the next run tries again.
     left: int = 0
-    #: Of which the table knows nothing: they stay.
+    #: Not known to the table: they stay.
     unknown: int = 0
 
     def __add__(self, other: object) -> "Amounts":
@@ -63,7 +63,7 @@ class Amounts(NamedTuple):
 
 
 class Tally:
-    """What a run has done of each kind. Safe to use from several threads."""
+    """The counts and states of all kinds in a run. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -97,15 +97,15 @@ class Tally:
 
 
 class Leftovers(Protocol):
-    """Deletes them for a collection."""
+    """Deletes leftovers for a collection."""
 
     def settle(self, work: Work, request_bound: timedelta) -> None:
-        """Look at the links that earlier runs have deleted, whatever holds collection. Raises UnavailableError."""
+        """Check the links that earlier runs deleted, also while GC is blocked. Raises UnavailableError."""
 
     def run(
         self, work: Work, read_facts: FactsReader, tally: Tally, *, versioned: bool, dry: bool, now: bool = False
     ) -> None:
-        """Delete what is due, or only count it; with `now` also what was looked through lately.
+        """Delete leftovers of the kinds that are due, or only count them; with `now` of all kinds.
 
         Raises TakenOverError, StoppedCollectingError, StoppedError.
         """

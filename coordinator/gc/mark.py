@@ -1,14 +1,15 @@
-"""The mark in the bucket: which database collects garbage there, on which instance, and how far that database was.
+"""The mark in the bucket: which database collects garbage there, on which instance, and in which epoch.
 
-A database that went back in time may hold hides that were undone since, and a purge of one of them would delete what is
-served; a bucket that went back in time serves what the database has as hidden. Two Baleens on one bucket each find
-unreferenced what only the other knows. All of them are seen by the mark before a run does anything (domain/mark.py has
-the rules), and by the scheduler every few seconds (`watch`), so that status shows it at once.
+A database that went back in time may hold hides that were undone since, and a purge of one of them would delete a
+served blob. A bucket that went back in time serves blobs that the database has as hidden. Two Baleens on one bucket
+each find blobs unreferenced that only the other knows. The mark shows all of these before a run does anything
+(domain/mark.py has the rules), and the scheduler checks it every few seconds (`watch`), so that status shows it at
+once.
 
 The mark is written under a lock of the database, in three steps: commit that it is about to be written, write it,
-read it back and commit that. A crash leaves it behind, which is harmless. Whoever writes compares first: workers of an
-older database would hide that it is. On a bucket with versions each write adds one.
-What it cannot see: a restore of a blob that was final after a copy of the database's files was made, whose process died
+read it back and commit that. After a crash the bucket has an earlier mark, which is harmless. Each writer compares
+first: else workers of an older database would conceal that it is older. On a bucket with versions each write adds one.
+What the mark cannot show: a restore that became final after a copy of the database's files was made, whose process died
 before it wrote the mark, with no write since.
 """
 
@@ -31,7 +32,7 @@ _LIMIT = 1000
 
 
 def begin(connections: Connections, store: ObjectStore) -> None:
-    """Begin an epoch; raises ForeignBucketError if the bucket is not this database's."""
+    """Begin a new epoch, and write the mark; raises ForeignBucketError if the bucket is not this database's."""
     check(connections, store)
     with connections.use() as connection:
         table.advance(connection)
@@ -41,25 +42,25 @@ def begin(connections: Connections, store: ObjectStore) -> None:
 def check(connections: Connections, store: ObjectReader) -> tuple[Found | None, Mark]:
     """Return the bucket's mark, None if there is none, and the database's own; raises ForeignBucketError.
 
-    The result is noted for status.
+    Writes the result for status.
     """
     with connections.use() as connection:
         return _compare(connection, store)
 
 
 def watch(connections: Connections, store: ObjectStore) -> None:
-    """Compare bucket and database for status, and write what the bucket does not have yet. For the scheduler.
+    """Compare bucket and database for status, and write the mark if the bucket is behind. For the scheduler.
 
     Raises UnavailableError.
     """
     try:
         record(connections, store)
     except ForeignBucketError:
-        return  # noted, and GC is blocked by it
+        return  # written for status, and it blocks GC
 
 
 def record(connections: Connections, store: ObjectStore) -> None:
-    """Write changes to a bucket that has a mark of ours. The first mark is the first run's.
+    """Write the present epoch to a bucket that has our mark. The first run writes the first mark.
 
     Raises ForeignBucketError and UnavailableError.
     """
@@ -69,14 +70,14 @@ def record(connections: Connections, store: ObjectStore) -> None:
 
 
 def tell(connections: Connections, store: ObjectStore) -> None:
-    """Write how far this database is, if the bucket does not have it.
+    """Write this database's epoch to the mark, if the bucket does not have it.
 
     Raises ForeignBucketError and UnavailableError.
     """
     with connections.use() as connection:
         if _is_written(*_compare(connection, store)):
             return
-        # On one connection: another may lead to another server.
+        # Use one connection: another one may lead to another server.
         with table.write_lock(connection):
             found, ours = _compare(connection, store)
             if not _is_written(found, ours):
@@ -84,11 +85,11 @@ def tell(connections: Connections, store: ObjectStore) -> None:
 
 
 class Preview(NamedTuple):
-    """What a claim is about, and how much it doubts."""
+    """What a claim would change."""
 
     ours: Mark
     found: Found | None
-    #: Why it is needed; None if it is not.
+    #: Why a claim is needed; None if it is not.
     refusal: str | None
     pods: int
     hides: int
@@ -97,7 +98,7 @@ class Preview(NamedTuple):
 
 
 def preview(connections: Connections, store: ObjectReader) -> Preview:
-    """Return what a claim would be about; changes nothing. Raises StillRunningError."""
+    """Return what a claim would change; changes nothing. Raises StillRunningError."""
     with connections.use() as connection:
         table.refuse_if_running(connection)
         ours, found = table.read(connection), find(store)
@@ -105,9 +106,9 @@ def preview(connections: Connections, store: ObjectReader) -> Preview:
 
 
 def claim(connections: Connections, store: ObjectStore, why: str, topic: str, delete_bound: timedelta) -> Claimed:
-    """Make the bucket this database's, with all that gc/mark_table.py says; `topic` is that of the events."""
+    """Make the bucket this database's, as gc/mark_table.py `claim` describes; `topic` is that of the events."""
     with connections.use() as connection:
-        # Whether or not the store answers is known before anything is changed.
+        # Fail before anything is changed if the store does not answer.
         find(store)
         with table.write_lock(connection):
             claimed = table.claim(connection, why, topic, delete_bound)
@@ -116,7 +117,7 @@ def claim(connections: Connections, store: ObjectStore, why: str, topic: str, de
 
 
 def find(store: ObjectReader) -> Found | None:
-    """Return the bucket's mark, None if there is none; NOBODY for one that is not readable or not legal."""
+    """Return the bucket's mark, None if there is none; NOBODY for one that is not readable or not valid."""
     try:
         body = json.loads(store.get(MARK, _LIMIT))
         instance = body.get("instance")
@@ -131,7 +132,7 @@ def find(store: ObjectReader) -> Found | None:
 
 
 def _compare(connection: Any, store: ObjectReader) -> tuple[Found | None, Mark]:
-    # The bucket between both: it is written after `writing` and before `written`.
+    # Read the bucket between the two reads of the table: it is written after `writing` and before `written`.
     before = table.read(connection)
     found = find(store)
     ours = table.read(connection)
@@ -154,5 +155,5 @@ def _write(connection: Any, store: ObjectStore, ours: Mark) -> None:
     body = {"database": ours.database, "epoch": ours.epoch, "instance": str(ours.current)}
     store.put(MARK, json.dumps(body).encode())
     if find(store) != written:
-        raise UnavailableError(f"The bucket does not show the mark {MARK} that was just written: try again.")
+        raise UnavailableError(f"The bucket does not have the mark {MARK} that was just written: try again.")
     table.confirm(connection, ours.epoch, earlier)

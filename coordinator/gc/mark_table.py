@@ -1,9 +1,9 @@
-"""The database's side of the mark in the bucket: which database this is, on which instance, and how far it is.
+"""The database's side of the mark in the bucket: which database this is, on which instance, and in which epoch.
 
-The epoch grows with every run, in the same transaction with every hide that is undone, and with every change of pods,
-prefixes, the switch, holds and pins: a database that is older than that would collect what it must not. Then the bucket
-is told: `begin` commits that an epoch is about to be written, `confirm` that the bucket has it. So the bucket is never
-later than `writing` nor earlier than `written`, unless one of both went back in time.
+The epoch grows with every run, with every hide that is undone, and with every change of pods, prefixes, the switch,
+holds and pins, in the same transaction: an older database would collect blobs that it must not. Then the mark in the
+bucket is written: `begin` commits that an epoch is about to be written, `confirm` that the bucket has it. So the bucket
+is never later than `writing` nor earlier than `written`, unless one of both went back in time.
 Not here: the rules (domain/mark.py), the mark in the bucket (gc/mark.py), what status shows (gc/mark_view.py).
 """
 
@@ -22,12 +22,12 @@ from coordinator.errors import BaleenError
 from coordinator.gc import controls
 from coordinator.table import epochs, progress
 
-#: A write without a result may still land, and put an earlier mark in the place of a later one: stores refuse a
-#: request that was signed longer ago (15 minutes, with the skew of clocks on top).
+#: A write without a result may still land within this time, and replace a later mark by an earlier one. Stores refuse
+#: requests with an older signature (15 minutes, with the skew of clocks on top).
 LANDS_WITHIN = timedelta(hours=1)
 #: A writer that hangs for longer is ended by the next one.
 LOCK_TIMEOUT_S = 5
-#: After a claim, hides and jobs get ids that the lost history cannot have given out.
+#: After a claim, hides and jobs get ids that the lost history cannot have used.
 IDS_APART = 1_000_000_000
 
 
@@ -47,16 +47,19 @@ def read(connection: Connection[Any]) -> Mark:
 
 
 def advance(connection: Connection[Any]) -> None:
-    """Count a change that an older state of this database would not know; last in the transaction that makes it."""
+    """Advance the epoch, for a change that an older state of this database does not have.
+
+    The last statement of the transaction that makes the change.
+    """
     connection.execute(epochs.ADVANCE)
 
 
 @contextmanager
 def write_lock(connection: Connection[Any]) -> Iterator[None]:
-    """Keep other writers of the mark out, in all processes; raises psycopg's LockNotAvailable.
+    """Lock out other writers of the mark, in all processes; raises psycopg's LockNotAvailable.
 
-    A writer that holds it for long loses its connection: one that was suspended must not stop collection. If it had not
-    begun to write, it cannot any more; if it had, its write has no result, and may land late (`begin`).
+    A writer that holds the lock too long loses its connection: a suspended one must not stop collection. If it had not
+    begun to write, it can no longer do so; if it had, its write has no result, and may land late (`begin`).
     """
     try:
         _lock(connection)
@@ -85,9 +88,9 @@ WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND objsubid = 1 AND 
 
 
 def begin(connection: Connection[Any], epoch: int) -> datetime | None:
-    """Note that the bucket is about to get this epoch, from this instance; under `write_lock`.
+    """Write that the bucket is about to get this epoch, from this instance; under `write_lock`.
 
-    Return when an earlier write began that is without a result, None if there is none.
+    Return when an earlier write without a result began, None if there is none.
     """
     with connection.transaction():
         row = connection.execute("SELECT writing_since FROM gc_mark FOR UPDATE").fetchone()
@@ -102,9 +105,9 @@ def begin(connection: Connection[Any], epoch: int) -> datetime | None:
 
 
 def confirm(connection: Connection[Any], epoch: int, earlier: datetime | None) -> None:
-    """Note that the bucket was seen with this epoch; under `write_lock`. `earlier` is what `begin` returned.
+    """Write that the bucket was read with this epoch; under `write_lock`. `earlier` is what `begin` returned.
 
-    While an earlier write without a result may still land, the bucket need not keep what it has now.
+    While an earlier write without a result may still land, it may replace the mark that the bucket has now.
     """
     connection.execute(
         """
@@ -117,18 +120,18 @@ def confirm(connection: Connection[Any], epoch: int, earlier: datetime | None) -
 
 
 def note_refusal(connection: Connection[Any], why: str | None) -> None:
-    """Have status show why bucket and database do not match; None: they do."""
+    """Write for status why bucket and database do not match; None: they do."""
     connection.execute("UPDATE gc_mark SET refused = %(why)s WHERE refused IS DISTINCT FROM %(why)s", {"why": why})
 
 
 class Claimed(NamedTuple):
-    """What a claim has changed."""
+    """The changes that a claim made."""
 
-    #: Each with a gap that only a reconcile settles which begins from now on.
+    #: Pods, each with a new gap that only a later reconcile resolves.
     pods: int
-    #: To be given back by the next run.
+    #: Hides that the next run gives back.
     hides: int
-    #: An audit that begins from then on verifies what the table calls live.
+    #: An audit that begins from then on verifies what is live in the table.
     verify_from: datetime | None = None
 
 
@@ -137,24 +140,24 @@ class Claim(NamedTuple):
 
     claimed_at: datetime
     verify_from: datetime
-    #: Pods that were not reconciled since.
+    #: Pods that were not reconciled since the claim.
     pods: Sequence[str]
 
 
 class StillRunningError(BaleenError):
-    """Others of Baleen work on the database."""
+    """Other processes of Baleen are connected to the database."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(
-            f"Others are connected to this database: {', '.join(names)}. Stop all of Baleen, and try again. "
-            "Where `baleen up` runs the database, stop that, and start it with `baleen up --claim WHY`."
+            f"Other processes are connected to this database: {', '.join(names)}. Stop all processes of Baleen, and "
+            "try again. If `baleen up` runs the database, stop it, and start it with `baleen up --claim WHY`."
         )
 
 
 def may_have_lost_history(connection: Connection[Any]) -> bool:
-    """Whether deletes may be under way of which this database does not know: it lost commits, or the bucket did.
+    """Whether deletes may be under way that this database does not know: it lost commits, or the bucket lost writes.
 
-    A claim ends that once its delete bound has passed.
+    After a claim that ends once its delete bound has passed.
     """
     row = connection.execute(
         """
@@ -165,7 +168,7 @@ def may_have_lost_history(connection: Connection[Any]) -> bool:
     return row is not None and bool(row[0])
 
 
-#: A claim, and what `baleen up` did before it: connections that were closed are seen for a moment more.
+#: Connections of a claim, and those of `baleen up` before it: closed ones are still visible for a moment.
 _OF_A_CLAIM: Final = ["baleen-claim", "baleen-migrate", "baleen-up"]
 
 
@@ -184,7 +187,7 @@ def refuse_if_running(connection: Connection[Any]) -> None:
 
 
 def extent(connection: Connection[Any]) -> tuple[int, int, int]:
-    """Return how many pods, hides and needed blobs a claim doubts."""
+    """Return the counts of pods, hides and referenced blobs that a claim puts in doubt."""
     row = connection.execute(
         """
         SELECT (SELECT count(*) FROM pods), (SELECT count(*) FROM hides),
@@ -196,16 +199,16 @@ def extent(connection: Connection[Any]) -> tuple[int, int, int]:
 
 
 def claim(connection: Connection[Any], why: str, topic: str, delete_bound: timedelta) -> Claimed:
-    """Let this database go on from what it holds, however much of the bucket's history it does not know.
+    """Make this database the bucket's, however much of the bucket's history it lost.
 
     It becomes another database with an epoch of its own, so that no older mark, and no older state of it, matches.
-    Switches collection off; lets nothing count as unreferenced for long, so that what is hidden by this table is given
-    back instead of purged; gives out no id twice; records a gap for every pod; and blocks GC until an audit has
-    verified what the table calls live (`verified`). Raises StillRunningError.
+    Switches GC off; restarts the unreferenced time of every blob, so that hides of this table are given back instead of
+    purged; uses no id twice; records a gap for every pod; and blocks GC until an audit has verified the blobs that are
+    live in the table (`verified`). Raises StillRunningError.
     """
     with connection.transaction():
         refuse_if_running(connection)
-        # There may be millions that nothing references.
+        # Millions of blobs may be unreferenced.
         connection.execute("SET LOCAL statement_timeout = 0")
         connection.execute(
             "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE unreferenced_since IS NOT NULL"
@@ -246,13 +249,13 @@ FROM gc_mark WHERE claimed_at IS NOT NULL
 
 
 def pending_claim(connection: Connection[Any], at: datetime) -> Claim | None:
-    """Return the claim that an audit that began then leaves pending, if any, as of its beginning."""
+    """Return the claim that an audit which began at `at` leaves pending, if any, as of that time."""
     row = connection.execute(_CLAIM, {"cut": GapReason.LOG_CUT, "at": at}).fetchone()
     return None if row is None else Claim(*row)
 
 
 def verified(connection: Connection[Any], began_at: datetime, instance: str) -> Claim | None:
-    """End the claim if a whole audit that began then, on this instance, has verified it; return it if it has not."""
+    """End the claim if a whole audit, begun at `began_at` on this instance, has verified it; else return the claim."""
     with connection.transaction():
         pending = pending_claim(connection, began_at)
         if pending is None:
@@ -264,7 +267,7 @@ def verified(connection: Connection[Any], began_at: datetime, instance: str) -> 
 
 
 def current(connection: Connection[Any]) -> str:
-    """Return the instance that answers."""
+    """Return the instance that answers this connection."""
     row = connection.execute("SELECT gc_instance()").fetchone()
     assert row is not None
     return str(row[0])

@@ -1,4 +1,4 @@
-"""What blocks GC because the database or the bucket went back in time. Not here: the rules (domain/mark.py)."""
+"""Read what blocks GC because the database or the bucket went back in time. Not here: the rules (domain/mark.py)."""
 
 import datetime as dt
 
@@ -14,14 +14,14 @@ SELECT instance, gc_instance() AS current, refused, claimed_at, claimed_why, ver
 
 
 async def held(connection: AsyncConnection) -> list[str]:
-    """Say what blocks GC: the database moved, the bucket does not match it, or a claim is not verified."""
+    """Return what blocks GC: the database moved, the bucket does not match it, or a claim is not verified."""
     row = (await connection.execute(_MARK)).one_or_none()
     if row is None:
         current = Instance.parse(str(await connection.scalar(text("SELECT gc_instance()"))))
         return [why] if (why := untold(current)) is not None else []
     current = Instance.parse(row.current)
     found = [
-        # The database's own change is seen here before anybody has compared it with the bucket.
+        # This shows the database's own change before any process has compared it with the bucket.
         moved(None if row.instance is None else Instance.parse(row.instance), current) or row.refused,
         untold(current),
         None if row.claimed_at is None else _claimed(row.claimed_at, row.claimed_why, row.verify_from, early=row.early),
@@ -33,5 +33,5 @@ def _claimed(at: dt.datetime, why: str, verify_from: dt.datetime, *, early: bool
     when = f" after {verify_from:%Y-%m-%d %H:%M:%S} UTC" if early else ""
     return (
         f"The claim of {at:%Y-%m-%d %H:%M:%S} UTC ({why}) is not verified: once every pod is reconciled, run "
-        f"`baleen audit --mend`{when}. It looks in storage for everything that the table calls live"
+        f"`baleen audit --mend`{when}. It verifies in storage every blob that is live in the table"
     )

@@ -1,8 +1,8 @@
-"""The plan of a collection: of each blob whether it is hidden, purged or kept, and why. A plan is data.
+"""The plan of a collection: for each blob whether it is hidden, purged or kept, and why. A plan is data.
 
-A plan is made of the table alone, and page by page: so it costs no request to storage, and no memory. What a run does
-is this plan, but for what a look at storage, or an event that is applied meanwhile, says against it.
-Not here: the rules (domain/gc.py), the plan that is shown page by page (gc/view.py), by the same rules and the
+A plan is made from the table alone, page by page: it needs no request to storage, and little memory. A run does what
+the plan says, unless a look-up in storage, or an event that is applied meanwhile, contradicts it.
+Not here: the rules (domain/gc.py), the plan that the API shows page by page (gc/view.py), by the same rules and the
 same conditions (gc/table.py).
 """
 
@@ -17,7 +17,7 @@ from coordinator.domain.names import Digest
 from coordinator.gc import table as gc
 from coordinator.gc.table import BEGINNING, Candidate, Hide, Position
 
-#: Blobs that are read, and dealt with, together: as many as one request deletes.
+#: Blobs that are read, and processed, together: as many as one request deletes.
 PAGE = 1000
 
 T = TypeVar("T", Candidate, Hide)
@@ -30,7 +30,7 @@ class Step(StrEnum):
 
 
 class Decided(NamedTuple):
-    """What the plan says of one blob."""
+    """The plan's decision about one blob."""
 
     digest: Digest
     #: Bytes; -1 while it is not known.
@@ -38,7 +38,7 @@ class Decided(NamedTuple):
     step: Step
     #: t_u of a blob that is not hidden, t_h of one that is.
     since: datetime.datetime
-    #: Why it is kept; None if it goes.
+    #: Why it is kept; None if it is hidden or purged.
     kept: Kept | None
 
 
@@ -63,7 +63,7 @@ def purge_or_keep(policy: Policy, found: Hide) -> Decided:
 
 
 def totals(connections: Connections, facts: Facts) -> Totals:
-    """Count what would be hidden and purged now."""
+    """Count what a run would hide and purge now."""
     to_hide, to_purge = hiding(facts).until, purging(facts).until
     with connections.use() as connection:
         return Totals(
@@ -75,14 +75,14 @@ def totals(connections: Connections, facts: Facts) -> Totals:
 def candidate_pages(
     connections: Connections, until: datetime.datetime | None = None, size: int = PAGE
 ) -> Iterator[list[Candidate]]:
-    """Give what nothing references, the longest first, up to a time."""
+    """Give unreferenced blobs, the longest unreferenced first, up to a time."""
     return _pages(connections, lambda connection, after: gc.candidates(connection, after, until, size))
 
 
 def due_pages(
     connections: Connections, until: datetime.datetime | None = None, size: int = PAGE
 ) -> Iterator[list[Hide]]:
-    """Give what is hidden, the longest first, up to a time."""
+    """Give hides, the longest hidden first, up to a time."""
     return _pages(connections, lambda connection, after: gc.due(connection, after, until, size))
 
 
@@ -98,7 +98,7 @@ def _pages(connections: Connections, read: Callable[[Any, Position], list[T]]) -
 
 
 def walk(connections: Connections, facts: Facts) -> Iterator[Decided]:
-    """Give what the plan says of every blob that is hidden or that nothing references."""
+    """Give the plan's decision about every hidden or unreferenced blob."""
     hide, purge = hiding(facts), purging(facts)
     for due in due_pages(connections):
         yield from (purge_or_keep(purge, each) for each in due)

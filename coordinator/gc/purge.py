@@ -1,34 +1,35 @@
-"""Look at what hides have concealed, delete exactly what they recorded, and count what storage gave back.
+"""Purge hides: verify that their blobs are still concealed, delete exactly what they recorded, count freed bytes.
 
-    versioned    the recorded versions; the marker only where they were seen to be gone
+    versioned    the recorded versions; the marker only after a look-up showed that they are gone
     unversioned  the hide's own copy
 
-No delete names a key that a later hide or upload could own (rule 4). The marker goes last, and never by the store's
-word alone: without it what is not deleted yet would be served, could be linked, and would be lost when it is. Markers
-that stay are leftovers: they go once no delete can land any more, by a look (leftovers/hides.py). What is left half
-done is done again by the next job, by the same names.
+No delete names a key that a later hide or upload could own (rule 4). The marker is deleted last, and never on the
+store's answer alone: without it a version that is not deleted yet would be served, could be linked, and would be lost
+when it is deleted. Markers that stay are leftovers: they are deleted after a check once no delete can land any more
+(leftovers/hides.py). The next job repeats an unfinished purge, with the same names.
 
-Rule 17, the look before each delete: the argument for a purge is that nobody was served the blob since t_h. Somebody
-who is not Baleen can end that, by removing the marker. So each request of deletes looks first, at every hide in it:
+Rule 17, the check before each delete: a purge relies on no client having been served the blob since t_h. Others than
+Baleen can break that, by removing the marker. So each request of deletes first checks every hide in it:
 
     on top is                                  means                        the hide
     the hide's own marker; nothing at all      concealed since t_h          is purged
-    versioned: bytes that it did not record    a client pushed it anew      is given back
-    unversioned: a live key                    pushed anew, or put back     is given back
+    versioned: bytes that it did not record    a client pushed it again     is given back
+    unversioned: a live key                    pushed again, or put back    is given back
     anything else                              shown by others              is given back, with an alarm
-    what the store does not say                unknown                      waits for the next run
+    not known, the store gives no answer       unknown                      waits for the next run
 
-To give back is to void the hide in the database (gc/table.py, `give_back`) and to restore the blob: a later hide begins
-with a new t_h. The look is made after the request was signed and before the database permits it (`_Looking`). The store
-refuses a signature older than SIGNATURE_S, so that bounds the time from look to delete however long the sender slept.
-In that window a marker may still be removed, and what is relied on is lost: see docs/adr/0021.
+To give a hide back is to void it in the database (gc/table.py, `give_back`) and to restore the blob: a later hide
+begins with a new t_h. The check is made after the request was signed and before the database permits it (`_Looking`).
+The store refuses a signature older than SIGNATURE_S, which bounds the time from check to delete however long the sender
+was suspended. In that window a marker may still be removed, and a blob that is then relied on is lost: see
+docs/adr/0021.
 
-A hide records a bounded number of versions (hide.py). What it did not record is not deleted: it is found below the
-marker afterwards, and the hide is given back, so that a following hide takes the rest.
-Freed is what was there by the hide's own look and is deleted by the store's word, which is not taken on trust
-(scenario 20): of each batch some are looked at, all of which the store did not plainly say so, and every one as soon as
-one is found to be there. A look at each would take more than the deletes. A lie that slips through is a leak: a copy is
-found among what is left behind, a version stays below its marker.
+A hide records a bounded number of versions (hide.py). Versions that it did not record are not deleted: they are found
+below the marker afterwards, and the hide is given back, so that a following hide takes the rest.
+Freed bytes are those that the hide had listed and that the store says are deleted. That answer is not trusted
+(scenario 20): of each batch a sample is verified, all blobs without a plain answer, and every one as soon as one is
+found to exist. Verifying each would take longer than the deletes. A false answer that is not noticed is a leak: a copy
+is found among leftovers, a version stays below its marker.
 Not here: which hides are due (domain/gc.py), the transactions (gc/table.py), restoring (restore.py).
 """
 
@@ -53,40 +54,40 @@ from coordinator.table.ledger import Decision
 
 log = structlog.get_logger()
 
-#: Of a batch's deletes that the store says are done, so many are looked at.
+#: Deletes of a batch that are verified, of those that the store says are done.
 LOOKS = 16
-#: States of a blob that the look before a delete asks for: what is on top is among the first.
+#: States of a blob that the check before a delete lists: the one on top is among the first.
 TOP_STATES = 10
 
 
 class Look(Enum):
-    """What a purge finds of a blob just before it deletes: the outcomes, all of them."""
+    """All outcomes of the check of a blob just before its delete."""
 
     CONCEALED = "registries are not served it"
-    ANEW = "it was pushed anew since it was hidden"
-    #: Not given back: the next run looks again.
-    UNKNOWN = "the store does not answer the look at it, and answers others"
-    #: An unversioned bucket does not say which of the two.
-    SERVED = "it is served again: it was pushed anew, or put back by others"
-    SHOWN = "others than Baleen removed its delete marker, or put another in its place, while it was hidden"
+    ANEW = "it was pushed again after it was hidden"
+    #: Not given back: the next run checks again.
+    UNKNOWN = "the store does not answer for this blob, though it answers for others"
+    #: An unversioned bucket does not show which of the two happened.
+    SERVED = "it is served again: a client pushed it again, or others than Baleen put it back"
+    SHOWN = "others than Baleen removed its delete marker, or replaced it, while it was hidden"
 
 
 class _Rest(Enum):
-    """What is left of a hide whose deletes were sent."""
+    """What is left of a hide after its deletes."""
 
-    RECORDED = "some of what it recorded"
-    OTHERS = "versions that it did not record are below its marker: a following hide takes them"
+    RECORDED = "some versions that its hide recorded"
+    OTHERS = "versions that its hide did not record are below the marker: a following hide takes them"
 
 
 class PurgeResult(NamedTuple):
     purged: Sequence[Purged] = ()
-    #: They were needed meanwhile, or the store did not do it: looked at again later.
+    #: Blobs that were needed meanwhile, or that the store did not delete: a later run takes them.
     left: int = 0
-    #: To be restored, and why: they were found to be served, or have more versions than their hide recorded.
+    #: Hides to restore, and why: their blobs are served, or have more versions than the hide recorded.
     given_back: Sequence[tuple[Hide, str]] = ()
-    #: Of those given back: let be seen by others than Baleen, an alarm.
+    #: How many of those given back others than Baleen had shown: an alarm.
     shown: int = 0
-    #: Bytes that storage gave back of those given back.
+    #: Bytes freed of those given back.
     freed: int = 0
 
 
@@ -105,14 +106,14 @@ class Purger:
         """Purge a batch of hides. `job` is the lease: it must be ours at every step.
 
         The caller restores what is given back. Raises TakenOverError, StoppedCollectingError, UnavailableError: then
-        what was begun is ended later.
+        a later run finishes what was begun.
         """
         with self._connections.use() as connection:
             ours = gc.begin_purge(connection, job, hides, evidence)
         wanted = [each for each in hides if each.id in ours]
         found: dict[Hide, Look] = {}
         sent = self._delete(job, [(each, target) for each in wanted for target in _targets(each)], found)
-        # There were no bytes, and the marker is left.
+        # Hides without versions to delete: only the marker is left.
         sent |= {each: True for each in wanted if not _targets(each)}
         after = self._gone({hide: done for hide, done in sent.items() if hide not in found})
         done = [each for each in after.values() if isinstance(each, Purged)]
@@ -134,7 +135,7 @@ class Purger:
         )
 
     def look(self, hide: Hide) -> Look:
-        """Look whether what is to be deleted is still concealed (rule 17)."""
+        """Check whether a blob is still concealed before its delete (rule 17)."""
         key = blob_key(hide.digest)
         if hide.marker is None:
             return Look.CONCEALED if self._store.head(key) is None else Look.SERVED
@@ -144,14 +145,14 @@ class Purger:
         recorded = {each.version for each in hide.versions}
         states = self._store.versions(key)
         if not any(each.version in recorded for each in states):
-            # An earlier purge of this hide got as far as to the marker.
+            # An earlier purge of this hide has deleted everything but the marker.
             return Look.CONCEALED
         if not on_top.is_marker and on_top.version not in recorded and any(_is_its(each, hide) for each in states):
             return Look.ANEW
         return Look.SHOWN
 
     def _look_or_not(self, hide: Hide) -> Look:
-        """As `look`; one of many that the store refuses must not keep the others. Raises UnavailableError."""
+        """As `look`, but return UNKNOWN if the store refuses this one and answers. Raises UnavailableError."""
         try:
             return self.look(hide)
         except UnavailableError:
@@ -159,7 +160,7 @@ class Purger:
             return Look.UNKNOWN
 
     def not_concealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Look]:
-        """Look at hides of which deletes are about to be sent; return those that must not be, voided if need be."""
+        """Check hides just before their deletes; return those that must not be deleted, voided if necessary."""
         found: dict[Hide, Look] = {
             hide: look
             for hide, look in zip(hides, self._pool.map(self._look_or_not, hides), strict=True)
@@ -167,7 +168,7 @@ class Purger:
         }
         for hide, look in found.items():
             tell = log.error if look is Look.SHOWN else log.warning
-            tell("a purge is called off", digest=format_digest(hide.digest), hide=hide.id, reason=look.value)
+            tell("purge was called off", digest=format_digest(hide.digest), hide=hide.id, reason=look.value)
         void = [_as_void(hide, look) for hide, look in found.items() if look is not Look.UNKNOWN]
         if void:
             with self._connections.use() as connection:
@@ -177,9 +178,9 @@ class Purger:
     def _delete(
         self, job: Job, targets: Sequence[tuple[Hide, Target]], found: dict[Hide, Look] | None = None
     ) -> dict[Hide, bool]:
-        """Delete all but what is not to be deleted any more; return of each hide whether all of it is, by its word.
+        """Delete all targets that may still be deleted; return for each hide whether the store says that all are.
 
-        With `found` each request looks first (rule 17), and what is not concealed is put there.
+        With `found` each request checks first (rule 17), and adds the hides that are not concealed to it.
         """
         said: dict[Hide, bool] = {}
         for first in range(0, len(targets), DELETE_LIMIT):
@@ -207,8 +208,8 @@ class Purger:
         return said
 
     def _gone(self, sent: Mapping[Hide, bool]) -> dict[Hide, Purged | _Rest]:
-        """Return what became of each, as far as a look at some of them tells."""
-        # One that recorded as many as it looked at may not have all.
+        """Return the result of each hide, of which a sample is verified."""
+        # A hide that recorded as many states as it listed may not have recorded all.
         sure = [hide for hide, done in sent.items() if done and len(hide.versions) + 1 < VERSIONS_AT_LEAST]
         trusted = set(sure) - set(sure[:: -(-len(sure) // LOOKS) or 1])
         found = self._looks([hide for hide in sent if hide not in trusted])
@@ -220,7 +221,7 @@ class Purger:
         return dict(zip(hides, self._pool.map(self._rest, hides), strict=True))
 
     def _rest(self, hide: Hide) -> Purged | _Rest:
-        """Look whether what was to be deleted is gone."""
+        """Verify that everything that was to be deleted is gone."""
         if hide.marker is None:
             if self._store.head(quarantine_key(hide.digest, hide.id)) is not None:
                 return _Rest.RECORDED
@@ -231,12 +232,12 @@ class Purger:
             return _Rest.RECORDED
         if all(each.is_marker for each in versions) or not any(each.latest and each.is_marker for each in versions):
             return _purged(hide)
-        # Without the marker they would be served, by a blob that is said to be purged.
+        # Keep the marker: without it they would be served, though the blob is purged.
         return _Rest.OTHERS
 
 
 class _Looking:
-    """A permit that looks before it asks: what it finds is void and is not deleted, and the rest is tried again."""
+    """A permit that checks before it asks: hides that are not concealed are voided, and the rest is tried again."""
 
     def __init__(
         self, purger: Purger, job: Job, hides: Sequence[Hide], found: dict[Hide, Look], ask: AskedOnce
@@ -251,7 +252,7 @@ class _Looking:
         found = self._purger.not_concealed(self._job, self._hides)
         if found:
             self._found.update(found)
-            raise DisturbedError(f"{len(found)} of {len(self._hides)} blobs are not known to be concealed.")
+            raise DisturbedError(f"{len(found)} of {len(self._hides)} blobs may be served again.")
         self._ask()
 
 
@@ -268,14 +269,14 @@ def _as_rest(partly: Purged) -> tuple[Hide, Decision, str, dict[str, Any]]:
 
 
 def _purged(hide: Hide) -> Purged:
-    """What storage gave back if nothing is left of a hide."""
+    """Return what was freed if nothing is left of a hide."""
     if hide.marker is None:
         return Purged(hide, hide.size or 0, 1)
     return Purged(hide, sum(each.size for each in hide.versions), len(hide.versions) + 1, marker=True)
 
 
 def _below_marker(hide: Hide) -> Purged:
-    """The same where the marker stays."""
+    """Return the same where the marker stays."""
     return _purged(hide) if hide.marker is None else _purged(hide)._replace(deletes=len(hide.versions), marker=False)
 
 

@@ -1,17 +1,17 @@
-"""Bring back what was hidden: it is needed again, an operator asked for it, or the job that hid it came to no end.
+"""Restore hidden blobs that are needed again, that an operator asked for, or whose hide is unfinished.
 
-Route: workers, all the time -> `Restorer.round`: what is needed, or was asked back, and is not served; the collection
--> `Restorer.restore` for what it found left over or disturbed.
+Route: workers, all the time -> `Restorer.round`: blobs that are needed, or were asked back, and are not served; the
+collection -> `Restorer.restore` for unfinished or disturbed hides.
 
 A restore is *final* only when no delete of the hide can land any more (rule 8): until then the bytes are served again
-and the hide stays, so that the next round looks again. It looks at that bound first and at the bytes last (rule 14),
-and takes away exactly the markers that it saw before it made sure that the hide is not over (rule 15).
-After commits were lost, a purge of the hide may be under way that the database does not know of, and would delete the
-versions that the hide recorded. Until that has landed no marker is removed: the bytes are put on top anew.
-Whoever does it, and however many at once: the same markers and the same bytes.
-What is final is told to the bucket (mark.py): at the end of a round, or by whoever calls `restore`.
-A round also gives back links that turn out to be needed (leftovers/links.py).
-Not here: when a delete was let go (gc/table.py, `permit`), copies that are not needed any more (leftovers/run.py).
+and the hide stays, so that the next round checks again. It checks that bound first and the bytes last (rule 14), and
+removes exactly the markers that it listed before it made sure that the hide has not ended (rule 15).
+After commits were lost, a purge of the hide may be under way that the database does not know, and that would delete the
+versions which the hide recorded. Until that has landed no marker is removed: the bytes are written again, on top.
+Several processes may restore the same hide at once: all remove the same markers and write the same bytes.
+The mark in the bucket records each final restore (mark.py): at the end of a round, or by the caller of `restore`.
+A round also writes links back that turn out to be needed (leftovers/links.py).
+Not here: when a delete was permitted (gc/table.py, `permit`), copies that are no longer needed (leftovers/run.py).
 """
 
 from collections.abc import Callable
@@ -36,14 +36,14 @@ log = structlog.get_logger()
 #: Hides that are read and restored together.
 ROUND = 500
 RESTORES_AT_ONCE = 16
-#: Markers that are taken off one blob at a time: one of each hide that was not undone, and of whoever else deleted it.
+#: Markers that one attempt removes from a blob: each unfinished hide may have left one, and so may other deletes.
 MARKERS_LIMIT = 10
-#: States of a blob that are looked at for one that has bytes; below more markers there may be some, and rounds go on.
+#: States of a blob that are searched for one with bytes. Below more markers there may be bytes, so rounds continue.
 STATES_LIMIT = 100
 
 
 class Restorer:
-    """One `round` at a time; `restore` and `tell` are safe to use from several threads."""
+    """Restores blobs. One `round` at a time; `restore` and `tell` are safe to use from several threads."""
 
     def __init__(
         self,
@@ -54,13 +54,13 @@ class Restorer:
         delete_bound: timedelta,
         give_links_back: Callable[[Connections, ObjectStore], int],
     ) -> None:
-        """`give_links_back` writes deleted links of blobs that are needed again (leftovers/links.py)."""
+        """`give_links_back` writes back deleted links of blobs that are needed again (leftovers/links.py)."""
         self._connections = connections
         self._give_links_back = give_links_back
         self._store = store
         self._presence = presence
         self._delete_bound = delete_bound
-        #: Something is final of which the bucket was not told.
+        #: The mark in the bucket does not have a final restore yet.
         self._untold = False
         self._pool = ThreadPoolExecutor(RESTORES_AT_ONCE, thread_name_prefix="restore")
 
@@ -68,9 +68,9 @@ class Restorer:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def round(self) -> int:
-        """Restore what is needed, or was asked back, and is not served; return how many are served again for good.
+        """Restore blobs that are needed, or were asked back, and are not served; return how many restores are final.
 
-        Raises UnavailableError and NotHereError, with some of it done.
+        Raises UnavailableError and NotHereError, after it has done some of it.
         """
         final = after = 0
         again: dict[Digest, None] = {}
@@ -81,7 +81,7 @@ class Restorer:
             again |= dict.fromkeys(purged)
             if len(hides) < ROUND:
                 break
-            # Those that are served and cannot be final yet stay, and must not keep the others waiting.
+            # Restores that cannot be final yet stay in the list, and must not delay the others.
             after = hides[-1].blob
         after = 0
         while True:
@@ -96,24 +96,24 @@ class Restorer:
             try:
                 rest()
             except UnavailableError as error:
-                failed = error  # perhaps of one object alone: the others must not wait for it
-        # What was purged and is needed again was pushed again: its bytes have to be seen. Last, since it may be that
-        # they are not, and then nothing else may wait for it.
+                failed = error  # perhaps one object alone failed: the others must not wait for it
+        # A purged blob that is needed again was pushed again: verify its bytes. Do it last, since they may be missing,
+        # and nothing else may wait for that.
         self._presence.settle(again)
         if failed is not None:
             raise failed
         return final
 
     def tell(self) -> None:
-        """Tell the bucket of what is final since it was told last, if anything is. Raises UnavailableError."""
+        """Write the mark in the bucket if a restore became final since the last write. Raises UnavailableError."""
         if not self._untold:
             return
         self._untold = False
         try:
             mark.tell(self._connections, self._store)
         except mark.ForeignBucketError as error:
-            # What is needed is served all the same, and the next run is refused.
-            log.warning("the bucket is not told of restores", reason=str(error))
+            # The restored blobs are served all the same, and the next run is refused.
+            log.warning("mark in the bucket was not updated after restores", reason=str(error))
         except BaseException:
             self._untold = True
             raise
@@ -122,14 +122,14 @@ class Restorer:
         try:
             return self.restore(hide, "it is needed again" if hide.needed else f"it was asked back: {hide.asked}")
         except UnavailableError as error:
-            log.warning("a hidden blob is not restored yet", digest=format_digest(hide.digest), reason=str(error))
+            log.warning("hidden blob is not restored yet", digest=format_digest(hide.digest), reason=str(error))
         except Exception:
-            # It comes first in the next round, too, and must not keep the others waiting for ever.
-            log.exception("a hidden blob cannot be restored", digest=format_digest(hide.digest))
+            # It comes first in the next round, too, and must not delay the others for ever.
+            log.exception("hidden blob cannot be restored", digest=format_digest(hide.digest))
         return False
 
     def restore(self, hide: Hide, why: str) -> bool:
-        """Let registries see a hidden blob again; True once that is final, and the hide over.
+        """Make registries serve a hidden blob again; return True once that is final and the hide has ended.
 
         Raises UnavailableError.
         """
@@ -139,9 +139,9 @@ class Restorer:
         # Rule 14: the bound first, the bytes last.
         harmless = found.harmless(self._delete_bound)
         purging = found.purging_at is not None and not harmless
-        # What a purge may still delete must not be seen: whoever saw it could link it.
+        # Do not show bytes that a purge may still delete: a registry that saw them could link them.
         if not purging and not self._show(found):
-            # Another one restored it meanwhile, or will.
+            # Another process restored it meanwhile, or the next round will.
             return False
         served = self._store.head(blob_key(found.digest)) is not None
         if not harmless and not (purging and served and self._is_another(found)):
@@ -149,18 +149,18 @@ class Restorer:
         with self._connections.use() as connection:
             over = gc.shown(connection, found, why)
         if over:
-            # Only ever set here: others restore at the same time.
+            # Only set it, never clear it here: other threads restore at the same time.
             self._untold = True
         if over and not served:
-            # Nobody misses what nothing needs; whether anything does is asked again.
+            # Harmless if nothing needs the blob: verify that again.
             if self._presence.settle([found.digest]):
-                log.error("a hidden blob is needed and has no bytes", digest=format_digest(found.digest), hide=found.id)
+                log.error("hidden blob is needed and has no bytes", digest=format_digest(found.digest), hide=found.id)
         elif over:
             log.info("blob restored", digest=format_digest(found.digest), hide=found.id, why=why)
         return over
 
     def _show(self, hide: Hide) -> bool:
-        """Have the bytes served, if there are any; False if the hide turned out to be over, or more has to be done."""
+        """Make the bytes served, if there are any; return False if the hide has ended, or more has to be done."""
         key = blob_key(hide.digest)
         for _ in range(MARKERS_LIMIT):
             versions = self._store.versions(key, STATES_LIMIT)
@@ -168,7 +168,7 @@ class Restorer:
             bare = len(versions) < STATES_LIMIT and all(each.is_marker for each in versions)
             if on_top is None or not on_top.is_marker or bare:
                 break
-            # Rule 15: listed, then checked, then exactly that one.
+            # Rule 15: list, then check, then remove exactly that marker.
             if self._now(hide) is None:
                 return False
             if self._may_be_purged():
@@ -176,7 +176,7 @@ class Restorer:
                 return True
             self._store.remove_marker(key, on_top.version)
         else:
-            return False  # the next round goes on: below more of them there may be bytes
+            return False  # the next round continues: below more markers there may be bytes
         if self._store.head(key) is None:
             self._copy_back(hide)
         return True
@@ -206,7 +206,7 @@ class Restorer:
             raise UnavailableError(f"The copy of {format_digest(hide.digest)} changed while it was read.") from error
 
     def _is_another(self, hide: Hide) -> bool:
-        """Whether what is served is not among what the purge of this hide deletes: it was pushed anew."""
+        """Whether the served bytes are none that this hide's purge deletes: the blob was pushed again."""
         if hide.marker is None:
             return True  # a purge deletes nothing but the copy
         recorded = {each.version for each in hide.versions}

@@ -1,4 +1,4 @@
-"""Collections as they are asked for, listed and shown, and what each decided. Not here: doing them (gc/collect.py)."""
+"""Request, list and show GC runs, and show their decisions. Not here: running them (gc/collect.py)."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ SELECT {_COLUMNS} FROM jobs
 WHERE kind = 'gc' AND finished_at IS NOT NULL AND NOT coalesce((options ->> 'dry')::bool, false)
 ORDER BY id DESC LIMIT 1
 """)
-# FOR SHARE: whoever turns the switch off waits for this, and knows then that no run is asked for after it.
+# FOR SHARE: a process that turns the switch off waits for this, so no run is requested after that.
 _SWITCH = text("SELECT enabled, why FROM gc_switch FOR SHARE")
 _HELD = text("SELECT scope, why FROM holds ORDER BY scope LIMIT 1")
 _ASK = text("""
@@ -35,18 +35,18 @@ SELECT id, at, digest, decision, why, run_id FROM gc_ledger WHERE run_id = :run 
 ORDER BY id LIMIT :limit
 """)
 
-#: Of an id; no job has it yet.
+#: The greatest id; no job has it.
 _END = 2**63 - 1
-#: One that was open may end before it is read.
+#: An open run may end before it is read.
 _ATTEMPTS = 3
 
 
 async def ask(
     engine: AsyncEngine, why: str, *, dry: bool = False, beyond_limits: str | None = None, leftovers: bool = False
 ) -> Run:
-    """Ask for a run and return it, or the one that is open.
+    """Request a run and return it, or return the one that is open.
 
-    Raises ConflictError while the switch is off or anything is held, unless it is to be a dry run.
+    Raises ConflictError while the switch is off or a hold is set, unless a dry run is requested.
     """
     options: dict[str, Any] = {name: True for name, wanted in (("dry", dry), ("leftovers", leftovers)) if wanted}
     if beyond_limits is not None:
@@ -57,28 +57,28 @@ async def ask(
             if not dry:
                 await _refuse_if_stopped(connection)
             number = await connection.scalar(_ASK, values)
-            # Within the transaction, or one that is taken at once would be told as one that ran before.
+            # Read it in the same transaction: a scheduler may take it at once, and it would look like an earlier run.
             found = await connection.execute(
                 _OPEN if number is None else _ONE, {} if number is None else {"id": number}
             )
             row = found.one_or_none()
         if row is not None:
             return run_of(row)
-    raise ConflictError("Runs come and go too quickly: try again.")
+    raise ConflictError("Another run began and ended meanwhile: try again.")
 
 
 async def _refuse_if_stopped(connection: AsyncConnection) -> None:
     switch = (await connection.execute(_SWITCH)).one_or_none() or NEVER_ON
     if not switch.enabled:
         raise ConflictError(
-            f"Garbage collection is switched off ({switch.why}): `baleen gc on --why …` switches it on, and a dry run "
-            "can be asked for as it is."
+            f"Garbage collection is switched off ({switch.why}). Switch it on with `baleen gc on --why …`, or request "
+            "a dry run, which works while it is off."
         )
     held = (await connection.execute(_HELD)).one_or_none()
     if held is not None:
         raise ConflictError(
-            f"{held.scope} is held ({held.why}), and with it everything, since pods share the bytes: `baleen release "
-            f"{held.scope}` lets go, and a dry run can be asked for as it is."
+            f"{held.scope} is held ({held.why}). Any hold stops all garbage collection, because pods share blobs. "
+            f"Release it with `baleen release {held.scope}`, or request a dry run, which works while it is held."
         )
 
 
@@ -107,7 +107,7 @@ async def open_run(connection: AsyncConnection) -> Run | None:
 
 
 async def last_run(connection: AsyncConnection) -> Run | None:
-    """Return the last that has ended, of those that were to change something."""
+    """Return the last run that has ended and was no dry run."""
     row = (await connection.execute(_LAST)).one_or_none()
     return None if row is None else run_of(row)
 
@@ -115,9 +115,9 @@ async def last_run(connection: AsyncConnection) -> Run | None:
 async def decisions(
     engine: AsyncEngine, number: int, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
 ) -> DecisionPage:
-    """Return a page of what a run decided, the oldest first; raises NotFoundError.
+    """Return a page of a run's decisions, the oldest first; raises NotFoundError.
 
-    The ledger has them also when the run itself is forgotten. Of a dry run it has none.
+    The ledger keeps them also when the run's row is deleted. A dry run has none.
     """
     after = paging.decode("decisions", cursor, int) or 0
     async with reading(engine) as connection:
@@ -168,4 +168,4 @@ def run_of(row: Row[Any]) -> Run:
 
 
 def _no_run(number: int) -> NotFoundError:
-    return NotFoundError(f"There is no run {number}: see `baleen gc history`; the oldest are forgotten.")
+    return NotFoundError(f"There is no run {number}. See `baleen gc history`; the oldest runs are deleted.")

@@ -1,6 +1,6 @@
-"""What questions about garbage collection answer: runs, decisions, the plan, its controls, and a blob's story.
+"""Shapes of API answers about garbage collection: runs, decisions, the plan, controls, and a blob's history.
 
-The names of reasons are domain/gc.py's, those of decisions table/ledger.py's. Bytes are bytes.
+The names of reasons are in domain/gc.py, those of decisions in table/ledger.py. Sizes are in bytes.
 """
 
 import datetime as dt
@@ -22,21 +22,21 @@ class Switch(View, frozen=True, kw_only=True):
     """The kill switch."""
 
     enabled: bool
-    why: Annotated[str, Meta(description="As it was said when it was turned.")]
-    changed_at: Annotated[dt.datetime | None, Meta(description="Null while nobody has ever turned it.")]
+    why: Annotated[str, Meta(description="The reason that was given for the last change.")]
+    changed_at: Annotated[dt.datetime | None, Meta(description="Null if it was never changed.")]
     mark_pending: Annotated[
         bool,
         Meta(
             description="The mark in the bucket does not show the last change of pods, prefixes, the switch, holds or "
-            "pins yet: a database from before it would not be noticed."
+            "pins yet: an older state of the database would not be noticed."
         ),
     ]
 
 
 class Hold(View, frozen=True, kw_only=True):
-    """While it is there nothing of any pod is collected: pods share the bytes."""
+    """A hold. Any hold stops all garbage collection, because pods share blobs."""
 
-    scope: Annotated[str, Meta(description="A pod, or a prefix of repositories' names: for whom it is held.")]
+    scope: Annotated[str, Meta(description="The pod, or the prefix of repository names, for which it was set.")]
     why: str
     held_at: dt.datetime
 
@@ -52,7 +52,7 @@ class Pin(View, frozen=True, kw_only=True):
     digest: str
     why: str
     pinned_at: dt.datetime
-    state: Annotated[StateName | None, Meta(description="Null while no registry has spoken of it.")]
+    state: Annotated[StateName | None, Meta(description="Null while no registry has reported it.")]
 
 
 class PinPage(View, frozen=True, kw_only=True):
@@ -71,27 +71,27 @@ class Planned(View, frozen=True, kw_only=True):
 
 
 class Run(View, frozen=True, kw_only=True):
-    """A collection."""
+    """A garbage collection run."""
 
     id: int
     state: RunState
-    why: Annotated[str, Meta(description="Why it was asked for.")]
-    dry_run: Annotated[bool, Meta(description="It changes nothing: `hidden` and `purged` are what would have been.")]
-    beyond_limits: Annotated[str | None, Meta(description="Why it may take more than the limits let it.")]
+    why: Annotated[str, Meta(description="Why it was requested.")]
+    dry_run: Annotated[bool, Meta(description="It changes nothing: `hidden` and `purged` count what a run would do.")]
+    beyond_limits: Annotated[str | None, Meta(description="Why it may take more than the limits permit.")]
     leftovers: Annotated[
-        bool, Meta(description="It looks for what registries leave behind, whenever that was last done.")
+        bool, Meta(description="It looks for leftovers of registries, also if a recent run has done so.")
     ]
     asked_at: dt.datetime
     began_at: dt.datetime | None
     finished_at: dt.datetime | None
     step: Annotated[str | None, Meta(description="What it does now; null while it waits.")]
-    held_by: Annotated[list[str], Meta(description="Why it could take nothing away.")]
-    planned: Annotated[Planned | None, Meta(description="What its plan found; null until then.")]
-    hidden: Annotated[Amount, Meta(description="What registries see no more. The bytes are kept.")]
-    purged: Annotated[Amount, Meta(description="What is deleted; the bytes are what storage gave back.")]
+    held_by: Annotated[list[str], Meta(description="Why it could neither hide nor purge anything.")]
+    planned: Annotated[Planned | None, Meta(description="The amounts of its plan; null until the plan is made.")]
+    hidden: Annotated[Amount, Meta(description="Blobs that registries no longer see. Their bytes are kept.")]
+    purged: Annotated[Amount, Meta(description="Deleted blobs; the bytes are those freed in storage.")]
     restored: Annotated[int, Meta(description="Hides that were undone.")]
-    kept: Annotated[dict[str, int], Meta(description="Blobs that it looked at and kept, by reason.")]
-    progress: Annotated[dict[str, Any], Meta(description="All that it says of itself.")]
+    kept: Annotated[dict[str, int], Meta(description="Blobs that it considered and kept, by reason.")]
+    progress: Annotated[dict[str, Any], Meta(description="The run's whole progress.")]
     error: Annotated[str | None, Meta(description="Why it was refused or failed, and what to do about it.")]
 
 
@@ -101,14 +101,14 @@ class RunPage(View, frozen=True, kw_only=True):
 
 
 class LedgerEntry(View, frozen=True, kw_only=True):
-    """A decision about a blob, or what came of it."""
+    """A decision about a blob, or its result."""
 
     id: int
     at: dt.datetime
     digest: str
     decision: Decision
     why: str
-    run: Annotated[int | None, Meta(description="The run; null of what a worker or an operator did.")]
+    run: Annotated[int | None, Meta(description="The run; null if a worker or an operator did it.")]
 
 
 class DecisionPage(View, frozen=True, kw_only=True):
@@ -117,50 +117,50 @@ class DecisionPage(View, frozen=True, kw_only=True):
 
 
 class PlanItem(View, frozen=True, kw_only=True):
-    """What the plan says of one blob."""
+    """The plan's decision about one blob."""
 
     digest: str
     size: Annotated[int | None, Meta(description="Bytes; null while it is not known.")]
     step: StepName
     since: Annotated[dt.datetime, Meta(description="Unreferenced since, or hidden since (`hidden`).")]
-    hidden: Annotated[bool, Meta(description="Registries are not served it already.")]
-    why: Annotated[Why | None, Meta(description="Why it is kept; null if it goes.")]
+    hidden: Annotated[bool, Meta(description="It is hidden: registries are not served it.")]
+    why: Annotated[Why | None, Meta(description="Why it is kept; null if it is hidden or purged.")]
     detail: Annotated[str | None, Meta(description="The same as a sentence.")]
 
 
 class PlanTotals(View, frozen=True, kw_only=True):
     hide: Amount
     purge: Amount
-    kept: Annotated[dict[str, Amount], Meta(description="Of what is hidden or unreferenced, by the reason.")]
-    unfinished: Annotated[int, Meta(description="Hides that no run has ended: the next one undoes or ends them.")]
+    kept: Annotated[dict[str, Amount], Meta(description="Hidden and unreferenced blobs that are kept, by reason.")]
+    unfinished: Annotated[int, Meta(description="Unfinished hides: the next run undoes or finishes them.")]
 
 
 class PlanPage(View, frozen=True, kw_only=True):
     items: list[PlanItem]
     next: Next
     made_at: dt.datetime
-    held_by: Annotated[list[str], Meta(description="Why nothing at all goes now; empty if nothing holds collection.")]
+    held_by: Annotated[list[str], Meta(description="What blocks all garbage collection now; empty if nothing does.")]
     hide_until: Annotated[
-        dt.datetime | None, Meta(description="What is unreferenced since then or longer may be hidden; null: nothing.")
+        dt.datetime | None, Meta(description="Blobs unreferenced since then or longer may be hidden; null: none.")
     ]
     purge_until: Annotated[
-        dt.datetime | None, Meta(description="What is hidden since then or longer may be purged; null: nothing.")
+        dt.datetime | None, Meta(description="Blobs hidden since then or longer may be purged; null: none.")
     ]
-    totals: Annotated[PlanTotals | None, Meta(description="Of the whole plan; with its first page only.")]
+    totals: Annotated[PlanTotals | None, Meta(description="Totals of the whole plan; on its first page only.")]
 
 
 class Waiting(View, frozen=True, kw_only=True):
-    """What is needed, or was asked back, and is not served."""
+    """Blobs that are needed, or were asked back, and are not served."""
 
-    hidden: Annotated[int, Meta(description="Served again within seconds.")]
+    hidden: Annotated[int, Meta(description="Hidden blobs: served again within seconds.")]
     unsettled: Annotated[
-        int, Meta(description="A delete of it may be on its way: served again for good once that can land no more.")
+        int, Meta(description="Blobs of which a delete may be under way: the restore is final once it cannot land.")
     ]
-    purged: Annotated[int, Meta(description="Pushed again: its bytes have to be seen.")]
+    purged: Annotated[int, Meta(description="Purged blobs that were pushed again: their bytes must be verified.")]
 
 
 class ShownByOthers(View, frozen=True, kw_only=True):
-    """Purges that were called off, since others than Baleen had let registries see the blob."""
+    """Purges that were called off, because others than Baleen had made the blob visible to registries."""
 
     count: Annotated[int, Meta(description="Since the ledger begins; at most 100,000.")]
     last_at: dt.datetime | None
@@ -168,35 +168,35 @@ class ShownByOthers(View, frozen=True, kw_only=True):
 
 
 class CollectionStatus(View, frozen=True, kw_only=True):
-    """How garbage collection is doing."""
+    """The state of garbage collection."""
 
     enabled: bool
     switch: Switch
     held_by: Annotated[list[str], Meta(description="Why nothing is collected now, the switch included.")]
     hide_until: Annotated[dt.datetime | None, Meta(description="As in the plan.")]
     purge_until: Annotated[dt.datetime | None, Meta(description="As in the plan.")]
-    hide_waits_for: Annotated[str | None, Meta(description="What keeps `hide_until` where it is, if nothing holds it.")]
-    purge_waits_for: Annotated[str | None, Meta(description="The same of `purge_until`.")]
-    unreferenced: Annotated[Amount, Meta(description="What nothing references and is served. As of `counted_at`.")]
-    unreferenced_since: Annotated[dt.datetime | None, Meta(description="Of the oldest of these that nobody pinned.")]
-    hidden: Annotated[Amount, Meta(description="What is hidden, and not purged yet. As of `counted_at`.")]
+    hide_waits_for: Annotated[str | None, Meta(description="What limits `hide_until`, if nothing blocks GC.")]
+    purge_waits_for: Annotated[str | None, Meta(description="What limits `purge_until`, if nothing blocks GC.")]
+    unreferenced: Annotated[Amount, Meta(description="Blobs that are unreferenced and served. As of `counted_at`.")]
+    unreferenced_since: Annotated[dt.datetime | None, Meta(description="Of the oldest of these that is not pinned.")]
+    hidden: Annotated[Amount, Meta(description="Blobs that are hidden, and not purged yet. As of `counted_at`.")]
     counted_at: dt.datetime
     restores_waiting: Waiting
-    unfinished: Annotated[int, Meta(description="Hides that no run has ended: the next one undoes or ends them.")]
+    unfinished: Annotated[int, Meta(description="Unfinished hides: the next run undoes or finishes them.")]
     shown_by_others: Annotated[ShownByOthers, Meta(description="An alarm, if there are new ones.")]
-    open_run: Annotated[Run | None, Meta(description="The one that waits or runs.")]
-    last_run: Annotated[Run | None, Meta(description="The last one that has ended and was no dry run.")]
+    open_run: Annotated[Run | None, Meta(description="The run that waits or runs.")]
+    last_run: Annotated[Run | None, Meta(description="The last run that has ended and was no dry run.")]
     next_run_at: Annotated[
-        dt.datetime | None, Meta(description="When a scheduler asks for the next; null while the switch is off.")
+        dt.datetime | None, Meta(description="When a scheduler requests the next run; null while the switch is off.")
     ]
 
 
 class Reason(View, frozen=True, kw_only=True):
-    """One thing that keeps a blob."""
+    """One reason for keeping a blob."""
 
     why: Why
     detail: str
-    until: Annotated[dt.datetime | None, Meta(description="When it keeps it no more, where that is known.")]
+    until: Annotated[dt.datetime | None, Meta(description="When the reason ends; null if that is not known.")]
 
 
 class DirectLink(View, frozen=True, kw_only=True):
@@ -207,7 +207,7 @@ class DirectLink(View, frozen=True, kw_only=True):
 
 
 class MountMade(View, frozen=True, kw_only=True):
-    """A mount that was made, of the last days."""
+    """A mount of the last days."""
 
     at: dt.datetime
     repository: str
@@ -215,20 +215,20 @@ class MountMade(View, frozen=True, kw_only=True):
 
 
 class OpenHide(View, frozen=True, kw_only=True):
-    """A hide that is not over."""
+    """A hide that has not ended."""
 
     id: int
     run: int
     intended_at: dt.datetime
     hidden_at: dt.datetime | None
     purging_at: dt.datetime | None
-    bytes: Annotated[int | None, Meta(description="That it conceals.")]
+    bytes: Annotated[int | None, Meta(description="Size of what it conceals.")]
     asked_at: Annotated[dt.datetime | None, Meta(description="When an operator asked for it back.")]
     asked_why: str | None
 
 
 class Chapter(LedgerEntry, frozen=True, kw_only=True):
-    """An entry of a blob's story, with what it was decided on."""
+    """An entry of a blob's history, with the evidence for the decision."""
 
     evidence: dict[str, Any]
 
@@ -236,13 +236,11 @@ class Chapter(LedgerEntry, frozen=True, kw_only=True):
 class Explanation(View, frozen=True, kw_only=True):
     digest: str
     state: StateName
-    size: Annotated[int | None, Meta(description="Bytes; null while no registry has said.")]
-    outcome: Annotated[Outcome, Meta(description="What is so now, in a word.")]
+    size: Annotated[int | None, Meta(description="Bytes; null while it is not known.")]
+    outcome: Annotated[Outcome, Meta(description="The blob's present state, in a word.")]
     summary: Annotated[str, Meta(description="The same as a sentence.")]
-    reasons: Annotated[
-        list[Reason], Meta(description="Everything that keeps it now; of what nothing keeps it is empty.")
-    ]
-    story: Annotated[list[str], Meta(description="How it came to that, in sentences, the newest last.")]
+    reasons: Annotated[list[Reason], Meta(description="Everything that keeps it now; empty if nothing does.")]
+    story: Annotated[list[str], Meta(description="Its history in sentences, the newest last.")]
     reference_count: int
     link_count: int
     repository_count: int
@@ -254,15 +252,15 @@ class Explanation(View, frozen=True, kw_only=True):
     unreferenced_since: dt.datetime | None
     pin: Pin | None
     hide: OpenHide | None
-    history: Annotated[list[Chapter], Meta(description="What the ledger has of it, the newest last.")]
+    history: Annotated[list[Chapter], Meta(description="Its entries in the ledger, the newest last.")]
     earlier: Annotated[bool, Meta(description="The ledger has older entries that are left out.")]
 
 
 class Undeletion(View, frozen=True, kw_only=True):
-    """A blob that was asked back: workers bring it back."""
+    """A blob that was asked back: workers restore it."""
 
     digest: str
-    state: Annotated[StateName, Meta(description="When it was asked for.")]
+    state: Annotated[StateName, Meta(description="Its state at the time of the request.")]
     pinned: bool
     detail: Annotated[str, Meta(description="What happens now.")]
 

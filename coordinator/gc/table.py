@@ -4,13 +4,13 @@
                      |                     |                    |
                      +-------- shown: served again <------------+
 
-Every one that leads towards a delete asks again what the plan asked before: that the job is still ours, that nothing
-stops collection, that the blob is in the state that it must be in, and that it was *undisturbed*: it is unreferenced
-since the very time at which the hide was decided, so nothing needed it in between, not even for a moment.
-`permit` is asked between the signature of a delete and its sending, and notes the time: what the store has not
-done a *delete bound* later, it will refuse.
-Rows are locked blob first, in the order of ids, as everybody does.
-Not here: when (domain/gc.py), what is done in storage (coordinator/gc), what shows it (gc/view.py).
+Every transaction that leads to a delete checks again what the plan checked: the job is still ours, nothing stops
+collection, the blob is in the right state, and it is *undisturbed*: unreferenced since the same time as when the hide
+was decided, so nothing needed it in between, not even for a moment.
+`permit` is called after a delete was signed and before it is sent, and writes the time: a delete that the store has not
+carried out a *delete bound* later, it will refuse.
+Rows are locked blob first, in the order of ids, as in all of Baleen.
+Not here: when (domain/gc.py), the work in storage (hide.py, purge.py, restore.py), showing it (gc/view.py).
 """
 
 import datetime
@@ -34,28 +34,28 @@ from coordinator.table.ledger import Decision, Entry
 
 #: Former referrers of one blob whose links are looked up, the last first.
 REFERRERS_LIMIT = 100
-#: Versions of one hide that the ledger names; `hides` has all of them until it is over.
+#: Versions of one hide that the ledger names; `hides` has all of them until the hide ends.
 VERSIONS_NOTED = 100
-#: Rows of the table that are counted to know how much there is.
+#: Rows of the table that are counted to estimate how much is stored.
 SAMPLED = 1_000_000
 
-#: What plans ask of a blob `b` and its hide `h`: a plan that is shown (gc/view.py) and a run ask the same.
+#: Conditions of plans on a blob `b` and its hide `h`, shared by the plan of the API (gc/view.py) and by runs.
 CANDIDATE = f"b.state = {BlobState.UNREFERENCED:d}"
 DUE = "h.hidden_at IS NOT NULL AND h.purging_at IS NULL"
 UNDISTURBED = "b.unreferenced_since = h.unreferenced_since"
 FREE = "NOT EXISTS (SELECT FROM pins p WHERE p.digest = b.digest)"
 #: Its bytes are not served.
 IS_CONCEALED = f"b.state IN ({', '.join(f'{state:d}' for state in sorted(CONCEALED))})"
-#: It is needed, too: registries wait for it.
+#: It is also needed: registries wait for it.
 IS_WANTED = f"b.unreferenced_since IS NULL AND {IS_CONCEALED}"
 
 
 class StoppedCollectingError(BaleenError):
-    """A control is on: nothing more is deleted."""
+    """A GC control stops collection: nothing more is deleted."""
 
 
 class DisturbedError(BaleenError):
-    """Some of the blobs are not any more what they were when it was decided: decide anew."""
+    """Some of the blobs have changed since the decision: decide again."""
 
 
 class Position(NamedTuple):
@@ -69,11 +69,11 @@ BEGINNING = Position(datetime.datetime(1, 1, 2, tzinfo=datetime.UTC), 0)
 
 
 class Candidate(NamedTuple):
-    """A blob that nothing references."""
+    """An unreferenced blob."""
 
     blob: int
     digest: Digest
-    #: Bytes; -1 while nobody has said.
+    #: Bytes; -1 while it is not known.
     size: int
     unreferenced_since: datetime.datetime
     pinned: bool
@@ -90,15 +90,15 @@ class Version(NamedTuple):
 
 
 class Hide(NamedTuple):
-    """A hide that is not over."""
+    """A hide that has not ended."""
 
     id: int
     blob: int
     digest: Digest
     state: BlobState
-    #: By the table: the blob is needed now.
+    #: The table references the blob now.
     needed: bool
-    #: It was needed, or is, since the hide was decided.
+    #: The blob was needed, or asked back, since the hide was decided.
     disturbed: bool
     pinned: bool
     intended_at: datetime.datetime
@@ -109,9 +109,9 @@ class Hide(NamedTuple):
     size: int | None
     marker: str | None
     versions: Sequence[Version]
-    #: When it was read.
+    #: When the row was read.
     now: datetime.datetime
-    #: Why an operator asked for it back; None if nobody did.
+    #: Why an operator asked for it back; None if no operator did.
     asked: str | None = None
 
     @property
@@ -120,14 +120,14 @@ class Hide(NamedTuple):
         return Position(self.hidden_at, self.id)
 
     def harmless(self, delete_bound: timedelta) -> bool:
-        """No delete that was let go for it can land any more (rule 8)."""
+        """Whether no delete that was permitted for it can land any more (rule 8)."""
         if self.purging_at is None and self.hidden_at is not None:
-            return True  # it was answered
+            return True  # the store has answered its delete
         return self.permitted_at is None or self.permitted_at + delete_bound < self.now
 
 
 class Intent(NamedTuple):
-    """A hide that was written down and of which nothing was sent yet."""
+    """A hide in the table of which nothing was sent to the store yet."""
 
     id: int
     blob: int
@@ -135,7 +135,7 @@ class Intent(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """A hide that took effect, as the store showed it afterwards."""
+    """A hide that took effect, with what the store showed afterwards."""
 
     id: int
     blob: int
@@ -148,27 +148,27 @@ class Hidden(NamedTuple):
 
 class Purged(NamedTuple):
     hide: Hide
-    #: Bytes that the store gave back.
+    #: Bytes that were freed in the store.
     freed: int
     deletes: int
-    #: The marker is to go, too.
+    #: The marker is to be deleted, too.
     marker: bool = False
 
 
 class Referrer(NamedTuple):
-    """A holding or a direct link that was removed, of what needed a blob."""
+    """A removed holding or direct link that needed a blob."""
 
     blob: int
     repository: RepositoryName
     digest: Digest
-    #: It is the blob's own link that has to be looked for, not a manifest's.
+    #: Look up the blob's own link, not a manifest's.
     direct: bool
 
 
 def candidates(
     connection: Connection[Any], after: Position, until: datetime.datetime | None, limit: int
 ) -> list[Candidate]:
-    """Return blobs that nothing references, the longest first; with `until` only those up to that time."""
+    """Return unreferenced blobs, the longest unreferenced first; with `until` only those up to that time."""
     found = connection.execute(
         f"""
         SELECT b.id, b.digest, b.size, b.unreferenced_since, p.digest IS NOT NULL
@@ -183,7 +183,7 @@ def candidates(
 
 
 def to_hide(connection: Connection[Any], until: datetime.datetime) -> Amount:
-    """Count what a plan with this bound would hide."""
+    """Count the blobs that a plan with this bound would hide."""
     return _amount(
         connection,
         f"""
@@ -206,7 +206,7 @@ def to_purge(connection: Connection[Any], until: datetime.datetime) -> Amount:
 
 
 def stored(connection: Connection[Any]) -> Amount:
-    """Count what registries are served, by the table; a large one by a sample of its pages."""
+    """Count the blobs that registries are served, by the table; a large table is estimated from a sample."""
     row = connection.execute("SELECT reltuples FROM pg_class WHERE oid = 'blobs'::regclass").fetchone()
     share = 1.0 if row is None or row[0] <= SAMPLED else SAMPLED / row[0]
     sample = "" if share == 1.0 else f"TABLESAMPLE SYSTEM ({100 * share})"
@@ -228,9 +228,9 @@ def _amount(connection: Connection[Any], statement: str, values: Sequence[Any]) 
 
 
 def former_referrers(connection: Connection[Any], blobs: Sequence[int]) -> list[Referrer]:
-    """Return what is known to have needed these blobs and was removed: rule 5 looks whether it is really gone.
+    """Return removed referrers of these blobs, for rule 5, which verifies that their links are gone.
 
-    Only where links are in shared storage; of each blob the last REFERRERS_LIMIT of these.
+    Only those with links in shared storage; the last REFERRERS_LIMIT of each blob.
     """
     found = connection.execute(
         """
@@ -259,7 +259,7 @@ def former_referrers(connection: Connection[Any], blobs: Sequence[int]) -> list[
 def intend(
     connection: Connection[Any], job: Job, wanted: Sequence[Candidate], evidence: dict[str, Any]
 ) -> list[Intent]:
-    """Write down that these are about to be hidden; return those that are still what they were (rule 13).
+    """Write that these blobs are about to be hidden; return those that have not changed (rule 13).
 
     Raises TakenOverError, and StoppedCollectingError.
     """
@@ -292,7 +292,7 @@ def intend(
                 Entry(
                     each.digest,
                     Decision.HIDE,
-                    "nothing has referenced it for long enough, and everybody has reported",
+                    "nothing has referenced it for long enough, and every pod has reported",
                     evidence | {"unreferenced_since": known[each.blob].unreferenced_since.isoformat()},
                     job.id,
                     each.id,
@@ -304,14 +304,14 @@ def intend(
 
 
 def permit(connection: Connection[Any], job: Job, hides: Sequence[int], state: BlobState) -> None:
-    """Let deletes of these hides go to the store, now, and note it; the last word before they are sent.
+    """Permit the deletes of these hides, and write when; the last check before they are sent.
 
     Raises TakenOverError, StoppedCollectingError or DisturbedError, and then none may be sent.
     """
     with connection.transaction():
         _ours(connection, job)
-        # Locked until this is committed: a reference that comes meanwhile waits, and whoever restores for it sees that
-        # the delete was let go. Without, a restore could be final before a delete of which it did not know.
+        # The locks last until the commit: a reference that comes meanwhile waits, and the restore for it sees that the
+        # delete was permitted. Without them, a restore could be final before a delete that it did not know.
         allowed = _locked(connection, hides, state) - _pinned(connection, hides)
         if len(allowed) != len(hides):
             raise DisturbedError(f"{len(hides) - len(allowed)} of {len(hides)} blobs are needed again, or pinned.")
@@ -321,7 +321,7 @@ def permit(connection: Connection[Any], job: Job, hides: Sequence[int], state: B
 
 
 def permit_others(connection: Connection[Any], job: Job) -> None:
-    """Let deletes of what no hide is about (leftovers/table.py) go to the store; holds until the transaction ends.
+    """Permit deletes of leftovers, which have no hide (leftovers/table.py), until the transaction ends.
 
     Raises TakenOverError or StoppedCollectingError, and then none may be sent.
     """
@@ -330,7 +330,7 @@ def permit_others(connection: Connection[Any], job: Job) -> None:
 
 
 def undisturbed(connection: Connection[Any], hides: Sequence[int], state: BlobState) -> set[int]:
-    """Return those hides for which `permit` has nothing against the blob."""
+    """Return those hides whose blobs `permit` would accept."""
     found = connection.execute(
         f"""
         SELECT h.id FROM hides h JOIN blobs b ON b.id = h.blob_id
@@ -342,9 +342,9 @@ def undisturbed(connection: Connection[Any], hides: Sequence[int], state: BlobSt
 
 
 def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> set[int]:
-    """Note that these hides took effect: t_h is read here, after the store's answer (rule 1). Return their ids.
+    """Write that these hides took effect; return their ids. t_h is read here, after the store's answer (rule 1).
 
-    Those that were disturbed meanwhile are left as they are, to be undone. Raises TakenOverError.
+    Hides that were disturbed meanwhile stay as they are, to be undone. Raises TakenOverError.
     """
     with connection.transaction():
         jobs.hold(connection, job)
@@ -371,7 +371,7 @@ def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> s
                 Entry(
                     each.digest,
                     Decision.HIDDEN,
-                    "registries see it no more",
+                    "registries no longer see it",
                     {
                         "bytes": each.size,
                         "marker": each.marker,
@@ -400,7 +400,7 @@ def due(connection: Connection[Any], after: Position, until: datetime.datetime |
 
 
 def unfinished(connection: Connection[Any], job: Job | None, after: int, limit: int) -> list[Hide]:
-    """Return hides that no job but this one has in its hands, and whose end is not known, by id."""
+    """Return unfinished hides of other jobs than this one, by id."""
     return _hides(
         connection,
         """
@@ -412,9 +412,9 @@ def unfinished(connection: Connection[Any], job: Job | None, after: int, limit: 
 
 
 def concealed(connection: Connection[Any], limit: int, after: int = 0) -> tuple[list[Hide], list[Digest]]:
-    """Return what is needed and not served: hides to be undone, and blobs that were purged and came again.
+    """Return what is needed and not served: hides to undo, and purged blobs that were pushed again.
 
-    Of each so many, of blobs whose ids are greater than `after`.
+    At most `limit` of each, of blobs whose ids are greater than `after`.
     """
     hides = _hides(connection, f"{IS_WANTED} AND b.id > %s ORDER BY b.id LIMIT %s", (after, limit))
     purged = connection.execute(
@@ -434,7 +434,7 @@ def asked_back(connection: Connection[Any], limit: int, after: int = 0) -> list[
 
 
 def hide(connection: Connection[Any], number: int) -> Hide | None:
-    """Return a hide as it is now; None if it is over."""
+    """Return a hide as it is now; None if it has ended."""
     found = _hides(connection, "h.id = %s", (number,))
     return found[0] if found else None
 
@@ -480,13 +480,13 @@ def _hides(connection: Connection[Any], condition: str, values: Sequence[Any]) -
 
 
 def begin_purge(connection: Connection[Any], job: Job, hides: Sequence[Hide], evidence: dict[str, Any]) -> set[int]:
-    """Write down that what these hides recorded is about to be deleted; return those that still may be.
+    """Write that these hides are about to be purged; return those that still may be.
 
-    Also of those whose purge another job began. Raises TakenOverError, and StoppedCollectingError.
+    Takes over purges that another job began. Raises TakenOverError, and StoppedCollectingError.
     """
     with connection.transaction():
         _ours(connection, job)
-        # One that was pinned since the plan stays hidden as it is.
+        # A blob that was pinned since the plan stays hidden.
         wanted = [each.id for each in hides]
         ours = _locked(connection, wanted, BlobState.HIDDEN, BlobState.PURGING) - _pinned(connection, wanted)
         taken = [each for each in hides if each.id in ours]
@@ -504,7 +504,7 @@ def begin_purge(connection: Connection[Any], job: Job, hides: Sequence[Hide], ev
                 Entry(
                     each.digest,
                     Decision.PURGE,
-                    "hidden for long enough, everybody has reported since, and nothing needed it",
+                    "hidden for long enough, every pod has reported since, and nothing needed it",
                     evidence | {"hidden_at": None if each.hidden_at is None else each.hidden_at.isoformat()},
                     job.id,
                     each.id,
@@ -516,7 +516,7 @@ def begin_purge(connection: Connection[Any], job: Job, hides: Sequence[Hide], ev
 
 
 def purged(connection: Connection[Any], job: Job, done: Sequence[Purged]) -> None:
-    """Note that these hides are over, and what storage gave back. Raises TakenOverError."""
+    """Write that these hides have ended, and what was freed. Raises TakenOverError."""
     with connection.transaction():
         jobs.hold(connection, job)
         numbers = _blobs_first(connection, [each.hide.id for each in done])
@@ -529,7 +529,7 @@ def purged(connection: Connection[Any], job: Job, done: Sequence[Purged]) -> Non
                 Entry(
                     each.hide.digest,
                     Decision.PURGED,
-                    "what its hide had recorded is deleted",
+                    "everything that its hide had recorded is deleted",
                     {"freed_bytes": each.freed, "deleted": each.deletes},
                     job.id,
                     each.hide.id,
@@ -540,20 +540,20 @@ def purged(connection: Connection[Any], job: Job, done: Sequence[Purged]) -> Non
 
 
 def shown(connection: Connection[Any], found: Hide, why: str) -> bool:
-    """Note that a hide is over, and its blob is served again; False if it was over before.
+    """Write that a hide has ended, and its blob is served again; return False if it had ended before.
 
-    Only once no delete of the hide can land any more, and the bytes were seen after that (rules 8 and 14).
+    Only call this when no delete of the hide can land any more, and the bytes were read after that (rules 8 and 14).
     """
     with connection.transaction():
         if not _blobs_first(connection, [found.id]):
             return False
         now = hide(connection, found.id)
         if now is None or (now.permitted_at, now.purging_at) != (found.permitted_at, found.purging_at):
-            # A delete was let go since: what was looked at is not what counts.
+            # A delete was permitted since, so what the caller read no longer counts.
             return False
         lifecycle.tell(connection, [found.blob], BlobEvent.SHOWN)
         connection.execute("DELETE FROM hides WHERE id = %s", (found.id,))
-        # A table from before this would purge what is served again.
+        # An older state of the table would purge a blob that is served again.
         mark.advance(connection)
         decision = Decision.RESTORED if found.disturbed else Decision.UNDONE
         evidence = {
@@ -572,9 +572,9 @@ def shown(connection: Connection[Any], found: Hide, why: str) -> bool:
 def give_back(
     connection: Connection[Any], job: Job, found: Sequence[tuple[Hide, Decision, str, dict[str, Any]]]
 ) -> None:
-    """Void hides by a look at storage: nothing is deleted for them any more, and they are restored.
+    """Void hides because of what storage shows: nothing more is deleted for them, and they are restored.
 
-    Their blobs' time without references begins anew, so that the hides are *disturbed*. Raises TakenOverError.
+    Their blobs' time without references starts again, so that the hides are *disturbed*. Raises TakenOverError.
     """
     with connection.transaction():
         jobs.hold(connection, job)
@@ -594,12 +594,12 @@ def give_back(
 
 
 def keep(connection: Connection[Any], job: Job, kept: Sequence[tuple[Digest, str, dict[str, Any]]]) -> None:
-    """Note that blobs are kept against the plan."""
+    """Write that blobs are kept, contrary to the plan."""
     ledger.write(connection, [Entry(digest, Decision.KEPT, why, evidence, job.id) for digest, why, evidence in kept])
 
 
 def recent_runs(connection: Connection[Any], limit: int) -> list[Amount]:
-    """Return what each of the last runs took that were done, the newest first."""
+    """Return the amounts of the last finished runs, the newest first."""
     found = connection.execute(
         """
         SELECT coalesce((progress #>> '{hidden,blobs}')::bigint, 0)
@@ -615,7 +615,7 @@ def recent_runs(connection: Connection[Any], limit: int) -> list[Amount]:
 
 
 def open_hides(connection: Connection[Any], wanted: Sequence[Digest]) -> set[tuple[Digest, int]]:
-    """Return (digest, hide) of hides that are not over, of these blobs."""
+    """Return (digest, hide) of the open hides of these blobs."""
     found = connection.execute(
         "SELECT b.digest, h.id FROM hides h JOIN blobs b ON b.id = h.blob_id WHERE b.digest = ANY(%b::bytea[])",
         ([bytes(each) for each in wanted],),
@@ -624,25 +624,27 @@ def open_hides(connection: Connection[Any], wanted: Sequence[Digest]) -> set[tup
 
 
 def _ours(connection: Connection[Any], job: Job) -> None:
-    """Make sure that the job is ours until the transaction ends, and that nothing stops it now."""
+    """Check that the job is ours until the transaction ends, and that no control stops it now."""
     jobs.hold(connection, job)
-    # Without a lock: a job that hangs here must not keep anybody from switching off.
+    # Read without a lock: a job that hangs here must not keep an operator from switching GC off.
     on = connection.execute("SELECT enabled, why FROM gc_switch").fetchone()
     if on is None or not on[0]:
         why = "it was never switched on" if on is None else on[1]
         raise StoppedCollectingError(
-            f"Garbage collection is switched off ({why}): `baleen gc on --why …` switches it on."
+            f"Garbage collection is switched off ({why}). Switch it on with `baleen gc on --why …`."
         )
     held = connection.execute("SELECT scope, why FROM holds ORDER BY scope LIMIT 1").fetchone()
     if held is not None:
-        raise StoppedCollectingError(f"{held[0]} is held ({held[1]}): `baleen release {held[0]}` lets go.")
+        raise StoppedCollectingError(f"{held[0]} is held ({held[1]}). Release it with `baleen release {held[0]}`.")
     claimed = connection.execute("SELECT FROM gc_mark WHERE claimed_at IS NOT NULL").fetchone()
     if claimed is not None:
-        raise StoppedCollectingError("The last claim is not verified: `baleen audit --mend`, see `baleen gc status`.")
+        raise StoppedCollectingError(
+            "The last claim is not verified. Run `baleen audit --mend`; see `baleen gc status`."
+        )
 
 
 def _locked(connection: Connection[Any], hides: Sequence[int], *states: BlobState) -> set[int]:
-    """Lock the blobs of hides; return the hides that are not over, undisturbed, and in one of the states."""
+    """Lock the blobs of hides; return the hides that are open, undisturbed, and in one of the states."""
     found = connection.execute(
         """
         SELECT h.id FROM hides h JOIN blobs b ON b.id = h.blob_id
@@ -669,7 +671,7 @@ def _pinned(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
 
 
 def _blobs_first(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
-    """Lock the blobs of hides; return those hides that are not over."""
+    """Lock the blobs of hides; return the hides that are open."""
     found = connection.execute(
         """
         SELECT h.id FROM hides h JOIN blobs b ON b.id = h.blob_id WHERE h.id = ANY(%s::bigint[])
@@ -681,6 +683,6 @@ def _blobs_first(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
 
 
 def _existing(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
-    """Of hides whose blobs are locked, those that are not over: the locks may have waited for who ended them."""
+    """Return those of these hides, whose blobs are locked, that are open: one may have ended while a lock waited."""
     found = connection.execute("SELECT id FROM hides WHERE id = ANY(%s::bigint[])", (integers(hides),))
     return {row[0] for row in found}

@@ -1,9 +1,9 @@
 """List the root for repositories that no pod owns.
 
-Route: a run of garbage collection, again and again (gc/collect.py), and the scheduler -> `look` -> the row that status,
-plans and runs go by (gc/unowned_table.py). An audit lists for itself, and so does `baleen pods suggest-prefixes`.
-Only folders are listed: those at the top, and those above a pod's prefix. So it takes one request where prefixes have
-one part each, and one more for each folder that several prefixes share, however much is stored.
+Route: a GC run, again and again (gc/collect.py), and the scheduler -> `look` -> the row that status, plans and runs
+read (gc/unowned_table.py). An audit makes its own listing, and so does `baleen pods suggest-prefixes`.
+Only folders are listed: those at the top, and those above a pod's prefix. So it takes one request if prefixes have one
+part each, and one more for each folder that several prefixes share, however much is stored.
 Not here: what follows (domain/perimeter.py).
 """
 
@@ -21,7 +21,7 @@ from coordinator.storage.port import ObjectInfo
 
 
 class Folders(Protocol):
-    """What of an object store a listing of the root takes."""
+    """The operations of an object store that a listing of the root needs."""
 
     def folders(self, prefix: str) -> Iterator[str]: ...
 
@@ -29,7 +29,7 @@ class Folders(Protocol):
 
 
 def look(connections: Connections, store: Folders) -> Listing:
-    """List the root and keep what was found; raises UnavailableError, and what is known stays as it was."""
+    """List the root and write the result. Raises UnavailableError, and leaves the last result."""
     with connections.use() as connection:
         begun = table.begin(connection)
     found = list_root(store, begun)
@@ -39,7 +39,7 @@ def look(connections: Connections, store: Folders) -> Listing:
 
 
 def look_if_due(connections: Connections, store: Folders, every: timedelta) -> bool:
-    """List the root if it was not listed for so long, or the pods have changed; return whether it was."""
+    """List the root if the last listing is older than `every`, or the pods changed; return whether it was listed."""
     with connections.use() as connection:
         due = table.is_due(connection, every)
     if due:
@@ -54,9 +54,9 @@ def list_root(store: Folders, begun: Begun) -> Listing:
 
 
 def unowned(store: Folders, prefixes: Sequence[str]) -> Iterator[str]:
-    """Give repositories, and folders of repositories, that hold anything and that no pod with these prefixes owns.
+    """Give repositories, and folders of repositories, that are not empty and that no pod with these prefixes owns.
 
-    There may be more below a folder. One above a prefix is given if it is a repository itself.
+    A folder may have several repositories below it. A folder above a prefix is given if it is a repository itself.
     """
     owned = set(prefixes)
     above = _above(owned)
@@ -71,29 +71,29 @@ def unowned(store: Folders, prefixes: Sequence[str]) -> Iterator[str]:
             if name in above:
                 waiting.append(each)
                 continue
-            # No component of a repository's name begins so: it is what the repository above it has.
+            # No component of a repository's name begins with `_`: it is a folder of the repository above it.
             parent, _, last = name.rpartition("/")
             if parent and last.startswith("_"):
                 if is_given:
                     continue
                 name = parent
-            # The store may have a folder that has just lost its last key.
+            # The store may still show a folder that has just lost its last key.
             if store.list(each, limit=1):
                 is_given |= name == parent
                 yield shown_name(name)
 
 
 def count_repositories(store: Folders, name: str, limit: int) -> tuple[int, bool]:
-    """Count repositories in a folder of them, itself included; return whether these are all.
+    """Count the repositories in a folder, itself included; return whether these are all.
 
-    Counts `limit` at most, and reads no more folders than that.
+    Counts at most `limit`, and reads no more folders than that.
     """
     waiting, found, read = [f"{REPOSITORIES}{name}/"], 0, 0
     while waiting and found < limit and read < limit:
         folder = waiting.pop()
         read += 1
         below = list(islice(store.folders(folder), limit))
-        # No component of a repository's name begins so: it is what the repository has.
+        # No component of a repository's name begins with `_`: it is a folder of the repository.
         parts = [each for each in below if each[len(folder) :].startswith("_")]
         found += bool(parts)
         waiting += [each for each in below if not each[len(folder) :].startswith("_")]

@@ -9,7 +9,7 @@ from psycopg import Connection
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.perimeter import Listing, as_of_now
 
-#: The pods' prefixes of now, and the listing, if there is one that was not noted by a clock that was ahead.
+#: The pods' present prefixes, and the listing, unless a clock that was ahead wrote its time.
 READ: Final = """
 SELECT ARRAY(SELECT prefix FROM pod_prefixes ORDER BY prefix) AS known, l.began_at, l.prefixes, l.unowned, l.complete
 FROM (SELECT) one LEFT JOIN root_listing l ON l.began_at <= clock_timestamp()
@@ -17,10 +17,10 @@ FROM (SELECT) one LEFT JOIN root_listing l ON l.began_at <= clock_timestamp()
 
 
 class Begun(NamedTuple):
-    """A listing that begins."""
+    """The beginning of a listing."""
 
     at: datetime.datetime
-    #: Of all pods.
+    #: Prefixes of all pods.
     prefixes: Sequence[RepositoryName]
 
 
@@ -34,7 +34,7 @@ def begin(connection: Connection[Any]) -> Begun:
 
 
 def write(connection: Connection[Any], begun: Begun, unowned: Sequence[str], *, complete: bool) -> None:
-    """Keep what a listing has found, unless one that began later is known."""
+    """Write the result of a listing, unless there is one that began later."""
     connection.execute(
         """
         INSERT INTO root_listing AS l (began_at, prefixes, unowned, complete)
@@ -48,12 +48,12 @@ def write(connection: Connection[Any], begun: Begun, unowned: Sequence[str], *, 
 
 
 def read(connection: Connection[Any]) -> Listing | None:
-    """Return what the last listing means with the pods of now; None if nothing is known."""
+    """Return the last listing, applied to the present pods; None if there is none."""
     return listing(connection.execute(READ).fetchone())
 
 
 def listing(row: Sequence[Any] | None) -> Listing | None:
-    """Make a listing of a row of READ."""
+    """Make a listing from a row of READ."""
     if row is None or row[1] is None:
         return None
     known, began_at, listed_with, unowned, complete = row
@@ -61,7 +61,7 @@ def listing(row: Sequence[Any] | None) -> Listing | None:
 
 
 def is_due(connection: Connection[Any], every: datetime.timedelta) -> bool:
-    """Whether it is time to list again: none is known that is of these prefixes and younger than `every`."""
+    """Whether to list again: there is no listing with the present prefixes that is younger than `every`."""
     row = connection.execute(
         """
         SELECT NOT EXISTS (

@@ -1,9 +1,9 @@
-"""The plan of garbage collection page by page, and how collection is doing.
+"""Show the plan of garbage collection page by page, and the state of collection.
 
-A page of the plan reads what is hidden, the longest first, and then what nothing references, the longest first, and
-says of each what the rules say (domain/gc.py), by the same conditions as a run (gc/table.py). A run walks the same
-lists, so that the plan is what it does, but for what it finds in storage. Not here: what is known of pods
-(conditions.py), runs (runs.py), doing it (coordinator/gc).
+A page of the plan reads hidden blobs, the longest hidden first, and then unreferenced ones, the longest unreferenced
+first. It applies the rules (domain/gc.py) to each, with the same conditions as a run (gc/table.py). A run reads the
+same lists, so it does what the plan says, unless storage shows otherwise.
+Not here: facts about pods (conditions.py), runs (runs.py), doing it (collect.py).
 """
 
 import asyncio
@@ -34,12 +34,12 @@ from coordinator.gc.shapes import (
 from coordinator.gc.table import CANDIDATE, DUE, FREE, IS_CONCEALED, IS_WANTED, UNDISTURBED
 from coordinator.table.ledger import Decision
 
-#: Blobs that one page of a plan looks at, at most, for those of one step.
+#: Blobs that one page of a plan reads, at most, to find those of one step.
 WALK = 2000
-#: Figures over all that is hidden or unreferenced are kept so long, or COST_FACTOR times what they cost.
+#: How long totals of hidden and unreferenced blobs are cached; or COST_FACTOR times as long as counting took, if more.
 KEPT_SECONDS = 15.0
 COST_FACTOR = 50.0
-#: Where a count of what is seldom much ends.
+#: Limit of counts that are seldom high.
 COUNTED = 100_000
 
 _BEGINNING = dt.datetime(1, 1, 2, tzinfo=dt.UTC)
@@ -96,7 +96,7 @@ SELECT max(began_at) FROM jobs WHERE kind = 'gc' AND NOT coalesce((options ->> '
 
 
 class _Place(NamedTuple):
-    """Where a page of the plan goes on: in which of its lists, and after which of it."""
+    """Where a page of the plan continues: in which list, and after which of its rows."""
 
     hidden: bool
     at: dt.datetime
@@ -115,7 +115,7 @@ async def plan(
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> PlanPage:
-    """Return a page of the plan; with `despite_holds` as if nothing held collection."""
+    """Return a page of the plan; with `despite_holds` as if nothing blocked GC."""
     place: _Place | None = paging.decode("plan", cursor, _Place) or _FIRST
     async with reading(engine) as connection:
         facts = await read_facts(connection)
@@ -124,7 +124,7 @@ async def plan(
         items: list[PlanItem] = []
         looked = 0
         while place is not None and len(items) < limit and looked < max(WALK, limit):
-            # No more than are shown if all of them fit.
+            # Without a filter every row is shown: read no more than fit.
             wanted = limit - len(items) if step is None else max(WALK - looked, 1)
             rows = await _rows(connection, place, wanted)
             looked += len(rows)
@@ -194,7 +194,7 @@ async def _totals(connection: AsyncConnection, hide: Policy, purge: Policy) -> P
 
 
 def _why(row: Row[Any], policy: Policy, *, hidden: bool) -> Why | None:
-    """Why all of a row's blobs are kept, as of each (`_item`): bounds come the least first, so that it is the first."""
+    """Return why all of a row's blobs are kept, as `_item` does for one; of the bounds, which ascend, the first."""
     if hidden and row.disturbed:
         return Why.NEEDED if row.needed else Why.DISTURBED
     if policy.holds:
@@ -209,7 +209,7 @@ def _more(amount: Amount, row: Row[Any]) -> Amount:
 
 
 class Figures(NamedTuple):
-    """What is unreferenced and what is hidden, all in all."""
+    """Totals of unreferenced and of hidden blobs."""
 
     unreferenced: Amount
     hidden: Amount
@@ -217,7 +217,7 @@ class Figures(NamedTuple):
 
 
 class FiguresReader:
-    """The memory of one process: to count takes long where much is hidden."""
+    """Counts totals, and caches them for one process: counting takes long if many blobs are hidden."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -226,7 +226,7 @@ class FiguresReader:
 
     async def read(self) -> Figures:
         clock = asyncio.get_running_loop().time
-        # One reads, whoever waits finds what was read.
+        # One caller counts, and the others wait for its result.
         async with self._reading:
             began = clock()
             if self._kept is not None:
@@ -242,7 +242,7 @@ class FiguresReader:
 
 
 async def waiting(connection: AsyncConnection) -> Waiting:
-    """Count what is needed, or was asked back, and is not served; each up to COUNTED."""
+    """Count blobs that are needed, or were asked back, and are not served; each count up to COUNTED."""
     rows = await connection.execute(_WAITING, {"limit": COUNTED})
     counts: dict[int, int] = {row.state: row.n for row in rows}
     return Waiting(
@@ -253,7 +253,7 @@ async def waiting(connection: AsyncConnection) -> Waiting:
 
 
 async def shown_by_others(connection: AsyncConnection) -> ShownByOthers:
-    """Count the purges that were called off with an alarm, up to COUNTED, and return the last of them."""
+    """Return the count of purges that were called off with an alarm, up to COUNTED, and the last of them."""
     count = int(await connection.scalar(_SHOWN, {"limit": COUNTED}) or 0)
     last = (await connection.execute(_LAST_SHOWN)).one_or_none()
     return ShownByOthers(
@@ -264,7 +264,7 @@ async def shown_by_others(connection: AsyncConnection) -> ShownByOthers:
 
 
 async def oldest_candidate(connection: AsyncConnection) -> dt.datetime | None:
-    """Return since when the oldest of what nothing references, nobody pinned and is served is unreferenced."""
+    """Return the earliest `unreferenced_since` of candidates that are not pinned; None if there are none."""
     found: dt.datetime | None = await connection.scalar(_OLDEST)
     return found
 

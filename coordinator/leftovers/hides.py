@@ -1,8 +1,8 @@
-"""What hides that are over have left: copies in `quarantine/`, and delete markers on `blobs/`.
+"""Delete leftovers of ended hides: copies in `quarantine/`, and delete markers on `blobs/`.
 
-A copy stays after a restore, since until then it might have been the only one (gc/restore.py); a marker stays where a
+A copy stays after a restore, since until then it might have been the only one (gc/restore.py). A marker stays where a
 purge found bytes below it that no hide had recorded, or was interrupted.
-Not here: which hides are over (leftovers/table.py).
+Not here: which hides have ended (leftovers/table.py).
 """
 
 import datetime
@@ -22,7 +22,7 @@ _Copy = tuple[Digest, int]
 
 
 def copies(sweep: Sweep) -> None:
-    """Delete copies of hides that are over."""
+    """Delete copies of ended hides."""
     before = sweep.before(sweep.ages.delete_bound)
 
     @contextmanager
@@ -48,7 +48,7 @@ def _add_copies(sweep: Sweep, page: Sequence[tuple[_Copy, Entry]], before: datet
     sweep.tally.add(Kind.COPIES, Amounts(unknown=unknown))
 
     def is_needless(over: table.Over, entry: Entry) -> bool:
-        """Whether the blob is served as long as its copy is, or gone for good."""
+        """Whether the blob is served with the size of its copy, or purged and unreferenced."""
         served = sweep.store.head(blob_key(over.digest))
         return over.gone if served is None else served.size == entry.size
 
@@ -61,7 +61,7 @@ def _add_copies(sweep: Sweep, page: Sequence[tuple[_Copy, Entry]], before: datet
 
 
 def markers(sweep: Sweep) -> int:
-    """Delete markers of purged blobs with nothing below; return up to which entry of the ledger that is done."""
+    """Delete markers of purged blobs with nothing below; return the last entry of the ledger that was processed."""
     before = sweep.before(sweep.ages.delete_bound)
     with sweep.connections.use() as connection:
         began = after = table.swept_to(connection, Kind.MARKERS)
@@ -85,5 +85,5 @@ def markers(sweep: Sweep) -> int:
                     batch.add(Item(found[0].key, [each.target for each in found], len(found), 0, about=digest))
                     if not found[0].latest:
                         sweep.tally.add(Kind.MARKERS, Amounts(left=1))  # there are more than one request may delete
-    # What was not deleted is looked at again.
+    # The next run tries markers again that were not deleted.
     return began if sweep.tally.amounts(Kind.MARKERS).left else after

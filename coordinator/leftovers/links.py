@@ -1,20 +1,22 @@
-"""Layer links that garbage collection deletes, and gives back where somebody relied on one meanwhile.
+"""Delete layer links of purged blobs, and write a link back if a push relied on it meanwhile.
 
-A link of a purged blob leads nowhere, until the blob is pushed again through *any* repository: then it counts again,
-and a manifest may be accepted that relies on it. That can happen between the last look and the delete:
+A link of a purged blob leads nowhere, until the blob is pushed again through *any* repository: then the link counts
+again, and a registry may accept a manifest that relies on it. That can happen between the last check and the delete:
 
-    1. the blob has no bytes, by a look; the delete of the old link is permitted
+    1. a look-up finds no bytes of the blob; the delete of the old link is permitted
     2. a client pushes the blob through another repository
-    3. a client of this one is told that it has the blob, and its manifest is accepted
+    3. the registry answers a client of this repository that it has the blob, and accepts its manifest
     4. the delete lands: the manifest is there, the bytes are there, and no link leads to them
 
-So each such delete is written down first (gc_unlinks), and the link is put back if its blob turns out to be needed, or
-to have bytes. It is forgotten only once nobody can have relied on it: the delete's bound has passed, so it landed or
-never will; then R, so that every request has ended that had read the link before; and then the blob is still purged
-and has no bytes. Had a manifest been accepted that relies on it, there would be some, since only Baleen deletes them.
-Who puts back: workers, all the time, what the table says is needed (`give_back`); each collection, by a look
-(`settle`). A link that is put back too much gives a repository what it had before, and is a leak of 71 bytes. Not
-here: when collection looks for them, and the machinery of a run (run.py, sweep.py).
+So each such delete is first written to gc_unlinks, and the link is written back if its blob turns out to be needed, or
+to have bytes. The row is deleted only once no client can have relied on the link: the delete's bound has passed, so it
+landed or never will; then R has passed, so every request that had read the link has ended; and the blob is still purged
+without bytes. Had a manifest that relies on the link been accepted, there would be bytes, since only Baleen deletes
+them.
+Links are written back by workers, all the time, if the table says that they are needed (`give_back`); and by each
+collection, after a look-up in storage (`settle`). A link that is written back needlessly gives a repository what it had
+before, and costs 71 bytes.
+Not here: when collection looks for links, and the machinery of a run (run.py, sweep.py).
 """
 
 import datetime
@@ -37,12 +39,12 @@ from coordinator.storage.port import DELETE_LIMIT, ObjectStore, Permit, Target
 
 log = structlog.get_logger()
 
-#: Deletes of links that are watched at once: workers look at all of them again and again.
+#: Deleted links that are watched at once: workers check all of them again and again.
 OPEN_LIMIT = 50_000
 
 
 class Links:
-    """Decides about links, by the page: what of them is deleted goes into a batch (`allow`, `look_again`)."""
+    """Decides which links are deleted, page by page, and adds them to a batch (`allow`, `look_again`)."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
@@ -51,11 +53,11 @@ class Links:
 
     @property
     def full(self) -> bool:
-        """Whether there may be more, which is left to the next run: once these are over."""
+        """Whether OPEN_LIMIT is reached: the next run takes the others, once these are resolved."""
         return self._room <= 0
 
     def decide(self, page: Sequence[tuple[RepositoryName, Digest]], batch: Batch) -> None:
-        """Take those links that lead to what was purged long ago, and are older than that."""
+        """Add the links of blobs that were purged long ago, if they are older than the purge."""
         if self.full:
             return
         before = self._sweep.before(self._sweep.ages.links)
@@ -73,18 +75,18 @@ class Links:
                 batch.add(item)
 
     def _look(self, repository: RepositoryName, digest: Digest, purged_at: datetime.datetime) -> Item | None:
-        """Look at a link and its blob; None if it stays."""
+        """Check a link and its blob in storage; return the item to delete, None if the link stays."""
         key = layer_link_key(repository, digest)
         states = self._sweep.store.versions(key)
         if not states or states[0].is_marker:
             return None
-        # The store's clock against the database's: they differ by less than a request may take.
+        # The store's clock and the database's differ by less than the bound of a request.
         if any(each.modified_at + self._sweep.facts.times.request_bound > purged_at for each in states):
             return None
         if any(not each.is_marker for each in self._sweep.store.versions(blob_key(digest))):
             return None
-        # All of them: below the newest an older one would be the link again. Of more than one request may delete the
-        # oldest that are known: the link stays as it is, and the next run takes more.
+        # Delete all versions: without the newest, an older one would be the link again. If there are more than one
+        # request may delete, delete the oldest: the link stays as it is, and the next run takes more.
         doomed = states[-DELETE_LIMIT:]
         targets = [Target(key, each.version) for each in doomed]
         things = sum(each.latest for each in doomed)
@@ -98,7 +100,7 @@ class Links:
         yield self._sweep.asking(lambda connection: table.permit_unlink(connection, job, unlinks, before))
 
     def look_again(self, items: Sequence[Item]) -> None:
-        """Give links back at once whose blobs have bytes again; the others are looked at later, too (`settle`)."""
+        """Write back at once the links of blobs that have bytes again; later checks follow (`settle`)."""
         heads = self._sweep.pool.map(lambda item: self._sweep.store.head(blob_key(item.about[1])), items)
         for item, head in zip(items, heads, strict=True):
             if head is not None:
@@ -106,9 +108,9 @@ class Links:
 
 
 def give_back(connections: Connections, store: ObjectStore) -> int:
-    """Put back links of blobs that are needed again, by the table; return how many.
+    """Write back links of blobs that the table says are needed again; return how many.
 
-    Raises UnavailableError, with all of it done that could be.
+    Raises UnavailableError, after it has done all that it could.
     """
 
     def given_back(found: Unlink) -> bool:
@@ -127,10 +129,10 @@ def give_back(connections: Connections, store: ObjectStore) -> int:
 
 
 def settle(connections: Connections, store: ObjectStore, job: Job, bound: timedelta) -> int:
-    """Look at every link that may have been relied on: put it back, forget it, or leave it; return how many are left.
+    """Check every deleted link: write it back, forget it, or leave it for later; return how many are left.
 
     `bound`: how long after its permit a delete, or a request that read the link before, may still be under way.
-    Raises UnavailableError, with all of it done that could be.
+    Raises UnavailableError, after it has done all that it could.
     """
     after = left = 0
     failed: UnavailableError | None = None
@@ -142,7 +144,7 @@ def settle(connections: Connections, store: ObjectStore, job: Job, bound: timede
                 raise failed
             return left
         after = found[-1].id
-        # The table, and with it the time, was asked first, and the bytes are last.
+        # The order matters: the table and the time were read first, the bytes are checked last.
         over, refused = _those_over(store, found, lambda each: _is_over(store, each, job, bound))
         failed = failed or refused
         with connections.use() as connection:
@@ -153,7 +155,7 @@ def settle(connections: Connections, store: ObjectStore, job: Job, bound: timede
 def _those_over(
     store: ObjectStore, found: Sequence[Unlink], is_over: Callable[[Unlink], bool]
 ) -> tuple[list[int], UnavailableError | None]:
-    """Return which are over, and what the store said of one that it refused: while it answers, others do not wait."""
+    """Return the ids that are resolved, and the error of one that failed: the others go on while the store answers."""
     over: list[int] = []
     refused = None
     for each in found:
@@ -171,12 +173,12 @@ def _is_over(store: ObjectStore, found: Unlink, job: Job, bound: timedelta) -> b
         put_back(store, found.repository, found.digest)
         return True
     if found.permitted_at is None:
-        # Of a job that has it no more, it will not be permitted either.
+        # If its job has lost the lease, it will never be permitted.
         return (found.run_id, found.taken) != (job.id, job.taken)
     return found.permitted_at + bound < found.now
 
 
 def put_back(store: ObjectStore, repository: RepositoryName, digest: Digest) -> None:
-    """Write a link anew, also one that is there: it may be the one of which a delete is under way."""
+    """Write a link again, also if it exists: a delete of it may be under way."""
     store.put(layer_link_key(repository, digest), format_digest(digest).encode())
-    log.info("a link is given back", repository=repository, digest=format_digest(digest))
+    log.info("link was written back", repository=repository, digest=format_digest(digest))

@@ -1,7 +1,7 @@
-"""Older versions of the link that probes write, in a bucket that keeps versions.
+"""Delete older versions of the link that probes write, in a bucket that keeps versions.
 
-A probe by a push puts the known manifest by its digest, and the registry writes that manifest's link again: 71 bytes,
-a version for each probe. Every version says the same, and registries read the newest only.
+A probe by push puts the known manifest by its digest, and the registry writes that manifest's link again: 71 bytes,
+one version per probe. All versions have the same content, and registries read only the newest.
 Not here: what a probe is (pods/prober.py).
 """
 
@@ -15,14 +15,14 @@ from coordinator.storage.port import DELETE_LIMIT
 
 
 def versions(sweep: Sweep, manifest: Digest) -> None:
-    """Delete what is neither the newest version nor a marker, and was written before the age of versions."""
+    """Delete versions that are neither the newest nor a marker, and are older than the age of versions."""
     before = sweep.before(sweep.ages.versions)
     with sweep.connections.use() as connection:
         prefixes = table.prefixes(connection)
     with sweep.batch(Kind.PROBES, sweep.allow) as batch:
         for prefix in prefixes:
             key = revision_link_key(RepositoryName(f"{prefix}/{PROBE_REPOSITORY}"), manifest)
-            # An older prefix may have been the pod's first: each is looked at.
+            # Probes use the pod's first prefix, which may have been another one: check all of them.
             old = (
                 each
                 for each in sweep.entries(key)

@@ -1,38 +1,37 @@
-"""Delete what registries, and hides that are over, leave behind in storage: everything that is no blob.
+"""Delete leftovers of registries and of ended hides in storage: everything that is no blob.
 
-| kind       | what                                                 | goes once                         | bucket    |
+| kind       | what                                                 | deleted once                      | bucket    |
 |------------|------------------------------------------------------|-----------------------------------|-----------|
-| `uploads`  | sessions `_uploads/<uuid>/` that nobody ended        | nothing of it was modified for    | any       |
+| `uploads`  | unfinished sessions `_uploads/<uuid>/`               | nothing of it was modified for    | any       |
 |            |                                                      | the grace                         |           |
-| `parts`    | uploads in parts that nobody ended                   | begun that long ago, and their    | any       |
+| `parts`    | unfinished multipart uploads                         | begun that long ago, and their    | any       |
 |            |                                                      | session, if any, is as quiet      |           |
-| `versions` | below `_uploads/`: what ended sessions have left,    | nothing was done to its key for   | versioned |
+| `versions` | below `_uploads/`: old versions of ended sessions,   | nothing was done to its key for   | versioned |
 |            | each a copy of a layer; markers with nothing below   | the grace                         |           |
 | `links`    | `_layers/…/link` of purged blobs                     | purged that long ago              | versioned |
-| `copies`   | `quarantine/` of hides that are over                 | a delete's bound has passed       | any       |
+| `copies`   | `quarantine/` of ended hides                         | a delete's bound has passed       | any       |
 | `markers`  | delete markers on purged `blobs/`, nothing below     | a delete's bound has passed       | versioned |
 | `probes`   | older versions of the link that probes write         | written before the age of         | versioned |
 |            |                                                      | versions                          |           |
 
-Route: gc/collect.py, when there was none for so long -> `DeleteLeftovers.run`: a walk through storage says where to
-look, an older state of a thing is all that is named, `delete_many` or `abort` by a permit deletes it (sweep.py).
+Route: gc/collect.py, when the last run is long enough ago -> `DeleteLeftovers.run`: list storage, name old states of
+objects, and delete them by `delete_many` or `abort` with a permit (sweep.py).
 
 Why nothing is lost by it:
-- *uploads, parts, versions*: no manifest needs them. A client that goes on with a session after the grace is told that
-  there is none, and begins anew: a registry moves an upload to `blobs/` whole or not at all. On a bucket with versions
-  everything is named by its version, so what comes meanwhile stays.
+- *uploads, parts, versions*: no manifest needs them. A client that continues a session after the grace gets the answer
+  that there is none, and starts again: a registry moves an upload to `blobs/` whole or not at all. On a bucket with
+  versions everything is named by its version, so objects that come meanwhile stay.
 - *links*: only by exact version, and all versions of the link must be older than the purge. **Not on a bucket without
-  versions:** there a delete names a key, and between the look and the delete a client can write the link anew, by an
-  upload that is accepted; the delete would take that one. What is relied on meanwhile is put back (links.py).
-  Only in pods where manifests keep blobs alive: elsewhere a link is what keeps its blob, and a reconcile's business.
-- *copies*: only of hides whose end the ledger knows, and only while the blob's bytes are served, or it is purged.
-  Of a copy that the table does not know of nothing is known: it stays, and is counted as `unknown`.
-- *probes*: all versions of that link say the same, the newest stays, and each is named by its version.
+  versions:** there a delete names a key, and between the check and the delete a client can write the link again, by an
+  accepted upload; the delete would remove that one. A link that a push relied on meanwhile is written back (links.py).
+  Only in pods where manifests keep blobs alive: elsewhere a link keeps its blob, and a reconcile removes it.
+- *copies*: only of hides whose end is in the ledger, and only while the blob's bytes are served, or it is purged.
+  A copy that the table does not know stays, and is counted as `unknown`.
+- *probes*: all versions of that link have the same content, the newest stays, and each is named by its version.
 - *markers*: only of keys where nothing but markers is left. Without such a marker a registry sees what it saw before:
-  nothing. A marker with bytes below it stays, whoever's it is: they would be served again.
-Not here: the times' floors (settings.py), each kind (uploads.py, hides.py,
-probes.py, links.py), what they have in
-common (sweep.py), the last words before a delete (leftovers/table.py).
+  nothing. A marker with bytes below it always stays: they would be served again.
+Not here: the floors of the ages (settings.py), each kind (uploads.py, hides.py, probes.py, links.py), their common
+machinery (sweep.py), the permits before a delete (leftovers/table.py).
 """
 
 from collections.abc import Iterable, Iterator
@@ -63,7 +62,7 @@ log = structlog.get_logger()
 __all__ = ["Ages", "DeleteLeftovers", "Kind", "State", "Tally"]
 
 CALLS_AT_ONCE = 16
-#: What one listing shows.
+#: Kinds that one listing finds together.
 PASSES = (
     frozenset({Kind.UPLOADS, Kind.VERSIONS, Kind.LINKS}),
     frozenset({Kind.PARTS}),
@@ -74,7 +73,7 @@ PASSES = (
 
 
 class DeleteLeftovers:
-    """What every run works with."""
+    """Deletes leftovers, in one run after another."""
 
     def __init__(
         self,
@@ -99,19 +98,16 @@ class DeleteLeftovers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def settle(self, work: Work, request_bound: timedelta) -> None:
-        """Look at the links that earlier runs have deleted (links.py), whatever holds collection.
-
-        Raises UnavailableError.
-        """
+        """Check the links that earlier runs deleted (links.py), also while GC is blocked. Raises UnavailableError."""
         links.settle(self._connections, self._store, work.job, self._ages.delete_bound + request_bound)
 
     def run(
         self, work: Work, read_facts: FactsReader, tally: Tally, *, versioned: bool, dry: bool, now: bool = False
     ) -> None:
-        """Delete what is due, or only count it; with `now` also what was looked through lately.
+        """Delete leftovers of the kinds that are due, or only count them; with `now` of all kinds.
 
-        Raises TakenOverError, StoppedCollectingError, StoppedError. Where the store does not answer, the kind is left
-        to the next run.
+        Raises TakenOverError, StoppedCollectingError, StoppedError. If the store does not answer, the kind is left to
+        the next run.
         """
         with self._connections.use() as connection:
             lately = set() if now else table.swept_since(connection, self._every)
@@ -137,7 +133,7 @@ class DeleteLeftovers:
                 self._through(sweep, wanted)
 
     def _through(self, sweep: Sweep, kinds: frozenset[Kind]) -> None:
-        """Look through all that one listing shows; what stops it on the way is told, and the rest left."""
+        """Delete all leftovers of one listing. If something stops it, log that, and leave the rest to the next run."""
         sweep.tally.set(State.WALKS, kinds)
         job = sweep.work.job
         try:
@@ -151,17 +147,17 @@ class DeleteLeftovers:
                     table.end(connection, job, ended, evidence)
         except HeldError as error:
             sweep.tally.set(State.HELD, kinds)
-            log.info("leftovers are left for the next run", kinds=sorted(kinds), reason=str(error))
+            log.info("leftovers remain for the next run", kinds=sorted(kinds), reason=str(error))
         except UnavailableError as error:
             sweep.tally.set(State.FAILED, kinds)
-            log.warning("leftovers are left for the next run", kinds=sorted(kinds), reason=str(error))
+            log.warning("leftovers remain for the next run", kinds=sorted(kinds), reason=str(error))
         else:
             sweep.tally.set(State.DONE, ended)
             sweep.tally.set(State.FULL, kinds - ended)
 
 
 def _look_through(sweep: Sweep, kinds: frozenset[Kind], probed: Digest) -> tuple[frozenset[Kind], dict[str, Any]]:
-    """Delete what is left over of these kinds; return those of which that is all, and what the next run is to know."""
+    """Delete leftovers of these kinds; return the kinds that were done to the end, and evidence for the next run."""
     if Kind.PARTS in kinds:
         sweep_uploads.give_up_parts(sweep)
     elif Kind.COPIES in kinds:
@@ -176,7 +172,7 @@ def _look_through(sweep: Sweep, kinds: frozenset[Kind], probed: Digest) -> tuple
 
 
 def _repositories(sweep: Sweep, kinds: frozenset[Kind]) -> bool:
-    """Look through repositories' uploads, and with versions through their layers' links; False if there are more."""
+    """Delete leftovers of uploads and, with versions, links of layers; return False if more links are left."""
     linked = links.Links(sweep)
     with (
         sweep.batch(Kind.UPLOADS, sweep.allow) as begun,
@@ -187,7 +183,7 @@ def _repositories(sweep: Sweep, kinds: frozenset[Kind]) -> bool:
         if not sweep.versioned:
             before = sweep.before(sweep.ages.uploads)
             for session in uploads.sessions(sweep.store, sweep.pool):
-                # One that began since need not be looked at; a key beside sessions is none.
+                # A session that began later is too young; a key without a slash is no session.
                 if session.begun_at <= before and session.prefix.endswith("/"):
                     sessions.decide(session.prefix, sweep.entries(session.prefix))
             return True

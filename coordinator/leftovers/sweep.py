@@ -1,10 +1,10 @@
-"""One run's way through the leftovers of storage: what all kinds of them have in common.
+"""The common machinery of a run that deletes leftovers.
 
     a listing -> entries -> items -> `batch` -> as many as one request may hold -> a permit -> delete_many -> counted
 
-Between two requests a run looks whether it is to stop and whether anything holds collection since; the permit asks the
-database for the rest: the switch, the holds, the lease. A dry run goes the same way and ends before the permit.
-Not here: what is found where (uploads.py, hides.py, links.py), which of it is due (run.py).
+Between two requests a run checks whether it is to stop and whether a hold blocks GC by now; the permit checks the rest
+in the database: the switch, the holds, the lease. A dry run goes the same way, and ends before the permit.
+Not here: how each kind is found (uploads.py, hides.py, links.py), which kinds are due (run.py).
 """
 
 import datetime
@@ -32,31 +32,31 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-#: Links, copies, purges that are asked for together.
+#: Links, copies, purges that one query is about.
 PAGE = 500
 BEGINNING = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 
 class Ages(NamedTuple):
-    """How long each kind is left alone (settings.py has the reasons and floors)."""
+    """Minimum ages of leftovers of each kind (settings.py has the reasons and floors)."""
 
     uploads: timedelta
     parts: timedelta
     versions: timedelta
     links: timedelta
-    #: What the store has not done so long after it was let go, it will not do: of copies and markers.
+    #: Of copies and markers. A delete that the store has not carried out this long after its permit, it never will.
     delete_bound: timedelta
 
 
 class HeldError(BaleenError):
-    """Something holds collection since the run began."""
+    """A hold blocks GC since the run began."""
 
 
 class Entry(NamedTuple):
     """One object, or one version of one."""
 
     key: str
-    #: None where the bucket keeps none.
+    #: None if the bucket keeps no versions.
     version: str | None
     #: Bytes; None of a marker.
     size: int | None
@@ -73,7 +73,7 @@ class Entry(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What is deleted together, or not at all."""
+    """Objects or versions that are deleted together, or not at all."""
 
     name: str
     targets: Sequence[Target]
@@ -81,16 +81,16 @@ class Item(NamedTuple):
     things: int
     #: Bytes.
     size: int
-    #: What the last word before the delete is about.
+    #: The subject of its permit.
     about: Any = None
 
 
-#: Gives the permit with which items are deleted, once what they are about is written down.
+#: Gives the permit to delete items, after their subjects are written to the table.
 Allow = Callable[[Sequence[Item]], AbstractContextManager[Permit]]
 
 
 class Sweep:
-    """One run, with what it works with."""
+    """One run, and the services that it uses."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Sweep:
         self.facts: Facts = read_facts()
 
     def before(self, age: timedelta) -> datetime.datetime:
-        """What is of a later time is too young; the time is that of the run's begin."""
+        """Return the time `age` before the run's begin: everything newer is too young."""
         return self.facts.now - age
 
     def entries(self, prefix: str) -> Iterator[Entry]:
@@ -153,7 +153,7 @@ class Sweep:
         allow: Allow,
         afterwards: Callable[[Sequence[Item]], None] = lambda items: None,
     ) -> Iterator["Batch"]:
-        """Give what collects items and deletes them, as many as one request may hold; what is left at the end."""
+        """Give a batch that deletes its items, as many as one request may hold; the last ones at the block's end."""
         batch = Batch(lambda items: self._delete(kind, items, allow, afterwards))
         yield batch
         batch.flush()
@@ -173,7 +173,7 @@ class Sweep:
                 answers = self.store.delete_many(targets, permit)
             wrong = {each.target: each.error for each in answers if each.error is not None}
         except DisturbedError as error:
-            log.info("leftovers are left for the next run", kind=kind, reason=str(error))
+            log.info("leftovers remain for the next run", kind=kind, reason=str(error))
             self.tally.add(kind, Amounts(left=len(items)))
             return
         if wrong:
@@ -201,10 +201,10 @@ class Sweep:
             self.work.pause(requests / self._rate)
 
     def bare_markers(self, key: str) -> Sequence[Entry]:
-        """Return all states of an object if they are markers; none otherwise.
+        """Return all states of an object if all are markers; else none.
 
-        Of more than one request may delete the oldest that are known: the newest, which conceals what may be below
-        them, goes with a later run.
+        If there are more than one request may delete, return the oldest: the newest, which hides what may be below it,
+        is left to a later run.
         """
         states = self.store.versions(key)
         if not all(each.is_marker for each in states):

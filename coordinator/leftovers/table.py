@@ -1,12 +1,12 @@
-"""What the table says of leftovers (leftovers/run.py), the last word before each delete of them, and what was deleted.
+"""Queries about leftovers (leftovers/run.py), the permit before each delete of them, and records of what was deleted.
 
-    links    found -- unlink --> permit_unlink (delete) -- open_unlinks: looked at until nobody can have relied on them
+    links    found -- unlink --> permit_unlink (delete) -- open_unlinks: checked until no client can have relied on them
     copies   over: no row of `hides`, and the ledger says how the hide ended
-    markers  purged: what the ledger says since the last run that looked through all of it
+    markers  purged: the ledger's purges since the last run that went through all of them
 
-That a hide has no row is not enough: after a database was restored from a backup there are copies of hides that it has
-never heard of, and they may be the only bytes. So a copy goes only if the ledger knows the end of its hide.
-Every permit asks what gc/table.py `permit_others` asks, in the same transaction as its own question.
+A hide without a row is not enough: after a database was restored from a backup there are copies of hides that it does
+not know, and they may be the only bytes. So a copy is deleted only if the ledger has the end of its hide.
+Every permit checks what gc/table.py `permit_others` checks, in the same transaction as its own condition.
 Not here: what is found in storage, and how old it must be (leftovers/run.py).
 """
 
@@ -26,9 +26,9 @@ from coordinator.gc.table import DisturbedError
 from coordinator.jobs.table import Job
 from coordinator.table.ledger import Decision
 
-#: What ends a hide.
+#: Decisions that end a hide.
 _ENDS = ", ".join(f"'{end}'" for end in (Decision.PURGED, Decision.RESTORED, Decision.UNDONE))
-#: Purged, and nobody has needed it since, nor is about to hide it or wants it kept.
+#: Purged, unreferenced since, not pinned, and without an open hide.
 _GONE = f"""
 b.state = {BlobState.PURGED:d} AND b.unreferenced_since IS NOT NULL
 AND NOT EXISTS (SELECT FROM pins p WHERE p.digest = b.digest)
@@ -37,7 +37,7 @@ AND NOT EXISTS (SELECT FROM hides h WHERE h.blob_id = b.id)
 
 
 class Unlink(NamedTuple):
-    """A link that was, or may be, deleted, and by which nobody may be harmed."""
+    """A link that was, or may be, deleted, and that a push may have relied on."""
 
     id: int
     run_id: int
@@ -45,41 +45,41 @@ class Unlink(NamedTuple):
     repository: RepositoryName
     digest: Digest
     permitted_at: datetime.datetime | None
-    #: By the table: the blob is not purged any more, or is needed.
+    #: By the table: the blob is no longer purged, or is referenced.
     needed: bool
-    #: When it was read.
+    #: When the row was read.
     now: datetime.datetime
 
 
 class Over(NamedTuple):
-    """A copy whose hide is over."""
+    """A copy whose hide has ended."""
 
     digest: Digest
     hide: int
     ended_at: datetime.datetime
-    #: The blob is purged, and nobody has needed it since.
+    #: The blob is purged, and unreferenced since.
     gone: bool
 
 
 class PurgedOnce(NamedTuple):
-    """What the ledger says of a purge."""
+    """A purge in the ledger."""
 
-    #: Of the ledger's entry.
+    #: Id of the ledger's entry.
     id: int
     digest: Digest
 
 
-# What runs did
+# Records of runs
 
 
 def swept_since(connection: Connection[Any], every: timedelta) -> set[str]:
-    """Return the kinds that a run has looked through to the end within this time."""
+    """Return the kinds that a run has finished within this time."""
     found = connection.execute("SELECT DISTINCT kind FROM gc_leftovers WHERE ended_at > now() - %s", (every,))
     return {row[0] for row in found}
 
 
 def swept_to(connection: Connection[Any], kind: str) -> int:
-    """Return up to which entry of the ledger runs have looked through this kind."""
+    """Return the last entry of the ledger that runs have processed for this kind."""
     row = connection.execute(
         "SELECT max((evidence ->> 'through')::bigint) FROM gc_leftovers WHERE kind = %s AND ended_at IS NOT NULL",
         (kind,),
@@ -88,7 +88,7 @@ def swept_to(connection: Connection[Any], kind: str) -> int:
 
 
 def begin(connection: Connection[Any], job: Job, kinds: Collection[str], evidence: dict[str, Any]) -> None:
-    """Write down that the run looks for these kinds; a run that is gone on with has written so before."""
+    """Write that the run looks for these kinds; a resumed run has already written it."""
     connection.execute(
         """
         INSERT INTO gc_leftovers (run_id, kind, evidence) SELECT %s, unnest(%s::text[]), %s ON CONFLICT DO NOTHING
@@ -98,7 +98,7 @@ def begin(connection: Connection[Any], job: Job, kinds: Collection[str], evidenc
 
 
 def deleted(connection: Connection[Any], job: Job, kind: str, count: int, size: int, failed: int, first: str) -> None:
-    """Write down what the store has deleted. Whoever has the job by now: it is deleted."""
+    """Write what the store has deleted, also if another scheduler has taken over the job: it is deleted."""
     connection.execute(
         """
         UPDATE gc_leftovers SET count = count + %s, bytes = bytes + %s, failed = failed + %s,
@@ -110,9 +110,9 @@ def deleted(connection: Connection[Any], job: Job, kind: str, count: int, size: 
 
 
 def end(connection: Connection[Any], job: Job, kinds: Collection[str], evidence: dict[str, Any]) -> None:
-    """Write down that the run has looked through all of these kinds. Raises TakenOverError or StoppedCollectingError.
+    """Write that the run has finished these kinds. Raises TakenOverError or StoppedCollectingError.
 
-    Who lost the job has perhaps not seen what the next one was to see.
+    A scheduler that lost the job must not write it: it has perhaps not seen everything.
     """
     with connection.transaction():
         gc.permit_others(connection, job)
@@ -148,7 +148,7 @@ def linked_prefixes(connection: Connection[Any]) -> list[str]:
 
 
 def gone(connection: Connection[Any], wanted: Collection[Digest]) -> dict[Digest, datetime.datetime]:
-    """Return when those of these were purged, for the last time, that are purged and unreferenced since."""
+    """Return the time of the last purge of those of these blobs that are purged and unreferenced since."""
     found = connection.execute(
         f"""
         SELECT b.digest, (SELECT max(l.at) FROM gc_ledger l WHERE l.digest = b.digest AND l.decision = 'purged') AS at
@@ -160,7 +160,7 @@ def gone(connection: Connection[Any], wanted: Collection[Digest]) -> dict[Digest
 
 
 def unlink(connection: Connection[Any], job: Job, wanted: Sequence[tuple[RepositoryName, Digest]]) -> list[int]:
-    """Write down that these links are about to be deleted; return ids. Raises as `permit_others`."""
+    """Write that these links are about to be deleted; return ids. Raises as `permit_others`."""
     with connection.transaction():
         gc.permit_others(connection, job)
         found = connection.execute(
@@ -177,9 +177,9 @@ def unlink(connection: Connection[Any], job: Job, wanted: Sequence[tuple[Reposit
 def permit_unlink(
     connection: Connection[Any], job: Job, unlinks: Sequence[int], purged_before: datetime.datetime
 ) -> None:
-    """Let deletes of these links go to the store, now, and note it.
+    """Permit the deletes of these links, and write when.
 
-    Raises DisturbedError if any of their blobs is not purged any more, or was purged later; and as `permit_others`.
+    Raises DisturbedError if any of their blobs is no longer purged, or was purged later; and as `permit_others`.
     """
     with connection.transaction():
         gc.permit_others(connection, job)
@@ -192,11 +192,11 @@ def permit_unlink(
             (integers(unlinks), purged_before),
         ).rowcount
         if allowed != len(unlinks):
-            raise DisturbedError(f"{len(unlinks) - allowed} blobs of {len(unlinks)} links are not purged any more.")
+            raise DisturbedError(f"{len(unlinks) - allowed} blobs of {len(unlinks)} links are no longer purged.")
 
 
 def open_unlinks(connection: Connection[Any], after: int, limit: int, *, needed: bool = False) -> list[Unlink]:
-    """Return links that may have been relied on, by id; with `needed` only those whose blob is, by the table."""
+    """Return links that a push may have relied on, by id; with `needed` only those whose blob the table needs."""
     found = connection.execute(
         f"""
         SELECT u.id, u.run_id, u.taken, u.repository, u.digest, u.permitted_at, x.needed, clock_timestamp()
@@ -218,7 +218,7 @@ def count_unlinks(connection: Connection[Any]) -> int:
 
 
 def close_unlinks(connection: Connection[Any], unlinks: Sequence[int]) -> None:
-    """Forget links by whose delete nobody can be harmed any more."""
+    """Delete the rows of links whose delete can no longer harm anything."""
     connection.execute("DELETE FROM gc_unlinks WHERE id = ANY(%s::bigint[])", (integers(unlinks),))
 
 
@@ -226,7 +226,7 @@ def close_unlinks(connection: Connection[Any], unlinks: Sequence[int]) -> None:
 
 
 def over(connection: Connection[Any], copies: Sequence[tuple[Digest, int]]) -> list[Over]:
-    """Return those of these copies, by digest and hide, whose hide is over for certain."""
+    """Return those of these copies, by digest and hide, whose hide has certainly ended."""
     found = connection.execute(
         f"""
         SELECT d.digest, d.hide, max(l.at), bool_or(b.id IS NOT NULL AND {_GONE})
@@ -242,18 +242,18 @@ def over(connection: Connection[Any], copies: Sequence[tuple[Digest, int]]) -> l
 
 
 def permit_copies(connection: Connection[Any], job: Job, copies: Sequence[tuple[Digest, int]]) -> None:
-    """Let deletes of these copies go to the store; raises DisturbedError if any hide is not over for certain."""
+    """Permit the deletes of these copies; raises DisturbedError if it is not certain that every hide has ended."""
     with connection.transaction():
         gc.permit_others(connection, job)
         if len(over(connection, copies)) != len(copies):
-            raise DisturbedError("A hide of which a copy was to be deleted is not over.")
+            raise DisturbedError("A hide has not ended, so its copy is not deleted.")
 
 
 # Markers
 
 
 def purged_after(connection: Connection[Any], after: int, until: datetime.datetime, limit: int) -> list[PurgedOnce]:
-    """Return purges from the ledger in order, up to a time."""
+    """Return purges of the ledger in order, up to a time."""
     found = connection.execute(
         "SELECT id, digest FROM gc_ledger WHERE id > %s AND decision = 'purged' AND at <= %s ORDER BY id LIMIT %s",
         (after, until, limit),
@@ -262,13 +262,13 @@ def purged_after(connection: Connection[Any], after: int, until: datetime.dateti
 
 
 def unhidden(connection: Connection[Any], wanted: Collection[Digest]) -> set[Digest]:
-    """Return those of these of which there is no hide now."""
+    """Return those of these blobs that have no open hide."""
     return set(wanted) - {digest for digest, _ in gc.open_hides(connection, list(wanted))}
 
 
 def permit_markers(connection: Connection[Any], job: Job, wanted: Collection[Digest]) -> None:
-    """Let deletes of markers of these blobs go to the store; raises DisturbedError if one of them is being hidden."""
+    """Permit the deletes of markers of these blobs; raises DisturbedError if one of them is being hidden."""
     with connection.transaction():
         gc.permit_others(connection, job)
         if len(unhidden(connection, wanted)) != len(wanted):
-            raise DisturbedError("A blob of which a marker was to be deleted is being hidden.")
+            raise DisturbedError("A blob is being hidden, so its marker is not deleted.")

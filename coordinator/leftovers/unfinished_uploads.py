@@ -1,9 +1,9 @@
-"""What pushes have left behind: upload sessions that nobody ended, and uploads in parts that the store still holds.
+"""Find unfinished upload sessions in storage.
 
-A registry keeps a session under `repositories/<name>/_uploads/<uuid>/` and deletes it with its end; one that was given
-up, or whose registry died, stays for ever. Its age is that of its `startedat`; where there is none, that of its newest
-object, since unknown is young.
-Folders of repositories are looked through side by side, some at a time, so that memory does not grow with them.
+A registry keeps a session under `repositories/<name>/_uploads/<uuid>/`, and deletes it when the upload ends. One that
+was given up, or whose registry died, stays for ever. Its age is that of its `startedat`, or else of its newest object:
+an unknown age counts as young.
+Folders of repositories are listed side by side, a window at a time, so that memory does not grow with their number.
 """
 
 import datetime
@@ -17,7 +17,7 @@ from coordinator.storage.port import ObjectInfo, ObjectStore
 
 T = TypeVar("T")
 
-#: Folders that are asked for at once.
+#: Folders that are listed at once.
 WINDOW = 64
 _UPLOADS = "_uploads/"
 _STARTED = "startedat"
@@ -26,15 +26,15 @@ _STARTED = "startedat"
 class Session(NamedTuple):
     """One upload session."""
 
-    #: What all its keys begin with.
+    #: The beginning of all its keys.
     prefix: str
     begun_at: datetime.datetime
-    #: Of all its objects.
+    #: Size of all its objects.
     bytes: int
 
 
 def sessions(store: ObjectStore, pool: Executor) -> Iterator[Session]:
-    """Give every upload session that is in storage."""
+    """Give every upload session in storage."""
     folders = folders_named({_UPLOADS}, store.folders, pool)
     while window := list(islice(folders, WINDOW)):
         for found in pool.map(lambda folder: _first(_sessions_of(store, folder)), window):
@@ -44,7 +44,7 @@ def sessions(store: ObjectStore, pool: Executor) -> Iterator[Session]:
 def folders_named(
     names: Collection[str], children: Callable[[str], Iterator[str]], pool: Executor, below: Iterator[str] | None = None
 ) -> Iterator[str]:
-    """Give the folders of these names, such as `_uploads/`, that repositories have; `children` lists a folder's."""
+    """Give the folders of these names, such as `_uploads/`, in all repositories; `children` lists a folder."""
     folders = children(REPOSITORIES) if below is None else below
     while window := list(islice(folders, WINDOW)):
         yield from (folder for folder in window if _name(folder) in names)
@@ -59,7 +59,7 @@ def _name(folder: str) -> str:
 
 
 def _first(found: Iterator[T]) -> Iterable[T]:
-    """Fetch what comes first, where this is called; the rest where it is read."""
+    """Fetch the first WINDOW items here, in the pool's thread, and the rest as they are read."""
     return chain(list(islice(found, WINDOW)), found)
 
 

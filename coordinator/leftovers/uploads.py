@@ -1,8 +1,8 @@
-"""Uploads that nobody ended, and what ended ones have left in a bucket that keeps versions.
+"""Delete unfinished uploads, and old versions of ended ones in a bucket that keeps versions.
 
-A registry keeps a session under `repositories/<name>/_uploads/<uuid>/`, and while it takes the bytes an upload in parts
-of the store, of which no object tells before it is complete. When a session ends its bytes are copied to `blobs/` and
-all its objects deleted: with versions, that leaves a second copy of the layer below a marker.
+A registry keeps a session under `repositories/<name>/_uploads/<uuid>/` and, while it receives bytes, a multipart upload
+in the store, which is no object before it is complete. When a session ends, the registry copies its bytes to `blobs/`
+and deletes all its objects: with versions, that leaves a second copy of the layer below a marker.
 Not here: how sessions are found (run.py, leftovers/unfinished_uploads.py).
 """
 
@@ -15,14 +15,14 @@ from coordinator.leftovers.sweep import BEGINNING, Batch, Entry, Item, Sweep, pa
 from coordinator.storage.layout import BASE, QUARANTINE, upload_session
 from coordinator.storage.port import DELETE_LIMIT, Unfinished
 
-#: Objects of one session that are kept in memory; one that has more is listed again when it is decided.
+#: Objects of one session that are kept in memory; a session with more is listed again when it is decided.
 BUFFERED = 1000
-#: Of an item: the markers of its key are to go.
+#: Marks an item: the markers of its key are to be deleted.
 _UNMARK = object()
 
 
 class Sessions:
-    """Decides about sessions, one after another: what of them is deleted goes into the batch of its kind."""
+    """Decides about sessions, one after another, and adds what is to be deleted to the batch of its kind."""
 
     def __init__(self, sweep: Sweep, kinds: Collection[Kind], uploads: Batch, versions: Batch) -> None:
         self._sweep = sweep
@@ -31,7 +31,7 @@ class Sessions:
         self._versions = versions
 
     def decide(self, prefix: str, entries: Iterator[Entry]) -> None:
-        """Decide about one session, in memory that does not depend on its size."""
+        """Decide about one session. Memory does not depend on its size."""
         sweep = self._sweep
         first = list(islice(entries, BUFFERED))
         newest, served = BEGINNING, False
@@ -48,7 +48,7 @@ class Sessions:
             self._doom_versions(sweep.entries(prefix) if more else iter(first))
 
     def _is_quiet(self, prefix: str, before: datetime.datetime) -> bool:
-        """Look again: what was listed says where to look. An upload in parts is something, too, and no object."""
+        """Check again, in a new listing, that nothing of the session is recent, nor a multipart upload of it."""
         return all(each.modified_at <= before for each in self._sweep.entries(prefix)) and not any(
             each.begun_at > before for each in self._sweep.store.unfinished(prefix)
         )
@@ -63,7 +63,7 @@ class Sessions:
             count = 0
 
     def _doom_versions(self, entries: Iterator[Entry]) -> None:
-        """Take what is not served, of keys at which nothing was done for the grace."""
+        """Delete versions that are not served, of keys to which nothing was done for the grace."""
         before = self._sweep.before(self._sweep.ages.versions)
         for key, states in groupby(entries, key=lambda each: each.key):
             marked, markers = False, 0
@@ -78,12 +78,12 @@ class Sessions:
                     self._versions.add(Item(key, [each.target for each in old], len(old), size))
             else:
                 if marked:
-                    # They are deleted, and counted, once nothing is below them; a dry run takes that as given.
+                    # Markers are deleted, and counted, once nothing is below them; a dry run assumes that.
                     self._versions.add(Item(key, [], markers if self._sweep.dry else 0, 0, about=_UNMARK))
 
 
 def unmark(sweep: Sweep, items: Sequence[Item]) -> None:
-    """Delete the markers of keys of which nothing else is left."""
+    """Delete the markers of keys that have nothing else."""
     before = sweep.before(sweep.ages.versions)
     keys = [item.name for item in items if item.about is _UNMARK]
     with sweep.batch(Kind.VERSIONS, sweep.allow) as batch:
@@ -93,7 +93,7 @@ def unmark(sweep: Sweep, items: Sequence[Item]) -> None:
 
 
 def give_up_parts(sweep: Sweep) -> None:
-    """Give up uploads in parts that nobody ended, of registries and of Baleen's own copies."""
+    """Abort unfinished multipart uploads of registries and of Baleen's own copies."""
     before = sweep.before(sweep.ages.parts)
     for upload in chain(sweep.store.unfinished(f"{BASE}/"), sweep.store.unfinished(QUARANTINE)):
         sweep.work.check()
@@ -109,6 +109,6 @@ def give_up_parts(sweep: Sweep) -> None:
 
 
 def _is_in_use(sweep: Sweep, upload: Unfinished, before: datetime.datetime) -> bool:
-    """Whether it is of a session in which something was done since."""
+    """Whether the upload belongs to a session in which something was done since `before`."""
     session = upload_session(upload.key)
     return session is not None and any(each.modified_at > before for each in sweep.entries(session))

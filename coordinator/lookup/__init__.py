@@ -1,1 +1,1 @@
-"""Questions about blobs, repositories and references, as the refcount API and the commands ask them."""
+"""Look-ups of blobs, repositories and references, for the API and the commands."""

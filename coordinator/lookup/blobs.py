@@ -1,9 +1,9 @@
-"""Who needs a blob: look-ups by digest, and browsing.
+"""Look up blobs and their users by digest, and browse blobs.
 
-A look-up's price is the number of holdings that need the blob: they are found through the index over
-manifests' references, and repositories are counted among them, at 1 to 3 µs each. Blobs of a question are
-counted at once, the rarest first, up to LIVE_LIMIT for one and LIVE_TOTAL for all. The others are *hot*: they
-are counted by hot.py. `counted_at` says when that was.
+The cost of a look-up grows with the holdings that need the blob: they are found through the index over manifests'
+references, and their repositories are counted, at 1 to 3 µs each. Blobs of a request are counted at once, those with
+the fewest holdings first, up to LIVE_LIMIT for one and LIVE_TOTAL for all. The others are *hot*: hot.py counts them,
+and `counted_at` says when that was.
 """
 
 import datetime as dt
@@ -24,14 +24,14 @@ from coordinator.lookup.hot import HotUsage, Usage
 from coordinator.lookup.ranking import Ranking
 
 LOOKUP_LIMIT = 1000
-#: Holdings that are looked at while a user waits: of one blob, of all blobs of a question.
+#: Holdings that are counted while a client waits: of one blob, of all blobs of a request.
 LIVE_LIMIT = 5_000
 LIVE_TOTAL = 50_000
-#: Blobs that one page looks at, at most, for those that match.
+#: Blobs that one page reads, at most, to find those that match.
 WALK = 100_000
-#: The same where each must be asked about by itself.
+#: The same if each blob needs a look-up of its own.
 POD_WALK = 4_000
-#: Holdings of a pod at which it is looked for blobs that cost too much to ask for one by one.
+#: Holdings of a pod that are searched for hot blobs, whose own look-up costs too much: in all, and of one repository.
 SEEN, SEEN_OF_REPOSITORY = 5_000, 50
 
 Sort = Literal["first_seen", "unreferenced_since", "references"]
@@ -40,7 +40,7 @@ _ROW = """b.id, b.digest, b.size, b.state, b.reference_count, b.link_count, b.fi
 EXISTS (SELECT FROM pins WHERE pins.digest = b.digest) AS pinned"""
 
 # OFFSET 0 keeps the planner from turning a walk along an index into a scan of a whole table. `b.live` is false for
-# blobs that cost too much, and then nothing below is looked at.
+# blobs that cost too much, and then nothing below is read.
 _USAGE = """
 LEFT JOIN LATERAL (
   SELECT count(*) AS repositories, array_agg(DISTINCT r.pod_id) AS pod_ids
@@ -77,7 +77,7 @@ FROM (
 
 
 class BlobQueries:
-    """Look-ups with the memory for hot blobs. One per process."""
+    """Look-ups, with a cache for hot blobs. One per process."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -86,7 +86,7 @@ class BlobQueries:
         self._single: Coalescer[Digest, Row[Any] | None] = Coalescer(self._rows)
 
     async def lookup(self, digests: Sequence[Digest]) -> list[Blob | None]:
-        """Return what is known of each digest, in order; None for one that nobody has ever spoken of."""
+        """Return what is known of each digest, in order; None for one that no registry has reported."""
         if len(digests) > LOOKUP_LIMIT:
             raise UsageError(f"At most {LOOKUP_LIMIT} digests can be looked up at once.")
         rows = await self._rows(digests)
@@ -97,7 +97,7 @@ class BlobQueries:
         """Return what is known of one digest; raises NotFoundError."""
         row = await self._single.ask(digest)
         if row is None:
-            raise NotFoundError(f"No registry has spoken of {format_digest(digest)} yet: check the digest.")
+            raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
         return _blob(row, {} if row.live else await self._hot.of([row]))
 
     async def _rows(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
@@ -126,7 +126,7 @@ class BlobQueries:
         }
         if pod is not None:
             if sort != "first_seen":
-                raise UsageError("A pod's blobs come in the order first_seen only: leave sort out.")
+                raise UsageError("A pod's blobs can only be sorted by first_seen: leave out `sort`.")
             return await self._browse_pod(pod, filters, cursor)
         if sort == "references":
             return await self._browse_ranked(filters, cursor)
@@ -167,7 +167,7 @@ class BlobQueries:
     async def _browse_ranked(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         after = paging.decode("ranking", cursor, tuple[int, int])
         ranked = await self._ranking.page(filters["state"], filters["min"], after, filters["limit"])
-        # What a ranking has is of a while ago, pins are of now.
+        # A ranking is cached, so read the present pins.
         async with reading(self._engine) as connection:
             found = await connection.execute(_PINNED, {"digests": [bytes(row.digest) for row in ranked.rows]})
             pinned = {bytes(row.digest) for row in found}
@@ -178,7 +178,7 @@ class BlobQueries:
         )
 
     async def _browse_pod(self, pod: PodName, filters: dict[str, Any], cursor: str | None) -> BlobPage:
-        """Walk blobs in order and keep those of the pod. Hot ones are asked for all at once."""
+        """Read blobs in order, and keep those of the pod. Hot ones are looked up together."""
         after = paging.decode("blobs", cursor, int) or 0
         async with reading(self._engine) as connection:
             if await connection.scalar(text("SELECT id FROM pods WHERE name = :pod"), {"pod": pod}) is None:
@@ -222,7 +222,7 @@ AND (CAST(:edge_id AS bigint) IS NULL OR (b.unreferenced_since, b.id) <= (CAST(:
 AND {_FILTER} ORDER BY b.unreferenced_since, b.id LIMIT :limit
 """)
 
-# Hot ones pass here and are judged by the caller.
+# Hot blobs pass this filter; the caller checks them.
 _OF_POD = text(f"""
 SELECT {_ROW}, b.live FROM (
   SELECT b.*, b.reference_count + b.link_count <= :live AS live
@@ -233,7 +233,7 @@ WHERE NOT b.live OR (SELECT p.id FROM pods p WHERE p.name = :pod) = ANY(used.pod
 ORDER BY b.id LIMIT :limit
 """)
 
-# What thousands of holdings need, a pod of any size mostly has, too: it is among the first that its repositories hold.
+# Most pods of any size have a blob that thousands of holdings need, among the first holdings of their repositories.
 _SEEN_IN_POD = text(f"""
 SELECT DISTINCT x.id FROM (
   SELECT held.manifest_id FROM repositories r JOIN pods p ON p.id = r.pod_id
@@ -249,7 +249,7 @@ WHERE x.id = ANY(CAST(:ids AS bigint[]))
 
 
 def _next_by_id(rows: Sequence[Row[Any]], limit: int, edge: int | None) -> str | None:
-    """Go on after the last row of a full page, or after the last one that was looked at."""
+    """Return the cursor of the next page: after the last row of a full page, else after the last blob that was read."""
     last = rows[-1].id if len(rows) == limit else edge
     return None if last is None else paging.encode("blobs", last)
 

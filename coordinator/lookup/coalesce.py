@@ -1,8 +1,8 @@
 """Answer single questions that come at the same time with one statement.
 
-A statement for many digests costs little more than one for one. So while IN_FLIGHT statements are under way, further
-questions wait and then go together: a lone question waits for nothing, and a thousand a second become a few dozen
-statements. An error is told to all who asked in that statement.
+A statement for many digests costs little more than a statement for one. So while IN_FLIGHT statements run, further
+questions wait and then share one: a lone question does not wait, and a thousand a second become a few dozen
+statements. An error is raised for every question of the statement.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ TOGETHER = 100
 
 
 class Coalescer(Generic[Question, Answer]):
-    """`ask_all` answers questions in order."""
+    """Joins questions into batches. `ask_all` returns the answers in the order of the questions."""
 
     def __init__(self, ask_all: Callable[[Sequence[Question]], Awaitable[Sequence[Answer]]]) -> None:
         self._ask_all = ask_all
@@ -39,7 +39,7 @@ class Coalescer(Generic[Question, Answer]):
             try:
                 answers = await self._ask_all([question for question, _ in batch])
             except BaseException as error:
-                # Nobody else waits for them; a cancelled statement is the end of the process.
+                # End the futures, or their callers wait for ever. A statement is cancelled only if the process ends.
                 told = error if isinstance(error, Exception) else asyncio.CancelledError()
                 for _, future in batch:
                     if not future.done():

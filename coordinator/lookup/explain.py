@@ -1,7 +1,7 @@
-"""Why a blob is kept, or how it went: what is known of one blob, gathered for its story.
+"""Explain why a blob is kept, or what happened to it: read everything about one blob for its history.
 
-What is known of pods is read before the blob: so nothing that the blob shows was read later than what speaks for it.
-Not here: what it amounts to, and the sentences (domain/story.py).
+Facts about pods are read before the blob, so that no reason to keep it is newer than its row.
+Not here: the outcome and the sentences (domain/story.py).
 """
 
 import datetime as dt
@@ -23,7 +23,7 @@ from coordinator.lookup.blobs import BlobQueries
 from coordinator.lookup.references import references
 from coordinator.table.ledger import Decision
 
-#: Holdings and links that are named, entries of the ledger that are told.
+#: Holdings and links that are named; entries of the ledger that are shown.
 NAMED = 10
 TOLD = 50
 
@@ -49,12 +49,12 @@ SELECT id, at, decision, why, run_id, evidence FROM gc_ledger WHERE digest = :di
 async def explain(
     engine: AsyncEngine, blobs: BlobQueries, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest
 ) -> Explanation:
-    """Return a blob's whole story; raises NotFoundError for one that nobody has ever spoken of."""
+    """Return a blob's state and history; raises NotFoundError for one that no registry has reported."""
     async with reading(engine) as connection:
         facts = await read_facts(connection)
         row = (await connection.execute(_BLOB, {"digest": digest})).one_or_none()
         if row is None:
-            raise NotFoundError(f"No registry has spoken of {format_digest(digest)} yet: check the digest.")
+            raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
         links = await _links(connection, row.id, link_grace) if row.link_count else []
         mounts = (await connection.execute(_MOUNTS, {"blob": row.id, "limit": NAMED})).all()
         entries = (await connection.execute(_LEDGER, {"digest": digest, "limit": TOLD + 1})).all()

@@ -1,9 +1,9 @@
-"""Count the repositories of blobs that thousands of holdings need, and keep the answers for a while.
+"""Count the repositories of blobs that thousands of holdings need, and cache the counts.
 
-Counting costs 1 to 3 µs a holding, and no index makes it less: whether a repository needs the blob elsewhere than in
-one of its manifests is known only when all are looked at. So one pass serves many blobs, one caller's pass serves all,
-and an answer is kept so long that counting takes a small part of the time. `Usage.counted_at` says when it was exact.
-Not here: blobs that few need (blobs.py counts them at once).
+Counting costs 1 to 3 µs a holding, and no index makes it cheaper: distinct repositories are known only after all
+holdings were read. So one pass counts many blobs, callers share a pass, and counts are cached long enough that counting
+takes a small part of the time. `Usage.counted_at` says when a count was exact.
+Not here: blobs with few holdings (blobs.py counts them at once).
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from coordinator.db.session import writing
 from coordinator.errors import UnavailableError
 
-#: Hot answers are kept so long, or COST_FACTOR times what they cost, so that counting takes little of the time.
+#: How long hot counts are cached; or COST_FACTOR times as long as counting took, if that is more.
 HOT_SECONDS = 60.0
 COST_FACTOR = 50.0
 HOT_ENTRIES = 20_000
-#: Holdings that one pass looks at: a few seconds. What is counted is kept even if the rest takes too long.
+#: Holdings that one pass reads: a few seconds. Finished counts are cached even if the rest takes too long.
 HOT_GROUP = 2_000_000
 HOT_PATIENCE = 15.0
 
-# All of them in one pass: the more hot blobs are asked for, the more of them each manifest lists.
+# All blobs in one pass: the more hot blobs are counted, the more of them each manifest lists.
 _HOT = text("""
 SELECT n.blob_id, p.name AS pod, count(*) AS repositories, now() AS counted_at
 FROM (
@@ -45,7 +45,7 @@ JOIN repositories r ON r.id = n.repository_id
 JOIN pods p ON p.id = r.pod_id
 GROUP BY n.blob_id, p.name ORDER BY n.blob_id, p.name
 """)
-#: Millions of pairs are made distinct here; on disk that takes three times as long.
+#: The query makes millions of pairs distinct; on disk that takes three times as long.
 _HOT_MEMORY = text("SET LOCAL work_mem = '64MB'")
 
 
@@ -56,7 +56,7 @@ class Usage(NamedTuple):
 
 
 class HotUsage:
-    """The memory of one process."""
+    """Counts hot blobs, with a cache for one process."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -68,13 +68,14 @@ class HotUsage:
             return {}
         clock = asyncio.get_running_loop().time
         deadline = clock() + HOT_PATIENCE
-        # One at a time: whoever waits finds most of what he wants counted already.
+        # One caller counts at a time: the others then find most of their blobs counted already.
         async with self._counting:
             missing = [row for row in rows if row.id not in self._hot or self._hot[row.id][0] < clock()]
             for group in _groups(missing):
                 if clock() > deadline:
                     raise UnavailableError(
-                        "So many references take longer to count than one question may: ask again, it goes on."
+                        "Counting so many references takes longer than one request may. Send the request again: it "
+                        "continues."
                     )
                 await self._count(group)
             answer = {row.id: self._hot[row.id][1] for row in rows}
@@ -89,7 +90,7 @@ class HotUsage:
             await connection.execute(_HOT_MEMORY)
             rows = (await connection.execute(_HOT, {"ids": list(ids)})).all()
         until = clock() + max(HOT_SECONDS, COST_FACTOR * (clock() - began))
-        # One that has lost its last reference since its row was read is not among the rows.
+        # A blob that lost its last reference meanwhile is not among the rows.
         usages = dict.fromkeys(ids, Usage(0, [], dt.datetime.now(dt.UTC)))
         for blob, of_blob in groupby(rows, key=lambda row: row.blob_id):
             parts = list(of_blob)
@@ -100,7 +101,7 @@ class HotUsage:
 
 
 def _groups(rows: Sequence[Row[Any]]) -> Iterator[list[int]]:
-    """Split what is to be counted, so that no pass looks at many more than HOT_GROUP holdings."""
+    """Split the blobs into groups, so that no pass reads many more than HOT_GROUP holdings."""
     group: list[int] = []
     size = 0
     for row in sorted(rows, key=lambda row: row.reference_count, reverse=True):

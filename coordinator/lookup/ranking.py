@@ -1,7 +1,7 @@
-"""The blobs with most references: one reading of all blobs serves every page for a while.
+"""Rank the blobs with most references: one read of all blobs serves every page for a while.
 
-There is no index by reference count. Popular blobs are those whose count changes most often, and an index would turn
-each of these updates, which touch one page now, into a write of every index of the table.
+There is no index by reference count. The counts of popular blobs change most often, and an index would turn each of
+these updates, which write one page now, into a write of every index of the table.
 Not here: other orders (blobs.py).
 """
 
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from coordinator.db.session import reading
 
 RANKED = 10_000
-#: A ranking is kept so long, or COST_FACTOR times what it cost, so that ranking takes little of the time.
+#: How long a ranking is cached; or COST_FACTOR times as long as it took, if that is more.
 KEPT_SECONDS = 60.0
 COST_FACTOR = 50.0
 
@@ -47,7 +47,7 @@ class _Kept(NamedTuple):
 
 
 class Ranking:
-    """The memory of one process: a ranking for each state that was asked for, and one for all."""
+    """Ranks blobs, with a cache for one process: one ranking for each requested state, and one for all states."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -64,7 +64,7 @@ class Ranking:
 
     async def _rows(self, state: int | None) -> Sequence[Row[Any]]:
         clock = asyncio.get_running_loop().time
-        # One reads, whoever waits finds what was read.
+        # One caller reads, and the others wait for its result.
         async with self._reading:
             kept = self._kept.get(state)
             began = clock()

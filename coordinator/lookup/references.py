@@ -1,8 +1,8 @@
-"""The holdings that need a blob, in the order (manifest, repository).
+"""List the holdings that need a blob, in the order (manifest, repository).
 
-Two ways to find them, and neither is good for all. The index over references costs about 1 µs per manifest that
-lists the blob, whatever part of them the page shows: right up to INDEX_LIMIT. Beyond it, manifests are walked in
-the order of the page and filtered, at most WALK of them: 8 ms, and the page may be short.
+There are two ways to find them. The index over references costs about 1 µs per manifest that lists the blob, however
+few of them the page shows: it is used up to INDEX_LIMIT. Beyond that, manifests are read in the order of the page and
+filtered, at most WALK of them: 8 ms, and the page may be short.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class Key(NamedTuple):
     repository: int
 
 
-# OFFSET 0: the planner may think the walk cheaper, and then walks without bound.
+# OFFSET 0: else the planner may choose the walk as cheaper, and then walks without bound.
 _BY_INDEX = """
 (
   SELECT id, kind, refs FROM manifests WHERE refs @> ARRAY[CAST(:id AS bigint)] AND id >= :manifest
@@ -74,12 +74,12 @@ async def references(
     async with reading(engine) as connection:
         blob = (await connection.execute(_BLOB, {"digest": digest})).one_or_none()
         if blob is None:
-            raise NotFoundError(f"No registry has spoken of {format_digest(digest)} yet: check the digest.")
+            raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
         walks = blob.reference_count > INDEX_LIMIT
         key = {"manifest": manifest, "repository": repository, "id": blob.id, "limit": limit}
         edge = None
         if walks:
-            # Found first, and it bounds the page: what comes between the two statements is not skipped.
+            # Find the edge first, to bound the page: rows that come between the two statements are not skipped.
             edge = await connection.scalar(_EDGE, {"manifest": manifest, "walk": WALK})
             rows = (await connection.execute(_FROM_WALK, key | {"edge": edge})).all()
         else:

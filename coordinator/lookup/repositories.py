@@ -1,8 +1,8 @@
-"""What a repository holds, and who else needs it.
+"""Show repositories: their manifests, blobs and bytes, and the bytes that no other repository needs.
 
-A blob is unique to a repository if its own holdings and link are all that the blob's counts count: so nobody else's
-holdings have to be looked at, and the price is that of the repository's own references (2 µs each). A list computes
-the figures for repositories until LIST_MANIFESTS is used up, and leaves the others null.
+A blob is unique to a repository if the repository's holdings and link account for all of the blob's counts. So other
+holdings need not be read, and the cost is that of the repository's own references (2 µs each). A list computes the
+figures for repositories until LIST_MANIFESTS is used up, and leaves the others null.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.own import is_own
 from coordinator.errors import NotFoundError
 
-#: Manifests of all repositories of one page whose references are followed.
+#: Manifests whose references are counted, of all repositories of one page.
 LIST_MANIFESTS = 5_000
 
 _COLUMNS = """r.id, r.name, p.name AS pod,
@@ -49,8 +49,8 @@ CROSS JOIN LATERAL (
 GROUP BY n.repository_id
 """)
 
-# `~<~` and its kin compare by bytes, as the index over names does. A prefix `team` stands for `team` and `team/…`:
-# the names below it begin with `team/` and sort before `team0`. Prefixes of one question do not overlap.
+# `~<~` and its like compare by bytes, as the index over names does. A prefix `team` stands for `team` and `team/…`:
+# the names below it begin with `team/` and sort before `team0`. The prefixes of one query do not overlap.
 _UNDER = """
 SELECT below.id, below.pod_id, below.name FROM unnest(CAST(:prefixes AS text[])) x (prefix) CROSS JOIN LATERAL (
   (SELECT id, pod_id, name FROM repositories WHERE name = x.prefix AND name ~>~ :after)
@@ -73,11 +73,11 @@ _PREFIXES = text("SELECT ARRAY(SELECT prefix FROM pod_prefixes WHERE pod_id = p.
 
 
 async def repository(engine: AsyncEngine, name: RepositoryName) -> Repository:
-    """Return what a repository holds; raises NotFoundError."""
+    """Return a repository with its figures; raises NotFoundError."""
     async with reading(engine) as connection:
         row = (await connection.execute(_ONE, {"name": name})).one_or_none()
         if row is None:
-            raise NotFoundError(f"No pod has spoken of a repository {name}: check the name.")
+            raise NotFoundError(f"No pod has reported repository {name}: check the name.")
         figures = await _figures(connection, [row.id])
     return _repository(row, figures)
 
@@ -90,7 +90,7 @@ async def repositories(
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> RepositoryPage:
-    """Return a page of repositories in the order of their names' bytes, without those that Baleen has made."""
+    """Return a page of repositories in the order of their names' bytes, without those that Baleen made."""
     values: dict[str, Any] = {"after": paging.decode("repositories", cursor, str) or "", "limit": limit}
     async with reading(engine) as connection:
         if pod is None and prefix is None:
@@ -113,7 +113,7 @@ async def repositories(
 
 
 async def _own(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[int]:
-    """The ids of those that Baleen itself has made."""
+    """Return the ids of those that Baleen itself made."""
     named = [row for row in rows if is_own(RepositoryName(row.name), {row.name.rpartition("/")[0]})]
     if not named:
         return set()
@@ -123,7 +123,7 @@ async def _own(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[int
 
 
 async def _prefixes(connection: AsyncConnection, pod: PodName | None, prefix: str | None) -> list[str]:
-    """The prefixes to list: what the pod owns, narrowed to the one that was asked for."""
+    """Return the prefixes to list: those of the pod, narrowed to the requested one."""
     if pod is None:
         return [] if prefix is None else [prefix]
     row = (await connection.execute(_PREFIXES, {"pod": pod})).one_or_none()
@@ -132,7 +132,7 @@ async def _prefixes(connection: AsyncConnection, pod: PodName | None, prefix: st
     own: list[str] = list(row[0])
     if prefix is None:
         return own
-    # A pod's repositories lie under its prefixes, so the narrower of the two says which.
+    # A pod's repositories are below its prefixes, so list the narrower of the two.
     if any(f"{prefix}/".startswith(f"{each}/") for each in own):
         return [prefix]
     return [each for each in own if each.startswith(f"{prefix}/")]

@@ -1,6 +1,7 @@
-"""Compare what a pod links in storage with what the table says.
+"""Compare a pod's links in storage with the table, and make the table agree.
 
-Which parts are listed apart (plan.py), what of a listing is links (scan.py), one part: list, merge (domain/merge.py),
-add what is missing, doubt what was not listed (compare.py), the look that settles a doubt (settle.py), and the job:
-parts side by side, what was not listed at all, the end in one transaction (reconcile.py).
+plan.py divides the pod's listing into parts, and scan.py finds the links in a listing. compare.py does one part: list,
+merge (domain/merge.py), add missing links, doubt those that were not listed. settle.py resolves doubtful removals by
+look-ups in storage. reconcile.py is the job: parts side by side, repositories that were not listed at all, and the end
+in one transaction.
 """

@@ -1,17 +1,18 @@
-"""One part of a reconcile: list it, merge it with what the table has, add what is missing, settle what was not listed.
+"""Reconcile one part of a pod: list it, merge it with the table, add missing links, verify links that were not listed.
 
-Repositories with few links are compared many at a time; one with more than BATCH streams through, against a cursor.
-Everything here may be done twice, by whoever and at any time: an addition is of a link that is there, and a removal is
-decided by the look under the lock (settle.py), never by what was not listed (scenario 19).
+Repositories with few links are compared many at a time; one with more than BATCH is streamed, against a cursor.
+Everything here may be done twice, by any process and at any time: only a link that exists is added, and only the
+look-up under the lock (settle.py) decides about a removal, never its absence from a listing (scenario 19).
 
-A listing that ended early without an error shows by the look-ups: a known link that it lacks is there. What it lacks
-besides is not known, so that part is listed again. It may also have come after its place in the listing was passed, but
-not after the second listing began: what that lacks, and is still the same object, proves that listings are not whole.
+A listing that ended early without an error is noticed by the look-ups: a known link that it lacks exists. What else it
+lacks is not known, so the part is listed again. Such a link may also have been written after the listing had passed its
+key, but not after the second listing began: if that lacks it too, and it is still the same object, listings are
+incomplete.
 
-Which links are compared: those of manifests, and of blobs in pods of mode `link`, both ways. In mode `manifest` a link
-of a blob counts for a grace period only, so young ones that are missing are added, and all others left to the sweep.
-What an index or a tag names may be a manifest by the link of a blob alone (layered.py), whatever its age.
-Not here: which parts (plan.py), side by side, again and again (reconcile.py).
+Links that are compared: those of manifests and, in pods of mode `link`, those of blobs, both ways. In mode `manifest` a
+link of a blob counts only for a grace period, so missing young links are added, and all others left to the sweep. What
+an index or a tag names may be a manifest that is linked only as a blob (layered.py), whatever its age.
+Not here: the parts (plan.py), running them side by side and again (reconcile.py).
 """
 
 import datetime
@@ -51,15 +52,15 @@ from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 
-#: Links that are compared in one go; a repository with more is compared by itself.
+#: Links that are compared together; a repository with more is compared by itself.
 BATCH = 2000
 #: Links that one transaction adds.
 ADD_BATCH = 500
-#: Manifests that are read in one go: each may list some fifty thousand digests.
+#: Manifests that are read together: each may list some fifty thousand digests.
 READ_BATCH = 128
-#: Links that are looked up in one go.
+#: Links that are looked up together.
 LOOK_BATCH = 256
-#: Links that a listing lacked and that the next has to show: of more, so many that are evenly spread.
+#: Links missing from a listing that the next listing has to show; of more, an even selection of this many.
 LACKING_KEPT = 1000
 
 T = TypeVar("T")
@@ -68,23 +69,23 @@ Fact = ManifestPushed | BlobLinked
 
 
 class PartialListingError(BaleenError):
-    """The store lists less than it has: nothing can be concluded from what it lists."""
+    """The store's listings are incomplete, so nothing can be concluded from them."""
 
 
 class Scope(NamedTuple):
-    """What is the same for all parts of a reconcile."""
+    """Values that all parts of a reconcile share."""
 
     job: Job
     pod: ReconciledPod
-    #: What is listed: prefixes of keys.
+    #: Prefixes of keys that are listed.
     parts: Sequence[str]
-    #: By how much the clocks of registries and of the store may differ.
+    #: How much the clocks of registries and of the store may differ.
     margin: timedelta
     link_grace: timedelta
 
 
 class Comparison:
-    """Compares on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
+    """Compares parts on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class Comparison:
         tally: Tally,
         check: Callable[[], None],
     ) -> None:
-        """`check` raises when the work has to end; it is called for every thousand keys."""
+        """`check` raises when the work has to end; it is called once per thousand keys."""
         self._scope = scope
         self._connection = connection
         self._store = store
@@ -105,7 +106,7 @@ class Comparison:
         self._tally = tally
         self._check = check
         self._apply = BatchApply(connection, scope.margin)
-        #: Folders of which all links are here, by kind.
+        #: Folders whose links are all in memory, by kind.
         self._folders: dict[LinkKind, dict[RepositoryName, list[Listed]]] = defaultdict(dict)
         self._links = 0
         self._links_wanted: list[Listed] = []
@@ -115,16 +116,16 @@ class Comparison:
         self._lacking = _Lacking()
 
     def part(self, prefix: str) -> None:
-        """List and compare all that is below a prefix.
+        """List and compare everything below a prefix.
 
-        Raises UnavailableError, with some of it perhaps done, and PartialListingError.
+        Raises UnavailableError, after it has perhaps done some of it, and PartialListingError.
         """
         self._forget_listed(prefix)
         self._list(prefix)
         self._list_again()
 
     def _forget_listed(self, prefix: str) -> None:
-        """Forget an attempt that failed: it may have seen what this listing lacks, and not have compared it."""
+        """Forget what a failed attempt listed: it may have listed what this one lacks, and not have compared it."""
         one = parse_link_folder(prefix)
         if one is not None:
             table.forget_listed(self._connection, self._scope.job, [one[1].kind], repository=one[1].repository)
@@ -150,7 +151,7 @@ class Comparison:
         self.finish()
 
     def unlisted(self, kind: LinkKind) -> None:
-        """Settle what the table has in repositories of which the listing showed nothing."""
+        """Verify the table's links in repositories of which the listing showed nothing."""
         with table.unlisted(self._connection, self._scope.job, kind, self._scope.margin) as found:
             for count, thing in enumerate(found):
                 if count % settle.BATCH == 0:
@@ -160,9 +161,9 @@ class Comparison:
         self._list_again()
 
     def read_reported(self) -> int:
-        """Read the manifests of which reports alone say what they list; return how many.
+        """Read the manifests whose references are known only from reports; return how many were read.
 
-        Each is read once: what its bytes say replaces the reports. Those that are kept by links are read each time, and
+        Each is read once: its bytes replace the reports. Manifests that are kept by links are read each time, and
         counted.
         """
         found = 0
@@ -184,9 +185,9 @@ class Comparison:
         return found
 
     def children(self) -> None:
-        """Add those children of indexes that are held by the link of a blob, or by their index alone.
+        """Add children of indexes that are held only by the link of a blob, or only by their index.
 
-        What is read may be an index in turn.
+        A child may be an index itself.
         """
         found: list[Named] = []
         with table.children(self._connection, self._scope.pod.id) as named:
@@ -202,7 +203,7 @@ class Comparison:
             self.finish()
 
     def finish(self) -> None:
-        """Do what waits to be done many at a time."""
+        """Process everything that waits in batches."""
         self._compare_folders()
         self._find_lacking()
         self._find_tagged()
@@ -210,23 +211,23 @@ class Comparison:
         self._settle()
 
     def _list_again(self) -> None:
-        """List the parts whose listing lacked links that are there; raises PartialListingError if it still does."""
+        """List parts again whose listing lacked existing links; raises PartialListingError if one is lacking again."""
         lacking, self._lacking = self._lacking, _Lacking()
         for prefix in sorted(lacking.prefixes):
             self._list(prefix, lacking)
         for key, modified_at in lacking.links.items():
             link = self._store.head(key)
-            # What is another object now was written after its place was passed.
+            # Another object by now was written after the listing had passed its key.
             if link is not None and link.modified_at == modified_at:
                 raise PartialListingError(
-                    f"Storage has {key}, and two listings did not show it: what it lists is not all that it has, so "
-                    "nothing is settled. Look what is wrong with the object store; the reconcile is tried again."
+                    f"Storage has {key}, but two listings did not show it: the object store's listings are incomplete, "
+                    "so nothing was removed. Find out what is wrong with the store; the reconcile is tried again."
                 )
-        # What the second listing lacked and the first did not is known; and it may have come since.
+        # A link that only the second listing lacked is known already, and may have been written since.
         self._lacking = _Lacking()
 
     def _listed_in(self, repository: RepositoryName, key: str) -> str:
-        """Return the part that the key belongs to; for a repository that came after the plan, all of the prefix."""
+        """Return the part of a key; for a repository that is newer than the plan, the pod's whole prefix."""
         for part in self._scope.parts:
             if key.startswith(part):
                 return part
@@ -238,16 +239,16 @@ class Comparison:
         self._check()
 
     def _young(self) -> datetime.datetime:
-        """Links from before this have outlived their grace, whatever the clocks say."""
+        """Return the time before which the grace of a link has certainly ended, whatever the clocks say."""
         return self._scope.job.began_at - self._scope.link_grace - self._scope.margin
 
     def _take(self, folder: LinkFolder, links: Iterator[Listed]) -> None:
-        """Compare the folder's links with others, or by themselves if they are many."""
+        """Compare the folder's links together with those of others, or by themselves if they are many."""
         first = list(islice(links, BATCH))
         if len(first) == BATCH:
             self._compare_one(folder, chain(first, links))
             return
-        # A store that lists without order may bring a folder's links in several runs.
+        # A store that lists without order may give a folder's links in several pieces.
         self._folders[folder.kind].setdefault(folder.repository, []).extend(first)
         self._links += len(first)
         if self._links >= BATCH:
@@ -260,7 +261,7 @@ class Comparison:
                 self._find_lacking()
 
     def _find_lacking(self) -> None:
-        """Add those young links that the table does not have."""
+        """Add the young links that the table does not have."""
         if not self._links_wanted:
             return
         wanted, self._links_wanted = self._links_wanted, []
@@ -278,17 +279,17 @@ class Comparison:
             self._find_tagged()
 
     def _find_tagged(self) -> None:
-        """Add what tags point to, or have pointed to, and is held by the link of a blob."""
+        """Add manifests that tags point to, or have pointed to, and that are held by the link of a blob."""
         if not self._tagged:
             return
-        # What was listed of these repositories, and is not in the table, is held once it is written.
+        # Write the listed links of these repositories first, so that the table has them below.
         self._write()
         named, self._tagged = sorted(self._tagged), set()
         for batch in _batches(named, LOOK_BATCH):
             self._find_named(sorted(table.lacking(self._connection, LinkKind.REVISION, batch)))
 
     def _find_named(self, named: Sequence[Named | Child]) -> list[Named]:
-        """Add, of these, the manifests that are held by the link of a blob, or by an index; return which."""
+        """Add those of these manifests that are held by the link of a blob, or by an index; return them."""
         found = layered.manifests(self._store, self._lookups, named)
         for fact in found:
             self._add(fact)
@@ -352,7 +353,7 @@ class Comparison:
                 self._tally.example(change, fact.repository, fact.digest)
 
     def _fill(self, facts: Sequence[Fact]) -> list[Fact]:
-        """Put in what no event has said: what new manifests list, and how large things are."""
+        """Add what no event has reported: the references of new manifests, and sizes."""
         pushed = {fact.digest for fact in facts if isinstance(fact, ManifestPushed) and fact.content is None}
         contents = self._read(list(pushed - directory.read_manifests(self._connection, pushed)) if pushed else [])
         linked = {fact.digest for fact in facts if isinstance(fact, BlobLinked)}
@@ -376,7 +377,7 @@ class Comparison:
             self._settle()
 
     def _settle(self) -> None:
-        """Look up what was not listed; what has no link either is doubted and settled under the lock."""
+        """Look up links that were not listed; those that do not exist are doubted and resolved under the lock."""
         if not self._missed:
             return
         missed, self._missed = self._missed, []
@@ -404,12 +405,12 @@ class Comparison:
 
 
 class _Lacking:
-    """Links that are there, and that a listing did not show."""
+    """Existing links that a listing did not show."""
 
     def __init__(self) -> None:
-        #: When each was written: by key, at most LACKING_KEPT.
+        #: The time each was written, by key; at most LACKING_KEPT.
         self.links: dict[str, datetime.datetime] = {}
-        #: What has to be listed again.
+        #: Parts that have to be listed again.
         self.prefixes: set[str] = set()
         self._count, self._every = 0, 1
 
@@ -423,7 +424,7 @@ class _Lacking:
         self._count += 1
 
     def without(self, objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
-        """Give what is listed, and forget those links that are among it."""
+        """Give the listed objects, and forget the links that are among them."""
         for entry in objects:
             self.links.pop(entry.key, None)
             yield entry

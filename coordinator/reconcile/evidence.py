@@ -1,10 +1,10 @@
-"""Whether a pod keeps its links in this bucket and root: only there does an absent link prove anything.
+"""Find evidence that a pod keeps its links in this bucket and root: else an absent link proves nothing.
 
-Only a link is evidence. An unfinished upload is none: a registry that keeps its links in a database of its own leaves
-one in the bucket, too. Bytes are none: other pods share them.
-The search is bounded, and none of its places is one that clients can fill with uploads alone: the link that was found
-the last time, the prober's image, some repositories that the caller names, then the first page below each prefix. A
-link that it does not find is not proved to be absent: the caller removes nothing then.
+Only a link is evidence. An unfinished upload is not: a registry that keeps its links in its own database leaves uploads
+in the bucket, too. Bytes are not: pods share them.
+The search is bounded, and clients cannot fill all its places with uploads alone: the link that was found the last time,
+the prober's image, some repositories that the caller names, then the first page below each prefix. If it finds no link,
+that proves no absence: the caller then removes nothing.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,12 +15,12 @@ from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.storage.layout import REPOSITORIES, is_link, link_folders, repository_prefix
 from coordinator.storage.port import LIST_LIMIT, ObjectReader
 
-#: Repositories that a caller names and that are searched.
+#: Repositories of those named by the caller that are searched.
 NAMED_LIMIT = 4
 
 
 class Evidence:
-    """Remembers of each set of prefixes where it found a link. Safe to use from several threads."""
+    """Searches for links; remembers the last one found for each set of prefixes. Safe to use from several threads."""
 
     def __init__(self, store: ObjectReader) -> None:
         self._store = store
@@ -29,7 +29,7 @@ class Evidence:
     def has_link(self, prefixes: tuple[RepositoryName, ...], named: Collection[RepositoryName] = ()) -> bool:
         """Return whether a link of the pod with these prefixes was found. Raises UnavailableError.
 
-        `named`: repositories in which there may be one; those of other pods are left out.
+        `named`: repositories that may have one; those of other pods are left out.
         """
         known = self._found.get(prefixes)
         if known is not None and self._first_link(known, 1) is not None:

@@ -1,26 +1,26 @@
-"""Manifests whose bytes do not say all that they need: keep what their repositories link, and go on.
+"""Keep all links of a repository for manifests whose bytes do not say everything that they need.
 
 A registry accepts a manifest only if everything that the manifest references is linked in the same repository
-(distribution: `_layers` and `_manifests/revisions`). So what such a manifest can need is among the links that its
-repository had when it was accepted. All of these are kept, and nobody has to decide anything.
+(distribution: `_layers` and `_manifests/revisions`). So everything that such a manifest can need is among the links
+that its repository had when it was accepted. All of these are kept; no operator has to decide anything.
 
-Which manifests these are. Bytes that have the manifest's digest say what it needs: its list or, where that cannot be
-told for sure, every digest that they name (domain/references.py). Three things are left to the links:
-- a digest of another algorithm: distribution stores it under its sha256 and writes the link
-  `_layers/<algorithm>/<hex>/link`, whose content is that sha256. Only what these links name is kept, if all are there;
-- bytes of a form that no registry that we know accepts;
-- no bytes, too many, or others than those of the digest: what was reported of it counts, too.
+Which manifests these are. Bytes with the manifest's digest say what it needs: its list or, if that is not certain,
+every digest that they name (domain/references.py). Three cases are left to the links:
+- a digest of another algorithm: distribution stores the blob under its sha256 and writes the link
+  `_layers/<algorithm>/<hex>/link`, whose content is that sha256. Only what these links name is kept, if all exist;
+- bytes of a form that no registry known to us accepts;
+- no bytes, too many, or others than those of the digest: references that were reported count, too.
 
 Why no link is missed. The links were written before the manifest was accepted, and its event, or a reconcile that
 found it, came after that. The holding is `links_pending` from the transaction that adds it, and the listing begins
-after that. What a client has unlinked in between the registry does not serve for this manifest either; it is kept all
-the same if an event reported it (kept.keep_known). A holding that was pushed again while its links were listed
-stays pending. While any is pending, GC is blocked by its pod, from before the watermark passes its event: the argument
+after that. If a client has removed a link in between, the registry does not serve it for this manifest either; it is
+kept all the same if an event reported it (kept.keep_known). A holding that was pushed again while its links were listed
+stays pending. While any holding is pending, its pod blocks GC, from before the watermark passes its event: the argument
 is that of any reference, with "applied" read as "kept".
 
-A store that does not answer leaves holdings pending until it does. A repository of a million links is listed in pages,
-each added in a transaction of its own, beside the batches.
-Bytes below `blobs/` of other algorithms are nobody's here: Baleen never deletes them.
+While a store does not answer, holdings stay pending. A repository of a million links is listed in pages, each added in
+a transaction of its own, beside the workers' batches.
+Bytes below `blobs/` of other algorithms do not matter here: Baleen never deletes them.
 Not here: SQL (table/kept_by_links.py), what bytes say (storage/manifests.py).
 """
 
@@ -53,16 +53,16 @@ from coordinator.table.batch import Item, Reports
 log = structlog.get_logger()
 
 LOOKUPS_AT_ONCE = 8
-#: Manifests that are read in one go, and links that one transaction adds.
+#: Manifests that are read together, and links that one transaction adds.
 READ_BATCH = 64
 LINK_BATCH = 500
 #: Holdings of one repository that one pass takes.
 HOLDINGS_LIMIT = 10_000
-#: Of a manifest that names more digests of other algorithms, all links of its repository are kept.
+#: If manifests name more digests of other algorithms, all links of their repository are kept.
 OTHERS_LIMIT = 64
-#: Of one batch: reconciles read the others.
+#: Manifests that are read after one batch; reconciles read the others.
 DISPUTED_LIMIT = 1000
-#: A link's content is a digest.
+#: Largest content of a link, which is a digest.
 LINK_BYTES = 300
 
 
@@ -77,27 +77,27 @@ class Keeper:
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="kept")
 
     def stop(self) -> None:
-        """Have what is under way end soon: what is done stays done, and the rest stays pending."""
+        """Make calls that are under way end soon: what is done stays done, and the rest stays pending."""
         self._stopped.set()
 
     def _check(self) -> None:
         if self._stopped.is_set():
-            raise UnavailableError("The process ends: links are kept by the next one.")
+            raise UnavailableError("The process is stopping: the next one keeps the links.")
 
     def close(self) -> None:
         self.stop()
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def read(self, disputed: Collection[Digest], reports: Reports) -> None:
-        """Read manifests about which reports differ: their bytes decide. Raises UnavailableError."""
+        """Read manifests whose reports differ: their bytes decide. Raises UnavailableError."""
         found = self._read(list(islice(disputed, DISPUTED_LIMIT)))
         self._learn(found, reports)
-        log.info("reports of what manifests list differ: their bytes decide", manifests=len(found))
+        log.info("reports of manifests' references differ: their bytes decide", manifests=len(found))
 
     def round(self) -> int:
-        """Read what was not read, and keep the links that are pending; return how many holdings need nothing more.
+        """Read unread manifests, and keep links for pending holdings; return how many holdings are no longer pending.
 
-        Raises UnavailableError, with some of it perhaps done.
+        Raises UnavailableError, after it has perhaps done some of it.
         """
         after = 0
         while True:
@@ -113,9 +113,9 @@ class Keeper:
         return sum(self._keep(repository, pending=True) for repository in repositories)
 
     def refresh(self, pod_id: int) -> None:
-        """Do it for all that a pod holds so, also what is kept already, and release what is not needed any more.
+        """Keep links for all such holdings of a pod again, and release links that are no longer needed.
 
-        Its manifests were read. Raises UnavailableError.
+        The caller has read the pod's manifests. Raises UnavailableError.
         """
         with self._connections.use() as connection:
             repositories = kept.repositories_by_links(connection, pod_id)
@@ -124,7 +124,7 @@ class Keeper:
         with self._connections.use() as connection:
             released = kept.release(connection, pod_id)
         if released:
-            log.info("links are not kept any more", links=released)
+            log.info("links are no longer kept", links=released)
 
     def _read(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
         return dict(zip(wanted, self._lookups.map(lambda digest: read(self._store, digest), wanted), strict=True))
@@ -142,7 +142,7 @@ class Keeper:
                 BatchApply(connection, self._margin).apply_found(items, reports)
 
     def _keep(self, repository_id: int, *, pending: bool) -> int:
-        """Keep what the manifests of one repository need; return for how many that ended the waiting."""
+        """Keep the links for the manifests of one repository; return how many holdings are no longer pending."""
         with self._connections.use() as connection:
             found = kept.holdings(connection, repository_id, HOLDINGS_LIMIT, pending=pending)
         if not found:
@@ -189,7 +189,7 @@ class Keeper:
                 BatchApply(connection, self._margin).apply_kept(repository, items)
 
     def _listed(self, repository: RepositoryName) -> Iterator[tuple[Digest, ObjectInfo]]:
-        """Give everything that a repository links: layers, by whatever algorithm, and manifests."""
+        """Give everything that a repository links: layers, by any algorithm, and manifests."""
         waiting: list[str] = []
         for entry in self._store.walk(layers_folder(repository)):
             if (layer := parse_layer_link(entry.key)) is not None:

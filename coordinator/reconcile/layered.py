@@ -1,12 +1,12 @@
-"""Manifests that a repository has by the link of a blob alone.
+"""Find manifests that a repository has only by the link of a blob, and add them to the table.
 
 Distribution looks for a manifest among a repository's revisions and then among its layers, also when it checks the
-children of an index: its version 2.1.0 had linked manifests there (registry/storage/registry.go). So it accepts an
-index whose children were uploaded as blobs, and serves all that they list; and a tag may point to such a manifest.
-Whatever an index or a tag of the repository names so is held as if it had been pushed, until both links are gone
-(settle.py). Others that are linked so nobody has named: no client was told that they were accepted.
+children of an index: version 2.1.0 linked manifests there (registry/storage/registry.go). So it accepts an index whose
+children were uploaded as blobs, and serves all that they list; and a tag may point to such a manifest.
+A manifest that an index or a tag of the repository names in this way is held as if it had been pushed, until both links
+are gone (settle.py). Other such manifests do not matter: no client got an answer that they were accepted.
 
-Route: the worker, after a batch that brought indexes -> `Layered.take_up`; a reconcile -> `manifests` (compare.py)
+Route: the worker, after a batch with indexes -> `Layered.take_up`; a reconcile -> `manifests` (compare.py)
 Not here: which children are not held (reconcile/table.py).
 """
 
@@ -31,7 +31,7 @@ from coordinator.table.batch import Item
 log = structlog.get_logger()
 
 LOOKUPS_AT_ONCE = 8
-#: Of so many blobs a worker remembers that they are no manifests.
+#: Blobs that a worker remembers as no manifests.
 OTHERS_LIMIT = 100_000
 
 #: A manifest that a repository may have.
@@ -39,23 +39,23 @@ Named = tuple[RepositoryName, Digest]
 
 
 class Layered:
-    """Takes up the children of new indexes. Safe to use from several threads."""
+    """Adds the children of new indexes to the table. Safe to use from several threads."""
 
     def __init__(self, connections: Connections, store: ObjectStore, margin: timedelta) -> None:
         self._connections = connections
         self._store = store
         self._margin = margin
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="layered")
-        #: Blobs whose bytes are no manifest, and never will be: else each push of a build's cache would read them all.
+        #: Blobs whose bytes are no manifest. Without them each push of a build cache would read all its blobs again.
         self._others: set[Digest] = set()
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def take_up(self, indexes: Sequence[Named]) -> int:
-        """Let their repositories hold the children that they have by the link of a blob; return how many.
+        """Add holdings of the children that the indexes' repositories have by the link of a blob; return how many.
 
-        Raises UnavailableError, with some perhaps done: a reconcile finds the others.
+        Raises UnavailableError, after it has perhaps added some: a reconcile finds the others.
         """
         taken = 0
         while indexes:
@@ -72,7 +72,7 @@ class Layered:
                     BatchApply(connection, self._margin).apply_found(items)
                 log.info("manifests are held by links of blobs", manifests=len(items))
             taken += len(items)
-            # Children may be indexes; hashes allow no circle.
+            # Children may be indexes; digests allow no circle, so this ends.
             indexes = [(fact.repository, fact.digest) for fact in found]
         return taken
 
@@ -80,12 +80,12 @@ class Layered:
 def manifests(
     store: ObjectStore, lookups: Executor, named: Iterable[Named | Child], others: set[Digest] | None = None
 ) -> list[ManifestPushed]:
-    """Return, of these, the manifests that their repositories link as blobs; raises UnavailableError.
+    """Return those of these that are manifests which their repositories link as blobs; raises UnavailableError.
 
-    One whose bytes are not there, or are others, may be a manifest: it is given as one that is kept by links. To
-    `others` those are added whose bytes were read and are none.
-    A child of which there is no link at all, and that nobody has said to be a manifest, is given if its bytes are one:
-    the registry accepted the index while it had the child.
+    One without bytes, or with other bytes than its digest's, may be a manifest: it is returned as one that is kept by
+    links. Those whose bytes were read and are no manifest are added to `others`.
+    A child without any link, not known as a manifest, is returned if its bytes are a manifest: the registry accepted
+    the index while it had the child.
     """
     found = lookups.map(lambda each: _look(store, each, others), dict.fromkeys(named))
     return [fact for fact in found if fact is not None]
@@ -102,7 +102,7 @@ def _look(store: ObjectStore, named: Named | Child, others: set[Digest] | None) 
         return None
     stored = read(store, digest)
     if not stored.could_be:
-        # Of one that is too large nobody has compared the bytes with the digest.
+        # A blob that is too large was not read, so its bytes are not known.
         if others is not None and stored.size is not None:
             others.add(digest)
         return None

@@ -1,7 +1,7 @@
-"""Which parts of a pod's listing are listed apart, so that several can be listed at once and none twice.
+"""Divide a pod's listing into parts, so that several can be listed at once and none twice.
 
-A part is a prefix of keys. No key of a link belongs to two parts, and those that are there when the plan is made
-belong to one. A repository that appears later may belong to none: its events tell of it.
+A part is a prefix of keys. No key of a link belongs to two parts, and each key that exists when the plan is made
+belongs to one. A repository that appears later may belong to none: its events report it.
 Not here: what is done with a part (compare.py), that parts are done once (jobs/table.py).
 """
 
@@ -11,10 +11,10 @@ from coordinator.domain.names import RepositoryName
 from coordinator.storage.layout import LINK_FOLDERS, TAGS, repository_prefix
 from coordinator.storage.port import ObjectStore
 
-#: So many parts keep several threads busy, and lose little of the work when one has to be done again.
+#: Enough parts to keep several threads busy, and to lose little work when one has to be done again.
 PARTS = 32
-#: A folder with more subfolders is split by the first letter in which they differ: many small parts would cost more
-#: than they list.
+#: A folder with more subfolders is split by the first letter in which they differ: one part for each folder would cost
+#: more than its listing.
 FOLDERS_LIMIT = 64
 
 
@@ -37,7 +37,7 @@ def _children(store: ObjectStore, prefix: str) -> tuple[list[str], list[str]]:
     for folder in store.folders(prefix):
         name = folder[len(prefix) :]
         if name.startswith("_"):
-            # The folder is itself a repository. What else it keeps, its uploads, says nothing about links.
+            # The folder is itself a repository. Its other subfolders, such as uploads, have no links.
             done += [prefix + links for links in (*LINK_FOLDERS.values(), TAGS) if links.startswith(name)]
             continue
         beginnings.take(name)
@@ -49,14 +49,14 @@ def _children(store: ObjectStore, prefix: str) -> tuple[list[str], list[str]]:
 
 
 class _Beginnings:
-    """What names have in common, and each letter that follows it: all that is kept of any number of names."""
+    """The common beginning of names, and each letter that follows it. Memory does not grow with the names."""
 
     def __init__(self) -> None:
         self._common: str | None = None
         self._letters: set[str] = set()
 
     def take(self, name: str) -> None:
-        """A name ends with a slash, so that none is the beginning of another."""
+        """Add a name. It ends with a slash, so that none is the beginning of another."""
         if self._common is None:
             self._common = name
         pairs = zip(self._common, name, strict=False)

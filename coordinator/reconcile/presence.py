@@ -1,15 +1,15 @@
-"""Whether blobs that are needed have bytes in storage: a blob without becomes `missing`, and `live` when they are seen.
+"""Verify that referenced blobs have bytes in storage: one without becomes `missing`, and `live` once they are found.
 
 Route: the scheduler, at intervals -> `Presence.round`: missing blobs, and manifests that could not be read;
-audit/audit.py with what a listing did not show -> `heads`, `settle`. Nobody else calls a blob missing.
+audit/audit.py with blobs that a listing did not show -> `heads`, `settle`. Nothing else makes a blob missing.
 
-A look is repeated before it is believed: `heads` first, without a lock; what has no bytes is looked at again with the
-facts locked (db/locks.py), so that "it is needed" and "it has no bytes" are true at the same time, and a push that is
-applied later finds the blob as the look left it. Bytes that come just after the look are seen in the next round.
-An outage says nothing (scenario 16): a store that answers with an error ends the look, and so does a bucket in which
-nothing is that the table needs, before a look or after it, which is probably another one or empty for a while.
-What may rightly have no bytes here (lifecycle.may_lack_bytes) is never called missing.
-Not here: the rule (domain/lifecycle.py), what becomes of bytes.
+Each absence is looked up twice: by `heads`, without a lock, and again with the facts locked (db/locks.py), so that "it
+is referenced" and "it has no bytes" are true at the same time, and a push that is applied later finds the state that
+follows. The next round sees bytes that come just after the look-up.
+An outage proves nothing (scenario 16): a store that answers with an error ends the look-up. So does a bucket without
+any blob that the table needs, before the look-up or after it: it is probably another bucket, or empty for a while.
+A blob that may rightly have no bytes here (lifecycle.may_lack_bytes) never becomes missing.
+Not here: the rule (domain/lifecycle.py), hiding and restoring bytes.
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -31,33 +31,33 @@ from coordinator.table.lifecycle import KnownBlob, Move
 
 log = structlog.get_logger()
 
-#: Blobs that are settled in one transaction: all writers wait for it, so it must be short.
+#: Blobs that one transaction verifies: all writers wait for it, so it must be short.
 BATCH = 64
 LOOKUPS_AT_ONCE = 16
 LOOKUP_TIMEOUT_S = 5.0
-#: Blobs of each kind that one round looks at; the next goes on after them.
+#: Blobs of each kind that one round looks up; the next round continues after them.
 ROUND = 1000
-#: Of the newest rows and of the oldest: among them a blob is sought that is in storage, if this is the right bucket.
+#: Newest rows, and oldest rows, among which a stored blob is sought: there is one if this is the right bucket.
 SAMPLE_ROWS = 100
 #: Digests that a log line names.
 NAMED = 5
 
 
 class Presence:
-    """Looks, and writes down what follows. For one thread at a time."""
+    """Looks up blobs in storage, and writes the states that follow. For one thread at a time."""
 
     def __init__(self, connections: Connections, store: ObjectStore) -> None:
         self._connections = connections
         self._store = store
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="presence")
-        #: blobs.id after which the next round goes on.
+        #: blobs.id after which the next round continues.
         self._missing_after = self._unread_after = 0
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def round(self) -> list[Move]:
-        """Look at some missing blobs and at some manifests that could not be read; all of them get their turn."""
+        """Look up some missing blobs, and some manifests that could not be read; later rounds take the others."""
         with self._connections.use() as connection:
             missing = lifecycle.missing(connection, self._missing_after, ROUND)
             unread = lifecycle.unread(connection, self._unread_after, ROUND)
@@ -76,10 +76,10 @@ class Presence:
         return dict(zip(wanted, found, strict=True))
 
     def settle(self, wanted: Iterable[Digest]) -> list[Move]:
-        """Look again at blobs at which the caller has looked, and write down what follows; return what changed.
+        """Look up these blobs again under the lock, and write the states that follow; return what changed.
 
-        Raises NotHereError if blobs would become missing in a bucket that has none of those that the table needs, and
-        UnavailableError, with some of it perhaps done.
+        Raises NotHereError if blobs would become missing in a bucket that has none of the table's blobs, and
+        UnavailableError, after it has perhaps done some of it.
         """
         moved: list[Move] = []
         waiting = iter(wanted)
@@ -101,10 +101,10 @@ class Presence:
         return moved
 
     def note_unserved(self, wanted: Iterable[Digest]) -> list[Move]:
-        """Note of unreferenced blobs that they have no bytes; return those that have none.
+        """Make unreferenced blobs without bytes `purged`; return them.
 
-        Their state becomes `purged`, so that a reference that comes later has the restorer look for the bytes: a blob
-        must not become live unseen. A history that was lost may have hidden or purged it. Raises as `settle`.
+        A later reference then makes the restorer look for the bytes: a blob must not become live without a look-up. A
+        lost history may have hidden or purged it. Raises as `settle`.
         """
         moved: list[Move] = []
         waiting = iter(wanted)
@@ -122,7 +122,7 @@ class Presence:
                 ]
                 found = self._heads_in_time([blob.digest for blob in unneeded])
                 moves = [Move(blob, BlobState.PURGED) for blob in unneeded if found[blob.digest] is None]
-                # Where nothing is live nothing of it can be here.
+                # Without live blobs none can show that this is the right bucket.
                 if moves and some_live and not (stored_here and self._is_stored_here()):
                     raise _not_here(moves[0].blob)
                 lifecycle.move(connection, moves)
@@ -139,7 +139,7 @@ class Presence:
         return dict(zip(wanted, found, strict=True))
 
     def _is_stored_here(self) -> bool:
-        """Whether any of some blobs has bytes here: if not, the absence of others proves nothing."""
+        """Whether any blob of a sample has bytes here: if not, the absence of others proves nothing."""
         with self._connections.use() as connection:
             sample = lifecycle.some_live(connection, SAMPLE_ROWS)
         return any(self._store.head(blob_key(digest)) is not None for digest in sample)
@@ -148,7 +148,7 @@ class Presence:
 def _moves(
     needed: Sequence[KnownBlob], found: Mapping[Digest, ObjectInfo | None], excused: Container[int]
 ) -> list[Move]:
-    """What follows from a look; `excused` are ids of those that may rightly have no bytes here."""
+    """Return the moves that follow from a look-up; `excused`: ids of blobs that may rightly have no bytes here."""
     moves = []
     for blob in needed:
         to = looked(blob.state, referenced=True, stored=found[blob.digest] is not None)
@@ -161,7 +161,7 @@ def _moves(
 
 def _not_here(blob: KnownBlob) -> NotHereError:
     return NotHereError(
-        f"Neither {format_digest(blob.digest)} nor any other blob that was looked for is in storage: check "
+        f"Storage has neither {format_digest(blob.digest)} nor any other blob that was looked up. Check "
         "BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
     )
 
@@ -170,6 +170,6 @@ def _tell(moves: Sequence[Move]) -> None:
     lost = [format_digest(each.blob.digest) for each in moves if each.to is BlobState.MISSING]
     found = [format_digest(each.blob.digest) for each in moves if each.to is BlobState.LIVE]
     if lost:
-        log.error("blobs that are referenced have no bytes", blobs=len(lost), examples=lost[:NAMED])
+        log.error("referenced blobs have no bytes", blobs=len(lost), examples=lost[:NAMED])
     if found:
-        log.info("blobs that were missing have their bytes again", blobs=len(found), examples=found[:NAMED])
+        log.info("missing blobs have their bytes again", blobs=len(found), examples=found[:NAMED])

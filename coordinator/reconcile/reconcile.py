@@ -1,25 +1,25 @@
 """The job that makes the table agree with a pod's links in storage: after events were lost, and once for every pod.
 
-Route: coordinator/jobs/work.py -> `Reconcile` -> plan.py -> parts, several at once (compare.py) -> what was not listed
-at all -> doubts that were there before -> `Ending`: gaps and dead sources are settled with the word that the job is
-done.
+Route: coordinator/jobs/work.py -> `Reconcile` -> plan.py -> parts, several at once (compare.py) -> repositories that
+were not listed at all -> earlier doubtful removals -> `Ending`: one transaction resolves gaps, retires dead processes
+and ends the job.
 
 Why it is right while pushes go on: every link that was written before `began_at` is in the listing, or was gone again.
-The event of a later one comes from a process that lives, or whose death is noticed after `began_at`: that asks for
-another reconcile. What the listing did not show is removed only by the look under the lock (settle.py).
+The event of a later one comes from a living process, or from one whose death is noticed after `began_at`: that starts
+another reconcile. A link that the listing did not show is removed only by the look-up under the lock (settle.py).
 
-An empty listing proves nothing where no registry is: the job fails unless the root has one at its begin and at its
-end, and as much of the pod as it saw at its begin: links, or anything at all. A pod whose registry has stored nothing
-yet, in a root where no other pod has, is so reconciled only once it has; the prober's image is enough.
+An empty listing proves nothing where no registry stores: the job fails unless the root has objects of a registry at its
+begin and at its end, and at its end as much of the pod as at its begin: links, or any objects. So a pod whose registry
+has stored nothing yet, in a root without other pods, is reconciled once it has; the prober's image is enough.
 
-What manifests list is what their bytes say (kept.py): those of which only reports say it are read, so that no false
-report outlives a reconcile of a pod that holds the manifest. Each manifest is read once and marked, so that a reconcile
-that is resumed, and the next one, go on with the others.
+The bytes of manifests say what they list (kept.py): those whose references are known only from reports are read, so
+that no false report outlives a reconcile of a pod that holds the manifest. Each manifest is read once and marked, so a
+resumed reconcile, and the next one, continue with the others.
 
-A part that fails for want of a service is tried again; if it goes on failing the job fails, and nothing is settled. A
-scheduler that is killed leaves the parts that it has done: the next one does the others, and `began_at` stays.
-That all parts are done is asked of the database, in the transaction that settles gaps: one that was failed over may
-have lost what a part has written, and then it has lost that the part is done.
+A part that fails because a service is away is tried again; if it keeps failing the job fails, and nothing is resolved.
+The parts that a killed scheduler has done stay done: the next one does the others, and `began_at` stays.
+The transaction that resolves gaps asks the database whether all parts are done: a database that was failed over may
+have lost what a part has written, and then it has also lost that the part is done.
 Not here: what a part does, SQL, the queue.
 """
 
@@ -56,11 +56,11 @@ from coordinator.table.doubtful_removals import Verdict
 
 log = structlog.get_logger()
 
-#: Parts that are listed at once. A store answers a page in some ten milliseconds, which is what reading it takes.
+#: Parts that are listed at once. A store answers a page in some ten milliseconds, and processing it takes as long.
 PARTS_AT_ONCE = 4
-#: Links and manifests that are looked up at once, by all parts.
+#: Links and manifests that are looked up at once, by all parts together.
 LOOKUPS_AT_ONCE = 12
-#: A part is tried so often, with pauses that double from the first: half a minute in all.
+#: Attempts for a part, and the pause after the first, doubled after each: half a minute in all.
 ATTEMPTS, FIRST_PAUSE_S = 6, 1.0
 
 KIND = "reconcile"
@@ -69,7 +69,7 @@ _CHECK_ROOT = "Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
 
 
 class Presence(IntEnum):
-    """What of a pod is found in the bucket. Only links prove that it keeps its links there (evidence.py)."""
+    """What the bucket has of a pod. Only links prove that the pod keeps its links there (evidence.py)."""
 
     NOTHING = 0
     OBJECTS = 1
@@ -77,11 +77,11 @@ class Presence(IntEnum):
 
 
 class LostPartsError(BaleenError):
-    """The database has lost what a job had written."""
+    """The database has lost what the job wrote."""
 
 
 class Reconcile:
-    """The runner of these jobs; serves several threads. Its connections are set up by `rows.prepare`."""
+    """The runner of reconcile jobs; serves several threads. Its connections are set up by `rows.prepare`."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Reconcile:
                 comparison.unlisted(kind)
             comparison.children()
             if comparison.read_reported():
-                # Indexes may be among them.
+                # Some of them may be indexes.
                 comparison.children()
             jobs.rest_done(connection, work.job)
         self._keeper.refresh(pod.id)
@@ -133,25 +133,25 @@ class Reconcile:
         if self._presence(pod) < presence:
             what = "Links" if presence is Presence.LINKS else "Objects"
             raise NotHereError(
-                f"{what} of pod {work.job.pod} were stored when the reconcile began, and none is found now: look what "
-                f"became of them. {_CHECK_ROOT}"
+                f"Storage had {what.lower()} of pod {work.job.pod} when the reconcile began, and has none now. Find "
+                f"out what removed them. {_CHECK_ROOT}"
             )
 
         absent = self._absent(work)
 
         def end(connection: Any) -> Mapping[str, Any]:
-            # What is kept in memory here does not say what a database has that took this one's place meanwhile.
+            # Ask the database, not memory: another one may have taken its place meanwhile.
             if unfinished := jobs.unfinished(connection, work.job, scope.parts):
                 raise LostPartsError(
                     f"The database has lost that {len(unfinished)} of {len(scope.parts)} parts are done: it was failed "
-                    "over, or restored. Nothing is settled; the reconcile is tried again."
+                    "over, or restored. No gap is resolved; the reconcile is tried again."
                 )
             return tally.progress() | table.end(connection, work.job, self._request_bound, absent, self._limits)
 
         return end
 
     def _settle_doubts(self, work: Work, scope: Scope, tally: Tally) -> None:
-        """Settle the doubts that events left, also about repositories of which nothing is there any more."""
+        """Resolve doubtful removals that events left, also in repositories of which storage has nothing."""
 
         def tell(verdicts: Sequence[Verdict]) -> None:
             tally.change(Change.DOUBT_SETTLED, len(verdicts))
@@ -161,13 +161,13 @@ class Reconcile:
         self._settler.settle(pod_id=scope.pod.id, prefixes=scope.pod.prefixes, tell=tell)
 
     def _absent(self, work: Work) -> list[RepositoryName]:
-        """Return repositories that open dead letters are about, no reconcile lists, and storage has nothing of."""
+        """Return the repositories of open dead letters that no reconcile lists and of which storage has nothing."""
         with self._connections.use() as connection:
             wanted = letters.unlisted(connection, work.job)
         return [name for name in wanted if not is_stored(self._store, name)]
 
     def _presence(self, pod: ReconciledPod) -> Presence:
-        """Return what of the pod is in this bucket and root; raises NotHereError if nothing of any registry is."""
+        """Return what this bucket and root have of the pod; raises NotHereError if they have no registry's objects."""
         if self._evidence.has_link(tuple(pod.prefixes)):
             return Presence.LINKS
         if any(self._store.list(repository_prefix(prefix), limit=1) for prefix in pod.prefixes):
@@ -186,8 +186,8 @@ class Reconcile:
             raise NotFoundError(f"Pod {work.job.pod} is no longer registered.")
         if pod.linker is not Linker.LINK:
             raise ConflictError(
-                f"Pod {work.job.pod} keeps its links in its own database (linker relay): storage cannot tell what it "
-                "holds, only its events do."
+                f"Pod {work.job.pod} keeps its links in its own database (linker relay): only its events show what it "
+                "holds, storage does not. It cannot be reconciled."
             )
         return pod
 
@@ -229,7 +229,7 @@ class Reconcile:
             futures = [pool.submit(compare_some) for _ in range(min(PARTS_AT_ONCE, len(waiting)))]
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
-            # The first cause: the others stopped because of it.
+            # Raise the cause: the other parts stopped because of it.
             raise next((error for error in errors if not isinstance(error, StoppedError)), errors[0])
 
     def _compare_part(self, work: Work, scope: Scope, tally: Tally, name: str, check: Callable[[], None]) -> None:
@@ -242,7 +242,7 @@ class Reconcile:
             except UnavailableError as error:
                 if attempt == ATTEMPTS - 1:
                     raise
-                log.warning("part put off", job=work.job.id, part=name, reason=str(error))
+                log.warning("part will be tried again", job=work.job.id, part=name, reason=str(error))
             work.pause(FIRST_PAUSE_S * 2**attempt)
             check()
         tally.done()

@@ -1,9 +1,9 @@
-"""Whether a pod that is to be forgotten has anything in storage that keeps blobs there.
+"""Check whether a pod that is to be forgotten has anything in storage that keeps blobs.
 
-It is asked of a pod whose table holds nothing, and of which events may have been lost: what storage does not have
-either was not in them. Layer links alone keep nothing in a pod whose manifests do that (mode `manifest`), and what
-Baleen itself has made there (domain/own.py) is nobody's.
-Not here: when it is asked, and forgetting (pods/table.py).
+It is checked for a pod without holdings in the table whose events may have been lost: if storage has nothing either,
+they reported nothing that counts. Layer links alone keep nothing in a pod of mode `manifest`, and neither does what
+Baleen itself made there (domain/own.py).
+Not here: when it is checked, and forgetting (pods/table.py).
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -17,7 +17,7 @@ from coordinator.reconcile.scan import links
 from coordinator.storage.layout import BASE, link_key, repository_prefix
 from coordinator.storage.port import ObjectInfo, ObjectReader
 
-#: A hundred pages of a listing: seconds.
+#: A hundred pages of a listing, which take seconds.
 KEYS_LIMIT = 100_000
 
 
@@ -31,7 +31,7 @@ def holds_anything(
 ) -> bool:
     """Return whether there is a link that counts; raises UnavailableError, and ConflictError beyond `limit` keys.
 
-    `image` is what probes ask for, and what that lists.
+    `image`: the digests of the probes' image, its manifest and what that lists.
     """
     store.check()
     counting = frozenset(LinkKind) if mode is PodMode.LINK else {LinkKind.REVISION}
@@ -47,17 +47,17 @@ def holds_anything(
 
 
 def is_stored(store: ObjectReader, repository: RepositoryName) -> bool:
-    """Return whether storage has anything of a repository, whoever owns it; not of those below its name.
+    """Return whether storage has anything of a repository, of any pod; repositories below its name do not count.
 
-    Raises UnavailableError, and ConflictError where nothing of any registry is in this bucket and root: what is absent
-    there proves nothing.
+    Raises UnavailableError, and ConflictError if this bucket and root have nothing of any registry: an absence there
+    proves nothing.
     """
-    # No part of a repository's name begins so, and each folder that a registry makes in one does.
+    # Each folder that a registry makes in a repository begins with `_`, and no part of a repository's name does.
     if store.list(f"{repository_prefix(repository)}_", limit=1):
         return True
     if not store.list(f"{BASE}/", limit=1):
         raise ConflictError(
-            f"The object store has nothing below {BASE}/, so that nothing can be known of {repository}: check "
+            f"The object store has nothing below {BASE}/, which proves nothing about repository {repository}. Check "
             "BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
         )
     return False
@@ -66,7 +66,7 @@ def is_stored(store: ObjectReader, repository: RepositoryName) -> bool:
 def _listed(
     store: ObjectReader, prefixes: Sequence[RepositoryName], limit: int, image: Collection[Digest]
 ) -> Iterator[ObjectInfo]:
-    """List what is below these prefixes, but for what Baleen has made."""
+    """List everything below these prefixes, except what Baleen made."""
     count = 0
     for prefix in prefixes:
         beginning = repository_prefix(prefix)
@@ -76,7 +76,7 @@ def _listed(
         for entry in store.walk(beginning):
             count += 1
             if count > limit:
-                raise ConflictError("Too much is stored for the pod to be looked through: reconcile it first.")
+                raise ConflictError(f"The pod has over {limit} objects, too many to check here: reconcile it first.")
             name, _, rest = entry.key.removeprefix(beginning).partition("/")
             if is_scratch(name) and rest.startswith("_"):
                 continue

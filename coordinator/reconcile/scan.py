@@ -1,7 +1,7 @@
-"""From what a store lists to the links in it.
+"""Find the links in a listing.
 
-A repository's links of one kind come one after another in every order that stores have, and with them its tags, its
-uploads, and what is no registry's at all, which is passed over. It runs for every key of a pod, so it does little.
+In every order of listing, a repository's links of one kind come one after another. Between them come tags, uploads,
+and objects of no registry, which are skipped. This runs for every key of a pod, so it does little.
 Pure: the listing is given. Not here: which keys are listed (plan.py), what the links mean (compare.py).
 """
 
@@ -21,7 +21,7 @@ from coordinator.storage.layout import (
 )
 from coordinator.storage.port import ObjectInfo
 
-#: Keys after which the caller hears how many there were.
+#: Keys between two calls of `tell`.
 TELL_EVERY = 1000
 
 
@@ -40,10 +40,10 @@ def links(
     tell: Callable[[int, int], None],
     tagged: Callable[[RepositoryName, Digest], None] = lambda _repository, _digest: None,
 ) -> Iterator[Listed]:
-    """Give the links among objects; layer links only if they are younger than `layers_after`, where that is given.
+    """Give the links among objects; layer links only if they are younger than `layers_after`, unless that is None.
 
-    `tagged` is called with what a tag points to or has pointed to; `tell` now and then with how many keys, and how
-    many links among them, came since the last time.
+    `tagged` gets each digest that a tag points to or has pointed to. `tell` gets now and then the number of keys, and
+    of links among them, since the last call.
     """
     beginning, folder, skip = "", None, None
     tags, repository = "", None

@@ -1,16 +1,16 @@
-"""Settle doubtful removals by looking at the pod's own links in storage.
+"""Resolve doubtful removals by looking up the pod's links in storage.
 
-Route: workers/processor.py after a batch that left doubts, and workers/app.py at intervals -> `Settler.settle`;
-compare.py with what a listing did not show -> `Settler.settle_unlisted`. Both end in the same look and verdict.
+Route: workers/processor.py after a batch that left doubtful removals, and workers/app.py at intervals ->
+`Settler.settle`; compare.py with links that a listing did not show -> `Settler.settle_unlisted`. Both make the same
+look-up.
 
-Why the facts are locked while storage is asked (db/locks.py): a push that wrote its link before the look-up is
-seen by it; one that writes it later announces itself later, and finds the table as the settlement left it.
-Without the lock a push could be applied between the two, change nothing because the holding is still there, and
-then lose it.
-An absence counts only where a link of the pod is found in this bucket and root, just before the look and just after it
-(evidence.py): a root may be wrong, the pod may keep its links in its own database, and what is below a root may be gone
-for a while without any error (a filer that fails over).
-Only pods whose links are in shared storage can be settled so; the doubts of others stay.
+The facts are locked during the look-up (db/locks.py): it sees the link of a push that wrote it before; the event of a
+push that writes its link later comes later, and finds the table as this left it. Without the lock a push could be
+applied between look-up and removal: it would change nothing, because the holding is still there, and then lose it.
+An absence counts only if a link of the pod is found in this bucket and root, just before the look-up and just after it
+(evidence.py): the root may be wrong, the pod may keep its links in its own database, and everything below a root may be
+gone for a while without any error (a filer that fails over).
+This works only for pods whose links are in shared storage; doubtful removals of other pods stay.
 """
 
 import datetime
@@ -33,25 +33,25 @@ from coordinator.table.doubtful_removals import Doubt, Verdict
 
 log = structlog.get_logger()
 
-#: Doubts that one transaction settles: all writers wait for it, so it must be short.
+#: Doubtful removals that one transaction resolves: all writers wait for it, so it must be short.
 BATCH = 64
 LOOKUPS_AT_ONCE = 16
 LOOKUP_TIMEOUT_S = 5.0
 NEW = timedelta(minutes=1)
 
-#: Names below any of which a link is stored, if a pod keeps its links in this bucket and root.
+#: Names: below one of them there is a link, if the pod keeps its links in this bucket and root.
 Place = tuple[RepositoryName, ...]
 
 
 class Settled(NamedTuple):
-    """What came of doubts: things that were removed, doubts that a look could settle."""
+    """Counts of what was removed, and of doubtful removals that were resolved."""
 
     removed: int = 0
     doubts: int = 0
 
 
 class NotHereError(BaleenError):
-    """No link of the pod is found in this bucket and root, so that what is absent there proves nothing."""
+    """No link of the pod is found in this bucket and root, so an absence there proves nothing."""
 
 
 class Settler:
@@ -65,7 +65,7 @@ class Settler:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def settle_new(self) -> Settled:
-        """Settle the doubts of the last minute: old ones that nothing can settle must not hold up every batch."""
+        """Resolve the doubtful removals of the last minute; old unresolvable ones must not delay each batch."""
         return self.settle(newer_than=NEW)
 
     def settle(
@@ -76,9 +76,10 @@ class Settler:
         prefixes: Sequence[RepositoryName] = (),
         tell: Callable[[Sequence[Verdict]], None] | None = None,
     ) -> Settled:
-        """Settle all doubts that can be settled, of one pod if so asked; `tell` hears of each batch after its commit.
+        """Resolve all doubtful removals that can be resolved, or those of one pod; `tell` gets each committed batch.
 
-        `prefixes`: all of that pod's. Without them only those above a doubt's repository show that this is the place.
+        `prefixes`: all of that pod's. Without them, only links below the prefixes of a removal's repository show that
+        the pod keeps its links here.
         """
         settled = Settled()
         after = doubts.BEGINNING
@@ -95,7 +96,7 @@ class Settler:
                 removed = doubts.settle(connection, verdicts)
             settled = Settled(settled.removed + removed, settled.doubts + len(verdicts))
             if verdicts:
-                log.info("doubts settled", doubts=len(verdicts), removed=removed)
+                log.info("doubtful removals resolved", doubts=len(verdicts), removed=removed)
                 if tell is not None:
                     tell(verdicts)
             after = found[-1].key
@@ -103,12 +104,12 @@ class Settler:
     def settle_unlisted(
         self, keys: Sequence[doubts.Key], at: datetime.datetime, prefixes: Sequence[RepositoryName]
     ) -> list[Verdict]:
-        """Doubt what a listing that began at `at` did not show, at most BATCH things, and settle it at once.
+        """Doubt at most BATCH links that a listing begun at `at` did not show, and resolve them at once.
 
         `prefixes`: all of the pod's.
 
-        What the caller saw says only where to look: the verdict is that of the look under the lock. Raises
-        NotHereError, with nothing doubted, if something is absent and nothing shows that the pod keeps its links here.
+        Only the look-up under the lock decides, not the caller's listing. Raises NotHereError, with nothing doubted, if
+        a link is absent and nothing shows that the pod keeps its links here.
         """
         assert len(keys) <= BATCH
         self._store.check()
@@ -119,16 +120,17 @@ class Settler:
             for doubt, verdict in zip(raised, self._look_up(raised, prefixes), strict=True):
                 if verdict is None:
                     raise NotHereError(
-                        f"No link of the pod is found in storage, though the table has {format_digest(doubt.digest)} "
-                        f"in {doubt.repository}: check BALEEN_S3_BUCKET and BALEEN_S3_ROOT, and that its registry "
-                        "keeps its links there. One that keeps them in its own database is of linker relay."
+                        f"Storage has no link of the pod, though the table has {format_digest(doubt.digest)} "
+                        f"in {doubt.repository}. Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT, and that the pod's "
+                        "registry keeps its links there. A registry that keeps them in its own database is of linker "
+                        "relay."
                     )
                 verdicts.append(verdict)
             doubts.settle(connection, verdicts)
         return verdicts
 
     def _look_up(self, found: list[Doubt], prefixes: Sequence[RepositoryName]) -> list[Verdict | None]:
-        """Say what storage has of each; None where something is absent, and that proves nothing."""
+        """Return what storage has of each; None where a link is absent, and that proves nothing."""
         places = [tuple(prefixes or doubt.prefixes or (doubt.repository,)) for doubt in found]
         named = list(dict.fromkeys(doubt.repository for doubt in found))
         try:
@@ -138,7 +140,7 @@ class Settler:
             asked = (place for place, gone in zip(places, absent, strict=True) if gone and place in before)
             after = self._proved(asked, named)
         except TimeoutError as error:
-            raise UnavailableError("The object store answers too slowly to settle removals: try again.") from error
+            raise UnavailableError("The object store answers too slowly to resolve removals: try again.") from error
         return [
             None if gone and place not in after else verdict
             for verdict, place, gone in zip(verdicts, places, absent, strict=True)
@@ -148,11 +150,11 @@ class Settler:
         revision = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None
         asked = doubt.linked or (doubt.held and not revision)
         layer = asked and self._store.head(layer_link_key(doubt.repository, doubt.digest)) is not None
-        # A manifest is served by either (layered.py).
+        # A registry serves a manifest by either link (layered.py).
         return Verdict(doubt, held=revision or (doubt.held and layer), linked=doubt.linked and layer)
 
     def _proved(self, places: Iterable[Place], named: Sequence[RepositoryName]) -> set[Place]:
-        """Return those places where a link is found; `named` as in evidence.py."""
+        """Return the places where a link is found; `named` as in evidence.py."""
         asked = list(dict.fromkeys(places))
         found = self._lookups.map(lambda place: self._evidence.has_link(place, named), asked, timeout=LOOKUP_TIMEOUT_S)
         return {place for place, there in zip(asked, found, strict=True) if there}

@@ -1,7 +1,7 @@
-"""What a reconcile asks of the table, and what it writes at its end.
+"""A reconcile's queries of the table, and what it writes at its end.
 
-What is known of repositories comes sorted as a listing is, by (repository, digest), through a cursor that holds what it
-found: rows are fetched some thousand at a time, and no transaction stays open while a store is listed.
+Rows of repositories come in the order of a listing, by (repository, digest), through a cursor WITH HOLD: some thousand
+rows are fetched at a time, and no transaction stays open while a store is listed.
 Not here: adding (table/apply.py), doubting and removing (table/doubtful_removals.py), the queue (jobs/work.py), the
 comparison (domain/merge.py).
 """
@@ -29,7 +29,7 @@ from coordinator.table.batch import LetterLimits
 
 #: Rows of a cursor that are in memory at once.
 FETCH = 2000
-#: Sorting what a repository of millions of manifests holds takes longer than other statements may.
+#: Sorting millions of a repository's holdings takes longer than other statements may.
 SORT_TIMEOUT = "15min"
 
 _names = itertools.count(1)
@@ -40,12 +40,12 @@ class ReconciledPod(NamedTuple):
     mode: PodMode
     linker: Linker
     prefixes: list[RepositoryName]
-    #: Its registry sends events. If it does not, what is listed is all that is known, and links vanish unannounced.
+    #: Its registry sends events. If not, only listings show its links, and links vanish without an event.
     managed: bool = True
 
 
 class Unlisted(NamedTuple):
-    """A thing of a repository of which nothing was listed."""
+    """A holding or link in the table that was not listed."""
 
     repository_id: int
     repository: RepositoryName
@@ -54,8 +54,8 @@ class Unlisted(NamedTuple):
 
 def pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
     with connection.transaction():
-        # A prefix that is being added is waited for, or its gap is noticed after this, and not settled by what is
-        # compared without it.
+        # Wait for a prefix that is being added. Else its gap is written after this, and a reconcile without the prefix
+        # does not resolve it.
         connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
         row = connection.execute(
             """
@@ -71,7 +71,7 @@ def pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
 def repository_ids(
     connection: Connection[Any], pod_id: int, names: Sequence[RepositoryName]
 ) -> dict[RepositoryName, int]:
-    """Return the ids of repositories of the pod, which are made known if they were not."""
+    """Return the ids of the pod's repositories; adds rows for new ones."""
     with connection.transaction():
         locks.enter(connection)
         connection.execute(
@@ -120,7 +120,7 @@ def forget_listed(
     )
 
 
-#: Where the table has links of each kind, and the column that names the blob.
+#: The table of each kind of link, and its column with the blob.
 _TABLES = {LinkKind.REVISION: ("repository_manifests", "manifest_id"), LinkKind.LAYER: ("repository_blobs", "blob_id")}
 _KNOWN = {
     LinkKind.REVISION: """
@@ -146,9 +146,9 @@ def known(
     began_at: datetime,
     margin: timedelta,
 ) -> Iterator[Iterator[Known]]:
-    """Give what the table has of these repositories, by repository and digest.
+    """Give the table's links of these repositories, by repository and digest.
 
-    `old` of a holding goes by the registry's clock; one from the future says nothing, and is looked at too.
+    `old` of a holding is by the registry's clock; a time in the future proves nothing, and counts as old.
     """
     values = {"repositories": integers(repositories), "began": began_at, "margin": margin}
     with _cursor(connection, _KNOWN[kind], values, large=len(repositories) == 1) as rows:
@@ -157,7 +157,7 @@ def known(
 
 @contextmanager
 def unlisted(connection: Connection[Any], job: Job, kind: LinkKind, margin: timedelta) -> Iterator[Iterator[Unlisted]]:
-    """Give what the table has, from before the job began, in repositories of which no link of the kind was listed."""
+    """Give links older than the job, in repositories of which no link of the kind was listed."""
     table, column = _TABLES[kind]
     old = {
         LinkKind.REVISION: "NOT t.implied AND (t.pushed_at < %(began)s OR t.pushed_at > now() + %(margin)s)",
@@ -176,7 +176,7 @@ def unlisted(connection: Connection[Any], job: Job, kind: LinkKind, margin: time
 
 @contextmanager
 def reported(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[RepositoryName, Digest]]]:
-    """Give each manifest that the pod holds and whose bytes were not read, or do not say all, with a repository."""
+    """Give each of the pod's manifests whose bytes were not read, or do not say everything, with a repository."""
     statement = """
         SELECT DISTINCT ON (m.id) r.name, b.digest
         FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id
@@ -187,8 +187,7 @@ def reported(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tupl
         yield ((RepositoryName(row[0]), Digest(row[1])) for row in rows)
 
 
-#: Children that an index of a repository lists, and of which the repository has no link that is known; and whether the
-#: index keeps them all the same.
+#: Children of a repository's indexes without a known link in the repository; and whether the index keeps them anyway.
 _UNHELD_CHILDREN = f"""
     SELECT r.pod_id, r.name, c.digest, EXISTS (
         SELECT FROM repository_manifests x WHERE x.manifest_id = u.id AND x.repository_id = r.id) AS implied
@@ -201,7 +200,7 @@ _UNHELD_CHILDREN = f"""
 
 
 class Child(NamedTuple):
-    """What an index of the repository lists."""
+    """A child of an index of the repository."""
 
     pod_id: int
     repository: RepositoryName
@@ -212,14 +211,14 @@ class Child(NamedTuple):
 
 @contextmanager
 def children(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[Child]]:
-    """Give the children of all indexes of the pod of which no link is known; some more than once."""
+    """Give the children, without a known link, of all indexes of the pod; some more than once."""
     statement = _UNHELD_CHILDREN.format(indexes="repositories r", which="r.pod_id = %(pod)s")
     with _cursor(connection, statement, {"pod": pod_id}, large=True) as rows:
         yield (_child(row) for row in rows)
 
 
 def unheld_children(connection: Connection[Any], indexes: Sequence[tuple[RepositoryName, Digest]]) -> list[Child]:
-    """Return the children of these of which no link is known. Only of pods whose links are in shared storage."""
+    """Return the children, without a known link, of these indexes. Only of pods whose links are in shared storage."""
     found = connection.execute(
         _UNHELD_CHILDREN.format(
             indexes="""unnest(%s::text[], %s::bytea[]) d (name, digest) JOIN repositories r ON r.name = d.name
@@ -238,7 +237,7 @@ def _child(row: tuple[Any, ...]) -> Child:
 def lacking(
     connection: Connection[Any], kind: LinkKind, named: Sequence[tuple[RepositoryName, Digest]]
 ) -> set[tuple[RepositoryName, Digest]]:
-    """Return those of these holdings, or links, that the table does not have. An implied holding is of no link."""
+    """Return those of these holdings, or links, that the table does not have. An implied holding has no link."""
     table, column = _TABLES[kind]
     own = "AND NOT t.implied" if kind is LinkKind.REVISION else ""
     found = connection.execute(
@@ -254,7 +253,7 @@ def lacking(
 
 
 def unsized(connection: Connection[Any], wanted: Sequence[Digest]) -> list[Digest]:
-    """Return those of these blobs of which nobody has said how large they are."""
+    """Return those of these blobs whose size is not known."""
     found = connection.execute(
         """
         SELECT d.digest FROM unnest(%s::bytea[]) d (digest) LEFT JOIN blobs b ON b.digest = d.digest
@@ -272,19 +271,19 @@ def end(
     absent: Collection[RepositoryName] = (),
     limits: LetterLimits | None = None,
 ) -> dict[str, Any]:
-    """Write what the whole comparison proves, in the transaction that says that it is done.
+    """Write what the whole comparison proves, in the transaction that ends the job.
 
-    Every event that was lost before it began was of a link that it has compared; and what a process that was dead for
-    the bound had begun has landed before it, whether it was ever heard or has only answered probes. `absent`:
-    repositories that no reconcile lists, and of which storage had nothing after it began.
-    By a clock that was set back it cannot be told what was before it, and what came since: raises ClockSetBackError.
+    Every event that was lost before the job began was of a link that it compared. Requests of a process that was dead
+    for the bound landed before it, whether the process ever sent an event or only answered probes. `absent`:
+    repositories that no reconcile lists, and of which storage had nothing after the job began.
+    Raises ClockSetBackError: by a clock that was set back, it is not known what was before the job and what came since.
     """
     row = connection.execute("SELECT %s > clock_timestamp()", (job.began_at,)).fetchone()
     if row is None or row[0] or clock.is_ahead(connection):
         raise clock.ClockSetBackError(
-            "The database's clock was set back: what this reconcile settles is not known. The scheduler starts another."
+            "The database's clock was set back, so this reconcile resolves nothing. The scheduler starts another."
         )
-    # Of two that end at once neither would see that the other is done, and a letter about both pods would stay open.
+    # Without the lock, two jobs that end at once would not see each other: a letter about both pods would stay open.
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (END_LOCK,))
     why = f"reconcile {job.id}"
     gaps = connection.execute(
@@ -305,7 +304,7 @@ def end(
 def _cursor(
     connection: Connection[Any], statement: str, values: Mapping[str, Any], *, large: bool
 ) -> Iterator[Iterator[tuple[Any, ...]]]:
-    """Run a question whose answer is kept by the server, and read from it bit by bit."""
+    """Run a query whose rows the server keeps, and give them in pieces."""
     cursor = connection.cursor(f"reconcile_{next(_names)}", withhold=True)
     with cursor:
         with connection.transaction():

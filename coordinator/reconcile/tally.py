@@ -1,7 +1,7 @@
-"""What a reconcile has done so far, for whoever watches, and at its end for whoever asks what changed and why.
+"""Count what a reconcile has done, for its progress and, at its end, for what changed and why.
 
-Counts of changes add up over all who worked on the job; what was listed is counted by part, so that a part that is done
-again is not counted twice. A process that is killed takes the last second's counts with it, never a change.
+Counts of changes add up over all processes that worked on the job. Listed keys are counted by part, so a part that is
+done again is not counted twice. A killed process loses the last second's counts, never a change.
 """
 
 import threading
@@ -22,30 +22,30 @@ class Change(StrEnum):
     LINK_ADDED = "links_added"
     HOLDING_REMOVED = "holdings_removed"
     LINK_REMOVED = "links_removed"
-    #: The table had it, the listing did not show it, and its link is there.
+    #: The table had it, the listing did not show it, and its link exists.
     STILL_LINKED = "still_linked"
     #: Removals that were doubtful before.
     DOUBT_SETTLED = "doubts_settled"
-    #: Held manifests of which it is not known what they list.
+    #: Held manifests whose references are not known.
     UNREAD = "unread"
 
 
-#: Why each was done, as the examples say it.
+#: The reason for each change, as the examples give it.
 WHY = {
-    Change.HOLDING_ADDED: "its link is in storage, and no event told of it",
-    Change.LINK_ADDED: "its link is in storage, and no event told of it",
+    Change.HOLDING_ADDED: "its link is in storage, and no event reported it",
+    Change.LINK_ADDED: "its link is in storage, and no event reported it",
     Change.HOLDING_REMOVED: "its link is not in storage",
     Change.LINK_REMOVED: "its link is not in storage",
 }
 
 
 class Tally:
-    """Safe to use from several threads."""
+    """The counts of one job. Safe to use from several threads."""
 
     def __init__(self, before: Mapping[str, Any]) -> None:
-        """`before`: the progress that others who worked on the job have left."""
+        """`before`: the progress of processes that worked on the job before."""
         self._lock = threading.Lock()
-        # What cannot be read is counted at the end, by whoever gets there.
+        # Unread manifests are counted at the end, by the process that gets there.
         self._changes = Counter[Change]({change: int(before.get(change, 0)) for change in Change})
         self._changes[Change.UNREAD] = 0
         self._examples: list[dict[str, str]] = [
@@ -61,7 +61,7 @@ class Tally:
             self._changes[change] += count
 
     def example(self, change: Change, repository: RepositoryName, digest: Digest, why: str | None = None) -> None:
-        """Show one of the things that were changed, while there are few."""
+        """Add an example of a change, up to EXAMPLES."""
         with self._lock:
             if self._shown[change] < EXAMPLES:
                 self._shown[change] += 1
@@ -75,7 +75,7 @@ class Tally:
                 )
 
     def removed(self, verdicts: Sequence[Verdict]) -> None:
-        """Count what was removed because its link is not there."""
+        """Count what was removed because its link does not exist."""
         for doubt, held, linked in verdicts:
             for change, gone in (
                 (Change.HOLDING_REMOVED, doubt.held and not held),
@@ -86,7 +86,7 @@ class Tally:
                     self.example(change, doubt.repository, doubt.digest)
 
     def plan(self, parts: Mapping[str, Mapping[str, Any] | None]) -> None:
-        """Take the parts, with the counts of those that are done."""
+        """Set the parts, with the counts of those that are done."""
         with self._lock:
             self._parts = len(parts)
             done = {name: counts for name, counts in parts.items() if counts is not None}
@@ -103,7 +103,7 @@ class Tally:
             self._listed[part] = (before[0] + keys, before[1] + links)
 
     def listed_in(self, part: str) -> dict[str, int]:
-        """Return what is to be kept with a part that is done."""
+        """Return the counts to write with a finished part."""
         with self._lock:
             keys, links = self._listed[part]
         return {"keys": keys, "links": links}

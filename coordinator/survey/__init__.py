@@ -1,1 +1,1 @@
-"""What deduplication would save, and how a registry store is adopted, from listings alone."""
+"""Survey registry stores, for what deduplication would save, and adopt a pod's own store into the shared layer."""

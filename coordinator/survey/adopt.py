@@ -1,33 +1,33 @@
-"""Bring a pod's own registry store onto the shared layer: copy what is lacking, then write the links.
+"""Move a pod's own registry store to the shared layer: copy missing blobs, then write the links.
 
-Route: `read` both stores -> adopt_plan.plan -> `execute` -> the caller asks for a reconcile of the pod
+Route: `read` both stores -> adopt_plan.plan -> `execute` -> the caller requests a reconcile of the pod
 
-Nothing at the source is written or deleted, and nothing in the shared layer is replaced but a tag that the source has
-moved on from. A second run does what the first left undone: what is linked is looked at byte by byte again only if
-something that is not linked yet needs it. Whoever linked it may not have looked, or somebody overwrote it since.
+Nothing at the source is written or deleted. Nothing in the shared layer is replaced, except a tag that the source has
+moved since. A second run does what the first left undone: a linked blob is hashed again only if something that is not
+linked yet needs it. Its link may have been written without a check, or its bytes overwritten since.
 
-Bytes. A blob counts as adopted when its bytes were hashed to its digest. A copy is put together so that wrong bytes
-never stand under a digest's key, where a registry could link them: streamed bytes are hashed on their way, and the
-upload is given up if they are wrong; for a copy within the service the source is hashed first, and then just those
-bytes (by their ETag) are copied. Of a blob that the shared layer has already, the source's bytes are hashed all the
-same, since only who has the bytes may have the link, and the shared layer's are too, since the source may be deleted
-after this. What differs stays as it is in both, is told, and nothing is linked to it.
+Bytes. A blob counts as adopted when its bytes were hashed to its digest. A copy is made so that wrong bytes are never
+at a digest's key, where a registry could link them: streamed bytes are hashed on their way, and the upload is aborted
+if they are wrong; for a copy within the service the source is hashed first, and then just those bytes (by their ETag)
+are copied. If the shared layer has the blob already, the source's bytes are hashed all the same, since only a source
+that has the bytes may have the link; the shared layer's are hashed too, since the source may be deleted after this. A
+blob that differs stays as it is in both, is reported, and nothing is linked to it.
 
-Order. For each repository: its blobs; a layer's link as soon as its blob is there; links of manifests when all that
-the source stores of what they list is there, children first; tags last. So whatever ends the run, no link of ours
+Order. For each repository: its blobs; a layer's link as soon as its blob is there; links of manifests when everything
+that they list and that the source stores is there, children first; tags last. So however the run ends, no link of ours
 is without its blob.
 
 Against garbage collection (see the design's states). GC may hide an unreferenced blob of the shared layer at any time,
-so also between our look and our link, and purges it no sooner than a quarantine after that. Links first would not
-help: a hide looks only at links of referrers that were removed, and a link does not count before the table has it. So:
-  1. After all links are written, every blob is looked at once more. One that was hidden before this look gives 404 and
-     is copied anew: that is another version, which no purge of an earlier hide deletes.
-  2. So a blob that is hidden at all is hidden after that look, and is not purged before a quarantine has passed since.
-  3. A reconcile that begins after the links were written brings the references into the table: that restores what is
-     hidden, and keeps the rest. It has to be through before a quarantine has passed since the look; the caller asks
-     for it at once, and it is an error if it cannot.
-  4. Until then the source has everything still. It is to be kept until the reconcile is done.
-Not here: what is to be done (adopt_plan.py), the reconcile (reconcile/reconcile.py), printing (commands/adopt.py).
+so also between our look-up and our link, and purges it no sooner than a quarantine after that. Links first would not
+help: a hide looks up only links of removed referrers, and a link does not count before the table has it. So:
+  1. After all links are written, every blob is looked up once more. One that was hidden before this gives 404 and is
+     copied again: that is another version, which no purge of an earlier hide deletes.
+  2. So a hidden blob was hidden after that look-up, and is not purged before a quarantine has passed since.
+  3. A reconcile that begins after the links were written adds the references to the table: that restores hidden blobs,
+     and keeps the others. It has to end before a quarantine has passed since the look-up; the caller requests it at
+     once, and it is an error if that fails.
+  4. Until then the source still has everything. Keep it until the reconcile is done.
+Not here: the plan (adopt_plan.py), the reconcile (reconcile/reconcile.py), printing (commands/adopt.py).
 """
 
 import hashlib
@@ -54,18 +54,18 @@ from coordinator.survey.adopt_plan import (
 )
 from coordinator.survey.tree import Item, Link, pointed, read_held, read_links, read_sizes, side_by_side
 
-#: How many blobs and links are under way at once.
+#: Blobs and links that are processed at once.
 THREADS = 8
-#: So often all blobs are looked at again at the end, if some were gone each time.
+#: Attempts of the last look-up of all blobs, if some were gone each time.
 LOOKS = 3
 
 Progress = Callable[[Figures], None]
 
 
 class Trust(NamedTuple):
-    """Whose bytes are taken for those of their digests without being hashed."""
+    """Stores whose bytes are trusted to match their digests, without hashing."""
 
-    #: For a source that is the operator's own: it may otherwise claim to have what it has not.
+    #: Only for a source that is the operator's own: another one may claim to have blobs that it has not.
     source: bool = False
     shared: bool = False
 
@@ -75,14 +75,14 @@ NO_TRUST = Trust()
 
 class Outcome(NamedTuple):
     figures: Figures
-    #: The plan's, and what was found out on the way.
+    #: Those of the plan, and those of the run.
     remarks: Sequence[Remark]
-    #: Blobs that were there, and gone at the look at the end: copied once more.
+    #: Blobs that were gone at the last look-up, and were copied once more.
     copied_again: int = 0
 
 
 class _RefusedError(BaleenError):
-    """A blob's bytes are not those of its digest, or not there any more; the message says so of `its bytes …`."""
+    """A blob's bytes do not match its digest, or are gone."""
 
 
 def read(
@@ -94,7 +94,7 @@ def read(
     only_owned: bool = False,
     say: Callable[[str], None] = lambda what: None,
 ) -> Found:
-    """Read all that the plan needs. Raises ConflictError if the source has repositories of others."""
+    """Read everything that the plan needs. Raises ConflictError if the source has repositories of other pods."""
     say("listing the source's links")
     links = read_links(source, [REPOSITORIES], pool)
     ours = owned(links, prefixes, only_owned=only_owned)
@@ -126,7 +126,7 @@ def execute(
     trust: Trust = NO_TRUST,
     progress: Progress = lambda figures: None,
 ) -> Outcome:
-    """Do what the plan says. Raises UnavailableError if a store is away; what is done then stays done."""
+    """Do what the plan says. Raises UnavailableError if a store does not answer; what is done stays done."""
     return _Run(plan, source, shared, pool, trust, progress).run()
 
 
@@ -140,18 +140,18 @@ class _Run:
         self._pool = pool
         self._trust = trust
         self._progress = progress
-        #: Guards all below.
+        #: Guards everything below.
         self._lock = threading.Lock()
         self._done = plan.figures._replace(
             copied_blobs=0, copied_bytes=0, layer_links=0, revision_links=0, tag_links=0, repositories=0
         )
         self._remarks = list(plan.remarks)
         self._refused: dict[Digest, str] = {}
-        #: Taken for what they claim: at first those that have their links, and on which no new link relies.
+        #: Blobs that need no more hashing: at first those that have their links, and on which no new link relies.
         self._verified = set(plan.needed).difference(blob.digest for each in plan.repositories for blob in each.blobs)
         self._copied_again = 0
         self._looking_again = False
-        #: Whether the service copies between the two; None until it was asked.
+        #: Whether the service copies between the two stores; None until it was tried.
         self._by_service: bool | None = None
 
     def run(self) -> Outcome:
@@ -195,7 +195,7 @@ class _Run:
         self._count(revision_links=1)
 
     def _tag(self, name: str, tag: TagWrite | None, history: Sequence[Link], left_out: set[Digest]) -> None:
-        """Write a tag's history and then, if there is one to write, where it points now; nothing of one that stays."""
+        """Write a tag's history and then, if `tag` is given, where it points now; nothing if the tag changed since."""
         if tag is not None:
             label = tag.link.tag or ""
             if tag.digest in left_out:
@@ -203,7 +203,7 @@ class _Run:
                 return
             if (now := pointed(self._shared, tag.link)) not in {tag.there, tag.digest}:
                 where = "nowhere" if now is None else f"to {format_digest(now)}"
-                self._remark(Why.TAG_KEPT, name, label, f"in the shared layer it points {where} since a moment ago")
+                self._remark(Why.TAG_KEPT, name, label, f"it changed meanwhile: in the shared layer it points {where}")
                 return
         for link in history:
             if link.digest is not None and link.digest not in left_out:
@@ -217,7 +217,7 @@ class _Run:
         self._shared.put(link.key, format_digest(digest).encode())
 
     def _bring(self, digest: Digest) -> bool:
-        """Have the blob in the shared layer, its bytes verified, as a look after all else shows. False: refused."""
+        """Copy the blob to the shared layer if it is missing, and verify its bytes; return False if it is refused."""
         if digest in self._refused:
             return False
         key, size = blob_key(digest), self._plan.needed[digest]
@@ -228,8 +228,8 @@ class _Run:
                 known = self._shared.head(key)
                 if known is None:
                     raise UnavailableError(
-                        f"{format_digest(digest)} is gone from the shared layer as soon as it is copied: see what "
-                        "deletes there, and run this again."
+                        f"{format_digest(digest)} is gone from the shared layer just after it was copied. Find out "
+                        "what deletes there, and run this again."
                     )
             elif known.size == size and digest not in self._verified:
                 self._verify(digest, key)
@@ -248,7 +248,7 @@ class _Run:
                 with self._source.open(key) as opened:
                     self._shared.put_chunks(key, _hashed(digest, opened.chunks), opened.size)
         except ObjectNotFoundError as error:
-            raise _RefusedError("the source does not have it any more") from error
+            raise _RefusedError("the source no longer has it") from error
         except ConflictError as error:
             raise _RefusedError("its bytes in the source changed while they were copied") from error
         with self._lock:
@@ -263,14 +263,14 @@ class _Run:
             with self._source.open(key) as opened:
                 etag = opened.etag
                 if etag is None:
-                    return False  # nothing says that the bytes which are copied are those that are hashed
+                    return False  # without an ETag, other bytes than the hashed ones may be copied
                 for _ in _hashed(digest, opened.chunks):
                     pass
         self._by_service = self._shared.copy_from(self._source, key, key, etag=etag)
         return self._by_service
 
     def _verify(self, digest: Digest, key: str) -> None:
-        """Compare the bytes of a blob that the shared layer has with its digest, in both stores."""
+        """Compare the bytes of a blob with its digest, in both stores."""
         stores = (
             (self._source, self._trust.source, "in the source"),
             (self._shared, self._trust.shared, "in the shared layer"),
@@ -283,10 +283,10 @@ class _Run:
                     for _ in _hashed(digest, opened.chunks, where):
                         pass
             except ObjectNotFoundError as error:
-                raise _RefusedError(f"it is not {where} any more") from error
+                raise _RefusedError(f"it is no longer {where}") from error
 
     def _look_again(self) -> None:
-        """Look at every blob once more, now that the links are written; see "Against garbage collection" above."""
+        """Look up every blob once more after the links were written; see "Against garbage collection" above."""
         self._looking_again = True
         wanted = [digest for digest in self._plan.needed if digest not in self._refused]
         for _ in range(LOOKS):
@@ -296,15 +296,15 @@ class _Run:
                 return
             self._all(self._bring_again, gone)
         raise BaleenError(
-            f"{len(gone)} blobs are gone from the shared layer each time they are copied: see what deletes there, and "
-            "run this again."
+            f"{len(gone)} blobs are gone from the shared layer each time after they were copied. Find out what deletes "
+            "there, and run this again."
         )
 
     def _bring_again(self, digest: Digest) -> None:
         if not self._bring(digest):
             raise BaleenError(
                 f"{format_digest(digest)} is linked and gone from the shared layer, and cannot be copied again: "
-                f"{self._refused[digest]}. Bring its bytes back before the pod uses the shared layer."
+                f"{self._refused[digest]}. Restore its bytes before the pod uses the shared layer."
             )
 
     def _all(self, do: Callable[[Item], None], items: Iterable[Item]) -> None:
@@ -323,7 +323,7 @@ class _Run:
 
 
 def _hashed(digest: Digest, chunks: Iterator[bytes], where: str = "in the source") -> Iterator[bytes]:
-    """Pass bytes on; raise at their end if they are not those of the digest."""
+    """Give the chunks as they are; raise _RefusedError at their end if they do not match the digest."""
     seen = hashlib.sha256()
     for chunk in chunks:
         seen.update(chunk)
@@ -339,7 +339,7 @@ def _compare(size: int, there: int) -> None:
 
 
 def _waves(revisions: Sequence[Revision]) -> Iterator[Sequence[Revision]]:
-    """Cut the manifests, children first, where one lists another: those of a wave can be linked side by side."""
+    """Split the manifests, children first, into waves in which none lists another: a wave can be linked in parallel."""
     wave: dict[Digest, Revision] = {}
     for revision in revisions:
         if not wave.keys().isdisjoint(revision.needs):

@@ -1,18 +1,19 @@
-"""What adopting a pod's own store means, as data. Pure: a dry run is this plan, and the real run does it.
+"""Plan the adoption of a pod's own store. Pure: a dry run shows this plan, and the real run does it.
 
 Route: adopt.read -> (source's links, sizes, manifests; what the shared layer has) -> `plan` -> adopt.execute
 
 Rules:
-- What a repository links and the source stores is brought; so is what a manifest of it lists.
-- A link to something that the source does not store is left out: it would be a link without a blob. Also where the
-  shared layer has that blob: only who has the bytes may have the link, else a link would be a way to read what others
-  have pushed.
-- A manifest of which the source lacks a part is adopted as it is: an index of which some platform was deleted is
-  served by registries all the same. It is told as incomplete.
-- Bytes that are not those of their digest, and blobs of which the shared layer has another size, are refused, and with
-  them every manifest that needs them and every tag of such a manifest.
-- A tag is written where the shared layer has none, or where it has one that the source has moved on from since: its
-  history lists the one, and the shared layer's does not list the other. Otherwise the shared layer's stays.
+- A blob is adopted if a repository links it, or one of its manifests lists it, and the source stores it.
+- A link to a blob that the source does not store is left out: it would be a link without a blob. Also if the shared
+  layer has that blob: only a source that has the bytes may have the link, else a link would be a way to read blobs that
+  others have pushed.
+- A manifest of which the source lacks a part is adopted as it is, and reported as incomplete: registries also serve an
+  index of which some platform was deleted.
+- Bytes that do not match their digest, and blobs of another size than in the shared layer, are refused, and with them
+  every manifest that needs them and every tag of such a manifest.
+- A tag is written if the shared layer has none, or if the source has moved it since: the source's history lists where
+  the shared layer's tag points, and the shared layer's history does not list where the source's points. Otherwise the
+  shared layer's tag stays.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,9 +29,9 @@ NAMES_TOLD = 20
 
 
 class Found(NamedTuple):
-    """What reading the two stores gave."""
+    """What was read from the two stores."""
 
-    #: The source's, of the repositories that are adopted.
+    #: The source's links, of the repositories that are adopted.
     links: Mapping[RepositoryName, Links]
     sizes: Mapping[Digest, int]
     manifests: Mapping[Digest, Manifest]
@@ -40,19 +41,19 @@ class Found(NamedTuple):
 
 
 class Why(StrEnum):
-    """Why something is not adopted, or not as one would wish."""
+    """Why something is not adopted, or only in part."""
 
     #: Linked, and the source does not store it: left out.
     ABSENT = "absent"
-    #: A manifest that lists what the source does not store: adopted as it is.
+    #: A manifest that lists blobs which the source does not store: adopted as it is.
     INCOMPLETE = "incomplete"
     #: A manifest that cannot be read: adopted as it is.
     UNREAD = "unread"
-    #: Bytes that are not what they claim to be, or differ from the shared layer's: refused, with all that needs them.
+    #: Bytes that do not match their digest, or differ from the shared layer's: refused, with all that needs them.
     REFUSED = "refused"
-    #: A manifest or a tag that needs something that was refused or is absent: left out.
+    #: A manifest or a tag that needs something refused or absent: left out.
     LEFT_OUT = "left_out"
-    #: A tag that points elsewhere in the shared layer: stays there as it is.
+    #: A tag that points elsewhere in the shared layer: it stays as it is there.
     TAG_KEPT = "tag_kept"
 
 
@@ -65,7 +66,7 @@ class Remark(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """A blob that is to be in the shared layer, with bytes that were compared with its digest."""
+    """A blob that is to be in the shared layer, with bytes that are verified against its digest."""
 
     digest: Digest
     size: int
@@ -76,20 +77,20 @@ class Blob(NamedTuple):
 class Revision(NamedTuple):
     link: Link
     digest: Digest
-    #: What of it the source stores: all that must be there, and be what it claims to be, before the link.
+    #: Listed blobs that the source stores: all must be there, and verified, before the link is written.
     needs: tuple[Digest, ...]
 
 
 class TagWrite(NamedTuple):
     link: Link
     digest: Digest
-    #: Where the shared layer's tag points, by what was read.
+    #: Where the shared layer's tag pointed when it was read.
     there: Digest | None
 
 
 class RepositoryPlan(NamedTuple):
     repository: RepositoryName
-    #: Those that no repository before this one brings, but for what has its link and what no new link relies on.
+    #: Blobs that no earlier repository brings; without those that have their link and on which no new link relies.
     blobs: Sequence[Blob]
     #: Links to write, in this order. Of revisions children come before those that list them.
     layers: Sequence[Link]
@@ -99,7 +100,7 @@ class RepositoryPlan(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Of a plan, what is to be done; of a run, what was done."""
+    """Counts of what a plan will do, or of what a run has done."""
 
     repositories: int = 0
     #: Distinct blobs that the adopted repositories need, and their bytes.
@@ -115,14 +116,14 @@ class Figures(NamedTuple):
 
 class Plan(NamedTuple):
     repositories: Sequence[RepositoryPlan]
-    #: Every blob that has to be in the shared layer at the end, those that were there with their links included.
+    #: Every blob that has to be in the shared layer at the end, including those that were there with their links.
     needed: Mapping[Digest, int]
     remarks: Sequence[Remark]
     figures: Figures
 
 
 def owned(repositories: Iterable[str], prefixes: Collection[str], *, only_owned: bool) -> list[RepositoryName]:
-    """Return the repositories that lie below the prefixes; raises ConflictError if others do not.
+    """Return the repositories that are below the prefixes; raises ConflictError if others are not.
 
     With `only_owned` the others are left out.
     """
@@ -145,7 +146,7 @@ def owned(repositories: Iterable[str], prefixes: Collection[str], *, only_owned:
 
 
 def needed_of(links: Links, manifests: Mapping[Digest, Manifest], sizes: Collection[Digest]) -> frozenset[Digest]:
-    """Return what a repository needs, as far as the source stores it."""
+    """Return the blobs that a repository needs and the source stores."""
     wanted = {*links.layers, *links.revisions}
     for revision in links.revisions:
         wanted.update(manifests.get(revision, Manifest()).references)
@@ -153,7 +154,7 @@ def needed_of(links: Links, manifests: Mapping[Digest, Manifest], sizes: Collect
 
 
 def plan(found: Found, *, tags_from_source: bool = False) -> Plan:
-    """Decide what is copied and which links are written, in which order."""
+    """Decide which blobs are copied, and which links are written, in which order."""
     return _Planner(found, tags_from_source=tags_from_source).plan()
 
 
@@ -234,7 +235,7 @@ class _Planner:
         )
 
     def _needs(self, digest: Digest, have: Links, adopted: Mapping[Digest, Revision]) -> tuple[Digest, ...]:
-        """What a manifest lists, and what is listed by those of its children to which no link is written any more."""
+        """Return what a manifest lists, and what those of its children need that have their links already."""
         listed = [each for each in self._found.manifests[digest].references if each in self._found.sizes]
         linked = [adopted[each] for each in listed if each in have.revisions and each in adopted]
         return tuple(dict.fromkeys([*listed, *(each for child in linked for each in child.needs)]))
@@ -280,7 +281,7 @@ class _Planner:
 
 
 def in_order(references: Mapping[Digest, Sequence[Digest]]) -> Iterator[Digest]:
-    """Give manifests so that each comes after those of them that it lists. Hashes allow no circle."""
+    """Give the manifests, each after those of them that it lists. Digests allow no circle."""
     done: set[Digest] = set()
     for first in references:
         stack = [first]

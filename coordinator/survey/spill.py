@@ -1,8 +1,8 @@
-"""Records that are too many for memory, kept on disk in buckets by the first byte of a digest.
+"""Keep records that are too many for memory on disk, in buckets by the first byte of a digest.
 
-All buckets share one file without a name, so that whatever ends the process leaves nothing behind, and however many
-spills there are, each has one file handle. A writer gathers CHUNK_BYTES for a bucket before it writes them; one writer
-so holds 1 MiB at most. Where each bucket's chunks stand is kept in memory, a thousandth of what is on disk.
+All buckets of a spill share one unnamed file: it is gone however the process ends, and takes one file handle. A writer
+gathers CHUNK_BYTES for a bucket before it writes them, so it uses at most 1 MiB. The positions of each bucket's chunks
+are kept in memory, a thousandth of what is on disk.
 Not here: what the records mean (survey.py).
 """
 
@@ -22,7 +22,7 @@ CHUNK_BYTES = 4096
 
 
 class Spill:
-    """Records of one length; several writers at once, read only when all of them are closed."""
+    """Records of one length. Several writers may write at once; read only after all of them are closed."""
 
     def __init__(self, record_bytes: int, directory: Path | None = None) -> None:
         self.record_bytes = record_bytes
@@ -34,7 +34,7 @@ class Spill:
         self._lock = threading.Lock()
         self._places = [array("Q") for _ in range(BUCKETS)]
         self._lengths = [array("H") for _ in range(BUCKETS)]
-        #: On disk so far.
+        #: Bytes on disk so far.
         self.bytes = 0
 
     def __enter__(self) -> Self:
@@ -59,7 +59,7 @@ class Spill:
             self._no_room(OSError("the disk is full"))
 
     def read(self, bucket: int) -> Iterator[bytes]:
-        """Give the bucket's records, as they were written, some at a time."""
+        """Give the bucket's records in chunks, as they were written."""
         descriptor = self._file.fileno()
         for place, length in zip(self._places[bucket], self._lengths[bucket], strict=True):
             yield os.pread(descriptor, length, place)
@@ -67,18 +67,17 @@ class Spill:
     def _no_room(self, error: OSError) -> NoReturn:
         where = self._directory or tempfile.gettempdir()
         raise BaleenError(
-            f"Nothing can be written to {where} ({error.strerror or error}): name a directory with more room "
-            "with --tmp-dir."
+            f"Cannot write to {where} ({error.strerror or error}). Name a directory with more space with --tmp-dir."
         ) from error
 
 
 class Writer:
-    """One thread's way into a spill: what it has gathered for each bucket. The hot loop writes to `buffers` itself."""
+    """One thread's buffers for a spill, one for each bucket. The hot loop writes to `buffers` directly."""
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill
         self.buffers = [bytearray() for _ in range(BUCKETS)]
-        #: A buffer that has reached this is to be flushed.
+        #: The length at which a buffer is to be flushed.
         self.full = CHUNK_BYTES - CHUNK_BYTES % spill.record_bytes
 
     def flush(self, bucket: int) -> None:

@@ -1,19 +1,19 @@
-"""What deduplication saves in registries as they are stored, counted from a listing of their keys alone.
+"""Count what deduplication would save in existing registry stores, from a listing of their keys alone.
 
 Route: roots -> list (one thread for each root's blobs/ and one for its repositories/) -> spill -> count -> Survey
 
-A key costs some bytes on disk and next to nothing else: a link becomes (root and kind, digest, repository), a stored
-blob (root, digest, size), each in the bucket of its digest's first byte. Counting then takes one bucket after the
-other, so memory depends neither on how many keys there are nor on their order, but for two things: it holds the
-distinct digests of a 256th of all, and where the chunks of records stand, a thousandth of what is on disk. That is
-DISK_BYTES_PER_KEY for a key.
+A key takes DISK_BYTES_PER_KEY on disk, and hardly any memory: a link becomes (root and kind, digest, repository), a
+stored blob (root, digest, size), each in the bucket of its digest's first byte. Counting takes one bucket after the
+other. So memory does not depend on the number of keys or their order, except for the distinct digests of one bucket, a
+256th of all, and for the positions of chunks, a thousandth of what is on disk.
 
-A repository is known by 64 bits of a hash of its root and name. Two of a million repositories fall together with a
-probability of 3 in 100 million; the number of repositories is then one too small, and no other figure is touched.
+A repository is identified by 64 bits of a hash of its root and name. Among a million repositories two have the same
+hash with a probability of 3 in 100 million; then the number of repositories is one too small, and no other figure is
+wrong.
 
 Figures: *logical* sums a blob's size over the repositories that link it, as a layer or as a manifest, once for each.
-*Stored* sums what is stored under `blobs/`. *Shared layer* is what one store for all roots would hold. A link to a
-blob that its root does not store has no size: it is told, and adds nothing.
+*Stored* sums everything stored under `blobs/`. *Shared layer* is what one store for all roots would have. A link to a
+blob that its root does not store has no size: it is reported, and adds nothing.
 Not here: contents of links and manifests, which are not read; tags and uploads, which are no links to blobs.
 """
 
@@ -37,11 +37,11 @@ from coordinator.storage.port import ObjectInfo, ObjectReader
 from coordinator.survey.spill import BUCKETS, Spill, Writer
 from coordinator.survey.tree import require_tree
 
-#: A link or a blob, and its share of the repositories' records.
+#: For a link or a blob, with its share of the repositories' records.
 DISK_BYTES_PER_KEY = 52
 ROOTS_LIMIT = 1000
 LISTINGS_AT_ONCE = 8
-#: Keys between two looks at whether to go on, and two words on how far it is.
+#: Keys between two checks whether to stop, and between two calls of `Progress`.
 BLOCK = 1000
 TOP = 20
 EXAMPLES = 5
@@ -63,22 +63,22 @@ _BLOB = struct.Struct("<34sQ")
 _REPOSITORY = struct.Struct("<2s8s")
 
 Progress = Callable[[int], None]
-#: What is listed of an object.
+#: What a listing gives for an object.
 Entry = TypeVar("Entry")
 
 
 class Root(NamedTuple):
-    """A registry's store, and what it is called in the report."""
+    """A registry's store, and its name in the report."""
 
     url: str
     store: ObjectReader
 
 
 class RootFigures(NamedTuple):
-    """Of one root. Blobs are those stored; bytes are theirs."""
+    """Figures of one root. Blobs are stored blobs; bytes are their sizes."""
 
     url: str
-    #: That link anything.
+    #: Repositories that link anything.
     repositories: int
     #: Pairs of a repository and a blob that it links.
     links: int
@@ -97,7 +97,7 @@ class RootFigures(NamedTuple):
     #: Distinct blobs that are linked and not stored, and the links to them.
     missing_blobs: int
     missing_links: int
-    #: Keys that are none of a registry.
+    #: Keys that no registry writes.
     odd_keys: int
 
 
@@ -120,15 +120,15 @@ class Survey(NamedTuple):
     stored_bytes: int
     #: Each digest once over all roots.
     shared_layer_bytes: int
-    #: Of stored digests that one repository of all roots links.
+    #: Of stored digests that only one repository of all roots links.
     unique_bytes: int
     #: Of digests that more than one root stores.
     cross_root_bytes: int
     cross_root_blobs: int
-    #: Digests that roots store with different sizes: at least one of the copies is no good.
+    #: Digests that roots store with different sizes: at least one of the copies is damaged.
     conflicting_blobs: int
     largest_shared: Sequence[SharedBlob]
-    #: Some digests that are linked and not stored, and some keys that are none of a registry, with their roots.
+    #: Examples of digests that are linked and not stored, and of keys that no registry writes, with their roots.
     missing_examples: Sequence[tuple[str, str]]
     odd_examples: Sequence[tuple[str, str]]
     disk_bytes: int
@@ -141,13 +141,13 @@ class Survey(NamedTuple):
 def survey(
     roots: Sequence[Root], *, top: int = TOP, directory: Path | None = None, progress: Progress = lambda keys: None
 ) -> Survey:
-    """List all roots and count; `progress` is told the number of keys listed so far, by several threads.
+    """List all roots and count. Several threads call `progress` with the number of keys listed so far.
 
-    Raises NotFoundError if a root holds no registry, UnavailableError if one cannot be listed to its end: figures of a
-    part would say too little.
+    Raises NotFoundError if a root has no registry, UnavailableError if one cannot be listed to its end: partial figures
+    would be too small.
     """
     if not 0 < len(roots) <= ROOTS_LIMIT or len({root.url for root in roots}) != len(roots):
-        raise UsageError(f"A survey is of 1 to {ROOTS_LIMIT} roots, each named once.")
+        raise UsageError(f"Name 1 to {ROOTS_LIMIT} roots, each once.")
     for root in roots:
         require_tree(root.store, root.url)
     with ExitStack() as stack:
@@ -171,7 +171,7 @@ def survey(
 
 
 class _Listing(Generic[Entry]):
-    """One subtree of a root that is being listed into a spill. Subclasses do the keys."""
+    """One subtree of a root that is being listed into a spill. Subclasses parse the keys."""
 
     def __init__(self, number: int, root: Root) -> None:
         self.number = number
@@ -217,11 +217,11 @@ class _Links(_Listing[str]):
         self._links, self._repositories = map(Writer, self._spills)
 
     def entries(self, store: ObjectReader) -> Iterator[str]:
-        # A link is as long as any other, and by far the most keys are links.
+        # Sizes are not needed: all links have the same, and nearly all keys are links.
         return store.walk_keys(REPOSITORIES)
 
     def add(self, block: Iterable[str]) -> None:
-        # Every key passes here: what can stand before the loop does.
+        # This runs for every key, so as much as possible is done before the loop.
         as_layer, as_revision = (struct.pack("<H", 2 * self.number + kind) for kind in (0, 1))
         buffers, full, flush = self._links.buffers, self._links.full, self._links.flush
         name, repository, fromhex, start = self._name, self._id, bytes.fromhex, len(REPOSITORIES)
@@ -252,7 +252,7 @@ class _Links(_Listing[str]):
         self._name, self._id = name, repository
 
     def _begin(self, name: str) -> bytes:
-        """Note a repository; in a listing by names that happens once for each, or little more."""
+        """Record a repository, and return its id; a listing by names does so about once for each."""
         number = struct.pack("<H", self.number)
         repository = blake2b(name.encode(errors="surrogatepass"), digest_size=8, key=number).digest()
         bucket = repository[0]
@@ -311,7 +311,7 @@ class _Blobs(_Listing[ObjectInfo]):
 
 
 def _list_all(listings: Sequence[_Listing[Any]], progress: Progress) -> None:
-    """Run all listings, some at a time; the first that fails ends the others, and is raised."""
+    """Run all listings, some at a time; the first error ends the others, and is raised."""
     stop = threading.Event()
 
     def listed() -> None:
@@ -330,7 +330,7 @@ def _list_all(listings: Sequence[_Listing[Any]], progress: Progress) -> None:
 
 
 class _Tally:
-    """What is summed for one root."""
+    """Sums of one root."""
 
     def __init__(self) -> None:
         self.repositories = self.links = self.blobs = self.stored = self.logical = self.unique = self.shared = 0
@@ -338,7 +338,7 @@ class _Tally:
 
 
 class _Count:
-    """Sums over one bucket after the other."""
+    """Adds up one bucket after the other."""
 
     def __init__(self, roots: Sequence[Root], top: int) -> None:
         self._roots = roots
@@ -373,7 +373,7 @@ class _Count:
             else:
                 tally.shared += size
             tally.links += many
-        #: By digest: its copies' sizes, and who links it.
+        #: By digest: the roots that store it, and its size there.
         copies: dict[bytes, list[tuple[int, int]]] = {}
         for head, size in stored.items():
             number = _number(head) // 2
@@ -456,8 +456,8 @@ def _records(kind: struct.Struct, chunks: Iterator[bytes]) -> Iterator[tuple[Any
 def _linking(links: Spill, bucket: int) -> Counter[bytes]:
     """Count the repositories that link each blob of a bucket, by its root and digest.
 
-    Every link is listed once, so links can be counted instead of repositories, which may be millions for one blob;
-    only where a digest is linked both as a layer and as a manifest is there a look at who links it.
+    Every link is listed once, so links are counted instead of repositories, which may be millions for one blob. Only
+    if a digest is linked both as a layer and as a manifest are its repositories compared.
     """
     heads = Counter(chain.from_iterable(_records(_HEAD_OF_LINK, links.read(bucket))))
     both = {head for head in heads if not head[0] & 1 and _as_revision(head) in heads}

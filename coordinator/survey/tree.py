@@ -1,7 +1,7 @@
-"""Read what a registry has stored into plain data: its links, its blobs' sizes, what its manifests list.
+"""Read a registry's store into plain data: its links, the sizes of its blobs, the references of its manifests.
 
-Everything is held in memory, some hundred bytes for a link and for a blob: this is for one pod's store, not for the
-shared layer. Keys that are none of these are passed over.
+Everything is kept in memory, some hundred bytes per link and per blob: this is for one pod's store, not for the shared
+layer. Other keys are skipped.
 Not here: what is done with it (adopt_plan.py, adopt.py).
 """
 
@@ -24,9 +24,9 @@ from coordinator.errors import InvalidNameError, NotFoundError, UnavailableError
 from coordinator.storage.layout import BASE, BLOBS, REPOSITORIES, blob_key, repository_prefix
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader
 
-#: A link is 71 bytes; one with more is none.
+#: A link has 71 bytes; a larger object is no link.
 LINK_BYTES_LIMIT = 1024
-#: What is handed to threads at once, so that a million things to do are not a million futures.
+#: Items that are submitted to threads at once, so that a million items are not a million futures.
 AT_ONCE = 1000
 
 Item = TypeVar("Item")
@@ -41,7 +41,7 @@ class Kind(Enum):
 
 
 class Link(NamedTuple):
-    """What the key of a link says. `tag` is for those of tags, `digest` for all but a tag's current one."""
+    """A link, by its key. `tag` is only set for links of tags, `digest` for all but a tag's current one."""
 
     kind: Kind
     repository: RepositoryName
@@ -57,32 +57,32 @@ class Link(NamedTuple):
 
 
 class Links(NamedTuple):
-    """Of one repository."""
+    """The links of one repository."""
 
     layers: frozenset[Digest] = frozenset()
     revisions: frozenset[Digest] = frozenset()
-    #: Where each tag points; None where its link cannot be read.
+    #: Where each tag points; None if its link cannot be read.
     tags: Mapping[str, Digest | None] = {}
     #: Where each tag points or has pointed.
     history: frozenset[tuple[str, Digest]] = frozenset()
 
 
 class Manifest(NamedTuple):
-    """A stored manifest: what it lists, or a sentence on why that is not known."""
+    """A stored manifest: its references, or a sentence about why they are not known."""
 
     references: tuple[Digest, ...] = ()
-    #: The bytes are those of its digest, and Baleen cannot read them.
+    #: Why Baleen cannot read the bytes, though they match the digest.
     unread: str | None = None
-    #: The bytes are not those of its digest.
+    #: Why the bytes do not match the digest.
     corrupt: str | None = None
-    #: What it lists are manifests.
+    #: It lists manifests.
     is_index: bool = False
-    #: A registry could serve the bytes as a manifest, as far as can be told.
+    #: As far as is known, a registry could serve the bytes as a manifest.
     is_one: bool = True
 
 
 def require_tree(store: ObjectReader, url: str) -> None:
-    """Raise NotFoundError, and say where the registry may be, if there is none."""
+    """Raise NotFoundError if the store has no registry; the message says where one may be."""
     store.check()
     if store.list(f"{BASE}/", limit=1):
         return
@@ -90,18 +90,18 @@ def require_tree(store: ObjectReader, url: str) -> None:
         near = {entry.key.partition(f"/{BASE}/")[0] for entry in store.list("") if f"/{BASE}/" in entry.key}
     except UnavailableError:
         near = set()
-    hint = f"name the folder that holds {BASE}"
+    hint = f"Name the folder that contains {BASE}."
     if near:
-        hint = f"{url.rstrip('/')}/{min(near)} may be meant"
+        hint = f"Did you mean {url.rstrip('/')}/{min(near)}?"
     elif url.rstrip("/").endswith(("/docker", "/docker/registry", f"/{BASE}")):
-        hint = f"name the folder that holds `docker`, {url[: url.rindex('/docker')] or '/'}"
+        hint = f"Name the folder that contains `docker`: {url[: url.rindex('/docker')] or '/'}."
     raise NotFoundError(
-        f"{url} holds no registry: there is nothing below {BASE}/ (expected are blobs/ and repositories/); {hint}."
+        f"{url} has no registry: there is nothing below {BASE}/, where blobs/ and repositories/ should be. {hint}"
     )
 
 
 def parse_link(key: str) -> Link | None:
-    """Read the key of a link; None if it is none. The repository's name is as it is found."""
+    """Parse the key of a link; return None for another key. The repository's name is not checked."""
     if not key.startswith(REPOSITORIES) or not key.endswith("/link"):
         return None
     *parts, _ = key.removeprefix(REPOSITORIES).split("/")
@@ -145,7 +145,7 @@ def read_links(store: ObjectReader, prefixes: Iterable[str], pool: Executor) -> 
 
 
 def pointed(store: ObjectReader, link: Link) -> Digest | None:
-    """Return where a tag's link points; None if it is not there or says nothing."""
+    """Return where a tag's link points; None if it does not exist or cannot be read."""
     try:
         return parse_digest(store.get(link.key, limit=LINK_BYTES_LIMIT).decode().strip())
     except (ObjectNotFoundError, UsageError, UnicodeDecodeError):
@@ -153,7 +153,7 @@ def pointed(store: ObjectReader, link: Link) -> Digest | None:
 
 
 def read_sizes(store: ObjectReader) -> dict[Digest, int]:
-    """Return the size of every blob that is stored."""
+    """Return the size of every stored blob."""
     found = {}
     for entry in store.walk(BLOBS):
         try:
@@ -166,7 +166,7 @@ def read_sizes(store: ObjectReader) -> dict[Digest, int]:
 
 
 def read_manifests(store: ObjectReader, digests: Sequence[Digest], pool: Executor) -> dict[Digest, Manifest]:
-    """Read those manifests; one that is not stored is left out."""
+    """Read these manifests; those that are not stored are left out."""
     read = side_by_side(pool, lambda digest: read_manifest(store, digest), digests)
     return {digest: manifest for digest, manifest in zip(digests, read, strict=True) if manifest is not None}
 
@@ -192,9 +192,9 @@ def read_manifest(store: ObjectReader, digest: Digest) -> Manifest | None:
 def read_held(
     store: ObjectReader, links: Mapping[RepositoryName, Links], sizes: Collection[Digest], pool: Executor
 ) -> tuple[dict[RepositoryName, Links], dict[Digest, Manifest]]:
-    """Read the manifests of all repositories; return them, and the links with all that is held among the revisions.
+    """Read the manifests of all repositories; return them, and the links with every manifest among the revisions.
 
-    What an index or a tag names may be a manifest by the link of a blob alone (reconcile/layered.py).
+    An index or a tag may name a manifest that is linked only as a blob (reconcile/layered.py): it is added.
     """
     held = dict(links)
     manifests: dict[Digest, Manifest] = {}
@@ -215,7 +215,7 @@ def read_held(
 
 
 def _layered(links: Links, manifests: Mapping[Digest, Manifest]) -> set[Digest]:
-    """Return what tags and indexes of a repository name, or tags have named, and it links as a blob alone."""
+    """Return digests that a repository's tags, their history, or its indexes name, and that it links only as blobs."""
     named = {digest for digest in links.tags.values() if digest is not None}
     named.update(digest for _, digest in links.history)
     for digest in links.revisions:
@@ -227,7 +227,7 @@ def _layered(links: Links, manifests: Mapping[Digest, Manifest]) -> set[Digest]:
 def side_by_side(
     pool: Executor, do: Callable[[Item], Outcome], items: Iterable[Item], at_once: int = AT_ONCE
 ) -> Iterator[Outcome]:
-    """Do something with each item in the pool's threads, and give the outcomes in order; an error ends it."""
+    """Call `do` for each item in the pool's threads, and give the results in order; an error ends it."""
     waiting = iter(items)
     while batch := list(islice(waiting, at_once)):
         yield from pool.map(do, batch)

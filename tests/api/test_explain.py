@@ -150,7 +150,7 @@ def test_what_was_kept_by_a_look(world: World) -> None:
     world.unreferenced("l")
     world.api.db.execute(
         "INSERT INTO gc_ledger (digest, decision, why, run_id) VALUES (%s, 'kept', %s, 7)",
-        (world.garbage.digest("l"), "repository team/app links it, against what was told"),
+        (world.garbage.digest("l"), "repository team/app links it, though its events say otherwise"),
     )
     assert any("run 7 kept it: repository team/app links it" in each for each in world.explained("l")["story"])
 

@@ -366,7 +366,7 @@ def test_another_bucket(world: World) -> None:
     world.needed("one", "two")
     elsewhere = MemoryObjectStore()
     elsewhere.put(f"{BLOBS}ab/whatever/data", b"1")
-    with pytest.raises(NotHereError, match="check BALEEN_S3_BUCKET"):
+    with pytest.raises(NotHereError, match="Check BALEEN_S3_BUCKET"):
         world.audit(elsewhere)
     assert set(states(world).values()) == {BlobState.LIVE}
 

@@ -135,7 +135,7 @@ def test_another_bucket_is_not_a_loss(world: World) -> None:
     elsewhere = MemoryObjectStore()
     elsewhere.put("docker/registry/v2/blobs/sha256/00/other", b"another registry's")
     looking = Presence(world.connections, elsewhere)
-    with pytest.raises(NotHereError, match="check BALEEN_S3_BUCKET"):
+    with pytest.raises(NotHereError, match="Check BALEEN_S3_BUCKET"):
         looking.settle([world.digest("lost"), world.digest("here")])
     looking.close()
     assert [world.state(name) for name in ("here", "lost")] == [LIVE, LIVE]

@@ -169,7 +169,7 @@ def test_refusals(adopting: Adopting) -> None:
         adopting.baleen("adopt", adopting.pod, "--from", shared, **adopting.settings), 2
     )
     nothing = adopting.baleen("adopt", adopting.pod, "--from", f"{shared}empty", **adopting.settings)
-    assert "holds no registry" in errs(nothing, 1)
+    assert "has no registry" in errs(nothing, 1)
     nowhere = adopting.baleen("adopt", adopting.pod, "--from", "s3://not-there/x", **adopting.settings)
     place = adopting.settings["s3_endpoint_url"]
     assert f"There is no bucket 'not-there' at {place}: check the bucket's name" in errs(nowhere, 1)

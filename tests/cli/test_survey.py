@@ -146,11 +146,11 @@ def test_buckets(bare: Command, embedded_stack: StackEndpoints, directories: lis
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["{one}/docker/registry/v2/blobs"], 1, f"nothing below {BASE}/ (expected are blobs/ and repositories/)"),
-        (["{one}/.."], 1, "{one}/../one may be meant"),
+        (["{one}/docker/registry/v2/blobs"], 1, f"nothing below {BASE}/, where blobs/ and repositories/ should be"),
+        (["{one}/.."], 1, "Did you mean {one}/../one?"),
         (["file:///nowhere-at-all"], 1, "no directory"),
-        (["{one}", "{one}/"], 2, "named once"),
-        (["{one}/docker/registry/v2"], 1, "holds `docker`"),
+        (["{one}", "{one}/"], 2, "each once"),
+        (["{one}/docker/registry/v2"], 1, "contains `docker`"),
         (["/srv/registry"], 2, "write s3://bucket/root or file:///directory"),
         (["{one}", "--plot", "x.pdf"], 2, "neither .svg nor .png"),
         (["{one}", "--plot", "nowhere/x.svg"], 2, "no directory"),

@@ -67,7 +67,7 @@ def test_what_is_told_of_it(bucket: str, visit: Visit) -> None:
     """Either kind of bucket will do, and it is said how blobs will be hidden in it."""
     found = versioned(visit)
     assert found.verdict is Verdict.PROVED
-    assert ("quarantine copies will be used" in found.meaning) == (bucket != "kind-enabled")
+    assert ("moving its bytes to quarantine/" in found.meaning) == (bucket != "kind-enabled")
     assert visit.scratch.clean([], lambda: True) == []
 
 

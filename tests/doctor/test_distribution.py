@@ -62,7 +62,7 @@ def test_half_deaf(clinic: Clinic) -> None:
     unknown = dict.fromkeys(("references-arrive", "events-in-order"), UNPROVED)
     assert not_proved(report) == EMBEDDED | {"events-arrive": REFUTED} | unknown
     found = of(report, "events-arrive")
-    assert "of docker manifest, docker manifest list, mount no event came" in found.proof
+    assert "no event of docker manifest, docker manifest list, mount came" in found.proof
     lines = [line.strip() for line in found.mend.splitlines()]
     assert "actions: [mount]" in lines
     assert {f"- {DOCKER.manifest}", f"- {DOCKER.index}"} <= set(lines)
@@ -73,7 +73,7 @@ def test_half_deaf(clinic: Clinic) -> None:
 @pytest.mark.parametrize(
     ("name", "probe", "kind", "verdict", "proof", "mend"),
     [
-        ("d-quiet", "push", DistributionRegistry, PROVED, "no event came of a pull", ""),
+        ("d-quiet", "push", DistributionRegistry, PROVED, "no event of a pull came", ""),
         ("d-loud", "push", Talkative, PROVED, "an event of a pull came from", "actions: [pull]"),
         ("d-pulled", "pull", Talkative, PROVED, "a nonce that was sent to it came back", ""),
         ("d-deaf", "pull", DistributionRegistry, REFUTED, "did not come back", "set-probe d-deaf push"),
@@ -118,8 +118,8 @@ def test_two_queues(clinic: Clinic, probe: str, kind: type[DistributionRegistry]
         report = clinic.examine(pod)
     assert not_proved(report) == EMBEDDED | {"events-in-order": REFUTED}, report.findings
     found = of(report, "events-in-order")
-    assert f"a probe came back before the {told} that came first" in found.proof
-    assert "Have one endpoint of it" in found.mend
+    assert f"a probe came back before the event of an earlier {told}" in found.proof
+    assert "Configure one endpoint for Baleen" in found.mend
     assert report.left == []
     assert clinic.everything() == before
 
