@@ -50,7 +50,7 @@ _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 #: Name in the report, what it is for a person, and what to do about it.
 _KINDS = (
     ("missing", "needed, and not stored", "push them again, or restore a version: --json names those that there are"),
-    ("masked", "of these below a delete marker", "`baleen audit --mend` takes the marker off"),
+    ("masked", "of these below a delete marker", "`baleen audit --repair` takes the marker off"),
     ("mended", "delete markers taken off, or copied back from quarantine", ""),
     ("unserved", "served by the table, needed by nobody, and not stored", ""),
     ("found_again", "were missing, and are stored", ""),
@@ -80,7 +80,7 @@ def audit(
     *,
     mend: Annotated[
         bool,
-        typer.Option("--mend", help="Serve needed blobs again that a marker or quarantine conceals; verify a claim."),
+        typer.Option("--repair", help="Serve needed blobs again that a marker or quarantine conceals; verify a claim."),
     ] = False,
     take_up_orphans: Annotated[
         bool,
@@ -102,13 +102,13 @@ def audit(
     uploads_older_than: Annotated[str, typer.Option(help="Uploads count as left over after this.")] = "7d",
     json: Json = False,
 ) -> None:
-    """Compare the table with the storage, and record what is missing. Bytes are changed by --mend alone."""
+    """Compare the table with the storage, and record what is missing. Bytes are changed by --repair alone."""
     if not verify_content and (rate is not None or sample is not None or start is not None):
         raise UsageError("--rate, --sample and --from are for reading: add --verify-content.")
     if sample is not None and start is not None:
         raise UsageError("A sample has no order to go on in: leave out --sample or --from.")
     if mend and start is not None:
-        raise UsageError("With --from nothing is compared, so nothing can be mended: leave out --mend or --from.")
+        raise UsageError("With --from nothing is compared, so nothing can be mended: leave out --repair or --from.")
     if take_up_orphans and start is not None:
         raise UsageError("With --from nothing is compared: leave out --take-up-orphans or --from.")
     first = None if start is None else parse_digest(start)
@@ -206,7 +206,7 @@ def _pending(claim: "Claim") -> str:
         named = ", ".join(claim.pods[:SHOWN]) + (", …" if len(claim.pods) > SHOWN else "")
         waits = f"once these pods are reconciled: {named}"
     return (
-        f"The claim of {as_text(claim.claimed_at)} is not verified, and GC stays blocked: run `baleen audit --mend` "
+        f"The claim of {as_text(claim.claimed_at)} is not verified, and GC stays blocked: run `baleen audit --repair` "
         f"after {as_text(claim.verify_from)}, {waits}."
     )
 

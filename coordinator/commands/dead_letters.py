@@ -32,7 +32,7 @@ UNREADABLE = "unreadable-manifest"
 def list_dead_letters(
     *,
     pod: PodFilter = None,
-    settled: Annotated[bool, typer.Option("--settled", help="Also those that are settled.")] = False,
+    settled: Annotated[bool, typer.Option("--resolved", help="Also those that are settled.")] = False,
     limit: Limit = 1000,
     cursor: Cursor = None,
     json: Json = False,

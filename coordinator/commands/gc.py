@@ -219,7 +219,7 @@ def claim_ends(claimed: "Claimed") -> str:
     return (
         f"The bucket is this database's, and GC is off. {counted(claimed.hides, 'hide')} will be given back; "
         f"{counted(claimed.pods, 'pod')} will be reconciled.\nWhen they are, and after "
-        f"{as_text(claimed.verify_from)}: `baleen audit --mend`. Then `baleen gc on --why …`. Each step: "
+        f"{as_text(claimed.verify_from)}: `baleen audit --repair`. Then `baleen gc on --why …`. Each step: "
         "`Failover and restore` in docs/RECOVERY.md."
     )
 
@@ -240,7 +240,7 @@ def _explain_claim(preview: "Preview", bound: timedelta) -> None:
         "every grace period anew;\n"
         f"  3. records a gap for each of {counted(preview.pods, 'pod')}: a reconcile compares its links with the "
         "table;\n"
-        f"  4. blocks GC until `baleen audit --mend` has looked in storage for everything that the table calls live, "
+        f"  4. blocks GC until `baleen audit --repair` has looked in storage for everything that the table calls live, "
         f"{counted(preview.needed, 'blob')}: it takes delete markers off and copies quarantined bytes back. It has to "
         f"begin {as_text(bound)} after the claim, since deletes of the lost history may land until then, and after the "
         "reconciles;\n"

@@ -467,7 +467,7 @@ def retire_source(
     print_json(pod) if json else typer.echo(f"Process {instance} of pod {name} counts no more.")
 
 
-@app.command(name="settle-gaps")
+@app.command(name="resolve-gaps")
 def settle_gaps(
     name: Name,
     *,

@@ -638,7 +638,7 @@ def _ours(connection: Connection[Any], job: Job) -> None:
         raise StoppedCollectingError(f"{held[0]} is held ({held[1]}): `baleen release {held[0]}` lets go.")
     claimed = connection.execute("SELECT FROM gc_mark WHERE claimed_at IS NOT NULL").fetchone()
     if claimed is not None:
-        raise StoppedCollectingError("The last claim is not verified: `baleen audit --mend`, see `baleen gc status`.")
+        raise StoppedCollectingError("The last claim is not verified: `baleen audit --repair`, see `baleen gc status`.")
 
 
 def _locked(connection: Connection[Any], hides: Sequence[int], *states: BlobState) -> set[int]:

@@ -149,10 +149,10 @@ def test_a_pods_gaps(api: Served, baleen: Command, facts: Facts) -> None:
         " SELECT id, 'registry.events', -1, 'log-cut', 0 FROM pods WHERE name = %s"
     )
     api.db.execute(gap, (pod,))
-    assert "no open gap" in baleen("pods", "settle-gaps", pod, "--why", "it was compared").out
+    assert "no open gap" in baleen("pods", "resolve-gaps", pod, "--why", "it was compared").out
     api.db.execute(gap, (pod,))
-    assert baleen("pods", "settle-gaps", pod, "--why", "again", "--json").json["gaps"]["open"] == 0
-    assert f"baleen pods reconcile {other}" in errs(baleen("pods", "settle-gaps", other, "--why", "I think so"), 1)
+    assert baleen("pods", "resolve-gaps", pod, "--why", "again", "--json").json["gaps"]["open"] == 0
+    assert f"baleen pods reconcile {other}" in errs(baleen("pods", "resolve-gaps", other, "--why", "I think so"), 1)
 
 
 def test_a_registry_by_another_name(api: Served, baleen: Command, facts: Facts) -> None:
@@ -427,8 +427,8 @@ def test_the_version(baleen: Command) -> None:
         (["tokens", "create", "x", "--role", "king"], {}, 2, "'read', 'operate'"),
         (["pods", "add-prefix", "nobody", "x"], {}, 1, "no pod nobody"),
         (["pods", "add-prefix", "nobody"], {}, 2, "PREFIX"),
-        (["pods", "settle-gaps", "nobody", "--why", "no pod"], {}, 1, "no pod nobody"),
-        (["pods", "settle-gaps", "nobody"], {}, 2, "--why"),
+        (["pods", "resolve-gaps", "nobody", "--why", "no pod"], {}, 1, "no pod nobody"),
+        (["pods", "resolve-gaps", "nobody"], {}, 2, "--why"),
         (["pods", "config", "nobody"], {"s3_bucket": "b"}, 1, "no pod nobody"),
         (["pods", "list"], {"nonsense": "1"}, 2, "BALEEN_NONSENSE"),
         (["config", "show"], {"safety_clock_skew": "soon"}, 2, "BALEEN_SAFETY_CLOCK_SKEW"),

@@ -316,7 +316,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         assert garbage.collect().hidden == 0
         done = baleen("gc", "claim", "--why", "a backup", "--yes", "--json")
         assert {name: done.json[name] for name in ("hides", "pods")} == {"hides": 2, "pods": 3}
-        assert "blocks GC until `baleen audit --mend`" in done.err
+        assert "blocks GC until `baleen audit --repair`" in done.err
 
 
 def test_the_kill_switch_without_the_api(world: World, baleen: Command) -> None:

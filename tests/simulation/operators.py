@@ -37,7 +37,7 @@ _SENTENCES = {
 _PROCESS = re.compile(r"process (\S+) (?:was reached by|brought) no probe")
 #: Commands that only show something, or that are of pods of linker `relay`.
 _NOTHING_TO_DO = {
-    "pods settle-gaps",
+    "pods resolve-gaps",
     "pods show",
     "pods suggest-prefixes",
     "pods vanished",
