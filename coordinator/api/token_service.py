@@ -92,7 +92,7 @@ _DOCUMENTED: dict[str, Any] = {"tags": ["tokens"], "responses": documented(404, 
     **_DOCUMENTED,
 )
 async def get_token(request: Request[Any, Any, Any]) -> Response[Token]:
-    """Baleen requests each scope, with these credentials, from the issuer of the pod that owns the repository. It issues
+    """Baleen requests each scope, with these credentials, from the issuer of the repository's pod. It issues
     one token with everything that was granted. 404 where Baleen issues no tokens.
     """
     service = _service(request)

@@ -354,7 +354,7 @@ def set_probe(
         return
     if probe is ProbeMethod.PUSH:
         typer.echo(
-            f"Pod {name} is probed by pushes. Make its registry ignore pulls, in `notifications.endpoints`, and restart "
+            f"Pod {name} is probed by pushes. Make its registry ignore pulls in `notifications.endpoints`, and restart "
             f"it:\n{configuration.IGNORE_PULLS.rstrip()}"
         )
     else:

@@ -96,7 +96,7 @@ def test_plot_without_pillow(directories: list[str], tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install '.[plot]'` in a checkout of Baleen, or name a .svg" in done.stderr
+    assert "pip install '.[plot]'` in a checkout of Baleen, or name a .svg file" in done.stderr
     assert ROOT.exists()
 
 
