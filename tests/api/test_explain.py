@@ -126,7 +126,7 @@ def test_what_comes_back(world: World) -> None:
     ("state", "needed", "outcome", "said"),
     [
         (BlobState.HIDING, False, "being-hidden", "is about to hide it"),
-        (BlobState.HIDING, True, "being-restored", "no delete of it can land"),
+        (BlobState.HIDING, True, "being-restored", "no delete of it can be on its way"),
         (BlobState.PURGING, False, "being-purged", "has begun to delete"),
         (BlobState.PURGED, True, "being-restored", "look whether they were pushed again"),
         (BlobState.MISSING, True, "missing", "an alarm"),
