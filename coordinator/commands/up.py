@@ -88,7 +88,7 @@ def _claimed(stack: Stack) -> Iterator[None]:
 
 def _load() -> None:
     """Import the drivers while the services start: that takes longer than starting them."""
-    for module in ("bootstrap", "db.migrate", "db.tokens", "ingest.topics", "storage.s3"):
+    for module in ("bootstrap", "db.migrate", "kafka.topics", "storage.s3", "tokens.table"):
         importlib.import_module(f"coordinator.{module}")
 
 

@@ -122,7 +122,7 @@ def test_adopt(adopting: Adopting) -> None:
     assert figures(adopting("--json")) == [1, 4, size, 0, 0, 0, 0, 0]
     said = adopting().out
     assert "copied        0 blobs, 0 B (0 bytes)" in said
-    assert f"Reconcile, job {job['id']}: waiting. Keep the source until `baleen jobs show {job['id']}` says" in said
+    assert f"Reconcile, job {job['id']}: waiting. Keep the source until `baleen jobs show {job['id']}` prints" in said
 
 
 def test_something_is_refused(adopting: Adopting) -> None:
@@ -143,7 +143,7 @@ def test_a_reconcile_that_cannot_be_asked_for(adopting: Adopting) -> None:
     done = adopting(token=READ)
     assert done.code == 1
     assert "copied        4 blobs" in done.out
-    assert f"Type `baleen pods reconcile {adopting.pod}` today" in done.err
+    assert f"Run `baleen pods reconcile {adopting.pod}` today" in done.err
     assert len(adopting.links()) == 6
 
 

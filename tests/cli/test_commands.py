@@ -302,7 +302,7 @@ def test_a_retry_that_may_come_back(api: Served, baleen: Command, facts: Facts) 
 
 
 def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
-    """Several are settled by their numbers, or all open ones that match; one that is refused keeps no other."""
+    """Several are settled by their numbers, or select open ones that match; one that is refused keeps no other."""
     pod, later = facts.pods[0], f"{facts.mark}/later"
     notifications = "application/vnd.docker.distribution.events.v1+json"
     bad = [dead_letter(api.db, pod, "not json", notifications) for _ in range(3)]
@@ -319,7 +319,7 @@ def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
     ]  # fmt: skip
     baleen("pods", "add-prefix", pod, later)
     for arguments in ((), ("1", "--pod", pod), ("1", "--reason", "x")):
-        assert "or all open ones" in errs(baleen("dead-letters", "retry", *arguments), 2)
+        assert "or select open ones" in errs(baleen("dead-letters", "retry", *arguments), 2)
     some = baleen("dead-letters", "retry", str(bad[0]), str(good[0]), str(good[0]))
     assert some.code == 1
     assert some.out == f"Dead letter {good[0]} is resolved: 1 event is published.\n1 of 2 dead letters resolved.\n"
@@ -404,7 +404,7 @@ def test_the_version(baleen: Command) -> None:
         (["pods", "add", "Pod", "--prefix", "x"], {}, 2, "pod name"),
         (["pods", "show", "../status"], {}, 2, "pod name"),
         (["pods", "retire-source", "pod-x", "a/b", "--why", "it ended"], {}, 1, "nothing at"),
-        (["pods", "list"], {"token": "wrong"}, 1, "not known"),
+        (["pods", "list"], {"token": "wrong"}, 1, "unknown or revoked"),
         (["pods", "add", "pod-x", "--prefix", "x"], {"token": READ}, 1, "operate"),
         (["pods", "list"], {"url": "http://127.0.0.1:9"}, 1, "baleen up"),
         (["pods", "list"], {"url": "no url"}, 2, "BALEEN_URL"),
@@ -435,10 +435,10 @@ def test_the_version(baleen: Command) -> None:
         (["tokens", "list"], {"database_url": "mysql://x"}, 2, "BALEEN_DATABASE_URL"),
         (["tokens", "list"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
         (["check"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
-        (["hold", "team", "--why", "\udcff"], {}, 2, "no UTF-8"),
-        (["jobs", "list", "--pod", "\udcff"], {}, 2, "no UTF-8"),
-        (["pods", "retire-source", "pod-x", "\udcff", "--why", "it ended"], {}, 2, "no UTF-8"),
-        (["tokens", "list"], {"database_url": "postgresql://u:\udcff@127.0.0.1:9/x"}, 2, "no UTF-8"),
+        (["hold", "team", "--why", "\udcff"], {}, 2, "not valid UTF-8"),
+        (["jobs", "list", "--pod", "\udcff"], {}, 2, "not valid UTF-8"),
+        (["pods", "retire-source", "pod-x", "\udcff", "--why", "it ended"], {}, 2, "not valid UTF-8"),
+        (["tokens", "list"], {"database_url": "postgresql://u:\udcff@127.0.0.1:9/x"}, 2, "not valid UTF-8"),
         (["api", "--port", "0"], {}, 2, "--port"),
         (["api", "--host", "192.0.2.1"], {}, 1, "192.0.2.1 cannot be listened on, since it is no address of this"),
         (["api", "--host", "name.invalid"], {}, 1, "that name is not known here"),
@@ -457,7 +457,7 @@ def test_somebody_else_answers(bare: Command, said: str) -> None:
     handler = type("Portal", (Portal,), {"said": said.encode()})
     with HTTPServer(handler) as server:
         for arguments in (["status"], ["gc", "off", "--why", "an incident"]):
-            assert "and not as Baleen does: check BALEEN_URL" in errs(
+            assert "but not as Baleen does: check BALEEN_URL" in errs(
                 bare(*arguments, url=server.address, token="x"), 1
             )
 
