@@ -302,7 +302,7 @@ def test_a_retry_that_may_come_back(api: Served, baleen: Command, facts: Facts) 
 
 
 def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
-    """Several are settled by their numbers, or select open ones that match; one that is refused keeps no other."""
+    """Several are resolved by their numbers, or all open ones that match; one that is refused stops no other."""
     pod, later = facts.pods[0], f"{facts.mark}/later"
     notifications = "application/vnd.docker.distribution.events.v1+json"
     bad = [dead_letter(api.db, pod, "not json", notifications) for _ in range(3)]
