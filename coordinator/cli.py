@@ -2,8 +2,8 @@
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted. An error is one sentence on stderr that says
 what to do.
-Almost everything is imported within, since that takes long enough for a Ctrl-C, which is told as at any other time.
-Not here: what the commands do (coordinator/commands), which ask the API or, where there may be none, the database.
+Imports are inside functions: they take so long that Ctrl-C may come during them, and it must be handled then too.
+Not here: what the commands do (coordinator/commands).
 """
 
 import errno
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import typer
     from typer._click.exceptions import ClickException
 
-#: What pydantic, which reads the arguments for typer, calls a value that does not fit; in our words.
+#: Error types of pydantic, which parses the arguments for typer, and our words for them.
 _MISFITS = {
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a smaller number",
@@ -26,7 +26,7 @@ _MISFITS = {
     "less_than_equal": "must be {le} or less",
 }
 
-#: As shells tell of a program that Ctrl-C ended.
+#: Exit code of a program that Ctrl-C ended, by the convention of shells.
 INTERRUPTED = 130
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -108,18 +108,18 @@ def _application() -> "typer.Typer":
 def _run(arguments: Sequence[str]) -> int:
     try:
         done = _application()(list(arguments), prog_name="baleen", standalone_mode=False)
-        # What cannot be written is to be found out while it can be told.
+        # Flush here: an error of writing is still reported.
         sys.stdout.flush()
-    except Exception as error:  # noqa: BLE001 - each is told
+    except Exception as error:  # noqa: BLE001 - each is reported
         return _ended(error)
     if done == INTERRUPTED:
-        # What typer makes of Ctrl-C.
+        # Typer turns Ctrl-C into this return value.
         return _fail("Interrupted.", INTERRUPTED)
     return done if isinstance(done, int) else 0
 
 
 def _ended(error: Exception) -> int:
-    """Tell why a command did not end well; return its exit code."""
+    """Print why a command failed; return its exit code."""
     from typer._click.exceptions import ClickException  # noqa: PLC0415
 
     message, code = "", 1
@@ -127,10 +127,10 @@ def _ended(error: Exception) -> int:
         case BaleenError():
             message, code = str(error), error.exit_code
         case ClickException():
-            # An empty message is that of a group without a command, whose help is printed.
+            # The message is empty for a group without a command: its help is printed.
             message, code = _told(error) if error.format_message() else "", error.exit_code
         case BrokenPipeError():
-            # Whoever read has enough, as `head` does; nothing may be written at exit either.
+            # The reader closed the pipe, as `head` does; nothing may be written at exit either.
             sys.stdout = None
             code = 0
         case OSError() if error.errno in _NO_ROOM:
@@ -141,22 +141,22 @@ def _ended(error: Exception) -> int:
         case _:
             import traceback  # noqa: PLC0415
 
-            # Plain, since a trace that shows values would show secrets.
+            # A plain trace: one that shows values would show secrets.
             traceback.print_exception(error)
-            message = "Baleen failed at something that it does not know: the trace above says where."
+            message = "Internal error: report it with the trace above."
     return _fail(message, code)
 
 
 def _unwritable(error: UnicodeEncodeError) -> tuple[str, int]:
-    """Of text that is none, or that nobody can be shown: what to do, and the exit code."""
+    """Say what to do about text that cannot be encoded; return that and the exit code."""
     if error.encoding == "utf-8":
-        # Python keeps such bytes of arguments and the environment as what no text has.
-        return "An argument or a setting has bytes that are no UTF-8: write it anew.", UsageError.exit_code
+        # Python keeps such bytes of arguments and the environment as surrogates.
+        return "An argument or a setting is not valid UTF-8: write it again.", UsageError.exit_code
     return f"The output cannot be written in {error.encoding}: set PYTHONIOENCODING=utf-8.", 1
 
 
 def _told(error: "ClickException") -> str:
-    """What is wrong with the arguments, and where one reads what they may be."""
+    """Say what is wrong with the arguments, and which `--help` describes them."""
     context: Any = getattr(error, "ctx", None)
     return f"{_wrong(error).rstrip('.')} (see `{context.command_path if context else 'baleen'} --help`)."
 

@@ -1,6 +1,6 @@
-"""How a command asks the API: where it is, with which token, and what its refusals become.
+"""The HTTP client of the commands: finds the API, sends the token, and turns problems into errors.
 
-A problem's `detail` is already the sentence that says what to do. A usage error there (400) is one here.
+The `detail` of a problem is already a sentence that says what to do. Status 400 becomes a UsageError.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from coordinator.settings import Settings
 #: The API's own statements end after 30 s.
 TIMEOUT = httpx.Timeout(40, connect=5)
 PAGE = 1000
-#: The API, or what it needs, is away: as it says itself, and as a proxy before it does.
+#: The API, or a service that it needs, is unavailable: by its own answer or by that of a proxy before it.
 _AWAY = frozenset({502, 503, 504})
 
 
@@ -64,7 +64,7 @@ class Api:
 
 @contextmanager
 def connected(settings: Settings) -> Iterator[Api]:
-    """Yield the API that the settings, or a running `baleen up`, name."""
+    """Yield the API that the settings or a running `baleen up` name."""
     if settings.url is None:
         raise UnconfiguredError("No API is known: start `baleen up` in this directory, or set BALEEN_URL.")
     if settings.token is None:
@@ -75,14 +75,14 @@ def connected(settings: Settings) -> Iterator[Api]:
     except httpx.InvalidURL as error:
         raise SettingsError("BALEEN_URL is malformed: write it as http://host:port.") from error
     try:
-        # No proxy leads to this machine, and none is to have a token that need not leave it.
+        # No proxy for loopback: the token need not leave this machine.
         direct = httpx.HTTPTransport() if is_loopback(url.host) else None
         client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, transport=direct)
     except (httpx.InvalidURL, ValueError, ImportError):
-        # The library's words may quote it, and a password within.
+        # The library's message may quote the proxy's URL with a password.
         raise UnavailableError(
-            "The API cannot be asked by the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names: unset it for "
-            "Baleen, or name one of http or https."
+            "The proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: unset the variable for "
+            "Baleen, or name a proxy of http or https."
         ) from None
     with client:
         yield Api(client)
@@ -103,7 +103,7 @@ def _told(answer: httpx.Response) -> Any:
 
 
 def _strange(answer: httpx.Response) -> str:
-    return f"{answer.url} answered {answer.status_code}, and not as Baleen does: check BALEEN_URL."
+    return f"{answer.url} answered {answer.status_code}, but not as Baleen does: check BALEEN_URL."
 
 
 def _refusal(answer: httpx.Response) -> BaleenError:

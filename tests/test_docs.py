@@ -293,7 +293,7 @@ def test_options_in_sentences_exist() -> None:
         ("baleen pods list --limit many", True, "--limit"),
         ("true && X=1 .venv/bin/baleen gc nothing | head", True, "No such command 'nothing'"),
         ("baleen pods add|lisst", False, "No such command 'lisst'"),
-        ("baleen audit [--mend] [--sampel N]", False, "No such option: --sampel"),
+        ("baleen audit [--repair] [--sampel N]", False, "No such option: --sampel"),
         ('(umask 077; echo "$T" | baleen pods config pod-a --nothing > pod-a.yml)', True, "No such option: --nothing"),
         ("x=$(baleen nothing)", True, "No such command 'nothing'"),
         ("baleen --nothing", True, "No such option: --nothing"),

@@ -1,4 +1,4 @@
-"""What Baleen serves over HTTP.
+"""Baleen's HTTP API.
 
-Not here: what the answers are made of (coordinator/db, coordinator/ingest, coordinator/domain).
+Not here: the logic behind the handlers (coordinator/db, coordinator/ingest, coordinator/domain).
 """

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, errors, OpenAPI, and nothing that knows where anything is.
+"""The HTTP application: routes, errors and OpenAPI. It knows no addresses of services.
 
 Route: bootstrap -> `create_app(deps)` -> server.py serves it.
 """
@@ -20,15 +20,15 @@ from coordinator.api.mounts import serve_mounts
 from coordinator.api.parameters import refuse_unknown
 from coordinator.api.token_service import HANDLERS as TOKEN_SERVICE
 
-#: Of calls without a limit of their own.
+#: Bytes of a body, for calls without a limit of their own.
 BODY_LIMIT = 1024 * 1024
 
-#: What bootstrap makes; it does not know the framework.
+#: The type for bootstrap, which does not import the framework.
 Application = Litestar
 
 
 def create_app(deps: Deps) -> Litestar:
-    """Make the application. It opens and closes `deps.lifespan` with its own life."""
+    """Create the application. It enters `deps.lifespan` when it starts and leaves it when it stops."""
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -45,7 +45,7 @@ def create_app(deps: Deps) -> Litestar:
         ],
     )
     return Litestar(
-        # Registries may put anything into the query of their webhook's URL, and clients into that of an issuer.
+        # No check of parameters: webhook URLs of registries and requests for tokens may have any query.
         route_handlers=[ours, post_events, *TOKEN_SERVICE, serve_mounts],
         exception_handlers=problems.HANDLERS,  # type: ignore[arg-type]
         middleware=[metrics.count_requests],
@@ -61,7 +61,7 @@ def _openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Baleen",
         version=release(),
-        description="Who references which blob, over all pods. Lists have `items` and `next`; errors are problem+json.",
+        description="References to blobs across all pods. Lists have `items` and `next`; errors are problem+json.",
         path="/schema",
         render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
         use_handler_docstrings=True,
@@ -70,7 +70,7 @@ def _openapi() -> OpenAPIConfig:
                 "bearer": SecurityScheme(
                     type="http",
                     scheme="bearer",
-                    description="A token of `baleen tokens create`, role read or operate; a pod's for its events.",
+                    description="A token of `baleen tokens create`, role read or operate; for events, the pod's token.",
                 )
             }
         ),

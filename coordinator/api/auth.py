@@ -1,8 +1,8 @@
-"""Who may ask: bearer tokens with a role, read < operate.
+"""Authorization of API calls: bearer tokens with a role, read < operate.
 
-All tokens are held in memory by their hash and read again every REFRESH_SECONDS, so a revoked one is refused within
-that time. An unknown one is looked for at once, but not more often than every MISS_SECONDS. While the database is away
-known tokens go on, up to STALE_SECONDS. Pods' tokens are no tokens here: they are good for events alone (ingest).
+All tokens are cached in memory by their hash and read again every REFRESH_SECONDS, so a revoked one is refused within
+that time. An unknown token causes a read at once, but at most every MISS_SECONDS. While the database is away, known
+tokens stay valid for up to STALE_SECONDS. Pods' tokens are valid for events only (coordinator/ingest).
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Load = Callable[[], Awaitable[dict[bytes, KnownToken]]]
 
 
 class TokenDirectory:
-    """The API tokens, as `load` last gave them."""
+    """Caches the API tokens that `load` returns."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -34,7 +34,7 @@ class TokenDirectory:
         self._loading = asyncio.Lock()
 
     async def get(self, token: str) -> KnownToken | None:
-        """Return what is known of a token, or None; raises UnavailableError if that cannot be said now."""
+        """Look up a token; None if it is unknown. Raises UnavailableError if the tokens cannot be read."""
         sha256 = hash_of(token)
         if time.monotonic() - self._loaded_at > REFRESH_SECONDS:
             await self._refresh(REFRESH_SECONDS)
@@ -46,7 +46,7 @@ class TokenDirectory:
 
     def _find(self, sha256: bytes) -> KnownToken | None:
         found = self._known.get(sha256)
-        # The look-up is by a hash that nobody can choose; the comparison takes the same time for every token.
+        # A client cannot choose the hash, and the comparison takes constant time.
         return found if found is not None and hmac.compare_digest(found.sha256, sha256) else None
 
     async def _refresh(self, interval: float) -> None:
@@ -55,9 +55,11 @@ class TokenDirectory:
             if now - self._loaded_at <= interval:
                 return
             if now - self._tried_at <= MISS_SECONDS:
-                # It has just failed, or not found what is looked for.
+                # The last read has just failed, or did not find the token.
                 if now - self._loaded_at > STALE_SECONDS:
-                    raise UnavailableError("The database does not say which tokens are good: try again in a moment.")
+                    raise UnavailableError(
+                        "The database does not answer, so the token cannot be checked: try again in a moment."
+                    )
                 return
             self._tried_at = now
             try:
@@ -70,19 +72,19 @@ class TokenDirectory:
 
 
 def requires(role: Role) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]:
-    """A guard that lets through tokens of at least this role."""
+    """Return a guard that accepts tokens of at least this role."""
 
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         scheme, _space, token = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise UnauthorizedError(
-                "This needs a token: send `Authorization: Bearer …` with one of `baleen tokens create`."
+                "This call needs a token: send `Authorization: Bearer …` with one of `baleen tokens create`."
             )
         known = await connection.app.state.deps.tokens.get(token.strip())
         if known is None:
-            raise UnauthorizedError("The token is not known: it may have been revoked.")
+            raise UnauthorizedError("The token is unknown or revoked: create one with `baleen tokens create`.")
         if role == "operate" and known.role != "operate":
-            raise ForbiddenError("The token may only read: use one of role operate.")
+            raise ForbiddenError("The token may only read: use one with role operate.")
 
     return guard
 

@@ -1,6 +1,6 @@
-"""`/v1/blobs`: who needs a blob, why it is kept or how it went, and asking for it back.
+"""`/v1/blobs`: look up blobs, their references and history, and restore hidden ones.
 
-Not here: how it is found (lookup/blobs.py, references.py, explain.py), bringing it back (gc/restore.py).
+Not here: the queries (lookup/blobs.py, references.py, explain.py), the restore (gc/restore.py).
 """
 
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from coordinator.lookup import explain as stories
 from coordinator.lookup.blobs import LOOKUP_LIMIT, Sort
 from coordinator.lookup.references import references
 
-#: 1000 digests take 76 kB, written as tersely as JSON allows; others may indent.
+#: 1000 digests take 76 kB in compact JSON; clients may indent it.
 LOOKUP_BODY_LIMIT = 256 * 1024
 BODY_LIMIT = 16 * 1024
 
@@ -40,31 +40,35 @@ class Lookup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LookupAnswer(msgspec.Struct, frozen=True):
-    items: Annotated[list[Blob | None], Meta(description="One for each digest, in order; null for an unknown one.")]
+    items: Annotated[
+        list[Blob | None], Meta(description="One for each digest, in the same order; null for an unknown one.")
+    ]
 
 
 class UndeleteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)] = ASKED
-    pin: Annotated[bool, Meta(description="Keep it until it is unpinned; else it waits for the grace anew.")] = True
+    pin: Annotated[
+        bool, Meta(description="Pin the blob. Without a pin it may be hidden again after a new grace period.")
+    ] = True
 
 
 @get(
     "/v1/blobs/{digest:str}",
     operation_id="getBlob",
-    summary="Who needs a blob",
+    summary="Get a blob",
     tags=["blobs"],
     responses=documented(404),
     **READ,
 )
 async def get_blob(request: Request[Any, Any, Any], digest: DigestText) -> Blob:
-    """The counts are of now. `counted_at` is older, up to minutes, for blobs with thousands of references."""
+    """The counts are current. For blobs with thousands of references they may be minutes old: see `counted_at`."""
     return await deps_of(request).blobs.get(parse_digest(digest))
 
 
 @get(
     "/v1/blobs/{digest:str}/references",
     operation_id="listReferences",
-    summary="The holdings that need a blob",
+    summary="List the holdings that need a blob",
     tags=["blobs"],
     responses=documented(404),
     **READ,
@@ -72,7 +76,7 @@ async def get_blob(request: Request[Any, Any, Any], digest: DigestText) -> Blob:
 async def list_references(
     request: Request[Any, Any, Any], digest: DigestText, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> ReferencePage:
-    """In the order of manifest and repository. Pages of a blob that many need may be short, even empty."""
+    """Ordered by manifest and repository. Pages of a blob with many references may be short, even empty."""
     return await references(deps_of(request).engine, parse_digest(digest), cursor=cursor, limit=limit)
 
 
@@ -87,14 +91,14 @@ async def list_references(
     **READ,
 )
 async def lookup_blobs(request: Request[Any, Any, Any], data: JSONBody[Lookup]) -> LookupAnswer:
-    """The same as so many single look-ups."""
+    """Equivalent to one look-up for each digest."""
     return LookupAnswer(await deps_of(request).blobs.lookup([parse_digest(digest) for digest in data.digests]))
 
 
 @get(
     "/v1/blobs",
     operation_id="listBlobs",
-    summary="Browse blobs",
+    summary="List blobs",
     tags=["blobs"],
     responses=documented(404),
     **READ,
@@ -102,23 +106,25 @@ async def lookup_blobs(request: Request[Any, Any, Any], data: JSONBody[Lookup]) 
 async def list_blobs(
     request: Request[Any, Any, Any],
     of_state: Annotated[
-        StateName | None, QueryParameter(name="state", description="Only of this state.", required=False)
+        StateName | None, QueryParameter(name="state", description="Only blobs of this state.", required=False)
     ] = None,
     pod: PodFilter = None,
-    min_references: Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Only with so many, or more.")] = 0,
+    min_references: Annotated[
+        int, QueryParameter(ge=0, le=2**31 - 1, description="Only blobs with at least this many references.")
+    ] = 0,
     sort: Annotated[
         Sort,
         QueryParameter(
-            description="`first_seen`; `unreferenced_since`: only blobs that nothing references, the longest first; "
+            description="`first_seen`; `unreferenced_since`: only unreferenced blobs, the longest first; "
             "`references`: the 10,000 with most. `pod` works with `first_seen` only."
         ),
     ] = "first_seen",
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> BlobPage:
-    """A page may be short, even empty, while `next` goes on: no page looks at more than a bounded number of blobs.
+    """A page may be short, even empty, and still have a `next`: each page reads a bounded number of blobs.
 
-    `sort=references` reads all blobs (about 0.1 s for each million) and then answers from that for a minute or more.
+    `sort=references` reads all blobs (about 0.1 s for each million), and caches the result for a minute or more.
     """
     return await deps_of(request).blobs.browse(
         state=of_state,
@@ -133,13 +139,13 @@ async def list_blobs(
 @get(
     "/v1/blobs/{digest:str}/explain",
     operation_id="explainBlob",
-    summary="Why a blob is kept, or how it went",
+    summary="Explain why a blob is kept, or what happened to it",
     tags=["garbage collection"],
     responses=documented(404),
     **READ,
 )
 async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> Explanation:
-    """In sentences and as data: who needs it, everything that keeps it, and what the ledger has of it."""
+    """In sentences and as data: what needs the blob, every reason to keep it, and its history in the ledger."""
     deps = deps_of(request)
     return await stories.explain(deps.engine, deps.blobs, deps.facts, deps.link_grace, parse_digest(digest))
 
@@ -148,7 +154,7 @@ async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> E
     "/v1/blobs/{digest:str}/undelete",
     status_code=202,
     operation_id="undeleteBlob",
-    summary="Bring a hidden blob back",
+    summary="Restore a hidden blob",
     tags=["garbage collection"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
@@ -157,8 +163,8 @@ async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> E
 async def undelete_blob(
     request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[UndeleteRequest | None] = None
 ) -> Undeletion:
-    """While its bytes are kept. Workers bring it back within seconds, whether or not anything needs it, and it is
-    pinned, so that it stays. 409 for one that is not hidden, or whose bytes are deleted.
+    """Possible while its bytes are kept. Workers restore it within seconds, also if nothing references it. It is
+    pinned unless `pin` is false. 409 if it is not hidden, or if its bytes are deleted.
     """
     deps, asked = deps_of(request), data or UndeleteRequest()
     back = await controls.undelete(deps.engine, parse_digest(digest), asked.why, pin=asked.pin)
@@ -167,12 +173,14 @@ async def undelete_blob(
 
 
 def _undeleted(state: BlobState, pinned: bool) -> str:
-    told = "Workers bring it back within seconds"
+    told = "Workers restore it within seconds"
     if state is BlobState.HIDING:
-        told = "Its hide is undone: workers have it served, for good once no delete of it can be on its way any more"
+        told = "Its hide is undone: workers restore it, and it is live once no delete of it can land any more"
     elif state is BlobState.PURGING:
-        told = "Its deletion had begun: workers bring back what is left once no delete of it can be on its way any more"
-    stays = "it is pinned until `baleen unpin`" if pinned else "it is not hidden again before the grace is over anew"
+        told = "Its deletion had begun: workers restore what is left once no delete of it can land any more"
+    stays = (
+        "it is pinned until `baleen unpin`" if pinned else "it is not hidden again before a new grace period is over"
+    )
     return f"{told}, and {stays}."
 
 

@@ -1,4 +1,4 @@
-"""What stops garbage collection: the kill switch, holds and pins. Not here: that they do (gc/table.py)."""
+"""`/v1/gc/switch`, `/v1/holds`, `/v1/pins`: the GC controls. Not here: enforcing them (gc/table.py)."""
 
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from coordinator.gc.shapes import Hold, HoldPage, Pin, PinPage, Switch
 BODY_LIMIT = 16 * 1024
 
 TAGS = ["garbage collection"]
-Scope = Annotated[str, PathParameter(description="A pod, or a prefix of repositories' names: team/app.")]
+Scope = Annotated[str, PathParameter(description="A pod, or a prefix of repositories such as team/app.")]
 Why = Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 
 
@@ -41,7 +41,7 @@ class PinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @get(
     "/v1/gc/switch",
     operation_id="getSwitch",
-    summary="Whether garbage is collected, and why",
+    summary="Get the kill switch",
     tags=TAGS,
     responses=documented(),
     **READ,
@@ -53,14 +53,14 @@ async def get_switch(request: Request[Any, Any, Any]) -> Switch:
 @put(
     "/v1/gc/switch",
     operation_id="putSwitch",
-    summary="Turn the kill switch",
+    summary="Turn garbage collection on or off",
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
     responses=documented(413),
     **OPERATE,
 )
 async def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchRequest]) -> Switch:
-    """When this has answered, no process lets a delete go to the object store any more if it is off. What was let go
+    """Once `enabled: false` is answered, no process sends another delete to the object store. A delete that was sent
     just before may still land.
     """
     deps = deps_of(request)
@@ -69,7 +69,7 @@ async def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchReque
     return await queries.switched(deps.engine)
 
 
-@get("/v1/holds", operation_id="listHolds", summary="Holds by scope", tags=TAGS, responses=documented(), **READ)
+@get("/v1/holds", operation_id="listHolds", summary="List holds by scope", tags=TAGS, responses=documented(), **READ)
 async def list_holds(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> HoldPage:
     return await queries.holds(deps_of(request).engine, cursor=cursor, limit=limit)
 
@@ -77,7 +77,7 @@ async def list_holds(request: Request[Any, Any, Any], cursor: Cursor = None, lim
 @get(
     "/v1/holds/{name:path}",
     operation_id="getHold",
-    summary="One hold",
+    summary="Get a hold",
     tags=TAGS,
     responses=documented(404),
     **READ,
@@ -89,14 +89,14 @@ async def get_hold(request: Request[Any, Any, Any], name: Scope) -> Hold:
 @put(
     "/v1/holds/{name:path}",
     operation_id="putHold",
-    summary="Collect nothing",
+    summary="Stop all garbage collection until this hold is removed",
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
     responses=documented(413),
     **OPERATE,
 )
 async def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[HoldRequest | None] = None) -> Hold:
-    """`name` says for whom. It holds everything, since pods share the bytes; so it need not be known."""
+    """`name` says for whom it is; it need not exist. Any hold stops all garbage collection: pods share blobs."""
     deps, scope = deps_of(request), parse_repository(name.removeprefix("/"))
     await controls.put_hold(deps.engine, scope, (data or HoldRequest()).why)
     await deps.record_mark()
@@ -106,7 +106,7 @@ async def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[
 @delete(
     "/v1/holds/{name:path}",
     operation_id="removeHold",
-    summary="Let go of a hold",
+    summary="Remove a hold",
     tags=TAGS,
     responses=documented(404),
     **OPERATE,
@@ -117,7 +117,7 @@ async def remove_hold(request: Request[Any, Any, Any], name: Scope) -> None:
     await deps.record_mark()
 
 
-@get("/v1/pins", operation_id="listPins", summary="Pins by digest", tags=TAGS, responses=documented(), **READ)
+@get("/v1/pins", operation_id="listPins", summary="List pins by digest", tags=TAGS, responses=documented(), **READ)
 async def list_pins(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PinPage:
     return await queries.pins(deps_of(request).engine, cursor=cursor, limit=limit)
 
@@ -125,7 +125,7 @@ async def list_pins(request: Request[Any, Any, Any], cursor: Cursor = None, limi
 @get(
     "/v1/pins/{digest:str}",
     operation_id="getPin",
-    summary="One pin",
+    summary="Get a pin",
     tags=TAGS,
     responses=documented(404),
     **READ,
@@ -137,14 +137,14 @@ async def get_pin(request: Request[Any, Any, Any], digest: DigestText) -> Pin:
 @put(
     "/v1/pins/{digest:str}",
     operation_id="putPin",
-    summary="Never collect a blob",
+    summary="Pin a blob, so that it is never collected",
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
     responses=documented(413),
     **OPERATE,
 )
 async def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[PinRequest | None] = None) -> Pin:
-    """Also one that nobody has spoken of yet. One that is hidden stays so and keeps its bytes: `undelete` it."""
+    """The blob need not be known yet. A hidden one stays hidden and keeps its bytes: restore it with `undelete`."""
     deps, parsed = deps_of(request), parse_digest(digest)
     await controls.put_pin(deps.engine, parsed, (data or PinRequest()).why)
     await deps.record_mark()
@@ -154,7 +154,7 @@ async def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSO
 @delete(
     "/v1/pins/{digest:str}",
     operation_id="removePin",
-    summary="Collect a blob like any other",
+    summary="Remove a pin",
     tags=TAGS,
     responses=documented(404),
     **OPERATE,

@@ -1,4 +1,4 @@
-"""`/v1/dead-letters`: events that could not be applied. Not here: settling them (dead_letters/resolve.py)."""
+"""`/v1/dead-letters`: events that could not be applied. Not here: resolving them (dead_letters/resolve.py)."""
 
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ Number = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
 
 
 class Retried(msgspec.Struct, frozen=True):
-    events: Annotated[int, Meta(description="Events that were published; they are applied like any other.")]
+    events: Annotated[int, Meta(description="Events that were published. They are applied like any other.")]
 
 
 class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @get(
     "/v1/dead-letters",
     operation_id="listDeadLetters",
-    summary="Dead letters, the oldest first",
+    summary="List dead letters, the oldest first",
     tags=["dead letters"],
     responses=documented(404),
     **READ,
@@ -41,7 +41,7 @@ class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def list_dead_letters(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
-    settled: Annotated[bool, QueryParameter(description="Also those that are settled.")] = False,
+    settled: Annotated[bool, QueryParameter(description="Also resolved ones.")] = False,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> DeadLetterPage:
@@ -53,7 +53,7 @@ async def list_dead_letters(
 @get(
     "/v1/dead-letters/{number:int}",
     operation_id="getDeadLetter",
-    summary="One dead letter, with what was sent",
+    summary="Get a dead letter, with what was sent",
     tags=["dead letters"],
     responses=documented(404),
     **READ,
@@ -66,13 +66,13 @@ async def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> De
     "/v1/dead-letters/{number:int}/retry",
     status_code=200,
     operation_id="retryDeadLetter",
-    summary="Publish what can be understood now",
+    summary="Read a dead letter again, and publish its events",
     tags=["dead letters"],
     responses=documented(404, 409),
     **OPERATE,
 )
 async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> Retried:
-    """By the rules and prefixes of now. 409 with the reason while it still cannot be understood."""
+    """It is read by the present rules and prefixes. 409 with the reason if it still cannot be understood."""
     deps = deps_of(request)
     return Retried(await settling.retry(deps.engine, number, deps.publish))
 
@@ -88,10 +88,10 @@ async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> 
     **OPERATE,
 )
 async def discard_dead_letter(request: Request[Any, Any, Any], number: Number, data: JSONBody[Discard]) -> DeadLetter:
-    """`why` is kept with it. What it was about is a gap of the pods that own it, until each was reconciled.
+    """`why` is kept with it. A gap takes its place until each pod that owns its repositories is reconciled.
 
-    409 while storage has a repository that it is about and that no registered pod lists: register that repository and
-    retry the letter, or remove it.
+    409 while storage has a repository that the letter names and that no registered pod lists: register that repository
+    and retry the letter, or remove the repository.
     """
     deps = deps_of(request)
     await settling.discard(deps.engine, number, data.why, deps.stored)

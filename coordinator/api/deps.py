@@ -1,4 +1,4 @@
-"""What the handlers need, built once by bootstrap and kept in the application's state."""
+"""The dependencies of the handlers, built once by bootstrap and kept in the application's state."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,7 +21,7 @@ from coordinator.lookup.blobs import BlobQueries
 from coordinator.pods.table import StillHolds
 from coordinator.tokens.service import TokenService
 
-#: Returns if the service answers; raises a BaleenError that says what is wrong.
+#: Returns if the service answers, else raises a BaleenError that says what is wrong.
 Check = Callable[[], Awaitable[None]]
 
 
@@ -36,7 +36,7 @@ async def no_lifespan() -> AsyncIterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Deps:
-    """Everything that the API speaks to."""
+    """Everything that the API uses."""
 
     engine: Database
     tokens: TokenDirectory
@@ -45,32 +45,32 @@ class Deps:
     publish: Publish
     still_holds: StillHolds
     stored: Stored
-    #: What probes ask for, and what that lists.
+    #: The digests of the probes' image: its manifest, and what that lists.
     probe_image: frozenset[Digest]
     ingest: Ingest
-    #: What garbage collection goes by, and what that was made of.
+    #: Reads the facts that GC depends on, and what they are derived from.
     known: ReadKnown
     figures: FiguresReader
-    #: Makes tokens for several pods; None where no key to sign with is set.
+    #: Issues tokens for several pods; None without a signing key.
     token_service: TokenService | None = None
-    #: By what they check: database, migrations, kafka, store.
+    #: By name: database, migrations, kafka, store.
     checks: Mapping[str, Check]
-    #: A registry process that was not heard for so long is told as silent.
+    #: A registry process without an event or echo for this long is reported as silent.
     silence: timedelta
-    #: How long what a process had begun may take to land after its end.
+    #: How long requests of a registry process may still land after its end.
     request_bound: timedelta
     #: How long a direct link counts in a pod of mode `manifest`.
     link_grace: timedelta
-    #: How often garbage is collected.
+    #: The interval of collections.
     gc_every: timedelta
-    #: Checks of a doctor that hold nothing (settings.unsafe_findings).
+    #: Checks of the doctor that do not block GC (settings.unsafe_findings).
     in_spite_of: Collection[str] = ()
-    #: Where registries reach this API; None: as the request that asks did.
+    #: The URL at which registries reach this API; None: that of the request.
     url: str | None = None
-    #: What serves mounts; None: none are made.
+    #: Serves mounts; None: mounts are off.
     mounts: Mounts | None = None
-    #: Writes a change of pods, prefixes, the switch, holds or pins to the mark in the bucket; it never raises, and
-    #: what it could not write in time a scheduler writes.
+    #: Writes a change of pods, prefixes, the switch, holds or pins to the mark in the bucket. It never raises; what it
+    #: cannot write in time, a scheduler writes.
     record_mark: Callable[[], Awaitable[None]] = no_mark
     #: Entered before the first request, left after the last.
     lifespan: Callable[[], AbstractAsyncContextManager[None]] = field(default=no_lifespan)

@@ -1,8 +1,8 @@
-"""`POST /v1/events/{pod}`: where registries post their notifications.
+"""`POST /v1/events/{pod}`: receive the notifications of registries.
 
-Nothing of the body is parsed or validated before Ingest has it: whatever a registry sends, of whatever
-content type, is answered 202 once Kafka has it, because a registry repeats anything else for ever.
-Not here: what becomes of the events (coordinator/ingest), how errors are rendered (problems.py).
+The body goes to Ingest unparsed. Any body of any content type is answered 202 once Kafka has it, because a registry
+repeats a refused one for ever.
+Not here: processing the events (coordinator/ingest), rendering errors (problems.py).
 """
 
 from collections.abc import AsyncIterator
@@ -23,30 +23,30 @@ from schemas.publish import inlined
 
 
 class SenderGoneError(BaleenError):
-    """Nobody hears the answer; the registry sends the events again."""
+    """The sender closed the connection; the registry sends the events again."""
 
     status = 400
 
 
 class EventsReceipt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of the posted events; Kafka has all that is accepted, dead-lettered or reported."""
+    """Counts of the posted events by outcome. Kafka has those that are accepted, dead-lettered or reported."""
 
     accepted: int
     dropped: int
     dead_lettered: int
-    #: Probes of Baleen that came back; left out where there were none.
+    #: Echoes of Baleen's probes; omitted if there were none.
     reported: int = 0
 
 
 @dataclass
 class _EventsOperation(Operation):
-    """The operation with its request body, which the handler's signature does not show."""
+    """Adds the request body, which the handler's signature does not have, to the OpenAPI operation."""
 
     def __post_init__(self) -> None:
-        # A published schema is a dictionary; the document takes it as it stands.
+        # The published schema is a dictionary, and is rendered as it is.
         schema = cast("Schema", inlined("registry.notification/1"))
         self.request_body = RequestBody(
-            description="A notification envelope of a registry that speaks distribution's notifications.",
+            description="A notification envelope in distribution's format.",
             required=True,
             content={kind: OpenAPIMediaType(schema=schema) for kind in sorted(CONTENT_TYPES)},
         )
@@ -62,16 +62,16 @@ def _problem(description: str) -> ResponseSpec:
     request_max_body_size=None,
     operation_class=_EventsOperation,
     operation_id="postEvents",
-    summary="Take a registry's notifications",
+    summary="Receive a registry's notifications",
     tags=["events"],
     security=[{"bearer": []}],
     responses={
-        401: _problem("The pod or its token is not known."),
-        503: _problem("Kafka is away, or ingest holds as much as it may: send the same again."),
+        401: _problem("The pod or its token is unknown."),
+        503: _problem("Kafka is away, or ingest is at its memory limit: send the same again."),
     },
 )
 async def post_events(request: Request[Any, Any, Any], pod: FromPath[str]) -> Response[EventsReceipt]:
-    """202 only after Kafka has the events. What cannot be understood is dead-lettered, and counted."""
+    """202 only after Kafka has the events. Events that cannot be understood become dead letters, and are counted."""
     ingest = cast("Ingest", request.app.state.ingest)
     headers = request.headers
     receipt = await ingest.receive(
@@ -79,13 +79,13 @@ async def post_events(request: Request[Any, Any, Any], pod: FromPath[str]) -> Re
     )
     return Response(
         EventsReceipt(receipt.accepted, receipt.dropped, receipt.dead_lettered, receipt.reported),
-        # The rest of a body without end is not waited for.
+        # The rest of the body was not read: close the connection.
         headers=None if receipt.drained else {"Connection": "close"},
     )
 
 
 async def _chunks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """The body as it arrives. A sender that goes away ends it as an error: half a body is not a body."""
+    """Yield the body as it arrives; raises SenderGoneError if the sender closes the connection before its end."""
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":

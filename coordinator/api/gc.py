@@ -1,4 +1,4 @@
-"""`/v1/gc`: the plan of garbage collection, its runs, and how it is doing. Not here: collecting (coordinator/gc)."""
+"""`/v1/gc`: the plan, runs and state of garbage collection. Not here: collecting (coordinator/gc)."""
 
 from typing import Annotated, Any
 
@@ -26,19 +26,15 @@ Why = Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     why: Why = ASKED
-    dry_run: Annotated[bool, Meta(description="Only say what would be done.")] = False
-    beyond_limits: Annotated[
-        Why | None, Meta(description="Why it may take more than the limits let it, this time.")
-    ] = None
-    leftovers: Annotated[
-        bool, Meta(description="Look for what registries leave behind also if a run has done so lately.")
-    ] = False
+    dry_run: Annotated[bool, Meta(description="Only report what would be done.")] = False
+    beyond_limits: Annotated[Why | None, Meta(description="Exceed the run limits once; the reason.")] = None
+    leftovers: Annotated[bool, Meta(description="Look for leftovers even if a recent run has.")] = False
 
 
 @get(
     "/v1/gc/status",
     operation_id="getCollectionStatus",
-    summary="How garbage collection is doing",
+    summary="Get the state of garbage collection",
     tags=TAGS,
     responses=documented(),
     **READ,
@@ -51,23 +47,23 @@ async def get_status(request: Request[Any, Any, Any]) -> CollectionStatus:
 @get(
     "/v1/gc/plan",
     operation_id="getPlan",
-    summary="What would be hidden, purged and kept now, and why",
+    summary="List what would be hidden, purged and kept now, and why",
     tags=TAGS,
     responses=documented(),
     **READ,
 )
 async def get_plan(
     request: Request[Any, Any, Any],
-    step: Annotated[StepName | None, QueryParameter(description="Only of this step.", required=False)] = None,
+    step: Annotated[StepName | None, QueryParameter(description="Only blobs of this step.", required=False)] = None,
     despite_holds: Annotated[
-        bool, QueryParameter(description="As if `held_by` were empty: what goes once nothing holds collection.")
+        bool, QueryParameter(description="Plan as if `held_by` were empty, that is, as if nothing blocked GC.")
     ] = False,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> PlanPage:
-    """What is hidden first, then what nothing references, the longest first. A page is of the moment in which it is
-    made: what becomes unreferenced meanwhile comes last, and is not missed. With `step` a page may be short, even
-    empty, while `next` goes on.
+    """Hidden blobs first, then unreferenced ones, the longest first. Each page is read when it is requested: blobs that
+    become unreferenced meanwhile come last, and none is missed. With `step` a page may be short, even empty, and still
+    have a `next`.
     """
     deps = deps_of(request)
     return await queries.plan(
@@ -86,8 +82,8 @@ async def get_plan(
     **OPERATE,
 )
 async def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest | None] = None) -> Run:
-    """A scheduler does it. If a run is open already, that one is the answer: look at its `dry_run`, `leftovers` and
-    `beyond_limits`. 409 while the switch is off or anything is held, unless it is to be a dry run.
+    """A scheduler does the run. If a run is already open, it is returned instead: check its `dry_run`, `leftovers` and
+    `beyond_limits`. 409 while the switch is off or there is a hold, except for a dry run.
     """
     asked = data or RunRequest()
     return await runs.ask(
@@ -100,17 +96,22 @@ async def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest |
 
 
 @get(
-    "/v1/gc/runs", operation_id="listRuns", summary="Runs, the newest first", tags=TAGS, responses=documented(), **READ
+    "/v1/gc/runs",
+    operation_id="listRuns",
+    summary="List runs, the newest first",
+    tags=TAGS,
+    responses=documented(),
+    **READ,
 )
 async def list_runs(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> RunPage:
-    """The last hundred are kept; what they decided is in the ledger for ever."""
+    """The last hundred runs are kept; their decisions stay in the ledger for ever."""
     return await runs.runs(deps_of(request).engine, cursor=cursor, limit=limit)
 
 
 @get(
     "/v1/gc/runs/{number:int}",
     operation_id="getRun",
-    summary="One run, and how far it is",
+    summary="Get a run and its progress",
     tags=TAGS,
     responses=documented(404),
     **READ,
@@ -122,7 +123,7 @@ async def get_run(request: Request[Any, Any, Any], number: Number) -> Run:
 @get(
     "/v1/gc/runs/{number:int}/decisions",
     operation_id="listDecisions",
-    summary="What a run decided of each blob, the oldest first",
+    summary="List a run's decisions, the oldest first",
     tags=TAGS,
     responses=documented(404),
     **READ,
@@ -130,8 +131,8 @@ async def get_run(request: Request[Any, Any, Any], number: Number) -> Run:
 async def list_decisions(
     request: Request[Any, Any, Any], number: Number, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> DecisionPage:
-    """From the ledger: also of runs that are forgotten. A dry run decides nothing. What it was decided on is in the
-    blob's `explain`.
+    """From the ledger, which also has runs that are no longer listed. A dry run decides nothing. The evidence of a
+    decision is in the blob's `explain`.
     """
     return await runs.decisions(deps_of(request).engine, number, cursor=cursor, limit=limit)
 

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: work that takes long, and asking for it. Not here: doing it (coordinator/jobs/work.py)."""
+"""`/v1/jobs`: request reconciles, and show jobs. Not here: doing the work (coordinator/jobs/work.py)."""
 
 from typing import Annotated, Any
 
@@ -39,8 +39,8 @@ class ReconcileRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def reconcile_pod(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ReconcileRequest | None] = None
 ) -> Job:
-    """A scheduler does it. If one is open for the pod already, that one is the answer: one that is `running` began
-    before this call, so whoever wants what was written since to be seen asks again when it has ended.
+    """A scheduler does the job. If one is already open for the pod, it is returned instead. One that is `running` began
+    before this call and may miss recent links: request another when it has ended.
     """
     why = ASKED if data is None else data.why
     return await queries.ask(deps_of(request).engine, parse_pod(pod_name), "reconcile", why)
@@ -49,7 +49,7 @@ async def reconcile_pod(
 @get(
     "/v1/jobs",
     operation_id="listJobs",
-    summary="Jobs, the newest first",
+    summary="List jobs, the newest first",
     tags=["jobs"],
     responses=documented(404),
     **READ,
@@ -57,7 +57,7 @@ async def reconcile_pod(
 async def list_jobs(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
-    kind: Annotated[JobKind | None, QueryParameter(description="Only of this kind.", required=False)] = None,
+    kind: Annotated[JobKind | None, QueryParameter(description="Only jobs of this kind.", required=False)] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> JobPage:
@@ -67,7 +67,7 @@ async def list_jobs(
 @get(
     "/v1/jobs/{number:int}",
     operation_id="getJob",
-    summary="One job, and how far it is",
+    summary="Get a job and its progress",
     tags=["jobs"],
     responses=documented(404),
     **READ,

@@ -1,8 +1,8 @@
-"""How far the table is behind Kafka's logs.
+"""The lag: how far the table is behind Kafka's logs.
 
-Kafka is asked in a thread, one question at a time for all callers. The lag is compared with the ends of the logs as
-they are read after it was asked for: whatever Kafka had acknowledged before is counted. Only errors, and whether Kafka
-answers at all, are remembered for `ttl`.
+Kafka is queried in a thread, with one query at a time for all callers. Each caller gets log ends that were read after
+its call, so the lag counts everything that Kafka had acknowledged before. Only errors, and whether Kafka answers, are
+cached for `ttl`.
 Not here: what is applied (the table).
 """
 
@@ -20,13 +20,13 @@ TTL_SECONDS = 1.0
 
 
 class Log(Protocol):
-    """What is asked of Kafka (coordinator.kafka.log.LogInspector)."""
+    """The queries to Kafka (coordinator.kafka.log.LogInspector)."""
 
     def state(self, topic: str) -> TopicState: ...
 
 
 class Lag(NamedTuple):
-    """Records not applied yet, by partition; None where not known. `problems` are sentences."""
+    """Records not applied yet, by partition; None where unknown. `problems` are sentences."""
 
     lag: dict[Partition, int | None]
     problems: list[str]
@@ -49,7 +49,7 @@ class LagReader:
         self._states: dict[str, TopicState] | BaleenError = {}
 
     async def read(self, applied: Mapping[Partition, int]) -> Lag:
-        """Compare what is applied with where the logs end, as read after this call."""
+        """Compare what is applied with the ends of the logs, which are read after this call."""
         states = await self._ask_now()
         if isinstance(states, BaleenError):
             return Lag(dict.fromkeys(applied), [f"The lag is not known: {states}"])
@@ -57,17 +57,17 @@ class LagReader:
         problems = []
         for topic, state in states.items():
             for number, offsets in state.partitions.items():
-                # Nothing applied yet: everything that is kept is still to come.
+                # Nothing applied yet: the lag is everything that the log keeps.
                 behind = offsets.latest - applied.get((topic, number), offsets.earliest)
                 lag[topic, number] = behind if behind >= 0 else None
                 if behind < 0:
                     problems.append(
-                        f"The log of {topic}/{number} ends before what was applied: the worker has yet to settle that."
+                        f"The log of {topic}/{number} ends before what was applied: the worker has yet to resolve that."
                     )
         return Lag(lag, problems)
 
     async def check(self) -> None:
-        """Raise what Kafka answered last if it was an error."""
+        """Raise Kafka's last error, if its last answer was one."""
         states = await self._ask()
         if isinstance(states, BaleenError):
             raise states
@@ -77,7 +77,7 @@ class LagReader:
 
     async def _ask_now(self) -> dict[str, TopicState] | BaleenError:
         if self._is_recent() and isinstance(self._states, BaleenError):
-            # Nobody is told that all is applied: an old error does no harm.
+            # An old error is safe: it never claims that everything is applied.
             return self._states
         return await self._noted(self._read_states.since_now())
 

@@ -1,7 +1,7 @@
-"""Write changes of the GC controls and pods to the mark in the bucket before the API answers, where that is quick.
+"""Write changes of GC controls and pods to the mark in the bucket, if possible before the API answers.
 
-A database that is restored from before such a change is then noticed (domain/mark.py). A change is never refused or
-undone because the bucket does not answer: a scheduler writes it later, and `/v1/gc/status` says that it is pending.
+So the restore of a database from before such a change is noticed (domain/mark.py). A change is never refused or undone
+because the bucket does not answer: a scheduler writes it later, and `/v1/gc/status` shows that it is pending.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ PATIENCE_S = 5.0
 
 
 class MarkRecorder:
-    """`record` blocks; it is called in one thread, so that calls follow each other."""
+    """Calls `record`, which blocks, in one thread, so that calls run one after another."""
 
     def __init__(self, record: Callable[[], None], close: Callable[[], None]) -> None:
         self._record = record
@@ -27,7 +27,7 @@ class MarkRecorder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mark")
 
     async def __call__(self) -> None:
-        """Return once the bucket has what was committed before the call, or after PATIENCE_S."""
+        """Write the mark; return once the bucket has what was committed before the call, or after PATIENCE_S."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._record)

@@ -1,8 +1,8 @@
 """`/metrics` for Prometheus, and the middleware that counts requests.
 
-Open to whoever reaches the port, as is usual for it: it names pods and counts, and no digest and no repository. Bind
-the API to an address that only those reach, or let the proxy in front of it keep `/metrics` in.
-Labels are route templates, never paths, so that nobody can make new ones.
+Open to every client that reaches the port, as is usual for metrics. It has names of pods and counts, no digests and no
+repositories. Bind the API to a private address, or let a proxy in front of it refuse `/metrics`.
+Labels are route templates, never paths, so that clients cannot create new ones.
 """
 
 import math
@@ -20,7 +20,7 @@ from coordinator.api.status import Collection, Marks, Status, collection, gather
 from coordinator.domain.watermarks import SourceState
 from coordinator.errors import BaleenError
 
-REQUESTS = Counter("baleen_http_requests_total", "Requests that were answered.", ["method", "route", "status"])
+REQUESTS = Counter("baleen_http_requests_total", "Answered requests.", ["method", "route", "status"])
 SECONDS = Histogram(
     "baleen_http_request_seconds",
     "Duration of requests.",
@@ -28,46 +28,42 @@ SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 LAG = Gauge("baleen_lag_records", "Records that are not applied yet.", ["partition"])
-CAUGHT_UP = Gauge("baleen_caught_up", "1 if everything that Kafka has is applied.")
-OPEN = Gauge("baleen_open", "Things that are not settled and hold garbage collection.", ["what"])
+CAUGHT_UP = Gauge("baleen_caught_up", "1 if everything that Kafka has acknowledged is applied.")
+OPEN = Gauge("baleen_open", "Unresolved things that block garbage collection, by kind.", ["what"])
 
-MISSING = Gauge("baleen_blobs_missing", "Blobs that are needed and have no bytes; NaN while it is not known.")
-UNTOLD = Gauge(
-    "baleen_lifecycle_waiting_records", "Changes that blob.lifecycle has not got; NaN while it is not known."
-)
-WATERMARK_LAG = Gauge(
-    "baleen_watermark_lag_seconds", "How long ago a pod's watermark is; infinite while it is not known.", ["pod"]
-)
-VANISHED = Gauge("baleen_vanished_links", "Links of a pod that are gone without a delete event, not accepted.", ["pod"])
+MISSING = Gauge("baleen_blobs_missing", "Needed blobs without bytes; NaN while unknown.")
+UNTOLD = Gauge("baleen_lifecycle_waiting_records", "Changes not yet published to blob.lifecycle; NaN while unknown.")
+WATERMARK_LAG = Gauge("baleen_watermark_lag_seconds", "Age of a pod's watermark; infinite while unknown.", ["pod"])
+VANISHED = Gauge("baleen_vanished_links", "Unaccepted links of a pod that vanished without a delete event.", ["pod"])
 FALSE_REPORTS = Gauge(
-    "baleen_false_reports", "Reports of a pod on what manifests list that the manifests' bytes contradicted.", ["pod"]
+    "baleen_false_reports", "A pod's reports of what manifests list that contradict the manifests' bytes.", ["pod"]
 )
-SOURCES = Gauge("baleen_sources", "Processes of a pod's registry, by what is known of them.", ["pod", "state"])
+SOURCES = Gauge("baleen_sources", "Registry processes of a pod, by state.", ["pod", "state"])
 
-GC_ENABLED = Gauge("baleen_gc_enabled", "1 while the kill switch is on, 0 while it is off; NaN while it is not known.")
-GC_HELD = Gauge("baleen_gc_held_reasons", "For how many reasons nothing is collected; NaN while it is not known.")
-UNREFERENCED_BLOBS = Gauge("baleen_gc_unreferenced_blobs", "Blobs that nothing references and that are served.")
-UNREFERENCED_BYTES = Gauge("baleen_gc_unreferenced_bytes", "Their bytes.")
-HIDDEN_BLOBS = Gauge("baleen_gc_hidden_blobs", "Blobs that are hidden and not purged yet.")
-HIDDEN_BYTES = Gauge("baleen_gc_hidden_bytes", "Their bytes.")
+GC_ENABLED = Gauge("baleen_gc_enabled", "1 while garbage collection is on, 0 while it is off; NaN while unknown.")
+GC_HELD = Gauge("baleen_gc_held_reasons", "Number of reasons that block garbage collection; NaN while unknown.")
+UNREFERENCED_BLOBS = Gauge("baleen_gc_unreferenced_blobs", "Unreferenced blobs that are still served.")
+UNREFERENCED_BYTES = Gauge("baleen_gc_unreferenced_bytes", "Bytes of unreferenced blobs that are still served.")
+HIDDEN_BLOBS = Gauge("baleen_gc_hidden_blobs", "Hidden blobs that are not purged yet.")
+HIDDEN_BYTES = Gauge("baleen_gc_hidden_bytes", "Bytes of hidden blobs that are not purged yet.")
 OLDEST = Gauge(
     "baleen_gc_oldest_candidate_seconds",
-    "How long the oldest is unreferenced of what is served and not pinned; 0 if there is none, NaN while not known.",
+    "How long the oldest unreferenced blob that is served and not pinned is so; 0 if none, NaN while unknown.",
 )
 RESTORES = Gauge(
     "baleen_gc_restores_waiting_blobs",
-    "Blobs that are needed or asked back and not served; `unsettled` ones wait until no delete of theirs can land.",
+    "Blobs that wait to be restored; `unsettled` ones wait until no delete of them can land.",
     ["state"],
 )
 UNOWNED = Gauge(
     "baleen_unowned_repositories",
-    "Repositories, or folders of them, in the root that no pod owns, up to 101; NaN while it is not known.",
+    "Repositories, or folders of them, in the root that no pod owns, up to 101; NaN while unknown.",
 )
 SHOWN = Gauge(
     "baleen_gc_shown_by_others_total",
-    "Purges that were called off, since others than Baleen had shown the hidden blob: an alarm when it grows.",
+    "Purges that were cancelled because another program had made the hidden blob visible: an alarm when it grows.",
 )
-#: What is not known while the database is away.
+#: Unknown while the database is away.
 _OF_COLLECTION = (
     GC_ENABLED,
     GC_HELD,
@@ -107,7 +103,7 @@ def count_requests(app: ASGIApp) -> ASGIApp:
 
 @get("/metrics", operation_id="metrics", summary="Prometheus metrics", tags=["status"], media_type=MediaType.TEXT)
 async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """Open without a token. Lag and open things are as of now, and left out while the database is away."""
+    """Needs no token. Values are current; they are omitted or NaN while the database is away."""
     try:
         deps = deps_of(request)
         status, marks = await gather(deps)

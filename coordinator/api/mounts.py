@@ -1,10 +1,10 @@
-"""`POST /v2/<name>/blobs/uploads/`: mounts, and what the router sends here that turns out to be none.
+"""`POST /v2/<name>/blobs/uploads/`: answer requests for a mount, or forward them to the pod as uploads.
 
-Route: router -> `Mounts` -> Mounter -> 201, or HandOn -> the pod's own answer, whatever it is.
-`X-Baleen-Mount` says which of both it was. An answer without it is one of Baleen's own failures, for which a router
-sends the request to the pod itself.
-Errors are those of the OCI distribution-spec ("Error Codes"). Names have slashes within, so this reads paths itself.
-Not here: whether it is mounted (coordinator/mounts).
+Route: router -> `Mounts` -> Mounter -> 201, or HandOn -> the pod's own answer.
+`X-Baleen-Mount` says which of the two it was. An answer without it is a failure of Baleen, and the router then sends
+the request to the pod itself.
+Errors are those of the OCI distribution-spec ("Error Codes"). Names have slashes, so this module parses paths itself.
+Not here: the decision to mount (coordinator/mounts).
 """
 
 import asyncio
@@ -29,21 +29,21 @@ from coordinator.mounts.mounter import Mounted, Mounter
 
 log = structlog.get_logger()
 
-#: Mounts that are made at once; beyond QUEUED more the pod is asked at once.
+#: Mounts in parallel. With QUEUED more waiting, requests are forwarded to the pod at once.
 THREADS: Final = 16
 QUEUED: Final = 200
 FORM_BYTES: Final = 64 * 1024
-#: Names and values of a query or a form.
+#: Fields of a query or a form.
 FIELDS_LIMIT: Final = 20
 FORM: Final = b"application/x-www-form-urlencoded"
 TOLD: Final = b"x-baleen-mount"
 _PATH: Final = re.compile(r"/v2/(?P<name>.+)/blobs/uploads/?", re.ASCII)
 
-MOUNTS = Counter("baleen_mounts_total", "Requests for a mount, by what became of them.", ["outcome", "reason"])
-MOUNTED_BYTES = Counter("baleen_mounted_bytes_total", "Bytes that clients did not upload, by mounts.")
+MOUNTS = Counter("baleen_mounts_total", "Requests for a mount, by outcome.", ["outcome", "reason"])
+MOUNTED_BYTES = Counter("baleen_mounted_bytes_total", "Bytes that clients did not upload because of mounts.")
 SECONDS = Histogram(
     "baleen_mount_seconds",
-    "How long a request for a mount took, by what became of it.",
+    "Duration of requests for a mount, by outcome.",
     ["outcome"],
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
 )
@@ -51,9 +51,9 @@ SECONDS = Histogram(
 
 class _Request(NamedTuple):
     repository: RepositoryName
-    #: Of query and form together, the query first.
+    #: Of query and form, the query first.
     parameters: Mapping[str, Sequence[str]]
-    #: The query of the plain upload.
+    #: The query of the upload without the mount.
     rest: bytes
     headers: Sequence[Header]
 
@@ -64,7 +64,7 @@ class _Request(NamedTuple):
 
 
 class _RefusedError(Exception):
-    """No registry would take the request."""
+    """The request is invalid for every registry."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -75,7 +75,7 @@ class Mounts:
     """Serves mounts. One for each process."""
 
     def __init__(self, mounter: Mounter, hand_on: HandOn, *, patience: float) -> None:
-        """`patience`: seconds after which a mount that is not made is handed on."""
+        """`patience`: seconds after which a mount that is not made yet is forwarded to the pod."""
         self._mounter = mounter
         self._patience = patience
         self._hand_on = hand_on
@@ -105,7 +105,7 @@ class Mounts:
             SECONDS.labels(Outcome.MOUNTED).observe(time.perf_counter() - began)
             return _created(request)
         if await _is_gone(receive):
-            # A router has long asked the pod itself, where this upload would stay open for nobody.
+            # The router has asked the pod itself by now, and nobody would use this upload.
             log.info("mount given up: the client went away", repository=request.repository, detail=why)
             return _gone().answer
         return await self._handed_on(request, reason, why, began)
@@ -121,7 +121,7 @@ class Mounts:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._patience)
         except TimeoutError as error:
-            # What is under way may be made yet: a reference that expires, and the link that an upload makes, too.
+            # The mount may still be made. That is harmless: its reference expires, and the upload makes the same link.
             raise NotMountedError(Reason.UNAVAILABLE, "it took too long") from error
 
     def _ended(self) -> None:
@@ -134,7 +134,7 @@ class Mounts:
             pod = await asyncio.to_thread(self._mounter.target, request.repository)
             answer = await self._hand_on.upload(pod, request.repository, request.rest, request.headers)
         except NotMountedError:
-            return _error(404, "NAME_UNKNOWN", f"No pod owns {request.repository}.")
+            return _error(404, "NAME_UNKNOWN", f"No pod owns {request.repository}: register it with `baleen pods add`.")
         except UnavailableError as error:
             return _error(502, "UNKNOWN", str(error))
         SECONDS.labels(Outcome.HANDED_ON).observe(time.perf_counter() - began)
@@ -145,7 +145,7 @@ class Mounts:
 async def serve_mounts(scope: Scope, receive: Receive, send: Send) -> None:
     mounts: Mounts | None = scope["litestar_app"].state.deps.mounts
     if mounts is None:
-        answer = _error(404, "UNSUPPORTED", "Mounts are not served here: see BALEEN_MOUNTS.")
+        answer = _error(404, "UNSUPPORTED", "Mounts are off: set BALEEN_MOUNTS.")
     else:
         answer = await mounts.answer(cast("HTTPScope", scope), receive)
     headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
@@ -184,13 +184,13 @@ async def _read(scope: HTTPScope, receive: Receive) -> _Request:
     parameters: dict[str, list[str]] = {}
     for name, value in [*query, *_fields(form)]:
         parameters.setdefault(name, []).append(value)
-    # With `digest` the body would be the blob, and there is none any more.
+    # Without `digest`: it would make the body the blob, and the body has been read.
     rest = urlencode([field for field in query if field[0] not in {"mount", "from", "digest"}]).encode()
     return _Request(repository, parameters, rest, headers)
 
 
 def _path(scope: HTTPScope) -> str:
-    """Give the path as it was sent: names of repositories need no encoding, and others are none."""
+    """Return the path as it was sent, undecoded: names of repositories need no encoding."""
     return scope["raw_path"].decode("latin-1").partition("?")[0]
 
 
@@ -198,7 +198,7 @@ def _fields(text: bytes) -> list[tuple[str, str]]:
     try:
         return parse_qsl(text.decode(), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
     except ValueError as error:
-        raise _RefusedError(400, "UNSUPPORTED", f"The parameters cannot be read: {error}.") from error
+        raise _RefusedError(400, "UNSUPPORTED", f"The parameters are malformed: {error}.") from error
 
 
 async def _body(receive: Receive) -> bytes:
@@ -209,13 +209,15 @@ async def _body(receive: Receive) -> bytes:
             raise _gone()
         body += bytes(message.get("body", b""))
         if len(body) > FORM_BYTES:
-            raise _RefusedError(413, "UNSUPPORTED", f"A form of more than {FORM_BYTES} bytes is no mount.")
+            raise _RefusedError(
+                413, "UNSUPPORTED", f"The form is too large for a mount: send up to {FORM_BYTES} bytes."
+            )
         if not message.get("more_body"):
             return body
 
 
 async def _is_gone(receive: Receive) -> bool:
-    """Whether the client has gone away by now; what it sent and nobody has read is passed over."""
+    """Has the client closed the connection? Unread parts of its body are dropped."""
     try:
         async with asyncio.timeout(0):
             while (await receive())["type"] != "http.disconnect":
@@ -231,5 +233,5 @@ def _error(status: int, code: str, message: str) -> Answer:
 
 
 def _gone() -> _RefusedError:
-    # Made anew: one that is raised again keeps the frames of every time before, with what clients sent.
-    return _RefusedError(400, "UNSUPPORTED", "The client went away.")
+    # A new one each time: one that is raised again keeps the frames of earlier requests, with clients' data.
+    return _RefusedError(400, "UNSUPPORTED", "The client closed the connection.")

@@ -1,6 +1,6 @@
-"""Parameters that several calls share, and the refusal of those that a call does not know, or is given twice.
+"""Parameters that several calls share, and the refusal of unknown and repeated ones.
 
-A filter that is ignored answers another question than was asked, so such are refused by name.
+An ignored filter would give a wrong answer, so an unknown parameter is refused by name.
 """
 
 from functools import cache
@@ -13,21 +13,21 @@ from coordinator.db import paging
 from coordinator.domain.names import PodName, parse_pod
 from coordinator.errors import UsageError
 
-Limit = Annotated[int, QueryParameter(ge=1, le=paging.LIMIT, description="Items of a page, at most.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=paging.LIMIT, description="Most items of a page.")]
 Cursor = Annotated[
     str | None,
-    QueryParameter(max_length=paging.CURSOR_LENGTH_LIMIT, description="`next` of the page before.", required=False),
+    QueryParameter(max_length=paging.CURSOR_LENGTH_LIMIT, description="`next` of the previous page.", required=False),
 ]
-PodFilter = Annotated[str | None, QueryParameter(description="Only of this pod.", required=False)]
+PodFilter = Annotated[str | None, QueryParameter(description="Only items of this pod.", required=False)]
 
 DigestText = Annotated[
     str, PathParameter(description="sha256: and 64 lower-case hex digits.", pattern="^sha256:[0-9a-f]{64}$")
 ]
 
-#: Why something was asked for, where that was not said.
+#: The default of `why`.
 ASKED = "an operator asked"
 
-#: Parameters of handlers that come from the path, the body or the framework.
+#: Parameters of handlers that are not in the query: from the path, the body or the framework.
 NO_QUERY = frozenset({"request", "return", "data", "digest", "name", "pod_name", "number", "instance"})
 
 
@@ -36,7 +36,7 @@ def pod_or_none(text: str | None) -> PodName | None:
 
 
 async def refuse_unknown(request: Request[Any, Any, Any]) -> None:
-    """Run before every handler of ours; raises UsageError."""
+    """Refuse unknown and repeated parameters, before every handler; raises UsageError."""
     if not request.scope["query_string"]:
         return
     known = _known(request.route_handler.fn)
@@ -45,7 +45,7 @@ async def refuse_unknown(request: Request[Any, Any, Any]) -> None:
             meant = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
             raise UsageError(f"{name[:100]!r} is not a parameter of this call: {meant}.")
         if len(request.query_params.getall(name)) > 1:
-            raise UsageError(f"`{name}` is given more than once: this call takes one.")
+            raise UsageError(f"`{name}` is given more than once: give it once.")
 
 
 @cache

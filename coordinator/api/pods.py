@@ -1,4 +1,4 @@
-"""`/v1/pods`: the registries that Baleen serves. Not here: what a pod may own (pods/table.py, domain/pods.py)."""
+"""`/v1/pods`: register, change, show and remove pods. Not here: the rules for pods (pods/table.py, domain/pods.py)."""
 
 import datetime as dt
 from typing import Annotated, Any
@@ -51,7 +51,7 @@ Text = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\
 
 
 class TokenIssuerRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who makes the tokens of a pod's registry."""
+    """The token issuer of a pod's registry."""
 
     url: Annotated[str, Meta(min_length=1, max_length=1000)]
     issuer: Text
@@ -84,7 +84,7 @@ class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     token_issuer: TokenIssuerRequest | None = None
     unmanaged: Annotated[
         UnmanagedRequest | None,
-        Meta(description="Its registry sends no events: reconciles alone show what it holds. No token is made."),
+        Meta(description="Its registry sends no events; Baleen relies on reconciles. No event token is made."),
     ] = None
 
 
@@ -104,10 +104,11 @@ class RegistriesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     registries: Registries
 
 
-RepositoryFilter = Annotated[str | None, QueryParameter(description="Only of this repository.", required=False)]
+RepositoryFilter = Annotated[str | None, QueryParameter(description="Only links of this repository.", required=False)]
 Why = Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 Instance = Annotated[
-    str, PathParameter(description="instance_id of a source, as the pod's sources name it.", pattern=r"^[^\x00]+$")
+    str,
+    PathParameter(description="`instance_id` of a registry process, from the pod's `sources`.", pattern=r"^[^\x00]+$"),
 ]
 
 
@@ -122,18 +123,18 @@ class GapsSettlement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class VanishedAcceptance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
     by: Annotated[str, Meta(min_length=1, max_length=vanished.BY_LIMIT, description="Who accepts it.")]
-    repository: Annotated[Annotated[str, Meta(max_length=255)] | None, Meta(description="Only of this repository.")] = (
-        None
-    )
+    repository: Annotated[
+        Annotated[str, Meta(max_length=255)] | None, Meta(description="Only links of this repository.")
+    ] = None
     before: Annotated[
         Annotated[dt.datetime, Meta(tz=True)] | None,
-        Meta(description="Only what was noticed up to then; now, if it is not given."),
+        Meta(description="Only links that were noticed until then. Default: now."),
     ] = None
 
 
 class VanishedAccepted(msgspec.Struct, frozen=True, kw_only=True):
     accepted: int
-    more: Annotated[bool, Meta(description="There may be more: ask again, with this `before`.")]
+    more: Annotated[bool, Meta(description="There may be more: repeat the call with this `before`.")]
     before: dt.datetime
 
 
@@ -146,7 +147,7 @@ class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PodToken(msgspec.Struct, frozen=True, kw_only=True):
-    """The token is shown here and never again. Both are null of a pod that is not managed."""
+    """A pod's event token, which is never shown again. Both fields are null for an unmanaged pod."""
 
     pod: str
     event_token: str | None
@@ -156,7 +157,7 @@ class PodToken(msgspec.Struct, frozen=True, kw_only=True):
 @get(
     "/v1/pods",
     operation_id="listPods",
-    summary="Pods, and what holds garbage collection for each",
+    summary="List pods, with the reasons for which each blocks garbage collection",
     tags=["pods"],
     responses=documented(),
     **READ,
@@ -171,13 +172,13 @@ async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limi
 @get(
     "/v1/pods/{pod_name:str}",
     operation_id="getPod",
-    summary="One pod",
+    summary="Get a pod",
     tags=["pods"],
     responses=documented(404),
     **READ,
 )
 async def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> Pod:
-    """With every process of its registry, how far each has reported, and what that waits for."""
+    """With all registry processes, how far each has reported, and what the watermark waits for."""
     deps = deps_of(request)
     return await queries.pod(deps.engine, parse_pod(pod_name), deps.silence, deps.request_bound, deps.in_spite_of)
 
@@ -192,7 +193,7 @@ async def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> P
     **OPERATE,
 )
 async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodToken:
-    """Prefix `team` owns `team` and `team/…`; no two pods' prefixes may overlap."""
+    """A pod with prefix `team` owns `team` and `team/…`. Prefixes of two pods may not overlap."""
     events = _events(request, parse_pod(data.name))
     pod = registry.NewPod(
         name=parse_pod(data.name),
@@ -215,13 +216,13 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
 @post(
     "/v1/pods/{pod_name:str}/token",
     operation_id="rotatePodToken",
-    summary="Give a pod another event token",
+    summary="Replace a pod's event token",
     tags=["pods"],
     responses=documented(404, 409),
     **OPERATE,
 )
 async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodToken:
-    """The old one is refused within seconds; the registry then repeats its events until it has the new one."""
+    """The old token is refused within seconds. The registry repeats its events until it has the new one."""
     pod = parse_pod(pod_name)
     events, engine = _events(request, pod), deps_of(request).engine
     probe = await registry.probe_method(engine, pod)
@@ -232,7 +233,7 @@ async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[s
     "/v1/pods/{pod_name:str}/token/check",
     status_code=200,
     operation_id="checkPodToken",
-    summary="Ask whether this is a pod's event token",
+    summary="Check whether this is a pod's event token",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 413),
@@ -241,7 +242,7 @@ async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[s
 async def check_pod_token(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenQuestion]
 ) -> TokenAnswer:
-    """Changes nothing. Only a hash is kept, so that nobody can be told which it is."""
+    """Changes nothing. Only a hash of the token is stored, so it can be checked but not shown."""
     known = await registry.has_token(deps_of(request).engine, parse_pod(pod_name), data.token)
     return TokenAnswer(is_of_pod=known)
 
@@ -249,13 +250,13 @@ async def check_pod_token(
 @delete(
     "/v1/pods/{pod_name:str}",
     operation_id="removePod",
-    summary="Forget a pod",
+    summary="Remove a pod",
     tags=["pods"],
     responses=documented(404, 409),
     **OPERATE,
 )
 async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
-    """Refused while it holds or links anything, has open dead letters, or storage has links that the table lacks."""
+    """Refused while it has holdings, links or open dead letters, or storage has links that the table lacks."""
     deps = deps_of(request)
     await registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds, deps.probe_image)
     await deps.record_mark()
@@ -265,7 +266,7 @@ async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -
     "/v1/pods/{pod_name:str}/prefixes",
     status_code=200,
     operation_id="addPrefixes",
-    summary="Let a pod own further prefixes",
+    summary="Add prefixes to a pod",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
@@ -274,7 +275,7 @@ async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -
 async def add_prefixes(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[PrefixesRequest]
 ) -> Pod:
-    """Those that it owns already stay its. What it has there since before is not known until it is reconciled."""
+    """Existing prefixes stay. What is already stored below the new ones is unknown until the pod is reconciled."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.add_prefixes(deps.engine, pod, [parse_repository(prefix) for prefix in data.prefixes])
     await deps.record_mark()
@@ -284,7 +285,7 @@ async def add_prefixes(
 @put(
     "/v1/pods/{pod_name:str}/registries",
     operation_id="setRegistries",
-    summary="Say where a pod's registry listens now",
+    summary="Replace a pod's registry URLs",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
@@ -293,7 +294,7 @@ async def add_prefixes(
 async def set_registries(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[RegistriesRequest]
 ) -> Pod:
-    """All of its URLs, in place of those before. Processes that were heard elsewhere count until they are retired."""
+    """Give all URLs; they replace the previous ones. Processes at previous URLs count until they are retired."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
     await deps.record_mark()
@@ -303,14 +304,14 @@ async def set_registries(
 @put(
     "/v1/pods/{pod_name:str}/probe",
     operation_id="setProbe",
-    summary="Probe a pod's registry by pushes or by pulls",
+    summary="Choose whether a pod's registry is probed by pushes or pulls",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 413),
     **OPERATE,
 )
 async def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ProbeRequest]) -> Pod:
-    """Where it changes, garbage collection is blocked until a doctor has examined the pod again."""
+    """After a change, garbage collection is blocked until a doctor has examined the pod again."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.set_probe(deps.engine, pod, data.probe)
     return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
@@ -319,14 +320,14 @@ async def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], da
 @put(
     "/v1/pods/{pod_name:str}/managed",
     operation_id="setManaged",
-    summary="Say whether a pod's registry sends events",
+    summary="Declare whether a pod's registry sends events",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 413),
     **OPERATE,
 )
 async def set_managed(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ManagedRequest]) -> Pod:
-    """Its event token of before is refused then, and a doctor has to examine it again. What it holds stays known."""
+    """Its previous event token is then refused, and a doctor must examine it again. Its holdings stay known."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.set_managed(deps.engine, pod, _unmanaged(data.unmanaged))
     await deps.record_mark()
@@ -340,7 +341,7 @@ def _unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
 @put(
     "/v1/pods/{pod_name:str}/token-issuer",
     operation_id="setTokenIssuer",
-    summary="Say who makes the tokens of a pod's registry",
+    summary="Set the token issuer of a pod's registry",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 413),
@@ -349,7 +350,7 @@ def _unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
 async def set_issuer(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenIssuerRequest]
 ) -> Pod:
-    """In place of what was known before, within seconds. While its keys change, send those of before and after."""
+    """Replaces the previous one within seconds. While its keys are rotated, send the old and the new ones."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.set_issuer(deps.engine, pod, _issuer(data))
     return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
@@ -358,13 +359,13 @@ async def set_issuer(
 @delete(
     "/v1/pods/{pod_name:str}/token-issuer",
     operation_id="removeTokenIssuer",
-    summary="Let no tokens be made for a pod",
+    summary="Remove a pod's token issuer",
     tags=["pods"],
     responses=documented(404),
     **OPERATE,
 )
 async def remove_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
-    """Nothing is granted on its repositories any more. What was signed before is good until it expires."""
+    """New tokens grant nothing on its repositories. Tokens that were signed before are valid until they expire."""
     await registry.set_issuer(deps_of(request).engine, parse_pod(pod_name), None)
 
 
@@ -378,7 +379,7 @@ def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
     "/v1/pods/{pod_name:str}/sources/{instance:str}/retire",
     status_code=200,
     operation_id="retireSource",
-    summary="Let a process of a pod's registry count no more",
+    summary="Retire a registry process that has ended",
     tags=["pods"],
     responses=documented(404, 413),
     **OPERATE,
@@ -386,8 +387,8 @@ def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
 async def retire_source(
     request: Request[Any, Any, Any], pod_name: FromPath[str], instance: Instance, data: JSONBody[Retirement]
 ) -> Pod:
-    """For one that runs no more, which nothing proves. If it does run, its last events may come too late for blobs
-    that they need: say so only of what you have seen end.
+    """Baleen cannot verify that the process has ended. If it still runs, its last events may come too late for blobs
+    that they need: retire only a process that you have seen end.
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
     async with writing(deps.engine) as connection:
@@ -399,14 +400,14 @@ async def retire_source(
     "/v1/pods/{pod_name:str}/gaps/settle",
     status_code=200,
     operation_id="settleGaps",
-    summary="Settle the open gaps of a pod that cannot be reconciled",
+    summary="Resolve the open gaps of a pod that cannot be reconciled",
     tags=["pods"],
     responses=documented(404, 409, 413),
     **OPERATE,
 )
 async def settle_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[GapsSettlement]) -> Pod:
-    """For one whose links are not in shared storage: say how you know that the table has all that it holds. Of any
-    other a reconcile finds out, and this is refused.
+    """For a pod whose links are not in shared storage. State how you know that the table has everything that it holds.
+    Refused for other pods: a reconcile resolves their gaps.
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
     await registry.settle_gaps(deps.engine, pod, data.why)
@@ -416,7 +417,7 @@ async def settle_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], 
 @get(
     "/v1/pods/{pod_name:str}/vanished",
     operation_id="listVanished",
-    summary="Links of a pod that are gone without a delete event",
+    summary="List links of a pod that vanished without a delete event",
     tags=["pods"],
     responses=documented(404),
     **READ,
@@ -428,7 +429,7 @@ async def list_vanished(
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> VanishedPage:
-    """They block garbage collection until they are pushed again, a delete event explains them, or they are accepted."""
+    """They block garbage collection until they are pushed again, a delete event arrives, or they are accepted."""
     name = None if repository is None else parse_repository(repository)
     engine = deps_of(request).engine
     return await list_of_vanished(engine, parse_pod(pod_name), repository=name, cursor=cursor, limit=limit)
@@ -446,7 +447,7 @@ async def list_vanished(
 async def accept_vanished(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[VanishedAcceptance]
 ) -> VanishedAccepted:
-    """What only they kept is collected after its whole grace, which begins now. Some thousand at a time."""
+    """What only they kept is collected after a full grace period, which begins now. A call accepts some thousands."""
     name = None if data.repository is None else parse_repository(data.repository)
     engine = deps_of(request).engine
     done = await vanished.accept(engine, parse_pod(pod_name), data.why, data.by, name, data.before)
@@ -454,11 +455,11 @@ async def accept_vanished(
 
 
 def _events(request: Request[Any, Any, Any], pod: str) -> str:
-    """Where the pod's events go; raises UsageError. Asked first: a token that nobody is told would be lost."""
+    """Return the URL for the pod's events; raises UsageError. Call it before a token is made, or that would be lost."""
     try:
         base = deps_of(request).url or str(request.base_url)
     except ValueError as error:
-        raise UsageError("The header `Host` names no host: send the one that registries reach Baleen by.") from error
+        raise UsageError("The header `Host` is malformed: send the host at which registries reach Baleen.") from error
     return f"{base.rstrip('/')}/v1/events/{pod}"
 
 

@@ -1,6 +1,6 @@
-"""Every error as application/problem+json (RFC 9457): type, title, status, detail. Never a stack trace.
+"""Render every error as application/problem+json (RFC 9457): type, title, status, detail. Never a stack trace.
 
-An error that Baleen did not raise on purpose is logged with its trace and told as 500 without a word about it.
+An unexpected error is logged with its trace, and answered with 500 without details.
 """
 
 from http import HTTPStatus
@@ -41,7 +41,7 @@ def refused(_: Request[Any, Any, Any], error: BaleenError) -> Response[Problem]:
 
 
 def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
-    """What the framework refuses: no such path, wrong method, parameters that do not fit."""
+    """Render a refusal by the framework: unknown path, wrong method, invalid parameters."""
     if error.status_code == HTTPStatus.NOT_FOUND:
         detail = f"There is nothing at {_path(request)}: see /schema."
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -58,11 +58,11 @@ def nested(_: Request[Any, Any, Any], __: RecursionError) -> Response[Problem]:
 
 def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     log.error("request failed", method=request.method, path=_path(request), exc_info=error)
-    return problem(500, "Baleen failed to answer this: its log says why.")
+    return problem(500, "Internal error: see the log of Baleen's API.")
 
 
 def _path(request: Request[Any, Any, Any]) -> str:
-    # The whole URL cannot be told where the client names a host that is none.
+    # Not the whole URL: building that fails if the client sent a malformed host.
     return str(request.scope["path"])
 
 
@@ -77,7 +77,7 @@ def _told(request: Request[Any, Any, Any], error: HTTPException) -> str:
 
 
 def documented(*statuses: int) -> dict[int, ResponseSpec]:
-    """Problems that a handler can answer, for the OpenAPI document; 401, 403 and 503 can come from all."""
+    """Return a handler's problems for the OpenAPI document; 400, 401, 403 and 503 are always included."""
     return {
         status: ResponseSpec(Problem, description=HTTPStatus(status).phrase, media_type=MEDIA_TYPE)
         for status in sorted({*statuses, 400, 401, 403, 503})

@@ -1,4 +1,4 @@
-"""`/v1/repositories`: what a repository holds. Not here: how it is computed (lookup/repositories.py)."""
+"""`/v1/repositories`: what a repository holds. Not here: the queries (lookup/repositories.py)."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from coordinator.lookup import repositories as queries
 @get(
     "/v1/repositories",
     operation_id="listRepositories",
-    summary="Repositories by name",
+    summary="List repositories by name",
     tags=["repositories"],
     responses=documented(404),
     **READ,
@@ -27,12 +27,12 @@ async def list_repositories(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
     prefix: Annotated[
-        str | None, QueryParameter(description="`team` stands for `team` and `team/…`, as for pods.", required=False)
+        str | None, QueryParameter(description="`team` selects `team` and `team/…`, as for pods.", required=False)
     ] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> RepositoryPage:
-    """`blobs` and bytes are null for repositories whose many manifests a list does not follow: ask for one."""
+    """`blobs` and bytes are null for repositories with too many manifests for a list: get that repository."""
     return await queries.repositories(
         deps_of(request).engine,
         pod=pod_or_none(pod),
@@ -45,7 +45,7 @@ async def list_repositories(
 @get(
     "/v1/repositories/{name:path}",
     operation_id="getRepository",
-    summary="What one repository holds",
+    summary="Get what a repository holds",
     tags=["repositories"],
     responses=documented(404),
     **READ,

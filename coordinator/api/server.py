@@ -1,21 +1,21 @@
-"""Serve the application with uvicorn: its limits, and how it ends.
+"""Serve the application with uvicorn, with limits and a graceful shutdown.
 
-On SIGTERM or Ctrl-C no new connection is taken, and requests under way have GRACE_SECONDS to end.
+On SIGTERM or Ctrl-C no new connection is accepted, and running requests have GRACE_SECONDS to end.
 """
 
 import uvicorn
 from litestar import Litestar
 
-#: Requests and idle connections that one process holds; beyond it clients are answered 503 at once.
+#: Requests and idle connections of one process; beyond that clients get 503 at once.
 CONCURRENCY = 1000
-#: Longer than the usual 60 s of proxies, so that they and not we end an idle connection.
+#: Longer than the usual 60 s of proxies, so that the proxy closes an idle connection, not the API.
 KEEP_ALIVE_SECONDS = 75
 GRACE_SECONDS = 10
 HEADER_BYTES = 64 * 1024
 
 
 def serve(app: Litestar, *, host: str, port: int, log_level: str) -> None:
-    """Serve until told to end."""
+    """Serve until SIGTERM or Ctrl-C."""
     config = uvicorn.Config(
         app,
         host=host,

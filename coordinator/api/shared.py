@@ -1,8 +1,7 @@
-"""Put one question at a time, in one thread, on behalf of all who ask it.
+"""Run one blocking call at a time in a thread, and share its result among all callers.
 
-While an answer does not come no other thread is taken: the threads of a process are few, and forwarding mounts needs
-them too.
-Not here: how long an answer is good for (lag.py).
+A call that hangs occupies one thread only: a process has few, and forwarding mounts needs them too.
+Not here: how long a result is cached (lag.py).
 """
 
 import asyncio
@@ -13,7 +12,7 @@ T = TypeVar("T")
 
 
 class Shared(Generic[T]):
-    """Calls `ask` in a thread, one call at a time."""
+    """Runs `ask` in a thread, one call at a time."""
 
     def __init__(self, ask: Callable[[], T]) -> None:
         self._ask = ask
@@ -21,17 +20,17 @@ class Shared(Generic[T]):
         self._next: asyncio.Future[T] | None = None
 
     async def __call__(self) -> T:
-        """Return the answer of a call that may be under way already, or raise what it raised."""
+        """Return the result of a call that may already be running, or raise its error."""
         if self._asked is None or self._asked.done():
             return await self.since_now()
-        # A caller that gives up leaves the answer to the others.
+        # Shielded: a caller that gives up does not cancel the call for the others.
         return await asyncio.shield(self._asked)
 
     async def since_now(self) -> T:
-        """Return the answer of a call that begins after this one: what was true before is in it.
+        """Return the result of a call that begins after this one, so it covers everything before.
 
-        Callers that wait for their call to begin share it. One that waits while the call before it fails gets that
-        error: asking again at once would hold up everybody for another timeout.
+        Callers that wait for the next call share it. If the call before it fails, they get that error: another attempt
+        would delay them all by another timeout.
         """
         if self._next is None:
             self._next = self._started(self._after(self._asked))
@@ -42,13 +41,13 @@ class Shared(Generic[T]):
             if asked is not None and not asked.done():
                 await asyncio.shield(asked)
         finally:
-            # From here on it is too late to share it: the call begins, or there is none.
+            # The call begins now, or never: later callers need another one.
             self._next = None
         self._asked = self._started(asyncio.to_thread(self._ask))
         return await asyncio.shield(self._asked)
 
     def _started(self, answer: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         started = asyncio.ensure_future(answer)
-        # Where all callers have given up nobody else looks at what it raised, of which asyncio would complain.
+        # Retrieve the error: asyncio logs one that no caller is left to retrieve.
         started.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
         return started

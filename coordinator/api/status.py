@@ -1,8 +1,8 @@
-"""`/v1/status`, `/healthz`, `/readyz`: how far events are applied, what holds GC, and whether Baleen can work.
+"""`/v1/status`, `/healthz`, `/readyz`: how far events are applied, what blocks GC, and whether Baleen can work.
 
-Lag is the difference between where a partition's log ends (asked of Kafka after the question for the status came, one
-question at a time) and what is applied (the table, read before that). So `caught_up` covers whatever Kafka had
-acknowledged before the status was asked for. What Kafka cannot tell is null and not caught up, never zero.
+Lag is the difference between the end of a partition's log (read from Kafka after the request came) and what is applied
+(read from the table before that). So `caught_up` covers everything that Kafka had acknowledged before the request. An
+unknown lag is null and not caught up, never zero.
 """
 
 import asyncio
@@ -31,43 +31,45 @@ CHECK_SECONDS = 3.0
 
 
 class GarbageCollection(msgspec.Struct, frozen=True):
-    enabled: Annotated[bool, Meta(description="The kill switch.")]
-    held_by: Annotated[list[str], Meta(description="Why nothing is collected: the switch, holds, and pods by name.")]
+    enabled: Annotated[bool, Meta(description="The switch of garbage collection.")]
+    held_by: Annotated[
+        list[str], Meta(description="What blocks garbage collection: the switch, holds, and pods by name.")
+    ]
 
 
 class UnownedRepositories(msgspec.Struct, frozen=True, kw_only=True):
     listed_at: Annotated[
-        dt.datetime | None, Meta(description="When the last listing of the root began; null while none is known.")
+        dt.datetime | None, Meta(description="When the last listing of the root began; null if there is none.")
     ]
     names: Annotated[list[str], Meta(description="Repositories, or folders of them, that no pod owns; up to 100.")]
-    complete: Annotated[bool, Meta(description="There are no more of them.")]
+    complete: Annotated[bool, Meta(description="Whether `names` has all of them.")]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    lag: Annotated[
-        dict[str, int | None], Meta(description="Events not applied yet, by partition; null where not known.")
+    lag: Annotated[dict[str, int | None], Meta(description="Events not applied yet, by partition; null where unknown.")]
+    dead_letter_lag: Annotated[
+        int | None, Meta(description="Dead letters not applied yet, over all partitions; null if unknown.")
     ]
-    dead_letter_lag: Annotated[int | None, Meta(description="The same for dead letters, over all partitions.")]
     caught_up: Annotated[
-        bool, Meta(description="Everything that Kafka had acknowledged when the status was asked for is applied.")
+        bool, Meta(description="Everything that Kafka had acknowledged before this request is applied.")
     ]
     watermark: Annotated[
         dt.datetime | None,
-        Meta(description="The least of all managed pods' watermarks; null while one is not known."),
+        Meta(description="The earliest watermark of all managed pods; null while one is unknown."),
     ]
     gc: GarbageCollection
-    dead_letters: Annotated[int, Meta(description="Open ones.")]
+    dead_letters: Annotated[int, Meta(description="Open dead letters.")]
     dead_letters_not_kept: Annotated[
-        int, Meta(description="Beyond the limits of their pods: gaps stand for them until a reconcile. An alarm.")
+        int, Meta(description="Dead letters beyond the limits of their pods; gaps stand for them. An alarm.")
     ]
-    gaps: Annotated[int, Meta(description="Open ones, over all pods.")]
+    gaps: Annotated[int, Meta(description="Open gaps of all pods.")]
     doubtful_removals: int
     unread_manifests: int
-    vanished_links: Annotated[int, Meta(description="Links that are gone without a delete event: an alarm.")]
-    missing_blobs: Annotated[int, Meta(description="Blobs that are needed and have no bytes: an alarm.")]
-    untold_changes: Annotated[int, Meta(description="Changes of blobs that blob.lifecycle has not got yet.")]
+    vanished_links: Annotated[int, Meta(description="Links that vanished without a delete event: an alarm.")]
+    missing_blobs: Annotated[int, Meta(description="Needed blobs without bytes: an alarm.")]
+    untold_changes: Annotated[int, Meta(description="Changes of blobs not yet published to blob.lifecycle.")]
     unowned_repositories: Annotated[
-        UnownedRepositories, Meta(description="Stored in the root, and of no registered pod: they block collection.")
+        UnownedRepositories, Meta(description="Repositories in the root that no pod owns. They block GC.")
     ]
 
 
@@ -86,7 +88,7 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Marks(NamedTuple):
-    """How far each pod has reported, the database's time, links of each that vanished, and its false reports."""
+    """The database's time, and by pod: watermark, vanished links, and false reports."""
 
     now: dt.datetime
     pods: Mapping[str, PodWatermark]
@@ -95,7 +97,7 @@ class Marks(NamedTuple):
 
 
 class Collection(NamedTuple):
-    """What metrics show of garbage collection."""
+    """Figures of garbage collection for metrics."""
 
     figures: Figures
     waiting: Waiting
@@ -116,7 +118,7 @@ async def status_of(deps: Deps) -> Status:
 
 
 async def gather(deps: Deps) -> tuple[Status, Marks]:
-    """Gather the status. The table is read first: what is applied meanwhile makes the lag larger, never smaller."""
+    """Gather the status. The table is read first, so the lag may be too large, never too small."""
     async with reading(deps.engine) as connection:
         applied = await progress(connection)
         facts, truths, orphans = await deps.known(connection)
@@ -155,7 +157,7 @@ def _unowned(listing: Listing | None) -> UnownedRepositories:
 
 
 def _least(times: Sequence[dt.datetime | None]) -> dt.datetime | None:
-    """The least, or None if any is not known."""
+    """Return the earliest time, or None if any is unknown."""
     known = [time for time in times if time is not None]
     return min(known) if known and len(known) == len(times) else None
 
@@ -163,7 +165,7 @@ def _least(times: Sequence[dt.datetime | None]) -> dt.datetime | None:
 @get(
     "/v1/status",
     operation_id="getStatus",
-    summary="How far events are applied, and what holds garbage collection",
+    summary="Get how far events are applied, and what blocks garbage collection",
     tags=["status"],
     responses=documented(),
     **READ,
@@ -172,7 +174,7 @@ async def get_status(request: Request[Any, Any, Any]) -> Status:
     return await status_of(deps_of(request))
 
 
-@get("/healthz", operation_id="health", summary="The process is alive", tags=["status"])
+@get("/healthz", operation_id="health", summary="Liveness: the process answers", tags=["status"])
 async def healthz() -> Health:
     return Health("ok")
 
@@ -180,12 +182,12 @@ async def healthz() -> Health:
 @get(
     "/readyz",
     operation_id="readiness",
-    summary="Everything that Baleen needs answers",
+    summary="Readiness: every service that Baleen needs answers",
     tags=["status"],
     responses={503: documented()[503]},
 )
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
-    """503 with the same body while something does not."""
+    """503 with the same body while a service does not answer."""
     checks = deps_of(request).checks
     verdicts = await asyncio.gather(*(_verdict(check) for check in checks.values()))
     ready = all(verdict.ok for verdict in verdicts)

@@ -1,9 +1,9 @@
-"""`/jwt/auth`: one token for repositories of several pods, and `/.well-known/jwks.json`: the keys that prove it.
+"""`/jwt/auth`: one token for repositories of several pods, and `/.well-known/jwks.json`: the keys that verify it.
 
-The realm of the pods' registries. GET with Basic, or POST with a form, as the Docker registry token specification has
-them ("Token Authentication Specification", "OAuth2 Token Authentication"); parameters that it does not name are passed
-over, as issuers do. Credentials are in no URL, log or error here, and nobody is to keep an answer that carries a token.
-Not here: who grants what (coordinator/tokens/service.py).
+This is the realm of the pods' registries. GET with Basic, or POST with a form, by the Docker registry token
+specification ("Token Authentication Specification", "OAuth2 Token Authentication"). Unknown parameters are ignored, as
+issuers do. Credentials are never in a URL, log or error, and answers with a token are not cacheable.
+Not here: what is granted (coordinator/tokens/service.py).
 """
 
 import base64
@@ -31,7 +31,7 @@ BODY_LIMIT = 256 * 1024
 FIELDS_LIMIT = 200
 #: Characters of a user name, a service or a client's name.
 WORD_LIMIT = 1000
-#: What a form carries for each grant; the rest of it is no credential.
+#: The credentials in a form, by its `grant_type`.
 GRANTS: Mapping[str, Sequence[str]] = {"password": ("username", "password"), "refresh_token": ("refresh_token",)}
 _NO_STORE = {"Cache-Control": "no-store"}
 
@@ -39,7 +39,7 @@ Parameters = list[tuple[str, str]]
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """As issuers answer. Both names of the token are in use; there is never a refresh token."""
+    """A token in the format of issuers. Clients use either name of the token; there is never a refresh token."""
 
     token: str
     access_token: str
@@ -53,11 +53,11 @@ class Jwks(msgspec.Struct, frozen=True):
 
 _TEXT = Schema(type=OpenAPIType.STRING)
 _FIELDS = {
-    "service": "The registry's name for itself: BALEEN_JWT_AUDIENCE.",
+    "service": "The audience: BALEEN_JWT_AUDIENCE.",
     "scope": "type:name:actions, any number of them, separated by spaces.",
-    "account": "The user; what counts are the credentials.",
+    "account": "The user. Ignored: the credentials decide.",
     "client_id": "The client's name.",
-    "offline_token": "Passed over: no refresh tokens are made here.",
+    "offline_token": "Ignored: Baleen issues no refresh tokens.",
 }
 
 
@@ -88,12 +88,12 @@ _DOCUMENTED: dict[str, Any] = {"tags": ["tokens"], "responses": documented(404, 
     "/jwt/auth",
     operation_class=_QueryOperation,
     operation_id="getToken",
-    summary="A token for repositories of several pods (GET)",
+    summary="Issue a token for repositories of several pods (GET)",
     **_DOCUMENTED,
 )
 async def get_token(request: Request[Any, Any, Any]) -> Response[Token]:
-    """Each scope is asked of the issuer of the pod that owns the repository, with these credentials; what they grant is
-    in one token. 404 where Baleen makes no tokens.
+    """Baleen requests each scope, with these credentials, from the issuer of the repository's pod. It issues
+    one token with everything that was granted. 404 where Baleen issues no tokens.
     """
     service = _service(request)
     query = request.scope["query_string"]
@@ -110,12 +110,12 @@ async def get_token(request: Request[Any, Any, Any]) -> Response[Token]:
     request_max_body_size=BODY_LIMIT,
     operation_class=_FormOperation,
     operation_id="postToken",
-    summary="A token for repositories of several pods (POST)",
+    summary="Issue a token for repositories of several pods (POST)",
     **_DOCUMENTED,
 )
 async def post_token(request: Request[Any, Any, Any]) -> Response[Token]:
-    """The same with a form of OAuth2, whose credentials are passed on as they are. Issuers that know no such form are
-    asked by GET, where it is a password.
+    """The same with an OAuth2 form, whose credentials are passed through unchanged. An issuer that does not support the
+    form is asked by GET, if the grant is a password.
     """
     service = _service(request)
     body = await request.body()
@@ -125,16 +125,18 @@ async def post_token(request: Request[Any, Any, Any]) -> Response[Token]:
     return _answer(await service.issue(asked))
 
 
-@get("/.well-known/jwks.json", operation_id="getKeys", summary="The keys that prove Baleen's tokens", **_DOCUMENTED)
+@get(
+    "/.well-known/jwks.json", operation_id="getKeys", summary="Get the keys that verify Baleen's tokens", **_DOCUMENTED
+)
 async def get_keys(request: Request[Any, Any, Any]) -> Response[Jwks]:
-    """As a JWKS (RFC 7517): also those that sign no more, or not yet."""
+    """A JWKS (RFC 7517) with all keys, also those that no longer sign or do not sign yet."""
     return Response(Jwks(_service(request).jwks()["keys"]), headers={"Cache-Control": "max-age=60"})
 
 
 def _service(request: Request[Any, Any, Any]) -> TokenService:
     service = deps_of(request).token_service
     if service is None:
-        raise NotFoundError("Baleen makes no tokens here: set BALEEN_JWT_SIGNING_KEYS to have it do so.")
+        raise NotFoundError("Baleen issues no tokens here: set BALEEN_JWT_SIGNING_KEYS.")
     return service
 
 
@@ -147,13 +149,13 @@ def _answer(signed: Signed) -> Response[Token]:
 def _asked(parameters: Parameters, credentials: Credentials) -> Asked:
     known = dict(parameters)
     if any(len(known.get(name, "")) > WORD_LIMIT for name in ("service", "client_id")):
-        raise UsageError(f"`service` and `client_id` have up to {WORD_LIMIT} characters.")
+        raise UsageError(f"`service` and `client_id` must have up to {WORD_LIMIT} characters.")
     scopes = parse_scopes(value for name, value in parameters if name == "scope")
     return Asked(scopes, credentials, known.get("service"), known.get("client_id", ""))
 
 
 def _parsed(text: bytes) -> Parameters:
-    """Parameters of a query or a form, in their order."""
+    """Parse the parameters of a query or a form, in their order; raises UsageError."""
     try:
         return parse_qsl(text.decode("ascii"), keep_blank_values=True, max_num_fields=FIELDS_LIMIT, errors="strict")
     except ValueError as error:
@@ -161,12 +163,12 @@ def _parsed(text: bytes) -> Parameters:
 
 
 def _basic(header: str | None) -> Credentials:
-    """Who asks by GET; raises CredentialsRefusedError for what no issuer would know."""
+    """Return the credentials of a GET; raises CredentialsRefusedError if they are malformed."""
     if header is None:
         return Credentials()
     scheme, _, encoded = header.partition(" ")
     try:
-        # A password may be in whatever bytes its issuer knows: it is passed on as it came.
+        # The password may be in any encoding: it is passed through undecoded.
         name, colon, _ = base64.b64decode(encoded.strip(), validate=True).partition(b":")
         username = name.decode()
     except (binascii.Error, ValueError):
@@ -177,7 +179,7 @@ def _basic(header: str | None) -> Credentials:
 
 
 def _form(fields: Mapping[str, str]) -> Credentials:
-    """Who asks by POST; raises UsageError."""
+    """Return the credentials of a POST; raises UsageError."""
     kind = fields.get("grant_type", "")
     names = GRANTS.get(kind)
     if names is None:

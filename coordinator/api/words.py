@@ -1,7 +1,7 @@
-"""What a call takes, in words: for a parameter or a field that does not fit, what would.
+"""Describe what a call takes, for a parameter or field with an invalid value.
 
-Route: problems.py has what the framework refused -> `refusal` looks the place up in the handler's own types, which say
-what is allowed, and says that. What was sent is not repeated: it may be a secret.
+Route: problems.py gets a refusal of the framework -> `refusal` finds the parameter or field in the handler's types, and
+describes its valid values. The value that was sent is not repeated: it may be a secret.
 """
 
 import re
@@ -15,7 +15,7 @@ _BODY = "data"
 
 
 class _Taken(NamedTuple):
-    """A type with what stands beside it: bounds, a description, the name that clients use."""
+    """A type with its annotations: bounds, a description, the name that clients use."""
 
     kind: Any
     marks: Sequence[Any] = ()
@@ -25,7 +25,7 @@ class _Taken(NamedTuple):
 
 
 def refusal(handler: Any, complaints: Sequence[Any]) -> str:
-    """Say, for each place that a call's data does not fit, what it takes there; empty if nothing is known of it."""
+    """Describe the valid values for each invalid parameter or field; empty if there is nothing to say."""
     hints = get_type_hints(handler, include_extras=True)
     return " ".join(dict.fromkeys(told for each in complaints if (told := _told(hints, each))))
 
@@ -47,13 +47,13 @@ def _told(hints: Mapping[str, Any], complaint: Any) -> str | None:
 
 
 def _whole_body(fields: Mapping[str, Any], message: str) -> str:
-    """Of fields that are missing or unknown, and of what is no object."""
+    """Describe a body with missing or unknown fields, or one that is not an object."""
     quoted = re.search(r"field `([^`]{1,100})`", message)
     if quoted is not None and quoted[1] in fields:
         return f"`{quoted[1]}` is missing: it must be {_words(_taken(fields[quoted[1]]))}."
     names = ", ".join(fields)
     if quoted is not None:
-        return f"`{quoted[1]}` is no field of this call: it takes {names}."
+        return f"`{quoted[1]}` is not a field of this call: it takes {names}."
     return f"The body must be a JSON object: it takes {names}."
 
 
@@ -62,7 +62,7 @@ def _fields(body: Any) -> Mapping[str, Any]:
 
 
 def _taken(hint: Any) -> _Taken:
-    """Unwrap annotations, and `| None`: that it may be left out needs no word."""
+    """Unwrap annotations and `| None`."""
     marks: list[Any] = []
     while True:
         if get_origin(hint) is Annotated:

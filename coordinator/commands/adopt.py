@@ -1,7 +1,7 @@
-"""`baleen adopt`: bring a pod that has a bucket or a directory of its own onto the shared layer.
+"""`baleen adopt`: copy a pod's own bucket or directory into the shared layer.
 
-The pod's prefixes are the API's to tell; then both stores are read, and written, from here. A reconcile of the pod is
-asked for at the end: until it is through, the table does not know what was brought (see survey/adopt.py).
+The API gives the pod's prefixes; this process then reads both stores and writes the shared one. At the end it requests
+a reconcile of the pod: until that is done, the table does not know what was copied (see survey/adopt.py).
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ from coordinator.survey.adopt import THREADS, Outcome, Trust, execute, read
 from coordinator.survey.adopt_plan import Figures, Plan, Remark, Why, plan
 from coordinator.survey.tree import require_tree
 
-#: Remarks of a kind that are printed; all of them are counted.
+#: Remarks of one kind that are printed; all are counted.
 REMARKS_TOLD = 20
 REMARKS_IN_JSON = 1000
 
 MEANINGS = {
-    Why.REFUSED: "Not adopted, as their bytes are not what they claim to be",
-    Why.LEFT_OUT: "Left out, as they need what is not adopted",
-    Why.ABSENT: "Links left out, as the source does not store their blobs",
-    Why.INCOMPLETE: "Manifests adopted as they are, though the source does not store all that they list",
-    Why.UNREAD: "Manifests adopted as they are, though Baleen cannot read what they list",
-    Why.TAG_KEPT: "Tags kept as the shared layer has them (--tags-from-source takes the source's)",
+    Why.REFUSED: "Not adopted: their bytes do not have their digest",
+    Why.LEFT_OUT: "Left out: they need something that was not adopted",
+    Why.ABSENT: "Links left out: the source does not store their blobs",
+    Why.INCOMPLETE: "Manifests adopted although the source does not store everything that they list",
+    Why.UNREAD: "Manifests adopted although Baleen cannot read what they list",
+    Why.TAG_KEPT: "Tags left as they are in the shared layer (--tags-from-source takes the source's)",
 }
 
 
@@ -41,29 +41,29 @@ def register(app: typer.Typer) -> None:
 
 
 def adopt(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The pod, registered with its prefixes.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The registered pod.")],
     *,
-    source: Annotated[str, typer.Option("--from", help="Its store: s3://bucket/root or file:///dir.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, to the byte.")] = False,
+    source: Annotated[str, typer.Option("--from", help="The pod's own store: s3://bucket/root or file:///dir.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
     only_owned: Annotated[
         bool, typer.Option("--only-owned", help="Leave out repositories that are not below the pod's prefixes.")
     ] = False,
     tags_from_source: Annotated[
-        bool, typer.Option("--tags-from-source", help="Where a tag points elsewhere in both, take the source's.")
+        bool, typer.Option("--tags-from-source", help="Where a tag differs in both stores, take the source's.")
     ] = False,
     trust_source: Annotated[
-        bool, typer.Option("--trust-source", help="Do not hash bytes of the source that are not read anyway.")
+        bool, typer.Option("--trust-source", help="Do not hash bytes of the source that need not be read.")
     ] = False,
     trust_shared: Annotated[
-        bool, typer.Option("--trust-shared", help="Do not hash blobs that the shared layer has already.")
+        bool, typer.Option("--trust-shared", help="Do not hash blobs that the shared layer already has.")
     ] = False,
     endpoint_url: Annotated[str | None, typer.Option(help="The S3 endpoint of the source.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until the reconcile at the end is done.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the reconcile at the end is done.")] = False,
     json: Json = False,
 ) -> None:
-    """Copy what the shared layer lacks of a pod's own store, and link all of it. The source is only read.
+    """Copy the blobs of a pod's own store that the shared layer lacks, and link all of them.
 
-    It can be repeated. Exit code 1 if something was refused: the rest is adopted all the same.
+    The source is only read. The command can be repeated. Exit code 1 if blobs were refused; the rest is still adopted.
     """
     from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
     from coordinator.storage.locations import parse_location  # noqa: PLC0415
@@ -74,7 +74,7 @@ def adopt(
     shared = bootstrap.object_store(loaded)
     store = bootstrap.open_location(location, loaded, endpoint_url=endpoint_url)
     if bootstrap.same_place(store, shared):
-        raise UsageError(f"{location.url} is the shared layer itself: name the store that the pod had until now.")
+        raise UsageError(f"{location.url} is the shared layer itself: name the pod's own store.")
     require_tree(store, location.url)
     shared.check()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -94,7 +94,7 @@ def adopt(
                     planned, store, shared, pool, trust=trust, progress=lambda figures: say(_told(figures, planned))
                 )
             except KeyboardInterrupt:
-                notes().print("What was adopted stays, and the same command goes on from there.", soft_wrap=True)
+                notes().print("What was adopted stays. Run the same command again to continue.", soft_wrap=True)
                 raise
     job, failure = (None, None) if dry_run else _reconciled(loaded, pod, f"adopted from {location.url}", wait=wait)
     if json:
@@ -102,24 +102,28 @@ def adopt(
     else:
         _print(outcome, dry_run=dry_run)
         if job is not None:
-            ends = "" if job["state"] == "done" else f" Keep the source until `baleen jobs show {job['id']}` says done."
+            ends = (
+                ""
+                if job["state"] == "done"
+                else f" Keep the source until `baleen jobs show {job['id']}` prints the state done."
+            )
             typer.echo(f"Reconcile, job {job['id']}: {job['state']}.{ends}")
     if failure is not None:
         raise BaleenError(
-            f"All this is in the shared layer, and the table does not know it yet: {failure} Type "
+            f"Everything was copied, but the table does not know it yet: {failure} Run "
             f"`baleen pods reconcile {pod}` today, and keep the source until it is done."
         ) from failure
     if refused := len(_by_kind(outcome.remarks)[Why.REFUSED]):
         raise BaleenError(
-            f"{counted(refused, 'blob is', 'blobs are')} refused, and so is what needs any; the rest "
-            f"{'would be' if dry_run else 'is'} adopted: mend what is told of them, and run this again."
+            f"{counted(refused, 'blob is', 'blobs are')} refused, and so is everything that needs one; the rest "
+            f"{'would be' if dry_run else 'is'} adopted. Repair the blobs that are named, and run this again."
         )
 
 
 def _reconciled(loaded: Settings, pod: str, why: str, *, wait: bool) -> tuple[Any, BaleenError | None]:
-    """Ask for a reconcile that begins now that the links are written: one that began before may have missed them.
+    """Request a reconcile that begins after the links were written: an earlier one may have missed them.
 
-    What was adopted is to be told also if that fails, so the error is returned.
+    The error is returned, not raised: what was adopted must be printed also if the request fails.
     """
     try:
         with connected(loaded) as api:
@@ -127,7 +131,7 @@ def _reconciled(loaded: Settings, pod: str, why: str, *, wait: bool) -> tuple[An
                 return reconciled(api, pod, why), None
             job = ask_for_reconcile(api, pod, why)
             if job["state"] == "running":
-                notes().print("A reconcile that began before is under way; another follows it.", soft_wrap=True)
+                notes().print("A reconcile that began earlier is running; another one follows it.", soft_wrap=True)
                 followed(api, job)
                 job = ask_for_reconcile(api, pod, why)
             return job, None
@@ -176,7 +180,7 @@ def _print(outcome: Outcome, *, dry_run: bool) -> None:
         for remark in found[:REMARKS_TOLD]:
             say.print(f"  {remark.repository} {remark.what}: {remark.detail}", soft_wrap=True)
         if len(found) > REMARKS_TOLD:
-            say.print(f"  and {len(found) - REMARKS_TOLD:,} more: --json tells")
+            say.print(f"  and {len(found) - REMARKS_TOLD:,} more: --json prints them")
 
 
 def _by_kind(remarks: Sequence[Remark]) -> dict[Why, list[Remark]]:

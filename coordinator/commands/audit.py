@@ -1,7 +1,7 @@
 """`baleen audit`: compare the table with the storage, and on demand read every byte.
 
-It asks the database and the store themselves, as `baleen check` does, and not the API. Exit code 1 if anything that is
-needed is missing, masked or not what it should be; what is only left over is told, and exits 0.
+It uses the database and the store directly, not the API. Exit code 1 if a needed blob is missing, masked or damaged;
+leftovers are printed, and the exit code stays 0.
 Not here: the comparison (audit/audit.py), reading (audit/scrub.py).
 """
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from coordinator.bootstrap import AuditParts
     from coordinator.gc.mark_table import Claim
 
-#: Examples of a kind that are printed for people; --json has more.
+#: Examples of one kind that are printed; --json has more.
 SHOWN = 10
-#: Blobs of a sample are chosen before any is read, and kept in memory.
+#: The blobs of a sample are chosen before the first is read, and kept in memory.
 SAMPLE_LIMIT = 1_000_000
-#: An age is taken from the time of now, and that must be a time.
+#: An age is subtracted from the present time; the result must be a valid time.
 AGES = Time(0, 3650 * DAY)
 
 _SHOWABLE = (str, int, datetime)
@@ -47,28 +47,32 @@ _SHOWABLE = (str, int, datetime)
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)B?(?:/s)?")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
-#: Name in the report, what it is for a person, and what to do about it.
+#: Name in the report, description, and what to do.
 _KINDS = (
-    ("missing", "needed, and not stored", "push them again, or restore a version: --json names those that there are"),
-    ("masked", "of these below a delete marker", "`baleen audit --mend` takes the marker off"),
-    ("mended", "delete markers taken off, or copied back from quarantine", ""),
-    ("unserved", "served by the table, needed by nobody, and not stored", ""),
-    ("found_again", "were missing, and are stored", ""),
-    ("wrong_size", "stored with another size than is known", "`baleen audit --verify-content` tells which is right"),
+    ("missing", "missing: needed, and not stored", "push them again, or restore a version that --json names"),
+    ("masked", "masked: missing, and below a delete marker", "`baleen audit --repair` removes the marker"),
+    ("mended", "repaired: marker removed, or copied back from quarantine", ""),
+    ("unserved", "neither needed nor stored, now purged in the table", ""),
+    ("found_again", "were missing, and are stored again", ""),
+    (
+        "wrong_size",
+        "stored with another size than recorded",
+        "`baleen audit --verify-content` finds out which is right",
+    ),
     (
         "orphans",
-        "stored, and nobody in the table knows them",
-        "a reconcile of the pods may find out whose they are; `baleen audit --take-up-orphans` has the rest collected",
+        "orphans: stored, and unknown to the table",
+        "reconcile the pods; then `baleen audit --take-up-orphans` lets garbage collection take the rest",
     ),
-    ("recent", "stored, not known, and too young to tell", ""),
+    ("recent", "stored, unknown, and too recent to be an orphan", ""),
     (
         "unowned",
         "repositories of no registered pod, which block garbage collection",
         "register the pod, add the prefix to one, or declare it unmanaged: `baleen pods suggest-prefixes`",
     ),
-    ("odd_keys", "keys below blobs/ that are no blob's", ""),
-    ("abandoned_uploads", "upload sessions that nobody ended", ""),
-    ("unfinished_uploads", "uploads in parts that nobody ended", "a lifecycle rule of the bucket can end them"),
+    ("odd_keys", "keys below blobs/ that are not blobs", ""),
+    ("abandoned_uploads", "abandoned upload sessions", ""),
+    ("unfinished_uploads", "unfinished multipart uploads", "a lifecycle rule of the bucket can abort them"),
 )
 
 
@@ -78,37 +82,39 @@ def register(app: typer.Typer) -> None:
 
 def audit(
     *,
-    mend: Annotated[
+    repair: Annotated[
         bool,
-        typer.Option("--mend", help="Serve needed blobs again that a marker or quarantine conceals; verify a claim."),
+        typer.Option("--repair", help="Restore needed blobs from delete markers and quarantine; verify a claim."),
     ] = False,
     take_up_orphans: Annotated[
         bool,
-        typer.Option("--take-up-orphans", help="Have garbage collection deal with what nobody knows, graces and all."),
+        typer.Option(
+            "--take-up-orphans", help="Enter orphans into the table; GC collects them after the usual graces."
+        ),
     ] = False,
     verify_content: Annotated[
-        bool, typer.Option("--verify-content", help="Also read what is stored, and compare it with its digests.")
+        bool, typer.Option("--verify-content", help="Also read the stored bytes, and compare them with their digests.")
     ] = False,
-    rate: Annotated[str | None, typer.Option(metavar="BYTES", help="Read no more a second, such as 50MB.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Limit reading to this many bytes a second, such as 50MB.")
+    ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, max=SAMPLE_LIMIT, help="Read only so many blobs, chosen at random.")
+        int | None, typer.Option(min=1, max=SAMPLE_LIMIT, help="Read only this many blobs, chosen at random.")
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", metavar="DIGEST", help="Go on with an interrupted reading; compare nothing.")
+        str | None, typer.Option("--from", metavar="DIGEST", help="Continue an interrupted reading; compare nothing.")
     ] = None,
-    orphans_older_than: Annotated[
-        str, typer.Option(help="What is stored and not known counts as left over after this.")
-    ] = "24h",
-    uploads_older_than: Annotated[str, typer.Option(help="Uploads count as left over after this.")] = "7d",
+    orphans_older_than: Annotated[str, typer.Option(help="Unknown objects count as orphans after this time.")] = "24h",
+    uploads_older_than: Annotated[str, typer.Option(help="Uploads count as abandoned after this time.")] = "7d",
     json: Json = False,
 ) -> None:
-    """Compare the table with the storage, and record what is missing. Bytes are changed by --mend alone."""
+    """Compare the table with the storage, and record what is missing. Only --repair changes bytes."""
     if not verify_content and (rate is not None or sample is not None or start is not None):
         raise UsageError("--rate, --sample and --from are for reading: add --verify-content.")
     if sample is not None and start is not None:
-        raise UsageError("A sample has no order to go on in: leave out --sample or --from.")
-    if mend and start is not None:
-        raise UsageError("With --from nothing is compared, so nothing can be mended: leave out --mend or --from.")
+        raise UsageError("A sample cannot be continued: leave out --sample or --from.")
+    if repair and start is not None:
+        raise UsageError("With --from nothing is compared or repaired: leave out --repair or --from.")
     if take_up_orphans and start is not None:
         raise UsageError("With --from nothing is compared: leave out --take-up-orphans or --from.")
     first = None if start is None else parse_digest(start)
@@ -121,7 +127,7 @@ def audit(
     from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
 
     with bootstrap.audit(settings.load()) as parts, _progress() as tell:
-        report = None if first is not None else _compare(parts, ages, tell, mend=mend, take_up=take_up_orphans)
+        report = None if first is not None else _compare(parts, ages, tell, mend=repair, take_up=take_up_orphans)
         content = _read(parts, first, sample, speed, tell) if verify_content else None
     if json:
         print_json(as_json(report, content))
@@ -146,12 +152,12 @@ def _read(parts: "AuditParts", start: Digest | None, sample: int | None, rate: f
     except KeyboardInterrupt:
         at = scrub.content.resume_from
         if at is not None and sample is None:
-            notes().print(f"To go on: --from {format_digest(at)}", soft_wrap=True)
+            notes().print(f"To continue: --from {format_digest(at)}", soft_wrap=True)
         raise
 
 
 def as_json(report: "Report | None", content: "Content | None") -> dict[str, Any]:
-    """The report by names that stay; `comparison` or `content` is null where it was not asked for."""
+    """Build the JSON document, whose names are stable; `comparison` or `content` is null if it did not run."""
     compared = report and {
         "blobs": report.blobs,
         "needed": report.needed,
@@ -179,7 +185,7 @@ def _print(report: "Report | None", content: "Content | None") -> None:
         found = [(name, meaning, todo, _kind(report, name)) for name, meaning, todo in _KINDS]
         _print_kinds([(meaning, todo, kind) for _, meaning, todo, kind in found if kind.count], report.masked)
         if report.taken_up:
-            typer.echo(f"{counted(report.taken_up, 'orphan')} taken up: garbage collection has them from now on.")
+            typer.echo(f"{counted(report.taken_up, 'orphan')} taken up: garbage collection handles them from now on.")
         if report.healthy:
             typer.echo("Everything that is needed is stored.")
         if report.claim is not None:
@@ -188,25 +194,25 @@ def _print(report: "Report | None", content: "Content | None") -> None:
         typer.echo(f"{counted(content.blobs, 'blob')} read, {as_bytes(content.bytes)}.")
         kinds = [
             (
-                "stored with other bytes than the digest's",
-                "restore `whole version`; without one push again",
+                "damaged: the bytes do not have the digest",
+                "restore `whole version`; if there is none, push again",
                 content.other_bytes,
             ),
-            ("not readable, while others are", "look at the store's own logs", content.unreadable),
+            ("not readable, while others are", "see the store's own logs", content.unreadable),
         ]
         _print_kinds([kind for kind in kinds if kind[2].count])
         if content.healthy:
-            typer.echo("All of them have the bytes of their digest.")
+            typer.echo("All of them match their digest.")
 
 
 def _pending(claim: "Claim") -> str:
-    """Say what the last claim still needs."""
-    waits = "as soon as you like"
+    """Say what is still needed to verify the last claim."""
+    waits = "at any time"
     if claim.pods:
         named = ", ".join(claim.pods[:SHOWN]) + (", …" if len(claim.pods) > SHOWN else "")
         waits = f"once these pods are reconciled: {named}"
     return (
-        f"The claim of {as_text(claim.claimed_at)} is not verified, and GC stays blocked: run `baleen audit --mend` "
+        f"The claim of {as_text(claim.claimed_at)} is not verified, and GC stays blocked: run `baleen audit --repair` "
         f"after {as_text(claim.verify_from)}, {waits}."
     )
 
@@ -224,7 +230,7 @@ def _print_kinds(kinds: "list[tuple[str, str, Kind]]", told_already: "Kind | Non
         typer.echo(f"\n{meaning}:")
         for example in kind.examples[:SHOWN]:
             subject, *others = example.items()
-            # Lists are for programs.
+            # Lists are in --json only.
             told = [
                 f"{name.replace('_', ' ')} {as_text(value, name)}"
                 for name, value in others

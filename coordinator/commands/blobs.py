@@ -1,6 +1,6 @@
-"""`baleen blob`: who needs a blob, which there are, why one is kept or how it went, and bringing one back.
+"""`baleen blob`: list blobs, show what needs one, explain its history, and restore a hidden one.
 
-What a filter may be is the API's to say: its refusals name what it takes.
+The API checks the filters: its errors name the values that it takes.
 """
 
 import sys
@@ -15,17 +15,17 @@ from coordinator.commands.output import Json, notes, print_fields, print_json, p
 from coordinator.domain.names import parse_digest
 from coordinator.errors import BaleenError
 
-app = typer.Typer(help="Who needs a blob, and which there are.", no_args_is_help=True)
+app = typer.Typer(help="Blobs: what needs them, and what happened to them.", no_args_is_help=True)
 
 DigestArgument = Annotated[str, typer.Argument(metavar="DIGEST", help="sha256: and 64 hex digits.")]
-Limit = Annotated[int, typer.Option(min=1, help="Items to print, at most.")]
-Cursor = Annotated[str | None, typer.Option(help="Go on after an earlier answer: its `next`.")]
+Limit = Annotated[int, typer.Option(min=1, help="Print at most this many items.")]
+Cursor = Annotated[str | None, typer.Option(help="Continue after an earlier answer: its `next`.")]
 PodFilter = Annotated[str | None, typer.Option(help="Only of this pod.")]
 
 POLL_S = 0.5
-#: Workers look twice a second.
+#: Workers look for restores twice a second.
 NOBODY_BRINGS_IT_S = 10.0
-#: As the API names what registries are not served, and is to be brought back.
+#: States in which registries are not served the blob, and it may be restored.
 CONCEALED = frozenset({"hiding", "hidden", "purging"})
 
 COLUMNS = ("digest", "size", "state", "reference_count", "link_count", "first_seen", "unreferenced_since")
@@ -34,16 +34,18 @@ COLUMNS = ("digest", "size", "state", "reference_count", "link_count", "first_se
 @app.command(name="list")
 def list_blobs(
     *,
-    state: Annotated[str | None, typer.Option(help="Only live, unreferenced, missing, hidden or purged ones.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only of this state: live, unreferenced, missing, hidden or purged.")
+    ] = None,
     pod: PodFilter = None,
     min_references: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Only with so many references, or more.")
+        int, typer.Option(min=0, max=2**31 - 1, help="Only with at least this many references.")
     ] = 0,
     sort: Annotated[
         str,
         typer.Option(
-            help="first_seen; unreferenced_since: what nothing references, the longest first; or references: the most "
-            "first. --pod goes with first_seen only."
+            help="first_seen; unreferenced_since: only unreferenced ones, the longest first; or references: the most "
+            "first. --pod works with first_seen only."
         ),
     ] = "first_seen",
     limit: Limit = 1000,
@@ -58,7 +60,7 @@ def list_blobs(
 
 @app.command()
 def show(digest: DigestArgument, *, json: Json = False) -> None:
-    """Say how many holdings need a blob, and in which pods."""
+    """Show how many holdings need a blob, and in which pods."""
     parse_digest(digest)
     with connected(settings.load()) as api:
         blob = api.get(f"/v1/blobs/{digest}")
@@ -77,7 +79,7 @@ def refs(digest: DigestArgument, *, limit: Limit = 1000, cursor: Cursor = None, 
 
 @app.command()
 def explain(digest: DigestArgument, *, json: Json = False) -> None:
-    """Say why a blob is kept, or how it went, and on what evidence."""
+    """Explain why a blob is kept or what happened to it, with the evidence."""
     parse_digest(digest)
     with connected(settings.load()) as api:
         told = api.get(f"/v1/blobs/{digest}/explain")
@@ -98,7 +100,7 @@ def _print_story(told: dict[str, Any]) -> None:
             sys.stdout.write(f"\n{title}\n")
             names = [name.replace("_", " ") for name in columns]
             print_table(names, [[item[column] for column in columns] for item in items])
-    sys.stdout.write("\nstory\n")
+    sys.stdout.write("\nhistory\n")
     sys.stdout.writelines(f"  {sentence}\n" for sentence in told["story"])
 
 
@@ -106,17 +108,19 @@ def _print_story(told: dict[str, Any]) -> None:
 def undelete(
     digest: DigestArgument,
     *,
-    why: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
-    pin: Annotated[bool, typer.Option("--pin/--no-pin", help="Keep it for good, or for the grace only.")] = True,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is served again, or only ask.")] = True,
+    why: Annotated[str | None, typer.Option(help="The reason, kept with the record.")] = None,
+    pin: Annotated[bool, typer.Option("--pin/--no-pin", help="Pin it, or keep it for the grace period only.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until it is served again, or only request it.")
+    ] = True,
     json: Json = False,
 ) -> None:
-    """Bring a hidden blob back. It is pinned, so that it stays until `baleen unpin`."""
+    """Restore a hidden blob, and pin it: it stays until `baleen unpin`."""
     parse_digest(digest)
     with connected(settings.load()) as api:
         body = {"pin": pin} if why is None else {"pin": pin, "why": why}
         asked = api.post(f"/v1/blobs/{digest}/undelete", body)
-        # What a delete may still hit is for good only when that can land no more, which takes long.
+        # In the other states a delete may still land, and waiting for its end takes long.
         if wait and asked["state"] == "hidden":
             asked["state"] = _until_served(api, digest)
     if json:
@@ -132,10 +136,10 @@ def _until_served(api: Api, digest: str) -> str:
     while True:
         state = str(api.get(f"/v1/blobs/{digest}")["state"])
         if state == "purged":
-            raise BaleenError(f"The bytes of {digest} were being deleted already: push it again.")
+            raise BaleenError(f"The bytes of {digest} were already being deleted: push it again.")
         if state not in CONCEALED:
             return state
         if not told and time.monotonic() - asked > NOBODY_BRINGS_IT_S:
             told = True
-            notes().print("No worker brings it back: start `baleen worker`.", soft_wrap=True)
+            notes().print("No worker restores it: start `baleen worker`.", soft_wrap=True)
         time.sleep(POLL_S)

@@ -1,7 +1,7 @@
-"""`baleen pin`, `unpin`, `hold`, `release`, and `baleen gc on` and `off`: what stops garbage collection.
+"""`baleen pin`, `unpin`, `hold`, `release`, `gc on` and `gc off`: the GC controls.
 
-`gc off` is the kill switch, so it has a second way: where the API does not answer or is not known, and the database is,
-it is turned there. That is the same row which every delete asks for; nothing else need run.
+`gc off` is the kill switch, so it also works without the API: where that does not answer or is not known, it writes the
+switch to the database itself. Every delete checks that row; nothing else need run.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,11 +21,9 @@ from coordinator.settings import Settings
 if TYPE_CHECKING:
     from coordinator.db.session import Database
 
-Why = Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")]
-NeededWhy = Annotated[str, typer.Option(help="Why, for whoever reads it later.")]
-Scope = Annotated[
-    str, typer.Argument(metavar="SCOPE", help="A pod, or a prefix of repositories' names such as team/app.")
-]
+Why = Annotated[str | None, typer.Option(help="The reason, kept with the record.")]
+NeededWhy = Annotated[str, typer.Option(help="The reason, kept with the record.")]
+Scope = Annotated[str, typer.Argument(metavar="SCOPE", help="A pod, or a prefix of repositories such as team/app.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def pin(digest: DigestArgument, *, why: Why = None, json: Json = False) -> None:
-    """Never collect a blob."""
+    """Pin a blob: it is never collected."""
     parse_digest(digest)
     with connected(settings.load()) as api:
         pinned = api.put(f"/v1/pins/{digest}", _because(why))
@@ -45,26 +43,26 @@ def pin(digest: DigestArgument, *, why: Why = None, json: Json = False) -> None:
         return
     typer.echo(f"{digest} is pinned: it is not collected until `baleen unpin`.")
     if pinned["state"] is None:
-        notes().print("No registry has spoken of it yet: check the digest.", soft_wrap=True)
+        notes().print("No registry has reported it yet: check the digest.", soft_wrap=True)
     elif pinned["state"] in {"hidden", "hiding", "purging"}:
-        notes().print(f"It is hidden: `baleen blob undelete {digest}` brings it back.", soft_wrap=True)
+        notes().print(f"It is hidden: restore it with `baleen blob undelete {digest}`.", soft_wrap=True)
     elif pinned["state"] == "purged":
-        notes().print("Its bytes are deleted already: push it again.", soft_wrap=True)
+        notes().print("Its bytes are already deleted: push it again.", soft_wrap=True)
 
 
 def unpin(digest: DigestArgument, *, json: Json = False) -> None:
-    """Let a blob that is pinned be collected like any other."""
+    """Remove a pin."""
     parse_digest(digest)
     with connected(settings.load()) as api:
         api.delete(f"/v1/pins/{digest}")
     if json:
         print_json({"digest": digest, "pinned": False})
     else:
-        typer.echo(f"{digest} is not pinned any more.")
+        typer.echo(f"{digest} is no longer pinned.")
 
 
 def hold(scope: Scope, *, why: Why = None, json: Json = False) -> None:
-    """Collect nothing at all while this is held: pods share the bytes."""
+    """Stop all garbage collection until this hold is removed."""
     name = parse_repository(scope)
     with connected(settings.load()) as api:
         held = api.put(f"/v1/holds/{name}", _because(why))
@@ -74,13 +72,13 @@ def hold(scope: Scope, *, why: Why = None, json: Json = False) -> None:
         print_json(held)
     else:
         typer.echo(
-            f"{name} is held, and with it everything, since pods share the bytes: nothing is collected until "
+            f"{name} is held. Any hold stops all garbage collection, because pods share blobs: remove it with "
             f"`baleen release {name}`."
         )
 
 
 def release(scope: Scope, *, json: Json = False) -> None:
-    """Let go of what is held."""
+    """Remove a hold."""
     name = parse_repository(scope)
     with connected(settings.load()) as api:
         api.delete(f"/v1/holds/{name}")
@@ -89,25 +87,25 @@ def release(scope: Scope, *, json: Json = False) -> None:
         print_json({"scope": name, "held": False})
     else:
         more = f"; {others[0]['scope']} still is: see `baleen gc holds`" if others else ""
-        typer.echo(f"{name} is not held any more{more}.")
+        typer.echo(f"{name} is no longer held{more}.")
 
 
 def holds(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False) -> None:
-    """List what is held. One hold is enough to collect nothing."""
+    """List holds. A single one stops all garbage collection."""
     with connected(settings.load()) as api:
         page = api.pages("/v1/holds", limit, cursor)
     print_page(page, ("scope", "held_at", "why"), json=json)
 
 
 def pins(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False) -> None:
-    """List the blobs that are pinned."""
+    """List pinned blobs."""
     with connected(settings.load()) as api:
         page = api.pages("/v1/pins", limit, cursor)
     print_page(page, ("digest", "state", "pinned_at", "why"), json=json)
 
 
 def on(*, why: NeededWhy, json: Json = False) -> None:
-    """Let garbage be collected."""
+    """Turn garbage collection on."""
     with connected(settings.load()) as api:
         switch = api.put("/v1/gc/switch", {"enabled": True, "why": why})
         held = api.get("/v1/status")["gc"]["held_by"]
@@ -116,13 +114,13 @@ def on(*, why: NeededWhy, json: Json = False) -> None:
         return
     typer.echo("Garbage collection is on.")
     for reason in held:
-        notes().print(f"It is held: {reason}", soft_wrap=True)
+        notes().print(f"Still blocked by: {reason}", soft_wrap=True)
 
 
 def off(*, why: NeededWhy, json: Json = False) -> None:
-    """Turn the kill switch: nothing is deleted any more, at once and in every process.
+    """Turn garbage collection off, at once and in every process.
 
-    Where the API is away and BALEEN_DATABASE_URL is set, or a stack runs here, it is turned in the database.
+    If the API does not answer, this writes to the database: set BALEEN_DATABASE_URL, or have `baleen up` running here.
     """
     loaded = settings.load()
     try:
@@ -132,12 +130,10 @@ def off(*, why: NeededWhy, json: Json = False) -> None:
                 _note_pending()
     except (UnavailableError, UnconfiguredError) as error:
         if loaded.database_url is None:
-            raise type(error)(
-                f"{error} Or set BALEEN_DATABASE_URL: the switch is then turned in the database itself."
-            ) from error
+            raise type(error)(f"{error} Or set BALEEN_DATABASE_URL to turn the switch in the database.") from error
         switch = _off_in_database(loaded, why)
         notes().print("The API does not answer: the switch was turned in the database.", soft_wrap=True)
-    print_json(switch) if json else typer.echo("Garbage collection is off: nothing is deleted any more.")
+    print_json(switch) if json else typer.echo("Garbage collection is off: nothing more is deleted.")
 
 
 def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
@@ -154,8 +150,8 @@ def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
 
 def _note_pending() -> None:
     notes().print(
-        "The mark in the bucket does not show this yet: a database that is restored from before it would not be "
-        "noticed. A scheduler writes the mark, and `mark_pending` in `baleen gc status --json` says when it has.",
+        "The mark in the bucket does not have this change yet: until then, a restore of an older database is not "
+        "noticed. A scheduler writes the mark; `mark_pending` in `baleen gc status --json` is false once it has.",
         soft_wrap=True,
     )
 

@@ -1,8 +1,8 @@
-"""What commands ask of the database itself, where the API is not the way.
+"""Database access of commands that do not use the API.
 
-Ctrl-C is told to the loop as any other event. `asyncio.run` alone cancels what it runs from within the signal's
-handler, between any two instructions: one time in thousands a future is cancelled between the question whether it is
-done and the answer, and the driver's callback prints a trace.
+Ctrl-C is delivered to the event loop like any other event. `asyncio.run` alone would cancel its task from within the
+signal handler, between any two instructions: rarely a future is cancelled right after the driver checked that it is
+pending, and the driver's callback prints a trace.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def with_database(settings: Settings, ask: "Callable[[Database], Awaitable[T]]") -> T:
-    """Ask, over one connection, and close it. From the main thread.
+    """Call `ask` with a database of one connection, and close it. Only in the main thread.
 
     :raises KeyboardInterrupt: after Ctrl-C, once the connection is closed.
     """

@@ -17,14 +17,12 @@ Number = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help=
 Numbers = Annotated[
     list[int] | None, typer.Argument(metavar="[ID…]", min=1, max=2**63 - 1, help="As `list` shows them.")
 ]
-OpenOfPod = Annotated[str | None, typer.Option("--pod", help="All that are open of this pod.")]
-OfReason = Annotated[
-    str | None, typer.Option("--reason", help="All that are open with this reason, as `list` shows it.")
-]
+OpenOfPod = Annotated[str | None, typer.Option("--pod", help="All open ones of this pod.")]
+OfReason = Annotated[str | None, typer.Option("--reason", help="All open ones with this reason, as `list` shows it.")]
 
-#: Refusals that are told one by one.
+#: Refusals that are printed one by one.
 TOLD = 20
-#: The reason of those that a retry may bring back (workers/contents.py).
+#: The reason of letters whose retry may become a dead letter again (workers/contents.py).
 UNREADABLE = "unreadable-manifest"
 
 
@@ -32,14 +30,14 @@ UNREADABLE = "unreadable-manifest"
 def list_dead_letters(
     *,
     pod: PodFilter = None,
-    settled: Annotated[bool, typer.Option("--settled", help="Also those that are settled.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Also resolved ones.")] = False,
     limit: Limit = 1000,
     cursor: Cursor = None,
     json: Json = False,
 ) -> None:
     """List dead letters, the oldest first."""
     with connected(settings.load()) as api:
-        page = api.pages("/v1/dead-letters", limit, cursor, pod=pod, settled=str(settled).lower())
+        page = api.pages("/v1/dead-letters", limit, cursor, pod=pod, settled=str(resolved).lower())
     columns = ("id", "pod", "reason", "received_at", "repositories", "settlement", "detail")
     print_page(page, columns, json=json)
 
@@ -54,15 +52,15 @@ def show(number: Number, *, json: Json = False) -> None:
 
 @app.command()
 def retry(numbers: Numbers = None, *, pod: OpenOfPod = None, reason: OfReason = None, json: Json = False) -> None:
-    """Publish what can be understood now, for instance after a prefix was added."""
+    """Read dead letters again, and publish their events; for example after a prefix was added."""
 
     def settle(api: Api, number: int) -> tuple[Any, str]:
-        # Asked only where a sentence is printed for each.
+        # Only needed where a sentence is printed for each.
         kind = api.get(f"/v1/dead-letters/{number}")["reason"] if numbers and not json else None
         answer = api.post(f"/v1/dead-letters/{number}/retry")
         published = counted(answer["events"], "event is", "events are")
         again = " If its manifest still cannot be read, that is a new dead letter." if kind == UNREADABLE else ""
-        return answer, f"Dead letter {number} is settled: {published} published.{again}"
+        return answer, f"Dead letter {number} is resolved: {published} published.{again}"
 
     _settle(numbers, pod, reason, settle, json=json)
 
@@ -71,14 +69,14 @@ def retry(numbers: Numbers = None, *, pod: OpenOfPod = None, reason: OfReason = 
 def discard(
     numbers: Numbers = None,
     *,
-    why: Annotated[str, typer.Option(help="Kept with each of them.")],
+    why: Annotated[str, typer.Option(help="The reason, kept with each of them.")],
     pod: OpenOfPod = None,
     reason: OfReason = None,
     json: Json = False,
 ) -> None:
-    """Discard dead letters; what they were about is a gap until a reconcile of the pods that own it.
+    """Discard dead letters. A gap takes their place until the pods concerned are reconciled.
 
-    Refused while storage has a repository that a letter is about and that no registered pod lists.
+    Refused while storage has a repository that a letter names and that no registered pod lists.
     """
 
     def settle(api: Api, number: int) -> tuple[Any, str]:
@@ -96,16 +94,16 @@ def _settle(
     *,
     json: bool,
 ) -> None:
-    """Settle these, or all open ones that match, one after another. One that is refused is told, and keeps no other."""
+    """Resolve these, or all open ones that match, one by one. A refusal is printed and does not stop the rest."""
     chosen = pod is not None or reason is not None
     if bool(numbers) == chosen:
-        raise UsageError("Name dead letters by their IDs, or all open ones with --pod, --reason or both.")
+        raise UsageError("Name dead letters by their IDs, or select open ones with --pod, --reason or both.")
     with connected(settings.load()) as api:
         if numbers is not None and len(numbers) == 1:
             answer, sentence = settle(api, numbers[0])
             print_json(answer) if json else typer.echo(sentence)
             return
-        # All are known before the first is settled: what a retry comes to may be a dead letter again.
+        # List all before resolving the first: a retry may make a new dead letter.
         wanted = list(dict.fromkeys(numbers or _open(api, pod, reason)))
         answers: list[Any] = []
         refused = 0
@@ -127,7 +125,7 @@ def _settle(
             if json:
                 print_json({"items": answers})
             else:
-                typer.echo(f"{len(answers):,} of {counted(len(wanted), 'dead letter')} settled.")
+                typer.echo(f"{len(answers):,} of {counted(len(wanted), 'dead letter')} resolved.")
     if refused:
         raise typer.Exit(1)
 

@@ -1,7 +1,7 @@
-"""`baleen pods doctor`: examine a pod, and print what was found.
+"""`baleen pods doctor`: examine a pod, and print the findings.
 
-It works with Baleen's own settings (database, Kafka, store), as `baleen check` does, and reaches the pod's registry
-itself. The first Ctrl-C or SIGTERM ends the visit, which then takes away what it tried; further ones wait for that.
+It uses Baleen's own settings (database, Kafka, store) and connects to the pod's registry itself. The first Ctrl-C or
+SIGTERM ends the visit, which then removes its scratch images; further signals are ignored until that is done.
 Not here: the experiments (coordinator/doctor).
 """
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 def doctor(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The pod.")],
     *,
-    wait: Annotated[str, typer.Option(help="How long one event may take to be told and applied.")] = "30s",
+    wait: Annotated[str, typer.Option(help="How long one event may take to be sent and applied.")] = "30s",
     json: Json = False,
 ) -> None:
-    """Prove by experiment that a pod is safe to collect for; exit 1 unless all is proved.
+    """Prove by experiment that garbage collection is safe for a pod; exit 1 unless every check is proved.
 
-    Scratch images are pushed and deleted in PREFIX/baleen-doctor-…, and taken away again. Give BALEEN_POD_ACCESS_KEY
-    and BALEEN_POD_SECRET_KEY, the key of the pod's registry, to have each line of its policy tried.
+    Scratch images are pushed to PREFIX/baleen-doctor-…, deleted, and removed. Set BALEEN_POD_ACCESS_KEY and
+    BALEEN_POD_SECRET_KEY, the key of the pod's registry, to have each line of its policy tried.
     """
     from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.doctor.examine import examine  # noqa: PLC0415
@@ -53,7 +53,7 @@ def doctor(
         report = examine(instruments, pod, lambda what: progress.update(task, description=what))
     print_json(_document(name, report)) if json else _print(name, report)
     for sentence in report.left:
-        notes().print(f"Not taken away: {sentence}", soft_wrap=True)
+        notes().print(f"Not removed: {sentence}", soft_wrap=True)
     if not report.is_proved:
         raise typer.Exit(1)
 
@@ -67,12 +67,12 @@ def _seconds(text: str) -> float:
 
 @contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """Let the first signal end what is done, and the others wait for what it takes to end."""
+    """End the visit on the first signal, and ignore further ones while it removes what it tried."""
 
     def end(_: int, __: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        notes().print("Ending: what was tried is taken away …", soft_wrap=True)
+        notes().print("Ending: removing the scratch images …", soft_wrap=True)
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -97,7 +97,7 @@ def _document(pod: str, report: "Report") -> dict[str, Any]:
 
 def _print(pod: str, report: "Report") -> None:
     proved = sum(found.verdict is Verdict.PROVED for found in report.findings)
-    rest = "" if report.is_proved else " What is not proved holds garbage collection."
+    rest = "" if report.is_proved else " A check that is not proved blocks garbage collection."
     checks = counted(len(report.findings), "check")
     sys.stdout.write(f"Pod {pod}: {proved} of {checks} {'is' if proved == 1 else 'are'} proved.{rest}\n")
     print_findings(report.findings, with_proofs=True)

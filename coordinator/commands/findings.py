@@ -1,9 +1,8 @@
-"""What a doctor found, for people: first and in whole what is to be mended, then what follows from that, then what is
-proved, and how.
+"""Print a doctor's findings: first those to fix, then those that follow from them, then those that are proved.
 
-Route: commands/doctor.py (of a visit) and commands/pods.py (of the last one) -> `print_findings`.
-A finding that merely follows from another has nothing to mend (doctor/verdicts.py): all that follow from the same
-are told in one line.
+Route: commands/doctor.py (a visit) and commands/pods.py (the last visit) -> `print_findings`.
+A finding that merely follows from another has no fix of its own (doctor/verdicts.py): all that follow from the same
+one are printed in one line.
 """
 
 import re
@@ -17,14 +16,14 @@ from rich.text import Text
 from coordinator.commands.output import WIDTH, paragraph
 from coordinator.domain.findings import Finding, Verdict
 
-#: Of how something was proved; --json has it whole.
+#: Characters of the evidence of a proved check; --json has all of it.
 SHORT = 2 * WIDTH - 20
-#: A line of a mend that is words; others are to be typed or pasted, and stay as they are.
+#: A line of a fix that is prose; other lines are typed or pasted, and are not wrapped.
 _WORDS = re.compile(r"\(|[A-Z][a-z]*,? ")
 
 
 def print_findings(found: Sequence[Finding], *, with_proofs: bool) -> None:
-    """Print findings; those that are proved only by their names, unless it is asked how that was found out."""
+    """Print findings. Of proved ones only the names are printed, unless `with_proofs`."""
     following: dict[str, list[str]] = {}
     for each in found:
         if each.verdict is Verdict.UNPROVED and not each.mend:
@@ -44,13 +43,13 @@ def print_findings(found: Sequence[Finding], *, with_proofs: bool) -> None:
 
 def _block(found: Finding) -> str:
     lines = [paragraph(f"{found.check} is {found.verdict}: {found.meaning}", 2)]
-    lines.append(f"  {paragraph(f'found out: {found.proof}', 4)}")
+    lines.append(f"  {paragraph(f'evidence: {found.proof}', 4)}")
     return "\n".join([*lines, _mend(found)]) if found.mend else "\n".join(lines)
 
 
 def _mend(found: Finding) -> str:
     lines = (paragraph(line) if _WORDS.match(line) else line for line in found.mend.splitlines())
-    return "\n".join(["  to mend it:", *lines])
+    return "\n".join(["  to fix it:", *lines])
 
 
 def _print_proofs(proved: Sequence[Finding]) -> None:
@@ -58,6 +57,6 @@ def _print_proofs(proved: Sequence[Finding]) -> None:
     for each in proved:
         proof = textwrap.shorten(each.proof, SHORT, placeholder=" …")
         console.print(Text(f"\n{paragraph(f'{each.check} is proved: {each.meaning}', 2)}"), soft_wrap=True)
-        console.print(Text(f"  {paragraph(f'found out: {proof}', 4)}", style="dim"), soft_wrap=True)
+        console.print(Text(f"  {paragraph(f'evidence: {proof}', 4)}", style="dim"), soft_wrap=True)
         if each.mend:
             console.print(Text(_mend(each)), soft_wrap=True)

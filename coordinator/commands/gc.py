@@ -1,7 +1,7 @@
-"""`baleen gc`: look at the plan of garbage collection, start a run, see what runs did, and stop it.
+"""`baleen gc`: show the plan of garbage collection, start runs, show what they did, and switch it on and off.
 
-A run goes on when the command is interrupted: a scheduler does it.
-`gc claim` alone needs no API: it is for a database on which nothing of Baleen may run yet.
+A scheduler does the run, so it continues when the command is interrupted.
+Only `gc claim` works without the API: no other process of Baleen may run on that database yet.
 """
 
 import sys
@@ -34,48 +34,46 @@ if TYPE_CHECKING:
     from coordinator.gc.mark import Preview
     from coordinator.gc.mark_table import Claimed
 
-app = typer.Typer(help="Collect what nothing references: hide it, wait, delete it.", no_args_is_help=True)
+app = typer.Typer(help="Garbage collection: hide unreferenced blobs, wait, delete them.", no_args_is_help=True)
 app.command()(controls.on)
 app.command()(controls.off)
 app.command()(controls.holds)
 app.command()(controls.pins)
 
-#: Of one kind that somebody else asked for, and another; each is waited for.
+#: How often a run of another kind, requested by another client, is waited for.
 ATTEMPTS = 5
 PLAN_COLUMNS = ("digest", "size", "step", "since", "why", "detail")
 RUN_COLUMNS = ("id", "state", "dry_run", "began_at", "finished_at", "hidden", "purged", "restored", "why")
-#: What `show` prints in places of their own.
+#: Fields that `show` prints in sections of their own.
 APART = frozenset({"progress", "held_by", "error"})
 
 
 @app.command()
 def plan(
     *,
-    step: Annotated[str | None, typer.Option(help="Only what would be hidden: hide; purged: purge; or kept: keep.")] = (
-        None
-    ),
+    step: Annotated[str | None, typer.Option(help="Only blobs of this step: hide, purge or keep.")] = (None),
     despite_holds: Annotated[
-        bool, typer.Option("--despite-holds", help="What goes once nothing holds collection.")
+        bool, typer.Option("--despite-holds", help="Show the plan as if nothing blocked GC.")
     ] = False,
     limit: Limit = 1000,
     cursor: Cursor = None,
     json: Json = False,
 ) -> None:
-    """Say what would be hidden, purged and kept now, and why. It changes nothing."""
+    """Show what would be hidden, purged and kept now, and why. Changes nothing."""
     with connected(settings.load()) as api:
         first = api.get("/v1/gc/plan", limit=1, despite_holds=str(despite_holds).lower())
         page = api.pages("/v1/gc/plan", limit, cursor, step=step, despite_holds=str(despite_holds).lower())
-    # The last page of several has none.
+    # The last of several pages has no totals.
     page["totals"] = first["totals"]
     if json:
         print_json(page)
         return
     _print_figures(page["totals"])
     if page["held_by"]:
-        sys.stdout.write("\nNothing goes now. It is held by\n")
+        sys.stdout.write("\nNothing is collected now. GC is blocked by\n")
         sys.stdout.writelines(f"  {reason}\n" for reason in page["held_by"])
         if not despite_holds:
-            notes().print("What goes once nothing holds it: --despite-holds", soft_wrap=True)
+            notes().print("Pass --despite-holds to show the plan as if nothing blocked GC.", soft_wrap=True)
     sys.stdout.write("\n")
     print_page(page, PLAN_COLUMNS, json=False)
 
@@ -83,24 +81,24 @@ def plan(
 @app.command()
 def run(
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    why: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    why: Annotated[str | None, typer.Option(help="The reason, kept with the record.")] = None,
     beyond_limits: Annotated[
         str | None,
-        typer.Option(metavar="WHY", help="Take more than the limits let it, this time; say why that is right."),
+        typer.Option(metavar="WHY", help="Exceed the run limits once; state why."),
     ] = None,
     leftovers: Annotated[
         bool,
-        typer.Option("--leftovers", help="Look also for what registries leave behind, whenever that was last done."),
+        typer.Option("--leftovers", help="Also look for leftovers, even if a recent run has."),
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is done, or only ask for it.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or only request it.")] = True,
     json: Json = False,
 ) -> None:
-    """Collect garbage now. Shows the figures and asks first, unless --yes is given."""
+    """Collect garbage now. Prints the figures and asks for confirmation, unless --yes is given."""
     asks = not dry_run and not yes
     if asks and not sys.stdin.isatty():
-        raise UsageError("Nobody is there to confirm the run: pass --yes, or look first with --dry-run.")
+        raise UsageError("Standard input is not a terminal: pass --yes or --dry-run.")
     body = {"dry_run": dry_run, "leftovers": leftovers} | {
         name: value for name, value in (("why", why), ("beyond_limits", beyond_limits)) if value is not None
     }
@@ -115,12 +113,12 @@ def run(
     else:
         _print_run(told)
     if told["state"] == "done" and told["held_by"] and not told["dry_run"]:
-        raise BaleenError(f"Run {told['id']} could take nothing away: {_first(told['held_by'])}")
+        raise BaleenError(f"Run {told['id']} could collect nothing: {_first(told['held_by'])}")
 
 
 @app.command()
 def status(*, json: Json = False) -> None:
-    """Say how garbage collection is doing, and what holds it."""
+    """Show the state of garbage collection, and what blocks it."""
     with connected(settings.load()) as api:
         told = api.get("/v1/gc/status")
     if json:
@@ -130,7 +128,7 @@ def status(*, json: Json = False) -> None:
     switch = {"switch": f"{'on' if told['enabled'] else 'off'}: {told['switch']['why']}"}
     fields = told | runs | switch
     print_fields({name: value for name, value in fields.items() if name not in {"enabled", "held_by"}})
-    sys.stdout.write("\nheld by\n" if told["held_by"] else "\nNothing holds it.\n")
+    sys.stdout.write("\nblocked by\n" if told["held_by"] else "\nNothing blocks GC.\n")
     sys.stdout.writelines(f"  {reason}\n" for reason in told["held_by"])
 
 
@@ -150,12 +148,12 @@ def history(*, limit: Limit = 100, cursor: Cursor = None, json: Json = False) ->
 def show(
     number: Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="As `history` shows it.")],
     *,
-    decisions: Annotated[bool, typer.Option("--decisions", help="Also what it decided of each blob.")] = False,
+    decisions: Annotated[bool, typer.Option("--decisions", help="Also its decision on each blob.")] = False,
     limit: Limit = 1000,
     cursor: Cursor = None,
     json: Json = False,
 ) -> None:
-    """Show one run: how far it is, what it took away, kept and gave back."""
+    """Show one run: its progress, and what it hid, purged, kept and restored."""
     with connected(settings.load()) as api:
         told = api.get(f"/v1/gc/runs/{number}")
         page = api.pages(f"/v1/gc/runs/{number}/decisions", limit, cursor) if decisions else None
@@ -172,15 +170,15 @@ def show(
 def claim(
     *,
     why: controls.NeededWhy,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: Json = False,
 ) -> None:
-    """Let this database go on with a bucket of whose history it does not know all.
+    """Claim the bucket for this database, after a failover or restore.
 
-    For a database that failed over or was restored from a backup, a bucket that was rolled back, and a database that
-    takes the place of another one. Prints what it changes and what has to be verified, and asks. It needs the database
-    and the bucket, not the API. Stop every other process of Baleen before. The database that `baleen up` runs ends with
-    it: start it with `baleen up --claim WHY` instead.
+    Also for a bucket that was rolled back, and for a database that replaces another one. Stop every other process of
+    Baleen first. The command prints what the claim changes and what has to be verified, and asks for confirmation. It
+    needs the database and the bucket, not the API. With `baleen up`, whose database stops with it, run
+    `baleen up --claim WHY` instead.
     """
     loaded = settings.load()
     demand_terminal(yes=yes)
@@ -192,13 +190,13 @@ def claim(
 
 
 def demand_terminal(*, yes: bool) -> None:
-    """Raise UsageError if a claim is to be confirmed, and nobody is there who can."""
+    """Raise UsageError if a claim needs confirmation and standard input is not a terminal."""
     if not yes and not sys.stdin.isatty():
         raise UsageError("Standard input is not a terminal: pass --yes to confirm the claim.")
 
 
 def claim_bucket(loaded: settings.Settings, why: str, *, yes: bool) -> "Claimed":
-    """Explain a claim, have it confirmed, and make it; raises BaleenError."""
+    """Explain a claim, ask for confirmation, and make it; raises BaleenError."""
     from coordinator import bootstrap  # noqa: PLC0415 - drivers are for commands that need them
     from coordinator.gc import mark  # noqa: PLC0415
     from coordinator.kafka.topics import EVENTS  # noqa: PLC0415
@@ -208,24 +206,24 @@ def claim_bucket(loaded: settings.Settings, why: str, *, yes: bool) -> "Claimed"
     try:
         _explain_claim(mark.preview(connections, store), bound)
         if not yes:
-            _ask("Is every other process of Baleen stopped, and will no other database go on with this bucket?")
+            _ask("Is every other process of Baleen stopped, and will no other database use this bucket?")
         return mark.claim(connections, store, why, EVENTS, bound)
     finally:
         connections.close()
 
 
 def claim_ends(claimed: "Claimed") -> str:
-    """What was done, and what the operator does next."""
+    """Say what the claim did, and what the operator does next."""
     return (
-        f"The bucket is this database's, and GC is off. {counted(claimed.hides, 'hide')} will be given back; "
+        f"The bucket belongs to this database, and GC is off. {counted(claimed.hides, 'hide')} will be undone; "
         f"{counted(claimed.pods, 'pod')} will be reconciled.\nWhen they are, and after "
-        f"{as_text(claimed.verify_from)}: `baleen audit --mend`. Then `baleen gc on --why …`. Each step: "
+        f"{as_text(claimed.verify_from)}, run `baleen audit --repair`, then `baleen gc on --why …`. See "
         "`Failover and restore` in docs/RECOVERY.md."
     )
 
 
 def _explain_claim(preview: "Preview", bound: timedelta) -> None:
-    """Say what a claim is about, what it changes, and what has to be verified after it."""
+    """Print what the claim changes, and what has to be verified after it."""
     ours, found = preview.ours, preview.found
     bucket = "has no mark" if found is None else f"was marked by database {found.database[:100]}, epoch {found.epoch}"
     if found is not None and found.instance is not None:
@@ -236,15 +234,15 @@ def _explain_claim(preview: "Preview", bound: timedelta) -> None:
         f"{preview.refusal or 'They match: no claim is needed.'}\n\n"
         "The claim\n"
         "  1. switches GC off;\n"
-        f"  2. gives back what this table hides, {counted(preview.hides, 'hide')}, instead of purging it, and begins "
-        "every grace period anew;\n"
+        f"  2. restores what this table has hidden, {counted(preview.hides, 'hide')}, instead of purging it, and "
+        "restarts every grace period;\n"
         f"  3. records a gap for each of {counted(preview.pods, 'pod')}: a reconcile compares its links with the "
         "table;\n"
-        f"  4. blocks GC until `baleen audit --mend` has looked in storage for everything that the table calls live, "
-        f"{counted(preview.needed, 'blob')}: it takes delete markers off and copies quarantined bytes back. It has to "
+        f"  4. blocks GC until `baleen audit --repair` has verified in storage everything that the table calls live, "
+        f"{counted(preview.needed, 'blob')}: it removes delete markers and copies quarantined bytes back. It must "
         f"begin {as_text(bound)} after the claim, since deletes of the lost history may land until then, and after the "
         "reconciles;\n"
-        "  5. gives this database a new identity, so that no older state of it can go on by mistake.\n",
+        "  5. gives this database a new identity, so that no older state of it can be used by mistake.\n",
         soft_wrap=True,
         markup=False,
         highlight=False,
@@ -252,7 +250,7 @@ def _explain_claim(preview: "Preview", bound: timedelta) -> None:
 
 
 def _confirm(api: Api) -> None:
-    """Show what the run would take, and ask; raises BaleenError if it cannot run, or is not to."""
+    """Print what the run would collect, and ask; raises BaleenError if GC is blocked or the answer is not yes."""
     planned = api.get("/v1/gc/plan", limit=1)
     if planned["held_by"]:
         raise BaleenError(f"Nothing can be collected now: {_first(planned['held_by'])}")
@@ -261,14 +259,14 @@ def _confirm(api: Api) -> None:
 
 
 def _ask(question: str) -> None:
-    """Return if it is answered with yes; raises BaleenError."""
+    """Ask the question; raises BaleenError unless the answer is yes."""
     notes().print(f"{question} [y/N] ", end="", soft_wrap=True)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise BaleenError("Nothing was done.")
 
 
 def _done(api: Api, body: dict[str, Any]) -> dict[str, Any]:
-    """Have a run as it is asked for done, after any other that is open; raises BaleenError if it failed."""
+    """Have the requested run done, after any other that is open; raises BaleenError if it failed."""
     for _ in range(ATTEMPTS):
         told: dict[str, Any] = api.post("/v1/gc/runs", body)
         ours = (
@@ -277,17 +275,17 @@ def _done(api: Api, body: dict[str, Any]) -> dict[str, Any]:
             and ("beyond_limits" not in body or told["beyond_limits"] is not None)
         )
         if not ours:
-            notes().print("A run of another kind is under way; this one follows it.", soft_wrap=True)
+            notes().print("A run of another kind is in progress; this one follows it.", soft_wrap=True)
         told = _followed(api, told)
         if ours:
             if told["state"] == "failed":
                 raise BaleenError(f"Run {told['id']} failed: {told['error']}")
             return told
-    raise BaleenError("Others ask for runs all the time: try again.")
+    raise BaleenError("Other clients keep requesting runs: try again.")
 
 
 def _followed(api: Api, told: dict[str, Any]) -> dict[str, Any]:
-    """Show how far the run is until it has ended, and return it."""
+    """Show the progress of the run until it has ended, and return it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with progress_bar(*columns) as progress:
         task = progress.add_task(_how_far(told), total=None)
@@ -312,7 +310,7 @@ def _print_figures(totals: dict[str, Any]) -> None:
     print_table(("step", "blobs", "bytes"), rows)
     if totals["unfinished"]:
         sys.stdout.write(
-            f"\n{counted(totals['unfinished'], 'hide')} without an end: the next run undoes or ends them.\n"
+            f"\n{counted(totals['unfinished'], 'unfinished hide')}: the next run undoes or completes them.\n"
         )
 
 
@@ -325,7 +323,7 @@ def _print_run(told: dict[str, Any]) -> None:
     others = {name: value for name, value in told["progress"].items() if name not in told and name != "step"}
     print_fields({name: value for name, value in fields.items() if name not in APART} | others)
     if told["held_by"]:
-        sys.stdout.write("\nheld by\n")
+        sys.stdout.write("\nblocked by\n")
         sys.stdout.writelines(f"  {reason}\n" for reason in told["held_by"])
     over = told["progress"].get("beyond_limits")
     if told["dry_run"] and over:
@@ -339,7 +337,7 @@ def _print_run(told: dict[str, Any]) -> None:
 def _print_leftovers(told: dict[str, dict[str, Any]]) -> None:
     looked_for = {kind: tally for kind, tally in told.items() if tally["state"] not in {"not due", "waits"}}
     if looked_for:
-        sys.stdout.write("\nleft behind by registries and hides\n")
+        sys.stdout.write("\nleftovers of registries and hides\n")
         columns = ("state", "count", "bytes", "left", "unknown")
         rows = [(kind, *(tally[name] for name in columns)) for kind, tally in looked_for.items()]
         print_table(("kind", *columns), rows)

@@ -1,6 +1,6 @@
-"""`baleen jobs`, and to ask for jobs and follow them: `baleen pods reconcile`, and whatever else ends with one.
+"""`baleen jobs` and `baleen pods reconcile`: request jobs, follow them, and show them.
 
-The job goes on when the command is interrupted: a scheduler does it.
+A scheduler does the job, so it continues when the command is interrupted.
 """
 
 import time
@@ -19,19 +19,19 @@ from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UnavailableError
 
 POLL_S = 0.5
-#: An API that is restarted is back by then.
+#: Enough for a restart of the API.
 PATIENCE_S = 30.0
-#: A scheduler looks for jobs every second.
+#: Schedulers look for jobs every second.
 NOBODY_TAKES_IT_S = 10.0
 
-#: In which order what a reconcile has done is told: the table keeps it in none.
+#: The order in which a reconcile's progress is printed: the table keeps none.
 DONE = (
     *("parts", "parts_done", "keys", "links"),
     *("holdings_added", "links_added", "holdings_removed", "links_removed", "still_linked"),
     *("doubts_settled", "unread", "gaps_settled", "sources_retired"),
 )
 
-app = typer.Typer(help="Work that takes long, such as reconciles.", no_args_is_help=True)
+app = typer.Typer(help="Long-running work, such as reconciles.", no_args_is_help=True)
 
 Number = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="As `list` shows it.")]
 Pod = Annotated[str, typer.Argument(metavar="NAME", help="The pod.")]
@@ -54,7 +54,7 @@ def list_jobs(
 
 @app.command()
 def show(number: Number, *, json: Json = False) -> None:
-    """Show one job: how far it is, and at its end what it changed and why."""
+    """Show one job: its progress, and at its end what it changed and why."""
     with connected(settings.load()) as api:
         job = api.get(f"/v1/jobs/{number}")
     print_json(job) if json else _print(job, [name for name in job if name != "progress"])
@@ -63,11 +63,11 @@ def show(number: Number, *, json: Json = False) -> None:
 def reconcile(
     name: Pod,
     *,
-    why: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is done, or only ask for it.")] = True,
+    why: Annotated[str | None, typer.Option(help="The reason, kept with the record.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or only request it.")] = True,
     json: Json = False,
 ) -> None:
-    """Compare a pod's links in storage with the table, and make the table agree."""
+    """Compare a pod's links in storage with the table, and correct the table."""
     pod = parse_pod(name)
     with connected(settings.load()) as api:
         job = reconciled(api, pod, why) if wait else ask_for_reconcile(api, pod, why)
@@ -79,16 +79,16 @@ def reconcile(
     else:
         _print({"job": job["id"], **job}, ("job", "pod", "began_at"))
     for sentence in later:
-        notes().print(f"Not settled by this one: {sentence}.", soft_wrap=True)
+        notes().print(f"Not resolved by this one: {sentence}.", soft_wrap=True)
 
 
 def _for_later(api: Api, pod: str) -> list[str]:
-    """What only a later reconcile settles, with when: as the API says it (pods/view.py)."""
+    """Return the reasons that only a later reconcile resolves, as the API words them (pods/view.py)."""
     return [sentence for sentence in api.get(f"/v1/pods/{pod}")["held_by"] if "that begins after" in sentence]
 
 
 def ask_for_reconcile(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
-    """Return the job, which may be one that began before."""
+    """Request a reconcile; return the job, which may have begun earlier."""
     job: dict[str, Any] = api.post(f"/v1/pods/{pod}/reconcile", {} if why is None else {"why": why})
     return job
 
@@ -97,7 +97,7 @@ def reconciled(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
     """Have the pod reconciled by a job that began after this call, and return it; raises BaleenError if it failed."""
     job = ask_for_reconcile(api, pod, why)
     if job["state"] == "running":
-        notes().print("A reconcile that began before is under way; another follows it.", soft_wrap=True)
+        notes().print("A reconcile that began earlier is running; another one follows it.", soft_wrap=True)
         followed(api, job)
         job = ask_for_reconcile(api, pod, why)
     job = followed(api, job)
@@ -107,7 +107,7 @@ def reconciled(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
 
 
 def followed(api: Api, job: dict[str, Any]) -> dict[str, Any]:
-    """Show how far the job is until it has ended, and return it."""
+    """Show the progress of the job until it has ended, and return it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -130,7 +130,7 @@ def followed(api: Api, job: dict[str, Any]) -> dict[str, Any]:
 def until_ended(
     api: Api, path: str, job: dict[str, Any], tell: Callable[[dict[str, Any]], None], console: Console
 ) -> dict[str, Any]:
-    """Ask how far the job is, and `tell` it, until it has ended; return it. An API may be away for a while."""
+    """Poll the job and pass it to `tell` until it has ended; return it. The API may be away for PATIENCE_S."""
     asked = answered = time.monotonic()
     told = False
     while job["state"] not in {"done", "failed"}:
@@ -149,7 +149,7 @@ def until_ended(
 
 
 def _print(job: dict[str, Any], fields: Sequence[str]) -> None:
-    """Print these fields of a job, then how far it is, and examples of what it changed."""
+    """Print these fields of a job, then its progress, and examples of what it changed."""
     progress = dict(job["progress"])
     examples: list[dict[str, Any]] = progress.pop("examples", [])
     done = {name: progress.pop(name) for name in DONE if name in progress}

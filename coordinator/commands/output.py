@@ -1,7 +1,7 @@
-"""Printing: tables for people, one JSON document for programs. Results go to stdout, everything else to stderr.
+"""Print results as tables or as one JSON document. Results go to stdout, everything else to stderr.
 
-For people a time is `2026-11-25 03:56:22` in UTC, and bytes are in powers of a thousand; programs get both exactly.
-What may have to be typed again (a digest, a name) is never cut short, however narrow the terminal.
+Tables have times as `2026-11-25 03:56:22` in UTC, and bytes in powers of a thousand; JSON has both exactly.
+Digests and names are never truncated, however narrow the terminal.
 """
 
 import datetime as dt
@@ -23,24 +23,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|\+00:00)")
 _NUMBER = re.compile(r"-?[0-9][0-9,.]*(?: [kMGTP]?B)?")
 _NOTHING = "-"
-#: A longer cell with spaces is a sentence, which may be broken into lines.
+#: A longer cell with spaces is a sentence, which may be wrapped.
 _SENTENCE = 30
 _COMMAND = re.compile(r"`[^`]*`")
-#: Where no line ends, and what no text has.
+#: Stands for a space where no line may end; no text has it.
 _SPACE = "\0"
-#: Of what is told in sentences.
+#: Columns of sentences.
 WIDTH = 100
 #: Wider than any table: into a pipe, a line is as long as it needs to be.
 _NO_LIMIT = 1_000_000
 
 
 def notes() -> Console:
-    """Where progress and remarks go, as they are written: what people have named may look like markup."""
+    """Return the console for progress and remarks. It prints text literally: names may look like markup."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """Progress that is shown on a terminal, and nowhere else."""
+    """Return a progress bar that is shown on a terminal only."""
     console = notes()
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
@@ -50,7 +50,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; what does not fit the terminal goes on beyond its edge."""
+    """Print a table; lines may be wider than the terminal."""
     cells = [[as_text(value, name) for name, value in zip(columns, row, strict=True)] for row in rows]
     if not cells:
         sys.stdout.write("none\n")
@@ -78,7 +78,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def print_page(page: dict[str, Any], columns: Sequence[str], *, json: bool) -> None:
-    """Print the items of a list, and on stderr how to see more where there is more."""
+    """Print the items of a list, and on stderr how to see more if there are more."""
     if json:
         print_json(page)
         return
@@ -87,18 +87,18 @@ def print_page(page: dict[str, Any], columns: Sequence[str], *, json: bool) -> N
         [[item[column] for column in columns] for item in page["items"]],
     )
     if page["next"] is not None:
-        notes().print(f"There are more: raise --limit, or go on with --cursor {page['next']}", soft_wrap=True)
+        notes().print(f"There are more: raise --limit, or continue with --cursor {page['next']}", soft_wrap=True)
 
 
 def print_fields(fields: dict[str, Any]) -> None:
-    """Print one thing, a line for each of its fields."""
+    """Print one object, a line for each field."""
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         sys.stdout.write(f"{name.replace('_', ' '):<{width}}  {as_text(value, name)}\n")
 
 
 def paragraph(text: str, indent: int = 0) -> str:
-    """Break text into lines of `WIDTH`, and no word or `command` in two; those after the first are indented."""
+    """Wrap text at `WIDTH`, never within a word or a `command`; lines after the first are indented."""
     whole = _COMMAND.sub(lambda match: match[0].replace(" ", _SPACE), text)
     lines = textwrap.wrap(
         whole, WIDTH - indent, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
@@ -107,7 +107,7 @@ def paragraph(text: str, indent: int = 0) -> str:
 
 
 def as_bytes(count: int) -> str:
-    """Write a number of bytes as people do, in powers of a thousand."""
+    """Format a number of bytes in powers of a thousand."""
     size, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB", "PB"):
         if abs(size) < 999.5:
@@ -117,12 +117,12 @@ def as_bytes(count: int) -> str:
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """Write a number with its noun: `1 blob`, `1,234 repositories`."""
+    """Format a number with its noun: `1 blob`, `1,234 repositories`."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def as_text(value: Any, name: str = "") -> str:
-    """Write a value for people; the name of its field tells what is a number of bytes."""
+    """Format a value as text; the field's name says whether it is a number of bytes."""
     match value:
         case None:
             text = _NOTHING

@@ -1,7 +1,7 @@
-"""A survey as a picture: bars for each root and for all of them, in SVG or PNG by the file's name.
+"""Draw a survey as bars, for each root and for all of them, as SVG or PNG by the file's suffix.
 
-Route: Survey -> `_chart`, shapes with their places -> written as SVG by ourselves, or painted as PNG by Pillow, which
-is an extra (`plot`) and is asked for before anything is listed.
+Route: Survey -> `_chart`, shapes with their places -> written as SVG here, or painted as PNG by Pillow, which is an
+extra (`plot`) and is imported before anything is listed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ WIDTH = 960
 BARS_FROM, BARS_TO = 130, 800
 BAR, GAP, HEADING, TEXT, TITLE = 18, 6, 30, 13, 18
 MARGIN = 20
-#: A picture of more would be read by nobody; those that store most are drawn.
+#: Only the roots that store most are drawn.
 ROOTS_DRAWN = 20
 INK, PALE, LOGICAL, STORED, SHARED = "#1f2933", "#667785", "#c3ccd4", "#3b7dd8", "#1b998b"
 
@@ -46,10 +46,10 @@ class Chart(NamedTuple):
 
 
 def renderer(file: Path) -> Callable[[Survey], None]:
-    """Return what draws into the file; raises an error that says what to do if nothing can."""
+    """Return a function that draws into the file; raises UsageError or BaleenError if none can."""
     kind = file.suffix.lower()
     if not file.parent.is_dir():
-        raise UsageError(f"There is no directory {str(file.parent)!r} for the plot.")
+        raise UsageError(f"There is no directory {str(file.parent)!r} for the plot: create it.")
     if kind == ".svg":
         return lambda found: _save(file, svg(_chart(found)).encode())
     if kind == ".png":
@@ -57,11 +57,11 @@ def renderer(file: Path) -> Callable[[Survey], None]:
             import PIL  # noqa: F401, PLC0415 - an extra
         except ImportError as error:
             raise BaleenError(
-                "A PNG is painted by Pillow, which is not installed: type `pip install '.[plot]'` in a checkout "
-                "of Baleen, or name a .svg."
+                "A PNG needs Pillow, which is not installed: run `pip install '.[plot]'` in a checkout of Baleen, "
+                "or name a .svg file."
             ) from error
         return lambda found: _save(file, png(_chart(found)))
-    raise UsageError(f"{str(file)!r} is neither .svg nor .png: name the plot by what it shall be.")
+    raise UsageError(f"{str(file)!r} is neither .svg nor .png: choose one of these suffixes.")
 
 
 def svg(chart: Chart) -> str:
@@ -87,7 +87,7 @@ def _element(shape: Bar | Words) -> str:
 
 
 def png(chart: Chart) -> bytes:
-    """Twice as fine, for screens that show it so."""
+    """Paint at twice the resolution, for high-density screens."""
     from io import BytesIO  # noqa: PLC0415
 
     from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415
@@ -101,7 +101,7 @@ def png(chart: Chart) -> bytes:
             font = ImageFont.load_default(shape.size * scale)
             draw.text((x, y), _visible(shape.text), shape.colour, font, anchor="rm" if shape.right else "lm")
         else:
-            # A painter's rectangle includes its last row and column.
+            # Pillow's rectangle includes its last row and column.
             right, bottom = x + max(1, shape.width * scale) - 1, y + shape.height * scale - 1
             draw.rectangle((x, y, right, bottom), shape.colour)
     buffer = BytesIO()
@@ -151,7 +151,7 @@ def _groups(found: Survey) -> Iterator[tuple[str, Sequence[tuple[str, int, str]]
 
 
 def _visible(text: str) -> str:
-    """What a picture can show: no control characters, and no more than fits."""
+    """Replace control characters, and truncate text that does not fit."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
     return shown if len(shown) <= 120 else f"{shown[:119]}…"
 

@@ -1,4 +1,4 @@
-"""`baleen pods`: the registries that Baleen serves."""
+"""`baleen pods`: register, configure, examine and remove pods."""
 
 import getpass
 import hashlib
@@ -34,42 +34,45 @@ app.command()(doctor)
 app.command(name="suggest-prefixes")(suggest_prefixes)
 
 CHECK_TIMEOUT_S = 5.0
-#: Characters of a file that holds a token, and no more.
+#: Characters that are read of a token file.
 TOKEN_FILE_LIMIT = 10_000
 #: More than there are.
 ALL_PODS = 100_000
 FORBIDDEN = 403
-ALL_THE_SAME = "--no-check registers it all the same."
+ALL_THE_SAME = "Pass --no-check to register it anyway."
 #: Stands for a pod's name in a principal.
 POD_FIELD = "{pod}"
 TOKEN_OPTIONS = ("--token-url", "--token-issuer", "--token-service", "--token-keys")
-#: What `show` prints below the fields: lists of sentences, and things that are too wide for a table, of which these two
-#: fields stand first.
-SENTENCES = ("waits_for", "held_by")
+#: What `show` prints below the fields: lists of sentences, and objects that are too wide for a table, with the fields
+#: of their first lines.
+SENTENCES = {"waits_for": "waits for", "held_by": "GC blocked by"}
 BLOCKS = {"sources": ("instance_id", "state"), "endpoints": ("url", "address")}
 
-PROBE_HELP = "How Baleen asks the registry how far it has reported; `pull` where it may not push."
+PROBE_HELP = "How Baleen probes the registry; `pull` where it may not push."
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The pod: lower-case letters, digits and hyphens.")]
 
-TokenUrl = Annotated[str | None, typer.Option(help="Where the registry's tokens are made: `auth.token.realm` so far.")]
-IssuerName = Annotated[str | None, typer.Option("--token-issuer", help="`iss` of its tokens.")]
-Service = Annotated[str | None, typer.Option("--token-service", help="`aud` of its tokens.")]
+TokenUrl = Annotated[str | None, typer.Option(help="The registry's token issuer: `auth.token.realm` until now.")]
+IssuerName = Annotated[str | None, typer.Option("--token-issuer", help="`iss` of the issuer's tokens.")]
+Service = Annotated[str | None, typer.Option("--token-service", help="`aud` of the issuer's tokens.")]
 KeysFile = Annotated[
-    Path | None, typer.Option("--token-keys", help="Its public keys: a file of PEM (keys or certificates) or a JWKS.")
+    Path | None,
+    typer.Option("--token-keys", help="The issuer's public keys: a file of PEM (keys or certificates) or a JWKS."),
 ]
 OfRepository = Annotated[str | None, typer.Option(help="Only of this repository.")]
-By = Annotated[str | None, typer.Option(help="Who declares the pod unmanaged; by default your user name.")]
-NoCheck = Annotated[bool, typer.Option("--no-check", help="Also a registry that does not run yet.")]
+By = Annotated[str | None, typer.Option(help="Who declares the pod unmanaged. Default: your user name.")]
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Accept a registry that does not run yet.")]
 
 
 @app.command()
 def add(
     name: Name,
     *,
-    prefix: Annotated[list[str], typer.Option(help="Owns this repository and those below it. May be given again.")],
-    registry: Annotated[list[str] | None, typer.Option(help="A registry's URL. May be given again.")] = None,
-    linker: Annotated[Linker, typer.Option(help="How the pod learns of a mounted blob.")] = Linker.LINK,
+    prefix: Annotated[
+        list[str], typer.Option(help="The pod owns this repository and those below it. May be repeated.")
+    ],
+    registry: Annotated[list[str] | None, typer.Option(help="A registry's URL. May be repeated.")] = None,
+    linker: Annotated[Linker, typer.Option(help="How a mounted blob is made known to the pod.")] = Linker.LINK,
     mode: Annotated[PodMode, typer.Option(help="What keeps a blob alive in the pod.")] = PodMode.MANIFEST,
     probe: Annotated[ProbeMethod, typer.Option(help=PROBE_HELP)] = ProbeMethod.PUSH,
     token_url: TokenUrl = None,
@@ -77,17 +80,17 @@ def add(
     token_service: Service = None,
     token_keys: KeysFile = None,
     unmanaged: Annotated[
-        bool, typer.Option("--unmanaged", help="Its registry sends no events: only reconciles show what it holds.")
+        bool, typer.Option("--unmanaged", help="Its registry sends no events; Baleen relies on reconciles.")
     ] = False,
-    why: Annotated[str | None, typer.Option(help="Of --unmanaged: why it sends none. Kept with the pod.")] = None,
+    why: Annotated[str | None, typer.Option(help="With --unmanaged: why it sends none. Kept with the pod.")] = None,
     by: By = None,
     no_check: NoCheck = False,
     json: Json = False,
 ) -> None:
-    """Register a pod, and print its token and its registry's configuration: now, and never again.
+    """Register a pod, and print its event token, which is never shown again, and its registry's configuration.
 
     Give a URL for every process of the registry; a name with several addresses stands for all of them. Where Baleen
-    makes tokens, the four `--token-…` say how the pod's own issuer is asked; see docs/TOKENS.md.
+    issues tokens, the four options `--token-…` describe the pod's own issuer; see docs/TOKENS.md.
     """
     loaded = settings.load()
     registries = [str(parse_registry(each)) for each in registry or []]
@@ -116,33 +119,33 @@ def add(
     _warn(issuer)
     if unmanaged and not registries:
         notes().print(
-            "No registry is listed, so that nothing can prove that it has no descriptor cache, and GC stays blocked: "
-            f"list the address of each process with `baleen pods set-registries {name}`.",
+            "No registry is listed, so Baleen cannot verify that it has no descriptor cache, and GC stays blocked. "
+            f"List the address of each process with `baleen pods set-registries {name}`.",
             soft_wrap=True,
         )
     elif not registries:
         notes().print(
-            "No registry is listed, so that nobody can be asked how far the pod has reported, and garbage collection "
-            f"is held: list the address of each process with `baleen pods set-registries {name}`.",
+            "No registry is listed, so Baleen cannot probe how far the pod has reported, and GC is blocked. "
+            f"List the address of each process with `baleen pods set-registries {name}`.",
             soft_wrap=True,
         )
 
 
 @app.command(name="list")
 def list_pods(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False) -> None:
-    """List pods, and how much is open for each."""
+    """List pods, with the number of reasons for which each blocks garbage collection."""
     with connected(settings.load()) as api:
         page = api.pages("/v1/pods", limit, cursor)
     if not json:
-        # Each is a sentence or two: `show` has them.
-        page["items"] = [pod | {"held_by": _reasons(len(pod["held_by"]))} for pod in page["items"]]
-    columns = ("name", "prefixes", "mode", "linker", "repositories", "dead_letters", "held_by")
+        # `show` prints the sentences.
+        page["items"] = [pod | {"blocked_by": _reasons(len(pod["held_by"]))} for pod in page["items"]]
+    columns = ("name", "prefixes", "mode", "linker", "repositories", "dead_letters", "blocked_by")
     print_page(page, columns, json=json)
 
 
 @app.command()
 def show(name: Name, *, json: Json = False) -> None:
-    """Show one pod: its processes and how far each has reported, and what holds garbage collection for it."""
+    """Show one pod: its registry processes, how far each has reported, and why it blocks garbage collection."""
     with connected(settings.load()) as api:
         pod = api.get(f"/v1/pods/{parse_pod(name)}")
     if json:
@@ -154,8 +157,8 @@ def show(name: Name, *, json: Json = False) -> None:
     for each, value in fields.items():
         told = f"{each.replace('_', ' '):<{width}}  {as_text(value, each)}"
         sys.stdout.write(f"{paragraph(told, width + 2)}\n")
-    for what in SENTENCES:
-        sys.stdout.write(f"\n{what.replace('_', ' ')}{'' if pod[what] else ' nothing'}\n")
+    for what, title in SENTENCES.items():
+        sys.stdout.write(f"\n{title}{'' if pod[what] else ' nothing'}\n")
         sys.stdout.writelines(f"  {paragraph(sentence, 4)}\n" for sentence in pod[what])
     if pod["wrong_token"] is not None:
         sys.stdout.write(f"\nwrong token\n  {paragraph(pod['wrong_token']['sentence'], 4)}\n")
@@ -167,7 +170,7 @@ def show(name: Name, *, json: Json = False) -> None:
 
 
 def _as_block(thing: dict[str, Any], first: tuple[str, ...]) -> str:
-    """Its first fields in a line, and below it what else there is."""
+    """Print the first fields in one line, and the others below it."""
     rest = "; ".join(
         f"{name.replace('_', ' ')} {as_text(_cell(value), name)}"
         for name, value in thing.items()
@@ -182,7 +185,7 @@ def _print_findings(pod: dict[str, Any]) -> None:
         for each in pod["findings"]
     ]
     if not found:
-        sys.stdout.write(f"\nfindings none: `baleen pods doctor {pod['name']}` examines it\n")
+        sys.stdout.write(f"\nfindings none: run `baleen pods doctor {pod['name']}`\n")
         return
     sys.stdout.write(f"\nfindings of {as_text(pod['findings'][0]['found_at'])}\n")
     print_findings(found, with_proofs=False)
@@ -197,15 +200,15 @@ def print_config(
     name: Name,
     *,
     with_secrets: Annotated[
-        bool, typer.Option("--with-secrets", help="Also the store's keys, and a secret for uploads.")
+        bool, typer.Option("--with-secrets", help="Print the store's keys and a secret for uploads, too.")
     ] = False,
     token_file: Annotated[
-        typer.FileText | None, typer.Option(help="The pod's token, as `add` showed it; - reads it from stdin.")
+        typer.FileText | None, typer.Option(help="A file with the pod's token, as `add` printed it; - is stdin.")
     ] = None,
 ) -> None:
-    """Print a whole configuration for the pod's registry: the store as it is set here, and where its events go.
+    """Print a whole configuration for the pod's registry, with the store that is set here and Baleen's address.
 
-    In place of secrets that are not asked for or not known stand words in capitals.
+    Words in capitals stand for secrets that were not requested or are not known.
     """
     loaded = settings.load()
     with connected(loaded) as api:
@@ -228,21 +231,21 @@ def print_config(
 
 @app.command(name="policy")
 def print_policy(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="The pod; with --principal also several.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="The pod; with --principal several.")],
     *,
     principal: Annotated[
         str | None,
-        typer.Option(help="Print a policy of the bucket, for this principal; {pod} stands for each pod's name."),
+        typer.Option(help="Print a bucket policy for this principal; {pod} stands for each pod's name."),
     ] = None,
 ) -> None:
     """Print the S3 policy for the key of a pod's registry: `blobs/` without deletes, and the pod's own prefixes.
 
-    It is the policy of one user; with --principal, that of the bucket, which has only one: name all of its pods.
-    Print it again when prefixes change.
+    Without --principal it is a policy of one user. With it, it is the bucket's only policy: name all pods of that
+    bucket. Print it again when prefixes change.
     """
     pods = list(dict.fromkeys(str(parse_pod(name)) for name in names))
     if len(pods) > 1 and (principal is None or POD_FIELD not in principal):
-        raise UsageError(f"Several pods have a policy together only with --principal, in which {POD_FIELD} stands.")
+        raise UsageError(f"Several pods need --principal with {POD_FIELD} in it.")
     loaded = settings.load()
     bucket = _bucket(loaded)
     with connected(loaded) as api:
@@ -261,7 +264,7 @@ def _bucket(loaded: Settings) -> str:
 
 
 def _store(loaded: Settings, *, with_secrets: bool) -> Store:
-    """The store as a pod's registry is to find it: with the pod's key where that is set, else with Baleen's."""
+    """Return the store for a pod's registry: with the pod's key if that is set, else with Baleen's."""
     store = Store(_bucket(loaded), loaded.s3_root, loaded.s3_region, loaded.s3_endpoint_url)
     access_key, secret_key = loaded.s3_access_key, loaded.s3_secret_key
     if loaded.pod_access_key is not None:
@@ -271,22 +274,22 @@ def _store(loaded: Settings, *, with_secrets: bool) -> Store:
     if with_secrets and secret_key is not None:
         store = store._replace(secret_key=secret_key.reveal())
     if with_secrets and loaded.s3_secret_key is not None:
-        # Of Baleen's own key, so that it comes out the same for every pod.
+        # Derived from Baleen's own key, so that it is the same for every pod.
         made = hashlib.sha256(f"http.secret {loaded.s3_secret_key.reveal()}".encode())
         store = store._replace(http_secret=made.hexdigest())
     return store
 
 
 def _token(api: Api, pod: str, file: TextIO) -> str:
-    """The token in this file; raises UsageError, and BaleenError if it is not the pod's."""
+    """Read the token from this file; raises UsageError, and BaleenError if it is not the pod's."""
     try:
         token = str(settings.TOKEN.taken(file.read(TOKEN_FILE_LIMIT).strip()))
     except ValueError as error:
         raise UsageError(f"--token-file is malformed: it must hold {settings.TOKEN}.") from error
     if not api.post(f"/v1/pods/{pod}/token/check", {"token": token})["is_of_pod"]:
         raise BaleenError(
-            f"--token-file does not hold the token of pod {pod}, so that its events would be refused: give the one "
-            f"that `baleen pods add` showed, or make another with `baleen pods rotate-token {pod}`."
+            f"--token-file does not have the token of pod {pod}, so its events would be refused: give the one that "
+            f"`baleen pods add` printed, or create another with `baleen pods rotate-token {pod}`."
         )
     return token
 
@@ -294,21 +297,23 @@ def _token(api: Api, pod: str, file: TextIO) -> str:
 @app.command(name="add-prefix")
 def add_prefix(
     name: Name,
-    prefix: Annotated[list[str], typer.Argument(metavar="PREFIX…", help="Owns this repository and those below it.")],
+    prefix: Annotated[
+        list[str], typer.Argument(metavar="PREFIX…", help="The pod owns this repository and those below it.")
+    ],
     *,
     json: Json = False,
 ) -> None:
-    """Let a pod own further prefixes. It is reconciled then, by itself: what it has there is not known before.
+    """Add prefixes to a pod. A reconcile then finds what the pod already has there.
 
-    The policy of its registry's key changes with it: `baleen pods policy NAME` prints the new one.
+    The policy of its registry's key changes, too: print it with `baleen pods policy NAME`.
     """
     prefixes = [parse_repository(each) for each in prefix]
     with connected(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/prefixes", {"prefixes": prefixes})
     print_json(pod) if json else typer.echo(f"Pod {name} owns {', '.join(pod['prefixes'])}.")
     notes().print(
-        f"Give the key of its registry the policy that `baleen pods policy {name}` prints now: the one before does not "
-        "allow what is new.",
+        f"Give the key of its registry the policy that `baleen pods policy {name}` prints now: the previous one does "
+        "not permit the new prefixes.",
         soft_wrap=True,
     )
 
@@ -317,11 +322,11 @@ def add_prefix(
 def set_registries(
     name: Name,
     *,
-    registry: Annotated[list[str], typer.Option(help="A registry's URL. May be given again.")],
+    registry: Annotated[list[str], typer.Option(help="A registry's URL. May be repeated.")],
     no_check: NoCheck = False,
     json: Json = False,
 ) -> None:
-    """Say where a pod's registry listens now: all of its URLs, in place of those before."""
+    """Replace the list of a pod's registry URLs."""
     loaded = settings.load()
     registries = [str(parse_registry(each)) for each in registry]
     with connected(loaded) as api:
@@ -338,7 +343,7 @@ def set_probe(
     *,
     json: Json = False,
 ) -> None:
-    """Probe a pod's registry by pushes or by pulls, and print what its notifications must ignore then.
+    """Choose whether a pod's registry is probed by pushes or pulls, and print what its notifications must ignore.
 
     GC is blocked until `baleen pods doctor` has examined the pod again.
     """
@@ -349,12 +354,12 @@ def set_probe(
         return
     if probe is ProbeMethod.PUSH:
         typer.echo(
-            f"Pod {name} is probed by pushes. Let its registry ignore pulls, in `notifications.endpoints`, and restart "
+            f"Pod {name} is probed by pushes. Make its registry ignore pulls in `notifications.endpoints`, and restart "
             f"it:\n{configuration.IGNORE_PULLS.rstrip()}"
         )
     else:
         typer.echo(
-            f"Pod {name} is probed by pulls. Take `ignore` out of `notifications.endpoints` of its registry, and "
+            f"Pod {name} is probed by pulls. Remove `ignore` from `notifications.endpoints` of its registry, and "
             "restart it."
         )
     typer.echo(f"Then run `baleen pods doctor {name}`: GC is blocked until the pod has been examined.")
@@ -362,12 +367,12 @@ def set_probe(
 
 @app.command(name="set-managed")
 def set_managed(name: Name, *, json: Json = False) -> None:
-    """Say that a pod's registry sends events from now on. `rotate-token` prints its token and configuration then."""
+    """Declare that a pod's registry sends events from now on. Then run `rotate-token` for its configuration."""
     with connected(settings.load()) as api:
         pod = api.put(f"/v1/pods/{parse_pod(name)}/managed", {"unmanaged": None})
     print_json(pod) if json else typer.echo(
         f"Pod {name} is managed: give its registry the notifications that `baleen pods rotate-token {name}` prints. "
-        f"Then have it examined with `baleen pods doctor {name}`."
+        f"Then run `baleen pods doctor {name}`."
     )
 
 
@@ -379,24 +384,24 @@ def set_unmanaged(
     by: By = None,
     json: Json = False,
 ) -> None:
-    """Say that a pod's registry sends no events: what it holds is known by reconciles alone."""
+    """Declare that a pod's registry sends no events: Baleen then relies on reconciles."""
     with connected(settings.load()) as api:
         pod = api.put(f"/v1/pods/{parse_pod(name)}/managed", {"unmanaged": {"why": why, "by": by or _user()}})
     print_json(pod) if json else typer.echo(_UNMANAGED.format(name=name))
 
 
 _UNMANAGED = (
-    "Pod {name} is not managed: it needs no token, and each collection waits for a reconcile of it. Have it examined "
-    "with `baleen pods doctor {name}`: GC is blocked until it is proved that its registry has no descriptor cache."
+    "Pod {name} is unmanaged: it needs no token, and each collection waits for a reconcile of it. Run `baleen pods "
+    "doctor {name}`: GC is blocked until it is proved that its registry has no descriptor cache."
 )
 
 
 def _user() -> str:
-    """Who runs this command, by the operating system."""
+    """Return the user's name by the operating system."""
     try:
         return getpass.getuser()
     except (KeyError, OSError) as error:
-        raise UsageError("The operating system does not know your name: say it with --by.") from error
+        raise UsageError("The operating system does not know your user name: pass --by.") from error
 
 
 @app.command(name="set-issuer")
@@ -407,10 +412,10 @@ def set_issuer(
     token_issuer: IssuerName = None,
     token_service: Service = None,
     token_keys: KeysFile = None,
-    none: Annotated[bool, typer.Option("--none", help="Make no tokens for this pod any more.")] = False,
+    none: Annotated[bool, typer.Option("--none", help="Issue no more tokens for this pod.")] = False,
     json: Json = False,
 ) -> None:
-    """Say who makes the tokens of a pod's registry now, in place of what was said before."""
+    """Set the token issuer of a pod's registry."""
     issuer = _issuer(token_url, token_issuer, token_service, token_keys)
     if (issuer is None) != none:
         raise UsageError(f"Give {', '.join(TOKEN_OPTIONS)}, or --none alone.")
@@ -419,7 +424,7 @@ def set_issuer(
         if issuer is None:
             api.delete(path)
             print_json({"pod": name, "token_issuer": None}) if json else typer.echo(
-                f"No tokens are made for pod {name}."
+                f"No tokens are issued for pod {name}."
             )
             return
         pod = api.put(path, issuer)
@@ -433,7 +438,7 @@ def set_issuer(
 
 
 def _issuer(url: str | None, issuer: str | None, service: str | None, keys: Path | None) -> dict[str, str] | None:
-    """What the four options say: all of them, or None for none of them; raises UsageError."""
+    """Return the four options as a request, or None if none is given; raises UsageError if some are missing."""
     if url is None and issuer is None and service is None and keys is None:
         return None
     if url is None or issuer is None or service is None or keys is None:
@@ -441,7 +446,7 @@ def _issuer(url: str | None, issuer: str | None, service: str | None, keys: Path
     try:
         content = keys.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
+        why = getattr(error, "strerror", None) or "it is not text"
         raise UsageError(f"--token-keys cannot be read: {why} ({keys}).") from error
     return {"url": parse_token_url(url), "issuer": issuer, "service": service, "keys": content}
 
@@ -450,34 +455,34 @@ def _warn(issuer: dict[str, str] | None) -> None:
     if issuer is None or urlsplit(issuer["url"]).scheme == "https":
         return
     if urlsplit(issuer["url"]).hostname not in configuration.LOOPBACK:
-        notes().print("The token issuer has no TLS: clients' passwords go there for all to read.", soft_wrap=True)
+        notes().print("The token issuer has no TLS: clients' passwords are sent to it unencrypted.", soft_wrap=True)
 
 
 @app.command(name="retire-source")
 def retire_source(
     name: Name,
-    instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="As `show` lists it.")],
+    instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="The process, as `show` lists it.")],
     *,
-    why: Annotated[str, typer.Option(help="How you know that it runs no more. Kept with it.")],
+    why: Annotated[str, typer.Option(help="How you know that it has ended. Kept with the record.")],
     json: Json = False,
 ) -> None:
-    """Let a process of a pod's registry count no more. Only of one that you have seen end."""
+    """Retire a registry process that you have seen end."""
     with connected(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/sources/{quote(instance, safe='')}/retire", {"why": why})
-    print_json(pod) if json else typer.echo(f"Process {instance} of pod {name} counts no more.")
+    print_json(pod) if json else typer.echo(f"Process {instance} of pod {name} is retired.")
 
 
-@app.command(name="settle-gaps")
-def settle_gaps(
+@app.command(name="resolve-gaps")
+def resolve_gaps(
     name: Name,
     *,
-    why: Annotated[str, typer.Option(help="How you know that the table has all that the pod holds. Kept with them.")],
+    why: Annotated[str, typer.Option(help="How you know that the table has everything that the pod holds.")],
     json: Json = False,
 ) -> None:
-    """Settle the gaps of a pod whose links are not in shared storage. Of any other a reconcile settles them."""
+    """Resolve the gaps of a pod of linker relay. Those of other pods are resolved by a reconcile."""
     with connected(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/gaps/settle", {"why": why})
-    print_json(pod) if json else typer.echo(f"Pod {name} has no open gap any more.")
+    print_json(pod) if json else typer.echo(f"Pod {name} has no open gap.")
 
 
 @app.command()
@@ -499,14 +504,14 @@ def vanished(
 def accept_vanished(
     name: Name,
     *,
-    why: Annotated[str, typer.Option(help="How you know that nobody misses them. Kept in the ledger.")],
-    by: Annotated[str | None, typer.Option(help="Who accepts it, if not the user of this shell.")] = None,
+    why: Annotated[str, typer.Option(help="How you know that they are not needed. Kept in the ledger.")],
+    by: Annotated[str | None, typer.Option(help="Who accepts it. Default: your user name.")] = None,
     repository: OfRepository = None,
     json: Json = False,
 ) -> None:
-    """Accept that links of a pod are gone: what only they kept is collected, after its whole grace from now on.
+    """Accept that links of a pod are gone. What only they kept is collected after a full grace period from now.
 
-    Push again first what must stay. Only links that were noticed before this command began are accepted.
+    First push again what must stay. Only links that were noticed before this command began are accepted.
     """
     values: dict[str, Any] = {"why": why, "by": by or getpass.getuser(), "repository": repository}
     accepted = 0
@@ -525,7 +530,7 @@ def accept_vanished(
 
 @app.command()
 def remove(name: Name, *, json: Json = False) -> None:
-    """Forget a pod that holds nothing and has nothing open."""
+    """Remove a pod that holds nothing and has nothing open."""
     with connected(settings.load()) as api:
         api.delete(f"/v1/pods/{parse_pod(name)}")
     print_json({"pod": name, "removed": True}) if json else typer.echo(f"Pod {name} is removed.")
@@ -533,14 +538,14 @@ def remove(name: Name, *, json: Json = False) -> None:
 
 @app.command(name="rotate-token")
 def rotate_token(name: Name, *, json: Json = False) -> None:
-    """Give a pod another event token; the old one is refused within seconds."""
+    """Replace a pod's event token; the old one is refused within seconds."""
     with connected(settings.load()) as api:
         answer = api.post(f"/v1/pods/{parse_pod(name)}/token")
     _print_token(answer, json=json)
 
 
 def _cell(value: Any) -> Any:
-    """Of partitions the time of day, since there are many; one time where all have the same."""
+    """Shorten times by partition to the time of day, and to one time if all are the same."""
     if isinstance(value, dict):
         times = {number: time[11:19] for number, time in value.items()}
         if len(times) > 1 and len(set(times.values())) == 1:
@@ -552,7 +557,7 @@ def _cell(value: Any) -> Any:
 def check_registries(loaded: Settings, api: Api, pod: str, urls: list[str]) -> None:
     """Raise BaleenError if one of the pod's registries does not answer as registries do, or is another pod's."""
     _refuse_shared(api, pod, urls)
-    # Only this command speaks with registries.
+    # Imported here: only this command connects to registries.
     from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.registry.client import RegistryClient, RegistryError  # noqa: PLC0415
 
@@ -565,21 +570,21 @@ def check_registries(loaded: Settings, api: Api, pod: str, urls: list[str]) -> N
                 client.ping()
             except RegistryError as error:
                 if not error.challenged and error.registry_status == FORBIDDEN:
-                    told = f"What listens at {url} answers 403, and not as registries do: check the address."
+                    told = f"{url} answers 403, but not as a registry does: check the address."
                     raise BaleenError(f"{told} {ALL_THE_SAME}") from error
                 if credentials is not None or not error.challenged:
                     raise BaleenError(f"{error} {ALL_THE_SAME}") from error
                 notes().print(
-                    f"The registry {url} wants to know who asks: give BALEEN_REGISTRY_USERNAME and "
-                    "BALEEN_REGISTRY_PASSWORD to `baleen scheduler`.",
+                    f"The registry {url} requires a login: set BALEEN_REGISTRY_USERNAME and BALEEN_REGISTRY_PASSWORD "
+                    "for `baleen scheduler`.",
                     soft_wrap=True,
                 )
 
 
 def _refuse_shared(api: Api, pod: str, urls: list[str]) -> None:
-    """Raise BaleenError where a registry is one of another pod by another name, as far as names are known from here.
+    """Raise BaleenError if a registry is another pod's by another name, as far as names resolve here.
 
-    Two names that lead to one place may be two registries behind one proxy: that is told.
+    Two names with one address may be two registries behind one proxy: a note says so.
     """
     from coordinator.pods.addresses import places  # noqa: PLC0415
 
@@ -601,12 +606,12 @@ def _refuse_shared(api: Api, pod: str, urls: list[str]) -> None:
             at = min(shared)
             told = f"The registry {one} is at {at} with port {one.port}, as {other} of pod {owner} is"
             if is_address(one.host) or is_address(other.host) or is_loopback(at):
-                raise BaleenError(f"{told}: name that of this pod, or remove that one. {ALL_THE_SAME}")
-            notes().print(f"{told}: they must be two, told apart by their names.", soft_wrap=True)
+                raise BaleenError(f"{told}: give this pod's own registry, or remove that one. {ALL_THE_SAME}")
+            notes().print(f"{told}: they must be two registries that a proxy tells apart by name.", soft_wrap=True)
 
 
 def _parsed(urls: list[str]) -> Iterator[RegistryUrl]:
-    """What was taken once and is no registry's URL by what is asked now is left out."""
+    """Parse URLs. Leave out those that an earlier release accepted and this one does not."""
     for url in urls:
         with suppress(UsageError):
             yield parse_registry(url)
@@ -617,8 +622,8 @@ def _print_token(answer: dict[str, str], *, json: bool) -> None:
         print_json(answer)
         return
     sys.stdout.write(
-        f"Pod {answer['pod']}'s notifications must carry this token. It is shown now and never again:\n\n"
+        f"Pod {answer['pod']}'s notifications must carry this token. It is never shown again:\n\n"
         f"  {answer['event_token']}\n\n"
         f"Paste this into the configuration of the registry, and restart it:\n\n{answer['registry_config']}\n"
-        f"`baleen pods policy {answer['pod']}` prints what its key for the bucket is to be permitted, and no more.\n"
+        f"`baleen pods policy {answer['pod']}` prints the policy for its key: permit no more than that.\n"
     )

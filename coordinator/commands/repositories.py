@@ -1,4 +1,4 @@
-"""`baleen repositories`: what a repository holds, and what of that nobody else needs."""
+"""`baleen repositories`: what a repository holds, and which bytes no other repository needs."""
 
 from typing import Annotated
 
@@ -22,7 +22,7 @@ def list_repositories(
     cursor: Cursor = None,
     json: Json = False,
 ) -> None:
-    """List repositories by name. What takes long to count is left out here: `show` counts it."""
+    """List repositories by name. Counts that take long are omitted: `show` has them."""
     with connected(settings.load()) as api:
         page = api.pages("/v1/repositories", limit, cursor, pod=pod, prefix=prefix)
     print_page(page, ("name", "pod", "manifests", "blobs", "logical_bytes", "unique_bytes"), json=json)

@@ -1,6 +1,6 @@
-"""`baleen router-config`: the configuration of nginx, or of Envoy, for the pods as they are registered.
+"""`baleen router-config`: write the configuration of nginx or Envoy for the registered pods.
 
-Not here: what the configuration says (router/nginx.py, router/envoy.py); running what reads it.
+Not here: the configuration itself (router/nginx.py, router/envoy.py).
 """
 
 import math
@@ -22,14 +22,14 @@ from coordinator.router import envoy as router_envoy
 from coordinator.router import nginx as router
 from coordinator.settings import Settings
 
-#: More pods than anybody has; a list has to end.
+#: More than there are; a list needs a limit.
 PODS = 100_000
 
 Program = Literal["nginx", "envoy"]
 
 Baleen = Annotated[
     list[str] | None,
-    typer.Option(metavar="URL", help="Where the router finds Baleen's API, if not at BALEEN_URL. May be given again."),
+    typer.Option(metavar="URL", help="Baleen's API as the router reaches it, if not BALEEN_URL. May be repeated."),
 ]
 Timeout = Annotated[
     int | None,
@@ -37,8 +37,8 @@ Timeout = Annotated[
         min=1,
         max=660,
         metavar="SECONDS",
-        help="So long Baleen is waited for, then the pod is asked. "
-        f"{router.COORDINATOR_TIMEOUT_S} if not given, and with pods of linker relay BALEEN_MOUNT_TIMEOUT more.",
+        help="Seconds to wait for Baleen before the pod gets the request. "
+        f"Default: {router.COORDINATOR_TIMEOUT_S}; with pods of linker relay BALEEN_MOUNT_TIMEOUT more.",
     ),
 ]
 IssuerText = Annotated[
@@ -53,20 +53,23 @@ def register(app: typer.Typer) -> None:
 
 def router_config(
     *,
-    program: Annotated[Program, typer.Option("--for", help="What the router is.")] = "nginx",
-    out: Annotated[Path | None, typer.Option(help="Replace this file, instead of printing.")] = None,
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where clients reach the router.")] = router.LISTEN,
+    program: Annotated[Program, typer.Option("--for", help="The program to configure.")] = "nginx",
+    out: Annotated[Path | None, typer.Option(help="Replace this file instead of printing.")] = None,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The address that the router listens on.")
+    ] = router.LISTEN,
     tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="The router's certificate, as PEM.")] = None,
     tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")] = None,
     public_scheme: Annotated[
-        Literal["http", "https"] | None, typer.Option(help="What clients use where TLS ends before the router.")
+        Literal["http", "https"] | None,
+        typer.Option(help="The scheme that clients use, where TLS ends before the router."),
     ] = None,
     baleen: Baleen = None,
     baleen_timeout: Timeout = None,
     issuer: IssuerText = None,
     fallback_issuer: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The issuer to ask where Baleen issues tokens and does not answer."),
+        typer.Option(metavar="URL", help="The issuer for /jwt/auth while Baleen does not answer."),
     ] = None,
     ca_file: Annotated[
         str, typer.Option(metavar="FILE", help="Certificates to trust at https registries, as PEM.")
@@ -74,23 +77,22 @@ def router_config(
     whole: Annotated[
         bool,
         typer.Option(
-            "--whole/--server-only", help="A whole nginx.conf, or what its section http includes. Envoy's is whole."
+            "--whole/--server-only", help="A whole nginx.conf, or a file for its http section. Envoy's is always whole."
         ),
     ] = False,
     state_dir: Annotated[
-        str, typer.Option(metavar="DIR", help="Of a whole one: where nginx keeps what it needs.")
+        str, typer.Option(metavar="DIR", help="With --whole: nginx's directory for its state.")
     ] = router.STATE_DIR,
     log_file: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help=f"Where requests are written down. {router.LOG_FILE} (or envoy/…) if not given."
-        ),
+        typer.Option(metavar="FILE", help=f"The access log. Default: {router.LOG_FILE} (or envoy/…)."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write nginx or Envoy configuration that sends repositories to their pods, and mounts to Baleen: docs/ROUTER.md.
+    """Write a configuration of nginx or Envoy that routes repositories to their pods, and mounts to Baleen.
 
-    Files are named as they are on the router's machine. Make it again, and reload the router, when pods change.
+    File names are those on the router's machine. Run this again and reload the router when pods change. See
+    docs/ROUTER.md.
     """
     loaded = settings.load()
     options = router.Options(
@@ -130,9 +132,9 @@ def router_config(
     elif out is None:
         sys.stdout.write(text)
     for name in left:
-        _note(f"Pod {name} has no registry, and is not routed: name it with `baleen pods set-registries {name}`.")
+        _note(f"Pod {name} has no registry and is not routed: add one with `baleen pods set-registries {name}`.")
     if out is not None:
-        _note(f"{out} is as it was: nothing is to be reloaded." if not changed else _told(program, out, whole=whole))
+        _note(f"{out} is unchanged: no reload is needed." if not changed else _told(program, out, whole=whole))
 
 
 _CONFIGURATIONS = {"nginx": router.configuration, "envoy": router_envoy.configuration}
@@ -143,12 +145,12 @@ def _told(program: Program, out: Path, *, whole: bool) -> str:
     if program == "envoy":
         file = f"-c {out.absolute()}"
         return (
-            f"{out} is written: try it with `envoy --mode validate {file}`, then start Envoy with `envoy {file}`, or, "
-            f"where it runs, `envoy {file} --restart-epoch` and the number of its restarts, 1 for the first."
+            f"{out} is written: check it with `envoy --mode validate {file}`, then start Envoy with `envoy {file}`, "
+            f"or, if it runs, `envoy {file} --restart-epoch N`, where N is the number of its restarts, 1 for the first."
         )
     file = f" -c {out.absolute()}" if whole else ""
-    start = f"start nginx with `nginx{file}`, or, where it runs, " if whole else ""
-    return f"{out} is written: try it with `nginx -t{file}`, then {start}`nginx -s reload{file}`."
+    start = f"start nginx with `nginx{file}`, or, if it runs, " if whole else ""
+    return f"{out} is written: check it with `nginx -t{file}`, then {start}`nginx -s reload{file}`."
 
 
 def _note(text: str) -> None:
@@ -171,7 +173,7 @@ def _coordinator(loaded: Settings, given: list[str] | None) -> list[RegistryUrl]
 
 
 def _patience(loaded: Settings, pods: list[dict[str, Any]]) -> int:
-    """Seconds to wait for a mount: a link is written in no time, but bytes that are relayed take theirs."""
+    """Seconds to wait for a mount: a link is written at once, but a relay copies bytes."""
     relayed = any(pod["linker"] == Linker.RELAY for pod in pods)
     return router.COORDINATOR_TIMEOUT_S + (math.ceil(loaded.mount_timeout) if relayed else 0)
 
@@ -180,7 +182,7 @@ def _certificate(chain: str | None, key: str | None) -> router.Certificate | Non
     if chain is None and key is None:
         return None
     if chain is None or key is None:
-        raise UsageError("A certificate has a key: give --tls-cert and --tls-key, or neither.")
+        raise UsageError("--tls-cert and --tls-key belong together: give both, or neither.")
     return router.Certificate(router.parse_file(chain, "--tls-cert"), router.parse_file(key, "--tls-key"))
 
 
@@ -189,9 +191,9 @@ def _issuer(text: str | None, option: str) -> router.Issuer | None:
 
 
 def _replace(file: Path, text: str) -> bool:
-    """Replace a file at once, so that a reload never reads half of it; say whether anything changed."""
+    """Replace a file atomically, so that a reload never reads half of it; return whether it changed."""
     try:
-        # Where it is a link, as nginx's enabled sites are, what it points to.
+        # Follow a symbolic link, as those of nginx's enabled sites.
         target = file.resolve()
         if target.exists() and target.read_text() == text:
             return False
@@ -200,7 +202,7 @@ def _replace(file: Path, text: str) -> bool:
                 new.write(text)
                 new.flush()
                 os.fsync(new.fileno())
-                # No secret is in it, and who looks after nginx may be somebody else.
+                # It has no secret, and nginx may be another user's.
                 os.fchmod(new.fileno(), 0o644)
                 Path(new.name).replace(target)
             except BaseException:

@@ -1,4 +1,4 @@
-"""`baleen up`, `api`, `worker`, `scheduler` and `demo`: the processes."""
+"""`baleen up`, `api`, `worker`, `scheduler` and `demo`: run processes."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def up(
     *,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where the state stays; default .baleen, or BALEEN_DATA_DIR.")
+        Path | None, typer.Option(help="The directory of the state; default BALEEN_DATA_DIR, or .baleen.")
     ] = None,
     host: Host = LOOPBACK,
     port: Port = PORT,
@@ -36,12 +36,12 @@ def up(
         str | None,
         typer.Option(
             metavar="WHY",
-            help="Claim the bucket first, as `baleen gc claim` does: after a restore, or with another database.",
+            help="Claim the bucket first, as `baleen gc claim` does. State why.",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before the claim.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation of the claim.")] = False,
 ) -> None:
-    """Run everything on this machine until Ctrl-C. What has a setting of its own is not started."""
+    """Run everything on this machine until Ctrl-C. Services that settings name are not started."""
     from coordinator.commands.gc import demand_terminal  # noqa: PLC0415
     from coordinator.commands.up import run  # noqa: PLC0415 - the embedded stack is optional
 
@@ -60,7 +60,7 @@ def _claim(merged: settings.Settings, why: str, *, yes: bool) -> None:
 
 def api(*, host: Host = LOOPBACK, port: Port = PORT) -> None:
     """Run one API replica."""
-    # Only this command needs the web framework.
+    # Imported here: only this command needs the web framework.
     from coordinator import bootstrap, telemetry  # noqa: PLC0415
     from coordinator.api.server import serve  # noqa: PLC0415
     from coordinator.stack.ports import obstacle  # noqa: PLC0415
@@ -74,12 +74,12 @@ def api(*, host: Host = LOOPBACK, port: Port = PORT) -> None:
 
 def worker() -> None:
     """Run one stream worker."""
-    # Nothing here may import it; and as this process it gets our signals.
+    # `coordinator` must not import `workers`; and `exec` keeps this process, so that signals reach it.
     os.execv(sys.executable, [sys.executable, "-m", "workers"])  # noqa: S606 - no shell
 
 
 def scheduler() -> None:
-    """Run one scheduler: probes of registries, and jobs such as reconciles. Any number may run."""
+    """Run one scheduler: it probes registries and does jobs such as reconciles. Any number may run."""
     # As for the worker.
     os.execv(sys.executable, [sys.executable, "-m", "workers.scheduler"])  # noqa: S606 - no shell
 
@@ -87,7 +87,7 @@ def scheduler() -> None:
 def demo(
     *, keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False
 ) -> None:
-    """Run two registries on one bucket and check every step; exit 0 only if all held."""
+    """Run two registries on one bucket, and check every step; exit 0 only if all checks pass."""
     from coordinator.demo.run import run  # noqa: PLC0415 - the embedded stack is optional
 
     run(keep=keep)

@@ -1,6 +1,6 @@
-"""`baleen db`, `topics`, `config` and `check`: what stands before and behind the API.
+"""`baleen db`, `topics`, `config` and `check`: set up the services, and verify the table.
 
-Drivers are imported by the commands that need them: all of them take a second, and most commands need none.
+Drivers are imported by the commands that need them: they take a second, and most commands need none.
 """
 
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 @db.command(name="migrate")
 def migrate_database(*, json: Json = False) -> None:
-    """Bring the database to the schema of this release; harmless if it is there."""
+    """Migrate the database to the schema of this release; does nothing if it has it."""
     from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.db import migrate  # noqa: PLC0415
     from coordinator.db.session import translated  # noqa: PLC0415
@@ -42,7 +42,7 @@ def migrate_database(*, json: Json = False) -> None:
 
 @topics.command(name="create")
 def create_topics(*, json: Json = False) -> None:
-    """Create the topics that are missing and verify the others; exit 1 if one is not as it should be."""
+    """Create missing topics and verify the others; exit 1 if one has a wrong configuration."""
     from coordinator.kafka.topics import ensure_topics  # noqa: PLC0415
 
     reports = ensure_topics(settings.load())
@@ -50,7 +50,7 @@ def create_topics(*, json: Json = False) -> None:
         print_json({"items": [report._asdict() for report in reports]})
     else:
         print_table(
-            ("topic", "created", "partitions", "replication", "to mend"),
+            ("topic", "created", "partitions", "replication", "to fix"),
             [
                 (
                     report.name,
@@ -64,8 +64,8 @@ def create_topics(*, json: Json = False) -> None:
         )
     if any(report.replication == 1 for report in reports):
         notes().print(
-            "Every event is kept once, as one broker keeps one copy: that is for trying Baleen only, since events are "
-            "lost with the broker's disk.",
+            "Each event has one copy, on one broker: use this for evaluation only, since events are lost with the "
+            "broker's disk.",
             soft_wrap=True,
         )
     if any(report.findings for report in reports):
@@ -74,7 +74,7 @@ def create_topics(*, json: Json = False) -> None:
 
 @config.command(name="show")
 def show_config(*, json: Json = False) -> None:
-    """Show every setting as it is in force; of secrets only that they are set."""
+    """Show the settings in force; of secrets only whether they are set."""
     shown = settings.shown(settings.load())
     print_json(shown) if json else print_table(
         ("setting", "value"), [(f"BALEEN_{name.upper()}", shown[name]) for name in shown]
@@ -82,7 +82,7 @@ def show_config(*, json: Json = False) -> None:
 
 
 def check(*, json: Json = False) -> None:
-    """Recompute every count from the facts and compare; exit 1 on a difference."""
+    """Recompute every count from the facts, and compare; exit 1 on a difference."""
     from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.audit.check import check as run_check  # noqa: PLC0415
     from coordinator.db.session import translated  # noqa: PLC0415
@@ -118,4 +118,4 @@ def _print_report(report: "CheckReport") -> None:
         typer.echo(f"All counts agree with the facts: {told}.")
         return
     print_table(("what", "subject", "stored", "recomputed"), report.differences)
-    notes().print(f"{counted(report.differences_count, 'difference')}: the counts are not what the facts make them.")
+    notes().print(f"{counted(report.differences_count, 'difference')} between the counts and the facts.")

@@ -1,4 +1,4 @@
-"""`baleen status`: how far events are applied, and what holds garbage collection."""
+"""`baleen status`: how far events are applied, and what blocks garbage collection."""
 
 import sys
 from typing import Any
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(*, json: Json = False) -> None:
-    """Say how far events are applied, what is open, and what holds garbage collection."""
+    """Show how far events are applied, what is unresolved, and what blocks garbage collection."""
     with connected(settings.load()) as api:
         told = api.get("/v1/status")
     print_json(told) if json else _print(told)
@@ -33,11 +33,11 @@ def _print(told: dict[str, Any]) -> None:
             "unowned_repositories": _unowned(told["unowned_repositories"]),
         },
     )
-    sys.stdout.write("\nheld by\n" if collection["held_by"] else "\nNothing holds garbage collection.\n")
+    sys.stdout.write("\nblocked by\n" if collection["held_by"] else "\nNothing blocks GC.\n")
     for reason in collection["held_by"]:
         sys.stdout.write(f"  {reason}\n")
     if told["missing_blobs"]:
-        sys.stdout.write("\nBlobs are needed and have no bytes: see `baleen blob list --state missing`.\n")
+        sys.stdout.write("\nNeeded blobs have no bytes: see `baleen blob list --state missing`.\n")
 
 
 def _unowned(told: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`baleen pods suggest-prefixes`: what of the bucket belongs to no pod yet, and the command that registers it."""
+"""`baleen pods suggest-prefixes`: repositories in the bucket that no pod owns, and commands that register them."""
 
 import re
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from coordinator.domain.names import parse_repository
 from coordinator.domain.perimeter import NAMES_LIMIT
 from coordinator.errors import BaleenError
 
-#: Repositories that are counted of one prefix, and folders that are read for it.
+#: Repositories that are counted, and folders that are read, for one prefix.
 COUNT_LIMIT = 1000
 #: More than there are.
 ALL_PODS = 100_000
-#: Of a pod's name.
+#: Characters of a pod's name.
 NAME_LIMIT = 63
 
 
 def suggest_prefixes(*, json: Json = False) -> None:
-    """Propose a prefix for every folder of repositories in the bucket that no pod owns, and how to register it.
+    """Propose a prefix for each folder of the bucket that no pod owns, and print the command that registers it.
 
-    Lists folders alone, a hundred at most; changes nothing. Folders that one registry writes belong to one pod: give
-    its command several `--prefix`.
+    Lists at most a hundred folders; changes nothing. Folders that one registry writes belong to one pod: give its
+    command several `--prefix`.
     """
     from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.gc.unowned import count_repositories, unowned  # noqa: PLC0415
@@ -56,21 +56,21 @@ def suggest_prefixes(*, json: Json = False) -> None:
     for each in items:
         typer.echo(each["command"] or f"{each['prefix']}: {each['problem']}")
     if not complete:
-        typer.echo(f"\nThere are more than {counted(NAMES_LIMIT, 'folder')}: register these, and ask again.")
+        typer.echo(f"\nThere are more than {counted(NAMES_LIMIT, 'folder')}: register these, and run this again.")
 
 
 def suggestion(
     prefix: str, prefixes: Sequence[str], pods: set[str], repositories: int, counted_all: bool
 ) -> dict[str, Any]:
-    """Say how one prefix is registered, or why it cannot be."""
+    """Return the command that registers a prefix, or why there is none."""
     problem = None
     try:
         parse_repository(prefix)
     except BaleenError:
-        problem = "it is not the name of a repository: no registry writes it. Take it away."
+        problem = "it is not a valid name of a repository, and no registry wrote it: delete it."
     below = sorted(each for each in prefixes if each.startswith(f"{prefix}/"))
     if below:
-        problem = f"it is a repository itself, and {below[0]} below it is the prefix of a pod: delete or move it."
+        problem = f"it is a repository, and {below[0]} below it is a prefix of a pod: delete or move it."
     name = re.sub(r"[^a-z0-9]+", "-", prefix.lower()).strip("-")[:NAME_LIMIT].rstrip("-") or "pod"
     name = next(each for each in (name, *(f"{name[: NAME_LIMIT - 4]}-{n}" for n in range(2, 1000))) if each not in pods)
     command = f'baleen pods add {name} --prefix {prefix} --registry URL --unmanaged --why "it sends no events yet"'

@@ -1,4 +1,4 @@
-"""`baleen survey`: what deduplication saves, or would save, in registries as they are stored. Reads, and needs nobody.
+"""`baleen survey`: count what deduplication saves, or would save, in stored registries. Only reads storage.
 
 Not here: the count (survey/survey.py), the picture (commands/plot.py).
 """
@@ -35,7 +35,7 @@ TmpDir = Annotated[
     typer.Option(
         exists=True,
         file_okay=False,
-        help=f"Where records of keys wait to be counted, about {DISK_BYTES_PER_KEY} MB a million keys.",
+        help=f"Directory for temporary files, about {DISK_BYTES_PER_KEY} MB for a million keys.",
     ),
 ]
 EndpointUrl = Annotated[str | None, typer.Option(help="The S3 endpoint of these buckets.")]
@@ -54,7 +54,7 @@ def survey(
     endpoint_url: EndpointUrl = None,
     json: Json = False,
 ) -> None:
-    """Count what deduplication saves in these buckets or directories. Reads only, and needs no server."""
+    """Count what deduplication saves in these buckets or directories. Only reads, and needs no server."""
     from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
     from coordinator.storage.locations import parse_location  # noqa: PLC0415
 
@@ -84,7 +84,7 @@ def survey(
 
 
 def as_json(found: Survey) -> dict[str, Any]:
-    """The figures by names that stay."""
+    """Build the JSON document, whose names are stable."""
     return found._asdict() | {
         "saving_bytes": found.saving_bytes,
         "roots": [root._asdict() for root in found.roots],
@@ -132,24 +132,24 @@ def _row(root: RootFigures) -> tuple[str, ...]:
 
 
 def _remark(found: Survey) -> None:
-    """Say on stderr what is not as a registry leaves it; it is no error of the survey."""
+    """Print on stderr what a registry would not have written; it is no error of the survey."""
     say = notes()
     for root in found.roots:
         if root.missing_blobs:
             say.print(
                 f"{root.url}: {counted(root.missing_blobs, 'blob is', 'blobs are')} linked "
-                f"({counted(root.missing_links, 'link')}) and not stored: that counts nothing.",
+                f"({counted(root.missing_links, 'link')}) but not stored: not counted.",
                 soft_wrap=True,
             )
         if root.odd_keys:
             say.print(
-                f"{root.url}: {counted(root.odd_keys, 'key is', 'keys are')} none of a registry: that counts nothing.",
+                f"{root.url}: {counted(root.odd_keys, 'key is', 'keys are')} not a registry's: not counted.",
                 soft_wrap=True,
             )
     for url, digest in found.missing_examples:
         say.print(f"  not stored: {digest} in {url}", soft_wrap=True)
     for url, key in found.odd_examples:
-        say.print(f"  no key of a registry: {key!r} in {url}", soft_wrap=True)
+        say.print(f"  not a registry's key: {key!r} in {url}", soft_wrap=True)
     if found.conflicting_blobs:
         say.print(
             f"{counted(found.conflicting_blobs, 'blob is', 'blobs are')} stored with different sizes by several "

@@ -1,4 +1,4 @@
-"""`baleen tokens`: who may ask the API. Straight to the database, for without a token there is no asking the API.
+"""`baleen tokens`: create, list and revoke tokens for the API. Uses the database: the API would need a token.
 
 Drivers are imported by the commands: all commands import this module, and most need no database.
 """
@@ -13,7 +13,7 @@ from coordinator import settings
 from coordinator.commands.database import with_database
 from coordinator.commands.output import Json, print_json, print_table
 
-app = typer.Typer(help="Who may ask the API. Needs BALEEN_DATABASE_URL or a running stack.", no_args_is_help=True)
+app = typer.Typer(help="Tokens for the API. Needs BALEEN_DATABASE_URL or a running `baleen up`.", no_args_is_help=True)
 
 
 class RoleName(StrEnum):
@@ -21,17 +21,19 @@ class RoleName(StrEnum):
     OPERATE = "operate"
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="What the token is for.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The token's name, by what it is for.")]
 
 
 @app.command()
 def create(
     name: Name,
     *,
-    role: Annotated[RoleName, typer.Option(help="operate may also change things.")] = RoleName.READ,
+    role: Annotated[
+        RoleName, typer.Option(help="`read` may only read; `operate` may also make changes.")
+    ] = RoleName.READ,
     json: Json = False,
 ) -> None:
-    """Make a token, and print it: now, and never again."""
+    """Create a token, and print it. It is never shown again."""
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
     token = with_database(settings.load(), lambda database: tokens.create(database, name, role.value))
@@ -40,7 +42,7 @@ def create(
 
 @app.command(name="list")
 def list_tokens(*, json: Json = False) -> None:
-    """List tokens, without what they are."""
+    """List tokens, without their values."""
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
     items = with_database(settings.load(), tokens.tokens)
@@ -53,7 +55,7 @@ def list_tokens(*, json: Json = False) -> None:
 
 @app.command()
 def revoke(name: Name, *, json: Json = False) -> None:
-    """End a token; it is refused within seconds."""
+    """Revoke a token; it is refused within seconds."""
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
     with_database(settings.load(), lambda database: tokens.revoke(database, name))

@@ -1,9 +1,9 @@
 """`baleen up`: everything on one machine until Ctrl-C.
 
-Route: which services have no setting -> Stack starts these -> migrations, topics and versioning side by side -> a claim
-of the bucket, if asked for -> the operator's token -> worker, scheduler and API as children -> wait.
-How it ends: Ctrl-C and SIGTERM stop all and exit 0. A service that dies ends everything with exit 1 and the end of its
-log. API, worker and scheduler keep no state, so they are started again, a few times.
+Route: find the services that no setting names -> Stack starts them -> migrations, topics and versioning in parallel ->
+a claim of the bucket, if requested -> the operator's token -> worker, scheduler and API as children -> wait.
+End: Ctrl-C and SIGTERM stop everything and exit 0. If a service dies, everything ends with exit 1 and the tail of its
+log. API, worker and scheduler keep no state, so they are restarted a few times.
 Not here: starting and guarding children (coordinator/stack).
 """
 
@@ -34,33 +34,33 @@ from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Service, Stack, StackEndpoints
 
 OPERATOR = "operator"
-#: Settings that commands beside this one need to find the same services.
+#: Settings that other commands need to find the same services.
 ADDRESSES = ("database_", "kafka_", "s3_", "url")
-#: A child that lived so long is well; its failures are counted anew.
+#: After this time a child counts as healthy, and its failures are counted from zero.
 WELL_SECONDS = 60.0
 RESTARTS = 5
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 
 
 class _Ended(BaseException):
-    """Ctrl-C or SIGTERM; not an Exception, so that nothing on the way takes it for a failure."""
+    """Ctrl-C or SIGTERM. Not an Exception, so that no handler takes it for a failure."""
 
 
 def run(data_dir: Path | None, *, host: str, port: int, claim: Callable[[Settings], None] | None = None) -> None:
-    """Run until told to end; raises StackError when something dies for good.
+    """Run until Ctrl-C or SIGTERM; raises StackError when a child cannot be kept running.
 
-    `claim` is called once the services run, before anything of Baleen does; what it raises ends all.
+    `claim` is called once the services run, before any process of Baleen; an error that it raises ends everything.
     """
     directory = (data_dir or Path(settings.load().data_dir)).absolute()
     own = application.configured(directory)
-    # The handler of a shell's background job may be to ignore.
+    # A shell's background job may have inherited that signals are ignored.
     previous = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     console = notes()
     began = time.monotonic()
     try:
         stack = Stack(directory, services=_wanted(own))
         with _claimed(stack):
-            # Who starts the same twice learns that, and not that the port is taken.
+            # After the claim of the directory: a second `baleen up` reports that, and not the taken port.
             if (why := obstacle(host, port)) is not None:
                 raise StackError(why)
             console.print(f"Starting Baleen in {directory} …", soft_wrap=True)
@@ -93,16 +93,16 @@ def _load() -> None:
 
 
 def _end(_: int, __: FrameType | None) -> None:
-    # A second Ctrl-C must not cut the end short: children would be left to their guard.
+    # A second Ctrl-C must not interrupt the shutdown: only the children's guard would end them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # A handler may interrupt whoever writes to the same stream.
+    # Written unbuffered: the handler may have interrupted a write to the same stream.
     os.write(sys.stderr.fileno(), "Stopping …\n".encode())
     raise _Ended
 
 
 def _wanted(own: Settings) -> list[Service]:
-    """The services that no setting names."""
+    """Return the services that no setting names."""
     if own.s3_endpoint_url is not None and own.s3_bucket is None:
         raise SettingsError("BALEEN_S3_BUCKET is not set, but BALEEN_S3_ENDPOINT_URL is: name the bucket there.")
     named: dict[Service, bool] = {
@@ -114,7 +114,7 @@ def _wanted(own: Settings) -> list[Service]:
 
 
 def _merged(own: Settings, found: StackEndpoints, host: str, port: int, directory: Path) -> Settings:
-    """The settings that all parts of this run work with."""
+    """Return the settings for all processes of this run."""
     merged = replace(own, data_dir=str(directory), url=own.url or application.reached_at(host, port), token=None)
     if found.database_url is not None:
         merged = replace(merged, database_url=Secret(found.database_url))
@@ -133,7 +133,7 @@ def _merged(own: Settings, found: StackEndpoints, host: str, port: int, director
 
 
 class _Up:
-    """What runs on top of the services."""
+    """Runs Baleen's own processes on top of the services."""
 
     def __init__(self, stack: Stack, directory: Path, merged: Settings, host: str, port: int) -> None:
         self._stack = stack
@@ -168,13 +168,13 @@ class _Up:
             for step in steps:
                 step.result()
         if self._stack.endpoints.kafka_log_cut:
-            # The embedded broker was killed: events that it had acknowledged may be lost without a trace.
+            # The embedded broker was killed: events that it had acknowledged may be lost.
             with connect(url, name="baleen-up") as connection:
                 pods = progress.record_cut(connection, EVENTS)
             if pods:
                 notes().print(
                     "The embedded broker was killed in the last run, and events that it had acknowledged may be lost: "
-                    "every pod is reconciled by itself, and garbage collection is held until then.",
+                    "every pod is reconciled automatically, and GC is blocked until then.",
                     soft_wrap=True,
                 )
         if claim is not None:
@@ -183,12 +183,12 @@ class _Up:
         self._publish()
         for name in self._makers:
             self._start(name)
-        # The worker and the scheduler have had the time that the API took to say what keeps them from working.
+        # Worker and scheduler may have died while the API started.
         while (dead := self._stack.wait(0)) is not None:
             self._go_on_after(dead)
 
     def watch(self) -> None:
-        """Wait until something dies for good; what may be started again is."""
+        """Wait, and restart processes that may be restarted, until one dies for good."""
         while (dead := self._stack.wait()) is not None:
             self._go_on_after(dead)
 
@@ -202,9 +202,9 @@ class _Up:
             f"root {self._settings.s3_root or '/'}{keys}\n"
             f"  Kafka     {self._settings.kafka_bootstrap}\n"
             f"  logs      {self._directory / 'logs'}\n"
-            "Add a pod whose registry runs (else with --no-check) in another terminal, in this directory:\n"
+            "Register a pod in another terminal, in this directory (--no-check if its registry does not run yet):\n"
             "  baleen pods add pod-a --prefix pod-a --registry http://127.0.0.1:5001\n"
-            "Ctrl-C ends it; the next `baleen up` goes on with what it had."
+            "Press Ctrl-C to stop. The next `baleen up` continues with the same state."
         )
 
     def _start(self, name: str) -> None:
@@ -212,7 +212,7 @@ class _Up:
         self._stack.add(self._makers[name]())
 
     def _go_on_after(self, dead: ManagedProcess) -> None:
-        """Start it again, or raise StackError if that is of no use."""
+        """Restart a process, or raise StackError if it may not be restarted again."""
         name = dead.name
         died = f"{name} died (status {dead.exit_status})"
         tail = f"its log {dead.log_file} ends with:\n{dead.log_tail()}"
@@ -222,9 +222,9 @@ class _Up:
         self._failures[name] = 1 if well else self._failures.get(name, 0) + 1
         self._stack.remove(dead)
         if self._failures[name] > RESTARTS:
-            raise StackError(f"{died} again and is given up after {RESTARTS} attempts to start it again; {tail}")
+            raise StackError(f"{died} again after {RESTARTS} restarts; {tail}")
         pause = min(FIRST_PAUSE * 2 ** (self._failures[name] - 1), LONGEST_PAUSE)
-        again = f"It is started again in {pause:.1f} s."
+        again = f"It is restarted in {pause:.1f} s."
         told = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
         notes().print(told, soft_wrap=True)
         time.sleep(pause)
@@ -244,7 +244,7 @@ class _Up:
         return application.scheduler(self._settings, self._directory)
 
     async def _make_token(self) -> None:
-        """Keep the operator's token if it is good, else make another."""
+        """Keep the operator's token if it is valid, else create another."""
         from coordinator import bootstrap  # noqa: PLC0415 - see _load
         from coordinator.tokens import table as tokens  # noqa: PLC0415
 
@@ -259,13 +259,13 @@ class _Up:
             await database.dispose()
 
     def _publish(self) -> None:
-        """Tell the commands beside us where everything is; Stack removes the file when it ends."""
+        """Write where everything is, for other commands; Stack removes the file when it ends."""
         values = application.told(self._settings, ADDRESSES)
         _write_secret(self._directory / "stack.json", json.dumps(values, indent=1))
 
 
 def _kept(file: Path) -> str:
-    """The token of an earlier run. What is no text is none, and another takes its place."""
+    """Return the token of an earlier run; a damaged file gives an invalid one."""
     return file.read_bytes().decode(errors="replace").strip() if file.exists() else ""
 
 

@@ -1,1 +1,1 @@
-"""`baleen demo`: two registries, a mount, an outage and a collection, each step checked against the bucket."""
+"""`baleen demo`: two registries, a mount, an outage and a collection. Each step is checked against the bucket."""

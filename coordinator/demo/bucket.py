@@ -1,7 +1,7 @@
-"""What the bucket says of references, read from links and manifests alone: the demo's independent judge.
+"""Count references from the links and manifests in the bucket alone: the demo's independent check.
 
-A repository needs what it links, and of each index what that lists, in turn, whether or not it links that itself.
-Not here: the table. Nothing in this module shares code with what computes counts from events.
+A repository needs what it links and, recursively, what its indexes list, whether or not it links that itself.
+Not here: the table. This module shares no code with what computes counts from events.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ _REVISIONS = "/_manifests/revisions/sha256/"
 
 
 class Expected(NamedTuple):
-    """Counts as the links in the bucket make them. Digests are in wire form."""
+    """The counts that follow from the links in the bucket. Digests are in wire form."""
 
     #: (repository, manifest) pairs that have a revision link, or that an index of the repository lists.
     holdings: set[tuple[str, str]]
@@ -34,7 +34,7 @@ class Expected(NamedTuple):
 
 
 def expected(store: ObjectStore) -> Expected:
-    """Read all links and manifests of the bucket; for small buckets, as it keeps everything in memory."""
+    """Read all links and manifests of the bucket. Only for small buckets: it keeps everything in memory."""
     holdings: set[tuple[str, str]] = set()
     counts: Counter[str] = Counter()
     for link in store.walk(f"{BASE}/repositories/"):
@@ -66,7 +66,7 @@ def _content(store: ObjectStore, manifest: Digest) -> ManifestContent:
 
 
 def _is_manifest(store: ObjectStore, child: Digest) -> bool:
-    """Indexes of build caches list layers."""
+    """Is this child a manifest? Indexes of build caches also list layers."""
     try:
         _content(store, child)
     except (MalformedManifestError, ObjectNotFoundError, UsageError):

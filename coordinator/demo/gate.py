@@ -1,6 +1,6 @@
-"""A road to a port of loopback that can be closed: to a registry behind it, Baleen is then away.
+"""A TCP proxy on loopback that can be closed, so that Baleen is unreachable for a registry that uses it.
 
-Not here: what passes (any TCP), who is behind it (run.py).
+Not here: which registry uses it (run.py).
 """
 
 import contextlib
@@ -12,7 +12,7 @@ PIECE = 64 * 1024
 
 
 class Gate:
-    """Listens on a free port. `close` cuts what passes, and lets nothing pass until `open`."""
+    """Listens on a free port. `close` cuts all connections, and refuses new ones until `open`."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)

@@ -1,7 +1,7 @@
-"""The demo's round of garbage collection: what was deleted is hidden, one image comes again, the other is purged.
+"""The demo's garbage collection: two deleted images are hidden, one is pushed again, the other is purged.
 
-Route: `prepare`, early, since the links of what it deletes have to grow old -> `collect`: the doctor's visits, hide,
-restore, purge, and what the ledger says. Each wait says what it waits for, in the words of the plan.
+Route: `prepare`, early, since the links of what it deletes must expire -> `collect`: the doctor's visits, hide,
+restore, purge, and the history in the ledger. Each wait prints what it waits for, in the words of the plan.
 Not here: what is counted (run.py), the rules (domain/gc.py).
 """
 
@@ -19,16 +19,16 @@ from coordinator.domain.names import PodName, parse_digest
 from coordinator.registry.images import Image, Layer, make_image, make_layer
 from coordinator.storage.layout import blob_key
 
-#: A worker takes links away once a minute; all else is done within seconds.
+#: A worker removes expired links once a minute; everything else is done within seconds.
 COLLECT_S = 120.0
-#: Between two looks at the plan.
+#: Seconds between two reads of the plan.
 LOOK_S = 0.5
 #: The demo has fewer blobs.
 PLAN_LIMIT = 1000
 
 
 class Garbage(NamedTuple):
-    """Two images of pod-a that were deleted: one stays so, the other is pushed again."""
+    """Two deleted images of pod-a: one stays deleted, the other is pushed again."""
 
     old: Image
     again: Image
@@ -46,8 +46,8 @@ class Waits(NamedTuple):
 
 
 def prepare(demo: Demo, base: Layer) -> Garbage:
-    """Push two images and delete them; they share the base layer with others, which stays."""
-    demo.step("push old and again to pod-a, and delete both: nothing needs their own layers any more")
+    """Push two images and delete them. They share the base layer with other images, so that stays."""
+    demo.step("push old and again to pod-a, and delete both: nothing references their own layers any more")
     old, again = (make_image(f"demo/{name}", [base, make_layer(f"demo/{name}", 50_000)]) for name in ("old", "again"))
     client = demo.pods["pod-a"].client
     for name, image in (("old", old), ("again", again)):
@@ -60,52 +60,52 @@ def collect(demo: Demo, garbage: Garbage) -> None:
     old, again = own(garbage.old), own(garbage.again)
     _examine(demo)
 
-    demo.step("plan what may go, and then switch garbage collection on: it is hidden, and its bytes are kept")
+    demo.step("show the plan, then turn garbage collection on: blobs are hidden, and their bytes are kept")
     _check_served(demo, "old", garbage.old, expected=True)
     _collect_until(demo, [*old, *again], "hide", "hidden")
     _check_served(demo, "old", garbage.old, expected=False)
     _check_served(demo, "again", garbage.again, expected=False)
     if any(not demo.store.versions(_key(digest))[1:] for digest in old):
-        raise DemoFailedError(f"Of {old} not all bytes are kept below a delete marker.")
+        raise DemoFailedError(f"Not all bytes of {old} are kept below a delete marker.")
     demo.held(f"{len(old) + len(again)} blobs are hidden: both registries answer 404, the bytes are kept below markers")
 
-    demo.step("push again to pod-b: what is needed again is restored")
+    demo.step("push again to pod-b: the blobs that it references are restored")
     began = time.monotonic()
     demo.pods["pod-b"].client.push_image("pod-b/again", garbage.again, "v1")
     _await_state(demo, again, "live")
     took = time.monotonic() - began
     _check_served(demo, "again", garbage.again, expected=True)
-    demo.held(f"all is live {took:.1f} s after the push began, and pod-a serves its layers again, too")
+    demo.held(f"all blobs are live {took:.1f} s after the push began, and pod-a serves their layers again, too")
 
-    demo.step("the other image is purged, once everybody who could have seen it before has reported")
+    demo.step("the other image is purged, once every registry process that could have seen it has reported")
     _collect_until(demo, old, "purge", "purged")
     left = [digest for digest in old if demo.store.versions(_key(digest))]
     if left:
-        raise DemoFailedError(f"{left} were purged, and storage still has them.")
+        raise DemoFailedError(f"{left} were purged, but storage still has them.")
     freed = sum(_history(demo, digest)[-1]["evidence"]["freed_bytes"] for digest in old)
-    demo.held(f"storage has no version of its {len(old)} blobs any more, and gave {freed:,} bytes back")
+    demo.held(f"storage has no version of its {len(old)} blobs any more; {freed:,} bytes are freed")
 
-    demo.step("what the ledger says of a layer of each")
+    demo.step("the history of a layer of each image")
     _check_story(demo, garbage.old.layers[1].digest, ["hide", "hidden", "purge", "purged"])
     _check_story(demo, garbage.again.layers[1].digest, ["hide", "hidden", "restored"])
 
 
 def own(image: Image) -> list[str]:
-    """The digests that no other image of the demo has."""
+    """Return the digests that no other image of the demo has."""
     return [image.digest, image.config.digest, *(layer.digest for layer in image.layers[1:])]
 
 
 def check_findings(pod: str, findings: Collection[Finding], unsafe: Collection[str] = UNSAFE_FINDINGS) -> list[Finding]:
-    """Return what is not proved, all of which the demo expects; raises DemoFailedError."""
+    """Return the findings that are not proved; raises DemoFailedError for one that the demo does not expect."""
     found, expected = [each for each in findings if each.verdict is not Verdict.PROVED], implied(unsafe)
     unexpected = [f"{each.check} is {each.verdict} ({each.proof})" for each in found if each.check not in expected]
     if unexpected:
-        raise DemoFailedError(f"Pod {pod} is not safe to collect for: {'; '.join(unexpected)}.")
+        raise DemoFailedError(f"Garbage collection is not safe for pod {pod}: {'; '.join(unexpected)}.")
     return found
 
 
 def _examine(demo: Demo) -> None:
-    demo.step("let the doctor examine both pods: what is not proved keeps garbage collection away")
+    demo.step("let the doctor examine both pods: a check that is not proved blocks garbage collection")
 
     def visit(name: str) -> list[Finding]:
         with bootstrap.doctor(demo.settings, PodName(name)) as instruments:
@@ -115,31 +115,31 @@ def _examine(demo: Demo) -> None:
         visits = dict(zip(PODS, pool.map(visit, PODS), strict=True))
     unproved = {pod: check_findings(pod, findings) for pod, findings in visits.items()}
     proved = [f"{len(visits[pod]) - len(found)} checks of {pod}" for pod, found in unproved.items()]
-    demo.held(f"proved are {' and '.join(proved)}")
+    demo.held(f"{' and '.join(proved)} are proved")
     for finding in unproved[PODS[0]]:
         demo.console.print(f"  {finding.check} is {finding.verdict}: {finding.proof}", highlight=False)
     demo.console.print(
-        f"  These would hold it. Here alone it goes on: BALEEN_UNSAFE_FINDINGS={','.join(UNSAFE_FINDINGS)}",
+        f"  These would block GC. The demo ignores them: BALEEN_UNSAFE_FINDINGS={','.join(UNSAFE_FINDINGS)}",
         highlight=False,
     )
 
 
-# Garbage collection, as an operator asks for it
+# Garbage collection through the API
 
 
 def _switch_on(demo: Demo) -> None:
-    demo.api.put("/v1/gc/switch", {"enabled": True, "why": "the demo has looked at the plan"})
+    demo.api.put("/v1/gc/switch", {"enabled": True, "why": "the demo has read the plan"})
 
 
 def _plan(demo: Demo) -> Plan:
-    """What garbage collection would do now with each blob that it may concern, were it switched on."""
+    """Return the plan as if garbage collection were on."""
     told = demo.api.get("/v1/gc/plan", despite_holds=True, limit=PLAN_LIMIT)
     held = [reason for reason in told["held_by"] if not reason.startswith("switched off")]
     return Plan(held, {item["digest"]: item for item in told["items"]})
 
 
 def _run(demo: Demo) -> None:
-    """Have one collection run to its end."""
+    """Run one collection, and wait for its end; raises DemoFailedError."""
     run = demo.api.post("/v1/gc/runs", {"why": "the demo"})
     deadline = time.monotonic() + FOLLOW_S
     while run["state"] in {"waiting", "running"}:
@@ -156,11 +156,11 @@ def _history(demo: Demo, digest: str) -> list[dict[str, Any]]:
     return found
 
 
-# Waiting, and looking
+# Waits and checks
 
 
 def _collect_until(demo: Demo, digests: list[str], step: str, state: str) -> None:
-    """Wait until the plan says so of these blobs, and let a collection do it, be it the demo's or the scheduler's."""
+    """Wait until the plan has this step for these blobs, and a collection, the demo's or a scheduler's, has done it."""
     deadline = time.monotonic() + COLLECT_S
     said = ""
     while left := [digest for digest, told in zip(digests, _states(demo, digests), strict=True) if told != state]:
@@ -177,17 +177,17 @@ def _collect_until(demo: Demo, digests: list[str], step: str, state: str) -> Non
             for pod in PODS:
                 demo.api.post(f"/v1/pods/{pod}/reconcile", {"why": "the demo waits for it"})
         if time.monotonic() > deadline:
-            raise DemoFailedError(f"Waited in vain until {left} are {state}: {said}.")
+            raise DemoFailedError(f"Timed out: {left} are not {state}: {said}.")
         time.sleep(LOOK_S)
 
 
 def waits_for(plan: Plan, digest: str, step: str) -> Waits | None:
-    """Say why the plan does not do this with a blob; None if it does."""
+    """Return what the plan waits for before this step of a blob; None if it does the step."""
     if plan.held_by:
         return Waits(plan.held_by[0])
     item = plan.items.get(digest)
     if item is None:
-        return Waits("a link to one of the blobs still counts: a worker takes old links away once a minute")
+        return Waits("a link to one of the blobs still counts: a worker removes expired links once a minute")
     if item["step"] == step:
         return None
     if item["why"] is None:
@@ -207,13 +207,13 @@ def _states(demo: Demo, digests: list[str]) -> list[str | None]:
 
 
 def _check_served(demo: Demo, name: str, image: Image, *, expected: bool) -> None:
-    """Ask pod-a for what it links of an image, and that was the image's own."""
+    """Check whether pod-a serves the blobs that only this image has, and that it serves the base layer."""
     client = demo.pods["pod-a"].client
     for digest in own(image)[1:]:
         if client.has_blob(f"pod-a/{name}", digest) is not expected:
             raise DemoFailedError(f"pod-a {'does not serve' if expected else 'serves'} {digest} of {name}.")
     if not client.has_blob(f"pod-a/{name}", image.layers[0].digest):
-        raise DemoFailedError(f"pod-a does not serve the base layer in {name}, and others need it.")
+        raise DemoFailedError(f"pod-a does not serve the base layer in {name}, although other images need it.")
 
 
 def _check_story(demo: Demo, digest: str, expected: list[str]) -> None:
@@ -223,7 +223,7 @@ def _check_story(demo: Demo, digest: str, expected: list[str]) -> None:
         demo.console.print(f"    {sentence}", highlight=False)
     decisions = [entry["decision"] for entry in told["history"]]
     if decisions != expected:
-        raise DemoFailedError(f"The ledger says {decisions} of {digest}, and it went {expected}.")
+        raise DemoFailedError(f"The ledger has {decisions} for {digest}, and not {expected}.")
 
 
 def _until(there: Callable[[], bool], why: Callable[[], str]) -> None:

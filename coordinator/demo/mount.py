@@ -1,7 +1,7 @@
-"""The demo's mount: an image of pod-b whose base layer lives in pod-a only, pushed through the router.
+"""The demo's mount: push an image to pod-b, through the router, whose base layer only pod-a has.
 
-Route: `start`, which runs nginx with the configuration of `baleen router-config` -> `mount`. Where nginx is not
-installed Baleen is asked directly, as the router would ask it.
+Route: `start` runs nginx with the configuration of `baleen router-config` -> `mount`. If nginx is not installed, the
+demo sends the mount to Baleen directly, as the router would.
 Not here: what a mount is (coordinator/mounts), the configuration (router/nginx.py).
 """
 
@@ -14,7 +14,7 @@ from coordinator.registry.images import Layer, make_image, make_layer
 from coordinator.router import nginx as router
 from coordinator.stack import nginx
 
-#: Of the layer that is not sent.
+#: Bytes of the layer that is mounted.
 BASE_BYTES = 3_000_000
 #: Longer than any request of the demo.
 REQUEST_BOUND_S = 60
@@ -23,7 +23,7 @@ REQUEST_BOUND_S = 60
 def start(demo: Demo, directory: Path, port: int, api: str) -> str | None:
     """Start the router, and return where clients reach it; None where there is no nginx."""
     if nginx.available() is None:
-        demo.console.print("  nginx is not installed here: Baleen is asked for mounts as a router would ask it")
+        demo.console.print("  nginx is not installed here: mounts are sent to Baleen directly")
         return None
     state = directory / "router"
     state.mkdir()
@@ -45,8 +45,8 @@ def start(demo: Demo, directory: Path, port: int, api: str) -> str | None:
 
 
 def mount(demo: Demo, through: str | None, api: str) -> Layer:
-    """Push an image to pod-b through the router; return its layer that was mounted."""
-    demo.step(f"push app5 to pod-b{' through the router' if through else ''}: its base layer lives in pod-a only")
+    """Push an image to pod-b through the router; return the layer that was mounted."""
+    demo.step(f"push app5 to pod-b{' through the router' if through else ''}: only pod-a has its base layer")
     base = make_layer("demo/elsewhere", BASE_BYTES)
     demo.pods["pod-a"].client.push_image("pod-a/base", make_image("demo/base", [base]), "v1")
     image = make_image("demo/app5", [base, make_layer("demo/app5", 50_000)])
@@ -60,8 +60,6 @@ def mount(demo: Demo, through: str | None, api: str) -> Layer:
         raise DemoFailedError(f"app5 was pulled as {pulled.digest}.")
     told = demo.api.get(f"/v1/blobs/{base.digest}/explain")["mounts"]
     if [(each["repository"], each["source"]) for each in told] != [("pod-b/app5", "pod-a/base")]:
-        raise DemoFailedError(f"The mount is told as {told}.")
-    demo.held(
-        f"{len(base.content):,} bytes were not sent, {sent:,} were; pod-b has every layer, and the image pulls whole"
-    )
+        raise DemoFailedError(f"`explain` shows the mounts {told}.")
+    demo.held(f"{len(base.content):,} bytes were mounted, {sent:,} were uploaded; the image can be pulled from pod-b")
     return base

@@ -1,9 +1,9 @@
-"""`baleen demo`: two real registries on one bucket, and every count held against the links in the bucket.
+"""`baleen demo`: run two registries on one bucket, and compare every count with the links in the bucket.
 
 Route: `baleen up` as a child in a temporary directory -> two pods, registered over the API -> two registries ->
-the story (`_story`), each step of which is checked, with a mount (mount.py) and a round of garbage collection
-(gc.py) -> exit 0 only if all held.
-Not here: what the bucket says (bucket.py), which shares no code with what counts.
+the steps (`_story`), each of which is checked, with a mount (mount.py) and garbage collection (gc.py) -> exit 0 only if
+all checks pass.
+Not here: counting in the bucket (bucket.py), which shares no code with Baleen's counts.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 
 UP_S = 90.0
-#: How long Baleen may take to find out about a registry that was killed, wait for its last requests, and reconcile.
+#: How long Baleen may take to notice that a registry was killed, wait for its last requests, and reconcile.
 REPAIR_S = 90.0
-#: A demonstration need not wait as long as a cluster: what a dead registry began has landed after eight seconds here,
-#: and there is one clock. A process that is silent for half of that counts as paused. The quarantine is long enough to
-#: push again what was hidden.
+#: A demonstration need not wait as long as a cluster: requests of a dead registry land within eight seconds here, and
+#: there is one clock. A process that is silent for half of that counts as paused. The quarantine is long enough to push
+#: a hidden image again.
 SETTINGS = f"""\
 unsafe_times = true
 unsafe_findings = "{",".join(UNSAFE_FINDINGS)}"
@@ -59,20 +59,20 @@ mounts = "open"
 
 
 def run(*, keep: bool = False, console: Console | None = None) -> None:
-    """Run the demo; raises DemoFailedError at the first step that does not hold."""
+    """Run the demo; raises DemoFailedError at the first check that fails."""
     console = console or Console()
     with tempfile.TemporaryDirectory(prefix="baleen-demo-") as directory, contextlib.ExitStack() as started:
         children = started.enter_context(Children())
         console.print("[bold]Baleen demo[/]: two registries, one bucket, one reference table")
         demo, through, api = _start(Path(directory), children, console, started)
         _story(demo, through, api)
-        console.print("[bold green]Every step held.[/]")
+        console.print("[bold green]Every check passed.[/]")
         if keep:
             _stay(demo, Path(directory))
 
 
 def _story(demo: Demo, through: str | None, api: str) -> None:
-    """`through`: the router, if there is one."""
+    """Run the steps. `through`: the router, if there is one."""
     base = make_layer("demo/base", 4_000_000)
     images = {f"app{n}": make_image(f"demo/app{n}", [base, make_layer(f"demo/app{n}", 50_000)]) for n in (1, 2, 3)}
     demo.step("push app1 and app2 to pod-a: they share a base layer of 4 MB")
@@ -80,7 +80,7 @@ def _story(demo: Demo, through: str | None, api: str) -> None:
         demo.pods["pod-a"].client.push_image(f"pod-a/{name}", images[name], "v1")
     _held(demo, base.digest, references=2, pods=["pod-a"])
 
-    demo.step("push app1 and app3 to pod-b, a registry of its own on the same bucket")
+    demo.step("push app1 and app3 to pod-b, another registry on the same bucket")
     for name in ("app1", "app3"):
         demo.pods["pod-b"].client.push_image(f"pod-b/{name}", images[name], "v1")
     _held(demo, base.digest, references=4, pods=["pod-a", "pod-b"])
@@ -91,20 +91,20 @@ def _story(demo: Demo, through: str | None, api: str) -> None:
     demo.pods["pod-a"].client.push_image("pod-a/app1", images["app3"], "v1")
     _held(demo, base.digest, references=7, pods=["pod-a", "pod-b"])
 
-    demo.step("delete app2 in pod-a: its references go, those of pod-b stay")
+    demo.step("delete app2 in pod-a: its references end, those of pod-b stay")
     demo.pods["pod-a"].client.delete_manifest("pod-a/app2", images["app2"].digest)
     _held(demo, base.digest, references=6, pods=["pod-a", "pod-b"])
     _held(demo, images["app2"].layers[1].digest, references=1, pods=None)
 
-    demo.step("delete the same image from pod-b's index repository: its index keeps it, and what it lists")
+    demo.step("delete the same image from pod-b's repository multi: the index still references it and what it lists")
     demo.pods["pod-b"].client.delete_manifest("pod-b/multi", images["app2"].digest)
     _held(demo, images["app2"].digest, references=2, pods=["pod-b"])
     _held(demo, images["app2"].layers[1].digest, references=1, pods=None)
 
-    demo.step("pull what is left from both pods, every layer whole")
+    demo.step("pull what is left from both pods")
     for pod, repository in (("pod-a", "pod-a/app1"), ("pod-b", "pod-b/app1"), ("pod-b", "pod-b/app3")):
         demo.pods[pod].client.pull_image(repository, "v1")
-    demo.held("all digests agree")
+    demo.held("all layers match their digests")
 
     mounted = demo_mount.mount(demo, through, api)
     _held(demo, mounted.digest, references=2, pods=["pod-a", "pod-b"])
@@ -114,18 +114,18 @@ def _story(demo: Demo, through: str | None, api: str) -> None:
     _lost_events(demo, base)
     demo_gc.collect(demo, garbage)
 
-    demo.step("pull every image that is left from both pods once more, every layer whole")
+    demo.step("pull every image that is left from both pods again")
     for pod, names in (("pod-a", ("app1", "base")), ("pod-b", ("app1", "app3", "app4", "app5", "again"))):
         for name in names:
             demo.pods[pod].client.pull_image(f"{pod}/{name}", "v1")
-    demo.held("all digests agree")
+    demo.held("all layers match their digests")
     _held(demo, base.digest, references=8, pods=["pod-a", "pod-b"])
 
 
 def _lost_events(demo: Demo, base: Layer) -> None:
-    """A registry that dies takes the events in its queue with it: nobody tells Baleen but the bucket."""
+    """Kill a registry with events in its queue: Baleen can find what was pushed only in the bucket."""
     pod = demo.pods["pod-b"]
-    demo.step("pod-b's registry cannot reach Baleen, takes a push of app4 all the same, and is killed")
+    demo.step("pod-b's registry cannot reach Baleen, accepts a push of app4, and is killed")
     _wait(demo, "the watermark of pod-b", lambda told: told["watermark"] is not None)
     pod.gate.close()
     image = make_image("demo/app4", [base, make_layer("demo/app4", 50_000)])
@@ -135,15 +135,15 @@ def _lost_events(demo: Demo, base: Layer) -> None:
     process = demo.children.start(pod.registry.process())
     demo.pods["pod-b"] = pod = pod._replace(process=process)
     if (told := _blob(demo, image.digest))["reference_count"] is not None:
-        raise DemoFailedError(f"The events of app4 were in the queue of a dead registry, and it is told as {told}.")
+        raise DemoFailedError(f"The events of app4 were in the queue of a dead registry, but the table has {told}.")
 
-    demo.step("the table does not know app4, so pod-b's watermark freezes: nothing may be collected")
+    demo.step("the table does not know app4, so pod-b's watermark stops: GC is blocked")
     frozen = _wait(demo, "the death of the old process", lambda told: any(s["dead_since"] for s in told["sources"]))
     demo.held(f"the watermark stands at {frozen['watermark']}")
     for reason in frozen["waits_for"][:3]:
         demo.console.print(f"  {reason}", highlight=False)
 
-    demo.step("a reconcile starts by itself once the dead process's last writes have landed")
+    demo.step("a reconcile starts automatically once the dead process's last writes have landed")
     done = _wait(
         demo,
         "the reconcile",
@@ -152,7 +152,7 @@ def _lost_events(demo: Demo, base: Layer) -> None:
     _held(demo, image.digest, references=1, pods=["pod-b"])
     _held(demo, base.digest, references=7, pods=["pod-a", "pod-b"])
     pod.client.pull_image("pod-b/app4", "v1")
-    demo.held(f"the dead process is retired, the watermark moves on: {done['watermark']}")
+    demo.held(f"the dead process is retired, and the watermark advances: {done['watermark']}")
 
 
 def _time(told: dict[str, Any]) -> dt.datetime:
@@ -160,21 +160,21 @@ def _time(told: dict[str, Any]) -> dt.datetime:
 
 
 def _wait(demo: Demo, what: str, there: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Wait until pod-b is told as it should be; return that."""
+    """Wait until pod-b satisfies `there`; return it."""
     deadline = time.monotonic() + REPAIR_S
     told: dict[str, Any] = {}
     while not there(told := demo.api.get("/v1/pods/pod-b")):
         if time.monotonic() > deadline:
-            raise DemoFailedError(f"Waited in vain for {what}; pod-b is told as {told}.")
+            raise DemoFailedError(f"Timed out waiting for {what}; pod-b is {told}.")
         time.sleep(POLL_S)
     return told
 
 
-# What each step is held against
+# Checks of the steps
 
 
 def _held(demo: Demo, digest: str, *, references: int, pods: list[str] | None) -> None:
-    """Wait until one blob is as said, and all counts and holdings are as the links in the bucket make them."""
+    """Wait until one blob is as expected, and all counts and holdings agree with the links in the bucket."""
     deadline = time.monotonic() + FOLLOW_S
     while True:
         told = _blob(demo, digest)
@@ -184,13 +184,13 @@ def _held(demo: Demo, digest: str, *, references: int, pods: list[str] | None) -
             break
         if time.monotonic() > deadline:
             raise DemoFailedError(
-                f"{digest} should have {references} references in {pods}, and is told as {told}; "
+                f"{digest} should have {references} references in {pods}, but is {told}; "
                 f"differences from the bucket: {differences[:5]}."
             )
         time.sleep(POLL_S)
     demo.held(
-        f"{digest[:19]}… has {told['reference_count']} reference{'s' * (references != 1)}, "
-        f"and is used by {', '.join(told['pods']) or 'no pod'}; all counts agree with the links in the bucket"
+        f"{digest[:19]}… has {told['reference_count']} reference{'s' * (references != 1)} "
+        f"in {', '.join(told['pods']) or 'no pod'}; all counts agree with the links in the bucket"
     )
 
 
@@ -202,14 +202,14 @@ def _differences(demo: Demo) -> list[str]:
     for digest, blob in zip(digests, demo.look_up(digests), strict=True):
         expected = wanted.reference_counts.get(digest, 0)
         if blob is None or blob["reference_count"] != expected:
-            found.append(f"{digest}: told as {blob}, the links make {expected} references")
+            found.append(f"{digest}: the table has {blob}, the links make {expected} references")
         elif blob["size"] != wanted.sizes[digest]:
-            found.append(f"{digest}: {blob['size']} bytes, stored are {wanted.sizes[digest]}")
+            found.append(f"{digest}: the table has {blob['size']} bytes, storage has {wanted.sizes[digest]}")
     for repository in sorted({repository for repository, _ in wanted.holdings}):
         manifests = sum(holder == repository for holder, _ in wanted.holdings)
         told = _repository(demo, repository)
         if told is None or told["manifests"] != manifests:
-            found.append(f"{repository}: told as {told}, the links make {manifests} manifests")
+            found.append(f"{repository}: the table has {told}, the links make {manifests} manifests")
     return found
 
 
@@ -227,7 +227,7 @@ def _repository(demo: Demo, name: str) -> dict[str, Any] | None:
 
 
 def _show_sharing(demo: Demo) -> None:
-    table = Table("blob", "bytes", "references", "pods", title="What both pods share")
+    table = Table("blob", "bytes", "references", "pods", title="Blobs that both pods share")
     digests = sorted(bucket.expected(demo.store).sizes)
     for digest, blob in zip(digests, demo.look_up(digests), strict=True):
         if blob is not None and len(blob["pods"]) > 1:
@@ -235,13 +235,13 @@ def _show_sharing(demo: Demo) -> None:
     demo.console.print(table)
 
 
-# Starting and ending it
+# Start and end
 
 
 def _start(
     directory: Path, children: Children, console: Console, started: contextlib.ExitStack
 ) -> tuple[Demo, str | None, str]:
-    """Start everything; return it, where the router is, if there is one, and where the API is."""
+    """Start everything; return it, the router's URL, if there is one, and the API's URL."""
     data_dir = directory / "data"
     ports = Ports(directory / "ports.json", "127.0.0.1")
     port = ports.take("the API")
@@ -251,7 +251,7 @@ def _start(
         ManagedProcess(
             name="baleen up",
             argv=[sys.executable, "-m", "coordinator.cli", "up", "--data-dir", str(data_dir), "--port", str(port)],
-            # Of the user's own settings none: they name services, and would have these collected by the demo's times.
+            # None of the user's own settings: GC with the demo's times would run on the services that they name.
             env=passed_on(),
             cwd=directory,
             log_file=directory / "up.log",
@@ -293,7 +293,7 @@ def _registry(
     settings: configuration.Settings,
     http_secret: str,
 ) -> DistributionRegistry | ModelRegistry:
-    """Register a pod, and say how its registry runs; it does not run yet."""
+    """Register a pod, and return its registry, which is not started yet."""
     pod = demo.api.post("/v1/pods", {"name": name, "prefixes": [name], "registries": [f"http://127.0.0.1:{port}"]})
     assert settings.s3_endpoint_url is not None
     assert settings.s3_bucket is not None
@@ -324,7 +324,7 @@ def _stay(demo: Demo, directory: Path) -> None:
         f"\nStill running. In another terminal:\n"
         f"  cd {directory} && BALEEN_DATA_DIR=data baleen pods list\n"
         + "".join(f"  {pod.registry.name} is at {pod.registry.url}\n" for pod in demo.pods.values())
-        + "Ctrl-C ends it, and removes everything."
+        + "Press Ctrl-C to stop and remove everything."
     )
     with _until_told():
         signal.pause()

@@ -1,4 +1,4 @@
-"""What the demo's steps share: the two pods, where they are looked at from, and how a step that fails says so.
+"""What the demo's steps share: the two pods, the clients for checks, and the error of a failed check.
 
 Not here: the steps (run.py, gc.py).
 """
@@ -19,20 +19,20 @@ from coordinator.stack.process import ManagedProcess
 from coordinator.storage.port import ObjectStore
 
 PODS = ("pod-a", "pod-b")
-#: How long counts may take to follow what a registry has done. It is well under a second when all is well.
+#: How long counts may take to follow what a registry has done. Usually it takes well under a second.
 FOLLOW_S = 30.0
 POLL_S = 0.05
-#: Checks of the doctor that cannot be proved here: the embedded broker is for trying Baleen, and the embedded store has
-#: one key, which both pods' registries share with Baleen (`cannot-delete` stands for all checks of that key).
+#: Checks of the doctor that cannot be proved here: the embedded broker is for evaluation only, and the embedded store
+#: has one key, which both pods' registries share with Baleen (`cannot-delete` stands for all checks of that key).
 UNSAFE_FINDINGS = ("kafka-durable", "cannot-delete")
 
 
 class DemoFailedError(BaleenError):
-    """A step of the demo did not hold; the message says which and how."""
+    """A check of the demo failed; the message says which and how."""
 
 
 class Pod(NamedTuple):
-    """A pod's registry, whose events pass the gate."""
+    """A pod's registry. It sends its events through the gate."""
 
     registry: DistributionRegistry | ModelRegistry
     process: ManagedProcess
@@ -52,12 +52,12 @@ class Demo(NamedTuple):
         self.console.print(f"[bold]•[/] {what}")
 
     def held(self, what: str) -> None:
-        self.console.print(f"  [green]held[/]: {what}")
+        self.console.print(f"  [green]ok[/]: {what}")
 
     def waits(self, what: str) -> None:
-        self.console.print(f"  [dim]waits: {what}[/]", highlight=False)
+        self.console.print(f"  [dim]waiting: {what}[/]", highlight=False)
 
     def look_up(self, digests: list[str]) -> list[dict[str, Any] | None]:
-        """Return what is told of each blob."""
+        """Look up each blob; None for an unknown one."""
         found: list[dict[str, Any] | None] = self.api.post("/v1/blobs/lookup", {"digests": digests})["items"]
         return found

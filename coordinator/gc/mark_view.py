@@ -33,5 +33,5 @@ def _claimed(at: dt.datetime, why: str, verify_from: dt.datetime, *, early: bool
     when = f" after {verify_from:%Y-%m-%d %H:%M:%S} UTC" if early else ""
     return (
         f"The claim of {at:%Y-%m-%d %H:%M:%S} UTC ({why}) is not verified: once every pod is reconciled, run "
-        f"`baleen audit --mend`{when}. It verifies in storage every blob that is live in the table"
+        f"`baleen audit --repair`{when}. It verifies in storage every blob that is live in the table"
     )

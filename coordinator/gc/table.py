@@ -639,7 +639,7 @@ def _ours(connection: Connection[Any], job: Job) -> None:
     claimed = connection.execute("SELECT FROM gc_mark WHERE claimed_at IS NOT NULL").fetchone()
     if claimed is not None:
         raise StoppedCollectingError(
-            "The last claim is not verified. Run `baleen audit --mend`; see `baleen gc status`."
+            "The last claim is not verified. Run `baleen audit --repair`; see `baleen gc status`."
         )
 
 

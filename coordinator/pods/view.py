@@ -60,7 +60,7 @@ class Open(NamedTuple):
                 f"a reconcile of the pod that begins after {self.gaps_settle_from:%Y-%m-%d %H:%M:%S} UTC resolves it; "
                 "the scheduler starts it"
             )
-        relay = "delete it in the registry, or push the blobs that it needs again, then run `baleen pods settle-gaps`"
+        relay = "delete it in the registry, or push the blobs that it needs again, then run `baleen pods resolve-gaps`"
         if self.pending_examples:
             relay += f": {', '.join(self.pending_examples)}"
         told = (
@@ -80,13 +80,13 @@ class Open(NamedTuple):
                 self.gaps,
                 "gap",
                 " in which events may be lost",
-                f"{settles} (linker relay: `baleen pods settle-gaps`)",
+                f"{settles} (linker relay: `baleen pods resolve-gaps`)",
             ),
             (
                 self.doubtful_removals,
                 "doubtful removal",
                 "",
-                "it is resolved from the pod's links in storage (linker relay: `baleen pods settle-gaps` cancels it)",
+                "it is resolved from the pod's links in storage (linker relay: `baleen pods resolve-gaps` cancels it)",
             ),
             (
                 self.unread_manifests,
@@ -141,7 +141,7 @@ class Truth(NamedTuple):
             return f"run `baleen pods reconcile {pod}`"
         return (
             f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, then run "
-            f"`baleen pods settle-gaps {pod} --why …`"
+            f"`baleen pods resolve-gaps {pod} --why …`"
         )
 
     def _not_proved(self, examined: Mapping[str, Verdict], pod: str) -> str | None:

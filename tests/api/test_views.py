@@ -394,7 +394,7 @@ def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
             )
             told = eventually(lambda: known(api.get("/v1/status").json()), "Kafka tells")
             assert not told["caught_up"]
-            settles = any("the worker has yet to settle that" in each for each in told["gc"]["held_by"])
+            settles = any("the worker has yet to resolve that" in each for each in told["gc"]["held_by"])
             return told["lag"][str(partition)], settles
 
         assert lag_at(end - 1) == (1, False)

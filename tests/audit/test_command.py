@@ -87,7 +87,7 @@ def test_a_table_and_a_store_that_agree(stored: World, baleen: Command) -> None:
 
 
 def test_what_is_lost(stored: World, baleen: Command) -> None:
-    """What is missing, masked or damaged exits 1 and is told, and is written down; `--mend` brings it back."""
+    """What is missing, masked or damaged exits 1 and is told, and is written down; `--repair` brings it back."""
     stored.needed("one", "two", "masked", "damaged")
     stored.store.delete(stored.key("masked"))
     stored.store.put(stored.key("damaged"), b"?" * len(stored.body("damaged")))
@@ -99,7 +99,7 @@ def test_what_is_lost(stored: World, baleen: Command) -> None:
     assert shown.code == 1
     assert "below a delete marker" in shown.out
     assert "restorable version" in shown.out
-    mended = baleen("audit", "--mend", "--json").json
+    mended = baleen("audit", "--repair", "--json").json
     assert mended["comparison"]["mended"]["examples"][0]["digest"] == stored.text("masked")
     assert stored.state("masked") is BlobState.LIVE
     read = baleen("audit", "--verify-content", "--from", UNKNOWN)
@@ -118,7 +118,7 @@ def test_what_it_refuses(baleen: Command) -> None:
         (["--verify-content", "--rate", "0"], "50MB"),
         (["--verify-content", "--from", "abc"], "not a digest"),
         (["--verify-content", "--from", UNKNOWN, "--sample", "1"], "--sample or --from"),
-        (["--verify-content", "--from", UNKNOWN, "--mend"], "--mend or --from"),
+        (["--verify-content", "--from", UNKNOWN, "--repair"], "--repair or --from"),
         (["--uploads-older-than", "a while"], "24h"),
         (["--uploads-older-than", "900000d"], "3650d"),
         (["--orphans-older-than", f"{'9' * 400}d"], "3650d"),

@@ -122,7 +122,7 @@ def test_adopt(adopting: Adopting) -> None:
     assert figures(adopting("--json")) == [1, 4, size, 0, 0, 0, 0, 0]
     said = adopting().out
     assert "copied        0 blobs, 0 B (0 bytes)" in said
-    assert f"Reconcile, job {job['id']}: waiting. Keep the source until `baleen jobs show {job['id']}` says" in said
+    assert f"Reconcile, job {job['id']}: waiting. Keep the source until `baleen jobs show {job['id']}` prints" in said
 
 
 def test_something_is_refused(adopting: Adopting) -> None:
@@ -131,7 +131,7 @@ def test_something_is_refused(adopting: Adopting) -> None:
     adopting.source.put(content_key(layer.digest), bytes(len(layer.content)))
     for done in (adopting(), adopting("--json")):
         assert done.code == 1
-        assert "1 blob is refused, and so is what needs any; the rest is adopted" in done.err
+        assert "1 blob is refused, and so is everything that needs one; the rest is adopted" in done.err
         told = done.err if done.out.startswith("repositories") else done.out
         assert layer.digest in told
         assert "its bytes in the source have the digest" in told
@@ -143,7 +143,7 @@ def test_a_reconcile_that_cannot_be_asked_for(adopting: Adopting) -> None:
     done = adopting(token=READ)
     assert done.code == 1
     assert "copied        4 blobs" in done.out
-    assert f"Type `baleen pods reconcile {adopting.pod}` today" in done.err
+    assert f"Run `baleen pods reconcile {adopting.pod}` today" in done.err
     assert len(adopting.links()) == 6
 
 
@@ -156,7 +156,7 @@ def test_interrupted(adopting: Adopting, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("coordinator.commands.adopt.execute", interrupted)
     done = adopting()
     assert (done.code, done.out) == (130, "")
-    assert done.err == "What was adopted stays, and the same command goes on from there.\nInterrupted.\n"
+    assert done.err == "What was adopted stays. Run the same command again to continue.\nInterrupted.\n"
 
 
 def test_refusals(adopting: Adopting) -> None:

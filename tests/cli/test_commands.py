@@ -149,10 +149,10 @@ def test_a_pods_gaps(api: Served, baleen: Command, facts: Facts) -> None:
         " SELECT id, 'registry.events', -1, 'log-cut', 0 FROM pods WHERE name = %s"
     )
     api.db.execute(gap, (pod,))
-    assert "no open gap" in baleen("pods", "settle-gaps", pod, "--why", "it was compared").out
+    assert "no open gap" in baleen("pods", "resolve-gaps", pod, "--why", "it was compared").out
     api.db.execute(gap, (pod,))
-    assert baleen("pods", "settle-gaps", pod, "--why", "again", "--json").json["gaps"]["open"] == 0
-    assert f"baleen pods reconcile {other}" in errs(baleen("pods", "settle-gaps", other, "--why", "I think so"), 1)
+    assert baleen("pods", "resolve-gaps", pod, "--why", "again", "--json").json["gaps"]["open"] == 0
+    assert f"baleen pods reconcile {other}" in errs(baleen("pods", "resolve-gaps", other, "--why", "I think so"), 1)
 
 
 def test_a_registry_by_another_name(api: Served, baleen: Command, facts: Facts) -> None:
@@ -186,15 +186,15 @@ class Forbidding(Handler):
 
 @pytest.mark.parametrize("header", ["WWW-Authenticate", "Docker-Distribution-Api-Version", "Server"])
 def test_who_answers_403(baleen: Command, facts: Facts, header: str) -> None:
-    """Only what answers as registries do is believed to be one that wants to know who asks."""
+    """Only what answers as registries do is taken for one that requires a login."""
     handler = type("Forbidding", (Forbidding,), {"headers_sent": {header: "x"}})
     with HTTPServer(handler) as server:
         done = baleen("pods", "set-registries", facts.pods[0], "--registry", server.address)
     if header == "Server":
-        assert "not as registries do" in errs(done, 1)
+        assert "not as a registry does" in errs(done, 1)
     else:
         assert done.code == 0
-        assert "wants to know who asks" in done.err
+        assert "requires a login" in done.err
 
 
 def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
@@ -262,10 +262,10 @@ def test_a_pod_of_which_much_is_to_be_told(api: Served, baleen: Command, facts: 
     assert max(map(len, lines)) <= 100, max(lines, key=len)
     assert "pods show" not in told.out + told.err
     assert "BALEEN_SAFETY_CLOCK_SKEW=142s" in lines
-    assert "  found out: proof of clocks" in lines
+    assert "  evidence: proof of clocks" in lines
     assert "proved: versioned, same-root" in lines
     assert "proof of versioned" not in told.out
-    waits = told.out.partition("waits for")[2].partition("held by")[0]
+    waits = told.out.partition("waits for")[2].partition("GC blocked by")[0]
     assert all(f"7c0{number}" in waits for number in range(3))
     assert "more: see `waits_for`" in " ".join(told.out.split())
     assert "wrong token, or with none, have been refused since" in " ".join(
@@ -298,13 +298,13 @@ def test_a_retry_that_may_come_back(api: Served, baleen: Command, facts: Facts) 
     api.db.execute("UPDATE dead_letters SET reason = 'unreadable-manifest' WHERE id = %s", (number,))
     told = baleen("dead-letters", "retry", number).out
     assert told == (
-        f"Dead letter {number} is settled: 1 event is published."
+        f"Dead letter {number} is resolved: 1 event is published."
         " If its manifest still cannot be read, that is a new dead letter.\n"
     )
 
 
 def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
-    """Several are settled by their numbers, or all open ones that match; one that is refused keeps no other."""
+    """Several are resolved by their numbers, or all open ones that match; one that is refused stops no other."""
     pod, later = facts.pods[0], f"{facts.mark}/later"
     notifications = "application/vnd.docker.distribution.events.v1+json"
     bad = [dead_letter(api.db, pod, "not json", notifications) for _ in range(3)]
@@ -321,16 +321,16 @@ def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
     ]  # fmt: skip
     baleen("pods", "add-prefix", pod, later)
     for arguments in ((), ("1", "--pod", pod), ("1", "--reason", "x")):
-        assert "or all open ones" in errs(baleen("dead-letters", "retry", *arguments), 2)
+        assert "or select open ones" in errs(baleen("dead-letters", "retry", *arguments), 2)
     some = baleen("dead-letters", "retry", str(bad[0]), str(good[0]), str(good[0]))
     assert some.code == 1
-    assert some.out == f"Dead letter {good[0]} is settled: 1 event is published.\n1 of 2 dead letters settled.\n"
+    assert some.out == f"Dead letter {good[0]} is resolved: 1 event is published.\n1 of 2 dead letters resolved.\n"
     assert f"Dead letter {bad[0]}: " in some.err
     listed = baleen("dead-letters", "list", "--pod", pod, "--json").json["items"]
     reasons = {item["reason"] for item in listed}
     assert len(reasons) == 1
     rest = baleen("dead-letters", "retry", "--pod", pod, "--reason", reasons.pop())
-    assert (rest.code, rest.out) == (1, "2 of 5 dead letters settled.\n")
+    assert (rest.code, rest.out) == (1, "2 of 5 dead letters resolved.\n")
     assert baleen("dead-letters", "discard", "--pod", pod, "--reason", "none", "--why", "x").out.startswith("0 of 0 ")
     done = baleen("dead-letters", "discard", "--pod", pod, "--why", "a test", "--json").json
     assert [(item["id"], item["settled_why"]) for item in done["items"]] == [(number, "a test") for number in bad]
@@ -357,7 +357,7 @@ def test_setup(baleen: Command) -> None:
     assert baleen("db", "migrate", "--json").json["revision"]
     names = {report["name"] for report in baleen("topics", "create", "--json").json["items"]}
     assert names == {"registry.events", "registry.dead-letters", "blob.lifecycle"}
-    assert "one broker keeps one copy: that is for trying Baleen only" in baleen("topics", "create").err
+    assert "one copy, on one broker: use this for evaluation only" in baleen("topics", "create").err
 
 
 def test_check(api: Served, baleen: Command, facts: Facts) -> None:
@@ -406,7 +406,7 @@ def test_the_version(baleen: Command) -> None:
         (["pods", "add", "Pod", "--prefix", "x"], {}, 2, "pod name"),
         (["pods", "show", "../status"], {}, 2, "pod name"),
         (["pods", "retire-source", "pod-x", "a/b", "--why", "it ended"], {}, 1, "nothing at"),
-        (["pods", "list"], {"token": "wrong"}, 1, "not known"),
+        (["pods", "list"], {"token": "wrong"}, 1, "unknown or revoked"),
         (["pods", "add", "pod-x", "--prefix", "x"], {"token": READ}, 1, "operate"),
         (["pods", "list"], {"url": "http://127.0.0.1:9"}, 1, "baleen up"),
         (["pods", "list"], {"url": "no url"}, 2, "BALEEN_URL"),
@@ -429,18 +429,18 @@ def test_the_version(baleen: Command) -> None:
         (["tokens", "create", "x", "--role", "king"], {}, 2, "'read', 'operate'"),
         (["pods", "add-prefix", "nobody", "x"], {}, 1, "no pod nobody"),
         (["pods", "add-prefix", "nobody"], {}, 2, "PREFIX"),
-        (["pods", "settle-gaps", "nobody", "--why", "no pod"], {}, 1, "no pod nobody"),
-        (["pods", "settle-gaps", "nobody"], {}, 2, "--why"),
+        (["pods", "resolve-gaps", "nobody", "--why", "no pod"], {}, 1, "no pod nobody"),
+        (["pods", "resolve-gaps", "nobody"], {}, 2, "--why"),
         (["pods", "config", "nobody"], {"s3_bucket": "b"}, 1, "no pod nobody"),
         (["pods", "list"], {"nonsense": "1"}, 2, "BALEEN_NONSENSE"),
         (["config", "show"], {"safety_clock_skew": "soon"}, 2, "BALEEN_SAFETY_CLOCK_SKEW"),
         (["tokens", "list"], {"database_url": "mysql://x"}, 2, "BALEEN_DATABASE_URL"),
         (["tokens", "list"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
         (["check"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
-        (["hold", "team", "--why", "\udcff"], {}, 2, "no UTF-8"),
-        (["jobs", "list", "--pod", "\udcff"], {}, 2, "no UTF-8"),
-        (["pods", "retire-source", "pod-x", "\udcff", "--why", "it ended"], {}, 2, "no UTF-8"),
-        (["tokens", "list"], {"database_url": "postgresql://u:\udcff@127.0.0.1:9/x"}, 2, "no UTF-8"),
+        (["hold", "team", "--why", "\udcff"], {}, 2, "not valid UTF-8"),
+        (["jobs", "list", "--pod", "\udcff"], {}, 2, "not valid UTF-8"),
+        (["pods", "retire-source", "pod-x", "\udcff", "--why", "it ended"], {}, 2, "not valid UTF-8"),
+        (["tokens", "list"], {"database_url": "postgresql://u:\udcff@127.0.0.1:9/x"}, 2, "not valid UTF-8"),
         (["api", "--port", "0"], {}, 2, "--port"),
         (["api", "--host", "192.0.2.1"], {}, 1, "192.0.2.1 cannot be listened on, since it is no address of this"),
         (["api", "--host", "name.invalid"], {}, 1, "that name is not known here"),
@@ -459,7 +459,7 @@ def test_somebody_else_answers(bare: Command, said: str) -> None:
     handler = type("Portal", (Portal,), {"said": said.encode()})
     with HTTPServer(handler) as server:
         for arguments in (["status"], ["gc", "off", "--why", "an incident"]):
-            assert "and not as Baleen does: check BALEEN_URL" in errs(
+            assert "but not as Baleen does: check BALEEN_URL" in errs(
                 bare(*arguments, url=server.address, token="x"), 1
             )
 
@@ -682,7 +682,7 @@ def test_the_whole_configuration(api: Served, baleen: Command, facts: Facts) -> 
     assert endpoint["queuepurgetimeout"] == "25s"
     whole = ("--with-secrets", "--token-file", "token")
     refused = errs(baleen("pods", "config", pod, *whole, **store), 1)
-    assert f"does not hold the token of pod {pod}" in refused
+    assert f"does not have the token of pod {pod}" in refused
     assert "the-token" not in refused
     api.db.execute(
         "UPDATE pods SET event_token_sha256 = %s WHERE name = ANY(%s)", (hash_of("the-token"), list(facts.pods))

@@ -37,7 +37,7 @@ def test_what_the_doctor_may_say() -> None:
     proved = [finding(check, Verdict.PROVED) for check in Check if check not in UNSAFE_FINDINGS]
     expected = [finding(check, Verdict.REFUTED) for check in UNSAFE_FINDINGS]
     assert check_findings("pod-a", [*proved, *expected]) == expected
-    with pytest.raises(DemoFailedError, match=r"pod-a is not safe to collect for: clocks is unproved \(the proof\)"):
+    with pytest.raises(DemoFailedError, match=r"not safe for pod pod-a: clocks is unproved \(the proof\)"):
         check_findings("pod-a", [*expected, finding("clocks", Verdict.UNPROVED)])
 
 

@@ -32,7 +32,7 @@ def test_what_is_not_proved_comes_first(capsys: pytest.CaptureFixture[str], with
     order = [out.index(told) for told in ("cannot-delete is", "same-root is", "clocks, probes", "versioned")]
     assert order == sorted(order)
     assert " ".join(out.split()).count("It is so, and") == (21 if with_proofs else 18)
-    assert ("found out: bucket b has versioning Enabled" in out) == with_proofs
+    assert ("evidence: bucket b has versioning Enabled" in out) == with_proofs
     assert ("proved: versioned" in lines) != with_proofs
 
 

@@ -178,7 +178,7 @@ def test_a_run_that_is_held(world: World, baleen: Command, monkeypatch: pytest.M
     with doing(world.garbage.run_waiting):
         done = baleen("gc", "run", "--yes")
     assert done.code == 1
-    assert "could take nothing away: pod pod-x: never reconciled" in done.err
+    assert "could collect nothing: pod pod-x: never reconciled" in done.err
     baleen("gc", "off", "--why", "an incident")
     assert "baleen gc on" in errs(baleen("gc", "run", "--yes"), 1)
 
@@ -257,7 +257,7 @@ def test_status(world: World, baleen: Command) -> None:
     world.garbage.collect()
     told = baleen("gc", "status")
     assert "on: a test" in told.out
-    assert "Nothing holds it." in told.out
+    assert "Nothing blocks GC." in told.out
     assert baleen("gc", "status", "--json").json["hidden"]["blobs"] == 2
     assert "The switch" not in told.err
     baleen("gc", "off", "--why", "an incident")
@@ -310,13 +310,13 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         eventually(lambda: not garbage.rows(f"{connected} AND datname = current_database()"), "nobody is connected")
         told = baleen("gc", "claim", "--why", "a backup", "--yes")
         assert told.code == 0, told.err
-        assert "2 hides will be given back; 3 pods will be reconciled" in told.out
+        assert "2 hides will be undone; 3 pods will be reconciled" in told.out
         assert "docs/RECOVERY.md" in told.out
         assert controls.switch(garbage.connection).why == "a backup"
         assert garbage.collect().hidden == 0
         done = baleen("gc", "claim", "--why", "a backup", "--yes", "--json")
         assert {name: done.json[name] for name in ("hides", "pods")} == {"hides": 2, "pods": 3}
-        assert "blocks GC until `baleen audit --mend`" in done.err
+        assert "blocks GC until `baleen audit --repair`" in done.err
 
 
 def test_the_kill_switch_without_the_api(world: World, baleen: Command) -> None:
@@ -338,18 +338,18 @@ def test_the_kill_switch_without_the_api(world: World, baleen: Command) -> None:
 def test_pins_and_holds(world: World, baleen: Command) -> None:
     """What is pinned or held says what that means, is listed, and is let go of; mistakes are told."""
     digest = world.text("l")
-    assert "No registry has spoken of it" in baleen("pin", digest).err
+    assert "No registry has reported it" in baleen("pin", digest).err
     assert baleen("pin", digest, "--why", "an audit", "--json").json["why"] == "an audit"
     assert [each["digest"] for each in baleen("gc", "pins", "--json").json["items"]] == [digest]
     assert "an audit" in baleen("gc", "pins").out
-    assert "not pinned any more" in baleen("unpin", digest).out
+    assert "no longer pinned" in baleen("unpin", digest).out
     assert "is not pinned" in errs(baleen("unpin", digest), 1)
     errs(baleen("pin", "latest"), 2)
-    assert "pods share the bytes" in baleen("hold", "team/app", "--why", "a move").out
+    assert "pods share blobs" in baleen("hold", "team/app", "--why", "a move").out
     baleen("hold", "pod-a")
     assert "a move" in baleen("gc", "holds").out
     assert "pod-a still is" in baleen("release", "team/app").out
-    assert baleen("release", "pod-a").out == "pod-a is not held any more.\n"
+    assert baleen("release", "pod-a").out == "pod-a is no longer held.\n"
     assert "is not held" in errs(baleen("release", "pod-a"), 1)
     errs(baleen("hold", "Team"), 2)
 
@@ -385,7 +385,7 @@ def test_undelete(world: World, baleen: Command) -> None:
     world.unreferenced("l", "k")
     world.garbage.collect()
     asked = baleen("blob", "undelete", world.text("l"), "--no-wait", "--why", "a mistake")
-    assert "Workers bring it back" in asked.out
+    assert "Workers restore it" in asked.out
     with doing(world.garbage.restore):
         done = baleen("blob", "undelete", world.text("k"), "--no-pin", "--json")
     assert (done.json["state"], done.json["pinned"]) == ("unreferenced", False)

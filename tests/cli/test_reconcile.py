@@ -66,7 +66,7 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
         # A link that stays shows that this is where the pod keeps its links.
         store.put(layer_link_key(RepositoryName(f"{pod}/app"), Digest(bytes(32))), b"x")
         store.delete(revision_link_key(RepositoryName(f"{pod}/app"), digest))
-        assert "Not settled" not in baleen("pods", "reconcile", pod, "--no-wait").err
+        assert "Not resolved" not in baleen("pods", "reconcile", pod, "--no-wait").err
         api.db.execute(
             "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)"
             " SELECT id, '', -1, 'retired', 0, '2126-11-25' FROM pods WHERE name = %s",
@@ -80,7 +80,7 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
     wanted += ["holdings removed", "links removed", "still linked", "doubts settled", "unread", "gaps settled"]
     fields = [line.partition("  ")[0] for line in told.out.splitlines()]
     assert [field for field in fields if field in wanted] == wanted
-    assert "Not settled by this one: 1 gap in which events may be lost: a reconcile" in told.err
+    assert "Not resolved by this one: 1 gap in which events may be lost: a reconcile" in told.err
     assert "begins after 2126-11-25 00:00:00 UTC" in told.err
     # The command's own job, or the one before it that the scheduler had begun already.
     (removing,) = [job for job in jobs_of(api, pod) if job["progress"]["holdings_removed"]]

@@ -46,7 +46,7 @@ def test_json(bare: Command, directories: list[str]) -> None:
     assert {name: found[name] for name in BOTH} == BOTH
     assert found["largest_shared"] == [{"digest": digest(1), "size": 1000, "repositories": 3, "roots": 2}]
     assert found["missing_examples"] == [{"root": directories[0], "digest": digest(9)}]
-    assert done.err.startswith(f"{directories[0]}: 1 blob is linked (1 link) and not stored")
+    assert done.err.startswith(f"{directories[0]}: 1 blob is linked (1 link) but not stored")
 
 
 def test_table(bare: Command, directories: list[str]) -> None:
@@ -96,7 +96,7 @@ def test_plot_without_pillow(directories: list[str], tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install '.[plot]'` in a checkout of Baleen, or name a .svg" in done.stderr
+    assert "pip install '.[plot]'` in a checkout of Baleen, or name a .svg file" in done.stderr
     assert ROOT.exists()
 
 

@@ -97,7 +97,7 @@ def test_up(data_dir: Path) -> None:
             os.kill(before.pid, signal.SIGKILL)
             eventually(
                 lambda words=words, old=before.pid: another(up, words, old),
-                f"{words} is started again",
+                f"{words} is restarted",
                 seconds=SECONDS,
             )
         eventually(lambda: ready(port), "it is ready again", seconds=SECONDS)
@@ -161,7 +161,7 @@ def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
         assert up.wait(SECONDS) == 1
     assert "every pod is reconciled" not in (data_dir / "up.log").read_text()
     with running(data_dir, port):
-        assert (data_dir / "up.log").read_text().count("every pod is reconciled by itself") == 1
+        assert (data_dir / "up.log").read_text().count("every pod is reconciled automatically") == 1
 
         def settled() -> bool:
             pod = beside("pods", "show", "pod-a", "--json").json
@@ -186,8 +186,8 @@ def test_up_ends_when_a_child_cannot_begin(data_dir: Path) -> None:
             check=False,
         )
     assert done.returncode == 1, done
-    assert done.stderr.count("It is started again in") == 5
-    last = done.stderr.partition("given up")[2]
+    assert done.stderr.count("It is restarted in") == 5
+    last = done.stderr.partition("after 5 restarts")[2]
     assert "BALEEN_WORKER_METRICS_PORT" in last
     assert "Address already in use" in last
     assert "Traceback" not in last

@@ -133,7 +133,7 @@ def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
     (told,) = truth(fresh).opened.reasons("pod")
-    assert "`baleen pods settle-gaps`" in told
+    assert "`baleen pods resolve-gaps`" in told
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
     assert truth(fresh).opened.reasons("pod") == []
 
@@ -353,7 +353,7 @@ def test_gaps_that_no_reconcile_can_settle(fresh: Table) -> None:
 def test_what_no_reconcile_can_find(fresh: Table) -> None:
     """Where links are elsewhere collection is held until an operator has said, after the first event, what there is."""
     pod = add(fresh, Linker.RELAY)
-    settle = "baleen pods settle-gaps pod-new"
+    settle = "baleen pods resolve-gaps pod-new"
 
     def held() -> list[str]:
         told = truth(fresh).reasons(NEW)
@@ -378,7 +378,7 @@ def test_doubts_that_no_look_can_settle(fresh: Table) -> None:
     fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE name <> %s", (NEW,))
     fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
     fresh.apply(fresh.push("a", "m", ["l"], 0), fresh.removed("a", "m", 60), margin=timedelta(minutes=5))
-    assert "settle-gaps" in " ".join(truth(fresh).opened.reasons("pod"))
+    assert "resolve-gaps" in " ".join(truth(fresh).opened.reasons("pod"))
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is kept"))
     assert truth(fresh).opened.reasons("pod") == []
     assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
@@ -408,7 +408,7 @@ def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
     pushed("new", timedelta(minutes=50))
     (told,) = held()
     assert told.startswith("2 held manifests ")
-    assert "settle-gaps" in told
+    assert "resolve-gaps" in told
     assert f"{fresh.repository('a')}@{fresh.text('old')}" in told
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its layers were compared"))
     (told,) = held()

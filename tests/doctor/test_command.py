@@ -71,9 +71,9 @@ def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[
     assert table.returncode == 1, err
     blocks = out.split("\n\n")
     assert blocks[0].startswith(f"Pod {pod.name}: ")
-    assert any(each.startswith("kafka-durable is refuted: ") and "\n  to mend it:\n" in each for each in blocks)
+    assert any(each.startswith("kafka-durable is refuted: ") and "\n  to fix it:\n" in each for each in blocks)
     (versioned,) = [each for each in blocks if each.startswith("versioned is proved: ")]
-    assert "\n  found out: bucket " in versioned
+    assert "\n  evidence: bucket " in versioned
     assert out.index("kafka-durable is refuted") < out.index("versioned is proved")
     assert POD.secret not in out + err
     shown, _ = command("show", pod.name).communicate(timeout=DEADLINE_S)
@@ -95,7 +95,7 @@ def test_when_it_is_ended(
         running.send_signal(number)
         _, err = running.communicate(timeout=DEADLINE_S)
         assert running.returncode != 0
-        assert "what was tried is taken away" in err
+        assert "removing the scratch images" in err
         assert clinic.everything() == before
     assert clinic.baleen.pod(pod)["findings"] == []
 

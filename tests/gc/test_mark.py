@@ -484,7 +484,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
     garbage.forget("m")
     run = garbage.tried()
     assert run.state == "failed"
-    assert "baleen audit --mend" in str(run.error)
+    assert "baleen audit --repair" in str(run.error)
     garbage.connection.execute("UPDATE gc_mark SET verify_from = clock_timestamp() + interval '1 hour'")
     report = garbage.audit()
     assert report.claim is not None

@@ -29,7 +29,7 @@ def test_a_command_registers_it(prefix: str, name: str) -> None:
     assert found["problem"] is None
 
 
-@pytest.mark.parametrize(("prefix", "said"), [("Team", "not the name"), ("team", "team/x below it")])
+@pytest.mark.parametrize(("prefix", "said"), [("Team", "not a valid name"), ("team", "team/x below it")])
 def test_what_cannot_be_registered(prefix: str, said: str) -> None:
     """A folder that is no repository's name, or lies above a pod's prefix, has no command, and says why."""
     found = suggestion(prefix, ["team/x"], set(), 1, True)

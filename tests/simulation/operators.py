@@ -36,7 +36,7 @@ _PROCESS = re.compile(r"(?:no probe has reached process (\S+) since|process (\S+
 #: Commands that only show something, that are of pods of linker `relay`, or that no history needs.
 _NOTHING_TO_DO = {
     "pods set-registries",
-    "pods settle-gaps",
+    "pods resolve-gaps",
     "pods show",
     "pods suggest-prefixes",
     "pods vanished",
