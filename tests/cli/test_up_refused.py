@@ -17,7 +17,10 @@ from tests.cli.test_up import free_port
         (["--host", "192.0.2.1"], "192.0.2.1 cannot be listened on, since it is no address of this machine"),
         (["--host", "name.invalid"], "name.invalid cannot be listened on, since that name is not known here"),
         (["--host", "a..b"], "a..b cannot be listened on, since that name is not known here"),
-        (["--data-dir", "file"], "file cannot be created, since there is a file of that name: choose another with --data"),
+        (
+            ["--data-dir", "file"],
+            "file cannot be created, since there is a file of that name: choose another with --data",
+        ),
         (["--data-dir", "file/below"], "since there is a file of that name"),
     ],
 )
