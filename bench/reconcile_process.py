@@ -19,7 +19,7 @@ from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile.reconcile import KIND, Reconcile
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import link_folder, repository_prefix
 from coordinator.storage.port import ObjectInfo
 from coordinator.table import statements as rows

@@ -91,7 +91,7 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
     from coordinator.leftovers.run import DeleteLeftovers  # noqa: PLC0415
     from coordinator.pods.prober import known_image  # noqa: PLC0415
     from coordinator.reconcile import reconcile  # noqa: PLC0415
-    from coordinator.reconcile.settle import Settler  # noqa: PLC0415
+    from coordinator.reconcile.resolve import Settler  # noqa: PLC0415
     from coordinator.table import statements as rows  # noqa: PLC0415
 
     store = object_store(settings)
@@ -382,7 +382,7 @@ def mounts(settings: Settings, verifier: "TokenVerifier | None", signing: "KeyFi
     from coordinator.domain.pods import Linker  # noqa: PLC0415
     from coordinator.mounts import table  # noqa: PLC0415
     from coordinator.mounts.directory import MountPods  # noqa: PLC0415
-    from coordinator.mounts.hand_on import HandOn  # noqa: PLC0415
+    from coordinator.mounts.forward import HandOn  # noqa: PLC0415
     from coordinator.mounts.linker import LinkObjects  # noqa: PLC0415
     from coordinator.mounts.mounter import Mounter  # noqa: PLC0415
     from coordinator.mounts.relay import Relay  # noqa: PLC0415

@@ -12,7 +12,7 @@ from coordinator.db.connection import Connections
 from coordinator.kafka.connection import bootstrap_servers, client_arguments
 from coordinator.kafka.log import LogInspector
 from coordinator.reconcile.kept import Keeper
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.settings import Settings
 from coordinator.table import statements as rows
 from workers.app import SESSION_TIMEOUT_S, ReferenceApp

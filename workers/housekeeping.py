@@ -14,7 +14,7 @@ from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
 from coordinator.gc.restore import Restorer
 from coordinator.reconcile.kept import Keeper
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.table import expiry as sweep
 from workers import metrics
 

@@ -29,7 +29,7 @@ from coordinator.kafka.log import fingerprint_of
 from coordinator.pods import directory
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.layered import Layered
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.storage import manifests
 from coordinator.storage.port import ObjectStore
 from coordinator.table.apply import BatchApply

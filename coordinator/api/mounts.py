@@ -24,7 +24,7 @@ from prometheus_client import Counter, Histogram
 from coordinator.domain.mounts import NotMountedError, Outcome, Reason, parse
 from coordinator.domain.names import RepositoryName, parse_repository
 from coordinator.errors import InvalidNameError, UnavailableError
-from coordinator.mounts.hand_on import Answer, HandOn, Header
+from coordinator.mounts.forward import Answer, HandOn, Header
 from coordinator.mounts.mounter import Mounted, Mounter
 
 log = structlog.get_logger()
@@ -129,7 +129,7 @@ class Mounts:
 
     async def _handed_on(self, request: _Request, reason: Reason, why: str, began: float) -> Answer:
         MOUNTS.labels(Outcome.HANDED_ON, reason).inc()
-        log.info("mount handed on", repository=request.repository, reason=reason.value, detail=why)
+        log.info("mount forwarded", repository=request.repository, reason=reason.value, detail=why)
         try:
             pod = await asyncio.to_thread(self._mounter.target, request.repository)
             answer = await self._hand_on.upload(pod, request.repository, request.rest, request.headers)

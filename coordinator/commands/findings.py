@@ -1,7 +1,7 @@
 """Print a doctor's findings: first those to fix, then those that follow from them, then those that are proved.
 
 Route: commands/doctor.py (a visit) and commands/pods.py (the last visit) -> `print_findings`.
-A finding that merely follows from another has no fix of its own (doctor/verdicts.py): all that follow from the same
+A finding that merely follows from another has no fix of its own (doctor/results.py): all that follow from the same
 one are printed in one line.
 """
 

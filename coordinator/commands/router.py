@@ -43,7 +43,7 @@ Timeout = Annotated[
 ]
 IssuerText = Annotated[
     str | None,
-    typer.Option(metavar="baleen|URL", help="Who answers /jwt/auth: Baleen, or the one issuer of all pods."),
+    typer.Option(metavar="baleen|URL", help="What answers /jwt/auth: Baleen, or the URL of the issuer of all pods."),
 ]
 
 

@@ -1,7 +1,7 @@
 """Check that the registry does not answer from a cache that a hidden blob exists (scenario 17)."""
 
 from coordinator.doctor.registry import failed
-from coordinator.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
+from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.visit import Place, Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.registry.client import RegistryError, RegistryUnreachableError

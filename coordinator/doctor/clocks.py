@@ -4,7 +4,7 @@ import math
 from datetime import datetime, timedelta
 
 from coordinator.doctor.registry import failed, untold
-from coordinator.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
+from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.visit import Report, Visit
 from coordinator.domain.findings import Check, Finding
 from schemas.records import RegistryEvent

@@ -10,9 +10,9 @@ from coordinator.doctor import queues
 from coordinator.doctor import scratch_table as scratch
 from coordinator.doctor.kinds import MOUNT, OCTETS, KindsReport, listed
 from coordinator.doctor.registry import failed, untold
+from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.scratch import METHOD_NOT_ALLOWED, Announcement
 from coordinator.doctor.texts import Patient, ignored, token
-from coordinator.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.visit import Push, Report, Visit
 from coordinator.domain import refusals
 from coordinator.domain.findings import Check, Finding, Verdict

@@ -11,9 +11,9 @@ import structlog
 
 from coordinator.doctor import table as findings
 from coordinator.doctor.checks import CHECKS, OF_PROCESSES
+from coordinator.doctor.results import finding, follows, unproved, without
 from coordinator.doctor.scratch import clean_up_after
 from coordinator.doctor.table import ExaminedPod
-from coordinator.doctor.verdicts import finding, follows, unproved, without
 from coordinator.doctor.visit import Instruments, Visit
 from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, checks, repeated
 from coordinator.domain.findings import unproved as unproved_checks

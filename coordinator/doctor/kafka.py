@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from coordinator.doctor.verdicts import Part, finding, proved, refuted, unproved
+from coordinator.doctor.results import Part, finding, proved, refuted, unproved
 from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.kafka.topics import EVENTS, TopicReport, verify_topics

@@ -13,9 +13,9 @@ Not here: the policy (pods/policy.py). What no experiment shows: whether every p
 
 from collections.abc import Callable, Iterator
 
+from coordinator.doctor.results import Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.scratch import CONTENT, PREFIXES_TRIED
 from coordinator.doctor.texts import key_policy
-from coordinator.doctor.verdicts import Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.domain.names import RepositoryName

@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 from coordinator.doctor import table as findings
 from coordinator.doctor.kinds import FAMILIES, MOUNT
+from coordinator.doctor.results import AGAIN, Part, follows, proved, refuted, unproved
 from coordinator.doctor.scratch import Announcement
-from coordinator.doctor.verdicts import AGAIN, Part, follows, proved, refuted, unproved
 from coordinator.doctor.visit import Place, Visit
 from coordinator.domain.findings import Check, Verdict
 from coordinator.ingest import holding

@@ -1,7 +1,7 @@
 """Check that the registry's processes answer, that all were examined, and that they share uploads."""
 
+from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.texts import Patient, set_registries
-from coordinator.doctor.verdicts import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.visit import Answer, Place, Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.registry.client import RegistryError, RegistryUnreachableError

@@ -4,7 +4,7 @@ Not here: what the pod's key is permitted to do (key.py).
 """
 
 from coordinator.doctor.registry import failed
-from coordinator.doctor.verdicts import Part, finding, proved, refuted
+from coordinator.doctor.results import Part, finding, proved, refuted
 from coordinator.doctor.visit import Push, Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.domain.perimeter import NAMES_LIMIT, unowned

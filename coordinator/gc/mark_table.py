@@ -187,7 +187,7 @@ def refuse_if_running(connection: Connection[Any]) -> None:
 
 
 def extent(connection: Connection[Any]) -> tuple[int, int, int]:
-    """Return the counts of pods, hides and referenced blobs that a claim puts in doubt."""
+    """Return the counts of pods, hides and referenced blobs that a claim makes uncertain."""
     row = connection.execute(
         """
         SELECT (SELECT count(*) FROM pods), (SELECT count(*) FROM hides),

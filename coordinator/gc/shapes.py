@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from coordinator.db.shapes import Next, Reference, StateName, View
 from coordinator.domain.gc import Why
-from coordinator.domain.story import Outcome
+from coordinator.domain.history import Outcome
 from coordinator.table.ledger import Decision
 
 StepName = Literal["hide", "purge", "keep"]

@@ -47,8 +47,8 @@ async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
             if kind == "reconcile" and row.linker == Linker.RELAY:
                 raise ConflictError(
-                    f"Pod {pod} keeps its links in its own database (linker relay): storage cannot tell what it holds, "
-                    "only its events do."
+                    f"Pod {pod} keeps its links in its own database (linker relay): storage does not show "
+                    "what it holds, only its events do."
                 )
             values = {"kind": kind, "pod": row.id, "why": why}
             number = await connection.scalar(_ASK, values) or await connection.scalar(_OPEN, values)

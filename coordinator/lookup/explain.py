@@ -1,7 +1,7 @@
 """Explain why a blob is kept, or what happened to it: read everything about one blob for its history.
 
 Facts about pods are read before the blob, so that no reason to keep it is newer than its row.
-Not here: the outcome and the sentences (domain/story.py).
+Not here: the outcome and the sentences (domain/history.py).
 """
 
 import datetime as dt
@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db.session import reading
 from coordinator.db.shapes import STATES, Blob
+from coordinator.domain.history import Entry, Hidden, Known, tell
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.pods import PodMode
-from coordinator.domain.story import Entry, Hidden, Known, tell
 from coordinator.errors import NotFoundError
 from coordinator.gc.conditions import ReadFacts
 from coordinator.gc.shapes import Chapter, DirectLink, Explanation, MountMade, OpenHide, Pin, Reason

@@ -1,6 +1,6 @@
 """Decide on a mount and make it: check the client's rights and the source, then write the reference, then the link.
 
-Route: api/mounts.py -> `Mounter.mount` -> 201; NotMountedError or UnavailableError -> hand_on.py.
+Route: api/mounts.py -> `Mounter.mount` -> 201; NotMountedError or UnavailableError -> forward.py.
 
     right        the token permits push to the target, and pull from the target and the source (domain/access.py)
     source       its own pod says that it has the blob (sources.py)
@@ -105,7 +105,7 @@ class Mounter:
                 self._learn(job)
             self._linkers[target.linker].link(job)
             if not self._stands(reserved):
-                # A check looked for the link before it was made (reconcile/settle.py). A check from now on finds it.
+                # A check looked for the link before it was made (reconcile/resolve.py). A check from now on finds it.
                 reserved = self._reserve(wanted, target, found)
         except BaseException:
             # If the link was made after all, the pod reports it as an upload, or a reconcile finds it.

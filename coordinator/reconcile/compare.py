@@ -2,7 +2,7 @@
 
 Repositories with few links are compared many at a time; one with more than BATCH is streamed, against a cursor.
 Everything here may be done twice, by any process and at any time: only a link that exists is added, and only the
-look-up under the lock (settle.py) decides about a removal, never its absence from a listing (scenario 19).
+look-up under the lock (resolve.py) decides about a removal, never its absence from a listing (scenario 19).
 
 A listing that ended early without an error is noticed by the look-ups: a known link that it lacks exists. What else it
 lacks is not known, so the part is listed again. Such a link may also have been written after the listing had passed its
@@ -31,10 +31,10 @@ from coordinator.domain.pods import PodMode
 from coordinator.errors import BaleenError
 from coordinator.jobs.table import Job
 from coordinator.pods import directory
-from coordinator.reconcile import layered, scan, settle, table
+from coordinator.reconcile import layered, resolve, scan, table
 from coordinator.reconcile.layered import Named
+from coordinator.reconcile.resolve import Settler
 from coordinator.reconcile.scan import Listed
-from coordinator.reconcile.settle import Settler
 from coordinator.reconcile.table import Child, ReconciledPod
 from coordinator.reconcile.tally import EXAMPLES, Change, Tally
 from coordinator.storage.layout import (
@@ -154,7 +154,7 @@ class Comparison:
         """Verify the table's links in repositories of which the listing showed nothing."""
         with table.unlisted(self._connection, self._scope.job, kind, self._scope.margin) as found:
             for count, thing in enumerate(found):
-                if count % settle.BATCH == 0:
+                if count % resolve.BATCH == 0:
                     self._check()
                 self._miss(kind, thing)
         self.finish()
@@ -398,7 +398,7 @@ class Comparison:
         absent = dict.fromkeys(
             (thing.repository_id, thing.digest) for thing, layer in zip(unlinked, layers, strict=True) if layer is None
         )
-        for batch in _batches(absent, settle.BATCH):
+        for batch in _batches(absent, resolve.BATCH):
             self._check()
             verdicts = self._settler.settle_unlisted(batch, self._scope.job.began_at, self._scope.pod.prefixes)
             self._tally.removed(verdicts)

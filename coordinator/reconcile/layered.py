@@ -4,7 +4,7 @@ Distribution looks for a manifest among a repository's revisions and then among 
 children of an index: version 2.1.0 linked manifests there (registry/storage/registry.go). So it accepts an index whose
 children were uploaded as blobs, and serves all that they list; and a tag may point to such a manifest.
 A manifest that an index or a tag of the repository names in this way is held as if it had been pushed, until both links
-are gone (settle.py). Other such manifests do not matter: no client got an answer that they were accepted.
+are gone (resolve.py). Other such manifests do not matter: no client got an answer that they were accepted.
 
 Route: the worker, after a batch with indexes -> `Layered.take_up`; a reconcile -> `manifests` (compare.py)
 Not here: which children are not held (reconcile/table.py).

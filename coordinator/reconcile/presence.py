@@ -23,7 +23,7 @@ from coordinator.db.connection import Connections
 from coordinator.domain.lifecycle import BlobState, looked
 from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import UnavailableError
-from coordinator.reconcile.settle import NotHereError
+from coordinator.reconcile.resolve import NotHereError
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import lifecycle

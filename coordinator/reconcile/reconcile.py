@@ -6,7 +6,7 @@ and ends the job.
 
 Why it is right while pushes go on: every link that was written before `began_at` is in the listing, or was gone again.
 The event of a later one comes from a living process, or from one whose death is noticed after `began_at`: that starts
-another reconcile. A link that the listing did not show is removed only by the look-up under the lock (settle.py).
+another reconcile. A link that the listing did not show is removed only by the look-up under the lock (resolve.py).
 
 An empty listing proves nothing where no registry stores: the job fails unless the root has objects of a registry at its
 begin and at its end, and at its end as much of the pod as at its begin: links, or any objects. So a pod whose registry
@@ -45,7 +45,7 @@ from coordinator.reconcile.compare import Comparison, Scope
 from coordinator.reconcile.evidence import Evidence
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.remains import is_stored
-from coordinator.reconcile.settle import NotHereError, Settler
+from coordinator.reconcile.resolve import NotHereError, Settler
 from coordinator.reconcile.table import ReconciledPod
 from coordinator.reconcile.tally import Change, Tally
 from coordinator.storage.layout import BASE, repository_prefix

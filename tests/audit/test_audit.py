@@ -16,7 +16,7 @@ from coordinator.audit.audit import Ages, Audit, Kind, Report
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import ConflictError, UnavailableError
-from coordinator.reconcile.settle import NotHereError
+from coordinator.reconcile.resolve import NotHereError
 from coordinator.storage.layout import BLOBS, blob_key, layer_link_key
 from coordinator.storage.port import ObjectInfo
 from tests.audit.conftest import NewStore

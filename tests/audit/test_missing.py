@@ -14,7 +14,7 @@ from coordinator.domain.references import ManifestKind
 from coordinator.errors import UnavailableError
 from coordinator.reconcile import presence as presence_module
 from coordinator.reconcile.presence import Presence
-from coordinator.reconcile.settle import NotHereError
+from coordinator.reconcile.resolve import NotHereError
 from coordinator.table import expiry as sweep
 from tests.audit.harness import Watched, World, away
 from tests.storage.memory import MemoryObjectStore

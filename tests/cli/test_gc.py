@@ -303,9 +303,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         errs(baleen("gc", "claim", "--yes"), 2)
         assert "--yes" in errs(baleen("gc", "claim", "--why", "a backup"), 2)
         with connect(garbage.url, name="baleen-worker"):
-            assert "baleen-worker. Stop all processes" in errs(
-                baleen("gc", "claim", "--why", "a backup", "--yes"), 1
-            )
+            assert "baleen-worker. Stop all processes" in errs(baleen("gc", "claim", "--why", "a backup", "--yes"), 1)
         assert controls.switch(garbage.connection).enabled
         # A connection that was closed is seen until its server process has ended.
         connected = "SELECT FROM pg_stat_activity WHERE application_name = 'baleen-worker'"

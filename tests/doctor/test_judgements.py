@@ -9,9 +9,9 @@ import pytest
 from coordinator.doctor import clocks, events, kafka, kinds, queues
 from coordinator.doctor.checks import CHECKS
 from coordinator.doctor.kinds import Kinds, KindsReport
+from coordinator.doctor.results import SHOWN, Part, finding, follows, proved, refuted, unproved, without
 from coordinator.doctor.scratch import Announcement
 from coordinator.doctor.texts import TEXTS, Patient
-from coordinator.doctor.verdicts import SHOWN, Part, finding, follows, proved, refuted, unproved, without
 from coordinator.doctor.visit import Place, Push, Report
 from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, hold, implied, in_order
 from coordinator.domain.names import parse_repository

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 
 from coordinator.domain.gc import Facts, PodFacts, Times, Why, hiding
+from coordinator.domain.history import Entry, Hidden, Known, Outcome, tell
 from coordinator.domain.lifecycle import CONCEALED, BlobState
 from coordinator.domain.perimeter import Listing
-from coordinator.domain.story import Entry, Hidden, Known, Outcome, tell
 from coordinator.table.ledger import Decision
 
 NOW = datetime(2030, 1, 10, tzinfo=UTC)

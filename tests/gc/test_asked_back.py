@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from coordinator.db.engine import async_engine
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import controls, hide, purge, restore
-from coordinator.reconcile.settle import NotHereError
+from coordinator.reconcile.resolve import NotHereError
 from tests.gc.harness import LANDED, Garbage
 
 

@@ -16,9 +16,9 @@ from coordinator.api.mounts import Mounts
 from coordinator.domain.mounts import NotMountedError, Reason, Wanted
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import Linker
-from coordinator.mounts import hand_on
+from coordinator.mounts import forward
 from coordinator.mounts.directory import MountPod
-from coordinator.mounts.hand_on import Answer, HandOn
+from coordinator.mounts.forward import Answer, HandOn
 from coordinator.mounts.mounter import Mounter
 from tests.services.http import Handler, HTTPServer
 
@@ -101,7 +101,7 @@ def test_nobody_is_there_any_more(goes: bool) -> None:
 
 def test_a_pod_whose_answer_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is waited for as long as an answer may take, and not for as long as it goes on."""
-    monkeypatch.setattr(hand_on, "ANSWER_S", 0.3)
+    monkeypatch.setattr(forward, "ANSWER_S", 0.3)
     with Dripping() as registry:
         try:
             answer = asyncio.run(asyncio.wait_for(asked(registry.address, goes=False), 10))

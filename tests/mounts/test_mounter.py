@@ -26,7 +26,7 @@ from coordinator.mounts.linker import Job, LinkObjects
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import Sources
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.registry.auth import Credentials
 from coordinator.settings import Secret
 from coordinator.storage.layout import blob_key, layer_link_key

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest
 from coordinator.reconcile.layered import Layered
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import blob_key
 from coordinator.table import statements as rows
 from tests.reconcile.harness import MARGIN, Image, Pairs, World

@@ -17,7 +17,7 @@ from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import NotFoundError, UsageError
 from coordinator.pods import view as queries
 from coordinator.pods.vanished_view import vanished as list_of_vanished
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import layer_link_key
 from coordinator.table import vanished_links as vanished
 from coordinator.table.vanished_links import Accepted

@@ -24,7 +24,7 @@ from coordinator.domain.references import parse_manifest
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile.reconcile import Reconcile
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import statements as rows

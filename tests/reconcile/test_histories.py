@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.names import Digest
 from coordinator.reconcile import compare, plan, reconcile, table
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import blob_key
 from tests.reconcile.harness import MARGIN, Pairs, World
 
@@ -182,7 +182,7 @@ def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
         (reconcile, "LOOKUPS_AT_ONCE", 1),
     ):
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr("coordinator.reconcile.settle.LOOKUPS_AT_ONCE", 1)
+    monkeypatch.setattr("coordinator.reconcile.resolve.LOOKUPS_AT_ONCE", 1)
     monkeypatch.setattr("coordinator.jobs.work.TELL_EVERY_S", 60.0)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.reconcile import presence
-from coordinator.reconcile.settle import NotHereError
+from coordinator.reconcile.resolve import NotHereError
 from tests.audit.harness import World
 from tests.reconcile.harness import Bucket
 

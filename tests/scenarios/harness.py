@@ -43,7 +43,7 @@ from coordinator.leftovers.links import give_back
 from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.reconcile import Reconcile
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image, Index
 from coordinator.settings import Duration, Settings

@@ -48,7 +48,7 @@ from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.sources import Sources
 from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
-from coordinator.reconcile.settle import Settler
+from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import (
     QUARANTINE,
     blob_key,

@@ -13,7 +13,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-#: `?` for what the server does not tell. The timeline is that of the log that is written now: that of the last
+#: `?` for what the server does not report. The timeline is that of the log that is written now: that of the last
 #: checkpoint is the old one for a while after a promotion.
 INSTANCE = """
 CREATE FUNCTION gc_instance() RETURNS text LANGUAGE plpgsql AS $$

@@ -36,7 +36,7 @@ class Part(NamedTuple):
 def finding(
     check: Check, parts: Sequence[Part], patient: Patient, *, meaning: str | None = None, mend: str | None = None
 ) -> Finding:
-    """Join the parts. The worst of them is the verdict, and comes first. Without parts the check is unproved.
+    """Join the parts. The worst of them is the result, and comes first. Without parts the check is unproved.
 
     `meaning` and `mend` replace those of the check's texts, `mend` also where all is proved.
     """

@@ -104,7 +104,7 @@ class Settler:
     def settle_unlisted(
         self, keys: Sequence[doubts.Key], at: datetime.datetime, prefixes: Sequence[RepositoryName]
     ) -> list[Verdict]:
-        """Doubt at most BATCH links that a listing begun at `at` did not show, and resolve them at once.
+        """Question at most BATCH links that a listing begun at `at` did not show, and resolve them at once.
 
         `prefixes`: all of the pod's.
 

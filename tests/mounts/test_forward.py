@@ -7,7 +7,7 @@ import asyncio
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import Linker
 from coordinator.mounts.directory import MountPod
-from coordinator.mounts.hand_on import HandOn
+from coordinator.mounts.forward import HandOn
 from tests.services.http import Handler, HTTPServer
 
 
