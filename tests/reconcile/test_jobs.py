@@ -457,8 +457,9 @@ def test_taken_over_in_the_middle(world: World, monkeypatch: pytest.MonkeyPatch)
 
 CHILD = """
 import sys, threading
-from coordinator import bootstrap, jobs, settings
+from coordinator import bootstrap, settings
 from coordinator.db.connection import Connections
+from coordinator.jobs import work as jobs
 from coordinator.reconcile import plan, reconcile
 from coordinator.storage.s3 import S3ObjectStore
 
