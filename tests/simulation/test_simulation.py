@@ -11,7 +11,7 @@ from tests.simulation.run import Ground, Total, ground, mutate, simulate
 
 pytestmark = pytest.mark.simulation
 
-HISTORIES = 5_000
+HISTORIES = 3_000
 PROCESSES = 2
 #: Of the first history; fixed, so that what is found is found again.
 SEED = 1
