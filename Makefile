@@ -16,8 +16,8 @@ setup: .venv/ready ## Install Baleen and its development tools into .venv
 test: setup ## Run the quick tests (under five minutes)
 	.venv/bin/python -m pytest -n 3
 
-test-one: setup ## Run one test whatever its marks: make test-one T=tests/db/test_apply.py::test_name
-	@test -n "$(T)" || { echo "Name the test: make test-one T=tests/db/test_apply.py::test_name"; exit 2; }
+test-one: setup ## Run one test whatever its marks: make test-one T=tests/domain/test_fold.py::test_name
+	@test -n "$(T)" || { echo "Name the test: make test-one T=tests/domain/test_fold.py::test_name"; exit 2; }
 	.venv/bin/python -m pytest -m "" $(T)
 
 lint: setup ## Check style and types

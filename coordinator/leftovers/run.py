@@ -59,7 +59,6 @@ from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
 
-__all__ = ["Ages", "DeleteLeftovers", "Kind", "State", "Tally"]
 
 CALLS_AT_ONCE = 16
 #: Kinds that one listing finds together.

@@ -70,10 +70,9 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
 
     The caller must not pass on the token of a pod that is not managed.
     """
-    if pod.unmanaged is not None:
-        _check_unmanaged(pod.unmanaged)
-        if pod.linker is not Linker.LINK:
-            raise UsageError(_NO_LINKS)
+    declared = _declared(pod.unmanaged)
+    if pod.unmanaged is not None and pod.linker is not Linker.LINK:
+        raise UsageError(_NO_LINKS)
     if not pod.prefixes or len(pod.prefixes) > PREFIXES_LIMIT:
         raise UsageError(f"A pod needs from 1 to {PREFIXES_LIMIT} prefixes: name them with --prefix.")
     token = new_token()
@@ -105,7 +104,7 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
                 "prefixes": list(pod.prefixes),
                 "sha256": hash_of(token.reveal()),
                 **_columns(pod.issuer),
-                **_declared(pod.unmanaged),
+                **declared,
             },
         )
     return token
@@ -117,8 +116,7 @@ async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged |
     Either way the previous token is refused, and a doctor must examine the pod again: one that sends events has more
     to prove. Its holdings, gaps and reconciles stay. Raises UsageError for one whose links are not in shared storage.
     """
-    if unmanaged is not None:
-        _check_unmanaged(unmanaged)
+    declared = _declared(unmanaged)
     token = new_token()
     async with changing(engine) as connection:
         await _lock(connection, PODS_LOCK)
@@ -132,7 +130,7 @@ async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged |
                 UPDATE pods SET managed = :managed, unmanaged_why = :why, unmanaged_by = :by,
                                 event_token_sha256 = :sha256 WHERE name = :name
             """),
-            {"name": name, "sha256": hash_of(token.reveal()), **_declared(unmanaged)},
+            {"name": name, "sha256": hash_of(token.reveal()), **declared},
         )
         await connection.execute(
             text("DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name"), {"name": name}
@@ -144,15 +142,11 @@ _NO_LINKS = (
 )
 
 
-def _check_unmanaged(declared: Unmanaged) -> None:
-    reason(declared.why, "why the registry sends no events")
-    reason(declared.by, "who declares it")
-
-
 def _declared(unmanaged: Unmanaged | None) -> dict[str, Any]:
     if unmanaged is None:
         return {"managed": True, "why": None, "by": None}
-    return {"managed": False, "why": unmanaged.why.strip(), "by": unmanaged.by.strip()}
+    why = reason(unmanaged.why, "why the registry sends no events")
+    return {"managed": False, "why": why, "by": reason(unmanaged.by, "who declares it")}
 
 
 async def set_issuer(engine: AsyncEngine, name: PodName, issuer: TokenIssuer | None) -> None:
