@@ -18,7 +18,7 @@ from coordinator.db.engine import connect
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, Slice
 
@@ -46,7 +46,7 @@ class Loader:
 
     def __init__(self, database: Database, seed: int, *, batch: int = BATCH) -> None:
         self.connection: psycopg.Connection[Any] = connect(database.url, name="baleen-bench")
-        rows.prepare(self.connection)
+        statements.prepare(self.connection)
         self.connection.execute(
             "INSERT INTO partition_progress (topic, partition, next_offset) VALUES (%s, 0, 0)", [TOPIC]
         )

@@ -22,7 +22,7 @@ from coordinator.reconcile.reconcile import KIND, Reconcile
 from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import link_folder, repository_prefix
 from coordinator.storage.port import ObjectInfo
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.storage.memory import MemoryObjectStore
 
 #: Of ten keys one is a revision's link, one a tag's, eight are layers'.
@@ -108,7 +108,7 @@ def main() -> int:
         )
         store = MadeUpStore(pod, images)
         queue = Connections(url, name="baleen-bench")
-        prepared = Connections(url, name="baleen-bench", prepare=rows.prepare)
+        prepared = Connections(url, name="baleen-bench", prepare=statements.prepare)
         settler = Settler(prepared, store)
         day = timedelta(days=1)
         runner = Reconcile(prepared, store, settler, margin=day, link_grace=day, request_bound=day)

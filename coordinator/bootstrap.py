@@ -92,10 +92,10 @@ def job_runners(settings: Settings) -> "Iterator[Mapping[str, Runner]]":
     from coordinator.pods.prober import known_image  # noqa: PLC0415
     from coordinator.reconcile import reconcile  # noqa: PLC0415
     from coordinator.reconcile.resolve import Settler  # noqa: PLC0415
-    from coordinator.table import statements as rows  # noqa: PLC0415
+    from coordinator.table import statements  # noqa: PLC0415
 
     store = object_store(settings)
-    connected = Connections(database_url(settings), name="baleen-reconcile", prepare=rows.prepare)
+    connected = Connections(database_url(settings), name="baleen-reconcile", prepare=statements.prepare)
     settler = Settler(connected, store)
     reconciler = reconcile.Reconcile(
         connected,
@@ -251,12 +251,12 @@ def doctor(settings: Settings, pod: "PodName", *, patience: float | None = None)
     from coordinator.doctor.visit import PATIENCE_S, Instruments  # noqa: PLC0415
     from coordinator.kafka.log import LogInspector  # noqa: PLC0415
     from coordinator.kafka.tail import EventTail  # noqa: PLC0415
-    from coordinator.table import statements as rows  # noqa: PLC0415
+    from coordinator.table import statements  # noqa: PLC0415
 
     secret = settings.pod_secret_key
     if (settings.pod_access_key is None) != (secret is None):
         raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both or neither.")
-    connected = Connections(database_url(settings), name="baleen-doctor", prepare=rows.prepare)
+    connected = Connections(database_url(settings), name="baleen-doctor", prepare=statements.prepare)
     try:
         with LogInspector(settings) as inspector, EventTail(settings, inspector, pod) as tail:
             yield Instruments(

@@ -14,7 +14,7 @@ from coordinator.kafka.log import LogInspector
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.resolve import Settler
 from coordinator.settings import Settings
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from workers.app import SESSION_TIMEOUT_S, ReferenceApp
 from workers.app import build as build_app
 from workers.housekeeping import Housekeeping
@@ -88,7 +88,7 @@ def _prepare(connection: Any) -> None:
 
     The worker that takes over its partitions waits for those locks.
     """
-    rows.prepare(connection)
+    statements.prepare(connection)
     connection.execute(f"SET idle_in_transaction_session_timeout = '{SESSION_TIMEOUT_S:.0f}s'")
 
 

@@ -15,7 +15,7 @@ from coordinator.errors import UnavailableError
 from coordinator.gc.restore import Restorer
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.resolve import Settler
-from coordinator.table import expiry as sweep
+from coordinator.table import expiry
 from workers import metrics
 
 log = structlog.get_logger()
@@ -54,9 +54,9 @@ class Housekeeping:
 
     def _sweep(self) -> None:
         with self._connections.use() as connection:
-            expired = sweep.expire_links(connection, self._link_grace)
-            sweep.end_doubts(connection)
-            forgotten = sweep.forget_removals(connection, self._retention)
+            expired = expiry.expire_links(connection, self._link_grace)
+            expiry.end_doubts(connection)
+            forgotten = expiry.forget_removals(connection, self._retention)
         if expired or forgotten:
             log.info("swept", links_expired=expired, removals_forgotten=forgotten)
 

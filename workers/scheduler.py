@@ -21,8 +21,7 @@ from coordinator import bootstrap
 from coordinator import settings as configuration
 from coordinator.doctor.again import Again
 from coordinator.errors import BaleenError
-from coordinator.gc import collect, mark
-from coordinator.gc import unowned as perimeter
+from coordinator.gc import collect, mark, unowned
 from coordinator.gc.table import StoppedCollectingError
 from coordinator.jobs import work as jobs
 from coordinator.jobs.table import TakenOverError
@@ -31,8 +30,7 @@ from coordinator.mounts import table as mounts
 from coordinator.pods import clock
 from coordinator.pods.prober import Prober
 from coordinator.settings import Settings
-from coordinator.table import outbox
-from coordinator.table import processes as sources
+from coordinator.table import outbox, processes
 from coordinator.telemetry import configure
 from workers import metrics
 from workers.periodic import Periodic, Periodically
@@ -114,7 +112,7 @@ class Scheduler:
 
     def _forget_probes(self) -> None:
         with self._connections.use() as connection:
-            sources.forget_old_probes(connection)
+            processes.forget_old_probes(connection)
 
     def _forget_mounts(self) -> None:
         with self._connections.use() as connection:
@@ -130,7 +128,7 @@ class Scheduler:
             clock.void(connection)
 
     def _list_root(self) -> None:
-        perimeter.look_if_due(self._connections, self._store, LISTING_EVERY)
+        unowned.look_if_due(self._connections, self._store, LISTING_EVERY)
 
     def _publish_lifecycle(self) -> None:
         outbox.publish_waiting(self._connections, self._lifecycle)

@@ -21,7 +21,7 @@ from coordinator.domain.names import parse_digest
 from coordinator.domain.reasons import WHY_LIMIT
 from coordinator.gc import controls
 from coordinator.gc.shapes import Explanation, Undeletion
-from coordinator.lookup import explain as stories
+from coordinator.lookup import explain
 from coordinator.lookup.blobs import LOOKUP_LIMIT, Sort
 from coordinator.lookup.references import references
 
@@ -147,7 +147,7 @@ async def list_blobs(
 async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> Explanation:
     """In sentences and as data: what needs the blob, every reason to keep it, and its history in the ledger."""
     deps = deps_of(request)
-    return await stories.explain(deps.engine, deps.blobs, deps.facts, deps.link_grace, parse_digest(digest))
+    return await explain.explain(deps.engine, deps.blobs, deps.facts, deps.link_grace, parse_digest(digest))
 
 
 @post(

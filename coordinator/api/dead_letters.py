@@ -13,7 +13,7 @@ from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.db.shapes import DeadLetter, DeadLetterPage
-from coordinator.dead_letters import resolve as settling
+from coordinator.dead_letters import resolve
 from coordinator.dead_letters import view as queries
 from coordinator.domain.reasons import WHY_LIMIT
 
@@ -74,7 +74,7 @@ async def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> De
 async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> Retried:
     """It is read by the present rules and prefixes. 409 with the reason if it still cannot be understood."""
     deps = deps_of(request)
-    return Retried(await settling.retry(deps.engine, number, deps.publish))
+    return Retried(await resolve.retry(deps.engine, number, deps.publish))
 
 
 @post(
@@ -94,7 +94,7 @@ async def discard_dead_letter(request: Request[Any, Any, Any], number: Number, d
     and retry the letter, or remove the repository.
     """
     deps = deps_of(request)
-    await settling.discard(deps.engine, number, data.why, deps.stored)
+    await resolve.discard(deps.engine, number, data.why, deps.stored)
     return await queries.dead_letter(deps.engine, number)
 
 

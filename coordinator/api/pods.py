@@ -24,8 +24,7 @@ from coordinator.pods import table as registry
 from coordinator.pods import view as queries
 from coordinator.pods.vanished_view import vanished as list_of_vanished
 from coordinator.settings import Secret
-from coordinator.table import processes as sources
-from coordinator.table import vanished_links as vanished
+from coordinator.table import processes, vanished_links
 from coordinator.tokens.keys import parse_trusted
 
 BODY_LIMIT = 256 * 1024
@@ -122,7 +121,7 @@ class GapsSettlement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class VanishedAcceptance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
-    by: Annotated[str, Meta(min_length=1, max_length=vanished.BY_LIMIT, description="Who accepts it.")]
+    by: Annotated[str, Meta(min_length=1, max_length=vanished_links.BY_LIMIT, description="Who accepts it.")]
     repository: Annotated[
         Annotated[str, Meta(max_length=255)] | None, Meta(description="Only links of this repository.")
     ] = None
@@ -392,7 +391,7 @@ async def retire_source(
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
     async with writing(deps.engine) as connection:
-        await sources.retire(connection, pod, instance, data.why, deps.request_bound)
+        await processes.retire(connection, pod, instance, data.why, deps.request_bound)
     return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
@@ -450,7 +449,7 @@ async def accept_vanished(
     """What only they kept is collected after a full grace period, which begins now. A call accepts some thousands."""
     name = None if data.repository is None else parse_repository(data.repository)
     engine = deps_of(request).engine
-    done = await vanished.accept(engine, parse_pod(pod_name), data.why, data.by, name, data.before)
+    done = await vanished_links.accept(engine, parse_pod(pod_name), data.why, data.by, name, data.before)
     return VanishedAccepted(**done._asdict())
 
 

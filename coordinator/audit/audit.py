@@ -31,7 +31,7 @@ from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.perimeter import holds as perimeter_holds
 from coordinator.errors import ConflictError
 from coordinator.gc import mark_table as mark
-from coordinator.gc import unowned as perimeter
+from coordinator.gc import unowned
 from coordinator.leftovers import unfinished_uploads as uploads
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_prefix
@@ -165,7 +165,7 @@ class Audit:
         self._store.check()
         with self._connections.use() as connection:
             instance = mark.current(connection)
-        listing = perimeter.look(self._connections, self._store)
+        listing = unowned.look(self._connections, self._store)
         self._began_at = listing.began_at
         for name in listing.unowned:
             self._report.unowned.add(0, repository=name)

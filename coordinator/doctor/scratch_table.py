@@ -13,7 +13,7 @@ from psycopg import Connection
 from coordinator.db import locks
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.table import statements as rows
+from coordinator.table import statements
 
 
 class Known(NamedTuple):
@@ -150,4 +150,4 @@ def _empty(connection: Connection[Any], ids: list[int]) -> None:
     linked = connection.execute(
         "DELETE FROM repository_blobs WHERE repository_id = ANY (%s) RETURNING blob_id", (ids,)
     ).fetchall()
-    rows.recount(connection, [row[0] for row in held], [row[0] for row in linked], by=-1)
+    statements.recount(connection, [row[0] for row in held], [row[0] for row in linked], by=-1)

@@ -38,7 +38,7 @@ from coordinator.registry.images import Image, Layer
 from coordinator.settings import Settings
 from coordinator.storage.layout import blob_key, layer_link_key, revision_link_key
 from coordinator.storage.trial import TrialStore
-from coordinator.table import processes as sources
+from coordinator.table import processes
 from schemas.records import RegistryEvent, RegistryWatermark
 
 #: A refusal counts if ingest noted it this long before the visit, or later: ingest notes one per `EVERY_S`.
@@ -293,7 +293,7 @@ class Visit:
     def nonce(self, place: Place) -> str:
         """Return a new nonce that ingest knows, and whose echo moves no watermark."""
         return self.ask(
-            lambda connection: sources.insert_trial_probe(connection, self.pod.id, place.url, place.address)
+            lambda connection: processes.insert_trial_probe(connection, self.pod.id, place.url, place.address)
         )
 
     def pull(self, place: Place, image: Image, nonce: str | None = None) -> str:

@@ -28,9 +28,8 @@ import structlog
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Limits, finishing, hiding, holds, purging, too_much
 from coordinator.errors import BaleenError, UnavailableError
-from coordinator.gc import mark, plan
+from coordinator.gc import mark, plan, unowned
 from coordinator.gc import table as gc
-from coordinator.gc import unowned as perimeter
 from coordinator.gc.facts import FactsReader
 from coordinator.gc.hide import Hider
 from coordinator.gc.leftovers import Leftovers, Tally
@@ -260,7 +259,7 @@ class _Run:
                 began = time.monotonic()
                 versioned = self._store.keeps_versions()
                 mark.check(self._connections, self._store)
-                perimeter.look(self._connections, self._store)
+                unowned.look(self._connections, self._store)
                 self._known = _Known(began, self._read_facts(), versioned)
             return self._known
 

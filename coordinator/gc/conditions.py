@@ -13,9 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.domain.gc import Facts, PodFacts, Times
 from coordinator.domain.pods import Linker
-from coordinator.gc import controls_view
+from coordinator.gc import controls_view, unowned_table
 from coordinator.gc import mark_view as mark
-from coordinator.gc import unowned_table as perimeter
 from coordinator.pods import view as queries
 
 #: Reads the present facts.
@@ -23,7 +22,7 @@ ReadFacts = Callable[[AsyncConnection], Awaitable[Facts]]
 
 _LINKERS = text("SELECT name, linker FROM pods")
 _NOW = text("SELECT clock_timestamp()")
-_LISTING = text(perimeter.READ)
+_LISTING = text(unowned_table.READ)
 
 
 class Known(NamedTuple):
@@ -56,7 +55,7 @@ async def known(
     switch = await controls_view.switch(connection)
     truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
     orphans = await queries.orphaned_dead_letters(connection)
-    listing = perimeter.listing((await connection.execute(_LISTING)).one_or_none())
+    listing = unowned_table.listing((await connection.execute(_LISTING)).one_or_none())
     linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
     # Every hold that is not of a single pod is added here: status, plan, permit and metrics all read it.
     held = await mark.held(connection)

@@ -48,9 +48,7 @@ from coordinator.errors import UnavailableError
 from coordinator.gc.facts import FactsReader
 from coordinator.gc.leftovers import VERSIONED, Kind, State, Tally
 from coordinator.jobs.work import Work
-from coordinator.leftovers import hides as sweep_hides
-from coordinator.leftovers import links, table
-from coordinator.leftovers import probes as sweep_probes
+from coordinator.leftovers import hides, links, probes, table
 from coordinator.leftovers import unfinished_uploads as uploads
 from coordinator.leftovers import uploads as sweep_uploads
 from coordinator.leftovers.sweep import PAGE, Ages, Entry, HeldError, Sweep, pages
@@ -160,11 +158,11 @@ def _look_through(sweep: Sweep, kinds: frozenset[Kind], probed: Digest) -> tuple
     if Kind.PARTS in kinds:
         sweep_uploads.give_up_parts(sweep)
     elif Kind.COPIES in kinds:
-        sweep_hides.copies(sweep)
+        hides.copies(sweep)
     elif Kind.MARKERS in kinds:
-        return kinds, {"through": sweep_hides.markers(sweep)}
+        return kinds, {"through": hides.markers(sweep)}
     elif Kind.PROBES in kinds:
-        sweep_probes.versions(sweep, probed)
+        probes.versions(sweep, probed)
     elif not _repositories(sweep, kinds):
         return kinds - {Kind.LINKS}, {}
     return kinds, {}

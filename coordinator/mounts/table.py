@@ -17,7 +17,7 @@ from coordinator.domain.facts import BlobLinked
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import Linker
 from coordinator.mounts.directory import MountPod
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, StateChangedError
 
@@ -30,7 +30,7 @@ FORGET_LIMIT = 10_000
 
 def prepare(connection: Connection[Any]) -> None:
     """Set up a connection for mounts: statements time out, because a client waits and can upload instead."""
-    rows.prepare(connection)
+    statements.prepare(connection)
     connection.execute(f"SET statement_timeout = {STATEMENT_MS}")
 
 
@@ -143,7 +143,7 @@ def give_back(connection: Connection[Any], reserved: Reserved) -> None:
             (reserved.digest, reserved.repository, reserved.at, reserved.mount),
         ).fetchone()
         if row is not None:
-            rows.recount(connection, [], [row[0]], by=-1)
+            statements.recount(connection, [], [row[0]], by=-1)
 
 
 def elsewhere_in(

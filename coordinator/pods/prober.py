@@ -41,7 +41,7 @@ from coordinator.pods.targets import Target, targets
 from coordinator.registry.auth import Credentials
 from coordinator.registry.client import RegistryClient, RegistryError, RegistryGoneError
 from coordinator.registry.images import Image, make_image
-from coordinator.table import processes as sources
+from coordinator.table import processes
 
 log = structlog.get_logger()
 
@@ -177,7 +177,7 @@ class Prober:
             listed = [address for address in addresses if not self._is_vacant(_Place(target, url, address))]
             # With a time from before the look-up: it may take long, and its thread may be paused before this write.
             self._rows(
-                lambda connection: sources.endpoints_seen(connection, target.pod_id, {url: listed}, target.read_at)
+                lambda connection: processes.endpoints_seen(connection, target.pod_id, {url: listed}, target.read_at)
             )
         for address in addresses:
             self._begin(self._probes, self._probe, _Place(target, url, address))
@@ -221,7 +221,7 @@ class Prober:
 
     def _nonce(self, place: _Place) -> str:
         target, url, address = place
-        return self._rows(lambda connection: sources.insert_probe(connection, target.pod_id, url, address))
+        return self._rows(lambda connection: processes.insert_probe(connection, target.pod_id, url, address))
 
     def _asked(self, place: _Place, endpoint: _Endpoint, nonce: str) -> bool:
         """Send one probe; return whether the registry has the image. If not, it sends no event."""
@@ -260,7 +260,7 @@ class Prober:
     def _answered(self, place: _Place, endpoint: _Endpoint, nonce: str) -> None:
         endpoint.refuses = False
         endpoint.push_pause, endpoint.push_after = PUSH_PAUSE_S, float("-inf")
-        self._rows(lambda connection: sources.probe_answered(connection, nonce))
+        self._rows(lambda connection: processes.probe_answered(connection, nonce))
         PROBES.labels(place.target.pod, "answered").inc()
         if endpoint.failing:
             endpoint.failing = False
@@ -271,7 +271,7 @@ class Prober:
         told = (_may_not_push(place, error) or str(error))[:ERROR_LENGTH]
         answered = error.registry_status is not None
         dead = self._rows(
-            lambda connection: sources.probe_failed(connection, nonce, told, refused=refused, answered=answered)
+            lambda connection: processes.probe_failed(connection, nonce, told, refused=refused, answered=answered)
         )
         PROBES.labels(place.target.pod, "refused" if refused else "failed").inc()
         where = {"pod": place.target.pod, "url": place.url, "address": place.address}

@@ -46,7 +46,7 @@ from coordinator.storage.layout import (
 )
 from coordinator.storage.manifests import StoredManifest, read
 from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore
-from coordinator.table import kept_by_links as kept
+from coordinator.table import kept_by_links
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, Reports
 
@@ -103,13 +103,13 @@ class Keeper:
         while True:
             self._check()
             with self._connections.use() as connection:
-                unread = kept.unread(connection, after, READ_BATCH)
+                unread = kept_by_links.unread(connection, after, READ_BATCH)
             if not unread:
                 break
             self._learn(self._read([digest for _, digest in unread]))
             after = unread[-1][0]
         with self._connections.use() as connection:
-            repositories = kept.pending_repositories(connection)
+            repositories = kept_by_links.pending_repositories(connection)
         return sum(self._keep(repository, pending=True) for repository in repositories)
 
     def refresh(self, pod_id: int) -> None:
@@ -118,11 +118,11 @@ class Keeper:
         The caller has read the pod's manifests. Raises UnavailableError.
         """
         with self._connections.use() as connection:
-            repositories = kept.repositories_by_links(connection, pod_id)
+            repositories = kept_by_links.repositories_by_links(connection, pod_id)
         for repository in repositories:
             self._keep(repository, pending=False)
         with self._connections.use() as connection:
-            released = kept.release(connection, pod_id)
+            released = kept_by_links.release(connection, pod_id)
         if released:
             log.info("links are no longer kept", links=released)
 
@@ -144,7 +144,7 @@ class Keeper:
     def _keep(self, repository_id: int, *, pending: bool) -> int:
         """Keep the links for the manifests of one repository; return how many holdings are no longer pending."""
         with self._connections.use() as connection:
-            found = kept.holdings(connection, repository_id, HOLDINGS_LIMIT, pending=pending)
+            found = kept_by_links.holdings(connection, repository_id, HOLDINGS_LIMIT, pending=pending)
         if not found:
             return 0
         _, repository, pod, *_ = found[0]
@@ -169,12 +169,12 @@ class Keeper:
             whole = None in named
         if whole:
             with self._connections.use() as connection:
-                kept.keep_known(connection, repository_id)
+                kept_by_links.keep_known(connection, repository_id)
             self._add(repository, pod, self._listed(repository))
         else:
             self._add(repository, pod, iter(links.items()))
         with self._connections.use() as connection:
-            ended = kept.listed(connection, found)
+            ended = kept_by_links.listed(connection, found)
         log.info("links are kept for manifests", repository=repository, manifests=len(found), all=whole)
         return ended
 

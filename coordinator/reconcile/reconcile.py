@@ -50,7 +50,7 @@ from coordinator.reconcile.table import ReconciledPod
 from coordinator.reconcile.tally import Change, Tally
 from coordinator.storage.layout import BASE, repository_prefix
 from coordinator.storage.port import ObjectStore
-from coordinator.table import dead_letters as letters
+from coordinator.table import dead_letters
 from coordinator.table.batch import LetterLimits
 from coordinator.table.doubtful_removals import Verdict
 
@@ -163,7 +163,7 @@ class Reconcile:
     def _absent(self, work: Work) -> list[RepositoryName]:
         """Return the repositories of open dead letters that no reconcile lists and of which storage has nothing."""
         with self._connections.use() as connection:
-            wanted = letters.unlisted(connection, work.job)
+            wanted = dead_letters.unlisted(connection, work.job)
         return [name for name in wanted if not is_stored(self._store, name)]
 
     def _presence(self, pod: ReconciledPod) -> Presence:

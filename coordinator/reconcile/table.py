@@ -23,8 +23,7 @@ from coordinator.domain.pods import Linker, PodMode
 from coordinator.domain.references import ManifestKind
 from coordinator.jobs.table import Job
 from coordinator.pods import clock
-from coordinator.table import dead_letters as letters
-from coordinator.table import processes as sources
+from coordinator.table import dead_letters, processes
 from coordinator.table.batch import LetterLimits
 
 #: Rows of a cursor that are in memory at once.
@@ -289,14 +288,14 @@ def end(
     gaps = connection.execute(
         f"""
         UPDATE gaps g SET settled_at = clock_timestamp(), settled_why = %s
-        WHERE g.pod_id = %s AND g.settled_at IS NULL AND g.settles_from <= %s AND {letters.FITS}
+        WHERE g.pod_id = %s AND g.settled_at IS NULL AND g.settles_from <= %s AND {dead_letters.FITS}
         """,
         (why, job.pod_id, job.began_at),
     ).rowcount
-    resolved = letters.resolve(connection, job, absent, why)
-    letters.forget(connection, limits or LetterLimits())
-    sources.settle_unheard(connection, job.its_pod, job.began_at, request_bound)
-    retired = sources.retire_dead(connection, job.its_pod, job.began_at, request_bound, why)
+    resolved = dead_letters.resolve(connection, job, absent, why)
+    dead_letters.forget(connection, limits or LetterLimits())
+    processes.settle_unheard(connection, job.its_pod, job.began_at, request_bound)
+    retired = processes.retire_dead(connection, job.its_pod, job.began_at, request_bound, why)
     return {"gaps_settled": gaps, "sources_retired": retired, "dead_letters_resolved": resolved}
 
 

@@ -30,11 +30,8 @@ from coordinator.db import locks
 from coordinator.domain.facts import BlobLinked, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.table import dead_letters as letters
-from coordinator.table import echoes, renames
+from coordinator.table import dead_letters, echoes, renames, repository_facts, statements
 from coordinator.table import processes as sources
-from coordinator.table import repository_facts as barriers
-from coordinator.table import statements as rows
 from coordinator.table.batch import (
     Applied,
     Item,
@@ -105,7 +102,7 @@ class BatchApply:
 
         def work(alone: bool) -> Applied:
             applied = self._apply_run(items, alone=alone)
-            rows.keep_links(self._connection, repository, sorted(linked))
+            statements.keep_links(self._connection, repository, sorted(linked))
             return applied
 
         return self._at_rest(work, alone=False)
@@ -119,7 +116,7 @@ class BatchApply:
 
         def work(alone: bool) -> Applied:
             applied = self._apply_run([item], alone=alone)
-            state = rows.lock_state(self._connection, digest)
+            state = statements.lock_state(self._connection, digest)
             if state is not BlobState.LIVE:
                 raise NotServedError(state)
             then()
@@ -149,8 +146,8 @@ class BatchApply:
         for run in _runs(items):
             applied = total(applied, self._apply_run(run, alone=alone))
         dead = [(piece, item) for piece in slices for item in piece.items if item.dead_letter is not None]
-        not_kept = letters.keep(self._connection, dead, self._limits)
-        rows.advance_progress(self._connection, slices)
+        not_kept = dead_letters.keep(self._connection, dead, self._limits)
+        statements.advance_progress(self._connection, slices)
         echoes.discover(self._connection, new)
         heard = echoes.hear(self._connection, slices, self._request_bound)
         return applied._replace(
@@ -161,7 +158,7 @@ class BatchApply:
         )
 
     def _lock_progress(self, slices: Sequence[Slice]) -> None:
-        stands = rows.lock_progress(self._connection, [(piece.topic, piece.partition) for piece in slices])
+        stands = statements.lock_progress(self._connection, [(piece.topic, piece.partition) for piece in slices])
         for piece in slices:
             expected = stands.get((piece.topic, piece.partition))
             if expected != piece.first_offset:
@@ -170,9 +167,9 @@ class BatchApply:
     def _apply_run(self, run: list[Item], *, alone: bool, reports: Reports | None = None) -> Applied:
         first = run[0].fact
         if isinstance(first, RepositoryRemoved):
-            return barriers.remove_repository(self._connection, first, run[0].pod_id, self._margin)
+            return repository_facts.remove_repository(self._connection, first, run[0].pod_id, self._margin)
         if isinstance(first, RepositoryRenamed):
-            barriers.rename_repositories(self._connection, first, run[0].pod_id, self._margin)
+            repository_facts.rename_repositories(self._connection, first, run[0].pod_id, self._margin)
             return Applied()
         renames.notice_late(self._connection, run, self._margin)
         return Run(self._connection, run, self._margin, alone=alone, reports=reports).apply()

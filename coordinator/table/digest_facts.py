@@ -26,8 +26,7 @@ from coordinator.domain.fold import Before, Changes, Fold, Key
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import PARENTS, ManifestContent, ManifestKind, unique
 from coordinator.errors import BaleenError
-from coordinator.table import implied, renames
-from coordinator.table import statements as rows
+from coordinator.table import implied, renames, statements
 from coordinator.table.batch import Applied, Item, Reports, StateChangedError
 
 
@@ -102,7 +101,7 @@ class Run:
 
     def apply(self) -> Applied:
         self._collect()
-        self._repositories = rows.repository_ids(self._connection, self._owners)
+        self._repositories = statements.repository_ids(self._connection, self._owners)
         self._name_blobs()
         before = self._before()
         fold = Fold(before, self._margin, self._by_word())
@@ -165,10 +164,10 @@ class Run:
         named = {fact.digest for fact in self._facts if isinstance(fact, Removed)}
         named |= {fact.digest for fact in self._reads} | {reference.digest for reference in self._earlier}
         wanted += named - self._sizes.keys()
-        self._ids, self._unsized = rows.blob_ids(self._connection, wanted)
+        self._ids, self._unsized = statements.blob_ids(self._connection, wanted)
         ids = self._ids
         new = sorted(self._sizes.keys() - ids.keys())
-        ids.update(zip(new, rows.new_blob_ids(self._connection, len(new)), strict=True))
+        ids.update(zip(new, statements.new_blob_ids(self._connection, len(new)), strict=True))
         self._new = set(new)
 
     def _before(self) -> Before:
@@ -180,12 +179,12 @@ class Run:
             if digest in self._ids and digest not in self._new
         }
         pairs = list(known)
-        held = {known[pair]: at for pair, at in rows.holdings(self._connection, pairs)}
+        held = {known[pair]: at for pair, at in statements.holdings(self._connection, pairs)}
         self._implied = {key for key, at in held.items() if at is None}
         return Before(
             holdings={key: at for key, at in held.items() if at is not None},
-            links={known[pair]: at for pair, at in rows.links(self._connection, pairs)},
-            removals=rows.removals(self._connection, list(keys), self._repositories),
+            links={known[pair]: at for pair, at in statements.links(self._connection, pairs)},
+            removals=statements.removals(self._connection, list(keys), self._repositories),
         )
 
     def _by_word(self) -> AbstractSet[RepositoryName]:
@@ -195,20 +194,20 @@ class Run:
         """
         removals = [fact for fact in self._facts if isinstance(fact, Removed)]
         removed = {fact.repository for fact in removals}
-        elsewhere = rows.pods_elsewhere(self._connection, {self._owners[name] for name in removed})
+        elsewhere = statements.pods_elsewhere(self._connection, {self._owners[name] for name in removed})
         by_word = {name for name in removed if self._owners[name] in elsewhere}
         return by_word - renames.taken_since(
             self._connection, [fact for fact in removals if fact.repository in by_word], self._margin
         )
 
-    def _learn_manifests(self) -> list[rows.NewManifest]:
+    def _learn_manifests(self) -> list[statements.NewManifest]:
         """Fill in what the manifests of this run list; return those that have no row yet."""
         ids = self._ids
-        known = rows.manifests(
+        known = statements.manifests(
             self._connection, [ids[digest] for digest in self._listed if digest in ids and digest not in self._new]
         )
         self._refs.update((manifest, each.refs) for manifest, each in known.items())
-        new: list[rows.NewManifest] = []
+        new: list[statements.NewManifest] = []
         pushed = {fact.digest for fact in self._facts if isinstance(fact, ManifestPushed)}
         for digest, said in self._listed.items():
             if digest not in ids or (ids[digest] not in known and digest not in pushed):
@@ -224,8 +223,8 @@ class Run:
             if manifest not in known:
                 self._refs[manifest] = refs
                 kind = None if said.content is None else said.content.kind
-                new.append(rows.NewManifest(manifest, kind, refs, said.read, said.by_links))
-                now = rows.KnownManifest(kind, refs, said.read, said.by_links)
+                new.append(statements.NewManifest(manifest, kind, refs, said.read, said.by_links))
+                now = statements.KnownManifest(kind, refs, said.read, said.by_links)
             else:
                 now = self._learn(digest, known[manifest], said, refs)
             if now.by_links:
@@ -234,13 +233,13 @@ class Run:
         return new
 
     def _learn(
-        self, digest: Digest, known: rows.KnownManifest, said: _Listed, refs: list[int] | None
-    ) -> rows.KnownManifest:
+        self, digest: Digest, known: statements.KnownManifest, said: _Listed, refs: list[int] | None
+    ) -> statements.KnownManifest:
         """Update a known manifest with what this run says of it; return the new state."""
         kind = None if said.content is None else said.content.kind
         if said.read:
             self._disputed.discard(digest)
-            now = rows.KnownManifest(kind, refs, verified=True, by_links=said.by_links)
+            now = statements.KnownManifest(kind, refs, verified=True, by_links=said.by_links)
             if not known.verified and known.refs is not None and not known.by_links:
                 self._suspect(digest, known, now)
         elif known.verified:
@@ -253,12 +252,12 @@ class Run:
             both = known.refs if refs is None else [*(known.refs or ()), *extra]
             if kind is not ManifestKind.INDEX or known.kind is None:
                 kind = known.kind or kind
-            now = rows.KnownManifest(kind, both, verified=False, by_links=known.by_links or said.by_links)
+            now = statements.KnownManifest(kind, both, verified=False, by_links=known.by_links or said.by_links)
         if now != known:
             self._change(digest, known, now)
         return now
 
-    def _change(self, digest: Digest, known: rows.KnownManifest, now: rows.KnownManifest) -> None:
+    def _change(self, digest: Digest, known: statements.KnownManifest, now: statements.KnownManifest) -> None:
         manifest = self._ids[digest]
         if now.kind in PARENTS:
             self._widened.add(manifest)
@@ -268,7 +267,7 @@ class Run:
             return
         if not self._alone:
             raise AloneNeededError(f"The known list of manifest {manifest} changes.")
-        holdings = rows.change_manifest(self._connection, manifest, known, now)
+        holdings = statements.change_manifest(self._connection, manifest, known, now)
         self._refs[manifest] = now.refs
         if known.kind in PARENTS:
             self._narrowed[manifest] = known.refs or ()
@@ -277,7 +276,7 @@ class Run:
         for blob in known.refs or ():
             self._references[blob] -= holdings
 
-    def _judge(self, digest: Digest, now: rows.KnownManifest) -> None:
+    def _judge(self, digest: Digest, now: statements.KnownManifest) -> None:
         """Count the reports of this run that the manifest's bytes contradict."""
         reports = self._reports.get(digest)
         # A NAMED manifest's bytes may name more than it lists.
@@ -288,7 +287,7 @@ class Run:
             if self._reported(digest, content) != truth:
                 self._count_false(pod, digest)
 
-    def _suspect(self, digest: Digest, known: rows.KnownManifest, now: rows.KnownManifest) -> None:
+    def _suspect(self, digest: Digest, known: statements.KnownManifest, now: statements.KnownManifest) -> None:
         """Count an earlier false report, if only one pod can have made it."""
         truth, reports = set(now.refs or ()), self._reports.get(digest, ())
         if now.kind is ManifestKind.NAMED:
@@ -297,7 +296,7 @@ class Run:
         left = set(known.refs or ()).difference(*(each - truth for each in said.values()))
         if left == truth:
             return
-        others = rows.holders(self._connection, self._ids[digest]) - said.keys()
+        others = statements.holders(self._connection, self._ids[digest]) - said.keys()
         if len(others) == 1:
             self._count_false(others.pop(), digest)
 
@@ -321,16 +320,18 @@ class Run:
         self._links.update(ids[digest] for _, digest in changes.links.added)
         self._links.subtract(ids[digest] for _, digest in changes.links.removed)
 
-    def _write(self, before: Before, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
+    def _write(self, before: Before, changes: Changes, new_manifests: list[statements.NewManifest]) -> None:
         ids = self._ids
         new_ids = {ids[digest] for digest in self._new}
         self._insert_blobs()
-        rows.insert_manifests(self._connection, sorted(new_manifests))
+        statements.insert_manifests(self._connection, sorted(new_manifests))
         written = {manifest.id for manifest in new_manifests}
-        rows.mark_kinds(self._connection, self._kinds(written, read=False), read=False)
-        rows.mark_kinds(self._connection, self._kinds(written, read=True), read=True)
-        rows.write_holdings(self._connection, before.holdings, changes.holdings, ids, self._repositories, self._implied)
-        rows.await_links(
+        statements.mark_kinds(self._connection, self._kinds(written, read=False), read=False)
+        statements.mark_kinds(self._connection, self._kinds(written, read=True), read=True)
+        statements.write_holdings(
+            self._connection, before.holdings, changes.holdings, ids, self._repositories, self._implied
+        )
+        statements.await_links(
             self._connection,
             [
                 (self._repositories[repository], ids[digest])
@@ -338,13 +339,15 @@ class Run:
                 if ids[digest] in self._by_links
             ],
         )
-        rows.write_links(self._connection, before.links, changes.links, ids, self._repositories)
-        rows.write_removals(self._connection, changes.removals, self._repositories)
+        statements.write_links(self._connection, before.links, changes.links, ids, self._repositories)
+        statements.write_removals(self._connection, changes.removals, self._repositories)
         sizes = {ids[digest]: self._sizes.get(digest) for digest in self._unsized}
         touched = sorted((self._references.keys() | self._links.keys() | sizes.keys()) - new_ids)
-        deltas = [rows.Delta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched]
-        rows.add_counts(self._connection, [delta for delta in deltas if delta[1:] != (0, 0, None)])
-        rows.count_false_reports(self._connection, self._false)
+        deltas = [
+            statements.Delta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched
+        ]
+        statements.add_counts(self._connection, [delta for delta in deltas if delta[1:] != (0, 0, None)])
+        statements.count_false_reports(self._connection, self._false)
 
     def _kinds(self, written: AbstractSet[int], *, read: bool) -> Mapping[int, ManifestKind]:
         """Return the kinds of known manifests: by their bytes, or, of reported ones, only those of indexes."""
@@ -358,7 +361,7 @@ class Run:
             and self._ids[digest] not in written
         }
 
-    def _keep_children(self, changes: Changes, new_manifests: list[rows.NewManifest]) -> None:
+    def _keep_children(self, changes: Changes, new_manifests: list[statements.NewManifest]) -> None:
         """Update the implied holdings of held indexes, after the counts are written (see implied.py)."""
 
         def holdings(keys: Iterable[Key]) -> list[implied.Holding]:
@@ -380,10 +383,10 @@ class Run:
 
     def _insert_blobs(self) -> None:
         ids, sizes = self._ids, self._sizes
-        inserted = rows.insert_blobs(
+        inserted = statements.insert_blobs(
             self._connection,
             [
-                rows.NewBlob(
+                statements.NewBlob(
                     ids[digest],
                     digest,
                     sizes[digest],

@@ -12,8 +12,7 @@ from psycopg import Connection
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.own import is_own
 from coordinator.domain.pods import PodMode
-from coordinator.table import implied
-from coordinator.table import statements as rows
+from coordinator.table import implied, statements
 
 Key = tuple[int, bytes]
 BEGINNING: Key = (-1, b"")
@@ -167,6 +166,6 @@ def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
             else "UPDATE removals SET doubtful_since = NULL WHERE repository_id = %s AND digest = %s",
             verdict.doubt.key,
         )
-    rows.recount(connection, [], [doubt.blob for doubt in unlinked if doubt.blob is not None], by=-1)
+    statements.recount(connection, [], [doubt.blob for doubt in unlinked if doubt.blob is not None], by=-1)
     implied.drop(connection, [(doubt.repository_id, doubt.blob) for doubt in gone if doubt.blob is not None])
     return len(gone) + len(unlinked)

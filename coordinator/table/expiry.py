@@ -9,7 +9,7 @@ from typing import Any
 from psycopg import Connection
 
 from coordinator.db import locks
-from coordinator.table import statements as rows
+from coordinator.table import statements
 
 BATCH = 1000
 #: Added to Kafka's retention: after that, no late addition can arrive that contradicts a removal.
@@ -47,7 +47,7 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
                 """,
                 (grace, BATCH),
             ).fetchall()
-            rows.recount(connection, [], [row[0] for row in expired], by=-1)
+            statements.recount(connection, [], [row[0] for row in expired], by=-1)
         total += len(expired)
         if len(expired) < BATCH:
             return total

@@ -22,7 +22,7 @@ from psycopg import Connection
 
 from coordinator.db.arrays import integers
 from coordinator.domain.references import PARENTS
-from coordinator.table import statements as rows
+from coordinator.table import statements
 
 #: Ids of a repository and of a manifest.
 Holding = tuple[int, int]
@@ -49,7 +49,7 @@ def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
             """,
             _arrays(holdings),
         ).fetchall()
-        rows.recount(connection, [manifest for _, manifest in found], by=1)
+        statements.recount(connection, [manifest for _, manifest in found], by=1)
         added += len(found)
         # Children may be indexes; digests allow no cycle, so this ends.
         holdings = found
@@ -112,7 +112,7 @@ def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
             """,
             _arrays(holdings),
         ).fetchall()
-        rows.recount(connection, [manifest for _, manifest in gone], by=-1)
+        statements.recount(connection, [manifest for _, manifest in gone], by=-1)
         removed += len(gone)
         holdings = _implied_children(connection, gone)
     return removed

@@ -12,15 +12,14 @@ from psycopg import Connection
 from coordinator.db.arrays import within
 from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.names import Digest
-from coordinator.table import implied, renames
-from coordinator.table import statements as rows
+from coordinator.table import implied, renames, statements
 from coordinator.table.batch import Applied, Item, total
 from coordinator.table.digest_facts import Run
 
 
 def remove_repository(connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta) -> Applied:
     """Remove everything in the repository by the rule of single removals: each may be doubtful or overtaken."""
-    if not rows.pods_elsewhere(connection, {pod_id}):
+    if not statements.pods_elsewhere(connection, {pod_id}):
         values = {"name": fact.repository, "at": within(fact.at), "margin": margin}
         connection.execute(_EXPLAIN_ALL, values)
         doubtful = connection.execute(_DOUBT_ALL, values)
@@ -166,7 +165,7 @@ def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
         """,
         values,
     )
-    rows.recount(connection, twice, linked_twice, by=-1)
+    statements.recount(connection, twice, linked_twice, by=-1)
     implied.repair(connection, [values["source"], values["destination"]])
 
 

@@ -15,7 +15,7 @@ from coordinator.errors import UnavailableError
 from coordinator.reconcile import presence as presence_module
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.resolve import NotHereError
-from coordinator.table import expiry as sweep
+from coordinator.table import expiry
 from tests.audit.harness import Watched, World, away
 from tests.storage.memory import MemoryObjectStore
 
@@ -94,7 +94,7 @@ def test_nobody_misses_what_nobody_needs(world: World) -> None:
     assert world.state("lost") is UNREFERENCED
     assert world.outbox()[2:] == [(world.text("lost"), "unreferenced", 0, 0)]
     world.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '2 days'")
-    sweep.expire_links(world.connection, timedelta(days=1))
+    expiry.expire_links(world.connection, timedelta(days=1))
     assert world.state("expired") is UNREFERENCED
     expired = [(world.text(name), "unreferenced", 0, 0) for name in ("here", "expired")]
     assert sorted(world.outbox()[3:]) == sorted(expired)

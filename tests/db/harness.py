@@ -24,8 +24,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
 from coordinator.domain.progress import Position, Progress
 from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, ManifestContent, ManifestKind, Reference
-from coordinator.table import progress
-from coordinator.table import statements as rows
+from coordinator.table import progress, statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Applied, Item, Slice
 from schemas.records import ReferenceRecord, RegistryEvent, RenameRecord
@@ -117,7 +116,7 @@ class Table(Names):
 
     def connect(self) -> psycopg.Connection[Any]:
         connection = connect(self.url, name="test")
-        rows.prepare(connection)
+        statements.prepare(connection)
         return connection
 
     def __enter__(self) -> Self:

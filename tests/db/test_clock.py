@@ -22,8 +22,7 @@ from coordinator.jobs.table import Job, TakenOverError
 from coordinator.pods import clock
 from coordinator.pods import table as pods
 from coordinator.reconcile import table as reconcile
-from coordinator.table import processes as sources
-from coordinator.table import progress
+from coordinator.table import processes, progress
 from tests.db.harness import Table
 from tests.db.test_sources import SILENCE, World
 
@@ -174,13 +173,13 @@ def test_who_answered_while_it_was_ahead(world: World) -> None:
     assert clock.void(world.connection)
     world.hear(world.probe())
     assert world.view().at is None
-    sources.settle_unheard(world.connection, world.pod, taken(world).began_at, BOUND)
+    processes.settle_unheard(world.connection, world.pod, taken(world).began_at, BOUND)
     assert world.view().at is None
     world.connection.execute(
         "UPDATE probes SET sent_at = sent_at - interval '61 minutes',"
         " answered_at = answered_at - interval '61 minutes' WHERE NOT echoed"
     )
-    sources.settle_unheard(world.connection, world.pod, taken_again(world).began_at, BOUND)
+    processes.settle_unheard(world.connection, world.pod, taken_again(world).began_at, BOUND)
     world.hear(nonce := world.probe())
     assert world.view().at == world.sent_at(nonce)
 
@@ -278,7 +277,7 @@ def test_it_settles_nothing(world: World) -> None:
     job = began_ahead(world)
     # Its listing has been read; then the log is cut, and the process dies.
     progress.record_cut(world.connection, "registry.events")
-    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    assert processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
     with pytest.raises(clock.ClockSetBackError, match="set back"):
         reconcile.end(world.connection, job, BOUND)
     assert gaps(world, "settled_at") == [(None,)]

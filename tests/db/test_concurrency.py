@@ -14,8 +14,7 @@ import pytest
 
 from coordinator.db import locks
 from coordinator.domain.facts import Fact, RepositoryRemoved, RepositoryRenamed
-from coordinator.table import expiry as sweep
-from coordinator.table import statements as rows
+from coordinator.table import expiry, statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice, StateChangedError
 from schemas.records import RegistryEvent
@@ -114,8 +113,8 @@ def test_no_deadlock_and_no_miscount(fresh: Table, monkeypatch: pytest.MonkeyPat
         turns = 0
         with fresh.connect() as connection:
             while not working.is_set():
-                sweep.expire_links(connection, timedelta(days=1))
-                sweep.forget_removals(connection, timedelta(days=1))
+                expiry.expire_links(connection, timedelta(days=1))
+                expiry.forget_removals(connection, timedelta(days=1))
                 assert fresh_check(fresh)
                 turns += 1
         return turns
@@ -148,7 +147,7 @@ def test_a_batch_that_always_collides(table: Table, monkeypatch: pytest.MonkeyPa
     """A batch whose new blobs others keep writing first goes alone in the end, and is applied."""
     names = [f"n{number}" for number in range(20)]
     spoiled: list[str] = []
-    give = rows.new_blob_ids
+    give = statements.new_blob_ids
     other = table.connect()
 
     def spoil(connection: psycopg.Connection[Any], count: int) -> list[int]:
@@ -165,7 +164,7 @@ def test_a_batch_that_always_collides(table: Table, monkeypatch: pytest.MonkeyPa
                 )
         return give(connection, count)
 
-    monkeypatch.setattr(rows, "new_blob_ids", spoil)
+    monkeypatch.setattr(statements, "new_blob_ids", spoil)
     table.apply(*[table.link("r", name) for name in names])
     other.close()
     assert 0 < len(spoiled) < len(names)

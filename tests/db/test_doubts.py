@@ -8,8 +8,7 @@ import pytest
 from coordinator.db import locks
 from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.lifecycle import BlobState
-from coordinator.table import doubtful_removals as doubts
-from coordinator.table import expiry as sweep
+from coordinator.table import doubtful_removals, expiry
 from coordinator.table.doubtful_removals import Verdict
 from tests.db.harness import Table, at
 
@@ -33,13 +32,13 @@ def by_word(table: Table) -> None:
 
 def settle(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:
     """Settle this test's doubts as if storage had these links."""
-    removed, after = 0, doubts.BEGINNING
+    removed, after = 0, doubtful_removals.BEGINNING
     with table.connection.transaction():
         locks.enter(table.connection, alone=True)
-        while found := doubts.load(table.connection, after, limit):
+        while found := doubtful_removals.load(table.connection, after, limit):
             own = [doubt for doubt in found if f"/{table.space}/" in doubt.repository]
             verdicts = [Verdict(doubt, doubt.held and held, doubt.linked and linked) for doubt in own]
-            removed += doubts.settle(table.connection, verdicts)
+            removed += doubtful_removals.settle(table.connection, verdicts)
             after = found[-1].key
     return removed
 
@@ -392,8 +391,8 @@ def test_two_removals_that_a_rename_makes_one(table: Table) -> None:
     table.connection.execute(
         "UPDATE removals r SET seen_at = now() - %s * 2 FROM repositories n"
         " WHERE n.id = r.repository_id AND n.name = %s",
-        (sweep.REMOVALS_KEPT, table.repository("b")),
+        (expiry.REMOVALS_KEPT, table.repository("b")),
     )
     table.apply(RepositoryRenamed(table.repository("a"), table.repository("b"), below=False, at=at(10)))
-    sweep.forget_removals(table.connection, timedelta(0))
+    expiry.forget_removals(table.connection, timedelta(0))
     assert table.removal("b", "m") == (at(2), False)

@@ -12,7 +12,7 @@ from coordinator.doctor.again import FIRST_PAUSE_S, LONGEST_PAUSE_S, Again, afte
 from coordinator.doctor.visit import Instruments
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.db.harness import Table
 from tests.db.test_findings import POD, held, visit
 from tests.db.test_sources import World
@@ -56,7 +56,7 @@ def visits(world: World, error: Callable[[], BaleenError]) -> list[PodName]:
         raise error()
         yield
 
-    connections = Connections(world.table.url, name="baleen-test", prepare=rows.prepare)
+    connections = Connections(world.table.url, name="baleen-test", prepare=statements.prepare)
     try:
         again = Again(connections, opened, (), threading.Event())
         again.round()

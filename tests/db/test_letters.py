@@ -17,7 +17,7 @@ from coordinator.jobs.table import Job
 from coordinator.pods import clock
 from coordinator.pods import table as registry
 from coordinator.reconcile import table as reconcile
-from coordinator.table import dead_letters as letters
+from coordinator.table import dead_letters
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, LetterLimits
 from tests.db.harness import NO_MARGIN, Table
@@ -107,7 +107,7 @@ def test_what_no_pod_owns_is_looked_for(linked: Table) -> None:
     """One about a repository that no reconcile lists stays until storage has nothing of it, or a pod owns it."""
     store(linked, letter("elsewhere/x"), letter("other/y"))
     job = begun(linked)
-    assert sorted(letters.unlisted(linked.connection, job)) == ["elsewhere/x", "other/y"]
+    assert sorted(dead_letters.unlisted(linked.connection, job)) == ["elsewhere/x", "other/y"]
     ended(linked, job)
     assert opened(linked) == 2
     ended(linked, begun(linked), [RepositoryName("elsewhere/x")])

@@ -11,7 +11,7 @@ import pytest
 from coordinator.db.connection import Connections
 from coordinator.domain.facts import RepositoryRemoved, RepositoryRenamed
 from coordinator.errors import UnavailableError
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, Item, OutOfStepError, Slice
 from tests.db.harness import NO_MARGIN, Row, Table, at
@@ -213,7 +213,7 @@ def test_a_connection_killed_at_any_statement(fresh: Table, interrupt: Callable[
     """A connection that dies between any two statements leaves nothing half done; the next one goes on."""
     piece = everything(fresh)
     before = dump(fresh.url)
-    connections = Connections(fresh.url, name="killed", prepare=rows.prepare)
+    connections = Connections(fresh.url, name="killed", prepare=statements.prepare)
 
     def kill() -> None:
         with connections.use() as connection:

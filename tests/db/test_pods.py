@@ -20,8 +20,7 @@ from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.pods import table as pods
 from coordinator.pods import view as queries
 from coordinator.reconcile import table as reconcile
-from coordinator.table import expiry as sweep
-from coordinator.table import progress, renames
+from coordinator.table import expiry, progress, renames
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.db.harness import Row, Table
@@ -419,7 +418,7 @@ def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its layers were compared"))
     assert held() == []
     fresh.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '9 days'")
-    assert sweep.expire_links(fresh.connection, timedelta(days=1)) == 0
+    assert expiry.expire_links(fresh.connection, timedelta(days=1)) == 0
     assert fresh.blob("linked") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
     assert fresh.blob("l") == Row(2, 0, BlobState.LIVE, unreferenced=False, size=7)
     # Pushed again, it waits again.

@@ -7,7 +7,7 @@ import pytest
 from coordinator.domain.facts import RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
-from coordinator.table import expiry as sweep
+from coordinator.table import expiry
 from tests.db.harness import Row, Table, at
 
 DAY = timedelta(days=1)
@@ -36,13 +36,13 @@ def test_links_expire(fresh: Table) -> None:
     )
     age(table, "repository_blobs", "linked_at", 2)
     table.apply(table.link("b", "young"), partition=1)
-    assert sweep.expire_links(table.connection, DAY) == 4
+    assert expiry.expire_links(table.connection, DAY) == 4
     assert table.blob("l") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
     assert table.blob("only-l") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
     assert table.blob("kept") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=7)
     assert table.blob("gone") == Row(0, 0, BlobState.UNREFERENCED, unreferenced=True, size=7)
     assert table.blob("young") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
-    assert sweep.expire_links(table.connection, DAY) == 0
+    assert expiry.expire_links(table.connection, DAY) == 0
     assert table.check().agrees
 
 
@@ -50,7 +50,7 @@ def test_the_link_of_what_is_also_a_manifest(table: Table) -> None:
     """Where nobody can look at links, the delete of a blob that is a manifest too never takes the holding."""
     table.apply(table.link("a", "m", 0), table.push("a", "m", ["c"], 0), table.link("a", "l", 0))
     age(table, "repository_blobs", "linked_at", 2)
-    sweep.expire_links(table.connection, DAY)
+    expiry.expire_links(table.connection, DAY)
     assert not table.linked("a", "l")
     table.apply(table.removed("a", "m", 600))
     assert table.holds("a", "m")
@@ -70,15 +70,15 @@ def test_links_of_a_repository_with_a_manifest_that_needs_links(fresh: Table) ->
         table.push("a", "m", None)._replace(by_links=True),
     )
     age(table, "repository_blobs", "linked_at", 2)
-    assert sweep.expire_links(table.connection, DAY) == 1
+    assert expiry.expire_links(table.connection, DAY) == 1
     # One that is reported later, by another process, stays, too.
     table.apply(table.link("a", "late"), partition=1)
     age(table, "repository_blobs", "linked_at", 2)
-    assert sweep.expire_links(table.connection, DAY) == 0
+    assert expiry.expire_links(table.connection, DAY) == 0
     assert table.linked("a", "l")
     assert table.linked("a", "late")
     table.apply(table.removed("a", "m", 600))
-    assert sweep.expire_links(table.connection, DAY) == 2
+    assert expiry.expire_links(table.connection, DAY) == 2
     assert table.check().agrees
 
 
@@ -87,7 +87,7 @@ def test_a_link_made_again(table: Table) -> None:
     table.apply(table.link("a", "again", 1), table.link("a", "same", 1))
     age(table, "repository_blobs", "linked_at", 2)
     table.apply(table.link("a", "again", 2), table.link("a", "same", 1))
-    sweep.expire_links(table.connection, DAY)
+    expiry.expire_links(table.connection, DAY)
     assert table.linked("a", "again")
     assert not table.linked("a", "same")
 
@@ -102,10 +102,10 @@ def test_doubts_about_nothing_end(table: Table) -> None:
         table.removed("a", "m", 60),
         margin=margin,
     )
-    assert sweep.end_doubts(table.connection) == 0
+    assert expiry.end_doubts(table.connection) == 0
     age(table, "repository_blobs", "linked_at", 2)
-    sweep.expire_links(table.connection, DAY)
-    assert sweep.end_doubts(table.connection) == 1
+    expiry.expire_links(table.connection, DAY)
+    assert expiry.end_doubts(table.connection) == 1
     assert {name: doubtful for (_, name), (_, doubtful) in table.removals().items()} == {
         table.text("expires"): False,
         table.text("m"): True,
@@ -114,14 +114,14 @@ def test_doubts_about_nothing_end(table: Table) -> None:
 
 def test_in_batches(fresh: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep takes a bounded number of rows at a time, and goes on until none is left."""
-    monkeypatch.setattr(sweep, "BATCH", 3)
+    monkeypatch.setattr(expiry, "BATCH", 3)
     fresh.apply(
         *[fresh.link(f"r{n}", f"l{n % 4}") for n in range(10)], *[fresh.removed("x", f"x{n}") for n in range(10)]
     )
     age(fresh, "repository_blobs", "linked_at", 2)
     age(fresh, "removals", "seen_at", 32)
-    assert sweep.expire_links(fresh.connection, DAY) == 10
-    assert sweep.forget_removals(fresh.connection, DAY) == 10
+    assert expiry.expire_links(fresh.connection, DAY) == 10
+    assert expiry.forget_removals(fresh.connection, DAY) == 10
     assert fresh.check().agrees
 
 
@@ -137,10 +137,10 @@ def test_rows_that_a_batch_has_locked(fresh: Table) -> None:
         )
         other.execute("SELECT FROM removals WHERE digest = %s FOR UPDATE", (fresh.digest("x0"),))
         fresh.connection.execute("SET lock_timeout = '2s'")
-        assert sweep.expire_links(fresh.connection, DAY) == 2
-        assert sweep.forget_removals(fresh.connection, DAY) == 2
-    assert sweep.expire_links(fresh.connection, DAY) == 1
-    assert sweep.forget_removals(fresh.connection, DAY) == 1
+        assert expiry.expire_links(fresh.connection, DAY) == 2
+        assert expiry.forget_removals(fresh.connection, DAY) == 2
+    assert expiry.expire_links(fresh.connection, DAY) == 1
+    assert expiry.forget_removals(fresh.connection, DAY) == 1
 
 
 def test_removals_are_forgotten(fresh: Table) -> None:
@@ -148,8 +148,8 @@ def test_removals_are_forgotten(fresh: Table) -> None:
     fresh.apply(fresh.removed("a", "old", 1), fresh.link("a", "doubtful", 1), fresh.removed("a", "doubtful", 1))
     age(fresh, "removals", "seen_at", 32)
     fresh.apply(fresh.removed("a", "young", 1))
-    assert sweep.forget_removals(fresh.connection, 3 * DAY) == 0
-    assert sweep.forget_removals(fresh.connection, DAY) == 1
+    assert expiry.forget_removals(fresh.connection, 3 * DAY) == 0
+    assert expiry.forget_removals(fresh.connection, DAY) == 1
     assert {digest for _, digest in fresh.removals()} == {fresh.text("doubtful"), fresh.text("young")}
 
 

@@ -35,7 +35,7 @@ from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import directory
 from coordinator.pods.watermarks import watermarks
 from coordinator.settings import build
-from coordinator.table import processes as sources
+from coordinator.table import processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Slice
 from coordinator.table.echoes import KnownProcesses
@@ -332,7 +332,7 @@ class World:
         """As the prober does before it asks."""
         if self.looked_up:
             self.addresses = set(self.name)
-            sources.endpoints_seen(self.connection, self.pod, {URL: self.addresses}, findings.now(self.connection))
+            processes.endpoints_seen(self.connection, self.pod, {URL: self.addresses}, findings.now(self.connection))
 
     def request(self, address: str, *, understood: bool = True) -> None:
         """A client pushes a blob; or something of a kind that nobody knows yet."""
@@ -361,9 +361,9 @@ class World:
         self.look_up()
         if address not in self.addresses:
             return
-        nonce = sources.insert_probe(self.connection, self.pod, URL, address)
+        nonce = processes.insert_probe(self.connection, self.pod, URL, address)
         if not self.at[address]:
-            sources.probe_failed(self.connection, nonce, "refused", refused=True)
+            processes.probe_failed(self.connection, nonce, "refused", refused=True)
         elif self.chance.random() < 0.2:
             self.under_way.append((address, nonce))
         else:
@@ -372,7 +372,7 @@ class World:
     def arrive(self, address: str, nonce: str) -> None:
         process = self.who(address)
         if process is None or self.chance.random() < 0.1:
-            sources.probe_failed(self.connection, nonce, "timed out", refused=False)
+            processes.probe_failed(self.connection, nonce, "timed out", refused=False)
         else:
             self.answer(process, nonce)
 
@@ -381,10 +381,10 @@ class World:
         self.look_up()
         for address in sorted(self.addresses):
             for process in self.at[address]:
-                self.answer(process, sources.insert_probe(self.connection, self.pod, URL, address))
+                self.answer(process, processes.insert_probe(self.connection, self.pod, URL, address))
             if not self.at[address]:
-                nonce = sources.insert_probe(self.connection, self.pod, URL, address)
-                sources.probe_failed(self.connection, nonce, "refused", refused=True)
+                nonce = processes.insert_probe(self.connection, self.pod, URL, address)
+                processes.probe_failed(self.connection, nonce, "refused", refused=True)
 
     def answer(self, process: Process, nonce: str) -> None:
         process.queue.append(
@@ -400,7 +400,7 @@ class World:
         if self.chance.random() < 0.3:
             # Before the prober hears the answer.
             self.request_of(process)
-        sources.probe_answered(self.connection, nonce)
+        processes.probe_answered(self.connection, nonce)
         if not process.answered:
             process.answered = True
             ((process.known_until,),) = self.table.rows(
@@ -410,7 +410,7 @@ class World:
     def forget(self) -> None:
         """Old probes are forgotten; any that is not on its way may be old by now."""
         if not self.under_way:
-            sources.forget_old_probes(self.connection, timedelta())
+            processes.forget_old_probes(self.connection, timedelta())
 
     def late_probe(self) -> None:
         if self.under_way:
@@ -572,8 +572,8 @@ class World:
         for process in self.processes:
             for request in process.requests:
                 request.settled = True
-        sources.settle_unheard(self.connection, self.pod, began, began - since)
-        sources.retire_dead(self.connection, self.pod, began, began - since, "reconciled")
+        processes.settle_unheard(self.connection, self.pod, began, began - since)
+        processes.retire_dead(self.connection, self.pod, began, began - since, "reconciled")
         self.check_pod()
 
     # What must hold

@@ -26,7 +26,7 @@ from coordinator.jobs import work as running
 from coordinator.leftovers.links import give_back
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.port import Deleted, ObjectReader, ObjectStore, Permit, Target
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.gc.harness import Garbage, Run
 
 DEADLINE_S = 60.0
@@ -171,7 +171,7 @@ class CountedConnection:
 
 class CountedConnections(Connections):
     def __init__(self, url: str, calls: Told) -> None:
-        super().__init__(url, name=NAME, prepare=rows.prepare)
+        super().__init__(url, name=NAME, prepare=statements.prepare)
         self._calls = calls
 
     @contextmanager

@@ -21,10 +21,9 @@ from coordinator.db.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
-from coordinator.gc import controls, mark
+from coordinator.gc import controls, mark, unowned_table
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
-from coordinator.gc import unowned_table as perimeter
 from coordinator.gc.collect import KIND, Collect
 from coordinator.gc.mark_table import Claimed
 from coordinator.gc.restore import Restorer
@@ -35,7 +34,7 @@ from coordinator.leftovers.links import give_back
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.db.harness import Table
 
 NO_TIMES = Times(timedelta(0), timedelta(0), timedelta(0))
@@ -145,11 +144,11 @@ class Garbage(Table):
         held = [f"{each.scope} is held: {each.why}" for each in controls.holds(self.connection)]
         pods = [PodFacts(POD, now, now, has_links=False)]
         why = None if switch.enabled else switch.why
-        return self.known(Facts(now, self.times, pods, why, held, listing=perimeter.read(self.connection)))
+        return self.known(Facts(now, self.times, pods, why, held, listing=unowned_table.read(self.connection)))
 
     @contextmanager
     def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collect, Restorer]]:
-        connections = Connections(self.url, name="test-gc", prepare=rows.prepare)
+        connections = Connections(self.url, name="test-gc", prepare=statements.prepare)
         looking = Connections(self.url, name="test-restore")
         store = self.store if store is None else store
         presence = Presence(looking, store)
@@ -194,7 +193,7 @@ class Garbage(Table):
     def audit(self) -> Report:
         """An audit that repairs, once every pod is reconciled."""
         self.connection.execute("UPDATE gaps SET settled_at = clock_timestamp() WHERE settled_at IS NULL")
-        connections = Connections(self.url, name="test-audit", prepare=rows.prepare)
+        connections = Connections(self.url, name="test-audit", prepare=statements.prepare)
         presence = Presence(connections, self.store)
         try:
             return Audit(connections, self.store, presence, Ages(timedelta(), timedelta()), mend=True).run()

@@ -12,9 +12,8 @@ from coordinator.db.connection import Connections
 from coordinator.domain.gc import Why
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError
-from coordinator.gc import collect
+from coordinator.gc import collect, unowned_table
 from coordinator.gc import table as gc
-from coordinator.gc import unowned_table as perimeter
 from coordinator.gc.unowned import look, look_if_due, unowned
 from coordinator.storage.layout import REPOSITORIES, layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
@@ -60,7 +59,7 @@ def test_it_goes_on_once_a_pod_owns_it(left: Garbage) -> None:
     link(left, "x/app")
     assert left.collect().hidden == 0
     own(left, "x")
-    known = perimeter.read(left.connection)
+    known = unowned_table.read(left.connection)
     assert known is not None
     assert known.names == []
     assert left.collect().hidden == 2
@@ -132,7 +131,7 @@ def test_a_purge_that_an_earlier_run_began(left: Garbage, monkeypatch: pytest.Mo
 def test_a_store_that_does_not_answer(left: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a listing a run ends with the store's error, and the last listing stays as it was."""
     left.collect()
-    known = perimeter.read(left.connection)
+    known = unowned_table.read(left.connection)
 
     def away(_: str) -> Iterator[str]:
         raise UnavailableError("The object store does not answer.")
@@ -141,7 +140,7 @@ def test_a_store_that_does_not_answer(left: Garbage, monkeypatch: pytest.MonkeyP
     run = left.tried()
     assert run.state == "failed"
     assert "does not answer" in str(run.error)
-    assert perimeter.read(left.connection) == known
+    assert unowned_table.read(left.connection) == known
     assert left.hide_of("l") is not None
 
 
@@ -151,9 +150,9 @@ def test_a_pod_that_was_removed(left: Garbage) -> None:
     link(left, "x/app")
     left.collect()
     left.connection.execute("DELETE FROM pod_prefixes WHERE prefix = 'x'")
-    assert perimeter.read(left.connection) is None
+    assert unowned_table.read(left.connection) is None
     assert left.collect().purged == 0
-    known = perimeter.read(left.connection)
+    known = unowned_table.read(left.connection)
     assert known is not None
     assert known.names == ["x"]
 
@@ -176,14 +175,14 @@ def test_the_listing_that_began_last_counts(garbage: Garbage) -> None:
     """A slow listing that began earlier does not replace one that began later; one from the future is replaced."""
     connections = Connections(garbage.url, name="test-perimeter")
     try:
-        early = perimeter.begin(garbage.connection)
+        early = unowned_table.begin(garbage.connection)
         found = look(connections, garbage.store)
-        perimeter.write(garbage.connection, early, ["x"], complete=True)
-        assert perimeter.read(garbage.connection) == found
+        unowned_table.write(garbage.connection, early, ["x"], complete=True)
+        assert unowned_table.read(garbage.connection) == found
         garbage.connection.execute("UPDATE root_listing SET began_at = now() + interval '1 hour'")
-        assert perimeter.read(garbage.connection) is None
+        assert unowned_table.read(garbage.connection) is None
         found = look(connections, garbage.store)
-        assert perimeter.read(garbage.connection) == found
+        assert unowned_table.read(garbage.connection) == found
     finally:
         connections.close()
 
@@ -240,7 +239,7 @@ def test_more_than_are_named(garbage: Garbage) -> None:
         assert (len(found.unowned), found.complete) == (100, False)
         for name in found.unowned:
             own(garbage, name)
-        known = perimeter.read(garbage.connection)
+        known = unowned_table.read(garbage.connection)
         assert known is not None
         assert known.names == ["and more"]
     finally:

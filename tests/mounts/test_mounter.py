@@ -31,7 +31,7 @@ from coordinator.registry.auth import Credentials
 from coordinator.settings import Secret
 from coordinator.storage.layout import blob_key, layer_link_key
 from coordinator.storage.port import ObjectStore
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.gc.harness import Garbage
@@ -449,7 +449,7 @@ def test_a_look_between_reference_and_link(world: World) -> None:
 
     class LookedFor(LinkObjects):
         def link(self, job: Job) -> None:
-            connections = Connections(world.garbage.url, name="test-settler", prepare=rows.prepare)
+            connections = Connections(world.garbage.url, name="test-settler", prepare=statements.prepare)
             settler = Settler(connections, world.store)
             (key,) = world.garbage.rows("SELECT id FROM repositories WHERE name = %s", (job.repository,))
             looked.extend(settler.settle_unlisted([(key[0], digest)], datetime.now(UTC), [RepositoryName("pod-b")]))

@@ -17,8 +17,7 @@ from coordinator.gc import table as gc
 from coordinator.jobs import table as jobs
 from coordinator.mounts import table
 from coordinator.mounts.table import Reserved
-from coordinator.table import expiry as sweep
-from coordinator.table import statements as rows
+from coordinator.table import expiry, statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, NotServedError
 from tests.gc.harness import LANDED, POD, Garbage
@@ -120,7 +119,7 @@ def test_a_hide_that_comes_later(garbage: Garbage) -> None:
     garbage.ask()
     job = jobs.take(garbage.connection, ["gc"])
     assert job is not None
-    connections = Connections(garbage.url, name="test-gc", prepare=rows.prepare)
+    connections = Connections(garbage.url, name="test-gc", prepare=statements.prepare)
     try:
         with connections.use() as connection:
             intents = gc.intend(connection, job, planned, {})
@@ -182,14 +181,14 @@ def test_a_link_that_expires_meanwhile(garbage: Garbage, monkeypatch: pytest.Mon
     linked = Item(0, 0, garbage.pods[POD], BlobLinked(repository, garbage.digest("l"), ahead, 7), None)
     BatchApply(garbage.connection, MARGIN).apply_found([linked])
     garbage.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '2 days'")
-    original, expired = rows.lock_state, []
+    original, expired = statements.lock_state, []
 
     def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
         if not expired:
-            expired.append(sweep.expire_links(garbage.connection, timedelta(days=1)))
+            expired.append(expiry.expire_links(garbage.connection, timedelta(days=1)))
         return original(connection, digest)
 
-    monkeypatch.setattr(rows, "lock_state", lock_state)
+    monkeypatch.setattr(statements, "lock_state", lock_state)
     reserve(garbage, "l")
     assert expired == [1]
     assert counted(garbage, "l") == (1, 1, True)

@@ -14,7 +14,7 @@ from coordinator.domain.names import Digest
 from coordinator.reconcile.layered import Layered
 from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import blob_key
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.reconcile.harness import MARGIN, Image, Pairs, World
 from tests.services.databases import Databases
 
@@ -56,7 +56,7 @@ def settle(world: World) -> None:
 
 
 def take_up(world: World, repository: str, image: Image) -> None:
-    connections = Connections(world.url, name="test-children", prepare=rows.prepare)
+    connections = Connections(world.url, name="test-children", prepare=statements.prepare)
     layered = Layered(connections, world.store, MARGIN)
     try:
         layered.take_up([(world.name(repository), image.digest)])

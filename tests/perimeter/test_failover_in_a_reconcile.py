@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from coordinator.reconcile import reconcile
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.reconcile.harness import World
 from tests.services.databases import Databases
 
@@ -21,7 +21,7 @@ def world(databases: Databases) -> Iterator[World]:
 def lose_parts(world: World) -> None:
     """All that parts have written is lost, and that they are done."""
     held = world.rows("DELETE FROM repository_manifests RETURNING manifest_id")
-    rows.recount(world.connection, [row[0] for row in held], by=-1)
+    statements.recount(world.connection, [row[0] for row in held], by=-1)
     world.connection.execute("UPDATE job_parts SET done_at = NULL WHERE done_at IS NOT NULL")
 
 

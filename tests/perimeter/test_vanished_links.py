@@ -19,7 +19,7 @@ from coordinator.pods import view as queries
 from coordinator.pods.vanished_view import vanished as list_of_vanished
 from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import layer_link_key
-from coordinator.table import vanished_links as vanished
+from coordinator.table import vanished_links
 from coordinator.table.vanished_links import Accepted
 from tests.reconcile.harness import Image, World
 from tests.services.databases import Databases
@@ -82,7 +82,7 @@ def listed(world: World, repository: RepositoryName | None = None, limit: int = 
 
 def accept(world: World, repository: RepositoryName | None = None) -> Accepted:
     accepted: Accepted = ask(
-        world, lambda engine: vanished.accept(engine, PodName(world.pod), "we cleaned up", "ann", repository)
+        world, lambda engine: vanished_links.accept(engine, PodName(world.pod), "we cleaned up", "ann", repository)
     )
     return accepted
 
@@ -230,8 +230,8 @@ def test_pages_and_repositories(world: World) -> None:
 
 def test_acceptance_goes_in_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call ends before it takes long, says that there is more, and none that came after it began is accepted."""
-    monkeypatch.setattr(vanished, "BATCH", 2)
-    monkeypatch.setattr(vanished, "CALL_LIMIT", 4)
+    monkeypatch.setattr(vanished_links, "BATCH", 2)
+    monkeypatch.setattr(vanished_links, "CALL_LIMIT", 4)
     images = [world.image(f"m{number}") for number in range(5)]
     world.arrive(*(world.pushed("app", image, 1) for image in images))
     for image in images:
@@ -241,16 +241,19 @@ def test_acceptance_goes_in_batches(world: World, monkeypatch: pytest.MonkeyPatc
     assert first[:2] == (4, True)
     assert accept(world)[:2] == (1, False)
     before = first.before - timedelta(hours=1)
-    assert ask(world, lambda engine: vanished.accept(engine, PodName(world.pod), "w", "b", None, before)).accepted == 0
+    assert (
+        ask(world, lambda engine: vanished_links.accept(engine, PodName(world.pod), "w", "b", None, before)).accepted
+        == 0
+    )
 
 
 def test_an_acceptance_says_who_and_why(world: World) -> None:
     """Without a reason, without a name, or of a pod that is not there, nothing is accepted."""
     for why, by in ((" ", "ann"), ("why", "")):
         with pytest.raises(UsageError):
-            ask(world, lambda engine, why=why, by=by: vanished.accept(engine, PodName(world.pod), why, by))
+            ask(world, lambda engine, why=why, by=by: vanished_links.accept(engine, PodName(world.pod), why, by))
     with pytest.raises(NotFoundError):
-        ask(world, lambda engine: vanished.accept(engine, PodName("nobody"), "why", "ann"))
+        ask(world, lambda engine: vanished_links.accept(engine, PodName("nobody"), "why", "ann"))
 
 
 def test_a_child_whose_link_vanished_is_an_alarm_too(world: World) -> None:

@@ -27,7 +27,7 @@ from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.db.harness import Table, at
 from tests.storage.memory import MemoryObjectStore
 
@@ -261,7 +261,7 @@ class World(Table):
 
     @contextmanager
     def runner(self) -> Iterator[tuple[Connections, Reconcile]]:
-        connections = Connections(self.url, name="test-reconcile", prepare=rows.prepare)
+        connections = Connections(self.url, name="test-reconcile", prepare=statements.prepare)
         settler = Settler(connections, self.store)
         runner = Reconcile(
             connections, self.store, settler, margin=MARGIN, link_grace=self.link_grace, request_bound=BOUND

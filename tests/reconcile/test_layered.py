@@ -18,7 +18,7 @@ from coordinator.domain.references import MANIFEST_BYTES_LIMIT, ManifestKind, is
 from coordinator.reconcile import remains
 from coordinator.reconcile.layered import Layered
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.db.harness import at
 from tests.reconcile.harness import MARGIN, Image, World
 
@@ -62,7 +62,7 @@ def push(world: World, repository: str, index: Index) -> ManifestPushed:
 
 def take_up(world: World, *pushed: ManifestPushed) -> int:
     """What the worker does with indexes that it has applied."""
-    connections = Connections(world.url, name="test-layered", prepare=rows.prepare)
+    connections = Connections(world.url, name="test-layered", prepare=statements.prepare)
     layered = Layered(connections, world.store, MARGIN)
     try:
         return layered.take_up([(fact.repository, fact.digest) for fact in pushed])
@@ -222,7 +222,7 @@ def test_what_is_no_manifest_is_read_once(world: World) -> None:
     world.arrive(pushed)
     read: list[str] = []
     world.bucket.interrupt = lambda call, key: read.append(key) if call == "get" else None
-    connections = Connections(world.url, name="test-layered", prepare=rows.prepare)
+    connections = Connections(world.url, name="test-layered", prepare=statements.prepare)
     layered = Layered(connections, world.store, MARGIN)
     try:
         for _ in range(3):

@@ -52,8 +52,7 @@ from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
-from coordinator.table import expiry as sweep
-from coordinator.table import statements as rows
+from coordinator.table import expiry, statements
 from tests.doctor.examined import examine_whatever_comes
 from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, THIEF, Store
 from tests.gc.harness import NO_LIMITS, Run
@@ -188,7 +187,7 @@ class Stage(Baleen):
         super().__init__(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
         self.objects = store
         self._connection = psycopg.connect(self._database(), autocommit=True, connect_timeout=5)
-        rows.prepare(self._connection)
+        statements.prepare(self._connection)
         self._stores: dict[str | None, ObjectStore] = {}
 
     @classmethod
@@ -336,7 +335,7 @@ class Stage(Baleen):
     def expire_links(self) -> None:
         """Let the grace of all links be over that are known now."""
         self.await_applied()
-        sweep.expire_links(self._connection, NOTHING)
+        expiry.expire_links(self._connection, NOTHING)
 
     # What is seen
 
@@ -453,7 +452,7 @@ class Stage(Baleen):
 
     @contextmanager
     def _connections(self) -> Iterator[Connections]:
-        connections = Connections(self._database(), name="scenarios", prepare=rows.prepare)
+        connections = Connections(self._database(), name="scenarios", prepare=statements.prepare)
         try:
             yield connections
         finally:

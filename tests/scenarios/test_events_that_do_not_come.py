@@ -14,7 +14,7 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.registry.images import Image, Layer, make_image, make_layer
 from coordinator.storage.layout import blob_key
-from coordinator.table import expiry as sweep
+from coordinator.table import expiry
 from coordinator.table.apply import BatchApply
 from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, begin
 from tests.db.test_concurrency import Shared, deadlocks, slices
@@ -205,7 +205,7 @@ def test_scenario_26_all_at_once_on_the_same_digests(shared: Garbage) -> None:
             shared.upload(own)
             shared.apply(shared.push("own", own, BLOBS, 2 * number), partition=workers)
             shared.apply(shared.removed("own", own, 2 * number + 1), partition=workers)
-            sweep.expire_links(shared.connection, timedelta())
+            expiry.expire_links(shared.connection, timedelta())
             hidden += shared.collect().hidden
             if all(each.done() for each in applying):
                 break

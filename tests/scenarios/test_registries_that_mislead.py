@@ -23,7 +23,7 @@ from coordinator.registry.images import make_image, make_index, make_layer
 from coordinator.settings import Secret
 from coordinator.stack.distribution import DistributionRegistry, _environment, available
 from coordinator.storage.layout import blob_key, layer_link_key
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.doctor.harness import Caching, of
 from tests.gc.harness import Garbage
 from tests.registries.harness import HTTP_SECRET
@@ -248,7 +248,7 @@ def test_scenario_23_rows_before_their_bytes(garbage: Garbage) -> None:
     for _ in range(2):
         garbage.collect()
     assert garbage.state("l") is BlobState.LIVE
-    connections = Connections(garbage.url, name="scenarios", prepare=rows.prepare)
+    connections = Connections(garbage.url, name="scenarios", prepare=statements.prepare)
     presence = Presence(connections, garbage.store)
     garbage.links_are("link")
     try:

@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from coordinator.db import migrate
 from coordinator.db.engine import connect
 from coordinator.errors import UnavailableError
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from tests.simulation.scheduler import Scheduler
 
 #: Histories go on in copies of the database in which they begin, and each copy would count as restored from a dump.
@@ -94,7 +94,7 @@ class Session:
         # All statements of all actors pass here, again and again: each is planned once.
         self.raw.prepared_max = None
         self.raw.execute("SET plan_cache_mode = force_generic_plan")
-        rows.prepare(self.raw)
+        statements.prepare(self.raw)
         self.scheduler: Scheduler | None = None
         #: How probably a transaction finds the database away.
         self.away = 0.0

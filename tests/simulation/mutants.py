@@ -23,9 +23,7 @@ from coordinator.gc import table as gc
 from coordinator.pods import view as pods
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Target
-from coordinator.table import implied
-from coordinator.table import processes as sources
-from coordinator.table import statements as rows
+from coordinator.table import implied, processes, statements
 
 Mutate = Callable[[], None]
 BOTH = (True, False)
@@ -105,7 +103,7 @@ def _no_listing() -> None:
 
 def _by_word() -> None:
     """Removals are believed without a look."""
-    rows.pods_elsewhere = lambda connection, pods: set(pods)
+    statements.pods_elsewhere = lambda connection, pods: set(pods)
 
 
 class _Cut:
@@ -233,7 +231,7 @@ def _() -> None:
 )
 def _() -> None:
     _no_listing()
-    sources.may_retire = lambda dead_since, began, bound: dead_since is not None
+    processes.may_retire = lambda dead_since, began, bound: dead_since is not None
 
 
 @mutant("8: a restore is final at once", "straggle collect wake restore", slow=0.6)

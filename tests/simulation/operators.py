@@ -15,11 +15,10 @@ from typing import Any
 from coordinator.audit.audit import Ages, Audit
 from coordinator.domain.gc import holds
 from coordinator.domain.names import PodName
-from coordinator.gc import collect, controls, mark
-from coordinator.gc import unowned as perimeter
+from coordinator.gc import collect, controls, mark, unowned
 from coordinator.kafka.topics import EVENTS
 from coordinator.reconcile.presence import Presence
-from coordinator.table import processes as sources
+from coordinator.table import processes
 from tests.simulation.database import Asking, answered
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import BOUND, DELETE_BOUND, World
@@ -54,7 +53,7 @@ class Operator:
     def read(self) -> list[str]:
         """Return what blocks GC, once a scheduler has compared bucket and database, and listed the root."""
         mark.watch(self._connections, self._store)
-        perimeter.look(self._connections, self._store)
+        unowned.look(self._connections, self._store)
         return holds(self.world.facts())
 
     def commands(self, sentence: str) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -107,7 +106,7 @@ class Operator:
             instance = found[1] or found[2]
             if instance not in running:
                 asking: Any = Asking(self.world.session)
-                answered(sources.retire(asking, PodName(f"pod-{pod}"), instance, WHY, BOUND))
+                answered(processes.retire(asking, PodName(f"pod-{pod}"), instance, WHY, BOUND))
 
     def _declare(self) -> None:
         if self.world.has_strangers():

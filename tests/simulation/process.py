@@ -24,8 +24,7 @@ import structlog
 from coordinator.gc import collect
 from coordinator.jobs import work as jobs
 from coordinator.reconcile import plan, reconcile
-from coordinator.table import echoes
-from coordinator.table import processes as sources
+from coordinator.table import echoes, processes
 from tests.simulation.database import Server
 from tests.simulation.history import Base, History, Place, base, places, tell
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -61,7 +60,7 @@ def install() -> None:
     collect.time = SimpleNamespace(monotonic=_seconds)  # type: ignore[assignment]
     reconcile.FIRST_PAUSE_S = 0.0
     plan.PARTS = 1
-    sources.uuid = SimpleNamespace(uuid4=_nonce)  # type: ignore[assignment]
+    processes.uuid = SimpleNamespace(uuid4=_nonce)  # type: ignore[assignment]
 
 
 def current() -> History:

@@ -60,10 +60,8 @@ from coordinator.storage.layout import (
     revision_link_key,
 )
 from coordinator.storage.port import Target
-from coordinator.table import expiry as sweep
+from coordinator.table import expiry, progress, vanished_links
 from coordinator.table import processes as sources
-from coordinator.table import progress
-from coordinator.table import vanished_links as vanished
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
@@ -270,7 +268,7 @@ class World:
         worker.restorer.round()
 
     def sweep(self) -> None:
-        sweep.expire_links(self.session, LINK_GRACE)  # type: ignore[arg-type]
+        expiry.expire_links(self.session, LINK_GRACE)  # type: ignore[arg-type]
 
     def probe(self, process: Process) -> None:
         connection: Any = self.session
@@ -449,7 +447,7 @@ class World:
     def accept_vanished(self, pod: str) -> None:
         """Accept that links of a pod are gone which vanished without a delete event."""
         engine: Any = Engine(self.session)
-        answered(vanished.accept(engine, PodName(f"pod-{pod}"), "a history", "an operator"))
+        answered(vanished_links.accept(engine, PodName(f"pod-{pod}"), "a history", "an operator"))
         accepted = self.session.now(
             "SELECT digest, evidence ->> 'repository' FROM gc_ledger WHERE decision = 'accepted'"
         )

@@ -33,8 +33,7 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, ROOT, EmbeddedS3
 from coordinator.storage.s3 import S3ObjectStore
-from coordinator.table import expiry as sweep
-from coordinator.table import statements as rows
+from coordinator.table import expiry, statements
 from coordinator.tokens.table import hash_of
 from tests.conftest import temporary_directory
 from tests.doctor.examined import examine_whatever_comes
@@ -226,7 +225,7 @@ class Operator(threading.Thread):
         while not self._ending.wait(OPERATOR_EVERY_S):
             try:
                 with psycopg.connect(self._world.database.url, autocommit=True, connect_timeout=5) as connection:
-                    rows.prepare(connection)
+                    statements.prepare(connection)
                     self._round(connection)
             except psycopg.OperationalError:
                 continue  # it was killed: the next round comes soon
@@ -257,4 +256,4 @@ class Operator(threading.Thread):
             """
         )
         connection.execute("INSERT INTO jobs (kind, why) VALUES ('gc', 'a test') ON CONFLICT DO NOTHING")
-        sweep.expire_links(connection, timedelta(seconds=self._world.settings.safety_link_grace))
+        expiry.expire_links(connection, timedelta(seconds=self._world.settings.safety_link_grace))

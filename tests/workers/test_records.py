@@ -16,7 +16,7 @@ from coordinator.domain.references import REFERENCES_LIMIT
 from coordinator.ingest.normalise import LATEST, Accepted
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.storage.layout import blob_key
-from coordinator.table import statements as rows
+from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.oracle import Counts, Oracle
@@ -99,7 +99,7 @@ def test_a_report_does_not_end_the_reading_of_an_unread_manifest(
     ((pod,),) = table.rows("UPDATE pods SET linker = 'link' WHERE name = 'pod-a' RETURNING id")
     found = ManifestPushed(RepositoryName("pod-a/x"), parse_digest(digest), datetime.now(UTC), None, None)
     with worker(place), connect(table.url, name="reconcile") as connection:
-        rows.prepare(connection)
+        statements.prepare(connection)
         BatchApply(connection, timedelta()).apply_found([Item(0, 0, pod, found, None)])
         log.write_events([Maker("pod-b").manifest("pod-b/x", digest, [digest_of("something else")])])
         table.applied(log)

@@ -18,7 +18,7 @@ from coordinator.domain.watermarks import PodWatermark, SourceState
 from coordinator.ingest.normalise import Origin, Outcome, normalise
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods.watermarks import watermarks
-from coordinator.table import processes as sources
+from coordinator.table import processes
 from tests.support.wait import eventually
 from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker
 from tests.workers.test_records import refuse
@@ -41,7 +41,7 @@ class Registry:
         self.numbers = iter(range(10**6))
 
     def look_up(self) -> None:
-        self.do(sources.endpoints_seen, self.pod, {URL: [HERE]}, self.do(findings.now))
+        self.do(processes.endpoints_seen, self.pod, {URL: [HERE]}, self.do(findings.now))
 
     def do(self, work: Any, *arguments: Any, **more: Any) -> Any:
         with connect(self.table.url, name="test") as connection:
@@ -64,7 +64,7 @@ class Registry:
         } | changes
 
     def probe(self) -> str:
-        nonce: str = self.do(sources.insert_probe, self.pod, URL, HERE)
+        nonce: str = self.do(processes.insert_probe, self.pod, URL, HERE)
         return nonce
 
     def echo(self, nonce: str, instance: str = "s1") -> dict[str, Any]:
