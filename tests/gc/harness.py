@@ -36,6 +36,7 @@ from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
 from tests.db.harness import Table
+from tests.support.wait import eventually
 
 NO_TIMES = Times(timedelta(0), timedelta(0), timedelta(0))
 NO_LIMITS = Limits(100, 1_000_000, Amount(10**9, 10**15))
@@ -187,6 +188,9 @@ class Garbage(Table):
 
     def claim(self) -> Claimed:
         """Have this database go on with the bucket; every delete of the lost history has landed."""
+        # A connection of a question that was closed is seen until its server process has ended.
+        asked = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'baleen-api'"
+        eventually(lambda: not self.rows(asked), "no question is connected")
         with self.parts() as (connections, _, __):
             return mark.claim(connections, self.store, "a test", EVENTS, timedelta())
 
