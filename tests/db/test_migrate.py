@@ -1,4 +1,4 @@
-"""The migrations make exactly the tables of the models, in one go or not at all."""
+"""The migrations make exactly the tables of the schema, in one go or not at all."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 
 from coordinator.db import migrate
 from coordinator.db.engine import sync_engine
-from coordinator.db.models import Base
+from coordinator.db.schema import metadata
 from coordinator.errors import UnavailableError
 from tests.services.databases import Databases
 
@@ -39,17 +39,17 @@ def tables(url: str) -> set[str]:
         return {row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
 
 
-def test_migrations_make_the_models(databases: Databases) -> None:
-    """Every table, column, constraint and index of the migrated database is as the models make it."""
+def test_migrations_make_the_schema(databases: Databases) -> None:
+    """Every table, column, constraint and index of the migrated database is as the schema says."""
     migrated, made = databases.empty(), databases.empty()
     migrate.upgrade(migrated)
     engine = sync_engine(migrated)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         assert migrate.current(connection) == migrate.wanted()
     engine.dispose()
     engine = sync_engine(made)
-    Base.metadata.create_all(engine)
+    metadata.create_all(engine)
     engine.dispose()
     assert definitions(migrated) == definitions(made)
     assert "blobs uq_blobs_digest EXCLUDE USING hash (digest WITH =)" in definitions(migrated)

@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from coordinator.db.models import Base
+from coordinator.db.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=metadata,
     transaction_per_migration=False,
 )
 context.run_migrations()
