@@ -15,15 +15,15 @@ from coordinator.api.deps import deps_of
 from coordinator.api.parameters import ASKED, Cursor, DigestText, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
-from coordinator.db.shapes import STATES, Blob, BlobPage, ReferencePage, StateName
-from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.lifecycle import STATES, BlobState, StateName
 from coordinator.domain.names import parse_digest
 from coordinator.domain.reasons import WHY_LIMIT
 from coordinator.gc import controls
-from coordinator.gc.shapes import Explanation, Undeletion
+from coordinator.gc.shapes import Undeletion
 from coordinator.lookup import explain
 from coordinator.lookup.blobs import LOOKUP_LIMIT, Sort
 from coordinator.lookup.references import references
+from coordinator.lookup.shapes import Blob, BlobPage, Explanation, ReferencePage
 
 #: 1000 digests take 76 kB in compact JSON; clients may indent it.
 LOOKUP_BODY_LIMIT = 256 * 1024

@@ -12,9 +12,9 @@ from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
-from coordinator.db.shapes import DeadLetter, DeadLetterPage
 from coordinator.dead_letters import resolve
 from coordinator.dead_letters import view as queries
+from coordinator.dead_letters.shapes import DeadLetter, DeadLetterPage
 from coordinator.domain.reasons import WHY_LIMIT
 
 BODY_LIMIT = 16 * 1024

@@ -12,9 +12,9 @@ from coordinator.api.deps import deps_of
 from coordinator.api.parameters import ASKED, Cursor, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
-from coordinator.db.shapes import Job, JobPage
 from coordinator.domain.names import parse_pod
 from coordinator.jobs import view as queries
+from coordinator.jobs.shapes import Job, JobPage
 from coordinator.jobs.view import JobKind
 
 BODY_LIMIT = 16 * 1024

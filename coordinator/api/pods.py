@@ -14,7 +14,6 @@ from coordinator.api.parameters import Cursor, Limit
 from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.db.session import writing
-from coordinator.db.shapes import Pod, PodPage, VanishedPage
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode, ProbeMethod, TokenIssuer, parse_registry, parse_token_url
 from coordinator.domain.reasons import WHY_LIMIT
@@ -22,6 +21,7 @@ from coordinator.errors import UsageError
 from coordinator.pods import configuration
 from coordinator.pods import table as registry
 from coordinator.pods import view as queries
+from coordinator.pods.shapes import Pod, PodPage, VanishedPage
 from coordinator.pods.vanished_view import vanished as list_of_vanished
 from coordinator.settings import Secret
 from coordinator.table import processes, vanished_links

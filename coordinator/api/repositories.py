@@ -10,9 +10,9 @@ from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
 from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
-from coordinator.db.shapes import Repository, RepositoryPage
 from coordinator.domain.names import parse_repository
 from coordinator.lookup import repositories as queries
+from coordinator.lookup.shapes import Repository, RepositoryPage
 
 
 @get(

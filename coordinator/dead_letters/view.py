@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db import paging
 from coordinator.db.session import reading
-from coordinator.db.shapes import DeadLetter, DeadLetterPage, DeadLetterSummary
+from coordinator.dead_letters.shapes import DeadLetter, DeadLetterPage, DeadLetterSummary
 from coordinator.domain.names import PodName
 from coordinator.errors import NotFoundError
 

@@ -18,7 +18,7 @@ hide (domain/gc.py).
 """
 
 from enum import Enum, IntEnum
-from typing import Final
+from typing import Final, Literal
 
 
 class BlobState(IntEnum):
@@ -31,6 +31,19 @@ class BlobState(IntEnum):
     MISSING = 4
     HIDING = 5
     PURGING = 6
+
+
+StateName = Literal["live", "unreferenced", "hidden", "purged", "missing", "hiding", "purging"]
+STATES: Final[dict[int, StateName]] = {
+    BlobState.LIVE: "live",
+    BlobState.UNREFERENCED: "unreferenced",
+    BlobState.HIDDEN: "hidden",
+    BlobState.PURGED: "purged",
+    BlobState.MISSING: "missing",
+    BlobState.HIDING: "hiding",
+    BlobState.PURGING: "purging",
+}
+STATE_NUMBERS: Final = {name: number for number, name in STATES.items()}
 
 
 class BlobEvent(Enum):

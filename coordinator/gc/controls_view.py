@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db import paging
 from coordinator.db.session import reading
-from coordinator.db.shapes import STATES
+from coordinator.domain.lifecycle import STATES
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import NotFoundError
 from coordinator.gc.controls import NEVER_ON

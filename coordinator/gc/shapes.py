@@ -1,4 +1,4 @@
-"""Shapes of API answers about garbage collection: runs, decisions, the plan, controls, and a blob's history.
+"""Shapes of API answers about garbage collection: runs, decisions, the plan and controls.
 
 The names of reasons are in domain/gc.py, those of decisions in table/ledger.py. Sizes are in bytes.
 """
@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from coordinator.db.shapes import Next, Reference, StateName, View
+from coordinator.db.shapes import Next, View
 from coordinator.domain.gc import Why
-from coordinator.domain.history import Outcome
+from coordinator.domain.lifecycle import StateName
 from coordinator.table.ledger import Decision
 
 StepName = Literal["hide", "purge", "keep"]
@@ -189,71 +189,6 @@ class CollectionStatus(View, frozen=True, kw_only=True):
     next_run_at: Annotated[
         dt.datetime | None, Meta(description="When a scheduler requests the next run; null while the switch is off.")
     ]
-
-
-class Reason(View, frozen=True, kw_only=True):
-    """One reason for keeping a blob."""
-
-    why: Why
-    detail: str
-    until: Annotated[dt.datetime | None, Meta(description="When the reason ends; null if that is not known.")]
-
-
-class DirectLink(View, frozen=True, kw_only=True):
-    pod: str
-    repository: str
-    linked_at: dt.datetime
-    counts_until: Annotated[dt.datetime | None, Meta(description="Null: until a delete event (pods of mode `link`).")]
-
-
-class MountMade(View, frozen=True, kw_only=True):
-    """A mount of the last days."""
-
-    at: dt.datetime
-    repository: str
-    source: Annotated[str, Meta(description="The repository that the blob was mounted from.")]
-
-
-class OpenHide(View, frozen=True, kw_only=True):
-    """A hide that has not ended."""
-
-    id: int
-    run: int
-    intended_at: dt.datetime
-    hidden_at: dt.datetime | None
-    purging_at: dt.datetime | None
-    bytes: Annotated[int | None, Meta(description="Size of what it conceals.")]
-    asked_at: Annotated[dt.datetime | None, Meta(description="When an operator asked for it back.")]
-    asked_why: str | None
-
-
-class Chapter(LedgerEntry, frozen=True, kw_only=True):
-    """An entry of a blob's history, with the evidence for the decision."""
-
-    evidence: dict[str, Any]
-
-
-class Explanation(View, frozen=True, kw_only=True):
-    digest: str
-    state: StateName
-    size: Annotated[int | None, Meta(description="Bytes; null while it is not known.")]
-    outcome: Annotated[Outcome, Meta(description="The blob's present state, in a word.")]
-    summary: Annotated[str, Meta(description="The same as a sentence.")]
-    reasons: Annotated[list[Reason], Meta(description="Everything that keeps it now; empty if nothing does.")]
-    story: Annotated[list[str], Meta(description="Its history in sentences, the newest last.")]
-    reference_count: int
-    link_count: int
-    repository_count: int
-    pods: list[str]
-    references: Annotated[list[Reference], Meta(description="Some of the holdings that need it.")]
-    links: Annotated[list[DirectLink], Meta(description="Some of the repositories that link it directly.")]
-    mounts: Annotated[list[MountMade], Meta(description="The last mounts of it, the newest first.")]
-    first_seen: dt.datetime
-    unreferenced_since: dt.datetime | None
-    pin: Pin | None
-    hide: OpenHide | None
-    history: Annotated[list[Chapter], Meta(description="Its entries in the ledger, the newest last.")]
-    earlier: Annotated[bool, Meta(description="The ledger has older entries that are left out.")]
 
 
 class Undeletion(View, frozen=True, kw_only=True):

@@ -7,11 +7,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db import paging
 from coordinator.db.session import reading, writing
-from coordinator.db.shapes import Job, JobPage
 from coordinator.domain.names import PodName
 from coordinator.domain.pods import Linker
 from coordinator.domain.reasons import reason
 from coordinator.errors import ConflictError, NotFoundError
+from coordinator.jobs.shapes import Job, JobPage
 
 JobKind = Literal["reconcile", "doctor", "gc"]
 

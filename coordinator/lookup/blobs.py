@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db import paging
 from coordinator.db.session import reading
-from coordinator.db.shapes import STATE_NUMBERS, STATES, Blob, BlobPage, BlobSummary, StateName
-from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.lifecycle import STATE_NUMBERS, STATES, BlobState, StateName
 from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.errors import NotFoundError, UsageError
 from coordinator.lookup.coalesce import Coalescer
 from coordinator.lookup.hot import HotUsage, Usage
 from coordinator.lookup.ranking import Ranking
+from coordinator.lookup.shapes import Blob, BlobPage, BlobSummary
 
 LOOKUP_LIMIT = 1000
 #: Holdings that are counted while a client waits: of one blob, of all blobs of a request.

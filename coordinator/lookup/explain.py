@@ -11,16 +11,16 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db.session import reading
-from coordinator.db.shapes import STATES, Blob
 from coordinator.domain.history import Entry, Hidden, Known, tell
-from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.lifecycle import STATES, BlobState
 from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.pods import PodMode
 from coordinator.errors import NotFoundError
 from coordinator.gc.conditions import ReadFacts
-from coordinator.gc.shapes import Chapter, DirectLink, Explanation, MountMade, OpenHide, Pin, Reason
+from coordinator.gc.shapes import Pin
 from coordinator.lookup.blobs import BlobQueries
 from coordinator.lookup.references import references
+from coordinator.lookup.shapes import Blob, Chapter, DirectLink, Explanation, MountMade, OpenHide, Reason
 from coordinator.table.ledger import Decision
 
 #: Holdings and links that are named; entries of the ledger that are shown.

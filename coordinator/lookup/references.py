@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db import paging
 from coordinator.db.session import reading
-from coordinator.db.shapes import Reference, ReferencePage
 from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.references import ManifestKind, reference_kind
 from coordinator.errors import NotFoundError
+from coordinator.lookup.shapes import Reference, ReferencePage
 
 INDEX_LIMIT = 20_000
 WALK = 30_000

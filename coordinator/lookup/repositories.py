@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db import paging
 from coordinator.db.session import reading
-from coordinator.db.shapes import Repository, RepositoryPage
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.own import is_own
 from coordinator.errors import NotFoundError
+from coordinator.lookup.shapes import Repository, RepositoryPage
 
 #: Manifests whose references are counted, of all repositories of one page.
 LIST_MANIFESTS = 5_000

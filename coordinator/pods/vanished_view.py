@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db import paging
 from coordinator.db.session import reading
-from coordinator.db.shapes import VanishedLink, VanishedPage
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.errors import NotFoundError
+from coordinator.pods.shapes import VanishedLink, VanishedPage
 
 #: Links of a pod that a sentence names.
 EXAMPLES = 3

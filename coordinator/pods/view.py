@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db import paging
 from coordinator.db.session import reading
-from coordinator.db.shapes import Endpoint, Finding, Gaps, Pod, PodPage, Source, TokenIssuer, WrongToken
 from coordinator.domain.findings import Failed, Verdict, hold, in_order
 from coordinator.domain.findings import Finding as Found
 from coordinator.domain.names import Digest, PodName, format_digest
@@ -24,6 +23,7 @@ from coordinator.domain.refusals import Refusals, sentence
 from coordinator.domain.watermarks import PodWatermark, SourceView
 from coordinator.errors import NotFoundError
 from coordinator.pods import refusals
+from coordinator.pods.shapes import Endpoint, Finding, Gaps, Pod, PodPage, Source, TokenIssuer, WrongToken
 from coordinator.pods.vanished_view import EXAMPLES, examples
 from coordinator.pods.watermarks import watermarks
 

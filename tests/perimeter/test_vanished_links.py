@@ -11,11 +11,11 @@ import pytest
 
 from coordinator.db.engine import async_engine
 from coordinator.db.session import reading
-from coordinator.db.shapes import VanishedLink
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import NotFoundError, UsageError
 from coordinator.pods import view as queries
+from coordinator.pods.shapes import VanishedLink
 from coordinator.pods.vanished_view import vanished as list_of_vanished
 from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import layer_link_key
