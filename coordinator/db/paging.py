@@ -15,6 +15,8 @@ from coordinator.errors import UsageError
 DEFAULT_LIMIT = 100
 LIMIT = 1000
 CURSOR_LENGTH_LIMIT = 2000
+#: The greatest id, which no row has. Statements fail with a greater number.
+ID_LIMIT = 2**63 - 1
 
 Key = TypeVar("Key")
 
@@ -34,6 +36,6 @@ def decode(name: str, cursor: str | None, kind: type[Key]) -> Key | None:
         key = msgspec.convert(raw_key, kind)
     except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
         raise UsageError("The cursor is malformed: pass `next` of the previous page unchanged.") from error
-    if of != name:
+    if of != name or (isinstance(key, int) and key > ID_LIMIT):
         raise UsageError("The cursor belongs to another list: start again without it.")
     return key

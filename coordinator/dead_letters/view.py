@@ -2,34 +2,24 @@
 
 from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db import paging
+from coordinator.db.schema.table import dead_letters as letters
 from coordinator.db.session import reading
 from coordinator.dead_letters.shapes import DeadLetter, DeadLetterPage, DeadLetterSummary
 from coordinator.domain.names import PodName
 from coordinator.errors import NotFoundError
 
-_SUMMARY = (
-    "id, pod, reason, detail, received_at, stored_at, repositories, payload_bytes, content_type, settlement, "
-    "settled_at, settled_why"
-)
-# Four statements rather than one with switches, so that each is served by its index whatever the plan.
-_OPEN = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE settled_at IS NULL AND id > :after ORDER BY id LIMIT :limit")
-_OPEN_OF_POD = text(
-    f"SELECT {_SUMMARY} FROM dead_letters WHERE settled_at IS NULL AND pod = :pod AND id > :after "
-    "ORDER BY id LIMIT :limit"
-)
-_ALL = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE id > :after ORDER BY id LIMIT :limit")
-_ALL_OF_POD = text(f"SELECT {_SUMMARY} FROM dead_letters WHERE pod = :pod AND id > :after ORDER BY id LIMIT :limit")
+_SUMMARY = select(*letters.c[DeadLetterSummary.__struct_fields__])
 _KNOWN = text("""
 SELECT EXISTS (SELECT FROM pods WHERE name = :pod)
     OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NULL)
     OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NOT NULL)
 """)
-_ONE = text(
-    f"SELECT {_SUMMARY}, payload, origin_topic, origin_partition, origin_offset FROM dead_letters WHERE id = :id"
+_ONE = _SUMMARY.add_columns(*letters.c["payload", "origin_topic", "origin_partition", "origin_offset"]).where(
+    letters.c.id == bindparam("id")
 )
 
 
@@ -46,13 +36,14 @@ async def dead_letters(
     Raises NotFoundError for a pod that is not registered and has none: a removed pod may have left some.
     """
     after = paging.decode("dead-letters", cursor, int) or 0
-    values: dict[str, Any] = {"after": after, "limit": limit}
-    if pod is None:
-        statement = _ALL if settled else _OPEN
-    else:
-        statement, values["pod"] = _ALL_OF_POD if settled else _OPEN_OF_POD, pod
+    # Conditions only as needed, so that each list is served by its index whatever the plan.
+    page = _SUMMARY.where(letters.c.id > after).order_by(letters.c.id).limit(limit)
+    if not settled:
+        page = page.where(letters.c.settled_at.is_(None))
+    if pod is not None:
+        page = page.where(letters.c.pod == pod)
     async with reading(engine) as connection:
-        rows = (await connection.execute(statement, values)).all()
+        rows = (await connection.execute(page)).all()
         if not rows and pod is not None and not await connection.scalar(_KNOWN, {"pod": pod}):
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
     return DeadLetterPage(
@@ -72,4 +63,4 @@ async def dead_letter(engine: AsyncEngine, number: int) -> DeadLetter:
 
 
 def _summary(row: Row[Any]) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _SUMMARY.split(", ")}
+    return {name: getattr(row, name) for name in DeadLetterSummary.__struct_fields__}

@@ -35,8 +35,6 @@ SELECT id, at, digest, decision, why, run_id FROM gc_ledger WHERE run_id = :run 
 ORDER BY id LIMIT :limit
 """)
 
-#: The greatest id; no job has it.
-_END = 2**63 - 1
 #: An open run may end before it is read.
 _ATTEMPTS = 3
 
@@ -93,7 +91,7 @@ async def run(engine: AsyncEngine, number: int) -> Run:
 
 async def runs(engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> RunPage:
     """Return a page of runs, the newest first."""
-    values = {"before": paging.decode("runs", cursor, int) or _END, "limit": limit}
+    values = {"before": paging.decode("runs", cursor, int) or paging.ID_LIMIT, "limit": limit}
     async with reading(engine) as connection:
         rows = (await connection.execute(_PAGE, values)).all()
     return RunPage(

@@ -2,10 +2,12 @@
 
 from typing import Any, Literal
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, Select, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.db import paging
+from coordinator.db.schema.jobs import jobs as table
+from coordinator.db.schema.pods import pods
 from coordinator.db.session import reading, writing
 from coordinator.domain.names import PodName
 from coordinator.domain.pods import Linker
@@ -15,21 +17,16 @@ from coordinator.jobs.shapes import Job, JobPage
 
 JobKind = Literal["reconcile", "doctor", "gc"]
 
-_COLUMNS = "j.id, j.kind, p.name AS pod, j.why, j.state, j.asked_at, j.began_at, j.finished_at, j.progress, j.error"
-_ONE = text(f"SELECT {_COLUMNS} FROM jobs j LEFT JOIN pods p ON p.id = j.pod_id WHERE j.id = :id")
-_PAGE = text(f"""
-SELECT {_COLUMNS} FROM jobs j LEFT JOIN pods p ON p.id = j.pod_id
-WHERE j.id < :before AND (CAST(:pod AS text) IS NULL OR p.name = :pod)
-  AND (CAST(:kind AS text) IS NULL OR j.kind = :kind)
-ORDER BY j.id DESC LIMIT :limit
-""")
+_JOBS: Select[Any] = select(
+    *table.c["id", "kind", "why", "state", "asked_at", "began_at", "finished_at", "progress", "error"],
+    pods.c.name.label("pod"),
+).outerjoin_from(table, pods)
+_ONE = _JOBS.where(table.c.id == bindparam("id"))
 _POD = text("SELECT id, linker FROM pods WHERE name = :name FOR SHARE")
 _KNOWN = text("SELECT EXISTS (SELECT FROM pods WHERE name = :name)")
 _ASK = text("INSERT INTO jobs (kind, pod_id, why) VALUES (:kind, :pod, :why) ON CONFLICT DO NOTHING RETURNING id")
 _OPEN = text("SELECT id FROM jobs WHERE kind = :kind AND pod_id = :pod AND state IN ('waiting', 'running')")
 
-#: The greatest id, which no job has.
-_END = 2**63 - 1
 #: One that was open may end before it is read.
 _ATTEMPTS = 3
 
@@ -77,9 +74,14 @@ async def jobs(
     limit: int = paging.DEFAULT_LIMIT,
 ) -> JobPage:
     """Return a page of jobs, the newest first; raises NotFoundError for a pod that is not registered."""
-    values = {"before": paging.decode("jobs", cursor, int) or _END, "pod": pod, "kind": kind, "limit": limit}
+    before = paging.decode("jobs", cursor, int) or paging.ID_LIMIT
+    page = _JOBS.where(table.c.id < before).order_by(table.c.id.desc()).limit(limit)
+    if pod is not None:
+        page = page.where(pods.c.name == pod)
+    if kind is not None:
+        page = page.where(table.c.kind == kind)
     async with reading(engine) as connection:
-        rows = (await connection.execute(_PAGE, values)).all()
+        rows = (await connection.execute(page)).all()
         if not rows and pod is not None and not await connection.scalar(_KNOWN, {"name": pod}):
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
     return JobPage(

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.db import paging
 from coordinator.domain.references import ManifestKind
 from coordinator.lookup import blobs as blob_queries
 from coordinator.lookup import ranking
@@ -191,6 +192,8 @@ def malformed(api: Served) -> list[tuple[str, str]]:
         ("/v1/pods", cursor),
         ("/v1/dead-letters", cursor),
         (f"/v1/blobs/sha256:{'0' * 64}/references", cursor),
+        ("/v1/jobs", paging.encode("jobs", 2**63)),
+        ("/v1/dead-letters", paging.encode("dead-letters", 2**63)),
     ]
 
 
