@@ -745,6 +745,17 @@ class History:
             self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
 
 
+class Current:
+    """The history that is under way in this process, if any."""
+
+    history: History | None = None
+
+
+def current() -> History:
+    assert Current.history is not None
+    return Current.history
+
+
 def tell(history: History, limit: int = 400) -> str:
     """What happened, in sentences."""
     told = history.scheduler.told[-limit:]
