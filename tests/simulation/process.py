@@ -99,9 +99,9 @@ def run(told: dict[str, Any]) -> None:
         say({"ended": True})
         return
     made = [place.copied(server, told["number"]) for place in pickle.loads(file.read_bytes())]
-    if not told["mutants"]:
+    if "mutants" not in told:
         _run(made, told, None)
-    for name in told["mutants"]:
+    for name in told.get("mutants", ()):
         # What a mutant changes goes with its process.
         if not (child := os.fork()):
             _run(made, told, name)
@@ -115,17 +115,18 @@ def run(told: dict[str, Any]) -> None:
 def _run(made: Sequence[Place], told: dict[str, Any], name: str | None) -> None:
     """Run histories of consecutive seeds; with a mutant until it is caught."""
     mutant = None
-    histories = told["histories"]
-    if name is not None:
+    if name is None:
+        seeds = range(told["first"], told["first"] + told["histories"], told["stride"])
+    else:
         mutant = MUTANTS[name]
         for rule in mutant.without:
             without(rule)
         made = [place for place in made if place.name == mutant.base and place.versioned in mutant.versioned]
-        histories = told["histories"] or mutant.within
+        seeds = range(mutant.seed, mutant.seed + mutant.within)
     bases = [base(place) for place in made]
     fingerprint = 0
     done, steps, last = 0, 0, time.monotonic()
-    for seed in range(told["first"], told["first"] + histories, told["stride"]):
+    for seed in seeds:
         begun = bases[seed % len(bases)]
         history, violation = run_one(begun, seed, mutant)
         done, steps = done + 1, steps + history.steps
@@ -136,7 +137,7 @@ def _run(made: Sequence[Place], told: dict[str, Any], name: str | None) -> None:
         if violation is not None:
             where = f"{begun.name}, {'with' if begun.bucket.versioned else 'without'} versions"
             say({"seed": seed, "where": where, "violation": violation, "history": tell(history), "mutant": name})
-            if mutant is not None:
+            if mutant is not None and mutant.is_noticed(violation):
                 break
         if time.monotonic() - last > TELL_EVERY_S:
             last = time.monotonic()
