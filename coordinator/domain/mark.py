@@ -158,6 +158,7 @@ def lost(before: Mark, key: str) -> str | None:
 
 
 def database_is_older(found: Found, after: Mark, key: str) -> str | None:
+    """Return how a database that is older than the bucket shows that; None if it is not."""
     # Its own epoch proves nothing: an older database also advances, with what its workers restore.
     if found.epoch <= after.writing:
         return None
@@ -168,6 +169,7 @@ def database_is_older(found: Found, after: Mark, key: str) -> str | None:
 
 
 def bucket_is_older(found: Found, before: Mark, key: str) -> str | None:
+    """Return how a bucket that is older than the database shows that; None if it is not."""
     if found.epoch >= before.written:
         return None
     return (

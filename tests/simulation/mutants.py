@@ -130,7 +130,7 @@ def _bytes_first(_: object) -> Any:
     return bring_back
 
 
-# The rules. Those with a number are in the table of docs/SAFETY.md.
+# The rules, by their names in the code. docs/SAFETY.md names those that have a number there.
 
 T_H = Rule(gc, "T_H", instead("h.intended_at"))
 PODS = Rule(policy, "reporting", _first)

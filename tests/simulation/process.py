@@ -37,7 +37,6 @@ from tests.simulation.scheduler import Serial, Violation
 VACUUM_EVERY = 100
 TELL_EVERY_S = 1.0
 
-
 #: Nonces where no history is under way, of bases.
 _numbers = itertools.count(1)
 
