@@ -48,6 +48,7 @@ OTHER_CAPITALS: Final = {
     "NAME_UNKNOWN": "an error code of the OCI distribution specification",
     "NO_PROXY": "every HTTP client",
     "SOAK_SECONDS": ".ci/run",
+    "T_H": "a constant of the code",
 }
 #: Names of this form that are no metrics, and what they are.
 OTHER_METRICS: Final = {"baleen_router": "a log format of the router's configuration"}

@@ -202,7 +202,7 @@ def hiding(facts: Facts) -> Policy:
     times = facts.times
     bounds = [
         Bound(facts.now - times.grace, Kept(Why.GRACE, f"unreferenced for less than {_hours(times.grace)}")),
-        *(_reported(pod, timedelta(0)) for pod in facts.pods if pod.managed),
+        *(_reported(pod, timedelta(0)) for pod in reporting(facts)),
         *(_reconciled(pod, timedelta(0)) for pod in facts.pods if pod.has_links or not pod.managed),
     ]
     return Policy(holds(facts), _least_first(bounds))
@@ -210,11 +210,11 @@ def hiding(facts: Facts) -> Policy:
 
 def purging(facts: Facts) -> Policy:
     """Return the policy for purging, by the time at which a blob was hidden."""
-    times = facts.times
+    times, beyond = facts.times, until_requests_end(facts.times)
     bounds = [
         Bound(facts.now - times.quarantine, Kept(Why.QUARANTINE, f"hidden for less than {_hours(times.quarantine)}")),
-        *(_reported(pod, times.request_bound) for pod in facts.pods if pod.managed),
-        *(_reconciled(pod, times.request_bound) for pod in facts.pods if pod.has_links or not pod.managed),
+        *(_reported(pod, beyond) for pod in reporting(facts)),
+        *(_reconciled(pod, beyond) for pod in facts.pods if pod.has_links or not pod.managed),
         _listed(facts),
     ]
     return Policy(holds(facts), _least_first(bounds))
@@ -240,8 +240,28 @@ def purge_reasons(
     yield from policy.reasons(hidden_at, pinned=pinned)
 
 
+def reporting(facts: Facts) -> list[PodFacts]:
+    """Return the pods whose watermarks count: all that send events (rule 2)."""
+    return [pod for pod in facts.pods if pod.managed]
+
+
+def until_requests_end(times: Times) -> timedelta:
+    """Return how long after t_h the last request that saw the blob has ended (rule 3)."""
+    return times.request_bound
+
+
+def reported_until(pod: PodFacts, beyond: timedelta) -> datetime | None:
+    """Return the time up to which the pod has reported what its requests did; None if not known."""
+    return _beyond(pod, pod.watermark, beyond)
+
+
+def reconciled_until(pod: PodFacts, beyond: timedelta) -> datetime | None:
+    """Return the time up to which a reconcile has seen what the pod's requests did; None if not known."""
+    return _beyond(pod, pod.reconciled_at, beyond)
+
+
 def _reported(pod: PodFacts, beyond: timedelta) -> Bound:
-    at = _beyond(pod, pod.watermark, beyond)
+    at = reported_until(pod, beyond)
     more = f"{_hours(beyond)} after then" if beyond else "then"
     known = "the watermark is not known" if pod.watermark is None else f"watermark {moment(pod.watermark)}"
     if at is None and pod.watermark is not None and pod.paused_until is not None:
@@ -257,9 +277,8 @@ def _reported(pod: PodFacts, beyond: timedelta) -> Bound:
 
 
 def _reconciled(pod: PodFacts, beyond: timedelta) -> Bound:
-    at = _beyond(pod, pod.reconciled_at, beyond)
     return Bound(
-        at,
+        reconciled_until(pod, beyond),
         Kept(
             Why.NOT_RECONCILED,
             f"pod {pod.name} has not been reconciled since then: run `baleen pods reconcile {pod.name}`, or wait for "
@@ -269,7 +288,7 @@ def _reconciled(pod: PodFacts, beyond: timedelta) -> Bound:
 
 
 def _listed(facts: Facts) -> Bound:
-    listing, beyond = facts.listing, facts.times.request_bound
+    listing, beyond = facts.listing, until_requests_end(facts.times)
     known = "no listing is known" if listing is None else f"the last listing began at {moment(listing.began_at)}"
     return Bound(
         None if listing is None else listing.began_at - beyond,

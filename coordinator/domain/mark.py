@@ -138,26 +138,41 @@ def _moved_since(found: Found | None, after: Mark) -> str | None:
 
 def _mismatch(found: Found | None, before: Mark, after: Mark, key: str) -> str | None:
     if found is None:
-        if not before.written:
-            return None
-        return (
-            f"The bucket has lost the mark {key} that this database wrote: it is another bucket, was emptied, or is in "
-            f"an older state. {_CLAIM}"
-        )
+        return lost(before, key)
     if found.database != after.database:
         return (
             f"Another database ({found.database[:100]}, by {key}) collects garbage in this bucket: each would delete "
             f"what only the other knows. Stop one of the two. {_CLAIM}"
         )
-    if found.epoch > after.writing:
-        # Its own epoch proves nothing: an older database also advances, with what its workers restore.
-        return (
-            f"The database is older than the bucket: {key} is at epoch {found.epoch}, and this database wrote "
-            f"{after.writing}. It was restored from a backup, or lost commits. {_CLAIM}"
-        )
-    if found.epoch < before.written:
-        return (
-            f"The bucket is older than the database: {key} is at epoch {found.epoch}, and had {before.written}. The "
-            f"bucket was rolled back, or is a replica that was promoted. {_CLAIM}"
-        )
-    return None
+    return database_is_older(found, after, key) or bucket_is_older(found, before, key)
+
+
+def lost(before: Mark, key: str) -> str | None:
+    """Return why a bucket without a mark does not match; None if it never had one."""
+    if not before.written:
+        return None
+    return (
+        f"The bucket has lost the mark {key} that this database wrote: it is another bucket, was emptied, or is in "
+        f"an older state. {_CLAIM}"
+    )
+
+
+def database_is_older(found: Found, after: Mark, key: str) -> str | None:
+    """Return how a database that is older than the bucket shows that; None if it is not."""
+    # Its own epoch proves nothing: an older database also advances, with what its workers restore.
+    if found.epoch <= after.writing:
+        return None
+    return (
+        f"The database is older than the bucket: {key} is at epoch {found.epoch}, and this database wrote "
+        f"{after.writing}. It was restored from a backup, or lost commits. {_CLAIM}"
+    )
+
+
+def bucket_is_older(found: Found, before: Mark, key: str) -> str | None:
+    """Return how a bucket that is older than the database shows that; None if it is not."""
+    if found.epoch >= before.written:
+        return None
+    return (
+        f"The bucket is older than the database: {key} is at epoch {found.epoch}, and had {before.written}. The "
+        f"bucket was rolled back, or is a replica that was promoted. {_CLAIM}"
+    )

@@ -241,16 +241,35 @@ def least(source: Source, partitions: Collection[int]) -> datetime | None:
 
     Of registry.dead-letters, only partitions known to be the pod's count: all of its dead letters are in one.
     """
-    marks = [mark for _, mark in _marks(source, partitions)]
+    marks = [mark for _, mark in partition_marks(source, partitions)]
     known = [mark for mark in marks if mark is not None]
     return min(known) if known and len(known) == len(marks) else None
 
 
-def _marks(source: Source, partitions: Collection[int]) -> list[tuple[str, datetime | None]]:
-    """Return W of a source in each partition that may have its events, with the partition's name."""
+def partition_marks(source: Source, partitions: Collection[int]) -> list[tuple[str, datetime | None]]:
+    """Return W of a source in each partition that may have its events, with the partition's name (rule 2)."""
     numbers = sorted({*partitions, *source.events})
     marks = [(f"partition {number} of events", source.events.get(number)) for number in numbers]
     return marks + [(f"partition {number} of dead letters", mark) for number, mark in sorted(source.letters.items())]
+
+
+def counted(pod: Pod) -> list[Source]:
+    """Return the sources that count: all that are not retired (rule 2), so dead ones too (rule 6)."""
+    return [source for source in pod.sources if source.retired_at is None]
+
+
+def address_bounds(pod: Pod) -> list[datetime | None]:
+    """Return the times up to which it is known which process was at each address (rule 2)."""
+    asked = _asked(pod)
+    return [
+        *(endpoint.known_until for endpoint in asked),
+        *(endpoint.resolved_at for endpoint in asked),
+        *(probes.known_until for probes in pod.unheard),
+    ]
+
+
+def _asked(pod: Pod) -> list[Endpoint]:
+    return [endpoint for endpoint in pod.endpoints if endpoint.listed]
 
 
 def watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: timedelta) -> Watermark:
@@ -260,15 +279,9 @@ def watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: tim
     since, even if the previous one is retired or echoes from elsewhere. That time is the last echo from the endpoint.
     For a process that answered a probe without an echo, it is what was known when that probe was sent.
     """
-    counted = [source for source in pod.sources if source.retired_at is None]
-    asked = [endpoint for endpoint in pod.endpoints if endpoint.listed]
-    waits = [*_pod_waits(pod, counted, partitions)]
-    bounds = [
-        *(least(source, partitions) for source in counted),
-        *(endpoint.known_until for endpoint in asked),
-        *(endpoint.resolved_at for endpoint in asked),
-        *(probes.known_until for probes in pod.unheard),
-    ]
+    sources, asked = counted(pod), _asked(pod)
+    waits = [*_pod_waits(pod, sources, partitions)]
+    bounds = [*(least(source, partitions) for source in sources), *address_bounds(pod)]
     known = [bound for bound in bounds if bound is not None]
     if (ahead := lies_ahead(pod, now)) is not None:
         waits.append(Wait(WaitFor.CLOCK_SET_BACK, _shown(ahead)))
@@ -279,7 +292,7 @@ def watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: tim
         waits += _answer_waits(probes, echoed.get((probes.url, probes.address)), now, silence)
     for endpoint in asked:
         waits += _endpoint_waits(endpoint, now, silence)
-    for source in counted:
+    for source in sources:
         waits += _source_waits(source, partitions, now, silence)
     return Watermark(at, waits)
 
@@ -300,7 +313,7 @@ def lies_ahead(pod: Pod, now: datetime) -> datetime | None:
     return newest if newest > now else None
 
 
-def _pod_waits(pod: Pod, counted: Collection[Source], partitions: Collection[int]) -> Iterable[Wait]:
+def _pod_waits(pod: Pod, sources: Collection[Source], partitions: Collection[int]) -> Iterable[Wait]:
     """Give the waits for which W is not known at all."""
     if not pod.registries:
         yield Wait(WaitFor.NO_REGISTRY)
@@ -308,7 +321,7 @@ def _pod_waits(pod: Pod, counted: Collection[Source], partitions: Collection[int
     for url in pod.registries:
         if url not in addressed:
             yield Wait(WaitFor.NO_ADDRESS, url)
-    if not counted:
+    if not sources:
         yield Wait(WaitFor.NO_SOURCE)
     if not partitions:
         yield Wait(WaitFor.NO_PARTITION)
@@ -346,7 +359,7 @@ def _source_waits(source: Source, partitions: Collection[int], now: datetime, si
     elif silent(source, now, silence):
         yield Wait(WaitFor.SOURCE_SILENT, name, source.heard_at)
     else:
-        for place, mark in _marks(source, partitions):
+        for place, mark in partition_marks(source, partitions):
             if mark is None:
                 yield Wait(WaitFor.PARTITION_UNHEARD, f"{name} in {place}")
             elif now - mark > silence:

@@ -67,6 +67,10 @@ class AskedOnce:
         self._state = state
         self.asked = 0
 
+    def is_only_one(self) -> bool:
+        """Whether the delete was sent once: no other one can land after its answer (rule 12)."""
+        return self.asked == 1
+
     def __call__(self) -> None:
         self.asked += 1
         with self._connections.use() as connection:
@@ -211,8 +215,7 @@ class Hider:
             answers: Sequence[Deleted] | None = None
             with suppress(DisturbedError):
                 answers = self._store.delete_many([Target(key(each)) for each in wanted], permit)
-            if permit.asked != 1:
-                # It was sent twice: one of the requests may land after the other was answered (rule 12).
+            if not permit.is_only_one():
                 break
             if answers is None:
                 with self._connections.use() as connection:

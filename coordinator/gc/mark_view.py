@@ -24,12 +24,15 @@ async def held(connection: AsyncConnection) -> list[str]:
         # This shows the database's own change before any process has compared it with the bucket.
         moved(None if row.instance is None else Instance.parse(row.instance), current) or row.refused,
         untold(current),
-        None if row.claimed_at is None else _claimed(row.claimed_at, row.claimed_why, row.verify_from, early=row.early),
+        None
+        if row.claimed_at is None
+        else unverified(row.claimed_at, row.claimed_why, row.verify_from, early=row.early),
     ]
     return [each for each in found if each is not None]
 
 
-def _claimed(at: dt.datetime, why: str, verify_from: dt.datetime, *, early: bool) -> str:
+def unverified(at: dt.datetime, why: str, verify_from: dt.datetime, *, early: bool) -> str:
+    """Return why a claim that no audit has verified blocks GC."""
     when = f" after {verify_from:%Y-%m-%d %H:%M:%S} UTC" if early else ""
     return (
         f"The claim of {at:%Y-%m-%d %H:%M:%S} UTC ({why}) is not verified: once every pod is reconciled, run "

@@ -112,9 +112,9 @@ class Purger:
             ours = gc.begin_purge(connection, job, hides, evidence)
         wanted = [each for each in hides if each.id in ours]
         found: dict[Hide, Look] = {}
-        sent = self._delete(job, [(each, target) for each in wanted for target in _targets(each)], found)
+        sent = self._delete(job, [(each, target) for each in wanted for target in targets_of(each)], found)
         # Hides without versions to delete: only the marker is left.
-        sent |= {each: True for each in wanted if not _targets(each)}
+        sent |= {each: True for each in wanted if not targets_of(each)}
         after = self._gone({hide: done for hide, done in sent.items() if hide not in found})
         done = [each for each in after.values() if isinstance(each, Purged)]
         self._delete(
@@ -280,7 +280,8 @@ def _below_marker(hide: Hide) -> Purged:
     return _purged(hide) if hide.marker is None else _purged(hide)._replace(deletes=len(hide.versions), marker=False)
 
 
-def _targets(hide: Hide) -> list[Target]:
+def targets_of(hide: Hide) -> list[Target]:
+    """Return what a purge of a hide deletes: what the hide recorded, or its own copy (rule 4)."""
     if hide.marker is None:
         return [Target(quarantine_key(hide.digest, hide.id))]
     return [Target(blob_key(hide.digest), each.version) for each in hide.versions]

@@ -169,7 +169,7 @@ class Restorer:
             if on_top is None or not on_top.is_marker or bare:
                 break
             # Rule 15: list, then check, then remove exactly that marker.
-            if self._now(hide) is None:
+            if self.has_ended(hide):
                 return False
             if self._may_be_purged():
                 self._put_on_top(hide)
@@ -198,7 +198,7 @@ class Restorer:
 
     def _copy_back(self, hide: Hide) -> None:
         key, copy = blob_key(hide.digest), quarantine_key(hide.digest, hide.id)
-        if self._store.head(copy) is None or self._now(hide) is None:
+        if self._store.head(copy) is None or self.has_ended(hide):
             return
         try:
             copy_within(self._store, copy, key)
@@ -212,6 +212,10 @@ class Restorer:
         recorded = {each.version for each in hide.versions}
         states = self._store.versions(blob_key(hide.digest), STATES_LIMIT)
         return any(each.latest and each.version not in recorded for each in states)
+
+    def has_ended(self, hide: Hide) -> bool:
+        """Whether a hide has ended: what hides the blob now is not its own then (rule 15)."""
+        return self._now(hide) is None
 
     def _now(self, hide: Hide) -> Hide | None:
         with self._connections.use() as connection:

@@ -42,7 +42,12 @@ SAMPLED = 1_000_000
 #: Conditions of plans on a blob `b` and its hide `h`, shared by the plan of the API (gc/view.py) and by runs.
 CANDIDATE = f"b.state = {BlobState.UNREFERENCED:d}"
 DUE = "h.hidden_at IS NOT NULL AND h.purging_at IS NULL"
+#: Nothing needed the blob since the hide was decided (rule 11).
 UNDISTURBED = "b.unreferenced_since = h.unreferenced_since"
+#: Nothing needed the blob since a candidate `d` was read (rule 13).
+UNTOUCHED = "b.unreferenced_since = d.since"
+#: t_h: read in the transaction after the store's answer (rule 1).
+T_H = "clock_timestamp()"
 FREE = "NOT EXISTS (SELECT FROM pins p WHERE p.digest = b.digest)"
 #: Its bytes are not served.
 IS_CONCEALED = f"b.state IN ({', '.join(f'{state:d}' for state in sorted(CONCEALED))})"
@@ -268,7 +273,7 @@ def intend(
         found = connection.execute(
             f"""
             SELECT b.id FROM unnest(%s::bigint[], %s::timestamptz[]) d (id, since) JOIN blobs b ON b.id = d.id
-            WHERE b.state = {BlobState.UNREFERENCED:d} AND b.unreferenced_since = d.since
+            WHERE b.state = {BlobState.UNREFERENCED:d} AND {UNTOUCHED}
               AND {FREE}
             ORDER BY b.id FOR NO KEY UPDATE OF b
             """,
@@ -352,8 +357,8 @@ def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> s
         taken = [each for each in hidden if each.id in ours]
         lifecycle.tell(connection, [each.blob for each in taken], BlobEvent.HIDDEN)
         connection.execute(
-            """
-            UPDATE hides h SET hidden_at = clock_timestamp(), size = d.size, marker = d.marker,
+            f"""
+            UPDATE hides h SET hidden_at = {T_H}, size = d.size, marker = d.marker,
                    versions = d.versions::jsonb
             FROM unnest(%s::bigint[], %s::bigint[], %b::text[], %b::text[]) d (id, size, marker, versions)
             WHERE h.id = d.id
@@ -646,10 +651,10 @@ def _ours(connection: Connection[Any], job: Job) -> None:
 def _locked(connection: Connection[Any], hides: Sequence[int], *states: BlobState) -> set[int]:
     """Lock the blobs of hides; return the hides that are open, undisturbed, and in one of the states."""
     found = connection.execute(
-        """
+        f"""
         SELECT h.id FROM hides h JOIN blobs b ON b.id = h.blob_id
         WHERE h.id = ANY(%s::bigint[]) AND b.state = ANY(%s::smallint[])
-          AND b.unreferenced_since = h.unreferenced_since
+          AND {UNDISTURBED}
         ORDER BY b.id FOR NO KEY UPDATE OF b
         """,
         (integers(hides), integers(states)),

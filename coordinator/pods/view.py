@@ -96,15 +96,20 @@ class Open(NamedTuple):
             ),
         )
         reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
-        if self.vanished_links:
-            named = ", ".join(self.vanished_examples)
-            more = ", …" if self.vanished_links > len(self.vanished_examples) else ""
-            reasons.append(
-                f"{self.vanished_links} link{'' if self.vanished_links == 1 else 's'} vanished without a delete event "
-                f"({named}{more}): list them with `baleen pods vanished {pod}`, find out what deleted them, push what "
-                f"must stay again, then run `baleen pods accept-vanished {pod} --why …`"
-            )
-        return reasons
+        return reasons + self.vanished(pod)
+
+    def vanished(self, pod: str) -> list[str]:
+        """Return a sentence about links that vanished; empty if none did."""
+        if not self.vanished_links:
+            return []
+        named = ", ".join(self.vanished_examples)
+        more = ", …" if self.vanished_links > len(self.vanished_examples) else ""
+        sentence = (
+            f"{self.vanished_links} link{'' if self.vanished_links == 1 else 's'} vanished without a delete event "
+            f"({named}{more}): list them with `baleen pods vanished {pod}`, find out what deleted them, push what "
+            f"must stay again, then run `baleen pods accept-vanished {pod} --why …`"
+        )
+        return [sentence]
 
 
 class Truth(NamedTuple):

@@ -27,6 +27,10 @@ from coordinator.table import statements
 #: Ids of a repository and of a manifest.
 Holding = tuple[int, int]
 _PARENTS = ", ".join(str(kind.value) for kind in PARENTS)
+#: No index that the repository holds lists the manifest of a holding `d`.
+UNLISTED = f"""NOT EXISTS (
+                SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
+                WHERE m.refs @> ARRAY[d.id] AND m.kind IN ({_PARENTS}) AND i.repository_id = d.repository_id)"""
 
 
 def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
@@ -105,9 +109,7 @@ def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
         gone = connection.execute(
             f"""
             DELETE FROM repository_manifests h USING unnest(%s::int[], %s::bigint[]) d (repository_id, id)
-            WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id AND h.implied AND NOT EXISTS (
-                SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
-                WHERE m.refs @> ARRAY[d.id] AND m.kind IN ({_PARENTS}) AND i.repository_id = d.repository_id)
+            WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id AND h.implied AND {UNLISTED}
             RETURNING h.repository_id, h.manifest_id
             """,
             _arrays(holdings),

@@ -66,10 +66,13 @@ class Odds(NamedTuple):
     noise: float = 1.0
 
 
-def drawn(chance: random.Random) -> Odds:
-    def some(probability: float, value: float) -> float:
-        return value if chance.random() < probability else 0.0
+def _some(chance: random.Random) -> Callable[[float, float], float]:
+    """Return what draws a value, or 0, with a probability."""
+    return lambda probability, value: value if chance.random() < probability else 0.0
 
+
+def drawn(chance: random.Random) -> Odds:
+    some = _some(chance)
     return Odds(
         crash=some(0.25, 0.04),
         lossy=some(0.2, 0.3),
@@ -92,10 +95,7 @@ def drawn(chance: random.Random) -> Odds:
 
 def drawn_beside(chance: random.Random) -> dict[str, float]:
     """Odds by a chance of their own: what histories come to without these actors stays as it is."""
-
-    def some(probability: float, value: float) -> float:
-        return value if chance.random() < probability else 0.0
-
+    some = _some(chance)
     return {
         "unlinked": some(0.12, 0.4),
         "failover": some(0.08, 0.2),
@@ -214,7 +214,7 @@ class History:
 
     def _act(self, what: str) -> None:
         scheduler, chance, world = self.scheduler, self.chance, self.world
-        scheduler.told.append((scheduler.now, "", f"act: {what}"))
+        scheduler.note("", f"act: {what}")
         for actor in scheduler.actors:
             if actor.asleep and (what == "wake" or (not actor.deeply and chance.random() < 0.15 * self.odds.noise)):
                 actor.asleep = False
@@ -402,7 +402,7 @@ class History:
             if scheduler.may_stop(actor):
                 if self._may_fall_asleep(actor):
                     actor.asleep, actor.deeply = True, chance.random() < 0.25
-                    scheduler.told.append((scheduler.now, actor.name, f"falls asleep: {actor.next}"))
+                    scheduler.note(actor.name, f"falls asleep: {actor.next}")
                     self._meanwhile(actor)
                     continue
                 if actor.kind in {"job", "restorer"} and scheduler.roll(self.odds.kill):
@@ -452,12 +452,12 @@ class History:
     def _replicate(self) -> None:
         if self.scheduler.holder is None:
             self.world.session.replicate()
-            self.scheduler.told.append((self.scheduler.now, "database", "has a standby that has all commits"))
+            self.scheduler.note("database", "has a standby that has all commits")
 
     def _fail_over(self) -> None:
         if self.scheduler.holder is None and self.world.session.has_standby:
             self.world.fail_over()
-            self.scheduler.told.append((self.scheduler.now, "database", "fails over to its standby"))
+            self.scheduler.note("database", "fails over to its standby")
 
     def _behind(self) -> None:
         collection = self._spawn("collection", "job", self.world.collect)
@@ -476,10 +476,10 @@ class History:
 
     def _copy_bucket(self) -> None:
         self.world.replica = self.world.bucket.save()
-        self.scheduler.told.append((self.scheduler.now, "storage", "has a replica that has everything"))
+        self.scheduler.note("storage", "has a replica that has everything")
 
     def _roll_back(self) -> None:
-        self.scheduler.told.append((self.scheduler.now, "storage", "is rolled back to its replica"))
+        self.scheduler.note("storage", "is rolled back to its replica")
         self.world.roll_back_bucket()
         self.world.look()
 
@@ -493,12 +493,12 @@ class History:
         blocked: list[str] = []
         self._alone("reader", lambda: blocked.extend(self.operator.read()))
         for sentence in blocked:
-            self.scheduler.told.append((self.scheduler.now, "operator", f"reads: {sentence}"))
+            self.scheduler.note("operator", f"reads: {sentence}")
         return blocked
 
     def _run_command(self, command: str, work: Callable[[], object]) -> None:
         scheduler = self.scheduler
-        scheduler.told.append((scheduler.now, "operator", f"runs `baleen {command}`"))
+        scheduler.note("operator", f"runs `baleen {command}`")
         if command == "gc claim":
             while scheduler.holder is not None:
                 scheduler.step(scheduler.holder)
@@ -668,7 +668,7 @@ class History:
     def _rest(self) -> None:
         """Everybody wakes up and comes to an end, all arrives, and Baleen does what it does by itself."""
         scheduler, chance, world = self.scheduler, self.chance, self.world
-        scheduler.told.append((scheduler.now, "", "towards rest"))
+        scheduler.note("", "towards rest")
         literal = bool(self.odds.literal)
         self.odds, self._stuck = Odds(), None
         world.store.errors = world.store.slow = world.store.twice = world.session.away = world.registry.lossy = 0
@@ -682,7 +682,7 @@ class History:
                 world.restart(process)
         self._flush()
         # Deletes that are under way may still land after that.
-        self._alone("restorer", lambda: world.restore(world.workers[0]))
+        self._restore_alone()
         world.pass_time(ALL_DELETES_LANDED)
         if world.has_strangers():
             self._alone("operator", world.declare_unmanaged)
@@ -692,7 +692,7 @@ class History:
             self._unblock()
         self._alone("settler", world.workers[0].settler.settle)
         for _ in range(3):
-            self._alone("restorer", lambda: world.restore(world.workers[0]))
+            self._restore_alone()
         world.look()
         if self.bytes_only:
             return
@@ -719,30 +719,48 @@ class History:
         connection: Any = world.session
         world.pass_time(ALL_REQUESTS_ENDED + ALL_DELETES_LANDED)
         self._mend()
-        for again in (True, False):
-            for process in world.processes:
-                self._alone("prober", lambda process=process: world.probe(process))
-            self._flush()
-            if again:
-                self._alone("scheduler", lambda: jobs.ask_for_needed(connection, timedelta(days=1), BOUND))
-                for pod in [pod for pod in world.pods if world.is_under_way(pod)]:
-                    self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
-                world.pass_time(ALL_REQUESTS_ENDED)
-        self._alone("restorer", lambda: world.restore(world.workers[0]))
+        self._probe_alone()
+        self._alone("scheduler", lambda: jobs.ask_for_needed(connection, timedelta(days=1), BOUND))
+        for pod in [pod for pod in world.pods if world.is_under_way(pod)]:
+            self._reconcile_alone(pod)
+        world.pass_time(ALL_REQUESTS_ENDED)
+        self._probe_alone()
+        self._restore_alone()
 
     def _reconcile_all(self) -> None:
         world = self.world
-        for process in world.processes:
-            self._alone("prober", lambda process=process: world.probe(process))
-        self._flush()
+        self._probe_alone()
         world.pass_time(ALL_REQUESTS_ENDED)
         # One that was begun before does not know of later links: it is ended first.
         for pod in [pod for pod in world.pods if world.is_under_way(pod)] + list(world.pods):
-            self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
+            self._reconcile_alone(pod)
         # What was hidden when a reconcile found it can be read once it is served again.
         for pod in [pod for pod in world.pods if world.has_failed(pod)]:
-            self._alone("restorer", lambda: world.restore(world.workers[0]))
-            self._alone(f"reconcile of {pod}", lambda pod=pod: world.reconcile(pod))
+            self._restore_alone()
+            self._reconcile_alone(pod)
+
+    def _probe_alone(self) -> None:
+        """Probe all processes, and apply what they report."""
+        for process in self.world.processes:
+            self._alone("prober", lambda process=process: self.world.probe(process))
+        self._flush()
+
+    def _restore_alone(self) -> None:
+        self._alone("restorer", lambda: self.world.restore(self.world.workers[0]))
+
+    def _reconcile_alone(self, pod: str) -> None:
+        self._alone(f"reconcile of {pod}", lambda: self.world.reconcile(pod))
+
+
+class Current:
+    """The history that is under way in this process, if any."""
+
+    history: History | None = None
+
+
+def current() -> History:
+    assert Current.history is not None
+    return Current.history
 
 
 def tell(history: History, limit: int = 400) -> str:

@@ -1,288 +1,120 @@
-"""Rules of docs/model/README.md, each left out of the real code: histories must then come to a violation.
+"""Rules of docs/SAFETY.md, each switched off in the real code: histories must then come to a violation.
 
-A mutant replaces the smallest function or statement that a rule stands in. Some rules are covered by another: since
-purge also waits for a listing of every pod that began after t_h + R, a lost or late event alone costs no bytes, and
-since every removal is looked up, rule 5 alone does nothing. Their mutants leave out both, and say so in their names.
-Each says which plots it is noticed in (history.py), and how probable things are there.
+Some rules are covered by another: since purge also waits for a listing of every pod that began after t_h + R, a lost or
+late event alone costs no bytes, and since every removal is looked up, rule 5 alone does nothing. Their mutants leave
+out both, and say so in their names. Each says which plots it is noticed in (history.py), and how probable things are
+there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any, NamedTuple
 
 from coordinator.domain import gc as policy
-from coordinator.domain import mark as past
-from coordinator.domain import watermarks
-from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import collect, hide, plan, purge, restore
-from coordinator.gc import mark_table as past_table
-from coordinator.gc import mark_view as questions
+from coordinator.domain import mark, perimeter, watermarks
+from coordinator.gc import hide, mark_table, mark_view, purge, restore
 from coordinator.gc import table as gc
 from coordinator.pods import view as pods
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Target
-from coordinator.table import implied, processes, statements
+from coordinator.table import implied, statements
+from tests.simulation.history import Odds, current
+from tests.simulation.rules import Rule, always, instead
 
-Mutate = Callable[[], None]
-BOTH = (True, False)
-#: Little happens besides what a plot says: so a rule is noticed soon.
-QUIET = {
-    "crash": 0.0,
-    "lossy": 0.0,
-    "slow": 0.0,
-    "twice": 0.0,
-    "errors": 0.0,
-    "away": 0.0,
-    "sleep": 0.0,
-    "kill": 0.0,
-    "again": 0.0,
-    "operator": 0.0,
-    "flush": 1.0,
-    "withhold": 0.0,
-    "noise": 0.1,
-    "stranger": 0.0,
-    "unmanaged": 0.0,
-    "shown": 0.0,
-    "unlinked": 0.0,
-    "failover": 0.0,
-    "rollback": 0.0,
-    "literal": 0.0,
-}
+#: Little happens besides what a plot says: so a rule is noticed soon. Clocks of registries may be wrong.
+QUIET = dict.fromkeys(Odds._fields, 0.0) | {"flush": 1.0, "noise": 0.1}
+del QUIET["skew"]
+
+
+class Loss(Enum):
+    """What a history comes to, by what its violation says (world.py)."""
+
+    BYTES = "its bytes are lost"
+    SERVED = "is needed and not served"
+    NAMED = "a delete names"
 
 
 class Mutant(NamedTuple):
     name: str
-    mutate: Mutate
-    #: Where histories begin, and what happens in them, that this rule is for.
-    base: str
+    without: Sequence[Rule]
+    #: What happens in histories, in which these rules matter; and how probable other things are there.
     plots: Sequence[str]
-    odds: Mapping[str, float]
+    odds: Mapping[str, float] = {}
+    #: Where histories begin.
+    base: str = "unreferenced"
     #: The kinds of bucket.
-    versioned: Collection[bool]
-    #: So many histories notice it.
-    within: int
-    #: It is noticed sooner by what is not served at rest, or by what the table has; but bytes are what is at stake.
-    bytes_only: bool
+    versioned: Collection[bool] = (True, False)
+    #: So many histories notice it, from this seed on: one that notices it soon. A change of the code may move that.
+    within: int = 400
+    seed: int = 1
+    #: Any of these is noticed. Where bytes are at stake, what is not served at rest would be noticed sooner.
+    lost: Collection[Loss] = (Loss.BYTES, Loss.SERVED)
+
+    def is_noticed(self, violation: str) -> bool:
+        """Whether a violation is what is lost without these rules, and no other: an error of the code, for example."""
+        return any(loss.value in violation for loss in self.lost)
 
 
-MUTANTS: dict[str, Mutant] = {}
+# What is weaker than a rule
 
 
-def mutant(
-    name: str,
-    *plots: str,
-    base: str = "unreferenced",
-    versioned: Collection[bool] = BOTH,
-    within: int = 400,
-    bytes_only: bool = False,
-    **odds: float,
-) -> Callable[[Mutate], Mutate]:
-    def add(mutate: Mutate) -> Mutate:
-        assert name not in MUTANTS
-        MUTANTS[name] = Mutant(name, mutate, base, plots, QUIET | odds, versioned, within, bytes_only)
-        return mutate
-
-    return add
+def _first(original: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    """One is asked, and not all."""
+    return lambda *given: original(*given)[:1]
 
 
-# How to leave something out
+def _without_bound(original: Callable[[Any, timedelta], Any]) -> Callable[[Any, timedelta], Any]:
+    return lambda pod, beyond: original(pod, timedelta(0))
 
 
-def _purging(purging: Callable[[Any], Any]) -> None:
-    for module in (policy, plan, collect):
-        module.purging = purging  # type: ignore[attr-defined]
+def _living(original: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
+    return lambda pod: [each for each in original(pod) if each.dead_since is None]
 
 
-def _no_listing() -> None:
-    """Hide and purge do not wait for a reconcile."""
-    original = policy._reconciled
-    policy._reconciled = lambda pod, beyond: original(pod, beyond)._replace(at=datetime.max.replace(tzinfo=UTC))
+def _all_versions(_: object) -> Callable[[Any], list[Target]]:
+    """All that is there by the time of the purge."""
 
-
-def _by_word() -> None:
-    """Removals are believed without a look."""
-    statements.pods_elsewhere = lambda connection, pods: set(pods)
-
-
-class _Cut:
-    """A connection whose statements lack a part."""
-
-    def __init__(self, connection: Any, part: str) -> None:
-        self._connection = connection
-        self._part = part
-
-    def execute(self, statement: str, values: Any = None) -> Any:
-        return self._connection.execute(statement.replace(self._part, ""), values)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-
-def _without(function: str, part: str) -> None:
-    """A function of gc/table.py lacks a part of its statements."""
-    original = getattr(gc, function)
-    setattr(gc, function, lambda connection, *given, **named: original(_Cut(connection, part), *given, **named))
-
-
-# The rules
-
-
-@mutant("1: t_h is read before the delete", "collect half collect", sleep=0.25)
-def _() -> None:
-    original = gc.record
-
-    def record(connection: Any, job: Any, hidden: Any) -> set[int]:
-        recorded = original(connection, job, hidden)
-        connection.execute("UPDATE hides SET hidden_at = intended_at WHERE id = ANY(%s)", (sorted(recorded),))
-        return recorded
-
-    gc.record = record
-
-
-@mutant("2: one pod is not asked, and no listing", "straggle collect probe collect", withhold=1.0)
-def _() -> None:
-    _no_listing()
-    original = policy.purging
-    _purging(lambda facts: original(facts._replace(pods=facts.pods[:1])))
-
-
-@mutant("2: one partition is not asked, and no listing", "straggle collect probe collect", withhold=1.0)
-def _() -> None:
-    _no_listing()
-    original = watermarks._marks
-    watermarks._marks = lambda source, partitions: original(source, partitions)[:1]
-
-
-@mutant("2: one process is not asked, and no listing", "straggle collect probe collect", withhold=1.0)
-def _() -> None:
-    _no_listing()
-    original = watermarks.watermark
-
-    def watermark(pod: Any, *more: Any) -> Any:
-        counted = sorted((each for each in pod.sources if each.retired_at is None), key=lambda each: each.instance_id)
-        # What is known of addresses would stand in for the processes there.
-        return original(pod._replace(sources=counted[:1], endpoints=pod.endpoints[:1], unheard=[]), *more)
-
-    watermarks.watermark = watermark
-
-
-@mutant("3: without R", "straggle collect now collect")
-def _() -> None:
-    original = policy.purging
-    _purging(lambda facts: original(facts._replace(times=facts.times._replace(request_bound=timedelta(0)))))
-
-
-@mutant("3: W without R, and no listing", "straggle collect now collect")
-def _() -> None:
-    _no_listing()
-    original = policy._reported
-    policy._reported = lambda pod, beyond: original(pod, timedelta(0))
-
-
-def _no_look() -> None:
-    """A purge does not look before it deletes (rule 17)."""
-    purge.Purger.look = lambda self, hide: purge.Look.CONCEALED  # type: ignore[method-assign]
-
-
-@mutant("4: purge deletes what is there, and does not look", "straggle straggle collect wake", base="due")
-def _() -> None:
-    from tests.simulation.process import current  # noqa: PLC0415 - that one imports this
-
-    def targets(found: Any) -> list[Target]:
+    def targets_of(found: Any) -> list[Target]:
         key = blob_key(found.digest)
         if found.marker is None:
             return [Target(key)]
         there = current().world.bucket.versions(key)
         return [Target(key, each.version) for each in there if not each.is_marker]
 
-    purge._targets = targets
-    _no_look()
+    return targets_of
 
 
-@mutant(
-    "5: no look at former referrers, none at removals, and no listing",
-    "swap probe collect probe collect",
-    bytes_only=True,
-)
-def _() -> None:
-    hide.Hider.linked = lambda self, wanted: {}  # type: ignore[method-assign]
-    _by_word()
-    _no_listing()
+_LATE = "the reference came before t_h"
 
 
-@mutant("6: the dead are not waited for, and no listing", "straggle collect die probe probe collect", bytes_only=True)
-def _() -> None:
-    _no_listing()
-    original = watermarks.watermark
+def _noting_late(original: Any) -> Any:
+    """Hides that take effect though the blob is needed by then are told from others."""
 
-    def watermark(pod: Any, *more: Any) -> Any:
-        alive = [each for each in pod.sources if each.dead_since is None]
-        return original(pod._replace(sources=alive, unheard=[]), *more)
+    def record(connection: Any, job: Any, hidden: Any) -> set[int]:
+        recorded: set[int] = original(connection, job, hidden)
+        connection.execute(
+            f"""
+            UPDATE hides h SET asked_why = '{_LATE}' FROM blobs b
+            WHERE b.id = h.blob_id AND h.id = ANY(%s) AND b.unreferenced_since IS DISTINCT FROM h.unreferenced_since
+            """,
+            (sorted(recorded),),
+        )
+        return recorded
 
-    watermarks.watermark = watermark
-
-
-@mutant(
-    "7: any reconcile covers the dead, and purge waits for none",
-    "straggle collect half die half now collect",
-    bytes_only=True,
-)
-def _() -> None:
-    _no_listing()
-    processes.may_retire = lambda dead_since, began, bound: dead_since is not None
+    return record
 
 
-@mutant("8: a restore is final at once", "straggle collect wake restore", slow=0.6)
-def _() -> None:
-    gc.Hide.harmless = lambda self, bound: True  # type: ignore[method-assign]
+def _not_late(original: Any) -> Any:
+    """A reference that comes before t_h finds nothing to restore."""
+    return lambda self, found, why: found.hidden_at is not None and found.asked != _LATE and original(self, found, why)
 
 
-@mutant("11: a reference does not cancel an intent", "push collect restore", noise=1.0, sleep=0.2)
-def _() -> None:
-    # Three things see to it: the permit, what is recorded, and whoever restores. Without any one nothing is lost.
-    for function in ("permit", "undisturbed"):
-        _without(function, "AND b.unreferenced_since = h.unreferenced_since")
-    locked, back = gc._locked, restore.Restorer.restore
-    unseen: set[int] = set()
+def _bytes_first(_: object) -> Any:
+    """The bytes are shown, and then it is looked whether a delete can still land."""
 
-    def all_of(connection: Any, hides: Any, *states: BlobState) -> set[int]:
-        if states != (BlobState.HIDING,):
-            return locked(connection, hides, *states)
-        found = gc._blobs_first(connection, hides)
-        unseen.update(found - locked(connection, hides, *states))
-        return found
-
-    def restored(self: Any, found: Any, why: str) -> bool:
-        return found.hidden_at is not None and found.id not in unseen and back(self, found, why)
-
-    gc._locked = all_of
-    restore.Restorer.restore = restored  # type: ignore[method-assign]
-
-
-@mutant("12: a delete that was sent twice counts as landed", "collect push restore", twice=0.6, noise=1.0)
-def _() -> None:
-    original = hide.AskedOnce.__call__
-
-    def asked(self: Any) -> None:
-        original(self)
-        self.asked = 1
-
-    hide.AskedOnce.__call__ = asked  # type: ignore[method-assign]
-
-
-@mutant(
-    "13: an intent in spite of a reference, no look at removals, and no listing", "race probe collect", bytes_only=True
-)
-def _() -> None:
-    _by_word()
-    _no_listing()
-    _without("intend", "AND b.unreferenced_since = d.since")
-
-
-@mutant("14: a restore looks at the bytes first", "straggle collect wake restore wake", slow=0.9, sleep=0.5)
-def _() -> None:
     def bring_back(self: Any, found: Any, why: str) -> bool:
         now = self._now(found)
         if now is None:
@@ -295,145 +127,176 @@ def _() -> None:
         with self._connections.use() as connection:
             return gc.shown(connection, later, why)
 
-    restore.Restorer.restore = bring_back  # type: ignore[method-assign]
+    return bring_back
 
 
-@mutant(
-    "15: a restorer removes the marker that is there by then, and no look before a purge",
-    "straggle collect wake restore forget report collect report wake straggle collect",
-    versioned=(True,),
-    within=3000,
-    sleep=0.2,
+# The rules, by their names in the code. docs/SAFETY.md names those that have a number there.
+
+T_H = Rule(gc, "T_H", instead("h.intended_at"))
+PODS = Rule(policy, "reporting", _first)
+PARTITIONS = Rule(watermarks, "partition_marks", _first)
+PROCESSES = Rule(watermarks, "counted", _first)
+ADDRESSES = Rule(watermarks, "address_bounds", always([]))
+R = Rule(policy, "until_requests_end", always(timedelta(0)))
+R_OF_WATERMARKS = Rule(policy, "reported_until", _without_bound)
+R_OF_LISTINGS = Rule(policy, "reconciled_until", _without_bound)
+TARGETS = Rule(purge, "targets_of", _all_versions)
+LINKED = Rule(hide, "Hider.linked", always({}))
+#: Removals are believed without a look: each pod's links are elsewhere.
+LOOK_AT_REMOVALS = Rule(statements, "pods_elsewhere", lambda _: lambda connection, pods: set(pods))
+DEAD = Rule(watermarks, "counted", _living)
+COVERED = Rule(watermarks, "may_retire", lambda _: lambda dead_since, began, bound: dead_since is not None)
+HARMLESS = Rule(gc, "Hide.harmless", always(value=True))
+UNDISTURBED = Rule(gc, "UNDISTURBED", instead("true"))
+CANCELLED = (Rule(gc, "record", _noting_late), Rule(restore, "Restorer.restore", _not_late))
+ONLY_ONE = Rule(hide, "AskedOnce.is_only_one", always(value=True))
+UNTOUCHED = Rule(gc, "UNTOUCHED", instead("true"))
+BYTES_LAST = Rule(restore, "Restorer.restore", _bytes_first)
+OWN_MARKERS = Rule(restore, "Restorer.has_ended", always(value=False))
+LISTING = Rule(policy, "reconciled_until", always(datetime.max.replace(tzinfo=UTC)))
+OWNED = Rule(perimeter, "holds", always([]))
+LOOK = Rule(purge, "Purger.look", always(purge.Look.CONCEALED))
+PERMIT = Rule(gc, "permit", always(None))
+VANISHED = Rule(pods, "Open.vanished", always([]))
+CHILDREN = (Rule(implied, "UNLISTED", instead("true")), Rule(implied, "complete", always(0)))
+INSTANCE = Rule(mark, "moved", always(None))
+OLDER_DATABASE = Rule(mark, "database_is_older", always(None))
+OLDER_BUCKET = (Rule(mark, "lost", always(None)), Rule(mark, "bucket_is_older", always(None)))
+CLAIM = Rule(mark_view, "unverified", always(None))
+LOST_HISTORY = Rule(mark_table, "may_have_lost_history", always(value=False))
+
+_STRAGGLER = "straggle collect probe collect"
+_TABLE = (
+    Mutant("1: t_h is read before the delete", [T_H], ["collect half collect"], {"sleep": 0.25}, seed=44),
+    Mutant("2: one pod is not asked, and no listing", [PODS, LISTING], [_STRAGGLER], {"withhold": 1.0}),
+    Mutant("2: one partition is not asked, and no listing", [PARTITIONS, LISTING], [_STRAGGLER], {"withhold": 1.0}),
+    # What is known of addresses would stand in for the processes there.
+    Mutant(
+        "2: one process is not asked, and no listing",
+        [PROCESSES, ADDRESSES, LISTING],
+        [_STRAGGLER],
+        {"withhold": 1.0},
+    ),
+    Mutant("3: without R", [R], ["straggle collect now collect"]),
+    Mutant("3: W without R, and no listing", [R_OF_WATERMARKS, LISTING], ["straggle collect now collect"], seed=139),
+    Mutant(
+        "4: purge deletes what is there, and does not look",
+        [TARGETS, LOOK],
+        ["straggle straggle collect wake"],
+        base="due",
+        lost=[Loss.NAMED],
+    ),
+    Mutant(
+        "5: no look at former referrers, none at removals, and no listing",
+        [LINKED, LOOK_AT_REMOVALS, LISTING],
+        ["swap probe collect probe collect"],
+        lost=[Loss.BYTES],
+    ),
+    Mutant(
+        "6: the dead are not waited for, and no listing",
+        [DEAD, LISTING],
+        ["straggle collect die probe probe collect"],
+        lost=[Loss.BYTES],
+    ),
+    Mutant(
+        "7: any reconcile covers the dead, and purge waits for none",
+        [COVERED, LISTING],
+        ["straggle collect half die half now collect"],
+        lost=[Loss.BYTES],
+    ),
+    Mutant("8: a restore is final at once", [HARMLESS], ["straggle collect wake restore"], {"slow": 0.6}),
+    # Three things see to it: the permit, what is recorded, and the restorer. Without any one nothing is lost.
+    Mutant(
+        "11: a reference does not cancel an intent",
+        [UNDISTURBED, *CANCELLED],
+        ["push collect restore"],
+        {"noise": 1.0, "sleep": 0.2},
+        seed=136,
+    ),
+    Mutant(
+        "12: a delete that was sent twice counts as landed",
+        [ONLY_ONE],
+        ["collect push restore"],
+        {"twice": 0.6, "noise": 1.0},
+    ),
+    Mutant(
+        "13: an intent in spite of a reference, no look at removals, and no listing",
+        [UNTOUCHED, LOOK_AT_REMOVALS, LISTING],
+        ["race probe collect"],
+        lost=[Loss.BYTES],
+    ),
+    Mutant(
+        "14: a restore looks at the bytes first",
+        [BYTES_LAST],
+        ["straggle collect wake restore wake"],
+        {"slow": 0.9, "sleep": 0.5},
+        seed=112,
+    ),
+    Mutant(
+        "15: a restorer removes the marker that is there by then, and no look before a purge",
+        [OWN_MARKERS, LOOK],
+        ["straggle collect wake restore forget report collect report wake straggle collect"],
+        {"sleep": 0.2},
+        versioned=[True],
+        within=3000,
+        seed=108,
+    ),
+    Mutant(
+        "16: no listing, and an unmanaged registry",
+        [LISTING],
+        ["report straggle collect probe collect"],
+        {"stranger": 1.0, "unmanaged": 1.0},
+    ),
+    Mutant(
+        "16: a listing without R, and an unmanaged registry",
+        [R_OF_LISTINGS],
+        ["report straggle collect now probe collect"],
+        {"stranger": 1.0, "unmanaged": 1.0},
+    ),
+    Mutant("17: no look before a purge", [LOOK], ["show straggle collect wake"], base="due", versioned=[True]),
+    Mutant("no listing, and a link without an event", [LISTING], [_STRAGGLER], {"lossy": 1.0}),
+    Mutant(
+        "a listing without R, and a link without an event",
+        [R_OF_LISTINGS],
+        ["straggle collect now probe collect"],
+        {"lossy": 1.0},
+    ),
+    Mutant(
+        "no permit is asked for",
+        [PERMIT],
+        ["straggle collect wake restore"],
+        {"sleep": 0.2},
+        seed=73,
+        lost=[Loss.BYTES, Loss.SERVED, Loss.NAMED],
+    ),
+    Mutant("repositories of no pod do not block", [OWNED], ["straggle collect report collect"], {"stranger": 1.0}),
+    Mutant("links that vanished do not block", [VANISHED], ["unlink report now collect report collect"]),
+    Mutant(
+        "an index does not keep its children",
+        CHILDREN,
+        ["index report unlink unlink report accept now collect report collect"],
+        lost=[Loss.BYTES],
+    ),
+    Mutant("a failover is not noticed by the timeline", [INSTANCE], ["straggle behind wake failover"]),
+    Mutant(
+        "a failover is not noticed by the timeline, and a database older than the bucket not by the mark",
+        [INSTANCE, OLDER_DATABASE],
+        ["straggle standby collect wake failover"],
+    ),
+    Mutant("a claim is not verified by an audit", [CLAIM], ["straggle behind wake failover"]),
+    Mutant(
+        "a bucket older than the database is not noticed, and no look before a purge",
+        [*OLDER_BUCKET, LOOK],
+        ["replica collect report rollback straggle collect wake"],
+        versioned=[True],
+    ),
+    Mutant(
+        "a restore after a failover removes markers",
+        [LOST_HISTORY],
+        ["behind failover undelete push"],
+        {"slow": 0.9},
+        base="due",
+        versioned=[True],
+    ),
 )
-def _() -> None:
-    _no_look()
-
-    def show(self: Any, found: Any) -> bool:
-        if self._now(found) is None:
-            return False
-        key = blob_key(found.digest)
-        for each in self._store.versions(key):
-            if each.is_marker:
-                self._store.remove_marker(key, each.version)
-        if self._store.head(key) is None:
-            self._copy_back(found)
-        return True
-
-    restore.Restorer._show = show  # type: ignore[method-assign]
-
-
-@mutant("no listing, and a link without an event", "straggle collect probe collect", lossy=1.0)
-def _() -> None:
-    _no_listing()
-
-
-@mutant("a listing without R, and a link without an event", "straggle collect now probe collect", lossy=1.0)
-def _() -> None:
-    original = policy._reconciled
-    policy._reconciled = lambda pod, beyond: original(pod, timedelta(0))
-
-
-@mutant("no permit is asked for", "straggle collect wake restore", sleep=0.2)
-def _() -> None:
-    def asked(self: Any) -> None:
-        self.asked += 1
-
-    hide.AskedOnce.__call__ = asked  # type: ignore[method-assign]
-
-
-@mutant("repositories of no pod do not block", "straggle collect report collect", stranger=1.0)
-def _() -> None:
-    policy.perimeter.holds = lambda listing: []
-
-
-@mutant("no listing, and an unmanaged registry", "report straggle collect probe collect", stranger=1.0, unmanaged=1.0)
-def _() -> None:
-    _no_listing()
-
-
-@mutant(
-    "a listing without R, and an unmanaged registry",
-    "report straggle collect now probe collect",
-    stranger=1.0,
-    unmanaged=1.0,
-)
-def _() -> None:
-    original = policy._reconciled
-    policy._reconciled = lambda pod, beyond: original(pod, timedelta(0))
-
-
-@mutant("17: no look before a purge", "show straggle collect wake", base="due", versioned=(True,))
-def _() -> None:
-    _no_look()
-
-
-@mutant("links that vanished do not block", "unlink report now collect report collect")
-def _() -> None:
-    original = pods.holds
-
-    async def holds(connection: Any) -> dict[str, pods.Open]:
-        return {name: opened._replace(vanished_links=0) for name, opened in (await original(connection)).items()}
-
-    pods.holds = holds
-
-
-@mutant(
-    "an index does not keep its children",
-    "index report unlink unlink report accept now collect report collect",
-    bytes_only=True,
-)
-def _() -> None:
-    original = implied.release
-    part = f"""AND NOT EXISTS (
-                SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
-                WHERE m.refs @> ARRAY[d.id] AND m.kind IN ({implied._PARENTS}) AND i.repository_id = d.repository_id)"""
-    implied.release = lambda connection, holdings: original(_Cut(connection, part), holdings)
-    implied.complete = lambda connection, holdings: 0
-
-
-def _unnoticed_failover() -> None:
-    """Nobody compares the database's instance with the recorded one."""
-    past.moved = questions.moved = lambda recorded, current: None
-
-
-@mutant("a failover is not noticed by the timeline", "straggle behind wake failover")
-def _() -> None:
-    _unnoticed_failover()
-
-
-@mutant(
-    "a failover is not noticed by the timeline, and a database older than the bucket not by the mark",
-    "straggle standby collect wake failover",
-)
-def _() -> None:
-    _unnoticed_failover()
-    original = past._mismatch
-    past._mismatch = lambda found, before, after, key: (
-        None if found is not None and found.epoch > after.writing else original(found, before, after, key)
-    )
-
-
-@mutant("a claim is not verified by an audit", "straggle behind wake failover")
-def _() -> None:
-    questions._claimed = lambda *_, **__: None  # type: ignore[assignment,return-value]
-
-
-@mutant(
-    "a bucket older than the database is not noticed, and no look before a purge",
-    "replica collect report rollback straggle collect wake",
-    versioned=(True,),
-)
-def _() -> None:
-    past._mismatch = lambda found, before, after, key: None
-    _no_look()
-
-
-@mutant(
-    "a restore after a failover removes markers",
-    "behind failover undelete push",
-    base="due",
-    versioned=(True,),
-    slow=0.9,
-)
-def _() -> None:
-    past_table.may_have_lost_history = lambda connection: False
+MUTANTS: Mapping[str, Mutant] = {mutant.name: mutant for mutant in _TABLE}

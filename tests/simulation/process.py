@@ -7,6 +7,7 @@ that is to be known. Strings are hashed alike in all of them, so that a seed giv
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -21,26 +22,23 @@ from typing import Any
 
 import structlog
 
+from coordinator.domain import watermarks
 from coordinator.gc import collect
 from coordinator.jobs import work as jobs
 from coordinator.reconcile import plan, reconcile
-from coordinator.table import echoes, processes
+from coordinator.table import processes
 from tests.simulation.database import Server
-from tests.simulation.history import Base, History, Place, base, places, tell
-from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.history import Base, Current, History, Place, base, places, tell
+from tests.simulation.mutants import MUTANTS, QUIET, Loss, Mutant
+from tests.simulation.rules import Rule, always, without
 from tests.simulation.scheduler import Serial, Violation
 
 #: Histories of one base after which its tables are cleaned.
 VACUUM_EVERY = 100
 TELL_EVERY_S = 1.0
 
-
-class _Current:
-    """The history that is under way."""
-
-    history: History | None = None
-    #: Where there is none: nonces of bases.
-    number = 0
+#: Nonces where no history is under way, of bases.
+_numbers = itertools.count(1)
 
 
 def install() -> None:
@@ -56,35 +54,28 @@ def install() -> None:
     # The pulse of a job: in a history nobody says that he is alive, and is taken over after a while.
     jobs._pulse = lambda work, over: None
     # Nobody suspends a process here, and time passes in steps longer than a pause: purges would wait for ever.
-    echoes.was_paused = lambda *_: False
+    without(Rule(watermarks, "was_paused", always(value=False)))
     collect.time = SimpleNamespace(monotonic=_seconds)  # type: ignore[assignment]
     reconcile.FIRST_PAUSE_S = 0.0
     plan.PARTS = 1
     processes.uuid = SimpleNamespace(uuid4=_nonce)  # type: ignore[assignment]
 
 
-def current() -> History:
-    assert _Current.history is not None
-    return _Current.history
-
-
 def _nonce() -> uuid.UUID:
-    if _Current.history is not None:
-        return uuid.UUID(int=_Current.history.chance.getrandbits(128))
-    _Current.number += 1
-    return uuid.UUID(int=_Current.number)
+    history = Current.history
+    return uuid.UUID(int=next(_numbers) if history is None else history.chance.getrandbits(128))
 
 
 def _seconds() -> float:
-    return time.monotonic() if _Current.history is None else _Current.history.scheduler.now / 1e6
+    return time.monotonic() if Current.history is None else Current.history.scheduler.now / 1e6
 
 
 def run_one(base: Base, seed: int, mutant: Mutant | None = None) -> tuple[History, str | None]:
     """Run a history; return it with what it violates, if anything."""
-    _Current.history = None
-    history = History(base, seed) if mutant is None else History(base, seed, mutant.plots, **mutant.odds)
-    history.bytes_only = mutant is not None and mutant.bytes_only
-    _Current.history = history
+    Current.history = None
+    history = History(base, seed) if mutant is None else History(base, seed, mutant.plots, **QUIET | mutant.odds)
+    history.bytes_only = mutant is not None and Loss.SERVED not in mutant.lost
+    Current.history = history
     try:
         history.run()
     except Violation as violation:
@@ -107,9 +98,9 @@ def run(told: dict[str, Any]) -> None:
         say({"ended": True})
         return
     made = [place.copied(server, told["number"]) for place in pickle.loads(file.read_bytes())]
-    if not told["mutants"]:
+    if "mutants" not in told:
         _run(made, told, None)
-    for name in told["mutants"]:
+    for name in told.get("mutants", ()):
         # What a mutant changes goes with its process.
         if not (child := os.fork()):
             _run(made, told, name)
@@ -123,16 +114,18 @@ def run(told: dict[str, Any]) -> None:
 def _run(made: Sequence[Place], told: dict[str, Any], name: str | None) -> None:
     """Run histories of consecutive seeds; with a mutant until it is caught."""
     mutant = None
-    histories = told["histories"]
-    if name is not None:
+    if name is None:
+        seeds = range(told["first"], told["first"] + told["histories"], told["stride"])
+    else:
         mutant = MUTANTS[name]
-        mutant.mutate()
+        for rule in mutant.without:
+            without(rule)
         made = [place for place in made if place.name == mutant.base and place.versioned in mutant.versioned]
-        histories = told["histories"] or mutant.within
+        seeds = range(mutant.seed, mutant.seed + mutant.within)
     bases = [base(place) for place in made]
     fingerprint = 0
     done, steps, last = 0, 0, time.monotonic()
-    for seed in range(told["first"], told["first"] + histories, told["stride"]):
+    for seed in seeds:
         begun = bases[seed % len(bases)]
         history, violation = run_one(begun, seed, mutant)
         done, steps = done + 1, steps + history.steps
@@ -143,7 +136,7 @@ def _run(made: Sequence[Place], told: dict[str, Any], name: str | None) -> None:
         if violation is not None:
             where = f"{begun.name}, {'with' if begun.bucket.versioned else 'without'} versions"
             say({"seed": seed, "where": where, "violation": violation, "history": tell(history), "mutant": name})
-            if mutant is not None:
+            if mutant is not None and mutant.is_noticed(violation):
                 break
         if time.monotonic() - last > TELL_EVERY_S:
             last = time.monotonic()
@@ -156,7 +149,4 @@ def say(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # As `tests.simulation.process`, which others import, too.
-    from tests.simulation import process
-
-    process.run(json.load(sys.stdin))
+    run(json.load(sys.stdin))

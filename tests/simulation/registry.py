@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -259,25 +261,16 @@ class Registry:
     def _actor(self) -> Actor | None:
         return self._scheduler.current
 
-    def _request(self, process: Process) -> _Request:
-        return _Request(self._scheduler, process)
-
-
-class _Request:
-    """From its beginning to its end a request is in one process, and bounded in time."""
-
-    def __init__(self, scheduler: Scheduler, process: Process) -> None:
-        self._scheduler = scheduler
-        self._process = process
-
-    def __enter__(self) -> None:
-        if not self._process.alive:
+    @contextmanager
+    def _request(self, process: Process) -> Iterator[None]:
+        """From its beginning to its end a request is in one process, and bounded in time."""
+        if not process.alive:
             raise DeadError
-        actor = self._scheduler.current
+        actor = self._actor
         if actor is not None:
-            actor.process, actor.deadline = self._process, self._scheduler.now + REQUEST_BOUND
-
-    def __exit__(self, *_: object) -> None:
-        actor = self._scheduler.current
-        if actor is not None:
-            actor.process = actor.deadline = None
+            actor.process, actor.deadline = process, self._scheduler.now + REQUEST_BOUND
+        try:
+            yield
+        finally:
+            if actor is not None:
+                actor.process = actor.deadline = None

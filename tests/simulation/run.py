@@ -76,12 +76,9 @@ def ground() -> Iterator[Ground]:
             url = url.set(host=None, port=None, query={"host": str(sockets), "port": str(url.port)})
             made = Ground(url.render_as_string(hide_password=False), Path(directory) / "places")
             Server(made.url).prepare()
-            said: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
-            child = _start(made, 0, {"mutants": []}, said)
-            while (line := said.get()[1]) is not None:
-                assert json.loads(line)["ended"]
-            if child.wait():
-                raise ProcessError("The places where histories begin could not be made: see what was printed.")
+            # The first process makes the places, and runs nothing.
+            for _ in _listen(made, [{}]):
+                pass
             yield made
             stack.discard()
 
@@ -96,8 +93,7 @@ def simulate(
 ) -> Total:
     """Run histories of consecutive seeds; return what was found. Raises ProcessError."""
     asked = [
-        {"first": seed + number, "histories": histories - number, "stride": processes, "mutants": []}
-        for number in range(processes)
+        {"first": seed + number, "histories": histories - number, "stride": processes} for number in range(processes)
     ]
     done: dict[int, tuple[int, int]] = {}
     found: list[Found] = []
@@ -113,23 +109,9 @@ def simulate(
     return Total(histories, steps, sorted(found), fingerprint)
 
 
-def mutate(
-    on: Ground,
-    mutants: Sequence[str],
-    *,
-    seed: int,
-    processes: int,
-    histories: int = 0,
-    progress: Callable[[str, Total], None] = lambda mutant, total: None,
-) -> dict[str, Total]:
-    """Run histories on each mutant until one is a violation; return what was found of each.
-
-    At most so many; 0: as many as the mutant says.
-    """
-    asked = [
-        {"first": seed, "histories": histories, "stride": 1, "mutants": list(mutants[number::processes])}
-        for number in range(processes)
-    ]
+def mutate(on: Ground, mutants: Sequence[str], *, processes: int) -> dict[str, Total]:
+    """Run histories on each mutant until it is noticed; return what was found of each, with that last."""
+    asked = [{"mutants": list(mutants[number::processes])} for number in range(processes)]
     totals: dict[str, Total] = {}
     for _, said in _listen(on, asked):
         mutant = said.get("mutant")
@@ -137,11 +119,10 @@ def mutate(
             continue
         total = totals.get(mutant, Total())
         if "seed" in said:
-            total = total._replace(found=[_found(said)])
+            total = total._replace(found=[*total.found, _found(said)])
         else:
             total = total._replace(histories=said["done"], steps=said["steps"])
         totals[mutant] = total
-        progress(mutant, total)
     return totals
 
 

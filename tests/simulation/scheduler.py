@@ -76,11 +76,14 @@ class Scheduler:
             return
         actor.wants, actor.next = wants, what
         self._hub.switch()
-        self.told.append((self.now, actor.name, what))
+        self.note(actor.name, what)
 
     def tell(self, what: str) -> None:
         actor = self.current
-        self.told.append((self.now, "" if actor is None else actor.name, what))
+        self.note("" if actor is None else actor.name, what)
+
+    def note(self, who: str, what: str) -> None:
+        self.told.append((self.now, who, what))
 
     @property
     def current(self) -> Actor | None:
@@ -137,7 +140,7 @@ class Scheduler:
 
     def kill(self, actor: Actor) -> None:
         actor.dying = True
-        self.told.append((self.now, actor.name, "is killed"))
+        self.note(actor.name, "is killed")
         actor.greenlet.throw(GreenletExit)
         self.actors.remove(actor)
 

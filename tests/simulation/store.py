@@ -79,9 +79,8 @@ class Bucket(MemoryObjectStore):
         self.changes += 1
 
     def load(self, saved: tuple[Any, ...], scheduler: Scheduler) -> None:
-        objects, versions, number = saved
-        self._objects, self._versions = dict(objects), {key: list(kept) for key, kept in versions.items()}
-        self._numbers = itertools.count(number)
+        self.roll_back(saved)
+        self._numbers = itertools.count(saved[2])
         self.scheduler, self.changes = scheduler, 0
 
 

@@ -519,7 +519,7 @@ class World:
         """Ingest takes a process's next event, and Kafka has it."""
         told = process.queue.popleft()
         self.append(told)
-        self.scheduler.told.append((self.scheduler.now, process.instance, f"delivers {describe_told(told)}"))
+        self.scheduler.note(process.instance, f"delivers {describe_told(told)}")
         if again:
             self.copies.append(told)
 
@@ -530,7 +530,7 @@ class World:
     def crash(self, process: Process, *, lands: bool) -> None:
         """It dies, and with it its queue and its requests; the next link of one may still land."""
         scheduler = self.scheduler
-        scheduler.told.append((scheduler.now, process.instance, f"dies with {len(process.queue)} events"))
+        scheduler.note(process.instance, f"dies with {len(process.queue)} events")
         for actor in list(scheduler.actors):
             if actor.process is process:
                 self.lost_events = True
@@ -545,18 +545,18 @@ class World:
     def restart(self, process: Process) -> None:
         process.alive = True
         process.generation += 1
-        self.scheduler.told.append((self.scheduler.now, process.instance, "begins"))
+        self.scheduler.note(process.instance, "begins")
 
     def land_late(self, write: LateWrite) -> None:
         self.late.remove(write)
         self.bucket.put(write.key, write.body)
-        self.scheduler.told.append((self.scheduler.now, "storage", f"gets late: {name_of(write.key)}"))
+        self.scheduler.note("storage", f"gets late: {name_of(write.key)}")
         self.look()
 
     def land(self, flight: Flight) -> None:
         self.store.flights.remove(flight)
         named = ", ".join(name_of(target.key) for target in flight.targets)
-        self.scheduler.told.append((self.scheduler.now, "storage", f"deletes late, for {flight.sender}: {named}"))
+        self.scheduler.note("storage", f"deletes late, for {flight.sender}: {named}")
         self.store.land(flight)
         self.look()
 
@@ -581,7 +581,7 @@ class World:
             scheduler.now = max(scheduler.now, first[0] - 1000)
             first[1]()
         scheduler.now = max(scheduler.now, until)
-        scheduler.told.append((scheduler.now, "", f"{seconds:g} s have passed"))
+        scheduler.note("", f"{seconds:g} s have passed")
 
     def _lapse(self, flight: Flight) -> None:
         if self.scheduler.roll(0.5):
