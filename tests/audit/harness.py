@@ -24,7 +24,7 @@ from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import LIST_LIMIT, ObjectInfo, ObjectStore, OpenObject
 from coordinator.table.batch import Applied
-from tests.db.harness import NO_MARGIN, Table
+from tests.table.harness import NO_MARGIN, Table
 
 AGES = Ages(timedelta(), timedelta())
 

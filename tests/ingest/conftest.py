@@ -1,5 +1,3 @@
-"""One embedded broker with Baleen's topics for all tests of ingest: topics have fixed names."""
-
 from collections.abc import Iterator
 
 import httpx
@@ -7,15 +5,7 @@ import pytest
 
 from coordinator.kafka.topics import ensure_topics
 from coordinator.settings import Settings, build
-from coordinator.stack.supervisor import Stack
 from tests.ingest.harness import TOKENS, V1, Tape, serving
-
-
-@pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with Stack(tmp_path_factory.mktemp("ingest"), services=("kafka",)) as stack:
-        assert stack.endpoints.kafka_bootstrap is not None
-        yield stack.endpoints.kafka_bootstrap
 
 
 @pytest.fixture(scope="session")

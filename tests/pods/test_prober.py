@@ -17,11 +17,11 @@ from coordinator.settings import Settings
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import settings_for
-from tests.pods.guarded import GuardedRegistry
-from tests.pods.issuer import CREDENTIALS, TokenIssuer, basic
-from tests.pods.registries import running_distribution, running_model
-from tests.pods.sink import NotificationSink
 from tests.storage.memory import MemoryObjectStore
+from tests.support.guarded_registry import GuardedRegistry
+from tests.support.issuer import CREDENTIALS, TokenIssuer, basic
+from tests.support.registries import running_distribution, running_model
+from tests.support.sink import NotificationSink
 from tests.support.wait import eventually
 
 DEADLINE = 60.0

@@ -28,8 +28,8 @@ from coordinator.reconcile.resolve import Settler
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import statements
-from tests.db.harness import Table, at
 from tests.storage.memory import MemoryObjectStore
+from tests.table.harness import Table, at
 
 Pairs = set[tuple[str, Digest]]
 

@@ -19,8 +19,8 @@ from coordinator.reconcile import remains
 from coordinator.reconcile.layered import Layered
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.table import statements
-from tests.db.harness import at
 from tests.reconcile.harness import MARGIN, Image, World
+from tests.table.harness import at
 
 
 @pytest.fixture

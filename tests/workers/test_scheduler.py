@@ -14,9 +14,9 @@ import pytest
 
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
-from tests.pods.registries import running_model
-from tests.pods.sink import NotificationSink
 from tests.services.databases import Databases
+from tests.support.registries import running_model
+from tests.support.sink import NotificationSink
 from tests.support.wait import eventually
 from tests.workers.conftest import place_of
 from tests.workers.harness import PODS, Child, Place, Table

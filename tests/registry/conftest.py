@@ -4,14 +4,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.registry.client import RegistryClient
-from tests.pods.registries import REQUEST_S, RunningRegistry, running_distribution, running_model
-from tests.pods.sink import NotificationSink
-
-
-@pytest.fixture
-def sink() -> Iterator[NotificationSink]:
-    with NotificationSink() as sink:
-        yield sink
+from tests.support.registries import REQUEST_S, RunningRegistry, running_distribution, running_model
+from tests.support.sink import NotificationSink
 
 
 @pytest.fixture(params=["model", pytest.param("distribution", marks=pytest.mark.registry)])

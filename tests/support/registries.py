@@ -17,8 +17,8 @@ from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage
 from coordinator.stack.ports import Ports
-from tests.pods.sink import NotificationSink
 from tests.storage.memory import MemoryObjectStore
+from tests.support.sink import NotificationSink
 
 TOKEN = "event-token"
 PROGRAM = "docker-registry"

@@ -20,7 +20,7 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import dead_letters
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, LetterLimits
-from tests.db.harness import NO_MARGIN, Table
+from tests.table.harness import NO_MARGIN, Table
 
 BOUND = timedelta()
 LIMITS = LetterLimits(letters=5, bytes=10_000)

@@ -10,7 +10,7 @@ from coordinator.domain.facts import ManifestRead
 from coordinator.domain.lifecycle import BlobState
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
-from tests.db.harness import NO_MARGIN, Table
+from tests.table.harness import NO_MARGIN, Table
 
 PODS = ("pod-a", "pod-b")
 LAYERS = ("c", "l", "x", "y")

@@ -231,6 +231,11 @@ class Table(Names):
         return {(row[0], format_digest(row[1])) for row in found}
 
 
+def deadlocks(table: Table) -> int:
+    table.rows("SELECT pg_stat_clear_snapshot()")
+    return int(table.rows("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0][0])
+
+
 def begin(connection: psycopg.Connection[Any], topic: str, partition: int) -> None:
     assert progress.move(connection, (topic, partition), None, Position(Progress(0, None, None), None))
 

@@ -18,8 +18,8 @@ from coordinator.table import expiry, statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice, StateChangedError
 from schemas.records import RegistryEvent
-from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, at, begin, fact_of
 from tests.oracle import Oracle
+from tests.table.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, at, begin, deadlocks, fact_of
 
 WORKERS = 4
 BATCHES = 25
@@ -33,11 +33,6 @@ def slices(table: Table, partition: int, batches: Iterable[list[RegistryEvent]])
             items.append(Item(offset, 0, table.pods[event.pod], fact_of(event), None))
             offset += 1
         yield Slice(table.space, partition, items[0].offset, offset, offset, items)
-
-
-def deadlocks(table: Table) -> int:
-    table.rows("SELECT pg_stat_clear_snapshot()")
-    return int(table.rows("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0][0])
 
 
 class Shared(Events):

@@ -18,8 +18,8 @@ from coordinator.stack.model_registry import ModelConfig, ModelRegistry
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, EmbeddedS3
-from tests.pods.registries import REQUEST_S, TOKEN, RunningRegistry
-from tests.pods.sink import NotificationSink
+from tests.support.registries import REQUEST_S, TOKEN, RunningRegistry
+from tests.support.sink import NotificationSink
 
 
 class RunningOnS3(RunningRegistry):

@@ -7,8 +7,8 @@ import pytest
 
 from coordinator.errors import UnavailableError
 from coordinator.jobs.leases import LEASES, Leases
-from tests.db.harness import Table
 from tests.support.wait import eventually
+from tests.table.harness import Table
 
 
 @pytest.fixture

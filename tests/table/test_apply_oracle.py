@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from coordinator.domain.facts import Fact
 from coordinator.domain.names import parse_digest
 from schemas.records import RegistryEvent
-from tests.db.harness import BLOBS, MANIFESTS, Events, Table, fact_of
 from tests.oracle import Oracle
+from tests.table.harness import BLOBS, MANIFESTS, Events, Table, fact_of
 
 REPOSITORIES = ("pod-a/x", "pod-a/x/deep", "pod-a/y", "pod-b/x", "pod-l/z")
 

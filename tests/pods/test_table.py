@@ -23,7 +23,7 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import expiry, progress, renames
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
-from tests.db.harness import Row, Table
+from tests.table.harness import Row, Table
 
 NEW = PodName("pod-new")
 

@@ -13,8 +13,8 @@ from coordinator.errors import SettingsError, UnavailableError
 from coordinator.pods.addresses import resolve
 from coordinator.registry.client import RegistryClient, RegistryGoneError, RegistryUnreachableError
 from coordinator.registry.images import sha256_digest
-from tests.pods.guarded import GuardedRegistry
 from tests.services.certificates import make_certificate
+from tests.support.guarded_registry import GuardedRegistry
 
 DIGEST = sha256_digest(b"content")
 NAME = "registry.invalid"

@@ -14,7 +14,7 @@ from coordinator.errors import UnavailableError
 from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, Item, OutOfStepError, Slice
-from tests.db.harness import NO_MARGIN, Row, Table, at
+from tests.table.harness import NO_MARGIN, Row, Table, at
 
 TABLES = (
     "blobs",

@@ -39,7 +39,7 @@ from coordinator.table import processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Slice
 from coordinator.table.echoes import KnownProcesses
-from tests.db.harness import NO_MARGIN, Table, begin
+from tests.table.harness import NO_MARGIN, Table, begin
 from workers.interpret import Chunk, Interpreter
 
 URL = "http://r:5000"

@@ -7,7 +7,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
 from coordinator.pods import directory
-from tests.db.harness import Row, Table, at
+from tests.table.harness import Row, Table, at
 
 
 def references(table: Table, *names: str) -> list[int | None]:

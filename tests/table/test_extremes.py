@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed, RepositoryRemoved, RepositoryRenamed
-from tests.db.harness import Table, at
+from tests.table.harness import Table, at
 
 MARGIN = timedelta(minutes=5)
 EAST, WEST = timezone(timedelta(hours=23, minutes=59)), timezone(-timedelta(hours=23, minutes=59))

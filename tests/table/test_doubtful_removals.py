@@ -10,7 +10,7 @@ from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenam
 from coordinator.domain.lifecycle import BlobState
 from coordinator.table import doubtful_removals, expiry
 from coordinator.table.doubtful_removals import Verdict
-from tests.db.harness import Table, at
+from tests.table.harness import Table, at
 
 MARGIN = timedelta(seconds=10)
 

@@ -16,8 +16,8 @@ from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import SourceState
 from coordinator.pods import view as pods
 from coordinator.table import processes as sources
-from tests.db.harness import Table
-from tests.db.test_sources import SILENCE, THERE, World
+from tests.table.harness import Table
+from tests.table.processes import SILENCE, THERE, World
 
 POD = PodName("pod-a")
 

@@ -8,7 +8,7 @@ from coordinator.domain.facts import RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
 from coordinator.table import expiry
-from tests.db.harness import Row, Table, at
+from tests.table.harness import Row, Table, at
 
 DAY = timedelta(days=1)
 

@@ -16,8 +16,8 @@ from coordinator.registry.client import (
     RegistryUnreachableError,
 )
 from coordinator.registry.images import OCI, make_image, sha256_digest
-from tests.pods.registries import REQUEST_S, RunningModel, running_model
-from tests.pods.sink import NotificationSink
+from tests.support.registries import REQUEST_S, RunningModel, running_model
+from tests.support.sink import NotificationSink
 
 
 @pytest.fixture

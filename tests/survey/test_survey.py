@@ -18,7 +18,8 @@ from coordinator.storage.files import FileObjectStore
 from coordinator.storage.port import ObjectInfo
 from coordinator.survey import spill, survey
 from coordinator.survey.survey import Root, Survey
-from tests.reconcile.trees import (
+from tests.storage.memory import MemoryObjectStore
+from tests.survey.trees import (
     BASE,
     ODD_KEYS,
     Registry,
@@ -29,7 +30,6 @@ from tests.reconcile.trees import (
     registries,
     write_files,
 )
-from tests.storage.memory import MemoryObjectStore
 
 
 def counted_by_hand(given_registries: list[Registry]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from coordinator.domain.progress import GapFound, GapReason, Position, Progress
 from coordinator.table import progress
-from tests.db.harness import Table
+from tests.table.harness import Table
 
 GAP = GapFound(GapReason.LOG_REPLACED, 10, None)
 

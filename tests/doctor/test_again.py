@@ -13,9 +13,9 @@ from coordinator.doctor.visit import Instruments
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
 from coordinator.table import statements
-from tests.db.harness import Table
-from tests.db.test_findings import POD, held, visit
-from tests.db.test_sources import World
+from tests.doctor.test_table import POD, held, visit
+from tests.table.harness import Table
+from tests.table.processes import World
 
 ONE, OTHER = frozenset({(1, 1)}), frozenset({(1, 2)})
 

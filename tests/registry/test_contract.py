@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.registry.client import RegistryClient, RegistryError
 from coordinator.registry.images import DOCKER, OCI, Image, Index, Layer, make_artifact, make_image, make_index
-from tests.pods.registries import REQUEST_S, TOKEN, RunningRegistry
+from tests.support.registries import REQUEST_S, TOKEN, RunningRegistry
 
 BASE = "docker/registry/v2"
 UNKNOWN = "sha256:" + "0" * 64

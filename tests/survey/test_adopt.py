@@ -21,8 +21,8 @@ from coordinator.storage.s3 import S3ObjectStore
 from coordinator.survey import adopt, tree
 from coordinator.survey.adopt import Outcome, Trust
 from coordinator.survey.adopt_plan import Plan, Why, in_order, plan
-from tests.reconcile.trees import BASE, content_key, push
 from tests.storage.memory import MemoryObjectStore
+from tests.survey.trees import BASE, content_key, push
 
 PREFIX = "team"
 LAYERS = [make_layer(f"adopt/{number}", 300 + number) for number in range(5)]

@@ -15,10 +15,10 @@ from coordinator.registry.client import (
 )
 from coordinator.registry.images import make_image, sha256_digest
 from coordinator.settings import Secret
-from tests.pods.guarded import GuardedRegistry
-from tests.pods.issuer import CREDENTIALS, SERVICE, TokenIssuer, basic
-from tests.pods.registries import REQUEST_S, running_distribution
-from tests.pods.sink import NotificationSink
+from tests.support.guarded_registry import GuardedRegistry
+from tests.support.issuer import CREDENTIALS, SERVICE, TokenIssuer, basic
+from tests.support.registries import REQUEST_S, running_distribution
+from tests.support.sink import NotificationSink
 
 DIGEST = sha256_digest(b"content")
 

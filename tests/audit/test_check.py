@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.db.harness import Table
+from tests.table.harness import Table
 
 #: What is broken, and the difference's name.
 CORRUPTIONS = [

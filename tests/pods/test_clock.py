@@ -23,8 +23,8 @@ from coordinator.pods import clock
 from coordinator.pods import table as pods
 from coordinator.reconcile import table as reconcile
 from coordinator.table import processes, progress
-from tests.db.harness import Table
-from tests.db.test_sources import SILENCE, World
+from tests.table.harness import Table
+from tests.table.processes import SILENCE, World
 
 BOUND = timedelta(hours=1)
 DAY = timedelta(days=1)
