@@ -17,9 +17,9 @@ import pytest
 from coordinator.errors import ConflictError
 from coordinator.jobs import table as jobs
 from coordinator.jobs.table import Job, TakenOverError
-from coordinator.jobs.work import Ending, Work, run_waiting_jobs
+from coordinator.jobs.work import Ending, Pulse, Work, run_waiting_jobs
 from coordinator.jobs.work import ask_for_needed as ask_by_settings
-from coordinator.reconcile import plan, reconcile
+from coordinator.reconcile.sizes import Sizes
 from coordinator.settings import build
 from coordinator.storage.s3 import S3ObjectStore
 from tests.reconcile.harness import World
@@ -29,6 +29,7 @@ from tests.support.wait import eventually
 ROOT = Path(__file__).parents[2]
 KINDS = ["reconcile", "doctor"]
 EVERY, BOUND = timedelta(hours=24), timedelta(hours=1)
+FEW_PARTS = Sizes(parts=4, parts_at_once=1)
 
 
 @pytest.fixture
@@ -167,20 +168,19 @@ def test_left_at_once(world: World) -> None:
     assert (again.id, again.taken, again.progress) == (job.id, 2, {"keys": 4})
 
 
-def test_finished_jobs_are_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_jobs_are_forgotten(world: World) -> None:
     """Of many finished jobs the newest are kept, and the last that was done, however many failed since."""
-    monkeypatch.setattr(jobs, "KEPT", 3)
     world.ask()
     done = taken(world)
-    jobs.finish(world.connection, done, {})
+    jobs.finish(world.connection, done, {}, kept=3)
     for _ in range(6):
         world.ask()
-        jobs.fail(world.connection, taken(world), {}, "no")
+        jobs.fail(world.connection, taken(world), {}, "no", kept=3)
     kept = [row[0] for row in world.rows("SELECT id FROM jobs ORDER BY id")]
     assert kept == [done.id, done.id + 4, done.id + 5, done.id + 6]
     world.ask()
     last = taken(world)
-    jobs.finish(world.connection, last, {})
+    jobs.finish(world.connection, last, {}, kept=3)
     assert [row[0] for row in world.rows("SELECT id FROM jobs ORDER BY id")] == [last.id - 2, last.id - 1, last.id]
 
 
@@ -322,7 +322,7 @@ def test_failures_pause(world: World) -> None:
 
 def run_with(world: World, runner: Callable[[Work], Ending], stop: threading.Event | None = None) -> int:
     with world.runner() as (connections, _):
-        return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event())
+        return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event(), world.pulse)
 
 
 def nothing(_: Any) -> dict[str, Any]:
@@ -363,10 +363,9 @@ def test_the_ending_is_one_transaction(world: World) -> None:
     assert world.rows("SELECT FROM pods WHERE registries <> '{}'") == []
 
 
-def test_progress_is_written_while_it_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_written_while_it_runs(world: World) -> None:
     """Whoever watches sees how far a job is, and that its worker is alive."""
-    monkeypatch.setattr("coordinator.jobs.work.TELL_EVERY_S", 0.01)
-    monkeypatch.setattr("coordinator.jobs.work.PULSE_S", 0.05)
+    world.pulse = Pulse(every_s=0.05, progress_every_s=0.01)
     job = world.ask()
 
     def run(work: Work) -> Ending:
@@ -380,10 +379,9 @@ def test_progress_is_written_while_it_runs(world: World, monkeypatch: pytest.Mon
     assert world.ended(job).state == "done"
 
 
-def test_a_runner_hears_that_it_lost_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_hears_that_it_lost_the_job(world: World) -> None:
     """The pulse of a worker that was held up finds the job taken over: its runner stops, and changes nothing of it."""
-    monkeypatch.setattr("coordinator.jobs.work.TELL_EVERY_S", 0.01)
-    monkeypatch.setattr("coordinator.jobs.work.PULSE_S", 0.02)
+    world.pulse = Pulse(every_s=0.02, progress_every_s=0.01)
     job = world.ask()
 
     def run(work: Work) -> Ending:
@@ -395,10 +393,9 @@ def test_a_runner_hears_that_it_lost_the_job(world: World, monkeypatch: pytest.M
     assert world.ended(job).state == "running"
 
 
-def test_stopping_and_going_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_and_going_on(world: World) -> None:
     """A scheduler that ends leaves the job where it is: the next does only the parts that are left, as of the begin."""
-    monkeypatch.setattr(plan, "PARTS", 4)
-    monkeypatch.setattr(reconcile, "PARTS_AT_ONCE", 1)
+    world.sizes = FEW_PARTS
     for n in range(8):
         world.pushed(f"r{n % 4}", world.image(f"m{n}"), n)
     stop = threading.Event()
@@ -426,10 +423,9 @@ def test_stopping_and_going_on(world: World, monkeypatch: pytest.MonkeyPatch) ->
     world.sound()
 
 
-def test_taken_over_in_the_middle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taken_over_in_the_middle(world: World) -> None:
     """A worker that was thought dead writes no part as done; the other one ends the job, and the table is right."""
-    monkeypatch.setattr(plan, "PARTS", 4)
-    monkeypatch.setattr(reconcile, "PARTS_AT_ONCE", 1)
+    world.sizes = FEW_PARTS
     for n in range(8):
         world.pushed(f"r{n % 4}", world.image(f"m{n}"), n)
     job = world.ask()
@@ -456,14 +452,16 @@ def test_taken_over_in_the_middle(world: World, monkeypatch: pytest.MonkeyPatch)
 
 
 CHILD = """
-import sys, threading
+import threading
+from functools import partial
 from coordinator import bootstrap, settings
 from coordinator.db.connection import Connections
 from coordinator.jobs import work as jobs
-from coordinator.reconcile import plan, reconcile
+from coordinator.reconcile import reconcile
+from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.s3 import S3ObjectStore
 
-plan.PARTS, reconcile.PARTS_AT_ONCE = 4, 1
+reconcile.Reconcile = partial(reconcile.Reconcile, sizes=Sizes(parts=4, parts_at_once=1))
 walk, walked = S3ObjectStore.walk, []
 
 def walk_one(self, prefix):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from coordinator.reconcile import reconcile
+from coordinator.reconcile.sizes import Sizes
 from coordinator.table import statements
 from tests.reconcile.harness import World
 from tests.services.databases import Databases
@@ -48,11 +48,9 @@ def once_a_part_is_done(world: World, lose: Callable[[World], None]) -> Callable
 
 
 @pytest.mark.parametrize("lose", [lose_parts, lose_plan, lose_job])
-def test_what_is_lost_meanwhile_is_not_done(
-    world: World, lose: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_lost_meanwhile_is_not_done(world: World, lose: Callable[[World], None]) -> None:
     """The gap stays open until a reconcile, whose parts the database has, is done: then nothing is missing."""
-    monkeypatch.setattr(reconcile, "PARTS_AT_ONCE", 1)
+    world.sizes = Sizes(parts_at_once=1)
     for number, repository in enumerate(("a", "b", "c")):
         world.pushed(repository, world.image(f"m{number}"), 1)
     world.connection.execute(

@@ -22,9 +22,10 @@ from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import parse_manifest
 from coordinator.jobs import table as jobs
-from coordinator.jobs.work import run_waiting_jobs
+from coordinator.jobs.work import Pulse, run_waiting_jobs
 from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import statements
@@ -97,9 +98,16 @@ class World(Table):
     """A table and one pod of it, which owns `self.pod` and all below."""
 
     def __init__(
-        self, url: str, store: ObjectStore | None = None, mode: str = "manifest", linker: str = "link"
+        self,
+        url: str,
+        store: ObjectStore | None = None,
+        mode: str = "manifest",
+        linker: str = "link",
+        sizes: Sizes = PRODUCTION,
     ) -> None:
         super().__init__(url)
+        self.sizes = sizes
+        self.pulse = Pulse()
         self.bucket = Bucket()
         self.store: ObjectStore = self.bucket if store is None else store
         self.pod = f"pod-{self.space}"
@@ -257,14 +265,20 @@ class World(Table):
 
     def run(self, stop: threading.Event | None = None) -> int:
         with self.runner() as (connections, runner):
-            return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event())
+            return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event(), self.pulse)
 
     @contextmanager
     def runner(self) -> Iterator[tuple[Connections, Reconcile]]:
         connections = Connections(self.url, name="test-reconcile", prepare=statements.prepare)
-        settler = Settler(connections, self.store)
+        settler = Settler(connections, self.store, self.sizes.lookups_at_once)
         runner = Reconcile(
-            connections, self.store, settler, margin=MARGIN, link_grace=self.link_grace, request_bound=BOUND
+            connections,
+            self.store,
+            settler,
+            margin=MARGIN,
+            link_grace=self.link_grace,
+            request_bound=BOUND,
+            sizes=self.sizes,
         )
         try:
             yield connections, runner

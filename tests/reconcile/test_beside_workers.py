@@ -5,19 +5,16 @@ from __future__ import annotations
 import random
 import threading
 
-import pytest
-
 from coordinator.domain.facts import ManifestPushed
-from coordinator.reconcile import compare
+from coordinator.reconcile.sizes import Sizes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.reconcile.harness import MARGIN, World
 
 
-def test_a_worker_and_reconciles(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_and_reconciles(world: World) -> None:
     """Both add and remove the same things at once: nobody fails, counts are right, and the bucket is what is true."""
-    monkeypatch.setattr(compare, "ADD_BATCH", 3)
-    monkeypatch.setattr(compare, "BATCH", 5)
+    world.sizes = Sizes(added=3, compared=5)
     chance = random.Random(11)
     images = [world.image(f"m{n}", [f"l{n % 3}", f"l{n % 5}"]) for n in range(12)]
     stop = threading.Event()
@@ -44,7 +41,7 @@ def test_a_worker_and_reconciles(world: World, monkeypatch: pytest.MonkeyPatch) 
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        with World(world.url) as beside:
+        with World(world.url, sizes=world.sizes) as beside:
             beside.bucket, beside.store, beside.pod, beside.pods = world.bucket, world.bucket, world.pod, world.pods
             for _ in range(4):
                 assert beside.reconcile().count("parts_done") > 0
