@@ -2,6 +2,7 @@
 
 import pytest
 
+from coordinator.audit.check import SHOWN
 from tests.table.harness import Table
 
 #: What is broken, and the difference's name.
@@ -72,12 +73,12 @@ def test_finds(filled: Table, statement: str, what: str) -> None:
     assert what in {difference.what for difference in report.differences}
 
 
-def test_counts_all_and_shows_some(filled: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_all_and_shows_some(filled: Table) -> None:
     """Every difference is counted, also beyond those that are shown."""
-    monkeypatch.setattr("coordinator.audit.check.SHOWN", 2)
+    filled.apply(*(filled.link("a", f"more{number}") for number in range(SHOWN)))
     filled.connection.execute("UPDATE blobs SET link_count = link_count + 1, unreferenced_since = NULL")
     report = filled.check()
-    assert (report.differences_count, len(report.differences)) == (4, 2)
+    assert (report.differences_count, len(report.differences)) == (4 + SHOWN, SHOWN)
 
 
 def test_changes_nothing(filled: Table) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from coordinator.kafka.topics import ensure_topics
 from coordinator.settings import Settings, build
-from tests.ingest.harness import TOKENS, V1, Tape, serving
+from tests.ingest.harness import Tape, sending_as_pod_a, serving
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,5 @@ def url(settings: Settings) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
-    """Speaks as pod-a, unless told otherwise."""
-    headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
-    with httpx.Client(base_url=url, headers=headers, timeout=90) as client:
+    with sending_as_pod_a(url) as client:
         yield client

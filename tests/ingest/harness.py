@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple, Self
 
+import httpx
 import uvicorn
 import uvloop
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -106,6 +107,12 @@ def serving(settings: Settings, **arguments: Any) -> Iterator[str]:
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
+
+
+def sending_as_pod_a(url: str, **options: Any) -> httpx.Client:
+    """A client of ingest with the token of pod-a."""
+    headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
+    return httpx.Client(base_url=url, headers=headers, **{"timeout": 90} | options)
 
 
 class Stored(NamedTuple):

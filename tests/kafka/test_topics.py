@@ -9,7 +9,6 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from coordinator.errors import NotFoundError, UnavailableError
-from coordinator.kafka import topics
 from coordinator.kafka.connection import client_arguments
 from coordinator.kafka.log import LogInspector, Offsets, fingerprint_of
 from coordinator.kafka.topics import EVENTS, ensure_topics, safe_replication, topic_specs
@@ -163,11 +162,10 @@ def test_kafka_away() -> None:
                 ask()
 
 
-def test_topics_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_topics_without_a_broker() -> None:
     """Without a broker no topic is made, and one is told what to look at."""
-    monkeypatch.setattr(topics, "TIMEOUT_MS", 200)
     with pytest.raises(UnavailableError, match="start it, or check BALEEN_KAFKA_BOOTSTRAP"):
-        ensure_topics(build({"kafka_bootstrap": "127.0.0.1:9"}))
+        ensure_topics(build({"kafka_bootstrap": "127.0.0.1:9"}), timeout_ms=200)
 
 
 def test_fingerprint_covers_all_of_a_record() -> None:

@@ -115,14 +115,14 @@ def test_a_prefix_that_is_added_while_a_reconcile_begins(fresh: Table) -> None:
     assert seen.prefixes == ["more", "new"]
 
 
-def test_prefixes_have_a_limit(fresh: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixes_have_a_limit(fresh: Table) -> None:
     """A pod is given no more prefixes than one may be registered with."""
-    monkeypatch.setattr(pods, "PREFIXES_LIMIT", 3)
-    add(fresh)
+    pod = add(fresh)
+    more = [RepositoryName(f"more{number}") for number in range(pods.PREFIXES_LIMIT)]
     with pytest.raises(UsageError):
-        do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName(name) for name in ("a", "b", "c")]))
-    do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName(name) for name in ("a", "new", "b")]))
-    assert fresh.rows("SELECT count(*) FROM pod_prefixes WHERE prefix IN ('a', 'b', 'new')") == [(3,)]
+        do(fresh, lambda engine: pods.add_prefixes(engine, NEW, more))
+    do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("new"), *more[1:]]))
+    assert fresh.rows("SELECT count(*) FROM pod_prefixes WHERE pod_id = %s", (pod,)) == [(pods.PREFIXES_LIMIT,)]
     assert fresh.rows("SELECT reason FROM gaps WHERE settled_at IS NULL") == [("prefix-added",)]
 
 

@@ -119,10 +119,11 @@ class World:
 
         asyncio.run(do())
 
-    def retire(self, instance: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:
+    def retire(self, *instances: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:
         async def work(engine: Any) -> None:
             async with writing(engine) as connection:
-                await sources.retire(connection, PodName("pod-a"), instance, why, bound)
+                for instance in instances:
+                    await sources.retire(connection, PodName("pod-a"), instance, why, bound)
 
         self.async_do(work)
 

@@ -2,8 +2,6 @@
 
 from datetime import timedelta
 
-import pytest
-
 from coordinator.domain.facts import RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
@@ -112,16 +110,15 @@ def test_doubts_about_nothing_end(table: Table) -> None:
     }
 
 
-def test_in_batches(fresh: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_batches(fresh: Table) -> None:
     """A sweep takes a bounded number of rows at a time, and goes on until none is left."""
-    monkeypatch.setattr(expiry, "BATCH", 3)
     fresh.apply(
         *[fresh.link(f"r{n}", f"l{n % 4}") for n in range(10)], *[fresh.removed("x", f"x{n}") for n in range(10)]
     )
     age(fresh, "repository_blobs", "linked_at", 2)
     age(fresh, "removals", "seen_at", 32)
-    assert expiry.expire_links(fresh.connection, DAY) == 10
-    assert expiry.forget_removals(fresh.connection, DAY) == 10
+    assert expiry.expire_links(fresh.connection, DAY, batch=3) == 10
+    assert expiry.forget_removals(fresh.connection, DAY, batch=3) == 10
     assert fresh.check().agrees
 
 

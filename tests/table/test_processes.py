@@ -15,6 +15,7 @@ from coordinator.domain.watermarks import SourceState
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import table as pods
+from coordinator.pods.watermarks import RETIRED_SHOWN, SOURCES_LIMIT
 from coordinator.table import echoes
 from coordinator.table import processes as sources
 from coordinator.table.apply import BatchApply
@@ -556,7 +557,7 @@ def test_retired_by_an_operator(world: World) -> None:
     assert world.view().at == world.sent_at(nonce)
     for instance, why, error in (("s", "x", NotFoundError), ("nobody", "x", NotFoundError), ("t", " ", UsageError)):
         with pytest.raises(error):
-            world.retire(instance, why)
+            world.retire(instance, why=why)
     world.hear(world.probe(), "s")
     assert world.source("s").state is SourceState.LIVE
 
@@ -651,20 +652,18 @@ def test_partitions_that_nobody_reads_yet(world: World) -> None:
     assert world.marks()[EVENTS, 2] is None
 
 
-def test_many_sources(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_processes(world: World) -> None:
     """Where more processes count than are read, W is not known; of retired ones the last are shown."""
-    monkeypatch.setattr("coordinator.pods.watermarks.SOURCES_LIMIT", 2)
-    monkeypatch.setattr("coordinator.pods.watermarks.RETIRED_SHOWN", 1)
     world.seen({URL: [HERE, THERE]})
     world.hear(world.probe(), "s")
     world.hear(world.probe(THERE), "t")
     assert world.view().at is not None
-    echoes.discover(world.connection, {(world.pod, "more"), (world.pod, "still more")})
+    more = [f"more{number:03}" for number in range(SOURCES_LIMIT)]
+    echoes.discover(world.connection, {(world.pod, instance) for instance in more})
     assert world.view().at is None
     assert any("2 processes are beyond the limit" in sentence for sentence in world.view().waits_for)
-    for instance in ("more", "still more"):
-        world.retire(instance)
-    assert [source.instance_id for source in world.view().sources] == ["t", "s", "still more"]
+    world.retire(*more)
+    assert [source.instance_id for source in world.view().sources] == ["t", "s", *reversed(more[-RETIRED_SHOWN:])]
     assert world.view().at is not None
 
 
