@@ -16,6 +16,7 @@ from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import SourceState
 from coordinator.pods import view as pods
 from coordinator.table import processes as sources
+from tests.support.tables import add_process
 from tests.table.harness import Table
 from tests.table.processes import SILENCE, THERE, World
 
@@ -179,9 +180,7 @@ def test_who_is_examined_without_an_operator(world: World) -> None:
     assert findings.unexamined(world.connection) == {}
     visit(world)
     assert findings.unexamined(world.connection) == {}
-    world.connection.execute(
-        "INSERT INTO sources (pod_id, instance_id) SELECT id, 't' FROM pods WHERE name = %s", [POD]
-    )
+    add_process(world.connection, world.pod, "t")
     assert held(world) != []
     assert findings.unexamined(world.connection) == {}
     world.hear(world.probe(), "t")

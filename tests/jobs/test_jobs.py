@@ -24,6 +24,7 @@ from coordinator.settings import build
 from coordinator.storage.s3 import S3ObjectStore
 from tests.reconcile.harness import World
 from tests.services.databases import Databases
+from tests.support.tables import add_dead_letter, add_gap, add_job, add_process, ago
 from tests.support.wait import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +84,11 @@ def test_the_oldest_first(world: World) -> None:
     """Jobs are taken in the order in which they were asked for, each once, with a time by the database's clock."""
     first = world.ask("because")
     world.add_pod("other")
-    (second,) = world.rows("INSERT INTO jobs (kind, pod_id, why) VALUES ('doctor', %s, '') RETURNING id", (1,))
+    second = add_job(world.connection, 1, "doctor")
     before = world.rows("SELECT clock_timestamp()")[0][0]
     one, other = taken(world), taken(world)
     assert (one.id, one.kind, one.pod, one.why, one.taken) == (first, "reconcile", world.pod, "because", 1)
-    assert other.id == second[0]
+    assert other.id == second
     assert before < one.began_at < world.rows("SELECT clock_timestamp()")[0][0]
     assert take(world) is None
 
@@ -103,7 +104,7 @@ def test_two_take_two(world: World) -> None:
     """Workers that take at the same time do not wait for each other, and get different jobs."""
     world.ask()
     world.add_pod("other")
-    world.connection.execute("INSERT INTO jobs (kind, pod_id, why) VALUES ('doctor', 1, '')")
+    add_job(world.connection, 1, "doctor")
     with world.connect() as other, other.transaction():
         first = jobs.take(other, KINDS)
         second = take(world)
@@ -215,8 +216,7 @@ def test_a_gap(world: World) -> None:
     """An open gap asks for a reconcile, one that is settled does not."""
     world.ask()
     end(world, "done", "2 minutes")
-    insert = "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%s, 't', 0, 'log-cut', 0)"
-    world.connection.execute(insert, (world.pods[world.pod],))
+    add_gap(world.connection, world.pods[world.pod])
     assert needed(world) == ["events may have been lost"]
     end(world, "done", "2 minutes")
     world.connection.execute("UPDATE gaps SET settled_at = now(), settled_why = 'reconcile 1'")
@@ -227,8 +227,7 @@ def test_a_process_that_died(world: World) -> None:
     """A dead process asks for a reconcile once its last request must have ended, until it is retired."""
     world.ask()
     end(world, "done", "2 minutes")
-    insert = "INSERT INTO sources (pod_id, instance_id, dead_since, dead_why) VALUES (%s, 'i', now() - %s, 'refused')"
-    world.connection.execute(insert, (world.pods[world.pod], timedelta(minutes=59)))
+    add_process(world.connection, world.pods[world.pod], dead_since=ago("59 minutes"), dead_why="refused")
     assert needed(world) == []
     world.connection.execute("UPDATE sources SET dead_since = now() - interval '61 minutes'")
     assert needed(world) == ["a registry process died"]
@@ -237,21 +236,11 @@ def test_a_process_that_died(world: World) -> None:
     assert needed(world) == []
 
 
-def insert_letter(world: World, pod: str, repositories: list[str] | None, stored: str) -> None:
-    """An open dead letter that was stored so long ago."""
-    world.connection.execute(
-        "INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,"
-        " origin_topic, origin_partition, origin_offset, origin_log, repositories, stored_at)"
-        " VALUES (%s, 'r', 'd', now(), 'p', 1, 'c', 't', 0, 0, 0, %s, now() - %s::interval)",
-        (pod, repositories, stored),
-    )
-
-
 def test_a_dead_letter_that_was_settled(world: World) -> None:
     """What a dead letter was about is looked for once it is settled, if the last reconcile began before."""
     world.ask()
     end(world, "done", "10 minutes")
-    insert_letter(world, world.pod, None, "11 minutes")
+    add_dead_letter(world.connection, world.pod, stored_at=ago("11 minutes"))
     assert needed(world) == []
     settle = "UPDATE dead_letters SET settled_at = now() - %s::interval, settlement = %s, settled_why = 'w'"
     world.connection.execute(settle, ("11 minutes", "discarded"))
@@ -273,7 +262,9 @@ def test_a_dead_letter_that_is_open(world: World, sender: str, below: str | None
     world.ask()
     end(world, "done", "10 minutes")
     repositories = None if below is None else [f"{world.pod}/app" if below == "the pod" else "elsewhere/app"]
-    insert_letter(world, world.pod if sender else "", repositories, "11 minutes")
+    add_dead_letter(
+        world.connection, world.pod if sender else "", repositories=repositories, stored_at=ago("11 minutes")
+    )
     assert needed(world) == []
     world.connection.execute("UPDATE dead_letters SET stored_at = now() - interval '9 minutes'")
     assert needed(world) == (["a dead letter may report something that it has"] if asks else [])
@@ -281,10 +272,7 @@ def test_a_dead_letter_that_is_open(world: World, sender: str, below: str | None
 
 def test_all_reasons_at_once(world: World) -> None:
     """One job names all that asked for it."""
-    world.connection.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%s, 't', 0, 'log-cut', 0)",
-        (world.pods[world.pod],),
-    )
+    add_gap(world.connection, world.pods[world.pod])
     assert needed(world) == ["it was never reconciled; events may have been lost"]
 
 
@@ -310,10 +298,7 @@ def test_failures_pause(world: World) -> None:
     failed_ago(world, "61 minutes")
     assert len(needed(world)) == 1
     end(world, "done", "61 seconds")
-    world.connection.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%s, 't', 0, 'log-cut', 0)",
-        (world.pods[world.pod],),
-    )
+    add_gap(world.connection, world.pods[world.pod])
     assert len(needed(world)) == 1
 
 

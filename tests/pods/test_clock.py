@@ -23,6 +23,7 @@ from coordinator.pods import clock
 from coordinator.pods import table as pods
 from coordinator.reconcile import table as reconcile
 from coordinator.table import processes, progress
+from tests.support.tables import add_dead_letter, ago
 from tests.table.harness import Table
 from tests.table.processes import SILENCE, World
 
@@ -52,16 +53,9 @@ def set_back(world: World, by: timedelta = DAY, *tables: str) -> None:
         world.connection.execute(f"UPDATE {table} SET {moved}", {"by": by})
 
 
-def taken(world: World) -> Job:
-    world.connection.execute("INSERT INTO jobs (kind, pod_id, why) VALUES ('reconcile', %s, 'a test')", (world.pod,))
-    job = jobs.take(world.connection, ["reconcile"])
-    assert job is not None
-    return job
-
-
 def began_ahead(world: World) -> Job:
     """A reconcile that a scheduler took while the clock was a day ahead."""
-    job = taken(world)
+    job = world.reconcile_taken()
     set_back(world, DAY, "jobs")
     return job._replace(began_at=job.began_at + DAY)
 
@@ -173,7 +167,7 @@ def test_who_answered_while_it_was_ahead(world: World) -> None:
     assert clock.void(world.connection)
     world.hear(world.probe())
     assert world.view().at is None
-    processes.settle_unheard(world.connection, world.pod, taken(world).began_at, BOUND)
+    processes.settle_unheard(world.connection, world.pod, world.reconcile_taken().began_at, BOUND)
     assert world.view().at is None
     world.connection.execute(
         "UPDATE probes SET sent_at = sent_at - interval '61 minutes',"
@@ -186,7 +180,7 @@ def test_who_answered_while_it_was_ahead(world: World) -> None:
 
 def taken_again(world: World) -> Job:
     world.connection.execute("UPDATE jobs SET state = 'failed', finished_at = now() WHERE state = 'running'")
-    return taken(world)
+    return world.reconcile_taken()
 
 
 def test_where_names_led_while_it_was_ahead(world: World) -> None:
@@ -288,7 +282,7 @@ def test_nor_does_one_that_runs(world: World) -> None:
     """A reconcile that runs as the clock is set back ends nothing, whenever it seems to have begun."""
     world.linked("link")
     world.hear(world.probe())
-    job = taken(world)
+    job = world.reconcile_taken()
     set_back(world, DAY, "probes", "watermarks")
     with pytest.raises(clock.ClockSetBackError):
         reconcile.end(world.connection, job, BOUND)
@@ -340,11 +334,7 @@ def test_gaps_keep_their_time(world: World) -> None:
 
 def test_dead_letters_from_the_future(world: World) -> None:
     """One that was settled while the clock was ahead was so by now at the latest."""
-    world.connection.execute(
-        "INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,"
-        " origin_topic, origin_partition, origin_offset, origin_log, settled_at, settlement, settled_why)"
-        " VALUES ('pod-a', 'r', 'd', now(), 'p', 1, 'c', 't', 0, 0, 0, now() + interval '1 day', 'retried', 'w')"
-    )
+    add_dead_letter(world.connection, "pod-a", settled_at=ago(-DAY), settlement="retried", settled_why="w")
     world.hear(world.probe())
     set_back(world, DAY, "probes")
     assert clock.void(world.connection)

@@ -1,6 +1,7 @@
 """Pods that change while others look at them."""
 
 import asyncio
+import functools
 import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,18 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import expiry, progress, renames
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
+from tests.support.tables import (
+    NOW,
+    add_dead_letter,
+    add_done_job,
+    add_gap,
+    add_job,
+    add_prefixes,
+    add_process,
+    ago,
+    open_gaps,
+    set_linker,
+)
 from tests.table.harness import Row, Table
 
 NEW = PodName("pod-new")
@@ -47,9 +60,7 @@ def add(table: Table, linker: Linker = Linker.LINK) -> int:
 
 
 def gap(table: Table, pod: int) -> None:
-    table.connection.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%s, '', -1, 'log-cut', 0)", (pod,)
-    )
+    add_gap(table.connection, pod)
 
 
 def record_cut(table: Table) -> None:
@@ -104,7 +115,7 @@ def test_a_prefix_that_is_added_while_a_reconcile_begins(fresh: Table) -> None:
     with fresh.connect() as adding, fresh.connect() as reading, ThreadPoolExecutor(1) as pool:
         with adding.transaction():
             adding.execute("SELECT pg_advisory_xact_lock(%s)", (PODS_LOCK,))
-            adding.execute("INSERT INTO pod_prefixes (prefix, pod_id) VALUES ('more', %s)", (pod,))
+            add_prefixes(adding, pod, "more")
             found = pool.submit(reconcile.pod, reading, pod)
             with fresh.connect() as watcher:
                 waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -123,7 +134,7 @@ def test_prefixes_have_a_limit(fresh: Table) -> None:
         do(fresh, lambda engine: pods.add_prefixes(engine, NEW, more))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("new"), *more[1:]]))
     assert fresh.rows("SELECT count(*) FROM pod_prefixes WHERE pod_id = %s", (pod,)) == [(pods.PREFIXES_LIMIT,)]
-    assert fresh.rows("SELECT reason FROM gaps WHERE settled_at IS NULL") == [("prefix-added",)]
+    assert open_gaps(fresh.connection) == ["prefix-added"]
 
 
 def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
@@ -148,18 +159,17 @@ async def nothing(*_: Any) -> bool:
 @pytest.mark.parametrize(
     "before",
     [
-        "",
-        "INSERT INTO sources (pod_id, instance_id, dead_since, dead_why) VALUES (%(pod)s, 'i', now(), 'refused')",
-        "INSERT INTO jobs (kind, pod_id, why, state, finished_at) VALUES ('reconcile', %(pod)s, '', 'done', now())",
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%(pod)s, '', -1, 'log-cut', 0)",
+        lambda *_: None,
+        functools.partial(add_process, dead_since=NOW, dead_why="refused"),
+        functools.partial(add_job, state="done", finished_at=NOW),
+        add_gap,
     ],
     ids=["never reconciled", "a process died", "reconciled", "a gap"],
 )
-def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: str) -> None:
+def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: Callable[[Any, int], object]) -> None:
     """Whatever is known of a pod, it is not forgotten while storage has links of it that the table has not."""
     pod = add(fresh)
-    if before:
-        fresh.connection.execute(before, {"pod": pod})
+    before(fresh.connection, pod)
     with pytest.raises(ConflictError, match="reconcile it first"):
         do(fresh, lambda engine: pods.remove(engine, NEW, anything))
     do(fresh, lambda engine: pods.remove(engine, NEW, nothing))
@@ -169,7 +179,7 @@ def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: str) -> Non
 
 def test_what_the_table_has_is_refused_without_a_look(fresh: Table) -> None:
     """Where the table says what is left, that is told, and storage is not asked."""
-    fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE name = 'pod-a'")
+    set_linker(fresh.connection, "link", "pod-a")
     fresh.apply(fresh.link("a", "l", 0))
 
     async def looked(*_: Any) -> bool:
@@ -260,16 +270,8 @@ def test_what_a_watermark_has_passed_is_told(fresh: Table) -> None:
     """A batch that is committed while the truth is read shows what it leaves open, if it shows how far it came."""
     add(fresh)
 
-    def batch(connection: Any) -> None:
-        connection.execute(
-            "INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,"
-            " origin_topic, origin_partition, origin_offset, origin_log)"
-            " VALUES (%s, 'r', 'd', now(), 'p', 1, 'c', 't', 0, 0, 0)",
-            (NEW,),
-        )
-
     # The reader stops before it reads watermarks: only they ask for endpoints.
-    assert truth_while(fresh, "endpoints", batch).opened.dead_letters == 1
+    assert truth_while(fresh, "endpoints", lambda connection: add_dead_letter(connection, NEW)).opened.dead_letters == 1
 
 
 @pytest.mark.parametrize("locked", ["endpoints", "findings"])
@@ -279,11 +281,7 @@ def test_what_a_reconcile_has_found_is_told(fresh: Table, locked: str) -> None:
 
     def reconciled(connection: Any) -> None:
         BatchApply(fresh.connection, timedelta()).apply_found([Item(0, 0, fresh.pods[pod], unread, None)])
-        connection.execute(
-            "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
-            " VALUES ('reconcile', %s, '', 'done', now(), now())",
-            (fresh.pods[pod],),
-        )
+        add_done_job(connection, fresh.pods[pod])
 
     unread = fresh.push("r", "m", None)
     found = truth_while(fresh, locked, reconciled, pod)
@@ -294,15 +292,10 @@ def test_what_a_reconcile_has_found_is_told(fresh: Table, locked: str) -> None:
 def test_what_came_before_the_first_event(fresh: Table) -> None:
     """A reconcile counts when it began so long after a pod's first event that all requests before that have ended."""
     pod = add(fresh)
-    fresh.connection.execute(
-        "INSERT INTO sources (pod_id, instance_id, first_seen) VALUES (%s, 'i', now() - interval '2 hours')", (pod,)
-    )
-    done = (
-        "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
-        " SELECT 'reconcile', %s, '', 'done', first_seen + %s::interval, now() FROM sources"
-    )
-    for after, told in (("-1 second", 1), ("59 minutes", 1), ("1 hour", 0)):
-        fresh.connection.execute(done, (pod, after))
+    add_process(fresh.connection, pod, first_seen=ago("2 hours"))
+    ((first,),) = fresh.rows("SELECT first_seen FROM sources")
+    for after, told in ((timedelta(seconds=-1), 1), (timedelta(minutes=59), 1), (timedelta(hours=1), 0)):
+        add_done_job(fresh.connection, pod, first + after)
         reasons = truth(fresh).reasons(NEW)
         assert sum("before its first event" in reason for reason in reasons) == told, after
     assert not any("never reconciled" in reason for reason in reasons)
@@ -341,7 +334,7 @@ def test_gaps_that_no_reconcile_can_settle(fresh: Table) -> None:
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, " its database was compared "))
     gap(fresh, pod)
     assert fresh.rows(settled, (pod,)) == [("operator: its database was compared",)] * 2 + [(None,)]
-    fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE id = %s", (pod,))
+    set_linker(fresh.connection, "link", NEW)
     with pytest.raises(ConflictError, match="a reconcile resolves its gaps"):
         do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "I think so"))
     assert fresh.rows(settled, (pod,))[-1] == (None,)
@@ -362,19 +355,19 @@ def test_what_no_reconcile_can_find(fresh: Table) -> None:
     assert settle in held()[0]
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
     assert held() == []
-    fresh.connection.execute("INSERT INTO sources (pod_id, instance_id) VALUES (%s, 'i')", (pod,))
+    add_process(fresh.connection, pod)
     assert settle in held()[0]
     fresh.connection.execute("UPDATE sources SET first_seen = now() - interval '2 hours'")
     do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
     assert held() == []
-    assert fresh.rows("SELECT count(*) FROM gaps WHERE settled_at IS NULL") == [(0,)]
+    assert open_gaps(fresh.connection) == []
 
 
 def test_doubts_that_no_look_can_settle(fresh: Table) -> None:
     """Where nobody can look, an operator's word lifts what doubtful removals hold, and the things are kept."""
     add(fresh, Linker.RELAY)
     fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
-    fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE name <> %s", (NEW,))
+    set_linker(fresh.connection, "link", *fresh.pods)
     fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
     fresh.apply(fresh.push("a", "m", ["l"], 0), fresh.removed("a", "m", 60), margin=timedelta(minutes=5))
     assert "resolve-gaps" in " ".join(truth(fresh).opened.reasons("pod"))

@@ -30,6 +30,7 @@ from coordinator.storage.layout import blob_key, layer_link_key, repository_pref
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import statements
 from tests.storage.memory import MemoryObjectStore
+from tests.support.tables import add_job, add_pod
 from tests.table.harness import Table, at
 
 Pairs = set[tuple[str, Digest]]
@@ -115,12 +116,7 @@ class World(Table):
         self.add_pod(self.pod, mode, linker)
 
     def add_pod(self, name: str, mode: str = "manifest", linker: str = "link") -> None:
-        (row,) = self.rows(
-            "INSERT INTO pods (name, mode, linker, event_token_sha256) VALUES (%s, %s, %s, %s) RETURNING id",
-            (name, mode, linker, b"0" * 32),
-        )
-        self.pods[name] = row[0]
-        self.rows("INSERT INTO pod_prefixes VALUES (%s, %s) RETURNING 1", (name, row[0]))
+        self.pods[name] = add_pod(self.connection, name, mode=mode, linker=linker)
 
     def name(self, repository: str) -> RepositoryName:
         """A repository of the pod; `.` is the one that the prefix itself names."""
@@ -242,11 +238,7 @@ class World(Table):
     # The job
 
     def ask(self, why: str = "a test") -> int:
-        (row,) = self.rows(
-            "INSERT INTO jobs (kind, pod_id, why) VALUES ('reconcile', %s, %s) RETURNING id",
-            (self.pods[self.pod], why),
-        )
-        return int(row[0])
+        return add_job(self.connection, self.pods[self.pod], why=why)
 
     def ended(self, job: int) -> Done:
         (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", (job,))

@@ -20,6 +20,8 @@ from coordinator.storage.port import ObjectInfo
 from coordinator.storage.s3 import S3ObjectStore
 from coordinator.table import progress, renames
 from tests.reconcile.harness import LONG_GRACE, MARGIN, World
+from tests.support import tables
+from tests.support.tables import add_gap, add_process, ago, insert
 
 Arrange = Callable[[Sequence[ObjectInfo]], Iterable[ObjectInfo]]
 
@@ -597,11 +599,9 @@ def test_what_it_settles(world: World) -> None:
     world.pushed("app", world.image("m"), 1)
     gap(world)
     pod = world.pods[world.pod]
-    for name, ago in (("long-dead", "2 hours"), ("just-dead", "10 minutes"), ("alive", None)):
-        world.connection.execute(
-            "INSERT INTO sources (pod_id, instance_id, dead_since, dead_why) VALUES (%s, %s, now() - %s::interval, %s)",
-            (pod, name, ago, None if ago is None else "refused"),
-        )
+    add_process(world.connection, pod, "long-dead", dead_since=ago("2 hours"), dead_why="refused")
+    add_process(world.connection, pod, "just-dead", dead_since=ago("10 minutes"), dead_why="refused")
+    add_process(world.connection, pod, "alive")
     job = world.ask()
     world.bucket.interrupt = lambda call, key: gap(world) if call == "check" and not open_gaps(world) - 1 else None
     world.run()
@@ -651,10 +651,7 @@ def test_other_pods_are_left_alone(world: World) -> None:
     mine = world.image("m")
     world.arrive(world.pushed("app", mine, 1))
     held = world.push("app", "theirs", ["l9"])._replace(repository=f"{other}/app")
-    world.rows(
-        "WITH r AS (INSERT INTO repositories (name, pod_id) VALUES (%s, %s) RETURNING id) SELECT id FROM r",
-        (f"{other}/app", world.pods[other]),
-    )
+    insert(world.connection, "repositories", name=f"{other}/app", pod_id=world.pods[other])
     world.apply(held)
     stray = Digest(bytes(32))
     world.store.put(f"{repository_prefix(held.repository)}_manifests/revisions/sha256/{stray.hex()}/link", b"")
@@ -666,16 +663,11 @@ def test_other_pods_are_left_alone(world: World) -> None:
 
 
 def gap(world: World) -> None:
-    world.connection.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
-        " VALUES (%s, 'registry.events', 0, 'log-cut', 0)",
-        (world.pods[world.pod],),
-    )
+    add_gap(world.connection, world.pods[world.pod])
 
 
 def open_gaps(world: World) -> int:
-    (row,) = world.rows("SELECT count(*) FROM gaps WHERE pod_id = %s AND settled_at IS NULL", (world.pods[world.pod],))
-    return int(row[0])
+    return len(tables.open_gaps(world.connection, world.pods[world.pod]))
 
 
 def test_a_listing_that_is_not_whole_after_an_attempt_that_failed(world: World) -> None:
@@ -694,4 +686,4 @@ def test_a_listing_that_is_not_whole_after_an_attempt_that_failed(world: World) 
     world.bucket.interrupt = fail
     done = world.tried()
     assert (done.state, "two listings did not show it" in (done.error or "")) == ("failed", True)
-    assert world.rows("SELECT FROM gaps WHERE pod_id = %s AND settled_at IS NULL", (world.pods[world.pod],)) != []
+    assert open_gaps(world) > 0

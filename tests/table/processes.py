@@ -11,6 +11,7 @@ from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import PodWatermark, SourceView
 from coordinator.jobs import table as jobs
+from coordinator.jobs.table import Job
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods.watermarks import watermarks
 from coordinator.reconcile import table as reconcile
@@ -18,6 +19,7 @@ from coordinator.table import processes as sources
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Echo, Item, Slice
 from coordinator.table.echoes import KnownProcesses
+from tests.support.tables import add_job, set_linker
 from tests.table.harness import NO_MARGIN, Table, begin
 
 URL = "http://r1:5000"
@@ -128,7 +130,7 @@ class World:
         self.async_do(work)
 
     def linked(self, linker: str) -> None:
-        self.connection.execute("UPDATE pods SET linker = %s WHERE id = %s", (linker, self.pod))
+        set_linker(self.connection, linker, "pod-a")
 
     def answered(self, address: str = HERE) -> str:
         """A probe that the registry answers."""
@@ -143,10 +145,14 @@ class World:
         )
         return [row[0].hex for row in found]
 
-    def reconciled(self) -> None:
-        """A reconcile that begins now ends; no request takes any time."""
-        self.connection.execute("INSERT INTO jobs (kind, pod_id, why) VALUES ('reconcile', %s, 'a test')", (self.pod,))
+    def reconcile_taken(self) -> Job:
+        add_job(self.connection, self.pod)
         job = jobs.take(self.connection, ["reconcile"])
         assert job is not None
+        return job
+
+    def reconciled(self) -> None:
+        """A reconcile that begins now ends; no request takes any time."""
+        job = self.reconcile_taken()
         reconcile.end(self.connection, job, timedelta())
         jobs.finish(self.connection, job, {})

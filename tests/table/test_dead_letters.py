@@ -20,6 +20,7 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import dead_letters
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, LetterLimits
+from tests.support.tables import add_gap, add_job, add_prefixes, set_linker
 from tests.table.harness import NO_MARGIN, Table
 
 BOUND = timedelta()
@@ -30,7 +31,7 @@ OVER = GapReason.LETTERS_OVER_LIMIT.value
 @pytest.fixture
 def linked(fresh: Table) -> Table:
     """Pods whose links are in shared storage."""
-    fresh.connection.execute("UPDATE pods SET linker = 'link'")
+    set_linker(fresh.connection, "link")
     return fresh
 
 
@@ -51,9 +52,7 @@ def store(table: Table, *found: DeadLetterFound, limits: LetterLimits = LIMITS) 
 
 
 def begun(table: Table, pod: str = "pod-a") -> Job:
-    table.connection.execute(
-        "INSERT INTO jobs (kind, pod_id, why) VALUES ('reconcile', %s, 'a test')", (table.pods[pod],)
-    )
+    add_job(table.connection, table.pods[pod])
     job = jobs.take(table.connection, ["reconcile"])
     assert job is not None
     return job
@@ -112,7 +111,7 @@ def test_what_no_pod_owns_is_looked_for(linked: Table) -> None:
     assert opened(linked) == 2
     ended(linked, begun(linked), [RepositoryName("elsewhere/x")])
     assert opened(linked) == 1
-    linked.connection.execute("INSERT INTO pod_prefixes VALUES ('other', %s)", (linked.pods["pod-b"],))
+    add_prefixes(linked.connection, linked.pods["pod-b"], "other")
     ended(linked, begun(linked))
     assert opened(linked) == 1
     ended(linked, begun(linked, "pod-b"))
@@ -121,7 +120,7 @@ def test_what_no_pod_owns_is_looked_for(linked: Table) -> None:
 
 def test_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     """No reconcile resolves a letter of a pod that none can list."""
-    fresh.connection.execute("UPDATE pods SET linker = 'link' WHERE name <> 'pod-b'")
+    set_linker(fresh.connection, "link", "pod-a", "pod-l")
     store(fresh, letter("pod-b/x", pod="pod-b"), letter(pod="pod-b"), letter(pod="pod-a"))
     for pod in ("pod-a", "pod-l"):
         ended(fresh, begun(fresh, pod))
@@ -225,12 +224,9 @@ def test_the_table_does_not_grow(linked: Table) -> None:
 
 def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
     """No reconcile, no operator's word and no removal of the pod settles a gap about what is not the pod's."""
-    linked.connection.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, repositories) VALUES (%s, '', -1, %s, 0, %s)",
-        (linked.pods["pod-a"], OVER, ["pod-a/x", "pod-ab/y"]),
-    )
+    add_gap(linked.connection, linked.pods["pod-a"], reason=OVER, repositories=["pod-a/x", "pod-ab/y"])
     assert ended(linked, begun(linked))["gaps_settled"] == 0
-    linked.connection.execute("UPDATE pods SET linker = 'relay'")
+    set_linker(linked.connection, "relay")
 
     async def nothing(*_: object) -> bool:
         return False
@@ -246,8 +242,8 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
 
     asyncio.run(asked())
     assert [gap[0] for gap in gaps(linked)] == ["pod-a"]
-    linked.connection.execute("INSERT INTO pod_prefixes VALUES ('pod-ab', %s)", (linked.pods["pod-a"],))
-    linked.connection.execute("UPDATE pods SET linker = 'link'")
+    add_prefixes(linked.connection, linked.pods["pod-a"], "pod-ab")
+    set_linker(linked.connection, "link")
     assert ended(linked, begun(linked))["gaps_settled"] == 1
 
 

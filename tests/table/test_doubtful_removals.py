@@ -10,6 +10,7 @@ from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenam
 from coordinator.domain.lifecycle import BlobState
 from coordinator.table import doubtful_removals, expiry
 from coordinator.table.doubtful_removals import Verdict
+from tests.support.tables import set_linker
 from tests.table.harness import Table, at
 
 MARGIN = timedelta(seconds=10)
@@ -27,7 +28,7 @@ def links_in_storage(table: Table) -> Iterator[None]:
 @pytest.fixture
 def by_word(table: Table) -> None:
     """Nobody can look at the pods' links."""
-    table.connection.execute("UPDATE pods SET linker = 'relay' WHERE name IN ('pod-a', 'pod-b')")
+    set_linker(table.connection, "relay", "pod-a", "pod-b")
 
 
 def settle(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:

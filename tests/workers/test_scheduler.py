@@ -59,7 +59,7 @@ class Scheduler(Child):
 def scheduled(embedded_stack: StackEndpoints, databases: Databases) -> Place:
     """A database, and a scheduler's settings; it needs no broker."""
     place = place_of(embedded_stack, databases.migrated(), UNKNOWN_BROKER).but(probe_every="100ms", log_format="json")
-    Table(place.values["database_url"]).add_pods({pod: [pod] for pod in PODS})
+    Table(place.values["database_url"]).add_pods()
     return place
 
 
