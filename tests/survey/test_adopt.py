@@ -37,6 +37,13 @@ def images() -> list[Image | Index]:
     return [*plain, make_artifact("adopt/sbom"), first, second, make_index([first, plain[3]])]
 
 
+def an_index() -> Index:
+    """The index of the first two images."""
+    index = images()[5]
+    assert isinstance(index, Index)
+    return index
+
+
 def run(
     source: ObjectReader,
     shared: ObjectStore,
@@ -50,6 +57,15 @@ def run(
         found = adopt.read(source, shared, prefixes, pool, only_owned=options.pop("only_owned", False))
         planned = plan(found, **options)
         return planned, adopt.execute(planned, source, shared, pool, trust=trust)
+
+
+def remarked(found: Plan | Outcome) -> list[tuple[Why, str]]:
+    return [(remark.why, remark.what) for remark in found.remarks]
+
+
+def revision(repository: str, digest: str) -> str:
+    """The key of the link by which a repository holds a manifest."""
+    return f"{BASE}/repositories/{repository}/_manifests/revisions/{path_of(digest)}/link"
 
 
 def everything(store: ObjectStore) -> dict[str, bytes]:
@@ -290,21 +306,18 @@ def test_killed_at_every_call(copies: bool, after: bool) -> None:
 def test_bytes_that_are_wrong_are_not_linked() -> None:
     """A blob, or a manifest, whose bytes are another's is told, is in no link, and takes what needs it along."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
-    index = images()[5]
-    assert isinstance(index, Index)
+    index = an_index()
     push(source, "team/app", index, "all")
     push(source, "team/app", images()[3], "fine")
     layer = LAYERS[1]  # of both images of the index
     source.put(content_key(layer.digest), bytes(len(layer.content)))
     _, outcome = run(source, shared)
     check_whole(shared)
-    found = {(remark.why, remark.what) for remark in outcome.remarks}
+    found = set(remarked(outcome))
     left_out = {index.digest, *(child.digest for child in index.manifests), "all"}
     assert found == {(Why.REFUSED, layer.digest)} | {(Why.LEFT_OUT, what) for what in left_out}
     assert shared.head(content_key(layer.digest)) is None
-    assert {key for key in keys_of(shared) if "revisions" in key} == {
-        f"{BASE}/repositories/team/app/_manifests/revisions/{path_of(images()[3].digest)}/link"
-    }
+    assert {key for key in keys_of(shared) if "revisions" in key} == {revision("team/app", images()[3].digest)}
 
     source.put(content_key(layer.digest), layer.content)
     _, mended = run(source, shared)
@@ -319,7 +332,7 @@ def test_a_plan_tells_of_wrong_manifests() -> None:
     push(source, "team/app", images()[0], "v1")
     source.put(content_key(images()[0].digest), bytes(len(images()[0].content)))
     planned, outcome = run(source, shared)
-    assert {(remark.why, remark.what) for remark in planned.remarks} == {
+    assert set(remarked(planned)) == {
         (Why.REFUSED, images()[0].digest),
         (Why.LEFT_OUT, "v1"),
     }
@@ -338,7 +351,7 @@ def test_the_shared_layer_has_other_bytes(what: str, wrong: bytes | None) -> Non
     shared.put(key, body)
     _, outcome = run(source, shared)
     assert shared.get(key) == body
-    assert (Why.REFUSED, blob.digest) in {(remark.why, remark.what) for remark in outcome.remarks}
+    assert (Why.REFUSED, blob.digest) in remarked(outcome)
     check_whole(shared)
     assert not any("_manifests" in key or blob.digest[7:] in key for key in keys_of(shared))
 
@@ -351,13 +364,12 @@ def test_what_has_its_link_is_hashed_for_a_new_one(new: str) -> None:
     shared layer is to be trusted, nothing is hashed.
     """
     source, shared = MemoryObjectStore(), MemoryObjectStore()
-    image, index, layer = images()[0], images()[5], LAYERS[0]
-    assert isinstance(index, Index)
+    image, index, layer = images()[0], an_index(), LAYERS[0]
     push(source, "team/app", index if new == "index" else image, "v1")
     push(shared, "team/app", image)
     missing = {
-        "manifest": f"{BASE}/repositories/team/app/_manifests/revisions/{path_of(image.digest)}/link",
-        "index": f"{BASE}/repositories/team/app/_manifests/revisions/{path_of(index.digest)}/link",
+        "manifest": revision("team/app", image.digest),
+        "index": revision("team/app", index.digest),
         "layer": f"{BASE}/repositories/team/app/_layers/{path_of(layer.digest)}/link",
     }[new]
     shared.delete(missing)
@@ -365,7 +377,7 @@ def test_what_has_its_link_is_hashed_for_a_new_one(new: str) -> None:
     shared.put(content_key(layer.digest), other)
 
     _, outcome = run(source, shared)
-    assert (Why.REFUSED, layer.digest) in {(remark.why, remark.what) for remark in outcome.remarks}
+    assert (Why.REFUSED, layer.digest) in remarked(outcome)
     assert missing not in keys_of(shared)
     assert shared.get(content_key(layer.digest)) == other
 
@@ -388,7 +400,7 @@ def test_a_link_alone_gives_no_right_to_read(stored: bool) -> None:
     _, outcome = run(source, shared)
     assert not any(secret.digest[7:] in key for key in keys_of(shared))
     why = Why.REFUSED if stored else Why.ABSENT
-    assert [(remark.why, remark.what) for remark in outcome.remarks] == [(why, secret.digest)]
+    assert remarked(outcome) == [(why, secret.digest)]
     check_whole(shared)
 
 
@@ -436,7 +448,7 @@ def test_tags_follow_the_source_until_the_pod_has_moved_them() -> None:
 
     push(shared, "team/app", images()[2], "v1")  # the pod's registry, now on the shared layer
     _, outcome = run(source, shared)
-    assert [(remark.why, remark.what) for remark in outcome.remarks] == [(Why.TAG_KEPT, "v1")]
+    assert remarked(outcome) == [(Why.TAG_KEPT, "v1")]
     assert pointing(shared) == newest
     push(shared, "team/app", images()[0], "v1")  # and back to what the source knows as older
     _, outcome = run(source, shared)
@@ -463,15 +475,14 @@ def test_a_tag_that_moves_while_it_is_adopted() -> None:
 def test_what_an_index_lists_no_more() -> None:
     """An index of which a platform was deleted, and an image without a layer, are adopted as they are, and told."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
-    index = images()[5]
-    assert isinstance(index, Index)
+    index = an_index()
     push(source, "team/app", index, "all")
     gone = index.manifests[0].digest
-    source.delete(f"{BASE}/repositories/team/app/_manifests/revisions/{path_of(gone)}/link")
+    source.delete(revision("team/app", gone))
     source.delete(content_key(gone))
     _, outcome = run(source, shared)
     assert keys_of(shared) == keys_of(source)
-    assert [(remark.why, remark.what) for remark in outcome.remarks] == [(Why.INCOMPLETE, index.digest)]
+    assert remarked(outcome) == [(Why.INCOMPLETE, index.digest)]
 
 
 def test_what_is_held_by_the_link_of_a_blob() -> None:
@@ -479,20 +490,17 @@ def test_what_is_held_by_the_link_of_a_blob() -> None:
     a manifest.
     """
     source, shared = MemoryObjectStore(), MemoryObjectStore()
-    index, before, tagged = images()[5], images()[3], images()[0]
-    assert isinstance(index, Index)
+    index, before, tagged = an_index(), images()[3], images()[0]
     push(source, "team/app", index, "all")
     push(source, "team/tagged", before, "v1")
     push(source, "team/tagged", tagged, "v1")
     named = {("team/app", child.digest) for child in index.manifests}
     named |= {("team/tagged", image.digest) for image in (before, tagged)}
     for repository, digest in named:
-        source.delete(f"{BASE}/repositories/{repository}/_manifests/revisions/{path_of(digest)}/link")
+        source.delete(revision(repository, digest))
         source.put(f"{BASE}/repositories/{repository}/_layers/{path_of(digest)}/link", digest.encode())
     run(source, shared)
-    held = {
-        f"{BASE}/repositories/{repository}/_manifests/revisions/{path_of(digest)}/link" for repository, digest in named
-    }
+    held = {revision(repository, digest) for repository, digest in named}
     assert keys_of(shared) == keys_of(source) | held
     check_whole(shared)
 
@@ -503,10 +511,10 @@ def test_a_manifest_that_nobody_can_read() -> None:
     content = b"no manifest"
     digest = digest_of(content)
     source.put(content_key(digest), content)
-    source.put(f"{BASE}/repositories/team/app/_manifests/revisions/{path_of(digest)}/link", digest.encode())
+    source.put(revision("team/app", digest), digest.encode())
     _, outcome = run(source, shared)
     assert keys_of(shared) == keys_of(source)
-    assert [(remark.why, remark.what) for remark in outcome.remarks] == [(Why.UNREAD, digest)]
+    assert remarked(outcome) == [(Why.UNREAD, digest)]
     check_whole(shared)
 
 
@@ -596,7 +604,7 @@ def test_a_source_that_changes_while_it_is_copied() -> None:
     push(source, "team/app", images()[0], "v1")
     _, outcome = run(source, shared)
     assert shared.head(content_key(LAYERS[0].digest)) is None
-    assert (Why.REFUSED, LAYERS[0].digest) in {(remark.why, remark.what) for remark in outcome.remarks}
+    assert (Why.REFUSED, LAYERS[0].digest) in remarked(outcome)
     check_whole(shared)
 
 
