@@ -52,13 +52,13 @@ class Presence:
         store: ObjectStore,
         *,
         batch: int = BATCH,
-        a_round: int = ROUND,
+        per_round: int = ROUND,
         lookups_at_once: int = LOOKUPS_AT_ONCE,
     ) -> None:
         self._connections = connections
         self._store = store
         self._batch = batch
-        self._round = a_round
+        self._round = per_round
         self._lookups = ThreadPoolExecutor(lookups_at_once, thread_name_prefix="presence")
         #: blobs.id after which the next round continues.
         self._missing_after = self._unread_after = 0

@@ -196,7 +196,7 @@ def test_manifests_that_could_not_be_read(world: World) -> None:
 
 def test_rounds_are_bounded(world: World) -> None:
     """A round looks at no more than so many, and each gets its turn, however many stay missing before it."""
-    looking = Presence(world.connections, world.store, batch=2, a_round=2)
+    looking = Presence(world.connections, world.store, batch=2, per_round=2)
     names = [f"lost{n}" for n in range(5)]
     world.needed("here")
     world.lost(*names)
