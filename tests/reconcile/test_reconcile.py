@@ -155,8 +155,7 @@ def test_links_of_a_pod_that_counts_them(link_world: World) -> None:
     done = world.reconcile()
     assert world.table_links() == world.stored_layers()
     assert (done.count("links_added"), done.count("links_removed")) == (2, 2)
-    row = world.blob("lost")
-    assert row is not None
+    row = world.row("lost")
     assert (row.links, row.size) == (2, 7)
     world.sound()
 
@@ -194,9 +193,7 @@ def test_manifests_that_cannot_be_read(world: World) -> None:
         world.store.put(blob_key(image.digest), image.body)
     done = world.reconcile()
     assert done.count("unread") == 0
-    row = world.blob("l0")
-    assert row is not None
-    assert row.references == 2
+    assert world.row("l0").references == 2
     world.sound()
 
 
@@ -503,8 +500,7 @@ def test_a_pod_that_was_emptied(world: World) -> None:
         world.deleted(f"r{n % 2}", image.digest)
     assert world.reconcile().count("holdings_removed") == 5
     world.sound()
-    row = world.blob("l0")
-    assert row is not None
+    row = world.row("l0")
     assert (row.references, row.unreferenced) == (0, True)
 
 

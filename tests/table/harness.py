@@ -96,6 +96,12 @@ class Names:
     def removed(self, repository: str, name: str, second: float = 0, pod: str = "pod-a") -> Removed:
         return Removed(self.repository(repository, pod), self.digest(name), at(second))
 
+    def emptied(self, repository: str, second: float) -> RepositoryRemoved:
+        return RepositoryRemoved(self.repository(repository), at(second))
+
+    def renamed(self, source: str, destination: str, second: float, *, below: bool = True) -> RepositoryRenamed:
+        return RepositoryRenamed(self.repository(source), self.repository(destination), below=below, at=at(second))
+
 
 class Table(Names):
     """A database with three pods, and a connection as a worker has it."""
@@ -157,6 +163,10 @@ class Table(Names):
 
     def blob(self, name: str) -> Row | None:
         return self.blobs([self.digest(name)]).get(self.digest(name))
+
+    def row(self, name: str) -> Row:
+        """A blob that the table has."""
+        return self.blobs([self.digest(name)])[self.digest(name)]
 
     def blobs(self, digests: Iterable[Digest]) -> dict[Digest, Row]:
         found = self.rows(

@@ -13,13 +13,13 @@ import psycopg
 import pytest
 
 from coordinator.db import locks
-from coordinator.domain.facts import Fact, RepositoryRemoved, RepositoryRenamed
+from coordinator.domain.facts import Fact
 from coordinator.table import expiry, statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice, StateChangedError
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
-from tests.table.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, at, begin, deadlocks, fact_of
+from tests.table.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, begin, deadlocks, fact_of
 
 WORKERS = 4
 BATCHES = 25
@@ -210,8 +210,7 @@ def test_lists_that_grow_while_others_write(fresh: Table) -> None:
     assert deadlocks(fresh) == before
     assert fresh.holdings() == held
     for blob in {blob for listed in manifests.values() for blob in listed}:
-        row = fresh.blob(blob)
-        assert row is not None
+        row = fresh.row(blob)
         needs = sum(blob in manifests[name] for _, digest in held for name in manifests if fresh.text(name) == digest)
         assert row.references == needs
     assert fresh.check().agrees
@@ -246,9 +245,9 @@ def test_alone(table: Table, kind: str) -> None:
     table.apply(table.push("a", "m", ["c"], 1))
     fact: Fact = table.push("b", "m", ["c", "more"], 2)
     if kind == "removed":
-        fact = RepositoryRemoved(table.repository("a"), at(5))
+        fact = table.emptied("a", 5)
     elif kind == "renamed":
-        fact = RepositoryRenamed(table.repository("a"), table.repository("z"), below=True, at=at(5))
+        fact = table.renamed("a", "z", 5)
     with ThreadPoolExecutor(1) as pool, table.connect() as other, table.connect() as watcher:
         with other.transaction():
             locks.enter(other)

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from coordinator.db import locks
-from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
+from coordinator.domain.facts import Removed, RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.table import doubtful_removals, expiry
 from coordinator.table.doubtful_removals import Verdict
@@ -74,9 +74,7 @@ def test_settled_as_gone(table: Table) -> None:
     assert settle(table, held=False, linked=False, limit=1) == 3
     assert table.holdings() == table.links() == set()
     for name in ("m", "c", "l"):
-        row = table.blob(name)
-        assert row is not None
-        assert row[:4] == (0, 0, BlobState.UNREFERENCED, True)
+        assert table.row(name)[:4] == (0, 0, BlobState.UNREFERENCED, True)
     assert table.removal("a", "m") == (at(5), False)
     assert settle(table, held=False, linked=False) == 0
     # What comes late is not believed silently.
@@ -101,9 +99,7 @@ def test_settled_for_one_of_two(table: Table) -> None:
     assert settle(table, held=True, linked=False) == 1
     assert table.holds("a", "m")
     assert not table.linked("a", "m")
-    row = table.blob("m")
-    assert row is not None
-    assert row[:4] == (1, 0, BlobState.LIVE, False)
+    assert table.row("m")[:4] == (1, 0, BlobState.LIVE, False)
     assert table.check().agrees
 
 
@@ -141,7 +137,7 @@ def test_links_in_storage_are_looked_at(table: Table) -> None:
 def test_an_emptied_repository_is_looked_at(table: Table) -> None:
     """All that an emptied repository had is doubted but what was surely added later."""
     table.apply(table.push("a", "m", ["c"], 0), table.link("a", "l", 0), table.push("a", "new", ["c"], 99))
-    applied = table.apply(RepositoryRemoved(table.repository("a"), at(50)), margin=MARGIN)
+    applied = table.apply(table.emptied("a", 50), margin=MARGIN)
     assert (applied.holdings_removed, applied.removals_doubtful) == (0, 2)
     assert settle(table, held=False, linked=False) == 2
     assert [table.holds("a", name) for name in ("m", "new")] == [False, True]
@@ -157,8 +153,7 @@ def gaps_of_renames(table: Table) -> int:
 def test_a_rename_in_another_order_is_a_gap(table: Table) -> None:
     """What may be under the wrong name since a rename, because events came in another order, holds GC as a gap."""
     gaps_of_renames(table)
-    old, new = table.repository("old"), table.repository("new")
-    renamed = RepositoryRenamed(old, new, below=True, at=at(50))
+    renamed = table.renamed("old", "new", 50)
     table.apply(table.push("old", "m", ["c"], 0), renamed, table.push("old", "n", ["c"], 99), margin=MARGIN)
     assert gaps_of_renames(table) == 0
     table.apply(table.push("old/x", "late", ["c"], 20), margin=MARGIN)
@@ -167,7 +162,7 @@ def test_a_rename_in_another_order_is_a_gap(table: Table) -> None:
     assert gaps_of_renames(table) == 0
     # Pushed again after the rename, which only then is seen: it may have been there before, too.
     table.apply(table.push("a", "m", ["c"], 60), margin=MARGIN)
-    table.apply(RepositoryRenamed(table.repository("a"), table.repository("b"), below=False, at=at(50)), margin=MARGIN)
+    table.apply(table.renamed("a", "b", 50, below=False), margin=MARGIN)
     assert gaps_of_renames(table) == 1
 
 
@@ -188,10 +183,7 @@ def test_a_rename_in_another_order_is_a_gap(table: Table) -> None:
 def test_renames_in_another_order_are_a_gap(table: Table, renames: list[tuple[str, str, int]]) -> None:
     """A rename that comes after a later one which crosses it may leave things under a wrong name: that holds GC."""
     gaps_of_renames(table)
-    *before, last = (
-        RepositoryRenamed(table.repository(source), table.repository(destination), below=True, at=at(second))
-        for source, destination, second in renames
-    )
+    *before, last = (table.renamed(*each) for each in renames)
     table.apply(*before, margin=MARGIN)
     assert gaps_of_renames(table) == 0
     table.apply(last, margin=MARGIN)
@@ -213,9 +205,8 @@ def test_renames_in_another_order_are_a_gap(table: Table, renames: list[tuple[st
 def test_renames_in_order_are_no_gap(table: Table, renames: list[tuple[str, str, int]]) -> None:
     """Renames that came as they happened, or do not cross, hold nothing."""
     gaps_of_renames(table)
-    for source, destination, second in renames:
-        old, new = table.repository(source), table.repository(destination)
-        table.apply(RepositoryRenamed(old, new, below=True, at=at(second)), margin=MARGIN)
+    for each in renames:
+        table.apply(table.renamed(*each), margin=MARGIN)
     assert gaps_of_renames(table) == 0
 
 
@@ -224,9 +215,8 @@ def test_a_delete_under_a_name_that_a_later_rename_gave_away(table: Table) -> No
     """Where two renames came in another order, a delete under the wrong name takes the only hold, and GC is held."""
     gaps_of_renames(table)
     table.apply(table.push("a", "m", ["c"], 0), margin=MARGIN)
-    for source, destination, second in (("b", "z", 50), ("a", "b", 20)):
-        old, new = table.repository(source), table.repository(destination)
-        table.apply(RepositoryRenamed(old, new, below=True, at=at(second)), margin=MARGIN)
+    table.apply(table.renamed("b", "z", 50), margin=MARGIN)
+    table.apply(table.renamed("a", "b", 20), margin=MARGIN)
     # The registry has it in z. Somebody takes the free name, pushes the same, and deletes it there.
     table.apply(table.push("b", "m", ["c"], 100), table.removed("b", "m", 150), margin=MARGIN)
     assert table.holdings() == set()
@@ -239,10 +229,9 @@ def test_a_removal_from_before_a_rename_onto_its_name(table: Table, *, entirely:
     """A removal that comes after a later rename to its name does not take what was not there at the time."""
 
     def removed(repository: str, second: int) -> Removed | RepositoryRemoved:
-        name = table.repository(repository)
-        return RepositoryRemoved(name, at(second)) if entirely else table.removed(repository, "m", second)
+        return table.emptied(repository, second) if entirely else table.removed(repository, "m", second)
 
-    onto = RepositoryRenamed(table.repository("x"), table.repository("a"), below=True, at=at(50))
+    onto = table.renamed("x", "a", 50)
     table.apply(table.push("x", "m", ["c"], 0), table.push("x/y", "m", ["c"], 0), onto, margin=MARGIN)
     for second in (30, 60):
         applied = table.apply(removed("a/y", second), margin=MARGIN)
@@ -275,12 +264,12 @@ def test_an_emptied_repository(table: Table) -> None:
         table.push("b", "old", ["c"], 0),
         margin=MARGIN,
     )
-    applied = table.apply(RepositoryRemoved(table.repository("a"), at(50)), margin=MARGIN)
+    applied = table.apply(table.emptied("a", 50), margin=MARGIN)
     assert (applied.holdings_removed, applied.links_removed, applied.removals_doubtful) == (1, 1, 1)
     assert [table.holds("a", name) for name in ("old", "near", "new")] == [False, True, True]
     assert table.holds("b", "old")
     assert table.removal("a", "near") == (at(50), True)
-    table.apply(RepositoryRemoved(table.repository("never"), at(50)), margin=MARGIN)
+    table.apply(table.emptied("never", 50), margin=MARGIN)
     assert table.check().agrees
 
 
@@ -292,7 +281,7 @@ def test_what_a_rename_leaves(table: Table) -> None:
         table.removed("old", "gone", 5),
         table.removed("old", "gone-late", 98),
     )
-    renamed = RepositoryRenamed(table.repository("old"), table.repository("new"), below=False, at=at(50))
+    renamed = table.renamed("old", "new", 50, below=False)
     for _ in range(2):
         table.apply(renamed)
         assert table.holds("new", "m")
@@ -307,14 +296,10 @@ def test_what_both_of_two_merged_have(table: Table) -> None:
     """What both repositories had counts once after the merge, with the later time of the two."""
     for repository, second in (("old", 9), ("new", 1)):
         table.apply(table.push(repository, "m", ["c", "l"], second), table.link(repository, "l", second))
-    row = table.blob("l")
-    assert row is not None
-    assert row[:2] == (2, 2)
-    table.apply(RepositoryRenamed(table.repository("old"), table.repository("new"), below=False, at=at(50)))
+    assert table.row("l")[:2] == (2, 2)
+    table.apply(table.renamed("old", "new", 50, below=False))
     for name, links in (("m", 0), ("c", 0), ("l", 1)):
-        row = table.blob(name)
-        assert row is not None
-        assert row[:4] == (1, links, BlobState.LIVE, False)
+        assert table.row(name)[:4] == (1, links, BlobState.LIVE, False)
     table.apply(table.removed("new", "m", 5), table.removed("new", "l", 5))
     assert table.holds("new", "m")
     assert table.linked("new", "l")
@@ -327,7 +312,7 @@ def test_a_rename_that_meets_a_removal(table: Table, removed_in: str) -> None:
     held_in = "new" if removed_in == "old" else "old"
     table.apply(table.push(held_in, "m", ["c"], 5), table.removed(removed_in, "m", 20), table.link("new", "x", 1))
     assert table.removal(removed_in, "m") == (at(20), False)
-    table.apply(RepositoryRenamed(table.repository("old"), table.repository("new"), below=False, at=at(50)))
+    table.apply(table.renamed("old", "new", 50, below=False))
     assert table.holds("new", "m")
     assert table.removal("new", "m") == (at(20), True)
     assert table.check().agrees
@@ -336,14 +321,14 @@ def test_a_rename_that_meets_a_removal(table: Table, removed_in: str) -> None:
 def test_names_that_look_like_patterns(table: Table) -> None:
     """A namespace's rename moves what is below it, not what a pattern of its name would match."""
     table.apply(table.link("a_b/x", "l", 0), table.link("acb/x", "l", 0), table.link("a_bc", "l", 0))
-    table.apply(RepositoryRenamed(table.repository("a_b"), table.repository("z"), below=True, at=at(50)))
+    table.apply(table.renamed("a_b", "z", 50))
     assert {name for name, _ in table.links()} == {table.repository(name) for name in ("z/x", "acb/x", "a_bc")}
 
 
 def test_a_rename_into_itself(table: Table) -> None:
     """A namespace that moves below itself moves once."""
     table.apply(table.link("a", "l", 0), table.link("a/b", "l2", 0), table.link("a/b/b", "l3", 0))
-    table.apply(RepositoryRenamed(table.repository("a"), table.repository("a/b"), below=True, at=at(50)))
+    table.apply(table.renamed("a", "a/b", 50))
     assert {name for name, _ in table.links()} == {table.repository(name) for name in ("a/b", "a/b/b", "a/b/b/b")}
     assert table.check().agrees
 
@@ -359,10 +344,10 @@ def test_a_rename_into_itself(table: Table) -> None:
 def test_a_rename_onto_names_that_it_moves(table: Table, source: str, destination: str, moves: dict[str, str]) -> None:
     """A namespace that moves along its own path moves each repository once, also if that is told twice."""
     table.apply(*(table.link(before, f"of {before}", 0) for before in moves))
-    table.apply(RepositoryRenamed(table.repository(source), table.repository(destination), below=True, at=at(50)))
+    table.apply(table.renamed(source, destination, 50))
     moved = {(table.repository(after), table.text(f"of {before}")) for before, after in moves.items()}
     assert table.links() == moved
-    table.apply(RepositoryRenamed(table.repository(source), table.repository(destination), below=True, at=at(50)))
+    table.apply(table.renamed(source, destination, 50))
     assert table.links() == moved
     assert table.check().agrees
 
@@ -371,7 +356,7 @@ def test_a_rename_onto_names_that_it_moves(table: Table, source: str, destinatio
 def test_a_delete_after_a_rename_onto_names_that_it_moves(table: Table) -> None:
     """Of two repositories that hold one manifest and move one step down, a delete in one leaves it to the other."""
     table.apply(table.push("a/x", "m", ["c"], 0), table.push("a/b/x", "m", ["c"], 0), margin=MARGIN)
-    renamed = RepositoryRenamed(table.repository("a"), table.repository("a/b"), below=True, at=at(50))
+    renamed = table.renamed("a", "a/b", 50)
     table.apply(renamed, Removed(table.repository("a/b/b/x"), table.digest("m"), at(100)), margin=MARGIN)
     assert table.holdings() == {(table.repository("a/b/x"), table.text("m"))}
     assert table.blob("c").references == 1
@@ -394,6 +379,6 @@ def test_two_removals_that_a_rename_makes_one(table: Table) -> None:
         " WHERE n.id = r.repository_id AND n.name = %s",
         (expiry.REMOVALS_KEPT, table.repository("b")),
     )
-    table.apply(RepositoryRenamed(table.repository("a"), table.repository("b"), below=False, at=at(10)))
+    table.apply(table.renamed("a", "b", 10, below=False))
     expiry.forget_removals(table.connection, timedelta(0))
     assert table.removal("b", "m") == (at(2), False)

@@ -9,12 +9,11 @@ import psycopg
 import pytest
 
 from coordinator.db.connection import Connections
-from coordinator.domain.facts import RepositoryRemoved, RepositoryRenamed
 from coordinator.errors import UnavailableError
 from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, Item, OutOfStepError, Slice
-from tests.table.harness import NO_MARGIN, Row, Table, at
+from tests.table.harness import NO_MARGIN, Row, Table
 
 TABLES = (
     "blobs",
@@ -52,9 +51,9 @@ def everything(table: Table) -> Slice:
             table.removed("a", "gone", 12),
             table.removed("a", "l", 13),
             table.removed("a", "never", 14),
-            RepositoryRenamed(table.repository("old"), table.repository("new"), below=True, at=at(15)),
+            table.renamed("old", "new", 15),
             table.link("b", "x", 16),
-            RepositoryRemoved(table.repository("emptied"), at(17)),
+            table.emptied("emptied", 17),
             table.link("b", "y", 18),
             None,
         ]
@@ -115,9 +114,7 @@ def test_offsets_with_holes(table: Table) -> None:
     items = [piece.items[0], piece.items[1]._replace(offset=40)]
     table.apply_slices([piece._replace(items=items, next_offset=41)])
     assert table.rows("SELECT next_offset FROM partition_progress WHERE topic = %s", (table.space,)) == [(41,)]
-    row = table.blob("l")
-    assert row is not None
-    assert row.links == 2
+    assert table.row("l").links == 2
 
 
 def test_two_at_the_same_slice(table: Table) -> None:
@@ -141,8 +138,7 @@ def test_two_at_the_same_slice(table: Table) -> None:
             table.done(piece)
     for connection in connections:
         connection.close()
-    row = table.blob("l")
-    assert row is not None
+    row = table.row("l")
     assert (row.references, row.links) == (15, 15)
     assert table.check().agrees
 

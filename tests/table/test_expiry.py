@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-from coordinator.domain.facts import RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestContent, ManifestKind, Reference
 from coordinator.table import expiry
@@ -54,7 +53,7 @@ def test_the_link_of_what_is_also_a_manifest(table: Table) -> None:
     assert table.holds("a", "m")
     assert table.removal("a", "m") == (at(600), True)
     # Told of the other, too.
-    table.apply(RepositoryRemoved(table.repository("a"), at(700)))
+    table.apply(table.emptied("a", 700))
     assert table.holdings() == table.links() == set()
     assert table.check().agrees
 

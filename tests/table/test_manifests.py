@@ -109,9 +109,7 @@ def test_pushed_and_removed_at_once(table: Table) -> None:
         table.push("a", "m", ["c"], 1), table.link("a", "l", 1), table.removed("a", "m", 2), table.removed("a", "l", 2)
     )
     for name in ("m", "c", "l"):
-        row = table.blob(name)
-        assert row is not None
-        assert row[:4] == (0, 0, BlobState.UNREFERENCED, True)
+        assert table.row(name)[:4] == (0, 0, BlobState.UNREFERENCED, True)
     assert lists(table, "m")[1] == [table.digest("c")]
 
 
