@@ -14,13 +14,13 @@ from coordinator.ingest.normalise import DeadLettered, Origin, Outcome, normalis
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, ensure_topics
 from coordinator.settings import Settings, build
-from coordinator.stack.supervisor import Stack
-from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serving
+from tests.ingest.harness import TOKENS, V1, Tape, broker_in, envelope, event, serving
 from tests.support.wait import eventually
 
 HEADERS = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
 #: Short, so that a test that waits for it is short.
 TIMEOUT = "500ms"
+ORIGIN = Origin("pod-a", {"pod-a"}, dt.datetime(2026, 11, 24, tzinfo=dt.UTC), V1)
 
 
 def post(url: str, identity: str) -> httpx.Response:
@@ -54,9 +54,7 @@ def settings_for(bootstrap: str) -> Settings:
 
 def test_broker_stops_and_starts(tmp_path: Path) -> None:
     """Without its broker ingest answers 503; when it is back the event is accepted, in order."""
-    with Stack(tmp_path, services=("kafka",)) as stack:
-        bootstrap = stack.endpoints.kafka_bootstrap
-        assert bootstrap is not None
+    with broker_in(tmp_path) as bootstrap:
         ensure_topics(settings_for(bootstrap))
         serve = serving(settings_for(bootstrap))
         url = serve.__enter__()
@@ -65,8 +63,8 @@ def test_broker_stops_and_starts(tmp_path: Path) -> None:
         away = post(url, "2")
         assert (away.status_code, away.headers["Retry-After"]) == (503, "1")
         assert post(url, "2").status_code == 503
-        with Stack(tmp_path, services=("kafka",)) as stack:
-            assert stack.endpoints.kafka_bootstrap == bootstrap
+        with broker_in(tmp_path) as again:
+            assert again == bootstrap
             eventually(lambda: accepted(url, "2"))
             eventually(lambda: accepted(url, "3"))
             with Tape(bootstrap) as tape:
@@ -78,14 +76,13 @@ def test_broker_stops_and_starts(tmp_path: Path) -> None:
 
 def test_broker_away_at_start(tmp_path: Path) -> None:
     """Ingest starts without its broker, answers 503, and takes events once broker and topics are there."""
-    with Stack(tmp_path, services=("kafka",)) as stack:
-        bootstrap = stack.endpoints.kafka_bootstrap
-        assert bootstrap is not None
+    with broker_in(tmp_path) as bootstrap:
+        pass  # its port stays the same
     with serving(settings_for(bootstrap)) as url:
         assert post(url, "1").status_code == 503
         pull = envelope(event(action="pull"))
         assert httpx.post(f"{url}/v1/events/pod-a", content=pull, headers=HEADERS).json()["dropped"] == 1
-        with Stack(tmp_path, services=("kafka",)):
+        with broker_in(tmp_path):
             assert post(url, "1").status_code == 503
             ensure_topics(settings_for(bootstrap))
             eventually(lambda: accepted(url, "1"))
@@ -93,9 +90,7 @@ def test_broker_away_at_start(tmp_path: Path) -> None:
 
 def test_topics_are_never_made_by_writing(tmp_path: Path) -> None:
     """Where the topics are missing nothing is written: a topic made by the way has one partition."""
-    with Stack(tmp_path, services=("kafka",)) as stack:
-        bootstrap = stack.endpoints.kafka_bootstrap
-        assert bootstrap is not None
+    with broker_in(tmp_path) as bootstrap:
         with serving(settings_for(bootstrap)) as url:
             assert post(url, "1").status_code == 503
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
@@ -105,9 +100,7 @@ def test_topics_are_never_made_by_writing(tmp_path: Path) -> None:
 
 def test_topic_takes_only_small_records(tmp_path: Path) -> None:
     """An event that Kafka refuses as too large loses its references, which the manifest's bytes say, too."""
-    with Stack(tmp_path, services=("kafka",)) as stack:
-        bootstrap = stack.endpoints.kafka_bootstrap
-        assert bootstrap is not None
+    with broker_in(tmp_path) as bootstrap:
         small = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         admin.create_topics({EVENTS: small, DEAD_LETTERS: small})
@@ -126,22 +119,19 @@ def test_topic_takes_only_small_records(tmp_path: Path) -> None:
 
 def test_nothing_is_left_for_later(tmp_path: Path) -> None:
     """What was answered with a failure is not written when the broker is back: its sender sends it again."""
-    origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V1)
 
     async def scenario() -> None:
-        with Stack(tmp_path, services=("kafka",)) as stack:
-            bootstrap = stack.endpoints.kafka_bootstrap
-            assert bootstrap is not None
+        with broker_in(tmp_path) as bootstrap:
             ensure_topics(settings_for(bootstrap))
             producer = EventProducer(settings_for(bootstrap))
             await producer.start()
-            await written(producer, normalise(envelope(event(id="first")), origin))
+            await written(producer, normalise(envelope(event(id="first")), ORIGIN))
         with pytest.raises(UnavailableError):
-            await producer.publish(normalise(envelope(event(id="lost")), origin))
+            await producer.publish(normalise(envelope(event(id="lost")), ORIGIN))
         assert not producer.connected
-        with Stack(tmp_path, services=("kafka",)):
+        with broker_in(tmp_path):
             await asyncio.to_thread(eventually, lambda: producer.connected)
-            taken = await written(producer, normalise(envelope(event(id="last"), event(action="?")), origin))
+            taken = await written(producer, normalise(envelope(event(id="last"), event(action="?")), ORIGIN))
             assert isinstance(taken[1], DeadLettered)
             with Tape(bootstrap) as tape:
                 tape.from_the_beginning()
@@ -153,12 +143,11 @@ def test_nothing_is_left_for_later(tmp_path: Path) -> None:
 
 def test_what_was_about_to_be_sent_is_not_sent_late(tmp_path: Path) -> None:
     """What was to be sent as soon as there is a connection is not, once its sender was told to send it again."""
-    origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V1)
 
     async def scenario(settings: Settings) -> None:
         producer = EventProducer(settings)
         await producer.start()
-        await written(producer, normalise(envelope(event(id="first")), origin))
+        await written(producer, normalise(envelope(event(id="first")), ORIGIN))
         assert producer._client is not None
         given_up, reachable = producer._client, asyncio.Event()
         ready = given_up.client.ready
@@ -169,42 +158,38 @@ def test_what_was_about_to_be_sent_is_not_sent_late(tmp_path: Path) -> None:
 
         given_up.client.ready = ready_later
         with pytest.raises(UnavailableError):
-            await producer.publish(normalise(envelope(event(id="lost")), origin))
+            await producer.publish(normalise(envelope(event(id="lost")), ORIGIN))
         reachable.set()
-        await written(producer, normalise(envelope(event(id="last")), origin))
+        await written(producer, normalise(envelope(event(id="last")), ORIGIN))
         await producer.stop()
         with Tape(str(settings.kafka_bootstrap)) as tape:
             tape.from_the_beginning()
             assert stored_ids(tape) == ["first", "last"]
 
-    with Stack(tmp_path, services=("kafka",)) as stack:
-        assert stack.endpoints.kafka_bootstrap is not None
-        settings = settings_for(stack.endpoints.kafka_bootstrap)
+    with broker_in(tmp_path) as bootstrap:
+        settings = settings_for(bootstrap)
         ensure_topics(settings)
         asyncio.run(scenario(settings))
 
 
 def test_deleted_topic_stays_deleted(tmp_path: Path) -> None:
     """A topic that is deleted under a running producer is not made anew by it: nothing is written."""
-    origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V1)
 
     async def scenario(bootstrap: str, admin: KafkaAdminClient) -> None:
         producer = EventProducer(settings_for(bootstrap))
         await producer.start()
-        await written(producer, normalise(envelope(event()), origin))
+        await written(producer, normalise(envelope(event()), ORIGIN))
         admin.delete_topics([EVENTS])
         assert producer._client is not None
         # What happens by itself now and then: the client looks at the cluster anew.
         await producer._client.client.force_metadata_update()
         for _ in range(2):
             with pytest.raises(UnavailableError):
-                await producer.publish(normalise(envelope(event()), origin))
+                await producer.publish(normalise(envelope(event()), ORIGIN))
         assert EVENTS not in admin.list_topics()
         await producer.stop()
 
-    with Stack(tmp_path, services=("kafka",)) as stack:
-        bootstrap = stack.endpoints.kafka_bootstrap
-        assert bootstrap is not None
+    with broker_in(tmp_path) as bootstrap:
         ensure_topics(settings_for(bootstrap))
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         asyncio.run(scenario(bootstrap, admin))

@@ -17,7 +17,7 @@ from coordinator.stack.supervisor import StackEndpoints
 from tests.conftest import temporary_directory
 from tests.services.apache_kafka import ApacheKafka
 from tests.services.databases import Databases
-from tests.workers.harness import Log, Place, Table
+from tests.workers.harness import Log, Maker, Place, Table
 from tests.workers.services import Broker, Database
 
 _numbers = itertools.count(1)
@@ -98,6 +98,11 @@ def table(place: Place) -> Table:
 def log(place: Place) -> Iterator[Log]:
     with Log(place.values["kafka_bootstrap"]) as log:
         yield log
+
+
+@pytest.fixture
+def maker() -> Maker:
+    return Maker()
 
 
 @pytest.fixture

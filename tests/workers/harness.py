@@ -35,7 +35,7 @@ from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings, build
 from coordinator.storage.port import ObjectStore
 from schemas.records import RegistryEvent, key_of
-from tests.oracle import Counts
+from tests.oracle import Counts, Oracle
 from tests.support.tables import add_pod
 from tests.support.wait import eventually
 from workers import build as building
@@ -482,3 +482,8 @@ class Maker:
 def digest_of(text: str) -> str:
     """A digest that stands for some content."""
     return f"sha256:{text.encode().hex():0<64.64}"
+
+
+def assert_all_applied(table: Table, maker: Maker) -> None:
+    """The table says of every digest what plain sets say of all that was made."""
+    assert table.counts() == Oracle().take(maker.made).counts()

@@ -14,18 +14,23 @@ import pytest
 from aiokafka.errors import IllegalStateError
 
 from coordinator.kafka.topics import EVENTS
-from tests.oracle import Oracle
 from tests.support.wait import eventually
-from tests.workers.harness import Child, InProcess, Log, Maker, Place, Table, digest_of, encoded, worker
+from tests.workers.harness import (
+    Child,
+    InProcess,
+    Log,
+    Maker,
+    Place,
+    Table,
+    assert_all_applied,
+    digest_of,
+    encoded,
+    worker,
+)
 from tests.workers.services import Broker, Database
 
 #: These stop, kill and start services, which takes its time.
 pytestmark = pytest.mark.outage
-
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
 
 
 def blobs(maker: Maker, name: str, count: int) -> list[bytes]:
@@ -49,7 +54,7 @@ def test_a_database_that_goes_away_is_waited_for(
         log.write(EVENTS, blobs(maker, "away", 50))
         database.start()
         table.applied(log)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
     assert table.gaps() == []
 
 
@@ -62,7 +67,7 @@ def test_a_worker_may_start_before_its_database(place: Place, log: Log, maker: M
         eventually(lambda: running.worker.app.rebalancing_count > 0, why="an assignment")
         database.start()
         table.applied(log)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
 
 
 @pytest.mark.parametrize("away", ["nothing", "both"])
@@ -93,7 +98,7 @@ def test_a_store_that_is_away_does_not_stop_what_needs_no_store(
         table.applied(log)
         log.write_events([maker.blob("pod-a/app", digest_of("later"))], partition=0)
         table.applied(log)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
     assert table.rows("SELECT count(*) FROM removals WHERE doubtful_since IS NOT NULL") == [(1,)]
 
 
@@ -110,7 +115,7 @@ def test_what_was_lost_on_the_way_is_read_again(place: Place, table: Table, log:
         log.write(EVENTS, blobs(maker, "fourth", 2), partition=0)
         running.do(running.worker.app.look_at_positions)
         table.applied(log)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
     assert table.gaps() == []
 
 
@@ -134,7 +139,7 @@ def test_a_look_at_where_a_partition_is_read_that_comes_to_nothing(
         running.do(running.worker.app.look_at_positions)
         log.write(EVENTS, blobs(maker, "second", 2), partition=0)
         table.applied(log)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
 
 
 def skip(running: InProcess, offset: int) -> None:
@@ -160,7 +165,7 @@ def test_a_worker_killed_at_random_applies_everything_once(
             child.kill()
     with worker(place.but(worker_group="last")):
         table.applied(log)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
     assert table.gaps() == []
 
 
