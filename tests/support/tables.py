@@ -3,6 +3,7 @@
 What Baleen has a function for is better made by that. These are for states that would take long to reach.
 """
 
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
@@ -102,3 +103,15 @@ def open_gaps(db: psycopg.Connection[Any], pod: int | None = None) -> list[str]:
 def set_linker(db: psycopg.Connection[Any], linker: str, *pods: str) -> None:
     """How these pods, or all, keep their links."""
     db.execute("UPDATE pods SET linker = %s WHERE name = ANY(%s) OR %s", (linker, list(pods), not pods))
+
+
+def waits_for_lock(db: psycopg.Connection[Any], work: Future[Any], kind: str = "%") -> bool:
+    """Wait until somebody in this database waits for a lock (of this kind); False if the work ended before that."""
+    statement = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event LIKE %s"
+    )
+    while not work.done():
+        if db.execute(statement, (kind,)).fetchone() != (0,):
+            return True
+    return False

@@ -2,10 +2,9 @@
 
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +18,7 @@ from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice, StateChangedError
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
+from tests.support.tables import waits_for_lock
 from tests.table.harness import BLOBS, MANIFESTS, NO_MARGIN, Events, Table, begin, deadlocks, fact_of
 
 WORKERS = 4
@@ -216,16 +216,6 @@ def test_lists_that_grow_while_others_write(fresh: Table) -> None:
     assert fresh.check().agrees
 
 
-def waits_for(watcher: psycopg.Connection[Any], event: str, done: Future[Any]) -> bool:
-    """Whether some session comes to wait for such a lock before the work is done."""
-    deadline = time.monotonic() + 20
-    statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = %s"
-    while not done.done() and time.monotonic() < deadline:
-        if watcher.execute(statement, (event,)).fetchone() != (0,):
-            return True
-    return False
-
-
 def test_a_partition_that_another_worker_has(table: Table) -> None:
     """A worker waits for one that is applying to the same partition, and is then out of step, also with no effect."""
     piece = table.slice([None])
@@ -233,7 +223,7 @@ def test_a_partition_that_another_worker_has(table: Table) -> None:
         with other.transaction():
             other.execute("SELECT FROM partition_progress WHERE topic = %s FOR UPDATE", (table.space,))
             done = pool.submit(table.apply_slices, [piece])
-            assert waits_for(watcher, "transactionid", done)
+            assert waits_for_lock(watcher, done, "transactionid")
             other.execute("UPDATE partition_progress SET next_offset = 1 WHERE topic = %s", (table.space,))
         with pytest.raises(OutOfStepError):
             done.result(30)
@@ -252,7 +242,7 @@ def test_alone(table: Table, kind: str) -> None:
         with other.transaction():
             locks.enter(other)
             done = pool.submit(table.apply, fact)
-            assert waits_for(watcher, "advisory", done)
+            assert waits_for_lock(watcher, done, "advisory")
         done.result(30)
     assert [table.holds(name, "m") for name in "abz"] == {
         "removed": [False, False, False],

@@ -21,6 +21,7 @@ from coordinator.table import processes as sources
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
+from tests.support.tables import waits_for_lock
 from tests.table.harness import NO_MARGIN, Table, begin, deadlocks
 from tests.table.processes import HERE, THERE, URL, World
 
@@ -686,10 +687,7 @@ def test_a_pod_that_is_probed_while_it_goes(world: World) -> None:
         with other.transaction():
             sources.insert_probe(other, world.pod, URL, HERE)
             done = pool.submit(world.async_do, lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
-            with world.table.connect() as watcher:
-                waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-                while watcher.execute(waiting).fetchone() == (0,) and not done.done():
-                    pass
+            waits_for_lock(world.connection, done)
         with pytest.raises(ConflictError):
             done.result(30)
 
