@@ -23,7 +23,7 @@ from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
 from tests.support.wait import eventually
 from tests.table.harness import BLOBS, MANIFESTS, NO_MARGIN, begin, deadlocks
-from tests.table.test_concurrency import Shared, slices
+from tests.table.shared_digests import Shared, slices
 
 ENDS: dict[str, Callable[[Registry], None]] = {"SIGKILL": Registry.kill, "SIGTERM": Registry.terminate}
 

@@ -96,12 +96,6 @@ class Names:
     def removed(self, repository: str, name: str, second: float = 0, pod: str = "pod-a") -> Removed:
         return Removed(self.repository(repository, pod), self.digest(name), at(second))
 
-    def emptied(self, repository: str, second: float) -> RepositoryRemoved:
-        return RepositoryRemoved(self.repository(repository), at(second))
-
-    def renamed(self, source: str, destination: str, second: float, *, below: bool = True) -> RepositoryRenamed:
-        return RepositoryRenamed(self.repository(source), self.repository(destination), below=below, at=at(second))
-
 
 class Table(Names):
     """A database with three pods, and a connection as a worker has it."""
@@ -156,6 +150,12 @@ class Table(Names):
         for piece in slices:
             self.done(piece)
         return applied
+
+    def emptied(self, repository: str, second: float) -> RepositoryRemoved:
+        return RepositoryRemoved(self.repository(repository), at(second))
+
+    def renamed(self, source: str, destination: str, second: float, *, below: bool = True) -> RepositoryRenamed:
+        return RepositoryRenamed(self.repository(source), self.repository(destination), below=below, at=at(second))
 
     def links_are(self, linker: str) -> None:
         """How pods learn of mounts: with `link` a removal is looked at, and bytes have to be in the shared store."""
