@@ -28,7 +28,8 @@ from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile import plan
-from coordinator.reconcile.reconcile import KIND, PARTS_AT_ONCE
+from coordinator.reconcile.reconcile import KIND
+from coordinator.reconcile.sizes import PRODUCTION
 from coordinator.settings import build
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectStore
@@ -128,7 +129,7 @@ def _list(store: ObjectStore, parts: list[str]) -> float:
             pass
 
     begun = time.perf_counter()
-    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(PRODUCTION.parts_at_once) as pool:
         list(pool.map(walk, parts))
     return time.perf_counter() - begun
 

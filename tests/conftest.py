@@ -6,6 +6,7 @@ the embedded ones. Tests keep apart by names of their own (databases, topics, pr
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -21,8 +22,11 @@ from xdist.scheduler import LoadFileScheduling
 
 from coordinator.stack import guard as guarding
 from coordinator.stack.supervisor import Stack, StackEndpoints
+from coordinator.storage.s3 import S3ObjectStore
 from tests.services.apache_kafka import ApacheKafka
 from tests.services.databases import Databases, DatabaseServer
+from tests.support.sink import NotificationSink
+from tests.table.harness import Table
 
 if TYPE_CHECKING:
     from tests.doctor.harness import Clinic
@@ -45,6 +49,8 @@ SHARED = {
 }
 #: In memory, of which the services of a test process take a tenth.
 ROOM_BYTES = 8 << 30
+
+_numbers = itertools.count(1)
 
 # An example that a busy machine has held up is no failure.
 settings.register_profile("baleen", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -103,6 +109,53 @@ def databases(database_server: DatabaseServer) -> Iterator[Databases]:
     """Makes a database for each who asks."""
     with database_server.databases() as databases:
         yield databases
+
+
+@pytest.fixture(scope="module")
+def database(databases: Databases) -> str:
+    """One for all tests of a module."""
+    return databases.migrated()
+
+
+@pytest.fixture
+def table(database: str) -> Iterator[Table]:
+    """The module's database, with names that no other test uses."""
+    with Table(database) as table:
+        yield table
+
+
+@pytest.fixture
+def fresh(databases: Databases) -> Iterator[Table]:
+    """A database of one test: for what concerns the whole of it."""
+    with Table(databases.migrated()) as table:
+        yield table
+
+
+@pytest.fixture
+def s3(embedded_stack: StackEndpoints) -> S3ObjectStore:
+    """An empty root on the real server."""
+    assert embedded_stack.s3_bucket is not None
+    return S3ObjectStore(
+        embedded_stack.s3_bucket,
+        f"test-{next(_numbers)}",
+        endpoint_url=embedded_stack.s3_endpoint_url,
+        access_key=embedded_stack.s3_access_key,
+        secret_key=embedded_stack.s3_secret_key,
+    )
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[str]:
+    """An embedded broker for tests of topics, whose names are fixed."""
+    with temporary_directory() as directory, Stack(directory, services=("kafka",)) as stack:
+        assert stack.endpoints.kafka_bootstrap is not None
+        yield stack.endpoints.kafka_bootstrap
+
+
+@pytest.fixture
+def sink() -> Iterator[NotificationSink]:
+    with NotificationSink() as sink:
+        yield sink
 
 
 @pytest.fixture(scope="session")

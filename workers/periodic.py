@@ -44,8 +44,9 @@ class Periodic(NamedTuple):
 class Periodically:
     """Threads that do the work until they are stopped."""
 
-    def __init__(self, works: Sequence[Periodic], leases: Leases, stop: threading.Event) -> None:
+    def __init__(self, works: Sequence[Periodic], leases: Leases, stop: threading.Event, end_s: float = END_S) -> None:
         self._works = works
+        self._end_s = end_s
         self._leases = leases
         self._stop = stop
         self._threads: list[threading.Thread] = []
@@ -53,7 +54,7 @@ class Periodically:
         self._put_off: dict[str, str] = {}
 
     def run(self) -> None:
-        """Work until stopped; then returns within END_S."""
+        """Work until stopped; then returns within `end_s`."""
         for work in self._works:
             thread = threading.Thread(target=self._repeat, args=(work,), name=work.name, daemon=True)
             self._threads.append(thread)
@@ -63,7 +64,7 @@ class Periodically:
                 self._leases.beat()
             except UnavailableError as error:
                 log.warning("leases are lost", reason=str(error))
-        deadline = time.monotonic() + END_S
+        deadline = time.monotonic() + self._end_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 

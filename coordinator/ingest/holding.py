@@ -14,7 +14,7 @@ import asyncio
 import hmac
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 
 from coordinator.domain.names import RepositoryName
@@ -52,7 +52,13 @@ def asked(user_agent: str, repository: RepositoryName) -> Hold | None:
 class Holds:
     """One process's memory of present and past delays."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._monotonic = monotonic
+        self._sleep = sleep
         #: By nonce, the end of the delay by the monotonic clock; the oldest first.
         self._until: dict[str, float] = {}
 
@@ -60,10 +66,10 @@ class Holds:
         for hold in holds:
             signature = _signature(pod.token_sha256, pod.name, hold.nonce, hold.seconds)
             if hmac.compare_digest(signature, hold.signature):
-                await asyncio.sleep(max(self._end(hold) - time.monotonic(), 0))
+                await self._sleep(max(self._end(hold) - self._monotonic(), 0))
 
     def _end(self, hold: Hold) -> float:
-        until = self._until.setdefault(hold.nonce, time.monotonic() + min(hold.seconds, LIMIT_S))
+        until = self._until.setdefault(hold.nonce, self._monotonic() + min(hold.seconds, LIMIT_S))
         if len(self._until) > REMEMBERED:
             del self._until[next(iter(self._until))]
         return until

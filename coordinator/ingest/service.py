@@ -107,6 +107,7 @@ class Ingest:
         find_probes: Find,
         body_seconds: float = BODY_SECONDS,
         drain_limit: int = DRAIN_LIMIT,
+        holds: Holds | None = None,
     ) -> None:
         self._directory = directory
         self._producer = producer
@@ -114,7 +115,7 @@ class Ingest:
         self._body_seconds = body_seconds
         self._drain_limit = drain_limit
         self._budget = MemoryBudget(settings.ingest_memory_limit)
-        self._holds = Holds()
+        self._holds = holds or Holds()
         self._refusals = RefusalNotes(note_refusals)
         self._probes = Probes(find_probes)
 

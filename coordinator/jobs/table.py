@@ -122,17 +122,19 @@ def let_go(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -
     )
 
 
-def finish(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+def finish(connection: Connection[Any], job: Job, progress: Mapping[str, Any], kept: int = KEPT) -> None:
     """Record that the job is done, in the transaction of its last effects; raises TakenOverError."""
-    _end(connection, job, "done", progress, None)
+    _end(connection, job, "done", progress, None, kept)
 
 
-def fail(connection: Connection[Any], job: Job, progress: Mapping[str, Any], error: str) -> None:
+def fail(connection: Connection[Any], job: Job, progress: Mapping[str, Any], error: str, kept: int = KEPT) -> None:
     """Record that the job has failed, and why; raises TakenOverError."""
-    _end(connection, job, "failed", progress, error)
+    _end(connection, job, "failed", progress, error, kept)
 
 
-def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[str, Any], error: str | None) -> None:
+def _end(
+    connection: Connection[Any], job: Job, state: str, progress: Mapping[str, Any], error: str | None, kept: int
+) -> None:
     _own(
         job,
         connection.execute(
@@ -163,7 +165,7 @@ def _end(connection: Connection[Any], job: Job, state: str, progress: Mapping[st
           AND j.id < (SELECT min(id) FROM (SELECT id FROM of_kind ORDER BY id DESC LIMIT %(kept)s) newest)
           AND j.id IS DISTINCT FROM (SELECT max(id) FROM of_kind WHERE state = 'done')
         """,
-        {"pod": job.pod_id, "kind": job.kind, "kept": KEPT},
+        {"pod": job.pod_id, "kind": job.kind, "kept": kept},
     )
 
 

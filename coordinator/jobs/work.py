@@ -12,7 +12,7 @@ Not here: SQL (jobs/table.py), what the kinds do (reconcile/reconcile.py).
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -24,13 +24,20 @@ from coordinator.settings import Settings
 
 log = structlog.get_logger()
 
-#: The interval of a worker's pulse: several fit into jobs/table.SILENCE.
-PULSE_S = 10.0
-#: How often changed progress is written for operators.
-TELL_EVERY_S = 1.0
-
 #: Writes the job's last effects on a connection in a transaction, and returns the final progress.
 Ending = Callable[[Any], Mapping[str, Any]]
+
+
+class Pulse(NamedTuple):
+    """How often a worker shows that its job is alive."""
+
+    #: Several fit into jobs/table.SILENCE.
+    every_s: float = 10.0
+    #: How often changed progress is written for operators.
+    progress_every_s: float = 1.0
+
+
+PULSE = Pulse()
 
 
 class StoppedError(BaleenError):
@@ -80,7 +87,12 @@ class Work:
 Runner = Callable[[Work], Ending]
 
 
-def run_waiting_jobs(connections: Connections, runners: Mapping[str, Runner], stop: threading.Event) -> int:
+def run_waiting_jobs(
+    connections: Connections,
+    runners: Mapping[str, Runner],
+    stop: threading.Event,
+    pulse: Pulse = PULSE,
+) -> int:
     """Run jobs one after another until none waits or `stop` is set; return how many were taken.
 
     Blocks for as long as a job takes; several threads or processes may do it at once. `runners` by kind. A failure is
@@ -93,17 +105,17 @@ def run_waiting_jobs(connections: Connections, runners: Mapping[str, Runner], st
         if job is None:
             break
         taken += 1
-        run(Work(job, connections, stop), runners[job.kind])
+        run(Work(job, connections, stop), runners[job.kind], pulse)
     return taken
 
 
-def run(work: Work, runner: Runner) -> None:
+def run(work: Work, runner: Runner, pulse: Pulse = PULSE) -> None:
     """Run one job that was taken, and record its result."""
     job = work.job
     log.info("job begins", job=job.id, kind=job.kind, pod=job.pod, why=job.why, taken=job.taken)
     over = threading.Event()
-    pulse = threading.Thread(target=_pulse, args=(work, over), name=f"pulse-{job.id}", daemon=True)
-    pulse.start()
+    beating = threading.Thread(target=_beat, args=(work, over, pulse), name=f"pulse-{job.id}", daemon=True)
+    beating.start()
     try:
         ending = runner(work)
         with work.connections.use() as connection, connection.transaction():
@@ -123,7 +135,7 @@ def run(work: Work, runner: Runner) -> None:
         _fail(work, f"Internal error ({type(error).__name__}): see the scheduler's log.")
     finally:
         over.set()
-        pulse.join()
+        beating.join()
 
 
 def ask_for_needed(connection: Any, settings: Settings) -> list[int]:
@@ -137,14 +149,14 @@ def ask_for_needed(connection: Any, settings: Settings) -> list[int]:
     return asked if collection is None else [*asked, collection]
 
 
-def _pulse(work: Work, over: threading.Event) -> None:
+def _beat(work: Work, over: threading.Event, pulse: Pulse) -> None:
     silent = 0.0
     told = work.progress()
     try:
-        while not over.wait(TELL_EVERY_S):
-            silent += TELL_EVERY_S
+        while not over.wait(pulse.progress_every_s):
+            silent += pulse.progress_every_s
             progress = work.progress()
-            if silent >= PULSE_S or progress != told:
+            if silent >= pulse.every_s or progress != told:
                 told, silent = progress, 0.0
                 work.beat(progress)
     finally:

@@ -107,20 +107,20 @@ class _Cluster(NamedTuple):
     server: str
 
 
-def ensure_topics(settings: Settings) -> list[TopicReport]:
+def ensure_topics(settings: Settings, timeout_ms: int = TIMEOUT_MS) -> list[TopicReport]:
     """Create the topics that are missing and verify the others; raises UnavailableError."""
-    return _reports(settings, create=True)
+    return _reports(settings, timeout_ms, create=True)
 
 
 def verify_topics(settings: Settings) -> list[TopicReport]:
     """Verify the topics without changing anything; raises NotFoundError if one is missing, and UnavailableError."""
-    return _reports(settings, create=False)
+    return _reports(settings, TIMEOUT_MS, create=False)
 
 
-def _reports(settings: Settings, *, create: bool) -> list[TopicReport]:
+def _reports(settings: Settings, timeout_ms: int, *, create: bool) -> list[TopicReport]:
     try:
         admin = KafkaAdminClient(
-            **client_arguments(settings), request_timeout_ms=TIMEOUT_MS, bootstrap_timeout_ms=TIMEOUT_MS
+            **client_arguments(settings), request_timeout_ms=timeout_ms, bootstrap_timeout_ms=timeout_ms
         )
     except KafkaError as error:
         raise UnavailableError(

@@ -1,6 +1,7 @@
 """Reconcile one part of a pod: list it, merge it with the table, add missing links, verify links that were not listed.
 
-Repositories with few links are compared many at a time; one with more than BATCH is streamed, against a cursor.
+Repositories with few links are compared many at a time; one with more than `Sizes.compared` is streamed, against a
+cursor.
 Everything here may be done twice, by any process and at any time: only a link that exists is added, and only the
 look-up under the lock (resolve.py) decides about a removal, never its absence from a listing (scenario 19).
 
@@ -35,6 +36,7 @@ from coordinator.reconcile import layered, resolve, scan, table
 from coordinator.reconcile.layered import Named
 from coordinator.reconcile.resolve import Settler
 from coordinator.reconcile.scan import Listed
+from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.reconcile.table import Child, ReconciledPod
 from coordinator.reconcile.tally import EXAMPLES, Change, Tally
 from coordinator.storage.layout import (
@@ -51,17 +53,6 @@ from coordinator.storage.manifests import StoredManifest, read
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
-
-#: Links that are compared together; a repository with more is compared by itself.
-BATCH = 2000
-#: Links that one transaction adds.
-ADD_BATCH = 500
-#: Manifests that are read together: each may list some fifty thousand digests.
-READ_BATCH = 128
-#: Links that are looked up together.
-LOOK_BATCH = 256
-#: Links missing from a listing that the next listing has to show; of more, an even selection of this many.
-LACKING_KEPT = 1000
 
 T = TypeVar("T")
 
@@ -82,6 +73,7 @@ class Scope(NamedTuple):
     #: How much the clocks of registries and of the store may differ.
     margin: timedelta
     link_grace: timedelta
+    sizes: Sizes = PRODUCTION
 
 
 class Comparison:
@@ -99,6 +91,7 @@ class Comparison:
     ) -> None:
         """`check` raises when the work has to end; it is called once per thousand keys."""
         self._scope = scope
+        self._sizes = scope.sizes
         self._connection = connection
         self._store = store
         self._settler = settler
@@ -113,7 +106,7 @@ class Comparison:
         self._tagged: set[Named] = set()
         self._facts: list[Fact] = []
         self._missed: list[tuple[LinkKind, table.Unlisted]] = []
-        self._lacking = _Lacking()
+        self._lacking = _Lacking(self._sizes.lacking_kept)
 
     def part(self, prefix: str) -> None:
         """List and compare everything below a prefix.
@@ -152,7 +145,7 @@ class Comparison:
 
     def unlisted(self, kind: LinkKind) -> None:
         """Verify the table's links in repositories of which the listing showed nothing."""
-        with table.unlisted(self._connection, self._scope.job, kind, self._scope.margin) as found:
+        with table.unlisted(self._connection, self._scope.job, kind, self._scope.margin, self._sizes.fetched) as found:
             for count, thing in enumerate(found):
                 if count % resolve.BATCH == 0:
                     self._check()
@@ -167,8 +160,8 @@ class Comparison:
         counted.
         """
         found = 0
-        with table.reported(self._connection, self._scope.pod.id) as held:
-            for batch in _batches(held, READ_BATCH):
+        with table.reported(self._connection, self._scope.pod.id, self._sizes.fetched) as held:
+            for batch in _batches(held, self._sizes.read):
                 self._check()
                 contents = self._read([digest for _, digest in batch])
                 facts: list[Item] = []
@@ -190,14 +183,14 @@ class Comparison:
         A child may be an index itself.
         """
         found: list[Named] = []
-        with table.children(self._connection, self._scope.pod.id) as named:
-            for children in _batches(named, LOOK_BATCH):
+        with table.children(self._connection, self._scope.pod.id, self._sizes.fetched) as named:
+            for children in _batches(named, self._sizes.looked_up):
                 self._check()
                 found += self._find_named(children)
         self.finish()
         while found:
             indexes, found = found, []
-            for batch in _batches(indexes, LOOK_BATCH):
+            for batch in _batches(indexes, self._sizes.looked_up):
                 self._check()
                 found += self._find_named(table.unheld_children(self._connection, batch))
             self.finish()
@@ -212,7 +205,7 @@ class Comparison:
 
     def _list_again(self) -> None:
         """List parts again whose listing lacked existing links; raises PartialListingError if one is lacking again."""
-        lacking, self._lacking = self._lacking, _Lacking()
+        lacking, self._lacking = self._lacking, _Lacking(self._sizes.lacking_kept)
         for prefix in sorted(lacking.prefixes):
             self._list(prefix, lacking)
         for key, modified_at in lacking.links.items():
@@ -224,7 +217,7 @@ class Comparison:
                     "so nothing was removed. Find out what is wrong with the store; the reconcile is tried again."
                 )
         # A link that only the second listing lacked is known already, and may have been written since.
-        self._lacking = _Lacking()
+        self._lacking = _Lacking(self._sizes.lacking_kept)
 
     def _listed_in(self, repository: RepositoryName, key: str) -> str:
         """Return the part of a key; for a repository that is newer than the plan, the pod's whole prefix."""
@@ -244,20 +237,20 @@ class Comparison:
 
     def _take(self, folder: LinkFolder, links: Iterator[Listed]) -> None:
         """Compare the folder's links together with those of others, or by themselves if they are many."""
-        first = list(islice(links, BATCH))
-        if len(first) == BATCH:
+        first = list(islice(links, self._sizes.compared))
+        if len(first) == self._sizes.compared:
             self._compare_one(folder, chain(first, links))
             return
         # A store that lists without order may give a folder's links in several pieces.
         self._folders[folder.kind].setdefault(folder.repository, []).extend(first)
         self._links += len(first)
-        if self._links >= BATCH:
+        if self._links >= self._sizes.compared:
             self._compare_folders()
 
     def _take_young(self, links: Iterator[Listed]) -> None:
         for listed in links:
             self._links_wanted.append(listed)
-            if len(self._links_wanted) >= ADD_BATCH:
+            if len(self._links_wanted) >= self._sizes.added:
                 self._find_lacking()
 
     def _find_lacking(self) -> None:
@@ -274,7 +267,7 @@ class Comparison:
 
     def _take_tagged(self, repository: RepositoryName, digest: Digest) -> None:
         self._tagged.add((repository, digest))
-        if len(self._tagged) >= BATCH:
+        if len(self._tagged) >= self._sizes.compared:
             self._compare_folders()
             self._find_tagged()
 
@@ -285,7 +278,7 @@ class Comparison:
         # Write the listed links of these repositories first, so that the table has them below.
         self._write()
         named, self._tagged = sorted(self._tagged), set()
-        for batch in _batches(named, LOOK_BATCH):
+        for batch in _batches(named, self._sizes.looked_up):
             self._find_named(sorted(table.lacking(self._connection, LinkKind.REVISION, batch)))
 
     def _find_named(self, named: Sequence[Named | Child]) -> list[Named]:
@@ -318,7 +311,8 @@ class Comparison:
         scope = self._scope
         repositories = sorted(names)
         table.mark_listed(self._connection, scope.job, kind, repositories)
-        with table.known(self._connection, kind, repositories, scope.job.began_at, scope.margin) as known:
+        rows = table.known(self._connection, kind, repositories, scope.job.began_at, scope.margin, self._sizes.fetched)
+        with rows as known:
             for difference in differences(links, known):
                 number, digest, _ = difference
                 if isinstance(difference, Link):
@@ -334,7 +328,7 @@ class Comparison:
 
     def _add(self, fact: Fact) -> None:
         self._facts.append(fact)
-        if len(self._facts) >= ADD_BATCH:
+        if len(self._facts) >= self._sizes.added:
             self._write()
 
     def _write(self) -> None:
@@ -373,7 +367,7 @@ class Comparison:
 
     def _miss(self, kind: LinkKind, missed: table.Unlisted) -> None:
         self._missed.append((kind, missed))
-        if len(self._missed) >= LOOK_BATCH:
+        if len(self._missed) >= self._sizes.looked_up:
             self._settle()
 
     def _settle(self) -> None:
@@ -407,8 +401,9 @@ class Comparison:
 class _Lacking:
     """Existing links that a listing did not show."""
 
-    def __init__(self) -> None:
-        #: The time each was written, by key; at most LACKING_KEPT.
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        #: The time each was written, by key; at most `kept`.
         self.links: dict[str, datetime.datetime] = {}
         #: Parts that have to be listed again.
         self.prefixes: set[str] = set()
@@ -418,7 +413,7 @@ class _Lacking:
         self.prefixes.add(prefix)
         if self._count % self._every == 0:
             self.links[link.key] = link.modified_at
-            if len(self.links) > LACKING_KEPT:
+            if len(self.links) > self._kept:
                 self.links = dict(islice(self.links.items(), 0, None, 2))
                 self._every *= 2
         self._count += 1

@@ -8,28 +8,32 @@ Not here: what is done with a part (compare.py), that parts are done once (jobs/
 from collections.abc import Sequence
 
 from coordinator.domain.names import RepositoryName
+from coordinator.reconcile.sizes import PRODUCTION
 from coordinator.storage.layout import LINK_FOLDERS, TAGS, repository_prefix
 from coordinator.storage.port import ObjectStore
 
-#: Enough parts to keep several threads busy, and to lose little work when one has to be done again.
-PARTS = 32
 #: A folder with more subfolders is split by the first letter in which they differ: one part for each folder would cost
 #: more than its listing.
 FOLDERS_LIMIT = 64
 
 
-def parts(store: ObjectStore, prefixes: Sequence[RepositoryName]) -> list[str]:
-    """Return the parts of a pod with these prefixes; raises UnavailableError."""
+def parts(
+    store: ObjectStore,
+    prefixes: Sequence[RepositoryName],
+    wanted: int = PRODUCTION.parts,
+    folders_limit: int = FOLDERS_LIMIT,
+) -> list[str]:
+    """Return the parts of a pod with these prefixes, about as many as wanted; raises UnavailableError."""
     waiting = [repository_prefix(prefix) for prefix in prefixes]
     done: list[str] = []
-    while waiting and len(done) + len(waiting) < PARTS:
-        children, names = _children(store, waiting.pop(0))
+    while waiting and len(done) + len(waiting) < wanted:
+        children, names = _children(store, waiting.pop(0), folders_limit)
         done += children
         waiting += names
     return sorted(done + waiting)
 
 
-def _children(store: ObjectStore, prefix: str) -> tuple[list[str], list[str]]:
+def _children(store: ObjectStore, prefix: str, folders_limit: int) -> tuple[list[str], list[str]]:
     """Return the parts in a folder that are not split further, and folders that may be."""
     done: list[str] = []
     folders: list[str] = []
@@ -41,9 +45,9 @@ def _children(store: ObjectStore, prefix: str) -> tuple[list[str], list[str]]:
             done += [prefix + links for links in (*LINK_FOLDERS.values(), TAGS) if links.startswith(name)]
             continue
         beginnings.take(name)
-        if len(folders) <= FOLDERS_LIMIT:
+        if len(folders) <= folders_limit:
             folders.append(folder)
-    if len(folders) <= FOLDERS_LIMIT:
+    if len(folders) <= folders_limit:
         return done, folders
     return done + [prefix + beginning for beginning in beginnings.all()], []
 

@@ -46,10 +46,20 @@ NAMED = 5
 class Presence:
     """Looks up blobs in storage, and writes the states that follow. For one thread at a time."""
 
-    def __init__(self, connections: Connections, store: ObjectStore) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        store: ObjectStore,
+        *,
+        batch: int = BATCH,
+        per_round: int = ROUND,
+        lookups_at_once: int = LOOKUPS_AT_ONCE,
+    ) -> None:
         self._connections = connections
         self._store = store
-        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="presence")
+        self._batch = batch
+        self._round = per_round
+        self._lookups = ThreadPoolExecutor(lookups_at_once, thread_name_prefix="presence")
         #: blobs.id after which the next round continues.
         self._missing_after = self._unread_after = 0
 
@@ -59,14 +69,14 @@ class Presence:
     def round(self) -> list[Move]:
         """Look up some missing blobs, and some manifests that could not be read; later rounds take the others."""
         with self._connections.use() as connection:
-            missing = lifecycle.missing(connection, self._missing_after, ROUND)
-            unread = lifecycle.unread(connection, self._unread_after, ROUND)
+            missing = lifecycle.missing(connection, self._missing_after, self._round)
+            unread = lifecycle.unread(connection, self._unread_after, self._round)
             excused = lifecycle.may_lack_bytes(connection, [blob.id for blob in missing])
         found = self.heads([blob.digest for blob in (*missing, *unread)])
         moves = self.settle([blob.digest for blob in missing if found[blob.digest] is not None or blob.id in excused])
         moves += self.settle([blob.digest for blob in unread if found[blob.digest] is None])
-        self._missing_after = missing[-1].id if len(missing) == ROUND else 0
-        self._unread_after = unread[-1].id if len(unread) == ROUND else 0
+        self._missing_after = missing[-1].id if len(missing) == self._round else 0
+        self._unread_after = unread[-1].id if len(unread) == self._round else 0
         _tell(moves)
         return moves
 
@@ -83,7 +93,7 @@ class Presence:
         """
         moved: list[Move] = []
         waiting = iter(wanted)
-        while batch := list(islice(waiting, BATCH)):
+        while batch := list(islice(waiting, self._batch)):
             # Outside the lock: a store that is away must not stop the writers.
             self._store.check()
             stored_here = self._is_stored_here()
@@ -108,7 +118,7 @@ class Presence:
         """
         moved: list[Move] = []
         waiting = iter(wanted)
-        while batch := list(islice(waiting, BATCH)):
+        while batch := list(islice(waiting, self._batch)):
             self._store.check()
             with self._connections.use() as connection:
                 some_live = bool(lifecycle.some_live(connection, SAMPLE_ROWS))

@@ -46,6 +46,7 @@ from coordinator.reconcile.evidence import Evidence
 from coordinator.reconcile.kept import Keeper
 from coordinator.reconcile.remains import is_stored
 from coordinator.reconcile.resolve import NotHereError, Settler
+from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.reconcile.table import ReconciledPod
 from coordinator.reconcile.tally import Change, Tally
 from coordinator.storage.layout import BASE, repository_prefix
@@ -55,13 +56,6 @@ from coordinator.table.batch import LetterLimits
 from coordinator.table.doubtful_removals import Verdict
 
 log = structlog.get_logger()
-
-#: Parts that are listed at once. A store answers a page in some ten milliseconds, and processing it takes as long.
-PARTS_AT_ONCE = 4
-#: Links and manifests that are looked up at once, by all parts together.
-LOOKUPS_AT_ONCE = 12
-#: Attempts for a part, and the pause after the first, doubled after each: half a minute in all.
-ATTEMPTS, FIRST_PAUSE_S = 6, 1.0
 
 KIND = "reconcile"
 
@@ -93,6 +87,7 @@ class Reconcile:
         link_grace: timedelta,
         request_bound: timedelta,
         limits: LetterLimits | None = None,
+        sizes: Sizes = PRODUCTION,
     ) -> None:
         self._connections = connections
         self._store = store
@@ -101,9 +96,10 @@ class Reconcile:
         self._link_grace = link_grace
         self._request_bound = request_bound
         self._limits = limits or LetterLimits()
+        self._sizes = sizes
         self._keeper = Keeper(connections, store, margin)
         self._evidence = Evidence(store)
-        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="reconcile-lookup")
+        self._lookups = ThreadPoolExecutor(sizes.lookups_at_once, thread_name_prefix="reconcile-lookup")
 
     def close(self) -> None:
         self._keeper.close()
@@ -116,7 +112,7 @@ class Reconcile:
         self._store.check()
         presence = self._presence(pod)
         parts = self._parts(work, pod)
-        scope = Scope(work.job, pod, tuple(parts), self._margin, self._link_grace)
+        scope = Scope(work.job, pod, tuple(parts), self._margin, self._link_grace, self._sizes)
         tally.plan(parts)
         self._compare_parts(work, scope, tally)
         with self._connections.use() as connection:
@@ -195,7 +191,7 @@ class Reconcile:
         with self._connections.use() as connection:
             parts = jobs.parts(connection, work.job)
             if not parts:
-                jobs.plan(connection, work.job, plan.parts(self._store, pod.prefixes))
+                jobs.plan(connection, work.job, plan.parts(self._store, pod.prefixes, self._sizes.parts))
                 parts = jobs.parts(connection, work.job)
         return parts
 
@@ -225,25 +221,26 @@ class Reconcile:
             finally:
                 self._connections.release()
 
-        with ThreadPoolExecutor(min(PARTS_AT_ONCE, len(waiting)) or 1, thread_name_prefix="reconcile") as pool:
-            futures = [pool.submit(compare_some) for _ in range(min(PARTS_AT_ONCE, len(waiting)))]
+        threads = min(self._sizes.parts_at_once, len(waiting))
+        with ThreadPoolExecutor(threads or 1, thread_name_prefix="reconcile") as pool:
+            futures = [pool.submit(compare_some) for _ in range(threads)]
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
             # Raise the cause: the other parts stopped because of it.
             raise next((error for error in errors if not isinstance(error, StoppedError)), errors[0])
 
     def _compare_part(self, work: Work, scope: Scope, tally: Tally, name: str, check: Callable[[], None]) -> None:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self._sizes.attempts):
             try:
                 with self._connections.use() as connection:
                     self._comparison(scope, connection, tally, check).part(name)
                     jobs.part_done(connection, work.job, name, tally.listed_in(name))
                 break
             except UnavailableError as error:
-                if attempt == ATTEMPTS - 1:
+                if attempt == self._sizes.attempts - 1:
                     raise
                 log.warning("part will be tried again", job=work.job.id, part=name, reason=str(error))
-            work.pause(FIRST_PAUSE_S * 2**attempt)
+            work.pause(self._sizes.first_pause_s * 2**attempt)
             check()
         tally.done()
 

@@ -55,10 +55,10 @@ class NotHereError(BaleenError):
 
 
 class Settler:
-    def __init__(self, connections: Connections, store: ObjectStore) -> None:
+    def __init__(self, connections: Connections, store: ObjectStore, lookups_at_once: int = LOOKUPS_AT_ONCE) -> None:
         self._connections = connections
         self._store = store
-        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
+        self._lookups = ThreadPoolExecutor(lookups_at_once, thread_name_prefix="lookup")
         self._evidence = Evidence(store)
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ def links(
     layers_after: datetime | None,
     tell: Callable[[int, int], None],
     tagged: Callable[[RepositoryName, Digest], None] = lambda _repository, _digest: None,
+    tell_every: int = TELL_EVERY,
 ) -> Iterator[Listed]:
     """Give the links among objects; layer links only if they are younger than `layers_after`, unless that is None.
 
@@ -50,7 +51,7 @@ def links(
     keys = links = 0
     for key, _, modified_at in objects:
         keys += 1
-        if keys == TELL_EVERY:
+        if keys == tell_every:
             tell(keys, links)
             keys = links = 0
         if folder is None or not key.startswith(beginning):

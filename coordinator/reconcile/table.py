@@ -26,8 +26,6 @@ from coordinator.pods import clock
 from coordinator.table import dead_letters, processes
 from coordinator.table.batch import LetterLimits
 
-#: Rows of a cursor that are in memory at once.
-FETCH = 2000
 #: Sorting millions of a repository's holdings takes longer than other statements may.
 SORT_TIMEOUT = "15min"
 
@@ -144,18 +142,21 @@ def known(
     repositories: Sequence[int],
     began_at: datetime,
     margin: timedelta,
+    fetched: int,
 ) -> Iterator[Iterator[Known]]:
     """Give the table's links of these repositories, by repository and digest.
 
     `old` of a holding is by the registry's clock; a time in the future proves nothing, and counts as old.
     """
     values = {"repositories": integers(repositories), "began": began_at, "margin": margin}
-    with _cursor(connection, _KNOWN[kind], values, large=len(repositories) == 1) as rows:
+    with _cursor(connection, _KNOWN[kind], values, fetched, large=len(repositories) == 1) as rows:
         yield (Known(row[0], Digest(row[1]), row[2]) for row in rows)
 
 
 @contextmanager
-def unlisted(connection: Connection[Any], job: Job, kind: LinkKind, margin: timedelta) -> Iterator[Iterator[Unlisted]]:
+def unlisted(
+    connection: Connection[Any], job: Job, kind: LinkKind, margin: timedelta, fetched: int
+) -> Iterator[Iterator[Unlisted]]:
     """Give links older than the job, in repositories of which no link of the kind was listed."""
     table, column = _TABLES[kind]
     old = {
@@ -169,12 +170,14 @@ def unlisted(connection: Connection[Any], job: Job, kind: LinkKind, margin: time
             SELECT FROM job_repositories s WHERE s.job_id = %(job)s AND s.kind = %(kind)s AND s.repository_id = r.id)
     """
     values = {"pod": job.pod_id, "job": job.id, "kind": int(kind), "began": job.began_at, "margin": margin}
-    with _cursor(connection, statement, values, large=True) as rows:
+    with _cursor(connection, statement, values, fetched, large=True) as rows:
         yield (Unlisted(row[0], RepositoryName(row[1]), Digest(row[2])) for row in rows)
 
 
 @contextmanager
-def reported(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tuple[RepositoryName, Digest]]]:
+def reported(
+    connection: Connection[Any], pod_id: int, fetched: int
+) -> Iterator[Iterator[tuple[RepositoryName, Digest]]]:
     """Give each of the pod's manifests whose bytes were not read, or do not say everything, with a repository."""
     statement = """
         SELECT DISTINCT ON (m.id) r.name, b.digest
@@ -182,7 +185,7 @@ def reported(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[tupl
         JOIN manifests m ON m.id = h.manifest_id JOIN blobs b ON b.id = m.id
         WHERE r.pod_id = %(pod)s AND (NOT m.verified OR m.by_links) ORDER BY m.id
     """
-    with _cursor(connection, statement, {"pod": pod_id}, large=True) as rows:
+    with _cursor(connection, statement, {"pod": pod_id}, fetched, large=True) as rows:
         yield ((RepositoryName(row[0]), Digest(row[1])) for row in rows)
 
 
@@ -209,10 +212,10 @@ class Child(NamedTuple):
 
 
 @contextmanager
-def children(connection: Connection[Any], pod_id: int) -> Iterator[Iterator[Child]]:
+def children(connection: Connection[Any], pod_id: int, fetched: int) -> Iterator[Iterator[Child]]:
     """Give the children, without a known link, of all indexes of the pod; some more than once."""
     statement = _UNHELD_CHILDREN.format(indexes="repositories r", which="r.pod_id = %(pod)s")
-    with _cursor(connection, statement, {"pod": pod_id}, large=True) as rows:
+    with _cursor(connection, statement, {"pod": pod_id}, fetched, large=True) as rows:
         yield (_child(row) for row in rows)
 
 
@@ -301,9 +304,9 @@ def end(
 
 @contextmanager
 def _cursor(
-    connection: Connection[Any], statement: str, values: Mapping[str, Any], *, large: bool
+    connection: Connection[Any], statement: str, values: Mapping[str, Any], fetched: int, *, large: bool
 ) -> Iterator[Iterator[tuple[Any, ...]]]:
-    """Run a query whose rows the server keeps, and give them in pieces."""
+    """Run a query whose rows the server keeps, and give them; `fetched` of them are in memory at once."""
     cursor = connection.cursor(f"reconcile_{next(_names)}", withhold=True)
     with cursor:
         with connection.transaction():
@@ -314,9 +317,9 @@ def _cursor(
                 connection.execute("SET LOCAL plan_cache_mode = auto")
                 connection.execute(f"SET LOCAL statement_timeout = '{SORT_TIMEOUT}'")
             cursor.execute(statement, values, binary=True)
-        yield _fetch(cursor)
+        yield _fetch(cursor, fetched)
 
 
-def _fetch(cursor: Any) -> Iterator[tuple[Any, ...]]:
-    while rows := cursor.fetchmany(FETCH):
+def _fetch(cursor: Any, count: int) -> Iterator[tuple[Any, ...]]:
+    while rows := cursor.fetchmany(count):
         yield from rows

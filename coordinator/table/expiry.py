@@ -16,7 +16,7 @@ BATCH = 1000
 REMOVALS_KEPT = timedelta(days=30)
 
 
-def expire_links(connection: Connection[Any], grace: timedelta) -> int:
+def expire_links(connection: Connection[Any], grace: timedelta, batch: int = BATCH) -> int:
     """Delete direct links of pods of mode `manifest` that are older than the grace; return how many.
 
     In a pod of linker `relay`, whose links cannot be listed, two kinds stay:
@@ -45,11 +45,11 @@ def expire_links(connection: Connection[Any], grace: timedelta) -> int:
                 DELETE FROM repository_blobs l USING old
                 WHERE l.blob_id = old.blob_id AND l.repository_id = old.repository_id RETURNING l.blob_id
                 """,
-                (grace, BATCH),
+                (grace, batch),
             ).fetchall()
             statements.recount(connection, [], [row[0] for row in expired], by=-1)
         total += len(expired)
-        if len(expired) < BATCH:
+        if len(expired) < batch:
             return total
 
 
@@ -81,7 +81,7 @@ AND NOT EXISTS (SELECT FROM blobs b JOIN repository_blobs l ON l.blob_id = b.id
 """
 
 
-def forget_removals(connection: Connection[Any], retention: timedelta) -> int:
+def forget_removals(connection: Connection[Any], retention: timedelta, batch: int = BATCH) -> int:
     """Delete removals and renames that no late event can contradict any more; return how many. Doubtful ones stay.
 
     `retention`: how long Kafka keeps the events.
@@ -98,8 +98,8 @@ def forget_removals(connection: Connection[Any], retention: timedelta) -> int:
             )
             DELETE FROM removals r USING old WHERE r.repository_id = old.repository_id AND r.digest = old.digest
             """,
-            (kept, BATCH),
+            (kept, batch),
         ).rowcount
         total += forgotten
-        if forgotten < BATCH:
+        if forgotten < batch:
             return total

@@ -16,15 +16,15 @@ from schemas.records import BlobLifecycle
 BATCH = TAIL
 
 
-def publish_waiting(connections: Connections, producer: LifecycleProducer) -> int:
+def publish_waiting(connections: Connections, producer: LifecycleProducer, batch: int = BATCH) -> int:
     """Publish all changes in the outbox; return how many. Raises UnavailableError, and the rest stays there."""
     told = 0
     while True:
-        with connections.use() as connection, lifecycle.outbox(connection, BATCH) as changes:
+        with connections.use() as connection, lifecycle.outbox(connection, batch) as changes:
             if changes:
                 producer.publish([_record(change) for change in changes])
         told += len(changes)
-        if len(changes) < BATCH:
+        if len(changes) < batch:
             return told
 
 

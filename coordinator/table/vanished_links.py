@@ -81,8 +81,11 @@ async def accept(
     by: str,
     repository: RepositoryName | None = None,
     before: dt.datetime | None = None,
+    *,
+    batch: int = BATCH,
+    call_limit: int = CALL_LIMIT,
 ) -> Accepted:
-    """Accept that links of the pod are gone: up to CALL_LIMIT of those noticed until `before` (default: now).
+    """Accept that links of the pod are gone: up to `call_limit` of those noticed until `before` (default: now).
 
     Raises NotFoundError, and UsageError.
     """
@@ -101,7 +104,7 @@ async def accept(
                     "name": pod,
                     "before": before,
                     "repository": repository,
-                    "limit": BATCH,
+                    "limit": batch,
                     "decision": Decision.ACCEPTED.value,
                     "why": why.strip(),
                     "by": by.strip(),
@@ -111,5 +114,5 @@ async def accept(
             if digests:
                 await connection.exec_driver_sql(_DATE, (digests,))
         accepted += len(digests)
-        if len(digests) < BATCH or accepted >= CALL_LIMIT:
-            return Accepted(accepted, len(digests) == BATCH, before)
+        if len(digests) < batch or accepted >= call_limit:
+            return Accepted(accepted, len(digests) == batch, before)

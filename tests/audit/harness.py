@@ -24,7 +24,7 @@ from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import LIST_LIMIT, ObjectInfo, ObjectStore, OpenObject
 from coordinator.table.batch import Applied
-from tests.db.harness import NO_MARGIN, Table
+from tests.table.harness import NO_MARGIN, Table
 
 AGES = Ages(timedelta(), timedelta())
 
@@ -39,7 +39,8 @@ class World(Table):
     An audit is of the whole table, so it is emptied, unless this is a second view of one.
     """
 
-    def __init__(self, url: str, store: ObjectStore, *, empty: bool = True) -> None:
+    def __init__(self, url: str, store: ObjectStore, *, empty: bool = True, **sizes: int) -> None:
+        """`sizes`: as `Presence`."""
         super().__init__(url)
         if empty:
             for table in ("repository_manifests", "repository_blobs", "manifests", "blobs", "removals"):
@@ -48,7 +49,7 @@ class World(Table):
             self.links_are("link")
         self.store = store
         self.connections = Connections(url, name="audit-tests")
-        self.presence = Presence(self.connections, store)
+        self.presence = Presence(self.connections, store, **sizes)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -12,7 +12,6 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
 from coordinator.domain.references import ManifestKind
 from coordinator.errors import UnavailableError
-from coordinator.reconcile import presence as presence_module
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.resolve import NotHereError
 from coordinator.table import expiry
@@ -195,18 +194,18 @@ def test_manifests_that_could_not_be_read(world: World) -> None:
     assert world.outbox() == [(world.text("lost"), "missing", 1, 0)]
 
 
-def test_rounds_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_are_bounded(world: World) -> None:
     """A round looks at no more than so many, and each gets its turn, however many stay missing before it."""
-    monkeypatch.setattr(presence_module, "ROUND", 2)
-    monkeypatch.setattr(presence_module, "BATCH", 2)
+    looking = Presence(world.connections, world.store, batch=2, per_round=2)
     names = [f"lost{n}" for n in range(5)]
     world.needed("here")
     world.lost(*names)
-    world.presence.settle(world.digest(name) for name in names)
+    looking.settle(world.digest(name) for name in names)
     world.put("lost4")
-    assert [len(world.presence.round()) for _ in range(3)] == [0, 0, 1]
+    assert [len(looking.round()) for _ in range(3)] == [0, 0, 1]
     world.put("lost0")
-    assert [len(world.presence.round()) for _ in range(1)] == [1]
+    assert len(looking.round()) == 1
+    looking.close()
 
 
 STEPS = st.lists(

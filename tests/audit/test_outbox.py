@@ -44,8 +44,8 @@ class Told:
         return [(record.digest, record.change) for record in self.records]
 
 
-def publish(world: World, told: Told) -> int:
-    return outbox.publish_waiting(world.connections, told)  # type: ignore[arg-type]
+def publish(world: World, told: Told, batch: int = outbox.BATCH) -> int:
+    return outbox.publish_waiting(world.connections, told, batch)  # type: ignore[arg-type]
 
 
 def happen(world: World) -> list[tuple[str, str]]:
@@ -63,11 +63,10 @@ def happen(world: World) -> list[tuple[str, str]]:
     return [*expected, (world.text("b"), "missing")]
 
 
-def test_all_is_told_in_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_told_in_order(world: World) -> None:
     """Each change is told once, in the order in which it happened, however small the steps; then nothing waits."""
-    monkeypatch.setattr(outbox, "BATCH", 2)
     told, expected = Told(), happen(world)
-    assert publish(world, told) == len(expected)
+    assert publish(world, told, batch=2) == len(expected)
     assert told.changes() == expected
     assert [record.at for record in told.records] == sorted(record.at for record in told.records)
     assert (told.records[0].reference_count, told.records[0].link_count) == (0, 1)

@@ -206,7 +206,7 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
     events = history(seed, PODS, EVENTS)
     migrate.upgrade(database.url)
     table = Table(database.url)
-    table.add_pods({pod: [pod] for pod in PODS})
+    table.add_pods()
     place = Place(
         {
             "database_url": database.url,

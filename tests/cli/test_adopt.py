@@ -15,8 +15,8 @@ from coordinator.storage.s3 import S3ObjectStore
 from tests.api.harness import READ
 from tests.cli.conftest import Command, Done
 from tests.cli.test_commands import errs
-from tests.reconcile.trees import BASE, content_key, push
 from tests.storage.file_store import WritableFiles
+from tests.survey.trees import BASE, content_key, push
 
 
 class BusyApi:

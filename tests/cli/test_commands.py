@@ -18,9 +18,9 @@ from coordinator.tokens.table import hash_of
 from schemas.records import RECORD_CONTENT_TYPE
 from tests.api.harness import READ, Facts, Served, dead_letter
 from tests.cli.conftest import Command, Done, program_environment
-from tests.pods.registries import running_model
-from tests.pods.sink import NotificationSink
 from tests.services.http import Handler, HTTPServer
+from tests.support.registries import running_model
+from tests.support.sink import NotificationSink
 from tests.support.wait import eventually
 from tests.tokens import forge
 

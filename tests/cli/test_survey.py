@@ -13,7 +13,7 @@ from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.cli.conftest import ROOT, Command, program_environment
 from tests.cli.test_commands import errs
-from tests.reconcile.trees import BASE, Registry, Repository, digest, fill, write_files
+from tests.survey.trees import BASE, Registry, Repository, digest, fill, write_files
 
 ONE = Registry({1: 1000, 2: 50, 3: 7}, {"a": Repository({1, 2}, {3}), "b/c": Repository({1}), "d": Repository({9})})
 OTHER = Registry({1: 1000, 4: 400}, {"a": Repository({1, 4}, {4})})

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.references import (
     MANIFEST_KINDS,
+    REFERENCES_LIMIT,
     MalformedManifestError,
     ManifestContent,
     ManifestKind,
@@ -158,12 +159,12 @@ def test_no_json(body: bytes) -> None:
         parse_manifest(body)
 
 
-def test_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manifest that lists more than any can is refused."""
-    monkeypatch.setattr("coordinator.domain.references.REFERENCES_LIMIT", 3)
-    assert len(parsed(IMAGE).references) == 3
-    with pytest.raises(MalformedManifestError, match="3"):
-        parsed(IMAGE | {"layers": [descriptor(B), descriptor(B), descriptor(C)]})
+def test_too_many() -> None:
+    """A manifest that lists more than any can is refused, whether the digests are different or not."""
+    layers = [descriptor(Digest(number.to_bytes(32))) for number in range(REFERENCES_LIMIT - 1)]
+    assert len(parsed(IMAGE | {"layers": layers}).references) == REFERENCES_LIMIT
+    with pytest.raises(MalformedManifestError, match=str(REFERENCES_LIMIT)):
+        parsed(IMAGE | {"layers": [*layers, layers[0]]})
 
 
 json_values = st.recursive(

@@ -1,6 +1,6 @@
 """How far a pod has reported, and what echoes say of processes: the rules alone.
 
-That no watermark claims too much, with everything real but Kafka's client, is in tests/db/test_watermark_oracle.py.
+That no watermark claims too much, with everything real but Kafka's client, is in tests/pods/test_watermark_oracle.py.
 """
 
 import itertools

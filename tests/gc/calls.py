@@ -201,7 +201,7 @@ def run_job(garbage: Garbage, calls: Told) -> bool:
     """Take the job that waits, and run it; False if the process died of it."""
     with job(garbage, calls) as (connections, collect, _):
         try:
-            running.run_waiting_jobs(connections, {KIND: collect}, threading.Event())
+            running.run_waiting_jobs(connections, {KIND: collect}, threading.Event(), running.Pulse(3600.0, 3600.0))
         except DiedError:
             return False
     return True

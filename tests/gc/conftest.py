@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator.gc import collect
-from coordinator.jobs import work as jobs
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
@@ -41,6 +40,5 @@ def only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Nor does a job that was held up ask again for what it knows: what counts its calls would find others.
     """
-    monkeypatch.setattr(jobs, "TELL_EVERY_S", 3600.0)
     monkeypatch.setattr(collect, "FACTS_S", 3600.0)
     monkeypatch.setattr(collect, "PAUSE_S", 0.0)

@@ -35,8 +35,8 @@ from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
-from tests.db.harness import Table
 from tests.support.wait import eventually
+from tests.table.harness import Table
 
 NO_TIMES = Times(timedelta(0), timedelta(0), timedelta(0))
 NO_LIMITS = Limits(100, 1_000_000, Amount(10**9, 10**15))

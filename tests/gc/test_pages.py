@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coordinator.gc import collect, plan
-from coordinator.jobs.work import run_waiting_jobs
+from coordinator.jobs.work import Pulse, run_waiting_jobs
 from tests.gc.calls import last
 from tests.gc.harness import Garbage
 from tests.storage.memory import MemoryObjectStore
@@ -52,7 +52,7 @@ def test_runs_keep_no_more_connections(garbage: Garbage) -> None:
             garbage.pushed(f"m{number}", *(f"{name}{number}" for name in NAMES))
             garbage.forget(f"m{number}")
             garbage.ask()
-            run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event())
+            run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event(), Pulse(3600.0, 3600.0))
             ((count,),) = garbage.rows(
                 "SELECT count(*) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'test-gc'"

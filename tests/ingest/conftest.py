@@ -1,5 +1,3 @@
-"""One embedded broker with Baleen's topics for all tests of ingest: topics have fixed names."""
-
 from collections.abc import Iterator
 
 import httpx
@@ -7,15 +5,7 @@ import pytest
 
 from coordinator.kafka.topics import ensure_topics
 from coordinator.settings import Settings, build
-from coordinator.stack.supervisor import Stack
-from tests.ingest.harness import TOKENS, V1, Tape, serving
-
-
-@pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with Stack(tmp_path_factory.mktemp("ingest"), services=("kafka",)) as stack:
-        assert stack.endpoints.kafka_bootstrap is not None
-        yield stack.endpoints.kafka_bootstrap
+from tests.ingest.harness import Tape, sending_as_pod_a, serving
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +31,5 @@ def url(settings: Settings) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
-    """Speaks as pod-a, unless told otherwise."""
-    headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
-    with httpx.Client(base_url=url, headers=headers, timeout=90) as client:
+    with sending_as_pod_a(url) as client:
         yield client

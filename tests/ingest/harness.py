@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Collection, Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import httpx
 import uvicorn
 import uvloop
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -26,6 +28,7 @@ from coordinator.ingest.service import Ingest
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings
+from coordinator.stack.supervisor import Stack
 from tests.support.wait import eventually
 
 V1 = "application/vnd.docker.distribution.events.v1+json"
@@ -106,6 +109,20 @@ def serving(settings: Settings, **arguments: Any) -> Iterator[str]:
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def broker_in(directory: Path) -> Iterator[str]:
+    """The address of an embedded broker, which keeps its log and its port in the directory."""
+    with Stack(directory, services=("kafka",)) as stack:
+        assert stack.endpoints.kafka_bootstrap is not None
+        yield stack.endpoints.kafka_bootstrap
+
+
+def sending_as_pod_a(url: str, **options: Any) -> httpx.Client:
+    """A client of ingest with the token of pod-a."""
+    headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
+    return httpx.Client(base_url=url, headers=headers, **{"timeout": 90} | options)
 
 
 class Stored(NamedTuple):

@@ -2,17 +2,15 @@
 
 import asyncio
 import time
-from types import SimpleNamespace
 
-import httpx
 import pytest
 
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.ingest import holding
 from coordinator.ingest.directory import KnownPod
-from coordinator.ingest.holding import Hold, Holds, agent, asked
+from coordinator.ingest.holding import LIMIT_S, REMEMBERED, Hold, Holds, agent, asked
 from coordinator.ingest.normalise import Accepted
-from tests.ingest.harness import FixedDirectory, Tape, envelope, event
+from coordinator.settings import Settings
+from tests.ingest.harness import FixedDirectory, Tape, envelope, event, sending_as_pod_a, serving
 from tests.ingest.test_normalise import outcome_of
 
 PATH = "/v1/events/pod-a"
@@ -34,46 +32,35 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
         self._waits: list[float] = []
+        self._holds = Holds(lambda: self.now, self._sleep)
 
-    def monotonic(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         self._waits.append(seconds)
 
-    def waits(self, holds: Holds, *wanted: Hold) -> list[float]:
+    def waits(self, *wanted: Hold) -> list[float]:
         """How long each of these waits, if it comes now."""
-        self._waits = []
-        asyncio.run(holds.wait(POD, wanted))
+        self._waits.clear()
+        asyncio.run(self._holds.wait(POD, wanted))
         return self._waits
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(holding, "time", clock)
-    monkeypatch.setattr(holding, "asyncio", clock)
-    return clock
-
-
-def test_a_signed_hold(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signed_hold() -> None:
     """What is signed for the pod waits as long as it says, and no longer than the limit, however long it says."""
-    monkeypatch.setattr(holding, "LIMIT_S", 2)
-    assert clock.waits(Holds(), hold()) == [1]
-    assert clock.waits(Holds(), hold(seconds=9999)) == [2]
+    assert Clock().waits(hold()) == [1]
+    assert Clock().waits(hold(seconds=9999)) == [LIMIT_S]
 
 
-def test_a_hold_that_is_repeated(clock: Clock) -> None:
+def test_a_hold_that_is_repeated() -> None:
     """A nonce holds once: what repeats it waits for what is left of the first wait, and after that not at all."""
-    holds = Holds()
-    assert clock.waits(holds, hold()) == [1]
+    clock = Clock()
+    assert clock.waits(hold()) == [1]
     clock.now += 0.5
-    assert clock.waits(holds, hold()) == [0.5]
+    assert clock.waits(hold()) == [0.5]
     clock.now += 0.5
-    assert clock.waits(holds, hold(), hold()) == [0, 0]
+    assert clock.waits(hold(), hold()) == [0, 0]
 
 
-def test_a_hold_that_is_not_believed(clock: Clock) -> None:
+def test_a_hold_that_is_not_believed() -> None:
     """Who cannot sign, or signed for another pod, another nonce or fewer seconds, has nothing held."""
     other = PODS[PodName("pod-b")]
     forged = [
@@ -83,20 +70,14 @@ def test_a_hold_that_is_not_believed(clock: Clock) -> None:
         hold(pod=other),
         hold(pod=POD.__class__(other.name, (), POD.token_sha256)),
     ]
-    assert clock.waits(Holds(), *forged) == []
+    assert Clock().waits(*forged) == []
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_is_bounded() -> None:
     """Of many nonces the oldest are forgotten."""
-    monkeypatch.setattr(holding, "REMEMBERED", 2)
-
-    async def held() -> int:
-        holds = Holds()
-        for number in range(5):
-            await holds.wait(POD, [hold(f"{number:032x}", 0)])
-        return len(holds._until)
-
-    assert asyncio.run(held()) == 2
+    clock = Clock()
+    clock.waits(*(hold(f"{number:032x}", 0) for number in range(REMEMBERED + 3)))
+    assert len(clock._holds._until) == REMEMBERED
 
 
 @pytest.mark.parametrize(
@@ -118,7 +99,7 @@ def test_who_asks(repository: str, user_agent: str, held: bool) -> None:
     assert (outcome.hold is not None) is held
 
 
-def test_an_answer_that_is_held_back(client: httpx.Client, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_held_back(settings: Settings, tape: Tape) -> None:
     """The event is answered and stored after its time; once more it is taken at once, as are others."""
     waits: list[float] = []
 
@@ -126,17 +107,15 @@ def test_an_answer_that_is_held_back(client: httpx.Client, tape: Tape, monkeypat
         waits.append(seconds)
         await asyncio.sleep(seconds)
 
-    # Ingest is served by a thread of this process.
-    monkeypatch.setattr(holding, "asyncio", SimpleNamespace(sleep=noted))
-    tape.rewind()
     user_agent = agent(POD.token_sha256, POD.name, NONCE, 1)
     body = envelope(event(repository=SCRATCH, request={"useragent": user_agent}))
-    began = time.monotonic()
-    assert client.post(PATH, content=body).json()["accepted"] == 1
-    assert time.monotonic() - began >= 1
-    assert tape.count() == (1, 0)
-    waits.clear()
-    assert client.post(PATH, content=body).json()["accepted"] == 1
-    assert waits == [0]
-    assert client.post(PATH, content=envelope(event())).json()["accepted"] == 1
-    assert waits == [0]
+    with serving(settings, holds=Holds(sleep=noted)) as url, sending_as_pod_a(url) as client:
+        began = time.monotonic()
+        assert client.post(PATH, content=body).json()["accepted"] == 1
+        assert time.monotonic() - began >= 1
+        assert tape.count() == (1, 0)
+        waits.clear()
+        assert client.post(PATH, content=body).json()["accepted"] == 1
+        assert waits == [0]
+        assert client.post(PATH, content=envelope(event())).json()["accepted"] == 1
+        assert waits == [0]

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from coordinator.ingest.normalise import (
     normalise,
     retry,
 )
-from schemas.records import RegistryEvent, RegistryWatermark
+from schemas.records import DeadLetter, RegistryEvent, RegistryWatermark
 from tests.ingest.harness import DIGEST, V1, envelope, event
 
 OCI = "application/vnd.oci.image.manifest.v1+json"
@@ -43,10 +44,19 @@ def accepted(**changes: Any) -> RegistryEvent:
     return outcome.event
 
 
-def reason_of(**changes: Any) -> str:
-    outcome = outcome_of(**changes)
+def letter_of(body: bytes, origin: Origin = ORIGIN) -> DeadLetter:
+    """The dead letter that comes of a body, and nothing else."""
+    (outcome,) = normalise(body, origin)
     assert isinstance(outcome, DeadLettered), outcome
-    return outcome.letter.reason
+    return outcome.letter
+
+
+def reason_of(**changes: Any) -> str:
+    return letter_of(envelope(event(**changes))).reason
+
+
+def kinds(outcomes: Sequence[Outcome]) -> list[type[Outcome]]:
+    return [type(each) for each in outcomes]
 
 
 @pytest.mark.parametrize("media_type", [*MANIFEST_KINDS, f"{OCI}; charset=utf-8", OCI.upper()])
@@ -148,9 +158,7 @@ def test_no_probe(agent: str, instance: Any) -> None:
 @pytest.mark.parametrize("action", ["mount", "delete"])
 def test_only_pulls_and_pushes_report(action: str) -> None:
     """What nobody does who probes reports nothing."""
-    posted = event(action=action, request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i-1"})
-    (outcome,) = normalise(envelope(posted), ORIGIN)
-    assert isinstance(outcome, Accepted)
+    accepted(action=action, request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i-1"})
 
 
 def test_a_push_that_is_a_probe() -> None:
@@ -161,8 +169,8 @@ def test_a_push_that_is_a_probe() -> None:
     assert isinstance(pushed, Accepted)
     assert reported == Reported(RegistryWatermark(action="watermark", pod="pod-a", source="i-1", nonce=NONCE))
     refused = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
-    assert [type(each) for each in normalise(envelope(refused), ORIGIN)] == [DeadLettered]
-    assert [type(each) for each in normalise(envelope(event(request=agent)), ORIGIN)] == [Accepted]
+    assert kinds(normalise(envelope(refused), ORIGIN)) == [DeadLettered]
+    assert kinds(normalise(envelope(event(request=agent)), ORIGIN)) == [Accepted]
 
 
 @pytest.mark.parametrize(
@@ -194,17 +202,15 @@ def test_many_probes_in_one_envelope() -> None:
     assert len(outcomes) == 102
     posted = [event(request={"useragent": agent}, source=source) for agent in agents]
     outcomes = normalise(envelope(*posted), ORIGIN)
-    assert [type(each) for each in outcomes].count(Accepted) == 100
+    assert kinds(outcomes).count(Accepted) == 100
     assert [each.record.nonce for each in outcomes if isinstance(each, Reported)] == reported
 
 
 def test_a_probe_in_a_dead_letter() -> None:
     """A probe that lay in a dead letter reports nothing when that is retried: it came back long ago."""
     probe = event(action="pull", request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i"})
-    (outcome,) = normalise(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
-    assert isinstance(outcome, DeadLettered)
-    mended = msgspec.structs.replace(outcome.letter, content_type=V1)
-    assert [type(each) for each in retry(mended, {"pod-a"})] == [Accepted]
+    letter = letter_of(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
+    assert kinds(retry(msgspec.structs.replace(letter, content_type=V1), {"pod-a"})) == [Accepted]
 
 
 def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
@@ -212,10 +218,8 @@ def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
     agent = {"useragent": f"baleen-probe/{NONCE}", "method": "PUT"}
     posted = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
     for changes in ({}, {"content_type": "text/plain"}):
-        (outcome,) = normalise(envelope(posted), ORIGIN._replace(**changes))
-        assert isinstance(outcome, DeadLettered)
-        mended = msgspec.structs.replace(outcome.letter, content_type=V1)
-        assert [type(each) for each in retry(mended, {"other"})] == [Accepted]
+        letter = letter_of(envelope(posted), ORIGIN._replace(**changes))
+        assert kinds(retry(msgspec.structs.replace(letter, content_type=V1), {"other"})) == [Accepted]
 
 
 @pytest.mark.parametrize(
@@ -258,10 +262,8 @@ def test_times_become_utc() -> None:
 def test_nul_never_reaches_the_table() -> None:
     """PostgreSQL cannot hold NUL: it is replaced in what is only told, and in a dead letter's payload."""
     assert accepted(actor={"name": "a\0b"}).actor == "a\ufffdb"
-    (outcome,) = normalise(b"\0" * 100_000, ORIGIN)
-    assert isinstance(outcome, DeadLettered)
-    assert outcome.letter.payload == "\ufffd" * (PAYLOAD_LIMIT // 3)
-    assert outcome.letter.payload_bytes == 100_000
+    letter = letter_of(b"\0" * 100_000)
+    assert (letter.payload, letter.payload_bytes) == ("\ufffd" * (PAYLOAD_LIMIT // 3), 100_000)
 
 
 @given(st.binary(max_size=300), st.integers(0, 400))
@@ -277,26 +279,20 @@ def test_payload_is_text_and_bounded(noise: bytes, copies: int) -> None:
 
 def test_retry() -> None:
     """A dead letter's payload is judged anew: by the prefixes of now, be it an event or an envelope."""
-    (outcome,) = normalise(envelope(event(repository="late/x")), ORIGIN)
-    assert isinstance(outcome, DeadLettered)
-    assert retry(outcome.letter, {"pod-a"}) == [outcome]
-    (again,) = retry(outcome.letter, {"pod-a", "late"})
+    letter = letter_of(envelope(event(repository="late/x")))
+    assert retry(letter, {"pod-a"}) == [DeadLettered(letter)]
+    (again,) = retry(letter, {"pod-a", "late"})
     assert isinstance(again, Accepted)
     assert again.event.repository == "late/x"
-    whole = envelope(event(), event(action="pull"))
-    (outcome,) = normalise(whole, ORIGIN._replace(content_type="text/plain"))
-    assert isinstance(outcome, DeadLettered)
-    mended = msgspec.structs.replace(outcome.letter, content_type=V1)
-    assert [type(each) for each in retry(mended, {"pod-a"})] == [Accepted, Dropped]
-    assert retry(outcome.letter, {"pod-a"}) == [outcome]
+    letter = letter_of(envelope(event(), event(action="pull")), ORIGIN._replace(content_type="text/plain"))
+    assert kinds(retry(msgspec.structs.replace(letter, content_type=V1), {"pod-a"})) == [Accepted, Dropped]
+    assert retry(letter, {"pod-a"}) == [DeadLettered(letter)]
 
 
 def test_a_large_event_can_be_retried() -> None:
     """An event that is too long to keep whole is kept without its references, and accepted once it is understood."""
     listed = [{"digest": f"sha256:{number:064x}", "size": 7, "mediaType": "x" * 80} for number in range(450)]
-    (outcome,) = normalise(envelope(event(repository="late/x", references=listed)), ORIGIN)
-    assert isinstance(outcome, DeadLettered)
-    (again,) = retry(outcome.letter, {"late"})
+    (again,) = retry(letter_of(envelope(event(repository="late/x", references=listed))), {"late"})
     assert isinstance(again, Accepted)
     assert again.event.repository == "late/x"
     assert again.event.digest is not None
@@ -306,20 +302,16 @@ def test_a_large_event_can_be_retried() -> None:
 def test_retry_of_what_was_cut() -> None:
     """What was cut is not read again: the rest of it might have said anything."""
     body = json.dumps({"events": [event()], "rest": "x" * PAYLOAD_LIMIT}).encode()
-    (outcome,) = normalise(body, ORIGIN._replace(content_type=""))
-    assert isinstance(outcome, DeadLettered)
-    assert retry(outcome.letter, {"pod-a"}) == [outcome]
+    letter = letter_of(body, ORIGIN._replace(content_type=""))
+    assert retry(letter, {"pod-a"}) == [DeadLettered(letter)]
 
 
 @pytest.mark.parametrize("size", [-1, 2**63, 10**30, 1.5, "5", None, True, [], {"a": 1}])
 @pytest.mark.parametrize("name", ["size", "length"])
 def test_a_size_that_is_none_is_one_that_nobody_said(name: str, size: Any) -> None:
     """Attempt 14: whatever a client wrote for a size, its event is accepted, and the size is not known."""
-    outcome = outcome_of(size=..., length=...)
-    assert isinstance(outcome, Accepted)
-    outcome = outcome_of(**({"size": ..., "length": ...} | {name: size}))
-    assert isinstance(outcome, Accepted)
-    assert outcome.event.size is None
+    accepted(size=..., length=...)
+    assert accepted(**({"size": ..., "length": ...} | {name: size})).size is None
 
 
 @pytest.mark.parametrize(
@@ -336,25 +328,20 @@ def test_a_size_that_is_none_is_one_that_nobody_said(name: str, size: Any) -> No
 )
 def test_references_that_cannot_be_taken_over_are_left_to_the_bytes(references: Any) -> None:
     """Attempt 14: a manifest whose references Baleen cannot follow is accepted without any: its bytes say them."""
-    outcome = outcome_of(mediaType=OCI, references=references)
-    assert isinstance(outcome, Accepted)
-    assert outcome.event.references is None
+    assert accepted(mediaType=OCI, references=references).references is None
 
 
 def test_a_reference_of_an_absurd_size() -> None:
     """Attempt 14: a layer of size -1 is a layer whose size nobody said."""
-    outcome = outcome_of(mediaType=OCI, references=[{"digest": DIGEST, "size": -1}])
-    assert isinstance(outcome, Accepted)
-    assert outcome.event.references is not None
-    assert [(each.digest, each.size) for each in outcome.event.references] == [(DIGEST, None)]
+    listed = accepted(mediaType=OCI, references=[{"digest": DIGEST, "size": -1}]).references
+    assert listed is not None
+    assert [(each.digest, each.size) for each in listed] == [(DIGEST, None)]
 
 
 @pytest.mark.parametrize("media_type", [..., "", "application/json"])
 def test_a_push_of_an_unknown_kind_is_a_manifest_to_read(media_type: Any) -> None:
     """What is pushed as neither a blob nor a known manifest is accepted, and its bytes are to say what it needs."""
-    outcome = outcome_of(mediaType=media_type, references=[{"digest": DIGEST}])
-    assert isinstance(outcome, Accepted)
-    assert outcome.event.references is None
+    assert accepted(mediaType=media_type, references=[{"digest": DIGEST}]).references is None
 
 
 @pytest.mark.parametrize("action", ["push", "mount", "delete"])
@@ -366,8 +353,7 @@ def test_a_link_by_another_algorithm_says_nothing(action: str) -> None:
 
 def test_commas_in_a_string_are_no_values() -> None:
     """A client that writes a million commas into its User-Agent makes no dead letter, of a push or of a pull."""
-    request = {"useragent": "," * 1_000_000}
-    assert isinstance(outcome_of(request=request), Accepted)
+    accepted(request={"useragent": "," * 1_000_000})
 
 
 def test_values_in_references_make_no_dead_letter() -> None:
@@ -376,9 +362,6 @@ def test_values_in_references_make_no_dead_letter() -> None:
     listed = accepted(mediaType=OCI, references=many).references
     assert listed is not None
     assert [entry.digest for entry in listed] == [OTHER]
-    (outcome,) = normalise(envelope(event(mediaType=OCI, references=many, repository="pod-b/x")), ORIGIN)
-    assert isinstance(outcome, DeadLettered)
-    assert (outcome.letter.reason, outcome.letter.repositories) == ("not-owned", None)
-    (outcome,) = normalise(envelope(event(meta=many)), ORIGIN)
-    assert isinstance(outcome, DeadLettered)
-    assert outcome.letter.reason == "oversized"
+    letter = letter_of(envelope(event(mediaType=OCI, references=many, repository="pod-b/x")))
+    assert (letter.reason, letter.repositories) == ("not-owned", None)
+    assert reason_of(meta=many) == "oversized"

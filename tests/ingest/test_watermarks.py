@@ -18,8 +18,7 @@ from coordinator.ingest.normalise import Origin, normalise
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, ensure_topics
 from coordinator.settings import Settings, build
-from coordinator.stack.supervisor import Stack
-from tests.ingest.harness import V1, Tape, envelope, event
+from tests.ingest.harness import V1, Tape, broker_in, envelope, event
 
 PATH = "/v1/events/pod-a"
 PARTITIONS = 4
@@ -160,9 +159,7 @@ def test_partitions_that_were_added(tmp_path: Path, topic: str) -> None:
 
     Of dead letters it stands in those, too, in which the pod's were before there were more.
     """
-    with Stack(tmp_path, services=("kafka",)) as stack:
-        bootstrap = stack.endpoints.kafka_bootstrap
-        assert bootstrap is not None
+    with broker_in(tmp_path) as bootstrap:
         settings = build({"kafka_bootstrap": bootstrap, "kafka_partitions": 2})
         ensure_topics(settings)
 

@@ -35,10 +35,10 @@ from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.gc.harness import Garbage
-from tests.pods.guarded import GuardedRegistry
 from tests.services.databases import Databases
 from tests.services.http import Handler, HTTPServer
 from tests.storage.memory import MemoryObjectStore
+from tests.support.guarded_registry import GuardedRegistry
 from tests.tokens.issuer import basic
 
 SOURCE, TARGET, OTHER = (RepositoryName(name) for name in ("pod-a/app", "pod-b/app", "pod-b/other"))

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from coordinator.reconcile import reconcile
+from coordinator.reconcile.sizes import Sizes
 from coordinator.table import statements
 from tests.reconcile.harness import World
 from tests.services.databases import Databases
+from tests.support.tables import add_gap, open_gaps
 
 
 @pytest.fixture
@@ -48,25 +49,19 @@ def once_a_part_is_done(world: World, lose: Callable[[World], None]) -> Callable
 
 
 @pytest.mark.parametrize("lose", [lose_parts, lose_plan, lose_job])
-def test_what_is_lost_meanwhile_is_not_done(
-    world: World, lose: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_lost_meanwhile_is_not_done(world: World, lose: Callable[[World], None]) -> None:
     """The gap stays open until a reconcile, whose parts the database has, is done: then nothing is missing."""
-    monkeypatch.setattr(reconcile, "PARTS_AT_ONCE", 1)
+    world.sizes = Sizes(parts_at_once=1)
     for number, repository in enumerate(("a", "b", "c")):
         world.pushed(repository, world.image(f"m{number}"), 1)
-    world.connection.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (%s, '', -1, 'log-cut', 0)",
-        (world.pods[world.pod],),
-    )
+    add_gap(world.connection, world.pods[world.pod])
     world.bucket.interrupt = once_a_part_is_done(world, lose)
     assert world.tried().state != "done"
-    open_gaps = "SELECT count(*) FROM gaps WHERE settled_at IS NULL"
-    assert world.rows(open_gaps) == [(1,)]
+    assert len(open_gaps(world.connection)) == 1
     # One that nobody holds any more is not in the way.
     world.connection.execute("UPDATE jobs SET state = 'failed', finished_at = now() WHERE state = 'running'")
     assert world.reconcile().count("gaps_settled") == 1
-    assert world.rows(open_gaps) == [(0,)]
+    assert open_gaps(world.connection) == []
     world.sound()
 
 

@@ -80,9 +80,10 @@ def listed(world: World, repository: RepositoryName | None = None, limit: int = 
             return found
 
 
-def accept(world: World, repository: RepositoryName | None = None) -> Accepted:
+def accept(world: World, repository: RepositoryName | None = None, **limits: int) -> Accepted:
     accepted: Accepted = ask(
-        world, lambda engine: vanished_links.accept(engine, PodName(world.pod), "we cleaned up", "ann", repository)
+        world,
+        lambda engine: vanished_links.accept(engine, PodName(world.pod), "we cleaned up", "ann", repository, **limits),
     )
     return accepted
 
@@ -228,18 +229,16 @@ def test_pages_and_repositories(world: World) -> None:
     assert held_by(world) == []
 
 
-def test_acceptance_goes_in_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acceptance_goes_in_batches(world: World) -> None:
     """A call ends before it takes long, says that there is more, and none that came after it began is accepted."""
-    monkeypatch.setattr(vanished_links, "BATCH", 2)
-    monkeypatch.setattr(vanished_links, "CALL_LIMIT", 4)
     images = [world.image(f"m{number}") for number in range(5)]
     world.arrive(*(world.pushed("app", image, 1) for image in images))
     for image in images:
         world.vanished("app", image.digest)
     world.reconcile()
-    first = accept(world)
+    first = accept(world, batch=2, call_limit=4)
     assert first[:2] == (4, True)
-    assert accept(world)[:2] == (1, False)
+    assert accept(world, batch=2, call_limit=4)[:2] == (1, False)
     before = first.before - timedelta(hours=1)
     assert (
         ask(world, lambda engine: vanished_links.accept(engine, PodName(world.pod), "w", "b", None, before)).accepted

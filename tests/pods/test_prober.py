@@ -17,11 +17,12 @@ from coordinator.settings import Settings
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import settings_for
-from tests.pods.guarded import GuardedRegistry
-from tests.pods.issuer import CREDENTIALS, TokenIssuer, basic
-from tests.pods.registries import running_distribution, running_model
-from tests.pods.sink import NotificationSink
 from tests.storage.memory import MemoryObjectStore
+from tests.support.guarded_registry import GuardedRegistry
+from tests.support.issuer import CREDENTIALS, TokenIssuer, basic
+from tests.support.registries import running_distribution, running_model
+from tests.support.sink import NotificationSink
+from tests.support.tables import add_pod, add_process
 from tests.support.wait import eventually
 
 DEADLINE = 60.0
@@ -54,12 +55,7 @@ class World:
         self.connections = bootstrap.connections(settings, name="test-prober")
 
     def add_pod(self, name: str, *registries: str, probe: str = "push") -> None:
-        self.db.execute(
-            "WITH p AS ("
-            "  INSERT INTO pods (name, registries, event_token_sha256, probe) VALUES (%s, %s, %s, %s) RETURNING id"
-            ") INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM p",
-            (name, list(registries), b"x" * 32, probe, name),
-        )
+        self.pod = add_pod(self.db, name, registries=list(registries), probe=probe)
 
     @contextmanager
     def prober(self, **options: Any) -> Iterator[Prober]:
@@ -349,7 +345,7 @@ def test_all_of_a_shared_address_are_asked(world: World, sink: NotificationSink)
         eventually(lambda: world.answers(registry.url), "it answers")
         world.db.execute("UPDATE endpoints SET shared = true")
         for instance in ("one", "two", "three"):
-            world.db.execute("INSERT INTO sources (pod_id, instance_id) SELECT id, %s FROM pods", (instance,))
+            add_process(world.db, world.pod, instance)
         sent = len(world.probes(registry.url))
         eventually(lambda: not prober._busy, "nothing is under way")
         prober.round()

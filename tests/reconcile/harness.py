@@ -22,14 +22,16 @@ from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import parse_manifest
 from coordinator.jobs import table as jobs
-from coordinator.jobs.work import run_waiting_jobs
+from coordinator.jobs.work import Pulse, run_waiting_jobs
 from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import statements
-from tests.db.harness import Table, at
 from tests.storage.memory import MemoryObjectStore
+from tests.support.tables import add_job, add_pod
+from tests.table.harness import Table, at
 
 Pairs = set[tuple[str, Digest]]
 
@@ -97,9 +99,16 @@ class World(Table):
     """A table and one pod of it, which owns `self.pod` and all below."""
 
     def __init__(
-        self, url: str, store: ObjectStore | None = None, mode: str = "manifest", linker: str = "link"
+        self,
+        url: str,
+        store: ObjectStore | None = None,
+        mode: str = "manifest",
+        linker: str = "link",
+        sizes: Sizes = PRODUCTION,
     ) -> None:
         super().__init__(url)
+        self.sizes = sizes
+        self.pulse = Pulse()
         self.bucket = Bucket()
         self.store: ObjectStore = self.bucket if store is None else store
         self.pod = f"pod-{self.space}"
@@ -107,12 +116,7 @@ class World(Table):
         self.add_pod(self.pod, mode, linker)
 
     def add_pod(self, name: str, mode: str = "manifest", linker: str = "link") -> None:
-        (row,) = self.rows(
-            "INSERT INTO pods (name, mode, linker, event_token_sha256) VALUES (%s, %s, %s, %s) RETURNING id",
-            (name, mode, linker, b"0" * 32),
-        )
-        self.pods[name] = row[0]
-        self.rows("INSERT INTO pod_prefixes VALUES (%s, %s) RETURNING 1", (name, row[0]))
+        self.pods[name] = add_pod(self.connection, name, mode=mode, linker=linker)
 
     def name(self, repository: str) -> RepositoryName:
         """A repository of the pod; `.` is the one that the prefix itself names."""
@@ -234,11 +238,7 @@ class World(Table):
     # The job
 
     def ask(self, why: str = "a test") -> int:
-        (row,) = self.rows(
-            "INSERT INTO jobs (kind, pod_id, why) VALUES ('reconcile', %s, %s) RETURNING id",
-            (self.pods[self.pod], why),
-        )
-        return int(row[0])
+        return add_job(self.connection, self.pods[self.pod], why=why)
 
     def ended(self, job: int) -> Done:
         (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", (job,))
@@ -257,14 +257,20 @@ class World(Table):
 
     def run(self, stop: threading.Event | None = None) -> int:
         with self.runner() as (connections, runner):
-            return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event())
+            return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event(), self.pulse)
 
     @contextmanager
     def runner(self) -> Iterator[tuple[Connections, Reconcile]]:
         connections = Connections(self.url, name="test-reconcile", prepare=statements.prepare)
-        settler = Settler(connections, self.store)
+        settler = Settler(connections, self.store, self.sizes.lookups_at_once)
         runner = Reconcile(
-            connections, self.store, settler, margin=MARGIN, link_grace=self.link_grace, request_bound=BOUND
+            connections,
+            self.store,
+            settler,
+            margin=MARGIN,
+            link_grace=self.link_grace,
+            request_bound=BOUND,
+            sizes=self.sizes,
         )
         try:
             yield connections, runner

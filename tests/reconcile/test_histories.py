@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.names import Digest
-from coordinator.reconcile import compare, plan, reconcile, table
+from coordinator.jobs.work import Pulse
 from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.layout import blob_key
 from tests.reconcile.harness import MARGIN, Pairs, World
 
@@ -145,7 +145,7 @@ class History:
 
     def _settle(self) -> None:
         with self._world.runner() as (connections, _):
-            settler = Settler(connections, self._world.store)
+            settler = Settler(connections, self._world.store, lookups_at_once=1)
             settler.settle(pod_id=self._world.pods[self._world.pod])
             settler.close()
 
@@ -169,21 +169,8 @@ class History:
             self._world.bucket.interrupt = lambda call, key: None
 
 
-@pytest.fixture(autouse=True)
-def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small batches, and one thing at a time, so that a history is the same each time."""
-    for module, name, value in (
-        (compare, "BATCH", 3),
-        (compare, "ADD_BATCH", 2),
-        (compare, "LOOK_BATCH", 2),
-        (table, "FETCH", 2),
-        (plan, "PARTS", 3),
-        (reconcile, "PARTS_AT_ONCE", 1),
-        (reconcile, "LOOKUPS_AT_ONCE", 1),
-    ):
-        monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr("coordinator.reconcile.resolve.LOOKUPS_AT_ONCE", 1)
-    monkeypatch.setattr("coordinator.jobs.work.TELL_EVERY_S", 60.0)
+#: Small batches, and one thing at a time, so that a history is the same each time.
+ONE_AT_A_TIME = Sizes(compared=3, added=2, looked_up=2, fetched=2, parts=3, parts_at_once=1, lookups_at_once=1)
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -199,7 +186,8 @@ def test_any_history(
     """A reconcile converges on the bucket; what was linked all the while is held after it, and for as long as it is
     linked, whatever older events still arrive (scenarios 2, 16, 19, 25).
     """
-    with World(database, mode="link" if links else "manifest") as world:
+    with World(database, mode="link" if links else "manifest", sizes=ONE_AT_A_TIME) as world:
+        world.pulse = Pulse(progress_every_s=60.0)
         world.bucket.__init__(by_parts=by_parts)  # type: ignore[misc]
         # Without anything of a registry the root may be the wrong one.
         world.bucket.put(blob_key(Digest(bytes(32))), b"another pod's")

@@ -17,10 +17,11 @@ from coordinator.domain.pods import PodMode
 from coordinator.domain.references import MANIFEST_BYTES_LIMIT, ManifestKind, is_manifest, parse_manifest
 from coordinator.reconcile import remains
 from coordinator.reconcile.layered import Layered
+from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.table import statements
-from tests.db.harness import at
 from tests.reconcile.harness import MARGIN, Image, World
+from tests.table.harness import at
 
 
 @pytest.fixture
@@ -174,9 +175,9 @@ def test_what_a_tag_points_to(world: World) -> None:
     assert counted(world, image) == [1, 1]
 
 
-def test_more_tags_than_are_looked_at_in_one_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_tags_than_are_looked_at_in_one_go(world: World) -> None:
     """However many tags there are, each of what they point to is held."""
-    monkeypatch.setattr("coordinator.reconcile.compare.BATCH", 3)
+    world.sizes = Sizes(compared=3)
     images = [world.image(f"m{number}") for number in range(10)]
     for number, image in enumerate(images):
         upload(world, "app", image.body)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.reconcile import presence
 from coordinator.reconcile.resolve import NotHereError
 from tests.audit.harness import World
 from tests.reconcile.harness import Bucket
@@ -18,19 +17,15 @@ def bucket() -> Bucket:
 
 @pytest.fixture
 def world(database: str, bucket: Bucket) -> Iterator[World]:
-    with World(database, bucket) as world:
+    with World(database, bucket, batch=2, lookups_at_once=1) as world:
         yield world
 
 
 @pytest.mark.parametrize("begun", ["check", "head"])
-def test_a_bucket_that_is_empty_for_a_while(
-    world: World, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, begun: str
-) -> None:
+def test_a_bucket_that_is_empty_for_a_while(world: World, bucket: Bucket, begun: str) -> None:
     """Where all that is stored vanishes without an error between two batches, or between the question whether this is
     the bucket and the look, nothing of what is looked at then becomes missing.
     """
-    monkeypatch.setattr(presence, "BATCH", 2)
-    monkeypatch.setattr(presence, "LOOKUPS_AT_ONCE", 1)
     names = ["a", "b", "c", "d"]
     # The newest is the first that is looked for to tell whether this is the bucket.
     world.needed(*names, "here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,31 +13,35 @@ import pytest
 from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest
 from coordinator.errors import UnavailableError
-from coordinator.reconcile import compare, plan, table
+from coordinator.reconcile import compare
+from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.layout import blob_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo
 from coordinator.storage.s3 import S3ObjectStore
 from coordinator.table import progress, renames
 from tests.reconcile.harness import LONG_GRACE, MARGIN, World
+from tests.storage.memory import MemoryObjectStore
+from tests.support import tables
+from tests.support.tables import add_gap, add_process, ago, insert
 
 Arrange = Callable[[Sequence[ObjectInfo]], Iterable[ObjectInfo]]
+
+
+#: Every repository of more than two links streams by itself, and batches are of few things.
+SMALL = Sizes(compared=3, added=2, looked_up=2, fetched=2, parts=3, first_pause_s=0.0)
+
+
+@pytest.fixture
+def world(database: str) -> Iterator[World]:
+    with World(database, sizes=SMALL) as world:
+        yield world
 
 
 @pytest.fixture
 def link_world(database: str) -> Iterator[World]:
     """A pod of mode `link`."""
-    with World(database, mode="link") as world:
+    with World(database, mode="link", sizes=SMALL) as world:
         yield world
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every repository of more than two links streams by itself, and batches are of few things."""
-    monkeypatch.setattr(compare, "BATCH", 3)
-    monkeypatch.setattr(compare, "ADD_BATCH", 2)
-    monkeypatch.setattr(compare, "LOOK_BATCH", 2)
-    monkeypatch.setattr(table, "FETCH", 2)
-    monkeypatch.setattr(plan, "PARTS", 3)
 
 
 def test_lost_pushes_and_deletes(world: World) -> None:
@@ -86,9 +91,9 @@ def test_again_changes_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("by_parts", [False, True])
 @pytest.mark.parametrize("batch", [2, 2000])
-def test_names_that_begin_alike(world: World, monkeypatch: pytest.MonkeyPatch, *, by_parts: bool, batch: int) -> None:
+def test_names_that_begin_alike(world: World, *, by_parts: bool, batch: int) -> None:
     """A repository that is also a folder of others, and names that sort between a name and what is below it."""
-    monkeypatch.setattr(compare, "BATCH", batch)
+    world.sizes = replace(SMALL, compared=batch)
     world.bucket.__init__(by_parts=by_parts)  # type: ignore[misc]
     names = [".", "a", "a/b", "a-b", "a.b", "a/b/c", "ab", "a/b-c"]
     images = [world.image(f"m{n}") for n in range(5)]
@@ -106,9 +111,9 @@ def test_names_that_begin_alike(world: World, monkeypatch: pytest.MonkeyPatch, *
     world.sound()
 
 
-def test_disorder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disorder(world: World) -> None:
     """A store that lists without any order costs look-ups and nothing else: the table is right, nothing goes."""
-    monkeypatch.setattr(plan, "PARTS", 1)
+    world.sizes = replace(SMALL, parts=1)
     images = [world.image(f"m{n}") for n in range(12)]
     for n, image in enumerate(images):
         fact = world.pushed(f"r{n % 2}", image, n)
@@ -125,7 +130,7 @@ def test_disorder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_a_real_store(database: str, s3: S3ObjectStore) -> None:
     """The same on a real S3 server, with its own clock and order."""
-    with World(database, s3) as world:
+    with World(database, s3, sizes=SMALL) as world:
         kept, lost, gone = world.image("kept"), world.image("lost"), world.image("gone")
         for name in (".", "a", "a-b", "a/b"):
             world.arrive(world.pushed(name, kept, 1), world.pushed(name, gone, 2))
@@ -151,8 +156,7 @@ def test_links_of_a_pod_that_counts_them(link_world: World) -> None:
     done = world.reconcile()
     assert world.table_links() == world.stored_layers()
     assert (done.count("links_added"), done.count("links_removed")) == (2, 2)
-    row = world.blob("lost")
-    assert row is not None
+    row = world.row("lost")
     assert (row.links, row.size) == (2, 7)
     world.sound()
 
@@ -190,9 +194,7 @@ def test_manifests_that_cannot_be_read(world: World) -> None:
         world.store.put(blob_key(image.digest), image.body)
     done = world.reconcile()
     assert done.count("unread") == 0
-    row = world.blob("l0")
-    assert row is not None
-    assert row.references == 2
+    assert world.row("l0").references == 2
     world.sound()
 
 
@@ -230,7 +232,7 @@ def test_sizes_are_learnt(world: World) -> None:
 
 def test_a_pod_whose_links_are_elsewhere(database: str) -> None:
     """A pod of linker relay cannot be reconciled: the job says so, and removes nothing."""
-    with World(database, linker="relay") as world:
+    with World(database, linker="relay", sizes=SMALL) as world:
         world.arrive(world.pushed("app", world.image("m"), 1))
         world.store.delete(revision_link_key(world.name("app"), world.image("m").digest))
         done = world.tried()
@@ -302,25 +304,18 @@ def test_listings_that_stay_incomplete(world: World, shown: Callable[[Any], Any]
     assert open_gaps(world) == 0
 
 
-def test_of_many_that_are_lacking_some_are_remembered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_that_are_lacking_some_are_remembered(world: World) -> None:
     """However much a listing lacks, a bounded part of it is remembered, and tells when the next one lacks it too."""
-    monkeypatch.setattr(plan, "PARTS", 1)
-    monkeypatch.setattr(compare, "LACKING_KEPT", 4)
+    world.sizes = replace(SMALL, parts=1, lacking_kept=4)
     world.arrive(*(world.pushed(f"r{n % 3}", world.image(f"m{n}"), n) for n in range(30)))
-    kept: list[int] = []
-    without = compare._Lacking.without
-
-    def count(lacking: Any, objects: Any) -> Any:
-        kept.append(len(lacking.links))
-        return without(lacking, objects)
-
-    monkeypatch.setattr(compare._Lacking, "without", count)
     world.bucket.arrange = once(lambda entries: [])
     assert world.reconcile().count("still_linked") == 30
     world.bucket.arrange = lambda entries: list(entries)[:10]
     assert world.tried().state == "failed"
-    assert len(kept) == 2
-    assert all(2 <= count <= 4 for count in kept)
+    lacking = compare._Lacking(kept=4)
+    for entry in MemoryObjectStore.walk(world.bucket, ""):
+        lacking.add(entry, "")
+        assert min(2, lacking._count) <= len(lacking.links) <= 4
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -394,9 +389,8 @@ def test_a_root_without_a_registry(world: World) -> None:
     assert world.reconcile().count("keys") == 0
 
 
-def test_a_listing_that_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_that_fails(world: World) -> None:
     """A part whose listing goes on failing fails the job: nothing is removed, no gap is settled (scenario 19)."""
-    monkeypatch.setattr("coordinator.reconcile.reconcile.FIRST_PAUSE_S", 0.0)
     for n in range(6):
         world.arrive(world.pushed(f"r{n % 2}", world.image(f"m{n}"), n))
     gap(world)
@@ -417,9 +411,8 @@ def test_a_listing_that_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("call", ["walk", "head", "get", "check"])
-def test_a_store_that_fails_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_store_that_fails_now_and_then(world: World, call: str) -> None:
     """A part is tried again when the store did not answer; what was done of it is not done twice."""
-    monkeypatch.setattr("coordinator.reconcile.reconcile.FIRST_PAUSE_S", 0.0)
     for n in range(6):
         world.arrive(world.pushed(f"r{n % 2}", world.image(f"m{n}"), n))
         world.pushed(f"r{n % 2}", world.image(f"lost{n}"), n)
@@ -443,10 +436,9 @@ def test_a_store_that_fails_now_and_then(world: World, monkeypatch: pytest.Monke
     assert done.count("links") == len(world.stored())
 
 
-def test_a_bucket_that_is_not_there(database: str, s3: S3ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_is_not_there(database: str, s3: S3ObjectStore) -> None:
     """A bucket that is absent is an outage and not an empty registry (scenario 16)."""
-    monkeypatch.setattr("coordinator.reconcile.reconcile.FIRST_PAUSE_S", 0.0)
-    with World(database, s3) as world:
+    with World(database, s3, sizes=SMALL) as world:
         world.arrive(world.pushed("app", world.image("m"), 1))
         s3.bucket = "no-such-bucket"
         done = world.tried()
@@ -503,8 +495,7 @@ def test_a_pod_that_was_emptied(world: World) -> None:
         world.deleted(f"r{n % 2}", image.digest)
     assert world.reconcile().count("holdings_removed") == 5
     world.sound()
-    row = world.blob("l0")
-    assert row is not None
+    row = world.row("l0")
     assert (row.references, row.unreferenced) == (0, True)
 
 
@@ -599,11 +590,9 @@ def test_what_it_settles(world: World) -> None:
     world.pushed("app", world.image("m"), 1)
     gap(world)
     pod = world.pods[world.pod]
-    for name, ago in (("long-dead", "2 hours"), ("just-dead", "10 minutes"), ("alive", None)):
-        world.connection.execute(
-            "INSERT INTO sources (pod_id, instance_id, dead_since, dead_why) VALUES (%s, %s, now() - %s::interval, %s)",
-            (pod, name, ago, None if ago is None else "refused"),
-        )
+    add_process(world.connection, pod, "long-dead", dead_since=ago("2 hours"), dead_why="refused")
+    add_process(world.connection, pod, "just-dead", dead_since=ago("10 minutes"), dead_why="refused")
+    add_process(world.connection, pod, "alive")
     job = world.ask()
     world.bucket.interrupt = lambda call, key: gap(world) if call == "check" and not open_gaps(world) - 1 else None
     world.run()
@@ -653,10 +642,7 @@ def test_other_pods_are_left_alone(world: World) -> None:
     mine = world.image("m")
     world.arrive(world.pushed("app", mine, 1))
     held = world.push("app", "theirs", ["l9"])._replace(repository=f"{other}/app")
-    world.rows(
-        "WITH r AS (INSERT INTO repositories (name, pod_id) VALUES (%s, %s) RETURNING id) SELECT id FROM r",
-        (f"{other}/app", world.pods[other]),
-    )
+    insert(world.connection, "repositories", name=f"{other}/app", pod_id=world.pods[other])
     world.apply(held)
     stray = Digest(bytes(32))
     world.store.put(f"{repository_prefix(held.repository)}_manifests/revisions/sha256/{stray.hex()}/link", b"")
@@ -668,16 +654,11 @@ def test_other_pods_are_left_alone(world: World) -> None:
 
 
 def gap(world: World) -> None:
-    world.connection.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
-        " VALUES (%s, 'registry.events', 0, 'log-cut', 0)",
-        (world.pods[world.pod],),
-    )
+    add_gap(world.connection, world.pods[world.pod])
 
 
 def open_gaps(world: World) -> int:
-    (row,) = world.rows("SELECT count(*) FROM gaps WHERE pod_id = %s AND settled_at IS NULL", (world.pods[world.pod],))
-    return int(row[0])
+    return len(tables.open_gaps(world.connection, world.pods[world.pod]))
 
 
 def test_a_listing_that_is_not_whole_after_an_attempt_that_failed(world: World) -> None:
@@ -696,4 +677,4 @@ def test_a_listing_that_is_not_whole_after_an_attempt_that_failed(world: World) 
     world.bucket.interrupt = fail
     done = world.tried()
     assert (done.state, "two listings did not show it" in (done.error or "")) == ("failed", True)
-    assert world.rows("SELECT FROM gaps WHERE pod_id = %s AND settled_at IS NULL", (world.pods[world.pod],)) != []
+    assert open_gaps(world) > 0

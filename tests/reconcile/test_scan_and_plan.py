@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,12 +80,11 @@ def test_layers_that_are_too_old() -> None:
     assert len(scanned(keys, NOW)[0]) == 2
 
 
-def test_counting_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_goes_on() -> None:
     """However often the caller is told, the numbers add up."""
-    monkeypatch.setattr(scan, "TELL_EVERY", 3)
     keys = [layer_link_key(name(f"r{n}"), DIGEST) for n in range(10)]
-    assert scanned(keys)[1:] == (10, 10)
-    assert scanned([])[1:] == (0, 0)
+    assert scanned(keys, tell_every=3)[1:] == (10, 10)
+    assert scanned([], tell_every=3)[1:] == (0, 0)
 
 
 COMPONENTS = st.sampled_from(["a", "a-b", "a.b", "a0", "b", "c", "z9"])
@@ -111,10 +109,7 @@ def test_parts_cover_every_link_once(repositories: list[str], wanted: int, folde
     store.put(link_key(name("pods/other"), LinkKind.LAYER, DIGEST), b"")
     for key in links:
         store.put(key, b"")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "PARTS", wanted)
-        patch.setattr(plan, "FOLDERS_LIMIT", folders)
-        parts = plan.parts(store, [name("pod")])
+    parts = plan.parts(store, [name("pod")], wanted, folders)
     assert len(set(parts)) == len(parts)
     listed = [entry.key for part in parts for entry in store.walk(part)]
     assert len(set(listed)) == len(listed)

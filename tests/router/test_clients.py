@@ -13,10 +13,10 @@ from coordinator.domain.pods import parse_registry
 from coordinator.registry.images import make_image, make_index
 from coordinator.router import nginx as router
 from coordinator.stack.distribution import DistributionRegistry
-from tests.pods.issuer import CREDENTIALS, ISSUER, SERVICE, TokenIssuer, basic
 from tests.registries.skopeo import Skopeo, oci_layout
 from tests.router.harness import DEADLINE_S, HOST, HTTP_SECRET, Pod, Router, World
 from tests.router.programs import needs_go, run
+from tests.support.issuer import CREDENTIALS, ISSUER, SERVICE, TokenIssuer, basic
 
 pytestmark = pytest.mark.registry
 

@@ -12,9 +12,9 @@ from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import make_image
 from coordinator.router import nginx as router
 from coordinator.tokens import issuers
-from tests.pods.issuer import CREDENTIALS, TokenIssuer, basic
 from tests.router.harness import DEADLINE_S, Router, World, frozen_stand_in, request, routed
 from tests.router.stand_in import StandIn
+from tests.support.issuer import CREDENTIALS, TokenIssuer, basic
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry

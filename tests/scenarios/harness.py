@@ -44,6 +44,7 @@ from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image, Index
 from coordinator.settings import Duration, Settings
@@ -395,7 +396,14 @@ class Stage(Baleen):
             closing.callback(settler.close)
             # Links of uploads are all too old to be added: those that count are told of.
             runner = Reconcile(
-                connections, store, settler, margin=timedelta(seconds=1), link_grace=NOTHING, request_bound=NOTHING
+                connections,
+                store,
+                settler,
+                margin=timedelta(seconds=1),
+                link_grace=NOTHING,
+                request_bound=NOTHING,
+                # A job does not wait long for a store that a test takes away.
+                sizes=PRODUCTION if s3_url is None else Sizes(first_pause_s=0.01),
             )
             closing.callback(runner.close)
             return self._run(reconcile.KIND, runner, connections, member.pod)

@@ -1,6 +1,6 @@
 """Events that are lost, late, repeated or out of order, and those who apply them all at once.
 
-Not here: events alone (tests/registries, tests/db), watermarks alone (tests/workers).
+Not here: events alone (tests/registries, tests/table), watermarks alone (tests/workers).
 """
 
 import itertools
@@ -16,14 +16,14 @@ from coordinator.registry.images import Image, Layer, make_image, make_layer
 from coordinator.storage.layout import blob_key
 from coordinator.table import expiry
 from coordinator.table.apply import BatchApply
-from tests.db.harness import BLOBS, MANIFESTS, NO_MARGIN, begin
-from tests.db.test_concurrency import Shared, deadlocks, slices
 from tests.gc.harness import LANDED, NO_TIMES, Garbage
 from tests.registries.harness import Registry
 from tests.scenarios.harness import HOUR, Once, Stage
 from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
 from tests.support.wait import eventually
+from tests.table.harness import BLOBS, MANIFESTS, NO_MARGIN, begin, deadlocks
+from tests.table.shared_digests import Shared, slices
 
 ENDS: dict[str, Callable[[Registry], None]] = {"SIGKILL": Registry.kill, "SIGTERM": Registry.terminate}
 

@@ -19,7 +19,6 @@ from coordinator.domain.names import parse_digest
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.gc import collect
 from coordinator.jobs.work import run_waiting_jobs
-from coordinator.reconcile import reconcile
 from coordinator.registry.images import make_image
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import blob_key
@@ -40,7 +39,6 @@ NONE_LISTED = Answer(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job does not wait long for a store that is away."""
     monkeypatch.setattr(collect, "PAUSE_S", 0.0)
-    monkeypatch.setattr(reconcile, "FIRST_PAUSE_S", 0.01)
 
 
 @pytest.mark.registry

@@ -25,7 +25,6 @@ import structlog
 from coordinator.domain import watermarks
 from coordinator.gc import collect
 from coordinator.jobs import work as jobs
-from coordinator.reconcile import plan, reconcile
 from coordinator.table import processes
 from tests.simulation.database import Server
 from tests.simulation.history import Base, Current, History, Place, base, places, tell
@@ -52,12 +51,10 @@ def install() -> None:
         if name.startswith("coordinator.") and hasattr(module, "ThreadPoolExecutor"):
             module.ThreadPoolExecutor = Serial  # type: ignore[attr-defined]
     # The pulse of a job: in a history nobody says that he is alive, and is taken over after a while.
-    jobs._pulse = lambda work, over: None
+    jobs._beat = lambda work, over, pulse: None
     # Nobody suspends a process here, and time passes in steps longer than a pause: purges would wait for ever.
     without(Rule(watermarks, "was_paused", always(value=False)))
     collect.time = SimpleNamespace(monotonic=_seconds)  # type: ignore[assignment]
-    reconcile.FIRST_PAUSE_S = 0.0
-    plan.PARTS = 1
     processes.uuid = SimpleNamespace(uuid4=_nonce)  # type: ignore[assignment]
 
 

@@ -49,6 +49,7 @@ from coordinator.mounts.sources import Sources
 from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.layout import (
     QUARANTINE,
     blob_key,
@@ -304,6 +305,7 @@ class World:
             margin=MARGIN,
             link_grace=LINK_GRACE,
             request_bound=BOUND,
+            sizes=Sizes(parts=1, first_pause_s=0.0),
         )
         self._do(reconcile.KIND, runner)
 

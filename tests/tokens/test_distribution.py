@@ -14,8 +14,8 @@ from coordinator.domain.access import Access, Grant
 from coordinator.tokens.keys import parse_trusted
 from coordinator.tokens.sign import Signer, SigningKeys, parse_signing
 from coordinator.tokens.verify import TokenRefusedError, TokenVerifier
-from tests.pods.registries import running_distribution
-from tests.pods.sink import NotificationSink
+from tests.support.registries import running_distribution
+from tests.support.sink import NotificationSink
 from tests.tokens import cases, forge
 from tests.tokens.forge import AUDIENCE, ISSUER, ec_key, rsa_key
 

@@ -12,8 +12,8 @@ from coordinator.registry.images import make_image
 from coordinator.settings import Secret
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import Served, served, settings_for
-from tests.pods.registries import running_distribution
-from tests.pods.sink import NotificationSink
+from tests.support.registries import running_distribution
+from tests.support.sink import NotificationSink
 from tests.tokens import forge
 from tests.tokens.forge import ec_key, rsa_key
 from tests.tokens.issuer import Issuer

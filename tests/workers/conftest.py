@@ -17,7 +17,7 @@ from coordinator.stack.supervisor import StackEndpoints
 from tests.conftest import temporary_directory
 from tests.services.apache_kafka import ApacheKafka
 from tests.services.databases import Databases
-from tests.workers.harness import PODS, Log, Place, Table
+from tests.workers.harness import Log, Maker, Place, Table
 from tests.workers.services import Broker, Database
 
 _numbers = itertools.count(1)
@@ -49,7 +49,7 @@ def database(guard: Guard) -> Iterator[Database]:
         database = Database(guard, directory)
         database.start()
         migrate.upgrade(database.url)
-        Table(database.url).add_pods({pod: [pod] for pod in PODS})
+        Table(database.url).add_pods()
         try:
             yield database
         finally:
@@ -85,7 +85,7 @@ def place(embedded_stack: StackEndpoints, databases: Databases, broker: Broker) 
     """Topics and pods are there; nothing was written."""
     place = place_of(embedded_stack, databases.migrated(), broker.bootstrap)
     ensure_topics(place.settings())
-    Table(place.values["database_url"]).add_pods({pod: [pod] for pod in PODS})
+    Table(place.values["database_url"]).add_pods()
     return place
 
 
@@ -101,6 +101,11 @@ def log(place: Place) -> Iterator[Log]:
 
 
 @pytest.fixture
+def maker() -> Maker:
+    return Maker()
+
+
+@pytest.fixture
 def kafka_place(
     embedded_stack: StackEndpoints, databases: Databases, apache_kafka_server: ApacheKafka
 ) -> Iterator[Place]:
@@ -110,5 +115,5 @@ def kafka_place(
     with Log(apache_kafka_server.bootstrap) as log:
         log.delete_topics()
         ensure_topics(place.settings())
-        Table(place.values["database_url"]).add_pods({pod: [pod] for pod in PODS})
+        Table(place.values["database_url"]).add_pods()
         yield place

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,8 @@ from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.settings import Settings, build
 from coordinator.storage.port import ObjectStore
 from schemas.records import RegistryEvent, key_of
-from tests.oracle import Counts
+from tests.oracle import Counts, Oracle
+from tests.support.tables import add_pod
 from tests.support.wait import eventually
 from workers import build as building
 from workers.run import run
@@ -347,12 +348,11 @@ class Table:
         with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
             connection.execute(statement, parameters)
 
-    def add_pods(self, pods: Mapping[str, Sequence[str]], linker: str = "relay") -> None:
-        """Register pods by name, each with its prefixes; nobody looks at the links of a `relay`."""
-        for pod, prefixes in pods.items():
-            self.do("INSERT INTO pods (name, linker, event_token_sha256) VALUES (%s, %s, %s)", pod, linker, b"x" * 32)
-            for prefix in prefixes:
-                self.do("INSERT INTO pod_prefixes SELECT %s, id FROM pods WHERE name = %s", prefix, pod)
+    def add_pods(self, pods: Collection[str] = PODS) -> None:
+        """Register pods by name. Nobody looks at their links."""
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
+            for pod in pods:
+                add_pod(connection, pod, linker="relay")
 
     def progress(self) -> dict[tuple[str, int], int]:
         return {
@@ -482,3 +482,8 @@ class Maker:
 def digest_of(text: str) -> str:
     """A digest that stands for some content."""
     return f"sha256:{text.encode().hex():0<64.64}"
+
+
+def assert_all_applied(table: Table, maker: Maker) -> None:
+    """The table says of every digest what plain sets say of all that was made."""
+    assert table.counts() == Oracle().take(maker.made).counts()

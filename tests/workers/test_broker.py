@@ -13,18 +13,24 @@ from coordinator.kafka.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
 from tests.support.wait import eventually
-from tests.workers.harness import PODS, Child, InProcess, Log, Maker, Place, Table, digest_of, worker
+from tests.workers.harness import (
+    PODS,
+    Child,
+    InProcess,
+    Log,
+    Maker,
+    Place,
+    Table,
+    assert_all_applied,
+    digest_of,
+    worker,
+)
 from tests.workers.services import Broker
 
 #: The broker is stopped, killed and started, which takes its time.
 pytestmark = pytest.mark.outage
 
 REPLACED = "log-replaced"
-
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
 
 
 def pushes(maker: Maker, name: str, count: int) -> list[RegistryEvent]:
@@ -58,10 +64,6 @@ class Cut:
 
 def gap_for_each_pod(reason: str, start: int, end: int | None = None) -> list[tuple[object, ...]]:
     return [(pod, EVENTS, 0, reason, start, end) for pod in PODS]
-
-
-def assert_all_applied(table: Table, maker: Maker) -> None:
-    assert table.counts() == Oracle().take(maker.made).counts()
 
 
 def test_a_broker_that_is_restarted_is_read_on(

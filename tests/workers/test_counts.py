@@ -21,7 +21,7 @@ from coordinator.storage.layout import layer_link_key, revision_link_key
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
 from tests.services.databases import Databases
-from tests.workers.harness import PODS, Log, Place, Table, accepted, captured, publish, worker
+from tests.workers.harness import Log, Place, Table, accepted, captured, publish, worker
 
 #: Of the captured notifications: pod-b once speaks of a repository of pod-a.
 LETTERS = [("pod-b", "not-owned")]
@@ -87,7 +87,7 @@ def test_the_order_between_repositories_does_not_matter(
     log.delete_topics()
     log.forget()
     table = Table(databases.migrated())
-    table.add_pods({pod: [pod] for pod in PODS})
+    table.add_pods()
     place = place.but(database_url=table.url, worker_group=table.url.rpartition("/")[2])
     ensure_topics(place.settings())
     outcomes = captured()
@@ -140,7 +140,7 @@ def test_a_replay_never_shows_a_smaller_count(place: Place, table: Table, log: L
     assert_agrees(table, oracle)
     # A second database on the same topics comes to the same.
     other = Table(databases.migrated())
-    other.add_pods({pod: [pod] for pod in PODS})
+    other.add_pods()
     with worker(place.but(worker_group="other", database_url=other.url)):
         other.applied(log)
     assert_agrees(other, oracle)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +16,20 @@ from coordinator.kafka.topics import EVENTS, ensure_topics
 from schemas.records import RegistryEvent, key_of
 from tests.oracle import Oracle
 from tests.support.wait import eventually
-from tests.workers.harness import DEADLINE, PODS, Child, Log, Maker, Place, Table, digest_of, encoded, shares, worker
+from tests.workers.harness import (
+    DEADLINE,
+    PODS,
+    Child,
+    Log,
+    Maker,
+    Place,
+    Table,
+    assert_all_applied,
+    digest_of,
+    encoded,
+    shares,
+    worker,
+)
 
 pytestmark = pytest.mark.kafka
 
@@ -25,22 +37,6 @@ pytestmark = pytest.mark.kafka
 @pytest.fixture
 def place(kafka_place: Place) -> Place:
     return kafka_place
-
-
-@pytest.fixture
-def table(place: Place) -> Table:
-    return Table(place.values["database_url"])
-
-
-@pytest.fixture
-def log(place: Place) -> Iterator[Log]:
-    with Log(place.values["kafka_bootstrap"]) as log:
-        yield log
-
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
 
 
 def blobs(maker: Maker, name: str, count: int) -> list[RegistryEvent]:
@@ -74,7 +70,7 @@ def test_two_workers_share_partitions_and_one_may_be_paused(
         eventually(lambda: shared_by(place, 2), why="sharing again")
         log.write_events(blobs(maker, "last", 1000))
         table.applied(log, alive=lambda: first.status is None and second.status is None)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
     assert table.gaps() == []
     assert table.letters() == []
 
@@ -99,7 +95,7 @@ def test_markers_of_transactions_are_no_gap_and_stop_nothing(
     with worker(place):  # it starts behind a marker
         log.write_events(blobs(maker, "after", 3), partition=0)
         table.applied(log)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
     assert table.gaps() == []
 
 
@@ -124,7 +120,7 @@ def test_what_a_transaction_aborted_was_never_said(place: Place, table: Table, l
             table.applied(log)
     finally:
         producer.close(timeout=DEADLINE)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
     assert table.gaps() == []
 
 

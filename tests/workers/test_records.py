@@ -21,15 +21,10 @@ from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.oracle import Counts, Oracle
 from tests.support.wait import eventually
-from tests.workers.harness import Log, Maker, Place, Table, digest_of, encoded, publish, worker
+from tests.workers.harness import Log, Maker, Place, Table, assert_all_applied, digest_of, encoded, publish, worker
 from workers.app import FETCH_BYTES
 
 POD_A = frozenset({"pod-a"})
-
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
 
 
 def stored_manifest(place: Place, layers: Sequence[str]) -> str:
@@ -398,7 +393,7 @@ def test_a_record_that_the_database_refuses_is_a_dead_letter(
         log.write_events([maker.blob("pod-a/app", digest_of("last"))], partition=0)
         table.applied(log)
     assert table.letters() == [("pod-a", "unappliable")]
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
 
 
 @pytest.mark.lengthy

@@ -14,9 +14,9 @@ import pytest
 
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
-from tests.pods.registries import running_model
-from tests.pods.sink import NotificationSink
 from tests.services.databases import Databases
+from tests.support.registries import running_model
+from tests.support.sink import NotificationSink
 from tests.support.wait import eventually
 from tests.workers.conftest import place_of
 from tests.workers.harness import PODS, Child, Place, Table
@@ -59,7 +59,7 @@ class Scheduler(Child):
 def scheduled(embedded_stack: StackEndpoints, databases: Databases) -> Place:
     """A database, and a scheduler's settings; it needs no broker."""
     place = place_of(embedded_stack, databases.migrated(), UNKNOWN_BROKER).but(probe_every="100ms", log_format="json")
-    Table(place.values["database_url"]).add_pods({pod: [pod] for pod in PODS})
+    Table(place.values["database_url"]).add_pods()
     return place
 
 

@@ -7,9 +7,8 @@ import pytest
 from coordinator.errors import BaleenError
 from coordinator.ingest.normalise import Accepted
 from coordinator.kafka.topics import ensure_topics
-from tests.oracle import Oracle
 from tests.services.apache_kafka import PASSWORD, USER, ApacheKafka
-from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker
+from tests.workers.harness import Log, Maker, Place, Table, assert_all_applied, digest_of, publish, worker
 
 pytestmark = pytest.mark.kafka
 
@@ -36,7 +35,7 @@ def test_the_whole_path_is_secured(kafka_place: Place, apache_kafka_server: Apac
     publish(place.settings(), [Accepted(maker.manifest("pod-a/x", digest_of("m"), [digest_of("l")]))])
     with worker(place), Log(apache_kafka_server.bootstrap) as log:
         table.applied(log)
-    assert table.counts() == Oracle().take(maker.made).counts()
+    assert_all_applied(table, maker)
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

@@ -101,11 +101,6 @@ def registry(place: Place, table: Table) -> Registry:
     return Registry(place, table)
 
 
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
-
 def test_a_pod_reports(registry: Registry, table: Table, log: Log) -> None:
     """What a process pushed before a probe is applied when W has reached that probe, which it does everywhere."""
     nonce = registry.probe()

@@ -1,0 +1,106 @@
+"""Of several processes one has a lease, and another when that one is gone."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from coordinator.errors import UnavailableError
+from coordinator.jobs.leases import LEASES, Leases
+from tests.support.wait import eventually
+from tests.table.harness import Table
+
+
+@pytest.fixture
+def two(table: Table) -> Iterator[tuple[Leases, Leases]]:
+    one, other = Leases(table.url), Leases(table.url)
+    yield one, other
+    one.close()
+    other.close()
+
+
+def test_one_has_it(two: tuple[Leases, Leases]) -> None:
+    """A lease is had by the first who asks, however often anybody asks; another lease may be had by another."""
+    one, other = two
+    assert [one.hold("a"), other.hold("a"), one.hold("a"), other.hold("a")] == [True, False, True, False]
+    assert other.hold("b")
+    assert not one.hold("b")
+
+
+def test_it_is_given_up(two: tuple[Leases, Leases]) -> None:
+    """Whoever closes gives up all of his leases, and may ask again."""
+    one, other = two
+    assert one.hold("a")
+    one.close()
+    eventually(lambda: other.hold("a"))
+    assert not one.hold("a")
+
+
+def test_it_is_lost_with_the_connection(table: Table, two: tuple[Leases, Leases]) -> None:
+    """A lease ends with its connection: who has lost it finds out, and does not hold it beside another."""
+    one, other = two
+    assert one.hold("a")
+    table.rows(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s", [LEASES]
+    )
+    assert other.hold("a")
+    assert not one.hold("a")
+
+
+def test_who_says_nothing_loses_it(table: Table) -> None:
+    """A process that is stopped keeps its connection open: the server ends it, and another goes on."""
+    stopped, other = Leases(table.url, silence=0.3), Leases(table.url)
+
+    def held() -> bool:
+        """As the scheduler asks; also between two statements it may have said nothing for too long."""
+        try:
+            return stopped.hold("a")
+        except UnavailableError:
+            return False
+
+    try:
+        eventually(held)
+        eventually(lambda: other.hold("a"))
+        assert not held()
+    finally:
+        stopped.close()
+        other.close()
+
+
+def test_who_beats_keeps_it(table: Table) -> None:
+    """A process that says now and then that it is there keeps its leases."""
+    silence = 1.0
+    one, other = Leases(table.url, silence=silence), Leases(table.url)
+
+    def beaten() -> bool:
+        """Beat for longer than the silence, and let the other try. False if some pause in that was as long."""
+        began = last = time.monotonic()
+        if not one.hold("a"):
+            return False
+        while last < began + 1.5 * silence:
+            time.sleep(0.05)
+            before, last = last, time.monotonic()
+            one.beat()
+            if time.monotonic() > before + silence:
+                return False
+        taken = other.hold("a")
+        if time.monotonic() > last + silence:
+            other.close()
+            return False
+        assert not taken
+        return True
+
+    try:
+        eventually(beaten)
+    finally:
+        one.close()
+        other.close()
+
+
+def test_without_a_database() -> None:
+    """While the database is away nobody has a lease, and it is told as that."""
+    leases = Leases("postgresql://127.0.0.1:9/nowhere")
+    with pytest.raises(UnavailableError):
+        leases.hold("a")
+    with pytest.raises(UnavailableError):
+        leases.beat()

@@ -1,0 +1,341 @@
+"""A database's clock that was ahead for a while and is set back: what was noted meanwhile is voided, not waited out.
+
+Instead of the clock, which belongs to the machine, the rows are moved: what was noted lies that much ahead.
+"""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from coordinator.db.engine import connect
+from coordinator.db.session import reading
+from coordinator.doctor import table as findings
+from coordinator.domain.gc import PodFacts, Times
+from coordinator.domain.names import PodName
+from coordinator.domain.watermarks import SourceState
+from coordinator.gc.conditions import known
+from coordinator.jobs import table as jobs
+from coordinator.jobs.table import Job, TakenOverError
+from coordinator.pods import clock
+from coordinator.pods import table as pods
+from coordinator.reconcile import table as reconcile
+from coordinator.table import processes, progress
+from tests.support.tables import add_dead_letter, ago
+from tests.table.harness import Table
+from tests.table.processes import SILENCE, World
+
+BOUND = timedelta(hours=1)
+DAY = timedelta(days=1)
+#: Of each table, all that was noted by the clock.
+TIMES = {
+    "probes": ("sent_at", "known_until", "answered_at"),
+    "watermarks": ("at",),
+    "endpoints": ("first_seen", "resolved_at", "answered_at", "failing_since", "refused_at", "echoed_at"),
+    "sources": ("first_seen", "heard_at", "dead_since", "retired_at"),
+    "jobs": ("asked_at", "began_at", "alive_at", "finished_at"),
+    "gaps": ("noticed_at", "settled_at", "settles_from"),
+    "findings": ("found_at",),
+}
+
+
+@pytest.fixture
+def world(fresh: Table) -> World:
+    return World(fresh)
+
+
+def set_back(world: World, by: timedelta = DAY, *tables: str) -> None:
+    """Let all that was noted until now have been noted by a clock that was so far ahead."""
+    for table in tables or TIMES:
+        moved = ", ".join(f"{column} = {column} + %(by)s" for column in TIMES[table])
+        world.connection.execute(f"UPDATE {table} SET {moved}", {"by": by})
+
+
+def began_ahead(world: World) -> Job:
+    """A reconcile that a scheduler took while the clock was a day ahead."""
+    job = world.reconcile_taken()
+    set_back(world, DAY, "jobs")
+    return job._replace(began_at=job.began_at + DAY)
+
+
+def facts(world: World) -> PodFacts:
+    """What collection goes by, of the pod."""
+    found: list[PodFacts] = []
+
+    async def ask(engine: Any) -> None:
+        async with reading(engine) as connection:
+            told = (await known(connection, Times(timedelta(), timedelta(), timedelta(seconds=1)), SILENCE)).facts
+        found.extend(pod for pod in told.pods if pod.name == "pod-a")
+
+    world.async_do(ask)
+    return found[0]
+
+
+def needed(world: World) -> list[str]:
+    asked = jobs.ask_for_needed(world.connection, DAY * 7, BOUND)
+    return [
+        row[0]
+        for row in world.table.rows("SELECT why FROM jobs WHERE id = ANY(%s) AND pod_id = %s", (asked, world.pod))
+    ]
+
+
+def dump(world: World) -> list[list[tuple[Any, ...]]]:
+    # As text: -infinity is no time of Python's.
+    return [world.table.rows(f"SELECT x::text FROM {table} x ORDER BY 1") for table in TIMES]
+
+
+def gaps(world: World, what: str) -> list[tuple[Any, ...]]:
+    """Of the pod's gaps, by reason."""
+    return world.table.rows(f"SELECT {what} FROM gaps WHERE pod_id = %s ORDER BY reason", (world.pod,))
+
+
+def by_the_scheduler(world: World) -> None:
+    assert clock.void(world.connection)
+
+
+def by_who_asks_for_w(world: World) -> None:
+    assert world.view().at is None
+
+
+@pytest.mark.parametrize("notice", [by_the_scheduler, by_who_asks_for_w])
+def test_not_waited_out(world: World, notice: Callable[[World], None]) -> None:
+    """Once the clock has passed what was noted while it was ahead, W is not that: it waits for probes to come back."""
+    world.hear(world.probe())
+    set_back(world, timedelta(seconds=30))
+    notice(world)
+    # The process hangs: probes come back no more. The clock goes on, for less than SILENCE.
+    set_back(world, timedelta(seconds=-31))
+    mark = world.view()
+    assert mark.at is None
+    assert any("no probe of process s" in sentence for sentence in mark.waits_for)
+    world.hear(nonce := world.probe())
+    assert world.view().at == world.sent_at(nonce)
+
+
+def test_nothing_is_ahead(world: World) -> None:
+    """Where the clock went on as it should, nothing is voided."""
+    world.hear(world.probe())
+    before = dump(world)
+    assert not clock.void(world.connection)
+    world.connection.execute(clock.VOID)
+    assert dump(world) == before
+    assert world.view().at is not None
+
+
+def test_again_and_by_several(world: World) -> None:
+    """Whoever notices it later, or at the same time, voids nothing that was noted since."""
+    world.hear(world.probe())
+    set_back(world)
+
+    def notice() -> None:
+        with connect(world.table.url, name="test") as connection:
+            clock.void(connection)
+
+    several = [threading.Thread(target=notice) for _ in range(4)]
+    for each in several:
+        each.start()
+    for each in several:
+        each.join()
+    world.hear(nonce := world.probe())
+    before = dump(world)
+    world.connection.execute(clock.VOID)
+    assert dump(world) == before
+    assert world.view().at == world.sent_at(nonce)
+
+
+def test_echoes_of_probes_from_the_future(world: World) -> None:
+    """A probe that was timed while the clock was ahead says nothing when it comes back, noticed or not."""
+    world.hear(world.probe())
+    nonce, late = world.probe(), world.probe()
+    set_back(world, DAY, "probes")
+    before = world.marks()
+    world.hear(nonce)
+    assert world.marks() == before
+    assert clock.void(world.connection)
+    world.hear(late)
+    assert set(world.marks().values()) == {None}
+
+
+def test_who_answered_while_it_was_ahead(world: World) -> None:
+    """Whoever answered then, and is never heard, keeps W unknown until a reconcile that begins the bound later."""
+    world.linked("link")
+    world.hear(world.probe())
+    world.answered()
+    set_back(world)
+    assert clock.void(world.connection)
+    world.hear(world.probe())
+    assert world.view().at is None
+    processes.settle_unheard(world.connection, world.pod, world.reconcile_taken().began_at, BOUND)
+    assert world.view().at is None
+    world.connection.execute(
+        "UPDATE probes SET sent_at = sent_at - interval '61 minutes',"
+        " answered_at = answered_at - interval '61 minutes' WHERE NOT echoed"
+    )
+    processes.settle_unheard(world.connection, world.pod, taken_again(world).began_at, BOUND)
+    world.hear(nonce := world.probe())
+    assert world.view().at == world.sent_at(nonce)
+
+
+def taken_again(world: World) -> Job:
+    world.connection.execute("UPDATE jobs SET state = 'failed', finished_at = now() WHERE state = 'running'")
+    return world.reconcile_taken()
+
+
+def test_where_names_led_while_it_was_ahead(world: World) -> None:
+    """When names were looked up is not known, until they are again; an address that several share stays one."""
+    world.hear(world.probe(), "s")
+    world.connection.execute("UPDATE endpoints SET shared = true")
+    set_back(world)
+    assert clock.void(world.connection)
+    world.hear(world.probe(), "s")
+    told = world.view(looked_up=False)
+    assert told.at is None
+    assert [each for each in told.waits_for if "was not looked up" in each]
+    assert world.endpoint()[2]
+    world.looked_up()
+    assert world.view().at is not None
+
+
+def test_dead_and_retired_while_it_was_ahead(world: World) -> None:
+    """A process that was dead is so since now at the latest, and counts again where a reconcile had retired it."""
+    world.linked("link")
+    world.hear(world.probe(), "s")
+    world.hear(world.probe(), "t")
+    world.reconciled()
+    assert world.source("s").state is SourceState.RETIRED
+    set_back(world)
+    assert clock.void(world.connection)
+    s = world.source("s")
+    assert s.state is SourceState.DEAD
+    assert s.dead_since is not None
+    assert s.dead_since - findings.now(world.connection) < timedelta()
+    # And if it lives, its next echo says so.
+    world.hear(world.probe(), "s")
+    assert world.source("s").state is SourceState.LIVE
+
+
+# Reconciles
+
+
+def test_a_reconcile_from_the_future_is_none(world: World) -> None:
+    """One that began later than now counts for nothing: collection does not go by it, and another is asked for."""
+    world.linked("link")
+    world.hear(world.probe())
+    world.reconciled()
+    assert facts(world).reconciled_at is not None
+    assert needed(world) == []
+    set_back(world, DAY, "jobs")
+    assert facts(world).reconciled_at is None
+    world.connection.execute("UPDATE jobs SET finished_at = now() - interval '1 hour'")
+    assert needed(world) == ["it was never reconciled"]
+
+
+def test_nor_once_the_clock_has_passed_it(world: World) -> None:
+    """A reconcile that was noticed to have begun in the future has failed, and what it settled is open again."""
+    world.linked("link")
+    world.hear(world.probe())
+    progress.record_cut(world.connection, "registry.events")
+    world.reconciled()
+    assert gaps(world, "settled_at IS NULL") == [(False,)]
+    set_back(world)
+    assert clock.void(world.connection)
+    ((state, began_at, error),) = world.table.rows("SELECT state, began_at <= now(), error FROM jobs")
+    assert (state, began_at) == ("failed", True)
+    assert "set back" in error
+    assert facts(world).reconciled_at is None
+    assert gaps(world, "settled_at IS NULL, settled_why, settles_from <= now()") == [(True, None, True)]
+    # The next one settles it.
+    world.reconciled()
+    assert facts(world).reconciled_at is not None
+    assert gaps(world, "settled_at IS NULL") == [(False,)]
+
+
+def test_one_from_before_stays(world: World) -> None:
+    """A reconcile that was done before the clock was ahead is what it was."""
+    world.linked("link")
+    world.hear(world.probe())
+    world.reconciled()
+    before = facts(world).reconciled_at
+    began_ahead(world)
+    world.connection.execute("UPDATE jobs SET began_at = %s, finished_at = now() WHERE state = 'done'", (before,))
+    assert clock.void(world.connection)
+    assert facts(world).reconciled_at == before
+
+
+def test_it_settles_nothing(world: World) -> None:
+    """One that began in the future settles no gap and retires no process that came since, and fails."""
+    world.linked("link")
+    world.hear(world.probe(), "s")
+    job = began_ahead(world)
+    # Its listing has been read; then the log is cut, and the process dies.
+    progress.record_cut(world.connection, "registry.events")
+    assert processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    with pytest.raises(clock.ClockSetBackError, match="set back"):
+        reconcile.end(world.connection, job, BOUND)
+    assert gaps(world, "settled_at") == [(None,)]
+    assert world.source("s").state is SourceState.DEAD
+
+
+def test_nor_does_one_that_runs(world: World) -> None:
+    """A reconcile that runs as the clock is set back ends nothing, whenever it seems to have begun."""
+    world.linked("link")
+    world.hear(world.probe())
+    job = world.reconcile_taken()
+    set_back(world, DAY, "probes", "watermarks")
+    with pytest.raises(clock.ClockSetBackError):
+        reconcile.end(world.connection, job, BOUND)
+    assert clock.void(world.connection)
+    with pytest.raises(TakenOverError):
+        jobs.beat(world.connection, job, {})
+    assert jobs.take(world.connection, ["reconcile"]) is None
+
+
+# What else holds collection
+
+
+def test_an_operators_word_from_the_future(world: World) -> None:
+    """That an operator said that nothing is lost says nothing of what came since; he is asked again."""
+    world.linked("relay")
+
+    async def settle(engine: Any) -> None:
+        await pods.settle_gaps(engine, PodName("pod-a"), "compared by hand")
+
+    def compared() -> bool:
+        return not any(reason.startswith("never reconciled") for reason in facts(world).held_by)
+
+    world.async_do(settle)
+    world.hear(world.probe())
+    assert compared()
+    set_back(world, DAY, "gaps")
+    assert not compared()
+    set_back(world, DAY, "probes")
+    assert clock.void(world.connection)
+    assert not compared()
+    world.async_do(settle)
+    assert compared()
+
+
+def test_gaps_keep_their_time(world: World) -> None:
+    """A gap that only a later reconcile settles is given the same time again, counted from now."""
+    world.linked("link")
+    world.hear(world.probe())
+    world.retire("s", bound=BOUND)
+    progress.record_cut(world.connection, "registry.events")
+    set_back(world)
+    assert clock.void(world.connection)
+    given = "settles_from - now() BETWEEN '59 min' AND '61 min'"
+    assert gaps(world, f"reason, noticed_at <= now(), {given}, settles_from <= now()") == [
+        ("log-cut", True, False, True),
+        ("retired", True, True, False),
+    ]
+
+
+def test_dead_letters_from_the_future(world: World) -> None:
+    """One that was settled while the clock was ahead was so by now at the latest."""
+    add_dead_letter(world.connection, "pod-a", settled_at=ago(-DAY), settlement="retried", settled_why="w")
+    world.hear(world.probe())
+    set_back(world, DAY, "probes")
+    assert clock.void(world.connection)
+    assert world.table.rows("SELECT settled_at <= now() FROM dead_letters") == [(True,)]

@@ -1,0 +1,399 @@
+"""Pods that change while others look at them."""
+
+import asyncio
+import functools
+import re
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from coordinator.db.engine import async_engine
+from coordinator.db.locks import PODS_LOCK
+from coordinator.db.session import reading
+from coordinator.domain.facts import Fact
+from coordinator.domain.lifecycle import BlobState
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.pods import Linker
+from coordinator.errors import ConflictError, NotFoundError, UsageError
+from coordinator.pods import table as pods
+from coordinator.pods import view as queries
+from coordinator.reconcile import table as reconcile
+from coordinator.table import expiry, progress, renames
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Item
+from tests.support.tables import (
+    NOW,
+    add_dead_letter,
+    add_done_job,
+    add_gap,
+    add_job,
+    add_prefixes,
+    add_process,
+    ago,
+    open_gaps,
+    set_linker,
+    waits_for_lock,
+)
+from tests.table.harness import Row, Table
+
+NEW = PodName("pod-new")
+
+
+def do(table: Table, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def done() -> Any:
+        engine = async_engine(table.url)
+        try:
+            return await work(engine)
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(done())
+
+
+def add(table: Table, linker: Linker = Linker.LINK) -> int:
+    new = pods.NewPod(name=NEW, prefixes=[RepositoryName("new")], linker=linker)
+    do(table, lambda engine: pods.add(engine, new))
+    ((number,),) = table.rows("SELECT id FROM pods WHERE name = %s", (NEW,))
+    return int(number)
+
+
+def gap(table: Table, pod: int) -> None:
+    add_gap(table.connection, pod)
+
+
+def record_cut(table: Table) -> None:
+    progress.record_cut(table.connection, "registry.events")
+
+
+@pytest.mark.parametrize(
+    "again",
+    [gap, lambda table, pod: renames.record_gap(table.connection, {pod}), lambda table, _: record_cut(table)],
+    ids=["another", "renamed", "log-cut"],
+)
+def test_a_gap_that_is_noticed_while_storage_is_looked_at(fresh: Table, again: Callable[[Table, int], None]) -> None:
+    """What was lost in it, or in one that is open already, may have been written after the look: the pod stays, and
+    the next attempt looks again.
+    """
+    pod = add(fresh)
+    again(fresh, pod)
+    looks: list[list[str]] = []
+
+    async def looked(prefixes: Any, _: Any) -> bool:
+        looks.append(list(prefixes))
+        if len(looks) == 1:
+            again(fresh, pod)
+        return False
+
+    with pytest.raises(ConflictError, match="try again"):
+        do(fresh, lambda engine: pods.remove(engine, NEW, looked))
+    do(fresh, lambda engine: pods.remove(engine, NEW, looked))
+    assert looks == [["new"], ["new"]]
+    assert fresh.rows("SELECT FROM pods WHERE name = %s", (NEW,)) == []
+
+
+def test_a_prefix_that_is_added_while_a_reconcile_begins(fresh: Table) -> None:
+    """A reconcile reads all prefixes that a gap noticed before it is about: it waits for whoever adds one."""
+    pod = add(fresh)
+    with fresh.connect() as adding, fresh.connect() as reading, ThreadPoolExecutor(1) as pool:
+        with adding.transaction():
+            adding.execute("SELECT pg_advisory_xact_lock(%s)", (PODS_LOCK,))
+            add_prefixes(adding, pod, "more")
+            found = pool.submit(reconcile.pod, reading, pod)
+            assert waits_for_lock(fresh.connection, found)
+        seen = found.result(30)
+    assert seen is not None
+    assert seen.prefixes == ["more", "new"]
+
+
+def test_prefixes_have_a_limit(fresh: Table) -> None:
+    """A pod is given no more prefixes than one may be registered with."""
+    pod = add(fresh)
+    more = [RepositoryName(f"more{number}") for number in range(pods.PREFIXES_LIMIT)]
+    with pytest.raises(UsageError):
+        do(fresh, lambda engine: pods.add_prefixes(engine, NEW, more))
+    do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("new"), *more[1:]]))
+    assert fresh.rows("SELECT count(*) FROM pod_prefixes WHERE pod_id = %s", (pod,)) == [(pods.PREFIXES_LIMIT,)]
+    assert open_gaps(fresh.connection) == ["prefix-added"]
+
+
+def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
+    """What such a pod had below a prefix before it was given it holds collection until an operator has said what."""
+    add(fresh, Linker.RELAY)
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
+    do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
+    (told,) = truth(fresh).opened.reasons("pod")
+    assert "`baleen pods resolve-gaps`" in told
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
+    assert truth(fresh).opened.reasons("pod") == []
+
+
+async def anything(*_: Any) -> bool:
+    return True
+
+
+async def nothing(*_: Any) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda *_: None,
+        functools.partial(add_process, dead_since=NOW, dead_why="refused"),
+        functools.partial(add_job, state="done", finished_at=NOW),
+        add_gap,
+    ],
+    ids=["never reconciled", "a process died", "reconciled", "a gap"],
+)
+def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: Callable[[Any, int], object]) -> None:
+    """Whatever is known of a pod, it is not forgotten while storage has links of it that the table has not."""
+    pod = add(fresh)
+    before(fresh.connection, pod)
+    with pytest.raises(ConflictError, match="reconcile it first"):
+        do(fresh, lambda engine: pods.remove(engine, NEW, anything))
+    do(fresh, lambda engine: pods.remove(engine, NEW, nothing))
+    with pytest.raises(NotFoundError):
+        do(fresh, lambda engine: pods.remove(engine, NEW, nothing))
+
+
+def test_what_the_table_has_is_refused_without_a_look(fresh: Table) -> None:
+    """Where the table says what is left, that is told, and storage is not asked."""
+    set_linker(fresh.connection, "link", "pod-a")
+    fresh.apply(fresh.link("a", "l", 0))
+
+    async def looked(*_: Any) -> bool:
+        pytest.fail("storage was asked")
+
+    with pytest.raises(ConflictError, match="link blobs"):
+        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), looked))
+
+
+def named(table: Table, repository: str, *facts: Fact) -> None:
+    """Apply facts of a repository of this very name."""
+    table.apply(*(fact._replace(repository=RepositoryName(repository)) for fact in facts))
+
+
+def test_what_baleen_made_goes_with_the_pod(fresh: Table) -> None:
+    """What probes ask for and doctors try goes with the pod, and what other pods have of it is still counted."""
+    scratch = f"pod-a/baleen-doctor-{'0' * 16}"
+    named(fresh, "pod-a/baleen-probe", fresh.link("", "l"), fresh.push("", "m", ["l"]))
+    named(fresh, f"{scratch}-other", fresh.link("", "x"))
+    named(fresh, scratch, fresh.push("", "y", ["x"]))
+    named(fresh, "pod-b/baleen-probe", fresh.link("", "l"), fresh.push("", "m", ["l"]))
+    image = [fresh.digest(name) for name in ("l", "m")]
+    do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+    assert fresh.rows("SELECT name FROM repositories") == [("pod-b/baleen-probe",)]
+    assert fresh.blob("l") == Row(1, 1, BlobState.LIVE, unreferenced=False, size=7)
+    assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
+    assert fresh.blob("x") == Row(0, 0, BlobState.UNREFERENCED, unreferenced=True, size=7)
+    assert fresh.check().differences == []
+    told = fresh.rows("SELECT digest FROM lifecycle_outbox WHERE change = 'unreferenced' ORDER BY digest")
+    assert told == [(digest,) for digest in sorted([fresh.digest("x"), fresh.digest("y")])]
+
+
+@pytest.mark.parametrize(
+    "repository",
+    ["pod-a/baleen-probe", "pod-a/x/baleen-probe", "pod-a/baleen-doctor-x", f"pod-a/baleen-doctor-{'0' * 16}/x"],
+)
+@pytest.mark.parametrize("links", [True, False], ids=["links", "holds"])
+def test_what_others_made_by_such_names_is_theirs(fresh: Table, repository: str, links: bool) -> None:
+    """Another image in the repository of probes stays in the way of a removal, and so do names that only look alike."""
+    named(fresh, "pod-a/baleen-probe", fresh.push("", "m", ["l"]))
+    named(fresh, repository, fresh.link("", "other") if links else fresh.push("", "other", []))
+    image = [fresh.digest(name) for name in ("l", "m")]
+    with pytest.raises(ConflictError, match=f"({re.escape(repository)})"):
+        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+    assert fresh.check().differences == []
+
+
+def test_a_refused_removal_changes_nothing(fresh: Table) -> None:
+    """What is refused for another reason leaves the repositories that Baleen made as they are, and names a few."""
+    named(fresh, "pod-a/baleen-probe", fresh.push("", "m", ["l"]))
+    for name in "abcd":
+        named(fresh, f"pod-a/{name}", fresh.push("", "other", []))
+    image = [fresh.digest(name) for name in ("l", "m")]
+    with pytest.raises(ConflictError, match="pod-a/a, pod-a/b, pod-a/c, …"):
+        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+    assert fresh.blob("l") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=7)
+
+
+def test_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
+    """Where storage cannot tell, the operator's word stands."""
+    gap(fresh, add(fresh, Linker.RELAY))
+    do(fresh, lambda engine: pods.remove(engine, NEW, anything))
+
+
+def truth(table: Table, request_bound: timedelta = timedelta(hours=1), pod: PodName = NEW) -> queries.Truth:
+    async def asked(engine: Any) -> queries.Truth:
+        async with reading(engine) as connection:
+            return (await queries.truths(connection, timedelta(minutes=1), request_bound))[pod]
+
+    found: queries.Truth = do(table, asked)
+    return found
+
+
+def truth_while(table: Table, locked: str, work: Callable[[Any], object], pod: PodName = NEW) -> queries.Truth:
+    """What is told by who reads this table once some work is committed, and other tables before that or after it."""
+    with table.connect() as other, ThreadPoolExecutor(1) as pool:
+        with other.transaction():
+            other.execute(f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE")
+            found = pool.submit(truth, table, pod=pod)
+            assert waits_for_lock(table.connection, found)
+            work(other)
+        return found.result(30)
+
+
+def test_what_a_watermark_has_passed_is_told(fresh: Table) -> None:
+    """A batch that is committed while the truth is read shows what it leaves open, if it shows how far it came."""
+    add(fresh)
+
+    # The reader stops before it reads watermarks: only they ask for endpoints.
+    assert truth_while(fresh, "endpoints", lambda connection: add_dead_letter(connection, NEW)).opened.dead_letters == 1
+
+
+@pytest.mark.parametrize("locked", ["endpoints", "findings"])
+def test_what_a_reconcile_has_found_is_told(fresh: Table, locked: str) -> None:
+    """A reconcile that ends while the truth is read counts only with the manifests that it could not read."""
+    pod = PodName("pod-a")
+
+    def reconciled(connection: Any) -> None:
+        BatchApply(fresh.connection, timedelta()).apply_found([Item(0, 0, fresh.pods[pod], unread, None)])
+        add_done_job(connection, fresh.pods[pod])
+
+    unread = fresh.push("r", "m", None)
+    found = truth_while(fresh, locked, reconciled, pod)
+    assert found.reconciled_at is None or found.opened.unread_manifests == 1
+    assert truth(fresh, pod=pod).reconciled_at is not None
+
+
+def test_what_came_before_the_first_event(fresh: Table) -> None:
+    """A reconcile counts when it began so long after a pod's first event that all requests before that have ended."""
+    pod = add(fresh)
+    add_process(fresh.connection, pod, first_seen=ago("2 hours"))
+    ((first,),) = fresh.rows("SELECT first_seen FROM sources")
+    for after, told in ((timedelta(seconds=-1), 1), (timedelta(minutes=59), 1), (timedelta(hours=1), 0)):
+        add_done_job(fresh.connection, pod, first + after)
+        reasons = truth(fresh).reasons(NEW)
+        assert sum("before its first event" in reason for reason in reasons) == told, after
+    assert not any("never reconciled" in reason for reason in reasons)
+
+
+def test_gaps_that_only_a_later_reconcile_settles(fresh: Table) -> None:
+    """From when on a reconcile settles a gap is told while that lies ahead: the latest time, if there are several."""
+    pod = add(fresh)
+    gap(fresh, pod)
+    assert (
+        truth(fresh)
+        .opened.reasons("pod")[0]
+        .startswith("1 gap in which events may be lost: a reconcile of the pod resolves")
+    )
+    for hours in (2, 1):
+        gap(fresh, pod)
+        fresh.connection.execute(
+            "UPDATE gaps SET settles_from = '2126-11-25'::timestamptz + %s * interval '1 hour'"
+            " WHERE id = (SELECT max(id) FROM gaps)",
+            (hours,),
+        )
+    (told,) = truth(fresh).opened.reasons("pod")
+    assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC resolves it" in told
+
+
+def test_gaps_that_no_reconcile_can_settle(fresh: Table) -> None:
+    """Of a pod whose links are elsewhere an operator settles the gaps with a reason; of any other a reconcile does."""
+    pod = add(fresh, Linker.RELAY)
+    gap(fresh, pod)
+    gap(fresh, pod)
+    for why in (" ", "x" * 1001, "\0"):
+        with pytest.raises(UsageError):
+            do(fresh, lambda engine, why=why: pods.settle_gaps(engine, NEW, why))
+    settled = "SELECT settled_why FROM gaps WHERE pod_id = %s ORDER BY id"
+    assert fresh.rows(settled, (pod,)) == [(None,)] * 2
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, " its database was compared "))
+    gap(fresh, pod)
+    assert fresh.rows(settled, (pod,)) == [("operator: its database was compared",)] * 2 + [(None,)]
+    set_linker(fresh.connection, "link", NEW)
+    with pytest.raises(ConflictError, match="a reconcile resolves its gaps"):
+        do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "I think so"))
+    assert fresh.rows(settled, (pod,))[-1] == (None,)
+    with pytest.raises(NotFoundError):
+        do(fresh, lambda engine: pods.settle_gaps(engine, PodName("nobody"), "no pod"))
+
+
+def test_what_no_reconcile_can_find(fresh: Table) -> None:
+    """Where links are elsewhere collection is held until an operator has said, after the first event, what there is."""
+    pod = add(fresh, Linker.RELAY)
+    settle = "baleen pods resolve-gaps pod-new"
+
+    def held() -> list[str]:
+        told = truth(fresh).reasons(NEW)
+        assert not any("pods reconcile" in reason for reason in told)
+        return [reason for reason in told if "before its first event" in reason]
+
+    assert settle in held()[0]
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
+    assert held() == []
+    add_process(fresh.connection, pod)
+    assert settle in held()[0]
+    fresh.connection.execute("UPDATE sources SET first_seen = now() - interval '2 hours'")
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
+    assert held() == []
+    assert open_gaps(fresh.connection) == []
+
+
+def test_doubts_that_no_look_can_settle(fresh: Table) -> None:
+    """Where nobody can look, an operator's word lifts what doubtful removals hold, and the things are kept."""
+    add(fresh, Linker.RELAY)
+    fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
+    set_linker(fresh.connection, "link", *fresh.pods)
+    fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
+    fresh.apply(fresh.push("a", "m", ["l"], 0), fresh.removed("a", "m", 60), margin=timedelta(minutes=5))
+    assert "resolve-gaps" in " ".join(truth(fresh).opened.reasons("pod"))
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is kept"))
+    assert truth(fresh).opened.reasons("pod") == []
+    assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
+
+
+def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
+    """Where nobody can list links, an operator who has compared them ends the wait of those pushed an hour ago; what
+    their bytes name and what the table has as links stays. One that was pushed since waits for the next word.
+    """
+    add(fresh, Linker.RELAY)
+    fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
+    fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
+
+    def pushed(name: str, age: timedelta) -> None:
+        fresh.apply(fresh.push("a", name, ["l"])._replace(by_links=True))
+        fresh.connection.execute(
+            "UPDATE repository_manifests SET pushed_at = now() - %s"
+            " WHERE manifest_id = (SELECT id FROM blobs WHERE digest = %s)",
+            (age, fresh.digest(name)),
+        )
+
+    def held() -> list[str]:
+        return [reason for reason in truth(fresh).opened.reasons("pod") if "held manifest" in reason]
+
+    fresh.apply(fresh.link("a", "linked"))
+    pushed("old", timedelta(hours=2))
+    pushed("new", timedelta(minutes=50))
+    (told,) = held()
+    assert told.startswith("2 held manifests ")
+    assert "resolve-gaps" in told
+    assert f"{fresh.repository('a')}@{fresh.text('old')}" in told
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its layers were compared"))
+    (told,) = held()
+    assert told.startswith("1 held manifest ")
+    assert fresh.text("old") not in told
+    assert fresh.text("new") in told
+    fresh.connection.execute("UPDATE repository_manifests SET pushed_at = now() - interval '2 hours'")
+    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its layers were compared"))
+    assert held() == []
+    fresh.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '9 days'")
+    assert expiry.expire_links(fresh.connection, timedelta(days=1)) == 0
+    assert fresh.blob("linked") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
+    assert fresh.blob("l") == Row(2, 0, BlobState.LIVE, unreferenced=False, size=7)
+    # Pushed again, it waits again.
+    fresh.apply(fresh.push("a", "old", None, 10.0**7))
+    assert len(held()) == 1

@@ -1,0 +1,158 @@
+"""One pod whose registry processes send events and echoes of probes."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from coordinator.db.engine import async_engine
+from coordinator.db.session import reading, writing
+from coordinator.doctor import table as findings
+from coordinator.domain.names import PodName
+from coordinator.domain.watermarks import PodWatermark, SourceView
+from coordinator.jobs import table as jobs
+from coordinator.jobs.table import Job
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.pods.watermarks import watermarks
+from coordinator.reconcile import table as reconcile
+from coordinator.table import processes as sources
+from coordinator.table.apply import BatchApply
+from coordinator.table.batch import Echo, Item, Slice
+from coordinator.table.echoes import KnownProcesses
+from tests.support.tables import add_job, set_linker
+from tests.table.harness import NO_MARGIN, Table, begin
+
+URL = "http://r1:5000"
+HERE, THERE = "10.0.0.1", "10.0.0.2"
+SILENCE = timedelta(seconds=60)
+
+
+class World:
+    """One pod with an address of its registry, two partitions of events and one of dead letters."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.connection = table.connection
+        self.pod = table.pods["pod-a"]
+        self.known = KnownProcesses()
+        self.offsets = {(EVENTS, 0): 0, (EVENTS, 1): 0, (DEAD_LETTERS, 0): 0}
+        for topic, partition in self.offsets:
+            begin(self.connection, topic, partition)
+        self.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL], self.pod))
+        self.seen({URL: [HERE]})
+
+    def seen(self, found: Mapping[str, Collection[str]]) -> None:
+        """Names were looked up just now."""
+        sources.endpoints_seen(self.connection, self.pod, found, findings.now(self.connection))
+
+    def probe(self, address: str = HERE, pod: str = "pod-a", url: str = URL) -> str:
+        return sources.insert_probe(self.connection, self.table.pods[pod], url, address)
+
+    def echo(self, nonce: str, instance: str = "s", pod: str = "pod-a") -> tuple[int, Echo]:
+        return self.table.pods[pod], Echo(instance, nonce, partitions=2, letters_partition=0)
+
+    def piece(self, echoed: Iterable[tuple[int, Echo]], partition: int = 0, topic: str = EVENTS) -> Slice:
+        first = self.offsets[topic, partition]
+        items = [Item(first + n, 1000, pod, None, None, echo) for n, (pod, echo) in enumerate(echoed)]
+        processes = frozenset((pod, echo.instance_id) for pod, echo in echoed)
+        return Slice(topic, partition, first, first + len(items), first, items, processes)
+
+    def apply(self, *pieces: Slice) -> Any:
+        applied = BatchApply(self.connection, NO_MARGIN, self.known).apply(pieces)
+        for piece in pieces:
+            self.offsets[piece.topic, piece.partition] = piece.next_offset
+        return applied
+
+    def hear(self, nonce: str, instance: str = "s") -> None:
+        """Apply an echo everywhere."""
+        for topic, partition in self.offsets:
+            self.apply(self.piece([self.echo(nonce, instance)], partition, topic))
+
+    def sent_at(self, nonce: str) -> datetime:
+        (row,) = self.table.rows("SELECT sent_at FROM probes WHERE nonce = %s::uuid", (nonce,))
+        return row[0]
+
+    def marks(self, instance: str = "s") -> dict[tuple[str, int], datetime | None]:
+        """W by topic and partition; None for what is only known to be there."""
+        found = self.table.rows(
+            "SELECT topic, partition, nullif(at, '-infinity') FROM watermarks w JOIN sources s ON s.id = w.source_id"
+            " WHERE s.instance_id = %s",
+            (instance,),
+        )
+        return {(row[0], row[1]): row[2] for row in found}
+
+    def looked_up(self) -> None:
+        """Names lead where they led, as the prober finds them to before each probe."""
+        self.connection.execute(
+            """
+            UPDATE endpoints e SET resolved_at = now()
+            WHERE resolved_at = (SELECT max(resolved_at) FROM endpoints o WHERE o.pod_id = e.pod_id AND o.url = e.url)
+            """
+        )
+
+    def view(self, pod: str = "pod-a", *, looked_up: bool = True) -> PodWatermark:
+        if looked_up:
+            self.looked_up()
+
+        async def ask() -> dict[str, PodWatermark]:
+            engine = async_engine(self.table.url)
+            try:
+                async with reading(engine) as connection:
+                    return await watermarks(connection, SILENCE)
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(ask())[pod]
+
+    def source(self, instance: str = "s") -> SourceView:
+        return {source.instance_id: source for source in self.view().sources}[instance]
+
+    def endpoint(self, address: str = HERE) -> tuple[str | None, datetime | None, bool]:
+        found = {endpoint.address: endpoint for endpoint in self.view().endpoints}[address]
+        return found.source, found.echoed_at, found.shared
+
+    def async_do(self, work: Callable[[Any], Any]) -> None:
+        async def do() -> None:
+            engine = async_engine(self.table.url)
+            try:
+                await work(engine)
+            finally:
+                await engine.dispose()
+
+        asyncio.run(do())
+
+    def retire(self, *instances: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:
+        async def work(engine: Any) -> None:
+            async with writing(engine) as connection:
+                for instance in instances:
+                    await sources.retire(connection, PodName("pod-a"), instance, why, bound)
+
+        self.async_do(work)
+
+    def linked(self, linker: str) -> None:
+        set_linker(self.connection, linker, "pod-a")
+
+    def answered(self, address: str = HERE) -> str:
+        """A probe that the registry answers."""
+        nonce = self.probe(address)
+        sources.probe_answered(self.connection, nonce)
+        return nonce
+
+    def unheard(self) -> list[str]:
+        """Probes that were answered and not echoed."""
+        found = self.table.rows(
+            "SELECT nonce FROM probes WHERE answered_at IS NOT NULL AND NOT echoed ORDER BY sent_at"
+        )
+        return [row[0].hex for row in found]
+
+    def reconcile_taken(self) -> Job:
+        add_job(self.connection, self.pod)
+        job = jobs.take(self.connection, ["reconcile"])
+        assert job is not None
+        return job
+
+    def reconciled(self) -> None:
+        """A reconcile that begins now ends; no request takes any time."""
+        job = self.reconcile_taken()
+        reconcile.end(self.connection, job, timedelta())
+        jobs.finish(self.connection, job, {})

@@ -1,0 +1,70 @@
+"""Where partitions stand, and the gaps that are recorded on the way."""
+
+from coordinator.domain.progress import GapFound, GapReason, Position, Progress
+from coordinator.table import progress
+from tests.table.harness import Table
+
+GAP = GapFound(GapReason.LOG_REPLACED, 10, None)
+
+
+def gaps(table: Table) -> list[tuple[object, ...]]:
+    return table.rows(
+        "SELECT p.name, g.reason, g.from_offset, g.to_offset, g.settled_at FROM gaps g JOIN pods p ON p.id = g.pod_id"
+        " WHERE topic = %s ORDER BY 1",
+        (table.space,),
+    )
+
+
+def test_begun_and_moved(table: Table) -> None:
+    """A partition is begun where it was decided, and moved on from where it was seen."""
+    partition = (table.space, 3)
+    begun, moved = Progress(4, None, "a"), Progress(9, 77, "b")
+    assert progress.read(table.connection, [partition]) == {}
+    assert progress.move(table.connection, partition, None, Position(begun, None))
+    assert progress.move(table.connection, partition, begun, Position(moved, None))
+    assert progress.read(table.connection, [partition, (table.space, 4)]) == {partition: moved}
+    assert gaps(table) == []
+
+
+def test_gaps_concern_every_pod(table: Table) -> None:
+    """A gap is recorded for every pod, open."""
+    assert progress.move(table.connection, (table.space, 0), None, Position(Progress(0, None, None), GAP))
+    assert gaps(table) == [(name, "log-replaced", 10, None, None) for name in ("pod-a", "pod-b", "pod-l")]
+
+
+def test_moved_meanwhile(table: Table) -> None:
+    """What was decided on a position that is no more changes nothing: no position, no gap, no row."""
+    partition, stands = (table.space, 0), Progress(10, 5, "a")
+    target = Position(Progress(0, None, "b"), GAP)
+    assert not progress.move(table.connection, partition, stands, target)
+    assert progress.read(table.connection, [partition]) == {}
+    assert progress.move(table.connection, partition, None, Position(stands, None))
+    for seen in (None, stands._replace(next_offset=11), stands._replace(fingerprint=6), stands._replace(topic_id=None)):
+        assert not progress.move(table.connection, partition, seen, target)
+    assert progress.read(table.connection, [partition]) == {partition: stands}
+    assert gaps(table) == []
+
+
+def test_a_second_cut_is_as_open_as_the_first(table: Table) -> None:
+    """Of a pod in which such a gap is open no other is recorded; only a reconcile that begins later settles it."""
+    assert progress.record_cut(table.connection, table.space) == 3
+    before = settled_from(table)
+    between = table.rows("SELECT clock_timestamp()")[0]
+    assert progress.record_cut(table.connection, table.space) == 3
+    after = settled_from(table)
+    assert len(before) == len(after) == 3
+    assert max(before) < between < min(after)
+
+
+def test_a_gap_that_is_settled_later_stays_so(table: Table) -> None:
+    """What somebody has begun may land until a time that is yet to come: another cut does not bring it nearer."""
+    table.connection.execute("DELETE FROM gaps")
+    progress.record_cut(table.connection, table.space)
+    table.connection.execute("UPDATE gaps SET settles_from = now() + interval '1 hour'")
+    before = settled_from(table)
+    progress.record_cut(table.connection, table.space)
+    assert settled_from(table) == before
+
+
+def settled_from(table: Table) -> list[tuple[object, ...]]:
+    return table.rows("SELECT settles_from FROM gaps WHERE topic = %s ORDER BY pod_id", (table.space,))
