@@ -2,8 +2,7 @@
 
 from typing import Any, Literal
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, Row, text
 
 from coordinator.db import paging
 from coordinator.db.session import reading, writing
@@ -34,15 +33,15 @@ _END = 2**63 - 1
 _ATTEMPTS = 3
 
 
-async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job:
+def ask(engine: Engine, pod: PodName, kind: JobKind, why: str) -> Job:
     """Request a job and return it, or the pod's pending job of this kind.
 
     Raises NotFoundError, or ConflictError for a pod that cannot be reconciled.
     """
     why = reason(why)
     for _ in range(_ATTEMPTS):
-        async with writing(engine) as connection:
-            row = (await connection.execute(_POD, {"name": pod})).one_or_none()
+        with writing(engine) as connection:
+            row = connection.execute(_POD, {"name": pod}).one_or_none()
             if row is None:
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
             if kind == "reconcile" and row.linker == Linker.RELAY:
@@ -51,25 +50,25 @@ async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job
                     "what it holds, only its events do."
                 )
             values = {"kind": kind, "pod": row.id, "why": why}
-            number = await connection.scalar(_ASK, values) or await connection.scalar(_OPEN, values)
+            number = connection.scalar(_ASK, values) or connection.scalar(_OPEN, values)
             # Within the transaction: afterwards the new job may be taken already and look like one that ran before.
-            row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+            row = connection.execute(_ONE, {"id": number}).one_or_none()
         if row is not None:
             return _job(row)
     raise ConflictError(f"Other jobs of pod {pod} began and ended at the same time: try again.")
 
 
-async def job(engine: AsyncEngine, number: int) -> Job:
+def job(engine: Engine, number: int) -> Job:
     """Return one job; raises NotFoundError."""
-    async with reading(engine) as connection:
-        row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+    with reading(engine) as connection:
+        row = connection.execute(_ONE, {"id": number}).one_or_none()
     if row is None:
         raise NotFoundError(f"There is no job {number}: see `baleen jobs list`. Old jobs are deleted.")
     return _job(row)
 
 
-async def jobs(
-    engine: AsyncEngine,
+def jobs(
+    engine: Engine,
     *,
     pod: PodName | None = None,
     kind: JobKind | None = None,
@@ -78,9 +77,9 @@ async def jobs(
 ) -> JobPage:
     """Return a page of jobs, the newest first; raises NotFoundError for a pod that is not registered."""
     values = {"before": paging.decode("jobs", cursor, int) or _END, "pod": pod, "kind": kind, "limit": limit}
-    async with reading(engine) as connection:
-        rows = (await connection.execute(_PAGE, values)).all()
-        if not rows and pod is not None and not await connection.scalar(_KNOWN, {"name": pod}):
+    with reading(engine) as connection:
+        rows = connection.execute(_PAGE, values).all()
+        if not rows and pod is not None and not connection.scalar(_KNOWN, {"name": pod}):
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
     return JobPage(
         items=[_job(row) for row in rows],

@@ -1,6 +1,5 @@
 """What is known of registry processes: found in events, moved on by echoes, declared dead and retired."""
 
-import asyncio
 import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.db.engine import async_engine
-from coordinator.db.session import reading, writing
+from coordinator.db.engine import engine as make_engine
+from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import PodWatermark, SourceState, SourceView
@@ -35,7 +34,7 @@ HERE, THERE = "10.0.0.1", "10.0.0.2"
 SILENCE = timedelta(seconds=60)
 
 
-async def nothing_stored(*_: object) -> bool:
+def nothing_stored(*_: object) -> bool:
     return False
 
 
@@ -106,15 +105,12 @@ class World:
         if looked_up:
             self.looked_up()
 
-        async def ask() -> dict[str, PodWatermark]:
-            engine = async_engine(self.table.url)
-            try:
-                async with reading(engine) as connection:
-                    return await watermarks(connection, SILENCE)
-            finally:
-                await engine.dispose()
-
-        return asyncio.run(ask())[pod]
+        engine = make_engine(self.table.url, name="test")
+        try:
+            with reading(engine) as connection:
+                return watermarks(connection, SILENCE)[pod]
+        finally:
+            engine.dispose()
 
     def source(self, instance: str = "s") -> SourceView:
         return {source.instance_id: source for source in self.view().sources}[instance]
@@ -123,22 +119,16 @@ class World:
         found = {endpoint.address: endpoint for endpoint in self.view().endpoints}[address]
         return found.source, found.echoed_at, found.shared
 
-    def async_do(self, work: Callable[[Any], Any]) -> None:
-        async def do() -> None:
-            engine = async_engine(self.table.url)
-            try:
-                await work(engine)
-            finally:
-                await engine.dispose()
-
-        asyncio.run(do())
+    def by_engine(self, work: Callable[[Any], Any]) -> None:
+        engine = make_engine(self.table.url, name="test")
+        try:
+            work(engine)
+        finally:
+            engine.dispose()
 
     def retire(self, instance: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:
-        async def work(engine: Any) -> None:
-            async with writing(engine) as connection:
-                await sources.retire(connection, PodName("pod-a"), instance, why, bound)
-
-        self.async_do(work)
+        with self.connection.transaction():
+            sources.retire(self.connection, PodName("pod-a"), instance, why, bound)
 
     def linked(self, linker: str) -> None:
         self.connection.execute("UPDATE pods SET linker = %s WHERE id = %s", (linker, self.pod))
@@ -810,7 +800,7 @@ def test_a_pod_that_goes(world: World) -> None:
     world.hear(world.probe())
     nonce = world.probe()
     world.connection.execute("DELETE FROM pod_prefixes WHERE pod_id = %s", (world.pod,))
-    world.async_do(lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
+    world.by_engine(lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
     for name in ("sources", "watermarks", "endpoints", "probes"):
         assert world.table.rows(f"SELECT * FROM {name}") == []
     applied = world.apply(world.piece([world.echo(nonce, "late")]))
@@ -823,7 +813,7 @@ def test_a_pod_that_is_probed_while_it_goes(world: World) -> None:
     with world.table.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
             sources.insert_probe(other, world.pod, URL, HERE)
-            done = pool.submit(world.async_do, lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
+            done = pool.submit(world.by_engine, lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
             with world.table.connect() as watcher:
                 waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
                 while watcher.execute(waiting).fetchone() == (0,) and not done.done():

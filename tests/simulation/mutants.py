@@ -371,8 +371,8 @@ def _() -> None:
 def _() -> None:
     original = pods.holds
 
-    async def holds(connection: Any) -> dict[str, pods.Open]:
-        return {name: opened._replace(vanished_links=0) for name, opened in (await original(connection)).items()}
+    def holds(connection: Any) -> dict[str, pods.Open]:
+        return {name: opened._replace(vanished_links=0) for name, opened in original(connection).items()}
 
     pods.holds = holds
 
