@@ -16,7 +16,8 @@ from coordinator.domain.refusals import PAUSE, Refusals
 # Rows are locked in one order, so that two replicas that record the same pods cannot deadlock.
 _NOTE = """
 INSERT INTO token_refusals AS t (pod_id, since, last_at)
-SELECT id, statement_timestamp(), statement_timestamp() FROM pods WHERE name = ANY(CAST(%(names)s AS text[])) ORDER BY id
+SELECT id, statement_timestamp(), statement_timestamp() FROM pods
+WHERE name = ANY(CAST(%(names)s AS text[])) ORDER BY id
 ON CONFLICT (pod_id) DO UPDATE
 SET since = CASE WHEN t.last_at < excluded.last_at - CAST(%(pause)s AS interval) THEN excluded.since ELSE t.since END,
     last_at = excluded.last_at
