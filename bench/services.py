@@ -6,7 +6,6 @@ A guard ends the children when this process is killed.
 Not here: load (events.py, database.py), clocks.
 """
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -22,7 +21,7 @@ import psycopg
 
 from bench.workload import pod_names
 from coordinator.db import migrate
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.kafka.topics import ensure_topics
 from coordinator.pods import table as pods
@@ -214,7 +213,7 @@ class Services:
             "s3_bucket": ends.s3_bucket,
             "s3_root": ends.s3_root,
         }
-        return asyncio.run(_register(url, values))
+        return _register(url, values)
 
     @contextlib.contextmanager
     def _embedded(self) -> Iterator[Broker]:
@@ -272,17 +271,17 @@ def _environment(values: Mapping[str, Any]) -> dict[str, str]:
     return kept | {"PYTHONPATH": path} | {f"BALEEN_{name.upper()}": str(value) for name, value in values.items()}
 
 
-async def _register(url: str, values: dict[str, Any]) -> Database:
-    engine = async_engine(url)
+def _register(url: str, values: dict[str, Any]) -> Database:
+    engine = make_engine(url, name="test")
     try:
         found = {}
         for name in pod_names(PODS):
             pod = pods.NewPod(name=PodName(name), prefixes=[RepositoryName(name)])
-            found[name] = (await pods.add(engine, pod)).reveal()
-        read = await tokens.create(engine, "bench", "read")
+            found[name] = (pods.add(engine, pod)).reveal()
+        read = tokens.create(engine, "bench", "read")
         return Database(url, values, found, read.reveal())
     finally:
-        await engine.dispose()
+        engine.dispose()
 
 
 def _answers(url: str) -> bool:

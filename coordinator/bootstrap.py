@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from coordinator.db import engine as database_engine
 from coordinator.db.arrays import register
 from coordinator.db.connection import Connections
-from coordinator.db.engine import async_engine, sync_engine
-from coordinator.db.session import BlockingDatabase, Database, reading
+from coordinator.db.session import Database, reading
+from coordinator.db.threads import in_thread
 from coordinator.domain.findings import implied
 from coordinator.errors import SettingsError, UnavailableError, UnconfiguredError, UsageError
 from coordinator.jobs.leases import Leases
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from coordinator.dead_letters.resolve import Stored
     from coordinator.doctor.visit import Instruments
     from coordinator.domain.access import Access
-    from coordinator.domain.gc import Limits, Times
+    from coordinator.domain.gc import Facts, Limits, Times
     from coordinator.domain.names import PodName, RepositoryName
     from coordinator.domain.pods import PodMode
-    from coordinator.gc.facts import FactsReader
+    from coordinator.gc.conditions import FactsReader
     from coordinator.gc.restore import Restorer
+    from coordinator.ingest.normalise import Outcome
     from coordinator.jobs.work import Runner
     from coordinator.kafka.lifecycle import LifecycleProducer
     from coordinator.leftovers.sweep import Ages
@@ -65,13 +67,19 @@ def database_url(settings: Settings) -> str:
     return settings.database_url.reveal()
 
 
-def engine(settings: Settings, *, pool_size: int = 8, name: str = "baleen-api") -> Database:
-    return async_engine(database_url(settings), pool_size=pool_size, name=name)
+def engine(settings: Settings, *, name: str, **limits: int) -> Database:
+    """A pool of connections; `limits` are arguments of db.engine.engine."""
+    return database_engine.engine(database_url(settings), name=name, **limits)
 
 
-def job_engine(settings: Settings) -> BlockingDatabase:
-    """A database connection for a job that may take long."""
-    return sync_engine(database_url(settings), timeout_ms=0)
+@contextmanager
+def database(settings: Settings, *, name: str, **limits: int) -> "Iterator[Database]":
+    """As `engine`, for one piece of work in one thread: its connection is closed at the end."""
+    made = engine(settings, name=name, pool_size=1, **limits)
+    try:
+        yield made
+    finally:
+        made.dispose()
 
 
 def connections(settings: Settings, *, name: str) -> Connections:
@@ -165,12 +173,17 @@ def collection_limits(settings: Settings) -> "Limits":
 
 
 def collection_facts(settings: Settings) -> "FactsReader":
-    """The reader of all facts that a collection needs besides single blobs; for one thread."""
-    from coordinator.gc.facts import BlockingFacts  # noqa: PLC0415
+    """The reader of all facts that a collection needs besides single blobs, each time on a new connection."""
+    from coordinator.gc.conditions import known  # noqa: PLC0415
 
-    silence = timedelta(seconds=settings.probe_silence)
-    database = engine(settings, pool_size=1, name="baleen-gc")
-    return BlockingFacts(database, safety_times(settings), silence, unsafe_findings(settings))
+    times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
+    in_spite_of = unsafe_findings(settings)
+
+    def read() -> "Facts":
+        with database(settings, name="baleen-gc") as pool, reading(pool) as connection:
+            return known(connection, times, silence, in_spite_of).facts
+
+    return read
 
 
 def unsafe_findings(settings: Settings) -> frozenset[str]:
@@ -293,9 +306,9 @@ def stored_in(settings: Settings) -> "Stored":
     """Says which repositories have anything in storage; waits for storage a few seconds."""
     from coordinator.reconcile.remains import is_stored  # noqa: PLC0415
 
-    async def stored(repositories: "Sequence[RepositoryName]") -> list["RepositoryName"]:
+    def stored(repositories: "Sequence[RepositoryName]") -> list["RepositoryName"]:
         store = object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
-        return await asyncio.to_thread(lambda: [each for each in repositories if is_stored(store, each)])
+        return [each for each in repositories if is_stored(store, each)]
 
     return stored
 
@@ -535,35 +548,39 @@ def api(settings: Settings) -> "Application":  # noqa: PLR0915 - the imports cou
     from coordinator.table.progress_view import schema_problem  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    database = engine(settings)
+    pool = engine(settings, name="baleen-api", pool_size=8)
     # For health checks only. Short timeouts, so that a store that hangs does not occupy all threads.
     store, recorder = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1), mark_recorder(settings)
     producer, inspector = EventProducer(settings), LogInspector(settings, timeout=KAFKA_SECONDS)
     lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
-    directory = CachedPodDirectory(lambda: pods.known_pods(database))
+    directory = CachedPodDirectory(lambda: in_thread(pods.known_pods, pool))
     signing = signing_keys(settings)
     service = token_service(settings, signing, directory.all)
     times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
 
+    loops: list[asyncio.AbstractEventLoop] = []
+
     mounting = None if settings.mounts == "off" else mounts(settings, token_verifier(settings, signing), signing)
 
-    async def answers() -> None:
-        async with reading(database) as connection:
-            await connection.exec_driver_sql("SELECT 1")
+    def answers() -> None:
+        with reading(pool) as connection:
+            connection.exec_driver_sql("SELECT 1")
 
-    async def migrated() -> None:
-        async with reading(database) as connection:
-            if (problem := await schema_problem(connection)) is not None:
+    def migrated() -> None:
+        with reading(pool) as connection:
+            if (problem := schema_problem(connection)) is not None:
                 raise UnavailableError(problem)
 
-    async def still_holds(prefixes: "Sequence[RepositoryName]", mode: "PodMode") -> bool:
+    def still_holds(prefixes: "Sequence[RepositoryName]", mode: "PodMode") -> bool:
         # A rare call, with longer timeouts than `store`.
-        return await asyncio.to_thread(
-            lambda: holds_anything(object_store(settings), prefixes, mode, image=known_digests())
-        )
+        return holds_anything(object_store(settings), prefixes, mode, image=known_digests())
+
+    def publish(outcomes: "Sequence[Outcome]") -> "Sequence[Outcome]":
+        return asyncio.run_coroutine_threadsafe(producer.publish(outcomes), loops[0]).result()
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
+        loops.append(asyncio.get_running_loop())
         await producer.start()
         try:
             yield
@@ -575,15 +592,15 @@ def api(settings: Settings) -> "Application":  # noqa: PLR0915 - the imports cou
             if service is not None:
                 await service.close()
             await asyncio.to_thread(inspector.close)
-            await database.dispose()
+            pool.dispose()
 
     return create_app(
         Deps(
-            engine=database,
-            tokens=TokenDirectory(lambda: tokens.known(database)),
-            blobs=BlobQueries(database),
+            engine=pool,
+            tokens=TokenDirectory(lambda: in_thread(tokens.known, pool)),
+            blobs=BlobQueries(pool),
             lag=lag,
-            publish=producer.publish,
+            publish=publish,
             still_holds=still_holds,
             stored=stored_in(settings),
             probe_image=known_digests(),
@@ -591,13 +608,18 @@ def api(settings: Settings) -> "Application":  # noqa: PLR0915 - the imports cou
                 settings,
                 directory,
                 producer,
-                lambda pods: refusals.note(database, pods),
-                find_probes=lambda nonces: pods_of(database, nonces),
+                lambda pods: in_thread(refusals.note, pool, pods),
+                find_probes=lambda nonces: in_thread(pods_of, pool, nonces),
             ),
             token_service=service,
             known=lambda connection: known(connection, times, silence, unsafe_findings(settings)),
-            figures=FiguresReader(database),
-            checks={"database": answers, "migrations": migrated, "kafka": lag.check, "store": Shared(store.check)},
+            figures=FiguresReader(pool),
+            checks={
+                "database": Shared(answers),
+                "migrations": Shared(migrated),
+                "kafka": lag.check,
+                "store": Shared(store.check),
+            },
             silence=silence,
             request_bound=times.request_bound,
             link_grace=timedelta(seconds=settings.safety_link_grace),

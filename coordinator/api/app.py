@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from litestar import Litestar, Router
+from litestar.concurrency import set_asyncio_executor
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -19,9 +20,13 @@ from coordinator.api.events import post_events
 from coordinator.api.mounts import serve_mounts
 from coordinator.api.parameters import refuse_unknown
 from coordinator.api.token_service import HANDLERS as TOKEN_SERVICE
+from coordinator.db.threads import THREADS
 
 #: Bytes of a body, for calls without a limit of their own.
 BODY_LIMIT = 1024 * 1024
+
+# Handlers that block wait for the database.
+set_asyncio_executor(THREADS)
 
 #: The type for bootstrap, which does not import the framework.
 Application = Litestar

@@ -71,13 +71,14 @@ async def get_blob(request: Request[Any, Any, Any], digest: DigestText) -> Blob:
     summary="List the holdings that need a blob",
     tags=["blobs"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def list_references(
+def list_references(
     request: Request[Any, Any, Any], digest: DigestText, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> ReferencePage:
     """Ordered by manifest and repository. Pages of a blob with many references may be short, even empty."""
-    return await references(deps_of(request).engine, parse_digest(digest), cursor=cursor, limit=limit)
+    return references(deps_of(request).engine, parse_digest(digest), cursor=cursor, limit=limit)
 
 
 @post(
@@ -158,17 +159,18 @@ async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> E
     tags=["garbage collection"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def undelete_blob(
+def undelete_blob(
     request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[UndeleteRequest | None] = None
 ) -> Undeletion:
     """Possible while its bytes are kept. Workers restore it within seconds, also if nothing references it. It is
     pinned unless `pin` is false. 409 if it is not hidden, or if its bytes are deleted.
     """
     deps, asked = deps_of(request), data or UndeleteRequest()
-    back = await controls.undelete(deps.engine, parse_digest(digest), asked.why, pin=asked.pin)
-    await deps.record_mark()
+    back = controls.undelete(deps.engine, parse_digest(digest), asked.why, pin=asked.pin)
+    deps.record_mark()
     return Undeletion(digest=digest, state=STATES[back.state], pinned=back.pinned, detail=_undeleted(*back))
 
 

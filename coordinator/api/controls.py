@@ -44,10 +44,11 @@ class PinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     summary="Get the kill switch",
     tags=TAGS,
     responses=documented(),
+    sync_to_thread=True,
     **READ,
 )
-async def get_switch(request: Request[Any, Any, Any]) -> Switch:
-    return await queries.switched(deps_of(request).engine)
+def get_switch(request: Request[Any, Any, Any]) -> Switch:
+    return queries.switched(deps_of(request).engine)
 
 
 @put(
@@ -57,21 +58,30 @@ async def get_switch(request: Request[Any, Any, Any]) -> Switch:
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
     responses=documented(413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchRequest]) -> Switch:
+def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchRequest]) -> Switch:
     """Once `enabled: false` is answered, no process sends another delete to the object store. A delete that was sent
     just before may still land.
     """
     deps = deps_of(request)
-    await controls.put_switch(deps.engine, data.why, on=data.enabled)
-    await deps.record_mark()
-    return await queries.switched(deps.engine)
+    controls.put_switch(deps.engine, data.why, on=data.enabled)
+    deps.record_mark()
+    return queries.switched(deps.engine)
 
 
-@get("/v1/holds", operation_id="listHolds", summary="List holds by scope", tags=TAGS, responses=documented(), **READ)
-async def list_holds(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> HoldPage:
-    return await queries.holds(deps_of(request).engine, cursor=cursor, limit=limit)
+@get(
+    "/v1/holds",
+    operation_id="listHolds",
+    summary="List holds by scope",
+    tags=TAGS,
+    responses=documented(),
+    sync_to_thread=True,
+    **READ,
+)
+def list_holds(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> HoldPage:
+    return queries.holds(deps_of(request).engine, cursor=cursor, limit=limit)
 
 
 @get(
@@ -80,10 +90,11 @@ async def list_holds(request: Request[Any, Any, Any], cursor: Cursor = None, lim
     summary="Get a hold",
     tags=TAGS,
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def get_hold(request: Request[Any, Any, Any], name: Scope) -> Hold:
-    return await queries.hold(deps_of(request).engine, parse_repository(name.removeprefix("/")))
+def get_hold(request: Request[Any, Any, Any], name: Scope) -> Hold:
+    return queries.hold(deps_of(request).engine, parse_repository(name.removeprefix("/")))
 
 
 @put(
@@ -93,14 +104,15 @@ async def get_hold(request: Request[Any, Any, Any], name: Scope) -> Hold:
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
     responses=documented(413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[HoldRequest | None] = None) -> Hold:
+def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[HoldRequest | None] = None) -> Hold:
     """`name` says for whom it is; it need not exist. Any hold stops all garbage collection: pods share blobs."""
     deps, scope = deps_of(request), parse_repository(name.removeprefix("/"))
-    await controls.put_hold(deps.engine, scope, (data or HoldRequest()).why)
-    await deps.record_mark()
-    return await queries.hold(deps.engine, scope)
+    controls.put_hold(deps.engine, scope, (data or HoldRequest()).why)
+    deps.record_mark()
+    return queries.hold(deps.engine, scope)
 
 
 @delete(
@@ -109,17 +121,26 @@ async def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[
     summary="Remove a hold",
     tags=TAGS,
     responses=documented(404),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def remove_hold(request: Request[Any, Any, Any], name: Scope) -> None:
+def remove_hold(request: Request[Any, Any, Any], name: Scope) -> None:
     deps = deps_of(request)
-    await controls.remove_hold(deps.engine, parse_repository(name.removeprefix("/")))
-    await deps.record_mark()
+    controls.remove_hold(deps.engine, parse_repository(name.removeprefix("/")))
+    deps.record_mark()
 
 
-@get("/v1/pins", operation_id="listPins", summary="List pins by digest", tags=TAGS, responses=documented(), **READ)
-async def list_pins(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PinPage:
-    return await queries.pins(deps_of(request).engine, cursor=cursor, limit=limit)
+@get(
+    "/v1/pins",
+    operation_id="listPins",
+    summary="List pins by digest",
+    tags=TAGS,
+    responses=documented(),
+    sync_to_thread=True,
+    **READ,
+)
+def list_pins(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PinPage:
+    return queries.pins(deps_of(request).engine, cursor=cursor, limit=limit)
 
 
 @get(
@@ -128,10 +149,11 @@ async def list_pins(request: Request[Any, Any, Any], cursor: Cursor = None, limi
     summary="Get a pin",
     tags=TAGS,
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def get_pin(request: Request[Any, Any, Any], digest: DigestText) -> Pin:
-    return await queries.pin(deps_of(request).engine, parse_digest(digest))
+def get_pin(request: Request[Any, Any, Any], digest: DigestText) -> Pin:
+    return queries.pin(deps_of(request).engine, parse_digest(digest))
 
 
 @put(
@@ -141,14 +163,15 @@ async def get_pin(request: Request[Any, Any, Any], digest: DigestText) -> Pin:
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
     responses=documented(413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[PinRequest | None] = None) -> Pin:
+def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[PinRequest | None] = None) -> Pin:
     """The blob need not be known yet. A hidden one stays hidden and keeps its bytes: restore it with `undelete`."""
     deps, parsed = deps_of(request), parse_digest(digest)
-    await controls.put_pin(deps.engine, parsed, (data or PinRequest()).why)
-    await deps.record_mark()
-    return await queries.pin(deps.engine, parsed)
+    controls.put_pin(deps.engine, parsed, (data or PinRequest()).why)
+    deps.record_mark()
+    return queries.pin(deps.engine, parsed)
 
 
 @delete(
@@ -157,12 +180,13 @@ async def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSO
     summary="Remove a pin",
     tags=TAGS,
     responses=documented(404),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def remove_pin(request: Request[Any, Any, Any], digest: DigestText) -> None:
+def remove_pin(request: Request[Any, Any, Any], digest: DigestText) -> None:
     deps = deps_of(request)
-    await controls.remove_pin(deps.engine, parse_digest(digest))
-    await deps.record_mark()
+    controls.remove_pin(deps.engine, parse_digest(digest))
+    deps.record_mark()
 
 
 HANDLERS = [

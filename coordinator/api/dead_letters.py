@@ -36,16 +36,17 @@ class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     summary="List dead letters, the oldest first",
     tags=["dead letters"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def list_dead_letters(
+def list_dead_letters(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
     settled: Annotated[bool, QueryParameter(description="Also resolved ones.")] = False,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> DeadLetterPage:
-    return await queries.dead_letters(
+    return queries.dead_letters(
         deps_of(request).engine, pod=pod_or_none(pod), settled=settled, cursor=cursor, limit=limit
     )
 
@@ -56,10 +57,11 @@ async def list_dead_letters(
     summary="Get a dead letter, with what was sent",
     tags=["dead letters"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> DeadLetter:
-    return await queries.dead_letter(deps_of(request).engine, number)
+def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> DeadLetter:
+    return queries.dead_letter(deps_of(request).engine, number)
 
 
 @post(
@@ -74,7 +76,7 @@ async def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> De
 async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> Retried:
     """It is read by the present rules and prefixes. 409 with the reason if it still cannot be understood."""
     deps = deps_of(request)
-    return Retried(await resolve.retry(deps.engine, number, deps.publish))
+    return Retried(resolve.retry(deps.engine, number, deps.publish))
 
 
 @post(
@@ -85,17 +87,18 @@ async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> 
     tags=["dead letters"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def discard_dead_letter(request: Request[Any, Any, Any], number: Number, data: JSONBody[Discard]) -> DeadLetter:
+def discard_dead_letter(request: Request[Any, Any, Any], number: Number, data: JSONBody[Discard]) -> DeadLetter:
     """`why` is kept with it. A gap takes its place until each pod that owns its repositories is reconciled.
 
     409 while storage has a repository that the letter names and that no registered pod lists: register that repository
     and retry the letter, or remove the repository.
     """
     deps = deps_of(request)
-    await resolve.discard(deps.engine, number, data.why, deps.stored)
-    return await queries.dead_letter(deps.engine, number)
+    resolve.discard(deps.engine, number, data.why, deps.stored)
+    return queries.dead_letter(deps.engine, number)
 
 
 HANDLERS = [list_dead_letters, get_dead_letter, retry_dead_letter, discard_dead_letter]

@@ -25,7 +25,7 @@ from coordinator.tokens.service import TokenService
 Check = Callable[[], Awaitable[None]]
 
 
-async def no_mark() -> None:
+def no_mark() -> None:
     pass
 
 
@@ -71,7 +71,7 @@ class Deps:
     mounts: Mounts | None = None
     #: Writes a change of pods, prefixes, the switch, holds or pins to the mark in the bucket. It never raises; what it
     #: cannot write in time, a scheduler writes.
-    record_mark: Callable[[], Awaitable[None]] = no_mark
+    record_mark: Callable[[], None] = no_mark
     #: Entered before the first request, left after the last.
     lifespan: Callable[[], AbstractAsyncContextManager[None]] = field(default=no_lifespan)
 

@@ -12,6 +12,7 @@ from coordinator.api.deps import deps_of
 from coordinator.api.parameters import ASKED, Cursor, Limit
 from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
+from coordinator.db.threads import in_thread
 from coordinator.domain.reasons import WHY_LIMIT
 from coordinator.gc import runs
 from coordinator.gc import view as queries
@@ -41,7 +42,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 )
 async def get_status(request: Request[Any, Any, Any]) -> CollectionStatus:
     deps = deps_of(request)
-    return await queries.collection_status(deps.engine, deps.facts, deps.figures, deps.gc_every)
+    counted = await deps.figures.read()
+    return await in_thread(queries.collection_status, deps.engine, deps.facts, counted, deps.gc_every)
 
 
 @get(
@@ -50,9 +52,10 @@ async def get_status(request: Request[Any, Any, Any]) -> CollectionStatus:
     summary="List what would be hidden, purged and kept now, and why",
     tags=TAGS,
     responses=documented(),
+    sync_to_thread=True,
     **READ,
 )
-async def get_plan(
+def get_plan(
     request: Request[Any, Any, Any],
     step: Annotated[StepName | None, QueryParameter(description="Only blobs of this step.", required=False)] = None,
     despite_holds: Annotated[
@@ -66,9 +69,7 @@ async def get_plan(
     have a `next`.
     """
     deps = deps_of(request)
-    return await queries.plan(
-        deps.engine, deps.facts, step=step, despite_holds=despite_holds, cursor=cursor, limit=limit
-    )
+    return queries.plan(deps.engine, deps.facts, step=step, despite_holds=despite_holds, cursor=cursor, limit=limit)
 
 
 @post(
@@ -79,14 +80,15 @@ async def get_plan(
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
     responses=documented(409, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest | None] = None) -> Run:
+def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest | None] = None) -> Run:
     """A scheduler does the run. If a run is already open, it is returned instead: check its `dry_run`, `leftovers` and
     `beyond_limits`. 409 while the switch is off or there is a hold, except for a dry run.
     """
     asked = data or RunRequest()
-    return await runs.ask(
+    return runs.ask(
         deps_of(request).engine,
         asked.why,
         dry=asked.dry_run,
@@ -101,11 +103,12 @@ async def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest |
     summary="List runs, the newest first",
     tags=TAGS,
     responses=documented(),
+    sync_to_thread=True,
     **READ,
 )
-async def list_runs(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> RunPage:
+def list_runs(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> RunPage:
     """The last hundred runs are kept; their decisions stay in the ledger for ever."""
-    return await runs.runs(deps_of(request).engine, cursor=cursor, limit=limit)
+    return runs.runs(deps_of(request).engine, cursor=cursor, limit=limit)
 
 
 @get(
@@ -114,10 +117,11 @@ async def list_runs(request: Request[Any, Any, Any], cursor: Cursor = None, limi
     summary="Get a run and its progress",
     tags=TAGS,
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def get_run(request: Request[Any, Any, Any], number: Number) -> Run:
-    return await runs.run(deps_of(request).engine, number)
+def get_run(request: Request[Any, Any, Any], number: Number) -> Run:
+    return runs.run(deps_of(request).engine, number)
 
 
 @get(
@@ -126,15 +130,16 @@ async def get_run(request: Request[Any, Any, Any], number: Number) -> Run:
     summary="List a run's decisions, the oldest first",
     tags=TAGS,
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def list_decisions(
+def list_decisions(
     request: Request[Any, Any, Any], number: Number, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> DecisionPage:
     """From the ledger, which also has runs that are no longer listed. A dry run decides nothing. The evidence of a
     decision is in the blob's `explain`.
     """
-    return await runs.decisions(deps_of(request).engine, number, cursor=cursor, limit=limit)
+    return runs.decisions(deps_of(request).engine, number, cursor=cursor, limit=limit)
 
 
 HANDLERS = [get_status, get_plan, start_run, list_runs, get_run, list_decisions]

@@ -34,16 +34,17 @@ class ReconcileRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tags=["jobs"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def reconcile_pod(
+def reconcile_pod(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ReconcileRequest | None] = None
 ) -> Job:
     """A scheduler does the job. If one is already open for the pod, it is returned instead. One that is `running` began
     before this call and may miss recent links: request another when it has ended.
     """
     why = ASKED if data is None else data.why
-    return await queries.ask(deps_of(request).engine, parse_pod(pod_name), "reconcile", why)
+    return queries.ask(deps_of(request).engine, parse_pod(pod_name), "reconcile", why)
 
 
 @get(
@@ -52,16 +53,17 @@ async def reconcile_pod(
     summary="List jobs, the newest first",
     tags=["jobs"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def list_jobs(
+def list_jobs(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
     kind: Annotated[JobKind | None, QueryParameter(description="Only jobs of this kind.", required=False)] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> JobPage:
-    return await queries.jobs(deps_of(request).engine, pod=pod_or_none(pod), kind=kind, cursor=cursor, limit=limit)
+    return queries.jobs(deps_of(request).engine, pod=pod_or_none(pod), kind=kind, cursor=cursor, limit=limit)
 
 
 @get(
@@ -70,10 +72,11 @@ async def list_jobs(
     summary="Get a job and its progress",
     tags=["jobs"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def get_job(request: Request[Any, Any, Any], number: Number) -> Job:
-    return await queries.job(deps_of(request).engine, number)
+def get_job(request: Request[Any, Any, Any], number: Number) -> Job:
+    return queries.job(deps_of(request).engine, number)
 
 
 HANDLERS = [reconcile_pod, list_jobs, get_job]

@@ -4,7 +4,6 @@ So the restore of a database from before such a change is noticed (domain/mark.p
 because the bucket does not answer: a scheduler writes it later, and `/v1/gc/status` shows that it is pending.
 """
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,11 +25,10 @@ class MarkRecorder:
         self._close = close
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mark")
 
-    async def __call__(self) -> None:
+    def __call__(self) -> None:
         """Write the mark; return once the bucket has what was committed before the call, or after PATIENCE_S."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._record)
+            self._thread.submit(self._record).result(PATIENCE_S)
         except TimeoutError:
             log.warning("the mark is not written yet", reason=f"no answer within {PATIENCE_S:.0f} s")
         except BaleenError as error:

@@ -4,11 +4,12 @@ An ignored filter would give a wrong answer, so an unknown parameter is refused 
 """
 
 from functools import cache
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args
 
 from litestar import Request
 from litestar.params import ParameterKwarg, PathParameter, QueryParameter
 
+from coordinator.api.words import hints_of
 from coordinator.db import paging
 from coordinator.domain.names import PodName, parse_pod
 from coordinator.errors import UsageError
@@ -51,7 +52,7 @@ async def refuse_unknown(request: Request[Any, Any, Any]) -> None:
 @cache
 def _known(handler: Any) -> frozenset[str]:
     """The names of a handler's query parameters, as clients write them."""
-    hints = get_type_hints(handler, include_extras=True)
+    hints = hints_of(handler)
     return frozenset(
         next((mark.name for mark in get_args(hint) if isinstance(mark, ParameterKwarg) and mark.name), name)
         for name, hint in hints.items()

@@ -13,7 +13,7 @@ from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit
 from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
-from coordinator.db.session import writing
+from coordinator.db.session import driver, writing
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode, ProbeMethod, TokenIssuer, parse_registry, parse_token_url
 from coordinator.domain.reasons import WHY_LIMIT
@@ -159,13 +159,12 @@ class PodToken(msgspec.Struct, frozen=True, kw_only=True):
     summary="List pods, with the reasons for which each blocks garbage collection",
     tags=["pods"],
     responses=documented(),
+    sync_to_thread=True,
     **READ,
 )
-async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PodPage:
+def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PodPage:
     deps = deps_of(request)
-    return await queries.pods(
-        deps.engine, deps.silence, deps.request_bound, deps.in_spite_of, cursor=cursor, limit=limit
-    )
+    return queries.pods(deps.engine, deps.silence, deps.request_bound, deps.in_spite_of, cursor=cursor, limit=limit)
 
 
 @get(
@@ -174,12 +173,13 @@ async def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limi
     summary="Get a pod",
     tags=["pods"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> Pod:
+def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> Pod:
     """With all registry processes, how far each has reported, and what the watermark waits for."""
     deps = deps_of(request)
-    return await queries.pod(deps.engine, parse_pod(pod_name), deps.silence, deps.request_bound, deps.in_spite_of)
+    return queries.pod(deps.engine, parse_pod(pod_name), deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @post(
@@ -189,9 +189,10 @@ async def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> P
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(409, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodToken:
+def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodToken:
     """A pod with prefix `team` owns `team` and `team/…`. Prefixes of two pods may not overlap."""
     events = _events(request, parse_pod(data.name))
     pod = registry.NewPod(
@@ -205,8 +206,8 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
         unmanaged=_unmanaged(data.unmanaged),
     )
     deps = deps_of(request)
-    token = await registry.add(deps.engine, pod)
-    await deps.record_mark()
+    token = registry.add(deps.engine, pod)
+    deps.record_mark()
     if pod.unmanaged is not None:
         return PodToken(pod=pod.name, event_token=None, registry_config=None)
     return _token(pod.name, token, events, pod.probe)
@@ -218,14 +219,15 @@ async def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -
     summary="Replace a pod's event token",
     tags=["pods"],
     responses=documented(404, 409),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodToken:
+def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodToken:
     """The old token is refused within seconds. The registry repeats its events until it has the new one."""
     pod = parse_pod(pod_name)
     events, engine = _events(request, pod), deps_of(request).engine
-    probe = await registry.probe_method(engine, pod)
-    return _token(pod, await registry.rotate_token(engine, pod), events, probe)
+    probe = registry.probe_method(engine, pod)
+    return _token(pod, registry.rotate_token(engine, pod), events, probe)
 
 
 @post(
@@ -236,13 +238,14 @@ async def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[s
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def check_pod_token(
+def check_pod_token(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenQuestion]
 ) -> TokenAnswer:
     """Changes nothing. Only a hash of the token is stored, so it can be checked but not shown."""
-    known = await registry.has_token(deps_of(request).engine, parse_pod(pod_name), data.token)
+    known = registry.has_token(deps_of(request).engine, parse_pod(pod_name), data.token)
     return TokenAnswer(is_of_pod=known)
 
 
@@ -257,8 +260,8 @@ async def check_pod_token(
 async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
     """Refused while it has holdings, links or open dead letters, or storage has links that the table lacks."""
     deps = deps_of(request)
-    await registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds, deps.probe_image)
-    await deps.record_mark()
+    registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds, deps.probe_image)
+    deps.record_mark()
 
 
 @post(
@@ -269,16 +272,15 @@ async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def add_prefixes(
-    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[PrefixesRequest]
-) -> Pod:
+def add_prefixes(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[PrefixesRequest]) -> Pod:
     """Existing prefixes stay. What is already stored below the new ones is unknown until the pod is reconciled."""
     deps, pod = deps_of(request), parse_pod(pod_name)
-    await registry.add_prefixes(deps.engine, pod, [parse_repository(prefix) for prefix in data.prefixes])
-    await deps.record_mark()
-    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    registry.add_prefixes(deps.engine, pod, [parse_repository(prefix) for prefix in data.prefixes])
+    deps.record_mark()
+    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @put(
@@ -288,16 +290,15 @@ async def add_prefixes(
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 409, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def set_registries(
-    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[RegistriesRequest]
-) -> Pod:
+def set_registries(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[RegistriesRequest]) -> Pod:
     """Give all URLs; they replace the previous ones. Processes at previous URLs count until they are retired."""
     deps, pod = deps_of(request), parse_pod(pod_name)
-    await registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
-    await deps.record_mark()
-    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
+    deps.record_mark()
+    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @put(
@@ -307,13 +308,14 @@ async def set_registries(
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ProbeRequest]) -> Pod:
+def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ProbeRequest]) -> Pod:
     """After a change, garbage collection is blocked until a doctor has examined the pod again."""
     deps, pod = deps_of(request), parse_pod(pod_name)
-    await registry.set_probe(deps.engine, pod, data.probe)
-    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    registry.set_probe(deps.engine, pod, data.probe)
+    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @put(
@@ -323,14 +325,15 @@ async def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], da
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def set_managed(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ManagedRequest]) -> Pod:
+def set_managed(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ManagedRequest]) -> Pod:
     """Its previous event token is then refused, and a doctor must examine it again. Its holdings stay known."""
     deps, pod = deps_of(request), parse_pod(pod_name)
-    await registry.set_managed(deps.engine, pod, _unmanaged(data.unmanaged))
-    await deps.record_mark()
-    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    registry.set_managed(deps.engine, pod, _unmanaged(data.unmanaged))
+    deps.record_mark()
+    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 def _unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
@@ -344,15 +347,14 @@ def _unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
     responses=documented(404, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def set_issuer(
-    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenIssuerRequest]
-) -> Pod:
+def set_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenIssuerRequest]) -> Pod:
     """Replaces the previous one within seconds. While its keys are rotated, send the old and the new ones."""
     deps, pod = deps_of(request), parse_pod(pod_name)
-    await registry.set_issuer(deps.engine, pod, _issuer(data))
-    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    registry.set_issuer(deps.engine, pod, _issuer(data))
+    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @delete(
@@ -361,11 +363,12 @@ async def set_issuer(
     summary="Remove a pod's token issuer",
     tags=["pods"],
     responses=documented(404),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def remove_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
+def remove_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
     """New tokens grant nothing on its repositories. Tokens that were signed before are valid until they expire."""
-    await registry.set_issuer(deps_of(request).engine, parse_pod(pod_name), None)
+    registry.set_issuer(deps_of(request).engine, parse_pod(pod_name), None)
 
 
 def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
@@ -381,18 +384,19 @@ def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
     summary="Retire a registry process that has ended",
     tags=["pods"],
     responses=documented(404, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def retire_source(
+def retire_source(
     request: Request[Any, Any, Any], pod_name: FromPath[str], instance: Instance, data: JSONBody[Retirement]
 ) -> Pod:
     """Baleen cannot verify that the process has ended. If it still runs, its last events may come too late for blobs
     that they need: retire only a process that you have seen end.
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
-    async with writing(deps.engine) as connection:
-        await processes.retire(connection, pod, instance, data.why, deps.request_bound)
-    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    with writing(deps.engine) as connection:
+        processes.retire(driver(connection), pod, instance, data.why, deps.request_bound)
+    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @post(
@@ -402,15 +406,16 @@ async def retire_source(
     summary="Resolve the open gaps of a pod that cannot be reconciled",
     tags=["pods"],
     responses=documented(404, 409, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def settle_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[GapsSettlement]) -> Pod:
+def settle_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[GapsSettlement]) -> Pod:
     """For a pod whose links are not in shared storage. State how you know that the table has everything that it holds.
     Refused for other pods: a reconcile resolves their gaps.
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
-    await registry.settle_gaps(deps.engine, pod, data.why)
-    return await queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    registry.settle_gaps(deps.engine, pod, data.why)
+    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
 @get(
@@ -419,9 +424,10 @@ async def settle_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], 
     summary="List links of a pod that vanished without a delete event",
     tags=["pods"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def list_vanished(
+def list_vanished(
     request: Request[Any, Any, Any],
     pod_name: FromPath[str],
     repository: RepositoryFilter = None,
@@ -431,7 +437,7 @@ async def list_vanished(
     """They block garbage collection until they are pushed again, a delete event arrives, or they are accepted."""
     name = None if repository is None else parse_repository(repository)
     engine = deps_of(request).engine
-    return await list_of_vanished(engine, parse_pod(pod_name), repository=name, cursor=cursor, limit=limit)
+    return list_of_vanished(engine, parse_pod(pod_name), repository=name, cursor=cursor, limit=limit)
 
 
 @post(
@@ -441,15 +447,16 @@ async def list_vanished(
     summary="Accept that links of a pod are gone",
     tags=["pods"],
     responses=documented(404, 413),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def accept_vanished(
+def accept_vanished(
     request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[VanishedAcceptance]
 ) -> VanishedAccepted:
     """What only they kept is collected after a full grace period, which begins now. A call accepts some thousands."""
     name = None if data.repository is None else parse_repository(data.repository)
     engine = deps_of(request).engine
-    done = await vanished_links.accept(engine, parse_pod(pod_name), data.why, data.by, name, data.before)
+    done = vanished_links.accept(engine, parse_pod(pod_name), data.why, data.by, name, data.before)
     return VanishedAccepted(**done._asdict())
 
 

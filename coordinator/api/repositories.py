@@ -21,9 +21,10 @@ from coordinator.lookup.shapes import Repository, RepositoryPage
     summary="List repositories by name",
     tags=["repositories"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def list_repositories(
+def list_repositories(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
     prefix: Annotated[
@@ -33,7 +34,7 @@ async def list_repositories(
     limit: Limit = DEFAULT_LIMIT,
 ) -> RepositoryPage:
     """`blobs` and bytes are null for repositories with too many manifests for a list: get that repository."""
-    return await queries.repositories(
+    return queries.repositories(
         deps_of(request).engine,
         pod=pod_or_none(pod),
         prefix=None if prefix is None else parse_repository(prefix.removesuffix("/")),
@@ -48,12 +49,13 @@ async def list_repositories(
     summary="Get what a repository holds",
     tags=["repositories"],
     responses=documented(404),
+    sync_to_thread=True,
     **READ,
 )
-async def get_repository(
+def get_repository(
     request: Request[Any, Any, Any], name: Annotated[str, PathParameter(description="With its slashes: team/app.")]
 ) -> Repository:
-    return await queries.repository(deps_of(request).engine, parse_repository(name.removeprefix("/")))
+    return queries.repository(deps_of(request).engine, parse_repository(name.removeprefix("/")))
 
 
 HANDLERS = [list_repositories, get_repository]

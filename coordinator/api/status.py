@@ -16,12 +16,15 @@ from msgspec import Meta
 
 from coordinator.api.auth import READ
 from coordinator.api.deps import Check, Deps, deps_of
+from coordinator.api.lag import Partition
 from coordinator.api.problems import documented
 from coordinator.db.session import reading
+from coordinator.db.threads import in_thread
 from coordinator.domain.gc import holds
 from coordinator.domain.perimeter import Listing
 from coordinator.domain.watermarks import PodWatermark
 from coordinator.errors import BaleenError
+from coordinator.gc.conditions import Known
 from coordinator.gc.shapes import ShownByOthers, Waiting
 from coordinator.gc.view import Figures, oldest_candidate, shown_by_others, waiting
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
@@ -106,10 +109,32 @@ class Collection(NamedTuple):
 
 
 async def collection(deps: Deps) -> Collection:
-    figures = await deps.figures.read()
-    async with reading(deps.engine) as connection:
-        return Collection(
-            figures, await waiting(connection), await oldest_candidate(connection), await shown_by_others(connection)
+    return await in_thread(_collection, deps, await deps.figures.read())
+
+
+def _collection(deps: Deps, figures: Figures) -> Collection:
+    with reading(deps.engine) as connection:
+        return Collection(figures, waiting(connection), oldest_candidate(connection), shown_by_others(connection))
+
+
+class _Table(NamedTuple):
+    """What the table has, in the order in which it is read."""
+
+    applied: Mapping[Partition, int]
+    known: Known
+    missing: int
+    untold: int
+    now: dt.datetime
+
+
+def _table(deps: Deps) -> _Table:
+    with reading(deps.engine) as connection:
+        return _Table(
+            progress(connection),
+            deps.known(connection),
+            missing_blobs(connection),
+            untold_changes(connection),
+            clock(connection),
         )
 
 
@@ -119,11 +144,7 @@ async def status_of(deps: Deps) -> Status:
 
 async def gather(deps: Deps) -> tuple[Status, Marks]:
     """Gather the status. The table is read first, so the lag may be too large, never too small."""
-    async with reading(deps.engine) as connection:
-        applied = await progress(connection)
-        facts, truths, orphans = await deps.known(connection)
-        missing, untold = await missing_blobs(connection), await untold_changes(connection)
-        now = await clock(connection)
+    applied, (facts, truths, orphans), missing, untold, now = await in_thread(_table, deps)
     held = {pod: truth.opened for pod, truth in truths.items()}
     marks = {pod: truth.mark for pod, truth in truths.items() if truth.managed}
     log = await deps.lag.read(applied)

@@ -24,9 +24,14 @@ class _Taken(NamedTuple):
         return next((found for mark in self.marks if (found := getattr(mark, name, None)) is not None), None)
 
 
+def hints_of(handler: Any) -> dict[str, Any]:
+    """Return the types of a handler's parameters; one that blocks is wrapped by the framework."""
+    return get_type_hints(getattr(handler, "func", handler), include_extras=True)
+
+
 def refusal(handler: Any, complaints: Sequence[Any]) -> str:
     """Describe the valid values for each invalid parameter or field; empty if there is nothing to say."""
-    hints = get_type_hints(handler, include_extras=True)
+    hints = hints_of(handler)
     return " ".join(dict.fromkeys(told for each in complaints if (told := _told(hints, each))))
 
 

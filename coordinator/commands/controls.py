@@ -12,14 +12,13 @@ import typer
 from coordinator import settings
 from coordinator.client import connected
 from coordinator.commands.blobs import Cursor, DigestArgument, Limit
-from coordinator.commands.database import with_database
 from coordinator.commands.output import Json, notes, print_json, print_page
 from coordinator.domain.names import parse_digest, parse_repository
 from coordinator.errors import UnavailableError, UnconfiguredError
 from coordinator.settings import Settings
 
 if TYPE_CHECKING:
-    from coordinator.db.session import Database
+    pass
 
 Why = Annotated[str | None, typer.Option(help="The reason, kept with the record.")]
 NeededWhy = Annotated[str, typer.Option(help="The reason, kept with the record.")]
@@ -137,14 +136,13 @@ def off(*, why: NeededWhy, json: Json = False) -> None:
 
 
 def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
+    from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.gc import controls  # noqa: PLC0415
     from coordinator.gc import controls_view as queries  # noqa: PLC0415
 
-    async def turned(database: "Database") -> Any:
-        await controls.put_switch(database, why, on=False)
-        return await queries.switched(database)
-
-    switch: dict[str, Any] = msgspec.to_builtins(with_database(loaded, turned))
+    with bootstrap.database(loaded, name="baleen-command") as database:
+        controls.put_switch(database, why, on=False)
+        switch: dict[str, Any] = msgspec.to_builtins(queries.switched(database))
     return switch
 
 

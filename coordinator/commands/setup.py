@@ -87,16 +87,16 @@ def check(*, json: Json = False) -> None:
     from coordinator.audit.check import check as run_check  # noqa: PLC0415
     from coordinator.db.session import translated  # noqa: PLC0415
 
-    engine = bootstrap.job_engine(settings.load())
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    try:
-        with translated(), progress_bar(*columns) as progress:
-            task = progress.add_task("connecting")
-            report = run_check(
-                engine, lambda what, number, total: progress.update(task, description=f"{number}/{total} {what}")
-            )
-    finally:
-        engine.dispose()
+    with (
+        bootstrap.database(settings.load(), name="baleen-check", timeout_ms=0) as database,
+        translated(),
+        progress_bar(*columns) as progress,
+    ):
+        task = progress.add_task("connecting")
+        report = run_check(
+            database, lambda what, number, total: progress.update(task, description=f"{number}/{total} {what}")
+        )
     print_json(_report(report)) if json else _print_report(report)
     if not report.agrees:
         raise typer.Exit(1)

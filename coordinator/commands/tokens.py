@@ -10,7 +10,6 @@ import msgspec
 import typer
 
 from coordinator import settings
-from coordinator.commands.database import with_database
 from coordinator.commands.output import Json, print_json, print_table
 
 app = typer.Typer(help="Tokens for the API. Needs BALEEN_DATABASE_URL or a running `baleen up`.", no_args_is_help=True)
@@ -34,18 +33,22 @@ def create(
     json: Json = False,
 ) -> None:
     """Create a token, and print it. It is never shown again."""
+    from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    token = with_database(settings.load(), lambda database: tokens.create(database, name, role.value))
+    with bootstrap.database(settings.load(), name="baleen-command") as database:
+        token = tokens.create(database, name, role.value)
     print_json({"name": name, "role": role, "token": token.reveal()}) if json else typer.echo(token.reveal())
 
 
 @app.command(name="list")
 def list_tokens(*, json: Json = False) -> None:
     """List tokens, without their values."""
+    from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    items = with_database(settings.load(), tokens.tokens)
+    with bootstrap.database(settings.load(), name="baleen-command") as database:
+        items = tokens.tokens(database)
     if json:
         print_json({"items": items, "next": None})
     else:
@@ -56,7 +59,9 @@ def list_tokens(*, json: Json = False) -> None:
 @app.command()
 def revoke(name: Name, *, json: Json = False) -> None:
     """Revoke a token; it is refused within seconds."""
+    from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    with_database(settings.load(), lambda database: tokens.revoke(database, name))
+    with bootstrap.database(settings.load(), name="baleen-command") as database:
+        tokens.revoke(database, name)
     print_json({"name": name, "revoked": True}) if json else typer.echo(f"Token {name} is revoked.")

@@ -7,7 +7,6 @@ log. API, worker and scheduler keep no state, so they are restarted a few times.
 Not here: starting and guarding children (coordinator/stack).
 """
 
-import asyncio
 import importlib
 import json
 import os
@@ -179,7 +178,7 @@ class _Up:
                 )
         if claim is not None:
             claim(self._settings)
-        asyncio.run(self._make_token())
+        self._make_token()
         self._publish()
         for name in self._makers:
             self._start(name)
@@ -243,20 +242,17 @@ class _Up:
     def _scheduler(self) -> ManagedProcess:
         return application.scheduler(self._settings, self._directory)
 
-    async def _make_token(self) -> None:
+    def _make_token(self) -> None:
         """Keep the operator's token if it is valid, else create another."""
         from coordinator import bootstrap  # noqa: PLC0415 - see _load
         from coordinator.tokens import table as tokens  # noqa: PLC0415
 
         file = self._directory / "token"
-        database = bootstrap.engine(self._settings, pool_size=1, name="baleen-up")
-        try:
-            known = (await tokens.known(database)).get(tokens.hash_of(_kept(file)))
+        with bootstrap.database(self._settings, name="baleen-up") as database:
+            known = tokens.known(database).get(tokens.hash_of(_kept(file)))
             if known is None or known.role != "operate":
-                token = await tokens.replace(database, OPERATOR, "operate")
+                token = tokens.replace(database, OPERATOR, "operate")
                 _write_secret(file, token.reveal() + "\n")
-        finally:
-            await database.dispose()
 
     def _publish(self) -> None:
         """Write where everything is, for other commands; Stack removes the file when it ends."""

@@ -1,6 +1,6 @@
 """Open connections to PostgreSQL, each with its timeouts.
 
-`connect` gives the worker a plain psycopg connection (batches, one thread), the engines serve the API and jobs.
+`connect` opens every connection: those of an engine's pool, and those that a thread keeps (db/connection.py).
 Not here: retries. A caller knows whether its work may be repeated.
 """
 
@@ -9,7 +9,6 @@ from typing import Any
 import psycopg
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from coordinator.errors import SettingsError
 
@@ -20,36 +19,12 @@ QUERY_TIMEOUT_MS = 30_000
 BATCH_TIMEOUT_MS = 60_000
 
 
-def _url(url: str) -> Any:
-    try:
-        parsed = make_url(url)
-    except Exception as error:
-        raise SettingsError("BALEEN_DATABASE_URL is malformed: write postgresql://user@host:port/name.") from error
-    if not parsed.drivername.startswith("postgres"):
-        raise SettingsError("BALEEN_DATABASE_URL must be a postgresql:// URL.")
-    return parsed.set(drivername="postgresql+psycopg")
-
-
-def _connect_args(name: str, timeout_ms: int) -> dict[str, Any]:
-    return {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "application_name": name,
-        # The locks of facts rely on each statement seeing what was committed before it (locks.py); a time is read
-        # as UTC, so that none lies beyond what Python knows.
-        "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000"
-        " -c default_transaction_isolation=read\\ committed -c timezone=UTC",
-        # A server that vanished without closing the connection is detected in seconds, not hours.
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 30_000,
-    }
-
-
-def async_engine(url: str, *, pool_size: int = 8, name: str = "baleen-api") -> AsyncEngine:
-    return create_async_engine(
-        _url(url),
-        connect_args=_connect_args(name, QUERY_TIMEOUT_MS),
+def engine(url: str, *, name: str, pool_size: int = 2, timeout_ms: int = QUERY_TIMEOUT_MS) -> Engine:
+    """Return a pool of connections for queries and small changes; any thread may use it."""
+    _parsed(url)
+    return create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: connect(url, name=name, timeout_ms=timeout_ms, autocommit=False),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
@@ -57,20 +32,32 @@ def async_engine(url: str, *, pool_size: int = 8, name: str = "baleen-api") -> A
     )
 
 
-def sync_engine(url: str, *, timeout_ms: int = QUERY_TIMEOUT_MS, name: str = "baleen-job") -> Engine:
-    return create_engine(
-        _url(url),
-        connect_args=_connect_args(name, timeout_ms),
-        pool_size=2,
-        max_overflow=0,
-        pool_pre_ping=True,
-    )
-
-
-def connect(url: str, *, name: str = "baleen-worker") -> psycopg.Connection[tuple[Any, ...]]:
-    """Open a connection for batches: each `with connection.transaction()` is one transaction."""
+def connect(
+    url: str, *, name: str = "baleen-worker", timeout_ms: int = BATCH_TIMEOUT_MS, autocommit: bool = True
+) -> psycopg.Connection[tuple[Any, ...]]:
+    """Open a connection. With `autocommit`, each `with connection.transaction()` is one transaction."""
     return psycopg.connect(
-        _url(url).set(drivername="postgresql").render_as_string(hide_password=False),
-        autocommit=True,
-        **_connect_args(name, BATCH_TIMEOUT_MS),
+        _parsed(url).set(drivername="postgresql").render_as_string(hide_password=False),
+        autocommit=autocommit,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        application_name=name,
+        # The locks of facts rely on each statement seeing what was committed before it (locks.py); a time is read
+        # as UTC, so that none lies beyond what Python knows.
+        options=f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000"
+        " -c default_transaction_isolation=read\\ committed -c timezone=UTC",
+        # A server that vanished without closing the connection is detected in seconds, not hours.
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+        tcp_user_timeout=30_000,
     )
+
+
+def _parsed(url: str) -> Any:
+    try:
+        parsed = make_url(url)
+    except Exception as error:
+        raise SettingsError("BALEEN_DATABASE_URL is malformed: write postgresql://user@host:port/name.") from error
+    if not parsed.drivername.startswith("postgres"):
+        raise SettingsError("BALEEN_DATABASE_URL must be a postgresql:// URL.")
+    return parsed

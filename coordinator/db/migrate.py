@@ -14,7 +14,7 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from coordinator.db.engine import sync_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.errors import UnavailableError
 
 LOCK_TIMEOUT = "5s"
@@ -34,7 +34,7 @@ def upgrade(url: str) -> None:
 
     Raises UnavailableError, with nothing changed, if other connections lock a table for too long.
     """
-    engine = sync_engine(url, timeout_ms=0, name="baleen-migrate")
+    engine = make_engine(url, timeout_ms=0, name="baleen-migrate")
     config = _config()
     try:
         with engine.begin() as connection:

@@ -4,19 +4,17 @@ A statement that was cancelled by its timeout, a full pool and an unavailable se
 caller may try again. Any other error of the driver is a bug and is not translated.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from psycopg import errors
-from sqlalchemy import Engine, exc
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+import psycopg
+from sqlalchemy import Connection, Engine, exc
 
 from coordinator.errors import UnavailableError
 
 #: The type by which other packages, which do not import the driver, pass an engine on.
-Database = AsyncEngine
-#: The same for jobs.
-BlockingDatabase = Engine
+Database = Engine
 
 
 @contextmanager
@@ -25,29 +23,34 @@ def translated() -> Iterator[None]:
         yield
     except exc.TimeoutError as error:
         raise UnavailableError("All database connections are in use: try again in a moment.") from error
-    except exc.DBAPIError as error:
-        if isinstance(error.orig, errors.QueryCanceled):
+    except (exc.DBAPIError, psycopg.Error) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        if isinstance(cause, psycopg.errors.QueryCanceled):
             raise UnavailableError(
                 "The query exceeded the database's time limit: narrow it, or try again later."
             ) from error
-        if isinstance(error.orig, errors.UndefinedTable | errors.UndefinedColumn):
+        if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
             raise UnavailableError("The database has another release's schema: run `baleen db migrate`.") from error
-        if isinstance(error, exc.OperationalError | exc.InterfaceError | exc.InternalError):
+        if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
             raise UnavailableError("The database does not answer: check BALEEN_DATABASE_URL, or try again.") from error
         raise
 
 
-@asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
     """Yield a connection for single statements, each its own transaction: no BEGIN and ROLLBACK to wait for."""
-    with translated():
-        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            yield connection
+    with translated(), engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        yield connection
 
 
-@asynccontextmanager
-async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
     """Yield a connection in one transaction that commits at the end."""
-    with translated():
-        async with engine.begin() as connection:
-            yield connection
+    with translated(), engine.begin() as connection:
+        yield connection
+
+
+def driver(connection: Connection) -> psycopg.Connection[Any]:
+    """Return the driver's connection beneath, in the same transaction, for the statements of batches."""
+    beneath: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    return beneath

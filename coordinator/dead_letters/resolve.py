@@ -7,15 +7,14 @@ all its events are applied (pods/view.py). An event that still cannot be applied
 Not here: how letters are shown (dead_letters/view.py), what an event means (ingest/normalise.py).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db.locks import PODS_LOCK
-from coordinator.db.session import reading, writing
+from coordinator.db.session import driver, reading, writing
 from coordinator.domain.letters import Concern, concern
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.progress import GapReason
@@ -30,9 +29,9 @@ from schemas.records import RECORD_CONTENT_TYPE, DeadLetter, RegistryEvent
 #: Repositories that an error names.
 EXAMPLES = 3
 
-Publish = Callable[[Sequence[Outcome]], Awaitable[Sequence[Outcome]]]
+Publish = Callable[[Sequence[Outcome]], Sequence[Outcome]]
 #: Returns the repositories of which storage has anything; raises UnavailableError and ConflictError.
-Stored = Callable[[Sequence[RepositoryName]], Awaitable[Sequence[RepositoryName]]]
+Stored = Callable[[Sequence[RepositoryName]], Sequence[RepositoryName]]
 
 _LOCKED = text("SELECT * FROM dead_letters WHERE id = :id FOR UPDATE")
 _PREFIXES = text("""
@@ -45,14 +44,14 @@ _ONE = text("SELECT * FROM dead_letters WHERE id = :id")
 _SHARE_PODS = text(f"SELECT pg_advisory_xact_lock_shared({PODS_LOCK})")
 
 
-async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
+def retry(engine: Engine, number: int, publish: Publish) -> int:
     """Publish the letter's events by the present rules and prefixes; return how many.
 
     Raises ConflictError, with the reason, if a part of it still cannot be understood: then nothing is published.
     """
-    async with writing(engine) as connection:
-        row = await _open(connection, number)
-        prefixes: list[str] | None = await connection.scalar(_PREFIXES, {"pod": row.pod})
+    with writing(engine) as connection:
+        row = _open(connection, number)
+        prefixes: list[str] | None = connection.scalar(_PREFIXES, {"pod": row.pod})
         if not row.pod:
             raise ConflictError(f"It is not known which pod sent dead letter {number}: discard it.")
         if prefixes is None:
@@ -67,14 +66,14 @@ async def retry(engine: AsyncEngine, number: int, publish: Publish) -> int:
             raise ConflictError(
                 f"Dead letter {number} still cannot be understood ({refused[0].reason}): {refused[0].detail}"
             )
-        written = await publish(outcomes)
+        written = publish(outcomes)
         if any(isinstance(outcome, DeadLettered) for outcome in written):
             raise ConflictError(f"Kafka accepts no record as large as dead letter {number}: discard it.")
-        await connection.execute(_SETTLE, {"id": number, "settlement": "retried", "why": None})
+        connection.execute(_SETTLE, {"id": number, "settlement": "retried", "why": None})
     return sum(isinstance(outcome, Accepted) for outcome in written)
 
 
-async def discard(engine: AsyncEngine, number: int, why: str, stored: Stored) -> None:
+def discard(engine: Engine, number: int, why: str, stored: Stored) -> None:
     """Discard the letter; `why` is stored with it.
 
     It may have reported something that is stored. So it leaves a gap in each pod whose repositories it was about, or in
@@ -82,22 +81,22 @@ async def discard(engine: AsyncEngine, number: int, why: str, stored: Stored) ->
     no pod owns: raises ConflictError while storage has one of these, and UnavailableError if storage does not answer.
     """
     why = reason(why, "why it is discarded")
-    async with reading(engine) as connection:
-        row = _demand_open((await connection.execute(_ONE, {"id": number})).one_or_none(), number)
-        looked_for = (await _concern(connection, row)).unlisted
-    if looked_for and (found := await stored(looked_for)):
+    with reading(engine) as connection:
+        row = _demand_open(connection.execute(_ONE, {"id": number}).one_or_none(), number)
+        looked_for = _concern(connection, row).unlisted
+    if looked_for and (found := stored(looked_for)):
         raise ConflictError(_still_stored(number, found))
-    async with writing(engine) as connection:
+    with writing(engine) as connection:
         # No pod may lose a repository between the check of storage and the gaps.
-        await connection.execute(_SHARE_PODS)
-        row = await _open(connection, number)
-        concerned = await _concern(connection, row)
+        connection.execute(_SHARE_PODS)
+        row = _open(connection, number)
+        concerned = _concern(connection, row)
         if not set(concerned.unlisted) <= set(looked_for):
             raise ConflictError(f"Pods changed while dead letter {number} was being discarded: try again.")
-        await connection.execute(_SETTLE, {"id": number, "settlement": "discarded", "why": why.strip()})
+        connection.execute(_SETTLE, {"id": number, "settlement": "discarded", "why": why.strip()})
         about = {pod.id: repositories for pod, repositories in concerned.pods.items()}
         if about:
-            await connection.run_sync(lambda plain: open_gaps(_driver(plain), GapReason.DISCARDED, about))
+            open_gaps(driver(connection), GapReason.DISCARDED, about)
 
 
 def _still_stored(number: int, found: Sequence[RepositoryName]) -> str:
@@ -109,31 +108,17 @@ def _still_stored(number: int, found: Sequence[RepositoryName]) -> str:
     )
 
 
-async def _concern(connection: AsyncConnection, row: Row[Any]) -> Concern:
+def _concern(connection: Connection, row: Row[Any]) -> Concern:
     """Return the pods and repositories that a letter concerns, by the present pods."""
     about: Sequence[RepositoryName] | None = row.repositories
     if about is None and row.payload_bytes == len(row.payload.encode()):
         about = repositories_in(row.payload.encode())
-    pods, owners = await connection.run_sync(lambda plain: directory(_driver(plain), about or ()))
+    pods, owners = directory(driver(connection), about or ())
     return concern(about, row.pod, pods, owners)
 
 
-class _Driver:
-    """Adapt a pooled connection to the driver's interface that table/dead_letters.py uses."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def execute(self, statement: str, values: Any = None) -> Any:
-        return self._connection.exec_driver_sql(statement, values)
-
-
-def _driver(connection: Connection) -> Any:
-    return _Driver(connection)
-
-
-async def _open(connection: AsyncConnection, number: int) -> Row[Any]:
-    return _demand_open((await connection.execute(_LOCKED, {"id": number})).one_or_none(), number)
+def _open(connection: Connection, number: int) -> Row[Any]:
+    return _demand_open(connection.execute(_LOCKED, {"id": number}).one_or_none(), number)
 
 
 def _demand_open(row: Row[Any] | None, number: int) -> Row[Any]:

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Row, bindparam, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, Row, bindparam, select, text
 
 from coordinator.db import paging
 from coordinator.db.schema.table import dead_letters as letters
@@ -23,8 +22,8 @@ _ONE = _SUMMARY.add_columns(*letters.c["payload", "origin_topic", "origin_partit
 )
 
 
-async def dead_letters(
-    engine: AsyncEngine,
+def dead_letters(
+    engine: Engine,
     *,
     pod: PodName | None = None,
     settled: bool = False,
@@ -42,9 +41,9 @@ async def dead_letters(
         page = page.where(letters.c.settled_at.is_(None))
     if pod is not None:
         page = page.where(letters.c.pod == pod)
-    async with reading(engine) as connection:
-        rows = (await connection.execute(page)).all()
-        if not rows and pod is not None and not await connection.scalar(_KNOWN, {"pod": pod}):
+    with reading(engine) as connection:
+        rows = (connection.execute(page)).all()
+        if not rows and pod is not None and not connection.scalar(_KNOWN, {"pod": pod}):
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
     return DeadLetterPage(
         items=[DeadLetterSummary(**_summary(row)) for row in rows],
@@ -52,10 +51,10 @@ async def dead_letters(
     )
 
 
-async def dead_letter(engine: AsyncEngine, number: int) -> DeadLetter:
+def dead_letter(engine: Engine, number: int) -> DeadLetter:
     """Return one dead letter with its payload; raises NotFoundError."""
-    async with reading(engine) as connection:
-        row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+    with reading(engine) as connection:
+        row = connection.execute(_ONE, {"id": number}).one_or_none()
     if row is None:
         raise NotFoundError(f"There is no dead letter {number}: see `baleen dead-letters list`.")
     origin = f"{row.origin_topic}/{row.origin_partition}/{row.origin_offset}"

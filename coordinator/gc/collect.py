@@ -30,7 +30,7 @@ from coordinator.domain.gc import Amount, Facts, Limits, finishing, hiding, hold
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.gc import mark, plan, unowned
 from coordinator.gc import table as gc
-from coordinator.gc.facts import FactsReader
+from coordinator.gc.conditions import FactsReader
 from coordinator.gc.hide import Hider
 from coordinator.gc.leftovers import Leftovers, Tally
 from coordinator.gc.purge import Purger

@@ -1,15 +1,14 @@
 """Read everything that garbage collection relies on: pods, watermarks, reconciles, controls.
 
 The queries are those of `/v1/status` and `/v1/pods`: collection relies on what operators see there.
-Not here: what follows (domain/gc.py), reading from a thread (gc/facts.py).
+Not here: what follows (domain/gc.py).
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from typing import NamedTuple
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from coordinator.domain.gc import Facts, PodFacts, Times
 from coordinator.domain.pods import Linker
@@ -17,8 +16,10 @@ from coordinator.gc import controls_view, unowned_table
 from coordinator.gc import mark_view as mark
 from coordinator.pods import view as queries
 
+#: Reads the present facts on a connection of its own; raises UnavailableError.
+FactsReader = Callable[[], Facts]
 #: Reads the present facts.
-ReadFacts = Callable[[AsyncConnection], Awaitable[Facts]]
+ReadFacts = Callable[[Connection], Facts]
 
 _LINKERS = text("SELECT name, linker FROM pods")
 _NOW = text("SELECT clock_timestamp()")
@@ -35,31 +36,29 @@ class Known(NamedTuple):
 
 
 #: Reads the present facts, and the rows from which they were made.
-ReadKnown = Callable[[AsyncConnection], Awaitable[Known]]
+ReadKnown = Callable[[Connection], Known]
 
 
 def facts_of(read: ReadKnown) -> ReadFacts:
     """Return a reader of the facts alone."""
 
-    async def facts(connection: AsyncConnection) -> Facts:
-        return (await read(connection)).facts
+    def facts(connection: Connection) -> Facts:
+        return read(connection).facts
 
     return facts
 
 
-async def known(
-    connection: AsyncConnection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()
-) -> Known:
+def known(connection: Connection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()) -> Known:
     """Read the facts: the time first, and watermarks before what may hold them, so that no time is too late."""
-    now = await connection.scalar(_NOW)
-    switch = await controls_view.switch(connection)
-    truths = await queries.truths(connection, silence, times.request_bound, in_spite_of)
-    orphans = await queries.orphaned_dead_letters(connection)
-    listing = unowned_table.listing((await connection.execute(_LISTING)).one_or_none())
-    linkers = {row.name: Linker(row.linker) for row in await connection.execute(_LINKERS)}
+    now = connection.scalar(_NOW)
+    switch = controls_view.switch(connection)
+    truths = queries.truths(connection, silence, times.request_bound, in_spite_of)
+    orphans = queries.orphaned_dead_letters(connection)
+    listing = unowned_table.listing(connection.execute(_LISTING).one_or_none())
+    linkers = {row.name: Linker(row.linker) for row in connection.execute(_LINKERS)}
     # Every hold that is not of a single pod is added here: status, plan, permit and metrics all read it.
-    held = await mark.held(connection)
-    held += await controls_view.held(connection)
+    held = mark.held(connection)
+    held += controls_view.held(connection)
     held += told_of_orphans(orphans)
     # A pod that was removed between the queries had nothing left. One that was added blocks GC until it is known.
     unknown = sorted(linkers.keys() - truths.keys())

@@ -8,11 +8,14 @@ Not here: showing them (gc/controls_view.py), restoring an undeleted blob (gc/re
 """
 
 import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from psycopg import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Engine
 
+from coordinator.db.session import driver
 from coordinator.domain.lifecycle import CONCEALED, BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.domain.reasons import reason
@@ -84,37 +87,43 @@ def _change(connection: Connection[Any], statement: str, values: tuple[Any, ...]
     return changed
 
 
-async def put_switch(engine: AsyncEngine, why: str, *, on: bool) -> None:
+@contextmanager
+def _changing(engine: Engine) -> Iterator[Connection[Any]]:
+    with changing(engine) as connection:
+        yield driver(connection)
+
+
+def put_switch(engine: Engine, why: str, *, on: bool) -> None:
     """As `turn`."""
-    async with changing(engine) as connection:
-        await connection.exec_driver_sql(_TURN, (on, reason(why)))
+    with _changing(engine) as connection:
+        connection.execute(_TURN, (on, reason(why)))
 
 
-async def put_hold(engine: AsyncEngine, scope: RepositoryName, why: str) -> None:
-    async with changing(engine) as connection:
-        await connection.exec_driver_sql(_HOLD, (scope, reason(why)))
+def put_hold(engine: Engine, scope: RepositoryName, why: str) -> None:
+    with _changing(engine) as connection:
+        connection.execute(_HOLD, (scope, reason(why)))
 
 
-async def remove_hold(engine: AsyncEngine, scope: RepositoryName) -> None:
+def remove_hold(engine: Engine, scope: RepositoryName) -> None:
     """Raises NotFoundError."""
-    async with changing(engine) as connection:
-        if not (await connection.exec_driver_sql(_RELEASE, (scope,))).rowcount:
+    with _changing(engine) as connection:
+        if not connection.execute(_RELEASE, (scope,)).rowcount:
             raise NotFoundError(f"{scope} is not held: see `baleen gc holds`.")
 
 
-async def put_pin(engine: AsyncEngine, digest: Digest, why: str) -> None:
-    async with changing(engine) as connection:
-        await connection.exec_driver_sql(_PIN, (digest, reason(why)))
-        await _note(connection, digest, Decision.PINNED, reason(why))
+def put_pin(engine: Engine, digest: Digest, why: str) -> None:
+    with _changing(engine) as connection:
+        connection.execute(_PIN, (digest, reason(why)))
+        _note(connection, digest, Decision.PINNED, reason(why))
 
 
-async def remove_pin(engine: AsyncEngine, digest: Digest) -> None:
+def remove_pin(engine: Engine, digest: Digest) -> None:
     """Raises NotFoundError."""
-    async with changing(engine) as connection:
-        row = (await connection.exec_driver_sql(_UNPIN, (digest,))).one_or_none()
+    with _changing(engine) as connection:
+        row = connection.execute(_UNPIN, (digest,)).fetchone()
         if row is None:
             raise NotFoundError(f"{format_digest(digest)} is not pinned: see `baleen gc pins`.")
-        await _note(connection, digest, Decision.UNPINNED, f"it was pinned for: {row.why}")
+        _note(connection, digest, Decision.UNPINNED, f"it was pinned for: {row[0]}")
 
 
 class AskedBack(NamedTuple):
@@ -123,7 +132,7 @@ class AskedBack(NamedTuple):
     pinned: bool
 
 
-async def undelete(engine: AsyncEngine, digest: Digest, why: str, *, pin: bool) -> AskedBack:
+def undelete(engine: Engine, digest: Digest, why: str, *, pin: bool) -> AskedBack:
     """Ask for a hidden blob back, whether or not anything needs it.
 
     Its time without references starts again, so that its hide is *disturbed*: a collection gets no more permits for it
@@ -131,15 +140,13 @@ async def undelete(engine: AsyncEngine, digest: Digest, why: str, *, pin: bool) 
     Raises NotFoundError, and ConflictError for a blob that is not hidden, or whose bytes are deleted.
     """
     why = reason(why)
-    async with changing(engine) as connection:
+    with _changing(engine) as connection:
         # Lock the blob first: all processes lock in this order.
-        found = await connection.exec_driver_sql(
-            "SELECT id, state FROM blobs WHERE digest = %s FOR NO KEY UPDATE", (digest,)
-        )
-        row = found.one_or_none()
+        found = connection.execute("SELECT id, state FROM blobs WHERE digest = %s FOR NO KEY UPDATE", (digest,))
+        row = found.fetchone()
         if row is None:
             raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
-        state = BlobState(row.state)
+        blob, state = row[0], BlobState(row[1])
         if state is BlobState.PURGED:
             raise ConflictError(
                 f"The bytes of {format_digest(digest)} are deleted: push it again. "
@@ -149,24 +156,24 @@ async def undelete(engine: AsyncEngine, digest: Digest, why: str, *, pin: bool) 
             raise ConflictError(
                 f"{format_digest(digest)} is not hidden, it is {state.name.lower()}. To keep it, use `baleen pin`."
             )
-        await connection.exec_driver_sql(
+        connection.execute(
             "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE id = %s AND unreferenced_since IS NOT NULL",
-            (row.id,),
+            (blob,),
         )
-        await connection.exec_driver_sql(
-            "UPDATE hides SET asked_at = clock_timestamp(), asked_why = %s WHERE blob_id = %s", (why, row.id)
+        connection.execute(
+            "UPDATE hides SET asked_at = clock_timestamp(), asked_why = %s WHERE blob_id = %s", (why, blob)
         )
-        await _note(connection, digest, Decision.ASKED_BACK, why)
+        _note(connection, digest, Decision.ASKED_BACK, why)
         if pin:
             # An existing pin keeps its reason.
-            pinned = await connection.exec_driver_sql(
+            pinned = connection.execute(
                 "INSERT INTO pins (digest, why) VALUES (%s, %s) ON CONFLICT DO NOTHING", (digest, f"undeleted: {why}")
             )
             if pinned.rowcount:
-                await _note(connection, digest, Decision.PINNED, f"undeleted: {why}")
-        found = await connection.exec_driver_sql("SELECT EXISTS (SELECT FROM pins WHERE digest = %s)", (digest,))
-        return AskedBack(state, bool(found.scalar_one()))
+                _note(connection, digest, Decision.PINNED, f"undeleted: {why}")
+        found = connection.execute("SELECT FROM pins WHERE digest = %s", (digest,))
+        return AskedBack(state, found.fetchone() is not None)
 
 
-async def _note(connection: AsyncConnection, digest: Digest, decision: Decision, why: str) -> None:
-    await connection.exec_driver_sql(_NOTE, (digest, decision.value, why))
+def _note(connection: Connection[Any], digest: Digest, decision: Decision, why: str) -> None:
+    connection.execute(_NOTE, (digest, decision.value, why))

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
 from coordinator.db.session import reading
@@ -27,61 +26,61 @@ _PINS = text(f"{_PIN} WHERE p.digest > :after ORDER BY p.digest LIMIT :limit")
 _ONE_PIN = text(f"{_PIN} WHERE p.digest = :digest")
 
 
-async def switch(connection: AsyncConnection) -> Switch:
-    row = (await connection.execute(_SWITCH)).one_or_none()
+def switch(connection: Connection) -> Switch:
+    row = connection.execute(_SWITCH).one_or_none()
     known = NEVER_ON if row is None else row
-    pending = bool(await connection.scalar(_PENDING))
+    pending = bool(connection.scalar(_PENDING))
     return Switch(enabled=known.enabled, why=known.why, changed_at=known.changed_at, mark_pending=pending)
 
 
-async def held(connection: AsyncConnection) -> list[str]:
+def held(connection: Connection) -> list[str]:
     """Return sentences about holds; of many, the first ones and a count."""
-    rows = (await connection.execute(_TOLD, {"limit": HOLDS_TOLD})).all()
+    rows = connection.execute(_TOLD, {"limit": HOLDS_TOLD}).all()
     told = [f"{row.scope} is held: {row.why}" for row in rows]
     if rows and rows[0].all_of_them > len(rows):
         told.append(f"{rows[0].all_of_them - len(rows)} more are held: `baleen gc holds`")
     return told
 
 
-async def switched(engine: AsyncEngine) -> Switch:
-    async with reading(engine) as connection:
-        return await switch(connection)
+def switched(engine: Engine) -> Switch:
+    with reading(engine) as connection:
+        return switch(connection)
 
 
-async def hold(engine: AsyncEngine, scope: RepositoryName) -> Hold:
+def hold(engine: Engine, scope: RepositoryName) -> Hold:
     """Return one hold; raises NotFoundError."""
-    async with reading(engine) as connection:
-        row = (await connection.execute(_ONE_HOLD, {"scope": scope})).one_or_none()
+    with reading(engine) as connection:
+        row = connection.execute(_ONE_HOLD, {"scope": scope}).one_or_none()
     if row is None:
         raise NotFoundError(f"{scope} is not held: see `baleen gc holds`.")
     return Hold(scope=row.scope, why=row.why, held_at=row.held_at)
 
 
-async def holds(engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> HoldPage:
+def holds(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> HoldPage:
     """Return a page of holds by scope."""
     after = paging.decode("holds", cursor, str) or ""
-    async with reading(engine) as connection:
-        rows = (await connection.execute(_HOLDS, {"after": after, "limit": limit})).all()
+    with reading(engine) as connection:
+        rows = connection.execute(_HOLDS, {"after": after, "limit": limit}).all()
     return HoldPage(
         items=[Hold(scope=row.scope, why=row.why, held_at=row.held_at) for row in rows],
         next=paging.encode("holds", rows[-1].scope) if len(rows) == limit else None,
     )
 
 
-async def pin(engine: AsyncEngine, digest: Digest) -> Pin:
+def pin(engine: Engine, digest: Digest) -> Pin:
     """Return one pin; raises NotFoundError."""
-    async with reading(engine) as connection:
-        row = (await connection.execute(_ONE_PIN, {"digest": digest})).one_or_none()
+    with reading(engine) as connection:
+        row = connection.execute(_ONE_PIN, {"digest": digest}).one_or_none()
     if row is None:
         raise NotFoundError(f"{format_digest(digest)} is not pinned: see `baleen gc pins`.")
     return _pin(row)
 
 
-async def pins(engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> PinPage:
+def pins(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> PinPage:
     """Return a page of pins by digest."""
     after = paging.decode("pins", cursor, bytes) or b""
-    async with reading(engine) as connection:
-        rows = (await connection.execute(_PINS, {"after": after, "limit": limit})).all()
+    with reading(engine) as connection:
+        rows = connection.execute(_PINS, {"after": after, "limit": limit}).all()
     return PinPage(
         items=[_pin(row) for row in rows],
         next=paging.encode("pins", bytes(rows[-1].digest)) if len(rows) == limit else None,

@@ -9,7 +9,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from coordinator.gc.facts import FactsReader
+from coordinator.gc.conditions import FactsReader
 from coordinator.jobs.work import Work
 
 

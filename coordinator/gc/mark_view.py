@@ -2,8 +2,7 @@
 
 import datetime as dt
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from coordinator.domain.mark import Instance, moved, untold
 
@@ -13,11 +12,11 @@ SELECT instance, gc_instance() AS current, refused, claimed_at, claimed_why, ver
 """)
 
 
-async def held(connection: AsyncConnection) -> list[str]:
+def held(connection: Connection) -> list[str]:
     """Return what blocks GC: the database moved, the bucket does not match it, or a claim is not verified."""
-    row = (await connection.execute(_MARK)).one_or_none()
+    row = connection.execute(_MARK).one_or_none()
     if row is None:
-        current = Instance.parse(str(await connection.scalar(text("SELECT gc_instance()"))))
+        current = Instance.parse(str(connection.scalar(text("SELECT gc_instance()"))))
         return [why] if (why := untold(current)) is not None else []
     current = Instance.parse(row.current)
     found = [

@@ -3,8 +3,7 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
 from coordinator.db.session import reading, writing
@@ -39,8 +38,8 @@ ORDER BY id LIMIT :limit
 _ATTEMPTS = 3
 
 
-async def ask(
-    engine: AsyncEngine, why: str, *, dry: bool = False, beyond_limits: str | None = None, leftovers: bool = False
+def ask(
+    engine: Engine, why: str, *, dry: bool = False, beyond_limits: str | None = None, leftovers: bool = False
 ) -> Run:
     """Request a run and return it, or return the one that is open.
 
@@ -51,28 +50,26 @@ async def ask(
         options["beyond_limits"] = reason(beyond_limits)
     values = {"why": reason(why), "options": msgspec.json.encode(options).decode()}
     for _ in range(_ATTEMPTS):
-        async with writing(engine) as connection:
+        with writing(engine) as connection:
             if not dry:
-                await _refuse_if_stopped(connection)
-            number = await connection.scalar(_ASK, values)
+                _refuse_if_stopped(connection)
+            number = connection.scalar(_ASK, values)
             # Read it in the same transaction: a scheduler may take it at once, and it would look like an earlier run.
-            found = await connection.execute(
-                _OPEN if number is None else _ONE, {} if number is None else {"id": number}
-            )
+            found = connection.execute(_OPEN if number is None else _ONE, {} if number is None else {"id": number})
             row = found.one_or_none()
         if row is not None:
             return run_of(row)
     raise ConflictError("Another run began and ended meanwhile: try again.")
 
 
-async def _refuse_if_stopped(connection: AsyncConnection) -> None:
-    switch = (await connection.execute(_SWITCH)).one_or_none() or NEVER_ON
+def _refuse_if_stopped(connection: Connection) -> None:
+    switch = connection.execute(_SWITCH).one_or_none() or NEVER_ON
     if not switch.enabled:
         raise ConflictError(
             f"Garbage collection is switched off ({switch.why}). Switch it on with `baleen gc on --why …`, or request "
             "a dry run, which works while it is off."
         )
-    held = (await connection.execute(_HELD)).one_or_none()
+    held = connection.execute(_HELD).one_or_none()
     if held is not None:
         raise ConflictError(
             f"{held.scope} is held ({held.why}). Any hold stops all garbage collection, because pods share blobs. "
@@ -80,47 +77,47 @@ async def _refuse_if_stopped(connection: AsyncConnection) -> None:
         )
 
 
-async def run(engine: AsyncEngine, number: int) -> Run:
+def run(engine: Engine, number: int) -> Run:
     """Return one run; raises NotFoundError."""
-    async with reading(engine) as connection:
-        row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+    with reading(engine) as connection:
+        row = connection.execute(_ONE, {"id": number}).one_or_none()
     if row is None:
         raise _no_run(number)
     return run_of(row)
 
 
-async def runs(engine: AsyncEngine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> RunPage:
+def runs(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> RunPage:
     """Return a page of runs, the newest first."""
     values = {"before": paging.decode("runs", cursor, int) or paging.ID_LIMIT, "limit": limit}
-    async with reading(engine) as connection:
-        rows = (await connection.execute(_PAGE, values)).all()
+    with reading(engine) as connection:
+        rows = (connection.execute(_PAGE, values)).all()
     return RunPage(
         items=[run_of(row) for row in rows], next=paging.encode("runs", rows[-1].id) if len(rows) == limit else None
     )
 
 
-async def open_run(connection: AsyncConnection) -> Run | None:
-    row = (await connection.execute(_OPEN)).one_or_none()
+def open_run(connection: Connection) -> Run | None:
+    row = connection.execute(_OPEN).one_or_none()
     return None if row is None else run_of(row)
 
 
-async def last_run(connection: AsyncConnection) -> Run | None:
+def last_run(connection: Connection) -> Run | None:
     """Return the last run that has ended and was no dry run."""
-    row = (await connection.execute(_LAST)).one_or_none()
+    row = connection.execute(_LAST).one_or_none()
     return None if row is None else run_of(row)
 
 
-async def decisions(
-    engine: AsyncEngine, number: int, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
+def decisions(
+    engine: Engine, number: int, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
 ) -> DecisionPage:
     """Return a page of a run's decisions, the oldest first; raises NotFoundError.
 
     The ledger keeps them also when the run's row is deleted. A dry run has none.
     """
     after = paging.decode("decisions", cursor, int) or 0
-    async with reading(engine) as connection:
-        rows = (await connection.execute(_DECISIONS, {"run": number, "after": after, "limit": limit})).all()
-        if not rows and cursor is None and (await connection.execute(_ONE, {"id": number})).one_or_none() is None:
+    with reading(engine) as connection:
+        rows = connection.execute(_DECISIONS, {"run": number, "after": after, "limit": limit}).all()
+        if not rows and cursor is None and connection.execute(_ONE, {"id": number}).one_or_none() is None:
             raise _no_run(number)
     return DecisionPage(
         items=[

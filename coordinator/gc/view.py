@@ -11,11 +11,11 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
 from coordinator.db.session import reading
+from coordinator.db.threads import in_thread
 from coordinator.domain.gc import Facts, Kept, Policy, Why, hiding, holds, purge_reasons, purging
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, format_digest
@@ -106,8 +106,8 @@ class _Place(NamedTuple):
 _FIRST, _UNREFERENCED = _Place(True, _BEGINNING, 0), _Place(False, _BEGINNING, 0)
 
 
-async def plan(
-    engine: AsyncEngine,
+def plan(
+    engine: Engine,
     read_facts: ReadFacts,
     *,
     step: StepName | None = None,
@@ -117,16 +117,16 @@ async def plan(
 ) -> PlanPage:
     """Return a page of the plan; with `despite_holds` as if nothing blocked GC."""
     place: _Place | None = paging.decode("plan", cursor, _Place) or _FIRST
-    async with reading(engine) as connection:
-        facts = await read_facts(connection)
+    with reading(engine) as connection:
+        facts = read_facts(connection)
         hide, purge = _policies(facts, despite_holds=despite_holds)
-        totals = await _totals(connection, hide, purge) if cursor is None else None
+        totals = _totals(connection, hide, purge) if cursor is None else None
         items: list[PlanItem] = []
         looked = 0
         while place is not None and len(items) < limit and looked < max(WALK, limit):
             # Without a filter every row is shown: read no more than fit.
             wanted = limit - len(items) if step is None else max(WALK - looked, 1)
-            rows = await _rows(connection, place, wanted)
+            rows = _rows(connection, place, wanted)
             looked += len(rows)
             for row in rows:
                 item = _item(row, purge if place.hidden else hide, hidden=place.hidden)
@@ -155,9 +155,9 @@ def _policies(facts: Facts, *, despite_holds: bool) -> tuple[Policy, Policy]:
     return hide, purge
 
 
-async def _rows(connection: AsyncConnection, place: _Place, limit: int) -> Sequence[Row[Any]]:
+def _rows(connection: Connection, place: _Place, limit: int) -> Sequence[Row[Any]]:
     values = {"at": place.at, "after": place.after, "limit": limit}
-    return (await connection.execute(_DUE if place.hidden else _CANDIDATES, values)).all()
+    return connection.execute(_DUE if place.hidden else _CANDIDATES, values).all()
 
 
 def _reasons(row: Row[Any], policy: Policy, *, hidden: bool) -> Iterator[Kept]:
@@ -179,17 +179,17 @@ def _item(row: Row[Any], policy: Policy, *, hidden: bool) -> PlanItem:
     )
 
 
-async def _totals(connection: AsyncConnection, hide: Policy, purge: Policy) -> PlanTotals:
+def _totals(connection: Connection, hide: Policy, purge: Policy) -> PlanTotals:
     kept: dict[str, Amount] = {}
     go = {False: Amount(), True: Amount()}
     for hidden, policy, question in ((False, hide, _CANDIDATE_TOTALS), (True, purge, _DUE_TOTALS)):
-        for row in await connection.execute(question, {"until": policy.until}):
+        for row in connection.execute(question, {"until": policy.until}):
             why = _why(row, policy, hidden=hidden)
             if why is None:
                 go[hidden] = _more(go[hidden], row)
             else:
                 kept[why.value] = _more(kept.get(why.value, Amount()), row)
-    unfinished = int(await connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0)
+    unfinished = int(connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0)
     return PlanTotals(hide=go[False], purge=go[True], kept=kept, unfinished=unfinished)
 
 
@@ -219,7 +219,7 @@ class Figures(NamedTuple):
 class FiguresReader:
     """Counts totals, and caches them for one process: counting takes long if many blobs are hidden."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._kept: tuple[float, float, Figures] | None = None
         self._reading = asyncio.Lock()
@@ -233,17 +233,19 @@ class FiguresReader:
                 read_at, cost, figures = self._kept
                 if began - read_at < max(KEPT_SECONDS, COST_FACTOR * cost):
                     return figures
-            async with reading(self._engine) as connection:
-                candidates = (await connection.execute(_ALL_CANDIDATES)).one()
-                hidden = (await connection.execute(_ALL_HIDDEN)).one()
-            figures = Figures(_more(Amount(), candidates), _more(Amount(), hidden), candidates.counted_at)
+            figures = await in_thread(self._count)
             self._kept = clock(), clock() - began, figures
             return figures
 
+    def _count(self) -> Figures:
+        with reading(self._engine) as connection:
+            candidates, hidden = connection.execute(_ALL_CANDIDATES).one(), connection.execute(_ALL_HIDDEN).one()
+        return Figures(_more(Amount(), candidates), _more(Amount(), hidden), candidates.counted_at)
 
-async def waiting(connection: AsyncConnection) -> Waiting:
+
+def waiting(connection: Connection) -> Waiting:
     """Count blobs that are needed, or were asked back, and are not served; each count up to COUNTED."""
-    rows = await connection.execute(_WAITING, {"limit": COUNTED})
+    rows = connection.execute(_WAITING, {"limit": COUNTED})
     counts: dict[int, int] = {row.state: row.n for row in rows}
     return Waiting(
         hidden=counts.get(BlobState.HIDDEN, 0),
@@ -252,10 +254,10 @@ async def waiting(connection: AsyncConnection) -> Waiting:
     )
 
 
-async def shown_by_others(connection: AsyncConnection) -> ShownByOthers:
+def shown_by_others(connection: Connection) -> ShownByOthers:
     """Return the count of purges that were called off with an alarm, up to COUNTED, and the last of them."""
-    count = int(await connection.scalar(_SHOWN, {"limit": COUNTED}) or 0)
-    last = (await connection.execute(_LAST_SHOWN)).one_or_none()
+    count = int(connection.scalar(_SHOWN, {"limit": COUNTED}) or 0)
+    last = connection.execute(_LAST_SHOWN).one_or_none()
     return ShownByOthers(
         count=count,
         last_at=None if last is None else last.at,
@@ -263,20 +265,17 @@ async def shown_by_others(connection: AsyncConnection) -> ShownByOthers:
     )
 
 
-async def oldest_candidate(connection: AsyncConnection) -> dt.datetime | None:
+def oldest_candidate(connection: Connection) -> dt.datetime | None:
     """Return the earliest `unreferenced_since` of candidates that are not pinned; None if there are none."""
-    found: dt.datetime | None = await connection.scalar(_OLDEST)
+    found: dt.datetime | None = connection.scalar(_OLDEST)
     return found
 
 
-async def collection_status(
-    engine: AsyncEngine, read_facts: ReadFacts, figures: FiguresReader, every: dt.timedelta
-) -> CollectionStatus:
-    counted = await figures.read()
-    async with reading(engine) as connection:
-        facts = await read_facts(connection)
-        switch = await controls_view.switch(connection)
-        last_asked: dt.datetime | None = await connection.scalar(_LAST_ASKED)
+def collection_status(engine: Engine, read_facts: ReadFacts, counted: Figures, every: dt.timedelta) -> CollectionStatus:
+    with reading(engine) as connection:
+        facts = read_facts(connection)
+        switch = controls_view.switch(connection)
+        last_asked: dt.datetime | None = connection.scalar(_LAST_ASKED)
         due = facts.now if last_asked is None else max(facts.now, last_asked + every)
         hide, purge = hiding(facts), purging(facts)
         return CollectionStatus(
@@ -288,13 +287,13 @@ async def collection_status(
             hide_waits_for=hide.waits_for,
             purge_waits_for=purge.waits_for,
             unreferenced=counted.unreferenced,
-            unreferenced_since=await oldest_candidate(connection),
+            unreferenced_since=oldest_candidate(connection),
             hidden=counted.hidden,
             counted_at=counted.counted_at,
-            restores_waiting=await waiting(connection),
-            unfinished=int(await connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0),
-            shown_by_others=await shown_by_others(connection),
-            open_run=await runs.open_run(connection),
-            last_run=await runs.last_run(connection),
+            restores_waiting=waiting(connection),
+            unfinished=int(connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0),
+            shown_by_others=shown_by_others(connection),
+            open_run=runs.open_run(connection),
+            last_run=runs.last_run(connection),
             next_run_at=due if switch.enabled else None,
         )

@@ -2,8 +2,7 @@
 
 from typing import Any, Literal
 
-from sqlalchemy import Row, Select, bindparam, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, Row, Select, bindparam, select, text
 
 from coordinator.db import paging
 from coordinator.db.schema.jobs import jobs as table
@@ -31,15 +30,15 @@ _OPEN = text("SELECT id FROM jobs WHERE kind = :kind AND pod_id = :pod AND state
 _ATTEMPTS = 3
 
 
-async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job:
+def ask(engine: Engine, pod: PodName, kind: JobKind, why: str) -> Job:
     """Request a job and return it, or the pod's pending job of this kind.
 
     Raises NotFoundError, or ConflictError for a pod that cannot be reconciled.
     """
     why = reason(why)
     for _ in range(_ATTEMPTS):
-        async with writing(engine) as connection:
-            row = (await connection.execute(_POD, {"name": pod})).one_or_none()
+        with writing(engine) as connection:
+            row = connection.execute(_POD, {"name": pod}).one_or_none()
             if row is None:
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
             if kind == "reconcile" and row.linker == Linker.RELAY:
@@ -48,25 +47,25 @@ async def ask(engine: AsyncEngine, pod: PodName, kind: JobKind, why: str) -> Job
                     "what it holds, only its events do."
                 )
             values = {"kind": kind, "pod": row.id, "why": why}
-            number = await connection.scalar(_ASK, values) or await connection.scalar(_OPEN, values)
+            number = connection.scalar(_ASK, values) or connection.scalar(_OPEN, values)
             # Within the transaction: afterwards the new job may be taken already and look like one that ran before.
-            row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+            row = connection.execute(_ONE, {"id": number}).one_or_none()
         if row is not None:
             return _job(row)
     raise ConflictError(f"Other jobs of pod {pod} began and ended at the same time: try again.")
 
 
-async def job(engine: AsyncEngine, number: int) -> Job:
+def job(engine: Engine, number: int) -> Job:
     """Return one job; raises NotFoundError."""
-    async with reading(engine) as connection:
-        row = (await connection.execute(_ONE, {"id": number})).one_or_none()
+    with reading(engine) as connection:
+        row = connection.execute(_ONE, {"id": number}).one_or_none()
     if row is None:
         raise NotFoundError(f"There is no job {number}: see `baleen jobs list`. Old jobs are deleted.")
     return _job(row)
 
 
-async def jobs(
-    engine: AsyncEngine,
+def jobs(
+    engine: Engine,
     *,
     pod: PodName | None = None,
     kind: JobKind | None = None,
@@ -80,9 +79,9 @@ async def jobs(
         page = page.where(pods.c.name == pod)
     if kind is not None:
         page = page.where(table.c.kind == kind)
-    async with reading(engine) as connection:
-        rows = (await connection.execute(page)).all()
-        if not rows and pod is not None and not await connection.scalar(_KNOWN, {"name": pod}):
+    with reading(engine) as connection:
+        rows = (connection.execute(page)).all()
+        if not rows and pod is not None and not connection.scalar(_KNOWN, {"name": pod}):
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
     return JobPage(
         items=[_job(row) for row in rows],

@@ -45,7 +45,7 @@ import structlog
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError
-from coordinator.gc.facts import FactsReader
+from coordinator.gc.conditions import FactsReader
 from coordinator.gc.leftovers import VERSIONED, Kind, State, Tally
 from coordinator.jobs.work import Work
 from coordinator.leftovers import hides, links, probes, table

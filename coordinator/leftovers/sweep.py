@@ -21,7 +21,7 @@ from coordinator.db.connection import Connections
 from coordinator.domain.gc import Facts, holds
 from coordinator.errors import BaleenError
 from coordinator.gc import table as gc
-from coordinator.gc.facts import FactsReader
+from coordinator.gc.conditions import FactsReader
 from coordinator.gc.leftovers import Amounts, Kind, Tally
 from coordinator.gc.table import DisturbedError
 from coordinator.jobs.work import Work

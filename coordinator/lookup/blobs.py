@@ -10,11 +10,11 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, Row, text
 
 from coordinator.db import paging
 from coordinator.db.session import reading
+from coordinator.db.threads import in_thread
 from coordinator.domain.lifecycle import STATE_NUMBERS, STATES, BlobState, StateName
 from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.errors import NotFoundError, UsageError
@@ -79,17 +79,17 @@ FROM (
 class BlobQueries:
     """Look-ups, with a cache for hot blobs. One per process."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._hot = HotUsage(engine)
         self._ranking = Ranking(engine)
-        self._single: Coalescer[Digest, Row[Any] | None] = Coalescer(self._rows)
+        self._single: Coalescer[Digest, Row[Any] | None] = Coalescer(self._ask)
 
     async def lookup(self, digests: Sequence[Digest]) -> list[Blob | None]:
         """Return what is known of each digest, in order; None for one that no registry has reported."""
         if len(digests) > LOOKUP_LIMIT:
             raise UsageError(f"At most {LOOKUP_LIMIT} digests can be looked up at once.")
-        rows = await self._rows(digests)
+        rows = await self._ask(digests)
         hot = await self._hot.of([row for row in rows if row is not None and not row.live])
         return [None if row is None else _blob(row, hot) for row in rows]
 
@@ -100,11 +100,14 @@ class BlobQueries:
             raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
         return _blob(row, {} if row.live else await self._hot.of([row]))
 
-    async def _rows(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
+    async def _ask(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
+        return await in_thread(self._rows, digests)
+
+    def _rows(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
         values = {"digests": list(digests), "live": LIVE_LIMIT, "total": LIVE_TOTAL}
         rows: list[Row[Any] | None] = [None] * len(digests)
-        async with reading(self._engine) as connection:
-            for row in await connection.execute(_LOOKUP, values):
+        with reading(self._engine) as connection:
+            for row in connection.execute(_LOOKUP, values):
                 rows[row.position - 1] = row
         return rows
 
@@ -131,31 +134,31 @@ class BlobQueries:
         if sort == "references":
             return await self._browse_ranked(filters, cursor)
         if sort == "unreferenced_since":
-            return await self._browse_unreferenced(filters, cursor)
-        return await self._browse_by_id(filters, cursor)
+            return await in_thread(self._browse_unreferenced, filters, cursor)
+        return await in_thread(self._browse_by_id, filters, cursor)
 
-    async def _browse_by_id(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
+    def _browse_by_id(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         after = paging.decode("blobs", cursor, int) or 0
-        async with reading(self._engine) as connection:
+        with reading(self._engine) as connection:
             edge = None
             if filters["state"] == BlobState.MISSING:
                 # They have an index of their own.
-                rows = (await connection.execute(_MISSING, filters | {"after": after})).all()
+                rows = connection.execute(_MISSING, filters | {"after": after}).all()
                 return BlobPage(items=_summaries(rows), next=_next_by_id(rows, filters["limit"], None))
             if filters["state"] is not None or filters["min"] > 0:
-                edge = await connection.scalar(_ID_EDGE, {"after": after, "walk": WALK})
-            rows = (await connection.execute(_BY_ID, filters | {"after": after, "edge": edge})).all()
+                edge = connection.scalar(_ID_EDGE, {"after": after, "walk": WALK})
+            rows = connection.execute(_BY_ID, filters | {"after": after, "edge": edge}).all()
         return BlobPage(items=_summaries(rows), next=_next_by_id(rows, filters["limit"], edge))
 
-    async def _browse_unreferenced(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
+    def _browse_unreferenced(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         key = paging.decode("unreferenced", cursor, tuple[dt.datetime, int])
         since, after = key or (dt.datetime.min.replace(tzinfo=dt.UTC), 0)
         values = filters | {"since": since, "after": after, "walk": WALK}
-        async with reading(self._engine) as connection:
-            edge = (await connection.execute(_UNREFERENCED_EDGE, values)).one_or_none()
+        with reading(self._engine) as connection:
+            edge = connection.execute(_UNREFERENCED_EDGE, values).one_or_none()
             end = (None, None) if edge is None else (edge.unreferenced_since, edge.id)
             bounds = {"edge_since": end[0], "edge_id": end[1]}
-            rows = (await connection.execute(_UNREFERENCED, values | bounds)).all()
+            rows = connection.execute(_UNREFERENCED, values | bounds).all()
         last = edge
         if len(rows) == filters["limit"]:
             last = rows[-1]
@@ -168,30 +171,38 @@ class BlobQueries:
         after = paging.decode("ranking", cursor, tuple[int, int])
         ranked = await self._ranking.page(filters["state"], filters["min"], after, filters["limit"])
         # A ranking is cached, so read the present pins.
-        async with reading(self._engine) as connection:
-            found = await connection.execute(_PINNED, {"digests": [bytes(row.digest) for row in ranked.rows]})
-            pinned = {bytes(row.digest) for row in found}
+        pinned = await in_thread(self._pinned, [bytes(row.digest) for row in ranked.rows])
         return BlobPage(
             items=[_summary(row, pinned=bytes(row.digest) in pinned) for row in ranked.rows],
             next=None if ranked.next is None else paging.encode("ranking", ranked.next),
             counted_at=ranked.counted_at,
         )
 
+    def _pinned(self, digests: Sequence[bytes]) -> set[bytes]:
+        with reading(self._engine) as connection:
+            return {bytes(row.digest) for row in connection.execute(_PINNED, {"digests": digests})}
+
     async def _browse_pod(self, pod: PodName, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         """Read blobs in order, and keep those of the pod. Hot ones are looked up together."""
         after = paging.decode("blobs", cursor, int) or 0
-        async with reading(self._engine) as connection:
-            if await connection.scalar(text("SELECT id FROM pods WHERE name = :pod"), {"pod": pod}) is None:
-                raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
-            edge = await connection.scalar(_ID_EDGE, {"after": after, "walk": POD_WALK})
-            values = filters | {"after": after, "edge": edge, "live": LIVE_LIMIT, "pod": pod}
-            rows = (await connection.execute(_OF_POD, values)).all()
-            unknown = [row.id for row in rows if not row.live]
-            found = await connection.execute(_SEEN_IN_POD, {"pod": pod, "ids": unknown}) if unknown else ()
-            seen = {row.id for row in found}
+        rows, seen, edge = await in_thread(self._in_pod, pod, filters, after)
         hot = await self._hot.of([row for row in rows if not row.live and row.id not in seen])
         kept = [row for row in rows if row.live or row.id in seen or pod in hot[row.id].pods]
         return BlobPage(items=_summaries(kept), next=_next_by_id(rows, filters["limit"], edge))
+
+    def _in_pod(
+        self, pod: PodName, filters: dict[str, Any], after: int
+    ) -> tuple[Sequence[Row[Any]], set[int], int | None]:
+        """Return blobs of the pod and hot ones, the hot ones that it surely has, and where the page ends."""
+        with reading(self._engine) as connection:
+            if connection.scalar(text("SELECT id FROM pods WHERE name = :pod"), {"pod": pod}) is None:
+                raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
+            edge = connection.scalar(_ID_EDGE, {"after": after, "walk": POD_WALK})
+            values = filters | {"after": after, "edge": edge, "live": LIVE_LIMIT, "pod": pod}
+            rows = connection.execute(_OF_POD, values).all()
+            unknown = [row.id for row in rows if not row.live]
+            found = connection.execute(_SEEN_IN_POD, {"pod": pod, "ids": unknown}) if unknown else ()
+            return rows, {row.id for row in found}, edge
 
 
 _PINNED = text("SELECT digest FROM pins WHERE digest = ANY(CAST(:digests AS bytea[]))")

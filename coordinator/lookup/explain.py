@@ -5,12 +5,14 @@ Not here: the outcome and the sentences (domain/history.py).
 """
 
 import datetime as dt
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db.session import reading
+from coordinator.db.threads import in_thread
+from coordinator.domain.gc import Facts
 from coordinator.domain.history import Entry, Hidden, Known, tell
 from coordinator.domain.lifecycle import STATES, BlobState
 from coordinator.domain.names import Digest, format_digest
@@ -47,19 +49,12 @@ SELECT id, at, decision, why, run_id, evidence FROM gc_ledger WHERE digest = :di
 
 
 async def explain(
-    engine: AsyncEngine, blobs: BlobQueries, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest
+    engine: Engine, blobs: BlobQueries, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest
 ) -> Explanation:
     """Return a blob's state and history; raises NotFoundError for one that no registry has reported."""
-    async with reading(engine) as connection:
-        facts = await read_facts(connection)
-        row = (await connection.execute(_BLOB, {"digest": digest})).one_or_none()
-        if row is None:
-            raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
-        links = await _links(connection, row.id, link_grace) if row.link_count else []
-        mounts = (await connection.execute(_MOUNTS, {"blob": row.id, "limit": NAMED})).all()
-        entries = (await connection.execute(_LEDGER, {"digest": digest, "limit": TOLD + 1})).all()
+    facts, row, links, mounts, entries = await in_thread(_read, engine, read_facts, link_grace, digest)
     counted = await blobs.get(digest)
-    holdings = await references(engine, digest, limit=NAMED)
+    holdings = await in_thread(references, engine, digest, limit=NAMED)
     earlier = len(entries) > TOLD
     history = [_chapter(digest, entry) for entry in reversed(entries[:TOLD])]
     story = tell(
@@ -92,6 +87,32 @@ async def explain(
     )
 
 
+class _Rows(NamedTuple):
+    """The facts about pods, and what the table has of one blob."""
+
+    facts: Facts
+    blob: Row[Any]
+    links: list[DirectLink]
+    mounts: Sequence[Row[Any]]
+    #: Of the ledger, the newest first.
+    entries: Sequence[Row[Any]]
+
+
+def _read(engine: Engine, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest) -> _Rows:
+    with reading(engine) as connection:
+        facts = read_facts(connection)
+        row = connection.execute(_BLOB, {"digest": digest}).one_or_none()
+        if row is None:
+            raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
+        return _Rows(
+            facts,
+            row,
+            _links(connection, row.id, link_grace) if row.link_count else [],
+            connection.execute(_MOUNTS, {"blob": row.id, "limit": NAMED}).all(),
+            connection.execute(_LEDGER, {"digest": digest, "limit": TOLD + 1}).all(),
+        )
+
+
 def _known(row: Row[Any], counted: Blob) -> Known:
     hide = None if row.hide_id is None else Hidden(row.run_id, row.hidden_at, row.disturbed, row.asked_why)
     return Known(
@@ -107,7 +128,7 @@ def _known(row: Row[Any], counted: Blob) -> Known:
     )
 
 
-async def _links(connection: AsyncConnection, blob: int, grace: dt.timedelta) -> list[DirectLink]:
+def _links(connection: Connection, blob: int, grace: dt.timedelta) -> list[DirectLink]:
     return [
         DirectLink(
             pod=row.pod,
@@ -115,7 +136,7 @@ async def _links(connection: AsyncConnection, blob: int, grace: dt.timedelta) ->
             linked_at=row.linked_at,
             counts_until=row.linked_at + grace if row.mode == PodMode.MANIFEST else None,
         )
-        for row in await connection.execute(_LINKS, {"blob": blob, "limit": NAMED})
+        for row in connection.execute(_LINKS, {"blob": blob, "limit": NAMED})
     ]
 
 

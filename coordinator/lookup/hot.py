@@ -8,15 +8,16 @@ Not here: blobs with few holdings (blobs.py counts them at once).
 
 import asyncio
 import datetime as dt
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, Row, text
 
 from coordinator.db.session import writing
+from coordinator.db.threads import in_thread
 from coordinator.errors import UnavailableError
 
 #: How long hot counts are cached; or COST_FACTOR times as long as counting took, if that is more.
@@ -58,7 +59,7 @@ class Usage(NamedTuple):
 class HotUsage:
     """Counts hot blobs, with a cache for one process."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._hot: OrderedDict[int, tuple[float, Usage]] = OrderedDict()
         self._counting = asyncio.Lock()
@@ -66,7 +67,7 @@ class HotUsage:
     async def of(self, rows: Sequence[Row[Any]]) -> dict[int, Usage]:
         if not rows:
             return {}
-        clock = asyncio.get_running_loop().time
+        clock = time.monotonic
         deadline = clock() + HOT_PATIENCE
         # One caller counts at a time: the others then find most of their blobs counted already.
         async with self._counting:
@@ -77,18 +78,18 @@ class HotUsage:
                         "Counting so many references takes longer than one request may. Send the request again: it "
                         "continues."
                     )
-                await self._count(group)
+                await in_thread(self._count, group)
             answer = {row.id: self._hot[row.id][1] for row in rows}
             while len(self._hot) > HOT_ENTRIES:
                 self._hot.popitem(last=False)
         return answer
 
-    async def _count(self, ids: Sequence[int]) -> None:
-        clock = asyncio.get_running_loop().time
+    def _count(self, ids: Sequence[int]) -> None:
+        clock = time.monotonic
         began = clock()
-        async with writing(self._engine) as connection:
-            await connection.execute(_HOT_MEMORY)
-            rows = (await connection.execute(_HOT, {"ids": list(ids)})).all()
+        with writing(self._engine) as connection:
+            connection.execute(_HOT_MEMORY)
+            rows = connection.execute(_HOT, {"ids": list(ids)}).all()
         until = clock() + max(HOT_SECONDS, COST_FACTOR * (clock() - began))
         # A blob that lost its last reference meanwhile is not among the rows.
         usages = dict.fromkeys(ids, Usage(0, [], dt.datetime.now(dt.UTC)))

@@ -11,10 +11,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, Row, text
 
 from coordinator.db.session import reading
+from coordinator.db.threads import in_thread
 
 RANKED = 10_000
 #: How long a ranking is cached; or COST_FACTOR times as long as it took, if that is more.
@@ -49,7 +49,7 @@ class _Kept(NamedTuple):
 class Ranking:
     """Ranks blobs, with a cache for one process: one ranking for each requested state, and one for all states."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._kept: dict[int | None, _Kept] = {}
         self._reading = asyncio.Lock()
@@ -69,10 +69,13 @@ class Ranking:
             kept = self._kept.get(state)
             began = clock()
             if kept is None or began - kept.read_at >= max(KEPT_SECONDS, COST_FACTOR * kept.cost):
-                async with reading(self._engine) as connection:
-                    rows = (await connection.execute(_TOP, {"state": state, "ranked": RANKED})).all()
+                rows = await in_thread(self._read, state)
                 kept = self._kept[state] = _Kept(clock(), clock() - began, rows)
             return kept.rows
+
+    def _read(self, state: int | None) -> Sequence[Row[Any]]:
+        with reading(self._engine) as connection:
+            return connection.execute(_TOP, {"state": state, "ranked": RANKED}).all()
 
 
 def _order(row: Row[Any]) -> tuple[int, int]:

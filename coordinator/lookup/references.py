@@ -7,8 +7,7 @@ filtered, at most WALK of them: 8 ms, and the page may be short.
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, Row, text
 
 from coordinator.db import paging
 from coordinator.db.session import reading
@@ -66,13 +65,13 @@ _BLOB = text("SELECT id, reference_count FROM blobs WHERE digest = :digest")
 BEFORE_REPOSITORIES = 0
 
 
-async def references(
-    engine: AsyncEngine, digest: Digest, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
+def references(
+    engine: Engine, digest: Digest, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
 ) -> ReferencePage:
     """Return a page of the holdings that need the blob."""
     manifest, repository = paging.decode("references", cursor, Key) or Key(0, BEFORE_REPOSITORIES)
-    async with reading(engine) as connection:
-        blob = (await connection.execute(_BLOB, {"digest": digest})).one_or_none()
+    with reading(engine) as connection:
+        blob = connection.execute(_BLOB, {"digest": digest}).one_or_none()
         if blob is None:
             raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
         walks = blob.reference_count > INDEX_LIMIT
@@ -80,10 +79,10 @@ async def references(
         edge = None
         if walks:
             # Find the edge first, to bound the page: rows that come between the two statements are not skipped.
-            edge = await connection.scalar(_EDGE, {"manifest": manifest, "walk": WALK})
-            rows = (await connection.execute(_FROM_WALK, key | {"edge": edge})).all()
+            edge = connection.scalar(_EDGE, {"manifest": manifest, "walk": WALK})
+            rows = connection.execute(_FROM_WALK, key | {"edge": edge}).all()
         else:
-            rows = (await connection.execute(_FROM_INDEX, key)).all()
+            rows = connection.execute(_FROM_INDEX, key).all()
     after: Key | None = None
     if len(rows) == limit:
         after = Key(rows[-1].manifest_id, rows[-1].repository_id)

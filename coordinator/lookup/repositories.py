@@ -8,8 +8,7 @@ figures for repositories until LIST_MANIFESTS is used up, and leaves the others 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
 from coordinator.db.session import reading
@@ -72,18 +71,18 @@ _OWNED = text("SELECT prefix FROM pod_prefixes WHERE prefix = ANY(CAST(:prefixes
 _PREFIXES = text("SELECT ARRAY(SELECT prefix FROM pod_prefixes WHERE pod_id = p.id) FROM pods p WHERE p.name = :pod")
 
 
-async def repository(engine: AsyncEngine, name: RepositoryName) -> Repository:
+def repository(engine: Engine, name: RepositoryName) -> Repository:
     """Return a repository with its figures; raises NotFoundError."""
-    async with reading(engine) as connection:
-        row = (await connection.execute(_ONE, {"name": name})).one_or_none()
+    with reading(engine) as connection:
+        row = connection.execute(_ONE, {"name": name}).one_or_none()
         if row is None:
             raise NotFoundError(f"No pod has reported repository {name}: check the name.")
-        figures = await _figures(connection, [row.id])
+        figures = _figures(connection, [row.id])
     return _repository(row, figures)
 
 
-async def repositories(
-    engine: AsyncEngine,
+def repositories(
+    engine: Engine,
     *,
     pod: PodName | None = None,
     prefix: RepositoryName | None = None,
@@ -92,41 +91,41 @@ async def repositories(
 ) -> RepositoryPage:
     """Return a page of repositories in the order of their names' bytes, without those that Baleen made."""
     values: dict[str, Any] = {"after": paging.decode("repositories", cursor, str) or "", "limit": limit}
-    async with reading(engine) as connection:
+    with reading(engine) as connection:
         if pod is None and prefix is None:
-            rows = (await connection.execute(_PAGE_OF_ALL, values)).all()
+            rows = connection.execute(_PAGE_OF_ALL, values).all()
         else:
-            prefixes = await _prefixes(connection, pod, prefix)
-            rows = (await connection.execute(_PAGE_UNDER, values | {"prefixes": prefixes})).all()
-        own = await _own(connection, rows)
+            prefixes = _prefixes(connection, pod, prefix)
+            rows = connection.execute(_PAGE_UNDER, values | {"prefixes": prefixes}).all()
+        own = _own(connection, rows)
         shown = [row for row in rows if row.id not in own]
         budget, chosen = LIST_MANIFESTS, []
         for row in shown:
             if row.manifests <= budget:
                 budget -= row.manifests
                 chosen.append(row.id)
-        figures = await _figures(connection, chosen)
+        figures = _figures(connection, chosen)
     return RepositoryPage(
         items=[_repository(row, figures) for row in shown],
         next=paging.encode("repositories", rows[-1].name) if len(rows) == limit else None,
     )
 
 
-async def _own(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[int]:
+def _own(connection: Connection, rows: Sequence[Row[Any]]) -> set[int]:
     """Return the ids of those that Baleen itself made."""
     named = [row for row in rows if is_own(RepositoryName(row.name), {row.name.rpartition("/")[0]})]
     if not named:
         return set()
     above = [row.name.rpartition("/")[0] for row in named]
-    owned = set((await connection.scalars(_OWNED, {"prefixes": above})).all())
+    owned = set(connection.scalars(_OWNED, {"prefixes": above}).all())
     return {row.id for row in named if is_own(RepositoryName(row.name), owned)}
 
 
-async def _prefixes(connection: AsyncConnection, pod: PodName | None, prefix: str | None) -> list[str]:
+def _prefixes(connection: Connection, pod: PodName | None, prefix: str | None) -> list[str]:
     """Return the prefixes to list: those of the pod, narrowed to the requested one."""
     if pod is None:
         return [] if prefix is None else [prefix]
-    row = (await connection.execute(_PREFIXES, {"pod": pod})).one_or_none()
+    row = connection.execute(_PREFIXES, {"pod": pod}).one_or_none()
     if row is None:
         raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
     own: list[str] = list(row[0])
@@ -138,10 +137,10 @@ async def _prefixes(connection: AsyncConnection, pod: PodName | None, prefix: st
     return [each for each in own if each.startswith(f"{prefix}/")]
 
 
-async def _figures(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, Row[Any]]:
+def _figures(connection: Connection, ids: Sequence[int]) -> dict[int, Row[Any]]:
     if not ids:
         return {}
-    rows = (await connection.execute(_FIGURES, {"ids": list(ids)})).all()
+    rows = connection.execute(_FIGURES, {"ids": list(ids)}).all()
     found: dict[int, Any] = dict.fromkeys(ids)
     return found | {row.repository_id: row for row in rows}
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Collection
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, text
 
 from coordinator.db.session import reading
 
@@ -13,12 +12,12 @@ JOIN probes a ON a.nonce = d.nonce JOIN pods p ON p.id = a.pod_id
 """)
 
 
-async def pods_of(engine: AsyncEngine, nonces: Collection[str]) -> dict[str, str]:
+def pods_of(engine: Engine, nonces: Collection[str]) -> dict[str, str]:
     """Return the pod of each of these nonces that belongs to a probe.
 
     That includes echoed probes: another process may report the same probe, and a report that reached Kafka only in part
     is sent again.
     """
-    async with reading(engine) as connection:
-        rows = await connection.execute(_PODS, {"nonces": list(nonces)})
+    with reading(engine) as connection:
+        rows = connection.execute(_PODS, {"nonces": list(nonces)})
         return {row.nonce.hex: row.name for row in rows}

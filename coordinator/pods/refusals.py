@@ -7,34 +7,34 @@ from collections.abc import Collection
 from typing import Any
 
 from psycopg import Connection
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Engine
 
-from coordinator.db.session import writing
+from coordinator.db.session import driver, writing
 from coordinator.domain.names import PodName
 from coordinator.domain.refusals import PAUSE, Refusals
 
 # Rows are locked in one order, so that two replicas that record the same pods cannot deadlock.
-_NOTE = text("""
+_NOTE = """
 INSERT INTO token_refusals AS t (pod_id, since, last_at)
-SELECT id, statement_timestamp(), statement_timestamp() FROM pods WHERE name = ANY(CAST(:names AS text[])) ORDER BY id
+SELECT id, statement_timestamp(), statement_timestamp() FROM pods
+WHERE name = ANY(CAST(%(names)s AS text[])) ORDER BY id
 ON CONFLICT (pod_id) DO UPDATE
-SET since = CASE WHEN t.last_at < excluded.last_at - CAST(:pause AS interval) THEN excluded.since ELSE t.since END,
+SET since = CASE WHEN t.last_at < excluded.last_at - CAST(%(pause)s AS interval) THEN excluded.since ELSE t.since END,
     last_at = excluded.last_at
-""")
-_FRESH = "t.last_at > clock_timestamp() - CAST(:pause AS interval)"
-_ALL = text(f"SELECT p.name, t.since, t.last_at FROM token_refusals t JOIN pods p ON p.id = t.pod_id WHERE {_FRESH}")
+"""
+_FRESH = "t.last_at > clock_timestamp() - CAST(%(pause)s AS interval)"
+_ALL = f"SELECT p.name, t.since, t.last_at FROM token_refusals t JOIN pods p ON p.id = t.pod_id WHERE {_FRESH}"
 
 
-async def note(engine: AsyncEngine, pods: Collection[PodName]) -> None:
+def note(engine: Engine, pods: Collection[PodName]) -> None:
     """Record that events of these pods were refused now; removed pods are skipped."""
-    async with writing(engine) as connection:
-        await connection.execute(_NOTE, {"names": list(pods), "pause": PAUSE})
+    with writing(engine) as connection:
+        driver(connection).execute(_NOTE, {"names": list(pods), "pause": PAUSE})
 
 
-async def known(connection: AsyncConnection) -> dict[str, Refusals]:
+def known(connection: Connection[Any]) -> dict[str, Refusals]:
     """Return the recent refusals by pod."""
-    return {row.name: Refusals(row.since, row.last_at) for row in await connection.execute(_ALL, {"pause": PAUSE})}
+    return {name: Refusals(since, last_at) for name, since, last_at in connection.execute(_ALL, {"pause": PAUSE})}
 
 
 def lately(connection: Connection[Any], pod_id: int, seconds: float) -> Refusals | None:

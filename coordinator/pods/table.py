@@ -7,16 +7,15 @@ Not here: how pods are shown (pods/view.py), what ownership means (domain/pods.p
 
 import datetime
 import hmac
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
-from coordinator.db.session import reading, writing
+from coordinator.db.session import driver, reading, writing
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.own import PROBE_REPOSITORY, is_own
 from coordinator.domain.pods import Linker, PodMode, ProbeMethod, RegistryUrl, TokenIssuer, check_prefixes
@@ -38,7 +37,7 @@ EXAMPLES = 3
 COMPARED = datetime.timedelta(hours=1)
 
 #: Does storage have links that keep blobs, below these prefixes, in a pod of this mode?
-StillHolds = Callable[[Sequence[RepositoryName], PodMode], Awaitable[bool]]
+StillHolds = Callable[[Sequence[RepositoryName], PodMode], bool]
 
 #: Open gaps by id, with the time up to which events may be lost in each: a gap that widens keeps its id.
 Gaps = Mapping[int, datetime.datetime]
@@ -65,7 +64,7 @@ class NewPod(msgspec.Struct, frozen=True, kw_only=True):
     unmanaged: Unmanaged | None = None
 
 
-async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
+def add(engine: Engine, pod: NewPod) -> Secret:
     """Register a pod and return its event token; raises ConflictError if its name, a prefix or a URL is taken.
 
     The caller must not pass on the token of a pod that is not managed.
@@ -76,14 +75,14 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
     if not pod.prefixes or len(pod.prefixes) > PREFIXES_LIMIT:
         raise UsageError(f"A pod needs from 1 to {PREFIXES_LIMIT} prefixes: name them with --prefix.")
     token = new_token()
-    async with changing(engine) as connection:
-        await _lock(connection, PODS_LOCK)
-        if await _id(connection, pod.name) is not None:
+    with changing(engine) as connection:
+        _lock(connection, PODS_LOCK)
+        if _id(connection, pod.name) is not None:
             raise ConflictError(f"There is a pod {pod.name} already: choose another name, or remove it first.")
-        check_prefixes(pod.prefixes, await _owners(connection))
+        check_prefixes(pod.prefixes, _owners(connection))
         registries = list(dict.fromkeys(map(str, pod.registries)))
-        await _refuse_if_known(connection, pod.name, registries)
-        await connection.execute(
+        _refuse_if_known(connection, pod.name, registries)
+        connection.execute(
             text("""
                 WITH added AS (
                   INSERT INTO pods (name, mode, linker, probe, registries, event_token_sha256,
@@ -110,7 +109,7 @@ async def add(engine: AsyncEngine, pod: NewPod) -> Secret:
     return token
 
 
-async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged | None) -> None:
+def set_managed(engine: Engine, name: PodName, unmanaged: Unmanaged | None) -> None:
     """Declare that the pod's registry sends events (None), or why it sends none; raises NotFoundError.
 
     Either way the previous token is refused, and a doctor must examine the pod again: one that sends events has more
@@ -118,21 +117,21 @@ async def set_managed(engine: AsyncEngine, name: PodName, unmanaged: Unmanaged |
     """
     declared = _declared(unmanaged)
     token = new_token()
-    async with changing(engine) as connection:
-        await _lock(connection, PODS_LOCK)
-        linker = await connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
+    with changing(engine) as connection:
+        _lock(connection, PODS_LOCK)
+        linker = connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
         if linker is None:
             raise _no_pod(name)
         if unmanaged is not None and linker != Linker.LINK:
             raise UsageError(_NO_LINKS)
-        await connection.execute(
+        connection.execute(
             text("""
                 UPDATE pods SET managed = :managed, unmanaged_why = :why, unmanaged_by = :by,
                                 event_token_sha256 = :sha256 WHERE name = :name
             """),
             {"name": name, "sha256": hash_of(token.reveal()), **declared},
         )
-        await connection.execute(
+        connection.execute(
             text("DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name"), {"name": name}
         )
 
@@ -149,10 +148,10 @@ def _declared(unmanaged: Unmanaged | None) -> dict[str, Any]:
     return {"managed": False, "why": why, "by": reason(unmanaged.by, "who declares it")}
 
 
-async def set_issuer(engine: AsyncEngine, name: PodName, issuer: TokenIssuer | None) -> None:
+def set_issuer(engine: Engine, name: PodName, issuer: TokenIssuer | None) -> None:
     """Set or remove the issuer of the tokens for the pod's registry; raises NotFoundError."""
-    async with writing(engine) as connection:
-        done = await connection.execute(
+    with writing(engine) as connection:
+        done = connection.execute(
             text("""
                 UPDATE pods SET token_url = :url, token_issuer = :issuer, token_service = :service, token_keys = :keys,
                                 token_key_ids = CAST(:key_ids AS text[])
@@ -170,30 +169,30 @@ def _columns(issuer: TokenIssuer | None) -> dict[str, Any]:
     return issuer._asdict() | {"key_ids": list(issuer.key_ids)}
 
 
-async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[RepositoryName]) -> None:
+def add_prefixes(engine: Engine, name: PodName, prefixes: Sequence[RepositoryName]) -> None:
     """Add prefixes to the pod; raises NotFoundError, and ConflictError if one overlaps another.
 
     Prefixes that it owns already are ignored. What it stored below a new one before is not known until a reconcile, so
     GC is blocked until then by a gap, noticed after the lock (see `reconcile.pod`). Where no reconcile can read the
     links, an operator must confirm that nothing is lost: an earlier confirmation covered the other prefixes only.
     """
-    async with changing(engine) as connection:
-        await _lock(connection, PODS_LOCK)
-        pod = await _id(connection, name)
+    with changing(engine) as connection:
+        _lock(connection, PODS_LOCK)
+        pod = _id(connection, name)
         if pod is None:
             raise _no_pod(name)
-        owners = await _owners(connection)
+        owners = _owners(connection)
         new = [prefix for prefix in prefixes if owners.get(prefix) != name]
         check_prefixes(new, owners, name)
         if not new:
             return
         if list(owners.values()).count(name) + len(new) > PREFIXES_LIMIT:
             raise UsageError(f"A pod may have {PREFIXES_LIMIT} prefixes: use one that is above several of them.")
-        await connection.execute(
+        connection.execute(
             text("INSERT INTO pod_prefixes (prefix, pod_id) SELECT unnest(CAST(:prefixes AS text[])), :pod"),
             {"prefixes": new, "pod": pod},
         )
-        await connection.execute(
+        connection.execute(
             text("""
                 INSERT INTO gaps (pod_id, topic, partition, reason, from_offset) VALUES (:pod, '', -1, :reason, 0)
             """),
@@ -201,94 +200,94 @@ async def add_prefixes(engine: AsyncEngine, name: PodName, prefixes: Sequence[Re
         )
 
 
-async def rotate_token(engine: AsyncEngine, name: PodName) -> Secret:
+def rotate_token(engine: Engine, name: PodName) -> Secret:
     """Replace the pod's event token; the old one is refused within seconds. Raises NotFoundError.
 
     Raises ConflictError for a pod that is not managed.
     """
     token = new_token()
-    async with writing(engine) as connection:
-        managed = await connection.scalar(text("SELECT managed FROM pods WHERE name = :name"), {"name": name})
+    with writing(engine) as connection:
+        managed = connection.scalar(text("SELECT managed FROM pods WHERE name = :name"), {"name": name})
         if managed is False:
             raise ConflictError(
                 f"Pod {name} is not managed, so its events are refused: run `baleen pods set-managed {name}` first."
             )
-        done = await connection.execute(
+        done = connection.execute(
             text("UPDATE pods SET event_token_sha256 = :sha256 WHERE name = :name AND managed"),
             {"name": name, "sha256": hash_of(token.reveal())},
         )
         if not done.rowcount:
             raise _no_pod(name)
         # The recorded refusals were of the previous token.
-        await connection.execute(
+        connection.execute(
             text("DELETE FROM token_refusals t USING pods p WHERE p.id = t.pod_id AND p.name = :name"), {"name": name}
         )
     return token
 
 
-async def has_token(engine: AsyncEngine, name: PodName, token: str) -> bool:
+def has_token(engine: Engine, name: PodName, token: str) -> bool:
     """Whether this is the pod's event token; raises NotFoundError."""
-    async with reading(engine) as connection:
-        known = await connection.scalar(text("SELECT event_token_sha256 FROM pods WHERE name = :name"), {"name": name})
+    with reading(engine) as connection:
+        known = connection.scalar(text("SELECT event_token_sha256 FROM pods WHERE name = :name"), {"name": name})
     if known is None:
         raise _no_pod(name)
     return hmac.compare_digest(bytes(known), hash_of(token))
 
 
-async def set_registries(engine: AsyncEngine, name: PodName, registries: Sequence[RegistryUrl]) -> None:
+def set_registries(engine: Engine, name: PodName, registries: Sequence[RegistryUrl]) -> None:
     """Set the URLs of the pod's registry; raises NotFoundError, and ConflictError if another pod has one.
 
     Processes that echoed from other URLs count until they are retired. The doctor's findings cover the processes that
     it met, so they are void after a new URL.
     """
     urls = list(dict.fromkeys(map(str, registries)))
-    async with changing(engine) as connection:
-        await _lock(connection, PODS_LOCK)
-        await _refuse_if_known(connection, name, urls)
-        await connection.execute(
+    with changing(engine) as connection:
+        _lock(connection, PODS_LOCK)
+        _refuse_if_known(connection, name, urls)
+        connection.execute(
             text("""
                 DELETE FROM findings f USING pods p
                 WHERE p.id = f.pod_id AND p.name = :name AND NOT CAST(:urls AS text[]) <@ p.registries
             """),
             {"urls": urls, "name": name},
         )
-        done = await connection.execute(
+        done = connection.execute(
             text("UPDATE pods SET registries = CAST(:urls AS text[]) WHERE name = :name"), {"urls": urls, "name": name}
         )
         if not done.rowcount:
             raise _no_pod(name)
 
 
-async def set_probe(engine: AsyncEngine, name: PodName, probe: ProbeMethod) -> None:
+def set_probe(engine: Engine, name: PodName, probe: ProbeMethod) -> None:
     """Set how the pod's registry is probed; raises NotFoundError.
 
     The doctor examined the events of the other kind of probe, so its findings are void after a change.
     """
-    async with writing(engine) as connection:
-        await _lock(connection, PODS_LOCK)
-        await connection.execute(
+    with writing(engine) as connection:
+        _lock(connection, PODS_LOCK)
+        connection.execute(
             text("""
                 DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name AND p.probe <> :probe
             """),
             {"name": name, "probe": str(probe)},
         )
-        done = await connection.execute(
+        done = connection.execute(
             text("UPDATE pods SET probe = :probe WHERE name = :name"), {"name": name, "probe": str(probe)}
         )
         if not done.rowcount:
             raise _no_pod(name)
 
 
-async def probe_method(engine: AsyncEngine, name: PodName) -> ProbeMethod:
+def probe_method(engine: Engine, name: PodName) -> ProbeMethod:
     """Return how the pod's registry is probed; raises NotFoundError."""
-    async with reading(engine) as connection:
-        known = await connection.scalar(text("SELECT probe FROM pods WHERE name = :name"), {"name": name})
+    with reading(engine) as connection:
+        known = connection.scalar(text("SELECT probe FROM pods WHERE name = :name"), {"name": name})
     if known is None:
         raise _no_pod(name)
     return ProbeMethod(known)
 
 
-async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
+def settle_gaps(engine: Engine, name: PodName, why: str) -> None:
     """Record an operator's confirmation that the table has everything that the pod holds; raises NotFoundError.
 
     It resolves the open gaps and what the pod held before its first event, and cancels doubtful removals. Manifests
@@ -298,8 +297,8 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
     reads those.
     """
     why = reason(why, "why nothing is lost")
-    async with writing(engine) as connection:
-        linker = await connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
+    with writing(engine) as connection:
+        linker = connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
         if linker is None:
             raise _no_pod(name)
         if linker == Linker.LINK:
@@ -308,7 +307,7 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
                 f"`baleen pods reconcile {name}`."
             )
         # Holdings change: no batch may be half applied.
-        await _lock(connection, FACTS_LOCK)
+        _lock(connection, FACTS_LOCK)
         # The operator's name is not known: tokens belong to roles.
         values = {
             "name": name,
@@ -317,9 +316,9 @@ async def settle_gaps(engine: AsyncEngine, name: PodName, why: str) -> None:
             "compared": COMPARED,
         }
         for statement in _TAKE_WORD:
-            await connection.execute(text(statement), values)
+            connection.execute(text(statement), values)
         # A process that answered probes and sent no event is such a gap, too; probes under way are not.
-        await connection.execute(
+        connection.execute(
             text("""
                 DELETE FROM probes a USING pods p
                 WHERE p.id = a.pod_id AND p.name = :name
@@ -352,10 +351,10 @@ _TAKE_WORD = (
 )
 
 
-async def known_pods(engine: AsyncEngine) -> list[KnownPod]:
+def known_pods(engine: Engine) -> list[KnownPod]:
     """Return every pod, as the directory of ingest keeps it in memory."""
-    async with reading(engine) as connection:
-        rows = await connection.execute(
+    with reading(engine) as connection:
+        rows = connection.execute(
             text("""
                 SELECT name, event_token_sha256 AS sha256,
                        token_url, token_issuer, token_service, token_keys, token_key_ids,
@@ -378,27 +377,27 @@ async def known_pods(engine: AsyncEngine) -> list[KnownPod]:
         ]
 
 
-async def remove(engine: AsyncEngine, name: PodName, still_holds: StillHolds, image: Collection[Digest] = ()) -> None:
+def remove(engine: Engine, name: PodName, still_holds: StillHolds, image: Collection[Digest] = ()) -> None:
     """Remove a pod; raises ConflictError while it has manifests, links, open gaps or open dead letters.
 
     The table may not have everything that the pod has: it was never reconciled, events are lost or under way. Nothing
     would keep those blobs once the pod is removed, so storage is checked too. What Baleen has made in the pod
     (domain/own.py) is removed with it: `image` is the probe image and the blobs that it lists.
     """
-    gaps = await _look_into_storage(engine, name, still_holds, image)
+    gaps = _look_into_storage(engine, name, still_holds, image)
     try:
-        async with changing(engine) as connection:
-            await _lock(connection, PODS_LOCK)
+        with changing(engine) as connection:
+            _lock(connection, PODS_LOCK)
             # No worker may add to a repository of the pod between the check and the deletion.
-            await _lock(connection, FACTS_LOCK)
-            pod = await _id(connection, name)
+            _lock(connection, FACTS_LOCK)
+            pod = _id(connection, name)
             if pod is None:
                 raise _no_pod(name)
-            own = await _own(connection, pod, image)
-            await _refuse_if_needed(connection, name, pod, gaps, own)
-            await _empty(connection, own)
+            own = _own(connection, pod, image)
+            _refuse_if_needed(connection, name, pod, gaps, own)
+            _empty(connection, own)
             for statement in _REMOVE:
-                await connection.execute(statement, {"pod": pod})
+                connection.execute(statement, {"pod": pod})
     except (IntegrityError, StateChangedError) as error:
         raise ConflictError(f"Pod {name} changed while it was being removed: try again.") from error
 
@@ -454,17 +453,17 @@ _NEEDED: tuple[tuple[str, Any], ...] = (
 )
 
 
-async def _own(connection: AsyncConnection, pod: int, image: Collection[Digest]) -> list[int]:
+def _own(connection: Connection, pod: int, image: Collection[Digest]) -> list[int]:
     """Return the pod's repositories that Baleen has made and that have nothing of others."""
-    prefixes = set(await connection.scalars(text("SELECT prefix FROM pod_prefixes WHERE pod_id = :pod"), {"pod": pod}))
-    named = await connection.execute(
+    prefixes = set(connection.scalars(text("SELECT prefix FROM pod_prefixes WHERE pod_id = :pod"), {"pod": pod}))
+    named = connection.execute(
         text("SELECT id, name FROM repositories WHERE pod_id = :pod AND name LIKE '%/baleen-%' ORDER BY id"),
         {"pod": pod},
     )
     own = {row.id: row.name for row in named if is_own(RepositoryName(row.name), prefixes)}
     probes = [number for number, name in own.items() if name.endswith(f"/{PROBE_REPOSITORY}")]
     if probes:
-        for shared in await connection.scalars(
+        for shared in connection.scalars(
             text("""
                 SELECT f.repository_id FROM (
                     SELECT repository_id, manifest_id AS blob_id FROM repository_manifests
@@ -479,46 +478,27 @@ async def _own(connection: AsyncConnection, pod: int, image: Collection[Digest])
     return list(own)
 
 
-async def _empty(connection: AsyncConnection, repositories: Sequence[int]) -> None:
+def _empty(connection: Connection, repositories: Sequence[int]) -> None:
     """Delete all manifests and links of these repositories, under the lock that excludes all other writers."""
     held, linked = [
         list(
-            await connection.scalars(
+            connection.scalars(
                 text(f"DELETE FROM {table} WHERE repository_id = ANY(CAST(:own AS int[])) RETURNING {column}"),
                 {"own": list(repositories)},
             )
         )
         for table, column in (("repository_manifests", "manifest_id"), ("repository_blobs", "blob_id"))
     ]
-    await connection.run_sync(lambda plain: recount(_driver(plain), held, linked, by=-1))
+    recount(driver(connection), held, linked, by=-1)
 
 
-class _Cursor:
-    """Adapt a pooled connection to the driver's interface that table/statements.py uses."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def cursor(self, **_: bool) -> "_Cursor":
-        return self
-
-    def execute(self, statement: str, parameters: Sequence[Any]) -> Any:
-        return self._connection.exec_driver_sql(statement, tuple(parameters))
-
-
-def _driver(connection: Connection) -> Any:
-    return _Cursor(connection)
-
-
-async def _look_into_storage(
-    engine: AsyncEngine, name: PodName, still_holds: StillHolds, image: Collection[Digest]
-) -> Gaps:
+def _look_into_storage(engine: Engine, name: PodName, still_holds: StillHolds, image: Collection[Digest]) -> Gaps:
     """Return the pod's gaps, which then hide nothing; raises ConflictError if storage has links.
 
     The table is checked first: reading storage takes longer, and its error says less about what to do.
     """
-    async with reading(engine) as connection:
-        found = await connection.execute(
+    with reading(engine) as connection:
+        found = connection.execute(
             text("""
                 SELECT p.id, p.mode, p.linker,
                        ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes
@@ -529,20 +509,18 @@ async def _look_into_storage(
         row = found.one_or_none()
         if row is None:
             raise _no_pod(name)
-        opened = await connection.execute(
+        opened = connection.execute(
             text("SELECT id, settles_from FROM gaps WHERE pod_id = :pod AND settled_at IS NULL"), {"pod": row.id}
         )
         gaps = {gap.id: gap.settles_from for gap in opened}
-        await _refuse_if_needed(connection, name, row.id, gaps, await _own(connection, row.id, image))
+        _refuse_if_needed(connection, name, row.id, gaps, _own(connection, row.id, image))
     # A pod whose links are not in shared storage cannot be checked: the operator's confirmation stands.
-    if row.linker == Linker.LINK and await still_holds(row.prefixes, PodMode(row.mode)):
+    if row.linker == Linker.LINK and still_holds(row.prefixes, PodMode(row.mode)):
         raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
     return gaps
 
 
-async def _refuse_if_needed(
-    connection: AsyncConnection, name: PodName, pod: int, gaps: Gaps, own: Sequence[int]
-) -> None:
+def _refuse_if_needed(connection: Connection, name: PodName, pod: int, gaps: Gaps, own: Sequence[int]) -> None:
     known = {
         "name": name,
         "pod": pod,
@@ -553,14 +531,14 @@ async def _refuse_if_needed(
     }
     for what, question in _NEEDED:
         values = {word: known[word] for word in known if f":{word}" in str(question)}
-        if found := list(await connection.scalars(question, values)):
+        if found := list(connection.scalars(question, values)):
             examples = ", ".join(map(str, found[:EXAMPLES])) + (", …" if len(found) > EXAMPLES else "")
             raise ConflictError(f"Pod {name} still has {what.format(examples)}.")
 
 
-async def _refuse_if_known(connection: AsyncConnection, pod: PodName, registries: Sequence[str]) -> None:
+def _refuse_if_known(connection: Connection, pod: PodName, registries: Sequence[str]) -> None:
     """Raise ConflictError if another pod has one of the URLs: its events would be taken for this pod's."""
-    known = await connection.execute(
+    known = connection.execute(
         text("""
             SELECT u.url, p.name FROM pods p, unnest(p.registries) u (url)
             WHERE u.url = ANY(CAST(:registries AS text[])) AND p.name <> :pod ORDER BY u.url LIMIT 1
@@ -574,18 +552,18 @@ async def _refuse_if_known(connection: AsyncConnection, pod: PodName, registries
         )
 
 
-async def _owners(connection: AsyncConnection) -> dict[str, PodName]:
+def _owners(connection: Connection) -> dict[str, PodName]:
     """Return the owner of each prefix."""
-    rows = await connection.execute(text("SELECT x.prefix, p.name FROM pod_prefixes x JOIN pods p ON p.id = x.pod_id"))
+    rows = connection.execute(text("SELECT x.prefix, p.name FROM pod_prefixes x JOIN pods p ON p.id = x.pod_id"))
     return {row.prefix: PodName(row.name) for row in rows}
 
 
-async def _lock(connection: AsyncConnection, key: int) -> None:
-    await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+def _lock(connection: Connection, key: int) -> None:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
-async def _id(connection: AsyncConnection, name: PodName) -> int | None:
-    found: int | None = await connection.scalar(text("SELECT id FROM pods WHERE name = :name"), {"name": name})
+def _id(connection: Connection, name: PodName) -> int | None:
+    found: int | None = connection.scalar(text("SELECT id FROM pods WHERE name = :name"), {"name": name})
     return found
 
 

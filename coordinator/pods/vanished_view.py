@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine, text
 
 from coordinator.db import paging
 from coordinator.db.session import reading
@@ -36,8 +35,8 @@ class Key(NamedTuple):
     digest: bytes
 
 
-async def vanished(
-    engine: AsyncEngine,
+def vanished(
+    engine: Engine,
     pod: PodName,
     *,
     repository: RepositoryName | None = None,
@@ -46,11 +45,11 @@ async def vanished(
 ) -> VanishedPage:
     """Return a page of the pod's links that vanished; raises NotFoundError."""
     after = paging.decode("vanished", cursor, Key) or Key(-1, b"")
-    async with reading(engine) as connection:
-        if not await connection.scalar(_IS_POD, {"pod": pod}):
+    with reading(engine) as connection:
+        if not connection.scalar(_IS_POD, {"pod": pod}):
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
         values = {"pod": pod, "number": after.repository, "digest": after.digest, "repository": repository}
-        rows = (await connection.execute(_PAGE, values | {"limit": limit})).all()
+        rows = connection.execute(_PAGE, values | {"limit": limit}).all()
     return VanishedPage(
         items=[
             VanishedLink(
@@ -66,9 +65,9 @@ async def vanished(
     )
 
 
-async def examples(connection: AsyncConnection, pods: Sequence[str]) -> dict[str, list[str]]:
+def examples(connection: Connection, pods: Sequence[str]) -> dict[str, list[str]]:
     """Return a few vanished links of each pod, as `repository@digest`."""
     found: dict[str, list[str]] = {}
-    for row in await connection.execute(_EXAMPLES, {"pods": list(pods), "limit": EXAMPLES}):
+    for row in connection.execute(_EXAMPLES, {"pods": list(pods), "limit": EXAMPLES}):
         found.setdefault(row.pod, []).append(f"{row.repository}@{format_digest(Digest(row.digest))}")
     return found

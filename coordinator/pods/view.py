@@ -10,11 +10,10 @@ import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
-from coordinator.db.session import reading
+from coordinator.db.session import driver, reading
 from coordinator.domain.findings import Failed, Verdict, hold, in_order
 from coordinator.domain.findings import Finding as Found
 from coordinator.domain.names import Digest, PodName, format_digest
@@ -271,41 +270,41 @@ _ONE = text(f"{_POD} WHERE p.name = :name")
 _PAGE = text(f'{_POD} WHERE p.name > :after COLLATE "C" ORDER BY p.name COLLATE "C" LIMIT :limit')
 
 
-async def holds(connection: AsyncConnection) -> dict[str, Open]:
+def holds(connection: Connection) -> dict[str, Open]:
     """Return what is unresolved, for each pod that has any."""
     found: dict[str, Open] = {}
-    for row in await connection.execute(_OPEN):
+    for row in connection.execute(_OPEN):
         values: dict[str, Any] = {row.what: row.n}
         if row.what == "gaps":
             values |= {"oldest_gap": row.oldest, "gaps_settle_from": row.settle_from}
         found[row.name] = found.get(row.name, Open())._replace(**values)
     unread = [name for name, opened in found.items() if opened.unread_manifests]
     if unread:
-        for row in await connection.execute(_PENDING, {"pods": unread, "limit": EXAMPLES}):
+        for row in connection.execute(_PENDING, {"pods": unread, "limit": EXAMPLES}):
             example = f"{row.repository}@{format_digest(Digest(row.digest))}"
             found[row.pod] = found[row.pod]._replace(pending_examples=(*found[row.pod].pending_examples, example))
     alarmed = [name for name, opened in found.items() if opened.vanished_links]
     if alarmed:
-        for name, named in (await examples(connection, alarmed)).items():
+        for name, named in (examples(connection, alarmed)).items():
             found[name] = found[name]._replace(vanished_examples=named)
     return found
 
 
-async def truths(
-    connection: AsyncConnection, silence: dt.timedelta, request_bound: dt.timedelta, in_spite_of: Collection[str] = ()
+def truths(
+    connection: Connection, silence: dt.timedelta, request_bound: dt.timedelta, in_spite_of: Collection[str] = ()
 ) -> dict[str, Truth]:
     """Return what is known about every pod. A process without an echo for `silence` is reported as silent."""
     # Watermarks first: each statement sees what is committed when it starts, and a batch may commit between two of
     # them. In this order, whatever a reported watermark has passed is also reported if it is unresolved. So are
     # manifests that a reconcile has found and could not read.
-    marks = await watermarks(connection, silence)
-    reconciled: dict[str, dt.datetime] = {row.name: row.at for row in await connection.execute(_RECONCILED)}
-    opened = await holds(connection)
+    marks = watermarks(connection, silence)
+    reconciled: dict[str, dt.datetime] = {row.name: row.at for row in connection.execute(_RECONCILED)}
+    opened = holds(connection)
     # In this order, a visit that ends in between has no effect yet. In the other, processes that it met would pass with
     # the findings of the visit before.
-    newer: dict[str, int] = {row.name: row.n for row in await connection.execute(_NEWER)}
-    failed = {row.name: Failed(row.at, row.why) for row in await connection.execute(_FAILED)}
-    examined = await _findings(connection)
+    newer: dict[str, int] = {row.name: row.n for row in connection.execute(_NEWER)}
+    failed = {row.name: Failed(row.at, row.why) for row in connection.execute(_FAILED)}
+    examined = _findings(connection)
     return {
         row.name: Truth(
             opened.get(row.name, Open()),
@@ -323,46 +322,46 @@ async def truths(
             row.managed,
             row.false_reports,
         )
-        for row in await connection.execute(_BESIDE)
+        for row in connection.execute(_BESIDE)
         # A pod that was added between these statements is reported the next time.
         if row.name in marks
     }
 
 
-async def _findings(connection: AsyncConnection) -> dict[str, list[Found]]:
+def _findings(connection: Connection) -> dict[str, list[Found]]:
     """Return the doctor's findings for each pod, in the order of the checks."""
     found: dict[str, list[Found]] = {}
-    for row in await connection.execute(_FINDINGS):
+    for row in connection.execute(_FINDINGS):
         verdict = Verdict(row.verdict)
         each = Found(row.check, verdict, row.meaning, row.proof, row.mend, row.found_at)
         found.setdefault(row.name, []).append(each)
     return {name: in_order(each) for name, each in found.items()}
 
 
-async def orphaned_dead_letters(connection: AsyncConnection) -> int:
+def orphaned_dead_letters(connection: Connection) -> int:
     """Count open dead letters of pods that are no longer registered."""
-    return int(await connection.scalar(_ORPHANS) or 0)
+    return int(connection.scalar(_ORPHANS) or 0)
 
 
-async def pod(
-    engine: AsyncEngine,
+def pod(
+    engine: Engine,
     name: PodName,
     silence: dt.timedelta,
     request_bound: dt.timedelta,
     in_spite_of: Collection[str] = (),
 ) -> Pod:
     """Return one pod; raises NotFoundError."""
-    async with reading(engine) as connection:
+    with reading(engine) as connection:
         # In this order, a pod that is removed in between is not found.
-        known = await truths(connection, silence, request_bound, in_spite_of)
-        row = (await connection.execute(_ONE, {"name": name})).one_or_none()
+        known = truths(connection, silence, request_bound, in_spite_of)
+        row = connection.execute(_ONE, {"name": name}).one_or_none()
         if row is None or name not in known:
             raise NotFoundError(f"There is no pod {name}: see `baleen pods list`.")
-        return _pod(row, known[name], (await refusals.known(connection)).get(name))
+        return _pod(row, known[name], refusals.known(driver(connection)).get(name))
 
 
-async def pods(
-    engine: AsyncEngine,
+def pods(
+    engine: Engine,
     silence: dt.timedelta,
     request_bound: dt.timedelta,
     in_spite_of: Collection[str] = (),
@@ -372,10 +371,10 @@ async def pods(
 ) -> PodPage:
     """Return a page of pods by name."""
     after = paging.decode("pods", cursor, str) or ""
-    async with reading(engine) as connection:
-        rows = (await connection.execute(_PAGE, {"after": after, "limit": limit})).all()
-        known = await truths(connection, silence, request_bound, in_spite_of)
-        refused = await refusals.known(connection)
+    with reading(engine) as connection:
+        rows = connection.execute(_PAGE, {"after": after, "limit": limit}).all()
+        known = truths(connection, silence, request_bound, in_spite_of)
+        refused = refusals.known(driver(connection))
     return PodPage(
         items=[_pod(row, known[row.name], refused.get(row.name)) for row in rows if row.name in known],
         next=paging.encode("pods", rows[-1].name) if len(rows) == limit else None,

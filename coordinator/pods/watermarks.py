@@ -10,8 +10,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, text
 
 from coordinator.domain.watermarks import (
     Endpoint,
@@ -93,19 +92,19 @@ ORDER BY p.name COLLATE "C"
 _VOID = text(clock.VOID)
 
 
-async def watermarks(connection: AsyncConnection, silence: dt.timedelta) -> dict[str, PodWatermark]:
+def watermarks(connection: Connection, silence: dt.timedelta) -> dict[str, PodWatermark]:
     """Return the watermark of every pod, by name; a source without an echo for `silence` is shown as silent."""
-    rows = await _read(connection)
+    rows = _read(connection)
     if any(lies_ahead(_pod(row), row.now) for row in rows):
         clock.tell()
-        await connection.execute(_VOID)
-        rows = await _read(connection)
+        connection.execute(_VOID)
+        rows = _read(connection)
     return {row.name: _limited(pod_watermark(_pod(row), row.partitions, row.now, silence)) for row in rows}
 
 
-async def _read(connection: AsyncConnection) -> Sequence[Row[Any]]:
+def _read(connection: Connection) -> Sequence[Row[Any]]:
     values = {"sources": SOURCES_LIMIT, "retired": RETIRED_SHOWN, "events": EVENTS}
-    return (await connection.execute(_PODS, values)).all()
+    return connection.execute(_PODS, values).all()
 
 
 def _pod(row: Row[Any]) -> Pod:

@@ -5,12 +5,12 @@ engine. It does not wait for another transaction that advances: a process that h
 from switching GC off. If the row is locked, it advances the epoch in a second transaction, after the commit.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine
 
 from coordinator.db.session import writing
 from coordinator.errors import UnavailableError
@@ -23,15 +23,15 @@ UPDATE gc_mark SET epoch = epoch + 1 WHERE id IN (SELECT id FROM gc_mark FOR UPD
 """
 
 
-@asynccontextmanager
-async def changing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+@contextmanager
+def changing(engine: Engine) -> Iterator[Connection]:
     """Yield a connection in one transaction, which commits at the end and advances the epoch."""
-    async with writing(engine) as connection:
+    with writing(engine) as connection:
         yield connection
-        counted = (await connection.exec_driver_sql(_TRY_ADVANCE)).rowcount > 0
+        counted = connection.exec_driver_sql(_TRY_ADVANCE).rowcount > 0
     if not counted:
         try:
-            async with writing(engine) as connection:
-                await connection.exec_driver_sql(ADVANCE)
+            with writing(engine) as connection:
+                connection.exec_driver_sql(ADVANCE)
         except UnavailableError as error:
             log.warning("the mark's epoch was not advanced for a change", reason=str(error))

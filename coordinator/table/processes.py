@@ -18,8 +18,6 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 from psycopg import Connection
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.db.arrays import integers
 from coordinator.domain.names import PodName
@@ -227,8 +225,8 @@ def _merge_unheard(connection: Connection[Any], kept: timedelta) -> int:
 # Retirements
 
 
-async def retire(
-    connection: AsyncConnection,
+def retire(
+    connection: Connection[Any],
     pod: PodName,
     instance_id: str,
     why: str,
@@ -240,18 +238,18 @@ async def retire(
     of the source's last request have landed.
     """
     why = reason(why, "why it is retired")
-    done = await connection.execute(
-        text("""
+    done = connection.execute(
+        """
             WITH gone AS (
-                UPDATE sources s SET retired_at = clock_timestamp(), retired_why = :why FROM pods p
-                WHERE p.id = s.pod_id AND p.name = :pod AND s.instance_id = :instance AND s.retired_at IS NULL
+                UPDATE sources s SET retired_at = clock_timestamp(), retired_why = %(why)s FROM pods p
+                WHERE p.id = s.pod_id AND p.name = %(pod)s AND s.instance_id = %(instance)s AND s.retired_at IS NULL
                 RETURNING p.id, p.linker
             ), gap AS (
                 INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)
-                SELECT id, '', -1, :reason, 0, clock_timestamp() + :bound FROM gone WHERE linker = 'link'
+                SELECT id, '', -1, %(reason)s, 0, clock_timestamp() + %(bound)s FROM gone WHERE linker = 'link'
             )
             SELECT FROM gone
-        """),
+        """,
         {
             "pod": pod,
             "instance": instance_id,
@@ -260,8 +258,8 @@ async def retire(
             "bound": request_bound,
         },
     )
-    if done.first() is None:
-        if not await connection.scalar(text("SELECT EXISTS (SELECT FROM pods WHERE name = :pod)"), {"pod": pod}):
+    if done.fetchone() is None:
+        if connection.execute("SELECT FROM pods WHERE name = %s", (pod,)).fetchone() is None:
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
         raise NotFoundError(f"Pod {pod} has no process {instance_id} to retire: see `baleen pods show {pod}`.")
 

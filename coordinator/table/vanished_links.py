@@ -16,7 +16,7 @@ Not here: reading them (pods/vanished_view.py).
 import datetime as dt
 from typing import NamedTuple
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine
 
 from coordinator.db.session import writing
 from coordinator.domain.lifecycle import BlobState
@@ -74,8 +74,8 @@ class Accepted(NamedTuple):
     before: dt.datetime
 
 
-async def accept(
-    engine: AsyncEngine,
+def accept(
+    engine: Engine,
     pod: PodName,
     why: str,
     by: str,
@@ -92,12 +92,12 @@ async def accept(
     why, by = reason(why, "why they may be gone"), reason(by, "who accepts it", BY_LIMIT)
     accepted = 0
     while True:
-        async with writing(engine) as connection:
-            row = (await connection.exec_driver_sql(_POD, (pod,))).one_or_none()
+        with writing(engine) as connection:
+            row = connection.exec_driver_sql(_POD, (pod,)).one_or_none()
             if row is None:
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
             before = row.now if before is None else min(before, row.now)
-            found = await connection.exec_driver_sql(
+            found = connection.exec_driver_sql(
                 _ACCEPT,
                 {
                     "pod": row.id,
@@ -112,7 +112,7 @@ async def accept(
             )
             digests = [each.digest for each in found]
             if digests:
-                await connection.exec_driver_sql(_DATE, (digests,))
+                connection.exec_driver_sql(_DATE, (digests,))
         accepted += len(digests)
         if len(digests) < batch or accepted >= call_limit:
             return Accepted(accepted, len(digests) == batch, before)

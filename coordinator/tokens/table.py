@@ -9,9 +9,8 @@ import re
 import secrets
 from typing import Literal, NamedTuple
 
-from sqlalchemy import text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from coordinator.db.session import reading, writing
 from coordinator.db.shapes import View
@@ -50,55 +49,55 @@ def check_name(name: str) -> str:
     return name
 
 
-async def create(engine: AsyncEngine, name: str, role: Role) -> Secret:
+def create(engine: Engine, name: str, role: Role) -> Secret:
     """Create a token and return it, the only time that it is visible; raises ConflictError if the name is taken."""
     token = new_token()
     try:
-        async with writing(engine) as connection:
-            await _insert(connection, check_name(name), role, hash_of(token.reveal()))
+        with writing(engine) as connection:
+            _insert(connection, check_name(name), role, hash_of(token.reveal()))
     except IntegrityError as error:
         raise ConflictError(f"There is a token {name} already: choose another name, or revoke it first.") from error
     return token
 
 
-async def replace(engine: AsyncEngine, name: str, role: Role) -> Secret:
+def replace(engine: Engine, name: str, role: Role) -> Secret:
     """Create a token with this name, replacing an existing one."""
     token = new_token()
-    async with writing(engine) as connection:
-        await connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
-        await _insert(connection, name, role, hash_of(token.reveal()))
+    with writing(engine) as connection:
+        connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
+        _insert(connection, name, role, hash_of(token.reveal()))
     return token
 
 
-async def revoke(engine: AsyncEngine, name: str) -> None:
+def revoke(engine: Engine, name: str) -> None:
     """Revoke a token; every API replica refuses it within seconds. Raises NotFoundError."""
-    async with writing(engine) as connection:
-        done = await connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
+    with writing(engine) as connection:
+        done = connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
         if not done.rowcount:
             raise NotFoundError(f"There is no token {name}: see `baleen tokens list`.")
 
 
-async def tokens(engine: AsyncEngine) -> list[ApiToken]:
+def tokens(engine: Engine) -> list[ApiToken]:
     """Return all tokens by name, without their secrets."""
-    async with reading(engine) as connection:
-        rows = await connection.execute(
+    with reading(engine) as connection:
+        rows = connection.execute(
             text("SELECT name, role, created_at FROM api_tokens ORDER BY name LIMIT :limit"),
             {"limit": TOKENS_LIMIT},
         )
         return [ApiToken(name=row.name, role=row.role, created_at=row.created_at) for row in rows]
 
 
-async def known(engine: AsyncEngine) -> dict[bytes, KnownToken]:
+def known(engine: Engine) -> dict[bytes, KnownToken]:
     """Return all tokens by their hash."""
-    async with reading(engine) as connection:
-        rows = await connection.execute(
+    with reading(engine) as connection:
+        rows = connection.execute(
             text("SELECT name, role, token_sha256 FROM api_tokens LIMIT :limit"), {"limit": TOKENS_LIMIT}
         )
         return {row.token_sha256: KnownToken(row.name, row.role, row.token_sha256) for row in rows}
 
 
-async def _insert(connection: AsyncConnection, name: str, role: Role, sha256: bytes) -> None:
-    await connection.execute(
+def _insert(connection: Connection, name: str, role: Role, sha256: bytes) -> None:
+    connection.execute(
         text("INSERT INTO api_tokens (name, role, token_sha256) VALUES (:name, :role, :sha256)"),
         {"name": name, "role": role, "sha256": sha256},
     )

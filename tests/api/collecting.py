@@ -73,8 +73,8 @@ class Known:
     def __init__(self) -> None:
         self.change: Callable[[Facts], Facts] = lambda facts: facts
 
-    async def read(self, connection: Any, *arguments: Any) -> collection.Known:
-        known = await _really_known(connection, *arguments)
+    def read(self, connection: Any, *arguments: Any) -> collection.Known:
+        known = _really_known(connection, *arguments)
         pods = [PodFacts(POD, known.facts.now, known.facts.now, has_links=False)]
         listing = Listing(known.facts.now)
         facts = known.facts._replace(times=NO_TIMES, pods=pods, listing=listing)
@@ -84,7 +84,7 @@ class Known:
 class NoMark:
     """What the API does not write: the collector has a bucket of its own."""
 
-    async def __call__(self) -> None:
+    def __call__(self) -> None:
         pass
 
     def close(self) -> None:

@@ -70,9 +70,9 @@ def test_a_pods_hot_blobs_are_not_counted(api: Served, facts: Facts, monkeypatch
     counted: set[int] = set()
     count = hot.HotUsage._count
 
-    async def counting(memory: hot.HotUsage, ids: list[int]) -> None:
+    def counting(memory: hot.HotUsage, ids: list[int]) -> None:
         counted.update(ids)
-        await count(memory, ids)
+        count(memory, ids)
 
     monkeypatch.setattr(hot.HotUsage, "_count", counting)
     facts.manifest(0, ManifestKind.IMAGE, [10, 11])

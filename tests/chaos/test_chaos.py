@@ -18,7 +18,7 @@ import pytest
 
 from coordinator.audit.check import check
 from coordinator.db import migrate
-from coordinator.db.engine import sync_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.errors import UnavailableError
 from coordinator.ingest.normalise import Accepted
 from coordinator.kafka.producer import EventProducer
@@ -245,7 +245,7 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
     assert table.letters() == []
     assert table.gaps() == []
     assert table.counts() == Oracle().take(events).counts()
-    engine = sync_engine(database.url)
+    engine = make_engine(database.url, name="test")
     try:
         report = check(engine)
     finally:

@@ -1,13 +1,12 @@
 """Of whom a doctor's findings are: who comes, or comes back, after a visit holds garbage collection until the next."""
 
-import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.doctor.table import ExaminedPod
@@ -40,16 +39,16 @@ def visit(world: World, meanwhile: Callable[[], None] = lambda: None, verdict: V
 def held(world: World) -> list[str]:
     """What doctors say against collecting for the pod."""
 
-    async def ask() -> list[str]:
-        engine = async_engine(world.table.url)
+    def ask() -> list[str]:
+        engine = make_engine(world.table.url, name="test")
         try:
-            async with reading(engine) as connection:
-                truth = (await pods.truths(connection, SILENCE, timedelta(hours=1)))[POD]
+            with reading(engine) as connection:
+                truth = (pods.truths(connection, SILENCE, timedelta(hours=1)))[POD]
         finally:
-            await engine.dispose()
+            engine.dispose()
         return [reason for reason in truth.reasons(POD) if reason.startswith("doctor")]
 
-    return asyncio.run(ask())
+    return ask()
 
 
 def refuse(world: World, instance: str = "s") -> None:
@@ -159,8 +158,8 @@ def test_a_visit_that_ends_while_it_is_asked(world: World, monkeypatch: pytest.M
     """What an earlier visit has proved does not count for whom only the next one met, and refuted it."""
     read = pods._findings
 
-    async def and_then_a_visit_ends(connection: Any) -> Any:
-        found = await read(connection)
+    def and_then_a_visit_ends(connection: Any) -> Any:
+        found = read(connection)
         assert visit(world, verdict=Verdict.REFUTED) == {"s", "t"}
         return found
 

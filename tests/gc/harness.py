@@ -5,7 +5,6 @@ Route: `Garbage.push`, `forget`, … as events tell of them -> `collect`, as a s
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import threading
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from coordinator.audit.audit import Ages, Audit, Report
 from coordinator.db.connection import Connections
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
@@ -214,12 +213,12 @@ class Garbage(Table):
 def blocked_by(garbage: Garbage) -> list[str]:
     """What status says of the database and the bucket; the switch and pods left out."""
 
-    async def ask() -> list[str]:
-        engine = async_engine(garbage.url, pool_size=1)
+    def ask() -> list[str]:
+        engine = make_engine(garbage.url, pool_size=1, name="test")
         try:
-            async with reading(engine) as connection:
-                return await queries.held(connection)
+            with reading(engine) as connection:
+                return queries.held(connection)
         finally:
-            await engine.dispose()
+            engine.dispose()
 
-    return asyncio.run(ask())
+    return ask()

@@ -1,13 +1,12 @@
 """What an operator asks back is served again, on every kind of store, whatever a collection was about to do to it."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import controls, hide, purge, restore
 from coordinator.reconcile.resolve import NotHereError
@@ -15,14 +14,14 @@ from tests.gc.harness import LANDED, Garbage
 
 
 def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
-    async def asked() -> BlobState:
-        engine = async_engine(garbage.url, pool_size=1, name="test-operator")
+    def asked() -> BlobState:
+        engine = make_engine(garbage.url, pool_size=1, name="test-operator")
         try:
-            return (await controls.undelete(engine, garbage.digest(name), "a test", pin=pin)).state
+            return (controls.undelete(engine, garbage.digest(name), "a test", pin=pin)).state
         finally:
-            await engine.dispose()
+            engine.dispose()
 
-    return asyncio.run(asked())
+    return asked()
 
 
 def test_it_is_served_again(garbage: Garbage) -> None:

@@ -1,18 +1,17 @@
 """Databases that are not the bucket's: restored from a backup, another one, of another bucket; and what claims it."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from psycopg import OperationalError, sql
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine
 
 from coordinator.db.connection import Connections
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.db.locks import MARK_LOCK
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
@@ -349,27 +348,24 @@ CHANGES: dict[str, Callable[[Garbage], object]] = {
 }
 
 
-async def add_pod(engine: AsyncEngine) -> None:
-    await pods.add(engine, pods.NewPod(name=PodName("pod-new"), prefixes=[RepositoryName("pod-new")]))
+def add_pod(engine: Engine) -> None:
+    pods.add(engine, pods.NewPod(name=PodName("pod-new"), prefixes=[RepositoryName("pod-new")]))
 
 
-async def add_prefix(engine: AsyncEngine) -> None:
-    await pods.add_prefixes(engine, PodName("pod-a"), [RepositoryName("another")])
+def add_prefix(engine: Engine) -> None:
+    pods.add_prefixes(engine, PodName("pod-a"), [RepositoryName("another")])
 
 
-async def set_registry(engine: AsyncEngine) -> None:
-    await pods.set_registries(engine, PodName("pod-a"), [parse_registry("http://registry.test:5000")])
+def set_registry(engine: Engine) -> None:
+    pods.set_registries(engine, PodName("pod-a"), [parse_registry("http://registry.test:5000")])
 
 
-def by_engine(garbage: Garbage, change: Callable[[AsyncEngine], Awaitable[None]]) -> None:
-    async def run() -> None:
-        engine = async_engine(garbage.url, pool_size=1)
-        try:
-            await change(engine)
-        finally:
-            await engine.dispose()
-
-    asyncio.run(run())
+def by_engine(garbage: Garbage, change: Callable[[Engine], None]) -> None:
+    engine = make_engine(garbage.url, pool_size=1, name="test")
+    try:
+        change(engine)
+    finally:
+        engine.dispose()
 
 
 @pytest.mark.parametrize("change", CHANGES)

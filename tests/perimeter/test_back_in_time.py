@@ -6,7 +6,6 @@ next run is refused and that status says so; and what a claim makes of it.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from coordinator.db import migrate
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.gc import controls, mark
@@ -195,12 +194,12 @@ def test_a_restored_dump(servers: Servers, primary: Server, store: ObjectStore, 
         garbage.collect()
         dump(garbage.url, tmp_path / "dump")
 
-        async def add() -> None:
-            engine = async_engine(garbage.url, pool_size=1)
-            await pods.add(engine, pods.NewPod(name=PodName("pod-new"), prefixes=[RepositoryName("pod-new")]))
-            await engine.dispose()
+        def add() -> None:
+            engine = make_engine(garbage.url, pool_size=1, name="test")
+            pods.add(engine, pods.NewPod(name=PodName("pod-new"), prefixes=[RepositoryName("pod-new")]))
+            engine.dispose()
 
-        asyncio.run(add())
+        add()
         record(garbage)
     if place == "another database":
         url = create_database(primary, "restored")

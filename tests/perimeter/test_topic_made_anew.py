@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -35,14 +34,8 @@ def blocks(place: Place) -> list[str]:
 
 
 def settle(place: Place, pod: str) -> None:
-    async def settled() -> None:
-        engine = bootstrap.engine(place.settings())
-        try:
-            await pods.settle_gaps(engine, PodName(pod), "every image was pulled and pushed again")
-        finally:
-            await engine.dispose()
-
-    asyncio.run(settled())
+    with bootstrap.database(place.settings(), name="test") as database:
+        pods.settle_gaps(database, PodName(pod), "every image was pulled and pushed again")
 
 
 def test_gc_is_blocked_until_an_operator_resolves_it(kafka_place: Place, log: Log) -> None:  # noqa: F811

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.domain.own import PROBE_REPOSITORY
@@ -42,23 +41,20 @@ def world(database: str) -> Iterator[World]:
         yield world
 
 
-def ask(world: World, work: Callable[[Any], Awaitable[Any]]) -> Any:
-    async def done() -> Any:
-        engine = async_engine(world.url)
-        try:
-            return await work(engine)
-        finally:
-            await engine.dispose()
-
-    return asyncio.run(done())
+def ask(world: World, work: Callable[[Any], Any]) -> Any:
+    engine = make_engine(world.url, name="test")
+    try:
+        return work(engine)
+    finally:
+        engine.dispose()
 
 
 def held_by(world: World) -> list[str]:
     """What blocks collection because of links that vanished."""
 
-    async def asked(engine: Any) -> list[str]:
-        async with reading(engine) as connection:
-            truths = await queries.truths(connection, timedelta(minutes=1), timedelta(hours=1))
+    def asked(engine: Any) -> list[str]:
+        with reading(engine) as connection:
+            truths = queries.truths(connection, timedelta(minutes=1), timedelta(hours=1))
             return truths[world.pod].reasons(world.pod)
 
     return [reason for reason in ask(world, asked) if "vanished" in reason]

@@ -64,12 +64,12 @@ def facts(world: World) -> PodFacts:
     """What collection goes by, of the pod."""
     found: list[PodFacts] = []
 
-    async def ask(engine: Any) -> None:
-        async with reading(engine) as connection:
-            told = (await known(connection, Times(timedelta(), timedelta(), timedelta(seconds=1)), SILENCE)).facts
+    def ask(engine: Any) -> None:
+        with reading(engine) as connection:
+            told = known(connection, Times(timedelta(), timedelta(), timedelta(seconds=1)), SILENCE).facts
         found.extend(pod for pod in told.pods if pod.name == "pod-a")
 
-    world.async_do(ask)
+    world.by_engine(ask)
     return found[0]
 
 
@@ -299,13 +299,13 @@ def test_an_operators_word_from_the_future(world: World) -> None:
     """That an operator said that nothing is lost says nothing of what came since; he is asked again."""
     world.linked("relay")
 
-    async def settle(engine: Any) -> None:
-        await pods.settle_gaps(engine, PodName("pod-a"), "compared by hand")
+    def settle(engine: Any) -> None:
+        pods.settle_gaps(engine, PodName("pod-a"), "compared by hand")
 
     def compared() -> bool:
         return not any(reason.startswith("never reconciled") for reason in facts(world).held_by)
 
-    world.async_do(settle)
+    world.by_engine(settle)
     world.hear(world.probe())
     assert compared()
     set_back(world, DAY, "gaps")
@@ -313,7 +313,7 @@ def test_an_operators_word_from_the_future(world: World) -> None:
     set_back(world, DAY, "probes")
     assert clock.void(world.connection)
     assert not compared()
-    world.async_do(settle)
+    world.by_engine(settle)
     assert compared()
 
 

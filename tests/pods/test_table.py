@@ -1,16 +1,15 @@
 """Pods that change while others look at them."""
 
-import asyncio
 import functools
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.db.locks import PODS_LOCK
 from coordinator.db.session import reading
 from coordinator.domain.facts import Fact
@@ -42,15 +41,12 @@ from tests.table.harness import Row, Table
 NEW = PodName("pod-new")
 
 
-def do(table: Table, work: Callable[[Any], Awaitable[Any]]) -> Any:
-    async def done() -> Any:
-        engine = async_engine(table.url)
-        try:
-            return await work(engine)
-        finally:
-            await engine.dispose()
-
-    return asyncio.run(done())
+def do(table: Table, work: Callable[[Any], Any]) -> Any:
+    engine = make_engine(table.url, name="test")
+    try:
+        return work(engine)
+    finally:
+        engine.dispose()
 
 
 def add(table: Table, linker: Linker = Linker.LINK) -> int:
@@ -81,7 +77,7 @@ def test_a_gap_that_is_noticed_while_storage_is_looked_at(fresh: Table, again: C
     again(fresh, pod)
     looks: list[list[str]] = []
 
-    async def looked(prefixes: Any, _: Any) -> bool:
+    def looked(prefixes: Any, _: Any) -> bool:
         looks.append(list(prefixes))
         if len(looks) == 1:
             again(fresh, pod)
@@ -130,11 +126,11 @@ def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     assert truth(fresh).opened.reasons("pod") == []
 
 
-async def anything(*_: Any) -> bool:
+def anything(*_: Any) -> bool:
     return True
 
 
-async def nothing(*_: Any) -> bool:
+def nothing(*_: Any) -> bool:
     return False
 
 
@@ -164,7 +160,7 @@ def test_what_the_table_has_is_refused_without_a_look(fresh: Table) -> None:
     set_linker(fresh.connection, "link", "pod-a")
     fresh.apply(fresh.link("a", "l", 0))
 
-    async def looked(*_: Any) -> bool:
+    def looked(*_: Any) -> bool:
         pytest.fail("storage was asked")
 
     with pytest.raises(ConflictError, match="link blobs"):
@@ -227,9 +223,9 @@ def test_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
 
 
 def truth(table: Table, request_bound: timedelta = timedelta(hours=1), pod: PodName = NEW) -> queries.Truth:
-    async def asked(engine: Any) -> queries.Truth:
-        async with reading(engine) as connection:
-            return (await queries.truths(connection, timedelta(minutes=1), request_bound))[pod]
+    def asked(engine: Any) -> queries.Truth:
+        with reading(engine) as connection:
+            return (queries.truths(connection, timedelta(minutes=1), request_bound))[pod]
 
     found: queries.Truth = do(table, asked)
     return found

@@ -22,9 +22,9 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, RequestTimedOutErr
 from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine
 
-from coordinator.db.engine import async_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.watermarks import PodWatermark, SourceState
@@ -190,7 +190,7 @@ class Process:
 
 
 class World:
-    def __init__(self, table: Table, seed: int, runner: asyncio.Runner, engine: AsyncEngine) -> None:
+    def __init__(self, table: Table, seed: int, runner: asyncio.Runner, engine: Engine) -> None:
         self.table, self.connection, self.pod = table, table.connection, table.pods["pod-a"]
         self.chance = random.Random(seed)
         self.broker = Broker(self.chance)
@@ -616,11 +616,9 @@ class World:
         return at
 
     def view(self) -> PodWatermark:
-        async def ask() -> dict[str, PodWatermark]:
-            async with reading(self.engine) as connection:
-                return await watermarks(connection, timedelta(seconds=60))
-
-        return self.runner.run(ask())["pod-a"]
+        with reading(self.engine) as connection:
+            found = watermarks(connection, timedelta(seconds=60))
+        return found["pod-a"]
 
     def settle(self) -> None:
         """All is well again: W must then be known, and move."""
@@ -726,14 +724,14 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(scope="module")
-def engine(database: str, runner: asyncio.Runner) -> Iterator[AsyncEngine]:
-    engine = async_engine(database, pool_size=1)
+def engine(database: str) -> Iterator[Engine]:
+    engine = make_engine(database, pool_size=1, name="test")
     yield engine
-    runner.run(engine.dispose())
+    engine.dispose()
 
 
 @pytest.fixture
-def world(table: Table, runner: asyncio.Runner, engine: AsyncEngine) -> Callable[[int], World]:
+def world(table: Table, runner: asyncio.Runner, engine: Engine) -> Callable[[int], World]:
     return lambda seed: World(table, seed, runner, engine)
 
 

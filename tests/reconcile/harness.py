@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from coordinator.audit.check import check
 from coordinator.db.connection import Connections
-from coordinator.db.engine import sync_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import parse_manifest
@@ -217,7 +217,7 @@ class World(Table):
     def sound(self) -> None:
         """Counts are those of the sets, and the pod's holdings are its links, but for what indexes keep."""
         assert self.held() - self.kept_by_indexes() == self.stored()
-        engine = sync_engine(self.url)
+        engine = make_engine(self.url, name="test")
         try:
             report = check(engine)
         finally:

@@ -23,7 +23,7 @@ import psycopg
 from coordinator import bootstrap
 from coordinator import settings as configuration
 from coordinator.audit import check
-from coordinator.db.engine import sync_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.demo import bucket
 from coordinator.errors import UnavailableError
 from coordinator.kafka.log import LogInspector
@@ -338,7 +338,7 @@ class Baleen:
         eventually(lambda: not self.differences(), why=self.differences)
         assert not (letters := self.dead_letters()), letters
         assert self.status()["gaps"] == 0
-        engine = sync_engine(self._database())
+        engine = make_engine(self._database(), name="test")
         try:
             report = check.check(engine)
         finally:

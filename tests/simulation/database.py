@@ -10,8 +10,8 @@ once: each actor's goes on alone, from its beginning to its end.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -311,12 +311,12 @@ class Engine:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    @asynccontextmanager
-    async def begin(self) -> AsyncIterator[Engine]:
+    @contextmanager
+    def begin(self) -> Iterator[Engine]:
         with self._session.transaction():
             yield self
 
-    async def exec_driver_sql(self, statement: str, values: Any = None) -> _Answer:
+    def exec_driver_sql(self, statement: str, values: Any = None) -> _Answer:
         cursor = self._session.raw.cursor(row_factory=namedtuple_row).execute(statement, values)
         return _Answer(cursor.fetchall() if cursor.description else [])
 
@@ -353,7 +353,7 @@ class Asking:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> _Answer:
+    def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> _Answer:
         text = str(statement)
         asked = self._statements.get(text)
         if asked is None:
@@ -363,15 +363,6 @@ class Asking:
         cursor = self._session.raw.cursor(row_factory=namedtuple_row)
         return _Answer(cursor.execute(asked, values or {}).fetchall())
 
-    async def scalar(self, statement: Any, values: Mapping[str, Any] | None = None) -> Any:
-        found = (await self.execute(statement, values)).one_or_none()
+    def scalar(self, statement: Any, values: Mapping[str, Any] | None = None) -> Any:
+        found = self.execute(statement, values).one_or_none()
         return None if found is None else found[0]
-
-
-def answered(question: Any) -> Any:
-    """Run a coroutine that waits for nothing."""
-    try:
-        question.send(None)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("It waits for something.")

@@ -19,7 +19,6 @@ from coordinator.gc import collect, controls, mark, unowned
 from coordinator.kafka.topics import EVENTS
 from coordinator.reconcile.presence import Presence
 from coordinator.table import processes
-from tests.simulation.database import Asking, answered
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import BOUND, DELETE_BOUND, World
 
@@ -105,8 +104,8 @@ class Operator:
         for found in _PROCESS.finditer(sentence):
             instance = found[1] or found[2]
             if instance not in running:
-                asking: Any = Asking(self.world.session)
-                answered(processes.retire(asking, PodName(f"pod-{pod}"), instance, WHY, BOUND))
+                with self.world.session.transaction():
+                    processes.retire(self.world.session, PodName(f"pod-{pod}"), instance, WHY, BOUND)
 
     def _declare(self) -> None:
         if self.world.has_strangers():

@@ -66,7 +66,7 @@ from coordinator.table import processes as sources
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
-from tests.simulation.database import Asking, Connections, Engine, Session, answered
+from tests.simulation.database import Asking, Connections, Engine, Session
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
     IMAGES,
@@ -226,7 +226,8 @@ class World:
         return Restorer(self.connections, self.store, presence, delete_bound=DELETE_BOUND, give_links_back=give_back)
 
     def facts(self) -> Facts:
-        return answered(known(Asking(self.session), TIMES, SILENCE)).facts
+        asking: Any = Asking(self.session)
+        return known(asking, TIMES, SILENCE).facts
 
     def apply(self, worker: Worker, partitions: Sequence[int], limit: int) -> None:
         slices = []
@@ -449,7 +450,7 @@ class World:
     def accept_vanished(self, pod: str) -> None:
         """Accept that links of a pod are gone which vanished without a delete event."""
         engine: Any = Engine(self.session)
-        answered(vanished_links.accept(engine, PodName(f"pod-{pod}"), "a history", "an operator"))
+        vanished_links.accept(engine, PodName(f"pod-{pod}"), "a history", "an operator")
         accepted = self.session.now(
             "SELECT digest, evidence ->> 'repository' FROM gc_ledger WHERE decision = 'accepted'"
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.audit.check import check
-from coordinator.db.engine import sync_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.demo import bucket
 from coordinator.domain.gc import Facts, hiding, holds, purging
 from coordinator.domain.lifecycle import BlobState
@@ -248,7 +248,7 @@ def assert_nothing_is_left(world: World) -> list[str]:
     assert {(name, f"sha256:{digest}") for name, digest in holdings} == expected.holdings
     blobs = world.table.rows("SELECT encode(digest, 'hex'), reference_count, state FROM blobs")
     assert {f"sha256:{digest}": count for digest, count, _ in blobs if count} == expected.reference_counts
-    engine = sync_engine(world.database.url)
+    engine = make_engine(world.database.url, name="test")
     try:
         report = check(engine)
     finally:

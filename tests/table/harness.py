@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Self
 import psycopg
 
 from coordinator.audit.check import CheckReport, check
-from coordinator.db.engine import connect, sync_engine
+from coordinator.db.engine import connect
+from coordinator.db.engine import engine as make_engine
 from coordinator.domain.facts import (
     BlobLinked,
     Fact,
@@ -206,7 +207,7 @@ class Table(Names):
         return self.removals().get((self.repository(repository), self.text(name)))
 
     def check(self) -> CheckReport:
-        engine = sync_engine(self.url)
+        engine = make_engine(self.url, name="test")
         try:
             return check(engine)
         finally:

@@ -1,12 +1,11 @@
 """One pod whose registry processes send events and echoes of probes."""
 
-import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from coordinator.db.engine import async_engine
-from coordinator.db.session import reading, writing
+from coordinator.db.engine import engine as make_engine
+from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import PodWatermark, SourceView
@@ -94,15 +93,7 @@ class World:
         if looked_up:
             self.looked_up()
 
-        async def ask() -> dict[str, PodWatermark]:
-            engine = async_engine(self.table.url)
-            try:
-                async with reading(engine) as connection:
-                    return await watermarks(connection, SILENCE)
-            finally:
-                await engine.dispose()
-
-        return asyncio.run(ask())[pod]
+        return self.by_engine(lambda engine: _watermarks(engine)[pod])
 
     def source(self, instance: str = "s") -> SourceView:
         return {source.instance_id: source for source in self.view().sources}[instance]
@@ -111,23 +102,17 @@ class World:
         found = {endpoint.address: endpoint for endpoint in self.view().endpoints}[address]
         return found.source, found.echoed_at, found.shared
 
-    def async_do(self, work: Callable[[Any], Any]) -> None:
-        async def do() -> None:
-            engine = async_engine(self.table.url)
-            try:
-                await work(engine)
-            finally:
-                await engine.dispose()
-
-        asyncio.run(do())
+    def by_engine(self, work: Callable[[Any], Any]) -> Any:
+        engine = make_engine(self.table.url, name="test")
+        try:
+            return work(engine)
+        finally:
+            engine.dispose()
 
     def retire(self, *instances: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:
-        async def work(engine: Any) -> None:
-            async with writing(engine) as connection:
-                for instance in instances:
-                    await sources.retire(connection, PodName("pod-a"), instance, why, bound)
-
-        self.async_do(work)
+        with self.connection.transaction():
+            for instance in instances:
+                sources.retire(self.connection, PodName("pod-a"), instance, why, bound)
 
     def linked(self, linker: str) -> None:
         set_linker(self.connection, linker, "pod-a")
@@ -156,3 +141,8 @@ class World:
         job = self.reconcile_taken()
         reconcile.end(self.connection, job, timedelta())
         jobs.finish(self.connection, job, {})
+
+
+def _watermarks(engine: Any) -> dict[str, PodWatermark]:
+    with reading(engine) as connection:
+        return watermarks(connection, SILENCE)

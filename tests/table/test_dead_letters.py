@@ -1,13 +1,12 @@
 """Dead letters of one pod have a limit, and a reconcile resolves them, or the gap that stands for them."""
 
-import asyncio
 from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import create_async_engine
 
+from coordinator.db.engine import engine as make_engine
 from coordinator.domain.letters import REPOSITORIES_LIMIT
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.progress import GapReason
@@ -228,19 +227,13 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
     assert ended(linked, begun(linked))["gaps_settled"] == 0
     set_linker(linked.connection, "relay")
 
-    async def nothing(*_: object) -> bool:
-        return False
-
-    async def asked() -> None:
-        engine = create_async_engine(linked.url.replace("postgresql://", "postgresql+psycopg://"))
-        try:
-            await registry.settle_gaps(engine, PodName("pod-a"), "a test")
-            with pytest.raises(ConflictError, match="not below its prefixes"):
-                await registry.remove(engine, PodName("pod-a"), nothing)
-        finally:
-            await engine.dispose()
-
-    asyncio.run(asked())
+    engine = make_engine(linked.url, name="test")
+    try:
+        registry.settle_gaps(engine, PodName("pod-a"), "a test")
+        with pytest.raises(ConflictError, match="not below its prefixes"):
+            registry.remove(engine, PodName("pod-a"), lambda *_: False)
+    finally:
+        engine.dispose()
     assert [gap[0] for gap in gaps(linked)] == ["pod-a"]
     add_prefixes(linked.connection, linked.pods["pod-a"], "pod-ab")
     set_linker(linked.connection, "link")

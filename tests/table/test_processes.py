@@ -26,7 +26,7 @@ from tests.table.harness import NO_MARGIN, Table, begin, deadlocks
 from tests.table.processes import HERE, THERE, URL, World
 
 
-async def nothing_stored(*_: object) -> bool:
+def nothing_stored(*_: object) -> bool:
     return False
 
 
@@ -673,7 +673,7 @@ def test_a_pod_that_goes(world: World) -> None:
     world.hear(world.probe())
     nonce = world.probe()
     world.connection.execute("DELETE FROM pod_prefixes WHERE pod_id = %s", (world.pod,))
-    world.async_do(lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
+    world.by_engine(lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
     for name in ("sources", "watermarks", "endpoints", "probes"):
         assert world.table.rows(f"SELECT * FROM {name}") == []
     applied = world.apply(world.piece([world.echo(nonce, "late")]))
@@ -686,7 +686,7 @@ def test_a_pod_that_is_probed_while_it_goes(world: World) -> None:
     with world.table.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
             sources.insert_probe(other, world.pod, URL, HERE)
-            done = pool.submit(world.async_do, lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
+            done = pool.submit(world.by_engine, lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
             waits_for_lock(world.connection, done)
         with pytest.raises(ConflictError):
             done.result(30)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from coordinator.audit.check import check
-from coordinator.db.engine import sync_engine
+from coordinator.db.engine import engine as make_engine
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.ingest.normalise import Outcome
 from coordinator.kafka.topics import ensure_topics
@@ -29,7 +29,7 @@ LETTERS = [("pod-b", "not-owned")]
 
 def assert_agrees(table: Table, oracle: Oracle) -> None:
     assert table.counts() == oracle.counts()
-    engine = sync_engine(table.url)
+    engine = make_engine(table.url, name="test")
     try:
         report = check(engine)
     finally:

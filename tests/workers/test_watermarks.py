@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import json
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.db.engine import async_engine, connect
+from coordinator.db.engine import connect
+from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.watermarks import PodWatermark, SourceState
@@ -85,15 +85,15 @@ class Registry:
         # As the prober does all the time.
         self.look_up()
 
-        async def ask() -> dict[str, PodWatermark]:
-            engine = async_engine(self.table.url)
+        def ask() -> dict[str, PodWatermark]:
+            engine = make_engine(self.table.url, name="test")
             try:
-                async with reading(engine) as connection:
-                    return await watermarks(connection, dt.timedelta(seconds=60))
+                with reading(engine) as connection:
+                    return watermarks(connection, dt.timedelta(seconds=60))
             finally:
-                await engine.dispose()
+                engine.dispose()
 
-        return asyncio.run(ask())["pod-a"]
+        return ask()["pod-a"]
 
 
 @pytest.fixture
