@@ -113,9 +113,9 @@ class Registry:
 
     def start(self, **notifications: Any) -> None:
         """Start anew; what is named of its notifications is other than before."""
-        assert self._made.notifications is not None
-        changed = replace(self._made.notifications, **notifications)
-        self._made = replace(self._made, notifications=changed)
+        if notifications:
+            assert self._made.notifications is not None
+            self._made = replace(self._made, notifications=replace(self._made.notifications, **notifications))
         self._process = self._children.start(self._made.process())
 
     def start_as(self, kind: type[DistributionRegistry]) -> None:
