@@ -10,17 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from coordinator.domain.pods import parse_registry
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image
+from coordinator.router.nginx import Pod as RoutedPod
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.registries.harness import Baleen, Pod, Registry
+from tests.router import harness
 from tests.router.harness import HOST, Router
 from tests.router.proxies import Proxy
 
 COMMAND_S = 60.0
+#: Nothing here waits for a watermark, and probes cost as much as the tests beside them.
+PROBE_EVERY = "10s"
 #: A mount may wait for a Baleen that says nothing.
 CLIENT_S = 60.0
 
@@ -34,16 +39,34 @@ class Running(NamedTuple):
     @classmethod
     @contextmanager
     def started(
-        cls, directory: Path, proxy: Proxy, store: StackEndpoints | None = None, *, s3_url: str | None = None
+        cls,
+        directory: Path,
+        proxy: Proxy,
+        store: StackEndpoints | None = None,
+        *,
+        s3_url: str | None = None,
+        **options: int,
     ) -> Iterator[Running]:
-        """Start all; `store` is one that does not end with Baleen, which reaches it by `s3_url`."""
+        """Start all; `store` is one that does not end with Baleen, which reaches it by `s3_url`.
+
+        `options` are those of a router that is not made by the command, which does not have them.
+        """
         with Children() as children:
             # The registries here ask nobody who they are.
-            baleen = Baleen(directory, children, {"BALEEN_MOUNTS": "open"} | store_settings(store, s3_url))
+            settings = {"BALEEN_MOUNTS": "open", "BALEEN_PROBE_EVERY": PROBE_EVERY}
+            baleen = Baleen(directory, children, settings | store_settings(store, s3_url))
             with baleen.api:
                 pods = add_pods(baleen)
                 registries = start_registries(baleen, pods, s3_url=None if store is None else store.s3_endpoint_url)
-                router = start_router(proxy, directory, children, router_address(directory))
+                if options:
+                    ports = Ports(directory / "router.json", HOST)
+                    routed = [
+                        RoutedPod(pod.name, [pod.name], [parse_registry(registry.url)])
+                        for pod, registry in zip(pods, registries, strict=True)
+                    ]
+                    router = harness.start_router(proxy, directory, children, ports, routed, baleen.url, **options)
+                else:
+                    router = start_router(proxy, directory, children, router_address(directory))
                 yield cls(baleen, pods, registries, router)
 
     def push(self, pod: int, repository: str, image: Image, **options: str) -> str:

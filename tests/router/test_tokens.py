@@ -27,7 +27,7 @@ from tests.registries.harness import Baleen, Pod
 from tests.registries.skopeo import Skopeo, oci_layout
 from tests.router.programs import needs_go, run
 from tests.router.proxies import BOTH
-from tests.router.running import Running, add_pods, router_address, start_registries, start_router
+from tests.router.running import PROBE_EVERY, Running, add_pods, router_address, start_registries, start_router
 from tests.tokens import forge
 from tests.tokens.forge import ec_key, rsa_key
 from tests.tokens.issuer import Issuer
@@ -95,6 +95,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
         bundle.write_bytes(forge.pem(forge.certificate(ec_key(60))))
         settings = {
             "MOUNTS": "token",
+            "PROBE_EVERY": PROBE_EVERY,
             "JWT_SIGNING_KEYS": str(signing),
             "JWT_ISSUER": OURS,
             "JWT_AUDIENCE": AUDIENCE,
