@@ -6,9 +6,8 @@ import pytest
 
 from coordinator.commands import up
 from coordinator.stack.supervisor import StackEndpoints
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, free_port
 from tests.cli.test_commands import errs
-from tests.cli.test_up import free_port
 
 
 @pytest.mark.parametrize(
