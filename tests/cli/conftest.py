@@ -78,7 +78,7 @@ class Command(NamedTuple):
 
 def program_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """The environment of a program of ours: nothing of the tester's own settings."""
-    passed = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
+    passed = {name: value for name, value in os.environ.items() if not name.startswith(("BALEEN_", "AWS_"))}
     return passed | {"PYTHONPATH": str(ROOT)} | {f"BALEEN_{name.upper()}": value for name, value in settings.items()}
 
 

@@ -13,6 +13,7 @@ from tests.api.harness import READ
 from tests.cli.conftest import Command, Done
 from tests.cli.test_commands import errs
 from tests.reconcile.trees import BASE, content_key, push
+from tests.services.s3 import s3_settings
 from tests.storage.file_store import WritableFiles
 
 
@@ -38,13 +39,7 @@ class Adopting(NamedTuple):
 def adopting(baleen: Command, embedded_stack: StackEndpoints, tmp_path: Path) -> Adopting:
     mark = f"adopt-{secrets.token_hex(4)}"
     baleen("pods", "add", mark, "--prefix", mark, "--json").json  # noqa: B018 - checks that it went well
-    stack: Any = embedded_stack
-    settings = {
-        "s3_endpoint_url": stack.s3_endpoint_url,
-        "s3_bucket": stack.s3_bucket,
-        "s3_access_key": stack.s3_access_key,
-        "s3_secret_key": stack.s3_secret_key,
-    }
+    settings = s3_settings(embedded_stack)
     (tmp_path / "own").mkdir()
     source = WritableFiles(tmp_path / "own")
     image = make_image(f"cli/{mark}")

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
@@ -28,13 +28,14 @@ from coordinator.mounts.sources import Sources
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Layer, make_image, make_layer
 from coordinator.stack.children import Children
-from coordinator.stack.distribution import DistributionRegistry, Storage
+from coordinator.stack.distribution import DistributionRegistry
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.conftest import temporary_directory
 from tests.registries.harness import HOST, HTTP_SECRET, Registry
 from tests.services.databases import Databases
+from tests.services.s3 import s3_storage
 
 pytestmark = pytest.mark.registry
 
@@ -99,10 +100,8 @@ def database(databases: Databases) -> str:
 @pytest.fixture(params=Kind)
 def world(request: pytest.FixtureRequest, embedded_stack: StackEndpoints, database: str) -> Iterator[World]:
     kind, mark = request.param, secrets.token_hex(3)
-    found: Any = embedded_stack
-    names = ("endpoint_url", "bucket", "access_key", "secret_key")
-    storage = Storage(root="linkers", **{name: getattr(found, f"s3_{name}") for name in names})
-    store = S3ObjectStore(**{name: getattr(storage, name) for name in (*names, "root")})
+    storage = s3_storage(embedded_stack, "linkers")
+    store = S3ObjectStore(**asdict(storage))
     with ExitStack() as closing:
         directory = closing.enter_context(temporary_directory())
         children, ports = closing.enter_context(Children()), Ports(directory / "ports.json", HOST)

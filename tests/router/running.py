@@ -22,6 +22,7 @@ from tests.registries.harness import Baleen, Pod, Registry
 from tests.router import harness
 from tests.router.harness import HOST, Router
 from tests.router.proxies import Proxy
+from tests.services.s3 import s3_settings
 
 COMMAND_S = 60.0
 #: Nothing here waits for a watermark, and probes cost as much as the tests beside them.
@@ -81,8 +82,7 @@ class Running(NamedTuple):
 def store_settings(store: StackEndpoints | None, s3_url: str | None) -> dict[str, str]:
     if store is None:
         return {}
-    known = {name: getattr(store, name) for name in ("s3_bucket", "s3_access_key", "s3_secret_key")}
-    known["s3_endpoint_url"] = s3_url or store.s3_endpoint_url
+    known = s3_settings(store) | ({} if s3_url is None else {"s3_endpoint_url": s3_url})
     return {f"BALEEN_{name.upper()}": value for name, value in known.items()}
 
 
@@ -110,7 +110,7 @@ def router_address(directory: Path) -> str:
 
 def start_router(proxy: Proxy, directory: Path, children: Children, address: str, *options: str) -> Router:
     """Make a router's configuration for the pods that are registered, by the command, and start it."""
-    state, file = directory / "router", directory / "router.conf"
+    state, file = directory / f"router-{proxy.name}", directory / f"router-{proxy.name}.conf"
     state.mkdir()
     places = ["--state-dir", str(state), "--log-file", str(state / "access.log"), "--out", str(file)]
     command = ["router-config", "--for", proxy.name, "--whole", "--listen", address, *places, *options]
