@@ -1,7 +1,8 @@
 """Services that tests share: each is started once for a run, when the first test asks for it.
 
-They are stopped at the end, also after failures; when the test run itself is killed, the stack's guard ends
-the embedded ones. Tests keep apart by names of their own (databases, topics, prefixes).
+They are stopped at the end, also after failures; a whole Baleen after the last test that needs it. When the test run
+itself is killed, the stack's guard ends the embedded ones. Tests keep apart by names of their own (databases, topics,
+prefixes).
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from tests.doctor.harness import Clinic
     from tests.registries.harness import Baleen
     from tests.scenarios.harness import Stage
+
+T = TypeVar("T")
 
 #: Which tests share a running Baleen, by what their files begin with. The scenarios have two: one would be done last.
 SHARED = {
@@ -70,8 +73,13 @@ class ByServices(LoadFileScheduling):
     """Tests of one file stay on one worker process, and so do all that share a running Baleen: it is started once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return next((baleen for begin, baleen in SHARED.items() if file.startswith(begin)), file)
+        return shared_by(super()._split_scope(nodeid))
+
+
+def shared_by(nodeid: str) -> str:
+    """What the tests of a file share with other files, or else the file."""
+    file = nodeid.partition("::")[0]
+    return next((baleen for begin, baleen in SHARED.items() if file.startswith(begin)), file)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -173,12 +181,49 @@ def apache_kafka_server() -> Iterator[ApacheKafka]:
 # Whole Baleens. What they need is imported late: few runs ask for them.
 
 
-@pytest.fixture(scope="session")
-def running_baleen() -> Iterator[Baleen]:
+class Shared:
+    """What several files share, by the names of fixtures: started when the first test asks for it.
+
+    Each runs registries' probes and a scheduler, and takes a part of a processor even while no test uses it.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[Any, ExitStack]] = {}
+
+    def get(self, name: str, start: Callable[[Path], AbstractContextManager[T]]) -> T:
+        if name not in self._open:
+            with ExitStack() as closing:
+                started = closing.enter_context(start(closing.enter_context(temporary_directory())))
+                self._open[name] = started, closing.pop_all()
+        found: T = self._open[name][0]
+        return found
+
+    def keep(self, names: Collection[str]) -> None:
+        """End all others."""
+        for name in self._open.keys() - names:
+            self._open.pop(name)[1].close()
+
+
+_shared = Shared()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Function | None) -> Iterator[None]:
+    """End what is shared after the last of its files on this process."""
+    yield
+    if nextitem is None or shared_by(nextitem.nodeid) != shared_by(item.nodeid):
+        _shared.keep(() if nextitem is None else nextitem.fixturenames)
+
+
+def pytest_sessionfinish() -> None:
+    _shared.keep(())
+
+
+@pytest.fixture(scope="module")
+def running_baleen() -> Baleen:
     from tests.registries.harness import Baleen
 
-    with temporary_directory() as directory, Baleen.started(directory) as running:
-        yield running
+    return _shared.get("running_baleen", Baleen.started)
 
 
 @pytest.fixture
@@ -191,14 +236,13 @@ def baleen(running_baleen: Baleen) -> Iterator[Baleen]:
         yield running_baleen
 
 
-@pytest.fixture(scope="session")
-def running_open_baleen() -> Iterator[Baleen]:
+@pytest.fixture(scope="module")
+def running_open_baleen() -> Baleen:
     from tests.registries.harness import Baleen
 
     # A mount is waited for here: how long one takes says nothing but how busy the machine is.
     settings = {"BALEEN_MOUNTS": "open", "BALEEN_MOUNT_TIMEOUT": "2m"}
-    with temporary_directory() as directory, Baleen.started(directory, settings) as running:
-        yield running
+    return _shared.get("running_open_baleen", lambda directory: Baleen.started(directory, settings))
 
 
 @pytest.fixture
@@ -208,22 +252,20 @@ def open_baleen(running_open_baleen: Baleen) -> Iterator[Baleen]:
         yield running_open_baleen
 
 
-@pytest.fixture(scope="session")
-def clinic() -> Iterator[Clinic]:
+@pytest.fixture(scope="module")
+def clinic() -> Clinic:
     """One for all examinations of the doctor."""
     from tests.doctor.harness import Clinic
 
-    with temporary_directory() as directory, Clinic.opened(directory) as clinic:
-        yield clinic
+    return _shared.get("clinic", Clinic.opened)
 
 
-@pytest.fixture(scope="session")
-def stage() -> Iterator[Stage]:
+@pytest.fixture(scope="module")
+def stage() -> Stage:
     """One for all: each test has repositories of its own, and leaves two pods that have reported."""
     from tests.scenarios.harness import Stage
 
-    with temporary_directory() as directory, Stage.opened(directory) as stage:
-        yield stage
+    return _shared.get("stage", Stage.opened)
 
 
 @pytest.fixture

@@ -27,8 +27,9 @@ Load = Callable[[], Awaitable[dict[bytes, KnownToken]]]
 class TokenDirectory:
     """Caches the API tokens that `load` returns."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, clock: Callable[[], float] = time.monotonic) -> None:
         self._load = load
+        self._clock = clock
         self._known: dict[bytes, KnownToken] = {}
         self._loaded_at = self._tried_at = float("-inf")
         self._loading = asyncio.Lock()
@@ -36,7 +37,7 @@ class TokenDirectory:
     async def get(self, token: str) -> KnownToken | None:
         """Look up a token; None if it is unknown. Raises UnavailableError if the tokens cannot be read."""
         sha256 = hash_of(token)
-        if time.monotonic() - self._loaded_at > REFRESH_SECONDS:
+        if self._clock() - self._loaded_at > REFRESH_SECONDS:
             await self._refresh(REFRESH_SECONDS)
         found = self._find(sha256)
         if found is None:
@@ -51,7 +52,7 @@ class TokenDirectory:
 
     async def _refresh(self, interval: float) -> None:
         async with self._loading:
-            now = time.monotonic()
+            now = self._clock()
             if now - self._loaded_at <= interval:
                 return
             if now - self._tried_at <= MISS_SECONDS:

@@ -13,7 +13,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
 from coordinator.client import connected
-from coordinator.commands.jobs import ask_for_reconcile, followed, reconciled
+from coordinator.commands.jobs import reconciled
 from coordinator.commands.output import Json, as_bytes, counted, notes, print_fields, print_json, progress_bar
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UsageError
@@ -127,14 +127,7 @@ def _reconciled(loaded: Settings, pod: str, why: str, *, wait: bool) -> tuple[An
     """
     try:
         with connected(loaded) as api:
-            if wait:
-                return reconciled(api, pod, why), None
-            job = ask_for_reconcile(api, pod, why)
-            if job["state"] == "running":
-                notes().print("A reconcile that began earlier is running; another one follows it.", soft_wrap=True)
-                followed(api, job)
-                job = ask_for_reconcile(api, pod, why)
-            return job, None
+            return reconciled(api, pod, why, wait=wait), None
     except BaleenError as error:
         return None, error
 

@@ -5,7 +5,7 @@ A scheduler does the job, so it continues when the command is interrupted.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -18,9 +18,16 @@ from coordinator.commands.output import Json, notes, print_fields, print_json, p
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UnavailableError
 
-POLL_S = 0.5
-#: Enough for a restart of the API.
-PATIENCE_S = 30.0
+
+class Polling(NamedTuple):
+    """How a job is followed."""
+
+    pause_s: float = 0.5
+    #: How long the API may be away: enough for its restart.
+    patience_s: float = 30.0
+
+
+POLLING = Polling()
 #: Schedulers look for jobs every second.
 NOBODY_TAKES_IT_S = 10.0
 
@@ -93,20 +100,27 @@ def ask_for_reconcile(api: Api, pod: str, why: str | None = None) -> dict[str, A
     return job
 
 
-def reconciled(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
-    """Have the pod reconciled by a job that began after this call, and return it; raises BaleenError if it failed."""
+def reconciled(
+    api: Api, pod: str, why: str | None = None, *, wait: bool = True, polling: Polling = POLLING
+) -> dict[str, Any]:
+    """Have the pod reconciled by a job that begins after this call; return the job.
+
+    With `wait` it has ended; raises BaleenError if it failed.
+    """
     job = ask_for_reconcile(api, pod, why)
     if job["state"] == "running":
         notes().print("A reconcile that began earlier is running; another one follows it.", soft_wrap=True)
-        followed(api, job)
+        followed(api, job, polling)
         job = ask_for_reconcile(api, pod, why)
-    job = followed(api, job)
+    if not wait:
+        return job
+    job = followed(api, job, polling)
     if job["state"] == "failed":
         raise BaleenError(f"Job {job['id']} failed: {job['error']}")
     return job
 
 
-def followed(api: Api, job: dict[str, Any]) -> dict[str, Any]:
+def followed(api: Api, job: dict[str, Any], polling: Polling = POLLING) -> dict[str, Any]:
     """Show the progress of the job until it has ended, and return it."""
     columns = (
         TextColumn("{task.description}"),
@@ -124,22 +138,27 @@ def followed(api: Api, job: dict[str, Any]) -> dict[str, Any]:
                 task, total=done.get("parts"), completed=done.get("parts_done", 0), keys=done.get("keys", 0)
             )
 
-        return until_ended(api, f"/v1/jobs/{job['id']}", job, tell, progress.console)
+        return until_ended(api, f"/v1/jobs/{job['id']}", job, tell, progress.console, polling)
 
 
 def until_ended(
-    api: Api, path: str, job: dict[str, Any], tell: Callable[[dict[str, Any]], None], console: Console
+    api: Api,
+    path: str,
+    job: dict[str, Any],
+    tell: Callable[[dict[str, Any]], None],
+    console: Console,
+    polling: Polling = POLLING,
 ) -> dict[str, Any]:
-    """Poll the job and pass it to `tell` until it has ended; return it. The API may be away for PATIENCE_S."""
+    """Poll the job and pass it to `tell` until it has ended; return it."""
     asked = answered = time.monotonic()
     told = False
     while job["state"] not in {"done", "failed"}:
-        time.sleep(POLL_S)
+        time.sleep(polling.pause_s)
         try:
             job = api.get(path)
             answered = time.monotonic()
         except UnavailableError:
-            if time.monotonic() - answered > PATIENCE_S:
+            if time.monotonic() - answered > polling.patience_s:
                 raise
         tell(job)
         if job["state"] == "waiting" and not told and time.monotonic() - asked > NOBODY_TAKES_IT_S:

@@ -36,8 +36,16 @@ class MountPod(NamedTuple):
 class MountPods:
     """All pods by prefix, as last returned by `load`."""
 
-    def __init__(self, load: Callable[[], Sequence[MountPod]]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Sequence[MountPod]],
+        *,
+        refresh_s: float = REFRESH_S,
+        stale_s: float = STALE_S,
+        wait_s: float = WAIT_S,
+    ) -> None:
         self._load = load
+        self._refresh_s, self._stale_s, self._wait_s = refresh_s, stale_s, wait_s
         self._lock = threading.Lock()
         #: By prefix.
         self._pods: Mapping[str, MountPod] = {}
@@ -45,7 +53,7 @@ class MountPods:
 
     def owner(self, repository: RepositoryName) -> MountPod | None:
         """Return the pod that owns the repository; raises UnavailableError if the pods are not known."""
-        self._refresh(REFRESH_S)
+        self._refresh(self._refresh_s)
         found = self._find(repository)
         if found is None:
             self._refresh(MISS_S)
@@ -59,8 +67,8 @@ class MountPods:
     def _refresh(self, interval: float) -> None:
         if time.monotonic() - self._loaded_at <= interval:
             return
-        if not self._lock.acquire(timeout=WAIT_S):
-            if time.monotonic() - self._loaded_at > STALE_S:
+        if not self._lock.acquire(timeout=self._wait_s):
+            if time.monotonic() - self._loaded_at > self._stale_s:
                 raise UnavailableError("The pods cannot be read from the database: try again.")
             return
         try:
@@ -69,7 +77,7 @@ class MountPods:
             try:
                 pods = self._load()
             except UnavailableError:
-                if time.monotonic() - self._loaded_at > STALE_S:
+                if time.monotonic() - self._loaded_at > self._stale_s:
                     raise
                 return
             self._pods = {prefix: pod for pod in pods for prefix in pod.prefixes}

@@ -55,9 +55,10 @@ class Answer(NamedTuple):
 class HandOn:
     """Forwards requests to pods; for the event loop of its first use."""
 
-    def __init__(self, *, ca_file: str | None = None) -> None:
+    def __init__(self, *, ca_file: str | None = None, answer_s: float = ANSWER_S) -> None:
+        self._answer_s = answer_s
         self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            timeout=httpx.Timeout(answer_s, connect=CONNECT_S),
             verify=tls_context(ca_file),
             limits=httpx.Limits(max_connections=200, max_keepalive_connections=50),
             # Cookies of one client's answer must not reach another client.
@@ -80,11 +81,12 @@ class HandOn:
             # Built here, because httpx would add its own Accept-Encoding (gzip).
             request = httpx.Request("POST", base.copy_with(raw_path=path), headers=sent)
             try:
-                async with asyncio.timeout(ANSWER_S):
+                async with asyncio.timeout(self._answer_s):
                     return await self._answer(request)
             except TimeoutError as error:
                 # httpx limits only each silence: a registry that sends slowly would hold a connection forever.
-                raise UnavailableError(f"A registry of pod {pod.name} did not answer within {ANSWER_S:g} s.") from error
+                late = f"A registry of pod {pod.name} did not answer within {self._answer_s:g} s."
+                raise UnavailableError(late) from error
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 last = error
             except httpx.HTTPError as error:

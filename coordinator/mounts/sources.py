@@ -50,11 +50,20 @@ Shown = Callable[[str | None, RepositoryName], str | None]
 class Sources:
     """Looks blobs up in source repositories; for several threads."""
 
-    def __init__(self, store: ObjectReader, *, ca_file: str | None = None, shown: Shown | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectReader,
+        *,
+        ca_file: str | None = None,
+        shown: Shown | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        proof_s: float = PROOF_S,
+    ) -> None:
         """`shown` narrows a client's token for registries; without it they are shown the token itself."""
         self._store = store
         self._shown = shown or (lambda authorization, _: token_of(authorization))
         self._ca_file = ca_file
+        self._read_timeout_s, self._proof_s = read_timeout_s, proof_s
         self._looks = ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="mount-looks")
         self._proving = threading.BoundedSemaphore(PROOFS)
 
@@ -102,7 +111,7 @@ class Sources:
         """Read the blob from its source's own registry; raises NotMountedError or UnavailableError unless it has it."""
         if not self._proving.acquire(blocking=False):
             raise NotMountedError(Reason.BUSY, "the limit of proofs at once is reached")
-        deadline, left = time.monotonic() + PROOF_S, job.size
+        deadline, left = time.monotonic() + self._proof_s, job.size
         try:
             with self.read(job) as pieces:
                 for piece in pieces:
@@ -128,7 +137,7 @@ class Sources:
             except ObjectNotFoundError as error:
                 raise UnavailableError(f"{format_digest(job.digest)} is not served any more.") from error
             return
-        asked = self._asked(job.source, job.source_repository, job.digest, job.authorization, READ_TIMEOUT_S)
+        asked = self._asked(job.source, job.source_repository, job.digest, job.authorization, self._read_timeout_s)
         with asked as (client, size):
             try:
                 if size is not None:

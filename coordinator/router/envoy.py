@@ -38,7 +38,6 @@ from coordinator.router.nginx import (
     BASE_TIMEOUT_S,
     BLOB_CHUNK_BYTES,
     FORM_BYTES,
-    ISSUERS_S,
     MANIFEST_BYTES,
     Issuer,
     Options,
@@ -272,7 +271,7 @@ def _tokens(options: Options) -> Iterator[Plan]:
     else:
         way = "token-at-issuer"
         yield _at(path, way, {scripts.WAY: way}, route=_to_issuer(options.fallback_issuer))
-    wait = options.coordinator_timeout_s + ISSUERS_S
+    wait = options.coordinator_timeout_s + options.issuers_s
     yield _at(path, "token", **_ask(TOKENS, wait, dict.fromkeys(_TOKEN_AWAY, way)))
 
 

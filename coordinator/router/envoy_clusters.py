@@ -11,7 +11,6 @@ from coordinator.router.nginx import (
     BASE_PODS,
     BASE_TIMEOUT_S,
     BLOB_CHUNK_BYTES,
-    COORDINATOR_PAUSE_S,
     COORDINATOR_TRIES,
     Issuer,
     Options,
@@ -100,8 +99,8 @@ def _coordinator(name: str, options: Options, *, spared: bool) -> Plan:
             "consecutive_5xx": COORDINATOR_TRIES,
             "enforcing_success_rate": 0,
             "interval": "1s",
-            "base_ejection_time": seconds(COORDINATOR_PAUSE_S),
-            "max_ejection_time": seconds(COORDINATOR_PAUSE_S),
+            "base_ejection_time": seconds(options.coordinator_pause_s),
+            "max_ejection_time": seconds(options.coordinator_pause_s),
             "max_ejection_percent": 100,
         }
     return made

@@ -104,6 +104,10 @@ class Options:
     public_scheme: Literal["http", "https"] | None = None
     #: How long the router waits for Baleen before it asks the pod.
     coordinator_timeout_s: int = COORDINATOR_TIMEOUT_S
+    #: How much longer it waits for a token.
+    issuers_s: int = ISSUERS_S
+    #: How long a replica that failed is not asked.
+    coordinator_pause_s: int = COORDINATOR_PAUSE_S
     #: What answers `/jwt/auth`: Baleen, one issuer for all pods, or nothing.
     issuer: Literal["baleen"] | Issuer | None = None
     #: Asked for tokens if Baleen should issue them and does not answer.
@@ -258,7 +262,7 @@ def _coordinator(name: str, options: Options, *, spared: bool) -> Iterator[str]:
         f"upstream {name}",
         # nginx's worker processes share what failed.
         f"zone {name} 64k;",
-        *(f"server {each} max_fails=1 fail_timeout={COORDINATOR_PAUSE_S}s;" for each in replicas),
+        *(f"server {each} max_fails=1 fail_timeout={options.coordinator_pause_s}s;" for each in replicas),
         *(f"server {each} max_fails=0 backup;" for each in last),
         "keepalive 32;",
         # Less than Baleen's own, which is 5 s.
@@ -444,7 +448,7 @@ def _tokens(options: Options) -> Iterator[str]:
     if options.issuer is None:
         return
     yield "# Tokens."
-    wait = f"{options.coordinator_timeout_s + ISSUERS_S}s"
+    wait = f"{options.coordinator_timeout_s + options.issuers_s}s"
     if isinstance(options.issuer, Issuer):
         yield from _block(
             "location = /jwt/auth", "set $router_route issuer;", *_issuer("router_issuer", options.issuer)

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
@@ -37,8 +38,9 @@ class Webhook:
 
 
 class Notifier:
-    def __init__(self, webhook: Webhook | None, source_address: str) -> None:
+    def __init__(self, webhook: Webhook | None, source_address: str, clock: Callable[[], int] = time.time_ns) -> None:
         self._webhook = webhook
+        self._clock = clock
         self._source = {"addr": source_address, "instanceID": str(uuid.uuid4())}
         self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -60,7 +62,7 @@ class Notifier:
             return
         event = {
             "id": str(uuid.uuid4()),
-            "timestamp": _now(),
+            "timestamp": _as_go_writes(self._clock()),
             "action": action,
             "target": target,
             "request": request,
@@ -89,8 +91,8 @@ class Notifier:
             connection.close()
 
 
-def _now() -> str:
-    """Return the time as Go writes it: nanoseconds, without trailing zeros."""
-    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+def _as_go_writes(time_ns: int) -> str:
+    """Return a time as Go writes it: nanoseconds, without trailing zeros."""
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
     fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + fraction + "Z"

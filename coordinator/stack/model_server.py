@@ -10,9 +10,10 @@ Not here, because no client of Baleen needs it: authentication, ranges, content 
 import json
 import re
 import socket
+import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -48,10 +49,17 @@ class ModelServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, address: str, port: int, storage: ModelStorage, webhook: Webhook | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        storage: ModelStorage,
+        webhook: Webhook | None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         super().__init__((address, port), _Handler)
         self.storage = storage
-        self.notifier = Notifier(webhook, f"{socket.gethostname()}:{self.server_port}")
+        self.notifier = Notifier(webhook, f"{socket.gethostname()}:{self.server_port}", clock)
 
     @property
     def url(self) -> str:

@@ -17,6 +17,7 @@ import json
 import random
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from coordinator.errors import StackError
@@ -95,9 +96,10 @@ def _claim(port: int, offset: int | None) -> bool:
 class Ports:
     """The ports of one data directory."""
 
-    def __init__(self, file: Path, host: str) -> None:
+    def __init__(self, file: Path, host: str, *, among: Sequence[int] = range(LOWEST, HIGHEST)) -> None:
         self._file = file
         self._host = host
+        self._among = among
         self._chosen = self._load()
         self._taken: set[int] = set()
 
@@ -114,7 +116,7 @@ class Ports:
         if remembered is not None and self._usable(remembered, offset):
             return self._keep(name, remembered, offset)
         for _ in range(TRIES):
-            port = random.randrange(LOWEST, HIGHEST)  # noqa: S311 - a port is no secret
+            port = random.choice(self._among)  # noqa: S311 - a port is no secret
             if port not in self._chosen.values() and self._usable(port, offset) and _claim(port, offset):
                 return self._keep(name, port, offset)
         raise StackError(f"No free port was found for {name} on {self._host}: stop some of the servers there.")

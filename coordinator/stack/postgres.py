@@ -26,7 +26,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,7 +76,16 @@ def binaries() -> Path:
 class EmbeddedPostgres:
     """One PostgreSQL server with one database, in a directory of its own."""
 
-    def __init__(self, directory: Path, log_file: Path, *, host: str, port: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        log_file: Path,
+        *,
+        host: str,
+        port: int,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._pause = pause
         self._bin = binaries()
         self._directory = directory
         self._data = directory / "data"
@@ -155,7 +164,7 @@ class EmbeddedPostgres:
         """
         deadline = time.monotonic() + BACKENDS_SECONDS
         while self._is_worked_in() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+            self._pause(POLL_SECONDS)
 
     def _is_worked_in(self) -> bool:
         data = self._data.resolve()
@@ -230,15 +239,15 @@ def _system_user(directory: Path) -> tuple[int, int] | None:
     return entry.pw_uid, entry.pw_gid
 
 
-def _make_system_user() -> None:
+def _make_system_user(name: str = SYSTEM_USER) -> None:
     """Create the system user unless it exists, even if another stack on this machine creates it right now.
 
     `useradd` fails while another process locks the password file, and if the user was created meanwhile.
     """
-    make = ["useradd", "--system", "--shell", "/bin/false", SYSTEM_USER]
+    make = ["useradd", "--system", "--shell", "/bin/false", name]
     until = time.monotonic() + USER_SECONDS
     with _alone_in(Path("/etc")):
-        while SYSTEM_USER not in {user.pw_name for user in pwd.getpwall()}:
+        while name not in {user.pw_name for user in pwd.getpwall()}:
             done = subprocess.run(make, check=False, capture_output=True, timeout=INIT_SECONDS)  # noqa: S603 - fixed
             if done.returncode != 0 and time.monotonic() > until:
                 done.check_returncode()

@@ -23,6 +23,7 @@ from coordinator.kafka.topics import ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.tokens.table import hash_of
+from tests.services.s3 import s3_settings
 from tests.support.wait import eventually
 
 READ, OPERATE = "token-that-may-read", "token-that-may-operate"
@@ -41,11 +42,8 @@ def settings_for(endpoints: StackEndpoints, **others: Any) -> Settings:
         {
             "database_url": url,
             "kafka_bootstrap": endpoints.kafka_bootstrap,
-            "s3_endpoint_url": endpoints.s3_endpoint_url,
-            "s3_bucket": endpoints.s3_bucket,
-            "s3_access_key": endpoints.s3_access_key,
-            "s3_secret_key": endpoints.s3_secret_key,
         }
+        | s3_settings(endpoints)
         | others
     )
 

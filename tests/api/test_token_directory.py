@@ -1,11 +1,9 @@
 """Which API tokens are good while the database does not say so."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
-from coordinator.api import auth
 from coordinator.api.auth import MISS_SECONDS, REFRESH_SECONDS, STALE_SECONDS, TokenDirectory
 from coordinator.errors import UnavailableError
 from coordinator.tokens.table import KnownToken, hash_of
@@ -20,7 +18,7 @@ class World:
         self.now = 1000.0
         self.is_away = False
         self.known = {hash_of(TOKEN): KnownToken("ci", "operate", hash_of(TOKEN))}
-        self.directory = TokenDirectory(self.load)
+        self.directory = TokenDirectory(self.load, clock=lambda: self.now)
 
     async def load(self) -> dict[bytes, KnownToken]:
         if self.is_away:
@@ -36,10 +34,8 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World()
-    monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: world.now))
-    return world
+def world() -> World:
+    return World()
 
 
 def test_a_known_token_goes_on_for_a_while(world: World) -> None:

@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 
 from coordinator import bootstrap, cli
+from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import OPERATE, Facts, Served, served, settings_for
 
@@ -77,8 +78,13 @@ class Command(NamedTuple):
 
 def program_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """The environment of a program of ours: nothing of the tester's own settings."""
-    passed = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
+    passed = {name: value for name, value in os.environ.items() if not name.startswith(("BALEEN_", "AWS_"))}
     return passed | {"PYTHONPATH": str(ROOT)} | {f"BALEEN_{name.upper()}": value for name, value in settings.items()}
+
+
+def free_port() -> int:
+    """One that no outgoing connection gets, while nobody listens there between two runs."""
+    return Ports(Path("nothing-is-remembered"), "127.0.0.1").take("up")
 
 
 @pytest.fixture(scope="session")

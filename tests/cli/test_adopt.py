@@ -1,55 +1,20 @@
 """`baleen adopt`: what a dry run says, the real run does; and what is asked for and told at its end."""
 
 import secrets
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from coordinator.commands.adopt import _reconciled
 from coordinator.registry.images import Image, make_image
-from coordinator.settings import build
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.api.harness import READ
 from tests.cli.conftest import Command, Done
 from tests.cli.test_commands import errs
+from tests.services.s3 import s3_settings
 from tests.storage.file_store import WritableFiles
 from tests.survey.trees import BASE, content_key, push
-
-
-class BusyApi:
-    """A reconcile that began before is running at first."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self._jobs = [{"id": 1, "state": "running"}, {"id": 2, "state": "waiting"}]
-
-    def post(self, path: str, body: Any) -> dict[str, Any]:
-        self.asked.append(f"{path} {body['why']}")
-        return self._jobs.pop(0) | {"kind": "reconcile", "pod": "team", "progress": {}}
-
-    def get(self, path: str) -> dict[str, Any]:
-        self.asked.append(path)
-        return {
-            "id": 1,
-            "kind": "reconcile",
-            "pod": "team",
-            "state": "done",
-            "progress": {"parts": 1, "parts_done": 1, "keys": 9},
-        }
-
-
-def test_a_reconcile_that_began_before_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have passed what was adopted: another is asked for when it has ended."""
-    api = BusyApi()
-    monkeypatch.setattr("coordinator.commands.adopt.connected", lambda _: nullcontext(api))
-    job, failure = _reconciled(build({}), "team", "adopted", wait=False)
-    assert failure is None
-    assert job["id"] == 2
-    ask = "/v1/pods/team/reconcile adopted"
-    assert api.asked == [ask, "/v1/jobs/1", ask]
 
 
 class Adopting(NamedTuple):
@@ -74,13 +39,7 @@ class Adopting(NamedTuple):
 def adopting(baleen: Command, embedded_stack: StackEndpoints, tmp_path: Path) -> Adopting:
     mark = f"adopt-{secrets.token_hex(4)}"
     baleen("pods", "add", mark, "--prefix", mark, "--json").json  # noqa: B018 - checks that it went well
-    stack: Any = embedded_stack
-    settings = {
-        "s3_endpoint_url": stack.s3_endpoint_url,
-        "s3_bucket": stack.s3_bucket,
-        "s3_access_key": stack.s3_access_key,
-        "s3_secret_key": stack.s3_secret_key,
-    }
+    settings = s3_settings(embedded_stack)
     (tmp_path / "own").mkdir()
     source = WritableFiles(tmp_path / "own")
     image = make_image(f"cli/{mark}")

@@ -17,7 +17,7 @@ from coordinator.domain.references import ManifestKind
 from coordinator.tokens.table import hash_of
 from schemas.records import RECORD_CONTENT_TYPE
 from tests.api.harness import READ, Facts, Served, dead_letter
-from tests.cli.conftest import Command, Done, program_environment
+from tests.cli.conftest import Command, Done, free_port, program_environment
 from tests.services.http import Handler, HTTPServer
 from tests.support.registries import running_model
 from tests.support.sink import NotificationSink
@@ -533,7 +533,8 @@ def test_a_terminal_without_the_letters(bare: Command) -> None:
 )
 def test_a_missing_setting_is_named(bare: Command, arguments: list[str], setting: str) -> None:
     """Where nothing says where a service is, a command exits 1: it names the setting, and what else would do."""
-    said = errs(bare(*arguments), 1)
+    port = ["--port", str(free_port())] if arguments == ["api"] else []
+    said = errs(bare(*arguments, *port), 1)
     assert f"set {setting}" in said
     assert "start `baleen up` in this directory" in said
 

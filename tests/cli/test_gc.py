@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from coordinator import bootstrap
 from coordinator.client import Api
-from coordinator.commands import blobs, gc, jobs
+from coordinator.commands import gc
 from coordinator.db.engine import connect
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
@@ -44,8 +44,6 @@ def collected_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Know
 def world(collected_api: tuple[Served, Known], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(queries, "KEPT_SECONDS", 0)
     monkeypatch.setattr(queries, "COST_FACTOR", 0)
-    monkeypatch.setattr(jobs, "POLL_S", 0.02)
-    monkeypatch.setattr(blobs, "POLL_S", 0.02)
     with collecting(*collected_api) as world:
         yield world
 

@@ -114,6 +114,9 @@ def test_one_that_fails(api: Served, baleen: Command, facts: Facts) -> None:
     assert {job["state"] for job in jobs_of(api, pod)} == {"failed"}
 
 
+AT_ONCE = jobs.Polling(pause_s=0.0)
+
+
 class Answers:
     """An API that answers what it is told, in order."""
 
@@ -135,11 +138,10 @@ class Answers:
         return {"id": int(number), "kind": "reconcile", "pod": "p", "state": state, "progress": {}, "error": "No."}
 
 
-def test_one_that_began_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_began_before() -> None:
     """If a reconcile is under way, it is waited for, and another one sees what was there when the command began."""
-    monkeypatch.setattr(jobs, "POLL_S", 0.0)
     api = Answers("1 running", "1 running", "1 done", "2 waiting", "2 away", "2 running", "2 done")
-    assert jobs.reconciled(cast("Api", api), "p")["id"] == 2
+    assert jobs.reconciled(cast("Api", api), "p", polling=AT_ONCE)["id"] == 2
     assert api.asked == [
         "POST /v1/pods/p/reconcile {}",
         "GET /v1/jobs/1",
@@ -149,12 +151,19 @@ def test_one_that_began_before(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_an_api_that_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_only_asked_for() -> None:
+    """`adopt` does not wait for it, but for one that began before, which may have passed what was adopted."""
+    api = Answers("1 running", "1 done", "2 waiting")
+    job = jobs.reconciled(cast("Api", api), "p", "adopted", wait=False, polling=AT_ONCE)
+    assert (job["id"], job["state"]) == (2, "waiting")
+    ask = "POST /v1/pods/p/reconcile {'why': 'adopted'}"
+    assert api.asked == [ask, "GET /v1/jobs/1", ask]
+
+
+def test_an_api_that_stays_away() -> None:
     """A job is followed through a restart of the API, and not for ever."""
-    monkeypatch.setattr(jobs, "POLL_S", 0.0)
-    monkeypatch.setattr(jobs, "PATIENCE_S", -1.0)
     with pytest.raises(UnavailableError):
-        jobs.reconciled(cast("Api", Answers("1 waiting", "1 away")), "p")
+        jobs.reconciled(cast("Api", Answers("1 waiting", "1 away")), "p", polling=jobs.Polling(0.0, patience_s=-1.0))
 
 
 def jobs_of(api: Served, pod: str) -> list[Json]:

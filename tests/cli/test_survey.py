@@ -13,6 +13,7 @@ from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.cli.conftest import ROOT, Command, program_environment
 from tests.cli.test_commands import errs
+from tests.services.s3 import s3_storage
 from tests.survey.trees import BASE, Registry, Repository, digest, fill, write_files
 
 ONE = Registry({1: 1000, 2: 50, 3: 7}, {"a": Repository({1, 2}, {3}), "b/c": Repository({1}), "d": Repository({9})})
@@ -103,30 +104,22 @@ def test_plot_without_pillow(directories: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["boto3", "settings", "option"])
 def test_buckets(bare: Command, embedded_stack: StackEndpoints, directories: list[str], way: str) -> None:
     """A bucket is found by boto3's own environment, by Baleen's settings, or at the endpoint that is named."""
-    stack = embedded_stack
-    assert stack.s3_bucket is not None
-    assert stack.s3_endpoint_url is not None
-    assert stack.s3_access_key is not None
-    assert stack.s3_secret_key is not None
     root = f"survey-{way}"
+    stack = s3_storage(embedded_stack, root)
     store = S3ObjectStore(
-        stack.s3_bucket,
-        root,
-        endpoint_url=stack.s3_endpoint_url,
-        access_key=stack.s3_access_key,
-        secret_key=stack.s3_secret_key,
+        stack.bucket, root, endpoint_url=stack.endpoint_url, access_key=stack.access_key, secret_key=stack.secret_key
     )
     fill(store, OTHER)
-    keys = {"AWS_ACCESS_KEY_ID": stack.s3_access_key, "AWS_SECRET_ACCESS_KEY": stack.s3_secret_key}
-    ours = {"BALEEN_S3_ACCESS_KEY": stack.s3_access_key, "BALEEN_S3_SECRET_KEY": stack.s3_secret_key}
+    keys = {"AWS_ACCESS_KEY_ID": stack.access_key, "AWS_SECRET_ACCESS_KEY": stack.secret_key}
+    ours = {"BALEEN_S3_ACCESS_KEY": stack.access_key, "BALEEN_S3_SECRET_KEY": stack.secret_key}
     environment, options = {
-        "boto3": (keys | {"AWS_ENDPOINT_URL": stack.s3_endpoint_url}, []),
-        "settings": (ours | {"BALEEN_S3_ENDPOINT_URL": stack.s3_endpoint_url}, []),
-        "option": (keys | {"BALEEN_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, ["--endpoint-url", stack.s3_endpoint_url]),
+        "boto3": (keys | {"AWS_ENDPOINT_URL": stack.endpoint_url}, []),
+        "settings": (ours | {"BALEEN_S3_ENDPOINT_URL": stack.endpoint_url}, []),
+        "option": (keys | {"BALEEN_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, ["--endpoint-url", stack.endpoint_url]),
     }[way]
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "coordinator.cli", "survey", directories[0], f"s3://{stack.s3_bucket}/{root}/"),
+            *(sys.executable, "-m", "coordinator.cli", "survey", directories[0], f"s3://{stack.bucket}/{root}/"),
             *("--json", *options),
         ],
         cwd=bare.directory,
@@ -139,8 +132,8 @@ def test_buckets(bare: Command, embedded_stack: StackEndpoints, directories: lis
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {name: found[name] for name in BOTH} == BOTH
-    assert found["roots"][1]["url"] == f"s3://{stack.s3_bucket}/{root}"
-    assert stack.s3_secret_key not in done.stdout + done.stderr
+    assert found["roots"][1]["url"] == f"s3://{stack.bucket}/{root}"
+    assert stack.secret_key not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ import psutil
 import pytest
 
 from coordinator import bootstrap, settings
-from coordinator.stack.ports import Ports
-from tests.cli.conftest import Command, program_environment
+from tests.cli.conftest import Command, free_port, program_environment
 from tests.support.wait import eventually
 
 #: These stop, kill and start services, which takes its time.
@@ -65,11 +64,6 @@ def child(process: subprocess.Popen[bytes], *words: str) -> psutil.Process | Non
             if all(word in line for word in words):
                 return each
     return None
-
-
-def free_port() -> int:
-    """One that no outgoing connection gets, while nobody listens there between two runs."""
-    return Ports(Path("nothing-is-remembered"), "127.0.0.1").take("up")
 
 
 def test_up(data_dir: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from coordinator.commands import up
 from coordinator.stack.supervisor import StackEndpoints
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, free_port
 from tests.cli.test_commands import errs
-from tests.cli.test_up import free_port
+from tests.services.s3 import s3_settings
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,13 @@ def test_a_token_that_is_no_text(tmp_path: Path) -> None:
 
 def test_a_database_that_is_away(bare: Command, embedded_stack: StackEndpoints) -> None:
     """A database of the operator's own that does not answer is told by its setting, without a trace or its password."""
-    stack = embedded_stack
     done = bare(
         "up",
         "--port",
         str(free_port()),
         database_url="postgresql://user:s3cr3t@127.0.0.1:9/x",
-        kafka_bootstrap=stack.kafka_bootstrap or "",
-        s3_endpoint_url=stack.s3_endpoint_url or "",
-        s3_bucket=stack.s3_bucket or "",
-        s3_access_key=stack.s3_access_key or "",
-        s3_secret_key=stack.s3_secret_key or "",
+        kafka_bootstrap=embedded_stack.kafka_bootstrap or "",
+        **s3_settings(embedded_stack),
     )
     assert (done.code, done.out) == (1, "")
     starting, said = done.err.splitlines()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry
 from tests.support.wait import eventually
 
 #: For what comes, also on a slow machine; and for visits to pods that do not tell all, which take so long.
-PATIENCE_S, IMPATIENCE_S = 60.0, 15.0
+PATIENCE_S, IMPATIENCE_S = 60.0, 8.0
 PROBES = "/baleen-probe/"
 
 
@@ -247,8 +248,9 @@ def model(
     wrap: Wrap = lambda emit: emit,
     handler: Callable[[type[Any]], type[Any]] = lambda known: known,
     token: str | None = None,
+    ahead_s: int = 0,
 ) -> Callable[[Clinic, Pod], ModelServer]:
-    """Make a process of a pod."""
+    """Make a process of a pod, whose clock is ahead by `ahead_s`."""
 
     def made(clinic: Clinic, pod: Pod) -> ModelServer:
         told = clinic.storage(root=root, key=key)
@@ -263,7 +265,9 @@ def model(
         webhook = Webhook(
             notifications.url, token or notifications.token, timeout_seconds=5, backoff_seconds=0.05, pulls=True
         )
-        server = ModelServer("127.0.0.1", 0, storage(store), webhook)
+        server = ModelServer(
+            "127.0.0.1", 0, storage(store), webhook, clock=lambda: time.time_ns() + ahead_s * 1_000_000_000
+        )
         server.RequestHandlerClass = handler(server.RequestHandlerClass)  # type: ignore[arg-type]
         server.notifier.emit = wrap(server.notifier.emit)  # type: ignore[method-assign]
         return server

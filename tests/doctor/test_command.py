@@ -1,23 +1,21 @@
 """`baleen pods doctor` as an operator runs it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coordinator.registry.images import OCI
+from tests.cli.conftest import program_environment
 from tests.doctor.harness import Clinic, Wrap, model
 from tests.doctor.store import POD
 from tests.support.wait import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.lengthy
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -25,17 +23,11 @@ def command(clinic: Clinic) -> Callable[..., subprocess.Popen[str]]:
     """Start the command beside a running `baleen up`, with the pod's key in the environment."""
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("BALEEN_", "AWS_"))}
-        ours = {
-            "DATA_DIR": str(clinic.data_dir),
-            "SAFETY_CLOCK_SKEW": "1s",
-            "POD_ACCESS_KEY": POD.access,
-            "POD_SECRET_KEY": POD.secret,
-        }
+        settings = {"data_dir": str(clinic.data_dir), "safety_clock_skew": "1s"}
+        key = {"pod_access_key": POD.access, "pod_secret_key": POD.secret}
         return subprocess.Popen(
             [sys.executable, "-m", "coordinator.cli", "pods", *arguments],
-            env=kept | {f"BALEEN_{name}": value for name, value in ours.items()},
-            cwd=ROOT,
+            env=program_environment(settings | key),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,5 @@
 """The doctor with pods of the model registry: what is right is proved, what is wrong refuted, nothing is left."""
 
-import datetime as dt
 import itertools
 import json
 
@@ -18,7 +17,6 @@ from coordinator.errors import ConflictError, NotFoundError
 from coordinator.ingest import holding
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import DOCKER, OCI
-from coordinator.stack import model_notifications
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import BASE, MARK, blob_key, repository_prefix
 from tests.doctor.harness import (
@@ -158,20 +156,14 @@ def test_faults_of_configuration(clinic: Clinic) -> None:
     assert clinic.everything() == before
 
 
-def test_faults_of_events(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_of_events(clinic: Clinic) -> None:
     """Events that overtake each other, untold deletes, undescribed indexes and a wrong clock are refuted, each by its
     own check.
     """
-    known = model_notifications._now
-
-    def ahead() -> str:
-        return (dt.datetime.fromisoformat(known()) + dt.timedelta(seconds=70)).isoformat()
-
-    monkeypatch.setattr(model_notifications, "_now", ahead)
     pod = clinic.admit("disordered")
     before = clinic.everything()
     undescribed = without_references(OCI.index)
-    with clinic.models(pod, model(wrap=lambda emit: swapping(without("delete")(undescribed(emit))))):
+    with clinic.models(pod, model(wrap=lambda emit: swapping(without("delete")(undescribed(emit))), ahead_s=70)):
         report = clinic.examine(pod, safety_clock_skew=60.0, patience=IMPATIENCE_S)
     wrong = {"events-in-order", "deletes-arrive", "references-arrive", "clocks"}
     assert not_proved(report) == EMBEDDED | dict.fromkeys(wrong, REFUTED)

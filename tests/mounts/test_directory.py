@@ -1,46 +1,55 @@
 """Which pods there are, while the database says nothing."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import Linker
 from coordinator.errors import UnavailableError
-from coordinator.mounts import directory
-from coordinator.mounts.directory import MountPod, MountPods
+from coordinator.mounts.directory import STALE_S, MountPod, MountPods
 
 POD = MountPod(1, PodName("pod-a"), Linker.LINK, (), ("team",))
+NAME = RepositoryName("team/app")
 
 
-def test_a_database_that_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread waits for it, and the others go on with what is known, for a while: nobody waits for ever."""
-    for name, seconds in (("REFRESH_S", 0.0), ("WAIT_S", 0.01)):
-        monkeypatch.setattr(directory, name, seconds, raising=False)
-    frozen, reached, thawed = threading.Event(), threading.Event(), threading.Event()
+@contextmanager
+def frozen(stale_s: float) -> Iterator[MountPods]:
+    """Pods that were read once, while one thread waits for a database that does not answer."""
+    is_frozen, reached, thawed = threading.Event(), threading.Event(), threading.Event()
 
     def load() -> list[MountPod]:
-        if frozen.is_set():
+        if is_frozen.is_set():
             reached.set()
             thawed.wait(60)
         return [POD]
 
-    pods = MountPods(load)
-    name = RepositoryName("team/app")
-    assert pods.owner(name) == POD
-    frozen.set()
-    waiting = threading.Thread(target=pods.owner, args=(name,))
+    pods = MountPods(load, refresh_s=0.0, wait_s=0.01, stale_s=stale_s)
+    assert pods.owner(NAME) == POD
+    is_frozen.set()
+    waiting = threading.Thread(target=pods.owner, args=(NAME,))
     waiting.start()
     try:
         assert reached.wait(30)
-        asking = threading.Thread(target=pods.owner, args=(name,), daemon=True)
-        asking.start()
-        asking.join(10)
-        assert not asking.is_alive()
-        assert pods.owner(name) == POD
-        monkeypatch.setattr(directory, "STALE_S", 0.0)
-        with pytest.raises(UnavailableError):
-            pods.owner(name)
+        yield pods
     finally:
         thawed.set()
         waiting.join(10)
+
+
+def test_a_database_that_is_frozen() -> None:
+    """One thread waits for it, and the others go on with what is known."""
+    with frozen(STALE_S) as pods:
+        asking = threading.Thread(target=pods.owner, args=(NAME,), daemon=True)
+        asking.start()
+        asking.join(10)
+        assert not asking.is_alive()
+        assert pods.owner(NAME) == POD
+
+
+def test_a_database_that_is_frozen_for_long() -> None:
+    """What is known is used for a while only."""
+    with frozen(0.0) as pods, pytest.raises(UnavailableError):
+        pods.owner(NAME)

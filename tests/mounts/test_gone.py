@@ -16,9 +16,8 @@ from coordinator.api.mounts import Mounts
 from coordinator.domain.mounts import NotMountedError, Reason, Wanted
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import Linker
-from coordinator.mounts import forward
 from coordinator.mounts.directory import MountPod
-from coordinator.mounts.forward import Answer, HandOn
+from coordinator.mounts.forward import ANSWER_S, Answer, HandOn
 from coordinator.mounts.mounter import Mounter
 from tests.services.http import Handler, HTTPServer
 
@@ -73,7 +72,7 @@ class Refusing:
         pass
 
 
-async def asked(registry: str, *, goes: bool) -> Answer:
+async def asked(registry: str, *, goes: bool, answer_s: float = ANSWER_S) -> Answer:
     """Ask for a mount as a client that then waits, or one that goes away."""
     messages: list[Any] = [{"type": "http.request", "body": b"", "more_body": False}]
     messages += [{"type": "http.disconnect"}] * goes
@@ -83,7 +82,7 @@ async def asked(registry: str, *, goes: bool) -> Answer:
 
     query = b"mount=sha256:" + b"0" * 64 + b"&from=pod-a/base"
     scope = {"method": "POST", "raw_path": b"/v2/pod-a/app/blobs/uploads/", "query_string": query, "headers": []}
-    mounts = Mounts(cast("Mounter", Refusing(registry)), HandOn(), patience=10)
+    mounts = Mounts(cast("Mounter", Refusing(registry)), HandOn(answer_s=answer_s), patience=10)
     try:
         return await mounts.answer(cast("Any", scope), receive)
     finally:
@@ -99,12 +98,11 @@ def test_nobody_is_there_any_more(goes: bool) -> None:
     assert answer.status == (400 if goes else 202)
 
 
-def test_a_pod_whose_answer_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_whose_answer_has_no_end() -> None:
     """It is waited for as long as an answer may take, and not for as long as it goes on."""
-    monkeypatch.setattr(forward, "ANSWER_S", 0.3)
     with Dripping() as registry:
         try:
-            answer = asyncio.run(asyncio.wait_for(asked(registry.address, goes=False), 10))
+            answer = asyncio.run(asyncio.wait_for(asked(registry.address, goes=False, answer_s=0.3), 10))
         finally:
             registry.is_over.set()
     assert answer.status == 502

@@ -11,25 +11,31 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
 
 from coordinator.db.connection import Connections
-from coordinator.domain.names import RepositoryName, parse_digest
+from coordinator.domain.names import RepositoryName, parse_digest, parse_pod
 from coordinator.domain.pods import Linker as Kind
 from coordinator.errors import UnavailableError
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod
 from coordinator.mounts.linker import Job, Linker, LinkObjects
-from coordinator.mounts.relay import Relay
+from coordinator.mounts.relay import ReadSource, Relay
 from coordinator.mounts.sources import Sources
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Layer, make_image, make_layer
+from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry
+from coordinator.stack.ports import Ports
+from coordinator.stack.supervisor import StackEndpoints
+from coordinator.storage.s3 import S3ObjectStore
 from tests.conftest import temporary_directory
-from tests.registries.harness import Baleen, Pod, Registry
+from tests.registries.harness import HOST, HTTP_SECRET, Registry
+from tests.services.databases import Databases
+from tests.services.s3 import s3_storage
 
 pytestmark = pytest.mark.registry
 
@@ -56,6 +62,8 @@ class World:
     registry: Registry
     layer: Layer
     connections: Connections
+    #: Reads a blob from its source.
+    read: ReadSource
 
     def job(self, repository: str = "app") -> Job:
         return Job(
@@ -72,12 +80,12 @@ class World:
         return RegistryClient(self.registry.url, timeout=CLIENT_S)
 
 
-def link(baleen: Baleen, _: Relay) -> tuple[Linker, Linker]:
+def link(store: S3ObjectStore, _: Relay) -> tuple[Linker, Linker]:
     refusing: Any = Refusing()
-    return LinkObjects(baleen.store), LinkObjects(refusing)
+    return LinkObjects(store), LinkObjects(refusing)
 
 
-def relay(_: Baleen, relay: Relay) -> tuple[Linker, Linker]:
+def relay(_: S3ObjectStore, relay: Relay) -> tuple[Linker, Linker]:
     return relay, relay
 
 
@@ -85,40 +93,44 @@ MAKERS = {Kind.LINK: link, Kind.RELAY: relay}
 
 
 @pytest.fixture(scope="module")
-def baleen() -> Iterator[Baleen]:
-    """One of its own: of what linkers do here, without mounts, no table knows."""
-    with temporary_directory() as directory, Baleen.started(directory) as running:
-        yield running
+def database(databases: Databases) -> str:
+    return databases.migrated()
 
 
 @pytest.fixture(params=Kind)
-def world(request: pytest.FixtureRequest, baleen: Baleen) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, embedded_stack: StackEndpoints, database: str) -> Iterator[World]:
     kind, mark = request.param, secrets.token_hex(3)
-    source, target = baleen.add_pod(f"source-{mark}"), baleen.add_pod(f"target-{mark}", linker=kind)
-    root = None if kind is Kind.LINK else f"target-{mark}"
-    registries = baleen.registry(DistributionRegistry, source), baleen.registry(DistributionRegistry, target, root=root)
-    layer = make_layer(mark, 100_000)
-    with RegistryClient(registries[0].url, timeout=CLIENT_S) as client:
-        client.push_image(f"{source.name}/app", make_image(mark, [layer]), "v1")
+    storage = s3_storage(embedded_stack, "linkers")
+    store = S3ObjectStore(**asdict(storage))
     with ExitStack() as closing:
-        connections = Connections(baleen.settings.database_url.reveal(), name="test-linkers", prepare=table.prepare)
+        directory = closing.enter_context(temporary_directory())
+        children, ports = closing.enter_context(Children()), Ports(directory / "ports.json", HOST)
+
+        def started(name: str, root: str) -> Registry:
+            made = DistributionRegistry(
+                name=name,
+                directory=directory / name,
+                port=ports.take(name),
+                storage=replace(storage, root=root),
+                http_secret=HTTP_SECRET,
+            )
+            return Registry(children, made)
+
+        source = started(f"source-{mark}", storage.root)
+        target = started(f"target-{mark}", storage.root if kind is Kind.LINK else f"target-{mark}")
+        layer = make_layer(mark, 100_000)
+        with RegistryClient(source.url, timeout=CLIENT_S) as client:
+            client.push_image(f"source-{mark}/app", make_image(mark, [layer]), "v1")
+        connections = Connections(database, name="test-linkers", prepare=table.prepare)
         closing.callback(connections.close)
-        relay = Relay(connections, Sources(baleen.store).read, credentials=None)
-        linker, failing = MAKERS[kind](baleen, relay)
-        yield World(
-            linker,
-            failing,
-            known(baleen, source, Kind.LINK, registries[0]),
-            known(baleen, target, kind, registries[1]),
-            registries[1],
-            layer,
-            connections,
-        )
+        read = Sources(store).read
+        linker, failing = MAKERS[kind](store, Relay(connections, read, credentials=None))
+        pods = (known(1, f"source-{mark}", Kind.LINK, source), known(2, f"target-{mark}", kind, target))
+        yield World(linker, failing, *pods, target, layer, connections, read)
 
 
-def known(baleen: Baleen, pod: Pod, kind: Kind, registry: Registry) -> MountPod:
-    ((number,),) = baleen.rows("SELECT id FROM pods WHERE name = %s", pod.name)
-    return MountPod(number, pod.name, kind, (registry.url,), (pod.name,))  # type: ignore[arg-type]
+def known(number: int, name: str, kind: Kind, registry: Registry) -> MountPod:
+    return MountPod(number, parse_pod(name), kind, (registry.url,), (name,))
 
 
 def test_it_is_served_once_it_returns(world: World) -> None:
@@ -161,10 +173,11 @@ def test_it_raises_when_it_did_not(world: World) -> None:
 
 
 @pytest.mark.parametrize("world", [Kind.RELAY], indirect=True)
-def test_a_relay_that_falls_behind(world: World, baleen: Baleen) -> None:
+def test_a_relay_that_falls_behind(world: World) -> None:
     """One that is slower than the least rate is given up, with its upload, and leaves its place to others."""
-    read = Sources(baleen.store).read
-    slow = Relay(world.connections, read, credentials=None, at_once=1, waiting=1, head_start=0, least_rate=math.inf)
+    slow = Relay(
+        world.connections, world.read, credentials=None, at_once=1, waiting=1, head_start=0, least_rate=math.inf
+    )
     for _ in range(2):
         with pytest.raises(UnavailableError, match="slower than"):
             slow.link(world.job())

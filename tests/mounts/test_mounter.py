@@ -20,7 +20,7 @@ from coordinator.domain.mounts import NotMountedError, Reason, Wanted
 from coordinator.domain.names import PodName, RepositoryName, format_digest
 from coordinator.domain.pods import Linker
 from coordinator.errors import UnavailableError
-from coordinator.mounts import sources, table
+from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
 from coordinator.mounts.linker import Job, LinkObjects
 from coordinator.mounts.mounter import Mounter
@@ -62,6 +62,8 @@ class World:
         self.target_linker = Linker.LINK
         self.target_registries: tuple[str, ...] = ("http://pod-b.invalid:5000",)
         self.relay_limit = 1000
+        #: Other bounds of time of `Sources` than usual.
+        self.bounds: dict[str, float] = {}
         self.connections = Connections(garbage.url, name="test-mounter", prepare=table.prepare)
         self.linker: Any = LinkObjects(self.store)
         self.source = MountPod(garbage.pods["pod-a"], PodName("pod-a"), Linker.LINK, (), ("pod-a",))
@@ -77,7 +79,7 @@ class World:
         return Mounter(
             self.connections,
             MountPods(lambda: pods),
-            Sources(store or self.store, shown=lambda _, repository: f"for {repository}"),
+            Sources(store or self.store, shown=lambda _, repository: f"for {repository}", **self.bounds),
             {self.target_linker: self.linker},
             lambda _: self.access,
             margin=timedelta(seconds=1),
@@ -296,9 +298,9 @@ def test_another_registry_of_the_source(world: World) -> None:
     assert world.linked(name="elsewhere")
 
 
-def test_a_registry_that_takes_too_long_to_show_a_blob(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_that_takes_too_long_to_show_a_blob(world: World) -> None:
     """One that sends a byte now and then holds nobody up for longer than a proof may take."""
-    monkeypatch.setattr(sources, "PROOF_S", 0.3)
+    world.bounds = {"proof_s": 0.3}
     blob = world.garbage.body("elsewhere")
     with YesRegistry(blob, len(blob), pause=0.2) as registry:
         world.source = MountPod(
@@ -339,13 +341,10 @@ class EndlessRegistry(HTTPServer):
 
 @pytest.mark.parametrize("status", [200, 307, 500])
 @pytest.mark.parametrize("pause", [0, 0.02])
-def test_a_registry_whose_answer_has_no_end(
-    world: World, monkeypatch: pytest.MonkeyPatch, status: int, pause: float
-) -> None:
+def test_a_registry_whose_answer_has_no_end(world: World, status: int, pause: float) -> None:
     """Neither its blob, nor its error, nor what comes with a redirect holds a mount, by its length or by its time."""
     # What comes without a pause is ended by its length, however slow this machine is.
-    for name in ("PROOF_S", "READ_TIMEOUT_S"):
-        monkeypatch.setattr(sources, name, 0.5 if pause else 15.0)
+    world.bounds = dict.fromkeys(("proof_s", "read_timeout_s"), 0.5 if pause else 15.0)
     blob = world.garbage.body("elsewhere")
     with EndlessRegistry(len(blob), status, pause) as registry, ThreadPoolExecutor() as threads:
         world.source = MountPod(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
+import psycopg
 import pytest
-from psycopg import Connection
 
 from coordinator.db.connection import Connections
 from coordinator.domain.facts import BlobLinked
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.names import RepositoryName
 from coordinator.gc import table as gc
 from coordinator.jobs import table as jobs
 from coordinator.mounts import table
@@ -23,8 +23,10 @@ from coordinator.table.batch import Item, NotServedError
 from tests.gc.harness import LANDED, POD, Garbage
 from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
+from tests.support.wait import eventually
 
 MARGIN = timedelta(seconds=1)
+WAITS_FOR_A_LOCK = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -174,23 +176,20 @@ def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage
     assert garbage.seen("l")
 
 
-def test_a_link_that_expires_meanwhile(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_expires_meanwhile(garbage: Garbage) -> None:
     """A link that was there, by a registry whose clock is ahead, and expires between look and lock is made anew."""
     garbage.pushed("m", "l")
     repository, ahead = RepositoryName(f"{garbage.space}/mounted"), datetime.now(UTC) + timedelta(hours=1)
     linked = Item(0, 0, garbage.pods[POD], BlobLinked(repository, garbage.digest("l"), ahead, 7), None)
     BatchApply(garbage.connection, MARGIN).apply_found([linked])
     garbage.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '2 days'")
-    original, expired = statements.lock_state, []
-
-    def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
-        if not expired:
-            expired.append(expiry.expire_links(garbage.connection, timedelta(days=1)))
-        return original(connection, digest)
-
-    monkeypatch.setattr(statements, "lock_state", lock_state)
-    reserve(garbage, "l")
-    assert expired == [1]
+    with ThreadPoolExecutor() as threads, psycopg.connect(garbage.url, autocommit=True) as beside:
+        with garbage.connection.transaction():
+            garbage.connection.execute("SELECT FROM blobs WHERE digest = %s FOR UPDATE", (garbage.digest("l"),))
+            reserving = threads.submit(reserve, garbage, "l")
+            eventually(lambda: beside.execute(WAITS_FOR_A_LOCK).fetchall())
+            assert expiry.expire_links(garbage.connection, timedelta(days=1)) == 1
+        reserving.result()
     assert counted(garbage, "l") == (1, 1, True)
     assert garbage.rows("SELECT count(*) FROM mounts") == [(1,)]
 

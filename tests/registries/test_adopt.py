@@ -1,7 +1,6 @@
 """A registry with a bucket root of its own becomes a pod on the shared layer, and everything can be pulled from it."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +13,7 @@ from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import DOCKER, make_artifact, make_image, make_index, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import BASE
+from tests.cli.conftest import program_environment
 from tests.registries.harness import HTTP_SECRET, Baleen, Registry
 from tests.registries.skopeo import Skopeo
 
@@ -35,11 +35,9 @@ def lone_registry(baleen: Baleen, kind: Any, name: str) -> tuple[Registry, str]:
 
 
 def adopt(baleen: Baleen, pod: str, url: str, *options: str) -> dict[str, Any]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BALEEN_", "AWS_"))}
     done = subprocess.run(
         [sys.executable, "-m", "coordinator.cli", "adopt", pod, "--from", url, "--json", *options],
-        env=kept | {"BALEEN_DATA_DIR": str(baleen.settings.data_dir)},
-        cwd=Path(__file__).parents[2],
+        env=program_environment({"data_dir": baleen.settings.data_dir}),
         capture_output=True,
         text=True,
         timeout=ADOPT_S,

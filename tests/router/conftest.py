@@ -15,7 +15,7 @@ def started(request: pytest.FixtureRequest) -> Iterator[World]:
         yield world
 
 
-@pytest.fixture(scope="session", params=BOTH_AT_LENGTH)
+@pytest.fixture(scope="module", params=BOTH_AT_LENGTH)
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     """A whole Baleen behind its router."""
     with temporary_directory() as directory, Running.started(directory, request.param) as running:

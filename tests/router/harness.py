@@ -30,14 +30,14 @@ from coordinator.stack.nginx import answers
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Stack
+from tests.registries.harness import HOST, HTTP_SECRET, Registry
 from tests.router.proxies import Proxy
 from tests.router.stand_in import StandIn
 from tests.services.envoy import forget
+from tests.services.s3 import s3_storage
 from tests.support.wait import eventually
 
-HOST = "127.0.0.1"
 DEADLINE_S = 120.0
-HTTP_SECRET = "shared-by-all-pods"
 #: What each pod owns. `teams` is not `team`, and a repository may be called as an endpoint is.
 PREFIXES = {"pod-a": ["team"], "pod-b": ["teams", "other/manifests"], "pod-c": ["c.d"]}
 #: The pod that lets the store send the bytes of blobs, and writes absolute URLs.
@@ -60,15 +60,12 @@ class AbsoluteURLs(DistributionRegistry):
         return known | {"http": known["http"] | {"relativeurls": False}}
 
 
-class Pod:
+class Pod(Registry):
     """One registry process of a pod."""
 
     def __init__(self, children: Children, made: DistributionRegistry) -> None:
-        self._children = children
-        self._made = made
+        super().__init__(children, made)
         self.name = made.name
-        self.url = made.url
-        self._process = children.start(made.process())
         self._log = made.directory / f"{made.name}.log"
         self._read = 0
 
@@ -80,12 +77,6 @@ class Pod:
             self._read = log.tell()
         lines = re.findall(rb'"([A-Z]+) (/\S*) HTTP/1\.[01]" ([0-9]{3}) ', text)
         return [Seen(method.decode(), target.decode(), int(status)) for method, target, status in lines]
-
-    def kill(self) -> None:
-        self._children.kill(self._process)
-
-    def start(self) -> None:
-        self._process = self._children.start(self._made.process())
 
 
 class Answer(NamedTuple):
@@ -205,18 +196,7 @@ class World:
     def started(cls, directory: Path, proxy: Proxy) -> Iterator[World]:
         ports = Ports(directory / "ports.json", HOST)
         with Stack(directory / "stack", services=("s3",)) as stack, Children() as children:
-            told = stack.endpoints
-            assert told.s3_endpoint_url is not None
-            assert told.s3_bucket is not None
-            assert told.s3_access_key is not None
-            assert told.s3_secret_key is not None
-            storage = Storage(
-                endpoint_url=told.s3_endpoint_url,
-                bucket=told.s3_bucket,
-                root="router",
-                access_key=told.s3_access_key,
-                secret_key=told.s3_secret_key,
-            )
+            storage = s3_storage(stack.endpoints, "router")
             pods = {name: make_pod(name, directory, children, ports, storage) for name in PREFIXES}
             with StandIn({prefix: pods[pod].url for pod, owned in PREFIXES.items() for prefix in owned}) as coordinator:
                 made = start_router(proxy, directory, children, ports, routed(pods.values()), coordinator.url)

@@ -102,7 +102,7 @@ def test_a_slow_baleen_is_waited_for_and_then_left_alone(world: World, source: t
 def test_a_frozen_baleen_is_asked_again_when_it_moves(world: World, source: tuple[str, str]) -> None:
     """A process that takes connections and says nothing holds up no push, and has its mounts again once it speaks."""
     url, process = frozen_stand_in(world)
-    made = world.another_router(baleen=url, coordinator_timeout_s=1)
+    made = world.another_router(baleen=url, coordinator_timeout_s=1, coordinator_pause_s=1)
     os.kill(process.pid, signal.SIGSTOP)
     for _ in range(3):
         mounted_at_pod(world, made, source)
@@ -207,8 +207,8 @@ def test_mounts_that_wait_take_no_tokens_away(world: World, source: tuple[str, s
 def test_an_issuer_that_does_not_answer_is_waited_for(world: World, source: tuple[str, str]) -> None:
     """A token without that issuer's part comes later than a mount may, and neither it nor the next ones are lost."""
     assert router.ISSUERS_S >= issuers.SECONDS
-    made = world.another_router(issuer="baleen", coordinator_timeout_s=int(issuers.SECONDS))
-    world.coordinator.token_seconds = issuers.SECONDS + 0.2
+    made = world.another_router(issuer="baleen", coordinator_timeout_s=3, issuers_s=3)
+    world.coordinator.token_seconds = 3.2
     assert [ask(made)[0] for _ in range(2)] == [200] * 2
     made.routes(2)
     target = f"/v2/{world.repository('pod-a')}/blobs/uploads/?mount={source[1]}&from={source[0]}"

@@ -23,6 +23,8 @@ from tests.support.wait import DEADLINE_S, eventually
 pytestmark = pytest.mark.registry
 
 SLOW_S = 0.3
+#: A router that waits seconds for Baleen instead of many, and soon asks it again.
+IMPATIENT = {"coordinator_timeout_s": 2, "coordinator_pause_s": 1}
 
 
 @pytest.fixture(scope="module", params=BOTH_AT_LENGTH)
@@ -32,7 +34,7 @@ def storage(request: pytest.FixtureRequest) -> Iterator[tuple[Running, S3Proxy]]
         temporary_directory() as directory,
         Stack(directory / "store", services=("s3",)) as stack,
         S3Proxy(stack.endpoints.s3_endpoint_url) as way,
-        Running.started(directory, request.param, stack.endpoints, s3_url=way.url) as running,
+        Running.started(directory, request.param, stack.endpoints, s3_url=way.url, **IMPATIENT) as running,
     ):
         yield running, way
 
@@ -106,9 +108,9 @@ def test_a_push_while_the_store_fails_baleen(
 
 
 @pytest.mark.parametrize("service", ["api", "worker", "scheduler", "postgres", "kafka"])
-def test_a_push_while_a_part_is_frozen(running: Running, tmp_path: Path, service: str) -> None:
+def test_a_push_while_a_part_is_frozen(storage: tuple[Running, S3Proxy], tmp_path: Path, service: str) -> None:
     """An image with a layer of another pod is pushed and pulls back whole, whatever of Baleen says nothing."""
-    here = f"frozen-{service}"
+    running, here = storage[0], f"frozen-{service}"
     layer = make_layer(str(tmp_path), 20_000)
     source = running.push(0, here, make_image(f"{tmp_path} first", [layer]))
     with running.baleen.frozen(service):
@@ -117,9 +119,9 @@ def test_a_push_while_a_part_is_frozen(running: Running, tmp_path: Path, service
 
 
 @pytest.mark.parametrize("service", ["api", "worker", "scheduler"])
-def test_a_push_while_a_part_begins_again(running: Running, tmp_path: Path, service: str) -> None:
+def test_a_push_while_a_part_begins_again(storage: tuple[Running, S3Proxy], tmp_path: Path, service: str) -> None:
     """The same where it is killed: what it had begun is begun anew."""
-    here = f"killed-{service}"
+    running, here = storage[0], f"killed-{service}"
     layer = make_layer(str(tmp_path), 20_000)
     source = running.push(0, here, make_image(f"{tmp_path} first", [layer]))
     running.baleen.kill(service)

@@ -23,11 +23,11 @@ from coordinator.settings import Secret
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry
 from tests.conftest import temporary_directory
-from tests.registries.harness import Baleen, Pod
+from tests.registries.harness import Baleen, Pod, Registry
 from tests.registries.skopeo import Skopeo, oci_layout
 from tests.router.programs import needs_go, run
-from tests.router.proxies import BOTH
-from tests.router.running import Running, add_pods, router_address, start_registries, start_router
+from tests.router.proxies import BOTH, ENVOY, NGINX
+from tests.router.running import PROBE_EVERY, Running, add_pods, router_address, start_registries, start_router
 from tests.tokens import forge
 from tests.tokens.forge import ec_key, rsa_key
 from tests.tokens.issuer import Issuer
@@ -51,6 +51,8 @@ class Guarded(NamedTuple):
     issuers: tuple[Issuer, Issuer]
 
     directory: Path
+    #: At the end of each repository's name.
+    mark: str
 
     def client(self, user: str) -> RegistryClient:
         return RegistryClient(
@@ -58,7 +60,8 @@ class Guarded(NamedTuple):
         )
 
     def name(self, pod: int, repository: str) -> str:
-        return f"{self.running.pods[pod].name}/{repository}"
+        base, colon, tag = repository.partition(":")
+        return f"{self.running.pods[pod].name}/{base}-{self.mark}{colon}{tag}"
 
     def uploads(self, pod: int, repository: str) -> int:
         """How many blobs the pod's registry was sent."""
@@ -79,14 +82,24 @@ class Guarded(NamedTuple):
 
 
 def rights(pod: Pod) -> dict[str, set[str]]:
-    return {
-        f"{pod.name}/{name}": {"pull", "push", "delete"}
-        for name in ("skopeo", "crane", "oras", "tenant", prober.REPOSITORY)
-    }
+    names = [f"{name}-{proxy.name}" for name in ("skopeo", "crane", "oras", "tenant") for proxy in (NGINX, ENVOY)]
+    return {f"{pod.name}/{name}": {"pull", "push", "delete"} for name in (*names, prober.REPOSITORY)}
 
 
-@pytest.fixture(scope="module", params=BOTH)
-def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
+class Behind(NamedTuple):
+    """What is behind the router, which it knows by its address alone."""
+
+    baleen: Baleen
+    pods: tuple[Pod, Pod]
+    registries: tuple[Registry, Registry]
+    issuers: tuple[Issuer, Issuer]
+    directory: Path
+    children: Children
+    address: str
+
+
+@pytest.fixture(scope="module")
+def behind() -> Iterator[Behind]:
     with ExitStack() as closing:
         directory = closing.enter_context(temporary_directory())
         children = closing.enter_context(Children())
@@ -95,6 +108,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
         bundle.write_bytes(forge.pem(forge.certificate(ec_key(60))))
         settings = {
             "MOUNTS": "token",
+            "PROBE_EVERY": PROBE_EVERY,
             "JWT_SIGNING_KEYS": str(signing),
             "JWT_ISSUER": OURS,
             "JWT_AUDIENCE": AUDIENCE,
@@ -117,7 +131,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
         address = router_address(directory)
 
         @dataclass(frozen=True, kw_only=True)
-        class Registry(DistributionRegistry):
+        class Trusting(DistributionRegistry):
             """It trusts Baleen's key, and sends clients to the router for tokens and to the store for bytes."""
 
             redirect: bool = True
@@ -126,11 +140,19 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
                 token = {"realm": f"http://{address}/jwt/auth", "service": AUDIENCE, "issuer": OURS}
                 return super().configuration() | {"auth": {"token": token | {"rootcertbundle": str(bundle)}}}
 
-        registries = start_registries(baleen, pods, Registry)
-        # What is mounted is counted: the router is to wait for it.
-        options = ("--issuer", "baleen", "--baleen-timeout", f"{CLIENT_S:.0f}")
-        router = start_router(request.param, directory, children, address, *options)
-        yield Guarded(Running(baleen, pods, registries, router), issuers, directory)
+        registries = start_registries(baleen, pods, Trusting)
+        yield Behind(baleen, pods, registries, issuers, directory, children, address)
+
+
+@pytest.fixture(scope="module", params=BOTH)
+def guarded(request: pytest.FixtureRequest, behind: Behind) -> Iterator[Guarded]:
+    # What is mounted is counted: the router is to wait for it.
+    options = ("--issuer", "baleen", "--baleen-timeout", f"{CLIENT_S:.0f}")
+    router = start_router(request.param, behind.directory, behind.children, behind.address, *options)
+    running = Running(behind.baleen, behind.pods, behind.registries, router)
+    yield Guarded(running, behind.issuers, behind.directory, request.param.name)
+    # The next one is to listen there.
+    behind.children.kill(router.process)
 
 
 def test_skopeo(guarded: Guarded, tmp_path: Path) -> None:

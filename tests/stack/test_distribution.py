@@ -12,6 +12,7 @@ import pytest
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
+from tests.services.s3 import s3_storage
 
 pytestmark = pytest.mark.registry
 LAYER = b"the bytes of a layer" * 1000
@@ -24,17 +25,7 @@ def test_a_blob_that_one_pod_stored_is_served_by_another(
     """Two registries on one bucket and root share uploads and links; neither leaks a secret by its repr."""
     monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere/bundle.pem")  # makes the program panic if it gets it
     ports = Ports(tmp_path / "ports.json", "127.0.0.1")
-    assert embedded_stack.s3_endpoint_url is not None
-    assert embedded_stack.s3_bucket is not None
-    assert embedded_stack.s3_access_key is not None
-    assert embedded_stack.s3_secret_key is not None
-    storage = Storage(
-        endpoint_url=embedded_stack.s3_endpoint_url,
-        bucket=embedded_stack.s3_bucket,
-        root="test-distribution",
-        access_key=embedded_stack.s3_access_key,
-        secret_key=embedded_stack.s3_secret_key,
-    )
+    storage = s3_storage(embedded_stack, "test-distribution")
     events = Notifications(url="http://127.0.0.1:9/v1/events/pod-a", token="event-token-value")
     pods = [
         DistributionRegistry(

@@ -5,8 +5,8 @@ import pwd
 import signal
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -22,38 +22,35 @@ DEADLINE_S = 60.0
 
 @pytest.mark.lengthy
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes users")
-def test_made_by_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_made_by_several_at_once() -> None:
     """Stacks that start together on a new machine make one user, and none of them fails."""
-    monkeypatch.setattr(postgres, "SYSTEM_USER", NAME)
     try:
         with ThreadPoolExecutor(6) as pool:
-            list(pool.map(lambda _: postgres._make_system_user(), range(6)))
+            list(pool.map(postgres._make_system_user, [NAME] * 6))
         assert pwd.getpwnam(NAME).pw_uid > 0
     finally:
         subprocess.run(["userdel", NAME], check=False, capture_output=True, timeout=30)
 
 
 @pytest.mark.outage
-def test_what_a_killed_server_has_left_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_server_has_left_is_waited_for() -> None:
     """A server refuses to begin beside a backend of the one before it, which may take a while to notice its end."""
+    waits = threading.Event()
+
+    def pause(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
     with temporary_directory() as directory:
-        server = _server(directory)
+        port = Ports(directory / "ports.json", "127.0.0.1").take("postgres")
+        server = EmbeddedPostgres(directory / "pg", directory / "pg.log", host="127.0.0.1", port=port, pause=pause)
         server.prepare()
         killed = server.process().start()
         with psycopg.connect(server.url, connect_timeout=10) as connection:
             backend = connection.info.backend_pid
             os.kill(backend, signal.SIGSTOP)
             killed.kill()
-        waits = threading.Event()
-        look = EmbeddedPostgres._is_worked_in
-
-        def looked(self: EmbeddedPostgres) -> bool:
-            found = look(self)
-            if found:
-                waits.set()
-            return found
-
-        monkeypatch.setattr(EmbeddedPostgres, "_is_worked_in", looked)
+        assert not waits.is_set()
         with ThreadPoolExecutor(1) as pool:
             preparing = pool.submit(server.prepare)
             try:
@@ -66,8 +63,3 @@ def test_what_a_killed_server_has_left_is_waited_for(monkeypatch: pytest.MonkeyP
             psycopg.connect(server.url, connect_timeout=10).close()
         finally:
             again.stop()
-
-
-def _server(directory: Path) -> EmbeddedPostgres:
-    port = Ports(directory / "ports.json", "127.0.0.1").take("postgres")
-    return EmbeddedPostgres(directory / "pg", directory / "pg.log", host="127.0.0.1", port=port)

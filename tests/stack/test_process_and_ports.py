@@ -145,7 +145,7 @@ def test_a_broken_key_of_the_store_is_told(tmp_path: Path, content: str) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ports are claimed on Linux alone")
-def test_a_port_that_another_process_has_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_another_process_has_chosen(tmp_path: Path) -> None:
     """Of stacks that start at once none chooses another's port, though nobody listens there yet, until that ends."""
     program = (
         "import sys; from pathlib import Path; from coordinator.stack.ports import Ports;"
@@ -155,10 +155,8 @@ def test_a_port_that_another_process_has_chosen(tmp_path: Path, monkeypatch: pyt
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         port = int(other.stdout.readline())
-        monkeypatch.setattr(port_module, "LOWEST", port)
-        monkeypatch.setattr(port_module, "HIGHEST", port + 1)
         with pytest.raises(StackError, match="No free port"):
-            Ports(tmp_path / "ports.json", "127.0.0.1").take("a", offset=10_000)
-    assert Ports(tmp_path / "ports.json", "127.0.0.1").take("a", offset=10_000) == port
+            Ports(tmp_path / "ports.json", "127.0.0.1", among=[port]).take("a", offset=10_000)
+    assert Ports(tmp_path / "ports.json", "127.0.0.1", among=[port]).take("a", offset=10_000) == port
     with pytest.raises(StackError, match="No free port"):
-        Ports(tmp_path / "others.json", "127.0.0.1").take("a", offset=10_000)
+        Ports(tmp_path / "others.json", "127.0.0.1", among=[port]).take("a", offset=10_000)

