@@ -18,8 +18,9 @@ from coordinator.gc import table as gc
 from coordinator.gc.table import StoppedCollectingError
 from coordinator.jobs import table as jobs
 from coordinator.storage.layout import blob_key, quarantine_key
-from tests.gc.calls import NAME, ON_STORES, SEND, Calls, Once, age, last, run_job
+from tests.gc.calls import NAME, ON_STORES, Calls, Once, age, last, run_job
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
+from tests.support.store import SEND
 
 #: The statements that read each control, and what comes before the first of a hide's.
 SWITCH, JOB, REFERRERS = "FROM gc_switch", "FROM jobs WHERE id", "CROSS JOIN LATERAL"

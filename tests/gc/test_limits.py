@@ -7,9 +7,10 @@ import pytest
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import controls
-from tests.gc.calls import ANSWERED, Once, die, last, next_run, run_job
+from tests.gc.calls import Once, die, last, next_run, run_job
 from tests.gc.harness import LANDED, Garbage
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import ANSWERED
 
 #: Three layers and a manifest each.
 LAYERS = ("a", "b", "c")

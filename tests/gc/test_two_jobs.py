@@ -21,10 +21,11 @@ from coordinator.gc import table as gc
 from coordinator.gc.table import BEGINNING, Hidden, Purged
 from coordinator.jobs import table as jobs
 from coordinator.jobs.table import Job, TakenOverError
-from tests.gc.calls import ANSWERED, ON_STORES, SEND, Calls, Once, Sleep, age, job, next_run, run_job, silence
+from tests.gc.calls import ON_STORES, Calls, Once, Sleep, age, job, next_run, run_job, silence
 from tests.gc.harness import IN_FLIGHT, Garbage
 from tests.gc.histories import History, histories
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import ANSWERED, SEND
 
 #: The statement that reads t_h.
 RECORD = "SET hidden_at = clock_timestamp()"
