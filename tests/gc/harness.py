@@ -181,8 +181,8 @@ class Garbage(Table):
         (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", (number,))
         return Run(*row)
 
-    def collect(self, **options: Any) -> Run:
-        run = self.tried(**options)
+    def collect(self, store: ObjectStore | None = None, **options: Any) -> Run:
+        run = self.tried(store, **options)
         assert run.state == "done", run.error
         return run
 
@@ -205,9 +205,9 @@ class Garbage(Table):
             presence.close()
             connections.close()
 
-    def restore(self) -> int:
+    def restore(self, store: ObjectStore | None = None) -> int:
         """One round of a worker."""
-        with self.parts() as (_, __, restorer):
+        with self.parts(store) as (_, __, restorer):
             return restorer.round()
 
 

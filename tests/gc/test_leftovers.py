@@ -32,9 +32,10 @@ from coordinator.storage.layout import (
     quarantine_key,
     revision_link_key,
 )
-from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from coordinator.storage.port import ObjectStore, Target
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, Garbage, Run
 from tests.services.databases import Databases
+from tests.support.store import ANSWERED, SEND, FaultyStore, Observer
 
 pytestmark = pytest.mark.lengthy
 
@@ -159,46 +160,8 @@ def amounts(run: Run) -> dict[str, tuple[int, int]]:
     return {kind.value: (of(run, kind)["count"], of(run, kind)["bytes"]) for kind in Kind}
 
 
-class Tapped:
-    """A store at each call of which something happens: before it, and of deletes also before and after the sending."""
-
-    def __init__(self, store: ObjectStore, act: Callable[[int, str], None]) -> None:
-        self._store = store
-        self._act = act
-        self._lock = threading.Lock()
-        self.calls = 0
-        #: Of the last request that deletes.
-        self.targets: Sequence[Target] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._store, name)
-
-        def told(*values: Any, **named: Any) -> Any:
-            self.happen(name)
-            return call(*values, **named)
-
-        return told
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        def permitted() -> None:
-            permit()
-            self.happen("permitted")
-
-        self.targets = targets
-        self.happen("delete_many")
-        answers = self._store.delete_many(targets, permitted)
-        self.happen("deleted")
-        return answers
-
-    def happen(self, what: str) -> None:
-        with self._lock:
-            self.calls += 1
-            number = self.calls
-        self._act(number, what)
-
-
-def tapped(litter: Litter, act: Callable[[int, str], None]) -> Run:
-    return litter.tried(Tapped(litter.store, act))  # type: ignore[arg-type]
+def tapped(litter: Litter, observe: Observer) -> Run:
+    return litter.tried(FaultyStore(litter.store, observe))
 
 
 # Uploads
@@ -373,19 +336,13 @@ def test_a_marker_with_something_below_stays(litter: Litter) -> None:
     """A marker goes only once a look shows nothing below it."""
     prefix = litter.ended("r", "one", b"1")
 
-    class Keeps:
-        """A store that does not delete what has bytes."""
+    def with_bytes(_: Sequence[Target]) -> Sequence[Target]:
+        return [Target(key, state.version) for key, state in litter.states(prefix) if not state.is_marker]
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(litter.store, name)
-
-        def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-            whole = {Target(key, state.version) for key, state in litter.states(prefix) if not state.is_marker}
-            done = litter.store.delete_many([each for each in targets if each not in whole], permit)
-            return [*done, *(Deleted(each, error="AccessDenied") for each in targets if each in whole)]
-
+    store = FaultyStore(litter.store)
+    store.withhold(with_bytes, error="AccessDenied")
     before = litter.states(prefix)
-    run = litter.tried(Keeps())  # type: ignore[arg-type]
+    run = litter.tried(store)
     assert litter.states(prefix) == before
     assert of(run, Kind.VERSIONS) == {"state": State.DONE, "count": 0, "bytes": 0, "left": 3, "unknown": 0}
     litter.collect()
@@ -467,21 +424,20 @@ def at_any_moment(
     # Several threads may act at once, and each name is pushed by one.
     choosing = threading.Lock()
 
-    def chosen(what: str) -> str | None:
+    def chosen(moment: str, keys: str) -> str | None:
         with choosing:
-            if what in {"delete_many", "permitted", "deleted"}:
-                key = next((target.key for target in tap.targets if target.key in waiting), None)
+            if moment in {"delete_many", SEND, ANSWERED}:
+                key = next((key for key in keys.split() if key in waiting), None)
             else:
                 key = random.choice(list(waiting)) if waiting and random.random() < 0.05 else None
             return None if key is None else waiting.pop(key)
 
-    def act(_: int, what: str) -> None:
-        name = chosen(what)
+    def observe(moment: str, keys: str) -> None:
+        name = chosen(moment, keys)
         if name is not None:
             push(name)
 
-    tap = Tapped(litter.store, act)
-    litter.tried(tap)  # type: ignore[arg-type]
+    tapped(litter, observe)
     for name in waiting.values():
         push(name)
     return names
@@ -567,21 +523,14 @@ def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter, monkeyp
     litter.upload("l0", "l1", "l2")
     litter.tell("again", "l0", "l1", "l2")
     ((first,),) = litter.rows("SELECT digest FROM gc_unlinks ORDER BY id LIMIT 1")
-    put = litter.store.put
-
-    def refusing(key: str, body: bytes) -> None:
-        if first.hex() in key:
-            raise UnavailableError("It refuses this one.")
-        put(key, body)
-
-    monkeypatch.setattr(litter.store, "put", refusing)
+    store = FaultyStore(litter.store)
+    store.fail("put", key=first.hex(), error=UnavailableError("It refuses this one."))
     monkeypatch.setattr("coordinator.gc.collect.PAUSE_S", 0.0)
     with pytest.raises(UnavailableError, match="refuses this one"):
-        litter.restore()
+        litter.restore(store)
     assert litter.unlinks() == 1
     # Nor does a run wait for it.
-    litter.collect()
-    monkeypatch.undo()
+    litter.collect(store)
     assert [litter.linked_there("r", name) for name in ("l0", "l1", "l2")].count(False) == 1
     litter.restore()
     assert all(litter.linked_there("r", name) for name in ("l0", "l1", "l2"))
@@ -590,7 +539,7 @@ def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter, monkeyp
 
 @IN_MEMORY_VERSIONED
 @pytest.mark.parametrize("refused", [MARK, "/link"])
-def test_what_is_refused_keeps_nothing_else(litter: Litter, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+def test_what_is_refused_keeps_nothing_else(litter: Litter, refused: str) -> None:
     """While the mark, or a link, is refused, all else that a round does is done: links go back, and bytes are seen."""
     litter.delete_bound = IN_FLIGHT
     litter.purged_blobs("l")
@@ -600,16 +549,10 @@ def test_what_is_refused_keeps_nothing_else(litter: Litter, monkeypatch: pytest.
     assert not litter.linked_there("r", "l")
     litter.upload("l")
     litter.tell("again", "l", "k")
-    put = litter.store.put
-
-    def refusing(key: str, body: bytes) -> None:
-        if key.endswith(refused):
-            raise UnavailableError("It refuses this one.")
-        put(key, body)
-
-    monkeypatch.setattr(litter.store, "put", refusing)
+    store = FaultyStore(litter.store)
+    store.fail("put", key=refused, error=UnavailableError("It refuses this one."))
     with pytest.raises(UnavailableError, match="refuses this one"):
-        litter.restore()
+        litter.restore(store)
     assert litter.state("l") is BlobState.LIVE
     assert litter.state("k") is BlobState.LIVE
     assert litter.linked_there("r", "l") is (refused == MARK)
@@ -642,7 +585,7 @@ def test_links_that_are_watched(litter: Litter, monkeypatch: pytest.MonkeyPatch)
 
 
 @IN_MEMORY_VERSIONED
-@pytest.mark.parametrize("what", ["versions", "delete_many", "permitted", "deleted", "head", "answer lost"])
+@pytest.mark.parametrize("what", ["versions", "delete_many", SEND, ANSWERED, "head", "answer lost"])
 def test_a_run_that_dies(litter: Litter, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Wherever a run ends, the next ones give back what was relied on, and delete the rest."""
     monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
@@ -653,12 +596,12 @@ def test_a_run_that_dies(litter: Litter, monkeypatch: pytest.MonkeyPatch, what: 
     litter.session("r", "two", b"1")
     begun = 0
 
-    def die(_: int, now: str) -> None:
+    def die(now: str, _: str) -> None:
         nonlocal begun
         begun += now == "delete_many"
         if begun >= 2 and now == what:
             raise RuntimeError("A test ends it.")
-        if begun >= 2 and now == "deleted" and what == "answer lost":
+        if begun >= 2 and now == ANSWERED and what == "answer lost":
             raise UnavailableError("A test ends it.")
 
     assert tapped(litter, die).state == ("done" if what == "answer lost" else "failed")
@@ -761,19 +704,17 @@ class TestCopies:
         over = self.restored(litter, "l")
         hide = int(over.rpartition("/")[2])
 
-        def reopen(_: int, what: str) -> None:
-            if what == "delete_many" and Target(over) in tap.targets:
-                reopened.append(over)
-                litter.connection.execute(
-                    "INSERT INTO hides (id, blob_id, run_id, taken, unreferenced_since) OVERRIDING SYSTEM VALUE"
-                    " SELECT %s, id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
-                    (hide, litter.digest("l")),
-                )
+        def reopen() -> None:
+            litter.connection.execute(
+                "INSERT INTO hides (id, blob_id, run_id, taken, unreferenced_since) OVERRIDING SYSTEM VALUE"
+                " SELECT %s, id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
+                (hide, litter.digest("l")),
+            )
 
-        reopened: list[str] = []
-        tap = Tapped(litter.store, reopen)
-        litter.tried(tap)  # type: ignore[arg-type]
-        assert reopened == [over]
+        store = FaultyStore(litter.store)
+        store.before("delete_many", reopen, key=over)
+        litter.tried(store)
+        assert store.count("delete_many", over) == 1
         assert over in self.copies(litter)
 
 
@@ -841,17 +782,17 @@ class TestMarkers:
         litter.purged_blobs("l")
         litter.store.delete(blob_key(litter.digest("l")))
 
-        def hide(_: int, what: str) -> None:
-            if what == "delete_many":
-                litter.connection.execute(
-                    "INSERT INTO hides (blob_id, run_id, taken, unreferenced_since)"
-                    " SELECT id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
-                    (litter.digest("l"),),
-                )
+        def hide() -> None:
+            litter.connection.execute(
+                "INSERT INTO hides (blob_id, run_id, taken, unreferenced_since)"
+                " SELECT id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
+                (litter.digest("l"),),
+            )
 
-        with_links = litter.ages
-        litter.ages = with_links._replace(links=LONG)
-        tapped(litter, hide)
+        litter.ages = litter.ages._replace(links=LONG)
+        store = FaultyStore(litter.store)
+        store.before("delete_many", hide)
+        litter.tried(store)
         assert len(litter.states(blob_key(litter.digest("l")))) == 1
 
 
@@ -868,15 +809,10 @@ def requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_kill_switch_between_two_requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is off no request is sent, and the run says why it ended."""
     prefixes = requests(litter, monkeypatch)
-    sent: list[int] = []
-
-    def off(number: int, what: str) -> None:
-        if what == "deleted":
-            sent.append(number)
-            controls.turn(litter.connection, "enough", on=False)
-
-    run = tapped(litter, off)
-    assert len(sent) == 1
+    store = FaultyStore(litter.store)
+    store.after("delete_many", lambda: controls.turn(litter.connection, "enough", on=False))
+    run = litter.tried(store)
+    assert store.count(ANSWERED) == 1
     assert run.state in {"failed", "done"}
     assert sum(not litter.states(prefix) for prefix in prefixes) == 2
 
@@ -886,9 +822,7 @@ def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, control: st
     """What stops collection just before a request is sent stops that request."""
     prefixes = requests(litter, monkeypatch)
 
-    def stop(_: int, what: str) -> None:
-        if what != "delete_many":
-            return
+    def stop() -> None:
         if control == "switch":
             controls.turn(litter.connection, "enough", on=False)
         elif control == "hold":
@@ -896,7 +830,9 @@ def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, control: st
         else:
             litter.connection.execute("UPDATE jobs SET taken = taken + 1 WHERE state = 'running'")
 
-    tapped(litter, stop)
+    store = FaultyStore(litter.store)
+    store.before("delete_many", stop)
+    litter.tried(store)
     assert all(litter.states(prefix) for prefix in prefixes)
 
 
@@ -915,12 +851,9 @@ def test_a_store_that_is_away_for_a_while(litter: Litter) -> None:
     litter.every = LONG
     prefix = litter.session("r", "one")
 
-    def away(_: int, what: str) -> None:
-        if what == "walk_versions":
-            raise UnavailableError("The object store does not answer.")
-
-    run = tapped(litter, away)
-    assert run.state == "done"
+    store = FaultyStore(litter.store)
+    store.fail("walk_versions")
+    run = litter.collect(store)
     assert (of(run, Kind.UPLOADS)["state"], of(run, Kind.MARKERS)["state"]) == (State.FAILED, State.DONE)
     run = litter.collect()
     assert (of(run, Kind.UPLOADS)["state"], of(run, Kind.MARKERS)["state"]) == (State.DONE, State.NOT_DUE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,8 +12,9 @@ from coordinator.errors import UnavailableError
 from coordinator.gc import hide
 from coordinator.gc.purge import Look, Purger
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import Deleted, ObjectStore, ObjectVersion, Permit, Target, copy_within
+from coordinator.storage.port import ObjectVersion, Permit, Target, copy_within
 from tests.gc.harness import LANDED, Garbage
+from tests.support.store import FaultyStore
 
 
 def show(garbage: Garbage, name: str) -> None:
@@ -94,39 +95,24 @@ def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage)
     assert (run.purged, run.kept, run.progress["shown_by_others"]) == (3, {}, 0)
 
 
-class Between:
-    """A store in which something happens after a delete was asked for, and before it is permitted."""
-
-    def __init__(self, store: ObjectStore, happens: Callable[[], None], times: int) -> None:
-        self._store = store
-        self._happens = happens
-        self._times = times
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        def asked() -> None:
-            for attempt in range(self._times):
-                if attempt == self._times - 1:
-                    self._happens()
-                permit()
-
-        return self._store.delete_many(targets, asked)
-
-
 @pytest.mark.parametrize("times", [1, 2])
 def test_the_look_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, times: int) -> None:
     """What is shown after a request was signed, or before it is sent once more, is still seen."""
     shown: list[str] = []
 
-    def happens() -> None:
-        if not shown:
-            shown.append("l")
-            show(hidden, "l")
+    def deleted(real: Any, targets: Sequence[Target], permit: Permit) -> Any:
+        def permitted() -> None:
+            for attempt in range(times):
+                if attempt == times - 1 and not shown:
+                    shown.append("l")
+                    show(hidden, "l")
+                permit()
 
-    run = hidden.tried(Between(hidden.store, happens, times))  # type: ignore[arg-type]
-    assert run.state == "done"
+        return real(targets, permitted)
+
+    store = FaultyStore(hidden.store)
+    store.instead("delete_many", deleted)
+    hidden.collect(store)
     assert shown
     assert hidden.seen("l")
     assert "purged" not in hidden.ledger("l")

@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from psycopg import OperationalError, sql
@@ -23,11 +22,12 @@ from coordinator.gc import mark_table as table
 from coordinator.kafka.topics import EVENTS
 from coordinator.pods import table as pods
 from coordinator.storage.layout import MARK, blob_key, quarantine_key
-from coordinator.storage.port import Deleted, ObjectNotFoundError, ObjectStore, Permit, Target
+from coordinator.storage.port import ObjectNotFoundError, Target
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_by
 from tests.gc.test_asked_back import ask_back
+from tests.support.store import FaultyStore, away
 
 
 def backup(garbage: Garbage) -> Callable[[], None]:
@@ -241,23 +241,6 @@ def test_what_a_run_gives_back_is_told(garbage: Garbage) -> None:
     assert told(garbage)
 
 
-class Full:
-    """A store that takes no mark, the first time."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self.refuses = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def put(self, key: str, body: bytes) -> None:
-        if key == MARK and self.refuses:
-            self.refuses = False
-            raise UnavailableError("The object store takes nothing.")
-        self._store.put(key, body)
-
-
 def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
     """A bucket that could not be told of a restore is told by the next round."""
     garbage.delete_bound = LANDED
@@ -265,7 +248,8 @@ def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
     garbage.forget("m")
     garbage.collect()
     garbage.tell("other", "l")
-    store: Any = Full(garbage.store)
+    store = FaultyStore(garbage.store)
+    store.fail("put", key=MARK, nth=1)
     with garbage.parts(store) as (_, __, restorer):
         with pytest.raises(UnavailableError):
             restorer.round()
@@ -275,27 +259,6 @@ def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
     assert told(garbage)
 
 
-class Late:
-    """A store that does not answer the first write of the mark, and does it later: `land`."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self._body: bytes | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def put(self, key: str, body: bytes) -> None:
-        if key == MARK and self._body is None:
-            self._body = body
-            raise UnavailableError("The object store does not answer.")
-        self._store.put(key, body)
-
-    def land(self) -> None:
-        assert self._body is not None
-        self._store.put(MARK, self._body)
-
-
 def test_a_mark_that_lands_late(garbage: Garbage) -> None:
     """A write whose result was not known lands after later ones: no false alarm, and the next write puts it right."""
     garbage.delete_bound = LANDED
@@ -303,18 +266,24 @@ def test_a_mark_that_lands_late(garbage: Garbage) -> None:
     garbage.forget("m")
     garbage.collect()
     garbage.tell("other", "l")
-    late: Any = Late(garbage.store)
-    with garbage.parts(late) as (_, __, restorer), pytest.raises(UnavailableError):
-        restorer.round()
+    store, late = FaultyStore(garbage.store), list[bytes]()
+
+    def unanswered(_: object, __: str, body: bytes) -> None:
+        late.append(body)
+        away()
+
+    store.instead("put", unanswered, key=MARK, nth=1)
+    with pytest.raises(UnavailableError):
+        garbage.restore(store)
     garbage.collect()
-    late.land()
+    garbage.store.put(MARK, late[0])
     assert not told(garbage)
     garbage.collect()
     assert told(garbage)
     garbage.connection.execute("UPDATE gc_mark SET writing_since = writing_since - interval '2 hours'")
     garbage.collect()
     assert garbage.rows("SELECT written = epoch, writing_since FROM gc_mark") == [(True, None)]
-    late.land()
+    garbage.store.put(MARK, late[0])
     refused(garbage, "The bucket is older")
 
 
@@ -452,26 +421,12 @@ def test_a_job_on_another_instance(garbage: Garbage) -> None:
     """A run that survives a failover does nothing on the new primary, though that has a job with its id."""
     garbage.pushed("m", "l")
     garbage.forget("m")
-    store: Any = Promoted(garbage)
+    store = FaultyStore(garbage.store)
+    promote = "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql AS $$ SELECT '1/2/3/4' $$"
+    store.before("delete_many", lambda: garbage.connection.execute(promote))
     run = garbage.tried(store)
     assert run.state == "running"
     assert garbage.seen("l")
-
-
-class Promoted:
-    """A store that has the database fail over before the first delete is permitted."""
-
-    def __init__(self, garbage: Garbage) -> None:
-        self._garbage = garbage
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._garbage.store, name)
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        self._garbage.connection.execute(
-            "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql AS $$ SELECT '1/2/3/4' $$"
-        )
-        return self._garbage.store.delete_many(targets, permit)
 
 
 def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:

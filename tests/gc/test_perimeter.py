@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from coordinator.storage.layout import REPOSITORIES, layer_link_key, revision_li
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import NO_TIMES, Garbage
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import FaultyStore
 
 HOUR = timedelta(hours=1)
 
@@ -128,16 +129,14 @@ def test_a_purge_that_an_earlier_run_began(left: Garbage, monkeypatch: pytest.Mo
     assert (left.hide_of("l") is not None) is there
 
 
-def test_a_store_that_does_not_answer(left: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer(left: Garbage) -> None:
     """Without a listing a run ends with the store's error, and the last listing stays as it was."""
     left.collect()
     known = unowned_table.read(left.connection)
 
-    def away(_: str) -> Iterator[str]:
-        raise UnavailableError("The object store does not answer.")
-
-    monkeypatch.setattr(left.store, "folders", away)
-    run = left.tried()
+    store = FaultyStore(left.store)
+    store.fail("folders")
+    run = left.tried(store)
     assert run.state == "failed"
     assert "does not answer" in str(run.error)
     assert unowned_table.read(left.connection) == known
@@ -218,13 +217,8 @@ def test_an_empty_root(store: ObjectStore) -> None:
 
 def test_a_folder_that_has_lost_its_last_key() -> None:
     """A folder that the store still gives, and that holds nothing, is no repository."""
-
-    class Lingering(MemoryObjectStore):
-        def folders(self, prefix: str) -> Iterator[str]:
-            yield from super().folders(prefix)
-            yield f"{REPOSITORIES}gone/"
-
-    store = Lingering()
+    store = FaultyStore(MemoryObjectStore())
+    store.instead("folders", lambda real, prefix: chain(real(prefix), [f"{REPOSITORIES}gone/"]))
     store.put(layer_link_key(RepositoryName("x/app"), DIGEST), b"link")
     assert seen(store, "a") == ["x"]
 

@@ -1,25 +1,18 @@
 """A blob's way through garbage collection, on every kind of store: hidden, restored, hidden again, purged."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import ConflictError, UnavailableError
-from coordinator.gc import collect, hide, restore
+from coordinator.gc import collect, restore
 from coordinator.gc.purge import LOOKS
 from coordinator.gc.table import REFERRERS_LIMIT
 from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
-from coordinator.storage.port import (
-    Deleted,
-    ObjectStore,
-    ObjectVersion,
-    Permit,
-    Target,
-    copy_within,
-)
+from coordinator.storage.port import Target
 from tests.gc.harness import Garbage
+from tests.support.store import FaultyStore
 
 
 def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> None:
@@ -72,25 +65,19 @@ def test_others_do_not_crowd_out_what_can_be_looked_at(garbage: Garbage) -> None
 
 
 @pytest.mark.parametrize("error", [UnavailableError("It cannot be read."), ConflictError("It is another one by now.")])
-def test_one_that_cannot_be_copied_keeps_no_other(
-    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_one_that_cannot_be_copied_keeps_no_other(garbage: Garbage, error: Exception) -> None:
     """While the store answers, a blob that cannot be copied away stays, and is served; all others are hidden."""
     garbage.pushed("m", "l0", "l1", "l2")
     garbage.forget("m")
 
-    def copied(store: ObjectStore, source: str, key: str) -> None:
-        if source == blob_key(garbage.digest("l1")):
-            raise error
-        copy_within(store, source, key)
-
-    monkeypatch.setattr(hide, "copy_within", copied)
+    store = FaultyStore(garbage.store)
+    store.fail("copy_from", key=blob_key(garbage.digest("l1")), error=error)
     copies = not garbage.store.keeps_versions()
-    run = garbage.collect()
+    run = garbage.collect(store)
     assert (run.hidden, run.progress["left"]) == ((3, 1) if copies else (4, 0))
     assert garbage.seen("l1") is copies
     assert not any(garbage.seen(name) for name in ("m", "l0", "l2"))
-    garbage.collect()
+    garbage.collect(store)
     assert garbage.ledger("l1")[:2] == (["hide", "undone"] if copies else ["hide", "hidden"])
 
 
@@ -120,17 +107,10 @@ def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage, monkeypatc
     garbage.collect()
     garbage.tell("other", *names)
     first = min(names, key=lambda name: garbage.hide_of(name).blob)  # type: ignore[union-attr]
-    versions = garbage.store.versions
-
-    def failing(key: str, *more: int) -> Sequence[ObjectVersion]:
-        if key == blob_key(garbage.digest(first)):
-            raise KeyError("What nobody expects of a store.")
-        return versions(key, *more)
-
-    monkeypatch.setattr(garbage.store, "versions", failing)
-    garbage.restore()
+    store = FaultyStore(garbage.store)
+    store.fail("versions", key=blob_key(garbage.digest(first)), error=KeyError("What nobody expects of a store."))
+    garbage.restore(store)
     assert [name for name in names if not garbage.seen(name)] == [first]
-    monkeypatch.undo()
     garbage.restore()
     assert garbage.state(first) is BlobState.LIVE
 
@@ -145,15 +125,9 @@ def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage, monkeypa
     garbage.collect()
     garbage.tell("m", "l")
     garbage.forget("m")
-    versions = garbage.store.versions
-
-    def refusing(key: str, *more: int) -> Sequence[ObjectVersion]:
-        if key == blob_key(garbage.digest("l")):
-            raise UnavailableError("It refuses this one.")
-        return versions(key, *more)
-
-    monkeypatch.setattr(garbage.store, "versions", refusing)
-    garbage.collect()
+    store = FaultyStore(garbage.store)
+    store.fail("versions", key=blob_key(garbage.digest("l")))
+    garbage.collect(store)
     assert garbage.state("k") is BlobState.PURGED
     assert garbage.state("l") is BlobState.HIDDEN
 
@@ -242,29 +216,9 @@ def test_a_dry_run_is_the_plan(garbage: Garbage) -> None:
     assert planned.freed == done.freed
 
 
-class Skips:
-    """A store that says of every third object that is to be purged that it deleted it, and keeps it."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        kept = {
-            each
-            for number, each in enumerate(targets)
-            if number % 3 == 0 and (each.version is not None or each.key.startswith(QUARANTINE))
-        }
-        done = dict(
-            zip(
-                [each for each in targets if each not in kept],
-                self._store.delete_many([each for each in targets if each not in kept], permit),
-                strict=True,
-            )
-        )
-        return [done.get(each, Deleted(each)) for each in targets]
+def is_purged(target: Target) -> bool:
+    """Is this a request for bytes that a hide concealed?"""
+    return target.version is not None or target.key.startswith(QUARANTINE)
 
 
 def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
@@ -273,33 +227,14 @@ def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
     garbage.pushed("m", *layers)
     garbage.forget("m")
     assert garbage.collect().hidden == len(layers) + 1
-    run = garbage.tried(Skips(garbage.store))  # type: ignore[arg-type]
+    store = FaultyStore(garbage.store)
+    store.withhold(lambda targets: [each for each in targets[::3] if is_purged(each)])
+    run = garbage.tried(store)
     kept = [name for name in ("m", *layers) if garbage.state(name) is BlobState.PURGING]
     assert len(kept) == (len(layers) + 3) // 3
     assert run.purged == len(layers) + 1 - len(kept)
     assert run.freed == sum(len(garbage.body(name)) for name in ("m", *layers) if name not in kept)
     assert garbage.collect().purged == len(kept)
-
-
-class Later(Skips):
-    """A store that says of one version that it deleted it, and does so when the test says."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        super().__init__(store)
-        self.late: Target | None = None
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        if self.late is not None or targets[0].version is None or targets[0].key.startswith(QUARANTINE):
-            return self._store.delete_many(targets, permit)
-        # Not among those at which a purge looks.
-        self.late = targets[1]
-        now = [each for each in targets if each != self.late]
-        done = dict(zip(now, self._store.delete_many(now, permit), strict=True))
-        return [done.get(each, Deleted(each)) for each in targets]
-
-    def land(self) -> None:
-        assert self.late is not None
-        self._store.delete_many([self.late], lambda: None)
 
 
 def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
@@ -308,10 +243,15 @@ def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
     garbage.pushed("m", *layers)
     garbage.forget("m")
     garbage.collect()
-    store = Later(garbage.store)
-    garbage.tried(store)  # type: ignore[arg-type]
-    assert (store.late is not None) == garbage.store.keeps_versions()
+    store = FaultyStore(garbage.store)
+
+    def late(targets: Sequence[Target]) -> Sequence[Target]:
+        # Not among those at which a purge looks.
+        return [] if store.in_flight or targets[0].version is None else targets[1:2]
+
+    store.withhold(late)
+    garbage.tried(store)
+    assert bool(store.in_flight) == garbage.store.keeps_versions()
     assert not any(garbage.seen(name) for name in layers)
-    if store.late is not None:
-        store.land()
+    store.land()
     assert not any(garbage.seen(name) for name in layers)

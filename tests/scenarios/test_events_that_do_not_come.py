@@ -23,6 +23,7 @@ from tests.registries.harness import Registry
 from tests.scenarios.harness import HOUR, Once, Stage
 from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import ANSWERED
 from tests.support.wait import eventually
 
 ENDS: dict[str, Callable[[Registry], None]] = {"SIGKILL": Registry.kill, "SIGTERM": Registry.terminate}
@@ -91,7 +92,7 @@ def test_scenario_25_events_that_wait(stage: Stage, here: str) -> None:
 
 
 @pytest.mark.registry
-@pytest.mark.parametrize("moment", ["delete_many", "deleted"])
+@pytest.mark.parametrize("moment", ["delete_many", ANSWERED])
 def test_scenario_25_a_worker_ends_in_mid_collection(stage: Stage, here: str, moment: str) -> None:
     """Partitions moved while garbage was collected, and what nobody had applied was taken for unreferenced; here
     nothing is purged before the next owner has applied it, and what was hidden meanwhile comes back.

@@ -15,6 +15,7 @@ from coordinator.registry.client import RegistryError
 from coordinator.registry.images import Image, make_image, make_layer
 from tests.registries.s3_proxy import Call, held
 from tests.scenarios.harness import HOUR, Once, Stage
+from tests.support.store import SEND
 from tests.support.wait import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.registry
@@ -51,7 +52,7 @@ def test_scenario_01_collection_while_only_the_layers_are_there(stage: Stage, he
     assert client.pull_image(app, "v1").digest == image.digest
 
 
-@pytest.mark.parametrize("moment", ["head", "delete_many", "permitted"])
+@pytest.mark.parametrize("moment", ["head", "delete_many", SEND])
 def test_scenario_02_referenced_again_while_a_collection_decides(stage: Stage, here: str, moment: str) -> None:
     """What was marked as garbage was referenced again before it was swept; here the last look is the permit of the
     delete itself, and what comes between that and the delete restores.

@@ -9,6 +9,7 @@ Without a script it passes the contract tests of the store that it is around.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -39,14 +40,19 @@ def away() -> None:
     raise UnavailableError("The object store does not answer: try again.")
 
 
-class _Rule:
-    """What happens at a moment, if its key has `key` in it: each time, or the nth time only."""
+def since(nth: int) -> range:
+    """The nth time and every later one."""
+    return range(nth, sys.maxsize)
 
-    def __init__(self, moment: str, act: Callable[..., Any], key: str, nth: int | None) -> None:
+
+class _Rule:
+    """What happens at a moment, if its key has `key` in it: each time, the nth time only, or those of a range."""
+
+    def __init__(self, moment: str, act: Callable[..., Any], key: str, nth: int | range | None) -> None:
         self.moment = moment
         self.act = act
         self._key = key
-        self._nth = nth
+        self._nth = range(nth, nth + 1) if isinstance(nth, int) else nth
         self._seen = 0
 
     def applies(self, moment: str, key: str) -> bool:
@@ -54,7 +60,7 @@ class _Rule:
         if not is_meant or self._key not in key:
             return False
         self._seen += 1
-        return self._nth in {None, self._seen}
+        return self._nth is None or self._seen in self._nth
 
 
 class FaultyStore(_Store):
@@ -71,11 +77,11 @@ class FaultyStore(_Store):
 
     # The script
 
-    def before(self, moment: str, act: Callable[[], object], *, key: str = "", nth: int | None = None) -> None:
+    def before(self, moment: str, act: Callable[[], object], *, key: str = "", nth: int | range | None = None) -> None:
         """Do something at a moment."""
         self._before.append(_Rule(moment, act, key, nth))
 
-    def after(self, method: str, act: Callable[[], object], *, key: str = "", nth: int | None = None) -> None:
+    def after(self, method: str, act: Callable[[], object], *, key: str = "", nth: int | range | None = None) -> None:
         """Do something once a call is done: of a listing when it has ended, of an open object when it is closed."""
         self._after.append(_Rule(method, act, key, nth))
 
@@ -84,7 +90,7 @@ class FaultyStore(_Store):
         moment: str = ANY,
         *,
         key: str = "",
-        nth: int | None = None,
+        nth: int | range | None = None,
         done: bool = False,
         error: BaseException | None = None,
     ) -> None:
@@ -97,11 +103,11 @@ class FaultyStore(_Store):
 
         (self.after if done else self.before)(moment, refuse, key=key, nth=nth)
 
-    def instead(self, method: str, do: Instead, *, key: str = "", nth: int | None = None) -> None:
+    def instead(self, method: str, do: Instead, *, key: str = "", nth: int | range | None = None) -> None:
         """Answer by `do(real, *arguments)`, where `real` is the method of the store itself."""
         self._instead.append(_Rule(method, do, key, nth))
 
-    def lose(self, *, nth: int | None = None, error: BaseException | None = None) -> None:
+    def lose(self, *, nth: int | range | None = None, error: BaseException | None = None) -> None:
         """Send requests for deletes and lose their answers: they `land` later."""
 
         def sent(_: Any, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
@@ -111,7 +117,7 @@ class FaultyStore(_Store):
 
         self.instead("delete_many", sent, nth=nth)
 
-    def send_again(self, between: Callable[[], object], *, nth: int | None = 1) -> None:
+    def send_again(self, between: Callable[[], object], *, nth: int | range | None = 1) -> None:
         """Send a request for deletes, lose its answer, and send it again, as clients of S3 do; the first may `land`."""
 
         def sent(real: Any, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
@@ -146,8 +152,12 @@ class FaultyStore(_Store):
 
     # What happened
 
+    def keys(self, moment: str) -> Sequence[str]:
+        """The key of each call so far, in order."""
+        return [key for what, key in self.calls if what == moment]
+
     def count(self, moment: str, key: str = "") -> int:
-        return sum(what == moment and key in keys for what, keys in self.calls)
+        return sum(key in each for each in self.keys(moment))
 
     def land(self) -> None:
         """Carry out the requests that are in flight."""
