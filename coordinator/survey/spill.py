@@ -1,8 +1,8 @@
 """Keep records that are too many for memory on disk, in buckets by the first byte of a digest.
 
 All buckets of a spill share one unnamed file: it is gone however the process ends, and takes one file handle. A writer
-gathers CHUNK_BYTES for a bucket before it writes them, so it uses at most 1 MiB. The positions of each bucket's chunks
-are kept in memory, a thousandth of what is on disk.
+gathers `chunk_bytes` for a bucket before it writes them, so it uses at most 1 MiB. The positions of each bucket's
+chunks are kept in memory, a thousandth of what is on disk.
 Not here: what the records mean (survey.py).
 """
 
@@ -24,8 +24,9 @@ CHUNK_BYTES = 4096
 class Spill:
     """Records of one length. Several writers may write at once; read only after all of them are closed."""
 
-    def __init__(self, record_bytes: int, directory: Path | None = None) -> None:
+    def __init__(self, record_bytes: int, directory: Path | None = None, chunk_bytes: int = CHUNK_BYTES) -> None:
         self.record_bytes = record_bytes
+        self.chunk_bytes = chunk_bytes
         self._directory = directory
         try:
             self._file = tempfile.TemporaryFile(buffering=0, dir=directory)  # noqa: SIM115 - closed by the block
@@ -78,7 +79,7 @@ class Writer:
         self._spill = spill
         self.buffers = [bytearray() for _ in range(BUCKETS)]
         #: The length at which a buffer is to be flushed.
-        self.full = CHUNK_BYTES - CHUNK_BYTES % spill.record_bytes
+        self.full = spill.chunk_bytes - spill.chunk_bytes % spill.record_bytes
 
     def flush(self, bucket: int) -> None:
         buffer = self.buffers[bucket]

@@ -34,7 +34,7 @@ from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import UsageError
 from coordinator.storage.layout import BASE, BLOBS, REPOSITORIES
 from coordinator.storage.port import ObjectInfo, ObjectReader
-from coordinator.survey.spill import BUCKETS, Spill, Writer
+from coordinator.survey.spill import BUCKETS, CHUNK_BYTES, Spill, Writer
 from coordinator.survey.tree import require_tree
 
 #: For a link or a blob, with its share of the repositories' records.
@@ -139,7 +139,12 @@ class Survey(NamedTuple):
 
 
 def survey(
-    roots: Sequence[Root], *, top: int = TOP, directory: Path | None = None, progress: Progress = lambda keys: None
+    roots: Sequence[Root],
+    *,
+    top: int = TOP,
+    directory: Path | None = None,
+    progress: Progress = lambda keys: None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Survey:
     """List all roots and count. Several threads call `progress` with the number of keys listed so far.
 
@@ -152,7 +157,8 @@ def survey(
         require_tree(root.store, root.url)
     with ExitStack() as stack:
         links, blobs, repositories = (
-            stack.enter_context(Spill(size, directory)) for size in (_LINK_BYTES, _BLOB.size, _REPOSITORY.size)
+            stack.enter_context(Spill(size, directory, chunk_bytes))
+            for size in (_LINK_BYTES, _BLOB.size, _REPOSITORY.size)
         )
         listings: list[_Listing[Any]] = [
             *(_Links(number, root, links, repositories) for number, root in enumerate(roots)),

@@ -11,7 +11,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from coordinator.audit.audit import Ages, Audit, Report
+from coordinator.audit.audit import PRODUCTION, Ages, Audit, Report, Sizes
 from coordinator.db.connection import Connections
 from coordinator.db.locks import FACTS_LOCK
 from coordinator.domain.facts import Fact, Removed
@@ -110,11 +110,13 @@ class World(Table):
         assert row is not None
         return not row[0]
 
-    def audit(self, store: ObjectStore | None = None, ages: Ages = AGES, *, mend: bool = False) -> Report:
+    def audit(
+        self, store: ObjectStore | None = None, ages: Ages = AGES, *, mend: bool = False, sizes: Sizes = PRODUCTION
+    ) -> Report:
         """Run an audit; its looks are at `store`, where that is given."""
         looked_at = store or self.store
         presence = Presence(self.connections, looked_at)
         try:
-            return Audit(self.connections, looked_at, presence, ages, mend=mend).run()
+            return Audit(self.connections, looked_at, presence, ages, mend=mend, sizes=sizes).run()
         finally:
             presence.close()

@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.audit import audit as audit_module
-from coordinator.audit import inventory
-from coordinator.audit.audit import Ages, Audit, Kind, Report
+from coordinator.audit.audit import Ages, Audit, Kind, Report, Sizes
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import ConflictError, UnavailableError
@@ -176,18 +174,15 @@ def test_differences_on_a_real_store(database: str, new_store: NewStore, kind: s
         compare(world, [*KINDS, *KINDS], 1, versioned=kind == "s3-versioned")
 
 
-def test_many_of_a_kind(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_of_a_kind(database: str) -> None:
     """Examples and what waits are bounded; counts are not, however small the steps are in which it goes on."""
-    monkeypatch.setattr(audit_module, "EXAMPLES", 3)
-    monkeypatch.setattr(audit_module, "BATCH", 2)
-    monkeypatch.setattr(inventory, "BLOCK", 2)
-    monkeypatch.setattr(inventory, "BLOCKS_WAITING", 1)
+    sizes = Sizes(batch=2, examples=3, block=2, blocks_waiting=1)
     rnd = random.Random(5)
     with World(database, MemoryObjectStore()) as world:
         for kind, count in (("fine", 30), ("lost", 11), ("orphan", 12)):
             for _ in range(count):
                 make(world, kind, Digest(rnd.randbytes(32)), 5)
-        report = world.audit()
+        report = world.audit(sizes=sizes)
     assert (report.missing.count, report.missing.bytes, len(report.missing.examples)) == (11, 55, 3)
     assert (report.orphans.count, report.orphans.bytes, len(report.orphans.examples)) == (12, 60, 3)
     assert report.objects == 42

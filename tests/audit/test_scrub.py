@@ -1,14 +1,12 @@
 """Reading every byte: what has other bytes is told with what could replace it, and an outage is told as one."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
 import pytest
 
-from coordinator.audit import scrub as scrub_module
-from coordinator.audit.scrub import Content, Rate, Scrub, StoppedError
+from coordinator.audit.scrub import BURST_S, Content, Rate, Scrub, StoppedError
 from coordinator.domain.names import Digest, format_digest, parse_digest
 from coordinator.errors import UnavailableError
 from coordinator.storage.layout import BLOBS, blob_key
@@ -17,6 +15,7 @@ from tests.audit.conftest import NewStore
 from tests.audit.harness import World
 from tests.storage.memory import MemoryObjectStore
 from tests.support.store import FaultyStore, away
+from tests.support.wait import Waits
 
 
 def scrub(world: World, store: ObjectStore | None = None, **how: object) -> Content:
@@ -71,9 +70,8 @@ def test_a_blob_that_is_replaced_while_it_is_read(world: World) -> None:
     assert (content.blobs, store.count("open", world.key("healed"))) == (2, 2)
 
 
-def test_it_goes_on_where_it_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_where_it_stopped(world: World) -> None:
     """A store that goes away ends it with the digest to go on at, and from there each blob is read, none in between."""
-    monkeypatch.setattr("tests.storage.memory.LIST_LIMIT", 3)
     names = [f"b{n}" for n in range(20)]
     world.needed(*names)
     digests = sorted(world.digest(name) for name in names)
@@ -88,8 +86,10 @@ def test_it_goes_on_where_it_stopped(world: World, monkeypatch: pytest.MonkeyPat
         elif name == "check" and next(opened) > 9:
             away()
 
+    store = FaultyStore(world.store, before)
+    store.instead("list", lambda real, prefix, after: real(prefix, after, 3))
     with pytest.raises(UnavailableError, match="--from sha256:") as raised:
-        scrub(world, FaultyStore(world.store, before))
+        scrub(world, store)
     stopped = parse_digest(str(raised.value).rpartition(" ")[2])
     assert stopped > digests[0]
     assert {blob_key(digest) for digest in digests if digest < stopped} <= read
@@ -144,32 +144,19 @@ def test_a_sample_of_more_than_there_are(world: World) -> None:
     assert scrub(world, store, sample=10_000).blobs == 12
 
 
-class Waits(threading.Event):
-    """Takes note of how long somebody would have waited."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waited = 0.0
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waited += timeout or 0.0
-        return self.is_set()
-
-
-def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate() -> None:
     """Over a while no more bytes are let through than the rate allows; without a rate nobody waits."""
     clock = 1000.0
-    monkeypatch.setattr(scrub_module.time, "monotonic", lambda: clock)
     waits, free = Waits(), Waits()
-    limited, unlimited = Rate(1000, waits), Rate(None, free)
+    limited, unlimited = Rate(1000, waits, lambda: clock), Rate(None, free, lambda: clock)
     for _ in range(30):
-        before = waits.waited
+        before = sum(waits.waits)
         limited.take(500)
         unlimited.take(500)
-        clock += waits.waited - before
+        clock += sum(waits.waits) - before
     # The first second's worth may come at once.
-    assert 30 * 0.5 - scrub_module.BURST_S <= clock - 1000.0 <= 30 * 0.5
-    assert free.waited == 0.0
+    assert 30 * 0.5 - BURST_S <= clock - 1000.0 <= 30 * 0.5
+    assert sum(free.waits) == 0.0
     waits.set()
     with pytest.raises(StoppedError):
         limited.take(1)

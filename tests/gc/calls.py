@@ -23,8 +23,6 @@ from coordinator.gc.collect import KIND, Collect
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import table as jobs
 from coordinator.jobs import work as running
-from coordinator.leftovers.links import give_back
-from coordinator.reconcile.presence import Presence
 from coordinator.table import statements
 from tests.gc.harness import Garbage, Run
 from tests.support.store import SEND, FaultyStore
@@ -151,15 +149,10 @@ def job(garbage: Garbage, calls: Told) -> Iterator[tuple[Connections, Collect, R
     """The parts of a process that collects; as `Garbage.parts`, and counted."""
     connections = CountedConnections(garbage.url, calls)
     store = FaultyStore(garbage.store, lambda moment, _: calls(moment))
-    presence = Presence(connections, store)
-    restorer = Restorer(connections, store, presence, delete_bound=garbage.delete_bound, give_links_back=give_back)
-    collect = Collect(connections, store, garbage.facts, restorer, limits=garbage.limits)
     try:
-        yield connections, collect, restorer
+        with garbage.working(connections, connections, store) as (collect, restorer):
+            yield connections, collect, restorer
     finally:
-        collect.close()
-        restorer.close()
-        presence.close()
         connections.close()
 
 

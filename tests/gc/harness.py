@@ -27,6 +27,7 @@ from coordinator.gc import table as gc
 from coordinator.gc.collect import KIND, Collect
 from coordinator.gc.mark_table import Claimed
 from coordinator.gc.restore import Restorer
+from coordinator.gc.sizes import Sizes
 from coordinator.gc.table import Hide
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.kafka.topics import EVENTS
@@ -43,6 +44,8 @@ NO_LIMITS = Limits(100, 1_000_000, Amount(10**9, 10**15))
 #: Long after any delete of a test has landed, and long before.
 LANDED, IN_FLIGHT = timedelta(0), timedelta(hours=1)
 POD = "pod-a"
+#: A run does not pause after a failure.
+SIZES = Sizes(pause_s=0.0)
 
 
 class Run(NamedTuple):
@@ -79,6 +82,9 @@ class Garbage(Table):
         self.store = store
         self.times = NO_TIMES
         self.limits = NO_LIMITS
+        self.sizes = SIZES
+        #: What a restorer takes beside this.
+        self.restores: dict[str, int] = {}
         self.delete_bound = IN_FLIGHT
         #: Called with what is known before it is used.
         self.known: Callable[[Facts], Facts] = lambda facts: facts
@@ -152,17 +158,29 @@ class Garbage(Table):
         connections = Connections(self.url, name="test-gc", prepare=statements.prepare)
         looking = Connections(self.url, name="test-restore")
         store = self.store if store is None else store
-        presence = Presence(looking, store)
-        restorer = Restorer(looking, store, presence, delete_bound=self.delete_bound, give_links_back=give_back)
-        collect = Collect(connections, store, self.facts, restorer, limits=self.limits)
         try:
-            yield connections, collect, restorer
+            with self.working(connections, looking, store) as (collect, restorer):
+                yield connections, collect, restorer
+        finally:
+            looking.close()
+            connections.close()
+
+    @contextmanager
+    def working(
+        self, connections: Connections, looking: Connections, store: ObjectStore
+    ) -> Iterator[tuple[Collect, Restorer]]:
+        """What collects and what restores in a process with these connections."""
+        presence = Presence(looking, store)
+        restorer = Restorer(
+            looking, store, presence, delete_bound=self.delete_bound, give_links_back=give_back, **self.restores
+        )
+        collect = Collect(connections, store, self.facts, restorer, limits=self.limits, sizes=self.sizes)
+        try:
+            yield collect, restorer
         finally:
             collect.close()
             restorer.close()
             presence.close()
-            looking.close()
-            connections.close()
 
     def ask(self, **options: Any) -> int:
         (row,) = self.rows(
@@ -170,10 +188,10 @@ class Garbage(Table):
         )
         return int(row[0])
 
-    def run_waiting(self, store: ObjectStore | None = None) -> None:
+    def run_waiting(self, store: ObjectStore | None = None, stop: threading.Event | None = None) -> None:
         """Do the runs that were asked for."""
         with self.parts(store) as (connections, collect, _):
-            run_waiting_jobs(connections, {KIND: collect}, threading.Event())
+            run_waiting_jobs(connections, {KIND: collect}, stop or threading.Event())
 
     def tried(self, store: ObjectStore | None = None, **options: Any) -> Run:
         number = self.ask(**options)

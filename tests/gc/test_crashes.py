@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import collect, restore
+from coordinator.gc import collect
 from coordinator.jobs import work as running
 from coordinator.storage.layout import blob_key
 from tests.gc.calls import ON_STORES, Calls, DiedError, Once, age, die, job, next_run, run_job
@@ -168,9 +168,9 @@ def test_a_restorer_dies_at_any_call(garbage: Garbage, told: Iterator[History]) 
             tried(sent + 1, Calls(place, die))
 
 
-def test_what_cannot_be_final_yet_keeps_nobody_waiting(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_final_yet_keeps_nobody_waiting(garbage: Garbage) -> None:
     """However many hides wait for the bound of a delete, one round of a restorer serves all that is needed."""
-    monkeypatch.setattr(restore, "ROUND", 2)
+    garbage.restores = {"per_round": 2}
     garbage.delete_bound = IN_FLIGHT
     images = [f"m{number}" for number in range(5)]
     for image in images:

@@ -21,7 +21,7 @@ from coordinator.gc.collect import Collect
 from coordinator.gc.leftovers import Kind, State
 from coordinator.gc.restore import Restorer
 from coordinator.leftovers.run import DeleteLeftovers
-from coordinator.leftovers.sweep import Ages
+from coordinator.leftovers.sweep import PRODUCTION, Ages, Sizes
 from coordinator.pods.prober import known_image
 from coordinator.storage.layout import (
     MARK,
@@ -36,6 +36,7 @@ from coordinator.storage.port import ObjectStore, Target
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, Garbage, Run
 from tests.services.databases import Databases
 from tests.support.store import ANSWERED, SEND, FaultyStore, Observer
+from tests.support.wait import Waits
 
 pytestmark = pytest.mark.lengthy
 
@@ -58,6 +59,7 @@ class Litter(Garbage):
         self.ages = AGELESS
         self.every = timedelta(0)
         self.rate = 0
+        self.swept = PRODUCTION
         self.blobs_only = False
         self.versioned = store.keeps_versions()
         self.links_are("link")
@@ -67,9 +69,13 @@ class Litter(Garbage):
         with super().parts(store) as (connections, _, restorer):
             used = self.store if store is None else store
             ages = self.ages._replace(delete_bound=self.delete_bound)
-            leftovers = DeleteLeftovers(connections, used, ages, every=self.every, probed=PROBED, rate=self.rate)
+            leftovers = DeleteLeftovers(
+                connections, used, ages, every=self.every, probed=PROBED, rate=self.rate, sizes=self.swept
+            )
             also = None if self.blobs_only else leftovers
-            collect = Collect(connections, used, self.facts, restorer, limits=self.limits, leftovers=also)
+            collect = Collect(
+                connections, used, self.facts, restorer, limits=self.limits, leftovers=also, sizes=self.sizes
+            )
             try:
                 yield connections, collect, restorer
             finally:
@@ -254,11 +260,9 @@ def later(litter: Litter, ages: timedelta) -> None:
     litter.known = lambda facts: known(facts)._replace(now=now)
 
 
-def test_a_large_session(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_session(litter: Litter) -> None:
     """A session of more objects than are held in memory, or go into a request, goes as any other."""
-    monkeypatch.setattr("coordinator.leftovers.uploads.BUFFERED", 3)
-    monkeypatch.setattr("coordinator.leftovers.uploads.DELETE_LIMIT", 4)
-    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
+    litter.swept = Sizes(buffered=3, deletes=4)
     bodies = [bytes(size) for size in range(1, 8)]
     prefixes = [litter.session("r", "one", *bodies), litter.ended("r", "two", *bodies)]
     planned, done = litter.collect(dry=True), litter.collect()
@@ -270,9 +274,8 @@ def test_a_large_session(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> Non
 # Uploads in parts
 
 
-def test_uploads_in_parts_that_nobody_ended(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_in_parts_that_nobody_ended(litter: Litter) -> None:
     """They are given up, of registries and of copies, and their bytes counted; whoever goes on with one is told."""
-    monkeypatch.setattr("coordinator.storage.s3.PART_BYTES", 5 << 20)
     keys = [f"{litter.path('r')}_uploads/u/data", quarantine_key(litter.digest("x"), 7), "elsewhere/x"]
 
     def chunks(more: list[str]) -> Iterator[bytes]:
@@ -408,15 +411,13 @@ def test_links_that_stay(litter: Litter, why: str) -> None:
     assert of(run, Kind.LINKS)["count"] == 0
 
 
-def at_any_moment(
-    litter: Litter, monkeypatch: pytest.MonkeyPatch, push: Callable[[str], None], *, seed: int
-) -> list[str]:
+def at_any_moment(litter: Litter, push: Callable[[str], None], *, seed: int, put_back: bool = True) -> list[str]:
     """A run over links of many purged blobs, each of which is pushed at a moment of its own; returns their names.
 
     Of those whose links a request deletes one is pushed before it is permitted, one before it is sent, one after it;
-    the others at any other time.
+    the others at any other time. Without `put_back` the run writes no link.
     """
-    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
+    litter.swept = Sizes(deletes=4)
     random = Random(seed)
     waiting = {litter.link_key("r", name): name for name in (f"l{seed}-{number}" for number in range(32))}
     names = list(waiting.values())
@@ -437,7 +438,10 @@ def at_any_moment(
         if name is not None:
             push(name)
 
-    tapped(litter, observe)
+    store = FaultyStore(litter.store, observe)
+    if not put_back:
+        store.instead("put", lambda *_: None, key="/_layers/")
+    litter.tried(store)
     for name in waiting.values():
         push(name)
     return names
@@ -445,18 +449,17 @@ def at_any_moment(
 
 @VERSIONED
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, seed: int) -> None:
     """Whenever a client pushes the blob through the repository again, its link is there when the run is over.
 
     None has to be put back for that: a delete names the version that it found.
     """
-    monkeypatch.setattr("coordinator.leftovers.links.put_back", lambda *_: None)
 
     def push(name: str) -> None:
         litter.upload(name)
         litter.link("r", name)
 
-    for name in at_any_moment(litter, monkeypatch, push, seed=seed):
+    for name in at_any_moment(litter, push, seed=seed, put_back=False):
         assert litter.linked_there("r", name), name
         assert litter.seen(name), name
     assert not litter.linked_there("r", "counting")
@@ -464,7 +467,7 @@ def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, monkeypatch: 
 
 @VERSIONED
 @pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
-def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, told: bool) -> None:
     """A link by which a manifest was accepted is there in the end, whenever another repository brought the bytes.
 
     Told: a worker's next round gives it back. Untold: the next run does.
@@ -477,7 +480,7 @@ def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, monkeypatch: pyt
         if litter.linked_there("r", name):
             relied.append(name)
 
-    names = at_any_moment(litter, monkeypatch, push, seed=3)
+    names = at_any_moment(litter, push, seed=3)
     if told:
         litter.tell("again", *names)
         litter.restore()
@@ -515,7 +518,7 @@ def test_a_request_that_read_the_link_before(litter: Litter, told: bool) -> None
 
 
 @IN_MEMORY_VERSIONED
-def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter) -> None:
     """Where the store refuses one link that is relied on, those of others are given back; that one stays watched."""
     litter.delete_bound = IN_FLIGHT
     litter.purged_blobs("l0", "l1", "l2")
@@ -525,7 +528,6 @@ def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter, monkeyp
     ((first,),) = litter.rows("SELECT digest FROM gc_unlinks ORDER BY id LIMIT 1")
     store = FaultyStore(litter.store)
     store.fail("put", key=first.hex(), error=UnavailableError("It refuses this one."))
-    monkeypatch.setattr("coordinator.gc.collect.PAUSE_S", 0.0)
     with pytest.raises(UnavailableError, match="refuses this one"):
         litter.restore(store)
     assert litter.unlinks() == 1
@@ -571,9 +573,9 @@ def test_deletes_of_links_are_forgotten(litter: Litter) -> None:
 
 
 @IN_MEMORY_VERSIONED
-def test_links_that_are_watched(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_that_are_watched(litter: Litter) -> None:
     """No more deletes of links are watched at once than workers can look at; the rest is the next run's, at once."""
-    monkeypatch.setattr("coordinator.leftovers.links.OPEN_LIMIT", 3)
+    litter.swept = Sizes(watched_links=3)
     litter.every = LONG
     litter.delete_bound = LANDED
     litter.purged_blobs(*(f"l{number}" for number in range(5)))
@@ -586,9 +588,9 @@ def test_links_that_are_watched(litter: Litter, monkeypatch: pytest.MonkeyPatch)
 
 @IN_MEMORY_VERSIONED
 @pytest.mark.parametrize("what", ["versions", "delete_many", SEND, ANSWERED, "head", "answer lost"])
-def test_a_run_that_dies(litter: Litter, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_a_run_that_dies(litter: Litter, what: str) -> None:
     """Wherever a run ends, the next ones give back what was relied on, and delete the rest."""
-    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
+    litter.swept = Sizes(deletes=4)
     litter.delete_bound = IN_FLIGHT
     names = [f"l{number}" for number in range(8)]
     litter.purged_blobs(*names)
@@ -799,16 +801,15 @@ class TestMarkers:
 # What stops it
 
 
-def requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def requests(litter: Litter) -> list[str]:
     """Sessions that take a request each."""
-    monkeypatch.setattr("coordinator.leftovers.uploads.DELETE_LIMIT", 2)
-    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 2)
+    litter.swept = Sizes(deletes=2)
     return [litter.session("r", f"s{number}") for number in range(6)]
 
 
-def test_the_kill_switch_between_two_requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kill_switch_between_two_requests(litter: Litter) -> None:
     """Once it is off no request is sent, and the run says why it ended."""
-    prefixes = requests(litter, monkeypatch)
+    prefixes = requests(litter)
     store = FaultyStore(litter.store)
     store.after("delete_many", lambda: controls.turn(litter.connection, "enough", on=False))
     run = litter.tried(store)
@@ -818,9 +819,9 @@ def test_the_kill_switch_between_two_requests(litter: Litter, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("control", ["switch", "hold", "lease"])
-def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, control: str) -> None:
+def test_the_permit(litter: Litter, control: str) -> None:
     """What stops collection just before a request is sent stops that request."""
-    prefixes = requests(litter, monkeypatch)
+    prefixes = requests(litter)
 
     def stop() -> None:
         if control == "switch":
@@ -881,11 +882,11 @@ def test_it_is_looked_for_now_and_then(litter: Litter) -> None:
 
 
 @IN_MEMORY_VERSIONED
-def test_the_rate(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate(litter: Litter) -> None:
     """With a rate the run rests after each request for as long as its objects take."""
-    rests: list[float] = []
-    monkeypatch.setattr("coordinator.jobs.work.Work.pause", lambda work, seconds: rests.append(seconds))
+    stop = Waits()
     litter.rate = 2
     litter.session("r", "one", b"1")
-    litter.collect()
-    assert rests == [3 / 2]
+    litter.ask()
+    litter.run_waiting(stop=stop)
+    assert stop.waits == [3 / 2]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.errors import UnavailableError
-from coordinator.gc import hide
-from coordinator.gc.purge import Look, Purger
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import ObjectVersion, Permit, Target, copy_within
+from coordinator.storage.port import ObjectVersion, Target, copy_within
 from tests.gc.harness import LANDED, Garbage
-from tests.support.store import FaultyStore
+from tests.support.store import ASK, FaultyStore
 
 
 def show(garbage: Garbage, name: str) -> None:
@@ -95,43 +92,34 @@ def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage)
     assert (run.purged, run.kept, run.progress["shown_by_others"]) == (3, {}, 0)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_the_look_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, times: int) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_the_look_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, again: bool) -> None:
     """What is shown after a request was signed, or before it is sent once more, is still seen."""
     shown: list[str] = []
 
-    def deleted(real: Any, targets: Sequence[Target], permit: Permit) -> Any:
-        def permitted() -> None:
-            for attempt in range(times):
-                if attempt == times - 1 and not shown:
-                    shown.append("l")
-                    show(hidden, "l")
-                permit()
-
-        return real(targets, permitted)
+    def happens() -> None:
+        shown.append("l")
+        show(hidden, "l")
 
     store = FaultyStore(hidden.store)
-    store.instead("delete_many", deleted)
+    if again:
+        store.send_again(happens)
+    else:
+        store.before(ASK, happens, nth=1)
     hidden.collect(store)
     assert shown
     assert hidden.seen("l")
     assert "purged" not in hidden.ledger("l")
 
 
-def test_one_that_cannot_be_looked_at_keeps_no_other(hidden: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_looked_at_keeps_no_other(hidden: Garbage) -> None:
     """What the store refuses to show waits, and all others are purged."""
-    look = Purger.look
-
-    def refusing(self: Purger, found: Any) -> Look:
-        if found.digest == hidden.digest("l"):
-            raise UnavailableError("It refuses this one.")
-        return look(self, found)
-
-    monkeypatch.setattr(Purger, "look", refusing)
-    run = hidden.collect()
+    store = FaultyStore(hidden.store)
+    for call in ("head", "versions"):
+        store.fail(call, key=blob_key(hidden.digest("l")))
+    run = hidden.collect(store)
     assert (run.purged, run.progress["left"], run.kept) == (2, 1, {})
     assert hidden.state("l") is BlobState.PURGING
-    monkeypatch.undo()
     assert hidden.collect().purged == 1
 
 
@@ -149,11 +137,9 @@ def test_many_versions_go_at_once(garbage: Garbage) -> None:
     assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
 
 
-def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage) -> None:
     """However many versions a blob has, each hide takes as many as it records, until none is left."""
-    monkeypatch.setattr(hide, "BATCH_VERSIONS", 1)
-    monkeypatch.setattr(hide, "VERSIONS_AT_LEAST", 10)
-    monkeypatch.setattr("coordinator.gc.purge.VERSIONS_AT_LEAST", 10)
+    garbage.sizes = replace(garbage.sizes, batch_versions=1, versions_at_least=10)
     garbage.delete_bound = LANDED
     for _ in range(25):
         garbage.upload("l")

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import ConflictError, UnavailableError
-from coordinator.gc import collect, restore
+from coordinator.gc import restore
 from coordinator.gc.purge import LOOKS
 from coordinator.gc.table import REFERRERS_LIMIT
 from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
@@ -98,9 +98,9 @@ def test_a_reference_restores(garbage: Garbage) -> None:
     assert garbage.seen("l")
 
 
-def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage) -> None:
     """Whatever goes wrong with one blob that is needed again, all others are served, now and not when it is mended."""
-    monkeypatch.setattr(restore, "RESTORES_AT_ONCE", 1)
+    garbage.restores = {"at_once": 1}
     names = [f"l{number}" for number in range(20)]
     garbage.pushed("m", *names)
     garbage.forget("m")
@@ -115,9 +115,8 @@ def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage, monkeypatc
     assert garbage.state(first) is BlobState.LIVE
 
 
-def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage) -> None:
     """Where the store refuses what a run is to give back, the rest of what is due is purged all the same."""
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
     garbage.pushed("m", "l")
     garbage.pushed("n", "k")
     garbage.forget("m")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-
-import pytest
+from dataclasses import replace
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import collect
 from coordinator.storage.layout import MARK, REPOSITORIES, blob_key
 from coordinator.storage.port import UnsafeStoreError
 from tests.gc.harness import LANDED, Garbage
@@ -16,12 +14,9 @@ from tests.storage.memory import MemoryObjectStore
 from tests.support.store import SEND, FaultyStore
 
 
-@pytest.fixture(autouse=True)
-def _asked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "FACTS_S", 0.0)
-
-
 def something_to_purge_and_to_hide(garbage: Garbage) -> None:
+    """Facts are read again each time."""
+    garbage.sizes = replace(garbage.sizes, facts_s=0.0)
     garbage.pushed("m")
     garbage.pushed("n")
     garbage.forget("m")
@@ -63,6 +58,7 @@ def test_versioning_is_suspended_while_links_are_looked_for(databases: Databases
         garbage.forget("m")
         # Believed at once, as where nobody can look at links.
         garbage.links_are("link")
+        garbage.sizes = replace(garbage.sizes, facts_s=0.0)
         store = FaultyStore(bucket)
         store.before("head", bucket.suspend, key=REPOSITORIES, nth=1)
         run = garbage.tried(store)
@@ -74,6 +70,7 @@ def test_versioning_is_suspended_while_a_delete_is_sent(databases: Databases) ->
     """No hide relies on a marker called `null`: an upload before versioning is enabled has that name then."""
     bucket = MemoryObjectStore(versioned=True)
     with Garbage(databases.migrated(), bucket) as garbage:
+        garbage.sizes = replace(garbage.sizes, facts_s=0.0)
         garbage.delete_bound = LANDED
         garbage.pushed("m")
         garbage.forget("m")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from coordinator.errors import BaleenError, NotFoundError, UnavailableError, UsageError
 from coordinator.storage.files import FileObjectStore
 from coordinator.storage.port import ObjectInfo
-from coordinator.survey import spill, survey
+from coordinator.survey import survey
 from coordinator.survey.survey import Root, Survey
 from tests.reconcile.trees import (
     BASE,
@@ -127,7 +127,7 @@ def test_a_directory_is_counted_as_a_bucket(tmp_path_factory: pytest.TempPathFac
     assert told(survey.survey(roots, top=3)) == counted_by_hand(given_registries)
 
 
-def test_many_records_of_a_bucket_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_records_of_a_bucket_are_written_out() -> None:
     """Figures do not depend on how much is held before it goes to disk, and little is held."""
     rnd = random.Random(7)
     registry = Registry(
@@ -138,8 +138,7 @@ def test_many_records_of_a_bucket_are_written_out(monkeypatch: pytest.MonkeyPatc
     fill(store, registry)
     wanted = counted_by_hand([registry])
     for size in (64, 200, 4096):
-        monkeypatch.setattr(spill, "CHUNK_BYTES", size)
-        found = survey.survey([Root("root", store)], top=3)
+        found = survey.survey([Root("root", store)], top=3, chunk_bytes=size)
         assert told(found) == wanted
         assert found.disk_bytes <= survey.DISK_BYTES_PER_KEY * found.keys
 

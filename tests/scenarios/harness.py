@@ -55,7 +55,7 @@ from coordinator.storage.port import ObjectStore
 from coordinator.table import expiry, statements
 from tests.doctor.examined import examine_whatever_comes
 from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, THIEF, Store
-from tests.gc.harness import NO_LIMITS, Run
+from tests.gc.harness import NO_LIMITS, SIZES, Run
 from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry
 from tests.registries.proxy import WebhookProxy
 from tests.registries.s3_proxy import S3Proxy
@@ -403,7 +403,8 @@ class Stage(Baleen):
     def _collector(self, settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[Collect]:
         presence = Presence(connections, store)
         restorer = Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=give_back)
-        collector = Collect(connections, store, bootstrap.collection_facts(settings), restorer, limits=NO_LIMITS)
+        facts = bootstrap.collection_facts(settings)
+        collector = Collect(connections, store, facts, restorer, limits=NO_LIMITS, sizes=SIZES)
         try:
             yield collector
         finally:

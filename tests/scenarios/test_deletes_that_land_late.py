@@ -11,7 +11,6 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.errors import UnavailableError
-from coordinator.gc import collect
 from coordinator.registry.images import make_image, make_layer
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import blob_key
@@ -22,12 +21,6 @@ from tests.services.databases import Databases
 from tests.storage.conftest import VERSIONED, MakeS3
 from tests.support.store import ANSWERED, SEND, FaultyStore
 from tests.support.wait import eventually
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collection does not wait for a store that is away."""
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
 
 
 @pytest.mark.registry

@@ -37,8 +37,7 @@ NONE_LISTED = Answer(
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job does not wait long for a store that is away."""
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+    """A reconcile does not wait long for a store that is away."""
     monkeypatch.setattr(reconcile, "FIRST_PAUSE_S", 0.01)
 
 

@@ -28,6 +28,8 @@ def connect_s3(embedded_stack: StackEndpoints) -> MakeS3:
             "endpoint_url": embedded_stack.s3_endpoint_url,
             "access_key": embedded_stack.s3_access_key,
             "secret_key": embedded_stack.s3_secret_key,
+            # The least that S3 permits.
+            "part_bytes": 5 << 20,
         }
         return S3ObjectStore(**(right | changes))
 

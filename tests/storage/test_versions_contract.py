@@ -95,7 +95,6 @@ class TestVersions:
 
     def test_unfinished_uploads(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
         """An upload in parts is told from its beginning to its end, under its key and the beginnings of that."""
-        monkeypatch.setattr("coordinator.storage.s3.PART_BYTES", 5 << 20)
         monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 2)
         seen: dict[str, list[str]] = {}
 
@@ -177,9 +176,8 @@ class TestVersions:
         assert seen == expected
         assert list(store.walk_versions("g/")) == []
 
-    def test_an_upload_is_given_up(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_upload_is_given_up(self, store: ObjectStore) -> None:
         """By permit, exactly that one, and nothing is left of it; again, or once it is complete, is no error."""
-        monkeypatch.setattr("coordinator.storage.s3.PART_BYTES", 5 << 20)
         begun: list[Unfinished] = []
 
         def chunks(*, give_up: bool) -> Iterator[bytes]:

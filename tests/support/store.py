@@ -3,7 +3,8 @@
 Route: `FaultyStore(store)` -> `before`, `after`, `fail`, `instead`, `lose`, … script it -> the code under test calls it
 -> `calls` and `count` show what was called, and `land` delivers requests that were sent and not answered.
 A moment is a method's name: the call is about to be made. `delete_many` has two more: SEND, after each permit and
-before the request is sent, and ANSWERED. To make a call hang, wait for an event: `store.before("head", event.wait)`.
+before the request is sent, and ANSWERED; a script may also act at ASK, before each permit. To make a call hang, wait
+for an event: `store.before("head", event.wait)`.
 Without a script it passes the contract tests of the store that it is around.
 """
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 else:
     _Store = object
 
-SEND, ANSWERED = "send", "answered"
+ASK, SEND, ANSWERED = "ask", "send", "answered"
 #: Any call, whatever its method.
 ANY = ""
 
@@ -56,7 +57,7 @@ class _Rule:
         self._seen = 0
 
     def applies(self, moment: str, key: str) -> bool:
-        is_meant = moment == self.moment or (self.moment == ANY and moment not in {SEND, ANSWERED})
+        is_meant = moment == self.moment or (self.moment == ANY and moment not in {ASK, SEND, ANSWERED})
         if not is_meant or self._key not in key:
             return False
         self._seen += 1
@@ -186,6 +187,7 @@ class FaultyStore(_Store):
 
     def _send(self, key: str, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
         def permitted() -> None:
+            self._act(self._before, ASK, key)
             permit()
             self._reach(SEND, key)
 
@@ -197,7 +199,10 @@ class FaultyStore(_Store):
         with self._lock:
             self.calls.append((moment, key))
         self._observe(moment, key)
-        for rule in self._applying(self._before, moment, key):
+        self._act(self._before, moment, key)
+
+    def _act(self, rules: Sequence[_Rule], moment: str, key: str) -> None:
+        for rule in self._applying(rules, moment, key):
             rule.act()
 
     def _applying(self, rules: Sequence[_Rule], moment: str, key: str) -> Sequence[_Rule]:
