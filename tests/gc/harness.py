@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -110,17 +110,23 @@ class Garbage(Table):
 
     def tell(self, manifest: str, *layers: str) -> None:
         """The event of a push is applied."""
-        self._second += 1
-        self.apply(self.push("r", manifest, layers, self._second))
+        self.tell_all((manifest, *layers))
+
+    def tell_all(self, *images: Sequence[str]) -> None:
+        """The events of pushes are applied, together; of each image the manifest comes first."""
+        self.apply(*(self.push("r", manifest, layers, self._next()) for manifest, *layers in images))
 
     def pushed(self, manifest: str, *layers: str) -> None:
         self.upload(manifest, *layers)
         self.tell(manifest, *layers)
 
-    def forget(self, manifest: str) -> None:
-        """The event of a delete is applied."""
+    def forget(self, *manifests: str) -> None:
+        """The events of deletes are applied, together."""
+        self.apply(*(self.removed("r", manifest, self._next()) for manifest in manifests))
+
+    def _next(self) -> int:
         self._second += 1
-        self.apply(self.removed("r", manifest, self._second))
+        return self._second
 
     # What is seen
 

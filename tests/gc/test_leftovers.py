@@ -82,10 +82,10 @@ class Litter(Garbage):
                 collect.close()
                 leftovers.close()
 
-    def forget(self, manifest: str) -> None:
+    def forget(self, *manifests: str) -> None:
         """Believed at once, as where nobody can look at links."""
         self.links_are("relay")
-        super().forget(manifest)
+        super().forget(*manifests)
         self.links_are("link")
 
     # What registries leave
