@@ -120,6 +120,15 @@ class Garbage(Table):
         self.upload(manifest, *layers)
         self.tell(manifest, *layers)
 
+    def unneeded(self, manifest: str, *layers: str) -> None:
+        """An image was pushed, and its manifest deleted."""
+        self.pushed(manifest, *layers)
+        self.forget(manifest)
+
+    def hidden(self, manifest: str, *layers: str) -> None:
+        """An image that was unneeded, and that a collection has hidden since."""
+        self.hidden(manifest, *layers)
+
     def forget(self, *manifests: str) -> None:
         """The events of deletes are applied, together."""
         self.apply(*(self.removed("r", manifest, self._next()) for manifest in manifests))

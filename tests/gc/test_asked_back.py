@@ -26,9 +26,7 @@ def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
 
 def test_it_is_served_again(garbage: Garbage) -> None:
     """A hidden blob that is asked back has its bytes where they were, by the next round of a worker."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     assert ask_back(garbage, "l") is BlobState.HIDDEN
     assert not garbage.seen("l")
     assert garbage.restore() == 1
@@ -44,9 +42,7 @@ def test_it_is_served_again(garbage: Garbage) -> None:
 @pytest.mark.parametrize("pin", [True, False])
 def test_just_before_it_is_deleted(garbage: Garbage, pin: bool) -> None:
     """Asked back when its purge had begun, and no delete was sent yet, a blob has its bytes again, pinned or not."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     states: list[BlobState] = []
     store = FaultyStore(garbage.store)
     store.before(ASK, lambda: states.append(ask_back(garbage, "l", pin=pin)), nth=1)
@@ -61,8 +57,7 @@ def test_just_before_it_is_deleted(garbage: Garbage, pin: bool) -> None:
 @pytest.mark.parametrize("pin", [True, False])
 def test_just_before_it_is_hidden(garbage: Garbage, pin: bool) -> None:
     """Asked back when its hide was intended, a blob is not hidden, and its hide is undone, pinned or not."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     states: list[BlobState] = []
     store = FaultyStore(garbage.store)
     store.before(ASK, lambda: states.append(ask_back(garbage, "l", pin=pin)), nth=1)
@@ -78,8 +73,7 @@ def test_what_waits_holds_up_nobody(garbage: Garbage) -> None:
     """Hides that cannot be over yet, however many, do not keep those behind them from being restored."""
     garbage.restores = {"per_round": 1}
     for number in range(3):
-        garbage.pushed(f"m{number}", f"l{number}")
-        garbage.forget(f"m{number}")
+        garbage.unneeded(f"m{number}", f"l{number}")
     garbage.collect()
     garbage.connection.execute(
         "UPDATE hides SET purging_at = now(), permitted_at = now() WHERE blob_id IN (SELECT id FROM blobs ORDER BY id"
@@ -99,9 +93,7 @@ def test_what_waits_holds_up_nobody(garbage: Garbage) -> None:
 
 def test_a_pinned_one_holds_up_no_purge(garbage: Garbage) -> None:
     """A blob that was pinned when a job had begun to purge it stays, and what was begun with it is ended."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.connection.execute("UPDATE hides SET purging_at = now(), run_id = 0")
     garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.PURGING, BlobState.HIDDEN))
     controls.pin(garbage.connection, garbage.digest("l"), "a test")
@@ -136,13 +128,9 @@ def test_there_are_no_bytes(garbage: Garbage, needed: bool) -> None:
 
 def test_bytes_that_are_nowhere_hold_up_nobody(garbage: Garbage) -> None:
     """What was purged and is needed without bytes, where nothing else is, keeps nothing else from being restored."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.hidden("m", "l")
     garbage.collect()
-    garbage.collect()
-    garbage.pushed("other", "o")
-    garbage.forget("other")
-    garbage.collect()
+    garbage.hidden("other", "o")
     garbage.tell("again", "l")
     garbage.links_are("link")
     ask_back(garbage, "o", pin=False)

@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from coordinator import bootstrap
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc.collect import KIND
@@ -11,7 +13,7 @@ from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
-from tests.storage.conftest import MakeS3
+from tests.storage.conftest import VERSIONED, MakeS3
 
 
 def settings_of(garbage: Garbage, store: S3ObjectStore, stack: StackEndpoints) -> dict[str, str]:
@@ -28,18 +30,21 @@ def settings_of(garbage: Garbage, store: S3ObjectStore, stack: StackEndpoints) -
     }
 
 
-def test_a_workers_restorer(connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints) -> None:
-    """The restorer of a worker gives back what is needed again."""
-    store = connect_s3()
+@pytest.mark.parametrize("bucket", [None, VERSIONED], ids=["s3", "s3-versioned"])
+@pytest.mark.usefixtures("buckets")
+def test_a_workers_restorer(
+    connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints, bucket: str | None
+) -> None:
+    """The restorer of a worker gives back what is needed again, and its hide is over."""
+    store = connect_s3(bucket=bucket or embedded_stack.s3_bucket)
     with Garbage(databases.migrated(), store) as garbage:
-        garbage.pushed("m", "l")
-        garbage.forget("m")
-        garbage.collect()
+        garbage.hidden("m", "l")
         garbage.tell("other", "l")
         settings = build(settings_of(garbage, store, embedded_stack))
         with bootstrap.restorer(settings, name="test-restorer") as restorer:
             assert restorer.round() == 1
         assert garbage.state("l") is BlobState.LIVE
+        assert garbage.hide_of("l") is None
         assert garbage.seen("l")
 
 
@@ -47,9 +52,7 @@ def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embed
     """The collection of a scheduler undoes what a job left, and is held by pods of which nothing is known."""
     store = connect_s3()
     with Garbage(databases.migrated(), store) as garbage:
-        garbage.pushed("m", "l")
-        garbage.forget("m")
-        garbage.collect()
+        garbage.hidden("m", "l")
         garbage.connection.execute("UPDATE hides SET hidden_at = NULL")
         garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.HIDING, BlobState.HIDDEN))
         garbage.connection.execute("UPDATE hides SET permitted_at = permitted_at - interval '1 day'")

@@ -67,8 +67,7 @@ CONTROLS = pytest.mark.parametrize(
 
 
 def unneeded(garbage: Garbage) -> None:
-    garbage.pushed("m", *LAYERS)
-    garbage.forget("m")
+    garbage.unneeded("m", *LAYERS)
 
 
 def hidden(garbage: Garbage) -> None:
@@ -102,8 +101,7 @@ def restorable(garbage: Garbage, name: str) -> bool:
 def test_nothing_begins(garbage: Garbage, control: Control, said: str) -> None:
     """A run under a control hides and purges nothing, and says what holds it."""
     hidden(garbage)
-    garbage.pushed("n")
-    garbage.forget("n")
+    garbage.unneeded("n")
     control(garbage)
     run = garbage.collect()
     assert (run.hidden, run.purged) == (0, 0)

@@ -126,8 +126,7 @@ def test_a_delete_lands_after_the_next_job_has_looked(garbage: Garbage, nth: int
 @pytest.mark.parametrize("disturbed", [False, True], ids=["", "one-is-needed-between"])
 def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbage, disturbed: bool) -> None:
     """While an unanswered copy of the request may land, no blob of it counts as hidden: what is pushed then is kept."""
-    garbage.pushed("m", "a", "b")
-    garbage.forget("m")
+    garbage.unneeded("m", "a", "b")
     store = FaultyStore(garbage.store)
     store.send_again(lambda: garbage.tell("other", "a") if disturbed else None)
     garbage.upload("other")

@@ -545,9 +545,7 @@ def test_what_is_refused_keeps_nothing_else(litter: Litter, refused: str) -> Non
     """While the mark, or a link, is refused, all else that a round does is done: links go back, and bytes are seen."""
     litter.delete_bound = IN_FLIGHT
     litter.purged_blobs("l")
-    litter.pushed("n", "k")
-    litter.forget("n")
-    litter.collect()
+    litter.hidden("n", "k")
     assert not litter.linked_there("r", "l")
     litter.upload("l")
     litter.tell("again", "l", "k")
@@ -629,8 +627,7 @@ class TestCopies:
 
     def restored(self, litter: Litter, name: str) -> str:
         """A blob that was hidden and restored; returns the key of the copy that stayed."""
-        litter.pushed(f"{name}-manifest", name)
-        litter.forget(f"{name}-manifest")
+        litter.unneeded(f"{name}-manifest", name)
         with litter.without_leftovers():
             litter.collect()
             hide = litter.hide_of(name)
@@ -648,8 +645,7 @@ class TestCopies:
         litter.collect()
         assert over in self.copies(litter)
         litter.delete_bound = LANDED
-        litter.pushed("m", "x")
-        litter.forget("m")
+        litter.unneeded("m", "x")
         planned = litter.collect(dry=True)
         done = litter.collect()
         assert over not in self.copies(litter)
@@ -689,9 +685,7 @@ class TestCopies:
     def test_that_came_too_late(self, litter: Litter) -> None:
         """A copy that a job which slept has written after the purge goes, too."""
         litter.delete_bound = LANDED
-        litter.pushed("m", "l")
-        litter.forget("m")
-        litter.collect()
+        litter.hidden("m", "l")
         hide = litter.hide_of("l")
         assert hide is not None
         litter.collect()

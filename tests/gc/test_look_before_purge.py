@@ -35,8 +35,7 @@ def delete_again(garbage: Garbage, name: str) -> None:
 def hidden(garbage: Garbage) -> Garbage:
     """A manifest and two layers are hidden, and their purge is due."""
     garbage.delete_bound = LANDED
-    garbage.pushed("m", "l", "k")
-    garbage.forget("m")
+    garbage.unneeded("m", "l", "k")
     assert garbage.collect().hidden == 3
     return garbage
 
@@ -127,9 +126,7 @@ def test_many_versions_go_at_once(garbage: Garbage) -> None:
     """Attempt 18: a blob with 131 versions is purged with all of them."""
     for _ in range(130):
         garbage.upload("l")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     run = garbage.collect()
     assert run.purged == 2
     versions = 131 if garbage.store.keeps_versions() else 1
@@ -143,8 +140,7 @@ def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage) -> None
     garbage.delete_bound = LANDED
     for _ in range(25):
         garbage.upload("l")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     freed = 0
     for _ in range(10):
         freed += garbage.collect().freed

@@ -147,8 +147,7 @@ def test_ids_are_not_given_out_again(garbage: Garbage) -> None:
 
 def test_another_database(garbage: Garbage) -> None:
     """What another database has marked is left alone, also if the mark says nothing that can be read."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     garbage.connection.execute("DELETE FROM gc_mark")
     for body in (
         b'{"database": "7d0c6a52-7d0e-4d1b-8a0a-8a7f4d1a7f11", "epoch": 0}',
@@ -233,9 +232,7 @@ def told(garbage: Garbage) -> bool:
 
 def test_what_a_run_gives_back_is_told(garbage: Garbage) -> None:
     """Once a run has given something back the bucket knows: of a table from before no other run need come first."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
     assert garbage.collect().progress["restored"] == 1
     assert told(garbage)
@@ -244,9 +241,7 @@ def test_what_a_run_gives_back_is_told(garbage: Garbage) -> None:
 def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
     """A bucket that could not be told of a restore is told by the next round."""
     garbage.delete_bound = LANDED
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
     store = FaultyStore(garbage.store)
     store.fail("put", key=MARK, nth=1)
@@ -262,9 +257,7 @@ def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
 def test_a_mark_that_lands_late(garbage: Garbage) -> None:
     """A write whose result was not known lands after later ones: no false alarm, and the next write puts it right."""
     garbage.delete_bound = LANDED
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
     store, late = FaultyStore(garbage.store), list[bytes]()
 
@@ -419,8 +412,7 @@ def test_an_instance_that_is_not_known(garbage: Garbage) -> None:
 
 def test_a_job_on_another_instance(garbage: Garbage) -> None:
     """A run that survives a failover does nothing on the new primary, though that has a job with its id."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     store = FaultyStore(garbage.store)
     promote = "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql AS $$ SELECT '1/2/3/4' $$"
     store.before("delete_many", lambda: garbage.connection.execute(promote))
@@ -435,8 +427,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
     garbage.claim()
     controls.turn(garbage.connection, "too early", on=True)
     assert "is not verified" in blocked_by(garbage)[0]
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     run = garbage.tried()
     assert run.state == "failed"
     assert "baleen audit --repair" in str(run.error)
@@ -458,8 +449,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
 def test_what_a_lost_history_hid(garbage: Garbage) -> None:
     """Attempts 4 and the claim: what is live, and was hidden by commits that were lost, is served after the audit."""
     garbage.pushed("kept", "k")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     restored = backup(garbage)
     garbage.collect()
     restored()
@@ -479,8 +469,7 @@ def test_what_a_lost_history_hid(garbage: Garbage) -> None:
 def test_what_a_lost_history_hid_and_is_needed_later(garbage: Garbage) -> None:
     """What is unreferenced, and was hidden by commits that were lost, is looked for once it is referenced again."""
     garbage.pushed("kept", "k")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     restored = backup(garbage)
     garbage.collect()
     restored()

@@ -48,8 +48,7 @@ def test_runs_keep_no_more_connections(garbage: Garbage) -> None:
     counts = []
     with garbage.parts() as (connections, collecting, _):
         for number in range(4):
-            garbage.pushed(f"m{number}", *(f"{name}{number}" for name in NAMES))
-            garbage.forget(f"m{number}")
+            garbage.unneeded(f"m{number}", *(f"{name}{number}" for name in NAMES))
             garbage.ask()
             run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event())
             ((count,),) = garbage.rows(

@@ -36,8 +36,7 @@ def own(garbage: Garbage, prefix: str) -> None:
 @pytest.fixture
 def left(garbage: Garbage) -> Garbage:
     """An image that was deleted, which another registry's repository shares."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     return garbage
 
 

@@ -40,8 +40,7 @@ def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> 
 @pytest.mark.parametrize("link_key", [revision_link_key, layer_link_key])
 def test_all_that_a_linked_manifest_lists_is_kept(garbage: Garbage, link_key: Callable[..., str]) -> None:
     """Where a manifest is linked still, against what was told, none of what it lists is hidden, nor itself (rule 5)."""
-    garbage.pushed("m", "l0", "l1", "l2")
-    garbage.forget("m")
+    garbage.unneeded("m", "l0", "l1", "l2")
     garbage.connection.execute("UPDATE pods SET linker = 'link' WHERE name = 'pod-a'")
     garbage.store.put(link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
     run = garbage.collect()
@@ -67,8 +66,7 @@ def test_others_do_not_crowd_out_what_can_be_looked_at(garbage: Garbage) -> None
 @pytest.mark.parametrize("error", [UnavailableError("It cannot be read."), ConflictError("It is another one by now.")])
 def test_one_that_cannot_be_copied_keeps_no_other(garbage: Garbage, error: Exception) -> None:
     """While the store answers, a blob that cannot be copied away stays, and is served; all others are hidden."""
-    garbage.pushed("m", "l0", "l1", "l2")
-    garbage.forget("m")
+    garbage.unneeded("m", "l0", "l1", "l2")
 
     store = FaultyStore(garbage.store)
     store.fail("copy_from", key=blob_key(garbage.digest("l1")), error=error)
@@ -83,9 +81,7 @@ def test_one_that_cannot_be_copied_keeps_no_other(garbage: Garbage, error: Excep
 
 def test_a_reference_restores(garbage: Garbage) -> None:
     """A hidden blob that is referenced again is served again by the next round of a worker, and is live."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
     assert garbage.state("l") is BlobState.HIDDEN
     assert garbage.restore() == 1
@@ -102,9 +98,7 @@ def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage) -> None:
     """Whatever goes wrong with one blob that is needed again, all others are served, now and not when it is mended."""
     garbage.restores = {"at_once": 1}
     names = [f"l{number}" for number in range(20)]
-    garbage.pushed("m", *names)
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", *names)
     garbage.tell("other", *names)
     first = min(names, key=lambda name: garbage.hide_of(name).blob)  # type: ignore[union-attr]
     store = FaultyStore(garbage.store)
@@ -133,9 +127,7 @@ def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage) -> None:
 
 def test_restored_and_hidden_again(garbage: Garbage) -> None:
     """A blob that was restored goes the whole way again, as if for the first time."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
     garbage.restore()
     garbage.forget("other")
@@ -147,9 +139,7 @@ def test_restored_and_hidden_again(garbage: Garbage) -> None:
 
 def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
     """What was pushed anew after its hide is served, and not purged: all of it waits for a hide of its own."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.upload("l")
     run = garbage.collect()
     assert (run.kept, run.progress["shown_by_others"]) == ({"given back": 1}, 0)
@@ -163,9 +153,7 @@ def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
 
 def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
     """However often somebody else has deleted a hidden blob, its hide is over only once its bytes are served."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     for _ in range(restore.STATES_LIMIT):
         garbage.store.delete(blob_key(garbage.digest("l")))
     garbage.upload("m")
@@ -179,9 +167,7 @@ def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
 
 def test_nothing_is_done_twice(garbage: Garbage) -> None:
     """A collection that finds nothing new changes nothing."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.collect()
     third = garbage.collect()
     assert (third.hidden, third.purged, third.kept) == (0, 0, {})
@@ -203,8 +189,7 @@ def test_a_blob_without_bytes(garbage: Garbage) -> None:
 
 def test_a_dry_run_is_the_plan(garbage: Garbage) -> None:
     """A dry run touches nothing, and its figures are those of the run that follows."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     planned = garbage.collect(dry=True)
     assert garbage.seen("l")
     done = garbage.collect()
@@ -223,8 +208,7 @@ def is_purged(target: Target) -> bool:
 def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
     """Scenario 20 in a large batch: one delete that was none, seen by a look at some, has all of them looked at."""
     layers = [f"l{number}" for number in range(4 * LOOKS)]
-    garbage.pushed("m", *layers)
-    garbage.forget("m")
+    garbage.unneeded("m", *layers)
     assert garbage.collect().hidden == len(layers) + 1
     store = FaultyStore(garbage.store)
     store.withhold(lambda targets: [each for each in targets[::3] if is_purged(each)])
@@ -239,9 +223,7 @@ def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
 def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
     """What the store has not deleted yet, against its word, is not served meanwhile: nobody links what will vanish."""
     layers = [f"l{number}" for number in range(4 * LOOKS)]
-    garbage.pushed("m", *layers)
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", *layers)
     store = FaultyStore(garbage.store)
 
     def late(targets: Sequence[Target]) -> Sequence[Target]:
@@ -254,3 +236,14 @@ def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
     assert not any(garbage.seen(name) for name in layers)
     store.land()
     assert not any(garbage.seen(name) for name in layers)
+
+
+def test_a_blob_is_needed_again_before_a_delete_is_sent_again(garbage: Garbage) -> None:
+    """What was in the first request is not taken for hidden by the answer to another: the first may still land."""
+    garbage.unneeded("m", "l")
+    garbage.unneeded("n", "k")
+    store = FaultyStore(garbage.store)
+    store.send_again(lambda: garbage.tell("other", "k"))
+    assert garbage.collect(store).hidden == 0
+    assert garbage.state("l") is BlobState.HIDING
+    assert garbage.seen("l")

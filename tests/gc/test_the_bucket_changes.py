@@ -54,8 +54,7 @@ def test_versioning_is_suspended_while_links_are_looked_for(databases: Databases
     """Whether a delete destroys is asked after the looks for links, which may take long, and not only before them."""
     bucket = MemoryObjectStore(versioned=True)
     with Garbage(databases.migrated(), bucket) as garbage:
-        garbage.pushed("m")
-        garbage.forget("m")
+        garbage.unneeded("m")
         # Believed at once, as where nobody can look at links.
         garbage.links_are("link")
         garbage.sizes = replace(garbage.sizes, facts_s=0.0)
@@ -72,8 +71,7 @@ def test_versioning_is_suspended_while_a_delete_is_sent(databases: Databases) ->
     with Garbage(databases.migrated(), bucket) as garbage:
         garbage.sizes = replace(garbage.sizes, facts_s=0.0)
         garbage.delete_bound = LANDED
-        garbage.pushed("m")
-        garbage.forget("m")
+        garbage.unneeded("m")
         store = FaultyStore(bucket)
         store.before(SEND, bucket.suspend)
         garbage.tried(store)

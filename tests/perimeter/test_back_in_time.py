@@ -59,8 +59,7 @@ def beginning(url: str, store: ObjectStore) -> Garbage:
     garbage = Garbage(url, store)
     garbage.delete_bound = LANDED
     garbage.pushed("kept", "k")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     return garbage
 
 

@@ -45,7 +45,7 @@ from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.resolve import Settler
 from coordinator.registry.client import RegistryClient
-from coordinator.registry.images import Image, Index
+from coordinator.registry.images import Image, Index, Layer, make_image, make_layer
 from coordinator.settings import Duration, Settings
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
@@ -262,6 +262,14 @@ class Stage(Baleen):
         """Push an image, and wait until it is known."""
         member.client.push_image(f"{member.name}/{repository}", image, tag)
         self.await_held(member, repository, image)
+
+    def abandoned_layer(self, member: Member, here: str, size: int = 2_000) -> tuple[Layer, Image, Image]:
+        """A layer, the image of it that was pushed and deleted again, and another image of it that nobody has."""
+        layer = make_layer(here, size)
+        old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
+        self.push(member, here, old)
+        self.abandon(member, here, old)
+        return layer, old, new
 
     def mount(self, target: str, digest: str, source: str) -> httpx.Response:
         """Ask Baleen for a mount as a router does."""

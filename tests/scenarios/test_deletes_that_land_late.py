@@ -11,7 +11,7 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.errors import UnavailableError
-from coordinator.registry.images import make_image, make_layer
+from coordinator.registry.images import make_image
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import blob_key
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
@@ -28,10 +28,7 @@ def test_scenario_04_pushed_anew_while_its_bytes_are_deleted(stage: Stage, here:
     """Collection found that nothing needs a blob, a push recreated it, and its bytes were deleted by name; here only
     the version that was hidden is deleted, and the push has made another.
     """
-    layer = make_layer(here, 20_000)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.a, here, old)
-    stage.abandon(stage.a, here, old)
+    layer, _, new = stage.abandoned_layer(stage.a, here, 20_000)
     stage.hide(layer.digest)
     stage.report()
     push = Once(SEND, layer.digest, lambda: stage.push(stage.b, here, new))
@@ -46,9 +43,7 @@ def test_scenario_04_pushed_anew_while_its_bytes_are_deleted(stage: Stage, here:
 @pytest.mark.parametrize("moment", ["delete_many", SEND, ANSWERED])
 def test_scenario_04_on_every_store(garbage: Garbage, moment: str) -> None:
     """The same whenever the push comes, in buckets with versions and without."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
 
     def push() -> None:
         if not garbage.seen("l"):
@@ -71,8 +66,7 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
     """A slow delete landed after the blob was pushed again, or left it between two states for ever; here a restore is
     repeated until no delete can land any more, and final then.
     """
-    garbage.pushed("m", "l", "unneeded")
-    garbage.forget("m")
+    garbage.unneeded("m", "l", "unneeded")
     slow = FaultyStore(garbage.store)
     slow.lose()
     garbage.tried(slow)
@@ -104,11 +98,8 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
 @pytest.mark.registry
 def test_scenario_11_under_a_registry(stage: Stage, here: str) -> None:
     """The same on a real registry: its clients see 404 for a moment, and then the blob, for good."""
-    layer = make_layer(here)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
+    layer, old, new = stage.abandoned_layer(stage.a, here)
     app = f"{stage.b.name}/{here}"
-    stage.push(stage.a, here, old)
-    stage.abandon(stage.a, here, old)
     stage.report()
 
     def lost() -> None:
@@ -157,9 +148,7 @@ def test_scenario_13_a_crash_after_the_delete(stage: Stage, here: str) -> None:
 
 def test_scenario_13_on_every_store(garbage: Garbage) -> None:
     """The same in buckets with versions and without, also where nobody pushes."""
-    garbage.pushed("m", "l", "k")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l", "k")
 
     store = FaultyStore(garbage.store)
     store.fail("delete_many", done=True, error=CrashError("The process is gone."))
@@ -201,8 +190,7 @@ def test_scenario_20_a_delete_that_was_none(
         store = connect_s3(endpoint_url=proxy.url, **more)
         with Garbage(databases.migrated(), store) as garbage:
             garbage.delete_bound = LANDED
-            garbage.pushed("m", "l")
-            garbage.forget("m")
+            garbage.unneeded("m", "l")
             proxy.answer = lying
             run = garbage.collect()
             assert run.hidden == 0, run.progress

@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.registry.images import Image, Layer, make_image, make_layer
+from coordinator.registry.images import Image, Layer, make_image
 from coordinator.storage.layout import blob_key
 from coordinator.table import expiry
 from coordinator.table.apply import BatchApply
@@ -37,10 +37,7 @@ def push_untold(stage: Stage, repository: str, image: Image) -> None:
 
 def abandoned_layer(stage: Stage, here: str) -> tuple[Layer, Image, str]:
     """A layer that nothing needs any more in the second pod, an image that has it, and a repository of the first."""
-    layer = make_layer(here, 20_000)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.b, here, old)
-    stage.abandon(stage.b, here, old)
+    layer, _, new = stage.abandoned_layer(stage.b, here, 20_000)
     stage.report()
     return layer, new, f"{stage.a.name}/{here}"
 

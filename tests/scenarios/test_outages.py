@@ -76,8 +76,7 @@ def test_scenario_14_the_table_has_forgotten_a_repository(stage: Stage, here: st
 
 def test_scenario_14_an_empty_table(garbage: Garbage) -> None:
     """A table that knows of no pod knows nobody who needs anything: nothing goes, known or not."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     garbage.upload("never told of")
     garbage.known = lambda facts: facts._replace(pods=[])
     run = garbage.collect()
@@ -102,8 +101,7 @@ def test_scenario_15_an_error_at_any_call(garbage: Garbage, done: bool) -> None:
         store = FaultyStore(garbage.store)
         store.fail(nth=number, done=done)
         layer, other = f"l{number}", f"other{number}"
-        garbage.pushed(f"m{number}", layer)
-        garbage.forget(f"m{number}")
+        garbage.unneeded(f"m{number}", layer)
         garbage.upload(other)
         garbage.delete_bound = IN_FLIGHT
         garbage.tried(store)
@@ -238,8 +236,7 @@ def test_scenario_27_the_locks_are_away(
     """The lock service was away and the code went on without it; here every delete asks the database for its permit,
     which fails closed, and the next run ends what this one had begun.
     """
-    garbage.pushed("m", "l", "k")
-    garbage.forget("m")
+    garbage.unneeded("m", "l", "k")
     store = FaultyStore(garbage.store)
     sent: list[int] = []
 
