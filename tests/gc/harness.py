@@ -127,7 +127,8 @@ class Garbage(Table):
 
     def hidden(self, manifest: str, *layers: str) -> None:
         """An image that was unneeded, and that a collection has hidden since."""
-        self.hidden(manifest, *layers)
+        self.unneeded(manifest, *layers)
+        self.collect()
 
     def forget(self, *manifests: str) -> None:
         """The events of deletes are applied, together."""

@@ -10,24 +10,9 @@ from coordinator.gc.collect import KIND
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.settings import build
 from coordinator.stack.supervisor import StackEndpoints
-from coordinator.storage.s3 import S3ObjectStore
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
-from tests.storage.conftest import VERSIONED, MakeS3
-
-
-def settings_of(garbage: Garbage, store: S3ObjectStore, stack: StackEndpoints) -> dict[str, str]:
-    assert stack.s3_endpoint_url is not None
-    assert stack.s3_access_key is not None
-    assert stack.s3_secret_key is not None
-    return {
-        "database_url": garbage.url,
-        "s3_endpoint_url": stack.s3_endpoint_url,
-        "s3_bucket": store.bucket,
-        "s3_root": store.root,
-        "s3_access_key": stack.s3_access_key,
-        "s3_secret_key": stack.s3_secret_key,
-    }
+from tests.storage.conftest import VERSIONED, MakeS3, settings_of
 
 
 @pytest.mark.parametrize("bucket", [None, VERSIONED], ids=["s3", "s3-versioned"])
@@ -40,7 +25,7 @@ def test_a_workers_restorer(
     with Garbage(databases.migrated(), store) as garbage:
         garbage.hidden("m", "l")
         garbage.tell("other", "l")
-        settings = build(settings_of(garbage, store, embedded_stack))
+        settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
         with bootstrap.restorer(settings, name="test-restorer") as restorer:
             assert restorer.round() == 1
         assert garbage.state("l") is BlobState.LIVE
@@ -56,7 +41,7 @@ def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embed
         garbage.connection.execute("UPDATE hides SET hidden_at = NULL")
         garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.HIDING, BlobState.HIDDEN))
         garbage.connection.execute("UPDATE hides SET permitted_at = permitted_at - interval '1 day'")
-        settings = build(settings_of(garbage, store, embedded_stack))
+        settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
         number = garbage.ask()
         connections = bootstrap.connections(settings, name="test-scheduler")
         try:

@@ -11,6 +11,7 @@ import pytest
 
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.storage.port import ObjectNotFoundError, ObjectStore, Target, Unfinished
+from tests.storage.conftest import KINDS
 
 
 class ForbiddenError(BaleenError):
@@ -25,7 +26,7 @@ def forbidden() -> None:
     raise ForbiddenError
 
 
-@pytest.mark.parametrize("store", ["memory", "memory-versioned", "s3", "s3-rootless", "s3-versioned"], indirect=True)
+@pytest.mark.parametrize("store", KINDS, indirect=True)
 class TestVersions:
     def test_versions(self, store: ObjectStore) -> None:
         """A store that keeps versions tells them, the newest first, and a delete as a marker; each can be read."""
