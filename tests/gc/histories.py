@@ -119,7 +119,7 @@ class History:
         assert {name: garbage.state(name) for name in self.unneeded} == dict.fromkeys(self.unneeded, BlobState.PURGED)
         for name in self.unneeded:
             assert garbage.store.versions(blob_key(garbage.digest(name))) == [], name
-        assert [copy for copy in self._copies() if copy in self._purged()] == []
+        assert self._purged().isdisjoint(self._copies())
 
     def _copies(self) -> Iterator[int]:
         """Hides that have a copy. One of a hide that was undone may stay for a while."""
