@@ -33,7 +33,7 @@ from bench.run import Context, say
 from bench.services import ROOT, Broker, Database
 from bench.workload import Manifest, repositories
 from coordinator.domain.names import Digest
-from coordinator.gc.collect import PAGES_AT_ONCE
+from coordinator.gc.sizes import PRODUCTION
 from coordinator.storage.layout import blob_key, quarantine_key
 from coordinator.storage.port import DELETE_LIMIT, Target
 
@@ -144,7 +144,7 @@ def _concealed(garbage: Garbage, kind: BucketKind, made: list[Digest]) -> list[T
 def _delete(garbage: Garbage, targets: list[Target]) -> None:
     """Delete with full requests, as many at once as a collection sends."""
     batches = [targets[first : first + DELETE_LIMIT] for first in range(0, len(targets), DELETE_LIMIT)]
-    with ThreadPoolExecutor(PAGES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(PRODUCTION.pages_at_once) as pool:
         answers = list(pool.map(lambda batch: garbage.store.delete_many(batch, lambda: None), batches))
     wrong = [each.error for answer in answers for each in answer if each.error]
     if wrong:

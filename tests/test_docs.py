@@ -42,7 +42,6 @@ OTHER_CAPITALS: Final = {
     "AWS_CA_BUNDLE": "boto3",
     "BALEEN_DB_PASSWORD": "docker-compose.yml",
     "DEEP_ARCHIVE": "a storage class of S3",
-    "FACTS_S": "a constant of the code",
     "HTTP_PROXY": "every HTTP client",
     "MANIFEST_BLOB_UNKNOWN": "an error code of the OCI distribution specification",
     "NAME_UNKNOWN": "an error code of the OCI distribution specification",

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
@@ -46,10 +47,8 @@ from coordinator.storage.port import (
 from coordinator.table import lifecycle
 from coordinator.table.lifecycle import KnownBlob
 
-#: Digests that are verified together.
-BATCH = 256
 LOOKUPS_AT_ONCE = 16
-#: Examples of each kind in the report; all are counted.
+#: Examples of each kind in a report; all are counted.
 EXAMPLES = 100
 #: Markers of one blob that are removed.
 MARKERS_LIMIT = 10
@@ -85,8 +84,10 @@ class Ages(NamedTuple):
 class Kind:
     """Findings of one kind: their count, their bytes, and examples. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = EXAMPLES) -> None:
+        """`limit` bounds the examples."""
         self._lock = threading.Lock()
+        self._limit = limit
         self.count = 0
         self.bytes = 0
         self.examples: list[dict[str, Any]] = []
@@ -95,7 +96,7 @@ class Kind:
         with self._lock:
             self.count += 1
             self.bytes += max(0, size)
-            if len(self.examples) < EXAMPLES:
+            if len(self.examples) < self._limit:
                 self.examples.append(example)
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Kind:
 class Report:
     """What an audit has found so far. docs/AUDIT.md says what to do about each kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, examples: int = EXAMPLES) -> None:
         #: Blobs of the table, and those that are referenced.
         self.blobs = 0
         self.needed = 0
@@ -113,23 +114,23 @@ class Report:
         self.objects = 0
         self.bytes = 0
         #: Referenced, and not stored; `masked` are those of them that a delete marker hides.
-        self.missing = Kind()
-        self.masked = Kind()
+        self.missing = Kind(examples)
+        self.masked = Kind(examples)
         #: Were missing, and are stored; `mended` are those of them that this audit repaired.
-        self.found_again = Kind()
-        self.mended = Kind()
+        self.found_again = Kind(examples)
+        self.mended = Kind(examples)
         #: Served by the table, unreferenced, and not stored: a later reference makes the restorer look for them.
-        self.unserved = Kind()
-        self.wrong_size = Kind()
-        self.orphans = Kind()
-        self.recent = Kind()
+        self.unserved = Kind(examples)
+        self.wrong_size = Kind(examples)
+        self.orphans = Kind(examples)
+        self.recent = Kind(examples)
         #: Orphans that were added to the table for garbage collection.
         self.taken_up = 0
-        self.odd_keys = Kind()
-        self.abandoned_uploads = Kind()
-        self.unfinished_uploads = Kind()
+        self.odd_keys = Kind(examples)
+        self.abandoned_uploads = Kind(examples)
+        self.unfinished_uploads = Kind(examples)
         #: Repositories, or folders of repositories, that no pod owns. They block garbage collection.
-        self.unowned = Kind()
+        self.unowned = Kind(examples)
         #: The claim that is not verified, and why; None if there is none.
         self.claim: mark.Claim | None = None
 
@@ -137,6 +138,21 @@ class Report:
     def healthy(self) -> bool:
         """Whether every referenced blob is stored with its known size."""
         return not (self.missing.count or self.wrong_size.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much an audit has in memory; the defaults are those of production."""
+
+    #: Digests that are verified together.
+    batch: int = 256
+    examples: int = EXAMPLES
+    #: Stored blobs that are packed together, and how many of these blocks of one folder may wait.
+    block: int = inventory.BLOCK
+    blocks_waiting: int = inventory.BLOCKS_WAITING
+
+
+PRODUCTION = Sizes()
 
 
 class Audit:
@@ -151,6 +167,7 @@ class Audit:
         *,
         mend: bool = False,
         take_up: bool = False,
+        sizes: Sizes = PRODUCTION,
     ) -> None:
         self._connections = connections
         self._store = store
@@ -158,7 +175,8 @@ class Audit:
         self._ages = ages
         self._mend = mend
         self._take_up = take_up
-        self._report = Report()
+        self._sizes = sizes
+        self._report = Report(sizes.examples)
 
     def run(self, tell: Tell = lambda progress: None) -> Report:
         """Compare everything; raises UnavailableError, and ConflictError if orphans may not be taken up."""
@@ -187,10 +205,10 @@ class Audit:
         with (
             self._connections.use() as connection,
             table.blobs(connection) as rows,
-            inventory.stored(self._store, self._odd) as objects,
+            inventory.stored(self._store, self._odd, self._sizes.block, self._sizes.blocks_waiting) as objects,
         ):
             pairs = differing(self._counted_rows(rows, tell), self._counted_objects(objects))
-            while batch := list(islice(pairs, BATCH)):
+            while batch := list(islice(pairs, self._sizes.batch)):
                 self._look_again(batch)
 
     def _counted_rows(self, rows: Iterable[TableBlob], tell: Tell) -> Iterator[TableBlob]:

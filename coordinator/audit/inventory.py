@@ -39,29 +39,32 @@ OddKey = Callable[[ObjectInfo], None]
 class _Folder:
     """One folder that is being listed: its blocks, then None or an error."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, waiting: int) -> None:
         self.prefix = prefix
-        self.blocks: Queue[bytes | BaseException | None] = Queue(BLOCKS_WAITING)
+        self.blocks: Queue[bytes | BaseException | None] = Queue(waiting)
 
 
 @contextmanager
-def stored(store: ObjectStore, odd: OddKey) -> Iterator[Iterator[StoredBlob]]:
+def stored(
+    store: ObjectStore, odd: OddKey, block: int = BLOCK, waiting: int = BLOCKS_WAITING
+) -> Iterator[Iterator[StoredBlob]]:
     """Give every stored blob by digest; raises UnavailableError if a listing is incomplete."""
     stop = threading.Event()
     with ThreadPoolExecutor(FOLDERS_AT_ONCE, thread_name_prefix="list") as pool:
         try:
-            yield _in_order(store, pool, stop, odd)
+            yield _in_order(pool, _prefixes(store, odd), waiting, lambda folder: _list(store, folder, stop, odd, block))
         finally:
             stop.set()
 
 
-def _in_order(store: ObjectStore, pool: ThreadPoolExecutor, stop: threading.Event, odd: OddKey) -> Iterator[StoredBlob]:
-    prefixes = iter(_prefixes(store, odd))
+def _in_order(
+    pool: ThreadPoolExecutor, prefixes: Iterator[str], waiting: int, fill: Callable[[_Folder], None]
+) -> Iterator[StoredBlob]:
     folders: deque[_Folder] = deque()
     while True:
         for prefix in islice(prefixes, FOLDERS_AT_ONCE - len(folders)):
-            folders.append(_Folder(prefix))
-            pool.submit(_list, store, folders[-1], stop, odd)
+            folders.append(_Folder(prefix, waiting))
+            pool.submit(fill, folders[-1])
         if not folders:
             return
         blocks = folders.popleft().blocks
@@ -72,26 +75,26 @@ def _in_order(store: ObjectStore, pool: ThreadPoolExecutor, stop: threading.Even
                 yield StoredBlob(Digest(digest), size, modified)
 
 
-def _prefixes(store: ObjectStore, odd: OddKey) -> list[str]:
-    """Return the folders of blobs in order; pass all other keys to `odd`."""
+def _prefixes(store: ObjectStore, odd: OddKey) -> Iterator[str]:
+    """Yield the folders of blobs in order, after all other keys were passed to `odd`."""
     beside = [folder for folder in store.folders(_ALL_BLOBS) if folder != BLOBS]
     folders = sorted(store.folders(BLOBS))
     beside += [folder for folder in folders if not _is_first_byte(folder[len(BLOBS) :])]
     for folder in beside:
         for entry in store.walk(folder):
             odd(entry)
-    return [folder for folder in folders if folder not in beside]
+    yield from [folder for folder in folders if folder not in beside]
 
 
 def _is_first_byte(name: str) -> bool:
     return len(name) == 3 and all(letter in "0123456789abcdef" for letter in name[:2])
 
 
-def _list(store: ObjectStore, folder: _Folder, stop: threading.Event, odd: OddKey) -> None:
+def _list(store: ObjectStore, folder: _Folder, stop: threading.Event, odd: OddKey, block: int) -> None:
     end: BaseException | None = None
     try:
         entries = store.walk(folder.prefix)
-        while not stop.is_set() and (some := list(islice(entries, BLOCK))):
+        while not stop.is_set() and (some := list(islice(entries, block))):
             _put(folder.blocks, _packed(some, odd), stop)
     except BaseException as error:  # noqa: BLE001 - raised where the folder is read
         end = error

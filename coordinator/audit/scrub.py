@@ -48,18 +48,21 @@ class StoppedError(BaleenError):
 class Rate:
     """Limits the bytes per second of all threads together; None means no limit."""
 
-    def __init__(self, per_second: float | None, stop: threading.Event) -> None:
+    def __init__(
+        self, per_second: float | None, stop: threading.Event, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._per_second = per_second
         self._stop = stop
+        self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._free_at = time.monotonic()
+        self._free_at = monotonic()
 
     def take(self, count: int) -> None:
         """Wait until `count` bytes may be read; raises StoppedError."""
         pause = 0.0
         if self._per_second is not None:
             with self._lock:
-                now = time.monotonic()
+                now = self._monotonic()
                 self._free_at = max(self._free_at, now - BURST_S) + count / self._per_second
                 pause = max(0.0, self._free_at - now)
         if self._stop.wait(pause):

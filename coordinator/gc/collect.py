@@ -7,10 +7,10 @@ There is one run at a time: the job is the lease, and every transaction that lea
 which the job was taken (jobs/table.py). A run that was suspended and wakes up finds another number, or none that runs,
 and does nothing more; the next run undoes or finishes what it had begun (gc/table.py, `unfinished`).
 First the plan counts what the run would hide and purge; if that exceeds the limits the whole run is refused. After
-that, facts older than FACTS_S are read again before any page, so that a new hold blocks the run at once. The bucket is
-checked with them: that it keeps versions, does not delete by itself, is still this database's, and has no repository
-that no pod owns. So every page of purges relies on a listing that began at most FACTS_S and the time of a listing
-before it, and after t_h + R of everything that the page purges (domain/gc.py).
+that, facts older than `Sizes.facts_s` are read again before any page, so that a new hold blocks the run at once. The
+bucket is checked with them: that it keeps versions, does not delete by itself, is still this database's, and has no
+repository that no pod owns. So every page of purges relies on a listing that began at most that and the time of a
+listing before it, and after t_h + R of everything that the page purges (domain/gc.py).
 Leftovers beside blobs are looked for at the end, and only now and then, since that takes a listing.
 Not here: hiding, purging, restoring and leftovers themselves.
 """
@@ -35,6 +35,7 @@ from coordinator.gc.hide import Hider
 from coordinator.gc.leftovers import Leftovers, Tally
 from coordinator.gc.purge import Purger
 from coordinator.gc.restore import Restorer
+from coordinator.gc.sizes import PRODUCTION, Sizes
 from coordinator.gc.table import Candidate, Hide
 from coordinator.jobs.work import Ending, Work
 from coordinator.storage.port import ObjectStore
@@ -44,18 +45,10 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 KIND = "gc"
-#: Pages that are processed at once.
-PAGES_AT_ONCE = 4
-#: How old the facts may be when a page is decided, in seconds.
-FACTS_S = 2.0
 #: Pods that each entry of the ledger names.
 PODS_TOLD = 5
 #: Earlier runs with which the limits compare.
 HISTORY = 10
-#: Failed pages in a row, because storage or database do not answer, before the run gives up; and the pause after the
-#: first of them, doubled with each.
-FAILURES_LIMIT = 5
-PAUSE_S = 1.0
 
 
 class TooMuchError(BaleenError):
@@ -141,6 +134,7 @@ class Collect:
         limits: Limits,
         rate: int = 0,
         leftovers: Leftovers | None = None,
+        sizes: Sizes = PRODUCTION,
     ) -> None:
         self._parts = _Parts(
             connections,
@@ -149,10 +143,11 @@ class Collect:
             restorer,
             limits,
             rate,
-            Hider(connections, store),
-            Purger(connections, store),
-            ThreadPoolExecutor(PAGES_AT_ONCE, thread_name_prefix="collect"),
+            Hider(connections, store, sizes),
+            Purger(connections, store, sizes),
+            ThreadPoolExecutor(sizes.pages_at_once, thread_name_prefix="collect"),
             leftovers,
+            sizes,
         )
 
     def close(self) -> None:
@@ -182,6 +177,7 @@ class _Parts(NamedTuple):
     pool: ThreadPoolExecutor
     #: None: leftovers are not deleted.
     leftovers: Leftovers | None
+    sizes: Sizes
 
 
 class _Known(NamedTuple):
@@ -205,6 +201,7 @@ class _Run:
             self._purger,
             self._pool,
             self._leftovers,
+            self._sizes,
         ) = parts
         self._work = work
         self._count = count
@@ -240,12 +237,12 @@ class _Run:
             to_purge, to_hide = purging(facts).until, hiding(facts).until
             self._count.step = "purge"
             if to_purge is not None:
-                self._pages(plan.due_pages(self._connections, to_purge), self._purge)
+                self._pages(plan.due_pages(self._connections, to_purge, self._sizes.page), self._purge)
             self._count.step = "hide"
             if to_hide is not None:
                 # A blob that the purge gave back is hidden again by a later run, whose plan and limits count it.
                 self._budget = planned.hide
-                self._pages(plan.candidate_pages(self._connections, to_hide), self._hide)
+                self._pages(plan.candidate_pages(self._connections, to_hide, self._sizes.page), self._hide)
         self._sweep()
         self._count.step = "done"
 
@@ -253,9 +250,9 @@ class _Run:
         return self._now_known().facts
 
     def _now_known(self) -> "_Known":
-        """Return facts of bucket and table, at most FACTS_S old; raises UnsafeStoreError and ForeignBucketError."""
+        """Return facts of bucket and table, that are recent enough; raises UnsafeStoreError and ForeignBucketError."""
         with self._lock:
-            if self._known is None or time.monotonic() - self._known.began > FACTS_S:
+            if self._known is None or time.monotonic() - self._known.began > self._sizes.facts_s:
                 began = time.monotonic()
                 versioned = self._store.keeps_versions()
                 mark.check(self._connections, self._store)
@@ -303,7 +300,7 @@ class _Run:
         after = 0
         while True:
             with self._connections.use() as connection:
-                found = gc.unfinished(connection, self._work.job, after, plan.PAGE)
+                found = gc.unfinished(connection, self._work.job, after, self._sizes.page)
             if not found:
                 return
             after = found[-1].id
@@ -423,7 +420,7 @@ class _Run:
                 running.add(self._pool.submit(self._deal, page, deal))
                 if self._rate:
                     self._work.pause(len(page) / self._rate)
-                while len(running) >= PAGES_AT_ONCE:
+                while len(running) >= self._sizes.pages_at_once:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for each in done:
                         each.result()
@@ -451,9 +448,9 @@ class _Run:
                 self._failed += 1
                 failed = self._failed
             log.warning("left for the next run", reason=str(error), failures=failed)
-            if failed >= FAILURES_LIMIT:
+            if failed >= self._sizes.failures_limit:
                 raise
-            self._work.pause(PAUSE_S * 2 ** (failed - 1))
+            self._work.pause(self._sizes.pause_s * 2 ** (failed - 1))
         else:
             with self._lock:
                 self._failed = 0

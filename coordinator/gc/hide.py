@@ -24,6 +24,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
 from coordinator.gc import table as gc
+from coordinator.gc.sizes import PRODUCTION, Sizes
 from coordinator.gc.table import Candidate, DisturbedError, Hidden, Intent, Version
 from coordinator.jobs.table import Job
 from coordinator.storage.layout import blob_key, layer_link_key, quarantine_key, revision_link_key
@@ -42,11 +43,6 @@ log = structlog.get_logger()
 CALLS_AT_ONCE = 16
 #: Attempts for a batch, each without the hides disturbed since the last one, before the rest is left to be undone.
 ATTEMPTS = 5
-#: Versions that the hides of one batch record; beyond it each records few. It bounds memory and the table's rows.
-BATCH_VERSIONS = 100_000
-#: States of its blob that every hide lists and records at least. Versions that it did not record stay below its marker,
-#: and the purge leaves them to a following hide (purge.py).
-VERSIONS_AT_LEAST = 100
 
 
 class HideResult(NamedTuple):
@@ -80,9 +76,10 @@ class AskedOnce:
 class Hider:
     """Hides batches. Safe to use from several threads."""
 
-    def __init__(self, connections: Connections, store: ObjectStore) -> None:
+    def __init__(self, connections: Connections, store: ObjectStore, sizes: Sizes = PRODUCTION) -> None:
         self._connections = connections
         self._store = store
+        self._sizes = sizes
         self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="hide")
 
     def close(self) -> None:
@@ -141,7 +138,7 @@ class Hider:
 
     def _delete_versioned(self, job: Job, intents: Sequence[Intent]) -> list[Hidden]:
         markers = self._delete(job, intents, lambda each: blob_key(each.digest))
-        room = _Room()
+        room = _Room(self._sizes)
         found = self._pool.map(lambda intent: self._below(intent, markers[intent], room), markers)
         return [each for each in found if each is not None]
 
@@ -234,14 +231,15 @@ class Hider:
 class _Room:
     """Counts how many versions the hides of a batch may still record. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         self._lock = threading.Lock()
-        self._left = BATCH_VERSIONS
+        self._left = sizes.batch_versions
+        self._at_least = sizes.versions_at_least
 
     def limit(self) -> int:
         """Return how many states the next hide may list."""
         with self._lock:
-            return max(VERSIONS_AT_LEAST, min(VERSIONS_LIMIT, self._left))
+            return max(self._at_least, min(VERSIONS_LIMIT, self._left))
 
     def take(self, versions: int) -> None:
         with self._lock:

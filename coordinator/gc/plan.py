@@ -15,10 +15,8 @@ from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Kept, Policy, hiding, purge_reasons, purging
 from coordinator.domain.names import Digest
 from coordinator.gc import table as gc
+from coordinator.gc.sizes import PRODUCTION
 from coordinator.gc.table import BEGINNING, Candidate, Hide, Position
-
-#: Blobs that are read, and processed, together: as many as one request deletes.
-PAGE = 1000
 
 T = TypeVar("T", Candidate, Hide)
 
@@ -73,14 +71,14 @@ def totals(connections: Connections, facts: Facts) -> Totals:
 
 
 def candidate_pages(
-    connections: Connections, until: datetime.datetime | None = None, size: int = PAGE
+    connections: Connections, until: datetime.datetime | None = None, size: int = PRODUCTION.page
 ) -> Iterator[list[Candidate]]:
     """Give unreferenced blobs, the longest unreferenced first, up to a time."""
     return _pages(connections, lambda connection, after: gc.candidates(connection, after, until, size))
 
 
 def due_pages(
-    connections: Connections, until: datetime.datetime | None = None, size: int = PAGE
+    connections: Connections, until: datetime.datetime | None = None, size: int = PRODUCTION.page
 ) -> Iterator[list[Hide]]:
     """Give hides, the longest hidden first, up to a time."""
     return _pages(connections, lambda connection, after: gc.due(connection, after, until, size))

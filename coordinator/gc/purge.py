@@ -45,11 +45,12 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
 from coordinator.errors import UnavailableError
 from coordinator.gc import table as gc
-from coordinator.gc.hide import CALLS_AT_ONCE, VERSIONS_AT_LEAST, AskedOnce
+from coordinator.gc.hide import CALLS_AT_ONCE, AskedOnce
+from coordinator.gc.sizes import PRODUCTION, Sizes
 from coordinator.gc.table import DisturbedError, Hide, Purged
 from coordinator.jobs.table import Job
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import DELETE_LIMIT, ObjectStore, ObjectVersion, Target
+from coordinator.storage.port import ObjectStore, ObjectVersion, Target
 from coordinator.table.ledger import Decision
 
 log = structlog.get_logger()
@@ -94,9 +95,10 @@ class PurgeResult(NamedTuple):
 class Purger:
     """Purges batches. Safe to use from several threads."""
 
-    def __init__(self, connections: Connections, store: ObjectStore) -> None:
+    def __init__(self, connections: Connections, store: ObjectStore, sizes: Sizes = PRODUCTION) -> None:
         self._connections = connections
         self._store = store
+        self._sizes = sizes
         self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="purge")
 
     def close(self) -> None:
@@ -183,8 +185,8 @@ class Purger:
         With `found` each request checks first (rule 17), and adds the hides that are not concealed to it.
         """
         said: dict[Hide, bool] = {}
-        for first in range(0, len(targets), DELETE_LIMIT):
-            some = list(targets[first : first + DELETE_LIMIT])
+        for first in range(0, len(targets), self._sizes.deletes):
+            some = list(targets[first : first + self._sizes.deletes])
             while some:
                 hides = list(dict.fromkeys(hide for hide, _ in some))
                 numbers = sorted(each.id for each in hides)
@@ -210,7 +212,7 @@ class Purger:
     def _gone(self, sent: Mapping[Hide, bool]) -> dict[Hide, Purged | _Rest]:
         """Return the result of each hide, of which a sample is verified."""
         # A hide that recorded as many states as it listed may not have recorded all.
-        sure = [hide for hide, done in sent.items() if done and len(hide.versions) + 1 < VERSIONS_AT_LEAST]
+        sure = [hide for hide, done in sent.items() if done and len(hide.versions) + 1 < self._sizes.versions_at_least]
         trusted = set(sure) - set(sure[:: -(-len(sure) // LOOKS) or 1])
         found = self._looks([hide for hide in sent if hide not in trusted])
         if any(found[hide] is _Rest.RECORDED for hide in sure if hide not in trusted):

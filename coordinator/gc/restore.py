@@ -53,6 +53,8 @@ class Restorer:
         *,
         delete_bound: timedelta,
         give_links_back: Callable[[Connections, ObjectStore], int],
+        per_round: int = ROUND,
+        at_once: int = RESTORES_AT_ONCE,
     ) -> None:
         """`give_links_back` writes back deleted links of blobs that are needed again (leftovers/links.py)."""
         self._connections = connections
@@ -60,9 +62,10 @@ class Restorer:
         self._store = store
         self._presence = presence
         self._delete_bound = delete_bound
+        self._per_round = per_round
         #: The mark in the bucket does not have a final restore yet.
         self._untold = False
-        self._pool = ThreadPoolExecutor(RESTORES_AT_ONCE, thread_name_prefix="restore")
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="restore")
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -76,19 +79,19 @@ class Restorer:
         again: dict[Digest, None] = {}
         while True:
             with self._connections.use() as connection:
-                hides, purged = gc.concealed(connection, ROUND, after)
+                hides, purged = gc.concealed(connection, self._per_round, after)
             final += sum(self._pool.map(self._restore_quietly, hides))
             again |= dict.fromkeys(purged)
-            if len(hides) < ROUND:
+            if len(hides) < self._per_round:
                 break
             # Restores that cannot be final yet stay in the list, and must not delay the others.
             after = hides[-1].blob
         after = 0
         while True:
             with self._connections.use() as connection:
-                asked = gc.asked_back(connection, ROUND, after)
+                asked = gc.asked_back(connection, self._per_round, after)
             final += sum(self._pool.map(self._restore_quietly, asked))
-            if len(asked) < ROUND:
+            if len(asked) < self._per_round:
                 break
             after = asked[-1].id
         failed = None

@@ -35,12 +35,9 @@ from coordinator.leftovers import table
 from coordinator.leftovers.sweep import PAGE, Batch, Item, Sweep
 from coordinator.leftovers.table import Unlink
 from coordinator.storage.layout import blob_key, layer_link_key
-from coordinator.storage.port import DELETE_LIMIT, ObjectStore, Permit, Target
+from coordinator.storage.port import ObjectStore, Permit, Target
 
 log = structlog.get_logger()
-
-#: Deleted links that are watched at once: workers check all of them again and again.
-OPEN_LIMIT = 50_000
 
 
 class Links:
@@ -49,11 +46,11 @@ class Links:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         with sweep.connections.use() as connection:
-            self._room = OPEN_LIMIT - table.count_unlinks(connection)
+            self._room = sweep.sizes.watched_links - table.count_unlinks(connection)
 
     @property
     def full(self) -> bool:
-        """Whether OPEN_LIMIT is reached: the next run takes the others, once these are resolved."""
+        """Whether as many links are watched as may be: the next run takes the others, once these are resolved."""
         return self._room <= 0
 
     def decide(self, page: Sequence[tuple[RepositoryName, Digest]], batch: Batch) -> None:
@@ -87,7 +84,7 @@ class Links:
             return None
         # Delete all versions: without the newest, an older one would be the link again. If there are more than one
         # request may delete, delete the oldest: the link stays as it is, and the next run takes more.
-        doomed = states[-DELETE_LIMIT:]
+        doomed = states[-self._sweep.sizes.deletes :]
         targets = [Target(key, each.version) for each in doomed]
         things = sum(each.latest for each in doomed)
         return Item(key, targets, things, sum(each.size or 0 for each in doomed), about=(repository, digest))

@@ -11,7 +11,6 @@ from coordinator.gc.leftovers import Kind
 from coordinator.leftovers import table
 from coordinator.leftovers.sweep import Item, Sweep, pages
 from coordinator.storage.layout import revision_link_key
-from coordinator.storage.port import DELETE_LIMIT
 
 
 def versions(sweep: Sweep, manifest: Digest) -> None:
@@ -28,5 +27,5 @@ def versions(sweep: Sweep, manifest: Digest) -> None:
                 for each in sweep.entries(key)
                 if each.key == key and not each.latest and each.size is not None and each.modified_at <= before
             )
-            for some in pages(old, DELETE_LIMIT):
+            for some in pages(old, sweep.sizes.deletes):
                 batch.add(Item(key, [each.target for each in some], len(some), sum(each.size or 0 for each in some)))

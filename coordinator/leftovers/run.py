@@ -51,7 +51,7 @@ from coordinator.jobs.work import Work
 from coordinator.leftovers import hides, links, probes, table
 from coordinator.leftovers import unfinished_uploads as uploads
 from coordinator.leftovers import uploads as sweep_uploads
-from coordinator.leftovers.sweep import PAGE, Ages, Entry, HeldError, Sweep, pages
+from coordinator.leftovers.sweep import PAGE, PRODUCTION, Ages, Entry, HeldError, Sizes, Sweep, pages
 from coordinator.storage.layout import LAYERS, UPLOADS, parse_layer_link, upload_session
 from coordinator.storage.port import ObjectStore
 
@@ -81,6 +81,7 @@ class DeleteLeftovers:
         every: timedelta,
         probed: Digest,
         rate: int = 0,
+        sizes: Sizes = PRODUCTION,
     ) -> None:
         """`probed` is the manifest that probes put."""
         self._connections = connections
@@ -89,6 +90,7 @@ class DeleteLeftovers:
         self._every = every
         self._probed = probed
         self._rate = rate
+        self._sizes = sizes
         self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="leftovers")
 
     def close(self) -> None:
@@ -124,6 +126,7 @@ class DeleteLeftovers:
             tally,
             versioned=versioned,
             dry=dry,
+            sizes=self._sizes,
         )
         for kinds in PASSES:
             if wanted := kinds & due:

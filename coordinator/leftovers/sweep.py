@@ -11,6 +11,7 @@ import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -46,6 +47,21 @@ class Ages(NamedTuple):
     links: timedelta
     #: Of copies and markers. A delete that the store has not carried out this long after its permit, it never will.
     delete_bound: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much a run does at once; the defaults are those of production."""
+
+    #: Targets of one request that deletes.
+    deletes: int = DELETE_LIMIT
+    #: Objects of one session that are kept in memory; a session with more is listed again when it is decided.
+    buffered: int = 1000
+    #: Deleted links that are watched at once: workers check all of them again and again.
+    watched_links: int = 50_000
+
+
+PRODUCTION = Sizes()
 
 
 class HeldError(BaleenError):
@@ -105,6 +121,7 @@ class Sweep:
         *,
         versioned: bool,
         dry: bool,
+        sizes: Sizes = PRODUCTION,
     ) -> None:
         self.connections = connections
         self.store = store
@@ -114,6 +131,7 @@ class Sweep:
         self.tally = tally
         self.versioned = versioned
         self.dry = dry
+        self.sizes = sizes
         self._rate = rate
         self._read_facts = read_facts
         self.facts: Facts = read_facts()
@@ -154,7 +172,7 @@ class Sweep:
         afterwards: Callable[[Sequence[Item]], None] = lambda items: None,
     ) -> Iterator["Batch"]:
         """Give a batch that deletes its items, as many as one request may hold; the last ones at the block's end."""
-        batch = Batch(lambda items: self._delete(kind, items, allow, afterwards))
+        batch = Batch(lambda items: self._delete(kind, items, allow, afterwards), self.sizes.deletes)
         yield batch
         batch.flush()
 
@@ -209,20 +227,21 @@ class Sweep:
         states = self.store.versions(key)
         if not all(each.is_marker for each in states):
             return []
-        states = states[-DELETE_LIMIT:]
+        states = states[-self.sizes.deletes :]
         return [Entry(key, each.version, None, each.modified_at, each.latest) for each in states]
 
 
 class Batch:
     """Collects items until they are as many targets as one request may hold."""
 
-    def __init__(self, deal: Callable[[Sequence[Item]], None]) -> None:
+    def __init__(self, deal: Callable[[Sequence[Item]], None], limit: int) -> None:
         self._deal = deal
+        self._limit = limit
         self._items: list[Item] = []
         self._targets = 0
 
     def add(self, item: Item) -> None:
-        if self._items and (self._targets + len(item.targets) > DELETE_LIMIT or len(self._items) >= DELETE_LIMIT):
+        if self._items and (self._targets + len(item.targets) > self._limit or len(self._items) >= self._limit):
             self.flush()
         self._items.append(item)
         self._targets += len(item.targets)

@@ -13,10 +13,8 @@ from itertools import chain, groupby, islice
 from coordinator.gc.leftovers import Amounts, Kind
 from coordinator.leftovers.sweep import BEGINNING, Batch, Entry, Item, Sweep, pages
 from coordinator.storage.layout import BASE, QUARANTINE, upload_session
-from coordinator.storage.port import DELETE_LIMIT, Unfinished
+from coordinator.storage.port import Unfinished
 
-#: Objects of one session that are kept in memory; a session with more is listed again when it is decided.
-BUFFERED = 1000
 #: Marks an item: the markers of its key are to be deleted.
 _UNMARK = object()
 
@@ -33,7 +31,7 @@ class Sessions:
     def decide(self, prefix: str, entries: Iterator[Entry]) -> None:
         """Decide about one session. Memory does not depend on its size."""
         sweep = self._sweep
-        first = list(islice(entries, BUFFERED))
+        first = list(islice(entries, sweep.sizes.buffered))
         newest, served = BEGINNING, False
         for each in first:
             newest, served = max(newest, each.modified_at), served or each.served
@@ -55,7 +53,7 @@ class Sessions:
 
     def _doom(self, prefix: str, before: datetime.datetime) -> None:
         count = 1
-        for some in pages(self._sweep.entries(prefix), DELETE_LIMIT):
+        for some in pages(self._sweep.entries(prefix), self._sweep.sizes.deletes):
             if any(each.modified_at > before for each in some):
                 return
             size = sum(each.size or 0 for each in some)
@@ -67,7 +65,7 @@ class Sessions:
         before = self._sweep.before(self._sweep.ages.versions)
         for key, states in groupby(entries, key=lambda each: each.key):
             marked, markers = False, 0
-            for some in pages(states, DELETE_LIMIT):
+            for some in pages(states, self._sweep.sizes.deletes):
                 if any(each.modified_at > before for each in some):
                     break
                 marked = marked or any(each.latest and each.size is None for each in some)

@@ -60,11 +60,12 @@ READ_TIMEOUT_S = 20.0
 #: A store that never answers is given up after ATTEMPTS times these, and pauses of a few seconds.
 ATTEMPTS = 3
 
-#: S3 wants parts of 5 MiB at least and 10,000 of them at most; one is held in memory while it is sent.
-PART_BYTES = 8 << 20
 PARTS_LIMIT = 10_000
-#: Larger objects are copied in parts: S3 allows 5 GiB in one call, and a call must finish before it times out.
-COPY_LIMIT = COPY_PART_BYTES = 512 << 20
+#: S3 wants parts of 5 MiB at least and PARTS_LIMIT of them at most; one is held in memory while it is sent.
+PART_BYTES = 8 << 20
+#: Larger objects are copied in parts of this size: S3 allows 5 GiB in one call, and a call must finish before it times
+#: out.
+COPY_BYTES = 512 << 20
 #: Answers of a store that may not, or cannot, copy between these two places: the bytes then go through this process.
 _NO_COPY = frozenset({"AccessDenied", "NotImplemented", "MethodNotAllowed"})
 
@@ -107,8 +108,12 @@ class S3ObjectStore:
         connect_timeout: float = CONNECT_TIMEOUT_S,
         read_timeout: float = READ_TIMEOUT_S,
         attempts: int = ATTEMPTS,
+        part_bytes: int = PART_BYTES,
+        copy_bytes: int = COPY_BYTES,
     ) -> None:
         self.bucket = bucket
+        self.part_bytes = part_bytes
+        self.copy_bytes = copy_bytes
         self.root = f"{check_key(root.strip('/'))}/" if root.strip("/") else ""
 
         def connected(endpoint: str | None) -> "S3Client":
@@ -205,7 +210,7 @@ class S3ObjectStore:
             self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body)
 
     def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
-        part_bytes = max(PART_BYTES, -(-size // PARTS_LIMIT))
+        part_bytes = max(self.part_bytes, -(-size // PARTS_LIMIT))
         parts = _parts(key, chunks, size, part_bytes)
         if size <= part_bytes:
             self.put(key, b"".join(parts))
@@ -248,12 +253,12 @@ class S3ObjectStore:
 
     def _copy(self, key: str, size: int, request: dict[str, Any]) -> None:
         """Copy by the service; raises its refusals unchanged."""
-        if size <= COPY_LIMIT:
+        if size <= self.copy_bytes:
             with self._translated(key, refusals=False):
                 self._client.copy_object(Bucket=self.bucket, Key=self._path(key), **request)
             return
         with self._multipart(key) as (upload, done):
-            part_bytes = max(COPY_PART_BYTES, -(-size // PARTS_LIMIT))
+            part_bytes = max(self.copy_bytes, -(-size // PARTS_LIMIT))
             for number, start in enumerate(range(0, size, part_bytes), 1):
                 piece = f"bytes={start}-{min(start + part_bytes, size) - 1}"
                 with self._translated(key, refusals=False):

@@ -1,8 +1,8 @@
 """Keep records that are too many for memory on disk, in buckets by the first byte of a digest.
 
 All buckets of a spill share one unnamed file: it is gone however the process ends, and takes one file handle. A writer
-gathers CHUNK_BYTES for a bucket before it writes them, so it uses at most 1 MiB. The positions of each bucket's chunks
-are kept in memory, a thousandth of what is on disk.
+gathers `chunk_bytes` for a bucket before it writes them, so it uses at most 1 MiB. The positions of each bucket's
+chunks are kept in memory, a thousandth of what is on disk.
 Not here: what the records mean (survey.py).
 """
 

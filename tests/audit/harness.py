@@ -1,4 +1,4 @@
-"""A table and a store to part and to compare, and a store that does things while somebody looks at it.
+"""A table and a store to part and to compare.
 
 `World` is the database's harness with bytes beside it: `needed` makes a blob that is linked and stored.
 Not here: what must hold (test_*.py).
@@ -7,22 +7,19 @@ Not here: what must hold (test_*.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from coordinator.audit.audit import Ages, Audit, Report
+from coordinator.audit.audit import PRODUCTION, Ages, Audit, Report, Sizes
 from coordinator.db.connection import Connections
 from coordinator.db.locks import FACTS_LOCK
 from coordinator.domain.facts import Fact, Removed
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
-from coordinator.errors import UnavailableError
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key
-from coordinator.storage.port import LIST_LIMIT, ObjectInfo, ObjectStore, OpenObject
+from coordinator.storage.port import ObjectStore
 from coordinator.table.batch import Applied
 from tests.table.harness import NO_MARGIN, Table
 
@@ -114,56 +111,13 @@ class World(Table):
         assert row is not None
         return not row[0]
 
-    def audit(self, store: ObjectStore | None = None, ages: Ages = AGES, *, mend: bool = False) -> Report:
+    def audit(
+        self, store: ObjectStore | None = None, ages: Ages = AGES, *, mend: bool = False, sizes: Sizes = PRODUCTION
+    ) -> Report:
         """Run an audit; its looks are at `store`, where that is given."""
         looked_at = store or self.store
         presence = Presence(self.connections, looked_at)
         try:
-            return Audit(self.connections, looked_at, presence, ages, mend=mend).run()
+            return Audit(self.connections, looked_at, presence, ages, mend=mend, sizes=sizes).run()
         finally:
             presence.close()
-
-
-class Watched:
-    """A store that calls `before` with the name of each call and its key."""
-
-    def __init__(self, store: ObjectStore, before: Callable[[str, str], None]) -> None:
-        self._store = store
-        self._before = before
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def head(self, key: str) -> ObjectInfo | None:
-        self._before("head", key)
-        return self._store.head(key)
-
-    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        self._before("walk", prefix)
-        yield from self._store.walk(prefix)
-        self._before("walked", prefix)
-
-    def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
-        self._before("list", prefix)
-        return self._store.list(prefix, start_after, limit)
-
-    def folders(self, prefix: str) -> Iterator[str]:
-        self._before("folders", prefix)
-        yield from self._store.folders(prefix)
-
-    def open(self, key: str) -> AbstractContextManager[OpenObject]:
-        self._before("open", key)
-        return self._store.open(key)
-
-    def open_version(self, key: str, version: str) -> AbstractContextManager[OpenObject]:
-        self._before("open version", key)
-        return self._store.open_version(key, version)
-
-    def check(self) -> None:
-        self._before("check", "")
-        self._store.check()
-
-
-def away(*_: object) -> None:
-    """What a store says that does not answer."""
-    raise UnavailableError("The object store does not answer: try again.")

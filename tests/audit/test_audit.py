@@ -5,23 +5,22 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.audit import audit as audit_module
-from coordinator.audit import inventory
-from coordinator.audit.audit import Ages, Audit, Kind, Report
+from coordinator.audit.audit import Ages, Audit, Kind, Report, Sizes
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import ConflictError, UnavailableError
 from coordinator.reconcile.resolve import NotHereError
 from coordinator.storage.layout import BLOBS, blob_key, layer_link_key
-from coordinator.storage.port import ObjectInfo
 from tests.audit.conftest import NewStore
-from tests.audit.harness import AGES, Watched, World, away
+from tests.audit.harness import AGES, World
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import FaultyStore, since
 
 BASE = "docker/registry/v2"
 #: What a blob can be like, each with nothing to do with how the audit goes about it.
@@ -175,18 +174,15 @@ def test_differences_on_a_real_store(database: str, new_store: NewStore, kind: s
         compare(world, [*KINDS, *KINDS], 1, versioned=kind == "s3-versioned")
 
 
-def test_many_of_a_kind(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_of_a_kind(database: str) -> None:
     """Examples and what waits are bounded; counts are not, however small the steps are in which it goes on."""
-    monkeypatch.setattr(audit_module, "EXAMPLES", 3)
-    monkeypatch.setattr(audit_module, "BATCH", 2)
-    monkeypatch.setattr(inventory, "BLOCK", 2)
-    monkeypatch.setattr(inventory, "BLOCKS_WAITING", 1)
+    sizes = Sizes(batch=2, examples=3, block=2, blocks_waiting=1)
     rnd = random.Random(5)
     with World(database, MemoryObjectStore()) as world:
         for kind, count in (("fine", 30), ("lost", 11), ("orphan", 12)):
             for _ in range(count):
                 make(world, kind, Digest(rnd.randbytes(32)), 5)
-        report = world.audit()
+        report = world.audit(sizes=sizes)
     assert (report.missing.count, report.missing.bytes, len(report.missing.examples)) == (11, 55, 3)
     assert (report.orphans.count, report.orphans.bytes, len(report.orphans.examples)) == (12, 60, 3)
     assert report.objects == 42
@@ -257,7 +253,7 @@ def test_no_false_alarm_while_blobs_come_and_go(
         world.needed("here", *(f"moving{number}" for number in there))
         world.lost("lost", "also-lost")
         meddler = Meddler(world, steps)
-        report = world.audit(Watched(store, meddler.before), Ages(timedelta(hours=1), timedelta()))
+        report = world.audit(FaultyStore(store, meddler.before), Ages(timedelta(hours=1), timedelta()))
         missing = told(report.missing).keys()
         healed = world.store.head(world.key("lost")) is not None
         assert {world.text("also-lost")} <= missing <= {world.text("lost"), world.text("also-lost")}
@@ -273,11 +269,9 @@ def test_a_push_after_the_table_was_read(world: World) -> None:
     """A blob that is pushed and applied after the table was read, and before it is listed, is no orphan."""
     world.needed("here")
 
-    def before(name: str, prefix: str) -> None:
-        if name == "folders" and prefix.startswith(BLOBS) and world.blob("new") is None:
-            world.needed("new")
-
-    report = world.audit(Watched(world.store, before))
+    store = FaultyStore(world.store)
+    store.before("folders", lambda: world.needed("new"), key=BLOBS, nth=1)
+    report = world.audit(store)
     assert (report.blobs, report.objects) == (1, 2)
     assert report.orphans.count == report.recent.count == 0
 
@@ -299,18 +293,15 @@ def test_what_is_too_young_is_not_left_over(world: World) -> None:
 def test_an_outage_in_the_middle(world: World) -> None:
     """A store that fails at any moment ends the audit with an error, and nothing is missing by it (scenario 16)."""
     world.needed(*(f"b{n}" for n in range(20)))
-    calls = 0
-
-    def count(*_: str) -> None:
-        nonlocal calls
-        calls += 1
-
-    world.audit(Watched(world.store, count))
+    store = FaultyStore(world.store)
+    world.audit(store)
+    calls = len(store.calls)
     assert calls > 20
     for answered in (0, 1, 2, 7, calls - 2, calls - 1):
-        left = iter([lambda *_: None] * answered)
+        store = FaultyStore(world.store)
+        store.fail(nth=since(answered + 1))
         with pytest.raises(UnavailableError):
-            world.audit(Watched(world.store, lambda *_, left=left: next(left, away)()))
+            world.audit(store)
     assert set(states(world).values()) == {BlobState.LIVE}
     assert world.outbox() == []
 
@@ -320,12 +311,10 @@ def test_one_folder_that_breaks_off(world: World) -> None:
     world.needed(*(f"b{n}" for n in range(20)))
     folder = world.key("b7").rpartition("/")[0].rpartition("/")[0] + "/"
 
-    def before(name: str, key: str) -> None:
-        if name == "walked" and key == folder:
-            away()
-
+    store = FaultyStore(world.store)
+    store.fail("walk", key=folder, done=True)
     with pytest.raises(UnavailableError):
-        world.audit(Watched(world.store, before))
+        world.audit(store)
 
 
 def test_a_listing_that_is_not_whole(world: World) -> None:
@@ -334,14 +323,10 @@ def test_a_listing_that_is_not_whole(world: World) -> None:
     world.needed(*names)
     world.lost("lost")
 
-    class Forgetful(Watched):
-        def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-            yield from [entry for number, entry in enumerate(super().walk(prefix)) if number % 2]
-
-        def folders(self, prefix: str) -> Iterator[str]:
-            yield from list(super().folders(prefix))[::2]
-
-    report = world.audit(Forgetful(world.store, lambda *_: None))
+    store = FaultyStore(world.store)
+    store.instead("walk", lambda walk, prefix: iter(list(walk(prefix))[1::2]))
+    store.instead("folders", lambda folders, prefix: iter(list(folders(prefix))[::2]))
+    report = world.audit(store)
     assert told(report.missing).keys() == {world.text("lost")}
     assert report.objects < len(names) / 2
 
@@ -351,12 +336,9 @@ def test_a_listing_in_another_order(world: World) -> None:
     world.needed(*(f"b{n}" for n in range(30)))
     world.lost("lost")
 
-    class Disorderly(Watched):
-        def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-            yield from sorted(super().walk(prefix), reverse=True)
-            yield from super().walk(prefix)
-
-    report = world.audit(Disorderly(world.store, lambda *_: None))
+    store = FaultyStore(world.store)
+    store.instead("walk", lambda walk, prefix: chain(sorted(walk(prefix), reverse=True), walk(prefix)))
+    report = world.audit(store)
     assert told(report.missing).keys() == {world.text("lost")}
     assert report.orphans.count == report.wrong_size.count == 0
 
@@ -468,13 +450,14 @@ def test_a_blob_is_hidden_while_it_is_mended(database: str, new_store: NewStore,
         world.needed("here", "masked")
         store.delete(world.key("masked"))
 
-        def hide(call: str, key: str) -> None:
-            if call == "open version" and key == world.key("masked"):
-                world.apply(world.removed("app", "masked", 1))
-                world.connection.execute("UPDATE blobs SET state = 2 WHERE digest = %s", (world.digest("masked"),))
-                store.delete(key)
+        def hide() -> None:
+            world.apply(world.removed("app", "masked", 1))
+            world.connection.execute("UPDATE blobs SET state = 2 WHERE digest = %s", (world.digest("masked"),))
+            store.delete(world.key("masked"))
 
-        assert world.audit(Watched(store, hide), mend=True).mended.count == 0
+        hiding = FaultyStore(store)
+        hiding.before("open_version", hide, key=world.key("masked"))
+        assert world.audit(hiding, mend=True).mended.count == 0
         assert world.state("masked") is BlobState.HIDDEN
         assert len([each for each in store.versions(world.key("masked")) if each.is_marker]) == 2
         assert store.head(world.key("masked")) is None

@@ -2,25 +2,32 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from coordinator import cli
 from coordinator.domain.lifecycle import BlobState
+from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import BLOBS
 from coordinator.storage.s3 import S3ObjectStore
-from tests.audit.conftest import VERSIONED
+from tests.audit.conftest import NewStore
 from tests.audit.harness import World
 from tests.cli.conftest import Done
+from tests.storage.conftest import settings_of
 
 UNKNOWN = f"sha256:{'0' * 64}"
 
 
 @pytest.fixture
-def stored(database: str, s3_settings: dict[str, Any], tmp_path: Path) -> Iterator[World]:
+def store(new_store: NewStore) -> S3ObjectStore:
+    store = new_store("s3-versioned")
+    assert isinstance(store, S3ObjectStore)
+    return store
+
+
+@pytest.fixture
+def stored(database: str, store: S3ObjectStore) -> Iterator[World]:
     """A table, and a root of its own in a bucket with versions."""
-    store = S3ObjectStore(root=f"command/{tmp_path.name}", **(s3_settings | {"bucket": VERSIONED}))
     with World(database, store) as world:
         yield world
 
@@ -31,21 +38,15 @@ Command = Callable[..., Done]
 @pytest.fixture
 def baleen(
     stored: World,
-    s3_settings: dict[str, Any],
+    store: S3ObjectStore,
+    embedded_stack: StackEndpoints,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Command:
     """Runs the command in this process, with settings of its own."""
     monkeypatch.chdir(tmp_path)
-    names = {
-        "database_url": stored.url,
-        "s3_endpoint_url": s3_settings["endpoint_url"],
-        "s3_access_key": s3_settings["access_key"],
-        "s3_secret_key": s3_settings["secret_key"],
-        "s3_bucket": VERSIONED,
-        "s3_root": f"command/{tmp_path.name}",
-    }
+    names = {"database_url": stored.url, **settings_of(store, embedded_stack)}
 
     def run(*arguments: str, **changes: str) -> Done:
         capfd.readouterr()

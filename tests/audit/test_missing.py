@@ -15,8 +15,9 @@ from coordinator.errors import UnavailableError
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.resolve import NotHereError
 from coordinator.table import expiry
-from tests.audit.harness import Watched, World, away
+from tests.audit.harness import World
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import FaultyStore, since
 
 MISSING, LIVE, UNREFERENCED = BlobState.MISSING, BlobState.LIVE, BlobState.UNREFERENCED
 
@@ -118,8 +119,9 @@ def test_an_outage_is_not_a_loss(world: World) -> None:
     world.needed("here")
     world.lost("lost")
     for answers in range(4):
-        calls = iter([lambda *_: None] * answers + [away] * 9)
-        looking = Presence(world.connections, Watched(world.store, lambda *_, calls=calls: next(calls)()))
+        store = FaultyStore(world.store)
+        store.fail(nth=since(answers + 1))
+        looking = Presence(world.connections, store)
         with pytest.raises(UnavailableError):
             looking.settle([world.digest("lost")])
         looking.close()
@@ -146,13 +148,14 @@ def test_a_look_is_repeated_with_the_facts_locked(world: World) -> None:
     world.lost("late", "lost")
     alone: list[bool] = []
 
-    def before(name: str, key: str) -> None:
-        if name == "head" and key == world.key("late"):
-            alone.append(world.writers_are_out())
-            if alone[-1]:
-                world.put("late")
+    def arrive() -> None:
+        alone.append(world.writers_are_out())
+        if alone[-1]:
+            world.put("late")
 
-    looking = Presence(world.connections, Watched(world.store, before))
+    store = FaultyStore(world.store)
+    store.before("head", arrive, key=world.key("late"))
+    looking = Presence(world.connections, store)
     wanted = [world.digest("late"), world.digest("lost")]
     assert looking.heads(wanted) == dict.fromkeys(wanted)
     looking.settle(wanted)
@@ -170,13 +173,15 @@ def test_a_push_waits_for_the_look(world: World) -> None:
     with World(world.url, world.store, empty=False) as other:
         other.space = world.space
 
-        def before(name: str, key: str) -> None:
-            if name == "head" and key == world.key("lost") and world.writers_are_out() and not pushing:
+        def begin_push() -> None:
+            if world.writers_are_out() and not pushing:
                 push = other.link("b", "lost", 3)
                 pushing.append(threading.Thread(target=other.apply, args=(push,), kwargs={"partition": 1}))
                 pushing[0].start()
 
-        looking = Presence(world.connections, Watched(world.store, before))
+        store = FaultyStore(world.store)
+        store.before("head", begin_push, key=world.key("lost"))
+        looking = Presence(world.connections, store)
         looking.settle([world.digest("lost")])
         looking.close()
         pushing[0].join(20)

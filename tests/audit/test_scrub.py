@@ -1,21 +1,21 @@
 """Reading every byte: what has other bytes is told with what could replace it, and an outage is told as one."""
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import count
 
 import pytest
 
-from coordinator.audit import scrub as scrub_module
-from coordinator.audit.scrub import Content, Rate, Scrub, StoppedError
+from coordinator.audit.scrub import BURST_S, Content, Rate, Scrub, StoppedError
 from coordinator.domain.names import Digest, format_digest, parse_digest
 from coordinator.errors import UnavailableError
 from coordinator.storage.layout import BLOBS, blob_key
 from coordinator.storage.port import CHUNK_BYTES, ObjectStore, OpenObject
 from tests.audit.conftest import NewStore
-from tests.audit.harness import Watched, World, away
+from tests.audit.harness import World
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import FaultyStore, away
+from tests.support.wait import Waits
 
 
 def scrub(world: World, store: ObjectStore | None = None, **how: object) -> Content:
@@ -62,24 +62,16 @@ def test_a_blob_that_is_replaced_while_it_is_read(world: World) -> None:
     """Bytes that are right at the second look, and blobs that are gone by then, are no damage."""
     world.needed("one", "healed", "gone")
     damage(world, "healed")
-    reads: list[str] = []
-
-    def before(name: str, key: str) -> None:
-        if name == "open":
-            reads.append(key)
-            if key == world.key("gone"):
-                world.store.delete(key)
-            if reads.count(key) == 2:
-                world.put("healed")
-
-    content = scrub(world, Watched(world.store, before))
+    store = FaultyStore(world.store)
+    store.before("open", lambda: store.delete(world.key("gone")), key=world.key("gone"))
+    store.before("open", lambda: world.put("healed"), key=world.key("healed"), nth=2)
+    content = scrub(world, store)
     assert content.healthy
-    assert (content.blobs, reads.count(world.key("healed"))) == (2, 2)
+    assert (content.blobs, store.count("open", world.key("healed"))) == (2, 2)
 
 
-def test_it_goes_on_where_it_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_where_it_stopped(world: World) -> None:
     """A store that goes away ends it with the digest to go on at, and from there each blob is read, none in between."""
-    monkeypatch.setattr("tests.storage.memory.LIST_LIMIT", 3)
     names = [f"b{n}" for n in range(20)]
     world.needed(*names)
     digests = sorted(world.digest(name) for name in names)
@@ -94,15 +86,16 @@ def test_it_goes_on_where_it_stopped(world: World, monkeypatch: pytest.MonkeyPat
         elif name == "check" and next(opened) > 9:
             away()
 
+    store = FaultyStore(world.store, before)
+    store.instead("list", lambda real, prefix, after: real(prefix, after, 3))
     with pytest.raises(UnavailableError, match="--from sha256:") as raised:
-        scrub(world, Watched(world.store, before))
+        scrub(world, store)
     stopped = parse_digest(str(raised.value).rpartition(" ")[2])
     assert stopped > digests[0]
     assert {blob_key(digest) for digest in digests if digest < stopped} <= read
-    rest: list[str] = []
-    content = scrub(
-        world, Watched(world.store, lambda name, key: rest.append(key) if name == "open" else None), start=stopped
-    )
+    store = FaultyStore(world.store)
+    content = scrub(world, store, start=stopped)
+    rest = store.keys("open")
     assert sorted(rest) == [blob_key(digest) for digest in digests if digest >= stopped]
     assert content.blobs == len(rest)
     assert scrub(world, start=Digest(bytes(32))).blobs == len(names)
@@ -114,31 +107,28 @@ def test_one_that_cannot_be_read(world: World) -> None:
     names = [f"b{n}" for n in range(12)]
     world.needed(*names)
     digests = sorted(world.digest(name) for name in names)
-    damaged = {blob_key(digests[4]), blob_key(digests[6])}
-
-    def before(name: str, key: str) -> None:
-        if name == "open" and key in damaged:
-            away()
-
-    content = scrub(world, Watched(world.store, before))
+    store = FaultyStore(world.store)
+    for number in (4, 6):
+        store.fail("open", key=blob_key(digests[number]))
+    content = scrub(world, store)
     assert [example["digest"] for example in content.unreadable.examples] == [
         format_digest(digests[4]),
         format_digest(digests[6]),
     ]
     assert (content.blobs, content.healthy, content.other_bytes.count) == (12, False, 0)
-    damaged |= {blob_key(digest) for digest in digests[4:]}
+    for digest in digests[4:]:
+        store.fail("open", key=blob_key(digest))
     with pytest.raises(UnavailableError, match=format_digest(digests[4])):
-        scrub(world, Watched(world.store, before))
+        scrub(world, store)
 
 
 def test_a_sample(world: World) -> None:
     """A sample reads as many different blobs as are asked for, or all that there are."""
     world.needed(*(f"b{n}" for n in range(40)))
     for wanted, read in ((1, 1), (7, 7)):
-        reads: list[str] = []
-        watched = Watched(world.store, lambda name, key, reads=reads: reads.append(key) if name == "open" else None)
-        assert scrub(world, watched, sample=wanted).blobs == read
-        assert len(set(reads)) == len(reads) == read
+        store = FaultyStore(world.store)
+        assert scrub(world, store, sample=wanted).blobs == read
+        assert len(set(store.keys("open"))) == store.count("open") == read
     few = MemoryObjectStore()
     few.put(world.key("b0"), world.body("b0"))
     assert scrub(world, few, sample=5).blobs == 1
@@ -147,43 +137,26 @@ def test_a_sample(world: World) -> None:
 
 def test_a_sample_of_more_than_there_are(world: World) -> None:
     """However many are asked for, the store is not asked for long once all that it has are chosen."""
-    store, lists = MemoryObjectStore(), list[str]()
+    store = FaultyStore(MemoryObjectStore())
     for n in range(12):
         store.put(world.key(f"b{n}"), world.body(f"b{n}"))
-
-    def looked(name: str, key: str) -> None:
-        lists.extend([key] * (name == "list"))
-        assert len(lists) < 1000
-
-    assert scrub(world, Watched(store, looked), sample=10_000).blobs == 12
+    store.fail("list", nth=1000)
+    assert scrub(world, store, sample=10_000).blobs == 12
 
 
-class Waits(threading.Event):
-    """Takes note of how long somebody would have waited."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waited = 0.0
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waited += timeout or 0.0
-        return self.is_set()
-
-
-def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate() -> None:
     """Over a while no more bytes are let through than the rate allows; without a rate nobody waits."""
     clock = 1000.0
-    monkeypatch.setattr(scrub_module.time, "monotonic", lambda: clock)
     waits, free = Waits(), Waits()
-    limited, unlimited = Rate(1000, waits), Rate(None, free)
+    limited, unlimited = Rate(1000, waits, lambda: clock), Rate(None, free, lambda: clock)
     for _ in range(30):
-        before = waits.waited
+        before = sum(waits.waits)
         limited.take(500)
         unlimited.take(500)
-        clock += waits.waited - before
+        clock += sum(waits.waits) - before
     # The first second's worth may come at once.
-    assert 30 * 0.5 - scrub_module.BURST_S <= clock - 1000.0 <= 30 * 0.5
-    assert free.waited == 0.0
+    assert 30 * 0.5 - BURST_S <= clock - 1000.0 <= 30 * 0.5
+    assert sum(free.waits) == 0.0
     waits.set()
     with pytest.raises(StoppedError):
         limited.take(1)
@@ -194,11 +167,9 @@ def test_memory_does_not_grow_with_blobs(world: World) -> None:
     world.needed("here")
     pieces: list[int] = []
 
-    class Large(Watched):
-        def open(self, _: str) -> AbstractContextManager[OpenObject]:
-            return large(pieces.append)
-
-    content = scrub(world, Large(world.store, lambda *_: None))
+    store = FaultyStore(world.store)
+    store.instead("open", lambda *_: large(pieces.append))
+    content = scrub(world, store)
     assert pieces == [*range(64), *range(64)]
     assert content.other_bytes.count == 1
 

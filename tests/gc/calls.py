@@ -9,7 +9,7 @@ Not here: what must hold then (test_crashes.py, test_brakes.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -23,15 +23,11 @@ from coordinator.gc.collect import KIND, Collect
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import table as jobs
 from coordinator.jobs import work as running
-from coordinator.leftovers.links import give_back
-from coordinator.reconcile.presence import Presence
-from coordinator.storage.port import Deleted, ObjectReader, ObjectStore, Permit, Target
 from coordinator.table import statements
 from tests.gc.harness import Garbage, Run
+from tests.support.store import SEND, FaultyStore
 
 DEADLINE_S = 60.0
-#: Before a request for deletes is sent, and after it was answered.
-SEND, ANSWERED = "send", "answered"
 #: Of a counted process, at the database.
 NAME = "test-counted"
 
@@ -122,38 +118,6 @@ class Sleep:
         return True
 
 
-class CountedStore:
-    """An object store whose calls are counted."""
-
-    def __init__(self, store: ObjectStore, calls: Told) -> None:
-        self._store = store
-        self._calls = calls
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        wanted = getattr(self._store, name)
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            self._calls(name)
-            return wanted(*arguments, **named)
-
-        return call
-
-    def copy_from(self, source: ObjectReader, source_key: str, key: str, *, etag: str | None = None) -> bool:
-        self._calls("copy_from")
-        actual = source._store if isinstance(source, CountedStore) else source
-        return self._store.copy_from(actual, source_key, key, etag=etag)
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        def asked() -> None:
-            permit()
-            self._calls(SEND)
-
-        self._calls("delete_many")
-        answers = self._store.delete_many(targets, asked)
-        self._calls(ANSWERED)
-        return answers
-
-
 class CountedConnection:
     """A connection whose statements are counted."""
 
@@ -184,16 +148,11 @@ class CountedConnections(Connections):
 def job(garbage: Garbage, calls: Told) -> Iterator[tuple[Connections, Collect, Restorer]]:
     """The parts of a process that collects; as `Garbage.parts`, and counted."""
     connections = CountedConnections(garbage.url, calls)
-    store: Any = CountedStore(garbage.store, calls)
-    presence = Presence(connections, store)
-    restorer = Restorer(connections, store, presence, delete_bound=garbage.delete_bound, give_links_back=give_back)
-    collect = Collect(connections, store, garbage.facts, restorer, limits=garbage.limits)
+    store = FaultyStore(garbage.store, lambda moment, _: calls(moment))
     try:
-        yield connections, collect, restorer
+        with garbage.working(connections, connections, store) as (collect, restorer):
+            yield connections, collect, restorer
     finally:
-        collect.close()
-        restorer.close()
-        presence.close()
         connections.close()
 
 

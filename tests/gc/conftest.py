@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from coordinator.gc import collect
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
@@ -35,10 +35,9 @@ def garbage(store: ObjectStore, databases: Databases) -> Iterator[Garbage]:
 
 
 @pytest.fixture
-def only_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pulse of a job calls the database between, and nobody waits after a failure.
+def only_their_calls(garbage: Garbage) -> None:
+    """No pulse of a job calls the database between, nor does a job that was held up read its facts again.
 
-    Nor does a job that was held up ask again for what it knows: what counts its calls would find others.
+    What counts the calls of a job would find others.
     """
-    monkeypatch.setattr(collect, "FACTS_S", 3600.0)
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
+    garbage.sizes = replace(garbage.sizes, facts_s=3600.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from coordinator.gc import table as gc
 from coordinator.gc.collect import KIND, Collect
 from coordinator.gc.mark_table import Claimed
 from coordinator.gc.restore import Restorer
+from coordinator.gc.sizes import Sizes
 from coordinator.gc.table import Hide
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.kafka.topics import EVENTS
@@ -42,6 +43,8 @@ NO_LIMITS = Limits(100, 1_000_000, Amount(10**9, 10**15))
 #: Long after any delete of a test has landed, and long before.
 LANDED, IN_FLIGHT = timedelta(0), timedelta(hours=1)
 POD = "pod-a"
+#: A run does not pause after a failure.
+SIZES = Sizes(pause_s=0.0)
 
 
 class Run(NamedTuple):
@@ -78,6 +81,9 @@ class Garbage(Table):
         self.store = store
         self.times = NO_TIMES
         self.limits = NO_LIMITS
+        self.sizes = SIZES
+        #: What a restorer takes beside this.
+        self.restores: dict[str, int] = {}
         self.delete_bound = IN_FLIGHT
         #: Called with what is known before it is used.
         self.known: Callable[[Facts], Facts] = lambda facts: facts
@@ -103,17 +109,33 @@ class Garbage(Table):
 
     def tell(self, manifest: str, *layers: str) -> None:
         """The event of a push is applied."""
-        self._second += 1
-        self.apply(self.push("r", manifest, layers, self._second))
+        self.tell_all((manifest, *layers))
+
+    def tell_all(self, *images: Sequence[str]) -> None:
+        """The events of pushes are applied, together; of each image the manifest comes first."""
+        self.apply(*(self.push("r", manifest, layers, self._next()) for manifest, *layers in images))
 
     def pushed(self, manifest: str, *layers: str) -> None:
         self.upload(manifest, *layers)
         self.tell(manifest, *layers)
 
-    def forget(self, manifest: str) -> None:
-        """The event of a delete is applied."""
+    def unneeded(self, manifest: str, *layers: str) -> None:
+        """An image was pushed, and its manifest deleted."""
+        self.pushed(manifest, *layers)
+        self.forget(manifest)
+
+    def hidden(self, manifest: str, *layers: str) -> None:
+        """An image that was unneeded, and that a collection has hidden since."""
+        self.unneeded(manifest, *layers)
+        self.collect()
+
+    def forget(self, *manifests: str) -> None:
+        """The events of deletes are applied, together."""
+        self.apply(*(self.removed("r", manifest, self._next()) for manifest in manifests))
+
+    def _next(self) -> int:
         self._second += 1
-        self.apply(self.removed("r", manifest, self._second))
+        return self._second
 
     # What is seen
 
@@ -151,17 +173,29 @@ class Garbage(Table):
         connections = Connections(self.url, name="test-gc", prepare=statements.prepare)
         looking = Connections(self.url, name="test-restore")
         store = self.store if store is None else store
-        presence = Presence(looking, store)
-        restorer = Restorer(looking, store, presence, delete_bound=self.delete_bound, give_links_back=give_back)
-        collect = Collect(connections, store, self.facts, restorer, limits=self.limits)
         try:
-            yield connections, collect, restorer
+            with self.working(connections, looking, store) as (collect, restorer):
+                yield connections, collect, restorer
+        finally:
+            looking.close()
+            connections.close()
+
+    @contextmanager
+    def working(
+        self, connections: Connections, looking: Connections, store: ObjectStore
+    ) -> Iterator[tuple[Collect, Restorer]]:
+        """What collects and what restores in a process with these connections."""
+        presence = Presence(looking, store)
+        restorer = Restorer(
+            looking, store, presence, delete_bound=self.delete_bound, give_links_back=give_back, **self.restores
+        )
+        collect = Collect(connections, store, self.facts, restorer, limits=self.limits, sizes=self.sizes)
+        try:
+            yield collect, restorer
         finally:
             collect.close()
             restorer.close()
             presence.close()
-            looking.close()
-            connections.close()
 
     def ask(self, **options: Any) -> int:
         (row,) = self.rows(
@@ -169,10 +203,10 @@ class Garbage(Table):
         )
         return int(row[0])
 
-    def run_waiting(self, store: ObjectStore | None = None) -> None:
+    def run_waiting(self, store: ObjectStore | None = None, stop: threading.Event | None = None) -> None:
         """Do the runs that were asked for."""
         with self.parts(store) as (connections, collect, _):
-            run_waiting_jobs(connections, {KIND: collect}, threading.Event())
+            run_waiting_jobs(connections, {KIND: collect}, stop or threading.Event())
 
     def tried(self, store: ObjectStore | None = None, **options: Any) -> Run:
         number = self.ask(**options)
@@ -180,8 +214,8 @@ class Garbage(Table):
         (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", (number,))
         return Run(*row)
 
-    def collect(self, **options: Any) -> Run:
-        run = self.tried(**options)
+    def collect(self, store: ObjectStore | None = None, **options: Any) -> Run:
+        run = self.tried(store, **options)
         assert run.state == "done", run.error
         return run
 
@@ -204,9 +238,9 @@ class Garbage(Table):
             presence.close()
             connections.close()
 
-    def restore(self) -> int:
+    def restore(self, store: ObjectStore | None = None) -> int:
         """One round of a worker."""
-        with self.parts() as (_, __, restorer):
+        with self.parts(store) as (_, __, restorer):
             return restorer.round()
 
 

@@ -9,7 +9,7 @@ Not here: what happens to the run (test_crashes.py, test_brakes.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
@@ -40,26 +40,24 @@ class History:
         self._number = number
         self.needed = self._named("kept", "shared", "k", "needs", "back")
         self.unneeded = self._named("old", "o1", "o2", "brings", "new", "n1", "n2")
-        self._pushed("kept", "shared", "k")
-        self._pushed("old", "shared", "o1", "o2")
-        self._pushed("brings", "back")
+        # Events are applied together: there are hundreds of histories, and each batch takes a transaction.
+        garbage.upload(*self._named("kept", "shared", "k", "old", "o1", "o2", "brings", "back"))
+        self._tell(("kept", "shared", "k"), ("old", "shared", "o1", "o2"), ("brings", "back"))
         self._forget("old", "brings")
         garbage.collect()
-        # Linked by a request that had seen it before it was hidden.
-        garbage.upload(*self._named("needs"))
-        garbage.tell(*self._named("needs", "back"))
-        self._pushed("new", "shared", "n1", "n2")
+        garbage.upload(*self._named("needs", "new", "n1", "n2"))
+        # "back" is linked by a request that had seen it before it was hidden.
+        self._tell(("needs", "back"), ("new", "shared", "n1", "n2"))
         self._forget("new")
 
     def _named(self, *names: str) -> list[str]:
         return [f"{self._number}.{name}" for name in names]
 
-    def _pushed(self, *names: str) -> None:
-        self._garbage.pushed(*self._named(*names))
+    def _tell(self, *images: Sequence[str]) -> None:
+        self._garbage.tell_all(*(self._named(*image) for image in images))
 
     def _forget(self, *names: str) -> None:
-        for name in self._named(*names):
-            self._garbage.forget(name)
+        self._garbage.forget(*self._named(*names))
 
     @property
     def back(self) -> str:
@@ -121,7 +119,7 @@ class History:
         assert {name: garbage.state(name) for name in self.unneeded} == dict.fromkeys(self.unneeded, BlobState.PURGED)
         for name in self.unneeded:
             assert garbage.store.versions(blob_key(garbage.digest(name))) == [], name
-        assert [copy for copy in self._copies() if copy in self._purged()] == []
+        assert self._purged().isdisjoint(self._copies())
 
     def _copies(self) -> Iterator[int]:
         """Hides that have a copy. One of a hide that was undone may stay for a while."""

@@ -1,16 +1,15 @@
 """What an operator asks back is served again, on every kind of store, whatever a collection was about to do to it."""
 
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from coordinator.db.engine import engine as make_engine
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import controls, hide, purge, restore
+from coordinator.gc import controls
 from coordinator.reconcile.resolve import NotHereError
 from tests.gc.harness import LANDED, Garbage
+from tests.support.store import ASK, FaultyStore
 
 
 def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
@@ -26,9 +25,7 @@ def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
 
 def test_it_is_served_again(garbage: Garbage) -> None:
     """A hidden blob that is asked back has its bytes where they were, by the next round of a worker."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     assert ask_back(garbage, "l") is BlobState.HIDDEN
     assert not garbage.seen("l")
     assert garbage.restore() == 1
@@ -41,29 +38,14 @@ def test_it_is_served_again(garbage: Garbage) -> None:
     assert not garbage.seen("m")
 
 
-class Before:
-    """Does something once, before a permit is asked for, which is the last moment."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, deed: Callable[[], object]) -> None:
-        real = module.gc.permit
-
-        def permit(*arguments: Any) -> None:
-            monkeypatch.setattr(module.gc, "permit", real)
-            deed()
-            real(*arguments)
-
-        monkeypatch.setattr(module.gc, "permit", permit)
-
-
 @pytest.mark.parametrize("pin", [True, False])
-def test_just_before_it_is_deleted(garbage: Garbage, monkeypatch: pytest.MonkeyPatch, pin: bool) -> None:
+def test_just_before_it_is_deleted(garbage: Garbage, pin: bool) -> None:
     """Asked back when its purge had begun, and no delete was sent yet, a blob has its bytes again, pinned or not."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     states: list[BlobState] = []
-    Before(monkeypatch, purge, lambda: states.append(ask_back(garbage, "l", pin=pin)))
-    assert garbage.collect().purged == 1  # the manifest that listed it
+    store = FaultyStore(garbage.store)
+    store.before(ASK, lambda: states.append(ask_back(garbage, "l", pin=pin)), nth=1)
+    assert garbage.collect(store).purged == 1  # the manifest that listed it
     assert states == [BlobState.PURGING]
     garbage.delete_bound = LANDED
     assert garbage.restore() == 1
@@ -72,13 +54,13 @@ def test_just_before_it_is_deleted(garbage: Garbage, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("pin", [True, False])
-def test_just_before_it_is_hidden(garbage: Garbage, monkeypatch: pytest.MonkeyPatch, pin: bool) -> None:
+def test_just_before_it_is_hidden(garbage: Garbage, pin: bool) -> None:
     """Asked back when its hide was intended, a blob is not hidden, and its hide is undone, pinned or not."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     states: list[BlobState] = []
-    Before(monkeypatch, hide, lambda: states.append(ask_back(garbage, "l", pin=pin)))
-    assert garbage.collect().hidden == 1
+    store = FaultyStore(garbage.store)
+    store.before(ASK, lambda: states.append(ask_back(garbage, "l", pin=pin)), nth=1)
+    assert garbage.collect(store).hidden == 1
     assert states == [BlobState.HIDING]
     assert garbage.seen("l")
     assert garbage.restore() == 1
@@ -86,12 +68,11 @@ def test_just_before_it_is_hidden(garbage: Garbage, monkeypatch: pytest.MonkeyPa
     assert garbage.state("l") is BlobState.UNREFERENCED
 
 
-def test_what_waits_holds_up_nobody(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_holds_up_nobody(garbage: Garbage) -> None:
     """Hides that cannot be over yet, however many, do not keep those behind them from being restored."""
-    monkeypatch.setattr(restore, "ROUND", 1)
+    garbage.restores = {"per_round": 1}
     for number in range(3):
-        garbage.pushed(f"m{number}", f"l{number}")
-        garbage.forget(f"m{number}")
+        garbage.unneeded(f"m{number}", f"l{number}")
     garbage.collect()
     garbage.connection.execute(
         "UPDATE hides SET purging_at = now(), permitted_at = now() WHERE blob_id IN (SELECT id FROM blobs ORDER BY id"
@@ -111,9 +92,7 @@ def test_what_waits_holds_up_nobody(garbage: Garbage, monkeypatch: pytest.Monkey
 
 def test_a_pinned_one_holds_up_no_purge(garbage: Garbage) -> None:
     """A blob that was pinned when a job had begun to purge it stays, and what was begun with it is ended."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.connection.execute("UPDATE hides SET purging_at = now(), run_id = 0")
     garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.PURGING, BlobState.HIDDEN))
     controls.pin(garbage.connection, garbage.digest("l"), "a test")
@@ -148,13 +127,9 @@ def test_there_are_no_bytes(garbage: Garbage, needed: bool) -> None:
 
 def test_bytes_that_are_nowhere_hold_up_nobody(garbage: Garbage) -> None:
     """What was purged and is needed without bytes, where nothing else is, keeps nothing else from being restored."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.hidden("m", "l")
     garbage.collect()
-    garbage.collect()
-    garbage.pushed("other", "o")
-    garbage.forget("other")
-    garbage.collect()
+    garbage.hidden("other", "o")
     garbage.tell("again", "l")
     garbage.links_are("link")
     ask_back(garbage, "o", pin=False)

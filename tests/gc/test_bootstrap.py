@@ -2,44 +2,34 @@
 
 import threading
 
+import pytest
+
 from coordinator import bootstrap
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc.collect import KIND
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.settings import build
 from coordinator.stack.supervisor import StackEndpoints
-from coordinator.storage.s3 import S3ObjectStore
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
-from tests.storage.conftest import MakeS3
+from tests.storage.conftest import VERSIONED, MakeS3, settings_of
 
 
-def settings_of(garbage: Garbage, store: S3ObjectStore, stack: StackEndpoints) -> dict[str, str]:
-    assert stack.s3_endpoint_url is not None
-    assert stack.s3_access_key is not None
-    assert stack.s3_secret_key is not None
-    return {
-        "database_url": garbage.url,
-        "s3_endpoint_url": stack.s3_endpoint_url,
-        "s3_bucket": store.bucket,
-        "s3_root": store.root,
-        "s3_access_key": stack.s3_access_key,
-        "s3_secret_key": stack.s3_secret_key,
-    }
-
-
-def test_a_workers_restorer(connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints) -> None:
-    """The restorer of a worker gives back what is needed again."""
-    store = connect_s3()
+@pytest.mark.parametrize("bucket", [None, VERSIONED], ids=["s3", "s3-versioned"])
+@pytest.mark.usefixtures("buckets")
+def test_a_workers_restorer(
+    connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints, bucket: str | None
+) -> None:
+    """The restorer of a worker gives back what is needed again, and its hide is over."""
+    store = connect_s3(bucket=bucket or embedded_stack.s3_bucket)
     with Garbage(databases.migrated(), store) as garbage:
-        garbage.pushed("m", "l")
-        garbage.forget("m")
-        garbage.collect()
+        garbage.hidden("m", "l")
         garbage.tell("other", "l")
-        settings = build(settings_of(garbage, store, embedded_stack))
+        settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
         with bootstrap.restorer(settings, name="test-restorer") as restorer:
             assert restorer.round() == 1
         assert garbage.state("l") is BlobState.LIVE
+        assert garbage.hide_of("l") is None
         assert garbage.seen("l")
 
 
@@ -47,13 +37,11 @@ def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embed
     """The collection of a scheduler undoes what a job left, and is held by pods of which nothing is known."""
     store = connect_s3()
     with Garbage(databases.migrated(), store) as garbage:
-        garbage.pushed("m", "l")
-        garbage.forget("m")
-        garbage.collect()
+        garbage.hidden("m", "l")
         garbage.connection.execute("UPDATE hides SET hidden_at = NULL")
         garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.HIDING, BlobState.HIDDEN))
         garbage.connection.execute("UPDATE hides SET permitted_at = permitted_at - interval '1 day'")
-        settings = build(settings_of(garbage, store, embedded_stack))
+        settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
         number = garbage.ask()
         connections = bootstrap.connections(settings, name="test-scheduler")
         try:

@@ -5,21 +5,22 @@ Not here: which controls an operator has and in which words (tests/api, tests/cl
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import collect, controls, plan, purge
+from coordinator.gc import collect, controls
 from coordinator.gc import table as gc
 from coordinator.gc.table import StoppedCollectingError
 from coordinator.jobs import table as jobs
 from coordinator.storage.layout import blob_key, quarantine_key
-from tests.gc.calls import NAME, ON_STORES, SEND, Calls, Once, age, last, run_job
+from tests.gc.calls import NAME, ON_STORES, Calls, Once, age, last, run_job
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
+from tests.support.store import SEND
 
 #: The statements that read each control, and what comes before the first of a hide's.
 SWITCH, JOB, REFERRERS = "FROM gc_switch", "FROM jobs WHERE id", "CROSS JOIN LATERAL"
@@ -66,8 +67,7 @@ CONTROLS = pytest.mark.parametrize(
 
 
 def unneeded(garbage: Garbage) -> None:
-    garbage.pushed("m", *LAYERS)
-    garbage.forget("m")
+    garbage.unneeded("m", *LAYERS)
 
 
 def hidden(garbage: Garbage) -> None:
@@ -101,8 +101,7 @@ def restorable(garbage: Garbage, name: str) -> bool:
 def test_nothing_begins(garbage: Garbage, control: Control, said: str) -> None:
     """A run under a control hides and purges nothing, and says what holds it."""
     hidden(garbage)
-    garbage.pushed("n")
-    garbage.forget("n")
+    garbage.unneeded("n")
     control(garbage)
     run = garbage.collect()
     assert (run.hidden, run.purged) == (0, 0)
@@ -148,11 +147,9 @@ def test_a_control_that_the_plan_has_not_seen_keeps_hidden_bytes(
 
 
 @CONTROLS
-def test_between_two_requests_of_a_purge(
-    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, control: Control, said: str
-) -> None:
+def test_between_two_requests_of_a_purge(garbage: Garbage, control: Control, said: str) -> None:
     """A control that comes in the second of two requests: only the first has deleted, and the next run ends it."""
-    monkeypatch.setattr(purge, "DELETE_LIMIT", 2)
+    garbage.sizes = replace(garbage.sizes, deletes=2)
     hidden(garbage)
     requests = Once("delete_many", lambda: control(garbage), nth=2)
     calls = collected(garbage, requests)
@@ -168,12 +165,9 @@ def test_between_two_requests_of_a_purge(
 
 
 @CONTROLS
-def test_between_two_requests_of_hides(
-    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, control: Control, said: str
-) -> None:
+def test_between_two_requests_of_hides(garbage: Garbage, control: Control, said: str) -> None:
     """A control that comes in the second of two requests: what the first hid is hidden, all else is served."""
-    monkeypatch.setattr(collect, "PAGES_AT_ONCE", 1)
-    monkeypatch.setattr(plan, "candidate_pages", functools.partial(plan.candidate_pages, size=2))
+    garbage.sizes = replace(garbage.sizes, pages_at_once=1, page=2)
     garbage.delete_bound = LANDED
     unneeded(garbage)
     requests = Once("delete_many", lambda: control(garbage), nth=2)

@@ -6,34 +6,20 @@ What the dead have begun is ended or undone by whoever comes next, and what is n
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc import collect, restore
+from coordinator.gc import collect
 from coordinator.jobs import work as running
 from coordinator.storage.layout import blob_key
-from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
-from tests.gc.calls import (
-    ANSWERED,
-    ON_STORES,
-    SEND,
-    Calls,
-    CountedStore,
-    DiedError,
-    Once,
-    age,
-    die,
-    job,
-    next_run,
-    run_job,
-)
+from tests.gc.calls import ON_STORES, Calls, DiedError, Once, age, die, job, next_run, run_job
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
 from tests.gc.histories import History, histories
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import ANSWERED, SEND, FaultyStore
 
 #: Of the calls of a run on a real store: enough to meet each kind of step.
 SAMPLE = 12
@@ -105,30 +91,14 @@ def test_the_next_job_dies_too(garbage: Garbage, told: Iterator[History]) -> Non
         history.assert_mended()
 
 
-class SlowStore(CountedStore):
-    """Its nth request for deletes is sent, and lands when the test says so; nobody hears of it."""
-
-    def __init__(self, store: ObjectStore, nth: int) -> None:
-        super().__init__(store, lambda _: None)
-        self._left = nth
-        self.land: Callable[[], object] = lambda: None
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        self._left -= 1
-        if self._left != 0:
-            return super().delete_many(targets, permit)
-        permit()
-        self.land = lambda: self._store.delete_many(targets, lambda: None)
-        raise DiedError
-
-
 @pytest.mark.parametrize("nth", [1, 2, 3])
 @pytest.mark.parametrize("early", [False, True], ids=["pushed-after-the-next-run", "pushed-before-it"])
 def test_a_delete_lands_after_the_next_job_has_looked(garbage: Garbage, nth: int, early: bool) -> None:
     """A job dies as it sends a delete. However late that lands within its bound, what was pushed meanwhile stays."""
     with histories(garbage, IN_FLIGHT) as told:
         history = next(told)
-        store: Any = SlowStore(garbage.store, nth)
+        store = FaultyStore(garbage.store)
+        store.lose(nth=nth, error=DiedError())
         garbage.ask()
         dead = False
         with garbage.parts(store) as (connections, collecting, _):
@@ -153,30 +123,12 @@ def test_a_delete_lands_after_the_next_job_has_looked(garbage: Garbage, nth: int
         history.assert_mended()
 
 
-class TwiceSent(CountedStore):
-    """Its first request for deletes gets no answer and is sent again, as clients of S3 do; both land at last."""
-
-    def __init__(self, store: ObjectStore, between: Callable[[], object]) -> None:
-        super().__init__(store, lambda _: None)
-        self._between = between
-        self._first = True
-        self.land: Callable[[], object] = lambda: None
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        if self._first:
-            self._first = False
-            permit()
-            self.land = lambda: self._store.delete_many(targets, lambda: None)
-            self._between()
-        return super().delete_many(targets, permit)
-
-
 @pytest.mark.parametrize("disturbed", [False, True], ids=["", "one-is-needed-between"])
 def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbage, disturbed: bool) -> None:
     """While an unanswered copy of the request may land, no blob of it counts as hidden: what is pushed then is kept."""
-    garbage.pushed("m", "a", "b")
-    garbage.forget("m")
-    store: Any = TwiceSent(garbage.store, lambda: garbage.tell("other", "a") if disturbed else None)
+    garbage.unneeded("m", "a", "b")
+    store = FaultyStore(garbage.store)
+    store.send_again(lambda: garbage.tell("other", "a") if disturbed else None)
     garbage.upload("other")
     garbage.tried(store)
     # As after t_h: registries do not have it, or clients would not upload it.
@@ -215,9 +167,9 @@ def test_a_restorer_dies_at_any_call(garbage: Garbage, told: Iterator[History]) 
             tried(sent + 1, Calls(place, die))
 
 
-def test_what_cannot_be_final_yet_keeps_nobody_waiting(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_final_yet_keeps_nobody_waiting(garbage: Garbage) -> None:
     """However many hides wait for the bound of a delete, one round of a restorer serves all that is needed."""
-    monkeypatch.setattr(restore, "ROUND", 2)
+    garbage.restores = {"per_round": 2}
     garbage.delete_bound = IN_FLIGHT
     images = [f"m{number}" for number in range(5)]
     for image in images:

@@ -21,7 +21,7 @@ from coordinator.gc.collect import Collect
 from coordinator.gc.leftovers import Kind, State
 from coordinator.gc.restore import Restorer
 from coordinator.leftovers.run import DeleteLeftovers
-from coordinator.leftovers.sweep import Ages
+from coordinator.leftovers.sweep import PRODUCTION, Ages, Sizes
 from coordinator.pods.prober import known_image
 from coordinator.storage.layout import (
     MARK,
@@ -32,9 +32,11 @@ from coordinator.storage.layout import (
     quarantine_key,
     revision_link_key,
 )
-from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from coordinator.storage.port import ObjectStore, Target
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, Garbage, Run
 from tests.services.databases import Databases
+from tests.support.store import ANSWERED, SEND, FaultyStore, Observer
+from tests.support.wait import Waits
 
 pytestmark = pytest.mark.lengthy
 
@@ -57,6 +59,7 @@ class Litter(Garbage):
         self.ages = AGELESS
         self.every = timedelta(0)
         self.rate = 0
+        self.swept = PRODUCTION
         self.blobs_only = False
         self.versioned = store.keeps_versions()
         self.links_are("link")
@@ -66,19 +69,23 @@ class Litter(Garbage):
         with super().parts(store) as (connections, _, restorer):
             used = self.store if store is None else store
             ages = self.ages._replace(delete_bound=self.delete_bound)
-            leftovers = DeleteLeftovers(connections, used, ages, every=self.every, probed=PROBED, rate=self.rate)
+            leftovers = DeleteLeftovers(
+                connections, used, ages, every=self.every, probed=PROBED, rate=self.rate, sizes=self.swept
+            )
             also = None if self.blobs_only else leftovers
-            collect = Collect(connections, used, self.facts, restorer, limits=self.limits, leftovers=also)
+            collect = Collect(
+                connections, used, self.facts, restorer, limits=self.limits, leftovers=also, sizes=self.sizes
+            )
             try:
                 yield connections, collect, restorer
             finally:
                 collect.close()
                 leftovers.close()
 
-    def forget(self, manifest: str) -> None:
+    def forget(self, *manifests: str) -> None:
         """Believed at once, as where nobody can look at links."""
         self.links_are("relay")
-        super().forget(manifest)
+        super().forget(*manifests)
         self.links_are("link")
 
     # What registries leave
@@ -159,46 +166,8 @@ def amounts(run: Run) -> dict[str, tuple[int, int]]:
     return {kind.value: (of(run, kind)["count"], of(run, kind)["bytes"]) for kind in Kind}
 
 
-class Tapped:
-    """A store at each call of which something happens: before it, and of deletes also before and after the sending."""
-
-    def __init__(self, store: ObjectStore, act: Callable[[int, str], None]) -> None:
-        self._store = store
-        self._act = act
-        self._lock = threading.Lock()
-        self.calls = 0
-        #: Of the last request that deletes.
-        self.targets: Sequence[Target] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._store, name)
-
-        def told(*values: Any, **named: Any) -> Any:
-            self.happen(name)
-            return call(*values, **named)
-
-        return told
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        def permitted() -> None:
-            permit()
-            self.happen("permitted")
-
-        self.targets = targets
-        self.happen("delete_many")
-        answers = self._store.delete_many(targets, permitted)
-        self.happen("deleted")
-        return answers
-
-    def happen(self, what: str) -> None:
-        with self._lock:
-            self.calls += 1
-            number = self.calls
-        self._act(number, what)
-
-
-def tapped(litter: Litter, act: Callable[[int, str], None]) -> Run:
-    return litter.tried(Tapped(litter.store, act))  # type: ignore[arg-type]
+def tapped(litter: Litter, observe: Observer) -> Run:
+    return litter.tried(FaultyStore(litter.store, observe))
 
 
 # Uploads
@@ -291,11 +260,9 @@ def later(litter: Litter, ages: timedelta) -> None:
     litter.known = lambda facts: known(facts)._replace(now=now)
 
 
-def test_a_large_session(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_session(litter: Litter) -> None:
     """A session of more objects than are held in memory, or go into a request, goes as any other."""
-    monkeypatch.setattr("coordinator.leftovers.uploads.BUFFERED", 3)
-    monkeypatch.setattr("coordinator.leftovers.uploads.DELETE_LIMIT", 4)
-    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
+    litter.swept = Sizes(buffered=3, deletes=4)
     bodies = [bytes(size) for size in range(1, 8)]
     prefixes = [litter.session("r", "one", *bodies), litter.ended("r", "two", *bodies)]
     planned, done = litter.collect(dry=True), litter.collect()
@@ -307,9 +274,8 @@ def test_a_large_session(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> Non
 # Uploads in parts
 
 
-def test_uploads_in_parts_that_nobody_ended(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_in_parts_that_nobody_ended(litter: Litter) -> None:
     """They are given up, of registries and of copies, and their bytes counted; whoever goes on with one is told."""
-    monkeypatch.setattr("coordinator.storage.s3.PART_BYTES", 5 << 20)
     keys = [f"{litter.path('r')}_uploads/u/data", quarantine_key(litter.digest("x"), 7), "elsewhere/x"]
 
     def chunks(more: list[str]) -> Iterator[bytes]:
@@ -373,19 +339,13 @@ def test_a_marker_with_something_below_stays(litter: Litter) -> None:
     """A marker goes only once a look shows nothing below it."""
     prefix = litter.ended("r", "one", b"1")
 
-    class Keeps:
-        """A store that does not delete what has bytes."""
+    def with_bytes(_: Sequence[Target]) -> Sequence[Target]:
+        return [Target(key, state.version) for key, state in litter.states(prefix) if not state.is_marker]
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(litter.store, name)
-
-        def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-            whole = {Target(key, state.version) for key, state in litter.states(prefix) if not state.is_marker}
-            done = litter.store.delete_many([each for each in targets if each not in whole], permit)
-            return [*done, *(Deleted(each, error="AccessDenied") for each in targets if each in whole)]
-
+    store = FaultyStore(litter.store)
+    store.withhold(with_bytes, error="AccessDenied")
     before = litter.states(prefix)
-    run = litter.tried(Keeps())  # type: ignore[arg-type]
+    run = litter.tried(store)
     assert litter.states(prefix) == before
     assert of(run, Kind.VERSIONS) == {"state": State.DONE, "count": 0, "bytes": 0, "left": 3, "unknown": 0}
     litter.collect()
@@ -451,15 +411,13 @@ def test_links_that_stay(litter: Litter, why: str) -> None:
     assert of(run, Kind.LINKS)["count"] == 0
 
 
-def at_any_moment(
-    litter: Litter, monkeypatch: pytest.MonkeyPatch, push: Callable[[str], None], *, seed: int
-) -> list[str]:
+def at_any_moment(litter: Litter, push: Callable[[str], None], *, seed: int, put_back: bool = True) -> list[str]:
     """A run over links of many purged blobs, each of which is pushed at a moment of its own; returns their names.
 
     Of those whose links a request deletes one is pushed before it is permitted, one before it is sent, one after it;
-    the others at any other time.
+    the others at any other time. Without `put_back` the run writes no link.
     """
-    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
+    litter.swept = Sizes(deletes=4)
     random = Random(seed)
     waiting = {litter.link_key("r", name): name for name in (f"l{seed}-{number}" for number in range(32))}
     names = list(waiting.values())
@@ -467,21 +425,23 @@ def at_any_moment(
     # Several threads may act at once, and each name is pushed by one.
     choosing = threading.Lock()
 
-    def chosen(what: str) -> str | None:
+    def chosen(moment: str, keys: str) -> str | None:
         with choosing:
-            if what in {"delete_many", "permitted", "deleted"}:
-                key = next((target.key for target in tap.targets if target.key in waiting), None)
+            if moment in {"delete_many", SEND, ANSWERED}:
+                key = next((key for key in keys.split() if key in waiting), None)
             else:
                 key = random.choice(list(waiting)) if waiting and random.random() < 0.05 else None
             return None if key is None else waiting.pop(key)
 
-    def act(_: int, what: str) -> None:
-        name = chosen(what)
+    def observe(moment: str, keys: str) -> None:
+        name = chosen(moment, keys)
         if name is not None:
             push(name)
 
-    tap = Tapped(litter.store, act)
-    litter.tried(tap)  # type: ignore[arg-type]
+    store = FaultyStore(litter.store, observe)
+    if not put_back:
+        store.instead("put", lambda *_: None, key="/_layers/")
+    litter.tried(store)
     for name in waiting.values():
         push(name)
     return names
@@ -489,18 +449,17 @@ def at_any_moment(
 
 @VERSIONED
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, seed: int) -> None:
     """Whenever a client pushes the blob through the repository again, its link is there when the run is over.
 
     None has to be put back for that: a delete names the version that it found.
     """
-    monkeypatch.setattr("coordinator.leftovers.links.put_back", lambda *_: None)
 
     def push(name: str) -> None:
         litter.upload(name)
         litter.link("r", name)
 
-    for name in at_any_moment(litter, monkeypatch, push, seed=seed):
+    for name in at_any_moment(litter, push, seed=seed, put_back=False):
         assert litter.linked_there("r", name), name
         assert litter.seen(name), name
     assert not litter.linked_there("r", "counting")
@@ -508,7 +467,7 @@ def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, monkeypatch: 
 
 @VERSIONED
 @pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
-def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, told: bool) -> None:
     """A link by which a manifest was accepted is there in the end, whenever another repository brought the bytes.
 
     Told: a worker's next round gives it back. Untold: the next run does.
@@ -521,7 +480,7 @@ def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, monkeypatch: pyt
         if litter.linked_there("r", name):
             relied.append(name)
 
-    names = at_any_moment(litter, monkeypatch, push, seed=3)
+    names = at_any_moment(litter, push, seed=3)
     if told:
         litter.tell("again", *names)
         litter.restore()
@@ -559,7 +518,7 @@ def test_a_request_that_read_the_link_before(litter: Litter, told: bool) -> None
 
 
 @IN_MEMORY_VERSIONED
-def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter) -> None:
     """Where the store refuses one link that is relied on, those of others are given back; that one stays watched."""
     litter.delete_bound = IN_FLIGHT
     litter.purged_blobs("l0", "l1", "l2")
@@ -567,21 +526,13 @@ def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter, monkeyp
     litter.upload("l0", "l1", "l2")
     litter.tell("again", "l0", "l1", "l2")
     ((first,),) = litter.rows("SELECT digest FROM gc_unlinks ORDER BY id LIMIT 1")
-    put = litter.store.put
-
-    def refusing(key: str, body: bytes) -> None:
-        if first.hex() in key:
-            raise UnavailableError("It refuses this one.")
-        put(key, body)
-
-    monkeypatch.setattr(litter.store, "put", refusing)
-    monkeypatch.setattr("coordinator.gc.collect.PAUSE_S", 0.0)
+    store = FaultyStore(litter.store)
+    store.fail("put", key=first.hex(), error=UnavailableError("It refuses this one."))
     with pytest.raises(UnavailableError, match="refuses this one"):
-        litter.restore()
+        litter.restore(store)
     assert litter.unlinks() == 1
     # Nor does a run wait for it.
-    litter.collect()
-    monkeypatch.undo()
+    litter.collect(store)
     assert [litter.linked_there("r", name) for name in ("l0", "l1", "l2")].count(False) == 1
     litter.restore()
     assert all(litter.linked_there("r", name) for name in ("l0", "l1", "l2"))
@@ -590,26 +541,18 @@ def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter, monkeyp
 
 @IN_MEMORY_VERSIONED
 @pytest.mark.parametrize("refused", [MARK, "/link"])
-def test_what_is_refused_keeps_nothing_else(litter: Litter, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+def test_what_is_refused_keeps_nothing_else(litter: Litter, refused: str) -> None:
     """While the mark, or a link, is refused, all else that a round does is done: links go back, and bytes are seen."""
     litter.delete_bound = IN_FLIGHT
     litter.purged_blobs("l")
-    litter.pushed("n", "k")
-    litter.forget("n")
-    litter.collect()
+    litter.hidden("n", "k")
     assert not litter.linked_there("r", "l")
     litter.upload("l")
     litter.tell("again", "l", "k")
-    put = litter.store.put
-
-    def refusing(key: str, body: bytes) -> None:
-        if key.endswith(refused):
-            raise UnavailableError("It refuses this one.")
-        put(key, body)
-
-    monkeypatch.setattr(litter.store, "put", refusing)
+    store = FaultyStore(litter.store)
+    store.fail("put", key=refused, error=UnavailableError("It refuses this one."))
     with pytest.raises(UnavailableError, match="refuses this one"):
-        litter.restore()
+        litter.restore(store)
     assert litter.state("l") is BlobState.LIVE
     assert litter.state("k") is BlobState.LIVE
     assert litter.linked_there("r", "l") is (refused == MARK)
@@ -628,9 +571,9 @@ def test_deletes_of_links_are_forgotten(litter: Litter) -> None:
 
 
 @IN_MEMORY_VERSIONED
-def test_links_that_are_watched(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_that_are_watched(litter: Litter) -> None:
     """No more deletes of links are watched at once than workers can look at; the rest is the next run's, at once."""
-    monkeypatch.setattr("coordinator.leftovers.links.OPEN_LIMIT", 3)
+    litter.swept = Sizes(watched_links=3)
     litter.every = LONG
     litter.delete_bound = LANDED
     litter.purged_blobs(*(f"l{number}" for number in range(5)))
@@ -642,10 +585,10 @@ def test_links_that_are_watched(litter: Litter, monkeypatch: pytest.MonkeyPatch)
 
 
 @IN_MEMORY_VERSIONED
-@pytest.mark.parametrize("what", ["versions", "delete_many", "permitted", "deleted", "head", "answer lost"])
-def test_a_run_that_dies(litter: Litter, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+@pytest.mark.parametrize("what", ["versions", "delete_many", SEND, ANSWERED, "head", "answer lost"])
+def test_a_run_that_dies(litter: Litter, what: str) -> None:
     """Wherever a run ends, the next ones give back what was relied on, and delete the rest."""
-    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 4)
+    litter.swept = Sizes(deletes=4)
     litter.delete_bound = IN_FLIGHT
     names = [f"l{number}" for number in range(8)]
     litter.purged_blobs(*names)
@@ -653,12 +596,12 @@ def test_a_run_that_dies(litter: Litter, monkeypatch: pytest.MonkeyPatch, what: 
     litter.session("r", "two", b"1")
     begun = 0
 
-    def die(_: int, now: str) -> None:
+    def die(now: str, _: str) -> None:
         nonlocal begun
         begun += now == "delete_many"
         if begun >= 2 and now == what:
             raise RuntimeError("A test ends it.")
-        if begun >= 2 and now == "deleted" and what == "answer lost":
+        if begun >= 2 and now == ANSWERED and what == "answer lost":
             raise UnavailableError("A test ends it.")
 
     assert tapped(litter, die).state == ("done" if what == "answer lost" else "failed")
@@ -684,8 +627,7 @@ class TestCopies:
 
     def restored(self, litter: Litter, name: str) -> str:
         """A blob that was hidden and restored; returns the key of the copy that stayed."""
-        litter.pushed(f"{name}-manifest", name)
-        litter.forget(f"{name}-manifest")
+        litter.unneeded(f"{name}-manifest", name)
         with litter.without_leftovers():
             litter.collect()
             hide = litter.hide_of(name)
@@ -703,8 +645,7 @@ class TestCopies:
         litter.collect()
         assert over in self.copies(litter)
         litter.delete_bound = LANDED
-        litter.pushed("m", "x")
-        litter.forget("m")
+        litter.unneeded("m", "x")
         planned = litter.collect(dry=True)
         done = litter.collect()
         assert over not in self.copies(litter)
@@ -744,9 +685,7 @@ class TestCopies:
     def test_that_came_too_late(self, litter: Litter) -> None:
         """A copy that a job which slept has written after the purge goes, too."""
         litter.delete_bound = LANDED
-        litter.pushed("m", "l")
-        litter.forget("m")
-        litter.collect()
+        litter.hidden("m", "l")
         hide = litter.hide_of("l")
         assert hide is not None
         litter.collect()
@@ -761,19 +700,17 @@ class TestCopies:
         over = self.restored(litter, "l")
         hide = int(over.rpartition("/")[2])
 
-        def reopen(_: int, what: str) -> None:
-            if what == "delete_many" and Target(over) in tap.targets:
-                reopened.append(over)
-                litter.connection.execute(
-                    "INSERT INTO hides (id, blob_id, run_id, taken, unreferenced_since) OVERRIDING SYSTEM VALUE"
-                    " SELECT %s, id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
-                    (hide, litter.digest("l")),
-                )
+        def reopen() -> None:
+            litter.connection.execute(
+                "INSERT INTO hides (id, blob_id, run_id, taken, unreferenced_since) OVERRIDING SYSTEM VALUE"
+                " SELECT %s, id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
+                (hide, litter.digest("l")),
+            )
 
-        reopened: list[str] = []
-        tap = Tapped(litter.store, reopen)
-        litter.tried(tap)  # type: ignore[arg-type]
-        assert reopened == [over]
+        store = FaultyStore(litter.store)
+        store.before("delete_many", reopen, key=over)
+        litter.tried(store)
+        assert store.count("delete_many", over) == 1
         assert over in self.copies(litter)
 
 
@@ -841,54 +778,46 @@ class TestMarkers:
         litter.purged_blobs("l")
         litter.store.delete(blob_key(litter.digest("l")))
 
-        def hide(_: int, what: str) -> None:
-            if what == "delete_many":
-                litter.connection.execute(
-                    "INSERT INTO hides (blob_id, run_id, taken, unreferenced_since)"
-                    " SELECT id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
-                    (litter.digest("l"),),
-                )
+        def hide() -> None:
+            litter.connection.execute(
+                "INSERT INTO hides (blob_id, run_id, taken, unreferenced_since)"
+                " SELECT id, 0, 0, now() FROM blobs WHERE digest = %s ON CONFLICT DO NOTHING",
+                (litter.digest("l"),),
+            )
 
-        with_links = litter.ages
-        litter.ages = with_links._replace(links=LONG)
-        tapped(litter, hide)
+        litter.ages = litter.ages._replace(links=LONG)
+        store = FaultyStore(litter.store)
+        store.before("delete_many", hide)
+        litter.tried(store)
         assert len(litter.states(blob_key(litter.digest("l")))) == 1
 
 
 # What stops it
 
 
-def requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def requests(litter: Litter) -> list[str]:
     """Sessions that take a request each."""
-    monkeypatch.setattr("coordinator.leftovers.uploads.DELETE_LIMIT", 2)
-    monkeypatch.setattr("coordinator.leftovers.sweep.DELETE_LIMIT", 2)
+    litter.swept = Sizes(deletes=2)
     return [litter.session("r", f"s{number}") for number in range(6)]
 
 
-def test_the_kill_switch_between_two_requests(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kill_switch_between_two_requests(litter: Litter) -> None:
     """Once it is off no request is sent, and the run says why it ended."""
-    prefixes = requests(litter, monkeypatch)
-    sent: list[int] = []
-
-    def off(number: int, what: str) -> None:
-        if what == "deleted":
-            sent.append(number)
-            controls.turn(litter.connection, "enough", on=False)
-
-    run = tapped(litter, off)
-    assert len(sent) == 1
+    prefixes = requests(litter)
+    store = FaultyStore(litter.store)
+    store.after("delete_many", lambda: controls.turn(litter.connection, "enough", on=False))
+    run = litter.tried(store)
+    assert store.count(ANSWERED) == 1
     assert run.state in {"failed", "done"}
     assert sum(not litter.states(prefix) for prefix in prefixes) == 2
 
 
 @pytest.mark.parametrize("control", ["switch", "hold", "lease"])
-def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, control: str) -> None:
+def test_the_permit(litter: Litter, control: str) -> None:
     """What stops collection just before a request is sent stops that request."""
-    prefixes = requests(litter, monkeypatch)
+    prefixes = requests(litter)
 
-    def stop(_: int, what: str) -> None:
-        if what != "delete_many":
-            return
+    def stop() -> None:
         if control == "switch":
             controls.turn(litter.connection, "enough", on=False)
         elif control == "hold":
@@ -896,7 +825,9 @@ def test_the_permit(litter: Litter, monkeypatch: pytest.MonkeyPatch, control: st
         else:
             litter.connection.execute("UPDATE jobs SET taken = taken + 1 WHERE state = 'running'")
 
-    tapped(litter, stop)
+    store = FaultyStore(litter.store)
+    store.before("delete_many", stop)
+    litter.tried(store)
     assert all(litter.states(prefix) for prefix in prefixes)
 
 
@@ -915,12 +846,9 @@ def test_a_store_that_is_away_for_a_while(litter: Litter) -> None:
     litter.every = LONG
     prefix = litter.session("r", "one")
 
-    def away(_: int, what: str) -> None:
-        if what == "walk_versions":
-            raise UnavailableError("The object store does not answer.")
-
-    run = tapped(litter, away)
-    assert run.state == "done"
+    store = FaultyStore(litter.store)
+    store.fail("walk_versions")
+    run = litter.collect(store)
     assert (of(run, Kind.UPLOADS)["state"], of(run, Kind.MARKERS)["state"]) == (State.FAILED, State.DONE)
     run = litter.collect()
     assert (of(run, Kind.UPLOADS)["state"], of(run, Kind.MARKERS)["state"]) == (State.DONE, State.NOT_DUE)
@@ -948,11 +876,11 @@ def test_it_is_looked_for_now_and_then(litter: Litter) -> None:
 
 
 @IN_MEMORY_VERSIONED
-def test_the_rate(litter: Litter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate(litter: Litter) -> None:
     """With a rate the run rests after each request for as long as its objects take."""
-    rests: list[float] = []
-    monkeypatch.setattr("coordinator.jobs.work.Work.pause", lambda work, seconds: rests.append(seconds))
+    stop = Waits()
     litter.rate = 2
     litter.session("r", "one", b"1")
-    litter.collect()
-    assert rests == [3 / 2]
+    litter.ask()
+    litter.run_waiting(stop=stop)
+    assert stop.waits == [3 / 2]

@@ -7,9 +7,10 @@ import pytest
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import controls
-from tests.gc.calls import ANSWERED, Once, die, last, next_run, run_job
+from tests.gc.calls import Once, die, last, next_run, run_job
 from tests.gc.harness import LANDED, Garbage
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import ANSWERED
 
 #: Three layers and a manifest each.
 LAYERS = ("a", "b", "c")
@@ -85,8 +86,7 @@ def test_below_the_floor_nothing_is_too_much(garbage: Garbage) -> None:
 def test_many_times_what_runs_took(garbage: Garbage) -> None:
     """A run that takes many times what any of the last ones took is refused; dry runs and failed ones do not count."""
     images(garbage, *(f"i{number}" for number in range(8)))
-    garbage.pushed("small")
-    garbage.forget("small")
+    garbage.unneeded("small")
     assert garbage.collect().hidden == 1
     for number in range(5):
         garbage.forget(f"i{number}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.errors import UnavailableError
-from coordinator.gc import hide
-from coordinator.gc.purge import Look, Purger
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import Deleted, ObjectStore, ObjectVersion, Permit, Target, copy_within
+from coordinator.storage.port import ObjectVersion, Target, copy_within
 from tests.gc.harness import LANDED, Garbage
+from tests.support.store import ASK, FaultyStore
 
 
 def show(garbage: Garbage, name: str) -> None:
@@ -37,8 +35,7 @@ def delete_again(garbage: Garbage, name: str) -> None:
 def hidden(garbage: Garbage) -> Garbage:
     """A manifest and two layers are hidden, and their purge is due."""
     garbage.delete_bound = LANDED
-    garbage.pushed("m", "l", "k")
-    garbage.forget("m")
+    garbage.unneeded("m", "l", "k")
     assert garbage.collect().hidden == 3
     return garbage
 
@@ -94,58 +91,34 @@ def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage)
     assert (run.purged, run.kept, run.progress["shown_by_others"]) == (3, {}, 0)
 
 
-class Between:
-    """A store in which something happens after a delete was asked for, and before it is permitted."""
-
-    def __init__(self, store: ObjectStore, happens: Callable[[], None], times: int) -> None:
-        self._store = store
-        self._happens = happens
-        self._times = times
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        def asked() -> None:
-            for attempt in range(self._times):
-                if attempt == self._times - 1:
-                    self._happens()
-                permit()
-
-        return self._store.delete_many(targets, asked)
-
-
-@pytest.mark.parametrize("times", [1, 2])
-def test_the_look_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, times: int) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_the_look_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, again: bool) -> None:
     """What is shown after a request was signed, or before it is sent once more, is still seen."""
     shown: list[str] = []
 
     def happens() -> None:
-        if not shown:
-            shown.append("l")
-            show(hidden, "l")
+        shown.append("l")
+        show(hidden, "l")
 
-    run = hidden.tried(Between(hidden.store, happens, times))  # type: ignore[arg-type]
-    assert run.state == "done"
+    store = FaultyStore(hidden.store)
+    if again:
+        store.send_again(happens)
+    else:
+        store.before(ASK, happens, nth=1)
+    hidden.collect(store)
     assert shown
     assert hidden.seen("l")
     assert "purged" not in hidden.ledger("l")
 
 
-def test_one_that_cannot_be_looked_at_keeps_no_other(hidden: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_looked_at_keeps_no_other(hidden: Garbage) -> None:
     """What the store refuses to show waits, and all others are purged."""
-    look = Purger.look
-
-    def refusing(self: Purger, found: Any) -> Look:
-        if found.digest == hidden.digest("l"):
-            raise UnavailableError("It refuses this one.")
-        return look(self, found)
-
-    monkeypatch.setattr(Purger, "look", refusing)
-    run = hidden.collect()
+    store = FaultyStore(hidden.store)
+    for call in ("head", "versions"):
+        store.fail(call, key=blob_key(hidden.digest("l")))
+    run = hidden.collect(store)
     assert (run.purged, run.progress["left"], run.kept) == (2, 1, {})
     assert hidden.state("l") is BlobState.PURGING
-    monkeypatch.undo()
     assert hidden.collect().purged == 1
 
 
@@ -153,9 +126,7 @@ def test_many_versions_go_at_once(garbage: Garbage) -> None:
     """Attempt 18: a blob with 131 versions is purged with all of them."""
     for _ in range(130):
         garbage.upload("l")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     run = garbage.collect()
     assert run.purged == 2
     versions = 131 if garbage.store.keeps_versions() else 1
@@ -163,16 +134,13 @@ def test_many_versions_go_at_once(garbage: Garbage) -> None:
     assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
 
 
-def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage) -> None:
     """However many versions a blob has, each hide takes as many as it records, until none is left."""
-    monkeypatch.setattr(hide, "BATCH_VERSIONS", 1)
-    monkeypatch.setattr(hide, "VERSIONS_AT_LEAST", 10)
-    monkeypatch.setattr("coordinator.gc.purge.VERSIONS_AT_LEAST", 10)
+    garbage.sizes = replace(garbage.sizes, batch_versions=1, versions_at_least=10)
     garbage.delete_bound = LANDED
     for _ in range(25):
         garbage.upload("l")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     freed = 0
     for _ in range(10):
         freed += garbage.collect().freed

@@ -1,10 +1,9 @@
 """Databases that are not the bucket's: restored from a backup, another one, of another bucket; and what claims it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from psycopg import OperationalError, sql
@@ -22,11 +21,12 @@ from coordinator.gc import mark_table as table
 from coordinator.kafka.topics import EVENTS
 from coordinator.pods import table as pods
 from coordinator.storage.layout import MARK, blob_key, quarantine_key
-from coordinator.storage.port import Deleted, ObjectNotFoundError, ObjectStore, Permit, Target
+from coordinator.storage.port import ObjectNotFoundError, Target
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_by
 from tests.gc.test_asked_back import ask_back
+from tests.support.store import FaultyStore, away
 
 
 def backup(garbage: Garbage) -> Callable[[], None]:
@@ -146,8 +146,7 @@ def test_ids_are_not_given_out_again(garbage: Garbage) -> None:
 
 def test_another_database(garbage: Garbage) -> None:
     """What another database has marked is left alone, also if the mark says nothing that can be read."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     garbage.connection.execute("DELETE FROM gc_mark")
     for body in (
         b'{"database": "7d0c6a52-7d0e-4d1b-8a0a-8a7f4d1a7f11", "epoch": 0}',
@@ -232,39 +231,19 @@ def told(garbage: Garbage) -> bool:
 
 def test_what_a_run_gives_back_is_told(garbage: Garbage) -> None:
     """Once a run has given something back the bucket knows: of a table from before no other run need come first."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
     assert garbage.collect().progress["restored"] == 1
     assert told(garbage)
 
 
-class Full:
-    """A store that takes no mark, the first time."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self.refuses = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def put(self, key: str, body: bytes) -> None:
-        if key == MARK and self.refuses:
-            self.refuses = False
-            raise UnavailableError("The object store takes nothing.")
-        self._store.put(key, body)
-
-
 def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
     """A bucket that could not be told of a restore is told by the next round."""
     garbage.delete_bound = LANDED
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
-    store: Any = Full(garbage.store)
+    store = FaultyStore(garbage.store)
+    store.fail("put", key=MARK, nth=1)
     with garbage.parts(store) as (_, __, restorer):
         with pytest.raises(UnavailableError):
             restorer.round()
@@ -274,46 +253,29 @@ def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
     assert told(garbage)
 
 
-class Late:
-    """A store that does not answer the first write of the mark, and does it later: `land`."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self._body: bytes | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def put(self, key: str, body: bytes) -> None:
-        if key == MARK and self._body is None:
-            self._body = body
-            raise UnavailableError("The object store does not answer.")
-        self._store.put(key, body)
-
-    def land(self) -> None:
-        assert self._body is not None
-        self._store.put(MARK, self._body)
-
-
 def test_a_mark_that_lands_late(garbage: Garbage) -> None:
     """A write whose result was not known lands after later ones: no false alarm, and the next write puts it right."""
     garbage.delete_bound = LANDED
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
-    late: Any = Late(garbage.store)
-    with garbage.parts(late) as (_, __, restorer), pytest.raises(UnavailableError):
-        restorer.round()
+    store, late = FaultyStore(garbage.store), list[bytes]()
+
+    def unanswered(_: object, __: str, body: bytes) -> None:
+        late.append(body)
+        away()
+
+    store.instead("put", unanswered, key=MARK, nth=1)
+    with pytest.raises(UnavailableError):
+        garbage.restore(store)
     garbage.collect()
-    late.land()
+    garbage.store.put(MARK, late[0])
     assert not told(garbage)
     garbage.collect()
     assert told(garbage)
     garbage.connection.execute("UPDATE gc_mark SET writing_since = writing_since - interval '2 hours'")
     garbage.collect()
     assert garbage.rows("SELECT written = epoch, writing_since FROM gc_mark") == [(True, None)]
-    late.land()
+    garbage.store.put(MARK, late[0])
     refused(garbage, "The bucket is older")
 
 
@@ -446,28 +408,13 @@ def test_an_instance_that_is_not_known(garbage: Garbage) -> None:
 
 def test_a_job_on_another_instance(garbage: Garbage) -> None:
     """A run that survives a failover does nothing on the new primary, though that has a job with its id."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    store: Any = Promoted(garbage)
+    garbage.unneeded("m", "l")
+    store = FaultyStore(garbage.store)
+    promote = "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql AS $$ SELECT '1/2/3/4' $$"
+    store.before("delete_many", lambda: garbage.connection.execute(promote))
     run = garbage.tried(store)
     assert run.state == "running"
     assert garbage.seen("l")
-
-
-class Promoted:
-    """A store that has the database fail over before the first delete is permitted."""
-
-    def __init__(self, garbage: Garbage) -> None:
-        self._garbage = garbage
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._garbage.store, name)
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        self._garbage.connection.execute(
-            "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql AS $$ SELECT '1/2/3/4' $$"
-        )
-        return self._garbage.store.delete_many(targets, permit)
 
 
 def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
@@ -476,8 +423,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
     garbage.claim()
     controls.turn(garbage.connection, "too early", on=True)
     assert "is not verified" in blocked_by(garbage)[0]
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     run = garbage.tried()
     assert run.state == "failed"
     assert "baleen audit --repair" in str(run.error)
@@ -499,8 +445,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
 def test_what_a_lost_history_hid(garbage: Garbage) -> None:
     """Attempts 4 and the claim: what is live, and was hidden by commits that were lost, is served after the audit."""
     garbage.pushed("kept", "k")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     restored = backup(garbage)
     garbage.collect()
     restored()
@@ -520,8 +465,7 @@ def test_what_a_lost_history_hid(garbage: Garbage) -> None:
 def test_what_a_lost_history_hid_and_is_needed_later(garbage: Garbage) -> None:
     """What is unreferenced, and was hidden by commits that were lost, is looked for once it is referenced again."""
     garbage.pushed("kept", "k")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     restored = backup(garbage)
     garbage.collect()
     restored()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
-from coordinator.gc import collect, plan
+from coordinator.gc import collect
 from coordinator.jobs.work import Pulse, run_waiting_jobs
 from tests.gc.calls import last
 from tests.gc.harness import Garbage
@@ -24,9 +24,8 @@ def store() -> MemoryObjectStore:
 
 
 @pytest.fixture(autouse=True)
-def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "candidate_pages", functools.partial(plan.candidate_pages, size=1))
-    monkeypatch.setattr(plan, "due_pages", functools.partial(plan.due_pages, size=1))
+def _small_pages(garbage: Garbage) -> None:
+    garbage.sizes = replace(garbage.sizes, page=1)
 
 
 def test_a_page_that_has_to_wait_is_dealt_with(garbage: Garbage) -> None:
@@ -49,8 +48,7 @@ def test_runs_keep_no_more_connections(garbage: Garbage) -> None:
     counts = []
     with garbage.parts() as (connections, collecting, _):
         for number in range(4):
-            garbage.pushed(f"m{number}", *(f"{name}{number}" for name in NAMES))
-            garbage.forget(f"m{number}")
+            garbage.unneeded(f"m{number}", *(f"{name}{number}" for name in NAMES))
             garbage.ask()
             run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event(), Pulse(3600.0, 3600.0))
             ((count,),) = garbage.rows(
@@ -59,4 +57,4 @@ def test_runs_keep_no_more_connections(garbage: Garbage) -> None:
             )
             counts.append(count)
     # That of the run, and one for each page at once.
-    assert max(counts) <= 1 + collect.PAGES_AT_ONCE
+    assert max(counts) <= 1 + garbage.sizes.pages_at_once

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from itertools import chain
 
 import pytest
 
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Why
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.errors import UnavailableError
-from coordinator.gc import collect, unowned_table
-from coordinator.gc import table as gc
+from coordinator.gc import unowned_table
 from coordinator.gc.unowned import look, look_if_due, unowned
 from coordinator.storage.layout import REPOSITORIES, layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import NO_TIMES, Garbage
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import FaultyStore
 
 HOUR = timedelta(hours=1)
 
@@ -37,8 +36,7 @@ def own(garbage: Garbage, prefix: str) -> None:
 @pytest.fixture
 def left(garbage: Garbage) -> Garbage:
     """An image that was deleted, which another registry's repository shares."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     return garbage
 
 
@@ -76,18 +74,13 @@ def test_one_that_appears_between_hide_and_purge(left: Garbage, stays: bool) -> 
         assert left.collect().purged == 2
 
 
-def test_one_that_appears_while_a_run_is_under_way(left: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_appears_while_a_run_is_under_way(left: Garbage) -> None:
     """The root is listed again before a page of purges: what came after the run's plan keeps the page."""
-    monkeypatch.setattr(collect, "FACTS_S", 0.0)
+    left.sizes = replace(left.sizes, facts_s=0.0)
     assert left.collect().hidden == 2
-    begin = gc.due
-
-    def due(connection: Any, *rest: Any) -> Any:
-        link(left, "x/app")
-        return begin(connection, *rest)
-
-    monkeypatch.setattr(gc, "due", due)
-    run = left.collect()
+    store = FaultyStore(left.store)
+    store.after("folders", lambda: link(left, "x/app"), key=REPOSITORIES, nth=1)
+    run = left.collect(store)
     assert run.purged == 0
     assert run.kept == {Why.HELD: 2}
     assert left.hide_of("l") is not None
@@ -106,21 +99,13 @@ def test_a_listing_before_the_bound_is_not_enough(left: Garbage) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_purge_that_an_earlier_run_began(left: Garbage, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+def test_a_purge_that_an_earlier_run_began(left: Garbage, there: bool) -> None:
     """A purge that was begun and not finished waits, too, while a repository of no pod is there."""
     assert left.collect().hidden == 2
-    began: list[Any] = []
-
-    def dies(_: Any, job: Any, hides: Any, evidence: Any) -> Any:
-        with left.parts() as (connections, _, __), connections.use() as connection:
-            began.append(gc.begin_purge(connection, job, hides, evidence))
-        raise UnavailableError("It is killed.")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(collect, "PAUSE_S", 0.0)
-        patched.setattr("coordinator.gc.purge.Purger.purge", dies)
-        left.collect()
-    assert len(began[0]) == 2
+    store = FaultyStore(left.store)
+    store.fail("delete_many")
+    left.collect(store)
+    assert left.rows("SELECT count(*) FROM hides WHERE purging_at IS NOT NULL") == [(2,)]
     if there:
         link(left, "x/app")
     run = left.collect()
@@ -128,16 +113,14 @@ def test_a_purge_that_an_earlier_run_began(left: Garbage, monkeypatch: pytest.Mo
     assert (left.hide_of("l") is not None) is there
 
 
-def test_a_store_that_does_not_answer(left: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer(left: Garbage) -> None:
     """Without a listing a run ends with the store's error, and the last listing stays as it was."""
     left.collect()
     known = unowned_table.read(left.connection)
 
-    def away(_: str) -> Iterator[str]:
-        raise UnavailableError("The object store does not answer.")
-
-    monkeypatch.setattr(left.store, "folders", away)
-    run = left.tried()
+    store = FaultyStore(left.store)
+    store.fail("folders")
+    run = left.tried(store)
     assert run.state == "failed"
     assert "does not answer" in str(run.error)
     assert unowned_table.read(left.connection) == known
@@ -218,13 +201,8 @@ def test_an_empty_root(store: ObjectStore) -> None:
 
 def test_a_folder_that_has_lost_its_last_key() -> None:
     """A folder that the store still gives, and that holds nothing, is no repository."""
-
-    class Lingering(MemoryObjectStore):
-        def folders(self, prefix: str) -> Iterator[str]:
-            yield from super().folders(prefix)
-            yield f"{REPOSITORIES}gone/"
-
-    store = Lingering()
+    store = FaultyStore(MemoryObjectStore())
+    store.instead("folders", lambda real, prefix: chain(real(prefix), [f"{REPOSITORIES}gone/"]))
     store.put(layer_link_key(RepositoryName("x/app"), DIGEST), b"link")
     assert seen(store, "a") == ["x"]
 

@@ -1,25 +1,18 @@
 """A blob's way through garbage collection, on every kind of store: hidden, restored, hidden again, purged."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import ConflictError, UnavailableError
-from coordinator.gc import collect, hide, restore
+from coordinator.gc import restore
 from coordinator.gc.purge import LOOKS
 from coordinator.gc.table import REFERRERS_LIMIT
 from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
-from coordinator.storage.port import (
-    Deleted,
-    ObjectStore,
-    ObjectVersion,
-    Permit,
-    Target,
-    copy_within,
-)
+from coordinator.storage.port import Target
 from tests.gc.harness import Garbage
+from tests.support.store import FaultyStore
 
 
 def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> None:
@@ -47,8 +40,7 @@ def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> 
 @pytest.mark.parametrize("link_key", [revision_link_key, layer_link_key])
 def test_all_that_a_linked_manifest_lists_is_kept(garbage: Garbage, link_key: Callable[..., str]) -> None:
     """Where a manifest is linked still, against what was told, none of what it lists is hidden, nor itself (rule 5)."""
-    garbage.pushed("m", "l0", "l1", "l2")
-    garbage.forget("m")
+    garbage.unneeded("m", "l0", "l1", "l2")
     garbage.connection.execute("UPDATE pods SET linker = 'link' WHERE name = 'pod-a'")
     garbage.store.put(link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
     run = garbage.collect()
@@ -72,33 +64,24 @@ def test_others_do_not_crowd_out_what_can_be_looked_at(garbage: Garbage) -> None
 
 
 @pytest.mark.parametrize("error", [UnavailableError("It cannot be read."), ConflictError("It is another one by now.")])
-def test_one_that_cannot_be_copied_keeps_no_other(
-    garbage: Garbage, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_one_that_cannot_be_copied_keeps_no_other(garbage: Garbage, error: Exception) -> None:
     """While the store answers, a blob that cannot be copied away stays, and is served; all others are hidden."""
-    garbage.pushed("m", "l0", "l1", "l2")
-    garbage.forget("m")
+    garbage.unneeded("m", "l0", "l1", "l2")
 
-    def copied(store: ObjectStore, source: str, key: str) -> None:
-        if source == blob_key(garbage.digest("l1")):
-            raise error
-        copy_within(store, source, key)
-
-    monkeypatch.setattr(hide, "copy_within", copied)
+    store = FaultyStore(garbage.store)
+    store.fail("copy_from", key=blob_key(garbage.digest("l1")), error=error)
     copies = not garbage.store.keeps_versions()
-    run = garbage.collect()
+    run = garbage.collect(store)
     assert (run.hidden, run.progress["left"]) == ((3, 1) if copies else (4, 0))
     assert garbage.seen("l1") is copies
     assert not any(garbage.seen(name) for name in ("m", "l0", "l2"))
-    garbage.collect()
+    garbage.collect(store)
     assert garbage.ledger("l1")[:2] == (["hide", "undone"] if copies else ["hide", "hidden"])
 
 
 def test_a_reference_restores(garbage: Garbage) -> None:
     """A hidden blob that is referenced again is served again by the next round of a worker, and is live."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
     assert garbage.state("l") is BlobState.HIDDEN
     assert garbage.restore() == 1
@@ -111,33 +94,23 @@ def test_a_reference_restores(garbage: Garbage) -> None:
     assert garbage.seen("l")
 
 
-def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage) -> None:
     """Whatever goes wrong with one blob that is needed again, all others are served, now and not when it is mended."""
-    monkeypatch.setattr(restore, "RESTORES_AT_ONCE", 1)
+    garbage.restores = {"at_once": 1}
     names = [f"l{number}" for number in range(20)]
-    garbage.pushed("m", *names)
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", *names)
     garbage.tell("other", *names)
     first = min(names, key=lambda name: garbage.hide_of(name).blob)  # type: ignore[union-attr]
-    versions = garbage.store.versions
-
-    def failing(key: str, *more: int) -> Sequence[ObjectVersion]:
-        if key == blob_key(garbage.digest(first)):
-            raise KeyError("What nobody expects of a store.")
-        return versions(key, *more)
-
-    monkeypatch.setattr(garbage.store, "versions", failing)
-    garbage.restore()
+    store = FaultyStore(garbage.store)
+    store.fail("versions", key=blob_key(garbage.digest(first)), error=KeyError("What nobody expects of a store."))
+    garbage.restore(store)
     assert [name for name in names if not garbage.seen(name)] == [first]
-    monkeypatch.undo()
     garbage.restore()
     assert garbage.state(first) is BlobState.LIVE
 
 
-def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage) -> None:
     """Where the store refuses what a run is to give back, the rest of what is due is purged all the same."""
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
     garbage.pushed("m", "l")
     garbage.pushed("n", "k")
     garbage.forget("m")
@@ -145,24 +118,16 @@ def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage, monkeypa
     garbage.collect()
     garbage.tell("m", "l")
     garbage.forget("m")
-    versions = garbage.store.versions
-
-    def refusing(key: str, *more: int) -> Sequence[ObjectVersion]:
-        if key == blob_key(garbage.digest("l")):
-            raise UnavailableError("It refuses this one.")
-        return versions(key, *more)
-
-    monkeypatch.setattr(garbage.store, "versions", refusing)
-    garbage.collect()
+    store = FaultyStore(garbage.store)
+    store.fail("versions", key=blob_key(garbage.digest("l")))
+    garbage.collect(store)
     assert garbage.state("k") is BlobState.PURGED
     assert garbage.state("l") is BlobState.HIDDEN
 
 
 def test_restored_and_hidden_again(garbage: Garbage) -> None:
     """A blob that was restored goes the whole way again, as if for the first time."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.tell("other", "l")
     garbage.restore()
     garbage.forget("other")
@@ -174,9 +139,7 @@ def test_restored_and_hidden_again(garbage: Garbage) -> None:
 
 def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
     """What was pushed anew after its hide is served, and not purged: all of it waits for a hide of its own."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.upload("l")
     run = garbage.collect()
     assert (run.kept, run.progress["shown_by_others"]) == ({"given back": 1}, 0)
@@ -190,9 +153,7 @@ def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
 
 def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
     """However often somebody else has deleted a hidden blob, its hide is over only once its bytes are served."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     for _ in range(restore.STATES_LIMIT):
         garbage.store.delete(blob_key(garbage.digest("l")))
     garbage.upload("m")
@@ -206,9 +167,7 @@ def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
 
 def test_nothing_is_done_twice(garbage: Garbage) -> None:
     """A collection that finds nothing new changes nothing."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     garbage.collect()
     third = garbage.collect()
     assert (third.hidden, third.purged, third.kept) == (0, 0, {})
@@ -230,8 +189,7 @@ def test_a_blob_without_bytes(garbage: Garbage) -> None:
 
 def test_a_dry_run_is_the_plan(garbage: Garbage) -> None:
     """A dry run touches nothing, and its figures are those of the run that follows."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     planned = garbage.collect(dry=True)
     assert garbage.seen("l")
     done = garbage.collect()
@@ -242,38 +200,19 @@ def test_a_dry_run_is_the_plan(garbage: Garbage) -> None:
     assert planned.freed == done.freed
 
 
-class Skips:
-    """A store that says of every third object that is to be purged that it deleted it, and keeps it."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        kept = {
-            each
-            for number, each in enumerate(targets)
-            if number % 3 == 0 and (each.version is not None or each.key.startswith(QUARANTINE))
-        }
-        done = dict(
-            zip(
-                [each for each in targets if each not in kept],
-                self._store.delete_many([each for each in targets if each not in kept], permit),
-                strict=True,
-            )
-        )
-        return [done.get(each, Deleted(each)) for each in targets]
+def is_purged(target: Target) -> bool:
+    """Is this a request for bytes that a hide concealed?"""
+    return target.version is not None or target.key.startswith(QUARANTINE)
 
 
 def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
     """Scenario 20 in a large batch: one delete that was none, seen by a look at some, has all of them looked at."""
     layers = [f"l{number}" for number in range(4 * LOOKS)]
-    garbage.pushed("m", *layers)
-    garbage.forget("m")
+    garbage.unneeded("m", *layers)
     assert garbage.collect().hidden == len(layers) + 1
-    run = garbage.tried(Skips(garbage.store))  # type: ignore[arg-type]
+    store = FaultyStore(garbage.store)
+    store.withhold(lambda targets: [each for each in targets[::3] if is_purged(each)])
+    run = garbage.tried(store)
     kept = [name for name in ("m", *layers) if garbage.state(name) is BlobState.PURGING]
     assert len(kept) == (len(layers) + 3) // 3
     assert run.purged == len(layers) + 1 - len(kept)
@@ -281,37 +220,30 @@ def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
     assert garbage.collect().purged == len(kept)
 
 
-class Later(Skips):
-    """A store that says of one version that it deleted it, and does so when the test says."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        super().__init__(store)
-        self.late: Target | None = None
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        if self.late is not None or targets[0].version is None or targets[0].key.startswith(QUARANTINE):
-            return self._store.delete_many(targets, permit)
-        # Not among those at which a purge looks.
-        self.late = targets[1]
-        now = [each for each in targets if each != self.late]
-        done = dict(zip(now, self._store.delete_many(now, permit), strict=True))
-        return [done.get(each, Deleted(each)) for each in targets]
-
-    def land(self) -> None:
-        assert self.late is not None
-        self._store.delete_many([self.late], lambda: None)
-
-
 def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
     """What the store has not deleted yet, against its word, is not served meanwhile: nobody links what will vanish."""
     layers = [f"l{number}" for number in range(4 * LOOKS)]
-    garbage.pushed("m", *layers)
-    garbage.forget("m")
-    garbage.collect()
-    store = Later(garbage.store)
-    garbage.tried(store)  # type: ignore[arg-type]
-    assert (store.late is not None) == garbage.store.keeps_versions()
+    garbage.hidden("m", *layers)
+    store = FaultyStore(garbage.store)
+
+    def late(targets: Sequence[Target]) -> Sequence[Target]:
+        # Not among those at which a purge looks.
+        return [] if store.in_flight or targets[0].version is None else targets[1:2]
+
+    store.withhold(late)
+    garbage.tried(store)
+    assert bool(store.in_flight) == garbage.store.keeps_versions()
     assert not any(garbage.seen(name) for name in layers)
-    if store.late is not None:
-        store.land()
+    store.land()
     assert not any(garbage.seen(name) for name in layers)
+
+
+def test_a_blob_is_needed_again_before_a_delete_is_sent_again(garbage: Garbage) -> None:
+    """What was in the first request is not taken for hidden by the answer to another: the first may still land."""
+    garbage.unneeded("m", "l")
+    garbage.unneeded("n", "k")
+    store = FaultyStore(garbage.store)
+    store.send_again(lambda: garbage.tell("other", "k"))
+    assert garbage.collect(store).hidden == 0
+    assert garbage.state("l") is BlobState.HIDING
+    assert garbage.seen("l")

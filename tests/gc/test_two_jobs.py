@@ -21,10 +21,11 @@ from coordinator.gc import table as gc
 from coordinator.gc.table import BEGINNING, Hidden, Purged
 from coordinator.jobs import table as jobs
 from coordinator.jobs.table import Job, TakenOverError
-from tests.gc.calls import ANSWERED, ON_STORES, SEND, Calls, Once, Sleep, age, job, next_run, run_job, silence
+from tests.gc.calls import ON_STORES, Calls, Once, Sleep, age, job, next_run, run_job, silence
 from tests.gc.harness import IN_FLIGHT, Garbage
 from tests.gc.histories import History, histories
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import ANSWERED, SEND
 
 #: The statement that reads t_h.
 RECORD = "SET hidden_at = clock_timestamp()"
@@ -165,17 +166,14 @@ def test_only_one_has_a_job(garbage: Garbage) -> None:
 @pytest.mark.parametrize("where", ["CROSS JOIN LATERAL", "INSERT INTO hides", "delete_many", SEND, ANSWERED, RECORD])
 def test_it_slept_in_a_hide(garbage: Garbage, where: str) -> None:
     """Before the intent, the permit, the request and the record, or after the request: nothing is hidden for it."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     _slept(garbage, where)
 
 
 @pytest.mark.parametrize("where", ["SET purging_at", "delete_many", SEND, ANSWERED, "DELETE FROM hides"])
 def test_it_slept_in_a_purge(garbage: Garbage, where: str) -> None:
     """Before the purge is written down, its permit, its request and its end: nothing that is needed is deleted."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
     _slept(garbage, where)
 
 
@@ -211,11 +209,8 @@ def _slept(garbage: Garbage, where: str) -> None:
 @pytest.mark.parametrize("step", ["intend", "permit", "record", "begin_purge", "purged"])
 def test_each_step_asks_whose_the_job_is(garbage: Garbage, step: str) -> None:
     """Each transaction of a job that was taken over, or has ended, is refused, and leaves everything as it was."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
-    garbage.pushed("n")
-    garbage.forget("n")
+    garbage.hidden("m", "l")
+    garbage.unneeded("n")
     garbage.ask()
     connection = garbage.connection
     lost = jobs.take(connection, [collect.KIND])

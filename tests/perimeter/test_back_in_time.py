@@ -7,9 +7,8 @@ next run is refused and that status says so; and what a claim makes of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,6 +26,7 @@ from tests.conftest import in_memory, temporary_directory
 from tests.gc.harness import LANDED, Garbage, blocked_by
 from tests.services.postgres import Server, Servers, create_database, dump, restore_dump
 from tests.storage.conftest import VERSIONED, MakeS3, buckets, connect_s3
+from tests.support.store import FaultyStore
 
 __all__ = ["buckets", "connect_s3"]
 
@@ -58,8 +58,7 @@ def beginning(url: str, store: ObjectStore) -> Garbage:
     garbage = Garbage(url, store)
     garbage.delete_bound = LANDED
     garbage.pushed("kept", "k")
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     return garbage
 
 
@@ -87,28 +86,6 @@ def refused(garbage: Garbage, words: str) -> None:
     assert any(words in why for why in blocked_by(garbage))
 
 
-class Begun:
-    """A store that calls back once a run has written its mark."""
-
-    def __init__(self, store: ObjectStore, then: Callable[[], None]) -> None:
-        self._store = store
-        self._then: Callable[[], None] | None = then
-        self._has_mark = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def put(self, key: str, body: bytes) -> None:
-        self._store.put(key, body)
-        self._has_mark |= key == MARK
-
-    def keeps_versions(self) -> bool:
-        if self._has_mark and self._then is not None:
-            then, self._then = self._then, None
-            then()
-        return self._store.keeps_versions()
-
-
 def test_a_failover_in_mid_run(servers: Servers, primary: Server, store: ObjectStore) -> None:
     """Attempt 4: where a standby lost the hides of a run, GC is blocked at once, and the claim's audit serves the blob.
 
@@ -122,9 +99,10 @@ def test_a_failover_in_mid_run(servers: Servers, primary: Server, store: ObjectS
             servers.catch_up(standby, primary)
             servers.cut_off(standby)
 
-        begun: Any = Begun(store, cut)
-        run = garbage.tried(begun)
-        assert (run.state, run.hidden) == ("done", 2)
+        begun = FaultyStore(store)
+        begun.after("put", lambda: begun.before("keeps_versions", cut, nth=1), key=MARK, nth=1)
+        run = garbage.collect(begun)
+        assert run.hidden == 2
         servers.promote(standby)
         servers.stop(primary)
     with continued(garbage, standby.url) as after:

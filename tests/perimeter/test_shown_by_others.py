@@ -22,10 +22,7 @@ def test_a_marker_that_somebody_removes(stage: Stage, here: str) -> None:
 
     The client's event is still under way then: its registry cannot deliver.
     """
-    layer = make_layer(here, 20_000)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.a, here, old)
-    stage.abandon(stage.a, here, old)
+    layer, _, new = stage.abandoned_layer(stage.a, here, 20_000)
     stage.hide(layer.digest)
     stage.report()
     hide = gc.hide_of(stage._connection, parse_digest(layer.digest))

@@ -3,7 +3,7 @@
 Route: `Stage.opened` -> pushes and deletes by `Member.client` -> `abandon`, after which nothing needs an image ->
 `report`, after which everybody has told and every link was looked at -> `collect` -> `served`, `state`, pulls.
 `baleen up` probes the registries, applies their events and restores what is needed again; collections and reconciles
-are run here, so that a test can do things between any two of their calls (`Interrupted`), or while a registry's own
+are run here, so that a test can do things between any two of their calls (`FaultyStore`), or while a registry's own
 call to storage waits (`held`). Times have no length but where a test gives them one: an hour is passed by dating back.
 Not here: what must hold (test_*.py), collections without registries (tests/gc/harness.py).
 """
@@ -46,17 +46,17 @@ from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.resolve import Settler
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.registry.client import RegistryClient
-from coordinator.registry.images import Image, Index
+from coordinator.registry.images import Image, Index, Layer, make_image, make_layer
 from coordinator.settings import Duration, Settings
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import blob_key
-from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
+from coordinator.storage.port import ObjectStore
 from coordinator.table import expiry, statements
 from tests.doctor.examined import examine_whatever_comes
 from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, THIEF, Store
-from tests.gc.harness import NO_LIMITS, Run
+from tests.gc.harness import NO_LIMITS, SIZES, Run
 from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry
 from tests.registries.proxy import WebhookProxy
 from tests.registries.s3_proxy import S3Proxy
@@ -64,6 +64,7 @@ from tests.registries.watermarks import is_past, moves_on, now
 from tests.router.harness import Router
 from tests.router.proxies import NGINX
 from tests.router.running import router_address, start_router
+from tests.support.store import FaultyStore, Observer
 from tests.support.wait import eventually
 
 #: By the prefix that each owns: of the pods, and of a pull-through cache that is none.
@@ -71,10 +72,6 @@ KEYS = {"pod-a": POD, "pod-b": OTHER_POD, "cache": CACHE}
 NOTHING, HOUR = timedelta(0), timedelta(hours=1)
 #: A registry's answer may wait for a collection.
 CLIENT_S = 300.0
-
-#: Called with the name of a call and its key, or the keys of a batch; what it raises the caller gets.
-Interrupt = Callable[[str, str], None]
-
 
 #: What earlier scenarios have left under way may hold a collection for so many rounds.
 ATTEMPTS = 5
@@ -97,42 +94,6 @@ class Once:
 
 class CrashError(BaleenError):
     """The process that runs a job is gone."""
-
-
-class Interrupted:
-    """A store of which each call is told of before it is made, and a batch of deletes at each of its steps.
-
-    `delete_many` before its permit, `permitted` between the permit and the sending, `deleted` when it was answered.
-    """
-
-    def __init__(self, store: ObjectStore, tell: Interrupt) -> None:
-        self._store = store
-        self._tell = tell
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._store, name)
-        if not callable(found):
-            return found
-
-        def call(*arguments: Any, **more: Any) -> Any:
-            self._tell(name, next((each for each in arguments if isinstance(each, str)), ""))
-            # A store copies from one of its own kind.
-            whole = [each._store if isinstance(each, Interrupted) else each for each in arguments]
-            return found(*whole, **more)
-
-        return call
-
-    def delete_many(self, targets: list[Target], permit: Permit) -> list[Deleted]:
-        keys = " ".join(each.key for each in targets)
-
-        def asked() -> None:
-            permit()
-            self._tell("permitted", keys)
-
-        self._tell("delete_many", keys)
-        answers = list(self._store.delete_many(targets, asked))
-        self._tell("deleted", keys)
-        return answers
 
 
 class Skewed(WebhookProxy):
@@ -303,6 +264,14 @@ class Stage(Baleen):
         member.client.push_image(f"{member.name}/{repository}", image, tag)
         self.await_held(member, repository, image)
 
+    def abandoned_layer(self, member: Member, here: str, size: int = 2_000) -> tuple[Layer, Image, Image]:
+        """A layer, the image of it that was pushed and deleted again, and another image of it that nobody has."""
+        layer = make_layer(here, size)
+        old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
+        self.push(member, here, old)
+        self.abandon(member, here, old)
+        return layer, old, new
+
     def mount(self, target: str, digest: str, source: str) -> httpx.Response:
         """Ask Baleen for a mount as a router does."""
         url = f"{self.url}/v2/{target}/blobs/uploads/?mount={digest}&from={source}"
@@ -416,7 +385,7 @@ class Stage(Baleen):
 
     def collect(
         self,
-        interrupt: Interrupt = lambda call, key: None,
+        interrupt: Observer = lambda call, key: None,
         *,
         grace: timedelta = NOTHING,
         quarantine: timedelta = NOTHING,
@@ -432,7 +401,7 @@ class Stage(Baleen):
             safety_quarantine=Duration(quarantine.total_seconds()),
             safety_request_bound=Duration(request_bound.total_seconds()),
         )
-        store: Any = Interrupted(self._store_at(s3_url), interrupt)
+        store = FaultyStore(self._store_at(s3_url), interrupt)
         with self._connections() as connections, self._collector(settings, connections, store) as collector:
             return self._run(collect.KIND, collector, connections, None, options)
 
@@ -450,7 +419,8 @@ class Stage(Baleen):
     def _collector(self, settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[Collect]:
         presence = Presence(connections, store)
         restorer = Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=give_back)
-        collector = Collect(connections, store, bootstrap.collection_facts(settings), restorer, limits=NO_LIMITS)
+        facts = bootstrap.collection_facts(settings)
+        collector = Collect(connections, store, facts, restorer, limits=NO_LIMITS, sizes=SIZES)
         try:
             yield collector
         finally:

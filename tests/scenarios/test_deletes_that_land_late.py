@@ -4,55 +4,23 @@ On the real registry where one is needed, else on every kind of store.
 Not here: jobs that die at any other call (tests/gc).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.errors import UnavailableError
-from coordinator.gc import collect
-from coordinator.registry.images import make_image, make_layer
+from coordinator.registry.images import make_image
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import blob_key
-from coordinator.storage.port import Deleted, ObjectStore, Permit, Target
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
 from tests.registries.s3_proxy import Answer, Call, S3Proxy
-from tests.scenarios.harness import CrashError, Interrupted, Once, Stage
+from tests.scenarios.harness import CrashError, Once, Stage
 from tests.services.databases import Databases
 from tests.storage.conftest import VERSIONED, MakeS3
+from tests.support.store import ANSWERED, SEND, FaultyStore
 from tests.support.wait import eventually
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collection does not wait for a store that is away."""
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
-
-
-class Slow:
-    """A store that is not heard of once it was asked to delete: what it was asked for `lands` later."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self._asked: list[Sequence[Target]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def copy_from(self, _: object, source_key: str, key: str) -> bool:
-        return self._store.copy_from(self._store, source_key, key)
-
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
-        permit()
-        self._asked.append(targets)
-        raise UnavailableError("The object store does not answer: try again.")
-
-    def lands(self) -> None:
-        assert self._asked
-        for targets in self._asked:
-            self._store.delete_many(targets, lambda: None)
 
 
 @pytest.mark.registry
@@ -60,13 +28,10 @@ def test_scenario_04_pushed_anew_while_its_bytes_are_deleted(stage: Stage, here:
     """Collection found that nothing needs a blob, a push recreated it, and its bytes were deleted by name; here only
     the version that was hidden is deleted, and the push has made another.
     """
-    layer = make_layer(here, 20_000)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.a, here, old)
-    stage.abandon(stage.a, here, old)
+    layer, _, new = stage.abandoned_layer(stage.a, here, 20_000)
     stage.hide(layer.digest)
     stage.report()
-    push = Once("permitted", layer.digest, lambda: stage.push(stage.b, here, new))
+    push = Once(SEND, layer.digest, lambda: stage.push(stage.b, here, new))
     run = stage.collect_at(push)
     assert run.state == "done", run.error
     stage.await_live(layer.digest)
@@ -75,19 +40,19 @@ def test_scenario_04_pushed_anew_while_its_bytes_are_deleted(stage: Stage, here:
     assert [each.size for each in versions if not each.is_marker] == [len(layer.content)]
 
 
-@pytest.mark.parametrize("moment", ["delete_many", "permitted", "deleted"])
+@pytest.mark.parametrize("moment", ["delete_many", SEND, ANSWERED])
 def test_scenario_04_on_every_store(garbage: Garbage, moment: str) -> None:
     """The same whenever the push comes, in buckets with versions and without."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l")
 
-    def push(call: str, _: str) -> None:
-        if call == moment and not garbage.seen("l"):
+    def push() -> None:
+        if not garbage.seen("l"):
             garbage.upload("l")
             garbage.tell("other", "l")
 
-    garbage.tried(Interrupted(garbage.store, push))  # type: ignore[arg-type]
+    store = FaultyStore(garbage.store)
+    store.before(moment, push)
+    garbage.tried(store)
     garbage.delete_bound = LANDED
     garbage.restore()
     garbage.collect()
@@ -101,16 +66,17 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
     """A slow delete landed after the blob was pushed again, or left it between two states for ever; here a restore is
     repeated until no delete can land any more, and final then.
     """
-    garbage.pushed("m", "l", "unneeded")
-    garbage.forget("m")
-    slow = Slow(garbage.store)
-    garbage.tried(slow)  # type: ignore[arg-type]
+    garbage.unneeded("m", "l", "unneeded")
+    slow = FaultyStore(garbage.store)
+    slow.lose()
+    garbage.tried(slow)
     assert garbage.state("l") is BlobState.HIDING
     garbage.upload("l")
     garbage.tell("other", "l")
     garbage.delete_bound = IN_FLIGHT
     assert garbage.restore() == 0
-    slow.lands()
+    assert slow.in_flight
+    slow.land()
     assert not garbage.seen("l")
     assert garbage.restore() == 0  # seen again, and looked after still
     assert garbage.seen("l")
@@ -132,17 +98,14 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
 @pytest.mark.registry
 def test_scenario_11_under_a_registry(stage: Stage, here: str) -> None:
     """The same on a real registry: its clients see 404 for a moment, and then the blob, for good."""
-    layer = make_layer(here)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
+    layer, old, new = stage.abandoned_layer(stage.a, here)
     app = f"{stage.b.name}/{here}"
-    stage.push(stage.a, here, old)
-    stage.abandon(stage.a, here, old)
     stage.report()
 
     def lost() -> None:
         raise UnavailableError("The object store does not answer: try again.")
 
-    stage.collect_at(Once("permitted", layer.digest, lost))
+    stage.collect_at(Once(SEND, layer.digest, lost))
     assert stage.state(layer.digest) is BlobState.HIDING
     stage.push(stage.b, here, new)
     assert stage.state(layer.digest) is BlobState.HIDING
@@ -171,7 +134,7 @@ def test_scenario_13_a_crash_after_the_delete(stage: Stage, here: str) -> None:
     def crash() -> None:
         raise CrashError("The process is gone.")
 
-    assert stage.collect_at(Once("deleted", layer, crash)).state == "failed"
+    assert stage.collect_at(Once(ANSWERED, layer, crash)).state == "failed"
     assert {stage.state(layer), stage.state(other)} == {BlobState.PURGING}
     assert not stage.a.client.has_blob(app, layer)
     stage.a.client.push_blob(app, image.layers[0].content)
@@ -185,15 +148,11 @@ def test_scenario_13_a_crash_after_the_delete(stage: Stage, here: str) -> None:
 
 def test_scenario_13_on_every_store(garbage: Garbage) -> None:
     """The same in buckets with versions and without, also where nobody pushes."""
-    garbage.pushed("m", "l", "k")
-    garbage.forget("m")
-    garbage.collect()
+    garbage.hidden("m", "l", "k")
 
-    def crash(call: str, _: str) -> None:
-        if call == "deleted":
-            raise CrashError("The process is gone.")
-
-    assert garbage.tried(Interrupted(garbage.store, crash)).state == "failed"  # type: ignore[arg-type]
+    store = FaultyStore(garbage.store)
+    store.fail("delete_many", done=True, error=CrashError("The process is gone."))
+    assert garbage.tried(store).state == "failed"
     assert garbage.state("l") is garbage.state("k") is BlobState.PURGING
     garbage.upload("l")
     garbage.tell("other", "l")
@@ -231,8 +190,7 @@ def test_scenario_20_a_delete_that_was_none(
         store = connect_s3(endpoint_url=proxy.url, **more)
         with Garbage(databases.migrated(), store) as garbage:
             garbage.delete_bound = LANDED
-            garbage.pushed("m", "l")
-            garbage.forget("m")
+            garbage.unneeded("m", "l")
             proxy.answer = lying
             run = garbage.collect()
             assert run.hidden == 0, run.progress

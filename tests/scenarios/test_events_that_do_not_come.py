@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.registry.images import Image, Layer, make_image, make_layer
+from coordinator.registry.images import Image, Layer, make_image
 from coordinator.storage.layout import blob_key
 from coordinator.table import expiry
 from coordinator.table.apply import BatchApply
@@ -21,6 +21,7 @@ from tests.registries.harness import Registry
 from tests.scenarios.harness import HOUR, Once, Stage
 from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import ANSWERED
 from tests.support.wait import eventually
 from tests.table.harness import BLOBS, MANIFESTS, NO_MARGIN, begin, deadlocks
 from tests.table.shared_digests import Shared, slices
@@ -36,10 +37,7 @@ def push_untold(stage: Stage, repository: str, image: Image) -> None:
 
 def abandoned_layer(stage: Stage, here: str) -> tuple[Layer, Image, str]:
     """A layer that nothing needs any more in the second pod, an image that has it, and a repository of the first."""
-    layer = make_layer(here, 20_000)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.b, here, old)
-    stage.abandon(stage.b, here, old)
+    layer, _, new = stage.abandoned_layer(stage.b, here, 20_000)
     stage.report()
     return layer, new, f"{stage.a.name}/{here}"
 
@@ -91,7 +89,7 @@ def test_scenario_25_events_that_wait(stage: Stage, here: str) -> None:
 
 
 @pytest.mark.registry
-@pytest.mark.parametrize("moment", ["delete_many", "deleted"])
+@pytest.mark.parametrize("moment", ["delete_many", ANSWERED])
 def test_scenario_25_a_worker_ends_in_mid_collection(stage: Stage, here: str, moment: str) -> None:
     """Partitions moved while garbage was collected, and what nobody had applied was taken for unreferenced; here
     nothing is purged before the next owner has applied it, and what was hidden meanwhile comes back.

@@ -18,6 +18,7 @@ from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image, make_image, make_layer
 from coordinator.storage.layout import blob_key
 from tests.scenarios.harness import CLIENT_S, Once, Stage
+from tests.support.store import SEND
 
 pytestmark = pytest.mark.registry
 
@@ -59,7 +60,7 @@ class Push:
 
 
 def hiding(stage: Stage, push: Push) -> None:
-    stage.collect_at(Once("permitted", push.layer.digest, push))
+    stage.collect_at(Once(SEND, push.layer.digest, push))
     # The hide may land for as long as a delete can.
     stage.land()
 
@@ -71,7 +72,7 @@ def hidden(stage: Stage, push: Push) -> None:
 
 def purging(stage: Stage, push: Push) -> None:
     stage.hide(push.layer.digest)
-    stage.collect_at(Once("permitted", push.layer.digest, push))
+    stage.collect_at(Once(SEND, push.layer.digest, push))
     stage.land()
 
 

@@ -7,7 +7,6 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 import psycopg
 import pytest
@@ -22,23 +21,17 @@ from coordinator.jobs.work import run_waiting_jobs
 from coordinator.registry.images import make_image
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import blob_key
-from coordinator.storage.port import ObjectStore
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
 from tests.registries.s3_proxy import BROKEN, DENIED, Answer, Call, S3Proxy
 from tests.registries.watermarks import now
-from tests.scenarios.harness import Interrupted, Stage
+from tests.scenarios.harness import Stage
+from tests.support.store import ANSWERED, SEND, FaultyStore
 
 NO_BUCKET = Answer(404, b"<Error><Code>NoSuchBucket</Code><Message>a test</Message></Error>")
 NO_KEY = Answer(404, b"<Error><Code>NoSuchKey</Code><Message>a test</Message></Error>")
 NONE_LISTED = Answer(
     200, b"<ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>0</KeyCount></ListBucketResult>"
 )
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job does not wait long for a store that is away."""
-    monkeypatch.setattr(collect, "PAUSE_S", 0.0)
 
 
 @pytest.mark.registry
@@ -76,8 +69,7 @@ def test_scenario_14_the_table_has_forgotten_a_repository(stage: Stage, here: st
 
 def test_scenario_14_an_empty_table(garbage: Garbage) -> None:
     """A table that knows of no pod knows nobody who needs anything: nothing goes, known or not."""
-    garbage.pushed("m", "l")
-    garbage.forget("m")
+    garbage.unneeded("m", "l")
     garbage.upload("never told of")
     garbage.known = lambda facts: facts._replace(pods=[])
     run = garbage.collect()
@@ -91,40 +83,6 @@ def test_scenario_14_an_empty_table(garbage: Garbage) -> None:
     assert garbage.seen("never told of")
 
 
-class Failing:
-    """A store whose n-th call does not answer; with `done` it did what it was asked for."""
-
-    def __init__(self, number: int, *, done: bool) -> None:
-        self._wanted = number
-        self._done = done
-        self.calls = itertools.count(1)
-        self.failed = False
-
-    def around(self, store: ObjectStore) -> Any:
-        failing = self
-
-        class Around(Interrupted):
-            def __getattr__(self, name: str) -> Any:
-                found = super().__getattr__(name)
-                return failing.once(found) if callable(found) else found
-
-            def delete_many(self, *arguments: Any) -> Any:
-                return failing.once(super().delete_many)(*arguments)
-
-        return Around(store, lambda call, key: None)
-
-    def once(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def fail(*arguments: Any, **more: Any) -> Any:
-            if next(self.calls) != self._wanted:
-                return call(*arguments, **more)
-            self.failed = True
-            if self._done:
-                call(*arguments, **more)
-            raise UnavailableError("The object store does not answer: try again.")
-
-        return fail
-
-
 @pytest.mark.lengthy
 @pytest.mark.parametrize("store", ["memory", "memory-versioned"], indirect=True)
 @pytest.mark.parametrize("done", [False, True])
@@ -133,26 +91,23 @@ def test_scenario_15_an_error_at_any_call(garbage: Garbage, done: bool) -> None:
     whichever call it comes, and what is needed is served whole in the end.
     """
     for number in itertools.count(1):
-        failing = Failing(number, done=done)
+        store = FaultyStore(garbage.store)
+        store.fail(nth=number, done=done)
         layer, other = f"l{number}", f"other{number}"
-        garbage.pushed(f"m{number}", layer)
-        garbage.forget(f"m{number}")
+        garbage.unneeded(f"m{number}", layer)
         garbage.upload(other)
         garbage.delete_bound = IN_FLIGHT
-        whole = garbage.store
-        garbage.store = failing.around(whole)
-        garbage.tried()
+        garbage.tried(store)
         garbage.tell(other, layer)
         with suppress(UnavailableError):
-            garbage.restore()
-        garbage.store = whole
+            garbage.restore(store)
         garbage.delete_bound = LANDED
         garbage.restore()
         assert garbage.state(layer) is BlobState.LIVE, number
         assert garbage.store.get(blob_key(garbage.digest(layer))) == garbage.body(layer), number
         garbage.collect()
         assert garbage.seen(layer), number
-        if not failing.failed:
+        if sum(moment not in {SEND, ANSWERED} for moment, _ in store.calls) < number:
             break
     assert number > 5
 
@@ -267,30 +222,26 @@ def lock_service(embedded_stack: StackEndpoints) -> Iterator[Callable[[str, bool
             turn(database, True)
 
 
-@pytest.mark.parametrize("moment", ["delete_many", "deleted"])
+@pytest.mark.parametrize("moment", ["delete_many", ANSWERED])
 def test_scenario_27_the_locks_are_away(
     garbage: Garbage, lock_service: Callable[[str, bool], None], moment: str
 ) -> None:
     """The lock service was away and the code went on without it; here every delete asks the database for its permit,
     which fails closed, and the next run ends what this one had begun.
     """
-    permitted: list[str] = []
-    garbage.pushed("m", "l", "k")
-    garbage.forget("m")
-    away = False
+    garbage.unneeded("m", "l", "k")
+    store = FaultyStore(garbage.store)
+    sent: list[int] = []
 
-    def leave(call: str, _: str) -> None:
-        nonlocal away
-        if call == moment and not away:
-            away = True
-            lock_service(garbage.url, False)
-        if away and call == "permitted":
-            permitted.append(call)
+    def leave() -> None:
+        sent.append(store.count(SEND))
+        lock_service(garbage.url, False)
 
+    store.before(moment, leave, nth=1)
     with pytest.raises(UnavailableError):
-        garbage.tried(Interrupted(garbage.store, leave))  # type: ignore[arg-type]
-    assert away
-    assert permitted == []
+        garbage.tried(store)
+    # Nothing is permitted from then on.
+    assert sent == [store.count(SEND)]
     assert garbage.state("l") is garbage.state("k") is BlobState.HIDING
     assert garbage.seen("l") is (moment == "delete_many")
     lock_service(garbage.url, True)

@@ -12,9 +12,10 @@ import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.registry.client import RegistryError
-from coordinator.registry.images import Image, make_image, make_layer
+from coordinator.registry.images import Image, make_image
 from tests.registries.s3_proxy import Call, held
 from tests.scenarios.harness import HOUR, Once, Stage
+from tests.support.store import SEND
 from tests.support.wait import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.registry
@@ -51,15 +52,12 @@ def test_scenario_01_collection_while_only_the_layers_are_there(stage: Stage, he
     assert client.pull_image(app, "v1").digest == image.digest
 
 
-@pytest.mark.parametrize("moment", ["head", "delete_many", "permitted"])
+@pytest.mark.parametrize("moment", ["head", "delete_many", SEND])
 def test_scenario_02_referenced_again_while_a_collection_decides(stage: Stage, here: str, moment: str) -> None:
     """What was marked as garbage was referenced again before it was swept; here the last look is the permit of the
     delete itself, and what comes between that and the delete restores.
     """
-    layer = make_layer(here)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.a, here, old)
-    stage.abandon(stage.a, here, old)
+    layer, old, new = stage.abandoned_layer(stage.a, here)
     stage.report()
     # The link that is looked for is that of who needed it.
     named = old.digest if moment == "head" else layer.digest
@@ -78,11 +76,8 @@ def test_scenario_03_hidden_between_the_look_of_an_upload_and_its_link(stage: St
     """A registry saw the blob, collection deleted it, and the registry linked nothing; here the request has to have
     ended and told before the bytes go, and what it tells brings them back.
     """
-    layer = make_layer(here, 20_000)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
+    layer, _, new = stage.abandoned_layer(stage.a, here, 20_000)
     app = f"{stage.b.name}/{here}"
-    stage.push(stage.a, here, old)
-    stage.abandon(stage.a, here, old)
     with held(stage.b.storage, linking("_layers", layer.digest)) as link, ThreadPoolExecutor(1) as pool:
         pushing = pool.submit(stage.b.client.push_blob, app, layer.content)
         assert link.reached.wait(DEADLINE_S)
@@ -105,10 +100,7 @@ def test_scenario_05_collected_right_after_an_upload_was_answered(stage: Stage, 
     linked from the first, and one that was garbage before comes back as soon as the upload is told.
     """
     client, app = stage.a.client, f"{stage.a.name}/{here}"
-    layer = make_layer(here)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.b, here, old)
-    stage.abandon(stage.b, here, old)
+    layer, old, new = stage.abandoned_layer(stage.b, here)
     stage.report()
     stage.a.webhook.away = True
     try:

@@ -2,7 +2,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
@@ -12,9 +12,39 @@ from coordinator.storage.port import ObjectStore
 from coordinator.storage.s3 import S3ObjectStore
 from tests.storage.file_store import WritableFiles
 from tests.storage.memory import MemoryObjectStore
+from tests.support.store import FaultyStore
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 MakeS3 = Callable[..., S3ObjectStore]
+#: All stores that delete by permit, for `store`.
+KINDS = ["memory", "memory-versioned", "faulty", "s3", "s3-rootless", "s3-versioned"]
 ROOTLESS, VERSIONED = "contract-rootless", "contract-versioned"
+
+
+def s3_client(stack: StackEndpoints) -> "S3Client":
+    """boto3's client of the embedded S3 server, for what an administrator does."""
+    return boto3.client(
+        "s3",
+        endpoint_url=stack.s3_endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id=stack.s3_access_key,
+        aws_secret_access_key=stack.s3_secret_key,
+    )
+
+
+def settings_of(store: S3ObjectStore, stack: StackEndpoints) -> dict[str, str]:
+    """The settings of a process that is to use this store."""
+    assert stack.s3_access_key is not None
+    assert stack.s3_secret_key is not None
+    return {
+        "s3_endpoint_url": store.endpoint,
+        "s3_bucket": store.bucket,
+        "s3_root": store.root,
+        "s3_access_key": stack.s3_access_key,
+        "s3_secret_key": stack.s3_secret_key,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +58,8 @@ def connect_s3(embedded_stack: StackEndpoints) -> MakeS3:
             "endpoint_url": embedded_stack.s3_endpoint_url,
             "access_key": embedded_stack.s3_access_key,
             "secret_key": embedded_stack.s3_secret_key,
+            # The least that S3 permits.
+            "part_bytes": 5 << 20,
         }
         return S3ObjectStore(**(right | changes))
 
@@ -37,13 +69,7 @@ def connect_s3(embedded_stack: StackEndpoints) -> MakeS3:
 @pytest.fixture(scope="session")
 def buckets(embedded_stack: StackEndpoints, connect_s3: MakeS3) -> None:
     """The further buckets of these tests."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=embedded_stack.s3_endpoint_url,
-        region_name="us-east-1",
-        aws_access_key_id=embedded_stack.s3_access_key,
-        aws_secret_access_key=embedded_stack.s3_secret_key,
-    )
+    client = s3_client(embedded_stack)
     for bucket in (ROOTLESS, VERSIONED):
         # Other folders of tests have this fixture, too, as one of their own.
         with suppress(client.exceptions.BucketAlreadyOwnedByYou):
@@ -51,13 +77,16 @@ def buckets(embedded_stack: StackEndpoints, connect_s3: MakeS3) -> None:
     connect_s3(bucket=VERSIONED).enable_versioning()
 
 
-@pytest.fixture(params=["memory", "memory-by-parts", "files", "s3", "s3-rootless", "s3-versioned"])
+@pytest.fixture(params=["memory", "memory-by-parts", "faulty", "files", "s3", "s3-rootless", "s3-versioned"])
 def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
     """An empty store: each test of the contract runs on every one."""
     if request.param.startswith("memory"):
         yield MemoryObjectStore(
             by_parts=request.param == "memory-by-parts", versioned=request.param == "memory-versioned"
         )
+        return
+    if request.param == "faulty":
+        yield FaultyStore(MemoryObjectStore(versioned=True))
         return
     if request.param == "files":
         root = request.getfixturevalue("tmp_path") / "root"

@@ -13,6 +13,7 @@ from coordinator.storage.port import (
     CHUNK_BYTES,
     DELETE_LIMIT,
     LIST_LIMIT,
+    UNVERSIONED,
     VERSIONS_LIMIT,
     Deleted,
     KeyVersion,
@@ -24,6 +25,7 @@ from coordinator.storage.port import (
     Permit,
     Target,
     Unfinished,
+    UnsafeStoreError,
     check_key,
     page_size,
 )
@@ -63,6 +65,8 @@ class MemoryObjectStore:
         self._by_parts = by_parts
         self._copies = copies
         self._versioned = versioned
+        #: What is written while versioning is suspended is called UNVERSIONED, as on S3 and SeaweedFS.
+        self.suspended = False
         self._objects: dict[str, _Stored] = {}
         #: Of each key, the newest last.
         self._versions: dict[str, list[_Version]] = {}
@@ -88,9 +92,14 @@ class MemoryObjectStore:
             self._objects[check_key(key)] = stored = _Stored(body, self._now())
             self._keep(key, stored)
 
+    def suspend(self) -> None:
+        self.suspended = True
+
     def _keep(self, key: str, stored: _Stored | None) -> None:
         kept = self._versions.setdefault(key, []) if self._versioned else []
-        kept.append(_Version(str(next(self._numbers)), stored, self._now()))
+        name = UNVERSIONED if self.suspended else str(next(self._numbers))
+        kept[:] = [each for each in kept if each.version != UNVERSIONED or not self.suspended]
+        kept.append(_Version(name, stored, self._now()))
         self._versions[key] = kept
 
     @contextmanager
@@ -163,6 +172,8 @@ class MemoryObjectStore:
         return Deleted(target)
 
     def keeps_versions(self) -> bool:
+        if self.suspended:
+            raise UnsafeStoreError("Versioning is suspended.")
         return self._versioned
 
     def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import boto3
 import pytest
 
 from coordinator.errors import BaleenError, UnavailableError, UsageError
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.port import DELETE_LIMIT, SIGNATURE_S, ObjectStore, Target, UnsafeStoreError
-from tests.storage.conftest import VERSIONED, MakeS3
+from tests.storage.conftest import VERSIONED, MakeS3, s3_client
 
 
 class ForbiddenError(BaleenError):
@@ -26,7 +25,9 @@ def forbidden() -> None:
     raise ForbiddenError
 
 
-@pytest.mark.parametrize("store", ["memory", "memory-versioned", "s3", "s3-rootless", "s3-versioned"], indirect=True)
+@pytest.mark.parametrize(
+    "store", ["memory", "memory-versioned", "faulty", "s3", "s3-rootless", "s3-versioned"], indirect=True
+)
 class TestDeletes:
     def test_what_is_served(self, store: ObjectStore) -> None:
         """Without a version the object goes, and where versions are kept a marker is on top, whose id is told."""
@@ -116,13 +117,7 @@ def test_a_delete_that_comes_late(connect_s3: MakeS3) -> None:
 
 def test_a_bucket_that_keeps_some(connect_s3: MakeS3, embedded_stack: StackEndpoints) -> None:
     """A bucket whose versioning is suspended is refused by name."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=embedded_stack.s3_endpoint_url,
-        region_name="us-east-1",
-        aws_access_key_id=embedded_stack.s3_access_key,
-        aws_secret_access_key=embedded_stack.s3_secret_key,
-    )
+    client = s3_client(embedded_stack)
     client.create_bucket(Bucket="suspended")
     store = connect_s3(bucket="suspended")
     assert not store.keeps_versions()
@@ -145,13 +140,7 @@ def test_a_bucket_that_deletes_by_itself(
     connect_s3: MakeS3, embedded_stack: StackEndpoints, name: str, refused: bool
 ) -> None:
     """A bucket with a rule that may delete hidden bytes is refused, with the rule's name; another rule is none."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=embedded_stack.s3_endpoint_url,
-        region_name="us-east-1",
-        aws_access_key_id=embedded_stack.s3_access_key,
-        aws_secret_access_key=embedded_stack.s3_secret_key,
-    )
+    client = s3_client(embedded_stack)
     client.create_bucket(Bucket=f"rules-{name}")
     store = connect_s3(bucket=f"rules-{name}")
     client.put_bucket_lifecycle_configuration(

@@ -11,6 +11,7 @@ import pytest
 
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.storage.port import ObjectNotFoundError, ObjectStore, Target, Unfinished
+from tests.storage.conftest import KINDS
 
 
 class ForbiddenError(BaleenError):
@@ -25,7 +26,7 @@ def forbidden() -> None:
     raise ForbiddenError
 
 
-@pytest.mark.parametrize("store", ["memory", "memory-versioned", "s3", "s3-rootless", "s3-versioned"], indirect=True)
+@pytest.mark.parametrize("store", KINDS, indirect=True)
 class TestVersions:
     def test_versions(self, store: ObjectStore) -> None:
         """A store that keeps versions tells them, the newest first, and a delete as a marker; each can be read."""
@@ -95,7 +96,6 @@ class TestVersions:
 
     def test_unfinished_uploads(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
         """An upload in parts is told from its beginning to its end, under its key and the beginnings of that."""
-        monkeypatch.setattr("coordinator.storage.s3.PART_BYTES", 5 << 20)
         monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 2)
         seen: dict[str, list[str]] = {}
 
@@ -177,9 +177,8 @@ class TestVersions:
         assert seen == expected
         assert list(store.walk_versions("g/")) == []
 
-    def test_an_upload_is_given_up(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_upload_is_given_up(self, store: ObjectStore) -> None:
         """By permit, exactly that one, and nothing is left of it; again, or once it is complete, is no error."""
-        monkeypatch.setattr("coordinator.storage.s3.PART_BYTES", 5 << 20)
         begun: list[Unfinished] = []
 
         def chunks(*, give_up: bool) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """How a test waits for what other threads and processes do."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,3 +23,15 @@ def eventually(held: Callable[[], T], why: str | Callable[[], object] = "", seco
         assert waited < seconds, (f"not in {seconds:.0f} s", why() if callable(why) else why)
         time.sleep(max(PAUSE_S, PART * waited))
     return value
+
+
+class Waits(threading.Event):
+    """Records how long others would have waited for it, and returns at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        return self.is_set()

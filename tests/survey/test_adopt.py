@@ -612,10 +612,9 @@ def test_a_source_that_changes_while_it_is_copied() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bucket", "directory"])
-def test_on_a_real_store(s3: S3ObjectStore, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_real_store(s3: S3ObjectStore, tmp_path: Path, kind: str) -> None:
     """From another root of the same service, and from a directory; large blobs go in parts."""
-    monkeypatch.setattr("coordinator.storage.s3.COPY_LIMIT", 6 << 20)
-    monkeypatch.setattr("coordinator.storage.s3.COPY_PART_BYTES", 5 << 20)
+    s3.copy_bytes = 5 << 20
     filled = MemoryObjectStore()
     image = make_image("adopt/large", [make_layer("adopt/large", 17 << 20), LAYERS[0]])
     push(filled, "team/app", image, "v1")
