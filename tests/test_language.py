@@ -71,7 +71,6 @@ RULES: Final = (
 ALLOWED: Final[dict[tuple[str, str], str]] = {
     ("coordinator/db/models/truth.py", "verdict"): "the name of a column in a constraint",
     ("coordinator/db/migrations/versions/0001_initial.py", "verdict"): "the name of a column in a constraint",
-    ("coordinator/router/envoy_scripts.py", "told"): "the name of a variable in Lua",
 }
 
 

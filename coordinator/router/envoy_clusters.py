@@ -13,7 +13,6 @@ from coordinator.router.nginx import (
     BLOB_CHUNK_BYTES,
     COORDINATOR_PAUSE_S,
     COORDINATOR_TRIES,
-    Issuer,
     Options,
     Pod,
     tls_name,
@@ -77,8 +76,7 @@ def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
         # Separate for tokens: slow mounts (a store, a database) must not affect tokens, which need neither. Without
         # another issuer, a single Baleen is asked each time: it is the only one that can issue a token.
         yield _coordinator(TOKENS, options, spared=options.fallback_issuer is not None)
-    issuer = options.fallback_issuer if options.issuer == "baleen" else options.issuer
-    if isinstance(issuer, Issuer):
+    if (issuer := options.external_issuer) is not None:
         yield _cluster(ISSUER, [issuer.server], "The issuer", options, POD_IDLE_S)
 
 
