@@ -28,6 +28,7 @@ from typing import Literal, Self
 
 from coordinator.errors import StackError
 from coordinator.stack import guard as guarding
+from coordinator.stack.files import write_secret
 from coordinator.stack.noida import EmbeddedKafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.postgres import EmbeddedPostgres
@@ -250,11 +251,7 @@ class Stack:
 
     def _publish(self) -> None:
         """Write the services' addresses for the commands; the file holds secrets."""
-        new = self._directory / "stack.json.new"
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            json.dump(dataclasses.asdict(self.endpoints), stream, indent=1)
-        new.replace(self._directory / "stack.json")
+        write_secret(self._directory / "stack.json", json.dumps(dataclasses.asdict(self.endpoints), indent=1))
 
     def _open_directory(self) -> None:
         try:

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from coordinator.errors import StackError
-from coordinator.stack import noida, postgres, seaweedfs, supervisor
+from coordinator.stack import noida, postgres, seaweedfs, supervisor, wheels
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Stack, StackEndpoints, check_disk
 from tests.support.wait import eventually
@@ -248,8 +248,7 @@ def test_a_missing_wheel_names_the_extra_and_the_setting(
     find: Callable[[], Path], setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a wheel for this platform the error says what to install and what to set instead."""
-    monkeypatch.setattr(postgres, "find_spec", lambda _name: None)
-    monkeypatch.setattr(noida, "find_spec", lambda _name: None)
+    monkeypatch.setattr(wheels, "find_spec", lambda _name: None)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StackError, match=rf"'\.\[embedded\]'.*{setting}"):
