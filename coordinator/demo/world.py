@@ -3,7 +3,9 @@
 Not here: the steps (run.py, gc.py).
 """
 
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 
@@ -25,6 +27,9 @@ POLL_S = 0.05
 #: Checks of the doctor that cannot be proved here: the embedded broker is for evaluation only, and the embedded store
 #: has one key, which both pods' registries share with Baleen (`cannot-delete` stands for all checks of that key).
 UNSAFE_FINDINGS = ("kafka-durable", "cannot-delete")
+
+
+T = TypeVar("T")
 
 
 class DemoFailedError(BaleenError):
@@ -56,6 +61,17 @@ class Demo(NamedTuple):
 
     def waits(self, what: str) -> None:
         self.console.print(f"  [dim]waiting: {what}[/]", highlight=False)
+
+    def until(
+        self, read: Callable[[], T], there: Callable[[T], bool], why: Callable[[T], str], seconds: float = FOLLOW_S
+    ) -> T:
+        """Read again and again until it is there; return it. Raises DemoFailedError, which says `why`."""
+        deadline = time.monotonic() + seconds
+        while not there(found := read()):
+            if time.monotonic() > deadline:
+                raise DemoFailedError(why(found))
+            time.sleep(POLL_S)
+        return found
 
     def look_up(self, digests: list[str]) -> list[dict[str, Any] | None]:
         """Look up each blob; None for an unknown one."""
