@@ -27,7 +27,7 @@ from coordinator.demo import bucket
 from coordinator.demo import gc as demo_gc
 from coordinator.demo import mount as demo_mount
 from coordinator.demo.gate import Gate
-from coordinator.demo.world import PODS, UNSAFE_FINDINGS, Demo, DemoFailedError, Pod
+from coordinator.demo.world import PODS, UNSAFE_FINDINGS, Demo, DemoFailedError, DemoPod
 from coordinator.errors import BaleenError
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Layer, make_image, make_index, make_layer
@@ -267,7 +267,7 @@ def _start(
         registry = _registry(name, ports.take(name), directory, demo, gate, settings, http_secret)
         process = children.start(registry.process())
         client = started.enter_context(contextlib.closing(RegistryClient(registry.url)))
-        demo.pods[name] = Pod(registry, process, client, gate)
+        demo.pods[name] = DemoPod(registry, process, client, gate)
     program = distribution.available()
     console.print(
         f"  two pods run the program {program.name}"

@@ -36,7 +36,7 @@ class DemoFailedError(BaleenError):
     """A check of the demo failed; the message says which and how."""
 
 
-class Pod(NamedTuple):
+class DemoPod(NamedTuple):
     """A pod's registry. It sends its events through the gate."""
 
     registry: DistributionRegistry | ModelRegistry
@@ -50,7 +50,7 @@ class Demo(NamedTuple):
     settings: Settings
     api: Api
     store: ObjectStore
-    pods: dict[str, Pod]
+    pods: dict[str, DemoPod]
     children: Children
 
     def step(self, what: str) -> None:

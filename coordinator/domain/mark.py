@@ -48,7 +48,7 @@ class Instance(NamedTuple):
         return [name for name, value in self._asdict().items() if value == UNKNOWN]
 
 
-class Found(NamedTuple):
+class FoundMark(NamedTuple):
     """The mark in the bucket."""
 
     database: str
@@ -58,7 +58,7 @@ class Found(NamedTuple):
 
 
 #: A mark that cannot be read.
-NOBODY = Found("nobody", 0)
+NOBODY = FoundMark("nobody", 0)
 
 
 class Mark(NamedTuple):
@@ -124,7 +124,7 @@ def untold(current: Instance) -> str | None:
     )
 
 
-def refusal(found: Found | None, before: Mark, after: Mark, key: str) -> str | None:
+def refusal(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
     """Return why GC may not run; None if bucket and database match.
 
     `before` was read before the mark and `after` after it, since others may be writing. `key` is the mark's.
@@ -132,11 +132,11 @@ def refusal(found: Found | None, before: Mark, after: Mark, key: str) -> str | N
     return moved(after.recorded, after.current) or _mismatch(found, before, after, key) or _moved_since(found, after)
 
 
-def _moved_since(found: Found | None, after: Mark) -> str | None:
+def _moved_since(found: FoundMark | None, after: Mark) -> str | None:
     return None if found is None else moved(found.instance, after.current)
 
 
-def _mismatch(found: Found | None, before: Mark, after: Mark, key: str) -> str | None:
+def _mismatch(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
     if found is None:
         if not before.written:
             return None

@@ -42,7 +42,7 @@ class TopicSpec(NamedTuple):
     configs: dict[str, str]
 
 
-class Finding(NamedTuple):
+class TopicProblem(NamedTuple):
     """A problem of a topic: one sentence, and the fix."""
 
     problem: str
@@ -56,7 +56,7 @@ class TopicReport(NamedTuple):
     created: bool
     partitions: int
     replication: int
-    findings: tuple[Finding, ...]
+    findings: tuple[TopicProblem, ...]
     unverified: tuple[str, ...] = ()
 
 
@@ -184,13 +184,13 @@ def _verify(
             f"Set BALEEN_KAFKA_PARTITIONS={partitions}. Do not change the topic: that moves repositories between "
             "partitions, and later events could be applied before earlier ones."
         )
-        findings.append(Finding(problem, mend))
+        findings.append(TopicProblem(problem, mend))
     if replication < safe_replication(cluster.brokers)[0]:
         problem = f"{spec.name} has {replication} replicas, and {cluster.brokers} brokers allow more."
         mend = (
             f"kafka-reassign-partitions.sh --bootstrap-server {cluster.server} --execute --reassignment-json-file FILE"
         )
-        findings.append(Finding(problem, mend))
+        findings.append(TopicProblem(problem, mend))
     configs = _configs(admin, spec.name)
     unverified = tuple(name for name in spec.configs if name not in configs)
     for name, wanted in spec.configs.items():
@@ -200,7 +200,7 @@ def _verify(
                 f"kafka-configs.sh --bootstrap-server {cluster.server} --alter --entity-type topics "
                 f"--entity-name {spec.name} --add-config {name}={wanted}"
             )
-            findings.append(Finding(problem, mend))
+            findings.append(TopicProblem(problem, mend))
     return TopicReport(spec.name, spec.name in created, partitions, replication, tuple(findings), unverified)
 
 

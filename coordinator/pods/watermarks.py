@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from coordinator.domain.watermarks import (
     Endpoint,
     EndpointView,
-    Pod,
     PodWatermark,
+    ReportingPod,
     Source,
     Unheard,
     lies_ahead,
@@ -108,8 +108,8 @@ async def _read(connection: AsyncConnection) -> Sequence[Row[Any]]:
     return (await connection.execute(_PODS, values)).all()
 
 
-def _pod(row: Row[Any]) -> Pod:
-    return Pod(
+def _pod(row: Row[Any]) -> ReportingPod:
+    return ReportingPod(
         row.registries,
         [_source(source) for source in row.sources or ()],
         [_endpoint(endpoint) for endpoint in row.endpoints or ()],

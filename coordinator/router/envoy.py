@@ -46,7 +46,7 @@ from coordinator.router.nginx import (
     TEMPLATES,
     Issuer,
     Options,
-    Pod,
+    RoutedPod,
     servable,
     unique,
 )
@@ -70,7 +70,7 @@ _TOKEN_AWAY = (*_MOUNT_AWAY, "429")
 _AWAY_FLAGS = ("UF", "UH", "UC", "LR", "UR", "UT", "UO", "UPE", "URX", "NC", "DF")
 
 
-def configuration(pods: Iterable[Pod], options: Options) -> str:
+def configuration(pods: Iterable[RoutedPod], options: Options) -> str:
     """Return the configuration; raises UsageError that names the pod which cannot be served."""
     served = servable(pods)
     if not is_address(options.listen.rpartition(":")[0].strip("[]")):
@@ -90,7 +90,7 @@ def configuration(pods: Iterable[Pod], options: Options) -> str:
     return json.dumps(plan, indent=2) + "\n"
 
 
-def _listener(pods: Sequence[Pod], options: Options) -> Plan:
+def _listener(pods: Sequence[RoutedPod], options: Options) -> Plan:
     host, _, port = options.listen.rpartition(":")
     manager = extension(
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -145,7 +145,7 @@ def _tls(options: Options) -> Plan:
 # What a request passes
 
 
-def _filters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
+def _filters(pods: Sequence[RoutedPod], options: Options) -> Iterator[Plan]:
     yield _filter("who", "header_mutation.v3.HeaderMutation", mutations={"request_mutations": _who(options)})
     owners = {prefix: cluster(pod) for pod in pods for prefix in pod.prefixes}
     yield _filter(
@@ -209,7 +209,7 @@ def _access_log(options: Options) -> Plan:
 # What answers
 
 
-def _routes(pods: Sequence[Pod], options: Options) -> Plan:
+def _routes(pods: Sequence[RoutedPod], options: Options) -> Plan:
     host = {
         "name": "router",
         "domains": ["*"],
@@ -220,7 +220,7 @@ def _routes(pods: Sequence[Pod], options: Options) -> Plan:
     return {"name": "router", "virtual_hosts": [host]}
 
 
-def _base(pods: Sequence[Pod]) -> Iterator[Plan]:
+def _base(pods: Sequence[RoutedPod]) -> Iterator[Plan]:
     # If one pod fails, another one answers: without this answer clients could push to no pod.
     # The pods are tried in turn, until all processes of each pod have been tried.
     asked = pods[:BASE_PODS]

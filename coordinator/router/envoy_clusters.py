@@ -14,7 +14,7 @@ from coordinator.router.nginx import (
     COORDINATOR_PAUSE_S,
     COORDINATOR_TRIES,
     Options,
-    Pod,
+    RoutedPod,
     tls_name,
     unique,
 )
@@ -49,11 +49,11 @@ def seconds(number: int) -> str:
     return f"{number}s"
 
 
-def cluster(pod: Pod) -> str:
+def cluster(pod: RoutedPod) -> str:
     return f"pod_{pod.name}"
 
 
-def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
+def clusters(pods: Sequence[RoutedPod], options: Options) -> Iterator[Plan]:
     """Yield all clusters; raises UsageError for a server that cannot be verified."""
     for pod in pods:
         # One attempt more than there are processes: a kept connection may be dead.

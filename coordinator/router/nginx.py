@@ -59,7 +59,7 @@ _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,
 _ISSUER = re.compile(r"(https?://[^/?#]+)(/[A-Za-z0-9._~/-]*)?")
 
 
-class Pod(NamedTuple):
+class RoutedPod(NamedTuple):
     """What the router needs to know of a pod."""
 
     name: str
@@ -152,7 +152,7 @@ def parse_issuer(text: str, option: str) -> Issuer:
     return Issuer(parse_registry(match[1]), match[2] or "/")
 
 
-def configuration(pods: Iterable[Pod], options: Options) -> str:
+def configuration(pods: Iterable[RoutedPod], options: Options) -> str:
     """Return the configuration; raises UsageError that names the pod which cannot be served."""
     served = servable(pods)
     issuer = options.external_issuer
@@ -174,7 +174,7 @@ def configuration(pods: Iterable[Pod], options: Options) -> str:
     )
 
 
-def servable(pods: Iterable[Pod]) -> list[Pod]:
+def servable(pods: Iterable[RoutedPod]) -> list[RoutedPod]:
     """Return the pods that have a registry, by name; raises UsageError for one that no router can serve."""
     served = sorted((pod for pod in pods if pod.registries), key=lambda pod: pod.name)
     if not served:
@@ -184,7 +184,7 @@ def servable(pods: Iterable[Pod]) -> list[Pod]:
     return served
 
 
-def _check(pod: Pod) -> None:
+def _check(pod: RoutedPod) -> None:
     """Raise UsageError for a pod that the configuration cannot express."""
     parse_pod(pod.name)
     for prefix in pod.prefixes:

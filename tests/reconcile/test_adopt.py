@@ -19,7 +19,7 @@ from coordinator.storage.files import FileObjectStore
 from coordinator.storage.port import ObjectReader, ObjectStore, OpenObject
 from coordinator.storage.s3 import S3ObjectStore
 from coordinator.survey import adopt, tree
-from coordinator.survey.adopt import Outcome, Trust
+from coordinator.survey.adopt import AdoptionResult, Trust
 from coordinator.survey.adopt_plan import Plan, Why, in_order, plan
 from tests.reconcile.trees import BASE, content_key, push
 from tests.storage.memory import MemoryObjectStore
@@ -45,7 +45,7 @@ def run(
     trust: Trust = adopt.NO_TRUST,
     threads: int = 4,
     **options: Any,
-) -> tuple[Plan, Outcome]:
+) -> tuple[Plan, AdoptionResult]:
     with ThreadPoolExecutor(threads) as pool:
         found = adopt.read(source, shared, prefixes, pool, only_owned=options.pop("only_owned", False))
         planned = plan(found, **options)
