@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from coordinator.domain.gc import Facts, Kept, Policy, Why, hiding, moment, purge_reasons, purging
+from coordinator.domain.gc import Facts, Kept, Why, hiding, moment, purge_reasons, purging
 from coordinator.domain.lifecycle import CONCEALED, BlobState
 
 
@@ -131,8 +131,7 @@ def _purged(_: Known, __: Facts) -> Told:
 def _unreferenced(known: Known, facts: Facts) -> Told:
     since = known.unreferenced_since
     assert since is not None
-    policy = hiding(facts)
-    reasons = _reasons(known, policy, since)
+    reasons = _pin_first(known, list(hiding(facts).reasons(since, pinned=known.pin is not None)))
     if not reasons:
         told = f"Nothing references it since {moment(since)}, and nothing keeps it: the next run hides it."
         return Outlook.TO_BE_HIDDEN, told, []
@@ -146,14 +145,12 @@ def _hidden(known: Known, facts: Facts) -> Told:
     at = None if known.hide is None else known.hide.hidden_at
     assert known.hide is not None
     assert at is not None
-    policy = purging(facts)
-    reasons = list(
-        purge_reasons(policy, at, needed=False, disturbed=known.hide.disturbed, pinned=known.pin is not None)
-    )
+    pinned, disturbed = known.pin is not None, known.hide.disturbed
+    reasons = list(purge_reasons(purging(facts), at, needed=False, disturbed=disturbed, pinned=pinned))
     told = f"It is hidden from registries since {moment(at)}, and its bytes are kept"
     if not reasons:
         return Outlook.TO_BE_PURGED, f"{told}; there is no reason left to keep them: the next run deletes them.", []
-    if known.hide.disturbed:
+    if disturbed:
         return (
             Outlook.HIDDEN,
             f"{told}: it was needed for a while since then, so a run undoes the hide.",
@@ -162,10 +159,6 @@ def _hidden(known: Known, facts: Facts) -> Told:
     quarantine = at + facts.times.quarantine
     timed = [Reason(each, quarantine if each.why is Why.QUARANTINE else None) for each in _pin_first(known, reasons)]
     return Outlook.HIDDEN, f"{told}: {_first(timed)} To restore it, run `baleen blob undelete`.", timed
-
-
-def _reasons(known: Known, policy: Policy, since: datetime) -> list[Kept]:
-    return _pin_first(known, list(policy.reasons(since, pinned=known.pin is not None)))
 
 
 def _pin_first(known: Known, reasons: Sequence[Kept]) -> list[Kept]:

@@ -129,11 +129,10 @@ def refusal(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str
 
     `before` was read before the mark and `after` after it, since others may be writing. `key` is the mark's.
     """
-    return moved(after.recorded, after.current) or _mismatch(found, before, after, key) or _moved_since(found, after)
-
-
-def _moved_since(found: FoundMark | None, after: Mark) -> str | None:
-    return None if found is None else moved(found.instance, after.current)
+    written_by = None if found is None else found.instance
+    return (
+        moved(after.recorded, after.current) or _mismatch(found, before, after, key) or moved(written_by, after.current)
+    )
 
 
 def _mismatch(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
