@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from coordinator.registry.client import RegistryClient, RegistryError
-from coordinator.registry.images import DOCKER, OCI, Image, Index, Layer, make_artifact, make_image, make_index
+from coordinator.registry.images import DOCKER, OCI, Image, Index, Layer, make_image, make_index
 from tests.pods.registries import REQUEST_S, TOKEN, RunningRegistry
+from tests.support.artifacts import make_artifact
 
 BASE = "docker/registry/v2"
 UNKNOWN = "sha256:" + "0" * 64

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
-from coordinator.registry.images import Image, Index, make_artifact, make_image, make_index, make_layer
+from coordinator.registry.images import Image, Index, make_image, make_index, make_layer
 from coordinator.storage.files import FileObjectStore
 from coordinator.storage.port import ObjectReader, ObjectStore, OpenObject
 from coordinator.storage.s3 import S3ObjectStore
@@ -23,6 +23,7 @@ from coordinator.survey.adopt import AdoptionResult, Trust
 from coordinator.survey.adopt_plan import Plan, Why, in_order, plan
 from tests.reconcile.trees import BASE, content_key, push
 from tests.storage.memory import MemoryObjectStore
+from tests.support.artifacts import make_artifact
 
 PREFIX = "team"
 LAYERS = [make_layer(f"adopt/{number}", 300 + number) for number in range(5)]
