@@ -130,7 +130,12 @@ def _reports(settings: Settings, *, create: bool) -> list[TopicReport]:
     try:
         cluster = _Cluster(_broker_count(admin), (settings.kafka_bootstrap or "").partition(",")[0])
         specs = topic_specs(settings, cluster.brokers)
-        created = _create_missing(admin, specs, cluster.brokers) if create else _demand(admin, specs)
+        existing = set(admin.list_topics())
+        missing = [spec for spec in specs if spec.name not in existing]
+        if missing and not create:
+            raise NotFoundError(f"Kafka has no topic {missing[0].name}: create it with `baleen topics create`.")
+        _create(admin, missing, cluster.brokers)
+        created = {spec.name for spec in missing}
         described = {topic["name"]: topic for topic in admin.describe_topics([spec.name for spec in specs])}
         return [_verify(admin, spec, described[spec.name], created, cluster) for spec in specs]
     except KafkaError as error:
@@ -145,9 +150,7 @@ def _broker_count(admin: KafkaAdminClient) -> int:
     return len(admin._manager.cluster.brokers())  # noqa: SLF001
 
 
-def _create_missing(admin: KafkaAdminClient, specs: list[TopicSpec], brokers: int) -> set[str]:
-    existing = set(admin.list_topics())
-    missing = [spec for spec in specs if spec.name not in existing]
+def _create(admin: KafkaAdminClient, missing: list[TopicSpec], brokers: int) -> None:
     for spec in missing:
         topic = {
             "num_partitions": spec.partitions,
@@ -160,16 +163,6 @@ def _create_missing(admin: KafkaAdminClient, specs: list[TopicSpec], brokers: in
             continue  # another process created it, with the same specification
     if missing:
         admin.wait_for_topics([spec.name for spec in missing], timeout_ms=TIMEOUT_MS)
-    return {spec.name for spec in missing}
-
-
-def _demand(admin: KafkaAdminClient, specs: list[TopicSpec]) -> set[str]:
-    """Raise NotFoundError if a topic is missing; return that none was created."""
-    existing = set(admin.list_topics())
-    for spec in specs:
-        if spec.name not in existing:
-            raise NotFoundError(f"Kafka has no topic {spec.name}: create it with `baleen topics create`.")
-    return set()
 
 
 def _verify(
