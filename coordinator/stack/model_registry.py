@@ -7,11 +7,12 @@ For tests and the demo: requests are held in memory completely, and every caller
 Not here: HTTP (model_server.py), storage (model_storage.py), notifications (model_notifications.py).
 """
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
+
+import msgspec
 
 from coordinator.errors import BaleenError, SettingsError
 from coordinator.settings import Duration
@@ -37,31 +38,17 @@ class ModelConfig:
     @classmethod
     def load(cls, file: Path) -> Self:
         try:
-            known = json.loads(file.read_text())
-            told = known["notifications"]
-            return cls(
-                host=known["host"],
-                port=known["port"],
-                storage=Storage(**known["storage"]),
-                notifications=None if told is None else Notifications(**told),
-            )
-        except (OSError, ValueError, TypeError, LookupError) as error:
+            return msgspec.json.decode(file.read_bytes(), type=cls)
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise SettingsError(
                 f"{file} is not a configuration of the model registry ({error}): let ModelRegistry write it."
             ) from error
 
     def save(self, file: Path) -> None:
-        write_secret(file, json.dumps(asdict(self), indent=1))
+        write_secret(file, msgspec.json.encode(self).decode())
 
     def store(self) -> S3ObjectStore:
-        return S3ObjectStore(
-            self.storage.bucket,
-            self.storage.root,
-            endpoint_url=self.storage.endpoint_url,
-            region=self.storage.region,
-            access_key=self.storage.access_key,
-            secret_key=self.storage.secret_key,
-        )
+        return S3ObjectStore(**asdict(self.storage))
 
     def webhook(self) -> Webhook | None:
         told = self.notifications

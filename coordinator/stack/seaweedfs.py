@@ -20,6 +20,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from coordinator.errors import StackError
 from coordinator.stack import wheels
 from coordinator.stack.files import write_secret
@@ -106,9 +108,8 @@ class EmbeddedS3:
             made = {"access": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)}
             write_secret(file, json.dumps(made))
         try:
-            kept = json.loads(file.read_text())
-            return S3Key(kept["access"], kept["secret"])
-        except (ValueError, TypeError, LookupError) as error:
+            return msgspec.json.decode(file.read_bytes(), type=S3Key)
+        except (ValueError, msgspec.MsgspecError) as error:
             raise StackError(
                 f"{file} is malformed: restore the key that the pods are configured with, as "
                 '{"access": …, "secret": …}, or delete the file and configure the pods with the new key.'
