@@ -13,12 +13,11 @@ from coordinator.doctor.results import SHOWN, Part, finding, follows, proved, re
 from coordinator.doctor.scratch import Announcement
 from coordinator.doctor.texts import TEXTS, Patient
 from coordinator.doctor.visit import Place, Push, Report
-from coordinator.domain.findings import OF_THE_KEY, Check, TopicProblem, Verdict, hold, implied, in_order
+from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, hold, implied, in_order
 from coordinator.domain.names import parse_repository
 from coordinator.domain.refusals import Refusals
 from coordinator.kafka.tail import Told
-from coordinator.kafka.topics import TopicProblem as TopicFinding
-from coordinator.kafka.topics import TopicReport
+from coordinator.kafka.topics import TopicProblem, TopicReport
 from coordinator.registry.images import DOCKER, OCI, make_image, make_index, make_layer
 from schemas.records import ReferenceRecord, RegistryEvent, RegistryWatermark
 
@@ -459,13 +458,13 @@ def test_every_check_is_made_and_explained() -> None:
     """No check is without its experiment, nor without what it means; findings are shown in their order."""
     assert CHECKS.keys() == TEXTS.keys() == set(Check)
     assert list(CHECKS)[-1] is Check.DELETES_ARRIVE, "it deletes what the others look at"
-    shown = in_order(TopicProblem(check, PROVED, "", "") for check in ["of-another-release", *sorted(Check)])
+    shown = in_order(Finding(check, PROVED, "", "") for check in ["of-another-release", *sorted(Check)])
     assert [found.check for found in shown] == [*Check, "of-another-release"]
 
 
 def test_topics_that_are_not_safe() -> None:
     """What `topics create` would report is refuted with the command that mends it; what is not told is unproved."""
-    wrong = TopicReport("registry.events", False, 8, 3, (TopicFinding("It is not safe.", "kafka-configs.sh …"),))
+    wrong = TopicReport("registry.events", False, 8, 3, (TopicProblem("It is not safe.", "kafka-configs.sh …"),))
     untold = TopicReport("registry.events", False, 8, 3, (), ("min.insync.replicas",))
     safe = TopicReport("registry.events", False, 8, 3, ())
     assert [kafka.kept(report).verdict for report in (wrong, untold, safe)] == [REFUTED, UNPROVED, PROVED]
