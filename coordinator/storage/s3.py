@@ -316,9 +316,13 @@ class S3ObjectStore:
             for target, name in zip(targets, named, strict=True)
         ]
 
-    def keeps_versions(self) -> bool:
+    def versioning(self) -> str | None:
+        """Return `Enabled`, `Suspended`, or None if the bucket never kept versions."""
         with self._translated(""):
-            status = self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
+            return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
+
+    def keeps_versions(self) -> bool:
+        status = self.versioning()
         if status == "Suspended":
             raise UnsafeStoreError(
                 f"Versioning of bucket {self.bucket!r} is suspended, so a delete keeps some objects and destroys "

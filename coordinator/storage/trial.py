@@ -38,11 +38,6 @@ class Attempt(NamedTuple):
 class TrialStore(S3ObjectStore):
     """One bucket, used with one key."""
 
-    def versioning(self) -> str | None:
-        """Return `Enabled`, `Suspended`, or None if it never kept versions."""
-        with self._translated(""):
-            return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
-
     # Attempts that should be refused
 
     def attempt_put(self, key: str, body: bytes) -> Attempt:
