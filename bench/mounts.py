@@ -98,7 +98,7 @@ def _started(context: Context, stack: ExitStack) -> Place:
         state_dir=str(state),
         log_file=f"{state}/access.log",
     )
-    pods = [router.Pod(pod, [pod], [parse_registry(url)]) for pod, url in registries.items()]
+    pods = [router.RoutedPod(pod, [pod], [parse_registry(url)]) for pod, url in registries.items()]
     (state / "router.conf").write_text(router.configuration(pods, options))
     process = nginx(state, state / "router.conf", address).start()
     stack.callback(process.stop)

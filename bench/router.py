@@ -67,7 +67,7 @@ def _configuration(pod: str, registry: str, address: str, state: str) -> str:
         state_dir=state,
         log_file=f"{state}/access.log",
     )
-    return router.configuration([router.Pod(pod, [pod], [parse_registry(registry)])], options)
+    return router.configuration([router.RoutedPod(pod, [pod], [parse_registry(registry)])], options)
 
 
 def _turns(direct: str, through: str, repository: str, size: int, turns: int) -> dict[str, Any]:

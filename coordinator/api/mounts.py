@@ -21,7 +21,7 @@ from litestar import asgi
 from litestar.types import HTTPScope, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
-from coordinator.domain.mounts import NotMountedError, Outcome, Reason, parse
+from coordinator.domain.mounts import MountOutcome, NotMountedError, Reason, parse
 from coordinator.domain.names import RepositoryName, parse_repository
 from coordinator.errors import InvalidNameError, UnavailableError
 from coordinator.mounts.forward import Answer, HandOn, Header
@@ -100,9 +100,9 @@ class Mounts:
         except UnavailableError as error:
             reason, why = Reason.UNAVAILABLE, str(error)
         else:
-            MOUNTS.labels(Outcome.MOUNTED, "").inc()
+            MOUNTS.labels(MountOutcome.MOUNTED, "").inc()
             MOUNTED_BYTES.inc(mounted.size)
-            SECONDS.labels(Outcome.MOUNTED).observe(time.perf_counter() - began)
+            SECONDS.labels(MountOutcome.MOUNTED).observe(time.perf_counter() - began)
             return _created(request)
         if await _is_gone(receive):
             # The router has asked the pod itself by now, and nobody would use this upload.
@@ -128,7 +128,7 @@ class Mounts:
         self._waiting -= 1
 
     async def _handed_on(self, request: _Request, reason: Reason, why: str, began: float) -> Answer:
-        MOUNTS.labels(Outcome.HANDED_ON, reason).inc()
+        MOUNTS.labels(MountOutcome.HANDED_ON, reason).inc()
         log.info("mount forwarded", repository=request.repository, reason=reason.value, detail=why)
         try:
             pod = await asyncio.to_thread(self._mounter.target, request.repository)
@@ -137,8 +137,8 @@ class Mounts:
             return _error(404, "NAME_UNKNOWN", f"No pod owns {request.repository}: register it with `baleen pods add`.")
         except UnavailableError as error:
             return _error(502, "UNKNOWN", str(error))
-        SECONDS.labels(Outcome.HANDED_ON).observe(time.perf_counter() - began)
-        return answer._replace(headers=[*answer.headers, (TOLD, Outcome.HANDED_ON.encode())])
+        SECONDS.labels(MountOutcome.HANDED_ON).observe(time.perf_counter() - began)
+        return answer._replace(headers=[*answer.headers, (TOLD, MountOutcome.HANDED_ON.encode())])
 
 
 @asgi("/v2", is_mount=True, copy_scope=True)
@@ -161,7 +161,7 @@ def _created(request: _Request) -> Answer:
             (b"location", f"/v2/{request.repository}/blobs/{digest}".encode()),
             (b"docker-content-digest", digest.encode()),
             (b"docker-distribution-api-version", b"registry/2.0"),
-            (TOLD, Outcome.MOUNTED.encode()),
+            (TOLD, MountOutcome.MOUNTED.encode()),
         ],
         b"",
     )

@@ -18,7 +18,7 @@ from coordinator.commands.output import Json, as_bytes, counted, notes, print_fi
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UsageError
 from coordinator.settings import Settings
-from coordinator.survey.adopt import THREADS, Outcome, Trust, execute, read
+from coordinator.survey.adopt import THREADS, AdoptionResult, Trust, execute, read
 from coordinator.survey.adopt_plan import Figures, Plan, Remark, Why, plan
 from coordinator.survey.tree import require_tree
 
@@ -86,7 +86,7 @@ def adopt(
 
         found = read(store, shared, prefixes, pool, only_owned=only_owned, say=say)
         planned = plan(found, tags_from_source=tags_from_source)
-        outcome = Outcome(planned.figures, planned.remarks)
+        outcome = AdoptionResult(planned.figures, planned.remarks)
         if not dry_run:
             trust = Trust(trust_source, trust_shared)
             try:
@@ -142,7 +142,7 @@ def _told(done: Figures, planned: Plan) -> str:
     )
 
 
-def _as_json(pod: str, url: str, outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
+def _as_json(pod: str, url: str, outcome: AdoptionResult, *, dry_run: bool) -> dict[str, Any]:
     kinds = _by_kind(outcome.remarks)
     return (
         {"pod": pod, "source": url, "dry_run": dry_run}
@@ -153,7 +153,7 @@ def _as_json(pod: str, url: str, outcome: Outcome, *, dry_run: bool) -> dict[str
     )
 
 
-def _print(outcome: Outcome, *, dry_run: bool) -> None:
+def _print(outcome: AdoptionResult, *, dry_run: bool) -> None:
     figures = outcome.figures
     done = "to be " if dry_run else ""
     print_fields(

@@ -114,7 +114,8 @@ def router_config(
         found = api.pages("/v1/pods", PODS)["items"]
     options = replace(options, coordinator_timeout_s=baleen_timeout or _patience(loaded, found))
     pods = [
-        router.Pod(pod["name"], pod["prefixes"], [parse_registry(each) for each in pod["registries"]]) for pod in found
+        router.RoutedPod(pod["name"], pod["prefixes"], [parse_registry(each) for each in pod["registries"]])
+        for pod in found
     ]
     text = _CONFIGURATIONS[program](pods, options)
     left = sorted(pod.name for pod in pods if not pod.registries)

@@ -4,6 +4,7 @@ Not here: the count (survey/survey.py), the picture (commands/plot.py).
 """
 
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +88,7 @@ def as_json(found: Survey) -> dict[str, Any]:
     """Build the JSON document, whose names are stable."""
     return found._asdict() | {
         "saving_bytes": found.saving_bytes,
-        "roots": [root._asdict() for root in found.roots],
+        "roots": [asdict(root) for root in found.roots],
         "largest_shared": [blob._asdict() for blob in found.largest_shared],
         "missing_examples": [{"root": url, "digest": digest} for url, digest in found.missing_examples],
         "odd_examples": [{"root": url, "key": key} for url, key in found.odd_examples],

@@ -28,6 +28,7 @@ from coordinator.commands.output import notes
 from coordinator.errors import SettingsError, StackError
 from coordinator.settings import Secret, Settings
 from coordinator.stack import application
+from coordinator.stack.files import write_secret
 from coordinator.stack.ports import obstacle
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Service, Stack, StackEndpoints
@@ -252,22 +253,14 @@ class _Up:
             known = tokens.known(database).get(tokens.hash_of(_kept(file)))
             if known is None or known.role != "operate":
                 token = tokens.replace(database, OPERATOR, "operate")
-                _write_secret(file, token.reveal() + "\n")
+                write_secret(file, token.reveal() + "\n")
 
     def _publish(self) -> None:
         """Write where everything is, for other commands; Stack removes the file when it ends."""
         values = application.told(self._settings, ADDRESSES)
-        _write_secret(self._directory / "stack.json", json.dumps(values, indent=1))
+        write_secret(self._directory / "stack.json", json.dumps(values, indent=1))
 
 
 def _kept(file: Path) -> str:
     """Return the token of an earlier run; a damaged file gives an invalid one."""
     return file.read_bytes().decode(errors="replace").strip() if file.exists() else ""
-
-
-def _write_secret(file: Path, content: str) -> None:
-    new = file.with_name(f"{file.name}.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(content)
-    new.replace(file)

@@ -6,12 +6,12 @@ Not here: what is counted (run.py), the rules (domain/gc.py).
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from coordinator import bootstrap
-from coordinator.demo.world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError
+from coordinator.demo.world import FOLLOW_S, PODS, UNSAFE_FINDINGS, Demo, DemoFailedError
 from coordinator.doctor.examine import examine
 from coordinator.domain.findings import Finding, Verdict, implied
 from coordinator.domain.gc import Why
@@ -82,7 +82,8 @@ def collect(demo: Demo, garbage: Garbage) -> None:
     left = [digest for digest in old if demo.store.versions(_key(digest))]
     if left:
         raise DemoFailedError(f"{left} were purged, but storage still has them.")
-    freed = sum(_history(demo, digest)[-1]["evidence"]["freed_bytes"] for digest in old)
+    histories = [demo.api.get(f"/v1/blobs/{digest}/explain")["history"] for digest in old]
+    freed = sum(history[-1]["evidence"]["freed_bytes"] for history in histories)
     demo.held(f"storage has no version of its {len(old)} blobs any more; {freed:,} bytes are freed")
 
     demo.step("the history of a layer of each image")
@@ -127,10 +128,6 @@ def _examine(demo: Demo) -> None:
 # Garbage collection through the API
 
 
-def _switch_on(demo: Demo) -> None:
-    demo.api.put("/v1/gc/switch", {"enabled": True, "why": "the demo has read the plan"})
-
-
 def _plan(demo: Demo) -> Plan:
     """Return the plan as if garbage collection were on."""
     told = demo.api.get("/v1/gc/plan", despite_holds=True, limit=PLAN_LIMIT)
@@ -140,20 +137,14 @@ def _plan(demo: Demo) -> Plan:
 
 def _run(demo: Demo) -> None:
     """Run one collection, and wait for its end; raises DemoFailedError."""
-    run = demo.api.post("/v1/gc/runs", {"why": "the demo"})
-    deadline = time.monotonic() + FOLLOW_S
-    while run["state"] in {"waiting", "running"}:
-        if time.monotonic() > deadline:
-            raise DemoFailedError(f"A collection did not end within {FOLLOW_S:.0f} s: {run}.")
-        time.sleep(POLL_S)
-        run = demo.api.get(f"/v1/gc/runs/{run['id']}")
+    number = demo.api.post("/v1/gc/runs", {"why": "the demo"})["id"]
+    run = demo.until(
+        lambda: demo.api.get(f"/v1/gc/runs/{number}"),
+        lambda run: run["state"] not in {"waiting", "running"},
+        lambda run: f"A collection did not end within {FOLLOW_S:.0f} s: {run}.",
+    )
     if run["state"] != "done":
         raise DemoFailedError(f"A collection failed: {run['error']}")
-
-
-def _history(demo: Demo, digest: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = demo.api.get(f"/v1/blobs/{digest}/explain")["history"]
-    return found
 
 
 # Waits and checks
@@ -167,7 +158,7 @@ def _collect_until(demo: Demo, digests: list[str], step: str, state: str) -> Non
         plan = _plan(demo)
         waits = [found for digest in left if (found := waits_for(plan, digest, step)) is not None]
         if not waits:
-            _switch_on(demo)
+            demo.api.put("/v1/gc/switch", {"enabled": True, "why": "the demo has read the plan"})
             _run(demo)
             continue
         if waits[0].what != said:
@@ -196,9 +187,10 @@ def waits_for(plan: Plan, digest: str, step: str) -> Waits | None:
 
 
 def _await_state(demo: Demo, digests: list[str], state: str) -> None:
-    _until(
-        lambda: all(told == state for told in _states(demo, digests)),
-        lambda: f"{digests} should be {state}, and are {_states(demo, digests)}.",
+    demo.until(
+        lambda: _states(demo, digests),
+        lambda states: set(states) == {state},
+        lambda states: f"{digests} should be {state}, and are {states}.",
     )
 
 
@@ -224,14 +216,6 @@ def _check_story(demo: Demo, digest: str, expected: list[str]) -> None:
     decisions = [entry["decision"] for entry in told["history"]]
     if decisions != expected:
         raise DemoFailedError(f"The ledger has {decisions} for {digest}, and not {expected}.")
-
-
-def _until(there: Callable[[], bool], why: Callable[[], str]) -> None:
-    deadline = time.monotonic() + FOLLOW_S
-    while not there():
-        if time.monotonic() > deadline:
-            raise DemoFailedError(why())
-        time.sleep(POLL_S)
 
 
 def _key(digest: str) -> str:

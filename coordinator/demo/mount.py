@@ -36,7 +36,7 @@ def start(demo: Demo, directory: Path, port: int, api: str) -> str | None:
         state_dir=str(state),
         log_file=f"{state}/access.log",
     )
-    pods = [router.Pod(name, [name], [parse_registry(pod.registry.url)]) for name, pod in demo.pods.items()]
+    pods = [router.RoutedPod(name, [name], [parse_registry(pod.registry.url)]) for name, pod in demo.pods.items()]
     file = state / "nginx.conf"
     file.write_text(router.configuration(pods, options))
     demo.children.start(nginx.nginx(state, file, address))

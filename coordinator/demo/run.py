@@ -27,7 +27,7 @@ from coordinator.demo import bucket
 from coordinator.demo import gc as demo_gc
 from coordinator.demo import mount as demo_mount
 from coordinator.demo.gate import Gate
-from coordinator.demo.world import FOLLOW_S, PODS, POLL_S, UNSAFE_FINDINGS, Demo, DemoFailedError, Pod
+from coordinator.demo.world import PODS, UNSAFE_FINDINGS, Demo, DemoFailedError, DemoPod
 from coordinator.errors import BaleenError
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Layer, make_image, make_index, make_layer
@@ -161,13 +161,12 @@ def _time(told: dict[str, Any]) -> dt.datetime:
 
 def _wait(demo: Demo, what: str, there: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Wait until pod-b satisfies `there`; return it."""
-    deadline = time.monotonic() + REPAIR_S
-    told: dict[str, Any] = {}
-    while not there(told := demo.api.get("/v1/pods/pod-b")):
-        if time.monotonic() > deadline:
-            raise DemoFailedError(f"Timed out waiting for {what}; pod-b is {told}.")
-        time.sleep(POLL_S)
-    return told
+    return demo.until(
+        lambda: demo.api.get("/v1/pods/pod-b"),
+        there,
+        lambda told: f"Timed out waiting for {what}; pod-b is {told}.",
+        REPAIR_S,
+    )
 
 
 # Checks of the steps
@@ -175,19 +174,14 @@ def _wait(demo: Demo, what: str, there: Callable[[dict[str, Any]], bool]) -> dic
 
 def _held(demo: Demo, digest: str, *, references: int, pods: list[str] | None) -> None:
     """Wait until one blob is as expected, and all counts and holdings agree with the links in the bucket."""
-    deadline = time.monotonic() + FOLLOW_S
-    while True:
-        told = _blob(demo, digest)
-        differences = _differences(demo)
-        right = told["reference_count"] == references and pods in (None, told["pods"])
-        if right and not differences:
-            break
-        if time.monotonic() > deadline:
-            raise DemoFailedError(
-                f"{digest} should have {references} references in {pods}, but is {told}; "
-                f"differences from the bucket: {differences[:5]}."
-            )
-        time.sleep(POLL_S)
+    told, _ = demo.until(
+        lambda: (_blob(demo, digest), _differences(demo)),
+        lambda found: found[0]["reference_count"] == references and pods in (None, found[0]["pods"]) and not found[1],
+        lambda found: (
+            f"{digest} should have {references} references in {pods}, but is {found[0]}; "
+            f"differences from the bucket: {found[1][:5]}."
+        ),
+    )
     demo.held(
         f"{digest[:19]}… has {told['reference_count']} reference{'s' * (references != 1)} "
         f"in {', '.join(told['pods']) or 'no pod'}; all counts agree with the links in the bucket"
@@ -273,7 +267,7 @@ def _start(
         registry = _registry(name, ports.take(name), directory, demo, gate, settings, http_secret)
         process = children.start(registry.process())
         client = started.enter_context(contextlib.closing(RegistryClient(registry.url)))
-        demo.pods[name] = Pod(registry, process, client, gate)
+        demo.pods[name] = DemoPod(registry, process, client, gate)
     program = distribution.available()
     console.print(
         f"  two pods run the program {program.name}"

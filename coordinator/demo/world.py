@@ -3,7 +3,9 @@
 Not here: the steps (run.py, gc.py).
 """
 
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 
@@ -27,11 +29,14 @@ POLL_S = 0.05
 UNSAFE_FINDINGS = ("kafka-durable", "cannot-delete")
 
 
+T = TypeVar("T")
+
+
 class DemoFailedError(BaleenError):
     """A check of the demo failed; the message says which and how."""
 
 
-class Pod(NamedTuple):
+class DemoPod(NamedTuple):
     """A pod's registry. It sends its events through the gate."""
 
     registry: DistributionRegistry | ModelRegistry
@@ -45,7 +50,7 @@ class Demo(NamedTuple):
     settings: Settings
     api: Api
     store: ObjectStore
-    pods: dict[str, Pod]
+    pods: dict[str, DemoPod]
     children: Children
 
     def step(self, what: str) -> None:
@@ -56,6 +61,17 @@ class Demo(NamedTuple):
 
     def waits(self, what: str) -> None:
         self.console.print(f"  [dim]waiting: {what}[/]", highlight=False)
+
+    def until(
+        self, read: Callable[[], T], there: Callable[[T], bool], why: Callable[[T], str], seconds: float = FOLLOW_S
+    ) -> T:
+        """Read again and again until it is there; return it. Raises DemoFailedError, which says `why`."""
+        deadline = time.monotonic() + seconds
+        while not there(found := read()):
+            if time.monotonic() > deadline:
+                raise DemoFailedError(why(found))
+            time.sleep(POLL_S)
+        return found
 
     def look_up(self, digests: list[str]) -> list[dict[str, Any] | None]:
         """Look up each blob; None for an unknown one."""

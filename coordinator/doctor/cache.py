@@ -1,5 +1,7 @@
 """Check that the registry does not answer from a cache that a hidden blob exists (scenario 17)."""
 
+from collections.abc import Callable
+
 from coordinator.doctor.registry import failed
 from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.visit import Place, Visit
@@ -47,9 +49,9 @@ def _vanished(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
         wrong = []
         if _has(visit, place, blob):
             wrong.append("HEAD answers 200")
-        if _mounts(visit, place, blob):
+        if _accepts(lambda: visit.scratch.mount(place.client, blob)):
             wrong.append("a mount answers 201")
-        if _takes(visit, place, image):
+        if _accepts(lambda: visit.scratch.put_manifest(place.client, image)):
             wrong.append("a manifest that lists it answers 201")
     except RegistryError as error:
         return unproved(where, str(error), AGAIN)
@@ -76,20 +78,11 @@ def _has(visit: Visit, place: Place, blob: Layer) -> bool:
     return place.client.has_blob(visit.scratch.repository, blob.digest)
 
 
-def _mounts(visit: Visit, place: Place, blob: Layer) -> bool:
+def _accepts(request: Callable[[], bool | None]) -> bool:
+    """Whether the registry answers 201 to a request; False from the request says that it did not."""
     try:
-        return visit.scratch.mount(place.client, blob)
-    except RegistryUnreachableError:
-        raise
-    except RegistryError:
-        return False  # the answer was not 201
-
-
-def _takes(visit: Visit, place: Place, image: Image) -> bool:
-    try:
-        visit.scratch.put_manifest(place.client, image)
+        return request() is not False
     except RegistryUnreachableError:
         raise
     except RegistryError:
         return False
-    return True

@@ -80,9 +80,7 @@ def quarantine_closed(visit: Visit) -> Finding:
     if key is None:
         return _not_given(visit, Check.QUARANTINE_CLOSED)
     scratch = visit.scratch
-    tried = key.attempt_upload(MARK, store)
-    told = f"an upload of {MARK} that was begun and aborted: {tried.said}"
-    parts = [_verdict(told, tried, None, changed=tried.allowed)]
+    parts = [_forbidden(f"an upload of {MARK} that was begun and aborted", key.attempt_upload(MARK, store))]
     parts += _closed(visit, key, scratch.quarantined, "a scratch object in quarantine/", None)
     parts += _closed(visit, key, scratch.beside_mark, f"a scratch object beside {MARK}", None)
     return finding(Check.QUARANTINE_CLOSED, parts, visit.patient)
@@ -97,14 +95,10 @@ def bucket_closed(visit: Visit) -> Finding:
     status = visit.instruments.store.versioning()
     if status is not None:
         tried = key.attempt_versioning(status)
-        told = f"setting the bucket's versioning to its present state: {tried.said}"
-        parts.append(_verdict(told, tried, None, changed=tried.allowed))
-    tried = key.attempt_policy()
-    told = f"setting an invalid bucket policy: {tried.said}"
-    if tried.said in _NO_POLICIES:
-        parts.append(proved("", told))
-    else:
-        parts.append(_verdict(told, tried, None, changed=tried.allowed))
+        parts.append(_forbidden("setting the bucket's versioning to its present state", tried))
+    tried, what = key.attempt_policy(), "setting an invalid bucket policy"
+    has_none = tried.said in _NO_POLICIES
+    parts.append(proved("", f"{what}: {tried.said}") if has_none else _forbidden(what, tried))
     return finding(Check.BUCKET_CLOSED, parts, visit.patient)
 
 
@@ -129,7 +123,7 @@ def _closed(visit: Visit, key: TrialStore, name: str, where: str, line: Line | N
     """Try everything on a scratch object, which is stored again before each attempt."""
     scratch = visit.scratch
     read = key.attempt_get(scratch.put_object(name))
-    yield _verdict(f"GET of {where}: {read.said}", read, line, changed=read.allowed)
+    yield _forbidden(f"GET of {where}", read, line)
     ways: list[tuple[str, _Way]] = [("PUT", lambda name, _: key.attempt_put(name, CONTENT[::-1]))]
     for what, attempt in [*ways, *_deletes(visit, key)]:
         yield _refused(visit, scratch.put_object(name), CONTENT, where, what, attempt, line)
@@ -190,6 +184,10 @@ def _usable(where: str, tried: dict[str, Attempt], missing: Attempt, line: Line)
         told += f"; GET of a missing object: {missing.said}, and not {_MISSING}"
     wrong = Line.LIST if all(each.allowed for what, each in tried.items() if what != "LIST") else line
     return unproved("", f"{told} (line {wrong} of the policy). {_IS_IT}")
+
+
+def _forbidden(what: str, tried: Attempt, line: Line | None = None) -> Part:
+    return _verdict(f"{what}: {tried.said}", tried, line, changed=tried.allowed)
 
 
 def _verdict(told: str, tried: Attempt, line: Line | None, *, changed: bool) -> Part:

@@ -57,7 +57,7 @@ class Ends(NamedTuple):
     offsets: Mapping[int, int]
 
 
-class Outcome(NamedTuple):
+class TrialResult(NamedTuple):
     """The result of a trial of one kind."""
 
     kind: str
@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
 
 def one_queue(visit: Visit) -> list[Part]:
     """Return a part for each place that reported the visit's push."""
-    found: dict[Place, list[Outcome]] = {report.push.place: [] for report in visit.reports if report.echoes}
+    found: dict[Place, list[TrialResult]] = {report.push.place: [] for report in visit.reports if report.echoes}
     #: An event that is never sent cannot be delayed.
     untold = {each.kinds.place: each.missing for each in visit.kinds}
     for kind in KINDS:
@@ -100,7 +100,7 @@ def one_queue(visit: Visit) -> list[Part]:
     ]
 
 
-def joined(where: str, outcomes: Sequence[Outcome], untold: Sequence[str] = ()) -> Part:
+def joined(where: str, outcomes: Sequence[TrialResult], untold: Sequence[str] = ()) -> Part:
     """Join the outcomes of all kinds at one place. There are none where no probe comes back."""
     if not outcomes:
         return follows(where, "no probe comes back that could overtake a delayed event", Check.PROBES_ARRIVE)
@@ -119,7 +119,7 @@ def joined(where: str, outcomes: Sequence[Outcome], untold: Sequence[str] = ()) 
     )
 
 
-def judged(outcome: Outcome) -> Part:
+def judged(outcome: TrialResult) -> Part:
     kind, told = outcome.kind, outcome.told
     if outcome.error is not None:
         return unproved("", outcome.error, AGAIN)
@@ -143,16 +143,16 @@ def judged(outcome: Outcome) -> Part:
     return proved("", f"a probe came back after the event of the {kind} before it, which was delayed")
 
 
-def _round(visit: Visit, places: Iterable[Place], kind: str, seconds: int) -> dict[Place, Outcome]:
+def _round(visit: Visit, places: Iterable[Place], kind: str, seconds: int) -> dict[Place, TrialResult]:
     """Try a kind at all these places. One that does not mount has no outcome for mounts."""
     trials: dict[Place, Trial] = {}
-    outcomes: dict[Place, Outcome] = {}
+    outcomes: dict[Place, TrialResult] = {}
     ends: list[Ends] = []
     for place in places:
         try:
             trial = _try(visit, place, kind, seconds)
         except RegistryError as error:
-            outcomes[place] = Outcome(kind, error=str(error))
+            outcomes[place] = TrialResult(kind, error=str(error))
         else:
             trials |= {} if trial is None else {place: trial}
         ends.append(_ends(visit))
@@ -201,15 +201,15 @@ def _probe(visit: Visit, place: Place) -> Probe:
     return Probe(nonce, time.monotonic())
 
 
-def _outcome(visit: Visit, place: Place, kind: str, trial: Trial, ends: Sequence[Ends]) -> Outcome:
+def _outcome(visit: Visit, place: Place, kind: str, trial: Trial, ends: Sequence[Ends]) -> TrialResult:
     told, echoes = visit.announced(trial.done), _echoes(visit, trial.probe)
     if told is None or not _is_whole(echoes):
-        return Outcome(kind, told, echoes)
+        return TrialResult(kind, told, echoes)
     before = [end.at - trial.probe.answered for end in ends if end.offsets[told.partition] <= told.offset]
     try:
-        return Outcome(kind, told, echoes, max(before, default=0.0), _unhindered(visit, place))
+        return TrialResult(kind, told, echoes, max(before, default=0.0), _unhindered(visit, place))
     except RegistryError as error:
-        return Outcome(kind, error=str(error))
+        return TrialResult(kind, error=str(error))
 
 
 def _unhindered(visit: Visit, place: Place) -> float | None:

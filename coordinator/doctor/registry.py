@@ -2,7 +2,7 @@
 
 from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.texts import Patient, set_registries
-from coordinator.doctor.visit import Answer, Place, Visit
+from coordinator.doctor.visit import PingResult, Place, Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.registry.client import RegistryError, RegistryUnreachableError
 
@@ -27,7 +27,7 @@ def _elsewhere(patient: Patient, urls: list[str], answering: list[str]) -> str:
     )
 
 
-def _answer(answer: Answer, patient: Patient, mend: str) -> Part:
+def _answer(answer: PingResult, patient: Patient, mend: str) -> Part:
     where = str(answer.place)
     if answer.error is None:
         return proved(where, "GET /v2/ answers 200")

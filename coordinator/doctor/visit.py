@@ -80,7 +80,7 @@ class Place(NamedTuple):
         return self.url if parse_registry(self.url).host == self.address else f"{self.url} at {self.address}"
 
 
-class Answer(NamedTuple):
+class PingResult(NamedTuple):
     """What an address answered to GET /v2/. `vacant`: nothing listens there, and the name has others that answer."""
 
     place: Place
@@ -205,9 +205,9 @@ class Visit:
         return {url: found for url in self.pod.registries if isinstance(found := self._addresses(url), str)}
 
     @cached_property
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[PingResult]:
         """What each address of each URL answers. One that requires login has not answered."""
-        found: list[Answer] = []
+        found: list[PingResult] = []
         for url in self.pod.registries:
             addresses = self._addresses(url)
             if not isinstance(addresses, str):
@@ -228,7 +228,7 @@ class Visit:
         except UnavailableError as error:
             return str(error)
 
-    def _ask(self, places: list[Place]) -> list[Answer]:
+    def _ask(self, places: list[Place]) -> list[PingResult]:
         errors: dict[str, RegistryError] = {}
         for place in places:
             try:
@@ -236,7 +236,7 @@ class Visit:
             except RegistryError as error:
                 errors[place.address] = error
         return [
-            Answer(
+            PingResult(
                 place,
                 errors.get(place.address),
                 # The same rule as the prober's: a name often has an IPv6 address at which nothing listens.

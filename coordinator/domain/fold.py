@@ -42,20 +42,20 @@ class Removal(NamedTuple):
     added_at: datetime | None = None
 
 
-class Verdict(Enum):
+class RemovalDecision(Enum):
     APPLY = "apply"
     DOUBTFUL = "doubtful"
     OVERTAKEN = "overtaken"
 
 
-def judge(added_at: datetime, removed_at: datetime, margin: timedelta) -> Verdict:
+def judge(added_at: datetime, removed_at: datetime, margin: timedelta) -> RemovalDecision:
     """Decide whether a removal applies to this addition. Both times are by registries' clocks."""
     if removed_at - added_at > margin:
-        return Verdict.APPLY
+        return RemovalDecision.APPLY
     if added_at - removed_at > margin:
-        return Verdict.OVERTAKEN
+        return RemovalDecision.OVERTAKEN
     # With a margin of zero, only equal times get here. Equal times prove no order.
-    return Verdict.DOUBTFUL
+    return RemovalDecision.DOUBTFUL
 
 
 @dataclass(slots=True)
@@ -148,10 +148,10 @@ class Fold:
 
     def _remove_from(self, present: dict[Key, datetime], key: Key, added_at: datetime, at: datetime) -> None:
         verdict = judge(added_at, at, self._margin)
-        if verdict is Verdict.OVERTAKEN:
+        if verdict is RemovalDecision.OVERTAKEN:
             self.overtaken += 1
             return
-        if verdict is Verdict.APPLY and key[0] in self._by_word:
+        if verdict is RemovalDecision.APPLY and key[0] in self._by_word:
             del present[key]
             known = self.removals.get(key)
             # If the repository has neither any more, nothing is doubtful.
@@ -165,7 +165,7 @@ class Fold:
 
         `added_at` is of the older one: the removal was overtaken only if both are newer.
         """
-        if judge(added_at, at, self._margin) is Verdict.OVERTAKEN:
+        if judge(added_at, at, self._margin) is RemovalDecision.OVERTAKEN:
             self.overtaken += 1
         else:
             self._remember(key, at, doubtful=True)
@@ -176,7 +176,7 @@ class Fold:
             self.removals[key] = Removal(at, doubtful)
             return
         # An event of an earlier delete does not explain why a link that was made since then is gone.
-        explained = known.added_at is None or judge(known.added_at, at, self._margin) is not Verdict.OVERTAKEN
+        explained = known.added_at is None or judge(known.added_at, at, self._margin) is not RemovalDecision.OVERTAKEN
         reported = known.reported or explained
         if at > known.at or reported != known.reported:
             later = at > known.at

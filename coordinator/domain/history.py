@@ -10,11 +10,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from coordinator.domain.gc import Facts, Kept, Policy, Why, hiding, moment, purge_reasons, purging
+from coordinator.domain.gc import Facts, Kept, Why, hiding, moment, purge_reasons, purging
 from coordinator.domain.lifecycle import CONCEALED, BlobState
 
 
-class Outcome(StrEnum):
+class Outlook(StrEnum):
     """What will happen to the blob. The values are fixed: scripts use them."""
 
     NEEDED = "needed"
@@ -77,13 +77,13 @@ class Reason(NamedTuple):
 
 
 class Story(NamedTuple):
-    outcome: Outcome
+    outcome: Outlook
     summary: str
     reasons: Sequence[Reason]
     sentences: Sequence[str]
 
 
-Told = tuple[Outcome, str, Sequence[Reason]]
+Told = tuple[Outlook, str, Sequence[Reason]]
 
 
 def tell(known: Known, facts: Facts, history: Sequence[Entry], *, earlier: bool) -> Story:
@@ -104,68 +104,61 @@ def tell(known: Known, facts: Facts, history: Sequence[Entry], *, earlier: bool)
 
 def _live(known: Known, _: Facts) -> Told:
     needs = _needs(known)
-    return Outcome.NEEDED, f"It is needed: {needs}. It stays as long as one of them does.", [_needed(needs)]
+    return Outlook.NEEDED, f"It is needed: {needs}. It stays as long as one of them does.", [_needed(needs)]
 
 
 def _missing(known: Known, _: Facts) -> Told:
     needs = _needs(known)
     told = f"It is needed and its bytes are not in storage, which is an alarm: {needs}. Push it again."
-    return Outcome.MISSING, told, [_needed(needs)]
+    return Outlook.MISSING, told, [_needed(needs)]
 
 
 def _hiding(known: Known, _: Facts) -> Told:
-    return Outcome.BEING_HIDDEN, f"Run {_run(known)} is hiding it. If the run does not finish, the hide is undone.", []
+    return Outlook.BEING_HIDDEN, f"Run {_run(known)} is hiding it. If the run does not finish, the hide is undone.", []
 
 
 def _purging(known: Known, _: Facts) -> Told:
     if known.hide is not None and known.hide.disturbed:
         told = "Its purge was cancelled: it is served again once no delete of it can still be under way."
-        return Outcome.BEING_RESTORED, told, []
-    return Outcome.BEING_PURGED, f"Run {_run(known)} has begun to delete its bytes: some may be gone.", []
+        return Outlook.BEING_RESTORED, told, []
+    return Outlook.BEING_PURGED, f"Run {_run(known)} has begun to delete its bytes: some may be gone.", []
 
 
 def _purged(_: Known, __: Facts) -> Told:
-    return Outcome.PURGED, "Its bytes are deleted, and nothing needs it. It can be pushed again.", []
+    return Outlook.PURGED, "Its bytes are deleted, and nothing needs it. It can be pushed again.", []
 
 
 def _unreferenced(known: Known, facts: Facts) -> Told:
     since = known.unreferenced_since
     assert since is not None
-    policy = hiding(facts)
-    reasons = _reasons(known, policy, since)
+    reasons = _pin_first(known, list(hiding(facts).reasons(since, pinned=known.pin is not None)))
     if not reasons:
         told = f"Nothing references it since {moment(since)}, and nothing keeps it: the next run hides it."
-        return Outcome.TO_BE_HIDDEN, told, []
+        return Outlook.TO_BE_HIDDEN, told, []
     grace = since + facts.times.grace
     timed = [Reason(each, grace if each.why is Why.GRACE else None) for each in reasons]
     told = f"Nothing references it since {moment(since)}, and it is kept: {_first(timed)}"
-    return Outcome.KEPT, told, timed
+    return Outlook.KEPT, told, timed
 
 
 def _hidden(known: Known, facts: Facts) -> Told:
     at = None if known.hide is None else known.hide.hidden_at
     assert known.hide is not None
     assert at is not None
-    policy = purging(facts)
-    reasons = list(
-        purge_reasons(policy, at, needed=False, disturbed=known.hide.disturbed, pinned=known.pin is not None)
-    )
+    pinned, disturbed = known.pin is not None, known.hide.disturbed
+    reasons = list(purge_reasons(purging(facts), at, needed=False, disturbed=disturbed, pinned=pinned))
     told = f"It is hidden from registries since {moment(at)}, and its bytes are kept"
     if not reasons:
-        return Outcome.TO_BE_PURGED, f"{told}; there is no reason left to keep them: the next run deletes them.", []
-    if known.hide.disturbed:
+        return Outlook.TO_BE_PURGED, f"{told}; there is no reason left to keep them: the next run deletes them.", []
+    if disturbed:
         return (
-            Outcome.HIDDEN,
+            Outlook.HIDDEN,
             f"{told}: it was needed for a while since then, so a run undoes the hide.",
             [Reason(each, None) for each in reasons],
         )
     quarantine = at + facts.times.quarantine
     timed = [Reason(each, quarantine if each.why is Why.QUARANTINE else None) for each in _pin_first(known, reasons)]
-    return Outcome.HIDDEN, f"{told}: {_first(timed)} To restore it, run `baleen blob undelete`.", timed
-
-
-def _reasons(known: Known, policy: Policy, since: datetime) -> list[Kept]:
-    return _pin_first(known, list(policy.reasons(since, pinned=known.pin is not None)))
+    return Outlook.HIDDEN, f"{told}: {_first(timed)} To restore it, run `baleen blob undelete`.", timed
 
 
 def _pin_first(known: Known, reasons: Sequence[Kept]) -> list[Kept]:
@@ -192,7 +185,7 @@ def _restoring(known: Known) -> Told:
         told = f"It is hidden and {why}: workers restore it within seconds."
     else:
         told = f"It {why}: workers restore it, for good once no delete of it can still be under way."
-    return Outcome.BEING_RESTORED, told, reasons
+    return Outlook.BEING_RESTORED, told, reasons
 
 
 def _asked(known: Known) -> str | None:

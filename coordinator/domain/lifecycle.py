@@ -67,7 +67,7 @@ class BlobEvent(Enum):
     PURGED = "purged"
 
 
-class Verdict(Enum):
+class NoTransition(Enum):
     """How an event is treated that does not change the state."""
 
     IGNORE = "ignore"
@@ -87,10 +87,10 @@ _L, _U, _H, _P, _M = (
     BlobState.MISSING,
 )
 _HIDING, _PURGING = BlobState.HIDING, BlobState.PURGING
-_x, _A = Verdict.IGNORE, Verdict.ALARM
+_x, _A = NoTransition.IGNORE, NoTransition.ALARM
 
 _EVENTS: Final = tuple(BlobEvent)
-_ROWS: Final[dict[BlobState, tuple[BlobState | Verdict, ...]]] = {
+_ROWS: Final[dict[BlobState, tuple[BlobState | NoTransition, ...]]] = {
     #          needed unneeded seen absent hide  hidden shown  purge    purged
     _L:       (_x,    _U,      _x,  _M,    _A,    _A,    _x,    _A,      _A),
     _U:       (_L,    _x,      _x,  _x,    _HIDING, _A,  _x,    _A,      _A),
@@ -101,7 +101,7 @@ _ROWS: Final[dict[BlobState, tuple[BlobState | Verdict, ...]]] = {
     _M:       (_x,    _U,      _L,  _x,    _A,    _A,    _x,    _A,      _A),
 }  # fmt: skip
 
-TABLE: Final[dict[tuple[BlobState, BlobEvent], BlobState | Verdict]] = {
+TABLE: Final[dict[tuple[BlobState, BlobEvent], BlobState | NoTransition]] = {
     (state, event): cell for state, row in _ROWS.items() for event, cell in zip(_EVENTS, row, strict=True)
 }
 
@@ -117,9 +117,9 @@ def after(state: BlobState, event: BlobEvent, *, needed: bool) -> BlobState:
     if event in {BlobEvent.SEEN, BlobEvent.ABSENT} and not needed:
         return state
     cell = TABLE[state, event]
-    if cell is Verdict.ALARM:
+    if cell is NoTransition.ALARM:
         raise LifecycleError(f"The event `{event.value}` is impossible for a blob that is {state.name.lower()}.")
-    moved = state if cell is Verdict.IGNORE else cell
+    moved = state if cell is NoTransition.IGNORE else cell
     assert isinstance(moved, BlobState)
     return counted(moved, referenced=needed) if event is BlobEvent.SHOWN else moved
 

@@ -48,7 +48,7 @@ class Instance(NamedTuple):
         return [name for name, value in self._asdict().items() if value == UNKNOWN]
 
 
-class Found(NamedTuple):
+class FoundMark(NamedTuple):
     """The mark in the bucket."""
 
     database: str
@@ -58,7 +58,7 @@ class Found(NamedTuple):
 
 
 #: A mark that cannot be read.
-NOBODY = Found("nobody", 0)
+NOBODY = FoundMark("nobody", 0)
 
 
 class Mark(NamedTuple):
@@ -124,19 +124,18 @@ def untold(current: Instance) -> str | None:
     )
 
 
-def refusal(found: Found | None, before: Mark, after: Mark, key: str) -> str | None:
+def refusal(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
     """Return why GC may not run; None if bucket and database match.
 
     `before` was read before the mark and `after` after it, since others may be writing. `key` is the mark's.
     """
-    return moved(after.recorded, after.current) or _mismatch(found, before, after, key) or _moved_since(found, after)
+    written_by = None if found is None else found.instance
+    return (
+        moved(after.recorded, after.current) or _mismatch(found, before, after, key) or moved(written_by, after.current)
+    )
 
 
-def _moved_since(found: Found | None, after: Mark) -> str | None:
-    return None if found is None else moved(found.instance, after.current)
-
-
-def _mismatch(found: Found | None, before: Mark, after: Mark, key: str) -> str | None:
+def _mismatch(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
     if found is None:
         return lost(before, key)
     if found.database != after.database:
@@ -157,7 +156,7 @@ def lost(before: Mark, key: str) -> str | None:
     )
 
 
-def database_is_older(found: Found, after: Mark, key: str) -> str | None:
+def database_is_older(found: FoundMark, after: Mark, key: str) -> str | None:
     """Return how a database that is older than the bucket shows that; None if it is not."""
     # Its own epoch proves nothing: an older database also advances, with what its workers restore.
     if found.epoch <= after.writing:
@@ -168,7 +167,7 @@ def database_is_older(found: Found, after: Mark, key: str) -> str | None:
     )
 
 
-def bucket_is_older(found: Found, before: Mark, key: str) -> str | None:
+def bucket_is_older(found: FoundMark, before: Mark, key: str) -> str | None:
     """Return how a bucket that is older than the database shows that; None if it is not."""
     if found.epoch >= before.written:
         return None

@@ -16,7 +16,7 @@ from coordinator.errors import InvalidNameError
 SOURCES_LIMIT = 20
 
 
-class Outcome(StrEnum):
+class MountOutcome(StrEnum):
     """How a mount request ended."""
 
     MOUNTED = "mounted"

@@ -128,7 +128,7 @@ class Unheard(NamedTuple):
     known_until: datetime | None
 
 
-class Pod(NamedTuple):
+class ReportingPod(NamedTuple):
     """What W of a pod is computed from. `unread`: sources that count and are beyond the limit of a read."""
 
     registries: Sequence[str]
@@ -253,12 +253,12 @@ def partition_marks(source: Source, partitions: Collection[int]) -> list[tuple[s
     return marks + [(f"partition {number} of dead letters", mark) for number, mark in sorted(source.letters.items())]
 
 
-def counted(pod: Pod) -> list[Source]:
+def counted(pod: ReportingPod) -> list[Source]:
     """Return the sources that count: all that are not retired (rule 2), so dead ones too (rule 6)."""
     return [source for source in pod.sources if source.retired_at is None]
 
 
-def address_bounds(pod: Pod) -> list[datetime | None]:
+def address_bounds(pod: ReportingPod) -> list[datetime | None]:
     """Return the times up to which it is known which process was at each address (rule 2)."""
     asked = _asked(pod)
     return [
@@ -268,11 +268,11 @@ def address_bounds(pod: Pod) -> list[datetime | None]:
     ]
 
 
-def _asked(pod: Pod) -> list[Endpoint]:
+def _asked(pod: ReportingPod) -> list[Endpoint]:
     return [endpoint for endpoint in pod.endpoints if endpoint.listed]
 
 
-def watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: timedelta) -> Watermark:
+def watermark(pod: ReportingPod, partitions: Collection[int], now: datetime, silence: timedelta) -> Watermark:
     """Compute W of a pod: the least over all sources that are not retired, and over all partitions of registry.events.
 
     W does not pass the time up to which it is known which process was at an endpoint: a new process may have come
@@ -297,7 +297,7 @@ def watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: tim
     return Watermark(at, waits)
 
 
-def lies_ahead(pod: Pod, now: datetime) -> datetime | None:
+def lies_ahead(pod: ReportingPod, now: datetime) -> datetime | None:
     """Return the latest time recorded for the pod if it is later than now: the clock was ahead when it was recorded.
 
     Once the clock has passed that time, nothing distinguishes it from a correct one. So it must be voided, not waited
@@ -313,7 +313,7 @@ def lies_ahead(pod: Pod, now: datetime) -> datetime | None:
     return newest if newest > now else None
 
 
-def _pod_waits(pod: Pod, sources: Collection[Source], partitions: Collection[int]) -> Iterable[Wait]:
+def _pod_waits(pod: ReportingPod, sources: Collection[Source], partitions: Collection[int]) -> Iterable[Wait]:
     """Give the waits for which W is not known at all."""
     if not pod.registries:
         yield Wait(WaitFor.NO_REGISTRY)
@@ -366,7 +366,7 @@ def _source_waits(source: Source, partitions: Collection[int], now: datetime, si
                 yield Wait(WaitFor.PARTITION_BEHIND, f"{name} in {place}", mark)
 
 
-def pod_watermark(pod: Pod, partitions: Collection[int], now: datetime, silence: timedelta) -> PodWatermark:
+def pod_watermark(pod: ReportingPod, partitions: Collection[int], now: datetime, silence: timedelta) -> PodWatermark:
     """Compute W of a pod, with its waits as sentences."""
     at, waits = watermark(pod, partitions, now, silence)
     sentences = [wait.sentence() for wait in waits]
@@ -434,7 +434,7 @@ class Place(NamedTuple):
     shared: bool = False
 
 
-class Verdict(NamedTuple):
+class EchoEffect(NamedTuple):
     """What an echo makes of its endpoint, and of sources."""
 
     place: Place
@@ -443,7 +443,7 @@ class Verdict(NamedTuple):
     revived: bool = False
 
 
-def heard(place: Place, source: int, sent_at: datetime, known: Mapping[int, Known]) -> Verdict:
+def heard(place: Place, source: int, sent_at: datetime, known: Mapping[int, Known]) -> EchoEffect:
     """Decide what an echo of `source` changes, at an endpoint, for a probe that was sent at `sent_at`.
 
     | the endpoint last echoed        | and                                 | then                                   |
@@ -466,7 +466,7 @@ def heard(place: Place, source: int, sent_at: datetime, known: Mapping[int, Know
     other = place.source
     if other is None or place.echoed_at is None or other == source:
         moved = place.echoed_at is None or sent_at > place.echoed_at
-        return Verdict(Place(source, sent_at, place.shared) if moved else place, None, revived)
+        return EchoEffect(Place(source, sent_at, place.shared) if moved else place, None, revived)
     newer = sent_at > place.echoed_at
     if newer and known_source.dead_why == DeathReason.REPLACED:
         # Each has replaced the other, so neither replacement proved a death.
@@ -475,9 +475,9 @@ def heard(place: Place, source: int, sent_at: datetime, known: Mapping[int, Know
     loser, last = (other, sent_at) if newer else (source, place.echoed_at)
     newest = known[loser].newest
     if revived or sent_at == place.echoed_at or (newest is not None and newest > last):
-        return Verdict(after._replace(shared=True), None, revived)
+        return EchoEffect(after._replace(shared=True), None, revived)
     dies = not place.shared and known[loser].dead_since is None and known[loser].retired_at is None
-    return Verdict(after, loser if dies else None, revived)
+    return EchoEffect(after, loser if dies else None, revived)
 
 
 def refused(place: Place, sent_at: datetime, known: Mapping[int, Known]) -> int | None:

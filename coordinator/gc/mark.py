@@ -18,14 +18,14 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from coordinator.db.connection import Connections
-from coordinator.domain.mark import EPOCHS_LIMIT, NOBODY, ForeignBucketError, Found, Instance, Mark, refusal
+from coordinator.domain.mark import EPOCHS_LIMIT, NOBODY, ForeignBucketError, FoundMark, Instance, Mark, refusal
 from coordinator.errors import UnavailableError, UsageError
 from coordinator.gc import mark_table as table
 from coordinator.gc.mark_table import Claimed
 from coordinator.storage.layout import MARK
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
-__all__ = ["ForeignBucketError", "Found", "begin", "check", "claim", "find", "preview", "record", "tell", "watch"]
+__all__ = ["ForeignBucketError", "FoundMark", "begin", "check", "claim", "find", "preview", "record", "tell", "watch"]
 
 #: Bytes of a mark.
 _LIMIT = 1000
@@ -39,7 +39,7 @@ def begin(connections: Connections, store: ObjectStore) -> None:
     tell(connections, store)
 
 
-def check(connections: Connections, store: ObjectReader) -> tuple[Found | None, Mark]:
+def check(connections: Connections, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
     """Return the bucket's mark, None if there is none, and the database's own; raises ForeignBucketError.
 
     Writes the result for status.
@@ -88,7 +88,7 @@ class Preview(NamedTuple):
     """What a claim would change."""
 
     ours: Mark
-    found: Found | None
+    found: FoundMark | None
     #: Why a claim is needed; None if it is not.
     refusal: str | None
     pods: int
@@ -116,12 +116,12 @@ def claim(connections: Connections, store: ObjectStore, why: str, topic: str, de
     return claimed
 
 
-def find(store: ObjectReader) -> Found | None:
+def find(store: ObjectReader) -> FoundMark | None:
     """Return the bucket's mark, None if there is none; NOBODY for one that is not readable or not valid."""
     try:
         body = json.loads(store.get(MARK, _LIMIT))
         instance = body.get("instance")
-        found = Found(
+        found = FoundMark(
             str(body["database"]), int(body["epoch"]), None if instance is None else Instance.parse(str(instance))
         )
     except ObjectNotFoundError:
@@ -131,7 +131,7 @@ def find(store: ObjectReader) -> Found | None:
     return found if 0 <= found.epoch < EPOCHS_LIMIT else NOBODY
 
 
-def _compare(connection: Any, store: ObjectReader) -> tuple[Found | None, Mark]:
+def _compare(connection: Any, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
     # Read the bucket between the two reads of the table: it is written after `writing` and before `written`.
     before = table.read(connection)
     found = find(store)
@@ -144,14 +144,14 @@ def _compare(connection: Any, store: ObjectReader) -> tuple[Found | None, Mark]:
     return found, ours
 
 
-def _is_written(found: Found | None, ours: Mark) -> bool:
-    return found == Found(ours.database, ours.epoch, ours.current) and (ours.written >= ours.epoch or ours.unsure)
+def _is_written(found: FoundMark | None, ours: Mark) -> bool:
+    return found == FoundMark(ours.database, ours.epoch, ours.current) and (ours.written >= ours.epoch or ours.unsure)
 
 
 def _write(connection: Any, store: ObjectStore, ours: Mark) -> None:
     """Write the mark; the caller holds the lock."""
     earlier = table.begin(connection, ours.epoch)
-    written = Found(ours.database, ours.epoch, ours.current)
+    written = FoundMark(ours.database, ours.epoch, ours.current)
     body = {"database": ours.database, "epoch": ours.epoch, "instance": str(ours.current)}
     store.put(MARK, json.dumps(body).encode())
     if find(store) != written:

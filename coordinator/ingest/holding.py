@@ -3,6 +3,9 @@
 A registry with one queue sends nothing more until its event is answered. So if an event of a later action arrives
 meanwhile, it came through another queue, and proves nothing about the events in this one.
 
+Ingest is the only place where this can be tried: nothing else stands between a registry's queue and the answer to its
+event. All other events cost a search of their User-Agent, and nothing waits.
+
 Route: the doctor's `agent` is the User-Agent of a push -> the registry's event carries it -> `asked` (normalise.py) ->
 `Holds.wait`, before the event is published. Processes share no state for this: the event itself asks for the delay.
 Invariants: only events of the doctor's own scratch repositories are delayed, if signed for this pod with a secret that

@@ -6,6 +6,8 @@ Not here: timeouts and use of the clients (topics.py, log.py, producer.py), Faus
 import ssl
 from typing import Any
 
+from kafka import KafkaConsumer
+
 from coordinator.errors import SettingsError, UnconfiguredError
 from coordinator.settings import Settings
 
@@ -42,6 +44,27 @@ def client_arguments(settings: Settings) -> dict[str, Any]:
     if protocol.startswith("SASL"):
         arguments |= _sasl(settings)
     return arguments
+
+
+def reader(arguments: dict[str, Any], timeout: float, **more: Any) -> KafkaConsumer:
+    """Return a consumer in no group, which commits nothing and creates no topic. `timeout` in seconds."""
+    consumer = KafkaConsumer(
+        **arguments,
+        **timeouts(timeout),
+        group_id=None,
+        enable_auto_commit=False,
+        allow_auto_create_topics=False,
+        **more,
+    )
+    # kafka-python 3.0 does not pass this argument on: the consumer's next metadata request would create a deleted topic
+    # again, with one partition.
+    consumer._client.cluster.config["allow_auto_create_topics"] = False  # noqa: SLF001
+    return consumer
+
+
+def timeouts(timeout: float) -> dict[str, int]:
+    milliseconds = round(timeout * 1000)
+    return {"request_timeout_ms": milliseconds, "bootstrap_timeout_ms": milliseconds}
 
 
 def security_hint(settings: Settings) -> str:

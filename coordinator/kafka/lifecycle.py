@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from coordinator.errors import NotFoundError, UnavailableError
-from coordinator.kafka.connection import client_arguments
+from coordinator.kafka.connection import client_arguments, reader
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.topics import LIFECYCLE
 from coordinator.settings import Settings
@@ -99,15 +99,7 @@ class LifecycleProducer:
         return ends, self._read(unread, ends, deadline) if unread else set()
 
     def _read(self, begins: Mapping[int, int], ends: Mapping[int, int], deadline: float) -> set[int]:
-        milliseconds = round(self._timeout * 1000)
-        consumer = KafkaConsumer(
-            **self._arguments,
-            request_timeout_ms=milliseconds,
-            bootstrap_timeout_ms=milliseconds,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-        )
+        consumer = reader(self._arguments, self._timeout, auto_offset_reset="earliest")
         found: set[int] = set()
         try:
             waiting = {TopicPartition(LIFECYCLE, number) for number in begins}

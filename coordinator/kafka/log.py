@@ -23,7 +23,7 @@ from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from coordinator.errors import NotFoundError, UnavailableError
-from coordinator.kafka.connection import client_arguments
+from coordinator.kafka.connection import client_arguments, reader, timeouts
 from coordinator.settings import Settings
 
 TIMEOUT: Final = 10.0
@@ -143,31 +143,20 @@ class LogInspector:
 
     def _administrator(self) -> KafkaAdminClient:
         if self._admin is None:
-            self._admin = KafkaAdminClient(**self._arguments, **self._timeouts())
+            self._admin = KafkaAdminClient(**self._arguments, **timeouts(self._timeout))
         return self._admin
 
     def _connected(self) -> KafkaConsumer:
         if self._consumer is None:
-            consumer = KafkaConsumer(
-                **self._arguments,
-                **self._timeouts(),
-                group_id=None,
+            self._consumer = reader(
+                self._arguments,
+                self._timeout,
                 # Records of an aborted transaction do not count.
                 isolation_level="read_committed",
-                enable_auto_commit=False,
                 auto_offset_reset="none",
-                allow_auto_create_topics=False,
                 max_partition_fetch_bytes=FETCH_BYTES,
             )
-            # kafka-python 3.0 does not pass this argument on: the consumer's next metadata request would create a
-            # deleted topic again, with one partition.
-            consumer._client.cluster.config["allow_auto_create_topics"] = False  # noqa: SLF001
-            self._consumer = consumer
         return self._consumer
-
-    def _timeouts(self) -> dict[str, int]:
-        milliseconds = round(self._timeout * 1000)
-        return {"request_timeout_ms": milliseconds, "bootstrap_timeout_ms": milliseconds}
 
     def _disconnect(self) -> None:
         clients: tuple[Any, ...] = (self._admin, self._consumer)

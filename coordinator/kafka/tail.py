@@ -14,7 +14,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from coordinator.errors import UnavailableError
-from coordinator.kafka.connection import client_arguments
+from coordinator.kafka.connection import client_arguments, reader
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.topics import EVENTS
 from coordinator.settings import Settings
@@ -60,7 +60,12 @@ class EventTail:
         """Start: `poll` returns records written after this."""
         ends = {number: offsets.latest for number, offsets in self._inspector.state(EVENTS).partitions.items()}
         try:
-            self._consumer = self._connected()
+            self._consumer = reader(
+                client_arguments(self._settings),
+                self._timeout,
+                isolation_level="read_committed",
+                auto_offset_reset="none",
+            )
             self._consumer.assign([TopicPartition(EVENTS, number) for number in ends])
             for number, end in ends.items():
                 self._consumer.seek(TopicPartition(EVENTS, number), end)
@@ -86,22 +91,6 @@ class EventTail:
             key = record.key or b""
             if key.startswith(self._key) or (not key and self._name in (record.value or b"")):
                 yield record
-
-    def _connected(self) -> KafkaConsumer:
-        milliseconds = round(self._timeout * 1000)
-        consumer = KafkaConsumer(
-            **client_arguments(self._settings),
-            request_timeout_ms=milliseconds,
-            bootstrap_timeout_ms=milliseconds,
-            group_id=None,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            allow_auto_create_topics=False,
-        )
-        # As in LogInspector: a metadata request must not create a deleted topic again.
-        consumer._client.cluster.config["allow_auto_create_topics"] = False  # noqa: SLF001
-        return consumer
 
 
 def _read(record: Any) -> RegistryEvent | RegistryWatermark | None:

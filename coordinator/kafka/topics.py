@@ -42,7 +42,7 @@ class TopicSpec(NamedTuple):
     configs: dict[str, str]
 
 
-class Finding(NamedTuple):
+class TopicProblem(NamedTuple):
     """A problem of a topic: one sentence, and the fix."""
 
     problem: str
@@ -56,7 +56,7 @@ class TopicReport(NamedTuple):
     created: bool
     partitions: int
     replication: int
-    findings: tuple[Finding, ...]
+    findings: tuple[TopicProblem, ...]
     unverified: tuple[str, ...] = ()
 
 
@@ -130,7 +130,12 @@ def _reports(settings: Settings, timeout_ms: int, *, create: bool) -> list[Topic
     try:
         cluster = _Cluster(_broker_count(admin), (settings.kafka_bootstrap or "").partition(",")[0])
         specs = topic_specs(settings, cluster.brokers)
-        created = _create_missing(admin, specs, cluster.brokers) if create else _demand(admin, specs)
+        existing = set(admin.list_topics())
+        missing = [spec for spec in specs if spec.name not in existing]
+        if missing and not create:
+            raise NotFoundError(f"Kafka has no topic {missing[0].name}: create it with `baleen topics create`.")
+        _create(admin, missing, cluster.brokers)
+        created = {spec.name for spec in missing}
         described = {topic["name"]: topic for topic in admin.describe_topics([spec.name for spec in specs])}
         return [_verify(admin, spec, described[spec.name], created, cluster) for spec in specs]
     except KafkaError as error:
@@ -145,9 +150,7 @@ def _broker_count(admin: KafkaAdminClient) -> int:
     return len(admin._manager.cluster.brokers())  # noqa: SLF001
 
 
-def _create_missing(admin: KafkaAdminClient, specs: list[TopicSpec], brokers: int) -> set[str]:
-    existing = set(admin.list_topics())
-    missing = [spec for spec in specs if spec.name not in existing]
+def _create(admin: KafkaAdminClient, missing: list[TopicSpec], brokers: int) -> None:
     for spec in missing:
         topic = {
             "num_partitions": spec.partitions,
@@ -160,16 +163,6 @@ def _create_missing(admin: KafkaAdminClient, specs: list[TopicSpec], brokers: in
             continue  # another process created it, with the same specification
     if missing:
         admin.wait_for_topics([spec.name for spec in missing], timeout_ms=TIMEOUT_MS)
-    return {spec.name for spec in missing}
-
-
-def _demand(admin: KafkaAdminClient, specs: list[TopicSpec]) -> set[str]:
-    """Raise NotFoundError if a topic is missing; return that none was created."""
-    existing = set(admin.list_topics())
-    for spec in specs:
-        if spec.name not in existing:
-            raise NotFoundError(f"Kafka has no topic {spec.name}: create it with `baleen topics create`.")
-    return set()
 
 
 def _verify(
@@ -184,13 +177,13 @@ def _verify(
             f"Set BALEEN_KAFKA_PARTITIONS={partitions}. Do not change the topic: that moves repositories between "
             "partitions, and later events could be applied before earlier ones."
         )
-        findings.append(Finding(problem, mend))
+        findings.append(TopicProblem(problem, mend))
     if replication < safe_replication(cluster.brokers)[0]:
         problem = f"{spec.name} has {replication} replicas, and {cluster.brokers} brokers allow more."
         mend = (
             f"kafka-reassign-partitions.sh --bootstrap-server {cluster.server} --execute --reassignment-json-file FILE"
         )
-        findings.append(Finding(problem, mend))
+        findings.append(TopicProblem(problem, mend))
     configs = _configs(admin, spec.name)
     unverified = tuple(name for name in spec.configs if name not in configs)
     for name, wanted in spec.configs.items():
@@ -200,7 +193,7 @@ def _verify(
                 f"kafka-configs.sh --bootstrap-server {cluster.server} --alter --entity-type topics "
                 f"--entity-name {spec.name} --add-config {name}={wanted}"
             )
-            findings.append(Finding(problem, mend))
+            findings.append(TopicProblem(problem, mend))
     return TopicReport(spec.name, spec.name in created, partitions, replication, tuple(findings), unverified)
 
 

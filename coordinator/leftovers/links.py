@@ -1,5 +1,8 @@
 """Delete layer links of purged blobs, and write a link back if a push relied on it meanwhile.
 
+Why 71 bytes are worth it: each reconcile lists all links of its pod, and links without blobs would make it slower for
+ever. As long as such a link exists, a later push of the blob to another repository lets clients of this one read it.
+
 A link of a purged blob leads nowhere, until the blob is pushed again through *any* repository: then the link counts
 again, and a registry may accept a manifest that relies on it. That can happen between the last check and the delete:
 

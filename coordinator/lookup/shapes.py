@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from coordinator.db.shapes import Next, View
 from coordinator.domain.gc import Why
-from coordinator.domain.history import Outcome
+from coordinator.domain.history import Outlook
 from coordinator.domain.lifecycle import StateName
 from coordinator.gc.shapes import LedgerEntry, Pin
 
@@ -127,7 +127,7 @@ class Explanation(View, frozen=True, kw_only=True):
     digest: str
     state: StateName
     size: Annotated[int | None, Meta(description="Bytes; null while it is not known.")]
-    outcome: Annotated[Outcome, Meta(description="The blob's present state, in a word.")]
+    outcome: Annotated[Outlook, Meta(description="The blob's present state, in a word.")]
     summary: Annotated[str, Meta(description="The same as a sentence.")]
     reasons: Annotated[list[Reason], Meta(description="Everything that keeps it now; empty if nothing does.")]
     story: Annotated[list[str], Meta(description="Its history in sentences, the newest last.")]

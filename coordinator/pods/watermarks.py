@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Row, text
 from coordinator.domain.watermarks import (
     Endpoint,
     EndpointView,
-    Pod,
     PodWatermark,
+    ReportingPod,
     Source,
     Unheard,
     lies_ahead,
@@ -107,8 +107,8 @@ def _read(connection: Connection) -> Sequence[Row[Any]]:
     return connection.execute(_PODS, values).all()
 
 
-def _pod(row: Row[Any]) -> Pod:
-    return Pod(
+def _pod(row: Row[Any]) -> ReportingPod:
+    return ReportingPod(
         row.registries,
         [_source(source) for source in row.sources or ()],
         [_endpoint(endpoint) for endpoint in row.endpoints or ()],

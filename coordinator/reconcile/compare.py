@@ -17,13 +17,12 @@ Not here: the parts (plan.py), running them side by side and again (reconcile.py
 """
 
 import datetime
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
 from itertools import chain, groupby, islice
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, ManifestRead
 from coordinator.domain.merge import Link, LinkKind, differences
@@ -99,13 +98,12 @@ class Comparison:
         self._tally = tally
         self._check = check
         self._apply = BatchApply(connection, scope.margin)
-        #: Folders whose links are all in memory, by kind.
-        self._folders: dict[LinkKind, dict[RepositoryName, list[Listed]]] = defaultdict(dict)
-        self._links = 0
-        self._links_wanted: list[Listed] = []
+        #: All links of folders that have few; a folder is never split.
+        self._listed: list[Listed] = []
+        self._young = _Batch(self._sizes.added, self._add_lacking)
         self._tagged: set[Named] = set()
-        self._facts: list[Fact] = []
-        self._missed: list[tuple[LinkKind, table.Unlisted]] = []
+        self._facts: _Batch[Fact] = _Batch(self._sizes.added, self._write)
+        self._missed = _Batch(self._sizes.looked_up, self._settle)
         self._lacking = _Lacking(self._sizes.lacking_kept)
 
     def part(self, prefix: str) -> None:
@@ -128,17 +126,20 @@ class Comparison:
 
     def _list(self, prefix: str, lacking: "_Lacking | None" = None) -> None:
         self._tally.begin(prefix)
-        grown = self._scope.pod.mode is PodMode.LINK
+        scope = self._scope
+        grown = scope.pod.mode is PodMode.LINK
         objects = self._store.walk(prefix)
         found = scan.links(
             objects if lacking is None else lacking.without(objects),
-            layers_after=None if grown else self._young(),
+            # Before that the grace of a link has certainly ended, whatever the clocks say.
+            layers_after=None if grown else scope.job.began_at - scope.link_grace - scope.margin,
             tell=lambda keys, links: self._tell(prefix, keys, links),
             tagged=self._take_tagged,
         )
         for folder, links in groupby(found, key=attrgetter("folder")):
             if folder.kind is LinkKind.LAYER and not grown:
-                self._take_young(links)
+                for each in links:
+                    self._young.add(each)
             else:
                 self._take(folder, links)
         self.finish()
@@ -149,7 +150,7 @@ class Comparison:
             for count, thing in enumerate(found):
                 if count % resolve.BATCH == 0:
                     self._check()
-                self._miss(kind, thing)
+                self._missed.add((kind, thing))
         self.finish()
         self._list_again()
 
@@ -197,11 +198,11 @@ class Comparison:
 
     def finish(self) -> None:
         """Process everything that waits in batches."""
-        self._compare_folders()
-        self._find_lacking()
+        self._compare_listed()
+        self._young.finish()
         self._find_tagged()
-        self._write()
-        self._settle()
+        self._facts.finish()
+        self._missed.finish()
 
     def _list_again(self) -> None:
         """List parts again whose listing lacked existing links; raises PartialListingError if one is lacking again."""
@@ -231,10 +232,6 @@ class Comparison:
         self._tally.listed(part, keys, links)
         self._check()
 
-    def _young(self) -> datetime.datetime:
-        """Return the time before which the grace of a link has certainly ended, whatever the clocks say."""
-        return self._scope.job.began_at - self._scope.link_grace - self._scope.margin
-
     def _take(self, folder: LinkFolder, links: Iterator[Listed]) -> None:
         """Compare the folder's links together with those of others, or by themselves if they are many."""
         first = list(islice(links, self._sizes.compared))
@@ -242,22 +239,12 @@ class Comparison:
             self._compare_one(folder, chain(first, links))
             return
         # A store that lists without order may give a folder's links in several pieces.
-        self._folders[folder.kind].setdefault(folder.repository, []).extend(first)
-        self._links += len(first)
-        if self._links >= self._sizes.compared:
-            self._compare_folders()
+        self._listed += first
+        if len(self._listed) >= self._sizes.compared:
+            self._compare_listed()
 
-    def _take_young(self, links: Iterator[Listed]) -> None:
-        for listed in links:
-            self._links_wanted.append(listed)
-            if len(self._links_wanted) >= self._sizes.added:
-                self._find_lacking()
-
-    def _find_lacking(self) -> None:
+    def _add_lacking(self, wanted: Sequence[Listed]) -> None:
         """Add the young links that the table does not have."""
-        if not self._links_wanted:
-            return
-        wanted, self._links_wanted = self._links_wanted, []
         lacking = table.lacking(
             self._connection, LinkKind.LAYER, [(each.folder.repository, each.digest) for each in wanted]
         )
@@ -268,7 +255,7 @@ class Comparison:
     def _take_tagged(self, repository: RepositoryName, digest: Digest) -> None:
         self._tagged.add((repository, digest))
         if len(self._tagged) >= self._sizes.compared:
-            self._compare_folders()
+            self._compare_listed()
             self._find_tagged()
 
     def _find_tagged(self) -> None:
@@ -276,7 +263,7 @@ class Comparison:
         if not self._tagged:
             return
         # Write the listed links of these repositories first, so that the table has them below.
-        self._write()
+        self._facts.finish()
         named, self._tagged = sorted(self._tagged), set()
         for batch in _batches(named, self._sizes.looked_up):
             self._find_named(sorted(table.lacking(self._connection, LinkKind.REVISION, batch)))
@@ -285,19 +272,17 @@ class Comparison:
         """Add those of these manifests that are held by the link of a blob, or by an index; return them."""
         found = layered.manifests(self._store, self._lookups, named)
         for fact in found:
-            self._add(fact)
+            self._facts.add(fact)
         return [(fact.repository, fact.digest) for fact in found]
 
-    def _compare_folders(self) -> None:
-        folders, self._folders, self._links = self._folders, defaultdict(dict), 0
-        for kind, repositories in folders.items():
-            ids = self._ids(list(repositories))
-            links = sorted(
-                Link(ids[name], listed.digest, listed.modified_at)
-                for name, found in repositories.items()
-                for listed in found
-            )
-            self._compare(kind, {number: name for name, number in ids.items()}, links)
+    def _compare_listed(self) -> None:
+        listed, self._listed = self._listed, []
+        for kind in LinkKind:
+            found = [each for each in listed if each.folder.kind is kind]
+            if found:
+                ids = self._ids(list({each.folder.repository for each in found}))
+                links = sorted(Link(ids[each.folder.repository], each.digest, each.modified_at) for each in found)
+                self._compare(kind, {number: name for name, number in ids.items()}, links)
 
     def _compare_one(self, folder: LinkFolder, found: Iterable[Listed]) -> None:
         number = self._ids([folder.repository])[folder.repository]
@@ -318,23 +303,15 @@ class Comparison:
                 if isinstance(difference, Link):
                     self._find(kind, names[number], digest, difference.modified_at)
                 else:
-                    self._miss(kind, table.Unlisted(number, names[number], digest))
+                    self._missed.add((kind, table.Unlisted(number, names[number], digest)))
 
     def _find(self, kind: LinkKind, repository: RepositoryName, digest: Digest, at: datetime.datetime) -> None:
         if kind is LinkKind.REVISION:
-            self._add(ManifestPushed(repository, digest, at, None, None))
+            self._facts.add(ManifestPushed(repository, digest, at, None, None))
         else:
-            self._add(BlobLinked(repository, digest, at, None))
+            self._facts.add(BlobLinked(repository, digest, at, None))
 
-    def _add(self, fact: Fact) -> None:
-        self._facts.append(fact)
-        if len(self._facts) >= self._sizes.added:
-            self._write()
-
-    def _write(self) -> None:
-        if not self._facts:
-            return
-        found, self._facts = self._facts, []
+    def _write(self, found: Sequence[Fact]) -> None:
         self._check()
         items = [Item(0, 0, self._scope.pod.id, fact, None) for fact in self._fill(found)]
         applied = self._apply.apply_found(items)
@@ -365,16 +342,8 @@ class Comparison:
     def _read(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
         return dict(zip(wanted, self._lookups.map(lambda digest: read(self._store, digest), wanted), strict=True))
 
-    def _miss(self, kind: LinkKind, missed: table.Unlisted) -> None:
-        self._missed.append((kind, missed))
-        if len(self._missed) >= self._sizes.looked_up:
-            self._settle()
-
-    def _settle(self) -> None:
+    def _settle(self, missed: Sequence[tuple[LinkKind, table.Unlisted]]) -> None:
         """Look up links that were not listed; those that do not exist are doubted and resolved under the lock."""
-        if not self._missed:
-            return
-        missed, self._missed = self._missed, []
         present = self._lookups.map(
             self._store.head, [link_key(thing.repository, kind, thing.digest) for kind, thing in missed]
         )
@@ -396,6 +365,25 @@ class Comparison:
             self._check()
             verdicts = self._settler.settle_unlisted(batch, self._scope.job.began_at, self._scope.pod.prefixes)
             self._tally.removed(verdicts)
+
+
+class _Batch(Generic[T]):
+    """Collects things, and processes up to `size` of them at a time."""
+
+    def __init__(self, size: int, process: Callable[[list[T]], None]) -> None:
+        self._size = size
+        self._process = process
+        self._things: list[T] = []
+
+    def add(self, thing: T) -> None:
+        self._things.append(thing)
+        if len(self._things) >= self._size:
+            self.finish()
+
+    def finish(self) -> None:
+        things, self._things = self._things, []
+        if things:
+            self._process(things)
 
 
 class _Lacking:

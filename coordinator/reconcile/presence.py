@@ -80,9 +80,12 @@ class Presence:
         _tell(moves)
         return moves
 
-    def heads(self, wanted: Sequence[Digest]) -> dict[Digest, ObjectInfo | None]:
-        """Return what storage has of each blob; raises UnavailableError."""
-        found = self._lookups.map(lambda digest: self._store.head(blob_key(digest)), wanted)
+    def heads(self, wanted: Sequence[Digest], timeout: float | None = None) -> dict[Digest, ObjectInfo | None]:
+        """Return what storage has of each blob; raises UnavailableError, also after `timeout` seconds."""
+        try:
+            found = list(self._lookups.map(lambda digest: self._store.head(blob_key(digest)), wanted, timeout=timeout))
+        except TimeoutError as error:
+            raise UnavailableError("The object store answers too slowly to look for blobs: try again.") from error
         return dict(zip(wanted, found, strict=True))
 
     def settle(self, wanted: Iterable[Digest]) -> list[Move]:
@@ -100,7 +103,7 @@ class Presence:
             with self._connections.use() as connection, connection.transaction():
                 locks.enter(connection, alone=True)
                 needed = [blob for blob in lifecycle.load(connection, batch) if blob.referenced]
-                found = self._heads_in_time([blob.digest for blob in needed])
+                found = self.heads([blob.digest for blob in needed], LOOKUP_TIMEOUT_S)
                 absent = [blob for blob in needed if found[blob.digest] is None]
                 excused = lifecycle.may_lack_bytes(connection, [blob.id for blob in absent])
                 moves = _moves(needed, found, excused)
@@ -130,7 +133,7 @@ class Presence:
                     for blob in lifecycle.load(connection, batch)
                     if blob.state is BlobState.UNREFERENCED and not blob.referenced
                 ]
-                found = self._heads_in_time([blob.digest for blob in unneeded])
+                found = self.heads([blob.digest for blob in unneeded], LOOKUP_TIMEOUT_S)
                 moves = [Move(blob, BlobState.PURGED) for blob in unneeded if found[blob.digest] is None]
                 # Without live blobs none can show that this is the right bucket.
                 if moves and some_live and not (stored_here and self._is_stored_here()):
@@ -138,15 +141,6 @@ class Presence:
                 lifecycle.move(connection, moves)
             moved += moves
         return moved
-
-    def _heads_in_time(self, wanted: Sequence[Digest]) -> Mapping[Digest, ObjectInfo | None]:
-        try:
-            found = list(
-                self._lookups.map(lambda digest: self._store.head(blob_key(digest)), wanted, timeout=LOOKUP_TIMEOUT_S)
-            )
-        except TimeoutError as error:
-            raise UnavailableError("The object store answers too slowly to look for blobs: try again.") from error
-        return dict(zip(wanted, found, strict=True))
 
     def _is_stored_here(self) -> bool:
         """Whether any blob of a sample has bytes here: if not, the absence of others proves nothing."""

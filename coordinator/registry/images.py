@@ -1,6 +1,6 @@
 """Build container images in memory, without a network and without a container engine.
 
-Route: make_layer -> make_image / make_artifact -> make_index -> RegistryClient.push_image
+Route: make_layer -> make_image -> make_index -> RegistryClient.push_image
 Invariant: the same seed and sizes give the same digests in every process (with one version of zlib).
 Not here: pushing (client.py); choosing which images a demonstration or a test needs.
 """
@@ -44,7 +44,6 @@ DOCKER = Format(
     config="application/vnd.docker.container.image.v1+json",
     layer="application/vnd.docker.image.rootfs.diff.tar.gzip",
 )
-EMPTY_CONFIG_TYPE = "application/vnd.oci.empty.v1+json"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Image:
-    """A manifest of one platform, or an artifact: `content` is the manifest's exact bytes."""
+    """A manifest of one platform: `content` is the manifest's exact bytes."""
 
     content: bytes = field(repr=False)
     media_type: str
@@ -129,7 +128,6 @@ def make_image(
     sizes: Sequence[int] = (2_000, 500),
     kind: Format = OCI,
     architecture: str = "amd64",
-    subject: Descriptor | None = None,
 ) -> Image:
     """Make an image of the given layers, or of new ones of `sizes`; the seed is in its configuration."""
     if layers is None:
@@ -144,21 +142,13 @@ def make_image(
         "history": [{"created_by": "make_image"} for _ in typed],
     }
     config = Layer(_json(configuration), kind.config)
-    return _manifest(kind.manifest, config, typed, platform=platform, extra=_subject(subject))
-
-
-def make_artifact(
-    seed: str,
-    *,
-    subject: Descriptor | None = None,
-    artifact_type: str = "application/vnd.example.signature",
-    size: int = 100,
-) -> Image:
-    """Make an OCI artifact (a signature, an SBOM): one plain blob, the empty configuration, a `subject`."""
-    content = Layer(hashlib.shake_256(seed.encode()).digest(size), "application/octet-stream")
-    config = Layer(b"{}", EMPTY_CONFIG_TYPE)
-    extra = {"artifactType": artifact_type, **_subject(subject)}
-    return _manifest(OCI.manifest, config, (content,), platform=None, extra=extra)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": kind.manifest,
+        "config": config.descriptor,
+        "layers": [layer.descriptor for layer in typed],
+    }
+    return Image(_json(manifest), kind.manifest, config, typed, platform)
 
 
 def make_index(manifests: Sequence[Image | Index], kind: Format = OCI) -> Index:
@@ -168,30 +158,6 @@ def make_index(manifests: Sequence[Image | Index], kind: Format = OCI) -> Index:
         "manifests": [manifest.descriptor for manifest in manifests],
     }
     return Index(_json(content), kind.index, tuple(manifests))
-
-
-def _manifest(
-    media_type: str,
-    config: Layer,
-    layers: tuple[Layer, ...],
-    *,
-    platform: dict[str, str] | None,
-    extra: dict[str, Any],
-) -> Image:
-    content = {
-        "schemaVersion": 2,
-        "mediaType": media_type,
-        "config": config.descriptor,
-        "layers": [layer.descriptor for layer in layers],
-        **extra,
-    }
-    return Image(_json(content), media_type, config, layers, platform)
-
-
-def _subject(subject: Descriptor | None) -> dict[str, Any]:
-    if subject is None:
-        return {}
-    return {"subject": {name: subject[name] for name in ("mediaType", "size", "digest")}}
 
 
 def _json(value: dict[str, Any]) -> bytes:

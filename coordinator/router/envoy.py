@@ -3,11 +3,14 @@
 Route: pods and options -> `configuration` -> the JSON that Envoy reads. Pure: the same pods give the same text.
 
 How Envoy decides:
-- A script reads the path, finds the owner and sets headers with the endpoint and the pod (envoy_scripts.py); the path
-  is forwarded in the resolved form. Envoy's own normalisation (`normalize_path`) treats a backslash as a slash.
-- Routes match only these headers. Without them nothing reaches a pod.
-- Where Baleen may have to be asked, another script asks it, and chooses another route if it does not answer. Envoy's
-  retries cannot do that: they send the same request, and have one timeout for all attempts.
+- A script (templates/envoy-read.lua.j2) reads the path, finds the owner and sets headers with the endpoint and the
+  pod; the path is forwarded in the resolved form. Envoy's own normalisation (`normalize_path`) treats a backslash as a
+  slash.
+- Routes match only these headers. Without them nothing reaches a pod. A script that fails stops, and Envoy continues
+  with the request; such headers from a client are removed.
+- Where Baleen may have to be asked, another script (envoy-ask.lua.j2) asks it, and chooses another route if it does not
+  answer. Envoy's retries cannot do that: they send the same request, and have one timeout for all attempts.
+- The scripts see headers, and the bodies of mounts and of requests for tokens; no other bytes.
 
 Not here: the servers (envoy_clusters.py), where pods come from (commands/router.py), Envoy itself.
 """
@@ -17,8 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from coordinator.domain.hosts import is_address
+from coordinator.domain.names import REPOSITORY_NAME_LIMIT
 from coordinator.errors import UsageError
-from coordinator.router import envoy_scripts as scripts
 from coordinator.router.envoy_clusters import (
     BASE,
     COORDINATOR,
@@ -39,12 +42,16 @@ from coordinator.router.nginx import (
     BLOB_CHUNK_BYTES,
     FORM_BYTES,
     MANIFEST_BYTES,
+    TEMPLATES,
     Issuer,
     Options,
-    Pod,
+    RoutedPod,
     servable,
     unique,
 )
+
+#: The headers that the scripts set for the routes: the endpoint, the pod, and the way to go instead of to Baleen.
+ENDPOINT, POD, WAY = "x-router-endpoint", "x-router-pod", "x-router-way"
 
 #: A token for many repositories is long.
 HEAD_KIB, HEADERS = 512, 1000
@@ -62,7 +69,7 @@ _TOKEN_AWAY = (*_MOUNT_AWAY, "429")
 _AWAY_FLAGS = ("UF", "UH", "UC", "LR", "UR", "UT", "UO", "UPE", "URX", "NC", "DF")
 
 
-def configuration(pods: Iterable[Pod], options: Options) -> str:
+def configuration(pods: Iterable[RoutedPod], options: Options) -> str:
     """Return the configuration; raises UsageError that names the pod which cannot be served."""
     served = servable(pods)
     if not is_address(options.listen.rpartition(":")[0].strip("[]")):
@@ -82,7 +89,7 @@ def configuration(pods: Iterable[Pod], options: Options) -> str:
     return json.dumps(plan, indent=2) + "\n"
 
 
-def _listener(pods: Sequence[Pod], options: Options) -> Plan:
+def _listener(pods: Sequence[RoutedPod], options: Options) -> Plan:
     host, _, port = options.listen.rpartition(":")
     manager = extension(
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -137,19 +144,23 @@ def _tls(options: Options) -> Plan:
 # What a request passes
 
 
-def _filters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
+def _filters(pods: Sequence[RoutedPod], options: Options) -> Iterator[Plan]:
     yield _filter("who", "header_mutation.v3.HeaderMutation", mutations={"request_mutations": _who(options)})
     owners = {prefix: cluster(pod) for pod in pods for prefix in pod.prefixes}
     yield _filter(
         "read",
         "lua.v3.Lua",
-        default_source_code={"inline_string": scripts.READ},
+        default_source_code=_script("envoy-read.lua.j2", form_bytes=FORM_BYTES, name_limit=REPOSITORY_NAME_LIMIT),
         filter_context={prefix: owners[prefix] for prefix in sorted(owners)},
     )
     # Both only on routes that enable them.
     yield _filter("whole", "buffer.v3.Buffer", max_request_bytes=FORM_BYTES)
     yield _filter("ask", "lua.v3.Lua")
     yield _filter("router", "router.v3.Router", suppress_envoy_headers=True)
+
+
+def _script(template: str, **values: int) -> Plan:
+    return {"inline_string": TEMPLATES.get_template(template).render(values)}
 
 
 def _filter(name: str, kind: str, **fields: Any) -> Plan:
@@ -197,18 +208,18 @@ def _access_log(options: Options) -> Plan:
 # What answers
 
 
-def _routes(pods: Sequence[Pod], options: Options) -> Plan:
+def _routes(pods: Sequence[RoutedPod], options: Options) -> Plan:
     host = {
         "name": "router",
         "domains": ["*"],
         "routes": [*_base(pods), *_repositories(options), *_tokens(options), *_refusals()],
-        "request_headers_to_remove": list(scripts.HEADERS),
+        "request_headers_to_remove": [ENDPOINT, POD, WAY],
         "typed_per_filter_config": {"whole": typed("extensions.filters.http.buffer.v3.BufferPerRoute", disabled=True)},
     }
     return {"name": "router", "virtual_hosts": [host]}
 
 
-def _base(pods: Sequence[Pod]) -> Iterator[Plan]:
+def _base(pods: Sequence[RoutedPod]) -> Iterator[Plan]:
     # If one pod fails, another one answers: without this answer clients could push to no pod.
     # The pods are tried in turn, until all processes of each pod have been tried.
     asked = pods[:BASE_PODS]
@@ -235,26 +246,26 @@ def _base(pods: Sequence[Pod]) -> Iterator[Plan]:
 
 def _repositories(options: Options) -> Iterator[Plan]:
     to_pod: Plan = {
-        "route": _to(options.request_bound_s, cluster_header=scripts.POD),
+        "route": _to(options.request_bound_s, cluster_header=POD),
         "request_body_buffer_limit": AGAIN_BYTES,
     }
     # So that no registry reads a form in the body.
     no_form = {"request_headers_to_add": [_set("content-type", "application/octet-stream")]}
     ways = dict.fromkeys(_MOUNT_AWAY, "mount-at-pod") | dict.fromkeys(_MOUNT_UNREADABLE, "upload-at-pod")
-    yield _where("mount-at-pod", {scripts.WAY: "mount-at-pod"}, **to_pod)
-    yield _where("upload-at-pod", {scripts.WAY: "upload-at-pod"}, **to_pod, **no_form)
-    mount = {scripts.ENDPOINT: "mount", scripts.POD: None}
+    yield _where("mount-at-pod", {WAY: "mount-at-pod"}, **to_pod)
+    yield _where("upload-at-pod", {WAY: "upload-at-pod"}, **to_pod, **no_form)
+    mount = {ENDPOINT: "mount", POD: None}
     yield _where("mount", mount, **_ask(COORDINATOR, options.coordinator_timeout_s, ways))
-    yield _where("pod", {scripts.ENDPOINT: "begin", scripts.POD: None}, **to_pod, **no_form)
+    yield _where("pod", {ENDPOINT: "begin", POD: None}, **to_pod, **no_form)
     # The specification has no POST here; distribution would start an upload, or mount.
     going_on = _error("UNSUPPORTED", "An upload that has begun takes PATCH, PUT, GET and DELETE.")
-    post = {scripts.ENDPOINT: "upload", scripts.POD: None, ":method": "POST"}
+    post = {ENDPOINT: "upload", POD: None, ":method": "POST"}
     yield _where("refused", post, **_answer(405, going_on))
     # Read completely first, so that a slow client does not prolong the registry's own request.
-    manifest = {scripts.ENDPOINT: "manifest", scripts.POD: None}
+    manifest = {ENDPOINT: "manifest", POD: None}
     kept = {"request_body_buffer_limit": 2 * MANIFEST_BYTES, "typed_per_filter_config": _whole(MANIFEST_BYTES)}
     yield _where("pod", manifest, **(to_pod | kept))
-    yield _where("pod", {scripts.POD: None}, **to_pod)
+    yield _where("pod", {POD: None}, **to_pod)
 
 
 def _tokens(options: Options) -> Iterator[Plan]:
@@ -267,10 +278,10 @@ def _tokens(options: Options) -> Iterator[Plan]:
     if options.fallback_issuer is None:
         way = "token-away"
         none = _error("UNAVAILABLE", "No token can be issued now: try again.")
-        yield _at(path, way, {scripts.WAY: way}, **_answer(503, none, {"retry-after": "1"}))
+        yield _at(path, way, {WAY: way}, **_answer(503, none, {"retry-after": "1"}))
     else:
         way = "token-at-issuer"
-        yield _at(path, way, {scripts.WAY: way}, route=_to_issuer(options.fallback_issuer))
+        yield _at(path, way, {WAY: way}, route=_to_issuer(options.fallback_issuer))
     wait = options.coordinator_timeout_s + options.issuers_s
     yield _at(path, "token", **_ask(TOKENS, wait, dict.fromkeys(_TOKEN_AWAY, way)))
 
@@ -278,7 +289,7 @@ def _tokens(options: Options) -> Iterator[Plan]:
 def _refusals() -> Iterator[Plan]:
     """Requests that are not forwarded, with the specification's errors."""
     unowned = _error("NAME_UNKNOWN", "No pod owns this repository.")
-    yield _where("unowned", {scripts.ENDPOINT: None}, **_answer(404, unowned))
+    yield _where("unowned", {ENDPOINT: None}, **_answer(404, unowned))
     nothing = _error("UNSUPPORTED", "This is no endpoint of the distribution specification.")
     yield _where("refused", {}, **_answer(404, nothing))
 
@@ -301,7 +312,7 @@ def _ask(whom: str, wait_s: int, ways: Mapping[str, str]) -> Plan:
     """Ask Baleen. If the script fails, the request is not forwarded: a mount would bypass Baleen."""
     asking = typed(
         "extensions.filters.http.lua.v3.LuaPerRoute",
-        source_code={"inline_string": scripts.ASK},
+        source_code=_script("envoy-ask.lua.j2"),
         filter_context={"cluster": whom, "timeout_ms": wait_s * 1000, "ways": dict(ways)},
     )
     return {

@@ -12,9 +12,8 @@ from coordinator.router.nginx import (
     BASE_TIMEOUT_S,
     BLOB_CHUNK_BYTES,
     COORDINATOR_TRIES,
-    Issuer,
     Options,
-    Pod,
+    RoutedPod,
     tls_name,
     unique,
 )
@@ -49,11 +48,11 @@ def seconds(number: int) -> str:
     return f"{number}s"
 
 
-def cluster(pod: Pod) -> str:
+def cluster(pod: RoutedPod) -> str:
     return f"pod_{pod.name}"
 
 
-def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
+def clusters(pods: Sequence[RoutedPod], options: Options) -> Iterator[Plan]:
     """Yield all clusters; raises UsageError for a server that cannot be verified."""
     for pod in pods:
         # One attempt more than there are processes: a kept connection may be dead.
@@ -76,8 +75,7 @@ def clusters(pods: Sequence[Pod], options: Options) -> Iterator[Plan]:
         # Separate for tokens: slow mounts (a store, a database) must not affect tokens, which need neither. Without
         # another issuer, a single Baleen is asked each time: it is the only one that can issue a token.
         yield _coordinator(TOKENS, options, spared=options.fallback_issuer is not None)
-    issuer = options.fallback_issuer if options.issuer == "baleen" else options.issuer
-    if isinstance(issuer, Issuer):
+    if (issuer := options.external_issuer) is not None:
         yield _cluster(ISSUER, [issuer.server], "The issuer", options, POD_IDLE_S)
 
 

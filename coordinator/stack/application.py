@@ -8,8 +8,6 @@ Not here: restarts (coordinator/commands/up.py).
 import os
 import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from coordinator import settings
 from coordinator.settings import PREFIX, Duration, Secret, Settings
+from coordinator.stack.probes import get
 from coordinator.stack.process import ManagedProcess
 
 API = "API"
@@ -105,10 +104,5 @@ def _text(value: Any) -> str:
 
 
 def answers(url: str) -> bool:
-    """Whether something on this machine answers 200 there now; the user's proxy is not used."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(url, timeout=PROBE_SECONDS) as answer:
-            return bool(answer.status == 200)
-    except urllib.error.URLError:
-        return False
+    """Whether something on this machine answers 200 there now."""
+    return get(url, PROBE_SECONDS)[0] == 200

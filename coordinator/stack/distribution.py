@@ -12,17 +12,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from coordinator.errors import StackError
 from coordinator.pods.configuration import NO_MEDIA_TYPE
+from coordinator.stack.files import write_secret
+from coordinator.stack.probes import get
 from coordinator.stack.process import ManagedProcess
 
 PROGRAMS = ("docker-registry", "registry")
-PROBE_SECONDS = 1.0
 STOP_SECONDS = 10.0
 REGION = "us-east-1"
 
@@ -86,9 +85,7 @@ class DistributionRegistry:
             )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = self.directory / f"{self.name}.yml"
-        file.unlink(missing_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            json.dump(self.configuration(), stream, indent=1)  # JSON is YAML
+        write_secret(file, json.dumps(self.configuration(), indent=1))  # JSON is YAML
         return ManagedProcess(
             name=f"Registry {self.name}",
             argv=[found, "serve", file],
@@ -96,7 +93,7 @@ class DistributionRegistry:
             cwd=self.directory,
             log_file=self.directory / f"{self.name}.log",
             stop_timeout=STOP_SECONDS,
-            probe=self._ready,
+            probe=lambda: get(f"{self.url}/v2/")[0] in {200, 401},  # 401 demands a token, so it serves
         )
 
     def configuration(self) -> dict[str, object]:
@@ -150,16 +147,6 @@ class DistributionRegistry:
                 ],
             }
         return known
-
-    def _ready(self) -> bool:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with direct.open(f"{self.url}/v2/", timeout=PROBE_SECONDS):
-                return True
-        except urllib.error.HTTPError as error:
-            return error.code == 401  # it demands a token, so it serves
-        except urllib.error.URLError:
-            return False
 
 
 def _environment() -> dict[str, str]:

@@ -7,24 +7,23 @@ For tests and the demo: requests are held in memory completely, and every caller
 Not here: HTTP (model_server.py), storage (model_storage.py), notifications (model_notifications.py).
 """
 
-import json
-import os
 import sys
 from dataclasses import asdict, dataclass
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Self
+
+import msgspec
 
 from coordinator.errors import BaleenError, SettingsError
 from coordinator.settings import Duration
 from coordinator.stack.distribution import Notifications, Storage
+from coordinator.stack.files import write_secret
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage
+from coordinator.stack.probes import get
 from coordinator.stack.process import ManagedProcess
 from coordinator.storage.s3 import S3ObjectStore
-
-PROBE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +38,17 @@ class ModelConfig:
     @classmethod
     def load(cls, file: Path) -> Self:
         try:
-            known = json.loads(file.read_text())
-            told = known["notifications"]
-            return cls(
-                host=known["host"],
-                port=known["port"],
-                storage=Storage(**known["storage"]),
-                notifications=None if told is None else Notifications(**told),
-            )
-        except (OSError, ValueError, TypeError, LookupError) as error:
+            return msgspec.json.decode(file.read_bytes(), type=cls)
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise SettingsError(
                 f"{file} is not a configuration of the model registry ({error}): let ModelRegistry write it."
             ) from error
 
     def save(self, file: Path) -> None:
-        file.unlink(missing_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            json.dump(asdict(self), stream, indent=1)
+        write_secret(file, msgspec.json.encode(self).decode())
 
     def store(self) -> S3ObjectStore:
-        return S3ObjectStore(
-            self.storage.bucket,
-            self.storage.root,
-            endpoint_url=self.storage.endpoint_url,
-            region=self.storage.region,
-            access_key=self.storage.access_key,
-            secret_key=self.storage.secret_key,
-        )
+        return S3ObjectStore(**asdict(self.storage))
 
     def webhook(self) -> Webhook | None:
         told = self.notifications
@@ -99,19 +82,9 @@ class ModelRegistry:
             argv=[sys.executable, "-m", "coordinator.stack.model_registry", file],
             cwd=Path(__file__).parents[2],  # where `coordinator` is, installed or not
             log_file=self.directory.absolute() / f"{self.name}.log",
-            probe=self._ready,
+            probe=lambda: get(f"{self.url}/v2/")[0] == 200,
             advice="check that its port is free and that the object store runs",
         )
-
-    def _ready(self) -> bool:
-        connection = HTTPConnection(self.host, self.port, timeout=PROBE_SECONDS)
-        try:
-            connection.request("GET", "/v2/")
-            return connection.getresponse().status == 200
-        except HTTPException:
-            return False
-        finally:
-            connection.close()
 
 
 def _seconds(duration: str) -> float:

@@ -40,10 +40,9 @@ from __future__ import annotations
 
 import os
 import socket
-from importlib.util import find_spec
 from pathlib import Path
 
-from coordinator.errors import StackError
+from coordinator.stack import wheels
 from coordinator.stack.process import ManagedProcess
 
 # It writes its whole log as it ends, about 30 MB of records in a second on an idle machine.
@@ -55,14 +54,9 @@ _API_VERSIONS = bytes.fromhex("0000000a0012000000000001ffff")
 
 def program() -> Path:
     """Return the program inside the wheel; the wheel's wrapper would hide its process id."""
-    spec = find_spec("noida_db")
-    found = None if spec is None or spec.origin is None else Path(spec.origin).parent / "noida-db"
-    if found is None or not found.exists():
-        raise StackError(
-            "The embedded Kafka broker is not installed or has no wheel for this platform: run "
-            "`pip install '.[embedded]'` in a checkout of Baleen, or set "
-            "BALEEN_KAFKA_BOOTSTRAP to a Kafka of your own."
-        )
+    found = wheels.inside("noida_db", "noida-db")
+    if found is None:
+        raise wheels.missing("Kafka broker", "BALEEN_KAFKA_BOOTSTRAP", "a Kafka")
     if not os.access(found, os.X_OK):
         found.chmod(0o755)  # some installers drop the mode
     return found

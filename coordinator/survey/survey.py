@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
 from operator import itemgetter
@@ -74,31 +75,32 @@ class Root(NamedTuple):
     store: ObjectReader
 
 
-class RootFigures(NamedTuple):
+@dataclass
+class RootFigures:
     """Figures of one root. Blobs are stored blobs; bytes are their sizes."""
 
     url: str
     #: Repositories that link anything.
-    repositories: int
+    repositories: int = 0
     #: Pairs of a repository and a blob that it links.
-    links: int
-    blobs: int
-    stored_bytes: int
-    logical_bytes: int
+    links: int = 0
+    blobs: int = 0
+    stored_bytes: int = 0
+    logical_bytes: int = 0
     #: Stored, and linked by one repository of this root only.
-    unique_bytes: int
+    unique_bytes: int = 0
     #: Stored, and linked by several repositories of this root.
-    shared_bytes: int
+    shared_bytes: int = 0
     #: Stored, and linked by none of this root.
-    unlinked_blobs: int
-    unlinked_bytes: int
+    unlinked_blobs: int = 0
+    unlinked_bytes: int = 0
     #: Stored, and stored by another root too.
-    cross_root_bytes: int
+    cross_root_bytes: int = 0
     #: Distinct blobs that are linked and not stored, and the links to them.
-    missing_blobs: int
-    missing_links: int
+    missing_blobs: int = 0
+    missing_links: int = 0
     #: Keys that no registry writes.
-    odd_keys: int
+    odd_keys: int = 0
 
 
 class SharedBlob(NamedTuple):
@@ -170,7 +172,7 @@ def survey(
             count.add_repositories(repositories, bucket)
             count.add_bucket(links, blobs, bucket)
         for listing in listings:
-            count.odd[listing.number] += listing.odd
+            count.figures[listing.number].odd_keys += listing.odd
             count.odd_examples += [(roots[listing.number].url, key) for key in listing.odd_examples]
         disk = sum(each.bytes for each in (links, blobs, repositories))
     return count.result(sum(listing.keys for listing in listings), disk)
@@ -179,32 +181,28 @@ def survey(
 class _Listing(Generic[Entry]):
     """One subtree of a root that is being listed into a spill. Subclasses parse the keys."""
 
-    def __init__(self, number: int, root: Root) -> None:
+    def __init__(self, number: int, root: Root, *spills: Spill) -> None:
         self.number = number
         self.root = root
+        self._spills = spills
         self.keys = 0
         self.odd = 0
         self.odd_examples: list[str] = []
 
     def run(self, stop: threading.Event, listed: Callable[[], None]) -> None:
-        self.open()
+        writers = [Writer(spill) for spill in self._spills]
         entries = self.entries(self.root.store)
         while (block := list(islice(entries, BLOCK))) and not stop.is_set():
-            self.add(block)
+            self.add(block, *writers)
             self.keys += len(block)
             listed()
-        self.close()
-
-    def open(self) -> None:
-        raise NotImplementedError
+        for writer in writers:
+            writer.close()
 
     def entries(self, store: ObjectReader) -> Iterator[Entry]:
         raise NotImplementedError
 
-    def add(self, block: Iterable[Entry]) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
+    def add(self, block: Iterable[Entry], *writers: Writer) -> None:
         raise NotImplementedError
 
     def note_odd(self, key: str) -> None:
@@ -214,22 +212,17 @@ class _Listing(Generic[Entry]):
 
 
 class _Links(_Listing[str]):
-    def __init__(self, number: int, root: Root, links: Spill, repositories: Spill) -> None:
-        super().__init__(number, root)
-        self._spills = links, repositories
-        self._name, self._id = "", b""
-
-    def open(self) -> None:
-        self._links, self._repositories = map(Writer, self._spills)
+    _name, _id = "", b""
 
     def entries(self, store: ObjectReader) -> Iterator[str]:
         # Sizes are not needed: all links have the same, and nearly all keys are links.
         return store.walk_keys(REPOSITORIES)
 
-    def add(self, block: Iterable[str]) -> None:
+    def add(self, block: Iterable[str], *writers: Writer) -> None:
+        links, repositories = writers
         # This runs for every key, so as much as possible is done before the loop.
         as_layer, as_revision = (struct.pack("<H", 2 * self.number + kind) for kind in (0, 1))
-        buffers, full, flush = self._links.buffers, self._links.full, self._links.flush
+        buffers, full, flush = links.buffers, links.full, links.flush
         name, repository, fromhex, start = self._name, self._id, bytes.fromhex, len(REPOSITORIES)
         layers, layers_length, revisions, revisions_length = _LAYERS, len(_LAYERS), _REVISIONS, len(_REVISIONS)
         for key in block:
@@ -249,7 +242,7 @@ class _Links(_Listing[str]):
                 self._other(key)
                 continue
             if found != name:
-                name, repository = found, self._begin(found)
+                name, repository = found, self._begin(found, repositories)
             bucket = digest[0]
             buffer = buffers[bucket]
             buffer += head + digest + repository
@@ -257,39 +250,29 @@ class _Links(_Listing[str]):
                 flush(bucket)
         self._name, self._id = name, repository
 
-    def _begin(self, name: str) -> bytes:
+    def _begin(self, name: str, repositories: Writer) -> bytes:
         """Record a repository, and return its id; a listing by names does so about once for each."""
         number = struct.pack("<H", self.number)
         repository = blake2b(name.encode(errors="surrogatepass"), digest_size=8, key=number).digest()
         bucket = repository[0]
-        buffer = self._repositories.buffers[bucket]
+        buffer = repositories.buffers[bucket]
         buffer += number + repository
-        if len(buffer) >= self._repositories.full:
-            self._repositories.flush(bucket)
+        if len(buffer) >= repositories.full:
+            repositories.flush(bucket)
         return repository
 
     def _other(self, key: str) -> None:
         if not (_UPLOADS in key or (_TAGS in key and key.endswith("/link"))):
             self.note_odd(key)
 
-    def close(self) -> None:
-        self._links.close()
-        self._repositories.close()
-
 
 class _Blobs(_Listing[ObjectInfo]):
-    def __init__(self, number: int, root: Root, blobs: Spill) -> None:
-        super().__init__(number, root)
-        self._spill = blobs
-
-    def open(self) -> None:
-        self._blobs = Writer(self._spill)
-
     def entries(self, store: ObjectReader) -> Iterator[ObjectInfo]:
         return store.walk(_BLOBS)
 
-    def add(self, block: Iterable[ObjectInfo]) -> None:
-        buffers, full, flush = self._blobs.buffers, self._blobs.full, self._blobs.flush
+    def add(self, block: Iterable[ObjectInfo], *writers: Writer) -> None:
+        (blobs,) = writers
+        buffers, full, flush = blobs.buffers, blobs.full, blobs.flush
         head, pack, start = struct.pack("<H", 2 * self.number), struct.Struct("<Q").pack, len(BLOBS)
         for key, size, _ in block:
             hexadecimal = key[start + 3 : -5]
@@ -312,9 +295,6 @@ class _Blobs(_Listing[ObjectInfo]):
             if len(buffer) >= full:
                 flush(bucket)
 
-    def close(self) -> None:
-        self._blobs.close()
-
 
 def _list_all(listings: Sequence[_Listing[Any]], progress: Progress) -> None:
     """Run all listings, some at a time; the first error ends the others, and is raised."""
@@ -335,60 +315,51 @@ def _list_all(listings: Sequence[_Listing[Any]], progress: Progress) -> None:
             each.result()
 
 
-class _Tally:
-    """Sums of one root."""
-
-    def __init__(self) -> None:
-        self.repositories = self.links = self.blobs = self.stored = self.logical = self.unique = self.shared = 0
-        self.unlinked_blobs = self.unlinked = self.cross = self.missing_blobs = self.missing_links = 0
-
-
 class _Count:
     """Adds up one bucket after the other."""
 
     def __init__(self, roots: Sequence[Root], top: int) -> None:
         self._roots = roots
         self._top = top
-        self._tallies = [_Tally() for _ in roots]
+        self.figures = [RootFigures(root.url) for root in roots]
         self._largest: list[tuple[int, bytes, int, int]] = []
         self._blobs = self._layer = self._unique = self._cross = self._cross_blobs = self._conflicting = 0
         self._missing: list[tuple[str, str]] = []
-        self.odd = [0] * len(roots)
         self.odd_examples: list[tuple[str, str]] = []
 
     def add_repositories(self, repositories: Spill, bucket: int) -> None:
         distinct = set(_records(_REPOSITORY, repositories.read(bucket)))
         for number, many in Counter(map(itemgetter(0), distinct)).items():
-            self._tallies[_number(number)].repositories += many
+            self.figures[_number(number)].repositories += many
 
     def add_bucket(self, links: Spill, blobs: Spill, bucket: int) -> None:
         stored: dict[bytes, int] = dict(_records(_BLOB, blobs.read(bucket)))
         linked = _linking(links, bucket)
         for head, many in linked.items():
-            tally = self._tallies[_number(head) // 2]
+            tally = self.figures[_number(head) // 2]
             size = stored.get(head)
+            tally.links += many
             if size is None:
                 tally.missing_blobs += 1
                 tally.missing_links += many
                 if len(self._missing) < EXAMPLES:
                     self._missing.append((self._roots[_number(head) // 2].url, format_digest(Digest(head[2:]))))
                 continue
-            tally.logical += many * size
+            tally.logical_bytes += many * size
             if many == 1:
-                tally.unique += size
+                tally.unique_bytes += size
             else:
-                tally.shared += size
-            tally.links += many
+                tally.shared_bytes += size
         #: By digest: the roots that store it, and its size there.
         copies: dict[bytes, list[tuple[int, int]]] = {}
         for head, size in stored.items():
             number = _number(head) // 2
-            tally = self._tallies[number]
+            tally = self.figures[number]
             tally.blobs += 1
-            tally.stored += size
+            tally.stored_bytes += size
             if head not in linked:
                 tally.unlinked_blobs += 1
-                tally.unlinked += size
+                tally.unlinked_bytes += size
             copies.setdefault(head[2:], []).append((number, size))
         repositories: Counter[bytes] = Counter()
         for head, many in linked.items():
@@ -407,39 +378,20 @@ class _Count:
             self._cross_blobs += 1
             self._conflicting += min(each for _, each in where) != size
             for number, own in where:
-                self._tallies[number].cross += own
+                self.figures[number].cross_root_bytes += own
         if repositories > 1 or len(where) > 1:
             heapq.heappush(self._largest, (size, digest, repositories, len(where)))
             if len(self._largest) > self._top:
                 heapq.heappop(self._largest)
 
     def result(self, keys: int, disk: int) -> Survey:
-        found = [
-            RootFigures(
-                url=root.url,
-                repositories=tally.repositories,
-                links=tally.links + tally.missing_links,
-                blobs=tally.blobs,
-                stored_bytes=tally.stored,
-                logical_bytes=tally.logical,
-                unique_bytes=tally.unique,
-                shared_bytes=tally.shared,
-                unlinked_blobs=tally.unlinked_blobs,
-                unlinked_bytes=tally.unlinked,
-                cross_root_bytes=tally.cross,
-                missing_blobs=tally.missing_blobs,
-                missing_links=tally.missing_links,
-                odd_keys=odd,
-            )
-            for root, tally, odd in zip(self._roots, self._tallies, self.odd, strict=True)
-        ]
         return Survey(
-            roots=found,
+            roots=self.figures,
             keys=keys,
-            repositories=sum(each.repositories for each in found),
+            repositories=sum(each.repositories for each in self.figures),
             blobs=self._blobs,
-            logical_bytes=sum(each.logical_bytes for each in found),
-            stored_bytes=sum(each.stored_bytes for each in found),
+            logical_bytes=sum(each.logical_bytes for each in self.figures),
+            stored_bytes=sum(each.stored_bytes for each in self.figures),
             shared_layer_bytes=self._layer,
             unique_bytes=self._unique,
             cross_root_bytes=self._cross,

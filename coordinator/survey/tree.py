@@ -21,7 +21,7 @@ from coordinator.domain.references import (
     parse_manifest,
 )
 from coordinator.errors import InvalidNameError, NotFoundError, UnavailableError, UsageError
-from coordinator.storage.layout import BASE, BLOBS, REPOSITORIES, blob_key, repository_prefix
+from coordinator.storage.layout import BASE, BLOBS, REPOSITORIES, blob_key, parse_blob_key, repository_prefix
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader
 
 #: A link has 71 bytes; a larger object is no link.
@@ -154,15 +154,8 @@ def pointed(store: ObjectReader, link: Link) -> Digest | None:
 
 def read_sizes(store: ObjectReader) -> dict[Digest, int]:
     """Return the size of every stored blob."""
-    found = {}
-    for entry in store.walk(BLOBS):
-        try:
-            digest = parse_digest(f"sha256:{entry.key.split('/')[-2]}")
-        except (InvalidNameError, IndexError):
-            continue
-        if entry.key == blob_key(digest):
-            found[digest] = entry.size
-    return found
+    entries = ((parse_blob_key(entry.key), entry.size) for entry in store.walk(BLOBS))
+    return {digest: size for digest, size in entries if digest is not None}
 
 
 def read_manifests(store: ObjectReader, digests: Sequence[Digest], pool: Executor) -> dict[Digest, Manifest]:

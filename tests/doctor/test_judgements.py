@@ -17,8 +17,7 @@ from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, hol
 from coordinator.domain.names import parse_repository
 from coordinator.domain.refusals import Refusals
 from coordinator.kafka.tail import Told
-from coordinator.kafka.topics import Finding as TopicFinding
-from coordinator.kafka.topics import TopicReport
+from coordinator.kafka.topics import TopicProblem, TopicReport
 from coordinator.registry.images import DOCKER, OCI, make_image, make_index, make_layer
 from schemas.records import ReferenceRecord, RegistryEvent, RegistryWatermark
 
@@ -203,7 +202,7 @@ def test_kinds_that_could_not_be_tried() -> None:
 
 def of_a_hold(
     *, told: bool = True, echo_at: int = 9, copies: int = PARTITIONS, source: str = "one", **times: float | None
-) -> queues.Outcome:
+) -> queues.TrialResult:
     """What came of a blob that was held back and stands at offset 5, and of a pull whose echo stands at `echo_at`."""
     story = Story()
     story.event(LAST.digest)
@@ -212,7 +211,7 @@ def of_a_hold(
         story.echo(partition, source)
     echoes = [echo._replace(offset=echo_at if echo.partition == blob.partition else 0) for echo in story.echoes]
     given: dict[str, Any] = {"awaited": 1.9, "unhindered": 0.1} | times
-    return queues.Outcome("blob", blob if told else None, echoes, **given)
+    return queues.TrialResult("blob", blob if told else None, echoes, **given)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +231,7 @@ def of_a_hold(
         (of_a_hold()._replace(error="refused"), UNPROVED),
     ],
 )
-def test_an_echo_that_waits_or_does_not(outcome: queues.Outcome, verdict: Verdict) -> None:
+def test_an_echo_that_waits_or_does_not(outcome: queues.TrialResult, verdict: Verdict) -> None:
     """An echo before what was held back refutes; one behind it proves only if it was kept waiting for it."""
     assert queues.judged(outcome).verdict is verdict
 
@@ -465,7 +464,7 @@ def test_every_check_is_made_and_explained() -> None:
 
 def test_topics_that_are_not_safe() -> None:
     """What `topics create` would report is refuted with the command that mends it; what is not told is unproved."""
-    wrong = TopicReport("registry.events", False, 8, 3, (TopicFinding("It is not safe.", "kafka-configs.sh …"),))
+    wrong = TopicReport("registry.events", False, 8, 3, (TopicProblem("It is not safe.", "kafka-configs.sh …"),))
     untold = TopicReport("registry.events", False, 8, 3, (), ("min.insync.replicas",))
     safe = TopicReport("registry.events", False, 8, 3, ())
     assert [kafka.kept(report).verdict for report in (wrong, untold, safe)] == [REFUTED, UNPROVED, PROVED]

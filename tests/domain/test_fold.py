@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
-from coordinator.domain.fold import Before, Fold, Removal, Verdict, judge
+from coordinator.domain.fold import Before, Fold, Removal, RemovalDecision, judge
 from coordinator.domain.names import Digest, RepositoryName
 
 REPOSITORY = RepositoryName("team/app")
@@ -144,7 +144,11 @@ def histories(*, both_ways: bool) -> st.SearchStrategy[list[OneFact]]:
 @given(st.datetimes(timezones=st.timezones()), st.datetimes(timezones=st.timezones()), margins)
 def test_judge_is_total(added: datetime, removed: datetime, margin: timedelta) -> None:
     """Any two times and any margin have a verdict, and turning them round turns it round."""
-    turned = {Verdict.APPLY: Verdict.OVERTAKEN, Verdict.OVERTAKEN: Verdict.APPLY, Verdict.DOUBTFUL: Verdict.DOUBTFUL}
+    turned = {
+        RemovalDecision.APPLY: RemovalDecision.OVERTAKEN,
+        RemovalDecision.OVERTAKEN: RemovalDecision.APPLY,
+        RemovalDecision.DOUBTFUL: RemovalDecision.DOUBTFUL,
+    }
     assert judge(removed, added, margin) is turned[judge(added, removed, margin)]
 
 

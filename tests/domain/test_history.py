@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 
 from coordinator.domain.gc import Facts, PodFacts, Times, Why, hiding
-from coordinator.domain.history import Entry, Hidden, Known, Outcome, tell
+from coordinator.domain.history import Entry, Hidden, Known, Outlook, tell
 from coordinator.domain.lifecycle import CONCEALED, BlobState
 from coordinator.domain.perimeter import Listing
 from coordinator.table.ledger import Decision
@@ -30,7 +30,7 @@ def test_every_state_has_an_outcome_and_a_sentence() -> None:
         assert story.summary.endswith(".")
         assert "None" not in story.summary
         if state in CONCEALED and (needed or (asked and state is not BlobState.PURGED)):
-            assert story.outcome is Outcome.BEING_RESTORED
+            assert story.outcome is Outlook.BEING_RESTORED
 
 
 def test_every_decision_has_a_sentence() -> None:
@@ -58,7 +58,7 @@ def test_all_reasons_are_told() -> None:
 def test_a_reason_with_an_end_says_when() -> None:
     """A blob that waits for the grace alone is told until when."""
     story = tell(known(BlobState.UNREFERENCED)._replace(unreferenced_since=NOW), FACTS, [], earlier=False)
-    assert story.outcome is Outcome.KEPT
+    assert story.outcome is Outlook.KEPT
     (reason,) = [each for each in story.reasons if each.kept.why is Why.GRACE]
     assert reason.until == NOW + DAY
     assert "until 2030-01-11 00:00:00 UTC" in story.summary

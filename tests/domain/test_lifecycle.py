@@ -10,7 +10,7 @@ from coordinator.domain.lifecycle import (
     BlobEvent,
     BlobState,
     LifecycleError,
-    Verdict,
+    NoTransition,
     after,
     counted,
     looked,
@@ -91,7 +91,7 @@ def test_the_only_way_to_a_purge() -> None:
 
 def test_what_cannot_happen_is_refused() -> None:
     """Each cell that is an alarm raises; what garbage collection says of a blob that is served is one of them."""
-    alarms = {key for key, cell in TABLE.items() if cell is Verdict.ALARM}
+    alarms = {key for key, cell in TABLE.items() if cell is NoTransition.ALARM}
     for state, event in alarms:
         with pytest.raises(LifecycleError, match=state.name.lower()):
             after(state, event, needed=False)

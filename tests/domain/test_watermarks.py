@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from coordinator.domain.watermarks import (
     WAITS_SHOWN,
     DeathReason,
+    EchoEffect,
     Endpoint,
     EndpointView,
     Known,
     Place,
-    Pod,
+    ReportingPod,
     Source,
     SourceState,
     Unheard,
-    Verdict,
     heard,
     may_retire,
     pod_watermark,
@@ -63,15 +63,17 @@ def endpoint(
     return Endpoint(view._replace(**more), at(0), listed, at(resolved), None if refused is None else at(refused))
 
 
-def pod(sources: list[Source] | None = None, endpoints: list[Endpoint] | None = None) -> Pod:
-    return Pod([URL], [source()] if sources is None else sources, [endpoint()] if endpoints is None else endpoints)
+def pod(sources: list[Source] | None = None, endpoints: list[Endpoint] | None = None) -> ReportingPod:
+    return ReportingPod(
+        [URL], [source()] if sources is None else sources, [endpoint()] if endpoints is None else endpoints
+    )
 
 
-def w(asked: Pod, partitions: tuple[int, ...] = (0, 1)) -> datetime | None:
+def w(asked: ReportingPod, partitions: tuple[int, ...] = (0, 1)) -> datetime | None:
     return watermark(asked, partitions, NOW, SILENCE).at
 
 
-def waits(asked: Pod, partitions: tuple[int, ...] = (0, 1)) -> list[str]:
+def waits(asked: ReportingPod, partitions: tuple[int, ...] = (0, 1)) -> list[str]:
     return pod_watermark(asked, partitions, NOW, SILENCE).waits_for
 
 
@@ -87,7 +89,7 @@ def test_the_least_of_all() -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        (Pod([], [source()], []), "lists no registry"),
+        (ReportingPod([], [source()], []), "lists no registry"),
         (pod(endpoints=[]), f"no address of {URL}"),
         (pod(endpoints=[endpoint(listed=False)]), f"no address of {URL}"),
         (pod(endpoints=[endpoint(None, source=None, error="401")]), f"no notification has returned a probe of {URL}"),
@@ -111,7 +113,7 @@ def test_the_least_of_all() -> None:
         (pod(endpoints=[endpoint()._replace(resolved_at=None)]), f"the name of {URL} was not looked up, so new"),
     ],
 )
-def test_unknown(asked: Pod, told: str) -> None:
+def test_unknown(asked: ReportingPod, told: str) -> None:
     """Where a source, a partition or a listed address has said nothing, W is not known, and it is told why."""
     assert w(asked) is None
     assert any(told in sentence for sentence in waits(asked)), waits(asked)
@@ -246,42 +248,42 @@ LET_GO = dead(15)._replace(retired_at=at(25))
     ("place", "sent", "known", "verdict"),
     [
         # Nothing or the same source.
-        (Place(), 20, ALIVE, Verdict(Place(S, at(20)))),
-        (Place(S, at(10)), 20, ALIVE, Verdict(Place(S, at(20)))),
-        (Place(S, at(20)), 10, ALIVE, Verdict(Place(S, at(20)))),
-        (Place(S, at(20)), 20, ALIVE, Verdict(Place(S, at(20)))),
-        (Place(S, at(10), shared=True), 20, ALIVE, Verdict(Place(S, at(20), shared=True))),
+        (Place(), 20, ALIVE, EchoEffect(Place(S, at(20)))),
+        (Place(S, at(10)), 20, ALIVE, EchoEffect(Place(S, at(20)))),
+        (Place(S, at(20)), 10, ALIVE, EchoEffect(Place(S, at(20)))),
+        (Place(S, at(20)), 20, ALIVE, EchoEffect(Place(S, at(20)))),
+        (Place(S, at(10), shared=True), 20, ALIVE, EchoEffect(Place(S, at(20), shared=True))),
         # Another, of the same probe.
-        (Place(T, at(20)), 20, ALIVE, Verdict(Place(T, at(20), shared=True))),
+        (Place(T, at(20)), 20, ALIVE, EchoEffect(Place(T, at(20), shared=True))),
         # Another, of an older probe.
-        (Place(T, at(10)), 20, ALIVE, Verdict(Place(S, at(20)), dead=T)),
-        (Place(T, at(10), shared=True), 20, ALIVE, Verdict(Place(S, at(20), shared=True))),
-        (Place(T, at(10)), 20, ALIVE | {T: Known(at(21))}, Verdict(Place(S, at(20), shared=True))),
-        (Place(T, at(10)), 20, ALIVE | {T: dead(12)}, Verdict(Place(S, at(20)))),
-        (Place(T, at(10)), 20, ALIVE | {T: Known(at(10), None, None, at(15))}, Verdict(Place(S, at(20)))),
-        (Place(T, at(10)), 20, ALIVE | {S: dead(30)}, Verdict(Place(S, at(20), shared=True), revived=True)),
-        (Place(T, at(10)), 20, ALIVE | {S: dead(30, DeathReason.REFUSED)}, Verdict(Place(S, at(20)), dead=T)),
+        (Place(T, at(10)), 20, ALIVE, EchoEffect(Place(S, at(20)), dead=T)),
+        (Place(T, at(10), shared=True), 20, ALIVE, EchoEffect(Place(S, at(20), shared=True))),
+        (Place(T, at(10)), 20, ALIVE | {T: Known(at(21))}, EchoEffect(Place(S, at(20), shared=True))),
+        (Place(T, at(10)), 20, ALIVE | {T: dead(12)}, EchoEffect(Place(S, at(20)))),
+        (Place(T, at(10)), 20, ALIVE | {T: Known(at(10), None, None, at(15))}, EchoEffect(Place(S, at(20)))),
+        (Place(T, at(10)), 20, ALIVE | {S: dead(30)}, EchoEffect(Place(S, at(20), shared=True), revived=True)),
+        (Place(T, at(10)), 20, ALIVE | {S: dead(30, DeathReason.REFUSED)}, EchoEffect(Place(S, at(20)), dead=T)),
         # Another, of a newer probe: this echo is late.
-        (Place(T, at(30)), 20, ALIVE, Verdict(Place(T, at(30)), dead=S)),
-        (Place(T, at(30)), 20, ALIVE | {S: Known(at(31))}, Verdict(Place(T, at(30), shared=True))),
-        (Place(T, at(30), shared=True), 20, ALIVE, Verdict(Place(T, at(30), shared=True))),
-        (Place(T, at(30)), 20, ALIVE | {S: dead(31)}, Verdict(Place(T, at(30)))),
+        (Place(T, at(30)), 20, ALIVE, EchoEffect(Place(T, at(30)), dead=S)),
+        (Place(T, at(30)), 20, ALIVE | {S: Known(at(31))}, EchoEffect(Place(T, at(30), shared=True))),
+        (Place(T, at(30), shared=True), 20, ALIVE, EchoEffect(Place(T, at(30), shared=True))),
+        (Place(T, at(30)), 20, ALIVE | {S: dead(31)}, EchoEffect(Place(T, at(30)))),
         # Back from the dead.
-        (Place(S, at(10)), 20, ALIVE | {S: dead(15, DeathReason.REFUSED)}, Verdict(Place(S, at(20)), revived=True)),
-        (Place(S, at(10)), 20, ALIVE | {S: dead(20)}, Verdict(Place(S, at(20)))),
+        (Place(S, at(10)), 20, ALIVE | {S: dead(15, DeathReason.REFUSED)}, EchoEffect(Place(S, at(20)), revived=True)),
+        (Place(S, at(10)), 20, ALIVE | {S: dead(20)}, EchoEffect(Place(S, at(20)))),
         (
             Place(S, at(10)),
             20,
             ALIVE | {S: LET_GO},
-            Verdict(Place(S, at(20)), revived=True),
+            EchoEffect(Place(S, at(20)), revived=True),
         ),
-        (Place(S, at(10)), 20, ALIVE | {S: Known(None, retired_at=at(19))}, Verdict(Place(S, at(20)), revived=True)),
-        (Place(S, at(10)), 20, ALIVE | {S: Known(None, retired_at=at(21))}, Verdict(Place(S, at(20)))),
-        (Place(T, at(17)), 20, ALIVE | {S: dead(15)}, Verdict(Place(S, at(20), shared=True), revived=True)),
-        (Place(T, at(27)), 20, ALIVE | {S: dead(15)}, Verdict(Place(T, at(27), shared=True), revived=True)),
+        (Place(S, at(10)), 20, ALIVE | {S: Known(None, retired_at=at(19))}, EchoEffect(Place(S, at(20)), revived=True)),
+        (Place(S, at(10)), 20, ALIVE | {S: Known(None, retired_at=at(21))}, EchoEffect(Place(S, at(20)))),
+        (Place(T, at(17)), 20, ALIVE | {S: dead(15)}, EchoEffect(Place(S, at(20), shared=True), revived=True)),
+        (Place(T, at(27)), 20, ALIVE | {S: dead(15)}, EchoEffect(Place(T, at(27), shared=True), revived=True)),
     ],
 )
-def test_heard(place: Place, sent: float, known: dict[int, Known], verdict: Verdict) -> None:
+def test_heard(place: Place, sent: float, known: dict[int, Known], verdict: EchoEffect) -> None:
     """Each row of the table of `heard`."""
     assert heard(place, S, at(sent), known) == verdict
 

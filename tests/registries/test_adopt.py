@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from coordinator.registry.client import RegistryClient
-from coordinator.registry.images import DOCKER, make_artifact, make_image, make_index, make_layer
+from coordinator.registry.images import DOCKER, make_image, make_index, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import BASE
 from tests.cli.conftest import program_environment
 from tests.registries.harness import HTTP_SECRET, Baleen, Registry
 from tests.registries.skopeo import Skopeo
+from tests.support.artifacts import make_artifact
 
 ADOPT_S = 120.0
 

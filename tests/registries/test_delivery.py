@@ -9,11 +9,12 @@ import pytest
 
 from coordinator import bootstrap
 from coordinator.registry.client import RegistryClient, RegistryError
-from coordinator.registry.images import DOCKER, Image, make_artifact, make_image, make_index, sha256_digest
+from coordinator.registry.images import DOCKER, Image, make_image, make_index, sha256_digest
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.tokens.table import hash_of
 from tests.registries.harness import Baleen, SilentDistribution
 from tests.registries.proxy import WebhookProxy
+from tests.support.artifacts import make_artifact
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry

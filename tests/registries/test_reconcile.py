@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from coordinator.registry.client import RegistryClient
-from coordinator.registry.images import DOCKER, make_artifact, make_image, make_index, make_layer
+from coordinator.registry.images import DOCKER, make_image, make_index, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from tests.registries.harness import Baleen, Pod, Registry
 from tests.registries.proxy import WebhookProxy
+from tests.support.artifacts import make_artifact
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from coordinator.registry.client import RegistryClient
-from coordinator.registry.images import DOCKER, make_artifact, make_image, make_index, make_layer
+from coordinator.registry.images import DOCKER, make_image, make_index, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from tests.registries.harness import Baleen
 from tests.registries.skopeo import Skopeo, docker_layout, oci_layout
+from tests.support.artifacts import make_artifact
 
 pytestmark = pytest.mark.registry
 

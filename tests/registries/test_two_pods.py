@@ -6,11 +6,12 @@ import pytest
 
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.registry.client import RegistryClient, RegistryNotFoundError
-from coordinator.registry.images import DOCKER, OCI, Layer, make_artifact, make_image, make_index, make_layer
+from coordinator.registry.images import DOCKER, OCI, Layer, make_image, make_index, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.stack.model_registry import ModelRegistry
 from coordinator.storage.layout import layer_link_key, repository_prefix, revision_link_key
 from tests.registries.harness import Baleen
+from tests.support.artifacts import make_artifact
 
 
 def test_what_registries_do_is_what_the_table_says(baleen: Baleen, kind: Any, request: pytest.FixtureRequest) -> None:

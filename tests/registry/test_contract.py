@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from coordinator.registry.client import RegistryClient, RegistryError
-from coordinator.registry.images import DOCKER, OCI, Image, Index, Layer, make_artifact, make_image, make_index
+from coordinator.registry.images import DOCKER, OCI, Image, Index, Layer, make_image, make_index
+from tests.support.artifacts import make_artifact
 from tests.support.registries import REQUEST_S, TOKEN, RunningRegistry
 
 BASE = "docker/registry/v2"

@@ -5,7 +5,8 @@ import io
 import json
 import tarfile
 
-from coordinator.registry.images import DOCKER, OCI, make_artifact, make_image, make_index, make_layer, sha256_digest
+from coordinator.registry.images import DOCKER, OCI, make_image, make_index, make_layer, sha256_digest
+from tests.support.artifacts import make_artifact
 
 
 def test_same_seed_same_bytes() -> None:

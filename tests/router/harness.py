@@ -213,7 +213,7 @@ class World:
     def another_router(
         self,
         *,
-        pods: Iterable[router.Pod] | None = None,
+        pods: Iterable[router.RoutedPod] | None = None,
         baleen: str | None = None,
         to_be_reloaded: bool = False,
         **options: Any,
@@ -234,7 +234,7 @@ class World:
             self._reloadable.append(made.address)
         return made
 
-    def reload(self, made: Router, pods: Iterable[router.Pod]) -> None:
+    def reload(self, made: Router, pods: Iterable[router.RoutedPod]) -> None:
         """Have a router that is to be reloaded go by other pods."""
         assert made.options is not None
         made.file.write_text(self.proxy.configuration(pods, made.options))
@@ -276,7 +276,7 @@ def start_router(
     directory: Path,
     children: Children,
     ports: Ports,
-    routed: Iterable[router.Pod],
+    routed: Iterable[router.RoutedPod],
     baleen: str,
     *,
     to_be_reloaded: bool = False,
@@ -304,8 +304,8 @@ def start_router(
     return Router(f"{'http' if made.tls is None else 'https'}://{address}", address, state, process, file, made)
 
 
-def routed(pods: Iterable[Pod]) -> list[router.Pod]:
-    return [router.Pod(pod.name, PREFIXES[pod.name], [parse_registry(pod.url)]) for pod in pods]
+def routed(pods: Iterable[Pod]) -> list[router.RoutedPod]:
+    return [router.RoutedPod(pod.name, PREFIXES[pod.name], [parse_registry(pod.url)]) for pod in pods]
 
 
 def frozen_stand_in(world: World) -> tuple[str, ManagedProcess]:

@@ -22,7 +22,7 @@ Start = Callable[[Path, Path, str], ManagedProcess]
 
 class Proxy(NamedTuple):
     name: str
-    configuration: Callable[[Iterable[router.Pod], router.Options], str]
+    configuration: Callable[[Iterable[router.RoutedPod], router.Options], str]
     process: Start
     #: Of one that is to be reloaded: the process, and what takes over; None where a signal tells it to read its file.
     epochs: tuple[Start, Start] | None

@@ -110,7 +110,7 @@ def guarded(world: World, tmp_path: Path) -> Iterator[tuple[Router, TokenIssuer]
     port = world.ports.take(name)
     with TokenIssuer(tmp_path) as issuer:
         made = world.another_router(
-            pods=[router.Pod("pod-g", ["guarded"], [parse_registry(f"http://{HOST}:{port}")])],
+            pods=[router.RoutedPod("pod-g", ["guarded"], [parse_registry(f"http://{HOST}:{port}")])],
             issuer=router.parse_issuer(issuer.realm, "--issuer"),
         )
         registry = Guarded(

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from coordinator.domain.pods import RegistryUrl, parse_registry
 from coordinator.errors import BaleenError, UsageError
 from coordinator.router import envoy as router_envoy
-from coordinator.router.nginx import Certificate, Options, Pod, configuration, parse_file, parse_issuer, parse_listen
+from coordinator.router.nginx import (
+    Certificate,
+    Options,
+    RoutedPod,
+    configuration,
+    parse_file,
+    parse_issuer,
+    parse_listen,
+)
 from tests.router.proxies import BOTH, Proxy
 
 API = parse_registry("http://127.0.0.1:8640")
@@ -24,8 +32,8 @@ def servers(*urls: str) -> list[RegistryUrl]:
 
 
 PODS = [
-    Pod("pod-b", ["teams", "b.c"], servers("http://10.0.0.2:5000", "http://10.0.0.3:5000")),
-    Pod("pod-a", ["team"], servers("https://registry-a.example")),
+    RoutedPod("pod-b", ["teams", "b.c"], servers("http://10.0.0.2:5000", "http://10.0.0.3:5000")),
+    RoutedPod("pod-a", ["team"], servers("https://registry-a.example")),
 ]
 
 
@@ -48,7 +56,9 @@ def envoy_routes(options: Options = USUAL) -> list[dict[str, Any]]:
 @given(order=st.randoms(use_true_random=False))
 def test_the_same_pods_give_the_same_text(proxy: Proxy, order: random.Random) -> None:
     """In whatever order pods, prefixes and registries come, so that a file changes only when something did."""
-    shuffled = [Pod(pod.name, order.sample(pod.prefixes, len(pod.prefixes)), list(pod.registries)) for pod in PODS]
+    shuffled = [
+        RoutedPod(pod.name, order.sample(pod.prefixes, len(pod.prefixes)), list(pod.registries)) for pod in PODS
+    ]
     for pod in shuffled:
         order.shuffle(pod.registries)  # type: ignore[arg-type]
     order.shuffle(shuffled)
@@ -100,9 +110,9 @@ def test_it_listens_on_loopback_unless_told() -> None:
 @both
 def test_a_pod_without_a_registry_is_left_out(proxy: Proxy) -> None:
     """It has no address that requests could be sent to."""
-    assert proxy.configuration([*PODS, Pod("pod-c", ["c"], [])], USUAL) == proxy.configuration(PODS, USUAL)
+    assert proxy.configuration([*PODS, RoutedPod("pod-c", ["c"], [])], USUAL) == proxy.configuration(PODS, USUAL)
     with pytest.raises(UsageError, match="No pod has a registry"):
-        proxy.configuration([Pod("pod-c", ["c"], [])], USUAL)
+        proxy.configuration([RoutedPod("pod-c", ["c"], [])], USUAL)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +128,7 @@ def test_a_pod_without_a_registry_is_left_out(proxy: Proxy) -> None:
 def test_what_could_not_be_verified_is_refused(proxy: Proxy, urls: list[str], said: str) -> None:
     """The pod is named, and what to do."""
     with pytest.raises(UsageError, match=said) as refused:
-        proxy.configuration([Pod("pod-a", ["team"], servers(*urls))], USUAL)
+        proxy.configuration([RoutedPod("pod-a", ["team"], servers(*urls))], USUAL)
     assert "pod-a" in str(refused.value).lower()
 
 
@@ -127,7 +137,7 @@ def test_what_could_not_be_verified_is_refused(proxy: Proxy, urls: list[str], sa
 def test_a_prefix_that_is_no_name_is_refused(proxy: Proxy, prefix: str) -> None:
     """The API would not take it; should it come all the same, it is no part of a configuration."""
     with pytest.raises(BaleenError):
-        proxy.configuration([Pod("pod-a", [prefix], servers("http://a:5000"))], USUAL)
+        proxy.configuration([RoutedPod("pod-a", [prefix], servers("http://a:5000"))], USUAL)
 
 
 @pytest.mark.parametrize("text", ["relative", "/a;b", '/a"b', "/a$b", "/a\nb", "/a\\b", "/a/../b", "/a{b", ""])

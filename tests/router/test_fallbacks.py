@@ -255,7 +255,7 @@ def test_a_central_issuer_is_asked_itself(world: World, tmp_path: Path) -> None:
 def test_another_process_of_a_pod_goes_on(world: World) -> None:
     """A pod of two processes is served while one of them is away, uploads that the other began included."""
     dead = parse_registry(world.nowhere())
-    pod = router.Pod("pod-a", ["team"], [dead, parse_registry(world.pods["pod-a"].url)])
+    pod = router.RoutedPod("pod-a", ["team"], [dead, parse_registry(world.pods["pod-a"].url)])
     made = world.another_router(pods=[pod])
     with RegistryClient(made.url) as client:
         for number in range(4):
@@ -267,7 +267,7 @@ def test_another_process_of_a_pod_goes_on(world: World) -> None:
 def test_a_big_upload_needs_one_process_of_a_pod(world: World) -> None:
     """Where another process is away, what is too big to be kept goes on at the first that is there."""
     dead = parse_registry(world.nowhere())
-    pod = router.Pod("pod-a", ["team"], [dead, parse_registry(world.pods["pod-a"].url)])
+    pod = router.RoutedPod("pod-a", ["team"], [dead, parse_registry(world.pods["pod-a"].url)])
     made = world.another_router(pods=[pod])
     with RegistryClient(made.url) as client:
         for number in range(10):

@@ -113,7 +113,7 @@ def test_a_long_path_holds_nobody_up(world: World) -> None:
 @pytest.mark.parametrize("target", ["/v2/nobody/manifests", "/v2/x/manifests"])
 def test_the_end_of_a_path_gives_no_type(world: World, target: str) -> None:
     """What the router says by itself is JSON, whatever a tag ends with: not HTML, nor an image."""
-    away = router.Pod("pod-x", ["x"], [parse_registry(world.nowhere())])
+    away = router.RoutedPod("pod-x", ["x"], [parse_registry(world.nowhere())])
     made = world.another_router(pods=[away])
     for tag in ("v1.html", "v1.jpg"):
         for path in (f"{target}/{tag}", f"{target}/none/{tag}"):
@@ -202,7 +202,7 @@ def test_the_base_needs_one_process_only(world: World, count: int) -> None:
 def test_the_base_is_not_a_pods_that_fails(world: World, status: int) -> None:
     """A pod that answers with a failure of its own does not keep clients from the others; the only one is believed."""
     world.coordinator.fails = status
-    failing = router.Pod("pod-0", ["zero"], [parse_registry(world.coordinator.url)])
+    failing = router.RoutedPod("pod-0", ["zero"], [parse_registry(world.coordinator.url)])
     made = world.another_router(pods=[failing, *routed(world.pods.values())])
     assert made.raw(request("GET /v2/ HTTP/1.1")).status == 200
     made = world.another_router(pods=[failing])

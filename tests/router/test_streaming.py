@@ -65,7 +65,7 @@ def one_connection(world: World, **options: int) -> Iterator[tuple[Router, socke
     with socket.create_server((HOST, 0)) as server:
         server.settimeout(DEADLINE_S)
         url = parse_registry(f"http://{HOST}:{server.getsockname()[1]}")
-        yield world.another_router(pods=[router.Pod("pod-x", ["x"], [url])], **options), server
+        yield world.another_router(pods=[router.RoutedPod("pod-x", ["x"], [url])], **options), server
 
 
 def connect(made: Router) -> socket.socket:

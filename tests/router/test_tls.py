@@ -59,7 +59,7 @@ def test_only_a_registry_that_is_verified_is_asked(world: World, tmp_path: Path,
     found = {}
     for server, ca in (("server", "ca"), ("server", "other-ca"), ("elsewhere", "elsewhere-ca")):
         with https_registry(tmp_path / f"{server}.pem") as url:
-            pod = router.Pod("pod-x", ["x"], [parse_registry(url)])
+            pod = router.RoutedPod("pod-x", ["x"], [parse_registry(url)])
             made = world.another_router(pods=[pod], ca_file=str(tmp_path / f"{ca}.pem"))
             found[server, ca] = made.raw(request(f"GET {target} HTTP/1.1")).status
     assert found == {("server", "ca"): 200, ("server", "other-ca"): 502, ("elsewhere", "elsewhere-ca"): 502}
@@ -69,7 +69,7 @@ def test_a_pod_with_a_long_name(world: World, tmp_path: Path) -> None:
     """A name of as many characters as a pod may have is none too many for nginx."""
     make_certificate("localhost", tmp_path / "server.pem", tmp_path / "ca.pem")
     with https_registry(tmp_path / "server.pem") as url:
-        pod = router.Pod("x" * 63, ["x"], [parse_registry(url)])
+        pod = router.RoutedPod("x" * 63, ["x"], [parse_registry(url)])
         made = world.another_router(pods=[pod], ca_file=str(tmp_path / "ca.pem"))
         assert made.raw(request("GET /v2/x/tags/list HTTP/1.1")).status == 200
 

@@ -14,14 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
-from coordinator.registry.images import Image, Index, make_artifact, make_image, make_index, make_layer
+from coordinator.registry.images import Image, Index, make_image, make_index, make_layer
 from coordinator.storage.files import FileObjectStore
 from coordinator.storage.port import ObjectReader, ObjectStore, OpenObject
 from coordinator.storage.s3 import S3ObjectStore
 from coordinator.survey import adopt, tree
-from coordinator.survey.adopt import Outcome, Trust
+from coordinator.survey.adopt import AdoptionResult, Trust
 from coordinator.survey.adopt_plan import Plan, Why, in_order, plan
 from tests.storage.memory import MemoryObjectStore
+from tests.support.artifacts import make_artifact
 from tests.survey.trees import BASE, content_key, push
 
 PREFIX = "team"
@@ -52,14 +53,14 @@ def run(
     trust: Trust = adopt.NO_TRUST,
     threads: int = 4,
     **options: Any,
-) -> tuple[Plan, Outcome]:
+) -> tuple[Plan, AdoptionResult]:
     with ThreadPoolExecutor(threads) as pool:
         found = adopt.read(source, shared, prefixes, pool, only_owned=options.pop("only_owned", False))
         planned = plan(found, **options)
         return planned, adopt.execute(planned, source, shared, pool, trust=trust)
 
 
-def remarked(found: Plan | Outcome) -> list[tuple[Why, str]]:
+def remarked(found: Plan | AdoptionResult) -> list[tuple[Why, str]]:
     return [(remark.why, remark.what) for remark in found.remarks]
 
 

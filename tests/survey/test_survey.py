@@ -6,6 +6,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def counted_by_hand(given_registries: list[Registry]) -> dict[str, Any]:
 def told(found: Survey) -> dict[str, Any]:
     """The same figures as a survey has them."""
     names = counted_by_hand([]).keys()
-    roots = [{name: value for name, value in root._asdict().items() if name != "url"} for root in found.roots]
+    roots = [{name: value for name, value in asdict(root).items() if name != "url"} for root in found.roots]
     largest = [(blob.size, blob.digest, blob.repositories, blob.roots) for blob in found.largest_shared]
     return {name: getattr(found, name) for name in names} | {"roots": roots, "largest_shared": largest}
 
