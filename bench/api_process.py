@@ -2,15 +2,16 @@
 
 import sys
 
-from coordinator import bootstrap, settings
+from coordinator import settings
 from coordinator.api.server import serve
+from coordinator.compose import api as compose_api
 from coordinator.telemetry import configure
 
 
 def main() -> None:
     loaded = settings.load()
     configure(loaded)
-    serve(bootstrap.api(loaded), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+    serve(compose_api.api(loaded), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
 
 
 if __name__ == "__main__":

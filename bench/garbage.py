@@ -18,7 +18,9 @@ import psycopg
 from botocore.config import Config
 
 from bench.services import Database
-from coordinator import bootstrap
+from coordinator.compose import database as compose_database
+from coordinator.compose import scheduler as compose_scheduler
+from coordinator.compose import store as compose_store
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.names import Digest
@@ -46,7 +48,7 @@ class Garbage:
         # The load's blobs come from the same seed, and would be referenced again.
         self._random = random.Random(f"garbage {seed}")
         _make_bucket(self.settings)
-        self.store = bootstrap.object_store(self.settings)
+        self.store = compose_store.object_store(self.settings)
         # Measurements share buckets, and each has a database of its own.
         self.store.delete(MARK)
         if kind == "versioned":
@@ -113,7 +115,7 @@ class Garbage:
 @contextmanager
 def collector(settings: Settings, *, rate: int = 0) -> Iterator[tuple[Connections, Collect]]:
     """Give what runs collections, as in a scheduler, but with made-up facts about the pods."""
-    connections = bootstrap.connections(settings, name="baleen-bench-gc")
+    connections = compose_database.connections(settings, name="baleen-bench-gc")
 
     def facts() -> Facts:
         with connections.use() as connection:
@@ -121,8 +123,8 @@ def collector(settings: Settings, *, rate: int = 0) -> Iterator[tuple[Connection
         assert row is not None
         return Facts(row[0], NO_TIMES, [PodFacts("bench", row[0], row[0], has_links=False)])
 
-    with bootstrap.restorer(settings, name="baleen-bench-gc") as restorer:
-        store = bootstrap.object_store(settings)
+    with compose_scheduler.restorer(settings, name="baleen-bench-gc") as restorer:
+        store = compose_store.object_store(settings)
         collect = Collect(connections, store, facts, restorer, limits=NO_LIMITS, rate=rate)
         try:
             yield connections, collect

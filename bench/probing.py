@@ -14,7 +14,7 @@ from bench.cpu import cpu_seconds, wait_quiet
 from bench.run import Context, say
 from bench.services import settings
 from bench.workload import pod_names
-from coordinator import bootstrap
+from coordinator.compose import database as compose_database
 from coordinator.pods.prober import Prober
 from coordinator.settings import Settings
 from coordinator.stack.distribution import available
@@ -38,7 +38,7 @@ def measure(context: Context) -> dict[str, Any]:
     ):
         connection.execute("UPDATE pods SET registries = ARRAY[%s] WHERE name = %s", [registry, pod])
         told: Settings = settings(database, broker)
-        connections = bootstrap.connections(told, name="bench-prober")
+        connections = compose_database.connections(told, name="bench-prober")
         prober = Prober(connections)
         try:
             _probe(prober, connection, WARM_UP)

@@ -23,7 +23,8 @@ import structlog
 from bench.run import Context, say
 from bench.services import ROOT, Database
 from bench.workload import pod_names
-from coordinator import bootstrap
+from coordinator.compose import scheduler as compose_scheduler
+from coordinator.compose import store as compose_store
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.jobs.work import run_waiting_jobs
@@ -65,12 +66,15 @@ def _rate(context: Context, keys: int) -> dict[str, Any]:
     pod = RepositoryName(pod_names(1)[0])
     with context.services.database() as database:
         settings = build({**database.values, **SETTINGS})
-        store = bootstrap.object_store(settings)
+        store = compose_store.object_store(settings)
         say(f"writing {keys} keys")
         with ThreadPoolExecutor(WRITERS) as pool:
             for _ in pool.map(lambda entry: store.put(*entry), _objects(pod, keys)):
                 pass
-        with bootstrap.job_runners(settings) as runners, psycopg.connect(database.url, autocommit=True) as connection:
+        with (
+            compose_scheduler.job_runners(settings) as runners,
+            psycopg.connect(database.url, autocommit=True) as connection,
+        ):
             imported = _reconcile(database, connection, runners, pod)
             parts = plan.parts(store, [pod])
             listed: list[float] = []

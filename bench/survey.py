@@ -20,7 +20,7 @@ from typing import Any
 from bench.run import Context, say
 from bench.services import ROOT
 from bench.survey_process import made_up
-from coordinator import bootstrap
+from coordinator.compose import store as compose_store
 from coordinator.settings import build
 from coordinator.storage.files import FileObjectStore
 from coordinator.storage.layout import BASE
@@ -37,7 +37,7 @@ def measure(context: Context) -> dict[str, Any]:
     found: dict[str, Any] = {}
     keys = context.count(20_000, quick=1_000)
     with context.services.database() as database:
-        store = bootstrap.object_store(build({**database.values, "s3_root": "bench-survey"}))
+        store = compose_store.object_store(build({**database.values, "s3_root": "bench-survey"}))
         say(f"writing {keys:,} keys")
         with ThreadPoolExecutor(WRITERS) as pool:
             for _ in pool.map(lambda key: store.put(key, BODY), _keys(keys)):

@@ -25,7 +25,7 @@ LAYERS = (
     ("leftovers", "lookup", "doctor"),
     ("audit",),
     ("api",),
-    ("bootstrap",),
+    ("compose",),
     ("demo",),
     ("commands",),
     ("cli",),
@@ -189,14 +189,13 @@ def test_settings_alone_read_the_environment() -> None:
 
 
 def test_adapters_are_built_in_one_place() -> None:
-    """Only the bootstrap, and the worker's own, decide which real service stands behind a port."""
-    builders = ("coordinator/bootstrap.py", "workers/build.py", "coordinator/stack")
+    """Only compose/, and the worker's own, decide which real service stands behind a port."""
+    builders = ("coordinator/compose", "workers/build.py", "coordinator/stack")
     adapters = {
         "S3ObjectStore",
         "FileObjectStore",
         "EventProducer",
         "LogInspector",
-        "async_engine",
         "Connections",
         "KeyFile",
         "Issuers",

@@ -1,4 +1,4 @@
-"""Build a worker's parts from the settings: the bootstrap of this package."""
+"""Build a worker's parts from the settings: what compose/ is for other processes."""
 
 from contextlib import ExitStack
 from datetime import timedelta
@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import faust
 from faust.auth import Credentials
 
-from coordinator import bootstrap
+from coordinator.compose import database as compose_database
+from coordinator.compose import scheduler as compose_scheduler
+from coordinator.compose import store as compose_store
+from coordinator.compose import values as compose_values
 from coordinator.db.connection import Connections
 from coordinator.kafka.connection import bootstrap_servers, client_arguments
 from coordinator.kafka.log import LogInspector
@@ -42,10 +45,10 @@ class Worker(NamedTuple):
 
 def build(settings: Settings) -> Worker:
     """Build a worker without starting it; raises SettingsError that names what is missing."""
-    url = bootstrap.database_url(settings)
+    url = compose_database.database_url(settings)
     connections = Connections(url, name="baleen-worker", prepare=_prepare)
     inspector = LogInspector(settings)
-    store = bootstrap.object_store(settings)
+    store = compose_store.object_store(settings)
     positions = Positions(connections, inspector)
     settler = Settler(connections, store)
     margin = timedelta(seconds=settings.safety_clock_skew)
@@ -59,10 +62,10 @@ def build(settings: Settings) -> Worker:
         margin=margin,
         request_bound=timedelta(seconds=settings.safety_request_bound),
         batch_records=settings.worker_batch,
-        limits=bootstrap.letter_limits(settings),
+        limits=compose_values.letter_limits(settings),
     )
     restoring = ExitStack()
-    restorer = restoring.enter_context(bootstrap.restorer(settings, name="baleen-restorer"))
+    restorer = restoring.enter_context(compose_scheduler.restorer(settings, name="baleen-restorer"))
     housekeeping = Housekeeping(
         connections,
         settler,

@@ -17,8 +17,12 @@ from types import FrameType
 import structlog
 from msgspec.structs import replace
 
-from coordinator import bootstrap
 from coordinator import settings as configuration
+from coordinator.compose import command as compose_command
+from coordinator.compose import database as compose_database
+from coordinator.compose import scheduler as compose_scheduler
+from coordinator.compose import store as compose_store
+from coordinator.compose import values as compose_values
 from coordinator.doctor.again import Again
 from coordinator.errors import BaleenError
 from coordinator.gc import collect, mark, unowned
@@ -60,26 +64,26 @@ class Scheduler:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.stop = threading.Event()
-        self._connections = bootstrap.connections(settings, name="baleen-scheduler")
-        self._leases = bootstrap.leases(settings)
+        self._connections = compose_database.connections(settings, name="baleen-scheduler")
+        self._leases = compose_scheduler.leases(settings)
         self._prober = Prober(
             self._connections,
-            credentials=bootstrap.registry_credentials(settings),
+            credentials=compose_values.registry_credentials(settings),
             ca_file=settings.registry_ca_file,
         )
         self._closing = ExitStack()
         #: By the kind of job.
-        self._runners: Mapping[str, Runner] = self._closing.enter_context(bootstrap.job_runners(settings))
-        self._presence = self._closing.enter_context(bootstrap.audit(settings, name="baleen-presence")).presence
-        self._store = bootstrap.object_store(settings)
-        self._lifecycle = bootstrap.lifecycle_producer(settings)
+        self._runners: Mapping[str, Runner] = self._closing.enter_context(compose_scheduler.job_runners(settings))
+        self._presence = self._closing.enter_context(compose_scheduler.audit(settings, name="baleen-presence")).presence
+        self._store = compose_store.object_store(settings)
+        self._lifecycle = compose_scheduler.lifecycle_producer(settings)
         self._closing.callback(self._lifecycle.close)
         #: The key of a pod's registry is only for an operator's own visit to that pod.
         without_key = replace(settings, pod_access_key=None, pod_secret_key=None)
         self._again = Again(
             self._connections,
-            lambda pod: bootstrap.doctor(without_key, pod),
-            bootstrap.unsafe_findings(settings),
+            lambda pod: compose_command.doctor(without_key, pod),
+            compose_values.unsafe_findings(settings),
             self.stop,
         )
 

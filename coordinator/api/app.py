@@ -1,6 +1,6 @@
 """The HTTP application: routes, errors and OpenAPI. It knows no addresses of services.
 
-Route: bootstrap -> `create_app(deps)` -> server.py serves it.
+Route: compose/api.py -> `create_app(deps)` -> server.py serves it.
 """
 
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ BODY_LIMIT = 1024 * 1024
 # Handlers that block wait for the database.
 set_asyncio_executor(THREADS)
 
-#: The type for bootstrap, which does not import the framework.
+#: The type for those that do not import the framework.
 Application = Litestar
 
 

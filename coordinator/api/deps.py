@@ -1,4 +1,4 @@
-"""The dependencies of the handlers, built once by bootstrap and kept in the application's state."""
+"""The dependencies of the handlers, built once by compose/api.py and kept in the application's state."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager

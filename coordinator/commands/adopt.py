@@ -65,15 +65,15 @@ def adopt(
 
     The source is only read. The command can be repeated. Exit code 1 if blobs were refused; the rest is still adopted.
     """
-    from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
+    from coordinator.compose import store as compose_store  # noqa: PLC0415 - its drivers take a second
     from coordinator.storage.locations import parse_location  # noqa: PLC0415
 
     loaded, pod, location = settings.load(), parse_pod(name), parse_location(source)
     with connected(loaded) as api:
         prefixes: list[str] = api.get(f"/v1/pods/{pod}")["prefixes"]
-    shared = bootstrap.object_store(loaded)
-    store = bootstrap.open_location(location, loaded, endpoint_url=endpoint_url)
-    if bootstrap.same_place(store, shared):
+    shared = compose_store.object_store(loaded)
+    store = compose_store.open_location(location, loaded, endpoint_url=endpoint_url)
+    if compose_store.same_place(store, shared):
         raise UsageError(f"{location.url} is the shared layer itself: name the pod's own store.")
     require_tree(store, location.url)
     shared.check()

@@ -32,7 +32,7 @@ from coordinator.settings import DAY, Duration, Time
 if TYPE_CHECKING:
     from coordinator.audit.audit import Kind, Progress, Report, Tell
     from coordinator.audit.scrub import Content
-    from coordinator.bootstrap import AuditParts
+    from coordinator.compose.scheduler import AuditParts
     from coordinator.gc.mark_table import Claim
 
 #: Examples of one kind that are printed; --json has more.
@@ -124,9 +124,9 @@ def audit(
         _parse_age("--uploads-older-than", uploads_older_than),
     ]
 
-    from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
+    from coordinator.compose import scheduler as compose_scheduler  # noqa: PLC0415 - its drivers take a second
 
-    with bootstrap.audit(settings.load()) as parts, _progress() as tell:
+    with compose_scheduler.audit(settings.load()) as parts, _progress() as tell:
         report = None if first is not None else _compare(parts, ages, tell, mend=repair, take_up=take_up_orphans)
         content = _read(parts, first, sample, speed, tell) if verify_content else None
     if json:

@@ -136,11 +136,11 @@ def off(*, why: NeededWhy, json: Json = False) -> None:
 
 
 def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
-    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.gc import controls  # noqa: PLC0415
     from coordinator.gc import controls_view as queries  # noqa: PLC0415
 
-    with bootstrap.database(loaded, name="baleen-command") as database:
+    with compose_database.database(loaded, name="baleen-command") as database:
         controls.put_switch(database, why, on=False)
         switch: dict[str, Any] = msgspec.to_builtins(queries.switched(database))
     return switch

@@ -39,13 +39,13 @@ def doctor(
     Scratch images are pushed to PREFIX/baleen-doctor-…, deleted, and removed. Set BALEEN_POD_ACCESS_KEY and
     BALEEN_POD_SECRET_KEY, the key of the pod's registry, to have each line of its policy tried.
     """
-    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.compose import command as compose_command  # noqa: PLC0415
     from coordinator.doctor.examine import examine  # noqa: PLC0415
 
     pod, loaded, patience = parse_pod(name), settings.load(), _seconds(wait)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
-        bootstrap.doctor(loaded, pod, patience=patience) as instruments,
+        compose_command.doctor(loaded, pod, patience=patience) as instruments,
         progress_bar(*columns) as progress,
         _interrupted_once(),
     ):

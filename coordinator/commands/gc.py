@@ -197,12 +197,13 @@ def demand_terminal(*, yes: bool) -> None:
 
 def claim_bucket(loaded: settings.Settings, why: str, *, yes: bool) -> "Claimed":
     """Explain a claim, ask for confirmation, and make it; raises BaleenError."""
-    from coordinator import bootstrap  # noqa: PLC0415 - drivers are for commands that need them
+    from coordinator.compose import database as compose_database  # noqa: PLC0415 - drivers are for commands that need them
+    from coordinator.compose import store as compose_store  # noqa: PLC0415 - drivers are for commands that need them
     from coordinator.gc import mark  # noqa: PLC0415
     from coordinator.kafka.topics import EVENTS  # noqa: PLC0415
 
     bound = timedelta(seconds=loaded.safety_delete_bound)
-    connections, store = bootstrap.connections(loaded, name="baleen-claim"), bootstrap.object_store(loaded)
+    connections, store = compose_database.connections(loaded, name="baleen-claim"), compose_store.object_store(loaded)
     try:
         _explain_claim(mark.preview(connections, store), bound)
         if not yes:

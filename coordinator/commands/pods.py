@@ -558,10 +558,10 @@ def check_registries(loaded: Settings, api: Api, pod: str, urls: list[str]) -> N
     """Raise BaleenError if one of the pod's registries does not answer as registries do, or is another pod's."""
     _refuse_shared(api, pod, urls)
     # Imported here: only this command connects to registries.
-    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.compose import values as compose_values  # noqa: PLC0415
     from coordinator.registry.client import RegistryClient, RegistryError  # noqa: PLC0415
 
-    credentials = bootstrap.registry_credentials(loaded)
+    credentials = compose_values.registry_credentials(loaded)
     for url in urls:
         with RegistryClient(
             url, credentials=credentials, ca_file=loaded.registry_ca_file, timeout=CHECK_TIMEOUT_S

@@ -61,15 +61,16 @@ def _claim(merged: settings.Settings, why: str, *, yes: bool) -> None:
 def api(*, host: Host = LOOPBACK, port: Port = PORT) -> None:
     """Run one API replica."""
     # Imported here: only this command needs the web framework.
-    from coordinator import bootstrap, telemetry  # noqa: PLC0415
+    from coordinator import telemetry  # noqa: PLC0415
     from coordinator.api.server import serve  # noqa: PLC0415
+    from coordinator.compose import api as compose_api  # noqa: PLC0415
     from coordinator.stack.ports import obstacle  # noqa: PLC0415
 
     loaded = settings.load()
     if (why := obstacle(host, port)) is not None:
         raise BaleenError(why)
     telemetry.configure(loaded)
-    serve(bootstrap.api(loaded), host=host, port=port, log_level=loaded.log_level)
+    serve(compose_api.api(loaded), host=host, port=port, log_level=loaded.log_level)
 
 
 def worker() -> None:

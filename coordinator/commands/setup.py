@@ -30,12 +30,12 @@ def register(app: typer.Typer) -> None:
 @db.command(name="migrate")
 def migrate_database(*, json: Json = False) -> None:
     """Migrate the database to the schema of this release; does nothing if it has it."""
-    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.db import migrate  # noqa: PLC0415
     from coordinator.db.session import translated  # noqa: PLC0415
 
     with translated():
-        migrate.upgrade(bootstrap.database_url(settings.load()))
+        migrate.upgrade(compose_database.database_url(settings.load()))
     revision = migrate.wanted()
     print_json({"revision": revision}) if json else typer.echo(f"The database has schema {revision}.")
 
@@ -83,13 +83,13 @@ def show_config(*, json: Json = False) -> None:
 
 def check(*, json: Json = False) -> None:
     """Recompute every count from the facts, and compare; exit 1 on a difference."""
-    from coordinator import bootstrap  # noqa: PLC0415
     from coordinator.audit.check import check as run_check  # noqa: PLC0415
+    from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.db.session import translated  # noqa: PLC0415
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
-        bootstrap.database(settings.load(), name="baleen-check", timeout_ms=0) as database,
+        compose_database.database(settings.load(), name="baleen-check", timeout_ms=0) as database,
         translated(),
         progress_bar(*columns) as progress,
     ):

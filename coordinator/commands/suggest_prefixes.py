@@ -28,14 +28,14 @@ def suggest_prefixes(*, json: Json = False) -> None:
     Lists at most a hundred folders; changes nothing. Folders that one registry writes belong to one pod: give its
     command several `--prefix`.
     """
-    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.compose import store as compose_store  # noqa: PLC0415
     from coordinator.gc.unowned import count_repositories, unowned  # noqa: PLC0415
 
     loaded = settings.load()
     with connected(loaded) as api:
         pods = api.pages("/v1/pods", ALL_PODS)["items"]
     prefixes = [prefix for pod in pods for prefix in pod["prefixes"]]
-    store = bootstrap.object_store(loaded)
+    store = compose_store.object_store(loaded)
     found = list(islice(unowned(store, prefixes), NAMES_LIMIT + 1))
     items = [
         suggestion(name, prefixes, {pod["name"] for pod in pods}, *count_repositories(store, name, COUNT_LIMIT))

@@ -56,14 +56,14 @@ def survey(
     json: Json = False,
 ) -> None:
     """Count what deduplication saves in these buckets or directories. Only reads, and needs no server."""
-    from coordinator import bootstrap  # noqa: PLC0415 - its drivers take a second
+    from coordinator.compose import store as compose_store  # noqa: PLC0415 - its drivers take a second
     from coordinator.storage.locations import parse_location  # noqa: PLC0415
 
     draw = None if plot is None else drawing.renderer(plot)
     loaded = settings.load()
     locations = [parse_location(url) for url in urls]
     roots = [
-        Root(location.url, bootstrap.open_location(location, loaded, endpoint_url=endpoint_url))
+        Root(location.url, compose_store.open_location(location, loaded, endpoint_url=endpoint_url))
         for location in locations
     ]
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -33,10 +33,10 @@ def create(
     json: Json = False,
 ) -> None:
     """Create a token, and print it. It is never shown again."""
-    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    with bootstrap.database(settings.load(), name="baleen-command") as database:
+    with compose_database.database(settings.load(), name="baleen-command") as database:
         token = tokens.create(database, name, role.value)
     print_json({"name": name, "role": role, "token": token.reveal()}) if json else typer.echo(token.reveal())
 
@@ -44,10 +44,10 @@ def create(
 @app.command(name="list")
 def list_tokens(*, json: Json = False) -> None:
     """List tokens, without their values."""
-    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    with bootstrap.database(settings.load(), name="baleen-command") as database:
+    with compose_database.database(settings.load(), name="baleen-command") as database:
         items = tokens.tokens(database)
     if json:
         print_json({"items": items, "next": None})
@@ -59,9 +59,9 @@ def list_tokens(*, json: Json = False) -> None:
 @app.command()
 def revoke(name: Name, *, json: Json = False) -> None:
     """Revoke a token; it is refused within seconds."""
-    from coordinator import bootstrap  # noqa: PLC0415
+    from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    with bootstrap.database(settings.load(), name="baleen-command") as database:
+    with compose_database.database(settings.load(), name="baleen-command") as database:
         tokens.revoke(database, name)
     print_json({"name": name, "revoked": True}) if json else typer.echo(f"Token {name} is revoked.")

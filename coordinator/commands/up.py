@@ -88,7 +88,7 @@ def _claimed(stack: Stack) -> Iterator[None]:
 
 def _load() -> None:
     """Import the drivers while the services start: it takes longer than they do."""
-    for module in ("bootstrap", "db.migrate", "tokens.table", "kafka.topics", "storage.s3"):
+    for module in ("compose.database", "db.migrate", "tokens.table", "kafka.topics", "storage.s3"):
         importlib.import_module(f"coordinator.{module}")
 
 
@@ -150,15 +150,16 @@ class _Up:
         }
 
     def start(self, claim: Callable[[Settings], None] | None = None) -> None:
-        from coordinator import bootstrap  # noqa: PLC0415 - see _load
+        from coordinator.compose import database as compose_database  # noqa: PLC0415 - see _load
+        from coordinator.compose import store as compose_store  # noqa: PLC0415 - see _load
         from coordinator.db import migrate  # noqa: PLC0415
         from coordinator.db.engine import connect  # noqa: PLC0415
         from coordinator.db.session import translated  # noqa: PLC0415
         from coordinator.kafka.topics import EVENTS, ensure_topics  # noqa: PLC0415
         from coordinator.table import progress  # noqa: PLC0415
 
-        store = bootstrap.object_store(self._settings)
-        url = bootstrap.database_url(self._settings)
+        store = compose_store.object_store(self._settings)
+        url = compose_database.database_url(self._settings)
         with translated(), ThreadPoolExecutor(3) as pool:
             steps: list[Future[object]] = [
                 pool.submit(migrate.upgrade, url),
@@ -245,11 +246,11 @@ class _Up:
 
     def _make_token(self) -> None:
         """Keep the operator's token if it is valid, else create another."""
-        from coordinator import bootstrap  # noqa: PLC0415 - see _load
+        from coordinator.compose import database as compose_database  # noqa: PLC0415 - see _load
         from coordinator.tokens import table as tokens  # noqa: PLC0415
 
         file = self._directory / "token"
-        with bootstrap.database(self._settings, name="baleen-up") as database:
+        with compose_database.database(self._settings, name="baleen-up") as database:
             known = tokens.known(database).get(tokens.hash_of(_kept(file)))
             if known is None or known.role != "operate":
                 token = tokens.replace(database, OPERATOR, "operate")

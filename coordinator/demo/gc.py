@@ -10,7 +10,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from coordinator import bootstrap
+from coordinator.compose import command as compose_command
 from coordinator.demo.world import FOLLOW_S, PODS, UNSAFE_FINDINGS, Demo, DemoFailedError
 from coordinator.doctor.examine import examine
 from coordinator.domain.findings import Finding, Verdict, implied
@@ -109,7 +109,7 @@ def _examine(demo: Demo) -> None:
     demo.step("let the doctor examine both pods: a check that is not proved blocks garbage collection")
 
     def visit(name: str) -> list[Finding]:
-        with bootstrap.doctor(demo.settings, PodName(name)) as instruments:
+        with compose_command.doctor(demo.settings, PodName(name)) as instruments:
             return examine(instruments, PodName(name)).findings
 
     with ThreadPoolExecutor(len(PODS)) as pool:

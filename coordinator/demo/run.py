@@ -20,9 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from coordinator import bootstrap
 from coordinator import settings as configuration
 from coordinator.client import connected
+from coordinator.compose import store as compose_store
 from coordinator.demo import bucket
 from coordinator.demo import gc as demo_gc
 from coordinator.demo import mount as demo_mount
@@ -260,7 +260,7 @@ def _start(
     )
     settings = configuration.load({"BALEEN_DATA_DIR": str(data_dir)}, directory)
     api = started.enter_context(connected(settings))
-    demo = Demo(console, settings, api, bootstrap.object_store(settings), {}, children)
+    demo = Demo(console, settings, api, compose_store.object_store(settings), {}, children)
     http_secret = secrets.token_hex(16)
     for name in PODS:
         gate = started.enter_context(Gate("127.0.0.1", port))

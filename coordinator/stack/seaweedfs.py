@@ -5,7 +5,7 @@ Everything listens on loopback and telemetry is off; neither is weed's default. 
 The access key and secret are random and stored beside the data. Only the S3 port requires them: the filer, volume and
 master ports trust every process that reaches loopback.
 
-Not here: versioning of the bucket and the right to delete (bootstrap, through the storage package).
+Not here: versioning of the bucket and the right to delete (compose/, through the storage package).
 Observed: objects whose PUT was acknowledged are there after SIGKILL and a restart, also on other ports.
 SIGTERM takes two to three seconds.
 """

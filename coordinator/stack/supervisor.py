@@ -6,7 +6,7 @@ for further children -> wait() until one died -> stop() in reverse order.
 One run per directory: parent and guard hold the lock, so after a SIGKILL of the parent the next run waits until the
 children of the killed one are gone. `children` in DIR lists them in case the guard was killed as well.
 Not here: signals (the command turns SIGTERM and Ctrl-C into stop()), which services are replaced (settings),
-topics, migrations, and versioning of the bucket (bootstrap).
+topics, migrations, and versioning of the bucket (compose/).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The root is the folder that holds `docker/registry/v2`. An S3 location is meant literally, as S3's own tools do; a file
 location is a URL, so `%20` is a space in it.
-Not here: opening it (coordinator/bootstrap.py).
+Not here: opening it (coordinator/compose/store.py).
 """
 
 from pathlib import Path

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import api as compose_api
+from coordinator.compose import database as compose_database
 from coordinator.domain.gc import Facts, PodFacts
 from coordinator.domain.names import format_digest
 from coordinator.domain.perimeter import Listing
@@ -33,7 +34,7 @@ class World:
 
     def __init__(self, api: Served, known: Known) -> None:
         self.api = api
-        self.garbage = Garbage(bootstrap.database_url(api.settings), MemoryObjectStore(versioned=True))
+        self.garbage = Garbage(compose_database.database_url(api.settings), MemoryObjectStore(versioned=True))
         self._known = known
         self.known(lambda facts: facts)
 
@@ -100,7 +101,7 @@ def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
     known = Known()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collection, "known", known.read)
-        patch.setattr(bootstrap, "mark_recorder", lambda _: NoMark())
+        patch.setattr(compose_api, "mark_recorder", lambda _: NoMark())
         with served(settings_for(embedded_stack)) as api:
             yield api, known
 

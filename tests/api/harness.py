@@ -14,8 +14,9 @@ import uvicorn
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
-from coordinator import bootstrap
 from coordinator.api.server import KEEP_ALIVE_SECONDS
+from coordinator.compose import api as compose_api
+from coordinator.compose import database as compose_database
 from coordinator.db import migrate
 from coordinator.domain.references import ManifestKind, reference_kind
 from coordinator.ingest.letters import repositories_in
@@ -83,7 +84,7 @@ class Served(NamedTuple):
 def served(settings: Settings) -> Iterator[Served]:
     """Serve the API on a free port until the end of the block."""
     ensure_topics(settings)
-    with psycopg.connect(bootstrap.database_url(settings), autocommit=True) as db:
+    with psycopg.connect(compose_database.database_url(settings), autocommit=True) as db:
         for role, token in (("read", READ), ("operate", OPERATE)):
             db.execute(
                 "INSERT INTO api_tokens (name, role, token_sha256) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
@@ -93,7 +94,7 @@ def served(settings: Settings) -> Iterator[Served]:
             listening.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             config = uvicorn.Config(
-                bootstrap.api(settings),
+                compose_api.api(settings),
                 log_config=None,
                 access_log=False,
                 lifespan="on",

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import store as compose_store
 from coordinator.domain.names import RepositoryName
 from coordinator.pods.view import LETTERS_END
 from coordinator.stack.supervisor import StackEndpoints
@@ -150,13 +150,13 @@ ALL = {"one", "other", "relaying"}
 
 def put(pods: Pods, repository: str) -> None:
     """A link of a repository in the bucket, and one of another registry, so that the root is known to be right."""
-    store = bootstrap.object_store(pods.api.settings)
+    store = compose_store.object_store(pods.api.settings)
     for name in (repository, "any-registry/app"):
         store.put(f"{repository_prefix(RepositoryName(name))}_manifests/tags/v1/current/link", b"x")
 
 
 def remove(pods: Pods, repository: str) -> None:
-    store = bootstrap.object_store(pods.api.settings)
+    store = compose_store.object_store(pods.api.settings)
     for entry in list(store.walk(repository_prefix(RepositoryName(repository)))):
         store.delete(entry.key)
 

@@ -12,8 +12,8 @@ import jwt
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator import bootstrap
 from coordinator.api import token_service
+from coordinator.compose import api as compose_api
 from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.errors import SettingsError
 from coordinator.settings import build
@@ -303,26 +303,26 @@ def test_keys_need_names(tmp_path: Path) -> None:
     file.write_bytes(forge.private_pem(ec_key(50)))
     settings = build({"jwt_signing_keys": str(file)})
     with pytest.raises(SettingsError, match="BALEEN_JWT_ISSUER and BALEEN_JWT_AUDIENCE"):
-        bootstrap.token_verifier(settings, bootstrap.signing_keys(settings))
+        compose_api.token_verifier(settings, compose_api.signing_keys(settings))
     settings = build({"jwt_signing_keys": str(file), "jwt_issuer": OURS, "jwt_audience": AUDIENCE})
-    own = bootstrap.token_verifier(settings, bootstrap.signing_keys(settings))
+    own = compose_api.token_verifier(settings, compose_api.signing_keys(settings))
     assert own is not None
     made = forge.token(ec_key(50), forge.claims(iss=OURS, aud=AUDIENCE))
     assert own.verify(made).access.may("team/app", "pull")
     trusted = tmp_path / "trusted.json"
     trusted.write_text(json.dumps({"keys": [parse_trusted(forge.public_pem(rsa_key(0))).keys[0].jwk()]}))
     given = build({"jwt_keys": str(trusted), "jwt_issuer": OURS, "jwt_audience": AUDIENCE})
-    other = bootstrap.token_verifier(given, bootstrap.signing_keys(given))
+    other = compose_api.token_verifier(given, compose_api.signing_keys(given))
     assert other is not None
     assert other.verify(forge.token(rsa_key(0), forge.claims(iss=OURS, aud=AUDIENCE))).subject == "alice"
-    assert bootstrap.token_verifier(build({}), None) is None
+    assert compose_api.token_verifier(build({}), None) is None
 
 
 def test_rights_of_a_mount() -> None:
     """Who wants a mount has the rights of the bearer token, if it is believed, and else none at all."""
     trusted = parse_trusted(forge.public_pem(rsa_key(0)))
     verifier = TokenVerifier(lambda: trusted, issuer=forge.ISSUER, audience=forge.AUDIENCE)
-    may = bootstrap.rights(build({}), verifier)
+    may = compose_api.rights(build({}), verifier)
     access = may(f"bearer {forge.token(rsa_key(0))}")
     assert access is not None
     assert access.may("team/app", "pull")
@@ -332,4 +332,4 @@ def test_rights_of_a_mount() -> None:
             may(authorization)
         assert refused.value.reason == Reason.NO_RIGHT
         with pytest.raises(NotMountedError):
-            bootstrap.rights(build({}), None)(authorization)
+            compose_api.rights(build({}), None)(authorization)

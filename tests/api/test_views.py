@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from coordinator import bootstrap
+from coordinator.compose import store as compose_store
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.references import ManifestKind
@@ -276,7 +276,7 @@ def test_a_pod_with_gaps_goes_if_storage_has_nothing_of_it(
     )
     if stored is not None:
         digest = Digest(bytes(32))
-        bootstrap.object_store(api.settings).put(link_key(RepositoryName(f"{name}/app"), stored, digest), b"a link")
+        compose_store.object_store(api.settings).put(link_key(RepositoryName(f"{name}/app"), stored, digest), b"a link")
     answer = api.ask("DELETE", f"/v1/pods/{name}")
     assert answer.status_code == status, answer.text
     if status == 409:

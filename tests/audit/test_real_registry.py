@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from coordinator import bootstrap
 from coordinator.audit.audit import Audit, Report
+from coordinator.compose import scheduler as compose_scheduler
 from coordinator.domain.names import parse_digest
 from coordinator.kafka.topics import LIFECYCLE
 from coordinator.registry.client import RegistryClient, RegistryNotFoundError
@@ -30,7 +30,7 @@ def baleen() -> Iterator[Baleen]:
 
 
 def audit(baleen: Baleen) -> Report:
-    with bootstrap.audit(baleen.settings) as parts:
+    with compose_scheduler.audit(baleen.settings) as parts:
         return Audit(parts.connections, parts.store, parts.presence, AGES).run()
 
 

@@ -17,7 +17,8 @@ from unittest import mock
 
 import pytest
 
-from coordinator import bootstrap, cli
+from coordinator import cli
+from coordinator.compose import database as compose_database
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import OPERATE, Facts, Served, served, settings_for
@@ -111,7 +112,7 @@ def baleen(api: Served, tmp_path: Path) -> Command:
         {
             "url": api.url,
             "token": OPERATE,
-            "database_url": bootstrap.database_url(settings),
+            "database_url": compose_database.database_url(settings),
             "kafka_bootstrap": settings.kafka_bootstrap,
         },
     )

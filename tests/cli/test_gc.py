@@ -14,9 +14,9 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from coordinator import bootstrap
 from coordinator.client import Api
 from coordinator.commands import gc
+from coordinator.compose import database as compose_database
 from coordinator.db.engine import connect
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
@@ -319,7 +319,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
 
 def test_the_kill_switch_without_the_api(world: World, baleen: Command) -> None:
     """Where no API answers, or none is known, it is turned off in the database, if that is known; never on."""
-    database = {"database_url": bootstrap.database_url(world.api.settings)}
+    database = {"database_url": compose_database.database_url(world.api.settings)}
     away = {"url": "http://127.0.0.1:9"}
     assert "BALEEN_DATABASE_URL" in errs(baleen("gc", "off", "--why", "x", **away), 1)
     assert "baleen up" in errs(baleen("gc", "on", "--why", "x", **away, **database), 1)

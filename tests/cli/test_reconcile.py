@@ -8,9 +8,11 @@ from typing import cast
 
 import pytest
 
-from coordinator import bootstrap
 from coordinator.client import Api
 from coordinator.commands import jobs
+from coordinator.compose import database as compose_database
+from coordinator.compose import scheduler as compose_scheduler
+from coordinator.compose import store as compose_store
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError
@@ -24,10 +26,10 @@ from tests.cli.conftest import Command
 def scheduler(api: Served) -> Iterator[None]:
     """Runs jobs as `baleen scheduler` does, but for a scheduler's other work."""
     stop = threading.Event()
-    connections = Connections(bootstrap.database_url(api.settings), name="test-scheduler")
+    connections = Connections(compose_database.database_url(api.settings), name="test-scheduler")
 
     def run() -> None:
-        with bootstrap.job_runners(api.settings) as runners:
+        with compose_scheduler.job_runners(api.settings) as runners:
             while not stop.wait(0.05):
                 run_waiting_jobs(connections, runners, stop)
 
@@ -46,7 +48,7 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
     pod = f"{facts.mark}-cli"
     baleen("pods", "add", pod, "--prefix", pod)
     digest = Digest(bytes.fromhex("ab" * 32))
-    store = bootstrap.object_store(api.settings)
+    store = compose_store.object_store(api.settings)
     store.put(revision_link_key(RepositoryName(f"{pod}/app"), digest), b"x")
     asked = baleen("pods", "reconcile", pod, "--no-wait", "--why", "to see", "--json").json
     assert (asked["state"], asked["why"]) == ("waiting", "to see")

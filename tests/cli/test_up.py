@@ -17,7 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from coordinator import bootstrap, settings
+from coordinator import settings
+from coordinator.compose import store as compose_store
 from tests.cli.conftest import Command, free_port, program_environment
 from tests.support.wait import eventually
 
@@ -148,7 +149,7 @@ def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
     with running(data_dir, port) as up:
         # A root in which nothing of a registry is may be the wrong one, and is not compared.
         loaded = settings.load({"BALEEN_DATA_DIR": str(data_dir / "data")}, data_dir)
-        bootstrap.object_store(loaded).put("docker/registry/v2/blobs/sha256/00/another-pods", b"")
+        compose_store.object_store(loaded).put("docker/registry/v2/blobs/sha256/00/another-pods", b"")
         beside("pods", "add", "pod-a", "--prefix", "pod-a", "--json")
         broker = eventually(lambda: named(up, "noida-db"), "the broker runs", seconds=SECONDS)
         os.kill(broker.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace as changed
 
-from coordinator import bootstrap
+from coordinator.compose import command as compose_command
 from coordinator.doctor.examine import Report, examine
 from coordinator.domain.findings import Finding, Verdict
 from coordinator.domain.names import parse_pod
@@ -178,7 +178,7 @@ class Clinic:
         **others: Any,
     ) -> Report:
         settings = self.settings(key, **others)
-        with bootstrap.doctor(settings, parse_pod(pod.name), patience=patience) as instruments:
+        with compose_command.doctor(settings, parse_pod(pod.name), patience=patience) as instruments:
             return examine(instruments, parse_pod(pod.name), tell)
 
     # What is left

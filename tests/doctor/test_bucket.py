@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import command as compose_command
+from coordinator.compose import store as compose_store
 from coordinator.doctor import table as findings
 from coordinator.doctor.storage import versioned
 from coordinator.doctor.visit import Visit
@@ -35,7 +36,7 @@ def bucket(request: pytest.FixtureRequest, clinic: Clinic) -> str:
 def visit(clinic: Clinic, bucket: str) -> Iterator[Visit]:
     pod = clinic.admit(f"{bucket}-{next(_numbers)}")
     settings = clinic.settings(s3_bucket=bucket)
-    with bootstrap.doctor(settings, parse_pod(pod.name)) as instruments:
+    with compose_command.doctor(settings, parse_pod(pod.name)) as instruments:
         with instruments.connections.use() as connection:
             examined = findings.examined(connection, parse_pod(pod.name))
         yield Visit(instruments, examined)
@@ -73,7 +74,7 @@ def test_what_is_told_of_it(bucket: str, visit: Visit) -> None:
 
 def test_neighbours_stay(clinic: Clinic) -> None:
     """Only the named object and the named folder go, and none whose name merely begins so."""
-    store = bootstrap.trial_store(clinic.settings())
+    store = compose_store.trial_store(clinic.settings())
     digest = parse_digest(f"sha256:{'ab' * 32}")
     kept = ["neighbours/a-b/x", "neighbours/ab", f"{blob_key(digest)}.tombstone"]
     for key in ["neighbours/a/x", "neighbours/a/y/z", blob_key(digest), *kept]:
@@ -90,7 +91,10 @@ def test_neighbours_stay(clinic: Clinic) -> None:
 def test_what_a_key_may(clinic: Clinic) -> None:
     """A refusal is an answer, of one call and of a call for many; what the key may do is told too."""
     settings = clinic.settings()
-    ours, key = bootstrap.trial_store(settings), bootstrap.trial_store(settings, POD.access, settings.pod_secret_key)
+    ours, key = (
+        compose_store.trial_store(settings),
+        compose_store.trial_store(settings, POD.access, settings.pod_secret_key),
+    )
     name = blob_key(parse_digest(f"sha256:{'cd' * 32}"))
     assert key.attempt_put(name, b"x").allowed
     tried = [key.attempt_delete(name), key.attempt_delete_many(name), key.attempt_versioning("Enabled")]

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import command as compose_command
+from coordinator.compose import store as compose_store
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.doctor import table as findings
 from coordinator.doctor.checks import OF_PROCESSES
@@ -118,7 +119,7 @@ def test_nobody_is_added_while_findings_are_written(clinic: Clinic) -> None:
     """From the question who counts to the last row, no worker finds a process and nobody changes a pod."""
     pod = clinic.admit("quiet")
     with (
-        bootstrap.doctor(clinic.settings(), parse_pod(pod.name)) as instruments,
+        compose_command.doctor(clinic.settings(), parse_pod(pod.name)) as instruments,
         instruments.connections.use() as connection,
     ):
         examined = findings.examined(connection, parse_pod(pod.name))
@@ -270,14 +271,14 @@ def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
         assert clinic.everything()[0] == before
         assert store.get_object(Bucket=BUCKET, Key=mark)["Body"].read() == b"the mark"
     finally:
-        bootstrap.trial_store(clinic.settings()).erase([MARK])
+        compose_store.trial_store(clinic.settings()).erase([MARK])
 
 
 def test_repositories_that_no_pod_owns(clinic: Clinic) -> None:
     """Repositories of a registry that is not registered are named, with what to do; runs are blocked by what they see
     themselves, and not by the finding, which may be of long ago.
     """
-    pod, store = clinic.admit("neighbourly"), bootstrap.trial_store(clinic.settings())
+    pod, store = clinic.admit("neighbourly"), compose_store.trial_store(clinic.settings())
     clinic.listed(pod, unused())
     names = [f"stranger-{number:02}" for number in range(12)]
     keys = [f"{repository_prefix(parse_repository(f'{name}/app'))}_manifests/x" for name in names]
@@ -415,7 +416,10 @@ def test_one_doctor_at_a_time(clinic: Clinic) -> None:
 def test_what_others_need_is_not_touched(clinic: Clinic) -> None:
     """A blob that is not the visit's own, or that somebody else has got hold of, is neither hidden nor deleted."""
     pod = clinic.admit("careful")
-    with bootstrap.doctor(clinic.settings(), parse_pod(pod.name)) as instruments, clinic.models(pod, model()) as (url,):
+    with (
+        compose_command.doctor(clinic.settings(), parse_pod(pod.name)) as instruments,
+        clinic.models(pod, model()) as (url,),
+    ):
         with instruments.connections.use() as connection:
             examined = findings.examined(connection, parse_pod(pod.name))
         scratch = Scratch(examined, instruments.store, instruments.connections)

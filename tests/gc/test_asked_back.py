@@ -1,6 +1,5 @@
 """What an operator asks back is served again, on every kind of store, whatever a collection was about to do to it."""
 
-
 import pytest
 from structlog.testing import capture_logs
 

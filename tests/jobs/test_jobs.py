@@ -439,7 +439,9 @@ def test_taken_over_in_the_middle(world: World) -> None:
 CHILD = """
 import threading
 from functools import partial
-from coordinator import bootstrap, settings
+from coordinator.compose import database as compose_database
+from coordinator.compose import scheduler as compose_scheduler
+from coordinator import settings
 from coordinator.db.connection import Connections
 from coordinator.jobs import work as jobs
 from coordinator.reconcile import reconcile
@@ -457,8 +459,8 @@ def walk_one(self, prefix):
 
 S3ObjectStore.walk = walk_one
 loaded = settings.load()
-with bootstrap.job_runners(loaded) as runners:
-    jobs.run_waiting_jobs(bootstrap.connections(loaded, name="child"), runners, threading.Event())
+with compose_scheduler.job_runners(loaded) as runners:
+    jobs.run_waiting_jobs(compose_database.connections(loaded, name="child"), runners, threading.Event())
 """
 
 

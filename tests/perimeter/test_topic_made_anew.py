@@ -8,7 +8,8 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import database as compose_database
+from coordinator.compose import scheduler as compose_scheduler
 from coordinator.domain.gc import holds
 from coordinator.domain.names import PodName
 from coordinator.jobs import table as jobs
@@ -29,12 +30,12 @@ def log(kafka_place: Place) -> Iterator[Log]:  # noqa: F811
 
 def blocks(place: Place) -> list[str]:
     """What blocks GC because of gaps."""
-    facts = bootstrap.collection_facts(place.settings())()
+    facts = compose_scheduler.collection_facts(place.settings())()
     return [each for each in holds(facts) if "gap" in each]
 
 
 def settle(place: Place, pod: str) -> None:
-    with bootstrap.database(place.settings(), name="test") as database:
+    with compose_database.database(place.settings(), name="test") as database:
         pods.settle_gaps(database, PodName(pod), "every image was pulled and pushed again")
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import database as compose_database
 from coordinator.errors import UnavailableError
 from coordinator.pods import prober as probing
 from coordinator.pods.prober import AGENT, Prober, known_image
@@ -52,7 +52,7 @@ class World:
     def __init__(self, settings: Settings, db: psycopg.Connection[Any]) -> None:
         self.db = db
         self.resolver = Resolver()
-        self.connections = bootstrap.connections(settings, name="test-prober")
+        self.connections = compose_database.connections(settings, name="test-prober")
 
     def add_pod(self, name: str, *registries: str, probe: str = "push") -> None:
         self.pod = add_pod(self.db, name, registries=list(registries), probe=probe)
@@ -99,7 +99,7 @@ def settings(embedded_stack: StackEndpoints) -> Settings:
 
 @pytest.fixture
 def world(settings: Settings) -> Iterator[World]:
-    with psycopg.connect(bootstrap.database_url(settings), autocommit=True) as db:
+    with psycopg.connect(compose_database.database_url(settings), autocommit=True) as db:
         db.execute("DELETE FROM probes; DELETE FROM endpoints; DELETE FROM sources; DELETE FROM pod_prefixes")
         db.execute("DELETE FROM pods")
         world = World(settings, db)

@@ -20,9 +20,10 @@ from typing import Any, cast
 import httpx
 import psycopg
 
-from coordinator import bootstrap
 from coordinator import settings as configuration
 from coordinator.audit import check
+from coordinator.compose import database as compose_database
+from coordinator.compose import store as compose_store
 from coordinator.db.engine import engine as make_engine
 from coordinator.demo import bucket
 from coordinator.errors import UnavailableError
@@ -173,7 +174,7 @@ class Baleen:
             )
         )
         self.settings = configuration.load({"BALEEN_DATA_DIR": str(data_dir)})
-        self.store: ObjectStore = bootstrap.object_store(self.settings)
+        self.store: ObjectStore = compose_store.object_store(self.settings)
         self._manifests: dict[ObjectInfo, bytes] = {}
         assert self.settings.token is not None
         headers = {"Authorization": f"Bearer {self.settings.token.reveal()}"}
@@ -451,7 +452,7 @@ class Baleen:
         return {(row[0], f"sha256:{row[1]}") for row in found}
 
     def _database(self) -> str:
-        return bootstrap.database_url(self.settings)
+        return compose_database.database_url(self.settings)
 
     def _storage(self, _pod: Pod | None = None) -> Storage:
         told = self.settings

@@ -7,7 +7,7 @@ import httpx
 import psycopg
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import database as compose_database
 from coordinator.registry.client import RegistryClient, RegistryError
 from coordinator.registry.images import DOCKER, Image, make_image, make_index, sha256_digest
 from coordinator.stack.distribution import DistributionRegistry
@@ -85,7 +85,7 @@ def test_events_wait_until_their_token_is_right(baleen: Baleen) -> None:
             client.delete_manifest("early/app", images[0].digest)
         eventually(lambda: proxy.attempts() >= 3)
         assert proxy.accepted() == []
-        with psycopg.connect(bootstrap.database_url(baleen.settings)) as connection:
+        with psycopg.connect(compose_database.database_url(baleen.settings)) as connection:
             changed = "UPDATE pods SET event_token_sha256 = %s WHERE name = %s"
             connection.execute(changed, (hash_of(token), pod.name))
         baleen.agree()

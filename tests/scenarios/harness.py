@@ -26,8 +26,9 @@ import psycopg
 from msgspec.structs import replace as changed
 from psycopg.types.json import Jsonb
 
-from coordinator import bootstrap
 from coordinator.audit.audit import Ages, Audit, Report
+from coordinator.compose import scheduler as compose_scheduler
+from coordinator.compose import store as compose_store
 from coordinator.db.connection import Connections
 from coordinator.domain.findings import Check
 from coordinator.domain.lifecycle import BlobState
@@ -216,7 +217,7 @@ class Stage(Baleen):
         """The store by this way; to connect costs more than most calls."""
         if s3_url not in self._stores:
             settings = self.settings if s3_url is None else changed(self.settings, s3_endpoint_url=s3_url)
-            self._stores[s3_url] = bootstrap.object_store(settings)
+            self._stores[s3_url] = compose_store.object_store(settings)
         return self._stores[s3_url]
 
     def admit(self, member: Member) -> None:
@@ -380,7 +381,7 @@ class Stage(Baleen):
     def audit(self, *, s3_url: str | None = None) -> Report:
         """Compare the table with what is stored, of any age, as an operator does."""
         settings = self.settings if s3_url is None else changed(self.settings, s3_endpoint_url=s3_url)
-        with bootstrap.audit(settings) as parts:
+        with compose_scheduler.audit(settings) as parts:
             return Audit(parts.connections, parts.store, parts.presence, Ages(NOTHING, NOTHING)).run()
 
     def collect(
@@ -419,7 +420,7 @@ class Stage(Baleen):
     def _collector(self, settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[Collect]:
         presence = Presence(connections, store)
         restorer = Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=give_back)
-        facts = bootstrap.collection_facts(settings)
+        facts = compose_scheduler.collection_facts(settings)
         collector = Collect(connections, store, facts, restorer, limits=NO_LIMITS, sizes=SIZES)
         try:
             yield collector

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import scheduler as compose_scheduler
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.mounts import Reason
 from coordinator.domain.names import parse_digest
@@ -116,7 +116,7 @@ def test_a_mount_of_what_is_missing(stage: Stage, here: str) -> None:
     assert [each["digest"] for each in stage.audit().missing.examples] == [push.layer.digest]
     push()
     assert push.found == (BlobState.MISSING, 202, "handed-on", Reason.NOT_SERVED)
-    with bootstrap.audit(stage.settings) as parts:
+    with compose_scheduler.audit(stage.settings) as parts:
         parts.presence.round()
     stage.await_live(*digests(push.new), *digests(push.old))
     assert push.pulls_back()

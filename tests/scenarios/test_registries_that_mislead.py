@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace as changed
 
-from coordinator import bootstrap
+from coordinator.compose import command as compose_command
+from coordinator.compose import scheduler as compose_scheduler
 from coordinator.db.connection import Connections
 from coordinator.doctor.examine import examine
 from coordinator.domain.findings import Check, Verdict
@@ -86,7 +87,7 @@ def test_scenario_10_a_manifest_of_bytes_that_are_gone(stage: Stage, here: str) 
     stage.collect()
     assert stage.state(layer.digest) is BlobState.MISSING
     stage.a.client.push_image(f"{stage.a.name}/{here}", first, "v2")
-    with bootstrap.audit(stage.settings) as parts:
+    with compose_scheduler.audit(stage.settings) as parts:
         parts.presence.round()
     assert stage.state(layer.digest) is BlobState.LIVE
     assert stage.b.client.pull_image(f"{stage.b.name}/{here}", "v1").digest == second.digest
@@ -112,7 +113,7 @@ def test_scenario_17_a_registry_that_remembers_blobs(stage: Stage, here: str) ->
             pod_access_key=KEYS[stage.b.name].access,
             pod_secret_key=Secret(KEYS[stage.b.name].secret),
         )
-        with bootstrap.doctor(settings, name, patience=60) as instruments:
+        with compose_command.doctor(settings, name, patience=60) as instruments:
             report = examine(instruments, name, lambda what: None)
         assert of(report, "no-descriptor-cache").verdict is Verdict.REFUTED
         # The embedded broker is refuted, too, which is not what is asked here.

@@ -20,7 +20,8 @@ from typing import Any
 
 import psycopg
 
-from coordinator import bootstrap
+from coordinator.compose import scheduler as compose_scheduler
+from coordinator.compose import store as compose_store
 from coordinator.db import migrate
 from coordinator.domain.findings import Check
 from coordinator.domain.gc import Facts
@@ -97,13 +98,13 @@ class World:
             }
         )
         self.settings = self.place.settings()
-        self.store: S3ObjectStore = bootstrap.object_store(self.settings)
+        self.store: S3ObjectStore = compose_store.object_store(self.settings)
         if versioned:
             self.store.enable_versioning()
         migrate.upgrade(self.database.url)
         ensure_topics(self.settings)
         self.table = Table(self.database.url)
-        self._facts = bootstrap.collection_facts(self.settings)
+        self._facts = compose_scheduler.collection_facts(self.settings)
         self._tokens = {pod: secrets.token_urlsafe(16) for pod in PODS}
         self._api_port = self._ports.take("api")
         made = {pod: self._registry(pod) for pod in PODS}

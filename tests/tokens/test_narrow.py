@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import api as compose_api
 from coordinator.domain.mounts import NotMountedError
 from coordinator.domain.names import RepositoryName
 from coordinator.settings import Settings
@@ -27,9 +27,9 @@ def settings(tmp_path: Path, **more: str) -> Settings:
 def test_to_pull_from_the_source_and_nothing_else(tmp_path: Path) -> None:
     """Of rights in other pods nothing is shown, nor of any but to pull; it ends when the client's ends."""
     known = settings(tmp_path)
-    signing = bootstrap.signing_keys(known)
+    signing = compose_api.signing_keys(known)
     assert signing is not None
-    shown = bootstrap.shown_to_sources(known, bootstrap.token_verifier(known, signing), signing)
+    shown = compose_api.shown_to_sources(known, compose_api.token_verifier(known, signing), signing)
     assert shown is not None
     ends = now() + 30
     granted = [
@@ -53,6 +53,6 @@ def test_to_pull_from_the_source_and_nothing_else(tmp_path: Path) -> None:
 def test_the_clients_own(tmp_path: Path, kept: str) -> None:
     """Where nobody is asked who they are, or another makes the tokens, there is nothing to make of it."""
     known = settings(tmp_path, mounts="open") if kept == "open" else settings(tmp_path)
-    signing = bootstrap.signing_keys(known)
-    verifier = bootstrap.token_verifier(known, signing)
-    assert bootstrap.shown_to_sources(known, verifier, signing if kept == "open" else None) is None
+    signing = compose_api.signing_keys(known)
+    verifier = compose_api.token_verifier(known, signing)
+    assert compose_api.shown_to_sources(known, verifier, signing if kept == "open" else None) is None

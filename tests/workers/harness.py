@@ -28,7 +28,7 @@ import psycopg
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from coordinator import bootstrap
+from coordinator.compose import store as compose_store
 from coordinator.ingest.normalise import Accepted, Origin, Outcome, normalise
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
@@ -62,7 +62,7 @@ class Place:
         return Place({**self.values, **values})
 
     def store(self) -> ObjectStore:
-        return bootstrap.object_store(self.settings())
+        return compose_store.object_store(self.settings())
 
     def environ(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}

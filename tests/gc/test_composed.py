@@ -1,10 +1,11 @@
-"""What restores and collects is built for workers and schedulers as these tests build it: by the bootstrap."""
+"""What restores and collects is built for workers and schedulers as these tests build it: in compose/."""
 
 import threading
 
 import pytest
 
-from coordinator import bootstrap
+from coordinator.compose import database as compose_database
+from coordinator.compose import scheduler as compose_scheduler
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc.collect import KIND
 from coordinator.jobs.work import run_waiting_jobs
@@ -26,7 +27,7 @@ def test_a_workers_restorer(
         garbage.hidden("m", "l")
         garbage.tell("other", "l")
         settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
-        with bootstrap.restorer(settings, name="test-restorer") as restorer:
+        with compose_scheduler.restorer(settings, name="test-restorer") as restorer:
             assert restorer.round() == 1
         assert garbage.state("l") is BlobState.LIVE
         assert garbage.hide_of("l") is None
@@ -43,9 +44,9 @@ def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embed
         garbage.connection.execute("UPDATE hides SET permitted_at = permitted_at - interval '1 day'")
         settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
         number = garbage.ask()
-        connections = bootstrap.connections(settings, name="test-scheduler")
+        connections = compose_database.connections(settings, name="test-scheduler")
         try:
-            with bootstrap.job_runners(settings) as runners:
+            with compose_scheduler.job_runners(settings) as runners:
                 run_waiting_jobs(connections, {KIND: runners[KIND]}, threading.Event())
         finally:
             connections.close()

@@ -1,0 +1,272 @@
+"""The API, from the settings. It waits for no service when it starts.
+
+On the way in, errors for missing settings name the setting and its alternative.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from coordinator.api.app import Application, create_app
+from coordinator.api.auth import TokenDirectory
+from coordinator.api.deps import Deps
+from coordinator.api.lag import LagReader
+from coordinator.api.marking import MarkRecorder
+from coordinator.api.mounts import Mounts
+from coordinator.api.shared import Shared
+from coordinator.compose.database import connections, database_url, engine
+from coordinator.compose.store import object_store
+from coordinator.compose.values import registry_credentials, safety_times, unsafe_findings
+from coordinator.db.connection import Connections
+from coordinator.db.session import reading
+from coordinator.db.threads import in_thread
+from coordinator.dead_letters.resolve import Stored
+from coordinator.domain.access import Access
+from coordinator.domain.mounts import NotMountedError, Reason
+from coordinator.domain.names import RepositoryName
+from coordinator.domain.pods import Linker, PodMode
+from coordinator.errors import SettingsError, UnavailableError
+from coordinator.gc import mark
+from coordinator.gc.conditions import known
+from coordinator.gc.view import FiguresReader
+from coordinator.ingest.directory import CachedPodDirectory
+from coordinator.ingest.normalise import Outcome
+from coordinator.ingest.service import Ingest
+from coordinator.kafka.log import LogInspector
+from coordinator.kafka.producer import EventProducer
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.lookup.blobs import BlobQueries
+from coordinator.mounts import table
+from coordinator.mounts.directory import MountPod, MountPods
+from coordinator.mounts.forward import HandOn
+from coordinator.mounts.linker import LinkObjects
+from coordinator.mounts.mounter import Mounter, Rights
+from coordinator.mounts.relay import Relay
+from coordinator.mounts.sources import Shown, Sources, token_of
+from coordinator.pods import refusals
+from coordinator.pods import table as pods
+from coordinator.pods.prober import known_digests
+from coordinator.pods.probes import pods_of
+from coordinator.reconcile.remains import holds_anything, is_stored
+from coordinator.settings import Settings
+from coordinator.table.progress_view import schema_problem
+from coordinator.tokens import table as tokens
+from coordinator.tokens.issuers import Issuers
+from coordinator.tokens.keys import KeyFile, parse_trusted
+from coordinator.tokens.narrow import pull_only
+from coordinator.tokens.service import ReadPods, TokenService
+from coordinator.tokens.sign import Signer, SigningKeys, parse_signing
+from coordinator.tokens.verify import TokenRefusedError, TokenVerifier
+
+#: Timeout for a broker that does not answer: less than clients of the API wait.
+KAFKA_SECONDS = 2.5
+
+
+def mark_recorder(settings: Settings) -> MarkRecorder:
+    """Writes the API's changes to the mark in the bucket."""
+    connected = connections(settings, name="baleen-api-mark")
+    store = object_store(settings, connect_timeout=1, read_timeout=3, attempts=1)
+    return MarkRecorder(lambda: mark.record(connected, store), connected.close)
+
+
+def stored_in(settings: Settings) -> Stored:
+    """Says which repositories have anything in storage; waits for storage a few seconds."""
+
+    def stored(repositories: Sequence[RepositoryName]) -> list[RepositoryName]:
+        store = object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
+        return [each for each in repositories if is_stored(store, each)]
+
+    return stored
+
+
+def mounts(settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[SigningKeys] | None) -> Mounts:
+    """Serves mounts to clients whose tokens the verifier accepts."""
+    connected = Connections(database_url(settings), name="baleen-mounts", prepare=table.prepare)
+    store = object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
+    sources = Sources(store, ca_file=settings.registry_ca_file, shown=shown_to_sources(settings, verifier, signing))
+    relay = Relay(
+        connected,
+        sources.read,
+        credentials=registry_credentials(settings),
+        ca_file=settings.registry_ca_file,
+        patience=settings.mount_timeout,
+    )
+
+    def known() -> Sequence[MountPod]:
+        with connected.use() as connection:
+            return table.pods(connection)
+
+    mounter = Mounter(
+        connected,
+        MountPods(known),
+        sources,
+        {Linker.LINK: LinkObjects(store), Linker.RELAY: relay},
+        rights(settings, verifier),
+        margin=timedelta(seconds=settings.safety_clock_skew),
+        relay_limit=settings.mount_relay_limit,
+    )
+    return Mounts(mounter, HandOn(ca_file=settings.registry_ca_file), patience=settings.mount_timeout)
+
+
+def rights(settings: Settings, verifier: TokenVerifier | None) -> Rights:
+    """The function that returns what a client's token permits."""
+
+    def everything(_: str | None) -> None:
+        return None
+
+    def proved(authorization: str | None) -> Access:
+        if verifier is None:
+            raise NotMountedError(Reason.NO_RIGHT, "no keys verify tokens: set BALEEN_JWT_KEYS")
+        token = token_of(authorization)
+        if token is None:
+            raise NotMountedError(Reason.NO_RIGHT, "there is no bearer token")
+        try:
+            return verifier.verify(token).access
+        except TokenRefusedError as error:
+            raise NotMountedError(Reason.NO_RIGHT, str(error)) from error
+
+    return everything if settings.mounts == "open" else proved
+
+
+def shown_to_sources(
+    settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[SigningKeys] | None
+) -> Shown | None:
+    """The function that narrows a client's token for the registry of a mount's source; None to show it unchanged."""
+    if settings.mounts == "open" or verifier is None or signing is None:
+        return None
+    issuer, audience = _names(settings)
+    signer = Signer(signing.current, issuer=issuer, audience=audience, lifetime=settings.jwt_lifetime)
+
+    def shown(authorization: str | None, repository: RepositoryName) -> str | None:
+        token = token_of(authorization)
+        try:
+            return None if token is None else pull_only(token, repository, verifier, signer)
+        except TokenRefusedError as error:
+            raise NotMountedError(Reason.NO_RIGHT, str(error)) from error
+
+    return shown
+
+
+def signing_keys(settings: Settings) -> KeyFile[SigningKeys] | None:
+    """The keys that Baleen signs tokens with; None if none are set."""
+    if settings.jwt_signing_keys is None:
+        return None
+    return KeyFile("BALEEN_JWT_SIGNING_KEYS", settings.jwt_signing_keys, parse_signing, private=True)
+
+
+def token_verifier(settings: Settings, signing: KeyFile[SigningKeys] | None) -> TokenVerifier | None:
+    """The verifier of clients' tokens, with the keys of BALEEN_JWT_KEYS, else Baleen's own; None without either."""
+    if settings.jwt_keys is not None:
+        keys = KeyFile("BALEEN_JWT_KEYS", settings.jwt_keys, parse_trusted).current
+    elif signing is not None:
+        keys = lambda: signing.current().public  # noqa: E731 - one of two
+    else:
+        return None
+    issuer, audience = _names(settings)
+    return TokenVerifier(keys, issuer=issuer, audience=audience)
+
+
+def token_service(settings: Settings, signing: KeyFile[SigningKeys] | None, pods: ReadPods) -> TokenService | None:
+    """The service that issues tokens for several pods; None without a key to sign with."""
+    if signing is None:
+        return None
+    issuer, audience = _names(settings)
+    signer = Signer(signing.current, issuer=issuer, audience=audience, lifetime=settings.jwt_lifetime)
+    return TokenService(pods, Issuers(ca_file=settings.registry_ca_file), signer)
+
+
+def _names(settings: Settings) -> tuple[str, str]:
+    if settings.jwt_issuer is None or settings.jwt_audience is None:
+        raise SettingsError(
+            "Keys for tokens also need BALEEN_JWT_ISSUER and BALEEN_JWT_AUDIENCE: set them to `auth.token.issuer` and "
+            "`auth.token.service` of the registries."
+        )
+    return settings.jwt_issuer, settings.jwt_audience
+
+
+def api(settings: Settings) -> Application:
+    """The whole API. Raises SettingsError; does not wait for any service."""
+    pool = engine(settings, name="baleen-api", pool_size=8)
+    # For health checks only. Short timeouts, so that a store that hangs does not occupy all threads.
+    store, recorder = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1), mark_recorder(settings)
+    producer, inspector = EventProducer(settings), LogInspector(settings, timeout=KAFKA_SECONDS)
+    lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
+    directory = CachedPodDirectory(lambda: in_thread(pods.known_pods, pool))
+    signing = signing_keys(settings)
+    service = token_service(settings, signing, directory.all)
+    times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
+
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    mounting = None if settings.mounts == "off" else mounts(settings, token_verifier(settings, signing), signing)
+
+    def answers() -> None:
+        with reading(pool) as connection:
+            connection.exec_driver_sql("SELECT 1")
+
+    def migrated() -> None:
+        with reading(pool) as connection:
+            if (problem := schema_problem(connection)) is not None:
+                raise UnavailableError(problem)
+
+    def still_holds(prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
+        # A rare call, with longer timeouts than `store`.
+        return holds_anything(object_store(settings), prefixes, mode, image=known_digests())
+
+    def publish(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+        return asyncio.run_coroutine_threadsafe(producer.publish(outcomes), loops[0]).result()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        loops.append(asyncio.get_running_loop())
+        await producer.start()
+        try:
+            yield
+        finally:
+            await producer.stop()
+            recorder.close()
+            if mounting is not None:
+                await mounting.close()
+            if service is not None:
+                await service.close()
+            await asyncio.to_thread(inspector.close)
+            pool.dispose()
+
+    return create_app(
+        Deps(
+            engine=pool,
+            tokens=TokenDirectory(lambda: in_thread(tokens.known, pool)),
+            blobs=BlobQueries(pool),
+            lag=lag,
+            publish=publish,
+            still_holds=still_holds,
+            stored=stored_in(settings),
+            probe_image=known_digests(),
+            ingest=Ingest(
+                settings,
+                directory,
+                producer,
+                lambda pods: in_thread(refusals.note, pool, pods),
+                find_probes=lambda nonces: in_thread(pods_of, pool, nonces),
+            ),
+            token_service=service,
+            known=lambda connection: known(connection, times, silence, unsafe_findings(settings)),
+            figures=FiguresReader(pool),
+            checks={
+                "database": Shared(answers),
+                "migrations": Shared(migrated),
+                "kafka": lag.check,
+                "store": Shared(store.check),
+            },
+            silence=silence,
+            request_bound=times.request_bound,
+            link_grace=timedelta(seconds=settings.safety_link_grace),
+            gc_every=timedelta(seconds=settings.gc_every),
+            in_spite_of=unsafe_findings(settings),
+            url=settings.url,
+            mounts=mounting,
+            record_mark=recorder,
+            lifespan=lifespan,
+        )
+    )

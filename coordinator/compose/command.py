@@ -1,0 +1,39 @@
+"""The parts of commands that examine a pod."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from coordinator.compose.database import database_url
+from coordinator.compose.store import trial_store
+from coordinator.compose.values import registry_credentials
+from coordinator.db.connection import Connections
+from coordinator.doctor.visit import PATIENCE_S, Instruments
+from coordinator.domain.names import PodName
+from coordinator.errors import SettingsError
+from coordinator.kafka.log import LogInspector
+from coordinator.kafka.tail import EventTail
+from coordinator.settings import Settings
+from coordinator.table import statements
+
+
+@contextmanager
+def doctor(settings: Settings, pod: PodName, *, patience: float | None = None) -> Iterator[Instruments]:
+    """The instruments of a doctor for one visit."""
+    secret = settings.pod_secret_key
+    if (settings.pod_access_key is None) != (secret is None):
+        raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both or neither.")
+    connected = Connections(database_url(settings), name="baleen-doctor", prepare=statements.prepare)
+    try:
+        with LogInspector(settings) as inspector, EventTail(settings, inspector, pod) as tail:
+            yield Instruments(
+                settings,
+                connected,
+                trial_store(settings),
+                None if secret is None else trial_store(settings, settings.pod_access_key, secret),
+                registry_credentials(settings),
+                inspector,
+                tail,
+                PATIENCE_S if patience is None else patience,
+            )
+    finally:
+        connected.close()

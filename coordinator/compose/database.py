@@ -1,0 +1,39 @@
+"""Connections to the database, from the settings."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from coordinator.db import engine as database_engine
+from coordinator.db.arrays import register
+from coordinator.db.connection import Connections
+from coordinator.db.session import Database
+from coordinator.errors import UnconfiguredError
+from coordinator.settings import Settings
+
+
+def database_url(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise UnconfiguredError(
+            "No database is configured: start `baleen up` in this directory, or set BALEEN_DATABASE_URL."
+        )
+    return settings.database_url.reveal()
+
+
+def engine(settings: Settings, *, name: str, **limits: int) -> Database:
+    """A pool of connections; `limits` are arguments of db.engine.engine."""
+    return database_engine.engine(database_url(settings), name=name, **limits)
+
+
+@contextmanager
+def database(settings: Settings, *, name: str, **limits: int) -> Iterator[Database]:
+    """As `engine`, for one piece of work in one thread: its connection is closed at the end."""
+    made = engine(settings, name=name, pool_size=1, **limits)
+    try:
+        yield made
+    finally:
+        made.dispose()
+
+
+def connections(settings: Settings, *, name: str) -> Connections:
+    """Connections for threads that each keep one; they can send arrays of digests."""
+    return Connections(database_url(settings), name=name, prepare=register)

@@ -1,0 +1,57 @@
+"""Values from the settings that several processes use: safety times, limits, credentials."""
+
+from datetime import timedelta
+
+from coordinator.domain.findings import implied
+from coordinator.domain.gc import Amount, Limits, Times
+from coordinator.errors import SettingsError
+from coordinator.leftovers.sweep import Ages
+from coordinator.registry.auth import Credentials
+from coordinator.settings import Settings
+from coordinator.table.batch import LetterLimits
+
+#: Blobs and bytes that a collection may always hide: below this a percentage means nothing.
+SMALL_RUN = (1000, 10 << 30)
+
+
+def safety_times(settings: Settings) -> Times:
+    return Times(
+        grace=timedelta(seconds=settings.safety_grace),
+        quarantine=timedelta(seconds=settings.safety_quarantine),
+        request_bound=timedelta(seconds=settings.safety_request_bound),
+    )
+
+
+def collection_limits(settings: Settings) -> Limits:
+    return Limits(settings.gc_limit_percent, settings.gc_limit_history, Amount(*SMALL_RUN))
+
+
+def leftover_ages(settings: Settings) -> Ages:
+    return Ages(
+        uploads=timedelta(seconds=settings.leftovers_uploads),
+        parts=timedelta(seconds=settings.leftovers_parts),
+        versions=timedelta(seconds=settings.leftovers_versions),
+        links=timedelta(seconds=settings.leftovers_links),
+        delete_bound=timedelta(seconds=settings.safety_delete_bound),
+    )
+
+
+def letter_limits(settings: Settings) -> LetterLimits:
+    """How many dead letters of a pod are kept."""
+    return LetterLimits(settings.dead_letters_limit, settings.dead_letters_bytes)
+
+
+def unsafe_findings(settings: Settings) -> frozenset[str]:
+    """Checks of the doctor whose findings do not block GC."""
+    return implied(frozenset(settings.unsafe_findings.split(",")) - {""})
+
+
+def registry_credentials(settings: Settings) -> Credentials | None:
+    """The credentials for registries; None if none are set."""
+    if settings.registry_username is None and settings.registry_password is None:
+        return None
+    if settings.registry_username is None or settings.registry_password is None:
+        raise SettingsError(
+            "BALEEN_REGISTRY_USERNAME and BALEEN_REGISTRY_PASSWORD belong together: set both or neither."
+        )
+    return Credentials(settings.registry_username, settings.registry_password)
