@@ -5,20 +5,20 @@ from typing import Any
 from sqlalchemy import Engine, Row, bindparam, select, text
 
 from coordinator.db import paging
-from coordinator.db.schema.table import dead_letters as letters
+from coordinator.db.schema.table import dead_letters as table
 from coordinator.db.session import reading
 from coordinator.dead_letters.shapes import DeadLetter, DeadLetterPage, DeadLetterSummary
 from coordinator.domain.names import PodName
 from coordinator.errors import NotFoundError
 
-_SUMMARY = select(*letters.c[DeadLetterSummary.__struct_fields__])
+_SUMMARY = select(*table.c[DeadLetterSummary.__struct_fields__])
 _KNOWN = text("""
 SELECT EXISTS (SELECT FROM pods WHERE name = :pod)
     OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NULL)
     OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NOT NULL)
 """)
-_ONE = _SUMMARY.add_columns(*letters.c["payload", "origin_topic", "origin_partition", "origin_offset"]).where(
-    letters.c.id == bindparam("id")
+_ONE = _SUMMARY.add_columns(*table.c["payload", "origin_topic", "origin_partition", "origin_offset"]).where(
+    table.c.id == bindparam("id")
 )
 
 
@@ -36,11 +36,11 @@ def dead_letters(
     """
     after = paging.decode("dead-letters", cursor, int) or 0
     # Conditions only as needed, so that each list is served by its index whatever the plan.
-    page = _SUMMARY.where(letters.c.id > after).order_by(letters.c.id).limit(limit)
+    page = _SUMMARY.where(table.c.id > after).order_by(table.c.id).limit(limit)
     if not settled:
-        page = page.where(letters.c.settled_at.is_(None))
+        page = page.where(table.c.settled_at.is_(None))
     if pod is not None:
-        page = page.where(letters.c.pod == pod)
+        page = page.where(table.c.pod == pod)
     with reading(engine) as connection:
         rows = (connection.execute(page)).all()
         if not rows and pod is not None and not connection.scalar(_KNOWN, {"pod": pod}):

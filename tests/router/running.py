@@ -13,7 +13,7 @@ from typing import NamedTuple
 from coordinator.domain.pods import parse_registry
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image
-from coordinator.router.nginx import Pod as RoutedPod
+from coordinator.router.nginx import RoutedPod
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.stack.ports import Ports

@@ -606,7 +606,7 @@ class History:
         try:
             work(where, image)
         except DeadError:
-            self.scheduler.tell("finds nobody there, and gives up")
+            self.scheduler.noted("finds nobody there, and gives up")
 
     def _process(self, where: str) -> Process:
         if where in UNREGISTERED:

@@ -88,7 +88,7 @@ class Operator:
         presence = Presence(self._connections, self._store)
         report = Audit(self._connections, self._store, presence, Ages(DAY, DAY), mend=True).run()
         pending = report.claim
-        self.world.scheduler.tell("verifies the claim" if pending is None else f"does not verify the claim: {pending}")
+        self.world.scheduler.noted("verifies the claim" if pending is None else f"does not verify the claim: {pending}")
 
     def check_runs(self) -> None:
         """Raise Violation unless the last collection came to its end."""

@@ -112,7 +112,7 @@ class Store:
         scheduler = self._scheduler
         scheduler.pause("store", f"{what} {self._name(key)}" if key else what)
         if self.errors and scheduler.roll(self.errors) and scheduler.current is not None:
-            scheduler.tell("and the store fails")
+            scheduler.noted("and the store fails")
             raise UnavailableError("The object store does not answer: try again.")
 
     def get(self, key: str, limit: int | None = None) -> bytes:
@@ -122,7 +122,7 @@ class Store:
     def head(self, key: str) -> ObjectInfo | None:
         self._call("looks for", key)
         found = self._bucket.head(key)
-        self._scheduler.tell("finds it" if found else "finds nothing")
+        self._scheduler.noted("finds it" if found else "finds nothing")
         return found
 
     @contextmanager
@@ -205,14 +205,14 @@ class Store:
             flight = Flight(targets, until, scheduler.current.name if scheduler.current else "")
             if not attempt and scheduler.roll(self.twice):
                 self.flights.append(flight)
-                scheduler.tell("hears nothing, and sends it again")
+                scheduler.noted("hears nothing, and sends it again")
                 continue
             if scheduler.roll(self.slow):
                 self.flights.append(flight)
-                scheduler.tell("hears nothing")
+                scheduler.noted("hears nothing")
                 raise UnavailableError("The object store does not answer: try again.")
             if scheduler.now > until:
-                scheduler.tell("is refused: it was signed too long ago")
+                scheduler.noted("is refused: it was signed too long ago")
                 raise UnavailableError("The object store refuses it: RequestTimeTooSkewed.")
             done = self.land(flight)
             scheduler.pause("store", f"hears that {named} is deleted")

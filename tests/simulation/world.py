@@ -242,16 +242,16 @@ class World:
         if not slices:
             return
         told = " and ".join(f"{piece.first_offset} to {piece.next_offset} of {piece.partition}" for piece in slices)
-        self.scheduler.tell(f"is going to apply {told}: {describe(slices)}")
+        self.scheduler.noted(f"is going to apply {told}: {describe(slices)}")
         try:
             applied = BatchApply(self.session, MARGIN, worker.processes, BOUND).apply(slices)  # type: ignore[arg-type]
         except OutOfStepError as error:
             worker.positions[error.piece.partition] = error.expected or 0
-            self.scheduler.tell(f"is out of step, and goes on at {error.expected}")
+            self.scheduler.noted(f"is out of step, and goes on at {error.expected}")
             return
         for piece in slices:
             worker.positions[piece.partition] = piece.next_offset
-        self.scheduler.tell("has applied them")
+        self.scheduler.noted("has applied them")
         if applied.removals_doubtful:
             worker.settler.settle_new()
 
@@ -261,9 +261,9 @@ class World:
         try:
             self.mounter.mount(wanted, None)
         except (NotMountedError, UnavailableError) as error:
-            self.scheduler.tell(f"is told to upload {name} ({error})")
+            self.scheduler.noted(f"is told to upload {name} ({error})")
             return False
-        self.scheduler.tell(f"has {name} mounted in {where}")
+        self.scheduler.noted(f"has {name} mounted in {where}")
         return True
 
     def restore(self, worker: Worker) -> None:
@@ -404,7 +404,7 @@ class World:
         self.bucket.delete(key)
         self.owed[key] = self.scheduler.now
         self.lost_events = True
-        self.scheduler.tell(f"removes {name_of(key)}")
+        self.scheduler.noted(f"removes {name_of(key)}")
 
     def removable(self) -> list[str]:
         """Links that the table has, and that no delete event may be about: what vanishes of others is not noticed."""
