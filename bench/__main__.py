@@ -35,7 +35,7 @@ from bench import (
     webhook,
 )
 from bench.machine import describe, line
-from bench.run import SEED, Context, say
+from bench.run import SEED, Context, show
 from bench.services import ROOT, Services
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,9 +76,9 @@ def main() -> int:
     file = options.json or RESULTS / f"{at:%Y-%m-%dT%H%M%S}{'-quick' if options.quick else ''}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-    say(f"written to {file}")
+    show(f"written to {file}")
     if failed:
-        say(f"failed: {', '.join(failed)}")
+        show(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace, directory: Path) -> tuple[dict[str, Any], 
         failed = []
         wanted = options.only or MEASUREMENTS
         for name in (name for name in MEASUREMENTS if name in wanted):
-            say(name)
+            show(name)
             try:
                 context.results[name] = MEASUREMENTS[name](context)
             except Exception:  # noqa: BLE001 - the others can still be measured

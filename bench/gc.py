@@ -29,7 +29,7 @@ import structlog
 from bench import client, events, throughput
 from bench.cpu import cpu_seconds
 from bench.garbage import BYTES, BucketKind, Garbage
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import ROOT, Broker, Database
 from bench.workload import Manifest, repositories
 from coordinator.domain.names import Digest
@@ -42,7 +42,7 @@ PROBES_PER_S = 10.0
 WARM_UP = 20
 POLL_S = 0.005
 GIVE_UP_S = 60.0
-LOOKS_AT_ONCE = 8
+CHECKS_AT_ONCE = 8
 PARTITIONS = 8
 #: The rate of the limited run (the setting GC_RATE): some nine million blobs a day.
 LIMITED_PER_S = 100
@@ -71,13 +71,13 @@ def _purge(context: Context, kind: BucketKind) -> dict[str, Any]:
     count = context.count(10_000, quick=500)
     spent = _Spent(context)
     with context.services.database() as database, Garbage(database, kind, context.seed) as garbage:
-        say(f"{kind}: writing {count:,} blobs for deletes alone")
+        show(f"{kind}: writing {count:,} blobs for deletes alone")
         targets = _concealed(garbage, kind, garbage.written(count))
         begun = spent.begin()
         _delete(garbage, targets)
         raw = len(targets) / (time.perf_counter() - begun)
         raw_ms = spent.ms_per(len(targets))
-        say(f"{kind}: writing {count:,} blobs to collect")
+        show(f"{kind}: writing {count:,} blobs to collect")
         garbage.add(count)
         begun = time.perf_counter()
         hidden = garbage.collect()
@@ -99,7 +99,7 @@ def _purge(context: Context, kind: BucketKind) -> dict[str, Any]:
         "cpu_ms_per_object": purge_ms,
         "raw_cpu_ms_per_object": raw_ms,
     }
-    say(f"{kind}: {found}")
+    show(f"{kind}: {found}")
     return found
 
 
@@ -155,7 +155,7 @@ def _delete(garbage: Garbage, targets: list[Target]) -> None:
 
 
 def _plan(context: Context, candidates: int) -> dict[str, Any]:
-    say(f"planning for {candidates:,} candidates")
+    show(f"planning for {candidates:,} candidates")
     with context.services.database() as database:
         done = subprocess.run(
             [sys.executable, "-m", "bench.gc_process", "plan", database.url, str(candidates)],
@@ -186,7 +186,7 @@ def _beside(context: Context) -> dict[str, Any]:
         "manifests": count,
         "alone_manifests_per_s": round(base),
         "limit_blobs_per_s": LIMITED_PER_S,
-        **{name: each.told(base) for name, each in beside.items()},
+        **{name: each.summary(base) for name, each in beside.items()},
     }
 
 
@@ -204,7 +204,7 @@ class _Collecting:
     @contextmanager
     def __call__(self, database: Database) -> Iterator[None]:
         with Garbage(database, "versioned", self._context.seed) as garbage:
-            say(f"making {self._stock:,} blobs to collect")
+            show(f"making {self._stock:,} blobs to collect")
             garbage.add(self._stock // 2)
             garbage.collect()
             garbage.add(self._stock - self._stock // 2)
@@ -219,7 +219,7 @@ class _Collecting:
                 self._collected.append((garbage.dealt_with() - before) / (time.perf_counter() - begun))
                 self._lasted = self._lasted and garbage.left() > 0
 
-    def told(self, alone: float) -> dict[str, Any]:
+    def summary(self, alone: float) -> dict[str, Any]:
         rate = statistics.median(self.rates)
         return {
             "manifests_per_s": round(rate),
@@ -237,7 +237,7 @@ def _restore(context: Context, kind: BucketKind) -> dict[str, Any]:
     count = int(PROBES_PER_S * context.seconds(30.0, quick=3.0))
     services = context.services
     with services.database() as database, Garbage(database, kind, context.seed) as garbage:
-        say(f"{kind}: hiding {count + WARM_UP} blobs")
+        show(f"{kind}: hiding {count + WARM_UP} blobs")
         hidden = garbage.add(count + WARM_UP)
         garbage.collect()
         there = database._replace(values=garbage.values)
@@ -246,7 +246,7 @@ def _restore(context: Context, kind: BucketKind) -> dict[str, Any]:
             taken = _restored(garbage, broker, hidden[WARM_UP:], per_s=PROBES_PER_S)
     found = {"probes": len(taken), "probes_per_s": PROBES_PER_S, **client.milliseconds(taken)}
     found["max_ms"] = round(max(taken) * 1000, 1)
-    say(f"{kind}: {found}")
+    show(f"{kind}: {found}")
     return found
 
 
@@ -257,7 +257,7 @@ def _restored(garbage: Garbage, broker: Broker, hidden: list[Digest], per_s: flo
     sender.start()
     waiting, applied, taken = set(hidden), dict[Digest, float](), list[float]()
     begun = time.perf_counter()
-    with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         while waiting or applied:
             found = garbage.connection.execute(
                 "SELECT digest FROM blobs WHERE digest = ANY(%b::bytea[]) AND unreferenced_since IS NULL",

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from bench.database import Loaded, Loader, check
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.workload import REFERENCES_PER_MANIFEST
 
 SIZED_AT = 10_000_000
@@ -46,7 +46,7 @@ def measure(context: Context) -> dict[str, Any]:
         while loaded < grown_to and time.monotonic() - begun < LIMIT_S:
             windows.append((loaded, loader.load(window // REFERENCES_PER_MANIFEST)))
             loaded += window
-            say(f"{loaded / 1e6:g} million references, {windows[-1][1].references_per_s:.0f}/s")
+            show(f"{loaded / 1e6:g} million references, {windows[-1][1].references_per_s:.0f}/s")
             if sizes is None and loaded >= sized_at:
                 sizes = _sizes(loader.connection, loaded)
         if sizes is None:

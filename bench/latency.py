@@ -13,7 +13,7 @@ import psycopg
 
 from bench import client, events
 from bench.cpu import Meter
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import BrokerKind, Database
 from bench.throughput import one, wait_applied
 from bench.webhook import push_request
@@ -22,7 +22,7 @@ from coordinator.stack.process import ManagedProcess
 
 POLL_S = 0.005
 PROBES_PER_S = 20.0
-SETTLE_S = 2.0
+WARM_UP_S = 2.0
 """Seconds between the start of the load and the first probe."""
 
 SPARE_S = 2.0
@@ -50,10 +50,10 @@ def _at_half_load(context: Context, kind: BrokerKind) -> dict[str, Any]:
         services.api(database, broker) as url,
     ):
         wait_applied(database, worker, events.publish(broker.bootstrap, context.records(1000)))
-        arguments = [broker.bootstrap, str(rate), str(seconds + SETTLE_S + SPARE_S), str(context.seed + 1)]
+        arguments = [broker.bootstrap, str(rate), str(seconds + WARM_UP_S + SPARE_S), str(context.seed + 1)]
         with services.program("paced", "bench.paced", arguments) as load:
             _wait_sending(load)
-            time.sleep(SETTLE_S)
+            time.sleep(WARM_UP_S)
             probes = list(manifests(context.seed + 2, int(PROBES_PER_S * seconds)))
             pids = {"worker": worker.pid, "postgres": services.postgres_pid, "broker": broker.pid, "load": load.pid}
             meter = Meter(pids)
@@ -65,7 +65,7 @@ def _at_half_load(context: Context, kind: BrokerKind) -> dict[str, Any]:
     found["load_lasted"] = still
     found["cores"] = cores
     found["max_ms"] = round(max(taken) * 1000, 1)
-    say(f"{kind}: {found}")
+    show(f"{kind}: {found}")
     return found
 
 

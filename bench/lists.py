@@ -14,7 +14,7 @@ from urllib.parse import quote
 import psycopg
 
 from bench import client
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import PODS
 from bench.workload import (
     BASE_LAYERS,
@@ -58,7 +58,7 @@ def measure(context: Context) -> dict[str, Any]:
             begun = time.monotonic()
             with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
                 _fill(connection, manifests)
-                say(f"{references / 1e6:g} million references written in {time.monotonic() - begun:.0f} s")
+                show(f"{references / 1e6:g} million references written in {time.monotonic() - begun:.0f} s")
                 questions = list(_questions(connection, manifests))
             with context.services.api(database, broker) as url:
                 pages = {each.name: _asked(url, database.read_token, each) for each in questions}

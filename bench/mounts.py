@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from bench import client
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.workload import pod_names
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import StackError
@@ -108,7 +108,7 @@ def _started(context: Context, stack: ExitStack) -> Place:
 def _pushed(context: Context, place: Place) -> list[str]:
     """Push small blobs to the first pod; return their digests."""
     count = WARM_UP + context.count(480, quick=60)
-    say(f"pushing {count} blobs")
+    show(f"pushing {count} blobs")
     blobs = [os.urandom(SMALL) for _ in range(count)]
     with (
         RegistryClient(place.registries[place.source], timeout=TIMEOUT_S) as pusher,

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from bench.cpu import cpu_seconds, wait_quiet
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import settings
 from bench.workload import pod_names
 from coordinator.compose import database as compose_database
@@ -37,8 +37,8 @@ def measure(context: Context) -> dict[str, Any]:
         psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection,
     ):
         connection.execute("UPDATE pods SET registries = ARRAY[%s] WHERE name = %s", [registry, pod])
-        told: Settings = settings(database, broker)
-        connections = compose_database.connections(told, name="bench-prober")
+        configured: Settings = settings(database, broker)
+        connections = compose_database.connections(configured, name="bench-prober")
         prober = Prober(connections)
         try:
             _probe(prober, connection, WARM_UP)
@@ -51,8 +51,8 @@ def measure(context: Context) -> dict[str, Any]:
         finally:
             prober.close()
             connections.close()
-    every = float(told.probe_every)
-    say(f"{count} probes in {elapsed:.1f} s")
+    every = float(configured.probe_every)
+    show(f"{count} probes in {elapsed:.1f} s")
     return {
         "probes": count,
         "cpu_ms_per_probe": round(seconds * 1000, 2),

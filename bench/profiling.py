@@ -56,8 +56,8 @@ def measure(context: Context) -> dict[str, Any]:
         wait_quiet(broker.pid)
         with services.worker(database, broker, 8) as worker:
             wait_applied(database, worker, 1)
-            busy = _look(program, worker.pid, seconds, services.directory / "busy.txt", "--threads", "--gil")
-            every = _look(program, worker.pid, seconds, services.directory / "every.txt", "--threads", "--idle")
+            busy = _profile(program, worker.pid, seconds, services.directory / "busy.txt", "--threads", "--gil")
+            every = _profile(program, worker.pid, seconds, services.directory / "every.txt", "--threads", "--idle")
             with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
                 left = count - applied(connection)
     if busy is None or every is None:
@@ -77,7 +77,7 @@ def subject(stack: str) -> str:
     for text, name in RULES:
         inner = next((frame for frame in reversed(frames) if text in frame), None)
         if inner is not None:
-            return "JSON decoding" if name == "interpretation" and "decode(" in _source(inner) else name
+            return "JSON decoding" if name == "interpretation" and "decode(" in _file_of(inner) else name
     return "other"
 
 
@@ -95,12 +95,12 @@ def _thread(stack: str) -> str:
     return name.rstrip("0123456789").rstrip("_-") or "unnamed"
 
 
-def _source(frame: str) -> str:
+def _file_of(frame: str) -> str:
     file, _, line = frame.rpartition("(")[2].rstrip(")").rpartition(":")
     return linecache.getline(file, int(line)) if line.isdigit() else ""
 
 
-def _look(program: str, pid: int, seconds: float, file: Path, *arguments: str) -> dict[str, int] | None:
+def _profile(program: str, pid: int, seconds: float, file: Path, *arguments: str) -> dict[str, int] | None:
     command = [program, "record", "--format", "raw", "--full-filenames", "--rate", str(RATE)]
     command += ["--duration", str(int(seconds)), "--output", str(file), "--pid", str(pid), *arguments]
     try:

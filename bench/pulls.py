@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from bench import client
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import Database
 from bench.workload import pod_names
 from coordinator.pods.prober import known_image
@@ -37,7 +37,7 @@ class _Webhook:
     """Takes 20 ms for each notification, and records when it received that of each User-Agent."""
 
     def __init__(self) -> None:
-        self.heard: dict[str, float] = {}
+        self.received: dict[str, float] = {}
         self.events = 0
         webhook = self
 
@@ -49,7 +49,7 @@ class _Webhook:
                 time.sleep(WEBHOOK_S)
                 for event in json.loads(body)["events"]:
                     webhook.events += 1
-                    webhook.heard.setdefault(event["request"]["useragent"], time.perf_counter())
+                    webhook.received.setdefault(event["request"]["useragent"], time.perf_counter())
                 self.send_response(202)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -78,7 +78,7 @@ def measure(context: Context) -> dict[str, Any]:
     with context.services.database() as database:
         for name, pulls in (("pulls_ignored", False), ("pulls_sent", True)):
             found[name] = _lags(context, database, seconds, pulls=pulls)
-            say(f"{name}: {found[name]}")
+            show(f"{name}: {found[name]}")
     return found
 
 
@@ -118,8 +118,8 @@ def _probed(registry: RegistryClient, repository: str, webhook: _Webhook, second
         registry.put_manifest(repository, image.digest, image.media_type, image.content, user_agent=agent)
         time.sleep(PROBE_EVERY_S)
     # A probe without an event yet lags by at least its age.
-    lags = [webhook.heard.get(agent, time.perf_counter()) - at for agent, at in sent.items()]
-    came = sum(agent in webhook.heard for agent in sent)
+    lags = [webhook.received.get(agent, time.perf_counter()) - at for agent, at in sent.items()]
+    came = sum(agent in webhook.received for agent in sent)
     return {
         "probes": len(sent),
         "came": came,

@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import structlog
 
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import ROOT, Database
 from bench.workload import pod_names
 from coordinator.compose import scheduler as compose_scheduler
@@ -67,7 +67,7 @@ def _rate(context: Context, keys: int) -> dict[str, Any]:
     with context.services.database() as database:
         settings = build({**database.values, **SETTINGS})
         store = compose_store.object_store(settings)
-        say(f"writing {keys} keys")
+        show(f"writing {keys} keys")
         with ThreadPoolExecutor(WRITERS) as pool:
             for _ in pool.map(lambda entry: store.put(*entry), _objects(pod, keys)):
                 pass
@@ -156,7 +156,7 @@ def _reconcile(database: Database, connection: Any, runners: Any, pod: str) -> d
 
 
 def _memory(context: Context, keys: int) -> dict[str, Any]:
-    say(f"reconciling {keys:,} keys that are made up")
+    show(f"reconciling {keys:,} keys that are made up")
     with context.services.database() as database:
         done = subprocess.run(
             [sys.executable, "-m", "bench.reconcile_process", database.url, pod_names(1)[0], str(keys)],

@@ -19,7 +19,7 @@ from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile.reconcile import KIND, Reconcile
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.resolve import Resolver
 from coordinator.storage.layout import link_folder, repository_prefix
 from coordinator.storage.port import ObjectInfo
 from coordinator.table import statements
@@ -109,9 +109,9 @@ def main() -> int:
         store = MadeUpStore(pod, images)
         queue = Connections(url, name="baleen-bench")
         prepared = Connections(url, name="baleen-bench", prepare=statements.prepare)
-        settler = Settler(prepared, store)
+        resolver = Resolver(prepared, store)
         day = timedelta(days=1)
-        runner = Reconcile(prepared, store, settler, margin=day, link_grace=day, request_bound=day)
+        runner = Reconcile(prepared, store, resolver, margin=day, link_grace=day, request_bound=day)
         begun = time.perf_counter()
         run_waiting_jobs(queue, {KIND: runner}, threading.Event())
         seconds = time.perf_counter() - begun
@@ -121,7 +121,7 @@ def main() -> int:
     if state != "done" or progress["holdings_added"] or progress["holdings_removed"]:
         raise AssertionError(f"{state}, {error}, {progress}")
     print(json.dumps({"keys": progress["keys"], "seconds": round(seconds, 2), "peak_mib": _peak_mib()}))
-    for each in (runner, settler, queue, prepared):
+    for each in (runner, resolver, queue, prepared):
         each.close()
     return 0
 

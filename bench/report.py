@@ -46,7 +46,7 @@ class Row(NamedTuple):
     reached: bool | None = None
 
     @property
-    def verdict(self) -> str:
+    def result(self) -> str:
         return "" if self.reached is None else "yes" if self.reached else "no"
 
 
@@ -78,8 +78,8 @@ def _throughput(found: dict[str, Any]) -> Iterator[Row]:
 
 def _comparison(found: dict[str, Any]) -> Iterator[Row]:
     theirs = found["metadata_schema"]
-    said = f"{theirs['references_per_s']:,} references/s, {theirs['bytes_per_reference']:,} bytes a reference"
-    yield Row("a normalised schema with review queues, same server", "", said)
+    measured = f"{theirs['references_per_s']:,} references/s, {theirs['bytes_per_reference']:,} bytes a reference"
+    yield Row("a normalised schema with review queues, same server", "", measured)
     for name, times in found.items():
         if name.endswith("_times"):
             what = f"against it: {name.removesuffix('_times').replace('_', ' ')}"
@@ -112,13 +112,13 @@ def _lookups(found: dict[str, Any]) -> Iterator[Row]:
         many = f"{connections} connection{'s' if connections > 1 else ''}"
         for key, name in (("cold", "a blob at random"), ("hot", "the blob with most references")):
             path = found[f"{key}_{connections}_connections"]
-            said = f"{path['requests_per_s']:,}/s, p50 {path['p50_ms']} ms ({path['of_pgbench']:.1%} of pgbench)"
-            yield Row(f"single look-up over HTTP, {name}, {many}", "", said)
+            measured = f"{path['requests_per_s']:,}/s, p50 {path['p50_ms']} ms ({path['of_pgbench']:.1%} of pgbench)"
+            yield Row(f"single look-up over HTTP, {name}, {many}", "", measured)
         path = found[f"batch_of_1000_{connections}_connections"]
-        said = (
+        measured = (
             f"{path['blobs_per_s']:,} blobs/s, p50 {path['p50_ms']} ms a batch ({path['of_pgbench']:.2f} times pgbench)"
         )
-        yield Row(f"look-up of 1000 at once, {many}", "", said)
+        yield Row(f"look-up of 1000 at once, {many}", "", measured)
         path = found[f"pgbench_{connections}_connections"]
         yield Row(f"pgbench, a blob by primary key, {many}", "", f"{path['requests_per_s']:,}/s")
 
@@ -188,8 +188,8 @@ def _reconcile(found: dict[str, Any]) -> Iterator[Row]:
         f"{found['of_listing']:.0%} ({found['reconcile_keys_per_s']:,} of {found['listing_keys_per_s']:,} keys/s)",
         found["of_listing"] >= REACH_OF_LISTING,
     )
-    said = f"{found['import_holdings_per_s']:,} holdings/s, each manifest read; {found['import_s']} s in all"
-    yield Row("first reconcile of the same pod", "", said)
+    measured = f"{found['import_holdings_per_s']:,} holdings/s, each manifest read; {found['import_s']} s in all"
+    yield Row("first reconcile of the same pod", "", measured)
     first, last = found["memory"][0], found["memory"][-1]
     rate = round(last["keys"] / last["seconds"])
     yield Row(
@@ -338,7 +338,7 @@ def text(results: dict[str, Any]) -> str:
     found = [HEAD, *rows(results)]
     widths = [max(len(row[column]) for row in found) for column in range(2)]  # type: ignore[arg-type]
     lines = [
-        f"{row.what:<{widths[0]}}  {row.reach:<{widths[1]}}  {row.verdict or '-':<4} {row.measured}".rstrip()
+        f"{row.what:<{widths[0]}}  {row.reach:<{widths[1]}}  {row.result or '-':<4} {row.measured}".rstrip()
         for row in found
     ]
     return "\n".join(lines)
@@ -367,7 +367,7 @@ def _markdown(run: dict[str, Any]) -> str:
         "",
         "| what | reach | measured | reached |",
         "|---|---|---|---|",
-        *(f"| {row.what} | {row.reach} | {row.measured} | {row.verdict} |" for row in rows(results)),
+        *(f"| {row.what} | {row.reach} | {row.measured} | {row.result} |" for row in rows(results)),
         "",
     ]
     if "growth" in results:

@@ -12,7 +12,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.workload import pod_names
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import StackError
@@ -84,7 +84,7 @@ def _turns(direct: str, through: str, repository: str, size: int, turns: int) ->
                 seconds[url].append(taken)
     straight, routed = (statistics.median(seconds[url]) for url in (direct, through))
     overhead = statistics.median(b / a - 1 for a, b in zip(seconds[direct], seconds[through], strict=True))
-    say(f"{turns} pulls of {size // MB} MB: {straight:.3f} s straight, {routed:.3f} s through the router")
+    show(f"{turns} pulls of {size // MB} MB: {straight:.3f} s straight, {routed:.3f} s through the router")
     return {
         "bytes": size,
         "turns": turns,

@@ -37,7 +37,7 @@ class Context:
     def records(self, count: int) -> list[Record]:
         """The first `count` records, made once for all measurements."""
         if len(self._records) < count:
-            say(f"making {count} records")
+            show(f"making {count} records")
             self._records = list(records(self.seed, count))
         return self._records[:count]
 
@@ -49,7 +49,7 @@ class Context:
 _begun = time.monotonic()
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
     """Print progress to stderr, because stdout is for the table."""
     sys.stderr.write(f"[{time.monotonic() - _begun:6.1f} s] {text}\n")
     sys.stderr.flush()

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import ROOT
 from bench.survey_process import made_up
 from coordinator.compose import store as compose_store
@@ -38,14 +38,14 @@ def measure(context: Context) -> dict[str, Any]:
     keys = context.count(20_000, quick=1_000)
     with context.services.database() as database:
         store = compose_store.object_store(build({**database.values, "s3_root": "bench-survey"}))
-        say(f"writing {keys:,} keys")
+        show(f"writing {keys:,} keys")
         with ThreadPoolExecutor(WRITERS) as pool:
             for _ in pool.map(lambda key: store.put(key, BODY), _keys(keys)):
                 pass
         found["bucket"] = _rates(store)
     keys = context.count(100_000, quick=2_000)
     with tempfile.TemporaryDirectory(dir=context.services.directory) as name:
-        say(f"writing {keys:,} files")
+        show(f"writing {keys:,} files")
         for key in _keys(keys):
             file = Path(name, key)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def _seconds(do: Callable[[], object]) -> float:
 
 
 def _memory(keys: int) -> dict[str, Any]:
-    say(f"surveying {keys:,} keys that are made up")
+    show(f"surveying {keys:,} keys that are made up")
     done = subprocess.run(
         [sys.executable, "-m", "bench.survey_process", str(keys)],
         cwd=ROOT,

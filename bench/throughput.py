@@ -14,7 +14,7 @@ import psycopg
 from bench import events
 from bench.cpu import Meter, wait_quiet
 from bench.database import Loader, check
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import BrokerKind, Database, apache_reason
 from bench.workload import REFERENCES_PER_MANIFEST
 from coordinator.kafka.topics import EVENTS
@@ -97,7 +97,7 @@ def one(
         "us_per_manifest": {name: round(used / rate * 1e6, 1) for name, used in cores.items()},
         "preload_records_per_s": round(count / preload),
     }
-    say(f"{kind}, {partitions} partitions: {result['manifests_per_s']} manifests/s")
+    show(f"{kind}, {partitions} partitions: {result['manifests_per_s']} manifests/s")
     return result
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from bench import client, events
-from bench.run import Context, say
+from bench.run import Context, show
 from bench.services import Broker, Database
 from bench.workload import Manifest, manifests
 
@@ -19,7 +19,7 @@ def measure(context: Context) -> dict[str, Any]:
     for kind in context.brokers():
         with context.services.database() as database, context.services.broker(kind, 8, database) as broker:
             found[kind] = _post(context, database, broker)
-        say(f"{kind}: {found[kind]}")
+        show(f"{kind}: {found[kind]}")
     return found
 
 

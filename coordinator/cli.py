@@ -74,7 +74,7 @@ def _application() -> "typer.Typer":
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    def told(asked: bool) -> None:
+    def answer(asked: bool) -> None:
         if asked:
             sys.stdout.write(f"baleen {release()}\n")
             raise typer.Exit
@@ -83,7 +83,7 @@ def _application() -> "typer.Typer":
     def _baleen(
         *,
         version: bool = typer.Option(
-            False, "--version", callback=told, is_eager=True, help="Print the version and exit."
+            False, "--version", callback=answer, is_eager=True, help="Print the version and exit."
         ),
     ) -> None: ...
 
@@ -128,7 +128,7 @@ def _ended(error: Exception) -> int:
             message, code = str(error), error.exit_code
         case ClickException():
             # The message is empty for a group without a command: its help is printed.
-            message, code = _told(error) if error.format_message() else "", error.exit_code
+            message, code = _describe_usage_error(error) if error.format_message() else "", error.exit_code
         case BrokenPipeError():
             # The reader closed the pipe, as `head` does; nothing may be written at exit either.
             sys.stdout = None
@@ -155,7 +155,7 @@ def _unwritable(error: UnicodeEncodeError) -> tuple[str, int]:
     return f"The output cannot be written in {error.encoding}: set PYTHONIOENCODING=utf-8.", 1
 
 
-def _told(error: "ClickException") -> str:
+def _describe_usage_error(error: "ClickException") -> str:
     """Say what is wrong with the arguments, and which `--help` describes them."""
     context: Any = getattr(error, "ctx", None)
     return f"{_wrong(error).rstrip('.')} (see `{context.command_path if context else 'baleen'} --help`)."

@@ -59,7 +59,7 @@ class Api:
             ) from error
         if not answer.is_success:
             raise _refusal(answer)
-        return None if answer.status_code == httpx.codes.NO_CONTENT else _told(answer)
+        return None if answer.status_code == httpx.codes.NO_CONTENT else _parse_body(answer)
 
 
 @contextmanager
@@ -92,14 +92,14 @@ def _given(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
-def _told(answer: httpx.Response) -> Any:
+def _parse_body(answer: httpx.Response) -> Any:
     try:
-        told = answer.json()
+        parsed = answer.json()
     except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         raise BaleenError(_strange(answer))
-    return told
+    return parsed
 
 
 def _strange(answer: httpx.Response) -> str:

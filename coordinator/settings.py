@@ -74,7 +74,7 @@ class Whole(NamedTuple):
     most: int
     unit: str = ""
 
-    def taken(self, value: int) -> int:
+    def parse(self, value: int) -> int:
         if not self.least <= value <= self.most:
             raise ValueError
         return value
@@ -89,7 +89,7 @@ class Time(NamedTuple):
     least: float
     most: float
 
-    def taken(self, value: Duration) -> Duration:
+    def parse(self, value: Duration) -> Duration:
         if not self.least <= value <= self.most:
             raise ValueError
         return value
@@ -102,42 +102,42 @@ class Time(NamedTuple):
 class OneOf:
     """Marks a setting that is one of these words; case does not matter."""
 
-    def __init__(self, *words: str) -> None:
-        self._words = {word.lower(): word for word in words}
+    def __init__(self, *choices: str) -> None:
+        self._choices = {word.lower(): word for word in choices}
 
-    def taken(self, value: str) -> str:
-        if value.lower() not in self._words:
+    def parse(self, value: str) -> str:
+        if value.lower() not in self._choices:
             raise ValueError
-        return self._words[value.lower()]
+        return self._choices[value.lower()]
 
     def __str__(self) -> str:
-        return f"one of {', '.join(self._words.values())}"
+        return f"one of {', '.join(self._choices.values())}"
 
 
 class SomeOf(OneOf):
     """Marks a setting that is any number of these words, separated by commas."""
 
-    def taken(self, value: str) -> str:
-        words = [super(SomeOf, self).taken(word.strip()) for word in value.split(",")] if value.strip() else []
-        return ",".join(dict.fromkeys(words))
+    def parse(self, value: str) -> str:
+        parts = [super(SomeOf, self).parse(part.strip()) for part in value.split(",")] if value.strip() else []
+        return ",".join(dict.fromkeys(parts))
 
     def __str__(self) -> str:
-        return f"some of {', '.join(self._words.values())}, separated by commas"
+        return f"some of {', '.join(self._choices.values())}, separated by commas"
 
 
 class Text(NamedTuple):
-    """Marks a setting that is text of this form; `words` describes the form in error messages."""
+    """Marks a setting that is text of this form; `choices` describes the form in error messages."""
 
     pattern: str
-    words: str
+    description: str
 
-    def taken(self, value: Any) -> Any:
+    def parse(self, value: Any) -> Any:
         if re.fullmatch(self.pattern, value.reveal() if isinstance(value, Secret) else value, re.ASCII) is None:
             raise ValueError
         return value
 
     def __str__(self) -> str:
-        return self.words
+        return self.description
 
 
 #: The annotations of a setting's type that say which values are allowed.
@@ -387,11 +387,11 @@ def _converted(name: str, value: Any, called: Callable[[str], str]) -> Any:
     allowed = _allowed(kind)
     try:
         converted = msgspec.convert(value, kind, strict=False, dec_hook=_decode)
-        return converted if allowed is None or converted is None else allowed.taken(converted)
+        return converted if allowed is None or converted is None else allowed.parse(converted)
     except (msgspec.ValidationError, ValueError):
         # The value itself is not repeated: it may be a secret.
-        words = allowed or ("true or false" if kind is bool else "text")
-        raise SettingsError(f"{called(name)} is malformed: write {words}{_example(name)}.") from None
+        choices = allowed or ("true or false" if kind is bool else "text")
+        raise SettingsError(f"{called(name)} is malformed: write {choices}{_example(name)}.") from None
 
 
 def _allowed(kind: Any) -> Any:

@@ -75,7 +75,7 @@ class RegistryEvent(Record, frozen=True):
     from_repository: str | None = None
     rename: RenameRecord | None = None
     #: The registry process: its `source.instanceID`.
-    source: str = ""
+    process: str = ""
     actor: str = ""
     request_id: str = ""
 
@@ -89,12 +89,12 @@ class RegistryWatermark(Record, frozen=True):
     action: Literal["watermark"]
     pod: PodText
     #: The registry process: its `source.instanceID`.
-    source: Annotated[str, Meta(min_length=1, max_length=255)]
+    process: Annotated[str, Meta(min_length=1, max_length=255)]
     nonce: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
     #: How many partitions registry.events had: this record is in each of them.
     partitions: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     #: The pod's partition of registry.dead-letters: this record is there too.
-    letters_partition: Annotated[int, Meta(ge=0, le=10_000)] | None = None
+    dead_letters_partition: Annotated[int, Meta(ge=0, le=10_000)] | None = None
 
 
 #: Why ingest dead-letters something; a worker has two more reasons.

@@ -46,10 +46,10 @@ def table(names: list[str], meanings: Mapping[str, str]) -> str:
 
 def rewritten(source: str) -> str:
     """Return a page with every marked table as it has to be."""
-    said = meanings_of(source)
+    meanings = meanings_of(source)
 
     def one(match: re.Match[str]) -> str:
-        shown = table(selected(match["patterns"]), said)
+        shown = table(selected(match["patterns"]), meanings)
         return f"<!-- settings:{match['patterns']}-->\n{shown}<!-- end of settings -->"
 
     return MARKED.sub(one, source)
@@ -63,13 +63,13 @@ def selected(patterns: str) -> list[str]:
 
 def meanings_of(source: str) -> dict[str, str]:
     """Return what tables of a page say of settings. A row of its own wins over one for several settings."""
-    said: dict[str, tuple[int, str]] = {}
+    meanings: dict[str, tuple[int, str]] = {}
     for match in _ROW.finditer(source):
         names = [name.lower() for name in _NAME.findall(match[1])]
         for name in names:
-            if name in NAMES and (name not in said or len(names) < said[name][0]):
-                said[name] = (len(names), match[2].strip())
-    return {name: text for name, (_, text) in said.items()}
+            if name in NAMES and (name not in meanings or len(names) < meanings[name][0]):
+                meanings[name] = (len(names), match[2].strip())
+    return {name: text for name, (_, text) in meanings.items()}
 
 
 def default(name: str) -> str:
@@ -82,10 +82,10 @@ def default(name: str) -> str:
     return f"`{value}`"
 
 
-def words() -> frozenset[str]:
+def choices() -> frozenset[str]:
     """Every word that is a value of some setting, such as `SASL_SSL`."""
     marks = [mark for kind in Settings.__annotations__.values() for mark in get_args(kind) if isinstance(mark, OneOf)]
-    return frozenset(word for mark in marks for word in mark._words.values())
+    return frozenset(word for mark in marks for word in mark._choices.values())
 
 
 def allowed(name: str) -> str:
@@ -106,9 +106,9 @@ def _allowed(name: str, kind: Any) -> str:  # noqa: PLR0911 - one for each kind 
             least = max(mark.least, _FLOORS.get(name, mark.least))
             return f"{Duration(least) if least else 0} to {Duration(mark.most)}"
         case (OneOf() as mark,):
-            return ", ".join(f"`{word}`" for word in mark._words.values())
+            return ", ".join(f"`{word}`" for word in mark._choices.values())
         case (Text() as mark,):
-            return mark.words
+            return mark.description
     if kind is bool:
         return "`true`, `false`"
     assert _types(kind) <= {str, Secret, type(None)}, f"{name}: say here how a {kind} is written"

@@ -343,7 +343,7 @@ def test_settings_that_pages_name_exist() -> None:
 
 def unknown(name: str) -> bool:
     """Whether a name in capitals, or a prefix that ends with an underscore, is of no setting."""
-    if name in OTHER_CAPITALS or PREFIX + name in OTHER_CAPITALS or name in settings_table.words():
+    if name in OTHER_CAPITALS or PREFIX + name in OTHER_CAPITALS or name in settings_table.choices():
         return False
     return not any(
         each == name.lower() or (name[-1:] in {"", "_"} and each.startswith(name.lower()))

@@ -1,7 +1,8 @@
 """Pages and code use one word for one thing: the words of other fields' documentation, and no metaphors of our own.
 
 Each pattern is looked for in prose only: in pages, and in docstrings, comments and messages of the packages in CHECKED.
-Code blocks, inline code and SQL keep the names that the program has.
+Code blocks, inline code and SQL keep the names that the program has. Names that Python files define are checked by
+themselves, word by word.
 Not here: docs/adr. The decisions say why something was decided, in the words of that time, and are not instructions.
 """
 
@@ -12,6 +13,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from tests.support import prose
+from tests.support.identifiers import files, identifiers, words
 from tests.support.pages import Page, pages
 from tests.support.prose import Module, modules
 
@@ -68,9 +70,7 @@ RULES: Final = (
 )
 
 #: A page or module and the words that are found in it, as a failure shows them, and why they are right there.
-ALLOWED: Final[dict[tuple[str, str], str]] = {
-    ("coordinator/db/schema/pods.py", "verdict"): "the name of a column in a constraint",
-}
+ALLOWED: Final[dict[tuple[str, str], str]] = {}
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.name)
@@ -162,3 +162,57 @@ def test_mistakes_are_found(text: str) -> None:
 def test_good_sentences_pass(text: str) -> None:
     """Words of the field pass, also where a mistake is a part of them."""
     assert [rule.pattern.pattern for rule in RULES if rule.pattern.search(text)] == []
+
+
+#: What is checked for names, too: tests and measurements are read by maintainers.
+NAMED: Final = ("bench", "coordinator", "schemas", "tests", "workers")
+#: Words that are mistakes in names. In prose some have another meaning, and `RULES` has the clear cases.
+NAME_RULES: Final = (
+    *RULES,
+    _rule(r"said|say|unsa(?:id|y)", "report, print, show"),
+    _rule(r"(?:un)?heard|hears?", "echo, receive, silent"),
+    _rule(r"untold", "not published, not reported"),
+    _rule(r"settlement|settler", "resolution, resolver"),
+    _rule(r"(?<!dead[ ])letters?", "dead letter, character"),
+    _rule(r"(?:look|looks|looked|looking)(?! up)", "check, confirm, list"),
+    _rule(r"held by", "blocked by"),
+)
+#: A file and a name in it that has such a word, and why it is right there.
+ALLOWED_NAMES: Final[dict[tuple[str, str], str]] = {}
+
+
+@pytest.mark.parametrize("package", NAMED)
+def test_names_have_the_words_of_the_field(package: str) -> None:
+    """A name has no word that stands for another one in Baleen's language."""
+    wrong = [
+        f"{path.relative_to(prose.ROOT)}:{each.line}: {each.text}: write {rule.instead}"
+        for path in files(package)
+        for each in identifiers(path)
+        if (path.relative_to(prose.ROOT).as_posix(), each.text) not in ALLOWED_NAMES
+        for rule in NAME_RULES
+        if rule.pattern.search(words(each.text))
+    ]
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
+def test_exceptions_of_names_are_needed() -> None:
+    """Every exception of a name is found in its file."""
+    for (file, name), why in ALLOWED_NAMES.items():
+        found = {each.text for each in identifiers(prose.ROOT / file)}
+        assert name in found, f"{file} has no {name} any more ({why})"
+        assert any(rule.pattern.search(words(name)) for rule in NAME_RULES)
+
+
+@pytest.mark.parametrize(
+    "name", ["told", "HandOn", "_settle_all", "held_by", "SOURCE_UNHEARD", "test_who_asks", "letters"]
+)
+def test_mistakes_in_names_are_found(name: str) -> None:
+    """A name is split at underscores and capitals."""
+    assert any(rule.pattern.search(words(name)) for rule in NAME_RULES)
+
+
+@pytest.mark.parametrize("name", ["dead_letters", "look_up", "LOOKUP_LIMIT", "doubtful", "DeadLetterFound", "resolve"])
+def test_good_names_pass(name: str) -> None:
+    """Names of the field pass."""
+    assert not any(rule.pattern.search(words(name)) for rule in NAME_RULES)

@@ -86,18 +86,18 @@ def test_what_may_have_been_meant(tmp_path: Path, name: str, near: str) -> None:
     """A name that is no setting is told with those that are near, as it would be written where it stands."""
     with pytest.raises(SettingsError) as refused:
         load({f"BALEEN_{name.upper()}": SECRET}, tmp_path)
-    said = str(refused.value)
-    assert f"BALEEN_{name.upper()} is not a setting: " in said
-    assert f"did you mean BALEEN_{near[13:].upper()}" in said or "did you mean" not in near
+    message = str(refused.value)
+    assert f"BALEEN_{name.upper()} is not a setting: " in message
+    assert f"did you mean BALEEN_{near[13:].upper()}" in message or "did you mean" not in near
     (tmp_path / "baleen.toml").write_text(f'{name} = "{SECRET}"')
     with pytest.raises(SettingsError) as refused:
         load({}, tmp_path)
     assert str(refused.value).startswith(f"{name} in {tmp_path / 'baleen.toml'} is not a setting: ")
     assert near in str(refused.value)
-    assert SECRET not in str(refused.value) + said
+    assert SECRET not in str(refused.value) + message
 
 
-def test_a_setting_is_told_where_it_stands(tmp_path: Path) -> None:
+def test_a_setting_is_reported_where_it_stands(tmp_path: Path) -> None:
     """Of one that stands in several places, the one that is in force is named."""
     (tmp_path / ".baleen").mkdir()
     (tmp_path / ".baleen" / "stack.json").write_text('{"url": "x"}')
@@ -140,14 +140,14 @@ def test_a_setting_is_told_where_it_stands(tmp_path: Path) -> None:
         ("url", "127.0.0.1:8640", "http://"),
     ],
 )
-def test_what_is_allowed_is_said(name: str, value: str, allowed: str) -> None:
+def test_what_is_allowed_is_shown(name: str, value: str, allowed: str) -> None:
     """A value out of range, or no choice, is refused in one sentence that says what is allowed, and in which unit."""
     with pytest.raises(SettingsError) as refused:
         build({name: value})
-    said = str(refused.value)
-    assert f"BALEEN_{name.upper()} is malformed: write " in said
-    assert allowed in said
-    assert value not in said.partition("write")[0]
+    message = str(refused.value)
+    assert f"BALEEN_{name.upper()} is malformed: write " in message
+    assert allowed in message
+    assert value not in message.partition("write")[0]
 
 
 def test_bounds_are_allowed() -> None:

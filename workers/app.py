@@ -29,7 +29,7 @@ SESSION_TIMEOUT_S = 10.0
 METADATA_EVERY_S = 10.0
 #: Seconds between runs of work that no event triggers.
 POSITIONS_EVERY_S = 30.0
-SETTLE_EVERY_S = 60.0
+RESOLVE_EVERY_S = 60.0
 RETRY_S = 1.0
 SWEEP_EVERY_S = 60.0
 #: GC is blocked while links are to be kept for a manifest. A run without work reads two empty indexes.
@@ -74,7 +74,7 @@ class ReferenceApp(faust.App):
         if tp in self.consumer.assignment():
             await cast(ChunkConsumer, self.consumer).seek_applied(tp, offset)
 
-    async def look_at_positions(self) -> None:
+    async def check_positions(self) -> None:
         """Detect a log that was replaced while it was being read, and a partition that is read at a wrong offset."""
         idle = self._processor.idle
         try:
@@ -147,8 +147,8 @@ def build(
             await processor.submit(Chunk(records[0].topic, records[0].partition, records))
 
     _ = references
-    app.timer(POSITIONS_EVERY_S)(app.look_at_positions)
-    app.timer(SETTLE_EVERY_S, on_leader=False)(housekeeping.settle)
+    app.timer(POSITIONS_EVERY_S)(app.check_positions)
+    app.timer(RESOLVE_EVERY_S, on_leader=False)(housekeeping.resolve)
     app.timer(KEEP_EVERY_S, on_leader=False)(housekeeping.keep)
     app.timer(SWEEP_EVERY_S, on_leader=False)(housekeeping.sweep)
     app.timer(RESTORE_EVERY_S, on_leader=False)(housekeeping.restore)

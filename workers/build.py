@@ -14,8 +14,8 @@ from coordinator.compose import values as compose_values
 from coordinator.db.connection import Connections
 from coordinator.kafka.connection import bootstrap_servers, client_arguments
 from coordinator.kafka.log import LogInspector
-from coordinator.reconcile.kept import Keeper
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.link_keeper import LinkKeeper
+from coordinator.reconcile.resolve import Resolver
 from coordinator.settings import Settings
 from coordinator.table import statements
 from workers.app import SESSION_TIMEOUT_S, ReferenceApp
@@ -28,16 +28,16 @@ from workers.processor import Processor
 class Worker(NamedTuple):
     app: ReferenceApp
     processor: Processor
-    settler: Settler
-    keeper: Keeper
+    resolver: Resolver
+    link_keeper: LinkKeeper
     restoring: ExitStack
     connections: Connections
     inspector: LogInspector
 
     def close(self) -> None:
         self.processor.close()
-        self.settler.close()
-        self.keeper.close()
+        self.resolver.close()
+        self.link_keeper.close()
         self.restoring.close()
         self.connections.close()
         self.inspector.close()
@@ -50,26 +50,26 @@ def build(settings: Settings) -> Worker:
     inspector = LogInspector(settings)
     store = compose_store.object_store(settings)
     positions = Positions(connections, inspector)
-    settler = Settler(connections, store)
+    resolver = Resolver(connections, store)
     margin = timedelta(seconds=settings.safety_clock_skew)
-    keeper = Keeper(connections, store, margin)
+    link_keeper = LinkKeeper(connections, store, margin)
     processor = Processor(
         connections,
         store,
         positions,
-        settler,
-        keeper,
+        resolver,
+        link_keeper,
         margin=margin,
         request_bound=timedelta(seconds=settings.safety_request_bound),
         batch_records=settings.worker_batch,
-        limits=compose_values.letter_limits(settings),
+        limits=compose_values.dead_letter_limits(settings),
     )
     restoring = ExitStack()
     restorer = restoring.enter_context(compose_scheduler.restorer(settings, name="baleen-restorer"))
     housekeeping = Housekeeping(
         connections,
-        settler,
-        keeper,
+        resolver,
+        link_keeper,
         restorer,
         link_grace=timedelta(seconds=settings.safety_link_grace),
         retention=timedelta(seconds=settings.kafka_retention),
@@ -83,7 +83,7 @@ def build(settings: Settings) -> Worker:
         group=settings.worker_group,
         fetch_records=settings.worker_batch,
     )
-    return Worker(app, processor, settler, keeper, restoring, connections, inspector)
+    return Worker(app, processor, resolver, link_keeper, restoring, connections, inspector)
 
 
 def _prepare(connection: Any) -> None:

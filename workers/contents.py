@@ -2,7 +2,7 @@
 
 A registry without `includereferences` reports a manifest by its digest alone, and ingest leaves out references that it
 could not use. A manifest's bytes are in `blobs/` before its event comes, so they can be read. Where the bytes do not
-name everything that the manifest needs, it is kept by links (coordinator/reconcile/kept.py).
+name everything that the manifest needs, it is kept by links (coordinator/reconcile/link_keeper.py).
 Not here: reading them (coordinator/storage/manifests.py), storing it (coordinator/table/digest_facts.py).
 """
 
@@ -15,17 +15,17 @@ from coordinator.storage.manifests import StoredManifest
 from coordinator.table.batch import Item, Reports, Slice
 
 
-def unsaid(slices: Iterable[Slice]) -> set[Digest]:
+def without_references(slices: Iterable[Slice]) -> set[Digest]:
     """Return pushed manifests whose event lists no references. What another pod lists for them is only its report."""
     return {push.digest for push in _pushes(slices) if push.content is None}
 
 
-def said(slices: Iterable[Slice]) -> set[Digest]:
+def with_references(slices: Iterable[Slice]) -> set[Digest]:
     """Return pushed manifests whose event lists their references."""
     return {push.digest for push in _pushes(slices) if push.content is not None}
 
 
-def unsay(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Slice]:
+def drop_unread(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Slice]:
     """Drop the listed references of manifests that another pod holds unread: for that pod they are only a report."""
 
     def left(item: Item) -> Item:

@@ -13,8 +13,8 @@ import structlog
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
 from coordinator.gc.restore import Restorer
-from coordinator.reconcile.kept import Keeper
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.link_keeper import LinkKeeper
+from coordinator.reconcile.resolve import Resolver
 from coordinator.table import expiry
 from workers import metrics
 
@@ -25,8 +25,8 @@ class Housekeeping:
     def __init__(
         self,
         connections: Connections,
-        settler: Settler,
-        keeper: Keeper,
+        resolver: Resolver,
+        link_keeper: LinkKeeper,
         restorer: Restorer,
         *,
         link_grace: timedelta,
@@ -34,17 +34,17 @@ class Housekeeping:
     ) -> None:
         """`retention`: how long Kafka keeps the events."""
         self._connections = connections
-        self._settler = settler
-        self._keeper = keeper
+        self._resolver = resolver
+        self._link_keeper = link_keeper
         self._restorer = restorer
         self._link_grace = link_grace
         self._retention = retention
 
-    async def settle(self) -> None:
-        await self._quietly(self._settler.settle)
+    async def resolve(self) -> None:
+        await self._quietly(self._resolver.resolve)
 
     async def keep(self) -> None:
-        await self._quietly(self._keeper.round)
+        await self._quietly(self._link_keeper.round)
 
     async def restore(self) -> None:
         await self._quietly(lambda: metrics.RESTORED.inc(self._restorer.round()))
@@ -55,7 +55,7 @@ class Housekeeping:
     def _sweep(self) -> None:
         with self._connections.use() as connection:
             expired = expiry.expire_links(connection, self._link_grace)
-            expiry.end_doubts(connection)
+            expiry.end_doubtful_removals(connection)
             forgotten = expiry.forget_removals(connection, self._retention)
         if expired or forgotten:
             log.info("swept", links_expired=expired, removals_forgotten=forgotten)

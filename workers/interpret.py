@@ -32,7 +32,7 @@ from coordinator.domain.references import (
     Reference,
 )
 from coordinator.errors import BaleenError, InvalidNameError
-from coordinator.ingest.letters import repositories_in
+from coordinator.ingest.dead_letters import repositories_in
 from coordinator.ingest.normalise import EARLIEST, ID_LIMIT, LATEST
 from coordinator.kafka.log import fingerprint_of
 from coordinator.kafka.topics import DEAD_LETTERS
@@ -92,7 +92,7 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     tag: str | None = None
     references: list[_Descriptor] | None = None
     rename: RenameRecord | None = None
-    source: str = ""
+    process: str = ""
 
 
 class _Sender(msgspec.Struct):
@@ -120,7 +120,7 @@ class Interpreter:
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._events = msgspec.json.Decoder(_Event)
-        self._letters = msgspec.json.Decoder(DeadLetter)
+        self._dead_letters = msgspec.json.Decoder(DeadLetter)
         #: (pod, repository, process) checked in this chunk, with the pod's id.
         self._checked: dict[tuple[str, str, str], int] = {}
         #: The processes that sent records of this chunk.
@@ -128,7 +128,7 @@ class Interpreter:
 
     def slice_of(self, chunk: Chunk) -> Slice:
         """Interpret a chunk. Offsets between its records, left by compaction or transactions, have no record."""
-        read = self._letter if chunk.topic == DEAD_LETTERS else self._event
+        read = self._dead_letter if chunk.topic == DEAD_LETTERS else self._event
         last = chunk.records[-1]
         self._checked, self._processes = {}, set()
         items = [read(record) for record in chunk.records]
@@ -142,23 +142,23 @@ class Interpreter:
             frozenset(self._processes),
         )
 
-    def _letter(self, record: KafkaRecord) -> Item:
+    def _dead_letter(self, record: KafkaRecord) -> Item:
         try:
-            letter = self._letters.decode(record.value or b"")
-            _check_time(letter.received_at)
+            dead_letter = self._dead_letters.decode(record.value or b"")
+            _check_time(dead_letter.received_at)
         except _UNREADABLE as error:
             if _is_watermark(record):
                 return self._echo(record)
             return _dead(record, "malformed", f"A dead letter that cannot be read: {error}.")
         found = DeadLetterFound(
-            letter.pod,
-            letter.reason,
-            storable(letter.detail),
-            int(letter.received_at.timestamp() * 1000),
-            storable(letter.payload),
-            letter.payload_bytes,
-            storable(letter.content_type),
-            _about(letter),
+            dead_letter.pod,
+            dead_letter.reason,
+            storable(dead_letter.detail),
+            int(dead_letter.received_at.timestamp() * 1000),
+            storable(dead_letter.payload),
+            dead_letter.payload_bytes,
+            storable(dead_letter.content_type),
+            _about(dead_letter),
         )
         return Item(record.offset, record.timestamp, 0, None, found)
 
@@ -166,7 +166,7 @@ class Interpreter:
         try:
             event = self._events.decode(record.value or b"")
             _check_time(event.timestamp)
-            pod_id = self._checked.get((event.pod, event.repository, event.source)) or self._check(event)
+            pod_id = self._checked.get((event.pod, event.repository, event.process)) or self._check(event)
             return Item(record.offset, record.timestamp, pod_id, self._fact(event), None)
         except _UNREADABLE as error:
             # The action distinguishes a watermark from an event, so that only watermarks are decoded twice.
@@ -183,22 +183,22 @@ class Interpreter:
         repository = parse_repository(event.repository)
         if pod is None or owner_of(repository, self._directory.owners) != event.pod:
             raise _NotUnderstoodError("not-owned", f"Pod {event.pod} does not own repository {repository}.")
-        if event.source:
-            self._processes.add((pod, _process(event.source)))
-        self._checked[event.pod, event.repository, event.source] = pod
+        if event.process:
+            self._processes.add((pod, _process(event.process)))
+        self._checked[event.pod, event.repository, event.process] = pod
         return pod
 
     def _echo(self, record: KafkaRecord) -> Item:
         try:
             watermark = _watermark.decode(record.value or b"")
-            process = _process(watermark.source)
+            process = _process(watermark.process)
         except (*_UNREADABLE, _NotUnderstoodError) as error:
             return _dead(record, "malformed", f"Not a registry.watermark record: {error}.")
         # A removed pod has no probes.
         pod = self._directory.pods.get(PodName(watermark.pod), 0)
         if pod:
             self._processes.add((pod, process))
-        echo = Echo(watermark.source, watermark.nonce, watermark.partitions or 0, watermark.letters_partition)
+        echo = Echo(watermark.process, watermark.nonce, watermark.partitions or 0, watermark.dead_letters_partition)
         return Item(record.offset, record.timestamp, pod, None, None, echo)
 
     def _fact(self, event: _Event) -> Fact | None:
@@ -297,15 +297,15 @@ def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> Dead
     )
 
 
-def _about(letter: DeadLetter) -> Sequence[RepositoryName] | None:
+def _about(dead_letter: DeadLetter) -> Sequence[RepositoryName] | None:
     """Return the repositories that a dead letter concerns, from ingest or from its payload if that is complete."""
     try:
-        if letter.repositories is not None:
-            return sorted({parse_repository(name) for name in letter.repositories})
+        if dead_letter.repositories is not None:
+            return sorted({parse_repository(name) for name in dead_letter.repositories})
     except InvalidNameError:
         return None
-    payload = letter.payload.encode()
-    return repositories_in(payload) if len(payload) == letter.payload_bytes else None
+    payload = dead_letter.payload.encode()
+    return repositories_in(payload) if len(payload) == dead_letter.payload_bytes else None
 
 
 def _dead(record: KafkaRecord, reason: str, detail: str) -> Item:

@@ -11,7 +11,7 @@ from coordinator.table.batch import Applied
 RECORDS = Counter("baleen_worker_records_total", "Kafka records applied.")
 HOLDINGS = Counter("baleen_worker_holdings_total", "Holdings added or removed.", ["change"])
 LINKS = Counter("baleen_worker_links_total", "Direct links added or removed.", ["change"])
-REMOVALS = Counter("baleen_worker_removals_total", "Removals that were doubtful or overtaken.", ["verdict"])
+REMOVALS = Counter("baleen_worker_removals_total", "Removals that were doubtful or overtaken.", ["result"])
 DEAD_LETTERS = Counter("baleen_worker_dead_letters_total", "Records that could not be understood or applied.")
 NOT_KEPT = Counter("baleen_worker_dead_letters_not_kept_total", "Dead letters beyond a pod's limit, replaced by a gap.")
 ECHOES = Counter("baleen_worker_echoes_total", "Watermark records, of a known or an unknown probe.", ["probe"])

@@ -49,7 +49,7 @@ class Positions:
                 break
             with self._connections.use() as connection:
                 if progress.move(connection, partition, known, position):
-                    self._tell(partition, position)
+                    self._log_step(partition, position)
                     break
                 # Another worker changed the progress between reading and writing.
                 known = progress.read(connection, [partition]).get(partition)
@@ -85,7 +85,7 @@ class Positions:
         topic_id = None if state.topic_id is None else str(state.topic_id)
         return LogState(offsets.earliest, offsets.latest, topic_id, fingerprint)
 
-    def _tell(self, partition: Partition, position: Position) -> None:
+    def _log_step(self, partition: Partition, position: Position) -> None:
         topic, number = partition
         if position.gap is not None:
             log.error(

@@ -27,13 +27,13 @@ from coordinator.db.connection import BEYOND_LIMITS, Connections
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.kafka.log import fingerprint_of
 from coordinator.pods import directory
-from coordinator.reconcile.kept import Keeper
-from coordinator.reconcile.layered import Layered
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.link_keeper import LinkKeeper
+from coordinator.reconcile.linked_manifests import Layered
+from coordinator.reconcile.resolve import Resolver
 from coordinator.storage import manifests
 from coordinator.storage.port import ObjectStore
 from coordinator.table.apply import BatchApply
-from coordinator.table.batch import Applied, LetterLimits, OutOfStepError, Slice
+from coordinator.table.batch import Applied, DeadLetterLimits, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
 from workers import contents, metrics
 from workers.interpret import Chunk, Interpreter, dead_letter, pod_of
@@ -85,13 +85,13 @@ class Processor:
         connections: Connections,
         store: ObjectStore,
         positions: Positions,
-        settler: Settler,
-        keeper: Keeper,
+        resolver: Resolver,
+        link_keeper: LinkKeeper,
         *,
         margin: timedelta,
         request_bound: timedelta,
         batch_records: int,
-        limits: LetterLimits | None = None,
+        limits: DeadLetterLimits | None = None,
     ) -> None:
         self._connections = connections
         self._store = store
@@ -100,8 +100,8 @@ class Processor:
         self._request_bound = request_bound
         self._batch_records = batch_records
         self._limits = limits
-        self._settler = settler
-        self._keeper = keeper
+        self._resolver = resolver
+        self._link_keeper = link_keeper
         self._layered = Layered(connections, store, margin)
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
         #: Already taken from the queue, for the next batch.
@@ -182,12 +182,12 @@ class Processor:
         interpreter = Interpreter(pods)
         slices = [interpreter.slice_of(chunk) for chunk in chunks]
         with self._connections.use() as connection:
-            if unread := directory.unread_manifests(connection, contents.said(slices)):
-                slices = contents.unsay(slices, unread)
-            unsaid = contents.unsaid(slices)
-            if not unsaid:
+            if unread := directory.unread_manifests(connection, contents.with_references(slices)):
+                slices = contents.drop_unread(slices, unread)
+            unlisted = contents.without_references(slices)
+            if not unlisted:
                 return slices
-            wanted = unsaid - directory.read_manifests(connection, unsaid)
+            wanted = unlisted - directory.read_manifests(connection, unlisted)
         bodies = self._reading.map(lambda digest: manifests.read(self._store, digest), wanted)
         found = dict(zip(wanted, bodies, strict=True))
         return [contents.fill(piece, found) for piece in slices]
@@ -208,11 +208,11 @@ class Processor:
                 metrics.count(applied)
                 if applied.disputed:
                     reports = contents.reports(waiting, applied.disputed)
-                    await self._when_there_is_storage(self._keeper.read, applied.disputed, reports)
+                    await self._when_there_is_storage(self._link_keeper.read, applied.disputed, reports)
                 if indexes := contents.indexes(waiting):
                     await self._when_there_is_storage(self._layered.take_up, indexes)
                 if applied.removals_doubtful:
-                    await self._when_there_is_storage(self._settler.settle_new)
+                    await self._when_there_is_storage(self._resolver.resolve_new)
                 return
 
     async def _when_there_is_storage(self, work: Callable[..., object], *arguments: Any) -> None:
@@ -264,8 +264,8 @@ class Processor:
                 except POISON as refused:
                     (item,) = single.items
                     record = records[item.offset]
-                    letter = dead_letter(record, pod_of(record), "unappliable", _in_a_line(refused))
-                    instead = single._replace(items=[item._replace(fact=None, dead_letter=letter, echo=None)])
+                    substitute = dead_letter(record, pod_of(record), "unappliable", _in_a_line(refused))
+                    instead = single._replace(items=[item._replace(fact=None, dead_letter=substitute, echo=None)])
                     await self._apply_single(instead)
 
     async def _apply_single(self, single: Slice) -> None:

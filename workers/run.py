@@ -26,7 +26,7 @@ async def run(worker: Worker, stop: asyncio.Event) -> None:
     finally:
         for task in tasks:
             task.cancel()
-        worker.keeper.stop()
+        worker.link_keeper.stop()
         # Each has ended or was asked to; errors are raised below.
         await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError):

@@ -23,9 +23,9 @@ from coordinator.compose import database as compose_database
 from coordinator.compose import scheduler as compose_scheduler
 from coordinator.compose import store as compose_store
 from coordinator.compose import values as compose_values
-from coordinator.doctor.again import Again
+from coordinator.doctor.reexamination import Reexamination
 from coordinator.errors import BaleenError
-from coordinator.gc import collect, mark, unowned
+from coordinator.gc import collect, mark, root_listing
 from coordinator.gc.table import StoppedCollectingError
 from coordinator.jobs import work as jobs
 from coordinator.jobs.table import TakenOverError
@@ -80,7 +80,7 @@ class Scheduler:
         self._closing.callback(self._lifecycle.close)
         #: The key of a pod's registry is only for an operator's own visit to that pod.
         without_key = replace(settings, pod_access_key=None, pod_secret_key=None)
-        self._again = Again(
+        self._again = Reexamination(
             self._connections,
             lambda pod: compose_command.doctor(without_key, pod),
             compose_values.unsafe_findings(settings),
@@ -98,7 +98,7 @@ class Scheduler:
             Periodic("collection", JOBS_EVERY_S, self._run_collection, alone=False),
             Periodic("presence", PRESENCE_EVERY_S, self._presence.round),
             Periodic("lifecycle", LIFECYCLE_EVERY_S, self._publish_lifecycle),
-            Periodic("clock", CLOCK_EVERY_S, self._look_at_the_clock),
+            Periodic("clock", CLOCK_EVERY_S, self._check_clock),
             Periodic("perimeter", PERIMETER_EVERY_S, self._list_root),
             Periodic("examinations", EXAMINE_EVERY_S, self._again.round),
             Periodic("mark", MARK_EVERY_S, lambda: mark.watch(self._connections, self._store)),
@@ -127,12 +127,12 @@ class Scheduler:
         with self._connections.use() as connection:
             jobs.ask_for_needed(connection, self._settings)
 
-    def _look_at_the_clock(self) -> None:
+    def _check_clock(self) -> None:
         with self._connections.use() as connection:
             clock.void(connection)
 
     def _list_root(self) -> None:
-        unowned.look_if_due(self._connections, self._store, LISTING_EVERY)
+        root_listing.update_if_due(self._connections, self._store, LISTING_EVERY)
 
     def _publish_lifecycle(self) -> None:
         outbox.publish_waiting(self._connections, self._lifecycle)
@@ -167,7 +167,7 @@ def counted(runner: Runner) -> Runner:
             if collect.Options.of(work.job.options).dry:
                 outcome = "dry" if outcome == "done" else outcome
                 progress = {}
-            elif outcome == "done" and progress.get("held_by"):
+            elif outcome == "done" and progress.get("blocked_by"):
                 outcome = "held"
             metrics.count_collection(progress, outcome)
         return ending

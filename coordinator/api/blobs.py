@@ -175,15 +175,15 @@ def undelete_blob(
 
 
 def _undeleted(state: BlobState, pinned: bool) -> str:
-    told = "Workers restore it within seconds"
+    sentence = "Workers restore it within seconds"
     if state is BlobState.HIDING:
-        told = "Its hide is undone: workers restore it, and it is live once no delete of it can land any more"
+        sentence = "Its hide is undone: workers restore it, and it is live once no delete of it can land any more"
     elif state is BlobState.PURGING:
-        told = "Its deletion had begun: workers restore what is left once no delete of it can land any more"
+        sentence = "Its deletion had begun: workers restore what is left once no delete of it can land any more"
     stays = (
         "it is pinned until `baleen unpin`" if pinned else "it is not hidden again before a new grace period is over"
     )
-    return f"{told}, and {stays}."
+    return f"{sentence}, and {stays}."
 
 
 HANDLERS = [get_blob, list_references, lookup_blobs, list_blobs, explain_blob, undelete_blob]

@@ -48,7 +48,7 @@ class PinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     **READ,
 )
 def get_switch(request: Request[Any, Any, Any]) -> Switch:
-    return queries.switched(deps_of(request).engine)
+    return queries.read_switch(deps_of(request).engine)
 
 
 @put(
@@ -68,7 +68,7 @@ def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchRequest]) -
     deps = deps_of(request)
     controls.put_switch(deps.engine, data.why, on=data.enabled)
     deps.record_mark()
-    return queries.switched(deps.engine)
+    return queries.read_switch(deps.engine)
 
 
 @get(

@@ -42,12 +42,12 @@ class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def list_dead_letters(
     request: Request[Any, Any, Any],
     pod: PodFilter = None,
-    settled: Annotated[bool, QueryParameter(description="Also resolved ones.")] = False,
+    resolved: Annotated[bool, QueryParameter(description="Also resolved ones.")] = False,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> DeadLetterPage:
     return queries.dead_letters(
-        deps_of(request).engine, pod=pod_or_none(pod), settled=settled, cursor=cursor, limit=limit
+        deps_of(request).engine, pod=pod_or_none(pod), resolved=resolved, cursor=cursor, limit=limit
     )
 
 

@@ -59,7 +59,7 @@ def get_plan(
     request: Request[Any, Any, Any],
     step: Annotated[StepName | None, QueryParameter(description="Only blobs of this step.", required=False)] = None,
     despite_holds: Annotated[
-        bool, QueryParameter(description="Plan as if `held_by` were empty, that is, as if nothing blocked GC.")
+        bool, QueryParameter(description="Plan as if `blocked_by` were empty, that is, as if nothing blocked GC.")
     ] = False,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,

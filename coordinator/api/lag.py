@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from coordinator.api.shared import Shared
+from coordinator.api.shared_calls import Shared
 from coordinator.errors import BaleenError
 from coordinator.kafka.log import TopicState
 

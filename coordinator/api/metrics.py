@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, His
 
 from coordinator.api.deps import deps_of
 from coordinator.api.status import Collection, Marks, Status, collection, gather
-from coordinator.domain.watermarks import SourceState
+from coordinator.domain.watermarks import ProcessState
 from coordinator.errors import BaleenError
 
 REQUESTS = Counter("baleen_http_requests_total", "Answered requests.", ["method", "route", "status"])
@@ -32,16 +32,18 @@ CAUGHT_UP = Gauge("baleen_caught_up", "1 if everything that Kafka has acknowledg
 OPEN = Gauge("baleen_open", "Unresolved things that block garbage collection, by kind.", ["what"])
 
 MISSING = Gauge("baleen_blobs_missing", "Needed blobs without bytes; NaN while unknown.")
-UNTOLD = Gauge("baleen_lifecycle_waiting_records", "Changes not yet published to blob.lifecycle; NaN while unknown.")
+UNPUBLISHED = Gauge(
+    "baleen_lifecycle_waiting_records", "Changes not yet published to blob.lifecycle; NaN while unknown."
+)
 WATERMARK_LAG = Gauge("baleen_watermark_lag_seconds", "Age of a pod's watermark; infinite while unknown.", ["pod"])
 VANISHED = Gauge("baleen_vanished_links", "Unaccepted links of a pod that vanished without a delete event.", ["pod"])
 FALSE_REPORTS = Gauge(
     "baleen_false_reports", "A pod's reports of what manifests list that contradict the manifests' bytes.", ["pod"]
 )
-SOURCES = Gauge("baleen_sources", "Registry processes of a pod, by state.", ["pod", "state"])
+PROCESSES = Gauge("baleen_processes", "Registry processes of a pod, by state.", ["pod", "state"])
 
 GC_ENABLED = Gauge("baleen_gc_enabled", "1 while garbage collection is on, 0 while it is off; NaN while unknown.")
-GC_HELD = Gauge("baleen_gc_held_reasons", "Number of reasons that block garbage collection; NaN while unknown.")
+GC_BLOCKED = Gauge("baleen_gc_blocking_reasons", "Number of reasons that block garbage collection; NaN while unknown.")
 UNREFERENCED_BLOBS = Gauge("baleen_gc_unreferenced_blobs", "Unreferenced blobs that are still served.")
 UNREFERENCED_BYTES = Gauge("baleen_gc_unreferenced_bytes", "Bytes of unreferenced blobs that are still served.")
 HIDDEN_BLOBS = Gauge("baleen_gc_hidden_blobs", "Hidden blobs that are not purged yet.")
@@ -52,7 +54,7 @@ OLDEST = Gauge(
 )
 RESTORES = Gauge(
     "baleen_gc_restores_waiting_blobs",
-    "Blobs that wait to be restored; `unsettled` ones wait until no delete of them can land.",
+    "Blobs that wait to be restored; `unfinished` ones wait until no delete of them can land.",
     ["state"],
 )
 UNOWNED = Gauge(
@@ -66,7 +68,7 @@ SHOWN = Gauge(
 #: Unknown while the database is away.
 _OF_COLLECTION = (
     GC_ENABLED,
-    GC_HELD,
+    GC_BLOCKED,
     UNREFERENCED_BLOBS,
     UNREFERENCED_BYTES,
     HIDDEN_BLOBS,
@@ -115,12 +117,12 @@ async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         LAG.clear()
         OPEN.clear()
         WATERMARK_LAG.clear()
-        SOURCES.clear()
+        PROCESSES.clear()
         VANISHED.clear()
         FALSE_REPORTS.clear()
         CAUGHT_UP.set(0)
         MISSING.set(math.nan)
-        UNTOLD.set(math.nan)
+        UNPUBLISHED.set(math.nan)
         RESTORES.clear()
         for gauge in _OF_COLLECTION:
             gauge.set(math.nan)
@@ -136,12 +138,12 @@ def _show(status: Status) -> None:
     for what in ("dead_letters", "dead_letters_not_kept", "gaps", "doubtful_removals", "unread_manifests"):
         OPEN.labels(what).set(getattr(status, what))
     MISSING.set(status.missing_blobs)
-    UNTOLD.set(status.untold_changes)
+    UNPUBLISHED.set(status.unpublished_changes)
 
 
 def _show_marks(marks: Marks) -> None:
     WATERMARK_LAG.clear()
-    SOURCES.clear()
+    PROCESSES.clear()
     VANISHED.clear()
     FALSE_REPORTS.clear()
     for pod, count in marks.vanished.items():
@@ -151,14 +153,14 @@ def _show_marks(marks: Marks) -> None:
     for pod, mark in marks.pods.items():
         lag = math.inf if mark.at is None else max(0.0, (marks.now - mark.at).total_seconds())
         WATERMARK_LAG.labels(pod).set(lag)
-        counts = Counts(source.state for source in mark.sources)
-        for state in SourceState:
-            SOURCES.labels(pod, state.value).set(counts[state])
+        counts = Counts(process.state for process in mark.processes)
+        for state in ProcessState:
+            PROCESSES.labels(pod, state.value).set(counts[state])
 
 
 def _show_collection(status: Status, marks: Marks, found: Collection) -> None:
     GC_ENABLED.set(status.gc.enabled)
-    GC_HELD.set(len(status.gc.held_by))
+    GC_BLOCKED.set(len(status.gc.blocked_by))
     unowned = status.unowned_repositories
     UNOWNED.set(math.nan if unowned.listed_at is None else len(unowned.names) + (not unowned.complete))
     figures = found.figures
@@ -168,7 +170,7 @@ def _show_collection(status: Status, marks: Marks, found: Collection) -> None:
     HIDDEN_BYTES.set(figures.hidden.bytes)
     OLDEST.set(0 if found.oldest is None else max(0.0, (marks.now - found.oldest).total_seconds()))
     SHOWN.set(found.shown.count)
-    for state in ("hidden", "unsettled", "purged"):
+    for state in ("hidden", "unfinished", "purged"):
         RESTORES.labels(state).set(getattr(found.waiting, state))
 
 

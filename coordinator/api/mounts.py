@@ -24,7 +24,7 @@ from prometheus_client import Counter, Histogram
 from coordinator.domain.mounts import MountOutcome, NotMountedError, Reason, parse
 from coordinator.domain.names import RepositoryName, parse_repository
 from coordinator.errors import InvalidNameError, UnavailableError
-from coordinator.mounts.forward import Answer, HandOn, Header
+from coordinator.mounts.forward import Forwarder, Header, PodAnswer
 from coordinator.mounts.mounter import Mounted, Mounter
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ FORM_BYTES: Final = 64 * 1024
 #: Fields of a query or a form.
 FIELDS_LIMIT: Final = 20
 FORM: Final = b"application/x-www-form-urlencoded"
-TOLD: Final = b"x-baleen-mount"
+OUTCOME_HEADER: Final = b"x-baleen-mount"
 _PATH: Final = re.compile(r"/v2/(?P<name>.+)/blobs/uploads/?", re.ASCII)
 
 MOUNTS = Counter("baleen_mounts_total", "Requests for a mount, by outcome.", ["outcome", "reason"])
@@ -74,20 +74,20 @@ class _RefusedError(Exception):
 class Mounts:
     """Serves mounts. One for each process."""
 
-    def __init__(self, mounter: Mounter, hand_on: HandOn, *, patience: float) -> None:
+    def __init__(self, mounter: Mounter, forwarder: Forwarder, *, patience: float) -> None:
         """`patience`: seconds after which a mount that is not made yet is forwarded to the pod."""
         self._mounter = mounter
         self._patience = patience
-        self._hand_on = hand_on
+        self._forwarder = forwarder
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mounts")
         self._waiting = 0
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._mounter.close()
-        await self._hand_on.close()
+        await self._forwarder.close()
 
-    async def answer(self, scope: HTTPScope, receive: Receive) -> Answer:
+    async def answer(self, scope: HTTPScope, receive: Receive) -> PodAnswer:
         began = time.perf_counter()
         try:
             request = await _read(scope, receive)
@@ -108,7 +108,7 @@ class Mounts:
             # The router has asked the pod itself by now, and nobody would use this upload.
             log.info("mount given up: the client went away", repository=request.repository, detail=why)
             return _gone().answer
-        return await self._handed_on(request, reason, why, began)
+        return await self._forward(request, reason, why, began)
 
     async def _mount(self, request: _Request) -> Mounted:
         wanted = parse(request.repository, request.parameters)
@@ -127,18 +127,18 @@ class Mounts:
     def _ended(self) -> None:
         self._waiting -= 1
 
-    async def _handed_on(self, request: _Request, reason: Reason, why: str, began: float) -> Answer:
-        MOUNTS.labels(MountOutcome.HANDED_ON, reason).inc()
+    async def _forward(self, request: _Request, reason: Reason, why: str, began: float) -> PodAnswer:
+        MOUNTS.labels(MountOutcome.FORWARDED, reason).inc()
         log.info("mount forwarded", repository=request.repository, reason=reason.value, detail=why)
         try:
             pod = await asyncio.to_thread(self._mounter.target, request.repository)
-            answer = await self._hand_on.upload(pod, request.repository, request.rest, request.headers)
+            answer = await self._forwarder.upload(pod, request.repository, request.rest, request.headers)
         except NotMountedError:
             return _error(404, "NAME_UNKNOWN", f"No pod owns {request.repository}: register it with `baleen pods add`.")
         except UnavailableError as error:
             return _error(502, "UNKNOWN", str(error))
-        SECONDS.labels(MountOutcome.HANDED_ON).observe(time.perf_counter() - began)
-        return answer._replace(headers=[*answer.headers, (TOLD, MountOutcome.HANDED_ON.encode())])
+        SECONDS.labels(MountOutcome.FORWARDED).observe(time.perf_counter() - began)
+        return answer._replace(headers=[*answer.headers, (OUTCOME_HEADER, MountOutcome.FORWARDED.encode())])
 
 
 @asgi("/v2", is_mount=True, copy_scope=True)
@@ -153,15 +153,15 @@ async def serve_mounts(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
-def _created(request: _Request) -> Answer:
+def _created(request: _Request) -> PodAnswer:
     digest = request.parameters["mount"][0]
-    return Answer(
+    return PodAnswer(
         201,
         [
             (b"location", f"/v2/{request.repository}/blobs/{digest}".encode()),
             (b"docker-content-digest", digest.encode()),
             (b"docker-distribution-api-version", b"registry/2.0"),
-            (TOLD, MountOutcome.MOUNTED.encode()),
+            (OUTCOME_HEADER, MountOutcome.MOUNTED.encode()),
         ],
         b"",
     )
@@ -227,9 +227,9 @@ async def _is_gone(receive: Receive) -> bool:
     return True
 
 
-def _error(status: int, code: str, message: str) -> Answer:
+def _error(status: int, code: str, message: str) -> PodAnswer:
     body = msgspec.json.encode({"errors": [{"code": code, "message": message, "detail": None}]})
-    return Answer(status, [(b"content-type", b"application/json")], body)
+    return PodAnswer(status, [(b"content-type", b"application/json")], body)
 
 
 def _gone() -> _RefusedError:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 from litestar import Request
 from litestar.params import ParameterKwarg, PathParameter, QueryParameter
 
-from coordinator.api.words import hints_of
+from coordinator.api.refusals import hints_of
 from coordinator.db import paging
 from coordinator.domain.names import PodName, parse_pod
 from coordinator.errors import UsageError

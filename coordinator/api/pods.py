@@ -21,7 +21,7 @@ from coordinator.errors import UsageError
 from coordinator.pods import configuration
 from coordinator.pods import table as registry
 from coordinator.pods import view as queries
-from coordinator.pods.shapes import Pod, PodPage, VanishedPage
+from coordinator.pods.shapes import PodPage, PodView, VanishedPage
 from coordinator.pods.vanished_view import vanished as list_of_vanished
 from coordinator.settings import Secret
 from coordinator.table import processes, vanished_links
@@ -107,7 +107,9 @@ RepositoryFilter = Annotated[str | None, QueryParameter(description="Only links 
 Why = Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 Instance = Annotated[
     str,
-    PathParameter(description="`instance_id` of a registry process, from the pod's `sources`.", pattern=r"^[^\x00]+$"),
+    PathParameter(
+        description="`instance_id` of a registry process, from the pod's `processes`.", pattern=r"^[^\x00]+$"
+    ),
 ]
 
 
@@ -115,7 +117,7 @@ class Retirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     why: Why
 
 
-class GapsSettlement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GapsResolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     why: Why
 
 
@@ -176,7 +178,7 @@ def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Lim
     sync_to_thread=True,
     **READ,
 )
-def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> Pod:
+def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodView:
     """With all registry processes, how far each has reported, and what the watermark waits for."""
     deps = deps_of(request)
     return queries.pod(deps.engine, parse_pod(pod_name), deps.silence, deps.request_bound, deps.in_spite_of)
@@ -275,7 +277,7 @@ async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -
     sync_to_thread=True,
     **OPERATE,
 )
-def add_prefixes(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[PrefixesRequest]) -> Pod:
+def add_prefixes(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[PrefixesRequest]) -> PodView:
     """Existing prefixes stay. What is already stored below the new ones is unknown until the pod is reconciled."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.add_prefixes(deps.engine, pod, [parse_repository(prefix) for prefix in data.prefixes])
@@ -293,7 +295,9 @@ def add_prefixes(request: Request[Any, Any, Any], pod_name: FromPath[str], data:
     sync_to_thread=True,
     **OPERATE,
 )
-def set_registries(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[RegistriesRequest]) -> Pod:
+def set_registries(
+    request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[RegistriesRequest]
+) -> PodView:
     """Give all URLs; they replace the previous ones. Processes at previous URLs count until they are retired."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
@@ -311,7 +315,7 @@ def set_registries(request: Request[Any, Any, Any], pod_name: FromPath[str], dat
     sync_to_thread=True,
     **OPERATE,
 )
-def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ProbeRequest]) -> Pod:
+def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ProbeRequest]) -> PodView:
     """After a change, garbage collection is blocked until a doctor has examined the pod again."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.set_probe(deps.engine, pod, data.probe)
@@ -328,7 +332,7 @@ def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JS
     sync_to_thread=True,
     **OPERATE,
 )
-def set_managed(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ManagedRequest]) -> Pod:
+def set_managed(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ManagedRequest]) -> PodView:
     """Its previous event token is then refused, and a doctor must examine it again. Its holdings stay known."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.set_managed(deps.engine, pod, _unmanaged(data.unmanaged))
@@ -350,7 +354,7 @@ def _unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
     sync_to_thread=True,
     **OPERATE,
 )
-def set_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenIssuerRequest]) -> Pod:
+def set_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenIssuerRequest]) -> PodView:
     """Replaces the previous one within seconds. While its keys are rotated, send the old and the new ones."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.set_issuer(deps.engine, pod, _issuer(data))
@@ -378,7 +382,7 @@ def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
 
 
 @post(
-    "/v1/pods/{pod_name:str}/sources/{instance:str}/retire",
+    "/v1/pods/{pod_name:str}/processes/{instance:str}/retire",
     status_code=200,
     operation_id="retireSource",
     summary="Retire a registry process that has ended",
@@ -387,9 +391,9 @@ def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
     sync_to_thread=True,
     **OPERATE,
 )
-def retire_source(
+def retire_process(
     request: Request[Any, Any, Any], pod_name: FromPath[str], instance: Instance, data: JSONBody[Retirement]
-) -> Pod:
+) -> PodView:
     """Baleen cannot verify that the process has ended. If it still runs, its last events may come too late for blobs
     that they need: retire only a process that you have seen end.
     """
@@ -400,7 +404,7 @@ def retire_source(
 
 
 @post(
-    "/v1/pods/{pod_name:str}/gaps/settle",
+    "/v1/pods/{pod_name:str}/gaps/resolve",
     status_code=200,
     operation_id="settleGaps",
     summary="Resolve the open gaps of a pod that cannot be reconciled",
@@ -409,12 +413,12 @@ def retire_source(
     sync_to_thread=True,
     **OPERATE,
 )
-def settle_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[GapsSettlement]) -> Pod:
+def resolve_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[GapsResolution]) -> PodView:
     """For a pod whose links are not in shared storage. State how you know that the table has everything that it holds.
     Refused for other pods: a reconcile resolves their gaps.
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
-    registry.settle_gaps(deps.engine, pod, data.why)
+    registry.resolve_gaps(deps.engine, pod, data.why)
     return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
 
 
@@ -490,8 +494,8 @@ HANDLERS = [
     set_managed,
     set_issuer,
     remove_issuer,
-    retire_source,
-    settle_gaps,
+    retire_process,
+    resolve_gaps,
     list_vanished,
     accept_vanished,
 ]

@@ -12,7 +12,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 
-from coordinator.api import words
+from coordinator.api import refusals
 from coordinator.errors import BaleenError
 
 MEDIA_TYPE = "application/problem+json"
@@ -47,7 +47,7 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"{request.method} does not work on {_path(request)}: see /schema."
     else:
-        detail = _told(request, error)
+        detail = _describe(request, error)
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     return problem(error.status_code, detail, headers)
 
@@ -66,10 +66,10 @@ def _path(request: Request[Any, Any, Any]) -> str:
     return str(request.scope["path"])
 
 
-def _told(request: Request[Any, Any, Any], error: HTTPException) -> str:
+def _describe(request: Request[Any, Any, Any], error: HTTPException) -> str:
     if isinstance(error, ValidationException):
         complaints = error.extra if isinstance(error.extra, list) else []
-        if detail := words.refusal(request.route_handler.fn, complaints):
+        if detail := refusals.refusal(request.route_handler.fn, complaints):
             return detail
     if error.detail.startswith("JSON is malformed"):
         return f"The body cannot be read: {error.detail.rstrip('.')}."

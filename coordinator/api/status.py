@@ -28,14 +28,14 @@ from coordinator.gc.conditions import Known
 from coordinator.gc.shapes import ShownByOthers, Waiting
 from coordinator.gc.view import Figures, oldest_candidate, shown_by_others, waiting
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
-from coordinator.table.progress_view import clock, missing_blobs, progress, untold_changes
+from coordinator.table.progress_view import clock, missing_blobs, progress, unpublished_changes
 
 CHECK_SECONDS = 3.0
 
 
 class GarbageCollection(msgspec.Struct, frozen=True):
     enabled: Annotated[bool, Meta(description="The switch of garbage collection.")]
-    held_by: Annotated[
+    blocked_by: Annotated[
         list[str], Meta(description="What blocks garbage collection: the switch, holds, and pods by name.")
     ]
 
@@ -70,13 +70,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     unread_manifests: int
     vanished_links: Annotated[int, Meta(description="Links that vanished without a delete event: an alarm.")]
     missing_blobs: Annotated[int, Meta(description="Needed blobs without bytes: an alarm.")]
-    untold_changes: Annotated[int, Meta(description="Changes of blobs not yet published to blob.lifecycle.")]
+    unpublished_changes: Annotated[int, Meta(description="Changes of blobs not yet published to blob.lifecycle.")]
     unowned_repositories: Annotated[
         UnownedRepositories, Meta(description="Repositories in the root that no pod owns. They block GC.")
     ]
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True):
     ok: bool
     detail: str
 
@@ -87,7 +87,7 @@ class Health(msgspec.Struct, frozen=True):
 
 class Readiness(msgspec.Struct, frozen=True):
     ready: bool
-    checks: dict[str, Verdict]
+    checks: dict[str, CheckResult]
 
 
 class Marks(NamedTuple):
@@ -123,7 +123,7 @@ class _Table(NamedTuple):
     applied: Mapping[Partition, int]
     known: Known
     missing: int
-    untold: int
+    unpublished: int
     now: dt.datetime
 
 
@@ -133,7 +133,7 @@ def _table(deps: Deps) -> _Table:
             progress(connection),
             deps.known(connection),
             missing_blobs(connection),
-            untold_changes(connection),
+            unpublished_changes(connection),
             clock(connection),
         )
 
@@ -144,19 +144,19 @@ async def status_of(deps: Deps) -> Status:
 
 async def gather(deps: Deps) -> tuple[Status, Marks]:
     """Gather the status. The table is read first, so the lag may be too large, never too small."""
-    applied, (facts, truths, orphans), missing, untold, now = await in_thread(_table, deps)
+    applied, (facts, truths, orphans), missing, unpublished, now = await in_thread(_table, deps)
     held = {pod: truth.opened for pod, truth in truths.items()}
     marks = {pod: truth.mark for pod, truth in truths.items() if truth.managed}
     log = await deps.lag.read(applied)
     events = {str(number): lag for (topic, number), lag in sorted(log.lag.items()) if topic == EVENTS}
-    letters = [lag for (topic, _), lag in log.lag.items() if topic == DEAD_LETTERS]
-    known = [lag for lag in letters if lag is not None]
+    lags = [lag for (topic, _), lag in log.lag.items() if topic == DEAD_LETTERS]
+    known = [lag for lag in lags if lag is not None]
     status = Status(
         lag=events,
-        dead_letter_lag=sum(known) if known and len(known) == len(letters) else None,
+        dead_letter_lag=sum(known) if known and len(known) == len(lags) else None,
         caught_up=not log.problems and bool(events) and not any(log.lag.values()) and None not in log.lag.values(),
         watermark=_least([mark.at for mark in marks.values()]),
-        gc=GarbageCollection(enabled=facts.switched_off is None, held_by=[*holds(facts), *log.problems]),
+        gc=GarbageCollection(enabled=facts.switched_off is None, blocked_by=[*holds(facts), *log.problems]),
         dead_letters=sum(each.dead_letters for each in held.values()) + orphans,
         dead_letters_not_kept=sum(each.dead_letters_not_kept for each in held.values()),
         gaps=sum(each.gaps for each in held.values()),
@@ -164,7 +164,7 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         unread_manifests=sum(each.unread_manifests for each in held.values()),
         vanished_links=sum(each.vanished_links for each in held.values()),
         missing_blobs=missing,
-        untold_changes=untold,
+        unpublished_changes=unpublished,
         unowned_repositories=_unowned(facts.listing),
     )
     vanished = {pod: each.vanished_links for pod, each in held.items()}
@@ -210,20 +210,20 @@ async def healthz() -> Health:
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
     """503 with the same body while a service does not answer."""
     checks = deps_of(request).checks
-    verdicts = await asyncio.gather(*(_verdict(check) for check in checks.values()))
-    ready = all(verdict.ok for verdict in verdicts)
-    return Response(Readiness(ready, dict(zip(checks, verdicts, strict=True))), status_code=200 if ready else 503)
+    results = await asyncio.gather(*(_run_check(check) for check in checks.values()))
+    ready = all(result.ok for result in results)
+    return Response(Readiness(ready, dict(zip(checks, results, strict=True))), status_code=200 if ready else 503)
 
 
-async def _verdict(check: Check) -> Verdict:
+async def _run_check(check: Check) -> CheckResult:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             await check()
     except TimeoutError:
-        return Verdict(ok=False, detail=f"No answer within {CHECK_SECONDS:.0f} s.")
+        return CheckResult(ok=False, detail=f"No answer within {CHECK_SECONDS:.0f} s.")
     except BaleenError as error:
-        return Verdict(ok=False, detail=str(error))
-    return Verdict(ok=True, detail="")
+        return CheckResult(ok=False, detail=str(error))
+    return CheckResult(ok=True, detail="")
 
 
 HANDLERS = [get_status, healthz, readyz]

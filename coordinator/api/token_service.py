@@ -30,7 +30,7 @@ from coordinator.tokens.sign import Signed
 BODY_LIMIT = 256 * 1024
 FIELDS_LIMIT = 200
 #: Characters of a user name, a service or a client's name.
-WORD_LIMIT = 1000
+FIELD_LIMIT = 1000
 #: The credentials in a form, by its `grant_type`.
 GRANTS: Mapping[str, Sequence[str]] = {"password": ("username", "password"), "refresh_token": ("refresh_token",)}
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -148,8 +148,8 @@ def _answer(signed: Signed) -> Response[Token]:
 
 def _asked(parameters: Parameters, credentials: Credentials) -> Asked:
     known = dict(parameters)
-    if any(len(known.get(name, "")) > WORD_LIMIT for name in ("service", "client_id")):
-        raise UsageError(f"`service` and `client_id` must have up to {WORD_LIMIT} characters.")
+    if any(len(known.get(name, "")) > FIELD_LIMIT for name in ("service", "client_id")):
+        raise UsageError(f"`service` and `client_id` must have up to {FIELD_LIMIT} characters.")
     scopes = parse_scopes(value for name, value in parameters if name == "scope")
     return Asked(scopes, credentials, known.get("service"), known.get("client_id", ""))
 
@@ -173,7 +173,7 @@ def _basic(header: str | None) -> Credentials:
         username = name.decode()
     except (binascii.Error, ValueError):
         username, colon = "", b""
-    if scheme.lower() != "basic" or not colon or len(username) > WORD_LIMIT:
+    if scheme.lower() != "basic" or not colon or len(username) > FIELD_LIMIT:
         raise CredentialsRefusedError("The credentials cannot be read: send `Authorization: Basic …`, or none.")
     return Credentials(username, f"Basic {encoded.strip()}")
 
@@ -184,7 +184,7 @@ def _form(fields: Mapping[str, str]) -> Credentials:
     names = GRANTS.get(kind)
     if names is None:
         raise UsageError(f"`grant_type` must be one of {', '.join(GRANTS)}.")
-    if any(not fields.get(name) for name in names) or len(fields.get("username", "")) > WORD_LIMIT:
+    if any(not fields.get(name) for name in names) or len(fields.get("username", "")) > FIELD_LIMIT:
         raise UsageError(f"With this `grant_type` the form must have {' and '.join(names)}.")
     credentials = (("grant_type", kind), *((name, fields[name]) for name in names))
     return Credentials(fields["username"] if "username" in names else "", form=credentials)

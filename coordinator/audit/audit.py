@@ -3,9 +3,9 @@
 Route: `baleen audit` -> `Audit.run`: merge the table with the listing of `blobs/` (domain/inventory.py); verify each
 difference, many at a time, before it is reported; then look for unfinished uploads.
 Blobs that are missing, or found again, are written to the table (reconcile/presence.py). Nothing else is changed,
-except by `mend`, which removes delete markers from needed blobs, copies their bytes back from quarantine, and verifies
-a claim (gc/mark_table.py); and by `take_up`, which adds orphans to the table as unreferenced blobs: garbage collection
-then treats them like any other, with all its graces.
+except by `repair`, which removes delete markers from needed blobs, copies their bytes back from quarantine, and
+verifies a claim (gc/mark_table.py); and by `take_up`, which adds orphans to the table as unreferenced blobs: garbage
+collection then treats them like any other, with all its graces.
 
 - An orphan is counted as listed, if the table did not know it then or later, and if it is older than the event of a
   push may take to come: a younger one is `recent`.
@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 
 from coordinator.audit import inventory, table
 from coordinator.db.connection import Connections
-from coordinator.domain.inventory import Doubt, Pair, StoredBlob, TableBlob, differing, doubts
+from coordinator.domain.inventory import Discrepancy, Pair, StoredBlob, TableBlob, differing, discrepancies
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.perimeter import holds as perimeter_holds
 from coordinator.errors import ConflictError
 from coordinator.gc import mark_table as mark
-from coordinator.gc import unowned
+from coordinator.gc import root_listing
 from coordinator.leftovers import unfinished_uploads as uploads
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_prefix
@@ -56,8 +56,8 @@ MARKERS_LIMIT = 10
 TOP_STATES = 10
 #: Quarantined copies of one blob that are tried.
 COPIES_LIMIT = 10
-#: Blobs of the table between two calls of `Tell`.
-TELL_EVERY = 10_000
+#: Blobs of the table between two calls of `OnProgress`.
+PROGRESS_EVERY = 10_000
 
 
 class Progress(NamedTuple):
@@ -71,7 +71,7 @@ class Progress(NamedTuple):
     bytes: int = 0
 
 
-Tell = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 class Ages(NamedTuple):
@@ -116,9 +116,9 @@ class Report:
         #: Referenced, and not stored; `masked` are those of them that a delete marker hides.
         self.missing = Kind(examples)
         self.masked = Kind(examples)
-        #: Were missing, and are stored; `mended` are those of them that this audit repaired.
+        #: Were missing, and are stored; `repaired` are those of them that this audit repaired.
         self.found_again = Kind(examples)
-        self.mended = Kind(examples)
+        self.repaired = Kind(examples)
         #: Served by the table, unreferenced, and not stored: a later reference makes the restorer look for them.
         self.unserved = Kind(examples)
         self.wrong_size = Kind(examples)
@@ -165,7 +165,7 @@ class Audit:
         presence: Presence,
         ages: Ages,
         *,
-        mend: bool = False,
+        repair: bool = False,
         take_up: bool = False,
         sizes: Sizes = PRODUCTION,
     ) -> None:
@@ -173,50 +173,50 @@ class Audit:
         self._store = store
         self._presence = presence
         self._ages = ages
-        self._mend = mend
+        self._repair = repair
         self._take_up = take_up
         self._sizes = sizes
         self._report = Report(sizes.examples)
 
-    def run(self, tell: Tell = lambda progress: None) -> Report:
+    def run(self, on_progress: OnProgress = lambda progress: None) -> Report:
         """Compare everything; raises UnavailableError, and ConflictError if orphans may not be taken up."""
         self._store.check()
         with self._connections.use() as connection:
             instance = mark.current(connection)
-        listing = unowned.look(self._connections, self._store)
+        listing = root_listing.update(self._connections, self._store)
         self._began_at = listing.began_at
         for name in listing.unowned:
             self._report.unowned.add(0, repository=name)
         if self._take_up and (holds := perimeter_holds(listing)):
             raise ConflictError(f"{holds[0]}. It may link blobs that the table does not know: no orphan is taken up.")
         with ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="audit") as self._pool:
-            self._compare(tell)
-            tell(Progress("looking for unfinished uploads"))
-            self._look_for_uploads()
+            self._compare(on_progress)
+            on_progress(Progress("looking for unfinished uploads"))
+            self._find_uploads()
         with self._connections.use() as connection:
-            if self._mend:
+            if self._repair:
                 self._report.claim = mark.verified(connection, self._began_at, instance)
             else:
                 self._report.claim = mark.pending_claim(connection, self._began_at)
         return self._report
 
-    def _compare(self, tell: Tell) -> None:
-        tell(Progress("sorting the table's blobs"))
+    def _compare(self, on_progress: OnProgress) -> None:
+        on_progress(Progress("sorting the table's blobs"))
         with (
             self._connections.use() as connection,
             table.blobs(connection) as rows,
             inventory.stored(self._store, self._odd, self._sizes.block, self._sizes.blocks_waiting) as objects,
         ):
-            pairs = differing(self._counted_rows(rows, tell), self._counted_objects(objects))
+            pairs = differing(self._counted_rows(rows, on_progress), self._counted_objects(objects))
             while batch := list(islice(pairs, self._sizes.batch)):
-                self._look_again(batch)
+                self._check_again(batch)
 
-    def _counted_rows(self, rows: Iterable[TableBlob], tell: Tell) -> Iterator[TableBlob]:
+    def _counted_rows(self, rows: Iterable[TableBlob], on_progress: OnProgress) -> Iterator[TableBlob]:
         report = self._report
         for row in rows:
-            if report.blobs % TELL_EVERY == 0:
+            if report.blobs % PROGRESS_EVERY == 0:
                 done = int.from_bytes(row.digest[:4], "big") / 2**32
-                tell(Progress("comparing", done, report.blobs, report.objects, report.bytes))
+                on_progress(Progress("comparing", done, report.blobs, report.objects, report.bytes))
             report.blobs += 1
             report.needed += row.referenced
             yield row
@@ -233,61 +233,64 @@ class Audit:
 
     # Verifying differences
 
-    def _look_again(self, pairs: Sequence[Pair]) -> None:
+    def _check_again(self, pairs: Sequence[Pair]) -> None:
         """Read the table again, then ask storage about differences that remain; report what is certainly wrong."""
         with self._connections.use() as connection:
             known = {blob.digest: blob for blob in lifecycle.load(connection, [pair.digest for pair in pairs])}
         orphans: list[StoredBlob] = []
-        doubted: list[KnownBlob] = []
+        differing_blobs: list[KnownBlob] = []
         unserved: list[KnownBlob] = []
         for pair in pairs:
             blob = known.get(pair.digest)
-            found = doubts(_as_row(blob), pair.stored)
-            if Doubt.ORPHAN in found:
+            found = discrepancies(_as_row(blob), pair.stored)
+            if Discrepancy.ORPHAN in found:
                 assert pair.stored is not None
                 orphans.append(pair.stored)
-            elif blob is not None and Doubt.UNSERVED in found:
+            elif blob is not None and Discrepancy.UNSERVED in found:
                 unserved.append(blob)
             elif blob is not None and found:
-                doubted.append(blob)
-        old = [orphan for orphan in orphans if self._tell_orphan(orphan)]
+                differing_blobs.append(blob)
+        old = [orphan for orphan in orphans if self._report_orphan(orphan)]
         if self._take_up and old:
             with self._connections.use() as connection:
                 self._report.taken_up += table.take_up(connection, old)
-        if doubted:
-            self._settle(doubted)
-        for move in self._presence.note_unserved([blob.digest for blob in unserved]) if self._mend else ():
+        if differing_blobs:
+            self._resolve(differing_blobs)
+        for move in self._presence.note_unserved([blob.digest for blob in unserved]) if self._repair else ():
             self._report.unserved.add(move.blob.size, digest=format_digest(move.blob.digest))
 
-    def _settle(self, doubted: Sequence[KnownBlob]) -> None:
+    def _resolve(self, differing_blobs: Sequence[KnownBlob]) -> None:
         """Look for these blobs in storage; write and report those that are missing or found again."""
-        wanted = [blob.digest for blob in doubted]
+        wanted = [blob.digest for blob in differing_blobs]
         heads = self._presence.heads(wanted)
-        found = {blob.digest: doubts(_as_row(blob), _as_stored(blob.digest, heads[blob.digest])) for blob in doubted}
-        self._presence.settle(
+        found = {
+            blob.digest: discrepancies(_as_row(blob), _as_stored(blob.digest, heads[blob.digest]))
+            for blob in differing_blobs
+        }
+        self._presence.resolve(
             blob.digest
-            for blob in doubted
-            if Doubt.FOUND in found[blob.digest]
-            or (Doubt.MISSING in found[blob.digest] and blob.state is not BlobState.MISSING)
+            for blob in differing_blobs
+            if Discrepancy.FOUND in found[blob.digest]
+            or (Discrepancy.MISSING in found[blob.digest] and blob.state is not BlobState.MISSING)
         )
         with self._connections.use() as connection:
             after = {blob.digest: blob for blob in lifecycle.load(connection, wanted)}
         missing = []
-        for before in doubted:
+        for before in differing_blobs:
             blob, head = after[before.digest], heads[before.digest]
-            if Doubt.MISSING in found[blob.digest] and blob.state is BlobState.MISSING:
+            if Discrepancy.MISSING in found[blob.digest] and blob.state is BlobState.MISSING:
                 missing.append(blob)
-            if Doubt.FOUND in found[blob.digest] and blob.state is BlobState.LIVE:
+            if Discrepancy.FOUND in found[blob.digest] and blob.state is BlobState.LIVE:
                 self._report.found_again.add(blob.size, digest=format_digest(blob.digest))
-            if Doubt.WRONG_SIZE in found[blob.digest] and head is not None:
+            if Discrepancy.WRONG_SIZE in found[blob.digest] and head is not None:
                 self._report.wrong_size.add(blob.size, **_needed(blob), stored=head.size)
         for blob, versions in zip(missing, self._pool.map(self._versions, missing), strict=True):
-            self._tell_missing(blob, versions)
+            self._report_missing(blob, versions)
 
     def _versions(self, blob: KnownBlob) -> Sequence[ObjectVersion]:
         return self._store.versions(blob_key(blob.digest))
 
-    def _tell_orphan(self, orphan: StoredBlob) -> bool:
+    def _report_orphan(self, orphan: StoredBlob) -> bool:
         """Report an orphan; return whether it is old enough to be one."""
         modified_at = datetime.fromtimestamp(orphan.modified, UTC)
         old = modified_at <= self._began_at - self._ages.orphans
@@ -295,28 +298,28 @@ class Audit:
         kind.add(orphan.size, digest=format_digest(orphan.digest), bytes=orphan.size, modified_at=modified_at)
         return old
 
-    def _tell_missing(self, blob: KnownBlob, versions: Sequence[ObjectVersion]) -> None:
+    def _report_missing(self, blob: KnownBlob, versions: Sequence[ObjectVersion]) -> None:
         """Report a missing blob and what the store still keeps of it; repair it if asked to and possible."""
         masked = bool(versions) and versions[0].is_marker
         whole = [each for each in versions if not each.is_marker]
         fitting = next((each for each in whole if blob.size in {-1, each.size}), None)
-        if self._mend and masked and fitting is not None and fitting == whole[0] and self._unmask(blob, fitting):
-            told = {"digest": format_digest(blob.digest), "version": fitting.version}
-            self._report.mended.add(blob.size, **told)
-            self._report.found_again.add(blob.size, **told)
+        if self._repair and masked and fitting is not None and fitting == whole[0] and self._unmask(blob, fitting):
+            example = {"digest": format_digest(blob.digest), "version": fitting.version}
+            self._report.repaired.add(blob.size, **example)
+            self._report.found_again.add(blob.size, **example)
             return
-        if self._mend and not whole and (copy := self._copy_back(blob)) is not None:
-            told = {"digest": format_digest(blob.digest), "copy": copy}
-            self._report.mended.add(blob.size, **told)
-            self._report.found_again.add(blob.size, **told)
+        if self._repair and not whole and (copy := self._copy_back(blob)) is not None:
+            example = {"digest": format_digest(blob.digest), "copy": copy}
+            self._report.repaired.add(blob.size, **example)
+            self._report.found_again.add(blob.size, **example)
             return
-        told = _needed(blob) | {
+        example = _needed(blob) | {
             "masked_since": versions[0].modified_at if masked else None,
             "restorable_version": None if fitting is None else fitting.version,
         }
-        self._report.missing.add(blob.size, **told)
+        self._report.missing.add(blob.size, **example)
         if masked:
-            self._report.masked.add(blob.size, **told)
+            self._report.masked.add(blob.size, **example)
 
     def _unmask(self, blob: KnownBlob, version: ObjectVersion) -> bool:
         """Remove the markers above this version if its bytes are the blob's; return whether it is served now."""
@@ -331,7 +334,7 @@ class Audit:
                 return False
             with suppress(ObjectNotFoundError):
                 put_on_top(self._store, key, version.version)
-            return any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest]))
+            return any(move.to is BlobState.LIVE for move in self._presence.resolve([blob.digest]))
         for _ in range(MARKERS_LIMIT):
             latest = self._store.versions(key, TOP_STATES)[0]
             if not latest.is_marker:
@@ -341,7 +344,7 @@ class Audit:
             if not self._is_missing(blob.digest):
                 return False
             self._store.remove_marker(key, latest.version)
-        return any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest]))
+        return any(move.to is BlobState.LIVE for move in self._presence.resolve([blob.digest]))
 
     def _copy_back(self, blob: KnownBlob) -> str | None:
         """Copy a quarantined copy back if its bytes are the blob's; return its key, None if there is no such copy.
@@ -355,7 +358,7 @@ class Audit:
                 return None
             with suppress(ObjectNotFoundError, ConflictError):
                 copy_within(self._store, entry.key, blob_key(blob.digest))
-                if any(move.to is BlobState.LIVE for move in self._presence.settle([blob.digest])):
+                if any(move.to is BlobState.LIVE for move in self._presence.resolve([blob.digest])):
                     return entry.key
         return None
 
@@ -382,7 +385,7 @@ class Audit:
 
     # Unfinished uploads
 
-    def _look_for_uploads(self) -> None:
+    def _find_uploads(self) -> None:
         before = self._began_at - self._ages.uploads
         for session in uploads.sessions(self._store, self._pool):
             if session.begun_at <= before:

@@ -87,7 +87,7 @@ def _prefixes(store: ObjectStore, odd: OddKey) -> Iterator[str]:
 
 
 def _is_first_byte(name: str) -> bool:
-    return len(name) == 3 and all(letter in "0123456789abcdef" for letter in name[:2])
+    return len(name) == 3 and all(character in "0123456789abcdef" for character in name[:2])
 
 
 def _list(store: ObjectStore, folder: _Folder, stop: threading.Event, odd: OddKey, block: int) -> None:

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, NamedTuple
 
-from coordinator.audit.audit import Kind, Progress, Tell
+from coordinator.audit.audit import Kind, OnProgress, Progress
 from coordinator.db.connection import Connections
 from coordinator.domain.names import DIGEST_BYTES, Digest, format_digest
 from coordinator.errors import BaleenError, UnavailableError
@@ -38,7 +38,7 @@ VERSIONS = 10
 #: The burst that a rate permits, in seconds.
 BURST_S = 1.0
 #: Random look-ups in a row that may find no new blob for a sample, before all blobs are listed.
-SPARE_LOOKS = 100
+SPARE_TRIES = 100
 
 
 class StoppedError(BaleenError):
@@ -69,7 +69,7 @@ class Rate:
             raise StoppedError("The verification was stopped.")
 
 
-class Verdict(Enum):
+class ReadResult(Enum):
     WHOLE = "whole"
     OTHER_BYTES = "other bytes"
     UNREADABLE = "unreadable"
@@ -80,7 +80,7 @@ class Verdict(Enum):
 class Read(NamedTuple):
     """The result of reading one blob."""
 
-    verdict: Verdict
+    result: ReadResult
     #: The digest of the stored bytes, or why they cannot be read.
     detail: str = ""
 
@@ -120,7 +120,7 @@ class Scrub:
         return self._content
 
     def run(
-        self, start: Digest | None = None, *, sample: int | None = None, tell: Tell = lambda progress: None
+        self, start: Digest | None = None, *, sample: int | None = None, on_progress: OnProgress = lambda progress: None
     ) -> Content:
         """Verify all blobs from a digest on, or a sample. Raises UnavailableError, which says how to continue."""
         self._store.check()
@@ -140,7 +140,7 @@ class Scrub:
                     self._content.resume_from = digest
                     self._note(entry, digest, reading.result())
                     waiting.popleft()
-                    tell(self._progress(digest, sample))
+                    on_progress(self._progress(digest, sample))
             except UnavailableError as error:
                 at = self._content.resume_from or start
                 where = "" if at is None or sample is not None else f" To continue: --from {format_digest(at)}"
@@ -168,7 +168,7 @@ class Scrub:
         rnd = random.SystemRandom()
         found: dict[str, ObjectInfo] = {}
         in_vain = 0
-        while len(found) < count and in_vain < SPARE_LOOKS:
+        while len(found) < count and in_vain < SPARE_TRIES:
             place = blob_key(Digest(rnd.randbytes(DIGEST_BYTES)))
             before = len(found)
             for entry in self._store.list(BLOBS, place, 1) or self._store.list(BLOBS, None, 1):
@@ -194,12 +194,12 @@ class Scrub:
             found = self._hash_patiently(now)
             # Read twice: the blob may have been replaced during the first read.
             if found != digest and (found := self._hash_patiently(now)) != digest:
-                return Read(Verdict.OTHER_BYTES, format_digest(found))
+                return Read(ReadResult.OTHER_BYTES, format_digest(found))
         except ObjectNotFoundError:
-            return Read(Verdict.GONE)
+            return Read(ReadResult.GONE)
         except _UnreadableError as error:
-            return Read(Verdict.UNREADABLE, str(error))
-        return Read(Verdict.WHOLE)
+            return Read(ReadResult.UNREADABLE, str(error))
+        return Read(ReadResult.WHOLE)
 
     def _hash_patiently(self, opening: Callable[[], AbstractContextManager[OpenObject]]) -> Digest:
         """Hash, in two attempts; raises _UnreadableError if both fail while the store answers."""
@@ -225,19 +225,19 @@ class Scrub:
 
     def _note(self, entry: ObjectInfo, digest: Digest, read: Read) -> None:
         content = self._content
-        if read.verdict is Verdict.GONE:
+        if read.result is ReadResult.GONE:
             return
         content.blobs += 1
         content.bytes += entry.size
-        self._unreadable = [*self._unreadable, digest] if read.verdict is Verdict.UNREADABLE else []
+        self._unreadable = [*self._unreadable, digest] if read.result is ReadResult.UNREADABLE else []
         if len(self._unreadable) >= UNREADABLE_IN_A_ROW:
             content.resume_from = self._unreadable[0]
             raise UnavailableError(
                 f"The object store answers, but {UNREADABLE_IN_A_ROW} blobs in a row could not be read."
             )
-        if read.verdict is Verdict.UNREADABLE:
+        if read.result is ReadResult.UNREADABLE:
             content.unreadable.add(entry.size, **self._known(digest), reason=read.detail)
-        elif read.verdict is Verdict.OTHER_BYTES:
+        elif read.result is ReadResult.OTHER_BYTES:
             versions = [each for each in self._store.versions(entry.key) if not each.is_marker][:VERSIONS]
             content.other_bytes.add(
                 entry.size,

@@ -55,7 +55,7 @@ def take_up(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:
             ([bytes(each.digest) for each in orphans],),
         ).fetchall()
         again = [row[0] for row in purged]
-        lifecycle.tell(connection, again, BlobEvent.SHOWN)
+        lifecycle.apply_event(connection, again, BlobEvent.SHOWN)
         connection.execute(
             "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE id = ANY(%s::bigint[])", (integers(again),)
         )

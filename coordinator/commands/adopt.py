@@ -23,7 +23,7 @@ from coordinator.survey.adopt_plan import Figures, Plan, Remark, Why, plan
 from coordinator.survey.tree import require_tree
 
 #: Remarks of one kind that are printed; all are counted.
-REMARKS_TOLD = 20
+REMARKS_SHOWN = 20
 REMARKS_IN_JSON = 1000
 
 MEANINGS = {
@@ -81,17 +81,22 @@ def adopt(
     with ThreadPoolExecutor(THREADS) as pool, progress_bar(*columns) as progress:
         task = progress.add_task("listing")
 
-        def say(what: str) -> None:
+        def report(what: str) -> None:
             progress.update(task, description=what)
 
-        found = read(store, shared, prefixes, pool, only_owned=only_owned, say=say)
+        found = read(store, shared, prefixes, pool, only_owned=only_owned, report=report)
         planned = plan(found, tags_from_source=tags_from_source)
         outcome = AdoptionResult(planned.figures, planned.remarks)
         if not dry_run:
             trust = Trust(trust_source, trust_shared)
             try:
                 outcome = execute(
-                    planned, store, shared, pool, trust=trust, progress=lambda figures: say(_told(figures, planned))
+                    planned,
+                    store,
+                    shared,
+                    pool,
+                    trust=trust,
+                    progress=lambda figures: report(_progress_line(figures, planned)),
                 )
             except KeyboardInterrupt:
                 notes().print("What was adopted stays. Run the same command again to continue.", soft_wrap=True)
@@ -132,7 +137,7 @@ def _reconciled(loaded: Settings, pod: str, why: str, *, wait: bool) -> tuple[An
         return None, error
 
 
-def _told(done: Figures, planned: Plan) -> str:
+def _progress_line(done: Figures, planned: Plan) -> str:
     whole = planned.figures
     links = done.layer_links + done.revision_links + done.tag_links
     wanted = whole.layer_links + whole.revision_links + whole.tag_links
@@ -166,14 +171,14 @@ def _print(outcome: AdoptionResult, *, dry_run: bool) -> None:
             f"{counted(figures.tag_links, 'link of a tag', 'links of tags')}",
         }
     )
-    say = notes()
+    console = notes()
     for why, found in _by_kind(outcome.remarks).items():
         if found:
-            say.print(f"{MEANINGS[why]} ({len(found):,}):", soft_wrap=True)
-        for remark in found[:REMARKS_TOLD]:
-            say.print(f"  {remark.repository} {remark.what}: {remark.detail}", soft_wrap=True)
-        if len(found) > REMARKS_TOLD:
-            say.print(f"  and {len(found) - REMARKS_TOLD:,} more: --json prints them")
+            console.print(f"{MEANINGS[why]} ({len(found):,}):", soft_wrap=True)
+        for remark in found[:REMARKS_SHOWN]:
+            console.print(f"  {remark.repository} {remark.what}: {remark.detail}", soft_wrap=True)
+        if len(found) > REMARKS_SHOWN:
+            console.print(f"  and {len(found) - REMARKS_SHOWN:,} more: --json prints them")
 
 
 def _by_kind(remarks: Sequence[Remark]) -> dict[Why, list[Remark]]:

@@ -30,7 +30,7 @@ from coordinator.errors import UsageError
 from coordinator.settings import DAY, Duration, Time
 
 if TYPE_CHECKING:
-    from coordinator.audit.audit import Kind, Progress, Report, Tell
+    from coordinator.audit.audit import Kind, OnProgress, Progress, Report
     from coordinator.audit.scrub import Content
     from coordinator.compose.scheduler import AuditParts
     from coordinator.gc.mark_table import Claim
@@ -51,7 +51,7 @@ _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _KINDS = (
     ("missing", "missing: needed, and not stored", "push them again, or restore a version that --json names"),
     ("masked", "masked: missing, and below a delete marker", "`baleen audit --repair` removes the marker"),
-    ("mended", "repaired: marker removed, or copied back from quarantine", ""),
+    ("repaired", "repaired: marker removed, or copied back from quarantine", ""),
     ("unserved", "neither needed nor stored, now purged in the table", ""),
     ("found_again", "were missing, and are stored again", ""),
     (
@@ -126,9 +126,11 @@ def audit(
 
     from coordinator.compose import scheduler as compose_scheduler  # noqa: PLC0415 - its drivers take a second
 
-    with compose_scheduler.audit(settings.load()) as parts, _progress() as tell:
-        report = None if first is not None else _compare(parts, ages, tell, mend=repair, take_up=take_up_orphans)
-        content = _read(parts, first, sample, speed, tell) if verify_content else None
+    with compose_scheduler.audit(settings.load()) as parts, _progress() as on_progress:
+        report = (
+            None if first is not None else _compare(parts, ages, on_progress, repair=repair, take_up=take_up_orphans)
+        )
+        content = _read(parts, first, sample, speed, on_progress) if verify_content else None
     if json:
         print_json(as_json(report, content))
     else:
@@ -137,18 +139,24 @@ def audit(
         raise typer.Exit(1)
 
 
-def _compare(parts: "AuditParts", ages: list[timedelta], tell: "Tell", *, mend: bool, take_up: bool) -> "Report":
+def _compare(
+    parts: "AuditParts", ages: list[timedelta], on_progress: "OnProgress", *, repair: bool, take_up: bool
+) -> "Report":
     from coordinator.audit.audit import Ages, Audit  # noqa: PLC0415
 
-    return Audit(parts.connections, parts.store, parts.presence, Ages(*ages), mend=mend, take_up=take_up).run(tell)
+    return Audit(parts.connections, parts.store, parts.presence, Ages(*ages), repair=repair, take_up=take_up).run(
+        on_progress
+    )
 
 
-def _read(parts: "AuditParts", start: Digest | None, sample: int | None, rate: float | None, tell: "Tell") -> "Content":
+def _read(
+    parts: "AuditParts", start: Digest | None, sample: int | None, rate: float | None, on_progress: "OnProgress"
+) -> "Content":
     from coordinator.audit.scrub import Scrub  # noqa: PLC0415
 
     scrub = Scrub(parts.connections, parts.store, rate=rate)
     try:
-        return scrub.run(start, sample=sample, tell=tell)
+        return scrub.run(start, sample=sample, on_progress=on_progress)
     except KeyboardInterrupt:
         at = scrub.content.resume_from
         if at is not None and sample is None:
@@ -217,7 +225,7 @@ def _pending(claim: "Claim") -> str:
     )
 
 
-def _print_kinds(kinds: "list[tuple[str, str, Kind]]", told_already: "Kind | None" = None) -> None:
+def _print_kinds(kinds: "list[tuple[str, str, Kind]]", already_printed: "Kind | None" = None) -> None:
     if not kinds:
         return
     print_table(
@@ -225,18 +233,18 @@ def _print_kinds(kinds: "list[tuple[str, str, Kind]]", told_already: "Kind | Non
         [(meaning, f"{kind.count:,}", as_bytes(kind.bytes), todo or None) for meaning, todo, kind in kinds],
     )
     for meaning, _, kind in kinds:
-        if kind is told_already:
+        if kind is already_printed:
             continue
         typer.echo(f"\n{meaning}:")
         for example in kind.examples[:SHOWN]:
             subject, *others = example.items()
             # Lists are in --json only.
-            told = [
+            details = [
                 f"{name.replace('_', ' ')} {as_text(value, name)}"
                 for name, value in others
                 if isinstance(value, _SHOWABLE)
             ]
-            typer.echo(f"  {subject[1]}{'  ' if told else ''}{', '.join(told)}")
+            typer.echo(f"  {subject[1]}{'  ' if details else ''}{', '.join(details)}")
         if kind.count > SHOWN:
             typer.echo(f"  and {kind.count - SHOWN:,} more")
 
@@ -247,7 +255,7 @@ def _kind(report: "Report", name: str) -> "Kind":
 
 
 @contextmanager
-def _progress() -> Iterator["Tell"]:
+def _progress() -> Iterator["OnProgress"]:
     columns = (
         bars.SpinnerColumn(),
         bars.TextColumn("{task.description}"),
@@ -257,13 +265,13 @@ def _progress() -> Iterator["Tell"]:
     with progress_bar(*columns) as shown:
         task = shown.add_task("connecting", total=None)
 
-        def tell(progress: "Progress") -> None:
+        def on_progress(progress: "Progress") -> None:
             counts = f": {counted(progress.blobs, 'blob')}" if progress.blobs else ""
             size = f", {as_bytes(progress.bytes)}" if progress.bytes else ""
             total = None if progress.done is None else 1.0
             shown.update(task, description=progress.doing + counts + size, total=total, completed=progress.done or 0.0)
 
-        yield tell
+        yield on_progress
 
 
 def _parse_rate(text: str) -> float:
@@ -276,6 +284,6 @@ def _parse_rate(text: str) -> float:
 
 def _parse_age(name: str, text: str) -> timedelta:
     try:
-        return timedelta(seconds=AGES.taken(Duration.parse(text)))
+        return timedelta(seconds=AGES.parse(Duration.parse(text)))
     except ValueError as error:
         raise UsageError(f"{name} {text[:100]!r} is no duration: write {AGES}, such as 24h.") from error

@@ -82,26 +82,26 @@ def explain(digest: DigestArgument, *, json: Json = False) -> None:
     """Explain why a blob is kept or what happened to it, with the evidence."""
     parse_digest(digest)
     with connected(settings.load()) as api:
-        told = api.get(f"/v1/blobs/{digest}/explain")
-    print_json(told) if json else _print_story(told)
+        explanation = api.get(f"/v1/blobs/{digest}/explain")
+    print_json(explanation) if json else _print_explanation(explanation)
 
 
-def _print_story(told: dict[str, Any]) -> None:
-    sys.stdout.write(f"{told['summary']}\n\n")
+def _print_explanation(explanation: dict[str, Any]) -> None:
+    sys.stdout.write(f"{explanation['summary']}\n\n")
     shown = ("digest", "state", "size", "reference_count", "link_count", "first_seen", "unreferenced_since")
-    print_fields({name: told[name] for name in shown} | {"pinned": told["pin"] is not None})
+    print_fields({name: explanation[name] for name in shown} | {"pinned": explanation["pin"] is not None})
     for title, columns, items in (
-        ("kept by", ("why", "until", "detail"), told["reasons"]),
-        ("needed by", ("pod", "repository", "kind", "manifest"), told["references"]),
-        ("linked by", ("pod", "repository", "linked_at", "counts_until"), told["links"]),
-        ("mounted by", ("repository", "source", "at"), told["mounts"]),
+        ("kept by", ("why", "until", "detail"), explanation["reasons"]),
+        ("needed by", ("pod", "repository", "kind", "manifest"), explanation["references"]),
+        ("linked by", ("pod", "repository", "linked_at", "counts_until"), explanation["links"]),
+        ("mounted by", ("repository", "source", "at"), explanation["mounts"]),
     ):
         if items:
             sys.stdout.write(f"\n{title}\n")
             names = [name.replace("_", " ") for name in columns]
             print_table(names, [[item[column] for column in columns] for item in items])
     sys.stdout.write("\nhistory\n")
-    sys.stdout.writelines(f"  {sentence}\n" for sentence in told["story"])
+    sys.stdout.writelines(f"  {sentence}\n" for sentence in explanation["sentences"])
 
 
 @app.command()
@@ -132,14 +132,14 @@ def undelete(
 
 
 def _until_served(api: Api, digest: str) -> str:
-    asked, told = time.monotonic(), False
+    asked, is_noted = time.monotonic(), False
     while True:
         state = str(api.get(f"/v1/blobs/{digest}")["state"])
         if state == "purged":
             raise BaleenError(f"The bytes of {digest} were already being deleted: push it again.")
         if state not in CONCEALED:
             return state
-        if not told and time.monotonic() - asked > NOBODY_BRINGS_IT_S:
-            told = True
+        if not is_noted and time.monotonic() - asked > NOBODY_BRINGS_IT_S:
+            is_noted = True
             notes().print("No worker restores it: start `baleen worker`.", soft_wrap=True)
         time.sleep(POLL_S)

@@ -107,7 +107,7 @@ def on(*, why: NeededWhy, json: Json = False) -> None:
     """Turn garbage collection on."""
     with connected(settings.load()) as api:
         switch = api.put("/v1/gc/switch", {"enabled": True, "why": why})
-        held = api.get("/v1/status")["gc"]["held_by"]
+        held = api.get("/v1/status")["gc"]["blocked_by"]
     if json:
         print_json(switch)
         return
@@ -142,7 +142,7 @@ def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
 
     with compose_database.database(loaded, name="baleen-command") as database:
         controls.put_switch(database, why, on=False)
-        switch: dict[str, Any] = msgspec.to_builtins(queries.switched(database))
+        switch: dict[str, Any] = msgspec.to_builtins(queries.read_switch(database))
     return switch
 
 

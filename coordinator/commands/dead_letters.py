@@ -21,7 +21,7 @@ OpenOfPod = Annotated[str | None, typer.Option("--pod", help="All open ones of t
 OfReason = Annotated[str | None, typer.Option("--reason", help="All open ones with this reason, as `list` shows it.")]
 
 #: Refusals that are printed one by one.
-TOLD = 20
+REFUSALS_SHOWN = 20
 #: The reason of letters whose retry may become a dead letter again (workers/contents.py).
 UNREADABLE = "unreadable-manifest"
 
@@ -37,8 +37,8 @@ def list_dead_letters(
 ) -> None:
     """List dead letters, the oldest first."""
     with connected(settings.load()) as api:
-        page = api.pages("/v1/dead-letters", limit, cursor, pod=pod, settled=str(resolved).lower())
-    columns = ("id", "pod", "reason", "received_at", "repositories", "settlement", "detail")
+        page = api.pages("/v1/dead-letters", limit, cursor, pod=pod, resolved=str(resolved).lower())
+    columns = ("id", "pod", "reason", "received_at", "repositories", "resolution", "detail")
     print_page(page, columns, json=json)
 
 
@@ -46,15 +46,15 @@ def list_dead_letters(
 def show(number: Number, *, json: Json = False) -> None:
     """Show one dead letter, with what was sent."""
     with connected(settings.load()) as api:
-        letter = api.get(f"/v1/dead-letters/{number}")
-    print_json(letter) if json else print_fields(letter)
+        dead_letter = api.get(f"/v1/dead-letters/{number}")
+    print_json(dead_letter) if json else print_fields(dead_letter)
 
 
 @app.command()
 def retry(numbers: Numbers = None, *, pod: OpenOfPod = None, reason: OfReason = None, json: Json = False) -> None:
     """Read dead letters again, and publish their events; for example after a prefix was added."""
 
-    def settle(api: Api, number: int) -> tuple[Any, str]:
+    def resolve(api: Api, number: int) -> tuple[Any, str]:
         # Only needed where a sentence is printed for each.
         kind = api.get(f"/v1/dead-letters/{number}")["reason"] if numbers and not json else None
         answer = api.post(f"/v1/dead-letters/{number}/retry")
@@ -62,7 +62,7 @@ def retry(numbers: Numbers = None, *, pod: OpenOfPod = None, reason: OfReason = 
         again = " If its manifest still cannot be read, that is a new dead letter." if kind == UNREADABLE else ""
         return answer, f"Dead letter {number} is resolved: {published} published.{again}"
 
-    _settle(numbers, pod, reason, settle, json=json)
+    _resolve(numbers, pod, reason, resolve, json=json)
 
 
 @app.command()
@@ -79,18 +79,18 @@ def discard(
     Refused while storage has a repository that a letter names and that no registered pod lists.
     """
 
-    def settle(api: Api, number: int) -> tuple[Any, str]:
-        letter = api.post(f"/v1/dead-letters/{number}/discard", {"why": why})
-        return letter, f"Dead letter {number} is discarded."
+    def resolve(api: Api, number: int) -> tuple[Any, str]:
+        dead_letter = api.post(f"/v1/dead-letters/{number}/discard", {"why": why})
+        return dead_letter, f"Dead letter {number} is discarded."
 
-    _settle(numbers, pod, reason, settle, json=json)
+    _resolve(numbers, pod, reason, resolve, json=json)
 
 
-def _settle(
+def _resolve(
     numbers: list[int] | None,
     pod: str | None,
     reason: str | None,
-    settle: Callable[[Api, int], tuple[Any, str]],
+    resolve: Callable[[Api, int], tuple[Any, str]],
     *,
     json: bool,
 ) -> None:
@@ -100,7 +100,7 @@ def _settle(
         raise UsageError("Name dead letters by their IDs, or select open ones with --pod, --reason or both.")
     with connected(settings.load()) as api:
         if numbers is not None and len(numbers) == 1:
-            answer, sentence = settle(api, numbers[0])
+            answer, sentence = resolve(api, numbers[0])
             print_json(answer) if json else typer.echo(sentence)
             return
         # List all before resolving the first: a retry may make a new dead letter.
@@ -110,12 +110,12 @@ def _settle(
         try:
             for number in wanted:
                 try:
-                    answer, sentence = settle(api, number)
+                    answer, sentence = resolve(api, number)
                 except UnavailableError:
                     raise
                 except BaleenError as error:
                     refused += 1
-                    if refused <= TOLD:
+                    if refused <= REFUSALS_SHOWN:
                         notes().print(f"Dead letter {number}: {error}", soft_wrap=True)
                     continue
                 answers.append({"id": number, **answer})

@@ -19,7 +19,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from coordinator import settings
 from coordinator.commands.findings import print_findings
 from coordinator.commands.output import Json, counted, notes, print_json, progress_bar
-from coordinator.domain.findings import Verdict
+from coordinator.domain.findings import Result
 from coordinator.domain.names import parse_pod
 from coordinator.errors import UsageError
 from coordinator.settings import Duration
@@ -96,7 +96,7 @@ def _document(pod: str, report: "Report") -> dict[str, Any]:
 
 
 def _print(pod: str, report: "Report") -> None:
-    proved = sum(found.verdict is Verdict.PROVED for found in report.findings)
+    proved = sum(found.result is Result.PROVED for found in report.findings)
     rest = "" if report.is_proved else " A check that is not proved blocks garbage collection."
     checks = counted(len(report.findings), "check")
     sys.stdout.write(f"Pod {pod}: {proved} of {checks} {'is' if proved == 1 else 'are'} proved.{rest}\n")

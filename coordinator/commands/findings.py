@@ -14,26 +14,26 @@ from rich.console import Console
 from rich.text import Text
 
 from coordinator.commands.output import WIDTH, paragraph
-from coordinator.domain.findings import Finding, Verdict
+from coordinator.domain.findings import Finding, Result
 
 #: Characters of the evidence of a proved check; --json has all of it.
 SHORT = 2 * WIDTH - 20
 #: A line of a fix that is prose; other lines are typed or pasted, and are not wrapped.
-_WORDS = re.compile(r"\(|[A-Z][a-z]*,? ")
+_SENTENCE = re.compile(r"\(|[A-Z][a-z]*,? ")
 
 
 def print_findings(found: Sequence[Finding], *, with_proofs: bool) -> None:
     """Print findings. Of proved ones only the names are printed, unless `with_proofs`."""
     following: dict[str, list[str]] = {}
     for each in found:
-        if each.verdict is Verdict.UNPROVED and not each.mend:
+        if each.result is Result.UNPROVED and not each.fix:
             following.setdefault(each.proof, []).append(each.check)
-        elif each.verdict is not Verdict.PROVED:
+        elif each.result is not Result.PROVED:
             sys.stdout.write(f"\n{_block(each)}\n")
     for proof, checks in following.items():
-        told = f"{', '.join(checks)} {'is' if len(checks) == 1 else 'are'} {Verdict.UNPROVED}: {proof}"
-        sys.stdout.write(f"\n{paragraph(told, 2)}\n")
-    proved = [each for each in found if each.verdict is Verdict.PROVED]
+        sentence = f"{', '.join(checks)} {'is' if len(checks) == 1 else 'are'} {Result.UNPROVED}: {proof}"
+        sys.stdout.write(f"\n{paragraph(sentence, 2)}\n")
+    proved = [each for each in found if each.result is Result.PROVED]
     if with_proofs:
         _print_proofs(proved)
     elif proved:
@@ -42,13 +42,13 @@ def print_findings(found: Sequence[Finding], *, with_proofs: bool) -> None:
 
 
 def _block(found: Finding) -> str:
-    lines = [paragraph(f"{found.check} is {found.verdict}: {found.meaning}", 2)]
+    lines = [paragraph(f"{found.check} is {found.result}: {found.meaning}", 2)]
     lines.append(f"  {paragraph(f'evidence: {found.proof}', 4)}")
-    return "\n".join([*lines, _mend(found)]) if found.mend else "\n".join(lines)
+    return "\n".join([*lines, _fix(found)]) if found.fix else "\n".join(lines)
 
 
-def _mend(found: Finding) -> str:
-    lines = (paragraph(line) if _WORDS.match(line) else line for line in found.mend.splitlines())
+def _fix(found: Finding) -> str:
+    lines = (paragraph(line) if _SENTENCE.match(line) else line for line in found.fix.splitlines())
     return "\n".join(["  to fix it:", *lines])
 
 
@@ -58,5 +58,5 @@ def _print_proofs(proved: Sequence[Finding]) -> None:
         proof = textwrap.shorten(each.proof, SHORT, placeholder=" …")
         console.print(Text(f"\n{paragraph(f'{each.check} is proved: {each.meaning}', 2)}"), soft_wrap=True)
         console.print(Text(f"  {paragraph(f'evidence: {proof}', 4)}", style="dim"), soft_wrap=True)
-        if each.mend:
-            console.print(Text(_mend(each)), soft_wrap=True)
+        if each.fix:
+            console.print(Text(_fix(each)), soft_wrap=True)

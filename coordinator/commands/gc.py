@@ -45,7 +45,7 @@ ATTEMPTS = 5
 PLAN_COLUMNS = ("digest", "size", "step", "since", "why", "detail")
 RUN_COLUMNS = ("id", "state", "dry_run", "began_at", "finished_at", "hidden", "purged", "restored", "why")
 #: Fields that `show` prints in sections of their own.
-APART = frozenset({"progress", "held_by", "error"})
+APART = frozenset({"progress", "blocked_by", "error"})
 
 
 @app.command()
@@ -69,9 +69,9 @@ def plan(
         print_json(page)
         return
     _print_figures(page["totals"])
-    if page["held_by"]:
+    if page["blocked_by"]:
         sys.stdout.write("\nNothing is collected now. GC is blocked by\n")
-        sys.stdout.writelines(f"  {reason}\n" for reason in page["held_by"])
+        sys.stdout.writelines(f"  {reason}\n" for reason in page["blocked_by"])
         if not despite_holds:
             notes().print("Pass --despite-holds to show the plan as if nothing blocked GC.", soft_wrap=True)
     sys.stdout.write("\n")
@@ -105,31 +105,31 @@ def run(
     with connected(settings.load()) as api:
         if asks:
             _confirm(api)
-        told = _done(api, body) if wait else api.post("/v1/gc/runs", body)
+        answer = _done(api, body) if wait else api.post("/v1/gc/runs", body)
     if json:
-        print_json(told)
-    elif told["state"] != "done":
-        typer.echo(f"Run {told['id']} is {told['state']}: see `baleen gc show {told['id']}`.")
+        print_json(answer)
+    elif answer["state"] != "done":
+        typer.echo(f"Run {answer['id']} is {answer['state']}: see `baleen gc show {answer['id']}`.")
     else:
-        _print_run(told)
-    if told["state"] == "done" and told["held_by"] and not told["dry_run"]:
-        raise BaleenError(f"Run {told['id']} could collect nothing: {_first(told['held_by'])}")
+        _print_run(answer)
+    if answer["state"] == "done" and answer["blocked_by"] and not answer["dry_run"]:
+        raise BaleenError(f"Run {answer['id']} could collect nothing: {_first(answer['blocked_by'])}")
 
 
 @app.command()
 def status(*, json: Json = False) -> None:
     """Show the state of garbage collection, and what blocks it."""
     with connected(settings.load()) as api:
-        told = api.get("/v1/gc/status")
+        answer = api.get("/v1/gc/status")
     if json:
-        print_json(told)
+        print_json(answer)
         return
-    runs = {name: _run_line(told[name]) for name in ("open_run", "last_run")}
-    switch = {"switch": f"{'on' if told['enabled'] else 'off'}: {told['switch']['why']}"}
-    fields = told | runs | switch
-    print_fields({name: value for name, value in fields.items() if name not in {"enabled", "held_by"}})
-    sys.stdout.write("\nblocked by\n" if told["held_by"] else "\nNothing blocks GC.\n")
-    sys.stdout.writelines(f"  {reason}\n" for reason in told["held_by"])
+    runs = {name: _run_line(answer[name]) for name in ("open_run", "last_run")}
+    switch = {"switch": f"{'on' if answer['enabled'] else 'off'}: {answer['switch']['why']}"}
+    fields = answer | runs | switch
+    print_fields({name: value for name, value in fields.items() if name not in {"enabled", "blocked_by"}})
+    sys.stdout.write("\nblocked by\n" if answer["blocked_by"] else "\nNothing blocks GC.\n")
+    sys.stdout.writelines(f"  {reason}\n" for reason in answer["blocked_by"])
 
 
 @app.command()
@@ -155,12 +155,12 @@ def show(
 ) -> None:
     """Show one run: its progress, and what it hid, purged, kept and restored."""
     with connected(settings.load()) as api:
-        told = api.get(f"/v1/gc/runs/{number}")
+        answer = api.get(f"/v1/gc/runs/{number}")
         page = api.pages(f"/v1/gc/runs/{number}/decisions", limit, cursor) if decisions else None
     if json:
-        print_json(told if page is None else told | {"decisions": page})
+        print_json(answer if page is None else answer | {"decisions": page})
         return
-    _print_run(told)
+    _print_run(answer)
     if page is not None:
         sys.stdout.write("\n")
         print_page(page, ("at", "decision", "digest", "why"), json=False)
@@ -253,8 +253,8 @@ def _explain_claim(preview: "Preview", bound: timedelta) -> None:
 def _confirm(api: Api) -> None:
     """Print what the run would collect, and ask; raises BaleenError if GC is blocked or the answer is not yes."""
     planned = api.get("/v1/gc/plan", limit=1)
-    if planned["held_by"]:
-        raise BaleenError(f"Nothing can be collected now: {_first(planned['held_by'])}")
+    if planned["blocked_by"]:
+        raise BaleenError(f"Nothing can be collected now: {_first(planned['blocked_by'])}")
     totals = planned["totals"]
     _ask(f"Hide {_amount(totals['hide'])}, and delete {_amount(totals['purge'])} for good?")
 
@@ -269,40 +269,40 @@ def _ask(question: str) -> None:
 def _done(api: Api, body: dict[str, Any]) -> dict[str, Any]:
     """Have the requested run done, after any other that is open; raises BaleenError if it failed."""
     for _ in range(ATTEMPTS):
-        told: dict[str, Any] = api.post("/v1/gc/runs", body)
+        answer: dict[str, Any] = api.post("/v1/gc/runs", body)
         ours = (
-            told["dry_run"] == body["dry_run"]
-            and told["leftovers"] >= body["leftovers"]
-            and ("beyond_limits" not in body or told["beyond_limits"] is not None)
+            answer["dry_run"] == body["dry_run"]
+            and answer["leftovers"] >= body["leftovers"]
+            and ("beyond_limits" not in body or answer["beyond_limits"] is not None)
         )
         if not ours:
             notes().print("A run of another kind is in progress; this one follows it.", soft_wrap=True)
-        told = _followed(api, told)
+        answer = _followed(api, answer)
         if ours:
-            if told["state"] == "failed":
-                raise BaleenError(f"Run {told['id']} failed: {told['error']}")
-            return told
+            if answer["state"] == "failed":
+                raise BaleenError(f"Run {answer['id']} failed: {answer['error']}")
+            return answer
     raise BaleenError("Other clients keep requesting runs: try again.")
 
 
-def _followed(api: Api, told: dict[str, Any]) -> dict[str, Any]:
+def _followed(api: Api, answer: dict[str, Any]) -> dict[str, Any]:
     """Show the progress of the run until it has ended, and return it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with progress_bar(*columns) as progress:
-        task = progress.add_task(_how_far(told), total=None)
+        task = progress.add_task(_how_far(answer), total=None)
         return until_ended(
             api,
-            f"/v1/gc/runs/{told['id']}",
-            told,
+            f"/v1/gc/runs/{answer['id']}",
+            answer,
             lambda now: progress.update(task, description=_how_far(now)),
             progress.console,
         )
 
 
-def _how_far(told: dict[str, Any]) -> str:
-    what = "dry run" if told["dry_run"] else "run"
-    step = told["step"] or told["state"]
-    return f"{what} {told['id']}: {step}, hidden {_amount(told['hidden'])}, purged {_amount(told['purged'])}"
+def _how_far(answer: dict[str, Any]) -> str:
+    what = "dry run" if answer["dry_run"] else "run"
+    step = answer["step"] or answer["state"]
+    return f"{what} {answer['id']}: {step}, hidden {_amount(answer['hidden'])}, purged {_amount(answer['purged'])}"
 
 
 def _print_figures(totals: dict[str, Any]) -> None:
@@ -315,50 +315,50 @@ def _print_figures(totals: dict[str, Any]) -> None:
         )
 
 
-def _print_run(told: dict[str, Any]) -> None:
-    done = ("would hide", "would purge") if told["dry_run"] else ("hidden", "purged")
-    amounts = {said: _amount(told[name]) for said, name in zip(done, ("hidden", "purged"), strict=True)}
-    planned = told["planned"] and {name: _amount(told["planned"][name]) for name in ("hide", "purge")}
-    fields = {name: value for name, value in told.items() if name not in {"hidden", "purged"}}
+def _print_run(answer: dict[str, Any]) -> None:
+    done = ("would hide", "would purge") if answer["dry_run"] else ("hidden", "purged")
+    amounts = {label: _amount(answer[name]) for label, name in zip(done, ("hidden", "purged"), strict=True)}
+    planned = answer["planned"] and {name: _amount(answer["planned"][name]) for name in ("hide", "purge")}
+    fields = {name: value for name, value in answer.items() if name not in {"hidden", "purged"}}
     fields |= amounts | {"planned": planned}
-    others = {name: value for name, value in told["progress"].items() if name not in told and name != "step"}
+    others = {name: value for name, value in answer["progress"].items() if name not in answer and name != "step"}
     print_fields({name: value for name, value in fields.items() if name not in APART} | others)
-    if told["held_by"]:
+    if answer["blocked_by"]:
         sys.stdout.write("\nblocked by\n")
-        sys.stdout.writelines(f"  {reason}\n" for reason in told["held_by"])
-    over = told["progress"].get("beyond_limits")
-    if told["dry_run"] and over:
+        sys.stdout.writelines(f"  {reason}\n" for reason in answer["blocked_by"])
+    over = answer["progress"].get("beyond_limits")
+    if answer["dry_run"] and over:
         sys.stdout.write("\nrefused without `--beyond-limits WHY`\n")
         sys.stdout.writelines(f"  {reason}\n" for reason in over)
-    _print_leftovers(told["progress"].get("leftovers") or {})
-    if told["error"]:
-        sys.stdout.write(f"\n{told['error']}\n")
+    _print_leftovers(answer["progress"].get("leftovers") or {})
+    if answer["error"]:
+        sys.stdout.write(f"\n{answer['error']}\n")
 
 
-def _print_leftovers(told: dict[str, dict[str, Any]]) -> None:
-    looked_for = {kind: tally for kind, tally in told.items() if tally["state"] not in {"not due", "waits"}}
-    if looked_for:
+def _print_leftovers(answer: dict[str, dict[str, Any]]) -> None:
+    sought = {kind: tally for kind, tally in answer.items() if tally["state"] not in {"not due", "waits"}}
+    if sought:
         sys.stdout.write("\nleftovers of registries and hides\n")
         columns = ("state", "count", "bytes", "left", "unknown")
-        rows = [(kind, *(tally[name] for name in columns)) for kind, tally in looked_for.items()]
+        rows = [(kind, *(tally[name] for name in columns)) for kind, tally in sought.items()]
         print_table(("kind", *columns), rows)
 
 
-def _run_line(told: dict[str, Any] | None) -> str | None:
-    if told is None:
+def _run_line(answer: dict[str, Any] | None) -> str | None:
+    if answer is None:
         return None
-    when = as_text(told["finished_at"] or told["began_at"] or told["asked_at"])
-    why = f": {told['error']}" if told["error"] else ""
-    took = f"hidden {_amount(told['hidden'])}, purged {_amount(told['purged'])}"
-    return f"{told['id']}{' (dry run)' if told['dry_run'] else ''}, {told['state']} {when}: {took}{why}"
+    when = as_text(answer["finished_at"] or answer["began_at"] or answer["asked_at"])
+    why = f": {answer['error']}" if answer["error"] else ""
+    took = f"hidden {_amount(answer['hidden'])}, purged {_amount(answer['purged'])}"
+    return f"{answer['id']}{' (dry run)' if answer['dry_run'] else ''}, {answer['state']} {when}: {took}{why}"
 
 
-def _amount(told: dict[str, int]) -> str:
-    return f"{counted(told['blobs'], 'blob')} ({as_bytes(told['bytes'])})"
+def _amount(answer: dict[str, int]) -> str:
+    return f"{counted(answer['blobs'], 'blob')} ({as_bytes(answer['bytes'])})"
 
 
-def _both(told: dict[str, int]) -> tuple[int, str]:
-    return told["blobs"], as_bytes(told["bytes"])
+def _both(answer: dict[str, int]) -> tuple[int, str]:
+    return answer["blobs"], as_bytes(answer["bytes"])
 
 
 def _first(reasons: list[str]) -> str:

@@ -35,7 +35,7 @@ NOBODY_TAKES_IT_S = 10.0
 DONE = (
     *("parts", "parts_done", "keys", "links"),
     *("holdings_added", "links_added", "holdings_removed", "links_removed", "still_linked"),
-    *("doubts_settled", "unread", "gaps_settled", "sources_retired"),
+    *("doubtful_removals_resolved", "unread", "gaps_resolved", "processes_retired"),
 )
 
 app = typer.Typer(help="Long-running work, such as reconciles.", no_args_is_help=True)
@@ -91,7 +91,7 @@ def reconcile(
 
 def _for_later(api: Api, pod: str) -> list[str]:
     """Return the reasons that only a later reconcile resolves, as the API words them (pods/view.py)."""
-    return [sentence for sentence in api.get(f"/v1/pods/{pod}")["held_by"] if "that begins after" in sentence]
+    return [sentence for sentence in api.get(f"/v1/pods/{pod}")["blocked_by"] if "that begins after" in sentence]
 
 
 def ask_for_reconcile(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
@@ -132,26 +132,26 @@ def followed(api: Api, job: dict[str, Any], polling: Polling = POLLING) -> dict[
     with progress_bar(*columns) as progress:
         task = progress.add_task(f"{job['kind']} of {job['pod']}", total=None, keys=0)
 
-        def tell(job: dict[str, Any]) -> None:
+        def show_progress(job: dict[str, Any]) -> None:
             done = job["progress"]
             progress.update(
                 task, total=done.get("parts"), completed=done.get("parts_done", 0), keys=done.get("keys", 0)
             )
 
-        return until_ended(api, f"/v1/jobs/{job['id']}", job, tell, progress.console, polling)
+        return until_ended(api, f"/v1/jobs/{job['id']}", job, show_progress, progress.console, polling)
 
 
 def until_ended(
     api: Api,
     path: str,
     job: dict[str, Any],
-    tell: Callable[[dict[str, Any]], None],
+    show_progress: Callable[[dict[str, Any]], None],
     console: Console,
     polling: Polling = POLLING,
 ) -> dict[str, Any]:
-    """Poll the job and pass it to `tell` until it has ended; return it."""
+    """Poll the job and pass it to `show_progress` until it has ended; return it."""
     asked = answered = time.monotonic()
-    told = False
+    is_noted = False
     while job["state"] not in {"done", "failed"}:
         time.sleep(polling.pause_s)
         try:
@@ -160,9 +160,9 @@ def until_ended(
         except UnavailableError:
             if time.monotonic() - answered > polling.patience_s:
                 raise
-        tell(job)
-        if job["state"] == "waiting" and not told and time.monotonic() - asked > NOBODY_TAKES_IT_S:
-            told = True
+        show_progress(job)
+        if job["state"] == "waiting" and not is_noted and time.monotonic() - asked > NOBODY_TAKES_IT_S:
+            is_noted = True
             console.print("No scheduler takes the job: start `baleen scheduler`.", soft_wrap=True)
     return job
 

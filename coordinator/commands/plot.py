@@ -30,7 +30,7 @@ class Bar(NamedTuple):
     colour: str
 
 
-class Words(NamedTuple):
+class Label(NamedTuple):
     x: float
     #: Of the middle of the line.
     y: float
@@ -42,7 +42,7 @@ class Words(NamedTuple):
 
 class Chart(NamedTuple):
     height: int
-    shapes: Sequence[Bar | Words]
+    shapes: Sequence[Bar | Label]
 
 
 def renderer(file: Path) -> Callable[[Survey], None]:
@@ -73,7 +73,7 @@ def svg(chart: Chart) -> str:
     )
 
 
-def _element(shape: Bar | Words) -> str:
+def _element(shape: Bar | Label) -> str:
     if isinstance(shape, Bar):
         return (
             f'<rect x="{shape.x:.1f}" y="{shape.y:.1f}" width="{shape.width:.1f}" height="{shape.height:.1f}" '
@@ -97,7 +97,7 @@ def png(chart: Chart) -> bytes:
     draw = ImageDraw.Draw(image)
     for shape in chart.shapes:
         x, y = shape.x * scale, shape.y * scale
-        if isinstance(shape, Words):
+        if isinstance(shape, Label):
             font = ImageFont.load_default(shape.size * scale)
             draw.text((x, y), _visible(shape.text), shape.colour, font, anchor="rm" if shape.right else "lm")
         else:
@@ -110,23 +110,23 @@ def png(chart: Chart) -> bytes:
 
 
 def _chart(found: Survey) -> Chart:
-    shapes: list[Bar | Words] = []
+    shapes: list[Bar | Label] = []
     longest = max(found.logical_bytes, found.stored_bytes, 1)
     y = MARGIN + TITLE / 2
-    shapes.append(Words(MARGIN, y, "What deduplication saves", TITLE, INK))
+    shapes.append(Label(MARGIN, y, "What deduplication saves", TITLE, INK))
     y += TITLE + GAP
     saved = found.saving_bytes / found.stored_bytes if found.stored_bytes else 0
-    said = f"one shared layer would save {as_bytes(found.saving_bytes)}, {saved:.0%} of what is stored"
-    shapes.append(Words(MARGIN, y, said, TEXT, PALE))
+    summary = f"one shared layer would save {as_bytes(found.saving_bytes)}, {saved:.0%} of what is stored"
+    shapes.append(Label(MARGIN, y, summary, TEXT, PALE))
     y += HEADING
     for heading, bars in _groups(found):
-        shapes.append(Words(MARGIN, y, heading, TEXT, INK))
+        shapes.append(Label(MARGIN, y, heading, TEXT, INK))
         y += HEADING / 2 + GAP / 2
         for name, size, colour in bars:
             shapes += [
-                Words(BARS_FROM - 10, y + BAR / 2, name, TEXT, PALE, right=True),
+                Label(BARS_FROM - 10, y + BAR / 2, name, TEXT, PALE, right=True),
                 Bar(BARS_FROM, y, (BARS_TO - BARS_FROM) * size / longest, BAR, colour),
-                Words(BARS_FROM + (BARS_TO - BARS_FROM) * size / longest + 8, y + BAR / 2, as_bytes(size), TEXT, INK),
+                Label(BARS_FROM + (BARS_TO - BARS_FROM) * size / longest + 8, y + BAR / 2, as_bytes(size), TEXT, INK),
             ]
             y += BAR + GAP
         y += HEADING / 2
@@ -152,7 +152,7 @@ def _groups(found: Survey) -> Iterator[tuple[str, Sequence[tuple[str, int, str]]
 
 def _visible(text: str) -> str:
     """Replace control characters, and truncate text that does not fit."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    shown = "".join(character if character.isprintable() else "?" for character in text)
     return shown if len(shown) <= 120 else f"{shown[:119]}…"
 
 

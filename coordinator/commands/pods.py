@@ -19,7 +19,7 @@ from coordinator.commands.doctor import doctor
 from coordinator.commands.findings import print_findings
 from coordinator.commands.output import Json, as_text, counted, notes, paragraph, print_json, print_page
 from coordinator.commands.suggest_prefixes import suggest_prefixes
-from coordinator.domain.findings import Finding, Verdict
+from coordinator.domain.findings import Finding, Result
 from coordinator.domain.hosts import is_address, is_loopback
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import Linker, PodMode, ProbeMethod, RegistryUrl, parse_registry, parse_token_url
@@ -45,8 +45,8 @@ POD_FIELD = "{pod}"
 TOKEN_OPTIONS = ("--token-url", "--token-issuer", "--token-service", "--token-keys")
 #: What `show` prints below the fields: lists of sentences, and objects that are too wide for a table, with the fields
 #: of their first lines.
-SENTENCES = {"waits_for": "waits for", "held_by": "GC blocked by"}
-BLOCKS = {"sources": ("instance_id", "state"), "endpoints": ("url", "address")}
+SENTENCES = {"waits_for": "waits for", "blocked_by": "GC blocked by"}
+BLOCKS = {"processes": ("instance_id", "state"), "endpoints": ("url", "address")}
 
 PROBE_HELP = "How Baleen probes the registry; `pull` where it may not push."
 
@@ -138,7 +138,7 @@ def list_pods(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False)
         page = api.pages("/v1/pods", limit, cursor)
     if not json:
         # `show` prints the sentences.
-        page["items"] = [pod | {"blocked_by": _reasons(len(pod["held_by"]))} for pod in page["items"]]
+        page["items"] = [pod | {"blocked_by": _reasons(len(pod["blocked_by"]))} for pod in page["items"]]
     columns = ("name", "prefixes", "mode", "linker", "repositories", "dead_letters", "blocked_by")
     print_page(page, columns, json=json)
 
@@ -155,8 +155,8 @@ def show(name: Name, *, json: Json = False) -> None:
     fields = {each: value for each, value in pod.items() if each not in below}
     width = max(map(len, fields))
     for each, value in fields.items():
-        told = f"{each.replace('_', ' '):<{width}}  {as_text(value, each)}"
-        sys.stdout.write(f"{paragraph(told, width + 2)}\n")
+        line = f"{each.replace('_', ' '):<{width}}  {as_text(value, each)}"
+        sys.stdout.write(f"{paragraph(line, width + 2)}\n")
     for what, title in SENTENCES.items():
         sys.stdout.write(f"\n{title}{'' if pod[what] else ' nothing'}\n")
         sys.stdout.writelines(f"  {paragraph(sentence, 4)}\n" for sentence in pod[what])
@@ -181,7 +181,7 @@ def _as_block(thing: dict[str, Any], first: tuple[str, ...]) -> str:
 
 def _print_findings(pod: dict[str, Any]) -> None:
     found = [
-        Finding(each["check"], Verdict(each["verdict"]), each["meaning"], each["proof"], each["mend"])
+        Finding(each["check"], Result(each["result"]), each["meaning"], each["proof"], each["fix"])
         for each in pod["findings"]
     ]
     if not found:
@@ -215,14 +215,14 @@ def print_config(
         pod = api.get(f"/v1/pods/{parse_pod(name)}")
         token = configuration.TOKEN if token_file is None else _token(api, pod["name"], token_file)
     registries = [parse_registry(url) for url in pod["registries"]]
-    told = configuration.whole(
+    text = configuration.whole(
         _store(loaded, with_secrets=with_secrets),
         configuration.listening(registries[0] if registries else None),
         f"{(loaded.url or '').rstrip('/')}/v1/events/{pod['name']}",
         token,
         ProbeMethod(pod["probe"]),
     )
-    sys.stdout.write(told)
+    sys.stdout.write(text)
     if not registries:
         notes().print(
             f"No registry of pod {pod['name']} is listed: the port in `http.addr` is a placeholder.", soft_wrap=True
@@ -283,7 +283,7 @@ def _store(loaded: Settings, *, with_secrets: bool) -> Store:
 def _token(api: Api, pod: str, file: TextIO) -> str:
     """Read the token from this file; raises UsageError, and BaleenError if it is not the pod's."""
     try:
-        token = str(settings.TOKEN.taken(file.read(TOKEN_FILE_LIMIT).strip()))
+        token = str(settings.TOKEN.parse(file.read(TOKEN_FILE_LIMIT).strip()))
     except ValueError as error:
         raise UsageError(f"--token-file is malformed: it must hold {settings.TOKEN}.") from error
     if not api.post(f"/v1/pods/{pod}/token/check", {"token": token})["is_of_pod"]:
@@ -458,8 +458,8 @@ def _warn(issuer: dict[str, str] | None) -> None:
         notes().print("The token issuer has no TLS: clients' passwords are sent to it unencrypted.", soft_wrap=True)
 
 
-@app.command(name="retire-source")
-def retire_source(
+@app.command(name="retire-process")
+def retire_process(
     name: Name,
     instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="The process, as `show` lists it.")],
     *,
@@ -468,7 +468,7 @@ def retire_source(
 ) -> None:
     """Retire a registry process that you have seen end."""
     with connected(settings.load()) as api:
-        pod = api.post(f"/v1/pods/{parse_pod(name)}/sources/{quote(instance, safe='')}/retire", {"why": why})
+        pod = api.post(f"/v1/pods/{parse_pod(name)}/processes/{quote(instance, safe='')}/retire", {"why": why})
     print_json(pod) if json else typer.echo(f"Process {instance} of pod {name} is retired.")
 
 
@@ -481,7 +481,7 @@ def resolve_gaps(
 ) -> None:
     """Resolve the gaps of a pod of linker relay. Those of other pods are resolved by a reconcile."""
     with connected(settings.load()) as api:
-        pod = api.post(f"/v1/pods/{parse_pod(name)}/gaps/settle", {"why": why})
+        pod = api.post(f"/v1/pods/{parse_pod(name)}/gaps/resolve", {"why": why})
     print_json(pod) if json else typer.echo(f"Pod {name} has no open gap.")
 
 
@@ -570,8 +570,8 @@ def check_registries(loaded: Settings, api: Api, pod: str, urls: list[str]) -> N
                 client.ping()
             except RegistryError as error:
                 if not error.challenged and error.registry_status == FORBIDDEN:
-                    told = f"{url} answers 403, but not as a registry does: check the address."
-                    raise BaleenError(f"{told} {ALL_THE_SAME}") from error
+                    line = f"{url} answers 403, but not as a registry does: check the address."
+                    raise BaleenError(f"{line} {ALL_THE_SAME}") from error
                 if credentials is not None or not error.challenged:
                     raise BaleenError(f"{error} {ALL_THE_SAME}") from error
                 notes().print(
@@ -604,10 +604,10 @@ def _refuse_shared(api: Api, pod: str, urls: list[str]) -> None:
             if one.port != other.port or not shared:
                 continue
             at = min(shared)
-            told = f"The registry {one} is at {at} with port {one.port}, as {other} of pod {owner} is"
+            problem = f"The registry {one} is at {at} with port {one.port}, as {other} of pod {owner} is"
             if is_address(one.host) or is_address(other.host) or is_loopback(at):
-                raise BaleenError(f"{told}: give this pod's own registry, or remove that one. {ALL_THE_SAME}")
-            notes().print(f"{told}: they must be two registries that a proxy tells apart by name.", soft_wrap=True)
+                raise BaleenError(f"{problem}: give this pod's own registry, or remove that one. {ALL_THE_SAME}")
+            notes().print(f"{problem}: they must be two registries that a proxy tells apart by name.", soft_wrap=True)
 
 
 def _parsed(urls: list[str]) -> Iterator[RegistryUrl]:

@@ -135,14 +135,16 @@ def router_config(
     for name in left:
         _note(f"Pod {name} has no registry and is not routed: add one with `baleen pods set-registries {name}`.")
     if out is not None:
-        _note(f"{out} is unchanged: no reload is needed." if not changed else _told(program, out, whole=whole))
+        _note(
+            f"{out} is unchanged: no reload is needed." if not changed else _describe_change(program, out, whole=whole)
+        )
 
 
 _CONFIGURATIONS = {"nginx": router.configuration, "envoy": router_envoy.configuration}
 _LOG_FILES = {"nginx": router.LOG_FILE, "envoy": router.LOG_FILE.replace("nginx", "envoy")}
 
 
-def _told(program: Program, out: Path, *, whole: bool) -> str:
+def _describe_change(program: Program, out: Path, *, whole: bool) -> str:
     if program == "envoy":
         file = f"-c {out.absolute()}"
         return (

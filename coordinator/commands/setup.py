@@ -32,9 +32,9 @@ def migrate_database(*, json: Json = False) -> None:
     """Migrate the database to the schema of this release; does nothing if it has it."""
     from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.db import migrate  # noqa: PLC0415
-    from coordinator.db.session import translated  # noqa: PLC0415
+    from coordinator.db.session import translate_errors  # noqa: PLC0415
 
-    with translated():
+    with translate_errors():
         migrate.upgrade(compose_database.database_url(settings.load()))
     revision = migrate.wanted()
     print_json({"revision": revision}) if json else typer.echo(f"The database has schema {revision}.")
@@ -57,7 +57,7 @@ def create_topics(*, json: Json = False) -> None:
                     report.created,
                     report.partitions,
                     report.replication,
-                    [f"{finding.problem} {finding.mend}" for finding in report.findings],
+                    [f"{finding.problem} {finding.fix}" for finding in report.findings],
                 )
                 for report in reports
             ],
@@ -85,12 +85,12 @@ def check(*, json: Json = False) -> None:
     """Recompute every count from the facts, and compare; exit 1 on a difference."""
     from coordinator.audit.check import check as run_check  # noqa: PLC0415
     from coordinator.compose import database as compose_database  # noqa: PLC0415
-    from coordinator.db.session import translated  # noqa: PLC0415
+    from coordinator.db.session import translate_errors  # noqa: PLC0415
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
         compose_database.database(settings.load(), name="baleen-check", timeout_ms=0) as database,
-        translated(),
+        translate_errors(),
         progress_bar(*columns) as progress,
     ):
         task = progress.add_task("connecting")
@@ -114,8 +114,8 @@ def _report(report: "CheckReport") -> dict[str, object]:
 
 def _print_report(report: "CheckReport") -> None:
     if report.agrees:
-        told = f"{counted(report.blobs, 'blob')}, {counted(report.references, 'reference')}"
-        typer.echo(f"All counts agree with the facts: {told}.")
+        totals = f"{counted(report.blobs, 'blob')}, {counted(report.references, 'reference')}"
+        typer.echo(f"All counts agree with the facts: {totals}.")
         return
     print_table(("what", "subject", "stored", "recomputed"), report.differences)
     notes().print(f"{counted(report.differences_count, 'difference')} between the counts and the facts.")

@@ -17,30 +17,30 @@ def register(app: typer.Typer) -> None:
 def status(*, json: Json = False) -> None:
     """Show how far events are applied, what is unresolved, and what blocks garbage collection."""
     with connected(settings.load()) as api:
-        told = api.get("/v1/status")
-    print_json(told) if json else _print(told)
+        answer = api.get("/v1/status")
+    print_json(answer) if json else _print(answer)
 
 
-def _print(told: dict[str, Any]) -> None:
-    collection = told["gc"]
-    lag = [count for count in told["lag"].values() if count is not None]
-    known = bool(lag) and len(lag) == len(told["lag"])
+def _print(answer: dict[str, Any]) -> None:
+    collection = answer["gc"]
+    lag = [count for count in answer["lag"].values() if count is not None]
+    known = bool(lag) and len(lag) == len(answer["lag"])
     print_fields(
-        told
+        answer
         | {
             "lag": sum(lag) if known else "not known",
             "gc": "on" if collection["enabled"] else "off",
-            "unowned_repositories": _unowned(told["unowned_repositories"]),
+            "unowned_repositories": _unowned(answer["unowned_repositories"]),
         },
     )
-    sys.stdout.write("\nblocked by\n" if collection["held_by"] else "\nNothing blocks GC.\n")
-    for reason in collection["held_by"]:
+    sys.stdout.write("\nblocked by\n" if collection["blocked_by"] else "\nNothing blocks GC.\n")
+    for reason in collection["blocked_by"]:
         sys.stdout.write(f"  {reason}\n")
-    if told["missing_blobs"]:
+    if answer["missing_blobs"]:
         sys.stdout.write("\nNeeded blobs have no bytes: see `baleen blob list --state missing`.\n")
 
 
-def _unowned(told: dict[str, Any]) -> str:
-    if told["listed_at"] is None:
+def _unowned(answer: dict[str, Any]) -> str:
+    if answer["listed_at"] is None:
         return "not known"
-    return ", ".join([*told["names"], *([] if told["complete"] else ["and more"])]) or "none"
+    return ", ".join([*answer["names"], *([] if answer["complete"] else ["and more"])]) or "none"

@@ -134,25 +134,25 @@ def _row(root: RootFigures) -> tuple[str, ...]:
 
 def _remark(found: Survey) -> None:
     """Print on stderr what a registry would not have written; it is no error of the survey."""
-    say = notes()
+    console = notes()
     for root in found.roots:
         if root.missing_blobs:
-            say.print(
+            console.print(
                 f"{root.url}: {counted(root.missing_blobs, 'blob is', 'blobs are')} linked "
                 f"({counted(root.missing_links, 'link')}) but not stored: not counted.",
                 soft_wrap=True,
             )
         if root.odd_keys:
-            say.print(
+            console.print(
                 f"{root.url}: {counted(root.odd_keys, 'key is', 'keys are')} not a registry's: not counted.",
                 soft_wrap=True,
             )
     for url, digest in found.missing_examples:
-        say.print(f"  not stored: {digest} in {url}", soft_wrap=True)
+        console.print(f"  not stored: {digest} in {url}", soft_wrap=True)
     for url, key in found.odd_examples:
-        say.print(f"  not a registry's key: {key!r} in {url}", soft_wrap=True)
+        console.print(f"  not a registry's key: {key!r} in {url}", soft_wrap=True)
     if found.conflicting_blobs:
-        say.print(
+        console.print(
             f"{counted(found.conflicting_blobs, 'blob is', 'blobs are')} stored with different sizes by several "
             "roots: some copies are damaged, and the largest is counted.",
             soft_wrap=True,

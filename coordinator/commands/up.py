@@ -68,7 +68,7 @@ def run(data_dir: Path | None, *, host: str, port: int, claim: Callable[[Setting
             stack.start()
             up = _Up(stack, directory, _merged(own, stack.endpoints, host, port, directory), host, port)
             up.start(claim)
-            console.print(up.told(time.monotonic() - began), soft_wrap=True)
+            console.print(up.message(time.monotonic() - began), soft_wrap=True)
             up.watch()
     except _Ended:
         console.print("Stopped.")
@@ -154,13 +154,13 @@ class _Up:
         from coordinator.compose import store as compose_store  # noqa: PLC0415 - see _load
         from coordinator.db import migrate  # noqa: PLC0415
         from coordinator.db.engine import connect  # noqa: PLC0415
-        from coordinator.db.session import translated  # noqa: PLC0415
+        from coordinator.db.session import translate_errors  # noqa: PLC0415
         from coordinator.kafka.topics import EVENTS, ensure_topics  # noqa: PLC0415
         from coordinator.table import progress  # noqa: PLC0415
 
         store = compose_store.object_store(self._settings)
         url = compose_database.database_url(self._settings)
-        with translated(), ThreadPoolExecutor(3) as pool:
+        with translate_errors(), ThreadPoolExecutor(3) as pool:
             steps: list[Future[object]] = [
                 pool.submit(migrate.upgrade, url),
                 pool.submit(ensure_topics, self._settings),
@@ -193,7 +193,7 @@ class _Up:
         while (dead := self._stack.wait()) is not None:
             self._go_on_after(dead)
 
-    def told(self, seconds: float) -> str:
+    def message(self, seconds: float) -> str:
         keys = "" if self._settings.s3_secret_key is None else f"   (its keys are in {self._directory / 'stack.json'})"
         return (
             f"Baleen is ready after {seconds:.1f} s.\n"
@@ -226,8 +226,8 @@ class _Up:
             raise StackError(f"{died} again after {RESTARTS} restarts; {tail}")
         pause = min(FIRST_PAUSE * 2 ** (self._failures[name] - 1), LONGEST_PAUSE)
         again = f"It is restarted in {pause:.1f} s."
-        told = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
-        notes().print(told, soft_wrap=True)
+        message = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
+        notes().print(message, soft_wrap=True)
         time.sleep(pause)
         self._start(name)
 
@@ -258,7 +258,7 @@ class _Up:
 
     def _publish(self) -> None:
         """Write where everything is, for other commands; Stack removes the file when it ends."""
-        values = application.told(self._settings, ADDRESSES)
+        values = application.plain_values(self._settings, ADDRESSES)
         write_secret(self._directory / "stack.json", json.dumps(values, indent=1))
 
 

@@ -14,7 +14,7 @@ from coordinator.api.deps import Deps
 from coordinator.api.lag import LagReader
 from coordinator.api.marking import MarkRecorder
 from coordinator.api.mounts import Mounts
-from coordinator.api.shared import Shared
+from coordinator.api.shared_calls import Shared
 from coordinator.compose.database import connections, database_url, engine
 from coordinator.compose.store import object_store
 from coordinator.compose.values import registry_credentials, safety_times, unsafe_findings
@@ -28,7 +28,7 @@ from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import Linker, PodMode
 from coordinator.errors import SettingsError, UnavailableError
 from coordinator.gc import mark
-from coordinator.gc.conditions import known
+from coordinator.gc.conditions import read_facts
 from coordinator.gc.view import FiguresReader
 from coordinator.ingest.directory import CachedPodDirectory
 from coordinator.ingest.normalise import Outcome
@@ -39,7 +39,7 @@ from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.lookup.blobs import BlobQueries
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
-from coordinator.mounts.forward import HandOn
+from coordinator.mounts.forward import Forwarder
 from coordinator.mounts.linker import LinkObjects
 from coordinator.mounts.mounter import Mounter, Rights
 from coordinator.mounts.relay import Relay
@@ -48,7 +48,7 @@ from coordinator.pods import refusals
 from coordinator.pods import table as pods
 from coordinator.pods.prober import known_digests
 from coordinator.pods.probes import pods_of
-from coordinator.reconcile.remains import holds_anything, is_stored
+from coordinator.reconcile.stored_content import holds_anything, is_stored
 from coordinator.settings import Settings
 from coordinator.table.progress_view import schema_problem
 from coordinator.tokens import table as tokens
@@ -106,7 +106,7 @@ def mounts(settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[
         margin=timedelta(seconds=settings.safety_clock_skew),
         relay_limit=settings.mount_relay_limit,
     )
-    return Mounts(mounter, HandOn(ca_file=settings.registry_ca_file), patience=settings.mount_timeout)
+    return Mounts(mounter, Forwarder(ca_file=settings.registry_ca_file), patience=settings.mount_timeout)
 
 
 def rights(settings: Settings, verifier: TokenVerifier | None) -> Rights:
@@ -251,7 +251,7 @@ def api(settings: Settings) -> Application:
                 find_probes=lambda nonces: in_thread(pods_of, pool, nonces),
             ),
             token_service=service,
-            known=lambda connection: known(connection, times, silence, unsafe_findings(settings)),
+            known=lambda connection: read_facts(connection, times, silence, unsafe_findings(settings)),
             figures=FiguresReader(pool),
             checks={
                 "database": Shared(answers),

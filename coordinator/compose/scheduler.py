@@ -7,13 +7,19 @@ from typing import NamedTuple
 
 from coordinator.compose.database import connections, database, database_url
 from coordinator.compose.store import object_store
-from coordinator.compose.values import collection_limits, leftover_ages, letter_limits, safety_times, unsafe_findings
+from coordinator.compose.values import (
+    collection_limits,
+    dead_letter_limits,
+    leftover_ages,
+    safety_times,
+    unsafe_findings,
+)
 from coordinator.db.connection import Connections
 from coordinator.db.session import reading
 from coordinator.domain.gc import Facts
 from coordinator.domain.names import parse_digest
 from coordinator.gc import collect
-from coordinator.gc.conditions import FactsReader, known
+from coordinator.gc.conditions import FactsReader, read_facts
 from coordinator.gc.restore import Restorer
 from coordinator.jobs.leases import Leases
 from coordinator.jobs.work import Runner
@@ -24,7 +30,7 @@ from coordinator.leftovers.run import DeleteLeftovers
 from coordinator.pods.prober import known_image
 from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.resolve import Resolver
 from coordinator.settings import Settings
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
@@ -39,15 +45,15 @@ def job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     """The runner of each kind of job, for coordinator/jobs/work.py. To add a kind, add it here."""
     store = object_store(settings)
     connected = Connections(database_url(settings), name="baleen-reconcile", prepare=statements.prepare)
-    settler = Settler(connected, store)
+    resolver = Resolver(connected, store)
     reconciler = reconcile.Reconcile(
         connected,
         store,
-        settler,
+        resolver,
         margin=timedelta(seconds=settings.safety_clock_skew),
         link_grace=timedelta(seconds=settings.safety_link_grace),
         request_bound=timedelta(seconds=settings.safety_request_bound),
-        limits=letter_limits(settings),
+        limits=dead_letter_limits(settings),
     )
     leftovers = DeleteLeftovers(
         connected,
@@ -75,7 +81,7 @@ def job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     finally:
         leftovers.close()
         reconciler.close()
-        settler.close()
+        resolver.close()
         connected.close()
 
 
@@ -86,7 +92,7 @@ def collection_facts(settings: Settings) -> FactsReader:
 
     def read() -> Facts:
         with database(settings, name="baleen-gc") as pool, reading(pool) as connection:
-            return known(connection, times, silence, in_spite_of).facts
+            return read_facts(connection, times, silence, in_spite_of).facts
 
     return read
 

@@ -60,7 +60,7 @@ def open_location(location: Location, settings: Settings, *, endpoint_url: str |
         return FileObjectStore(location.directory)
     if endpoint_url is not None:
         try:
-            HTTP_URL.taken(endpoint_url)
+            HTTP_URL.parse(endpoint_url)
         except ValueError as error:
             raise UsageError(f"--endpoint-url is malformed: it must be {HTTP_URL}.") from error
     ours = endpoint_url is None or settings.s3_endpoint_url in {None, endpoint_url}

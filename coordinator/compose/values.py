@@ -8,7 +8,7 @@ from coordinator.errors import SettingsError
 from coordinator.leftovers.sweep import Ages
 from coordinator.registry.auth import Credentials
 from coordinator.settings import Settings
-from coordinator.table.batch import LetterLimits
+from coordinator.table.batch import DeadLetterLimits
 
 #: Blobs and bytes that a collection may always hide: below this a percentage means nothing.
 SMALL_RUN = (1000, 10 << 30)
@@ -36,9 +36,9 @@ def leftover_ages(settings: Settings) -> Ages:
     )
 
 
-def letter_limits(settings: Settings) -> LetterLimits:
+def dead_letter_limits(settings: Settings) -> DeadLetterLimits:
     """How many dead letters of a pod are kept."""
-    return LetterLimits(settings.dead_letters_limit, settings.dead_letters_bytes)
+    return DeadLetterLimits(settings.dead_letters_limit, settings.dead_letters_bytes)
 
 
 def unsafe_findings(settings: Settings) -> frozenset[str]:

@@ -18,7 +18,7 @@ Database = Engine
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     try:
         yield
     except exc.TimeoutError as error:
@@ -39,14 +39,14 @@ def translated() -> Iterator[None]:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Yield a connection for single statements, each its own transaction: no BEGIN and ROLLBACK to wait for."""
-    with translated(), engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+    with translate_errors(), engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         yield connection
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """Yield a connection in one transaction that commits at the end."""
-    with translated(), engine.begin() as connection:
+    with translate_errors(), engine.begin() as connection:
         yield connection
 
 

@@ -15,13 +15,13 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db.locks import PODS_LOCK
 from coordinator.db.session import driver, reading, writing
-from coordinator.domain.letters import Concern, concern
+from coordinator.domain.dead_letters import Concern, concern
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.progress import GapReason
 from coordinator.domain.reasons import reason
 from coordinator.errors import ConflictError, NotFoundError
 from coordinator.ingest import normalise
-from coordinator.ingest.letters import repositories_in
+from coordinator.ingest.dead_letters import repositories_in
 from coordinator.ingest.normalise import Accepted, DeadLettered, Outcome
 from coordinator.table.dead_letters import directory, open_gaps
 from schemas.records import RECORD_CONTENT_TYPE, DeadLetter, RegistryEvent
@@ -37,8 +37,8 @@ _LOCKED = text("SELECT * FROM dead_letters WHERE id = :id FOR UPDATE")
 _PREFIXES = text("""
 SELECT ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id) FROM pods p WHERE p.name = :pod
 """)
-_SETTLE = text("""
-UPDATE dead_letters SET settled_at = clock_timestamp(), settlement = :settlement, settled_why = :why WHERE id = :id
+_RESOLVE = text("""
+UPDATE dead_letters SET resolved_at = clock_timestamp(), resolution = :resolution, resolved_why = :why WHERE id = :id
 """)
 _ONE = text("SELECT * FROM dead_letters WHERE id = :id")
 _SHARE_PODS = text(f"SELECT pg_advisory_xact_lock_shared({PODS_LOCK})")
@@ -61,7 +61,7 @@ def retry(engine: Engine, number: int, publish: Publish) -> int:
                 "bucket, then discard it."
             )
         outcomes = _outcomes(row, prefixes)
-        refused = [outcome.letter for outcome in outcomes if isinstance(outcome, DeadLettered)]
+        refused = [outcome.dead_letter for outcome in outcomes if isinstance(outcome, DeadLettered)]
         if refused:
             raise ConflictError(
                 f"Dead letter {number} still cannot be understood ({refused[0].reason}): {refused[0].detail}"
@@ -69,7 +69,7 @@ def retry(engine: Engine, number: int, publish: Publish) -> int:
         written = publish(outcomes)
         if any(isinstance(outcome, DeadLettered) for outcome in written):
             raise ConflictError(f"Kafka accepts no record as large as dead letter {number}: discard it.")
-        connection.execute(_SETTLE, {"id": number, "settlement": "retried", "why": None})
+        connection.execute(_RESOLVE, {"id": number, "resolution": "retried", "why": None})
     return sum(isinstance(outcome, Accepted) for outcome in written)
 
 
@@ -83,17 +83,17 @@ def discard(engine: Engine, number: int, why: str, stored: Stored) -> None:
     why = reason(why, "why it is discarded")
     with reading(engine) as connection:
         row = _demand_open(connection.execute(_ONE, {"id": number}).one_or_none(), number)
-        looked_for = _concern(connection, row).unlisted
-    if looked_for and (found := stored(looked_for)):
+        sought = _concern(connection, row).unlisted
+    if sought and (found := stored(sought)):
         raise ConflictError(_still_stored(number, found))
     with writing(engine) as connection:
         # No pod may lose a repository between the check of storage and the gaps.
         connection.execute(_SHARE_PODS)
         row = _open(connection, number)
         concerned = _concern(connection, row)
-        if not set(concerned.unlisted) <= set(looked_for):
+        if not set(concerned.unlisted) <= set(sought):
             raise ConflictError(f"Pods changed while dead letter {number} was being discarded: try again.")
-        connection.execute(_SETTLE, {"id": number, "settlement": "discarded", "why": why.strip()})
+        connection.execute(_RESOLVE, {"id": number, "resolution": "discarded", "why": why.strip()})
         about = {pod.id: repositories for pod, repositories in concerned.pods.items()}
         if about:
             open_gaps(driver(connection), GapReason.DISCARDED, about)
@@ -124,15 +124,15 @@ def _open(connection: Connection, number: int) -> Row[Any]:
 def _demand_open(row: Row[Any] | None, number: int) -> Row[Any]:
     if row is None:
         raise NotFoundError(f"There is no dead letter {number}: see `baleen dead-letters list`.")
-    if row.settled_at is not None:
-        raise ConflictError(f"Dead letter {number} is resolved already: it was {row.settlement}.")
+    if row.resolved_at is not None:
+        raise ConflictError(f"Dead letter {number} is resolved already: it was {row.resolution}.")
     return row
 
 
 def _outcomes(row: Row[Any], prefixes: Sequence[str]) -> list[Outcome]:
     if row.content_type == RECORD_CONTENT_TYPE:
         return [_record(row)]
-    letter = DeadLetter(
+    dead_letter = DeadLetter(
         pod=row.pod,
         reason=row.reason,
         detail=row.detail,
@@ -141,7 +141,7 @@ def _outcomes(row: Row[Any], prefixes: Sequence[str]) -> list[Outcome]:
         payload_bytes=row.payload_bytes,
         content_type=row.content_type,
     )
-    return normalise.retry(letter, prefixes)
+    return normalise.retry(dead_letter, prefixes)
 
 
 def _record(row: Row[Any]) -> Outcome:

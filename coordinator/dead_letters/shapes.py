@@ -23,9 +23,9 @@ class DeadLetterSummary(View, frozen=True, kw_only=True):
     ]
     payload_bytes: int
     content_type: str
-    settlement: Literal["retried", "discarded", "reconciled"] | None
-    settled_at: dt.datetime | None
-    settled_why: str | None
+    resolution: Literal["retried", "discarded", "reconciled"] | None
+    resolved_at: dt.datetime | None
+    resolved_why: str | None
 
 
 class DeadLetter(DeadLetterSummary, frozen=True, kw_only=True):

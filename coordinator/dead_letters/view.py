@@ -14,8 +14,8 @@ from coordinator.errors import NotFoundError
 _SUMMARY = select(*table.c[DeadLetterSummary.__struct_fields__])
 _KNOWN = text("""
 SELECT EXISTS (SELECT FROM pods WHERE name = :pod)
-    OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NULL)
-    OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND settled_at IS NOT NULL)
+    OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND resolved_at IS NULL)
+    OR EXISTS (SELECT FROM dead_letters WHERE pod = :pod AND resolved_at IS NOT NULL)
 """)
 _ONE = _SUMMARY.add_columns(*table.c["payload", "origin_topic", "origin_partition", "origin_offset"]).where(
     table.c.id == bindparam("id")
@@ -26,19 +26,19 @@ def dead_letters(
     engine: Engine,
     *,
     pod: PodName | None = None,
-    settled: bool = False,
+    resolved: bool = False,
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> DeadLetterPage:
-    """Return a page of dead letters, the oldest first: the open ones, or with `settled` all of them.
+    """Return a page of dead letters, the oldest first: the open ones, or with `resolved` all of them.
 
     Raises NotFoundError for a pod that is not registered and has none: a removed pod may have left some.
     """
     after = paging.decode("dead-letters", cursor, int) or 0
     # Conditions only as needed, so that each list is served by its index whatever the plan.
     page = _SUMMARY.where(table.c.id > after).order_by(table.c.id).limit(limit)
-    if not settled:
-        page = page.where(table.c.settled_at.is_(None))
+    if not resolved:
+        page = page.where(table.c.resolved_at.is_(None))
     if pod is not None:
         page = page.where(table.c.pod == pod)
     with reading(engine) as connection:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from coordinator.compose import command as compose_command
 from coordinator.demo.world import FOLLOW_S, PODS, UNSAFE_FINDINGS, Demo, DemoFailedError
 from coordinator.doctor.examine import examine
-from coordinator.domain.findings import Finding, Verdict, implied
+from coordinator.domain.findings import Finding, Result, implied
 from coordinator.domain.gc import Why
 from coordinator.domain.names import PodName, parse_digest
 from coordinator.registry.images import Image, Layer, make_image, make_layer
@@ -22,7 +22,7 @@ from coordinator.storage.layout import blob_key
 #: A worker removes expired links once a minute; everything else is done within seconds.
 COLLECT_S = 120.0
 #: Seconds between two reads of the plan.
-LOOK_S = 0.5
+STATE_POLL_S = 0.5
 #: The demo has fewer blobs.
 PLAN_LIMIT = 1000
 
@@ -35,7 +35,7 @@ class Garbage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    held_by: list[str]
+    blocked_by: list[str]
     #: By digest.
     items: dict[str, dict[str, Any]]
 
@@ -87,8 +87,8 @@ def collect(demo: Demo, garbage: Garbage) -> None:
     demo.held(f"storage has no version of its {len(old)} blobs any more; {freed:,} bytes are freed")
 
     demo.step("the history of a layer of each image")
-    _check_story(demo, garbage.old.layers[1].digest, ["hide", "hidden", "purge", "purged"])
-    _check_story(demo, garbage.again.layers[1].digest, ["hide", "hidden", "restored"])
+    _check_explanation(demo, garbage.old.layers[1].digest, ["hide", "hidden", "purge", "purged"])
+    _check_explanation(demo, garbage.again.layers[1].digest, ["hide", "hidden", "restored"])
 
 
 def own(image: Image) -> list[str]:
@@ -98,8 +98,8 @@ def own(image: Image) -> list[str]:
 
 def check_findings(pod: str, findings: Collection[Finding], unsafe: Collection[str] = UNSAFE_FINDINGS) -> list[Finding]:
     """Return the findings that are not proved; raises DemoFailedError for one that the demo does not expect."""
-    found, expected = [each for each in findings if each.verdict is not Verdict.PROVED], implied(unsafe)
-    unexpected = [f"{each.check} is {each.verdict} ({each.proof})" for each in found if each.check not in expected]
+    found, expected = [each for each in findings if each.result is not Result.PROVED], implied(unsafe)
+    unexpected = [f"{each.check} is {each.result} ({each.proof})" for each in found if each.check not in expected]
     if unexpected:
         raise DemoFailedError(f"Garbage collection is not safe for pod {pod}: {'; '.join(unexpected)}.")
     return found
@@ -118,7 +118,7 @@ def _examine(demo: Demo) -> None:
     proved = [f"{len(visits[pod]) - len(found)} checks of {pod}" for pod, found in unproved.items()]
     demo.held(f"{' and '.join(proved)} are proved")
     for finding in unproved[PODS[0]]:
-        demo.console.print(f"  {finding.check} is {finding.verdict}: {finding.proof}", highlight=False)
+        demo.console.print(f"  {finding.check} is {finding.result}: {finding.proof}", highlight=False)
     demo.console.print(
         f"  These would block GC. The demo ignores them: BALEEN_UNSAFE_FINDINGS={','.join(UNSAFE_FINDINGS)}",
         highlight=False,
@@ -130,9 +130,9 @@ def _examine(demo: Demo) -> None:
 
 def _plan(demo: Demo) -> Plan:
     """Return the plan as if garbage collection were on."""
-    told = demo.api.get("/v1/gc/plan", despite_holds=True, limit=PLAN_LIMIT)
-    held = [reason for reason in told["held_by"] if not reason.startswith("switched off")]
-    return Plan(held, {item["digest"]: item for item in told["items"]})
+    answer = demo.api.get("/v1/gc/plan", despite_holds=True, limit=PLAN_LIMIT)
+    held = [reason for reason in answer["blocked_by"] if not reason.startswith("switched off")]
+    return Plan(held, {item["digest"]: item for item in answer["items"]})
 
 
 def _run(demo: Demo) -> None:
@@ -153,29 +153,29 @@ def _run(demo: Demo) -> None:
 def _collect_until(demo: Demo, digests: list[str], step: str, state: str) -> None:
     """Wait until the plan has this step for these blobs, and a collection, the demo's or a scheduler's, has done it."""
     deadline = time.monotonic() + COLLECT_S
-    said = ""
-    while left := [digest for digest, told in zip(digests, _states(demo, digests), strict=True) if told != state]:
+    printed = ""
+    while left := [digest for digest, answer in zip(digests, _states(demo, digests), strict=True) if answer != state]:
         plan = _plan(demo)
         waits = [found for digest in left if (found := waits_for(plan, digest, step)) is not None]
         if not waits:
             demo.api.put("/v1/gc/switch", {"enabled": True, "why": "the demo has read the plan"})
             _run(demo)
             continue
-        if waits[0].what != said:
-            said = waits[0].what
-            demo.waits(said)
+        if waits[0].what != printed:
+            printed = waits[0].what
+            demo.waits(printed)
         if waits[0].asks_reconcile:
             for pod in PODS:
                 demo.api.post(f"/v1/pods/{pod}/reconcile", {"why": "the demo waits for it"})
         if time.monotonic() > deadline:
-            raise DemoFailedError(f"Timed out: {left} are not {state}: {said}.")
-        time.sleep(LOOK_S)
+            raise DemoFailedError(f"Timed out: {left} are not {state}: {printed}.")
+        time.sleep(STATE_POLL_S)
 
 
 def waits_for(plan: Plan, digest: str, step: str) -> Waits | None:
     """Return what the plan waits for before this step of a blob; None if it does the step."""
-    if plan.held_by:
-        return Waits(plan.held_by[0])
+    if plan.blocked_by:
+        return Waits(plan.blocked_by[0])
     item = plan.items.get(digest)
     if item is None:
         return Waits("a link to one of the blobs still counts: a worker removes expired links once a minute")
@@ -208,12 +208,12 @@ def _check_served(demo: Demo, name: str, image: Image, *, expected: bool) -> Non
         raise DemoFailedError(f"pod-a does not serve the base layer in {name}, although other images need it.")
 
 
-def _check_story(demo: Demo, digest: str, expected: list[str]) -> None:
-    told = demo.api.get(f"/v1/blobs/{digest}/explain")
-    demo.console.print(f"  {digest[:19]}… {told['summary']}", highlight=False)
-    for sentence in told["story"]:
+def _check_explanation(demo: Demo, digest: str, expected: list[str]) -> None:
+    answer = demo.api.get(f"/v1/blobs/{digest}/explain")
+    demo.console.print(f"  {digest[:19]}… {answer['summary']}", highlight=False)
+    for sentence in answer["sentences"]:
         demo.console.print(f"    {sentence}", highlight=False)
-    decisions = [entry["decision"] for entry in told["history"]]
+    decisions = [entry["decision"] for entry in answer["history"]]
     if decisions != expected:
         raise DemoFailedError(f"The ledger has {decisions} for {digest}, and not {expected}.")
 

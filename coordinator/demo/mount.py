@@ -58,8 +58,8 @@ def mount(demo: Demo, through: str | None, api: str) -> Layer:
         pulled = client.pull_image("pod-b/app5", "v1")
     if pulled.digest != image.digest:
         raise DemoFailedError(f"app5 was pulled as {pulled.digest}.")
-    told = demo.api.get(f"/v1/blobs/{base.digest}/explain")["mounts"]
-    if [(each["repository"], each["source"]) for each in told] != [("pod-b/app5", "pod-a/base")]:
-        raise DemoFailedError(f"`explain` shows the mounts {told}.")
+    mounts = demo.api.get(f"/v1/blobs/{base.digest}/explain")["mounts"]
+    if [(each["repository"], each["source"]) for each in mounts] != [("pod-b/app5", "pod-a/base")]:
+        raise DemoFailedError(f"`explain` shows the mounts {mounts}.")
     demo.held(f"{len(base.content):,} bytes were mounted, {sent:,} were uploaded; the image can be pulled from pod-b")
     return base

@@ -1,8 +1,8 @@
 """`baleen demo`: run two registries on one bucket, and compare every count with the links in the bucket.
 
 Route: `baleen up` as a child in a temporary directory -> two pods, registered over the API -> two registries ->
-the steps (`_story`), each of which is checked, with a mount (mount.py) and garbage collection (gc.py) -> exit 0 only if
-all checks pass.
+the steps (`_scenario`), each of which is checked, with a mount (mount.py) and garbage collection (gc.py) -> exit 0 only
+if all checks pass.
 Not here: counting in the bucket (bucket.py), which shares no code with Baleen's counts.
 """
 
@@ -65,13 +65,13 @@ def run(*, keep: bool = False, console: Console | None = None) -> None:
         children = started.enter_context(Children())
         console.print("[bold]Baleen demo[/]: two registries, one bucket, one reference table")
         demo, through, api = _start(Path(directory), children, console, started)
-        _story(demo, through, api)
+        _scenario(demo, through, api)
         console.print("[bold green]Every check passed.[/]")
         if keep:
             _stay(demo, Path(directory))
 
 
-def _story(demo: Demo, through: str | None, api: str) -> None:
+def _scenario(demo: Demo, through: str | None, api: str) -> None:
     """Run the steps. `through`: the router, if there is one."""
     base = make_layer("demo/base", 4_000_000)
     images = {f"app{n}": make_image(f"demo/app{n}", [base, make_layer(f"demo/app{n}", 50_000)]) for n in (1, 2, 3)}
@@ -126,7 +126,7 @@ def _lost_events(demo: Demo, base: Layer) -> None:
     """Kill a registry with events in its queue: Baleen can find what was pushed only in the bucket."""
     pod = demo.pods["pod-b"]
     demo.step("pod-b's registry cannot reach Baleen, accepts a push of app4, and is killed")
-    _wait(demo, "the watermark of pod-b", lambda told: told["watermark"] is not None)
+    _wait(demo, "the watermark of pod-b", lambda answer: answer["watermark"] is not None)
     pod.gate.close()
     image = make_image("demo/app4", [base, make_layer("demo/app4", 50_000)])
     pod.client.push_image("pod-b/app4", image, "v1")
@@ -134,11 +134,13 @@ def _lost_events(demo: Demo, base: Layer) -> None:
     pod.gate.open()
     process = demo.children.start(pod.registry.process())
     demo.pods["pod-b"] = pod = pod._replace(process=process)
-    if (told := _blob(demo, image.digest))["reference_count"] is not None:
-        raise DemoFailedError(f"The events of app4 were in the queue of a dead registry, but the table has {told}.")
+    if (answer := _blob(demo, image.digest))["reference_count"] is not None:
+        raise DemoFailedError(f"The events of app4 were in the queue of a dead registry, but the table has {answer}.")
 
     demo.step("the table does not know app4, so pod-b's watermark stops: GC is blocked")
-    frozen = _wait(demo, "the death of the old process", lambda told: any(s["dead_since"] for s in told["sources"]))
+    frozen = _wait(
+        demo, "the death of the old process", lambda answer: any(s["dead_since"] for s in answer["processes"])
+    )
     demo.held(f"the watermark stands at {frozen['watermark']}")
     for reason in frozen["waits_for"][:3]:
         demo.console.print(f"  {reason}", highlight=False)
@@ -147,7 +149,7 @@ def _lost_events(demo: Demo, base: Layer) -> None:
     done = _wait(
         demo,
         "the reconcile",
-        lambda told: any(s["retired_at"] for s in told["sources"]) and _time(told) > _time(frozen),
+        lambda answer: any(s["retired_at"] for s in answer["processes"]) and _time(answer) > _time(frozen),
     )
     _held(demo, image.digest, references=1, pods=["pod-b"])
     _held(demo, base.digest, references=7, pods=["pod-a", "pod-b"])
@@ -155,8 +157,8 @@ def _lost_events(demo: Demo, base: Layer) -> None:
     demo.held(f"the dead process is retired, and the watermark advances: {done['watermark']}")
 
 
-def _time(told: dict[str, Any]) -> dt.datetime:
-    return dt.datetime.fromisoformat(told["watermark"] or "0001-01-01T00:00:00Z")
+def _time(answer: dict[str, Any]) -> dt.datetime:
+    return dt.datetime.fromisoformat(answer["watermark"] or "0001-01-01T00:00:00Z")
 
 
 def _wait(demo: Demo, what: str, there: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def _wait(demo: Demo, what: str, there: Callable[[dict[str, Any]], bool]) -> dic
     return demo.until(
         lambda: demo.api.get("/v1/pods/pod-b"),
         there,
-        lambda told: f"Timed out waiting for {what}; pod-b is {told}.",
+        lambda answer: f"Timed out waiting for {what}; pod-b is {answer}.",
         REPAIR_S,
     )
 
@@ -174,7 +176,7 @@ def _wait(demo: Demo, what: str, there: Callable[[dict[str, Any]], bool]) -> dic
 
 def _held(demo: Demo, digest: str, *, references: int, pods: list[str] | None) -> None:
     """Wait until one blob is as expected, and all counts and holdings agree with the links in the bucket."""
-    told, _ = demo.until(
+    answer, _ = demo.until(
         lambda: (_blob(demo, digest), _differences(demo)),
         lambda found: found[0]["reference_count"] == references and pods in (None, found[0]["pods"]) and not found[1],
         lambda found: (
@@ -183,8 +185,8 @@ def _held(demo: Demo, digest: str, *, references: int, pods: list[str] | None) -
         ),
     )
     demo.held(
-        f"{digest[:19]}… has {told['reference_count']} reference{'s' * (references != 1)} "
-        f"in {', '.join(told['pods']) or 'no pod'}; all counts agree with the links in the bucket"
+        f"{digest[:19]}… has {answer['reference_count']} reference{'s' * (references != 1)} "
+        f"in {', '.join(answer['pods']) or 'no pod'}; all counts agree with the links in the bucket"
     )
 
 
@@ -201,9 +203,9 @@ def _differences(demo: Demo) -> list[str]:
             found.append(f"{digest}: the table has {blob['size']} bytes, storage has {wanted.sizes[digest]}")
     for repository in sorted({repository for repository, _ in wanted.holdings}):
         manifests = sum(holder == repository for holder, _ in wanted.holdings)
-        told = _repository(demo, repository)
-        if told is None or told["manifests"] != manifests:
-            found.append(f"{repository}: the table has {told}, the links make {manifests} manifests")
+        answer = _repository(demo, repository)
+        if answer is None or answer["manifests"] != manifests:
+            found.append(f"{repository}: the table has {answer}, the links make {manifests} manifests")
     return found
 
 
@@ -320,12 +322,12 @@ def _stay(demo: Demo, directory: Path) -> None:
         + "".join(f"  {pod.registry.name} is at {pod.registry.url}\n" for pod in demo.pods.values())
         + "Press Ctrl-C to stop and remove everything."
     )
-    with _until_told():
+    with _until_interrupted():
         signal.pause()
 
 
 @contextlib.contextmanager
-def _until_told() -> Iterator[None]:
+def _until_interrupted() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

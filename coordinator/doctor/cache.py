@@ -10,7 +10,7 @@ from coordinator.registry.client import RegistryError, RegistryUnreachableError
 from coordinator.registry.images import Image, Layer
 
 #: The first HEAD may fill a cache; the second may be answered from it.
-LOOKS = 2
+HEADS = 2
 
 
 def no_descriptor_cache(visit: Visit) -> Finding:
@@ -23,7 +23,7 @@ def no_descriptor_cache(visit: Visit) -> Finding:
     try:
         for each in image.blobs:
             visit.scratch.push_blob(places[0].client, each)
-        warm = [place for place in places if all(_has(visit, place, blob) for _ in range(LOOKS))]
+        warm = [place for place in places if all(_has(visit, place, blob) for _ in range(HEADS))]
     except RegistryError as error:
         stuck = failed(visit) or [unproved(str(places[0]), str(error), AGAIN)]
         return finding(Check.NO_DESCRIPTOR_CACHE, stuck, visit.patient)
@@ -33,8 +33,8 @@ def no_descriptor_cache(visit: Visit) -> Finding:
         if place not in warm
     ]
     if not visit.scratch.is_stored(blob):
-        told = "a pushed blob is not in the shared bucket, so the doctor cannot delete it"
-        parts = [follows(str(place), told, Check.SAME_ROOT) for place in places]
+        sentence = "a pushed blob is not in the shared bucket, so the doctor cannot delete it"
+        parts = [follows(str(place), sentence, Check.SAME_ROOT) for place in places]
         return finding(Check.NO_DESCRIPTOR_CACHE, parts, visit.patient)
     with visit.scratch.vanished(blob):
         gone = [_vanished(visit, place, blob, image) for place in warm]
@@ -59,7 +59,7 @@ def _vanished(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
         return refuted(where, f"for a blob whose bytes are gone, {', '.join(wrong)}")
     return proved(
         where,
-        f"for a blob that {LOOKS} HEADs had found and whose bytes are gone, HEAD answers 404, a mount answers 202, "
+        f"for a blob that {HEADS} HEADs had found and whose bytes are gone, HEAD answers 404, a mount answers 202, "
         "and a manifest that lists it is refused",
     )
 

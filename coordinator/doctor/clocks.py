@@ -3,7 +3,7 @@
 import math
 from datetime import datetime, timedelta
 
-from coordinator.doctor.registry import failed, untold
+from coordinator.doctor.registry import failed, no_event
 from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.visit import Report, Visit
 from coordinator.domain.findings import Check, Finding
@@ -27,9 +27,9 @@ def clocks(visit: Visit) -> Finding:
 def _registry(report: Report, bound: timedelta) -> Part:
     where, push = str(report.push.place), report.push
     if report.manifest is None or push.asked_at is None or push.answered_at is None:
-        return untold(where)
+        return no_event(where)
     assert isinstance(report.manifest.record, RegistryEvent)
-    return judged(where, off(report.manifest.record.timestamp, push.asked_at, push.answered_at), bound)
+    return clock_part(where, off(report.manifest.record.timestamp, push.asked_at, push.answered_at), bound)
 
 
 def _store(visit: Visit, bound: timedelta) -> Part:
@@ -41,7 +41,7 @@ def _store(visit: Visit, bound: timedelta) -> Part:
     where = "the object store"
     if stored is None:
         return unproved(where, "it does not have an object that was stored", AGAIN)
-    return judged(where, off(stored.modified_at, before, after, STORE_STEP), bound)
+    return clock_part(where, off(stored.modified_at, before, after, STORE_STEP), bound)
 
 
 def off(time: datetime, before: datetime, after: datetime, step: timedelta = NONE) -> timedelta:
@@ -51,17 +51,17 @@ def off(time: datetime, before: datetime, after: datetime, step: timedelta = NON
     return min(time + step - before, NONE)
 
 
-def judged(where: str, found: timedelta, bound: timedelta) -> Part:
+def clock_part(where: str, found: timedelta, bound: timedelta) -> Part:
     seconds, limit = found.total_seconds(), bound.total_seconds()
-    told = (
+    sentence = (
         f"its clock is {seconds:+.3f} s off the database's; {limit:g} s are allowed, half of BALEEN_SAFETY_CLOCK_SKEW"
     )
     if abs(found) <= bound:
-        return proved(where, told)
+        return proved(where, sentence)
     enough = math.floor(2 * abs(seconds)) + 1
     return refuted(
         where,
-        told,
+        sentence,
         f"Run a time service (chrony, ntpd) on the machine of {where}, or on that of the database. Or set, for every "
         f"process of Baleen:\nBALEEN_SAFETY_CLOCK_SKEW={enough}s",
     )

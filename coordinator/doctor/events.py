@@ -9,17 +9,17 @@ from typing import NamedTuple
 from coordinator.doctor import queues
 from coordinator.doctor import scratch_table as scratch
 from coordinator.doctor.kinds import MOUNT, OCTETS, KindsReport, listed
-from coordinator.doctor.registry import failed, untold
+from coordinator.doctor.registry import failed, no_event
 from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
 from coordinator.doctor.scratch import METHOD_NOT_ALLOWED, Announcement
 from coordinator.doctor.texts import Patient, ignored, token
 from coordinator.doctor.visit import Push, Report, Visit
 from coordinator.domain import refusals
-from coordinator.domain.findings import Check, Finding, Verdict
+from coordinator.domain.findings import Check, Finding, Result
 from coordinator.domain.names import parse_digest
 from coordinator.domain.pods import Linker, ProbeMethod
 from coordinator.domain.refusals import Refusals
-from coordinator.kafka.tail import Told
+from coordinator.kafka.tail import TailedRecord
 from coordinator.pods import configuration
 from coordinator.registry.client import RegistryError
 from coordinator.registry.images import Image, Index
@@ -43,10 +43,10 @@ SWITCH_ON = "storage:\n  delete: {enabled: true}"
 def events_arrive(visit: Visit) -> Finding:
     """Check that each push and mount is reported, and that the table has the manifests with their references."""
     parts, patience = failed(visit), visit.instruments.patience
-    refused = None if all(report.sources for report in visit.reports) else visit.refused()
+    refused = None if all(report.processes for report in visit.reports) else visit.refused()
     for report in visit.reports:
         part = arrival(report, patience)
-        if refused is not None and not report.sources:
+        if refused is not None and not report.processes:
             part = of_wrong_token(part, refused, visit.patient)
         parts.append(_in_table(visit, part, [report.push.image]))
     for each in visit.kinds:
@@ -57,7 +57,7 @@ def events_arrive(visit: Visit) -> Finding:
 
 def of_wrong_token(part: Part, refused: Refusals, patient: Patient) -> Part:
     """Add that events in the pod's name were refused: the likely reason, though anyone may have posted them."""
-    return part._replace(sentence=f"{part.sentence}; {refusals.told(refused)}", mend=token(patient))
+    return part._replace(sentence=f"{part.sentence}; {refusals.describe(refused)}", fix=token(patient))
 
 
 def arrival(report: Report, patience: float) -> Part:
@@ -67,14 +67,14 @@ def arrival(report: Report, patience: float) -> Part:
         return proved(where, f"{count} events of {count} pushes came")
     came = f"{count - len(missing)} events of {count} pushes came"
     if report.is_image_over:
-        told = f"{came}, though the process reported what came later: none of {', '.join(missing)}"
-        return refuted(where, told, untold_of_image(report))
-    if report.sources:
+        text = f"{came}, though the process reported what came later: none of {', '.join(missing)}"
+        return refuted(where, text, ignored_of_image(report))
+    if report.processes:
         return unproved(where, f"{came} within {patience:.0f} s")
     return unproved(where, f"none of {count} events came within {patience:.0f} s")
 
 
-def untold_of_image(report: Report) -> str:
+def ignored_of_image(report: Report) -> str:
     """Return what a registry must stop ignoring if it does not report all of an image's pushes."""
     image, missing = report.push.image, report.missing
     if len(missing) > len(image.blobs):
@@ -83,7 +83,7 @@ def untold_of_image(report: Report) -> str:
     return ignored(media_types=set(types))
 
 
-def untold_of_kinds(report: KindsReport) -> str:
+def ignored_of_kinds(report: KindsReport) -> str:
     """Return what a registry must stop ignoring if it reports blobs and not these kinds."""
     types = {report.kinds.manifests[kind].media_type for kind in report.overdue if kind != MOUNT}
     return ignored([MOUNT] if MOUNT in report.overdue else [], types)
@@ -99,7 +99,7 @@ def arrival_of_kinds(report: KindsReport, patience: float) -> Part:
         return refuted(
             where,
             f"no event of {', '.join(report.overdue)} came, though the process reported what came later",
-            untold_of_kinds(report),
+            ignored_of_kinds(report),
         )
     return unproved(where, f"no event of {', '.join(report.missing)} came within {patience:.0f} s")
 
@@ -107,17 +107,17 @@ def arrival_of_kinds(report: KindsReport, patience: float) -> Part:
 def _in_table(visit: Visit, part: Part, manifests: list[Image | Index]) -> Part:
     """Check that the table has the manifests whose events came."""
     where, sentence = part.where, part.sentence
-    if part.verdict is not Verdict.PROVED:
+    if part.result is not Result.PROVED:
         return part
     if not visit.are_applied:
         patience = visit.instruments.patience
-        told = f"{sentence}, and no worker has applied them within {patience:.0f} s"
-        return unproved(where, told, "baleen worker\n(none runs, or it is behind: `baleen status` shows its lag)")
+        text = f"{sentence}, and no worker has applied them within {patience:.0f} s"
+        return unproved(where, text, "baleen worker\n(none runs, or it is behind: `baleen status` shows its lag)")
     for manifest in manifests:
         if wrong := _otherwise(visit, manifest):
-            told = f"{sentence} and were applied, and the table {wrong}"
+            text = f"{sentence} and were applied, and the table {wrong}"
             return refuted(
-                where, told, "baleen dead-letters list\n(lists events and manifests that Baleen could not read)"
+                where, text, "baleen dead-letters list\n(lists events and manifests that Baleen could not read)"
             )
     references = sum(len(listed(manifest)) for manifest in manifests)
     what = "the manifest with its" if len(manifests) == 1 else f"{len(manifests)} manifests with their"
@@ -148,32 +148,36 @@ def references_of_kinds(report: KindsReport) -> list[Part]:
     where, kinds = str(report.kinds.place), report.kinds
     if kinds.error is not None:
         return [follows(where, "not every kind of manifest could be pushed", Check.EVENTS_ARRIVE)]
-    return [listing(where, kind, report.told.get(kind), listed(manifest)) for kind, manifest in kinds.manifests.items()]
+    return [
+        listing(where, kind, report.entries.get(kind), listed(manifest)) for kind, manifest in kinds.manifests.items()
+    ]
 
 
 def references(report: Report) -> Part:
-    if not report.sources:
-        return untold(str(report.push.place))
+    if not report.processes:
+        return no_event(str(report.push.place))
     return listing(str(report.push.place), "image's manifest", report.manifest, listed(report.push.image))
 
 
-def listing(where: str, what: str, told: Told | None, digests: set[str]) -> Part:
+def listing(where: str, what: str, entry: TailedRecord | None, digests: set[str]) -> Part:
     """Compare the references in the event of a manifest or index with those in its bytes."""
-    if told is None:
+    if entry is None:
         return follows(where, "not every manifest was reported", Check.EVENTS_ARRIVE)
-    record = told.record
+    record = entry.record
     assert isinstance(record, RegistryEvent)
     if record.references is None:
         return refuted(where, f"the {what}'s event does not say what it lists")
-    said = {reference.digest for reference in record.references}
-    if said != digests:
-        return refuted(where, f"the {what}'s event names {len(said & digests)} of {len(digests)} digests that it lists")
+    named = {reference.digest for reference in record.references}
+    if named != digests:
+        return refuted(
+            where, f"the {what}'s event names {len(named & digests)} of {len(digests)} digests that it lists"
+        )
     return proved(where, f"the {what}'s event names the digests that it lists: {len(digests)}")
 
 
 def events_in_order(visit: Visit) -> Finding:
     """Check the order of events: blobs, their manifest, the probe, the last push; and that all wait in one queue."""
-    orders = [order(report) if report.sources else untold(str(report.push.place)) for report in visit.reports]
+    orders = [order(report) if report.processes else no_event(str(report.push.place)) for report in visit.reports]
     parts = [*failed(visit), *orders, *queues.one_queue(visit)]
     return finding(Check.EVENTS_IN_ORDER, parts, visit.patient)
 
@@ -185,16 +189,21 @@ def order(report: Report) -> Part:
     if report.last is None:
         return unproved(where, "the event of the last push did not come", AGAIN)
     partition = report.manifest.partition
-    echo = [told for told in report.echoes if told.partition == partition][:1]
-    row: list[Told] = [*(report.blobs[blob.digest] for blob in image.blobs), report.manifest, *echo, report.last]
-    if any(told.partition != partition for told in row):
+    echo = [entry for entry in report.echoes if entry.partition == partition][:1]
+    row: list[TailedRecord] = [
+        *(report.blobs[blob.digest] for blob in image.blobs),
+        report.manifest,
+        *echo,
+        report.last,
+    ]
+    if any(entry.partition != partition for entry in row):
         return refuted(where, "events of one repository are in several partitions")
     for before, after in pairwise(row):
         if before.offset >= after.offset:
             return refuted(
                 where, f"what was done first is at offset {before.offset}, and what was done next at {after.offset}"
             )
-    times = [told.record.timestamp for told in row if isinstance(told.record, RegistryEvent)]
+    times = [entry.record.timestamp for entry in row if isinstance(entry.record, RegistryEvent)]
     if times != sorted(times):
         return refuted(where, "the times in the registry's events do not increase")
     return proved(where, f"{len(row)} records are in the order of what was done, from offset {row[0].offset} on")
@@ -205,7 +214,7 @@ def probes_arrive(visit: Visit) -> Finding:
     patience = visit.instruments.patience
     parts = [*failed(visit), *(echo(report, patience) for report in visit.reports)]
     found = finding(Check.PROBES_ARRIVE, parts, visit.patient)
-    if visit.pod.probe is ProbeMethod.PULL or found.verdict is not Verdict.PROVED:
+    if visit.pod.probe is ProbeMethod.PULL or found.result is not Result.PROVED:
         return found
     pulls = [str(report.push.place) for report in visit.reports if report.pulls]
     if not pulls:
@@ -213,7 +222,7 @@ def probes_arrive(visit: Visit) -> Finding:
     return found._replace(
         meaning=PULLS_ARE_SENT,
         proof=f"{found.proof}; an event of a pull came from {', '.join(pulls)}",
-        mend=IGNORE_PULLS,
+        fix=IGNORE_PULLS,
     )
 
 
@@ -223,8 +232,8 @@ def echo(report: Report, patience: float) -> Part:
         return proved(where, f"a nonce that was sent to it came back, in {len(report.echoes)} partitions so far")
     if report.last is not None and report.is_one_process:
         return refuted(where, "a nonce that was sent to it did not come back, though the process reported a later push")
-    if not report.sources:
-        return untold(where)
+    if not report.processes:
+        return no_event(where)
     return unproved(where, f"a nonce that was sent to it did not come back within {patience:.0f} s")
 
 
@@ -257,7 +266,7 @@ def deletes_arrive(visit: Visit) -> Finding:
     parts += [_deleted(visit, deletion) for deletion in deletions]
     if switched_off and not deletions:
         return finding(
-            Check.DELETES_ARRIVE, [*parts, *switched_off], visit.patient, meaning=SWITCHED_OFF, mend=SWITCH_ON
+            Check.DELETES_ARRIVE, [*parts, *switched_off], visit.patient, meaning=SWITCHED_OFF, fix=SWITCH_ON
         )
     return finding(Check.DELETES_ARRIVE, [*parts, *switched_off], visit.patient)
 
@@ -272,12 +281,12 @@ class _Deletion(NamedTuple):
 
 def _deleted(visit: Visit, deletion: _Deletion) -> Part:
     where, patience = str(deletion.push.place), visit.instruments.patience
-    told, last = visit.announced(deletion.deleted), visit.announced(deletion.last)
-    if told is None and last is None:
-        if not any(report.sources for report in visit.reports if report.push is deletion.push):
-            return untold(where)
+    entry, last = visit.announced(deletion.deleted), visit.announced(deletion.last)
+    if entry is None and last is None:
+        if not any(report.processes for report in visit.reports if report.push is deletion.push):
+            return no_event(where)
         return unproved(where, f"no event of a manifest's delete or of a later push came within {patience:.0f} s")
-    if told is None:
+    if entry is None:
         return refuted(where, "no event of a manifest's delete came, though that of a later push did")
     manifest = parse_digest(deletion.push.image.digest)
     repository = visit.scratch.repository
@@ -287,7 +296,7 @@ def _deleted(visit: Visit, deletion: _Deletion) -> Part:
         return proved(
             where, "the event of a manifest's delete came; so soon after the push it is a doubtful removal in the table"
         )
-    told_of = f"the event of a manifest's delete came, and the table still has the manifest after {patience:.0f} s"
+    late = f"the event of a manifest's delete came, and the table still has the manifest after {patience:.0f} s"
     return unproved(
-        where, told_of, f"baleen pods show {visit.pod.name}\n(lists doubtful removals, and what resolves them)"
+        where, late, f"baleen pods show {visit.pod.name}\n(lists doubtful removals, and what resolves them)"
     )

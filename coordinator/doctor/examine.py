@@ -15,17 +15,17 @@ from coordinator.doctor.results import finding, follows, unproved, without
 from coordinator.doctor.scratch import clean_up_after
 from coordinator.doctor.table import ExaminedPod
 from coordinator.doctor.visit import Instruments, Visit
-from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, checks, repeated
+from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Result, checks, repeated
 from coordinator.domain.findings import unproved as unproved_checks
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError
 
 log = structlog.get_logger()
 
-#: The last step that `Tell` gets.
+#: The last step that `OnStep` gets.
 TAKING_AWAY: Final = "removing all scratch data"
 #: Gets the name of the next step. An error that it raises ends the visit, except while everything is removed.
-Tell = Callable[[str], None]
+OnStep = Callable[[str], None]
 #: Writes the findings, in the block of `findings.concluding`.
 Conclude = Callable[[Any, ExaminedPod, Sequence[Finding]], None]
 
@@ -40,10 +40,10 @@ class Report(NamedTuple):
 
     @property
     def is_proved(self) -> bool:
-        return all(found.verdict is Verdict.PROVED for found in self.findings)
+        return all(found.result is Result.PROVED for found in self.findings)
 
 
-def examine(instruments: Instruments, pod: PodName, tell: Tell = lambda what: None) -> Report:
+def examine(instruments: Instruments, pod: PodName, on_step: OnStep = lambda what: None) -> Report:
     """Examine a pod, and write the findings. Raises BaleenError, and writes nothing, if the visit cannot begin.
 
     Raises ConflictError, and writes nothing, if the pod's registries were changed meanwhile.
@@ -51,11 +51,11 @@ def examine(instruments: Instruments, pod: PodName, tell: Tell = lambda what: No
     with instruments.connections.use() as connection:
         examined = findings.examined(connection, pod)
         wanted = checks(managed=examined.managed)
-        return _examined(instruments, examined, connection, wanted, findings.write, tell)
+        return _examined(instruments, examined, connection, wanted, findings.write, on_step)
 
 
 def examine_again(
-    instruments: Instruments, pod: PodName, in_spite_of: Collection[str], tell: Tell = lambda what: None
+    instruments: Instruments, pod: PodName, in_spite_of: Collection[str], on_step: OnStep = lambda what: None
 ) -> list[str]:
     """Examine a pod's present processes without its key; return what is not proved and blocks GC.
 
@@ -65,7 +65,7 @@ def examine_again(
     failed: list[str] = []
 
     def conclude(connection: Any, examined: ExaminedPod, found: Sequence[Finding]) -> None:
-        failed[:] = unproved_checks(wanted, {each.check: each.verdict for each in found}, in_spite_of)
+        failed[:] = unproved_checks(wanted, {each.check: each.result for each in found}, in_spite_of)
         if failed:
             findings.write_failed(connection, examined.name, failed)
         else:
@@ -74,10 +74,10 @@ def examine_again(
     with instruments.connections.use() as connection:
         examined = findings.examined(connection, pod)
         wanted = repeated(managed=examined.managed)
-        report = _examined(instruments, examined, connection, wanted, conclude, tell)
+        report = _examined(instruments, examined, connection, wanted, conclude, on_step)
     for found in report.findings:
-        if found.verdict is not Verdict.PROVED and found.check not in in_spite_of:
-            log.warning("check is not proved", pod=pod, check=found.check, verdict=found.verdict, proof=found.proof)
+        if found.result is not Result.PROVED and found.check not in in_spite_of:
+            log.warning("check is not proved", pod=pod, check=found.check, result=found.result, proof=found.proof)
     return failed
 
 
@@ -87,19 +87,19 @@ def _examined(
     connection: Any,
     wanted: Sequence[Check],
     conclude: Conclude,
-    tell: Tell,
+    on_step: OnStep,
 ) -> Report:
     """Make these checks of the pod, remove everything that the visit made, and conclude with the findings."""
     with findings.visiting(connection, examined):
-        tell("removing what earlier visits left")
+        on_step("removing what earlier visits left")
         if cleaned := clean_up_after(examined, instruments.store, instruments.connections):
             log.warning("removed scratch repositories of an earlier visit", pod=examined.name, repositories=cleaned)
         visit = Visit(instruments, examined)
         try:
             instruments.tail.begin()
-            found = _all_checked(visit, wanted, tell)
+            found = _all_checked(visit, wanted, on_step)
         finally:
-            tell(TAKING_AWAY)
+            on_step(TAKING_AWAY)
             left = visit.clean()
             visit.close()
         with findings.concluding(connection, examined) as counting:
@@ -113,14 +113,14 @@ def _examined(
     return Report(ordered, left)
 
 
-def _all_checked(visit: Visit, wanted: Sequence[Check], tell: Tell) -> dict[Check, Finding]:
+def _all_checked(visit: Visit, wanted: Sequence[Check], on_step: OnStep) -> dict[Check, Finding]:
     found: dict[Check, Finding] = {}
     #: Errors that ended a check, each with the first such check.
     errors: dict[str, Check] = {}
     for check, examined in CHECKS.items():
         if check not in wanted:
             continue
-        tell(check)
+        on_step(check)
         try:
             found[check] = examined(visit)
         except BaleenError as error:

@@ -22,9 +22,9 @@ def kafka_durable(visit: Visit) -> Finding:
         part = refuted(
             "", "the broker gives topics no ids: it is Baleen's embedded broker, or an Apache Kafka before 2.8"
         )
-        return finding(Check.KAFKA_DURABLE, [part], visit.patient, meaning=EMBEDDED, mend=APACHE)
+        return finding(Check.KAFKA_DURABLE, [part], visit.patient, meaning=EMBEDDED, fix=APACHE)
     reports = verify_topics(visit.instruments.settings)
-    return finding(Check.KAFKA_DURABLE, [kept(report) for report in reports], visit.patient, mend=mend(reports))
+    return finding(Check.KAFKA_DURABLE, [kept(report) for report in reports], visit.patient, fix=fix(reports))
 
 
 def kept(report: TopicReport) -> Part:
@@ -37,5 +37,5 @@ def kept(report: TopicReport) -> Part:
     return proved(report.name, f"{report.replication} replicas, and the configuration that `baleen topics create` sets")
 
 
-def mend(reports: Sequence[TopicReport]) -> str | None:
-    return "\n".join(found.mend for report in reports for found in report.findings) or None
+def fix(reports: Sequence[TopicReport]) -> str | None:
+    return "\n".join(found.fix for report in reports for found in report.findings) or None

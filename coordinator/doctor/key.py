@@ -43,7 +43,7 @@ def cannot_delete(visit: Visit) -> Finding:
             "Give the key that the registry uses for the bucket, for this command alone (Baleen must not have its "
             f"secret otherwise):\nBALEEN_POD_ACCESS_KEY=… BALEEN_POD_SECRET_KEY=… baleen pods doctor {visit.pod.name}\n"
         )
-        return finding(Check.CANNOT_DELETE, [part], visit.patient, mend=f"{given}{key_policy(visit.patient)}")
+        return finding(Check.CANNOT_DELETE, [part], visit.patient, fix=f"{given}{key_policy(visit.patient)}")
     blob = visit.scratch.layer()
     # Baleen cannot see which key the registry uses: the operator compares the two.
     parts = [proved("", f"tried with the access key {visit.instruments.settings.pod_access_key}")]
@@ -97,8 +97,8 @@ def bucket_closed(visit: Visit) -> Finding:
         tried = key.attempt_versioning(status)
         parts.append(_forbidden("setting the bucket's versioning to its present state", tried))
     tried, what = key.attempt_policy(), "setting an invalid bucket policy"
-    has_none = tried.said in _NO_POLICIES
-    parts.append(proved("", f"{what}: {tried.said}") if has_none else _forbidden(what, tried))
+    has_none = tried.reply in _NO_POLICIES
+    parts.append(proved("", f"{what}: {tried.reply}") if has_none else _forbidden(what, tried))
     return finding(Check.BUCKET_CLOSED, parts, visit.patient)
 
 
@@ -138,7 +138,7 @@ def _refused(visit: Visit, name: str, content: bytes, where: str, what: str, att
     is_there = after is not None and store.head(name) is not None
     is_same = is_there and after is not None and after.version == version and store.get(name) == content
     became = "still there" if is_same else "overwritten" if is_there else "gone"
-    return _verdict(f"{what} of {where}: {tried.said}, and it is {became}", tried, line, changed=not is_same)
+    return _part(f"{what} of {where}: {tried.reply}, and it is {became}", tried, line, changed=not is_same)
 
 
 def _foreign(visit: Visit, key: TrialStore) -> Iterator[Part]:
@@ -156,9 +156,9 @@ def _foreign(visit: Visit, key: TrialStore) -> Iterator[Part]:
         if all(each.is_forbidden for each in tried.values()):
             closed.append(f"{prefix}/")
             continue
-        told = f"below {prefix}/, which is another pod's, {_said(tried)}"
+        sentence = f"below {prefix}/, which is another pod's, {_describe(tried)}"
         reaches = any(each.allowed for each in tried.values())
-        yield refuted("", f"{told}; {_exceeds(Line.REPOSITORIES)}") if reaches else unproved("", told)
+        yield refuted("", f"{sentence}; {_exceeds(Line.REPOSITORIES)}") if reaches else unproved("", sentence)
     if closed:
         named = ", ".join(closed[:NAMED]) + (f" and {len(closed) - NAMED} more" if len(closed) > NAMED else "")
         yield proved("", f"below {named} of other pods uploads, DELETE and GET: AccessDenied")
@@ -177,29 +177,29 @@ def _own(visit: Visit, key: TrialStore, prefix: RepositoryName) -> Part:
 
 def _usable(where: str, tried: dict[str, Attempt], missing: Attempt, line: Line) -> Part:
     """Check that all of it is allowed, and that a missing object is missing: else the registry cannot take a push."""
-    told = f"{where}, with the pod's key, {_said(tried)}"
-    if all(each.allowed for each in tried.values()) and missing.said == _MISSING:
-        return proved("", told)
-    if missing.said != _MISSING:
-        told += f"; GET of a missing object: {missing.said}, and not {_MISSING}"
+    sentence = f"{where}, with the pod's key, {_describe(tried)}"
+    if all(each.allowed for each in tried.values()) and missing.reply == _MISSING:
+        return proved("", sentence)
+    if missing.reply != _MISSING:
+        sentence += f"; GET of a missing object: {missing.reply}, and not {_MISSING}"
     wrong = Line.LIST if all(each.allowed for what, each in tried.items() if what != "LIST") else line
-    return unproved("", f"{told} (line {wrong} of the policy). {_IS_IT}")
+    return unproved("", f"{sentence} (line {wrong} of the policy). {_IS_IT}")
 
 
 def _forbidden(what: str, tried: Attempt, line: Line | None = None) -> Part:
-    return _verdict(f"{what}: {tried.said}", tried, line, changed=tried.allowed)
+    return _part(f"{what}: {tried.reply}", tried, line, changed=tried.allowed)
 
 
-def _verdict(told: str, tried: Attempt, line: Line | None, *, changed: bool) -> Part:
+def _part(sentence: str, tried: Attempt, line: Line | None, *, changed: bool) -> Part:
     """Return proved only if the attempt was forbidden: any other obstacle may be gone the next time."""
     if tried.is_forbidden and not changed:
-        return proved("", told)
-    return refuted("", f"{told}; {_exceeds(line)}") if changed else unproved("", told)
+        return proved("", sentence)
+    return refuted("", f"{sentence}; {_exceeds(line)}") if changed else unproved("", sentence)
 
 
 def _exceeds(line: Line | None) -> str:
     return "no line of the policy allows it" if line is None else f"the policy's line {line} does not allow it"
 
 
-def _said(tried: dict[str, Attempt]) -> str:
-    return ", ".join(f"{what}: {each.said}" for what, each in tried.items())
+def _describe(tried: dict[str, Attempt]) -> str:
+    return ", ".join(f"{what}: {each.reply}" for what, each in tried.items())

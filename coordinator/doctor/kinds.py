@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from coordinator.doctor.scratch import Announcement, Scratch
 from coordinator.domain.names import RepositoryName
-from coordinator.kafka.tail import Told
+from coordinator.kafka.tail import TailedRecord
 from coordinator.registry.client import RegistryError
 from coordinator.registry.images import DOCKER, OCI, Image, Index
 
@@ -43,18 +43,18 @@ class KindsReport(NamedTuple):
     """The events of all that: the first record of each."""
 
     kinds: Kinds
-    told: Mapping[str, Told]
-    lasts: Mapping[RepositoryName, Told]
+    entries: Mapping[str, TailedRecord]
+    lasts: Mapping[RepositoryName, TailedRecord]
 
     @property
     def missing(self) -> list[str]:
-        return [kind for kind in self.kinds.done if kind not in self.told]
+        return [kind for kind in self.kinds.done if kind not in self.entries]
 
     @property
     def overdue(self) -> list[str]:
         """Kinds whose events will not come: the one process that sends events has sent those of something later."""
-        sources = {told.record.source for told in (*self.told.values(), *self.lasts.values())}
-        if len(sources) != 1:
+        processes = {entry.record.process for entry in (*self.entries.values(), *self.lasts.values())}
+        if len(processes) != 1:
             return []
         return [kind for kind in self.missing if self.kinds.done[kind].repository in self.lasts]
 
@@ -88,10 +88,10 @@ def push(scratch: Scratch, place: "Place") -> Kinds:
     return kinds
 
 
-def report(kinds: Kinds, announced: Callable[[Announcement], Told | None]) -> KindsReport:
-    told = {kind: found for kind, each in kinds.done.items() if (found := announced(each)) is not None}
+def report(kinds: Kinds, announced: Callable[[Announcement], TailedRecord | None]) -> KindsReport:
+    entries = {kind: found for kind, each in kinds.done.items() if (found := announced(each)) is not None}
     lasts = {name: found for name, each in kinds.lasts.items() if (found := announced(each)) is not None}
-    return KindsReport(kinds, told, lasts)
+    return KindsReport(kinds, entries, lasts)
 
 
 def listed(manifest: Image | Index) -> set[str]:

@@ -4,7 +4,7 @@ A registry has a queue for each endpoint, and endpoints may ignore different eve
 other queues, and the watermark passes events that have not come.
 
 Route: for each kind by itself, at all places together: push or mount it, and ask ingest to delay its event
-(ingest/holding.py); send a probe -> both come -> the echo must be behind the event. Two kinds are never delayed at
+(ingest/delays.py); send a probe -> both come -> the echo must be behind the event. Two kinds are never delayed at
 once: the probes' queue might wait for one of them, and hide that it does not wait for the other.
 An echo that did not come early proves something only if it could have: an undelayed probe has to be quicker than this
 one waited. If it is not, the kind is tried again with a longer delay. It is never assumed that ingest delayed an event.
@@ -20,9 +20,9 @@ from coordinator.doctor.kinds import FAMILIES, MOUNT
 from coordinator.doctor.results import AGAIN, Part, follows, proved, refuted, unproved
 from coordinator.doctor.scratch import Announcement
 from coordinator.doctor.visit import Place, Visit
-from coordinator.domain.findings import Check, Verdict
-from coordinator.ingest import holding
-from coordinator.kafka.tail import Told
+from coordinator.domain.findings import Check, Result
+from coordinator.ingest import delays
+from coordinator.kafka.tail import TailedRecord
 from coordinator.kafka.topics import EVENTS
 from coordinator.registry.client import RegistryError
 from coordinator.registry.images import Image, Index
@@ -31,7 +31,7 @@ from schemas.records import RegistryWatermark
 BLOB: Final = "blob"
 KINDS: Final = (BLOB, *(kind for names in FAMILIES.values() for kind in names), MOUNT)
 #: How long ingest is asked to delay an event, one try after the other.
-HOLDS_S: Final = (2, 4, holding.LIMIT_S)
+HOLDS_S: Final = (2, 4, delays.LIMIT_S)
 #: How much longer an echo has to wait than one without a delay takes.
 MARGIN_S: Final = 1.0
 
@@ -61,9 +61,9 @@ class TrialResult(NamedTuple):
     """The result of a trial of one kind."""
 
     kind: str
-    told: Told | None = None
+    entry: TailedRecord | None = None
     #: The first of each partition.
-    echoes: Sequence[Told] = ()
+    echoes: Sequence[TailedRecord] = ()
     #: How long after the probe's answer the event had certainly not come, in seconds.
     awaited: float = 0.0
     #: How long the echo of another probe took after its answer, without a delayed event, in seconds.
@@ -80,13 +80,13 @@ def one_queue(visit: Visit) -> list[Part]:
     """Return a part for each place that reported the visit's push."""
     found: dict[Place, list[TrialResult]] = {report.push.place: [] for report in visit.reports if report.echoes}
     #: An event that is never sent cannot be delayed.
-    untold = {each.kinds.place: each.missing for each in visit.kinds}
+    unreported = {each.kinds.place: each.missing for each in visit.kinds}
     for kind in KINDS:
         places = [
             place
             for place in found
-            if kind not in untold.get(place, [])
-            and all(judged(each).verdict is Verdict.PROVED for each in found[place])
+            if kind not in unreported.get(place, [])
+            and all(order_part(each).result is Result.PROVED for each in found[place])
         ]
         for seconds in HOLDS_S:
             outcomes = _round(visit, places, kind, seconds)
@@ -95,20 +95,20 @@ def one_queue(visit: Visit) -> list[Part]:
                 found[place].append(outcomes[place])
             places = again
     return [
-        joined(str(place), found.get(place, []), untold.get(place, []))
-        for place in (report.push.place for report in visit.reports if report.sources)
+        joined(str(place), found.get(place, []), unreported.get(place, []))
+        for place in (report.push.place for report in visit.reports if report.processes)
     ]
 
 
-def joined(where: str, outcomes: Sequence[TrialResult], untold: Sequence[str] = ()) -> Part:
+def joined(where: str, outcomes: Sequence[TrialResult], unreported: Sequence[str] = ()) -> Part:
     """Join the outcomes of all kinds at one place. There are none where no probe comes back."""
     if not outcomes:
         return follows(where, "no probe comes back that could overtake a delayed event", Check.PROBES_ARRIVE)
     for outcome in outcomes:
-        if (part := judged(outcome)).verdict is not Verdict.PROVED:
+        if (part := order_part(outcome)).result is not Result.PROVED:
             return part._replace(where=where)
-    if untold:
-        return follows(where, f"the registry does not report {', '.join(untold)}", Check.EVENTS_ARRIVE)
+    if unreported:
+        return follows(where, f"the registry does not report {', '.join(unreported)}", Check.EVENTS_ARRIVE)
     awaited = min(outcome.awaited for outcome in outcomes)
     unhindered = max(outcome.unhindered or 0.0 for outcome in outcomes)
     kinds = ", ".join(outcome.kind for outcome in outcomes)
@@ -119,16 +119,16 @@ def joined(where: str, outcomes: Sequence[TrialResult], untold: Sequence[str] = 
     )
 
 
-def judged(outcome: TrialResult) -> Part:
-    kind, told = outcome.kind, outcome.told
+def order_part(outcome: TrialResult) -> Part:
+    kind, entry = outcome.kind, outcome.entry
     if outcome.error is not None:
         return unproved("", outcome.error, AGAIN)
-    if told is None or not _is_whole(outcome.echoes):
+    if entry is None or not _is_whole(outcome.echoes):
         return unproved("", f"not all events came of a {kind} that ingest was to delay and of the probe after it")
-    if {told.record.source} != {echo.record.source for echo in outcome.echoes}:
+    if {entry.record.process} != {echo.record.process for echo in outcome.echoes}:
         return unproved("", f"a {kind} and the probe after it were reported by different processes")
-    (echo,) = [echo for echo in outcome.echoes if echo.partition == told.partition]
-    if echo.offset < told.offset:
+    (echo,) = [echo for echo in outcome.echoes if echo.partition == entry.partition]
+    if echo.offset < entry.offset:
         return refuted(
             "", f"a probe came back before the event of an earlier {kind}, which was delayed: they have two queues"
         )
@@ -170,7 +170,7 @@ def _round(visit: Visit, places: Iterable[Place], kind: str, seconds: int) -> di
 def _try(visit: Visit, place: Place, kind: str, seconds: int) -> Trial | None:
     do, done = _prepared(visit, place, kind)
     key = visit.ask(lambda connection: findings.token_sha256(connection, visit.pod))
-    with place.client.named(holding.agent(key, visit.pod.name, secrets.token_hex(16), seconds)):
+    with place.client.named(delays.agent(key, visit.pod.name, secrets.token_hex(16), seconds)):
         if do() is False:
             return None
     return Trial(done, _probe(visit, place))
@@ -202,12 +202,12 @@ def _probe(visit: Visit, place: Place) -> Probe:
 
 
 def _outcome(visit: Visit, place: Place, kind: str, trial: Trial, ends: Sequence[Ends]) -> TrialResult:
-    told, echoes = visit.announced(trial.done), _echoes(visit, trial.probe)
-    if told is None or not _is_whole(echoes):
-        return TrialResult(kind, told, echoes)
-    before = [end.at - trial.probe.answered for end in ends if end.offsets[told.partition] <= told.offset]
+    entry, echoes = visit.announced(trial.done), _echoes(visit, trial.probe)
+    if entry is None or not _is_whole(echoes):
+        return TrialResult(kind, entry, echoes)
+    before = [end.at - trial.probe.answered for end in ends if end.offsets[entry.partition] <= entry.offset]
     try:
-        return TrialResult(kind, told, echoes, max(before, default=0.0), _unhindered(visit, place))
+        return TrialResult(kind, entry, echoes, max(before, default=0.0), _unhindered(visit, place))
     except RegistryError as error:
         return TrialResult(kind, error=str(error))
 
@@ -223,15 +223,15 @@ def _ends(visit: Visit) -> Ends:
     return Ends(began, {number: offsets.latest for number, offsets in partitions.items()})
 
 
-def _echoes(visit: Visit, probe: Probe) -> list[Told]:
+def _echoes(visit: Visit, probe: Probe) -> list[TailedRecord]:
     """Return the first echo of each partition."""
-    found: dict[int, Told] = {}
-    for told in visit.told:
-        if isinstance(told.record, RegistryWatermark) and told.record.nonce == probe.nonce:
-            found.setdefault(told.partition, told)
+    found: dict[int, TailedRecord] = {}
+    for entry in visit.entries:
+        if isinstance(entry.record, RegistryWatermark) and entry.record.nonce == probe.nonce:
+            found.setdefault(entry.partition, entry)
     return list(found.values())
 
 
-def _is_whole(echoes: Sequence[Told]) -> bool:
+def _is_whole(echoes: Sequence[TailedRecord]) -> bool:
     copies = {echo.record.partitions for echo in echoes if isinstance(echo.record, RegistryWatermark)}
     return copies == {len(echoes)}

@@ -27,7 +27,7 @@ def _elsewhere(patient: Patient, urls: list[str], answering: list[str]) -> str:
     )
 
 
-def _answer(answer: PingResult, patient: Patient, mend: str) -> Part:
+def _answer(answer: PingResult, patient: Patient, fix: str) -> Part:
     where = str(answer.place)
     if answer.error is None:
         return proved(where, "GET /v2/ answers 200")
@@ -35,7 +35,7 @@ def _answer(answer: PingResult, patient: Patient, mend: str) -> Part:
         return proved(where, "nothing listens there, and nothing ever did; other addresses of the name answer")
     if answer.error.registry_status in {401, 403}:
         return unproved(where, f"the registry requires login: {answer.error}", _known_user(patient))
-    return refuted(where, str(answer.error), mend)
+    return refuted(where, str(answer.error), fix)
 
 
 def _known_user(patient: Patient) -> str:
@@ -51,7 +51,7 @@ def processes_reached(visit: Visit) -> Finding:
     Which other processes count is read at the end of the visit (examine.py).
     """
     patient = visit.patient
-    mend = (
+    fix = (
         f"Make the registry accept a push to {patient.prefix}/baleen-doctor-…: the error and the registry's log say "
         "why it does not. If the user has no right to push:\n"
         + _known_user(patient)
@@ -59,11 +59,11 @@ def processes_reached(visit: Visit) -> Finding:
         f"baleen pods policy {patient.pod}"
     )
     parts = [
-        unproved(str(push.place), f"the doctor could not push an image: {push.error}", mend)
+        unproved(str(push.place), f"the doctor could not push an image: {push.error}", fix)
         for push in visit.pushes
         if push.error is not None
     ]
-    parts += [_reached(str(report.push.place), report.sources) for report in visit.reports]
+    parts += [_reached(str(report.push.place), report.processes) for report in visit.reports]
     return finding(Check.PROCESSES_REACHED, parts, patient)
 
 
@@ -81,18 +81,18 @@ def failed(visit: Visit) -> list[Part]:
     ]
 
 
-def untold(where: str) -> Part:
+def no_event(where: str) -> Part:
     """Return a part of another check, for a place from which no event came."""
     return follows(where, "no event came from there", Check.EVENTS_ARRIVE)
 
 
-def _reached(where: str, sources: set[str]) -> Part:
-    told = ", ".join(sorted(sources))
-    if not sources:
-        return untold(where)
-    if len(sources) > 1:
-        return unproved(where, f"{len(sources)} processes answer there ({told}): each needs an address of its own")
-    return proved(where, f"process {told}")
+def _reached(where: str, processes: set[str]) -> Part:
+    names = ", ".join(sorted(processes))
+    if not processes:
+        return no_event(where)
+    if len(processes) > 1:
+        return unproved(where, f"{len(processes)} processes answer there ({names}): each needs an address of its own")
+    return proved(where, f"process {names}")
 
 
 def upload_secret(visit: Visit) -> Finding:

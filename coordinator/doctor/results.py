@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from coordinator.doctor.texts import TEXTS, Patient, set_registries
-from coordinator.domain.findings import Check, Finding, Verdict
+from coordinator.domain.findings import Check, Finding, Result
 
 #: Places that a proof describes, and processes that it names; the others are counted.
 SHOWN = 12
@@ -18,7 +18,7 @@ LENGTH = 600
 #: The repair for an error that prevented an experiment, where no check knows the cause.
 AGAIN = "Fix what this error and the registry's log say; then run `baleen pods doctor` again."
 
-_ORDER = (Verdict.REFUTED, Verdict.UNPROVED, Verdict.PROVED)
+_ORDER = (Result.REFUTED, Result.UNPROVED, Result.PROVED)
 
 
 class Part(NamedTuple):
@@ -26,36 +26,36 @@ class Part(NamedTuple):
 
     #: An address, a key, a topic; empty if the check has only one part.
     where: str
-    verdict: Verdict
+    result: Result
     #: The evidence, with figures.
     sentence: str
     #: The repair, in place of that of the check's texts; empty if another check explains it.
-    mend: str | None = None
+    fix: str | None = None
 
 
 def finding(
-    check: Check, parts: Sequence[Part], patient: Patient, *, meaning: str | None = None, mend: str | None = None
+    check: Check, parts: Sequence[Part], patient: Patient, *, meaning: str | None = None, fix: str | None = None
 ) -> Finding:
     """Join the parts. The worst of them is the result, and comes first. Without parts the check is unproved.
 
-    `meaning` and `mend` replace those of the check's texts, `mend` also where all is proved.
+    `meaning` and `fix` replace those of the check's texts, `fix` also where all is proved.
     """
     if not parts:
         parts = [follows("", "no process of the registry answers", Check.REGISTRY_ANSWERS)]
     texts = TEXTS[check]
-    found = sorted(_grouped(parts), key=lambda part: _ORDER.index(part.verdict))
-    verdict = found[0].verdict
+    found = sorted(_grouped(parts), key=lambda part: _ORDER.index(part.result))
+    result = found[0].result
     sentences = [f"{part.where}: {part.sentence}" if part.where else part.sentence for part in found[:SHOWN]]
     if len(found) > SHOWN:
         sentences.append(f"and {len(found) - SHOWN} more")
-    wrong = [part for part in found if part.verdict is not Verdict.PROVED]
-    mends = [texts.mend(patient) if part.mend is None else part.mend for part in wrong] if mend is None else [mend]
+    wrong = [part for part in found if part.result is not Result.PROVED]
+    fixes = [texts.fix(patient) if part.fix is None else part.fix for part in wrong] if fix is None else [fix]
     return Finding(
         check,
-        verdict,
-        meaning or texts.meaning(verdict),
+        result,
+        meaning or texts.meaning(result),
         "; ".join(sentence[:LENGTH] for sentence in sentences),
-        "\n".join(dict.fromkeys(each for each in mends if each)),
+        "\n".join(dict.fromkeys(each for each in fixes if each)),
     )
 
 
@@ -63,7 +63,7 @@ def _grouped(parts: Sequence[Part]) -> list[Part]:
     """Join the places with the same sentence, where there is nothing to repair."""
     places: dict[Part, list[str]] = {}
     for part in parts:
-        key = part._replace(where="") if part.mend == "" else part
+        key = part._replace(where="") if part.fix == "" else part
         places.setdefault(key, []).append(part.where)
     return [
         part._replace(where=", ".join(dict.fromkeys(each for each in where if each))) for part, where in places.items()
@@ -76,47 +76,47 @@ def without(found: Finding, unreached: Sequence[str], patient: Patient) -> Findi
         return found
     if found.check == Check.PROCESSES_REACHED:
         return _unreached(found, unreached, patient)
-    if found.verdict is Verdict.UNPROVED and not found.mend:
+    if found.result is Result.UNPROVED and not found.fix:
         return found
     named = ", ".join(unreached[:NAMED]) + (f" and {len(unreached) - NAMED} more" if len(unreached) > NAMED else "")
-    told = f"not tried with process {named}: see `{Check.PROCESSES_REACHED}`"
-    if found.verdict is not Verdict.PROVED:
-        return found._replace(proof=f"{found.proof}; {told}")
-    meaning = TEXTS[Check(found.check)].meaning(Verdict.UNPROVED)
-    proof = f"{told}; elsewhere it is proved"
-    return found._replace(verdict=Verdict.UNPROVED, meaning=meaning, proof=proof, mend="")
+    untried = f"not tried with process {named}: see `{Check.PROCESSES_REACHED}`"
+    if found.result is not Result.PROVED:
+        return found._replace(proof=f"{found.proof}; {untried}")
+    meaning = TEXTS[Check(found.check)].meaning(Result.UNPROVED)
+    proof = f"{untried}; elsewhere it is proved"
+    return found._replace(result=Result.UNPROVED, meaning=meaning, proof=proof, fix="")
 
 
 def _unreached(found: Finding, unreached: Sequence[str], patient: Patient) -> Finding:
-    told = "; ".join(
+    untried = "; ".join(
         f"process {each}: it counts for the watermark, and the doctor did not reach it" for each in unreached[:SHOWN]
     )
     if len(unreached) > SHOWN:
-        told += f"; and {len(unreached) - SHOWN} more"
-    retire = "\n".join(f"baleen pods retire-source {patient.pod} {each} --why …" for each in unreached[:SHOWN])
-    mend = (
+        untried += f"; and {len(unreached) - SHOWN} more"
+    retire = "\n".join(f"baleen pods retire-process {patient.pod} {each} --why …" for each in unreached[:SHOWN])
+    fix = (
         "List its address too. Replace URL by it (Baleen does not know where the process listens):\n"
         f"{set_registries(patient, patient.registries, 'URL')}\n"
         f"Or, if you have seen that the process ended, retire it, and say how you know:\n{retire}"
     )
-    if found.verdict is Verdict.PROVED:
-        meaning = TEXTS[Check.PROCESSES_REACHED].meaning(Verdict.UNPROVED)
-        return found._replace(verdict=Verdict.UNPROVED, meaning=meaning, proof=f"{told}; {found.proof}", mend=mend)
-    return found._replace(proof=f"{found.proof}; {told}", mend=f"{found.mend}\n{mend}".strip())
+    if found.result is Result.PROVED:
+        meaning = TEXTS[Check.PROCESSES_REACHED].meaning(Result.UNPROVED)
+        return found._replace(result=Result.UNPROVED, meaning=meaning, proof=f"{untried}; {found.proof}", fix=fix)
+    return found._replace(proof=f"{found.proof}; {untried}", fix=f"{found.fix}\n{fix}".strip())
 
 
 def proved(where: str, sentence: str) -> Part:
-    return Part(where, Verdict.PROVED, sentence)
+    return Part(where, Result.PROVED, sentence)
 
 
-def refuted(where: str, sentence: str, mend: str | None = None) -> Part:
-    return Part(where, Verdict.REFUTED, sentence, mend)
+def refuted(where: str, sentence: str, fix: str | None = None) -> Part:
+    return Part(where, Result.REFUTED, sentence, fix)
 
 
-def unproved(where: str, sentence: str, mend: str | None = None) -> Part:
-    return Part(where, Verdict.UNPROVED, sentence, mend)
+def unproved(where: str, sentence: str, fix: str | None = None) -> Part:
+    return Part(where, Result.UNPROVED, sentence, fix)
 
 
 def follows(where: str, why: str, cause: Check) -> Part:
     """Return a part that was not tried, or not to its end, because of a problem that check `cause` explains."""
-    return unproved(where, f"not tried, since {why}: see `{cause}`", mend="")
+    return unproved(where, f"not tried, since {why}: see `{cause}`", fix="")

@@ -16,7 +16,7 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.table import statements
 
 
-class Known(NamedTuple):
+class KnownScratch(NamedTuple):
     """A scratch manifest as the table has it."""
 
     held: bool
@@ -24,7 +24,7 @@ class Known(NamedTuple):
     references: frozenset[Digest] | None
 
 
-def known(connection: Connection[Any], repository: RepositoryName, manifest: Digest) -> Known:
+def known(connection: Connection[Any], repository: RepositoryName, manifest: Digest) -> KnownScratch:
     row = connection.execute(
         """
         SELECT EXISTS (SELECT FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
@@ -36,8 +36,8 @@ def known(connection: Connection[Any], repository: RepositoryName, manifest: Dig
         (repository, manifest),
     ).fetchone()
     if row is None:
-        return Known(held=False, references=None)
-    return Known(row[0], frozenset(Digest(each) for each in row[2]) if row[1] else None)
+        return KnownScratch(held=False, references=None)
+    return KnownScratch(row[0], frozenset(Digest(each) for each in row[2]) if row[1] else None)
 
 
 def needed_elsewhere(

@@ -9,7 +9,7 @@ from coordinator.doctor.visit import Push, Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.domain.perimeter import NAMES_LIMIT, unowned
 from coordinator.domain.pods import Linker
-from coordinator.gc import unowned as perimeter
+from coordinator.gc import root_listing as perimeter
 from coordinator.storage.trial import ENABLED
 
 QUARANTINE = (
@@ -43,8 +43,8 @@ def versioned(visit: Visit) -> Finding:
     store = visit.instruments.store
     status = store.versioning()
     if status != ENABLED:
-        told = "has no versioning" if status is None else f"has its versioning {status.lower()}"
-        part = proved("", f"bucket {store.bucket} {told}")
+        sentence = "has no versioning" if status is None else f"has its versioning {status.lower()}"
+        part = proved("", f"bucket {store.bucket} {sentence}")
         return finding(Check.VERSIONED, [part], visit.patient, meaning=QUARANTINE)
     blob = visit.scratch.layer()
     key = visit.scratch.put(blob)
@@ -53,18 +53,18 @@ def versioned(visit: Visit) -> Finding:
         kept = [version for version in store.versions(key) if not version.is_marker]
         marker = next((version for version in store.versions(key) if version.is_marker and version.latest), None)
         restored = marker is not None and store.remove_marker(key, marker.version) and store.get(key) == blob.content
-    told = (
+    sentence = (
         f"bucket {store.bucket} has versioning {status}; after the delete of a scratch blob the bucket "
         f"{'did not serve it' if hidden else 'still served it'} and kept {len(kept)} versions; removing the marker "
         f"{'restored it' if restored else 'did not restore it'}"
     )
-    part = proved("", told) if hidden and len(kept) == 1 and restored else refuted("", told)
+    part = proved("", sentence) if hidden and len(kept) == 1 and restored else refuted("", sentence)
     return finding(Check.VERSIONED, [part], visit.patient)
 
 
 def repositories_owned(visit: Visit) -> Finding:
     """List the root for repositories that no pod owns, as each GC run does, and write the listing."""
-    listing = perimeter.look(visit.instruments.connections, visit.instruments.store)
+    listing = perimeter.update(visit.instruments.connections, visit.instruments.store)
     if not listing.names:
         owned = proved("", "a listing of the root shows no repository that no pod owns")
         return finding(Check.REPOSITORIES_OWNED, [owned], visit.patient)

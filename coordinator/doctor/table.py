@@ -75,7 +75,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
     answered = connection.execute(
         "SELECT url, address FROM endpoints WHERE pod_id = %s AND answered_at IS NOT NULL", (row[0],)
     )
-    lives = connection.execute(f"SELECT instance_id, life FROM sources WHERE {_COUNTING}", (row[0],))
+    lives = connection.execute(f"SELECT instance_id, life FROM processes WHERE {_COUNTING}", (row[0],))
     return ExaminedPod(
         row[0],
         name,
@@ -128,7 +128,7 @@ def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[st
                 f"The registries of pod {pod.name}, how they are probed, or whether it is managed, were changed during "
                 "the visit, so no finding was written. Run the doctor again."
             )
-        found = connection.execute(f"SELECT instance_id FROM sources WHERE {_COUNTING}", (pod.id,))
+        found = connection.execute(f"SELECT instance_id FROM processes WHERE {_COUNTING}", (pod.id,))
         yield {row[0] for row in found}
 
 
@@ -139,18 +139,18 @@ def unexamined(connection: Connection[Any]) -> dict[PodName, frozenset[tuple[int
     known to have ended. Processes of registries that send no events are not known.
     """
     found: dict[PodName, set[tuple[int, int]]] = {}
-    unheard: set[PodName] = set()
-    for name, source, life, is_heard in connection.execute(
+    unechoed: set[PodName] = set()
+    for name, process, life, has_echo in connection.execute(
         """
-        SELECT p.name, s.id, s.life, s.heard_at IS NOT NULL FROM sources s JOIN pods p ON p.id = s.pod_id
+        SELECT p.name, s.id, s.life, s.echoed_at IS NOT NULL FROM processes s JOIN pods p ON p.id = s.pod_id
         WHERE p.managed AND s.retired_at IS NULL AND s.dead_since IS NULL AND s.examined_life IS DISTINCT FROM s.life
           AND EXISTS (SELECT FROM findings f WHERE f.pod_id = p.id)
         """
     ):
-        found.setdefault(PodName(name), set()).add((source, life))
-        if not is_heard:
-            unheard.add(PodName(name))
-    return {name: frozenset(processes) for name, processes in found.items() if name not in unheard}
+        found.setdefault(PodName(name), set()).add((process, life))
+        if not has_echo:
+            unechoed.add(PodName(name))
+    return {name: frozenset(processes) for name, processes in found.items() if name not in unechoed}
 
 
 def write_failed(connection: Connection[Any], pod: PodName, why: Sequence[str]) -> None:
@@ -176,19 +176,19 @@ def write(
     connection.execute("DELETE FROM failed_examinations WHERE pod_id = %s", (pod.id,))
     connection.cursor().executemany(
         """
-        INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend, found_at)
+        INSERT INTO findings (pod_id, "check", result, meaning, proof, fix, found_at)
         VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp())
         """,
-        [(pod.id, each.check, each.verdict, each.meaning, each.proof, each.mend) for each in findings],
+        [(pod.id, each.check, each.result, each.meaning, each.proof, each.fix) for each in findings],
     )
     # A process that came back during the visit was perhaps examined only before, so its life at the beginning is
     # written. One that did not count at the beginning can only have been examined in its first life.
     connection.execute(
         f"""
         WITH counting AS MATERIALIZED (
-            SELECT id, instance_id FROM sources WHERE {_COUNTING} ORDER BY id FOR NO KEY UPDATE
+            SELECT id, instance_id FROM processes WHERE {_COUNTING} ORDER BY id FOR NO KEY UPDATE
         )
-        UPDATE sources s SET examined_life = coalesce(b.life, 1)
+        UPDATE processes s SET examined_life = coalesce(b.life, 1)
         FROM counting c LEFT JOIN unnest(%s::text[], %s::int[]) b (instance_id, life) USING (instance_id)
         WHERE s.id = c.id
         """,

@@ -7,7 +7,7 @@ Configuration is that of distribution, versions 2.8 and 3, unless a text says ot
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
-from coordinator.domain.findings import Check, Verdict
+from coordinator.domain.findings import Check, Result
 from coordinator.domain.perimeter import REMEDY
 from coordinator.domain.pods import ProbeMethod
 from coordinator.pods import configuration
@@ -36,12 +36,12 @@ class Texts(NamedTuple):
     refuted: str
     #: Completes the sentence "It is not known whether ".
     question: str
-    mend: Callable[[Patient], str]
+    fix: Callable[[Patient], str]
 
-    def meaning(self, verdict: Verdict) -> str:
-        if verdict is Verdict.UNPROVED:
+    def meaning(self, result: Result) -> str:
+        if result is Result.UNPROVED:
             return f"It is not known whether {self.question}."
-        return self.proved if verdict is Verdict.PROVED else self.refuted
+        return self.proved if result is Result.PROVED else self.refuted
 
 
 _NO_URL: Final = "http://BALEEN"

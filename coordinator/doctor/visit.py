@@ -27,7 +27,7 @@ from coordinator.domain.refusals import Refusals
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.refusals import EVERY_S
 from coordinator.kafka.log import LogInspector
-from coordinator.kafka.tail import EventTail, Told
+from coordinator.kafka.tail import EventTail, TailedRecord
 from coordinator.kafka.topics import EVENTS
 from coordinator.pods import refusals
 from coordinator.pods.addresses import Resolve, resolve
@@ -42,7 +42,7 @@ from coordinator.table import processes
 from schemas.records import RegistryEvent, RegistryWatermark
 
 #: A refusal counts if ingest noted it this long before the visit, or later: ingest notes one per `EVERY_S`.
-LATELY_S = 2 * EVERY_S
+RECENT_S = 2 * EVERY_S
 #: For one request to the registry.
 TIMEOUT_S = 10.0
 #: How long an event may take until it is received and applied. A registry sends one event at a time, and a busy one
@@ -112,41 +112,41 @@ class Report(NamedTuple):
 
     push: Push
     #: By digest: configuration and layers.
-    blobs: dict[str, Told]
-    manifest: Told | None
+    blobs: dict[str, TailedRecord]
+    manifest: TailedRecord | None
     #: Echoes of the probe, one for each partition.
-    echoes: list[Told]
-    last: Told | None
+    echoes: list[TailedRecord]
+    last: TailedRecord | None
     #: Events of the pull, if the registry sends such events.
-    pulls: Sequence[Told] = ()
+    pulls: Sequence[TailedRecord] = ()
 
     @property
     def missing(self) -> list[str]:
         """Digests that were pushed and not reported."""
         image = self.push.image
-        told = self.blobs.keys() | ({image.digest} if self.manifest else set())
-        return [digest for digest in (*(blob.digest for blob in image.blobs), image.digest) if digest not in told]
+        reported = self.blobs.keys() | ({image.digest} if self.manifest else set())
+        return [digest for digest in (*(blob.digest for blob in image.blobs), image.digest) if digest not in reported]
 
     @property
-    def events(self) -> list[Told]:
+    def events(self) -> list[TailedRecord]:
         return [*self.blobs.values(), *(each for each in (self.manifest, self.last) if each is not None)]
 
     @property
-    def sources(self) -> set[str]:
+    def processes(self) -> set[str]:
         """The processes that sent these events."""
-        return {told.record.source for told in (*self.events, *self.echoes) if told.record.source}
+        return {entry.record.process for entry in (*self.events, *self.echoes) if entry.record.process}
 
     @property
     def is_one_process(self) -> bool:
         """Whether one process sent all of them: only then do they come in order."""
-        return len(self.sources) == 1
+        return len(self.processes) == 1
 
     @property
     def is_image_over(self) -> bool:
         """Whether no more events of the image are to come: that of something later came."""
-        copies = {told.record.partitions for told in self.echoes if isinstance(told.record, RegistryWatermark)}
+        copies = {entry.record.partitions for entry in self.echoes if isinstance(entry.record, RegistryWatermark)}
         # Partitions are read in any order: only with its echo in every partition is all before the probe read.
-        echoed = bool(copies) and {len({told.partition for told in self.echoes})} == copies
+        echoed = bool(copies) and {len({entry.partition for entry in self.echoes})} == copies
         return self.is_one_process and (echoed or self.last is not None)
 
     @property
@@ -165,7 +165,7 @@ class Visit:
         self.pod = pod
         self.scratch = Scratch(pod, instruments.store, instruments.connections)
         #: Events of the scratch repositories, and of probes, that came since the visit began.
-        self.told: list[Told] = []
+        self.entries: list[TailedRecord] = []
         #: The processes that reported a push of the visit; empty until `reports` is read.
         self.reached: set[str] = set()
         self._clients: list[RegistryClient] = []
@@ -312,34 +312,34 @@ class Visit:
         pushes = [push for push in self.pushes if push.error is None]
         self.wait(lambda: all(self._report(push).is_over for push in pushes))
         reports = [self._report(push) for push in pushes]
-        self.reached.update(*(report.sources for report in reports))
+        self.reached.update(*(report.processes for report in reports))
         return reports
 
     def _report(self, push: Push) -> Report:
         wanted = {blob.digest for blob in push.image.blobs}
-        pulls: list[Told] = []
+        pulls: list[TailedRecord] = []
         report = Report(push, {}, None, [], None, pulls)
-        for told in self.told:
-            record = told.record
+        for entry in self.entries:
+            record = entry.record
             if isinstance(record, RegistryWatermark):
                 if record.nonce == push.nonce:
-                    report.echoes.append(told)
+                    report.echoes.append(entry)
                 if record.nonce == push.pull:
-                    pulls.append(told)
+                    pulls.append(entry)
             elif record.action != "push" or record.repository != self.scratch.repository:
                 continue
             elif record.digest in wanted:
-                report.blobs.setdefault(record.digest, told)
+                report.blobs.setdefault(record.digest, entry)
             elif record.digest == push.image.digest and report.manifest is None:
-                report = report._replace(manifest=told)
+                report = report._replace(manifest=entry)
             elif record.digest == push.last.digest and report.last is None:
-                report = report._replace(last=told)
+                report = report._replace(last=entry)
         return report
 
     @cached_property
     def kinds(self) -> list[KindsReport]:
         """The events within patience of one push of each kind, at each place that reported the first push."""
-        pushed = [kinds.push(self.scratch, report.push.place) for report in self.reports if report.sources]
+        pushed = [kinds.push(self.scratch, report.push.place) for report in self.reports if report.processes]
         done = [each for each in pushed if each.error is None]
         self.wait(lambda: all(kinds.report(each, self.announced).is_over for each in done))
         return [kinds.report(each, self.announced) for each in pushed]
@@ -350,18 +350,18 @@ class Visit:
         self.reports, self.kinds  # noqa: B018 - they read events
         return self.await_applied()
 
-    def announced(self, wanted: Announcement) -> Told | None:
+    def announced(self, wanted: Announcement) -> TailedRecord | None:
         """Return the first event of something that was done; None if none came."""
-        for told in self.told:
-            record = told.record
+        for entry in self.entries:
+            record = entry.record
             if isinstance(record, RegistryEvent) and (record.action, record.repository, record.digest) == wanted:
-                return told
+                return entry
         return None
 
     def refused(self) -> Refusals | None:
         """Return recent refusals of events in the pod's name for their token, as ingest noted them."""
-        lately = time.monotonic() - self._began + LATELY_S
-        return self.ask(lambda connection: refusals.lately(connection, self.pod.id, lately))
+        recent = time.monotonic() - self._began + RECENT_S
+        return self.ask(lambda connection: refusals.recent(connection, self.pod.id, recent))
 
     # Storage
 
@@ -384,14 +384,14 @@ class Visit:
         while not over():
             if time.monotonic() > deadline:
                 return False
-            self.told += [told for told in self.instruments.tail.poll(POLL_S) if self._is_ours(told)]
+            self.entries += [entry for entry in self.instruments.tail.poll(POLL_S) if self._is_ours(entry)]
         return True
 
     def await_applied(self) -> bool:
         """Wait until the events that came so far are applied; return whether they are."""
         ends: dict[int, int] = {}
-        for told in self.told:
-            ends[told.partition] = max(ends.get(told.partition, 0), told.offset + 1)
+        for entry in self.entries:
+            ends[entry.partition] = max(ends.get(entry.partition, 0), entry.offset + 1)
         return self.wait(lambda: self.ask(lambda connection: findings.applied_up_to(connection, EVENTS, ends)))
 
     def _is_quiet(self) -> bool:
@@ -402,10 +402,10 @@ class Visit:
         done = self.scratch.done
         if not self.pod.managed:
             return True
-        if done and not self.told:
+        if done and not self.entries:
             return False
-        told = self.wait(lambda: all(self.announced(each) is not None for each in done))
-        return self.await_applied() and told
+        all_announced = self.wait(lambda: all(self.announced(each) is not None for each in done))
+        return self.await_applied() and all_announced
 
     def now(self) -> datetime:
         return self.ask(findings.now)
@@ -414,6 +414,6 @@ class Visit:
         with self.instruments.connections.use() as connection:
             return question(connection)
 
-    def _is_ours(self, told: Told) -> bool:
-        record = told.record
+    def _is_ours(self, entry: TailedRecord) -> bool:
+        record = entry.record
         return isinstance(record, RegistryWatermark) or record.repository in self.scratch.repositories

@@ -54,7 +54,7 @@ def parse_scopes(parameters: Iterable[str]) -> list[Scope]:
     asked: dict[tuple[str, str, str], frozenset[str]] = {}
     number = 0
     for parameter in parameters:
-        for text in _words(parameter):
+        for text in _split(parameter):
             number += 1
             if number > SCOPES_LIMIT:
                 raise UsageError(f"There are more than {SCOPES_LIMIT} scopes: ask for them in several requests.")
@@ -64,10 +64,10 @@ def parse_scopes(parameters: Iterable[str]) -> list[Scope]:
     return [Scope(kind, name, actions, more) for (kind, more, name), actions in asked.items() if actions]
 
 
-def _words(parameter: str) -> Iterator[str]:
+def _split(parameter: str) -> Iterator[str]:
     if len(parameter) > SCOPES_LIMIT * (SCOPE_LENGTH_LIMIT + 1):
         raise UsageError(f"A scope parameter is too long: ask for up to {SCOPES_LIMIT} scopes.")
-    return (word for word in parameter.split(" ") if word)
+    return (part for part in parameter.split(" ") if part)
 
 
 def _parse(text: str) -> Scope:

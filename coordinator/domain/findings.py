@@ -3,7 +3,7 @@
 Each check is one thing that garbage collection relies on. GC is blocked by each check that is not *proved*: one that is
 refuted, one that could not be carried out, and one that no visit has made (none came, or it ran a release without the
 check). A proof covers the processes that the visit met. One that began later, or came back, is not examined until the
-next visit, an operator's or the scheduler's own (doctor/again.py).
+next visit, an operator's or the scheduler's own (doctor/reexamination.py).
 Not here: the experiments (coordinator/doctor), the rows (doctor/table.py).
 """
 
@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 
-class Verdict(StrEnum):
+class Result(StrEnum):
     PROVED = "proved"
     #: An experiment showed the contrary.
     REFUTED = "refuted"
@@ -83,13 +83,13 @@ class Finding(NamedTuple):
     """The result of one check."""
 
     check: str
-    verdict: Verdict
+    result: Result
     #: What the result means for the pod, in a sentence for the operator.
     meaning: str
     #: The evidence, with figures.
     proof: str
     #: What to change and where, so that it can be proved; empty where there is nothing to repair.
-    mend: str = ""
+    fix: str = ""
     #: By the database's clock; None until it is written.
     found_at: datetime | None = None
 
@@ -116,19 +116,19 @@ def repeated(*, managed: bool) -> list[Check]:
     return [check for check in checks(managed=managed) if check not in OF_THE_KEY]
 
 
-def unproved(wanted: Iterable[Check], found: Mapping[str, Verdict], in_spite_of: Collection[str] = ()) -> list[str]:
+def unproved(wanted: Iterable[Check], found: Mapping[str, Result], in_spite_of: Collection[str] = ()) -> list[str]:
     """Return a phrase for each of these checks that is not proved and so blocks garbage collection."""
     return [
-        f"{check} is {verdict or 'not examined'}"
+        f"{check} is {result or 'not examined'}"
         for check in wanted
         if check not in SEEN_BY_RUNS
-        and (verdict := found.get(check)) is not Verdict.PROVED
-        and not (verdict and check in in_spite_of)
+        and (result := found.get(check)) is not Result.PROVED
+        and not (result and check in in_spite_of)
     ]
 
 
 def hold(
-    found: Mapping[str, Verdict],
+    found: Mapping[str, Result],
     pod: str,
     newer: int = 0,
     in_spite_of: Collection[str] = (),

@@ -48,7 +48,7 @@ class RemovalDecision(Enum):
     OVERTAKEN = "overtaken"
 
 
-def judge(added_at: datetime, removed_at: datetime, margin: timedelta) -> RemovalDecision:
+def effect_of(added_at: datetime, removed_at: datetime, margin: timedelta) -> RemovalDecision:
     """Decide whether a removal applies to this addition. Both times are by registries' clocks."""
     if removed_at - added_at > margin:
         return RemovalDecision.APPLY
@@ -84,13 +84,13 @@ class Changes(NamedTuple):
 class Fold:
     """Apply facts one by one. Memory is bounded by the facts' own keys."""
 
-    __slots__ = ("_before", "_by_word", "_margin", "holdings", "links", "overtaken", "removals")
+    __slots__ = ("_before", "_by_report", "_margin", "holdings", "links", "overtaken", "removals")
 
-    def __init__(self, before: Before, margin: timedelta, by_word: Container[RepositoryName] = ()) -> None:
-        """`by_word`: repositories whose links are not in shared storage, so that their events must be trusted."""
+    def __init__(self, before: Before, margin: timedelta, by_report: Container[RepositoryName] = ()) -> None:
+        """`by_report`: repositories whose links are not in shared storage, so that their events must be trusted."""
         self._before = before
         self._margin = margin
-        self._by_word = by_word
+        self._by_report = by_report
         self.holdings = dict(before.holdings)
         self.links = dict(before.links)
         self.removals = dict(before.removals)
@@ -147,11 +147,11 @@ class Fold:
             self._remove_from(self.links, key, linked, at)
 
     def _remove_from(self, present: dict[Key, datetime], key: Key, added_at: datetime, at: datetime) -> None:
-        verdict = judge(added_at, at, self._margin)
-        if verdict is RemovalDecision.OVERTAKEN:
+        result = effect_of(added_at, at, self._margin)
+        if result is RemovalDecision.OVERTAKEN:
             self.overtaken += 1
             return
-        if verdict is RemovalDecision.APPLY and key[0] in self._by_word:
+        if result is RemovalDecision.APPLY and key[0] in self._by_report:
             del present[key]
             known = self.removals.get(key)
             # If the repository has neither any more, nothing is doubtful.
@@ -165,7 +165,7 @@ class Fold:
 
         `added_at` is of the older one: the removal was overtaken only if both are newer.
         """
-        if judge(added_at, at, self._margin) is RemovalDecision.OVERTAKEN:
+        if effect_of(added_at, at, self._margin) is RemovalDecision.OVERTAKEN:
             self.overtaken += 1
         else:
             self._remember(key, at, doubtful=True)
@@ -176,7 +176,9 @@ class Fold:
             self.removals[key] = Removal(at, doubtful)
             return
         # An event of an earlier delete does not explain why a link that was made since then is gone.
-        explained = known.added_at is None or judge(known.added_at, at, self._margin) is not RemovalDecision.OVERTAKEN
+        explained = (
+            known.added_at is None or effect_of(known.added_at, at, self._margin) is not RemovalDecision.OVERTAKEN
+        )
         reported = known.reported or explained
         if at > known.at or reported != known.reported:
             later = at > known.at

@@ -54,7 +54,7 @@ class PodFacts(NamedTuple):
     #: Its links are in shared storage, where a reconcile reads them.
     has_links: bool = True
     #: What blocks GC, in sentences.
-    held_by: Sequence[str] = ()
+    blocked_by: Sequence[str] = ()
     #: When one of its processes last sent an echo after it may have been paused.
     paused_until: datetime | None = None
     #: Its registry sends events. If it does not, only a reconcile shows what it holds.
@@ -70,7 +70,7 @@ class Facts(NamedTuple):
     #: Why the kill switch is off; None while it is on.
     switched_off: str | None = None
     #: What blocks GC for all pods.
-    held_by: Sequence[str] = ()
+    blocked_by: Sequence[str] = ()
     #: Checks of a doctor that block nothing, whatever their result: for tests and demonstrations.
     in_spite_of: Sequence[str] = ()
     #: The last listing of repositories that no pod owns; None while none is known, which blocks GC.
@@ -161,7 +161,7 @@ def too_much(planned: Amount, stored: Amount, history: Sequence[Amount], limits:
 
     `stored`: what is served before the run. `history`: what each of the last runs deleted.
     """
-    told: list[str] = []
+    reasons: list[str] = []
     for what, now, all_of, before, floor in (
         ("blobs", planned.blobs, stored.blobs, [run.blobs for run in history], limits.floor.blobs),
         ("bytes", planned.size, stored.size, [run.size for run in history], limits.floor.size),
@@ -169,12 +169,12 @@ def too_much(planned: Amount, stored: Amount, history: Sequence[Amount], limits:
         if now <= floor:
             continue
         if now * 100 > all_of * limits.share_percent:
-            told.append(f"{now} {what} of {all_of} are more than {limits.share_percent} %")
+            reasons.append(f"{now} {what} of {all_of} are more than {limits.share_percent} %")
         # Runs that deleted nothing do not limit the next one.
         most = max(before, default=0)
         if most and now > max(most, floor) * limits.over_history:
-            told.append(f"{now} {what} are more than {limits.over_history} times the {most} of any earlier run")
-    return told
+            reasons.append(f"{now} {what} are more than {limits.over_history} times the {most} of any earlier run")
+    return reasons
 
 
 NO_POD: Final = "no pod is registered, so it is not known which blobs are needed: register one with `baleen pods add`"
@@ -189,12 +189,12 @@ def holds(facts: Facts) -> list[str]:
 
     Pods share blobs: any pod may link any blob that it sees. So what is not known about one pod blocks GC for all.
     """
-    told = [] if facts.switched_off is None else [switched_off(facts.switched_off)]
-    told += facts.held_by
+    reasons = [] if facts.switched_off is None else [switched_off(facts.switched_off)]
+    reasons += facts.blocked_by
     if not facts.pods:
-        told.append(NO_POD)
-    told += perimeter.holds(facts.listing)
-    return told + [f"pod {pod.name}: {reason}" for pod in facts.pods for reason in pod.held_by]
+        reasons.append(NO_POD)
+    reasons += perimeter.holds(facts.listing)
+    return reasons + [f"pod {pod.name}: {reason}" for pod in facts.pods for reason in pod.blocked_by]
 
 
 def hiding(facts: Facts) -> Policy:

@@ -1,7 +1,7 @@
 """Explain why a blob is kept, or how it was deleted, in sentences.
 
-Route: lookup/explain.py reads what is known of one blob -> `tell` -> its outcome in a word and in a sentence, every
-reason that keeps it, and its history.
+Route: lookup/explain.py reads what is known of one blob -> `explanation_of` -> its outcome in a word and in a sentence,
+every reason that keeps it, and its history.
 Not here: what keeps a blob (gc.py), the ledger (table/ledger.py).
 """
 
@@ -41,7 +41,7 @@ class Hidden(NamedTuple):
     asked_why: str | None
 
 
-class Known(NamedTuple):
+class KnownBlob(NamedTuple):
     """What is known of the blob now."""
 
     state: BlobState
@@ -76,97 +76,97 @@ class Reason(NamedTuple):
     until: datetime | None
 
 
-class Story(NamedTuple):
+class Explanation(NamedTuple):
     outcome: Outlook
     summary: str
     reasons: Sequence[Reason]
     sentences: Sequence[str]
 
 
-Told = tuple[Outlook, str, Sequence[Reason]]
+Summary = tuple[Outlook, str, Sequence[Reason]]
 
 
-def tell(known: Known, facts: Facts, history: Sequence[Entry], *, earlier: bool) -> Story:
+def explanation_of(known: KnownBlob, facts: Facts, history: Sequence[Entry], *, earlier: bool) -> Explanation:
     """Explain the blob. `earlier`: the ledger has entries before `history`."""
     if known.state in CONCEALED and (known.needed or _asked(known)):
         outcome, summary, reasons = _restoring(known)
     else:
         outcome, summary, reasons = _BY_STATE[known.state](known, facts)
-    told = [(known.first_seen, "a registry reported it for the first time")]
-    told += [(entry.at, _sentence(entry)) for entry in history]
+    dated = [(known.first_seen, "a registry reported it for the first time")]
+    dated += [(entry.at, _sentence(entry)) for entry in history]
     if known.state is BlobState.UNREFERENCED and known.unreferenced_since is not None:
-        told.append((known.unreferenced_since, "nothing references it since then"))
-    sentences = [f"{moment(at)}: {each}." for at, each in sorted(told, key=lambda each: each[0])]
+        dated.append((known.unreferenced_since, "nothing references it since then"))
+    sentences = [f"{moment(at)}: {each}." for at, each in sorted(dated, key=lambda each: each[0])]
     if earlier:
         sentences.insert(1, "Earlier entries of the ledger are left out here.")
-    return Story(outcome, summary, reasons, [*sentences, f"Now: {summary}"])
+    return Explanation(outcome, summary, reasons, [*sentences, f"Now: {summary}"])
 
 
-def _live(known: Known, _: Facts) -> Told:
+def _live(known: KnownBlob, _: Facts) -> Summary:
     needs = _needs(known)
     return Outlook.NEEDED, f"It is needed: {needs}. It stays as long as one of them does.", [_needed(needs)]
 
 
-def _missing(known: Known, _: Facts) -> Told:
+def _missing(known: KnownBlob, _: Facts) -> Summary:
     needs = _needs(known)
-    told = f"It is needed and its bytes are not in storage, which is an alarm: {needs}. Push it again."
-    return Outlook.MISSING, told, [_needed(needs)]
+    sentence = f"It is needed and its bytes are not in storage, which is an alarm: {needs}. Push it again."
+    return Outlook.MISSING, sentence, [_needed(needs)]
 
 
-def _hiding(known: Known, _: Facts) -> Told:
+def _hiding(known: KnownBlob, _: Facts) -> Summary:
     return Outlook.BEING_HIDDEN, f"Run {_run(known)} is hiding it. If the run does not finish, the hide is undone.", []
 
 
-def _purging(known: Known, _: Facts) -> Told:
+def _purging(known: KnownBlob, _: Facts) -> Summary:
     if known.hide is not None and known.hide.disturbed:
-        told = "Its purge was cancelled: it is served again once no delete of it can still be under way."
-        return Outlook.BEING_RESTORED, told, []
+        sentence = "Its purge was cancelled: it is served again once no delete of it can still be under way."
+        return Outlook.BEING_RESTORED, sentence, []
     return Outlook.BEING_PURGED, f"Run {_run(known)} has begun to delete its bytes: some may be gone.", []
 
 
-def _purged(_: Known, __: Facts) -> Told:
+def _purged(_: KnownBlob, __: Facts) -> Summary:
     return Outlook.PURGED, "Its bytes are deleted, and nothing needs it. It can be pushed again.", []
 
 
-def _unreferenced(known: Known, facts: Facts) -> Told:
+def _unreferenced(known: KnownBlob, facts: Facts) -> Summary:
     since = known.unreferenced_since
     assert since is not None
     reasons = _pin_first(known, list(hiding(facts).reasons(since, pinned=known.pin is not None)))
     if not reasons:
-        told = f"Nothing references it since {moment(since)}, and nothing keeps it: the next run hides it."
-        return Outlook.TO_BE_HIDDEN, told, []
+        sentence = f"Nothing references it since {moment(since)}, and nothing keeps it: the next run hides it."
+        return Outlook.TO_BE_HIDDEN, sentence, []
     grace = since + facts.times.grace
     timed = [Reason(each, grace if each.why is Why.GRACE else None) for each in reasons]
-    told = f"Nothing references it since {moment(since)}, and it is kept: {_first(timed)}"
-    return Outlook.KEPT, told, timed
+    sentence = f"Nothing references it since {moment(since)}, and it is kept: {_first(timed)}"
+    return Outlook.KEPT, sentence, timed
 
 
-def _hidden(known: Known, facts: Facts) -> Told:
+def _hidden(known: KnownBlob, facts: Facts) -> Summary:
     at = None if known.hide is None else known.hide.hidden_at
     assert known.hide is not None
     assert at is not None
     pinned, disturbed = known.pin is not None, known.hide.disturbed
     reasons = list(purge_reasons(purging(facts), at, needed=False, disturbed=disturbed, pinned=pinned))
-    told = f"It is hidden from registries since {moment(at)}, and its bytes are kept"
+    sentence = f"It is hidden from registries since {moment(at)}, and its bytes are kept"
     if not reasons:
-        return Outlook.TO_BE_PURGED, f"{told}; there is no reason left to keep them: the next run deletes them.", []
+        return Outlook.TO_BE_PURGED, f"{sentence}; there is no reason left to keep them: the next run deletes them.", []
     if disturbed:
         return (
             Outlook.HIDDEN,
-            f"{told}: it was needed for a while since then, so a run undoes the hide.",
+            f"{sentence}: it was needed for a while since then, so a run undoes the hide.",
             [Reason(each, None) for each in reasons],
         )
     quarantine = at + facts.times.quarantine
     timed = [Reason(each, quarantine if each.why is Why.QUARANTINE else None) for each in _pin_first(known, reasons)]
-    return Outlook.HIDDEN, f"{told}: {_first(timed)} To restore it, run `baleen blob undelete`.", timed
+    return Outlook.HIDDEN, f"{sentence}: {_first(timed)} To restore it, run `baleen blob undelete`.", timed
 
 
-def _pin_first(known: Known, reasons: Sequence[Kept]) -> list[Kept]:
+def _pin_first(known: KnownBlob, reasons: Sequence[Kept]) -> list[Kept]:
     """Put the reasons of this blob before those of all blobs, and name why it is pinned."""
     pinned = f"it is pinned ({known.pin}): remove the pin with `baleen unpin`"
-    told = [Kept(each.why, pinned) if each.why is Why.PINNED else each for each in reasons]
+    named = [Kept(each.why, pinned) if each.why is Why.PINNED else each for each in reasons]
     order = {Why.PINNED: 0, Why.GRACE: 1, Why.QUARANTINE: 1}
-    return sorted(told, key=lambda each: order.get(each.why, 2))
+    return sorted(named, key=lambda each: order.get(each.why, 2))
 
 
 def _first(reasons: Sequence[Reason]) -> str:
@@ -176,23 +176,23 @@ def _first(reasons: Sequence[Reason]) -> str:
     return f"{first.kept.detail}{until}{more}."
 
 
-def _restoring(known: Known) -> Told:
+def _restoring(known: KnownBlob) -> Summary:
     reasons = [_needed(_needs(known))] if known.needed else []
     why = f"is needed ({_needs(known)})" if known.needed else f"was undeleted ({_asked(known)})"
     if known.state is BlobState.PURGED:
-        told = f"Its bytes were deleted, and it {why}: workers check whether they were pushed again."
+        sentence = f"Its bytes were deleted, and it {why}: workers check whether they were pushed again."
     elif known.state is BlobState.HIDDEN:
-        told = f"It is hidden and {why}: workers restore it within seconds."
+        sentence = f"It is hidden and {why}: workers restore it within seconds."
     else:
-        told = f"It {why}: workers restore it, for good once no delete of it can still be under way."
-    return Outlook.BEING_RESTORED, told, reasons
+        sentence = f"It {why}: workers restore it, for good once no delete of it can still be under way."
+    return Outlook.BEING_RESTORED, sentence, reasons
 
 
-def _asked(known: Known) -> str | None:
+def _asked(known: KnownBlob) -> str | None:
     return None if known.hide is None else known.hide.asked_why
 
 
-def _run(known: Known) -> str:
+def _run(known: KnownBlob) -> str:
     return "?" if known.hide is None else str(known.hide.run)
 
 
@@ -200,18 +200,18 @@ def _needed(needs: str) -> Reason:
     return Reason(Kept(Why.NEEDED, needs), None)
 
 
-def _needs(known: Known) -> str:
+def _needs(known: KnownBlob) -> str:
     """Say what needs it: counts of holdings and links, and the pods."""
-    told = []
+    parts = []
     if known.holdings:
-        told.append(_counted(known.holdings, "holding needs it", "holdings need it"))
+        parts.append(_counted(known.holdings, "holding needs it", "holdings need it"))
     if known.links:
-        told.append(_counted(known.links, "repository links it directly", "repositories link it directly"))
+        parts.append(_counted(known.links, "repository links it directly", "repositories link it directly"))
     pods = f", in {_counted(known.repositories, 'repository', 'repositories')} of pod{'s' * (len(known.pods) != 1)} "
-    return " and ".join(told) + (f"{pods}{', '.join(known.pods)}" if known.pods else "")
+    return " and ".join(parts) + (f"{pods}{', '.join(known.pods)}" if known.pods else "")
 
 
-_BY_STATE: Final[Mapping[BlobState, Callable[[Known, Facts], Told]]] = {
+_BY_STATE: Final[Mapping[BlobState, Callable[[KnownBlob, Facts], Summary]]] = {
     BlobState.LIVE: _live,
     BlobState.UNREFERENCED: _unreferenced,
     BlobState.HIDING: _hiding,
@@ -240,7 +240,7 @@ _SENTENCES: Final = {
 
 def _sentence(entry: Entry) -> str:
     evidence = entry.evidence
-    told = _SENTENCES.get(entry.decision, "{decision}: {why}").format(
+    sentence = _SENTENCES.get(entry.decision, "{decision}: {why}").format(
         decision=entry.decision,
         who="a worker" if entry.run is None else f"run {entry.run}",
         why=entry.why,
@@ -251,8 +251,8 @@ def _sentence(entry: Entry) -> str:
     )
     since = evidence.get("unreferenced_since")
     if isinstance(since, str):
-        told += f" (unreferenced since {moment(datetime.fromisoformat(since))})"
-    return told
+        sentence += f" (unreferenced since {moment(datetime.fromisoformat(since))})"
+    return sentence
 
 
 def _bytes(count: object) -> str:

@@ -1,6 +1,6 @@
 """Find blobs for which table and storage differ: a merge of two streams, both sorted by digest.
 
-Route: audit/audit.py -> `differing` gives candidates -> each is read again -> `doubts` says what is wrong.
+Route: audit/audit.py -> `differing` gives candidates -> each is read again -> `discrepancies` says what is wrong.
 Table and storage are read at different times, so a candidate may be a push under way. A listing that is not in order
 gives more candidates, and no wrong result.
 Pure; it keeps only one item of each stream in memory.
@@ -38,7 +38,7 @@ class StoredBlob(NamedTuple):
     modified: float
 
 
-class Doubt(StrEnum):
+class Discrepancy(StrEnum):
     """How table and storage differ."""
 
     #: Stored, and the table does not know of it, or has it as purged.
@@ -66,25 +66,25 @@ class Pair(NamedTuple):
         return some.digest
 
 
-def doubts(known: TableBlob | None, stored: StoredBlob | None) -> list[Doubt]:
+def discrepancies(known: TableBlob | None, stored: StoredBlob | None) -> list[Discrepancy]:
     """Return what is wrong with one digest."""
     if known is None:
-        return [] if stored is None else [Doubt.ORPHAN]
+        return [] if stored is None else [Discrepancy.ORPHAN]
     if stored is None:
         # The bytes of a hidden blob are elsewhere.
         if known.referenced:
-            return [Doubt.MISSING] if known.state not in _KEPT_HIDDEN else []
-        return [Doubt.UNSERVED] if known.state is BlobState.UNREFERENCED else []
+            return [Discrepancy.MISSING] if known.state not in _KEPT_HIDDEN else []
+        return [Discrepancy.UNSERVED] if known.state is BlobState.UNREFERENCED else []
     if known.state is BlobState.PURGED and not known.referenced:
-        return [Doubt.ORPHAN]
-    found = [Doubt.FOUND] if known.state in {BlobState.MISSING, BlobState.PURGED} else []
+        return [Discrepancy.ORPHAN]
+    found = [Discrepancy.FOUND] if known.state in {BlobState.MISSING, BlobState.PURGED} else []
     if known.size not in {-1, stored.size}:
-        found.append(Doubt.WRONG_SIZE)
+        found.append(Discrepancy.WRONG_SIZE)
     return found
 
 
 def differing(table: Iterable[TableBlob], storage: Iterable[StoredBlob]) -> Iterator[Pair]:
     """Give the digests for which table and storage differ."""
     for row, item in paired(table, storage, lambda blob: blob.digest):
-        if doubts(row, item):
+        if discrepancies(row, item):
             yield Pair(row, item)

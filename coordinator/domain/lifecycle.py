@@ -124,7 +124,7 @@ def after(state: BlobState, event: BlobEvent, *, needed: bool) -> BlobState:
     return counted(moved, referenced=needed) if event is BlobEvent.SHOWN else moved
 
 
-def told(before: BlobState, to: BlobState) -> str | None:
+def published_name(before: BlobState, to: BlobState) -> str | None:
     """Return the name under which a transition is published; None for an intent, or for the end of one."""
     if to in {_HIDING, _PURGING} or (before is _HIDING and to is not _H):
         return None
@@ -138,6 +138,6 @@ def counted(state: BlobState, *, referenced: bool) -> BlobState:
     return after(state, BlobEvent.NEEDED if referenced else BlobEvent.UNNEEDED, needed=referenced)
 
 
-def looked(state: BlobState, *, referenced: bool, stored: bool) -> BlobState:
+def after_check(state: BlobState, *, referenced: bool, stored: bool) -> BlobState:
     """Return the state after a check of storage; `stored` if the bytes are served to registries."""
     return after(state, BlobEvent.SEEN if stored else BlobEvent.ABSENT, needed=referenced)

@@ -114,7 +114,7 @@ def moved(recorded: Instance | None, current: Instance) -> str | None:
     return f"The database was restored from a dump: its tables were created again. {_CLAIM}"
 
 
-def untold(current: Instance) -> str | None:
+def unreported(current: Instance) -> str | None:
     """Return which parts of its instance the database does not report; None if it reports all."""
     if not current.unknown:
         return None

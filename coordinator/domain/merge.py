@@ -35,7 +35,7 @@ class Link(NamedTuple):
     modified_at: datetime
 
 
-class Known(NamedTuple):
+class TableLink(NamedTuple):
     """A holding or a link, as the table has it."""
 
     repository_id: int
@@ -44,7 +44,7 @@ class Known(NamedTuple):
     old: bool
 
 
-def differences(listed: Iterable[Link], known: Iterable[Known]) -> Iterator[Link | Known]:
+def differences(listed: Iterable[Link], known: Iterable[TableLink]) -> Iterator[Link | TableLink]:
     """Give the listed links that are not known, and the known, old rows that are not listed."""
     for link, row in paired(listed, known, lambda item: item[:2]):
         if row is None:

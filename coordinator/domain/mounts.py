@@ -21,7 +21,7 @@ class MountOutcome(StrEnum):
 
     MOUNTED = "mounted"
     #: It was forwarded, and the pod answered it as a plain upload.
-    HANDED_ON = "handed-on"
+    FORWARDED = "forwarded"
 
 
 class Reason(StrEnum):

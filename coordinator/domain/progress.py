@@ -30,7 +30,7 @@ class GapReason(StrEnum):
     #: A registry process ended and began again under the same instance id: what it had not delivered is lost.
     RESTARTED = "restarted"
     #: A pod sent more dead letters than its limit.
-    LETTERS_OVER_LIMIT = "letters-over-limit"
+    DEAD_LETTERS_OVER_LIMIT = "dead-letters-over-limit"
 
 
 class Progress(NamedTuple):

@@ -7,7 +7,7 @@ Registries in Go accept manifests that `parse_manifest` refuses: names in other 
 thousands deep, digests of other algorithms. Everything that such a manifest can need is named in its bytes, since a
 registry stores nothing else of it. So `read_manifest` then gives every string in the bytes that is a digest: at least
 what the manifest lists. It reports if even that may be incomplete; then the links of the repository decide
-(coordinator/reconcile/kept.py).
+(coordinator/reconcile/link_keeper.py).
 
 A manifest's `subject` is not a reference: a registry accepts it before the subject exists (OCI distribution
 specification, "Pushing Manifests with Subject"), and the subject does not need the referrer.
@@ -156,7 +156,7 @@ def read_manifest(body: bytes) -> Reading:
         why = str(error)
     digests: dict[Digest, None] = {}
     others: dict[str, None] = {}
-    words: set[str] = set()
+    texts: set[str] = set()
     too_long = False
     for text in _strings(body):
         if (digest := _digest(text)) is not None:
@@ -164,10 +164,10 @@ def read_manifest(body: bytes) -> Reading:
         elif _OTHER_DIGEST.fullmatch(text):
             others[text] = None
             too_long = too_long or len(text) > _OTHER_LIMIT
-        elif len(text) < _WORD_LIMIT:
-            words.add(text.casefold())
+        elif len(text) < _FORM_LIMIT:
+            texts.add(text.casefold())
     references = tuple(Reference(digest, None) for digest in digests)
-    complete = not too_long and _is_known_form(body) and not words.isdisjoint(_FORMS)
+    complete = not too_long and _is_known_form(body) and not texts.isdisjoint(_FORMS)
     return Reading(ManifestContent(ManifestKind.NAMED, references), why, tuple(others), complete)
 
 
@@ -185,8 +185,8 @@ def is_manifest(body: bytes) -> bool:
         return True
     if not isinstance(document, tuple):
         return False
-    said = [value for name, value in document if name.casefold() == "schemaversion"]
-    return any(value in {1, 2} for value in said if isinstance(value, int | float))
+    versions = [value for name, value in document if name.casefold() == "schemaversion"]
+    return any(value in {1, 2} for value in versions if isinstance(value, int | float))
 
 
 #: A digest of any algorithm, as the OCI image specification writes it ("Digests").
@@ -197,7 +197,7 @@ _OTHER_LIMIT = 200
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)("|\\?\Z)', re.DOTALL)
 #: The longest digest that is searched for, with each of its letters written as an escape.
 _STRING_LIMIT = 6 * 300
-_WORD_LIMIT = 32
+_FORM_LIMIT = 32
 #: Every manifest of a known kind has one of these names.
 _FORMS = frozenset(name.casefold() for name in {"config", *_ALL_LISTS})
 
@@ -232,8 +232,8 @@ def _is_known_form(body: bytes) -> bool:
         return True
     except ValueError:
         return False
-    said = document.get("mediaType") if isinstance(document, dict) else None
-    return isinstance(document, dict) and (not isinstance(said, str) or said in {"", *MANIFEST_KINDS})
+    media_type = document.get("mediaType") if isinstance(document, dict) else None
+    return isinstance(document, dict) and (not isinstance(media_type, str) or media_type in {"", *MANIFEST_KINDS})
 
 
 def _integer(text: str) -> int | None:
@@ -258,11 +258,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _kind_by_content(document: dict[str, Any]) -> ManifestKind:
-    said = document.get("mediaType")
-    if isinstance(said, str) and (kind := MANIFEST_KINDS.get(said)) is not None:
+    media_type = document.get("mediaType")
+    if isinstance(media_type, str) and (kind := MANIFEST_KINDS.get(media_type)) is not None:
         return kind
-    if isinstance(said, str) and said:
-        raise MalformedManifestError(f"The manifest is of the media type {said[:100]!r}, which Baleen does not know.")
+    if isinstance(media_type, str) and media_type:
+        raise MalformedManifestError(
+            f"The manifest is of the media type {media_type[:100]!r}, which Baleen does not know."
+        )
     if "manifests" in document:
         return ManifestKind.INDEX
     if "config" in document:

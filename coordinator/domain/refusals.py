@@ -20,7 +20,7 @@ class Refusals(NamedTuple):
     last: datetime
 
 
-def told(refused: Refusals) -> str:
+def describe(refused: Refusals) -> str:
     return (
         f"events with a wrong token, or with none, have been refused since {refused.since:%Y-%m-%d %H:%M:%S} UTC, the "
         f"last at {refused.last:%Y-%m-%d %H:%M:%S}"
@@ -30,6 +30,6 @@ def told(refused: Refusals) -> str:
 def sentence(refused: Refusals, pod: str) -> str:
     """Say what was refused, and how to repair it."""
     return (
-        f"{told(refused)}: put the token that `baleen pods add` showed into the "
+        f"{describe(refused)}: put the token that `baleen pods add` showed into the "
         f"`notifications` section of each process and restart it, or run `baleen pods rotate-token {pod}` for a new one"
     )

@@ -28,7 +28,7 @@ import structlog
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Limits, finishing, hiding, holds, purging, too_much
 from coordinator.errors import BaleenError, UnavailableError
-from coordinator.gc import mark, plan, unowned
+from coordinator.gc import mark, plan, root_listing
 from coordinator.gc import table as gc
 from coordinator.gc.conditions import FactsReader
 from coordinator.gc.hide import Hider
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 KIND = "gc"
 #: Pods that each entry of the ledger names.
-PODS_TOLD = 5
+PODS_SHOWN = 5
 #: Earlier runs with which the limits compare.
 HISTORY = 10
 
@@ -78,7 +78,7 @@ class Count:
         self._numbers: Counter[str] = Counter()
         self._kept: Counter[str] = Counter()
         self.step = "begins"
-        self.held_by: Sequence[str] = ()
+        self.blocked_by: Sequence[str] = ()
         #: Sentences that say which limits it exceeds.
         self.beyond_limits: Sequence[str] = ()
         self.planned: plan.Totals | None = None
@@ -102,7 +102,7 @@ class Count:
 
             return {
                 "step": self.step,
-                "held_by": list(self.held_by),
+                "blocked_by": list(self.blocked_by),
                 "beyond_limits": list(self.beyond_limits),
                 "planned": None
                 if planned is None
@@ -220,20 +220,20 @@ class _Run:
             self._undo()
         self._count.step = "plan"
         facts = self._facts()
-        self._count.held_by = holds(facts)
+        self._count.blocked_by = holds(facts)
         self._count.planned = planned = plan.totals(self._connections, facts)
-        self._count.beyond_limits = told = self._beyond_limits(planned)
+        self._count.beyond_limits = reasons = self._beyond_limits(planned)
         if self._options.dry:
             self._dry(facts)
             self._sweep()
             self._count.step = "done"
             return
-        if told and self._options.beyond_limits is None:
+        if reasons and self._options.beyond_limits is None:
             raise TooMuchError(
-                f"The run would take too much: {'; '.join(told)}. Check `baleen gc plan`; if it is right, run "
+                f"The run would take too much: {'; '.join(reasons)}. Check `baleen gc plan`; if it is right, run "
                 "`baleen gc run --beyond-limits WHY`."
             )
-        if not self._count.held_by:
+        if not self._count.blocked_by:
             to_purge, to_hide = purging(facts).until, hiding(facts).until
             self._count.step = "purge"
             if to_purge is not None:
@@ -256,7 +256,7 @@ class _Run:
                 began = time.monotonic()
                 versioned = self._store.keeps_versions()
                 mark.check(self._connections, self._store)
-                unowned.look(self._connections, self._store)
+                root_listing.update(self._connections, self._store)
                 self._known = _Known(began, self._read_facts(), versioned)
             return self._known
 
@@ -280,7 +280,7 @@ class _Run:
 
     def _sweep(self) -> None:
         """Delete leftovers, or count them in a dry run."""
-        if self._leftovers is None or self._count.held_by:
+        if self._leftovers is None or self._count.blocked_by:
             return
         self._count.step = "leftovers"
         self._leftovers.run(
@@ -296,7 +296,7 @@ class _Run:
         """Resolve what earlier jobs left unfinished: undo hides, finish purges, write links back."""
         if self._leftovers is not None:
             with self._failures():
-                self._leftovers.settle(self._work, self._facts().times.request_bound)
+                self._leftovers.resolve(self._work, self._facts().times.request_bound)
         after = 0
         while True:
             with self._connections.use() as connection:
@@ -315,7 +315,7 @@ class _Run:
                     with self._failures():
                         self._restore(each, "the run that began to hide it did not finish")
             with self._failures():
-                self._restorer.tell()
+                self._restorer.write_mark()
 
     def _finish(self, begun: Sequence[Hide]) -> None:
         """Finish purges that an earlier job has begun, if nothing keeps the blobs now."""
@@ -345,7 +345,7 @@ class _Run:
                 if each.disturbed:
                     with self._failures():
                         self._restore(each, kept.detail)
-        self._restorer.tell()
+        self._restorer.write_mark()
         wanted = [each for each, kept in decided if kept is None]
         if wanted:
             self._purge_batch(wanted)
@@ -359,7 +359,7 @@ class _Run:
             with self._failures():
                 self._restore(hide, why)
         if done.given_back:
-            self._restorer.tell()
+            self._restorer.write_mark()
 
     def _hide(self, page: list[Candidate]) -> None:
         known = self._now_known()
@@ -407,7 +407,7 @@ class _Run:
                     "watermark": None if pod.watermark is None else pod.watermark.isoformat(),
                     "reconciled_at": None if pod.reconciled_at is None else pod.reconciled_at.isoformat(),
                 }
-                for pod in least[:PODS_TOLD]
+                for pod in least[:PODS_SHOWN]
             },
         }
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from coordinator.domain.gc import Facts, PodFacts, Times
 from coordinator.domain.pods import Linker
-from coordinator.gc import controls_view, unowned_table
+from coordinator.gc import controls_view, root_listing_table
 from coordinator.gc import mark_view as mark
 from coordinator.pods import view as queries
 
@@ -23,7 +23,7 @@ ReadFacts = Callable[[Connection], Facts]
 
 _LINKERS = text("SELECT name, linker FROM pods")
 _NOW = text("SELECT clock_timestamp()")
-_LISTING = text(unowned_table.READ)
+_LISTING = text(root_listing_table.READ)
 
 
 class Known(NamedTuple):
@@ -48,18 +48,18 @@ def facts_of(read: ReadKnown) -> ReadFacts:
     return facts
 
 
-def known(connection: Connection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()) -> Known:
+def read_facts(connection: Connection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()) -> Known:
     """Read the facts: the time first, and watermarks before what may hold them, so that no time is too late."""
     now = connection.scalar(_NOW)
     switch = controls_view.switch(connection)
     truths = queries.truths(connection, silence, times.request_bound, in_spite_of)
     orphans = queries.orphaned_dead_letters(connection)
-    listing = unowned_table.listing(connection.execute(_LISTING).one_or_none())
+    listing = root_listing_table.listing(connection.execute(_LISTING).one_or_none())
     linkers = {row.name: Linker(row.linker) for row in connection.execute(_LINKERS)}
     # Every hold that is not of a single pod is added here: status, plan, permit and metrics all read it.
-    held = mark.held(connection)
-    held += controls_view.held(connection)
-    held += told_of_orphans(orphans)
+    held = mark.mark_reasons(connection)
+    held += controls_view.hold_reasons(connection)
+    held += orphan_reasons(orphans)
     # A pod that was removed between the queries had nothing left. One that was added blocks GC until it is known.
     unknown = sorted(linkers.keys() - truths.keys())
     held += [f"pod {name}: it was only just added" for name in unknown]
@@ -72,7 +72,7 @@ def known(connection: Connection, times: Times, silence: timedelta, in_spite_of:
                 truth.mark.at,
                 truth.reconciled_at,
                 has_links=linkers.get(name, Linker.LINK) == Linker.LINK,
-                held_by=truth.reasons(name),
+                blocked_by=truth.reasons(name),
                 paused_until=truth.mark.paused_until,
                 managed=truth.managed,
             )
@@ -86,9 +86,9 @@ def known(connection: Connection, times: Times, silence: timedelta, in_spite_of:
     return Known(facts, truths, orphans)
 
 
-def told_of_orphans(letters: int) -> list[str]:
-    if not letters:
+def orphan_reasons(count: int) -> list[str]:
+    if not count:
         return []
-    what = "1 open dead letter" if letters == 1 else f"{letters} open dead letters"
+    what = "1 open dead letter" if count == 1 else f"{count} open dead letters"
     remedy = "register each pod with `baleen pods add` and its prefixes, then `baleen dead-letters retry --pod …`"
     return [f"{what} of pods that are not registered: {remedy}"]

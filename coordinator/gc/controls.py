@@ -24,20 +24,20 @@ from coordinator.table.epochs import ADVANCE, changing
 from coordinator.table.ledger import Decision
 
 
-class Switch(NamedTuple):
+class SwitchState(NamedTuple):
     enabled: bool
     why: str
     changed_at: datetime.datetime | None
 
 
-class Hold(NamedTuple):
+class ActiveHold(NamedTuple):
     scope: str
     why: str
     held_at: datetime.datetime
 
 
 #: The switch if it was never changed.
-NEVER_ON = Switch(enabled=False, why="it was never switched on: `baleen gc on --why …`", changed_at=None)
+NEVER_ON = SwitchState(enabled=False, why="it was never switched on: `baleen gc on --why …`", changed_at=None)
 
 _TURN = """
 INSERT INTO gc_switch (enabled, why) VALUES (%s, %s)
@@ -50,9 +50,9 @@ _UNPIN = "DELETE FROM pins WHERE digest = %s RETURNING why"
 _NOTE = "INSERT INTO gc_ledger (digest, decision, why) VALUES (%s, %s, %s)"
 
 
-def switch(connection: Connection[Any]) -> Switch:
+def switch(connection: Connection[Any]) -> SwitchState:
     row = connection.execute("SELECT enabled, why, changed_at FROM gc_switch").fetchone()
-    return NEVER_ON if row is None else Switch(*row)
+    return NEVER_ON if row is None else SwitchState(*row)
 
 
 def turn(connection: Connection[Any], why: str, *, on: bool) -> None:
@@ -60,8 +60,8 @@ def turn(connection: Connection[Any], why: str, *, on: bool) -> None:
     _change(connection, _TURN, (on, why))
 
 
-def holds(connection: Connection[Any]) -> list[Hold]:
-    return [Hold(*row) for row in connection.execute("SELECT scope, why, held_at FROM holds ORDER BY scope")]
+def holds(connection: Connection[Any]) -> list[ActiveHold]:
+    return [ActiveHold(*row) for row in connection.execute("SELECT scope, why, held_at FROM holds ORDER BY scope")]
 
 
 def hold(connection: Connection[Any], scope: str, why: str) -> None:

@@ -13,11 +13,11 @@ from coordinator.gc.controls import NEVER_ON
 from coordinator.gc.shapes import Hold, HoldPage, Pin, PinPage, Switch
 
 #: Holds that are named in sentences; each hold blocks everything.
-HOLDS_TOLD = 20
+HOLDS_SHOWN = 20
 
 _SWITCH = text("SELECT enabled, why, changed_at FROM gc_switch")
 _PENDING = text("SELECT writing > 0 AND written < epoch FROM gc_mark")
-_TOLD = text("SELECT scope, why, count(*) OVER () AS all_of_them FROM holds ORDER BY scope LIMIT :limit")
+_FIRST_HOLDS = text("SELECT scope, why, count(*) OVER () AS all_of_them FROM holds ORDER BY scope LIMIT :limit")
 _HOLD = "SELECT scope, why, held_at FROM holds"
 _HOLDS = text(f'{_HOLD} WHERE scope > :after COLLATE "C" ORDER BY scope COLLATE "C" LIMIT :limit')
 _ONE_HOLD = text(f"{_HOLD} WHERE scope = :scope")
@@ -33,16 +33,16 @@ def switch(connection: Connection) -> Switch:
     return Switch(enabled=known.enabled, why=known.why, changed_at=known.changed_at, mark_pending=pending)
 
 
-def held(connection: Connection) -> list[str]:
+def hold_reasons(connection: Connection) -> list[str]:
     """Return sentences about holds; of many, the first ones and a count."""
-    rows = connection.execute(_TOLD, {"limit": HOLDS_TOLD}).all()
-    told = [f"{row.scope} is held: {row.why}" for row in rows]
+    rows = connection.execute(_FIRST_HOLDS, {"limit": HOLDS_SHOWN}).all()
+    sentences = [f"{row.scope} is held: {row.why}" for row in rows]
     if rows and rows[0].all_of_them > len(rows):
-        told.append(f"{rows[0].all_of_them - len(rows)} more are held: `baleen gc holds`")
-    return told
+        sentences.append(f"{rows[0].all_of_them - len(rows)} more are held: `baleen gc holds`")
+    return sentences
 
 
-def switched(engine: Engine) -> Switch:
+def read_switch(engine: Engine) -> Switch:
     with reading(engine) as connection:
         return switch(connection)
 

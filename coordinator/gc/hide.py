@@ -93,7 +93,7 @@ class Hider:
         # One manifest may have needed many of these.
         asked: dict[str, list[tuple[int, RepositoryName]]] = {}
         for each in former:
-            # A registry serves a manifest by either link (reconcile/layered.py).
+            # A registry serves a manifest by either link (reconcile/linked_manifests.py).
             for link_key in (layer_link_key,) if each.direct else (revision_link_key, layer_link_key):
                 key = link_key(each.repository, each.digest)
                 asked.setdefault(key, []).append((each.blob, each.repository))
@@ -223,7 +223,7 @@ class Hider:
                 continue
             errors = [answer.error for answer in answers if answer.error is not None]
             if errors:
-                log.warning("the object store did not delete", blobs=len(errors), of=len(wanted), said=errors[0])
+                log.warning("the object store did not delete", blobs=len(errors), of=len(wanted), error=errors[0])
             return {each: answer.marker for each, answer in zip(wanted, answers, strict=True) if answer.error is None}
         return {}
 

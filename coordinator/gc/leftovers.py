@@ -99,7 +99,7 @@ class Tally:
 class Leftovers(Protocol):
     """Deletes leftovers for a collection."""
 
-    def settle(self, work: Work, request_bound: timedelta) -> None:
+    def resolve(self, work: Work, request_bound: timedelta) -> None:
         """Check the links that earlier runs deleted, also while GC is blocked. Raises UnavailableError."""
 
     def run(

@@ -25,7 +25,18 @@ from coordinator.gc.mark_table import Claimed
 from coordinator.storage.layout import MARK
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
-__all__ = ["ForeignBucketError", "FoundMark", "begin", "check", "claim", "find", "preview", "record", "tell", "watch"]
+__all__ = [
+    "ForeignBucketError",
+    "FoundMark",
+    "begin",
+    "check",
+    "claim",
+    "find",
+    "preview",
+    "record",
+    "watch",
+    "write_epoch",
+]
 
 #: Bytes of a mark.
 _LIMIT = 1000
@@ -36,7 +47,7 @@ def begin(connections: Connections, store: ObjectStore) -> None:
     check(connections, store)
     with connections.use() as connection:
         table.advance(connection)
-    tell(connections, store)
+    write_epoch(connections, store)
 
 
 def check(connections: Connections, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
@@ -66,10 +77,10 @@ def record(connections: Connections, store: ObjectStore) -> None:
     """
     _, ours = check(connections, store)
     if ours.writing:
-        tell(connections, store)
+        write_epoch(connections, store)
 
 
-def tell(connections: Connections, store: ObjectStore) -> None:
+def write_epoch(connections: Connections, store: ObjectStore) -> None:
     """Write this database's epoch to the mark, if the bucket does not have it.
 
     Raises ForeignBucketError and UnavailableError.

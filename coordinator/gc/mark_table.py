@@ -241,8 +241,8 @@ _CLAIM = """
 SELECT claimed_at, verify_from, ARRAY(
     SELECT p.name FROM pods p WHERE EXISTS (
         SELECT FROM gaps g WHERE g.pod_id = p.id AND g.reason = %(cut)s
-          AND g.noticed_at <= %(at)s AND (g.settled_at IS NULL OR g.settled_at > %(at)s)
-          AND g.settles_from >= claimed_at)
+          AND g.noticed_at <= %(at)s AND (g.resolved_at IS NULL OR g.resolved_at > %(at)s)
+          AND g.resolves_from >= claimed_at)
     ORDER BY 1)
 FROM gc_mark WHERE claimed_at IS NOT NULL
 """

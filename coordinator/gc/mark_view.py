@@ -4,7 +4,7 @@ import datetime as dt
 
 from sqlalchemy import Connection, text
 
-from coordinator.domain.mark import Instance, moved, untold
+from coordinator.domain.mark import Instance, moved, unreported
 
 _MARK = text("""
 SELECT instance, gc_instance() AS current, refused, claimed_at, claimed_why, verify_from,
@@ -12,17 +12,17 @@ SELECT instance, gc_instance() AS current, refused, claimed_at, claimed_why, ver
 """)
 
 
-def held(connection: Connection) -> list[str]:
+def mark_reasons(connection: Connection) -> list[str]:
     """Return what blocks GC: the database moved, the bucket does not match it, or a claim is not verified."""
     row = connection.execute(_MARK).one_or_none()
     if row is None:
         current = Instance.parse(str(connection.scalar(text("SELECT gc_instance()"))))
-        return [why] if (why := untold(current)) is not None else []
+        return [why] if (why := unreported(current)) is not None else []
     current = Instance.parse(row.current)
     found = [
         # This shows the database's own change before any process has compared it with the bucket.
         moved(None if row.instance is None else Instance.parse(row.instance), current) or row.refused,
-        untold(current),
+        unreported(current),
         None
         if row.claimed_at is None
         else unverified(row.claimed_at, row.claimed_why, row.verify_from, early=row.early),

@@ -19,10 +19,10 @@ Baleen can break that, by removing the marker. So each request of deletes first 
     not known, the store gives no answer       unknown                      waits for the next run
 
 To give a hide back is to void it in the database (gc/table.py, `give_back`) and to restore the blob: a later hide
-begins with a new t_h. The check is made after the request was signed and before the database permits it (`_Looking`).
-The store refuses a signature older than SIGNATURE_S, which bounds the time from check to delete however long the sender
-was suspended. In that window a marker may still be removed, and a blob that is then relied on is lost: see
-docs/adr/0021.
+begins with a new t_h. The check is made after the request was signed and before the database permits it
+(`_CheckedPermit`). The store refuses a signature older than SIGNATURE_S, which bounds the time from check to delete
+however long the sender was suspended. In that window a marker may still be removed, and a blob that is then relied on
+is lost: see docs/adr/0021.
 
 A hide records a bounded number of versions (hide.py). Versions that it did not record are not deleted: they are found
 below the marker afterwards, and the hide is given back, so that a following hide takes the rest.
@@ -56,12 +56,12 @@ from coordinator.table.ledger import Decision
 log = structlog.get_logger()
 
 #: Deletes of a batch that are verified, of those that the store says are done.
-LOOKS = 16
+SAMPLE = 16
 #: States of a blob that the check before a delete lists: the one on top is among the first.
 TOP_STATES = 10
 
 
-class Look(Enum):
+class Concealment(Enum):
     """All outcomes of the check of a blob just before its delete."""
 
     CONCEALED = "registries are not served it"
@@ -113,7 +113,7 @@ class Purger:
         with self._connections.use() as connection:
             ours = gc.begin_purge(connection, job, hides, evidence)
         wanted = [each for each in hides if each.id in ours]
-        found: dict[Hide, Look] = {}
+        found: dict[Hide, Concealment] = {}
         sent = self._delete(job, [(each, target) for each in wanted for target in targets_of(each)], found)
         # Hides without versions to delete: only the marker is left.
         sent |= {each: True for each in wanted if not targets_of(each)}
@@ -127,99 +127,100 @@ class Purger:
             gc.purged(connection, job, done)
             if partly:
                 gc.give_back(connection, job, [_as_rest(each) for each in partly])
-        void = {hide: look for hide, look in found.items() if look is not Look.UNKNOWN}
+        void = {hide: check for hide, check in found.items() if check is not Concealment.UNKNOWN}
         return PurgeResult(
             done,
             len(hides) - len(done) - len(void) - len(partly),
-            [(hide, look.value) for hide, look in void.items()] + [(each.hide, _Rest.OTHERS.value) for each in partly],
-            sum(look is Look.SHOWN for look in void.values()),
+            [(hide, check.value) for hide, check in void.items()]
+            + [(each.hide, _Rest.OTHERS.value) for each in partly],
+            sum(check is Concealment.SHOWN for check in void.values()),
             sum(each.freed for each in partly),
         )
 
-    def look(self, hide: Hide) -> Look:
+    def check(self, hide: Hide) -> Concealment:
         """Check whether a blob is still concealed before its delete (rule 17)."""
         key = blob_key(hide.digest)
         if hide.marker is None:
-            return Look.CONCEALED if self._store.head(key) is None else Look.SERVED
+            return Concealment.CONCEALED if self._store.head(key) is None else Concealment.SERVED
         on_top = next((each for each in self._store.versions(key, TOP_STATES) if each.latest), None)
         if on_top is None or on_top.version == hide.marker:
-            return Look.CONCEALED
+            return Concealment.CONCEALED
         recorded = {each.version for each in hide.versions}
         states = self._store.versions(key)
         if not any(each.version in recorded for each in states):
             # An earlier purge of this hide has deleted everything but the marker.
-            return Look.CONCEALED
+            return Concealment.CONCEALED
         if not on_top.is_marker and on_top.version not in recorded and any(_is_its(each, hide) for each in states):
-            return Look.ANEW
-        return Look.SHOWN
+            return Concealment.ANEW
+        return Concealment.SHOWN
 
-    def _look_or_not(self, hide: Hide) -> Look:
-        """As `look`, but return UNKNOWN if the store refuses this one and answers. Raises UnavailableError."""
+    def _check_or_unknown(self, hide: Hide) -> Concealment:
+        """As `check`, but return UNKNOWN if the store refuses this one and answers. Raises UnavailableError."""
         try:
-            return self.look(hide)
+            return self.check(hide)
         except UnavailableError:
             self._store.check()
-            return Look.UNKNOWN
+            return Concealment.UNKNOWN
 
-    def not_concealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Look]:
+    def not_concealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Concealment]:
         """Check hides just before their deletes; return those that must not be deleted, voided if necessary."""
-        found: dict[Hide, Look] = {
-            hide: look
-            for hide, look in zip(hides, self._pool.map(self._look_or_not, hides), strict=True)
-            if look is not Look.CONCEALED
+        found: dict[Hide, Concealment] = {
+            hide: check
+            for hide, check in zip(hides, self._pool.map(self._check_or_unknown, hides), strict=True)
+            if check is not Concealment.CONCEALED
         }
-        for hide, look in found.items():
-            tell = log.error if look is Look.SHOWN else log.warning
-            tell("purge was called off", digest=format_digest(hide.digest), hide=hide.id, reason=look.value)
-        void = [_as_void(hide, look) for hide, look in found.items() if look is not Look.UNKNOWN]
+        for hide, check in found.items():
+            write = log.error if check is Concealment.SHOWN else log.warning
+            write("purge was called off", digest=format_digest(hide.digest), hide=hide.id, reason=check.value)
+        void = [_as_void(hide, check) for hide, check in found.items() if check is not Concealment.UNKNOWN]
         if void:
             with self._connections.use() as connection:
                 gc.give_back(connection, job, void)
         return found
 
     def _delete(
-        self, job: Job, targets: Sequence[tuple[Hide, Target]], found: dict[Hide, Look] | None = None
+        self, job: Job, targets: Sequence[tuple[Hide, Target]], found: dict[Hide, Concealment] | None = None
     ) -> dict[Hide, bool]:
         """Delete all targets that may still be deleted; return for each hide whether the store says that all are.
 
         With `found` each request checks first (rule 17), and adds the hides that are not concealed to it.
         """
-        said: dict[Hide, bool] = {}
+        done: dict[Hide, bool] = {}
         for first in range(0, len(targets), self._sizes.deletes):
             some = list(targets[first : first + self._sizes.deletes])
             while some:
                 hides = list(dict.fromkeys(hide for hide, _ in some))
                 numbers = sorted(each.id for each in hides)
                 ask = AskedOnce(self._connections, job, numbers, BlobState.PURGING)
-                permit = ask if found is None else _Looking(self, job, hides, found, ask)
+                permit = ask if found is None else _CheckedPermit(self, job, hides, found, ask)
                 try:
                     answers = self._store.delete_many([target for _, target in some], permit)
                 except DisturbedError:
                     with self._connections.use() as connection:
                         free = gc.undisturbed(connection, numbers, BlobState.PURGING)
                     free -= {hide.id for hide in found or ()}
-                    said |= {hide: False for hide, _ in some if hide.id not in free}
+                    done |= {hide: False for hide, _ in some if hide.id not in free}
                     some = [(hide, target) for hide, target in some if hide.id in free]
                     continue
                 errors = [answer.error for answer in answers if answer.error is not None]
                 if errors:
-                    log.warning("the object store did not delete", objects=len(errors), of=len(some), said=errors[0])
+                    log.warning("the object store did not delete", objects=len(errors), of=len(some), error=errors[0])
                 for (hide, _), answer in zip(some, answers, strict=True):
-                    said[hide] = said.get(hide, True) and answer.done
+                    done[hide] = done.get(hide, True) and answer.done
                 break
-        return said
+        return done
 
     def _gone(self, sent: Mapping[Hide, bool]) -> dict[Hide, Purged | _Rest]:
         """Return the result of each hide, of which a sample is verified."""
         # A hide that recorded as many states as it listed may not have recorded all.
         sure = [hide for hide, done in sent.items() if done and len(hide.versions) + 1 < self._sizes.versions_at_least]
-        trusted = set(sure) - set(sure[:: -(-len(sure) // LOOKS) or 1])
-        found = self._looks([hide for hide in sent if hide not in trusted])
+        trusted = set(sure) - set(sure[:: -(-len(sure) // SAMPLE) or 1])
+        found = self._check_all([hide for hide in sent if hide not in trusted])
         if any(found[hide] is _Rest.RECORDED for hide in sure if hide not in trusted):
-            found |= self._looks([hide for hide in sent if hide in trusted])
+            found |= self._check_all([hide for hide in sent if hide in trusted])
         return {hide: found[hide] if hide in found else _below_marker(hide) for hide in sent}
 
-    def _looks(self, hides: Sequence[Hide]) -> dict[Hide, Purged | _Rest]:
+    def _check_all(self, hides: Sequence[Hide]) -> dict[Hide, Purged | _Rest]:
         return dict(zip(hides, self._pool.map(self._rest, hides), strict=True))
 
     def _rest(self, hide: Hide) -> Purged | _Rest:
@@ -238,11 +239,11 @@ class Purger:
         return _Rest.OTHERS
 
 
-class _Looking:
+class _CheckedPermit:
     """A permit that checks before it asks: hides that are not concealed are voided, and the rest is tried again."""
 
     def __init__(
-        self, purger: Purger, job: Job, hides: Sequence[Hide], found: dict[Hide, Look], ask: AskedOnce
+        self, purger: Purger, job: Job, hides: Sequence[Hide], found: dict[Hide, Concealment], ask: AskedOnce
     ) -> None:
         self._purger = purger
         self._job = job
@@ -262,8 +263,8 @@ def _is_its(state: ObjectVersion, hide: Hide) -> bool:
     return state.version == hide.marker
 
 
-def _as_void(hide: Hide, look: Look) -> tuple[Hide, Decision, str, dict[str, Any]]:
-    return hide, Decision.SHOWN if look is Look.SHOWN else Decision.KEPT, look.value, {"marker": hide.marker}
+def _as_void(hide: Hide, check: Concealment) -> tuple[Hide, Decision, str, dict[str, Any]]:
+    return hide, Decision.SHOWN if check is Concealment.SHOWN else Decision.KEPT, check.value, {"marker": hide.marker}
 
 
 def _as_rest(partly: Purged) -> tuple[Hide, Decision, str, dict[str, Any]]:

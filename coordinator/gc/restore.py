@@ -43,7 +43,7 @@ STATES_LIMIT = 100
 
 
 class Restorer:
-    """Restores blobs. One `round` at a time; `restore` and `tell` are safe to use from several threads."""
+    """Restores blobs. One `round` at a time; `restore` and `write_mark` are safe to use from several threads."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Restorer:
         self._delete_bound = delete_bound
         self._per_round = per_round
         #: The mark in the bucket does not have a final restore yet.
-        self._untold = False
+        self._is_unwritten = False
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="restore")
 
     def close(self) -> None:
@@ -95,30 +95,30 @@ class Restorer:
                 break
             after = asked[-1].id
         failed = None
-        for rest in (self.tell, lambda: self._give_links_back(self._connections, self._store)):
+        for rest in (self.write_mark, lambda: self._give_links_back(self._connections, self._store)):
             try:
                 rest()
             except UnavailableError as error:
                 failed = error  # perhaps one object alone failed: the others must not wait for it
         # A purged blob that is needed again was pushed again: verify its bytes. Do it last, since they may be missing,
         # and nothing else may wait for that.
-        self._presence.settle(again)
+        self._presence.resolve(again)
         if failed is not None:
             raise failed
         return final
 
-    def tell(self) -> None:
+    def write_mark(self) -> None:
         """Write the mark in the bucket if a restore became final since the last write. Raises UnavailableError."""
-        if not self._untold:
+        if not self._is_unwritten:
             return
-        self._untold = False
+        self._is_unwritten = False
         try:
-            mark.tell(self._connections, self._store)
+            mark.write_epoch(self._connections, self._store)
         except mark.ForeignBucketError as error:
             # The restored blobs are served all the same, and the next run is refused.
             log.warning("mark in the bucket was not updated after restores", reason=str(error))
         except BaseException:
-            self._untold = True
+            self._is_unwritten = True
             raise
 
     def _restore_quietly(self, hide: Hide) -> bool:
@@ -153,10 +153,10 @@ class Restorer:
             over = gc.shown(connection, found, why)
         if over:
             # Only set it, never clear it here: other threads restore at the same time.
-            self._untold = True
+            self._is_unwritten = True
         if over and not served:
             # Harmless if nothing needs the blob: verify that again.
-            if self._presence.settle([found.digest]):
+            if self._presence.resolve([found.digest]):
                 log.error("hidden blob is needed and has no bytes", digest=format_digest(found.digest), hide=found.id)
         elif over:
             log.info("blob restored", digest=format_digest(found.digest), hide=found.id, why=why)

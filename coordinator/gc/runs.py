@@ -136,8 +136,8 @@ def decisions(
 
 
 def run_of(row: Row[Any]) -> Run:
-    told: dict[str, Any] = row.progress
-    planned = told.get("planned")
+    progress: dict[str, Any] = row.progress
+    planned = progress.get("planned")
     return Run(
         id=row.id,
         state=row.state,
@@ -148,16 +148,16 @@ def run_of(row: Row[Any]) -> Run:
         asked_at=row.asked_at,
         began_at=row.began_at,
         finished_at=row.finished_at,
-        step=told.get("step"),
-        held_by=told.get("held_by", []),
+        step=progress.get("step"),
+        blocked_by=progress.get("blocked_by", []),
         planned=None
         if planned is None
         else Planned(hide=amount(planned.get("hide")), purge=amount(planned.get("purge"))),
-        hidden=amount(told.get("hidden")),
-        purged=amount(told.get("purged")),
-        restored=told.get("restored", 0),
-        kept=told.get("kept", {}),
-        progress=told,
+        hidden=amount(progress.get("hidden")),
+        purged=amount(progress.get("purged")),
+        restored=progress.get("restored", 0),
+        kept=progress.get("kept", {}),
+        progress=progress,
         error=row.error,
     )
 

@@ -85,7 +85,7 @@ class Run(View, frozen=True, kw_only=True):
     began_at: dt.datetime | None
     finished_at: dt.datetime | None
     step: Annotated[str | None, Meta(description="What it does now; null while it waits.")]
-    held_by: Annotated[list[str], Meta(description="Why it could neither hide nor purge anything.")]
+    blocked_by: Annotated[list[str], Meta(description="Why it could neither hide nor purge anything.")]
     planned: Annotated[Planned | None, Meta(description="The amounts of its plan; null until the plan is made.")]
     hidden: Annotated[Amount, Meta(description="Blobs that registries no longer see. Their bytes are kept.")]
     purged: Annotated[Amount, Meta(description="Deleted blobs; the bytes are those freed in storage.")]
@@ -139,7 +139,7 @@ class PlanPage(View, frozen=True, kw_only=True):
     items: list[PlanItem]
     next: Next
     made_at: dt.datetime
-    held_by: Annotated[list[str], Meta(description="What blocks all garbage collection now; empty if nothing does.")]
+    blocked_by: Annotated[list[str], Meta(description="What blocks all garbage collection now; empty if nothing does.")]
     hide_until: Annotated[
         dt.datetime | None, Meta(description="Blobs unreferenced since then or longer may be hidden; null: none.")
     ]
@@ -153,7 +153,7 @@ class Waiting(View, frozen=True, kw_only=True):
     """Blobs that are needed, or were asked back, and are not served."""
 
     hidden: Annotated[int, Meta(description="Hidden blobs: served again within seconds.")]
-    unsettled: Annotated[
+    unfinished: Annotated[
         int, Meta(description="Blobs of which a delete may be under way: the restore is final once it cannot land.")
     ]
     purged: Annotated[int, Meta(description="Purged blobs that were pushed again: their bytes must be verified.")]
@@ -172,7 +172,7 @@ class CollectionStatus(View, frozen=True, kw_only=True):
 
     enabled: bool
     switch: Switch
-    held_by: Annotated[list[str], Meta(description="Why nothing is collected now, the switch included.")]
+    blocked_by: Annotated[list[str], Meta(description="Why nothing is collected now, the switch included.")]
     hide_until: Annotated[dt.datetime | None, Meta(description="As in the plan.")]
     purge_until: Annotated[dt.datetime | None, Meta(description="As in the plan.")]
     hide_waits_for: Annotated[str | None, Meta(description="What limits `hide_until`, if nothing blocks GC.")]
@@ -200,6 +200,6 @@ class Undeletion(View, frozen=True, kw_only=True):
     detail: Annotated[str, Meta(description="What happens now.")]
 
 
-def amount(told: Any) -> Amount:
+def amount(value: Any) -> Amount:
     """Read an amount of a run's progress."""
-    return msgspec.convert(told, Amount) if told else Amount()
+    return msgspec.convert(value, Amount) if value else Amount()

@@ -280,7 +280,7 @@ def intend(
             (integers(each.blob for each in wanted), times(each.unreferenced_since for each in wanted)),
         )
         blobs = [row[0] for row in found]
-        lifecycle.tell(connection, blobs, BlobEvent.HIDE)
+        lifecycle.apply_event(connection, blobs, BlobEvent.HIDE)
         rows = connection.execute(
             """
             INSERT INTO hides (blob_id, run_id, taken, unreferenced_since)
@@ -355,7 +355,7 @@ def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> s
         jobs.hold(connection, job)
         ours = _locked(connection, [each.id for each in hidden], BlobState.HIDING)
         taken = [each for each in hidden if each.id in ours]
-        lifecycle.tell(connection, [each.blob for each in taken], BlobEvent.HIDDEN)
+        lifecycle.apply_event(connection, [each.blob for each in taken], BlobEvent.HIDDEN)
         connection.execute(
             f"""
             UPDATE hides h SET hidden_at = {T_H}, size = d.size, marker = d.marker,
@@ -495,7 +495,7 @@ def begin_purge(connection: Connection[Any], job: Job, hides: Sequence[Hide], ev
         wanted = [each.id for each in hides]
         ours = _locked(connection, wanted, BlobState.HIDDEN, BlobState.PURGING) - _pinned(connection, wanted)
         taken = [each for each in hides if each.id in ours]
-        lifecycle.tell(connection, [each.blob for each in taken], BlobEvent.PURGE)
+        lifecycle.apply_event(connection, [each.blob for each in taken], BlobEvent.PURGE)
         connection.execute(
             """
             UPDATE hides SET purging_at = coalesce(purging_at, clock_timestamp()), run_id = %s, taken = %s
@@ -526,7 +526,7 @@ def purged(connection: Connection[Any], job: Job, done: Sequence[Purged]) -> Non
         jobs.hold(connection, job)
         numbers = _blobs_first(connection, [each.hide.id for each in done])
         over = [each for each in done if each.hide.id in numbers]
-        lifecycle.tell(connection, [each.hide.blob for each in over], BlobEvent.PURGED)
+        lifecycle.apply_event(connection, [each.hide.blob for each in over], BlobEvent.PURGED)
         connection.execute("DELETE FROM hides WHERE id = ANY(%s::bigint[])", (integers(each.hide.id for each in over),))
         ledger.write(
             connection,
@@ -556,7 +556,7 @@ def shown(connection: Connection[Any], found: Hide, why: str) -> bool:
         if now is None or (now.permitted_at, now.purging_at) != (found.permitted_at, found.purging_at):
             # A delete was permitted since, so what the caller read no longer counts.
             return False
-        lifecycle.tell(connection, [found.blob], BlobEvent.SHOWN)
+        lifecycle.apply_event(connection, [found.blob], BlobEvent.SHOWN)
         connection.execute("DELETE FROM hides WHERE id = %s", (found.id,))
         # An older state of the table would purge a blob that is served again.
         mark.advance(connection)

@@ -122,12 +122,12 @@ def plan(
         hide, purge = _policies(facts, despite_holds=despite_holds)
         totals = _totals(connection, hide, purge) if cursor is None else None
         items: list[PlanItem] = []
-        looked = 0
-        while place is not None and len(items) < limit and looked < max(WALK, limit):
+        walked = 0
+        while place is not None and len(items) < limit and walked < max(WALK, limit):
             # Without a filter every row is shown: read no more than fit.
-            wanted = limit - len(items) if step is None else max(WALK - looked, 1)
+            wanted = limit - len(items) if step is None else max(WALK - walked, 1)
             rows = _rows(connection, place, wanted)
-            looked += len(rows)
+            walked += len(rows)
             for row in rows:
                 item = _item(row, purge if place.hidden else hide, hidden=place.hidden)
                 place = _Place(place.hidden, row.at, row.id)
@@ -141,7 +141,7 @@ def plan(
         items=items,
         next=None if place is None else paging.encode("plan", place),
         made_at=facts.now,
-        held_by=holds(facts),
+        blocked_by=holds(facts),
         hide_until=hide.until,
         purge_until=purge.until,
         totals=totals,
@@ -249,7 +249,7 @@ def waiting(connection: Connection) -> Waiting:
     counts: dict[int, int] = {row.state: row.n for row in rows}
     return Waiting(
         hidden=counts.get(BlobState.HIDDEN, 0),
-        unsettled=counts.get(BlobState.HIDING, 0) + counts.get(BlobState.PURGING, 0),
+        unfinished=counts.get(BlobState.HIDING, 0) + counts.get(BlobState.PURGING, 0),
         purged=counts.get(BlobState.PURGED, 0),
     )
 
@@ -281,7 +281,7 @@ def collection_status(engine: Engine, read_facts: ReadFacts, counted: Figures, e
         return CollectionStatus(
             enabled=switch.enabled,
             switch=switch,
-            held_by=holds(facts),
+            blocked_by=holds(facts),
             hide_until=hide.until,
             purge_until=purge.until,
             hide_waits_for=hide.waits_for,

@@ -19,8 +19,8 @@ from coordinator.domain.names import RepositoryName, parse_digest, parse_reposit
 from coordinator.domain.pods import prefixes_of
 from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, REFERENCES_LIMIT
 from coordinator.errors import InvalidNameError
-from coordinator.ingest.holding import Hold, asked
-from coordinator.ingest.letters import COMMAS_LIMIT, repositories_in
+from coordinator.ingest.dead_letters import COMMAS_LIMIT, repositories_in
+from coordinator.ingest.delays import Delay, requested_delay
 from coordinator.ingest.slim import values
 from schemas.envelope import CONTENT_TYPES, Descriptor, Envelope, Event, Rename, Target
 from schemas.records import (
@@ -82,7 +82,7 @@ class Accepted(NamedTuple):
     """Goes to registry.events; `hold`: the delay that a doctor may have asked for."""
 
     event: RegistryEvent
-    hold: Hold | None = None
+    hold: Delay | None = None
 
 
 class Reported(NamedTuple):
@@ -104,7 +104,7 @@ class Dropped(NamedTuple):
 class DeadLettered(NamedTuple):
     """Goes to registry.dead-letters."""
 
-    letter: DeadLetter
+    dead_letter: DeadLetter
 
 
 Outcome = Accepted | Reported | Dropped | DeadLettered
@@ -135,16 +135,16 @@ def normalise(body: bytes, origin: Origin) -> list[Outcome]:
     return _normalise(body, origin)
 
 
-def retry(letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
+def retry(dead_letter: DeadLetter, prefixes: Collection[str]) -> list[Outcome]:
     """Return the outcomes of a dead letter's payload under the present rules and prefixes.
 
     A payload that was cut cannot be read again, and stays a dead letter. A probe in it is too old to report anything.
     """
-    body = letter.payload.encode()
-    if letter.payload_bytes != len(body):
-        return [DeadLettered(letter)]
-    origin = Origin(letter.pod, prefixes, letter.received_at, letter.content_type)
-    whole = letter.reason == "content-type" or _is_envelope(body)
+    body = dead_letter.payload.encode()
+    if dead_letter.payload_bytes != len(body):
+        return [DeadLettered(dead_letter)]
+    origin = Origin(dead_letter.pod, prefixes, dead_letter.received_at, dead_letter.content_type)
+    whole = dead_letter.reason == "content-type" or _is_envelope(body)
     outcomes = normalise(body, origin) if whole else _outcomes(body, origin)
     return [outcome for outcome in outcomes if not isinstance(outcome, Reported)] or [Dropped("pull")]
 
@@ -278,11 +278,11 @@ def _decide(raw: bytes, origin: Origin) -> list[Outcome]:
             references=references,
             from_repository=_valid_repository(target.from_repository),
             rename=rename,
-            source=event.source.instance_id,
+            process=event.source.instance_id,
             actor=_clean(event.actor.name)[:ID_LIMIT],
             request_id=_clean(event.request.id)[:ID_LIMIT],
         ),
-        asked(event.request.useragent, repository),
+        requested_delay(event.request.useragent, repository),
     )
     # A push that is dead-lettered reports nothing; the next probe will.
     report = _reported(event, origin) if event.action == "push" else None
@@ -301,7 +301,7 @@ def _reported(event: Event, origin: Origin) -> Reported | None:
     source, probe = event.source.instance_id, PROBE.search(event.request.useragent)
     if probe is None or not source or len(source) > ID_LIMIT or "\0" in source:
         return None
-    return Reported(RegistryWatermark(action="watermark", pod=origin.pod, source=source, nonce=probe[1]))
+    return Reported(RegistryWatermark(action="watermark", pod=origin.pod, process=source, nonce=probe[1]))
 
 
 def _check_form(event: Event) -> None:
@@ -323,9 +323,9 @@ def _check_form(event: Event) -> None:
         raise _Refused("malformed", "The delete names an empty digest or tag.")
 
 
-def _size(said: msgspec.Raw) -> int | None:
+def _size(raw: msgspec.Raw) -> int | None:
     """Return a size in bytes; None if it is negative, absurd or no number, as if it was not sent."""
-    text = bytes(said)
+    text = bytes(raw)
     size = int(text) if text.isdigit() and len(text) < 20 else None
     return size if size is not None and size <= SIZE_LIMIT else None
 
@@ -354,14 +354,14 @@ def _content(event: Event) -> tuple[str | None, list[ReferenceRecord] | None]:
     return media_type, _references(target.references)
 
 
-def _references(said: msgspec.Raw) -> list[ReferenceRecord] | None:
+def _references(raw: msgspec.Raw) -> list[ReferenceRecord] | None:
     """Return the references that the event lists; None if they have to be read from the manifest's bytes.
 
     An empty list looks like a registry that does not list references. A list that cannot be used as it is is left out
     as a whole: a client chooses it, and the bytes are in storage.
     """
     try:
-        descriptors = _descriptors.decode(said)
+        descriptors = _descriptors.decode(raw)
         if not descriptors or len(descriptors) > REFERENCES_LIMIT:
             return None
         return [

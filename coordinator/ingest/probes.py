@@ -63,7 +63,7 @@ class Probes:
         self._pause = pause
         self._unverified_seconds = unverified_seconds
         self._wanted: dict[str, asyncio.Future[str | None]] = {}
-        self._looking: asyncio.Task[None] | None = None
+        self._look_up_task: asyncio.Task[None] | None = None
         self._away_until = float("-inf")
         #: When the running look-up began.
         self._began = float("inf")
@@ -77,7 +77,7 @@ class Probes:
         reports = list(dict.fromkeys(each.record for each in outcomes if isinstance(each, Reported)))
         if not reports:
             return list(outcomes)
-        new = [each for each in reports if (each.pod, each.source, each.nonce) not in self._written]
+        new = [each for each in reports if (each.pod, each.process, each.nonce) not in self._written]
         pods = await self._pods({each.nonce for each in new})
         kept = set()
         for report in new:
@@ -101,7 +101,7 @@ class Probes:
         """Remember that Kafka has these reports."""
         for each in outcomes:
             if isinstance(each, Reported):
-                self._written[each.record.pod, each.record.source, each.record.nonce] = None
+                self._written[each.record.pod, each.record.process, each.record.nonce] = None
         while len(self._written) > REMEMBERED:
             self._written.popitem(last=False)
 
@@ -129,11 +129,11 @@ class Probes:
         future = self._wanted[nonce] = asyncio.get_running_loop().create_future()
         # A look-up that nothing waits for any more may fail silently.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
+        if self._look_up_task is None:
+            self._look_up_task = asyncio.create_task(self._look_up())
         return future
 
-    async def _look(self) -> None:
+    async def _look_up(self) -> None:
         try:
             while self._wanted:
                 asked, self._wanted = self._wanted, {}
@@ -152,7 +152,7 @@ class Probes:
                         if not future.done():
                             future.set_result(found.get(nonce))
         finally:
-            self._looking, self._began = None, float("inf")
+            self._look_up_task, self._began = None, float("inf")
 
     def _may_pass(self, pod: str) -> bool:
         now = time.monotonic()

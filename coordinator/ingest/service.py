@@ -20,8 +20,8 @@ from typing import Final, NamedTuple, Protocol
 from coordinator.domain.names import PodName, parse_pod
 from coordinator.errors import InvalidNameError, UnauthorizedError, UnavailableError
 from coordinator.ingest import metrics
+from coordinator.ingest.delays import Delays
 from coordinator.ingest.directory import KnownPod, PodDirectory
-from coordinator.ingest.holding import Holds
 from coordinator.ingest.normalise import (
     PAYLOAD_LIMIT,
     Accepted,
@@ -107,7 +107,7 @@ class Ingest:
         find_probes: Find,
         body_seconds: float = BODY_SECONDS,
         drain_limit: int = DRAIN_LIMIT,
-        holds: Holds | None = None,
+        holds: Delays | None = None,
     ) -> None:
         self._directory = directory
         self._producer = producer
@@ -115,7 +115,7 @@ class Ingest:
         self._body_seconds = body_seconds
         self._drain_limit = drain_limit
         self._budget = MemoryBudget(settings.ingest_memory_limit)
-        self._holds = holds or Holds()
+        self._delays = holds or Delays()
         self._refusals = RefusalNotes(note_refusals)
         self._probes = Probes(find_probes)
 
@@ -158,7 +158,7 @@ class Ingest:
                 outcomes: list[Outcome] = [DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))]
             else:
                 outcomes = await self._probes.verified(await self._normalised(body.data, pod, origin))
-            await self._holds.wait(pod, (each.hold for each in outcomes if isinstance(each, Accepted) and each.hold))
+            await self._delays.wait(pod, (each.hold for each in outcomes if isinstance(each, Accepted) and each.hold))
             written = await self._publish(pod, outcomes)
         finally:
             held.release()
@@ -166,7 +166,7 @@ class Ingest:
 
     async def _normalised(self, body: bytes, pod: KnownPod, origin: Origin) -> list[Outcome]:
         outcomes = normalise(body, origin)
-        if not any(isinstance(each, DeadLettered) and each.letter.reason == "not-owned" for each in outcomes):
+        if not any(isinstance(each, DeadLettered) and each.dead_letter.reason == "not-owned" for each in outcomes):
             return outcomes
         # The pod may have got the prefix since it was looked up.
         known = await self._directory.get(pod.name, fresh=True)
@@ -255,8 +255,8 @@ def _receipt(pod: KnownPod, outcomes: list[Outcome], *, drained: bool) -> Receip
                 kind, reason = "reported", "probe"
             case Dropped(why):
                 kind, reason = "dropped", why
-            case DeadLettered(letter):
-                kind, reason = "dead_lettered", letter.reason
+            case DeadLettered(dead_letter):
+                kind, reason = "dead_lettered", dead_letter.reason
         kinds[kind] += 1
         metrics.EVENTS.labels(pod.name, kind, reason).inc()
     return Receipt(kinds["accepted"], kinds["dropped"], kinds["dead_lettered"], drained, kinds["reported"])

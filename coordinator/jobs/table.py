@@ -114,7 +114,7 @@ def hold(connection: Connection[Any], job: Job) -> None:
     _own(job, found.rowcount)
 
 
-def let_go(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+def release(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
     """Release the job, so that another worker can take it at once; no effect if this worker has lost it."""
     connection.execute(
         "UPDATE jobs SET alive_at = NULL, progress = %s WHERE id = %s AND taken = %s AND state = 'running'",
@@ -265,7 +265,7 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
         """
         WITH state AS (
             SELECT p.id, p.name, p.managed, done.began_at,
-                   (SELECT min(first_seen) FROM sources o WHERE o.pod_id = p.id) AS heard_at,
+                   (SELECT min(first_seen) FROM processes o WHERE o.pod_id = p.id) AS echoed_at,
                    (SELECT max(finished_at) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile') AS finished_at,
                    done.finished_at - done.began_at AS took,
                    (SELECT count(*) FROM jobs j WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'failed'
@@ -282,16 +282,16 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
             SELECT s.id, concat_ws('; ',
                 CASE WHEN s.began_at IS NULL THEN 'it was never reconciled'
                      WHEN s.began_at < now() - %(every)s THEN 'the last reconcile is long ago'
-                     WHEN s.began_at < s.heard_at + %(bound)s AND s.heard_at + %(bound)s <= now()
+                     WHEN s.began_at < s.echoed_at + %(bound)s AND s.echoed_at + %(bound)s <= now()
                      THEN 'what it held before its first event was not compared' END,
                 CASE WHEN NOT s.managed AND EXISTS (
                         SELECT FROM jobs c WHERE c.kind = 'gc' AND c.asked_at > s.began_at
                           AND NOT coalesce((c.options ->> 'dry')::bool, false))
                      THEN 'a collection was asked for, and its registry sends no events' END,
-                CASE WHEN EXISTS (SELECT FROM gaps g WHERE g.pod_id = s.id AND g.settled_at IS NULL
-                                  AND g.settles_from <= now())
+                CASE WHEN EXISTS (SELECT FROM gaps g WHERE g.pod_id = s.id AND g.resolved_at IS NULL
+                                  AND g.resolves_from <= now())
                      THEN 'events may have been lost' END,
-                CASE WHEN EXISTS (SELECT FROM sources o WHERE o.pod_id = s.id AND o.retired_at IS NULL
+                CASE WHEN EXISTS (SELECT FROM processes o WHERE o.pod_id = s.id AND o.retired_at IS NULL
                                   AND o.dead_since + %(bound)s <= now())
                      THEN 'a registry process died' END,
                 CASE WHEN EXISTS (SELECT FROM probes a
@@ -299,10 +299,10 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
                                     AND a.sent_at <= now() - %(bound)s / 2
                                   GROUP BY a.url, a.address HAVING max(a.answered_at) <= now() - %(bound)s)
                      THEN 'a registry process answered probes and sent no events' END,
-                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.pod = s.name AND d.settled_at > s.began_at
-                                  AND d.settlement <> 'reconciled')
+                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.pod = s.name AND d.resolved_at > s.began_at
+                                  AND d.resolution <> 'reconciled')
                      THEN 'a dead letter was resolved' END,
-                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.settled_at IS NULL AND d.stored_at > s.began_at
+                CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.resolved_at IS NULL AND d.stored_at > s.began_at
                                   AND (d.pod = s.name OR d.repositories IS NULL OR EXISTS (
                                        SELECT FROM unnest(d.repositories) n (name)
                                        JOIN pod_prefixes x ON x.pod_id = s.id

@@ -124,7 +124,7 @@ def run(work: Work, runner: Runner, pulse: Pulse = PULSE) -> None:
         log.info("job done", job=job.id, kind=job.kind, pod=job.pod)
     except StoppedError:
         with work.connections.use() as connection:
-            jobs.let_go(connection, job, work.progress())
+            jobs.release(connection, job, work.progress())
     except TakenOverError as error:
         log.warning("job lost", job=job.id, reason=str(error))
     except BaleenError as error:
@@ -151,13 +151,13 @@ def ask_for_needed(connection: Any, settings: Settings) -> list[int]:
 
 def _beat(work: Work, over: threading.Event, pulse: Pulse) -> None:
     silent = 0.0
-    told = work.progress()
+    reported = work.progress()
     try:
         while not over.wait(pulse.progress_every_s):
             silent += pulse.progress_every_s
             progress = work.progress()
-            if silent >= pulse.every_s or progress != told:
-                told, silent = progress, 0.0
+            if silent >= pulse.every_s or progress != reported:
+                reported, silent = progress, 0.0
                 work.beat(progress)
     finally:
         work.connections.release()

@@ -57,14 +57,14 @@ class LifecycleProducer:
         assert len(records) <= TAIL
         deadline = time.monotonic() + self._timeout
         try:
-            ends, told = self._told(deadline)
+            ends, published = self._read_published(deadline)
             client = self._connected()
             sent = [
                 client.send(
                     LIFECYCLE, key=record.digest.encode(), value=_encoder.encode(record), headers=headers(record)
                 )
                 for record in records
-                if record.id not in told and record.id not in self._written
+                if record.id not in published and record.id not in self._written
             ]
             for each in sent:
                 written = each.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -86,7 +86,7 @@ class LifecycleProducer:
         self._discard()
         self._inspector.close()
 
-    def _told(self, deadline: float) -> tuple[dict[int, int], set[int]]:
+    def _read_published(self, deadline: float) -> tuple[dict[int, int], set[int]]:
         """Return where each partition ends, and the ids of the changes after what this process has written."""
         state = self._inspector.state(LIFECYCLE)
         ends = {number: offsets.latest for number, offsets in state.partitions.items()}
@@ -111,7 +111,7 @@ class LifecycleProducer:
                 if left <= 0:
                     raise TimeoutError
                 for records in consumer.poll(timeout_ms=round(min(left, POLL_S) * 1000)).values():
-                    found |= {told for record in records if (told := _id(record.value)) is not None}
+                    found |= {published for record in records if (published := _id(record.value)) is not None}
                 waiting = {at for at in waiting if consumer.position(at, timeout_ms=1000) < ends[at.partition]}
         finally:
             with contextlib.suppress(KafkaError, OSError):

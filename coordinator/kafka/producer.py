@@ -31,7 +31,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLarg
 from aiokafka.partitioner import DefaultPartitioner
 
 from coordinator.errors import UnavailableError
-from coordinator.ingest.letters import repositories_in
+from coordinator.ingest.dead_letters import repositories_in
 from coordinator.ingest.normalise import (
     Accepted,
     DeadLettered,
@@ -64,7 +64,7 @@ class _Partitions(NamedTuple):
     """The existing partitions, by number."""
 
     events: list[int]
-    letters: list[int]
+    dead_letters: list[int]
 
 
 class _Client(AIOKafkaProducer):  # type: ignore[misc] # it has no types
@@ -267,8 +267,8 @@ async def _hand_over(client: _Client, outcome: Outcome) -> asyncio.Future[object
     match outcome:
         case Accepted(event):
             topic, record, key = EVENTS, event, key_of(event)
-        case DeadLettered(letter):
-            topic, record, key = DEAD_LETTERS, letter, letter.pod.encode()
+        case DeadLettered(substitute):
+            topic, record, key = DEAD_LETTERS, substitute, substitute.pod.encode()
         case Reported() | Dropped():  # pragma: no cover
             raise AssertionError("What is reported is published in another way, and what is dropped is not.")
     _check_topic(client, topic)
@@ -283,11 +283,11 @@ def _copies(report: RegistryWatermark, partitions: _Partitions) -> Iterable[tupl
     copy too, so that the watermark there still advances.
     """
     key = report.pod.encode()
-    letters: int = _partitioner(key, partitions.letters, partitions.letters)
+    dead_letters: int = _partitioner(key, partitions.dead_letters, partitions.dead_letters)
     value = _encoder.encode(
-        msgspec.structs.replace(report, partitions=len(partitions.events), letters_partition=letters)
+        msgspec.structs.replace(report, partitions=len(partitions.events), dead_letters_partition=dead_letters)
     )
-    for number in partitions.letters:
+    for number in partitions.dead_letters:
         yield DEAD_LETTERS, number, key, value
     for number in partitions.events:
         yield EVENTS, number, None, value
@@ -310,8 +310,8 @@ def _as_oversized(outcome: Outcome) -> Outcome:
             detail = "Kafka accepts no record as large as this event: fix the topic as `baleen topics create` says."
             sent = _encoder.encode(event)
             return DeadLettered(dead_letter(origin, "oversized", detail, sent, about=repositories_in(sent)))
-        case DeadLettered(letter) if len(letter.payload) > SHORT_PAYLOAD:
-            return DeadLettered(msgspec.structs.replace(letter, payload=letter.payload[:SHORT_PAYLOAD]))
+        case DeadLettered(substitute) if len(substitute.payload) > SHORT_PAYLOAD:
+            return DeadLettered(msgspec.structs.replace(substitute, payload=substitute.payload[:SHORT_PAYLOAD]))
         case _:
             raise UnavailableError("Kafka accepts only tiny records: fix the topic as `baleen topics create` says.")
 
@@ -334,8 +334,8 @@ async def _partitions(client: _Client) -> _Partitions:
 
 
 def _partitions_in(cluster: ClusterMetadata) -> _Partitions:
-    events, letters = (cluster.partitions_for_topic(topic) or () for topic in _TOPICS)
-    return _Partitions(sorted(events), sorted(letters))
+    events, dead_letters = (cluster.partitions_for_topic(topic) or () for topic in _TOPICS)
+    return _Partitions(sorted(events), sorted(dead_letters))
 
 
 def _check_topic(client: _Client, topic: str) -> None:

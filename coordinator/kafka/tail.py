@@ -27,7 +27,7 @@ _event = msgspec.json.Decoder(RegistryEvent)
 _watermark = msgspec.json.Decoder(RegistryWatermark)
 
 
-class Told(NamedTuple):
+class TailedRecord(NamedTuple):
     """A record with its position."""
 
     partition: int
@@ -72,7 +72,7 @@ class EventTail:
         except (KafkaError, OSError) as error:
             raise _away(error) from error
 
-    def poll(self, seconds: float) -> list[Told]:
+    def poll(self, seconds: float) -> list[TailedRecord]:
         """Wait up to `seconds` for records and return the pod's; raises UnavailableError."""
         assert self._consumer is not None, "it was not begun"
         try:
@@ -80,7 +80,7 @@ class EventTail:
         except (KafkaError, OSError) as error:
             raise _away(error) from error
         return [
-            Told(at.partition, record.offset, read)
+            TailedRecord(at.partition, record.offset, read)
             for at, records in found.items()
             for record in self._own(records)
             if (read := _read(record)) is not None and read.pod == self._pod

@@ -46,7 +46,7 @@ class TopicProblem(NamedTuple):
     """A problem of a topic: one sentence, and the fix."""
 
     problem: str
-    mend: str
+    fix: str
 
 
 class TopicReport(NamedTuple):
@@ -173,27 +173,27 @@ def _verify(
     findings = []
     if partitions != spec.partitions:
         problem = f"{spec.name} has {partitions} partitions, and {spec.partitions} are configured."
-        mend = (
+        fix = (
             f"Set BALEEN_KAFKA_PARTITIONS={partitions}. Do not change the topic: that moves repositories between "
             "partitions, and later events could be applied before earlier ones."
         )
-        findings.append(TopicProblem(problem, mend))
+        findings.append(TopicProblem(problem, fix))
     if replication < safe_replication(cluster.brokers)[0]:
         problem = f"{spec.name} has {replication} replicas, and {cluster.brokers} brokers allow more."
-        mend = (
+        fix = (
             f"kafka-reassign-partitions.sh --bootstrap-server {cluster.server} --execute --reassignment-json-file FILE"
         )
-        findings.append(TopicProblem(problem, mend))
+        findings.append(TopicProblem(problem, fix))
     configs = _configs(admin, spec.name)
     unverified = tuple(name for name in spec.configs if name not in configs)
     for name, wanted in spec.configs.items():
         if name in configs and not _suffices(name, configs[name], wanted):
             problem = f"{spec.name} has {name}={configs[name]}, and {wanted} is needed."
-            mend = (
+            fix = (
                 f"kafka-configs.sh --bootstrap-server {cluster.server} --alter --entity-type topics "
                 f"--entity-name {spec.name} --add-config {name}={wanted}"
             )
-            findings.append(TopicProblem(problem, mend))
+            findings.append(TopicProblem(problem, fix))
     return TopicReport(spec.name, spec.name in created, partitions, replication, tuple(findings), unverified)
 
 

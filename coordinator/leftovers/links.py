@@ -17,8 +17,8 @@ landed or never will; then R has passed, so every request that had read the link
 without bytes. Had a manifest that relies on the link been accepted, there would be bytes, since only Baleen deletes
 them.
 Links are written back by workers, all the time, if the table says that they are needed (`give_back`); and by each
-collection, after a look-up in storage (`settle`). A link that is written back needlessly gives a repository what it had
-before, and costs 71 bytes.
+collection, after a look-up in storage (`resolve`). A link that is written back needlessly gives a repository what it
+had before, and costs 71 bytes.
 Not here: when collection looks for links, and the machinery of a run (run.py, sweep.py).
 """
 
@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 
 class Links:
-    """Decides which links are deleted, page by page, and adds them to a batch (`allow`, `look_again`)."""
+    """Decides which links are deleted, page by page, and adds them to a batch (`allow`, `check_again`)."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
@@ -69,12 +69,12 @@ class Links:
             for repository, digest in dict.fromkeys(page)
             if digest in purged and purged[digest] <= before and not prefixes.isdisjoint(prefixes_of(repository))
         ]
-        for item in self._sweep.pool.map(lambda link: self._look(link[0], link[1], purged[link[1]]), wanted):
+        for item in self._sweep.pool.map(lambda link: self._check(link[0], link[1], purged[link[1]]), wanted):
             if item is not None and not self.full:
                 self._room -= 1
                 batch.add(item)
 
-    def _look(self, repository: RepositoryName, digest: Digest, purged_at: datetime.datetime) -> Item | None:
+    def _check(self, repository: RepositoryName, digest: Digest, purged_at: datetime.datetime) -> Item | None:
         """Check a link and its blob in storage; return the item to delete, None if the link stays."""
         key = layer_link_key(repository, digest)
         states = self._sweep.store.versions(key)
@@ -87,10 +87,10 @@ class Links:
             return None
         # Delete all versions: without the newest, an older one would be the link again. If there are more than one
         # request may delete, delete the oldest: the link stays as it is, and the next run takes more.
-        doomed = states[-self._sweep.sizes.deletes :]
-        targets = [Target(key, each.version) for each in doomed]
-        things = sum(each.latest for each in doomed)
-        return Item(key, targets, things, sum(each.size or 0 for each in doomed), about=(repository, digest))
+        to_delete = states[-self._sweep.sizes.deletes :]
+        targets = [Target(key, each.version) for each in to_delete]
+        things = sum(each.latest for each in to_delete)
+        return Item(key, targets, things, sum(each.size or 0 for each in to_delete), about=(repository, digest))
 
     @contextmanager
     def allow(self, items: Sequence[Item]) -> Iterator[Permit]:
@@ -99,8 +99,8 @@ class Links:
             unlinks = table.unlink(connection, job, [item.about for item in items])
         yield self._sweep.asking(lambda connection: table.permit_unlink(connection, job, unlinks, before))
 
-    def look_again(self, items: Sequence[Item]) -> None:
-        """Write back at once the links of blobs that have bytes again; later checks follow (`settle`)."""
+    def check_again(self, items: Sequence[Item]) -> None:
+        """Write back at once the links of blobs that have bytes again; later checks follow (`resolve`)."""
         heads = self._sweep.pool.map(lambda item: self._sweep.store.head(blob_key(item.about[1])), items)
         for item, head in zip(items, heads, strict=True):
             if head is not None:
@@ -128,7 +128,7 @@ def give_back(connections: Connections, store: ObjectStore) -> int:
     return len(over)
 
 
-def settle(connections: Connections, store: ObjectStore, job: Job, bound: timedelta) -> int:
+def resolve(connections: Connections, store: ObjectStore, job: Job, bound: timedelta) -> int:
     """Check every deleted link: write it back, forget it, or leave it for later; return how many are left.
 
     `bound`: how long after its permit a delete, or a request that read the link before, may still be under way.

@@ -51,7 +51,7 @@ from coordinator.jobs.work import Work
 from coordinator.leftovers import hides, links, probes, table
 from coordinator.leftovers import unfinished_uploads as uploads
 from coordinator.leftovers import uploads as sweep_uploads
-from coordinator.leftovers.sweep import PAGE, PRODUCTION, Ages, Entry, HeldError, Sizes, Sweep, pages
+from coordinator.leftovers.sweep import PAGE, PRODUCTION, Ages, BlockedError, Entry, Sizes, Sweep, pages
 from coordinator.storage.layout import LAYERS, UPLOADS, parse_layer_link, upload_session
 from coordinator.storage.port import ObjectStore
 
@@ -96,9 +96,9 @@ class DeleteLeftovers:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def settle(self, work: Work, request_bound: timedelta) -> None:
+    def resolve(self, work: Work, request_bound: timedelta) -> None:
         """Check the links that earlier runs deleted (links.py), also while GC is blocked. Raises UnavailableError."""
-        links.settle(self._connections, self._store, work.job, self._ages.delete_bound + request_bound)
+        links.resolve(self._connections, self._store, work.job, self._ages.delete_bound + request_bound)
 
     def run(
         self, work: Work, read_facts: FactsReader, tally: Tally, *, versioned: bool, dry: bool, now: bool = False
@@ -109,8 +109,8 @@ class DeleteLeftovers:
         the next run.
         """
         with self._connections.use() as connection:
-            lately = set() if now else table.swept_since(connection, self._every)
-        due = frozenset(kind for kind in Kind if kind not in lately and (versioned or kind not in VERSIONED))
+            recent = set() if now else table.swept_since(connection, self._every)
+        due = frozenset(kind for kind in Kind if kind not in recent and (versioned or kind not in VERSIONED))
         tally.set(State.NOT_DUE, Kind)
         if not versioned:
             tally.set(State.UNVERSIONED, VERSIONED)
@@ -141,11 +141,11 @@ class DeleteLeftovers:
                 ages = {name: f"{age.total_seconds():g}s" for name, age in self._ages._asdict().items()}
                 with self._connections.use() as connection:
                     table.begin(connection, job, kinds, {"ages": ages})
-            ended, evidence = _look_through(sweep, kinds, self._probed)
+            ended, evidence = _sweep_kinds(sweep, kinds, self._probed)
             if not sweep.dry:
                 with self._connections.use() as connection:
                     table.end(connection, job, ended, evidence)
-        except HeldError as error:
+        except BlockedError as error:
             sweep.tally.set(State.HELD, kinds)
             log.info("leftovers remain for the next run", kinds=sorted(kinds), reason=str(error))
         except UnavailableError as error:
@@ -156,7 +156,7 @@ class DeleteLeftovers:
             sweep.tally.set(State.FULL, kinds - ended)
 
 
-def _look_through(sweep: Sweep, kinds: frozenset[Kind], probed: Digest) -> tuple[frozenset[Kind], dict[str, Any]]:
+def _sweep_kinds(sweep: Sweep, kinds: frozenset[Kind], probed: Digest) -> tuple[frozenset[Kind], dict[str, Any]]:
     """Delete leftovers of these kinds; return the kinds that were done to the end, and evidence for the next run."""
     if Kind.PARTS in kinds:
         sweep_uploads.give_up_parts(sweep)
@@ -177,7 +177,7 @@ def _repositories(sweep: Sweep, kinds: frozenset[Kind]) -> bool:
     with (
         sweep.batch(Kind.UPLOADS, sweep.allow) as begun,
         sweep.batch(Kind.VERSIONS, sweep.allow, lambda items: sweep_uploads.unmark(sweep, items)) as ended,
-        sweep.batch(Kind.LINKS, linked.allow, linked.look_again) as doomed,
+        sweep.batch(Kind.LINKS, linked.allow, linked.check_again) as to_delete,
     ):
         sessions = sweep_uploads.Sessions(sweep, kinds, begun, ended)
         if not sweep.versioned:
@@ -195,7 +195,7 @@ def _repositories(sweep: Sweep, kinds: frozenset[Kind]) -> bool:
                         sessions.decide(prefix, entries)
             elif not linked.full:
                 for page in pages(_links(sweep.entries(folder)), PAGE):
-                    linked.decide(page, doomed)
+                    linked.decide(page, to_delete)
     return not linked.full
 
 

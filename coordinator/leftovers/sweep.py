@@ -64,7 +64,7 @@ class Sizes:
 PRODUCTION = Sizes()
 
 
-class HeldError(BaleenError):
+class BlockedError(BaleenError):
     """A hold blocks GC since the run began."""
 
 
@@ -195,8 +195,8 @@ class Sweep:
             self.tally.add(kind, Amounts(left=len(items)))
             return
         if wrong:
-            said = next(iter(wrong.values()))
-            log.warning("the object store did not delete", kind=kind, objects=len(wrong), of=len(targets), said=said)
+            reason = next(iter(wrong.values()))
+            log.warning("the object store did not delete", kind=kind, objects=len(wrong), of=len(targets), error=reason)
         done = [item for item in items if wrong.keys().isdisjoint(item.targets)]
         amounts = Amounts(sum(item.things for item in done), sum(item.size for item in done), len(items) - len(done))
         self.tally.add(kind, amounts)
@@ -212,7 +212,7 @@ class Sweep:
         self.work.check()
         held = holds(self._read_facts())
         if held:
-            raise HeldError(held[0])
+            raise BlockedError(held[0])
 
     def pause(self, requests: int) -> None:
         if self._rate:

@@ -41,9 +41,9 @@ class Sessions:
         before = sweep.before(sweep.ages.uploads)
         if served and newest <= before:
             if Kind.UPLOADS in self._kinds and self._is_quiet(prefix, before):
-                self._doom(prefix, before)
+                self._delete_folder(prefix, before)
         elif Kind.VERSIONS in self._kinds and sweep.versioned:
-            self._doom_versions(sweep.entries(prefix) if more else iter(first))
+            self._delete_versions(sweep.entries(prefix) if more else iter(first))
 
     def _is_quiet(self, prefix: str, before: datetime.datetime) -> bool:
         """Check again, in a new listing, that nothing of the session is recent, nor a multipart upload of it."""
@@ -51,7 +51,7 @@ class Sessions:
             each.begun_at > before for each in self._sweep.store.unfinished(prefix)
         )
 
-    def _doom(self, prefix: str, before: datetime.datetime) -> None:
+    def _delete_folder(self, prefix: str, before: datetime.datetime) -> None:
         count = 1
         for some in pages(self._sweep.entries(prefix), self._sweep.sizes.deletes):
             if any(each.modified_at > before for each in some):
@@ -60,7 +60,7 @@ class Sessions:
             self._uploads.add(Item(prefix, [each.target for each in some], count, size))
             count = 0
 
-    def _doom_versions(self, entries: Iterator[Entry]) -> None:
+    def _delete_versions(self, entries: Iterator[Entry]) -> None:
         """Delete versions that are not served, of keys to which nothing was done for the grace."""
         before = self._sweep.before(self._sweep.ages.versions)
         for key, states in groupby(entries, key=lambda each: each.key):

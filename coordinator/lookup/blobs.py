@@ -19,7 +19,7 @@ from coordinator.domain.lifecycle import STATE_NUMBERS, STATES, BlobState, State
 from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.errors import NotFoundError, UsageError
 from coordinator.lookup.coalesce import Coalescer
-from coordinator.lookup.hot import HotUsage, Usage
+from coordinator.lookup.hot_blobs import HotUsage, Usage
 from coordinator.lookup.ranking import Ranking
 from coordinator.lookup.shapes import Blob, BlobPage, BlobSummary
 

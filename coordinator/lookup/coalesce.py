@@ -40,10 +40,10 @@ class Coalescer(Generic[Question, Answer]):
                 answers = await self._ask_all([question for question, _ in batch])
             except BaseException as error:
                 # End the futures, or their callers wait for ever. A statement is cancelled only if the process ends.
-                told = error if isinstance(error, Exception) else asyncio.CancelledError()
+                failure = error if isinstance(error, Exception) else asyncio.CancelledError()
                 for _, future in batch:
                     if not future.done():
-                        future.set_exception(told)
+                        future.set_exception(failure)
                 if not isinstance(error, Exception):
                     raise
             else:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Row, text
 from coordinator.db.session import reading
 from coordinator.db.threads import in_thread
 from coordinator.domain.gc import Facts
-from coordinator.domain.history import Entry, Hidden, Known, tell
+from coordinator.domain.history import Entry, Hidden, KnownBlob, explanation_of
 from coordinator.domain.lifecycle import STATES, BlobState
 from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.pods import PodMode
@@ -27,7 +27,7 @@ from coordinator.table.ledger import Decision
 
 #: Holdings and links that are named; entries of the ledger that are shown.
 NAMED = 10
-TOLD = 50
+ENTRIES_LIMIT = 50
 
 _BLOB = text("""
 SELECT b.id, b.state, b.size, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since,
@@ -55,9 +55,9 @@ async def explain(
     facts, row, links, mounts, entries = await in_thread(_read, engine, read_facts, link_grace, digest)
     counted = await blobs.get(digest)
     holdings = await in_thread(references, engine, digest, limit=NAMED)
-    earlier = len(entries) > TOLD
-    history = [_chapter(digest, entry) for entry in reversed(entries[:TOLD])]
-    story = tell(
+    earlier = len(entries) > ENTRIES_LIMIT
+    history = [_chapter(digest, entry) for entry in reversed(entries[:ENTRIES_LIMIT])]
+    explanation = explanation_of(
         _known(row, counted),
         facts,
         [Entry(each.at, each.decision.value, each.why, each.run, each.evidence) for each in history],
@@ -67,10 +67,10 @@ async def explain(
         digest=format_digest(digest),
         state=STATES[row.state],
         size=None if row.size < 0 else row.size,
-        outcome=story.outcome,
-        summary=story.summary,
-        reasons=[Reason(why=each.kept.why, detail=each.kept.detail, until=each.until) for each in story.reasons],
-        story=list(story.sentences),
+        outcome=explanation.outcome,
+        summary=explanation.summary,
+        reasons=[Reason(why=each.kept.why, detail=each.kept.detail, until=each.until) for each in explanation.reasons],
+        sentences=list(explanation.sentences),
         reference_count=row.reference_count,
         link_count=row.link_count,
         repository_count=counted.repository_count,
@@ -109,13 +109,13 @@ def _read(engine: Engine, read_facts: ReadFacts, link_grace: dt.timedelta, diges
             row,
             _links(connection, row.id, link_grace) if row.link_count else [],
             connection.execute(_MOUNTS, {"blob": row.id, "limit": NAMED}).all(),
-            connection.execute(_LEDGER, {"digest": digest, "limit": TOLD + 1}).all(),
+            connection.execute(_LEDGER, {"digest": digest, "limit": ENTRIES_LIMIT + 1}).all(),
         )
 
 
-def _known(row: Row[Any], counted: Blob) -> Known:
+def _known(row: Row[Any], counted: Blob) -> KnownBlob:
     hide = None if row.hide_id is None else Hidden(row.run_id, row.hidden_at, row.disturbed, row.asked_why)
-    return Known(
+    return KnownBlob(
         BlobState(row.state),
         row.reference_count,
         row.link_count,

@@ -130,7 +130,7 @@ class Explanation(View, frozen=True, kw_only=True):
     outcome: Annotated[Outlook, Meta(description="The blob's present state, in a word.")]
     summary: Annotated[str, Meta(description="The same as a sentence.")]
     reasons: Annotated[list[Reason], Meta(description="Everything that keeps it now; empty if nothing does.")]
-    story: Annotated[list[str], Meta(description="Its history in sentences, the newest last.")]
+    sentences: Annotated[list[str], Meta(description="Its history in sentences, the newest last.")]
     reference_count: int
     link_count: int
     repository_count: int

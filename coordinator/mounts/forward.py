@@ -44,7 +44,7 @@ _OURS: Final = frozenset(
 )
 
 
-class Answer(NamedTuple):
+class PodAnswer(NamedTuple):
     """A pod's answer."""
 
     status: int
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class HandOn:
+class Forwarder:
     """Forwards requests to pods; for the event loop of its first use."""
 
     def __init__(self, *, ca_file: str | None = None, answer_s: float = ANSWER_S) -> None:
@@ -71,7 +71,7 @@ class HandOn:
 
     async def upload(
         self, pod: MountPod, repository: RepositoryName, query: bytes, headers: Iterable[Header]
-    ) -> Answer:
+    ) -> PodAnswer:
         """Open an upload at the pod; `query` is without its `?`. Raises UnavailableError."""
         sent = [(name, value) for name, value in headers if name not in _OURS] + [(b"content-length", b"0")]
         last: httpx.HTTPError | None = None
@@ -94,7 +94,7 @@ class HandOn:
         reason = "it has none" if last is None else why(last)
         raise UnavailableError(f"No registry of pod {pod.name} can be reached ({reason}).") from last
 
-    async def _answer(self, request: httpx.Request) -> Answer:
+    async def _answer(self, request: httpx.Request) -> PodAnswer:
         response = await self._http.send(request, stream=True)
         try:
             body = b""
@@ -110,4 +110,4 @@ class HandOn:
             for name, value in response.headers.raw
             if name.lower() not in _OURS - {b"content-type", b"content-encoding"}
         ]
-        return Answer(response.status_code, kept, body)
+        return PodAnswer(response.status_code, kept, body)

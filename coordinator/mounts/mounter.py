@@ -46,7 +46,7 @@ class Mounted(NamedTuple):
     size: int
 
 
-class Found(NamedTuple):
+class FoundSource(NamedTuple):
     """A source that has the blob, and from which the client may pull it."""
 
     pod: MountPod
@@ -120,7 +120,7 @@ class Mounter:
             raise NotMountedError(Reason.UNKNOWN_TARGET)
         return found
 
-    def _find(self, wanted: Wanted, access: Access | None, authorization: str | None) -> Found:
+    def _find(self, wanted: Wanted, access: Access | None, authorization: str | None) -> FoundSource:
         """Find a source that has the blob, among the repositories that the client may pull from."""
         if wanted.source is not None:
             if access is not None and not access.may(wanted.source, "pull"):
@@ -139,11 +139,11 @@ class Mounter:
         pod = self._pods.owner(source)
         return pod is not None and pod.linker is LinkerKind.RELAY
 
-    def _from(self, wanted: Wanted, source: RepositoryName, authorization: str | None) -> Found:
+    def _from(self, wanted: Wanted, source: RepositoryName, authorization: str | None) -> FoundSource:
         pod = self._pods.owner(source)
         if pod is None:
             raise NotMountedError(Reason.UNKNOWN_SOURCE)
-        return Found(pod, source, self._sources.find(pod, source, wanted.digest, authorization))
+        return FoundSource(pod, source, self._sources.find(pod, source, wanted.digest, authorization))
 
     def _check(self, job: Job) -> None:
         """Check a blob that has to be relayed, or that only its source's own registry claims to have."""
@@ -157,7 +157,7 @@ class Mounter:
             if self._sources.stored(job.digest) != job.size:
                 raise NotMountedError(Reason.NOT_SHARED)
 
-    def _reserve(self, wanted: Wanted, target: MountPod, found: Found) -> Reserved:
+    def _reserve(self, wanted: Wanted, target: MountPod, found: FoundSource) -> Reserved:
         try:
             with self._connections.use() as connection:
                 return table.reserve(

@@ -206,15 +206,15 @@ class _Pace:
     def reading(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             self._until += len(piece) / self._least_rate
-            self._look()
+            self._check_waiting()
             yield piece
 
     def sending(self, chunk: memoryview) -> Iterator[bytes]:
         for at in range(0, len(chunk), PIECE_BYTES):
-            self._look()
+            self._check_waiting()
             yield bytes(chunk[at : at + PIECE_BYTES])
 
-    def _look(self) -> None:
+    def _check_waiting(self) -> None:
         if time.monotonic() > self._until:
             raise UnavailableError(
                 f"The relay of {format_digest(self._job.digest)} from pod {self._job.source.name} to pod "

@@ -36,7 +36,7 @@ from coordinator.storage.port import ObjectNotFoundError, ObjectReader
 TIMEOUT_S: Final = 5.0
 #: While bytes are read.
 READ_TIMEOUT_S: Final = 60.0
-LOOKS_AT_ONCE: Final = 16
+CHECKS_AT_ONCE: Final = 16
 #: Time limit of a proof, and proofs at once.
 PROOF_S: Final = 30.0
 PROOFS: Final = 4
@@ -64,11 +64,11 @@ class Sources:
         self._shown = shown or (lambda authorization, _: token_of(authorization))
         self._ca_file = ca_file
         self._read_timeout_s, self._proof_s = read_timeout_s, proof_s
-        self._looks = ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="mount-looks")
+        self._checks = ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="mount-looks")
         self._proving = threading.BoundedSemaphore(PROOFS)
 
     def close(self) -> None:
-        self._looks.shutdown(wait=False, cancel_futures=True)
+        self._checks.shutdown(wait=False, cancel_futures=True)
 
     def find(self, pod: MountPod, repository: RepositoryName, digest: Digest, authorization: str | None) -> Size:
         """Ask whether the repository has the blob; raises NotMountedError or UnavailableError.
@@ -80,10 +80,10 @@ class Sources:
             # depends on other repositories (measured: bench/mounts.py).
             if self._store.head(layer_link_key(repository, digest)) is None:
                 raise NotMountedError(Reason.NOT_THERE)
-            look = self._looks.submit(self.stored, digest)
+            check = self._checks.submit(self.stored, digest)
 
             def seen() -> int:
-                size = look.result()
+                size = check.result()
                 if size is None:
                     raise NotMountedError(Reason.NOT_SERVED)
                 return size
@@ -99,8 +99,8 @@ class Sources:
             raise NotMountedError(Reason.NOT_THERE, str(error)) from error
         if size is None:
             raise NotMountedError(Reason.NOT_THERE)
-        said = size
-        return lambda: said
+        reported = size
+        return lambda: reported
 
     def stored(self, digest: Digest) -> int | None:
         """Return the blob's size in the shared store; None if it serves no such blob."""

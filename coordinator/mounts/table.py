@@ -22,7 +22,7 @@ from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, StateChangedError
 
 #: How long mounts are kept for `explain`.
-TOLD_DAYS = 30
+SHOWN_DAYS = 30
 STATEMENT_MS = 2000
 #: Rows that one statement deletes.
 FORGET_LIMIT = 10_000
@@ -189,5 +189,5 @@ def forget_old(connection: Connection[Any]) -> int:
             SELECT id FROM mounts WHERE at < now() - make_interval(days => %s) ORDER BY at LIMIT %s
         )
         """,
-        (TOLD_DAYS, FORGET_LIMIT),
+        (SHOWN_DAYS, FORGET_LIMIT),
     ).rowcount

@@ -52,7 +52,7 @@ _AHEAD: Final = " OR ".join(
         ("probes", "sent_at"),
         ("watermarks", "at"),
         ("endpoints", "resolved_at", "echoed_at", "refused_at"),
-        ("sources", "first_seen", "heard_at", "dead_since", "retired_at"),
+        ("processes", "first_seen", "echoed_at", "dead_since", "retired_at"),
         ("jobs", "began_at"),
         ("root_listing", "began_at"),
     )
@@ -73,11 +73,11 @@ BEGIN
     WHERE kind = 'reconcile' AND (state = 'running' OR state = 'done' AND {_later("began_at")});
     {_now_at_last("jobs", "asked_at", "began_at", "alive_at", "finished_at")};
 
-    UPDATE gaps SET settled_at = NULL, settled_why = NULL WHERE {_later("settled_at")};
+    UPDATE gaps SET resolved_at = NULL, resolved_why = NULL WHERE {_later("resolved_at")};
     -- What a process had begun may land during its whole time bound, counted from now.
-    UPDATE gaps SET settles_from = clock_timestamp() + CASE WHEN {_GIVEN_TIME} THEN settles_from - noticed_at
+    UPDATE gaps SET resolves_from = clock_timestamp() + CASE WHEN {_GIVEN_TIME} THEN resolves_from - noticed_at
                                                             ELSE interval '0' END
-    WHERE {_later("noticed_at")} OR NOT {_GIVEN_TIME} AND {_later("settles_from")};
+    WHERE {_later("noticed_at")} OR NOT {_GIVEN_TIME} AND {_later("resolves_from")};
     {_now_at_last("gaps", "noticed_at")};
 
     -- Their echoes are ignored; those that were answered without an echo keep W unknown.
@@ -90,19 +90,19 @@ BEGIN
     UPDATE endpoints SET resolved_at = '-infinity', echoed_at = NULL, refused_at = NULL;
     {_now_at_last("endpoints", "first_seen", "answered_at", "failing_since")};
 
-    PERFORM FROM sources ORDER BY id FOR NO KEY UPDATE;
-    UPDATE sources SET retired_at = NULL, retired_why = NULL
+    PERFORM FROM processes ORDER BY id FOR NO KEY UPDATE;
+    UPDATE processes SET retired_at = NULL, retired_why = NULL
     WHERE dead_since IS NOT NULL AND starts_with(retired_why, 'reconcile ') AND {_later("retired_at")};
-    {_now_at_last("sources", "first_seen", "heard_at", "dead_since", "retired_at")};
+    {_now_at_last("processes", "first_seen", "echoed_at", "dead_since", "retired_at")};
     -- It is not known for how long they were silent.
-    UPDATE sources SET paused_until = clock_timestamp();
+    UPDATE processes SET paused_until = clock_timestamp();
     UPDATE watermarks SET at = '-infinity' WHERE at > '-infinity';
 
     DELETE FROM root_listing;
     {_now_at_last("findings", "found_at")};
-    UPDATE dead_letters SET settled_at = NULL, settlement = NULL, settled_why = NULL
-    WHERE settlement = 'reconciled' AND {_later("settled_at")};
-    {_now_at_last("dead_letters", "settled_at", "stored_at")};
+    UPDATE dead_letters SET resolved_at = NULL, resolution = NULL, resolved_why = NULL
+    WHERE resolution = 'reconciled' AND {_later("resolved_at")};
+    {_now_at_last("dead_letters", "resolved_at", "stored_at")};
 END
 $$
 """
@@ -118,12 +118,12 @@ def void(connection: Connection[Any]) -> bool:
     """Void what was recorded while the clock was ahead, if it was; return whether it was."""
     if not is_ahead(connection):
         return False
-    tell()
+    warn()
     connection.execute(VOID)
     return True
 
 
-def tell() -> None:
+def warn() -> None:
     log.warning(
         "the database's clock was set back",
         action="what was recorded while it was ahead is void; find the cause, since no bound is certain until then",

@@ -268,16 +268,16 @@ class Prober:
 
     def _failed(self, place: _Place, endpoint: _Endpoint, nonce: str, error: RegistryError) -> None:
         refused = endpoint.refuses = isinstance(error, RegistryGoneError)
-        told = (_may_not_push(place, error) or str(error))[:ERROR_LENGTH]
+        message = (_may_not_push(place, error) or str(error))[:ERROR_LENGTH]
         answered = error.registry_status is not None
         dead = self._rows(
-            lambda connection: processes.probe_failed(connection, nonce, told, refused=refused, answered=answered)
+            lambda connection: processes.probe_failed(connection, nonce, message, refused=refused, answered=answered)
         )
         PROBES.labels(place.target.pod, "refused" if refused else "failed").inc()
         where = {"pod": place.target.pod, "url": place.url, "address": place.address}
         if not endpoint.failing:
             endpoint.failing = True
-            log.warning("registry does not answer a probe", reason=told, **where)
+            log.warning("registry does not answer a probe", reason=message, **where)
         if dead is not None:
             log.warning("registry process is dead", instance=dead, **where)
 

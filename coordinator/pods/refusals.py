@@ -32,12 +32,12 @@ def note(engine: Engine, pods: Collection[PodName]) -> None:
         driver(connection).execute(_NOTE, {"names": list(pods), "pause": PAUSE})
 
 
-def known(connection: Connection[Any]) -> dict[str, Refusals]:
+def recent_by_pod(connection: Connection[Any]) -> dict[str, Refusals]:
     """Return the recent refusals by pod."""
     return {name: Refusals(since, last_at) for name, since, last_at in connection.execute(_ALL, {"pause": PAUSE})}
 
 
-def lately(connection: Connection[Any], pod_id: int, seconds: float) -> Refusals | None:
+def recent(connection: Connection[Any], pod_id: int, seconds: float) -> Refusals | None:
     """Return the pod's refusals, if the last one was within this number of seconds."""
     row = connection.execute(
         "SELECT since, last_at FROM token_refusals"

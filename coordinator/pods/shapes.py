@@ -13,7 +13,7 @@ class Gaps(View, frozen=True, kw_only=True):
     oldest: dt.datetime | None
 
 
-class Source(View, frozen=True, kw_only=True):
+class ProcessView(View, frozen=True, kw_only=True):
     """One process of a pod's registry."""
 
     instance_id: Annotated[str, Meta(description="`source.instanceID` of its events: a new one at every start.")]
@@ -27,7 +27,7 @@ class Source(View, frozen=True, kw_only=True):
         dt.datetime | None,
         Meta(description="All its events of requests that ended before this are applied; null while not known."),
     ]
-    heard_at: Annotated[dt.datetime | None, Meta(description="When it last returned a probe.")]
+    echoed_at: Annotated[dt.datetime | None, Meta(description="When it last returned a probe.")]
     dead_since: dt.datetime | None
     dead_why: str | None
     retired_at: dt.datetime | None
@@ -36,7 +36,7 @@ class Source(View, frozen=True, kw_only=True):
     dead_letters: Annotated[dict[str, dt.datetime], Meta(description="The same by partition of registry.dead-letters.")]
 
 
-class Endpoint(View, frozen=True, kw_only=True):
+class EndpointView(View, frozen=True, kw_only=True):
     """One address of a pod's registry, and the results of its probes."""
 
     url: str
@@ -44,22 +44,22 @@ class Endpoint(View, frozen=True, kw_only=True):
     answered_at: dt.datetime | None
     failing_since: dt.datetime | None
     error: str | None
-    source: Annotated[str | None, Meta(description="The process that last returned a probe that was sent here.")]
+    process: Annotated[str | None, Meta(description="The process that last returned a probe that was sent here.")]
     echoed_at: Annotated[dt.datetime | None, Meta(description="When that probe was sent.")]
     shared: Annotated[bool, Meta(description="More than one process answers here.")]
 
 
-class Finding(View, frozen=True, kw_only=True):
+class FindingView(View, frozen=True, kw_only=True):
     """The doctor's result for one check that garbage collection relies on."""
 
     check: str
-    verdict: Annotated[
+    result: Annotated[
         Literal["proved", "refuted", "unproved"],
         Meta(description="A check that is not proved blocks garbage collection."),
     ]
     meaning: str
     proof: Annotated[str, Meta(description="The evidence.")]
-    mend: Annotated[str, Meta(description="What to change and where; empty if there is nothing to repair.")]
+    fix: Annotated[str, Meta(description="What to change and where; empty if there is nothing to repair.")]
     found_at: dt.datetime | None
 
 
@@ -78,7 +78,7 @@ class TokenIssuer(View, frozen=True, kw_only=True):
     key_ids: Annotated[list[str], Meta(description="Its keys, as their libtrust fingerprints.")]
 
 
-class Pod(View, frozen=True, kw_only=True):
+class PodView(View, frozen=True, kw_only=True):
     name: str
     mode: Literal["manifest", "link"]
     linker: Literal["link", "relay"]
@@ -112,15 +112,15 @@ class Pod(View, frozen=True, kw_only=True):
         Meta(description="All events of requests that ended before this are applied; null while that is not known."),
     ]
     waits_for: Annotated[list[str], Meta(description="Why the watermark is not known or stands still.")]
-    sources: list[Source]
-    endpoints: list[Endpoint]
+    processes: list[ProcessView]
+    endpoints: list[EndpointView]
     wrong_token: Annotated[WrongToken | None, Meta(description="Null if no recent event had a wrong token, or none.")]
-    findings: Annotated[list[Finding], Meta(description="Of the doctor's last visit; empty if there was none.")]
-    held_by: Annotated[list[str], Meta(description="Why garbage collection may not run for this pod.")]
+    findings: Annotated[list[FindingView], Meta(description="Of the doctor's last visit; empty if there was none.")]
+    blocked_by: Annotated[list[str], Meta(description="Why garbage collection may not run for this pod.")]
 
 
 class PodPage(View, frozen=True, kw_only=True):
-    items: list[Pod]
+    items: list[PodView]
     next: Next
 
 

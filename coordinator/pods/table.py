@@ -287,7 +287,7 @@ def probe_method(engine: Engine, name: PodName) -> ProbeMethod:
     return ProbeMethod(known)
 
 
-def settle_gaps(engine: Engine, name: PodName, why: str) -> None:
+def resolve_gaps(engine: Engine, name: PodName, why: str) -> None:
     """Record an operator's confirmation that the table has everything that the pod holds; raises NotFoundError.
 
     It resolves the open gaps and what the pod held before its first event, and cancels doubtful removals. Manifests
@@ -315,7 +315,7 @@ def settle_gaps(engine: Engine, name: PodName, why: str) -> None:
             "reason": GapReason.PREFIX_ADDED,
             "compared": COMPARED,
         }
-        for statement in _TAKE_WORD:
+        for statement in _RESOLVE_GAPS:
             connection.execute(text(statement), values)
         # A process that answered probes and sent no event is such a gap, too; probes under way are not.
         connection.execute(
@@ -328,16 +328,16 @@ def settle_gaps(engine: Engine, name: PodName, why: str) -> None:
         )
 
 
-_TAKE_WORD = (
+_RESOLVE_GAPS = (
     # As a reconcile ends: if no gap was open, one is recorded for what came before the first event.
     f"""
-    WITH settled AS (
-        UPDATE gaps g SET settled_at = clock_timestamp(), settled_why = :why
-        FROM pods p WHERE p.id = g.pod_id AND p.name = :name AND g.settled_at IS NULL AND {FITS} RETURNING g.id
+    WITH resolved AS (
+        UPDATE gaps g SET resolved_at = clock_timestamp(), resolved_why = :why
+        FROM pods p WHERE p.id = g.pod_id AND p.name = :name AND g.resolved_at IS NULL AND {FITS} RETURNING g.id
     )
-    INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settled_at, settled_why)
+    INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, resolved_at, resolved_why)
     SELECT id, '', -1, :reason, 0, clock_timestamp(), :why FROM pods
-    WHERE name = :name AND NOT EXISTS (SELECT FROM settled)
+    WHERE name = :name AND NOT EXISTS (SELECT FROM resolved)
     """,
     """
     DELETE FROM removals x USING repositories r, pods p
@@ -384,7 +384,7 @@ def remove(engine: Engine, name: PodName, still_holds: StillHolds, image: Collec
     would keep those blobs once the pod is removed, so storage is checked too. What Baleen has made in the pod
     (domain/own.py) is removed with it: `image` is the probe image and the blobs that it lists.
     """
-    gaps = _look_into_storage(engine, name, still_holds, image)
+    gaps = _check_storage(engine, name, still_holds, image)
     try:
         with changing(engine) as connection:
             _lock(connection, PODS_LOCK)
@@ -411,7 +411,7 @@ _REMOVE = (
     # In the order in which the prober locks them (table/processes.py).
     text("SELECT FROM endpoints WHERE pod_id = :pod ORDER BY pod_id, url, address FOR UPDATE"),
     text("DELETE FROM endpoints WHERE pod_id = :pod"),
-    text("DELETE FROM sources WHERE pod_id = :pod"),
+    text("DELETE FROM processes WHERE pod_id = :pod"),
     text("DELETE FROM jobs WHERE pod_id = :pod"),
     text("DELETE FROM findings WHERE pod_id = :pod"),
     text("DELETE FROM pod_prefixes WHERE pod_id = :pod"),
@@ -436,19 +436,19 @@ _NEEDED: tuple[tuple[str, Any], ...] = (
     ),
     (
         "a gap about repositories that are not below its prefixes: reconcile the pods that own them",
-        text(f"SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.settled_at IS NULL AND NOT {FITS} LIMIT 1"),
+        text(f"SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.resolved_at IS NULL AND NOT {FITS} LIMIT 1"),
     ),
     (
         "a gap that was noticed in this moment: try again",
         text("""
-            SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.settled_at IS NULL
-              AND (g.id, g.settles_from) NOT IN (
+            SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.resolved_at IS NULL
+              AND (g.id, g.resolves_from) NOT IN (
                 SELECT * FROM unnest(CAST(:looked_to AS bigint[]), CAST(:as_of AS timestamptz[]))) LIMIT 1
         """),
     ),
     (
         "open dead letters: retry or discard them first",
-        text("SELECT id FROM dead_letters WHERE pod = :name AND settled_at IS NULL LIMIT 1"),
+        text("SELECT id FROM dead_letters WHERE pod = :name AND resolved_at IS NULL LIMIT 1"),
     ),
 )
 
@@ -492,7 +492,7 @@ def _empty(connection: Connection, repositories: Sequence[int]) -> None:
     recount(driver(connection), held, linked, by=-1)
 
 
-def _look_into_storage(engine: Engine, name: PodName, still_holds: StillHolds, image: Collection[Digest]) -> Gaps:
+def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image: Collection[Digest]) -> Gaps:
     """Return the pod's gaps, which then hide nothing; raises ConflictError if storage has links.
 
     The table is checked first: reading storage takes longer, and its error says less about what to do.
@@ -510,9 +510,9 @@ def _look_into_storage(engine: Engine, name: PodName, still_holds: StillHolds, i
         if row is None:
             raise _no_pod(name)
         opened = connection.execute(
-            text("SELECT id, settles_from FROM gaps WHERE pod_id = :pod AND settled_at IS NULL"), {"pod": row.id}
+            text("SELECT id, resolves_from FROM gaps WHERE pod_id = :pod AND resolved_at IS NULL"), {"pod": row.id}
         )
-        gaps = {gap.id: gap.settles_from for gap in opened}
+        gaps = {gap.id: gap.resolves_from for gap in opened}
         _refuse_if_needed(connection, name, row.id, gaps, _own(connection, row.id, image))
     # A pod whose links are not in shared storage cannot be checked: the operator's confirmation stands.
     if row.linker == Linker.LINK and still_holds(row.prefixes, PodMode(row.mode)):
@@ -530,7 +530,7 @@ def _refuse_if_needed(connection: Connection, name: PodName, pod: int, gaps: Gap
         "limit": EXAMPLES + 1,
     }
     for what, question in _NEEDED:
-        values = {word: known[word] for word in known if f":{word}" in str(question)}
+        values = {parameter: known[parameter] for parameter in known if f":{parameter}" in str(question)}
         if found := list(connection.scalars(question, values)):
             examples = ", ".join(map(str, found[:EXAMPLES])) + (", …" if len(found) > EXAMPLES else "")
             raise ConflictError(f"Pod {name} still has {what.format(examples)}.")

@@ -40,7 +40,7 @@ class Target(NamedTuple):
 _TARGETS = """
 SELECT p.id, p.name, p.registries, p.probe, clock_timestamp(),
        (SELECT min(x.prefix) FROM pod_prefixes x WHERE x.pod_id = p.id),
-       (SELECT count(*) FROM sources s WHERE s.pod_id = p.id AND s.dead_since IS NULL AND s.retired_at IS NULL)
+       (SELECT count(*) FROM processes s WHERE s.pod_id = p.id AND s.dead_since IS NULL AND s.retired_at IS NULL)
 FROM pods p WHERE cardinality(p.registries) > 0 AND p.managed ORDER BY p.id
 """
 _KNOWN = "SELECT pod_id, url, address, answered_at IS NOT NULL, shared FROM endpoints"

@@ -14,20 +14,29 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
 from coordinator.db.session import driver, reading
-from coordinator.domain.findings import Failed, Verdict, hold, in_order
+from coordinator.domain.findings import Failed, Result, hold, in_order
 from coordinator.domain.findings import Finding as Found
 from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.domain.pods import Linker
 from coordinator.domain.refusals import Refusals, sentence
-from coordinator.domain.watermarks import PodWatermark, SourceView
+from coordinator.domain.watermarks import PodWatermark, ProcessReport
 from coordinator.errors import NotFoundError
 from coordinator.pods import refusals
-from coordinator.pods.shapes import Endpoint, Finding, Gaps, Pod, PodPage, Source, TokenIssuer, WrongToken
+from coordinator.pods.shapes import (
+    EndpointView,
+    FindingView,
+    Gaps,
+    PodPage,
+    PodView,
+    ProcessView,
+    TokenIssuer,
+    WrongToken,
+)
 from coordinator.pods.vanished_view import EXAMPLES, examples
 from coordinator.pods.watermarks import watermarks
 
 #: How open dead letters end without a loss.
-LETTERS_END = (
+DEAD_LETTERS_END = (
     "the scheduler reconciles the pods that own their repositories, which resolves them; register repositories that no "
     "pod owns (`baleen pods add`, `baleen pods add-prefix`), then run `baleen dead-letters retry`"
 )
@@ -42,7 +51,7 @@ class Open(NamedTuple):
     gaps: int = 0
     oldest_gap: dt.datetime | None = None
     #: When a reconcile must begin at the earliest to resolve all gaps; None if one that begins now does.
-    gaps_settle_from: dt.datetime | None = None
+    gaps_resolve_from: dt.datetime | None = None
     doubtful_removals: int = 0
     unread_manifests: int = 0
     #: A few manifests whose bytes do not say all that they need, in pods whose links cannot be listed.
@@ -53,21 +62,21 @@ class Open(NamedTuple):
 
     def reasons(self, pod: str) -> list[str]:
         """Return a sentence for each kind of thing that is unresolved; empty if nothing is."""
-        settles = "a reconcile of the pod resolves it"
-        if self.gaps_settle_from is not None:
-            settles = (
-                f"a reconcile of the pod that begins after {self.gaps_settle_from:%Y-%m-%d %H:%M:%S} UTC resolves it; "
+        resolves = "a reconcile of the pod resolves it"
+        if self.gaps_resolve_from is not None:
+            resolves = (
+                f"a reconcile of the pod that begins after {self.gaps_resolve_from:%Y-%m-%d %H:%M:%S} UTC resolves it; "
                 "the scheduler starts it"
             )
         relay = "delete it in the registry, or push the blobs that it needs again, then run `baleen pods resolve-gaps`"
         if self.pending_examples:
             relay += f": {', '.join(self.pending_examples)}"
-        told = (
+        counts = (
             (
                 self.dead_letters,
                 "open dead letter",
                 "",
-                LETTERS_END,
+                DEAD_LETTERS_END,
             ),
             (
                 self.dead_letters_not_kept,
@@ -79,7 +88,7 @@ class Open(NamedTuple):
                 self.gaps,
                 "gap",
                 " in which events may be lost",
-                f"{settles} (linker relay: `baleen pods resolve-gaps`)",
+                f"{resolves} (linker relay: `baleen pods resolve-gaps`)",
             ),
             (
                 self.doubtful_removals,
@@ -94,7 +103,7 @@ class Open(NamedTuple):
                 f"the workers retry every few seconds until the object store answers (linker relay: {relay})",
             ),
         )
-        reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in told if n]
+        reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in counts if n]
         return reasons + self.vanished(pod)
 
     def vanished(self, pod: str) -> list[str]:
@@ -118,11 +127,11 @@ class Truth(NamedTuple):
     mark: PodWatermark
     reconciled_at: dt.datetime | None
     #: When its first event was applied. Only a later reconcile shows what was pushed before.
-    first_heard: dt.datetime | None = None
+    first_echo: dt.datetime | None = None
     #: Its links are in shared storage: a reconcile can read them.
     has_links: bool = True
     #: If not: when an operator last confirmed that the table has everything that the pod holds.
-    settled_at: dt.datetime | None = None
+    resolved_at: dt.datetime | None = None
     #: When Kafka had acknowledged the events of the last retried dead letter.
     retried_at: dt.datetime | None = None
     #: Of the doctor's last visit.
@@ -148,7 +157,7 @@ class Truth(NamedTuple):
             f"`baleen pods resolve-gaps {pod} --why …`"
         )
 
-    def _not_proved(self, examined: Mapping[str, Verdict], pod: str) -> str | None:
+    def _not_proved(self, examined: Mapping[str, Result], pod: str) -> str | None:
         newer = self.newer if self.managed else 0
         return hold(examined, pod, newer, self.in_spite_of, managed=self.managed, failed=self.failed)
 
@@ -157,13 +166,13 @@ class Truth(NamedTuple):
 
         `waits_at`: where everything that the watermark waits for is shown, if not by `pods show`.
         """
-        told = self.opened.reasons(pod)
-        compared_at = self.reconciled_at if self.has_links else self.settled_at
+        reasons = self.opened.reasons(pod)
+        compared_at = self.reconciled_at if self.has_links else self.resolved_at
         if compared_at is None:
-            told.append(f"never reconciled: what it held before its first event is not known; {self._remedy(pod)}")
-        elif self.managed and self.first_heard is not None and compared_at < self.first_heard + self.request_bound:
-            after = f"after {self.first_heard + self.request_bound:%Y-%m-%d %H:%M:%S} UTC"
-            told.append(
+            reasons.append(f"never reconciled: what it held before its first event is not known; {self._remedy(pod)}")
+        elif self.managed and self.first_echo is not None and compared_at < self.first_echo + self.request_bound:
+            after = f"after {self.first_echo + self.request_bound:%Y-%m-%d %H:%M:%S} UTC"
+            reasons.append(
                 "reconciled before its first event, or before the requests of that time had ended: "
                 + (
                     f"the scheduler starts another reconcile {after}"
@@ -175,28 +184,28 @@ class Truth(NamedTuple):
             first, *others = self.mark.waits_for
             where = waits_at or f"`baleen pods show {pod}`"
             more = f" (and {len(others)} more: {where})" if others else ""
-            told.append(f"watermark: {first}{more}")
+            reasons.append(f"watermark: {first}{more}")
         if self.managed and self.retried_at is not None and (self.mark.at is None or self.mark.at <= self.retried_at):
             # Until then its events may still be in Kafka, although the watermark is past their own times.
-            told.append(
+            reasons.append(
                 "dead letter retried and perhaps not applied yet: wait until the watermark has passed "
                 f"{self.retried_at:%Y-%m-%d %H:%M:%S} UTC"
             )
-        examined = {found.check: found.verdict for found in self.findings}
+        examined = {found.check: found.result for found in self.findings}
         if (not_proved := self._not_proved(examined, pod)) is not None:
-            told.append(not_proved)
-        return told
+            reasons.append(not_proved)
+        return reasons
 
 
 _OPEN = text("""
-SELECT p.name, 'dead_letters' AS what, count(*) AS n, NULL::timestamptz AS oldest, NULL::timestamptz AS settle_from
-FROM dead_letters d JOIN pods p ON p.name = d.pod WHERE d.settled_at IS NULL GROUP BY 1
+SELECT p.name, 'dead_letters' AS what, count(*) AS n, NULL::timestamptz AS oldest, NULL::timestamptz AS resolve_from
+FROM dead_letters d JOIN pods p ON p.name = d.pod WHERE d.resolved_at IS NULL GROUP BY 1
 UNION ALL
-SELECT p.name, 'gaps', count(*), min(g.noticed_at), max(g.settles_from) FILTER (WHERE g.settles_from > now())
-FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.settled_at IS NULL GROUP BY 1
+SELECT p.name, 'gaps', count(*), min(g.noticed_at), max(g.resolves_from) FILTER (WHERE g.resolves_from > now())
+FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.resolved_at IS NULL GROUP BY 1
 UNION ALL
-SELECT p.name, 'dead_letters_not_kept', sum(g.letters)::bigint, NULL, NULL
-FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.settled_at IS NULL AND g.letters IS NOT NULL GROUP BY 1
+SELECT p.name, 'dead_letters_not_kept', sum(g.dead_letters)::bigint, NULL, NULL
+FROM gaps g JOIN pods p ON p.id = g.pod_id WHERE g.resolved_at IS NULL AND g.dead_letters IS NOT NULL GROUP BY 1
 UNION ALL
 SELECT p.name, 'doubtful_removals', count(*), NULL, NULL
 FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
@@ -227,7 +236,7 @@ SELECT p.name AS pod, x.repository, x.digest FROM pods p CROSS JOIN LATERAL (
 """)
 _ORPHANS = text("""
 SELECT count(*) FROM dead_letters d
-WHERE settled_at IS NULL AND NOT EXISTS (SELECT FROM pods p WHERE p.name = d.pod)
+WHERE resolved_at IS NULL AND NOT EXISTS (SELECT FROM pods p WHERE p.name = d.pod)
 """)
 
 _RECONCILED = text("""
@@ -236,22 +245,22 @@ WHERE j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestam
 """)
 _BESIDE = text("""
 SELECT p.name, p.linker, p.managed,
-       (SELECT max(g.settled_at) FROM gaps g
-        WHERE g.pod_id = p.id AND starts_with(g.settled_why, 'operator: ')
-          AND g.settled_at <= clock_timestamp()) AS settled_at,
-       (SELECT max(d.settled_at) FROM dead_letters d
-        WHERE d.pod = p.name AND d.settled_at IS NOT NULL AND d.settlement = 'retried') AS retried_at,
+       (SELECT max(g.resolved_at) FROM gaps g
+        WHERE g.pod_id = p.id AND starts_with(g.resolved_why, 'operator: ')
+          AND g.resolved_at <= clock_timestamp()) AS resolved_at,
+       (SELECT max(d.resolved_at) FROM dead_letters d
+        WHERE d.pod = p.name AND d.resolved_at IS NOT NULL AND d.resolution = 'retried') AS retried_at,
        coalesce((SELECT f.count FROM false_reports f WHERE f.pod_id = p.id), 0) AS false_reports,
-       (SELECT min(s.first_seen) FROM sources s WHERE s.pod_id = p.id) AS first_heard
+       (SELECT min(s.first_seen) FROM processes s WHERE s.pod_id = p.id) AS first_echo
 FROM pods p
 """)
 
 _FINDINGS = text("""
-SELECT p.name, f."check", f.verdict, f.meaning, f.proof, f.mend, f.found_at
+SELECT p.name, f."check", f.result, f.meaning, f.proof, f.fix, f.found_at
 FROM findings f JOIN pods p ON p.id = f.pod_id
 """)
 _NEWER = text("""
-SELECT p.name, count(*) AS n FROM sources s JOIN pods p ON p.id = s.pod_id
+SELECT p.name, count(*) AS n FROM processes s JOIN pods p ON p.id = s.pod_id
 WHERE s.retired_at IS NULL AND s.dead_since IS NULL
   AND s.examined_life IS DISTINCT FROM s.life
 GROUP BY 1
@@ -276,7 +285,7 @@ def holds(connection: Connection) -> dict[str, Open]:
     for row in connection.execute(_OPEN):
         values: dict[str, Any] = {row.what: row.n}
         if row.what == "gaps":
-            values |= {"oldest_gap": row.oldest, "gaps_settle_from": row.settle_from}
+            values |= {"oldest_gap": row.oldest, "gaps_resolve_from": row.resolve_from}
         found[row.name] = found.get(row.name, Open())._replace(**values)
     unread = [name for name, opened in found.items() if opened.unread_manifests]
     if unread:
@@ -310,9 +319,9 @@ def truths(
             opened.get(row.name, Open()),
             marks[row.name],
             reconciled.get(row.name),
-            row.first_heard,
+            row.first_echo,
             row.linker == Linker.LINK,
-            row.settled_at,
+            row.resolved_at,
             row.retried_at,
             examined.get(row.name, []),
             newer.get(row.name, 0),
@@ -332,8 +341,8 @@ def _findings(connection: Connection) -> dict[str, list[Found]]:
     """Return the doctor's findings for each pod, in the order of the checks."""
     found: dict[str, list[Found]] = {}
     for row in connection.execute(_FINDINGS):
-        verdict = Verdict(row.verdict)
-        each = Found(row.check, verdict, row.meaning, row.proof, row.mend, row.found_at)
+        result = Result(row.result)
+        each = Found(row.check, result, row.meaning, row.proof, row.fix, row.found_at)
         found.setdefault(row.name, []).append(each)
     return {name: in_order(each) for name, each in found.items()}
 
@@ -349,7 +358,7 @@ def pod(
     silence: dt.timedelta,
     request_bound: dt.timedelta,
     in_spite_of: Collection[str] = (),
-) -> Pod:
+) -> PodView:
     """Return one pod; raises NotFoundError."""
     with reading(engine) as connection:
         # In this order, a pod that is removed in between is not found.
@@ -357,7 +366,7 @@ def pod(
         row = connection.execute(_ONE, {"name": name}).one_or_none()
         if row is None or name not in known:
             raise NotFoundError(f"There is no pod {name}: see `baleen pods list`.")
-        return _pod(row, known[name], refusals.known(driver(connection)).get(name))
+        return _pod(row, known[name], refusals.recent_by_pod(driver(connection)).get(name))
 
 
 def pods(
@@ -374,16 +383,16 @@ def pods(
     with reading(engine) as connection:
         rows = connection.execute(_PAGE, {"after": after, "limit": limit}).all()
         known = truths(connection, silence, request_bound, in_spite_of)
-        refused = refusals.known(driver(connection))
+        refused = refusals.recent_by_pod(driver(connection))
     return PodPage(
         items=[_pod(row, known[row.name], refused.get(row.name)) for row in rows if row.name in known],
         next=paging.encode("pods", rows[-1].name) if len(rows) == limit else None,
     )
 
 
-def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
+def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> PodView:
     opened = truth.opened
-    return Pod(
+    return PodView(
         name=row.name,
         mode=row.mode,
         linker=row.linker,
@@ -406,13 +415,13 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> Pod:
         reconciled_at=truth.reconciled_at,
         watermark=truth.mark.at,
         waits_for=truth.mark.waits_for if truth.managed else [],
-        sources=[_source(source) for source in truth.mark.sources],
-        endpoints=[Endpoint(**endpoint._asdict()) for endpoint in truth.mark.endpoints],
+        processes=[_process(process) for process in truth.mark.processes],
+        endpoints=[EndpointView(**endpoint._asdict()) for endpoint in truth.mark.endpoints],
         wrong_token=None
         if refused is None
         else WrongToken(since=refused.since, last=refused.last, sentence=sentence(refused, row.name)),
         findings=[_finding(found) for found in truth.findings],
-        held_by=truth.reasons(row.name, "see `waits_for`"),
+        blocked_by=truth.reasons(row.name, "see `waits_for`"),
     )
 
 
@@ -422,27 +431,27 @@ def _issuer(row: Row[Any]) -> TokenIssuer | None:
     return TokenIssuer(url=row.token_url, issuer=row.token_issuer, service=row.token_service, key_ids=row.token_key_ids)
 
 
-def _finding(found: Found) -> Finding:
-    return Finding(
+def _finding(found: Found) -> FindingView:
+    return FindingView(
         check=found.check,
-        verdict=found.verdict.value,
+        result=found.result.value,
         meaning=found.meaning,
         proof=found.proof,
-        mend=found.mend,
+        fix=found.fix,
         found_at=found.found_at,
     )
 
 
-def _source(source: SourceView) -> Source:
-    return Source(
-        instance_id=source.instance_id,
-        state=source.state.value,
-        watermark=source.at,
-        heard_at=source.heard_at,
-        dead_since=source.dead_since,
-        dead_why=source.dead_why,
-        retired_at=source.retired_at,
-        retired_why=source.retired_why,
-        partitions={str(number): at for number, at in source.partitions.items()},
-        dead_letters={str(number): at for number, at in source.dead_letters.items()},
+def _process(process: ProcessReport) -> ProcessView:
+    return ProcessView(
+        instance_id=process.instance_id,
+        state=process.state.value,
+        watermark=process.at,
+        echoed_at=process.echoed_at,
+        dead_since=process.dead_since,
+        dead_why=process.dead_why,
+        retired_at=process.retired_at,
+        retired_why=process.retired_why,
+        partitions={str(number): at for number, at in process.partitions.items()},
+        dead_letters={str(number): at for number, at in process.dead_letters.items()},
     )

@@ -16,17 +16,17 @@ from coordinator.domain.watermarks import (
     Endpoint,
     EndpointView,
     PodWatermark,
+    Process,
     ReportingPod,
-    Source,
-    Unheard,
+    UnechoedProbes,
     lies_ahead,
     pod_watermark,
 )
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import clock
 
-#: Limits for one pod. A source that counts and is beyond the limit makes W unknown; the last retired ones are shown.
-SOURCES_LIMIT: Final = 200
+#: Limits for one pod. A process that counts and is beyond the limit makes W unknown; the last retired ones are shown.
+PROCESSES_LIMIT: Final = 200
 RETIRED_SHOWN: Final = 20
 ENDPOINTS_LIMIT: Final = 200
 
@@ -35,38 +35,38 @@ WITH ranked AS (
   SELECT s.*, s.retired_at IS NULL AS counts,
          row_number() OVER (PARTITION BY s.pod_id, s.retired_at IS NULL
                             ORDER BY coalesce(s.retired_at, s.first_seen) DESC, s.id DESC) AS place
-  FROM sources s
+  FROM processes s
 ), shown AS (
-  SELECT * FROM ranked WHERE place <= CASE WHEN counts THEN :sources ELSE :retired END
+  SELECT * FROM ranked WHERE place <= CASE WHEN counts THEN :processes ELSE :retired END
 ), marks AS (
-  SELECT source_id, jsonb_agg(jsonb_build_array(topic, partition, nullif(at, '-infinity'))) AS marks
-  FROM watermarks WHERE source_id IN (SELECT id FROM shown) GROUP BY source_id
-), processes AS (
+  SELECT process_id, jsonb_agg(jsonb_build_array(topic, partition, nullif(at, '-infinity'))) AS marks
+  FROM watermarks WHERE process_id IN (SELECT id FROM shown) GROUP BY process_id
+), reported AS (
   SELECT s.pod_id, jsonb_agg(
     jsonb_build_object(
-      'instance_id', s.instance_id, 'first_seen', s.first_seen, 'heard_at', s.heard_at,
+      'instance_id', s.instance_id, 'first_seen', s.first_seen, 'echoed_at', s.echoed_at,
       'dead_since', s.dead_since, 'dead_why', s.dead_why, 'retired_at', s.retired_at, 'retired_why', s.retired_why,
       'marks', coalesce(m.marks, '[]')
     ) ORDER BY s.counts DESC, s.place
-  ) AS sources
-  FROM shown s LEFT JOIN marks m ON m.source_id = s.id GROUP BY s.pod_id
+  ) AS processes
+  FROM shown s LEFT JOIN marks m ON m.process_id = s.id GROUP BY s.pod_id
 ), unread AS (
-  SELECT pod_id, count(*) AS n FROM ranked WHERE counts AND place > :sources GROUP BY pod_id
+  SELECT pod_id, count(*) AS n FROM ranked WHERE counts AND place > :processes GROUP BY pod_id
 ), addresses AS (
   SELECT e.*, s.instance_id,
          e.url = ANY (p.registries) AND e.resolved_at = max(e.resolved_at) OVER (PARTITION BY e.pod_id, e.url) AS listed
-  FROM endpoints e JOIN pods p ON p.id = e.pod_id LEFT JOIN sources s ON s.id = e.source_id
+  FROM endpoints e JOIN pods p ON p.id = e.pod_id LEFT JOIN processes s ON s.id = e.process_id
 ), places AS (
   SELECT a.pod_id, jsonb_agg(
     jsonb_build_object(
       'url', a.url, 'address', a.address, 'first_seen', a.first_seen, 'answered_at', a.answered_at,
-      'failing_since', a.failing_since, 'error', a.error, 'source', a.instance_id, 'echoed_at', a.echoed_at,
+      'failing_since', a.failing_since, 'error', a.error, 'process', a.instance_id, 'echoed_at', a.echoed_at,
       'shared', a.shared, 'listed', a.listed, 'resolved_at', nullif(a.resolved_at, '-infinity'),
       'refused_at', a.refused_at
     ) ORDER BY a.listed DESC, a.url, a.address
   ) AS endpoints
   FROM addresses a GROUP BY a.pod_id
-), unheard AS (
+), unechoed AS (
   SELECT pod_id, url, address, min(sent_at) AS since,
          CASE WHEN bool_and(known_until IS NOT NULL) THEN nullif(min(known_until), '-infinity') END AS known_until
   FROM probes WHERE answered_at IS NOT NULL AND NOT echoed GROUP BY pod_id, url, address
@@ -74,18 +74,18 @@ WITH ranked AS (
   SELECT pod_id, jsonb_agg(
     jsonb_build_object('url', url, 'address', address, 'since', since, 'known_until', known_until)
     ORDER BY url, address
-  ) AS unheard
-  FROM unheard GROUP BY pod_id
+  ) AS unechoed
+  FROM unechoed GROUP BY pod_id
 ), numbers AS (
   SELECT partition FROM partition_progress WHERE topic = :events
-  UNION SELECT w.partition FROM watermarks w JOIN sources s ON s.id = w.source_id
+  UNION SELECT w.partition FROM watermarks w JOIN processes s ON s.id = w.process_id
         WHERE w.topic = :events AND s.retired_at IS NULL
 )
-SELECT p.name, p.registries, clock_timestamp() AS now, r.sources, e.endpoints, a.unheard, coalesce(u.n, 0) AS unread,
+SELECT p.name, p.registries, clock_timestamp() AS now, r.processes, e.endpoints, a.unechoed, coalesce(u.n, 0) AS unread,
        ARRAY(SELECT partition FROM numbers) AS partitions,
-       (SELECT max(paused_until) FROM sources s WHERE s.pod_id = p.id) AS paused_until
+       (SELECT max(paused_until) FROM processes s WHERE s.pod_id = p.id) AS paused_until
 FROM pods p
-LEFT JOIN processes r ON r.pod_id = p.id LEFT JOIN places e ON e.pod_id = p.id LEFT JOIN answers a ON a.pod_id = p.id
+LEFT JOIN reported r ON r.pod_id = p.id LEFT JOIN places e ON e.pod_id = p.id LEFT JOIN answers a ON a.pod_id = p.id
 LEFT JOIN unread u ON u.pod_id = p.id
 ORDER BY p.name COLLATE "C"
 """)
@@ -93,26 +93,26 @@ _VOID = text(clock.VOID)
 
 
 def watermarks(connection: Connection, silence: dt.timedelta) -> dict[str, PodWatermark]:
-    """Return the watermark of every pod, by name; a source without an echo for `silence` is shown as silent."""
+    """Return the watermark of every pod, by name; a process without an echo for `silence` is shown as silent."""
     rows = _read(connection)
     if any(lies_ahead(_pod(row), row.now) for row in rows):
-        clock.tell()
+        clock.warn()
         connection.execute(_VOID)
         rows = _read(connection)
     return {row.name: _limited(pod_watermark(_pod(row), row.partitions, row.now, silence)) for row in rows}
 
 
 def _read(connection: Connection) -> Sequence[Row[Any]]:
-    values = {"sources": SOURCES_LIMIT, "retired": RETIRED_SHOWN, "events": EVENTS}
+    values = {"processes": PROCESSES_LIMIT, "retired": RETIRED_SHOWN, "events": EVENTS}
     return connection.execute(_PODS, values).all()
 
 
 def _pod(row: Row[Any]) -> ReportingPod:
     return ReportingPod(
         row.registries,
-        [_source(source) for source in row.sources or ()],
+        [_process(process) for process in row.processes or ()],
         [_endpoint(endpoint) for endpoint in row.endpoints or ()],
-        [_unheard(probes) for probes in row.unheard or ()],
+        [_unechoed(probes) for probes in row.unechoed or ()],
         row.unread,
         row.paused_until,
     )
@@ -123,11 +123,11 @@ def _limited(pod: PodWatermark) -> PodWatermark:
     return pod._replace(endpoints=pod.endpoints[:ENDPOINTS_LIMIT])
 
 
-def _source(row: Mapping[str, Any]) -> Source:
-    return Source(
+def _process(row: Mapping[str, Any]) -> Process:
+    return Process(
         row["instance_id"],
         dt.datetime.fromisoformat(row["first_seen"]),
-        _time(row["heard_at"]),
+        _time(row["echoed_at"]),
         _time(row["dead_since"]),
         row["dead_why"],
         _time(row["retired_at"]),
@@ -148,7 +148,7 @@ def _endpoint(row: Mapping[str, Any]) -> Endpoint:
         _time(row["answered_at"]),
         _time(row["failing_since"]),
         row["error"],
-        row["source"],
+        row["process"],
         _time(row["echoed_at"]),
         row["shared"],
     )
@@ -161,8 +161,10 @@ def _endpoint(row: Mapping[str, Any]) -> Endpoint:
     )
 
 
-def _unheard(row: Mapping[str, Any]) -> Unheard:
-    return Unheard(row["url"], row["address"], dt.datetime.fromisoformat(row["since"]), _time(row["known_until"]))
+def _unechoed(row: Mapping[str, Any]) -> UnechoedProbes:
+    return UnechoedProbes(
+        row["url"], row["address"], dt.datetime.fromisoformat(row["since"]), _time(row["known_until"])
+    )
 
 
 def _time(text: str | None) -> dt.datetime | None:

@@ -31,9 +31,9 @@ from coordinator.domain.pods import PodMode
 from coordinator.errors import BaleenError
 from coordinator.jobs.table import Job
 from coordinator.pods import directory
-from coordinator.reconcile import layered, resolve, scan, table
-from coordinator.reconcile.layered import Named
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile import linked_manifests, resolve, scan, table
+from coordinator.reconcile.linked_manifests import Named
+from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.scan import Listed
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.reconcile.table import Child, ReconciledPod
@@ -83,7 +83,7 @@ class Comparison:
         scope: Scope,
         connection: Any,
         store: ObjectStore,
-        settler: Settler,
+        resolver: Resolver,
         lookups: Executor,
         tally: Tally,
         check: Callable[[], None],
@@ -93,7 +93,7 @@ class Comparison:
         self._sizes = scope.sizes
         self._connection = connection
         self._store = store
-        self._settler = settler
+        self._resolver = resolver
         self._lookups = lookups
         self._tally = tally
         self._check = check
@@ -103,7 +103,7 @@ class Comparison:
         self._young = _Batch(self._sizes.added, self._add_lacking)
         self._tagged: set[Named] = set()
         self._facts: _Batch[Fact] = _Batch(self._sizes.added, self._write)
-        self._missed = _Batch(self._sizes.looked_up, self._settle)
+        self._missed = _Batch(self._sizes.looked_up, self._resolve)
         self._lacking = _Lacking(self._sizes.lacking_kept)
 
     def part(self, prefix: str) -> None:
@@ -133,7 +133,7 @@ class Comparison:
             objects if lacking is None else lacking.without(objects),
             # Before that the grace of a link has certainly ended, whatever the clocks say.
             layers_after=None if grown else scope.job.began_at - scope.link_grace - scope.margin,
-            tell=lambda keys, links: self._tell(prefix, keys, links),
+            on_progress=lambda keys, links: self._report_progress(prefix, keys, links),
             tagged=self._take_tagged,
         )
         for folder, links in groupby(found, key=attrgetter("folder")):
@@ -228,7 +228,7 @@ class Comparison:
         owners = (repository_prefix(prefix) for prefix in self._scope.pod.prefixes)
         return next((owner for owner in owners if key.startswith(owner)), repository_prefix(repository))
 
-    def _tell(self, part: str, keys: int, links: int) -> None:
+    def _report_progress(self, part: str, keys: int, links: int) -> None:
         self._tally.listed(part, keys, links)
         self._check()
 
@@ -270,7 +270,7 @@ class Comparison:
 
     def _find_named(self, named: Sequence[Named | Child]) -> list[Named]:
         """Add those of these manifests that are held by the link of a blob, or by an index; return them."""
-        found = layered.manifests(self._store, self._lookups, named)
+        found = linked_manifests.manifests(self._store, self._lookups, named)
         for fact in found:
             self._facts.add(fact)
         return [(fact.repository, fact.digest) for fact in found]
@@ -342,7 +342,7 @@ class Comparison:
     def _read(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
         return dict(zip(wanted, self._lookups.map(lambda digest: read(self._store, digest), wanted), strict=True))
 
-    def _settle(self, missed: Sequence[tuple[LinkKind, table.Unlisted]]) -> None:
+    def _resolve(self, missed: Sequence[tuple[LinkKind, table.Unlisted]]) -> None:
         """Look up links that were not listed; those that do not exist are doubted and resolved under the lock."""
         present = self._lookups.map(
             self._store.head, [link_key(thing.repository, kind, thing.digest) for kind, thing in missed]
@@ -363,8 +363,8 @@ class Comparison:
         )
         for batch in _batches(absent, resolve.BATCH):
             self._check()
-            verdicts = self._settler.settle_unlisted(batch, self._scope.job.began_at, self._scope.pod.prefixes)
-            self._tally.removed(verdicts)
+            results = self._resolver.resolve_unlisted(batch, self._scope.job.began_at, self._scope.pod.prefixes)
+            self._tally.removed(results)
 
 
 class _Batch(Generic[T]):

@@ -57,7 +57,7 @@ class _Beginnings:
 
     def __init__(self) -> None:
         self._common: str | None = None
-        self._letters: set[str] = set()
+        self._characters: set[str] = set()
 
     def take(self, name: str) -> None:
         """Add a name. It ends with a slash, so that none is the beginning of another."""
@@ -66,9 +66,9 @@ class _Beginnings:
         pairs = zip(self._common, name, strict=False)
         differ = next((at for at, (one, other) in enumerate(pairs) if one != other), len(self._common))
         if differ < len(self._common):
-            self._letters = {self._common[differ]}
+            self._characters = {self._common[differ]}
         self._common = name[:differ]
-        self._letters.add(name[differ : differ + 1])
+        self._characters.add(name[differ : differ + 1])
 
     def all(self) -> list[str]:
-        return [(self._common or "") + letter for letter in self._letters]
+        return [(self._common or "") + character for character in self._characters]

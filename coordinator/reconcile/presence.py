@@ -1,7 +1,7 @@
 """Verify that referenced blobs have bytes in storage: one without becomes `missing`, and `live` once they are found.
 
 Route: the scheduler, at intervals -> `Presence.round`: missing blobs, and manifests that could not be read;
-audit/audit.py with blobs that a listing did not show -> `heads`, `settle`. Nothing else makes a blob missing.
+audit/audit.py with blobs that a listing did not show -> `heads`, `resolve`. Nothing else makes a blob missing.
 
 Each absence is looked up twice: by `heads`, without a lock, and again with the facts locked (db/locks.py), so that "it
 is referenced" and "it has no bytes" are true at the same time, and a push that is applied later finds the state that
@@ -20,7 +20,7 @@ import structlog
 
 from coordinator.db import locks
 from coordinator.db.connection import Connections
-from coordinator.domain.lifecycle import BlobState, looked
+from coordinator.domain.lifecycle import BlobState, after_check
 from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import UnavailableError
 from coordinator.reconcile.resolve import NotHereError
@@ -73,11 +73,11 @@ class Presence:
             unread = lifecycle.unread(connection, self._unread_after, self._round)
             excused = lifecycle.may_lack_bytes(connection, [blob.id for blob in missing])
         found = self.heads([blob.digest for blob in (*missing, *unread)])
-        moves = self.settle([blob.digest for blob in missing if found[blob.digest] is not None or blob.id in excused])
-        moves += self.settle([blob.digest for blob in unread if found[blob.digest] is None])
+        moves = self.resolve([blob.digest for blob in missing if found[blob.digest] is not None or blob.id in excused])
+        moves += self.resolve([blob.digest for blob in unread if found[blob.digest] is None])
         self._missing_after = missing[-1].id if len(missing) == self._round else 0
         self._unread_after = unread[-1].id if len(unread) == self._round else 0
-        _tell(moves)
+        _log_moves(moves)
         return moves
 
     def heads(self, wanted: Sequence[Digest], timeout: float | None = None) -> dict[Digest, ObjectInfo | None]:
@@ -88,7 +88,7 @@ class Presence:
             raise UnavailableError("The object store answers too slowly to look for blobs: try again.") from error
         return dict(zip(wanted, found, strict=True))
 
-    def settle(self, wanted: Iterable[Digest]) -> list[Move]:
+    def resolve(self, wanted: Iterable[Digest]) -> list[Move]:
         """Look up these blobs again under the lock, and write the states that follow; return what changed.
 
         Raises NotHereError if blobs would become missing in a bucket that has none of the table's blobs, and
@@ -117,7 +117,7 @@ class Presence:
         """Make unreferenced blobs without bytes `purged`; return them.
 
         A later reference then makes the restorer look for the bytes: a blob must not become live without a look-up. A
-        lost history may have hidden or purged it. Raises as `settle`.
+        lost history may have hidden or purged it. Raises as `resolve`.
         """
         moved: list[Move] = []
         waiting = iter(wanted)
@@ -155,9 +155,9 @@ def _moves(
     """Return the moves that follow from a look-up; `excused`: ids of blobs that may rightly have no bytes here."""
     moves = []
     for blob in needed:
-        to = looked(blob.state, referenced=True, stored=found[blob.digest] is not None)
+        to = after_check(blob.state, referenced=True, stored=found[blob.digest] is not None)
         if to is BlobState.MISSING and blob.id in excused:
-            to = looked(blob.state, referenced=True, stored=True)
+            to = after_check(blob.state, referenced=True, stored=True)
         if to is not blob.state:
             moves.append(Move(blob, to))
     return moves
@@ -170,7 +170,7 @@ def _not_here(blob: KnownBlob) -> NotHereError:
     )
 
 
-def _tell(moves: Sequence[Move]) -> None:
+def _log_moves(moves: Sequence[Move]) -> None:
     lost = [format_digest(each.blob.digest) for each in moves if each.to is BlobState.MISSING]
     found = [format_digest(each.blob.digest) for each in moves if each.to is BlobState.LIVE]
     if lost:

@@ -43,17 +43,17 @@ from coordinator.jobs.work import Ending, StoppedError, Work
 from coordinator.reconcile import plan, table
 from coordinator.reconcile.compare import Comparison, Scope
 from coordinator.reconcile.evidence import Evidence
-from coordinator.reconcile.kept import Keeper
-from coordinator.reconcile.remains import is_stored
-from coordinator.reconcile.resolve import NotHereError, Settler
+from coordinator.reconcile.link_keeper import LinkKeeper
+from coordinator.reconcile.resolve import NotHereError, Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
+from coordinator.reconcile.stored_content import is_stored
 from coordinator.reconcile.table import ReconciledPod
 from coordinator.reconcile.tally import Change, Tally
 from coordinator.storage.layout import BASE, repository_prefix
 from coordinator.storage.port import ObjectStore
 from coordinator.table import dead_letters
-from coordinator.table.batch import LetterLimits
-from coordinator.table.doubtful_removals import Verdict
+from coordinator.table.batch import DeadLetterLimits
+from coordinator.table.doubtful_removals import Confirmation
 
 log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ KIND = "reconcile"
 _CHECK_ROOT = "Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
 
 
-class Presence(IntEnum):
+class Content(IntEnum):
     """What the bucket has of a pod. Only links prove that the pod keeps its links there (evidence.py)."""
 
     NOTHING = 0
@@ -81,28 +81,28 @@ class Reconcile:
         self,
         connections: Connections,
         store: ObjectStore,
-        settler: Settler,
+        resolver: Resolver,
         *,
         margin: timedelta,
         link_grace: timedelta,
         request_bound: timedelta,
-        limits: LetterLimits | None = None,
+        limits: DeadLetterLimits | None = None,
         sizes: Sizes = PRODUCTION,
     ) -> None:
         self._connections = connections
         self._store = store
-        self._settler = settler
+        self._resolver = resolver
         self._margin = margin
         self._link_grace = link_grace
         self._request_bound = request_bound
-        self._limits = limits or LetterLimits()
+        self._limits = limits or DeadLetterLimits()
         self._sizes = sizes
-        self._keeper = Keeper(connections, store, margin)
+        self._link_keeper = LinkKeeper(connections, store, margin)
         self._evidence = Evidence(store)
         self._lookups = ThreadPoolExecutor(sizes.lookups_at_once, thread_name_prefix="reconcile-lookup")
 
     def close(self) -> None:
-        self._keeper.close()
+        self._link_keeper.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def __call__(self, work: Work) -> Ending:
@@ -124,10 +124,10 @@ class Reconcile:
                 # Some of them may be indexes.
                 comparison.children()
             jobs.rest_done(connection, work.job)
-        self._keeper.refresh(pod.id)
-        self._settle_doubts(work, scope, tally)
+        self._link_keeper.refresh(pod.id)
+        self._resolve_doubtful_removals(work, scope, tally)
         if self._presence(pod) < presence:
-            what = "Links" if presence is Presence.LINKS else "Objects"
+            what = "Links" if presence is Content.LINKS else "Objects"
             raise NotHereError(
                 f"Storage had {what.lower()} of pod {work.job.pod} when the reconcile began, and has none now. Find "
                 f"out what removed them. {_CHECK_ROOT}"
@@ -146,15 +146,15 @@ class Reconcile:
 
         return end
 
-    def _settle_doubts(self, work: Work, scope: Scope, tally: Tally) -> None:
+    def _resolve_doubtful_removals(self, work: Work, scope: Scope, tally: Tally) -> None:
         """Resolve doubtful removals that events left, also in repositories of which storage has nothing."""
 
-        def tell(verdicts: Sequence[Verdict]) -> None:
-            tally.change(Change.DOUBT_SETTLED, len(verdicts))
-            tally.removed(verdicts)
+        def count(results: Sequence[Confirmation]) -> None:
+            tally.change(Change.DOUBTFUL_REMOVAL_RESOLVED, len(results))
+            tally.removed(results)
             work.check()
 
-        self._settler.settle(pod_id=scope.pod.id, prefixes=scope.pod.prefixes, tell=tell)
+        self._resolver.resolve(pod_id=scope.pod.id, prefixes=scope.pod.prefixes, on_resolved=count)
 
     def _absent(self, work: Work) -> list[RepositoryName]:
         """Return the repositories of open dead letters that no reconcile lists and of which storage has nothing."""
@@ -162,14 +162,14 @@ class Reconcile:
             wanted = dead_letters.unlisted(connection, work.job)
         return [name for name in wanted if not is_stored(self._store, name)]
 
-    def _presence(self, pod: ReconciledPod) -> Presence:
+    def _presence(self, pod: ReconciledPod) -> Content:
         """Return what this bucket and root have of the pod; raises NotHereError if they have no registry's objects."""
         if self._evidence.has_link(tuple(pod.prefixes)):
-            return Presence.LINKS
+            return Content.LINKS
         if any(self._store.list(repository_prefix(prefix), limit=1) for prefix in pod.prefixes):
-            return Presence.OBJECTS
+            return Content.OBJECTS
         if self._store.list(f"{BASE}/", limit=1):
-            return Presence.NOTHING
+            return Content.NOTHING
         raise NotHereError(
             f"The object store has nothing below {BASE}/: no registry has stored anything in this bucket and root. "
             f"{_CHECK_ROOT} A new pod is reconciled once its registry has stored something."
@@ -245,4 +245,4 @@ class Reconcile:
         tally.done()
 
     def _comparison(self, scope: Scope, connection: Any, tally: Tally, check: Callable[[], None]) -> Comparison:
-        return Comparison(scope, connection, self._store, self._settler, self._lookups, tally, check)
+        return Comparison(scope, connection, self._store, self._resolver, self._lookups, tally, check)

@@ -1,7 +1,7 @@
 """Resolve doubtful removals by looking up the pod's links in storage.
 
 Route: workers/processor.py after a batch that left doubtful removals, and workers/app.py at intervals ->
-`Settler.settle`; compare.py with links that a listing did not show -> `Settler.settle_unlisted`. Both make the same
+`Resolver.resolve`; compare.py with links that a listing did not show -> `Resolver.resolve_unlisted`. Both make the same
 look-up.
 
 The facts are locked during the look-up (db/locks.py): it sees the link of a push that wrote it before; the event of a
@@ -28,8 +28,8 @@ from coordinator.errors import BaleenError, UnavailableError
 from coordinator.reconcile.evidence import Evidence
 from coordinator.storage.layout import layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
-from coordinator.table import doubtful_removals as doubts
-from coordinator.table.doubtful_removals import Doubt, Verdict
+from coordinator.table import doubtful_removals
+from coordinator.table.doubtful_removals import Confirmation, DoubtfulRemoval
 
 log = structlog.get_logger()
 
@@ -43,18 +43,18 @@ NEW = timedelta(minutes=1)
 Place = tuple[RepositoryName, ...]
 
 
-class Settled(NamedTuple):
+class Resolved(NamedTuple):
     """Counts of what was removed, and of doubtful removals that were resolved."""
 
     removed: int = 0
-    doubts: int = 0
+    removals: int = 0
 
 
 class NotHereError(BaleenError):
     """No link of the pod is found in this bucket and root, so an absence there proves nothing."""
 
 
-class Settler:
+class Resolver:
     def __init__(self, connections: Connections, store: ObjectStore, lookups_at_once: int = LOOKUPS_AT_ONCE) -> None:
         self._connections = connections
         self._store = store
@@ -64,46 +64,47 @@ class Settler:
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    def settle_new(self) -> Settled:
+    def resolve_new(self) -> Resolved:
         """Resolve the doubtful removals of the last minute; old unresolvable ones must not delay each batch."""
-        return self.settle(newer_than=NEW)
+        return self.resolve(newer_than=NEW)
 
-    def settle(
+    def resolve(
         self,
         newer_than: timedelta | None = None,
         *,
         pod_id: int | None = None,
         prefixes: Sequence[RepositoryName] = (),
-        tell: Callable[[Sequence[Verdict]], None] | None = None,
-    ) -> Settled:
-        """Resolve all doubtful removals that can be resolved, or those of one pod; `tell` gets each committed batch.
+        on_resolved: Callable[[Sequence[Confirmation]], None] | None = None,
+    ) -> Resolved:
+        """Resolve all doubtful removals that can be resolved, or those of one pod; `on_resolved` gets each committed
+        batch.
 
         `prefixes`: all of that pod's. Without them, only links below the prefixes of a removal's repository show that
         the pod keeps its links here.
         """
-        settled = Settled()
-        after = doubts.BEGINNING
+        resolved = Resolved()
+        after = doubtful_removals.BEGINNING
         while True:
             # Outside the lock: a store that is away must not stop the writers.
             self._store.check()
             with self._connections.use() as connection, connection.transaction():
                 locks.enter(connection, alone=True)
-                found = doubts.load(connection, after, BATCH, newer_than, pod_id)
+                found = doubtful_removals.load(connection, after, BATCH, newer_than, pod_id)
                 if not found:
-                    return settled
-                looked = self._look_up(found, prefixes)
-                verdicts = [verdict for verdict in looked if verdict is not None]
-                removed = doubts.settle(connection, verdicts)
-            settled = Settled(settled.removed + removed, settled.doubts + len(verdicts))
-            if verdicts:
-                log.info("doubtful removals resolved", doubts=len(verdicts), removed=removed)
-                if tell is not None:
-                    tell(verdicts)
+                    return resolved
+                checked = self._look_up(found, prefixes)
+                results = [result for result in checked if result is not None]
+                removed = doubtful_removals.resolve(connection, results)
+            resolved = Resolved(resolved.removed + removed, resolved.removals + len(results))
+            if results:
+                log.info("doubtful removals resolved", removals=len(results), removed=removed)
+                if on_resolved is not None:
+                    on_resolved(results)
             after = found[-1].key
 
-    def settle_unlisted(
-        self, keys: Sequence[doubts.Key], at: datetime.datetime, prefixes: Sequence[RepositoryName]
-    ) -> list[Verdict]:
+    def resolve_unlisted(
+        self, keys: Sequence[doubtful_removals.Key], at: datetime.datetime, prefixes: Sequence[RepositoryName]
+    ) -> list[Confirmation]:
         """Question at most BATCH links that a listing begun at `at` did not show, and resolve them at once.
 
         `prefixes`: all of the pod's.
@@ -115,43 +116,45 @@ class Settler:
         self._store.check()
         with self._connections.use() as connection, connection.transaction():
             locks.enter(connection, alone=True)
-            verdicts: list[Verdict] = []
-            raised = doubts.raise_doubts(connection, keys, at)
-            for doubt, verdict in zip(raised, self._look_up(raised, prefixes), strict=True):
-                if verdict is None:
+            results: list[Confirmation] = []
+            raised = doubtful_removals.record(connection, keys, at)
+            for doubtful, result in zip(raised, self._look_up(raised, prefixes), strict=True):
+                if result is None:
                     raise NotHereError(
-                        f"Storage has no link of the pod, though the table has {format_digest(doubt.digest)} "
-                        f"in {doubt.repository}. Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT, and that the pod's "
+                        f"Storage has no link of the pod, though the table has {format_digest(doubtful.digest)} "
+                        f"in {doubtful.repository}. Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT, and that the pod's "
                         "registry keeps its links there. A registry that keeps them in its own database is of linker "
                         "relay."
                     )
-                verdicts.append(verdict)
-            doubts.settle(connection, verdicts)
-        return verdicts
+                results.append(result)
+            doubtful_removals.resolve(connection, results)
+        return results
 
-    def _look_up(self, found: list[Doubt], prefixes: Sequence[RepositoryName]) -> list[Verdict | None]:
+    def _look_up(self, found: list[DoubtfulRemoval], prefixes: Sequence[RepositoryName]) -> list[Confirmation | None]:
         """Return what storage has of each; None where a link is absent, and that proves nothing."""
-        places = [tuple(prefixes or doubt.prefixes or (doubt.repository,)) for doubt in found]
-        named = list(dict.fromkeys(doubt.repository for doubt in found))
+        places = [tuple(prefixes or doubtful.prefixes or (doubtful.repository,)) for doubtful in found]
+        named = list(dict.fromkeys(doubtful.repository for doubtful in found))
         try:
             before = self._proved(places, named)
-            verdicts = list(self._lookups.map(self._verdict, found, timeout=LOOKUP_TIMEOUT_S))
-            absent = [_gone(verdict) for verdict in verdicts]
+            results = list(self._lookups.map(self._confirm, found, timeout=LOOKUP_TIMEOUT_S))
+            absent = [_is_gone(result) for result in results]
             asked = (place for place, gone in zip(places, absent, strict=True) if gone and place in before)
             after = self._proved(asked, named)
         except TimeoutError as error:
             raise UnavailableError("The object store answers too slowly to resolve removals: try again.") from error
         return [
-            None if gone and place not in after else verdict
-            for verdict, place, gone in zip(verdicts, places, absent, strict=True)
+            None if gone and place not in after else result
+            for result, place, gone in zip(results, places, absent, strict=True)
         ]
 
-    def _verdict(self, doubt: Doubt) -> Verdict:
-        revision = doubt.held and self._store.head(revision_link_key(doubt.repository, doubt.digest)) is not None
-        asked = doubt.linked or (doubt.held and not revision)
-        layer = asked and self._store.head(layer_link_key(doubt.repository, doubt.digest)) is not None
+    def _confirm(self, doubtful: DoubtfulRemoval) -> Confirmation:
+        revision = (
+            doubtful.held and self._store.head(revision_link_key(doubtful.repository, doubtful.digest)) is not None
+        )
+        asked = doubtful.linked or (doubtful.held and not revision)
+        layer = asked and self._store.head(layer_link_key(doubtful.repository, doubtful.digest)) is not None
         # A registry serves a manifest by either link (layered.py).
-        return Verdict(doubt, held=revision or (doubt.held and layer), linked=doubt.linked and layer)
+        return Confirmation(doubtful, held=revision or (doubtful.held and layer), linked=doubtful.linked and layer)
 
     def _proved(self, places: Iterable[Place], named: Sequence[RepositoryName]) -> set[Place]:
         """Return the places where a link is found; `named` as in evidence.py."""
@@ -160,5 +163,5 @@ class Settler:
         return {place for place, there in zip(asked, found, strict=True) if there}
 
 
-def _gone(verdict: Verdict) -> bool:
-    return verdict.held < verdict.doubt.held or verdict.linked < verdict.doubt.linked
+def _is_gone(result: Confirmation) -> bool:
+    return result.held < result.doubtful.held or result.linked < result.doubtful.linked

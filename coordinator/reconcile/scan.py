@@ -21,8 +21,8 @@ from coordinator.storage.layout import (
 )
 from coordinator.storage.port import ObjectInfo
 
-#: Keys between two calls of `tell`.
-TELL_EVERY = 1000
+#: Keys between two calls of `on_progress`.
+PROGRESS_EVERY = 1000
 
 
 class Listed(NamedTuple):
@@ -37,22 +37,22 @@ def links(
     objects: Iterable[ObjectInfo],
     *,
     layers_after: datetime | None,
-    tell: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
     tagged: Callable[[RepositoryName, Digest], None] = lambda _repository, _digest: None,
-    tell_every: int = TELL_EVERY,
+    progress_every: int = PROGRESS_EVERY,
 ) -> Iterator[Listed]:
     """Give the links among objects; layer links only if they are younger than `layers_after`, unless that is None.
 
-    `tagged` gets each digest that a tag points to or has pointed to. `tell` gets now and then the number of keys, and
-    of links among them, since the last call.
+    `tagged` gets each digest that a tag points to or has pointed to. `on_progress` gets now and then the number of
+    keys, and of links among them, since the last call.
     """
     beginning, folder, skip = "", None, None
     tags, repository = "", None
     keys = links = 0
     for key, _, modified_at in objects:
         keys += 1
-        if keys == tell_every:
-            tell(keys, links)
+        if keys == progress_every:
+            on_progress(keys, links)
             keys = links = 0
         if folder is None or not key.startswith(beginning):
             parsed = parse_link_folder(key)
@@ -74,4 +74,4 @@ def links(
         if digest is not None:
             links += 1
             yield Listed(folder, digest, modified_at)
-    tell(keys, links)
+    on_progress(keys, links)

@@ -17,14 +17,14 @@ from psycopg import Connection
 from coordinator.db import locks
 from coordinator.db.arrays import digests, integers
 from coordinator.db.locks import END_LOCK, PODS_LOCK
-from coordinator.domain.merge import Known, LinkKind
+from coordinator.domain.merge import LinkKind, TableLink
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.pods import Linker, PodMode
 from coordinator.domain.references import ManifestKind
 from coordinator.jobs.table import Job
 from coordinator.pods import clock
 from coordinator.table import dead_letters, processes
-from coordinator.table.batch import LetterLimits
+from coordinator.table.batch import DeadLetterLimits
 
 #: Sorting millions of a repository's holdings takes longer than other statements may.
 SORT_TIMEOUT = "15min"
@@ -143,14 +143,14 @@ def known(
     began_at: datetime,
     margin: timedelta,
     fetched: int,
-) -> Iterator[Iterator[Known]]:
+) -> Iterator[Iterator[TableLink]]:
     """Give the table's links of these repositories, by repository and digest.
 
     `old` of a holding is by the registry's clock; a time in the future proves nothing, and counts as old.
     """
     values = {"repositories": integers(repositories), "began": began_at, "margin": margin}
     with _cursor(connection, _KNOWN[kind], values, fetched, large=len(repositories) == 1) as rows:
-        yield (Known(row[0], Digest(row[1]), row[2]) for row in rows)
+        yield (TableLink(row[0], Digest(row[1]), row[2]) for row in rows)
 
 
 @contextmanager
@@ -271,7 +271,7 @@ def end(
     job: Job,
     request_bound: timedelta,
     absent: Collection[RepositoryName] = (),
-    limits: LetterLimits | None = None,
+    limits: DeadLetterLimits | None = None,
 ) -> dict[str, Any]:
     """Write what the whole comparison proves, in the transaction that ends the job.
 
@@ -290,16 +290,16 @@ def end(
     why = f"reconcile {job.id}"
     gaps = connection.execute(
         f"""
-        UPDATE gaps g SET settled_at = clock_timestamp(), settled_why = %s
-        WHERE g.pod_id = %s AND g.settled_at IS NULL AND g.settles_from <= %s AND {dead_letters.FITS}
+        UPDATE gaps g SET resolved_at = clock_timestamp(), resolved_why = %s
+        WHERE g.pod_id = %s AND g.resolved_at IS NULL AND g.resolves_from <= %s AND {dead_letters.FITS}
         """,
         (why, job.pod_id, job.began_at),
     ).rowcount
     resolved = dead_letters.resolve(connection, job, absent, why)
-    dead_letters.forget(connection, limits or LetterLimits())
-    processes.settle_unheard(connection, job.its_pod, job.began_at, request_bound)
+    dead_letters.forget(connection, limits or DeadLetterLimits())
+    processes.resolve_unechoed(connection, job.its_pod, job.began_at, request_bound)
     retired = processes.retire_dead(connection, job.its_pod, job.began_at, request_bound, why)
-    return {"gaps_settled": gaps, "sources_retired": retired, "dead_letters_resolved": resolved}
+    return {"gaps_resolved": gaps, "processes_retired": retired, "dead_letters_resolved": resolved}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from coordinator.domain.names import Digest, RepositoryName, format_digest
-from coordinator.table.doubtful_removals import Verdict
+from coordinator.table.doubtful_removals import Confirmation
 
 #: Examples of each change that are kept.
 EXAMPLES = 20
@@ -25,7 +25,7 @@ class Change(StrEnum):
     #: The table had it, the listing did not show it, and its link exists.
     STILL_LINKED = "still_linked"
     #: Removals that were doubtful before.
-    DOUBT_SETTLED = "doubts_settled"
+    DOUBTFUL_REMOVAL_RESOLVED = "doubtful_removals_resolved"
     #: Held manifests whose references are not known.
     UNREAD = "unread"
 
@@ -74,16 +74,16 @@ class Tally:
                     }
                 )
 
-    def removed(self, verdicts: Sequence[Verdict]) -> None:
+    def removed(self, results: Sequence[Confirmation]) -> None:
         """Count what was removed because its link does not exist."""
-        for doubt, held, linked in verdicts:
+        for doubtful, held, linked in results:
             for change, gone in (
-                (Change.HOLDING_REMOVED, doubt.held and not held),
-                (Change.LINK_REMOVED, doubt.linked and not linked),
+                (Change.HOLDING_REMOVED, doubtful.held and not held),
+                (Change.LINK_REMOVED, doubtful.linked and not linked),
             ):
                 if gone:
                     self.change(change)
-                    self.example(change, doubt.repository, doubt.digest)
+                    self.example(change, doubtful.repository, doubtful.digest)
 
     def plan(self, parts: Mapping[str, Mapping[str, Any] | None]) -> None:
         """Set the parts, with the counts of those that are done."""

@@ -146,16 +146,16 @@ class RegistryAuth(httpx.Auth):
                 challenged=answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN},
             )
         try:
-            told = _issued.decode(answer.content)
+            issued = _issued.decode(answer.content)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            told = _Issued()
-        token = told.token or told.access_token
+            issued = _Issued()
+        token = issued.token or issued.access_token
         if not token:
             raise RegistryAuthenticationError(
                 f"The token issuer {issuer} of the registry {self._registry} sent no token: check its address.",
                 registry_status=answer.status_code,
             )
-        seconds = told.expires_in or TOKEN_SECONDS
+        seconds = issued.expires_in or TOKEN_SECONDS
         return _Token(f"Bearer {token}", self._clock() + max(seconds - LEEWAY_SECONDS, 0))
 
     def _refused(self, what: str) -> RegistryAuthenticationError:

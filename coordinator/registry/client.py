@@ -375,8 +375,8 @@ def _headers(user_agent: str | None) -> dict[str, str]:
 
 def _refusal(response: httpx.Response, body: bytes) -> RegistryError:
     request = response.request
-    code, said = _oci_error(body)
-    reason = " ".join(part for part in (str(response.status_code), code, said and f"({said})") if part)
+    code, detail = _oci_error(body)
+    reason = " ".join(part for part in (str(response.status_code), code, detail and f"({detail})") if part)
     message = f"The registry answered {reason} to {request.method} {request.url.path}: see its log."
     kind = RegistryNotFoundError if response.status_code == 404 else RegistryError
     asks = response.status_code == httpx.codes.UNAUTHORIZED or (

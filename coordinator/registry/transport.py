@@ -20,7 +20,7 @@ from coordinator.registry.auth import same_origin
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 
 #: The most bytes of an answer that is no blob and no manifest: an error, a token, a few words.
-WORDS_BYTES: Final = 256 * 1024
+SHORT_ANSWER_BYTES: Final = 256 * 1024
 #: Marks a request whose answer may be long.
 LONG: Final = "baleen_long"
 
@@ -47,8 +47,8 @@ class AtAddress(httpx.HTTPTransport):
         return super().handle_request(there)
 
 
-class _Words(httpx.SyncByteStream):
-    """A short answer: nothing is read after WORDS_BYTES, or after its time.
+class _ShortAnswer(httpx.SyncByteStream):
+    """A short answer: nothing is read after SHORT_ANSWER_BYTES, or after its time.
 
     Otherwise a registry could delay the reader of its error, byte by byte, for as long as it likes.
     """
@@ -58,7 +58,7 @@ class _Words(httpx.SyncByteStream):
         self._until = time.monotonic() + seconds
 
     def __iter__(self) -> Iterator[bytes]:
-        left = WORDS_BYTES
+        left = SHORT_ANSWER_BYTES
         for piece in self._stream:
             left -= len(piece)
             if left < 0 or time.monotonic() > self._until:
@@ -75,7 +75,7 @@ def bounded(seconds: float) -> Callable[[httpx.Response], None]:
     def bound(response: httpx.Response) -> None:
         is_long = response.status_code == httpx.codes.OK and response.request.extensions.get(LONG)
         if not is_long and isinstance(response.stream, httpx.SyncByteStream):
-            response.stream = _Words(response.stream, seconds)
+            response.stream = _ShortAnswer(response.stream, seconds)
 
     return bound
 

@@ -170,11 +170,11 @@ def _filter(name: str, kind: str, **fields: Any) -> Plan:
 def _who(options: Options) -> list[Plan]:
     """Replace a client's claims about its address and scheme: registries use them in URLs and events."""
     client = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
-    told = {"x-real-ip": client, "x-forwarded-for": client, "x-forwarded-host": "%REQ(:AUTHORITY)%"}
+    added = {"x-real-ip": client, "x-forwarded-for": client, "x-forwarded-host": "%REQ(:AUTHORITY)%"}
     if options.public_scheme is not None:
-        told["x-forwarded-proto"] = options.public_scheme
+        added["x-forwarded-proto"] = options.public_scheme
     return [
-        *({"append": _set(name, value)} for name, value in told.items()),
+        *({"append": _set(name, value)} for name, value in added.items()),
         *({"remove": name} for name in ("x-forwarded-port", "forwarded")),
         # With these a client could control Envoy's timeouts and retries.
         {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
@@ -347,10 +347,10 @@ def _headers(wanted: Mapping[str, str | None]) -> list[Plan]:
 
 
 def _answer(status: int, body: str, headers: Mapping[str, str] | None = None) -> Plan:
-    told = {"content-type": "application/json", **(headers or {})}
+    added = {"content-type": "application/json", **(headers or {})}
     return {
         "direct_response": {"status": status, "body": {"inline_string": body}},
-        "response_headers_to_add": [_set(name, value) for name, value in told.items()],
+        "response_headers_to_add": [_set(name, value) for name, value in added.items()],
     }
 
 
@@ -358,7 +358,7 @@ def _error(code: str, message: str) -> str:
     return json.dumps({"errors": [{"code": code, "message": message, "detail": None}]}, separators=(",", ":"))
 
 
-def _said(body: str) -> Plan:
+def _text(body: str) -> Plan:
     return {"text_format_source": {"inline_string": body}, "content_type": "application/json"}
 
 
@@ -386,13 +386,13 @@ _ANSWERS: Plan = {
             },
             "status_code": 502,
             "headers_to_add": [_set("retry-after", "1")],
-            "body_format_override": _said(
+            "body_format_override": _text(
                 _error("UNAVAILABLE", "The registry of this repository does not answer: try again.")
             ),
         },
         {
             "filter": _status_is(413),
-            "body_format_override": _said(_error("SIZE_INVALID", "The body of this request is too large.")),
+            "body_format_override": _text(_error("SIZE_INVALID", "The body of this request is too large.")),
         },
     ]
 }

@@ -32,7 +32,7 @@ def configured(data_dir: Path) -> Settings:
     return settings.load({**os.environ, f"{PREFIX}DATA_DIR": str(data_dir / "no-stack-here")})
 
 
-def told(merged: Settings, beginning: tuple[str, ...] = ("",)) -> dict[str, Any]:
+def plain_values(merged: Settings, beginning: tuple[str, ...] = ("",)) -> dict[str, Any]:
     """Return the present settings as plain values; all, or those whose names begin with `beginning`."""
     values = {name: _plain(getattr(merged, name)) for name in Settings.__annotations__ if name.startswith(beginning)}
     return {name: value for name, value in values.items() if value is not None}
@@ -84,7 +84,7 @@ def _child(
 
 
 def _environment(merged: Settings) -> Mapping[str, str]:
-    ours = {f"{PREFIX}{name.upper()}": _text(value) for name, value in told(merged).items()}
+    ours = {f"{PREFIX}{name.upper()}": _text(value) for name, value in plain_values(merged).items()}
     return {"PYTHONUNBUFFERED": "1"} | passed_on() | ours
 
 

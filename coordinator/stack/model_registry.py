@@ -51,10 +51,16 @@ class ModelConfig:
         return S3ObjectStore(**asdict(self.storage))
 
     def webhook(self) -> Webhook | None:
-        told = self.notifications
-        if told is None:
+        notifications = self.notifications
+        if notifications is None:
             return None
-        return Webhook(told.url, told.token, _seconds(told.timeout), _seconds(told.backoff), told.pulls)
+        return Webhook(
+            notifications.url,
+            notifications.token,
+            _seconds(notifications.timeout),
+            _seconds(notifications.backoff),
+            notifications.pulls,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

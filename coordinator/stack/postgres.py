@@ -192,10 +192,10 @@ class EmbeddedPostgres:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise StackError(f"PostgreSQL's {program} cannot be run ({error}).") from error
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()
-            if "No space left on device" in said:
+            output = (done.stderr or done.stdout).strip()
+            if "No space left on device" in output:
                 raise StackError(f"The disk is full: free some space for {self._directory}.")
-            raise StackError(f"PostgreSQL's {program} failed in {self._directory}: {said[-1000:]}")
+            raise StackError(f"PostgreSQL's {program} failed in {self._directory}: {output[-1000:]}")
 
 
 def _environment() -> dict[str, str]:

@@ -168,12 +168,12 @@ class ManagedProcess:
 
 def _readable(line: str) -> str:
     """Return a log line for people; of a JSON record only the event and its reason."""
-    told = line
+    message = line
     if line.startswith("{"):
         with contextlib.suppress(ValueError):
             record = json.loads(line)
             known = (record.get(name) for name in ("level", "event", "reason", "error"))
             # Of a traceback only the last line, which is the error.
             trace = str(record.get("exception", "")).strip().rpartition("\n")[2]
-            told = ": ".join(str(each) for each in (*known, trace) if each) or line
-    return told if len(told) <= LINE_LENGTH else f"{told[:LINE_LENGTH]}…"
+            message = ": ".join(str(each) for each in (*known, trace) if each) or line
+    return message if len(message) <= LINE_LENGTH else f"{message[:LINE_LENGTH]}…"

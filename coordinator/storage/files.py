@@ -198,7 +198,7 @@ def _info(key: str, known: os.stat_result) -> ObjectInfo:
 
 
 def _is_part(name: str) -> bool:
-    return "\\" not in name and (name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name))
+    return "\\" not in name and (name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name))
 
 
 def _unreadable(error: OSError) -> UnavailableError:

@@ -1,8 +1,8 @@
 """Read what a manifest can need from its bytes in shared storage, verified against its digest.
 
 Not here: parsing the bytes (domain/references.py), the callers (workers/contents.py for events without references,
-reconcile/kept.py where reports differ, reconcile/compare.py for links that no event reported), storing the result
-(table/digest_facts.py).
+reconcile/link_keeper.py where reports differ, reconcile/compare.py for links that no event reported), storing the
+result (table/digest_facts.py).
 """
 
 import hashlib

@@ -157,7 +157,7 @@ class S3ObjectStore:
         return f"S3ObjectStore({self.bucket!r}, {self.root!r})"
 
     def get(self, key: str, limit: int | None = None) -> bytes:
-        with self._translated(key):
+        with self._translate_errors(key):
             answer = self._client.get_object(Bucket=self.bucket, Key=self._path(key))
             # As a context manager the body would return urllib3's own stream, whose errors are not botocore's.
             with closing(answer["Body"]) as body:
@@ -170,7 +170,7 @@ class S3ObjectStore:
         return None if answer is None else ObjectInfo(key, answer["ContentLength"], answer["LastModified"])
 
     def _head(self, key: str) -> Any:
-        with self._translated(key):
+        with self._translate_errors(key):
             try:
                 return self._client.head_object(Bucket=self.bucket, Key=self._path(key))
             except ClientError as error:
@@ -188,21 +188,21 @@ class S3ObjectStore:
 
     @contextmanager
     def _opened(self, key: str, **which: Any) -> Iterator[OpenObject]:
-        with self._translated(key):
+        with self._translate_errors(key):
             answer = self._client.get_object(Bucket=self.bucket, Key=self._path(key), **which)
         with closing(answer["Body"]) as body:
             yield OpenObject(answer["ContentLength"], answer.get("ETag"), self._chunks(key, body.read))
 
     def _chunks(self, key: str, read: Callable[[int], bytes]) -> Iterator[bytes]:
         while True:
-            with self._translated(key):
+            with self._translate_errors(key):
                 chunk = read(CHUNK_BYTES)  # the read at the end raises if bytes are missing
             if not chunk:
                 return
             yield chunk
 
     def put(self, key: str, body: bytes) -> None:
-        with self._translated(key):
+        with self._translate_errors(key):
             self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body)
 
     def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
@@ -213,7 +213,7 @@ class S3ObjectStore:
             return
         with self._multipart(key) as (upload, done):
             for number, part in enumerate(parts, 1):
-                with self._translated(key):
+                with self._translate_errors(key):
                     answer = self._client.upload_part(**upload, PartNumber=number, Body=part)
                 done.append({"PartNumber": number, "ETag": answer["ETag"]})
 
@@ -231,7 +231,7 @@ class S3ObjectStore:
                 return False
             if code == "PreconditionFailed" or error_status(error) == 412:
                 raise _changed(source_key) from error
-            with self._translated(key):
+            with self._translate_errors(key):
                 raise
         return True
 
@@ -250,14 +250,14 @@ class S3ObjectStore:
     def _copy(self, key: str, size: int, request: dict[str, Any]) -> None:
         """Copy by the service; raises its refusals unchanged."""
         if size <= self.copy_bytes:
-            with self._translated(key, refusals=False):
+            with self._translate_errors(key, refusals=False):
                 self._client.copy_object(Bucket=self.bucket, Key=self._path(key), **request)
             return
         with self._multipart(key) as (upload, done):
             part_bytes = max(self.copy_bytes, -(-size // PARTS_LIMIT))
             for number, start in enumerate(range(0, size, part_bytes), 1):
                 piece = f"bytes={start}-{min(start + part_bytes, size) - 1}"
-                with self._translated(key, refusals=False):
+                with self._translate_errors(key, refusals=False):
                     answer = self._client.upload_part_copy(
                         **upload, PartNumber=number, CopySourceRange=piece, **request
                     )
@@ -267,12 +267,12 @@ class S3ObjectStore:
     def _multipart(self, key: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
         """Run a multipart upload; it is completed at the end of the block, and aborted if the block raises."""
         upload: dict[str, Any] = {"Bucket": self.bucket, "Key": self._path(key)}
-        with self._translated(key):
+        with self._translate_errors(key):
             upload["UploadId"] = self._client.create_multipart_upload(**upload)["UploadId"]
         done: list[Any] = []
         try:
             yield upload, done
-            with self._translated(key):
+            with self._translate_errors(key):
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
         except BaseException:
             with permitted(_begun_here), suppress(BotoCoreError, ClientError, OSError):
@@ -281,7 +281,7 @@ class S3ObjectStore:
 
     def delete(self, key: str) -> None:
         try:
-            with self._translated(key):
+            with self._translate_errors(key):
                 self._client.delete_object(Bucket=self.bucket, Key=self._path(key))
         except ObjectNotFoundError:
             return  # S3 itself does not report it, some others do
@@ -295,7 +295,7 @@ class S3ObjectStore:
             {"Key": self._path(each.key)} | ({} if each.version is None else {"VersionId": each.version})
             for each in targets
         ]
-        with permitted(permit), self._translated(targets[0].key):
+        with permitted(permit), self._translate_errors(targets[0].key):
             answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": named})
         wrong = {
             (each["Key"], each.get("VersionId")): f"{each.get('Code', '')} {each.get('Message', '')}".strip()
@@ -323,7 +323,7 @@ class S3ObjectStore:
 
     def versioning(self) -> str | None:
         """Return `Enabled`, `Suspended`, or None if the bucket never kept versions."""
-        with self._translated(""):
+        with self._translate_errors(""):
             return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
 
     def keeps_versions(self) -> bool:
@@ -339,7 +339,7 @@ class S3ObjectStore:
     def _check_rules(self) -> None:
         """Raise UnsafeStoreError if a rule of the bucket deletes what GC needs to stay."""
         try:
-            with self._translated("", refusals=False):
+            with self._translate_errors("", refusals=False):
                 answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
         except ClientError as error:
             code = error_code(error)
@@ -415,7 +415,7 @@ class S3ObjectStore:
         """
         after = first or {}
         while True:
-            with self._translated(key):
+            with self._translate_errors(key):
                 page = call(**request, **after)
             yield page
             if not page["IsTruncated"]:
@@ -449,7 +449,7 @@ class S3ObjectStore:
         if not any(each.is_marker and each.version == version for each in self.versions(key)):
             return False
         try:
-            with self._translated(key):
+            with self._translate_errors(key):
                 self._client.delete_object(Bucket=self.bucket, Key=self._path(key), VersionId=version)
         except ObjectNotFoundError:
             return False  # as in `delete`: another process was faster, or an earlier attempt without an answer
@@ -488,7 +488,7 @@ class S3ObjectStore:
             raise
 
     def abort(self, upload: Unfinished, permit: Permit) -> None:
-        with permitted(permit), self._translated(upload.key):
+        with permitted(permit), self._translate_errors(upload.key):
             try:
                 self._client.abort_multipart_upload(**self._named(upload))
             except ClientError as error:
@@ -499,7 +499,7 @@ class S3ObjectStore:
         return {"Bucket": self.bucket, "Key": self._path(upload.key), "UploadId": upload.upload}
 
     def check(self) -> None:
-        with self._translated(""):
+        with self._translate_errors(""):
             try:
                 self._client.head_bucket(Bucket=self.bucket)
             except ClientError as error:
@@ -509,14 +509,14 @@ class S3ObjectStore:
 
     def enable_versioning(self) -> None:
         """Enable versioning of the bucket: GC then hides by a delete marker."""
-        with self._translated(""):
+        with self._translate_errors(""):
             self._client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
 
     def _path(self, key: str) -> str:
         return self.root + check_key(key)
 
     @contextmanager
-    def _translated(self, key: str, *, refusals: bool = True) -> Iterator[None]:
+    def _translate_errors(self, key: str, *, refusals: bool = True) -> Iterator[None]:
         """Translate boto3's errors; without `refusals` the store's own answers are raised unchanged."""
         try:
             yield

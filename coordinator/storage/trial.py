@@ -27,12 +27,12 @@ class Attempt(NamedTuple):
 
     allowed: bool
     #: The store's error code; "done" if it permitted the attempt.
-    said: str
+    reply: str
 
     @property
     def is_forbidden(self) -> bool:
         """Whether this key lacks the right; the answer to an unknown key is another one."""
-        return self.said == "AccessDenied"
+        return self.reply == "AccessDenied"
 
 
 class TrialStore(S3ObjectStore):
@@ -91,16 +91,16 @@ class TrialStore(S3ObjectStore):
         return self._attempt("", lambda: self._client.put_bucket_policy(Bucket=self.bucket, Policy="no policy"))
 
     def _attempt(self, key: str, call: Callable[[], Any]) -> Attempt:
-        with self._translated(key):
+        with self._translate_errors(key):
             try:
                 answer = call()
             except ClientError as error:
                 if not 400 <= error_status(error) < 500:
                     raise  # an outage is not a refusal
-                return Attempt(allowed=False, said=error_code(error) or str(error_status(error)))
+                return Attempt(allowed=False, reply=error_code(error) or str(error_status(error)))
         for failed in answer.get("Errors", ()):
-            return Attempt(allowed=False, said=str(failed.get("Code", "refused")))
-        return Attempt(allowed=True, said="done")
+            return Attempt(allowed=False, reply=str(failed.get("Code", "refused")))
+        return Attempt(allowed=True, reply="done")
 
     # Cleaning up
 
@@ -135,7 +135,7 @@ class TrialStore(S3ObjectStore):
             # marker of that name, which a bucket with suspended versioning makes, cannot be removed.)
             part = found[start : start + LIST_LIMIT]
             names: Any = [{"Key": self.root + each.key, "VersionId": each.state.version} for each in part]
-            with permitted(_its_own), self._translated(part[0].key):
+            with permitted(_its_own), self._translate_errors(part[0].key):
                 answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": names, "Quiet": True})
             for failed in answer.get("Errors", ()):
                 code = failed.get("Code")

@@ -57,7 +57,7 @@ from coordinator.survey.tree import Item, Link, pointed, read_held, read_links, 
 #: Blobs and links that are processed at once.
 THREADS = 8
 #: Attempts of the last look-up of all blobs, if some were gone each time.
-LOOKS = 3
+CHECKS = 3
 
 Progress = Callable[[Figures], None]
 
@@ -92,20 +92,20 @@ def read(
     pool: Executor,
     *,
     only_owned: bool = False,
-    say: Callable[[str], None] = lambda what: None,
+    report: Callable[[str], None] = lambda what: None,
 ) -> AdoptionInput:
     """Read everything that the plan needs. Raises ConflictError if the source has repositories of other pods."""
-    say("listing the source's links")
+    report("listing the source's links")
     links = read_links(source, [REPOSITORIES], pool)
     ours = owned(links, prefixes, only_owned=only_owned)
     links = {name: links[name] for name in ours}
-    say("listing the source's blobs")
+    report("listing the source's blobs")
     sizes = read_sizes(source)
-    say("reading the source's manifests")
+    report("reading the source's manifests")
     links, manifests = read_held(source, links, sizes.keys(), pool)
-    say("listing the pod's links in the shared layer")
+    report("listing the pod's links in the shared layer")
     there = read_links(shared, [f"{REPOSITORIES}{prefix}/" for prefix in prefixes], pool)
-    say("looking for the blobs in the shared layer")
+    report("looking for the blobs in the shared layer")
     needed = sorted({digest for each in links.values() for digest in needed_of(each, manifests, sizes.keys())})
     heads = side_by_side(pool, lambda digest: shared.head(blob_key(digest)), needed)
     return AdoptionInput(
@@ -150,7 +150,7 @@ class _Run:
         #: Blobs that need no more hashing: at first those that have their links, and on which no new link relies.
         self._verified = set(plan.needed).difference(blob.digest for each in plan.repositories for blob in each.blobs)
         self._copied_again = 0
-        self._looking_again = False
+        self._is_checking_again = False
         #: Whether the service copies between the two stores; None until it was tried.
         self._by_service: bool | None = None
 
@@ -158,7 +158,7 @@ class _Run:
         for each in self._plan.repositories:
             self._repository(each)
             self._count(repositories=1)
-        self._look_again()
+        self._check_again()
         return AdoptionResult(self._done, self._remarks, self._copied_again)
 
     def _repository(self, each: RepositoryPlan) -> None:
@@ -252,7 +252,7 @@ class _Run:
         except ConflictError as error:
             raise _RefusedError("its bytes in the source changed while they were copied") from error
         with self._lock:
-            if self._looking_again:
+            if self._is_checking_again:
                 self._copied_again += 1
                 return
         self._count(copied_blobs=1, copied_bytes=size)
@@ -285,11 +285,11 @@ class _Run:
             except ObjectNotFoundError as error:
                 raise _RefusedError(f"it is no longer {where}") from error
 
-    def _look_again(self) -> None:
+    def _check_again(self) -> None:
         """Look up every blob once more after the links were written; see "Against garbage collection" above."""
-        self._looking_again = True
+        self._is_checking_again = True
         wanted = [digest for digest in self._plan.needed if digest not in self._refused]
-        for _ in range(LOOKS):
+        for _ in range(CHECKS):
             heads = side_by_side(self._pool, lambda digest: self._shared.head(blob_key(digest)), wanted)
             gone = [digest for digest, head in zip(wanted, heads, strict=True) if head is None]
             if not gone:

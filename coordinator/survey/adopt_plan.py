@@ -25,7 +25,7 @@ from coordinator.domain.pods import prefixes_of
 from coordinator.errors import ConflictError, InvalidNameError
 from coordinator.survey.tree import Kind, Link, Links, Manifest
 
-NAMES_TOLD = 20
+NAMES_SHOWN = 20
 
 
 class AdoptionInput(NamedTuple):
@@ -136,10 +136,12 @@ def owned(repositories: Iterable[str], prefixes: Collection[str], *, only_owned:
             mine = False
         (ours if mine else others).append(RepositoryName(name))
     if others and not only_owned:
-        told = ", ".join(others[:NAMES_TOLD]) + (f" and {len(others) - NAMES_TOLD} more" if others[NAMES_TOLD:] else "")
+        names = ", ".join(others[:NAMES_SHOWN]) + (
+            f" and {len(others) - NAMES_SHOWN} more" if others[NAMES_SHOWN:] else ""
+        )
         raise ConflictError(
             f"{len(others)} of the source's repositories are not below the pod's prefixes "
-            f"({', '.join(sorted(prefixes))}): {told}. "
+            f"({', '.join(sorted(prefixes))}): {names}. "
             "Give the pod their prefixes, or leave them out with --only-owned."
         )
     return ours
@@ -211,12 +213,12 @@ class _Planner:
         self._needed.update((digest, found.sizes[digest]) for digest in sorted(brought))
         layers = sorted(links.layers & brought - have.layers)
         new = [revision for digest, revision in adopted.items() if digest not in have.revisions]
-        settled = have.layers | have.revisions | needed_of(have, found.manifests, found.sizes.keys())
-        settled -= {*layers, *(digest for revision in new for digest in (revision.digest, *revision.needs))}
+        complete = have.layers | have.revisions | needed_of(have, found.manifests, found.sizes.keys())
+        complete -= {*layers, *(digest for revision in new for digest in (revision.digest, *revision.needs))}
         blobs = [
             Blob(digest, found.sizes[digest], digest in found.shared_sizes)
             for digest in sorted(brought - self._brought)
-            if not (digest in settled and digest in found.shared_sizes)
+            if not (digest in complete and digest in found.shared_sizes)
         ]
         self._brought.update(blob.digest for blob in blobs)
         tags = list(self._tags(name, links, have, adopted))

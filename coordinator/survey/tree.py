@@ -187,16 +187,16 @@ def read_held(
 ) -> tuple[dict[RepositoryName, Links], dict[Digest, Manifest]]:
     """Read the manifests of all repositories; return them, and the links with every manifest among the revisions.
 
-    An index or a tag may name a manifest that is linked only as a blob (reconcile/layered.py): it is added.
+    An index or a tag may name a manifest that is linked only as a blob (reconcile/linked_manifests.py): it is added.
     """
     held = dict(links)
     manifests: dict[Digest, Manifest] = {}
-    looked: set[Digest] = set()
+    checked: set[Digest] = set()
     while True:
         named = {repository: _layered(each, manifests) for repository, each in held.items()}
-        wanted = {digest for name in held for digest in held[name].revisions | named[name]} - looked
+        wanted = {digest for name in held for digest in held[name].revisions | named[name]} - checked
         manifests |= read_manifests(store, sorted(wanted.intersection(sizes)), pool)
-        looked |= wanted
+        checked |= wanted
         found = {
             name: {each for each in digests if each in manifests and manifests[each].is_one}
             for name, digests in named.items()

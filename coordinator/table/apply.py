@@ -9,8 +9,8 @@ worker that lost its partition, woke up late or repeats a batch finds another of
 
 Why workers do not deadlock (scenario 26): all take their locks in one order. Progress rows by partition; new
 repositories by name; new blobs by digest; new manifests by id; new holdings and links by id; and last, held only until
-the commit that follows, the counts of blobs by id, and after them the rows of registry processes: new sources by pod
-and name, endpoints by key, sources by id (processes.py). PostgreSQL detects the remaining deadlocks (a worker and a
+the commit that follows, the counts of blobs by id, and after them the rows of registry processes: new processes by pod
+and name, endpoints by key, processes by id (processes.py). PostgreSQL detects the remaining deadlocks (a worker and a
 reconcile that change the same known rows of one repository), and one of the two begins again.
 
 Invariants: counts are sizes of sets, changed only by rows that this transaction added or removed; a reference is added
@@ -31,11 +31,11 @@ from coordinator.domain.facts import BlobLinked, RepositoryRemoved, RepositoryRe
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.table import dead_letters, echoes, renames, repository_facts, statements
-from coordinator.table import processes as sources
+from coordinator.table import processes as registry_processes
 from coordinator.table.batch import (
     Applied,
+    DeadLetterLimits,
     Item,
-    LetterLimits,
     NotServedError,
     OutOfStepError,
     Process,
@@ -63,8 +63,8 @@ class BatchApply:
         connection: Connection[Any],
         margin: timedelta,
         processes: echoes.KnownProcesses | None = None,
-        request_bound: timedelta = sources.REQUEST_BOUND,
-        limits: LetterLimits | None = None,
+        request_bound: timedelta = registry_processes.REQUEST_BOUND,
+        limits: DeadLetterLimits | None = None,
     ) -> None:
         """`processes` outlives this object, so that the same processes are not looked up for each batch.
         `request_bound` is needed for batches with echoes.
@@ -72,7 +72,7 @@ class BatchApply:
         self._connection = connection
         self._margin = margin
         self._request_bound = request_bound
-        self._limits = limits or LetterLimits()
+        self._limits = limits or DeadLetterLimits()
         self._processes = echoes.KnownProcesses() if processes is None else processes
 
     def apply(self, slices: Sequence[Slice]) -> Applied:
@@ -149,12 +149,12 @@ class BatchApply:
         not_kept = dead_letters.keep(self._connection, dead, self._limits)
         statements.advance_progress(self._connection, slices)
         echoes.discover(self._connection, new)
-        heard = echoes.hear(self._connection, slices, self._request_bound)
+        echoes_applied = echoes.apply_echoes(self._connection, slices, self._request_bound)
         return applied._replace(
             dead_letters=len(dead),
             dead_letters_not_kept=not_kept,
-            echoes=heard.known,
-            echoes_unknown=heard.unknown,
+            echoes=echoes_applied.known,
+            echoes_unknown=echoes_applied.unknown,
         )
 
     def _lock_progress(self, slices: Sequence[Slice]) -> None:

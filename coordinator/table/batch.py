@@ -25,10 +25,10 @@ class DeadLetterFound(NamedTuple):
     repositories: Sequence[RepositoryName] | None = None
 
 
-class LetterLimits(NamedTuple):
+class DeadLetterLimits(NamedTuple):
     """The limits of the open dead letters of one pod: their number, and the bytes of their payloads."""
 
-    letters: int = 1000
+    number: int = 1000
     bytes: int = 64 * 1024 * 1024
 
 
@@ -45,7 +45,7 @@ class Echo(NamedTuple):
     #: Which partitions got a copy, as far as the record says: the first so many of registry.events, and this one of
     #: registry.dead-letters.
     partitions: int = 0
-    letters_partition: int | None = None
+    dead_letters_partition: int | None = None
 
 
 class Item(NamedTuple):

@@ -6,7 +6,7 @@ to know what to look for in storage, and ends with `resolve`.
 Invariants: a letter that is not kept leaves a gap in each pod that it may concern, which only a reconcile that begins
 later closes; the limits of a pod apply to its open letters, and again to those that reconciles have resolved. Letters
 that operators retried or discarded are not deleted.
-Not here: what a letter is about (domain/letters.py), retrying and discarding (dead_letters/resolve.py).
+Not here: what a letter is about (domain/dead_letters.py), retrying and discarding (dead_letters/resolve.py).
 """
 
 from collections import Counter
@@ -17,13 +17,13 @@ from typing import Any, Final, NamedTuple
 from psycopg import Connection
 
 from coordinator.db.arrays import integers
-from coordinator.domain.letters import REPOSITORIES_LIMIT, Concern, LetterPod, concern, is_covered
+from coordinator.domain.dead_letters import REPOSITORIES_LIMIT, Concern, DeadLetterPod, concern, is_covered
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import prefixes_of
 from coordinator.domain.progress import GapReason
 from coordinator.jobs.table import Job
 from coordinator.kafka.topics import DEAD_LETTERS
-from coordinator.table.batch import DeadLetterFound, Item, LetterLimits, Slice
+from coordinator.table.batch import DeadLetterFound, DeadLetterLimits, Item, Slice
 
 #: SQL: everything that the gap `g` is about belongs to its pod. Only such a gap may be resolved.
 FITS: Final = """
@@ -35,36 +35,36 @@ FITS: Final = """
 #: Letters that one statement reads.
 PAGE: Final = 1000
 #: Repositories that one reconcile looks for in storage. If there are more, later reconciles look for the others.
-LOOKS_LIMIT: Final = 100
+CHECKS_LIMIT: Final = 100
 
 
-class _Letter(NamedTuple):
+class _DeadLetter(NamedTuple):
     id: int
     pod: str
     stored_at: datetime
     repositories: list[RepositoryName] | None
 
 
-def keep(connection: Connection[Any], found: Sequence[tuple[Slice, Item]], limits: LetterLimits) -> int:
+def keep(connection: Connection[Any], found: Sequence[tuple[Slice, Item]], limits: DeadLetterLimits) -> int:
     """Insert dead letters, and gaps for those beyond the limits; return how many these were.
 
     A letter that is stored already from the same record does not change.
     """
     if not found:
         return 0
-    opened = _opened(connection, {letter.pod for letter in _letters(found)})
+    opened = _opened(connection, {dead_letter.pod for dead_letter in _dead_letters(found)})
     kept: list[tuple[Slice, Item]] = []
     beyond: list[DeadLetterFound] = []
     for piece, item in found:
-        letter = item.dead_letter
-        if letter is None:
+        dead_letter = item.dead_letter
+        if dead_letter is None:
             continue
-        count, size = opened.get(letter.pod, (0, 0))
-        count, size = count + 1, size + len(letter.payload.encode())
-        if count > limits.letters or size > limits.bytes:
-            beyond.append(letter)
+        count, size = opened.get(dead_letter.pod, (0, 0))
+        count, size = count + 1, size + len(dead_letter.payload.encode())
+        if count > limits.number or size > limits.bytes:
+            beyond.append(dead_letter)
         else:
-            opened[letter.pod] = count, size
+            opened[dead_letter.pod] = count, size
             kept.append((piece, item))
     _insert(connection, kept)
     if beyond:
@@ -72,7 +72,7 @@ def keep(connection: Connection[Any], found: Sequence[tuple[Slice, Item]], limit
     return len(beyond)
 
 
-def _letters(found: Iterable[tuple[Slice, Item]]) -> Iterable[DeadLetterFound]:
+def _dead_letters(found: Iterable[tuple[Slice, Item]]) -> Iterable[DeadLetterFound]:
     return (item.dead_letter for _, item in found if item.dead_letter is not None)
 
 
@@ -81,7 +81,7 @@ def _opened(connection: Connection[Any], pods: Collection[str]) -> dict[str, tup
     rows = connection.execute(
         """
         SELECT pod, count(*), sum(octet_length(payload)) FROM dead_letters
-        WHERE settled_at IS NULL AND pod = ANY(%s::text[]) GROUP BY pod
+        WHERE resolved_at IS NULL AND pod = ANY(%s::text[]) GROUP BY pod
         """,
         (list(pods),),
     )
@@ -91,7 +91,7 @@ def _opened(connection: Connection[Any], pods: Collection[str]) -> dict[str, tup
 def _insert(connection: Connection[Any], found: Sequence[tuple[Slice, Item]]) -> None:
     if not found:
         return
-    letters = list(_letters(found))
+    dead_letters = list(_dead_letters(found))
     connection.execute(
         """
         INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,
@@ -106,19 +106,19 @@ def _insert(connection: Connection[Any], found: Sequence[tuple[Slice, Item]]) ->
         ON CONFLICT DO NOTHING
         """,
         (
-            [letter.pod for letter in letters],
-            [letter.reason for letter in letters],
-            [letter.detail for letter in letters],
-            integers(letter.received_at_ms for letter in letters),
-            [letter.payload for letter in letters],
-            integers(letter.payload_bytes for letter in letters),
-            [letter.content_type for letter in letters],
+            [dead_letter.pod for dead_letter in dead_letters],
+            [dead_letter.reason for dead_letter in dead_letters],
+            [dead_letter.detail for dead_letter in dead_letters],
+            integers(dead_letter.received_at_ms for dead_letter in dead_letters),
+            [dead_letter.payload for dead_letter in dead_letters],
+            integers(dead_letter.payload_bytes for dead_letter in dead_letters),
+            [dead_letter.content_type for dead_letter in dead_letters],
             [piece.topic for piece, _ in found],
             integers(piece.partition for piece, _ in found),
             integers(item.offset for _, item in found),
             integers(item.timestamp_ms for _, item in found),
             # Rows of an array of arrays would all have to be of one length.
-            [None if each.repositories is None else _json(each.repositories) for each in letters],
+            [None if each.repositories is None else _json(each.repositories) for each in dead_letters],
         ),
     )
 
@@ -127,30 +127,30 @@ def _json(names: Sequence[RepositoryName]) -> str:
     return "[" + ",".join(f'"{name}"' for name in names) + "]"
 
 
-def _leave_gaps(connection: Connection[Any], letters: Sequence[DeadLetterFound]) -> None:
+def _leave_gaps(connection: Connection[Any], dead_letters: Sequence[DeadLetterFound]) -> None:
     """Record that these letters are not kept, as one open gap of each pod that they may concern."""
-    pods, owners = directory(connection, {name for each in letters for name in each.repositories or ()})
+    pods, owners = directory(connection, {name for each in dead_letters for name in each.repositories or ()})
     counts: Counter[int] = Counter()
     about: dict[int, Collection[RepositoryName] | None] = {}
-    for letter in letters:
-        concerned = concern(letter.repositories, letter.pod, pods, owners)
+    for dead_letter in dead_letters:
+        concerned = concern(dead_letter.repositories, dead_letter.pod, pods, owners)
         gaps = dict(concerned.pods)
         if concerned.unlisted:
             # No reconcile lists these: the hold for unowned repositories covers them. The gap of the sender shows that
             # there was a letter.
-            gaps |= dict.fromkeys([pod for pod in pods if letter.pod == pod.name] or pods)
+            gaps |= dict.fromkeys([pod for pod in pods if dead_letter.pod == pod.name] or pods)
         for pod, repositories in gaps.items():
             counts[pod.id] += 1
             known = about.get(pod.id, ())
             about[pod.id] = None if known is None or repositories is None else {*known, *repositories}
-    open_gaps(connection, GapReason.LETTERS_OVER_LIMIT, about, counts)
+    open_gaps(connection, GapReason.DEAD_LETTERS_OVER_LIMIT, about, counts)
 
 
 def open_gaps(
     connection: Connection[Any],
     reason: GapReason,
     about: Mapping[int, Collection[RepositoryName] | None],
-    letters: Mapping[int, int] | None = None,
+    dead_letters: Mapping[int, int] | None = None,
 ) -> None:
     """Record that events may be lost. `about`: by pod, the repositories concerned; None for any of the pod.
 
@@ -161,7 +161,7 @@ def open_gaps(
         "reason": reason.value,
         "topic": DEAD_LETTERS,
         "pods": pods,
-        "letters": [None if letters is None else letters[pod] for pod in pods],
+        "dead_letters": [None if dead_letters is None else dead_letters[pod] for pod in pods],
         "about": [_bounded(about[pod]) for pod in pods],
         "limit": REPOSITORIES_LIMIT,
     }
@@ -170,28 +170,28 @@ def open_gaps(
         connection.execute(statement, values)
 
 
-_GIVEN = "unnest(%(pods)s::int[], %(letters)s::bigint[], %(about)s::text[]) d (pod_id, letters, about)"
+_GIVEN = "unnest(%(pods)s::int[], %(dead_letters)s::bigint[], %(about)s::text[]) d (pod_id, dead_letters, about)"
 _NAMES = "SELECT jsonb_array_elements_text(d.about::jsonb)"
 _LOCK_GAPS: Final = """
-SELECT FROM gaps WHERE pod_id = ANY(%(pods)s::int[]) AND reason = %(reason)s AND settled_at IS NULL
+SELECT FROM gaps WHERE pod_id = ANY(%(pods)s::int[]) AND reason = %(reason)s AND resolved_at IS NULL
 ORDER BY id FOR UPDATE
 """
 _WIDEN_GAPS: Final = f"""
 UPDATE gaps g
-SET settles_from = greatest(g.settles_from, clock_timestamp()),
-    letters = CASE WHEN d.letters IS NOT NULL THEN coalesce(g.letters, 0) + d.letters ELSE g.letters END,
-    repositories = (
+SET resolves_from = greatest(g.resolves_from, clock_timestamp()),
+    dead_letters = CASE WHEN d.dead_letters IS NOT NULL THEN coalesce(g.dead_letters, 0) + d.dead_letters ELSE
+    g.dead_letters END, repositories = (
         SELECT CASE WHEN g.repositories IS NOT NULL AND d.about IS NOT NULL AND count(*) <= %(limit)s
                     THEN array_agg(u.name ORDER BY u.name) END
         FROM (SELECT unnest(g.repositories) UNION {_NAMES}) u (name))
 FROM {_GIVEN}
-WHERE g.pod_id = d.pod_id AND g.reason = %(reason)s AND g.settled_at IS NULL
+WHERE g.pod_id = d.pod_id AND g.reason = %(reason)s AND g.resolved_at IS NULL
 """
 _INSERT_GAPS: Final = f"""
-INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, repositories, letters)
-SELECT d.pod_id, %(topic)s, -1, %(reason)s, 0, CASE WHEN d.about IS NOT NULL THEN ARRAY({_NAMES}) END, d.letters
+INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, repositories, dead_letters)
+SELECT d.pod_id, %(topic)s, -1, %(reason)s, 0, CASE WHEN d.about IS NOT NULL THEN ARRAY({_NAMES}) END, d.dead_letters
 FROM {_GIVEN}
-WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = d.pod_id AND g.reason = %(reason)s AND g.settled_at IS NULL)
+WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = d.pod_id AND g.reason = %(reason)s AND g.resolved_at IS NULL)
 """
 
 
@@ -201,10 +201,10 @@ def _bounded(names: Collection[RepositoryName] | None) -> str | None:
 
 def directory(
     connection: Connection[Any], repositories: Collection[RepositoryName]
-) -> tuple[list[LetterPod], dict[str, LetterPod]]:
+) -> tuple[list[DeadLetterPod], dict[str, DeadLetterPod]]:
     """Return all pods, and by prefix the owners of these repositories."""
     pods = {
-        row[0]: LetterPod(row[0], row[1], row[2])
+        row[0]: DeadLetterPod(row[0], row[1], row[2])
         for row in connection.execute("SELECT id, name, linker = 'link' FROM pods ORDER BY id")
     }
     prefixes = {prefix for repository in repositories for prefix in prefixes_of(repository)}
@@ -219,19 +219,19 @@ def directory(
 
 
 def unlisted(connection: Connection[Any], job: Job) -> list[RepositoryName]:
-    """Return repositories that open letters are about and that no reconcile lists, at most LOOKS_LIMIT."""
+    """Return repositories that open letters are about and that no reconcile lists, at most CHECKS_LIMIT."""
     found = sorted(
         {
             repository
-            for letters in _open_letters(connection, job)
-            for _, concerned in _concerns(connection, letters)
+            for dead_letters in _open_dead_letters(connection, job)
+            for _, concerned in _concerns(connection, dead_letters)
             for repository in concerned.unlisted
         }
     )
-    if len(found) <= LOOKS_LIMIT:
+    if len(found) <= CHECKS_LIMIT:
         return found
-    first = job.id * LOOKS_LIMIT % len(found)
-    return (found + found)[first : first + LOOKS_LIMIT]
+    first = job.id * CHECKS_LIMIT % len(found)
+    return (found + found)[first : first + CHECKS_LIMIT]
 
 
 def resolve(connection: Connection[Any], job: Job, absent: Collection[RepositoryName], why: str) -> int:
@@ -241,43 +241,47 @@ def resolve(connection: Connection[Any], job: Job, absent: Collection[Repository
     """
     reconciled = _reconciled(connection) | {job.its_pod: job.began_at}
     total = 0
-    for letters in _open_letters(connection, job):
+    for dead_letters in _open_dead_letters(connection, job):
         covered = [
-            letter.id
-            for letter, concerned in _concerns(connection, letters)
-            if is_covered(concerned, letter.stored_at, reconciled, absent)
+            dead_letter.id
+            for dead_letter, concerned in _concerns(connection, dead_letters)
+            if is_covered(concerned, dead_letter.stored_at, reconciled, absent)
         ]
         total += connection.execute(
             """
-            UPDATE dead_letters SET settled_at = clock_timestamp(), settlement = 'reconciled', settled_why = %s
-            WHERE id = ANY(%s::bigint[]) AND settled_at IS NULL
+            UPDATE dead_letters SET resolved_at = clock_timestamp(), resolution = 'reconciled', resolved_why = %s
+            WHERE id = ANY(%s::bigint[]) AND resolved_at IS NULL
             """,
             (why, integers(covered)),
         ).rowcount
     return total
 
 
-def _open_letters(connection: Connection[Any], job: Job) -> Iterable[list[_Letter]]:
+def _open_dead_letters(connection: Connection[Any], job: Job) -> Iterable[list[_DeadLetter]]:
     """Give the open letters that were stored before the job began, in pages."""
     after = 0
     while True:
         rows = connection.execute(
             """
             SELECT id, pod, stored_at, repositories FROM dead_letters
-            WHERE settled_at IS NULL AND stored_at <= %s AND id > %s ORDER BY id LIMIT %s
+            WHERE resolved_at IS NULL AND stored_at <= %s AND id > %s ORDER BY id LIMIT %s
             """,
             (job.began_at, after, PAGE),
         ).fetchall()
         if rows:
-            yield [_Letter(*row) for row in rows]
+            yield [_DeadLetter(*row) for row in rows]
         if len(rows) < PAGE:
             return
         after = rows[-1][0]
 
 
-def _concerns(connection: Connection[Any], letters: Sequence[_Letter]) -> list[tuple[_Letter, Concern]]:
-    pods, owners = directory(connection, {name for letter in letters for name in letter.repositories or ()})
-    return [(letter, concern(letter.repositories, letter.pod, pods, owners)) for letter in letters]
+def _concerns(connection: Connection[Any], dead_letters: Sequence[_DeadLetter]) -> list[tuple[_DeadLetter, Concern]]:
+    pods, owners = directory(
+        connection, {name for dead_letter in dead_letters for name in dead_letter.repositories or ()}
+    )
+    return [
+        (dead_letter, concern(dead_letter.repositories, dead_letter.pod, pods, owners)) for dead_letter in dead_letters
+    ]
 
 
 def _reconciled(connection: Connection[Any]) -> dict[int, datetime]:
@@ -291,16 +295,16 @@ def _reconciled(connection: Connection[Any]) -> dict[int, datetime]:
     return dict(rows.fetchall())
 
 
-def forget(connection: Connection[Any], limits: LetterLimits) -> int:
+def forget(connection: Connection[Any], limits: DeadLetterLimits) -> int:
     """Delete the oldest letters that reconciles have resolved, beyond each pod's limits; return how many."""
     return connection.execute(
         """
         DELETE FROM dead_letters d USING (
             SELECT id, row_number() OVER newest AS nth, sum(octet_length(payload)) OVER newest AS bytes
-            FROM dead_letters WHERE settlement = 'reconciled'
-            WINDOW newest AS (PARTITION BY pod ORDER BY settled_at DESC, id DESC)
+            FROM dead_letters WHERE resolution = 'reconciled'
+            WINDOW newest AS (PARTITION BY pod ORDER BY resolved_at DESC, id DESC)
         ) old
         WHERE d.id = old.id AND (old.nth > %s OR old.bytes > %s)
         """,
-        (limits.letters, limits.bytes),
+        (limits.number, limits.bytes),
     ).rowcount

@@ -104,7 +104,7 @@ class Run:
         self._repositories = statements.repository_ids(self._connection, self._owners)
         self._name_blobs()
         before = self._before()
-        fold = Fold(before, self._margin, self._by_word())
+        fold = Fold(before, self._margin, self._by_report())
         fold.take(fact for fact in self._facts if not isinstance(fact, ManifestPushed) or fact.linked)
         changes = fold.changes()
         if changes.holdings.removed and not self._alone:
@@ -128,29 +128,29 @@ class Run:
     def _collect(self) -> None:
         sizes = self._sizes
         for read in self._reads:
-            self._say(read.digest, _Listed(read.content, read.content is not None, read.by_links))
+            self._add_listed(read.digest, _Listed(read.content, read.content is not None, read.by_links))
         for fact in self._facts:
             if isinstance(fact, Removed):
                 continue
             if isinstance(fact, ManifestPushed):
-                self._say(fact.digest, _Listed(fact.content, fact.read, fact.by_links))
+                self._add_listed(fact.digest, _Listed(fact.content, fact.read, fact.by_links))
                 if fact.content is not None and not fact.read:
                     self._reports.setdefault(fact.digest, []).append((self._owners[fact.repository], fact.content))
             if fact.size is not None or fact.digest not in sizes:
                 sizes[fact.digest] = fact.size
 
-    def _say(self, digest: Digest, said: _Listed) -> None:
+    def _add_listed(self, digest: Digest, stated: _Listed) -> None:
         known = self._listed.get(digest)
-        self._size(said.content)
-        if known is None or (said.read and not known.read):
-            self._listed[digest] = said
+        self._size(stated.content)
+        if known is None or (stated.read and not known.read):
+            self._listed[digest] = stated
         elif not known.read:
-            content = known.content or said.content
-            if known.content is not None and said.content is not None and known.content != said.content:
-                content = _join(known.content, said.content)
+            content = known.content or stated.content
+            if known.content is not None and stated.content is not None and known.content != stated.content:
+                content = _join(known.content, stated.content)
                 if set(content.references) != set(known.content.references):
                     self._disputed.add(digest)
-            self._listed[digest] = _Listed(content, read=False, by_links=known.by_links or said.by_links)
+            self._listed[digest] = _Listed(content, read=False, by_links=known.by_links or stated.by_links)
 
     def _size(self, content: ManifestContent | None) -> None:
         sizes = self._sizes
@@ -187,7 +187,7 @@ class Run:
             removals=statements.removals(self._connection, list(keys), self._repositories),
         )
 
-    def _by_word(self) -> AbstractSet[RepositoryName]:
+    def _by_report(self) -> AbstractSet[RepositoryName]:
         """Return the repositories whose removals are applied without a check of storage.
 
         Their links are not in shared storage, and no rename gave them anything that may be newer than the removal.
@@ -195,9 +195,9 @@ class Run:
         removals = [fact for fact in self._facts if isinstance(fact, Removed)]
         removed = {fact.repository for fact in removals}
         elsewhere = statements.pods_elsewhere(self._connection, {self._owners[name] for name in removed})
-        by_word = {name for name in removed if self._owners[name] in elsewhere}
-        return by_word - renames.taken_since(
-            self._connection, [fact for fact in removals if fact.repository in by_word], self._margin
+        by_report = {name for name in removed if self._owners[name] in elsewhere}
+        return by_report - renames.taken_since(
+            self._connection, [fact for fact in removals if fact.repository in by_report], self._margin
         )
 
     def _learn_manifests(self) -> list[statements.NewManifest]:
@@ -209,37 +209,37 @@ class Run:
         self._refs.update((manifest, each.refs) for manifest, each in known.items())
         new: list[statements.NewManifest] = []
         pushed = {fact.digest for fact in self._facts if isinstance(fact, ManifestPushed)}
-        for digest, said in self._listed.items():
+        for digest, stated in self._listed.items():
             if digest not in ids or (ids[digest] not in known and digest not in pushed):
                 # It was read, and no repository holds it any more.
                 continue
             manifest = ids[digest]
             refs = None
-            if said.content is not None:
+            if stated.content is not None:
                 # No manifest can list itself; a report of that would count its own holdings twice.
-                refs = [ids[reference] for reference, _ in said.content.references if reference != digest]
-            elif said.by_links:
+                refs = [ids[reference] for reference, _ in stated.content.references if reference != digest]
+            elif stated.by_links:
                 refs = []
             if manifest not in known:
                 self._refs[manifest] = refs
-                kind = None if said.content is None else said.content.kind
-                new.append(statements.NewManifest(manifest, kind, refs, said.read, said.by_links))
-                now = statements.KnownManifest(kind, refs, said.read, said.by_links)
+                kind = None if stated.content is None else stated.content.kind
+                new.append(statements.NewManifest(manifest, kind, refs, stated.read, stated.by_links))
+                now = statements.KnownManifest(kind, refs, stated.read, stated.by_links)
             else:
-                now = self._learn(digest, known[manifest], said, refs)
+                now = self._learn(digest, known[manifest], stated, refs)
             if now.by_links:
                 self._by_links.add(manifest)
-            self._judge(digest, now)
+            self._decide(digest, now)
         return new
 
     def _learn(
-        self, digest: Digest, known: statements.KnownManifest, said: _Listed, refs: list[int] | None
+        self, digest: Digest, known: statements.KnownManifest, stated: _Listed, refs: list[int] | None
     ) -> statements.KnownManifest:
         """Update a known manifest with what this run says of it; return the new state."""
-        kind = None if said.content is None else said.content.kind
-        if said.read:
+        kind = None if stated.content is None else stated.content.kind
+        if stated.read:
             self._disputed.discard(digest)
-            now = statements.KnownManifest(kind, refs, verified=True, by_links=said.by_links)
+            now = statements.KnownManifest(kind, refs, verified=True, by_links=stated.by_links)
             if not known.verified and known.refs is not None and not known.by_links:
                 self._suspect(digest, known, now)
         elif known.verified:
@@ -247,12 +247,12 @@ class Run:
         else:
             listed = set(known.refs or ())
             extra = [blob for blob in refs or () if blob not in listed]
-            if known.refs is not None and said.content is not None and (extra or len(listed) != len(refs or ())):
+            if known.refs is not None and stated.content is not None and (extra or len(listed) != len(refs or ())):
                 self._disputed.add(digest)
             both = known.refs if refs is None else [*(known.refs or ()), *extra]
             if kind is not ManifestKind.INDEX or known.kind is None:
                 kind = known.kind or kind
-            now = statements.KnownManifest(kind, both, verified=False, by_links=known.by_links or said.by_links)
+            now = statements.KnownManifest(kind, both, verified=False, by_links=known.by_links or stated.by_links)
         if now != known:
             self._change(digest, known, now)
         return now
@@ -276,7 +276,7 @@ class Run:
         for blob in known.refs or ():
             self._references[blob] -= holdings
 
-    def _judge(self, digest: Digest, now: statements.KnownManifest) -> None:
+    def _decide(self, digest: Digest, now: statements.KnownManifest) -> None:
         """Count the reports of this run that the manifest's bytes contradict."""
         reports = self._reports.get(digest)
         # A NAMED manifest's bytes may name more than it lists.
@@ -292,11 +292,11 @@ class Run:
         truth, reports = set(now.refs or ()), self._reports.get(digest, ())
         if now.kind is ManifestKind.NAMED:
             return
-        said = {pod: self._reported(digest, content) for pod, content in reports}
-        left = set(known.refs or ()).difference(*(each - truth for each in said.values()))
+        stated = {pod: self._reported(digest, content) for pod, content in reports}
+        left = set(known.refs or ()).difference(*(each - truth for each in stated.values()))
         if left == truth:
             return
-        others = statements.holders(self._connection, self._ids[digest]) - said.keys()
+        others = statements.holders(self._connection, self._ids[digest]) - stated.keys()
         if len(others) == 1:
             self._count_false(others.pop(), digest)
 
@@ -352,12 +352,12 @@ class Run:
     def _kinds(self, written: AbstractSet[int], *, read: bool) -> Mapping[int, ManifestKind]:
         """Return the kinds of known manifests: by their bytes, or, of reported ones, only those of indexes."""
         return {
-            self._ids[digest]: said.content.kind
-            for digest, said in self._listed.items()
+            self._ids[digest]: stated.content.kind
+            for digest, stated in self._listed.items()
             if digest in self._ids
-            and said.content is not None
-            and said.read is read
-            and (read or said.content.kind is ManifestKind.INDEX)
+            and stated.content is not None
+            and stated.read is read
+            and (read or stated.content.kind is ManifestKind.INDEX)
             and self._ids[digest] not in written
         }
 

@@ -1,6 +1,6 @@
 """Read doubtful removals, and resolve them with what storage shows.
 
-The caller excludes all other writers (db/locks.py) from `load` to `settle`.
+The caller excludes all other writers (db/locks.py) from `load` to `resolve`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Key = tuple[int, bytes]
 BEGINNING: Key = (-1, b"")
 
 
-class Doubt(NamedTuple):
+class DoubtfulRemoval(NamedTuple):
     repository_id: int
     repository: RepositoryName
     digest: Digest
@@ -41,15 +41,15 @@ class Doubt(NamedTuple):
         return (self.repository_id, self.digest)
 
 
-class Verdict(NamedTuple):
+class Confirmation(NamedTuple):
     """What storage shows: whether the manifest's link is there, and the blob's."""
 
-    doubt: Doubt
+    doubtful: DoubtfulRemoval
     held: bool
     linked: bool
 
 
-_DOUBTS = """
+_DOUBTFUL_REMOVALS = """
     SELECT r.repository_id, n.name, r.digest, b.id,
            EXISTS (SELECT FROM repository_manifests h
                    WHERE h.manifest_id = b.id AND h.repository_id = n.id AND NOT h.implied),
@@ -70,24 +70,24 @@ def load(
     limit: int,
     newer_than: timedelta | None = None,
     pod_id: int | None = None,
-) -> list[Doubt]:
+) -> list[DoubtfulRemoval]:
     """Return a page of doubtful removals of pods whose links are in shared storage, after a key.
 
     `newer_than`: only those that became doubtful within this time. `pod_id`: only those of one pod.
     """
     found = connection.execute(
         f"""
-        {_DOUBTS} AND (r.repository_id, r.digest) > (%s, %s)
+        {_DOUBTFUL_REMOVALS} AND (r.repository_id, r.digest) > (%s, %s)
           AND (%s::interval IS NULL OR r.doubtful_since > now() - %s::interval)
           AND (%s::int IS NULL OR p.id = %s)
         ORDER BY r.repository_id, r.digest LIMIT %s
         """,
         (*after, newer_than, newer_than, pod_id, pod_id, limit),
     )
-    return [_doubt(row) for row in found]
+    return [_doubtful_removal(row) for row in found]
 
 
-def raise_doubts(connection: Connection[Any], keys: Sequence[Key], at: datetime) -> list[Doubt]:
+def record(connection: Connection[Any], keys: Sequence[Key], at: datetime) -> list[DoubtfulRemoval]:
     """Record a doubtful removal for each (repository, digest) whose link was not listed; return them.
 
     `at` takes the place of the time of a delete event; `reported` is false, since no event reported the removal.
@@ -105,15 +105,15 @@ def raise_doubts(connection: Connection[Any], keys: Sequence[Key], at: datetime)
         (at, repositories, digests),
     )
     found = connection.execute(
-        f"{_DOUBTS} AND (r.repository_id, r.digest) IN (SELECT * FROM unnest(%s::int[], %s::bytea[]))"
+        f"{_DOUBTFUL_REMOVALS} AND (r.repository_id, r.digest) IN (SELECT * FROM unnest(%s::int[], %s::bytea[]))"
         " ORDER BY r.repository_id, r.digest",
         (repositories, digests),
     )
-    return [_doubt(row) for row in found]
+    return [_doubtful_removal(row) for row in found]
 
 
-def _doubt(row: Sequence[Any]) -> Doubt:
-    return Doubt(
+def _doubtful_removal(row: Sequence[Any]) -> DoubtfulRemoval:
+    return DoubtfulRemoval(
         row[0],
         RepositoryName(row[1]),
         Digest(row[2]),
@@ -127,24 +127,24 @@ def _doubt(row: Sequence[Any]) -> Doubt:
     )
 
 
-def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
+def resolve(connection: Connection[Any], results: list[Confirmation]) -> int:
     """Remove holdings and links that storage does not have, and drop the removals of those it has.
 
     A removal that no event reported is recorded as vanished (vanished_links.py), in the same transaction. Return how
     many holdings and links were removed.
     """
-    gone = [v.doubt for v in verdicts if v.doubt.held and not v.held]
-    unlinked = [v.doubt for v in verdicts if v.doubt.linked and not v.linked]
-    for doubt, table, column, time, kind in (
-        *((doubt, "repository_manifests", "manifest_id", "pushed_at", "manifest") for doubt in gone),
+    gone = [v.doubtful for v in results if v.doubtful.held and not v.held]
+    unlinked = [v.doubtful for v in results if v.doubtful.linked and not v.linked]
+    for doubtful, table, column, time, kind in (
+        *((doubtful, "repository_manifests", "manifest_id", "pushed_at", "manifest") for doubtful in gone),
         # In mode `manifest`, links of blobs count for a grace only, and the registry's own upkeep may delete them.
         *(
-            (doubt, "repository_blobs", "blob_id", "event_at", "blob")
-            for doubt in unlinked
-            if doubt.mode is PodMode.LINK
+            (doubtful, "repository_blobs", "blob_id", "event_at", "blob")
+            for doubtful in unlinked
+            if doubtful.mode is PodMode.LINK
         ),
     ):
-        if not doubt.reported and doubt.managed and not is_own(doubt.repository, doubt.prefixes):
+        if not doubtful.reported and doubtful.managed and not is_own(doubtful.repository, doubtful.prefixes):
             connection.execute(
                 f"""
                 UPDATE removals r SET vanished_since = now(), vanished_added_at = t.{time}, vanished_kind = %s
@@ -152,20 +152,23 @@ def settle(connection: Connection[Any], verdicts: list[Verdict]) -> int:
                 WHERE r.repository_id = %s AND r.digest = %s AND r.vanished_since IS NULL
                   AND t.repository_id = r.repository_id AND t.{column} = %s
                 """,
-                (kind, *doubt.key, doubt.blob),
+                (kind, *doubtful.key, doubtful.blob),
             )
-    for doubt in unlinked:
+    for doubtful in unlinked:
         connection.execute(
-            "DELETE FROM repository_blobs WHERE blob_id = %s AND repository_id = %s", (doubt.blob, doubt.repository_id)
+            "DELETE FROM repository_blobs WHERE blob_id = %s AND repository_id = %s",
+            (doubtful.blob, doubtful.repository_id),
         )
-    for verdict in verdicts:
-        there = verdict.held or verdict.linked
+    for result in results:
+        there = result.held or result.linked
         connection.execute(
             "DELETE FROM removals WHERE repository_id = %s AND digest = %s"
             if there
             else "UPDATE removals SET doubtful_since = NULL WHERE repository_id = %s AND digest = %s",
-            verdict.doubt.key,
+            result.doubtful.key,
         )
-    statements.recount(connection, [], [doubt.blob for doubt in unlinked if doubt.blob is not None], by=-1)
-    implied.drop(connection, [(doubt.repository_id, doubt.blob) for doubt in gone if doubt.blob is not None])
+    statements.recount(connection, [], [doubtful.blob for doubtful in unlinked if doubtful.blob is not None], by=-1)
+    implied.drop(
+        connection, [(doubtful.repository_id, doubtful.blob) for doubtful in gone if doubtful.blob is not None]
+    )
     return len(gone) + len(unlinked)

@@ -1,7 +1,7 @@
 """Record new registry processes and apply echoes, in the transaction that applies the records before them.
 
-Route: apply.py -> `discover` the processes of its slices, `hear` the echoes in them -> rows of sources, watermarks and
-endpoints. Locks: see processes.py.
+Route: apply.py -> `discover` the processes of its slices, `apply_echoes` the echoes in them -> rows of processes,
+watermarks and endpoints. Locks: see processes.py.
 
 Invariants: a watermark moves only to a probe that was sent to the same pod, and only in the transaction that applies
 all records before its echo in that partition; it never moves back here (pods/clock.py may move it). A repeated echo
@@ -18,9 +18,9 @@ from psycopg import Connection
 
 from coordinator.db.arrays import integers
 from coordinator.domain.progress import GapReason
-from coordinator.domain.watermarks import DeathReason, Known, Place, heard, was_paused
+from coordinator.domain.watermarks import DeathReason, KnownProcess, Place, apply_echo, was_paused
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
-from coordinator.table import processes as sources
+from coordinator.table import processes
 from coordinator.table.batch import Echo, Process, Slice
 from coordinator.table.processes import Key, Locked, MarkKey
 
@@ -51,7 +51,7 @@ class KnownProcesses:
         self._known.clear()
 
 
-class Heard(NamedTuple):
+class Echoes(NamedTuple):
     """How many echoes were of a known probe, and how many of an unknown one."""
 
     known: int = 0
@@ -81,7 +81,7 @@ def discover(connection: Connection[Any], processes: Collection[Process]) -> Non
     wanted = sorted(processes)
     connection.execute(
         """
-        INSERT INTO sources (pod_id, instance_id, first_seen)
+        INSERT INTO processes (pod_id, instance_id, first_seen)
         SELECT d.pod_id, d.instance_id, clock_timestamp()
         FROM unnest(%s::smallint[], %s::text[]) d (pod_id, instance_id)
         JOIN pods p ON p.id = d.pod_id ORDER BY d.pod_id, d.instance_id COLLATE "C"
@@ -91,14 +91,14 @@ def discover(connection: Connection[Any], processes: Collection[Process]) -> Non
     )
 
 
-def hear(connection: Connection[Any], slices: Sequence[Slice], request_bound: timedelta) -> Heard:
+def apply_echoes(connection: Connection[Any], slices: Sequence[Slice], request_bound: timedelta) -> Echoes:
     """Move watermarks to the probes whose echoes are in these slices, and update the state of processes.
 
     Part of the transaction that applies the slices: records before an echo are applied with it or before it.
     """
     found = [(piece, item) for piece in slices for item in piece.items if item.echo is not None]
     if not found:
-        return Heard()
+        return Echoes()
     probes = _probes(connection, {item.echo.nonce for _, item in found if item.echo is not None})
     copies = [
         _Copy(piece.topic, piece.partition, (item.pod_id, item.echo.instance_id), item.echo, probe)
@@ -108,39 +108,39 @@ def hear(connection: Connection[Any], slices: Sequence[Slice], request_bound: ti
         and probe.place[0] == item.pod_id
     ]
     if copies:
-        _hear(connection, copies, request_bound)
-    return Heard(len(copies), len(found) - len(copies))
+        _apply(connection, copies, request_bound)
+    return Echoes(len(copies), len(found) - len(copies))
 
 
-def _hear(connection: Connection[Any], copies: Sequence[_Copy], request_bound: timedelta) -> None:
+def _apply(connection: Connection[Any], copies: Sequence[_Copy], request_bound: timedelta) -> None:
     ids = _ids(connection, {copy.process for copy in copies})
     _mark_echoed(connection, {copy.echo.nonce for copy in copies if not copy.probe.echoed})
     places = _places(connection, {copy.probe.place for copy in copies})
-    others = {place.source for place in places.values() if place.source is not None}
-    locked = sources.lock(connection, others.union(ids.values()))
+    others = {place.process for place in places.values() if place.process is not None}
+    locked = processes.lock(connection, others.union(ids.values()))
     moved = _moved(copies, ids, locked.marks)
     _note_pauses(connection, set(ids.values()), locked, request_bound)
-    places_after, sources_after = _decided(copies, ids, places, locked)
-    _tell_revived(locked, sources_after)
-    heard_of = {source for (source, _, _), at in moved.items() if at is not None}
+    places_after, processes_after = _decided(copies, ids, places, locked)
+    _log_revived(locked, processes_after)
+    echoed = {process for (process, _, _), at in moved.items() if at is not None}
     _write_places(connection, {key: place for key, place in places_after.items() if place != places[key]})
-    sources.write(
+    processes.write(
         connection,
         {
-            source: after
-            for source, after in sources_after.items()
-            if source in heard_of or after._replace(newest=None) != locked.sources[source]._replace(newest=None)
+            process: after
+            for process, after in processes_after.items()
+            if process in echoed or after._replace(newest=None) != locked.processes[process]._replace(newest=None)
         },
-        heard_of,
+        echoed,
     )
     if moved:
         _write_marks(connection, moved)
     restarted = {
-        source
-        for source, before in locked.sources.items()
-        if before.dead_why == DeathReason.REFUSED and sources_after[source].dead_why != DeathReason.REFUSED
+        process
+        for process, before in locked.processes.items()
+        if before.dead_why == DeathReason.REFUSED and processes_after[process].dead_why != DeathReason.REFUSED
     }
-    _note_restarts(connection, {pod for (pod, _), source in ids.items() if source in restarted}, request_bound)
+    _note_restarts(connection, {pod for (pod, _), process in ids.items() if process in restarted}, request_bound)
 
 
 def _probes(connection: Connection[Any], nonces: Collection[str]) -> dict[str, _Probe]:
@@ -172,7 +172,7 @@ def _mark_echoed(connection: Connection[Any], nonces: Collection[str]) -> None:
 
 
 def _ids(connection: Connection[Any], processes: Collection[Process]) -> dict[Process, int]:
-    """Return the ids of sources; insert those that were in the cache and have no row."""
+    """Return the ids of processes; insert those that were in the cache and have no row."""
     ids = _known_ids(connection, processes)
     if len(ids) < len(processes):
         discover(connection, processes - ids.keys())
@@ -185,7 +185,7 @@ def _known_ids(connection: Connection[Any], processes: Collection[Process]) -> d
     found = connection.execute(
         """
         SELECT s.pod_id, s.instance_id, s.id FROM unnest(%s::smallint[], %s::text[]) d (pod_id, instance_id)
-        JOIN sources s ON s.pod_id = d.pod_id AND s.instance_id = d.instance_id
+        JOIN processes s ON s.pod_id = d.pod_id AND s.instance_id = d.instance_id
         """,
         (integers(pod for pod, _ in wanted), [instance for _, instance in wanted]),
     )
@@ -197,7 +197,7 @@ def _places(connection: Connection[Any], keys: Collection[Key]) -> dict[Key, Pla
     wanted = list(keys)
     found = connection.execute(
         """
-        SELECT e.pod_id, e.url, e.address, e.source_id, e.echoed_at, e.shared
+        SELECT e.pod_id, e.url, e.address, e.process_id, e.echoed_at, e.shared
         FROM unnest(%s::smallint[], %s::text[], %s::text[]) d (pod_id, url, address)
         JOIN endpoints e ON e.pod_id = d.pod_id AND e.url = d.url AND e.address = d.address
         ORDER BY e.pod_id, e.url, e.address FOR NO KEY UPDATE OF e
@@ -214,55 +214,55 @@ def _moved(
     moved: dict[MarkKey, datetime | None] = {}
     named: set[MarkKey] = set()
     for copy in copies:
-        source, echo, sent_at = ids[copy.process], copy.echo, copy.probe.sent_at
-        key = (source, copy.topic, copy.partition)
+        process, echo, sent_at = ids[copy.process], copy.echo, copy.probe.sent_at
+        key = (process, copy.topic, copy.partition)
         stands = moved.get(key) or marks.get(key)
         if stands is None or sent_at > stands:
             moved[key] = sent_at
-        named.update((source, EVENTS, number) for number in range(echo.partitions))
-        if echo.letters_partition is not None:
-            named.add((source, DEAD_LETTERS, echo.letters_partition))
+        named.update((process, EVENTS, number) for number in range(echo.partitions))
+        if echo.dead_letters_partition is not None:
+            named.add((process, DEAD_LETTERS, echo.dead_letters_partition))
     return moved | dict.fromkeys(named - moved.keys() - marks.keys())
 
 
 def _decided(
     copies: Iterable[_Copy], ids: Mapping[Process, int], places: Mapping[Key, Place], locked: Locked
-) -> tuple[dict[Key, Place], dict[int, Known]]:
-    """Return endpoints and sources after these echoes, applied in the order of their probes."""
-    places, known = dict(places), dict(locked.sources)
+) -> tuple[dict[Key, Place], dict[int, KnownProcess]]:
+    """Return endpoints and processes after these echoes, applied in the order of their probes."""
+    places, known = dict(places), dict(locked.processes)
     echoes = sorted({(copy.probe.sent_at, copy.probe.place, ids[copy.process]) for copy in copies})
-    for sent_at, _, source in echoes:
-        newest = known[source].newest or sent_at
-        known[source] = known[source]._replace(newest=max(sent_at, newest))
-    for sent_at, key, source in echoes:
+    for sent_at, _, process in echoes:
+        newest = known[process].newest or sent_at
+        known[process] = known[process]._replace(newest=max(sent_at, newest))
+    for sent_at, key, process in echoes:
         # Even if the probe's endpoint was deleted since, its echo shows that the process is alive.
-        verdict = heard(places.get(key, Place()), source, sent_at, known)
+        result = apply_echo(places.get(key, Place()), process, sent_at, known)
         if key in places:
-            places[key] = verdict.place
-        if verdict.revived:
-            known[source] = known[source]._replace(dead_since=None, dead_why=None, retired_at=None)
-        if verdict.dead is not None:
-            known[verdict.dead] = known[verdict.dead]._replace(dead_since=locked.now, dead_why=DeathReason.REPLACED)
+            places[key] = result.place
+        if result.revived:
+            known[process] = known[process]._replace(dead_since=None, dead_why=None, retired_at=None)
+        if result.dead is not None:
+            known[result.dead] = known[result.dead]._replace(dead_since=locked.now, dead_why=DeathReason.REPLACED)
     return places, known
 
 
 def _note_pauses(
-    connection: Connection[Any], heard_of: Collection[int], locked: Locked, request_bound: timedelta
+    connection: Connection[Any], echoed: Collection[int], locked: Locked, request_bound: timedelta
 ) -> None:
     """Record processes that may have been paused until now: their requests of that time continue."""
     paused = sorted(
-        source for source in heard_of if was_paused(locked.sources[source].newest, locked.now, request_bound)
+        process for process in echoed if was_paused(locked.processes[process].newest, locked.now, request_bound)
     )
     if paused:
-        connection.execute("UPDATE sources SET paused_until = %s WHERE id = ANY(%s)", (locked.now, paused))
+        connection.execute("UPDATE processes SET paused_until = %s WHERE id = ANY(%s)", (locked.now, paused))
 
 
-def _tell_revived(locked: Locked, after: Mapping[int, Known]) -> None:
-    for source, known in after.items():
-        if locked.sources[source].retired_at is not None and known.retired_at is None:
+def _log_revived(locked: Locked, after: Mapping[int, KnownProcess]) -> None:
+    for process, known in after.items():
+        if locked.processes[process].retired_at is not None and known.retired_at is None:
             log.warning(
                 "a retired registry process is alive",
-                instance=locked.names[source],
+                instance=locked.names[process],
                 action="it counts again; garbage collection did not wait for it while it was retired",
             )
 
@@ -275,7 +275,7 @@ def _note_restarts(connection: Connection[Any], pods: Collection[int], request_b
     for pod in sorted(pods):
         connection.execute(
             """
-            INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)
+            INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, resolves_from)
             SELECT id, '', -1, %s, 0, clock_timestamp() + %s FROM pods WHERE id = %s
             """,
             (GapReason.RESTARTED, request_bound, pod),
@@ -286,7 +286,7 @@ def _write_places(connection: Connection[Any], places: Mapping[Key, Place]) -> N
     for (pod_id, url, address), place in places.items():
         connection.execute(
             """
-            UPDATE endpoints SET source_id = %s, echoed_at = %s, shared = %s
+            UPDATE endpoints SET process_id = %s, echoed_at = %s, shared = %s
             WHERE pod_id = %s AND url = %s AND address = %s
             """,
             (*place, pod_id, url, address),
@@ -298,12 +298,12 @@ def _write_marks(connection: Connection[Any], moved: Mapping[MarkKey, datetime |
     marks = (moved[key] for key in keys)
     connection.execute(
         """
-        INSERT INTO watermarks (source_id, topic, partition, at)
+        INSERT INTO watermarks (process_id, topic, partition, at)
         SELECT * FROM unnest(%s::bigint[], %s::text[], %s::int[], %s::timestamptz[])
-        ON CONFLICT (source_id, topic, partition) DO UPDATE SET at = greatest(watermarks.at, excluded.at)
+        ON CONFLICT (process_id, topic, partition) DO UPDATE SET at = greatest(watermarks.at, excluded.at)
         """,
         (
-            integers(source for source, _, _ in keys),
+            integers(process for process, _, _ in keys),
             [topic for _, topic, _ in keys],
             integers(partition for _, _, partition in keys),
             f"{{{','.join('-infinity' if mark is None else mark.isoformat() for mark in marks)}}}",

@@ -53,7 +53,7 @@ def expire_links(connection: Connection[Any], grace: timedelta, batch: int = BAT
             return total
 
 
-def end_doubts(connection: Connection[Any]) -> int:
+def end_doubtful_removals(connection: Connection[Any]) -> int:
     """Resolve doubtful removals of what the table no longer has, such as expired links; return how many.
 
     If the repository has neither, nothing is doubtful (domain/fold.py). For pods whose links cannot be read, nothing

@@ -12,7 +12,7 @@ Route: digest_facts.py and doubtful_removals.py, after they have written -> `dro
 Order: after the counts of the run are written. Two runs, one that adds an index and one that learns what its child is,
 both count the child's blob; the second finds what the first has committed.
 Removals need all other writers excluded (db/locks.py): an index that is being added may list what is removed.
-Not here: children that are not yet known to be manifests (reconcile/layered.py reads them).
+Not here: children that are not yet known to be manifests (reconcile/linked_manifests.py reads them).
 """
 
 from collections.abc import Collection, Iterable, Sequence

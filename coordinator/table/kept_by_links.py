@@ -1,4 +1,4 @@
-"""Keep the links of repositories with manifests whose bytes do not say all that they need (reconcile/kept.py).
+"""Keep the links of repositories with manifests whose bytes do not say all that they need (reconcile/link_keeper.py).
 
 `manifests.by_links` marks these manifests. A holding of one is `links_pending` from the transaction that adds it until
 the links of its repository are listed and marked as `kept`. Kept links count until the repository holds no such

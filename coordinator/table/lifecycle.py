@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from psycopg import Connection
 
 from coordinator.db.arrays import integers
-from coordinator.domain.lifecycle import BlobEvent, BlobState, after, told
+from coordinator.domain.lifecycle import BlobEvent, BlobState, after, published_name
 from coordinator.domain.names import Digest
 from coordinator.domain.pods import Linker
 from coordinator.domain.references import ManifestKind
@@ -46,7 +46,7 @@ class Move(NamedTuple):
     @property
     def change(self) -> str | None:
         """The name under which it is published; None if it is not."""
-        return told(self.blob.state, self.to)
+        return published_name(self.blob.state, self.to)
 
 
 class Change(NamedTuple):
@@ -175,7 +175,7 @@ def move(connection: Connection[Any], moves: Sequence[Move]) -> None:
     )
 
 
-def tell(connection: Connection[Any], blobs: Sequence[int], event: BlobEvent) -> list[Move]:
+def apply_event(connection: Connection[Any], blobs: Sequence[int], event: BlobEvent) -> list[Move]:
     """Apply an event to blobs; return the changes of state. Raises LifecycleError, with nothing changed.
 
     The rows stay locked until the transaction ends, so their counts cannot change before that.

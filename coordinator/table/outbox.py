@@ -18,14 +18,14 @@ BATCH = TAIL
 
 def publish_waiting(connections: Connections, producer: LifecycleProducer, batch: int = BATCH) -> int:
     """Publish all changes in the outbox; return how many. Raises UnavailableError, and the rest stays there."""
-    told = 0
+    published = 0
     while True:
         with connections.use() as connection, lifecycle.outbox(connection, batch) as changes:
             if changes:
                 producer.publish([_record(change) for change in changes])
-        told += len(changes)
+        published += len(changes)
         if len(changes) < batch:
-            return told
+            return published
 
 
 def _record(change: Change) -> BlobLifecycle:

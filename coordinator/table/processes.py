@@ -2,12 +2,12 @@
 
 Route: the prober records the addresses of names (`endpoints_seen`), the probes it sends (`insert_probe`) and their
 results (`probe_answered`, `probe_failed`); the batch apply records echoes (echoes.py); a reconcile retires dead
-processes (`retire_dead`) and resolves probes that were answered without an echo (`settle_unheard`); an operator can
+processes (`retire_dead`) and resolves probes that were answered without an echo (`resolve_unechoed`); an operator can
 retire any process (`retire`).
 
-Locks: new rows of sources, by pod and instance id; then probes, by nonce; then endpoints, by their key; then sources,
-by id. A transaction that has these locks takes no others after them; the batch apply takes them last. Rows of
-watermarks are written only under the lock of their source.
+Locks: new rows of processes, by pod and instance id; then probes, by nonce; then endpoints, by their key; then
+processes, by id. A transaction that has these locks takes no others after them; the batch apply takes them last. Rows
+of watermarks are written only under the lock of their process.
 Not here: what a refusal means (domain/watermarks.py), how W is read (pods/watermarks.py).
 """
 
@@ -23,7 +23,7 @@ from coordinator.db.arrays import integers
 from coordinator.domain.names import PodName
 from coordinator.domain.progress import GapReason
 from coordinator.domain.reasons import reason
-from coordinator.domain.watermarks import DeathReason, Known, Place, may_retire, refused
+from coordinator.domain.watermarks import DeathReason, KnownProcess, Place, may_retire, refused
 from coordinator.errors import NotFoundError
 
 log = structlog.get_logger()
@@ -38,7 +38,7 @@ BATCH: Final = 1000
 
 #: Pod id, URL and address of an endpoint.
 Key = tuple[int, str, str]
-#: Id of a source, topic and partition.
+#: Id of a process, topic and partition.
 MarkKey = tuple[int, str, int]
 
 # The prober's side
@@ -135,7 +135,7 @@ def probe_failed(
     with connection.transaction():
         row = connection.execute(
             """
-            SELECT p.sent_at, e.pod_id, e.url, e.address, e.source_id, e.echoed_at, e.shared
+            SELECT p.sent_at, e.pod_id, e.url, e.address, e.process_id, e.echoed_at, e.shared
             FROM probes p JOIN endpoints e ON e.pod_id = p.pod_id AND e.url = p.url AND e.address = p.address
             WHERE p.nonce = %s::uuid FOR NO KEY UPDATE OF e
             """,
@@ -158,11 +158,11 @@ def probe_failed(
 
 def _bury(connection: Connection[Any], place: Place, sent_at: datetime) -> str | None:
     """Mark the process that last echoed from an endpoint as dead, if the refusal of a probe proves it."""
-    locked = lock(connection, set() if place.source is None else {place.source})
-    dead = refused(place, sent_at, locked.sources)
+    locked = lock(connection, set() if place.process is None else {place.process})
+    dead = refused(place, sent_at, locked.processes)
     if dead is None:
         return None
-    after = locked.sources[dead]._replace(dead_since=locked.now, dead_why=DeathReason.REFUSED)
+    after = locked.processes[dead]._replace(dead_since=locked.now, dead_why=DeathReason.REFUSED)
     write(connection, {dead: after}, set())
     return locked.names[dead]
 
@@ -186,10 +186,10 @@ def forget_old_probes(connection: Connection[Any], kept: timedelta = PROBES_KEPT
         ).rowcount
         total += forgotten
         if forgotten < BATCH:
-            return total + _merge_unheard(connection, kept)
+            return total + _merge_unechoed(connection, kept)
 
 
-def _merge_unheard(connection: Connection[Any], kept: timedelta) -> int:
+def _merge_unechoed(connection: Connection[Any], kept: timedelta) -> int:
     """Merge old probes of an endpoint that were answered without an echo into one; return how many are deleted.
 
     The remaining one limits W as all of them did, and is the last of them: a reconcile that covers it covers all. No
@@ -232,20 +232,20 @@ def retire(
     why: str,
     request_bound: timedelta,
 ) -> None:
-    """Retire a source for an operator; raises NotFoundError.
+    """Retire a process for an operator; raises NotFoundError.
 
     What it had not delivered is lost. A gap is recorded, which only a reconcile resolves that begins after the writes
-    of the source's last request have landed.
+    of the process's last request have landed.
     """
     why = reason(why, "why it is retired")
     done = connection.execute(
         """
             WITH gone AS (
-                UPDATE sources s SET retired_at = clock_timestamp(), retired_why = %(why)s FROM pods p
+                UPDATE processes s SET retired_at = clock_timestamp(), retired_why = %(why)s FROM pods p
                 WHERE p.id = s.pod_id AND p.name = %(pod)s AND s.instance_id = %(instance)s AND s.retired_at IS NULL
                 RETURNING p.id, p.linker
             ), gap AS (
-                INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)
+                INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, resolves_from)
                 SELECT id, '', -1, %(reason)s, 0, clock_timestamp() + %(bound)s FROM gone WHERE linker = 'link'
             )
             SELECT FROM gone
@@ -267,24 +267,24 @@ def retire(
 def retire_dead(
     connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta, why: str
 ) -> list[str]:
-    """Retire the dead sources that a reconcile begun at `began_at` covers; return their instance ids."""
+    """Retire the dead processes that a reconcile begun at `began_at` covers; return their instance ids."""
     with connection.transaction():
         dead = connection.execute(
             """
-            SELECT id, instance_id, dead_since FROM sources
+            SELECT id, instance_id, dead_since FROM processes
             WHERE pod_id = %s AND dead_since IS NOT NULL AND retired_at IS NULL ORDER BY id FOR NO KEY UPDATE
             """,
             (pod_id,),
         ).fetchall()
         covered = {row[0]: row[1] for row in dead if may_retire(row[2], began_at, request_bound)}
         connection.execute(
-            "UPDATE sources SET retired_at = clock_timestamp(), retired_why = %s WHERE id = ANY(%s)",
+            "UPDATE processes SET retired_at = clock_timestamp(), retired_why = %s WHERE id = ANY(%s)",
             (why, list(covered)),
         )
     return list(covered.values())
 
 
-def settle_unheard(connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta) -> None:
+def resolve_unechoed(connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta) -> None:
     """Delete probes that were answered without an echo, if a reconcile begun at `began_at` covers them.
 
     The reconcile has seen what the process that answered them had done; if that process had ended, its last request's
@@ -293,75 +293,75 @@ def settle_unheard(connection: Connection[Any], pod_id: int, began_at: datetime,
     """
     connection.execute(
         """
-        WITH settled AS MATERIALIZED (
+        WITH resolved AS MATERIALIZED (
             SELECT nonce FROM probes
             WHERE pod_id = %s AND answered_at <= %s AND NOT echoed
             ORDER BY nonce FOR UPDATE
         )
-        DELETE FROM probes p USING settled s WHERE p.nonce = s.nonce
+        DELETE FROM probes p USING resolved s WHERE p.nonce = s.nonce
         """,
         (pod_id, began_at - request_bound),
     )
 
 
-# Rows of sources
+# Rows of processes
 
 
 class Locked(NamedTuple):
     """Sources whose rows are locked, by id."""
 
     names: dict[int, str]
-    sources: dict[int, Known]
+    processes: dict[int, KnownProcess]
     #: None if nothing was applied yet.
     marks: dict[MarkKey, datetime | None]
     now: datetime
 
 
 def lock(connection: Connection[Any], ids: Collection[int]) -> Locked:
-    """Lock sources, and read their watermarks."""
+    """Lock processes, and read their watermarks."""
     found = connection.execute(
         """
         SELECT s.id, s.instance_id, s.dead_since, s.dead_why, s.retired_at
-        FROM unnest(%s::bigint[]) d (id) JOIN sources s ON s.id = d.id ORDER BY s.id FOR NO KEY UPDATE OF s
+        FROM unnest(%s::bigint[]) d (id) JOIN processes s ON s.id = d.id ORDER BY s.id FOR NO KEY UPDATE OF s
         """,
         (integers(ids),),
     ).fetchall()
     rows = connection.execute(
         """
-        SELECT w.source_id, w.topic, w.partition, nullif(w.at, '-infinity')
-        FROM unnest(%s::bigint[]) d (id) JOIN watermarks w ON w.source_id = d.id
+        SELECT w.process_id, w.topic, w.partition, nullif(w.at, '-infinity')
+        FROM unnest(%s::bigint[]) d (id) JOIN watermarks w ON w.process_id = d.id
         """,
         (integers(ids),),
     ).fetchall()
     newest: dict[int, datetime] = {}
-    for source, _, _, at in rows:
+    for process, _, _, at in rows:
         if at is not None:
-            newest[source] = max(at, newest.get(source, at))
+            newest[process] = max(at, newest.get(process, at))
     now = connection.execute("SELECT clock_timestamp()").fetchone()
     assert now is not None
     return Locked(
         {row[0]: row[1] for row in found},
-        {row[0]: Known(newest.get(row[0]), row[2], row[3], row[4]) for row in found},
+        {row[0]: KnownProcess(newest.get(row[0]), row[2], row[3], row[4]) for row in found},
         {(row[0], row[1], row[2]): row[3] for row in rows},
         now[0],
     )
 
 
-def write(connection: Connection[Any], sources: Mapping[int, Known], heard_of: Collection[int]) -> None:
-    """Write the new state of locked sources. One that did not count and now does begins another life."""
-    for source, known in sources.items():
+def write(connection: Connection[Any], processes: Mapping[int, KnownProcess], echoed: Collection[int]) -> None:
+    """Write the new state of locked processes. One that did not count and now does begins another life."""
+    for process, known in processes.items():
         connection.execute(
             """
-            UPDATE sources SET dead_since = %(dead_since)s, dead_why = %(dead_why)s,
-                               heard_at = CASE WHEN %(heard)s THEN now() ELSE heard_at END,
+            UPDATE processes SET dead_since = %(dead_since)s, dead_why = %(dead_why)s,
+                               echoed_at = CASE WHEN %(echoed)s THEN now() ELSE echoed_at END,
                                retired_at = CASE WHEN %(retired)s THEN retired_at END,
                                retired_why = CASE WHEN %(retired)s THEN retired_why END,
                                life = life + (%(counts)s AND (dead_since IS NOT NULL OR retired_at IS NOT NULL))::int
-            WHERE id = %(source)s
+            WHERE id = %(process)s
             """,
             {
-                "source": source,
-                "heard": source in heard_of,
+                "process": process,
+                "echoed": process in echoed,
                 "dead_since": known.dead_since,
                 "dead_why": known.dead_why,
                 "retired": known.retired_at is not None,

@@ -81,8 +81,8 @@ def record_cut(connection: Connection[Any], topic: str) -> int:
     # Open gaps first, then missing ones: a gap that is resolved in between is recorded anew.
     connection.execute(
         """
-        UPDATE gaps SET settles_from = greatest(settles_from, clock_timestamp())
-        WHERE reason = %s AND settled_at IS NULL
+        UPDATE gaps SET resolves_from = greatest(resolves_from, clock_timestamp())
+        WHERE reason = %s AND resolved_at IS NULL
         """,
         (GapReason.LOG_CUT,),
     )
@@ -90,11 +90,11 @@ def record_cut(connection: Connection[Any], topic: str) -> int:
         """
         INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)
         SELECT p.id, %s, -1, %s, 0 FROM pods p
-        WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = p.id AND g.reason = %s AND g.settled_at IS NULL)
+        WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = p.id AND g.reason = %s AND g.resolved_at IS NULL)
         """,
         (topic, GapReason.LOG_CUT, GapReason.LOG_CUT),
     )
     row = connection.execute(
-        "SELECT count(DISTINCT pod_id) FROM gaps WHERE reason = %s AND settled_at IS NULL", (GapReason.LOG_CUT,)
+        "SELECT count(DISTINCT pod_id) FROM gaps WHERE reason = %s AND resolved_at IS NULL", (GapReason.LOG_CUT,)
     ).fetchone()
     return 0 if row is None else int(row[0])

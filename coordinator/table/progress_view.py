@@ -10,12 +10,12 @@ from sqlalchemy import Connection, text
 from coordinator.db.migrate import wanted
 from coordinator.domain.lifecycle import BlobState
 
-UNTOLD_LIMIT = 100_000
+UNPUBLISHED_LIMIT = 100_000
 
 _PROGRESS = text("SELECT topic, partition, next_offset FROM partition_progress")
 _CLOCK = text("SELECT clock_timestamp()")
 _MISSING = text(f"SELECT count(*) FROM blobs WHERE state = {BlobState.MISSING:d}")
-_UNTOLD = text("SELECT count(*) FROM (SELECT FROM lifecycle_outbox LIMIT :limit) waiting")
+_UNPUBLISHED = text("SELECT count(*) FROM (SELECT FROM lifecycle_outbox LIMIT :limit) waiting")
 _REVISION = text("SELECT version_num FROM alembic_version")
 
 
@@ -36,9 +36,9 @@ def missing_blobs(connection: Connection) -> int:
     return int(connection.execute(_MISSING).scalar_one())
 
 
-def untold_changes(connection: Connection) -> int:
-    """Count changes that are not published to blob.lifecycle yet, up to UNTOLD_LIMIT."""
-    return int(connection.execute(_UNTOLD, {"limit": UNTOLD_LIMIT}).scalar_one())
+def unpublished_changes(connection: Connection) -> int:
+    """Count changes that are not published to blob.lifecycle yet, up to UNPUBLISHED_LIMIT."""
+    return int(connection.execute(_UNPUBLISHED, {"limit": UNPUBLISHED_LIMIT}).scalar_one())
 
 
 def schema_problem(connection: Connection) -> str | None:

@@ -114,8 +114,8 @@ def record_gap(connection: Connection[Any], pods: set[int]) -> None:
     # Open gaps first, then missing ones: a gap that is resolved in between is recorded anew.
     connection.execute(
         """
-        UPDATE gaps SET settles_from = greatest(settles_from, clock_timestamp())
-        WHERE pod_id = ANY(%s::int[]) AND reason = %s AND settled_at IS NULL
+        UPDATE gaps SET resolves_from = greatest(resolves_from, clock_timestamp())
+        WHERE pod_id = ANY(%s::int[]) AND reason = %s AND resolved_at IS NULL
         """,
         (sorted(pods), GapReason.RENAMED),
     )
@@ -123,7 +123,7 @@ def record_gap(connection: Connection[Any], pods: set[int]) -> None:
         """
         INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)
         SELECT d.id, '', -1, %s, 0 FROM unnest(%s::int[]) d (id)
-        WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = d.id AND g.reason = %s AND g.settled_at IS NULL)
+        WHERE NOT EXISTS (SELECT FROM gaps g WHERE g.pod_id = d.id AND g.reason = %s AND g.resolved_at IS NULL)
         """,
         (GapReason.RENAMED, sorted(pods), GapReason.RENAMED),
     )

@@ -22,7 +22,7 @@ def remove_repository(connection: Connection[Any], fact: RepositoryRemoved, pod_
     if not statements.pods_elsewhere(connection, {pod_id}):
         values = {"name": fact.repository, "at": within(fact.at), "margin": margin}
         connection.execute(_EXPLAIN_ALL, values)
-        doubtful = connection.execute(_DOUBT_ALL, values)
+        doubtful = connection.execute(_MAKE_DOUBTFUL, values)
         return Applied(removals_doubtful=doubtful.rowcount)
     applied = Applied()
     after = -1
@@ -54,7 +54,7 @@ SELECT b.id, b.digest FROM (
 """
 
 #: For pods whose links are in shared storage, which must confirm each removal.
-_DOUBT_ALL = """
+_MAKE_DOUBTFUL = """
 INSERT INTO removals (repository_id, digest, removed_at, doubtful_since)
 SELECT held.repository_id, b.digest, %(at)s::timestamptz, now() FROM (
     SELECT h.repository_id, h.manifest_id, h.pushed_at
@@ -147,7 +147,7 @@ def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
     twice, linked_twice = (_both(connection, table, column, time, values) for table, column, time in _FACTS)
     for table, column, time in _FACTS:
         _move(connection, table, column, time, values)
-    # It does not matter which links moved: those of the destination are listed anew (reconcile/kept.py).
+    # It does not matter which links moved: those of the destination are listed anew (reconcile/link_keeper.py).
     connection.execute(
         """
         UPDATE repository_manifests h SET links_pending = true FROM manifests m

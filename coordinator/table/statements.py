@@ -547,8 +547,8 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
     )
     before = set(unreferenced)
     fewer = [delta.blob for delta in deltas if (delta.references < 0 or delta.links < 0) and delta.blob not in before]
-    _tell_counted(connection, sorted({*fewer, *missing}), BlobState.UNREFERENCED, "unreferenced")
-    _tell_counted(connection, unreferenced, BlobState.LIVE, "live")
+    _record_counted(connection, sorted({*fewer, *missing}), BlobState.UNREFERENCED, "unreferenced")
+    _record_counted(connection, unreferenced, BlobState.LIVE, "live")
 
 
 def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
@@ -558,7 +558,7 @@ def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
     return BlobState(row[0])
 
 
-def _tell_counted(connection: Connection[Any], blobs: Sequence[int], state: BlobState, change: str) -> None:
+def _record_counted(connection: Connection[Any], blobs: Sequence[int], state: BlobState, change: str) -> None:
     """Write the outbox for those of these blobs that a change of counts has brought to this state."""
     if blobs:
         _run(

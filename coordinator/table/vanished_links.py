@@ -1,7 +1,7 @@
 """Accept links that vanished without a delete event; until then they block GC.
 
 If storage shows that a link is gone, it is removed from the counts, so that these match storage.
-`doubtful_removals.settle` records in the same transaction that no event reported it. So a transaction that sees a blob
+`doubtful_removals.resolve` records in the same transaction that no event reported it. So a transaction that sees a blob
 as unreferenced because of it also sees this record, and hides nothing (pods/view.py). The record ends when
 
 - the registry pushes it again: the push deletes the removal, or makes it doubtful until storage confirms it (fold.py)

@@ -49,7 +49,7 @@ _HEADERS = {"User-Agent": "baleen", "Accept": "application/json", "Accept-Encodi
 log = structlog.get_logger()
 
 
-class Outcome(StrEnum):
+class IssuerOutcome(StrEnum):
     """The outcome of a request to an issuer."""
 
     GRANTED = "granted"
@@ -86,8 +86,8 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    outcome: Outcome
+class IssuerAnswer:
+    outcome: IssuerOutcome
     #: The grant, never more than was requested; None if it is not granted.
     verified: Verified | None = None
 
@@ -114,7 +114,7 @@ class Issuers:
         self._seconds = seconds
         self._clock = clock
         self._waiting: Counter[PodName] = Counter()
-        self._last: dict[PodName, Outcome] = {}
+        self._last: dict[PodName, IssuerOutcome] = {}
         self._http = httpx.AsyncClient(
             timeout=seconds,
             verify=tls_context(ca_file),
@@ -128,39 +128,39 @@ class Issuers:
 
     async def ask(
         self, pod: PodName, issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credentials, client_id: str
-    ) -> Answer:
+    ) -> IssuerAnswer:
         """Ask for these scopes, or without any, only whether it knows the credentials. Never raises for its answer."""
         if self._waiting[pod] >= IN_FLIGHT:
-            return self._told(pod, Answer(Outcome.BUSY), f"more than {IN_FLIGHT} requests wait for it")
+            return self._count(pod, IssuerAnswer(IssuerOutcome.BUSY), f"more than {IN_FLIGHT} requests wait for it")
         self._waiting[pod] += 1
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._seconds):
                 return await self._asked(pod, issuer, scopes, credentials, client_id)
         except (TimeoutError, httpx.TimeoutException):
-            return self._told(pod, Answer(Outcome.SLOW), f"it did not answer within {self._seconds:g} s")
+            return self._count(pod, IssuerAnswer(IssuerOutcome.SLOW), f"it did not answer within {self._seconds:g} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return self._told(pod, Answer(Outcome.UNREACHABLE), why(error))
+            return self._count(pod, IssuerAnswer(IssuerOutcome.UNREACHABLE), why(error))
         except _UnusableError as error:
-            return self._told(pod, Answer(Outcome.FAILED), str(error))
+            return self._count(pod, IssuerAnswer(IssuerOutcome.FAILED), str(error))
         except BaleenError as error:
-            return self._told(pod, Answer(Outcome.INVALID), str(error))
+            return self._count(pod, IssuerAnswer(IssuerOutcome.INVALID), str(error))
         finally:
             self._waiting[pod] -= 1
             metrics.ISSUER_SECONDS.labels(pod).observe(time.perf_counter() - began)
 
     async def _asked(
         self, pod: PodName, issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credentials, client_id: str
-    ) -> Answer:
+    ) -> IssuerAnswer:
         status, body = await self._send(_request(issuer, scopes, credentials, client_id))
         basic = credentials.as_basic()
         if status in _NO_FORM and basic is not None:
             again = Credentials(credentials.username, basic)
             status, body = await self._send(_request(issuer, scopes, again, client_id))
         if status == httpx.codes.UNAUTHORIZED:
-            return self._told(pod, Answer(Outcome.REFUSED))
+            return self._count(pod, IssuerAnswer(IssuerOutcome.REFUSED))
         if status == httpx.codes.FORBIDDEN:
-            return self._told(pod, Answer(Outcome.DENIED))
+            return self._count(pod, IssuerAnswer(IssuerOutcome.DENIED))
         if status != httpx.codes.OK:
             raise _UnusableError(f"it answered {status}")
         try:
@@ -176,7 +176,7 @@ class Issuers:
             raise TokenRefusedError("expired", "it has expired")
         verified = verified._replace(access=verified.access.limited_to(scopes))
         _short(verified, len(scopes))
-        return self._told(pod, Answer(Outcome.GRANTED, verified))
+        return self._count(pod, IssuerAnswer(IssuerOutcome.GRANTED, verified))
 
     async def _send(self, request: httpx.Request) -> tuple[int, bytes]:
         response = await self._http.send(request, stream=True)
@@ -194,11 +194,11 @@ class Issuers:
         finally:
             await response.aclose()
 
-    def _told(self, pod: PodName, answer: Answer, what: str = "") -> Answer:
+    def _count(self, pod: PodName, answer: IssuerAnswer, what: str = "") -> IssuerAnswer:
         """Count an answer, and log it if it differs from the last: an issuer that is away is logged once."""
         outcome = answer.outcome
         metrics.ANSWERS.labels(pod, outcome).inc()
-        fault = outcome not in {Outcome.GRANTED, Outcome.REFUSED, Outcome.DENIED}
+        fault = outcome not in {IssuerOutcome.GRANTED, IssuerOutcome.REFUSED, IssuerOutcome.DENIED}
         if fault and self._last.get(pod) != outcome:
             log.warning("an issuer's part is left out of tokens", pod=pod, outcome=outcome.value, why=what)
         self._last[pod] = outcome

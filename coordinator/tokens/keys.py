@@ -42,7 +42,7 @@ KEYS_LIMIT = 100
 #: Certificates in a token's chain.
 CHAIN_LIMIT = 5
 #: Seconds between checks of a file.
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 #: Bits of a file's mode for its group and all others.
 OTHERS = 0o077
 
@@ -293,7 +293,7 @@ class KeyFile(Generic[T]):
         self._read = read
         self._clock = clock
         self._seen = self._stamp()
-        self._looked_at = clock()
+        self._checked_at = clock()
         self._value = self._load()
         KEYS_UNREAD.labels(setting).set(0)
         if private and self._path.stat().st_mode & OTHERS:
@@ -304,8 +304,8 @@ class KeyFile(Generic[T]):
 
     def current(self) -> T:
         """The content of the file when it could last be read."""
-        if self._clock() - self._looked_at >= LOOK_SECONDS:
-            self._looked_at = self._clock()
+        if self._clock() - self._checked_at >= CHECK_SECONDS:
+            self._checked_at = self._clock()
             # Taken before reading, so that a change meanwhile is noticed the next time.
             stamp = self._stamp()
             if stamp != self._seen:

@@ -21,7 +21,7 @@ from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import TokenIssuer, owner_of
 from coordinator.errors import BaleenError, ForbiddenError, UnauthorizedError, UnavailableError, UsageError
 from coordinator.tokens import metrics
-from coordinator.tokens.issuers import Answer, Credentials, Issuers, Outcome
+from coordinator.tokens.issuers import Credentials, IssuerAnswer, IssuerOutcome, Issuers
 from coordinator.tokens.sign import Signed, Signer
 
 #: Requests that are processed at once. They wait for issuers, and no longer than issuers.SECONDS.
@@ -124,7 +124,7 @@ class TokenService:
             not_after=min(each.expires_at for each in granted),
         )
 
-    async def _each(self, parts: Mapping[PodName, Sequence[Scope]], pods: Pods, asked: Asked) -> list[Answer]:
+    async def _each(self, parts: Mapping[PodName, Sequence[Scope]], pods: Pods, asked: Asked) -> list[IssuerAnswer]:
         """Ask the issuer of each part, all at once."""
         return await asyncio.gather(
             *(
@@ -134,7 +134,7 @@ class TokenService:
             )
         )
 
-    async def _any(self, pods: Pods, asked: Asked) -> list[Answer]:
+    async def _any(self, pods: Pods, asked: Asked) -> list[IssuerAnswer]:
         """Ask each issuer only whether it knows the credentials (`docker login`); the first that does is enough."""
         # Pods with the same issuer ask it once, if they trust the same keys for it: the keys of one may be old.
         issuers = {known.issuer: pod for pod, known in pods.items() if known.issuer is not None}
@@ -142,7 +142,7 @@ class TokenService:
             asyncio.create_task(self._issuers.ask(pod, issuer, (), asked.credentials, asked.client_id))
             for issuer, pod in issuers.items()
         ]
-        answers: list[Answer] = []
+        answers: list[IssuerAnswer] = []
         try:
             for done in asyncio.as_completed(waiting):
                 answers.append(await done)
@@ -170,21 +170,21 @@ def divide(scopes: Iterable[Scope], pods: Pods) -> dict[PodName, list[Scope]]:
     return parts
 
 
-def _agreed(said: Iterable[str], otherwise: str) -> str:
+def _agreed(values: Iterable[str], otherwise: str) -> str:
     """Return the value on which all agree, or else the other one."""
-    known = set(said)
+    known = set(values)
     return known.pop() if len(known) == 1 else otherwise
 
 
-def _refusal(answers: Sequence[Answer]) -> BaleenError:
+def _refusal(answers: Sequence[IssuerAnswer]) -> BaleenError:
     outcomes = {answer.outcome for answer in answers}
     if not outcomes:
         return UnavailableError("No pod has a token issuer: give it one with `baleen pods set-issuer`.")
-    if outcomes - {Outcome.REFUSED, Outcome.DENIED}:
+    if outcomes - {IssuerOutcome.REFUSED, IssuerOutcome.DENIED}:
         return UnavailableError(
             "No token can be issued now, because a token issuer does not answer correctly: try again."
         )
-    if Outcome.REFUSED in outcomes:
+    if IssuerOutcome.REFUSED in outcomes:
         return CredentialsRefusedError("The token issuer does not accept these credentials: log in again.")
     return ForbiddenError("The token issuer grants nothing to these credentials.")
 

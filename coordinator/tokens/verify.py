@@ -101,7 +101,7 @@ class TokenVerifier:
             _jws.decode(token, key.public, algorithms=[algorithm])
         except (PyJWTError, ValueError, TypeError):
             _refuse("signature", "its signature is wrong")
-        return self._judge(claims)
+        return self._read_claims(claims)
 
     def _key(self, header: Mapping[str, Any]) -> Key:
         """Return the key in distribution's order: the first header that is present counts, even if others fit."""
@@ -122,7 +122,7 @@ class TokenVerifier:
             _refuse("key", "its key is not trusted here")
         return found
 
-    def _judge(self, raw: dict[str, Any]) -> Verified:
+    def _read_claims(self, raw: dict[str, Any]) -> Verified:
         try:
             claims = msgspec.convert(raw, _Claims)
         except msgspec.ValidationError:

@@ -92,7 +92,7 @@ class NoMark:
         pass
 
 
-_really_known = collection.known
+_really_known = collection.read_facts
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
     """An API with a database of its own."""
     known = Known()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collection, "known", known.read)
+        patch.setattr(collection, "read_facts", known.read)
         patch.setattr(compose_api, "mark_recorder", lambda _: NoMark())
         with served(settings_for(embedded_stack)) as api:
             yield api, known

@@ -19,7 +19,7 @@ from coordinator.compose import api as compose_api
 from coordinator.compose import database as compose_database
 from coordinator.db import migrate
 from coordinator.domain.references import ManifestKind, reference_kind
-from coordinator.ingest.letters import repositories_in
+from coordinator.ingest.dead_letters import repositories_in
 from coordinator.kafka.topics import ensure_topics
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import StackEndpoints

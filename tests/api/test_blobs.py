@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from coordinator.domain.references import ManifestKind
 from coordinator.lookup import blobs as blob_queries
-from coordinator.lookup import hot
+from coordinator.lookup import hot_blobs
 from tests.api.harness import Facts, Json, Served
 from tests.api.worlds import build, worlds
 
@@ -15,17 +15,17 @@ def check_blobs(api: Served, facts: Facts) -> None:
     blobs = facts.blobs()
     digests = [facts.digest(blob) for blob in blobs]
     together = api.ask("POST", "/v1/blobs/lookup", json={"digests": digests}).json()["items"]
-    for blob, digest, told in zip(blobs, digests, together, strict=True):
-        assert told["digest"] == digest
-        assert told["reference_count"] == references[blob]
-        assert told["link_count"] == sum(linked == blob for _, linked in facts.links)
-        assert told["repository_count"] == len(needed[blob])
-        assert told["pods"] == sorted({repository.split("/")[0] for repository in needed[blob]})
-        assert told["state"] == ("live" if needed[blob] else "unreferenced")
-        assert (told["unreferenced_since"] is None) == bool(needed[blob])
-        assert told["size"] == facts.sizes[blob]
+    for blob, digest, shown in zip(blobs, digests, together, strict=True):
+        assert shown["digest"] == digest
+        assert shown["reference_count"] == references[blob]
+        assert shown["link_count"] == sum(linked == blob for _, linked in facts.links)
+        assert shown["repository_count"] == len(needed[blob])
+        assert shown["pods"] == sorted({repository.split("/")[0] for repository in needed[blob]})
+        assert shown["state"] == ("live" if needed[blob] else "unreferenced")
+        assert (shown["unreferenced_since"] is None) == bool(needed[blob])
+        assert shown["size"] == facts.sizes[blob]
         alone = api.get(f"/v1/blobs/{digest}").json()
-        assert without_time(alone) == without_time(told)
+        assert without_time(alone) == without_time(shown)
 
 
 def without_time(blob: Json) -> Json:
@@ -47,7 +47,7 @@ def test_hot_blobs_are_counted_as_exactly(api: Served, steps: list[tuple[str, in
     """A blob that too many need to be counted at once gets the same figures, in groups of any size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blob_queries, "LIVE_LIMIT", 1)
-        patch.setattr(hot, "HOT_GROUP", 2)
+        patch.setattr(hot_blobs, "HOT_GROUP", 2)
         facts = Facts(api.db)
         build(facts, steps)
         check_blobs(api, facts)
@@ -68,13 +68,13 @@ def test_a_pods_hot_blobs_are_not_counted(api: Served, facts: Facts, monkeypatch
     """What everybody needs is among what a pod's repositories hold first: its page counts nothing."""
     monkeypatch.setattr(blob_queries, "LIVE_LIMIT", 1)
     counted: set[int] = set()
-    count = hot.HotUsage._count
+    count = hot_blobs.HotUsage._count
 
-    def counting(memory: hot.HotUsage, ids: list[int]) -> None:
+    def counting(memory: hot_blobs.HotUsage, ids: list[int]) -> None:
         counted.update(ids)
         count(memory, ids)
 
-    monkeypatch.setattr(hot.HotUsage, "_count", counting)
+    monkeypatch.setattr(hot_blobs.HotUsage, "_count", counting)
     facts.manifest(0, ManifestKind.IMAGE, [10, 11])
     for pod in (0, 1):
         for name in "abc":

@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.compose import store as compose_store
 from coordinator.domain.names import RepositoryName
-from coordinator.pods.view import LETTERS_END
+from coordinator.pods.view import DEAD_LETTERS_END
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import repository_prefix
 from schemas.records import RECORD_CONTENT_TYPE
@@ -35,19 +35,20 @@ def alone(embedded_stack: StackEndpoints) -> Iterator[Served]:
 @pytest.fixture
 def pods(alone: Served) -> Pods:
     """Nothing is open but what a test opens."""
-    alone.db.execute("DELETE FROM dead_letters; DELETE FROM endpoints; DELETE FROM sources; DELETE FROM findings")
+    alone.db.execute("DELETE FROM dead_letters; DELETE FROM endpoints; DELETE FROM processes; DELETE FROM findings")
     alone.db.execute("DELETE FROM gaps; DELETE FROM jobs; DELETE FROM pod_prefixes; DELETE FROM pods")
     return Pods(alone)
 
 
-def letters_hold(pods: Pods, pod: str) -> list[str]:
-    return [reason for reason in pods.told(pod)["held_by"] if "dead letter" in reason]
+def dead_letters_block(pods: Pods, pod: str) -> list[str]:
+    return [reason for reason in pods.show(pod)["blocked_by"] if "dead letter" in reason]
 
 
 def report(pods: Pods, instance: str) -> None:
     """The process has reported everything up to now."""
     pods.api.db.execute(
-        "UPDATE watermarks w SET at = clock_timestamp() FROM sources s WHERE s.id = w.source_id AND s.instance_id = %s",
+        "UPDATE watermarks w SET at = clock_timestamp() FROM processes s"
+        " WHERE s.id = w.process_id AND s.instance_id = %s",
         (instance,),
     )
     pods.api.db.execute("UPDATE endpoints SET echoed_at = clock_timestamp(), resolved_at = clock_timestamp()")
@@ -59,7 +60,7 @@ def body(repository: str) -> str:
     return json.dumps({"events": [event]})
 
 
-def settle(pods: Pods, number: int, how: str, **values: Any) -> int:
+def resolve(pods: Pods, number: int, how: str, **values: Any) -> int:
     return pods.api.ask("POST", f"/v1/dead-letters/{number}/{how}", **values).status_code
 
 
@@ -73,23 +74,23 @@ def test_it_holds_its_own_pod_only(pods: Pods) -> None:
     """An open letter holds the pod that sent it, is told by the status, and holds no other pod."""
     for name in ("one", "other"):
         pods.pod(name)
-        pods.source(name, f"p-{name}", 0)
+        pods.process(name, f"p-{name}", 0)
     dead_letter(pods.api.db, "one", "{}", "text/plain")
-    assert letters_hold(pods, "one") == [f"1 open dead letter: {LETTERS_END}"]
-    assert letters_hold(pods, "other") == []
-    held = [reason for reason in pods.status()["gc"]["held_by"] if "dead letter" in reason]
+    assert dead_letters_block(pods, "one") == [f"1 open dead letter: {DEAD_LETTERS_END}"]
+    assert dead_letters_block(pods, "other") == []
+    held = [reason for reason in pods.status()["gc"]["blocked_by"] if "dead letter" in reason]
     assert [reason.partition(":")[0] for reason in held] == ["pod one"]
 
 
-def test_a_retry_that_is_refused_settles_nothing(pods: Pods) -> None:
+def test_a_retry_that_is_refused_resolves_nothing(pods: Pods) -> None:
     """While it still cannot be understood, a retry leaves the letter open, and it holds as before."""
     pods.pod("one")
-    pods.source("one", "p1", 0)
+    pods.process("one", "p1", 0)
     for payload, content_type in ((body("elsewhere/app"), ENVELOPE), ("no json", ENVELOPE), ("{}", "text/plain")):
         number = dead_letter(pods.api.db, "one", payload, content_type)
-        assert settle(pods, number, "retry") == 409
+        assert resolve(pods, number, "retry") == 409
     report(pods, "p1")
-    assert letters_hold(pods, "one")[0].startswith("3 open dead letters")
+    assert dead_letters_block(pods, "one")[0].startswith("3 open dead letters")
 
 
 def test_a_retry_holds_until_it_is_applied(pods: Pods) -> None:
@@ -98,51 +99,51 @@ def test_a_retry_holds_until_it_is_applied(pods: Pods) -> None:
     They stand in the log behind all that the watermark is of, so that garbage collection could run between the two.
     """
     pods.pod("one")
-    pods.source("one", "p1", 0)
+    pods.process("one", "p1", 0)
     number = dead_letter(pods.api.db, "one", body("one/app"), ENVELOPE)
     report(pods, "p1")
     began = dt.datetime.now(dt.UTC)
-    assert settle(pods, number, "retry") == 200
-    assert [reason.partition(":")[0] for reason in letters_hold(pods, "one")] == [
+    assert resolve(pods, number, "retry") == 200
+    assert [reason.partition(":")[0] for reason in dead_letters_block(pods, "one")] == [
         "dead letter retried and perhaps not applied yet"
     ]
-    settled_at = dt.datetime.fromisoformat(pods.api.get(f"/v1/dead-letters/{number}").json()["settled_at"])
-    assert settled_at > began - dt.timedelta(seconds=1)
+    resolved_at = dt.datetime.fromisoformat(pods.api.get(f"/v1/dead-letters/{number}").json()["resolved_at"])
+    assert resolved_at > began - dt.timedelta(seconds=1)
     report(pods, "p1")
-    assert letters_hold(pods, "one") == []
+    assert dead_letters_block(pods, "one") == []
 
 
 def test_the_time_of_a_retry_is_after_its_acknowledgement(pods: Pods) -> None:
     """A probe that was sent while a retry waited for Kafka proves nothing of it: its time is taken after the wait."""
     pods.pod("one")
-    pods.source("one", "p1", 0)
+    pods.process("one", "p1", 0)
     number = dead_letter(pods.api.db, "one", body("one/app"), ENVELOPE)
     with pods.api.db.transaction():
         # A lock stands for a slow broker: the retry has begun its transaction, and has not published yet.
         pods.api.db.execute("LOCK TABLE pod_prefixes IN ACCESS EXCLUSIVE MODE")
-        waiting = threading.Thread(target=settle, args=(pods, number, "retry"))
+        waiting = threading.Thread(target=resolve, args=(pods, number, "retry"))
         waiting.start()
         eventually(lambda: lock_waits(pods), "the retry waits")
         row = pods.api.db.execute("SELECT clock_timestamp()").fetchone()
     waiting.join(20)
     assert row is not None
-    settled_at = pods.api.get(f"/v1/dead-letters/{number}").json()["settled_at"]
-    assert dt.datetime.fromisoformat(settled_at) > row[0]
+    resolved_at = pods.api.get(f"/v1/dead-letters/{number}").json()["resolved_at"]
+    assert dt.datetime.fromisoformat(resolved_at) > row[0]
 
 
 def test_a_discard_demands_a_reason(pods: Pods) -> None:
-    """Without a reason nothing is discarded, and it holds; with one it is settled at once, and the reason is kept."""
+    """Without a reason nothing is discarded, and it holds; with one it is resolved at once, and the reason is kept."""
     pods.pod("one")
-    pods.source("one", "p1", 0)
+    pods.process("one", "p1", 0)
     number = dead_letter(pods.api.db, "one", "{}", "text/plain")
     for why in ("", "   ", "x" * 1001, "nul\0"):
-        assert settle(pods, number, "discard", json={"why": why}) == 400
-    assert settle(pods, number, "discard", json={}) == 400
-    assert len(letters_hold(pods, "one")) == 1
-    assert settle(pods, number, "discard", json={"why": " it is of a test "}) == 200
-    assert letters_hold(pods, "one") == []
-    told = pods.api.get(f"/v1/dead-letters/{number}").json()
-    assert (told["settlement"], told["settled_why"]) == ("discarded", "it is of a test")
+        assert resolve(pods, number, "discard", json={"why": why}) == 400
+    assert resolve(pods, number, "discard", json={}) == 400
+    assert len(dead_letters_block(pods, "one")) == 1
+    assert resolve(pods, number, "discard", json={"why": " it is of a test "}) == 200
+    assert dead_letters_block(pods, "one") == []
+    shown = pods.api.get(f"/v1/dead-letters/{number}").json()
+    assert (shown["resolution"], shown["resolved_why"]) == ("discarded", "it is of a test")
 
 
 ALL = {"one", "other", "relaying"}
@@ -168,7 +169,7 @@ def three(pods: Pods) -> None:
 
 
 def gaps_of(pods: Pods) -> set[str]:
-    return {name for name in ALL if pods.told(name)["gaps"]["open"]}
+    return {name for name in ALL if pods.show(name)["gaps"]["open"]}
 
 
 @pytest.mark.parametrize(
@@ -190,11 +191,11 @@ def test_what_is_discarded_is_a_gap(pods: Pods, pod: str, payload: str, content_
     three(pods)
     put(pods, "one/app")
     number = dead_letter(pods.api.db, pod, payload, content_type, repositories=None)
-    assert settle(pods, number, "discard", json={"why": "it is of a test"}) == 200
+    assert resolve(pods, number, "discard", json={"why": "it is of a test"}) == 200
     assert gaps_of(pods) == gaps
     again = dead_letter(pods.api.db, pod, payload, content_type)
-    assert settle(pods, again, "discard", json={"why": "it is of a test"}) == 200
-    assert {pods.told(name)["gaps"]["open"] for name in gaps} == {1}
+    assert resolve(pods, again, "discard", json={"why": "it is of a test"}) == 200
+    assert {pods.show(name)["gaps"]["open"] for name in gaps} == {1}
 
 
 @pytest.mark.parametrize("sender", ["one", "gone", ""])
@@ -212,11 +213,11 @@ def test_what_storage_has_is_not_discarded(pods: Pods, sender: str) -> None:
             assert words in answer.json()["detail"]
     assert gaps_of(pods) == set()
     remove(pods, "elsewhere/app")
-    assert settle(pods, number, "discard", json={"why": "a test"}) == 200
+    assert resolve(pods, number, "discard", json={"why": "a test"}) == 200
     assert gaps_of(pods) == set()
     put(pods, "elsewhere/app")
     pods.api.db.execute("INSERT INTO pod_prefixes SELECT 'elsewhere', id FROM pods WHERE name = 'other'")
-    assert settle(pods, number - 1, "discard", json={"why": "a test"}) == 200
+    assert resolve(pods, number - 1, "discard", json={"why": "a test"}) == 200
     assert gaps_of(pods) == {"other"}
     remove(pods, "elsewhere/app")
 
@@ -226,7 +227,7 @@ def test_below_another_repository(pods: Pods) -> None:
     three(pods)
     put(pods, "elsewhere/app/deep")
     number = dead_letter(pods.api.db, "one", body("elsewhere/app"), ENVELOPE)
-    assert settle(pods, number, "discard", json={"why": "a test"}) == 200
+    assert resolve(pods, number, "discard", json={"why": "a test"}) == 200
     remove(pods, "elsewhere/app/deep")
 
 
@@ -235,9 +236,9 @@ def test_links_below_a_pod_that_keeps_its_own_elsewhere(pods: Pods) -> None:
     three(pods)
     put(pods, "relaying/app")
     number = dead_letter(pods.api.db, "one", body("relaying/app"), ENVELOPE)
-    assert settle(pods, number, "discard", json={"why": "a test"}) == 409
+    assert resolve(pods, number, "discard", json={"why": "a test"}) == 409
     remove(pods, "relaying/app")
-    assert settle(pods, number, "discard", json={"why": "a test"}) == 200
+    assert resolve(pods, number, "discard", json={"why": "a test"}) == 200
     assert gaps_of(pods) == {"relaying"}
 
 
@@ -260,29 +261,29 @@ def test_a_store_that_does_not_answer(pods: Pods, alone: Served) -> None:
         for number, status in ((unowned, 503), (owned, 200)):
             asked = away.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test"})
             assert asked.status_code == status, asked.text
-    assert alone.get(f"/v1/dead-letters/{unowned}").json()["settled_at"] is None
+    assert alone.get(f"/v1/dead-letters/{unowned}").json()["resolved_at"] is None
 
 
-def test_orphans_tell_to_register_the_pod(pods: Pods) -> None:
+def test_orphans_ask_to_register_the_pod(pods: Pods) -> None:
     """Attempt 6: no message about letters of a pod that is not registered tells an operator to discard them."""
     pods.pod("one")
     number = dead_letter(pods.api.db, "gone", body("gone/app"), ENVELOPE)
-    (held,) = [reason for reason in pods.status()["gc"]["held_by"] if "dead letter" in reason]
+    (held,) = [reason for reason in pods.status()["gc"]["blocked_by"] if "dead letter" in reason]
     refused = pods.api.ask("POST", f"/v1/dead-letters/{number}/retry").json()["detail"]
     for message in (held, refused):
         assert message.index("baleen pods add") < message.index("retry")
     assert "discard" not in held
-    assert "discard" not in LETTERS_END
+    assert "discard" not in DEAD_LETTERS_END
 
 
-def test_letters_beyond_the_limit_are_an_alarm(pods: Pods) -> None:
+def test_dead_letters_beyond_the_limit_are_an_alarm(pods: Pods) -> None:
     """Attempt 20: what is not kept is counted in the status, the metrics and the pod, with what to do."""
     pods.pod("one")
     pods.api.db.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, letters)"
-        " SELECT id, '', -1, 'letters-over-limit', 0, 1234 FROM pods WHERE name = 'one'"
+        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, dead_letters)"
+        " SELECT id, '', -1, 'dead-letters-over-limit', 0, 1234 FROM pods WHERE name = 'one'"
     )
     assert pods.status()["dead_letters_not_kept"] == 1234
-    assert pods.told("one")["dead_letters_not_kept"] == 1234
-    assert letters_hold(pods, "one")[0].startswith("1234 dead letters beyond the limit of the pod: ")
+    assert pods.show("one")["dead_letters_not_kept"] == 1234
+    assert dead_letters_block(pods, "one")[0].startswith("1234 dead letters beyond the limit of the pod: ")
     assert 'baleen_open{what="dead_letters_not_kept"} 1234.0' in pods.api.get("/metrics").text

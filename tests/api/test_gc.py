@@ -20,13 +20,13 @@ def test_the_plan_is_what_a_run_does(world: World) -> None:
     garbage = world.garbage
     world.unreferenced("l", "k")
     garbage.pushed("live", "n")
-    doomed = {world.text(name): "hide" for name in ("m-l", "l", "k")}
-    assert world.steps() == doomed
+    to_delete = {world.text(name): "hide" for name in ("m-l", "l", "k")}
+    assert world.steps() == to_delete
     planned = world.plan()
-    assert planned["held_by"] == []
+    assert planned["blocked_by"] == []
     assert planned["totals"]["hide"] == {"blobs": 3, "bytes": 70 + 7 + 7}
     assert garbage.collect().hidden == 3
-    assert world.steps() == dict.fromkeys(doomed, "purge")
+    assert world.steps() == dict.fromkeys(to_delete, "purge")
     totals = world.plan()["totals"]
     run = garbage.collect()
     assert totals["purge"] == {"blobs": run.purged, "bytes": run.freed}
@@ -44,7 +44,7 @@ def test_what_the_plan_keeps(world: World) -> None:
     garbage = world.garbage
     world.unreferenced("gone")
     garbage.collect()
-    garbage.tell("other", "gone")
+    garbage.report("other", "gone")
     world.unreferenced("l")
     assert world.api.ask("PUT", f"/v1/pins/{world.text('l')}", json={"why": "an audit"}).status_code == 200
     day = timedelta(days=1)
@@ -69,11 +69,11 @@ def test_a_plan_that_is_held(world: World) -> None:
     world.unreferenced("l")
     turned(world, on=False)
     held = world.plan()
-    assert held["held_by"] == ["switched off: an incident"]
+    assert held["blocked_by"] == ["switched off: an incident"]
     assert {item["why"] for item in held["items"]} == {"held"}
     assert (held["hide_until"], held["totals"]["kept"]["held"]["blobs"]) == (None, 2)
     freed = world.plan(despite_holds=True)
-    assert (freed["held_by"], freed["totals"]["hide"]["blobs"]) == (held["held_by"], 2)
+    assert (freed["blocked_by"], freed["totals"]["hide"]["blobs"]) == (held["blocked_by"], 2)
     assert {item["step"] for item in freed["items"]} == {"hide"}
 
 
@@ -234,8 +234,8 @@ def test_leftovers_at_once(world: World) -> None:
     plain = asked(world)
     assert not plain["leftovers"]
     world.garbage.run_waiting()
-    told = asked(world, {"leftovers": True})
-    assert told["leftovers"]
+    shown = asked(world, {"leftovers": True})
+    assert shown["leftovers"]
     assert [row[0] for row in world.garbage.rows("SELECT options FROM jobs ORDER BY id")] == [{}, {"leftovers": True}]
 
 
@@ -248,14 +248,14 @@ def test_the_switch(world: World) -> None:
     assert off["changed_at"] is not None
     assert world.api.get("/v1/gc/switch").json() == off
     for path in ("/v1/status", "/v1/gc/status"):
-        told = world.api.get(path).json()
-        told = told.get("gc", told)
-        assert not told["enabled"]
-        assert told["held_by"][0] == "switched off: an incident"
+        shown = world.api.get(path).json()
+        shown = shown.get("gc", shown)
+        assert not shown["enabled"]
+        assert shown["blocked_by"][0] == "switched off: an incident"
     world.garbage.run_waiting()
     stopped = world.api.get(f"/v1/gc/runs/{run['id']}").json()
     assert stopped["hidden"]["blobs"] == 0
-    assert stopped["held_by"] == ["switched off: an incident"]
+    assert stopped["blocked_by"] == ["switched off: an incident"]
     assert world.garbage.seen("l")
     turned(world, on=True)
     assert world.api.get("/v1/status").json()["gc"]["enabled"]
@@ -268,8 +268,8 @@ def test_holds(world: World) -> None:
         assert (answer.status_code, answer.json()["scope"], answer.json()["why"]) == (200, scope, why)
     assert [each["scope"] for each in world.api.pages("/v1/holds", limit=1)] == ["pod-a", "team", "team/app"]
     assert world.api.get("/v1/holds/team/app").json()["why"] == "y"
-    told = world.api.get("/v1/status").json()["gc"]["held_by"]
-    assert [reason for reason in told if "is held" in reason] == [
+    shown = world.api.get("/v1/status").json()["gc"]["blocked_by"]
+    assert [reason for reason in shown if "is held" in reason] == [
         "pod-a is held: x",
         "team is held: another",
         "team/app is held: y",
@@ -282,15 +282,15 @@ def test_holds(world: World) -> None:
     assert world.api.ask("PUT", "/v1/holds/team").json()["why"] == "an operator asked"
 
 
-def test_many_holds_are_told_in_short(world: World) -> None:
+def test_many_holds_are_reported_in_short(world: World) -> None:
     """A status names some holds, and how many more there are."""
     for number in range(25):
         world.api.db.execute("INSERT INTO holds VALUES (%s, 'x')", (f"team{number:02}",))
-    told = [
-        each for each in world.api.get("/v1/status").json()["gc"]["held_by"] if "held" in each and "pod" not in each
+    shown = [
+        each for each in world.api.get("/v1/status").json()["gc"]["blocked_by"] if "held" in each and "pod" not in each
     ]
-    assert (told[0], told[-1]) == ("team00 is held: x", "5 more are held: `baleen gc holds`")
-    assert len(told) == 21
+    assert (shown[0], shown[-1]) == ("team00 is held: x", "5 more are held: `baleen gc holds`")
+    assert len(shown) == 21
 
 
 def test_pins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,17 +317,17 @@ def test_pins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 def flags(world: World) -> dict[str, bool]:
     """Whether each blob is pinned, which all ways of asking have to agree on."""
     digests = [world.text(name) for name in ("l", "m-l")]
-    told = {digest: world.api.get(f"/v1/blobs/{digest}").json()["pinned"] for digest in digests}
-    looked = world.api.ask("POST", "/v1/blobs/lookup", json={"digests": digests}).json()["items"]
+    shown = {digest: world.api.get(f"/v1/blobs/{digest}").json()["pinned"] for digest in digests}
+    checked = world.api.ask("POST", "/v1/blobs/lookup", json={"digests": digests}).json()["items"]
     lists = [world.api.pages("/v1/blobs", sort=sort) for sort in ("first_seen", "unreferenced_since", "references")]
-    for items in (looked, *lists):
-        assert {item["digest"]: item["pinned"] for item in items} == told
-    return told
+    for items in (checked, *lists):
+        assert {item["digest"]: item["pinned"] for item in items} == shown
+    return shown
 
 
 def test_pins_are_listed(world: World) -> None:
     """Pins come by digest, page by page, also of blobs that nobody has spoken of."""
-    digests = sorted(f"sha256:{letter * 64}" for letter in "0369cf")
+    digests = sorted(f"sha256:{character * 64}" for character in "0369cf")
     for digest in digests:
         assert world.api.ask("PUT", f"/v1/pins/{digest}", json={}).json()["state"] is None
     assert [each["digest"] for each in world.api.pages("/v1/pins", limit=2)] == digests
@@ -394,18 +394,18 @@ def test_the_status(world: World) -> None:
     world.unreferenced("l")
     world.garbage.collect()
     world.unreferenced("k")
-    told = world.api.get("/v1/gc/status").json()
-    assert (told["enabled"], told["held_by"], told["open_run"]) == (True, [], None)
-    assert (told["hidden"]["blobs"], told["unreferenced"]["blobs"]) == (2, 2)
-    assert told["unreferenced_since"] is not None
-    assert told["last_run"]["hidden"]["blobs"] == 2
-    assert told["next_run_at"] > told["last_run"]["began_at"]
-    world.garbage.tell("again", "l")
+    shown = world.api.get("/v1/gc/status").json()
+    assert (shown["enabled"], shown["blocked_by"], shown["open_run"]) == (True, [], None)
+    assert (shown["hidden"]["blobs"], shown["unreferenced"]["blobs"]) == (2, 2)
+    assert shown["unreferenced_since"] is not None
+    assert shown["last_run"]["hidden"]["blobs"] == 2
+    assert shown["next_run_at"] > shown["last_run"]["began_at"]
+    world.garbage.report("again", "l")
     asked_back(world, "m-l")
     run = asked(world)
-    told = world.api.get("/v1/gc/status").json()
-    assert told["open_run"]["id"] == run["id"]
-    assert told["restores_waiting"] == {"hidden": 2, "unsettled": 0, "purged": 0}
+    shown = world.api.get("/v1/gc/status").json()
+    assert shown["open_run"]["id"] == run["id"]
+    assert shown["restores_waiting"] == {"hidden": 2, "unfinished": 0, "purged": 0}
     assert world.garbage.restore() == 2
     assert world.api.get("/v1/gc/status").json()["restores_waiting"]["hidden"] == 0
 
@@ -426,7 +426,7 @@ def test_metrics(world: World) -> None:
     """Prometheus sees the switch, what holds, what is hidden and unreferenced, and what waits to be restored."""
     world.unreferenced("l")
     world.garbage.collect()
-    world.garbage.tell("again", "l")
+    world.garbage.report("again", "l")
     world.unreferenced("k")
     text = world.api.get("/metrics", None).text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("baleen_gc_"))
@@ -449,11 +449,11 @@ def test_what_others_show_is_an_alarm(world: World) -> None:
     assert hide.marker is not None
     assert world.garbage.store.remove_marker(blob_key(hide.digest), hide.marker)
     world.garbage.collect()
-    told = world.api.get("/v1/gc/status").json()["shown_by_others"]
-    assert (told["count"], told["last_digest"]) == (1, format_digest(hide.digest))
+    shown = world.api.get("/v1/gc/status").json()["shown_by_others"]
+    assert (shown["count"], shown["last_digest"]) == (1, format_digest(hide.digest))
     assert "baleen_gc_shown_by_others_total 1.0" in world.api.get("/metrics", None).text
     explained = world.api.get(f"/v1/blobs/{format_digest(hide.digest)}/explain").json()
-    assert any("which is an alarm" in each for each in explained["story"])
+    assert any("which is an alarm" in each for each in explained["sentences"])
 
 
 def test_what_is_pinned_is_no_oldest_candidate(world: World) -> None:

@@ -9,7 +9,7 @@ def metric(api: Served, name: str) -> float:
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
 
-def test_missing_blobs_are_told(api: Served, facts: Facts) -> None:
+def test_missing_blobs_are_reported(api: Served, facts: Facts) -> None:
     """Missing blobs are counted by the status and its metric, listed by their state, and each says so."""
     repository = facts.repository(0, "app")
     for blob in range(5):
@@ -27,7 +27,7 @@ def test_missing_blobs_are_told(api: Served, facts: Facts) -> None:
     api.db.execute("UPDATE blobs SET state = %s WHERE digest = ANY(%s)", (int(BlobState.LIVE), ids))
 
 
-def test_changes_that_wait_are_told(api: Served) -> None:
+def test_changes_that_wait_are_reported(api: Served) -> None:
     """What blob.lifecycle has not got yet is counted."""
     before = metric(api, "baleen_lifecycle_waiting_records")
     api.db.execute(

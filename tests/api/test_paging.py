@@ -31,9 +31,9 @@ def test_references(
         for blob in facts.blobs()[:5]:
             # The walk passes by whatever earlier tests have left; only this blob's manifests count.
             items = api.pages(f"/v1/blobs/{facts.digest(blob)}/references", limit=limit if not by_walk else 1000)
-            told = [(item["pod"], item["repository"], item["manifest"], item["kind"]) for item in items]
-            assert len(told) == len(set(told))
-            assert set(told) == facts.references(blob)
+            shown = [(item["pod"], item["repository"], item["manifest"], item["kind"]) for item in items]
+            assert len(shown) == len(set(shown))
+            assert set(shown) == facts.references(blob)
 
 
 @pytest.mark.parametrize("by_walk", [False, True])
@@ -61,9 +61,9 @@ def test_references_while_holdings_are_added(
             facts.hold(facts.repository(1, name), new)
 
     items = api.pages(f"/v1/blobs/{facts.digest(20)}/references", between=add, limit=2)
-    told = [(item["pod"], item["repository"], item["manifest"], item["kind"]) for item in items]
-    assert len(told) == len(set(told))
-    assert before <= set(told) <= facts.references(20)
+    shown = [(item["pod"], item["repository"], item["manifest"], item["kind"]) for item in items]
+    assert len(shown) == len(set(shown))
+    assert before <= set(shown) <= facts.references(20)
 
 
 @pytest.mark.lengthy
@@ -164,21 +164,21 @@ def test_repositories(api: Served, names: set[str], limit: int) -> None:
 @settings(max_examples=4, database=None)
 @given(LIMITS)
 def test_pods_and_dead_letters(api: Served, limit: int) -> None:
-    """Pods come by name, dead letters by age; a pod's filter and `settled` choose exactly."""
+    """Pods come by name, dead letters by age; a pod's filter and `resolved` choose exactly."""
     facts = Facts(api.db, pods=3)
     names = [item["name"] for item in api.pages("/v1/pods", limit=limit)]
     assert names == sorted(names)
     assert set(facts.pods) <= set(names)
-    letters = [dead_letter(api.db, facts.pods[n % 2], "{}", "text/plain") for n in range(7)]
-    api.ask("POST", f"/v1/dead-letters/{letters[0]}/discard", json={"why": "a test"})
+    dead_letters = [dead_letter(api.db, facts.pods[n % 2], "{}", "text/plain") for n in range(7)]
+    api.ask("POST", f"/v1/dead-letters/{dead_letters[0]}/discard", json={"why": "a test"})
 
     def listed(**parameters: object) -> list[int]:
         return [item["id"] for item in api.pages("/v1/dead-letters", limit=limit, **parameters)]
 
-    assert [i for i in listed() if i in letters] == letters[1:]
-    assert [i for i in listed(settled=True) if i in letters] == letters
-    assert listed(pod=facts.pods[1]) == letters[1::2]
-    assert listed(pod=facts.pods[0], settled=True) == letters[::2]
+    assert [i for i in listed() if i in dead_letters] == dead_letters[1:]
+    assert [i for i in listed(resolved=True) if i in dead_letters] == dead_letters
+    assert listed(pod=facts.pods[1]) == dead_letters[1::2]
+    assert listed(pod=facts.pods[0], resolved=True) == dead_letters[::2]
 
 
 def malformed(api: Served) -> list[tuple[str, str]]:

@@ -154,7 +154,7 @@ def test_refusals_are_problems(api: Served, method: str, path: str, status: int)
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "said"),
+    ("method", "path", "body", "text"),
     [
         ("GET", "/v1/blobs/sha256:abc", None, "`digest` must be sha256: and 64 lower-case hex digits."),
         ("GET", "/v1/blobs?sort=x", None, "`sort` must be one of first_seen, unreferenced_since, references."),
@@ -166,7 +166,7 @@ def test_refusals_are_problems(api: Served, method: str, path: str, status: int)
         ),
         ("GET", "/v1/blobs?limit=5000", None, "`limit` must be a whole number from 1 to 1000."),
         ("GET", "/v1/blobs?limit=ten", None, "`limit` must be a whole number from 1 to 1000."),
-        ("GET", "/v1/dead-letters?settled=perhaps", None, "`settled` must be true or false."),
+        ("GET", "/v1/dead-letters?resolved=perhaps", None, "`resolved` must be true or false."),
         ("POST", "/v1/dead-letters/1/discard", {"why": ""}, "`why` must be text of 1 to 1000 characters."),
         ("POST", "/v1/dead-letters/1/discard", {}, "`why` is missing: it must be text of 1 to 1000 characters."),
         ("POST", "/v1/pods/x/reconcile", {"why": ""}, "`why` must be text of 1 to 1000 characters."),
@@ -184,10 +184,10 @@ def test_refusals_are_problems(api: Served, method: str, path: str, status: int)
         ("POST", "/v1/pods", {"name": "a", "prefixes": ["b", "b/c"]}, "name 'b' alone"),
     ],
 )
-def test_a_refusal_says_what_is_allowed(api: Served, method: str, path: str, body: object, said: str) -> None:
+def test_a_refusal_says_what_is_allowed(api: Served, method: str, path: str, body: object, text: str) -> None:
     """What does not fit is named, with what would, in a sentence and not in the words of a library."""
     detail = api.ask(method, path, json=body).json()["detail"]
-    assert said in detail
+    assert text in detail
     assert "Expected" not in detail
 
 
@@ -215,7 +215,7 @@ def test_a_host_that_is_none(api: Served, facts: Facts, method: str, host: str) 
     [
         ("POST", "/v1/pods", b"[" * 100_000),
         ("PUT", "/v1/gc/switch", b'{"enabled":' * 1000),
-        ("POST", "/v1/pods/nobody/sources/%00/retire", b'{"why": "it ended"}'),
+        ("POST", "/v1/pods/nobody/processes/%00/retire", b'{"why": "it ended"}'),
     ],
 )
 def test_what_no_call_takes(api: Served, method: str, path: str, content: bytes) -> None:
@@ -231,7 +231,7 @@ def test_unknown_parameters_are_named(api: Served) -> None:
     assert "min_references" in detail
 
 
-def test_a_failure_of_ours_tells_nothing(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_ours_shows_nothing(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody expected is 500 as a problem, without a word of what it was."""
 
     async def broken(*_: object) -> None:

@@ -51,7 +51,7 @@ def test_a_known_token_goes_on_for_a_while(world: World) -> None:
     assert world.is_good()
 
 
-def test_nothing_is_said_before_the_database_has(world: World) -> None:
+def test_nothing_is_answered_before_the_database_has(world: World) -> None:
     """A process that begins while the database is away calls no token unknown, however often it is asked."""
     world.is_away = True
     assert [world.is_good() for _ in range(3)] == [None, None, None]

@@ -18,7 +18,7 @@ from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.errors import SettingsError
 from coordinator.settings import build
 from coordinator.stack.supervisor import StackEndpoints
-from coordinator.tokens.keys import LOOK_SECONDS, parse_trusted
+from coordinator.tokens.keys import CHECK_SECONDS, parse_trusted
 from coordinator.tokens.service import CredentialsRefusedError
 from coordinator.tokens.verify import TokenVerifier
 from tests.api.harness import Served, served, settings_for
@@ -56,7 +56,7 @@ class Tokens(NamedTuple):
         return {grant.name: sorted(grant.actions) for grant in verifier.verify(answer.json()["token"]).access.grants}
 
 
-def said(issuer: Issuer, /, **others: str) -> dict[str, str]:
+def described(issuer: Issuer, /, **others: str) -> dict[str, str]:
     """What is registered of an issuer."""
     known = issuer.registered()
     return {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys} | others
@@ -76,7 +76,7 @@ def running(embedded_stack: StackEndpoints, tmp_path_factory: pytest.TempPathFac
         served(settings) as api,
     ):
         for name, issuer in (("a", one), ("b", two)):
-            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": said(issuer)}
+            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": described(issuer)}
             assert api.ask("POST", "/v1/pods", json=body).status_code == 201
         yield Tokens(api, one, two, file)
 
@@ -95,11 +95,11 @@ def test_get(tokens: Tokens) -> None:
     for scopes in ([APP, BASE], [f"{APP} {BASE}"]):
         answer = tokens.get(service=AUDIENCE, scope=scopes, account="alice", client_id="docker", offline_token="true")
         assert tokens.granted(answer) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
-        told = answer.json()
-        assert set(told) == {"token", "access_token", "expires_in", "issued_at"}
-        assert told["token"] == told["access_token"]
-        assert 60 <= told["expires_in"] <= 120
-        assert told["issued_at"].endswith("Z")
+        shown = answer.json()
+        assert set(shown) == {"token", "access_token", "expires_in", "issued_at"}
+        assert shown["token"] == shown["access_token"]
+        assert 60 <= shown["expires_in"] <= 120
+        assert shown["issued_at"].endswith("Z")
         assert answer.headers["Cache-Control"] == "no-store"
     assert [request.scopes() for request in tokens.two.asked] == [[BASE], [BASE]]
     assert [request.fields["client_id"] for request in tokens.two.asked] == [["docker"]] * 2
@@ -168,7 +168,7 @@ def test_forms_that_cannot_be_meant(tokens: Tokens, form: dict[str, str]) -> Non
     assert tokens.one.asked == []
 
 
-def test_a_password_in_other_letters() -> None:
+def test_a_password_in_other_case() -> None:
     """Which bytes a password is of is for its issuer to know; a user's name is shown to issuers as text."""
     sent = "Basic " + base64.b64encode("alice:gr\u00fc\u00dfe".encode("latin-1")).decode()
     known = token_service._basic(sent)
@@ -177,7 +177,7 @@ def test_a_password_in_other_letters() -> None:
         token_service._basic("Basic " + base64.b64encode(b"\xfc:x").decode())
 
 
-def test_nothing_of_credentials_is_told(tokens: Tokens, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_of_credentials_is_reported(tokens: Tokens, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever comes of a request, neither the answer nor a log line has a credential in it."""
     caplog.set_level(logging.DEBUG)
     wrong = "another-secret-in-plain-sight"
@@ -196,9 +196,9 @@ def test_nothing_of_credentials_is_told(tokens: Tokens, caplog: pytest.LogCaptur
 
 def test_pods_show_their_issuers(tokens: Tokens) -> None:
     """All but the keys themselves is shown; they are changed and taken away, and what is wrong is refused."""
-    told = tokens.api.get("/v1/pods/pod-a").json()["token_issuer"]
+    shown = tokens.api.get("/v1/pods/pod-a").json()["token_issuer"]
     known = tokens.one.registered()
-    assert told == {
+    assert shown == {
         "url": known.url,
         "issuer": "issuer-a",
         "service": "issuer-a-registry",
@@ -210,24 +210,24 @@ def test_pods_show_their_issuers(tokens: Tokens) -> None:
     path = "/v1/pods/pod-x/token-issuer"
     assert tokens.api.get("/v1/pods/pod-x").json()["token_issuer"] is None
     for wrong in (
-        said(tokens.one, keys=forge.private_pem(ec_key(1)).decode()),
-        said(tokens.one, keys="none"),
-        said(tokens.one, keys=forge.public_pem(rsa_key(0)).decode() + "\0"),
-        said(tokens.one, url="http://user:secret@host/x"),
-        said(tokens.one, url="ftp://host/x"),
-        said(tokens.one, issuer=""),
-        said(tokens.one, service="a\nb"),
-        {name: value for name, value in said(tokens.one).items() if name != "keys"},
+        described(tokens.one, keys=forge.private_pem(ec_key(1)).decode()),
+        described(tokens.one, keys="none"),
+        described(tokens.one, keys=forge.public_pem(rsa_key(0)).decode() + "\0"),
+        described(tokens.one, url="http://user:secret@host/x"),
+        described(tokens.one, url="ftp://host/x"),
+        described(tokens.one, issuer=""),
+        described(tokens.one, service="a\nb"),
+        {name: value for name, value in described(tokens.one).items() if name != "keys"},
     ):
         answer = tokens.api.ask("PUT", path, json=wrong)
         assert answer.status_code == 400, answer.text
         assert "secret" not in answer.text
         assert "PRIVATE" not in answer.text
-    put = tokens.api.ask("PUT", path, json=said(tokens.one, keys=forge.public_pem(ec_key(1), rsa_key(0)).decode()))
+    put = tokens.api.ask("PUT", path, json=described(tokens.one, keys=forge.public_pem(ec_key(1), rsa_key(0)).decode()))
     assert put.json()["token_issuer"]["key_ids"] == [kid(ec_key(1)), kid(rsa_key(0))]
     assert tokens.api.ask("DELETE", path).status_code == 204
     assert tokens.api.get("/v1/pods/pod-x").json()["token_issuer"] is None
-    assert tokens.api.ask("PUT", "/v1/pods/nobody/token-issuer", json=said(tokens.one)).status_code == 404
+    assert tokens.api.ask("PUT", "/v1/pods/nobody/token-issuer", json=described(tokens.one)).status_code == 404
     assert tokens.api.ask("DELETE", "/v1/pods/nobody/token-issuer").status_code == 404
     assert tokens.api.ask("DELETE", "/v1/pods/pod-x").status_code == 204
 
@@ -240,14 +240,14 @@ def test_an_issuer_that_is_taken_away(tokens: Tokens) -> None:
         lambda: tokens.granted(tokens.get(scope=[APP, BASE])) == {"team-a/app": ["pull", "push"]},
         "the pod's part is gone",
     )
-    assert tokens.api.ask("PUT", "/v1/pods/pod-b/token-issuer", json=said(tokens.two)).status_code == 200
+    assert tokens.api.ask("PUT", "/v1/pods/pod-b/token-issuer", json=described(tokens.two)).status_code == 200
     eventually(lambda: "team-b/base" in tokens.granted(tokens.get(scope=[APP, BASE])), "the pod's part is back")
 
 
 def test_the_key_changes(tokens: Tokens) -> None:
     """A file with another first key signs with that, and still publishes the other: no token is ever unknown."""
     old, new = ec_key(50), rsa_key(51)
-    assert LOOK_SECONDS < 5
+    assert CHECK_SECONDS < 5
     stages: list[list[forge.Private]] = [[old, new], [new, old], [], [new]]
     for keys in stages:
         # Nothing to sign with is a broken file.

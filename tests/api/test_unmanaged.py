@@ -19,9 +19,9 @@ def test_one_is_declared(api: Served) -> None:
     pod = api.get("/v1/pods/unmanaged-a").json()
     assert (pod["managed"], pod["unmanaged_why"], pod["unmanaged_by"]) == (False, *DECLARED.values())
     assert pod["waits_for"] == []
-    assert len(pod["held_by"]) == 2
-    assert "never reconciled" in pod["held_by"][0]
-    assert "never examined" in pod["held_by"][1]
+    assert len(pod["blocked_by"]) == 2
+    assert "never reconciled" in pod["blocked_by"][0]
+    assert "never examined" in pod["blocked_by"][1]
     assert api.ask("POST", "/v1/pods/unmanaged-a/token").status_code == 409
 
 
@@ -41,7 +41,7 @@ def test_one_becomes_managed_and_back(api: Served) -> None:
     pod = api.ask("PUT", "/v1/pods/unmanaged-b/managed", json={"unmanaged": None})
     assert pod.is_success, pod.text
     assert (pod.json()["managed"], pod.json()["unmanaged_why"]) == (True, None)
-    assert any("watermark" in reason for reason in pod.json()["held_by"])
+    assert any("watermark" in reason for reason in pod.json()["blocked_by"])
     token = api.ask("POST", "/v1/pods/unmanaged-b/token").json()["event_token"]
 
     def is_its() -> bool:

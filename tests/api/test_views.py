@@ -52,8 +52,8 @@ def test_a_repository(api: Served, facts: Facts) -> None:
         "logical_bytes": sum(sizes[blob] for blob in (0, 1, 10, 11, 12, 13)),
         "unique_bytes": sum(sizes[blob] for blob in (1, 13)),
     }
-    told = api.get(f"/v1/repositories/{second}").json()
-    assert (told["manifests"], told["blobs"], told["unique_bytes"]) == (1, 4, 0)
+    shown = api.get(f"/v1/repositories/{second}").json()
+    assert (shown["manifests"], shown["blobs"], shown["unique_bytes"]) == (1, 4, 0)
     empty = facts.repository(0, "empty")
     assert api.get(f"/v1/repositories/{empty}").json() == {
         "name": empty, "pod": facts.pods[0], "manifests": 0, "blobs": 0, "logical_bytes": 0, "unique_bytes": 0,
@@ -99,25 +99,25 @@ def test_what_holds_a_pod(api: Served, facts: Facts) -> None:
     facts.removal(repository, doubtful=False)
     facts.manifest(0, ManifestKind.IMAGE, None)
     facts.hold(repository, 0)
-    letter = dead_letter(api.db, pod, "{}", "text/plain")
+    number = dead_letter(api.db, pod, "{}", "text/plain")
     api.db.execute(
         "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, to_offset)"
         " SELECT id, 'registry.events', 0, 'records-removed', 0, 5 FROM pods WHERE name = %s",
         (pod,),
     )
-    told = api.get(f"/v1/pods/{pod}").json()
+    shown = api.get(f"/v1/pods/{pod}").json()
     counts = ("repositories", "dead_letters", "doubtful_removals", "unread_manifests")
-    assert [told[name] for name in counts] == [1, 1, 1, 1]
-    assert told["gaps"]["open"] == 1
-    assert told["gaps"]["oldest"] is not None
+    assert [shown[name] for name in counts] == [1, 1, 1, 1]
+    assert shown["gaps"]["open"] == 1
+    assert shown["gaps"]["oldest"] is not None
     # Of both it is not known what they held before, nor how far they have reported (test_watermarks.py), and so on.
-    unknown = api.get(f"/v1/pods/{other}").json()["held_by"]
-    assert len(told["held_by"]) == 4 + len(unknown)
-    held = api.get("/v1/status").json()["gc"]["held_by"]
+    unknown = api.get(f"/v1/pods/{other}").json()["blocked_by"]
+    assert len(shown["blocked_by"]) == 4 + len(unknown)
+    held = api.get("/v1/status").json()["gc"]["blocked_by"]
     assert sum(reason.startswith(f"pod {pod}:") for reason in held) == 4 + len(unknown)
     assert sum(reason.startswith(f"pod {other}:") for reason in held) == len(unknown)
     assert api.ask("DELETE", f"/v1/pods/{pod}").status_code == 409
-    assert api.ask("POST", f"/v1/dead-letters/{letter}/discard", json={"why": "a test"}).status_code == 200
+    assert api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test"}).status_code == 200
 
 
 def test_false_reports_of_a_pod(api: Served, facts: Facts) -> None:
@@ -130,7 +130,7 @@ def test_false_reports_of_a_pod(api: Served, facts: Facts) -> None:
         (b"m" * 32, pod),
     )
     shown = api.get(f"/v1/pods/{pod}").json()
-    assert (shown["false_reports"], shown["held_by"]) == (1234, before["held_by"])
+    assert (shown["false_reports"], shown["blocked_by"]) == (1234, before["blocked_by"])
     metrics = api.get("/metrics", None).text
     assert f'baleen_false_reports{{pod="{pod}"}} 1234.0' in metrics
     assert f'baleen_false_reports{{pod="{other}"}} 0.0' in metrics
@@ -145,8 +145,8 @@ def test_a_pods_life(api: Served, facts: Facts) -> None:
     first = added.json()["event_token"]
     assert f"/v1/events/{name}" in added.json()["registry_config"]
     assert first in added.json()["registry_config"]
-    told = api.get(f"/v1/pods/{name}").json()
-    assert (told["prefixes"], told["mode"], told["linker"]) == (body["prefixes"], "manifest", "link")
+    shown = api.get(f"/v1/pods/{name}").json()
+    assert (shown["prefixes"], shown["mode"], shown["linker"]) == (body["prefixes"], "manifest", "link")
     assert api.ask("POST", "/v1/pods", json=body).status_code == 409
     for prefix in (f"{facts.mark}", f"{facts.mark}/new/below"):
         answer = api.ask("POST", "/v1/pods", json={"name": f"{name}-2", "prefixes": [prefix]})
@@ -194,12 +194,12 @@ def test_retry_publishes_what_is_understood_now(api: Served, facts: Facts) -> No
     refused = api.ask("POST", f"/v1/dead-letters/{number}/retry")
     assert refused.status_code == 409
     assert "not-owned" in refused.json()["detail"]
-    assert api.get(f"/v1/dead-letters/{number}").json()["settlement"] is None
+    assert api.get(f"/v1/dead-letters/{number}").json()["resolution"] is None
     prefixes = {"prefixes": [f"{facts.mark}/later"]}
     assert api.ask("POST", f"/v1/pods/{pod}/prefixes", json=prefixes).status_code == 200
     done = api.ask("POST", f"/v1/dead-letters/{number}/retry")
     assert (done.status_code, done.json()) == (200, {"events": 1})
-    assert api.get(f"/v1/dead-letters/{number}").json()["settlement"] == "retried"
+    assert api.get(f"/v1/dead-letters/{number}").json()["resolution"] == "retried"
     assert f"{pod}/{repository}" in published(api)
     assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 409
 
@@ -225,7 +225,7 @@ def test_a_pod_is_given_prefixes(api: Served, facts: Facts, monkeypatch: pytest.
     added = api.ask("POST", path, json={"prefixes": [f"{facts.mark}/new", f"{facts.mark}/one"]})
     assert (added.status_code, added.json()["prefixes"]) == (200, [f"{facts.mark}/new", f"{facts.mark}/one"])
     assert added.json()["gaps"]["open"] == 1
-    assert any("reconcile" in reason for reason in added.json()["held_by"])
+    assert any("reconcile" in reason for reason in added.json()["blocked_by"])
     eventually(lambda: posted().get("accepted") == 1, "ingest knows it")
     assert ask(f"{facts.mark}/new") == 200
     assert api.get(f"/v1/pods/{pod}").json()["gaps"]["open"] == 1
@@ -248,7 +248,7 @@ def test_whose_links_are_elsewhere_is_given_prefixes_with_a_gap(api: Served, fac
     api.ask("POST", "/v1/pods", json={"name": name, "prefixes": [name], "linker": "relay"})
     answer = api.ask("POST", f"/v1/pods/{name}/prefixes", json={"prefixes": [f"{name}-more"]})
     assert answer.json()["gaps"]["open"] == 1
-    answer = api.ask("POST", f"/v1/pods/{name}/gaps/settle", json={"why": "its database was compared"})
+    answer = api.ask("POST", f"/v1/pods/{name}/gaps/resolve", json={"why": "its database was compared"})
     assert answer.json()["gaps"]["open"] == 0
 
 
@@ -285,7 +285,7 @@ def test_a_pod_with_gaps_goes_if_storage_has_nothing_of_it(
 
 
 def test_dead_letters_of_a_pod_that_is_not_there(api: Served, facts: Facts) -> None:
-    """A pod that is not registered is not found, unless it has left some, open or settled; then they are listed."""
+    """A pod that is not registered is not found, unless it has left some, open or resolved; then they are listed."""
     assert api.get("/v1/dead-letters", pod=f"{facts.mark}-none").status_code == 404
     assert api.get("/v1/dead-letters", pod=facts.pods[0]).json() == {"items": [], "next": None}
     number = dead_letter(api.db, f"{facts.mark}-gone", "{}", "text/plain")
@@ -337,8 +337,8 @@ def test_discard_needs_a_reason(api: Served, facts: Facts) -> None:
     number = dead_letter(api.db, facts.pods[0], "{}", "text/plain")
     for body in ({}, {"why": ""}, {"why": "  "}, {"why": "x\0"}, {"why": "x" * 1001}):
         assert api.ask("POST", f"/v1/dead-letters/{number}/discard", json=body).status_code == 400
-    told = api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test of ours"}).json()
-    assert (told["settlement"], told["settled_why"]) == ("discarded", "a test of ours")
+    shown = api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test of ours"}).json()
+    assert (shown["resolution"], shown["resolved_why"]) == ("discarded", "a test of ours")
     assert api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "again"}).status_code == 409
 
 
@@ -363,9 +363,9 @@ def test_a_status_covers_what_was_acknowledged_before_it(embedded_stack: StackEn
             )
             # Answered once Kafka has acknowledged the event.
             assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 200
-            told = api.get("/v1/status").json()
-            assert not told["caught_up"]
-            assert sum(told["lag"].values()) == 1
+            shown = api.get("/v1/status").json()
+            assert not shown["caught_up"]
+            assert sum(shown["lag"].values()) == 1
 
 
 def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
@@ -392,10 +392,10 @@ def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
                 "UPDATE partition_progress SET next_offset = %s WHERE topic = %s AND partition = %s",
                 (applied, EVENTS, partition),
             )
-            told = eventually(lambda: known(api.get("/v1/status").json()), "Kafka tells")
-            assert not told["caught_up"]
-            settles = any("the worker has yet to resolve that" in each for each in told["gc"]["held_by"])
-            return told["lag"][str(partition)], settles
+            shown = eventually(lambda: known(api.get("/v1/status").json()), "Kafka tells")
+            assert not shown["caught_up"]
+            resolves = any("the worker has yet to resolve that" in each for each in shown["gc"]["blocked_by"])
+            return shown["lag"][str(partition)], resolves
 
         assert lag_at(end - 1) == (1, False)
         # An offset beyond the log's end is not a lag of zero: the log was cut or replaced.
@@ -404,16 +404,16 @@ def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
 
 def known(status: dict[str, Any]) -> dict[str, Any] | None:
     """A status in which Kafka has answered."""
-    return None if any("lag is not known" in each for each in status["gc"]["held_by"]) else status
+    return None if any("lag is not known" in each for each in status["gc"]["blocked_by"]) else status
 
 
 def test_readiness_names_what_is_away(api: Served, embedded_stack: StackEndpoints) -> None:
-    """Ready with everything there; else 503 with a verdict for each service, and alive all the same."""
+    """Ready with everything there; else 503 with a result for each service, and alive all the same."""
     names = ("database", "migrations", "kafka", "store")
     # A service that is busy may take longer once than is waited for it.
     ready = eventually(lambda: answer if (answer := api.get("/readyz", token=None)).is_success else None, "all answer")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
-    assert {name for name, verdict in ready.json()["checks"].items() if verdict["ok"]} == set(names)
+    assert {name for name, result in ready.json()["checks"].items() if result["ok"]} == set(names)
     away = settings_for(embedded_stack, s3_bucket="no-such-bucket")
     with served(away) as broken:
         broken.db.execute("UPDATE alembic_version SET version_num = 'older'")
@@ -436,7 +436,7 @@ def test_metrics_are_prometheus(api: Served, facts: Facts) -> None:
     lag = 'baleen_lag_records{partition="0"}'
     # It is left out while Kafka does not answer.
     answer = eventually(
-        lambda: told if lag in (told := api.get("/metrics", token=None)).text else None, "the lag is known"
+        lambda: shown if lag in (shown := api.get("/metrics", token=None)).text else None, "the lag is known"
     )
     assert answer.headers["content-type"].startswith("text/plain")
     assert 'baleen_http_requests_total{method="GET",route="/v1/blobs/{digest}",status="200"}' in answer.text

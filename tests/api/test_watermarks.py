@@ -42,22 +42,22 @@ class Pods(NamedTuple):
             (name,),
         )
 
-    def source(self, pod: str, instance: str, *ages: float | None) -> None:
+    def process(self, pod: str, instance: str, *ages: float | None) -> None:
         """A process whose watermark in each partition is so old; None where none is known."""
         self.api.db.execute(
-            "INSERT INTO sources (pod_id, instance_id, heard_at) SELECT id, %s, now() FROM pods WHERE name = %s",
+            "INSERT INTO processes (pod_id, instance_id, echoed_at) SELECT id, %s, now() FROM pods WHERE name = %s",
             (instance, pod),
         )
         for number, age in enumerate(ages):
             if age is not None:
                 self.api.db.execute(
-                    "INSERT INTO watermarks (source_id, topic, partition, at)"
-                    " SELECT id, 'registry.events', %s, now() - %s FROM sources WHERE instance_id = %s",
+                    "INSERT INTO watermarks (process_id, topic, partition, at)"
+                    " SELECT id, 'registry.events', %s, now() - %s FROM processes WHERE instance_id = %s",
                     (number, dt.timedelta(seconds=age), instance),
                 )
         self.api.db.execute(
-            "INSERT INTO endpoints (pod_id, url, address, source_id, answered_at, echoed_at)"
-            " SELECT p.id, p.registries[1], %s, s.id, now(), now() FROM pods p JOIN sources s ON s.pod_id = p.id"
+            "INSERT INTO endpoints (pod_id, url, address, process_id, answered_at, echoed_at)"
+            " SELECT p.id, p.registries[1], %s, s.id, now(), now() FROM pods p JOIN processes s ON s.pod_id = p.id"
             " WHERE s.instance_id = %s ON CONFLICT DO NOTHING",
             (ADDRESS, instance),
         )
@@ -65,7 +65,7 @@ class Pods(NamedTuple):
     def noted(self, instance: str, partition: int) -> dt.datetime:
         """The watermark of a process in a partition, as the table has it."""
         row = self.api.db.execute(
-            "SELECT w.at FROM watermarks w JOIN sources s ON s.id = w.source_id"
+            "SELECT w.at FROM watermarks w JOIN processes s ON s.id = w.process_id"
             " WHERE s.instance_id = %s AND w.partition = %s",
             (instance, partition),
         ).fetchone()
@@ -77,7 +77,7 @@ class Pods(NamedTuple):
         assert row is not None
         return row[0]
 
-    def told(self, name: str) -> Any:
+    def show(self, name: str) -> Any:
         return self.api.get(f"/v1/pods/{name}").json()
 
     def status(self) -> Any:
@@ -90,18 +90,18 @@ class Pods(NamedTuple):
 
 @pytest.fixture
 def pods(alone: Served) -> Pods:
-    alone.db.execute("DELETE FROM endpoints; DELETE FROM sources; DELETE FROM jobs; DELETE FROM pod_prefixes")
+    alone.db.execute("DELETE FROM endpoints; DELETE FROM processes; DELETE FROM jobs; DELETE FROM pod_prefixes")
     alone.db.execute("DELETE FROM gaps; DELETE FROM probes; DELETE FROM pods")
     return Pods(alone)
 
 
-def reasons(told: list[str]) -> list[str]:
+def reasons(shown: list[str]) -> list[str]:
     """Those that are of watermarks and reconciles."""
-    return [reason for reason in told if "watermark:" in reason or "never reconciled" in reason]
+    return [reason for reason in shown if "watermark:" in reason or "never reconciled" in reason]
 
 
-def at(told: str) -> dt.datetime:
-    return dt.datetime.fromisoformat(told)
+def at(shown: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(shown)
 
 
 def age(time: str) -> float:
@@ -116,55 +116,55 @@ def test_no_pods(pods: Pods) -> None:
 def test_the_least_of_all(pods: Pods) -> None:
     """A pod's watermark is the least of its processes and partitions, the status' the least of all pods."""
     pods.pod("one")
-    pods.source("one", "p1", 20, 5)
-    pods.source("one", "p2", 1, 10)
+    pods.process("one", "p1", 20, 5)
+    pods.process("one", "p2", 1, 10)
     pods.pod("other")
-    pods.source("other", "p3", 30, 2)
-    told = pods.told("one")
-    assert at(told["watermark"]) == pods.noted("p1", 0)
-    assert {source["instance_id"]: source["state"] for source in told["sources"]} == {"p1": "live", "p2": "live"}
-    first = next(source for source in told["sources"] if source["instance_id"] == "p1")
-    assert first["watermark"] == told["watermark"] == first["partitions"]["0"]
+    pods.process("other", "p3", 30, 2)
+    shown = pods.show("one")
+    assert at(shown["watermark"]) == pods.noted("p1", 0)
+    assert {process["instance_id"]: process["state"] for process in shown["processes"]} == {"p1": "live", "p2": "live"}
+    first = next(process for process in shown["processes"] if process["instance_id"] == "p1")
+    assert first["watermark"] == shown["watermark"] == first["partitions"]["0"]
     assert at(first["partitions"]["1"]) == pods.noted("p1", 1)
-    assert (told["waits_for"], reasons(told["held_by"])) == ([], [])
-    assert told["endpoints"][0]["address"] == ADDRESS
+    assert (shown["waits_for"], reasons(shown["blocked_by"])) == ([], [])
+    assert shown["endpoints"][0]["address"] == ADDRESS
     status = pods.status()
-    assert status["watermark"] == pods.told("other")["watermark"]
+    assert status["watermark"] == pods.show("other")["watermark"]
     assert at(status["watermark"]) == pods.noted("p3", 0)
-    assert reasons(status["gc"]["held_by"]) == []
+    assert reasons(status["gc"]["blocked_by"]) == []
     before = pods.now()
     lag = dt.timedelta(seconds=pods.metric('baleen_watermark_lag_seconds{pod="one"}'))
     assert before <= pods.noted("p1", 0) + lag <= pods.now()
-    assert pods.metric('baleen_sources{pod="one",state="live"}') == 2
+    assert pods.metric('baleen_processes{pod="one",state="live"}') == 2
     assert [pod["watermark"] is not None for pod in pods.api.pages("/v1/pods", limit=1)] == [True, True]
 
 
 def test_unknown_is_not_known(pods: Pods) -> None:
     """Where one partition of one process has no watermark, the pod has none, nor has the status; both say why."""
     pods.pod("one")
-    pods.source("one", "p1", 1, 1)
+    pods.process("one", "p1", 1, 1)
     pods.pod("other")
-    pods.source("other", "p2", 1, None)
-    told = pods.told("other")
-    assert told["watermark"] is None
-    assert told["sources"][0]["watermark"] is None
-    assert "p2" in told["waits_for"][0]
-    assert reasons(told["held_by"]) == [f"watermark: {told['waits_for'][0]}"]
+    pods.process("other", "p2", 1, None)
+    shown = pods.show("other")
+    assert shown["watermark"] is None
+    assert shown["processes"][0]["watermark"] is None
+    assert "p2" in shown["waits_for"][0]
+    assert reasons(shown["blocked_by"]) == [f"watermark: {shown['waits_for'][0]}"]
     status = pods.status()
     assert status["watermark"] is None
-    assert reasons(status["gc"]["held_by"]) == [f"pod other: watermark: {told['waits_for'][0]}"]
+    assert reasons(status["gc"]["blocked_by"]) == [f"pod other: watermark: {shown['waits_for'][0]}"]
     assert pods.metric('baleen_watermark_lag_seconds{pod="other"}') == float("inf")
 
 
 def test_never_reconciled(pods: Pods) -> None:
     """A pod that was never compared with its storage holds garbage collection, whatever else is known of it."""
     pods.pod("one")
-    pods.source("one", "p1", 1, 1)
-    assert pods.told("one")["reconciled_at"] is not None
+    pods.process("one", "p1", 1, 1)
+    assert pods.show("one")["reconciled_at"] is not None
     pods.api.db.execute("UPDATE jobs SET state = 'failed'")
-    told = pods.told("one")
-    assert told["reconciled_at"] is None
-    (reason,) = reasons(told["held_by"])
+    shown = pods.show("one")
+    assert shown["reconciled_at"] is None
+    (reason,) = reasons(shown["blocked_by"])
     assert "baleen pods reconcile one" in reason
 
 
@@ -173,29 +173,29 @@ def test_a_process_is_retired(pods: Pods) -> None:
     the process had not told is a gap.
     """
     pods.pod("one")
-    pods.source("one", "live", 1, 1)
-    pods.source("one", "gone", 500, 500)
-    assert age(pods.told("one")["watermark"]) >= 500
-    path = "/v1/pods/one/sources/gone/retire"
+    pods.process("one", "live", 1, 1)
+    pods.process("one", "gone", 500, 500)
+    assert age(pods.show("one")["watermark"]) >= 500
+    path = "/v1/pods/one/processes/gone/retire"
     assert pods.api.ask("POST", path, json={}).status_code == 400
     assert pods.api.ask("POST", path, json={"why": ""}).status_code == 400
-    told = pods.api.ask("POST", path, json={"why": "its machine is gone"})
-    assert told.status_code == 200, told.text
-    assert age(told.json()["watermark"]) < 500
-    assert told.json()["gaps"]["open"] == 1
-    gone = next(source for source in told.json()["sources"] if source["instance_id"] == "gone")
+    shown = pods.api.ask("POST", path, json={"why": "its machine is gone"})
+    assert shown.status_code == 200, shown.text
+    assert age(shown.json()["watermark"]) < 500
+    assert shown.json()["gaps"]["open"] == 1
+    gone = next(process for process in shown.json()["processes"] if process["instance_id"] == "gone")
     assert (gone["state"], gone["retired_why"]) == ("retired", "its machine is gone")
     assert pods.api.ask("POST", path, json={"why": "again"}).status_code == 404
-    assert pods.api.ask("POST", "/v1/pods/none/sources/gone/retire", json={"why": "no pod"}).status_code == 404
+    assert pods.api.ask("POST", "/v1/pods/none/processes/gone/retire", json={"why": "no pod"}).status_code == 404
 
 
 def test_registries_are_of_one_pod(pods: Pods) -> None:
     """A URL that another pod has is refused, however it is written; one that says who asks is refused too."""
     assert add(pods, "one", "http://Registry:5000/", "http://registry:5000") == 201
-    assert pods.told("one")["registries"] == ["http://registry:5000"]
+    assert pods.show("one")["registries"] == ["http://registry:5000"]
     assert add(pods, "two", "http://registry:5000") == 409
     assert add(pods, "two", "https://registry:443/", "http://[2001:DB8::1]:5000") == 201
-    assert pods.told("two")["registries"] == ["https://registry", "http://[2001:db8::1]:5000"]
+    assert pods.show("two")["registries"] == ["https://registry", "http://[2001:db8::1]:5000"]
     assert put(pods, "two", "http://registry:5000") == 409
     assert put(pods, "one", "https://registry") == 409
     assert put(pods, "one", "http://registry:5000", "http://registry:5001") == 200
@@ -211,7 +211,7 @@ def test_registries_are_of_one_pod(pods: Pods) -> None:
         "http://",
     ):
         assert put(pods, "one", wrong) == 400, wrong
-    pods.source("one", "p1", 1, 1)
+    pods.process("one", "p1", 1, 1)
     pods.api.db.execute(
         "INSERT INTO probes (nonce, pod_id, url, address) SELECT gen_random_uuid(), id, '', '' FROM pods"
     )

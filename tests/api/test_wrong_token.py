@@ -6,7 +6,7 @@ from tests.api.harness import Facts, Served
 from tests.support.wait import eventually
 
 
-def told(api: Served, pod: str) -> dict[str, Any]:
+def show(api: Served, pod: str) -> dict[str, Any]:
     answer: dict[str, Any] = api.get(f"/v1/pods/{pod}").json()
     return answer
 
@@ -18,22 +18,22 @@ def refused(api: Served, pod: str) -> None:
 def noted(api: Served, pod: str, after: str = "") -> dict[str, Any]:
     """Post until it is noted: a new pod is not known to ingest at once, and one is not noted at each refusal."""
 
-    def looked() -> dict[str, Any] | None:
+    def checked() -> dict[str, Any] | None:
         refused(api, pod)
-        now: dict[str, Any] | None = told(api, pod)["wrong_token"]
+        now: dict[str, Any] | None = show(api, pod)["wrong_token"]
         return now if now is not None and now["last"] > after else None
 
-    found: dict[str, Any] = eventually(looked, "the refusal is noted")
+    found: dict[str, Any] = eventually(checked, "the refusal is noted")
     return found
 
 
 def test_events_with_a_wrong_token_are_shown(api: Served, facts: Facts) -> None:
     """The pod says since when and what mends it, in lists too; nothing else of it changes; another token ends it."""
     pod, other = facts.pods
-    before = told(api, pod)
+    before = show(api, pod)
     assert before["wrong_token"] is None
     found = noted(api, pod)
-    assert told(api, pod) == before | {"wrong_token": found}
+    assert show(api, pod) == before | {"wrong_token": found}
     assert found["since"] <= found["last"]
     assert f"baleen pods rotate-token {pod}" in found["sentence"]
     assert "a-wrong-token" not in found["sentence"]
@@ -42,7 +42,7 @@ def test_events_with_a_wrong_token_are_shown(api: Served, facts: Facts) -> None:
     assert listed[other] is None
     assert f'baleen_ingest_refused_total{{pod="{pod}",reason="unauthorized"}} ' in api.get("/metrics", None).text
     assert api.ask("POST", f"/v1/pods/{pod}/token").is_success
-    assert told(api, pod)["wrong_token"] is None
+    assert show(api, pod)["wrong_token"] is None
 
 
 def test_a_refusal_of_long_ago(api: Served, facts: Facts) -> None:
@@ -54,8 +54,8 @@ def test_a_refusal_of_long_ago(api: Served, facts: Facts) -> None:
         " ELSE interval '1 minute' END) FROM pods WHERE name = ANY(%s)",
         (pod, [pod, other]),
     )
-    assert told(api, pod)["wrong_token"] is None
-    recent = told(api, other)["wrong_token"]
+    assert show(api, pod)["wrong_token"] is None
+    recent = show(api, other)["wrong_token"]
     anew = noted(api, pod)
     assert anew["since"] == anew["last"]
     assert noted(api, other, after=recent["last"])["since"] == recent["since"]

@@ -112,12 +112,12 @@ class World(Table):
         return not row[0]
 
     def audit(
-        self, store: ObjectStore | None = None, ages: Ages = AGES, *, mend: bool = False, sizes: Sizes = PRODUCTION
+        self, store: ObjectStore | None = None, ages: Ages = AGES, *, repair: bool = False, sizes: Sizes = PRODUCTION
     ) -> Report:
         """Run an audit; its looks are at `store`, where that is given."""
-        looked_at = store or self.store
-        presence = Presence(self.connections, looked_at)
+        checked = store or self.store
+        presence = Presence(self.connections, checked)
         try:
-            return Audit(self.connections, looked_at, presence, ages, mend=mend, sizes=sizes).run()
+            return Audit(self.connections, checked, presence, ages, repair=repair, sizes=sizes).run()
         finally:
             presence.close()

@@ -97,12 +97,12 @@ def make(world: World, kind: str, digest: Digest, size: int) -> Made:
     return Made(digest, kind, size, known)
 
 
-def told(kind: Kind) -> dict[str, dict[str, object]]:
+def examples_of(kind: Kind) -> dict[str, dict[str, object]]:
     assert kind.count == len(kind.examples)
     return {example["digest"]: example for example in kind.examples}
 
 
-def assert_tells(report: Report, made: list[Made], *, versioned: bool) -> None:
+def assert_reports(report: Report, made: list[Made], *, versioned: bool) -> None:
     """Every kind is told as just those blobs that were made of it."""
 
     def of(*kinds: str) -> set[str]:
@@ -112,14 +112,14 @@ def assert_tells(report: Report, made: list[Made], *, versioned: bool) -> None:
         return sum(max(0, each.known) for each in made if each.kind in kinds)
 
     lost = ("lost", "lost-unsized", "known-lost", "masked")
-    assert told(report.missing).keys() == of(*lost)
+    assert examples_of(report.missing).keys() == of(*lost)
     assert report.missing.bytes == size(*lost)
-    masked = told(report.masked)
+    masked = examples_of(report.masked)
     assert masked.keys() == (of("masked") if versioned else set())
     assert all(example["restorable_version"] is not None for example in masked.values())
-    assert told(report.found_again).keys() == of("found")
-    assert told(report.orphans).keys() == of("orphan", "purged-left")
-    wrong = told(report.wrong_size)
+    assert examples_of(report.found_again).keys() == of("found")
+    assert examples_of(report.orphans).keys() == of("orphan", "purged-left")
+    wrong = examples_of(report.wrong_size)
     assert wrong.keys() == of("wrong-size", "wrong-size-garbage")
     assert all(each.known == wrong[each.text]["size"] for each in made if each.text in wrong)
     assert all(each.stored == wrong[each.text]["stored"] for each in made if each.text in wrong)
@@ -128,7 +128,7 @@ def assert_tells(report: Report, made: list[Made], *, versioned: bool) -> None:
     assert report.blobs == sum(each.kind != "orphan" for each in made)
     assert report.needed == sum(each.kind not in {*UNNEEDED, "orphan"} for each in made)
     assert report.healthy == (not of(*lost, "wrong-size", "wrong-size-garbage"))
-    assert report.recent.count == report.odd_keys.count == report.mended.count == 0
+    assert report.recent.count == report.odd_keys.count == report.repaired.count == 0
 
 
 def states(world: World) -> dict[str, BlobState]:
@@ -145,7 +145,7 @@ def compare(world: World, kinds: list[str], seed: int, *, versioned: bool) -> No
         make(world, kind, Digest(digest), rnd.randrange(1, 50)) for kind, digest in zip(kinds, digests, strict=True)
     ]
     before = states(world)
-    assert_tells(world.audit(), made, versioned=versioned)
+    assert_reports(world.audit(), made, versioned=versioned)
     # What it has written down is just what it tells, and telling it again changes nothing.
     lost = {each.text for each in made if each.kind in {"lost", "lost-unsized", "masked"}}
     found = {each.text for each in made if each.kind == "found"}
@@ -154,14 +154,14 @@ def compare(world: World, kinds: list[str], seed: int, *, versioned: bool) -> No
     changes = sorted([(each, "missing", 1, 0) for each in lost] + [(each, "live", 1, 0) for each in found])
     assert sorted(world.outbox()) == changes
     again = world.audit()
-    assert told(again.missing).keys() == {text for text, state in expected.items() if state is BlobState.MISSING}
+    assert examples_of(again.missing).keys() == {text for text, state in expected.items() if state is BlobState.MISSING}
     assert again.found_again.count == 0
     assert sorted(world.outbox()) == changes
 
 
 @settings(max_examples=20, database=None)
 @given(kinds=st.lists(st.sampled_from(KINDS), max_size=40), seed=st.integers(0, 1000), versioned=st.booleans())
-def test_differences_are_told_exactly(database: str, kinds: list[str], seed: int, versioned: bool) -> None:
+def test_differences_are_reported_exactly(database: str, kinds: list[str], seed: int, versioned: bool) -> None:
     """However table and store differ, each difference is told as what it is, once, and nothing else is."""
     with World(database, MemoryObjectStore(versioned=versioned)) as world:
         compare(world, ["fine", *kinds], seed, versioned=versioned)
@@ -254,12 +254,12 @@ def test_no_false_alarm_while_blobs_come_and_go(
         world.lost("lost", "also-lost")
         meddler = Meddler(world, steps)
         report = world.audit(FaultyStore(store, meddler.before), Ages(timedelta(hours=1), timedelta()))
-        missing = told(report.missing).keys()
+        missing = examples_of(report.missing).keys()
         healed = world.store.head(world.key("lost")) is not None
         assert {world.text("also-lost")} <= missing <= {world.text("lost"), world.text("also-lost")}
         assert world.text("lost") in missing or healed
         assert report.wrong_size.count == report.orphans.count == 0
-        assert told(report.recent).keys() <= meddler.touched
+        assert examples_of(report.recent).keys() <= meddler.touched
         for row in world.rows("SELECT digest FROM blobs WHERE state = 4"):
             assert f"sha256:{row[0].hex()}" in missing
         assert world.check().agrees
@@ -281,8 +281,8 @@ def test_what_is_too_young_is_not_left_over(world: World) -> None:
     world.needed("here")
     world.put("unknown")
     old, young = world.audit(), world.audit(ages=Ages(timedelta(hours=1), timedelta()))
-    assert (told(old.orphans).keys(), old.recent.count) == ({world.text("unknown")}, 0)
-    assert (told(young.recent).keys(), young.orphans.count) == ({world.text("unknown")}, 0)
+    assert (examples_of(old.orphans).keys(), old.recent.count) == ({world.text("unknown")}, 0)
+    assert (examples_of(young.recent).keys(), young.orphans.count) == ({world.text("unknown")}, 0)
     assert old.healthy
     assert young.healthy
 
@@ -327,7 +327,7 @@ def test_a_listing_that_is_not_whole(world: World) -> None:
     store.instead("walk", lambda walk, prefix: iter(list(walk(prefix))[1::2]))
     store.instead("folders", lambda folders, prefix: iter(list(folders(prefix))[::2]))
     report = world.audit(store)
-    assert told(report.missing).keys() == {world.text("lost")}
+    assert examples_of(report.missing).keys() == {world.text("lost")}
     assert report.objects < len(names) / 2
 
 
@@ -339,7 +339,7 @@ def test_a_listing_in_another_order(world: World) -> None:
     store = FaultyStore(world.store)
     store.instead("walk", lambda walk, prefix: chain(sorted(walk(prefix), reverse=True), walk(prefix)))
     report = world.audit(store)
-    assert told(report.missing).keys() == {world.text("lost")}
+    assert examples_of(report.missing).keys() == {world.text("lost")}
     assert report.orphans.count == report.wrong_size.count == 0
 
 
@@ -397,8 +397,8 @@ def test_uploads_that_nobody_ended(database: str, new_store: NewStore, kind: str
 
         store.put_chunks(f"{sessions[0]}part", chunks(), 15 << 20)
         old, young = reports
-        told = {example["key"]: example["bytes"] for example in old.abandoned_uploads.examples}
-        assert told == dict.fromkeys(sessions, 16) | {f"{BASE}/repositories/a/_uploads/x-uuid/": 1}
+        shown = {example["key"]: example["bytes"] for example in old.abandoned_uploads.examples}
+        assert shown == dict.fromkeys(sessions, 16) | {f"{BASE}/repositories/a/_uploads/x-uuid/": 1}
         assert [example["key"] for example in old.unfinished_uploads.examples] == [f"{sessions[0]}part"]
         assert young.abandoned_uploads.count == young.unfinished_uploads.count == 0
         assert old.healthy
@@ -410,7 +410,7 @@ def test_uploads_that_nobody_ended(database: str, new_store: NewStore, kind: str
 
 @pytest.mark.parametrize("kind", ["memory-versioned", "s3-versioned"])
 def test_markers_are_taken_off(database: str, new_store: NewStore, kind: str) -> None:
-    """With `mend` a needed blob below delete markers is served again if just its bytes lie there, and no other."""
+    """With `repair` a needed blob below delete markers is served again if just its bytes lie there, and no other."""
     store = new_store(kind)
     with World(database, store) as world:
         world.needed("here", "masked", "twice", "other-bytes", "overwritten", "hidden")
@@ -420,15 +420,15 @@ def test_markers_are_taken_off(database: str, new_store: NewStore, kind: str) ->
             store.delete(world.key(name))
         world.link_blob("never-stored")
         world.connection.execute("UPDATE blobs SET state = 2 WHERE digest = %s", (world.digest("hidden"),))
-        looked = world.audit()
-        assert looked.mended.count == 0
-        assert told(looked.masked).keys() == {
+        checked = world.audit()
+        assert checked.repaired.count == 0
+        assert examples_of(checked.masked).keys() == {
             world.text(name) for name in ("masked", "twice", "other-bytes", "overwritten")
         }
-        report = world.audit(mend=True)
-        assert told(report.mended).keys() == {world.text("masked"), world.text("twice")}
-        assert told(report.found_again).keys() == told(report.mended).keys()
-        missing = told(report.missing)
+        report = world.audit(repair=True)
+        assert examples_of(report.repaired).keys() == {world.text("masked"), world.text("twice")}
+        assert examples_of(report.found_again).keys() == examples_of(report.repaired).keys()
+        missing = examples_of(report.missing)
         assert missing.keys() == {world.text(name) for name in ("other-bytes", "overwritten", "never-stored")}
         assert missing[world.text("overwritten")]["restorable_version"] is not None
         for name in ("masked", "twice"):
@@ -443,7 +443,7 @@ def test_markers_are_taken_off(database: str, new_store: NewStore, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["memory-versioned", "s3-versioned"])
-def test_a_blob_is_hidden_while_it_is_mended(database: str, new_store: NewStore, kind: str) -> None:
+def test_a_blob_is_hidden_while_it_is_repaired(database: str, new_store: NewStore, kind: str) -> None:
     """A marker of a hide is never taken off: who reads a large blob may find it hidden, and due to be purged, then."""
     store = new_store(kind)
     with World(database, store) as world:
@@ -457,7 +457,7 @@ def test_a_blob_is_hidden_while_it_is_mended(database: str, new_store: NewStore,
 
         hiding = FaultyStore(store)
         hiding.before("open_version", hide, key=world.key("masked"))
-        assert world.audit(hiding, mend=True).mended.count == 0
+        assert world.audit(hiding, repair=True).repaired.count == 0
         assert world.state("masked") is BlobState.HIDDEN
         assert len([each for each in store.versions(world.key("masked")) if each.is_marker]) == 2
         assert store.head(world.key("masked")) is None

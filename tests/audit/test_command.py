@@ -70,9 +70,9 @@ def test_a_table_and_a_store_that_agree(stored: World, baleen: Command) -> None:
     stored.needed("one", "two")
     stored.put("left-over")
     stored.store.put(f"{BLOBS}ab/odd", b"1")
-    told = baleen("audit", "--orphans-older-than", "0s", "--json").json
-    assert (told["healthy"], told["content"]) == (True, None)
-    compared = told["comparison"]
+    document = baleen("audit", "--orphans-older-than", "0s", "--json").json
+    assert (document["healthy"], document["content"]) == (True, None)
+    compared = document["comparison"]
     assert [compared[name] for name in ("blobs", "needed", "objects")] == [2, 2, 3]
     assert compared["orphans"] | {"examples": []} == {
         "count": 1,
@@ -100,8 +100,8 @@ def test_what_is_lost(stored: World, baleen: Command) -> None:
     assert shown.code == 1
     assert "below a delete marker" in shown.out
     assert "restorable version" in shown.out
-    mended = baleen("audit", "--repair", "--json").json
-    assert mended["comparison"]["mended"]["examples"][0]["digest"] == stored.text("masked")
+    repaired = baleen("audit", "--repair", "--json").json
+    assert repaired["comparison"]["repaired"]["examples"][0]["digest"] == stored.text("masked")
     assert stored.state("masked") is BlobState.LIVE
     read = baleen("audit", "--verify-content", "--from", UNKNOWN)
     assert read.code == 1

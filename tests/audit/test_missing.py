@@ -28,7 +28,7 @@ def test_a_lost_blob_becomes_missing_once(world: World) -> None:
     world.lost("lost", "given-up")
     world.apply(world.removed("app", "given-up", 9))
     for _ in range(2):
-        world.presence.settle(world.digest(name) for name in ("here", "lost", "given-up", "never-heard-of"))
+        world.presence.resolve(world.digest(name) for name in ("here", "lost", "given-up", "never-heard-of"))
         assert [world.state(name) for name in ("here", "lost", "given-up")] == [LIVE, MISSING, UNREFERENCED]
         assert world.outbox() == [
             (world.text("given-up"), "unreferenced", 0, 0),
@@ -41,7 +41,7 @@ def test_only_bytes_end_it(world: World) -> None:
     """However often it is pushed, mounted and listed, a missing blob is live only when its bytes were seen."""
     world.needed("here")
     world.lost("lost")
-    world.presence.settle([world.digest("lost")])
+    world.presence.resolve([world.digest("lost")])
     world.apply(world.link("other", "lost", 3), world.push("app", "m", ["lost", "here"], 4))
     world.apply(world.removed("app", "lost", 5), world.link("app", "lost", 6))
     assert world.blob("lost") is not None
@@ -58,9 +58,9 @@ def test_what_may_be_elsewhere(world: World) -> None:
     """What only a pod with a store of its own needs is not missing; it is as soon as another pod needs it, too."""
     world.needed("here")
     world.lost("lost", "other")
-    world.presence.settle([world.digest("other")])
+    world.presence.resolve([world.digest("other")])
     world.links_are("relay")
-    assert world.presence.settle([world.digest("lost")]) == []
+    assert world.presence.resolve([world.digest("lost")]) == []
     assert [move.to for move in world.presence.round()] == [LIVE]
     assert [world.state(name) for name in ("lost", "other")] == [LIVE, LIVE]
     assert world.audit().missing.count == 0
@@ -78,7 +78,7 @@ def test_a_digest_that_a_client_made_up(world: World) -> None:
     named = named._replace(references=tuple(each._replace(size=None) for each in named.references))
     world.needed("odd", "image")
     world.apply(world.push("app", "odd", [])._replace(content=named, size=len(world.body("odd"))))
-    assert world.presence.settle([world.digest("made-up")]) == []
+    assert world.presence.resolve([world.digest("made-up")]) == []
     listed = world.content(["listed"])
     world.apply(world.push("app", "image", [])._replace(content=listed, size=len(world.body("image"))))
     assert world.audit().missing.count == 2
@@ -89,7 +89,7 @@ def test_nobody_misses_what_nobody_needs(world: World) -> None:
     """A missing blob that loses its last reference is unreferenced, and who was told that it is missing hears it."""
     world.needed("here")
     world.lost("lost", "expired")
-    world.presence.settle([world.digest("lost"), world.digest("expired")])
+    world.presence.resolve([world.digest("lost"), world.digest("expired")])
     world.apply(world.removed("app", "lost", 9))
     assert world.state("lost") is UNREFERENCED
     assert world.outbox()[2:] == [(world.text("lost"), "unreferenced", 0, 0)]
@@ -108,7 +108,7 @@ def test_a_removal_and_an_addition_at_once(world: World) -> None:
     """A batch in which a missing blob loses one reference and gains another leaves it missing, and tells nothing."""
     world.needed("here")
     world.lost("lost")
-    world.presence.settle([world.digest("lost")])
+    world.presence.resolve([world.digest("lost")])
     world.apply(world.removed("app", "lost", 5), world.link("b", "lost", 6))
     assert world.state("lost") is MISSING
     assert len(world.outbox()) == 1
@@ -121,10 +121,10 @@ def test_an_outage_is_not_a_loss(world: World) -> None:
     for answers in range(4):
         store = FaultyStore(world.store)
         store.fail(nth=since(answers + 1))
-        looking = Presence(world.connections, store)
+        checking = Presence(world.connections, store)
         with pytest.raises(UnavailableError):
-            looking.settle([world.digest("lost")])
-        looking.close()
+            checking.resolve([world.digest("lost")])
+        checking.close()
         assert world.state("lost") is LIVE
     assert world.outbox() == []
 
@@ -135,14 +135,14 @@ def test_another_bucket_is_not_a_loss(world: World) -> None:
     world.lost("lost")
     elsewhere = MemoryObjectStore()
     elsewhere.put("docker/registry/v2/blobs/sha256/00/other", b"another registry's")
-    looking = Presence(world.connections, elsewhere)
+    checking = Presence(world.connections, elsewhere)
     with pytest.raises(NotHereError, match="Check BALEEN_S3_BUCKET"):
-        looking.settle([world.digest("lost"), world.digest("here")])
-    looking.close()
+        checking.resolve([world.digest("lost"), world.digest("here")])
+    checking.close()
     assert [world.state(name) for name in ("here", "lost")] == [LIVE, LIVE]
 
 
-def test_a_look_is_repeated_with_the_facts_locked(world: World) -> None:
+def test_a_check_is_repeated_with_the_facts_locked(world: World) -> None:
     """What the first look did not find and the second does is not missing, and no writer comes between the two."""
     world.needed("here")
     world.lost("late", "lost")
@@ -155,17 +155,17 @@ def test_a_look_is_repeated_with_the_facts_locked(world: World) -> None:
 
     store = FaultyStore(world.store)
     store.before("head", arrive, key=world.key("late"))
-    looking = Presence(world.connections, store)
+    checking = Presence(world.connections, store)
     wanted = [world.digest("late"), world.digest("lost")]
-    assert looking.heads(wanted) == dict.fromkeys(wanted)
-    looking.settle(wanted)
-    looking.close()
+    assert checking.heads(wanted) == dict.fromkeys(wanted)
+    checking.resolve(wanted)
+    checking.close()
     assert alone[0] is False
     assert alone[-1] is True
     assert [world.state(name) for name in ("late", "lost")] == [LIVE, MISSING]
 
 
-def test_a_push_waits_for_the_look(world: World) -> None:
+def test_a_push_waits_for_the_check(world: World) -> None:
     """A push that is applied while somebody looks finds the blob as the look left it, and is not lost by it."""
     world.needed("here")
     world.lost("lost")
@@ -181,9 +181,9 @@ def test_a_push_waits_for_the_look(world: World) -> None:
 
         store = FaultyStore(world.store)
         store.before("head", begin_push, key=world.key("lost"))
-        looking = Presence(world.connections, store)
-        looking.settle([world.digest("lost")])
-        looking.close()
+        checking = Presence(world.connections, store)
+        checking.resolve([world.digest("lost")])
+        checking.close()
         pushing[0].join(20)
     assert world.blob("lost")[:3] == (0, 2, MISSING)  # type: ignore[index]
     assert world.check().agrees
@@ -201,16 +201,16 @@ def test_manifests_that_could_not_be_read(world: World) -> None:
 
 def test_rounds_are_bounded(world: World) -> None:
     """A round looks at no more than so many, and each gets its turn, however many stay missing before it."""
-    looking = Presence(world.connections, world.store, batch=2, per_round=2)
+    checking = Presence(world.connections, world.store, batch=2, per_round=2)
     names = [f"lost{n}" for n in range(5)]
     world.needed("here")
     world.lost(*names)
-    looking.settle(world.digest(name) for name in names)
+    checking.resolve(world.digest(name) for name in names)
     world.put("lost4")
-    assert [len(looking.round()) for _ in range(3)] == [0, 0, 1]
+    assert [len(checking.round()) for _ in range(3)] == [0, 0, 1]
     world.put("lost0")
-    assert len(looking.round()) == 1
-    looking.close()
+    assert len(checking.round()) == 1
+    checking.close()
 
 
 STEPS = st.lists(
@@ -231,7 +231,7 @@ def take(world: World, step: str, name: str, second: int) -> None:
     elif step == "lose":
         world.store.delete(world.key(name))
     elif step == "look":
-        world.presence.settle([world.digest(name)])
+        world.presence.resolve([world.digest(name)])
     elif step == "round":
         world.presence.round()
 
@@ -246,7 +246,7 @@ def test_whatever_happens_in_whatever_order(database: str, steps: list[tuple[str
         digests = [world.digest(name) for name in names]
         for second, (step, number) in enumerate(steps, 1):
             take(world, step, names[number], second)
-        world.presence.settle(digests)
+        world.presence.resolve(digests)
         world.presence.round()
         for name in names:
             row = world.blob(name)
@@ -255,9 +255,9 @@ def test_whatever_happens_in_whatever_order(database: str, steps: list[tuple[str
                 there = world.store.head(world.key(name)) is not None
                 assert row.state is ((LIVE if there else MISSING) if needed else UNREFERENCED)
         for name in names:
-            told = [change for digest, change, _, _ in world.outbox() if digest == world.text(name)]
+            shown = [change for digest, change, _, _ in world.outbox() if digest == world.text(name)]
             # It was live when it was first heard of, and what is told is a change each time.
-            assert all(before != after for before, after in pairwise(["live", *told]))
+            assert all(before != after for before, after in pairwise(["live", *shown]))
             row = world.blob(name)
-            assert row is None or ["live", *told][-1] == row.state.name.lower()
+            assert row is None or ["live", *shown][-1] == row.state.name.lower()
         assert world.check().agrees

@@ -25,7 +25,7 @@ from tests.support.wait import eventually
 from tests.workers.services import Broker
 
 
-class Told:
+class Published:
     """A topic that can be away, and a process that can end at any moment."""
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class Told:
         return [(record.digest, record.change) for record in self.records]
 
 
-def publish(world: World, told: Told, batch: int = outbox.BATCH) -> int:
-    return outbox.publish_waiting(world.connections, told, batch)  # type: ignore[arg-type]
+def publish(world: World, published: Published, batch: int = outbox.BATCH) -> int:
+    return outbox.publish_waiting(world.connections, published, batch)  # type: ignore[arg-type]
 
 
 def happen(world: World) -> list[tuple[str, str]]:
@@ -54,48 +54,48 @@ def happen(world: World) -> list[tuple[str, str]]:
     world.lost("a", "b")
     expected = []
     for _ in range(2):
-        world.presence.settle([world.digest("a")])
+        world.presence.resolve([world.digest("a")])
         world.put("a")
         world.presence.round()
         world.store.delete(world.key("a"))
         expected += [(world.text("a"), "missing"), (world.text("a"), "live")]
-    world.presence.settle([world.digest("b")])
+    world.presence.resolve([world.digest("b")])
     return [*expected, (world.text("b"), "missing")]
 
 
-def test_all_is_told_in_order(world: World) -> None:
+def test_all_is_reported_in_order(world: World) -> None:
     """Each change is told once, in the order in which it happened, however small the steps; then nothing waits."""
-    told, expected = Told(), happen(world)
-    assert publish(world, told, batch=2) == len(expected)
-    assert told.changes() == expected
-    assert [record.at for record in told.records] == sorted(record.at for record in told.records)
-    assert (told.records[0].reference_count, told.records[0].link_count) == (0, 1)
+    published, expected = Published(), happen(world)
+    assert publish(world, published, batch=2) == len(expected)
+    assert published.changes() == expected
+    assert [record.at for record in published.records] == sorted(record.at for record in published.records)
+    assert (published.records[0].reference_count, published.records[0].link_count) == (0, 1)
     assert world.outbox() == []
-    assert publish(world, told) == 0
+    assert publish(world, published) == 0
 
 
 def test_what_is_not_acknowledged_waits(world: World) -> None:
     """While Kafka is away changes wait, and are told when it is back, in order."""
-    told, expected = Told(), happen(world)
-    told.away = True
+    published, expected = Published(), happen(world)
+    published.away = True
     with pytest.raises(UnavailableError):
-        publish(world, told)
+        publish(world, published)
     assert len(world.outbox()) == len(expected)
-    told.away = False
-    publish(world, told)
-    assert told.changes() == expected
+    published.away = False
+    publish(world, published)
+    assert published.changes() == expected
 
 
 def test_a_process_that_ends_in_between(world: World) -> None:
     """A process that ends after the acknowledgement and before the delete leaves its changes, with the same ids."""
-    told, expected = Told(), happen(world)
-    told.dies = True
+    published, expected = Published(), happen(world)
+    published.dies = True
     with pytest.raises(KeyboardInterrupt):
-        publish(world, told)
-    told.dies = False
-    publish(world, told)
-    assert told.changes() == [*expected, *expected]
-    assert [record.id for record in told.records[len(expected) :]] == [record.id for record in told.records][
+        publish(world, published)
+    published.dies = False
+    publish(world, published)
+    assert published.changes() == [*expected, *expected]
+    assert [record.id for record in published.records[len(expected) :]] == [record.id for record in published.records][
         : len(expected)
     ]
     assert world.outbox() == []
@@ -103,20 +103,20 @@ def test_a_process_that_ends_in_between(world: World) -> None:
 
 def test_two_tellers(world: World) -> None:
     """While one tells, another finds nothing to tell: two at once would mix up the order."""
-    told, other = Told(), Told()
+    published, other = Published(), Published()
     expected = happen(world)
     connections = Connections(world.url, name="another")
     found: list[int] = []
 
-    class Meanwhile(Told):
+    class Meanwhile(Published):
         def publish(self, records: Sequence[BlobLifecycle]) -> None:
             found.append(outbox.publish_waiting(connections, other))  # type: ignore[arg-type]
-            told.publish(records)
+            published.publish(records)
 
     publish(world, Meanwhile())
     connections.close()
     assert (found, other.records) == ([0], [])
-    assert told.changes() == expected
+    assert published.changes() == expected
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def settings_of(broker: Broker) -> Settings:
     return build({"kafka_bootstrap": broker.bootstrap, "kafka_partitions": "3"})
 
 
-def telling(broker: Broker, timeout: float = 10.0) -> LifecycleProducer:
+def publisher(broker: Broker, timeout: float = 10.0) -> LifecycleProducer:
     settings = settings_of(broker)
     return LifecycleProducer(settings, LogInspector(settings, timeout), timeout)
 
@@ -145,7 +145,7 @@ def test_on_a_real_broker(world: World, broker: Broker) -> None:
     """Records of one digest are in one partition in order, keyed by it, and as the published schema says."""
     ensure_topics(settings_of(broker))
     expected = happen(world)
-    producer = telling(broker)
+    producer = publisher(broker)
     for _ in range(2):
         assert outbox.publish_waiting(world.connections, producer) in {len(expected), 0}
     producer.close()
@@ -161,11 +161,11 @@ def test_on_a_real_broker(world: World, broker: Broker) -> None:
         assert in_order == [change for digest, change in expected if digest == world.text(name)]
 
 
-def test_what_kafka_has_is_not_told_again(world: World, broker: Broker) -> None:
+def test_what_kafka_has_is_not_reported_again(world: World, broker: Broker) -> None:
     """What a process told that ended before it could say so is not told again, by it or by another process."""
     ensure_topics(settings_of(broker))
     expected = happen(world)
-    one, other = telling(broker), telling(broker)
+    one, other = publisher(broker), publisher(broker)
 
     def ends_in_between(producer: LifecycleProducer) -> None:
         class Ends:
@@ -180,7 +180,7 @@ def test_what_kafka_has_is_not_told_again(world: World, broker: Broker) -> None:
         ends_in_between(producer)
     assert len(world.outbox()) == len(expected)
     assert outbox.publish_waiting(world.connections, other) == len(expected)
-    world.presence.settle([world.digest("a")])
+    world.presence.resolve([world.digest("a")])
     assert outbox.publish_waiting(world.connections, one) == 1
     found = list(records(broker, len(expected) + 1))
     one.close()
@@ -194,14 +194,14 @@ def test_what_kafka_has_is_not_told_again(world: World, broker: Broker) -> None:
 def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     """Without a broker, or without the topic, the changes wait; once both are there they are told."""
     expected = happen(world)
-    producer = telling(broker, timeout=2.0)
+    producer = publisher(broker, timeout=2.0)
 
     def refused() -> str:
         with pytest.raises(UnavailableError, match=LIFECYCLE) as raised:
             outbox.publish_waiting(world.connections, producer)
         return str(raised.value)
 
-    def told() -> int:
+    def published() -> int:
         # A broker that has just begun may need longer than the producer waits: schedulers come again, too.
         with contextlib.suppress(UnavailableError):
             return outbox.publish_waiting(world.connections, producer)
@@ -212,16 +212,16 @@ def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     broker.start()
     eventually(lambda: "topics create" in refused(), "the topic is missed")
     ensure_topics(settings_of(broker))
-    assert eventually(told, "all is told") == len(expected)
+    assert eventually(published, "all is told") == len(expected)
     assert len(list(records(broker, len(expected)))) == len(expected)
     # Away while there is a connection.
-    world.presence.settle([world.digest("a")])
+    world.presence.resolve([world.digest("a")])
     broker.kill()
     refused()
     assert len(world.outbox()) == 1
     broker.start()
     ensure_topics(settings_of(broker))
-    assert eventually(told, "the last is told") == 1
+    assert eventually(published, "the last is told") == 1
     assert world.outbox() == []
     producer.close()
 

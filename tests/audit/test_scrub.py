@@ -27,7 +27,7 @@ def damage(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "memory-versioned", "s3", "s3-versioned"])
-def test_other_bytes_are_told(database: str, new_store: NewStore, kind: str) -> None:
+def test_other_bytes_are_reported(database: str, new_store: NewStore, kind: str) -> None:
     """Every stored blob is read, needed or not; those with other bytes are told, with a version that is whole."""
     with World(database, new_store(kind)) as world:
         world.needed("one", "two", "bad", "worse")
@@ -41,11 +41,11 @@ def test_other_bytes_are_told(database: str, new_store: NewStore, kind: str) -> 
         content = scrub(world)
         assert content.blobs == 6
         assert content.resume_from is None
-        told = {example["digest"]: example for example in content.other_bytes.examples}
-        assert told.keys() == {world.text(name) for name in ("bad", "worse", "unknown-bad")}
-        assert [told[world.text(name)]["link_count"] for name in ("bad", "unknown-bad")] == [1, 0]
+        shown = {example["digest"]: example for example in content.other_bytes.examples}
+        assert shown.keys() == {world.text(name) for name in ("bad", "worse", "unknown-bad")}
+        assert [shown[world.text(name)]["link_count"] for name in ("bad", "unknown-bad")] == [1, 0]
         for name, versions in (("bad", 2), ("worse", 4)):
-            example = told[world.text(name)]
+            example = shown[world.text(name)]
             assert parse_digest(example["found"]) != world.digest(name)
             if not kind.endswith("versioned"):
                 assert (example["whole_version"], len(example["versions"])) == (None, 1)

@@ -113,7 +113,7 @@ class History:
                 repository=repository.name,
                 timestamp=self._clock,
                 size=100,
-                source=f"{repository.pod}-registry",
+                process=f"{repository.pod}-registry",
                 **fields,  # type: ignore[arg-type]
             )
         )

@@ -121,7 +121,7 @@ class Workers:
         child.kill()
         self.running[self.running.index(child)] = self._start()
 
-    def look(self) -> bool:
+    def check(self) -> bool:
         """Start what has ended; True, so that it may stand in conditions."""
         for child in list(self.running):
             if child.status is not None:
@@ -160,7 +160,7 @@ class Disturber:
     def wait(self) -> None:
         """Until something was applied since, so that each disturbance meets workers at work; and a little longer."""
         stood = self._applied()
-        eventually(lambda: self._workers.look() and self._applied() > stood, why="progress")
+        eventually(lambda: self._workers.check() and self._applied() > stood, why="progress")
         time.sleep(self._chance.random() * 2)
 
     def _applied(self) -> int:
@@ -173,7 +173,7 @@ class Disturber:
         self._workers.replace(self._any())
 
     def _stop_worker(self) -> None:
-        self._workers.look()
+        self._workers.check()
         child = self._any()
         child.send(signal.SIGTERM)
         # By the signal itself while it still imports; with 1 if it had just given up by itself.
@@ -235,14 +235,14 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
             disturber.wait()
             print(f"{load.published:6} published  {step.__name__}")
             step()
-        eventually(lambda: workers.look() and not load.is_alive(), "the end of the load", seconds=3 * DEADLINE)
+        eventually(lambda: workers.check() and not load.is_alive(), "the end of the load", seconds=3 * DEADLINE)
         assert load.error is None
         with Log(kafka.bootstrap) as log:
-            table.applied(log, alive=workers.look)
+            table.applied(log, alive=workers.check)
     finally:
         workers.stop()
     print(f"parts repeated: {load.repeated}, workers that ended by themselves: {workers.ended_by_themselves}")
-    assert table.letters() == []
+    assert table.dead_letters() == []
     assert table.gaps() == []
     assert table.counts() == Oracle().take(events).counts()
     engine = make_engine(database.url, name="test")

@@ -79,9 +79,11 @@ def test_adopt(adopting: Adopting) -> None:
     assert (job["kind"], job["pod"], job["state"]) == ("reconcile", adopting.pod, "waiting")
     assert job["why"] == f"adopted from file://{adopting.source.root}"
     assert figures(adopting("--json")) == [1, 4, size, 0, 0, 0, 0, 0]
-    said = adopting().out
-    assert "copied        0 blobs, 0 B (0 bytes)" in said
-    assert f"Reconcile, job {job['id']}: waiting. Keep the source until `baleen jobs show {job['id']}` prints" in said
+    printed = adopting().out
+    assert "copied        0 blobs, 0 B (0 bytes)" in printed
+    assert (
+        f"Reconcile, job {job['id']}: waiting. Keep the source until `baleen jobs show {job['id']}` prints" in printed
+    )
 
 
 def test_something_is_refused(adopting: Adopting) -> None:
@@ -91,9 +93,9 @@ def test_something_is_refused(adopting: Adopting) -> None:
     for done in (adopting(), adopting("--json")):
         assert done.code == 1
         assert "1 blob is refused, and so is everything that needs one; the rest is adopted" in done.err
-        told = done.err if done.out.startswith("repositories") else done.out
-        assert layer.digest in told
-        assert "its bytes in the source have the digest" in told
+        document = done.err if done.out.startswith("repositories") else done.out
+        assert layer.digest in document
+        assert "its bytes in the source have the digest" in document
         assert len(adopting.links()) == len(adopting.image.blobs) - 1
 
 

@@ -26,6 +26,6 @@ def test_what_a_status_means(status: int, kind: type[BaleenError]) -> None:
     error = _refusal(httpx.Response(status, json={"detail": "Say it so."}, request=request))
     assert type(error) is kind
     assert str(error) == "Say it so."
-    told = _refusal(httpx.Response(status, text="<html>", request=request))
-    assert type(told) is kind
-    assert "BALEEN_URL" in str(told)
+    document = _refusal(httpx.Response(status, text="<html>", request=request))
+    assert type(document) is kind
+    assert "BALEEN_URL" in str(document)

@@ -141,7 +141,7 @@ def test_a_pods_token_issuer(baleen: Command, facts: Facts, tmp_path: Path) -> N
 
 
 def test_a_pods_gaps(api: Served, baleen: Command, facts: Facts) -> None:
-    """The gaps of a pod whose links are elsewhere are settled with a reason; of any other a reconcile is named."""
+    """The gaps of a pod whose links are elsewhere are resolved with a reason; of any other a reconcile is named."""
     pod, other = facts.pods[0], facts.pods[1]
     api.db.execute("UPDATE pods SET linker = 'relay' WHERE name = %s", (pod,))
     gap = (
@@ -161,9 +161,9 @@ def test_a_registry_by_another_name(api: Served, baleen: Command, facts: Facts) 
     with NotificationSink() as sink, running_model(sink) as registry, running_model(sink) as second:
         named = registry.url.replace("127.0.0.1", "localhost")
         baleen("pods", "set-registries", pod, "--registry", registry.url)
-        said = errs(baleen("pods", "set-registries", other, "--registry", named), 1)
-        assert f"as {registry.url} of pod {pod} is" in said
-        assert "--no-check" in said
+        message = errs(baleen("pods", "set-registries", other, "--registry", named), 1)
+        assert f"as {registry.url} of pod {pod} is" in message
+        assert "--no-check" in message
         for url in (second.url, second.url.replace("127.0.0.1", "localhost")):
             assert baleen("pods", "set-registries", other, "--registry", url).code == 0
         # Of the pod itself, and of names that nobody knows.
@@ -185,7 +185,7 @@ class Forbidding(Handler):
 
 
 @pytest.mark.parametrize("header", ["WWW-Authenticate", "Docker-Distribution-Api-Version", "Server"])
-def test_who_answers_403(baleen: Command, facts: Facts, header: str) -> None:
+def test_a_server_that_answers_403(baleen: Command, facts: Facts, header: str) -> None:
     """Only what answers as registries do is taken for one that requires a login."""
     handler = type("Forbidding", (Forbidding,), {"headers_sent": {header: "x"}})
     with HTTPServer(handler) as server:
@@ -207,12 +207,12 @@ def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
         # Something else listens there: the API.
         assert "404" in errs(baleen("pods", "set-registries", pod, "--registry", api.url), 1)
         for wrong in ("127.0.0.1:5000", "http://user:secret@127.0.0.1:5000", "http://127.0.0.1:5000/v2/"):
-            said = errs(baleen("pods", "set-registries", pod, "--registry", wrong), 2)
-            assert "secret" not in said
+            message = errs(baleen("pods", "set-registries", pod, "--registry", wrong), 2)
+            assert "secret" not in message
         shown = baleen("pods", "show", pod, "--json").json
-        assert (shown["registries"], shown["sources"], shown["endpoints"]) == ([registry.url], [], [])
+        assert (shown["registries"], shown["processes"], shown["endpoints"]) == ([registry.url], [], [])
         api.db.execute(
-            "INSERT INTO sources (pod_id, instance_id, heard_at)"
+            "INSERT INTO processes (pod_id, instance_id, echoed_at)"
             " SELECT id, 'the-process', now() FROM pods WHERE name = %s",
             (pod,),
         )
@@ -221,55 +221,55 @@ def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
             " SELECT id, %s, '127.0.0.1', 'what it said', now() FROM pods WHERE name = %s",
             (registry.url, pod),
         )
-        told = baleen("pods", "show", pod).out
-        assert "the-process" in told
-        assert "what it said" in told
-        assert errs(baleen("pods", "retire-source", pod, "the-process"), 2)
-        baleen("pods", "retire-source", pod, "the-process", "--why", "it was seen to end", "--json")
-        (source,) = baleen("pods", "show", pod, "--json").json["sources"]
+        document = baleen("pods", "show", pod).out
+        assert "the-process" in document
+        assert "what it said" in document
+        assert errs(baleen("pods", "retire-process", pod, "the-process"), 2)
+        baleen("pods", "retire-process", pod, "the-process", "--why", "it was seen to end", "--json")
+        (source,) = baleen("pods", "show", pod, "--json").json["processes"]
         assert (source["state"], source["retired_why"]) == ("retired", "it was seen to end")
-        assert "There is no pod nope" in errs(baleen("pods", "retire-source", "nope", "i", "--why", "x"), 1)
-        assert "no process" in errs(baleen("pods", "retire-source", pod, "the-process", "--why", "again"), 1)
+        assert "There is no pod nope" in errs(baleen("pods", "retire-process", "nope", "i", "--why", "x"), 1)
+        assert "no process" in errs(baleen("pods", "retire-process", pod, "the-process", "--why", "again"), 1)
 
 
-def test_a_pod_of_which_much_is_to_be_told(api: Served, baleen: Command, facts: Facts) -> None:
+def test_a_pod_of_which_much_is_to_be_shown(api: Served, baleen: Command, facts: Facts) -> None:
     """`pods show` fits a hundred columns, tells all that the watermark waits for, each finding that is not proved and
     that events have a wrong token, names what is proved, and never refers to itself.
     """
     pod = facts.pods[0]
     for number in range(3):
         api.db.execute(
-            "INSERT INTO sources (pod_id, instance_id, heard_at, dead_since, dead_why)"
+            "INSERT INTO processes (pod_id, instance_id, echoed_at, dead_since, dead_why)"
             " SELECT id, %s, now(), now(), 'refused' FROM pods WHERE name = %s",
             (f"9b2f6ad0-5c5e-4b1c-9f5e-0d5a0c8a7c0{number}", pod),
         )
     long = "a sentence of some length that says what is the matter, and what follows from it; " * 4
-    for check, verdict, mend in (
+    for check, result, fix in (
         ("versioned", "proved", ""),
         ("same-root", "proved", ""),
         ("clocks", "refuted", f"Run a time service, since {long}\nBALEEN_SAFETY_CLOCK_SKEW=142s"),
     ):
         api.db.execute(
-            'INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend)'
+            'INSERT INTO findings (pod_id, "check", result, meaning, proof, fix)'
             " SELECT id, %s, %s, %s, %s, %s FROM pods WHERE name = %s",
-            (check, verdict, long, f"proof of {check}", mend, pod),
+            (check, result, long, f"proof of {check}", fix, pod),
         )
     api.db.execute(
         "INSERT INTO token_refusals (pod_id, since, last_at) SELECT id, now(), now() FROM pods WHERE name = %s", (pod,)
     )
-    told = baleen("pods", "show", pod)
-    lines = told.out.splitlines()
+    document = baleen("pods", "show", pod)
+    lines = document.out.splitlines()
     assert max(map(len, lines)) <= 100, max(lines, key=len)
-    assert "pods show" not in told.out + told.err
+    assert "pods show" not in document.out + document.err
     assert "BALEEN_SAFETY_CLOCK_SKEW=142s" in lines
     assert "  evidence: proof of clocks" in lines
     assert "proved: versioned, same-root" in lines
-    assert "proof of versioned" not in told.out
-    waits = told.out.partition("waits for")[2].partition("GC blocked by")[0]
+    assert "proof of versioned" not in document.out
+    waits = document.out.partition("waits for")[2].partition("GC blocked by")[0]
     assert all(f"7c0{number}" in waits for number in range(3))
-    assert "more: see `waits_for`" in " ".join(told.out.split())
+    assert "more: see `waits_for`" in " ".join(document.out.split())
     assert "wrong token, or with none, have been refused since" in " ".join(
-        told.out.partition("\nwrong token\n")[2].split()
+        document.out.partition("\nwrong token\n")[2].split()
     )
 
 
@@ -281,7 +281,7 @@ def test_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
     assert baleen("dead-letters", "show", number, "--json").json["payload"] == "not json"
     assert "still cannot be understood" in errs(baleen("dead-letters", "retry", number), 1)
     errs(baleen("dead-letters", "discard", number), 2)
-    assert baleen("dead-letters", "discard", number, "--why", "a test", "--json").json["settled_why"] == "a test"
+    assert baleen("dead-letters", "discard", number, "--why", "a test", "--json").json["resolved_why"] == "a test"
     assert baleen("dead-letters", "list", "--pod", facts.pods[0]).out == "none\n"
     errs(baleen("dead-letters", "show", "0"), 2)
 
@@ -296,8 +296,8 @@ def test_a_retry_that_may_come_back(api: Served, baleen: Command, facts: Facts) 
     }  # fmt: skip
     number = str(dead_letter(api.db, pod, json.dumps(event), RECORD_CONTENT_TYPE))
     api.db.execute("UPDATE dead_letters SET reason = 'unreadable-manifest' WHERE id = %s", (number,))
-    told = baleen("dead-letters", "retry", number).out
-    assert told == (
+    document = baleen("dead-letters", "retry", number).out
+    assert document == (
         f"Dead letter {number} is resolved: 1 event is published."
         " If its manifest still cannot be read, that is a new dead letter.\n"
     )
@@ -333,7 +333,7 @@ def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
     assert (rest.code, rest.out) == (1, "2 of 5 dead letters resolved.\n")
     assert baleen("dead-letters", "discard", "--pod", pod, "--reason", "none", "--why", "x").out.startswith("0 of 0 ")
     done = baleen("dead-letters", "discard", "--pod", pod, "--why", "a test", "--json").json
-    assert [(item["id"], item["settled_why"]) for item in done["items"]] == [(number, "a test") for number in bad]
+    assert [(item["id"], item["resolved_why"]) for item in done["items"]] == [(number, "a test") for number in bad]
 
 
 def test_tokens(api: Served, baleen: Command) -> None:
@@ -395,7 +395,7 @@ def test_the_version(baleen: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "code", "said"),
+    ("arguments", "settings", "code", "message"),
     [
         (["blob", "show", UNKNOWN], {}, 1, "yet"),
         (["blob", "show", "latest"], {}, 2, "not a digest"),
@@ -405,7 +405,7 @@ def test_the_version(baleen: Command) -> None:
         (["pods", "add", "pod-x"], {}, 2, "--prefix"),
         (["pods", "add", "Pod", "--prefix", "x"], {}, 2, "pod name"),
         (["pods", "show", "../status"], {}, 2, "pod name"),
-        (["pods", "retire-source", "pod-x", "a/b", "--why", "it ended"], {}, 1, "nothing at"),
+        (["pods", "retire-process", "pod-x", "a/b", "--why", "it ended"], {}, 1, "nothing at"),
         (["pods", "list"], {"token": "wrong"}, 1, "unknown or revoked"),
         (["pods", "add", "pod-x", "--prefix", "x"], {"token": READ}, 1, "operate"),
         (["pods", "list"], {"url": "http://127.0.0.1:9"}, 1, "baleen up"),
@@ -439,7 +439,7 @@ def test_the_version(baleen: Command) -> None:
         (["check"], {"database_url": "postgresql://127.0.0.1:9/x"}, 1, "database"),
         (["hold", "team", "--why", "\udcff"], {}, 2, "not valid UTF-8"),
         (["jobs", "list", "--pod", "\udcff"], {}, 2, "not valid UTF-8"),
-        (["pods", "retire-source", "pod-x", "\udcff", "--why", "it ended"], {}, 2, "not valid UTF-8"),
+        (["pods", "retire-process", "pod-x", "\udcff", "--why", "it ended"], {}, 2, "not valid UTF-8"),
         (["tokens", "list"], {"database_url": "postgresql://u:\udcff@127.0.0.1:9/x"}, 2, "not valid UTF-8"),
         (["api", "--port", "0"], {}, 2, "--port"),
         (["api", "--host", "192.0.2.1"], {}, 1, "192.0.2.1 cannot be listened on, since it is no address of this"),
@@ -447,16 +447,16 @@ def test_the_version(baleen: Command) -> None:
     ],
 )
 def test_errors_are_one_sentence(
-    baleen: Command, arguments: list[str], settings: dict[str, str], code: int, said: str
+    baleen: Command, arguments: list[str], settings: dict[str, str], code: int, message: str
 ) -> None:
     """A refusal exits 1 and wrong usage 2, with one sentence on stderr and nothing on stdout."""
-    assert said in errs(baleen(*arguments, **settings), code)
+    assert message in errs(baleen(*arguments, **settings), code)
 
 
-@pytest.mark.parametrize("said", ["<html>", "", "[]", "[" * 100_000])
-def test_somebody_else_answers(bare: Command, said: str) -> None:
+@pytest.mark.parametrize("message", ["<html>", "", "[]", "[" * 100_000])
+def test_another_server_answers(bare: Command, message: str) -> None:
     """What answers 200 at BALEEN_URL and is not Baleen, such as a portal that asks who comes, is told to be none."""
-    handler = type("Portal", (Portal,), {"said": said.encode()})
+    handler = type("Portal", (Portal,), {"said": message.encode()})
     with HTTPServer(handler) as server:
         for arguments in (["status"], ["gc", "off", "--why", "an incident"]):
             assert "but not as Baleen does: check BALEEN_URL" in errs(
@@ -465,13 +465,13 @@ def test_somebody_else_answers(bare: Command, said: str) -> None:
 
 
 class Portal(Handler):
-    said = b""
+    message = b""
 
     def do_GET(self) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.said)))
+        self.send_header("Content-Length", str(len(self.message)))
         self.end_headers()
-        self.wfile.write(self.said)
+        self.wfile.write(self.message)
 
     do_PUT = do_GET
 
@@ -483,9 +483,9 @@ def test_a_proxy_that_cannot_be_used(baleen: Command, monkeypatch: pytest.Monkey
     """It is told by the names of its variables, not with the password in it; the kill switch is turned without it."""
     monkeypatch.setenv("ALL_PROXY", proxy)
     elsewhere = "http://baleen.invalid:1"
-    said = errs(baleen("status", url=elsewhere), 1)
-    assert "ALL_PROXY" in said
-    assert "hidden" not in said
+    message = errs(baleen("status", url=elsewhere), 1)
+    assert "ALL_PROXY" in message
+    assert "hidden" not in message
     done = baleen("gc", "off", "--why", "an incident", url=elsewhere)
     assert done.code == 0, done.err
     assert "in the database" in done.err
@@ -502,7 +502,7 @@ def test_no_proxy_leads_to_this_machine(baleen: Command, monkeypatch: pytest.Mon
     assert done.code == 0, done.err
 
 
-def test_a_terminal_without_the_letters(bare: Command) -> None:
+def test_a_terminal_without_the_characters(bare: Command) -> None:
     """What cannot be shown in the encoding of a terminal is told, and exits 1."""
     environment = program_environment({"s3_root": "größe"}) | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
@@ -534,9 +534,9 @@ def test_a_terminal_without_the_letters(bare: Command) -> None:
 def test_a_missing_setting_is_named(bare: Command, arguments: list[str], setting: str) -> None:
     """Where nothing says where a service is, a command exits 1: it names the setting, and what else would do."""
     port = ["--port", str(free_port())] if arguments == ["api"] else []
-    said = errs(bare(*arguments, *port), 1)
-    assert f"set {setting}" in said
-    assert "start `baleen up` in this directory" in said
+    message = errs(bare(*arguments, *port), 1)
+    assert f"set {setting}" in message
+    assert "start `baleen up` in this directory" in message
 
 
 def test_ctrl_c_while_it_begins(bare: Command) -> None:
@@ -609,8 +609,8 @@ def test_the_short_form_of_help(bare: Command, command: list[str]) -> None:
 
 def test_status(api: Served, baleen: Command, facts: Facts) -> None:
     """`status` prints the API's answer, for programs and for people."""
-    told = baleen("status", "--json").json
-    assert told.keys() == api.get("/v1/status").json().keys()
+    document = baleen("status", "--json").json
+    assert document.keys() == api.get("/v1/status").json().keys()
     printed = baleen("status").out
     assert "caught up" in printed
     assert f"pod {facts.pods[0]}: never reconciled" in printed
@@ -624,12 +624,12 @@ def test_status(api: Served, baleen: Command, facts: Facts) -> None:
 
 def test_lists_go_on(api: Served, baleen: Command, facts: Facts) -> None:
     """A list that was cut says where to go on, and goes on there."""
-    letters = [dead_letter(api.db, facts.pods[0], "{}", "text/plain") for _ in range(3)]
+    dead_letters = [dead_letter(api.db, facts.pods[0], "{}", "text/plain") for _ in range(3)]
     cut = baleen("dead-letters", "list", "--pod", facts.pods[0], "--limit", "2")
     cursor = cut.err.split()[-1]
     assert "--cursor" in cut.err
     rest = baleen("dead-letters", "list", "--pod", facts.pods[0], "--cursor", cursor, "--json").json
-    assert [item["id"] for item in rest["items"]] == letters[2:]
+    assert [item["id"] for item in rest["items"]] == dead_letters[2:]
     first = baleen("pods", "list", "--limit", "1", "--json").json
     rest = baleen("pods", "list", "--cursor", first["next"], "--json").json
     assert first["items"][0]["name"] not in [item["name"] for item in rest["items"]]
@@ -649,8 +649,8 @@ def test_a_token_file_that_holds_none(baleen: Command, facts: Facts) -> None:
     file = baleen.directory / "bytes"
     file.write_bytes(b"\xff\xfe")
     for name in (str(file), "/dev/zero"):
-        said = errs(baleen("pods", "config", facts.pods[0], "--token-file", name, s3_bucket="b"), 2)
-        assert "--token-file is malformed" in said
+        message = errs(baleen("pods", "config", facts.pods[0], "--token-file", name, s3_bucket="b"), 2)
+        assert "--token-file is malformed" in message
 
 
 def test_the_whole_configuration(api: Served, baleen: Command, facts: Facts) -> None:

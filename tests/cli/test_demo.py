@@ -14,7 +14,7 @@ from coordinator.demo import gc as demo_gc
 from coordinator.demo import run as demo
 from coordinator.demo.gc import Plan, Waits, check_findings, waits_for
 from coordinator.demo.world import UNSAFE_FINDINGS, DemoFailedError
-from coordinator.domain.findings import Check, Finding, Verdict
+from coordinator.domain.findings import Check, Finding, Result
 from coordinator.domain.gc import Why
 from coordinator.registry.images import make_image, make_layer
 from coordinator.settings import load
@@ -24,21 +24,21 @@ from coordinator.stack.process import ManagedProcess
 DIGEST = f"sha256:{'d' * 64}"
 
 
-def finding(check: str, verdict: Verdict) -> Finding:
-    return Finding(check, verdict, "means", "the proof")
+def finding(check: str, result: Result) -> Finding:
+    return Finding(check, result, "means", "the proof")
 
 
 def planned(step: str, why: Why | None = None) -> Plan:
     return Plan([], {DIGEST: {"step": step, "why": why, "detail": why and "the detail"}})
 
 
-def test_what_the_doctor_may_say() -> None:
+def test_what_the_doctor_may_print() -> None:
     """What the embedded services cannot prove is told and let pass; anything else that is not proved fails the demo."""
-    proved = [finding(check, Verdict.PROVED) for check in Check if check not in UNSAFE_FINDINGS]
-    expected = [finding(check, Verdict.REFUTED) for check in UNSAFE_FINDINGS]
+    proved = [finding(check, Result.PROVED) for check in Check if check not in UNSAFE_FINDINGS]
+    expected = [finding(check, Result.REFUTED) for check in UNSAFE_FINDINGS]
     assert check_findings("pod-a", [*proved, *expected]) == expected
     with pytest.raises(DemoFailedError, match=r"not safe for pod pod-a: clocks is unproved \(the proof\)"):
-        check_findings("pod-a", [*expected, finding("clocks", Verdict.UNPROVED)])
+        check_findings("pod-a", [*expected, finding("clocks", Result.UNPROVED)])
 
 
 def test_the_demos_settings_are_settings(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_what_it_waits_for() -> None:
     assert waits_for(planned("keep", Why.GRACE), DIGEST, "hide") == Waits("the detail")
     unlisted = waits_for(planned("keep", Why.NOT_RECONCILED), DIGEST, "purge")
     assert unlisted == Waits("the detail", asks_reconcile=True)
-    assert waits_for(planned("hide")._replace(held_by=["a gap"]), DIGEST, "hide") == Waits("a gap")
+    assert waits_for(planned("hide")._replace(blocked_by=["a gap"]), DIGEST, "hide") == Waits("a gap")
 
 
 def test_an_images_own_blobs() -> None:

@@ -4,22 +4,22 @@ import pytest
 
 from coordinator.commands.findings import print_findings
 from coordinator.commands.output import paragraph
-from coordinator.domain.findings import Finding, Verdict
+from coordinator.domain.findings import Finding, Result
 
 LONG = "It is so, and for the following reason among others, which is told at some length here: " * 3
 JSON = '{"Version": "2012-10-17", "Statement": [' + '{"Effect": "Deny"}, ' * 10 + "]}"
 FOUND = [
-    Finding("versioned", Verdict.PROVED, LONG, "bucket b has versioning Enabled"),
-    Finding("cannot-delete", Verdict.REFUTED, LONG, LONG, f"{LONG}\n{JSON}\n  indented:   as it is"),
-    Finding("clocks", Verdict.UNPROVED, LONG, "not tried, since no event came: see `events-arrive`"),
-    Finding("probes-arrive", Verdict.UNPROVED, LONG, "not tried, since no event came: see `events-arrive`"),
-    Finding("same-root", Verdict.REFUTED, LONG, LONG, LONG),
+    Finding("versioned", Result.PROVED, LONG, "bucket b has versioning Enabled"),
+    Finding("cannot-delete", Result.REFUTED, LONG, LONG, f"{LONG}\n{JSON}\n  indented:   as it is"),
+    Finding("clocks", Result.UNPROVED, LONG, "not tried, since no event came: see `events-arrive`"),
+    Finding("probes-arrive", Result.UNPROVED, LONG, "not tried, since no event came: see `events-arrive`"),
+    Finding("same-root", Result.REFUTED, LONG, LONG, LONG),
 ]
 
 
 @pytest.mark.parametrize("with_proofs", [True, False])
 def test_what_is_not_proved_comes_first(capsys: pytest.CaptureFixture[str], with_proofs: bool) -> None:
-    """What is to be mended is told first and in whole, with lines to paste as they are; then all that follows from
+    """What is to be repaired is told first and in whole, with lines to paste as they are; then all that follows from
     it in one line; what is proved at the end, by name or with how it was found out; and words fit a hundred columns.
     """
     print_findings(FOUND, with_proofs=with_proofs)
@@ -29,7 +29,7 @@ def test_what_is_not_proved_comes_first(capsys: pytest.CaptureFixture[str], with
     assert "  indented:   as it is" in lines
     assert "clocks, probes-arrive are unproved: not tried, since no event came: see `events-arrive`" in lines
     assert all(len(line) <= 100 for line in lines if line != JSON)
-    order = [out.index(told) for told in ("cannot-delete is", "same-root is", "clocks, probes", "versioned")]
+    order = [out.index(document) for document in ("cannot-delete is", "same-root is", "clocks, probes", "versioned")]
     assert order == sorted(order)
     assert " ".join(out.split()).count("It is so, and") == (21 if with_proofs else 18)
     assert ("evidence: bucket b has versioning Enabled" in out) == with_proofs

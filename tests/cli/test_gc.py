@@ -89,12 +89,12 @@ def test_the_plan(world: World, baleen: Command) -> None:
     printed = baleen("gc", "plan").out
     assert "keep: pinned" in printed
     assert world.text("l") in printed
-    told = baleen("gc", "plan", "--json").json
-    assert told["items"] == world.plan(limit=1000)["items"]
-    assert told["totals"]["hide"]["blobs"] == 1
+    document = baleen("gc", "plan", "--json").json
+    assert document["items"] == world.plan(limit=1000)["items"]
+    assert document["totals"]["hide"]["blobs"] == 1
     first = baleen("gc", "plan", "--limit", "1", "--json").json
     rest = baleen("gc", "plan", "--cursor", first["next"], "--json").json
-    assert first["items"] + rest["items"] == told["items"]
+    assert first["items"] + rest["items"] == document["items"]
     assert [item["step"] for item in baleen("gc", "plan", "--step", "keep", "--json").json["items"]] == ["keep"]
 
 
@@ -137,12 +137,12 @@ def test_a_dry_run(world: World, baleen: Command) -> None:
     """A dry run needs nobody to confirm it and no switch, and changes nothing."""
     world.unreferenced("l")
     with doing(world.garbage.run_waiting):
-        told = baleen("gc", "run", "--dry-run", "--json").json
-        assert (told["dry_run"], told["hidden"]["blobs"]) == (True, 2)
+        document = baleen("gc", "run", "--dry-run", "--json").json
+        assert (document["dry_run"], document["hidden"]["blobs"]) == (True, 2)
         assert "would hide" in baleen("gc", "run", "--dry-run").out
         baleen("gc", "off", "--why", "an incident")
-        told = baleen("gc", "run", "--dry-run", "--json").json
-    assert (told["hidden"]["blobs"], told["kept"]) == (0, {"held": 2})
+        document = baleen("gc", "run", "--dry-run", "--json").json
+    assert (document["hidden"]["blobs"], document["kept"]) == (0, {"held": 2})
     assert world.garbage.seen("l")
 
 
@@ -153,7 +153,7 @@ def test_nobody_is_there_to_confirm(world: World, baleen: Command) -> None:
 
 
 @pytest.mark.parametrize("types", ["y\n", "yes\n", "n\n", "\n", ""])
-def test_somebody_is_asked(world: World, baleen: Command, monkeypatch: pytest.MonkeyPatch, types: str) -> None:
+def test_the_operator_is_asked(world: World, baleen: Command, monkeypatch: pytest.MonkeyPatch, types: str) -> None:
     """At a terminal the figures are shown and it is asked; only yes is yes."""
     world.unreferenced("l")
     at_a_terminal(monkeypatch, types)
@@ -170,7 +170,7 @@ def test_somebody_is_asked(world: World, baleen: Command, monkeypatch: pytest.Mo
 
 def test_a_run_that_is_held(world: World, baleen: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """What holds collection is the answer, before anybody is asked to confirm, and of a run that was held after it."""
-    world.known(lambda facts: facts._replace(held_by=["pod pod-x: never reconciled", "another"]))
+    world.known(lambda facts: facts._replace(blocked_by=["pod pod-x: never reconciled", "another"]))
     at_a_terminal(monkeypatch, "y\n")
     assert "pod-x: never reconciled (and 1 more: `baleen gc status`)" in errs(baleen("gc", "run"), 1)
     with doing(world.garbage.run_waiting):
@@ -190,8 +190,8 @@ def test_a_run_that_is_refused(world: World, baleen: Command) -> None:
         assert dry.code == 0
         assert "refused without `--beyond-limits WHY`\n  2 blobs of" in dry.out
         assert "--beyond-limits" in errs(baleen("gc", "run", "--yes"), 1)
-        told = baleen("gc", "run", "--yes", "--beyond-limits", "a tenant left", "--json").json
-    assert (told["beyond_limits"], told["hidden"]["blobs"]) == ("a tenant left", 2)
+        document = baleen("gc", "run", "--yes", "--beyond-limits", "a tenant left", "--json").json
+    assert (document["beyond_limits"], document["hidden"]["blobs"]) == ("a tenant left", 2)
 
 
 class Answers:
@@ -231,7 +231,7 @@ def test_a_run_of_another_kind_is_waited_for() -> None:
         gc._done(cast("Api", Answers({"id": 3, "state": "failed"})), {"dry_run": False, "leftovers": False})
 
 
-def test_what_was_left_behind_is_told(world: World, baleen: Command) -> None:
+def test_what_was_left_behind_is_reported(world: World, baleen: Command) -> None:
     """`gc show` tells of each kind that was looked for; of one that was not due it says nothing."""
     world.garbage.collect()
     run = baleen("gc", "history", "--json").json["items"][0]["id"]
@@ -239,10 +239,10 @@ def test_what_was_left_behind_is_told(world: World, baleen: Command) -> None:
     assert before.code == 0
     assert "left behind" not in before.out
     tally = {"count": 3, "bytes": 71_000, "left": 1, "unknown": 0}
-    told = {"links": tally | {"state": "done"}, "parts": tally | {"state": "not due"}}
+    document = {"links": tally | {"state": "done"}, "parts": tally | {"state": "not due"}}
     world.api.db.execute(
         "UPDATE jobs SET progress = progress || jsonb_build_object('leftovers', %s::jsonb) WHERE id = %s",
-        (json.dumps(told), run),
+        (json.dumps(document), run),
     )
     shown = baleen("gc", "show", str(run)).out
     assert re.search(r"links +done +3 +71 kB +1 +0", shown)
@@ -253,11 +253,11 @@ def test_status(world: World, baleen: Command) -> None:
     """`gc status` says whether it is on and what holds it; so does `status`."""
     world.unreferenced("l")
     world.garbage.collect()
-    told = baleen("gc", "status")
-    assert "on: a test" in told.out
-    assert "Nothing blocks GC." in told.out
+    document = baleen("gc", "status")
+    assert "on: a test" in document.out
+    assert "Nothing blocks GC." in document.out
     assert baleen("gc", "status", "--json").json["hidden"]["blobs"] == 2
-    assert "The switch" not in told.err
+    assert "The switch" not in document.err
     baleen("gc", "off", "--why", "an incident")
     assert "switched off: an incident" in baleen("gc", "status").out
     assert "switched off: an incident" in baleen("status").out
@@ -275,7 +275,7 @@ def test_the_switch(world: World, baleen: Command) -> None:
     assert "role operate" in errs(baleen("gc", "off", "--why", "x", token=READ), 1)
 
 
-def test_what_an_operator_wrote_is_told_as_it_is(world: World, baleen: Command) -> None:
+def test_what_an_operator_wrote_is_reported_as_it_is(world: World, baleen: Command) -> None:
     """A reason with brackets and colons in it is a reason, and ends no command that has done what it was asked."""
     why = "see [/docs/gc] and [red] :bug:"
     assert baleen("hold", "team", "--why", why).code == 0
@@ -306,10 +306,10 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         # A connection that was closed is seen until its server process has ended.
         connected = "SELECT FROM pg_stat_activity WHERE application_name = 'baleen-worker'"
         eventually(lambda: not garbage.rows(f"{connected} AND datname = current_database()"), "nobody is connected")
-        told = baleen("gc", "claim", "--why", "a backup", "--yes")
-        assert told.code == 0, told.err
-        assert "2 hides will be undone; 3 pods will be reconciled" in told.out
-        assert "docs/RECOVERY.md" in told.out
+        document = baleen("gc", "claim", "--why", "a backup", "--yes")
+        assert document.code == 0, document.err
+        assert "2 hides will be undone; 3 pods will be reconciled" in document.out
+        assert "docs/RECOVERY.md" in document.out
         assert controls.switch(garbage.connection).why == "a backup"
         assert garbage.collect().hidden == 0
         done = baleen("gc", "claim", "--why", "a backup", "--yes", "--json")
@@ -367,12 +367,12 @@ def test_explain(world: World, baleen: Command) -> None:
     world.garbage.collect()
     day = timedelta(days=1)
     world.known(lambda facts: facts._replace(times=facts.times._replace(quarantine=day)))
-    told = baleen("blob", "explain", world.text("l"), "--json").json
-    assert told == world.explained("l")
+    document = baleen("blob", "explain", world.text("l"), "--json").json
+    assert document == world.explained("l")
     printed = baleen("blob", "explain", world.text("l")).out
-    assert printed.startswith(told["summary"])
+    assert printed.startswith(document["summary"])
     assert "quarantine" in printed
-    assert all(sentence in printed for sentence in told["story"])
+    assert all(sentence in printed for sentence in document["sentences"])
     world.garbage.pushed("live", "n")
     assert world.garbage.repository("r") in baleen("blob", "explain", world.text("n")).out
     errs(baleen("blob", "explain", f"sha256:{'0' * 64}"), 1)

@@ -30,26 +30,26 @@ def on_a_terminal(width: int, rows: list[Any], term: str = "xterm") -> str:
     environment.pop("COLUMNS", None)
     process = subprocess.Popen([sys.executable, "-c", program], stdin=its, stdout=its, stderr=its, env=environment)
     os.close(its)
-    told = b""
+    document = b""
     try:
         while chunk := os.read(ours, 65536):
-            told += chunk
+            document += chunk
     except OSError:
         pass  # its end is closed
     finally:
         os.close(ours)
-    assert process.wait(60) == 0, told
-    return re.sub("\x1b\\[[0-9;]*m", "", told.decode().replace("\r\n", "\n"))
+    assert process.wait(60) == 0, document
+    return re.sub("\x1b\\[[0-9;]*m", "", document.decode().replace("\r\n", "\n"))
 
 
 @pytest.mark.parametrize("rows", [[(DIGEST, 1, "short")], [(DIGEST, 1, SENTENCE), (DIGEST * 3, 20, SENTENCE)]])
 @pytest.mark.parametrize(("width", "term"), [(40, "xterm"), (80, "xterm"), (80, "dumb"), (300, "xterm")])
 def test_nothing_is_cut_on_a_terminal(rows: list[Any], width: int, term: str) -> None:
     """However narrow the terminal, what may have to be typed again stands there whole and in one piece."""
-    told = on_a_terminal(width, rows, term)
-    assert "…" not in told
-    assert all(row[0] in told for row in rows)
-    assert all(word in told for word in SENTENCE.split() if len(rows) > 1)
+    document = on_a_terminal(width, rows, term)
+    assert "…" not in document
+    assert all(row[0] in document for row in rows)
+    assert all(word in document for word in SENTENCE.split() if len(rows) > 1)
 
 
 def test_sentences_are_broken_where_there_is_room_for_the_rest() -> None:

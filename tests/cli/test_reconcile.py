@@ -70,20 +70,27 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
         store.delete(revision_link_key(RepositoryName(f"{pod}/app"), digest))
         assert "Not resolved" not in baleen("pods", "reconcile", pod, "--no-wait").err
         api.db.execute(
-            "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, settles_from)"
+            "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, resolves_from)"
             " SELECT id, '', -1, 'retired', 0, '2126-11-25' FROM pods WHERE name = %s",
             (pod,),
         )
-        told = baleen("pods", "reconcile", pod)
-    assert told.code == 0, told.err
-    assert "holdings removed" in told.out
+        document = baleen("pods", "reconcile", pod)
+    assert document.code == 0, document.err
+    assert "holdings removed" in document.out
     # Between them stands the scheduler's log.
     wanted = ["job", "pod", "began at", "parts", "parts done", "keys", "links", "holdings added", "links added"]
-    wanted += ["holdings removed", "links removed", "still linked", "doubts settled", "unread", "gaps settled"]
-    fields = [line.partition("  ")[0] for line in told.out.splitlines()]
+    wanted += [
+        "holdings removed",
+        "links removed",
+        "still linked",
+        "doubtful removals resolved",
+        "unread",
+        "gaps resolved",
+    ]
+    fields = [line.partition("  ")[0] for line in document.out.splitlines()]
     assert [field for field in fields if field in wanted] == wanted
-    assert "Not resolved by this one: 1 gap in which events may be lost: a reconcile" in told.err
-    assert "begins after 2126-11-25 00:00:00 UTC" in told.err
+    assert "Not resolved by this one: 1 gap in which events may be lost: a reconcile" in document.err
+    assert "begins after 2126-11-25 00:00:00 UTC" in document.err
     # The command's own job, or the one before it that the scheduler had begun already.
     (removing,) = [job for job in jobs_of(api, pod) if job["progress"]["holdings_removed"]]
     shown = baleen("jobs", "show", str(removing["id"])).out

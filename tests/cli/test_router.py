@@ -41,10 +41,10 @@ def test_registered_pods_are_routed(api: Served, baleen: Command) -> None:
     assert "router-none-of-router" not in done.out
     assert "Pod router-none has no registry" in done.err
     assert baleen.environment["token"] not in done.out
-    told = baleen("router-config", "--json").json
-    assert told["configuration"] == done.out
-    assert "router-a" in told["pods"]
-    assert "router-none" in told["without_registry"]
+    document = baleen("router-config", "--json").json
+    assert document["configuration"] == done.out
+    assert "router-a" in document["pods"]
+    assert "router-none" in document["without_registry"]
 
 
 def test_baleen_is_waited_for_where_bytes_are_relayed(baleen: Command) -> None:
@@ -54,8 +54,8 @@ def test_baleen_is_waited_for_where_bytes_are_relayed(baleen: Command) -> None:
     done = baleen("pods", "add", "router-relay", "--prefix", "router-relay", "--linker", "relay", "--no-check")
     assert done.code == 0, done.err
     long = baleen("router-config", mount_timeout="20s").out
-    told = baleen("router-config", "--baleen-timeout", "7").out
-    waits = [_wait(text) for text in (short, long, told)]
+    document = baleen("router-config", "--baleen-timeout", "7").out
+    waits = [_wait(text) for text in (short, long, document)]
     assert waits[1:] == [25, 7]
     assert waits[0] in {5, 35}
 
@@ -88,7 +88,7 @@ def test_a_file_is_replaced_only_when_it_changes(baleen: Command) -> None:
     assert {path.name for path in baleen.directory.glob("*router.conf*")} == {"router.conf"}
 
 
-def test_envoy_is_told_the_same(api: Served, baleen: Command) -> None:
+def test_envoy_gets_the_same(api: Served, baleen: Command) -> None:
     """For Envoy it is one JSON document, and the command says how to try it and to start it."""
     add(baleen, "router-e", "http://10.77.7.7:5007")
     done = baleen("router-config", "--for", "envoy")
@@ -105,7 +105,7 @@ def test_envoy_is_told_the_same(api: Served, baleen: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("--listen", "5000"), 2, "--listen"),
         (("--listen", "[::::]:5000"), 2, "--listen"),
@@ -120,12 +120,12 @@ def test_envoy_is_told_the_same(api: Served, baleen: Command) -> None:
         (("--out", "/nowhere/router.conf"), 1, "--out"),
     ],
 )
-def test_what_cannot_be_meant_is_told(baleen: Command, arguments: tuple[str, ...], code: int, said: str) -> None:
+def test_what_cannot_be_meant_is_reported(baleen: Command, arguments: tuple[str, ...], code: int, message: str) -> None:
     """One sentence names the option and what to write."""
     add_another(baleen)
     done = baleen("router-config", *arguments)
     assert (done.code, done.out) == (code, "")
-    assert said in done.err.splitlines()[-1]
+    assert message in done.err.splitlines()[-1]
 
 
 options = pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_buckets(bare: Command, embedded_stack: StackEndpoints, directories: lis
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["{one}/docker/registry/v2/blobs"], 1, f"nothing below {BASE}/, where blobs/ and repositories/ should be"),
         (["{one}/.."], 1, "Did you mean {one}/../one?"),
@@ -157,8 +157,8 @@ def test_buckets(bare: Command, embedded_stack: StackEndpoints, directories: lis
         ([], 2, "URL"),
     ],
 )
-def test_errors(bare: Command, directories: list[str], arguments: list[str], code: int, said: str) -> None:
+def test_errors(bare: Command, directories: list[str], arguments: list[str], code: int, message: str) -> None:
     """What cannot be surveyed is refused in one sentence that says what was expected."""
-    assert said.format(one=directories[0]) in errs(
+    assert message.format(one=directories[0]) in errs(
         bare("survey", *(each.format(one=directories[0]) for each in arguments)), code
     )

@@ -118,17 +118,17 @@ def test_up_claims_the_bucket(data_dir: Path) -> None:
         assert beside("pods", "add", "pod-a", "--prefix", "pod-a", "--json").json["pod"] == "pod-a"
         refused = beside("gc", "claim", "--why", "a backup", "--yes")
         assert (refused.code, "`baleen up --claim WHY`" in refused.err) == (1, True)
-        assert not any("he claim of" in reason for reason in beside("status", "--json").json["gc"]["held_by"])
+        assert not any("he claim of" in reason for reason in beside("status", "--json").json["gc"]["blocked_by"])
     unconfirmed = Command(data_dir, {})("up", "--data-dir", "data", "--port", str(port), "--claim", "a backup")
     assert (unconfirmed.code, "--yes" in unconfirmed.err) == (2, True)
     with running(data_dir, port, "--claim", "a backup", "--yes"):
         status = beside("status", "--json").json
-        assert any("he claim of" in reason and "is not verified" in reason for reason in status["gc"]["held_by"])
-        assert "switched off: a backup" in status["gc"]["held_by"]
+        assert any("he claim of" in reason and "is not verified" in reason for reason in status["gc"]["blocked_by"])
+        assert "switched off: a backup" in status["gc"]["blocked_by"]
         assert [pod["name"] for pod in beside("pods", "list", "--json").json["items"]] == ["pod-a"]
-    told = (data_dir / "up.log").read_text()
-    assert "gives this database a new identity" in told
-    assert "1 pod will be reconciled" in told
+    document = (data_dir / "up.log").read_text()
+    assert "gives this database a new identity" in document
+    assert "1 pod will be reconciled" in document
 
 
 def test_up_ends_when_a_service_dies(data_dir: Path) -> None:
@@ -137,13 +137,13 @@ def test_up_ends_when_a_service_dies(data_dir: Path) -> None:
         database = eventually(lambda: named(up, "postgres"), "PostgreSQL runs", seconds=SECONDS)
         os.kill(database.pid, signal.SIGKILL)
         assert up.wait(SECONDS) == 1
-    said = (data_dir / "up.log").read_text()
-    assert "PostgreSQL died" in said
-    assert "Traceback" not in said
+    message = (data_dir / "up.log").read_text()
+    assert "PostgreSQL died" in message
+    assert "Traceback" not in message
 
 
 def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
-    """The next run says that events may be lost, and the gaps are settled by a reconcile that nobody asked for."""
+    """The next run says that events may be lost, and the gaps are resolved by a reconcile that nobody asked for."""
     port = free_port()
     beside = Command(data_dir, {"data_dir": "data"})
     with running(data_dir, port) as up:
@@ -158,11 +158,11 @@ def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
     with running(data_dir, port):
         assert (data_dir / "up.log").read_text().count("every pod is reconciled automatically") == 1
 
-        def settled() -> bool:
+        def resolved() -> bool:
             pod = beside("pods", "show", "pod-a", "--json").json
             return bool(pod["gaps"]["open"] == 0 and pod["reconciled_at"])
 
-        eventually(settled, "the gap is settled", seconds=SECONDS)
+        eventually(resolved, "the gap is resolved", seconds=SECONDS)
 
 
 def test_up_ends_when_a_child_cannot_begin(data_dir: Path) -> None:

@@ -12,7 +12,7 @@ from tests.services.s3 import s3_settings
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--host", "192.0.2.1"], "192.0.2.1 cannot be listened on, since it is no address of this machine"),
         (["--host", "name.invalid"], "name.invalid cannot be listened on, since that name is not known here"),
@@ -24,10 +24,10 @@ from tests.services.s3 import s3_settings
         (["--data-dir", "file/below"], "since there is a file of that name"),
     ],
 )
-def test_where_it_cannot_be(bare: Command, options: list[str], said: str) -> None:
+def test_where_it_cannot_be(bare: Command, options: list[str], message: str) -> None:
     """An address that is not of this machine, and a file where its directory should be, are told as that."""
     (bare.directory / "file").write_text("")
-    assert said in errs(bare("up", *options), 1)
+    assert message in errs(bare("up", *options), 1)
 
 
 def test_a_broken_stack_file(bare: Command) -> None:
@@ -60,7 +60,7 @@ def test_a_database_that_is_away(bare: Command, embedded_stack: StackEndpoints) 
         **s3_settings(embedded_stack),
     )
     assert (done.code, done.out) == (1, "")
-    starting, said = done.err.splitlines()
+    starting, message = done.err.splitlines()
     assert starting.startswith("Starting Baleen in ")
-    assert "check BALEEN_DATABASE_URL" in said
-    assert "s3cr3t" not in said
+    assert "check BALEEN_DATABASE_URL" in message
+    assert "s3cr3t" not in message

@@ -6,7 +6,7 @@ from psycopg import Connection
 
 
 def examine_whatever_comes(connection: Connection[Any]) -> None:
-    """Let each row of sources that is written be of an examined life, and those that there are."""
+    """Let each row of processes that is written be of an examined life, and those that there are."""
     with connection.transaction():
         connection.execute(
             """
@@ -16,8 +16,8 @@ def examine_whatever_comes(connection: Connection[Any]) -> None:
         )
         connection.execute(
             """
-            CREATE OR REPLACE TRIGGER examined BEFORE INSERT OR UPDATE ON sources
+            CREATE OR REPLACE TRIGGER examined BEFORE INSERT OR UPDATE ON processes
             FOR EACH ROW EXECUTE FUNCTION examine()
             """
         )
-        connection.execute("UPDATE sources SET examined_life = life WHERE examined_life IS DISTINCT FROM life")
+        connection.execute("UPDATE processes SET examined_life = life WHERE examined_life IS DISTINCT FROM life")

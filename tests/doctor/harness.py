@@ -19,7 +19,7 @@ from msgspec.structs import replace as changed
 
 from coordinator.compose import command as compose_command
 from coordinator.doctor.examine import Report, examine
-from coordinator.domain.findings import Finding, Verdict
+from coordinator.domain.findings import Finding, Result
 from coordinator.domain.names import parse_pod
 from coordinator.pods.prober import known_image
 from coordinator.registry.images import DOCKER, OCI
@@ -138,7 +138,7 @@ class Clinic:
         assert answer.is_success, answer.text
         return list(urls)
 
-    def let_tell(self, pod: Pod, instance: str) -> None:
+    def report(self, pod: Pod, instance: str) -> None:
         """Post an event that changes nothing, as another process of the pod's registry."""
         event = {"id": instance, "timestamp": dt.datetime.now(dt.UTC).isoformat(), "action": "delete"}
         target = {"repository": f"{pod.name}/app", "tag": "v1"}
@@ -173,13 +173,13 @@ class Clinic:
         self,
         pod: Pod,
         key: Key | None = POD,
-        tell: Callable[[str], None] = lambda what: None,
+        on_step: Callable[[str], None] = lambda what: None,
         patience: float = PATIENCE_S,
         **others: Any,
     ) -> Report:
         settings = self.settings(key, **others)
         with compose_command.doctor(settings, parse_pod(pod.name), patience=patience) as instruments:
-            return examine(instruments, parse_pod(pod.name), tell)
+            return examine(instruments, parse_pod(pod.name), on_step)
 
     # What is left
 
@@ -224,8 +224,8 @@ _TABLE = {
 }
 
 
-def not_proved(report: Report) -> dict[str, Verdict]:
-    return {found.check: found.verdict for found in report.findings if found.verdict is not Verdict.PROVED}
+def not_proved(report: Report) -> dict[str, Result]:
+    return {found.check: found.result for found in report.findings if found.result is not Result.PROVED}
 
 
 def of(report: Report, check: str) -> Finding:
@@ -253,13 +253,13 @@ def model(
     """Make a process of a pod, whose clock is ahead by `ahead_s`."""
 
     def made(clinic: Clinic, pod: Pod) -> ModelServer:
-        told = clinic.storage(root=root, key=key)
+        document = clinic.storage(root=root, key=key)
         store = StoreOfPod(
-            told.bucket,
-            told.root,
-            endpoint_url=told.endpoint_url,
-            access_key=told.access_key,
-            secret_key=told.secret_key,
+            document.bucket,
+            document.root,
+            endpoint_url=document.endpoint_url,
+            access_key=document.access_key,
+            secret_key=document.secret_key,
         )
         notifications = clinic.notifications(pod)
         webhook = Webhook(

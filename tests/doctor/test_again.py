@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.db.connection import Connections
 from coordinator.doctor import table as findings
-from coordinator.doctor.again import FIRST_PAUSE_S, LONGEST_PAUSE_S, Again, after, is_due
+from coordinator.doctor.reexamination import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reexamination, after, is_due
 from coordinator.doctor.visit import Instruments
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
@@ -58,7 +58,7 @@ def visits(world: World, error: Callable[[], BaleenError]) -> list[PodName]:
 
     connections = Connections(world.table.url, name="baleen-test", prepare=statements.prepare)
     try:
-        again = Again(connections, opened, (), threading.Event())
+        again = Reexamination(connections, opened, (), threading.Event())
         again.round()
         again.round()
     finally:
@@ -68,10 +68,10 @@ def visits(world: World, error: Callable[[], BaleenError]) -> list[PodName]:
 
 def test_a_visit_that_cannot_be_made(world: World) -> None:
     """Where Kafka is away the hold says so; the next round does not come at once, and nobody counts as examined."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     visit(world)
     assert visits(world, lambda: UnavailableError("Kafka is away.")) == []
-    world.hear(world.probe(), "t")
+    world.return_probe(world.probe(), "t")
     assert visits(world, lambda: UnavailableError("Kafka is away.")) == [POD]
     assert "UTC found: Kafka is away: run `baleen pods doctor" in held(world)[0]
     assert findings.unexamined(world.connection) != {}
@@ -79,8 +79,8 @@ def test_a_visit_that_cannot_be_made(world: World) -> None:
 
 def test_a_visit_while_an_operators_doctor_is_there(world: World) -> None:
     """Another doctor who is with the pod is no failure: the scheduler comes later."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     visit(world)
-    world.hear(world.probe(), "t")
+    world.return_probe(world.probe(), "t")
     assert visits(world, lambda: ConflictError("Another doctor is with the pod.")) == [POD]
     assert "has not examined this yet" in held(world)[0]

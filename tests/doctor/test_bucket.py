@@ -10,7 +10,7 @@ from coordinator.compose import store as compose_store
 from coordinator.doctor import table as findings
 from coordinator.doctor.storage import versioned
 from coordinator.doctor.visit import Visit
-from coordinator.domain.findings import Verdict
+from coordinator.domain.findings import Result
 from coordinator.domain.names import parse_digest, parse_pod
 from coordinator.errors import UsageError
 from coordinator.storage.layout import blob_key, repository_prefix
@@ -64,10 +64,10 @@ def test_what_vanishes_comes_back(clinic: Clinic, bucket: str, visit: Visit) -> 
     assert clinic.store.everything(bucket) == set()
 
 
-def test_what_is_told_of_it(bucket: str, visit: Visit) -> None:
+def test_what_is_shown_of_it(bucket: str, visit: Visit) -> None:
     """Either kind of bucket will do, and it is said how blobs will be hidden in it."""
     found = versioned(visit)
-    assert found.verdict is Verdict.PROVED
+    assert found.result is Result.PROVED
     assert ("moving its bytes to quarantine/" in found.meaning) == (bucket != "kind-enabled")
     assert visit.scratch.clean([], lambda: True) == []
 
@@ -99,5 +99,5 @@ def test_what_a_key_may(clinic: Clinic) -> None:
     assert key.attempt_put(name, b"x").allowed
     tried = [key.attempt_delete(name), key.attempt_delete_many(name), key.attempt_versioning("Enabled")]
     assert [each.is_forbidden for each in tried] == [True, True, True]
-    assert ours.attempt_delete_many(name).said == "done"
+    assert ours.attempt_delete_many(name).reply == "done"
     assert ours.erase([name]) == 2

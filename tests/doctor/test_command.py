@@ -55,9 +55,9 @@ def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[
         running = command("doctor", pod.name, "--json")
         out, err = running.communicate(timeout=DEADLINE_S)
         assert running.returncode == 1, err
-        told: dict[str, Any] = json.loads(out)
-        assert (told["pod"], told["proved"], told["not_taken_away"]) == (pod.name, False, [])
-        assert [found["check"] for found in told["items"] if found["verdict"] != "proved"] == ["kafka-durable"]
+        document: dict[str, Any] = json.loads(out)
+        assert (document["pod"], document["proved"], document["not_taken_away"]) == (pod.name, False, [])
+        assert [found["check"] for found in document["items"] if found["result"] != "proved"] == ["kafka-durable"]
     table = command("doctor", pod.name)
     out, err = table.communicate(timeout=DEADLINE_S)
     assert table.returncode == 1, err

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.findings import OF_THE_KEY, Verdict
+from coordinator.domain.findings import OF_THE_KEY, Result
 from coordinator.registry.images import DOCKER
 from coordinator.stack.distribution import DistributionRegistry
 from tests.doctor.harness import (
@@ -25,7 +25,7 @@ from tests.doctor.store import POD, ROOT, THIEF, Key
 
 pytestmark = pytest.mark.registry
 
-PROVED, REFUTED, UNPROVED = Verdict.PROVED, Verdict.REFUTED, Verdict.UNPROVED
+PROVED, REFUTED, UNPROVED = Result.PROVED, Result.REFUTED, Result.UNPROVED
 EMBEDDED = {"kafka-durable": REFUTED}
 
 
@@ -42,7 +42,7 @@ EMBEDDED = {"kafka-durable": REFUTED}
     ],
 )
 def test_one_fault(
-    clinic: Clinic, name: str, kinds: tuple[type[DistributionRegistry], ...], key: Key, wrong: dict[str, Verdict]
+    clinic: Clinic, name: str, kinds: tuple[type[DistributionRegistry], ...], key: Key, wrong: dict[str, Result]
 ) -> None:
     """What is well is proved; a cache (scenario 17), a key that may delete (scenario 21) and others are refuted."""
     pod = clinic.admit(f"d-{name}")
@@ -63,7 +63,7 @@ def test_half_deaf(clinic: Clinic) -> None:
     assert not_proved(report) == EMBEDDED | {"events-arrive": REFUTED} | unknown
     found = of(report, "events-arrive")
     assert "no event of docker manifest, docker manifest list, mount came" in found.proof
-    lines = [line.strip() for line in found.mend.splitlines()]
+    lines = [line.strip() for line in found.fix.splitlines()]
     assert "actions: [mount]" in lines
     assert {f"- {DOCKER.manifest}", f"- {DOCKER.index}"} <= set(lines)
     for check in unknown:
@@ -71,7 +71,7 @@ def test_half_deaf(clinic: Clinic) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "probe", "kind", "verdict", "proof", "mend"),
+    ("name", "probe", "kind", "result", "proof", "fix"),
     [
         ("d-quiet", "push", DistributionRegistry, PROVED, "no event of a pull came", ""),
         ("d-loud", "push", Talkative, PROVED, "an event of a pull came from", "actions: [pull]"),
@@ -84,9 +84,9 @@ def test_probes(
     name: str,
     probe: str,
     kind: type[DistributionRegistry],
-    verdict: Verdict,
+    result: Result,
     proof: str,
-    mend: str,
+    fix: str,
 ) -> None:
     """Attempt 15: the doctor says whether pulls are sent: by a pod that is probed by pushes they need not be, and
     without them one that is probed by pulls is refuted.
@@ -94,23 +94,23 @@ def test_probes(
     pod = clinic.admit(name, probe=probe)
     with clinic.distributions(pod, kind):
         report = clinic.examine(pod)
-    wrong = {} if verdict is PROVED else {"probes-arrive": REFUTED, "events-in-order": UNPROVED}
+    wrong = {} if result is PROVED else {"probes-arrive": REFUTED, "events-in-order": UNPROVED}
     assert not_proved(report) == EMBEDDED | wrong, report.findings
     found = of(report, "probes-arrive")
     assert proof in found.proof
-    assert mend in found.mend
-    assert bool(found.mend) == bool(mend)
+    assert fix in found.fix
+    assert bool(found.fix) == bool(fix)
 
 
 @pytest.mark.parametrize(
-    ("probe", "kind", "told"),
+    ("probe", "kind", "entry"),
     [
         ("pull", TwoQueues, "blob"),
         ("pull", QueueForLists, "docker manifest list"),
         ("push", QueueForLists, "docker manifest list"),
     ],
 )
-def test_two_queues(clinic: Clinic, probe: str, kind: type[DistributionRegistry], told: str) -> None:
+def test_two_queues(clinic: Clinic, probe: str, kind: type[DistributionRegistry], entry: str) -> None:
     """A registry whose probes do not wait for all else that was done before them is refuted, and nothing is left."""
     pod = clinic.admit(f"d-{probe}-{kind.__name__.lower()}", probe=probe)
     before = clinic.everything()
@@ -118,8 +118,8 @@ def test_two_queues(clinic: Clinic, probe: str, kind: type[DistributionRegistry]
         report = clinic.examine(pod)
     assert not_proved(report) == EMBEDDED | {"events-in-order": REFUTED}, report.findings
     found = of(report, "events-in-order")
-    assert f"a probe came back before the event of an earlier {told}" in found.proof
-    assert "Configure one endpoint for Baleen" in found.mend
+    assert f"a probe came back before the event of an earlier {entry}" in found.proof
+    assert "Configure one endpoint for Baleen" in found.fix
     assert report.left == []
     assert clinic.everything() == before
 
@@ -132,7 +132,7 @@ def test_another_root(clinic: Clinic) -> None:
         report = clinic.examine(pod, patience=IMPATIENCE_S)
     wrong: dict[str, Any] = {"same-root": REFUTED, "no-descriptor-cache": UNPROVED, "deletes-arrive": UNPROVED}
     assert not_proved(report) == EMBEDDED | wrong
-    assert "rootdirectory: /shared" in of(report, "same-root").mend
+    assert "rootdirectory: /shared" in of(report, "same-root").fix
     stored, table = clinic.everything()
     assert {key for key, _ in stored - before[0] if not key.startswith("d-elsewhere/")} == set()
     assert (table["holdings"], table["links"]) == (before[1]["holdings"], before[1]["links"])

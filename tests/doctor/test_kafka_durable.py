@@ -8,7 +8,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from coordinator.doctor.kafka import kafka_durable
-from coordinator.domain.findings import Finding, Verdict
+from coordinator.domain.findings import Finding, Result
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, LIFECYCLE, ensure_topics
 from coordinator.settings import Settings, build
@@ -35,7 +35,7 @@ def delete_topics(admin: KafkaAdminClient) -> None:
 
 
 def test_apache_kafka(apache_kafka: str) -> None:
-    """Topics as `topics create` makes them are proved; one whose leader may lack records is refuted, with the mend."""
+    """Topics as `topics create` makes them are proved; one whose leader may lack records is refuted, with the fix."""
     settings = build({"kafka_bootstrap": apache_kafka})
     admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
     name = "unclean.leader.election.enable"
@@ -43,12 +43,12 @@ def test_apache_kafka(apache_kafka: str) -> None:
     delete_topics(admin)
     try:
         ensure_topics(settings)
-        assert examined(settings).verdict is Verdict.PROVED
+        assert examined(settings).result is Result.PROVED
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, EVENTS, {name: "true"})])
         # The broker is told of it after the controller.
-        eventually(lambda: examined(settings).verdict is Verdict.REFUTED)
+        eventually(lambda: examined(settings).result is Result.REFUTED)
         found = examined(settings)
-        assert f"--add-config {name}=false" in found.mend
+        assert f"--add-config {name}=false" in found.fix
     finally:
         delete_topics(admin)
         admin.close()

@@ -10,11 +10,11 @@ from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.doctor.table import ExaminedPod
-from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, repeated
+from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Result, repeated
 from coordinator.domain.names import PodName
-from coordinator.domain.watermarks import SourceState
+from coordinator.domain.watermarks import ProcessState
 from coordinator.pods import view as pods
-from coordinator.table import processes as sources
+from coordinator.table import processes
 from tests.support.tables import add_process
 from tests.table.harness import Table
 from tests.table.processes import SILENCE, THERE, World
@@ -27,12 +27,12 @@ def world(fresh: Table) -> World:
     return World(fresh)
 
 
-def visit(world: World, meanwhile: Callable[[], None] = lambda: None, verdict: Verdict = Verdict.PROVED) -> set[str]:
+def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Result = Result.PROVED) -> set[str]:
     """A doctor's visit that finds this out of everything; return of whom."""
     pod: ExaminedPod = findings.examined(world.connection, POD)
     meanwhile()
     with findings.concluding(world.connection, pod) as counting:
-        findings.write(world.connection, pod, [Finding(str(check), verdict, "", "") for check in Check])
+        findings.write(world.connection, pod, [Finding(str(check), result, "", "") for check in Check])
     return counting
 
 
@@ -53,31 +53,31 @@ def held(world: World) -> list[str]:
 
 def refuse(world: World, instance: str = "s") -> None:
     """Its address refuses a connection: it is believed dead."""
-    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) == instance
+    assert processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == instance
 
 
-def test_first_heard_after_the_visit(world: World) -> None:
+def test_first_echo_after_the_visit(world: World) -> None:
     """A process that is first heard after a visit was not examined, until the next visit, whatever clocks say."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     world.connection.execute("UPDATE findings SET found_at = found_at + interval '1 hour'")
     assert held(world) == []
-    world.hear(world.probe(), "t")
-    (told,) = held(world)
-    assert "1 process of its registry began or came back after the visit" in told
+    world.return_probe(world.probe(), "t")
+    (entry,) = held(world)
+    assert "1 process of its registry began or came back after the visit" in entry
     assert visit(world) == {"t"}
     assert held(world) == []
 
 
-def test_believed_dead_at_the_visit(world: World) -> None:
+def test_taken_for_dead_at_the_visit(world: World) -> None:
     """A process that took turns with another, and passed for replaced during a visit, was not examined by it."""
-    world.hear(world.probe(), "s")
-    world.hear(world.probe(), "t")
-    assert world.source("s").state is SourceState.DEAD
+    world.return_probe(world.probe(), "s")
+    world.return_probe(world.probe(), "t")
+    assert world.process("s").state is ProcessState.DEAD
     assert visit(world) == {"t"}
     assert held(world) == []
-    world.hear(world.probe(), "s")
-    assert world.source("s").state is SourceState.LIVE
+    world.return_probe(world.probe(), "s")
+    assert world.process("s").state is ProcessState.LIVE
     assert held(world) != []
     assert visit(world) == {"s", "t"}
     assert held(world) == []
@@ -85,26 +85,26 @@ def test_believed_dead_at_the_visit(world: World) -> None:
 
 def test_retired_at_the_visit(world: World) -> None:
     """A retired process that is alive after all was not examined, though one visit was of it before."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
-    world.hear(world.probe(), "t")
+    world.return_probe(world.probe(), "t")
     world.reconciled()
-    assert world.source("s").state is SourceState.RETIRED
+    assert world.process("s").state is ProcessState.RETIRED
     assert visit(world) == {"t"}
     assert held(world) == []
-    world.hear(world.probe(), "s")
-    assert world.source("s").state is SourceState.LIVE
+    world.return_probe(world.probe(), "s")
+    assert world.process("s").state is ProcessState.LIVE
     assert held(world) != []
 
 
 def test_restarted_under_the_same_name(world: World) -> None:
     """A process that refused connections and is there again may be configured in another way than at the visit."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     refuse(world)
     assert held(world) == []
-    world.hear(world.probe(), "s")
-    assert world.source("s").state is SourceState.LIVE
+    world.return_probe(world.probe(), "s")
+    assert world.process("s").state is ProcessState.LIVE
     assert held(world) != []
 
 
@@ -113,16 +113,16 @@ def test_restarted_during_the_visit(world: World) -> None:
 
     def restart() -> None:
         refuse(world)
-        world.hear(world.probe(), "s")
+        world.return_probe(world.probe(), "s")
 
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert visit(world, restart) == {"s"}
     assert held(world) != []
     assert visit(world) == {"s"}
     assert held(world) == []
     # The same of one that was not there when the visit began.
     refuse(world)
-    assert visit(world, lambda: world.hear(world.probe(), "s")) == {"s"}
+    assert visit(world, lambda: world.return_probe(world.probe(), "s")) == {"s"}
     assert held(world) != []
 
 
@@ -130,12 +130,12 @@ def test_found_during_the_visit(world: World) -> None:
     """The first visit of a pod finds its processes, and is of those; a restart of one before its end is noticed."""
 
     def begin() -> None:
-        world.hear(world.probe(), "s")
+        world.return_probe(world.probe(), "s")
 
     def begin_twice() -> None:
-        world.hear(world.probe(), "t")
+        world.return_probe(world.probe(), "t")
         refuse(world, "t")
-        world.hear(world.probe(), "t")
+        world.return_probe(world.probe(), "t")
 
     assert visit(world, begin) == {"s"}
     assert held(world) == []
@@ -145,9 +145,9 @@ def test_found_during_the_visit(world: World) -> None:
 
 def test_still_there(world: World) -> None:
     """Echoes, a death and a retirement of those that a visit was of say nothing against it."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert held(world) == []
     refuse(world)
     world.retire("s")
@@ -160,13 +160,13 @@ def test_a_visit_that_ends_while_it_is_asked(world: World, monkeypatch: pytest.M
 
     def and_then_a_visit_ends(connection: Any) -> Any:
         found = read(connection)
-        assert visit(world, verdict=Verdict.REFUTED) == {"s", "t"}
+        assert visit(world, result=Result.REFUTED) == {"s", "t"}
         return found
 
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     assert held(world) == []
-    world.hear(world.probe(THERE), "t")
+    world.return_probe(world.probe(THERE), "t")
     monkeypatch.setattr(pods, "_findings", and_then_a_visit_ends)
     assert held(world) != []
 
@@ -175,19 +175,19 @@ def test_who_is_examined_without_an_operator(world: World) -> None:
     """Processes that no visit was of are examined again once a probe has come back from each; never those of a pod that
     no operator's doctor has visited.
     """
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert findings.unexamined(world.connection) == {}
     visit(world)
     assert findings.unexamined(world.connection) == {}
     add_process(world.connection, world.pod, "t")
     assert held(world) != []
     assert findings.unexamined(world.connection) == {}
-    world.hear(world.probe(), "t")
+    world.return_probe(world.probe(), "t")
     (processes,) = findings.unexamined(world.connection).values()
     assert len(processes) == 1
     # It takes turns with another: each is another life.
     visit(world)
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert findings.unexamined(world.connection)[POD] != processes
 
 
@@ -195,10 +195,10 @@ def test_a_visit_without_an_operator(world: World) -> None:
     """Where it proves too little it changes no finding and examines nobody, and the hold says what it came to; else its
     findings count, and those of the key stay.
     """
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     visit(world)
     world.connection.execute("UPDATE findings SET proof = 'earlier'")
-    world.hear(world.probe(), "t")
+    world.return_probe(world.probe(), "t")
     assert "has not examined this yet" in held(world)[0]
     findings.write_failed(world.connection, POD, ["clocks is unproved"])
     findings.write_failed(world.connection, POD, ["no-descriptor-cache is refuted"])
@@ -207,10 +207,10 @@ def test_a_visit_without_an_operator(world: World) -> None:
     pod = findings.examined(world.connection, POD)
     made = repeated(managed=True)
     with findings.concluding(world.connection, pod):
-        found = [Finding(str(check), Verdict.PROVED, "", "later") for check in made]
+        found = [Finding(str(check), Result.PROVED, "", "later") for check in made]
         findings.write(world.connection, pod, found, kept=OF_THE_KEY)
     assert held(world) == []
     proofs = dict(world.connection.execute('SELECT "check", proof FROM findings').fetchall())
     assert proofs == dict.fromkeys(OF_THE_KEY, "earlier") | dict.fromkeys(made, "later")
-    world.hear(world.probe(), "u")
+    world.return_probe(world.probe(), "u")
     assert "has not examined this yet" in held(world)[0]

@@ -12,10 +12,10 @@ from coordinator.doctor import table as findings
 from coordinator.doctor.checks import OF_PROCESSES
 from coordinator.doctor.scratch import BY, Scratch
 from coordinator.doctor.visit import Visit
-from coordinator.domain.findings import OF_THE_KEY, Check, Verdict
+from coordinator.domain.findings import OF_THE_KEY, Check, Result
 from coordinator.domain.names import parse_digest, parse_pod, parse_repository
 from coordinator.errors import ConflictError, NotFoundError
-from coordinator.ingest import holding
+from coordinator.ingest import delays
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import DOCKER, OCI
 from coordinator.stack.seaweedfs import BUCKET
@@ -36,7 +36,7 @@ from tests.doctor.harness import (
 from tests.doctor.store import POD, ROOT, THIEF
 from tests.support.wait import eventually
 
-REFUTED, UNPROVED = Verdict.REFUTED, Verdict.UNPROVED
+REFUTED, UNPROVED = Result.REFUTED, Result.UNPROVED
 pytestmark = pytest.mark.lengthy
 #: The broker that `baleen up` starts is not one to rely on.
 EMBEDDED = {"kafka-durable": REFUTED}
@@ -51,17 +51,19 @@ def unused() -> str:
 def test_a_pod_that_is_well(clinic: Clinic) -> None:
     """All is proved of a pod of two processes but what the embedded broker cannot do, and nothing is left behind."""
     pod = clinic.admit("well")
-    assert any("never examined" in reason for reason in clinic.baleen.pod(pod)["held_by"])
+    assert any("never examined" in reason for reason in clinic.baleen.pod(pod)["blocked_by"])
     before = clinic.everything()
     with clinic.models(pod, model(), model()):
         report = clinic.examine(pod)
         assert not_proved(report) == EMBEDDED
         assert report.left == []
         assert clinic.everything() == before
-        told = clinic.baleen.pod(pod)
-    assert [found["check"] for found in told["findings"]] == [check.value for check in Check]
-    assert {found["check"]: found["verdict"] for found in told["findings"] if found["verdict"] != "proved"} == EMBEDDED
-    assert [reason for reason in told["held_by"] if reason.startswith("doctor:")] == [
+        document = clinic.baleen.pod(pod)
+    assert [found["check"] for found in document["findings"]] == [check.value for check in Check]
+    assert {
+        found["check"]: found["result"] for found in document["findings"] if found["result"] != "proved"
+    } == EMBEDDED
+    assert [reason for reason in document["blocked_by"] if reason.startswith("doctor:")] == [
         "doctor: kafka-durable is refuted: run `baleen pods doctor well`, which says what to repair"
     ]
 
@@ -71,29 +73,29 @@ def test_a_process_that_began_later(clinic: Clinic) -> None:
     pod = clinic.admit("restarted")
     clinic.listed(pod, unused())
     clinic.examine(pod)
-    assert not any("after the visit" in reason for reason in clinic.baleen.pod(pod)["held_by"])
-    clinic.let_tell(pod, "another")
-    eventually(lambda: any("after the visit" in reason for reason in clinic.baleen.pod(pod)["held_by"]))
+    assert not any("after the visit" in reason for reason in clinic.baleen.pod(pod)["blocked_by"])
+    clinic.report(pod, "another")
+    eventually(lambda: any("after the visit" in reason for reason in clinic.baleen.pod(pod)["blocked_by"]))
 
 
 def test_a_process_that_begins_during_a_visit(clinic: Clinic) -> None:
     """One that is first heard after the visit's pushes was not examined: of it nothing is proved."""
     pod = clinic.admit("growing")
 
-    def tell(what: str) -> None:
+    def on_step(what: str) -> None:
         if what == Check.DELETES_ARRIVE:
-            clinic.let_tell(pod, "late")
+            clinic.report(pod, "late")
             clinic.await_applied()
 
     with clinic.models(pod, model()):
-        report = clinic.examine(pod, tell=tell)
-        held = clinic.baleen.pod(pod)["held_by"]
+        report = clinic.examine(pod, on_step=on_step)
+        held = clinic.baleen.pod(pod)["blocked_by"]
     assert not_proved(report) == EMBEDDED | dict.fromkeys(map(str, OF_PROCESSES), UNPROVED)
     assert "process late: " in of(report, "processes-reached").proof
-    assert f"baleen pods retire-source {pod.name} late" in of(report, "processes-reached").mend
+    assert f"baleen pods retire-process {pod.name} late" in of(report, "processes-reached").fix
     for check in OF_PROCESSES - {Check.PROCESSES_REACHED}:
         assert of(report, check).proof.startswith("not tried with process late: see `processes-reached`")
-        assert of(report, check).mend == ""
+        assert of(report, check).fix == ""
     assert any("processes-reached is unproved" in reason for reason in held)
 
 
@@ -105,12 +107,12 @@ def test_registries_that_change_during_a_visit(clinic: Clinic) -> None:
     with clinic.models(pod, model()) as urls:
         assert clinic.examine(pod).findings
 
-        def tell(what: str) -> None:
+        def on_step(what: str) -> None:
             if what == Check.CANNOT_DELETE:
                 clinic.listed(pod, *urls, unused())
 
         with pytest.raises(ConflictError, match="Run the doctor again"):
-            clinic.examine(pod, tell=tell)
+            clinic.examine(pod, on_step=on_step)
         assert clinic.baleen.pod(pod)["findings"] == []
         assert clinic.everything() == before
 
@@ -136,7 +138,7 @@ def test_faults_of_configuration(clinic: Clinic) -> None:
     refuted by the check of it, with what mends it; of a process that was not reached nothing else is proved.
     """
     pod = clinic.admit("misconfigured", probe="pull")
-    clinic.let_tell(pod, "not-listed")
+    clinic.report(pod, "not-listed")
     clinic.await_applied()
     before = clinic.everything()
     process = model(storage=CachingStorage, wrap=lambda emit: without_references()(without("pull")(emit)), key=THIEF)
@@ -146,11 +148,11 @@ def test_faults_of_configuration(clinic: Clinic) -> None:
     unreached = dict.fromkeys(map(str, OF_PROCESSES), UNPROVED)
     assert not_proved(report) == EMBEDDED | unreached | dict.fromkeys(wrong, REFUTED)
     assert "process not-listed: " in of(report, "processes-reached").proof
-    assert all(found.mend for found in report.findings if found.verdict is REFUTED)
+    assert all(found.fix for found in report.findings if found.result is REFUTED)
     assert of(report, "cannot-delete").proof.count("it is gone") == 4
     assert f"tried with the access key {THIEF.access}" in of(report, "cannot-delete").proof
     assert "policy's line ReadAndWriteBlobs does not allow it" in of(report, "cannot-delete").proof
-    assert all(f"\nbaleen pods policy {pod.name}\n" in of(report, check).mend for check in OF_THE_KEY)
+    assert all(f"\nbaleen pods policy {pod.name}\n" in of(report, check).fix for check in OF_THE_KEY)
     assert "GET of a scratch object outside of every pod's prefixes: done" in of(report, "others-closed").proof
     assert THIEF.secret not in f"{report}"
     assert report.left == []
@@ -176,12 +178,12 @@ def test_faults_of_events(clinic: Clinic) -> None:
     assert (table["holdings"], table["links"]) == (before[1]["holdings"], before[1]["links"])
 
 
-def test_kinds_that_are_not_told(clinic: Clinic) -> None:
+def test_kinds_that_are_not_reported(clinic: Clinic) -> None:
     """An index that is told without references, and a docker manifest list and a mount that are not, are refuted."""
     pod = clinic.admit("partial")
     before = clinic.everything()
-    untold = without("push", DOCKER.index)
-    wrap: Wrap = lambda emit: untold(without("mount")(without_references(DOCKER.manifest)(emit)))  # noqa: E731
+    unreported = without("push", DOCKER.index)
+    wrap: Wrap = lambda emit: unreported(without("mount")(without_references(DOCKER.manifest)(emit)))  # noqa: E731
     with clinic.models(pod, model(wrap=wrap)):
         report = clinic.examine(pod, patience=IMPATIENCE_S)
     wrong = {"events-arrive": REFUTED, "references-arrive": REFUTED, "events-in-order": UNPROVED}
@@ -195,7 +197,7 @@ def test_kinds_that_are_not_told(clinic: Clinic) -> None:
 
 def test_an_ingest_that_holds_nothing_back(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ingest does not do what it is asked for, as one of an older release, order is not proved, nor refuted."""
-    monkeypatch.setattr(holding, "agent", lambda *_: "baleen")
+    monkeypatch.setattr(delays, "agent", lambda *_: "baleen")
     pod = clinic.admit("hasty")
     with clinic.models(pod, model()):
         report = clinic.examine(pod)
@@ -208,12 +210,12 @@ def test_a_key_that_is_not_known(clinic: Clinic) -> None:
     pod = clinic.admit("keyless")
     clinic.listed(pod, unused())
     found = of(clinic.examine(pod, POD._replace(secret="another")), "cannot-delete")
-    assert found.verdict is UNPROVED
+    assert found.result is UNPROVED
     assert "Check that it is the key that the registry uses" in found.proof
 
 
 def test_a_prefix_that_the_policy_does_not_have(clinic: Clinic) -> None:
-    """Where a prefix was added and the key still has the policy of before, it is said which, and with what to mend it;
+    """Where a prefix was added and the key still has the policy of before, it is said which, and with what to fix it;
     with the policy of now all is proved.
     """
     pod = clinic.admit("widened")
@@ -221,13 +223,13 @@ def test_a_prefix_that_the_policy_does_not_have(clinic: Clinic) -> None:
     answer = clinic.baleen.api.post(f"/v1/pods/{pod.name}/prefixes", json={"prefixes": ["widened-too"]})
     assert answer.is_success, answer.text
     found = of(clinic.examine(pod), "others-closed")
-    assert found.verdict is UNPROVED
+    assert found.result is UNPROVED
     assert "below widened-too/, with the pod's key, beginning an upload: AccessDenied" in found.proof
     assert "line OwnRepositories of the policy" in found.proof
-    assert f"\nbaleen pods policy {pod.name}\n" in found.mend
+    assert f"\nbaleen pods policy {pod.name}\n" in found.fix
     clinic.store.restrain({POD: ["widened", "widened-too"]})
     report = clinic.examine(pod)
-    assert {check for check in OF_THE_KEY if of(report, check).verdict is Verdict.PROVED} == OF_THE_KEY
+    assert {check for check in OF_THE_KEY if of(report, check).result is Result.PROVED} == OF_THE_KEY
     assert report.left == []
 
 
@@ -256,11 +258,11 @@ def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
     store.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}))
     try:
         report = clinic.examine(pod)
-        assert {check: of(report, check).verdict for check in OF_THE_KEY} == {
-            "cannot-delete": Verdict.PROVED,
+        assert {check: of(report, check).result for check in OF_THE_KEY} == {
+            "cannot-delete": Result.PROVED,
             "others-closed": REFUTED,
             "quarantine-closed": REFUTED,
-            "bucket-closed": Verdict.PROVED,
+            "bucket-closed": Result.PROVED,
         }
         assert (
             f"below {neighbour.name}/, which is another pod's, beginning an upload: done, DELETE: done"
@@ -286,16 +288,16 @@ def test_repositories_that_no_pod_owns(clinic: Clinic) -> None:
         store.put(key, b"x")
     try:
         found = of(clinic.examine(pod), "repositories-owned")
-        assert found.verdict is REFUTED
+        assert found.result is REFUTED
         assert found.proof == f"no pod owns {', '.join(names)}, which are stored in the root"
-        assert "baleen pods add" in found.mend
-        assert "baleen pods suggest-prefixes" in found.mend
-        held_by = clinic.baleen.api.get("/v1/status").json()["gc"]["held_by"]
-        assert any("no pod owns stranger-00, stranger-01" in reason for reason in held_by)
+        assert "baleen pods add" in found.fix
+        assert "baleen pods suggest-prefixes" in found.fix
+        blocked_by = clinic.baleen.api.get("/v1/status").json()["gc"]["blocked_by"]
+        assert any("no pod owns stranger-00, stranger-01" in reason for reason in blocked_by)
     finally:
         store.erase(keys)
-    assert not any("repositories-owned" in reason for reason in clinic.baleen.pod(pod)["held_by"])
-    assert of(clinic.examine(pod), "repositories-owned").verdict is Verdict.PROVED
+    assert not any("repositories-owned" in reason for reason in clinic.baleen.pod(pod)["blocked_by"])
+    assert of(clinic.examine(pod), "repositories-owned").result is Result.PROVED
 
 
 def test_deletes_that_are_switched_off(clinic: Clinic) -> None:
@@ -306,7 +308,7 @@ def test_deletes_that_are_switched_off(clinic: Clinic) -> None:
         report = clinic.examine(pod)
     assert not_proved(report) == EMBEDDED
     assert "refuses deletes" in of(report, "deletes-arrive").meaning
-    assert "delete: {enabled: true}" in of(report, "deletes-arrive").mend
+    assert "delete: {enabled: true}" in of(report, "deletes-arrive").fix
     assert report.left == []
     assert clinic.everything() == before
 
@@ -316,20 +318,20 @@ def test_a_registry_that_is_away(clinic: Clinic) -> None:
     pod, (url, other) = clinic.admit("away"), (unused(), unused())
     clinic.listed(pod, url)
     report = clinic.examine(pod, None)
-    assert {found.check for found in report.findings if found.verdict is Verdict.PROVED} == {
+    assert {found.check for found in report.findings if found.result is Result.PROVED} == {
         "versioned",
         "repositories-owned",
     }
-    assert of(report, "registry-answers").verdict is REFUTED
+    assert of(report, "registry-answers").result is REFUTED
     assert "ECONNREFUSED" in of(report, "registry-answers").proof
-    assert f"BALEEN_POD_SECRET_KEY=… baleen pods doctor {pod.name}" in of(report, "cannot-delete").mend
-    mend = of(report, "registry-answers").mend
-    assert url in mend
-    assert f"baleen pods set-registries {pod.name} --registry URL" in mend
+    assert f"BALEEN_POD_SECRET_KEY=… baleen pods doctor {pod.name}" in of(report, "cannot-delete").fix
+    fix = of(report, "registry-answers").fix
+    assert url in fix
+    assert f"baleen pods set-registries {pod.name} --registry URL" in fix
     for check in OF_PROCESSES - {Check.CLOCKS}:
         assert "see `registry-answers`" in of(report, check).proof
         assert "ECONNREFUSED" not in of(report, check).proof
-        assert of(report, check).mend == ""
+        assert of(report, check).fix == ""
 
     # What was found out is of the addresses that were listed.
     clinic.listed(pod, url)
@@ -345,20 +347,20 @@ def test_a_wrong_token(clinic: Clinic) -> None:
     pod = clinic.admit("mistaken")
     with clinic.models(pod, model(token="not-the-token")):
         report = clinic.examine(pod, patience=IMPATIENCE_S)
-        told = clinic.baleen.pod(pod)
+        document = clinic.baleen.pod(pod)
     found = of(report, "events-arrive")
-    assert found.verdict is UNPROVED
+    assert found.result is UNPROVED
     assert "events with a wrong token" in found.proof
-    assert f"baleen pods rotate-token {pod.name}" in found.mend
-    assert "Authorization: [Bearer THE-PODS-TOKEN]" in found.mend
+    assert f"baleen pods rotate-token {pod.name}" in found.fix
+    assert "Authorization: [Bearer THE-PODS-TOKEN]" in found.fix
     followers = OF_PROCESSES - {Check.EVENTS_ARRIVE, Check.SAME_ROOT, Check.UPLOAD_SECRET, Check.NO_DESCRIPTOR_CACHE}
     for check in followers:
-        assert of(report, check).verdict is UNPROVED
+        assert of(report, check).result is UNPROVED
         assert "see `events-arrive`" in of(report, check).proof
-        assert of(report, check).mend == ""
-    assert "not-the-token" not in f"{report}{told}"
-    assert "wrong token" in told["wrong_token"]["sentence"]
-    assert not any("token" in reason for reason in told["held_by"])
+        assert of(report, check).fix == ""
+    assert "not-the-token" not in f"{report}{document}"
+    assert "wrong token" in document["wrong_token"]["sentence"]
+    assert not any("token" in reason for reason in document["blocked_by"])
 
 
 class _Interrupted(BaseException):
@@ -370,13 +372,13 @@ def test_a_visit_that_is_interrupted(clinic: Clinic) -> None:
     pod = clinic.admit("interrupted")
     before = clinic.everything()
 
-    def tell(what: str) -> None:
+    def on_step(what: str) -> None:
         if what == Check.CANNOT_DELETE:
             raise _Interrupted
 
     with clinic.models(pod, model()):
         with pytest.raises(_Interrupted):
-            clinic.examine(pod, tell=tell)
+            clinic.examine(pod, on_step=on_step)
         assert clinic.everything() == before
     assert clinic.baleen.pod(pod)["findings"] == []
 
@@ -408,7 +410,7 @@ def test_one_doctor_at_a_time(clinic: Clinic) -> None:
             with pytest.raises(ConflictError):
                 clinic.examine(pod)
 
-    clinic.examine(pod, tell=another)
+    clinic.examine(pod, on_step=another)
     with pytest.raises(NotFoundError):
         clinic.examine(pod.__class__("nobody", ""))
 

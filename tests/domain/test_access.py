@@ -127,7 +127,7 @@ def test_pullable() -> None:
     assert access.pullable() == ["a", "c"]
 
 
-def test_what_else_is_said_of_a_grant_stays_with_it() -> None:
+def test_what_else_a_grant_has_stays_with_it() -> None:
     """Whatever an issuer adds may restrict the grant, so that no operation takes it away or merges it."""
     restricted = Grant("team/app", frozenset({"push", "pull"}), {"meta": {"deny": ["v.*"]}})
     access = Access((restricted,)) | Access((Grant("other/app", frozenset({"pull"})),))

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.letters import REPOSITORIES_LIMIT, LetterPod, concern, is_covered
+from coordinator.domain.dead_letters import REPOSITORIES_LIMIT, DeadLetterPod, concern, is_covered
 from coordinator.domain.names import RepositoryName
-from coordinator.ingest.letters import repositories_in
+from coordinator.ingest.dead_letters import repositories_in
 
-A, B, RELAY = LetterPod(1, "a", True), LetterPod(2, "b", True), LetterPod(3, "r", False)
+A, B, RELAY = DeadLetterPod(1, "a", True), DeadLetterPod(2, "b", True), DeadLetterPod(3, "r", False)
 PODS = (A, B, RELAY)
 OWNERS = {"a": A, "b/team": B, "r": RELAY}
 NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
@@ -65,7 +65,7 @@ def test_what_is_no_json_may_be_about_any(payload: bytes) -> None:
     assert repositories_in(payload) is None
 
 
-def test_whom_a_letter_concerns() -> None:
+def test_whom_a_dead_letter_concerns() -> None:
     """The owners of its repositories. No reconcile lists what no pod owns, or only one whose links are elsewhere."""
     found = concern(names("a", "a/x", "b/team/y", "b/other", "r/z"), "a", PODS, OWNERS)
     assert found.pods == {A: ["a", "a/x"], B: ["b/team/y"], RELAY: ["r/z"]}
@@ -75,12 +75,12 @@ def test_whom_a_letter_concerns() -> None:
 
 
 @pytest.mark.parametrize(("sender", "pods"), [("a", {A, B}), ("r", set(PODS)), ("", set(PODS)), ("gone", {A, B})])
-def test_what_may_be_about_any_concerns_each_pod(sender: str, pods: set[LetterPod]) -> None:
+def test_what_may_be_about_any_concerns_each_pod(sender: str, pods: set[DeadLetterPod]) -> None:
     """Each whose links are listed, since a registry may write to any of them; and the sender, if it is another one."""
     assert set(concern(None, sender, PODS, OWNERS).pods) == pods
 
 
-def test_what_covers_a_letter() -> None:
+def test_what_covers_a_dead_letter() -> None:
     """A reconcile of each pod that it concerns, begun no sooner than it was stored, and nothing left in storage of what
     no reconcile lists.
     """

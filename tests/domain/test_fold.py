@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
-from coordinator.domain.fold import Before, Fold, Removal, RemovalDecision, judge
+from coordinator.domain.fold import Before, Fold, Removal, RemovalDecision, effect_of
 from coordinator.domain.names import Digest, RepositoryName
 
 REPOSITORY = RepositoryName("team/app")
@@ -42,9 +42,9 @@ def fold(
     facts: Sequence[OneFact],
     margin: timedelta = MARGIN,
     before: Before | None = None,
-    by_word: Container[RepositoryName] = (REPOSITORY,),
+    by_report: Container[RepositoryName] = (REPOSITORY,),
 ) -> Fold:
-    result = Fold(Before() if before is None else before, margin, by_word)
+    result = Fold(Before() if before is None else before, margin, by_report)
     result.take(facts)
     return result
 
@@ -72,8 +72,8 @@ CASES: list[tuple[str, list[OneFact], float | None, float | None, tuple[float, b
     ("a push about the time of a removal", [gone(50), push(55)], 55, None, (50, True)),
     ("a push surely after a removal", [gone(50), push(61)], 61, None, None),
     ("a doubt that a later push settles", [push(0), gone(5), push(16)], 16, None, None),
-    ("a doubt that a push near it does not settle", [push(0), gone(5), push(15)], 15, None, (5, True)),
-    ("a doubt that a repeated push does not settle", [push(0), gone(5), push(0)], 0, None, (5, True)),
+    ("a doubt that a push near it does not resolve", [push(0), gone(5), push(15)], 15, None, (5, True)),
+    ("a doubt that a repeated push does not resolve", [push(0), gone(5), push(0)], 0, None, (5, True)),
     ("a doubt that a surer removal settles", [push(0), gone(5), gone(11)], None, None, (11, False)),
     ("a doubt that an older removal leaves", [push(3), gone(5), gone(4)], 3, None, (5, True)),
     ("which of two went cannot be told", [push(0), link(0), gone(50)], 0, 0, (50, True)),
@@ -143,17 +143,17 @@ def histories(*, both_ways: bool) -> st.SearchStrategy[list[OneFact]]:
 
 @given(st.datetimes(timezones=st.timezones()), st.datetimes(timezones=st.timezones()), margins)
 def test_judge_is_total(added: datetime, removed: datetime, margin: timedelta) -> None:
-    """Any two times and any margin have a verdict, and turning them round turns it round."""
+    """Any two times and any margin have a result, and turning them round turns it round."""
     turned = {
         RemovalDecision.APPLY: RemovalDecision.OVERTAKEN,
         RemovalDecision.OVERTAKEN: RemovalDecision.APPLY,
         RemovalDecision.DOUBTFUL: RemovalDecision.DOUBTFUL,
     }
-    assert judge(removed, added, margin) is turned[judge(added, removed, margin)]
+    assert effect_of(removed, added, margin) is turned[effect_of(added, removed, margin)]
 
 
 @given(histories(both_ways=True), margins)
-def test_nothing_is_removed_in_doubt(facts: list[OneFact], margin: timedelta) -> None:
+def test_nothing_is_removed_without_storage(facts: list[OneFact], margin: timedelta) -> None:
     """What goes was added longer before the removal than the margin; what stays has no surer removal."""
     folded = Fold(Before(), margin, (REPOSITORY,))
     for fact in facts:
@@ -179,7 +179,7 @@ def test_an_addition_is_never_lost(facts: list[OneFact], margin: timedelta) -> N
 
 
 @given(histories(both_ways=True), margins)
-def test_a_doubt_is_never_silent(facts: list[OneFact], margin: timedelta) -> None:
+def test_a_doubtful_removal_is_never_silent(facts: list[OneFact], margin: timedelta) -> None:
     """A thing that is there although a removal within the margin, or after it, was seen has its doubt recorded."""
     folded = fold(facts, margin)
     for present in (folded.holdings, folded.links):

@@ -51,7 +51,7 @@ def test_a_time_that_lies_in_the_future() -> None:
         (FRESH._replace(reconciled_at=NOW - 2 * DAY), None, Why.NOT_RECONCILED),
         (FRESH._replace(reconciled_at=NOW - 2 * DAY + HOUR), None, None),
         (FRESH._replace(reconciled_at=None, has_links=False), None, None),
-        (FRESH._replace(held_by=["a dead letter"]), Why.HELD, Why.HELD),
+        (FRESH._replace(blocked_by=["a dead letter"]), Why.HELD, Why.HELD),
         # A process was paused until then: what it was doing may take until R beyond.
         (FRESH._replace(paused_until=NOW - HOUR), None, None),
         (FRESH._replace(paused_until=NOW - HOUR + timedelta(microseconds=1)), None, Why.NOT_REPORTED),
@@ -72,9 +72,9 @@ def test_one_pod_keeps_all(pod: PodFacts, hide: Why | None, purge: Why | None) -
 
 def test_what_holds_all() -> None:
     """The kill switch, what is open for all pods, and a table without pods keep everything, and say so."""
-    for known, said in (
+    for known, reason in (
         (facts(switched_off="an incident"), "switched off: an incident"),
-        (facts(held_by=["letters of nobody"]), "letters of nobody"),
+        (facts(blocked_by=["letters of nobody"]), "letters of nobody"),
         (Facts(NOW, TIMES, []), "no pod"),
         (facts(listing=None), "not known whether every stored repository belongs to a pod"),
         (facts(listing=Listing(NOW, ["team/x", "y"])), "no pod owns team/x, y, which are stored in the root"),
@@ -85,7 +85,7 @@ def test_what_holds_all() -> None:
             kept = policy.kept(NOW - 100 * DAY)
             assert kept is not None
             assert kept.why is Why.HELD
-            assert said in kept.detail
+            assert reason in kept.detail
 
 
 def test_a_pin() -> None:
@@ -110,8 +110,8 @@ def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datet
     given_facts = facts(*known, listing=Listing(listed))
     hide, purge, finish = hiding(given_facts), purging(given_facts), finishing(given_facts)
     marks = [pod.watermark for pod in known if pod.managed]
-    looked = [pod.reconciled_at for pod in known if pod.has_links or not pod.managed]
-    wanted = at <= NOW - DAY and all(mark is not None and at <= mark for mark in [*marks, *looked])
+    reconciled = [pod.reconciled_at for pod in known if pod.has_links or not pod.managed]
+    wanted = at <= NOW - DAY and all(mark is not None and at <= mark for mark in [*marks, *reconciled])
     assert (hide.kept(at) is None) is wanted
     assert (hide.until is not None and at <= hide.until) is wanted
     # A pause of a pod concerns the requests of its own processes.
@@ -134,7 +134,7 @@ LIMITS = Limits(10, 5, Amount(100, 1000))
 
 
 @pytest.mark.parametrize(
-    ("planned", "history", "said"),
+    ("planned", "history", "reason"),
     [
         (Amount(100, 1000), [], []),
         (Amount(1000, 1000), [], []),
@@ -150,6 +150,6 @@ LIMITS = Limits(10, 5, Amount(100, 1000))
         (Amount(900, 1), [Amount(0, 0), Amount(0, 0)], []),
     ],
 )
-def test_too_much(planned: Amount, history: list[Amount], said: list[str]) -> None:
+def test_too_much(planned: Amount, history: list[Amount], reason: list[str]) -> None:
     """A run may take a share of the blobs and of the bytes, and not much more than any before; a few always."""
-    assert too_much(planned, Amount(10_000, 100_000), history, LIMITS) == said
+    assert too_much(planned, Amount(10_000, 100_000), history, LIMITS) == reason

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 
 from coordinator.domain.gc import Facts, PodFacts, Times, Why, hiding
-from coordinator.domain.history import Entry, Hidden, Known, Outlook, tell
+from coordinator.domain.history import Entry, Hidden, KnownBlob, Outlook, explanation_of
 from coordinator.domain.lifecycle import CONCEALED, BlobState
 from coordinator.domain.perimeter import Listing
 from coordinator.table.ledger import Decision
@@ -15,9 +15,11 @@ FACTS = Facts(NOW, Times(DAY, DAY, timedelta(hours=1)), [PodFacts("pod-a", NOW, 
 OLD = NOW - 5 * DAY
 
 
-def known(state: BlobState, *, needed: bool = False, asked: str | None = None, pin: str | None = None) -> Known:
+def known(state: BlobState, *, needed: bool = False, asked: str | None = None, pin: str | None = None) -> KnownBlob:
     hide = Hidden(7, OLD, asked is not None, asked) if state in CONCEALED - {BlobState.PURGED} else None
-    return Known(state, int(needed), 0, int(needed), ["pod-a"] * needed, OLD - DAY, None if needed else OLD, pin, hide)
+    return KnownBlob(
+        state, int(needed), 0, int(needed), ["pod-a"] * needed, OLD - DAY, None if needed else OLD, pin, hide
+    )
 
 
 def test_every_state_has_an_outcome_and_a_sentence() -> None:
@@ -25,28 +27,28 @@ def test_every_state_has_an_outcome_and_a_sentence() -> None:
     for state, needed, asked, pin in product(BlobState, (False, True), (None, "a mistake"), (None, "an audit")):
         if needed == (state is BlobState.UNREFERENCED) or (not needed and state in {BlobState.LIVE, BlobState.MISSING}):
             continue  # there is no such blob
-        story = tell(known(state, needed=needed, asked=asked, pin=pin), FACTS, [], earlier=False)
-        assert story.sentences[-1] == f"Now: {story.summary}"
-        assert story.summary.endswith(".")
-        assert "None" not in story.summary
+        explanation = explanation_of(known(state, needed=needed, asked=asked, pin=pin), FACTS, [], earlier=False)
+        assert explanation.sentences[-1] == f"Now: {explanation.summary}"
+        assert explanation.summary.endswith(".")
+        assert "None" not in explanation.summary
         if state in CONCEALED and (needed or (asked and state is not BlobState.PURGED)):
-            assert story.outcome is Outlook.BEING_RESTORED
+            assert explanation.outcome is Outlook.BEING_RESTORED
 
 
 def test_every_decision_has_a_sentence() -> None:
     """Each decision of the ledger is told in words of its own, in the order of time."""
     entries = [Entry(OLD + n * DAY / 24, each.value, "because", 7, {}) for n, each in enumerate(Decision)]
-    told = tell(known(BlobState.PURGED), FACTS, entries, earlier=False).sentences
-    assert len(told) == len(entries) + 2
-    for each, sentence in zip(Decision, told[1:-1], strict=True):
+    shown = explanation_of(known(BlobState.PURGED), FACTS, entries, earlier=False).sentences
+    assert len(shown) == len(entries) + 2
+    for each, sentence in zip(Decision, shown[1:-1], strict=True):
         assert f"UTC: {each.value}: because" not in sentence
-    assert list(told[:-1]) == sorted(told[:-1])
-    assert all("because" in sentence for sentence in told[1:-1])
+    assert list(shown[:-1]) == sorted(shown[:-1])
+    assert all("because" in sentence for sentence in shown[1:-1])
 
 
-def test_all_reasons_are_told() -> None:
+def test_all_reasons_are_reported() -> None:
     """Everything that keeps a blob is given, and `kept` is the first of it."""
-    facts = FACTS._replace(held_by=["x", "y"], pods=[PodFacts("pod-a", None, None)])
+    facts = FACTS._replace(blocked_by=["x", "y"], pods=[PodFacts("pod-a", None, None)])
     policy = hiding(facts)
     reasons = list(policy.reasons(NOW, pinned=True))
     assert [each.why for each in reasons[:3]] == [Why.HELD, Why.HELD, Why.PINNED]
@@ -57,8 +59,10 @@ def test_all_reasons_are_told() -> None:
 
 def test_a_reason_with_an_end_says_when() -> None:
     """A blob that waits for the grace alone is told until when."""
-    story = tell(known(BlobState.UNREFERENCED)._replace(unreferenced_since=NOW), FACTS, [], earlier=False)
-    assert story.outcome is Outlook.KEPT
-    (reason,) = [each for each in story.reasons if each.kept.why is Why.GRACE]
+    explanation = explanation_of(
+        known(BlobState.UNREFERENCED)._replace(unreferenced_since=NOW), FACTS, [], earlier=False
+    )
+    assert explanation.outcome is Outlook.KEPT
+    (reason,) = [each for each in explanation.reasons if each.kept.why is Why.GRACE]
     assert reason.until == NOW + DAY
-    assert "until 2030-01-11 00:00:00 UTC" in story.summary
+    assert "until 2030-01-11 00:00:00 UTC" in explanation.summary

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.inventory import Doubt, Pair, StoredBlob, TableBlob, differing, doubts
+from coordinator.domain.inventory import Discrepancy, Pair, StoredBlob, TableBlob, differing, discrepancies
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
 
@@ -13,28 +13,28 @@ objects = st.builds(StoredBlob, digests, st.sampled_from([7, 8]), st.just(0.0))
 
 
 @given(st.lists(rows, unique_by=lambda row: row.digest), st.lists(objects, unique_by=lambda item: item.digest))
-def test_the_merge_gives_every_doubt_once(table: list[TableBlob], storage: list[StoredBlob]) -> None:
+def test_the_merge_gives_every_difference_once(table: list[TableBlob], storage: list[StoredBlob]) -> None:
     """Each digest with a doubt comes once, in order, with what both sides have; no other comes."""
     known, stored = {row.digest: row for row in table}, {item.digest: item for item in storage}
     pairs = [Pair(known.get(digest), stored.get(digest)) for digest in sorted(known.keys() | stored.keys())]
-    assert list(differing(sorted(table), sorted(storage))) == [pair for pair in pairs if doubts(*pair)]
+    assert list(differing(sorted(table), sorted(storage))) == [pair for pair in pairs if discrepancies(*pair)]
 
 
 @given(rows, st.none() | objects)
-def test_what_a_doubt_is(row: TableBlob, item: StoredBlob | None) -> None:
+def test_what_a_difference_is(row: TableBlob, item: StoredBlob | None) -> None:
     """Each doubt says what it means, for every state a blob can have."""
-    found = doubts(row, item)
+    found = discrepancies(row, item)
     needed = row.referenced and row.state not in {BlobState.HIDING, BlobState.HIDDEN, BlobState.PURGING}
-    assert (Doubt.MISSING in found) == (item is None and needed)
+    assert (Discrepancy.MISSING in found) == (item is None and needed)
     left = item is not None and row.state is BlobState.PURGED and not row.referenced
-    assert (Doubt.ORPHAN in found) == left
-    assert (Doubt.FOUND in found) == (
+    assert (Discrepancy.ORPHAN in found) == left
+    assert (Discrepancy.FOUND in found) == (
         item is not None and not left and row.state in {BlobState.MISSING, BlobState.PURGED}
     )
-    assert (Doubt.WRONG_SIZE in found) == (item is not None and not left and row.size not in {-1, item.size})
+    assert (Discrepancy.WRONG_SIZE in found) == (item is not None and not left and row.size not in {-1, item.size})
 
 
 def test_what_only_the_store_has() -> None:
     """What the table does not know is an orphan; what neither has is nothing."""
-    assert doubts(None, StoredBlob(Digest(bytes(32)), 7, 0.0)) == [Doubt.ORPHAN]
-    assert doubts(None, None) == []
+    assert discrepancies(None, StoredBlob(Digest(bytes(32)), 7, 0.0)) == [Discrepancy.ORPHAN]
+    assert discrepancies(None, None) == []

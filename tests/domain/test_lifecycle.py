@@ -12,8 +12,8 @@ from coordinator.domain.lifecycle import (
     LifecycleError,
     NoTransition,
     after,
+    after_check,
     counted,
-    looked,
 )
 
 S, E = BlobState, BlobEvent
@@ -61,15 +61,15 @@ def test_counts_bring_no_bytes_back(state: BlobState) -> None:
         (S.PURGING, False, S.PURGING),
     ],
 )
-def test_a_look_at_what_is_needed(state: BlobState, stored: bool, then: BlobState) -> None:
+def test_a_check_of_what_is_needed(state: BlobState, stored: bool, then: BlobState) -> None:
     """What is needed is live with its bytes and missing without; a hidden blob is to have none that are served."""
-    assert looked(state, referenced=True, stored=stored) is then
+    assert after_check(state, referenced=True, stored=stored) is then
 
 
-def test_a_look_at_what_nobody_needs() -> None:
+def test_a_check_of_what_nobody_needs() -> None:
     """What nobody needs is never missed, and a look alone brings nothing back."""
     for state, stored in itertools.product(BlobState, (True, False)):
-        assert looked(state, referenced=False, stored=stored) is state
+        assert after_check(state, referenced=False, stored=stored) is state
 
 
 @pytest.mark.parametrize("state", sorted(CONCEALED))

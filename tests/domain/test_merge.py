@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.merge import Known, Link, differences
+from coordinator.domain.merge import Link, TableLink, differences
 from coordinator.domain.names import Digest
 
 BASE = datetime(2026, 11, 1, tzinfo=UTC)
@@ -16,8 +16,8 @@ links = st.dictionaries(places, times, max_size=12)
 rows = st.dictionaries(places, st.booleans(), max_size=12)
 
 
-def known(table: dict[tuple[int, Digest], bool]) -> list[Known]:
-    return [Known(*place, old) for place, old in sorted(table.items())]
+def known(table: dict[tuple[int, Digest], bool]) -> list[TableLink]:
+    return [TableLink(*place, old) for place, old in sorted(table.items())]
 
 
 @given(links, rows)
@@ -27,8 +27,8 @@ def test_sorted_streams(listed: dict[tuple[int, Digest], datetime], table: dict[
     assert [each for each in found if isinstance(each, Link)] == [
         Link(*place, time) for place, time in sorted(listed.items()) if place not in table
     ]
-    assert [each for each in found if isinstance(each, Known)] == [
-        Known(*place, old=True) for place, old in sorted(table.items()) if old and place not in listed
+    assert [each for each in found if isinstance(each, TableLink)] == [
+        TableLink(*place, old=True) for place, old in sorted(table.items()) if old and place not in listed
     ]
 
 
@@ -40,6 +40,6 @@ def test_disorder_hides_nothing(
     order = data.draw(st.permutations(sorted(listed.items())))
     found = list(differences([Link(*place, time) for place, time in order], known(table)))
     assert {each[:2] for each in found if isinstance(each, Link)} >= listed.keys() - table.keys()
-    unlisted = {each[:2] for each in found if isinstance(each, Known)}
+    unlisted = {each[:2] for each in found if isinstance(each, TableLink)}
     assert unlisted >= {place for place, old in table.items() if old} - listed.keys()
     assert unlisted <= {place for place, old in table.items() if old}

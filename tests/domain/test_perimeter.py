@@ -35,7 +35,7 @@ def test_sentences() -> None:
     """The hold names what is stored, says how much more there is, and what to do."""
     assert holds(Listing(NOW)) == []
     assert "was not listed" in holds(None)[0]
-    for found, said in (
+    for found, message in (
         (Listing(NOW, ["x"]), "no pod owns x, which is stored"),
         (Listing(NOW, ["x", "y/z"]), "no pod owns x, y/z, which are stored"),
         (Listing(NOW, [f"r{n:02}" for n in range(12)]), "r09 and 2 more, which are stored"),
@@ -43,7 +43,7 @@ def test_sentences() -> None:
         (Listing(NOW, [], complete=False), "no pod owns some repositories and more, which are stored"),
     ):
         (sentence,) = holds(found)
-        assert said in sentence
+        assert message in sentence
         assert "baleen pods add" in sentence
         assert "--unmanaged" in sentence
 

@@ -44,13 +44,13 @@ ON_STORES = pytest.mark.parametrize(
 )
 
 #: Told of each call before it is made.
-Told = Callable[[str], None]
+OnCall = Callable[[str], None]
 
 
 class Calls:
     """Counts calls. From call `at` on, the first being 1, `then` is told of each."""
 
-    def __init__(self, at: int | None = None, then: Told = lambda _: None) -> None:
+    def __init__(self, at: int | None = None, then: OnCall = lambda _: None) -> None:
         self.made: list[str] = []
         self._at = at
         self._then = then
@@ -121,7 +121,7 @@ class Sleep:
 class CountedConnection:
     """A connection whose statements are counted."""
 
-    def __init__(self, connection: psycopg.Connection[Any], calls: Told) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], calls: OnCall) -> None:
         self._connection = connection
         self._calls = calls
 
@@ -134,7 +134,7 @@ class CountedConnection:
 
 
 class CountedConnections(Connections):
-    def __init__(self, url: str, calls: Told) -> None:
+    def __init__(self, url: str, calls: OnCall) -> None:
         super().__init__(url, name=NAME, prepare=statements.prepare)
         self._calls = calls
 
@@ -145,7 +145,7 @@ class CountedConnections(Connections):
 
 
 @contextmanager
-def job(garbage: Garbage, calls: Told) -> Iterator[tuple[Connections, Collect, Restorer]]:
+def job(garbage: Garbage, calls: OnCall) -> Iterator[tuple[Connections, Collect, Restorer]]:
     """The parts of a process that collects; as `Garbage.parts`, and counted."""
     connections = CountedConnections(garbage.url, calls)
     store = FaultyStore(garbage.store, lambda moment, _: calls(moment))
@@ -156,7 +156,7 @@ def job(garbage: Garbage, calls: Told) -> Iterator[tuple[Connections, Collect, R
         connections.close()
 
 
-def run_job(garbage: Garbage, calls: Told) -> bool:
+def run_job(garbage: Garbage, calls: OnCall) -> bool:
     """Take the job that waits, and run it; False if the process died of it."""
     with job(garbage, calls) as (connections, collect, _):
         try:

@@ -1,4 +1,4 @@
-"""A table, a bucket and a collector, with times of no length: what a test does not say is settled and reported.
+"""A table, a bucket and a collector, with times of no length: what a test does not say is resolved and reported.
 
 Route: `Garbage.push`, `forget`, … as events tell of them -> `collect`, as a scheduler does -> `seen`, `state`.
 """
@@ -20,7 +20,7 @@ from coordinator.db.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
-from coordinator.gc import controls, mark, unowned_table
+from coordinator.gc import controls, mark, root_listing_table
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
 from coordinator.gc.collect import KIND, Collect
@@ -107,7 +107,7 @@ class Garbage(Table):
         for name in names:
             self.store.put(blob_key(self.digest(name)), self.body(name))
 
-    def tell(self, manifest: str, *layers: str) -> None:
+    def report(self, manifest: str, *layers: str) -> None:
         """The event of a push is applied."""
         self.tell_all((manifest, *layers))
 
@@ -117,7 +117,7 @@ class Garbage(Table):
 
     def pushed(self, manifest: str, *layers: str) -> None:
         self.upload(manifest, *layers)
-        self.tell(manifest, *layers)
+        self.report(manifest, *layers)
 
     def unneeded(self, manifest: str, *layers: str) -> None:
         """An image was pushed, and its manifest deleted."""
@@ -154,7 +154,7 @@ class Garbage(Table):
         found = self.rows("SELECT decision FROM gc_ledger WHERE digest = %s ORDER BY id", (self.digest(name),))
         return [row[0] for row in found]
 
-    def told(self, name: str) -> list[str]:
+    def changes(self, name: str) -> list[str]:
         found = self.rows("SELECT change FROM lifecycle_outbox WHERE digest = %s ORDER BY id", (self.digest(name),))
         return [row[0] for row in found]
 
@@ -166,28 +166,28 @@ class Garbage(Table):
         held = [f"{each.scope} is held: {each.why}" for each in controls.holds(self.connection)]
         pods = [PodFacts(POD, now, now, has_links=False)]
         why = None if switch.enabled else switch.why
-        return self.known(Facts(now, self.times, pods, why, held, listing=unowned_table.read(self.connection)))
+        return self.known(Facts(now, self.times, pods, why, held, listing=root_listing_table.read(self.connection)))
 
     @contextmanager
     def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collect, Restorer]]:
         connections = Connections(self.url, name="test-gc", prepare=statements.prepare)
-        looking = Connections(self.url, name="test-restore")
+        own = Connections(self.url, name="test-restore")
         store = self.store if store is None else store
         try:
-            with self.working(connections, looking, store) as (collect, restorer):
+            with self.working(connections, own, store) as (collect, restorer):
                 yield connections, collect, restorer
         finally:
-            looking.close()
+            own.close()
             connections.close()
 
     @contextmanager
     def working(
-        self, connections: Connections, looking: Connections, store: ObjectStore
+        self, connections: Connections, own: Connections, store: ObjectStore
     ) -> Iterator[tuple[Collect, Restorer]]:
         """What collects and what restores in a process with these connections."""
-        presence = Presence(looking, store)
+        presence = Presence(own, store)
         restorer = Restorer(
-            looking, store, presence, delete_bound=self.delete_bound, give_links_back=give_back, **self.restores
+            own, store, presence, delete_bound=self.delete_bound, give_links_back=give_back, **self.restores
         )
         collect = Collect(connections, store, self.facts, restorer, limits=self.limits, sizes=self.sizes)
         try:
@@ -229,11 +229,11 @@ class Garbage(Table):
 
     def audit(self) -> Report:
         """An audit that repairs, once every pod is reconciled."""
-        self.connection.execute("UPDATE gaps SET settled_at = clock_timestamp() WHERE settled_at IS NULL")
+        self.connection.execute("UPDATE gaps SET resolved_at = clock_timestamp() WHERE resolved_at IS NULL")
         connections = Connections(self.url, name="test-audit", prepare=statements.prepare)
         presence = Presence(connections, self.store)
         try:
-            return Audit(connections, self.store, presence, Ages(timedelta(), timedelta()), mend=True).run()
+            return Audit(connections, self.store, presence, Ages(timedelta(), timedelta()), repair=True).run()
         finally:
             presence.close()
             connections.close()
@@ -251,7 +251,7 @@ def blocked_by(garbage: Garbage) -> list[str]:
         engine = make_engine(garbage.url, pool_size=1, name="test")
         try:
             with reading(engine) as connection:
-                return queries.held(connection)
+                return queries.mark_reasons(connection)
         finally:
             engine.dispose()
 

@@ -2,7 +2,7 @@
 
 Route: `History` stages what a run then finds: blobs that are due to be purged, one that was hidden and is needed again,
 some that nothing references any more -> something happens to the run -> `push_again`, as clients do at that moment ->
-`assert_nothing_is_lost` -> more runs -> `assert_mended`.
+`assert_nothing_is_lost` -> more runs -> `assert_repaired`.
 Not here: what happens to the run (test_crashes.py, test_brakes.py).
 """
 
@@ -86,7 +86,7 @@ class History:
     def _pushed_manifest(self, name: str, layers: list[str]) -> None:
         (manifest,) = self._named(name)
         self._garbage.upload(manifest)
-        self._garbage.tell(manifest, *layers)
+        self._garbage.report(manifest, *layers)
 
     def assert_nothing_is_lost(self) -> None:
         """What is needed is served, or its hide is not over and has its bytes."""
@@ -102,7 +102,7 @@ class History:
             each.size is not None and each.version not in recorded for each in store.versions(blob_key(digest))
         )
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         """Runs and restorers go on as they always do, until all is at rest."""
         for _ in range(RUNS):
             next_run(self._garbage)
@@ -110,7 +110,7 @@ class History:
             if not self._garbage.rows("SELECT FROM hides UNION ALL SELECT FROM blobs WHERE state = 1"):
                 break
 
-    def assert_mended(self) -> None:
+    def assert_repaired(self) -> None:
         """What is needed is served, nothing else has bytes, and no hide is left open."""
         garbage = self._garbage
         assert garbage.rows("SELECT id FROM hides") == []

@@ -31,7 +31,7 @@ def test_it_is_served_again(garbage: Garbage) -> None:
     assert garbage.seen("l")
     assert garbage.state("l") is BlobState.UNREFERENCED
     assert garbage.hide_of("l") is None
-    assert garbage.told("l")[-1] == "restored"
+    assert garbage.changes("l")[-1] == "restored"
     assert garbage.collect().purged == 1
     assert garbage.seen("l")
     assert not garbage.seen("m")
@@ -78,7 +78,7 @@ def test_what_waits_holds_up_nobody(garbage: Garbage) -> None:
         " LIMIT 4)"
     )
     for number in range(3):
-        garbage.tell(f"again{number}", f"l{number}")
+        garbage.report(f"again{number}", f"l{number}")
     with garbage.parts() as (_, __, restorer):
         for _ in range(4):
             restorer.round()
@@ -106,12 +106,12 @@ def test_a_pinned_one_holds_up_no_purge(garbage: Garbage) -> None:
 def test_there_are_no_bytes(garbage: Garbage, needed: bool) -> None:
     """What never had bytes is asked back without an alarm; only what is needed is missed, and told."""
     garbage.pushed("kept", "k")
-    garbage.tell("m", "l")
+    garbage.report("m", "l")
     garbage.forget("m")
     garbage.collect()
     if needed:
         garbage.pushed("other")
-        garbage.tell("other", "l")
+        garbage.report("other", "l")
         garbage.links_are("link")
     else:
         ask_back(garbage, "l", pin=False)
@@ -129,7 +129,7 @@ def test_bytes_that_are_nowhere_hold_up_nobody(garbage: Garbage) -> None:
     garbage.hidden("m", "l")
     garbage.collect()
     garbage.hidden("other", "o")
-    garbage.tell("again", "l")
+    garbage.report("again", "l")
     garbage.links_are("link")
     ask_back(garbage, "o", pin=False)
     with pytest.raises(NotHereError):

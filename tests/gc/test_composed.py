@@ -25,7 +25,7 @@ def test_a_workers_restorer(
     store = connect_s3(bucket=bucket or embedded_stack.s3_bucket)
     with Garbage(databases.migrated(), store) as garbage:
         garbage.hidden("m", "l")
-        garbage.tell("other", "l")
+        garbage.report("other", "l")
         settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
         with compose_scheduler.restorer(settings, name="test-restorer") as restorer:
             assert restorer.round() == 1
@@ -53,6 +53,6 @@ def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embed
         ((state, error, progress),) = garbage.rows("SELECT state, error, progress FROM jobs WHERE id = %s", (number,))
         assert (state, error) == ("done", None)
         assert progress["restored"] == 2
-        assert progress["held_by"]
+        assert progress["blocked_by"]
         assert garbage.state("l") is BlobState.UNREFERENCED
         assert garbage.seen("l")

@@ -75,9 +75,9 @@ def hidden(garbage: Garbage) -> None:
     assert garbage.collect().hidden == len(ALL)
 
 
-def collected(garbage: Garbage, told: Callable[[str], None]) -> Calls:
+def collected(garbage: Garbage, on_call: Callable[[str], None]) -> Calls:
     """Run a job that tells of its calls; return them."""
-    calls = Calls(1, told)
+    calls = Calls(1, on_call)
     garbage.ask()
     assert run_job(garbage, calls)
     return calls
@@ -89,7 +89,7 @@ def states(garbage: Garbage, names: Sequence[str] = ALL) -> list[BlobState]:
 
 def restorable(garbage: Garbage, name: str) -> bool:
     """Whether the bytes of a hidden blob are there: a reference brings them back."""
-    garbage.tell(f"wants.{name}", name)
+    garbage.report(f"wants.{name}", name)
     garbage.restore()
     return garbage.seen(name)
 
@@ -98,7 +98,7 @@ def restorable(garbage: Garbage, name: str) -> bool:
 
 
 @CONTROLS
-def test_nothing_begins(garbage: Garbage, control: Control, said: str) -> None:
+def test_nothing_begins(garbage: Garbage, control: Control, reason: str) -> None:
     """A run under a control hides and purges nothing, and says what holds it."""
     hidden(garbage)
     garbage.unneeded("n")
@@ -106,7 +106,7 @@ def test_nothing_begins(garbage: Garbage, control: Control, said: str) -> None:
     run = garbage.collect()
     assert (run.hidden, run.purged) == (0, 0)
     assert run.progress["planned"] == {step: {"blobs": 0, "bytes": 0} for step in ("hide", "purge")}
-    assert said.split(" (", maxsplit=1)[0] in run.progress["held_by"][0]
+    assert reason.split(" (", maxsplit=1)[0] in run.progress["blocked_by"][0]
     assert garbage.seen("n")
     on(garbage)
     run = garbage.collect()
@@ -116,7 +116,7 @@ def test_nothing_begins(garbage: Garbage, control: Control, said: str) -> None:
 @CONTROLS
 @pytest.mark.parametrize("words", [REFERRERS, "delete_many"], ids=["before-the-intent", "before-the-permit"])
 def test_a_control_that_the_plan_has_not_seen_keeps_blobs(
-    garbage: Garbage, control: Control, said: str, words: str
+    garbage: Garbage, control: Control, reason: str, words: str
 ) -> None:
     """A control that comes after the plan stops the hide that it meets: nothing is sent, and a later run undoes it."""
     unneeded(garbage)
@@ -125,7 +125,7 @@ def test_a_control_that_the_plan_has_not_seen_keeps_blobs(
     assert calls.numbers(SEND) == []
     run = last(garbage)
     assert run.state == "failed"
-    assert said in str(run.error)
+    assert reason in str(run.error)
     assert all(garbage.seen(name) for name in ALL)
     on(garbage)
     assert garbage.collect().hidden == len(ALL)
@@ -135,19 +135,19 @@ def test_a_control_that_the_plan_has_not_seen_keeps_blobs(
 @CONTROLS
 @pytest.mark.parametrize("words", [JOB, "delete_many"], ids=["before-it-begins", "before-the-permit"])
 def test_a_control_that_the_plan_has_not_seen_keeps_hidden_bytes(
-    garbage: Garbage, control: Control, said: str, words: str
+    garbage: Garbage, control: Control, reason: str, words: str
 ) -> None:
     """The same of a purge: what is hidden stays as it is, and is purged by a later run."""
     hidden(garbage)
     calls = collected(garbage, Once(words, lambda: control(garbage)))
     assert calls.numbers(SEND) == []
-    assert said in str(last(garbage).error)
+    assert reason in str(last(garbage).error)
     on(garbage)
     assert garbage.collect().purged == len(ALL)
 
 
 @CONTROLS
-def test_between_two_requests_of_a_purge(garbage: Garbage, control: Control, said: str) -> None:
+def test_between_two_requests_of_a_purge(garbage: Garbage, control: Control, reason: str) -> None:
     """A control that comes in the second of two requests: only the first has deleted, and the next run ends it."""
     garbage.sizes = replace(garbage.sizes, deletes=2)
     hidden(garbage)
@@ -155,7 +155,7 @@ def test_between_two_requests_of_a_purge(garbage: Garbage, control: Control, sai
     calls = collected(garbage, requests)
     assert requests.happened
     assert len(calls.numbers(SEND)) == 1
-    assert said in str(last(garbage).error)
+    assert reason in str(last(garbage).error)
     assert sum(_has_bytes(garbage, name) for name in ALL) == len(ALL) - 2
     on(garbage)
     run = garbage.collect()
@@ -165,7 +165,7 @@ def test_between_two_requests_of_a_purge(garbage: Garbage, control: Control, sai
 
 
 @CONTROLS
-def test_between_two_requests_of_hides(garbage: Garbage, control: Control, said: str) -> None:
+def test_between_two_requests_of_hides(garbage: Garbage, control: Control, reason: str) -> None:
     """A control that comes in the second of two requests: what the first hid is hidden, all else is served."""
     garbage.sizes = replace(garbage.sizes, pages_at_once=1, page=2)
     garbage.delete_bound = LANDED
@@ -174,7 +174,7 @@ def test_between_two_requests_of_hides(garbage: Garbage, control: Control, said:
     calls = collected(garbage, requests)
     assert requests.happened
     assert len(calls.numbers(SEND)) == 1
-    assert said in str(last(garbage).error)
+    assert reason in str(last(garbage).error)
     assert sum(garbage.seen(name) for name in ALL) == 2
     assert states(garbage).count(BlobState.HIDDEN) == 2
     on(garbage)
@@ -188,12 +188,12 @@ def test_restores_need_no_switch(garbage: Garbage) -> None:
     hidden(garbage)
     off(garbage)
     hold_pod(garbage)
-    garbage.tell("wants", "a")
+    garbage.report("wants", "a")
     assert garbage.restore() == 1
     assert garbage.seen("a")
 
 
-def test_whoever_switches_off_waits_for_nobody(garbage: Garbage) -> None:
+def test_an_operator_who_switches_off_waits_for_nobody(garbage: Garbage) -> None:
     """A job that hangs in the middle of a permit keeps nobody from switching off, and is given no other permit."""
     unneeded(garbage)
     garbage.ask()
@@ -316,9 +316,9 @@ def test_a_reference_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage,
     unneeded(garbage)
 
     def needed_for_a_moment() -> None:
-        garbage.tell("wants", "a", "b")
+        garbage.report("wants", "a", "b")
         garbage.forget("wants")
-        garbage.tell("wants.b", "b")
+        garbage.report("wants.b", "b")
 
     needing = Once(words, needed_for_a_moment)
     collected(garbage, needing)
@@ -342,9 +342,9 @@ def test_a_reference_that_comes_while_its_delete_is_being_permitted(
             """A permit whose commit takes its time."""
             with connection.transaction():
                 permit(connection, *arguments)
-                telling = pool.submit(garbage.tell, "wants", "a")
-                settled(garbage, [telling])
-                settled(garbage, [telling, pool.submit(garbage.restore)])
+                reporting = pool.submit(garbage.report, "wants", "a")
+                finished(garbage, [reporting])
+                finished(garbage, [reporting, pool.submit(garbage.restore)])
 
         monkeypatch.setattr(gc, "permit", slowly)
         collected(garbage, lambda _: None)
@@ -358,7 +358,7 @@ def test_a_reference_that_comes_while_its_delete_is_being_permitted(
     assert garbage.hide_of("a") is None
 
 
-def settled(garbage: Garbage, work: Sequence[Future[Any]]) -> None:
+def finished(garbage: Garbage, work: Sequence[Future[Any]]) -> None:
     """Wait until each has ended, or waits for a lock of somebody else's."""
     with garbage.connect() as others:
         while not all(each.done() for each in work):

@@ -29,9 +29,9 @@ pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_thei
 
 
 @pytest.fixture
-def told(garbage: Garbage) -> Iterator[Iterator[History]]:
-    with histories(garbage, LANDED) as told:
-        yield told
+def recorded(garbage: Garbage) -> Iterator[Iterator[History]]:
+    with histories(garbage, LANDED) as recorded:
+        yield recorded
 
 
 def places(garbage: Garbage, calls: Calls) -> Sequence[int]:
@@ -48,37 +48,37 @@ def clean(garbage: Garbage, history: History) -> Calls:
     garbage.ask()
     assert run_job(garbage, calls)
     assert len(calls.numbers(SEND)) >= 2
-    history.mend()
-    history.assert_mended()
+    history.fix()
+    history.assert_repaired()
     return calls
 
 
 @pytest.mark.lengthy
 @pytest.mark.parametrize("again", [False, True], ids=["", "pushed-again"])
-def test_a_job_dies_at_any_call(garbage: Garbage, told: Iterator[History], again: bool) -> None:
-    """Whatever call a job dies at, nothing is lost, also if clients push then what it had in hand; runs mend it all."""
-    calls = clean(garbage, next(told))
+def test_a_job_dies_at_any_call(garbage: Garbage, recorded: Iterator[History], again: bool) -> None:
+    """Whatever call a job dies at, nothing is lost, also if clients push then what it had in hand; runs fix it all."""
+    calls = clean(garbage, next(recorded))
     died = 0
     for place in places(garbage, calls):
-        history = next(told)
+        history = next(recorded)
         garbage.ask()
         died += not run_job(garbage, Calls(place, die))
         if again:
             history.push_again()
         history.assert_nothing_is_lost()
-        history.mend()
-        history.assert_mended()
+        history.fix()
+        history.assert_repaired()
     # Several threads may need some calls fewer than they did.
     assert died >= len(places(garbage, calls)) - 3
     assert garbage.check().agrees
 
 
 @pytest.mark.lengthy
-def test_the_next_job_dies_too(garbage: Garbage, told: Iterator[History]) -> None:
+def test_the_next_job_dies_too(garbage: Garbage, recorded: Iterator[History]) -> None:
     """Jobs that die one after the other, each over what the one before has left, lose nothing either."""
-    calls = clean(garbage, next(told))
+    calls = clean(garbage, next(recorded))
     for place in places(garbage, calls)[::2]:
-        history = next(told)
+        history = next(recorded)
         garbage.ask()
         run_job(garbage, Calls(place, die))
         history.assert_nothing_is_lost()
@@ -87,16 +87,16 @@ def test_the_next_job_dies_too(garbage: Garbage, told: Iterator[History]) -> Non
             run_job(garbage, Calls(second, die))
             history.assert_nothing_is_lost()
         history.push_again()
-        history.mend()
-        history.assert_mended()
+        history.fix()
+        history.assert_repaired()
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
 @pytest.mark.parametrize("early", [False, True], ids=["pushed-after-the-next-run", "pushed-before-it"])
-def test_a_delete_lands_after_the_next_job_has_looked(garbage: Garbage, nth: int, early: bool) -> None:
+def test_a_delete_lands_after_the_next_job_has_checked(garbage: Garbage, nth: int, early: bool) -> None:
     """A job dies as it sends a delete. However late that lands within its bound, what was pushed meanwhile stays."""
-    with histories(garbage, IN_FLIGHT) as told:
-        history = next(told)
+    with histories(garbage, IN_FLIGHT) as recorded:
+        history = next(recorded)
         store = FaultyStore(garbage.store)
         store.lose(nth=nth, error=DiedError())
         garbage.ask()
@@ -119,8 +119,8 @@ def test_a_delete_lands_after_the_next_job_has_looked(garbage: Garbage, nth: int
         next_run(garbage)
         assert [name for name in history.needed if not garbage.seen(name)] == []
         age(garbage)
-        history.mend()
-        history.assert_mended()
+        history.fix()
+        history.assert_repaired()
 
 
 @pytest.mark.parametrize("disturbed", [False, True], ids=["", "one-is-needed-between"])
@@ -128,7 +128,7 @@ def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbag
     """While an unanswered copy of the request may land, no blob of it counts as hidden: what is pushed then is kept."""
     garbage.unneeded("m", "a", "b")
     store = FaultyStore(garbage.store)
-    store.send_again(lambda: garbage.tell("other", "a") if disturbed else None)
+    store.send_again(lambda: garbage.report("other", "a") if disturbed else None)
     garbage.upload("other")
     garbage.tried(store)
     # As after t_h: registries do not have it, or clients would not upload it.
@@ -136,7 +136,7 @@ def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbag
     if not garbage.seen("b"):
         garbage.upload("b")
     store.land()
-    garbage.tell("later", "b")
+    garbage.report("later", "b")
     garbage.upload("later")
     garbage.restore()
     assert garbage.seen("b")
@@ -144,11 +144,11 @@ def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbag
 
 
 @pytest.mark.lengthy
-def test_a_restorer_dies_at_any_call(garbage: Garbage, told: Iterator[History]) -> None:
+def test_a_restorer_dies_at_any_call(garbage: Garbage, recorded: Iterator[History]) -> None:
     """Whatever call a restorer dies at, and whatever a job had left to it, the next round serves what is needed."""
 
     def tried(left_at: int, calls: Calls) -> None:
-        history = next(told)
+        history = next(recorded)
         garbage.ask()
         run_job(garbage, Calls(left_at, die))
         history.push_again()
@@ -157,10 +157,10 @@ def test_a_restorer_dies_at_any_call(garbage: Garbage, told: Iterator[History]) 
         history.assert_nothing_is_lost()
         garbage.restore()
         assert [name for name in history.needed if not garbage.seen(name)] == []
-        history.mend()
-        history.assert_mended()
+        history.fix()
+        history.assert_repaired()
 
-    for sent in clean(garbage, next(told)).numbers(SEND):
+    for sent in clean(garbage, next(recorded)).numbers(SEND):
         calls = Calls()
         tried(sent + 1, calls)
         for place in places(garbage, calls):
@@ -182,7 +182,7 @@ def test_what_cannot_be_final_yet_keeps_nobody_waiting(garbage: Garbage) -> None
     next_run(garbage)
     assert garbage.state(images[-1]) is BlobState.HIDDEN
     for image in images:
-        garbage.tell(image)
+        garbage.report(image)
     assert garbage.restore() == 1
     assert all(garbage.seen(image) for image in images)
     age(garbage)

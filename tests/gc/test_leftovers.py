@@ -396,7 +396,7 @@ def test_links_that_stay(litter: Litter, why: str) -> None:
         litter.upload("l")
         litter.store.delete(blob_key(litter.digest("l")))  # below a marker they can be had back
     elif why == "needed":
-        litter.tell("other", "l")
+        litter.report("other", "l")
     elif why == "pinned":
         controls.pin(litter.connection, litter.digest("l"), "a test")
     elif why == "mode":
@@ -466,8 +466,8 @@ def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, seed: int) ->
 
 
 @VERSIONED
-@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
-def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, told: bool) -> None:
+@pytest.mark.parametrize("reported", [True, False], ids=["told", "untold"])
+def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, reported: bool) -> None:
     """A link by which a manifest was accepted is there in the end, whenever another repository brought the bytes.
 
     Told: a worker's next round gives it back. Untold: the next run does.
@@ -481,8 +481,8 @@ def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, told: bool) -> N
             relied.append(name)
 
     names = at_any_moment(litter, push, seed=3)
-    if told:
-        litter.tell("again", *names)
+    if reported:
+        litter.report("again", *names)
         litter.restore()
     else:
         litter.collect()
@@ -492,8 +492,8 @@ def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, told: bool) -> N
 
 
 @IN_MEMORY_VERSIONED
-@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
-def test_a_request_that_read_the_link_before(litter: Litter, told: bool) -> None:
+@pytest.mark.parametrize("reported", [True, False], ids=["told", "untold"])
+def test_a_request_that_read_the_link_before(litter: Litter, reported: bool) -> None:
     """Who had read the link before it went, and saw bytes after that, finds it: until no such request can run."""
     litter.delete_bound = LANDED
     name = "l"
@@ -508,8 +508,8 @@ def test_a_request_that_read_the_link_before(litter: Litter, told: bool) -> None
     litter.collect()
     assert litter.unlinks() == 1
     litter.upload(name)
-    if told:
-        litter.tell("again", name)
+    if reported:
+        litter.report("again", name)
         litter.restore()
     else:
         litter.collect()
@@ -524,7 +524,7 @@ def test_a_link_that_cannot_be_given_back_keeps_no_other(litter: Litter) -> None
     litter.purged_blobs("l0", "l1", "l2")
     litter.collect()
     litter.upload("l0", "l1", "l2")
-    litter.tell("again", "l0", "l1", "l2")
+    litter.report("again", "l0", "l1", "l2")
     ((first,),) = litter.rows("SELECT digest FROM gc_unlinks ORDER BY id LIMIT 1")
     store = FaultyStore(litter.store)
     store.fail("put", key=first.hex(), error=UnavailableError("It refuses this one."))
@@ -548,7 +548,7 @@ def test_what_is_refused_keeps_nothing_else(litter: Litter, refused: str) -> Non
     litter.hidden("n", "k")
     assert not litter.linked_there("r", "l")
     litter.upload("l")
-    litter.tell("again", "l", "k")
+    litter.report("again", "l", "k")
     store = FaultyStore(litter.store)
     store.fail("put", key=refused, error=UnavailableError("It refuses this one."))
     with pytest.raises(UnavailableError, match="refuses this one"):
@@ -632,7 +632,7 @@ class TestCopies:
             litter.collect()
             hide = litter.hide_of(name)
             assert hide is not None
-            litter.tell(f"{name}-again", name)
+            litter.report(f"{name}-again", name)
             assert litter.restore() == 1
         return quarantine_key(litter.digest(name), hide.id)
 
@@ -834,7 +834,7 @@ def test_the_permit(litter: Litter, control: str) -> None:
 def test_what_holds_collection_holds_it(litter: Litter) -> None:
     """While anything holds collection no leftovers go, in a dry run neither."""
     prefix = litter.session("r", "one")
-    litter.known = lambda facts: facts._replace(held_by=["a test holds it"])
+    litter.known = lambda facts: facts._replace(blocked_by=["a test holds it"])
     for run in (litter.collect(dry=True), litter.collect()):
         assert set(amounts(run).values()) == {(0, 0)}
     assert litter.states(prefix) != []
@@ -855,7 +855,7 @@ def test_a_store_that_is_away_for_a_while(litter: Litter) -> None:
     assert litter.states(prefix) == []
 
 
-def test_it_is_looked_for_now_and_then(litter: Litter) -> None:
+def test_it_is_searched_for_now_and_then(litter: Litter) -> None:
     """A run that follows too soon looks for nothing, unless it is asked to; what each did is written down."""
     litter.every = LONG
     litter.session("r", "one", b"1")

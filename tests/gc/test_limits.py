@@ -70,7 +70,7 @@ def test_what_is_hidden_counts_until_it_is_purged(garbage: Garbage) -> None:
     limit(garbage, share=25)
     garbage.forget("j")
     refused(garbage, "8 blobs of 16 are more than 25 %")
-    garbage.tell("j", *(f"j.{layer}" for layer in LAYERS))
+    garbage.report("j", *(f"j.{layer}" for layer in LAYERS))
     assert garbage.collect().purged == 4
 
 

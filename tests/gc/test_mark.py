@@ -68,7 +68,7 @@ def restored_from_backup(garbage: Garbage) -> None:
     garbage.forget("m")
     garbage.collect()
     restored = backup(garbage)
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     garbage.restore()
     assert garbage.seen("l")
     restored()
@@ -120,7 +120,7 @@ def test_an_older_table_that_claims_the_bucket(garbage: Garbage) -> None:
     """After a claim collection is off, and what the old hides conceal is given back instead of purged."""
     restored_from_backup(garbage)
     assert garbage.claim().hides == 2
-    assert "switched off" in garbage.collect().progress["held_by"][0]
+    assert "switched off" in garbage.collect().progress["blocked_by"][0]
     garbage.audit()
     controls.turn(garbage.connection, "all of the runbook is done", on=True)
     garbage.times = NO_TIMES._replace(grace=timedelta(hours=1))
@@ -176,7 +176,7 @@ def test_another_bucket(garbage: Garbage) -> None:
     refused(garbage, "lost the mark")
 
 
-def test_a_bucket_that_was_not_told(garbage: Garbage) -> None:
+def test_a_bucket_that_was_not_reported(garbage: Garbage) -> None:
     """What ended between an epoch and its mark leaves the mark behind, which nobody minds."""
     garbage.collect()
     with garbage.connection.transaction():
@@ -187,7 +187,7 @@ def test_a_bucket_that_was_not_told(garbage: Garbage) -> None:
         assert found is not None
         (row,) = garbage.rows("SELECT database::text, epoch, instance, writing, written FROM gc_mark")
         assert row == (found.database, found.epoch, str(found.instance), found.epoch, found.epoch)
-        mark.tell(connections, garbage.store)
+        mark.write_epoch(connections, garbage.store)
 
 
 def test_the_first_run(garbage: Garbage) -> None:
@@ -217,47 +217,47 @@ def test_restores_by_an_older_table_hide_nothing(garbage: Garbage, others: int) 
     garbage.restore()
     restored()
     for layer in layers:
-        garbage.tell(f"again-{layer}", layer)
+        garbage.report(f"again-{layer}", layer)
     assert garbage.restore() == others
     refused(garbage, "older than the bucket")
     assert garbage.seen("l")
 
 
-def told(garbage: Garbage) -> bool:
+def is_written(garbage: Garbage) -> bool:
     """Whether the bucket knows how far the database is."""
     found = mark.find(garbage.store)
     return garbage.rows("SELECT epoch FROM gc_mark") == [(found and found.epoch,)]
 
 
-def test_what_a_run_gives_back_is_told(garbage: Garbage) -> None:
+def test_what_a_run_gives_back_is_reported(garbage: Garbage) -> None:
     """Once a run has given something back the bucket knows: of a table from before no other run need come first."""
     garbage.hidden("m", "l")
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     assert garbage.collect().progress["restored"] == 1
-    assert told(garbage)
+    assert is_written(garbage)
 
 
-def test_a_restore_that_could_not_be_told(garbage: Garbage) -> None:
+def test_a_restore_that_could_not_be_written(garbage: Garbage) -> None:
     """A bucket that could not be told of a restore is told by the next round."""
     garbage.delete_bound = LANDED
     garbage.hidden("m", "l")
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     store = FaultyStore(garbage.store)
     store.fail("put", key=MARK, nth=1)
     with garbage.parts(store) as (_, __, restorer):
         with pytest.raises(UnavailableError):
             restorer.round()
         assert garbage.seen("l")
-        assert not told(garbage)
+        assert not is_written(garbage)
         assert restorer.round() == 0
-    assert told(garbage)
+    assert is_written(garbage)
 
 
 def test_a_mark_that_lands_late(garbage: Garbage) -> None:
     """A write whose result was not known lands after later ones: no false alarm, and the next write puts it right."""
     garbage.delete_bound = LANDED
     garbage.hidden("m", "l")
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     store, late = FaultyStore(garbage.store), list[bytes]()
 
     def unanswered(_: object, __: str, body: bytes) -> None:
@@ -269,9 +269,9 @@ def test_a_mark_that_lands_late(garbage: Garbage) -> None:
         garbage.restore(store)
     garbage.collect()
     garbage.store.put(MARK, late[0])
-    assert not told(garbage)
+    assert not is_written(garbage)
     garbage.collect()
-    assert told(garbage)
+    assert is_written(garbage)
     garbage.connection.execute("UPDATE gc_mark SET writing_since = writing_since - interval '2 hours'")
     garbage.collect()
     assert garbage.rows("SELECT written = epoch, writing_since FROM gc_mark") == [(True, None)]
@@ -294,7 +294,7 @@ def test_writers_at_once(garbage: Garbage) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(change, range(24)))
-    assert told(garbage)
+    assert is_written(garbage)
     assert garbage.rows("SELECT written = epoch, writing_since FROM gc_mark") == [(True, None)]
 
 
@@ -431,7 +431,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
     report = garbage.audit()
     assert report.claim is not None
     garbage.connection.execute("UPDATE gc_mark SET verify_from = clock_timestamp()")
-    garbage.connection.execute("UPDATE gaps SET settled_at = NULL WHERE pod_id = %s", (garbage.pods[POD],))
+    garbage.connection.execute("UPDATE gaps SET resolved_at = NULL WHERE pod_id = %s", (garbage.pods[POD],))
     with garbage.parts() as (connections, _, __), connections.use() as connection:
         now = garbage.rows("SELECT clock_timestamp()")[0][0]
         pending = table.verified(connection, now, table.current(connection))
@@ -451,13 +451,13 @@ def test_what_a_lost_history_hid(garbage: Garbage) -> None:
     restored()
     garbage.connection.execute("UPDATE pods SET linker = 'link'")
     garbage.upload("again")
-    garbage.tell("again", "l")
+    garbage.report("again", "l")
     assert garbage.state("l") is BlobState.LIVE
     assert not garbage.seen("l")
     # The events of these tests tell other sizes than the bytes have.
     garbage.connection.execute("UPDATE blobs SET size = -1")
     garbage.claim()
-    assert garbage.audit().mended.count == 1
+    assert garbage.audit().repaired.count == 1
     assert garbage.seen("l")
     assert garbage.state("l") is BlobState.LIVE
 
@@ -473,11 +473,11 @@ def test_what_a_lost_history_hid_and_is_needed_later(garbage: Garbage) -> None:
     garbage.claim()
     assert garbage.audit().unserved.count == 2
     garbage.upload("again")
-    garbage.tell("again", "l")
+    garbage.report("again", "l")
     assert garbage.state("l") is not BlobState.LIVE
     garbage.restore()
     assert garbage.state("l") is BlobState.MISSING
     garbage.connection.execute("UPDATE blobs SET size = -1")
-    assert garbage.audit().mended.count == 1
+    assert garbage.audit().repaired.count == 1
     assert garbage.seen("l")
     assert garbage.state("l") is BlobState.LIVE

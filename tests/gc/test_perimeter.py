@@ -11,8 +11,8 @@ import pytest
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Why
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.gc import unowned_table
-from coordinator.gc.unowned import look, look_if_due, unowned
+from coordinator.gc import root_listing_table
+from coordinator.gc.root_listing import unowned, update, update_if_due
 from coordinator.storage.layout import REPOSITORIES, layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import NO_TIMES, Garbage
@@ -41,13 +41,13 @@ def left(garbage: Garbage) -> Garbage:
 
 
 @pytest.mark.parametrize("name", ["x/app", "team/x/app", "pod-a-not/app"])
-def test_a_run_is_held_by_what_no_pod_owns(left: Garbage, name: str) -> None:
+def test_a_run_is_blocked_by_what_no_pod_owns(left: Garbage, name: str) -> None:
     """Attempt 1: nothing is hidden while the root has a repository of no pod, and the run names it."""
     own(left, "team/a")
     link(left, name)
     run = left.collect()
     assert run.hidden == 0
-    (held,) = run.progress["held_by"]
+    (held,) = run.progress["blocked_by"]
     assert f"no pod owns {name.removesuffix('/app')}, which is stored" in held
     assert left.seen("l")
 
@@ -57,7 +57,7 @@ def test_it_goes_on_once_a_pod_owns_it(left: Garbage) -> None:
     link(left, "x/app")
     assert left.collect().hidden == 0
     own(left, "x")
-    known = unowned_table.read(left.connection)
+    known = root_listing_table.read(left.connection)
     assert known is not None
     assert known.names == []
     assert left.collect().hidden == 2
@@ -116,14 +116,14 @@ def test_a_purge_that_an_earlier_run_began(left: Garbage, there: bool) -> None:
 def test_a_store_that_does_not_answer(left: Garbage) -> None:
     """Without a listing a run ends with the store's error, and the last listing stays as it was."""
     left.collect()
-    known = unowned_table.read(left.connection)
+    known = root_listing_table.read(left.connection)
 
     store = FaultyStore(left.store)
     store.fail("folders")
     run = left.tried(store)
     assert run.state == "failed"
     assert "does not answer" in str(run.error)
-    assert unowned_table.read(left.connection) == known
+    assert root_listing_table.read(left.connection) == known
     assert left.hide_of("l") is not None
 
 
@@ -133,9 +133,9 @@ def test_a_pod_that_was_removed(left: Garbage) -> None:
     link(left, "x/app")
     left.collect()
     left.connection.execute("DELETE FROM pod_prefixes WHERE prefix = 'x'")
-    assert unowned_table.read(left.connection) is None
+    assert root_listing_table.read(left.connection) is None
     assert left.collect().purged == 0
-    known = unowned_table.read(left.connection)
+    known = root_listing_table.read(left.connection)
     assert known is not None
     assert known.names == ["x"]
 
@@ -144,12 +144,12 @@ def test_listings_are_made_when_they_are_due(garbage: Garbage) -> None:
     """The scheduler lists when the last one is old, and as soon as the pods have changed."""
     connections = Connections(garbage.url, name="test-perimeter")
     try:
-        assert look_if_due(connections, garbage.store, HOUR)
-        assert not look_if_due(connections, garbage.store, HOUR)
+        assert update_if_due(connections, garbage.store, HOUR)
+        assert not update_if_due(connections, garbage.store, HOUR)
         own(garbage, "more")
-        assert look_if_due(connections, garbage.store, HOUR)
-        assert not look_if_due(connections, garbage.store, HOUR)
-        assert look_if_due(connections, garbage.store, timedelta())
+        assert update_if_due(connections, garbage.store, HOUR)
+        assert not update_if_due(connections, garbage.store, HOUR)
+        assert update_if_due(connections, garbage.store, timedelta())
     finally:
         connections.close()
 
@@ -158,14 +158,14 @@ def test_the_listing_that_began_last_counts(garbage: Garbage) -> None:
     """A slow listing that began earlier does not replace one that began later; one from the future is replaced."""
     connections = Connections(garbage.url, name="test-perimeter")
     try:
-        early = unowned_table.begin(garbage.connection)
-        found = look(connections, garbage.store)
-        unowned_table.write(garbage.connection, early, ["x"], complete=True)
-        assert unowned_table.read(garbage.connection) == found
+        early = root_listing_table.begin(garbage.connection)
+        found = update(connections, garbage.store)
+        root_listing_table.write(garbage.connection, early, ["x"], complete=True)
+        assert root_listing_table.read(garbage.connection) == found
         garbage.connection.execute("UPDATE root_listing SET began_at = now() + interval '1 hour'")
-        assert unowned_table.read(garbage.connection) is None
-        found = look(connections, garbage.store)
-        assert unowned_table.read(garbage.connection) == found
+        assert root_listing_table.read(garbage.connection) is None
+        found = update(connections, garbage.store)
+        assert root_listing_table.read(garbage.connection) == found
     finally:
         connections.close()
 
@@ -213,11 +213,11 @@ def test_more_than_are_named(garbage: Garbage) -> None:
         link(garbage, f"x{number:03}/app")
     connections = Connections(garbage.url, name="test-perimeter")
     try:
-        found = look(connections, garbage.store)
+        found = update(connections, garbage.store)
         assert (len(found.unowned), found.complete) == (100, False)
         for name in found.unowned:
             own(garbage, name)
-        known = unowned_table.read(garbage.connection)
+        known = root_listing_table.read(garbage.connection)
         assert known is not None
         assert known.names == ["and more"]
     finally:

@@ -7,7 +7,7 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import ConflictError, UnavailableError
 from coordinator.gc import restore
-from coordinator.gc.purge import LOOKS
+from coordinator.gc.purge import SAMPLE
 from coordinator.gc.table import REFERRERS_LIMIT
 from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
 from coordinator.storage.port import Target
@@ -34,7 +34,7 @@ def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> 
     assert garbage.seen("k")
     assert garbage.state("k") is BlobState.LIVE
     assert garbage.ledger("l") == ["hide", "hidden", "purge", "purged"]
-    assert garbage.told("l")[-2:] == ["hidden", "purged"]
+    assert garbage.changes("l")[-2:] == ["hidden", "purged"]
 
 
 @pytest.mark.parametrize("link_key", [revision_link_key, layer_link_key])
@@ -48,7 +48,7 @@ def test_all_that_a_linked_manifest_lists_is_kept(garbage: Garbage, link_key: Ca
     assert all(garbage.seen(name) for name in ("m", "l0", "l1", "l2"))
 
 
-def test_others_do_not_crowd_out_what_can_be_looked_at(garbage: Garbage) -> None:
+def test_others_do_not_crowd_out_what_can_be_checked(garbage: Garbage) -> None:
     """However many removals came later where nobody can look, the link that can be looked at keeps the blob."""
     garbage.pushed("m", "l")
     others = [garbage.push(f"r{number}", "m", ["l"], number, pod="pod-b") for number in range(REFERRERS_LIMIT)]
@@ -82,24 +82,26 @@ def test_one_that_cannot_be_copied_keeps_no_other(garbage: Garbage, error: Excep
 def test_a_reference_restores(garbage: Garbage) -> None:
     """A hidden blob that is referenced again is served again by the next round of a worker, and is live."""
     garbage.hidden("m", "l")
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     assert garbage.state("l") is BlobState.HIDDEN
     assert garbage.restore() == 1
     assert garbage.seen("l")
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.hide_of("l") is None
     assert garbage.ledger("l") == ["hide", "hidden", "restored"]
-    assert garbage.told("l")[-1] == "restored"
+    assert garbage.changes("l")[-1] == "restored"
     assert garbage.collect().purged == 1  # the manifest that listed it
     assert garbage.seen("l")
 
 
 def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage) -> None:
-    """Whatever goes wrong with one blob that is needed again, all others are served, now and not when it is mended."""
+    """Whatever goes wrong with one blob that is needed again, all others are served, now and not when it is
+    repaired.
+    """
     garbage.restores = {"at_once": 1}
     names = [f"l{number}" for number in range(20)]
     garbage.hidden("m", *names)
-    garbage.tell("other", *names)
+    garbage.report("other", *names)
     first = min(names, key=lambda name: garbage.hide_of(name).blob)  # type: ignore[union-attr]
     store = FaultyStore(garbage.store)
     store.fail("versions", key=blob_key(garbage.digest(first)), error=KeyError("What nobody expects of a store."))
@@ -116,7 +118,7 @@ def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage) -> None:
     garbage.forget("m")
     garbage.forget("n")
     garbage.collect()
-    garbage.tell("m", "l")
+    garbage.report("m", "l")
     garbage.forget("m")
     store = FaultyStore(garbage.store)
     store.fail("versions", key=blob_key(garbage.digest("l")))
@@ -128,7 +130,7 @@ def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage) -> None:
 def test_restored_and_hidden_again(garbage: Garbage) -> None:
     """A blob that was restored goes the whole way again, as if for the first time."""
     garbage.hidden("m", "l")
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     garbage.restore()
     garbage.forget("other")
     assert garbage.collect().hidden == 2
@@ -145,7 +147,7 @@ def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
     assert (run.kept, run.progress["shown_by_others"]) == ({"given back": 1}, 0)
     assert garbage.seen("l")
     assert garbage.ledger("l")[-1] == "hide" or garbage.state("l") is BlobState.UNREFERENCED
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     garbage.restore()
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.seen("l")
@@ -157,12 +159,12 @@ def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
     for _ in range(restore.STATES_LIMIT):
         garbage.store.delete(blob_key(garbage.digest("l")))
     garbage.upload("m")
-    garbage.tell("m", "l")
+    garbage.report("m", "l")
     for _ in range(restore.STATES_LIMIT // restore.MARKERS_LIMIT + 2):
         garbage.restore()
     assert garbage.seen("l")
     assert garbage.state("l") is BlobState.LIVE
-    assert "missing" not in garbage.told("l")
+    assert "missing" not in garbage.changes("l")
 
 
 def test_nothing_is_done_twice(garbage: Garbage) -> None:
@@ -175,7 +177,7 @@ def test_nothing_is_done_twice(garbage: Garbage) -> None:
 
 def test_a_blob_without_bytes(garbage: Garbage) -> None:
     """What has no bytes goes the same way, frees nothing, and comes back when it is pushed."""
-    garbage.tell("m", "l")
+    garbage.report("m", "l")
     garbage.forget("m")
     assert garbage.collect().hidden == 2
     done = garbage.collect()
@@ -205,9 +207,9 @@ def is_purged(target: Target) -> bool:
     return target.version is not None or target.key.startswith(QUARANTINE)
 
 
-def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
+def test_a_store_that_is_found_to_lie_is_not_trusted(garbage: Garbage) -> None:
     """Scenario 20 in a large batch: one delete that was none, seen by a look at some, has all of them looked at."""
-    layers = [f"l{number}" for number in range(4 * LOOKS)]
+    layers = [f"l{number}" for number in range(4 * SAMPLE)]
     garbage.unneeded("m", *layers)
     assert garbage.collect().hidden == len(layers) + 1
     store = FaultyStore(garbage.store)
@@ -222,7 +224,7 @@ def test_a_store_that_is_found_to_lie_is_not_believed(garbage: Garbage) -> None:
 
 def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
     """What the store has not deleted yet, against its word, is not served meanwhile: nobody links what will vanish."""
-    layers = [f"l{number}" for number in range(4 * LOOKS)]
+    layers = [f"l{number}" for number in range(4 * SAMPLE)]
     garbage.hidden("m", *layers)
     store = FaultyStore(garbage.store)
 
@@ -243,7 +245,7 @@ def test_a_blob_is_needed_again_before_a_delete_is_sent_again(garbage: Garbage) 
     garbage.unneeded("m", "l")
     garbage.unneeded("n", "k")
     store = FaultyStore(garbage.store)
-    store.send_again(lambda: garbage.tell("other", "k"))
+    store.send_again(lambda: garbage.report("other", "k"))
     assert garbage.collect(store).hidden == 0
     assert garbage.state("l") is BlobState.HIDING
     assert garbage.seen("l")

@@ -50,7 +50,7 @@ def test_another_database_claims_the_bucket_meanwhile(garbage: Garbage) -> None:
     assert garbage.seen("n")
 
 
-def test_versioning_is_suspended_while_links_are_looked_for(databases: Databases) -> None:
+def test_versioning_is_suspended_while_links_are_searched_for(databases: Databases) -> None:
     """Whether a delete destroys is asked after the looks for links, which may take long, and not only before them."""
     bucket = MemoryObjectStore(versioned=True)
     with Garbage(databases.migrated(), bucket) as garbage:
@@ -79,7 +79,7 @@ def test_versioning_is_suspended_while_a_delete_is_sent(databases: Databases) ->
         garbage.upload("m")
         bucket.suspended = False
         garbage.collect()
-        garbage.tell("m")
+        garbage.report("m")
         garbage.restore()
         assert garbage.state("m") is BlobState.LIVE
         assert garbage.seen("m")

@@ -43,9 +43,9 @@ def sleepers_are_ended_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told(garbage: Garbage) -> Iterator[Iterator[History]]:
-    with histories(garbage, IN_FLIGHT) as told:
-        yield told
+def recorded(garbage: Garbage) -> Iterator[Iterator[History]]:
+    with histories(garbage, IN_FLIGHT) as recorded:
+        yield recorded
 
 
 @contextmanager
@@ -68,8 +68,8 @@ def places(garbage: Garbage, history: History) -> Sequence[int]:
     garbage.ask()
     assert run_job(garbage, calls)
     age(garbage)
-    history.mend()
-    history.assert_mended()
+    history.fix()
+    history.assert_repaired()
     # Several threads may need some calls fewer than they did now.
     every = range(1, len(calls.made) - 3)
     if isinstance(garbage.store, MemoryObjectStore):
@@ -79,10 +79,10 @@ def places(garbage: Garbage, history: History) -> Sequence[int]:
 
 
 @pytest.mark.lengthy
-def test_it_wakes_within_the_bound_of_a_delete(garbage: Garbage, told: Iterator[History]) -> None:
+def test_it_wakes_within_the_bound_of_a_delete(garbage: Garbage, recorded: Iterator[History]) -> None:
     """Wherever a job slept: what it still sends then takes nothing that clients pushed while others had gone on."""
-    for place in places(garbage, next(told)):
-        history = next(told)
+    for place in places(garbage, next(recorded)):
+        history = next(recorded)
         garbage.ask()
         with asleep(lambda calls: run_job(garbage, calls), place) as sleep:
             silence(garbage)
@@ -95,31 +95,31 @@ def test_it_wakes_within_the_bound_of_a_delete(garbage: Garbage, told: Iterator[
         garbage.restore()
         assert [name for name in history.needed if not garbage.seen(name)] == []
         age(garbage)
-        history.mend()
-        history.assert_mended()
+        history.fix()
+        history.assert_repaired()
 
 
 @pytest.mark.lengthy
-def test_it_wakes_when_all_is_over(garbage: Garbage, told: Iterator[History]) -> None:
+def test_it_wakes_when_all_is_over(garbage: Garbage, recorded: Iterator[History]) -> None:
     """Wherever a job slept, and however long: the store refuses what it signed, and it changes nothing else."""
-    for place in places(garbage, next(told)):
-        history = next(told)
+    for place in places(garbage, next(recorded)):
+        history = next(recorded)
         garbage.ask()
         with asleep(lambda calls: run_job(garbage, calls), place) as sleep:
             silence(garbage)
             history.push_again()
             next_run(garbage)
             age(garbage)
-            history.mend()
-            history.assert_mended()
+            history.fix()
+            history.assert_repaired()
             sleep.wake(too_late=True)
-        history.assert_mended()
+        history.assert_repaired()
         garbage.restore()
-        history.assert_mended()
+        history.assert_repaired()
 
 
 @pytest.mark.lengthy
-def test_a_restorer_wakes_in_the_next_hide(garbage: Garbage, told: Iterator[History]) -> None:
+def test_a_restorer_wakes_in_the_next_hide(garbage: Garbage, recorded: Iterator[History]) -> None:
     """Wherever a restorer slept: what it brings back when its blob is hidden anew, nobody can rely on and then lose."""
 
     def restore(calls: Calls) -> None:
@@ -127,11 +127,11 @@ def test_a_restorer_wakes_in_the_next_hide(garbage: Garbage, told: Iterator[Hist
         with job(garbage, calls) as (_, __, restorer), suppress(UnavailableError):
             restorer.round()
 
-    next(told)
+    next(recorded)
     calls = Calls()
     restore(calls)
     for place in range(1, len(calls.made) - 1):
-        history = next(told)
+        history = next(recorded)
         with asleep(restore, place) as sleep:
             silence(garbage)
             garbage.restore()
@@ -185,7 +185,7 @@ def _slept(garbage: Garbage, where: str) -> None:
         silence(garbage)
         next_run(garbage)
         garbage.upload("again", *(["l"] if not garbage.seen("l") else []))
-        garbage.tell("again", "l")
+        garbage.report("again", "l")
         garbage.restore()
         next_run(garbage)
 

@@ -174,10 +174,10 @@ class Tape:
     def count(self) -> tuple[int, int]:
         """How many events and dead letters were written."""
         ends = self._ends()
-        events, letters = (
+        events, dead_letters = (
             sum(ends[at] - self._from[at] for at in ends if at.topic == topic) for topic in (EVENTS, DEAD_LETTERS)
         )
-        return events, letters
+        return events, dead_letters
 
     def read(self, topic: str) -> list[Stored]:
         """The records of one topic, each partition's in order."""
@@ -204,7 +204,7 @@ class Tape:
     def events(self) -> list[Stored]:
         return self.read(EVENTS)
 
-    def letters(self) -> list[Stored]:
+    def dead_letters(self) -> list[Stored]:
         return self.read(DEAD_LETTERS)
 
 

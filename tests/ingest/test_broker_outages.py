@@ -113,7 +113,7 @@ def test_topic_takes_only_small_records(tmp_path: Path) -> None:
             answer = httpx.post(f"{url}/v1/events/pod-a", content=envelope(*posted), headers=HEADERS, timeout=30)
             assert answer.json() == {"accepted": 3, "dropped": 0, "dead_lettered": 0}
             assert stored_ids(tape) == ["1", "2", "3"]
-            assert not tape.letters()
+            assert not tape.dead_letters()
             assert accepted(url, "4")
 
 

@@ -53,7 +53,7 @@ def test_one_load_serves_many() -> None:
     scenario(run)
 
 
-def test_miss_and_wrong_token_look_again() -> None:
+def test_miss_and_wrong_token_check_again() -> None:
     """A new pod and a new token are found at their first request, without waiting for the time to live."""
 
     async def run(database: Database) -> None:

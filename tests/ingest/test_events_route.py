@@ -26,7 +26,7 @@ def expected_of(pod: str, posted: dict[str, Any]) -> str:
 
 def test_captured_notifications(client: httpx.Client, tape: Tape) -> None:
     """Each captured envelope has the outcome that its JSON calls for, and Kafka holds exactly its facts."""
-    want_events, want_letters = [], []
+    want_events, wanted_dead_letters = [], []
     for line in FIXTURE.read_text().splitlines():
         captured = json.loads(line)
         pod, posted = captured["pod"], captured["envelope"]["events"]
@@ -39,7 +39,9 @@ def test_captured_notifications(client: httpx.Client, tape: Tape) -> None:
         assert answer.status_code == 202
         assert answer.json() == {kind: outcomes.count(kind) for kind in ("accepted", "dropped", "dead_lettered")}
         want_events += [(pod, each) for each, what in zip(posted, outcomes, strict=True) if what == "accepted"]
-        want_letters += [(pod, each) for each, what in zip(posted, outcomes, strict=True) if what == "dead_lettered"]
+        wanted_dead_letters += [
+            (pod, each) for each, what in zip(posted, outcomes, strict=True) if what == "dead_lettered"
+        ]
     # Some were captured twice, as a registry sends again what was answered too late.
     records = tape.events()
     stored = {record.value["id"]: record for record in records}
@@ -50,7 +52,7 @@ def test_captured_notifications(client: httpx.Client, tape: Tape) -> None:
         assert record.schema == "registry.event/1"
         assert record.value["timestamp"][:23] == each["timestamp"][:23]
         assert (record.value["pod"], record.value["action"]) == (pod, each["action"])
-        assert record.value["source"] == each["source"]["instanceID"]
+        assert record.value["process"] == each["source"]["instanceID"]
         for ours, theirs in (
             ("repository", "repository"),
             ("digest", "digest"),
@@ -65,10 +67,12 @@ def test_captured_notifications(client: httpx.Client, tape: Tape) -> None:
             for entry in target.get("references", [])
         ]
         assert record.value.get("references", []) == listed
-    letters = tape.letters()
-    assert [record.value["reason"] for record in letters] == ["not-owned"] * len(want_letters)
-    assert sorted(record.key.decode() for record in letters) == sorted(pod for pod, _ in want_letters)
-    assert all(json.loads(record.value["payload"]) in [each for _, each in want_letters] for record in letters)
+    dead_letters = tape.dead_letters()
+    assert [record.value["reason"] for record in dead_letters] == ["not-owned"] * len(wanted_dead_letters)
+    assert sorted(record.key.decode() for record in dead_letters) == sorted(pod for pod, _ in wanted_dead_letters)
+    assert all(
+        json.loads(record.value["payload"]) in [each for _, each in wanted_dead_letters] for record in dead_letters
+    )
 
 
 def test_order_of_a_batch(client: httpx.Client, tape: Tape) -> None:
@@ -110,7 +114,7 @@ def test_not_understood(client: httpx.Client, tape: Tape, posted: bytes, reason:
     """What cannot be understood is answered 202 and is one dead letter that holds what was sent."""
     answer = client.post(PATH, content=posted)
     assert (answer.status_code, answer.json()) == (202, {"accepted": 0, "dropped": 0, "dead_lettered": 1})
-    (record,) = tape.letters()
+    (record,) = tape.dead_letters()
     assert tape.count() == (0, 1)
     assert (record.key, record.schema, record.value["reason"]) == (b"pod-a", "registry.dead-letter/1", reason)
     assert record.value["payload_bytes"] <= max(len(posted), 1)
@@ -131,7 +135,7 @@ def test_wrong_content_type(client: httpx.Client, tape: Tape, kind: str) -> None
     """A body of another content type is dead-lettered with that type, whatever is in it."""
     answer = client.post(PATH, content=envelope(event()), headers={"Content-Type": kind})
     assert (answer.status_code, answer.json()["dead_lettered"]) == (202, 1)
-    (record,) = tape.letters()
+    (record,) = tape.dead_letters()
     assert (record.value["reason"], record.value.get("content_type", "")) == ("content-type", kind)
     assert V1 in record.value["detail"]
     assert V2 in record.value["detail"]
@@ -149,7 +153,7 @@ def test_oversized(client: httpx.Client, tape: Tape) -> None:
     posted = envelope(event()) + b" " * (9 * 1024 * 1024)
     answer = client.post(PATH, content=posted)
     assert (answer.status_code, answer.json()) == (202, {"accepted": 0, "dropped": 0, "dead_lettered": 1})
-    (record,) = tape.letters()
+    (record,) = tape.dead_letters()
     assert (record.value["reason"], record.value["payload_bytes"]) == ("oversized", len(posted))
     assert record.value["payload"] == posted[: 64 * 1024].decode()
 

@@ -90,9 +90,9 @@ def test_endless_body(broker: str, tape: Tape) -> None:
         assert sent < 100 * MEGABYTE
         connection.close()
         eventually(lambda: tape.count() == (0, 1))
-    (letter,) = tape.letters()
-    assert letter.value["reason"] == "oversized"
-    assert letter.value["payload_bytes"] > 9 * MEGABYTE
+    (dead_letter,) = tape.dead_letters()
+    assert dead_letter.value["reason"] == "oversized"
+    assert dead_letter.value["payload_bytes"] > 9 * MEGABYTE
     assert in_flight() == 0
 
 

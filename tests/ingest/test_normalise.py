@@ -48,7 +48,7 @@ def letter_of(body: bytes, origin: Origin = ORIGIN) -> DeadLetter:
     """The dead letter that comes of a body, and nothing else."""
     (outcome,) = normalise(body, origin)
     assert isinstance(outcome, DeadLettered), outcome
-    return outcome.letter
+    return outcome.dead_letter
 
 
 def reason_of(**changes: Any) -> str:
@@ -130,7 +130,7 @@ def probed(agent: str = f"baleen-probe/{NONCE}", instance: Any = "i-1", **change
 )
 def test_probe(agent: str) -> None:
     """A probe's pull reports its nonce and its process, whoever owns the repository that was asked for."""
-    record = RegistryWatermark(action="watermark", pod="pod-a", source="i-1", nonce=NONCE)
+    record = RegistryWatermark(action="watermark", pod="pod-a", process="i-1", nonce=NONCE)
     assert probed(agent) == Reported(record)
     assert probed(agent, repository="pod-b/x", mediaType=..., digest=...) == Reported(record)
 
@@ -167,7 +167,7 @@ def test_a_push_that_is_a_probe() -> None:
     posted = event(request=agent, source={"instanceID": "i-1"})
     pushed, reported = normalise(envelope(posted), ORIGIN)
     assert isinstance(pushed, Accepted)
-    assert reported == Reported(RegistryWatermark(action="watermark", pod="pod-a", source="i-1", nonce=NONCE))
+    assert reported == Reported(RegistryWatermark(action="watermark", pod="pod-a", process="i-1", nonce=NONCE))
     refused = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
     assert kinds(normalise(envelope(refused), ORIGIN)) == [DeadLettered]
     assert kinds(normalise(envelope(event(request=agent)), ORIGIN)) == [Accepted]
@@ -209,8 +209,8 @@ def test_many_probes_in_one_envelope() -> None:
 def test_a_probe_in_a_dead_letter() -> None:
     """A probe that lay in a dead letter reports nothing when that is retried: it came back long ago."""
     probe = event(action="pull", request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i"})
-    letter = letter_of(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
-    assert kinds(retry(msgspec.structs.replace(letter, content_type=V1), {"pod-a"})) == [Accepted]
+    dead_letter = letter_of(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
+    assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [Accepted]
 
 
 def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
@@ -218,8 +218,8 @@ def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
     agent = {"useragent": f"baleen-probe/{NONCE}", "method": "PUT"}
     posted = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
     for changes in ({}, {"content_type": "text/plain"}):
-        letter = letter_of(envelope(posted), ORIGIN._replace(**changes))
-        assert kinds(retry(msgspec.structs.replace(letter, content_type=V1), {"other"})) == [Accepted]
+        dead_letter = letter_of(envelope(posted), ORIGIN._replace(**changes))
+        assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"other"})) == [Accepted]
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def test_times_become_utc() -> None:
 def test_nul_never_reaches_the_table() -> None:
     """PostgreSQL cannot hold NUL: it is replaced in what is only told, and in a dead letter's payload."""
     assert accepted(actor={"name": "a\0b"}).actor == "a\ufffdb"
-    letter = letter_of(b"\0" * 100_000)
-    assert (letter.payload, letter.payload_bytes) == ("\ufffd" * (PAYLOAD_LIMIT // 3), 100_000)
+    dead_letter = letter_of(b"\0" * 100_000)
+    assert (dead_letter.payload, dead_letter.payload_bytes) == ("\ufffd" * (PAYLOAD_LIMIT // 3), 100_000)
 
 
 @given(st.binary(max_size=300), st.integers(0, 400))
@@ -272,21 +272,24 @@ def test_payload_is_text_and_bounded(noise: bytes, copies: int) -> None:
     """A dead letter's payload is valid text without NUL and of at most 64 KiB, whatever bytes were sent."""
     for outcome in normalise(noise * copies, ORIGIN):
         assert isinstance(outcome, DeadLettered)
-        assert len(outcome.letter.payload.encode()) <= PAYLOAD_LIMIT
-        assert "\0" not in outcome.letter.payload
-        assert msgspec.json.decode(msgspec.json.encode(outcome.letter), type=type(outcome.letter)) == outcome.letter
+        assert len(outcome.dead_letter.payload.encode()) <= PAYLOAD_LIMIT
+        assert "\0" not in outcome.dead_letter.payload
+        assert (
+            msgspec.json.decode(msgspec.json.encode(outcome.dead_letter), type=type(outcome.dead_letter))
+            == outcome.dead_letter
+        )
 
 
 def test_retry() -> None:
     """A dead letter's payload is judged anew: by the prefixes of now, be it an event or an envelope."""
-    letter = letter_of(envelope(event(repository="late/x")))
-    assert retry(letter, {"pod-a"}) == [DeadLettered(letter)]
-    (again,) = retry(letter, {"pod-a", "late"})
+    dead_letter = letter_of(envelope(event(repository="late/x")))
+    assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
+    (again,) = retry(dead_letter, {"pod-a", "late"})
     assert isinstance(again, Accepted)
     assert again.event.repository == "late/x"
-    letter = letter_of(envelope(event(), event(action="pull")), ORIGIN._replace(content_type="text/plain"))
-    assert kinds(retry(msgspec.structs.replace(letter, content_type=V1), {"pod-a"})) == [Accepted, Dropped]
-    assert retry(letter, {"pod-a"}) == [DeadLettered(letter)]
+    dead_letter = letter_of(envelope(event(), event(action="pull")), ORIGIN._replace(content_type="text/plain"))
+    assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [Accepted, Dropped]
+    assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
 
 
 def test_a_large_event_can_be_retried() -> None:
@@ -302,13 +305,13 @@ def test_a_large_event_can_be_retried() -> None:
 def test_retry_of_what_was_cut() -> None:
     """What was cut is not read again: the rest of it might have said anything."""
     body = json.dumps({"events": [event()], "rest": "x" * PAYLOAD_LIMIT}).encode()
-    letter = letter_of(body, ORIGIN._replace(content_type=""))
-    assert retry(letter, {"pod-a"}) == [DeadLettered(letter)]
+    dead_letter = letter_of(body, ORIGIN._replace(content_type=""))
+    assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
 
 
 @pytest.mark.parametrize("size", [-1, 2**63, 10**30, 1.5, "5", None, True, [], {"a": 1}])
 @pytest.mark.parametrize("name", ["size", "length"])
-def test_a_size_that_is_none_is_one_that_nobody_said(name: str, size: Any) -> None:
+def test_a_size_that_is_none_is_one_that_no_registry_reported(name: str, size: Any) -> None:
     """Attempt 14: whatever a client wrote for a size, its event is accepted, and the size is not known."""
     accepted(size=..., length=...)
     assert accepted(**({"size": ..., "length": ...} | {name: size})).size is None
@@ -362,6 +365,6 @@ def test_values_in_references_make_no_dead_letter() -> None:
     listed = accepted(mediaType=OCI, references=many).references
     assert listed is not None
     assert [entry.digest for entry in listed] == [OTHER]
-    letter = letter_of(envelope(event(mediaType=OCI, references=many, repository="pod-b/x")))
-    assert (letter.reason, letter.repositories) == ("not-owned", None)
+    dead_letter = letter_of(envelope(event(mediaType=OCI, references=many, repository="pod-b/x")))
+    assert (dead_letter.reason, dead_letter.repositories) == ("not-owned", None)
     assert reason_of(meta=many) == "oversized"

@@ -18,8 +18,8 @@ NONCES = [f"{number:032x}" for number in range(2000)]
 DROPPED = Dropped("unknown-probe")
 
 
-def report(nonce: str = NONCES[0], pod: str = "pod-a", source: str = "i-1") -> Reported:
-    return Reported(RegistryWatermark(action="watermark", pod=pod, source=source, nonce=nonce))
+def report(nonce: str = NONCES[0], pod: str = "pod-a", process: str = "i-1") -> Reported:
+    return Reported(RegistryWatermark(action="watermark", pod=pod, process=process, nonce=nonce))
 
 
 class Table:
@@ -56,7 +56,7 @@ def test_a_made_up_nonce_writes_nothing(settings: Settings, tape: Tape) -> None:
         return {nonce: pod for nonce, pod in ((true, "pod-a"), (foreign, "pod-b")) if nonce in nonces}
 
     def pull(nonce: str) -> dict[str, Any]:
-        return event(action="pull", request={"useragent": f"baleen-probe/{nonce}"}, source={"instanceID": "i-1"})
+        return event(action="pull", request={"useragent": f"baleen-probe/{nonce}"}, process={"instanceID": "i-1"})
 
     headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
     with serving(settings, find_probes=find) as url, httpx.Client(base_url=url, headers=headers, timeout=90) as client:
@@ -81,7 +81,7 @@ def test_a_report_that_was_not_written_may_come_again() -> None:
         for _ in range(2):
             assert await probes.verified([report()]) == [report()]
         probes.written([report()])
-        assert await probes.verified([report(), report(source="i-2")]) == [DROPPED, report(source="i-2")]
+        assert await probes.verified([report(), report(process="i-2")]) == [DROPPED, report(process="i-2")]
 
     run(scenario())
 

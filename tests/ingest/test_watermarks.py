@@ -39,20 +39,20 @@ def test_in_every_partition(client: httpx.Client, tape: Tape) -> None:
         202,
         {"accepted": 0, "dropped": 0, "dead_lettered": 1, "reported": 1},
     )
-    letters, copies = tape.letters(), tape.events()
-    (letter,) = [record for record in letters if "nonce" not in record.value]
-    letters.remove(letter)
-    for found in (letters, copies):
+    dead_letters, copies = tape.dead_letters(), tape.events()
+    (dead_letter,) = [record for record in dead_letters if "nonce" not in record.value]
+    dead_letters.remove(dead_letter)
+    for found in (dead_letters, copies):
         assert sorted(record.partition for record in found) == list(range(PARTITIONS))
-    for record in (*copies, *letters):
+    for record in (*copies, *dead_letters):
         assert record.schema == "registry.watermark/1"
         assert record.value == {
             "action": "watermark",
             "pod": "pod-a",
-            "source": "i-1",
+            "process": "i-1",
             "nonce": NONCES[0],
             "partitions": PARTITIONS,
-            "letters_partition": letter.partition,
+            "dead_letters_partition": dead_letter.partition,
         }
 
 
@@ -65,7 +65,7 @@ def test_after_all_else(client: httpx.Client, tape: Tape) -> None:
     counted = COUNTED.labels("pod-a", "reported", "probe")._value.get()
     assert client.post(PATH, content=envelope(*posted)).json()["reported"] == 2
     assert COUNTED.labels("pod-a", "reported", "probe")._value.get() == counted + 2
-    for stored in (tape.events(), tape.letters()):
+    for stored in (tape.events(), tape.dead_letters()):
         for number in range(PARTITIONS):
             records = [record.value for record in stored if record.partition == number]
             assert [record.get("nonce") for record in records[-2:]] == [NONCES[2], NONCES[3]]
@@ -171,10 +171,10 @@ def test_partitions_that_were_added(tmp_path: Path, topic: str) -> None:
         publishing(settings, scenario, probe())
         with Tape(bootstrap) as tape:
             tape.from_the_beginning()
-            stored = sorted(record.partition for record in (tape.events() if topic == EVENTS else tape.letters()))
+            stored = sorted(record.partition for record in (tape.events() if topic == EVENTS else tape.dead_letters()))
             assert stored == [0, 0, 1, 1, 2]
-            told = sorted(record.value["partitions"] for record in tape.events())
-            assert told == ([2, 2, 3, 3, 3] if topic == EVENTS else [2, 2, 2, 2])
+            shown = sorted(record.value["partitions"] for record in tape.events())
+            assert shown == ([2, 2, 3, 3, 3] if topic == EVENTS else [2, 2, 2, 2])
 
 
 def add_partition(bootstrap: str, topic: str) -> None:
@@ -196,4 +196,4 @@ def test_accepted_events_keep_their_process(client: httpx.Client, tape: Tape) ->
     """An event says which process sent it, so that its process is known before any probe."""
     assert client.post(PATH, content=envelope(event(source={"instanceID": "i-7"}))).json()["accepted"] == 1
     (record,) = tape.events()
-    assert record.value["source"] == "i-7"
+    assert record.value["process"] == "i-7"

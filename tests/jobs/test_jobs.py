@@ -93,7 +93,7 @@ def test_the_oldest_first(world: World) -> None:
     assert take(world) is None
 
 
-def test_only_kinds_that_somebody_can_do(world: World) -> None:
+def test_only_kinds_that_a_runner_can_do(world: World) -> None:
     """A job waits for a worker that knows its kind."""
     world.ask()
     assert jobs.take(world.connection, ["doctor"]) is None
@@ -145,7 +145,7 @@ def test_who_lost_it_writes_nothing(world: World, write: str) -> None:
     before = world.rows("SELECT * FROM jobs"), world.rows("SELECT * FROM job_parts")
     with pytest.raises(TakenOverError, match="is lost"):
         WRITES[write](world, first)
-    jobs.let_go(world.connection, first, {"keys": 1})
+    jobs.release(world.connection, first, {"keys": 1})
     assert (world.rows("SELECT * FROM jobs"), world.rows("SELECT * FROM job_parts")) == before
     WRITES[write](world, second)
 
@@ -164,7 +164,7 @@ def test_left_at_once(world: World) -> None:
     """A worker that ends in order leaves its job to the next without a minute's wait."""
     world.ask()
     job = taken(world)
-    jobs.let_go(world.connection, job, {"keys": 4})
+    jobs.release(world.connection, job, {"keys": 4})
     again = taken(world)
     assert (again.id, again.taken, again.progress) == (job.id, 2, {"keys": 4})
 
@@ -213,13 +213,13 @@ def test_by_settings(world: World) -> None:
 
 
 def test_a_gap(world: World) -> None:
-    """An open gap asks for a reconcile, one that is settled does not."""
+    """An open gap asks for a reconcile, one that is resolved does not."""
     world.ask()
     end(world, "done", "2 minutes")
     add_gap(world.connection, world.pods[world.pod])
     assert needed(world) == ["events may have been lost"]
     end(world, "done", "2 minutes")
-    world.connection.execute("UPDATE gaps SET settled_at = now(), settled_why = 'reconcile 1'")
+    world.connection.execute("UPDATE gaps SET resolved_at = now(), resolved_why = 'reconcile 1'")
     assert needed(world) == []
 
 
@@ -229,25 +229,25 @@ def test_a_process_that_died(world: World) -> None:
     end(world, "done", "2 minutes")
     add_process(world.connection, world.pods[world.pod], dead_since=ago("59 minutes"), dead_why="refused")
     assert needed(world) == []
-    world.connection.execute("UPDATE sources SET dead_since = now() - interval '61 minutes'")
+    world.connection.execute("UPDATE processes SET dead_since = now() - interval '61 minutes'")
     assert needed(world) == ["a registry process died"]
     end(world, "done", "2 minutes")
-    world.connection.execute("UPDATE sources SET retired_at = now(), retired_why = 'reconcile 2'")
+    world.connection.execute("UPDATE processes SET retired_at = now(), retired_why = 'reconcile 2'")
     assert needed(world) == []
 
 
-def test_a_dead_letter_that_was_settled(world: World) -> None:
-    """What a dead letter was about is looked for once it is settled, if the last reconcile began before."""
+def test_a_dead_letter_that_was_resolved(world: World) -> None:
+    """What a dead letter was about is looked for once it is resolved, if the last reconcile began before."""
     world.ask()
     end(world, "done", "10 minutes")
     add_dead_letter(world.connection, world.pod, stored_at=ago("11 minutes"))
     assert needed(world) == []
-    settle = "UPDATE dead_letters SET settled_at = now() - %s::interval, settlement = %s, settled_why = 'w'"
-    world.connection.execute(settle, ("11 minutes", "discarded"))
+    resolve = "UPDATE dead_letters SET resolved_at = now() - %s::interval, resolution = %s, resolved_why = 'w'"
+    world.connection.execute(resolve, ("11 minutes", "discarded"))
     assert needed(world) == []
-    world.connection.execute(settle, ("9 minutes", "reconciled"))
+    world.connection.execute(resolve, ("9 minutes", "reconciled"))
     assert needed(world) == []
-    world.connection.execute(settle, ("9 minutes", "discarded"))
+    world.connection.execute(resolve, ("9 minutes", "discarded"))
     assert needed(world) == ["a dead letter was resolved"]
 
 
@@ -315,10 +315,10 @@ def nothing(_: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [(ConflictError("Do something else."), "Do something else."), (KeyError("x"), "see the scheduler's log")],
 )
-def test_a_job_that_fails(world: World, error: Exception, told: str) -> None:
+def test_a_job_that_fails(world: World, error: Exception, message: str) -> None:
     """What a runner raises ends the job with a sentence, and the next one is run."""
     job = world.ask()
 
@@ -329,7 +329,7 @@ def test_a_job_that_fails(world: World, error: Exception, told: str) -> None:
     done = world.ended(job)
     assert done.state == "failed"
     assert done.error is not None
-    assert told in done.error
+    assert message in done.error
     job = world.ask()
     assert run_with(world, lambda work: nothing) == 1
     assert world.ended(job)[1:] == ("done", {"all": "done"}, None)
@@ -364,7 +364,7 @@ def test_progress_is_written_while_it_runs(world: World) -> None:
     assert world.ended(job).state == "done"
 
 
-def test_a_runner_hears_that_it_lost_the_job(world: World) -> None:
+def test_a_runner_learns_that_it_lost_the_job(world: World) -> None:
     """The pulse of a worker that was held up finds the job taken over: its runner stops, and changes nothing of it."""
     world.pulse = Pulse(every_s=0.02, progress_every_s=0.01)
     job = world.ask()
@@ -423,7 +423,7 @@ def test_taken_over_in_the_middle(world: World) -> None:
                 other.execute("UPDATE jobs SET alive_at = now() - interval '2 minutes'")
                 second = jobs.take(other, KINDS)
                 assert second is not None
-                jobs.let_go(other, second, {})
+                jobs.release(other, second, {})
 
     world.bucket.interrupt = take_over
     with world.runner() as (connections, runner):

@@ -78,8 +78,8 @@ def test_differences_are_reported_and_not_changed(bootstrap: str) -> None:
         assert len(report.findings) == 3
         for name in ("partitions", "retention.ms", "max.message.bytes"):
             assert name in problems
-        assert "BALEEN_KAFKA_PARTITIONS=4" in report.findings[0].mend
-        assert "--add-config retention.ms=7776000000" in report.findings[1].mend
+        assert "BALEEN_KAFKA_PARTITIONS=4" in report.findings[0].fix
+        assert "--add-config retention.ms=7776000000" in report.findings[1].fix
     shorter = settings_of(bootstrap, kafka_retention="1d")
     assert ensure_topics(shorter)[0].findings == ()
 
@@ -107,7 +107,7 @@ def test_offsets_and_fingerprints(bootstrap: str, admin: KafkaAdminClient, inspe
     assert inspector.fingerprint(SPECIMEN, 1, 0) is None
 
 
-def test_recreated_topic_is_told_apart(bootstrap: str, admin: KafkaAdminClient, inspector: LogInspector) -> None:
+def test_recreated_topic_is_recognised(bootstrap: str, admin: KafkaAdminClient, inspector: LogInspector) -> None:
     """A topic that was made anew, with as many records, has another id or at least other fingerprints."""
     make(admin)
     write(bootstrap, b"a", b"b")

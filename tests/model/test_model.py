@@ -57,18 +57,18 @@ def search(directory: Path, *defines: str) -> str:
 
 
 def assert_holds(directory: Path, *defines: str) -> None:
-    said = search(directory, *defines)
-    assert "errors: 0" in said, said
-    assert "Full statespace search" in said, said
+    text = search(directory, *defines)
+    assert "errors: 0" in text, text
+    assert "Full statespace search" in text, text
     for cut_off in ("Search not completed", "max search depth too small", "reached -DMEMLIM bound", "out of memory"):
-        assert cut_off not in said, said
+        assert cut_off not in text, text
 
 
 def assert_fails(directory: Path, invariants: set[str], *defines: str) -> None:
-    said = search(directory, *defines)
-    violated = re.search(r"assertion violated \(?(\w+)", said)
-    assert violated is not None, said
-    assert violated[1] in invariants, said
+    text = search(directory, *defines)
+    violated = re.search(r"assertion violated \(?(\w+)", text)
+    assert violated is not None, text
+    assert violated[1] in invariants, text
 
 
 LOST = {"bytes_lost"}
@@ -168,7 +168,7 @@ def test_rule_13_the_intent_is_void_after_a_reference_since_the_decision(
 
 
 @both_buckets
-def test_rule_14_the_last_look_of_a_restore_is_after_the_bound(bucket: tuple[str, ...], tmp_path: Path) -> None:
+def test_rule_14_the_last_check_of_a_restore_is_after_the_bound(bucket: tuple[str, ...], tmp_path: Path) -> None:
     """The delete lands between the look at the bytes and the look at the bound."""
     assert_fails(tmp_path, HIDDEN if bucket == VERSIONED else LOST, "-DWITHOUT=14", *JOBS, *bucket)
 
@@ -210,12 +210,12 @@ def test_rule_16_purge_waits_for_a_listing_begun_after_the_bound(
 
 
 @both_buckets
-def test_what_others_show_before_the_look_is_not_lost(bucket: tuple[str, ...], tmp_path: Path) -> None:
+def test_what_others_show_before_the_check_is_not_lost(bucket: tuple[str, ...], tmp_path: Path) -> None:
     """Whenever somebody shows a hidden blob, but between a look and its delete, what is linked then has its bytes."""
     assert_holds(tmp_path, "-DSHOWN", *QUIET_JOBS, *bucket)
 
 
-def test_rule_17_a_purge_looks_before_it_deletes(tmp_path: Path) -> None:
+def test_rule_17_a_purge_checks_before_it_deletes(tmp_path: Path) -> None:
     """Somebody removes the marker, a client links what it sees, and its event comes after the purge."""
     assert_fails(tmp_path, LOST, "-DWITHOUT=17", "-DSHOWN", "-DREQUESTS=2", "-DCRASHES=0", "-DHIDES=1", "-DJOBS=1")
 

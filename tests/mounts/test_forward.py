@@ -7,7 +7,7 @@ import asyncio
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import Linker
 from coordinator.mounts.directory import MountPod
-from coordinator.mounts.forward import HandOn
+from coordinator.mounts.forward import Forwarder
 from tests.services.http import Handler, HTTPServer
 
 
@@ -32,12 +32,12 @@ def test_nobody_else_is_in_it() -> None:
     """A cookie is its client's answer, and not sent with the next client's request; what no client said is not said."""
 
     async def ask(pod: MountPod) -> list[bytes]:
-        hand_on, given = HandOn(), []
+        forwarder, given = Forwarder(), []
         for user in (b"alice", b"bob"):
             sent = [(b"host", b"router"), (b"authorization", user)]
-            answer = await hand_on.upload(pod, RepositoryName("pod-a/app"), b"", sent)
+            answer = await forwarder.upload(pod, RepositoryName("pod-a/app"), b"", sent)
             given.append(dict(answer.headers)[b"set-cookie"])
-        await hand_on.close()
+        await forwarder.close()
         return given
 
     with Session() as registry:

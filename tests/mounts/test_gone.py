@@ -17,7 +17,7 @@ from coordinator.domain.mounts import NotMountedError, Reason, Wanted
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import Linker
 from coordinator.mounts.directory import MountPod
-from coordinator.mounts.forward import ANSWER_S, Answer, HandOn
+from coordinator.mounts.forward import ANSWER_S, Forwarder, PodAnswer
 from coordinator.mounts.mounter import Mounter
 from tests.services.http import Handler, HTTPServer
 
@@ -72,7 +72,7 @@ class Refusing:
         pass
 
 
-async def asked(registry: str, *, goes: bool, answer_s: float = ANSWER_S) -> Answer:
+async def asked(registry: str, *, goes: bool, answer_s: float = ANSWER_S) -> PodAnswer:
     """Ask for a mount as a client that then waits, or one that goes away."""
     messages: list[Any] = [{"type": "http.request", "body": b"", "more_body": False}]
     messages += [{"type": "http.disconnect"}] * goes
@@ -82,7 +82,7 @@ async def asked(registry: str, *, goes: bool, answer_s: float = ANSWER_S) -> Ans
 
     query = b"mount=sha256:" + b"0" * 64 + b"&from=pod-a/base"
     scope = {"method": "POST", "raw_path": b"/v2/pod-a/app/blobs/uploads/", "query_string": query, "headers": []}
-    mounts = Mounts(cast("Mounter", Refusing(registry)), HandOn(answer_s=answer_s), patience=10)
+    mounts = Mounts(cast("Mounter", Refusing(registry)), Forwarder(answer_s=answer_s), patience=10)
     try:
         return await mounts.answer(cast("Any", scope), receive)
     finally:
@@ -127,7 +127,7 @@ def test_nothing_is_kept_of_who_went_away() -> None:
         return receive
 
     async def some_go() -> list[weakref.ref[Any]]:
-        mounts = Mounts(cast("Mounter", Refusing("http://127.0.0.1:9")), HandOn(), patience=5)
+        mounts = Mounts(cast("Mounter", Refusing("http://127.0.0.1:9")), Forwarder(), patience=5)
         known = []
         for _ in range(3):
             receive = going_away()

@@ -190,7 +190,7 @@ def test_a_relay_that_falls_behind(world: World) -> None:
 
 
 @pytest.mark.parametrize("world", [Kind.RELAY], indirect=True)
-def test_a_source_that_gives_more_than_it_has_said(world: World) -> None:
+def test_a_source_that_gives_more_than_it_has_reported(world: World) -> None:
     """Bytes beyond the size that the source has named are not sent: limits go by that size."""
     given = 0
 

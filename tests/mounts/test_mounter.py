@@ -26,7 +26,7 @@ from coordinator.mounts.linker import Job, LinkObjects
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import Sources
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.resolve import Resolver
 from coordinator.registry.auth import Credentials
 from coordinator.settings import Secret
 from coordinator.storage.layout import blob_key, layer_link_key
@@ -361,7 +361,7 @@ def test_a_registry_whose_answer_has_no_end(world: World, status: int, pause: fl
     assert not world.linked(name="elsewhere")
 
 
-def test_a_registry_that_does_not_say_how_large_a_blob_is(world: World) -> None:
+def test_a_registry_that_does_not_report_how_large_a_blob_is(world: World) -> None:
     """That is no yes, and no failure of Baleen's own."""
     with YesRegistry(b"", None) as registry:
         world.source = MountPod(
@@ -442,26 +442,28 @@ def test_a_relay_is_nobody_else_than_its_client(world: World, authorization: str
         assert "POST" not in {request.method for request in registry.requests}
 
 
-def test_a_look_between_reference_and_link(world: World) -> None:
+def test_a_check_between_reference_and_link(world: World) -> None:
     """A reconcile that has looked for the link before it was made takes the reference away: it is made again."""
-    digest, looked = world.garbage.digest("l"), []
+    digest, confirmed = world.garbage.digest("l"), []
 
-    class LookedFor(LinkObjects):
+    class Sought(LinkObjects):
         def link(self, job: Job) -> None:
             connections = Connections(world.garbage.url, name="test-settler", prepare=statements.prepare)
-            settler = Settler(connections, world.store)
+            resolver = Resolver(connections, world.store)
             (key,) = world.garbage.rows("SELECT id FROM repositories WHERE name = %s", (job.repository,))
-            looked.extend(settler.settle_unlisted([(key[0], digest)], datetime.now(UTC), [RepositoryName("pod-b")]))
-            settler.close()
+            confirmed.extend(
+                resolver.resolve_unlisted([(key[0], digest)], datetime.now(UTC), [RepositoryName("pod-b")])
+            )
+            resolver.close()
             connections.close()
             super().link(job)
 
     world.garbage.connection.execute("UPDATE pods SET linker = 'link'")
     # Something of the pod is stored, so that an absence counts.
     world.store.put(layer_link_key(OTHER, digest), format_digest(digest).encode())
-    world.linker = LookedFor(world.store)
+    world.linker = Sought(world.store)
     world.mount()
-    assert [verdict.linked for verdict in looked] == [False]
+    assert [result.linked for result in confirmed] == [False]
     linked = "SELECT FROM repository_blobs l JOIN repositories r ON r.id = l.repository_id WHERE r.name = %s"
     assert len(world.garbage.rows(linked, (TARGET,))) == 1
 

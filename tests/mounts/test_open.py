@@ -62,10 +62,10 @@ def base(pair: Pair) -> Layer:
     return layer
 
 
-def handed_on(answer: httpx.Response) -> bool:
+def is_forwarded(answer: httpx.Response) -> bool:
     """Whether it is the pod's own answer to a plain upload."""
-    told = answer.headers.get("X-Baleen-Mount")
-    return (answer.status_code, told) == (202, "handed-on") and "Docker-Upload-UUID" in answer.headers
+    shown = answer.headers.get("X-Baleen-Mount")
+    return (answer.status_code, shown) == (202, "forwarded") and "Docker-Upload-UUID" in answer.headers
 
 
 def test_a_layer_of_another_pod(pair: Pair, base: Layer) -> None:
@@ -99,7 +99,7 @@ def test_as_a_form(pair: Pair, base: Layer) -> None:
     """A mount in a form is a mount; a form that is none is the plain upload that it would be."""
     data = {"mount": base.digest, "from": pair.name(0, "app")}
     assert pair.ask(pair.name(1, "app"), data=data).status_code == 201
-    assert handed_on(pair.ask(pair.name(1, "app"), data={"a": "b"}))
+    assert is_forwarded(pair.ask(pair.name(1, "app"), data={"a": "b"}))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_what_is_no_mount(pair: Pair, base: Layer, what: str) -> None:
     }[what]
     links = pair.links()
     answer = pair.ask(target, query)
-    assert handed_on(answer)
+    assert is_forwarded(answer)
     assert pair.links() == links
     with pair.client(1) as client:
         assert not client.has_blob(target, base.digest)

@@ -98,7 +98,7 @@ def test_from_a_store_of_its_own(apart: Apart) -> None:
     """What a pod with a store of its own has is no link for a pod of the shared store: the client uploads."""
     layer = pushed(apart.second, f"{apart.own.name}/app", f"{apart.own.name}/layer")
     answer = apart.mount(f"{apart.shared.name}/app", layer.digest, f"{apart.own.name}/app")
-    assert (answer.status_code, answer.headers["X-Baleen-Mount"]) == (202, "handed-on")
+    assert (answer.status_code, answer.headers["X-Baleen-Mount"]) == (202, "forwarded")
 
 
 def test_a_pod_that_cannot_be_sent_to(apart: Apart) -> None:

@@ -68,8 +68,8 @@ def test_a_live_blob(garbage: Garbage) -> None:
     assert reserve(garbage, "l").is_new
     assert not reserve(garbage, "l").is_new
     assert counted(garbage, "l") == (1, 1, True)
-    told = garbage.rows("SELECT repository, source FROM mounts")
-    assert told == [(f"{garbage.space}/mounted", f"{garbage.space}/r")] * 2
+    shown = garbage.rows("SELECT repository, source FROM mounts")
+    assert shown == [(f"{garbage.space}/mounted", f"{garbage.space}/r")] * 2
 
 
 def test_a_blob_that_nothing_references(garbage: Garbage) -> None:
@@ -84,7 +84,7 @@ def test_a_blob_that_nothing_references(garbage: Garbage) -> None:
     assert garbage.seen("l")
 
 
-def test_a_blob_that_nobody_has_spoken_of(garbage: Garbage) -> None:
+def test_a_blob_that_no_registry_has_reported(garbage: Garbage) -> None:
     """What the table does not know yet is live from now on."""
     garbage.pushed("m")
     garbage.upload("new")
@@ -166,8 +166,8 @@ def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage
     garbage.connection.execute("UPDATE pods SET mode = 'link', linker = 'relay' WHERE id = %s", (pod,))
     failed = reserve(garbage, "l")
     behind = datetime.now(UTC) - timedelta(minutes=2)
-    told = Item(0, 0, pod, BlobLinked(failed.repository, garbage.digest("l"), behind, 7), None)
-    BatchApply(garbage.connection, MARGIN).apply_found([told])
+    shown = Item(0, 0, pod, BlobLinked(failed.repository, garbage.digest("l"), behind, 7), None)
+    BatchApply(garbage.connection, MARGIN).apply_found([shown])
     table.give_back(garbage.connection, failed)
     garbage.forget("m")
     garbage.collect()

@@ -108,7 +108,7 @@ def test_a_failover_in_mid_run(servers: Servers, primary: Server, store: ObjectS
     with continued(garbage, standby.url) as after:
         # The PUT of a manifest that saw the layer just before it was hidden.
         after.upload("again")
-        after.tell("again", "l")
+        after.report("again", "l")
         assert after.state("l") is BlobState.LIVE
         assert not after.seen("l")
         assert "WAL timeline 2, and was on 1" in blocked_by(after)[0]

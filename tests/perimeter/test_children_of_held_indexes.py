@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest
-from coordinator.reconcile.layered import Layered
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.linked_manifests import Layered
+from coordinator.reconcile.resolve import Resolver
 from coordinator.storage.layout import blob_key
 from coordinator.table import statements
 from tests.reconcile.harness import MARGIN, Image, Pairs, World
@@ -48,11 +48,11 @@ def counted(world: World, *digests: Digest) -> set[int]:
     return {row[0] for row in found}
 
 
-def settle(world: World) -> None:
+def resolve(world: World) -> None:
     with world.runner() as (connections, _):
-        settler = Settler(connections, world.store)
-        settler.settle(pod_id=world.pods[world.pod])
-        settler.close()
+        resolver = Resolver(connections, world.store)
+        resolver.resolve(pod_id=world.pods[world.pod])
+        resolver.close()
 
 
 def take_up(world: World, repository: str, image: Image) -> None:
@@ -84,10 +84,10 @@ def test_a_delete_by_digest_of_a_child_waits_for_its_index(world: World) -> None
     for image in (x, y, xy):
         world.arrive(world.pushed("a", image, 1))
     world.arrive(world.deleted("a", x.digest, 50))
-    settle(world)
+    resolve(world)
     assert world.kept_by_indexes() == {(world.name("a"), x.digest)}
     world.arrive(world.deleted("a", xy.digest, 60))
-    settle(world)
+    resolve(world)
     assert world.held() == {(world.name("a"), y.digest), (world.name("witness"), world.image("witness", ["w"]).digest)}
     assert counted(world, x.digest, xy.digest) == {0}
     assert counted(world, *x.layers) == {1}
@@ -100,7 +100,7 @@ def test_an_index_whose_event_comes_after_its_childs_delete(world: World) -> Non
     pushes = [world.pushed("a", image, 1) for image in (x, y, xy)]
     world.arrive(*pushes[:2])
     world.arrive(world.deleted("a", x.digest, 50))
-    settle(world)
+    resolve(world)
     assert counted(world, x.digest) == {0}
     world.arrive(pushes[2])
     assert world.kept_by_indexes() == {(world.name("a"), x.digest)}
@@ -109,7 +109,7 @@ def test_an_index_whose_event_comes_after_its_childs_delete(world: World) -> Non
     world.arrive(world.pushed("a", x, 100))
     assert world.kept_by_indexes() == set()
     world.arrive(world.deleted("a", xy.digest, 150))
-    settle(world)
+    resolve(world)
     assert (world.name("a"), x.digest) in world.held()
     assert counted(world, x.digest) == {1}
     world.sound()
@@ -164,7 +164,7 @@ OPS = st.lists(
                 "delete",
                 "delete-unheard",
                 "vanish",
-                "settle",
+                "resolve",
                 "reconcile",
             )
         ),
@@ -205,9 +205,9 @@ def happen(world: World, op: Op, second: float, stored: set[str]) -> None:
         deleted = world.deleted(op.repository, image.digest, second)
         if op.what == "delete":
             world.arrive(deleted)
-            settle(world)
-    elif op.what == "settle":
-        settle(world)
+            resolve(world)
+    elif op.what == "resolve":
+        resolve(world)
     elif op.what == "reconcile":
         world.reconcile()
 

@@ -99,7 +99,7 @@ def test_what_an_index_lists_outlives_its_links(stage: Stage) -> None:
     stage.report()
     found = stage.api.get(f"/v1/pods/{stage.b.name}/vanished").json()["items"]
     assert {(each["repository"], each["digest"]) for each in found} == {(app, child.digest) for child in children}
-    held = [reason for reason in stage.status()["gc"]["held_by"] if "vanished" in reason]
+    held = [reason for reason in stage.status()["gc"]["blocked_by"] if "vanished" in reason]
     assert len(held) == 1
     assert f"pod {stage.b.name}" in held[0]
     assert f"baleen pods accept-vanished {stage.b.name}" in held[0]
@@ -109,7 +109,7 @@ def test_what_an_index_lists_outlives_its_links(stage: Stage) -> None:
 
     accepted = stage.api.post(f"/v1/pods/{stage.b.name}/vanished/accept", json={"why": "a test", "by": "ann"})
     assert accepted.json()["accepted"] == 2
-    assert not [reason for reason in stage.status()["gc"]["held_by"] if "vanished" in reason]
+    assert not [reason for reason in stage.status()["gc"]["blocked_by"] if "vanished" in reason]
     garbage = make_image("garbage")
     stage.push(stage.b, "garbage", garbage)
     stage.abandon(stage.b, "garbage", garbage)

@@ -60,7 +60,7 @@ def test_what_is_lost_meanwhile_is_not_done(world: World, lose: Callable[[World]
     assert len(open_gaps(world.connection)) == 1
     # One that nobody holds any more is not in the way.
     world.connection.execute("UPDATE jobs SET state = 'failed', finished_at = now() WHERE state = 'running'")
-    assert world.reconcile().count("gaps_settled") == 1
+    assert world.reconcile().count("gaps_resolved") == 1
     assert open_gaps(world.connection) == []
     world.sound()
 
@@ -70,19 +70,19 @@ def test_what_is_lost_after_the_parts_is_not_done_either(world: World) -> None:
     x = world.image("x")
     world.pushed("a", x, 1)
     world.pushed("a", world.index(x.digest), 1)
-    looked = 0
+    checked = 0
 
     def interrupt(call: str, _: str) -> None:
-        nonlocal looked
+        nonlocal checked
         # Settling doubts and the look at the root are what comes last.
         if call == "check":
-            looked += 1
-            if looked == 2:
+            checked += 1
+            if checked == 2:
                 world.connection.execute("DELETE FROM job_parts WHERE name = ''")
 
     world.bucket.interrupt = interrupt
     done = world.tried()
-    assert looked >= 2
+    assert checked >= 2
     assert done.state == "failed"
     assert done.error is not None
     assert "failed over, or restored" in done.error

@@ -75,6 +75,6 @@ def test_pulls_delay_no_push(baleen: Baleen) -> None:
                 eventually(lambda: readers.pulls > before)
                 assert baleen.holds(app, second.digest)
         assert {event["action"] for event in proxy.accepted()} == {"push"}
-        told = [event for event in proxy.accepted() if event["request"]["useragent"].startswith("baleen-probe/")]
-        assert {event["request"]["method"] for event in told} == {"PUT"}
+        shown = [event for event in proxy.accepted() if event["request"]["useragent"].startswith("baleen-probe/")]
+        assert {event["request"]["method"] for event in shown} == {"PUT"}
     baleen.agree()

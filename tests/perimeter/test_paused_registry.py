@@ -23,12 +23,12 @@ def linking(digest: str) -> Callable[[Call], bool]:
 def two_hours_pass(stage: Stage, member: Member) -> None:
     """Let all hides, and all that is known of a pod's process, be two hours older."""
     stage.rows("UPDATE hides SET hidden_at = hidden_at - interval '2 hours' RETURNING id")
-    for table, columns in (("watermarks", ("at",)), ("sources", ("first_seen", "heard_at"))):
+    for table, columns in (("watermarks", ("at",)), ("processes", ("first_seen", "echoed_at"))):
         older = ", ".join(f"{column} = {column} - interval '2 hours'" for column in columns)
-        which = "source_id" if table == "watermarks" else "id"
+        which = "process_id" if table == "watermarks" else "id"
         stage.rows(
             f"UPDATE {table} SET {older} WHERE {which} IN"
-            " (SELECT s.id FROM sources s JOIN pods p ON p.id = s.pod_id WHERE p.name = %s) RETURNING 1",
+            " (SELECT s.id FROM processes s JOIN pods p ON p.id = s.pod_id WHERE p.name = %s) RETURNING 1",
             member.name,
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.domain.findings import Verdict
+from coordinator.domain.findings import Result
 from coordinator.domain.names import parse_digest
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image, make_image, make_layer
@@ -54,7 +54,7 @@ def registry(clinic: Clinic, pod: Pod) -> Iterator[Registry]:
     try:
         clinic.listed(pod, registry.url)
         report = clinic.examine(pod)
-        assert not_proved(report) == {"kafka-durable": Verdict.REFUTED}
+        assert not_proved(report) == {"kafka-durable": Result.REFUTED}
         yield registry
     finally:
         registry.end()
@@ -79,8 +79,8 @@ def is_gone(clinic: Clinic, image: Image) -> bool:
     return clinic.baleen.store.head(blob_key(parse_digest(image.blobs[0].digest))) is None
 
 
-def held_by(clinic: Clinic, pod: Pod) -> list[str]:
-    return [reason for reason in clinic.baleen.pod(pod)["held_by"] if reason.startswith("doctor")]
+def blocked_by(clinic: Clinic, pod: Pod) -> list[str]:
+    return [reason for reason in clinic.baleen.pod(pod)["blocked_by"] if reason.startswith("doctor")]
 
 
 def test_a_restart_needs_no_operator(clinic: Clinic, pod: Pod, registry: Registry) -> None:
@@ -89,18 +89,20 @@ def test_a_restart_needs_no_operator(clinic: Clinic, pod: Pod, registry: Registr
     """
     restart(registry)
     image = garbage(registry, "first")
-    eventually(lambda: is_gone(clinic, image), why=lambda: clinic.baleen.pod(pod)["held_by"])
+    eventually(lambda: is_gone(clinic, image), why=lambda: clinic.baleen.pod(pod)["blocked_by"])
     found_at = {found["check"]: found["found_at"] for found in clinic.baleen.pod(pod)["findings"]}
     assert found_at["cannot-delete"] < found_at["no-descriptor-cache"], "the key was not tried again"
 
     restart(registry, Caching)
     image = garbage(registry, "second")
     refuted = "UTC found: no-descriptor-cache is refuted"
-    eventually(lambda: any(refuted in reason for reason in held_by(clinic, pod)), why=lambda: held_by(clinic, pod))
+    eventually(
+        lambda: any(refuted in reason for reason in blocked_by(clinic, pod)), why=lambda: blocked_by(clinic, pod)
+    )
     assert not is_gone(clinic, image)
     status = clinic.baleen.api.get("/v1/status").json()
-    assert any(refuted in reason for reason in status["gc"]["held_by"])
+    assert any(refuted in reason for reason in status["gc"]["blocked_by"])
 
     restart(registry)
-    eventually(lambda: is_gone(clinic, image), why=lambda: clinic.baleen.pod(pod)["held_by"])
-    assert held_by(clinic, pod) == []
+    eventually(lambda: is_gone(clinic, image), why=lambda: clinic.baleen.pod(pod)["blocked_by"])
+    assert blocked_by(clinic, pod) == []

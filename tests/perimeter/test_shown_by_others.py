@@ -1,7 +1,7 @@
 """Somebody who is not Baleen shows a hidden blob; and a blob with more versions than one listing has.
 
 With a real registry, in a real bucket with versions. Not here: every kind of store, and each outcome of the look before
-a purge (tests/gc/test_look_before_purge.py).
+a purge (tests/gc/test_check_before_purge.py).
 """
 
 import pytest
@@ -17,7 +17,7 @@ from tests.support.wait import eventually
 pytestmark = pytest.mark.registry
 
 
-def test_a_marker_that_somebody_removes(stage: Stage, here: str) -> None:
+def test_a_marker_that_another_client_removes(stage: Stage, here: str) -> None:
     """Attempt 10: a client relies on bytes that another key's owner showed; the purge that is due deletes none of them.
 
     The client's event is still under way then: its registry cannot deliver.

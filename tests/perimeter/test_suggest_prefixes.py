@@ -4,7 +4,7 @@ import pytest
 
 from coordinator.commands.suggest_prefixes import suggestion
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.gc.unowned import count_repositories
+from coordinator.gc.root_listing import count_repositories
 from coordinator.storage.layout import layer_link_key
 from tests.storage.memory import MemoryObjectStore
 
@@ -29,9 +29,9 @@ def test_a_command_registers_it(prefix: str, name: str) -> None:
     assert found["problem"] is None
 
 
-@pytest.mark.parametrize(("prefix", "said"), [("Team", "not a valid name"), ("team", "team/x below it")])
-def test_what_cannot_be_registered(prefix: str, said: str) -> None:
+@pytest.mark.parametrize(("prefix", "text"), [("Team", "not a valid name"), ("team", "team/x below it")])
+def test_what_cannot_be_registered(prefix: str, text: str) -> None:
     """A folder that is no repository's name, or lies above a pod's prefix, has no command, and says why."""
     found = suggestion(prefix, ["team/x"], set(), 1, True)
     assert found["command"] is None
-    assert said in found["problem"]
+    assert text in found["problem"]

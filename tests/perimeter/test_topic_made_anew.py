@@ -34,9 +34,9 @@ def blocks(place: Place) -> list[str]:
     return [each for each in holds(facts) if "gap" in each]
 
 
-def settle(place: Place, pod: str) -> None:
+def resolve(place: Place, pod: str) -> None:
     with compose_database.database(place.settings(), name="test") as database:
-        pods.settle_gaps(database, PodName(pod), "every image was pulled and pushed again")
+        pods.resolve_gaps(database, PodName(pod), "every image was pulled and pushed again")
 
 
 def test_gc_is_blocked_until_an_operator_resolves_it(kafka_place: Place, log: Log) -> None:  # noqa: F811
@@ -50,7 +50,7 @@ def test_gc_is_blocked_until_an_operator_resolves_it(kafka_place: Place, log: Lo
         table.applied(log)
     # What they held before their first event.
     for pod in PODS:
-        settle(place, pod)
+        resolve(place, pod)
     assert blocks(place) == []
     # Acknowledged, and read by nobody.
     log.write_events([Maker().blob("pod-a/app", digest_of("lost"))], partition=0)
@@ -63,7 +63,7 @@ def test_gc_is_blocked_until_an_operator_resolves_it(kafka_place: Place, log: Lo
     assert [each.partition(":")[0] for each in blocks(place)] == ["pod pod-a", "pod pod-b"]
     with psycopg.connect(table.url, autocommit=True) as connection:
         assert jobs.ask_for_needed(connection, timedelta(days=1), timedelta(0)) == []
-    settle(place, "pod-a")
+    resolve(place, "pod-a")
     assert [each.partition(":")[0] for each in blocks(place)] == ["pod pod-b"]
-    settle(place, "pod-b")
+    resolve(place, "pod-b")
     assert blocks(place) == []

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from coordinator.domain.findings import OF_UNMANAGED, SEEN_BY_RUNS, Check, Verdict, hold
+from coordinator.domain.findings import OF_UNMANAGED, SEEN_BY_RUNS, Check, Result, hold
 from coordinator.domain.gc import Facts, PodFacts, Times, Why, hiding, purging
 from coordinator.domain.perimeter import Listing
 
@@ -42,8 +42,8 @@ def test_what_a_doctor_must_have_proved(check: Check) -> None:
     """GC is blocked until a doctor has proved what needs no events, such as that there is no descriptor cache; for
     repositories that no pod owns each run looks itself.
     """
-    found = {each: Verdict.PROVED for each in Check if each is not check}
-    said = hold(found, "pod", managed=False)
-    assert (said is not None) is (check in OF_UNMANAGED - SEEN_BY_RUNS)
+    found = {each: Result.PROVED for each in Check if each is not check}
+    text = hold(found, "pod", managed=False)
+    assert (text is not None) is (check in OF_UNMANAGED - SEEN_BY_RUNS)
     assert Check.NO_DESCRIPTOR_CACHE in OF_UNMANAGED
     assert hold({}, "pod", managed=False) is not None

@@ -45,12 +45,12 @@ def test_what_an_unregistered_registry_shares_is_kept(stage: Stage, third: Regis
             run = stage.collect()
             assert run.state == "done", run.error
             assert (run.hidden, run.purged) == (0, 0)
-            assert "no pod owns third, which is stored in the root" in run.progress["held_by"][0]
+            assert "no pod owns third, which is stored in the root" in run.progress["blocked_by"][0]
             stage.report()
         assert client.pull_image("third/app", "v1").digest == theirs.digest
         # The scheduler has seen it, too.
         eventually(lambda: stage.status()["unowned_repositories"]["names"] == ["third"], why=stage.status)
-        assert any("no pod owns third" in reason for reason in stage.status()["gc"]["held_by"])
+        assert any("no pod owns third" in reason for reason in stage.status()["gc"]["blocked_by"])
         assert "baleen_unowned_repositories 1.0" in stage.api.get("/metrics").text
         report = stage.audit()
         assert [each["repository"] for each in report.unowned.examples] == ["third"]

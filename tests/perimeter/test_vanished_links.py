@@ -16,7 +16,7 @@ from coordinator.errors import NotFoundError, UsageError
 from coordinator.pods import view as queries
 from coordinator.pods.shapes import VanishedLink
 from coordinator.pods.vanished_view import vanished as list_of_vanished
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.resolve import Resolver
 from coordinator.storage.layout import layer_link_key
 from coordinator.table import vanished_links
 from coordinator.table.vanished_links import Accepted
@@ -49,7 +49,7 @@ def ask(world: World, work: Callable[[Any], Any]) -> Any:
         engine.dispose()
 
 
-def held_by(world: World) -> list[str]:
+def blocked_by(world: World) -> list[str]:
     """What blocks collection because of links that vanished."""
 
     def asked(engine: Any) -> list[str]:
@@ -84,11 +84,11 @@ def accept(world: World, repository: RepositoryName | None = None, **limits: int
     return accepted
 
 
-def settle(world: World) -> None:
+def resolve(world: World) -> None:
     with world.runner() as (connections, _):
-        settler = Settler(connections, world.store)
-        settler.settle(pod_id=world.pods[world.pod])
-        settler.close()
+        resolver = Resolver(connections, world.store)
+        resolver.resolve(pod_id=world.pods[world.pod])
+        resolver.close()
 
 
 def unreferenced_since(world: World, digest: Digest) -> Any:
@@ -108,7 +108,7 @@ def lost(world: World, second: float = 1) -> Image:
 def test_a_link_that_vanished_blocks_collection_until_it_is_accepted(world: World) -> None:
     """It counts no more, it is named, and its acceptance, with who and why, begins the grace of what it needed."""
     image = lost(world)
-    (reason,) = held_by(world)
+    (reason,) = blocked_by(world)
     assert reason.startswith(
         f"1 link vanished without a delete event ({world.name('app')}@{format_digest(image.digest)})"
     )
@@ -117,7 +117,7 @@ def test_a_link_that_vanished_blocks_collection_until_it_is_accepted(world: Worl
     assert (link.repository, link.digest, link.kind) == (world.name("app"), format_digest(image.digest), "manifest")
     before = unreferenced_since(world, image.layers[0])
     assert accept(world)[:2] == (1, False)
-    assert (held_by(world), listed(world)) == ([], [])
+    assert (blocked_by(world), listed(world)) == ([], [])
     ((now,),) = world.rows("SELECT clock_timestamp()")
     for digest in (image.digest, *image.layers):
         assert before < unreferenced_since(world, digest) < now
@@ -130,8 +130,8 @@ def test_a_link_that_vanished_blocks_collection_until_it_is_accepted(world: Worl
     replayed = world.pushed("app", image, 1)
     world.vanished("app", image.digest)
     world.arrive(replayed)
-    settle(world)
-    assert held_by(world) == []
+    resolve(world)
+    assert blocked_by(world) == []
     world.sound()
 
 
@@ -139,12 +139,12 @@ def test_a_push_ends_the_alarm(world: World) -> None:
     """The registry has it again: nothing is left to accept. When it vanishes once more, that is another alarm."""
     image = lost(world)
     world.arrive(world.pushed("app", image, 10.0**9))
-    assert held_by(world) == []
+    assert blocked_by(world) == []
     world.sound()
     world.vanished("app", image.digest)
     world.reconcile()
     # Its push bears a time from the future, so the look decides.
-    assert len(held_by(world)) == 1
+    assert len(blocked_by(world)) == 1
 
 
 def test_a_link_that_a_listing_finds_again_ends_the_alarm(world: World) -> None:
@@ -152,8 +152,8 @@ def test_a_link_that_a_listing_finds_again_ends_the_alarm(world: World) -> None:
     image = lost(world)
     world.pushed("app", image, 2)
     assert world.reconcile().count("holdings_added") == 1
-    settle(world)
-    assert held_by(world) == []
+    resolve(world)
+    assert blocked_by(world) == []
     world.sound()
 
 
@@ -162,9 +162,9 @@ def test_a_delete_event_that_comes_later_explains_it(world: World, second: float
     """One that was still queued ends the alarm; one from before the push was of something else."""
     image = lost(world)
     world.arrive(world.deleted("app", image.digest, 1 + second))
-    assert len(held_by(world)) == alarms
-    settle(world)
-    assert len(held_by(world)) == alarms
+    assert len(blocked_by(world)) == alarms
+    resolve(world)
+    assert len(blocked_by(world)) == alarms
     world.sound()
 
 
@@ -174,7 +174,7 @@ def test_what_an_event_has_reported_has_not_vanished(world: World) -> None:
     world.arrive(world.pushed("app", image, 1))
     world.arrive(world.deleted("app", image.digest, 5))
     assert world.reconcile().count("holdings_removed") == 1
-    assert held_by(world) == []
+    assert blocked_by(world) == []
 
 
 def test_a_layer_link_counts_in_pods_of_mode_link(database: str, mode: str) -> None:
@@ -185,7 +185,7 @@ def test_a_layer_link_counts_in_pods_of_mode_link(database: str, mode: str) -> N
         world.store.delete(layer_link_key(world.name("app"), world.digest("l")))
         world.reconcile()
         assert [each.kind for each in listed(world)] == (["blob"] if mode == "link" else [])
-        assert len(held_by(world)) == (mode == "link")
+        assert len(blocked_by(world)) == (mode == "link")
 
 
 def test_what_baleen_itself_removes_is_no_alarm(world: World) -> None:
@@ -195,7 +195,7 @@ def test_what_baleen_itself_removes_is_no_alarm(world: World) -> None:
         world.arrive(world.pushed(name, image, 1))
         world.vanished(name, image.digest)
     assert world.reconcile().count("holdings_removed") == 2
-    assert held_by(world) == []
+    assert blocked_by(world) == []
 
 
 def test_of_an_unmanaged_registry_the_listing_is_the_truth(world: World) -> None:
@@ -205,7 +205,7 @@ def test_of_an_unmanaged_registry_the_listing_is_the_truth(world: World) -> None
         (world.pod,),
     )
     lost(world)
-    assert held_by(world) == []
+    assert blocked_by(world) == []
 
 
 def test_pages_and_repositories(world: World) -> None:
@@ -218,11 +218,11 @@ def test_pages_and_repositories(world: World) -> None:
     world.reconcile()
     assert len(listed(world, limit=3)) == 14
     assert len(listed(world, world.name("app"), limit=7)) == 7
-    assert held_by(world)[0].startswith("14 links vanished without a delete event (")
+    assert blocked_by(world)[0].startswith("14 links vanished without a delete event (")
     assert accept(world, world.name("app")).accepted == 7
     assert {each.repository for each in listed(world)} == {world.name("other")}
     assert accept(world).accepted == 7
-    assert held_by(world) == []
+    assert blocked_by(world) == []
 
 
 def test_acceptance_goes_in_batches(world: World) -> None:

@@ -15,8 +15,8 @@ from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.gc import PodFacts, Times
 from coordinator.domain.names import PodName
-from coordinator.domain.watermarks import SourceState
-from coordinator.gc.conditions import known
+from coordinator.domain.watermarks import ProcessState
+from coordinator.gc.conditions import read_facts
 from coordinator.jobs import table as jobs
 from coordinator.jobs.table import Job, TakenOverError
 from coordinator.pods import clock
@@ -34,9 +34,9 @@ TIMES = {
     "probes": ("sent_at", "known_until", "answered_at"),
     "watermarks": ("at",),
     "endpoints": ("first_seen", "resolved_at", "answered_at", "failing_since", "refused_at", "echoed_at"),
-    "sources": ("first_seen", "heard_at", "dead_since", "retired_at"),
+    "processes": ("first_seen", "echoed_at", "dead_since", "retired_at"),
     "jobs": ("asked_at", "began_at", "alive_at", "finished_at"),
-    "gaps": ("noticed_at", "settled_at", "settles_from"),
+    "gaps": ("noticed_at", "resolved_at", "resolves_from"),
     "findings": ("found_at",),
 }
 
@@ -66,8 +66,8 @@ def facts(world: World) -> PodFacts:
 
     def ask(engine: Any) -> None:
         with reading(engine) as connection:
-            told = known(connection, Times(timedelta(), timedelta(), timedelta(seconds=1)), SILENCE).facts
-        found.extend(pod for pod in told.pods if pod.name == "pod-a")
+            shown = read_facts(connection, Times(timedelta(), timedelta(), timedelta(seconds=1)), SILENCE).facts
+        found.extend(pod for pod in shown.pods if pod.name == "pod-a")
 
     world.by_engine(ask)
     return found[0]
@@ -95,14 +95,14 @@ def by_the_scheduler(world: World) -> None:
     assert clock.void(world.connection)
 
 
-def by_who_asks_for_w(world: World) -> None:
+def by_reading_w(world: World) -> None:
     assert world.view().at is None
 
 
-@pytest.mark.parametrize("notice", [by_the_scheduler, by_who_asks_for_w])
+@pytest.mark.parametrize("notice", [by_the_scheduler, by_reading_w])
 def test_not_waited_out(world: World, notice: Callable[[World], None]) -> None:
     """Once the clock has passed what was noted while it was ahead, W is not that: it waits for probes to come back."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     set_back(world, timedelta(seconds=30))
     notice(world)
     # The process hangs: probes come back no more. The clock goes on, for less than SILENCE.
@@ -110,13 +110,13 @@ def test_not_waited_out(world: World, notice: Callable[[World], None]) -> None:
     mark = world.view()
     assert mark.at is None
     assert any("no probe of process s" in sentence for sentence in mark.waits_for)
-    world.hear(nonce := world.probe())
+    world.return_probe(nonce := world.probe())
     assert world.view().at == world.sent_at(nonce)
 
 
 def test_nothing_is_ahead(world: World) -> None:
     """Where the clock went on as it should, nothing is voided."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     before = dump(world)
     assert not clock.void(world.connection)
     world.connection.execute(clock.VOID)
@@ -126,7 +126,7 @@ def test_nothing_is_ahead(world: World) -> None:
 
 def test_again_and_by_several(world: World) -> None:
     """Whoever notices it later, or at the same time, voids nothing that was noted since."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     set_back(world)
 
     def notice() -> None:
@@ -138,7 +138,7 @@ def test_again_and_by_several(world: World) -> None:
         each.start()
     for each in several:
         each.join()
-    world.hear(nonce := world.probe())
+    world.return_probe(nonce := world.probe())
     before = dump(world)
     world.connection.execute(clock.VOID)
     assert dump(world) == before
@@ -147,34 +147,34 @@ def test_again_and_by_several(world: World) -> None:
 
 def test_echoes_of_probes_from_the_future(world: World) -> None:
     """A probe that was timed while the clock was ahead says nothing when it comes back, noticed or not."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     nonce, late = world.probe(), world.probe()
     set_back(world, DAY, "probes")
     before = world.marks()
-    world.hear(nonce)
+    world.return_probe(nonce)
     assert world.marks() == before
     assert clock.void(world.connection)
-    world.hear(late)
+    world.return_probe(late)
     assert set(world.marks().values()) == {None}
 
 
-def test_who_answered_while_it_was_ahead(world: World) -> None:
+def test_a_process_that_answered_while_it_was_ahead(world: World) -> None:
     """Whoever answered then, and is never heard, keeps W unknown until a reconcile that begins the bound later."""
     world.linked("link")
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     world.answered()
     set_back(world)
     assert clock.void(world.connection)
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     assert world.view().at is None
-    processes.settle_unheard(world.connection, world.pod, world.reconcile_taken().began_at, BOUND)
+    processes.resolve_unechoed(world.connection, world.pod, world.reconcile_taken().began_at, BOUND)
     assert world.view().at is None
     world.connection.execute(
         "UPDATE probes SET sent_at = sent_at - interval '61 minutes',"
         " answered_at = answered_at - interval '61 minutes' WHERE NOT echoed"
     )
-    processes.settle_unheard(world.connection, world.pod, taken_again(world).began_at, BOUND)
-    world.hear(nonce := world.probe())
+    processes.resolve_unechoed(world.connection, world.pod, taken_again(world).began_at, BOUND)
+    world.return_probe(nonce := world.probe())
     assert world.view().at == world.sent_at(nonce)
 
 
@@ -185,14 +185,14 @@ def taken_again(world: World) -> Job:
 
 def test_where_names_led_while_it_was_ahead(world: World) -> None:
     """When names were looked up is not known, until they are again; an address that several share stays one."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     world.connection.execute("UPDATE endpoints SET shared = true")
     set_back(world)
     assert clock.void(world.connection)
-    world.hear(world.probe(), "s")
-    told = world.view(looked_up=False)
-    assert told.at is None
-    assert [each for each in told.waits_for if "was not looked up" in each]
+    world.return_probe(world.probe(), "s")
+    shown = world.view(looked_up=False)
+    assert shown.at is None
+    assert [each for each in shown.waits_for if "was not looked up" in each]
     assert world.endpoint()[2]
     world.looked_up()
     assert world.view().at is not None
@@ -201,19 +201,19 @@ def test_where_names_led_while_it_was_ahead(world: World) -> None:
 def test_dead_and_retired_while_it_was_ahead(world: World) -> None:
     """A process that was dead is so since now at the latest, and counts again where a reconcile had retired it."""
     world.linked("link")
-    world.hear(world.probe(), "s")
-    world.hear(world.probe(), "t")
+    world.return_probe(world.probe(), "s")
+    world.return_probe(world.probe(), "t")
     world.reconciled()
-    assert world.source("s").state is SourceState.RETIRED
+    assert world.process("s").state is ProcessState.RETIRED
     set_back(world)
     assert clock.void(world.connection)
-    s = world.source("s")
-    assert s.state is SourceState.DEAD
+    s = world.process("s")
+    assert s.state is ProcessState.DEAD
     assert s.dead_since is not None
     assert s.dead_since - findings.now(world.connection) < timedelta()
     # And if it lives, its next echo says so.
-    world.hear(world.probe(), "s")
-    assert world.source("s").state is SourceState.LIVE
+    world.return_probe(world.probe(), "s")
+    assert world.process("s").state is ProcessState.LIVE
 
 
 # Reconciles
@@ -222,7 +222,7 @@ def test_dead_and_retired_while_it_was_ahead(world: World) -> None:
 def test_a_reconcile_from_the_future_is_none(world: World) -> None:
     """One that began later than now counts for nothing: collection does not go by it, and another is asked for."""
     world.linked("link")
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     world.reconciled()
     assert facts(world).reconciled_at is not None
     assert needed(world) == []
@@ -233,29 +233,29 @@ def test_a_reconcile_from_the_future_is_none(world: World) -> None:
 
 
 def test_nor_once_the_clock_has_passed_it(world: World) -> None:
-    """A reconcile that was noticed to have begun in the future has failed, and what it settled is open again."""
+    """A reconcile that was noticed to have begun in the future has failed, and what it resolved is open again."""
     world.linked("link")
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     progress.record_cut(world.connection, "registry.events")
     world.reconciled()
-    assert gaps(world, "settled_at IS NULL") == [(False,)]
+    assert gaps(world, "resolved_at IS NULL") == [(False,)]
     set_back(world)
     assert clock.void(world.connection)
     ((state, began_at, error),) = world.table.rows("SELECT state, began_at <= now(), error FROM jobs")
     assert (state, began_at) == ("failed", True)
     assert "set back" in error
     assert facts(world).reconciled_at is None
-    assert gaps(world, "settled_at IS NULL, settled_why, settles_from <= now()") == [(True, None, True)]
+    assert gaps(world, "resolved_at IS NULL, resolved_why, resolves_from <= now()") == [(True, None, True)]
     # The next one settles it.
     world.reconciled()
     assert facts(world).reconciled_at is not None
-    assert gaps(world, "settled_at IS NULL") == [(False,)]
+    assert gaps(world, "resolved_at IS NULL") == [(False,)]
 
 
 def test_one_from_before_stays(world: World) -> None:
     """A reconcile that was done before the clock was ahead is what it was."""
     world.linked("link")
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     world.reconciled()
     before = facts(world).reconciled_at
     began_ahead(world)
@@ -264,24 +264,24 @@ def test_one_from_before_stays(world: World) -> None:
     assert facts(world).reconciled_at == before
 
 
-def test_it_settles_nothing(world: World) -> None:
+def test_it_resolves_nothing(world: World) -> None:
     """One that began in the future settles no gap and retires no process that came since, and fails."""
     world.linked("link")
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     job = began_ahead(world)
     # Its listing has been read; then the log is cut, and the process dies.
     progress.record_cut(world.connection, "registry.events")
     assert processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
     with pytest.raises(clock.ClockSetBackError, match="set back"):
         reconcile.end(world.connection, job, BOUND)
-    assert gaps(world, "settled_at") == [(None,)]
-    assert world.source("s").state is SourceState.DEAD
+    assert gaps(world, "resolved_at") == [(None,)]
+    assert world.process("s").state is ProcessState.DEAD
 
 
 def test_nor_does_one_that_runs(world: World) -> None:
     """A reconcile that runs as the clock is set back ends nothing, whenever it seems to have begun."""
     world.linked("link")
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     job = world.reconcile_taken()
     set_back(world, DAY, "probes", "watermarks")
     with pytest.raises(clock.ClockSetBackError):
@@ -299,43 +299,43 @@ def test_an_operators_word_from_the_future(world: World) -> None:
     """That an operator said that nothing is lost says nothing of what came since; he is asked again."""
     world.linked("relay")
 
-    def settle(engine: Any) -> None:
-        pods.settle_gaps(engine, PodName("pod-a"), "compared by hand")
+    def resolve(engine: Any) -> None:
+        pods.resolve_gaps(engine, PodName("pod-a"), "compared by hand")
 
     def compared() -> bool:
-        return not any(reason.startswith("never reconciled") for reason in facts(world).held_by)
+        return not any(reason.startswith("never reconciled") for reason in facts(world).blocked_by)
 
-    world.by_engine(settle)
-    world.hear(world.probe())
+    world.by_engine(resolve)
+    world.return_probe(world.probe())
     assert compared()
     set_back(world, DAY, "gaps")
     assert not compared()
     set_back(world, DAY, "probes")
     assert clock.void(world.connection)
     assert not compared()
-    world.by_engine(settle)
+    world.by_engine(resolve)
     assert compared()
 
 
 def test_gaps_keep_their_time(world: World) -> None:
     """A gap that only a later reconcile settles is given the same time again, counted from now."""
     world.linked("link")
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     world.retire("s", bound=BOUND)
     progress.record_cut(world.connection, "registry.events")
     set_back(world)
     assert clock.void(world.connection)
-    given = "settles_from - now() BETWEEN '59 min' AND '61 min'"
-    assert gaps(world, f"reason, noticed_at <= now(), {given}, settles_from <= now()") == [
+    given = "resolves_from - now() BETWEEN '59 min' AND '61 min'"
+    assert gaps(world, f"reason, noticed_at <= now(), {given}, resolves_from <= now()") == [
         ("log-cut", True, False, True),
         ("retired", True, True, False),
     ]
 
 
 def test_dead_letters_from_the_future(world: World) -> None:
-    """One that was settled while the clock was ahead was so by now at the latest."""
-    add_dead_letter(world.connection, "pod-a", settled_at=ago(-DAY), settlement="retried", settled_why="w")
-    world.hear(world.probe())
+    """One that was resolved while the clock was ahead was so by now at the latest."""
+    add_dead_letter(world.connection, "pod-a", resolved_at=ago(-DAY), resolution="retried", resolved_why="w")
+    world.return_probe(world.probe())
     set_back(world, DAY, "probes")
     assert clock.void(world.connection)
-    assert world.table.rows("SELECT settled_at <= now() FROM dead_letters") == [(True,)]
+    assert world.table.rows("SELECT resolved_at <= now() FROM dead_letters") == [(True,)]

@@ -100,7 +100,7 @@ def settings(embedded_stack: StackEndpoints) -> Settings:
 @pytest.fixture
 def world(settings: Settings) -> Iterator[World]:
     with psycopg.connect(compose_database.database_url(settings), autocommit=True) as db:
-        db.execute("DELETE FROM probes; DELETE FROM endpoints; DELETE FROM sources; DELETE FROM pod_prefixes")
+        db.execute("DELETE FROM probes; DELETE FROM endpoints; DELETE FROM processes; DELETE FROM pod_prefixes")
         db.execute("DELETE FROM pods")
         world = World(settings, db)
         try:
@@ -159,13 +159,13 @@ def test_the_row_comes_first(world: World) -> None:
     seen: list[bool] = []
 
     class Watching(GuardedRegistry):
-        def look(self, agent: str) -> None:
+        def check(self, agent: str) -> None:
             known = {nonce for _, nonce in world.probes(self.url)}
             seen.append(agent.removeprefix(AGENT) in known)
 
     with Watching() as registry, world.prober() as prober:
         registry.good = {None}
-        registry.asked = registry.look
+        registry.asked = registry.check
         world.add_pod("team", registry.url)
         prober.round()
         eventually(lambda: world.answers(registry.url), "it answers")

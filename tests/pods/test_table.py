@@ -69,24 +69,24 @@ def record_cut(table: Table) -> None:
     [gap, lambda table, pod: renames.record_gap(table.connection, {pod}), lambda table, _: record_cut(table)],
     ids=["another", "renamed", "log-cut"],
 )
-def test_a_gap_that_is_noticed_while_storage_is_looked_at(fresh: Table, again: Callable[[Table, int], None]) -> None:
+def test_a_gap_that_is_noticed_while_storage_is_checked(fresh: Table, again: Callable[[Table, int], None]) -> None:
     """What was lost in it, or in one that is open already, may have been written after the look: the pod stays, and
     the next attempt looks again.
     """
     pod = add(fresh)
     again(fresh, pod)
-    looks: list[list[str]] = []
+    checks: list[list[str]] = []
 
-    def looked(prefixes: Any, _: Any) -> bool:
-        looks.append(list(prefixes))
-        if len(looks) == 1:
+    def checked(prefixes: Any, _: Any) -> bool:
+        checks.append(list(prefixes))
+        if len(checks) == 1:
             again(fresh, pod)
         return False
 
     with pytest.raises(ConflictError, match="try again"):
-        do(fresh, lambda engine: pods.remove(engine, NEW, looked))
-    do(fresh, lambda engine: pods.remove(engine, NEW, looked))
-    assert looks == [["new"], ["new"]]
+        do(fresh, lambda engine: pods.remove(engine, NEW, checked))
+    do(fresh, lambda engine: pods.remove(engine, NEW, checked))
+    assert checks == [["new"], ["new"]]
     assert fresh.rows("SELECT FROM pods WHERE name = %s", (NEW,)) == []
 
 
@@ -118,11 +118,11 @@ def test_prefixes_have_a_limit(fresh: Table) -> None:
 def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     """What such a pod had below a prefix before it was given it holds collection until an operator has said what."""
     add(fresh, Linker.RELAY)
-    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
+    do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is new"))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
-    (told,) = truth(fresh).opened.reasons("pod")
-    assert "`baleen pods resolve-gaps`" in told
-    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
+    (shown,) = truth(fresh).opened.reasons("pod")
+    assert "`baleen pods resolve-gaps`" in shown
+    do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "its database was compared"))
     assert truth(fresh).opened.reasons("pod") == []
 
 
@@ -155,16 +155,16 @@ def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: Callable[[A
         do(fresh, lambda engine: pods.remove(engine, NEW, nothing))
 
 
-def test_what_the_table_has_is_refused_without_a_look(fresh: Table) -> None:
+def test_what_the_table_has_is_refused_without_a_check(fresh: Table) -> None:
     """Where the table says what is left, that is told, and storage is not asked."""
     set_linker(fresh.connection, "link", "pod-a")
     fresh.apply(fresh.link("a", "l", 0))
 
-    def looked(*_: Any) -> bool:
+    def checked(*_: Any) -> bool:
         pytest.fail("storage was asked")
 
     with pytest.raises(ConflictError, match="link blobs"):
-        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), looked))
+        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), checked))
 
 
 def named(table: Table, repository: str, *facts: Fact) -> None:
@@ -186,8 +186,8 @@ def test_what_baleen_made_goes_with_the_pod(fresh: Table) -> None:
     assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
     assert fresh.blob("x") == Row(0, 0, BlobState.UNREFERENCED, unreferenced=True, size=7)
     assert fresh.check().differences == []
-    told = fresh.rows("SELECT digest FROM lifecycle_outbox WHERE change = 'unreferenced' ORDER BY digest")
-    assert told == [(digest,) for digest in sorted([fresh.digest("x"), fresh.digest("y")])]
+    shown = fresh.rows("SELECT digest FROM lifecycle_outbox WHERE change = 'unreferenced' ORDER BY digest")
+    assert shown == [(digest,) for digest in sorted([fresh.digest("x"), fresh.digest("y")])]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def truth_while(table: Table, locked: str, work: Callable[[Any], object], pod: P
         return found.result(30)
 
 
-def test_what_a_watermark_has_passed_is_told(fresh: Table) -> None:
+def test_what_a_watermark_has_passed_is_reported(fresh: Table) -> None:
     """A batch that is committed while the truth is read shows what it leaves open, if it shows how far it came."""
     add(fresh)
 
@@ -251,7 +251,7 @@ def test_what_a_watermark_has_passed_is_told(fresh: Table) -> None:
 
 
 @pytest.mark.parametrize("locked", ["endpoints", "findings"])
-def test_what_a_reconcile_has_found_is_told(fresh: Table, locked: str) -> None:
+def test_what_a_reconcile_has_found_is_reported(fresh: Table, locked: str) -> None:
     """A reconcile that ends while the truth is read counts only with the manifests that it could not read."""
     pod = PodName("pod-a")
 
@@ -269,15 +269,15 @@ def test_what_came_before_the_first_event(fresh: Table) -> None:
     """A reconcile counts when it began so long after a pod's first event that all requests before that have ended."""
     pod = add(fresh)
     add_process(fresh.connection, pod, first_seen=ago("2 hours"))
-    ((first,),) = fresh.rows("SELECT first_seen FROM sources")
-    for after, told in ((timedelta(seconds=-1), 1), (timedelta(minutes=59), 1), (timedelta(hours=1), 0)):
+    ((first,),) = fresh.rows("SELECT first_seen FROM processes")
+    for after, shown in ((timedelta(seconds=-1), 1), (timedelta(minutes=59), 1), (timedelta(hours=1), 0)):
         add_done_job(fresh.connection, pod, first + after)
         reasons = truth(fresh).reasons(NEW)
-        assert sum("before its first event" in reason for reason in reasons) == told, after
+        assert sum("before its first event" in reason for reason in reasons) == shown, after
     assert not any("never reconciled" in reason for reason in reasons)
 
 
-def test_gaps_that_only_a_later_reconcile_settles(fresh: Table) -> None:
+def test_gaps_that_only_a_later_reconcile_resolves(fresh: Table) -> None:
     """From when on a reconcile settles a gap is told while that lies ahead: the latest time, if there are several."""
     pod = add(fresh)
     gap(fresh, pod)
@@ -289,57 +289,57 @@ def test_gaps_that_only_a_later_reconcile_settles(fresh: Table) -> None:
     for hours in (2, 1):
         gap(fresh, pod)
         fresh.connection.execute(
-            "UPDATE gaps SET settles_from = '2126-11-25'::timestamptz + %s * interval '1 hour'"
+            "UPDATE gaps SET resolves_from = '2126-11-25'::timestamptz + %s * interval '1 hour'"
             " WHERE id = (SELECT max(id) FROM gaps)",
             (hours,),
         )
-    (told,) = truth(fresh).opened.reasons("pod")
-    assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC resolves it" in told
+    (shown,) = truth(fresh).opened.reasons("pod")
+    assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC resolves it" in shown
 
 
-def test_gaps_that_no_reconcile_can_settle(fresh: Table) -> None:
+def test_gaps_that_no_reconcile_can_resolve(fresh: Table) -> None:
     """Of a pod whose links are elsewhere an operator settles the gaps with a reason; of any other a reconcile does."""
     pod = add(fresh, Linker.RELAY)
     gap(fresh, pod)
     gap(fresh, pod)
     for why in (" ", "x" * 1001, "\0"):
         with pytest.raises(UsageError):
-            do(fresh, lambda engine, why=why: pods.settle_gaps(engine, NEW, why))
-    settled = "SELECT settled_why FROM gaps WHERE pod_id = %s ORDER BY id"
-    assert fresh.rows(settled, (pod,)) == [(None,)] * 2
-    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, " its database was compared "))
+            do(fresh, lambda engine, why=why: pods.resolve_gaps(engine, NEW, why))
+    resolved = "SELECT resolved_why FROM gaps WHERE pod_id = %s ORDER BY id"
+    assert fresh.rows(resolved, (pod,)) == [(None,)] * 2
+    do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, " its database was compared "))
     gap(fresh, pod)
-    assert fresh.rows(settled, (pod,)) == [("operator: its database was compared",)] * 2 + [(None,)]
+    assert fresh.rows(resolved, (pod,)) == [("operator: its database was compared",)] * 2 + [(None,)]
     set_linker(fresh.connection, "link", NEW)
     with pytest.raises(ConflictError, match="a reconcile resolves its gaps"):
-        do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "I think so"))
-    assert fresh.rows(settled, (pod,))[-1] == (None,)
+        do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "I think so"))
+    assert fresh.rows(resolved, (pod,))[-1] == (None,)
     with pytest.raises(NotFoundError):
-        do(fresh, lambda engine: pods.settle_gaps(engine, PodName("nobody"), "no pod"))
+        do(fresh, lambda engine: pods.resolve_gaps(engine, PodName("nobody"), "no pod"))
 
 
 def test_what_no_reconcile_can_find(fresh: Table) -> None:
     """Where links are elsewhere collection is held until an operator has said, after the first event, what there is."""
     pod = add(fresh, Linker.RELAY)
-    settle = "baleen pods resolve-gaps pod-new"
+    command = "baleen pods resolve-gaps pod-new"
 
     def held() -> list[str]:
-        told = truth(fresh).reasons(NEW)
-        assert not any("pods reconcile" in reason for reason in told)
-        return [reason for reason in told if "before its first event" in reason]
+        shown = truth(fresh).reasons(NEW)
+        assert not any("pods reconcile" in reason for reason in shown)
+        return [reason for reason in shown if "before its first event" in reason]
 
-    assert settle in held()[0]
-    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is new"))
+    assert command in held()[0]
+    do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is new"))
     assert held() == []
     add_process(fresh.connection, pod)
-    assert settle in held()[0]
-    fresh.connection.execute("UPDATE sources SET first_seen = now() - interval '2 hours'")
-    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its database was compared"))
+    assert command in held()[0]
+    fresh.connection.execute("UPDATE processes SET first_seen = now() - interval '2 hours'")
+    do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "its database was compared"))
     assert held() == []
     assert open_gaps(fresh.connection) == []
 
 
-def test_doubts_that_no_look_can_settle(fresh: Table) -> None:
+def test_doubtful_removals_that_no_check_can_resolve(fresh: Table) -> None:
     """Where nobody can look, an operator's word lifts what doubtful removals hold, and the things are kept."""
     add(fresh, Linker.RELAY)
     fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
@@ -347,7 +347,7 @@ def test_doubts_that_no_look_can_settle(fresh: Table) -> None:
     fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
     fresh.apply(fresh.push("a", "m", ["l"], 0), fresh.removed("a", "m", 60), margin=timedelta(minutes=5))
     assert "resolve-gaps" in " ".join(truth(fresh).opened.reasons("pod"))
-    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "it is kept"))
+    do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is kept"))
     assert truth(fresh).opened.reasons("pod") == []
     assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
 
@@ -374,17 +374,17 @@ def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
     fresh.apply(fresh.link("a", "linked"))
     pushed("old", timedelta(hours=2))
     pushed("new", timedelta(minutes=50))
-    (told,) = held()
-    assert told.startswith("2 held manifests ")
-    assert "resolve-gaps" in told
-    assert f"{fresh.repository('a')}@{fresh.text('old')}" in told
-    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its layers were compared"))
-    (told,) = held()
-    assert told.startswith("1 held manifest ")
-    assert fresh.text("old") not in told
-    assert fresh.text("new") in told
+    (shown,) = held()
+    assert shown.startswith("2 held manifests ")
+    assert "resolve-gaps" in shown
+    assert f"{fresh.repository('a')}@{fresh.text('old')}" in shown
+    do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "its layers were compared"))
+    (shown,) = held()
+    assert shown.startswith("1 held manifest ")
+    assert fresh.text("old") not in shown
+    assert fresh.text("new") in shown
     fresh.connection.execute("UPDATE repository_manifests SET pushed_at = now() - interval '2 hours'")
-    do(fresh, lambda engine: pods.settle_gaps(engine, NEW, "its layers were compared"))
+    do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "its layers were compared"))
     assert held() == []
     fresh.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '9 days'")
     assert expiry.expire_links(fresh.connection, timedelta(days=1)) == 0

@@ -27,7 +27,7 @@ from sqlalchemy import Engine
 from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
-from coordinator.domain.watermarks import PodWatermark, SourceState
+from coordinator.domain.watermarks import PodWatermark, ProcessState
 from coordinator.errors import UnavailableError
 from coordinator.ingest.normalise import Origin, normalise
 from coordinator.kafka.producer import EventProducer
@@ -73,7 +73,7 @@ class Broker:
             record = {"id": json.loads(record["payload"])["id"]}
         self.log[partition].append(value)
         self.first.setdefault(record.get("id", ""), partition)
-        self.read[partition].append((record.get("id", ""), record.get("source", "")))
+        self.read[partition].append((record.get("id", ""), record.get("process", "")))
 
     def numbers(self, topic: str) -> set[int]:
         return {number for name, number in self.log if name == topic}
@@ -161,7 +161,7 @@ class Request:
         self.event = event
         self.finished = finished
         #: A reconcile has seen what it wrote.
-        self.settled = False
+        self.resolved = False
 
 
 class Process:
@@ -196,7 +196,7 @@ class World:
         self.broker = Broker(self.chance)
         self.runner, self.engine = runner, engine
         self.replicas = [Producer(self.broker), Producer(self.broker)]
-        for name in ("probes", "endpoints", "watermarks", "sources", "dead_letters", "partition_progress"):
+        for name in ("probes", "endpoints", "watermarks", "processes", "dead_letters", "partition_progress"):
             self.connection.execute(f"DELETE FROM {name}")
         self.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL], self.pod))
         self.known = KnownProcesses()
@@ -213,7 +213,7 @@ class World:
         self.under_way: list[tuple[str, str]] = []
         for address in ADDRESSES:
             self.start(address)
-        self.settle()
+        self.resolve()
 
     # What happens
 
@@ -247,7 +247,7 @@ class World:
 
     def share(self, address: str) -> None:
         """All is well; then another one joins, and one of both is cut off, is retired perhaps, and is given work."""
-        self.settle()
+        self.resolve()
         if len(self.at[address]) == 1:
             self.join(address)
             lost = self.chance.choice(self.at[address])
@@ -267,7 +267,7 @@ class World:
         if (process := self.who(address)) is not None:
             process.cut_off = True
 
-    def mend(self, address: str) -> None:
+    def repair(self, address: str) -> None:
         for process in self.at[address]:
             process.cut_off = False
 
@@ -285,18 +285,18 @@ class World:
         process.queue.clear()
         if not process.answered:
             last = self.table.rows(
-                "SELECT s.retired_at FROM endpoints e JOIN sources s ON s.id = e.source_id WHERE address = %s",
+                "SELECT s.retired_at FROM endpoints e JOIN processes s ON s.id = e.process_id WHERE address = %s",
                 (address,),
             )
             # Had the one before it still counted, its retirement would have waited for a reconcile of both.
             counts = bool(last) and last[0][0] is None
-            process.traceless = process.name not in self.heard_of() and not counts
+            process.traceless = process.name not in self.echoed_by() and not counts
 
     def visit(self, address: str) -> None:
         """All is well; then one that nobody hears comes up where another was or nobody, is asked, is given work and
         ends, and another comes or the name leads there no more. Others are heard all the while.
         """
-        self.settle()
+        self.resolve()
         while self.at[address]:
             self.deserted(address)
         self.start(address, cut_off=True)
@@ -571,8 +571,8 @@ class World:
         began = self.now()
         for process in self.processes:
             for request in process.requests:
-                request.settled = True
-        processes.settle_unheard(self.connection, self.pod, began, began - since)
+                request.resolved = True
+        processes.resolve_unechoed(self.connection, self.pod, began, began - since)
         processes.retire_dead(self.connection, self.pod, began, began - since, "reconciled")
         self.check_pod()
 
@@ -582,7 +582,7 @@ class World:
         for at, count in self.applied.items():
             yield from self.broker.read[at][:count]
 
-    def heard_of(self) -> set[str]:
+    def echoed_by(self) -> set[str]:
         """Processes of which anything is applied."""
         return {source for _, source in self.applied_records()}
 
@@ -590,7 +590,7 @@ class World:
         """W(source, partition): all that finished before is in Kafka, and if it came to that partition, applied."""
         applied = {name for name, _ in self.applied_records()}
         marks = self.table.rows(
-            "SELECT s.instance_id, w.topic, w.partition, w.at FROM watermarks w JOIN sources s ON s.id = w.source_id"
+            "SELECT s.instance_id, w.topic, w.partition, w.at FROM watermarks w JOIN processes s ON s.id = w.process_id"
             " WHERE w.at > '-infinity'"
         )
         requests = {process.name: process.requests for process in self.processes}
@@ -610,7 +610,7 @@ class World:
         for process in self.processes:
             for request in process.requests:
                 if at is not None and request.finished < at:
-                    known = request.event["id"] in done or request.settled
+                    known = request.event["id"] in done or request.resolved
                     excused = process.traceless or process.unseen(request)
                     assert known or excused, f"W of the pod claims what is not applied of {process.name}"
         return at
@@ -620,7 +620,7 @@ class World:
             found = watermarks(connection, timedelta(seconds=60))
         return found["pod-a"]
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """All is well again: W must then be known, and move."""
         self.find_names()
         self.leave(VISITED)
@@ -631,27 +631,27 @@ class World:
                     self.at[address].remove(process)
                     process.alive = False
             self.start(address)
-            self.mend(address)
+            self.repair(address)
         # Also where it led nowhere else until now: what is listed and refuses everybody holds W up, as it should.
         self.name.discard(VISITED)
         self.under_way.clear()
-        self.all_heard()
+        self.all_echoed()
         self.reconcile()
         began = self.now()
-        self.all_heard()
+        self.all_echoed()
         alive = {process.name for process in self.processes if process.alive}
-        for shown in self.view().sources:
+        for shown in self.view().processes:
             # Nobody ever reached it, so nothing proves that it is dead: an operator has to say so.
-            if shown.instance_id not in alive and shown.state not in {SourceState.RETIRED, SourceState.DEAD}:
+            if shown.instance_id not in alive and shown.state not in {ProcessState.RETIRED, ProcessState.DEAD}:
                 self.connection.execute(
-                    "UPDATE sources SET retired_at = clock_timestamp(), retired_why = 'x' WHERE instance_id = %s",
+                    "UPDATE processes SET retired_at = clock_timestamp(), retired_why = 'x' WHERE instance_id = %s",
                     (shown.instance_id,),
                 )
         at = self.check_pod()
         assert at is not None, self.view()
         assert at > began
 
-    def all_heard(self) -> None:
+    def all_echoed(self) -> None:
         """Each process is asked, and tells all that it has to tell."""
         self.ask_all()
         for address in ADDRESSES:
@@ -704,7 +704,7 @@ trouble = [
     step("visit", anywhere),
     step("share", here),
     step("cut", anywhere),
-    step("mend", anywhere),
+    step("repair", anywhere),
     step("leave", anywhere),
     step("lose_names"),
     step("find_names"),
@@ -751,4 +751,4 @@ def test_never_more_than_is_true(world: Callable[[int], World], made: list[tuple
             played.request(*arguments, understood=False)
         else:
             getattr(played, name)(*arguments)
-    played.settle()
+    played.resolve()

@@ -24,7 +24,7 @@ from coordinator.domain.references import parse_manifest
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Pulse, run_waiting_jobs
 from coordinator.reconcile.reconcile import Reconcile
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
@@ -206,7 +206,7 @@ class World(Table):
     def stored_layers(self) -> Pairs:
         return self.stored("/_layers/sha256/")
 
-    def doubts(self) -> int:
+    def doubtful_removals(self) -> int:
         (row,) = self.rows(
             "SELECT count(*) FROM removals r JOIN repositories n ON n.id = r.repository_id"
             " WHERE n.pod_id = %s AND r.doubtful_since IS NOT NULL",
@@ -262,11 +262,11 @@ class World(Table):
     @contextmanager
     def runner(self) -> Iterator[tuple[Connections, Reconcile]]:
         connections = Connections(self.url, name="test-reconcile", prepare=statements.prepare)
-        settler = Settler(connections, self.store, self.sizes.lookups_at_once)
+        resolver = Resolver(connections, self.store, self.sizes.lookups_at_once)
         runner = Reconcile(
             connections,
             self.store,
-            settler,
+            resolver,
             margin=MARGIN,
             link_grace=self.link_grace,
             request_bound=BOUND,
@@ -276,7 +276,7 @@ class World(Table):
             yield connections, runner
         finally:
             runner.close()
-            settler.close()
+            resolver.close()
             connections.close()
 
     def began_at(self, job: int) -> Any:

@@ -66,7 +66,7 @@ def test_many_uploads_before_it(repository: str, named: list[str], *, expected: 
     assert Evidence(store).has_link(PREFIXES, [RepositoryName(name) for name in named]) is expected
 
 
-def test_a_link_that_was_found_is_looked_for_first() -> None:
+def test_a_link_that_was_found_is_searched_for_first() -> None:
     """It is found again behind uploads that came later; when it is gone, it proves nothing any more."""
     store = MemoryObjectStore()
     link = layer_link_key(RepositoryName("pod/zoo"), DIGEST)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.names import Digest
 from coordinator.jobs.work import Pulse
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.layout import blob_key
 from tests.reconcile.harness import MARGIN, Pairs, World
@@ -49,7 +49,7 @@ def ops(*kinds: str) -> st.SearchStrategy[Op]:
 
 
 CLIENTS = ("push", "push", "delete", "send", "crash")
-EVENTS = ("arrive", "arrive", "repeat", "settle")
+EVENTS = ("arrive", "arrive", "repeat", "resolve")
 #: Between which answers of the store what happens: while it lists, while links are looked up.
 INTERRUPTIONS = st.lists(
     st.one_of(
@@ -83,9 +83,9 @@ class History:
         self._seconds += op.pause
         world = self._world
         if op.what == "push":
-            self._tell(world.pushed(op.repository, world.image(op.name), self._seconds))
+            self._report(world.pushed(op.repository, world.image(op.name), self._seconds))
             if self._links:
-                self._tell(world.uploaded(op.repository, op.name, self._seconds))
+                self._report(world.uploaded(op.repository, op.name, self._seconds))
         elif op.what == "delete":
             self._delete(op)
         elif op.what == "send" and self._queue:
@@ -97,18 +97,18 @@ class History:
             world.arrive(self._log.popleft())
         elif op.what == "repeat" and self._sent:
             self._log.append(self._sent[int(op.pause) % len(self._sent)])
-        elif op.what == "settle":
-            self._settle()
+        elif op.what == "resolve":
+            self._resolve()
 
     def _delete(self, op: Op) -> None:
         world = self._world
         image = world.image(op.name)
         if (world.name(op.repository), image.digest) in self.stored():
             self._forget(op.repository, image.digest)
-            self._tell(world.deleted(op.repository, image.digest, self._seconds))
+            self._report(world.deleted(op.repository, image.digest, self._seconds))
         if self._links and (world.name(op.repository), world.digest(op.name)) in self.stored():
             self._forget(op.repository, world.digest(op.name))
-            self._tell(world.unlinked(op.repository, op.name, self._seconds))
+            self._report(world.unlinked(op.repository, op.name, self._seconds))
 
     def reconcile(self, interruptions: list[tuple[str, int, Op]]) -> None:
         self._linked_throughout = self.stored()
@@ -134,7 +134,7 @@ class History:
     def check(self) -> None:
         assert self.sure <= self.known()
 
-    def _tell(self, fact: Fact) -> None:
+    def _report(self, fact: Fact) -> None:
         self._queue.append(fact._replace(at=fact.at + self._skew))
 
     def _forget(self, repository: str, digest: Digest) -> None:
@@ -143,11 +143,11 @@ class History:
         if self._linked_throughout is not None:
             self._linked_throughout.discard(pair)
 
-    def _settle(self) -> None:
+    def _resolve(self) -> None:
         with self._world.runner() as (connections, _):
-            settler = Settler(connections, self._world.store, lookups_at_once=1)
-            settler.settle(pod_id=self._world.pods[self._world.pod])
-            settler.close()
+            resolver = Resolver(connections, self._world.store, lookups_at_once=1)
+            resolver.resolve(pod_id=self._world.pods[self._world.pod])
+            resolver.close()
 
     @contextmanager
     def _interrupted(self, interruptions: list[tuple[str, int, Op]]) -> Iterator[None]:
@@ -201,5 +201,5 @@ def test_any_history(
         history.end()
         history.check()
         assert history.known() == history.stored()
-        assert world.doubts() == 0
+        assert world.doubtful_removals() == 0
         world.sound()

@@ -36,12 +36,12 @@ def test_a_bucket_that_is_empty_for_a_while(world: World, bucket: Bucket, begun:
     def vanish(call: str, key: str) -> None:
         nonlocal checks
         checks += call == "check"
-        looking = call == "check" or (call == "head" and key in {world.key("c"), world.key("d")})
-        if checks == 2 and looking and call == begun:
+        is_check = call == "check" or (call == "head" and key in {world.key("c"), world.key("d")})
+        if checks == 2 and is_check and call == begun:
             bucket._objects = {}
 
     bucket.interrupt = vanish
     with pytest.raises(NotHereError, match="BALEEN_S3_ROOT"):
-        world.presence.settle([world.digest(name) for name in names])
+        world.presence.resolve([world.digest(name) for name in names])
     bucket._objects = stored
     assert [world.state(name) is BlobState.MISSING for name in names] == [True, False, False, False]

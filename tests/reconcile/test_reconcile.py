@@ -67,7 +67,7 @@ def test_lost_pushes_and_deletes(world: World) -> None:
     }
     assert done.count("parts") == done.count("parts_done") > 1
     assert (done.count("keys"), done.count("links")) == (4, 3), "what a tag has pointed to is listed, too"
-    assert world.doubts() == 0
+    assert world.doubtful_removals() == 0
 
 
 def test_again_changes_nothing(world: World) -> None:
@@ -201,9 +201,9 @@ def test_manifests_that_cannot_be_read(world: World) -> None:
 def test_a_manifest_that_cannot_be_read_and_of_which_others_have_reported(world: World) -> None:
     """What others report that it lists counts beside its repository's links, until its own bytes can be read."""
     image = world.image("m")
-    told = world.pushed("told", image, 1)
-    assert told.content is not None
-    world.arrive(told._replace(content=told.content._replace(references=told.content.references[:2])))
+    shown = world.pushed("told", image, 1)
+    assert shown.content is not None
+    world.arrive(shown._replace(content=shown.content._replace(references=shown.content.references[:2])))
     world.pushed("app", image, 1)
     world.uploaded("app", "l1", 1)
     world.store.delete(blob_key(image.digest))
@@ -281,7 +281,7 @@ def test_an_incomplete_listing(
 @pytest.mark.parametrize("shown", [lambda entries: list(entries)[:1], lambda entries: []])
 def test_listings_that_stay_incomplete(world: World, shown: Callable[[Any], Any]) -> None:
     """Where two listings lack a link that is there, nothing is known of what else they lack: the job fails, and nothing
-    is settled or removed but what a look has found gone (scenario 19).
+    is resolved or removed but what a look has found gone (scenario 19).
     """
     for n in range(8):
         world.arrive(world.pushed(f"r{n % 3}", world.image(f"m{n}"), n))
@@ -345,17 +345,17 @@ def test_a_push_after_its_place_was_passed(world: World, *, again: bool) -> None
 @pytest.mark.parametrize("call", ["walk", "head"])
 @pytest.mark.parametrize("known", [False, True])
 def test_a_root_that_is_empty_for_a_while(world: World, call: str, *, known: bool) -> None:
-    """Where all that a store has vanishes without an error while a reconcile runs, nothing is removed or settled, be it
-    from the first listing on or from the first look under the lock on; nor does an empty listing then count as one.
+    """Where all that a store has vanishes without an error while a reconcile runs, nothing is removed or resolved, be
+    it from the first listing on or from the first look under the lock on; nor does an empty listing then count as one.
     """
     for n in range(5):
         fact = world.pushed(f"r{n}", world.image(f"m{n}"), n)
         if known:
             world.arrive(fact)
     if call == "head":
-        doubted = world.image("doubted")
-        world.arrive(world.pushed("r0", doubted, 1), world.deleted("r0", doubted.digest, 2))
-        world.pushed("r0", doubted, 3)
+        differing_blobs = world.image("doubted")
+        world.arrive(world.pushed("r0", differing_blobs, 1), world.deleted("r0", differing_blobs.digest, 2))
+        world.pushed("r0", differing_blobs, 3)
     gap(world)
     stored = world.bucket._objects
 
@@ -390,7 +390,7 @@ def test_a_root_without_a_registry(world: World) -> None:
 
 
 def test_a_listing_that_fails(world: World) -> None:
-    """A part whose listing goes on failing fails the job: nothing is removed, no gap is settled (scenario 19)."""
+    """A part whose listing goes on failing fails the job: nothing is removed, no gap is resolved (scenario 19)."""
     for n in range(6):
         world.arrive(world.pushed(f"r{n % 2}", world.image(f"m{n}"), n))
     gap(world)
@@ -464,7 +464,7 @@ def test_another_root(world: World, *, bytes_remain: bool) -> None:
     assert done.error is not None
     assert "BALEEN_S3_ROOT" in done.error
     assert len(world.held()) == 3
-    assert (world.doubts(), open_gaps(world)) == (0, 1)
+    assert (world.doubtful_removals(), open_gaps(world)) == (0, 1)
 
 
 def test_an_upload_is_no_evidence_of_links(world: World) -> None:
@@ -483,7 +483,7 @@ def test_an_upload_is_no_evidence_of_links(world: World) -> None:
     assert done.error is not None
     assert "linker relay" in done.error
     assert len(world.held()) == 3
-    assert (world.doubts(), open_gaps(world)) == (1, 1)
+    assert (world.doubtful_removals(), open_gaps(world)) == (1, 1)
 
 
 def test_a_pod_that_was_emptied(world: World) -> None:
@@ -499,18 +499,18 @@ def test_a_pod_that_was_emptied(world: World) -> None:
     assert (row.references, row.unreferenced) == (0, True)
 
 
-def test_doubts_that_were_there(world: World) -> None:
-    """Doubtful removals are settled, also of a repository of which storage has nothing at all any more."""
+def test_doubtful_removals_that_were_there(world: World) -> None:
+    """Doubtful removals are resolved, also of a repository of which storage has nothing at all any more."""
     gone, kept = world.image("gone"), world.image("kept")
     world.arrive(world.pushed("vanished", gone, 1), world.deleted("vanished", gone.digest, 2))
     world.arrive(world.pushed("app", kept, 1), world.deleted("app", kept.digest, 2))
     world.pushed("app", kept, 3)
     world.store.delete(blob_key(gone.digest))
-    assert world.doubts() == 2
+    assert world.doubtful_removals() == 2
     done = world.reconcile()
-    assert world.doubts() == 0
-    # What the listing did not show was settled with that.
-    assert (done.count("doubts_settled"), done.count("holdings_removed")) == (1, 1)
+    assert world.doubtful_removals() == 0
+    # What the listing did not show was resolved with that.
+    assert (done.count("doubtful_removals_resolved"), done.count("holdings_removed")) == (1, 1)
     world.sound()
 
 
@@ -532,8 +532,8 @@ def test_what_came_while_it_ran(world: World) -> None:
     world.sound()
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_a_push_between_the_look_and_the_lock(world: World, *, told: bool) -> None:
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_push_between_the_check_and_the_lock(world: World, *, shown: bool) -> None:
     """What was gone when it was first looked up, and is pushed again before the lock is taken, stays (scenario 3)."""
     image = world.image("m")
     world.arrive(world.pushed("app", image, 1))
@@ -546,13 +546,13 @@ def test_a_push_between_the_look_and_the_lock(world: World, *, told: bool) -> No
         heads += call == "head"
         if call == "check" and heads == 2 and not pushes:
             pushes.append(world.pushed("app", image, 3))
-            if told:
+            if shown:
                 world.arrive(*pushes)
 
     world.bucket.interrupt = push
     done = world.reconcile()
     assert len(pushes) == 1
-    assert (heads, done.count("holdings_removed"), world.doubts()) == (3, 0, 0)
+    assert (heads, done.count("holdings_removed"), world.doubtful_removals()) == (3, 0, 0)
     world.sound()
     world.arrive(*pushes)
     world.sound()
@@ -580,13 +580,15 @@ def test_a_push_that_arrives_after_its_removal(world: World) -> None:
     world.reconcile()
     assert world.held() == set()
     world.arrive(pushed)
-    assert world.doubts() == 1
+    assert world.doubtful_removals() == 1
     world.reconcile()
     world.sound()
 
 
-def test_what_it_settles(world: World) -> None:
-    """Gaps that were noticed before it began are settled by its number, and processes that died long before retired."""
+def test_what_it_resolves(world: World) -> None:
+    """Gaps that were noticed before it began are resolved by its number, and processes that died long before
+    retired.
+    """
     world.pushed("app", world.image("m"), 1)
     gap(world)
     pod = world.pods[world.pod]
@@ -597,8 +599,8 @@ def test_what_it_settles(world: World) -> None:
     world.bucket.interrupt = lambda call, key: gap(world) if call == "check" and not open_gaps(world) - 1 else None
     world.run()
     done = world.ended(job)
-    assert (done.state, done.count("gaps_settled"), done.progress["sources_retired"]) == ("done", 1, ["long-dead"])
-    assert world.rows("SELECT settled_why FROM gaps WHERE pod_id = %s ORDER BY id", (pod,)) == [
+    assert (done.state, done.count("gaps_resolved"), done.progress["processes_retired"]) == ("done", 1, ["long-dead"])
+    assert world.rows("SELECT resolved_why FROM gaps WHERE pod_id = %s ORDER BY id", (pod,)) == [
         (f"reconcile {job}",),
         (None,),
     ]
@@ -613,8 +615,8 @@ def test_what_it_settles(world: World) -> None:
     ],
 )
 def test_what_is_lost_while_it_runs(world: World, reason: str, lose: Callable[[World], object]) -> None:
-    """What is lost for a reason for which a gap is open already is not settled by a reconcile that ran by then, and one
-    gap is told of both.
+    """What is lost for a reason for which a gap is open already is not resolved by a reconcile that ran by then, and
+    one gap is told of both.
     """
     world.pushed("app", world.image("m"), 1)
     lose(world)
@@ -625,11 +627,11 @@ def test_what_is_lost_while_it_runs(world: World, reason: str, lose: Callable[[W
             lost.append(lose(world))
 
     world.bucket.interrupt = cut
-    assert world.reconcile().count("gaps_settled") == 0
+    assert world.reconcile().count("gaps_resolved") == 0
     assert lost
     of_reason = "SELECT count(*) FROM gaps WHERE pod_id = %s AND reason = %s"
     assert world.rows(of_reason, (world.pods[world.pod], reason)) == [(1,)]
-    assert world.reconcile().count("gaps_settled") == 1
+    assert world.reconcile().count("gaps_resolved") == 1
     lose(world)
     assert world.rows(of_reason, (world.pods[world.pod], reason)) == [(2,)]
     assert open_gaps(world) == 1

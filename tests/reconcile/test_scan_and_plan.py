@@ -29,14 +29,16 @@ def scanned(
     keys: Iterable[str], layers_after: datetime | None = None, **more: Any
 ) -> tuple[list[tuple[str, str, bytes]], int, int]:
     """(repository, kind, digest) of each link, and how many keys and links were told of."""
-    told = [0, 0]
+    counts = [0, 0]
 
-    def tell(keys: int, links: int) -> None:
-        told[0] += keys
-        told[1] += links
+    def on_progress(keys: int, links: int) -> None:
+        counts[0] += keys
+        counts[1] += links
 
-    found = scan.links([ObjectInfo(key, 71, NOW) for key in keys], layers_after=layers_after, tell=tell, **more)
-    return [(each.folder.repository, each.folder.kind.name, each.digest) for each in found], told[0], told[1]
+    found = scan.links(
+        [ObjectInfo(key, 71, NOW) for key in keys], layers_after=layers_after, report=on_progress, **more
+    )
+    return [(each.folder.repository, each.folder.kind.name, each.digest) for each in found], counts[0], counts[1]
 
 
 def test_links_among_everything_else() -> None:
@@ -63,14 +65,14 @@ def test_links_among_everything_else() -> None:
         revision_link_key(name("team"), DIGEST),
     ]
     tagged: list[tuple[str, bytes]] = []
-    found, told, links = scanned(keys, tagged=lambda *history: tagged.append(history))
+    found, counts, links = scanned(keys, tagged=lambda *history: tagged.append(history))
     assert tagged == [("team/app", DIGEST)]
     assert found == [
         ("team/app", "LAYER", DIGEST),
         ("team/app", "REVISION", DIGEST),
         ("team", "REVISION", DIGEST),
     ]
-    assert (told, links) == (len(keys), 3)
+    assert (counts, links) == (len(keys), 3)
 
 
 def test_layers_that_are_too_old() -> None:
@@ -83,8 +85,8 @@ def test_layers_that_are_too_old() -> None:
 def test_counting_goes_on() -> None:
     """However often the caller is told, the numbers add up."""
     keys = [layer_link_key(name(f"r{n}"), DIGEST) for n in range(10)]
-    assert scanned(keys, tell_every=3)[1:] == (10, 10)
-    assert scanned([], tell_every=3)[1:] == (0, 0)
+    assert scanned(keys, progress_every=3)[1:] == (10, 10)
+    assert scanned([], progress_every=3)[1:] == (0, 0)
 
 
 COMPONENTS = st.sampled_from(["a", "a-b", "a.b", "a0", "b", "c", "z9"])

@@ -240,8 +240,8 @@ class Baleen:
         """A pod as the API tells it."""
         answer = self.api.get(f"/v1/pods/{pod.name}")
         assert answer.is_success, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        shown: dict[str, Any] = answer.json()
+        return shown
 
     def webhook(self, pod: Pod) -> str:
         return f"{self.url}/v1/events/{pod.name}"
@@ -361,7 +361,7 @@ class Baleen:
         self.await_applied()
         # What was still on its way when they agreed must not have parted them again.
         eventually(lambda: not self.differences(), why=self.differences)
-        assert not (letters := self.dead_letters()), letters
+        assert not (dead_letters := self.dead_letters()), dead_letters
         assert self.status()["gaps"] == 0
         engine = make_engine(self._database(), name="test")
         try:
@@ -413,12 +413,12 @@ class Baleen:
         """One blob as the API tells it."""
         answer = self.api.get(f"/v1/blobs/{digest}")
         assert answer.is_success, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        shown: dict[str, Any] = answer.json()
+        return shown
 
     def status(self) -> dict[str, Any]:
-        told: dict[str, Any] = self.api.get("/v1/status").json()
-        return told
+        shown: dict[str, Any] = self.api.get("/v1/status").json()
+        return shown
 
     def dead_letters(self) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = self.api.get("/v1/dead-letters").json()["items"]
@@ -434,7 +434,7 @@ class Baleen:
 
     def not_mounted(self, reason: str) -> float:
         """How many mounts became uploads for a reason."""
-        return self._counted(f'baleen_mounts_total{{outcome="handed-on",reason="{reason}"}} ')
+        return self._counted(f'baleen_mounts_total{{outcome="forwarded",reason="{reason}"}} ')
 
     def _counted(self, metric: str) -> float:
         lines = self.api.get("/metrics").text.splitlines()
@@ -455,17 +455,17 @@ class Baleen:
         return compose_database.database_url(self.settings)
 
     def _storage(self, _pod: Pod | None = None) -> Storage:
-        told = self.settings
-        assert told.s3_endpoint_url is not None
-        assert told.s3_bucket is not None
-        assert told.s3_access_key is not None
-        assert told.s3_secret_key is not None
+        shown = self.settings
+        assert shown.s3_endpoint_url is not None
+        assert shown.s3_bucket is not None
+        assert shown.s3_access_key is not None
+        assert shown.s3_secret_key is not None
         return Storage(
-            endpoint_url=told.s3_endpoint_url,
-            bucket=told.s3_bucket,
-            root=told.s3_root,
-            access_key=told.s3_access_key,
-            secret_key=told.s3_secret_key.reveal(),
+            endpoint_url=shown.s3_endpoint_url,
+            bucket=shown.s3_bucket,
+            root=shown.s3_root,
+            access_key=shown.s3_access_key,
+            secret_key=shown.s3_secret_key.reveal(),
         )
 
     def _ready(self) -> bool:

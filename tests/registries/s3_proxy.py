@@ -79,7 +79,7 @@ class S3Proxy(HTTPServer):
                     self._pass_on(body)
                     return
                 proxy.answered.append(call)
-                self._say(answer.status, [("Content-Type", "application/xml")], answer.content)
+                self._send(answer.status, [("Content-Type", "application/xml")], answer.content)
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _do
 
@@ -89,11 +89,11 @@ class S3Proxy(HTTPServer):
                 try:
                     connection.request(self.command, self.path, body, dict(self.headers))
                     answer = connection.getresponse()
-                    self._say(answer.status, answer.getheaders(), answer.read())
+                    self._send(answer.status, answer.getheaders(), answer.read())
                 finally:
                     connection.close()
 
-            def _say(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+            def _send(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
                 self.send_response_only(status)
                 length = str(len(content))
                 for name, value in headers:

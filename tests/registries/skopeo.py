@@ -24,7 +24,7 @@ class Skopeo:
 
     def login(self, address: str, user: str, password: str) -> None:
         """Have the registry's password remembered, if it is right."""
-        self._run("login", "--tls-verify=false", "--password-stdin", "--username", user, address, told=password)
+        self._run("login", "--tls-verify=false", "--password-stdin", "--username", user, address, text=password)
 
     def push(self, layout: str, address: str, name: str, *options: str) -> None:
         """Copy `oci:…` or `dir:…` to a registry; an index needs `--all`."""
@@ -51,10 +51,10 @@ class Skopeo:
         found: list[str] = json.loads(answer)["Tags"]
         return found
 
-    def _run(self, *arguments: str, told: str = "") -> bytes:
+    def _run(self, *arguments: str, text: str = "") -> bytes:
         done = subprocess.run(
             ["skopeo", "--insecure-policy", "--tmpdir", str(self._directory), *arguments],
-            input=told.encode(),
+            input=text.encode(),
             capture_output=True,
             env=self._environment,
             timeout=TIMEOUT_S,

@@ -45,8 +45,8 @@ def adopt(baleen: Baleen, pod: str, url: str, *options: str) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    shown: dict[str, Any] = json.loads(done.stdout)
+    return shown
 
 
 def test_a_registry_becomes_a_pod(baleen: Baleen, kind: Any, request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_registry_becomes_a_pod(baleen: Baleen, kind: Any, request: pytest.Fix
     assert second["reconcile"]["state"] == "done"
     baleen.agree()
     links = [entry.key for entry in baleen.store.walk(f"{BASE}/repositories/{pod.name}/")]
-    assert len(links) == sum(told[name] for told in (first, second) for name in names[2:]) - 1  # a tag has moved
+    assert len(links) == sum(shown[name] for shown in (first, second) for name in names[2:]) - 1  # a tag has moved
 
     registry = baleen.registry(kind, pod)
     with RegistryClient(registry.url, timeout=20) as client:

@@ -27,7 +27,7 @@ def push_whole(client: RegistryClient, repository: str, image: Image, tag: str) 
     client.put_manifest(repository, tag, image.media_type, image.content)
 
 
-def test_a_registry_that_does_not_say_references(baleen: Baleen) -> None:
+def test_a_registry_that_does_not_report_references(baleen: Baleen) -> None:
     """Without includereferences what manifests list is read from storage, for every kind of manifest."""
     pod = baleen.add_pod("silent")
     registry = baleen.registry(SilentDistribution, pod)

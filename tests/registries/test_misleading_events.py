@@ -66,7 +66,7 @@ class Misled(NamedTuple):
             self.storage.answer = None
         assert self.storage.answered
 
-    def told(self, action: str, digest: str) -> list[dict[str, Any]]:
+    def events(self, action: str, digest: str) -> list[dict[str, Any]]:
         """The targets of those events about a digest that ingest has taken."""
         targets = [event["target"] for event in self.webhook.accepted() if event["action"] == action]
         return [target for target in targets if target.get("digest") == digest]
@@ -89,12 +89,12 @@ def misled(baleen: Baleen, request: pytest.FixtureRequest) -> Iterator[Misled]:
             yield Misled(baleen, pod, client, storage, webhook)
 
 
-def test_a_tag_that_was_told_and_never_written(misled: Misled) -> None:
+def test_a_tag_that_was_reported_and_never_written(misled: Misled) -> None:
     """The manifest is linked, though its push failed: it is held."""
     app, image = f"{misled.pod.name}/app", make_image(f"{misled.pod.name}/image")
     with misled.refused(writing_a_tag), pytest.raises(RegistryError, match="answered 500"):
         misled.client.push_image(app, image, "v1")
-    eventually(lambda: [target["tag"] for target in misled.told("push", image.digest)] == ["v1"])
+    eventually(lambda: [target["tag"] for target in misled.events("push", image.digest)] == ["v1"])
     assert not misled.client.has_manifest(app, "v1")
     # What is told is not applied yet, and a reconcile would add it.
     eventually(lambda: misled.baleen.holds(app, image.digest))
@@ -103,7 +103,7 @@ def test_a_tag_that_was_told_and_never_written(misled: Misled) -> None:
     assert misled.baleen.holds(app, image.digest)
 
 
-def test_a_blob_that_was_stored_and_not_told(misled: Misled) -> None:
+def test_a_blob_that_was_stored_and_not_reported(misled: Misled) -> None:
     """The blob is linked, though its upload failed and no event tells of it: a reconcile finds the link."""
     app, later = f"{misled.pod.name}/app", make_image(f"{misled.pod.name}/later")
     layer = make_layer(f"{misled.pod.name}/layer")
@@ -113,7 +113,7 @@ def test_a_blob_that_was_stored_and_not_told(misled: Misled) -> None:
     # A process tells things in order: had it told of the blob, that would have come before this.
     misled.client.push_image(app, later, "v1")
     eventually(lambda: misled.baleen.holds(app, later.digest))
-    assert misled.told("push", layer.digest) == []
+    assert misled.events("push", layer.digest) == []
     assert (app, layer.digest) not in misled.baleen.links()
     assert misled.reconciled()["links_added"] == 1
     assert (app, layer.digest) in misled.baleen.links()
@@ -126,7 +126,7 @@ def test_a_delete_that_left_the_tags(misled: Misled) -> None:
     misled.baleen.agree()
     with misled.refused(deleting_tags), pytest.raises(RegistryError, match="answered 500"):
         misled.client.delete_manifest(app, image.digest)
-    eventually(lambda: misled.told("delete", image.digest) != [])
+    eventually(lambda: misled.events("delete", image.digest) != [])
     assert list(misled.baleen.store.walk(f"{REPOSITORIES}{app}/_manifests/tags/v1/current/"))
     assert not misled.client.has_manifest(app, "v1")
     misled.reconciled()
@@ -147,7 +147,7 @@ def test_a_delete_that_storage_refused(misled: Misled, what: Callable[[Call], An
     with misled.refused(what):
         misled.client.delete_manifest(app, image.digest)
         misled.client.delete_blob(app, layer)
-    eventually(lambda: misled.told("delete", image.digest) != [] and misled.told("delete", layer) != [])
+    eventually(lambda: misled.events("delete", image.digest) != [] and misled.events("delete", layer) != [])
     progress = misled.reconciled()
     assert (progress["holdings_added"], progress["holdings_removed"]) == (0, 0)
     assert misled.baleen.holds(app, image.digest)

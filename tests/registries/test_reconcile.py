@@ -80,14 +80,14 @@ def test_a_registry_that_has_lived_for_years(baleen: Baleen) -> None:
         client.delete_manifest(f"{here}/team-0/app", images[0].digest)
     registry.kill()
     pod = baleen.add_pod(here, reconciled=False)
-    assert "reconcile" in " ".join(baleen.pod(pod)["held_by"])
+    assert "reconcile" in " ".join(baleen.pod(pod)["blocked_by"])
     job = baleen.reconcile(pod)
     # A scheduler may have begun before it was asked: what counts is that the pod was reconciled.
     added = sum(each["progress"]["holdings_added"] for each in jobs_of(baleen, pod))
     assert added == len(images) - 1 + 3 + 2, job
     baleen.agree()
     assert baleen.blob(base.digest)["reference_count"] == len(images) - 1 + 2 + 1
-    assert not any("reconcile" in reason for reason in baleen.pod(pod)["held_by"])
+    assert not any("reconcile" in reason for reason in baleen.pod(pod)["blocked_by"])
     registry = baleen.registry(DistributionRegistry, pod, "2")
     with RegistryClient(registry.url, timeout=20) as client:
         client.push_image(f"{here}/team-1/app", make_image(f"{here}/next", [base]), "next")

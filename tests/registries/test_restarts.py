@@ -18,18 +18,18 @@ pytestmark = pytest.mark.registry
 
 
 class End(NamedTuple):
-    """How a process ends. `unheard`: ingest was away for its last events, so that they are lost for certain."""
+    """How a process ends. `unechoed`: ingest was away for its last events, so that they are lost for certain."""
 
     by: Callable[[Registry], None]
-    unheard: bool
+    unechoed: bool
 
 
 ENDS = [
-    End(Registry.kill, unheard=True),
-    End(Registry.terminate, unheard=False),
-    End(Registry.kill, unheard=False),
-    End(Registry.terminate, unheard=True),
-    End(Registry.kill, unheard=True),
+    End(Registry.kill, unechoed=True),
+    End(Registry.terminate, unechoed=False),
+    End(Registry.kill, unechoed=False),
+    End(Registry.terminate, unechoed=True),
+    End(Registry.kill, unechoed=True),
 ]
 
 
@@ -49,7 +49,7 @@ def test_a_registry_that_is_restarted_again_and_again(baleen: Baleen) -> None:
         moves_on(baleen, pod)
         last = first
         for number, (end, image) in enumerate(zip(ENDS, others, strict=True), start=1):
-            proxy.away = end.unheard
+            proxy.away = end.unechoed
             with RegistryClient(registry.url, timeout=20) as client:
                 client.push_image(app, image, f"v{number}")
                 client.delete_manifest(app, last.digest)
@@ -60,25 +60,25 @@ def test_a_registry_that_is_restarted_again_and_again(baleen: Baleen) -> None:
             registry.start()
             # The next process reports from beyond that end, and the watermark stays before the first one.
             eventually(lambda: has_reported(baleen, pod, ended[-1]), why=lambda: baleen.pod(pod))
-            told = baleen.pod(pod)
-            dead = [source["instance_id"] for source in told["sources"] if source["state"] == "dead"]
+            shown = baleen.pod(pod)
+            dead = [source["instance_id"] for source in shown["processes"] if source["state"] == "dead"]
             assert len(dead) == number
-            untold = [each for each in dead if f"process {each} has been dead" not in str(told["waits_for"])]
-            assert not untold, told["waits_for"]
+            unexplained = [each for each in dead if f"process {each} has been dead" not in str(shown["waits_for"])]
+            assert not unexplained, shown["waits_for"]
             assert not is_past(baleen, pod, ended[0])
             last = image
         # Not where the table and the bucket part now: a gap that is every pod's asks for a reconcile of this one, too.
-        heard = {event["target"]["repository"] for event in proxy.accepted()}
-        lost = [number for number, end in enumerate(ENDS, start=1) if end.unheard]
-        assert heard.isdisjoint(f"{pod.name}/new-{number}" for number in lost)
+        returned = {event["target"]["repository"] for event in proxy.accepted()}
+        lost = [number for number, end in enumerate(ENDS, start=1) if end.unechoed]
+        assert returned.isdisjoint(f"{pod.name}/new-{number}" for number in lost)
 
         an_hour_later(baleen, pod)
         retired = ["live"] + ["retired"] * len(ENDS)
         eventually(lambda: states(baleen, pod) == retired, why=lambda: baleen.pod(pod))
         jobs = baleen.api.get("/v1/jobs", params={"pod": pod.name}).json()["items"]
-        (job,) = (job for job in jobs if job["progress"].get("sources_retired"))
+        (job,) = (job for job in jobs if job["progress"].get("processes_retired"))
         assert "a registry process died" in job["why"], jobs
-        assert len(job["progress"]["sources_retired"]) == len(ENDS)
+        assert len(job["progress"]["processes_retired"]) == len(ENDS)
         moves_on(baleen, pod)
         baleen.agree()
     assert [baleen.holds(app, image.digest) for image in (first, *others)] == [False] * len(ENDS) + [True]
@@ -86,7 +86,7 @@ def test_a_registry_that_is_restarted_again_and_again(baleen: Baleen) -> None:
 
 def has_reported(baleen: Baleen, pod: Pod, moment: dt.datetime) -> bool:
     """Whether the process that lives has reported beyond a moment."""
-    marks = [source["watermark"] for source in baleen.pod(pod)["sources"] if source["state"] == "live"]
+    marks = [source["watermark"] for source in baleen.pod(pod)["processes"] if source["state"] == "live"]
     return any(mark is not None and dt.datetime.fromisoformat(mark) > moment for mark in marks)
 
 
@@ -95,7 +95,7 @@ def an_hour_later(baleen: Baleen, pod: Pod) -> None:
     baleen.rows(
         """
         WITH p AS (SELECT id FROM pods WHERE name = %s),
-        deaths AS (UPDATE sources o SET dead_since = dead_since - interval '1 hour' FROM p WHERE o.pod_id = p.id),
+        deaths AS (UPDATE processes o SET dead_since = dead_since - interval '1 hour' FROM p WHERE o.pod_id = p.id),
         probes AS (
             UPDATE probes o SET sent_at = sent_at - interval '1 hour', answered_at = answered_at - interval '1 hour'
             FROM p WHERE o.pod_id = p.id

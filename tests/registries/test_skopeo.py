@@ -24,7 +24,7 @@ def skopeo(tmp_path: Path) -> Skopeo:
 
 def test_six_images_in_two_pods(baleen: Baleen, skopeo: Skopeo, tmp_path: Path) -> None:
     """Pushes, retags, copies with all platforms, a docker image, a signature, deletes, and pushes again."""
-    pods = [baleen.add_pod(f"skopeo-{letter}") for letter in "ab"]
+    pods = [baleen.add_pod(f"skopeo-{character}") for character in "ab"]
     a, b = (pod.name for pod in pods)
     first, second = (baleen.registry(DistributionRegistry, pod) for pod in pods)
     base = make_layer("skopeo/base", 30_000)
@@ -82,7 +82,7 @@ def test_six_images_in_two_pods(baleen: Baleen, skopeo: Skopeo, tmp_path: Path) 
 
 def test_pushes_at_once(baleen: Baleen, skopeo: Skopeo, tmp_path: Path) -> None:
     """Six pushes at once to both pods, of images that share their layers, into shared and own repositories."""
-    pods = [baleen.add_pod(f"many-{letter}") for letter in "ab"]
+    pods = [baleen.add_pod(f"many-{character}") for character in "ab"]
     registries = [baleen.registry(DistributionRegistry, pod) for pod in pods]
     shared = [make_layer(f"many/{number}", 50_000) for number in range(3)]
     images = [make_image(f"many/image-{number}", shared) for number in range(AT_ONCE)]

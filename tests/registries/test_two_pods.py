@@ -17,7 +17,7 @@ from tests.support.artifacts import make_artifact
 def test_what_registries_do_is_what_the_table_says(baleen: Baleen, kind: Any, request: pytest.FixtureRequest) -> None:
     """Pushes, indexes, moved tags, deletes, mounts and pushes again: after each the table equals the bucket."""
     here = request.node.callspec.id
-    pods = [baleen.add_pod(f"{here}-{letter}") for letter in "ab"]
+    pods = [baleen.add_pod(f"{here}-{character}") for character in "ab"]
     first, second = (RegistryClient(baleen.registry(kind, pod).url, timeout=20) for pod in pods)
     a, b = (pod.name for pod in pods)
     base = make_layer(f"{here}/base", 20_000)
@@ -27,8 +27,8 @@ def test_what_registries_do_is_what_the_table_says(baleen: Baleen, kind: Any, re
             first.push_image(f"{a}/app{number}", image, "v1")
             second.push_image(f"{b}/app{number}", image, "v1")
         baleen.agree()
-        told = baleen.blob(base.digest)
-        assert (told["reference_count"], told["pods"], told["size"]) == (6, [a, b], len(base.content))
+        shown = baleen.blob(base.digest)
+        assert (shown["reference_count"], shown["pods"], shown["size"]) == (6, [a, b], len(base.content))
 
         # An index, a docker image, an artifact, a tag that moves.
         index = make_index([make_image(f"{here}/arch/{arch}", architecture=arch) for arch in ("amd64", "arm64")])
@@ -117,7 +117,7 @@ def test_two_processes_of_one_pod(baleen: Baleen) -> None:
 
 
 @pytest.mark.registry
-def test_a_rename_that_gitlab_tells(baleen: Baleen) -> None:
+def test_a_rename_that_gitlab_reports(baleen: Baleen) -> None:
     """A repository under a new name holds what it held under the old one, as its links in storage do."""
     pod = baleen.add_pod("rename")
     old, new = RepositoryName(f"{pod.name}/old"), RepositoryName(f"{pod.name}/group/new")
@@ -151,5 +151,5 @@ def test_an_empty_layer(baleen: Baleen) -> None:
     with RegistryClient(baleen.registry(ModelRegistry, pod).url, timeout=20) as client:
         client.push_image("empty/app", image, "v1")
         baleen.agree()
-    told = baleen.blob(image.layers[0].digest)
-    assert (told["reference_count"], told["size"]) == (1, None)
+    shown = baleen.blob(image.layers[0].digest)
+    assert (shown["reference_count"], shown["size"]) == (1, None)

@@ -37,9 +37,9 @@ def test_a_watermark_moves_stands_still_and_moves_on(
     eventually(lambda: baleen.pod(pod)["watermark"] is not None, why=lambda: baleen.pod(pod))
     moves_on(baleen, pod)
     eventually(lambda: waits_for_nothing(baleen, pod), why=lambda: baleen.pod(pod))
-    told = baleen.pod(pod)
-    (first,) = told["sources"]
-    assert told["endpoints"][0]["source"] == first["instance_id"]
+    shown = baleen.pod(pod)
+    (first,) = shown["processes"]
+    assert shown["endpoints"][0]["process"] == first["instance_id"]
 
     # What was pushed before the watermark is applied.
     image = make_image(f"{here}/mark")
@@ -54,7 +54,7 @@ def test_a_watermark_moves_stands_still_and_moves_on(
         eventually(lambda: states(baleen, pod) == ["silent"], why=lambda: baleen.pod(pod))
         stands_still(baleen, pod, witness)
         assert any("has returned no probe" in reason for reason in baleen.pod(pod)["waits_for"])
-        assert any("watermark:" in reason for reason in baleen.pod(pod)["held_by"])
+        assert any("watermark:" in reason for reason in baleen.pod(pod)["blocked_by"])
     finally:
         registry.resume()
     eventually(lambda: states(baleen, pod) == ["live"], why=lambda: baleen.pod(pod))
@@ -62,7 +62,7 @@ def test_a_watermark_moves_stands_still_and_moves_on(
 
     registry.kill()
     eventually(lambda: states(baleen, pod) == ["dead"], why=lambda: baleen.pod(pod))
-    assert baleen.pod(pod)["sources"][0]["dead_why"] == "refused"
+    assert baleen.pod(pod)["processes"][0]["dead_why"] == "refused"
     assert "ECONNREFUSED" in baleen.pod(pod)["endpoints"][0]["error"]
     stands_still(baleen, pod, witness)
 
@@ -71,13 +71,13 @@ def test_a_watermark_moves_stands_still_and_moves_on(
     eventually(lambda: states(baleen, pod) == ["dead", "live"], why=lambda: baleen.pod(pod))
     stands_still(baleen, pod, witness, at)
     why = {"why": "it was killed by a test"}
-    answer = baleen.api.post(f"/v1/pods/{pod.name}/sources/{first['instance_id']}/retire", json=why)
+    answer = baleen.api.post(f"/v1/pods/{pod.name}/processes/{first['instance_id']}/retire", json=why)
     assert answer.is_success, answer.text
     moves_on(baleen, pod)
     eventually(lambda: states(baleen, pod) == ["live", "retired"], why=lambda: baleen.pod(pod))
     # What it had not told is a gap, until a reconcile that begins late enough.
     assert baleen.pod(pod)["gaps"]["open"] == 1
-    baleen.rows("UPDATE gaps SET settled_at = now(), settled_why = 'a test' WHERE reason = 'retired' RETURNING id")
+    baleen.rows("UPDATE gaps SET resolved_at = now(), resolved_why = 'a test' WHERE reason = 'retired' RETURNING id")
     baleen.agree()
 
 
@@ -99,9 +99,9 @@ def test_a_process_that_is_replaced_at_once(
 
 def waits_for_nothing(baleen: Baleen, pod: Pod) -> bool:
     """Whether all its processes live, and nothing keeps its watermark; one that is late is silent for a moment."""
-    told = baleen.pod(pod)
-    lives = {source["state"] for source in told["sources"]} == {"live"}
-    return lives and not told["waits_for"] and not any("watermark:" in reason for reason in told["held_by"])
+    shown = baleen.pod(pod)
+    lives = {source["state"] for source in shown["processes"]} == {"live"}
+    return lives and not shown["waits_for"] and not any("watermark:" in reason for reason in shown["blocked_by"])
 
 
 def stands_still(baleen: Baleen, pod: Pod, witness: Pod, at: dt.datetime | None = None) -> None:

@@ -8,12 +8,12 @@ from tests.support.wait import eventually
 
 def states(baleen: Baleen, pod: Pod) -> list[str]:
     """What its processes are, sorted."""
-    return sorted(source["state"] for source in baleen.pod(pod)["sources"])
+    return sorted(source["state"] for source in baleen.pod(pod)["processes"])
 
 
 def watermark(baleen: Baleen, pod: Pod) -> dt.datetime | None:
-    told = baleen.pod(pod)["watermark"]
-    return None if told is None else dt.datetime.fromisoformat(told)
+    shown = baleen.pod(pod)["watermark"]
+    return None if shown is None else dt.datetime.fromisoformat(shown)
 
 
 def is_past(baleen: Baleen, pod: Pod, moment: dt.datetime) -> bool:

@@ -75,7 +75,7 @@ def pushes(repository: str, image: Image, tag: str | None = None) -> list[tuple[
     return [*blobs, ("push", "PUT", manifest_target(repository, image, tag))]
 
 
-def said(events: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
+def summary(events: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
     return [(event["action"], event["request"]["method"], event["target"]) for event in events]
 
 
@@ -102,7 +102,7 @@ def test_push_of_an_image(registry: RunningRegistry, client: RegistryClient, wat
     """An image's blobs and then its manifest are announced, linked and stored once."""
     image = make_image("app", kind=kind)
     assert client.push_image("team/app", image, "v1") == image.digest
-    assert said(watch.news()) == pushes("team/app", image, "v1")
+    assert summary(watch.news()) == pushes("team/app", image, "v1")
     assert set(registry.stored()) == image_keys("team/app", image) | tag_keys("team/app", "v1", image.digest)
     assert registry.stored()[revision_key("team/app", image.digest)] == image.digest.encode()
     assert client.pull_image("team/app", "v1").digest == image.digest
@@ -115,7 +115,7 @@ def test_push_of_an_index(registry: RunningRegistry, client: RegistryClient, wat
     index = make_index(children, kind)
     client.push_image("team/multi", index, "v1")
     expected = [event for child in children for event in pushes("team/multi", child)]
-    assert said(watch.news()) == [*expected, ("push", "PUT", manifest_target("team/multi", index, "v1"))]
+    assert summary(watch.news()) == [*expected, ("push", "PUT", manifest_target("team/multi", index, "v1"))]
     keys = set().union(*(image_keys("team/multi", child) for child in children))
     keys |= {blob_key(index.digest), revision_key("team/multi", index.digest)}
     assert set(registry.stored()) == keys | tag_keys("team/multi", "v1", index.digest)
@@ -128,7 +128,7 @@ def test_subject_is_not_a_reference(client: RegistryClient, watch: Watch) -> Non
     """An artifact's subject need not exist and is not among the references that are announced."""
     artifact = make_artifact("signature", subject=make_image("absent").descriptor)
     client.push_image("team/app", artifact)
-    assert said(watch.news()) == pushes("team/app", artifact)
+    assert summary(watch.news()) == pushes("team/app", artifact)
 
 
 def test_shared_layer_is_stored_once(registry: RunningRegistry, client: RegistryClient) -> None:
@@ -159,7 +159,7 @@ def test_mount(registry: RunningRegistry, client: RegistryClient, watch: Watch, 
     assert answer.status_code == 201
     assert answer.headers["Docker-Content-Digest"] == layer.digest
     assert answer.headers["Location"] == f"/v2/team/target/blobs/{layer.digest}"
-    assert said(watch.news()) == [
+    assert summary(watch.news()) == [
         ("mount", "POST", blob_target("team/target", layer) | {"fromRepository": "team/source"})
     ]
     assert set(registry.stored()) - before == {layer_key("team/target", layer.digest)}
@@ -218,7 +218,7 @@ def test_child_that_is_only_linked_as_a_blob(client: RegistryClient, watch: Watc
     client.push_image("team/app", Index(make_index([image]).content, OCI.index, ()), "v1")
     watch.news()
     assert client.get_manifest("team/app", image.digest).content == image.content
-    assert said(watch.news()) == [("pull", "GET", manifest_target("team/app", image))]
+    assert summary(watch.news()) == [("pull", "GET", manifest_target("team/app", image))]
 
 
 def test_retag(registry: RunningRegistry, client: RegistryClient, watch: Watch) -> None:
@@ -228,7 +228,7 @@ def test_retag(registry: RunningRegistry, client: RegistryClient, watch: Watch) 
     client.push_image("team/app", new)
     watch.news()
     client.put_manifest("team/app", "v1", new.media_type, new.content)
-    assert said(watch.news()) == [("push", "PUT", manifest_target("team/app", new, "v1"))]
+    assert summary(watch.news()) == [("push", "PUT", manifest_target("team/app", new, "v1"))]
     stored = registry.stored()
     keys = image_keys("team/app", old) | image_keys("team/app", new)
     assert set(stored) == keys | tag_keys("team/app", "v1", old.digest, new.digest)
@@ -289,7 +289,7 @@ def test_delete_of_a_blob(registry: RunningRegistry, client: RegistryClient, wat
     watch.news()
     digest = image.layers[0].digest
     client.delete_blob("team/app", digest)
-    assert said(watch.news()) == [("delete", "DELETE", {"digest": digest, "repository": "team/app"})]
+    assert summary(watch.news()) == [("delete", "DELETE", {"digest": digest, "repository": "team/app"})]
     assert before - set(registry.stored()) == {layer_key("team/app", digest)}
     assert not client.has_blob("team/app", digest)
     assert client.has_blob("team/other", digest)
@@ -304,7 +304,7 @@ def test_push_after_delete(registry: RunningRegistry, client: RegistryClient, wa
     client.delete_blob("team/app", image.layers[0].digest)
     watch.news()
     client.push_image("team/app", image, "v1")
-    announced = [event for event in said(watch.news()) if event[0] == "push"]
+    announced = [event for event in summary(watch.news()) if event[0] == "push"]
     assert announced == [
         ("push", "PUT", blob_target("team/app", image.layers[0])),
         ("push", "PUT", manifest_target("team/app", image, "v1")),
@@ -323,7 +323,7 @@ def test_reading_is_announced_as_pull(client: RegistryClient, watch: Watch) -> N
     client.has_manifest("team/app", "v1", user_agent="probe/7")
     client.get_manifest("team/app", image.digest)
     events = watch.news()
-    assert said(events) == [
+    assert summary(events) == [
         ("pull", "HEAD", blob_target("team/app", layer)),
         ("pull", "GET", blob_target("team/app", layer)),
         ("pull", "HEAD", manifest_target("team/app", image, "v1")),
@@ -351,7 +351,7 @@ def test_upload_in_chunks(registry: RunningRegistry, client: RegistryClient, wat
         where = httpx.URL(second.headers["Location"]).copy_merge_params({"digest": layer.digest})
         finished = http.put(where, content=b"three")
     assert (finished.status_code, finished.headers["Docker-Content-Digest"]) == (201, layer.digest)
-    assert said(watch.news()) == [("push", "PUT", blob_target("team/app", layer))]
+    assert summary(watch.news()) == [("push", "PUT", blob_target("team/app", layer))]
     assert client.get_blob("team/app", layer.digest) == layer.content
 
 
@@ -382,7 +382,7 @@ def test_upload_with_another_digest(registry: RunningRegistry, client: RegistryC
 def test_empty_blob(client: RegistryClient, watch: Watch) -> None:
     """An empty blob's event has neither size nor length."""
     client.push_blob("team/app", b"")
-    assert said(watch.news()) == [("push", "PUT", blob_target("team/app", Layer(b"", "application/octet-stream")))]
+    assert summary(watch.news()) == [("push", "PUT", blob_target("team/app", Layer(b"", "application/octet-stream")))]
 
 
 @pytest.mark.parametrize("reference", ["v1", UNKNOWN])
@@ -427,5 +427,5 @@ def test_refused_notification_blocks_the_queue(
     assert all(envelope == refused[0] for envelope in refused)
     registry.sink.answer = 200
     events = watch.news()
-    assert said(events) == pushes("team/app", image, "v1")
+    assert summary(events) == pushes("team/app", image, "v1")
     assert events[0] == refused[0]["events"][0]

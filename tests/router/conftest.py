@@ -29,6 +29,6 @@ def world(started: World) -> Iterator[World]:
     started.coordinator.taken()
     started.router.skip_log()
     yield started
-    started.coordinator.fails = started.coordinator.told = None
+    started.coordinator.fails = started.coordinator.outcome = None
     started.coordinator.token_seconds = 0.0
     started.coordinator.go.set()

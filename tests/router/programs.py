@@ -15,14 +15,14 @@ needs_go = pytest.mark.skipif(go_programs.why_not() is not None, reason=str(go_p
 TIMEOUT_S = 120.0
 
 
-def run(program: str, directory: Path, *arguments: str, told: str | None = None) -> str:
-    """Run crane or oras with a home of its own; `told` is its input."""
+def run(program: str, directory: Path, *arguments: str, text: str | None = None) -> str:
+    """Run crane or oras with a home of its own; `text` is its input."""
     kept = {name: value for name, value in os.environ.items() if name in {"PATH", "TMPDIR"}}
     done = subprocess.run(
         [go_programs.program(program), *arguments],
         cwd=directory,
         env=kept | {"HOME": str(directory)},
-        input=told,
+        input=text,
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

@@ -27,7 +27,7 @@ class Asked(NamedTuple):
 
 
 class StandIn(HTTPServer):
-    """`fails` is a status that it answers itself, `told` the mark on that; mounts have no answer until `go` is set,
+    """`fails` is a status that it answers itself, `outcome` the mark on that; mounts have no answer until `go` is set,
     and a token takes `token_seconds`.
     """
 
@@ -35,7 +35,7 @@ class StandIn(HTTPServer):
         self._owners = owners
         self.asked: list[Asked] = []
         self.fails: int | None = None
-        self.told: str | None = None
+        self.outcome: str | None = None
         self.token_seconds = 0.0
         self.go = threading.Event()
         self.go.set()
@@ -73,10 +73,10 @@ class StandIn(HTTPServer):
                 stand_in.go.wait(DEADLINE_S)
                 try:
                     if stand_in.fails is None:
-                        self._hand_on()
+                        self._forward()
                     else:
-                        told = {} if stand_in.told is None else {"X-Baleen-Mount": stand_in.told}
-                        self._say(stand_in.fails, told, b"its own")
+                        outcome = {} if stand_in.outcome is None else {"X-Baleen-Mount": stand_in.outcome}
+                        self._send(stand_in.fails, outcome, b"its own")
                 except OSError:  # the router has given up
                     self.close_connection = True
 
@@ -86,11 +86,11 @@ class StandIn(HTTPServer):
                 )
                 time.sleep(stand_in.token_seconds)
                 if stand_in.fails is None:
-                    self._say(200, {"Content-Type": "application/json"}, b'{"token": "of Baleen"}')
+                    self._send(200, {"Content-Type": "application/json"}, b'{"token": "of Baleen"}')
                 else:
-                    self._say(stand_in.fails, {}, b"its own")
+                    self._send(stand_in.fails, {}, b"its own")
 
-            def _hand_on(self) -> None:
+            def _forward(self) -> None:
                 """Begin a plain upload at the pod, whose answer is the client's."""
                 path = urlsplit(self.path).path
                 pod = http.client.HTTPConnection(urlsplit(stand_in._pod(path)).netloc, timeout=DEADLINE_S)
@@ -98,11 +98,11 @@ class StandIn(HTTPServer):
                     pod.request("POST", path, b"", {"Host": self.headers["Host"]})
                     answer = pod.getresponse()
                     headers = {k: v for k, v in answer.getheaders() if k.lower() not in {"content-length", "date"}}
-                    self._say(answer.status, headers | {"X-Baleen-Mount": "handed-on"}, answer.read())
+                    self._send(answer.status, headers | {"X-Baleen-Mount": "forwarded"}, answer.read())
                 finally:
                     pod.close()
 
-            def _say(self, status: int, headers: dict[str, str], content: bytes) -> None:
+            def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)

@@ -92,13 +92,13 @@ def test_a_dot_of_a_prefix_is_a_dot() -> None:
     assert read["filter_context"] == {"b.c": "pod_pod-b", "team": "pod_pod-a", "teams": "pod_pod-b"}
 
 
-def test_it_listens_on_loopback_unless_told() -> None:
+def test_it_listens_on_loopback_unless_set() -> None:
     """Nobody outside of the machine reaches a router whose address nobody chose."""
     assert "    listen 127.0.0.1:5000;" in configuration(PODS, USUAL)
-    told = replace(USUAL, listen="[::]:443", tls=Certificate("/etc/ssl/router.pem", "/etc/ssl/router.key"))
-    assert "    listen [::]:443 ssl;" in configuration(PODS, told)
+    secured = replace(USUAL, listen="[::]:443", tls=Certificate("/etc/ssl/router.pem", "/etc/ssl/router.key"))
+    assert "    listen [::]:443 ssl;" in configuration(PODS, secured)
     found = []
-    for options in (USUAL, told):
+    for options in (USUAL, secured):
         (listener,) = json.loads(router_envoy.configuration(PODS, options))["static_resources"]["listeners"]
         found.append((listener["address"]["socket_address"], "transport_socket" in listener["filter_chains"][0]))
     assert found == [
@@ -116,7 +116,7 @@ def test_a_pod_without_a_registry_is_left_out(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("urls", "said"),
+    ("urls", "reason"),
     [
         (["http://a:5000", "https://a:5001"], "use one of them for all"),
         (["https://a:5000", "https://b:5000"], "several names"),
@@ -125,9 +125,9 @@ def test_a_pod_without_a_registry_is_left_out(proxy: Proxy) -> None:
     ],
 )
 @both
-def test_what_could_not_be_verified_is_refused(proxy: Proxy, urls: list[str], said: str) -> None:
+def test_what_could_not_be_verified_is_refused(proxy: Proxy, urls: list[str], reason: str) -> None:
     """The pod is named, and what to do."""
-    with pytest.raises(UsageError, match=said) as refused:
+    with pytest.raises(UsageError, match=reason) as refused:
         proxy.configuration([RoutedPod("pod-a", ["team"], servers(*urls))], USUAL)
     assert "pod-a" in str(refused.value).lower()
 

@@ -64,13 +64,13 @@ def test_a_mount_goes_to_the_pod_when_baleen_fails(
     assert len(world.coordinator.taken()) == 1
 
 
-@pytest.mark.parametrize(("status", "told"), [(400, None), (429, None), (503, "handed-on"), (404, "handed-on")])
+@pytest.mark.parametrize(("status", "outcome"), [(400, None), (429, None), (503, "forwarded"), (404, "forwarded")])
 @pytest.mark.parametrize("form", [False, True])
 def test_what_baleen_refused_is_no_mount(
-    world: World, source: tuple[str, str], status: int, told: str | None, form: bool
+    world: World, source: tuple[str, str], status: int, outcome: str | None, form: bool
 ) -> None:
     """A mount that Baleen cannot read, or has handed on to a pod that failed, becomes an upload, and none is made."""
-    world.coordinator.fails, world.coordinator.told = status, told
+    world.coordinator.fails, world.coordinator.outcome = status, outcome
     repository, query = world.repository("pod-a"), f"mount={source[1]}&from={source[0]}"
     target = f"/v2/{repository}/blobs/uploads/{'' if form else f'?{query}'}"
     sent = request(f"POST {target} HTTP/1.1", *([FORM] if form else []), body=query.encode() if form else b"")
@@ -124,7 +124,7 @@ def test_another_replica_of_baleen_is_asked(world: World, source: tuple[str, str
     made = world.another_router(coordinator=replicas)
     for _ in range(6):
         target = f"/v2/{world.repository('pod-a')}/blobs/uploads/?mount={source[1]}&from={source[0]}"
-        assert made.raw(request(f"POST {target} HTTP/1.1")).headers["x-baleen-mount"] == "handed-on"
+        assert made.raw(request(f"POST {target} HTTP/1.1")).headers["x-baleen-mount"] == "forwarded"
     asked = world.coordinator.taken()
     # Chunks of nothing would be left on a connection by a server that does not expect them.
     assert ["transfer-encoding" in each.headers for each in asked] == [False] * 6
@@ -181,8 +181,8 @@ def test_without_baleen_the_one_issuer_is_asked(world: World, tmp_path: Path, st
     with TokenIssuer(tmp_path) as issuer:
         made = world.another_router(issuer="baleen", fallback_issuer=router.parse_issuer(issuer.realm, "--x"))
         world.coordinator.fails = status
-        told = f"Authorization: {basic(CREDENTIALS)}"
-        assert ask(made, told)[0] == 200
+        outcome = f"Authorization: {basic(CREDENTIALS)}"
+        assert ask(made, outcome)[0] == 200
         assert issuer.asked[-1].scopes == ("repository:team/app:pull",)
         assert ask(made)[0] == 401
         assert made.routes(2) == ["token-at-issuer"] * 2
@@ -212,7 +212,7 @@ def test_an_issuer_that_does_not_answer_is_waited_for(world: World, source: tupl
     assert [ask(made)[0] for _ in range(2)] == [200] * 2
     made.routes(2)
     target = f"/v2/{world.repository('pod-a')}/blobs/uploads/?mount={source[1]}&from={source[0]}"
-    assert made.raw(request(f"POST {target} HTTP/1.1")).headers["x-baleen-mount"] == "handed-on"
+    assert made.raw(request(f"POST {target} HTTP/1.1")).headers["x-baleen-mount"] == "forwarded"
 
 
 def test_a_baleen_that_was_away_makes_tokens_at_once(world: World) -> None:

@@ -60,12 +60,12 @@ def links(call: Call) -> bool:
     return call.method == "PUT" and LAYERS in call.target
 
 
-def looks(call: Call) -> bool:
+def checks(call: Call) -> bool:
     """Asks whether the bytes are there, with the link of the source seen already."""
     return call.method == "HEAD" and call.target.endswith("/data")
 
 
-@pytest.mark.parametrize("which", [any_call, looks, links])
+@pytest.mark.parametrize("which", [any_call, checks, links])
 def test_a_push_while_the_store_says_nothing_to_baleen(
     storage: tuple[Running, S3Proxy], tmp_path: Path, which: Callable[[Call], bool]
 ) -> None:

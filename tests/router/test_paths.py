@@ -121,7 +121,7 @@ def test_the_end_of_a_path_gives_no_type(world: World, target: str) -> None:
             assert answer.headers["content-type"] == "application/json", path
 
 
-def test_an_unowned_repository_is_told_as_registries_do(world: World) -> None:
+def test_an_unowned_repository_is_refused_as_registries_do(world: World) -> None:
     """The answer is an error of the specification, so that clients show it."""
     answer = world.router.raw(request("GET /v2/nobody/app/manifests/v1 HTTP/1.1"))
     assert (answer.status, answer.body) == (404, NAME_UNKNOWN)
@@ -131,8 +131,8 @@ def test_an_unowned_repository_is_told_as_registries_do(world: World) -> None:
 @pytest.mark.parametrize("target", ["/v2/nobody/app/tags/list", "/v2/team%25/app/tags/list", "/x"])
 def test_a_client_does_not_choose_the_pod(world: World, target: str) -> None:
     """What the router says to itself in headers it believes of nobody else."""
-    told = ["X-Router-Pod: pod_pod-a", "X-Router-Endpoint: content", "X-Router-Way: mount-at-pod"]
-    assert world.router.raw(request(f"GET {target} HTTP/1.1", *told)).status == 404
+    sent = ["X-Router-Pod: pod_pod-a", "X-Router-Endpoint: content", "X-Router-Way: mount-at-pod"]
+    assert world.router.raw(request(f"GET {target} HTTP/1.1", *sent)).status == 404
     assert world.seen() == {}
 
 

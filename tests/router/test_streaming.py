@@ -125,16 +125,16 @@ def test_a_pod_steers_nothing(world: World) -> None:
     assert (answer.status, answer.body) == (200, b"here")
 
 
-def test_who_asks_first_is_told_to_go_on(world: World) -> None:
+def test_a_client_that_asks_first_may_go_on(world: World) -> None:
     """A client that waits for `100 Continue` before it sends a body gets it, on the way to a pod and to Baleen."""
     form = "mount=x&from=y"
-    for target, told in (
+    for target, sent in (
         ("/v2/team/app/blobs/uploads/", ["Content-Type: application/x-www-form-urlencoded"]),
         ("/v2/team/app/manifests/v1", ["Content-Type: application/vnd.oci.image.manifest.v1+json"]),
     ):
         method = "POST" if target.endswith("/") else "PUT"
         with connect(world.router) as client:
-            head = [*told, "Expect: 100-continue", f"Content-Length: {len(form)}"]
+            head = [*sent, "Expect: 100-continue", f"Content-Length: {len(form)}"]
             client.sendall(request(f"{method} {target} HTTP/1.1", *head))
             assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 100 Continue\r\n")
             client.sendall(form.encode())

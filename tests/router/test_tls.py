@@ -92,7 +92,7 @@ def test_clients_see_the_routers_certificate(world: World, tmp_path: Path) -> No
         httpx.get(f"{made.url}/v2/", verify=ssl.create_default_context(), timeout=DEADLINE_S, trust_env=False)
 
 
-def test_what_ends_tls_before_the_router_can_be_told(world: World) -> None:
+def test_what_ends_tls_before_the_router_knows_the_client(world: World) -> None:
     """Registries write https addresses where clients use them, although the router is asked by http."""
     made = world.another_router(public_scheme="https")
     begun = httpx.post(f"{made.url}/v2/{world.repository('pod-c')}/blobs/uploads/", timeout=DEADLINE_S, trust_env=False)

@@ -125,8 +125,8 @@ def behind() -> Iterator[Behind]:
         )
         for pod, issuer in zip(pods, issuers, strict=True):
             known = issuer.registered()
-            told = {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys}
-            answer = baleen.api.put(f"/v1/pods/{pod.name}/token-issuer", json=told)
+            text = {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys}
+            answer = baleen.api.put(f"/v1/pods/{pod.name}/token-issuer", json=text)
             assert answer.is_success, answer.text
         address = router_address(directory)
 
@@ -179,7 +179,7 @@ def test_crane(guarded: Guarded, tmp_path: Path) -> None:
     source, target = (f"{at}/{guarded.name(pod, 'crane')}:v1" for pod in (0, 1))
     with guarded.client(USER) as client:
         client.push_image(guarded.name(0, "crane"), image, "v1")
-    run("crane", tmp_path, "auth", "login", at, "-u", USER, "--password-stdin", told=PASSWORD)
+    run("crane", tmp_path, "auth", "login", at, "-u", USER, "--password-stdin", text=PASSWORD)
     before = guarded.mounted()
     run("crane", tmp_path, "copy", "--insecure", source, target)
     assert guarded.mounted() == before + len(image.blobs)
@@ -195,7 +195,7 @@ def test_oras(guarded: Guarded, tmp_path: Path) -> None:
     at = guarded.running.router.address
     (tmp_path / "file.txt").write_text(str(tmp_path))
     source, target = (f"{at}/{guarded.name(pod, 'oras')}:v1" for pod in (0, 1))
-    run("oras", tmp_path, "login", "--plain-http", at, "-u", USER, "--password-stdin", told=PASSWORD)
+    run("oras", tmp_path, "login", "--plain-http", at, "-u", USER, "--password-stdin", text=PASSWORD)
     run("oras", tmp_path, "push", "--plain-http", source, "file.txt:text/plain")
     before = guarded.mounted()
     run("oras", tmp_path, "cp", "--from-plain-http", "--to-plain-http", source, target)

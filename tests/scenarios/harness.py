@@ -44,7 +44,7 @@ from coordinator.leftovers.links import give_back
 from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.reconcile import Reconcile
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image, Index, Layer, make_image, make_layer
@@ -106,10 +106,10 @@ class Skewed(WebhookProxy):
 
     def _take(self, body: bytes, headers: dict[str, str]) -> int | None:
         if self.ahead:
-            told = json.loads(body)
-            for event in told["events"]:
+            document = json.loads(body)
+            for event in document["events"]:
                 event["timestamp"] = (dt.datetime.fromisoformat(event["timestamp"]) + self.ahead).isoformat()
-            body = json.dumps(told).encode()
+            body = json.dumps(document).encode()
         return super()._take(body, headers)
 
 
@@ -178,7 +178,7 @@ class Stage(Baleen):
                 moves_on(stage, member.pod)
             stage.report()
             # What came before the first event has been looked for, whatever bound a collection has.
-            stage.rows("UPDATE sources SET first_seen = first_seen - interval '1 day' RETURNING id")
+            stage.rows("UPDATE processes SET first_seen = first_seen - interval '1 day' RETURNING id")
             yield stage
 
     def _member(self, name: str, closing: ExitStack) -> Member:
@@ -227,7 +227,7 @@ class Stage(Baleen):
         )
         self.rows(
             """
-            INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend, found_at)
+            INSERT INTO findings (pod_id, "check", result, meaning, proof, fix, found_at)
             SELECT p.id, c, 'proved', 'a test', 'a test', '', now()
             FROM pods p, unnest(%s::text[]) c WHERE p.name = %s RETURNING pod_id
             """,
@@ -253,10 +253,10 @@ class Stage(Baleen):
     def start(self, member: Member, kind: type[DistributionRegistry] = DistributionRegistry) -> None:
         member.registry.start_as(kind)
 
-    def mourn(self, member: Member) -> None:
+    def await_death(self, member: Member) -> None:
         """Wait until it is noticed that a process is gone."""
         eventually(
-            lambda: any(source["state"] == "dead" for source in self.pod(member.pod)["sources"]),
+            lambda: any(source["state"] == "dead" for source in self.pod(member.pod)["processes"]),
             why=lambda: self.pod(member.pod),
         )
 
@@ -351,9 +351,9 @@ class Stage(Baleen):
         for member in self.members:
             done = self.compare(member)
             assert done.state == "done", done.error
-        self.hear(began)
+        self.return_probe(began)
 
-    def hear(self, moment: dt.datetime) -> None:
+    def return_probe(self, moment: dt.datetime) -> None:
         """Wait until everybody has told what happened before a moment."""
         for member in self.members:
             eventually(lambda member=member: is_past(self, member.pod, moment), why=lambda m=member: self.pod(m.pod))
@@ -362,13 +362,13 @@ class Stage(Baleen):
         """Reconcile a pod; `s3_url` is where storage is for this job."""
         store = self._store_at(s3_url)
         with self._connections() as connections, ExitStack() as closing:
-            settler = Settler(connections, store)
-            closing.callback(settler.close)
+            resolver = Resolver(connections, store)
+            closing.callback(resolver.close)
             # Links of uploads are all too old to be added: those that count are told of.
             runner = Reconcile(
                 connections,
                 store,
-                settler,
+                resolver,
                 margin=timedelta(seconds=1),
                 link_grace=NOTHING,
                 request_bound=NOTHING,

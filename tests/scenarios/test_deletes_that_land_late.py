@@ -48,7 +48,7 @@ def test_scenario_04_on_every_store(garbage: Garbage, moment: str) -> None:
     def push() -> None:
         if not garbage.seen("l"):
             garbage.upload("l")
-            garbage.tell("other", "l")
+            garbage.report("other", "l")
 
     store = FaultyStore(garbage.store)
     store.before(moment, push)
@@ -72,7 +72,7 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
     garbage.tried(slow)
     assert garbage.state("l") is BlobState.HIDING
     garbage.upload("l")
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     garbage.delete_bound = IN_FLIGHT
     assert garbage.restore() == 0
     assert slow.in_flight
@@ -155,7 +155,7 @@ def test_scenario_13_on_every_store(garbage: Garbage) -> None:
     assert garbage.tried(store).state == "failed"
     assert garbage.state("l") is garbage.state("k") is BlobState.PURGING
     garbage.upload("l")
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     garbage.delete_bound = LANDED
     garbage.restore()
     garbage.collect()

@@ -29,7 +29,7 @@ from tests.table.shared_digests import Shared, slices
 ENDS: dict[str, Callable[[Registry], None]] = {"SIGKILL": Registry.kill, "SIGTERM": Registry.terminate}
 
 
-def push_untold(stage: Stage, repository: str, image: Image) -> None:
+def push_unreported(stage: Stage, repository: str, image: Image) -> None:
     """Have an image accepted of which nobody is told."""
     stage.a.webhook.away = True
     stage.a.client.push_image(repository, image, "v1")
@@ -49,16 +49,16 @@ def test_scenario_25_events_that_end_with_their_process(stage: Stage, here: str,
     stops collection until its links were compared, which bring back what was hidden meanwhile.
     """
     layer, new, app = abandoned_layer(stage, here)
-    push = Once("delete_many", layer.digest, lambda: push_untold(stage, app, new))
+    push = Once("delete_many", layer.digest, lambda: push_unreported(stage, app, new))
     stage.collect_at(push)
     ENDS[end](stage.a.registry)
     stage.a.webhook.away = False
     stage.start(stage.a)
-    stage.mourn(stage.a)
+    stage.await_death(stage.a)
     assert push.done
     assert stage.state(layer.digest) is BlobState.HIDDEN
     run = stage.collect()
-    assert any(f"pod {stage.a.name}: watermark: " in why for why in run.progress["held_by"]), run.progress
+    assert any(f"pod {stage.a.name}: watermark: " in why for why in run.progress["blocked_by"]), run.progress
     assert stage.state(layer.digest) is BlobState.HIDDEN
     stage.report()
     stage.await_live(layer.digest)
@@ -72,7 +72,7 @@ def test_scenario_25_events_that_wait(stage: Stage, here: str) -> None:
     compared before, nothing is purged until it is heard.
     """
     layer, new, app = abandoned_layer(stage, here)
-    push = Once("delete_many", layer.digest, lambda: push_untold(stage, app, new))
+    push = Once("delete_many", layer.digest, lambda: push_unreported(stage, app, new))
     try:
         stage.collect_at(push)
         assert stage.state(layer.digest) is BlobState.HIDDEN

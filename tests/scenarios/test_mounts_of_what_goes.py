@@ -101,7 +101,7 @@ def test_a_mount_of_what_is_collected(
     stage.abandon(stage.a, here, push.old)
     stage.report()
     take_away(stage, push)
-    assert push.found == (state, 202, "handed-on", Reason.NOT_SERVED)
+    assert push.found == (state, 202, "forwarded", Reason.NOT_SERVED)
     stage.await_live(*digests(push.new))
     stage.report()
     stage.collect()
@@ -115,7 +115,7 @@ def test_a_mount_of_what_is_missing(stage: Stage, here: str) -> None:
     stage.store.delete(blob_key(parse_digest(push.layer.digest)))
     assert [each["digest"] for each in stage.audit().missing.examples] == [push.layer.digest]
     push()
-    assert push.found == (BlobState.MISSING, 202, "handed-on", Reason.NOT_SERVED)
+    assert push.found == (BlobState.MISSING, 202, "forwarded", Reason.NOT_SERVED)
     with compose_scheduler.audit(stage.settings) as parts:
         parts.presence.round()
     stage.await_live(*digests(push.new), *digests(push.old))

@@ -57,7 +57,7 @@ def test_scenario_14_the_table_has_forgotten_a_repository(stage: Stage, here: st
     )
     stage.collect()
     assert stage.states(image) == {BlobState.HIDDEN}
-    stage.hear(now(stage))
+    stage.return_probe(now(stage))
     assert stage.collect(dry=True).kept["not-reconciled"] >= len(whole)
     stage.collect()
     assert stage.states(image) == {BlobState.HIDDEN}
@@ -74,7 +74,7 @@ def test_scenario_14_an_empty_table(garbage: Garbage) -> None:
     garbage.known = lambda facts: facts._replace(pods=[])
     run = garbage.collect()
     assert run.hidden == 0
-    assert any("no pod is registered" in why for why in run.progress["held_by"])
+    assert any("no pod is registered" in why for why in run.progress["blocked_by"])
     assert garbage.seen("l")
     garbage.known = lambda facts: facts
     garbage.collect()
@@ -98,7 +98,7 @@ def test_scenario_15_an_error_at_any_call(garbage: Garbage, done: bool) -> None:
         garbage.upload(other)
         garbage.delete_bound = IN_FLIGHT
         garbage.tried(store)
-        garbage.tell(other, layer)
+        garbage.report(other, layer)
         with suppress(UnavailableError):
             garbage.restore(store)
         garbage.delete_bound = LANDED
@@ -246,7 +246,7 @@ def test_scenario_27_the_locks_are_away(
     assert garbage.seen("l") is (moment == "delete_many")
     lock_service(garbage.url, True)
     garbage.delete_bound = LANDED
-    garbage.tell("other", "l")
+    garbage.report("other", "l")
     # The scheduler that lost it is silent for long.
     garbage.rows("UPDATE jobs SET alive_at = NULL WHERE state = 'running' RETURNING id")
     with garbage.parts() as (connections, collector, _):

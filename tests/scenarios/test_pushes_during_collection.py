@@ -72,7 +72,7 @@ def test_scenario_02_referenced_again_while_a_collection_decides(stage: Stage, h
     assert stage.b.client.pull_image(f"{stage.b.name}/{here}", "v1").digest == new.digest
 
 
-def test_scenario_03_hidden_between_the_look_of_an_upload_and_its_link(stage: Stage, here: str) -> None:
+def test_scenario_03_hidden_between_the_check_of_an_upload_and_its_link(stage: Stage, here: str) -> None:
     """A registry saw the blob, collection deleted it, and the registry linked nothing; here the request has to have
     ended and told before the bytes go, and what it tells brings them back.
     """

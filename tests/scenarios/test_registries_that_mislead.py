@@ -16,7 +16,7 @@ from coordinator.compose import command as compose_command
 from coordinator.compose import scheduler as compose_scheduler
 from coordinator.db.connection import Connections
 from coordinator.doctor.examine import examine
-from coordinator.domain.findings import Check, Verdict
+from coordinator.domain.findings import Check, Result
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import RepositoryName, parse_digest, parse_pod
 from coordinator.reconcile.presence import Presence
@@ -103,7 +103,7 @@ def test_scenario_17_a_registry_that_remembers_blobs(stage: Stage, here: str) ->
     stage.abandon(stage.a, here, image)
     stage.restart(stage.b, Caching)
     try:
-        stage.mourn(stage.b)
+        stage.await_death(stage.b)
         stage.report()
         name = parse_pod(stage.b.name)
         settings = changed(
@@ -115,21 +115,21 @@ def test_scenario_17_a_registry_that_remembers_blobs(stage: Stage, here: str) ->
         )
         with compose_command.doctor(settings, name, patience=60) as instruments:
             report = examine(instruments, name, lambda what: None)
-        assert of(report, "no-descriptor-cache").verdict is Verdict.REFUTED
+        assert of(report, "no-descriptor-cache").result is Result.REFUTED
         # The embedded broker is refuted, too, which is not what is asked here.
         stage.rows(
-            "UPDATE findings SET verdict = 'proved' WHERE \"check\" = %s RETURNING pod_id", str(Check.KAFKA_DURABLE)
+            "UPDATE findings SET result = 'proved' WHERE \"check\" = %s RETURNING pod_id", str(Check.KAFKA_DURABLE)
         )
         stage.report()
         run = stage.collect()
-        held = [why for why in run.progress["held_by"] if "no-descriptor-cache is refuted" in why]
-        assert len(held) == len(run.progress["held_by"]) == 1, run.progress
+        held = [why for why in run.progress["blocked_by"] if "no-descriptor-cache is refuted" in why]
+        assert len(held) == len(run.progress["blocked_by"]) == 1, run.progress
         assert stage.states(image) == {BlobState.UNREFERENCED}
         assert stage.served(image.layers[0].digest)
     finally:
         stage.restart(stage.b)
         stage.admit(stage.b)
-        stage.mourn(stage.b)
+        stage.await_death(stage.b)
     stage.hide(image.digest)
 
 
@@ -244,7 +244,7 @@ def test_scenario_23_rows_before_their_bytes(garbage: Garbage) -> None:
     blob and not whether it has bytes: it stays, it is told as missing, and the bytes are seen when they come.
     """
     garbage.upload("m")
-    garbage.tell("m", "l")
+    garbage.report("m", "l")
     garbage.rows("UPDATE blobs SET first_seen = first_seen - interval '30 days' RETURNING id")
     for _ in range(2):
         garbage.collect()
@@ -253,7 +253,7 @@ def test_scenario_23_rows_before_their_bytes(garbage: Garbage) -> None:
     presence = Presence(connections, garbage.store)
     garbage.links_are("link")
     try:
-        presence.settle([garbage.digest("l")])
+        presence.resolve([garbage.digest("l")])
         assert garbage.state("l") is BlobState.MISSING
         garbage.collect()
         assert garbage.state("l") is BlobState.MISSING
@@ -263,6 +263,6 @@ def test_scenario_23_rows_before_their_bytes(garbage: Garbage) -> None:
         presence.close()
         connections.close()
     assert garbage.state("l") is BlobState.LIVE
-    assert garbage.told("l")[-2:] == ["missing", "live"]
+    assert garbage.changes("l")[-2:] == ["missing", "live"]
     garbage.collect()
     assert garbage.seen("l")

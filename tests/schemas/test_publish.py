@@ -84,7 +84,7 @@ registry_event = some(
             },
             {},
         ),
-        "source": text,
+        "process": text,
         "actor": text,
         "request_id": text,
         "a_later_field": text,
@@ -105,12 +105,12 @@ registry_watermark = some(
     {
         "action": st.just("watermark"),
         "pod": pods,
-        "source": st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+        "process": st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
         "nonce": st.binary(min_size=16, max_size=16).map(bytes.hex),
     },
     {
         "partitions": st.none() | st.integers(1, 10_000),
-        "letters_partition": st.none() | st.integers(0, 10_000),
+        "dead_letters_partition": st.none() | st.integers(0, 10_000),
     },
 )
 blob_lifecycle = some(

@@ -102,7 +102,7 @@ class Session:
         self.after: Callable[[], None] = lambda: None
         self._depth = 0
         self._open = False
-        self._told: int | None = None
+        self._noted: int | None = None
         self._timeline = 1
         #: What each sequence gave next when a standby got its last commits; None while there is none.
         self._standby: list[int] | None = None
@@ -118,7 +118,7 @@ class Session:
     # A history
 
     def begin(self, scheduler: Scheduler) -> None:
-        self.scheduler, self._told, self._depth, self._open = scheduler, None, 0, False
+        self.scheduler, self._noted, self._depth, self._open = scheduler, None, 0, False
         self._timeline, self._standby = 1, None
         self._locks.clear()
         self._command(f"BEGIN; SELECT {self._set(self._starts)}; SET sim.now = '{scheduler.time().isoformat()}'")
@@ -152,7 +152,7 @@ class Session:
         self._command(
             f"ROLLBACK TO SAVEPOINT standby; SELECT {self._set(self._standby)}; SET sim.timeline = '{self._timeline}'"
         )
-        self._open, self._told, self._standby = False, None, None
+        self._open, self._noted, self._standby = False, None, None
         self._locks.clear()
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ class Session:
             yield
         except BaseException:
             self._command("ROLLBACK TO SAVEPOINT own; RELEASE SAVEPOINT own")
-            self._open, self._told = False, None
+            self._open, self._noted = False, None
             raise
         finally:
             scheduler.holder, self._depth = None, 0
@@ -272,9 +272,9 @@ class Session:
             self._open = True
         # To a question what it is by a few microseconds does not matter.
         slack = 1000 if alone and what.startswith("SELECT") else 0
-        if self._told is None or scheduler.now - self._told > slack:
+        if self._noted is None or scheduler.now - self._noted > slack:
             steps.append(f"SET sim.now = '{scheduler.time().isoformat()}'")
-            self._told = scheduler.now
+            self._noted = scheduler.now
         if steps:
             self._command("; ".join(steps))
 

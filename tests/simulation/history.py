@@ -295,7 +295,7 @@ class History:
     def _report(self, seconds: float, *, listed: bool = True) -> None:
         world = self.world
         world.pass_time(seconds)
-        self._mend()
+        self._repair()
         for process in world.processes:
             self._spawn(f"prober of {process.name}", "prober", lambda process=process: world.probe(process))
         if listed:
@@ -352,11 +352,11 @@ class History:
         collection = self._spawn("collection", "job", self.world.collect)
 
         def between() -> None:
-            began = len(self.scheduler.told)
+            began = len(self.scheduler.trace)
             while not collection.done:
-                told = self.scheduler.told[began:]
-                looked = any(who == collection.name and "/revisions/" in what for _, who, what in told)
-                if looked and collection.next.startswith("begins"):
+                trace = self.scheduler.trace[began:]
+                checked = any(who == collection.name and "/revisions/" in what for _, who, what in trace)
+                if checked and collection.next.startswith("begins"):
                     break
                 self.scheduler.step(collection)
             collection.asleep = not collection.done
@@ -461,9 +461,9 @@ class History:
 
     def _behind(self) -> None:
         collection = self._spawn("collection", "job", self.world.collect)
-        began = len(self.scheduler.told)
+        began = len(self.scheduler.trace)
         while not collection.done:
-            if any(what.startswith("UPDATE gc_mark SET written") for _, _, what in self.scheduler.told[began:]):
+            if any(what.startswith("UPDATE gc_mark SET written") for _, _, what in self.scheduler.trace[began:]):
                 break
             self.scheduler.step(collection)
         self._replicate()
@@ -481,7 +481,7 @@ class History:
     def _roll_back(self) -> None:
         self.scheduler.note("storage", "is rolled back to its replica")
         self.world.roll_back_bucket()
-        self.world.look()
+        self.world.inspect()
 
     def _obey(self) -> None:
         """An operator reads what blocks GC, and does what it says."""
@@ -556,7 +556,7 @@ class History:
                 return
             self._alone("flush", lambda behind=behind: world.apply(world.workers[0], behind, 1000))
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Processes run again, and are examined."""
         for process in self.world.processes:
             if not process.alive and self.chance.random() < 0.8:
@@ -690,14 +690,14 @@ class History:
             self._reconcile_all()
         if literal or world.went_back:
             self._unblock()
-        self._alone("settler", world.workers[0].settler.settle)
+        self._alone("settler", world.workers[0].resolver.resolve)
         for _ in range(3):
             self._restore_alone()
-        world.look()
+        world.inspect()
         if self.bytes_only:
             return
         # The counts are compared each time; `check` costs as much as all the rest.
-        world.look_at_rest(checked=chance.random() < 0.25)
+        world.inspect_at_rest(checked=chance.random() < 0.25)
 
     def _unblock(self) -> None:
         """The operator does what messages say until nothing blocks GC; raises Violation if that does not help."""
@@ -718,7 +718,7 @@ class History:
         world = self.world
         connection: Any = world.session
         world.pass_time(ALL_REQUESTS_ENDED + ALL_DELETES_LANDED)
-        self._mend()
+        self._repair()
         self._probe_alone()
         self._alone("scheduler", lambda: jobs.ask_for_needed(connection, timedelta(days=1), BOUND))
         for pod in [pod for pod in world.pods if world.is_under_way(pod)]:
@@ -763,10 +763,10 @@ def current() -> History:
     return Current.history
 
 
-def tell(history: History, limit: int = 400) -> str:
+def describe(history: History, limit: int = 400) -> str:
     """What happened, in sentences."""
-    told = history.scheduler.told[-limit:]
-    lines = [f"{at / 1e6 - history.base.saved.now / 1e6:12.6f}  {who:<24} {what}" for at, who, what in told]
+    trace = history.scheduler.trace[-limit:]
+    lines = [f"{at / 1e6 - history.base.saved.now / 1e6:12.6f}  {who:<24} {what}" for at, who, what in trace]
     return "\n".join(lines)
 
 
@@ -844,7 +844,7 @@ def _place(url: str, name: str, *, versioned: bool) -> Saved:  # noqa: C901 - it
         world.collect()
     if name == "due":
         report()
-    for each in scheduler.told:
+    for each in scheduler.trace:
         assert "gives up" not in each[2], each
     saved = world.save()
     session.keep()

@@ -15,7 +15,7 @@ from typing import Any
 from coordinator.audit.audit import Ages, Audit
 from coordinator.domain.gc import holds
 from coordinator.domain.names import PodName
-from coordinator.gc import collect, controls, mark, unowned
+from coordinator.gc import collect, controls, mark, root_listing
 from coordinator.kafka.topics import EVENTS
 from coordinator.reconcile.presence import Presence
 from coordinator.table import processes
@@ -52,7 +52,7 @@ class Operator:
     def read(self) -> list[str]:
         """Return what blocks GC, once a scheduler has compared bucket and database, and listed the root."""
         mark.watch(self._connections, self._store)
-        unowned.look(self._connections, self._store)
+        root_listing.update(self._connections, self._store)
         return holds(self.world.facts())
 
     def commands(self, sentence: str) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -68,7 +68,7 @@ class Operator:
             "pods add-prefix": self._declare,
             "pods doctor": lambda: world.examine(pod),
             "pods reconcile": lambda: world.reconcile(pod),
-            "pods retire-source": lambda: self._retire(pod, sentence),
+            "pods retire-process": lambda: self._retire(pod, sentence),
             "release": lambda: controls.release(self._connection, sentence.split(" is held", maxsplit=1)[0]),
         }
         named = [found[1] for found in _COMMANDS.finditer(sentence)]
@@ -86,7 +86,7 @@ class Operator:
 
     def audit(self) -> None:
         presence = Presence(self._connections, self._store)
-        report = Audit(self._connections, self._store, presence, Ages(DAY, DAY), mend=True).run()
+        report = Audit(self._connections, self._store, presence, Ages(DAY, DAY), repair=True).run()
         pending = report.claim
         self.world.scheduler.noted("verifies the claim" if pending is None else f"does not verify the claim: {pending}")
 

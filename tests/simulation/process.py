@@ -27,14 +27,14 @@ from coordinator.gc import collect
 from coordinator.jobs import work as jobs
 from coordinator.table import processes
 from tests.simulation.database import Server
-from tests.simulation.history import Base, Current, History, Place, base, places, tell
+from tests.simulation.history import Base, Current, History, Place, base, describe, places
 from tests.simulation.mutants import MUTANTS, QUIET, Loss, Mutant
 from tests.simulation.rules import Rule, always, without
 from tests.simulation.scheduler import Serial, Violation
 
 #: Histories of one base after which its tables are cleaned.
 VACUUM_EVERY = 100
-TELL_EVERY_S = 1.0
+PROGRESS_EVERY_S = 1.0
 
 #: Nonces where no history is under way, of bases.
 _numbers = itertools.count(1)
@@ -86,33 +86,33 @@ def run_one(base: Base, seed: int, mutant: Mutant | None = None) -> tuple[Histor
         base.session.forget()
 
 
-def run(told: dict[str, Any]) -> None:
+def run(asked_for: dict[str, Any]) -> None:
     install()
-    server = Server(told["url"])
-    file = Path(told["places"])
+    server = Server(asked_for["url"])
+    file = Path(asked_for["places"])
     if not file.exists():
         file.write_bytes(pickle.dumps(places(server)))
-        say({"ended": True})
+        send({"ended": True})
         return
-    made = [place.copied(server, told["number"]) for place in pickle.loads(file.read_bytes())]
-    if "mutants" not in told:
-        _run(made, told, None)
-    for name in told.get("mutants", ()):
+    made = [place.copied(server, asked_for["number"]) for place in pickle.loads(file.read_bytes())]
+    if "mutants" not in asked_for:
+        _run(made, asked_for, None)
+    for name in asked_for.get("mutants", ()):
         # What a mutant changes goes with its process.
         if not (child := os.fork()):
-            _run(made, told, name)
+            _run(made, asked_for, name)
             sys.stdout.flush()
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert not status, name
-    say({"ended": True})
+    send({"ended": True})
 
 
-def _run(made: Sequence[Place], told: dict[str, Any], name: str | None) -> None:
+def _run(made: Sequence[Place], asked_for: dict[str, Any], name: str | None) -> None:
     """Run histories of consecutive seeds; with a mutant until it is caught."""
     mutant = None
     if name is None:
-        seeds = range(told["first"], told["first"] + told["histories"], told["stride"])
+        seeds = range(asked_for["first"], asked_for["first"] + asked_for["histories"], asked_for["stride"])
     else:
         mutant = MUTANTS[name]
         for rule in mutant.without:
@@ -126,22 +126,22 @@ def _run(made: Sequence[Place], told: dict[str, Any], name: str | None) -> None:
         begun = bases[seed % len(bases)]
         history, violation = run_one(begun, seed, mutant)
         done, steps = done + 1, steps + history.steps
-        fingerprint ^= int.from_bytes(hashlib.sha256(repr((seed, history.scheduler.told)).encode()).digest()[:8])
+        fingerprint ^= int.from_bytes(hashlib.sha256(repr((seed, history.scheduler.trace)).encode()).digest()[:8])
         if done % (VACUUM_EVERY * len(bases)) == 0:
             for each in bases:
                 each.session.vacuum()
         if violation is not None:
             where = f"{begun.name}, {'with' if begun.bucket.versioned else 'without'} versions"
-            say({"seed": seed, "where": where, "violation": violation, "history": tell(history), "mutant": name})
+            send({"seed": seed, "where": where, "violation": violation, "history": describe(history), "mutant": name})
             if mutant is not None and mutant.is_noticed(violation):
                 break
-        if time.monotonic() - last > TELL_EVERY_S:
+        if time.monotonic() - last > PROGRESS_EVERY_S:
             last = time.monotonic()
-            say({"done": done, "steps": steps, "mutant": name})
-    say({"done": done, "steps": steps, "mutant": name, "fingerprint": fingerprint})
+            send({"done": done, "steps": steps, "mutant": name})
+    send({"done": done, "steps": steps, "mutant": name, "fingerprint": fingerprint})
 
 
-def say(what: dict[str, Any]) -> None:
+def send(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
 
 

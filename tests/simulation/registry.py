@@ -95,7 +95,7 @@ def body_of(name: str) -> bytes:
     return IMAGES[name].body if name in IMAGES else LAYERS[name]
 
 
-class Told(NamedTuple):
+class Sent(NamedTuple):
     """An event in the memory of a process, or in the log."""
 
     process: str
@@ -116,7 +116,7 @@ class Process:
     alive: bool = True
     #: How often there was one in this place.
     generation: int = 0
-    queue: deque[Told] = field(default_factory=deque)
+    queue: deque[Sent] = field(default_factory=deque)
 
     @property
     def instance(self) -> str:
@@ -208,7 +208,7 @@ class Registry:
                 return False
             self._see(f"is about to tell that {where} has image {name}")
             at = self._now(process)
-            self._tell(process, where, ManifestPushed(repository, image.digest, at, len(image.body), image.content))
+            self._send(process, where, ManifestPushed(repository, image.digest, at, len(image.body), image.content))
             return True
 
     def delete_manifest(self, process: Process, where: str, name: str) -> bool:
@@ -222,18 +222,18 @@ class Registry:
             self._bucket.delete(key)
             self._see(f"is about to tell that {where} has image {name} no more")
             self.deletes[key] = self._scheduler.now
-            self._tell(process, where, Removed(repository, image.digest, self._now(process)))
+            self._send(process, where, Removed(repository, image.digest, self._now(process)))
             return True
 
     def pull(self, process: Process, nonce: str) -> None:
         """The known manifest is asked for, with a nonce."""
-        process.queue.append(Told(process.instance, process.pod, None, None, Echo(process.instance, nonce, PARTITIONS)))
+        process.queue.append(Sent(process.instance, process.pod, None, None, Echo(process.instance, nonce, PARTITIONS)))
 
     def _link_layer(self, process: Process, where: str, name: str) -> bool:
         digest, repository = digest_of(name), ALL_REPOSITORIES[where].name
         self._link(layer_link_key(repository, digest), f"links layer {name} in {where}")
         self._see(f"is about to tell that {where} has {name}")
-        self._tell(process, where, BlobLinked(repository, digest, self._now(process), len(body_of(name))))
+        self._send(process, where, BlobLinked(repository, digest, self._now(process), len(body_of(name))))
         return True
 
     def _link(self, key: str, what: str) -> None:
@@ -249,10 +249,10 @@ class Registry:
     def _see(self, what: str) -> None:
         self._scheduler.pause("store", what)
 
-    def _tell(self, process: Process, where: str, fact: Fact) -> None:
+    def _send(self, process: Process, where: str, fact: Fact) -> None:
         if where in UNREGISTERED:
             return
-        process.queue.append(Told(process.instance, process.pod, ALL_REPOSITORIES[where].partition, fact))
+        process.queue.append(Sent(process.instance, process.pod, ALL_REPOSITORIES[where].partition, fact))
 
     def _now(self, process: Process) -> datetime:
         return self._scheduler.time() + process.skew

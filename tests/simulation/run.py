@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 COMPLAINT = 3000
 
 
-class Found(NamedTuple):
+class FoundViolation(NamedTuple):
     """A history that must not be."""
 
     seed: int
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 class Total(NamedTuple):
     histories: int = 0
     steps: int = 0
-    found: Sequence[Found] = ()
+    found: Sequence[FoundViolation] = ()
     #: Of all steps of all histories, in whatever order these were run.
     fingerprint: int = 0
 
@@ -96,14 +96,14 @@ def simulate(
         {"first": seed + number, "histories": histories - number, "stride": processes} for number in range(processes)
     ]
     done: dict[int, tuple[int, int]] = {}
-    found: list[Found] = []
+    found: list[FoundViolation] = []
     fingerprint = 0
-    for number, said in _listen(on, asked):
-        fingerprint ^= said.get("fingerprint", 0)
-        if "seed" in said:
-            found.append(_found(said))
-        elif "done" in said:
-            done[number] = said["done"], said["steps"]
+    for number, answer in _listen(on, asked):
+        fingerprint ^= answer.get("fingerprint", 0)
+        if "seed" in answer:
+            found.append(_found(answer))
+        elif "done" in answer:
+            done[number] = answer["done"], answer["steps"]
             progress(sum(each[0] for each in done.values()))
     histories, steps = (sum(numbers) for numbers in zip(*done.values(), strict=True))
     return Total(histories, steps, sorted(found), fingerprint)
@@ -113,31 +113,31 @@ def mutate(on: Ground, mutants: Sequence[str], *, processes: int) -> dict[str, T
     """Run histories on each mutant until it is noticed; return what was found of each, with that last."""
     asked = [{"mutants": list(mutants[number::processes])} for number in range(processes)]
     totals: dict[str, Total] = {}
-    for _, said in _listen(on, asked):
-        mutant = said.get("mutant")
+    for _, answer in _listen(on, asked):
+        mutant = answer.get("mutant")
         if mutant is None:
             continue
         total = totals.get(mutant, Total())
-        if "seed" in said:
-            total = total._replace(found=[*total.found, _found(said)])
+        if "seed" in answer:
+            total = total._replace(found=[*total.found, _found(answer)])
         else:
-            total = total._replace(histories=said["done"], steps=said["steps"])
+            total = total._replace(histories=answer["done"], steps=answer["steps"])
         totals[mutant] = total
     return totals
 
 
-def _found(said: dict[str, Any]) -> Found:
-    return Found(said["seed"], said["where"], said["violation"], said["history"])
+def _found(answer: dict[str, Any]) -> FoundViolation:
+    return FoundViolation(answer["seed"], answer["where"], answer["violation"], answer["history"])
 
 
 def _listen(on: Ground, asked: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Start processes, and give what they say until all have ended; raises ProcessError."""
-    said: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
-    children = [_start(on, number, each, said) for number, each in enumerate(asked)]
+    answer: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
+    children = [_start(on, number, each, answer) for number, each in enumerate(asked)]
     running, ended = len(children), 0
     try:
         while running:
-            number, line = said.get()
+            number, line = answer.get()
             if line is None:
                 running -= 1
                 continue
@@ -153,7 +153,7 @@ def _listen(on: Ground, asked: Sequence[dict[str, Any]]) -> Iterator[tuple[int, 
 
 
 def _start(
-    on: Ground, number: int, asked: dict[str, Any], said: SimpleQueue[tuple[int, str | None]]
+    on: Ground, number: int, asked: dict[str, Any], answer: SimpleQueue[tuple[int, str | None]]
 ) -> subprocess.Popen[str]:
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.simulation.process"],
@@ -163,17 +163,17 @@ def _start(
         cwd=ROOT,
         env=os.environ | {"PYTHONHASHSEED": "0"},
     )
-    told = {"url": on.url, "places": str(on.places), "number": f"{os.getpid()}_{next(_numbers)}", **asked}
+    asked_for = {"url": on.url, "places": str(on.places), "number": f"{os.getpid()}_{next(_numbers)}", **asked}
     assert child.stdin is not None
     assert child.stdout is not None
-    child.stdin.write(json.dumps(told))
+    child.stdin.write(json.dumps(asked_for))
     child.stdin.close()
     output = child.stdout
 
     def read() -> None:
         for line in output:
-            said.put((number, line))
-        said.put((number, None))
+            answer.put((number, line))
+        answer.put((number, None))
 
     threading.Thread(target=read, name=f"simulation-{number}", daemon=True).start()
     return child

@@ -62,7 +62,7 @@ class Scheduler:
         #: Who has a transaction open.
         self.holder: Actor | None = None
         #: What happened: when, who, what.
-        self.told: list[tuple[int, str, str]] = []
+        self.trace: list[tuple[int, str, str]] = []
         self._hub = getcurrent()
         #: Called after every step.
         self.after_step: Callable[[], None] = lambda: None
@@ -83,7 +83,7 @@ class Scheduler:
         self.note("" if actor is None else actor.name, what)
 
     def note(self, who: str, what: str) -> None:
-        self.told.append((self.now, who, what))
+        self.trace.append((self.now, who, what))
 
     @property
     def current(self) -> Actor | None:

@@ -1,6 +1,6 @@
 """One history's world: a bucket, two pods, a log, workers, restorers, jobs, and what must hold of all of it.
 
-Real are the domain, the batch apply, the looks that settle doubts, reconciles, watermarks, garbage collection and the
+Real are the domain, the batch apply, the looks that resolve doubts, reconciles, watermarks, garbage collection and the
 SQL of all of these. Played are registries (registry.py), the log, the store (store.py), the sending of probes, and the
 clock.
 
@@ -36,7 +36,7 @@ from coordinator.domain.progress import Position, Progress
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect, controls
 from coordinator.gc import table as gc
-from coordinator.gc.conditions import known
+from coordinator.gc.conditions import read_facts
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Runner, Work, run
@@ -48,7 +48,7 @@ from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.sources import Sources
 from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
-from coordinator.reconcile.resolve import Settler
+from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.layout import (
     QUARANTINE,
@@ -62,7 +62,7 @@ from coordinator.storage.layout import (
 )
 from coordinator.storage.port import Target
 from coordinator.table import expiry, progress, vanished_links
-from coordinator.table import processes as sources
+from coordinator.table import processes as registry_processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
@@ -79,7 +79,7 @@ from tests.simulation.registry import (
     UNREGISTERED,
     Process,
     Registry,
-    Told,
+    Sent,
     digest_of,
 )
 from tests.simulation.scheduler import SECOND, Scheduler, Violation
@@ -129,9 +129,9 @@ class LateWrite(NamedTuple):
 class Worker:
     """A worker process: its place in each partition, and what it believes to know."""
 
-    def __init__(self, name: str, settler: Settler, restorer: Restorer, positions: Sequence[int]) -> None:
+    def __init__(self, name: str, resolver: Resolver, restorer: Restorer, positions: Sequence[int]) -> None:
         self.name = name
-        self.settler = settler
+        self.resolver = resolver
         self.restorer = restorer
         self.positions = list(positions)
         self.processes = KnownProcesses()
@@ -143,7 +143,7 @@ class Saved(NamedTuple):
     now: int
     bucket: tuple[Any, ...]
     processes: list[Process]
-    log: list[list[Told]]
+    log: list[list[Sent]]
 
 
 class Stop:
@@ -177,7 +177,7 @@ class World:
         self.registry = Registry(bucket, scheduler)
         self.late: list[LateWrite] = []
         #: Events that come once more.
-        self.copies: list[Told] = []
+        self.copies: list[Sent] = []
         self.connections = Connections(session)
         connections: Any = self.connections
         store: Any = self.store
@@ -194,7 +194,7 @@ class World:
         )
         positions = [len(records) for records in self.log]
         self.workers = [
-            Worker(name, Settler(self.connections, self.store), self._restorer(), positions)
+            Worker(name, Resolver(self.connections, self.store), self._restorer(), positions)
             for name in ("worker one", "worker two")
         ]
         #: A process died with what it had not told, or a link came without an event: only a reconcile finds it.
@@ -211,8 +211,8 @@ class World:
         #: What was lost with the bucket, until it is served again.
         self.lost: set[Digest] = set()
         self.known: Callable[[Facts], Facts] = lambda facts: facts
-        scheduler.after_step = self.look
-        session.after = self._look_at_hides
+        scheduler.after_step = self.inspect
+        session.after = self._inspect_hides
         session.begin(scheduler)
 
     def save(self) -> Saved:
@@ -227,7 +227,7 @@ class World:
 
     def facts(self) -> Facts:
         asking: Any = Asking(self.session)
-        return known(asking, TIMES, SILENCE).facts
+        return read_facts(asking, TIMES, SILENCE).facts
 
     def apply(self, worker: Worker, partitions: Sequence[int], limit: int) -> None:
         slices = []
@@ -235,14 +235,14 @@ class World:
             first = worker.positions[number]
             records = self.log[number][first : first + limit]
             if records:
-                items = [Item(first + n, 1000, told.pod, told.fact, None, told.echo) for n, told in enumerate(records)]
-                processes = frozenset((told.pod, told.process) for told in records)
+                items = [Item(first + n, 1000, sent.pod, sent.fact, None, sent.echo) for n, sent in enumerate(records)]
+                processes = frozenset((sent.pod, sent.process) for sent in records)
                 last = first + len(records)
                 slices.append(Slice(EVENTS, number, first, last, last, items, processes))
         if not slices:
             return
-        told = " and ".join(f"{piece.first_offset} to {piece.next_offset} of {piece.partition}" for piece in slices)
-        self.scheduler.noted(f"is going to apply {told}: {describe(slices)}")
+        sent = " and ".join(f"{piece.first_offset} to {piece.next_offset} of {piece.partition}" for piece in slices)
+        self.scheduler.noted(f"is going to apply {sent}: {describe(slices)}")
         try:
             applied = BatchApply(self.session, MARGIN, worker.processes, BOUND).apply(slices)  # type: ignore[arg-type]
         except OutOfStepError as error:
@@ -253,7 +253,7 @@ class World:
             worker.positions[piece.partition] = piece.next_offset
         self.scheduler.noted("has applied them")
         if applied.removals_doubtful:
-            worker.settler.settle_new()
+            worker.resolver.resolve_new()
 
     def mount(self, where: str, name: str, source: str) -> bool:
         """A client asks Baleen for a mount; False if it is to upload."""
@@ -276,18 +276,20 @@ class World:
         connection: Any = self.session
         addresses = [each.address for each in self.processes if each.url == process.url]
         if process.address == addresses[0]:
-            sources.endpoints_seen(connection, process.pod, {process.url: addresses}, findings.now(connection))
-        nonce = sources.insert_probe(connection, process.pod, process.url, process.address)
+            registry_processes.endpoints_seen(
+                connection, process.pod, {process.url: addresses}, findings.now(connection)
+            )
+        nonce = registry_processes.insert_probe(connection, process.pod, process.url, process.address)
         self.scheduler.pause("store", f"probes {process.name}")
         if not process.alive:
-            sources.probe_failed(connection, nonce, "refused", refused=True)
+            registry_processes.probe_failed(connection, nonce, "refused", refused=True)
             return
         self.registry.pull(process, nonce)
-        sources.probe_answered(connection, nonce)
+        registry_processes.probe_answered(connection, nonce)
 
     def examine(self, pod: str) -> None:
         """A doctor's visit, which finds that all is well."""
-        self.session.execute("UPDATE sources SET examined_life = life WHERE pod_id = %s", (PODS[pod],))
+        self.session.execute("UPDATE processes SET examined_life = life WHERE pod_id = %s", (PODS[pod],))
 
     def reconcile(self, pod: str) -> None:
         # One that was registered may be lost with a failover.
@@ -298,11 +300,11 @@ class World:
             """,
             (reconcile.KIND, f"pod-{pod}"),
         )
-        settler = Settler(self.connections, self.store)  # type: ignore[arg-type]
+        resolver = Resolver(self.connections, self.store)  # type: ignore[arg-type]
         runner = reconcile.Reconcile(
             self.connections,  # type: ignore[arg-type]
             self.store,
-            settler,
+            resolver,
             margin=MARGIN,
             link_grace=LINK_GRACE,
             request_bound=BOUND,
@@ -419,13 +421,13 @@ class World:
                 """
             )
         }
-        waiting = [told for process in self.processes for told in process.queue]
+        waiting = [sent for process in self.processes for sent in process.queue]
         for number, records in enumerate(self.log):
             waiting += records[min(worker.positions[number] for worker in self.workers) :]
         deleted = {
-            revision_link_key(told.fact.repository, told.fact.digest)
-            for told in waiting
-            if isinstance(told.fact, Removed)
+            revision_link_key(sent.fact.repository, sent.fact.digest)
+            for sent in waiting
+            if isinstance(sent.fact, Removed)
         }
         found = []
         for key in sorted(held - deleted):
@@ -520,15 +522,15 @@ class World:
 
     def deliver(self, process: Process, *, again: bool = False) -> None:
         """Ingest takes a process's next event, and Kafka has it."""
-        told = process.queue.popleft()
-        self.append(told)
-        self.scheduler.note(process.instance, f"delivers {describe_told(told)}")
+        sent = process.queue.popleft()
+        self.append(sent)
+        self.scheduler.note(process.instance, f"delivers {describe_sent(sent)}")
         if again:
-            self.copies.append(told)
+            self.copies.append(sent)
 
-    def append(self, told: Told) -> None:
-        for number in range(PARTITIONS) if told.partition is None else (told.partition,):
-            self.log[number].append(told)
+    def append(self, sent: Sent) -> None:
+        for number in range(PARTITIONS) if sent.partition is None else (sent.partition,):
+            self.log[number].append(sent)
 
     def crash(self, process: Process, *, lands: bool) -> None:
         """It dies, and with it its queue and its requests; the next link of one may still land."""
@@ -540,7 +542,7 @@ class World:
                 if actor.writing is not None and lands:
                     self.late.append(LateWrite(*actor.writing, scheduler.now + REQUEST_BOUND))
                 scheduler.kill(actor)
-        if any(told.fact is not None for told in process.queue):
+        if any(sent.fact is not None for sent in process.queue):
             self.lost_events = True
         process.queue.clear()
         process.alive = False
@@ -554,14 +556,14 @@ class World:
         self.late.remove(write)
         self.bucket.put(write.key, write.body)
         self.scheduler.note("storage", f"gets late: {name_of(write.key)}")
-        self.look()
+        self.inspect()
 
     def land(self, flight: Flight) -> None:
         self.store.flights.remove(flight)
         named = ", ".join(name_of(target.key) for target in flight.targets)
         self.scheduler.note("storage", f"deletes late, for {flight.sender}: {named}")
         self.store.land(flight)
-        self.look()
+        self.inspect()
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass; what must have happened until then happens."""
@@ -617,7 +619,7 @@ class World:
                 del self.owed[key]
         return {digest for key in self.owed for digest in PULLED[_REVISIONS[key][1].digest]}
 
-    def look(self) -> None:
+    def inspect(self) -> None:
         if self.bucket.changes == self._seen_changes:
             return
         self._seen_changes = self.bucket.changes
@@ -627,13 +629,13 @@ class World:
             self.lost &= self.unserved
             self.unserved -= self.lost
         if self.unserved:
-            self._look_for_bytes()
+            self._check_bytes()
 
-    def _look_at_hides(self) -> None:
+    def _inspect_hides(self) -> None:
         if self.unserved:
-            self._look_for_bytes()
+            self._check_bytes()
 
-    def _look_for_bytes(self) -> None:
+    def _check_bytes(self) -> None:
         hides = {
             Digest(row[0]): row[1:]
             for row in self.session.now(
@@ -645,13 +647,13 @@ class World:
             )
         }
         for digest in self.unserved:
-            number, doomed, recorded = hides.get(digest, (None, False, None))
+            number, to_delete, recorded = hides.get(digest, (None, False, None))
             if self.bucket.versioned:
-                gone = {version for version, _ in recorded or ()} if doomed else set()
+                gone = {version for version, _ in recorded or ()} if to_delete else set()
                 versions = self.bucket.versions(blob_key(digest))
                 there = any(not each.is_marker and each.version not in gone for each in versions)
             else:
-                there = number is not None and not doomed and self.bucket.has(quarantine_key(digest, number))
+                there = number is not None and not to_delete and self.bucket.has(quarantine_key(digest, number))
             if not there and self.went_back:
                 # An audit finds it (docs/RECOVERY.md, Failover and restore).
                 there = self._has_bytes(digest)
@@ -710,7 +712,7 @@ class World:
         """A push that was told long after its link had gone again is held until a reconcile: a leak, and no loss."""
         return not self._held() <= self._linked()
 
-    def look_at_rest(self, *, checked: bool) -> None:
+    def inspect_at_rest(self, *, checked: bool) -> None:
         """All is delivered, applied and restored: what is needed is served, and the table says what storage has."""
         needed = self.needed() - self.lost
         for digest in needed:
@@ -791,29 +793,29 @@ def name_of(key: str) -> str:
     return short
 
 
-def describe_told(told: Told) -> str:
-    if told.echo is not None:
-        return f"the echo of a probe of {told.process}"
-    fact = told.fact
+def describe_sent(sent: Sent) -> str:
+    if sent.echo is not None:
+        return f"the echo of a probe of {sent.process}"
+    fact = sent.fact
     assert fact is not None
     digest = getattr(fact, "digest", None)
     return f"{type(fact).__name__} {'' if digest is None else NAMES[digest]} in {fact.repository}"
 
 
 def describe(slices: Sequence[Slice]) -> str:
-    told = [
+    sent = [
         "an echo" if item.echo is not None else f"{type(item.fact).__name__} {NAMES[item.fact.digest]}"  # type: ignore[union-attr]
         for piece in slices
         for item in piece.items
     ]
-    return ", ".join(told)
+    return ", ".join(sent)
 
 
 def _examined(connection: Any, pod: int) -> None:
     for each in Check:
         connection.execute(
             """
-            INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend)
+            INSERT INTO findings (pod_id, "check", result, meaning, proof, fix)
             VALUES (%s, %s, 'proved', '', '', '')
             """,
             (pod, each),

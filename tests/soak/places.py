@@ -239,7 +239,7 @@ class Operator(threading.Thread):
         # A doctor has visited each process that came since: all are configured alike.
         connection.execute(
             """
-            INSERT INTO findings (pod_id, "check", verdict, meaning, proof, mend, found_at)
+            INSERT INTO findings (pod_id, "check", result, meaning, proof, fix, found_at)
             SELECT p.id, c, 'proved', 'a test', 'a test', '', clock_timestamp() FROM pods p, unnest(%s::text[]) c
             ON CONFLICT (pod_id, "check") DO UPDATE SET found_at = excluded.found_at
             """,

@@ -104,7 +104,7 @@ def test_nothing_is_lost_and_nothing_is_left(world: World, tmp_path: Path) -> No
     disturber = Disturber(world, seed)
     began = time.monotonic()
 
-    def say(what: str) -> None:
+    def show(what: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {what}", flush=True)
 
     with operating(world), clients(world, seed, tmp_path, images) as pushing:
@@ -112,13 +112,13 @@ def test_nothing_is_lost_and_nothing_is_left(world: World, tmp_path: Path) -> No
             caught = disturber.ambush()
             calm(world)
             after = " after a hide was cut off" if caught else ""
-            say(f"calm{after}: {world.count('hidden')} hidden, {world.count('purged')} purged")
+            show(f"calm{after}: {world.count('hidden')} hidden, {world.count('purged')} purged")
             if disturber.storms and time.monotonic() - began > seconds:
                 break
             disturber.storm()
-            say(f"storm: {dict(disturber.killed)}")
+            show(f"storm: {dict(disturber.killed)}")
         rest(world, pushing)
-        say("rest")
+        show("rest")
     done: Counter[str] = sum((each.done for each in pushing), Counter())
     made = {decision: world.count(decision) for decision in ("hidden", "purged", "restored", "undone", "kept")}
     print(f"done: {dict(done)}, killed: {dict(disturber.killed)}, collected: {made}")
@@ -167,7 +167,7 @@ def calm(world: World) -> None:
         world.revive()
         return world.count("hidden") >= hidden and world.count("purged") >= purged
 
-    eventually(collected, lambda: f"nothing was collected: {told(world)}", seconds=DEADLINE_S)
+    eventually(collected, lambda: f"nothing was collected: {describe(world)}", seconds=DEADLINE_S)
 
 
 def rest(world: World, pushing: Sequence[Client]) -> None:
@@ -184,8 +184,8 @@ def rest(world: World, pushing: Sequence[Client]) -> None:
             at is not None and at > rested_at + bound for pod in facts.pods for at in (pod.watermark, pod.reconciled_at)
         )
 
-    eventually(known, lambda: f"not everything is known: {told(world)}", seconds=DEADLINE_S)
-    eventually(lambda: not open_states(world), lambda: f"not everything is gone: {told(world)}", seconds=DEADLINE_S)
+    eventually(known, lambda: f"not everything is known: {describe(world)}", seconds=DEADLINE_S)
+    eventually(lambda: not open_states(world), lambda: f"not everything is gone: {describe(world)}", seconds=DEADLINE_S)
 
 
 def open_states(world: World) -> dict[str, int]:
@@ -200,7 +200,7 @@ def open_states(world: World) -> dict[str, int]:
     return {BlobState(state).name: number for state, number in found} | ({"hides": hides} if hides else {})
 
 
-def told(world: World) -> str:
+def describe(world: World) -> str:
     facts: Facts = world.facts()
     return (
         f"held by {holds(facts)}, now {facts.now}, to hide until {hiding(facts).until}, to purge until "

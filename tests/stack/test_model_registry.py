@@ -159,6 +159,6 @@ def test_malformed_configuration(tmp_path: Path, text: str) -> None:
 def test_malformed_duration(model: ModelRegistry) -> None:
     """A duration that distribution would not read is refused."""
     assert model.notifications is not None
-    told = replace(model.notifications, timeout="soon")
+    shown = replace(model.notifications, timeout="soon")
     with pytest.raises(SettingsError, match="soon"):
-        _config(replace(model, notifications=told)).webhook()
+        _config(replace(model, notifications=shown)).webhook()

@@ -133,7 +133,7 @@ def test_a_broken_memory_of_ports_is_forgotten(tmp_path: Path, content: str) -> 
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_a_broken_key_of_the_store_is_told(tmp_path: Path, content: str) -> None:
+def test_a_broken_key_of_the_store_is_reported(tmp_path: Path, content: str) -> None:
     """Pods are configured with it: it is not replaced in silence."""
     ports = Ports(tmp_path / "ports.json", "127.0.0.1")
     server = EmbeddedS3(tmp_path, tmp_path / "s3.log", host="127.0.0.1", ports=ports)

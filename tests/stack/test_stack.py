@@ -256,7 +256,7 @@ def test_a_missing_wheel_names_the_extra_and_the_setting(
         find()
 
 
-def test_too_little_disk_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_too_little_disk_is_reported_before_anything_starts(tmp_path: Path) -> None:
     """The check names the place and what is needed."""
     with pytest.raises(StackError, match="MB are needed"):
         check_disk(tmp_path, needed=10**18)
@@ -264,7 +264,7 @@ def test_too_little_disk_is_told_before_anything_starts(tmp_path: Path) -> None:
     assert supervisor.MIN_FREE_BYTES == 500_000_000
 
 
-def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     """A path that cannot be a directory is refused with the option that changes it."""
     (tmp_path / "file").touch()
     with pytest.raises(StackError, match="--data-dir"):

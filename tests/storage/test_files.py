@@ -158,7 +158,7 @@ def test_locations(text: str, location: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("/srv/registry", "not a location"),
         ("http://host/x", "not a location"),
@@ -170,9 +170,9 @@ def test_locations(text: str, location: object) -> None:
         ("s3://key:the-secret@bucket/x", "no credentials"),
     ],
 )
-def test_what_is_no_location(text: str, said: str) -> None:
+def test_what_is_no_location(text: str, message: str) -> None:
     """Anything else is refused, with how to write one and without what may be secret."""
-    with pytest.raises(UsageError, match=said) as raised:
+    with pytest.raises(UsageError, match=message) as raised:
         parse_location(text)
     assert "s3://bucket/root" in str(raised.value)
     assert "the-secret" not in str(raised.value)

@@ -92,11 +92,11 @@ def test_a_key_that_is_refused(
 ) -> None:
     """A key that the store does not accept is an outage, and the message says where to look."""
     store = connect_s3(**wrong)
-    said = refused(call, store)
-    assert f"The object store at {store.endpoint} refused " in said
-    assert f"bucket {store.bucket!r}" in said
-    assert "check BALEEN_S3_ACCESS_KEY and BALEEN_S3_SECRET_KEY, or" in said
-    assert "wrong-secret" not in said
+    text = refused(call, store)
+    assert f"The object store at {store.endpoint} refused " in text
+    assert f"bucket {store.bucket!r}" in text
+    assert "check BALEEN_S3_ACCESS_KEY and BALEEN_S3_SECRET_KEY, or" in text
+    assert "wrong-secret" not in text
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -204,9 +204,9 @@ def test_no_credentials(connect_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, "/nowhere")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     store = connect_s3(access_key=None, secret_key=None)
-    said = refused(READS["get"], store)
-    assert f"There are no keys for the object store at {store.endpoint}: set BALEEN_S3_ACCESS_KEY and" in said
-    assert "AWS_ACCESS_KEY_ID" in said
+    text = refused(READS["get"], store)
+    assert f"There are no keys for the object store at {store.endpoint}: set BALEEN_S3_ACCESS_KEY and" in text
+    assert "AWS_ACCESS_KEY_ID" in text
 
 
 def test_a_name_that_no_bucket_has(connect_s3: MakeS3) -> None:
@@ -217,9 +217,9 @@ def test_a_name_that_no_bucket_has(connect_s3: MakeS3) -> None:
 def test_a_secret_in_the_endpoint(connect_s3: MakeS3) -> None:
     """What stands before the host in an endpoint's URL is not shown."""
     store = connect_s3(endpoint_url="http://hidden@127.0.0.1:9", attempts=1)
-    said = refused(READS["check"], store)
-    assert "http://127.0.0.1:9" in said
-    assert "hidden" not in said
+    text = refused(READS["check"], store)
+    assert "http://127.0.0.1:9" in text
+    assert "hidden" not in text
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def test_versioning_is_switched_on_once_and_again(connect_s3: MakeS3) -> None:
     store.enable_versioning()
     store.put("a", b"2")
     assert store.get("a") == b"2"
-    told = store._client.list_object_versions(Bucket=VERSIONED, Prefix=f"{store.root}a")
-    assert len(told["Versions"]) == 2
+    shown = store._client.list_object_versions(Bucket=VERSIONED, Prefix=f"{store.root}a")
+    assert len(shown["Versions"]) == 2
 
 
 def test_secrets_show_nowhere(connect_s3: MakeS3) -> None:
@@ -289,8 +289,8 @@ def test_an_upload_that_breaks_off_leaves_nothing(connect_s3: MakeS3) -> None:
     store = connect_s3()
     with pytest.raises(RuntimeError, match="no more"):
         store.put_chunks("a", broken(), 30 << 20)
-    told = store._client.list_multipart_uploads(Bucket=store.bucket, Prefix=store.root)
-    assert told.get("Uploads", []) == []
+    shown = store._client.list_multipart_uploads(Bucket=store.bucket, Prefix=store.root)
+    assert shown.get("Uploads", []) == []
 
 
 @pytest.mark.parametrize("refusal", [(403, "AccessDenied"), (501, "NotImplemented")])

@@ -87,14 +87,14 @@ def add_dead_letter(db: psycopg.Connection[Any], pod: str, **values: Any) -> int
         "origin_offset": 0,
         "origin_log": 0,
     }
-    letter: int = insert(db, "dead_letters", "id", **defaults | values)
-    return letter
+    dead_letter: int = insert(db, "dead_letters", "id", **defaults | values)
+    return dead_letter
 
 
 def open_gaps(db: psycopg.Connection[Any], pod: int | None = None) -> list[str]:
     """Reasons of the open gaps, of one pod or of all."""
     found = db.execute(
-        "SELECT reason FROM gaps WHERE settled_at IS NULL AND coalesce(pod_id = %s, true) ORDER BY pod_id, reason",
+        "SELECT reason FROM gaps WHERE resolved_at IS NULL AND coalesce(pod_id = %s, true) ORDER BY pod_id, reason",
         (pod,),
     )
     return [row[0] for row in found]

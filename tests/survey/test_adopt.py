@@ -321,13 +321,13 @@ def test_bytes_that_are_wrong_are_not_linked() -> None:
     assert {key for key in keys_of(shared) if "revisions" in key} == {revision("team/app", images()[3].digest)}
 
     source.put(content_key(layer.digest), layer.content)
-    _, mended = run(source, shared)
-    assert mended.remarks == []
+    _, repaired = run(source, shared)
+    assert repaired.remarks == []
     assert keys_of(shared) == keys_of(source)
     check_whole(shared)
 
 
-def test_a_plan_tells_of_wrong_manifests() -> None:
+def test_a_plan_shows_wrong_manifests() -> None:
     """A manifest whose bytes are another's is told by a dry run already, since manifests are read for the plan."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     push(source, "team/app", images()[0], "v1")
@@ -405,7 +405,7 @@ def test_a_link_alone_gives_no_right_to_read(stored: bool) -> None:
     check_whole(shared)
 
 
-def test_trust_hashes_less_and_never_believes_what_it_reads() -> None:
+def test_trust_hashes_less_and_never_trusts_what_it_reads() -> None:
     """With both kinds of trust nothing is read that is not copied here; what is read and wrong is refused as ever."""
     for copies in (True, False):
         source, shared = MemoryObjectStore(), MemoryObjectStore(copies=copies)
@@ -425,8 +425,8 @@ def test_repositories_of_others() -> None:
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     for repository in ("team/app", "teams", "else/app", "Team/app"):
         push(source, repository, images()[0], "v1")
-    told = r"3 of the source.s repositories .*: Team/app, else/app, teams\. .*--only-owned"
-    with pytest.raises(ConflictError, match=told):
+    shown = r"3 of the source.s repositories .*: Team/app, else/app, teams\. .*--only-owned"
+    with pytest.raises(ConflictError, match=shown):
         run(source, shared)
     assert everything(shared) == {}
     run(source, shared, only_owned=True)
@@ -486,7 +486,7 @@ def test_what_an_index_lists_no_more() -> None:
     assert remarked(outcome) == [(Why.INCOMPLETE, index.digest)]
 
 
-def test_what_is_held_by_the_link_of_a_blob() -> None:
+def test_what_the_link_of_a_blob_holds() -> None:
     """What an index or a tag of the source names, or a tag has named, and is held by the link of a blob, is brought as
     a manifest.
     """

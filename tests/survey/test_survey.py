@@ -93,7 +93,7 @@ def counted_by_hand(given_registries: list[Registry]) -> dict[str, Any]:
     }
 
 
-def told(found: Survey) -> dict[str, Any]:
+def figures_of(found: Survey) -> dict[str, Any]:
     """The same figures as a survey has them."""
     names = counted_by_hand([]).keys()
     roots = [{name: value for name, value in asdict(root).items() if name != "url"} for root in found.roots]
@@ -113,7 +113,7 @@ def test_figures_are_those_of_a_count_by_hand(given_registries: list[Registry], 
     for store, registry in zip(stores, given_registries, strict=True):
         fill(store, registry)
     found = survey.survey([Root(f"root-{n}", store) for n, store in enumerate(stores)], top=3)
-    assert told(found) == counted_by_hand(given_registries)
+    assert figures_of(found) == counted_by_hand(given_registries)
 
 
 @settings(max_examples=15)
@@ -125,7 +125,7 @@ def test_a_directory_is_counted_as_a_bucket(tmp_path_factory: pytest.TempPathFac
         path = tmp_path_factory.mktemp("root")
         write_files(path, registry)
         roots.append(Root(str(path), FileObjectStore(path)))
-    assert told(survey.survey(roots, top=3)) == counted_by_hand(given_registries)
+    assert figures_of(survey.survey(roots, top=3)) == counted_by_hand(given_registries)
 
 
 def test_many_records_of_a_bucket_are_written_out() -> None:
@@ -140,7 +140,7 @@ def test_many_records_of_a_bucket_are_written_out() -> None:
     wanted = counted_by_hand([registry])
     for size in (64, 200, 4096):
         found = survey.survey([Root("root", store)], top=3, chunk_bytes=size)
-        assert told(found) == wanted
+        assert figures_of(found) == wanted
         assert found.disk_bytes <= survey.DISK_BYTES_PER_KEY * found.keys
 
 

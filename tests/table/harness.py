@@ -36,7 +36,7 @@ NO_MARGIN = timedelta()
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 #: Name, mode, linker. Each owns the prefix of its name.
-#: Nobody looks at the links of any (test_doubts.py changes that): what a registry says is all there is.
+#: Nobody looks at the links of any (test_doubtful_removals.py changes that): what a registry says is all there is.
 PODS = (("pod-a", "manifest", "relay"), ("pod-b", "manifest", "relay"), ("pod-l", "link", "relay"))
 
 #: Images share layers; an index lists images, and one of them lists another's config.

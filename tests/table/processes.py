@@ -8,13 +8,13 @@ from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
-from coordinator.domain.watermarks import PodWatermark, SourceView
+from coordinator.domain.watermarks import PodWatermark, ProcessReport
 from coordinator.jobs import table as jobs
 from coordinator.jobs.table import Job
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods.watermarks import watermarks
 from coordinator.reconcile import table as reconcile
-from coordinator.table import processes as sources
+from coordinator.table import processes as registry_processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Echo, Item, Slice
 from coordinator.table.echoes import KnownProcesses
@@ -42,13 +42,13 @@ class World:
 
     def seen(self, found: Mapping[str, Collection[str]]) -> None:
         """Names were looked up just now."""
-        sources.endpoints_seen(self.connection, self.pod, found, findings.now(self.connection))
+        registry_processes.endpoints_seen(self.connection, self.pod, found, findings.now(self.connection))
 
     def probe(self, address: str = HERE, pod: str = "pod-a", url: str = URL) -> str:
-        return sources.insert_probe(self.connection, self.table.pods[pod], url, address)
+        return registry_processes.insert_probe(self.connection, self.table.pods[pod], url, address)
 
     def echo(self, nonce: str, instance: str = "s", pod: str = "pod-a") -> tuple[int, Echo]:
-        return self.table.pods[pod], Echo(instance, nonce, partitions=2, letters_partition=0)
+        return self.table.pods[pod], Echo(instance, nonce, partitions=2, dead_letters_partition=0)
 
     def piece(self, echoed: Iterable[tuple[int, Echo]], partition: int = 0, topic: str = EVENTS) -> Slice:
         first = self.offsets[topic, partition]
@@ -62,7 +62,7 @@ class World:
             self.offsets[piece.topic, piece.partition] = piece.next_offset
         return applied
 
-    def hear(self, nonce: str, instance: str = "s") -> None:
+    def return_probe(self, nonce: str, instance: str = "s") -> None:
         """Apply an echo everywhere."""
         for topic, partition in self.offsets:
             self.apply(self.piece([self.echo(nonce, instance)], partition, topic))
@@ -74,7 +74,7 @@ class World:
     def marks(self, instance: str = "s") -> dict[tuple[str, int], datetime | None]:
         """W by topic and partition; None for what is only known to be there."""
         found = self.table.rows(
-            "SELECT topic, partition, nullif(at, '-infinity') FROM watermarks w JOIN sources s ON s.id = w.source_id"
+            "SELECT topic, partition, nullif(at, '-infinity') FROM watermarks w JOIN processes s ON s.id = w.process_id"
             " WHERE s.instance_id = %s",
             (instance,),
         )
@@ -95,12 +95,12 @@ class World:
 
         return self.by_engine(lambda engine: _watermarks(engine)[pod])
 
-    def source(self, instance: str = "s") -> SourceView:
-        return {source.instance_id: source for source in self.view().sources}[instance]
+    def process(self, instance: str = "s") -> ProcessReport:
+        return {process.instance_id: process for process in self.view().processes}[instance]
 
     def endpoint(self, address: str = HERE) -> tuple[str | None, datetime | None, bool]:
         found = {endpoint.address: endpoint for endpoint in self.view().endpoints}[address]
-        return found.source, found.echoed_at, found.shared
+        return found.process, found.echoed_at, found.shared
 
     def by_engine(self, work: Callable[[Any], Any]) -> Any:
         engine = make_engine(self.table.url, name="test")
@@ -112,7 +112,7 @@ class World:
     def retire(self, *instances: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:
         with self.connection.transaction():
             for instance in instances:
-                sources.retire(self.connection, PodName("pod-a"), instance, why, bound)
+                registry_processes.retire(self.connection, PodName("pod-a"), instance, why, bound)
 
     def linked(self, linker: str) -> None:
         set_linker(self.connection, linker, "pod-a")
@@ -120,10 +120,10 @@ class World:
     def answered(self, address: str = HERE) -> str:
         """A probe that the registry answers."""
         nonce = self.probe(address)
-        sources.probe_answered(self.connection, nonce)
+        registry_processes.probe_answered(self.connection, nonce)
         return nonce
 
-    def unheard(self) -> list[str]:
+    def unechoed(self) -> list[str]:
         """Probes that were answered and not echoed."""
         found = self.table.rows(
             "SELECT nonce FROM probes WHERE answered_at IS NOT NULL AND NOT echoed ORDER BY sent_at"

@@ -49,10 +49,10 @@ class Shared(Events):
         return self.deleted(repository, self.random.choice([blob, manifest + generation]))
 
     def barrier(self) -> RegistryEvent:
-        source = f"pod-a/{self.partition}/{self.random.randrange(4)}"
+        process = f"pod-a/{self.partition}/{self.random.randrange(4)}"
         if self.random.random() < 0.5:
-            return self.deleted(source, None)
-        return self.renamed(source, f"pod-a/{self.partition}/{self.random.randrange(4)}")
+            return self.deleted(process, None)
+        return self.renamed(process, f"pod-a/{self.partition}/{self.random.randrange(4)}")
 
 
 def _replaced(event: RegistryEvent, **changes: Any) -> RegistryEvent:

@@ -39,7 +39,7 @@ def test_no_deadlock_and_no_miscount(fresh: Table) -> None:
             for piece in slices(fresh, partition, histories[partition]):
                 BatchApply(connection, NO_MARGIN).apply([piece])
 
-    def look_after() -> int:
+    def keep_house() -> int:
         """What housekeeping does meanwhile; nothing is old enough to go."""
         together.wait(10)
         turns = 0
@@ -53,7 +53,7 @@ def test_no_deadlock_and_no_miscount(fresh: Table) -> None:
 
     with ThreadPoolExecutor(WORKERS + 1) as pool:
         workers = [pool.submit(work, partition) for partition in range(WORKERS)]
-        housekeeping = pool.submit(look_after)
+        housekeeping = pool.submit(keep_house)
         try:
             for worker in workers:
                 worker.result(120)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coordinator.db.engine import engine as make_engine
-from coordinator.domain.letters import REPOSITORIES_LIMIT
+from coordinator.domain.dead_letters import REPOSITORIES_LIMIT
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.progress import GapReason
 from coordinator.errors import ConflictError
@@ -18,13 +18,13 @@ from coordinator.pods import table as registry
 from coordinator.reconcile import table as reconcile
 from coordinator.table import dead_letters
 from coordinator.table.apply import BatchApply
-from coordinator.table.batch import DeadLetterFound, LetterLimits
+from coordinator.table.batch import DeadLetterFound, DeadLetterLimits
 from tests.support.tables import add_gap, add_job, add_prefixes, set_linker
 from tests.table.harness import NO_MARGIN, Table
 
 BOUND = timedelta()
-LIMITS = LetterLimits(letters=5, bytes=10_000)
-OVER = GapReason.LETTERS_OVER_LIMIT.value
+LIMITS = DeadLetterLimits(number=5, bytes=10_000)
+OVER = GapReason.DEAD_LETTERS_OVER_LIMIT.value
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def linked(fresh: Table) -> Table:
     return fresh
 
 
-def letter(*about: str, pod: str = "pod-a", payload: str = "{}") -> DeadLetterFound:
+def a_dead_letter(*about: str, pod: str = "pod-a", payload: str = "{}") -> DeadLetterFound:
     """A letter about these repositories; about any, with none."""
     repositories = [RepositoryName(name) for name in about] or None
     return DeadLetterFound(pod, "not-owned", "A test.", 1000, payload, len(payload), "", repositories)
 
 
-def store(table: Table, *found: DeadLetterFound, limits: LetterLimits = LIMITS) -> int:
+def store(table: Table, *found: DeadLetterFound, limits: DeadLetterLimits = LIMITS) -> int:
     """Apply a batch of letters; return how many were not kept."""
     piece = table.slice([None] * len(found))
     items = [item._replace(dead_letter=each) for item, each in zip(piece.items, found, strict=True)]
@@ -58,7 +58,7 @@ def begun(table: Table, pod: str = "pod-a") -> Job:
 
 
 def ended(
-    table: Table, job: Job, absent: Collection[RepositoryName] = (), limits: LetterLimits = LIMITS
+    table: Table, job: Job, absent: Collection[RepositoryName] = (), limits: DeadLetterLimits = LIMITS
 ) -> dict[str, Any]:
     found = reconcile.end(table.connection, job, BOUND, absent, limits)
     jobs.finish(table.connection, job, {})
@@ -66,14 +66,14 @@ def ended(
 
 
 def opened(table: Table, pod: str = "pod-a") -> int:
-    return len(table.rows("SELECT FROM dead_letters WHERE settled_at IS NULL AND pod = %s", (pod,)))
+    return len(table.rows("SELECT FROM dead_letters WHERE resolved_at IS NULL AND pod = %s", (pod,)))
 
 
 def gaps(table: Table) -> list[tuple[str, str, list[str] | None, int | None]]:
     """Pod, reason, repositories and letters of each that is open."""
     rows: Sequence[Any] = table.rows(
-        "SELECT p.name, g.reason, g.repositories, g.letters FROM gaps g JOIN pods p ON p.id = g.pod_id"
-        " WHERE g.settled_at IS NULL ORDER BY p.name, g.reason"
+        "SELECT p.name, g.reason, g.repositories, g.dead_letters FROM gaps g JOIN pods p ON p.id = g.pod_id"
+        " WHERE g.resolved_at IS NULL ORDER BY p.name, g.reason"
     )
     return [tuple(row) for row in rows]
 
@@ -81,18 +81,18 @@ def gaps(table: Table) -> list[tuple[str, str, list[str] | None, int | None]]:
 def test_a_reconcile_resolves_what_came_before_it(linked: Table) -> None:
     """A letter about the pod's repositories ends with the first reconcile that began after it, and with no other."""
     job = begun(linked)
-    store(linked, letter("pod-a/app"))
+    store(linked, a_dead_letter("pod-a/app"))
     assert ended(linked, job)["dead_letters_resolved"] == 0
     assert opened(linked) == 1
     ended(linked, begun(linked, "pod-b"))
     assert opened(linked) == 1
     assert ended(linked, begun(linked))["dead_letters_resolved"] == 1
-    assert linked.rows("SELECT settlement FROM dead_letters") == [("reconciled",)]
+    assert linked.rows("SELECT resolution FROM dead_letters") == [("reconciled",)]
 
 
 def test_each_pod_that_it_concerns_is_reconciled(linked: Table) -> None:
     """One that pod A sent about pod B's repository needs B's reconcile; one about any, those of all pods."""
-    store(linked, letter("pod-a/x", "pod-b/y"), letter())
+    store(linked, a_dead_letter("pod-a/x", "pod-b/y"), a_dead_letter())
     ended(linked, begun(linked, "pod-a"))
     assert opened(linked) == 2
     ended(linked, begun(linked, "pod-b"))
@@ -101,9 +101,9 @@ def test_each_pod_that_it_concerns_is_reconciled(linked: Table) -> None:
     assert opened(linked) == 0
 
 
-def test_what_no_pod_owns_is_looked_for(linked: Table) -> None:
+def test_what_no_pod_owns_is_searched_for(linked: Table) -> None:
     """One about a repository that no reconcile lists stays until storage has nothing of it, or a pod owns it."""
-    store(linked, letter("elsewhere/x"), letter("other/y"))
+    store(linked, a_dead_letter("elsewhere/x"), a_dead_letter("other/y"))
     job = begun(linked)
     assert sorted(dead_letters.unlisted(linked.connection, job)) == ["elsewhere/x", "other/y"]
     ended(linked, job)
@@ -120,30 +120,38 @@ def test_what_no_pod_owns_is_looked_for(linked: Table) -> None:
 def test_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     """No reconcile resolves a letter of a pod that none can list."""
     set_linker(fresh.connection, "link", "pod-a", "pod-l")
-    store(fresh, letter("pod-b/x", pod="pod-b"), letter(pod="pod-b"), letter(pod="pod-a"))
+    store(fresh, a_dead_letter("pod-b/x", pod="pod-b"), a_dead_letter(pod="pod-b"), a_dead_letter(pod="pod-a"))
     for pod in ("pod-a", "pod-l"):
         ended(fresh, begun(fresh, pod))
     assert (opened(fresh, "pod-a"), opened(fresh, "pod-b")) == (0, 2)
 
 
-def test_a_pod_has_a_limit_of_letters(linked: Table) -> None:
+def test_a_pod_has_a_limit_of_dead_letters(linked: Table) -> None:
     """Attempt 20: however many letters one client causes, those beyond the limit are one gap of each pod concerned."""
-    assert store(linked, *[letter(f"pod-a/{n}") for n in range(4)]) == 0
+    assert store(linked, *[a_dead_letter(f"pod-a/{n}") for n in range(4)]) == 0
     for n in range(20):
-        assert store(linked, letter("pod-a/app"), letter(f"pod-b/{n}")) == (2 if n else 1)
-    assert opened(linked) == LIMITS.letters
+        assert store(linked, a_dead_letter("pod-a/app"), a_dead_letter(f"pod-b/{n}")) == (2 if n else 1)
+    assert opened(linked) == LIMITS.number
     assert gaps(linked) == [
         ("pod-a", OVER, ["pod-a/app"], 19),
         ("pod-b", OVER, sorted(f"pod-b/{n}" for n in range(20)), 20),
     ]
     # Another pod has its own.
-    assert store(linked, letter("pod-b/x", pod="pod-b")) == 0
+    assert store(linked, a_dead_letter("pod-b/x", pod="pod-b")) == 0
 
 
 def test_a_pod_has_a_limit_of_bytes(linked: Table) -> None:
     """A letter whose payload goes beyond the limit of bytes is not kept, and a small one after it is."""
     large = "x" * 6000
-    assert store(linked, letter("pod-a/x", payload=large), letter("pod-a/x", payload=large), letter("pod-a/x")) == 1
+    assert (
+        store(
+            linked,
+            a_dead_letter("pod-a/x", payload=large),
+            a_dead_letter("pod-a/x", payload=large),
+            a_dead_letter("pod-a/x"),
+        )
+        == 1
+    )
     assert opened(linked) == 2
 
 
@@ -157,20 +165,20 @@ def test_a_pod_has_a_limit_of_bytes(linked: Table) -> None:
 )
 def test_what_is_not_kept_leaves_a_gap(linked: Table, about: tuple[str, ...], pods: list[str]) -> None:
     """A letter about any is a gap of each pod; one about what no pod owns is one of its sender."""
-    store(linked, letter(*about), limits=LetterLimits(letters=0))
+    store(linked, a_dead_letter(*about), limits=DeadLetterLimits(number=0))
     assert [gap[0] for gap in gaps(linked)] == pods
 
 
-def test_a_letter_of_nobody_leaves_a_gap_of_each(linked: Table) -> None:
+def test_a_dead_letter_of_nobody_leaves_a_gap_of_each(linked: Table) -> None:
     """Where it is not known who sent what no pod owns, each pod has a gap."""
-    store(linked, letter("elsewhere/x", pod=""), limits=LetterLimits(letters=0))
+    store(linked, a_dead_letter("elsewhere/x", pod=""), limits=DeadLetterLimits(number=0))
     assert [gap[0] for gap in gaps(linked)] == ["pod-a", "pod-b", "pod-l"]
 
 
 def test_a_gap_names_so_many_repositories(linked: Table) -> None:
     """With more it is about anything of the pod."""
     for n in range(REPOSITORIES_LIMIT + 1):
-        store(linked, letter(f"pod-a/{n}"), limits=LetterLimits(letters=0))
+        store(linked, a_dead_letter(f"pod-a/{n}"), limits=DeadLetterLimits(number=0))
     assert gaps(linked) == [("pod-a", OVER, None, REPOSITORIES_LIMIT + 1)]
 
 
@@ -179,11 +187,11 @@ def test_it_ends_with_one_reconcile_after_the_last(linked: Table) -> None:
     begins after the last one; those that came while one ran wait for the next.
     """
     for n in range(30):
-        store(linked, letter(f"pod-a/{n}"))
+        store(linked, a_dead_letter(f"pod-a/{n}"))
     job = begun(linked)
-    store(linked, letter("pod-a/late"))
+    store(linked, a_dead_letter("pod-a/late"))
     found = ended(linked, job)
-    assert (found["dead_letters_resolved"], found["gaps_settled"]) == (LIMITS.letters, 0)
+    assert (found["dead_letters_resolved"], found["gaps_resolved"]) == (LIMITS.number, 0)
     assert gaps(linked) != []
     assert asked_for(linked) == []  # one has just been done
     linked.connection.execute("UPDATE jobs SET finished_at = finished_at - interval '10 seconds'")
@@ -207,29 +215,29 @@ def asked_for(table: Table) -> list[int]:
 
 
 def test_the_table_does_not_grow(linked: Table) -> None:
-    """Attempt 20: as many resolved letters as the limit are kept, the newest; what an operator settled stays."""
+    """Attempt 20: as many resolved letters as the limit are kept, the newest; what an operator resolved stays."""
     for _ in range(10):
-        store(linked, *[letter("pod-a/x") for _ in range(LIMITS.letters)])
+        store(linked, *[a_dead_letter("pod-a/x") for _ in range(LIMITS.number)])
         ended(linked, begun(linked))
     kept = [row[0] for row in linked.rows("SELECT id FROM dead_letters ORDER BY id")]
-    assert len(kept) == LIMITS.letters
-    linked.connection.execute("UPDATE dead_letters SET settlement = 'discarded', settled_why = 'a test'")
+    assert len(kept) == LIMITS.number
+    linked.connection.execute("UPDATE dead_letters SET resolution = 'discarded', resolved_why = 'a test'")
     for _ in range(3):
-        store(linked, *[letter("pod-a/x") for _ in range(LIMITS.letters)])
+        store(linked, *[a_dead_letter("pod-a/x") for _ in range(LIMITS.number)])
         ended(linked, begun(linked))
-    assert len(linked.rows("SELECT FROM dead_letters WHERE id = ANY(%s)", (kept,))) == LIMITS.letters
-    assert len(linked.rows("SELECT FROM dead_letters")) == 2 * LIMITS.letters
+    assert len(linked.rows("SELECT FROM dead_letters WHERE id = ANY(%s)", (kept,))) == LIMITS.number
+    assert len(linked.rows("SELECT FROM dead_letters")) == 2 * LIMITS.number
 
 
 def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
     """No reconcile, no operator's word and no removal of the pod settles a gap about what is not the pod's."""
     add_gap(linked.connection, linked.pods["pod-a"], reason=OVER, repositories=["pod-a/x", "pod-ab/y"])
-    assert ended(linked, begun(linked))["gaps_settled"] == 0
+    assert ended(linked, begun(linked))["gaps_resolved"] == 0
     set_linker(linked.connection, "relay")
 
     engine = make_engine(linked.url, name="test")
     try:
-        registry.settle_gaps(engine, PodName("pod-a"), "a test")
+        registry.resolve_gaps(engine, PodName("pod-a"), "a test")
         with pytest.raises(ConflictError, match="not below its prefixes"):
             registry.remove(engine, PodName("pod-a"), lambda *_: False)
     finally:
@@ -237,15 +245,15 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
     assert [gap[0] for gap in gaps(linked)] == ["pod-a"]
     add_prefixes(linked.connection, linked.pods["pod-a"], "pod-ab")
     set_linker(linked.connection, "link")
-    assert ended(linked, begun(linked))["gaps_settled"] == 1
+    assert ended(linked, begun(linked))["gaps_resolved"] == 1
 
 
 def test_a_clock_that_was_set_back(linked: Table) -> None:
     """A letter that was resolved by a clock that was ahead is open again, and was stored no later than now."""
-    store(linked, letter("pod-a/x"))
+    store(linked, a_dead_letter("pod-a/x"))
     ended(linked, begun(linked))
     linked.connection.execute(
-        "UPDATE dead_letters SET settled_at = now() + interval '1 day', stored_at = now() + interval '1 day'"
+        "UPDATE dead_letters SET resolved_at = now() + interval '1 day', stored_at = now() + interval '1 day'"
     )
     linked.connection.execute("UPDATE jobs SET began_at = now() + interval '1 day', state = 'done'")
     assert clock.void(linked.connection)

@@ -1,4 +1,4 @@
-"""Removals that may be of something else: kept, remembered, and settled by what is in storage."""
+"""Removals that may be of something else: kept, remembered, and resolved by what is in storage."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,7 +9,7 @@ from coordinator.db import locks
 from coordinator.domain.facts import Removed, RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.table import doubtful_removals, expiry
-from coordinator.table.doubtful_removals import Verdict
+from coordinator.table.doubtful_removals import Confirmation
 from tests.support.tables import set_linker
 from tests.table.harness import Table, at
 
@@ -26,20 +26,20 @@ def links_in_storage(table: Table) -> Iterator[None]:
 
 
 @pytest.fixture
-def by_word(table: Table) -> None:
+def by_report(table: Table) -> None:
     """Nobody can look at the pods' links."""
     set_linker(table.connection, "relay", "pod-a", "pod-b")
 
 
-def settle(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:
+def resolve(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:
     """Settle this test's doubts as if storage had these links."""
     removed, after = 0, doubtful_removals.BEGINNING
     with table.connection.transaction():
         locks.enter(table.connection, alone=True)
         while found := doubtful_removals.load(table.connection, after, limit):
-            own = [doubt for doubt in found if f"/{table.space}/" in doubt.repository]
-            verdicts = [Verdict(doubt, doubt.held and held, doubt.linked and linked) for doubt in own]
-            removed += doubtful_removals.settle(table.connection, verdicts)
+            own = [doubtful for doubtful in found if f"/{table.space}/" in doubtful.repository]
+            results = [Confirmation(doubtful, doubtful.held and held, doubtful.linked and linked) for doubtful in own]
+            removed += doubtful_removals.resolve(table.connection, results)
             after = found[-1].key
     return removed
 
@@ -60,7 +60,7 @@ def test_within_the_margin(table: Table) -> None:
     assert table.removal("a", "l") == (at(15), True)
 
 
-def test_settled_as_gone(table: Table) -> None:
+def test_resolved_as_gone(table: Table) -> None:
     """What storage does not have is removed, the counts follow, and the removal stays known without a doubt."""
     table.apply(
         table.push("a", "m", ["c", "l"], 0),
@@ -71,32 +71,32 @@ def test_settled_as_gone(table: Table) -> None:
         table.removed("a", "l", 5),
         margin=MARGIN,
     )
-    assert settle(table, held=False, linked=False, limit=1) == 3
+    assert resolve(table, held=False, linked=False, limit=1) == 3
     assert table.holdings() == table.links() == set()
     for name in ("m", "c", "l"):
         assert table.row(name)[:4] == (0, 0, BlobState.UNREFERENCED, True)
     assert table.removal("a", "m") == (at(5), False)
-    assert settle(table, held=False, linked=False) == 0
+    assert resolve(table, held=False, linked=False) == 0
     # What comes late is not believed silently.
     table.apply(table.push("a", "m", ["c", "l"], 0), margin=MARGIN)
     assert table.removal("a", "m") == (at(5), True)
     assert table.check().agrees
 
 
-def test_settled_as_there(table: Table) -> None:
+def test_resolved_as_there(table: Table) -> None:
     """What storage has stays, and its removal is forgotten."""
     table.apply(table.push("a", "m", ["c"], 0), table.removed("a", "m", 5), margin=MARGIN)
-    assert settle(table, held=True, linked=True) == 0
+    assert resolve(table, held=True, linked=True) == 0
     assert table.holds("a", "m")
     assert table.removals() == {}
     assert table.check().agrees
 
 
-def test_settled_for_one_of_two(table: Table) -> None:
+def test_resolved_for_one_of_two(table: Table) -> None:
     """Of a digest that was there as a manifest and as a blob, storage tells which one went."""
     table.apply(table.push("a", "m", ["c"], 0), table.link("a", "m", 0), table.removed("a", "m", 50), margin=MARGIN)
     assert table.removal("a", "m") == (at(50), True)
-    assert settle(table, held=True, linked=False) == 1
+    assert resolve(table, held=True, linked=False) == 1
     assert table.holds("a", "m")
     assert not table.linked("a", "m")
     assert table.row("m")[:4] == (1, 0, BlobState.LIVE, False)
@@ -106,12 +106,12 @@ def test_settled_for_one_of_two(table: Table) -> None:
 def test_pods_without_links_in_storage(table: Table) -> None:
     """A doubt of a pod whose links are elsewhere is left to a reconcile."""
     table.apply(table.link("a", "l", 0, pod="pod-l"), table.removed("a", "l", 5, pod="pod-l"), margin=MARGIN)
-    assert settle(table, held=False, linked=False) == 0
+    assert resolve(table, held=False, linked=False) == 0
     assert table.linked("a", "l", pod="pod-l")
     assert [doubtful for _, doubtful in table.removals().values()] == [True]
 
 
-@pytest.mark.usefixtures("by_word")
+@pytest.mark.usefixtures("by_report")
 def test_a_late_push(table: Table) -> None:
     """A push that is older than a removal that was applied, and comes after it, is held in doubt."""
     table.apply(table.push("a", "m", ["c"], 0), table.removed("a", "m", 50), margin=MARGIN)
@@ -123,29 +123,29 @@ def test_a_late_push(table: Table) -> None:
     assert table.removals() == {}
 
 
-def test_links_in_storage_are_looked_at(table: Table) -> None:
+def test_links_in_storage_are_checked(table: Table) -> None:
     """However much newer a removal is, it is believed after a look at the pod's links (scenario 20)."""
     table.apply(table.push("a", "m", ["c"], 0), table.link("a", "l", 0), margin=MARGIN)
     applied = table.apply(table.removed("a", "m", 5000), table.removed("a", "l", 5000), margin=MARGIN)
     assert (applied.holdings_removed, applied.links_removed, applied.removals_doubtful) == (0, 0, 2)
-    assert settle(table, held=True, linked=False) == 1
+    assert resolve(table, held=True, linked=False) == 1
     assert table.holds("a", "m")
     assert not table.linked("a", "l")
     assert [doubtful for _, doubtful in table.removals().values()] == [False]
 
 
-def test_an_emptied_repository_is_looked_at(table: Table) -> None:
+def test_an_emptied_repository_is_checked(table: Table) -> None:
     """All that an emptied repository had is doubted but what was surely added later."""
     table.apply(table.push("a", "m", ["c"], 0), table.link("a", "l", 0), table.push("a", "new", ["c"], 99))
     applied = table.apply(table.emptied("a", 50), margin=MARGIN)
     assert (applied.holdings_removed, applied.removals_doubtful) == (0, 2)
-    assert settle(table, held=False, linked=False) == 2
+    assert resolve(table, held=False, linked=False) == 2
     assert [table.holds("a", name) for name in ("m", "new")] == [False, True]
     assert table.check().agrees
 
 
 def gaps_of_renames(table: Table) -> int:
-    found = table.rows("SELECT count(*) FROM gaps WHERE reason = 'renamed' AND settled_at IS NULL")
+    found = table.rows("SELECT count(*) FROM gaps WHERE reason = 'renamed' AND resolved_at IS NULL")
     table.connection.execute("DELETE FROM gaps")
     return int(found[0][0])
 
@@ -210,7 +210,7 @@ def test_renames_in_order_are_no_gap(table: Table, renames: list[tuple[str, str,
     assert gaps_of_renames(table) == 0
 
 
-@pytest.mark.usefixtures("by_word")
+@pytest.mark.usefixtures("by_report")
 def test_a_delete_under_a_name_that_a_later_rename_gave_away(table: Table) -> None:
     """Where two renames came in another order, a delete under the wrong name takes the only hold, and GC is held."""
     gaps_of_renames(table)
@@ -223,7 +223,7 @@ def test_a_delete_under_a_name_that_a_later_rename_gave_away(table: Table) -> No
     assert gaps_of_renames(table) == 1
 
 
-@pytest.mark.usefixtures("by_word")
+@pytest.mark.usefixtures("by_report")
 @pytest.mark.parametrize("entirely", [False, True], ids=["one", "all"])
 def test_a_removal_from_before_a_rename_onto_its_name(table: Table, *, entirely: bool) -> None:
     """A removal that comes after a later rename to its name does not take what was not there at the time."""
@@ -253,7 +253,7 @@ def test_a_removal_before_its_push(table: Table) -> None:
     assert table.removal("a", "other") == (at(50), False)
 
 
-@pytest.mark.usefixtures("by_word")
+@pytest.mark.usefixtures("by_report")
 def test_an_emptied_repository(table: Table) -> None:
     """What is emptied goes if it is surely older, and is doubted if it may be newer; other repositories stay."""
     table.apply(
@@ -318,7 +318,7 @@ def test_a_rename_that_meets_a_removal(table: Table, removed_in: str) -> None:
     assert table.check().agrees
 
 
-def test_names_that_look_like_patterns(table: Table) -> None:
+def test_names_that_resemble_patterns(table: Table) -> None:
     """A namespace's rename moves what is below it, not what a pattern of its name would match."""
     table.apply(table.link("a_b/x", "l", 0), table.link("acb/x", "l", 0), table.link("a_bc", "l", 0))
     table.apply(table.renamed("a_b", "z", 50))
@@ -352,7 +352,7 @@ def test_a_rename_onto_names_that_it_moves(table: Table, source: str, destinatio
     assert table.check().agrees
 
 
-@pytest.mark.usefixtures("by_word")
+@pytest.mark.usefixtures("by_report")
 def test_a_delete_after_a_rename_onto_names_that_it_moves(table: Table) -> None:
     """Of two repositories that hold one manifest and move one step down, a delete in one leaves it to the other."""
     table.apply(table.push("a/x", "m", ["c"], 0), table.push("a/b/x", "m", ["c"], 0), margin=MARGIN)
@@ -370,7 +370,7 @@ def test_overtaken(table: Table) -> None:
     assert table.removals() == {}
 
 
-@pytest.mark.usefixtures("by_word")
+@pytest.mark.usefixtures("by_report")
 def test_two_removals_that_a_rename_makes_one(table: Table) -> None:
     """It is remembered for as long as the one of both that was seen last."""
     table.apply(table.removed("a", "m", 1), table.removed("b", "m", 2))

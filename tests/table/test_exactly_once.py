@@ -25,7 +25,7 @@ TABLES = (
     "partition_progress",
     "dead_letters",
 )
-LETTER = DeadLetterFound("pod-a", "malformed", "detail", 5, "payload", 7, "text/plain")
+DEAD_LETTER = DeadLetterFound("pod-a", "malformed", "detail", 5, "payload", 7, "text/plain")
 
 
 def dump(url: str) -> dict[str, list[tuple[Any, ...]]]:
@@ -58,7 +58,7 @@ def everything(table: Table) -> Slice:
             None,
         ]
     )
-    dead = Item(piece.next_offset - 1, 5, 0, None, LETTER)
+    dead = Item(piece.next_offset - 1, 5, 0, None, DEAD_LETTER)
     return piece._replace(items=[*piece.items[:-1], dead])
 
 

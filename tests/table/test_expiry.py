@@ -89,7 +89,7 @@ def test_a_link_made_again(table: Table) -> None:
     assert not table.linked("a", "same")
 
 
-def test_doubts_about_nothing_end(table: Table) -> None:
+def test_doubtful_removals_about_nothing_end(table: Table) -> None:
     """A doubt about a link ends with the link, by itself; one about what is there stays."""
     margin = timedelta(minutes=5)
     table.apply(
@@ -99,10 +99,10 @@ def test_doubts_about_nothing_end(table: Table) -> None:
         table.removed("a", "m", 60),
         margin=margin,
     )
-    assert expiry.end_doubts(table.connection) == 0
+    assert expiry.end_doubtful_removals(table.connection) == 0
     age(table, "repository_blobs", "linked_at", 2)
     expiry.expire_links(table.connection, DAY)
-    assert expiry.end_doubts(table.connection) == 1
+    assert expiry.end_doubtful_removals(table.connection) == 1
     assert {name: doubtful for (_, name), (_, doubtful) in table.removals().items()} == {
         table.text("expires"): False,
         table.text("m"): True,

@@ -116,10 +116,10 @@ def test_reports_after_the_bytes_change_nothing_and_are_counted(fresh: Table) ->
 @pytest.mark.parametrize("first", ["pod-a", "pod-b"])
 def test_whose_report_was_false(fresh: Table, first: str) -> None:
     """The pod whose report the bytes contradict is counted, whichever of two came first, and the other is not."""
-    said = {"pod-a": ["c", "l"], "pod-b": ["x"]}
+    text = {"pod-a": ["c", "l"], "pod-b": ["x"]}
     second = {"pod-a": "pod-b", "pod-b": "pod-a"}[first]
-    fresh.apply(fresh.push("r", "m", said[first], pod=first))
-    push = fresh.push("r", "m", said[second], pod=second)
+    fresh.apply(fresh.push("r", "m", text[first], pod=first))
+    push = fresh.push("r", "m", text[second], pod=second)
     assert fresh.apply(push).disputed
     assert push.content is not None
     reports = {push.digest: [(fresh.pods[second], push.content)]}

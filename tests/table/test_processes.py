@@ -11,13 +11,13 @@ import pytest
 
 from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
-from coordinator.domain.watermarks import SourceState
+from coordinator.domain.watermarks import ProcessState
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import table as pods
-from coordinator.pods.watermarks import RETIRED_SHOWN, SOURCES_LIMIT
+from coordinator.pods.watermarks import PROCESSES_LIMIT, RETIRED_SHOWN
 from coordinator.table import echoes
-from coordinator.table import processes as sources
+from coordinator.table import processes as registry_processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
@@ -36,7 +36,7 @@ def world(fresh: Table) -> World:
 
 
 def dump(table: Table) -> list[list[tuple[Any, ...]]]:
-    return [table.rows(f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in ("sources", "watermarks", "endpoints")]
+    return [table.rows(f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in ("processes", "watermarks", "endpoints")]
 
 
 def test_found_in_events(world: World) -> None:
@@ -45,10 +45,10 @@ def test_found_in_events(world: World) -> None:
     piece = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "new")}))
     BatchApply(world.connection, NO_MARGIN, world.known).apply([piece])
     table.done(piece)
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     again = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "new")}))
     BatchApply(world.connection, NO_MARGIN).apply([again])
-    assert table.rows("SELECT instance_id FROM sources ORDER BY 1") == [("new",), ("s",)]
+    assert table.rows("SELECT instance_id FROM processes ORDER BY 1") == [("new",), ("s",)]
     assert world.view().at is None
     assert any("no probe has reached process new" in sentence for sentence in world.view().waits_for)
 
@@ -66,9 +66,9 @@ def test_an_echo_moves_the_watermark(world: World) -> None:
     world.apply(world.piece([world.echo(nonce)], 0, DEAD_LETTERS))
     view = world.view()
     assert (view.at, view.waits_for) == (sent, [])
-    shown = world.source()
+    shown = world.process()
     assert (shown.state, shown.at, shown.partitions, shown.dead_letters) == (
-        SourceState.LIVE,
+        ProcessState.LIVE,
         sent,
         {0: sent, 1: sent},
         {0: sent},
@@ -85,22 +85,22 @@ def test_what_is_not_known_is_ignored(world: World) -> None:
     other = world.probe(pod="pod-b")
     old = world.probe()
     world.connection.execute("UPDATE probes SET sent_at = now() - interval '25 hours' WHERE nonce = %s::uuid", (old,))
-    assert sources.forget_old_probes(world.connection) == 1
+    assert registry_processes.forget_old_probes(world.connection) == 1
     applied = world.apply(world.piece([world.echo(nonce) for nonce in ("ab" * 16, other, old)]))
     assert (applied.echoes, applied.echoes_unknown) == (0, 3)
     assert world.marks() == {}
     assert world.endpoint() == (None, None, False)
     # That the process is there it did say.
-    assert world.source().state is SourceState.LIVE
+    assert world.process().state is ProcessState.LIVE
 
 
 def test_again_late_and_in_any_order(world: World) -> None:
     """Echoes that are repeated or late change nothing, and W never moves back (scenario 25)."""
     first, second = world.probe(), world.probe()
-    world.hear(second)
+    world.return_probe(second)
     before = dump(world.table)
-    world.hear(first)
-    world.hear(second)
+    world.return_probe(first)
+    world.return_probe(second)
     world.apply(world.piece([world.echo(first), world.echo(second), world.echo(first)], 1))
     assert dump(world.table) == before
 
@@ -128,27 +128,27 @@ def test_in_step(world: World) -> None:
     with pytest.raises(psycopg.DataError):
         world.apply(broken)
     assert world.marks() == {}
-    assert world.table.rows("SELECT * FROM sources") == []
+    assert world.table.rows("SELECT * FROM processes") == []
 
 
 def test_a_failure_forgets_who_is_known(world: World) -> None:
     """After a failure the table is asked again who is known: it may be another one, after a fail-over."""
-    world.hear(world.probe())
-    world.connection.execute("DELETE FROM sources")
+    world.return_probe(world.probe())
+    world.connection.execute("DELETE FROM processes")
     with pytest.raises(OutOfStepError):
         world.apply(world.piece([])._replace(first_offset=77))
     table = world.table
     piece = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "s")}))
     BatchApply(world.connection, NO_MARGIN, world.known).apply([piece])
-    assert table.rows("SELECT instance_id FROM sources") == [("s",)]
+    assert table.rows("SELECT instance_id FROM processes") == [("s",)]
 
 
 def test_an_echo_of_a_source_that_is_not_there(world: World) -> None:
     """An echo whose process was believed to be known, and is not, makes it known."""
-    world.hear(world.probe())
-    world.connection.execute("DELETE FROM sources")
+    world.return_probe(world.probe())
+    world.connection.execute("DELETE FROM processes")
     nonce = world.probe()
-    world.hear(nonce)
+    world.return_probe(nonce)
     assert world.view().at == world.sent_at(nonce)
 
 
@@ -168,12 +168,12 @@ def test_who_is_known_is_bounded() -> None:
 def test_replaced(world: World) -> None:
     """Where another process answers, the one before is dead, freezes W, and is retired only late enough."""
     first = world.probe()
-    world.hear(first, "s")
+    world.return_probe(first, "s")
     before = datetime.now(UTC)
     second = world.probe()
-    world.hear(second, "t")
-    gone = world.source("s")
-    assert (gone.state, gone.dead_why) == (SourceState.DEAD, "replaced")
+    world.return_probe(second, "t")
+    gone = world.process("s")
+    assert (gone.state, gone.dead_why) == (ProcessState.DEAD, "replaced")
     assert gone.dead_since is not None
     assert before < world.sent_at(second) < gone.dead_since
     view = world.view()
@@ -181,27 +181,27 @@ def test_replaced(world: World) -> None:
     assert any(sentence.startswith("process s has been dead") for sentence in view.waits_for)
     bound = timedelta(hours=1)
     early, late = gone.dead_since + bound - timedelta(microseconds=1), gone.dead_since + bound
-    assert sources.retire_dead(world.connection, world.pod, early, bound, "reconciled") == []
-    assert sources.retire_dead(world.connection, world.table.pods["pod-b"], late, bound, "reconciled") == []
-    assert sources.retire_dead(world.connection, world.pod, late, bound, "reconciled") == ["s"]
-    assert sources.retire_dead(world.connection, world.pod, late, bound, "reconciled") == []
+    assert registry_processes.retire_dead(world.connection, world.pod, early, bound, "reconciled") == []
+    assert registry_processes.retire_dead(world.connection, world.table.pods["pod-b"], late, bound, "reconciled") == []
+    assert registry_processes.retire_dead(world.connection, world.pod, late, bound, "reconciled") == ["s"]
+    assert registry_processes.retire_dead(world.connection, world.pod, late, bound, "reconciled") == []
     assert world.view().at == world.sent_at(second)
-    assert (world.source("s").state, world.source("s").retired_why) == (SourceState.RETIRED, "reconciled")
+    assert (world.process("s").state, world.process("s").retired_why) == (ProcessState.RETIRED, "reconciled")
 
 
 def test_refused(world: World) -> None:
     """A refused connection proves the death of the process that echoed there last; other failures prove nothing."""
-    world.hear(world.probe(), "s")
-    assert sources.probe_failed(world.connection, world.probe(), "timed out", refused=False) is None
-    assert world.source().state is SourceState.LIVE
+    world.return_probe(world.probe(), "s")
+    assert registry_processes.probe_failed(world.connection, world.probe(), "timed out", refused=False) is None
+    assert world.process().state is ProcessState.LIVE
     (shown,) = world.view().endpoints
     assert (shown.error, shown.failing_since is None) == ("timed out", False)
-    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
-    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) is None
-    assert (world.source().state, world.source().dead_why) == (SourceState.DEAD, "refused")
+    assert registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    assert registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True) is None
+    assert (world.process().state, world.process().dead_why) == (ProcessState.DEAD, "refused")
     (again,) = world.view().endpoints
     assert (again.error, again.failing_since) == ("refused", shown.failing_since)
-    sources.probe_answered(world.connection, world.probe())
+    registry_processes.probe_answered(world.connection, world.probe())
     (answered,) = world.view().endpoints
     assert (answered.error, answered.failing_since) == (None, None)
     assert answered.answered_at is not None
@@ -209,11 +209,11 @@ def test_refused(world: World) -> None:
 
 def test_a_refusal_that_is_older_than_an_echo(world: World) -> None:
     """A probe that was refused before the next process came up does not bury that one."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     refused = world.probe()
-    world.hear(world.probe(), "t")
-    assert sources.probe_failed(world.connection, refused, "refused", refused=True) is None
-    assert world.source("t").state is SourceState.LIVE
+    world.return_probe(world.probe(), "t")
+    assert registry_processes.probe_failed(world.connection, refused, "refused", refused=True) is None
+    assert world.process("t").state is ProcessState.LIVE
 
 
 def test_one_of_two_addresses_refuses(world: World) -> None:
@@ -221,20 +221,20 @@ def test_one_of_two_addresses_refuses(world: World) -> None:
     that the other refuses, too, proves its death.
     """
     world.seen({URL: [HERE, THERE]})
-    world.hear(world.probe(), "s")
-    world.hear(world.probe(THERE), "s")
+    world.return_probe(world.probe(), "s")
+    world.return_probe(world.probe(THERE), "s")
     for _ in range(3):
         there, here = world.probe(THERE), world.probe()
-        assert sources.probe_failed(world.connection, here, "refused", refused=True) is None
-        world.hear(there, "s")
+        assert registry_processes.probe_failed(world.connection, here, "refused", refused=True) is None
+        world.return_probe(there, "s")
     assert world.table.rows("SELECT FROM gaps") == []
     assert world.view().at == world.sent_at(there)
-    assert sources.probe_failed(world.connection, world.probe(THERE), "refused", refused=True) == "s"
+    assert registry_processes.probe_failed(world.connection, world.probe(THERE), "refused", refused=True) == "s"
 
 
 def test_answers_of_another_kind(world: World) -> None:
     """An answer that is no success says that somebody is there."""
-    sources.probe_failed(world.connection, world.probe(), "401", refused=False, answered=True)
+    registry_processes.probe_failed(world.connection, world.probe(), "401", refused=False, answered=True)
     (shown,) = world.view().endpoints
     assert shown.answered_at is not None
     assert shown.failing_since is not None
@@ -243,67 +243,69 @@ def test_answers_of_another_kind(world: World) -> None:
 def test_an_address_that_is_left(world: World) -> None:
     """Where the last process is retired, W goes on while connections are refused, and waits as soon as they are not."""
     world.seen({URL: [HERE, THERE]})
-    world.hear(world.probe(), "s")
-    world.hear(world.probe(THERE), "t")
-    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
-    assert sources.retire_dead(world.connection, world.pod, datetime.now(UTC), timedelta(), "reconciled") == ["s"]
+    world.return_probe(world.probe(), "s")
+    world.return_probe(world.probe(THERE), "t")
+    assert registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    assert registry_processes.retire_dead(
+        world.connection, world.pod, datetime.now(UTC), timedelta(), "reconciled"
+    ) == ["s"]
     last = world.probe()
-    sources.probe_failed(world.connection, last, "refused", refused=True)
+    registry_processes.probe_failed(world.connection, last, "refused", refused=True)
     later = world.probe(THERE)
-    world.hear(later, "t")
+    world.return_probe(later, "t")
     assert world.view().at == world.sent_at(last)
-    sources.probe_failed(world.connection, world.probe(), "timed out", refused=False)
+    registry_processes.probe_failed(world.connection, world.probe(), "timed out", refused=False)
     world.answered()
     assert world.view().at == world.sent_at(last)
     # Another is there now, and who answered before it was never heard: he may have taken what nobody knows of.
     new = world.probe()
-    world.hear(new, "new")
+    world.return_probe(new, "new")
     assert world.view().at == world.sent_at(last)
     world.reconciled()
     assert world.view().at == world.sent_at(later)
 
 
-def test_one_that_answers_and_is_never_heard(world: World) -> None:
+def test_one_that_answers_and_is_never_echoed(world: World) -> None:
     """W passes no probe that was answered and not echoed, whoever comes after, until a reconcile has seen what it left
     (scenario 25).
     """
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     refused = world.probe()
-    assert sources.probe_failed(world.connection, refused, "refused", refused=True) == "s"
+    assert registry_processes.probe_failed(world.connection, refused, "refused", refused=True) == "s"
     answered = world.answered()
     world.reconciled()
-    assert world.source("s").state is SourceState.RETIRED
+    assert world.process("s").state is ProcessState.RETIRED
     # It runs on, so it answers on.
     last = world.answered()
-    world.hear(world.probe(), "t")
+    world.return_probe(world.probe(), "t")
     assert world.view().at == world.sent_at(refused)
     world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '70 s'")
-    (told,) = [sentence for sentence in world.view().waits_for if "answered probes" in sentence]
-    assert told.startswith(f"{URL} at {HERE} has answered probes that no notification returned since ")
+    (shown,) = [sentence for sentence in world.view().waits_for if "answered probes" in sentence]
+    assert shown.startswith(f"{URL} at {HERE} has answered probes that no notification returned since ")
     bound = timedelta(hours=1)
     # Not since it was sent: its scheduler may have been stopped before that.
     ((at,),) = world.table.rows("SELECT answered_at FROM probes WHERE nonce = %s::uuid", (last,))
-    sources.settle_unheard(world.connection, world.table.pods["pod-b"], at + bound, bound)
-    sources.settle_unheard(world.connection, world.pod, at + bound - timedelta(microseconds=1), bound)
-    assert world.unheard() == [last]
-    sources.settle_unheard(world.connection, world.pod, at + bound, bound)
-    assert world.unheard() == []
-    assert answered not in world.unheard()
+    registry_processes.resolve_unechoed(world.connection, world.table.pods["pod-b"], at + bound, bound)
+    registry_processes.resolve_unechoed(world.connection, world.pod, at + bound - timedelta(microseconds=1), bound)
+    assert world.unechoed() == [last]
+    registry_processes.resolve_unechoed(world.connection, world.pod, at + bound, bound)
+    assert world.unechoed() == []
+    assert answered not in world.unechoed()
     now = world.probe()
-    world.hear(now, "t")
+    world.return_probe(now, "t")
     assert (world.view().at, world.view().waits_for) == (world.sent_at(now), [])
 
 
-def test_one_that_is_never_heard_where_nobody_is_listed(world: World) -> None:
+def test_one_that_is_never_echoed_where_nobody_is_listed(world: World) -> None:
     """A process that came with a new address, answered and went with it keeps W unknown until a reconcile."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     world.seen({URL: [HERE, THERE]})
     world.answered(THERE)
     world.seen({URL: [HERE]})
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     assert world.view().at is None
-    (told,) = world.view().waits_for
-    assert told.startswith(f"{URL} at {THERE} has answered probes")
+    (shown,) = world.view().waits_for
+    assert shown.startswith(f"{URL} at {THERE} has answered probes")
     world.connection.execute("DELETE FROM endpoints WHERE address = %s", (THERE,))
     assert world.view().at is None
     world.reconciled()
@@ -312,25 +314,25 @@ def test_one_that_is_never_heard_where_nobody_is_listed(world: World) -> None:
 
 def test_one_of_two_that_is_cut_off(world: World) -> None:
     """A process that was retired, and answers on behind the address of another, keeps W from what it takes now."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     other = world.probe()
-    world.hear(other, "t")
+    world.return_probe(other, "t")
     world.reconciled()
-    assert world.source("s").state is SourceState.RETIRED
-    unheard = world.answered()
+    assert world.process("s").state is ProcessState.RETIRED
+    unechoed = world.answered()
     for _ in range(2):
-        world.hear(world.probe(), "t")
+        world.return_probe(world.probe(), "t")
         world.answered()
     assert world.view().at == world.sent_at(other)
-    world.hear(unheard, "s")
-    assert world.source("s").state is SourceState.LIVE
+    world.return_probe(unechoed, "s")
+    assert world.process("s").state is ProcessState.LIVE
 
 
 def test_the_probe_under_way_costs_nothing(world: World) -> None:
     """A probe that was answered, and whose echo is on its way, holds back neither W nor anything else."""
     for _ in range(3):
         nonce = world.answered()
-        world.hear(nonce)
+        world.return_probe(nonce)
         world.answered()
         assert (world.view().at, world.view().waits_for) == (world.sent_at(nonce), [])
         world.connection.execute("UPDATE probes SET echoed = true")
@@ -340,124 +342,126 @@ def test_an_echo_that_is_there_before_the_answer(world: World) -> None:
     """One copy of an echo says who answered, though the prober hears the answer later."""
     nonce = world.probe()
     world.apply(world.piece([world.echo(nonce)]))
-    sources.probe_answered(world.connection, nonce)
-    assert world.unheard() == []
+    registry_processes.probe_answered(world.connection, nonce)
+    assert world.unechoed() == []
 
 
-def test_what_is_kept_of_probes_that_are_never_heard(world: World) -> None:
+def test_what_is_kept_of_probes_that_are_never_echoed(world: World) -> None:
     """Of old probes that keep W from passing them the first and the newest stay, and may be heard late; for all others
     stands one that cannot.
     """
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     sent = [world.answered() for _ in range(5)]
     there = [world.answered(THERE) for _ in range(2)]
     world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
-    assert sources.forget_old_probes(world.connection) == 2
-    (other,) = set(world.unheard()) - set(sent) - set(there)
-    assert world.unheard() == [sent[0], other, sent[-1], *there]
-    assert sources.forget_old_probes(world.connection) == 0
+    assert registry_processes.forget_old_probes(world.connection) == 2
+    (other,) = set(world.unechoed()) - set(sent) - set(there)
+    assert world.unechoed() == [sent[0], other, sent[-1], *there]
+    assert registry_processes.forget_old_probes(world.connection) == 0
     applied = world.apply(world.piece([world.echo(nonce) for nonce in sent]))
     assert (applied.echoes, applied.echoes_unknown) == (2, 3)
-    assert world.unheard() == [other, *there]
-    assert sources.forget_old_probes(world.connection) == 2
+    assert world.unechoed() == [other, *there]
+    assert registry_processes.forget_old_probes(world.connection) == 2
 
 
 def test_a_late_echo_before_probes_that_were_forgotten(world: World) -> None:
     """A late echo of the first probe that was never heard says nothing of another process that answered others, which
     are too old to be kept one by one (scenario 25).
     """
-    world.hear(world.probe(), "healthy")
+    world.return_probe(world.probe(), "healthy")
     first = world.answered()
-    world.hear(world.probe(), "healthy")
+    world.return_probe(world.probe(), "healthy")
     others = []
     for _ in range(3):
         others.append(world.answered())
-        world.hear(world.probe(), "healthy")
+        world.return_probe(world.probe(), "healthy")
     world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
     ((known,),) = world.table.rows("SELECT known_until FROM probes WHERE nonce = %s::uuid", (others[0],))
     world.answered()
-    sources.forget_old_probes(world.connection)
-    world.hear(first, "late")
-    world.hear(world.probe(), "late")
+    registry_processes.forget_old_probes(world.connection)
+    world.return_probe(first, "late")
+    world.return_probe(world.probe(), "late")
     for nonce in others:
-        world.hear(nonce, "late")
+        world.return_probe(nonce, "late")
     world.answered()
     assert world.view().at == known
     # Nor may more that are forgotten later take it away.
     world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
     world.answered()
-    sources.forget_old_probes(world.connection)
+    registry_processes.forget_old_probes(world.connection)
     assert world.view().at == known
     world.connection.execute("UPDATE probes SET sent_at = now() - interval '1 minute' WHERE NOT echoed")
     world.reconciled()
     last = world.probe()
-    world.hear(last, "healthy")
-    world.hear(world.probe(), "late")
+    world.return_probe(last, "healthy")
+    world.return_probe(world.probe(), "late")
     assert world.view().at == world.sent_at(last)
 
 
 def test_a_reconcile_that_takes_more_than_a_day(world: World) -> None:
     """A reconcile settles no probe that was sent after it began, though most of these are too old to be kept."""
-    world.hear(world.probe())
-    unheard = []
+    world.return_probe(world.probe())
+    unechoed = []
     for hours in (40, 30, 28, 26, 1):
         nonce = world.answered()
-        world.hear(world.probe())
+        world.return_probe(world.probe())
         world.connection.execute(
             "UPDATE probes p SET sent_at = x.at, answered_at = x.at FROM (SELECT now() - %s * interval '1 hour') x (at)"
             " WHERE nonce = %s::uuid",
             (hours, nonce),
         )
-        unheard.append(nonce)
-    ((known,),) = world.table.rows("SELECT known_until FROM probes WHERE nonce = %s::uuid", (unheard[1],))
-    sources.forget_old_probes(world.connection)
+        unechoed.append(nonce)
+    ((known,),) = world.table.rows("SELECT known_until FROM probes WHERE nonce = %s::uuid", (unechoed[1],))
+    registry_processes.forget_old_probes(world.connection)
     began = datetime.now(UTC) - timedelta(hours=31)
-    sources.settle_unheard(world.connection, world.pod, began, timedelta(hours=1))
+    registry_processes.resolve_unechoed(world.connection, world.pod, began, timedelta(hours=1))
     assert world.view().at == known
 
 
 def test_one_for_all_was_answered_as_the_last_of_them(world: World) -> None:
     """Of probes for which one stands the last that was answered need not be the last that was sent: by that one it is
-    settled.
+    resolved.
     """
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     late = [world.answered() for _ in range(4)][1]
     world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
     world.connection.execute(
         "UPDATE probes SET answered_at = sent_at WHERE NOT echoed AND nonce <> %s::uuid",
         (late,),
     )
-    assert sources.forget_old_probes(world.connection) == 1
-    sources.settle_unheard(world.connection, world.pod, datetime.now(UTC) - timedelta(hours=2), timedelta())
-    assert len(world.unheard()) == 1
+    assert registry_processes.forget_old_probes(world.connection) == 1
+    registry_processes.resolve_unechoed(
+        world.connection, world.pod, datetime.now(UTC) - timedelta(hours=2), timedelta()
+    )
+    assert len(world.unechoed()) == 1
 
 
 def test_forgotten_where_nothing_was_known(world: World) -> None:
     """If it was not known who was there as one of the forgotten probes was sent, W is not known."""
     first = world.answered()
     world.answered()
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     world.answered()
     world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
     world.answered()
-    assert sources.forget_old_probes(world.connection) == 1
-    world.hear(first)
-    world.hear(world.unheard()[-1])
-    assert len(world.unheard()) == 1
+    assert registry_processes.forget_old_probes(world.connection) == 1
+    world.return_probe(first)
+    world.return_probe(world.unechoed()[-1])
+    assert len(world.unechoed()) == 1
     assert world.view().at is None
 
 
 def test_forgotten_while_an_echo_is_applied(world: World) -> None:
     """A probe whose echo is being applied is not among those that are forgotten, and nobody waits for it."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     sent = [world.answered() for _ in range(5)]
     world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
     piece = world.piece([world.echo(sent[2])])
     with world.table.connect() as other:
         with other.transaction():
             BatchApply(other, NO_MARGIN, world.known).apply([piece])
-            assert sources.forget_old_probes(world.connection) == 1
-        first, between, newest = world.unheard()
+            assert registry_processes.forget_old_probes(world.connection) == 1
+        first, between, newest = world.unechoed()
     assert (first, newest) == (sent[0], sent[4])
     assert between not in sent
 
@@ -466,12 +470,12 @@ def test_what_a_name_leads_to_now_is_not_known(world: World) -> None:
     """W does not pass the last time that a registry's name was looked up: who has come to it since is not known."""
     ((resolved_at,),) = world.table.rows("SELECT resolved_at FROM endpoints")
     nonce = world.probe()
-    world.hear(nonce)
+    world.return_probe(nonce)
     assert resolved_at < world.sent_at(nonce)
     assert world.view(looked_up=False).at == resolved_at
     world.connection.execute("UPDATE endpoints SET resolved_at = now() - interval '61 s'")
-    (told,) = world.view(looked_up=False).waits_for
-    assert told.startswith(f"the name of {URL} was not looked up since ")
+    (shown,) = world.view(looked_up=False).waits_for
+    assert shown.startswith(f"the name of {URL} was not looked up since ")
     assert world.view().at == world.sent_at(nonce)
 
 
@@ -481,7 +485,7 @@ def test_a_look_up_that_was_overtaken(world: World) -> None:
     world.seen({URL: [HERE, THERE]})
     known = world.table.rows("SELECT address, resolved_at FROM endpoints ORDER BY address")
     assert {row[0] for row in known} == {HERE, THERE}
-    sources.endpoints_seen(world.connection, world.pod, {URL: [HERE, "10.0.0.3"]}, asked_at)
+    registry_processes.endpoints_seen(world.connection, world.pod, {URL: [HERE, "10.0.0.3"]}, asked_at)
     assert world.table.rows("SELECT address, resolved_at FROM endpoints ORDER BY address") == [
         *known,
         ("10.0.0.3", asked_at),
@@ -493,89 +497,89 @@ def test_a_look_up_that_was_overtaken(world: World) -> None:
 
 def test_a_clock_that_is_set_back(world: World) -> None:
     """Where anything that W is made of is later than now, W is not known until probes come back anew."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     assert world.view().at is not None
     world.connection.execute("UPDATE watermarks SET at = at + interval '2 hours' WHERE topic = %s", (DEAD_LETTERS,))
     assert world.view().at is None
-    world.hear(nonce := world.probe())
+    world.return_probe(nonce := world.probe())
     assert world.view().at == world.sent_at(nonce)
 
 
 def test_probes_of_an_endpoint_that_is_gone(world: World) -> None:
     """A probe whose address is not listed any more still says what its echo says of the process."""
     nonce = world.probe(THERE)
-    sources.probe_answered(world.connection, nonce)
-    assert sources.probe_failed(world.connection, nonce, "x", refused=True) is None
-    world.hear(nonce)
-    assert world.source().at == world.sent_at(nonce)
+    registry_processes.probe_answered(world.connection, nonce)
+    assert registry_processes.probe_failed(world.connection, nonce, "x", refused=True) is None
+    world.return_probe(nonce)
+    assert world.process().at == world.sent_at(nonce)
     assert world.endpoint() == (None, None, False)
 
 
 def test_back_from_the_dead(world: World) -> None:
     """A later echo revives a process that was believed dead or was retired; its address is then a shared one."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     lagging = world.probe()
-    world.hear(world.probe(), "t")
-    world.hear(lagging, "s")
-    assert world.source("s").state is SourceState.DEAD
-    world.connection.execute("UPDATE sources SET retired_at = now(), retired_why = 'x' WHERE instance_id = 's'")
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "t")
+    world.return_probe(lagging, "s")
+    assert world.process("s").state is ProcessState.DEAD
+    world.connection.execute("UPDATE processes SET retired_at = now(), retired_why = 'x' WHERE instance_id = 's'")
+    world.return_probe(world.probe(), "s")
     for name in "st":
-        shown = world.source(name)
+        shown = world.process(name)
         assert (shown.state, shown.dead_since, shown.retired_at, shown.retired_why) == (
-            SourceState.LIVE,
+            ProcessState.LIVE,
             None,
             None,
             None,
         )
-    source, _, shared = world.endpoint()
-    assert (source, shared) == ("s", True)
-    world.hear(world.probe(), "t")
-    sources.probe_failed(world.connection, world.probe(), "refused", refused=True)
-    assert {world.source(name).state for name in "st"} == {SourceState.LIVE}
+    process, _, shared = world.endpoint()
+    assert (process, shared) == ("s", True)
+    world.return_probe(world.probe(), "t")
+    registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True)
+    assert {world.process(name).state for name in "st"} == {ProcessState.LIVE}
 
 
 def test_two_at_one_probe(world: World) -> None:
     """Where one probe is echoed by two processes, the address is shared, and neither is dead."""
     nonce = world.probe()
-    world.hear(nonce, "s")
-    world.hear(nonce, "t")
+    world.return_probe(nonce, "s")
+    world.return_probe(nonce, "t")
     assert world.endpoint() == ("s", world.sent_at(nonce), True)
-    assert {world.source(name).state for name in "st"} == {SourceState.LIVE}
+    assert {world.process(name).state for name in "st"} == {ProcessState.LIVE}
     assert world.view().at == world.sent_at(nonce)
 
 
 def test_retired_by_an_operator(world: World) -> None:
     """An operator retires a process with a reason, and its address is unlisted; one that speaks again counts again."""
-    world.hear(world.probe(), "s")
+    world.return_probe(world.probe(), "s")
     world.seen({URL: [HERE, THERE]})
     nonce = world.probe(THERE)
-    world.hear(nonce, "t")
+    world.return_probe(nonce, "t")
     world.retire("s")
-    assert (world.source("s").state, world.source("s").retired_why) == (SourceState.RETIRED, "it is gone")
+    assert (world.process("s").state, world.process("s").retired_why) == (ProcessState.RETIRED, "it is gone")
     assert world.view().at < world.sent_at(nonce)  # type: ignore[operator]
     world.seen({URL: [THERE]})
     assert world.view().at == world.sent_at(nonce)
     for instance, why, error in (("s", "x", NotFoundError), ("nobody", "x", NotFoundError), ("t", " ", UsageError)):
         with pytest.raises(error):
             world.retire(instance, why=why)
-    world.hear(world.probe(), "s")
-    assert world.source("s").state is SourceState.LIVE
+    world.return_probe(world.probe(), "s")
+    assert world.process("s").state is ProcessState.LIVE
 
 
 @pytest.mark.parametrize(("linker", "gaps"), [("link", [("retired",)]), ("relay", [])])
-def test_retired_with_what_it_had_not_told(world: World, linker: str, gaps: list[tuple[str]]) -> None:
+def test_retired_with_what_it_had_not_reported(world: World, linker: str, gaps: list[tuple[str]]) -> None:
     """What a process had not told when it was retired is a gap, which no reconcile settles that began too soon
-    (scenario 25). Without links to look at there is nothing to settle it with.
+    (scenario 25). Without links to look at there is nothing to resolve it with.
     """
     world.linked(linker)
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     bound = timedelta(minutes=7)
     before = datetime.now(UTC)
     world.retire("s", bound=bound)
-    found = world.table.rows("SELECT reason, settles_from FROM gaps WHERE pod_id = %s", (world.pod,))
+    found = world.table.rows("SELECT reason, resolves_from FROM gaps WHERE pod_id = %s", (world.pod,))
     assert [row[:1] for row in found] == gaps
-    assert all(before + bound < settles_from < datetime.now(UTC) + bound for _, settles_from in found)
+    assert all(before + bound < resolves_from < datetime.now(UTC) + bound for _, resolves_from in found)
     with pytest.raises(NotFoundError):
         world.retire("s")
     assert len(world.table.rows("SELECT FROM gaps")) == len(gaps)
@@ -584,22 +588,22 @@ def test_retired_with_what_it_had_not_told(world: World, linker: str, gaps: list
 @pytest.mark.parametrize("linker", ["link", "relay"])
 def test_the_same_name_after_a_refusal(world: World, linker: str) -> None:
     """A process that refused connections and is there again under its name may have lost what it had not told, which
-    is a gap, whoever has to settle it (scenario 25); one that was only believed to be replaced has lost nothing.
+    is a gap, whoever has to resolve it (scenario 25); one that was only believed to be replaced has lost nothing.
     """
     world.linked(linker)
-    world.hear(world.probe(), "s")
-    world.hear(world.probe(), "t")
-    world.hear(world.probe(), "s")
-    assert world.source("s").state is SourceState.LIVE
+    world.return_probe(world.probe(), "s")
+    world.return_probe(world.probe(), "t")
+    world.return_probe(world.probe(), "s")
+    assert world.process("s").state is ProcessState.LIVE
     assert world.table.rows("SELECT reason FROM gaps") == []
     world.connection.execute("UPDATE endpoints SET shared = false")
-    assert sources.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    assert registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
     before = datetime.now(UTC)
-    world.hear(world.probe(), "s")
-    assert world.source("s").state is SourceState.LIVE
+    world.return_probe(world.probe(), "s")
+    assert world.process("s").state is ProcessState.LIVE
     assert world.table.rows("SELECT reason FROM gaps WHERE pod_id = %s", (world.pod,)) == [("restarted",)]
-    for (settles_from,) in world.table.rows("SELECT settles_from FROM gaps"):
-        assert settles_from > before + sources.REQUEST_BOUND
+    for (resolves_from,) in world.table.rows("SELECT resolves_from FROM gaps"):
+        assert resolves_from > before + registry_processes.REQUEST_BOUND
 
 
 def test_one_that_may_have_been_paused(world: World) -> None:
@@ -607,26 +611,26 @@ def test_one_that_may_have_been_paused(world: World) -> None:
     it is retired; one that is heard all the time was not, nor was a new one.
     """
     for _ in range(2):
-        world.hear(world.probe())
+        world.return_probe(world.probe())
     assert world.view().paused_until is None
     world.connection.execute("UPDATE watermarks SET at = at - interval '29 minutes' WHERE at > '-infinity'")
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     assert world.view().paused_until is None
     world.connection.execute("UPDATE watermarks SET at = at - interval '31 minutes' WHERE at > '-infinity'")
     before = findings.now(world.connection)
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     paused = world.view().paused_until
     assert paused is not None
     assert before < paused < findings.now(world.connection)
-    world.hear(world.probe())
-    world.hear(world.probe(), "new")
+    world.return_probe(world.probe())
+    world.return_probe(world.probe(), "new")
     world.retire("s")
     assert world.view().paused_until == paused
 
 
 def test_where_names_lead(world: World) -> None:
     """An address to which the name leads no more is not waited for; a URL that is not listed any more is forgotten."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     known = world.view().at
     assert known is not None
     world.seen({URL: [HERE, THERE]})
@@ -645,7 +649,7 @@ def test_where_names_lead(world: World) -> None:
 
 def test_partitions_that_nobody_reads_yet(world: World) -> None:
     """A partition that an echo tells of counts before any worker has begun it (scenario 25)."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     assert world.view().at is not None
     pod, echo = world.echo(world.probe())
     world.apply(world.piece([(pod, echo._replace(partitions=3))]))
@@ -656,36 +660,36 @@ def test_partitions_that_nobody_reads_yet(world: World) -> None:
 def test_many_processes(world: World) -> None:
     """Where more processes count than are read, W is not known; of retired ones the last are shown."""
     world.seen({URL: [HERE, THERE]})
-    world.hear(world.probe(), "s")
-    world.hear(world.probe(THERE), "t")
+    world.return_probe(world.probe(), "s")
+    world.return_probe(world.probe(THERE), "t")
     assert world.view().at is not None
-    more = [f"more{number:03}" for number in range(SOURCES_LIMIT)]
+    more = [f"more{number:03}" for number in range(PROCESSES_LIMIT)]
     echoes.discover(world.connection, {(world.pod, instance) for instance in more})
     assert world.view().at is None
     assert any("2 processes are beyond the limit" in sentence for sentence in world.view().waits_for)
     world.retire(*more)
-    assert [source.instance_id for source in world.view().sources] == ["t", "s", *reversed(more[-RETIRED_SHOWN:])]
+    assert [process.instance_id for process in world.view().processes] == ["t", "s", *reversed(more[-RETIRED_SHOWN:])]
     assert world.view().at is not None
 
 
 def test_a_pod_that_goes(world: World) -> None:
     """With a pod goes all that was known of its processes; its echoes that come later are ignored."""
-    world.hear(world.probe())
+    world.return_probe(world.probe())
     nonce = world.probe()
     world.connection.execute("DELETE FROM pod_prefixes WHERE pod_id = %s", (world.pod,))
     world.by_engine(lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
-    for name in ("sources", "watermarks", "endpoints", "probes"):
+    for name in ("processes", "watermarks", "endpoints", "probes"):
         assert world.table.rows(f"SELECT * FROM {name}") == []
     applied = world.apply(world.piece([world.echo(nonce, "late")]))
     assert (applied.echoes, applied.echoes_unknown) == (0, 1)
-    assert world.table.rows("SELECT * FROM sources") == []
+    assert world.table.rows("SELECT * FROM processes") == []
 
 
 def test_a_pod_that_is_probed_while_it_goes(world: World) -> None:
     """A pod that is given a probe while it is removed stays, and the operator is told to try again."""
     with world.table.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
-            sources.insert_probe(other, world.pod, URL, HERE)
+            registry_processes.insert_probe(other, world.pod, URL, HERE)
             done = pool.submit(world.by_engine, lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
             waits_for_lock(world.connection, done)
         with pytest.raises(ConflictError):
@@ -724,15 +728,15 @@ def test_no_deadlock(world: World) -> None:
         together.wait(10)
         with table.connect() as connection:
             while not ended.is_set():
-                nonce = sources.insert_probe(connection, world.pod, URL, chance.choice(addresses))
-                sources.probe_failed(connection, nonce, "refused", refused=True)
-                sources.endpoints_seen(
+                nonce = registry_processes.insert_probe(connection, world.pod, URL, chance.choice(addresses))
+                registry_processes.probe_failed(connection, nonce, "refused", refused=True)
+                registry_processes.endpoints_seen(
                     connection, world.pod, {URL: chance.sample(addresses, 3)}, findings.now(connection)
                 )
-                sources.probe_answered(connection, nonce)
-                sources.settle_unheard(connection, world.pod, a_quarter, timedelta())
-                sources.retire_dead(connection, world.pod, datetime.now(UTC), timedelta(), "x")
-                sources.forget_old_probes(connection)
+                registry_processes.probe_answered(connection, nonce)
+                registry_processes.resolve_unechoed(connection, world.pod, a_quarter, timedelta())
+                registry_processes.retire_dead(connection, world.pod, datetime.now(UTC), timedelta(), "x")
+                registry_processes.forget_old_probes(connection)
 
     with ThreadPoolExecutor(workers + 2) as pool:
         applying = [pool.submit(work, partition) for partition in range(workers)]

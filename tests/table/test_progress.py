@@ -9,7 +9,7 @@ GAP = GapFound(GapReason.LOG_REPLACED, 10, None)
 
 def gaps(table: Table) -> list[tuple[object, ...]]:
     return table.rows(
-        "SELECT p.name, g.reason, g.from_offset, g.to_offset, g.settled_at FROM gaps g JOIN pods p ON p.id = g.pod_id"
+        "SELECT p.name, g.reason, g.from_offset, g.to_offset, g.resolved_at FROM gaps g JOIN pods p ON p.id = g.pod_id"
         " WHERE topic = %s ORDER BY 1",
         (table.space,),
     )
@@ -48,23 +48,23 @@ def test_moved_meanwhile(table: Table) -> None:
 def test_a_second_cut_is_as_open_as_the_first(table: Table) -> None:
     """Of a pod in which such a gap is open no other is recorded; only a reconcile that begins later settles it."""
     assert progress.record_cut(table.connection, table.space) == 3
-    before = settled_from(table)
+    before = resolved_from(table)
     between = table.rows("SELECT clock_timestamp()")[0]
     assert progress.record_cut(table.connection, table.space) == 3
-    after = settled_from(table)
+    after = resolved_from(table)
     assert len(before) == len(after) == 3
     assert max(before) < between < min(after)
 
 
-def test_a_gap_that_is_settled_later_stays_so(table: Table) -> None:
+def test_a_gap_that_is_resolved_later_stays_so(table: Table) -> None:
     """What somebody has begun may land until a time that is yet to come: another cut does not bring it nearer."""
     table.connection.execute("DELETE FROM gaps")
     progress.record_cut(table.connection, table.space)
-    table.connection.execute("UPDATE gaps SET settles_from = now() + interval '1 hour'")
-    before = settled_from(table)
+    table.connection.execute("UPDATE gaps SET resolves_from = now() + interval '1 hour'")
+    before = resolved_from(table)
     progress.record_cut(table.connection, table.space)
-    assert settled_from(table) == before
+    assert resolved_from(table) == before
 
 
-def settled_from(table: Table) -> list[tuple[object, ...]]:
-    return table.rows("SELECT settles_from FROM gaps WHERE topic = %s ORDER BY pod_id", (table.space,))
+def resolved_from(table: Table) -> list[tuple[object, ...]]:
+    return table.rows("SELECT resolves_from FROM gaps WHERE topic = %s ORDER BY pod_id", (table.space,))

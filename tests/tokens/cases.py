@@ -186,7 +186,7 @@ BAD: dict[str, tuple[str, Case]] = {
 def tampered(made: str, change: Callable[[dict[str, Any]], None]) -> str:
     """The same signature under other claims."""
     first, second, third = made.split(".")
-    said = json.loads(base64.urlsafe_b64decode(second + "=="))
-    change(said)
-    changed = base64.urlsafe_b64encode(json.dumps(said).encode()).decode().rstrip("=")
+    stated = json.loads(base64.urlsafe_b64decode(second + "=="))
+    change(stated)
+    changed = base64.urlsafe_b64encode(json.dumps(stated).encode()).decode().rstrip("=")
     return f"{first}.{changed}.{third}"

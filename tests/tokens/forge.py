@@ -104,7 +104,7 @@ def claims(access: Sequence[Mapping[str, Any]] = PULL_APP, **others: Any) -> dic
 
 def token(
     key: Private,
-    said: Mapping[str, Any] | None = None,
+    stated: Mapping[str, Any] | None = None,
     *,
     algorithm: str | None = None,
     header: Mapping[str, Any] | None = None,
@@ -112,12 +112,12 @@ def token(
     """Sign claims, under the key's libtrust name if no header is given."""
     algorithm = algorithm or ("RS256" if isinstance(key, rsa.RSAPrivateKey) else "ES256")
     headers = {"kid": kid(key)} if header is None else dict(header)
-    return jwt.encode(dict(claims() if said is None else said), key, algorithm, headers=headers)
+    return jwt.encode(dict(claims() if stated is None else stated), key, algorithm, headers=headers)
 
 
-def raw(key: Private, header: bytes, said: bytes) -> str:
+def raw(key: Private, header: bytes, stated: bytes) -> str:
     """Sign these very bytes, whatever they are."""
-    signing = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in (header, said))
+    signing = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in (header, stated))
     algorithm: Any = jwt.get_algorithm_by_name("RS256" if isinstance(key, rsa.RSAPrivateKey) else "ES256")
     return b".".join((signing, base64.urlsafe_b64encode(algorithm.sign(signing, key)).rstrip(b"="))).decode()
 

@@ -67,8 +67,8 @@ class Issuer(HTTPServer):
         return found
 
     def token(self, access: list[dict[str, Any]], user: str, **others: Any) -> str:
-        said = {"iss": self.name, "aud": self.service, "sub": user} | self.claims | others
-        return forge.token(self.key, forge.claims(access, **said))
+        stated = {"iss": self.name, "aud": self.service, "sub": user} | self.claims | others
+        return forge.token(self.key, forge.claims(access, **stated))
 
     def issued(self, access: list[dict[str, Any]], user: str = "alice", **others: Any) -> Reply:
         return Reply(200, json.dumps({"token": self.token(access, user, **others), "expires_in": 300}).encode())
@@ -92,16 +92,16 @@ class Issuer(HTTPServer):
                 if (header := self.headers["Authorization"]) is not None:
                     pair = base64.b64decode(header.removeprefix("Basic ")).decode()
                     user, _, password = pair.partition(":")
-                self._answer(Request("GET", user, password, parse_qs(urlsplit(self.path).query), self._said()))
+                self._answer(Request("GET", user, password, parse_qs(urlsplit(self.path).query), self._headers()))
 
             def do_POST(self) -> None:
                 fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 user, password = fields.get("username", [None])[0], fields.get("password", [None])[0]
                 if fields.get("grant_type") == ["refresh_token"]:
                     user, password = "alice", fields["refresh_token"][0].removeprefix("refresh-")
-                self._answer(Request("POST", user, password, fields, self._said()))
+                self._answer(Request("POST", user, password, fields, self._headers()))
 
-            def _said(self) -> dict[str, str]:
+            def _headers(self) -> dict[str, str]:
                 return {name.lower(): value for name, value in self.headers.items()}
 
             def _answer(self, request: Request) -> None:

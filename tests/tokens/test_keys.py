@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from coordinator.errors import SettingsError
-from coordinator.tokens.keys import LOOK_SECONDS, KeyFile, KeysError, make_key, parse_trusted
+from coordinator.tokens.keys import CHECK_SECONDS, KeyFile, KeysError, make_key, parse_trusted
 from coordinator.tokens.sign import SigningKeys, parse_signing
 from tests.tokens import cases, forge
 from tests.tokens.forge import certificate, ec_key, kid, pem, private_pem, public_pem, rsa_key
@@ -88,7 +88,7 @@ def test_what_a_jwks_calls_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "stated"),
     [
         (b"", "There is no key"),
         (b"no PEM", "There is no key"),
@@ -115,15 +115,15 @@ def test_what_a_jwks_calls_a_key() -> None:
         (public_pem(*(ec_key(number) for number in range(100, 201))), "more than 100 keys"),
     ],
 )
-def test_what_is_refused(content: bytes, said: str) -> None:
+def test_what_is_refused(content: bytes, stated: str) -> None:
     """What cannot be trusted is refused in a sentence that says why, and does not quote it."""
-    with pytest.raises(KeysError, match=said) as refused:
+    with pytest.raises(KeysError, match=stated) as refused:
         parse_trusted(content)
     assert "BEGIN" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "stated"),
     [
         (b"", "no private key"),
         (public_pem(RSA), "not a private key without a passphrase"),
@@ -132,9 +132,9 @@ def test_what_is_refused(content: bytes, said: str) -> None:
         (b"-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n", "replace it"),
     ],
 )
-def test_what_cannot_sign(content: bytes, said: str) -> None:
+def test_what_cannot_sign(content: bytes, stated: str) -> None:
     """The same of keys that are to sign; nothing of them is shown."""
-    with pytest.raises(KeysError, match=said) as refused:
+    with pytest.raises(KeysError, match=stated) as refused:
         parse_signing(content)
     assert "SECRET" not in str(refused.value)
 
@@ -170,7 +170,7 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
     os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     other.replace(path)
     assert file.current().find(kid(ec_key(0))) is not None
-    clock.now += LOOK_SECONDS
+    clock.now += CHECK_SECONDS
     assert file.current().find(kid(ec_key(0))) is None
     assert file.current().find(kid(ec_key(1))) is not None
 
@@ -186,11 +186,11 @@ def test_a_file_that_breaks(tmp_path: Path, broken: bytes | None) -> None:
     if broken is not None:
         path.write_bytes(broken)
     for _ in range(3):
-        clock.now += LOOK_SECONDS
+        clock.now += CHECK_SECONDS
         assert file.current().active.fingerprint == kid(ec_key(0))
     assert unread("BALEEN_B") == 1
     path.write_bytes(private_pem(ec_key(1)))
-    clock.now += LOOK_SECONDS
+    clock.now += CHECK_SECONDS
     assert file.current().active.fingerprint == kid(ec_key(1))
     assert unread("BALEEN_B") == 0
 

@@ -209,7 +209,7 @@ def test_a_form(world: World) -> None:
 
 
 @pytest.mark.parametrize("credentials", [ALICE, FORM], ids=["password", "form"])
-def test_what_an_issuer_is_told(world: World, credentials: Credentials) -> None:
+def test_what_an_issuer_receives(world: World, credentials: Credentials) -> None:
     """Who asks, and that the answer is to come as JSON and not compressed; of what it sets nothing comes back."""
     world.one.reply = lambda _: world.one.issued([], "alice")._replace(headers={"Set-Cookie": "session=alice; Path=/"})
 
@@ -218,9 +218,9 @@ def test_what_an_issuer_is_told(world: World, credentials: Credentials) -> None:
             await service.issue(Asked(parse_scopes([A_APP]), credentials))
 
     world.run(twice)
-    told = {"user-agent": "baleen", "accept": "application/json", "accept-encoding": "identity"}
+    shown = {"user-agent": "baleen", "accept": "application/json", "accept-encoding": "identity"}
     for request in world.one.asked:
-        assert request.headers.items() >= told.items()
+        assert request.headers.items() >= shown.items()
         assert "cookie" not in request.headers
 
 
@@ -230,11 +230,11 @@ def misbehaving(world: World) -> dict[str, Callable[[Any], Reply | None]]:
     base = [{"type": "repository", "name": "team-b/base", "actions": ["pull"]}]
     stranger = ec_key(77)
 
-    def signed(key: forge.Private, **said: Any) -> Reply:
-        known = {"iss": two.name, "aud": two.service} | said
+    def signed(key: forge.Private, **stated: Any) -> Reply:
+        known = {"iss": two.name, "aud": two.service} | stated
         return Reply(200, json.dumps({"token": forge.token(key, forge.claims(base, **known))}).encode())
 
-    def said(more: str) -> Reply:
+    def stated(more: str) -> Reply:
         """A grant of which this is more, as it stands here and not as a library would write it."""
         access = f'[{{"type": "repository", "name": "team-b/base", "actions": ["pull"], "more": {more}}}]'
         claims = json.dumps(forge.claims([], iss=two.name, aud=two.service)).replace("[]", access)
@@ -253,8 +253,8 @@ def misbehaving(world: World) -> dict[str, Callable[[Any], Reply | None]]:
         "A's audience": lambda _: two.issued(base, aud=one.service),
         "our audience": lambda _: two.issued(base, aud=AUDIENCE),
         "another issuer": lambda _: two.issued(base, iss=one.name),
-        "what is no JSON when it is written again": lambda _: said("1e999"),
-        "what is longer when it is written again": lambda _: said(f'"{"é" * 15_000}"'),
+        "what is no JSON when it is written again": lambda _: stated("1e999"),
+        "what is longer when it is written again": lambda _: stated(f'"{"é" * 15_000}"'),
         "very many grants": lambda _: two.issued([base[0] | {"number": number} for number in range(500)]),
         "a very long user": lambda _: two.issued(base, "u" * 10_000),
         "a certificate of an unknown version": lambda _: unknown(cases.VERSION),
@@ -316,8 +316,8 @@ def test_what_a_registry_could_read_as_another_grant(world: World) -> None:
     world.two.reply = lambda _: world.two.issued(
         [grant | {"type": "repository", "name": "team-b/base", "actions": ["pull"]}]
     )
-    (said,) = jwt.decode(world.issue(B_BASE).token, options={"verify_signature": False})["access"]
-    assert said == {
+    (stated,) = jwt.decode(world.issue(B_BASE).token, options={"verify_signature": False})["access"]
+    assert stated == {
         "type": "repository",
         "name": "team-b/base",
         "actions": ["pull"],
@@ -464,7 +464,7 @@ def test_our_keys_change_under_requests(world: World) -> None:
 def test_nothing_secret_is_logged(world: World) -> None:
     """Whatever goes wrong, no log entry and no error has a password or a token in it."""
     world.seconds = 0.5
-    said: list[str] = []
+    stated: list[str] = []
     replies = list(misbehaving(world).values())
     with structlog.testing.capture_logs() as entries:
         for reply in replies:
@@ -473,9 +473,9 @@ def test_nothing_secret_is_logged(world: World) -> None:
                 try:
                     world.issue(B_BASE, credentials=credentials)
                 except BaleenError as error:
-                    said += [str(error), repr(error.__cause__), repr(error.__context__)]
+                    stated += [str(error), repr(error.__cause__), repr(error.__context__)]
     assert entries
-    text = json.dumps(entries, default=repr) + " ".join(said) + repr(ALICE) + repr(FORM)
+    text = json.dumps(entries, default=repr) + " ".join(stated) + repr(ALICE) + repr(FORM)
     for secret in (PASSWORD, ALICE.authorization, "eyJ"):
         assert secret is not None
         assert secret not in text

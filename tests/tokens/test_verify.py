@@ -42,17 +42,17 @@ def test_bad(name: str) -> None:
 
 def test_other_types_grant_nothing() -> None:
     """Only repositories are repositories: a grant of a catalogue of that name is none."""
-    said = [
+    stated = [
         {"type": "registry", "name": "team/app", "actions": ["*"]},
         {"type": "Repository", "name": "team/app", "actions": ["*"]},
     ]
-    assert VERIFIER.verify(token(RSA, claims(said))).access.grants == ()
+    assert VERIFIER.verify(token(RSA, claims(stated))).access.grants == ()
 
 
 def test_nothing_granted() -> None:
     """A token without any access, or with null, is good and grants nothing."""
-    for said in (claims([]), claims() | {"access": None}):
-        assert VERIFIER.verify(token(RSA, said)).access.grants == ()
+    for stated in (claims([]), claims() | {"access": None}):
+        assert VERIFIER.verify(token(RSA, stated)).access.grants == ()
 
 
 def test_what_else_a_grant_says_is_kept() -> None:
@@ -74,18 +74,18 @@ def test_huge_and_deep() -> None:
     for _ in range(200):
         deep = [deep]
     for levels in (json.dumps(deep), "[" * 20_000 + "]" * 20_000):
-        said = json.dumps(claims([{**forge.PULL_APP[0], "meta": 1}])).replace('"meta": 1', f'"meta": {levels}')
+        stated = json.dumps(claims([{**forge.PULL_APP[0], "meta": 1}])).replace('"meta": 1', f'"meta": {levels}')
         with pytest.raises(TokenRefusedError) as refused:
-            VERIFIER.verify(forge.raw(RSA, header(), said.encode()))
+            VERIFIER.verify(forge.raw(RSA, header(), stated.encode()))
         assert refused.value.check in {"form", "claims"}
     assert time.perf_counter() - began < 10
 
 
-@pytest.mark.parametrize("said", ['{"exp": NaN}', '{"exp": 1e999}', '{"exp": ' + "9" * 5000 + "}", "\ud800"])
-def test_strange_numbers(said: str) -> None:
+@pytest.mark.parametrize("stated", ['{"exp": NaN}', '{"exp": 1e999}', '{"exp": ' + "9" * 5000 + "}", "\ud800"])
+def test_strange_numbers(stated: str) -> None:
     """Numbers that are none, or have no end, are refused as everything else is."""
     with pytest.raises(TokenRefusedError):
-        VERIFIER.verify(forge.raw(RSA, header(), said.encode("utf-8", "surrogatepass")))
+        VERIFIER.verify(forge.raw(RSA, header(), stated.encode("utf-8", "surrogatepass")))
 
 
 def test_tampered() -> None:
@@ -93,9 +93,9 @@ def test_tampered() -> None:
     for key in (RSA, EC):
         made = token(key)
         for change in (
-            lambda said: said["access"].append({"type": "repository", "name": "other/app", "actions": ["*"]}),
-            lambda said: said.update(exp=said["exp"] + 1),
-            lambda said: said.update(sub="bob"),
+            lambda stated: stated["access"].append({"type": "repository", "name": "other/app", "actions": ["*"]}),
+            lambda stated: stated.update(exp=stated["exp"] + 1),
+            lambda stated: stated.update(sub="bob"),
         ):
             with pytest.raises(TokenRefusedError) as refused:
                 VERIFIER.verify(tampered(made, change))
@@ -122,9 +122,9 @@ def test_whatever_comes(text: str) -> None:
         ),
     )
 )
-def test_whatever_header_comes(said: dict[str, object]) -> None:
+def test_whatever_header_comes(stated: dict[str, object]) -> None:
     """Whatever a header holds, an error is one of ours."""
-    made = forge.raw(RSA, json.dumps({"alg": "RS256"} | said).encode(), json.dumps(claims()).encode())
+    made = forge.raw(RSA, json.dumps({"alg": "RS256"} | stated).encode(), json.dumps(claims()).encode())
     with pytest.raises(BaleenError):
         VERIFIER.verify(made)
 

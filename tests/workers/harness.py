@@ -397,7 +397,7 @@ class Table:
         )
         return {f"sha256:{row[0]}": Counts(row[1], row[2], frozenset(row[3]), frozenset(row[4])) for row in found}
 
-    def letters(self) -> list[tuple[str, str]]:
+    def dead_letters(self) -> list[tuple[str, str]]:
         """(pod, reason) of every dead letter."""
         return self.rows("SELECT pod, reason FROM dead_letters ORDER BY id")
 

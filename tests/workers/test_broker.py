@@ -138,7 +138,7 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
     try:
         log.write_events(pushes(maker, "old", 5), partition=0)
         table.applied(log)
-        runs[-1].do(runs[-1].worker.app.look_at_positions)
+        runs[-1].do(runs[-1].worker.app.check_positions)
         log.make_anew(EVENTS, 4)
         log.write_events(pushes(maker, f"new-{more}", more), partition=0)
 
@@ -148,7 +148,7 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
                 runs.append(InProcess(place.but(worker_group=f"run-{len(runs)}")).start())
             else:
                 try:
-                    runs[-1].do(runs[-1].worker.app.look_at_positions, 5)
+                    runs[-1].do(runs[-1].worker.app.check_positions, 5)
                 except (TimeoutError, CancelledError):
                     pass  # as its timer does, and where the client ends meanwhile
                 except RuntimeError:  # of a loop that is being closed

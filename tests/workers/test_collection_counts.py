@@ -14,7 +14,7 @@ from coordinator.jobs.table import TakenOverError
 from coordinator.jobs.work import StoppedError, Work
 from workers.scheduler import counted
 
-DID = {"hidden": {"blobs": 3, "bytes": 30}, "purged": {"blobs": 2, "bytes": 20}, "restored": 1, "held_by": []}
+DID = {"hidden": {"blobs": 3, "bytes": 30}, "purged": {"blobs": 2, "bytes": 20}, "restored": 1, "blocked_by": []}
 
 
 def value(name: str, **labels: str) -> float:
@@ -44,7 +44,7 @@ def run(progress: Mapping[str, Any], error: Exception | None = None, **options: 
     ("error", "progress", "outcome", "counts"),
     [
         (None, DID, "done", [3, 2, 1, 30, 20]),
-        (None, DID | {"held_by": ["x"]}, "held", [3, 2, 1, 30, 20]),
+        (None, DID | {"blocked_by": ["x"]}, "held", [3, 2, 1, 30, 20]),
         (TooMuchError("x"), {}, "refused", [0] * 5),
         (StoppedCollectingError("x"), DID, "stopped", [3, 2, 1, 30, 20]),
         (StoppedError("x"), DID, "left", [3, 2, 1, 30, 20]),

@@ -24,7 +24,7 @@ from tests.services.databases import Databases
 from tests.workers.harness import Log, Place, Table, accepted, captured, publish, worker
 
 #: Of the captured notifications: pod-b once speaks of a repository of pod-a.
-LETTERS = [("pod-b", "not-owned")]
+DEAD_LETTERS = [("pod-b", "not-owned")]
 
 
 def assert_agrees(table: Table, oracle: Oracle) -> None:
@@ -59,7 +59,7 @@ def test_captured_notifications_come_to_the_oracles_counts(place: Place, table: 
         publish(place.settings(), outcomes)
         table.applied(log)
     assert_agrees(table, Oracle().take(accepted(outcomes)))
-    assert table.letters() == LETTERS
+    assert table.dead_letters() == DEAD_LETTERS
     assert table.gaps() == []
 
 
@@ -105,13 +105,13 @@ class Reader:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.lowest: dict[str, int] = {}
-        self.looks = 0
+        self.checks = 0
 
     def _run(self) -> None:
         while not self._stop.is_set():
             for digest, counts in self._table.counts().items():
                 self.lowest[digest] = min(counts.reference_count, self.lowest.get(digest, counts.reference_count))
-            self.looks += 1
+            self.checks += 1
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -134,7 +134,7 @@ def test_a_replay_never_shows_a_smaller_count(place: Place, table: Table, log: L
     table.do("UPDATE partition_progress SET next_offset = 0, fingerprint = NULL")
     with Reader(table) as reader, worker(place.but(worker_group="replay", worker_batch="5")):
         table.applied(log)
-    assert reader.looks > 1
+    assert reader.checks > 1
     smaller = {digest for digest, low in reader.lowest.items() if low < before[digest].reference_count}
     assert smaller == set()
     assert_agrees(table, oracle)
@@ -154,7 +154,7 @@ def links_of(events: Sequence[RegistryEvent]) -> list[str]:
     ]
 
 
-def test_doubtful_deletes_are_settled_from_storage(place: Place, table: Table, log: Log) -> None:
+def test_doubtful_deletes_are_resolved_from_storage(place: Place, table: Table, log: Log) -> None:
     """Deletes are believed because the pod's links are gone, whenever they came."""
     table.do("UPDATE pods SET linker = 'link'")
     place = place.but(safety_clock_skew="5m")
@@ -165,6 +165,6 @@ def test_doubtful_deletes_are_settled_from_storage(place: Place, table: Table, l
     with worker(place) as running:
         publish(place.settings(), outcomes)
         table.applied(log)
-        running.worker.settler.settle()
+        running.worker.resolver.resolve()
     assert table.rows("SELECT count(*) FROM removals WHERE doubtful_since IS NOT NULL") == [(0,)]
     assert_agrees(table, Oracle().take(accepted(outcomes)))

@@ -72,7 +72,7 @@ def test_two_workers_share_partitions_and_one_may_be_paused(
         table.applied(log, alive=lambda: first.status is None and second.status is None)
     assert_all_applied(table, maker)
     assert table.gaps() == []
-    assert table.letters() == []
+    assert table.dead_letters() == []
 
 
 def test_markers_of_transactions_are_no_gap_and_stop_nothing(
@@ -99,7 +99,7 @@ def test_markers_of_transactions_are_no_gap_and_stop_nothing(
     assert table.gaps() == []
 
 
-def test_what_a_transaction_aborted_was_never_said(place: Place, table: Table, log: Log, maker: Maker) -> None:
+def test_what_a_transaction_aborted_was_never_published(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """A delete of a transaction that was aborted removes nothing, and its offsets stop nothing."""
     pushed = blobs(maker, "kept", 3)
     producer = KafkaProducer(bootstrap_servers=place.values["kafka_bootstrap"], transactional_id="aborting")

@@ -71,7 +71,7 @@ def test_a_worker_may_start_before_its_database(place: Place, log: Log, maker: M
 
 
 @pytest.mark.parametrize("away", ["nothing", "both"])
-def test_a_worker_ends_when_told_whatever_is_away(
+def test_a_worker_ends_when_stopped_whatever_is_away(
     place: Place, log: Log, maker: Maker, database: Database, broker: Broker, tmp_path: Path, away: str
 ) -> None:
     """SIGTERM ends a worker with 0 within seconds, in the middle of work that cannot be finished."""
@@ -113,7 +113,7 @@ def test_what_was_lost_on_the_way_is_read_again(place: Place, table: Table, log:
         table.applied(log)  # the third shows that the second is missing
         skip(running, 11)
         log.write(EVENTS, blobs(maker, "fourth", 2), partition=0)
-        running.do(running.worker.app.look_at_positions)
+        running.do(running.worker.app.check_positions)
         table.applied(log)
     assert_all_applied(table, maker)
     assert table.gaps() == []
@@ -128,7 +128,7 @@ async def not_assigned() -> int:
 
 
 @pytest.mark.parametrize("answer", [never, not_assigned])
-def test_a_look_at_where_a_partition_is_read_that_comes_to_nothing(
+def test_a_check_of_where_a_partition_is_read_that_comes_to_nothing(
     place: Place, table: Table, log: Log, maker: Maker, monkeypatch: pytest.MonkeyPatch, answer: Callable[[], Any]
 ) -> None:
     """Where the client does not say how far it has read, the look is left to the next one, and the worker goes on."""
@@ -136,7 +136,7 @@ def test_a_look_at_where_a_partition_is_read_that_comes_to_nothing(
         log.write(EVENTS, blobs(maker, "first", 2), partition=0)
         table.applied(log)
         monkeypatch.setattr(running.worker.app.consumer, "position", lambda tp: answer())
-        running.do(running.worker.app.look_at_positions)
+        running.do(running.worker.app.check_positions)
         log.write(EVENTS, blobs(maker, "second", 2), partition=0)
         table.applied(log)
     assert_all_applied(table, maker)

@@ -46,7 +46,7 @@ def stand_at(table: Table, inspector: LogInspector, offset: int) -> None:
     )
 
 
-def test_records_applied_during_a_look_do_not_make_the_log_look_shorter(
+def test_records_applied_during_a_check_do_not_make_the_log_seem_shorter(
     table: Table, log: Log, inspector: LogInspector, positions: Positions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a worker applies after the log's end was asked for is no proof of another log."""

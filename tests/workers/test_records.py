@@ -44,7 +44,7 @@ def stored(place: Place, body: bytes, digest: str | None = None) -> str:
     return digest
 
 
-def test_what_nobody_said_is_read_from_storage(place: Place, table: Table, log: Log, maker: Maker) -> None:
+def test_what_no_registry_reported_is_read_from_storage(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """A manifest that is announced without its references counts what its bytes list."""
     layers = [digest_of("one"), digest_of("two")]
     manifests = [stored_manifest(place, [*layers, digest_of(f"own {number}")]) for number in range(40)]
@@ -56,7 +56,7 @@ def test_what_nobody_said_is_read_from_storage(place: Place, table: Table, log: 
     }
     oracle = Oracle(contents=contents)
     assert table.counts() == oracle.take(maker.made).counts()
-    assert table.letters() == []
+    assert table.dead_letters() == []
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -81,7 +81,7 @@ def test_anothers_word_does_not_end_the_reading(
     counts = table.counts()
     assert counts[layer].reference_count == 4
     assert counts[digest_of("something else")].reference_count == 0
-    assert table.letters() == []
+    assert table.dead_letters() == []
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -99,7 +99,7 @@ def test_a_report_does_not_end_the_reading_of_an_unread_manifest(
         log.write_events([Maker("pod-b").manifest("pod-b/x", digest, [digest_of("something else")])])
         table.applied(log)
         eventually(lambda: table.rows("SELECT refs IS NULL, by_links FROM manifests") == [(False, not there)])
-    assert table.letters() == []
+    assert table.dead_letters() == []
     if there:
         assert table.counts()[layer].reference_count == 2
 
@@ -112,7 +112,7 @@ def test_a_name_beyond_all_limits_holds_nothing_up(place: Place, table: Table, l
         log.write(EVENTS, [json.dumps(bad).encode(), encoded(good)], partition=0)
         table.applied(log)
     assert table.counts()[digest_of("layer")].reference_count == 1
-    assert table.letters() == [("", "not-owned")]
+    assert table.dead_letters() == [("", "not-owned")]
 
 
 @pytest.mark.parametrize("per_second", [10**6, 10**9], ids=["microseconds", "nanoseconds"])
@@ -126,7 +126,7 @@ def test_a_record_whose_time_is_in_another_unit_holds_nothing_up(
         log.write(EVENTS, [encoded(good)], partition=0)
         table.applied(log)
     assert table.counts()[digest_of("layer")].reference_count == 1
-    assert table.letters() == [("pod-a", "malformed")]
+    assert table.dead_letters() == [("pod-a", "malformed")]
     assert table.rows("SELECT received_at FROM dead_letters") == [(LATEST,)]
 
 
@@ -163,7 +163,7 @@ def test_an_odd_manifest_needs_what_its_bytes_name(
     with worker(place):
         log.write_events([maker.manifest("pod-a/app", digest, None)])
         table.applied(log)
-    assert table.letters() == []
+    assert table.dead_letters() == []
     counts = table.counts()
     assert [counts[each].reference_count for each in (digest, digest_of("config"), digest_of("layer"))] == [1, 1, 1]
     assert table.rows("SELECT verified, by_links FROM manifests") == [(True, False)]
@@ -177,7 +177,7 @@ def test_an_index_that_is_empty_to_some_readers(place: Place, table: Table, log:
     with worker(place):
         log.write_events([maker.manifest("pod-a/app", digest, None)])
         table.applied(log)
-    assert (table.letters(), table.rows("SELECT refs, by_links FROM manifests")) == ([], [([], False)])
+    assert (table.dead_letters(), table.rows("SELECT refs, by_links FROM manifests")) == ([], [([], False)])
 
 
 def link(place: Place, key: str, content: str) -> None:
@@ -198,7 +198,7 @@ def layer_of(digest: str) -> str:
         ),
     ],
 )
-def test_a_manifest_that_does_not_say_what_it_needs_is_kept_by_links(
+def test_a_manifest_that_does_not_report_what_it_needs_is_kept_by_links(
     place: Place, table: Table, log: Log, maker: Maker, wrong: str
 ) -> None:
     """Attempt 14: all that its repository links is kept, layers and manifests, and then nothing blocks GC any more."""
@@ -219,7 +219,7 @@ def test_a_manifest_that_does_not_say_what_it_needs_is_kept_by_links(
         log.write_events([maker.manifest("pod-a/app", digest, None), maker.blob("pod-a/app", digest_of("after"))])
         table.applied(log)
         eventually(lambda: not table.rows("SELECT FROM repository_manifests WHERE links_pending"))
-    assert table.letters() == []
+    assert table.dead_letters() == []
     assert table.rows("SELECT refs, by_links, verified FROM manifests")[0][1] is True
     kept = table.rows(
         "SELECT 'sha256:' || encode(digest, 'hex') FROM repository_blobs JOIN blobs ON id = blob_id WHERE kept"
@@ -243,10 +243,10 @@ def test_a_layer_by_another_algorithm(place: Place, table: Table, log: Log, make
     counts = table.counts()
     wanted = digest_of("layer") if there else digest_of("unrelated")
     assert {each for each, count in counts.items() if count.link_count} == {wanted}
-    assert (counts[digest_of("config")].reference_count, table.letters()) == (1, [])
+    assert (counts[digest_of("config")].reference_count, table.dead_letters()) == (1, [])
 
 
-def test_strangers_and_trespassers_are_dead_letters(place: Place, table: Table, log: Log, maker: Maker) -> None:
+def test_strangers_and_intruders_are_dead_letters(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """A pod that nobody registered, and a repository that the pod does not own, change nothing and are kept."""
     stranger = Maker(pod="pod-x")
     with worker(place):
@@ -260,7 +260,7 @@ def test_strangers_and_trespassers_are_dead_letters(place: Place, table: Table, 
             partition=0,
         )
         table.applied(log)
-    assert table.letters() == [("pod-x", "not-owned"), ("pod-a", "not-owned"), ("pod-a", "not-owned")]
+    assert table.dead_letters() == [("pod-x", "not-owned"), ("pod-a", "not-owned"), ("pod-a", "not-owned")]
     assert table.counts() == {digest_of("four"): Counts(0, 1, frozenset({"pod-a/app"}), POD_A)}
 
 
@@ -299,7 +299,7 @@ def test_the_key_says_whose_an_undecodable_record_is(place: Place, table: Table,
         for key in pods:
             log.write(EVENTS, [b'{"action": "push", "pod": "\xff'], key=key, partition=0)
         table.applied(log)
-    assert table.letters() == [(pod, "malformed") for pod in pods.values()]
+    assert table.dead_letters() == [(pod, "malformed") for pod in pods.values()]
 
 
 def garbage(maker: Maker) -> list[bytes]:
@@ -353,7 +353,7 @@ def test_garbage_is_kept_as_dead_letters_and_holds_nothing_up(
         log.write(EVENTS, values, key=b"pod-a/good", partition=0)
         log.write(DEAD_LETTERS, bad, partition=0)
         table.applied(log)
-    assert len(table.letters()) == 2 * len(bad)
+    assert len(table.dead_letters()) == 2 * len(bad)
     assert set(table.counts()) == {digest_of(f"good {number}") for number in range(len(good))}
     # They can be read again, as the operator's questions do.
     assert len(table.rows("SELECT received_at, payload, detail FROM dead_letters")) == 2 * len(bad)
@@ -392,7 +392,7 @@ def test_a_record_that_the_database_refuses_is_a_dead_letter(
         table.applied(log)
         log.write_events([maker.blob("pod-a/app", digest_of("last"))], partition=0)
         table.applied(log)
-    assert table.letters() == [("pod-a", "unappliable")]
+    assert table.dead_letters() == [("pod-a", "unappliable")]
     assert_all_applied(table, maker)
 
 

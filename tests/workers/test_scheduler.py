@@ -44,13 +44,13 @@ class Scheduler(Child):
     def work(self, outcome: str) -> set[str]:
         """The work that had such an outcome."""
         try:
-            told = httpx.get(f"http://127.0.0.1:{self._port}/metrics", trust_env=False, timeout=5).text
+            metrics = httpx.get(f"http://127.0.0.1:{self._port}/metrics", trust_env=False, timeout=5).text
         except httpx.HTTPError:
             return set()
         wanted = "baleen_scheduler_work_total{"
         return {
             line.partition('work="')[2].partition('"')[0]
-            for line in told.splitlines()
+            for line in metrics.splitlines()
             if line.startswith(wanted) and f'outcome="{outcome}"' in line
         }
 

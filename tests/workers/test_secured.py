@@ -39,7 +39,7 @@ def test_the_whole_path_is_secured(kafka_place: Place, apache_kafka_server: Apac
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_a_wrong_password_is_told(kafka_place: Place, apache_kafka_server: ApacheKafka, mechanism: str) -> None:
+def test_a_wrong_password_is_reported(kafka_place: Place, apache_kafka_server: ApacheKafka, mechanism: str) -> None:
     """The error names the settings to look at, and does not say the password."""
     place = secured(kafka_place, apache_kafka_server, mechanism, password="not-the-password")
     with pytest.raises(BaleenError) as refused:

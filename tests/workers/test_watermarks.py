@@ -14,7 +14,7 @@ from coordinator.db.engine import connect
 from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
-from coordinator.domain.watermarks import PodWatermark, SourceState
+from coordinator.domain.watermarks import PodWatermark, ProcessState
 from coordinator.ingest.normalise import Origin, Outcome, normalise
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods.watermarks import watermarks
@@ -111,11 +111,11 @@ def test_a_pod_reports(registry: Registry, table: Table, log: Log) -> None:
         table.applied(log)
         view = registry.view()
         assert (view.at, view.waits_for) == (registry.sent_at(nonce), [])
-        (shown,) = view.sources
-        assert (shown.instance_id, shown.state) == ("s1", SourceState.LIVE)
+        (shown,) = view.processes
+        assert (shown.instance_id, shown.state) == ("s1", ProcessState.LIVE)
         assert set(shown.partitions) == set(range(PARTITIONS))
         assert set(shown.dead_letters) == set(range(PARTITIONS))
-        assert set(table.letters()) == {("pod-a", "unknown-action")}
+        assert set(table.dead_letters()) == {("pod-a", "unknown-action")}
         assert len(table.counts()) == 30
         later = registry.probe()
         registry.post(registry.echo(later))
@@ -126,13 +126,13 @@ def test_a_pod_reports(registry: Registry, table: Table, log: Log) -> None:
     (endpoint,) = registry.view().endpoints
     assert endpoint.shared
     assert registry.view().at is None
-    assert {shown.instance_id for shown in registry.view().sources} == {"s1", "s2", "s3"}
+    assert {shown.instance_id for shown in registry.view().processes} == {"s1", "s2", "s3"}
 
 
 def test_replayed(registry: Registry, table: Table, log: Log) -> None:
     """A log that is applied again from its beginning leaves what is known of processes as it was (scenario 25)."""
     first, second = registry.probe(), registry.probe()
-    known = "SELECT instance_id, dead_since, dead_why, retired_at, heard_at FROM sources ORDER BY 1"
+    known = "SELECT instance_id, dead_since, dead_why, retired_at, echoed_at FROM processes ORDER BY 1"
     with worker(registry.place):
         registry.post(registry.event("push"), registry.echo(first), registry.echo(second, "s2"))
         registry.post(registry.event("push", "s2"), registry.echo(second, "s2"), registry.echo(first))
@@ -150,7 +150,7 @@ def test_replayed(registry: Registry, table: Table, log: Log) -> None:
 
 
 def raw(**changes: Any) -> bytes:
-    values = {"action": "watermark", "pod": "pod-a", "source": "s1", "nonce": "ab" * 16} | changes
+    values = {"action": "watermark", "pod": "pod-a", "process": "s1", "nonce": "ab" * 16} | changes
     return json.dumps({name: value for name, value in values.items() if value is not ...}).encode()
 
 
@@ -158,10 +158,10 @@ MALFORMED: Sequence[dict[str, Any]] = (
     {"nonce": "AB" * 16},
     {"nonce": "ab" * 15},
     {"nonce": ...},
-    {"source": ""},
-    {"source": "x" * 256},
-    {"source": "a\0b"},
-    {"source": ...},
+    {"process": ""},
+    {"process": "x" * 256},
+    {"process": "a\0b"},
+    {"process": ...},
     {"pod": ...},
     {"pod": "Not A Name"},
     {"partitions": 0},
@@ -175,14 +175,16 @@ def test_watermarks_that_cannot_be_read(registry: Registry, table: Table, log: L
     with worker(registry.place):
         for topic in (EVENTS, DEAD_LETTERS):
             log.write(topic, [raw(**changes) for changes in MALFORMED], partition=0)
-            log.write(topic, [raw(), raw(pod="pod-away"), raw(a_later_field=7, letters_partition=None)], partition=0)
+            log.write(
+                topic, [raw(), raw(pod="pod-away"), raw(a_later_field=7, dead_letters_partition=None)], partition=0
+            )
         table.applied(log)
         # They are counted after the commit, by a worker that is not told to stop.
         eventually(lambda: ECHOES.labels("unknown")._value.get() >= unknown + 6, why="the count")
-    assert [reason for _, reason in table.letters()] == ["malformed"] * 2 * len(MALFORMED)
-    assert {pod for pod, _ in table.letters()} <= {"pod-a", ""}
+    assert [reason for _, reason in table.dead_letters()] == ["malformed"] * 2 * len(MALFORMED)
+    assert {pod for pod, _ in table.dead_letters()} <= {"pod-a", ""}
     assert ECHOES.labels("unknown")._value.get() == unknown + 6
-    assert table.rows("SELECT instance_id FROM sources") == [("s1",)]
+    assert table.rows("SELECT instance_id FROM processes") == [("s1",)]
     assert table.rows("SELECT * FROM watermarks") == []
 
 
@@ -195,10 +197,10 @@ def test_a_source_that_no_table_can_hold(registry: Registry, table: Table, log: 
     with worker(registry.place):
         log.write_events(good[:2], partition=0)
         for name in ("x" * 256, "a\0b"):
-            log.write(EVENTS, [json.dumps(bad | {"id": "x", "source": name}).encode()], partition=0)
+            log.write(EVENTS, [json.dumps(bad | {"id": "x", "process": name}).encode()], partition=0)
         log.write_events(good[2:], partition=0)
         table.applied(log)
-    assert table.letters() == [("pod-a", "malformed")] * 2
+    assert table.dead_letters() == [("pod-a", "malformed")] * 2
     assert len(table.counts()) == 3
 
 
@@ -235,7 +237,7 @@ def test_in_step_when_taken_apart(registry: Registry, table: Table, log: Log) ->
                 poisoned = number
     with worker(registry.place):
         table.applied(log)
-    assert table.letters() == [("pod-a", "unappliable")]
+    assert table.dead_letters() == [("pod-a", "unappliable")]
     moves = table.rows("SELECT partition, mark, next_offset FROM moves WHERE topic = %s AND mark > '-infinity'", EVENTS)
     assert {number for number, _, _ in moves} == set(range(PARTITIONS))
     assert all(next_offset > marks[number, mark] for number, mark, next_offset in moves)

@@ -1,7 +1,7 @@
 """Tables of pods: what operators registered, registry processes with their watermarks, and findings; tokens of the API.
 
     pods ─< pod_prefixes    api_tokens
-    pods ─< endpoints >─ sources ─< watermarks    pods ─< probes
+    pods ─< endpoints >─ processes ─< watermarks    pods ─< probes
     pods ─< findings    pods ─ failed_examinations    pods ─ token_refusals    pods ─ false_reports
 
 A *source* is one registry process. W(source, partition), a row of `watermarks`, is a time by the database's clock such
@@ -93,13 +93,13 @@ api_tokens = table(
 #: until it is retired: by a reconcile that began late enough after its death was known, or by an operator with a
 #: reason.
 sources = table(
-    "sources",
+    "processes",
     identity(BigInteger),
     pod_id(),
     column("instance_id", Text),
     time("first_seen", default=BEGIN),
     # When its last watermark was applied.
-    time("heard_at", null=True),
+    time("echoed_at", null=True),
     # When it was first known to have ended.
     time("dead_since", null=True),
     column("dead_why", Text, null=True),
@@ -120,7 +120,7 @@ sources = table(
 #: Also for registry.dead-letters: a dead letter blocks GC only once it is in the table.
 watermarks = table(
     "watermarks",
-    column("source_id", BigInteger, ForeignKey("sources.id", ondelete="CASCADE"), key=True),
+    column("process_id", BigInteger, ForeignKey("processes.id", ondelete="CASCADE"), key=True),
     column("topic", Text, default="registry.events", key=True),
     column("partition", Integer, key=True),
     # -infinity while it is only known that the partition exists.
@@ -143,7 +143,7 @@ endpoints = table(
     # When the last probe was sent whose connection was refused: no process was there.
     time("refused_at", null=True),
     # The process that last returned a nonce, and when that probe was sent.
-    column("source_id", BigInteger, ForeignKey("sources.id", ondelete="SET NULL"), null=True),
+    column("process_id", BigInteger, ForeignKey("processes.id", ondelete="SET NULL"), null=True),
     time("echoed_at", null=True),
     # More than one process answers here: an answer of another one does not prove that the first is dead.
     flag("shared"),
@@ -165,7 +165,7 @@ probes = table(
     # An event has returned it, in at least one partition: it is known which process answered it.
     flag("echoed"),
     index("ix_probes_sent_at", "sent_at"),
-    index("ix_probes_unheard", "pod_id", "url", "address", where="answered_at IS NOT NULL AND NOT echoed"),
+    index("ix_probes_unechoed", "pod_id", "url", "address", where="answered_at IS NOT NULL AND NOT echoed"),
 )
 
 #: The doctor's last result for one check of a pod. What is not `proved` blocks GC.
@@ -173,13 +173,13 @@ findings = table(
     "findings",
     pod_id(key=True),
     column("check", Text, key=True),
-    column("verdict", Text),
+    column("result", Text),
     # What the result means for the pod, the evidence, and what to change and where.
     column("meaning", Text),
     column("proof", Text),
-    column("mend", Text),
+    column("fix", Text),
     time("found_at", default=BEGIN),
-    check("verdict", "verdict IN ('proved', 'refuted', 'unproved')"),
+    check("result", "result IN ('proved', 'refuted', 'unproved')"),
 )
 
 #: The scheduler's last own visit to unexamined processes of a pod, if it did not prove every check it made.

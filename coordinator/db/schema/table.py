@@ -223,10 +223,10 @@ gaps = table(
     column("from_offset", BigInteger),
     column("to_offset", BigInteger, null=True),
     time("noticed_at", default=NOW),
-    time("settled_at", null=True),
-    column("settled_why", Text, null=True),
+    time("resolved_at", null=True),
+    column("resolved_why", Text, null=True),
     # Only a reconcile that began at this time or later resolves it: a request under way may write until then.
-    time("settles_from", default=NOW),
+    time("resolves_from", default=NOW),
     # What the lost events were about: it is resolved only while the pod owns all of these. NULL: anything of the pod.
     column("repositories", ARRAY(Text), null=True),
     # How many dead letters beyond the pod's limit it stands for.
@@ -234,9 +234,9 @@ gaps = table(
     check(
         "reason",
         "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added',"
-        " 'retired', 'restarted', 'letters-over-limit')",
+        " 'retired', 'restarted', 'dead-letters-over-limit')",
     ),
-    index("ix_gaps_open", "pod_id", where="settled_at IS NULL"),
+    index("ix_gaps_open", "pod_id", where="resolved_at IS NULL"),
 )
 
 #: A message of a pod that could not be understood. Blocks GC until it is resolved.
@@ -256,19 +256,19 @@ dead_letters = table(
     column("origin_offset", BigInteger),
     # Distinguishes logs in which offsets began anew: the record's time in ms.
     column("origin_log", BigInteger),
-    time("settled_at", null=True),
-    column("settlement", Text, null=True),
-    column("settled_why", Text, null=True),
+    time("resolved_at", null=True),
+    column("resolution", Text, null=True),
+    column("resolved_why", Text, null=True),
     # What it is about; NULL if that is not known.
     column("repositories", ARRAY(Text), null=True),
     # By the database's clock. A reconcile that begins later has seen what the letter is about.
     time("stored_at", default=NOW),
     # One Kafka record makes one dead letter, however often it is read.
     UniqueConstraint("origin_topic", "origin_partition", "origin_offset", "origin_log", name="uq_dead_letters_origin"),
-    check("settled", "(settled_at IS NULL) = (settlement IS NULL)"),
-    check("settlement", "settlement IN ('retried', 'discarded', 'reconciled')"),
-    index("ix_dead_letters_open", "pod", "id", where="settled_at IS NULL"),
-    index("ix_dead_letters_settled", "pod", "settled_at", where="settled_at IS NOT NULL"),
+    check("resolved", "(resolved_at IS NULL) = (resolution IS NULL)"),
+    check("resolution", "resolution IN ('retried', 'discarded', 'reconciled')"),
+    index("ix_dead_letters_open", "pod", "id", where="resolved_at IS NULL"),
+    index("ix_dead_letters_resolved", "pod", "resolved_at", where="resolved_at IS NOT NULL"),
 )
 
 #: A change of a blob's state that is not in blob.lifecycle yet: written with the change, published in order.

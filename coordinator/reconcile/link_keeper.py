@@ -66,7 +66,7 @@ DISPUTED_LIMIT = 1000
 LINK_BYTES = 300
 
 
-class Keeper:
+class LinkKeeper:
     """Reads manifests, and keeps links. Safe to use from several threads."""
 
     def __init__(self, connections: Connections, store: ObjectStore, margin: timedelta) -> None:

@@ -11,7 +11,7 @@ from coordinator.domain.names import Digest, PodName, RepositoryName, parse_dige
 from coordinator.domain.pods import Linker, PodMode
 from coordinator.errors import ConflictError, UnavailableError
 from coordinator.pods.prober import known_digests, known_image
-from coordinator.reconcile.remains import holds_anything
+from coordinator.reconcile.stored_content import holds_anything
 from coordinator.storage.layout import link_key, repository_prefix
 from tests.reconcile.harness import Bucket
 
@@ -58,7 +58,7 @@ def test_what_baleen_made_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("failing", ["check", "walk"])
-def test_what_cannot_be_told_is_not_nothing(failing: str) -> None:
+def test_what_cannot_be_listed_is_not_nothing(failing: str) -> None:
     """An outage is told as such, and so is more than one can look through."""
     bucket = Bucket()
     for number in range(4):

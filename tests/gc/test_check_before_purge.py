@@ -51,7 +51,7 @@ def test_what_others_show_is_not_purged(hidden: Garbage) -> None:
     assert hidden.seen("l")
     assert ("shown-by-others" in hidden.ledger("l")) is versioned
     assert "purged" not in hidden.ledger("l")
-    hidden.tell("other", "l")
+    hidden.report("other", "l")
     hidden.restore()
     hidden.collect()
     assert hidden.seen("l")
@@ -92,7 +92,7 @@ def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage)
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_the_look_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, again: bool) -> None:
+def test_the_check_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, again: bool) -> None:
     """What is shown after a request was signed, or before it is sent once more, is still seen."""
     shown: list[str] = []
 
@@ -111,7 +111,7 @@ def test_the_look_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage
     assert "purged" not in hidden.ledger("l")
 
 
-def test_one_that_cannot_be_looked_at_keeps_no_other(hidden: Garbage) -> None:
+def test_one_that_cannot_be_checked_keeps_no_other(hidden: Garbage) -> None:
     """What the store refuses to show waits, and all others are purged."""
     store = FaultyStore(hidden.store)
     for call in ("head", "versions"):

@@ -1,7 +1,7 @@
 """List the root for repositories that no pod owns.
 
-Route: a GC run, again and again (gc/collect.py), and the scheduler -> `look` -> the row that status, plans and runs
-read (gc/unowned_table.py). An audit makes its own listing, and so does `baleen pods suggest-prefixes`.
+Route: a GC run, again and again (gc/collect.py), and the scheduler -> `update` -> the row that status, plans and runs
+read (gc/root_listing_table.py). An audit makes its own listing, and so does `baleen pods suggest-prefixes`.
 Only folders are listed: those at the top, and those above a pod's prefix. So it takes one request if prefixes have one
 part each, and one more for each folder that several prefixes share, however much is stored.
 Not here: what follows (domain/perimeter.py).
@@ -14,8 +14,8 @@ from typing import Protocol
 
 from coordinator.db.connection import Connections
 from coordinator.domain.perimeter import NAMES_LIMIT, Listing, shown_name
-from coordinator.gc import unowned_table as table
-from coordinator.gc.unowned_table import Begun
+from coordinator.gc import root_listing_table as table
+from coordinator.gc.root_listing_table import Begun
 from coordinator.storage.layout import REPOSITORIES
 from coordinator.storage.port import ObjectInfo
 
@@ -28,7 +28,7 @@ class Folders(Protocol):
     def list(self, prefix: str, start_after: str | None = None, limit: int = ...) -> "list[ObjectInfo]": ...
 
 
-def look(connections: Connections, store: Folders) -> Listing:
+def update(connections: Connections, store: Folders) -> Listing:
     """List the root and write the result. Raises UnavailableError, and leaves the last result."""
     with connections.use() as connection:
         begun = table.begin(connection)
@@ -38,12 +38,12 @@ def look(connections: Connections, store: Folders) -> Listing:
     return found
 
 
-def look_if_due(connections: Connections, store: Folders, every: timedelta) -> bool:
+def update_if_due(connections: Connections, store: Folders, every: timedelta) -> bool:
     """List the root if the last listing is older than `every`, or the pods changed; return whether it was listed."""
     with connections.use() as connection:
         due = table.is_due(connection, every)
     if due:
-        look(connections, store)
+        update(connections, store)
     return due
 
 
@@ -102,4 +102,4 @@ def count_repositories(store: Folders, name: str, limit: int) -> tuple[int, bool
 
 def _above(prefixes: Collection[str]) -> set[str]:
     """Return every folder above a prefix: `a` and `a/b` of `a/b/c`."""
-    return {prefix[:end] for prefix in prefixes for end, letter in enumerate(prefix) if letter == "/"}
+    return {prefix[:end] for prefix in prefixes for end, character in enumerate(prefix) if character == "/"}

@@ -6,11 +6,11 @@ meanwhile, it came through another queue, and proves nothing about the events in
 Ingest is the only place where this can be tried: nothing else stands between a registry's queue and the answer to its
 event. All other events cost a search of their User-Agent, and nothing waits.
 
-Route: the doctor's `agent` is the User-Agent of a push -> the registry's event carries it -> `asked` (normalise.py) ->
-`Holds.wait`, before the event is published. Processes share no state for this: the event itself asks for the delay.
-Invariants: only events of the doctor's own scratch repositories are delayed, if signed for this pod with a secret that
-only Baleen's database has; each nonce delays for the signed time, up to LIMIT_S, from its first event on, once in each
-process, however often it is sent, so that repeating it waits no longer; nothing is refused.
+Route: the doctor's `agent` is the User-Agent of a push -> the registry's event carries it -> `requested_delay`
+(normalise.py) -> `Delays.wait`, before the event is published. Processes share no state for this: the event itself asks
+for the delay. Invariants: only events of the doctor's own scratch repositories are delayed, if signed for this pod with
+a secret that only Baleen's database has; each nonce delays for the signed time, up to LIMIT_S, from its first event on,
+once in each process, however often it is sent, so that repeating it waits no longer; nothing is refused.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _HOLD: Final = re.compile(rf"\b{AGENT}([0-9a-f]{{32}})/([0-9]{{1,4}})/([0-9a-f]{
 _SCRATCH: Final = re.compile(r"/baleen-doctor-[0-9a-f]{16}(?:-other)?\Z")
 
 
-class Hold(NamedTuple):
+class Delay(NamedTuple):
     """The delay that an event asks for, not yet verified."""
 
     nonce: str
@@ -47,12 +47,12 @@ def agent(key: bytes, pod: str, nonce: str, seconds: int) -> str:
     return f"{AGENT}{nonce}/{seconds}/{_signature(key, pod, nonce, seconds)}"
 
 
-def asked(user_agent: str, repository: RepositoryName) -> Hold | None:
+def requested_delay(user_agent: str, repository: RepositoryName) -> Delay | None:
     found = _HOLD.search(user_agent)
-    return Hold(found[1], int(found[2]), found[3]) if found is not None and _SCRATCH.search(repository) else None
+    return Delay(found[1], int(found[2]), found[3]) if found is not None and _SCRATCH.search(repository) else None
 
 
-class Holds:
+class Delays:
     """One process's memory of present and past delays."""
 
     def __init__(
@@ -65,13 +65,13 @@ class Holds:
         #: By nonce, the end of the delay by the monotonic clock; the oldest first.
         self._until: dict[str, float] = {}
 
-    async def wait(self, pod: KnownPod, holds: Iterable[Hold]) -> None:
+    async def wait(self, pod: KnownPod, holds: Iterable[Delay]) -> None:
         for hold in holds:
             signature = _signature(pod.token_sha256, pod.name, hold.nonce, hold.seconds)
             if hmac.compare_digest(signature, hold.signature):
                 await self._sleep(max(self._end(hold) - self._monotonic(), 0))
 
-    def _end(self, hold: Hold) -> float:
+    def _end(self, hold: Delay) -> float:
         until = self._until.setdefault(hold.nonce, self._monotonic() + min(hold.seconds, LIMIT_S))
         if len(self._until) > REMEMBERED:
             del self._until[next(iter(self._until))]

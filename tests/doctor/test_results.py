@@ -13,15 +13,15 @@ from coordinator.doctor.results import SHOWN, Part, finding, follows, proved, re
 from coordinator.doctor.scratch import Announcement
 from coordinator.doctor.texts import TEXTS, Patient
 from coordinator.doctor.visit import Place, Push, Report
-from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Verdict, hold, implied, in_order
+from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Result, hold, implied, in_order
 from coordinator.domain.names import parse_repository
 from coordinator.domain.refusals import Refusals
-from coordinator.kafka.tail import Told
+from coordinator.kafka.tail import TailedRecord
 from coordinator.kafka.topics import TopicProblem, TopicReport
 from coordinator.registry.images import DOCKER, OCI, make_image, make_index, make_layer
 from schemas.records import ReferenceRecord, RegistryEvent, RegistryWatermark
 
-PROVED, REFUTED, UNPROVED = Verdict.PROVED, Verdict.REFUTED, Verdict.UNPROVED
+PROVED, REFUTED, UNPROVED = Result.PROVED, Result.REFUTED, Result.UNPROVED
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
 IMAGE = make_image("judged")
 LAST = make_layer("judged/last")
@@ -32,18 +32,18 @@ PATIENT = Patient(
 )
 
 
-class Story:
+class Recording:
     """Builds what was told of a push, record by record."""
 
     def __init__(self) -> None:
         place = Place("http://registry:5000", "10.0.0.1", cast("Any", None))
         self._push = Push(place, IMAGE, NONCE, LAST, NOW, NOW)
         self._offset = 0
-        self.told: dict[str, Told] = {}
-        self.echoes: list[Told] = []
+        self.entries: dict[str, TailedRecord] = {}
+        self.echoes: list[TailedRecord] = []
 
     def event(
-        self, digest: str, *, source: str = "one", partition: int = 0, at: float | None = None, **more: Any
+        self, digest: str, *, process: str = "one", partition: int = 0, at: float | None = None, **more: Any
     ) -> None:
         self._offset += 1
         moment = NOW + dt.timedelta(seconds=self._offset if at is None else at)
@@ -54,15 +54,15 @@ class Story:
             repository="p/r",
             timestamp=moment,
             digest=digest,
-            source=source,
+            process=process,
             **more,
         )
-        self.told[digest] = Told(partition, self._offset, record)
+        self.entries[digest] = TailedRecord(partition, self._offset, record)
 
-    def echo(self, partition: int, source: str = "one") -> None:
+    def echo(self, partition: int, process: str = "one") -> None:
         self._offset += 1
-        record = RegistryWatermark(action="watermark", pod="p", source=source, nonce=NONCE, partitions=PARTITIONS)
-        self.echoes.append(Told(partition, self._offset, record))
+        record = RegistryWatermark(action="watermark", pod="p", process=process, nonce=NONCE, partitions=PARTITIONS)
+        self.echoes.append(TailedRecord(partition, self._offset, record))
 
     def blobs(self, *, but: int = 0) -> None:
         for blob in IMAGE.blobs[but:]:
@@ -73,86 +73,86 @@ class Story:
         self.event(IMAGE.digest, **({"references": listed} | more))
 
     def report(self) -> Report:
-        blobs = {blob.digest: self.told[blob.digest] for blob in IMAGE.blobs if blob.digest in self.told}
-        return Report(self._push, blobs, self.told.get(IMAGE.digest), self.echoes, self.told.get(LAST.digest))
+        blobs = {blob.digest: self.entries[blob.digest] for blob in IMAGE.blobs if blob.digest in self.entries}
+        return Report(self._push, blobs, self.entries.get(IMAGE.digest), self.echoes, self.entries.get(LAST.digest))
 
 
-def whole() -> Story:
-    story = Story()
-    story.blobs()
-    story.manifest()
+def whole() -> Recording:
+    recording = Recording()
+    recording.blobs()
+    recording.manifest()
     for partition in range(PARTITIONS):
-        story.echo(partition)
-    story.event(LAST.digest)
-    return story
+        recording.echo(partition)
+    recording.event(LAST.digest)
+    return recording
 
 
-def verdicts(report: Report) -> dict[str, Verdict]:
+def results(report: Report) -> dict[str, Result]:
     return {
-        "arrival": events.arrival(report, 1).verdict,
-        "references": events.references(report).verdict,
-        "order": events.order(report).verdict,
-        "echo": events.echo(report, 1).verdict,
+        "arrival": events.arrival(report, 1).result,
+        "references": events.references(report).result,
+        "order": events.order(report).result,
+        "echo": events.echo(report, 1).result,
     }
 
 
-def test_a_push_that_was_told_well() -> None:
+def test_a_push_that_was_reported_well() -> None:
     """With everything told in order, all that is judged of it is proved, and nothing more is waited for."""
     report = whole().report()
-    assert set(verdicts(report).values()) == {PROVED}
+    assert set(results(report).values()) == {PROVED}
     assert report.is_over
 
 
 def test_nothing_is_concluded_from_silence() -> None:
     """Where nothing was told, nothing is refuted, and more may come."""
-    report = Story().report()
-    assert set(verdicts(report).values()) == {UNPROVED}
+    report = Recording().report()
+    assert set(results(report).values()) == {UNPROVED}
     assert not report.is_over
 
 
 def test_a_later_event_proves_a_loss() -> None:
     """What did not come is refuted only once the same process has told of something later."""
-    story = Story()
-    story.blobs(but=1)
-    story.manifest()
-    assert events.arrival(story.report(), 1).verdict is UNPROVED
-    story.echo(0)
-    assert not story.report().is_over, "the copy of the echo that comes after the events may be another partition's"
-    story.echo(1)
-    assert story.report().is_over
-    assert events.arrival(story.report(), 1).verdict is REFUTED
+    recording = Recording()
+    recording.blobs(but=1)
+    recording.manifest()
+    assert events.arrival(recording.report(), 1).result is UNPROVED
+    recording.echo(0)
+    assert not recording.report().is_over, "the copy of the echo that comes after the events may be another partition's"
+    recording.echo(1)
+    assert recording.report().is_over
+    assert events.arrival(recording.report(), 1).result is REFUTED
 
 
 def test_another_process_proves_nothing() -> None:
     """Where two processes answer at an address, what one tells says nothing of what the other has still to tell."""
-    story = Story()
-    story.blobs()
-    story.manifest()
-    story.event(LAST.digest, source="two")
-    report = story.report()
+    recording = Recording()
+    recording.blobs()
+    recording.manifest()
+    recording.event(LAST.digest, process="two")
+    report = recording.report()
     assert not report.is_over
-    assert events.echo(report, 1).verdict is UNPROVED
+    assert events.echo(report, 1).result is UNPROVED
 
 
 def test_a_probe_that_does_not_come_back() -> None:
     """An ignored pull is noticed by the push after it, without waiting."""
-    story = Story()
-    story.blobs()
-    story.manifest()
-    story.event(LAST.digest)
-    assert story.report().is_over
-    assert verdicts(story.report()) == {"arrival": PROVED, "references": PROVED, "order": PROVED, "echo": REFUTED}
+    recording = Recording()
+    recording.blobs()
+    recording.manifest()
+    recording.event(LAST.digest)
+    assert recording.report().is_over
+    assert results(recording.report()) == {"arrival": PROVED, "references": PROVED, "order": PROVED, "echo": REFUTED}
 
 
 @pytest.mark.parametrize(
-    ("references", "verdict"),
+    ("references", "result"),
     [(None, REFUTED), ([ReferenceRecord(IMAGE.config.digest)], REFUTED)],
 )
-def test_references_that_are_not_all(references: Any, verdict: Verdict) -> None:
+def test_references_that_are_not_all(references: Any, result: Result) -> None:
     """An event that names none or not all of what the manifest lists is refuted."""
-    story = Story()
-    story.manifest(references=references)
-    assert events.references(story.report()).verdict is verdict
+    recording = Recording()
+    recording.manifest(references=references)
+    assert events.references(recording.report()).result is result
 
 
 PLACE = Place("http://registry:5000", "10.0.0.1", cast("Any", None))
@@ -160,23 +160,23 @@ DOCKER_IMAGE = make_image("judged", kind=DOCKER)
 MANIFESTS = {"docker manifest": DOCKER_IMAGE, "docker manifest list": make_index([DOCKER_IMAGE], DOCKER)}
 
 
-def of_kinds(*untold: str, but: str = "", lasts: bool = True) -> KindsReport:
+def of_kinds(*unreported: str, but: str = "", lasts: bool = True) -> KindsReport:
     """What was told of two manifests and a mount; `but`: one of them that another process told of."""
     repository, other = parse_repository("p/r"), parse_repository("p/r-other")
     done = {kind: Announcement("push", repository, each.digest) for kind, each in MANIFESTS.items()}
     done["mount"] = Announcement("mount", other, LAST.digest)
     ends = {name: Announcement("push", name, make_layer(name).digest) for name in (repository, other)}
-    story = Story()
+    recording = Recording()
     for kind, each in done.items():
-        if kind not in untold:
-            story.event(each.digest, source="two" if kind == but else "one")
+        if kind not in unreported:
+            recording.event(each.digest, process="two" if kind == but else "one")
     for each in ends.values() if lasts else ():
-        story.event(each.digest)
-    return kinds.report(Kinds(PLACE, dict(MANIFESTS), done, ends), lambda each: story.told.get(each.digest))
+        recording.event(each.digest)
+    return kinds.report(Kinds(PLACE, dict(MANIFESTS), done, ends), lambda each: recording.entries.get(each.digest))
 
 
 @pytest.mark.parametrize(
-    ("report", "verdict", "over"),
+    ("report", "result", "over"),
     [
         (of_kinds(), PROVED, True),
         (of_kinds("mount"), REFUTED, True),
@@ -186,9 +186,9 @@ def of_kinds(*untold: str, but: str = "", lasts: bool = True) -> KindsReport:
         (of_kinds("docker manifest", "docker manifest list", "mount", lasts=False), UNPROVED, False),
     ],
 )
-def test_kinds_that_were_told(report: KindsReport, verdict: Verdict, over: bool) -> None:
+def test_kinds_that_were_reported(report: KindsReport, result: Result, over: bool) -> None:
     """A kind that did not come is refuted once the one process has told of a later push to the same repository."""
-    assert events.arrival_of_kinds(report, 1).verdict is verdict
+    assert events.arrival_of_kinds(report, 1).result is result
     assert report.is_over is over
 
 
@@ -196,26 +196,26 @@ def test_kinds_that_could_not_be_tried() -> None:
     """A registry that refuses one of the kinds proves nothing of them."""
     report = of_kinds()
     report = report._replace(kinds=report.kinds._replace(error="refused"))
-    assert events.arrival_of_kinds(report, 1).verdict is UNPROVED
-    assert [part.verdict for part in events.references_of_kinds(report)] == [UNPROVED]
+    assert events.arrival_of_kinds(report, 1).result is UNPROVED
+    assert [part.result for part in events.references_of_kinds(report)] == [UNPROVED]
 
 
 def of_a_hold(
-    *, told: bool = True, echo_at: int = 9, copies: int = PARTITIONS, source: str = "one", **times: float | None
+    *, is_reported: bool = True, echo_at: int = 9, copies: int = PARTITIONS, process: str = "one", **times: float | None
 ) -> queues.TrialResult:
     """What came of a blob that was held back and stands at offset 5, and of a pull whose echo stands at `echo_at`."""
-    story = Story()
-    story.event(LAST.digest)
-    blob = story.told[LAST.digest]._replace(offset=5)
+    recording = Recording()
+    recording.event(LAST.digest)
+    blob = recording.entries[LAST.digest]._replace(offset=5)
     for partition in range(copies):
-        story.echo(partition, source)
-    echoes = [echo._replace(offset=echo_at if echo.partition == blob.partition else 0) for echo in story.echoes]
+        recording.echo(partition, process)
+    echoes = [echo._replace(offset=echo_at if echo.partition == blob.partition else 0) for echo in recording.echoes]
     given: dict[str, Any] = {"awaited": 1.9, "unhindered": 0.1} | times
-    return queues.TrialResult("blob", blob if told else None, echoes, **given)
+    return queues.TrialResult("blob", blob if is_reported else None, echoes, **given)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "verdict"),
+    ("outcome", "result"),
     [
         (of_a_hold(), PROVED),
         (of_a_hold(echo_at=4), REFUTED),
@@ -224,200 +224,202 @@ def of_a_hold(
         (of_a_hold(awaited=0.0), UNPROVED),
         (of_a_hold(unhindered=1.0), UNPROVED),
         (of_a_hold(unhindered=None), UNPROVED),
-        (of_a_hold(told=False), UNPROVED),
+        (of_a_hold(is_reported=False), UNPROVED),
         (of_a_hold(copies=PARTITIONS - 1), UNPROVED),
         (of_a_hold(copies=0), UNPROVED),
-        (of_a_hold(source="two", echo_at=4), UNPROVED),
+        (of_a_hold(process="two", echo_at=4), UNPROVED),
         (of_a_hold()._replace(error="refused"), UNPROVED),
     ],
 )
-def test_an_echo_that_waits_or_does_not(outcome: queues.TrialResult, verdict: Verdict) -> None:
+def test_an_echo_that_waits_or_does_not(outcome: queues.TrialResult, result: Result) -> None:
     """An echo before what was held back refutes; one behind it proves only if it was kept waiting for it."""
-    assert queues.judged(outcome).verdict is verdict
+    assert queues.order_part(outcome).result is result
 
 
 def test_all_kinds_have_to_wait() -> None:
     """A place is proved only with every kind, and tells for how long each was kept waiting at the least."""
     held = of_a_hold()
-    assert queues.joined("here", []).verdict is UNPROVED
-    assert queues.joined("here", [held, of_a_hold(echo_at=4)]) == queues.judged(of_a_hold(echo_at=4))._replace(
+    assert queues.joined("here", []).result is UNPROVED
+    assert queues.joined("here", [held, of_a_hold(echo_at=4)]) == queues.order_part(of_a_hold(echo_at=4))._replace(
         where="here"
     )
     found = queues.joined("here", [held, of_a_hold(awaited=1.5), of_a_hold(unhindered=0.2)])
-    assert found.verdict is PROVED
+    assert found.result is PROVED
     assert "1.5 s or longer" in found.sentence
     assert "0.2 s at most" in found.sentence
 
 
 def test_an_order_that_is_not_kept() -> None:
     """A manifest before its blobs, an echo before the manifest, two partitions and falling times are refuted."""
-    early = Story()
+    early = Recording()
     early.manifest()
     early.blobs()
     early.event(LAST.digest)
-    claimed = Story()
+    claimed = Recording()
     claimed.echo(0)
     claimed.blobs()
     claimed.manifest()
     claimed.event(LAST.digest)
-    split = Story()
+    split = Recording()
     split.blobs()
     split.manifest(partition=1)
     split.event(LAST.digest)
-    falling = Story()
+    falling = Recording()
     falling.blobs()
     falling.manifest(at=0)
     falling.event(LAST.digest)
-    assert {events.order(story.report()).verdict for story in (early, claimed, split, falling)} == {REFUTED}
+    assert {events.order(recording.report()).result for recording in (early, claimed, split, falling)} == {REFUTED}
 
 
 @pytest.mark.parametrize(
-    ("told", "step", "off"),
+    ("shown", "step", "off"),
     [(0.5, 0, 0), (5, 0, 4), (-3, 0, -3), (-0.5, 1, 0), (-3, 1, -2)],
 )
-def test_how_far_a_clock_is_off(told: float, step: float, off: float) -> None:
+def test_how_far_a_clock_is_off(shown: float, step: float, off: float) -> None:
     """A time between two of ours says nothing against a clock, nor does one that is cut to whole seconds."""
-    found = clocks.off(NOW + dt.timedelta(seconds=told), NOW, NOW + dt.timedelta(seconds=1), dt.timedelta(seconds=step))
+    found = clocks.off(
+        NOW + dt.timedelta(seconds=shown), NOW, NOW + dt.timedelta(seconds=1), dt.timedelta(seconds=step)
+    )
     assert found == dt.timedelta(seconds=off)
 
 
 def test_a_clock_may_be_off_by_half_of_the_skew() -> None:
     """The margin is for two clocks: one of them has half of it, either way."""
     bound = dt.timedelta(seconds=150)
-    assert clocks.judged("x", bound, bound).verdict is PROVED
-    assert clocks.judged("x", -bound, bound).verdict is PROVED
-    assert clocks.judged("x", -bound - dt.timedelta(milliseconds=1), bound).verdict is REFUTED
+    assert clocks.clock_part("x", bound, bound).result is PROVED
+    assert clocks.clock_part("x", -bound, bound).result is PROVED
+    assert clocks.clock_part("x", -bound - dt.timedelta(milliseconds=1), bound).result is REFUTED
 
 
-def test_the_worst_part_is_the_verdict() -> None:
+def test_the_worst_part_is_the_result() -> None:
     """One address that is not proved makes the finding so, stands first, and brings what mends it."""
     parts = [proved("a", "well"), unproved("b", "unknown"), refuted("c", "wrong")]
     found = finding(Check.SAME_ROOT, parts, PATIENT)
-    assert (found.verdict, found.proof) == (REFUTED, "c: wrong; b: unknown; a: well")
-    assert found.mend == TEXTS[Check.SAME_ROOT].mend(PATIENT)
-    assert finding(Check.SAME_ROOT, parts[:2], PATIENT).verdict is UNPROVED
-    assert finding(Check.SAME_ROOT, parts[:1], PATIENT).mend == ""
-    assert finding(Check.SAME_ROOT, [], PATIENT).verdict is UNPROVED
+    assert (found.result, found.proof) == (REFUTED, "c: wrong; b: unknown; a: well")
+    assert found.fix == TEXTS[Check.SAME_ROOT].fix(PATIENT)
+    assert finding(Check.SAME_ROOT, parts[:2], PATIENT).result is UNPROVED
+    assert finding(Check.SAME_ROOT, parts[:1], PATIENT).fix == ""
+    assert finding(Check.SAME_ROOT, [], PATIENT).result is UNPROVED
     many = finding(Check.SAME_ROOT, [proved(f"{n}", "well") for n in range(SHOWN + 3)], PATIENT)
     assert many.proof.endswith("and 3 more")
 
 
 def test_what_the_visit_did_not_reach() -> None:
     """Nothing stays proved of whom a visit did not reach, and it is said who that is; what is refuted stays so."""
-    for verdict, after in ((PROVED, UNPROVED), (UNPROVED, UNPROVED), (REFUTED, REFUTED)):
-        found = finding(Check.CLOCKS, [Part("a", verdict, "seen")], PATIENT)
+    for result, after in ((PROVED, UNPROVED), (UNPROVED, UNPROVED), (REFUTED, REFUTED)):
+        found = finding(Check.CLOCKS, [Part("a", result, "seen")], PATIENT)
         assert without(found, [], PATIENT) == found
         left = without(found, ["p1", "p2"], PATIENT)
-        assert (left.check, left.verdict, left.meaning) == (Check.CLOCKS, after, TEXTS[Check.CLOCKS].meaning(after))
+        assert (left.check, left.result, left.meaning) == (Check.CLOCKS, after, TEXTS[Check.CLOCKS].meaning(after))
         assert "not tried with process p1, p2: see `processes-reached`" in left.proof
-        assert left.mend == found.mend
+        assert left.fix == found.fix
     reached = without(finding(Check.PROCESSES_REACHED, [proved("a", "seen")], PATIENT), ["p1", "p2"], PATIENT)
-    assert reached.verdict is UNPROVED
-    for told in ("process p1: ", "process p2: ", "a: seen"):
-        assert told in reached.proof
-    for told in (
+    assert reached.result is UNPROVED
+    for entry in ("process p1: ", "process p2: ", "a: seen"):
+        assert entry in reached.proof
+    for entry in (
         "baleen pods set-registries team-a --registry http://a:5000 --registry http://b:5000 --registry URL",
-        "baleen pods retire-source team-a p1 --why",
-        "baleen pods retire-source team-a p2 --why",
+        "baleen pods retire-process team-a p1 --why",
+        "baleen pods retire-process team-a p2 --why",
     ):
-        assert told in reached.mend
+        assert entry in reached.fix
 
 
 def test_what_follows_from_another_finding() -> None:
-    """It is one sentence that refers to the finding that tells it in whole, for all places, with nothing to mend; what
+    """It is one sentence that refers to the finding that tells it in whole, for all places, with nothing to fix; what
     a check found out by itself it goes on telling, and a process that was not reached adds nothing.
     """
     stuck = [follows(where, "it is away", Check.REGISTRY_ANSWERS) for where in ("a", "b")]
     found = finding(Check.CLOCKS, stuck, PATIENT)
-    assert (found.verdict, found.mend) == (UNPROVED, "")
+    assert (found.result, found.fix) == (UNPROVED, "")
     assert found.proof == "a, b: not tried, since it is away: see `registry-answers`"
     assert without(found, ["p1"], PATIENT) == found
     nowhere = finding(Check.CLOCKS, [], PATIENT)
-    assert (nowhere.verdict, nowhere.mend) == (UNPROVED, "")
+    assert (nowhere.result, nowhere.fix) == (UNPROVED, "")
     assert "see `registry-answers`" in nowhere.proof
     worse = finding(Check.CLOCKS, [*stuck, refuted("c", "it is off", "set it")], PATIENT)
-    assert (worse.verdict, worse.mend) == (REFUTED, "set it")
+    assert (worse.result, worse.fix) == (REFUTED, "set it")
     assert worse.proof == f"c: it is off; {found.proof}"
 
 
 def test_what_is_known_is_filled_in() -> None:
     """No line that mends something has a placeholder for what Baleen knows: the pod, its URLs, Baleen's, the bucket."""
-    mends = {check: texts.mend(PATIENT) for check, texts in TEXTS.items()}
-    for mend in mends.values():
-        assert not re.search(r"\b(?:POD|INSTANCE|BALEEN_URL|BUCKET|ROOT)\b", mend), mend
-    assert "url: http://baleen:8080/v1/events/team-a" in mends[Check.EVENTS_ARRIVE]
-    assert "baleen pods rotate-token team-a" in mends[Check.EVENTS_ARRIVE]
-    assert "s3: {bucket: layers, rootdirectory: /shared}" in mends[Check.SAME_ROOT]
-    assert "--endpoint-url http://store:9000 --bucket layers" in mends[Check.VERSIONED]
-    assert "pods config team-a --with-secrets" in mends[Check.UPLOAD_SECRET]
-    unknown = TEXTS[Check.EVENTS_ARRIVE].mend(PATIENT._replace(url=None))
+    fixes = {check: texts.fix(PATIENT) for check, texts in TEXTS.items()}
+    for fix in fixes.values():
+        assert not re.search(r"\b(?:POD|INSTANCE|BALEEN_URL|BUCKET|ROOT)\b", fix), fix
+    assert "url: http://baleen:8080/v1/events/team-a" in fixes[Check.EVENTS_ARRIVE]
+    assert "baleen pods rotate-token team-a" in fixes[Check.EVENTS_ARRIVE]
+    assert "s3: {bucket: layers, rootdirectory: /shared}" in fixes[Check.SAME_ROOT]
+    assert "--endpoint-url http://store:9000 --bucket layers" in fixes[Check.VERSIONED]
+    assert "pods config team-a --with-secrets" in fixes[Check.UPLOAD_SECRET]
+    unknown = TEXTS[Check.EVENTS_ARRIVE].fix(PATIENT._replace(url=None))
     assert "BALEEN_URL is not set here" in unknown
-    off = clocks.judged("http://a:5000", dt.timedelta(seconds=-70.5), dt.timedelta(seconds=30))
-    assert "BALEEN_SAFETY_CLOCK_SKEW=142s" in (off.mend or "")
-    assert "http://a:5000" in (off.mend or "")
+    off = clocks.clock_part("http://a:5000", dt.timedelta(seconds=-70.5), dt.timedelta(seconds=30))
+    assert "BALEEN_SAFETY_CLOCK_SKEW=142s" in (off.fix or "")
+    assert "http://a:5000" in (off.fix or "")
 
 
 @pytest.mark.parametrize(
-    ("untold", "actions", "media_types"),
+    ("unreported", "actions", "media_types"),
     [
         (["mount"], "actions: [mount]", []),
         (["docker manifest"], None, [DOCKER.manifest]),
         (["docker manifest", "docker manifest list", "mount"], "actions: [mount]", [DOCKER.index, DOCKER.manifest]),
     ],
 )
-def test_what_is_to_be_taken_out_of_ignore(untold: list[str], actions: str | None, media_types: list[str]) -> None:
+def test_what_is_to_be_taken_out_of_ignore(unreported: list[str], actions: str | None, media_types: list[str]) -> None:
     """Of kinds that are not told, the lines of `ignore` that do it are named, and no others."""
-    mend = events.arrival_of_kinds(of_kinds(*untold), 1).mend
-    assert mend is not None
-    assert ("actions:" in mend) == (actions is not None)
-    assert actions is None or actions in mend
-    assert [line.strip(" -") for line in mend.splitlines() if line.strip().startswith("- ")] == media_types
+    fix = events.arrival_of_kinds(of_kinds(*unreported), 1).fix
+    assert fix is not None
+    assert ("actions:" in fix) == (actions is not None)
+    assert actions is None or actions in fix
+    assert [line.strip(" -") for line in fix.splitlines() if line.strip().startswith("- ")] == media_types
 
 
 def test_pushes_that_are_ignored() -> None:
     """If none of an image's pushes is told, they are ignored by their action; if some are, by their media type."""
-    story = Story()
+    recording = Recording()
     for partition in range(PARTITIONS):
-        story.echo(partition)
-    assert "actions: [push]" in (events.arrival(story.report(), 1).mend or "")
-    blobless = Story()
+        recording.echo(partition)
+    assert "actions: [push]" in (events.arrival(recording.report(), 1).fix or "")
+    blobless = Recording()
     blobless.manifest()
     for partition in range(PARTITIONS):
         blobless.echo(partition)
-    mend = events.arrival(blobless.report(), 1).mend or ""
-    assert "- application/octet-stream" in mend
-    assert "actions" not in mend
-    assert OCI.manifest not in mend
+    fix = events.arrival(blobless.report(), 1).fix or ""
+    assert "- application/octet-stream" in fix
+    assert "actions" not in fix
+    assert OCI.manifest not in fix
 
 
 def test_a_wrong_token_is_named() -> None:
-    """Where nothing came, and events of the pod are refused for their token, that is the proof, and what to mend."""
+    """Where nothing came, and events of the pod are refused for their token, that is the proof, and what to fix."""
     refused = Refusals(NOW, NOW + dt.timedelta(minutes=5))
-    part = events.of_wrong_token(events.arrival(Story().report(), 1), refused, PATIENT)
-    assert part.verdict is UNPROVED
+    part = events.of_wrong_token(events.arrival(Recording().report(), 1), refused, PATIENT)
+    assert part.result is UNPROVED
     assert "none of 4 events came" in part.sentence
     assert (
         "wrong token, or with none, have been refused since 2026-11-24 12:00:00 UTC, the last at 2026-11-24 12:05:00"
         in part.sentence
     )
-    assert "baleen pods rotate-token team-a" in (part.mend or "")
-    assert "Authorization: [Bearer THE-PODS-TOKEN]" in (part.mend or "")
+    assert "baleen pods rotate-token team-a" in (part.fix or "")
+    assert "Authorization: [Bearer THE-PODS-TOKEN]" in (part.fix or "")
 
 
 def test_what_an_index_lists() -> None:
     """An event that names other digests than are listed, or none, is refuted; one that did not come proves nothing."""
-    story = Story()
-    story.event(IMAGE.digest, references=[ReferenceRecord(IMAGE.config.digest)])
-    named = story.told[IMAGE.digest]
-    story.event(IMAGE.digest)
-    silent = story.told[IMAGE.digest]
-    for told, listed, verdict in (
+    recording = Recording()
+    recording.event(IMAGE.digest, references=[ReferenceRecord(IMAGE.config.digest)])
+    named = recording.entries[IMAGE.digest]
+    recording.event(IMAGE.digest)
+    silent = recording.entries[IMAGE.digest]
+    for entry, listed, result in (
         (named, IMAGE.config.digest, PROVED),
         (named, LAST.digest, REFUTED),
         (silent, LAST.digest, REFUTED),
         (None, LAST.digest, UNPROVED),
     ):
-        assert events.listing("here", "index", told, {listed}).verdict is verdict
+        assert events.listing("here", "index", entry, {listed}).result is result
 
 
 def test_what_holds_garbage_collection() -> None:
@@ -426,16 +428,16 @@ def test_what_holds_garbage_collection() -> None:
     assert hold(all_well, "p") is None
     assert hold(all_well | {"a-check-of-another-release": REFUTED}, "p") is None
     assert "never examined" in (hold({}, "p") or "")
-    told = hold(all_well | {"clocks": REFUTED, "versioned": UNPROVED}, "p") or ""
-    assert "clocks is refuted" in told
-    assert "versioned is unproved" in told
+    entry = hold(all_well | {"clocks": REFUTED, "versioned": UNPROVED}, "p") or ""
+    assert "clocks is refuted" in entry
+    assert "versioned is unproved" in entry
     assert "2 processes of its registry began or came back after the visit" in (hold(all_well, "p", 2) or "")
     assert hold(all_well | {"repositories-owned": REFUTED}, "p") is None, "each run looks for itself"
     del all_well["cannot-delete"]
     assert "cannot-delete is not examined" in (hold(all_well, "p") or "")
 
 
-def test_what_is_let_pass_on_purpose() -> None:
+def test_what_is_allowed_on_purpose() -> None:
     """A check that is named as unsafe holds nothing once a visit was made of it; the others do as ever."""
     found = dict.fromkeys(map(str, Check), PROVED) | {"kafka-durable": REFUTED, "cannot-delete": UNPROVED}
     named = {"kafka-durable", "cannot-delete"}
@@ -465,8 +467,8 @@ def test_every_check_is_made_and_explained() -> None:
 def test_topics_that_are_not_safe() -> None:
     """What `topics create` would report is refuted with the command that mends it; what is not told is unproved."""
     wrong = TopicReport("registry.events", False, 8, 3, (TopicProblem("It is not safe.", "kafka-configs.sh …"),))
-    untold = TopicReport("registry.events", False, 8, 3, (), ("min.insync.replicas",))
+    unreported = TopicReport("registry.events", False, 8, 3, (), ("min.insync.replicas",))
     safe = TopicReport("registry.events", False, 8, 3, ())
-    assert [kafka.kept(report).verdict for report in (wrong, untold, safe)] == [REFUTED, UNPROVED, PROVED]
-    assert kafka.mend([safe, wrong]) == "kafka-configs.sh …"
-    assert kafka.mend([safe]) is None
+    assert [kafka.kept(report).result for report in (wrong, unreported, safe)] == [REFUTED, UNPROVED, PROVED]
+    assert kafka.fix([safe, wrong]) == "kafka-configs.sh …"
+    assert kafka.fix([safe]) is None

@@ -5,8 +5,8 @@ listing that begins later shows it. A reconcile of the pods that own the letter'
 letter; until then the letter, or the gap that took its place, blocks garbage collection. No reconcile lists
 repositories that no pod owns: a letter about one of them is resolved only while storage has nothing of it.
 
-Not here: what a payload is about (ingest/letters.py), SQL (table/dead_letters.py, dead_letters/resolve.py), reading
-storage (reconcile/remains.py).
+Not here: what a payload is about (ingest/dead_letters.py), SQL (table/dead_letters.py, dead_letters/resolve.py),
+reading storage (reconcile/stored_content.py).
 """
 
 import datetime as dt
@@ -20,7 +20,7 @@ from coordinator.domain.pods import prefixes_of
 REPOSITORIES_LIMIT: Final = 100
 
 
-class LetterPod(NamedTuple):
+class DeadLetterPod(NamedTuple):
     """What letters need of a pod. `is_listed`: its links are in shared storage, where a reconcile lists them."""
 
     id: int
@@ -35,21 +35,21 @@ class Concern(NamedTuple):
     because no pod owns them, or one whose links are elsewhere and that did not send the letter.
     """
 
-    pods: Mapping[LetterPod, Sequence[RepositoryName] | None]
+    pods: Mapping[DeadLetterPod, Sequence[RepositoryName] | None]
     unlisted: Sequence[RepositoryName]
 
 
 def concern(
     repositories: Sequence[RepositoryName] | None,
     sender: str,
-    pods: Collection[LetterPod],
-    owners: Mapping[str, LetterPod],
+    pods: Collection[DeadLetterPod],
+    owners: Mapping[str, DeadLetterPod],
 ) -> Concern:
     """Return the pods a letter concerns. `sender`: the pod's name, "" if it is not known. `owners`: by prefix."""
     if repositories is None:
         # The links in storage show what the sender did in any pod, except in pods whose links are elsewhere.
         return Concern({pod: None for pod in pods if pod.is_listed or sender in {pod.name, ""}}, ())
-    owned: dict[LetterPod, list[RepositoryName]] = {}
+    owned: dict[DeadLetterPod, list[RepositoryName]] = {}
     unlisted: list[RepositoryName] = []
     for repository in repositories:
         owner = next((owners[prefix] for prefix in prefixes_of(repository) if prefix in owners), None)

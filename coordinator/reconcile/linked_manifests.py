@@ -87,11 +87,11 @@ def manifests(
     A child without any link, not known as a manifest, is returned if its bytes are a manifest: the registry accepted
     the index while it had the child.
     """
-    found = lookups.map(lambda each: _look(store, each, others), dict.fromkeys(named))
+    found = lookups.map(lambda each: _check(store, each, others), dict.fromkeys(named))
     return [fact for fact in found if fact is not None]
 
 
-def _look(store: ObjectStore, named: Named | Child, others: set[Digest] | None) -> ManifestPushed | None:
+def _check(store: ObjectStore, named: Named | Child, others: set[Digest] | None) -> ManifestPushed | None:
     if isinstance(named, Child):
         _, repository, digest, implied = named
         needed = not implied

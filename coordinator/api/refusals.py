@@ -14,7 +14,7 @@ _PLACE = re.compile(r"([A-Za-z_]+)((?:\[[0-9.]*\])?)")
 _BODY = "data"
 
 
-class _Taken(NamedTuple):
+class _Type(NamedTuple):
     """A type with its annotations: bounds, a description, the name that clients use."""
 
     kind: Any
@@ -32,30 +32,30 @@ def hints_of(handler: Any) -> dict[str, Any]:
 def refusal(handler: Any, complaints: Sequence[Any]) -> str:
     """Describe the valid values for each invalid parameter or field; empty if there is nothing to say."""
     hints = hints_of(handler)
-    return " ".join(dict.fromkeys(told for each in complaints if (told := _told(hints, each))))
+    return " ".join(dict.fromkeys(sentence for each in complaints if (sentence := _describe(hints, each))))
 
 
-def _told(hints: Mapping[str, Any], complaint: Any) -> str | None:
+def _describe(hints: Mapping[str, Any], complaint: Any) -> str | None:
     place = str(complaint.get("key") or "") if isinstance(complaint, Mapping) else ""
-    body = _taken(hints[_BODY]).kind if _BODY in hints else None
+    body = _unwrap(hints[_BODY]).kind if _BODY in hints else None
     if body is not None and place == _BODY:
         return _whole_body(_fields(body), str(complaint.get("message")))
     match = _PLACE.fullmatch(place)
     known = hints if body is None or complaint.get("source") != "body" else _fields(body)
     if match is None or match[1] not in known:
         return None
-    taken = _taken(known[match[1]])
-    name = taken.mark("name") or match[1]
-    if match[2] and get_origin(taken.kind) is list:
-        return f"Each of `{name}` must be {_words(_taken(get_args(taken.kind)[0]))}."
-    return f"`{name}` must be {_words(taken)}."
+    expected = _unwrap(known[match[1]])
+    name = expected.mark("name") or match[1]
+    if match[2] and get_origin(expected.kind) is list:
+        return f"Each of `{name}` must be {_describe_type(_unwrap(get_args(expected.kind)[0]))}."
+    return f"`{name}` must be {_describe_type(expected)}."
 
 
 def _whole_body(fields: Mapping[str, Any], message: str) -> str:
     """Describe a body with missing or unknown fields, or one that is not an object."""
     quoted = re.search(r"field `([^`]{1,100})`", message)
     if quoted is not None and quoted[1] in fields:
-        return f"`{quoted[1]}` is missing: it must be {_words(_taken(fields[quoted[1]]))}."
+        return f"`{quoted[1]}` is missing: it must be {_describe_type(_unwrap(fields[quoted[1]]))}."
     names = ", ".join(fields)
     if quoted is not None:
         return f"`{quoted[1]}` is not a field of this call: it takes {names}."
@@ -66,7 +66,7 @@ def _fields(body: Any) -> Mapping[str, Any]:
     return get_type_hints(body, include_extras=True) if isinstance(body, type) else {}
 
 
-def _taken(hint: Any) -> _Taken:
+def _unwrap(hint: Any) -> _Type:
     """Unwrap annotations and `| None`."""
     marks: list[Any] = []
     while True:
@@ -78,23 +78,23 @@ def _taken(hint: Any) -> _Taken:
         elif hasattr(hint, "__value__"):
             hint = hint.__value__
         else:
-            return _Taken(hint, marks)
+            return _Type(hint, marks)
 
 
 def _without_none(hint: Any) -> list[Any]:
     return [kind for kind in get_args(hint) if kind is not NoneType]
 
 
-def _words(taken: _Taken) -> str:
-    kind = taken.kind
+def _describe_type(expected: _Type) -> str:
+    kind = expected.kind
     if choices := list(_choices(kind)):
         return f"one of {', '.join(choices)}"
-    if taken.mark("pattern") is not None and (described := taken.mark("description")) is not None:
+    if expected.mark("pattern") is not None and (described := expected.mark("description")) is not None:
         return str(described).rstrip(".")
-    least, most = taken.mark("min_length"), taken.mark("max_length")
+    least, most = expected.mark("min_length"), expected.mark("max_length")
     known = {
         bool: "true or false",
-        int: f"a whole number{_between(taken.mark('ge'), taken.mark('le'), '')}",
+        int: f"a whole number{_between(expected.mark('ge'), expected.mark('le'), '')}",
         str: f"text{_between(least, most, ' characters', ' of')}",
         list: f"a list{_between(least, most, ' items', ' of')}",
     }

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from coordinator.domain.names import PodName, RepositoryName
+from coordinator.ingest.delays import LIMIT_S, REMEMBERED, Delay, Delays, agent, requested_delay
 from coordinator.ingest.directory import KnownPod
-from coordinator.ingest.holding import LIMIT_S, REMEMBERED, Hold, Holds, agent, asked
 from coordinator.ingest.normalise import Accepted
 from coordinator.settings import Settings
 from tests.ingest.harness import FixedDirectory, Tape, envelope, event, sending_as_pod_a, serving
@@ -20,8 +20,8 @@ NONCE = "0123456789abcdef" * 2
 SCRATCH = RepositoryName("pod-a/baleen-doctor-0123456789abcdef")
 
 
-def hold(nonce: str = NONCE, seconds: int = 1, pod: KnownPod = POD) -> Hold:
-    found = asked(agent(pod.token_sha256, pod.name, nonce, seconds), SCRATCH)
+def hold(nonce: str = NONCE, seconds: int = 1, pod: KnownPod = POD) -> Delay:
+    found = requested_delay(agent(pod.token_sha256, pod.name, nonce, seconds), SCRATCH)
     assert found is not None
     return found
 
@@ -32,12 +32,12 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
         self._waits: list[float] = []
-        self._holds = Holds(lambda: self.now, self._sleep)
+        self._holds = Delays(lambda: self.now, self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
         self._waits.append(seconds)
 
-    def waits(self, *wanted: Hold) -> list[float]:
+    def waits(self, *wanted: Delay) -> list[float]:
         """How long each of these waits, if it comes now."""
         self._waits.clear()
         asyncio.run(self._holds.wait(POD, wanted))
@@ -60,7 +60,7 @@ def test_a_hold_that_is_repeated() -> None:
     assert clock.waits(hold(), hold()) == [0, 0]
 
 
-def test_a_hold_that_is_not_believed() -> None:
+def test_a_hold_that_is_not_trusted() -> None:
     """Who cannot sign, or signed for another pod, another nonce or fewer seconds, has nothing held."""
     other = PODS[PodName("pod-b")]
     forged = [
@@ -92,14 +92,14 @@ def test_what_is_remembered_is_bounded() -> None:
         (SCRATCH, "docker/20.10", False),
     ],
 )
-def test_who_asks(repository: str, user_agent: str, held: bool) -> None:
+def test_which_clients_may_ask(repository: str, user_agent: str, held: bool) -> None:
     """Only a doctor's User-Agent asks for anything, and only of a doctor's repository."""
     outcome = outcome_of(repository=repository, request={"useragent": user_agent})
     assert isinstance(outcome, Accepted)
     assert (outcome.hold is not None) is held
 
 
-def test_an_answer_that_is_held_back(settings: Settings, tape: Tape) -> None:
+def test_an_answer_that_is_delayed(settings: Settings, tape: Tape) -> None:
     """The event is answered and stored after its time; once more it is taken at once, as are others."""
     waits: list[float] = []
 
@@ -109,7 +109,7 @@ def test_an_answer_that_is_held_back(settings: Settings, tape: Tape) -> None:
 
     user_agent = agent(POD.token_sha256, POD.name, NONCE, 1)
     body = envelope(event(repository=SCRATCH, request={"useragent": user_agent}))
-    with serving(settings, holds=Holds(sleep=noted)) as url, sending_as_pod_a(url) as client:
+    with serving(settings, holds=Delays(sleep=noted)) as url, sending_as_pod_a(url) as client:
         began = time.monotonic()
         assert client.post(PATH, content=body).json()["accepted"] == 1
         assert time.monotonic() - began >= 1

@@ -1,8 +1,8 @@
 """Examine registry processes that began or came back after the doctor's last visit, without an operator.
 
-Route: workers/scheduler.py, every few seconds -> `Again.round` -> the pod that has waited longest -> `examine_again`:
-all experiments of the doctor except those with the pod's key -> all proved: the pod's processes are examined; else the
-hold says what is not proved, and the visit is repeated.
+Route: workers/scheduler.py, every few seconds -> `Reexamination.round` -> the pod that has waited longest ->
+`examine_again`: all experiments of the doctor except those with the pod's key -> all proved: the pod's processes are
+examined; else the hold says what is not proved, and the visit is repeated.
 A client can make a registry process end (it can use up its memory), so its successor must not need an operator. The
 visit proves what an operator's visit would prove. Not so for the key: no experiment shows which key a process uses, so
 the checks with the key keep the result of the last visit that had it.
@@ -69,7 +69,7 @@ def is_due(last: Visited | None, processes: frozenset[tuple[int, int]], now: flo
     return now - last.ended >= (last.pause if processes == last.processes else FIRST_PAUSE_S)
 
 
-class Again:
+class Reexamination:
     """The scheduler's visits, one at a time. Used by one thread. It remembers only when to visit next."""
 
     def __init__(

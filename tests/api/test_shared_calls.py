@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from coordinator.api.shared import Shared
+from coordinator.api.shared_calls import Shared
 from coordinator.errors import UnavailableError
 
 ASKING = 20

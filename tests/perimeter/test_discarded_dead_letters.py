@@ -33,11 +33,11 @@ def discard(baleen: Baleen, number: int) -> int:
     return baleen.api.post(f"/v1/dead-letters/{number}/discard", json={"why": "as I was told"}).status_code
 
 
-def letters_of(baleen: Baleen, pod: Pod) -> list[dict[str, object]]:
-    return [letter for letter in baleen.dead_letters() if letter["pod"] == pod.name]
+def dead_letters_of(baleen: Baleen, pod: Pod) -> list[dict[str, object]]:
+    return [dead_letter for dead_letter in baleen.dead_letters() if dead_letter["pod"] == pod.name]
 
 
-def test_a_letter_about_what_no_pod_owns(baleen: Baleen) -> None:
+def test_a_dead_letter_about_what_no_pod_owns(baleen: Baleen) -> None:
     """Attempt 2: a pod's registry stores an image below a name that no pod owns. No letter about it is discarded, so
     that garbage collection stays blocked; once a pod owns the name, the letters' events count and the letters are over.
     """
@@ -47,24 +47,24 @@ def test_a_letter_about_what_no_pod_owns(baleen: Baleen) -> None:
         registry = baleen.registry(DistributionRegistry, pod)
         with RegistryClient(registry.url, timeout=20) as client:
             client.push_image("forgotten/app", image, "v1")
-            eventually(lambda: len(letters_of(baleen, pod)) >= len(image.blobs) + 1)
-            for letter in letters_of(baleen, pod):
-                assert letter["repositories"] == ["forgotten/app"]
-                assert discard(baleen, int(str(letter["id"]))) == 409
+            eventually(lambda: len(dead_letters_of(baleen, pod)) >= len(image.blobs) + 1)
+            for dead_letter in dead_letters_of(baleen, pod):
+                assert dead_letter["repositories"] == ["forgotten/app"]
+                assert discard(baleen, int(str(dead_letter["id"]))) == 409
             baleen.reconcile(pod)
-            assert any("open dead letter" in reason for reason in baleen.status()["gc"]["held_by"])
+            assert any("open dead letter" in reason for reason in baleen.status()["gc"]["blocked_by"])
             assert not baleen.holds("forgotten/app", image.digest)
             added = baleen.api.post(f"/v1/pods/{pod.name}/prefixes", json={"prefixes": ["forgotten"]})
             assert added.is_success, added.text
-            for letter in letters_of(baleen, pod):
-                baleen.api.post(f"/v1/dead-letters/{letter['id']}/retry")
+            for dead_letter in dead_letters_of(baleen, pod):
+                baleen.api.post(f"/v1/dead-letters/{dead_letter['id']}/retry")
             # By the retries, or by the reconcile that the prefix asks for.
             eventually(lambda: baleen.holds("forgotten/app", image.digest))
-            eventually(lambda: not letters_of(baleen, pod), why=lambda: letters_of(baleen, pod))
+            eventually(lambda: not dead_letters_of(baleen, pod), why=lambda: dead_letters_of(baleen, pod))
             assert client.pull_image("forgotten/app", "v1").digest == image.digest
 
 
-def test_many_letters_of_one_client(baleen: Baleen) -> None:
+def test_many_dead_letters_of_one_client(baleen: Baleen) -> None:
     """Attempt 20: one client causes letters without end, about repositories of another pod. As many as the limit are
     kept, and one reconcile of that pod after the last resolves all of them, without an operator.
     """
@@ -78,9 +78,9 @@ def test_many_letters_of_one_client(baleen: Baleen) -> None:
             # Once its watermark has passed now, all that its registry reported is applied or kept.
             baleen.list_registries(pod, registry)
             moves_on(baleen, pod)
-            assert len(letters_of(baleen, pod)) <= LIMIT
+            assert len(dead_letters_of(baleen, pod)) <= LIMIT
             job = baleen.reconcile(other)
-            eventually(lambda: not letters_of(baleen, pod), why=lambda: letters_of(baleen, pod))
+            eventually(lambda: not dead_letters_of(baleen, pod), why=lambda: dead_letters_of(baleen, pod))
             held = {repository for repository, digest in baleen.holdings() if digest == image.digest}
             assert {f"flooded/{number}" for number in range(2 * LIMIT)} <= held, (held, job)
             assert baleen.status()["dead_letters_not_kept"] == 0

@@ -39,7 +39,7 @@ def holds_anything(
     found = links(
         _listed(store, prefixes, limit, image),
         layers_after=None,
-        tell=lambda _keys, _links: None,
+        on_progress=lambda _keys, _links: None,
         tagged=lambda repository, _: tags.append(repository),
     )
     # A tag may point to a manifest that is linked as a layer (layered.py).

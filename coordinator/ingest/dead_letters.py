@@ -1,11 +1,11 @@
-"""Find which repositories a dead letter concerns, from its payload. Not here: what follows (domain/letters.py)."""
+"""Find which repositories a dead letter concerns, from its payload. Not here: what follows (domain/dead_letters.py)."""
 
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from coordinator.domain.letters import REPOSITORIES_LIMIT
+from coordinator.domain.dead_letters import REPOSITORIES_LIMIT
 from coordinator.domain.names import RepositoryName, parse_repository
 from coordinator.errors import InvalidNameError
 

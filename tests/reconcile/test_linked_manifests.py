@@ -15,8 +15,8 @@ from coordinator.domain.facts import ManifestPushed
 from coordinator.domain.names import Digest
 from coordinator.domain.pods import PodMode
 from coordinator.domain.references import MANIFEST_BYTES_LIMIT, ManifestKind, is_manifest, parse_manifest
-from coordinator.reconcile import remains
-from coordinator.reconcile.layered import Layered
+from coordinator.reconcile import stored_content
+from coordinator.reconcile.linked_manifests import Layered
 from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.table import statements
@@ -175,7 +175,7 @@ def test_what_a_tag_points_to(world: World) -> None:
     assert counted(world, image) == [1, 1]
 
 
-def test_more_tags_than_are_looked_at_in_one_go(world: World) -> None:
+def test_more_tags_than_are_checked_in_one_go(world: World) -> None:
     """However many tags there are, each of what they point to is held."""
     world.sizes = Sizes(compared=3)
     images = [world.image(f"m{number}") for number in range(10)]
@@ -269,9 +269,9 @@ def test_a_child_that_cannot_be_read(world: World, body: bytes | None) -> None:
 def test_a_child_that_cannot_be_read_and_of_which_others_have_reported(world: World) -> None:
     """It is held with what they report and what its repository links; its bytes decide once they can be read."""
     image = world.image("m")
-    told = world.pushed("told", image)
-    assert told.content is not None
-    world.arrive(told._replace(content=told.content._replace(references=told.content.references[:1])))
+    shown = world.pushed("told", image)
+    assert shown.content is not None
+    world.arrive(shown._replace(content=shown.content._replace(references=shown.content.references[:1])))
     child = upload(world, "app", image.body)
     pushed = push(world, "app", index_of(child))
     world.arrive(pushed)
@@ -310,6 +310,6 @@ def test_what_a_registry_could_serve_as_a_manifest(body: bytes, is_one: bool) ->
 def test_a_pod_with_nothing_but_a_tag_cannot_be_forgotten(world: World) -> None:
     """A tag may point to a manifest that is linked as a blob."""
     upload(world, "app", b"a layer")
-    assert not remains.holds_anything(world.store, [world.name(".")], PodMode.MANIFEST)
+    assert not stored_content.holds_anything(world.store, [world.name(".")], PodMode.MANIFEST)
     world.store.put(f"{repository_prefix(world.name('app'))}_manifests/tags/v1/index/sha256/{'0' * 64}/link", b"a link")
-    assert remains.holds_anything(world.store, [world.name(".")], PodMode.MANIFEST)
+    assert stored_content.holds_anything(world.store, [world.name(".")], PodMode.MANIFEST)
