@@ -68,7 +68,7 @@ def add_gap(db: psycopg.Connection[Any], pod: int, **values: Any) -> None:
 
 def add_process(db: psycopg.Connection[Any], pod: int, instance: str = "i", **values: Any) -> int:
     """A registry process; return its id."""
-    process: int = insert(db, "sources", "id", pod_id=pod, instance_id=instance, **values)
+    process: int = insert(db, "processes", "id", pod_id=pod, instance_id=instance, **values)
     return process
 
 

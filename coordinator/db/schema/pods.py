@@ -92,7 +92,7 @@ api_tokens = table(
 #: One registry process: a pod, and the `source.instanceID` that its events carry. It counts for the pod's watermark
 #: until it is retired: by a reconcile that began late enough after its death was known, or by an operator with a
 #: reason.
-sources = table(
+processes = table(
     "processes",
     identity(BigInteger),
     pod_id(),

@@ -230,7 +230,7 @@ gaps = table(
     # What the lost events were about: it is resolved only while the pod owns all of these. NULL: anything of the pod.
     column("repositories", ARRAY(Text), null=True),
     # How many dead letters beyond the pod's limit it stands for.
-    column("letters", BigInteger, null=True),
+    column("dead_letters", BigInteger, null=True),
     check(
         "reason",
         "reason IN ('log-replaced', 'records-removed', 'log-cut', 'discarded', 'renamed', 'prefix-added',"
