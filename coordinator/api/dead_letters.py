@@ -71,9 +71,10 @@ def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> DeadLett
     summary="Read a dead letter again, and publish its events",
     tags=["dead letters"],
     responses=documented(404, 409),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> Retried:
+def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> Retried:
     """It is read by the present rules and prefixes. 409 with the reason if it still cannot be understood."""
     deps = deps_of(request)
     return Retried(resolve.retry(deps.engine, number, deps.publish))

@@ -257,9 +257,10 @@ def check_pod_token(
     summary="Remove a pod",
     tags=["pods"],
     responses=documented(404, 409),
+    sync_to_thread=True,
     **OPERATE,
 )
-async def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
+def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
     """Refused while it has holdings, links or open dead letters, or storage has links that the table lacks."""
     deps = deps_of(request)
     registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds, deps.probe_image)

@@ -100,7 +100,7 @@ def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
     """An API with a database of its own."""
     known = Known()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collection, "read_facts", known.read)
+        patch.setattr(compose_api, "read_facts", known.read)
         patch.setattr(compose_api, "mark_recorder", lambda _: NoMark())
         with served(settings_for(embedded_stack)) as api:
             yield api, known

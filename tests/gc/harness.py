@@ -109,9 +109,9 @@ class Garbage(Table):
 
     def report(self, manifest: str, *layers: str) -> None:
         """The event of a push is applied."""
-        self.tell_all((manifest, *layers))
+        self.report_all((manifest, *layers))
 
-    def tell_all(self, *images: Sequence[str]) -> None:
+    def report_all(self, *images: Sequence[str]) -> None:
         """The events of pushes are applied, together; of each image the manifest comes first."""
         self.apply(*(self.push("r", manifest, layers, self._next()) for manifest, *layers in images))
 

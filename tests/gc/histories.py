@@ -42,19 +42,19 @@ class History:
         self.unneeded = self._named("old", "o1", "o2", "brings", "new", "n1", "n2")
         # Events are applied together: there are hundreds of histories, and each batch takes a transaction.
         garbage.upload(*self._named("kept", "shared", "k", "old", "o1", "o2", "brings", "back"))
-        self._tell(("kept", "shared", "k"), ("old", "shared", "o1", "o2"), ("brings", "back"))
+        self._report(("kept", "shared", "k"), ("old", "shared", "o1", "o2"), ("brings", "back"))
         self._forget("old", "brings")
         garbage.collect()
         garbage.upload(*self._named("needs", "new", "n1", "n2"))
         # "back" is linked by a request that had seen it before it was hidden.
-        self._tell(("needs", "back"), ("new", "shared", "n1", "n2"))
+        self._report(("needs", "back"), ("new", "shared", "n1", "n2"))
         self._forget("new")
 
     def _named(self, *names: str) -> list[str]:
         return [f"{self._number}.{name}" for name in names]
 
-    def _tell(self, *images: Sequence[str]) -> None:
-        self._garbage.tell_all(*(self._named(*image) for image in images))
+    def _report(self, *images: Sequence[str]) -> None:
+        self._garbage.report_all(*(self._named(*image) for image in images))
 
     def _forget(self, *names: str) -> None:
         self._garbage.forget(*self._named(*names))

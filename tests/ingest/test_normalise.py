@@ -44,7 +44,7 @@ def accepted(**changes: Any) -> RegistryEvent:
     return outcome.event
 
 
-def letter_of(body: bytes, origin: Origin = ORIGIN) -> DeadLetter:
+def dead_letter_of(body: bytes, origin: Origin = ORIGIN) -> DeadLetter:
     """The dead letter that comes of a body, and nothing else."""
     (outcome,) = normalise(body, origin)
     assert isinstance(outcome, DeadLettered), outcome
@@ -52,7 +52,7 @@ def letter_of(body: bytes, origin: Origin = ORIGIN) -> DeadLetter:
 
 
 def reason_of(**changes: Any) -> str:
-    return letter_of(envelope(event(**changes))).reason
+    return dead_letter_of(envelope(event(**changes))).reason
 
 
 def kinds(outcomes: Sequence[Outcome]) -> list[type[Outcome]]:
@@ -209,7 +209,7 @@ def test_many_probes_in_one_envelope() -> None:
 def test_a_probe_in_a_dead_letter() -> None:
     """A probe that lay in a dead letter reports nothing when that is retried: it came back long ago."""
     probe = event(action="pull", request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i"})
-    dead_letter = letter_of(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
+    dead_letter = dead_letter_of(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
     assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [Accepted]
 
 
@@ -218,7 +218,7 @@ def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
     agent = {"useragent": f"baleen-probe/{NONCE}", "method": "PUT"}
     posted = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
     for changes in ({}, {"content_type": "text/plain"}):
-        dead_letter = letter_of(envelope(posted), ORIGIN._replace(**changes))
+        dead_letter = dead_letter_of(envelope(posted), ORIGIN._replace(**changes))
         assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"other"})) == [Accepted]
 
 
@@ -262,7 +262,7 @@ def test_times_become_utc() -> None:
 def test_nul_never_reaches_the_table() -> None:
     """PostgreSQL cannot hold NUL: it is replaced in what is only told, and in a dead letter's payload."""
     assert accepted(actor={"name": "a\0b"}).actor == "a\ufffdb"
-    dead_letter = letter_of(b"\0" * 100_000)
+    dead_letter = dead_letter_of(b"\0" * 100_000)
     assert (dead_letter.payload, dead_letter.payload_bytes) == ("\ufffd" * (PAYLOAD_LIMIT // 3), 100_000)
 
 
@@ -282,12 +282,12 @@ def test_payload_is_text_and_bounded(noise: bytes, copies: int) -> None:
 
 def test_retry() -> None:
     """A dead letter's payload is judged anew: by the prefixes of now, be it an event or an envelope."""
-    dead_letter = letter_of(envelope(event(repository="late/x")))
+    dead_letter = dead_letter_of(envelope(event(repository="late/x")))
     assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
     (again,) = retry(dead_letter, {"pod-a", "late"})
     assert isinstance(again, Accepted)
     assert again.event.repository == "late/x"
-    dead_letter = letter_of(envelope(event(), event(action="pull")), ORIGIN._replace(content_type="text/plain"))
+    dead_letter = dead_letter_of(envelope(event(), event(action="pull")), ORIGIN._replace(content_type="text/plain"))
     assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [Accepted, Dropped]
     assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
 
@@ -295,7 +295,7 @@ def test_retry() -> None:
 def test_a_large_event_can_be_retried() -> None:
     """An event that is too long to keep whole is kept without its references, and accepted once it is understood."""
     listed = [{"digest": f"sha256:{number:064x}", "size": 7, "mediaType": "x" * 80} for number in range(450)]
-    (again,) = retry(letter_of(envelope(event(repository="late/x", references=listed))), {"late"})
+    (again,) = retry(dead_letter_of(envelope(event(repository="late/x", references=listed))), {"late"})
     assert isinstance(again, Accepted)
     assert again.event.repository == "late/x"
     assert again.event.digest is not None
@@ -305,7 +305,7 @@ def test_a_large_event_can_be_retried() -> None:
 def test_retry_of_what_was_cut() -> None:
     """What was cut is not read again: the rest of it might have said anything."""
     body = json.dumps({"events": [event()], "rest": "x" * PAYLOAD_LIMIT}).encode()
-    dead_letter = letter_of(body, ORIGIN._replace(content_type=""))
+    dead_letter = dead_letter_of(body, ORIGIN._replace(content_type=""))
     assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
 
 
@@ -365,6 +365,6 @@ def test_values_in_references_make_no_dead_letter() -> None:
     listed = accepted(mediaType=OCI, references=many).references
     assert listed is not None
     assert [entry.digest for entry in listed] == [OTHER]
-    dead_letter = letter_of(envelope(event(mediaType=OCI, references=many, repository="pod-b/x")))
+    dead_letter = dead_letter_of(envelope(event(mediaType=OCI, references=many, repository="pod-b/x")))
     assert (dead_letter.reason, dead_letter.repositories) == ("not-owned", None)
     assert reason_of(meta=many) == "oversized"

@@ -143,7 +143,7 @@ R_OF_LISTINGS = Rule(policy, "reconciled_until", _without_bound)
 TARGETS = Rule(purge, "targets_of", _all_versions)
 LINKED = Rule(hide, "Hider.linked", always({}))
 #: Removals are believed without a look: each pod's links are elsewhere.
-LOOK_AT_REMOVALS = Rule(statements, "pods_elsewhere", lambda _: lambda connection, pods: set(pods))
+CONFIRM_REMOVALS = Rule(statements, "pods_elsewhere", lambda _: lambda connection, pods: set(pods))
 DEAD = Rule(watermarks, "counted", _living)
 COVERED = Rule(watermarks, "may_retire", lambda _: lambda dead_since, began, bound: dead_since is not None)
 HARMLESS = Rule(gc, "Hide.harmless", always(value=True))
@@ -155,7 +155,7 @@ BYTES_LAST = Rule(restore, "Restorer.restore", _bytes_first)
 OWN_MARKERS = Rule(restore, "Restorer.has_ended", always(value=False))
 LISTING = Rule(policy, "reconciled_until", always(datetime.max.replace(tzinfo=UTC)))
 OWNED = Rule(perimeter, "holds", always([]))
-LOOK = Rule(purge, "Purger.look", always(purge.Concealment.CONCEALED))
+CHECK = Rule(purge, "Purger.check", always(purge.Concealment.CONCEALED))
 PERMIT = Rule(gc, "permit", always(None))
 VANISHED = Rule(pods, "Open.vanished", always([]))
 CHILDREN = (Rule(implied, "UNLISTED", instead("true")), Rule(implied, "complete", always(0)))
@@ -181,14 +181,14 @@ _TABLE = (
     Mutant("3: W without R, and no listing", [R_OF_WATERMARKS, LISTING], ["straggle collect now collect"], seed=139),
     Mutant(
         "4: purge deletes what is there, and does not look",
-        [TARGETS, LOOK],
+        [TARGETS, CHECK],
         ["straggle straggle collect wake"],
         base="due",
         lost=[Loss.NAMED],
     ),
     Mutant(
         "5: no look at former referrers, none at removals, and no listing",
-        [LINKED, LOOK_AT_REMOVALS, LISTING],
+        [LINKED, CONFIRM_REMOVALS, LISTING],
         ["swap probe collect probe collect"],
         lost=[Loss.BYTES],
     ),
@@ -221,7 +221,7 @@ _TABLE = (
     ),
     Mutant(
         "13: an intent in spite of a reference, no look at removals, and no listing",
-        [UNTOUCHED, LOOK_AT_REMOVALS, LISTING],
+        [UNTOUCHED, CONFIRM_REMOVALS, LISTING],
         ["race probe collect"],
         lost=[Loss.BYTES],
     ),
@@ -234,7 +234,7 @@ _TABLE = (
     ),
     Mutant(
         "15: a restorer removes the marker that is there by then, and no look before a purge",
-        [OWN_MARKERS, LOOK],
+        [OWN_MARKERS, CHECK],
         ["straggle collect wake restore forget report collect report wake straggle collect"],
         {"sleep": 0.2},
         versioned=[True],
@@ -253,7 +253,7 @@ _TABLE = (
         ["report straggle collect now probe collect"],
         {"stranger": 1.0, "unmanaged": 1.0},
     ),
-    Mutant("17: no look before a purge", [LOOK], ["show straggle collect wake"], base="due", versioned=[True]),
+    Mutant("17: no look before a purge", [CHECK], ["show straggle collect wake"], base="due", versioned=[True]),
     Mutant("no listing, and a link without an event", [LISTING], [_STRAGGLER], {"lossy": 1.0}),
     Mutant(
         "a listing without R, and a link without an event",
@@ -286,7 +286,7 @@ _TABLE = (
     Mutant("a claim is not verified by an audit", [CLAIM], ["straggle behind wake failover"]),
     Mutant(
         "a bucket older than the database is not noticed, and no look before a purge",
-        [*OLDER_BUCKET, LOOK],
+        [*OLDER_BUCKET, CHECK],
         ["replica collect report rollback straggle collect wake"],
         versioned=[True],
     ),
