@@ -456,7 +456,7 @@ def test_errors_are_one_sentence(
 @pytest.mark.parametrize("message", ["<html>", "", "[]", "[" * 100_000])
 def test_another_server_answers(bare: Command, message: str) -> None:
     """What answers 200 at BALEEN_URL and is not Baleen, such as a portal that asks who comes, is told to be none."""
-    handler = type("Portal", (Portal,), {"said": message.encode()})
+    handler = type("Portal", (Portal,), {"message": message.encode()})
     with HTTPServer(handler) as server:
         for arguments in (["status"], ["gc", "off", "--why", "an incident"]):
             assert "but not as Baleen does: check BALEEN_URL" in errs(

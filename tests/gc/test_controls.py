@@ -56,7 +56,7 @@ def hold_namespace(garbage: Garbage) -> None:
 
 
 CONTROLS = pytest.mark.parametrize(
-    ("control", "said"),
+    ("control", "reason"),
     [
         pytest.param(off, "switched off (a rumour)", id="switch"),
         pytest.param(no_row, "never switched on", id="no-row"),

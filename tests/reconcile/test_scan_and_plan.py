@@ -36,7 +36,7 @@ def scanned(
         counts[1] += links
 
     found = scan.links(
-        [ObjectInfo(key, 71, NOW) for key in keys], layers_after=layers_after, report=on_progress, **more
+        [ObjectInfo(key, 71, NOW) for key in keys], layers_after=layers_after, on_progress=on_progress, **more
     )
     return [(each.folder.repository, each.folder.kind.name, each.digest) for each in found], counts[0], counts[1]
 
