@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +178,43 @@ def test_schemas_know_nobody() -> None:
     """What crosses a process boundary can be read without the rest of Baleen."""
     for path, tree in sources("schemas"):
         assert not any(name.split(".")[0] in {"coordinator", "workers"} for name in imports(tree)), path
+
+
+#: Context managers that give a connection of the database.
+CONNECTIONS = {"reading", "writing", "changing", "use"}
+
+
+def test_nothing_blocks_an_event_loop() -> None:
+    """No asynchronous function uses a connection: it would block all others of its loop."""
+    for path, tree in sources(*PACKAGES):
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)):
+            managers = [item.context_expr for node in own_nodes(function, ast.With) for item in node.items]
+            names = {ast.unparse(each.func).split(".")[-1] for each in managers if isinstance(each, ast.Call)}
+            assert not names & CONNECTIONS, f"{path} {function.name}"
+
+
+def test_handlers_that_await_nothing_run_in_threads() -> None:
+    """A handler of the API is asynchronous only if it awaits something."""
+    for path, tree in sources("coordinator/api"):
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)):
+            awaits = list(own_nodes(function, ast.Await, ast.AsyncWith, ast.AsyncFor))
+            calls = list(own_nodes(function, ast.Call))
+            assert awaits or not calls or function.name in NEVER_BLOCK, f"{path} {function.name}"
+
+
+#: Asynchronous functions of the API that wait for nothing.
+NEVER_BLOCK = {"refuse_unknown", "get_keys", "healthz"}
+
+
+def own_nodes(function: ast.AsyncFunctionDef, *kinds: type[Any]) -> Iterator[Any]:
+    """The function's nodes of these kinds, without those of functions inside it."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, kinds):
+            yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
 
 
 def test_settings_alone_read_the_environment() -> None:
