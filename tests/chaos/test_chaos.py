@@ -18,7 +18,6 @@ import pytest
 
 from coordinator.audit.check import check
 from coordinator.db import migrate
-from coordinator.db.engine import engine as make_engine
 from coordinator.errors import UnavailableError
 from coordinator.ingest.normalise import Accepted
 from coordinator.kafka.producer import EventProducer
@@ -29,6 +28,7 @@ from tests.chaos.history import history
 from tests.conftest import guarded_kafka, temporary_directory
 from tests.oracle import Oracle
 from tests.services.apache_kafka import ApacheKafka
+from tests.support.database import database_pool
 from tests.support.wait import eventually
 from tests.workers.harness import DEADLINE, Child, Log, Place, Table, shares
 from tests.workers.services import Database
@@ -245,9 +245,6 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
     assert table.dead_letters() == []
     assert table.gaps() == []
     assert table.counts() == Oracle().take(events).counts()
-    engine = make_engine(database.url, name="test")
-    try:
+    with database_pool(database.url) as engine:
         report = check(engine)
-    finally:
-        engine.dispose()
     assert report.agrees, report.differences

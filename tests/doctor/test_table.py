@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.doctor.table import ExaminedPod
@@ -15,6 +14,7 @@ from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import ProcessState
 from coordinator.pods import view as pods
 from coordinator.table import processes
+from tests.support.database import database_pool
 from tests.support.tables import add_process
 from tests.table.harness import Table
 from tests.table.processes import SILENCE, THERE, World
@@ -38,17 +38,9 @@ def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Re
 
 def held(world: World) -> list[str]:
     """What doctors say against collecting for the pod."""
-
-    def ask() -> list[str]:
-        engine = make_engine(world.table.url, name="test")
-        try:
-            with reading(engine) as connection:
-                truth = (pods.truths(connection, SILENCE, timedelta(hours=1)))[POD]
-        finally:
-            engine.dispose()
-        return [reason for reason in truth.reasons(POD) if reason.startswith("doctor")]
-
-    return ask()
+    with database_pool(world.table.url) as engine, reading(engine) as connection:
+        truth = pods.truths(connection, SILENCE, timedelta(hours=1))[POD]
+    return [reason for reason in truth.reasons(POD) if reason.startswith("doctor")]
 
 
 def refuse(world: World, instance: str = "s") -> None:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from coordinator.audit.audit import Ages, Audit, Report
 from coordinator.db.connection import Connections
-from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
@@ -35,6 +34,7 @@ from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
+from tests.support.database import database_pool
 from tests.support.wait import eventually
 from tests.table.harness import Table
 
@@ -246,13 +246,5 @@ class Garbage(Table):
 
 def blocked_by(garbage: Garbage) -> list[str]:
     """What status says of the database and the bucket; the switch and pods left out."""
-
-    def ask() -> list[str]:
-        engine = make_engine(garbage.url, pool_size=1, name="test")
-        try:
-            with reading(engine) as connection:
-                return queries.mark_reasons(connection)
-        finally:
-            engine.dispose()
-
-    return ask()
+    with database_pool(garbage.url) as engine, reading(engine) as connection:
+        return queries.mark_reasons(connection)

@@ -3,23 +3,17 @@
 import pytest
 from structlog.testing import capture_logs
 
-from coordinator.db.engine import engine as make_engine
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import controls
 from coordinator.reconcile.resolve import NotHereError
 from tests.gc.harness import LANDED, Garbage
+from tests.support.database import database_pool
 from tests.support.store import ASK, FaultyStore
 
 
 def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
-    def asked() -> BlobState:
-        engine = make_engine(garbage.url, pool_size=1, name="test-operator")
-        try:
-            return (controls.undelete(engine, garbage.digest(name), "a test", pin=pin)).state
-        finally:
-            engine.dispose()
-
-    return asked()
+    with database_pool(garbage.url, name="test-operator") as engine:
+        return controls.undelete(engine, garbage.digest(name), "a test", pin=pin).state
 
 
 def test_it_is_served_again(garbage: Garbage) -> None:

@@ -10,7 +10,6 @@ from psycopg import OperationalError, sql
 from sqlalchemy import Engine
 
 from coordinator.db.connection import Connections
-from coordinator.db.engine import engine as make_engine
 from coordinator.db.locks import MARK_LOCK
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
@@ -26,6 +25,7 @@ from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_by
 from tests.gc.test_asked_back import ask_back
+from tests.support.database import database_pool
 from tests.support.store import FaultyStore, away
 
 
@@ -323,11 +323,8 @@ def set_registry(engine: Engine) -> None:
 
 
 def by_engine(garbage: Garbage, change: Callable[[Engine], None]) -> None:
-    engine = make_engine(garbage.url, pool_size=1, name="test")
-    try:
+    with database_pool(garbage.url) as engine:
         change(engine)
-    finally:
-        engine.dispose()
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.domain.own import PROBE_REPOSITORY
@@ -22,6 +21,7 @@ from coordinator.table import vanished_links
 from coordinator.table.vanished_links import Accepted
 from tests.reconcile.harness import Image, World
 from tests.services.databases import Databases
+from tests.support.database import database_pool
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,8 @@ def world(database: str) -> Iterator[World]:
 
 
 def ask(world: World, work: Callable[[Any], Any]) -> Any:
-    engine = make_engine(world.url, name="test")
-    try:
+    with database_pool(world.url) as engine:
         return work(engine)
-    finally:
-        engine.dispose()
 
 
 def blocked_by(world: World) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.engine import engine as make_engine
 from coordinator.db.locks import PODS_LOCK
 from coordinator.db.session import reading
 from coordinator.domain.facts import Fact
@@ -23,6 +22,7 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import expiry, progress, renames
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
+from tests.support.database import database_pool
 from tests.support.tables import (
     NOW,
     add_dead_letter,
@@ -42,11 +42,8 @@ NEW = PodName("pod-new")
 
 
 def do(table: Table, work: Callable[[Any], Any]) -> Any:
-    engine = make_engine(table.url, name="test")
-    try:
+    with database_pool(table.url) as engine:
         return work(engine)
-    finally:
-        engine.dispose()
 
 
 def add(table: Table, linker: Linker = Linker.LINK) -> int:

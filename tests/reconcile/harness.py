@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Self
 
 from coordinator.audit.check import check
 from coordinator.db.connection import Connections
-from coordinator.db.engine import engine as make_engine
 from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import parse_manifest
@@ -30,6 +29,7 @@ from coordinator.storage.layout import blob_key, layer_link_key, repository_pref
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import statements
 from tests.storage.memory import MemoryObjectStore
+from tests.support.database import database_pool
 from tests.support.tables import add_job, add_pod
 from tests.table.harness import Table, at
 
@@ -217,11 +217,8 @@ class World(Table):
     def sound(self) -> None:
         """Counts are those of the sets, and the pod's holdings are its links, but for what indexes keep."""
         assert self.held() - self.kept_by_indexes() == self.stored()
-        engine = make_engine(self.url, name="test")
-        try:
+        with database_pool(self.url) as engine:
             report = check(engine)
-        finally:
-            engine.dispose()
         assert report.agrees, report
 
     def _of_pod(self, table: str, column: str, which: str = "") -> Pairs:

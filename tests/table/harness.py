@@ -11,7 +11,6 @@ import psycopg
 
 from coordinator.audit.check import CheckReport, check
 from coordinator.db.engine import connect
-from coordinator.db.engine import engine as make_engine
 from coordinator.domain.facts import (
     BlobLinked,
     Fact,
@@ -30,6 +29,7 @@ from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Applied, Item, Slice
 from schemas.records import ReferenceRecord, RegistryEvent, RenameRecord
 from tests.oracle import Oracle
+from tests.support.database import database_pool
 
 BASE = datetime(2026, 11, 1, tzinfo=UTC)
 NO_MARGIN = timedelta()
@@ -207,11 +207,8 @@ class Table(Names):
         return self.removals().get((self.repository(repository), self.text(name)))
 
     def check(self) -> CheckReport:
-        engine = make_engine(self.url, name="test")
-        try:
+        with database_pool(self.url) as engine:
             return check(engine)
-        finally:
-            engine.dispose()
 
     def assert_equals(self, oracle: Oracle) -> None:
         """Every digest's counts, state and date, and all holdings and links, are as the oracle has them."""

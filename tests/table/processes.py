@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
@@ -18,6 +17,7 @@ from coordinator.table import processes as registry_processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Echo, Item, Slice
 from coordinator.table.echoes import KnownProcesses
+from tests.support.database import database_pool
 from tests.support.tables import add_job, set_linker
 from tests.table.harness import NO_MARGIN, Table, begin
 
@@ -103,11 +103,8 @@ class World:
         return found.process, found.echoed_at, found.shared
 
     def by_engine(self, work: Callable[[Any], Any]) -> Any:
-        engine = make_engine(self.table.url, name="test")
-        try:
+        with database_pool(self.table.url) as engine:
             return work(engine)
-        finally:
-            engine.dispose()
 
     def retire(self, *instances: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:
         with self.connection.transaction():

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from coordinator.db.engine import engine as make_engine
 from coordinator.domain.dead_letters import REPOSITORIES_LIMIT
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.progress import GapReason
@@ -19,6 +18,7 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import dead_letters
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, DeadLetterLimits
+from tests.support.database import database_pool
 from tests.support.tables import add_gap, add_job, add_prefixes, set_linker
 from tests.table.harness import NO_MARGIN, Table
 
@@ -235,13 +235,10 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
     assert ended(linked, begun(linked))["gaps_resolved"] == 0
     set_linker(linked.connection, "relay")
 
-    engine = make_engine(linked.url, name="test")
-    try:
+    with database_pool(linked.url) as engine:
         registry.resolve_gaps(engine, PodName("pod-a"), "a test")
         with pytest.raises(ConflictError, match="not below its prefixes"):
             registry.remove(engine, PodName("pod-a"), lambda *_: False)
-    finally:
-        engine.dispose()
     assert [gap[0] for gap in gaps(linked)] == ["pod-a"]
     add_prefixes(linked.connection, linked.pods["pod-a"], "pod-ab")
     set_linker(linked.connection, "link")

@@ -11,7 +11,6 @@ import psycopg
 import pytest
 
 from coordinator.db.engine import connect
-from coordinator.db.engine import engine as make_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.watermarks import PodWatermark, ProcessState
@@ -19,6 +18,7 @@ from coordinator.ingest.normalise import Origin, Outcome, normalise
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods.watermarks import watermarks
 from coordinator.table import processes
+from tests.support.database import database_pool
 from tests.support.wait import eventually
 from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker
 from tests.workers.test_records import refuse
@@ -85,15 +85,8 @@ class Registry:
         # As the prober does all the time.
         self.look_up()
 
-        def ask() -> dict[str, PodWatermark]:
-            engine = make_engine(self.table.url, name="test")
-            try:
-                with reading(engine) as connection:
-                    return watermarks(connection, dt.timedelta(seconds=60))
-            finally:
-                engine.dispose()
-
-        return ask()["pod-a"]
+        with database_pool(self.table.url) as engine, reading(engine) as connection:
+            return watermarks(connection, dt.timedelta(seconds=60))["pod-a"]
 
 
 @pytest.fixture
