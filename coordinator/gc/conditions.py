@@ -56,7 +56,8 @@ def read_facts(connection: Connection, times: Times, silence: timedelta, in_spit
     orphans = queries.orphaned_dead_letters(connection)
     listing = root_listing_table.listing(connection.execute(_LISTING).one_or_none())
     linkers = {row.name: Linker(row.linker) for row in connection.execute(_LINKERS)}
-    # Every hold that is not of a single pod is added here: status, plan, permit and metrics all read it.
+    # Every hold that is not of a single pod is added here: status, plan, metrics and each run read it. A permit checks
+    # again, in its own transaction, what an operator may have changed since: the switch, holds, a claim (table.py).
     held = mark.mark_reasons(connection)
     held += controls_view.hold_reasons(connection)
     held += orphan_reasons(orphans)
