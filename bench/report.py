@@ -206,9 +206,10 @@ def _survey(found: dict[str, Any]) -> Iterator[Row]:
         yield Row(
             f"survey of {path['keys']:,} keys of a {where}, against listing them",
             f"≥ {REACH_OF_LISTING:.0%}",
-            f"{path['of_listing']:.0%} ({path['survey_keys_per_s']:,} of {path['listing_keys_per_s']:,} keys/s); "
-            f"{path['of_bare_listing']:.0%} of listing of the links only keys "
-            f"({path['bare_listing_keys_per_s']:,} keys/s)",
+            f"{path['survey_keys_per_s']:,} keys/s; listing alone {path['listing_keys_per_s']:,} "
+            f"({path['of_listing']:.0%}); "
+            f"a listing that returns only the keys of links {path['bare_listing_keys_per_s']:,} "
+            f"({path['of_bare_listing']:.0%})",
             path["of_listing"] >= REACH_OF_LISTING,
         )
     first, last = found["memory"][0], found["memory"][-1]
@@ -363,7 +364,7 @@ def _markdown(run: dict[str, Any]) -> str:
         f"## Measured on {run['at'][:10]}",
         "",
         f"{line(run['machine'])}\n",
-        f"One run{_amounts(run)}, one thing after the other.",
+        f"One run{_amounts(run)}, one measurement after the other.",
         "",
         "| what | reach | measured | reached |",
         "|---|---|---|---|",

@@ -110,7 +110,7 @@ def audit(
 ) -> None:
     """Compare the table with the storage, and record what is missing. Only --repair changes bytes."""
     if not verify_content and (rate is not None or sample is not None or start is not None):
-        raise UsageError("--rate, --sample and --from are for reading: add --verify-content.")
+        raise UsageError("--rate, --sample and --from require --verify-content.")
     if sample is not None and start is not None:
         raise UsageError("A sample cannot be continued: leave out --sample or --from.")
     if repair and start is not None:

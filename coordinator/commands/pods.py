@@ -606,7 +606,8 @@ def _refuse_shared(api: Api, pod: str, urls: list[str]) -> None:
             at = min(shared)
             problem = f"The registry {one} is at {at} with port {one.port}, as {other} of pod {owner} is"
             if is_address(one.host) or is_address(other.host) or is_loopback(at):
-                raise BaleenError(f"{problem}: give this pod's own registry, or remove that one. {ALL_THE_SAME}")
+                remedy = f"pass a registry of this pod, or remove it from pod {owner}"
+                raise BaleenError(f"{problem}: {remedy}. {ALL_THE_SAME}")
             notes().print(f"{problem}: they must be two registries that a proxy tells apart by name.", soft_wrap=True)
 
 

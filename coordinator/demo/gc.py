@@ -66,7 +66,9 @@ def collect(demo: Demo, garbage: Garbage) -> None:
     _check_served(demo, "old", garbage.old, expected=False)
     _check_served(demo, "again", garbage.again, expected=False)
     if any(not demo.store.versions(_key(digest))[1:] for digest in old):
-        raise DemoFailedError(f"Not all bytes of {old} are kept below a delete marker.")
+        raise DemoFailedError(
+            f"Some of {len(old)} hidden blobs have no version below their delete marker: check the bucket's versioning."
+        )
     demo.held(f"{len(old) + len(again)} blobs are hidden: both registries answer 404, the bytes are kept below markers")
 
     demo.step("push again to pod-b: the blobs that it references are restored")

@@ -210,7 +210,7 @@ class Scratch:
         return problems
 
     def _delete_by_registry(self, clients: Sequence[RegistryClient]) -> None:
-        """Delete what the registry permits, at the first of its processes that answers."""
+        """Delete the scratch manifests and layers through the first registry process that answers."""
         for client in clients:
             try:
                 # An index before what it lists.

@@ -545,7 +545,7 @@ def purged(connection: Connection[Any], job: Job, done: Sequence[Purged]) -> Non
 
 
 def shown(connection: Connection[Any], found: Hide, why: str) -> bool:
-    """Write that a hide has ended, and its blob is served again; return False if it had ended before.
+    """End a hide whose blob is served again; return False if it had ended before.
 
     Only call this when no delete of the hide can land any more, and the bytes were read after that (rules 8 and 14).
     """

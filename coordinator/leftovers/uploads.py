@@ -61,7 +61,7 @@ class Sessions:
             count = 0
 
     def _delete_versions(self, entries: Iterator[Entry]) -> None:
-        """Delete versions that are not served, of keys to which nothing was done for the grace."""
+        """Delete versions that are not served, of keys that did not change within the grace."""
         before = self._sweep.before(self._sweep.ages.versions)
         for key, states in groupby(entries, key=lambda each: each.key):
             marked, markers = False, 0

@@ -142,7 +142,10 @@ class LinkKeeper:
                 BatchApply(connection, self._margin).apply_found(items, reports)
 
     def _keep(self, repository_id: int, *, pending: bool) -> int:
-        """Keep the links for the manifests of one repository; return how many holdings are no longer pending."""
+        """Count the links of one repository for its manifests whose bytes do not say all that they need.
+
+        Return the number of holdings that are done.
+        """
         with self._connections.use() as connection:
             found = kept_by_links.holdings(connection, repository_id, HOLDINGS_LIMIT, pending=pending)
         if not found:

@@ -1,4 +1,4 @@
-"""Check whether a pod that is to be forgotten has anything in storage that keeps blobs.
+"""Check whether a pod that is to be removed still has links in storage that keep blobs.
 
 It is checked for a pod without holdings in the table whose events may have been lost: if storage has nothing either,
 they reported nothing that counts. Layer links alone keep nothing in a pod of mode `manifest`, and neither does what

@@ -248,7 +248,7 @@ class S3ObjectStore:
         return found["ContentLength"], {"CopySource": place, "CopySourceIfMatch": found["ETag"]}
 
     def _copy(self, key: str, size: int, request: dict[str, Any]) -> None:
-        """Copy by the service; raises its refusals unchanged."""
+        """Copy inside the store, without reading the bytes; does not translate its refusals."""
         if size <= self.copy_bytes:
             with self._translate_errors(key, refusals=False):
                 self._client.copy_object(Bucket=self.bucket, Key=self._path(key), **request)

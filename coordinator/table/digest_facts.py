@@ -266,7 +266,7 @@ class Run:
             # The counts do not change, so `_write` does it without excluding other writers.
             return
         if not self._alone:
-            raise AloneNeededError(f"The known list of manifest {manifest} changes.")
+            raise AloneNeededError(f"The references of manifest {manifest} changed: retry with the exclusive lock.")
         holdings = statements.change_manifest(self._connection, manifest, known, now)
         self._refs[manifest] = now.refs
         if known.kind in PARENTS:

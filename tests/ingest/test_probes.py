@@ -56,7 +56,7 @@ def test_a_made_up_nonce_writes_nothing(settings: Settings, tape: Tape) -> None:
         return {nonce: pod for nonce, pod in ((true, "pod-a"), (foreign, "pod-b")) if nonce in nonces}
 
     def pull(nonce: str) -> dict[str, Any]:
-        return event(action="pull", request={"useragent": f"baleen-probe/{nonce}"}, process={"instanceID": "i-1"})
+        return event(action="pull", request={"useragent": f"baleen-probe/{nonce}"}, source={"instanceID": "i-1"})
 
     headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
     with serving(settings, find_probes=find) as url, httpx.Client(base_url=url, headers=headers, timeout=90) as client:
