@@ -84,7 +84,8 @@ def test_many_dead_letters_of_one_client(baleen: Baleen) -> None:
             held = {repository for repository, digest in baleen.holdings() if digest == image.digest}
             assert {f"flooded/{number}" for number in range(2 * LIMIT)} <= held, (held, job)
             assert baleen.status()["dead_letters_not_kept"] == 0
-            assert baleen.status()["gaps"] == 0
+            # Other pods of this Baleen may have gaps: their processes end, and are reconciled, in their own time.
+            assert [baleen.pod(each)["gaps"]["open"] for each in (pod, other)] == [0, 0]
 
 
 def test_made_up_probes(baleen: Baleen) -> None:
