@@ -74,7 +74,7 @@ def _application() -> "typer.Typer":
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    def answer(asked: bool) -> None:
+    def print_version(asked: bool) -> None:
         if asked:
             sys.stdout.write(f"baleen {release()}\n")
             raise typer.Exit
@@ -83,7 +83,7 @@ def _application() -> "typer.Typer":
     def _baleen(
         *,
         version: bool = typer.Option(
-            False, "--version", callback=answer, is_eager=True, help="Print the version and exit."
+            False, "--version", callback=print_version, is_eager=True, help="Print the version and exit."
         ),
     ) -> None: ...
 

@@ -45,8 +45,7 @@ class Worker(NamedTuple):
 
 def build(settings: Settings) -> Worker:
     """Build a worker without starting it; raises SettingsError that names what is missing."""
-    url = compose_database.database_url(settings)
-    connections = Connections(url, name="baleen-worker", prepare=_prepare)
+    connections = compose_database.connections(settings, name="baleen-worker", prepare=_prepare)
     inspector = LogInspector(settings)
     store = compose_store.object_store(settings)
     positions = Positions(connections, inspector)

@@ -15,10 +15,9 @@ from coordinator.api.lag import LagReader
 from coordinator.api.marking import MarkRecorder
 from coordinator.api.mounts import Mounts
 from coordinator.api.shared_calls import Shared
-from coordinator.compose.database import connections, database_url, engine
+from coordinator.compose.database import connections, engine
 from coordinator.compose.store import object_store
-from coordinator.compose.values import registry_credentials, safety_times, unsafe_findings
-from coordinator.db.connection import Connections
+from coordinator.compose.values import facts_reader, registry_credentials, safety_times, unsafe_findings
 from coordinator.db.session import reading
 from coordinator.db.threads import in_thread
 from coordinator.dead_letters.resolve import Stored
@@ -28,7 +27,6 @@ from coordinator.domain.names import RepositoryName
 from coordinator.domain.pods import Linker, PodMode
 from coordinator.errors import SettingsError, UnavailableError
 from coordinator.gc import mark
-from coordinator.gc.conditions import read_facts
 from coordinator.gc.view import FiguresReader
 from coordinator.ingest.directory import CachedPodDirectory
 from coordinator.ingest.normalise import Outcome
@@ -82,7 +80,7 @@ def stored_in(settings: Settings) -> Stored:
 
 def mounts(settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[SigningKeys] | None) -> Mounts:
     """Serves mounts to clients whose tokens the verifier accepts."""
-    connected = Connections(database_url(settings), name="baleen-mounts", prepare=table.prepare)
+    connected = connections(settings, name="baleen-mounts", prepare=table.prepare)
     store = object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
     sources = Sources(store, ca_file=settings.registry_ca_file, shown=shown_to_sources(settings, verifier, signing))
     relay = Relay(
@@ -251,7 +249,7 @@ def api(settings: Settings) -> Application:
                 find_probes=lambda nonces: in_thread(pods_of, pool, nonces),
             ),
             token_service=service,
-            known=lambda connection: read_facts(connection, times, silence, unsafe_findings(settings)),
+            known=facts_reader(settings),
             figures=FiguresReader(pool),
             checks={
                 "database": Shared(answers),

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from coordinator.compose.database import database_url
+from coordinator.compose.database import connections
 from coordinator.compose.store import trial_store
 from coordinator.compose.values import registry_credentials
-from coordinator.db.connection import Connections
 from coordinator.doctor.visit import PATIENCE_S, Instruments
 from coordinator.domain.names import PodName
 from coordinator.errors import SettingsError
@@ -22,7 +21,7 @@ def doctor(settings: Settings, pod: PodName, *, patience: float | None = None) -
     secret = settings.pod_secret_key
     if (settings.pod_access_key is None) != (secret is None):
         raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both or neither.")
-    connected = Connections(database_url(settings), name="baleen-doctor", prepare=statements.prepare)
+    connected = connections(settings, name="baleen-doctor", prepare=statements.prepare)
     try:
         with LogInspector(settings) as inspector, EventTail(settings, inspector, pod) as tail:
             yield Instruments(

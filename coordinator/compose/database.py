@@ -1,11 +1,10 @@
 """Connections to the database, from the settings."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from coordinator.db import engine as database_engine
 from coordinator.db.arrays import register
-from coordinator.db.connection import Connections
+from coordinator.db.connection import Connections, Prepare
 from coordinator.db.session import Database
 from coordinator.errors import UnconfiguredError
 from coordinator.settings import Settings
@@ -24,16 +23,11 @@ def engine(settings: Settings, *, name: str, **limits: int) -> Database:
     return database_engine.engine(database_url(settings), name=name, **limits)
 
 
-@contextmanager
-def database(settings: Settings, *, name: str, **limits: int) -> Iterator[Database]:
+def database(settings: Settings, *, name: str, **limits: int) -> AbstractContextManager[Database]:
     """As `engine`, for one piece of work in one thread: its connection is closed at the end."""
-    made = engine(settings, name=name, pool_size=1, **limits)
-    try:
-        yield made
-    finally:
-        made.dispose()
+    return database_engine.temporary_engine(database_url(settings), name=name, **limits)
 
 
-def connections(settings: Settings, *, name: str) -> Connections:
-    """Connections for threads that each keep one; they can send arrays of digests."""
-    return Connections(database_url(settings), name=name, prepare=register)
+def connections(settings: Settings, *, name: str, prepare: Prepare = register) -> Connections:
+    """Connections for threads that each keep one. As `prepare` sets them up, they can send arrays of digests."""
+    return Connections(database_url(settings), name=name, prepare=prepare)

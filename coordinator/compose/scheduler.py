@@ -5,21 +5,15 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
-from coordinator.compose.database import connections, database, database_url
+from coordinator.compose.database import connections, database_url, engine
 from coordinator.compose.store import object_store
-from coordinator.compose.values import (
-    collection_limits,
-    dead_letter_limits,
-    leftover_ages,
-    safety_times,
-    unsafe_findings,
-)
+from coordinator.compose.values import collection_limits, dead_letter_limits, facts_reader, leftover_ages
 from coordinator.db.connection import Connections
 from coordinator.db.session import reading
 from coordinator.domain.gc import Facts
 from coordinator.domain.names import parse_digest
 from coordinator.gc import collect
-from coordinator.gc.conditions import FactsReader, read_facts
+from coordinator.gc.conditions import FactsReader
 from coordinator.gc.restore import Restorer
 from coordinator.jobs.leases import Leases
 from coordinator.jobs.work import Runner
@@ -44,7 +38,7 @@ def leases(settings: Settings) -> Leases:
 def job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     """The runner of each kind of job, for coordinator/jobs/work.py. To add a kind, add it here."""
     store = object_store(settings)
-    connected = Connections(database_url(settings), name="baleen-reconcile", prepare=statements.prepare)
+    connected = connections(settings, name="baleen-reconcile", prepare=statements.prepare)
     resolver = Resolver(connected, store)
     reconciler = reconcile.Reconcile(
         connected,
@@ -87,12 +81,14 @@ def job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
 
 def collection_facts(settings: Settings) -> FactsReader:
     """The reader of all facts that a collection needs besides single blobs, each time on a new connection."""
-    times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
-    in_spite_of = unsafe_findings(settings)
+    pool, read_known = engine(settings, name="baleen-gc", pool_size=1), facts_reader(settings)
 
     def read() -> Facts:
-        with database(settings, name="baleen-gc") as pool, reading(pool) as connection:
-            return read_facts(connection, times, silence, in_spite_of).facts
+        try:
+            with reading(pool) as connection:
+                return read_known(connection).facts
+        finally:
+            pool.dispose()
 
     return read
 

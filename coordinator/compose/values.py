@@ -5,6 +5,7 @@ from datetime import timedelta
 from coordinator.domain.findings import implied
 from coordinator.domain.gc import Amount, Limits, Times
 from coordinator.errors import SettingsError
+from coordinator.gc.conditions import ReadKnown, read_facts
 from coordinator.leftovers.sweep import Ages
 from coordinator.registry.auth import Credentials
 from coordinator.settings import Settings
@@ -44,6 +45,13 @@ def dead_letter_limits(settings: Settings) -> DeadLetterLimits:
 def unsafe_findings(settings: Settings) -> frozenset[str]:
     """Checks of the doctor whose findings do not block GC."""
     return implied(frozenset(settings.unsafe_findings.split(",")) - {""})
+
+
+def facts_reader(settings: Settings) -> ReadKnown:
+    """The reader of all facts that garbage collection needs besides single blobs."""
+    times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
+    in_spite_of = unsafe_findings(settings)
+    return lambda connection: read_facts(connection, times, silence, in_spite_of)
 
 
 def registry_credentials(settings: Settings) -> Credentials | None:

@@ -32,12 +32,14 @@ BEYOND_LIMITS = (
 )
 
 
+#: Sets a new connection up.
+Prepare = Callable[[psycopg.Connection[Any]], None]
+
+
 class Connections:
     """One connection per thread. `prepare` sets a new one up."""
 
-    def __init__(
-        self, url: str, *, name: str, prepare: Callable[[psycopg.Connection[Any]], None] | None = None
-    ) -> None:
+    def __init__(self, url: str, *, name: str, prepare: Prepare | None = None) -> None:
         self._url = url
         self._name = name
         self._prepare = prepare

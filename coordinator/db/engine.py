@@ -4,6 +4,8 @@
 Not here: retries. A caller knows whether its work may be repeated.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -30,6 +32,16 @@ def engine(url: str, *, name: str, pool_size: int = 2, timeout_ms: int = QUERY_T
         pool_timeout=5,
         pool_pre_ping=True,
     )
+
+
+@contextmanager
+def temporary_engine(url: str, *, name: str, timeout_ms: int = QUERY_TIMEOUT_MS) -> Iterator[Engine]:
+    """Yield a pool of one connection, for one piece of work, and close it at the end."""
+    made = engine(url, name=name, pool_size=1, timeout_ms=timeout_ms)
+    try:
+        yield made
+    finally:
+        made.dispose()
 
 
 def connect(

@@ -14,6 +14,7 @@ import pytest
 
 from coordinator.compose import api as compose_api
 from coordinator.compose import database as compose_database
+from coordinator.compose import values as compose_values
 from coordinator.domain.gc import Facts, PodFacts
 from coordinator.domain.names import format_digest
 from coordinator.domain.perimeter import Listing
@@ -100,7 +101,7 @@ def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
     """An API with a database of its own."""
     known = Known()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compose_api, "read_facts", known.read)
+        patch.setattr(compose_values, "read_facts", known.read)
         patch.setattr(compose_api, "mark_recorder", lambda _: NoMark())
         with served(settings_for(embedded_stack)) as api:
             yield api, known

@@ -109,7 +109,7 @@ def test_how_it_went(world: World) -> None:
 
 
 def test_what_comes_back(world: World) -> None:
-    """A hidden blob that is needed again is told as being restored, and then as needed, with that in its sentences."""
+    """A hidden blob that is needed again is shown as being restored, and then as needed, and its sentences say so."""
     world.unreferenced("l")
     world.garbage.collect()
     world.garbage.report("again", "l")
@@ -156,7 +156,7 @@ def test_what_was_kept_by_a_check(world: World) -> None:
 
 
 def test_a_long_history_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a long sentences the newest is told, and that there is more."""
+    """Of a long history the newest sentences are shown, and that there are more."""
     monkeypatch.setattr(explain, "ENTRIES_LIMIT", 3)
     world.unreferenced("l")
     world.garbage.collect()

@@ -18,6 +18,7 @@ import pytest
 
 from coordinator.audit.check import check
 from coordinator.db import migrate
+from coordinator.db.engine import temporary_engine
 from coordinator.errors import UnavailableError
 from coordinator.ingest.normalise import Accepted
 from coordinator.kafka.producer import EventProducer
@@ -28,7 +29,6 @@ from tests.chaos.history import history
 from tests.conftest import guarded_kafka, temporary_directory
 from tests.oracle import Oracle
 from tests.services.apache_kafka import ApacheKafka
-from tests.support.database import database_pool
 from tests.support.wait import eventually
 from tests.workers.harness import DEADLINE, Child, Log, Place, Table, shares
 from tests.workers.services import Database
@@ -245,6 +245,6 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
     assert table.dead_letters() == []
     assert table.gaps() == []
     assert table.counts() == Oracle().take(events).counts()
-    with database_pool(database.url) as engine:
+    with temporary_engine(database.url, name="test") as engine:
         report = check(engine)
     assert report.agrees, report.differences

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.db.engine import temporary_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.doctor.table import ExaminedPod
@@ -14,7 +15,6 @@ from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import ProcessState
 from coordinator.pods import view as pods
 from coordinator.table import processes
-from tests.support.database import database_pool
 from tests.support.tables import add_process
 from tests.table.harness import Table
 from tests.table.processes import SILENCE, THERE, World
@@ -38,7 +38,7 @@ def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Re
 
 def held(world: World) -> list[str]:
     """What doctors say against collecting for the pod."""
-    with database_pool(world.table.url) as engine, reading(engine) as connection:
+    with temporary_engine(world.table.url, name="test") as engine, reading(engine) as connection:
         truth = pods.truths(connection, SILENCE, timedelta(hours=1))[POD]
     return [reason for reason in truth.reasons(POD) if reason.startswith("doctor")]
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from coordinator.audit.audit import Ages, Audit, Report
 from coordinator.db.connection import Connections
+from coordinator.db.engine import temporary_engine
 from coordinator.db.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
@@ -34,7 +35,6 @@ from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
-from tests.support.database import database_pool
 from tests.support.wait import eventually
 from tests.table.harness import Table
 
@@ -246,5 +246,5 @@ class Garbage(Table):
 
 def blocked_by(garbage: Garbage) -> list[str]:
     """What status says of the database and the bucket; the switch and pods left out."""
-    with database_pool(garbage.url) as engine, reading(engine) as connection:
+    with temporary_engine(garbage.url, name="test") as engine, reading(engine) as connection:
         return queries.mark_reasons(connection)

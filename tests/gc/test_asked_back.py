@@ -3,16 +3,16 @@
 import pytest
 from structlog.testing import capture_logs
 
+from coordinator.db.engine import temporary_engine
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import controls
 from coordinator.reconcile.resolve import NotHereError
 from tests.gc.harness import LANDED, Garbage
-from tests.support.database import database_pool
 from tests.support.store import ASK, FaultyStore
 
 
 def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
-    with database_pool(garbage.url, name="test-operator") as engine:
+    with temporary_engine(garbage.url, name="test-operator") as engine:
         return controls.undelete(engine, garbage.digest(name), "a test", pin=pin).state
 
 

@@ -10,6 +10,7 @@ from psycopg import OperationalError, sql
 from sqlalchemy import Engine
 
 from coordinator.db.connection import Connections
+from coordinator.db.engine import temporary_engine
 from coordinator.db.locks import MARK_LOCK
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
@@ -25,7 +26,6 @@ from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_by
 from tests.gc.test_asked_back import ask_back
-from tests.support.database import database_pool
 from tests.support.store import FaultyStore, away
 
 
@@ -323,7 +323,7 @@ def set_registry(engine: Engine) -> None:
 
 
 def by_engine(garbage: Garbage, change: Callable[[Engine], None]) -> None:
-    with database_pool(garbage.url) as engine:
+    with temporary_engine(garbage.url, name="test") as engine:
         change(engine)
 
 

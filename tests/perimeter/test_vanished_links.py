@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.db.engine import temporary_engine
 from coordinator.db.session import reading
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.domain.own import PROBE_REPOSITORY
@@ -21,7 +22,6 @@ from coordinator.table import vanished_links
 from coordinator.table.vanished_links import Accepted
 from tests.reconcile.harness import Image, World
 from tests.services.databases import Databases
-from tests.support.database import database_pool
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def world(database: str) -> Iterator[World]:
 
 
 def ask(world: World, work: Callable[[Any], Any]) -> Any:
-    with database_pool(world.url) as engine:
+    with temporary_engine(world.url, name="test") as engine:
         return work(engine)
 
 

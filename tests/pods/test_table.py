@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.db.engine import temporary_engine
 from coordinator.db.locks import PODS_LOCK
 from coordinator.db.session import reading
 from coordinator.domain.facts import Fact
@@ -22,7 +23,6 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import expiry, progress, renames
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
-from tests.support.database import database_pool
 from tests.support.tables import (
     NOW,
     add_dead_letter,
@@ -42,7 +42,7 @@ NEW = PodName("pod-new")
 
 
 def do(table: Table, work: Callable[[Any], Any]) -> Any:
-    with database_pool(table.url) as engine:
+    with temporary_engine(table.url, name="test") as engine:
         return work(engine)
 
 

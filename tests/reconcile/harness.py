@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from coordinator.audit.check import check
 from coordinator.db.connection import Connections
+from coordinator.db.engine import temporary_engine
 from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import parse_manifest
@@ -29,7 +30,6 @@ from coordinator.storage.layout import blob_key, layer_link_key, repository_pref
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import statements
 from tests.storage.memory import MemoryObjectStore
-from tests.support.database import database_pool
 from tests.support.tables import add_job, add_pod
 from tests.table.harness import Table, at
 
@@ -217,7 +217,7 @@ class World(Table):
     def sound(self) -> None:
         """Counts are those of the sets, and the pod's holdings are its links, but for what indexes keep."""
         assert self.held() - self.kept_by_indexes() == self.stored()
-        with database_pool(self.url) as engine:
+        with temporary_engine(self.url, name="test") as engine:
             report = check(engine)
         assert report.agrees, report
 

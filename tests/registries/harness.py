@@ -24,6 +24,7 @@ from coordinator import settings as configuration
 from coordinator.audit import check
 from coordinator.compose import database as compose_database
 from coordinator.compose import store as compose_store
+from coordinator.db.engine import temporary_engine
 from coordinator.demo import bucket
 from coordinator.errors import UnavailableError
 from coordinator.kafka.log import LogInspector
@@ -38,7 +39,6 @@ from coordinator.storage.layout import BASE
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table.progress import Partition
 from tests.cli.conftest import program_environment
-from tests.support.database import database_pool
 from tests.support.wait import eventually
 
 HOST = "127.0.0.1"
@@ -363,7 +363,7 @@ class Baleen:
         eventually(lambda: not self.differences(), why=self.differences)
         assert not (dead_letters := self.dead_letters()), dead_letters
         assert self.status()["gaps"] == 0
-        with database_pool(self._database()) as engine:
+        with temporary_engine(self._database(), name="test") as engine:
             report = check.check(engine)
         assert report.agrees, report
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.audit.check import check
+from coordinator.db.engine import temporary_engine
 from coordinator.demo import bucket
 from coordinator.domain.gc import Facts, hiding, holds, purging
 from coordinator.domain.lifecycle import BlobState
@@ -27,7 +28,6 @@ from coordinator.storage.layout import QUARANTINE, blob_key, parse_quarantine_ke
 from tests.registries.skopeo import Skopeo
 from tests.soak.clients import ABSENT, Client, Layout, layouts
 from tests.soak.places import PODS, SCHEDULERS, WORKERS, Operator, World
-from tests.support.database import database_pool
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.soak
@@ -248,7 +248,7 @@ def assert_nothing_is_left(world: World) -> list[str]:
     assert {(name, f"sha256:{digest}") for name, digest in holdings} == expected.holdings
     blobs = world.table.rows("SELECT encode(digest, 'hex'), reference_count, state FROM blobs")
     assert {f"sha256:{digest}": count for digest, count, _ in blobs if count} == expected.reference_counts
-    with database_pool(world.database.url) as engine:
+    with temporary_engine(world.database.url, name="test") as engine:
         report = check(engine)
     assert report.agrees, report.differences
     assert expected.reference_counts.keys() <= expected.sizes.keys()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import psycopg
 
 from coordinator.audit.check import CheckReport, check
-from coordinator.db.engine import connect
+from coordinator.db.engine import connect, temporary_engine
 from coordinator.domain.facts import (
     BlobLinked,
     Fact,
@@ -29,7 +29,6 @@ from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Applied, Item, Slice
 from schemas.records import ReferenceRecord, RegistryEvent, RenameRecord
 from tests.oracle import Oracle
-from tests.support.database import database_pool
 
 BASE = datetime(2026, 11, 1, tzinfo=UTC)
 NO_MARGIN = timedelta()
@@ -207,7 +206,7 @@ class Table(Names):
         return self.removals().get((self.repository(repository), self.text(name)))
 
     def check(self) -> CheckReport:
-        with database_pool(self.url) as engine:
+        with temporary_engine(self.url, name="test") as engine:
             return check(engine)
 
     def assert_equals(self, oracle: Oracle) -> None:

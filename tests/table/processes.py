@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from coordinator.db.engine import temporary_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
@@ -17,7 +18,6 @@ from coordinator.table import processes as registry_processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Echo, Item, Slice
 from coordinator.table.echoes import KnownProcesses
-from tests.support.database import database_pool
 from tests.support.tables import add_job, set_linker
 from tests.table.harness import NO_MARGIN, Table, begin
 
@@ -103,7 +103,7 @@ class World:
         return found.process, found.echoed_at, found.shared
 
     def by_engine(self, work: Callable[[Any], Any]) -> Any:
-        with database_pool(self.table.url) as engine:
+        with temporary_engine(self.table.url, name="test") as engine:
             return work(engine)
 
     def retire(self, *instances: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.db.engine import temporary_engine
 from coordinator.domain.dead_letters import REPOSITORIES_LIMIT
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.progress import GapReason
@@ -18,7 +19,6 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import dead_letters
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, DeadLetterLimits
-from tests.support.database import database_pool
 from tests.support.tables import add_gap, add_job, add_prefixes, set_linker
 from tests.table.harness import NO_MARGIN, Table
 
@@ -235,7 +235,7 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
     assert ended(linked, begun(linked))["gaps_resolved"] == 0
     set_linker(linked.connection, "relay")
 
-    with database_pool(linked.url) as engine:
+    with temporary_engine(linked.url, name="test") as engine:
         registry.resolve_gaps(engine, PodName("pod-a"), "a test")
         with pytest.raises(ConflictError, match="not below its prefixes"):
             registry.remove(engine, PodName("pod-a"), lambda *_: False)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from coordinator.audit.check import check
+from coordinator.db.engine import temporary_engine
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.ingest.normalise import Outcome
 from coordinator.kafka.topics import ensure_topics
@@ -20,7 +21,6 @@ from coordinator.storage.layout import layer_link_key, revision_link_key
 from schemas.records import RegistryEvent
 from tests.oracle import Oracle
 from tests.services.databases import Databases
-from tests.support.database import database_pool
 from tests.workers.harness import Log, Place, Table, accepted, captured, publish, worker
 
 #: Of the captured notifications: pod-b once speaks of a repository of pod-a.
@@ -29,7 +29,7 @@ DEAD_LETTERS = [("pod-b", "not-owned")]
 
 def assert_agrees(table: Table, oracle: Oracle) -> None:
     assert table.counts() == oracle.counts()
-    with database_pool(table.url) as engine:
+    with temporary_engine(table.url, name="test") as engine:
         report = check(engine)
     assert report.agrees, report.differences
 

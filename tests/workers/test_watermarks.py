@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.db.engine import connect
+from coordinator.db.engine import connect, temporary_engine
 from coordinator.db.session import reading
 from coordinator.doctor import table as findings
 from coordinator.domain.watermarks import PodWatermark, ProcessState
@@ -18,7 +18,6 @@ from coordinator.ingest.normalise import Origin, Outcome, normalise
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods.watermarks import watermarks
 from coordinator.table import processes
-from tests.support.database import database_pool
 from tests.support.wait import eventually
 from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker
 from tests.workers.test_records import refuse
@@ -85,7 +84,7 @@ class Registry:
         # As the prober does all the time.
         self.look_up()
 
-        with database_pool(self.table.url) as engine, reading(engine) as connection:
+        with temporary_engine(self.table.url, name="test") as engine, reading(engine) as connection:
             return watermarks(connection, dt.timedelta(seconds=60))["pod-a"]
 
 
