@@ -32,18 +32,20 @@ IDS_APART = 1_000_000_000
 
 
 def read(connection: Connection[Any]) -> Mark:
-    with connection.transaction():
+    row = connection.execute(_READ, (LANDS_WITHIN,)).fetchone()
+    if row is None:
+        # A database that is new.
         connection.execute("INSERT INTO gc_mark DEFAULT VALUES ON CONFLICT DO NOTHING")
-        row = connection.execute(
-            """
-            SELECT database::text, epoch, writing, written, instance, gc_instance(), refused,
-                   coalesce(writing_since > clock_timestamp() - %s, false) FROM gc_mark
-            """,
-            (LANDS_WITHIN,),
-        ).fetchone()
+        row = connection.execute(_READ, (LANDS_WITHIN,)).fetchone()
     assert row is not None
     recorded = None if row[4] is None else Instance.parse(row[4])
     return Mark(row[0], row[1], row[2], row[3], recorded, Instance.parse(row[5]), row[6], row[7])
+
+
+_READ = """
+SELECT database::text, epoch, writing, written, instance, gc_instance(), refused,
+       coalesce(writing_since > clock_timestamp() - %s, false) FROM gc_mark
+"""
 
 
 def advance(connection: Connection[Any]) -> None:
